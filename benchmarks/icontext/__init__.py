@@ -1,0 +1,1 @@
+"""IconText: a real image-text data set built from public packages."""

@@ -1,0 +1,218 @@
+"""Build IconText data sets from public packages.
+
+    python -m benchmarks.icontext.build fetch --cache icontext-cache
+    python -m benchmarks.icontext.build mini --cache icontext-cache \
+        --out examples/icontext_mini
+
+`fetch` needs npm, apt-get and dpkg-deb; `mini` needs pillow and resvg-py
+(`pip install 'jest-tf[icontext]'`) and no network. The same versions give the
+same bytes.
+"""
+
+import argparse
+import collections
+import hashlib
+import pathlib
+import sys
+
+from benchmarks.icontext import (
+    concepts,
+    packages,
+    report,
+    selection,
+    sources,
+)
+
+SEED = 0
+SIZE = 32
+# 48 colours hold emoji art at about 45 dB and halve its bytes.
+NUM_COLOURS = 48
+MAX_BYTES = 8_000_000
+
+# Licences that ask for no more than a notice. No CC-BY, no copyleft.
+LICENSES = frozenset(
+    ("MIT", "Apache-2.0", "ISC", "CC0-1.0", sources.CLIP_ART_LICENSE)
+)
+
+REFERENCE_STYLES = ("noto",)
+HELD_OUT_STYLES = ("noto", "fluent-3d", "fluent-emoji-flat")
+POOL_STYLES = ("fluent-emoji-flat", "fluent-emoji", "noto-v1")
+# The four other kinds stand as in the full pool, which has 277,538 mono
+# icons, 40,572 logos, 20,262 colour icons and 6,134 clip arts. Emoji art is
+# a tenth of this pool and a fiftieth of the full one: at a fiftieth, a pool
+# of this size would hold too little of it to learn from.
+POOL_ROWS = {
+    sources.EMOJI: 820,
+    sources.MONO_ICON: 5_950,
+    sources.LOGO: 870,
+    sources.COLOUR_ICON: 430,
+    sources.CLIP_ART: 130,
+}
+# Every permissive set is there, be it small.
+LEAST_ROWS_OF_A_SET = 4
+
+
+def main(arguments=None):
+    """Run one sub-command; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.icontext.build",
+        description="Build IconText data sets from public packages.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("fetch", help="download the packages")
+    mini = commands.add_parser("mini", help="build examples/icontext_mini")
+    for command in (fetch, mini):
+        command.add_argument(
+            "--cache",
+            default="icontext-cache",
+            help="folder of the packages (default: %(default)s)",
+        )
+    mini.add_argument(
+        "--out",
+        default="examples/icontext_mini",
+        help="folder to write to (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "fetch":
+        packages.fetch(options.cache, report=_say)
+    else:
+        build_mini(options.cache, options.out, say=_say)
+
+
+def build_mini(cache, out, say=None):
+    """Write the small data set: shards, stats.json, tables and licences.
+
+    Args:
+        cache: folder that `packages.fetch` filled.
+        out: folder to write to; a README.md there keeps its prose.
+        say: called with lines of progress, or `None`.
+
+    Raises:
+        FileNotFoundError: a package is missing.
+        ValueError: the shards are larger than `MAX_BYTES`.
+    """
+    from benchmarks.icontext import shards  # imports TensorFlow
+
+    # A flag is the same picture in every style: nothing to learn from.
+    table = {
+        key: concept
+        for key, concept in sources.load_concepts(cache).items()
+        if concept.category != "Flags"
+    }
+    pool_total = sum(POOL_ROWS.values())
+    sieve = selection.Sieve(
+        size=SIZE,
+        num_colours=NUM_COLOURS,
+        report=say,
+        # About as many emoji outside the pool; only the time left needs it.
+        total=pool_total + 2_400,
+    )
+    left_out = collections.Counter()
+    splits = {}
+    # Held-out splits first: what copies them is then turned away.
+    for split, part in (("test_concept", "test"), ("val_concept", "val")):
+        rows = _emoji_of(cache, table, HELD_OUT_STYLES, part)
+        splits[split] = _accepted(sieve, rows, split)
+    rows = _emoji_of(cache, table, REFERENCE_STYLES, "train")
+    splits["reference"] = _accepted(sieve, rows, "reference")
+    splits["pool"] = _pool(cache, table, sieve, left_out)
+
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    num_bytes = {
+        split: shards.write(
+            out / f"{split}-00000-of-00001.tfrecord",
+            _shuffled(splits[split], split),
+        )
+        for split in ("reference", "pool", "val_concept", "test_concept")
+    }
+    if sum(num_bytes.values()) > MAX_BYTES:
+        raise ValueError(
+            f"the shards must not exceed {MAX_BYTES} bytes. "
+            f"Received: {num_bytes}"
+        )
+    stats = report.statistics(splits, num_bytes)
+    stats["settings"] = {
+        "seed": SEED,
+        "size": SIZE,
+        "num_colours": NUM_COLOURS,
+        "split_salt": concepts.SPLIT_SALT,
+        "licenses": sorted(LICENSES),
+    }
+    stats["dropped"] = dict(sorted(sieve.drops.items()))
+    stats["left_out"] = dict(sorted(left_out.items()))
+    stats["versions"] = report.versions(cache)
+    report.write(cache, out, stats)
+    if say:
+        say(f"{sum(num_bytes.values())} bytes of shards in {str(out)!r}")
+
+
+def _emoji_of(cache, table, styles, part):
+    """Emoji rows of one part of the split by concept."""
+    for style in styles:
+        for row in sources.emoji_rows(cache, table, style):
+            if row.license not in LICENSES:
+                raise ValueError(
+                    f"style {style!r} has licence {row.license}, "
+                    f"expected one of {sorted(LICENSES)}"
+                )
+            if table[row.concept].split == part:
+                yield row
+
+
+def _pool(cache, table, sieve, left_out):
+    candidates = collections.defaultdict(dict)
+    emoji = _emoji_of(cache, table, POOL_STYLES, "train")
+    for row in emoji:
+        candidates[sources.EMOJI].setdefault(row.style, []).append(row)
+    descriptions = sources.load_collections(cache)
+    for style in sources.icon_sets(cache):
+        described = descriptions[style]["license"]
+        license_id = described.get("spdx", "none")
+        if license_id not in LICENSES:
+            left_out[f"licence: {license_id}"] += descriptions[style]["total"]
+        elif not described.get("url"):
+            left_out["licence: no address"] += descriptions[style]["total"]
+        else:
+            rows = list(sources.icon_rows(cache, style))
+            candidates[rows[0].kind][style] = rows
+    candidates[sources.CLIP_ART][sources.CLIP_ART_STYLE] = list(
+        sources.clip_art_rows(cache)
+    )
+    pool = []
+    for kind, wanted in POOL_ROWS.items():
+        sizes = {style: len(rows) for style, rows in candidates[kind].items()}
+        shares = selection.quotas(sizes, wanted, LEAST_ROWS_OF_A_SET)
+        for style, share in sorted(shares.items()):
+            rows = selection.sampled(candidates[kind][style], SEED)
+            pool += _accepted(sieve, rows, "pool", at_most=share)
+    return pool
+
+
+def _accepted(sieve, rows, split, at_most=None):
+    records = []
+    for row in rows:
+        if len(records) == at_most:
+            break
+        record = sieve.accept(row, split)
+        if record is not None:
+            records.append(record)
+    return records
+
+
+def _shuffled(records, split):
+    """Records in an order that mixes sources, kinds and concepts."""
+
+    def place(record):
+        text = f"{SEED}|{split}|{record.identifier}"
+        return hashlib.sha256(text.encode()).digest()
+
+    return sorted(records, key=place)
+
+
+def _say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Pixels: render a drawing, reduce its colours, compare two pictures.
+
+Pillow and resvg-py are needed for rendering alone and are imported there.
+"""
+
+import io
+import re
+
+import numpy as np
+
+# Side of the square on which drawings are compared.
+_SHAPE_SIZE = 14
+_WHITE_FROM = 245
+# Standard deviation of the pixel values below which nothing is to be seen,
+# for instance a white drawing on the white ground.
+_BLANK_BELOW = 2.0
+
+
+def render(drawing, size):
+    """Draw on a white ground.
+
+    Args:
+        drawing: `sources.Drawing`.
+        size: side of the picture in pixels.
+
+    Returns:
+        uint8 [size, size, 3], or `None` where nothing is to be seen.
+
+    Raises:
+        ValueError: the drawing cannot be read.
+    """
+    image_module, rasteriser = _libraries()
+    try:
+        if drawing.format == "bitmap":
+            image = image_module.open(drawing.data)
+        else:
+            png = rasteriser.svg_to_bytes(**_svg_arguments(drawing, size))
+            image = image_module.open(io.BytesIO(bytes(png)))
+        image = image.convert("RGBA")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot render {drawing.data[:80]!r}") from error
+    image.thumbnail(
+        (size, size), image_module.Resampling.LANCZOS, reducing_gap=3.0
+    )
+    ground = image_module.new("RGBA", (size, size), (255, 255, 255, 255))
+    corner = ((size - image.width) // 2, (size - image.height) // 2)
+    ground.alpha_composite(image, corner)
+    pixels = np.asarray(ground.convert("RGB"))
+    return None if pixels.std() < _BLANK_BELOW else pixels
+
+
+def encode(pixels, num_colours):
+    """The smallest PNG file of a picture.
+
+    Grey pictures keep their exact pixels. Others are reduced to a palette
+    where that makes the file smaller.
+
+    Args:
+        pixels: uint8 [size, size, 3].
+        num_colours: colours in the palette, or 0 to keep every colour.
+
+    Returns:
+        PNG bytes, and the uint8 [size, size, 3] pixels that they decode to.
+    """
+    image_module, _ = _libraries()
+    if (pixels == pixels[..., :1]).all():
+        return _png(image_module.fromarray(pixels[..., 0])), pixels
+    image = image_module.fromarray(pixels)
+    exact = _png(image)
+    if not num_colours:
+        return exact, pixels
+    palette = image.quantize(
+        num_colours,
+        method=image_module.Quantize.MEDIANCUT,
+        kmeans=2,
+        dither=image_module.Dither.NONE,
+    )
+    reduced = _png(palette)
+    if len(exact) <= len(reduced):
+        return exact, pixels
+    return reduced, np.asarray(palette.convert("RGB"))
+
+
+def shape_vector(pixels):
+    """What a drawing looks like, whatever its place and scale.
+
+    The picture is cropped to what is not white, scaled to a small square,
+    centred and normalised: the product of two such vectors is the correlation
+    of the two drawings.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+
+    Returns:
+        float32 [588], of unit length unless the picture has one colour only.
+    """
+    inked = (pixels < _WHITE_FROM).any(axis=-1)
+    rows = np.flatnonzero(inked.any(axis=1))
+    columns = np.flatnonzero(inked.any(axis=0))
+    if rows.size:
+        pixels = pixels[
+            rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1
+        ]
+    ink = 255.0 - pixels.astype(np.float32)
+    square = np.einsum(
+        "yh,hwc,xw->yxc",
+        _resampling_weights(ink.shape[0]),
+        ink,
+        _resampling_weights(ink.shape[1]),
+    )
+    vector = square.ravel() - square.mean()
+    return (vector / (np.linalg.norm(vector) + 1e-6)).astype(np.float32)
+
+
+def similarity(first, second):
+    """Correlation of two pictures' drawings, in [-1, 1]."""
+    return float(shape_vector(first) @ shape_vector(second))
+
+
+def _libraries():
+    try:
+        import resvg_py
+        from PIL import Image
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "rendering needs pillow and resvg-py: "
+            "pip install 'jest-tf[icontext]'. "
+            f"Missing: {error.name}"
+        ) from error
+    return Image, resvg_py
+
+
+def _svg_arguments(drawing, size):
+    if drawing.format == "file":
+        with open(drawing.data, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        # Clip art is measured in millimetres or points as often as in pixels,
+        # which needs a resolution. Twice the size leaves room for a tall one.
+        return {"svg_string": text, "width": 2 * size, "dpi": 96.0}
+    width, height = re.search(
+        r'viewBox="\S+ \S+ (\S+) (\S+)"', drawing.data
+    ).groups()
+    side = "width" if float(width) >= float(height) else "height"
+    return {"svg_string": drawing.data, side: size}
+
+
+def _png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _resampling_weights(length):
+    """[_SHAPE_SIZE, length] triangle filter, wide enough not to alias."""
+    scale = length / _SHAPE_SIZE
+    centres = (np.arange(_SHAPE_SIZE, dtype=np.float32) + 0.5) * scale
+    places = np.arange(length, dtype=np.float32) + 0.5
+    distances = np.abs(places - centres[:, np.newaxis])
+    weights = np.maximum(1.0 - distances / max(scale, 1.0), 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)

@@ -1,0 +1,1 @@
+"""Input: records as arrays, their order, preprocessing and tf.data pipelines."""

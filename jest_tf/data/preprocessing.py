@@ -1,0 +1,361 @@
+"""From stored bytes to what a tower eats: pictures, tokens, augmentation.
+
+Decoding and tokenising run on the host in `tf.data`; `augment` runs on the
+device, in the training step, after the sub-batch is chosen. Token rows have
+SigLIP's layout (Zhai et al., 2023): tokens, then end-of-sequence up to the
+full length, so that the last position is always end-of-sequence, also in a
+truncated caption, and a text tower may pool there. Padding is that same token;
+no mask is needed and none is made. Choosing a caption is in `pipeline.py`.
+"""
+
+import collections
+import math
+import os
+from collections.abc import Iterable, Sequence
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+from tensorflow_text.python.ops import bert_tokenizer
+from tensorflow_text.tools.wordpiece_vocab import (
+    wordpiece_tokenizer_learner_lib as wordpiece_learner,
+)
+
+UNKNOWN_TOKEN = "[UNK]"
+END_TOKEN = "[EOS]"
+RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
+
+_VOCABULARY_FILE = "vocab.txt"
+_MODEL_FILE = "tokenizer.model"
+_COUNT_BATCH = 4096
+# Width over height of a crop against the picture's own, as in Inception's
+# training crops (Szegedy et al., 2015) and everywhere since.
+_MAX_LOG_ASPECT = math.log(4 / 3)
+
+
+def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Decodes a PNG, JPEG, GIF (first frame) or BMP and squashes it to a square.
+
+    Gray becomes RGB and alpha is dropped. A picture of another size is resized
+    without regard to its aspect (SigLIP does so), bilinearly with
+    anti-aliasing, and rounded.
+
+    Args:
+        encoded: string scalar.
+        image_size: S, the side in pixels.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return resize_image(image, image_size)
+
+
+def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Squashes a picture to a square; one that fits passes untouched.
+
+    Args:
+        image: uint8 [H, W, 3].
+        image_size: S, the side in pixels.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    size = [image_size, image_size]
+
+    def resize():
+        resized = tf.image.resize(image, size, "bilinear", antialias=True)
+        return tf.saturate_cast(tf.round(resized), tf.uint8)
+
+    fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
+    square = tf.cond(fits, lambda: image, resize)
+    return tf.ensure_shape(square, [*size, 3])
+
+
+def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Replaces bytes that are not UTF-8 by U+FFFD.
+
+    Args:
+        captions: string [k].
+
+    Returns:
+        The captions as valid UTF-8, string [k], and which of them were
+        changed, bool [k].
+    """
+    valid = tf.strings.unicode_transcode(
+        captions, "UTF-8", "UTF-8", errors="replace", replacement_char=0xFFFD
+    )
+    return valid, tf.not_equal(valid, captions)
+
+
+class WordPieceTokenizer:
+    """Lower-cased WordPiece tokens, as BERT makes them.
+
+    Text is lower-cased, decomposed (NFD) and stripped of accents, split at
+    white space and punctuation, and each word into its longest pieces.
+
+    Args:
+        vocabulary: distinct tokens, `[UNK]` and `[EOS]` among them; pieces
+            within a word start with `##`.
+        length: L, tokens in a row, at least 1.
+
+    Raises:
+        ValueError: the vocabulary or the length is unusable.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], length: int):
+        self.vocabulary = tuple(vocabulary)
+        self.length = _check_length(length)
+        _check_vocabulary(self.vocabulary)
+        self.end_id = self.vocabulary.index(END_TOKEN)
+        self._tokenizer = tf_text.FastBertTokenizer(
+            list(self.vocabulary),
+            token_out_type=tf.int32,
+            unknown_token=UNKNOWN_TOKEN,
+            lower_case_nfd_strip_accents=True,
+        )
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are in [0, vocabulary_size)."""
+        return len(self.vocabulary)
+
+    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
+        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
+        tokens = self._tokenizer.tokenize(captions).merge_dims(1, -1)
+        return _lay_out(tokens, self.length, self.end_id)
+
+    def save(self, directory: str) -> None:
+        """Writes `vocab.txt`, one token a line, into an existing directory."""
+        path = os.path.join(directory, _VOCABULARY_FILE)
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{token}\n" for token in self.vocabulary)
+
+
+class SentencePieceTokenizer:
+    """Tokens of a SentencePiece model, which also sets the normalisation.
+
+    Args:
+        model: serialized SentencePiece model with an end-of-sequence piece.
+        length: L, tokens in a row, at least 1.
+
+    Raises:
+        ValueError: the model cannot be read or ends no sequence.
+    """
+
+    def __init__(self, model: bytes, length: int):
+        self.model = bytes(model)
+        self.length = _check_length(length)
+        try:
+            self._tokenizer = tf_text.SentencepieceTokenizer(self.model)
+            ending = tf_text.SentencepieceTokenizer(self.model, add_eos=True)
+            end = ending.tokenize("").numpy()
+            self._vocabulary_size = int(self._tokenizer.vocab_size())
+        except tf.errors.OpError as error:
+            raise ValueError(
+                "`model` must be a serialized SentencePiece model with an "
+                f"end-of-sequence piece. Received: {len(self.model)} bytes "
+                f"({error.message})"
+            ) from error
+        self.end_id = int(end[0])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are in [0, vocabulary_size)."""
+        return self._vocabulary_size
+
+    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
+        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
+        tokens = self._tokenizer.tokenize(captions)
+        return _lay_out(tokens, self.length, self.end_id)
+
+    def save(self, directory: str) -> None:
+        """Writes `tokenizer.model` into an existing directory."""
+        with open(os.path.join(directory, _MODEL_FILE), "wb") as file:
+            file.write(self.model)
+
+
+def load_tokenizer(
+    directory: str, length: int
+) -> WordPieceTokenizer | SentencePieceTokenizer:
+    """Reads the tokenizer that `save` wrote.
+
+    Args:
+        directory: holds `vocab.txt` or `tokenizer.model`, not both.
+        length: L, tokens in a row.
+
+    Raises:
+        ValueError: the directory holds none or both.
+    """
+    vocabulary = os.path.join(directory, _VOCABULARY_FILE)
+    model = os.path.join(directory, _MODEL_FILE)
+    found = [path for path in (vocabulary, model) if os.path.isfile(path)]
+    if len(found) != 1:
+        raise ValueError(
+            f"`directory` must hold either {_VOCABULARY_FILE} or "
+            f"{_MODEL_FILE}. Received: {directory}, which holds "
+            f"{'both' if found else 'neither'}"
+        )
+    if found == [model]:
+        with open(model, "rb") as file:
+            return SentencePieceTokenizer(file.read(), length)
+    with open(vocabulary, encoding="utf-8", newline="\n") as file:
+        tokens = [line.rstrip("\r\n") for line in file]
+    return WordPieceTokenizer(tokens, length)
+
+
+def build_wordpiece_vocabulary(
+    captions: Iterable[bytes | str], size: int
+) -> list[str]:
+    """Learns a WordPiece vocabulary; the order of captions does not matter.
+
+    Args:
+        captions: texts, bytes as UTF-8; bad bytes are read as U+FFFD.
+        size: the most tokens to return; a few fewer is usual.
+
+    Returns:
+        The reserved tokens, then single characters, then pieces from the most
+        frequent on.
+
+    Raises:
+        ValueError: `size` leaves no room beside the reserved tokens, or there
+            are no words.
+    """
+    if size <= len(RESERVED_TOKENS):
+        raise ValueError(
+            f"`size` must be over {len(RESERVED_TOKENS)}, the number of "
+            f"reserved tokens. Received: {size}"
+        )
+    counts = _count_words(captions)
+    if not counts:
+        raise ValueError("`captions` must hold at least one word.")
+    learned = wordpiece_learner.learn(
+        # Sorted, because the learner cuts rare words by their order.
+        sorted(counts.items(), key=lambda item: (-item[1], item[0])),
+        vocab_size=size,
+        reserved_tokens=list(RESERVED_TOKENS),
+        # The learner's own 10 would starve small sets of words.
+        lower_thresh=1,
+    )
+    return learned[:size]
+
+
+def augment(
+    images: tf.Tensor, seed: tf.Tensor, *, flip: bool, min_area: float
+) -> tf.Tensor:
+    """Crops and flips each picture at random; keeps the size.
+
+    The crop's area is uniform in [min_area, 1] of the picture's, its aspect
+    log-uniform in [3/4, 4/3] of the picture's as far as the crop fits, its
+    place uniform. It is resized back bilinearly as `rows @ image @ columns`
+    with one small interpolation matrix a side, which compiles to matrix
+    products of static shape; a flip is a mirrored `columns`.
+
+    Args:
+        images: uint8 [b, H, W, 3].
+        seed: int32 [2], (run seed, step). Equal seeds give equal views.
+        flip: mirror half of the pictures left to right.
+        min_area: in (0, 1]; 1 keeps the picture whole.
+
+    Returns:
+        uint8 [b, H, W, 3].
+
+    Raises:
+        ValueError: `min_area` is out of range.
+    """
+    if not 0 < min_area <= 1:
+        raise ValueError(f"`min_area` must be in (0, 1]. Received: {min_area}")
+    if not flip and min_area == 1:
+        return images
+    height, width = images.shape[1:3]
+    uniform = tf.random.stateless_uniform(
+        [5, images.shape[0] or tf.shape(images)[0]], seed, alg="philox"
+    )
+    area = min_area + (1 - min_area) * uniform[0]  # [b]
+    limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
+    root_aspect = tf.exp((uniform[1] - 0.5) * limit)
+    rows = _sample_points(tf.sqrt(area) / root_aspect, uniform[2], height)
+    columns = _sample_points(tf.sqrt(area) * root_aspect, uniform[3], width)
+    if flip:
+        mirrored = (uniform[4] < 0.5)[:, tf.newaxis]
+        columns = tf.where(mirrored, width - 1.0 - columns, columns)
+    views = tf.einsum(
+        "bij,bjkc,blk->bilc",
+        _interpolation(rows, height),
+        tf.cast(images, tf.float32),
+        _interpolation(columns, width),
+    )
+    return tf.saturate_cast(tf.round(views), tf.uint8)
+
+
+def _sample_points(fraction, place, size):
+    """Where the pixels of a view lie along one side; [b], [b] -> [b, size].
+
+    In units of pixels, the centre of the first at 0.
+    """
+    centres = tf.range(size, dtype=tf.float32) + 0.5
+    start = place * (1 - fraction) * size
+    points = start[:, tf.newaxis] + fraction[:, tf.newaxis] * centres - 0.5
+    return tf.clip_by_value(points, 0.0, size - 1.0)
+
+
+def _interpolation(points, size):
+    """Weights of the pixels at points of one side; [b, n] -> [b, n, size]."""
+    pixels = tf.range(size, dtype=tf.float32)
+    return tf.nn.relu(1 - tf.abs(points[:, :, tf.newaxis] - pixels))
+
+
+def _lay_out(tokens, length, end_id):
+    """Ragged int32 [k, tokens] -> [k, length], see the module's docstring."""
+    rows = tokens.to_tensor(end_id, shape=[None, length - 1])
+    return tf.pad(rows, [[0, 0], [0, 1]], constant_values=end_id)
+
+
+def _count_words(captions):
+    splitter = bert_tokenizer.BasicTokenizer(lower_case=True)
+    counts = collections.Counter()
+    batch = []
+
+    def count():
+        valid, _ = sanitize_captions(tf.constant(batch, tf.string))
+        counts.update(splitter.tokenize(valid).flat_values.numpy().tolist())
+        batch.clear()
+
+    for caption in captions:
+        batch.append(caption)
+        if len(batch) == _COUNT_BATCH:
+            count()
+    if batch:
+        count()
+    return {word.decode("utf-8"): count for word, count in counts.items()}
+
+
+def _check_length(length):
+    if length < 1:
+        raise ValueError(f"`length` must be at least 1. Received: {length}")
+    return int(length)
+
+
+def _check_vocabulary(vocabulary):
+    missing = [token for token in RESERVED_TOKENS if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"`vocabulary` must hold {' and '.join(RESERVED_TOKENS)}. "
+            f"Received: {len(vocabulary)} tokens without "
+            f"{' and '.join(missing)}"
+        )
+    repeated = [
+        token
+        for token, count in collections.Counter(vocabulary).items()
+        if count > 1
+    ]
+    if repeated:
+        raise ValueError(
+            "`vocabulary` must not repeat a token. "
+            f"Received: {repeated[0]!r} more than once"
+        )
+    broken = [token for token in vocabulary if not token or "\n" in token]
+    if broken:
+        raise ValueError(
+            "`vocabulary` must hold tokens of one line each. "
+            f"Received: {broken[0]!r}"
+        )

@@ -1,0 +1,361 @@
+"""Pairwise contrastive losses: sigmoid (SigLIP) and softmax (CLIP).
+
+Both take unit-norm embeddings of `b` image-text pairs, form the logits
+`scale * image @ text.T + bias` and return one float32 scalar. With a
+`block_size` they never hold a `b x b` matrix: logits are formed in blocks of
+rows, thrown away, and formed again for the gradient, which is in closed form.
+Block by block and at once give the same value and the same gradient.
+
+The losses know nothing of selection; `jest_tf.selection` builds on the same
+logits. Paper: Zhai et al. 2023, "Sigmoid loss for language image
+pre-training" (arXiv 2303.15343), section 3.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+EQUAL_IDS = ("negative", "positive", "ignore")
+
+
+class Embeddings(NamedTuple):
+    """What a two-tower model says of `n` image-text pairs.
+
+    The logit of image i with text j is `scale * image[i] @ text[j] + bias`.
+
+    Attributes:
+        image: float32 `[n, dim]`, unit-norm rows.
+        text: float32 `[n, dim]`, unit-norm rows.
+        scale: float32 scalar, the temperature as a multiplier (SigLIP's t).
+        bias: float32 scalar (SigLIP's b; the softmax loss doesn't see it).
+    """
+
+    image: tf.Tensor
+    text: tf.Tensor
+    scale: tf.Tensor
+    bias: tf.Tensor
+
+
+def sigmoid_loss(
+    learner: Embeddings,
+    *,
+    ids: tf.Tensor | None = None,
+    equal_ids: str = "negative",
+    block_size: int | None = None,
+) -> tf.Tensor:
+    """SigLIP's pairwise sigmoid loss.
+
+    With z_ij = +1 for a positive pair and -1 for a negative one:
+
+        loss = 1/b sum_i sum_j softplus(-z_ij (scale <image_i, text_j> + bias))
+
+    that is, the mean over rows of the sum over columns.
+
+    Args:
+        learner: embeddings of the batch, `[b, dim]`; any float dtype, the loss
+            is computed in float32.
+        ids: int `[b]`; rows with equal ids describe the same thing, as
+            duplicate captions do.
+        equal_ids: what a pair of different rows with equal ids is:
+            "negative" (the paper), "positive", or "ignore" (no term).
+        block_size: rows of logits held at a time; None holds all `b`.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError: on shapes that do not fit, an unknown `equal_ids`, or an
+            `equal_ids` that needs `ids` without them.
+
+    Reference: arXiv 2303.15343, equation 2 and algorithm 1.
+    """
+    return _loss(
+        _sigmoid_dense, _sigmoid_blockwise, learner, ids, equal_ids, block_size
+    )
+
+
+def softmax_loss(
+    learner: Embeddings,
+    *,
+    ids: tf.Tensor | None = None,
+    equal_ids: str = "negative",
+    block_size: int | None = None,
+) -> tf.Tensor:
+    """Symmetric softmax (InfoNCE) loss, as in CLIP.
+
+        loss = 1/b sum_i [ -l_ii + 1/2 log sum_j exp(l_ij)
+                                 + 1/2 log sum_j exp(l_ji) ],
+        l_ij = scale <image_i, text_j>
+
+    With `equal_ids="positive"` the target of row i is uniform over the rows
+    with its id, so `-l_ii` becomes the mean of `-1/2 (l_ij + l_ji)` over them;
+    with "ignore" the other rows with its id leave its normalisers.
+
+    Args, Returns, Raises: as `sigmoid_loss`. The bias has no part in the value
+    and gets a zero gradient.
+
+    Reference: Radford et al. 2021 (arXiv 2103.00020), figure 3; arXiv
+    2303.15343, equation 1.
+    """
+    # The bias cancels out; weight zero gives it the gradient 0, not None.
+    learner = learner._replace(bias=0.0 * learner.bias)
+    return _loss(
+        _softmax_dense, _softmax_blockwise, learner, ids, equal_ids, block_size
+    )
+
+
+def fold_row_blocks(
+    body: Callable,
+    num_rows: int,
+    block_size: int,
+    *,
+    state: tuple = (),
+    row_shapes: tuple = (),
+) -> tuple[tuple, tuple]:
+    """Runs `body` over blocks of rows, in order, one at a time.
+
+    Args:
+        body: `(state, start, size) -> (state, rows)`: `start` an int32 scalar,
+            `size` a Python int, `rows` a tuple of float32 tensors with `size`
+            rows each. The last block may be smaller than the others.
+        num_rows: rows in all.
+        block_size: rows a block.
+        state: tensors carried from block to block; their shapes stay.
+        row_shapes: the shape of one row of each of `rows`.
+
+    Returns:
+        The last state, and `rows` of all blocks joined, `[num_rows, ...]`.
+    """
+    num_blocks, rest = divmod(num_rows, block_size)
+    arrays = tuple(
+        tf.TensorArray(
+            tf.float32, size=num_blocks, element_shape=[block_size, *shape]
+        )
+        for shape in row_shapes
+    )
+
+    def step(index, state, arrays):
+        state, rows = body(state, index * block_size, block_size)
+        arrays = tuple(
+            array.write(index, row)
+            for array, row in zip(arrays, rows, strict=True)
+        )
+        return index + 1, state, arrays
+
+    _, state, arrays = tf.while_loop(
+        lambda index, *_: index < num_blocks,
+        step,
+        (tf.constant(0), tuple(state), arrays),
+        parallel_iterations=1,
+    )
+    rows = tuple(
+        tf.reshape(array.stack(), [num_blocks * block_size, *shape])
+        for array, shape in zip(arrays, row_shapes, strict=True)
+    )
+    if rest:
+        state, tail = body(state, tf.constant(num_blocks * block_size), rest)
+        rows = tuple(
+            tf.concat([head, end], 0)
+            for head, end in zip(rows, tail, strict=True)
+        )
+    return state, rows
+
+
+def rows_from(tensor: tf.Tensor, start: tf.Tensor, size: int) -> tf.Tensor:
+    """`tensor[start : start + size]` with a static size, which XLA needs."""
+    begin = [start] + [0] * (tensor.shape.rank - 1)
+    return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
+
+
+def logaddexp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """`log(exp(left) + exp(right))`, elementwise; either may be -inf."""
+    high, low = tf.maximum(left, right), tf.minimum(left, right)
+    total = high + tf.math.log1p(tf.exp(low - high))
+    return tf.where(low > -np.inf, total, high)
+
+
+def _loss(dense, blockwise, learner, ids, equal_ids, block_size):
+    """Checks the arguments; then the dense form or the blocks."""
+    learner = Embeddings(*(tf.cast(part, tf.float32) for part in learner))
+    if learner.image.shape.rank != 2 or not (
+        learner.image.shape.is_compatible_with(learner.text.shape)
+    ):
+        raise ValueError(
+            "`learner.image` and `learner.text` must both be [b, dim]. "
+            f"Received: {learner.image.shape} and {learner.text.shape}"
+        )
+    num_rows = learner.image.shape[0]
+    pairs = _pair_masks(num_rows or tf.shape(learner.image)[0], ids, equal_ids)
+    if block_size is None:
+        return dense(learner, pairs)
+    if block_size < 1 or num_rows is None:
+        raise ValueError(
+            "`block_size` must be at least 1 and needs a static batch size. "
+            f"Received: block_size={block_size}, batch {learner.image.shape}"
+        )
+    return _with_gradient(blockwise, learner, pairs, min(block_size, num_rows))
+
+
+def _pair_masks(num_rows, ids, equal_ids):
+    """`(start, size) -> positive, keep`, bool `[size, b]`, for a block."""
+    if equal_ids not in EQUAL_IDS:
+        raise ValueError(
+            f"`equal_ids` must be one of {EQUAL_IDS}. Received: {equal_ids!r}"
+        )
+    if equal_ids != "negative" and ids is None:
+        raise ValueError(
+            f"`equal_ids={equal_ids!r}` needs `ids`, one integer a row. "
+            "Received: ids=None"
+        )
+    if ids is not None:
+        ids = tf.convert_to_tensor(ids)
+        if not ids.dtype.is_integer or not ids.shape.is_compatible_with(
+            [num_rows if isinstance(num_rows, int) else None]
+        ):
+            raise ValueError(
+                f"`ids` must be integers of shape [{num_rows}]. "
+                f"Received: {ids.dtype.name} of shape {ids.shape}"
+            )
+
+    def masks(start, size):
+        rows = start + tf.range(size)
+        same = rows[:, tf.newaxis] == tf.range(num_rows)
+        everything = tf.ones_like(same)
+        if equal_ids == "negative":
+            return same, everything
+        equal = rows_from(ids, start, size)[:, tf.newaxis] == ids
+        if equal_ids == "positive":
+            return equal, everything
+        return same, same | ~equal
+
+    return masks
+
+
+def _logits(learner, image):
+    cosines = tf.matmul(image, learner.text, transpose_b=True)
+    return learner.scale * cosines + learner.bias
+
+
+def _mean_of_positives(logits, positive):
+    total = tf.reduce_sum(tf.where(positive, logits, 0.0), 1)
+    return total / tf.reduce_sum(tf.cast(positive, tf.float32), 1)
+
+
+def _sigmoid_terms(logits, positive, keep):
+    terms = tf.math.softplus(tf.where(positive, -logits, logits))
+    return tf.where(keep, terms, 0.0)
+
+
+def _sigmoid_dense(learner, pairs):
+    logits = _logits(learner, learner.image)
+    terms = _sigmoid_terms(logits, *pairs(0, tf.shape(logits)[0]))
+    return tf.reduce_mean(tf.reduce_sum(terms, 1))
+
+
+def _softmax_dense(learner, pairs):
+    logits = _logits(learner, learner.image)
+    positive, keep = pairs(0, tf.shape(logits)[0])
+    target = _mean_of_positives(logits, positive)
+    logits = tf.where(keep, logits, -np.inf)
+    rows, columns = (tf.reduce_logsumexp(logits, axis) for axis in (1, 0))
+    return tf.reduce_mean(0.5 * (rows + columns) - target)
+
+
+def _sigmoid_blockwise(learner, pairs, block_size):
+    """The value, and the function that gives d(b * value)/d(logits)."""
+
+    def block(state, start, size):
+        logits = _logits(learner, rows_from(learner.image, start, size))
+        terms = _sigmoid_terms(logits, *pairs(start, size))
+        return (state[0] + tf.reduce_sum(terms),), ()
+
+    num_rows = learner.image.shape[0]
+    (total,), _ = fold_row_blocks(
+        block, num_rows, block_size, state=(tf.constant(0.0),)
+    )
+
+    def slope(logits, start, size):
+        positive, keep = pairs(start, size)
+        # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
+        slopes = tf.where(positive, -tf.sigmoid(-logits), tf.sigmoid(logits))
+        return tf.where(keep, slopes, 0.0)
+
+    return total / num_rows, slope
+
+
+def _softmax_blockwise(learner, pairs, block_size):
+    """The value, and the function that gives d(b * value)/d(logits)."""
+
+    def block(state, start, size):
+        total, columns = state
+        logits = _logits(learner, rows_from(learner.image, start, size))
+        positive, keep = pairs(start, size)
+        target = _mean_of_positives(logits, positive)
+        logits = tf.where(keep, logits, -np.inf)
+        rows = tf.reduce_logsumexp(logits, 1)
+        columns = logaddexp(columns, tf.reduce_logsumexp(logits, 0))
+        return (total + tf.reduce_sum(0.5 * rows - target), columns), (rows,)
+
+    num_rows = learner.image.shape[0]
+    (total, columns), (rows,) = fold_row_blocks(
+        block,
+        num_rows,
+        block_size,
+        state=(tf.constant(0.0), tf.fill([num_rows], -np.inf)),
+        row_shapes=((),),
+    )
+
+    def slope(logits, start, size):
+        positive, keep = pairs(start, size)
+        of_row = tf.exp(logits - rows_from(rows, start, size)[:, tf.newaxis])
+        of_column = tf.exp(logits - columns)
+        target = tf.cast(positive, tf.float32)
+        target /= tf.reduce_sum(target, 1, keepdims=True)
+        return tf.where(keep, 0.5 * (of_row + of_column), 0.0) - target
+
+    return (total + 0.5 * tf.reduce_sum(columns)) / num_rows, slope
+
+
+def _with_gradient(blockwise, learner, pairs, block_size):
+    """A blockwise loss whose gradient forms each block of logits once more."""
+    num_rows, dim = learner.image.shape
+
+    @tf.custom_gradient
+    def loss(image, text, scale, bias):
+        parts = Embeddings(image, text, scale, bias)
+        value, slope = blockwise(parts, pairs, block_size)
+
+        def block(state, start, size):
+            of_text, of_scale, of_bias = state
+            rows = rows_from(image, start, size)
+            cosines = tf.matmul(rows, text, transpose_b=True)
+            slopes = slope(scale * cosines + bias, start, size)
+            state = (
+                of_text + tf.matmul(slopes, rows, transpose_a=True),
+                of_scale + tf.reduce_sum(slopes * cosines),
+                of_bias + tf.reduce_sum(slopes),
+            )
+            return state, (tf.matmul(slopes, text),)
+
+        def gradient(upstream):
+            zero = tf.constant(0.0)
+            (of_text, of_scale, of_bias), (of_image,) = fold_row_blocks(
+                block,
+                num_rows,
+                block_size,
+                state=(tf.zeros_like(text), zero, zero),
+                row_shapes=((dim,),),
+            )
+            upstream /= num_rows
+            return (
+                upstream * scale * of_image,
+                upstream * scale * of_text,
+                upstream * of_scale,
+                upstream * of_bias,
+            )
+
+        return value, gradient
+
+    return loss(*learner)

@@ -1,0 +1,589 @@
+"""The learner's towers and the model that joins an image and a text tower.
+
+Architecture and sizes are SigLIP's (Zhai et al., 2023, section 4): a ViT with
+attention pooling over patches, and a text transformer without a causal mask
+that is read at its last token, where the tokenizer leaves an end-of-text id.
+`TwoTower` takes any two Keras layers, these or others.
+
+Not here: the layers (layers.py), the losses (losses.py) and the training step
+(training.py).
+"""
+
+# Build, call and get_config are described by their class.
+# ruff: noqa: D102
+
+import dataclasses
+import math
+
+import keras
+import tensorflow as tf
+
+from jest_tf import layers, losses
+
+# Added to the norm before the division, as in big_vision's two_towers.py.
+_NORM_EPSILON = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerSizes:
+    """Sizes of an image and a text tower, which are of the same class.
+
+    Attributes:
+        patch_size: side of an image patch in pixels.
+        width: size of a token, and of the embedding.
+        depth: number of transformer blocks in each tower.
+        num_heads: number of attention heads.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+
+
+# "tiny" is ours, for 32-pixel images on a CPU. The others are the ViT classes
+# that SigLIP's released models are named after.
+PRESETS = {
+    "tiny": TowerSizes(patch_size=8, width=96, depth=3, num_heads=3),
+    "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
+    "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
+    "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
+}
+
+
+def build_two_tower(
+    preset,
+    *,
+    image_size,
+    vocabulary_size,
+    text_length,
+    patch_size=None,
+    dtype="float32",
+    temperature=10.0,
+    bias=-10.0,
+    seed=None,
+):
+    """Builds a learner of a named size, with all its weights.
+
+    Args:
+        preset: a key of `PRESETS`: "tiny", "s16", "b16" or "l16".
+        image_size: height and width of the images in pixels.
+        vocabulary_size: number of token ids.
+        text_length: number of tokens in a text.
+        patch_size: side of a patch in pixels; the preset's if `None`.
+        dtype: dtype policy of the towers, such as "mixed_bfloat16".
+        temperature: initial scale of the logits.
+        bias: initial bias of the logits.
+        seed: integer that fixes the initial weights, or `None`.
+
+    Returns:
+        A built `TwoTower`.
+
+    Raises:
+        ValueError: if there is no such preset, or the sizes do not fit.
+
+    Example:
+        >>> model = build_two_tower(
+        ...     "tiny", image_size=32, vocabulary_size=1000, text_length=16
+        ... )
+        >>> model.encode_text(tf.zeros([2, 16], tf.int32)).shape
+        TensorShape([2, 96])
+    """
+    if preset not in PRESETS:
+        raise ValueError(
+            f"`preset` must be one of {sorted(PRESETS)}. "
+            f"Received: preset={preset!r}"
+        )
+    sizes = PRESETS[preset]
+    shared = {
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "num_heads": sizes.num_heads,
+        "embedding_dim": sizes.width,
+        "dtype": dtype,
+    }
+    image_tower = ImageTower(
+        image_size=image_size,
+        patch_size=sizes.patch_size if patch_size is None else patch_size,
+        seed=layers.child_seed(seed, "image_tower"),
+        name="image_tower",
+        **shared,
+    )
+    text_tower = TextTower(
+        vocabulary_size=vocabulary_size,
+        length=text_length,
+        seed=layers.child_seed(seed, "text_tower"),
+        name="text_tower",
+        **shared,
+    )
+    model = TwoTower(
+        image_tower, text_tower, temperature=temperature, bias=bias
+    )
+    model.build(
+        {
+            "image": (None, image_size, image_size, 3),
+            "text": (None, text_length),
+        }
+    )
+    return model
+
+
+def unit_norm(vectors):
+    """Scales vectors to unit length: x / (|x| + 1e-8), in float32.
+
+    Args:
+        vectors: float [..., D].
+
+    Returns:
+        float32 [..., D]. A zero vector stays zero and has a finite gradient.
+    """
+    vectors = tf.cast(vectors, tf.float32)
+    squares = tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True)
+    # The root has no gradient at 0; its least argument is far below epsilon.
+    norm = tf.sqrt(tf.maximum(squares, 1e-30))
+    return vectors / (norm + _NORM_EPSILON)
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class ImageTower(keras.layers.Layer):
+    """A ViT with attention pooling.
+
+    A last dense layer maps to `embedding_dim`; it is left out where
+    `embedding_dim` equals `width`, as in SigLIP.
+
+    Args:
+        image_size: height and width of the images in pixels.
+        patch_size: side of a patch in pixels; must divide `image_size`.
+        width: size of a token.
+        depth: number of transformer blocks.
+        num_heads: number of attention heads; must divide `width`.
+        embedding_dim: size of an embedding.
+        mlp_ratio: hidden width of the MLPs over `width`.
+        dropout: share of units dropped in training, in [0, 1).
+        seed: integer that fixes the initial weights, or `None`.
+
+    Call arguments:
+        images: float [B, image_size, image_size, 3] in [-1, 1].
+
+    Returns:
+        Embeddings [B, embedding_dim], not normalised.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size,
+        patch_size,
+        width,
+        depth,
+        num_heads,
+        embedding_dim,
+        mlp_ratio=4,
+        dropout=0.0,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        layers.check_positive("image_size", image_size)
+        layers.check_positive("patch_size", patch_size)
+        layers.check_positive("width", width)
+        layers.check_positive("embedding_dim", embedding_dim)
+        if image_size % patch_size:
+            raise ValueError(
+                f"`patch_size` must divide `image_size`. Received: "
+                f"patch_size={patch_size}, image_size={image_size}"
+            )
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.width = width
+        self.depth = depth
+        self.num_heads = num_heads
+        self.embedding_dim = embedding_dim
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.seed = seed
+
+    def build(self, input_shape):
+        self._check_shape(input_shape)
+        self.patches = layers.PatchEmbedding(
+            self.patch_size,
+            self.width,
+            seed=layers.child_seed(self.seed, "patches"),
+            dtype=self.dtype_policy,
+            name="patches",
+        )
+        self.patches.build(input_shape)
+        num_tokens = (self.image_size // self.patch_size) ** 2
+        self.encoder = _encoder(self)
+        self.encoder.build((None, num_tokens, self.width))
+        self.pooling = layers.AttentionPooling(
+            self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            seed=layers.child_seed(self.seed, "pooling"),
+            dtype=self.dtype_policy,
+            name="pooling",
+        )
+        self.pooling.build((None, num_tokens, self.width))
+        self.head = None
+        if self.embedding_dim != self.width:
+            self.head = _head(self)
+            self.head.build((None, self.width))
+        self.built = True
+
+    def call(self, images, training=None):
+        self._check_shape(images.shape)
+        if not images.dtype.is_floating:
+            raise ValueError(
+                f"`images` must be floating point in [-1, 1]; `TwoTower` maps "
+                f"uint8 there. Received: dtype={images.dtype.name}"
+            )
+        tokens = self.encoder(self.patches(images), training=training)
+        embeddings = self.pooling(tokens, training=training)
+        return embeddings if self.head is None else self.head(embeddings)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "width": self.width,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "embedding_dim": self.embedding_dim,
+            "mlp_ratio": self.mlp_ratio,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+    def _check_shape(self, shape):
+        expected = (self.image_size, self.image_size, 3)
+        if len(shape) != 4 or tuple(shape[1:]) != expected:
+            raise ValueError(
+                f"`images` must be [B, {self.image_size}, {self.image_size}, "
+                f"3]. Received: shape={tuple(shape)}"
+            )
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class TextTower(keras.layers.Layer):
+    """A text transformer without a mask, read at its last token.
+
+    The tokenizer must end every text with an end-of-text id that stays last
+    when a long text is cut (SigLIP's sticky end), and pad to `length`.
+
+    Args:
+        vocabulary_size: number of token ids.
+        length: number of tokens in a text.
+        width: size of a token.
+        depth: number of transformer blocks.
+        num_heads: number of attention heads; must divide `width`.
+        embedding_dim: size of an embedding.
+        mlp_ratio: hidden width of the MLPs over `width`.
+        dropout: share of units dropped in training, in [0, 1).
+        seed: integer that fixes the initial weights, or `None`.
+
+    Call arguments:
+        tokens: integer [B, length].
+
+    Returns:
+        Embeddings [B, embedding_dim], not normalised.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size,
+        length,
+        width,
+        depth,
+        num_heads,
+        embedding_dim,
+        mlp_ratio=4,
+        dropout=0.0,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        layers.check_positive("vocabulary_size", vocabulary_size)
+        layers.check_positive("length", length)
+        layers.check_positive("width", width)
+        layers.check_positive("embedding_dim", embedding_dim)
+        self.vocabulary_size = vocabulary_size
+        self.length = length
+        self.width = width
+        self.depth = depth
+        self.num_heads = num_heads
+        self.embedding_dim = embedding_dim
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.seed = seed
+
+    def build(self, input_shape):
+        self._check_shape(input_shape)
+        self.tokens = layers.TokenEmbedding(
+            self.vocabulary_size,
+            self.width,
+            seed=layers.child_seed(self.seed, "tokens"),
+            dtype=self.dtype_policy,
+            name="tokens",
+        )
+        self.tokens.build(input_shape)
+        self.encoder = _encoder(self)
+        self.encoder.build((None, self.length, self.width))
+        self.head = _head(self)
+        self.head.build((None, self.width))
+        self.built = True
+
+    def call(self, tokens, training=None):
+        self._check_shape(tokens.shape)
+        if not tokens.dtype.is_integer:
+            raise ValueError(
+                f"`tokens` must be integers. Received: "
+                f"dtype={tokens.dtype.name}"
+            )
+        encoded = self.encoder(self.tokens(tokens), training=training)
+        return self.head(encoded[:, -1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "length": self.length,
+            "width": self.width,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "embedding_dim": self.embedding_dim,
+            "mlp_ratio": self.mlp_ratio,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+    def _check_shape(self, shape):
+        if len(shape) != 2 or shape[1] != self.length:
+            raise ValueError(
+                f"`tokens` must be [B, {self.length}]. "
+                f"Received: shape={tuple(shape)}"
+            )
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class TwoTower(keras.Model):
+    """Joins an image and a text tower: logits = scale image text^T + bias.
+
+    `scale` is exp(`log_temperature`); it and the bias are float32 variables
+    under any policy.
+
+    Args:
+        image_tower: Keras layer or model, images [B, ...] -> [B, D].
+        text_tower: Keras layer or model, texts [B, ...] -> [B, D].
+        temperature: initial scale, above 0. SigLIP's, 10, by default.
+        bias: initial bias. SigLIP's, -10, by default.
+        learn_bias: whether the bias is trained; the softmax loss, which it
+            does not change, wants it fixed.
+
+    Call arguments:
+        batch: dict with "image" and "text"; other keys are ignored. uint8
+            images are mapped from [0, 255] to [-1, 1] in the image tower's
+            compute dtype, floating-point images are taken as they come.
+        training: passed on to the towers.
+
+    Returns:
+        `losses.Embeddings`, with image and text [B, D] in float32.
+
+    Example:
+        >>> model = TwoTower(
+        ...     keras.Sequential(
+        ...         [keras.layers.Flatten(), keras.layers.Dense(8)]
+        ...     ),
+        ...     keras.Sequential(
+        ...         [
+        ...             keras.layers.Embedding(100, 8),
+        ...             keras.layers.GlobalAveragePooling1D(),
+        ...         ]
+        ...     ),
+        ... )
+        >>> batch = {
+        ...     "image": tf.zeros([2, 4, 4, 3], tf.uint8),
+        ...     "text": tf.zeros([2, 5], tf.int32),
+        ... }
+        >>> model(batch).image.shape
+        TensorShape([2, 8])
+    """
+
+    def __init__(
+        self,
+        image_tower,
+        text_tower,
+        *,
+        temperature=10.0,
+        bias=-10.0,
+        learn_bias=True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        for name, tower in (
+            ("image_tower", image_tower),
+            ("text_tower", text_tower),
+        ):
+            if not isinstance(tower, keras.layers.Layer):
+                raise TypeError(
+                    f"`{name}` must be a Keras layer or model. "
+                    f"Received: {tower!r}"
+                )
+        if not temperature > 0:
+            raise ValueError(
+                f"`temperature` must be above 0. "
+                f"Received: temperature={temperature!r}"
+            )
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.temperature = temperature
+        self.initial_bias = bias
+        self.learn_bias = learn_bias
+        self.log_temperature = self._add_scalar(
+            "log_temperature", math.log(temperature), trainable=True
+        )
+        self.bias = self._add_scalar("bias", bias, trainable=learn_bias)
+
+    def build(self, input_shape):
+        image = self.image_tower(
+            keras.KerasTensor(
+                input_shape["image"], self.image_tower.compute_dtype
+            )
+        )
+        text = self.text_tower(keras.KerasTensor(input_shape["text"], "int32"))
+        _check_embeddings(image.shape, text.shape)
+        self.built = True
+
+    def call(self, batch, training=None):
+        for name in ("image", "text"):
+            if name not in batch:
+                raise ValueError(
+                    f'`batch` must have the keys "image" and "text". '
+                    f"Received: {sorted(batch)}"
+                )
+        image = self.encode_image(batch["image"], training)
+        text = self.encode_text(batch["text"], training)
+        _check_embeddings(image.shape, text.shape)
+        return losses.Embeddings(
+            image=image,
+            text=text,
+            scale=tf.exp(self.log_temperature.value),
+            bias=tf.convert_to_tensor(self.bias.value),
+        )
+
+    def encode_image(self, images, training=None):
+        """Embeds images.
+
+        Args:
+            images: uint8 in [0, 255] or floating point in [-1, 1]
+                [B, H, W, 3], or whatever else the image tower takes.
+            training: passed on to the image tower.
+
+        Returns:
+            Unit-norm embeddings float32 [B, D].
+        """
+        images = tf.convert_to_tensor(images)
+        if images.dtype == tf.uint8:
+            # 127.5 maps to 0; the division is in float32 under any policy.
+            images = tf.cast(images, tf.float32) / 127.5 - 1.0
+        elif not images.dtype.is_floating:
+            raise ValueError(
+                f"`image` must be uint8 in [0, 255] or floating point in "
+                f"[-1, 1]. Received: dtype={images.dtype.name}"
+            )
+        images = tf.cast(images, self.image_tower.compute_dtype)
+        return unit_norm(self.image_tower(images, training=training))
+
+    def encode_text(self, tokens, training=None):
+        """Embeds texts.
+
+        Args:
+            tokens: integer [B, L].
+            training: passed on to the text tower.
+
+        Returns:
+            Unit-norm embeddings float32 [B, D].
+        """
+        tokens = tf.convert_to_tensor(tokens)
+        if not tokens.dtype.is_integer:
+            raise ValueError(
+                f"`text` must be token ids; tokenise in the data pipeline. "
+                f"Received: dtype={tokens.dtype.name}"
+            )
+        tokens = tf.cast(tokens, tf.int32)
+        return unit_norm(self.text_tower(tokens, training=training))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_tower": keras.saving.serialize_keras_object(
+                self.image_tower
+            ),
+            "text_tower": keras.saving.serialize_keras_object(self.text_tower),
+            "temperature": self.temperature,
+            "bias": self.initial_bias,
+            "learn_bias": self.learn_bias,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds the model that `get_config` describes."""
+        config = dict(config)
+        for name in ("image_tower", "text_tower"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
+
+    def _add_scalar(self, name, value, trainable):
+        return self.add_weight(
+            name=name,
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(float(value)),
+            trainable=trainable,
+            autocast=False,
+        )
+
+
+def _encoder(tower):
+    return layers.Encoder(
+        tower.depth,
+        tower.num_heads,
+        mlp_ratio=tower.mlp_ratio,
+        dropout=tower.dropout,
+        seed=layers.child_seed(tower.seed, "encoder"),
+        dtype=tower.dtype_policy,
+        name="encoder",
+    )
+
+
+def _head(tower):
+    return keras.layers.Dense(
+        tower.embedding_dim,
+        kernel_initializer=keras.initializers.GlorotUniform(
+            layers.child_seed(tower.seed, "head")
+        ),
+        dtype=tower.dtype_policy,
+        name="head",
+    )
+
+
+def _check_embeddings(image_shape, text_shape):
+    if (
+        len(image_shape) != 2
+        or len(text_shape) != 2
+        or image_shape[1] != text_shape[1]
+    ):
+        raise ValueError(
+            f"`image_tower` and `text_tower` must both map to [B, D] of one "
+            f"D. Received: image {tuple(image_shape)}, text "
+            f"{tuple(text_shape)}"
+        )
+    if None not in (image_shape[0], text_shape[0]) and (
+        image_shape[0] != text_shape[0]
+    ):
+        raise ValueError(
+            f"`image` and `text` must have equally many rows. Received: "
+            f"{image_shape[0]} and {text_shape[0]}"
+        )

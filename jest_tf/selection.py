@@ -1,0 +1,617 @@
+"""Joint example selection, without a matrix of pairs.
+
+JEST chooses `b` of the `B` examples of a super-batch so that the sub-batch is
+most *learnable*: hard for the learner, easy for the reference. In a
+contrastive loss an example's difficulty depends on its companions, so the
+choice is joint: chunks are drawn one after another, each conditioned on the
+rows already chosen (Evans et al. 2024, arXiv 2406.17711, section 3 and
+algorithm 1).
+
+The paper forms the `B x B` matrix of pair scores. Only the rows and columns of
+the chunk just chosen enter the next chunk's scores, so here every row keeps
+running sums, and a chunk adds its contribution from tiles of logits that are
+formed from the embeddings and thrown away. Same noise, same draw; work
+O(B b dim) and memory O(B).
+
+Everything is a pure function of embeddings, settings and seed, in float32, and
+compiles under XLA. No gradient flows through a draw.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import losses
+
+CRITERIA = ("learnability", "easy_reference", "hard_learner")
+LOSSES = ("sigmoid", "softmax")
+FIRST_CHUNKS = ("diagonal", "uniform")
+
+# A tile of logits is 2,048 x 512 float32, 4 MB: large enough for the matrix
+# product to run at full speed, small enough that the elementwise part that
+# follows finds it in cache (benchmarks/bench_selection.py).
+_TILE_ROWS = 2048
+_TILE_COLUMNS = 512
+# Rows of the uniform draw that a draw is compared with. For larger sub-batches
+# its score is scaled up from so many rows.
+_UNIFORM_ROWS = 4096
+
+
+class Draw(NamedTuple):
+    """A sub-batch, and what the draw reports about itself.
+
+    The loss of a row is its share of the contrastive loss of the sub-batch;
+    for a row that was not chosen, the share it would have as one more row. The
+    mean over the chosen rows is the sub-batch's loss.
+
+    Attributes:
+        indices: int32 `[b]`, rows of the super-batch in the order drawn.
+        score: float32 scalar, the criterion of the sub-batch: for learnability
+            the learner's loss on it minus the reference's.
+        uniform_score: float32 scalar, the same of a uniform draw of `b` rows.
+            Above 4,096 rows it is scaled up from a uniform draw of 4,096.
+        kept: bool `[B]`, true for the chosen rows.
+        learner_loss: float32 `[B]`, given the sub-batch; None without learner.
+        reference_loss: float32 `[B]`, the same of the reference.
+    """
+
+    indices: tf.Tensor
+    score: tf.Tensor
+    uniform_score: tf.Tensor
+    kept: tf.Tensor
+    learner_loss: tf.Tensor | None
+    reference_loss: tf.Tensor | None
+
+
+def select_jointly(
+    learner: losses.Embeddings | None,
+    reference: losses.Embeddings | None,
+    *,
+    batch_size: int,
+    num_chunks: int = 16,
+    seed: Sequence[int] | tf.Tensor,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+    first_chunk: str = "diagonal",
+    gain: float = 1.0,
+) -> Draw:
+    """Draws a sub-batch in chunks, each given all rows chosen before it.
+
+    With S_ij the criterion of the pair (image i, text j), a row's score given
+    the chosen rows C is
+
+        sigmoid: S_ii + sum_{k in C} (S_ik + S_ki)
+        softmax: S_ii + 1/2 (log sum_{k in C} exp(l_ik) + log sum exp(l_ki)),
+                 l the logits, the criterion taken of each model's value
+
+    and a chunk is drawn without replacement with p proportional to
+    exp(gain * score): the top rows of `gain * score + Gumbel noise`. For the
+    sigmoid loss the score is the exact amount that the row adds to the sum of
+    S over all pairs of the sub-batch.
+
+    Args:
+        learner: embeddings of the super-batch, `[B, dim]`. May be None for a
+            criterion that does not use it, and is then not reported either.
+        reference: embeddings of the same rows, `[B, other_dim]`; may be None
+            for "hard_learner".
+        batch_size: b, rows to choose, at most B.
+        num_chunks: N, at most b; of b rows over N chunks the remainder goes
+            one each to the first chunks.
+        seed: two integers, (run seed, step).
+        criterion: "learnability" (learner - reference), "easy_reference"
+            (- reference) or "hard_learner" (learner).
+        loss: "sigmoid" or "softmax", what a pair's loss is.
+        first_chunk: "diagonal" draws it by S_ii alone, "uniform" uniformly.
+        gain: multiplies every score before the noise is added; 0 is uniform.
+
+    Returns:
+        A `Draw`.
+
+    Raises:
+        ValueError: on settings or shapes that do not fit together, and on
+            embeddings that are not finite.
+
+    Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
+    differs and why.
+    """
+    if first_chunk not in FIRST_CHUNKS:
+        raise ValueError(
+            f"`first_chunk` must be one of {FIRST_CHUNKS}. "
+            f"Received: {first_chunk!r}"
+        )
+    scores = _Scores(learner, reference, criterion, loss)
+    sizes = chunk_sizes(batch_size, num_chunks, scores.super_batch_size)
+    noise = gumbel_noise(seed, num_chunks, scores.super_batch_size)
+    kept = tf.zeros([scores.super_batch_size], tf.bool)
+    chosen = []
+    for chunk, size in enumerate(sizes):
+        logits = gain * scores.conditional()
+        if chunk == 0 and first_chunk == "uniform":
+            logits = tf.zeros_like(logits)
+        rows = _top(tf.where(kept, -np.inf, logits + noise[chunk]), size)
+        kept |= _mask(rows, scores.super_batch_size)
+        chosen.append(rows)
+        scores.add(rows)
+    return _report(scores, tf.concat(chosen, 0), kept, seed)
+
+
+def select_independently(
+    learner: losses.Embeddings | None,
+    reference: losses.Embeddings | None,
+    *,
+    batch_size: int,
+    num_chunks: int = 16,
+    seed: Sequence[int] | tf.Tensor,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+    first_chunk: str = "diagonal",
+    gain: float = 1.0,
+) -> Draw:
+    """Draws every row by its own pair: joint selection with a single chunk.
+
+    The baseline that the paper calls independent selection. Arguments and
+    result as in `select_jointly`; `num_chunks` is not used.
+    """
+    del num_chunks
+    return select_jointly(
+        learner,
+        reference,
+        batch_size=batch_size,
+        num_chunks=1,
+        seed=seed,
+        criterion=criterion,
+        loss=loss,
+        first_chunk=first_chunk,
+        gain=gain,
+    )
+
+
+def select_top(
+    learner: losses.Embeddings | None,
+    reference: losses.Embeddings | None,
+    *,
+    batch_size: int,
+    num_chunks: int = 16,
+    seed: Sequence[int] | tf.Tensor,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+    first_chunk: str = "diagonal",
+    gain: float = 1.0,
+) -> Draw:
+    """Takes the `batch_size` rows whose own pair scores highest.
+
+    Independent selection without chance, as RHO-LOSS selects (Mindermann et
+    al. 2022, arXiv 2206.07137). Ties go to the lower row. Arguments and result
+    as in `select_jointly`; `num_chunks`, `first_chunk` and `gain` are not used,
+    `seed` only by the uniform draw that is reported for comparison.
+    """
+    del num_chunks, first_chunk, gain
+    scores = _Scores(learner, reference, criterion, loss)
+    chunk_sizes(batch_size, 1, scores.super_batch_size)
+    rows = _top(scores.conditional(), batch_size)
+    scores.add(rows)
+    kept = _mask(rows, scores.super_batch_size)
+    return _report(scores, rows, kept, seed)
+
+
+def select_uniformly(
+    learner: losses.Embeddings | None,
+    reference: losses.Embeddings | None,
+    *,
+    batch_size: int,
+    num_chunks: int = 16,
+    seed: Sequence[int] | tf.Tensor,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+    first_chunk: str = "diagonal",
+    gain: float = 1.0,
+) -> Draw:
+    """Draws uniformly; the criterion only says what is reported.
+
+    Arguments and result as in `select_jointly`; `num_chunks`, `first_chunk`
+    and `gain` are not used.
+    """
+    del num_chunks, first_chunk, gain
+    return select_jointly(
+        learner,
+        reference,
+        batch_size=batch_size,
+        num_chunks=1,
+        seed=seed,
+        criterion=criterion,
+        loss=loss,
+        first_chunk="uniform",
+    )
+
+
+SAMPLERS = {
+    "joint": select_jointly,
+    "independent": select_independently,
+    "top": select_top,
+    "uniform": select_uniformly,
+}
+
+
+def gumbel_noise(
+    seed: Sequence[int] | tf.Tensor, num_chunks: int, super_batch_size: int
+) -> tf.Tensor:
+    """The noise of a draw: one standard Gumbel variate a chunk and row.
+
+    The top k rows of `logits + noise` are k rows drawn without replacement
+    with p proportional to exp(logits) (Kool et al. 2019, arXiv 1903.06059).
+
+    Args:
+        seed: two integers, (run seed, step).
+        num_chunks: N.
+        super_batch_size: B.
+
+    Returns:
+        float32 `[N, B]`, a function of its arguments alone: philox is the one
+        algorithm that gives the same bits with and without XLA.
+    """
+    uniform = tf.random.stateless_uniform(
+        [num_chunks, super_batch_size],
+        seed=_seed(seed),
+        minval=np.finfo(np.float32).tiny,
+        alg="philox",
+    )
+    return -tf.math.log(-tf.math.log(uniform))
+
+
+def chunk_sizes(
+    batch_size: int, num_chunks: int, super_batch_size: int
+) -> list[int]:
+    """The rows that each of `num_chunks` chunks draws, `batch_size` in all.
+
+    Raises:
+        ValueError: unless 1 <= num_chunks <= batch_size <= super_batch_size.
+    """
+    if not 1 <= batch_size <= super_batch_size:
+        raise ValueError(
+            "`batch_size` (b) must be from 1 to the size of the super-batch, "
+            f"B={super_batch_size}. Received: batch_size={batch_size}"
+        )
+    if not 1 <= num_chunks <= batch_size:
+        raise ValueError(
+            "`num_chunks` must be from 1 to `batch_size`, so that every chunk "
+            f"draws a row. Received: num_chunks={num_chunks}, "
+            f"batch_size={batch_size}"
+        )
+    size, rest = divmod(batch_size, num_chunks)
+    return [size + (chunk < rest) for chunk in range(num_chunks)]
+
+
+def summarize(draw: Draw) -> dict[str, tf.Tensor]:
+    """The scalars of a draw that a log wants, by name.
+
+    `score` and `uniform_score`, and for each model that was given the mean
+    loss of the kept and of the dropped rows. Where nothing was dropped the mean
+    of the dropped rows is 0.
+    """
+    scalars = {"score": draw.score, "uniform_score": draw.uniform_score}
+    for model in ("learner", "reference"):
+        values = getattr(draw, f"{model}_loss")
+        if values is None:
+            continue
+        for name, rows in (("kept", draw.kept), ("dropped", ~draw.kept)):
+            scalars[f"{model}_loss_{name}"] = tf.math.divide_no_nan(
+                tf.reduce_sum(tf.where(rows, values, 0.0)),
+                tf.reduce_sum(tf.cast(rows, tf.float32)),
+            )
+    return scalars
+
+
+class _Scores:
+    """The running conditional score of every row of a super-batch.
+
+    `conditional()` is the score that each row would add, given the rows that
+    `add` was called with so far.
+    """
+
+    def __init__(self, learner, reference, criterion, loss):
+        models = _checked(learner, reference, criterion, loss)
+        kind = _SigmoidSums if loss == "sigmoid" else _SoftmaxSums
+        self.models = {
+            name: kind(embeddings) for name, embeddings in models.items()
+        }
+        self.criterion = criterion
+        first = next(iter(models.values()))
+        self.super_batch_size = first.image.shape[0]
+
+    def add(self, rows):
+        for model in self.models.values():
+            model.add(rows)
+
+    def conditional(self):
+        return self.of({m: s.conditional() for m, s in self.models.items()})
+
+    def of(self, values):
+        """The criterion of a value for each model."""
+        if self.criterion == "learnability":
+            return values["learner"] - values["reference"]
+        if self.criterion == "easy_reference":
+            return -values["reference"]
+        return values["learner"]
+
+
+class _SigmoidSums:
+    """One model's running sums of pair losses, sigmoid."""
+
+    def __init__(self, embeddings):
+        self.embeddings = embeddings
+        cosines = tf.reduce_sum(embeddings.image * embeddings.text, 1)
+        logits = embeddings.scale * cosines + embeddings.bias
+        self.positive = tf.math.softplus(-logits)  # [B], the row's own pair
+        self.negative = tf.math.softplus(logits)  # [B], it taken as a negative
+        self.both_ways = tf.zeros_like(logits)
+
+    def add(self, rows):
+        self.both_ways += _pair_sums(self.embeddings, rows)
+
+    def conditional(self):
+        return self.positive + self.both_ways
+
+    def row_losses(self, kept):
+        # A kept row met itself as a negative, once in each direction.
+        both_ways = self.both_ways - tf.where(kept, 2.0 * self.negative, 0.0)
+        return self.positive + 0.5 * both_ways
+
+    def mean_loss(self, batch_size):
+        """The loss of `batch_size` rows, from all rows as a sample of them."""
+        others = max(self.positive.shape[0] - 1, 1)
+        pairs = self.both_ways - 2.0 * self.negative
+        return tf.reduce_mean(
+            self.positive + 0.5 * pairs * ((batch_size - 1) / others)
+        )
+
+
+class _SoftmaxSums:
+    """One model's running log-sum-exps of logits, softmax."""
+
+    def __init__(self, embeddings):
+        self.embeddings = embeddings
+        cosines = tf.reduce_sum(embeddings.image * embeddings.text, 1)
+        self.own = embeddings.scale * cosines  # [B]
+        empty = tf.fill(self.own.shape, -np.inf)
+        self.over_texts, self.over_images = empty, empty
+        self.is_empty = True
+
+    def add(self, rows):
+        over_texts, over_images = _pair_log_sums(self.embeddings, rows)
+        self.over_texts = losses.logaddexp(self.over_texts, over_texts)
+        self.over_images = losses.logaddexp(self.over_images, over_images)
+        self.is_empty = False
+
+    def conditional(self):
+        if self.is_empty:
+            return -self.own
+        return -self.own + 0.5 * (self.over_texts + self.over_images)
+
+    def row_losses(self, kept):
+        # The normaliser of a row holds the row itself; that of a kept row does.
+        def joined(total):
+            return tf.where(kept, total, losses.logaddexp(total, self.own))
+
+        both = joined(self.over_texts) + joined(self.over_images)
+        return -self.own + 0.5 * both
+
+    def mean_loss(self, batch_size):
+        """The loss of `batch_size` rows, from all rows as a sample of them."""
+        rows = self.own.shape[0]
+        return tf.reduce_mean(self.conditional()) + np.log(batch_size / rows)
+
+
+def _report(scores, indices, kept, seed):
+    """A draw's `Draw`; `scores` has been given all of its rows."""
+    row_losses = {
+        name: model.row_losses(kept) for name, model in scores.models.items()
+    }
+    batch = {
+        name: tf.reduce_mean(tf.gather(values, indices))
+        for name, values in row_losses.items()
+    }
+    return Draw(
+        indices=indices,
+        score=scores.of(batch),
+        uniform_score=_uniform_score(scores, indices.shape[0], seed),
+        kept=kept,
+        learner_loss=row_losses.get("learner"),
+        reference_loss=row_losses.get("reference"),
+    )
+
+
+def _uniform_score(scores, batch_size, seed):
+    """The criterion of a uniform draw of `batch_size` rows."""
+    size = min(batch_size, _UNIFORM_ROWS)
+    # Noise of its own, so that the comparison says nothing about the draw.
+    seed = tf.bitwise.bitwise_xor(_seed(seed), [0x5EED, 0])
+    rows = _top(gumbel_noise(seed, 1, scores.super_batch_size)[0], size)
+    values = {}
+    for name, model in scores.models.items():
+        image, text = (tf.gather(part, rows) for part in model.embeddings[:2])
+        sample = type(model)(model.embeddings._replace(image=image, text=text))
+        sample.add(tf.range(size))
+        values[name] = sample.mean_loss(batch_size)
+    return scores.of(values)
+
+
+def _pair_sums(embeddings, chosen):
+    """Sums of the negative pairs' losses with the chosen rows, both ways.
+
+    Args:
+        embeddings: `[B, dim]`.
+        chosen: int32 `[c]`, rows.
+
+    Returns:
+        float32 `[B]`: sum_k softplus(l_ik) + softplus(l_ki) over chosen k.
+    """
+
+    def add_tile(state, rows, columns):
+        cosines = tf.matmul(rows, columns, transpose_b=True)
+        logits = embeddings.scale * cosines + embeddings.bias
+        return state + _sum_softplus(logits)
+
+    return sum(
+        _fold_tiles(add_tile, rows, tf.gather(columns, chosen), 0.0)
+        for rows, columns in (embeddings[:2], embeddings[1::-1])
+    )
+
+
+def _pair_log_sums(embeddings, chosen):
+    """Log-sum-exps of the logits with the chosen rows, each way.
+
+    Returns:
+        Two float32 `[B]`: over the chosen texts for each image, and over the
+        chosen images for each text.
+    """
+
+    def add_tile(state, rows, columns):
+        logits = embeddings.scale * tf.matmul(rows, columns, transpose_b=True)
+        return losses.logaddexp(state, tf.reduce_logsumexp(logits, 1))
+
+    return tuple(
+        _fold_tiles(add_tile, rows, tf.gather(columns, chosen), -np.inf)
+        for rows, columns in (embeddings[:2], embeddings[1::-1])
+    )
+
+
+def _fold_tiles(add_tile, rows, columns, start_value):
+    """Folds `add_tile` over tiles of rows x columns; float32 `[rows]`."""
+    num_rows, num_columns = rows.shape[0], columns.shape[0]
+
+    def row_block(state, start, size):
+        block = losses.rows_from(rows, start, size)
+
+        def column_block(state, start, size):
+            tile = losses.rows_from(columns, start, size)
+            return (add_tile(state[0], block, tile),), ()
+
+        value, _ = losses.fold_row_blocks(
+            column_block,
+            num_columns,
+            _TILE_COLUMNS,
+            state=(tf.fill([size], start_value),),
+        )
+        return state, value
+
+    _, (values,) = losses.fold_row_blocks(
+        row_block, num_rows, _TILE_ROWS, row_shapes=((),)
+    )
+    return values
+
+
+def _sum_softplus(logits):
+    """`reduce_sum(softplus(logits), 1)`, with one logarithm for eight terms.
+
+    softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|) <= 1, and a sum of
+    logarithms is the logarithm of the product, here of at most 2^8. The
+    products are kept as p = product - 1, which loses nothing of a small e.
+    """
+    size = logits.shape[1]
+    terms = tf.exp(-tf.abs(logits))
+    padding = -size % 8
+    if padding:
+        terms = tf.pad(terms, [[0, 0], [0, padding]])
+    half = (size + padding) // 2
+    for _ in range(3):
+        left, right = terms[:, :half], terms[:, half:]
+        terms = left + right + left * right
+        half //= 2
+    return tf.reduce_sum(tf.nn.relu(logits), 1) + tf.reduce_sum(
+        tf.math.log1p(terms), 1
+    )
+
+
+def _top(logits, size):
+    return tf.math.top_k(logits, size).indices
+
+
+def _mask(rows, size):
+    mask = tf.zeros([size], tf.bool)
+    return tf.tensor_scatter_nd_update(
+        mask, rows[:, tf.newaxis], tf.ones_like(rows, tf.bool)
+    )
+
+
+def _seed(seed):
+    if isinstance(seed, (tuple, list)):
+        seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
+    seed = tf.cast(tf.convert_to_tensor(seed), tf.int32)
+    if seed.shape != (2,):
+        raise ValueError(
+            "`seed` must be two integers, (run seed, step). "
+            f"Received: shape {seed.shape}"
+        )
+    return seed
+
+
+def _checked(learner, reference, criterion, loss):
+    """The models given, by name, in float32 and cut from the gradient."""
+    for name, value, allowed in (
+        ("criterion", criterion, CRITERIA),
+        ("loss", loss, LOSSES),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"`{name}` must be one of {allowed}. Received: {value!r}"
+            )
+    models = {
+        name: _checked_embeddings(name, embeddings)
+        for name, embeddings in (("learner", learner), ("reference", reference))
+        if embeddings is not None
+    }
+    needs = {
+        "learnability": ("learner", "reference"),
+        "easy_reference": ("reference",),
+        "hard_learner": ("learner",),
+    }[criterion]
+    for name in needs:
+        if name not in models:
+            raise ValueError(
+                f"`criterion={criterion!r}` needs the {name}'s embeddings. "
+                f"Received: {name}=None"
+            )
+    sizes = {name: model.image.shape[0] for name, model in models.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            "`learner` and `reference` must embed the same super-batch. "
+            f"Received rows: {sizes}"
+        )
+    return models
+
+
+def _checked_embeddings(name, embeddings):
+    parts = losses.Embeddings(
+        *(tf.convert_to_tensor(part) for part in embeddings)
+    )
+    image, text = parts.image, parts.text
+    if not all(part.dtype.is_floating for part in parts):
+        raise ValueError(
+            f"`{name}` must hold floating-point embeddings. "
+            f"Received: {[part.dtype.name for part in parts]}"
+        )
+    if (
+        image.shape.rank != 2
+        or image.shape != text.shape
+        or not image.shape.is_fully_defined()
+    ):
+        raise ValueError(
+            f"`{name}.image` and `{name}.text` must both be [B, dim] with a "
+            f"static shape. Received: {image.shape} and {text.shape}"
+        )
+    for part in ("scale", "bias"):
+        if getattr(parts, part).shape.rank != 0:
+            raise ValueError(
+                f"`{name}.{part}` must be a scalar. "
+                f"Received: shape {getattr(parts, part).shape}"
+            )
+    message = f"`{name}` embeddings hold NaN or infinity"
+    try:
+        parts = (tf.debugging.check_numerics(part, message) for part in parts)
+        return losses.Embeddings(
+            *(tf.stop_gradient(tf.cast(part, tf.float32)) for part in parts)
+        )
+    except tf.errors.InvalidArgumentError as error:  # only when run eagerly
+        raise ValueError(f"{message}; expected finite numbers") from error

@@ -1,0 +1,167 @@
+"""Slow NumPy twins, in float64 and written from the paper's formulas.
+
+They hold whole matrices and loop where the package does not, and share no code
+with it.
+"""
+
+import numpy as np
+
+
+def softplus(values):
+    return np.logaddexp(0.0, values)
+
+
+def log_sum_exp(values, axis):
+    top = values.max(axis=axis, keepdims=True)
+    total = np.exp(values - top).sum(axis=axis, keepdims=True)
+    return np.squeeze(np.log(total) + top, axis)
+
+
+def logits(embeddings):
+    """[B, B]: image i with text j."""
+    image, text, scale, bias = (np.float64(part) for part in embeddings)
+    return scale * image @ text.T + bias
+
+
+def pair_matrices(ids, equal_ids, size):
+    """bool [b, b] twice: positive pairs, and pairs that count at all."""
+    same = np.eye(size, dtype=bool)
+    if equal_ids == "negative":
+        return same, np.ones_like(same)
+    equal = np.equal.outer(ids, ids)
+    if equal_ids == "positive":
+        return equal, np.ones_like(same)
+    return same, same | ~equal
+
+
+def sigmoid_loss(embeddings, ids=None, equal_ids="negative"):
+    values = logits(embeddings)
+    positive, counts = pair_matrices(ids, equal_ids, len(values))
+    signs = np.where(positive, 1.0, -1.0)
+    return (softplus(-signs * values) * counts).sum() / len(values)
+
+
+def softmax_loss(embeddings, ids=None, equal_ids="negative"):
+    values = logits(embeddings)
+    positive, counts = pair_matrices(ids, equal_ids, len(values))
+    total = 0.0
+    for row in range(len(values)):
+        for line in (values[row], values[:, row]):  # its texts, its images
+            normaliser = log_sum_exp(line[counts[row]], 0)
+            total += 0.5 * (normaliser - line[positive[row]].mean())
+    return total / len(values)
+
+
+def pair_losses(embeddings):
+    """[B, B] of pairwise sigmoid losses: positive on the diagonal."""
+    values = logits(embeddings)
+    return np.where(
+        np.eye(len(values), dtype=bool), softplus(-values), softplus(values)
+    )
+
+
+def combine(criterion, learner, reference):
+    if criterion == "learnability":
+        return learner - reference
+    return learner if criterion == "hard_learner" else -reference
+
+
+def chunk_sizes(batch_size, num_chunks):
+    return [len(part) for part in np.array_split(range(batch_size), num_chunks)]
+
+
+def pick(scores, noise, taken, size):
+    """The rows that `scores + noise` puts first, the taken ones left out."""
+    keys = scores + np.float64(noise)
+    keys[taken] = -np.inf
+    return list(np.argsort(-keys, kind="stable")[:size])
+
+
+def select_jointly(
+    learner,
+    reference,
+    *,
+    batch_size,
+    noise,
+    criterion="learnability",
+    loss="sigmoid",
+    first_chunk="diagonal",
+    gain=1.0,
+):
+    """Algorithm 1 over whole matrices; softmax as docs/method.md says.
+
+    Args:
+        noise: [N, B], the Gumbel noise of each chunk.
+    """
+    conditional = (
+        _matrix_scores(criterion, learner, reference)
+        if loss == "sigmoid"
+        else _softmax_scores(criterion, learner, reference)
+    )
+    chosen = []
+    for chunk, size in enumerate(chunk_sizes(batch_size, len(noise))):
+        scores = gain * conditional(chosen)
+        if chunk == 0 and first_chunk == "uniform":
+            scores = np.zeros_like(scores)
+        chosen += pick(scores, noise[chunk], chosen, size)
+    return np.array(chosen)
+
+
+def _matrix_scores(criterion, learner, reference):
+    matrix = combine(
+        criterion,
+        0.0 if learner is None else pair_losses(learner),
+        0.0 if reference is None else pair_losses(reference),
+    )
+
+    def conditional(chosen):
+        indicator = np.zeros(len(matrix))
+        indicator[chosen] = 1.0
+        return np.diag(matrix) + matrix @ indicator + indicator @ matrix
+
+    return conditional
+
+
+def _softmax_scores(criterion, learner, reference):
+    def of_model(embeddings, chosen):
+        if embeddings is None:
+            return 0.0
+        values = logits(embeddings._replace(bias=0.0))
+        own = -np.diag(values)
+        if not chosen:
+            return own
+        over_texts = log_sum_exp(values[:, chosen], 1)
+        over_images = log_sum_exp(values[chosen, :], 0)
+        return own + 0.5 * (over_texts + over_images)
+
+    def conditional(chosen):
+        return combine(
+            criterion,
+            of_model(learner, chosen),
+            of_model(reference, chosen),
+        )
+
+    return conditional
+
+
+def row_losses(embeddings, chosen, loss):
+    """[B]: each row's share of the loss of the chosen rows and itself.
+
+    For sigmoid the pairs with others count half in each direction; for softmax
+    the normalisers of a row run over the chosen rows and the row itself.
+    """
+    values = logits(embeddings)
+    result = []
+    for row in range(len(values)):
+        others = [other for other in chosen if other != row]
+        if loss == "sigmoid":
+            total = softplus(-values[row, row])
+            total += 0.5 * softplus(values[row, others]).sum()
+            total += 0.5 * softplus(values[others, row]).sum()
+        else:
+            members = [*others, row]
+            total = -values[row, row]
+            total += 0.5 * log_sum_exp(values[row, members], 0)
+            total += 0.5 * log_sum_exp(values[members, row], 0)
+        result.append(total)
+    return np.array(result)
