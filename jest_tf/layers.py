@@ -19,7 +19,7 @@ import tensorflow as tf
 _NORM_EPSILON = 1e-6  # Flax's default, which SigLIP was trained with.
 
 
-def child_seed(seed, role):
+def child_seed(seed: int | None, role: str) -> int | None:
     """Derives the seed of one part of a layer from the seed of the whole.
 
     Args:
@@ -54,7 +54,9 @@ class PatchEmbedding(keras.layers.Layer):
         Tokens [B, (H / patch_size) * (W / patch_size), width].
     """
 
-    def __init__(self, patch_size, width, *, seed=None, **kwargs):
+    def __init__(
+        self, patch_size: int, width: int, *, seed: int | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
         check_positive("patch_size", patch_size)
         check_positive("width", width)
@@ -130,7 +132,14 @@ class TokenEmbedding(keras.layers.Layer):
         Tokens [B, L, width].
     """
 
-    def __init__(self, vocabulary_size, width, *, seed=None, **kwargs):
+    def __init__(
+        self,
+        vocabulary_size: int,
+        width: int,
+        *,
+        seed: int | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_positive("vocabulary_size", vocabulary_size)
         check_positive("width", width)
@@ -190,7 +199,7 @@ class SelfAttention(keras.layers.Layer):
         Tokens [B, T, width].
     """
 
-    def __init__(self, num_heads, *, seed=None, **kwargs):
+    def __init__(self, num_heads: int, *, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         check_positive("num_heads", num_heads)
         self.num_heads = num_heads
@@ -239,7 +248,14 @@ class MLP(keras.layers.Layer):
         Tokens [..., width].
     """
 
-    def __init__(self, *, ratio=4, dropout=0.0, seed=None, **kwargs):
+    def __init__(
+        self,
+        *,
+        ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_positive("ratio", ratio)
         self.ratio = ratio
@@ -291,7 +307,13 @@ class TransformerBlock(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_heads, *, mlp_ratio=4, dropout=0.0, seed=None, **kwargs
+        self,
+        num_heads: int,
+        *,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         check_positive("num_heads", num_heads)
@@ -362,7 +384,14 @@ class Encoder(keras.layers.Layer):
     """
 
     def __init__(
-        self, depth, num_heads, *, mlp_ratio=4, dropout=0.0, seed=None, **kwargs
+        self,
+        depth: int,
+        num_heads: int,
+        *,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         check_positive("depth", depth)
@@ -429,7 +458,13 @@ class AttentionPooling(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_heads, *, mlp_ratio=4, dropout=0.0, seed=None, **kwargs
+        self,
+        num_heads: int,
+        *,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         check_positive("num_heads", num_heads)
@@ -488,7 +523,7 @@ class AttentionPooling(keras.layers.Layer):
         }
 
 
-def check_positive(name, value):
+def check_positive(name: str, value: int) -> None:
     """Raises a ValueError unless `value` is an integer of at least 1.
 
     Args:
@@ -504,7 +539,7 @@ def check_positive(name, value):
         )
 
 
-def check_dropout(rate):
+def check_dropout(rate: float) -> float:
     """Returns `rate`; raises a ValueError unless it is in [0, 1).
 
     Args:

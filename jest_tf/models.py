@@ -44,7 +44,7 @@ class TowerSizes:
 # "tiny" is ours, for 32-pixel images on a CPU. The others are the ViT classes
 # that SigLIP's released models are named after.
 PRESETS = {
-    "tiny": TowerSizes(patch_size=8, width=96, depth=3, num_heads=3),
+    "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
     "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
     "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
     "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
@@ -52,17 +52,17 @@ PRESETS = {
 
 
 def build_two_tower(
-    preset,
+    preset: str,
     *,
-    image_size,
-    vocabulary_size,
-    text_length,
-    patch_size=None,
-    dtype="float32",
-    temperature=10.0,
-    bias=-10.0,
-    seed=None,
-):
+    image_size: int,
+    vocabulary_size: int,
+    text_length: int,
+    patch_size: int | None = None,
+    dtype: str = "float32",
+    temperature: float = 10.0,
+    bias: float = -10.0,
+    seed: int | None = None,
+) -> "TwoTower":
     """Builds a learner of a named size, with all its weights.
 
     Args:
@@ -87,7 +87,7 @@ def build_two_tower(
         ...     "tiny", image_size=32, vocabulary_size=1000, text_length=16
         ... )
         >>> model.encode_text(tf.zeros([2, 16], tf.int32)).shape
-        TensorShape([2, 96])
+        TensorShape([2, 64])
     """
     if preset not in PRESETS:
         raise ValueError(
@@ -128,7 +128,30 @@ def build_two_tower(
     return model
 
 
-def unit_norm(vectors):
+def build_learner(config, vocabulary_size):
+    """Builds the learner of a run; its weights are a function of the seed.
+
+    Args:
+        config: a `config.TrainConfig`.
+        vocabulary_size: number of token ids of the run's tokenizer.
+
+    Returns:
+        A built `TwoTower`.
+    """
+    return build_two_tower(
+        config.model.preset,
+        image_size=config.data.image_size,
+        vocabulary_size=vocabulary_size,
+        text_length=config.data.text_length,
+        patch_size=config.model.patch_size,
+        dtype=config.model.dtype_policy,
+        temperature=config.model.temperature,
+        bias=config.model.bias,
+        seed=config.seed,
+    )
+
+
+def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
     """Scales vectors to unit length: x / (|x| + 1e-8), in float32.
 
     Args:
@@ -172,15 +195,15 @@ class ImageTower(keras.layers.Layer):
     def __init__(
         self,
         *,
-        image_size,
-        patch_size,
-        width,
-        depth,
-        num_heads,
-        embedding_dim,
-        mlp_ratio=4,
-        dropout=0.0,
-        seed=None,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        embedding_dim: int,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -293,15 +316,15 @@ class TextTower(keras.layers.Layer):
     def __init__(
         self,
         *,
-        vocabulary_size,
-        length,
-        width,
-        depth,
-        num_heads,
-        embedding_dim,
-        mlp_ratio=4,
-        dropout=0.0,
-        seed=None,
+        vocabulary_size: int,
+        length: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        embedding_dim: int,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -413,12 +436,12 @@ class TwoTower(keras.Model):
 
     def __init__(
         self,
-        image_tower,
-        text_tower,
+        image_tower: keras.layers.Layer,
+        text_tower: keras.layers.Layer,
         *,
-        temperature=10.0,
-        bias=-10.0,
-        learn_bias=True,
+        temperature: float = 10.0,
+        bias: float = -10.0,
+        learn_bias: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -456,7 +479,7 @@ class TwoTower(keras.Model):
         _check_embeddings(image.shape, text.shape)
         self.built = True
 
-    def call(self, batch, training=None):
+    def call(self, batch, training=None) -> losses.Embeddings:
         for name in ("image", "text"):
             if name not in batch:
                 raise ValueError(
@@ -473,7 +496,9 @@ class TwoTower(keras.Model):
             bias=tf.convert_to_tensor(self.bias.value),
         )
 
-    def encode_image(self, images, training=None):
+    def encode_image(
+        self, images: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
         """Embeds images.
 
         Args:
@@ -496,7 +521,9 @@ class TwoTower(keras.Model):
         images = tf.cast(images, self.image_tower.compute_dtype)
         return unit_norm(self.image_tower(images, training=training))
 
-    def encode_text(self, tokens, training=None):
+    def encode_text(
+        self, tokens: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
         """Embeds texts.
 
         Args:

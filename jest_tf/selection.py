@@ -248,15 +248,20 @@ def gumbel_noise(
         super_batch_size: B.
 
     Returns:
-        float32 `[N, B]`, a function of its arguments alone: philox is the one
-        algorithm that gives the same bits with and without XLA.
+        float32 `[N, B]`, a function of its arguments alone.
     """
-    uniform = tf.random.stateless_uniform(
+    # Philox integers are the same bits with and without XLA; its floats aren't.
+    bits = tf.random.stateless_uniform(
         [num_chunks, super_batch_size],
         seed=_seed(seed),
-        minval=np.finfo(np.float32).tiny,
+        minval=None,
+        maxval=None,
+        dtype=tf.uint32,
         alg="philox",
     )
+    # The middles of 2^23 cells of (0, 1): never 0 or 1, and exact in float32.
+    cells = tf.cast(tf.bitwise.right_shift(bits, 9), tf.float32)
+    uniform = (cells + 0.5) * 2.0**-23
     return -tf.math.log(-tf.math.log(uniform))
 
 

@@ -34,7 +34,8 @@ LICENSES = frozenset(
     ("MIT", "Apache-2.0", "ISC", "CC0-1.0", sources.CLIP_ART_LICENSE)
 )
 
-REFERENCE_STYLES = ("noto",)
+# Noto whole; of fluent-3d what the size leaves room for.
+REFERENCE_ROWS = {"noto": None, "fluent-3d": 300}
 HELD_OUT_STYLES = ("noto", "fluent-3d", "fluent-emoji-flat")
 POOL_STYLES = ("fluent-emoji-flat", "fluent-emoji", "noto-v1")
 # The four other kinds stand as in the full pool, which has 277,538 mono
@@ -93,38 +94,24 @@ def build_mini(cache, out, say=None):
     """
     from benchmarks.icontext import shards  # imports TensorFlow
 
-    # A flag is the same picture in every style: nothing to learn from.
-    table = {
-        key: concept
-        for key, concept in sources.load_concepts(cache).items()
-        if concept.category != "Flags"
-    }
-    pool_total = sum(POOL_ROWS.values())
     sieve = selection.Sieve(
         size=SIZE,
         num_colours=NUM_COLOURS,
         report=say,
         # About as many emoji outside the pool; only the time left needs it.
-        total=pool_total + 2_400,
+        total=sum(POOL_ROWS.values()) + 2_700,
     )
     left_out = collections.Counter()
-    splits = {}
-    # Held-out splits first: what copies them is then turned away.
-    for split, part in (("test_concept", "test"), ("val_concept", "val")):
-        rows = _emoji_of(cache, table, HELD_OUT_STYLES, part)
-        splits[split] = _accepted(sieve, rows, split)
-    rows = _emoji_of(cache, table, REFERENCE_STYLES, "train")
-    splits["reference"] = _accepted(sieve, rows, "reference")
-    splits["pool"] = _pool(cache, table, sieve, left_out)
+    splits = _mini_splits(cache, sieve, left_out)
 
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     num_bytes = {
         split: shards.write(
             out / f"{split}-00000-of-00001.tfrecord",
-            _shuffled(splits[split], split),
+            _shuffled(records, split),
         )
-        for split in ("reference", "pool", "val_concept", "test_concept")
+        for split, records in splits.items()
     }
     if sum(num_bytes.values()) > MAX_BYTES:
         raise ValueError(
@@ -147,6 +134,33 @@ def build_mini(cache, out, say=None):
         say(f"{sum(num_bytes.values())} bytes of shards in {str(out)!r}")
 
 
+def _mini_splits(cache, sieve, left_out):
+    """Records of every split, `{split: list of selection.Record}`."""
+    # A flag is the same picture in every style: nothing to learn from.
+    table = {
+        key: concept
+        for key, concept in sources.load_concepts(cache).items()
+        if concept.category != "Flags"
+    }
+    splits = {"reference": [], "pool": []}
+    # Held-out splits first: what copies them is then turned away.
+    for split, part in (("val_concept", "val"), ("test_concept", "test")):
+        rows = _emoji_of(cache, table, HELD_OUT_STYLES, part)
+        splits[split] = _accepted(sieve, rows, split)
+    for style, at_most in REFERENCE_ROWS.items():
+        rows = _emoji_of(cache, table, (style,), "train")
+        rows = selection.sampled(rows, SEED)
+        splits["reference"] += _accepted(sieve, rows, "reference", at_most)
+    candidates = _pool_candidates(cache, table, left_out)
+    for kind, wanted in POOL_ROWS.items():
+        sizes = {style: len(rows) for style, rows in candidates[kind].items()}
+        shares = selection.quotas(sizes, wanted, LEAST_ROWS_OF_A_SET)
+        for style, share in sorted(shares.items()):
+            rows = selection.sampled(candidates[kind][style], SEED)
+            splits["pool"] += _accepted(sieve, rows, "pool", share)
+    return splits
+
+
 def _emoji_of(cache, table, styles, part):
     """Emoji rows of one part of the split by concept."""
     for style in styles:
@@ -160,33 +174,26 @@ def _emoji_of(cache, table, styles, part):
                 yield row
 
 
-def _pool(cache, table, sieve, left_out):
+def _pool_candidates(cache, table, left_out):
+    """Rows that the pool may draw from, `{kind: {style: list of rows}}`."""
     candidates = collections.defaultdict(dict)
-    emoji = _emoji_of(cache, table, POOL_STYLES, "train")
-    for row in emoji:
+    for row in _emoji_of(cache, table, POOL_STYLES, "train"):
         candidates[sources.EMOJI].setdefault(row.style, []).append(row)
     descriptions = sources.load_collections(cache)
     for style in sources.icon_sets(cache):
-        described = descriptions[style]["license"]
-        license_id = described.get("spdx", "none")
+        description = descriptions[style]
+        license_id = description["license"].get("spdx", "none")
         if license_id not in LICENSES:
-            left_out[f"licence: {license_id}"] += descriptions[style]["total"]
-        elif not described.get("url"):
-            left_out["licence: no address"] += descriptions[style]["total"]
+            left_out[license_id] += description["total"]
+        elif not description["license"].get("url"):
+            left_out["no address of the licence"] += description["total"]
         else:
-            rows = list(sources.icon_rows(cache, style))
-            candidates[rows[0].kind][style] = rows
+            kind = sources.kind_of_set(description)
+            candidates[kind][style] = list(sources.icon_rows(cache, style))
     candidates[sources.CLIP_ART][sources.CLIP_ART_STYLE] = list(
         sources.clip_art_rows(cache)
     )
-    pool = []
-    for kind, wanted in POOL_ROWS.items():
-        sizes = {style: len(rows) for style, rows in candidates[kind].items()}
-        shares = selection.quotas(sizes, wanted, LEAST_ROWS_OF_A_SET)
-        for style, share in sorted(shares.items()):
-            rows = selection.sampled(candidates[kind][style], SEED)
-            pool += _accepted(sieve, rows, "pool", at_most=share)
-    return pool
+    return candidates
 
 
 def _accepted(sieve, rows, split, at_most=None):

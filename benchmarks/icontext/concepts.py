@@ -81,7 +81,7 @@ class Concept:
 
     @property
     def split(self):
-        """"train", "val" or "test"."""
+        """ "train", "val" or "test"."""
         if self.category == "Flags":
             return "train"
         return split_of_group(group_of(self.key))
@@ -126,7 +126,7 @@ def group_of(key):
 
 
 def split_of_group(group):
-    """"train", "val" or "test", from a hash of the group's name."""
+    """ "train", "val" or "test", from a hash of the group's name."""
     if group in _ALWAYS_TRAIN:
         return "train"
     digest = hashlib.sha256(f"{SPLIT_SALT}|{group}".encode()).hexdigest()
@@ -184,6 +184,11 @@ def tidy_captions(captions):
     )
     tidy = (" ".join(caption.split()) for caption in printable)
     return tuple(dict.fromkeys(caption for caption in tidy if caption))
+
+
+def has_symbol(text):
+    """Whether a pictograph, an emoji say, stands in the text."""
+    return any(unicodedata.category(character) == "So" for character in text)
 
 
 def slug(text):

@@ -46,7 +46,7 @@ def fetch(cache, report=print):
     """Fetch and unpack every package that the cache lacks.
 
     Args:
-        cache: folder, made if need be; about 150 MB down, 900 MB unpacked.
+        cache: folder, made if need be; about 170 MB down, 1 GB unpacked.
         report: called with one line of progress a package.
 
     Raises:

@@ -98,16 +98,12 @@ def shape_vector(pixels):
     rows = np.flatnonzero(inked.any(axis=1))
     columns = np.flatnonzero(inked.any(axis=0))
     if rows.size:
-        pixels = pixels[
-            rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1
-        ]
+        pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     ink = 255.0 - pixels.astype(np.float32)
-    square = np.einsum(
-        "yh,hwc,xw->yxc",
-        _resampling_weights(ink.shape[0]),
-        ink,
-        _resampling_weights(ink.shape[1]),
-    )
+    height, width, _ = ink.shape
+    # [y, h] x [h, w, c] -> [y, w, c], then [x, w] from the left of each row.
+    square = np.tensordot(_resampling_weights(height), ink, axes=1)
+    square = _resampling_weights(width) @ square
     vector = square.ravel() - square.mean()
     return (vector / (np.linalg.norm(vector) + 1e-6)).astype(np.float32)
 

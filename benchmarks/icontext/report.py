@@ -26,6 +26,13 @@ _LICENSE_FILES = {
     "CC0-1.0": _CC0,
     sources.CLIP_ART_LICENSE: _PUBLIC_DOMAIN,
 }
+# Sets whose own notice comes with a package that also lends texts.
+_STYLE_FILES = {
+    "lucide": "ISC-lucide.txt",
+    "tabler": "MIT-tabler.txt",
+    "mdi": "mdi.txt",
+    "ph": "MIT-phosphor.txt",
+}
 # Packages that lend texts: what is taken, licence, file of the notice.
 _TEXT_PACKAGES = (
     (
@@ -177,8 +184,7 @@ def tables(stats):
                 ),
                 composition,
             ),
-            "Emoji art is "
-            f"{stats['curated_share_of_pool']:.1%} of the pool.",
+            f"Emoji art is {stats['curated_share_of_pool']:.1%} of the pool.",
             _table(
                 ("licence", "pairs"),
                 [(name, f"{n:,}") for name, n in stats["licenses"].items()],
@@ -186,6 +192,10 @@ def tables(stats):
             _table(
                 ("turned away because", "pictures"),
                 [(name, f"{n:,}") for name, n in stats["dropped"].items()],
+            ),
+            _table(
+                ("icons left out, by licence of their set", "icons"),
+                [(name, f"{n:,}") for name, n in stats["left_out"].items()],
             ),
         )
     )
@@ -202,8 +212,7 @@ def _by_kind(records):
             "captions": len({r.row.captions[0] for r in group}),
             "texts": len({c for r in group for c in r.row.captions}),
             "words": round(
-                sum(len(r.row.captions[0].split()) for r in group)
-                / len(group),
+                sum(len(r.row.captions[0].split()) for r in group) / len(group),
                 2,
             ),
             "concepts": len({r.row.concept for r in group} - {""}),
@@ -236,12 +245,12 @@ def _licenses(descriptions, stats):
     pictures = []
     for style, entry in stats["styles"].items():
         author, address = _origin(style, descriptions)
+        file = _STYLE_FILES.get(style, _LICENSE_FILES[entry["license"]])
         pictures.append(
             (
                 style,
                 entry["kind"],
-                f"[{entry['license']}]"
-                f"(licenses/{_LICENSE_FILES[entry['license']]})",
+                f"[{entry['license']}](licenses/{file})",
                 author,
                 address,
                 entry["source"],
@@ -252,29 +261,30 @@ def _licenses(descriptions, stats):
         (spec, what, f"[{license_id}](licenses/{file})")
         for spec, what, license_id, file in _TEXT_PACKAGES
     ]
+    settings = stats["settings"]
     header = ("set", "kind", "licence", "author", "terms", "package", "pairs")
-    return "\n\n".join(
-        (
-            "# Licences of the pictures and texts",
-            "Written by `benchmarks/icontext/build.py`. Each record names its "
-            "own package, set and licence in the features `source`, `style` "
-            "and `license`.",
-            "Every picture was changed: it was rendered at "
-            f"{stats['settings']['size']} x {stats['settings']['size']} "
-            "pixels on white, and where it is in colour reduced to at most "
-            f"{stats['settings']['num_colours']} colours. Captions are names "
-            "and keywords of the packages below, cleaned of markup; of a set "
-            "without keywords, they are the names of its files.",
-            "Logos are trademarks of their owners. The licences below cover "
-            "the drawings, not the marks.",
-            "## Pictures",
-            "For each set under MIT or ISC, the notice is that of the file in "
-            "`licenses/`, with the copyright held by the author named here.",
-            _table(header, pictures),
-            "## Texts",
-            _table(("package", "what", "licence"), texts),
-        )
-    ) + "\n"
+    sections = (
+        "# Licences of the pictures and texts",
+        "Written by `benchmarks/icontext/build.py`. Each record names its own "
+        "package, set and licence in the features `source`, `style` and "
+        "`license`.",
+        "Every picture was changed: it was rendered at "
+        f"{settings['size']} x {settings['size']} pixels on white, and where "
+        "it is in colour reduced to at most "
+        f"{settings['num_colours']} colours. Captions are names and keywords "
+        "of the packages below, tidied; of a set without keywords, they are "
+        "the names and categories of its icons. Open Clip Art has its own.",
+        "Logos are trademarks of their owners. The licences below cover the "
+        "drawings, not the marks, and some owners publish terms of their own "
+        "for their mark.",
+        "## Pictures",
+        "For each set under MIT or ISC, the notice is that of the file in "
+        "`licenses/`, with the copyright held by the author named here.",
+        _table(header, pictures),
+        "## Texts",
+        _table(("package", "what", "licence"), texts),
+    )
+    return "\n\n".join(sections) + "\n"
 
 
 def _origin(style, descriptions):

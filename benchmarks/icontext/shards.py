@@ -16,12 +16,12 @@ def write(path, records):
         Number of bytes written.
     """
     path = os.fspath(path)
-    with tf.io.TFRecordWriter(path) as writer:
+    part = path + ".part"
+    with tf.io.TFRecordWriter(part) as writer:
         for record in records:
             # Maps have no order of their own; sorted keys give stable bytes.
-            writer.write(
-                example(record).SerializeToString(deterministic=True)
-            )
+            writer.write(example(record).SerializeToString(deterministic=True))
+    os.replace(part, path)  # a reader never sees half a shard
     return os.path.getsize(path)
 
 

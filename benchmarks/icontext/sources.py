@@ -7,6 +7,7 @@ pixels; nothing here chooses or drops a row for the sake of a split.
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -98,13 +99,16 @@ def load_concepts(cache):
             name=annotations[key]["tts"][0],
             keywords=tuple(annotations[key].get("default", ())),
             more_keywords=tuple(
-                word.replace("_", " ") for word in more.get(key, ())
+                word.replace("_", " ")
+                for word in more.get(key, ())
+                if not concepts.has_symbol(word)
             ),
             category=entry["group"],
         )
     return found
 
 
+@functools.cache
 def load_collections(cache):
     """Iconify's description of each set: author, licence, palette, category."""
     return _read_json(cache, packages.ICONIFY, "collections.json")

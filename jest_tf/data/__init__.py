@@ -1,1 +1,1 @@
-"""Input: records as arrays, their order, preprocessing and tf.data pipelines."""
+"""Input: records as arrays, order, preprocessing, tf.data pipelines."""

@@ -33,7 +33,7 @@ _MAX_LOG_ASPECT = math.log(4 / 3)
 
 
 def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Decodes a PNG, JPEG, GIF (first frame) or BMP and squashes it to a square.
+    """Decodes a PNG, JPEG, GIF (first frame) or BMP and makes it square.
 
     Gray becomes RGB and alpha is dropped. A picture of another size is resized
     without regard to its aspect (SigLIP does so), bilinearly with
@@ -114,6 +114,15 @@ class WordPieceTokenizer:
             lower_case_nfd_strip_accents=True,
         )
 
+    def __eq__(self, other):
+        """Equal tokenizers make equal tokens of equal texts."""
+        return isinstance(other, WordPieceTokenizer) and (
+            (self.vocabulary, self.length) == (other.vocabulary, other.length)
+        )
+
+    def __hash__(self):
+        return hash((self.vocabulary, self.length))
+
     @property
     def vocabulary_size(self) -> int:
         """Token ids are in [0, vocabulary_size)."""
@@ -158,6 +167,15 @@ class SentencePieceTokenizer:
             ) from error
         self.end_id = int(end[0])
 
+    def __eq__(self, other):
+        """Equal tokenizers make equal tokens of equal texts."""
+        return isinstance(other, SentencePieceTokenizer) and (
+            (self.model, self.length) == (other.model, other.length)
+        )
+
+    def __hash__(self):
+        return hash((self.model, self.length))
+
     @property
     def vocabulary_size(self) -> int:
         """Token ids are in [0, vocabulary_size)."""
@@ -174,6 +192,34 @@ class SentencePieceTokenizer:
             file.write(self.model)
 
 
+def read_tokenizer(
+    path: str, length: int
+) -> WordPieceTokenizer | SentencePieceTokenizer:
+    """Reads a vocabulary file of either kind.
+
+    Args:
+        path: a SentencePiece model if it ends in `.model`, else a WordPiece
+            vocabulary, one token a line.
+        length: L, tokens in a row.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be used.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"No vocabulary file at {path!r}")
+    if path.endswith(".model"):
+        with open(path, "rb") as file:
+            return SentencePieceTokenizer(file.read(), length)
+    with open(path, encoding="utf-8", newline="\n") as file:
+        tokens = [line.rstrip("\r\n") for line in file]
+    return WordPieceTokenizer(tokens, length)
+
+
+def has_tokenizer(directory: str) -> bool:
+    """Whether a tokenizer was saved in `directory`."""
+    return bool(_tokenizer_files(directory))
+
+
 def load_tokenizer(
     directory: str, length: int
 ) -> WordPieceTokenizer | SentencePieceTokenizer:
@@ -186,21 +232,14 @@ def load_tokenizer(
     Raises:
         ValueError: the directory holds none or both.
     """
-    vocabulary = os.path.join(directory, _VOCABULARY_FILE)
-    model = os.path.join(directory, _MODEL_FILE)
-    found = [path for path in (vocabulary, model) if os.path.isfile(path)]
+    found = _tokenizer_files(directory)
     if len(found) != 1:
         raise ValueError(
             f"`directory` must hold either {_VOCABULARY_FILE} or "
             f"{_MODEL_FILE}. Received: {directory}, which holds "
             f"{'both' if found else 'neither'}"
         )
-    if found == [model]:
-        with open(model, "rb") as file:
-            return SentencePieceTokenizer(file.read(), length)
-    with open(vocabulary, encoding="utf-8", newline="\n") as file:
-        tokens = [line.rstrip("\r\n") for line in file]
-    return WordPieceTokenizer(tokens, length)
+    return read_tokenizer(found[0], length)
 
 
 def build_wordpiece_vocabulary(
@@ -210,7 +249,8 @@ def build_wordpiece_vocabulary(
 
     Args:
         captions: texts, bytes as UTF-8; bad bytes are read as U+FFFD.
-        size: the most tokens to return; a few fewer is usual.
+        size: the most tokens to return. The learner cuts at a count, so many
+            words of equal count may leave it far below.
 
     Returns:
         The reserved tokens, then single characters, then pieces from the most
@@ -244,11 +284,11 @@ def augment(
 ) -> tf.Tensor:
     """Crops and flips each picture at random; keeps the size.
 
-    The crop's area is uniform in [min_area, 1] of the picture's, its aspect
-    log-uniform in [3/4, 4/3] of the picture's as far as the crop fits, its
-    place uniform. It is resized back bilinearly as `rows @ image @ columns`
-    with one small interpolation matrix a side, which compiles to matrix
-    products of static shape; a flip is a mirrored `columns`.
+    A flip comes before the crop. The crop's area is uniform in [min_area, 1]
+    of the picture's, its aspect log-uniform in [3/4, 4/3] of the picture's as
+    far as the crop fits, its place uniform. It is resized back bilinearly as
+    `rows @ image @ columns` with one small interpolation matrix a side, which
+    compiles to matrix products of static shape; a flip mirrors `columns`.
 
     Args:
         images: uint8 [b, H, W, 3].
@@ -267,9 +307,7 @@ def augment(
     if not flip and min_area == 1:
         return images
     height, width = images.shape[1:3]
-    uniform = tf.random.stateless_uniform(
-        [5, images.shape[0] or tf.shape(images)[0]], seed, alg="philox"
-    )
+    uniform = _uniform([5, tf.shape(images)[0]], seed)
     area = min_area + (1 - min_area) * uniform[0]  # [b]
     limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
     root_aspect = tf.exp((uniform[1] - 0.5) * limit)
@@ -285,6 +323,19 @@ def augment(
         _interpolation(columns, width),
     )
     return tf.saturate_cast(tf.round(views), tf.uint8)
+
+
+def _uniform(shape, seed):
+    """Multiples of 2**-24 in [0, 1), the same bits eagerly and under XLA.
+
+    Philox gives the same integers everywhere, but TensorFlow's kernel and XLA
+    make different floats of them.
+    """
+    bits = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+    bits = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
+    return tf.cast(bits, tf.float32) * 2.0**-24
 
 
 def _sample_points(fraction, place, size):
@@ -329,6 +380,14 @@ def _count_words(captions):
     return {word.decode("utf-8"): count for word, count in counts.items()}
 
 
+def _tokenizer_files(directory):
+    paths = (
+        os.path.join(directory, name)
+        for name in (_VOCABULARY_FILE, _MODEL_FILE)
+    )
+    return [path for path in paths if os.path.isfile(path)]
+
+
 def _check_length(length):
     if length < 1:
         raise ValueError(f"`length` must be at least 1. Received: {length}")
@@ -342,6 +401,11 @@ def _check_vocabulary(vocabulary):
             f"`vocabulary` must hold {' and '.join(RESERVED_TOKENS)}. "
             f"Received: {len(vocabulary)} tokens without "
             f"{' and '.join(missing)}"
+        )
+    if len(vocabulary) == len(RESERVED_TOKENS):
+        raise ValueError(
+            "`vocabulary` must hold a piece beside the reserved tokens. "
+            f"Received: {vocabulary}"
         )
     repeated = [
         token

@@ -157,9 +157,7 @@ class TFRecordStore:
         local = rows - (self._ends - self.shards.lengths)[shards]
         # Odd multiplier: for one shard the map from row to id is one to one
         # before the sign bit is dropped.
-        mixed = (keys + local.astype(np.uint64)) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
+        mixed = (keys + local.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(32)
         ids = (mixed & np.uint64(2**63 - 1)).astype(np.int64)
         return np.where(keys == 0, np.int64(-1), ids)
@@ -230,7 +228,9 @@ def name_clash_message(place: str) -> str:
 def _expand(patterns):
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
-        raise ValueError("`patterns` must name at least one shard. Received: []")
+        raise ValueError(
+            "`patterns` must name at least one shard. Received: []"
+        )
     paths = set()
     for pattern in patterns:
         # A path that exists is itself, even if it holds a `[` or `*`.
@@ -263,27 +263,22 @@ def _walk(path, data, total):
     lengths, checksums = array.array("Q"), array.array("I")
     unpack = struct.Struct("<QI").unpack_from
     position = 0
-    while position < total:
-        if position + 12 > total:
-            raise ValueError(_truncated(path, position, total))
+    while position + 12 <= total:
         length, checksum = unpack(data, position)
-        following = position + 12 + length + 4
         lengths.append(length)
         checksums.append(checksum)
-        if following > total:
-            # A length that its checksum confirms was cut off; any other is
-            # no length at all, and is named first if an earlier one is wrong.
-            _check_lengths(path, lengths, checksums)
-            raise ValueError(_truncated(path, position, total))
-        position = following
-    return _check_lengths(path, lengths, checksums)
-
-
-def _truncated(path, position, total):
-    return (
-        f"Shard {path} is truncated: the record at byte {position} goes beyond "
-        f"the end of the file at byte {total}."
-    )
+        if position + 12 + length + 4 > total:
+            break
+        position += 12 + length + 4
+    # A wrong length is named first: beyond it every position is meaningless,
+    # also the one where the walk ended.
+    index = _check_lengths(path, lengths, checksums)
+    if position < total:
+        raise ValueError(
+            f"Shard {path} is truncated: the record at byte {position} goes "
+            f"beyond the end of the file at byte {total}."
+        )
+    return index
 
 
 def _check_lengths(path, lengths, checksums):

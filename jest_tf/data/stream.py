@@ -33,8 +33,7 @@ class Order:
     def __init__(self, num_records: int, seed: int):
         if not 1 <= num_records < 2**62:
             raise ValueError(
-                "`num_records` must be in [1, 2**62). "
-                f"Received: {num_records}"
+                f"`num_records` must be in [1, 2**62). Received: {num_records}"
             )
         self.num_records = int(num_records)
         self.seed = _check_seed(seed)

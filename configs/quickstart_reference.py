@@ -1,0 +1,31 @@
+"""Quickstart: the reference, trained on a small curated set of pictures.
+
+    python -m trainers.train --config configs/quickstart_reference.py \
+        --workdir runs/reference
+"""
+
+from jest_tf import config as config_lib
+
+DATA = "examples/icontext_mini"
+
+
+def config() -> config_lib.TrainConfig:
+    """1,400 emoji of one style with full captions, about 55 times over."""
+    return config_lib.TrainConfig(
+        steps=300,
+        data=config_lib.DataConfig(
+            train=(f"{DATA}/reference-*.tfrecord",),
+            super_batch_size=256,
+            image_size=32,
+            text_length=16,
+            min_crop_area=0.6,
+        ),
+        model=config_lib.ModelConfig(preset="tiny", equal_captions="ignore"),
+        optimizer=config_lib.OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=30, weight_decay=0.01
+        ),
+        evaluation=config_lib.EvaluationConfig(
+            data=(f"{DATA}/test_concept-*.tfrecord",),
+            prompts=("{}", "{} icon", "a picture of {}"),
+        ),
+    )

@@ -1,0 +1,447 @@
+"""`JESTModel`: the training step, score -> select -> gather -> step, in a graph.
+
+The model is an ordinary `keras.Model`: compile it with an optimizer, give it a
+dataset of super-batches, call `fit`. What is here is the step and the optimizer
+that SigLIP's recipe wants; the scores are in `selection.py`, the loss in
+`losses.py`, the data in `jest_tf.data`. Several replicas are not here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import losses, reference, selection
+from jest_tf.data import preprocessing
+
+# Keeps the noise of the augmentation apart from that of the draw.
+_AUGMENT_SALT = 0x0A06
+
+_LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class JESTModel(keras.Model):
+    """A learner that chooses what it trains on.
+
+    A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
+    and optionally `id` (for the digest of the draw) and `caption_id` (for
+    `equal_captions`). Other entries with B rows ride along. Calling the model
+    gives the learner's embeddings.
+
+    Metrics: `loss`, `scale`, `bias`, and with a selection those of
+    `selection.summarize` as `select/...`. Each is the mean over the steps since
+    the last reset, as everywhere in Keras.
+
+    Args:
+        learner: a `models.TwoTower`, or any Keras model that maps a batch to
+            `losses.Embeddings`.
+        reference: what scores beside it: a Keras model like the learner, or
+            any callable that maps a batch to `losses.Embeddings`. It is
+            neither trained nor saved; give it again after loading.
+        selection: a `config.SelectionConfig`; None, or one without a
+            `batch_size`, trains on the super-batch as it comes.
+        loss: "sigmoid" or "softmax".
+        equal_captions: what two rows with the same caption are to each other:
+            "negative", "positive" or "ignore"; needs `caption_id`.
+        loss_block_size: rows of the loss's logits held at a time, None all.
+        augment: `(images, seed) -> images`, applied to the sub-batch in the
+            graph; `seed` is int32 `[2]`.
+        seed: of the draws and the augmentation.
+
+    Raises:
+        ValueError: at construction or with the first batch, on settings that
+            do not fit together or to the batch.
+
+    Example:
+        >>> from jest_tf import models
+        >>> learner = models.build_two_tower(
+        ...     "tiny", image_size=32, vocabulary_size=99, text_length=16
+        ... )
+        >>> model = JESTModel(learner)
+        >>> model.compile(optimizer=keras.optimizers.AdamW(1e-3))
+        >>> batch = {
+        ...     "image": tf.zeros([4, 32, 32, 3], tf.uint8),
+        ...     "text": tf.zeros([4, 16], tf.int32),
+        ... }
+        >>> history = model.fit(
+        ...     tf.data.Dataset.from_tensors(batch), verbose=0
+        ... )
+        >>> sorted(history.history)
+        ['bias', 'loss', 'scale']
+
+    Reference: Evans et al. 2024, arXiv 2406.17711.
+    """
+
+    def __init__(
+        self,
+        learner: keras.Model,
+        reference: Callable | None = None,
+        selection: config_lib.SelectionConfig | None = None,
+        loss: str = "sigmoid",
+        *,
+        equal_captions: str = "negative",
+        loss_block_size: int | None = None,
+        augment: Callable | None = None,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "JESTModel needs Keras to run on TensorFlow: set "
+                "KERAS_BACKEND=tensorflow before Keras is imported. Received: "
+                f"backend {keras.backend.backend()!r}"
+            )
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(
+                "JESTModel trains on one replica; expected a strategy with 1. "
+                f"Received: {replicas} replicas"
+            )
+        if loss not in _LOSSES:
+            raise ValueError(
+                f"`loss` must be one of {tuple(_LOSSES)}. Received: {loss!r}"
+            )
+        if selection is not None and selection.batch_size is None:
+            selection = None
+        self.learner = learner
+        self.selection = selection
+        self.loss_name = loss
+        self.equal_captions = equal_captions
+        self.loss_block_size = loss_block_size
+        self.augment = augment
+        self.seed = seed
+        self._means = {
+            name: keras.metrics.Mean(name=name)
+            for name in ("loss", "scale", "bias", *_draw_metrics(selection))
+        }
+        self._drawn_ids = None
+        self._reference = None
+        if reference is not None:
+            self.attach_reference(reference)
+
+    def attach_reference(self, model: Callable) -> None:
+        """Sets the reference, e.g. after loading: see the class arguments."""
+        # Behind a function Keras doesn't see its weights, which are not the
+        # learner's to train or to save.
+        self._reference = reference.frozen(model)
+
+    @property
+    def drawn_ids(self) -> tf.Tensor | None:
+        """The `id`s of the last step's sub-batch, `[b]`, in the order drawn.
+
+        None before the first step, or where the batches hold no `id`.
+        """
+        return None if self._drawn_ids is None else self._drawn_ids.value()
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The owned metrics, reset by Keras at the start of an epoch."""
+        return list(self._means.values())
+
+    def build(self, input_shape):
+        # The towers of a learner are built by calling it; nothing else has
+        # weights of its own.
+        if not self.learner.built:
+            self.learner.build(input_shape)
+
+    def call(self, batch, training=None):
+        return self.learner(batch, training=training)
+
+    def compile(self, optimizer="adamw", **kwargs):
+        """As `keras.Model.compile`, but the loss belongs to the model."""
+        if kwargs.get("loss") is not None:
+            raise ValueError(
+                "The loss is an argument of JESTModel, not of `compile`. "
+                f"Received: loss={kwargs['loss']!r}"
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def train_step(self, data):
+        """One step on one super-batch; returns the metrics' running means."""
+        batch = _batch_of(data)
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        seed = tf.stack([self.seed, step])
+        if self.selection is not None:
+            draw = self.select(batch, seed)
+            batch = {
+                name: tf.gather(value, draw.indices)
+                for name, value in batch.items()
+            }
+            for name, value in selection.summarize(draw).items():
+                self._update(f"select/{name}", value)
+        self._remember_ids(batch)
+        if self.augment is not None:
+            salted = tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0])
+            batch = {**batch, "image": self.augment(batch["image"], salted)}
+        with tf.GradientTape() as tape:
+            embeddings = self.learner(batch, training=True)
+            loss = self._contrastive_loss(embeddings, batch)
+            regularizers = sum(
+                tf.cast(term, tf.float32) for term in self.learner.losses
+            )
+            scaled = self.optimizer.scale_loss(loss + regularizers)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self._update("loss", loss)
+        self._update("scale", embeddings.scale)
+        self._update("bias", embeddings.bias)
+        return self.get_metrics_result()
+
+    def test_step(self, data):
+        """The contrastive loss of a batch as it comes, in evaluation mode."""
+        batch = _batch_of(data)
+        embeddings = self.learner(batch, training=False)
+        self._update("loss", self._contrastive_loss(embeddings, batch))
+        return {"loss": self._means["loss"].result()}
+
+    def select(self, super_batch: dict, seed: tf.Tensor) -> selection.Draw:
+        """Scores a super-batch and draws from it, as a step does.
+
+        Args:
+            super_batch: a dict of tensors with B rows.
+            seed: int32 `[2]`, (run seed, step).
+
+        Returns:
+            The draw; `indices` are rows of `super_batch`.
+        """
+        settings = self.selection
+        settings.check_super_batch(super_batch["image"].shape[0])
+        if settings.needs_reference and self._reference is None:
+            raise ValueError(
+                f"`selection.criterion={settings.criterion!r}` needs a "
+                "reference: pass `reference` to JESTModel, or call "
+                "`attach_reference` after loading. Received: reference=None"
+            )
+
+        def embed(encode):
+            size = settings.scoring_batch_size
+            return _in_micro_batches(encode, super_batch, size)
+
+        # What the criterion doesn't need isn't paid for.
+        learner, frozen = None, None
+        if settings.needs_learner:
+            learner = embed(lambda part: self.learner(part, training=False))
+        if settings.needs_reference:
+            frozen = embed(self._reference)
+        return selection.SAMPLERS[settings.method](
+            learner,
+            frozen,
+            batch_size=settings.batch_size,
+            num_chunks=settings.num_chunks,
+            seed=seed,
+            criterion=settings.criterion,
+            loss=settings.loss or self.loss_name,
+            first_chunk=settings.first_chunk,
+            gain=settings.gain,
+        )
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "learner": serialize(self.learner),
+            "selection": (
+                self.selection and dataclasses.asdict(self.selection)
+            ),
+            "loss": self.loss_name,
+            "equal_captions": self.equal_captions,
+            "loss_block_size": self.loss_block_size,
+            "augment": self.augment and serialize(self.augment),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """The model that `get_config` describes, without its reference."""
+        config = dict(config)
+        for name in ("learner", "augment"):
+            if config[name] is not None:
+                config[name] = keras.saving.deserialize_keras_object(
+                    config[name]
+                )
+        if config["selection"] is not None:
+            config["selection"] = config_lib.SelectionConfig(
+                **config["selection"]
+            )
+        return cls(**config)
+
+    def _contrastive_loss(self, embeddings, batch):
+        ids = None
+        if self.equal_captions != "negative":
+            if "caption_id" not in batch:
+                raise ValueError(
+                    f"`equal_captions={self.equal_captions!r}` needs "
+                    f"`caption_id` in the batch. Received: {sorted(batch)}"
+                )
+            ids = batch["caption_id"]
+        return _LOSSES[self.loss_name](
+            embeddings,
+            ids=ids,
+            equal_ids=self.equal_captions,
+            block_size=self.loss_block_size,
+        )
+
+    def _update(self, name, value):
+        self._means[name].update_state(value)
+
+    def _remember_ids(self, batch):
+        if "id" not in batch:
+            return
+        ids = batch["id"]
+        if self._drawn_ids is None:
+            with tf.init_scope():
+                self._drawn_ids = tf.Variable(
+                    tf.zeros(ids.shape, ids.dtype), trainable=False
+                )
+        self._drawn_ids.assign(ids)
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class AdamW(keras.optimizers.AdamW):
+    """Keras' AdamW that decays kernels alone.
+
+    Biases, norms, embeddings, positions, the temperature and the bias of the
+    logits keep their size, as in SigLIP's published recipe.
+    """
+
+    def _use_weight_decay(self, variable):
+        return variable.name.endswith("kernel")
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Augmentation:
+    """`preprocessing.augment` with its settings, as `JESTModel` wants it.
+
+    Args:
+        flip: mirror half of the images.
+        min_area: least share of the picture that a crop keeps.
+    """
+
+    def __init__(self, *, flip: bool, min_area: float):
+        self.flip = flip
+        self.min_area = min_area
+
+    def __call__(self, images, seed):
+        return preprocessing.augment(
+            images, seed, flip=self.flip, min_area=self.min_area
+        )
+
+    def get_config(self):
+        """The arguments, for `.keras` files."""
+        return {"flip": self.flip, "min_area": self.min_area}
+
+
+def build_optimizer(
+    settings: config_lib.OptimizerConfig, steps: int
+) -> keras.optimizers.Optimizer:
+    """AdamW with linear warm-up to the learning rate and a cosine to zero.
+
+    Args:
+        settings: see `config.OptimizerConfig`.
+        steps: optimizer steps in all; the schedule ends with them.
+    """
+    warmup = settings.warmup_steps
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else settings.learning_rate,
+        decay_steps=steps - warmup,
+        warmup_target=settings.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    return AdamW(
+        learning_rate=schedule,
+        weight_decay=settings.weight_decay,
+        beta_1=settings.beta_1,
+        beta_2=settings.beta_2,
+        global_clipnorm=settings.clip_norm,
+    )
+
+
+def build_model(
+    config: config_lib.TrainConfig,
+    learner: keras.Model,
+    reference: Callable | None = None,
+) -> JESTModel:
+    """The compiled model of a run.
+
+    Args:
+        config: the run.
+        learner: see `JESTModel`.
+        reference: see `JESTModel`.
+    """
+    model = JESTModel(
+        learner,
+        reference,
+        config.selection,
+        config.model.loss,
+        equal_captions=config.model.equal_captions,
+        loss_block_size=config.model.loss_block_size,
+        augment=Augmentation(
+            flip=config.data.flip, min_area=config.data.min_crop_area
+        ),
+        seed=config.seed,
+    )
+    model.compile(
+        optimizer=build_optimizer(config.optimizer, config.steps),
+        jit_compile=False,
+    )
+    return model
+
+
+def _draw_metrics(settings):
+    """The names under which a step reports its draw."""
+    if settings is None:
+        return ()
+    scored = (
+        ("learner", settings.needs_learner),
+        ("reference", settings.needs_reference),
+    )
+    return (
+        "select/score",
+        "select/uniform_score",
+        *(
+            f"select/{model}_loss_{rows}"
+            for model, needed in scored
+            if needed
+            for rows in ("kept", "dropped")
+        ),
+    )
+
+
+def _batch_of(data):
+    """The super-batch of what `fit` hands to a step."""
+    batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
+        raise ValueError(
+            'A batch must be a dict with "image" and "text". Received: '
+            f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
+        )
+    return batch
+
+
+def _in_micro_batches(encode, batch, size):
+    """`encode(batch)`, `size` rows at a time; None takes all at once."""
+    rows = batch["image"].shape[0]
+    if size in (None, rows):
+        return encode(batch)
+    parts = {
+        name: tf.reshape(value, [rows // size, size, *value.shape[1:]])
+        for name, value in batch.items()
+    }
+    embeddings = tf.map_fn(
+        encode,
+        parts,
+        parallel_iterations=1,
+        fn_output_signature=losses.Embeddings(*[tf.float32] * 4),
+    )
+    image, text = (
+        tf.reshape(part, [rows, part.shape[-1]]) for part in embeddings[:2]
+    )
+    # Every part tells the same scale and bias.
+    return losses.Embeddings(
+        image, text, embeddings.scale[0], embeddings.bias[0]
+    )
