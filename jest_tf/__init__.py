@@ -1,0 +1,63 @@
+"""JEST, joint example selection, for TensorFlow and Keras.
+
+The public names; each module's docstring says what lies where.
+"""
+
+from jest_tf.config import (
+    CheckpointConfig,
+    DataConfig,
+    DistributionConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ReferenceConfig,
+    SelectionConfig,
+    TrainConfig,
+    load_config,
+    save_config,
+)
+from jest_tf.losses import Embeddings, sigmoid_loss, softmax_loss
+from jest_tf.models import ImageTower, TextTower, TwoTower, build_two_tower
+from jest_tf.reference import load_run
+from jest_tf.selection import (
+    Draw,
+    gumbel_noise,
+    select_independently,
+    select_jointly,
+    select_top,
+    select_uniformly,
+)
+from jest_tf.training import AdamW, JESTModel, build_optimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdamW",
+    "CheckpointConfig",
+    "DataConfig",
+    "DistributionConfig",
+    "Draw",
+    "Embeddings",
+    "EvaluationConfig",
+    "ImageTower",
+    "JESTModel",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ReferenceConfig",
+    "SelectionConfig",
+    "TextTower",
+    "TrainConfig",
+    "TwoTower",
+    "build_optimizer",
+    "build_two_tower",
+    "gumbel_noise",
+    "load_config",
+    "load_run",
+    "save_config",
+    "select_independently",
+    "select_jointly",
+    "select_top",
+    "select_uniformly",
+    "sigmoid_loss",
+    "softmax_loss",
+]

@@ -95,15 +95,19 @@ class PatchEmbedding(keras.layers.Layer):
 
     def call(self, images):
         size = self.patch_size
-        # [B, H, W, channels] -> [B, rows, columns, size * size * channels]
-        patches = tf.nn.space_to_depth(images, size)
-        num_tokens = patches.shape[1] * patches.shape[2]
+        _, height, width, channels = images.shape
+        rows, columns = height // size, width // size
+        # [B, H, W, channels] -> [B, rows, columns, size, size * channels]
+        patches = tf.transpose(
+            tf.reshape(images, [-1, rows, size, columns, size * channels]),
+            [0, 1, 3, 2, 4],
+        )
         # One matrix product; the convolution it equals is slower on a CPU.
-        patches = tf.reshape(patches, [-1, patches.shape[3]])
+        patches = tf.reshape(patches, [-1, size * size * channels])
         kernel = tf.reshape(self.kernel, [-1, self.width])
         tokens = tf.matmul(patches, kernel) + self.bias
-        tokens = tf.reshape(tokens, [-1, num_tokens, self.width])
-        return tokens + tf.reshape(self.positions, [num_tokens, self.width])
+        tokens = tf.reshape(tokens, [-1, rows * columns, self.width])
+        return tokens + tf.reshape(self.positions, [-1, self.width])
 
     def get_config(self):
         return {

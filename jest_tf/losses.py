@@ -128,6 +128,8 @@ def fold_row_blocks(
     Returns:
         The last state, and `rows` of all blocks joined, `[num_rows, ...]`.
     """
+    if num_rows <= block_size:
+        return body(tuple(state), tf.constant(0), num_rows)
     num_blocks, rest = divmod(num_rows, block_size)
     arrays = tuple(
         tf.TensorArray(

@@ -7,14 +7,9 @@ choice is joint: chunks are drawn one after another, each conditioned on the
 rows already chosen (Evans et al. 2024, arXiv 2406.17711, section 3 and
 algorithm 1).
 
-The paper forms the `B x B` matrix of pair scores. Only the rows and columns of
-the chunk just chosen enter the next chunk's scores, so here every row keeps
-running sums, and a chunk adds its contribution from tiles of logits that are
-formed from the embeddings and thrown away. Same noise, same draw; work
-O(B b dim) and memory O(B).
-
-Everything is a pure function of embeddings, settings and seed, in float32, and
-compiles under XLA. No gradient flows through a draw.
+The scores that a draw is made by are in `scores.py`, which is how no matrix of
+pairs comes to be. Everything is a pure function of embeddings, settings and
+seed, in float32, and compiles under XLA. No gradient flows through a draw.
 """
 
 from collections.abc import Sequence
@@ -24,16 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import losses
+from jest_tf import scores as scores_lib
 
-CRITERIA = ("learnability", "easy_reference", "hard_learner")
-LOSSES = ("sigmoid", "softmax")
+CRITERIA = scores_lib.CRITERIA
+LOSSES = scores_lib.LOSSES
 FIRST_CHUNKS = ("diagonal", "uniform")
 
-# A tile of logits is 2,048 x 512 float32, 4 MB: large enough for the matrix
-# product to run at full speed, small enough that the elementwise part that
-# follows finds it in cache (benchmarks/bench_selection.py).
-_TILE_ROWS = 2048
-_TILE_COLUMNS = 512
 # Rows of the uniform draw that a draw is compared with. For larger sub-batches
 # its score is scaled up from so many rows.
 _UNIFORM_ROWS = 4096
@@ -121,7 +112,7 @@ def select_jointly(
             f"`first_chunk` must be one of {FIRST_CHUNKS}. "
             f"Received: {first_chunk!r}"
         )
-    scores = _Scores(learner, reference, criterion, loss)
+    scores = scores_lib.Scores(learner, reference, criterion, loss)
     sizes = chunk_sizes(batch_size, num_chunks, scores.super_batch_size)
     noise = gumbel_noise(seed, num_chunks, scores.super_batch_size)
     kept = tf.zeros([scores.super_batch_size], tf.bool)
@@ -188,7 +179,7 @@ def select_top(
     `seed` only by the uniform draw that is reported for comparison.
     """
     del num_chunks, first_chunk, gain
-    scores = _Scores(learner, reference, criterion, loss)
+    scores = scores_lib.Scores(learner, reference, criterion, loss)
     chunk_sizes(batch_size, 1, scores.super_batch_size)
     rows = _top(scores.conditional(), batch_size)
     scores.add(rows)
@@ -308,106 +299,6 @@ def summarize(draw: Draw) -> dict[str, tf.Tensor]:
     return scalars
 
 
-class _Scores:
-    """The running conditional score of every row of a super-batch.
-
-    `conditional()` is the score that each row would add, given the rows that
-    `add` was called with so far.
-    """
-
-    def __init__(self, learner, reference, criterion, loss):
-        models = _checked(learner, reference, criterion, loss)
-        kind = _SigmoidSums if loss == "sigmoid" else _SoftmaxSums
-        self.models = {
-            name: kind(embeddings) for name, embeddings in models.items()
-        }
-        self.criterion = criterion
-        first = next(iter(models.values()))
-        self.super_batch_size = first.image.shape[0]
-
-    def add(self, rows):
-        for model in self.models.values():
-            model.add(rows)
-
-    def conditional(self):
-        return self.of({m: s.conditional() for m, s in self.models.items()})
-
-    def of(self, values):
-        """The criterion of a value for each model."""
-        if self.criterion == "learnability":
-            return values["learner"] - values["reference"]
-        if self.criterion == "easy_reference":
-            return -values["reference"]
-        return values["learner"]
-
-
-class _SigmoidSums:
-    """One model's running sums of pair losses, sigmoid."""
-
-    def __init__(self, embeddings):
-        self.embeddings = embeddings
-        cosines = tf.reduce_sum(embeddings.image * embeddings.text, 1)
-        logits = embeddings.scale * cosines + embeddings.bias
-        self.positive = tf.math.softplus(-logits)  # [B], the row's own pair
-        self.negative = tf.math.softplus(logits)  # [B], it taken as a negative
-        self.both_ways = tf.zeros_like(logits)
-
-    def add(self, rows):
-        self.both_ways += _pair_sums(self.embeddings, rows)
-
-    def conditional(self):
-        return self.positive + self.both_ways
-
-    def row_losses(self, kept):
-        # A kept row met itself as a negative, once in each direction.
-        both_ways = self.both_ways - tf.where(kept, 2.0 * self.negative, 0.0)
-        return self.positive + 0.5 * both_ways
-
-    def mean_loss(self, batch_size):
-        """The loss of `batch_size` rows, from all rows as a sample of them."""
-        others = max(self.positive.shape[0] - 1, 1)
-        pairs = self.both_ways - 2.0 * self.negative
-        return tf.reduce_mean(
-            self.positive + 0.5 * pairs * ((batch_size - 1) / others)
-        )
-
-
-class _SoftmaxSums:
-    """One model's running log-sum-exps of logits, softmax."""
-
-    def __init__(self, embeddings):
-        self.embeddings = embeddings
-        cosines = tf.reduce_sum(embeddings.image * embeddings.text, 1)
-        self.own = embeddings.scale * cosines  # [B]
-        empty = tf.fill(self.own.shape, -np.inf)
-        self.over_texts, self.over_images = empty, empty
-        self.is_empty = True
-
-    def add(self, rows):
-        over_texts, over_images = _pair_log_sums(self.embeddings, rows)
-        self.over_texts = losses.logaddexp(self.over_texts, over_texts)
-        self.over_images = losses.logaddexp(self.over_images, over_images)
-        self.is_empty = False
-
-    def conditional(self):
-        if self.is_empty:
-            return -self.own
-        return -self.own + 0.5 * (self.over_texts + self.over_images)
-
-    def row_losses(self, kept):
-        # The normaliser of a row holds the row itself; that of a kept row does.
-        def joined(total):
-            return tf.where(kept, total, losses.logaddexp(total, self.own))
-
-        both = joined(self.over_texts) + joined(self.over_images)
-        return -self.own + 0.5 * both
-
-    def mean_loss(self, batch_size):
-        """The loss of `batch_size` rows, from all rows as a sample of them."""
-        rows = self.own.shape[0]
-        return tf.reduce_mean(self.conditional()) + np.log(batch_size / rows)
-
-
 def _report(scores, indices, kept, seed):
     """A draw's `Draw`; `scores` has been given all of its rows."""
     row_losses = {
@@ -442,93 +333,6 @@ def _uniform_score(scores, batch_size, seed):
     return scores.of(values)
 
 
-def _pair_sums(embeddings, chosen):
-    """Sums of the negative pairs' losses with the chosen rows, both ways.
-
-    Args:
-        embeddings: `[B, dim]`.
-        chosen: int32 `[c]`, rows.
-
-    Returns:
-        float32 `[B]`: sum_k softplus(l_ik) + softplus(l_ki) over chosen k.
-    """
-
-    def add_tile(state, rows, columns):
-        cosines = tf.matmul(rows, columns, transpose_b=True)
-        logits = embeddings.scale * cosines + embeddings.bias
-        return state + _sum_softplus(logits)
-
-    return sum(
-        _fold_tiles(add_tile, rows, tf.gather(columns, chosen), 0.0)
-        for rows, columns in (embeddings[:2], embeddings[1::-1])
-    )
-
-
-def _pair_log_sums(embeddings, chosen):
-    """Log-sum-exps of the logits with the chosen rows, each way.
-
-    Returns:
-        Two float32 `[B]`: over the chosen texts for each image, and over the
-        chosen images for each text.
-    """
-
-    def add_tile(state, rows, columns):
-        logits = embeddings.scale * tf.matmul(rows, columns, transpose_b=True)
-        return losses.logaddexp(state, tf.reduce_logsumexp(logits, 1))
-
-    return tuple(
-        _fold_tiles(add_tile, rows, tf.gather(columns, chosen), -np.inf)
-        for rows, columns in (embeddings[:2], embeddings[1::-1])
-    )
-
-
-def _fold_tiles(add_tile, rows, columns, start_value):
-    """Folds `add_tile` over tiles of rows x columns; float32 `[rows]`."""
-    num_rows, num_columns = rows.shape[0], columns.shape[0]
-
-    def row_block(state, start, size):
-        block = losses.rows_from(rows, start, size)
-
-        def column_block(state, start, size):
-            tile = losses.rows_from(columns, start, size)
-            return (add_tile(state[0], block, tile),), ()
-
-        value, _ = losses.fold_row_blocks(
-            column_block,
-            num_columns,
-            _TILE_COLUMNS,
-            state=(tf.fill([size], start_value),),
-        )
-        return state, value
-
-    _, (values,) = losses.fold_row_blocks(
-        row_block, num_rows, _TILE_ROWS, row_shapes=((),)
-    )
-    return values
-
-
-def _sum_softplus(logits):
-    """`reduce_sum(softplus(logits), 1)`, with one logarithm for eight terms.
-
-    softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|) <= 1, and a sum of
-    logarithms is the logarithm of the product, here of at most 2^8. The
-    products are kept as p = product - 1, which loses nothing of a small e.
-    """
-    size = logits.shape[1]
-    terms = tf.exp(-tf.abs(logits))
-    padding = -size % 8
-    if padding:
-        terms = tf.pad(terms, [[0, 0], [0, padding]])
-    half = (size + padding) // 2
-    for _ in range(3):
-        left, right = terms[:, :half], terms[:, half:]
-        terms = left + right + left * right
-        half //= 2
-    return tf.reduce_sum(tf.nn.relu(logits), 1) + tf.reduce_sum(
-        tf.math.log1p(terms), 1
-    )
-
-
 def _top(logits, size):
     return tf.math.top_k(logits, size).indices
 
@@ -550,73 +354,3 @@ def _seed(seed):
             f"Received: shape {seed.shape}"
         )
     return seed
-
-
-def _checked(learner, reference, criterion, loss):
-    """The models given, by name, in float32 and cut from the gradient."""
-    for name, value, allowed in (
-        ("criterion", criterion, CRITERIA),
-        ("loss", loss, LOSSES),
-    ):
-        if value not in allowed:
-            raise ValueError(
-                f"`{name}` must be one of {allowed}. Received: {value!r}"
-            )
-    models = {
-        name: _checked_embeddings(name, embeddings)
-        for name, embeddings in (("learner", learner), ("reference", reference))
-        if embeddings is not None
-    }
-    needs = {
-        "learnability": ("learner", "reference"),
-        "easy_reference": ("reference",),
-        "hard_learner": ("learner",),
-    }[criterion]
-    for name in needs:
-        if name not in models:
-            raise ValueError(
-                f"`criterion={criterion!r}` needs the {name}'s embeddings. "
-                f"Received: {name}=None"
-            )
-    sizes = {name: model.image.shape[0] for name, model in models.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            "`learner` and `reference` must embed the same super-batch. "
-            f"Received rows: {sizes}"
-        )
-    return models
-
-
-def _checked_embeddings(name, embeddings):
-    parts = losses.Embeddings(
-        *(tf.convert_to_tensor(part) for part in embeddings)
-    )
-    image, text = parts.image, parts.text
-    if not all(part.dtype.is_floating for part in parts):
-        raise ValueError(
-            f"`{name}` must hold floating-point embeddings. "
-            f"Received: {[part.dtype.name for part in parts]}"
-        )
-    if (
-        image.shape.rank != 2
-        or image.shape != text.shape
-        or not image.shape.is_fully_defined()
-    ):
-        raise ValueError(
-            f"`{name}.image` and `{name}.text` must both be [B, dim] with a "
-            f"static shape. Received: {image.shape} and {text.shape}"
-        )
-    for part in ("scale", "bias"):
-        if getattr(parts, part).shape.rank != 0:
-            raise ValueError(
-                f"`{name}.{part}` must be a scalar. "
-                f"Received: shape {getattr(parts, part).shape}"
-            )
-    message = f"`{name}` embeddings hold NaN or infinity"
-    try:
-        parts = (tf.debugging.check_numerics(part, message) for part in parts)
-        return losses.Embeddings(
-            *(tf.stop_gradient(tf.cast(part, tf.float32)) for part in parts)
-        )
-    except tf.errors.InvalidArgumentError as error:  # only when run eagerly
-        raise ValueError(f"{message}; expected finite numbers") from error

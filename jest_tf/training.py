@@ -1,4 +1,4 @@
-"""`JESTModel`: the training step, score -> select -> gather -> step, in a graph.
+"""`JESTModel`: score -> select -> gather -> step, in one graph.
 
 The model is an ordinary `keras.Model`: compile it with an optimizer, give it a
 dataset of super-batches, call `fit`. What is here is the step and the optimizer
@@ -143,12 +143,12 @@ class JESTModel(keras.Model):
         return list(self._means.values())
 
     def build(self, input_shape):
-        # The towers of a learner are built by calling it; nothing else has
-        # weights of its own.
+        """Builds the learner; nothing else has weights."""
         if not self.learner.built:
             self.learner.build(input_shape)
 
     def call(self, batch, training=None):
+        """The learner's `losses.Embeddings` of a batch."""
         return self.learner(batch, training=training)
 
     def compile(self, optimizer="adamw", **kwargs):
@@ -241,6 +241,7 @@ class JESTModel(keras.Model):
         )
 
     def get_config(self):
+        """The arguments but for the reference, for `.keras` files."""
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
@@ -327,6 +328,7 @@ class Augmentation:
         self.min_area = min_area
 
     def __call__(self, images, seed):
+        """uint8 `[b, H, W, 3]`, int32 `[2]` -> uint8 `[b, H, W, 3]`."""
         return preprocessing.augment(
             images, seed, flip=self.flip, min_area=self.min_area
         )

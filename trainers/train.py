@@ -3,9 +3,10 @@
     python -m trainers.train --config configs/quickstart_jest.py \
         --workdir runs/jest --set reference.workdir=runs/reference
 
-The run directory gets `config.json` (every setting, resolved), `versions.json`,
-the vocabulary, `checkpoints/`, `final.weights.h5` (the learner), `tensorboard/`,
-`metrics.jsonl` (one JSON object a logged step) and `evaluation.jsonl`.
+The run directory gets `config.json` (every setting, resolved),
+`versions.json`, the vocabulary, `checkpoints/`, `final.weights.h5` (the
+learner), `tensorboard/`, `metrics.jsonl` (one JSON object a logged step) and
+`evaluation.jsonl`.
 """
 
 import argparse

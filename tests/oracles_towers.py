@@ -1,0 +1,116 @@
+"""NumPy twins of the towers' layers, in float64 and from their formulas.
+
+They share no code with the package. Weights are read from a built layer by
+name; heads are looped over, and queries, keys and values taken apart.
+"""
+
+import math
+
+import numpy as np
+
+
+def weight(variable):
+    return np.float64(variable.numpy())
+
+
+def dense(layer, values):
+    return values @ weight(layer.kernel) + weight(layer.bias)
+
+
+def layer_norm(layer, values):
+    mean = values.mean(axis=-1, keepdims=True)
+    variance = ((values - mean) ** 2).mean(axis=-1, keepdims=True)
+    normal = (values - mean) / np.sqrt(variance + 1e-6)
+    return normal * weight(layer.gamma) + weight(layer.beta)
+
+
+def gelu(values):
+    inner = math.sqrt(2.0 / math.pi) * (values + 0.044715 * values**3)
+    return 0.5 * values * (1.0 + np.tanh(inner))
+
+
+def mlp(layer, tokens):
+    return dense(layer.contract, gelu(dense(layer.expand, tokens)))
+
+
+def attention(query, key, value, num_heads):
+    """One example: [S, width], [T, width] twice -> [S, width]."""
+    depth = query.shape[-1] // num_heads
+    parts = []
+    for head in range(num_heads):
+        columns = slice(head * depth, (head + 1) * depth)
+        logits = query[:, columns] @ key[:, columns].T / math.sqrt(depth)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        parts.append(weights @ value[:, columns])
+    return np.concatenate(parts, axis=1)
+
+
+def self_attention(layer, tokens):
+    outputs = []
+    for example in tokens:
+        query, key, value = np.split(dense(layer.qkv, example), 3, axis=1)
+        outputs.append(
+            dense(layer.out, attention(query, key, value, layer.num_heads))
+        )
+    return np.stack(outputs)
+
+
+def block(layer, tokens):
+    tokens = tokens + self_attention(
+        layer.attention, layer_norm(layer.attention_norm, tokens)
+    )
+    return tokens + mlp(layer.mlp, layer_norm(layer.mlp_norm, tokens))
+
+
+def encoder(layer, tokens):
+    for one in layer.blocks:
+        tokens = block(one, tokens)
+    return layer_norm(layer.norm, tokens)
+
+
+def pooling(layer, tokens):
+    query = dense(layer.query, weight(layer.probe))
+    outputs = []
+    for example in tokens:
+        key, value = np.split(dense(layer.key_value, example), 2, axis=1)
+        mixed = attention(query, key, value, layer.num_heads)
+        outputs.append(dense(layer.out, mixed)[0])
+    pooled = np.stack(outputs)
+    return pooled + mlp(layer.mlp, layer_norm(layer.mlp_norm, pooled))
+
+
+def patches(layer, images):
+    """Patch by patch, the sum of its pixels times the kernel's."""
+    size, (height, width) = layer.patch_size, images.shape[1:3]
+    kernel, positions = weight(layer.kernel), weight(layer.positions)
+    tokens = []
+    for row in range(height // size):
+        for column in range(width // size):
+            patch = images[
+                :,
+                row * size : (row + 1) * size,
+                column * size : (column + 1) * size,
+            ]
+            token = np.einsum("byxc,yxcw->bw", patch, kernel)
+            tokens.append(token + weight(layer.bias) + positions[row, column])
+    return np.stack(tokens, axis=1)
+
+
+def token_embedding(layer, tokens):
+    return weight(layer.table)[tokens] + weight(layer.positions)
+
+
+def image_tower(tower, images):
+    tokens = encoder(tower.encoder, patches(tower.patches, images))
+    pooled = pooling(tower.pooling, tokens)
+    return pooled if tower.head is None else dense(tower.head, pooled)
+
+
+def text_tower(tower, tokens):
+    encoded = encoder(tower.encoder, token_embedding(tower.tokens, tokens))
+    return dense(tower.head, encoded[:, -1])
+
+
+def unit_norm(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

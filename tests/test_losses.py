@@ -1,0 +1,212 @@
+"""Contrastive losses: hand values, oracles, blocks, gradients, errors."""
+
+import itertools
+import math
+
+import numpy as np
+import oracles
+import tensorflow as tf
+
+from jest_tf import losses
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+def lse(*values):
+    return math.log(sum(map(math.exp, values)))
+
+
+LOSSES = {
+    "sigmoid": (losses.sigmoid_loss, oracles.sigmoid_loss),
+    "softmax": (losses.softmax_loss, oracles.softmax_loss),
+}
+
+
+def embeddings(size, dim, seed=0, scale=10.0, bias=-10.0):
+    random = np.random.default_rng(seed)
+    parts = random.normal(size=(2, size, dim))
+    parts /= np.linalg.norm(parts, axis=2, keepdims=True)
+    return losses.Embeddings(
+        *np.float32(parts), np.float32(scale), np.float32(bias)
+    )
+
+
+def value_and_gradients(loss, parts, jit_compile=None, **options):
+    parts = losses.Embeddings(*(tf.constant(part) for part in parts))
+
+    def run(parts):
+        with tf.GradientTape() as tape:
+            tape.watch(parts)
+            value = loss(parts, **options)
+        return value, tape.gradient(value, parts)
+
+    if jit_compile is None:
+        return run(parts)
+    return tf.function(run, jit_compile=jit_compile)(parts)
+
+
+class LossValueTest(tf.test.TestCase):
+    def test_sigmoid_of_two_pairs_by_hand(self):
+        # image @ text.T = [[1, 0.6], [0, 0.8]]; logits = 2 * that - 1
+        #                = [[1, 0.2], [-1, 0.6]]
+        parts = losses.Embeddings(
+            [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
+        )
+        expected = (
+            softplus(-1.0) + softplus(0.2) + softplus(-1.0) + softplus(-0.6)
+        ) / 2
+        self.assertAllClose(losses.sigmoid_loss(parts), expected, rtol=1e-6)
+
+    def test_softmax_of_two_pairs_by_hand(self):
+        # logits = 2 * [[1, 0.6], [0, 0.8]] = [[2, 1.2], [0, 1.6]]
+        parts = losses.Embeddings(
+            [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
+        )
+        image_to_text = (lse(2.0, 1.2) - 2.0) + (lse(0.0, 1.6) - 1.6)
+        text_to_image = (lse(2.0, 0.0) - 2.0) + (lse(1.2, 1.6) - 1.6)
+        expected = (image_to_text + text_to_image) / 2 / 2
+        self.assertAllClose(losses.softmax_loss(parts), expected, rtol=1e-6)
+
+    def test_one_pair_has_no_negatives(self):
+        parts = losses.Embeddings([[1.0, 0.0]], [[0.6, 0.8]], 5.0, -2.0)
+        self.assertAllClose(
+            losses.sigmoid_loss(parts), math.log1p(math.exp(-1.0)), rtol=1e-6
+        )
+        self.assertAllClose(losses.softmax_loss(parts), 0.0, atol=1e-6)
+
+    def test_values_equal_the_oracle_for_every_use_of_ids(self):
+        for size, mode, name in itertools.product(
+            (2, 13, 40), losses.EQUAL_IDS, LOSSES
+        ):
+            fast, slow = LOSSES[name]
+            parts = embeddings(size, 9, seed=size, scale=14.0, bias=-6.0)
+            ids = np.random.default_rng(size).integers(0, size // 2 + 1, size)
+            with self.subTest(size=size, mode=mode, loss=name):
+                self.assertAllClose(
+                    fast(parts, ids=ids, equal_ids=mode),
+                    slow(parts, ids, mode),
+                    rtol=1e-6,
+                )
+
+    def test_extreme_logits_stay_finite_and_exact(self):
+        for scale, bias in ((500.0, 0.0), (1e-3, -300.0), (800.0, -400.0)):
+            parts = embeddings(17, 5, scale=scale, bias=bias)
+            for name, (fast, slow) in LOSSES.items():
+                with self.subTest(scale=scale, bias=bias, loss=name):
+                    self.assertAllClose(fast(parts), slow(parts), rtol=2e-5)
+
+    def test_bfloat16_embeddings_are_scored_in_float32(self):
+        parts = embeddings(12, 8)
+        rounded = losses.Embeddings(
+            *(tf.cast(part, tf.bfloat16) for part in parts)
+        )
+        widened = losses.Embeddings(
+            *(tf.cast(part, tf.float32) for part in rounded)
+        )
+        for fast, slow in LOSSES.values():
+            value = fast(rounded)
+            self.assertEqual(value.dtype, tf.float32)
+            self.assertAllClose(value, slow(widened), rtol=1e-6)
+
+
+class BlockwiseTest(tf.test.TestCase):
+    def test_blocks_give_the_dense_value_and_gradients(self):
+        parts = embeddings(23, 7, scale=12.0, bias=-8.0)
+        ids = np.random.default_rng(1).integers(0, 6, 23)
+        for (name, (loss, _)), mode in itertools.product(
+            LOSSES.items(), losses.EQUAL_IDS
+        ):
+            dense = value_and_gradients(loss, parts, ids=ids, equal_ids=mode)
+            for block_size, jit in itertools.product(
+                (1, 5, 23, 100), (False, True)
+            ):
+                blocks = value_and_gradients(
+                    loss,
+                    parts,
+                    jit_compile=jit,
+                    ids=ids,
+                    equal_ids=mode,
+                    block_size=block_size,
+                )
+                with self.subTest(loss=name, mode=mode, block=block_size):
+                    self.assertAllClose(blocks[0], dense[0], rtol=1e-6)
+                    for ours, expected in zip(blocks[1], dense[1], strict=True):
+                        self.assertAllClose(ours, expected, atol=2e-6)
+
+    def test_gradients_equal_finite_differences_of_the_oracle(self):
+        parts = losses.Embeddings(
+            *(np.float64(part) for part in embeddings(6, 3, scale=4.0))
+        )
+        ids = [0, 1, 1, 2, 2, 2]
+        step = 1e-5
+        for (fast, slow), mode in itertools.product(
+            LOSSES.values(), losses.EQUAL_IDS
+        ):
+            _, gradients = value_and_gradients(
+                fast,
+                [np.float32(part) for part in parts],
+                ids=ids,
+                equal_ids=mode,
+                block_size=4,
+            )
+            for place, gradient in enumerate(gradients):
+                expected = np.zeros_like(parts[place])
+                for index in np.ndindex(parts[place].shape):
+                    sides = []
+                    for sign in (1.0, -1.0):
+                        moved = [np.array(part) for part in parts]
+                        moved[place][index] += sign * step
+                        moved = losses.Embeddings(*moved)
+                        sides.append(slow(moved, np.array(ids), mode))
+                    expected[index] = (sides[0] - sides[1]) / (2 * step)
+                self.assertAllClose(gradient, expected, atol=2e-5)
+
+    def test_no_logits_of_the_whole_batch_are_formed(self):
+        size, block = 64, 8
+        parts = embeddings(size, 4)
+
+        @tf.function
+        def step(parts):
+            with tf.GradientTape() as tape:
+                tape.watch(parts)
+                value = losses.sigmoid_loss(parts, block_size=block)
+            return tape.gradient(value, parts)
+
+        graph = step.get_concrete_function(
+            losses.Embeddings(*(tf.constant(part) for part in parts))
+        ).graph.as_graph_def()
+        shapes = [
+            [dim.size for dim in shape.shape.dim]
+            for function in (graph, *graph.library.function)
+            for node in getattr(function, "node", None)
+            or getattr(function, "node_def", [])
+            for shape in node.attr["_output_shapes"].list.shape
+        ]
+        self.assertNotIn([size, size], shapes)
+
+
+class LossErrorTest(tf.test.TestCase):
+    def test_bad_arguments_are_named(self):
+        parts = embeddings(4, 3)
+        cases = (
+            (dict(equal_ids="merge"), "`equal_ids` must be one of"),
+            (dict(equal_ids="ignore"), "needs `ids`"),
+            (dict(ids=[1, 2], equal_ids="ignore"), r"shape \[4\]"),
+            (dict(ids=[1.0] * 4, equal_ids="ignore"), "integers"),
+            (dict(block_size=0), "`block_size` must be at least 1"),
+        )
+        for options, message in cases:
+            for loss, _ in LOSSES.values():
+                with self.subTest(**options):
+                    with self.assertRaisesRegex(ValueError, message):
+                        loss(parts, **options)
+
+    def test_shapes_that_do_not_fit_are_named(self):
+        parts = embeddings(4, 3)._replace(text=np.zeros((5, 3), np.float32))
+        with self.assertRaisesRegex(ValueError, r"\(4, 3\) and \(5, 3\)"):
+            losses.sigmoid_loss(parts)
+        flat = embeddings(4, 3)._replace(image=np.zeros(4), text=np.zeros(4))
+        with self.assertRaisesRegex(ValueError, r"must both be \[b, dim\]"):
+            losses.softmax_loss(flat)
