@@ -102,7 +102,8 @@ class PatchEmbedding(keras.layers.Layer):
             tf.reshape(images, [-1, rows, size, columns, size * channels]),
             [0, 1, 3, 2, 4],
         )
-        # One matrix product; the convolution it equals is slower on a CPU.
+        # One matrix product. The convolution it equals takes 1.0-1.2 times as
+        # long, forward and backward on two CPU cores.
         patches = tf.reshape(patches, [-1, size * size * channels])
         kernel = tf.reshape(self.kernel, [-1, self.width])
         tokens = tf.matmul(patches, kernel) + self.bias

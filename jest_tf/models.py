@@ -209,7 +209,6 @@ class ImageTower(keras.layers.Layer):
         super().__init__(**kwargs)
         layers.check_positive("image_size", image_size)
         layers.check_positive("patch_size", patch_size)
-        layers.check_positive("width", width)
         layers.check_positive("embedding_dim", embedding_dim)
         if image_size % patch_size:
             raise ValueError(
@@ -225,32 +224,31 @@ class ImageTower(keras.layers.Layer):
         self.mlp_ratio = mlp_ratio
         self.dropout = dropout
         self.seed = seed
-
-    def build(self, input_shape):
-        self._check_shape(input_shape)
         self.patches = layers.PatchEmbedding(
-            self.patch_size,
-            self.width,
-            seed=layers.child_seed(self.seed, "patches"),
+            patch_size,
+            width,
+            seed=layers.child_seed(seed, "patches"),
             dtype=self.dtype_policy,
             name="patches",
         )
-        self.patches.build(input_shape)
-        num_tokens = (self.image_size // self.patch_size) ** 2
         self.encoder = _encoder(self)
-        self.encoder.build((None, num_tokens, self.width))
         self.pooling = layers.AttentionPooling(
-            self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            seed=layers.child_seed(self.seed, "pooling"),
+            num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            seed=layers.child_seed(seed, "pooling"),
             dtype=self.dtype_policy,
             name="pooling",
         )
+        self.head = None if embedding_dim == width else _head(self)
+
+    def build(self, input_shape):
+        self._check_shape(input_shape)
+        num_tokens = (self.image_size // self.patch_size) ** 2
+        self.patches.build(input_shape)
+        self.encoder.build((None, num_tokens, self.width))
         self.pooling.build((None, num_tokens, self.width))
-        self.head = None
-        if self.embedding_dim != self.width:
-            self.head = _head(self)
+        if self.head is not None:
             self.head.build((None, self.width))
         self.built = True
 
@@ -330,7 +328,6 @@ class TextTower(keras.layers.Layer):
         super().__init__(**kwargs)
         layers.check_positive("vocabulary_size", vocabulary_size)
         layers.check_positive("length", length)
-        layers.check_positive("width", width)
         layers.check_positive("embedding_dim", embedding_dim)
         self.vocabulary_size = vocabulary_size
         self.length = length
@@ -341,20 +338,20 @@ class TextTower(keras.layers.Layer):
         self.mlp_ratio = mlp_ratio
         self.dropout = dropout
         self.seed = seed
-
-    def build(self, input_shape):
-        self._check_shape(input_shape)
         self.tokens = layers.TokenEmbedding(
-            self.vocabulary_size,
-            self.width,
-            seed=layers.child_seed(self.seed, "tokens"),
+            vocabulary_size,
+            width,
+            seed=layers.child_seed(seed, "tokens"),
             dtype=self.dtype_policy,
             name="tokens",
         )
-        self.tokens.build(input_shape)
         self.encoder = _encoder(self)
-        self.encoder.build((None, self.length, self.width))
         self.head = _head(self)
+
+    def build(self, input_shape):
+        self._check_shape(input_shape)
+        self.tokens.build(input_shape)
+        self.encoder.build((None, self.length, self.width))
         self.head.build((None, self.width))
         self.built = True
 
@@ -470,6 +467,7 @@ class TwoTower(keras.Model):
         self.bias = self._add_scalar("bias", bias, trainable=learn_bias)
 
     def build(self, input_shape):
+        _check_keys(input_shape)
         image = self.image_tower(
             keras.KerasTensor(
                 input_shape["image"], self.image_tower.compute_dtype
@@ -480,12 +478,7 @@ class TwoTower(keras.Model):
         self.built = True
 
     def call(self, batch, training=None) -> losses.Embeddings:
-        for name in ("image", "text"):
-            if name not in batch:
-                raise ValueError(
-                    f'`batch` must have the keys "image" and "text". '
-                    f"Received: {sorted(batch)}"
-                )
+        _check_keys(batch)
         image = self.encode_image(batch["image"], training)
         text = self.encode_text(batch["text"], training)
         _check_embeddings(image.shape, text.shape)
@@ -594,6 +587,14 @@ def _head(tower):
         dtype=tower.dtype_policy,
         name="head",
     )
+
+
+def _check_keys(batch):
+    if not {"image", "text"} <= set(batch):
+        raise ValueError(
+            f'`batch` must have the keys "image" and "text". '
+            f"Received: {sorted(batch)}"
+        )
 
 
 def _check_embeddings(image_shape, text_shape):

@@ -59,6 +59,16 @@ class Scores:
         first = next(iter(models.values()))
         self.super_batch_size = first.image.shape[0]
 
+    @property
+    def state(self) -> dict:
+        """What `add` changes, as a nest of tensors, to carry through a loop."""
+        return {name: model.state for name, model in self.models.items()}
+
+    @state.setter
+    def state(self, state: dict) -> None:
+        for name, model in self.models.items():
+            model.state = state[name]
+
     def add(self, rows: tf.Tensor) -> None:
         """Counts `rows`, int32 `[c]`, among the chosen."""
         for model in self.models.values():
@@ -86,23 +96,23 @@ class _SigmoidSums:
         logits = embeddings.scale * cosines + embeddings.bias
         self.positive = tf.math.softplus(-logits)  # [B], the row's own pair
         self.negative = tf.math.softplus(logits)  # [B], it taken as a negative
-        self.both_ways = tf.zeros_like(logits)
+        self.state = tf.zeros_like(logits)  # [B], both directions
 
     def add(self, rows):
-        self.both_ways += _pair_sums(self.embeddings, rows)
+        self.state += _pair_sums(self.embeddings, rows)
 
     def conditional(self):
-        return self.positive + self.both_ways
+        return self.positive + self.state
 
     def row_losses(self, kept):
         # A kept row met itself as a negative, once in each direction.
-        both_ways = self.both_ways - tf.where(kept, 2.0 * self.negative, 0.0)
+        both_ways = self.state - tf.where(kept, 2.0 * self.negative, 0.0)
         return self.positive + 0.5 * both_ways
 
     def mean_loss(self, batch_size):
         """The loss of `batch_size` rows, from all rows as a sample of them."""
         others = max(self.positive.shape[0] - 1, 1)
-        pairs = self.both_ways - 2.0 * self.negative
+        pairs = self.state - 2.0 * self.negative
         return tf.reduce_mean(
             self.positive + 0.5 * pairs * ((batch_size - 1) / others)
         )
@@ -115,44 +125,35 @@ class _SoftmaxSums:
         self.embeddings = embeddings
         cosines = tf.reduce_sum(embeddings.image * embeddings.text, 1)
         self.own = embeddings.scale * cosines  # [B]
-        empty = tf.fill(self.own.shape, -np.inf)
-        self.over_texts, self.over_images = empty, empty
-        self.is_empty = True
+        # [2, B]: an image with the chosen texts, a text with the images.
+        self.state = tf.fill([2, *self.own.shape], -np.inf)
 
     def add(self, rows):
-        over_texts, over_images = _pair_log_sums(self.embeddings, rows)
-        self.over_texts = losses.logaddexp(self.over_texts, over_texts)
-        self.over_images = losses.logaddexp(self.over_images, over_images)
-        self.is_empty = False
+        more = _pair_log_sums(self.embeddings, rows)
+        self.state = losses.logaddexp(self.state, tf.stack(more))
 
     def conditional(self):
-        if self.is_empty:
-            return -self.own
-        return -self.own + 0.5 * (self.over_texts + self.over_images)
+        # Before the first row is chosen there is no normaliser to speak of.
+        both = tf.where(self.state > -np.inf, self.state, 0.0)
+        return -self.own + 0.5 * tf.reduce_sum(both, 0)
 
     def row_losses(self, kept):
         # The normaliser of a row holds the row itself; that of a kept row does.
-        def joined(total):
-            return tf.where(kept, total, losses.logaddexp(total, self.own))
-
-        both = joined(self.over_texts) + joined(self.over_images)
-        return -self.own + 0.5 * both
+        joined = losses.logaddexp(self.state, self.own)
+        both = tf.where(kept, self.state, joined)
+        return -self.own + 0.5 * tf.reduce_sum(both, 0)
 
     def mean_loss(self, batch_size):
         """The loss of `batch_size` rows, from all rows as a sample of them."""
         rows = self.own.shape[0]
         if rows == batch_size:
             return tf.reduce_mean(self.conditional())
-        scale = np.log((batch_size - 1) / (rows - 1))
-
-        def scaled(total):
-            # The row itself stays one of many, whatever their number.
-            share = tf.exp(tf.minimum(self.own - total, 0.0))
-            others = total + tf.math.log1p(-share) + scale
-            return losses.logaddexp(self.own, others)
-
-        both = scaled(self.over_texts) + scaled(self.over_images)
-        return tf.reduce_mean(-self.own + 0.5 * both)
+        # The row itself stays one of many, whatever their number.
+        share = tf.exp(tf.minimum(self.own - self.state, 0.0))
+        others = self.state + tf.math.log1p(-share)
+        others += np.log((batch_size - 1) / (rows - 1))
+        both = losses.logaddexp(self.own, others)
+        return tf.reduce_mean(-self.own + 0.5 * tf.reduce_sum(both, 0))
 
 
 def _pair_sums(embeddings, chosen):

@@ -113,18 +113,28 @@ def select_jointly(
             f"Received: {first_chunk!r}"
         )
     scores = scores_lib.Scores(learner, reference, criterion, loss)
-    sizes = chunk_sizes(batch_size, num_chunks, scores.super_batch_size)
-    noise = gumbel_noise(seed, num_chunks, scores.super_batch_size)
-    kept = tf.zeros([scores.super_batch_size], tf.bool)
-    chosen = []
-    for chunk, size in enumerate(sizes):
+    super_batch_size = scores.super_batch_size
+    sizes = chunk_sizes(batch_size, num_chunks, super_batch_size)
+    noise = gumbel_noise(seed, num_chunks, super_batch_size)
+
+    def draw(chunk, size, kept, state):
+        scores.state = state
         logits = gain * scores.conditional()
-        if chunk == 0 and first_chunk == "uniform":
-            logits = tf.zeros_like(logits)
-        rows = _top(tf.where(kept, -np.inf, logits + noise[chunk]), size)
-        kept |= _mask(rows, scores.super_batch_size)
-        chosen.append(rows)
+        if first_chunk == "uniform":
+            logits = tf.where(chunk == 0, 0.0, logits)
+        keys = tf.where(kept, -np.inf, logits + tf.gather(noise, chunk))
+        rows = _top(keys, size)
         scores.add(rows)
+        return rows, kept | _mask(rows, super_batch_size), scores.state
+
+    kept = tf.zeros([super_batch_size], tf.bool)
+    chosen, state = [], scores.state
+    for size in sorted(set(sizes), reverse=True):  # two at most
+        rows, kept, state = _draw_chunks(
+            draw, sizes.index(size), sizes.count(size), size, kept, state
+        )
+        chosen.append(rows)
+    scores.state = state
     return _report(scores, tf.concat(chosen, 0), kept, seed)
 
 
@@ -297,6 +307,26 @@ def summarize(draw: Draw) -> dict[str, tf.Tensor]:
                 tf.reduce_sum(tf.cast(rows, tf.float32)),
             )
     return scalars
+
+
+def _draw_chunks(draw, first, count, size, kept, state):
+    """Draws `count` chunks of one size in a loop, from chunk `first` on.
+
+    A loop, because sixteen copies of a chunk's graph take minutes to compile.
+    """
+    drawn = tf.TensorArray(tf.int32, size=count, element_shape=[size])
+
+    def step(chunk, drawn, kept, state):
+        rows, kept, state = draw(chunk, size, kept, state)
+        return chunk + 1, drawn.write(chunk - first, rows), kept, state
+
+    _, drawn, kept, state = tf.while_loop(
+        lambda chunk, *_: chunk < first + count,
+        step,
+        (tf.constant(first), drawn, kept, state),
+        parallel_iterations=1,
+    )
+    return tf.reshape(drawn.stack(), [count * size]), kept, state
 
 
 def _report(scores, indices, kept, seed):

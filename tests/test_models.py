@@ -1,0 +1,494 @@
+"""The towers against NumPy twins, and what TwoTower promises of any two."""
+
+import keras
+import numpy as np
+import oracles_towers
+import pytest
+import tensorflow as tf
+
+from jest_tf import config, losses, models
+
+SIZES = {"width": 8, "depth": 2, "num_heads": 2}
+IMAGE_SIZE, PATCH_SIZE, VOCABULARY_SIZE, LENGTH = 4, 2, 11, 5
+
+
+def image_tower(embedding_dim=6, **settings):
+    defaults = {**SIZES, "patch_size": PATCH_SIZE, "seed": 0}
+    return models.ImageTower(
+        image_size=IMAGE_SIZE,
+        embedding_dim=embedding_dim,
+        **{**defaults, **settings},
+    )
+
+
+def text_tower(embedding_dim=6, **settings):
+    return models.TextTower(
+        vocabulary_size=VOCABULARY_SIZE,
+        length=LENGTH,
+        embedding_dim=embedding_dim,
+        **{**SIZES, "seed": 1, **settings},
+    )
+
+
+def two_tower(dtype="float32", dropout=0.0, **settings):
+    shared = {"dtype": dtype, "dropout": dropout}
+    return models.TwoTower(
+        image_tower(**shared), text_tower(**shared), **settings
+    )
+
+
+def make_batch(rows=3, seed=0):
+    random = np.random.default_rng(seed)
+    shape = (rows, IMAGE_SIZE, IMAGE_SIZE, 3)
+    return {
+        "image": np.uint8(random.integers(0, 256, shape)),
+        "text": np.int32(random.integers(0, VOCABULARY_SIZE, (rows, LENGTH))),
+    }
+
+
+def randomise(layer, seed=0):
+    """Fills every weight, so that biases and scales count in a comparison."""
+    random = np.random.default_rng(seed)
+    layer.set_weights(
+        [
+            np.float32(random.normal(scale=0.5, size=one.shape))
+            for one in layer.get_weights()
+        ]
+    )
+
+
+class TowersTest(tf.test.TestCase):
+    def test_an_image_tower_equals_its_twin(self):
+        images = np.float32(make_batch()["image"] / 127.5 - 1)
+        for embedding_dim in (6, 8):  # 8, the width, leaves out the head.
+            with self.subTest(embedding_dim=embedding_dim):
+                tower = image_tower(embedding_dim)
+                tower.build(images.shape)
+                randomise(tower)
+                self.assertAllClose(
+                    tower(images),
+                    oracles_towers.image_tower(tower, np.float64(images)),
+                    1e-5,
+                    1e-5,
+                )
+                self.assertEqual(tower.head is None, embedding_dim == 8)
+
+    def test_a_text_tower_equals_its_twin(self):
+        tokens = make_batch()["text"]
+        for embedding_dim in (6, 8):
+            with self.subTest(embedding_dim=embedding_dim):
+                tower = text_tower(embedding_dim)
+                tower.build(tokens.shape)
+                randomise(tower)
+                self.assertAllClose(
+                    tower(tokens),
+                    oracles_towers.text_tower(tower, tokens),
+                    1e-5,
+                    1e-5,
+                )
+
+    def test_every_token_reaches_the_last(self):
+        tower, tokens = text_tower(), make_batch(1)["text"]
+        for position in range(LENGTH):
+            changed = tokens.copy()
+            changed[0, position] = (changed[0, position] + 1) % VOCABULARY_SIZE
+            self.assertNotAllClose(tower(changed), tower(tokens))
+
+    def test_order_counts_in_both_towers(self):
+        batch = make_batch(1)
+        images = np.float32(batch["image"])
+        tower = image_tower()
+        self.assertNotAllClose(tower(images[:, ::-1]), tower(images))
+        tower, tokens = text_tower(), np.array([[1, 2, 3, 4, 0]])
+        self.assertNotAllClose(tower(tokens[:, [1, 0, 2, 3, 4]]), tower(tokens))
+
+    def test_only_training_drops(self):
+        images = np.float32(make_batch()["image"]) / 255
+        without, tower = image_tower(), image_tower(dropout=0.5)
+        self.assertAllEqual(tower(images, training=False), without(images))
+        self.assertNotAllClose(tower(images, training=True), without(images))
+
+    def test_settings_that_do_not_fit_are_refused(self):
+        for message, make in (
+            (
+                "`patch_size` must divide `image_size`.*patch_size=3, image",
+                lambda: image_tower(patch_size=3),
+            ),
+            ("`width` must be a pos.*width=0", lambda: text_tower(width=0)),
+            ("`dropout` must be in", lambda: image_tower(dropout=1.0)),
+            ("`depth` must be a pos", lambda: image_tower(depth=0)),
+            ("`num_heads` must be a pos", lambda: text_tower(num_heads=-1)),
+            (
+                "`embedding_dim` must be a pos",
+                lambda: image_tower(embedding_dim=1.5),
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                make()
+
+    def test_inputs_that_do_not_fit_are_refused(self):
+        for message, call in (
+            (
+                r"`images` must be \[B, 4, 4, 3\].*\(1, 4, 6, 3\)",
+                lambda: image_tower()(tf.zeros([1, 4, 6, 3])),
+            ),
+            (
+                r"`images` must be \[B, 4, 4, 3\].*\(4, 4, 3\)",
+                lambda: image_tower()(tf.zeros([4, 4, 3])),
+            ),
+            (
+                "`images` must be floating point.*uint8",
+                lambda: image_tower()(tf.zeros([1, 4, 4, 3], tf.uint8)),
+            ),
+            (
+                r"`tokens` must be \[B, 5\].*\(2, 4\)",
+                lambda: text_tower()(tf.zeros([2, 4], tf.int32)),
+            ),
+            (
+                "`tokens` must be integers.*float32",
+                lambda: text_tower()(tf.zeros([2, 5])),
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                call()
+
+
+class UnitNormTest(tf.test.TestCase):
+    def test_by_hand(self):
+        # |(3, 4)| = 5.
+        self.assertAllClose(models.unit_norm([[3.0, 4.0]]), [[0.6, 0.8]])
+
+    def test_zero_stays_zero_with_a_finite_gradient(self):
+        zero = tf.zeros([1, 3])
+        with tf.GradientTape() as tape:
+            tape.watch(zero)
+            normal = models.unit_norm(zero)
+        self.assertAllEqual(normal, zero)
+        self.assertTrue(np.isfinite(tape.gradient(normal, zero)).all())
+
+    def test_bfloat16_is_normalised_in_float32(self):
+        vectors = tf.cast([[3.0, 4.0]], tf.bfloat16)
+        normal = models.unit_norm(vectors)
+        self.assertEqual(normal.dtype, tf.float32)
+        self.assertAllClose(normal, [[0.6, 0.8]], 1e-6)
+
+
+class TwoTowerTest(tf.test.TestCase):
+    def test_embeddings_are_the_normalised_outputs_of_the_towers(self):
+        model, batch = two_tower(temperature=4.0, bias=-3.0), make_batch()
+        model(batch)
+        for seed, tower in enumerate((model.image_tower, model.text_tower)):
+            randomise(tower, seed)
+        embeddings = model(batch)
+        self.assertIsInstance(embeddings, losses.Embeddings)
+        images = np.float64(batch["image"]) / 127.5 - 1
+        for found, expected in (
+            (
+                embeddings.image,
+                oracles_towers.image_tower(model.image_tower, images),
+            ),
+            (
+                embeddings.text,
+                oracles_towers.text_tower(model.text_tower, batch["text"]),
+            ),
+        ):
+            self.assertAllClose(
+                found, oracles_towers.unit_norm(expected), 1e-5, 1e-5
+            )
+            self.assertAllClose(np.linalg.norm(found, axis=1), [1, 1, 1])
+        self.assertAllClose(embeddings.scale, 4.0)
+        self.assertAllClose(embeddings.bias, -3.0)
+
+    def test_encoders_give_what_call_gives_and_other_keys_change_nothing(self):
+        model, batch = two_tower(), make_batch()
+        embeddings = model(batch)
+        self.assertAllEqual(
+            model.encode_image(batch["image"]), embeddings.image
+        )
+        self.assertAllEqual(model.encode_text(batch["text"]), embeddings.text)
+        more = model(
+            {
+                **batch,
+                "id": tf.range(3, dtype=tf.int64),
+                "caption_replaced": tf.zeros([3], tf.bool),
+                "name": tf.constant(["a", "b", "c"]),
+            }
+        )
+        self.assertAllEqual(more.image, embeddings.image)
+
+    def test_uint8_is_mapped_to_one_around_zero_and_floats_are_left(self):
+        # The tower returns the first pixel's three channels as they come.
+        first = keras.layers.Lambda(lambda images: images[:, 0, 0] + 2.0)
+        model = models.TwoTower(first, keras.layers.Identity())
+        pixels = [[[[0, 255, 127]]]]
+        mapped = np.array([[1.0, 3.0, 1 + 127 / 127.5]])
+        self.assertAllClose(
+            model.encode_image(tf.constant(pixels, tf.uint8)),
+            mapped / np.linalg.norm(mapped),
+        )
+        left = np.array([[2.0, 257.0, 129.0]])
+        self.assertAllClose(
+            model.encode_image(tf.constant(pixels, tf.float32)),
+            left / np.linalg.norm(left),
+        )
+
+    def test_permuting_the_batch_permutes_the_embeddings(self):
+        model, batch, order = two_tower(), make_batch(), [2, 0, 1]
+        expected = model(batch)
+        found = model({name: value[order] for name, value in batch.items()})
+        self.assertAllClose(found.image, tf.gather(expected.image, order))
+        self.assertAllClose(found.text, tf.gather(expected.text, order))
+
+    def test_eager_graph_and_xla_agree(self):
+        model, batch = two_tower(), make_batch()
+        eager = model(batch)
+        for jit_compile in (False, True):
+            found = tf.function(model, jit_compile=jit_compile)(batch)
+            for one, same in zip(found, eager, strict=True):
+                self.assertAllClose(one, same, 1e-5, 1e-5)
+
+    def test_a_bfloat16_policy_leaves_outputs_and_scalars_float32(self):
+        model, batch = two_tower("mixed_bfloat16", bias=-10.01), make_batch()
+        embeddings = model(batch)
+        self.assertEqual(model.image_tower.patches.compute_dtype, "bfloat16")
+        for part in embeddings:
+            self.assertEqual(part.dtype, tf.float32)
+        # bfloat16 would round the bias to -10.
+        self.assertAllClose(embeddings.bias, -10.01, 1e-7)
+        self.assertAllClose(embeddings.scale, 10.0, 1e-6)
+        exact = two_tower()(batch)
+        self.assertAllClose(embeddings.image, exact.image, 0.05, 0.05)
+        self.assertAllClose(embeddings.text, exact.text, 0.05, 0.05)
+
+    def test_a_bfloat16_policy_of_its_own_leaves_the_scalars_float32(self):
+        model = two_tower()
+        mixed = models.TwoTower(
+            model.image_tower,
+            model.text_tower,
+            bias=-10.01,
+            dtype="mixed_bfloat16",
+        )
+        embeddings = mixed(make_batch())
+        self.assertEqual(embeddings.bias.dtype, tf.float32)
+        self.assertAllClose(embeddings.bias, -10.01, 1e-7)
+        self.assertEqual(mixed.log_temperature.dtype, "float32")
+
+    def test_a_gradient_reaches_every_variable(self):
+        model, batch = two_tower(), make_batch()
+        with tf.GradientTape() as tape:
+            loss = losses.sigmoid_loss(model(batch, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        # Per tower: 2 blocks of 12, the last norm's 2, the head's 2; the
+        # patches' 3 and the pool's 13, or the tokens' 2; and two scalars.
+        self.assertLen(gradients, 2 * (24 + 2 + 2) + 3 + 13 + 2 + 2)
+        for variable, gradient in zip(
+            model.trainable_variables, gradients, strict=True
+        ):
+            with self.subTest(variable.path):
+                self.assertGreater(tf.norm(tf.convert_to_tensor(gradient)), 0)
+
+    def test_a_bias_that_is_not_learned_is_not_trainable(self):
+        model = two_tower(learn_bias=False)
+        paths = [one.path for one in model.trainable_variables]
+        self.assertNotIn(model.bias.path, paths)
+        self.assertIn(model.log_temperature.path, paths)
+
+    def test_training_reaches_both_towers(self):
+        model, batch = two_tower(dropout=0.5), make_batch()
+        plain, still = two_tower()(batch), model(batch, training=False)
+        noisy = model(batch, training=True)
+        self.assertAllEqual(still.image, plain.image)
+        self.assertAllEqual(still.text, plain.text)
+        self.assertNotAllClose(noisy.image, plain.image)
+        self.assertNotAllClose(noisy.text, plain.text)
+
+    def test_any_two_keras_models_make_one(self):
+        inputs = keras.Input([2, 2, 3])
+        hidden = keras.layers.Conv2D(4, 2, activation="relu")(inputs)
+        image = keras.Model(inputs, keras.layers.Flatten()(hidden))
+        text = keras.Sequential(
+            [
+                keras.layers.Embedding(7, 4, mask_zero=True),
+                keras.layers.GlobalAveragePooling1D(),
+            ]
+        )
+        model = models.TwoTower(image, text)
+        embeddings = model(
+            {
+                "image": tf.zeros([2, 2, 2, 3], tf.uint8),
+                "text": tf.constant([[1, 2, 0], [3, 0, 0]]),
+            }
+        )
+        table = text.layers[0].get_weights()[0]
+        mean = np.stack([(table[1] + table[2]) / 2, table[3]])
+        self.assertAllClose(embeddings.text, oracles_towers.unit_norm(mean))
+
+    def test_arguments_that_do_not_fit_are_refused(self):
+        image, text = image_tower(), text_tower()
+        with self.assertRaisesRegex(TypeError, "`text_tower` must be a Keras"):
+            models.TwoTower(image, lambda tokens: tokens)
+        for temperature in (0.0, -1.0, float("nan")):
+            with self.assertRaisesRegex(ValueError, "`temperature` must be"):
+                models.TwoTower(image, text, temperature=temperature)
+        with self.assertRaisesRegex(
+            ValueError, r"must both map.*\(\w+, 6\), text \(\w+, 7\)"
+        ):
+            models.TwoTower(image, text_tower(7))(make_batch())
+
+    def test_batches_that_do_not_fit_are_refused(self):
+        batch = make_batch()
+        for message, change in (
+            ("equally many rows.*3 and 2", {"text": batch["text"][:2]}),
+            (
+                "`image` must be uint8.*int32",
+                {"image": np.int32(batch["image"])},
+            ),
+            ("`text` must be token ids.*string", {"text": tf.fill([3], "a")}),
+        ):
+            model = two_tower()
+            model(batch)
+            with self.assertRaisesRegex(ValueError, message):
+                model({**batch, **change})
+        for name in ("image", "text"):
+            part = {name: batch[name]}
+            with self.assertRaisesRegex(
+                ValueError, rf"`batch` must have the keys.*\['{name}'\]"
+            ):
+                model(part)
+            with self.assertRaisesRegex(
+                ValueError, rf"`batch` must have the keys.*\['{name}'\]"
+            ):
+                two_tower()(part)
+
+
+# TensorFlow's tensors do not know NumPy 2's `copy` argument.
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+class SavingTest(tf.test.TestCase):
+    def test_a_saved_model_comes_back_whole(self):
+        batch = make_batch()
+        for dtype in ("float32", "mixed_bfloat16"):
+            model = two_tower(dtype, temperature=3.0, learn_bias=False)
+            model(batch)
+            randomise(model)
+            path = f"{self.get_temp_dir()}/model.keras"
+            model.save(path)
+            again = keras.saving.load_model(path)
+            self.assertEqual(again.text_tower.dtype_policy.name, dtype)
+            self.assertFalse(again.bias.trainable)
+            self.assertEqual(again.temperature, 3.0)
+            for one, same in zip(again(batch), model(batch), strict=True):
+                self.assertAllEqual(one, same)
+
+    def test_weights_load_into_a_model_of_another_seed(self):
+        settings = {"image_size": 16, "vocabulary_size": 9, "text_length": 4}
+        first = models.build_two_tower("tiny", seed=0, **settings)
+        second = models.build_two_tower("tiny", seed=1, **settings)
+        path = f"{self.get_temp_dir()}/model.weights.h5"
+        first.save_weights(path)
+        second.load_weights(path)
+        for one, same in zip(first.weights, second.weights, strict=True):
+            self.assertAllEqual(one, same)
+
+
+class BuildTwoTowerTest(tf.test.TestCase):
+    def build(self, preset="tiny", **settings):
+        defaults = {"image_size": 32, "vocabulary_size": 50, "text_length": 16}
+        return models.build_two_tower(preset, **{**defaults, **settings})
+
+    def test_a_seed_fixes_every_weight(self):
+        first, again, other = (self.build(seed=seed) for seed in (0, 0, 1))
+        kernels = 0
+        for one, same, new in zip(
+            first.weights, again.weights, other.weights, strict=True
+        ):
+            self.assertAllEqual(one, same)
+            if len(one.shape) > 1:
+                kernels += 1
+                self.assertNotAllClose(one, new)
+        # Per block qkv, out and two of the MLP, in 2 x 3 blocks; kernel and
+        # positions; table and positions; probe, three projections and two of
+        # the MLP; the text head.
+        self.assertEqual(kernels, 24 + 2 + 2 + 6 + 1)
+
+    def test_the_towers_start_apart(self):
+        model = self.build(seed=0)
+        self.assertNotAllClose(
+            model.image_tower.encoder.blocks[0].mlp.expand.kernel,
+            model.text_tower.encoder.blocks[0].mlp.expand.kernel,
+        )
+
+    def test_settings_reach_the_model(self):
+        model = self.build(
+            patch_size=16, dtype="mixed_bfloat16", temperature=2.0, bias=-1.0
+        )
+        embeddings = model(
+            {
+                "image": tf.zeros([1, 32, 32, 3], tf.uint8),
+                "text": tf.zeros([1, 16], tf.int32),
+            }
+        )
+        self.assertEqual(model.image_tower.patches.positions.shape, (2, 2, 64))
+        self.assertEqual(model.text_tower.compute_dtype, "bfloat16")
+        self.assertEqual(embeddings.image.shape, (1, 64))
+        self.assertAllClose(embeddings.scale, 2.0)
+        self.assertAllClose(embeddings.bias, -1.0)
+
+    def test_a_recipe_builds_its_learner(self):
+        recipe = config.TrainConfig(
+            seed=5,
+            data=config.DataConfig(image_size=16, text_length=4),
+            model=config.ModelConfig(preset="tiny", temperature=2.0),
+        )
+        learner = models.build_learner(recipe, 9)
+        same = models.build_two_tower(
+            "tiny",
+            image_size=16,
+            vocabulary_size=9,
+            text_length=4,
+            temperature=2.0,
+            seed=5,
+        )
+        for one, other in zip(learner.weights, same.weights, strict=True):
+            self.assertAllEqual(one, other)
+
+    def test_an_unknown_preset_is_refused(self):
+        with self.assertRaisesRegex(
+            ValueError, r"`preset` must be.*'b16', 'l16', 's16', 'tiny'.*'h14'"
+        ):
+            self.build("h14")
+
+    def test_parameters_of_tiny_follow_the_formula(self):
+        self.assertEqual(
+            self.build().count_params(), num_parameters("tiny", 32, 50, 16)
+        )
+
+    @pytest.mark.slow
+    def test_parameters_of_b16_follow_the_formula(self):
+        # 203 million: 93 for images, 86 for texts and 25 for their tokens.
+        expected = num_parameters("b16", 224, 32_000, 64)
+        self.assertBetween(expected, 203e6, 204e6)
+        model = self.build(
+            "b16", image_size=224, vocabulary_size=32_000, text_length=64
+        )
+        self.assertEqual(model.count_params(), expected)
+
+
+def num_parameters(preset, image_size, vocabulary_size, length):
+    """By hand, for an embedding as wide as a token (W)."""
+    sizes = models.PRESETS[preset]
+    width = sizes.width
+    attention = 4 * (width * width + width)  # Queries, keys, values, out.
+    mlp = width * 4 * width + 4 * width + 4 * width * width + width
+    norm = 2 * width
+    trunk = sizes.depth * (attention + mlp + 2 * norm) + norm
+    patches = sizes.patch_size**2 * 3 * width + width
+    positions = (image_size // sizes.patch_size) ** 2 * width
+    pool = width + attention + norm + mlp  # The first is the probe.
+    head = width * width + width
+    image = patches + positions + trunk + pool
+    text = vocabulary_size * width + length * width + trunk + head
+    return image + text + 2
+
+
+if __name__ == "__main__":
+    tf.test.main()
