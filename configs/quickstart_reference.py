@@ -10,9 +10,9 @@ DATA = "examples/icontext_mini"
 
 
 def config() -> config_lib.TrainConfig:
-    """1,400 emoji of one style with full captions, about 55 times over."""
+    """1,568 emoji of two styles with full captions."""
     return config_lib.TrainConfig(
-        steps=300,
+        steps=400,
         data=config_lib.DataConfig(
             train=(f"{DATA}/reference-*.tfrecord",),
             super_batch_size=256,
@@ -20,9 +20,10 @@ def config() -> config_lib.TrainConfig:
             text_length=16,
             min_crop_area=0.6,
         ),
+        # Two styles of one emoji share their captions.
         model=config_lib.ModelConfig(preset="tiny", equal_captions="ignore"),
         optimizer=config_lib.OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=30, weight_decay=0.01
+            learning_rate=3e-3, warmup_steps=40, weight_decay=0.05
         ),
         evaluation=config_lib.EvaluationConfig(
             data=(f"{DATA}/test_concept-*.tfrecord",),

@@ -14,6 +14,7 @@ import keras
 
 METRICS_FILE = "metrics.jsonl"
 DRAWS_FILE = "draws.jsonl"
+EVALUATION_FILE = "evaluation.jsonl"
 
 _FOLDER = "checkpoints"
 _NAME = "step-{:09d}.weights.h5"
@@ -80,7 +81,7 @@ def restore(model: keras.Model, workdir: str) -> int:
     step = steps[-1] if steps else 0
     if step:
         model.load_weights(os.path.join(folder, _NAME.format(step)))
-    for name in (METRICS_FILE, DRAWS_FILE):
+    for name in (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE):
         _cut(os.path.join(workdir, name), step)
     return step
 

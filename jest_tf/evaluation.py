@@ -21,11 +21,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import checkpoint, ledger, models
 from jest_tf import config as config_lib
-from jest_tf import ledger, models
 from jest_tf.data import pipeline, preprocessing, records
-
-EVALUATION_FILE = "evaluation.jsonl"
 
 _RECALLS = (1, 5, 10)
 _ACCURACIES = (1, 5)
@@ -263,7 +261,9 @@ class Evaluation(keras.callbacks.Callback):
             )
             for name, store in stores.items()
         }
-        self._path = workdir and os.path.join(workdir, EVALUATION_FILE)
+        self._path = workdir and os.path.join(
+            workdir, checkpoint.EVALUATION_FILE
+        )
         self._step = self._epoch_start = start_step
         self._log = log
         self._results = _read_results(self._path)

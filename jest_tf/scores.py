@@ -96,26 +96,26 @@ class _SigmoidSums:
         logits = embeddings.scale * cosines + embeddings.bias
         self.positive = tf.math.softplus(-logits)  # [B], the row's own pair
         self.negative = tf.math.softplus(logits)  # [B], it taken as a negative
-        self.state = tf.zeros_like(logits)  # [B], both directions
+        # [2, B]: an image with the chosen texts, a text with the images.
+        self.state = tf.zeros([2, *logits.shape])
 
     def add(self, rows):
         self.state += _pair_sums(self.embeddings, rows)
 
     def conditional(self):
-        return self.positive + self.state
+        return self.positive + tf.reduce_sum(self.state, 0)
 
     def row_losses(self, kept):
         # A kept row met itself as a negative, once in each direction.
-        both_ways = self.state - tf.where(kept, 2.0 * self.negative, 0.0)
-        return self.positive + 0.5 * both_ways
+        others = self.state - tf.where(kept, self.negative, 0.0)
+        return self.positive + 0.5 * tf.reduce_sum(others, 0)
 
     def mean_loss(self, batch_size):
         """The loss of `batch_size` rows, from all rows as a sample of them."""
         others = max(self.positive.shape[0] - 1, 1)
-        pairs = self.state - 2.0 * self.negative
-        return tf.reduce_mean(
-            self.positive + 0.5 * pairs * ((batch_size - 1) / others)
-        )
+        pairs = tf.reduce_sum(self.state - self.negative, 0)
+        scale = 0.5 * (batch_size - 1) / others
+        return tf.reduce_mean(self.positive + scale * pairs)
 
 
 class _SoftmaxSums:
@@ -130,7 +130,7 @@ class _SoftmaxSums:
 
     def add(self, rows):
         more = _pair_log_sums(self.embeddings, rows)
-        self.state = losses.logaddexp(self.state, tf.stack(more))
+        self.state = losses.logaddexp(self.state, more)
 
     def conditional(self):
         # Before the first row is chosen there is no normaliser to speak of.
@@ -157,14 +157,15 @@ class _SoftmaxSums:
 
 
 def _pair_sums(embeddings, chosen):
-    """Sums of the negative pairs' losses with the chosen rows, both ways.
+    """Sums of softplus(logit) over the chosen rows, in each direction.
 
     Args:
         embeddings: `[B, dim]`.
         chosen: int32 `[c]`, rows.
 
     Returns:
-        float32 `[B]`: sum_k softplus(l_ik) + softplus(l_ki) over chosen k.
+        float32 `[2, B]`: of each image with the chosen texts, and of each text
+        with the chosen images.
     """
 
     def add_tile(state, rows, columns):
@@ -172,27 +173,27 @@ def _pair_sums(embeddings, chosen):
         logits = embeddings.scale * cosines + embeddings.bias
         return state + _sum_softplus(logits)
 
-    return sum(
-        _fold_tiles(add_tile, rows, tf.gather(columns, chosen), 0.0)
-        for rows, columns in (embeddings[:2], embeddings[1::-1])
-    )
+    return _fold_both_ways(add_tile, embeddings, chosen, 0.0)
 
 
 def _pair_log_sums(embeddings, chosen):
-    """Log-sum-exps of the logits with the chosen rows, each way.
-
-    Returns:
-        Two float32 `[B]`: over the chosen texts for each image, and over the
-        chosen images for each text.
-    """
+    """Log-sum-exps of the logits without bias; otherwise as `_pair_sums`."""
 
     def add_tile(state, rows, columns):
         logits = embeddings.scale * tf.matmul(rows, columns, transpose_b=True)
         return losses.logaddexp(state, tf.reduce_logsumexp(logits, 1))
 
-    return tuple(
-        _fold_tiles(add_tile, rows, tf.gather(columns, chosen), -np.inf)
-        for rows, columns in (embeddings[:2], embeddings[1::-1])
+    return _fold_both_ways(add_tile, embeddings, chosen, -np.inf)
+
+
+def _fold_both_ways(add_tile, embeddings, chosen, start_value):
+    # Stacked and not added up: TensorFlow 2.20 rewrites a chain of additions
+    # in a nested loop into temporary variables whose names collide.
+    return tf.stack(
+        [
+            _fold_tiles(add_tile, rows, tf.gather(columns, chosen), start_value)
+            for rows, columns in (embeddings[:2], embeddings[1::-1])
+        ]
     )
 
 
@@ -249,7 +250,7 @@ def _softplus_of_eight(logits):
     for _ in range(3):
         half = product.shape[1] // 2
         left, right = product[:, :half], product[:, half:]
-        product = left + right + left * right
+        product = left + right * (1.0 + left)  # (1 + l)(1 + r) - 1
         positive = positive[:, :half] + positive[:, half:]
     return positive + _log1p(product)
 

@@ -160,6 +160,10 @@ class JESTModel(keras.Model):
             )
         super().compile(optimizer=optimizer, **kwargs)
 
+    def fit(self, *args, shuffle=False, **kwargs):
+        """As `keras.Model.fit`; the dataset alone says what comes when."""
+        return super().fit(*args, shuffle=shuffle, **kwargs)
+
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means."""
         batch = _batch_of(data)

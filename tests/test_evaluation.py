@@ -453,7 +453,7 @@ class EvaluationTest(tf.test.TestCase):
         )
 
     def steps_written(self):
-        path = os.path.join(self.folder, evaluation.EVALUATION_FILE)
+        path = os.path.join(self.folder, checkpoint.EVALUATION_FILE)
         with open(path, encoding="utf-8") as file:
             return [json.loads(line)["step"] for line in file]
 
@@ -498,7 +498,7 @@ class EvaluationTest(tf.test.TestCase):
         callback = self.make(every_steps=1, workdir=self.folder)
         self.assertEqual(callback.run(3), {})
         self.assertEqual(self.logged, {})
-        self.assertNotIn(evaluation.EVALUATION_FILE, os.listdir(self.folder))
+        self.assertNotIn(checkpoint.EVALUATION_FILE, os.listdir(self.folder))
 
 
 if __name__ == "__main__":

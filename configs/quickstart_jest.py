@@ -1,0 +1,24 @@
+"""Quickstart: the uniform learner's recipe, with JEST.
+
+    python -m trainers.train --config configs/quickstart_jest.py \
+        --workdir runs/jest --set reference.workdir=runs/reference
+"""
+
+import dataclasses
+import pathlib
+
+from jest_tf import config as config_lib
+
+
+def config() -> config_lib.TrainConfig:
+    """Draws 1,280, trains on the 256 that are jointly most learnable."""
+    uniform = config_lib.load_config(
+        pathlib.Path(__file__).with_name("quickstart_uniform.py")
+    )
+    return dataclasses.replace(
+        uniform,
+        data=dataclasses.replace(uniform.data, super_batch_size=1280),
+        reference=config_lib.ReferenceConfig(workdir="runs/reference"),
+        selection=config_lib.SelectionConfig(method="joint", batch_size=256),
+        evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
+    )

@@ -1,0 +1,25 @@
+"""Quickstart: a learner trained on the noisy pool as it comes.
+
+    python -m trainers.train --config configs/quickstart_uniform.py \
+        --workdir runs/uniform
+"""
+
+import dataclasses
+import pathlib
+
+from jest_tf import config as config_lib
+
+DATA = "examples/icontext_mini"
+
+
+def config() -> config_lib.TrainConfig:
+    """The reference's recipe on other data: 8,200 icons, logos and clip art."""
+    reference = config_lib.load_config(
+        pathlib.Path(__file__).with_name("quickstart_reference.py")
+    )
+    return dataclasses.replace(
+        reference,
+        data=dataclasses.replace(
+            reference.data, train=(f"{DATA}/pool-*.tfrecord",)
+        ),
+    )
