@@ -26,7 +26,11 @@ def config() -> config_lib.TrainConfig:
             learning_rate=3e-3, warmup_steps=40, weight_decay=0.05
         ),
         evaluation=config_lib.EvaluationConfig(
-            data=(f"{DATA}/test_concept-*.tfrecord",),
+            data=(
+                f"{DATA}/val_concept-*.tfrecord",
+                f"{DATA}/test_concept-*.tfrecord",
+            ),
+            every_steps=50,
             prompts=("{}", "{} icon", "a picture of {}"),
         ),
     )

@@ -9,6 +9,7 @@ here, before any data is read. Nothing here imports TensorFlow.
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import types
 import typing
@@ -120,7 +121,8 @@ class SelectionConfig:
     """How the sub-batch is chosen from the super-batch.
 
     Attributes:
-        method: "joint" (the paper's), "independent", "top" or "uniform".
+        method: "joint" (the paper's), "independent", "top", or "uniform",
+            which scores nothing.
         batch_size: b, examples trained a step; None trains on the whole
             super-batch, with nothing scored.
         num_chunks: N, chunks that a joint draw is made in.
@@ -160,16 +162,19 @@ class SelectionConfig:
                 )
 
     @property
+    def scores(self) -> bool:
+        """Whether rows are scored before they are drawn."""
+        return self.batch_size is not None and self.method != "uniform"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the scores are made with a reference."""
-        return self.batch_size is not None and self.criterion != "hard_learner"
+        return self.scores and self.criterion != "hard_learner"
 
     @property
     def needs_learner(self) -> bool:
         """Whether the scores are made with the learner."""
-        return (
-            self.batch_size is not None and self.criterion != "easy_reference"
-        )
+        return self.scores and self.criterion != "easy_reference"
 
     def check_super_batch(self, size: int) -> None:
         """Raises ValueError unless a super-batch of `size` rows will do."""
@@ -370,8 +375,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     if not os.path.isfile(path):
         raise ValueError(f"No recipe at {path!r}: expected a .py or .json file")
     if path.endswith(".json"):
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        values = _read_json(path)
     else:
         values = dataclasses.asdict(_run_recipe(path))
     for override in overrides:
@@ -384,6 +388,20 @@ def save_config(config: TrainConfig, path: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(config), file, indent=2)
         file.write("\n")
+
+
+def _read_json(path):
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path!r} is no JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path!r} must hold an object of settings. "
+            f"Received: {type(values).__name__}"
+        )
+    return values
 
 
 def _run_recipe(path):
@@ -419,7 +437,7 @@ def _override(values, override):
     owner = TrainConfig
     for parent in parents:
         owner = _field_type(owner, parent, name)
-        values = values[parent]
+        values = values.setdefault(parent, {})
     values[last] = _parse(_field_type(owner, last, name), name, text.strip())
 
 
@@ -473,6 +491,11 @@ def _build(kind, values, path):
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"`{path}{name}` is a group of settings. "
+                    f"Received: {value!r}"
+                )
             value = _build(hint, value, f"{path}{name}.")
         elif isinstance(value, list):  # JSON has no tuples
             value = tuple(value)
@@ -481,13 +504,17 @@ def _build(kind, values, path):
 
 
 def _check_types(config, path):
-    """Refuses a field whose value is not of the annotated type."""
+    """Refuses a value that is not of the annotated type, or not finite."""
     for name, kind in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not any(_is_a(value, option) for option in _options(kind)):
             raise ValueError(
                 f"`{_join(path, name)}` must be of type {_type_name(kind)}. "
                 f"Received: {value!r}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"`{_join(path, name)}` must be finite. Received: {value}"
             )
 
 

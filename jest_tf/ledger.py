@@ -39,7 +39,7 @@ def digest(ids: np.ndarray) -> str:
 def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
     """Examples drawn, scored and trained in the first `step` steps."""
     drawn = step * config.data.super_batch_size
-    scored = drawn if config.selection.batch_size is not None else 0
+    scored = drawn if config.selection.scores else 0
     return {
         "examples/drawn": drawn,
         "examples/scored": scored,

@@ -227,6 +227,18 @@ def select_uniformly(
     )
 
 
+def uniform_rows(
+    seed: Sequence[int] | tf.Tensor, batch_size: int, super_batch_size: int
+) -> tf.Tensor:
+    """The rows that `select_uniformly` draws, with nothing scored; int32 `[b]`.
+
+    Raises:
+        ValueError: unless 1 <= batch_size <= super_batch_size.
+    """
+    chunk_sizes(batch_size, 1, super_batch_size)
+    return _top(gumbel_noise(seed, 1, super_batch_size)[0], batch_size)
+
+
 SAMPLERS = {
     "joint": select_jointly,
     "independent": select_independently,

@@ -170,13 +170,10 @@ class JESTModel(keras.Model):
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
         if self.selection is not None:
-            draw = self.select(batch, seed)
+            rows = self._choose(batch, seed)
             batch = {
-                name: tf.gather(value, draw.indices)
-                for name, value in batch.items()
+                name: tf.gather(value, rows) for name, value in batch.items()
             }
-            for name, value in selection.summarize(draw).items():
-                self._update(f"select/{name}", value)
         self._remember_ids(batch)
         if self.augment is not None:
             salted = tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0])
@@ -214,6 +211,11 @@ class JESTModel(keras.Model):
             The draw; `indices` are rows of `super_batch`.
         """
         settings = self.selection
+        if settings is None or not settings.scores:
+            raise ValueError(
+                "`select` needs a selection that scores: a `batch_size` and a "
+                f"method other than 'uniform'. Received: {settings}"
+            )
         settings.check_super_batch(super_batch["image"].shape[0])
         if settings.needs_reference and self._reference is None:
             raise ValueError(
@@ -274,6 +276,18 @@ class JESTModel(keras.Model):
                 **config["selection"]
             )
         return cls(**config)
+
+    def _choose(self, super_batch, seed):
+        """The rows of the sub-batch, and the metrics of their draw."""
+        settings = self.selection
+        if not settings.scores:
+            size = super_batch["image"].shape[0]
+            settings.check_super_batch(size)
+            return selection.uniform_rows(seed, settings.batch_size, size)
+        draw = self.select(super_batch, seed)
+        for name, value in selection.summarize(draw).items():
+            self._update(f"select/{name}", value)
+        return draw.indices
 
     def _contrastive_loss(self, embeddings, batch):
         ids = None
@@ -400,7 +414,7 @@ def build_model(
 
 def _draw_metrics(settings):
     """The names under which a step reports its draw."""
-    if settings is None:
+    if settings is None or not settings.scores:
         return ()
     scored = (
         ("learner", settings.needs_learner),

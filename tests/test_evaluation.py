@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import config, evaluation, models
+from jest_tf import checkpoint, config, evaluation, models
 from jest_tf.data import preprocessing, records
 
 KS = (1, 5, 10)

@@ -298,6 +298,9 @@ class SamplerPropertyTest(tf.test.TestCase):
         )
         noise = selection.gumbel_noise((8, 9), 1, 64)[0].numpy()
         self.assertAllEqual(draw.indices, np.argsort(-noise)[:16])
+        self.assertAllEqual(
+            selection.uniform_rows((8, 9), 16, 64), draw.indices
+        )
 
     def test_equal_models_and_zero_gain_draw_uniformly(self):
         learner, other = models(40)

@@ -1,0 +1,382 @@
+"""The quickstart's report: one table, learning curves, a gallery.
+
+Everything is read from the run directories; nothing is typed by hand.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+from collections.abc import Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import matplotlib  # noqa: E402
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from jest_tf import ledger, reference, training  # noqa: E402
+from jest_tf.data import pipeline, records  # noqa: E402
+
+RECIPES = ("reference", "uniform", "jest")
+
+_NAMES = {"reference": "reference", "uniform": "uniform", "jest": "JEST"}
+_COLOURS = {"reference": "0.55", "uniform": "tab:blue", "jest": "tab:red"}
+# What the table shows: column, where it comes from, how it is written.
+_EXAMPLES = ("drawn", "scored", "trained")
+_MEASURES = {
+    "image→text R@1": "image_to_text/recall@1",
+    "R@5": "image_to_text/recall@5",
+    "R@10": "image_to_text/recall@10",
+    "MRR": "image_to_text/mrr",
+    "text→image R@1": "text_to_image/recall@1",
+    " R@5": "text_to_image/recall@5",
+    " R@10": "text_to_image/recall@10",
+    " MRR": "text_to_image/mrr",
+    "zero-shot top-1": "zero_shot/accuracy@1",
+    "top-5": "zero_shot/accuracy@5",
+}
+# The kind of picture in the pool that the curated set is made of.
+_CURATED_LIKE = "emoji"
+_GALLERY_SUPER_BATCHES, _GALLERY_SIZE = 4, 20
+
+
+def workdir(runs: pathlib.Path, recipe: str, seed: int) -> pathlib.Path:
+    """Where a run of the quickstart lies."""
+    return runs / (recipe if seed == 0 else f"{recipe}-seed{seed}")
+
+
+def write(runs: pathlib.Path, seeds: Sequence[int]) -> str:
+    """Writes `report.md` and its pictures into `runs`; returns the tables."""
+    text = tables(runs, seeds)
+    curves(runs, seeds, runs / "curves.png")
+    gallery(runs, seeds[0], runs / "gallery.png")
+    (runs / "report.md").write_text(
+        f"# JEST quickstart\n\n{text}\n\n"
+        "![Learning curves](curves.png)\n\n"
+        f"{_gallery_caption()}\n\n![Gallery](gallery.png)\n",
+        encoding="utf-8",
+    )
+    return text
+
+
+def publish(
+    runs: pathlib.Path, seeds: Sequence[int], root: pathlib.Path
+) -> None:
+    """Renews the result in README.md and docs/quickstart.md."""
+    figures = root / "docs" / "figures"
+    figures.mkdir(exist_ok=True)
+    for name in ("curves", "gallery"):
+        shutil.copy(runs / f"{name}.png", figures / f"quickstart_{name}.png")
+    text = tables(runs, seeds)
+    seed_list = " ".join(map(str, seeds))
+    command = f"python -m examples.quickstart --seeds {seed_list} --publish"
+    (root / "docs" / "quickstart.md").write_text(
+        "# The quickstart's result\n\n"
+        "Written by this command, which trains the runs that are missing:\n\n"
+        f"```sh\n{command}\n```\n\n{text}\n\n"
+        "![Learning curves](figures/quickstart_curves.png)\n\n"
+        f"{_gallery_caption()}\n\n![Gallery](figures/quickstart_gallery.png)\n",
+        encoding="utf-8",
+    )
+    readme = root / "README.md"
+    block = (
+        "<!-- quickstart:begin -->\n"
+        f"{text}\n\n![Learning curves](docs/figures/quickstart_curves.png)\n\n"
+        f"Written by `{command}`; seed by seed in "
+        "[docs/quickstart.md](docs/quickstart.md).\n"
+        "<!-- quickstart:end -->"
+    )
+    before = readme.read_text(encoding="utf-8")
+    after, count = re.subn(
+        r"<!-- quickstart:begin -->.*<!-- quickstart:end -->",
+        lambda _: block,
+        before,
+        flags=re.DOTALL,
+    )
+    if count != 1:
+        raise ValueError("README.md must hold one pair of quickstart marks.")
+    readme.write_text(after, encoding="utf-8")
+
+
+def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
+    """The result as Markdown: cost, quality, and what was drawn."""
+    rows = {
+        recipe: [_result(workdir(runs, recipe, seed)) for seed in seeds]
+        for recipe in RECIPES
+    }
+    cost = _table(
+        ("learner", "steps", *_EXAMPLES, "seconds"),
+        [
+            (
+                _NAMES[recipe],
+                f"{results[0]['step']:,}",
+                *(f"{results[0][f'examples/{e}']:,}" for e in _EXAMPLES),
+                _spread([r["seconds"] for r in results], ".0f"),
+            )
+            for recipe, results in rows.items()
+        ],
+    )
+    quality = _table(
+        ("learner", *(name.strip() for name in _MEASURES)),
+        [
+            (
+                _NAMES[recipe],
+                *(
+                    _spread(
+                        [100 * r[f"eval/test_concept/{m}"] for r in results],
+                        ".1f",
+                    )
+                    for m in _MEASURES.values()
+                ),
+            )
+            for recipe, results in rows.items()
+        ],
+    )
+    count = f"seed {seeds[0]}"
+    if len(seeds) > 1:
+        count = f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
+    return "\n\n".join(
+        (
+            f"Examples and seconds of training ({count}):",
+            cost,
+            f"Held-out concepts, `test_concept`, percent ({count}):",
+            quality,
+            *_per_seed(rows, seeds),
+            _shares(runs, seeds),
+            _provenance(workdir(runs, "jest", seeds[0])),
+        )
+    )
+
+
+def curves(
+    runs: pathlib.Path, seeds: Sequence[int], path: pathlib.Path
+) -> None:
+    """Draws quality, learnability and the make-up of the draws over steps."""
+    figure, (quality, score, share) = plt.subplots(
+        1, 3, figsize=(13, 3.8), layout="constrained"
+    )
+    for recipe in RECIPES:
+        runs_of = [workdir(runs, recipe, seed) for seed in seeds]
+        rows = [ledger.read_log(run / "evaluation.jsonl") for run in runs_of]
+        steps = [row["step"] for row in rows[0]]
+        means = np.array([[_mean_mrr(row) for row in run] for run in rows])
+        _band(quality, steps, 100 * means, _NAMES[recipe], _COLOURS[recipe])
+    quality.set(title="Held-out concepts (val_concept)", ylabel="mean MRR, %")
+    jests = [workdir(runs, "jest", seed) for seed in seeds]
+    logs = [ledger.read_log(run / "metrics.jsonl") for run in jests]
+    steps = [row["step"] for row in logs[0]]
+    for name, label, colour in (
+        ("select/score", "JEST's draw", _COLOURS["jest"]),
+        ("select/uniform_score", "a uniform draw", _COLOURS["uniform"]),
+    ):
+        values = np.array([[row[name] for row in log] for log in logs])
+        _band(score, steps, values, label, colour)
+    score.set(title="Batch learnability", ylabel="learner - reference loss")
+    kinds = _kinds(jests[0])
+    pool = np.mean([kind == _CURATED_LIKE for kind in kinds.values()])
+    shares = np.array([_draw_shares(run, kinds) for run in jests])
+    _band(share, steps, 100 * shares, "JEST's draw", _COLOURS["jest"])
+    share.axhline(100 * pool, color=_COLOURS["uniform"], label="the pool")
+    share.set(title="Curated-like (emoji) share", ylabel="%", ylim=(0, None))
+    for axes in (quality, score, share):
+        axes.set_xlabel("learner steps")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def gallery(runs: pathlib.Path, seed: int, path: pathlib.Path) -> None:
+    """Draws the most and least learnable examples of the last super-batches."""
+    run = reference.load_run(os.fspath(workdir(runs, "jest", seed)))
+    store = records.TFRecordStore(run.config.data.train)
+    images, ids, learnability = _last_draws(run, store)
+    columns = store.columns(["id", "caption", "kind"])
+    captions = {
+        key: f"{texts[0].decode()}\n[{kind.decode()}]"
+        for key, texts, kind in zip(
+            columns["id"], columns["caption"], columns["kind"], strict=True
+        )
+    }
+    _, first = np.unique(ids, return_index=True)  # a picture may come twice
+    order = first[np.argsort(-learnability[first], kind="stable")]
+    figure = plt.figure(figsize=(13, 9), layout="constrained")
+    parts = figure.subfigures(2, 1)
+    for part, title, rows in (
+        (parts[0], "Most learnable", order[:_GALLERY_SIZE]),
+        (parts[1], "Least learnable", order[::-1][:_GALLERY_SIZE]),
+    ):
+        part.suptitle(title, fontsize=13, fontweight="bold")
+        for axes, row in zip(
+            part.subplots(2, _GALLERY_SIZE // 2).flat, rows, strict=True
+        ):
+            axes.imshow(images[row], interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_title(
+                f"{learnability[row]:+.1f}\n{_wrap(captions[ids[row]])}",
+                fontsize=7,
+            )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _last_draws(run, store):
+    """Images, ids and learnability of the rows of the last super-batches."""
+    config = run.config
+    teacher = reference.load_run(config.reference.workdir)
+    model = training.build_model(config, run.learner, teacher.learner)
+    start_step = max(config.steps - _GALLERY_SUPER_BATCHES, 0)
+    stream = pipeline.super_batches(
+        store,
+        super_batch_size=config.data.super_batch_size,
+        seed=config.seed,
+        tokenizer=run.tokenizer,
+        image_size=config.data.image_size,
+        start_step=start_step,
+        reference_tokenizer=teacher.tokenizer,
+        reference_image_size=teacher.config.data.image_size,
+    )
+    select = tf.function(model.select)
+    images, ids, learnability = [], [], []
+    for offset, batch in enumerate(stream.take(config.steps - start_step)):
+        seed = tf.constant([config.seed, start_step + offset])
+        draw = select(batch, seed)
+        images.append(batch["image"].numpy())
+        ids.append(batch["id"].numpy())
+        learnability.append((draw.learner_loss - draw.reference_loss).numpy())
+    return tuple(map(np.concatenate, (images, ids, learnability)))
+
+
+def _result(run):
+    """The last lines of a run's logs, joined."""
+    last = ledger.read_log(run / "metrics.jsonl")[-1]
+    return {**last, **ledger.read_log(run / "evaluation.jsonl")[-1]}
+
+
+def _mean_mrr(row, split="val_concept"):
+    both = ("image_to_text", "text_to_image")
+    return np.mean([row[f"eval/{split}/{way}/mrr"] for way in both])
+
+
+def _per_seed(rows, seeds):
+    """JEST against uniform, seed by seed; nothing for a single seed."""
+    if len(seeds) < 2:
+        return ()
+    lines = []
+    for place, seed in enumerate(seeds):
+        uniform, jest = (
+            100 * _mean_mrr(rows[recipe][place], "test_concept")
+            for recipe in ("uniform", "jest")
+        )
+        lines.append(
+            (
+                str(seed),
+                f"{uniform:.1f}",
+                f"{jest:.1f}",
+                f"{jest - uniform:+.1f}",
+            )
+        )
+    return (
+        "Mean of the two MRRs, percent, seed by seed:",
+        _table(("seed", "uniform", "JEST", "difference"), lines),
+    )
+
+
+def _kinds(run):
+    """The kind of every picture of a run's training data, by id."""
+    config = json.loads((run / reference.CONFIG_FILE).read_text())
+    store = records.TFRecordStore(config["data"]["train"])
+    columns = store.columns(["id", "kind"])
+    return {
+        key: kind.decode()
+        for key, kind in zip(columns["id"], columns["kind"], strict=True)
+    }
+
+
+def _draw_shares(run, kinds):
+    """The curated-like share of each logged draw of a run."""
+    return [
+        np.mean([kinds[key] == _CURATED_LIKE for key in draw["ids"]])
+        for draw in ledger.read_log(run / "draws.jsonl")
+    ]
+
+
+def _shares(runs, seeds):
+    jests = [workdir(runs, "jest", seed) for seed in seeds]
+    kinds = _kinds(jests[0])
+    pool = np.mean([kind == _CURATED_LIKE for kind in kinds.values()])
+    shares = [100 * np.mean(_draw_shares(run, kinds)) for run in jests]
+    return (
+        f"Curated-like ({_CURATED_LIKE}) pictures are {100 * pool:.1f} % of "
+        f"the pool and {_spread(shares, '.1f')} % of what JEST chose."
+    )
+
+
+def _provenance(run):
+    versions = json.loads((run / "versions.json").read_text())
+    listed = ", ".join(
+        f"{name} {version}"
+        for name, version in versions["versions"].items()
+        if version
+    )
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores; {listed}."
+
+
+def _gallery_caption():
+    return (
+        "The most and least learnable examples of the last super-batches, with "
+        "their learnability given the sub-batch (learner's loss minus the "
+        "reference's) and the kind of picture:"
+    )
+
+
+def _band(axes, steps, values, label, colour):
+    """A line of means over seeds in a band from the least to the most."""
+    axes.plot(steps, values.mean(0), color=colour, label=label)
+    axes.fill_between(
+        steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0
+    )
+
+
+def _spread(values, form):
+    mean = format(np.mean(values), form)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {format(np.std(values, ddof=1), form)}"
+
+
+def _table(header, rows):
+    """A Markdown table whose columns line up."""
+    rows = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in rows
+    ]
+    rule = [
+        "-" * width + ("-:" if place else "--")
+        for place, width in enumerate(widths)
+    ]
+    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
+
+
+def _wrap(text, width=17, most=3):
+    """At most `most` lines of about `width` letters, the kind on the last."""
+    caption, kind = text.rsplit("\n", 1)
+    lines = re.findall(rf".{{1,{width}}}(?:\s+|$)|.{{{width}}}", caption)
+    if len(lines) > most - 1:
+        lines = [*lines[: most - 2], lines[most - 2].rstrip() + "…"]
+    return "\n".join([*(line.strip() for line in lines), kind])

@@ -1,0 +1,396 @@
+"""Settings: defaults, what is refused and how, overrides, recipes, files."""
+
+import dataclasses
+import glob
+import json
+import os
+import subprocess
+import sys
+
+import tensorflow as tf
+
+from jest_tf import config, losses, models, scores, selection
+
+CONFIGS = os.path.join(os.path.dirname(__file__), "..", "configs")
+GROUPS = {
+    "data": config.DataConfig,
+    "model": config.ModelConfig,
+    "reference": config.ReferenceConfig,
+    "selection": config.SelectionConfig,
+    "optimizer": config.OptimizerConfig,
+    "evaluation": config.EvaluationConfig,
+    "checkpoint": config.CheckpointConfig,
+    "distribution": config.DistributionConfig,
+}
+
+# (group, settings, message)
+REFUSED = [
+    ("data", {"super_batch_size": 0}, "must be at least 1. Received: 0"),
+    ("data", {"image_size": -3}, "must be at least 1. Received: -3"),
+    ("data", {"text_length": 1}, "must be at least 2. Received: 1"),
+    ("data", {"vocabulary_size": 1}, "must be at least 2. Received: 1"),
+    ("data", {"min_crop_area": 0.0}, r"must be in \(0, 1\]. Received: 0.0"),
+    ("data", {"min_crop_area": 1.1}, r"must be in \(0, 1\]. Received: 1.1"),
+    ("model", {"dtype_policy": "float16"}, "one of .*Received: 'float16'"),
+    ("model", {"loss": "clip"}, r"one of \('sigmoid', 'softmax'\).*'clip'"),
+    ("model", {"equal_captions": ""}, "one of .'negative', .*Received: ''"),
+    ("model", {"patch_size": 0}, "must be at least 1. Received: 0"),
+    ("model", {"loss_block_size": 0}, "must be at least 1. Received: 0"),
+    ("model", {"temperature": 0}, "must be > 0. Received: 0"),
+    ("selection", {"method": "random"}, "one of .'uniform', .*'random'"),
+    ("selection", {"criterion": "loss"}, "one of .'learnability', .*'loss'"),
+    ("selection", {"loss": "clip"}, "one of .*'softmax', None.*'clip'"),
+    ("selection", {"first_chunk": "own"}, "one of .'diagonal', .*'own'"),
+    ("selection", {"batch_size": 0}, "must be at least 1. Received: 0"),
+    ("selection", {"num_chunks": 0}, "must be at least 1. Received: 0"),
+    ("selection", {"scoring_batch_size": 0}, "must be at least 1. Received: 0"),
+    (
+        "selection",
+        {"num_chunks": 5, "batch_size": 4, "method": "joint"},
+        "at most `selection.batch_size`.*num_chunks=5, batch_size=4",
+    ),
+    ("optimizer", {"warmup_steps": -1}, "must be at least 0. Received: -1"),
+    ("optimizer", {"weight_decay": -0.1}, "at least 0. Received: -0.1"),
+    ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
+    ("optimizer", {"clip_norm": 0.0}, "must be > 0. Received: 0.0"),
+    ("optimizer", {"beta_1": 1.0}, r"must be in \[0, 1\). Received: 1.0"),
+    ("optimizer", {"beta_2": -0.5}, r"must be in \[0, 1\). Received: -0.5"),
+    ("evaluation", {"every_steps": 0}, "must be at least 1. Received: 0"),
+    ("evaluation", {"batch_size": 0}, "must be at least 1. Received: 0"),
+    ("evaluation", {"log_every_steps": 0}, "must be at least 1. Received: 0"),
+    ("evaluation", {"prompts": ("{}", "a")}, "each hold one \"{}\".*'a'"),
+    ("evaluation", {"prompts": ("{} {}",)}, "each hold one \"{}\".*'{} {}'"),
+    ("checkpoint", {"every_steps": 0}, "must be at least 1. Received: 0"),
+    ("checkpoint", {"keep": 0}, "must be at least 1. Received: 0"),
+    ("distribution", {"strategy": "tpu"}, r"one of \('default',\).*'tpu'"),
+]
+WRONG_TYPES = [
+    ("data", {"image_size": 1.5}, "must be of type int. Received: 1.5"),
+    ("data", {"image_size": True}, "must be of type int. Received: True"),
+    ("data", {"image_size": None}, "must be of type int. Received: None"),
+    ("data", {"flip": 1}, "must be of type bool. Received: 1"),
+    ("data", {"min_crop_area": "1"}, "must be of type float. Received: '1'"),
+    ("data", {"min_crop_area": False}, "must be of type float.*False"),
+    ("data", {"train": "a"}, r"must be of type tuple\[str, ...\].*'a'"),
+    ("data", {"train": ["a"]}, r"must be of type tuple\[str, ...\].*\['a'\]"),
+    ("data", {"train": (1,)}, r"must be of type tuple\[str, ...\].*\(1,\)"),
+    ("reference", {"workdir": None}, "must be of type str. Received: None"),
+    ("model", {"patch_size": 4.0}, r"must be of type int \| None.*4.0"),
+    ("optimizer", {"clip_norm": "1"}, r"must be of type float \| None.*'1'"),
+    ("selection", {"gain": float("nan")}, "must be finite. Received: nan"),
+    ("model", {"bias": float("-inf")}, "must be finite. Received: -inf"),
+    ("optimizer", {"learning_rate": float("inf")}, "finite. Received: inf"),
+]
+
+
+class DefaultsTest(tf.test.TestCase):
+    def test_the_papers_settings(self):
+        settings = config.TrainConfig()
+        self.assertEqual(settings.selection.num_chunks, 16)  # algorithm 1
+        self.assertEqual(settings.model.temperature, 10.0)  # SigLIP, alg. 1
+        self.assertEqual(settings.model.bias, -10.0)
+        self.assertEqual(settings.optimizer.beta_2, 0.95)  # SigLIP, 4.7
+        self.assertEqual(settings.selection.criterion, "learnability")
+        self.assertEqual(settings.model.equal_captions, "negative")
+
+    def test_without_a_sub_batch_everything_is_trained_on_and_unscored(self):
+        settings = config.TrainConfig()
+        self.assertIsNone(settings.selection.batch_size)
+        self.assertEqual(settings.batch_size, 1280)
+        self.assertFalse(settings.selection.needs_learner)
+        self.assertFalse(settings.selection.needs_reference)
+
+    def test_a_criterion_says_what_is_scored(self):
+        needs = {
+            criterion: (settings.needs_learner, settings.needs_reference)
+            for criterion in config.CRITERIA
+            for settings in [config.SelectionConfig("joint", 64, 4, criterion)]
+        }
+        self.assertEqual(
+            needs,
+            {
+                "learnability": (True, True),
+                "easy_reference": (False, True),
+                "hard_learner": (True, False),
+            },
+        )
+
+    def test_the_words_are_those_of_the_modules_that_read_them(self):
+        self.assertEqual(config.CRITERIA, scores.CRITERIA)
+        self.assertEqual(config.CRITERIA, selection.CRITERIA)
+        self.assertEqual(config.LOSSES, scores.LOSSES)
+        self.assertEqual(config.FIRST_CHUNKS, selection.FIRST_CHUNKS)
+        self.assertEqual(config.EQUAL_CAPTIONS, losses.EQUAL_IDS)
+        self.assertCountEqual(config.SAMPLERS, selection.SAMPLERS)
+        self.assertIn(config.ModelConfig().preset, models.PRESETS)
+
+    def test_nothing_here_imports_tensorflow(self):
+        # Alone: the package's __init__ imports the rest.
+        code = (
+            "import runpy, sys; runpy.run_path(sys.argv[1]);"
+            "found = {'tensorflow', 'keras', 'numpy'} & set(sys.modules);"
+            "sys.exit(str(found) if found else 0)"
+        )
+        subprocess.run(
+            [sys.executable, "-c", code, config.__file__], check=True
+        )
+
+
+class RefusalsTest(tf.test.TestCase):
+    def test_every_setting_that_does_not_fit_is_named_with_what_would(self):
+        for group, settings, message in REFUSED + WRONG_TYPES:
+            with self.subTest(group=group, settings=settings):
+                name = next(iter(settings))
+                with self.assertRaisesRegex(
+                    ValueError, f"`{group}.{name}`.*{message}"
+                ):
+                    GROUPS[group](**settings)
+
+    def test_the_least_and_the_greatest_values_are_taken(self):
+        config.DataConfig(min_crop_area=1, text_length=2, image_size=1)
+        config.OptimizerConfig(
+            warmup_steps=0, weight_decay=0, beta_1=0.0, clip_norm=None
+        )
+        config.SelectionConfig("joint", batch_size=4, num_chunks=4)
+        # Only joint draws are made in chunks.
+        config.SelectionConfig("top", batch_size=4, num_chunks=5)
+        config.TrainConfig(
+            seed=2**31 - 1,
+            steps=2,
+            data=config.DataConfig(super_batch_size=8),
+            selection=config.SelectionConfig(
+                "joint", 8, 8, "hard_learner", scoring_batch_size=4
+            ),
+            optimizer=config.OptimizerConfig(warmup_steps=1),
+        )
+
+    def test_a_run_refuses_settings_that_do_not_fit_together(self):
+        def selected(**settings):
+            return {
+                "data": config.DataConfig(super_batch_size=32),
+                "selection": config.SelectionConfig(
+                    **{"criterion": "hard_learner"} | settings
+                ),
+            }
+
+        for settings, message in (
+            ({"steps": 0}, "`steps` must be at least 1. Received: 0"),
+            ({"steps": 1.5}, "`steps` must be of type int. Received: 1.5"),
+            ({"seed": -1}, r"`seed` must be in \[0, 2\^31\). Received: -1"),
+            ({"seed": 2**31}, r"`seed` must be in .*Received: 2147483648"),
+            ({"data": {}}, "`data` must be of type DataConfig. Received: {}"),
+            (selected(batch_size=33), r"at most .*Received: b=33, B=32"),
+            (
+                selected(batch_size=16, scoring_batch_size=5),
+                "`selection.scoring_batch_size` must divide .*5, B=32",
+            ),
+            (
+                selected(batch_size=16, criterion="learnability"),
+                "`selection.criterion='learnability'` needs a reference.*''",
+            ),
+            (
+                selected(batch_size=16, criterion="easy_reference"),
+                "`selection.criterion='easy_reference'` needs a reference",
+            ),
+            (
+                {
+                    "steps": 5,
+                    "optimizer": config.OptimizerConfig(warmup_steps=5),
+                },
+                "`optimizer.warmup_steps` must be less than `steps`.*5, steps=",
+            ),
+        ):
+            with self.subTest(message=message):
+                with self.assertRaisesRegex(ValueError, message):
+                    config.TrainConfig(**settings)
+
+    def test_settings_cannot_be_changed_in_place(self):
+        with self.assertRaises(dataclasses.FrozenInstanceError):
+            config.TrainConfig().steps = 3
+
+
+class FilesTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = self.write(
+            "recipe.py", "return config_lib.TrainConfig(steps=20)"
+        )
+
+    def write(self, file_name, body, name="config"):
+        path = os.path.join(self.get_temp_dir(), file_name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("from jest_tf import config as config_lib\n\n")
+            file.write(f"def {name}():\n    {body}\n")
+        return path
+
+    def load(self, *overrides):
+        return config.load_config(self.path, overrides)
+
+    def test_a_recipe_is_what_its_function_returns(self):
+        self.assertEqual(self.load(), config.TrainConfig(steps=20))
+
+    def test_overrides_of_every_kind(self):
+        for override, group, name, value in (
+            ("steps=7", None, "steps", 7),
+            ("data.image_size=48", "data", "image_size", 48),
+            ("data.min_crop_area=0.25", "data", "min_crop_area", 0.25),
+            ("data.min_crop_area=1", "data", "min_crop_area", 1.0),
+            ("optimizer.weight_decay=1e-2", "optimizer", "weight_decay", 0.01),
+            ("data.flip=false", "data", "flip", False),
+            ("evaluation.log_ids=True", "evaluation", "log_ids", True),
+            ("model.preset=l16", "model", "preset", "l16"),
+            ("data.vocabulary=", "data", "vocabulary", ""),
+            ("reference.workdir=a=b", "reference", "workdir", "a=b"),
+            ("data.train=a-*.x, b", "data", "train", ("a-*.x", "b")),
+            ("data.train=", "data", "train", ()),
+            ("model.patch_size=4", "model", "patch_size", 4),
+            ("model.patch_size=none", "model", "patch_size", None),
+            ("optimizer.clip_norm=None", "optimizer", "clip_norm", None),
+            ("optimizer.clip_norm=2", "optimizer", "clip_norm", 2.0),
+            ("selection.loss=softmax", "selection", "loss", "softmax"),
+            ("selection.loss=none", "selection", "loss", None),
+            # "none" is an ordinary word for what can't be unset.
+            ("reference.workdir=none", "reference", "workdir", "none"),
+            (" data.image_size = 48 ", "data", "image_size", 48),
+        ):
+            with self.subTest(override):
+                expected = config.TrainConfig(steps=20)
+                owner = getattr(expected, group) if group else expected
+                owner = dataclasses.replace(owner, **{name: value})
+                if group:
+                    owner = dataclasses.replace(expected, **{group: owner})
+                loaded = self.load(override)
+                self.assertEqual(loaded, owner)
+                holder = getattr(loaded, group) if group else loaded
+                self.assertIs(type(getattr(holder, name)), type(value))
+
+    def test_all_overrides_are_applied_before_the_result_is_checked(self):
+        # On its own either of the first two would be refused.
+        loaded = self.load(
+            "selection.batch_size=2000",
+            "data.super_batch_size=4000",
+            "selection.criterion=hard_learner",
+            "steps=3",
+            "steps=4",
+        )
+        self.assertEqual(loaded.batch_size, 2000)
+        self.assertEqual(loaded.steps, 4)  # the last one counts
+
+    def test_overrides_that_do_not_fit(self):
+        for override, message in (
+            ("steps=1.5", "`steps` must be of type int. Received: '1.5'"),
+            ("steps=none", "`steps` must be of type int. Received: 'none'"),
+            ("model.patch_size=x", "must be of type int. Received: 'x'"),
+            ("data.flip=1", "`data.flip` must be of type bool. Received: '1'"),
+            ("optimizer.beta_1=b", "must be of type float. Received: 'b'"),
+            ("selection.gain=nan", "`selection.gain` must be finite.*nan"),
+            ("steps", "must read \"a.b=c\". Received: 'steps'"),
+            ("=3", "No setting ``. Fields of TrainConfig: seed, steps, data"),
+            (
+                "data.imagesize=3",
+                "No setting `data.imagesize`. Fields of DataConfig: train, "
+                "super_batch_size, image_size, ",
+            ),
+            ("size=3", "No setting `size`. Fields of TrainConfig: seed, "),
+            ("steps.x=3", "No setting `steps.x`: nothing lies below"),
+            ("data.flip.x.y=3", "No setting `data.flip.x.y`: nothing lies"),
+            ("checkpoint=x", "group of settings.*: every_steps, keep"),
+            ("data.text_length=0", "`data.text_length` must be at least 2"),
+        ):
+            with self.subTest(override):
+                with self.assertRaisesRegex(ValueError, message):
+                    self.load(override)
+
+    def test_what_is_no_recipe_is_refused(self):
+        folder = self.get_temp_dir()
+        missing = os.path.join(folder, "missing.py")
+        with self.assertRaisesRegex(ValueError, "No recipe at .*missing.py"):
+            config.load_config(missing)
+        with self.assertRaisesRegex(ValueError, "No recipe at "):
+            config.load_config(folder)
+        for path, message in (
+            (
+                self.write("recipe.txt", "return 1"),
+                r"txt' is no recipe: expected a \.py file",
+            ),
+            (
+                self.write("other.py", "return 1", name="other"),
+                r"other.py' is no recipe: expected a function `config\(\)`",
+            ),
+            (
+                self.write("dict.py", "return {'steps': 3}"),
+                "dict.py' must return a TrainConfig. Received: dict",
+            ),
+        ):
+            with self.subTest(path):
+                with self.assertRaisesRegex(ValueError, message):
+                    config.load_config(path)
+
+    def test_an_error_in_a_recipe_is_its_own(self):
+        with self.assertRaises(ZeroDivisionError):
+            config.load_config(self.write("error.py", "return 1 / 0"))
+
+    def test_a_saved_run_is_read_back_equal(self):
+        path = os.path.join(self.get_temp_dir(), "config.json")
+        for settings in (
+            config.TrainConfig(),
+            config.TrainConfig(
+                seed=3,
+                data=config.DataConfig(train=("a", "b\u00e9"), flip=False),
+                model=config.ModelConfig(patch_size=4),
+                reference=config.ReferenceConfig(workdir="runs/r"),
+                selection=config.SelectionConfig("joint", 64, gain=0.1),
+                optimizer=config.OptimizerConfig(clip_norm=None),
+                evaluation=config.EvaluationConfig(prompts=("{}", "a {}")),
+            ),
+        ):
+            config.save_config(settings, path)
+            self.assertEqual(config.load_config(path), settings)
+            changed = config.load_config(path, ["checkpoint.keep=9"])
+            self.assertEqual(
+                changed,
+                dataclasses.replace(
+                    settings, checkpoint=config.CheckpointConfig(keep=9)
+                ),
+            )
+
+    def test_a_file_that_was_not_saved_by_a_run_is_refused(self):
+        path = os.path.join(self.get_temp_dir(), "config.json")
+        for values, message in (
+            ('{"steps": 3', "config.json' is no JSON"),
+            ("[1, 2]", "config.json' .*Received: list"),
+            ('{"data": 3}', "`data` is a group of settings.*Received: 3"),
+            ('{"model": {"size": 3}}', "No setting `model.size`. Fields of M"),
+            ('{"steps": "3"}', "`steps` must be of type int. Received: '3'"),
+        ):
+            with self.subTest(values):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(values)
+                with self.assertRaisesRegex(ValueError, message):
+                    config.load_config(path)
+
+    def test_what_a_file_leaves_out_is_the_default(self):
+        path = os.path.join(self.get_temp_dir(), "config.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"steps": 3, "data": {"train": ["a"]}}, file)
+        self.assertEqual(
+            config.load_config(path, ["model.bias=-1"]),
+            config.TrainConfig(
+                steps=3,
+                data=config.DataConfig(train=("a",)),
+                model=config.ModelConfig(bias=-1.0),
+            ),
+        )
+
+    def test_every_recipe_of_the_repository_loads(self):
+        paths = glob.glob(os.path.join(CONFIGS, "*.py"))
+        self.assertNotEmpty(paths)
+        for path in paths:
+            with self.subTest(path):
+                self.assertIsInstance(
+                    config.load_config(path), config.TrainConfig
+                )
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,264 @@
+"""The commands, end to end through `main(argv)` on the shipped pictures."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from examples import quickstart, quickstart_report
+from jest_tf import config, ledger, models, reference
+from trainers import evaluate, train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = ROOT / "examples" / "icontext_mini"
+# A run of seconds: a few small steps.
+SHRUNK = (
+    f"evaluation.data={DATA}/val_concept-*.tfrecord",
+    "evaluation.every_steps=none",
+    "evaluation.log_every_steps=2",
+    "data.vocabulary_size=400",
+    "data.super_batch_size=24",
+    "optimizer.warmup_steps=1",
+    "checkpoint.every_steps=3",
+    "steps=5",
+)
+
+
+def run(recipe, workdir, *overrides):
+    train.main(
+        [
+            *("--config", f"{ROOT}/configs/quickstart_{recipe}.py"),
+            *("--workdir", workdir),
+            *("--set", *SHRUNK, *overrides),
+        ]
+    )
+
+
+def lines(workdir, name):
+    return ledger.read_log(os.path.join(workdir, name))
+
+
+@contextlib.contextmanager
+def quiet():
+    with contextlib.redirect_stderr(io.StringIO()) as captured:
+        yield captured
+
+
+class TrainersTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.teacher = os.path.join(cls.folder.name, "reference")
+        cls.learner = os.path.join(cls.folder.name, "jest")
+        cls.jest = (
+            "selection.batch_size=8",
+            "selection.num_chunks=3",
+            f"reference.workdir={cls.teacher}",
+        )
+        with quiet():
+            run("reference", cls.teacher)
+            run("jest", cls.learner, *cls.jest)
+
+    def test_a_run_directory_holds_what_is_promised(self):
+        held = set(os.listdir(self.learner))
+        self.assertContainsSubset(
+            {
+                "config.json",
+                "versions.json",
+                "vocab.txt",
+                "checkpoints",
+                "final.weights.h5",
+                "tensorboard",
+                "metrics.jsonl",
+                "evaluation.jsonl",
+                "draws.jsonl",
+            },
+            held,
+        )
+        resolved = config.load_config(f"{self.learner}/config.json")
+        self.assertEqual(resolved.steps, 5)
+        self.assertEqual(resolved.selection.batch_size, 8)
+        self.assertEqual(resolved.reference.workdir, self.teacher)
+        self.assertEqual(
+            sorted(os.listdir(f"{self.learner}/checkpoints")),
+            ["step-000000003.weights.h5", "step-000000005.weights.h5"],
+        )
+        with open(f"{self.learner}/versions.json") as file:
+            versions = json.load(file)["versions"]
+        self.assertEqual(versions["tensorflow"], tf.__version__)
+
+    def test_metrics_hold_a_line_a_logged_step(self):
+        rows = lines(self.learner, "metrics.jsonl")
+        self.assertEqual([row["step"] for row in rows], [2, 4, 5])
+        for row in rows:
+            self.assertRegex(row["select/digest"], r"^[0-9a-f]{16}$")
+            self.assertGreater(row["train/loss"], 0.0)
+            self.assertEqual(row["examples/drawn"], 24 * row["step"])
+            self.assertEqual(row["examples/scored"], 24 * row["step"])
+            self.assertEqual(row["examples/trained"], 8 * row["step"])
+        draws = lines(self.learner, "draws.jsonl")
+        for row, draw in zip(rows, draws, strict=True):
+            self.assertLen(set(draw["ids"]), 8)
+            self.assertEqual(ledger.digest(draw["ids"]), row["select/digest"])
+
+    def test_evaluate_measures_what_the_run_did(self):
+        expected = lines(self.learner, "evaluation.jsonl")[-1]
+        self.assertEqual(expected.pop("step"), 5)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(["--workdir", self.learner, "--json"])
+        self.assertAllClose(json.loads(printed.getvalue()), expected)
+
+    def test_evaluate_takes_other_data_and_prints_a_measure_a_line(self):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(
+                [
+                    *("--workdir", self.learner),
+                    *("--data", f"{DATA}/test_concept-*.tfrecord"),
+                ]
+            )
+        found = re.findall(
+            r"^ +([\d.]+)  eval/test_concept/(\S+)$", printed.getvalue(), re.M
+        )
+        self.assertLen(found, 10)
+        self.assertAllInRange([float(value) for value, _ in found], 0.0, 1.0)
+
+    def test_the_same_command_gives_the_same_bits(self):
+        again = os.path.join(self.folder.name, "again")
+        with quiet():
+            run("jest", again, *self.jest)
+        for name in ("draws.jsonl", "evaluation.jsonl"):
+            self.assertEqual(lines(again, name), lines(self.learner, name))
+        ours, expected = (
+            reference.load_run(path).learner for path in (again, self.learner)
+        )
+        for left, right in zip(ours.weights, expected.weights, strict=True):
+            self.assertAllEqual(left, right)
+
+    def test_an_interrupted_run_continues_to_the_same_end(self):
+        stopped = os.path.join(self.folder.name, "stopped")
+        with (
+            quiet(),
+            mock.patch.object(
+                train.checkpoint,
+                "save_weights",
+                side_effect=_fail_at_the_end(train.checkpoint.save_weights),
+            ),
+        ):
+            with self.assertRaises(KeyboardInterrupt):
+                run("jest", stopped, *self.jest)
+        self.assertEqual(
+            os.listdir(f"{stopped}/checkpoints"), ["step-000000003.weights.h5"]
+        )
+        with quiet():
+            run("jest", stopped, *self.jest)
+        self.assertEqual(
+            lines(stopped, "draws.jsonl"), lines(self.learner, "draws.jsonl")
+        )
+        ours, expected = (
+            reference.load_run(path).learner for path in (stopped, self.learner)
+        )
+        for left, right in zip(ours.weights, expected.weights, strict=True):
+            self.assertAllEqual(left, right)
+
+    def test_uniform_and_jest_start_from_the_same_weights(self):
+        settings = config.load_config(f"{self.learner}/config.json")
+        uniform = config.load_config(
+            f"{ROOT}/configs/quickstart_uniform.py", SHRUNK
+        )
+        for left, right in zip(
+            models.build_learner(settings, 300).weights,
+            models.build_learner(uniform, 300).weights,
+            strict=True,
+        ):
+            self.assertAllEqual(left, right)
+
+    def test_mistakes_end_with_one_clear_line(self):
+        missing = os.path.join(self.folder.name, "missing")
+        cases = (
+            (("jest", missing, "reference.workdir=/nowhere"), "finished run"),
+            (("jest", missing, "selection.batch_size=25"), "b=25, B=24"),
+            (("jest", missing, "selection.chunks=2"), "Fields of SelectionC"),
+            (("uniform", missing, "data.train=/nowhere/*"), "/nowhere"),
+            (("jest", self.learner, *self.jest, "seed=1"), "seed=0"),
+        )
+        for arguments, message in cases:
+            with self.subTest(arguments), self.assertRaises(SystemExit) as stop:
+                run(*arguments)
+            self.assertRegex(str(stop.exception), message)
+            self.assertStartsWith(str(stop.exception), "error: ")
+        self.assertFalse(os.path.exists(missing))
+
+
+def _fail_at_the_end(save):
+    """Saves as ever until the last checkpoint, then stops like Ctrl-C."""
+
+    def stop(model, path):
+        if path.endswith("step-000000005.weights.h5"):
+            raise KeyboardInterrupt
+        save(model, path)
+
+    return stop
+
+
+class QuickstartTest(tf.test.TestCase):
+    def test_the_quickstart_trains_compares_and_reports(self):
+        with tempfile.TemporaryDirectory() as folder:
+            _run_quickstart(folder)
+            runs = pathlib.Path(folder)
+            text = (runs / "report.md").read_text()
+            for name in ("curves.png", "gallery.png"):
+                picture = tf.io.decode_png((runs / name).read_bytes())
+                self.assertGreater(np.std(picture), 1.0)
+            tables = re.findall(r"^\| JEST .*$", text, re.M)
+            cells = [cell.strip() for cell in tables[0].split("|")[2:-2]]
+            # steps, drawn, scored, trained
+            self.assertEqual(cells, ["4", "96", "96", "32"])
+            measured = lines(runs / "jest", "evaluation.jsonl")[-1]
+            mrr = measured["eval/test_concept/image_to_text/mrr"]
+            self.assertIn(f" {100 * mrr:.1f} ", tables[1])
+
+    def test_publishing_replaces_the_block_in_the_readme(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            (root / "docs").mkdir()
+            readme = root / "README.md"
+            readme.write_text(
+                "before\n<!-- quickstart:begin -->\nold\n"
+                "<!-- quickstart:end -->\nafter\n"
+            )
+            runs = root / "runs"
+            _run_quickstart(runs)
+            quickstart_report.publish(runs, [0], root)
+            text = readme.read_text()
+            self.assertNotIn("old", text)
+            self.assertStartsWith(text, "before\n<!-- quickstart:begin -->\n")
+            self.assertEndsWith(text, "<!-- quickstart:end -->\nafter\n")
+            table = quickstart_report.tables(runs, [0])
+            self.assertIn(table, text)
+            self.assertIn(table, (root / "docs/quickstart.md").read_text())
+
+
+def _run_quickstart(runs):
+    shrunk = [
+        f"evaluation.data={DATA}/val_concept-*.tfrecord,"
+        f"{DATA}/test_concept-*.tfrecord",
+        "steps=4",
+        "data.super_batch_size=24",
+        "data.vocabulary_size=400",
+        "optimizer.warmup_steps=1",
+        "evaluation.every_steps=2",
+        "evaluation.log_every_steps=2",
+        "selection.num_chunks=4",
+        "selection.batch_size=8",
+    ]
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        quickstart.main(["--runs", str(runs), "--set", *shrunk])
