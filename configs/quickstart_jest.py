@@ -11,14 +11,14 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Draws 1,280, trains on the 256 that are jointly most learnable."""
+    """Draws 640, trains on the 128 that are jointly most learnable."""
     uniform = config_lib.load_config(
         pathlib.Path(__file__).with_name("quickstart_uniform.py")
     )
     return dataclasses.replace(
         uniform,
-        data=dataclasses.replace(uniform.data, super_batch_size=1280),
+        data=dataclasses.replace(uniform.data, super_batch_size=640),
         reference=config_lib.ReferenceConfig(workdir="runs/reference"),
-        selection=config_lib.SelectionConfig(method="joint", batch_size=256),
+        selection=config_lib.SelectionConfig(method="joint", batch_size=128),
         evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
     )

@@ -12,10 +12,10 @@ DATA = "examples/icontext_mini"
 def config() -> config_lib.TrainConfig:
     """1,568 emoji of two styles with full captions."""
     return config_lib.TrainConfig(
-        steps=400,
+        steps=500,
         data=config_lib.DataConfig(
             train=(f"{DATA}/reference-*.tfrecord",),
-            super_batch_size=256,
+            super_batch_size=128,
             image_size=32,
             text_length=16,
             min_crop_area=0.6,
@@ -23,14 +23,14 @@ def config() -> config_lib.TrainConfig:
         # Two styles of one emoji share their captions.
         model=config_lib.ModelConfig(preset="tiny", equal_captions="ignore"),
         optimizer=config_lib.OptimizerConfig(
-            learning_rate=3e-3, warmup_steps=40, weight_decay=0.05
+            learning_rate=3e-3, warmup_steps=50, weight_decay=0.05
         ),
         evaluation=config_lib.EvaluationConfig(
             data=(
                 f"{DATA}/val_concept-*.tfrecord",
                 f"{DATA}/test_concept-*.tfrecord",
             ),
-            every_steps=50,
+            every_steps=100,
             prompts=("{}", "{} icon", "a picture of {}"),
         ),
     )

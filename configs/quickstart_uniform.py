@@ -19,7 +19,7 @@ def config() -> config_lib.TrainConfig:
     )
     return dataclasses.replace(
         reference,
-        steps=300,
+        steps=400,
         data=dataclasses.replace(
             reference.data, train=(f"{DATA}/pool-*.tfrecord",)
         ),

@@ -108,7 +108,7 @@ def _cut(path, last_step):
                     break
             except (ValueError, KeyError):
                 break
-            kept.append(line)
+            kept.append(line.rstrip("\n") + "\n")
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8") as file:
         file.writelines(kept)

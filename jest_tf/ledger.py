@@ -83,10 +83,23 @@ class Ledger(keras.callbacks.Callback):
             os.path.join(workdir, "tensorboard")
         )
         self._started = self._shown = time.monotonic()
+        self._restored = None
 
     def on_train_begin(self, logs=None):
         """Starts the clock."""
         self._started = self._shown = time.monotonic()
+        if self._start_step:
+            variables = self.model.metrics_variables
+            self._restored = [variable.numpy() for variable in variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Takes up the means where a checkpoint left them."""
+        # Keras resets them between the start of the training and this.
+        if self._restored is not None:
+            variables = self.model.metrics_variables
+            for variable, value in zip(variables, self._restored, strict=True):
+                variable.assign(value)
+            self._restored = None
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes a line if the step is due."""

@@ -33,7 +33,8 @@ class JESTModel(keras.Model):
 
     Metrics: `loss`, `scale`, `bias`, and with a selection those of
     `selection.summarize` as `select/...`. Each is the mean over the steps since
-    the last reset, as everywhere in Keras.
+    the last reset, as everywhere in Keras. Batches with `caption_replaced` add
+    `data/captions_replaced`, how many of the captions drawn were not UTF-8.
 
     Args:
         learner: a `models.TwoTower`, or any Keras model that maps a batch to
@@ -105,6 +106,11 @@ class JESTModel(keras.Model):
             raise ValueError(
                 f"`loss` must be one of {tuple(_LOSSES)}. Received: {loss!r}"
             )
+        if equal_captions not in config_lib.EQUAL_CAPTIONS:
+            raise ValueError(
+                f"`equal_captions` must be one of {config_lib.EQUAL_CAPTIONS}. "
+                f"Received: {equal_captions!r}"
+            )
         if selection is not None and selection.batch_size is None:
             selection = None
         self.learner = learner
@@ -118,6 +124,10 @@ class JESTModel(keras.Model):
             name: keras.metrics.Mean(name=name)
             for name in ("loss", "scale", "bias", *_draw_metrics(selection))
         }
+        self._captions_replaced = keras.metrics.Sum(
+            name="data/captions_replaced"
+        )
+        self._counts_captions = False
         self._drawn_ids = None
         self._reference = None
         if reference is not None:
@@ -140,7 +150,8 @@ class JESTModel(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The owned metrics, reset by Keras at the start of an epoch."""
-        return list(self._means.values())
+        means = list(self._means.values())
+        return means + [self._captions_replaced] * self._counts_captions
 
     def build(self, input_shape):
         """Builds the learner; nothing else has weights."""
@@ -166,9 +177,10 @@ class JESTModel(keras.Model):
 
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means."""
-        batch = _batch_of(data)
+        batch = self._batch_of(data)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
+        self._count_captions(batch)
         if self.selection is not None:
             rows = self._choose(batch, seed)
             batch = {
@@ -195,7 +207,7 @@ class JESTModel(keras.Model):
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
-        batch = _batch_of(data)
+        batch = self._batch_of(data)
         embeddings = self.learner(batch, training=False)
         self._update("loss", self._contrastive_loss(embeddings, batch))
         return {"loss": self._means["loss"].result()}
@@ -277,6 +289,21 @@ class JESTModel(keras.Model):
             )
         return cls(**config)
 
+    def _batch_of(self, data):
+        """The super-batch of what `fit` hands to a step."""
+        batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
+            raise ValueError(
+                'A batch must be a dict with "image" and "text". Received: '
+                f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
+            )
+        if not self.built:
+            # One row, as variables can't be made inside the scoring loop.
+            row = {name: value[:1] for name, value in batch.items()}
+            self.learner(row, training=False)
+            self.build({name: value.shape for name, value in batch.items()})
+        return batch
+
     def _choose(self, super_batch, seed):
         """The rows of the sub-batch, and the metrics of their draw."""
         settings = self.selection
@@ -308,6 +335,13 @@ class JESTModel(keras.Model):
     def _update(self, name, value):
         self._means[name].update_state(value)
 
+    def _count_captions(self, super_batch):
+        if "caption_replaced" not in super_batch:
+            return
+        self._counts_captions = True  # when traced; from now on it is shown
+        replaced = tf.cast(super_batch["caption_replaced"], tf.float32)
+        self._captions_replaced.update_state(replaced)
+
     def _remember_ids(self, batch):
         if "id" not in batch:
             return
@@ -329,7 +363,8 @@ class AdamW(keras.optimizers.AdamW):
     """
 
     def _use_weight_decay(self, variable):
-        return variable.name.endswith("kernel")
+        # Keras asks with its own variable, or with TensorFlow's, "a/kernel:0".
+        return variable.name.split(":")[0].endswith("kernel")
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -430,17 +465,6 @@ def _draw_metrics(settings):
             for rows in ("kept", "dropped")
         ),
     )
-
-
-def _batch_of(data):
-    """The super-batch of what `fit` hands to a step."""
-    batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
-        raise ValueError(
-            'A batch must be a dict with "image" and "text". Received: '
-            f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
-        )
-    return batch
 
 
 def _in_micro_batches(encode, batch, size):

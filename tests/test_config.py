@@ -100,6 +100,12 @@ class DefaultsTest(tf.test.TestCase):
         self.assertFalse(settings.selection.needs_learner)
         self.assertFalse(settings.selection.needs_reference)
 
+    def test_a_uniform_draw_scores_nothing(self):
+        settings = config.SelectionConfig("uniform", batch_size=4)
+        self.assertFalse(settings.scores)
+        self.assertFalse(settings.needs_learner)
+        self.assertFalse(settings.needs_reference)
+
     def test_a_criterion_says_what_is_scored(self):
         needs = {
             criterion: (settings.needs_learner, settings.needs_reference)
@@ -169,7 +175,7 @@ class RefusalsTest(tf.test.TestCase):
             return {
                 "data": config.DataConfig(super_batch_size=32),
                 "selection": config.SelectionConfig(
-                    **{"criterion": "hard_learner"} | settings
+                    "joint", **{"criterion": "hard_learner"} | settings
                 ),
             }
 

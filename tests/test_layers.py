@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import oracles_towers
-import pytest
 import tensorflow as tf
 
 from jest_tf import layers
@@ -294,8 +293,6 @@ class ArgumentsTest(tf.test.TestCase):
                 layer(tokens())
 
 
-# TensorFlow's tensors do not know NumPy 2's `copy` argument.
-@pytest.mark.filterwarnings("ignore:__array__ implementation")
 class SavingTest(tf.test.TestCase):
     def test_a_saved_layer_comes_back_with_its_weights(self):
         inputs = tokens()

@@ -361,8 +361,6 @@ class TwoTowerTest(tf.test.TestCase):
                 two_tower()(part)
 
 
-# TensorFlow's tensors do not know NumPy 2's `copy` argument.
-@pytest.mark.filterwarnings("ignore:__array__ implementation")
 class SavingTest(tf.test.TestCase):
     def test_a_saved_model_comes_back_whole(self):
         batch = make_batch()

@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine: `make quickstart` and
+# `make test`. Each first makes its own environment in .venv, once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Any Python from 3.11 to 3.13; make PYTHON=/path/to/python3.12 takes another.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+# pip's output with one line a download in place of some four a package.
+PIP_PROGRESS := sed -un \
+  -e '/\.metadata/d' \
+  -e 's/^ *\(Downloading\|Using cached\) \([^ ]*\/\)*\([^- ]*-[^- ]*\)[^ ]* /  \3 /p' \
+  -e 's/^Installing collected.*/  unpacking: a minute or so/p'
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help quickstart test clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
+	@echo "quickstart: three runs and a report, some minutes on 2 cores"
+	@$(BIN)/python -m examples.quickstart
+
+test: $(INSTALLED) ## check the format, lint and run every test
+	@echo "test: format, lint, and the tests, some minutes on 2 cores"
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/python -m pytest
+
+clean: ## remove the environment and the caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "make: needs Python 3.11, 3.12 or 3.13, which TensorFlow 2.20" \
+	  "is built for. '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true)." \
+	  "Name another: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "install: TensorFlow and the rest into .venv, once; about 1 GB to" \
+	  "download, 3.5 GB on disk, one to ten minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check \
+	  --no-input --progress-bar off --editable '.[test]' | $(PIP_PROGRESS)
+	@touch $@
+	@echo "install: done"

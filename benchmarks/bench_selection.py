@@ -1,0 +1,58 @@
+"""What joint selection finds, and what it costs.
+
+    python -m benchmarks.bench_selection figure \
+        --workdir runs/uniform --reference runs/reference
+    python -m benchmarks.bench_selection speed
+
+Each part replaces its own block of README.md in the folder `--out`. With
+`--small` it takes seconds, says nothing, and writes only where `--out` says so.
+"""
+
+import argparse
+import pathlib
+
+from benchmarks import report, selection_figure, selection_speed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the parts asked for and writes their blocks."""
+    parser = argparse.ArgumentParser(
+        prog=report.COMMAND, description="Benchmarks joint selection."
+    )
+    parser.add_argument("part", choices=["figure", "speed", "all"])
+    parser.add_argument("--workdir", help="a finished run, the learner")
+    parser.add_argument("--reference", help="a finished run, the reference")
+    parser.add_argument(
+        "--data", default=selection_figure.POOL, help="shards that they embed"
+    )
+    parser.add_argument("--small", action="store_true", help="takes seconds")
+    parser.add_argument("--out", help="the folder of README.md")
+    options = parser.parse_args(argv)
+    if (options.workdir is None) != (options.reference is None):
+        parser.error("--workdir and --reference come together")
+    out = options.out and pathlib.Path(options.out)
+    if not out and not options.small:
+        out = pathlib.Path(__file__).resolve().parent
+
+    if options.part in ("figure", "all"):
+        workdirs = options.workdir and (options.workdir, options.reference)
+        picture = out and out / "figures" / "selection.png"
+        _finish(
+            out,
+            "figure",
+            selection_figure.run(
+                workdirs, options.data, options.small, picture
+            ),
+        )
+    if options.part in ("speed", "all"):
+        _finish(out, "speed", selection_speed.run(options.small))
+
+
+def _finish(out, name, text):
+    print(text)
+    if out:
+        report.write_block(out / "README.md", name, text)
+
+
+if __name__ == "__main__":
+    main()

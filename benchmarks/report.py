@@ -1,0 +1,80 @@
+"""What the benchmarks write into README.md: blocks, tables, the machine.
+
+A block stands between two marks that name it. Only what is between them is
+replaced; the prose around it is written by hand.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+COMMAND = "python -m benchmarks.bench_selection"
+
+_PACKAGES = ("tensorflow", "keras", "numpy")
+
+
+def write_block(path: pathlib.Path, name: str, text: str) -> None:
+    """Replaces the block `name` of a Markdown file, or appends it."""
+    begin, end = (
+        f"<!-- {name}: written by {COMMAND} -->",
+        f"<!-- end {name} -->",
+    )
+    block = f"{begin}\n{text.strip()}\n{end}\n"
+    old = path.read_text("utf-8") if path.exists() else ""
+    head, found, rest = old.partition(begin)
+    if found:
+        _, closed, tail = rest.partition(f"{end}\n")
+        if not closed:
+            raise ValueError(
+                f"Expected the mark {end!r} after {begin!r} in {path}. "
+                "Received: a file without it; restore the mark"
+            )
+        path.write_text(head + block + tail, "utf-8")
+    else:
+        path.write_text(f"{old.rstrip()}\n\n{block}".lstrip(), "utf-8")
+
+
+def environment() -> str:
+    """The processor and the versions, in a line."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":", 1)[1].strip()
+                break
+    cores = os.cpu_count()
+    packages = (
+        f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES
+    )
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    return (
+        f"{processor}, {cores} cores, {gpus} GPUs; Python "
+        f"{platform.python_version()}, {', '.join(packages)}."
+    )
+
+
+def table(header: list, rows: list[list]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def mean_range(values: list[float]) -> str:
+    """Mean [lowest, highest]."""
+    return f"{np.mean(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def spread(values: list[float]) -> str:
+    """Lowest / median / highest."""
+    return f"{min(values):.2f} / {np.median(values):.2f} / {max(values):.2f}"
+
+
+def log(message: str) -> None:
+    """Progress, on stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,389 @@
+"""What README, docs, docstrings and recipes say is run here, or looked up.
+
+Python blocks run in order, one namespace a page, in a folder with the example
+data and a few pictures of a user. Shell blocks are checked word by word, and
+the README's training commands run, shrunk.
+"""
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import os
+import pathlib
+import pkgutil
+import re
+import shlex
+import sys
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+import jest_tf
+from jest_tf import config as config_lib
+from trainers import evaluate, train
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = tuple(
+    sorted(
+        page.relative_to(ROOT).as_posix()
+        for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md")
+        for page in ROOT.glob(pattern)
+    )
+)
+# A block of these starts with a comment that names the file that it is.
+FILE_BLOCK = re.compile(r"# (\w+\.py)\n")
+MODULES = {
+    name.rpartition(".")[2]: name
+    for _, name, _ in pkgutil.walk_packages(jest_tf.__path__, "jest_tf.")
+}
+# Appended to the README's own training commands, to end in seconds.
+SHRUNK = (
+    *("steps=2", "model.preset=tiny", "data.image_size=16"),
+    *("optimizer.warmup_steps=1", "data.vocabulary_size=64"),
+    *("data.super_batch_size=8", "evaluation.log_every_steps=1"),
+)
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in one language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", read(page), re.DOTALL | re.MULTILINE
+    )
+
+
+def commands(text):
+    """The words of every command in a shell block."""
+    joined = text.replace("\\\n", " ")
+    lines = (shlex.split(line, comments=True) for line in joined.splitlines())
+    return [line for line in lines if line]
+
+
+def shell_commands(page):
+    return [line for block in blocks(page, "sh") for line in commands(block)]
+
+
+def header_commands(path):
+    """The commands in the docstring of a recipe or a program."""
+    found = re.findall(
+        r"^ +((?:python|make) (?:.*\\\n)*.*)$",
+        path.read_text(encoding="utf-8").split('"""')[1],
+        re.MULTILINE,
+    )
+    return [line for text in found for line in commands(text)]
+
+
+def write_pictures(folder, count):
+    """What a user has: `x.jpg`, and `x.txt` with a caption a line."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        pixels = random.integers(0, 256, (20, 24, 3), np.uint8)
+        (folder / f"{number}.jpg").write_bytes(
+            tf.io.encode_jpeg(pixels).numpy()
+        )
+        (folder / f"{number}.txt").write_text(
+            f"Picture {number}\nA picture of the number {number}\n"
+        )
+
+
+class DocsTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(
+            self.enterContext(tempfile.TemporaryDirectory())
+        )
+        self.enterContext(contextlib.chdir(self.folder))
+        (self.folder / "examples").symlink_to(ROOT / "examples")
+
+    def run_blocks(self, page):
+        """Runs the Python blocks of a page; returns their namespace."""
+        namespace = {"__name__": "page"}
+        for number, block in enumerate(blocks(page, "python")):
+            named = FILE_BLOCK.match(block)
+            # A file even so: AutoGraph reads the source of a `tf.function`.
+            path = self.folder / (named[1] if named else f"block_{number}.py")
+            path.write_text(block, encoding="utf-8")
+            if named:
+                continue
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block, path, "exec"), namespace)
+        return namespace
+
+
+class PythonBlocksTest(DocsTestCase):
+    def test_the_readme_trains_on_pictures_and_towers_of_ones_own(self):
+        write_pictures(self.folder / "pool", 12)
+        write_pictures(self.folder / "curated", 9)
+        namespace = self.run_blocks("README.md")
+
+        # The loop's last draw is one of the super-batch that it was made from.
+        self.assertEqual(namespace["number"], 2)
+        self.assertTrue(np.isfinite(namespace["loss"]))
+        self.assertEqual(namespace["model"].drawn_ids.shape, [64])
+
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            for line in shell_commands("README.md"):
+                program, arguments = line[:3], line[3:]
+                if program[-1] == "trainers.train":
+                    train.main([*arguments, *self.shrink(arguments)])
+                elif program[-1] == "trainers.evaluate":
+                    evaluate.main(arguments)
+        self.assertIn("eval/curated/image_to_text/mrr", printed.getvalue())
+        run = self.folder / "runs" / "photos_jest"
+        self.check_table_of_the_run_directory(run)
+
+    def shrink(self, arguments):
+        settings = list(SHRUNK)
+        if "selection.batch_size=none" not in arguments:
+            settings += ["selection.batch_size=4", "selection.num_chunks=2"]
+            settings += ["evaluation.data=pool-*.tfrecord"]
+            settings += ["evaluation.log_ids=true"]
+        return ["--set", *settings]
+
+    def check_table_of_the_run_directory(self, run):
+        """Everything in the directory is in the table, and the reverse."""
+        name = r"`[\w./]+`"
+        rows = re.findall(
+            rf"^\| ({name}(?: or {name})?) \| ",
+            read("README.md"),
+            re.MULTILINE,
+        )
+        listed = [re.findall(r"`([^`]+)`", row) for row in rows]
+        for names in listed:
+            self.assertTrue(any((run / name).exists() for name in names), names)
+        names = {name.strip("/") for row in listed for name in row}
+        self.assertLessEqual({path.name for path in run.iterdir()}, names)
+
+    def test_the_blocks_of_every_other_page_run(self):
+        for page in PAGES:
+            if page != "README.md":
+                with self.subTest(page):
+                    self.run_blocks(page)
+
+
+class CommandsTest(DocsTestCase):
+    def test_every_command_of_every_page_is_one(self):
+        count = 0
+        # Recipes that a page shows are files in the folder by now.
+        for page in PAGES:
+            for block in blocks(page, "python"):
+                named = FILE_BLOCK.match(block)
+                if named:
+                    (self.folder / named[1]).write_text(block)
+        for page in PAGES:
+            for line in shell_commands(page):
+                with self.subTest(page=page, command=shlex.join(line)):
+                    self.check(line)
+                    count += 1
+        self.assertGreater(count, 10)
+
+    def test_the_header_of_every_program_shows_its_own_command(self):
+        programs = [
+            *ROOT.glob("configs/*.py"),
+            *ROOT.glob("trainers/[a-z]*.py"),
+            *(
+                path
+                for folder in ("examples", "benchmarks")
+                for path in ROOT.glob(f"{folder}/**/*.py")
+                if "import argparse" in path.read_text(encoding="utf-8")
+            ),
+        ]
+        for path in programs:
+            name = path.relative_to(ROOT).as_posix()
+            with self.subTest(name):
+                lines = header_commands(path)
+                self.assertNotEmpty(lines)
+                for line in lines:
+                    self.check(line)
+                    module = name.removesuffix(".py").replace("/", ".")
+                    self.assertTrue({name, module} & set(line), line)
+
+    def check(self, line):
+        """Fails unless every part of a command is there."""
+        if line[0] == "PYTHONPATH=.":
+            line = line[1:]
+        program, *arguments = line
+        if program == "make":
+            self.assertLen(arguments, 1)
+            self.assertRegex(read("Makefile"), rf"(?m)^{arguments[0]}:")
+        elif program == "ruff":
+            self.assertIn(arguments[0], ("format", "check"))
+        elif program == "pip":
+            self.assertEqual(arguments[0], "install")
+        elif program == "python" and arguments[:2] == ["-m", "pytest"]:
+            for argument in arguments[2:]:
+                self.check_test(argument)
+        elif program == "python" and arguments[0] == "-m":
+            self.check_flags(arguments[1], arguments[2:])
+        elif program == "python" and arguments[0].startswith("tests/"):
+            for flag in arguments[1:]:
+                self.assertIn(f'"{flag}"', read(arguments[0]))
+        elif program == "python":
+            self.check_exists(arguments[0])
+            module = arguments[0].removesuffix(".py").replace("/", ".")
+            self.check_flags(module, arguments[1:])
+        else:
+            self.fail(f"no rule for {program!r}")
+
+    def check_exists(self, path):
+        self.assertTrue((ROOT / path).exists(), path)
+
+    def check_test(self, argument):
+        path, *names = argument.split("::")
+        self.check_exists(path)
+        for name in names:
+            self.assertRegex(read(path), rf"(class|def) {name}\b")
+
+    def check_flags(self, module, arguments):
+        """Every flag is one that the program's help shows."""
+        main = importlib.import_module(module).main
+        command = []
+        while arguments and not arguments[0].startswith("-"):
+            command, arguments = [*command, arguments[0]], arguments[1:]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            with self.assertRaises(SystemExit) as ended:
+                main([*command, "--help"])
+        self.assertEqual(ended.exception.code, 0)
+        flags = [one for one in arguments if one.startswith("--")]
+        for flag in flags:
+            self.assertRegex(printed.getvalue(), rf"{flag}\b")
+        if "--config" in flags:
+            self.check_recipe(arguments)
+
+    def check_recipe(self, arguments):
+        path = arguments[arguments.index("--config") + 1]
+        if not pathlib.Path(path).is_file():
+            path = ROOT / path
+        overrides = []
+        if "--set" in arguments:
+            overrides = arguments[arguments.index("--set") + 1 :]
+        config = config_lib.load_config(path, overrides)
+        self.assertIsInstance(config, config_lib.TrainConfig)
+
+
+class ReferencesTest(tf.test.TestCase):
+    def test_every_link_leads_somewhere(self):
+        for page in PAGES:
+            for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+                if re.match(r"[a-z]+:", target):
+                    continue
+                path, _, anchor = target.partition("#")
+                file = (ROOT / page).parent / path if path else ROOT / page
+                with self.subTest(page=page, target=target):
+                    self.assertTrue(file.exists())
+                    if anchor:
+                        self.assertIn(anchor, anchors(file))
+
+    def test_every_test_named_is_one(self):
+        count = 0
+        for page in PAGES:
+            for file, name in re.findall(
+                r"(test_\w+\.py)::(test_\w+)`", read(page)
+            ):
+                with self.subTest(page=page, test=name):
+                    self.assertRegex(read(f"tests/{file}"), rf"def {name}\(")
+                    count += 1
+        self.assertGreater(count, 30)
+
+    def test_every_function_named_is_one(self):
+        settings = setting_names()
+        count = 0
+        for page in PAGES:
+            if page.startswith("benchmarks/icontext"):
+                continue  # which has modules of the same names
+            for text in re.findall(r"`([^`\n]+)`", read(page)):
+                for module, path in re.findall(
+                    r"(?<![\w./])(\w+)\.(\w[\w.]*)", text
+                ):
+                    if module not in MODULES or path in ("py", "json", "jsonl"):
+                        continue
+                    if f"{module}.{path}" in settings:
+                        continue
+                    with self.subTest(page=page, name=f"{module}.{path}"):
+                        value = importlib.import_module(MODULES[module])
+                        for name in path.split("."):
+                            value = inspect.getattr_static(value, name)
+                        count += 1
+        self.assertGreater(count, 30)
+
+    def test_every_file_named_is_there(self):
+        for page in PAGES:
+            for path in re.findall(
+                r"`((?:tests|configs|examples|docs|jest_tf)/[\w./]+\.\w+)`",
+                read(page),
+            ):
+                with self.subTest(page=page, path=path):
+                    self.assertTrue((ROOT / path).exists())
+
+    def test_the_quickstarts_marks_are_in_the_readme_once(self):
+        for mark in ("begin", "end"):
+            marks = read("README.md").count(f"<!-- quickstart:{mark} -->")
+            self.assertEqual(marks, 1)
+
+    def test_every_public_name_is_in_the_changelog(self):
+        changelog = read("CHANGELOG.md")
+        for name in jest_tf.__all__:
+            self.assertRegex(changelog, rf"`{name}`")
+
+
+class DoctestsTest(tf.test.TestCase):
+    def test_examples_in_docstrings_give_what_they_show(self):
+        attempted = 0
+        for name in sorted(MODULES.values()):
+            module = importlib.import_module(name)
+            result = doctest.testmod(module)
+            self.assertEqual(result.failed, 0, name)
+            attempted += result.attempted
+        self.assertGreater(attempted, 10)
+
+
+class MakefileTest(tf.test.TestCase):
+    def test_help_lists_every_target(self):
+        makefile = read("Makefile")
+        phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
+        described = re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE)
+        self.assertCountEqual(phony, described)
+
+    def test_continuous_integration_runs_make_test(self):
+        script = ROOT / ".ci" / "run"
+        self.assertTrue(os.access(script, os.X_OK))
+        self.assertIn("make test", script.read_text())
+
+    def test_this_python_is_one_that_the_makefile_takes(self):
+        lowest, below = re.search(
+            r"\((3, \d+)\) <= sys.version_info < \((3, \d+)\)", read("Makefile")
+        ).groups()
+        self.assertLessEqual(eval(f"({lowest})"), sys.version_info[:2])
+        self.assertLess(sys.version_info[:2], eval(f"({below})"))
+
+
+def anchors(path):
+    """The anchors of a page's headings, as web pages of code make them."""
+    text = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
+
+
+def setting_names():
+    """`selection.batch_size` and the like."""
+    config = config_lib.TrainConfig()
+    return {
+        f"{group}.{name}"
+        for group, part in vars(config).items()
+        if hasattr(part, "__dataclass_fields__")
+        for name in part.__dataclass_fields__
+    }
+
+
+if __name__ == "__main__":
+    tf.test.main()

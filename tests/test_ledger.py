@@ -1,0 +1,281 @@
+"""The log of a run: rows, means, digests, counts, seconds and progress."""
+
+import glob
+import hashlib
+import io
+import os
+import struct
+import types
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+from tensorflow.core.util import event_pb2
+
+from jest_tf import checkpoint, config, ledger, training
+
+JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
+SECONDS = 100.0  # that a step takes by the clock of these tests
+
+
+def settings(selection=JOINT, steps=5, **evaluation):
+    return config.TrainConfig(
+        steps=steps,
+        data=config.DataConfig(super_batch_size=12),
+        reference=config.ReferenceConfig("somewhere"),
+        selection=selection,
+        evaluation=config.EvaluationConfig(
+            **{"log_every_steps": 2} | evaluation
+        ),
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock(keras.callbacks.Callback):
+    """Goes on with every step, and then only."""
+
+    def __init__(self, seconds=SECONDS):
+        super().__init__()
+        self.now, self.seconds = 1000.0, seconds
+
+    def monotonic(self):
+        return self.now
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.now += self.seconds
+
+
+class LedgerTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = self.get_temp_dir()
+
+    def model(self, run):
+        model = training.JESTModel(
+            tiny.learner(0), tiny.learner(5), run.selection, seed=run.seed
+        )
+        model.compile(keras.optimizers.SGD(0.5), run_eagerly=True)
+        return model
+
+    def fit(self, run, batches, stream=None, clock=None, **options):
+        clock = clock or Clock()
+        source = types.SimpleNamespace(monotonic=clock.monotonic)
+        stream = stream or io.StringIO()
+        with mock.patch.object(ledger, "time", source):
+            log = ledger.Ledger(run, self.workdir, stream=stream, **options)
+            self.model(run).fit(
+                tiny.dataset(batches), verbose=0, callbacks=[clock, log]
+            )
+        return tiny.read_lines(self.workdir, checkpoint.METRICS_FILE)
+
+    def values_of_each_step(self, run, batches):
+        """What a twin shows where every step is a `fit` of its own."""
+        model = self.model(run)
+        steps = []
+        for batch in batches:
+            history = model.fit(tiny.dataset([batch]), verbose=0).history
+            steps.append({name: value[0] for name, value in history.items()})
+            if run.selection.batch_size:
+                steps[-1]["ids"] = model.drawn_ids.numpy()
+        return steps
+
+
+class RowsTest(LedgerTestCase):
+    def test_rows_are_the_means_since_the_row_before(self):
+        batches = tiny.super_batches(5)
+        run = settings()
+        rows = self.fit(run, batches)
+        steps = self.values_of_each_step(run, batches)
+        self.assertEqual([row["step"] for row in rows], [2, 4, 5])
+        spans = (steps[0:2], steps[2:4], steps[4:5])
+        for row, span in zip(rows, spans, strict=True):
+            names = set(span[0]) - {"ids"}
+            for name in names:
+                mean = np.mean([step[name] for step in span])
+                key = name if "/" in name else f"train/{name}"
+                self.assertAllClose(row[key], mean, msg=key)
+            self.assertEqual(
+                row["select/digest"], ledger.digest(span[-1]["ids"])
+            )
+            self.assertLen(row, len(names) + 6)
+
+    def test_three_counts_and_the_seconds(self):
+        rows = self.fit(settings(), tiny.super_batches(5))
+        for row, step in zip(rows, (2, 4, 5), strict=True):
+            self.assertEqual(row["examples/drawn"], 12 * step)
+            self.assertEqual(row["examples/scored"], 12 * step)
+            self.assertEqual(row["examples/trained"], 4 * step)
+            self.assertEqual(row["seconds"], SECONDS * step)
+
+    def test_what_is_not_scored_is_not_counted_as_scored(self):
+        uniform = config.SelectionConfig("uniform", batch_size=4)
+        for selection, trained in (
+            (JOINT, 4),
+            (uniform, 4),
+            (config.SelectionConfig(), 12),
+        ):
+            self.assertEqual(
+                ledger.examples_at(settings(selection), 3),
+                {
+                    "examples/drawn": 36,
+                    "examples/scored": 36 if selection is JOINT else 0,
+                    "examples/trained": 3 * trained,
+                },
+            )
+
+    def test_ids_are_written_down_on_request(self):
+        batches = tiny.super_batches(5)
+        path = os.path.join(self.workdir, checkpoint.DRAWS_FILE)
+        self.fit(settings(), batches)
+        self.assertFalse(os.path.exists(path))
+        run = settings(log_ids=True)
+        self.fit(run, batches)
+        steps = self.values_of_each_step(run, batches)
+        self.assertEqual(
+            tiny.read_lines(self.workdir, checkpoint.DRAWS_FILE),
+            [
+                {"step": step, "ids": steps[step - 1]["ids"].tolist()}
+                for step in (2, 4, 5)
+            ],
+        )
+
+    def test_batches_without_ids_have_no_digest(self):
+        batches = tiny.super_batches(2)
+        for batch in batches:
+            del batch["id"]
+        rows = self.fit(settings(steps=2, log_ids=True), batches)
+        self.assertEqual([row["step"] for row in rows], [2])
+        self.assertNotIn("select/digest", rows[0])
+        self.assertEqual(
+            os.path.exists(os.path.join(self.workdir, checkpoint.DRAWS_FILE)),
+            False,
+        )
+
+    def test_a_resumed_run_counts_on(self):
+        batches = tiny.super_batches(5)
+        self.fit(settings(), batches[:2])
+        rows = self.fit(settings(), batches[2:], start_step=2)
+        self.assertEqual([row["step"] for row in rows], [2, 4, 5])
+        self.assertEqual(
+            [row["seconds"] for row in rows], [200.0, 400.0, 500.0]
+        )
+        self.assertEqual([row["examples/trained"] for row in rows], [8, 16, 20])
+
+    def test_tensorboard_gets_the_same_numbers(self):
+        rows = self.fit(settings(), tiny.super_batches(5))
+        (path,) = glob.glob(os.path.join(self.workdir, "tensorboard", "*"))
+        found = []
+        for payload in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            event = event_pb2.Event.FromString(payload)
+            for value in event.summary.value:
+                number = tf.make_ndarray(value.tensor).item()
+                found.append((event.step, value.tag, number))
+        expected = [
+            (row["step"], name, np.float32(value).item())
+            for row in rows
+            for name, value in row.items()
+            if name not in ("step", "select/digest")
+        ]
+        self.assertCountEqual(found, expected)
+
+
+class DigestTest(tf.test.TestCase):
+    def test_a_digest_is_the_hash_of_the_sorted_ids(self):
+        data = struct.pack("<3q", -5, 2, 2**62)
+        expected = hashlib.blake2b(data, digest_size=8).hexdigest()
+        self.assertLen(expected, 16)
+        for ids in ([2**62, -5, 2], [[2], [-5], [2**62]]):
+            self.assertEqual(ledger.digest(np.array(ids)), expected)
+        for ids in (np.array([7, 3], np.int32), np.array([3, 7], ">i8")):
+            self.assertEqual(
+                ledger.digest(ids), ledger.digest(np.array([3, 7]))
+            )
+
+    def test_other_sets_have_other_digests(self):
+        sets = ([], [0], [1], [0, 0], [0, 1], [0, 1, 1])
+        self.assertLen(
+            {ledger.digest(np.array(ids, np.int64)) for ids in sets}, 6
+        )
+
+
+class ProgressTest(LedgerTestCase):
+    def lines(self, **options):
+        stream = io.StringIO()
+        self.fit(settings(), tiny.super_batches(5), stream=stream, **options)
+        return stream.getvalue().splitlines()
+
+    def test_a_line_tells_step_loss_speed_and_time_left(self):
+        batches = tiny.super_batches(5)
+        steps = self.values_of_each_step(settings(), batches)
+        values = [step["loss"] for step in steps]
+        # Means since the row before: rows are after steps 2, 4 and 5.
+        means = [
+            values[0],
+            np.mean(values[:2]),
+            values[2],
+            np.mean(values[2:4]),
+            values[4],
+        ]
+        left = ("0:06:40", "0:05:00", "0:03:20", "0:01:40", "0:00:00")
+        lines = self.lines()
+        self.assertLen(lines, 5)
+        for line, step, mean, clock in zip(
+            lines, range(1, 6), means, left, strict=True
+        ):
+            head, loss, speed, end = line.split("  ")
+            self.assertEqual(head, f"step {step} of 5")
+            self.assertAllClose(
+                float(loss.removeprefix("loss ")), mean, atol=1e-4
+            )
+            self.assertEqual(speed, "0.01 steps/s")
+            self.assertEqual(end, f"{clock} left")
+
+    def test_hours_left(self):
+        clock = Clock(3 * 3600 + 61)
+        self.assertEndsWith(self.lines(clock=clock)[0], "  12:04:04 left")
+
+    def test_a_file_gets_a_line_every_fifteen_seconds_and_the_last(self):
+        lines = self.lines(clock=Clock(6.0))
+        # At seconds 6, 12, 18, 24 and 30.
+        heads = [line.split("  ")[0] for line in lines]
+        self.assertEqual(heads, ["step 3 of 5", "step 5 of 5"])
+
+    def test_a_terminal_gets_one_line_that_is_overwritten(self):
+        stream = Terminal()
+        self.fit(
+            settings(),
+            tiny.super_batches(5),
+            stream=stream,
+            clock=Clock(0.3),
+        )
+        text = stream.getvalue()
+        # At seconds 0.3, 0.6, 0.9, 1.2 and 1.5, half a second apart.
+        heads = [part.split("  ")[0] for part in text.split("\r\033[K")]
+        self.assertEqual(
+            heads, ["", "step 2 of 5", "step 4 of 5", "step 5 of 5"]
+        )
+        self.assertEqual(text.count("\n"), 1)
+        self.assertEndsWith(text, "0:00:00 left\n")
+
+    def test_speed_counts_the_steps_of_this_process(self):
+        stream = io.StringIO()
+        self.fit(
+            settings(),
+            tiny.super_batches(2),
+            stream=stream,
+            start_step=3,
+        )
+        first, last = stream.getvalue().splitlines()
+        self.assertStartsWith(first, "step 4 of 5")
+        self.assertEndsWith(first, "0.01 steps/s  0:01:40 left")
+        self.assertEndsWith(last, "0.01 steps/s  0:00:00 left")
+
+
+if __name__ == "__main__":
+    tf.test.main()
