@@ -60,7 +60,7 @@ class Ledger(keras.callbacks.Callback):
         config: the run.
         workdir: the run directory.
         start_step: steps already done.
-        stream: where progress is shown.
+        stream: where progress is shown; None is standard error.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Ledger(keras.callbacks.Callback):
         workdir: str,
         *,
         start_step: int = 0,
-        stream: TextIO = sys.stderr,
+        stream: TextIO | None = None,
     ):
         super().__init__()
         self._config = config
         self._workdir = workdir
         self._start_step = start_step
-        self._stream = stream
+        self._stream = stream or sys.stderr
         self._seconds_before = _last_seconds(
             self._path(checkpoint.METRICS_FILE)
         )

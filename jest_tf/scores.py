@@ -92,7 +92,7 @@ class _SigmoidSums:
 
     def __init__(self, embeddings):
         self.embeddings = embeddings
-        cosines = tf.reduce_sum(embeddings.image * embeddings.text, 1)
+        cosines = _own_cosines(embeddings)
         logits = embeddings.scale * cosines + embeddings.bias
         self.positive = tf.math.softplus(-logits)  # [B], the row's own pair
         self.negative = tf.math.softplus(logits)  # [B], it taken as a negative
@@ -123,7 +123,7 @@ class _SoftmaxSums:
 
     def __init__(self, embeddings):
         self.embeddings = embeddings
-        cosines = tf.reduce_sum(embeddings.image * embeddings.text, 1)
+        cosines = _own_cosines(embeddings)
         self.own = embeddings.scale * cosines  # [B]
         # [2, B]: an image with the chosen texts, a text with the images.
         self.state = tf.fill([2, *self.own.shape], -np.inf)
@@ -154,6 +154,11 @@ class _SoftmaxSums:
         others += np.log((batch_size - 1) / (rows - 1))
         both = losses.logaddexp(self.own, others)
         return tf.reduce_mean(-self.own + 0.5 * tf.reduce_sum(both, 0))
+
+
+def _own_cosines(embeddings):
+    """<image_i, text_i>, `[B]`; an einsum makes no `[B, dim]` of products."""
+    return tf.einsum("nd,nd->n", embeddings.image, embeddings.text)
 
 
 def _pair_sums(embeddings, chosen):

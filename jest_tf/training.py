@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -171,6 +172,12 @@ class JESTModel(keras.Model):
             )
         super().compile(optimizer=optimizer, **kwargs)
 
+    def compile_from_config(self, config):
+        """Compiles a loaded model as it was; its optimizer's state follows."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
     def fit(self, *args, shuffle=False, **kwargs):
         """As `keras.Model.fit`; the dataset alone says what comes when."""
         return super().fit(*args, shuffle=shuffle, **kwargs)
@@ -257,6 +264,21 @@ class JESTModel(keras.Model):
             first_chunk=settings.first_chunk,
             gain=settings.gain,
         )
+
+    def save_own_variables(self, store):
+        """Saves the running means, which Keras leaves out of its files."""
+        for name, mean in self._means.items():
+            store[name.replace("/", ".")] = np.array(
+                [variable.numpy() for variable in mean.variables]
+            )
+
+    def load_own_variables(self, store):
+        """Loads those running means that the file holds."""
+        for name, mean in self._means.items():
+            if name.replace("/", ".") in store.keys():
+                values = store[name.replace("/", ".")]
+                for variable, value in zip(mean.variables, values, strict=True):
+                    variable.assign(value)
 
     def get_config(self):
         """The arguments but for the reference, for `.keras` files."""
@@ -389,6 +411,11 @@ class Augmentation:
     def get_config(self):
         """The arguments, for `.keras` files."""
         return {"flip": self.flip, "min_area": self.min_area}
+
+    @classmethod
+    def from_config(cls, config):
+        """The augmentation that `get_config` describes."""
+        return cls(**config)
 
 
 def build_optimizer(

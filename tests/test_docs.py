@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import jest_tf
@@ -118,9 +119,11 @@ class DocsTestCase(tf.test.TestCase):
 
 
 class PythonBlocksTest(DocsTestCase):
+    @pytest.mark.slow
     def test_the_readme_trains_on_pictures_and_towers_of_ones_own(self):
         write_pictures(self.folder / "pool", 12)
         write_pictures(self.folder / "curated", 9)
+        write_pictures(self.folder / "held_out", 5)
         namespace = self.run_blocks("README.md")
 
         # The loop's last draw is one of the super-batch that it was made from.
@@ -135,7 +138,7 @@ class PythonBlocksTest(DocsTestCase):
                     train.main([*arguments, *self.shrink(arguments)])
                 elif program[-1] == "trainers.evaluate":
                     evaluate.main(arguments)
-        self.assertIn("eval/curated/image_to_text/mrr", printed.getvalue())
+        self.assertIn("eval/held_out/image_to_text/mrr", printed.getvalue())
         run = self.folder / "runs" / "photos_jest"
         self.check_table_of_the_run_directory(run)
 
@@ -334,6 +337,7 @@ class ReferencesTest(tf.test.TestCase):
 
 
 class DoctestsTest(tf.test.TestCase):
+    @pytest.mark.slow
     def test_examples_in_docstrings_give_what_they_show(self):
         attempted = 0
         for name in sorted(MODULES.values()):

@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--data",
         nargs="+",
         metavar="GLOB",
-        help="TFRecord shards; by default the run's `evaluation.data`",
+        help="TFRecord shards, a set each; quote a glob. By default the run's "
+        "`evaluation.data`",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     flags = parser.parse_args(argv)

@@ -5,7 +5,7 @@
         --out examples/icontext_mini
 
 `fetch` needs npm, apt-get and dpkg-deb; `mini` needs pillow and resvg-py
-(`pip install 'jest-tf[icontext]'`) and no network. The same versions give the
+(`pip install --editable '.[icontext]'`) and no network. The same versions give the
 same bytes.
 """
 

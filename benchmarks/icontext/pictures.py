@@ -120,7 +120,7 @@ def _libraries():
     except ImportError as error:
         raise ModuleNotFoundError(
             "rendering needs pillow and resvg-py: "
-            "pip install 'jest-tf[icontext]'. "
+            "pip install --editable '.[icontext]'. "
             f"Missing: {error.name}"
         ) from error
     return Image, resvg_py
