@@ -5,8 +5,8 @@
         --out examples/icontext_mini
 
 `fetch` needs npm, apt-get and dpkg-deb; `mini` needs pillow and resvg-py
-(`pip install --editable '.[icontext]'`) and no network. The same versions give the
-same bytes.
+(`pip install --editable '.[icontext]'`) and no network. The same versions give
+the same bytes.
 """
 
 import argparse
