@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from jest_tf import ledger, reference, training  # noqa: E402
+from jest_tf import evaluation, ledger, reference, training  # noqa: E402
 from jest_tf.data import pipeline, records  # noqa: E402
 
 RECIPES = ("reference", "uniform", "jest")
@@ -137,7 +137,8 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
                 ),
             )
             for recipe, results in rows.items()
-        ],
+        ]
+        + [_chance(workdir(runs, "jest", seeds[0]))],
     )
     count = f"seed {seeds[0]}"
     if len(seeds) > 1:
@@ -259,6 +260,31 @@ def _result(run):
     """The last lines of a run's logs, joined."""
     last = ledger.read_log(run / "metrics.jsonl")[-1]
     return {**last, **ledger.read_log(run / "evaluation.jsonl")[-1]}
+
+
+class _Collapsed:
+    """A learner that maps everything to one point: it scores chance."""
+
+    def encode_image(self, images, training):
+        del training
+        return tf.ones([tf.shape(images)[0], 1])
+
+    encode_text = encode_image
+
+
+def _chance(run):
+    """The row of the table of quality that chance would get."""
+    settings = reference.load_run(os.fspath(run))
+    stores = evaluation.open_stores(settings.config.evaluation.data)
+    results = evaluation.evaluate_store(
+        _Collapsed(),
+        stores["test_concept"],
+        tokenizer=settings.tokenizer,
+        image_size=settings.config.data.image_size,
+    )
+    return "chance", *(
+        f"{100 * results[measure]:.1f}" for measure in _MEASURES.values()
+    )
 
 
 def _mean_mrr(row, split="val_concept"):

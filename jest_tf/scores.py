@@ -9,6 +9,8 @@ draw; work O(B b dim) and memory O(B).
 The sampling itself is in `selection.py`.
 """
 
+import re
+
 import numpy as np
 import tensorflow as tf
 
@@ -16,6 +18,10 @@ from jest_tf import losses
 
 CRITERIA = ("learnability", "easy_reference", "hard_learner")
 LOSSES = ("sigmoid", "softmax")
+
+# What an error in a graph says of embeddings that can't be scored.
+_NOT_FINITE = "embeddings hold NaN or infinity"
+NOT_FINITE = re.compile(rf"`\w+` {_NOT_FINITE}")
 
 # A tile of logits is 2,048 x 1,024 float32, 8 MB: large enough for the matrix
 # product to run at full speed, small enough for the elementwise part after it
@@ -340,7 +346,7 @@ def _checked_embeddings(name, embeddings):
                 f"`{name}.{part}` must be a scalar. "
                 f"Received: shape {getattr(parts, part).shape}"
             )
-    message = f"`{name}` embeddings hold NaN or infinity"
+    message = f"`{name}` {_NOT_FINITE}"
     try:
         parts = (tf.debugging.check_numerics(part, message) for part in parts)
         return losses.Embeddings(

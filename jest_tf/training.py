@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import losses, reference, selection
+from jest_tf import losses, reference, scores, selection
 from jest_tf.data import preprocessing
 
 # Keeps the noise of the augmentation apart from that of the draw.
@@ -179,8 +179,21 @@ class JESTModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, *args, shuffle=False, **kwargs):
-        """As `keras.Model.fit`; the dataset alone says what comes when."""
-        return super().fit(*args, shuffle=shuffle, **kwargs)
+        """As `keras.Model.fit`; the dataset alone says what comes when.
+
+        Raises:
+            ValueError: besides Keras' own, where a model's embeddings of a
+                super-batch are not finite.
+        """
+        try:
+            return super().fit(*args, shuffle=shuffle, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            found = scores.NOT_FINITE.search(error.message)
+            if found is None:
+                raise
+            raise ValueError(
+                f"{found[0]}; expected finite numbers. A model has diverged"
+            ) from error
 
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means."""

@@ -400,8 +400,8 @@ class ScoringTest(TrainingTestCase):
             model = build(reference=reference, run_eagerly=run_eagerly)
             before = model.learner.get_weights()
             with self.assertRaisesRegex(
-                (ValueError, tf.errors.InvalidArgumentError),
-                "`reference` embeddings hold NaN or infinity",
+                ValueError,
+                "`reference` embeddings hold NaN or infinity; expected finite",
             ):
                 fit(model, batches)
             for old, new in zip(
