@@ -184,7 +184,10 @@ class TrainersTest(tf.test.TestCase):
     def test_mistakes_end_with_one_clear_line(self):
         missing = os.path.join(self.folder.name, "missing")
         cases = (
-            (("jest", missing, "reference.workdir=/nowhere"), "finished run"),
+            (
+                ("jest", missing, *self.jest, "reference.workdir=/nowhere"),
+                "finished run",
+            ),
             (("jest", missing, "selection.batch_size=25"), "b=25, B=24"),
             (("jest", missing, "selection.chunks=2"), "Fields of SelectionC"),
             (("uniform", missing, "data.train=/nowhere/*"), "/nowhere"),
@@ -210,41 +213,43 @@ def _fail_at_the_end(save):
 
 
 class QuickstartTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.root = pathlib.Path(folder.name)
+        cls.runs = cls.root / "runs"
+        _run_quickstart(cls.runs)
+
     def test_the_quickstart_trains_compares_and_reports(self):
-        with tempfile.TemporaryDirectory() as folder:
-            _run_quickstart(folder)
-            runs = pathlib.Path(folder)
-            text = (runs / "report.md").read_text()
-            for name in ("curves.png", "gallery.png"):
-                picture = tf.io.decode_png((runs / name).read_bytes())
-                self.assertGreater(np.std(picture), 1.0)
-            tables = re.findall(r"^\| JEST .*$", text, re.M)
-            cells = [cell.strip() for cell in tables[0].split("|")[2:-2]]
-            # steps, drawn, scored, trained
-            self.assertEqual(cells, ["4", "96", "96", "32"])
-            measured = lines(runs / "jest", "evaluation.jsonl")[-1]
-            mrr = measured["eval/test_concept/image_to_text/mrr"]
-            self.assertIn(f" {100 * mrr:.1f} ", tables[1])
+        text = (self.runs / "report.md").read_text()
+        for name in ("curves.png", "gallery.png"):
+            picture = tf.io.decode_png((self.runs / name).read_bytes())
+            self.assertGreater(np.std(picture), 1.0)
+        tables = re.findall(r"^\| JEST .*$", text, re.M)
+        cells = [cell.strip() for cell in tables[0].split("|")[2:-2]]
+        # steps, drawn, scored, trained
+        self.assertEqual(cells, ["4", "96", "96", "32"])
+        measured = lines(self.runs / "jest", "evaluation.jsonl")[-1]
+        mrr = measured["eval/test_concept/image_to_text/mrr"]
+        self.assertIn(f" {100 * mrr:.1f} ", tables[1])
 
     def test_publishing_replaces_the_block_in_the_readme(self):
-        with tempfile.TemporaryDirectory() as folder:
-            root = pathlib.Path(folder)
-            (root / "docs").mkdir()
-            readme = root / "README.md"
-            readme.write_text(
-                "before\n<!-- quickstart:begin -->\nold\n"
-                "<!-- quickstart:end -->\nafter\n"
-            )
-            runs = root / "runs"
-            _run_quickstart(runs)
-            quickstart_report.publish(runs, [0], root)
-            text = readme.read_text()
-            self.assertNotIn("old", text)
-            self.assertStartsWith(text, "before\n<!-- quickstart:begin -->\n")
-            self.assertEndsWith(text, "<!-- quickstart:end -->\nafter\n")
-            table = quickstart_report.tables(runs, [0])
-            self.assertIn(table, text)
-            self.assertIn(table, (root / "docs/quickstart.md").read_text())
+        (self.root / "docs").mkdir()
+        readme = self.root / "README.md"
+        readme.write_text(
+            "before\n<!-- quickstart:begin -->\nold\n"
+            "<!-- quickstart:end -->\nafter\n"
+        )
+        quickstart_report.publish(self.runs, [0], self.root)
+        text = readme.read_text()
+        self.assertNotIn("old", text)
+        self.assertStartsWith(text, "before\n<!-- quickstart:begin -->\n")
+        self.assertEndsWith(text, "<!-- quickstart:end -->\nafter\n")
+        table = quickstart_report.tables(self.runs, [0])
+        self.assertIn(table, text)
+        self.assertIn(table, (self.root / "docs/quickstart.md").read_text())
 
 
 def _run_quickstart(runs):
