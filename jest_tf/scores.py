@@ -275,7 +275,7 @@ _fused_softplus_of_eight = tf.function(
 def _log1p(values):
     """log(1 + values) for values >= 0, to 3e-6 of itself.
 
-    XLA's own on CPUs takes longer than all the rest of a tile.
+    A series where it is exact enough, because XLA's log1p is slow on CPUs.
     """
     # The series to the fifth power; its next term is below 4e-9 of the value.
     series = values * (

@@ -324,7 +324,7 @@ def summarize(draw: Draw) -> dict[str, tf.Tensor]:
 def _draw_chunks(draw, first, count, size, kept, state):
     """Draws `count` chunks of one size in a loop, from chunk `first` on.
 
-    A loop, because sixteen copies of a chunk's graph take minutes to compile.
+    A loop, because the graph would otherwise hold a copy of each chunk's.
     """
     drawn = tf.TensorArray(tf.int32, size=count, element_shape=[size])
 
