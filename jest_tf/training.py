@@ -279,18 +279,20 @@ class JESTModel(keras.Model):
         )
 
     def save_own_variables(self, store):
-        """Saves the running means, which Keras leaves out of its files."""
-        for name, mean in self._means.items():
-            store[name.replace("/", ".")] = np.array(
-                [variable.numpy() for variable in mean.variables]
+        """Saves the running metrics, which Keras leaves out of its files."""
+        for metric in (*self._means.values(), self._captions_replaced):
+            store[metric.name.replace("/", ".")] = np.array(
+                [variable.numpy() for variable in metric.variables]
             )
 
     def load_own_variables(self, store):
-        """Loads those running means that the file holds."""
-        for name, mean in self._means.items():
-            if name.replace("/", ".") in store.keys():
-                values = store[name.replace("/", ".")]
-                for variable, value in zip(mean.variables, values, strict=True):
+        """Loads those running metrics that the file holds."""
+        for metric in (*self._means.values(), self._captions_replaced):
+            name = metric.name.replace("/", ".")
+            if name in store.keys():
+                for variable, value in zip(
+                    metric.variables, store[name], strict=True
+                ):
                     variable.assign(value)
 
     def get_config(self):
