@@ -9,13 +9,11 @@ here, before any data is read. Nothing here imports TensorFlow.
 import dataclasses
 import importlib.util
 import json
-import math
 import os
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from jest_tf import settings
 
 SAMPLERS = ("uniform", "joint", "independent", "top")
 CRITERIA = ("learnability", "easy_reference", "hard_learner")
@@ -23,7 +21,10 @@ LOSSES = ("sigmoid", "softmax")
 FIRST_CHUNKS = ("diagonal", "uniform")
 EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-STRATEGIES = ("default",)
+QUOTAS = ("global", "per_replica")
+FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
+ON_NON_FINITE = ("stop", "rollback")
+STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,22 @@ class DataConfig:
     """What is drawn, and how an example becomes numbers.
 
     Attributes:
-        train: paths or globs of TFRecord shards with `image` and `caption`.
+        train: where the examples are, one store each: paths or globs of
+            shards, tables or prepared TFDS directories, see docs/data.md.
+        weights: shares of the stores of `train` in the stream, one each; ()
+            takes each by its size.
+        format: "tfrecord", "webdataset", "tfds" or "table"; "auto" tells by
+            the file names.
+        image_field: feature, extension or column of the picture; "" is the
+            format's usual one.
+        caption_fields: features, extensions, `json` fields or columns that
+            captions are taken from; () are the format's usual ones.
+        index_dir: folder of the index files; "" puts each beside its shard.
+        shuffle_block_size: neighbouring records that stay together in the
+            shuffled order, so that reads are local; None shuffles freely.
+        max_fault_rate: share of the records drawn that may turn out unreadable
+            and be replaced, before the run stops.
+        max_image_pixels: a larger picture is not decoded but replaced.
         super_batch_size: B, examples drawn a step.
         image_size: pixels a side; other pictures are resized to it.
         text_length: tokens a caption, cut or padded.
@@ -44,6 +60,14 @@ class DataConfig:
     """
 
     train: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    format: str = "auto"
+    image_field: str = ""
+    caption_fields: tuple[str, ...] = ()
+    index_dir: str = ""
+    shuffle_block_size: int | None = None
+    max_fault_rate: float = 0.01
+    max_image_pixels: int = 2**26  # 8,192 x 8,192, 200 MB decoded
     super_batch_size: int = 1280
     image_size: int = 32
     text_length: int = 16  # SigLIP's ablation setting (arXiv 2303.15343, 4)
@@ -53,10 +77,31 @@ class DataConfig:
     min_crop_area: float = 1.0
 
     def __post_init__(self):
-        _check_types(self, "data")
-        _check_at_least(self, "data", 1, "super_batch_size", "image_size")
+        settings.check_types(self, "data")
+        settings.check_one_of(self, "data", "format", FORMATS)
+        settings.check_at_least(
+            self, "data", 1, "shuffle_block_size", "max_image_pixels"
+        )
+        if self.weights and (
+            len(self.weights) != len(self.train) or min(self.weights) <= 0.0
+        ):
+            raise ValueError(
+                "`data.weights` must hold a positive number for each store of "
+                f"`data.train`. Received: {self.weights} for "
+                f"{len(self.train)} stores"
+            )
+        if not 0.0 <= self.max_fault_rate <= 1.0:
+            raise ValueError(
+                "`data.max_fault_rate` must be in [0, 1]. "
+                f"Received: {self.max_fault_rate}"
+            )
+        settings.check_at_least(
+            self, "data", 1, "super_batch_size", "image_size"
+        )
         # A caption is at least one token and the end mark.
-        _check_at_least(self, "data", 2, "text_length", "vocabulary_size")
+        settings.check_at_least(
+            self, "data", 2, "text_length", "vocabulary_size"
+        )
         if not 0.0 < self.min_crop_area <= 1.0:
             raise ValueError(
                 "`data.min_crop_area` must be in (0, 1]. "
@@ -77,6 +122,9 @@ class ModelConfig:
         equal_captions: what two different rows with the same caption are to
             each other: "negative" (the paper), "positive" or "ignore".
         loss_block_size: rows of the loss's logits held at a time; None all.
+        micro_batch_size: examples a replica embeds at a time in the training
+            step, which must divide its share of b; the gradient is that of
+            the whole sub-batch. None embeds all at once.
         temperature: initial scale t of the logits, learned in log space.
         bias: initial bias of the logits.
     """
@@ -87,15 +135,23 @@ class ModelConfig:
     loss: str = "sigmoid"
     equal_captions: str = "negative"
     loss_block_size: int | None = None
+    micro_batch_size: int | None = None
     temperature: float = 10.0  # arXiv 2303.15343, algorithm 1
     bias: float = -10.0
 
     def __post_init__(self):
-        _check_types(self, "model")
-        _check_one_of(self, "model", "dtype_policy", DTYPE_POLICIES)
-        _check_one_of(self, "model", "loss", LOSSES)
-        _check_one_of(self, "model", "equal_captions", EQUAL_CAPTIONS)
-        _check_at_least(self, "model", 1, "patch_size", "loss_block_size")
+        settings.check_types(self, "model")
+        settings.check_one_of(self, "model", "dtype_policy", DTYPE_POLICIES)
+        settings.check_one_of(self, "model", "loss", LOSSES)
+        settings.check_one_of(self, "model", "equal_captions", EQUAL_CAPTIONS)
+        settings.check_at_least(
+            self,
+            "model",
+            1,
+            "patch_size",
+            "loss_block_size",
+            "micro_batch_size",
+        )
         if not self.temperature > 0.0:
             raise ValueError(
                 f"`model.temperature` must be > 0. Received: {self.temperature}"
@@ -107,13 +163,24 @@ class ReferenceConfig:
     """The frozen model that says which examples are worth learning.
 
     Attributes:
-        workdir: the run directory that trained it; "" is no reference.
+        workdir: the run directory that trained it; "" is no reference, or
+            one that is known by its sidecars alone.
+        sidecars: take its embeddings from the sidecars that `trainers.embed`
+            wrote, in place of running it.
+        sidecar_dir: folder of the sidecars; "" looks beside each shard.
     """
 
     workdir: str = ""
+    sidecars: bool = False
+    sidecar_dir: str = ""
 
     def __post_init__(self):
-        _check_types(self, "reference")
+        settings.check_types(self, "reference")
+        if self.sidecar_dir and not self.sidecars:
+            raise ValueError(
+                "`reference.sidecar_dir` needs `reference.sidecars=true`. "
+                f"Received: {self.sidecar_dir!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,7 +199,10 @@ class SelectionConfig:
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
         gain: multiplies every score; 0 is uniform.
         scoring_batch_size: examples a forward pass while scoring; must divide
-            B. None scores the super-batch at once.
+            a replica's share of B. None scores the share at once.
+        quota: on several replicas, "global" draws what one replica would and
+            exchanges rows; "per_replica" draws b/R rows from each replica's
+            own, and no picture moves.
     """
 
     method: str = "uniform"
@@ -143,15 +213,19 @@ class SelectionConfig:
     first_chunk: str = "diagonal"
     gain: float = 1.0
     scoring_batch_size: int | None = None
+    quota: str = "global"
 
     def __post_init__(self):
-        _check_types(self, "selection")
-        _check_one_of(self, "selection", "method", SAMPLERS)
-        _check_one_of(self, "selection", "criterion", CRITERIA)
-        _check_one_of(self, "selection", "loss", (*LOSSES, None))
-        _check_one_of(self, "selection", "first_chunk", FIRST_CHUNKS)
-        _check_at_least(self, "selection", 1, "batch_size", "num_chunks")
-        _check_at_least(self, "selection", 1, "scoring_batch_size")
+        settings.check_types(self, "selection")
+        settings.check_one_of(self, "selection", "method", SAMPLERS)
+        settings.check_one_of(self, "selection", "criterion", CRITERIA)
+        settings.check_one_of(self, "selection", "loss", (*LOSSES, None))
+        settings.check_one_of(self, "selection", "first_chunk", FIRST_CHUNKS)
+        settings.check_one_of(self, "selection", "quota", QUOTAS)
+        settings.check_at_least(
+            self, "selection", 1, "batch_size", "num_chunks"
+        )
+        settings.check_at_least(self, "selection", 1, "scoring_batch_size")
         if self.batch_size and self.method == "joint":
             if self.num_chunks > self.batch_size:
                 raise ValueError(
@@ -216,8 +290,10 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
-        _check_types(self, "optimizer")
-        _check_at_least(self, "optimizer", 0, "warmup_steps", "weight_decay")
+        settings.check_types(self, "optimizer")
+        settings.check_at_least(
+            self, "optimizer", 0, "warmup_steps", "weight_decay"
+        )
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0.0:
@@ -255,8 +331,8 @@ class EvaluationConfig:
     log_ids: bool = False
 
     def __post_init__(self):
-        _check_types(self, "evaluation")
-        _check_at_least(
+        settings.check_types(self, "evaluation")
+        settings.check_at_least(
             self,
             "evaluation",
             1,
@@ -279,15 +355,33 @@ class CheckpointConfig:
     Attributes:
         every_steps: steps from one checkpoint to the next; the last step is
             always saved.
+        every_minutes: also save when so many minutes have passed since the
+            last; None does not.
         keep: checkpoints that are kept, the newest.
+        keep_best: a measure of the evaluation; the checkpoint of the step
+            where it was highest is kept too. "" keeps none.
+        on_non_finite: at a loss that is not finite, "stop" the run, or
+            "rollback" to the newest checkpoint once and leave out the
+            super-batch.
     """
 
     every_steps: int = 1000
+    every_minutes: float | None = None
     keep: int = 3
+    keep_best: str = ""
+    on_non_finite: str = "stop"
 
     def __post_init__(self):
-        _check_types(self, "checkpoint")
-        _check_at_least(self, "checkpoint", 1, "every_steps", "keep")
+        settings.check_types(self, "checkpoint")
+        settings.check_one_of(
+            self, "checkpoint", "on_non_finite", ON_NON_FINITE
+        )
+        settings.check_at_least(self, "checkpoint", 1, "every_steps", "keep")
+        if self.every_minutes is not None and not self.every_minutes > 0.0:
+            raise ValueError(
+                "`checkpoint.every_minutes` must be > 0. "
+                f"Received: {self.every_minutes}"
+            )
 
 
 @dataclass(frozen=True)
@@ -295,14 +389,28 @@ class DistributionConfig:
     """Where it runs.
 
     Attributes:
-        strategy: "default", the one device that TensorFlow picks.
+        strategy: "default", the one device that TensorFlow picks; "mirrored",
+            all devices of this machine; "multi_worker_mirrored", those of all
+            machines in TF_CONFIG; "tpu".
+        tpu: name or address of the TPU; "local" is this machine's.
+        virtual_devices: split the CPU into so many devices; None does not.
+        steps_per_execution: steps that run on the devices before Python looks
+            at the results; callbacks see only the last.
+        jit_compile: compile the step with XLA; on TPUs it always is.
     """
 
     strategy: str = "default"
+    tpu: str = "local"
+    virtual_devices: int | None = None
+    steps_per_execution: int = 1
+    jit_compile: bool = False
 
     def __post_init__(self):
-        _check_types(self, "distribution")
-        _check_one_of(self, "distribution", "strategy", STRATEGIES)
+        settings.check_types(self, "distribution")
+        settings.check_one_of(self, "distribution", "strategy", STRATEGIES)
+        settings.check_at_least(
+            self, "distribution", 1, "virtual_devices", "steps_per_execution"
+        )
 
 
 @dataclass(frozen=True)
@@ -328,19 +436,21 @@ class TrainConfig:
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
 
     def __post_init__(self):
-        _check_types(self, "")
-        _check_at_least(self, "", 1, "steps")
+        settings.check_types(self, "")
+        settings.check_at_least(self, "", 1, "steps")
         if not 0 <= self.seed < 2**31:
             raise ValueError(
                 f"`seed` must be in [0, 2^31). Received: {self.seed}"
             )
         self.selection.check_super_batch(self.data.super_batch_size)
-        if self.selection.needs_reference and not self.reference.workdir:
+        has_reference = self.reference.workdir or self.reference.sidecars
+        if self.selection.needs_reference and not has_reference:
             raise ValueError(
                 f"`selection.criterion={self.selection.criterion!r}` needs a "
                 "reference: set `reference.workdir` to the run directory that "
-                "trained it, or take criterion 'hard_learner'. Received: "
-                "reference.workdir=''"
+                "trained it, or `reference.sidecars`, or take criterion "
+                "'hard_learner'. Received: reference.workdir='', "
+                "reference.sidecars=False"
             )
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(
@@ -379,8 +489,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     else:
         values = dataclasses.asdict(_run_recipe(path))
     for override in overrides:
-        _override(values, override)
-    return _build(TrainConfig, values, "")
+        settings.override(TrainConfig, values, override)
+    return settings.build(TrainConfig, values)
 
 
 def save_config(config: TrainConfig, path: str) -> None:
@@ -423,140 +533,3 @@ def _run_recipe(path):
             f"Received: {type(config).__name__}"
         )
     return config
-
-
-def _override(values, override):
-    """Sets one "a.b=c" in the nested dict `values`."""
-    name, separator, text = override.partition("=")
-    name = name.strip()
-    if not separator:
-        raise ValueError(
-            f'An override must read "a.b=c". Received: {override!r}'
-        )
-    *parents, last = name.split(".")
-    owner = TrainConfig
-    for parent in parents:
-        owner = _field_type(owner, parent, name)
-        values = values.setdefault(parent, {})
-    values[last] = _parse(_field_type(owner, last, name), name, text.strip())
-
-
-def _field_type(owner, name, path):
-    if not dataclasses.is_dataclass(owner):
-        raise ValueError(f"No setting `{path}`: nothing lies below that field")
-    hints = typing.get_type_hints(owner)
-    if name not in hints:
-        raise ValueError(
-            f"No setting `{path}`. Fields of {owner.__name__}: "
-            f"{', '.join(hints)}"
-        )
-    return hints[name]
-
-
-def _parse(kind, name, text):
-    """The value that `text` spells, of the type annotation `kind`."""
-    if dataclasses.is_dataclass(kind):
-        raise ValueError(
-            f"`{name}` is a group of settings; set one of its fields: "
-            f"{', '.join(f.name for f in dataclasses.fields(kind))}"
-        )
-    options = _options(kind)
-    if type(None) in options and text.lower() == "none":
-        return None
-    kind = options[0]
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind in (int, float):
-            return kind(text)
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"`{name}` must be of type {_type_name(kind)}. Received: {text!r}"
-        ) from None
-    if typing.get_origin(kind) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    return text
-
-
-def _build(kind, values, path):
-    """A config dataclass from nested dicts, every field known and typed."""
-    hints = typing.get_type_hints(kind)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise ValueError(
-            f"No setting `{path}{min(unknown)}`. Fields of {kind.__name__}: "
-            f"{', '.join(hints)}"
-        )
-    arguments = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"`{path}{name}` is a group of settings. "
-                    f"Received: {value!r}"
-                )
-            value = _build(hint, value, f"{path}{name}.")
-        elif isinstance(value, list):  # JSON has no tuples
-            value = tuple(value)
-        arguments[name] = value
-    return kind(**arguments)
-
-
-def _check_types(config, path):
-    """Refuses a value that is not of the annotated type, or not finite."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not any(_is_a(value, option) for option in _options(kind)):
-            raise ValueError(
-                f"`{_join(path, name)}` must be of type {_type_name(kind)}. "
-                f"Received: {value!r}"
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(
-                f"`{_join(path, name)}` must be finite. Received: {value}"
-            )
-
-
-def _is_a(value: Any, kind) -> bool:
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(
-            isinstance(part, typing.get_args(kind)[0]) for part in value
-        )
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _options(kind):
-    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    return typing.get_args(kind) if is_union else (kind,)
-
-
-def _type_name(kind):
-    return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def _check_one_of(config, path, name, allowed):
-    value = getattr(config, name)
-    if value not in allowed:
-        raise ValueError(
-            f"`{_join(path, name)}` must be one of {allowed}. "
-            f"Received: {value!r}"
-        )
-
-
-def _check_at_least(config, path, least, *names):
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ValueError(
-                f"`{_join(path, name)}` must be at least {least}. "
-                f"Received: {value}"
-            )
-
-
-def _join(path, name):
-    return f"{path}.{name}" if path else name
