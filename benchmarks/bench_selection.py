@@ -13,11 +13,13 @@ import pathlib
 
 from benchmarks import report, selection_figure, selection_speed
 
+_COMMAND = "python -m benchmarks.bench_selection"
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the parts asked for and writes their blocks."""
     parser = argparse.ArgumentParser(
-        prog=report.COMMAND, description="Benchmarks joint selection."
+        prog=_COMMAND, description="Benchmarks joint selection."
     )
     parser.add_argument("part", choices=["figure", "speed", "all"])
     parser.add_argument("--workdir", help="a finished run, the learner")
@@ -41,17 +43,17 @@ def main(argv: list[str] | None = None) -> None:
             out,
             "figure",
             selection_figure.run(
-                workdirs, options.data, options.small, picture
+                workdirs, options.data, options.small, picture, _COMMAND
             ),
         )
     if options.part in ("speed", "all"):
-        _finish(out, "speed", selection_speed.run(options.small))
+        _finish(out, "speed", selection_speed.run(options.small, _COMMAND))
 
 
 def _finish(out, name, text):
     print(text)
     if out:
-        report.write_block(out / "README.md", name, text)
+        report.write_block(out / "README.md", name, text, _COMMAND)
 
 
 if __name__ == "__main__":

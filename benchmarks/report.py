@@ -13,15 +13,20 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-COMMAND = "python -m benchmarks.bench_selection"
-
 _PACKAGES = ("tensorflow", "keras", "numpy")
 
 
-def write_block(path: pathlib.Path, name: str, text: str) -> None:
-    """Replaces the block `name` of a Markdown file, or appends it."""
+def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:
+    """Replaces the block `name` of a Markdown file, or appends it.
+
+    Args:
+        path: the file.
+        name: of the block.
+        text: Markdown, what the block holds from now on.
+        command: what writes the block; it stands in its first mark.
+    """
     begin, end = (
-        f"<!-- {name}: written by {COMMAND} -->",
+        f"<!-- {name}: written by {command} -->",
         f"<!-- end {name} -->",
     )
     block = f"{begin}\n{text.strip()}\n{end}\n"

@@ -237,6 +237,7 @@ def run(
     data: str,
     small: bool,
     picture: pathlib.Path | None,
+    command: str,
 ) -> str:
     """Measures all kinds of embeddings; the Markdown of the block.
 
@@ -245,6 +246,7 @@ def run(
         data: the shards that they embed.
         small: seconds instead of minutes, and no news.
         picture: where the figure goes, if anywhere.
+        command: what the block says that it was made by.
     """
     sizes = FigureSizes(32, 2, 800) if small else FigureSizes()
     num_rows = 10 * sizes.batch_size
@@ -269,7 +271,7 @@ def run(
             results[kind].append(measure_figure(make(seed), sizes, seed))
     if picture:
         _plot(results, picture)
-    command = f"{report.COMMAND} figure" + " --small" * small
+    command += " figure" + " --small" * small
     if workdirs:
         # As the quickstart names its runs, wherever these lie.
         command += " --workdir runs/uniform --reference runs/reference"

@@ -63,7 +63,11 @@ _CASES = (
         loss="softmax",
         num_repeats=3,
     ),
-    Case(("tiled", "matrix"), 16_384, 3_277, 768, num_repeats=3),
+    *(
+        Case(("tiled", "matrix"), 16_384, batch_size, dim, num_repeats=3)
+        for dim in (768, 128)
+        for batch_size in (3_277, 1_638, 819)
+    ),
 )
 _SMALL_CASES = (
     Case(("products", "tiled"), 640, 128, 8, num_chunks=4, num_repeats=1),
@@ -245,8 +249,16 @@ def _peak_bytes():
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def run(small: bool) -> str:
-    """Runs each case in a process of its own; the Markdown of the block."""
+def run(small: bool, command: str) -> str:
+    """Runs each case in a process of its own.
+
+    Args:
+        small: sizes that take seconds.
+        command: what the block says that it was made by.
+
+    Returns:
+        The Markdown of the block.
+    """
     products_rows, matrix_rows = [], []
     for case in _SMALL_CASES if small else _CASES:
         report.log(f"speed: {case}")
@@ -264,7 +276,9 @@ def run(small: bool) -> str:
             matrix_rows.append(_matrix_row(case, result))
         else:
             products_rows.append(_products_row(case, result))
-    return _markdown(products_rows, matrix_rows, small)
+    return _markdown(
+        products_rows, matrix_rows, f"{command} speed{' --small' * small}"
+    )
 
 
 def _sizes(case):
@@ -301,14 +315,14 @@ def _matrix_row(case, result):
     ]
 
 
-def _markdown(products_rows, matrix_rows, small):
+def _markdown(products_rows, matrix_rows, command):
     sizes = ["B", "b", "N", "D"]
     ours = ["s", "GFLOP/s", "products, s", "ratio", "peak GB"]
     ours += ["of it embeddings", "trace, s", "repeats"]
     both = ["`select_jointly`, s", "matrices, s", "ratio", "peak GB", "repeats"]
     return f"""## How fast, and in how much memory
 
-    {report.COMMAND} speed{" --small" * small}
+    {command}
 
 `select_jointly` in a `tf.function`: learnability, random unit-norm float32
 embeddings (seeds 0 and 1; draw (0, 0)). Three numbers are the lowest, the

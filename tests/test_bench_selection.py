@@ -172,27 +172,29 @@ class ReportTest(tf.test.TestCase):
 
     def test_a_block_replaces_itself_and_nothing_else(self):
         self.readme.write_text("# By hand\n", "utf-8")
-        report.write_block(self.readme, "one", "first")
-        report.write_block(self.readme, "two", "second")
+        report.write_block(self.readme, "one", "first", "make it")
+        report.write_block(self.readme, "two", "second", "make it")
         self.readme.write_text(
             self.readme.read_text("utf-8") + "\nThe end\n", "utf-8"
         )
         before = self.readme.read_text("utf-8")
-        report.write_block(self.readme, "one", "changed\n\nand longer")
+        report.write_block(
+            self.readme, "one", "changed\n\nand longer", "make it"
+        )
         self.assertEqual(
             self.readme.read_text("utf-8"),
             before.replace("first", "changed\n\nand longer"),
         )
-        report.write_block(self.readme, "one", "first")
+        report.write_block(self.readme, "one", "first", "make it")
         self.assertEqual(self.readme.read_text("utf-8"), before)
         self.assertStartsWith(before, "# By hand\n")
 
     def test_a_block_without_its_end_is_not_written_over(self):
-        report.write_block(self.readme, "one", "first")
+        report.write_block(self.readme, "one", "first", "make it")
         text = self.readme.read_text("utf-8").replace("end one", "and one")
         self.readme.write_text(text, "utf-8")
         with self.assertRaisesRegex(ValueError, "Expected the mark .*end one"):
-            report.write_block(self.readme, "one", "second")
+            report.write_block(self.readme, "one", "second", "make it")
         self.assertEqual(self.readme.read_text("utf-8"), text)
 
     def test_the_figure_command_writes_its_block_and_its_picture(self):
