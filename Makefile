@@ -16,23 +16,30 @@ PIP_PROGRESS := sed -un \
   -e 's/^ *\(Downloading\|Using cached\) \([^ ]*\/\)*\([^- ]*-[^- ]*\)[^ ]* /  \3 /p' \
   -e 's/^Installing collected.*/  unpacking: a minute or so/p'
 
+# Tests of a class share what it sets up, so they stay in one process. Two
+# processes, because each holds a TensorFlow.
+PYTEST_WORKERS ?= --numprocesses 2 --dist loadscope
+
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart test clean
+.PHONY: help quickstart test test-slow clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
 	@echo "quickstart: three runs and a report, some minutes on 2 cores"
 	@$(BIN)/python -m examples.quickstart
 
-test: $(INSTALLED) ## check the format, lint and run every test
+test: $(INSTALLED) ## check the format, lint and run the tests
 	@echo "test: format, lint, and the tests, some minutes on 2 cores"
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
+
+test-slow: $(INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing
+	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
