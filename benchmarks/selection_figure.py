@@ -80,7 +80,7 @@ def synthetic(regime: str, num_rows: int, seed: int) -> tuple:
 
 def embed_runs(workdir: str, reference_workdir: str, data: str) -> tuple:
     """The embeddings that two finished runs give all records of `data`."""
-    store = records.TFRecordStore([data])
+    store = records.open_store([data])
     both = []
     for folder in (workdir, reference_workdir):
         run = reference.load_run(folder)

@@ -65,7 +65,7 @@ def main(argv=None):
 
     keras.utils.set_random_seed(0)
     curated, pool, held_out = (
-        records.TFRecordStore(f"{DATA}/{name}-*.tfrecord")
+        records.open_store(f"{DATA}/{name}-*.tfrecord")
         for name in ("reference", "pool", "test_concept")
     )
     captions = [

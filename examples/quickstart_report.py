@@ -198,7 +198,7 @@ def curves(
 def gallery(runs: pathlib.Path, seed: int, path: pathlib.Path) -> None:
     """Draws the most and least learnable examples of the last super-batches."""
     run = reference.load_run(os.fspath(workdir(runs, "jest", seed)))
-    store = records.TFRecordStore(run.config.data.train)
+    store = records.open_store(run.config.data.train)
     images, ids, learnability = _last_draws(run, store)
     columns = store.columns(["id", "caption", "kind"])
     captions = {
@@ -319,7 +319,7 @@ def _per_seed(rows, seeds):
 def _kinds(run):
     """The kind of every picture of a run's training data, by id."""
     config = json.loads((run / reference.CONFIG_FILE).read_text())
-    store = records.TFRecordStore(config["data"]["train"])
+    store = records.open_store(config["data"]["train"])
     columns = store.columns(["id", "kind"])
     return {
         key: kind.decode()

@@ -17,7 +17,8 @@ from jest_tf.config import (
     save_config,
 )
 from jest_tf.losses import Embeddings, sigmoid_loss, softmax_loss
-from jest_tf.models import ImageTower, TextTower, TwoTower, build_two_tower
+from jest_tf.models import TwoTower, build_two_tower
+from jest_tf.patches import View
 from jest_tf.reference import load_run
 from jest_tf.selection import (
     Draw,
@@ -27,6 +28,7 @@ from jest_tf.selection import (
     select_top,
     select_uniformly,
 )
+from jest_tf.towers import ImageTower, TextTower
 from jest_tf.training import AdamW, JESTModel, build_optimizer
 
 __version__ = "0.1.0"
@@ -48,6 +50,7 @@ __all__ = [
     "TextTower",
     "TrainConfig",
     "TwoTower",
+    "View",
     "build_optimizer",
     "build_two_tower",
     "gumbel_noise",

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from jest_tf import checkpoint, ledger, models
 from jest_tf import config as config_lib
-from jest_tf.data import pipeline, preprocessing, records
+from jest_tf.data import pipeline, preprocessing, reading, records
 
 _RECALLS = (1, 5, 10)
 _ACCURACIES = (1, 5)
@@ -155,7 +155,7 @@ def class_embeddings(
 
 def evaluate_store(
     learner: models.TwoTower,
-    store: records.TFRecordStore,
+    store: records.Store,
     *,
     tokenizer: Callable,
     image_size: int,
@@ -192,11 +192,11 @@ def evaluate_store(
 
 def open_stores(
     patterns: Sequence[str],
-) -> dict[str, records.TFRecordStore]:
+) -> dict[str, records.Store]:
     """Opens one store for every pattern, named after its first file.
 
     Args:
-        patterns: paths or globs of TFRecord shards.
+        patterns: paths or globs of shards or tables.
 
     Returns:
         Stores by name: `test` for `data/test-00000-of-00002.tfrecord`.
@@ -204,9 +204,9 @@ def open_stores(
     Raises:
         ValueError: where nothing can be read or two stores share a name.
     """
-    stores: dict[str, records.TFRecordStore] = {}
+    stores: dict[str, records.Store] = {}
     for pattern in patterns:
-        store = records.TFRecordStore(pattern)
+        store = records.open_store(pattern)
         file = os.path.basename(store.shards.paths[0])
         name = re.sub(r"(-\d+-of-\d+)?(\.[^.]*)?$", "", file, count=1)
         if name in stores:
@@ -238,7 +238,7 @@ class Evaluation(keras.callbacks.Callback):
     def __init__(
         self,
         learner: models.TwoTower,
-        stores: Mapping[str, records.TFRecordStore],
+        stores: Mapping[str, records.Store],
         settings: config_lib.EvaluationConfig | None = None,
         *,
         tokenizer: Callable,
@@ -339,7 +339,10 @@ class _StoreEvaluation:
                 columns["concept"], columns["id"], strict=True
             )
         ]
-        captions = [one[0] for one in columns["caption"]]
+        captions = [
+            _first_caption(store, row, texts)
+            for row, texts in enumerate(columns["caption"])
+        ]
         # A dict is a set that keeps its order.
         self._texts = list(
             dict.fromkeys(zip(captions, self._groups, strict=True))
@@ -384,6 +387,16 @@ class _StoreEvaluation:
         rows = tf.range(self._batch_size)
         rows = tf.where(rows < len(batch), rows, 0)
         return encode(tf.gather(batch, rows)).numpy()[: len(batch)]
+
+
+def _first_caption(store, row, captions):
+    choices = reading.candidates(captions)
+    if not choices:
+        raise ValueError(
+            "Every record to evaluate on must have a caption that is not "
+            f"blank. Received: {store.describe(row)}"
+        )
+    return captions[choices[0]]
 
 
 class _Places(NamedTuple):

@@ -1,11 +1,12 @@
-"""Layers of the two towers: patches, tokens, transformer block, pooling.
+"""Layers of the two towers: tokens, transformer block, pooling.
 
 The architecture is SigLIP's (Zhai et al., 2023, section 4), after the ViT of
 Dosovitskiy et al. (2021): learned positions, pre-norm blocks, and attention
 pooling over image tokens with a learned probe. Every layer takes a `dtype`
 policy and a `seed`; the same seed gives the same initial weights.
 
-Not here: whole towers, embeddings, temperature and bias (models.py).
+Not here: patches of images (patches.py), whole towers (towers.py), embeddings,
+temperature and bias (models.py).
 """
 
 # Build, call and get_config are described by their class.
@@ -15,6 +16,10 @@ import zlib
 
 import keras
 import tensorflow as tf
+
+from jest_tf import distribution
+
+_REPLICA_SALT = 0x3C6EF373
 
 _NORM_EPSILON = 1e-6  # Flax's default, which SigLIP was trained with.
 
@@ -32,91 +37,6 @@ def child_seed(seed: int | None, role: str) -> int | None:
     if seed is None:
         return None
     return zlib.crc32(f"{seed}/{role}".encode()) & 0x7FFFFFFF
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class PatchEmbedding(keras.layers.Layer):
-    """Cuts images into square patches, projects each and adds its position.
-
-    Patches are numbered row by row. Weights: `kernel`
-    [patch_size, patch_size, channels, width], `bias` [width] and
-    `positions` [rows, columns, width].
-
-    Args:
-        patch_size: side of a patch in pixels; must divide height and width.
-        width: size of a token.
-        seed: integer that fixes the initial weights, or `None`.
-
-    Call arguments:
-        images: float [B, H, W, channels].
-
-    Returns:
-        Tokens [B, (H / patch_size) * (W / patch_size), width].
-    """
-
-    def __init__(
-        self, patch_size: int, width: int, *, seed: int | None = None, **kwargs
-    ):
-        super().__init__(**kwargs)
-        check_positive("patch_size", patch_size)
-        check_positive("width", width)
-        self.patch_size = patch_size
-        self.width = width
-        self.seed = seed
-
-    def build(self, input_shape):
-        _, height, width, channels = input_shape
-        size = self.patch_size
-        if height is None or width is None or height % size or width % size:
-            raise ValueError(
-                f"`patch_size` must divide the image's height and width. "
-                f"Received: patch_size={size}, images of shape "
-                f"{tuple(input_shape)}"
-            )
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(size, size, channels, self.width),
-            # Flax's default for a convolution.
-            initializer=keras.initializers.LecunNormal(
-                child_seed(self.seed, "kernel")
-            ),
-        )
-        self.bias = self.add_weight(
-            name="bias", shape=(self.width,), initializer="zeros"
-        )
-        self.positions = self.add_weight(
-            name="positions",
-            shape=(height // size, width // size, self.width),
-            initializer=_token_initializer(
-                self.width, child_seed(self.seed, "positions")
-            ),
-        )
-        self.built = True
-
-    def call(self, images):
-        size = self.patch_size
-        _, height, width, channels = images.shape
-        rows, columns = height // size, width // size
-        # [B, H, W, channels] -> [B, rows, columns, size, size * channels]
-        patches = tf.transpose(
-            tf.reshape(images, [-1, rows, size, columns, size * channels]),
-            [0, 1, 3, 2, 4],
-        )
-        # One matrix product. The convolution it equals takes 1.0-1.2 times as
-        # long, forward and backward on two CPU cores.
-        patches = tf.reshape(patches, [-1, size * size * channels])
-        kernel = tf.reshape(self.kernel, [-1, self.width])
-        tokens = tf.matmul(patches, kernel) + self.bias
-        tokens = tf.reshape(tokens, [-1, rows * columns, self.width])
-        return tokens + tf.reshape(self.positions, [-1, self.width])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "patch_size": self.patch_size,
-            "width": self.width,
-            "seed": self.seed,
-        }
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -156,14 +76,14 @@ class TokenEmbedding(keras.layers.Layer):
         self.table = self.add_weight(
             name="table",
             shape=(self.vocabulary_size, self.width),
-            initializer=_token_initializer(
+            initializer=token_initializer(
                 self.width, child_seed(self.seed, "table")
             ),
         )
         self.positions = self.add_weight(
             name="positions",
             shape=(input_shape[1], self.width),
-            initializer=_token_initializer(
+            initializer=token_initializer(
                 self.width, child_seed(self.seed, "positions")
             ),
         )
@@ -528,6 +448,21 @@ class AttentionPooling(keras.layers.Layer):
         }
 
 
+def token_initializer(
+    width: int, seed: int | None
+) -> keras.initializers.Initializer:
+    """How tables of tokens and positions start: normal, of about unit length.
+
+    Args:
+        width: size of a token.
+        seed: integer that fixes the values, or `None`.
+
+    Returns:
+        An initializer with the standard deviation 1 / sqrt(width).
+    """
+    return keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
+
+
 def check_positive(name: str, value: int) -> None:
     """Raises a ValueError unless `value` is an integer of at least 1.
 
@@ -542,6 +477,48 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
         )
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Dropout(keras.layers.Dropout):
+    """Keras' dropout with another mask on every replica, and when resumed.
+
+    Keras 3.15 draws the same mask on every replica, so that the same units are
+    missing from all rows at the same place of a share; and it leaves the state
+    that says which mask comes next out of its files. The mask of a call is the
+    same eagerly, in a graph and under XLA.
+
+    Args, call arguments, returns: as `keras.layers.Dropout`, without a
+    `noise_shape`.
+    """
+
+    def call(self, inputs, training=False):
+        if not training or not self.rate:
+            return inputs
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        replica = tf.stack([distribution.replica_id(), 0])
+        bits = tf.random.stateless_uniform(
+            tf.shape(inputs),
+            # Odd, so that no two replicas of any number share a seed.
+            seed + _REPLICA_SALT * replica,
+            minval=None,
+            maxval=None,
+            dtype=tf.uint32,
+            alg="philox",
+        )
+        # Philox integers are the same bits with and without XLA.
+        uniform = tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2**-24
+        kept = inputs * tf.cast(1 / (1 - self.rate), inputs.dtype)
+        return tf.where(uniform < self.rate, tf.zeros_like(inputs), kept)
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.rate:
+            store["seed"] = self.seed_generator.state.numpy()
+
+    def load_own_variables(self, store):
+        if self.rate:
+            self.seed_generator.state.assign(store["seed"])
 
 
 def check_dropout(rate: float) -> float:
@@ -586,10 +563,6 @@ def _check_heads(num_heads, width):
         )
 
 
-def _token_initializer(width, seed):
-    return keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
-
-
 def _layer_norm(layer, name):
     return keras.layers.LayerNormalization(
         epsilon=_NORM_EPSILON, dtype=layer.dtype_policy, name=name
@@ -624,7 +597,7 @@ def _projection(units, layer, name):
 
 
 def _dropout(layer, name):
-    return keras.layers.Dropout(
+    return Dropout(
         layer.dropout,
         seed=child_seed(layer.seed, name),
         dtype=layer.dtype_policy,

@@ -2,6 +2,10 @@
 
 Examples are counted three times: *drawn* by the stream, *scored* by the
 selection, *trained* on. FLOPs and seconds by phase are not here.
+
+Of a line of the log, `seconds` and what is named `time/...` come from the
+clock; everything else is a function of the settings and the step, and the same
+in a run that was killed and continued.
 """
 
 import hashlib
@@ -11,11 +15,10 @@ import sys
 import time
 from typing import TextIO
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import checkpoint
+from jest_tf import checkpoint, progress
 from jest_tf import config as config_lib
 
 # Seconds between two lines of progress: on a terminal, where they overwrite
@@ -47,19 +50,72 @@ def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
     }
 
 
-class Ledger(keras.callbacks.Callback):
+def from_clock(name: str) -> bool:
+    """Whether a number of the log comes from the clock, see above."""
+    return name == "seconds" or name.startswith("time/")
+
+
+class InputWait:
+    """How long the training step waits for its input.
+
+    Attributes:
+        seconds: that whoever iterates the watched dataset was blocked.
+    """
+
+    def __init__(self):
+        self.seconds = 0.0
+        self._asked_at = 0.0
+
+    def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """The same dataset, with the time each element is waited for counted.
+
+        It must be iterated as it is, under the default strategy: others fetch
+        ahead, and what would be counted is how long their fetching waits.
+        """
+
+        def ask(_):
+            return tf.numpy_function(self._ask, [], tf.bool)
+
+        def get(asked, batch):
+            del asked
+            tf.numpy_function(self._get, [], tf.bool)
+            return batch
+
+        # A zip asks one input after the other, on the thread that wants the
+        # element; functions with side effects aren't run ahead of that.
+        watched = tf.data.Dataset.zip(
+            tf.data.Dataset.counter().map(ask), dataset
+        ).map(get)
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        return watched.with_options(options)
+
+    def _ask(self):
+        self._asked_at = time.monotonic()
+        return np.bool_(True)
+
+    def _get(self):
+        self.seconds += time.monotonic() - self._asked_at
+        return np.bool_(True)
+
+
+class Ledger(checkpoint.StepCallback):
     """Writes a run's log while `fit` runs, and shows how far it is.
 
     Every `evaluation.log_every_steps` steps, and after the last, a line of
     `metrics.jsonl` and the same numbers for TensorBoard: the model's metrics
     over the steps since the line before, `select/digest` of the step's own
     draw, examples drawn, scored and trained, and seconds of training so far.
+    `time/step_seconds` is the mean of a step and `time/input_wait_share` the
+    part of it that went by waiting for input, both without the first execution
+    of a process, which is traced, and without evaluating and saving.
     `evaluation.log_ids` adds the ids of these draws in `draws.jsonl`.
 
     Args:
         config: the run.
         workdir: the run directory.
         start_step: steps already done.
+        input_wait: what watches the dataset; None leaves its share out.
         stream: where progress is shown; None is standard error.
     """
 
@@ -69,9 +125,10 @@ class Ledger(keras.callbacks.Callback):
         workdir: str,
         *,
         start_step: int = 0,
+        input_wait: InputWait | None = None,
         stream: TextIO | None = None,
     ):
-        super().__init__()
+        super().__init__(start_step)
         self._config = config
         self._workdir = workdir
         self._start_step = start_step
@@ -80,10 +137,11 @@ class Ledger(keras.callbacks.Callback):
             self._path(checkpoint.METRICS_FILE)
         )
         self._writer = tf.summary.create_file_writer(
-            os.path.join(workdir, "tensorboard")
+            os.path.join(workdir, checkpoint.TENSORBOARD_FOLDER)
         )
         self._started = self._shown = time.monotonic()
         self._restored = None
+        self._times = _Times(input_wait)
 
     def on_train_begin(self, logs=None):
         """Starts the clock."""
@@ -94,6 +152,7 @@ class Ledger(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Takes up the means where a checkpoint left them."""
+        super().on_epoch_begin(epoch, logs)
         # Keras resets them between the start of the training and this.
         if self._restored is not None:
             variables = self.model.metrics_variables
@@ -101,19 +160,28 @@ class Ledger(keras.callbacks.Callback):
                 variable.assign(value)
             self._restored = None
 
+    def on_train_batch_begin(self, batch, logs=None):
+        """Starts the clock of a step."""
+        self._times.begin()
+
     def on_train_batch_end(self, batch, logs=None):
         """Writes a line if the step is due."""
-        step = self._start_step + batch + 1
+        super().on_train_batch_end(batch, logs)
+        self._times.end(self.step - self.previous)
         every = self._config.evaluation.log_every_steps
-        if step % every == 0 or step == self._config.steps:
-            self._write(step)
-        self._show(step, logs)
+        if self.passed(every) or self.step == self._config.steps:
+            self._write(self.step)
+        self._show(self.step, logs)
 
     def on_train_end(self, logs=None):
-        """Leaves the last line of progress standing."""
-        self._writer.flush()
+        """Leaves the last line of progress standing, and sums up."""
         if self._stream.isatty():
             self._stream.write("\n")
+        share = self._times.total().get("time/input_wait_share")
+        if share is not None:
+            self._stream.write(
+                f"waited for input in {share:.1%} of the steps' time\n"
+            )
 
     def _write(self, step):
         row = {"step": step}
@@ -124,6 +192,7 @@ class Ledger(keras.callbacks.Callback):
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
         row |= examples_at(self._config, step)
+        row |= self._times.since_last()
         row["seconds"] = round(self._seconds(), 3)
         self._append(checkpoint.METRICS_FILE, row)
         if ids is not None and self._config.evaluation.log_ids:
@@ -137,6 +206,7 @@ class Ledger(keras.callbacks.Callback):
             for name, value in values.items():
                 if name != "step" and not isinstance(value, str):
                     tf.summary.scalar(name, value)
+        self._writer.flush()  # a killed process takes along what isn't
 
     def _show(self, step, logs):
         now = time.monotonic()
@@ -152,7 +222,7 @@ class Ledger(keras.callbacks.Callback):
             f"step {step:,} of {self._config.steps:,}"
             f"  loss {float((logs or {}).get('loss', np.nan)):.4f}"
             f"  {done / (now - self._started):.2f} steps/s"
-            f"  {_clock(left)} left"
+            f"  {progress.clock(left)} left"
         )
         end = "" if on_terminal else "\n"
         start = "\r\033[K" if on_terminal else ""
@@ -170,6 +240,48 @@ class Ledger(keras.callbacks.Callback):
         return os.path.join(self._workdir, name)
 
 
+class _Times:
+    """Seconds of steps and of waiting, since the last line and in all."""
+
+    def __init__(self, input_wait):
+        self._input_wait = input_wait
+        self._is_traced = False
+        self._began_at = self._waited_before = 0.0
+        # Steps, their seconds, and the seconds waited.
+        self._line, self._all = np.zeros(3), np.zeros(3)
+
+    def begin(self):
+        self._began_at, self._waited_before = time.monotonic(), self._waited()
+
+    def end(self, steps):
+        spent = time.monotonic() - self._began_at
+        if self._is_traced:
+            waited = self._waited() - self._waited_before
+            self._line += (steps, spent, waited)
+            self._all += (steps, spent, waited)
+        self._is_traced = True
+
+    def since_last(self):
+        values = self._values(self._line)
+        self._line = np.zeros(3)
+        return values
+
+    def total(self):
+        return self._values(self._all)
+
+    def _waited(self):
+        return self._input_wait.seconds if self._input_wait else 0.0
+
+    def _values(self, sums):
+        steps, spent, waited = sums
+        if not spent:
+            return {}
+        values = {"time/step_seconds": round(spent / steps, 6)}
+        if self._input_wait:
+            values["time/input_wait_share"] = round(waited / spent, 6)
+        return values
+
+
 def read_log(path: str) -> list[dict]:
     """The lines of a `.jsonl` file that a run wrote."""
     with open(path, encoding="utf-8") as file:
@@ -179,9 +291,3 @@ def read_log(path: str) -> list[dict]:
 def _last_seconds(path):
     rows = read_log(path) if os.path.isfile(path) else []
     return rows[-1]["seconds"] if rows else 0.0
-
-
-def _clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -6,6 +6,9 @@ Both take unit-norm embeddings of `b` image-text pairs, form the logits
 rows, thrown away, and formed again for the gradient, which is in closed form.
 Block by block and at once give the same value and the same gradient.
 
+With `replicas`, which are handed in, each holds b/R rows and forms the logits
+of these with all b, so that the negatives of a row are everybody's.
+
 The losses know nothing of selection; `jest_tf.selection` builds on the same
 logits. Paper: Zhai et al. 2023, "Sigmoid loss for language image
 pre-training" (arXiv 2303.15343), section 3.
@@ -44,6 +47,7 @@ def sigmoid_loss(
     ids: tf.Tensor | None = None,
     equal_ids: str = "negative",
     block_size: int | None = None,
+    replicas=None,
 ) -> tf.Tensor:
     """SigLIP's pairwise sigmoid loss.
 
@@ -60,10 +64,17 @@ def sigmoid_loss(
             duplicate captions do.
         equal_ids: what a pair of different rows with equal ids is:
             "negative" (the paper), "positive", or "ignore" (no term).
-        block_size: rows of logits held at a time; None holds all `b`.
+        block_size: rows of logits held at a time; None holds all `b`, with
+            `replicas` all `b/R`.
+        replicas: the collectives of `distribution.current()`, where each of R
+            replicas holds `[b/R, dim]` embeddings and `[b/R]` ids; None on one
+            replica. A row's negatives are then the rows of all replicas.
 
     Returns:
-        float32 scalar.
+        float32 scalar; with `replicas` the loss of all b rows, on every
+        replica. Its gradient is that of the own rows, and of scale and bias
+        the own rows' part: summed over replicas, as optimizers do, gradients
+        of parameters are those of the loss of all rows.
 
     Raises:
         ValueError: on shapes that do not fit, an unknown `equal_ids`, or an
@@ -72,7 +83,12 @@ def sigmoid_loss(
     Reference: arXiv 2303.15343, equation 2 and algorithm 1.
     """
     return _loss(
-        _sigmoid_dense, _sigmoid_blockwise, learner, ids, equal_ids, block_size
+        (_sigmoid_dense, _sigmoid_blockwise, _sigmoid_shared),
+        learner,
+        ids,
+        equal_ids,
+        block_size,
+        replicas,
     )
 
 
@@ -82,6 +98,7 @@ def softmax_loss(
     ids: tf.Tensor | None = None,
     equal_ids: str = "negative",
     block_size: int | None = None,
+    replicas=None,
 ) -> tf.Tensor:
     """Symmetric softmax (InfoNCE) loss, as in CLIP.
 
@@ -102,7 +119,12 @@ def softmax_loss(
     # The bias cancels out; weight zero gives it the gradient 0, not None.
     learner = learner._replace(bias=0.0 * learner.bias)
     return _loss(
-        _softmax_dense, _softmax_blockwise, learner, ids, equal_ids, block_size
+        (_softmax_dense, _softmax_blockwise, _softmax_shared),
+        learner,
+        ids,
+        equal_ids,
+        block_size,
+        replicas,
     )
 
 
@@ -178,8 +200,9 @@ def logaddexp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return tf.where(low > -np.inf, total, high)
 
 
-def _loss(dense, blockwise, learner, ids, equal_ids, block_size):
-    """Checks the arguments; then the dense form or the blocks."""
+def _loss(forms, learner, ids, equal_ids, block_size, replicas):
+    """Checks the arguments; then the dense form, the blocks or the replicas."""
+    dense, blockwise, shared = forms
     learner = Embeddings(*(tf.cast(part, tf.float32) for part in learner))
     if learner.image.shape.rank != 2 or not (
         learner.image.shape.is_compatible_with(learner.text.shape)
@@ -189,19 +212,32 @@ def _loss(dense, blockwise, learner, ids, equal_ids, block_size):
             f"Received: {learner.image.shape} and {learner.text.shape}"
         )
     num_rows = learner.image.shape[0]
-    pairs = _pair_masks(num_rows or tf.shape(learner.image)[0], ids, equal_ids)
-    if block_size is None:
-        return dense(learner, pairs)
-    if block_size < 1 or num_rows is None:
+    ids = _checked_ids(num_rows, ids, equal_ids)
+    if replicas is None and block_size is None:
+        size = num_rows or tf.shape(learner.image)[0]
+        return dense(learner, _pair_masks(size, ids, equal_ids))
+    block_size = num_rows if block_size is None else block_size
+    if num_rows is None or block_size < 1:
         raise ValueError(
-            "`block_size` must be at least 1 and needs a static batch size. "
-            f"Received: block_size={block_size}, batch {learner.image.shape}"
+            "`block_size` must be at least 1; it and `replicas` need a static "
+            f"batch size. Received: block_size={block_size}, "
+            f"batch {learner.image.shape}"
         )
-    return _with_gradient(blockwise, learner, pairs, min(block_size, num_rows))
+    block_size = min(block_size, num_rows)
+    if replicas is None:
+        pairs = _pair_masks(num_rows, ids, equal_ids)
+        return _with_gradient(blockwise, learner, pairs, block_size)
+    pairs = _pair_masks(
+        replicas.num_replicas * num_rows,
+        None if ids is None else replicas.all_gather(ids),
+        equal_ids,
+        replicas.replica_id * num_rows,
+    )
+    return _with_shared_gradient(shared, learner, pairs, block_size, replicas)
 
 
-def _pair_masks(num_rows, ids, equal_ids):
-    """`(start, size) -> positive, keep`, bool `[size, b]`, for a block."""
+def _checked_ids(num_rows, ids, equal_ids):
+    """The ids as a tensor; None where no pair depends on them."""
     if equal_ids not in EQUAL_IDS:
         raise ValueError(
             f"`equal_ids` must be one of {EQUAL_IDS}. Received: {equal_ids!r}"
@@ -211,17 +247,29 @@ def _pair_masks(num_rows, ids, equal_ids):
             f"`equal_ids={equal_ids!r}` needs `ids`, one integer a row. "
             "Received: ids=None"
         )
-    if ids is not None:
-        ids = tf.convert_to_tensor(ids)
-        if not ids.dtype.is_integer or not ids.shape.is_compatible_with(
-            [num_rows if isinstance(num_rows, int) else None]
-        ):
-            raise ValueError(
-                f"`ids` must be integers of shape [{num_rows}]. "
-                f"Received: {ids.dtype.name} of shape {ids.shape}"
-            )
+    if ids is None:
+        return None
+    ids = tf.convert_to_tensor(ids)
+    if not ids.dtype.is_integer or not ids.shape.is_compatible_with([num_rows]):
+        raise ValueError(
+            f"`ids` must be integers of shape [{num_rows}]. "
+            f"Received: {ids.dtype.name} of shape {ids.shape}"
+        )
+    return None if equal_ids == "negative" else ids
+
+
+def _pair_masks(num_rows, ids, equal_ids, first_row=0):
+    """`(start, size) -> positive, keep`, bool `[size, b]`, for a block.
+
+    Args:
+        num_rows: b.
+        ids: int `[b]`, or None.
+        equal_ids: what they say.
+        first_row: the row of all that `start` counts from.
+    """
 
     def masks(start, size):
+        start = first_row + start
         rows = start + tf.range(size)
         same = rows[:, tf.newaxis] == tf.range(num_rows)
         everything = tf.ones_like(same)
@@ -279,12 +327,15 @@ def _sigmoid_blockwise(learner, pairs, block_size):
     )
 
     def slope(logits, start, size):
-        positive, keep = pairs(start, size)
-        # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
-        slopes = tf.where(positive, -tf.sigmoid(-logits), tf.sigmoid(logits))
-        return tf.where(keep, slopes, 0.0)
+        return _sigmoid_slopes(logits, *pairs(start, size))
 
     return total / num_rows, slope
+
+
+def _sigmoid_slopes(logits, positive, keep):
+    # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
+    slopes = tf.where(positive, -tf.sigmoid(-logits), tf.sigmoid(logits))
+    return tf.where(keep, slopes, 0.0)
 
 
 def _softmax_blockwise(learner, pairs, block_size):
@@ -310,14 +361,19 @@ def _softmax_blockwise(learner, pairs, block_size):
     )
 
     def slope(logits, start, size):
-        positive, keep = pairs(start, size)
-        of_row = tf.exp(logits - rows_from(rows, start, size)[:, tf.newaxis])
-        of_column = tf.exp(logits - columns)
-        target = tf.cast(positive, tf.float32)
-        target /= tf.reduce_sum(target, 1, keepdims=True)
-        return tf.where(keep, 0.5 * (of_row + of_column), 0.0) - target
+        normalisers = rows_from(rows, start, size), columns
+        return _softmax_slopes(logits, *normalisers, *pairs(start, size))
 
     return (total + 0.5 * tf.reduce_sum(columns)) / num_rows, slope
+
+
+def _softmax_slopes(logits, rows, columns, positive, keep):
+    """Slopes of a block, given the log-sum-exps of its rows and columns."""
+    of_row = tf.exp(logits - rows[:, tf.newaxis])
+    of_column = tf.exp(logits - columns)
+    target = tf.cast(positive, tf.float32)
+    target /= tf.reduce_sum(target, 1, keepdims=True)
+    return tf.where(keep, 0.5 * (of_row + of_column), 0.0) - target
 
 
 def _with_gradient(blockwise, learner, pairs, block_size):
@@ -356,6 +412,128 @@ def _with_gradient(blockwise, learner, pairs, block_size):
                 upstream * scale * of_text,
                 upstream * of_scale,
                 upstream * of_bias,
+            )
+
+        return value, gradient
+
+    return loss(*learner)
+
+
+def _sigmoid_shared(own, everyone, pairs, block_size, replicas):
+    """The own rows' part of b times the value, and the slopes' functions.
+
+    Args:
+        own: `Embeddings` of this replica's rows.
+        everyone: images and texts of all rows.
+
+    Returns:
+        A scalar, and for images with all texts and for texts with all images
+        the function that gives d(b * value)/d(logits).
+    """
+    _, texts = everyone
+
+    def block(state, start, size):
+        logits = _logits(
+            own._replace(text=texts), rows_from(own.image, start, size)
+        )
+        terms = _sigmoid_terms(logits, *pairs(start, size))
+        return (state[0] + tf.reduce_sum(terms),), ()
+
+    (total,), _ = fold_row_blocks(
+        block, own.image.shape[0], block_size, state=(tf.constant(0.0),)
+    )
+
+    def slope(logits, start, size):
+        # A pair and its mirror image are positive, or left out, together.
+        return _sigmoid_slopes(logits, *pairs(start, size))
+
+    return total, (slope, slope)
+
+
+def _softmax_shared(own, everyone, pairs, block_size, replicas):
+    """As `_sigmoid_shared`; every replica needs every normaliser."""
+
+    def log_sums(rows, columns):
+        def block(state, start, size):
+            logits = _logits(
+                own._replace(text=columns), rows_from(rows, start, size)
+            )
+            positive, keep = pairs(start, size)
+            target = _mean_of_positives(logits, positive)
+            logits = tf.where(keep, logits, -np.inf)
+            return state, (tf.reduce_logsumexp(logits, 1), target)
+
+        _, values = fold_row_blocks(
+            block, rows.shape[0], block_size, row_shapes=((), ())
+        )
+        return values
+
+    images, texts = everyone
+    over_texts, target = log_sums(own.image, texts)
+    over_images, _ = log_sums(own.text, images)
+    normalisers = replicas.all_gather(tf.stack([over_texts, over_images], 1))
+
+    def slope_of(own_sums, other_sums):
+        def slope(logits, start, size):
+            sums = rows_from(own_sums, start, size), other_sums
+            return _softmax_slopes(logits, *sums, *pairs(start, size))
+
+        return slope
+
+    return tf.reduce_sum(0.5 * (over_texts + over_images) - target), (
+        slope_of(over_texts, normalisers[:, 1]),
+        slope_of(over_images, normalisers[:, 0]),
+    )
+
+
+def _with_shared_gradient(shared, learner, pairs, block_size, replicas):
+    """A loss of all replicas' rows, with the gradient of the own rows.
+
+    The own images meet all texts for their gradient, and the own texts all
+    images for theirs. That forms each logit twice, but a replica needs nobody
+    else's part of a gradient: adding up `[b, dim]` of each would cost more.
+    """
+    everyone = tuple(
+        replicas.all_gather(tf.stop_gradient(part)) for part in learner[:2]
+    )
+    num_rows, dim = learner.image.shape
+    batch_size = replicas.num_replicas * num_rows
+
+    def pull(rows, columns, scale, bias, slope):
+        """Sums over columns of the slopes times the column, and of slopes."""
+
+        def block(state, start, size):
+            cosines = tf.matmul(
+                rows_from(rows, start, size), columns, transpose_b=True
+            )
+            slopes = slope(scale * cosines + bias, start, size)
+            return state, (
+                tf.matmul(slopes, columns),
+                tf.reduce_sum(slopes, 1),
+            )
+
+        _, sums = fold_row_blocks(
+            block, num_rows, block_size, row_shapes=((dim,), ())
+        )
+        return sums
+
+    @tf.custom_gradient
+    def loss(image, text, scale, bias):
+        own = Embeddings(image, text, scale, bias)
+        total, slopes = shared(own, everyone, pairs, block_size, replicas)
+        value = replicas.all_reduce(total) / batch_size
+
+        def gradient(upstream):
+            images, texts = everyone
+            of_image, of_logits = pull(image, texts, scale, bias, slopes[0])
+            of_text, _ = pull(text, images, scale, bias, slopes[1])
+            upstream /= batch_size
+            return (
+                upstream * scale * of_image,
+                upstream * scale * of_text,
+                # sum_ij slope_ij <image_i, text_j>
+                upstream * tf.reduce_sum(image * of_image),
+                upstream * tf.reduce_sum(of_logits),
             )
 
         return value, gradient

@@ -1,11 +1,10 @@
-"""The learner's towers and the model that joins an image and a text tower.
+"""The model that joins an image and a text tower, and its named sizes.
 
-Architecture and sizes are SigLIP's (Zhai et al., 2023, section 4): a ViT with
-attention pooling over patches, and a text transformer without a causal mask
-that is read at its last token, where the tokenizer leaves an end-of-text id.
-`TwoTower` takes any two Keras layers, these or others.
+`TwoTower` takes any two Keras layers, those of towers.py or others, and makes
+unit-norm embeddings, a scale and a bias of them, as SigLIP does (Zhai et al.,
+2023). For cheap scores it passes a `patches.View` on to the image tower.
 
-Not here: the layers (layers.py), the losses (losses.py) and the training step
+Not here: the towers (towers.py), the losses (losses.py) and the training step
 (training.py).
 """
 
@@ -13,12 +12,15 @@ Not here: the layers (layers.py), the losses (losses.py) and the training step
 # ruff: noqa: D102
 
 import dataclasses
+import inspect
+import itertools
 import math
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from jest_tf import layers, losses
+from jest_tf import layers, losses, patches, towers
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
 _NORM_EPSILON = 1e-8
@@ -58,6 +60,7 @@ def build_two_tower(
     vocabulary_size: int,
     text_length: int,
     patch_size: int | None = None,
+    patch_sizes: Sequence[int] = (),
     dtype: str = "float32",
     temperature: float = 10.0,
     bias: float = -10.0,
@@ -71,6 +74,8 @@ def build_two_tower(
         vocabulary_size: number of token ids.
         text_length: number of tokens in a text.
         patch_size: side of a patch in pixels; the preset's if `None`.
+        patch_sizes: further sides that a view may ask for, see
+            `towers.ImageTower`.
         dtype: dtype policy of the towers, such as "mixed_bfloat16".
         temperature: initial scale of the logits.
         bias: initial bias of the logits.
@@ -102,14 +107,15 @@ def build_two_tower(
         "embedding_dim": sizes.width,
         "dtype": dtype,
     }
-    image_tower = ImageTower(
+    image_tower = towers.ImageTower(
         image_size=image_size,
         patch_size=sizes.patch_size if patch_size is None else patch_size,
+        patch_sizes=patch_sizes,
         seed=layers.child_seed(seed, "image_tower"),
         name="image_tower",
         **shared,
     )
-    text_tower = TextTower(
+    text_tower = towers.TextTower(
         vocabulary_size=vocabulary_size,
         length=text_length,
         seed=layers.child_seed(seed, "text_tower"),
@@ -168,226 +174,6 @@ def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class ImageTower(keras.layers.Layer):
-    """A ViT with attention pooling.
-
-    A last dense layer maps to `embedding_dim`; it is left out where
-    `embedding_dim` equals `width`, as in SigLIP.
-
-    Args:
-        image_size: height and width of the images in pixels.
-        patch_size: side of a patch in pixels; must divide `image_size`.
-        width: size of a token.
-        depth: number of transformer blocks.
-        num_heads: number of attention heads; must divide `width`.
-        embedding_dim: size of an embedding.
-        mlp_ratio: hidden width of the MLPs over `width`.
-        dropout: share of units dropped in training, in [0, 1).
-        seed: integer that fixes the initial weights, or `None`.
-
-    Call arguments:
-        images: float [B, image_size, image_size, 3] in [-1, 1].
-
-    Returns:
-        Embeddings [B, embedding_dim], not normalised.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        embedding_dim: int,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        layers.check_positive("image_size", image_size)
-        layers.check_positive("patch_size", patch_size)
-        layers.check_positive("embedding_dim", embedding_dim)
-        if image_size % patch_size:
-            raise ValueError(
-                f"`patch_size` must divide `image_size`. Received: "
-                f"patch_size={patch_size}, image_size={image_size}"
-            )
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.width = width
-        self.depth = depth
-        self.num_heads = num_heads
-        self.embedding_dim = embedding_dim
-        self.mlp_ratio = mlp_ratio
-        self.dropout = dropout
-        self.seed = seed
-        self.patches = layers.PatchEmbedding(
-            patch_size,
-            width,
-            seed=layers.child_seed(seed, "patches"),
-            dtype=self.dtype_policy,
-            name="patches",
-        )
-        self.encoder = _encoder(self)
-        self.pooling = layers.AttentionPooling(
-            num_heads,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            seed=layers.child_seed(seed, "pooling"),
-            dtype=self.dtype_policy,
-            name="pooling",
-        )
-        self.head = None if embedding_dim == width else _head(self)
-
-    def build(self, input_shape):
-        self._check_shape(input_shape)
-        num_tokens = (self.image_size // self.patch_size) ** 2
-        self.patches.build(input_shape)
-        self.encoder.build((None, num_tokens, self.width))
-        self.pooling.build((None, num_tokens, self.width))
-        if self.head is not None:
-            self.head.build((None, self.width))
-        self.built = True
-
-    def call(self, images, training=None):
-        self._check_shape(images.shape)
-        if not images.dtype.is_floating:
-            raise ValueError(
-                f"`images` must be floating point in [-1, 1]; `TwoTower` maps "
-                f"uint8 there. Received: dtype={images.dtype.name}"
-            )
-        tokens = self.encoder(self.patches(images), training=training)
-        embeddings = self.pooling(tokens, training=training)
-        return embeddings if self.head is None else self.head(embeddings)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
-            "width": self.width,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "embedding_dim": self.embedding_dim,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
-    def _check_shape(self, shape):
-        expected = (self.image_size, self.image_size, 3)
-        if len(shape) != 4 or tuple(shape[1:]) != expected:
-            raise ValueError(
-                f"`images` must be [B, {self.image_size}, {self.image_size}, "
-                f"3]. Received: shape={tuple(shape)}"
-            )
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class TextTower(keras.layers.Layer):
-    """A text transformer without a mask, read at its last token.
-
-    The tokenizer must end every text with an end-of-text id that stays last
-    when a long text is cut (SigLIP's sticky end), and pad to `length`.
-
-    Args:
-        vocabulary_size: number of token ids.
-        length: number of tokens in a text.
-        width: size of a token.
-        depth: number of transformer blocks.
-        num_heads: number of attention heads; must divide `width`.
-        embedding_dim: size of an embedding.
-        mlp_ratio: hidden width of the MLPs over `width`.
-        dropout: share of units dropped in training, in [0, 1).
-        seed: integer that fixes the initial weights, or `None`.
-
-    Call arguments:
-        tokens: integer [B, length].
-
-    Returns:
-        Embeddings [B, embedding_dim], not normalised.
-    """
-
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        length: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        embedding_dim: int,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        layers.check_positive("vocabulary_size", vocabulary_size)
-        layers.check_positive("length", length)
-        layers.check_positive("embedding_dim", embedding_dim)
-        self.vocabulary_size = vocabulary_size
-        self.length = length
-        self.width = width
-        self.depth = depth
-        self.num_heads = num_heads
-        self.embedding_dim = embedding_dim
-        self.mlp_ratio = mlp_ratio
-        self.dropout = dropout
-        self.seed = seed
-        self.tokens = layers.TokenEmbedding(
-            vocabulary_size,
-            width,
-            seed=layers.child_seed(seed, "tokens"),
-            dtype=self.dtype_policy,
-            name="tokens",
-        )
-        self.encoder = _encoder(self)
-        self.head = _head(self)
-
-    def build(self, input_shape):
-        self._check_shape(input_shape)
-        self.tokens.build(input_shape)
-        self.encoder.build((None, self.length, self.width))
-        self.head.build((None, self.width))
-        self.built = True
-
-    def call(self, tokens, training=None):
-        self._check_shape(tokens.shape)
-        if not tokens.dtype.is_integer:
-            raise ValueError(
-                f"`tokens` must be integers. Received: "
-                f"dtype={tokens.dtype.name}"
-            )
-        encoded = self.encoder(self.tokens(tokens), training=training)
-        return self.head(encoded[:, -1])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "length": self.length,
-            "width": self.width,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "embedding_dim": self.embedding_dim,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
-    def _check_shape(self, shape):
-        if len(shape) != 2 or shape[1] != self.length:
-            raise ValueError(
-                f"`tokens` must be [B, {self.length}]. "
-                f"Received: shape={tuple(shape)}"
-            )
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
 class TwoTower(keras.Model):
     """Joins an image and a text tower: logits = scale image text^T + bias.
 
@@ -407,6 +193,10 @@ class TwoTower(keras.Model):
             images are mapped from [0, 255] to [-1, 1] in the image tower's
             compute dtype, floating-point images are taken as they come.
         training: passed on to the towers.
+        view: how the image tower looks, a `patches.View`; None is as it was
+            built to. A tuple of n views cuts the batch into n equal parts, one
+            after the other, for each its view; the embeddings come back as
+            one batch. Texts have no view.
 
     Returns:
         `losses.Embeddings`, with image and text [B, D] in float32.
@@ -477,9 +267,9 @@ class TwoTower(keras.Model):
         _check_embeddings(image.shape, text.shape)
         self.built = True
 
-    def call(self, batch, training=None) -> losses.Embeddings:
+    def call(self, batch, training=None, view=None) -> losses.Embeddings:
         _check_keys(batch)
-        image = self.encode_image(batch["image"], training)
+        image = self.encode_image(batch["image"], training, view)
         text = self.encode_text(batch["text"], training)
         _check_embeddings(image.shape, text.shape)
         return losses.Embeddings(
@@ -490,7 +280,10 @@ class TwoTower(keras.Model):
         )
 
     def encode_image(
-        self, images: tf.Tensor, training: bool | None = None
+        self,
+        images: tf.Tensor,
+        training: bool | None = None,
+        view: patches.View | Sequence[patches.View] | None = None,
     ) -> tf.Tensor:
         """Embeds images.
 
@@ -498,9 +291,14 @@ class TwoTower(keras.Model):
             images: uint8 in [0, 255] or floating point in [-1, 1]
                 [B, H, W, 3], or whatever else the image tower takes.
             training: passed on to the image tower.
+            view: as in a call of the model.
 
         Returns:
             Unit-norm embeddings float32 [B, D].
+
+        Raises:
+            ValueError: on images that are not, a view that the image tower
+                can't take, or several that don't divide B.
         """
         images = tf.convert_to_tensor(images)
         if images.dtype == tf.uint8:
@@ -512,7 +310,17 @@ class TwoTower(keras.Model):
                 f"[-1, 1]. Received: dtype={images.dtype.name}"
             )
         images = tf.cast(images, self.image_tower.compute_dtype)
-        return unit_norm(self.image_tower(images, training=training))
+        self.check_view(view)
+        parts = [
+            # A tower that knows no views is called as ever.
+            self.image_tower(
+                rows,
+                training=training,
+                **({} if one == patches.View() else {"view": one}),
+            )
+            for one, rows in _parts(_views(view), images)
+        ]
+        return unit_norm(parts[0] if len(parts) == 1 else tf.concat(parts, 0))
 
     def encode_text(
         self, tokens: tf.Tensor, training: bool | None = None
@@ -534,6 +342,34 @@ class TwoTower(keras.Model):
             )
         tokens = tf.cast(tokens, tf.int32)
         return unit_norm(self.text_tower(tokens, training=training))
+
+    def check_view(
+        self, view: patches.View | Sequence[patches.View] | None
+    ) -> None:
+        """Raises an error unless the image tower can look like this.
+
+        A tower of another make can if its `call` takes a `view`; its own
+        `check_view(view)` is asked, too, if it has one.
+
+        Args:
+            view: as in a call.
+
+        Raises:
+            ValueError: if it can't.
+            TypeError: if that is no view.
+        """
+        tower = self.image_tower
+        for one in _views(view):
+            if one == patches.View():
+                continue
+            if "view" not in inspect.signature(tower.call).parameters:
+                raise ValueError(
+                    f"`view` needs an image tower whose `call` takes a `view`, "
+                    f"such as `ImageTower`. Received: {one} for a "
+                    f"{type(tower).__name__}"
+                )
+            if hasattr(tower, "check_view"):
+                tower.check_view(one)
 
     def get_config(self):
         return {
@@ -566,27 +402,40 @@ class TwoTower(keras.Model):
         )
 
 
-def _encoder(tower):
-    return layers.Encoder(
-        tower.depth,
-        tower.num_heads,
-        mlp_ratio=tower.mlp_ratio,
-        dropout=tower.dropout,
-        seed=layers.child_seed(tower.seed, "encoder"),
-        dtype=tower.dtype_policy,
-        name="encoder",
-    )
+def _views(view):
+    """A call's views, as a tuple."""
+    if view is None:
+        return (patches.View(),)
+    views = (view,) if isinstance(view, patches.View) else view
+    if (
+        not isinstance(views, (tuple, list))
+        or not views
+        or not all(isinstance(one, patches.View) for one in views)
+    ):
+        raise TypeError(
+            f"`view` must be a `View`, a tuple of them or None. "
+            f"Received: {view!r}"
+        )
+    return tuple(views)
 
 
-def _head(tower):
-    return keras.layers.Dense(
-        tower.embedding_dim,
-        kernel_initializer=keras.initializers.GlorotUniform(
-            layers.child_seed(tower.seed, "head")
-        ),
-        dtype=tower.dtype_policy,
-        name="head",
+def _parts(views, images):
+    """Each view with its rows; neighbours that are equal share a call."""
+    if len(views) == 1:
+        return [(views[0], images)]
+    num_rows = images.shape[0]
+    if num_rows is None or num_rows % len(views):
+        raise ValueError(
+            f"`view` must hold as many views as divide the rows of the batch, "
+            f"or one. Received: {len(views)} views for {num_rows} rows"
+        )
+    groups = [
+        (one, len(list(equal))) for one, equal in itertools.groupby(views)
+    ]
+    rows = tf.split(
+        images, [count * num_rows // len(views) for _, count in groups]
     )
+    return [(one, part) for (one, _), part in zip(groups, rows, strict=True)]
 
 
 def _check_keys(batch):

@@ -1,18 +1,25 @@
-"""The frozen reference, and finished runs that serve as one.
+"""The frozen reference: live, cached, or the learner of a finished run.
 
 A reference is a function from a batch to `losses.Embeddings` that nobody
-trains: a tower of any make, or the learner of an earlier run.
+trains: `frozen` makes one of a tower of any make, `cached` one that reads the
+embeddings that the stream took from sidecars. What those are of, and how a
+finished run makes them, is here; how they are stored is in `data/embeddings.py`
+and `data/embed.py`.
 """
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import losses, models
-from jest_tf.data import preprocessing
+from jest_tf.data import preprocessing, sidecar_files
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "final.weights.h5"
@@ -82,3 +89,138 @@ def frozen(model: Callable) -> Callable[[dict], losses.Embeddings]:
         return losses.Embeddings(*model(view, **options))
 
     return embed
+
+
+def cached(scale: float, bias: float) -> Callable[[dict], losses.Embeddings]:
+    """A reference whose embeddings come with the batch, from sidecars.
+
+    Args:
+        scale: of the reference's logits, `embeddings.Sidecars.scale`.
+        bias: of the reference's logits, `embeddings.Sidecars.bias`.
+
+    Returns:
+        Maps a batch with `reference_image` and `reference_text`, float [n, D]
+        each, to `losses.Embeddings` in float32; raises ValueError on a batch
+        without.
+    """
+    scale, bias = np.float32(scale), np.float32(bias)
+
+    def embed(batch):
+        missing = {"reference_image", "reference_text"} - set(batch)
+        if missing:
+            raise ValueError(
+                "A cached reference needs `reference_image` and "
+                "`reference_text` in the batch: give the stream its sidecars, "
+                f"`pipeline.super_batches(sidecars=...)`. Received: "
+                f"{sorted(batch)}"
+            )
+        return losses.Embeddings(
+            tf.cast(batch["reference_image"], tf.float32),
+            tf.cast(batch["reference_text"], tf.float32),
+            tf.constant(scale),
+            tf.constant(bias),
+        )
+
+    return embed
+
+
+def describe(run: Run) -> sidecar_files.Description:
+    """What the embeddings of a finished run are of, for its sidecars.
+
+    Two runs have equal descriptions if they embed alike: the same weights,
+    settings of the towers, tokenizer and preprocessing.
+    """
+    size = run.config.data.image_size
+    shape = [1, size, size, 3]
+    dim = run.learner.encode_image(tf.zeros(shape, tf.uint8)).shape[-1]
+    settings = (run.config.model.preset, run.config.model.patch_size)
+    return sidecar_files.Description(
+        fingerprint=fingerprint(
+            run.learner, settings, run.config.model.dtype_policy
+        ),
+        tokenizer=_describe_tokenizer(run.tokenizer),
+        preprocessing=f"RGB, squashed to {size} x {size} by preprocessing.py",
+        dim=int(dim),
+        scale=float(tf.exp(run.learner.log_temperature.value)),
+        bias=float(run.learner.bias.value),
+    )
+
+
+def fingerprint(model: keras.Model, *settings) -> str:
+    """Identifies a model by its weights.
+
+    Args:
+        model: a built Keras model.
+        settings: what else decides what it computes; anything whose `repr`
+            says all of it.
+
+    Returns:
+        32 hexadecimal digits: a hash of the settings and of the names, shapes,
+        dtypes and values of the weights, in the model's order.
+    """
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for weight in model.weights:
+        # Not its path, which says how many such models the process has made.
+        value = np.ascontiguousarray(weight.numpy())
+        about = (weight.name, value.shape, value.dtype.name)
+        digest.update(repr(about).encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def encoder(run: Run, batch_size: int = 256) -> Callable:
+    """A finished run as `embed.write` wants a model.
+
+    Args:
+        run: see `load_run`.
+        batch_size: pictures, and captions, a forward pass; fewer are filled
+            up, so that what is traced has one shape.
+
+    Returns:
+        `(images, captions) -> (image, text)`: uint8 [k, S, S, 3] and m strings
+        to float32 [k, D] and [m, D].
+    """
+    learner, size = run.learner, run.config.data.image_size
+    pictures = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
+    length = run.config.data.text_length
+    tokens = tf.TensorSpec([batch_size, length], tf.int32)
+    encode_image = tf.function(
+        lambda part: learner.encode_image(part, training=False), [pictures]
+    )
+    encode_text = tf.function(
+        lambda part: learner.encode_text(part, training=False), [tokens]
+    )
+
+    def encode(images, captions):
+        tokens = run.tokenizer(tf.constant(captions, tf.string)).numpy()
+        return (
+            _in_batches(encode_image, images, batch_size),
+            _in_batches(encode_text, tokens, batch_size),
+        )
+
+    return encode
+
+
+def _describe_tokenizer(tokenizer):
+    """Kind, sizes and a hash of the files that it saves."""
+    digest = hashlib.blake2b(digest_size=8)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        for name in sorted(os.listdir(folder)):
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(name.encode() + b"\0" + file.read())
+    return (
+        f"{type(tokenizer).__name__}, {tokenizer.vocabulary_size} tokens, "
+        f"length {tokenizer.length}, {digest.hexdigest()}"
+    )
+
+
+def _in_batches(encode, values, size):
+    """`encode(values)`, `size` rows at a time; NumPy [n, ...] -> [n, D]."""
+    parts = []
+    # One more than are needed if there are none, for the width.
+    for start in range(0, max(1, len(values)), size):
+        part = values[start : start + size]
+        padding = [(0, size - len(part))] + [(0, 0)] * (values.ndim - 1)
+        parts.append(encode(np.pad(part, padding)).numpy()[: len(part)])
+    return np.concatenate(parts)

@@ -4,7 +4,8 @@ The paper's algorithm 1 forms the `B x B` matrix of pair scores. Only the rows
 and columns of the chunk just chosen enter the next chunk's scores, so here
 every row keeps running sums, and a chunk adds its contribution from tiles of
 logits that are formed from the embeddings and thrown away. Same noise, same
-draw; work O(B b dim) and memory O(B).
+draw; work O(B b dim) and memory O(B). On several replicas each keeps the sums
+of the rows that it holds, and the embeddings of the chosen rows go round.
 
 The sampling itself is in `selection.py`.
 """
@@ -14,7 +15,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import losses
+from jest_tf import exchange, losses
 
 CRITERIA = ("learnability", "easy_reference", "hard_learner")
 LOSSES = ("sigmoid", "softmax")
@@ -36,14 +37,17 @@ class Scores:
     """The running conditional score of every row of a super-batch.
 
     Args:
-        learner: `losses.Embeddings` `[B, dim]`, or None.
-        reference: `losses.Embeddings` `[B, other_dim]`, or None.
+        learner: `losses.Embeddings` `[B/R, dim]` of the rows held here, all
+            B on one replica; or None.
+        reference: `losses.Embeddings` `[B/R, other_dim]`, or None.
         criterion: one of `CRITERIA`, which says who may be None.
         loss: one of `LOSSES`.
+        quota: one of `exchange.QUOTAS`.
+        replicas: the collectives, or None on one replica.
 
     Attributes:
         models: the running sums of each model given, by name.
-        super_batch_size: B.
+        held: the rows held here, an `exchange.Whole`.
 
     Raises:
         ValueError: on arguments that do not fit together.
@@ -55,6 +59,8 @@ class Scores:
         reference: losses.Embeddings | None,
         criterion: str,
         loss: str,
+        quota: str = "global",
+        replicas=None,
     ):
         models = _checked(learner, reference, criterion, loss)
         kind = _SigmoidSums if loss == "sigmoid" else _SoftmaxSums
@@ -63,7 +69,11 @@ class Scores:
         }
         self.criterion = criterion
         first = next(iter(models.values()))
-        self.super_batch_size = first.image.shape[0]
+        self.held = exchange.held(first.image.shape[0], quota, replicas)
+        self._added = self._with_chosen
+        if not self.held.in_loops:
+            # Chunks that are unrolled share one graph of the tiles.
+            self._added = tf.function(self._with_chosen, autograph=False)
 
     @property
     def state(self) -> dict:
@@ -76,12 +86,15 @@ class Scores:
             model.state = state[name]
 
     def add(self, rows: tf.Tensor) -> None:
-        """Counts `rows`, int32 `[c]`, among the chosen."""
-        for model in self.models.values():
-            model.add(rows)
+        """Counts `rows`, int32 `[c]` of all, among the chosen."""
+        chosen = self.held.fetch(
+            {name: model.embeddings[:2] for name, model in self.models.items()},
+            rows,
+        )
+        self.state = self._added(self.state, chosen)
 
     def conditional(self) -> tf.Tensor:
-        """float32 `[B]`: what each row would add, given the chosen rows."""
+        """float32 `[B/R]`: what each row held would add to the chosen."""
         return self.of({m: s.conditional() for m, s in self.models.items()})
 
     def of(self, values: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -92,6 +105,12 @@ class Scores:
             return -values["reference"]
         return values["learner"]
 
+    def _with_chosen(self, state, chosen):
+        self.state = state
+        for name, model in self.models.items():
+            model.add(*chosen[name])
+        return self.state
+
 
 class _SigmoidSums:
     """One model's running sums of pair losses, sigmoid."""
@@ -100,13 +119,13 @@ class _SigmoidSums:
         self.embeddings = embeddings
         cosines = _own_cosines(embeddings)
         logits = embeddings.scale * cosines + embeddings.bias
-        self.positive = tf.math.softplus(-logits)  # [B], the row's own pair
-        self.negative = tf.math.softplus(logits)  # [B], it taken as a negative
-        # [2, B]: an image with the chosen texts, a text with the images.
+        self.positive = tf.math.softplus(-logits)  # [B/R], the row's own pair
+        self.negative = tf.math.softplus(logits)  # [B/R], it as a negative
+        # [2, B/R]: an image with the chosen texts, a text with the images.
         self.state = tf.zeros([2, *logits.shape])
 
-    def add(self, rows):
-        self.state += _pair_sums(self.embeddings, rows)
+    def add(self, image, text):
+        self.state += _pair_sums(self.embeddings, image, text)
 
     def conditional(self):
         return self.positive + tf.reduce_sum(self.state, 0)
@@ -116,12 +135,12 @@ class _SigmoidSums:
         others = self.state - tf.where(kept, self.negative, 0.0)
         return self.positive + 0.5 * tf.reduce_sum(others, 0)
 
-    def mean_loss(self, batch_size):
-        """The loss of `batch_size` rows, from all rows as a sample of them."""
-        others = max(self.positive.shape[0] - 1, 1)
+    def sample_losses(self, size, batch_size):
+        """Losses of rows in a batch, `size` rows of which are the chosen."""
+        others = max(size - 1, 1)
         pairs = tf.reduce_sum(self.state - self.negative, 0)
         scale = 0.5 * (batch_size - 1) / others
-        return tf.reduce_mean(self.positive + scale * pairs)
+        return self.positive + scale * pairs
 
 
 class _SoftmaxSums:
@@ -130,12 +149,12 @@ class _SoftmaxSums:
     def __init__(self, embeddings):
         self.embeddings = embeddings
         cosines = _own_cosines(embeddings)
-        self.own = embeddings.scale * cosines  # [B]
-        # [2, B]: an image with the chosen texts, a text with the images.
+        self.own = embeddings.scale * cosines  # [B/R]
+        # [2, B/R]: an image with the chosen texts, a text with the images.
         self.state = tf.fill([2, *self.own.shape], -np.inf)
 
-    def add(self, rows):
-        more = _pair_log_sums(self.embeddings, rows)
+    def add(self, image, text):
+        more = _pair_log_sums(self.embeddings, image, text)
         self.state = losses.logaddexp(self.state, more)
 
     def conditional(self):
@@ -149,17 +168,16 @@ class _SoftmaxSums:
         both = tf.where(kept, self.state, joined)
         return -self.own + 0.5 * tf.reduce_sum(both, 0)
 
-    def mean_loss(self, batch_size):
-        """The loss of `batch_size` rows, from all rows as a sample of them."""
-        rows = self.own.shape[0]
-        if rows == batch_size:
-            return tf.reduce_mean(self.conditional())
+    def sample_losses(self, size, batch_size):
+        """Losses of rows in a batch, `size` rows of which are the chosen."""
+        if size == batch_size:
+            return self.conditional()
         # The row itself stays one of many, whatever their number.
         share = tf.exp(tf.minimum(self.own - self.state, 0.0))
         others = self.state + tf.math.log1p(-share)
-        others += np.log((batch_size - 1) / (rows - 1))
+        others += np.log((batch_size - 1) / (size - 1))
         both = losses.logaddexp(self.own, others)
-        return tf.reduce_mean(-self.own + 0.5 * tf.reduce_sum(both, 0))
+        return -self.own + 0.5 * tf.reduce_sum(both, 0)
 
 
 def _own_cosines(embeddings):
@@ -167,16 +185,17 @@ def _own_cosines(embeddings):
     return tf.einsum("nd,nd->n", embeddings.image, embeddings.text)
 
 
-def _pair_sums(embeddings, chosen):
+def _pair_sums(embeddings, image, text):
     """Sums of softplus(logit) over the chosen rows, in each direction.
 
     Args:
-        embeddings: `[B, dim]`.
-        chosen: int32 `[c]`, rows.
+        embeddings: `[B/R, dim]`.
+        image: float32 `[c, dim]`, the chosen rows' images.
+        text: float32 `[c, dim]`, their texts.
 
     Returns:
-        float32 `[2, B]`: of each image with the chosen texts, and of each text
-        with the chosen images.
+        float32 `[2, B/R]`: of each image held with the chosen texts, and of
+        each text held with the chosen images.
     """
 
     def add_tile(state, rows, columns):
@@ -184,17 +203,17 @@ def _pair_sums(embeddings, chosen):
         logits = embeddings.scale * cosines + embeddings.bias
         return state + _sum_softplus(logits)
 
-    return _fold_both_ways(add_tile, embeddings, chosen, 0.0)
+    return _fold_both_ways(add_tile, embeddings, (text, image), 0.0)
 
 
-def _pair_log_sums(embeddings, chosen):
+def _pair_log_sums(embeddings, image, text):
     """Log-sum-exps of the logits without bias; otherwise as `_pair_sums`."""
 
     def add_tile(state, rows, columns):
         logits = embeddings.scale * tf.matmul(rows, columns, transpose_b=True)
         return losses.logaddexp(state, tf.reduce_logsumexp(logits, 1))
 
-    return _fold_both_ways(add_tile, embeddings, chosen, -np.inf)
+    return _fold_both_ways(add_tile, embeddings, (text, image), -np.inf)
 
 
 def _fold_both_ways(add_tile, embeddings, chosen, start_value):
@@ -202,8 +221,8 @@ def _fold_both_ways(add_tile, embeddings, chosen, start_value):
     # in a nested loop into temporary variables whose names collide.
     return tf.stack(
         [
-            _fold_tiles(add_tile, rows, tf.gather(columns, chosen), start_value)
-            for rows, columns in (embeddings[:2], embeddings[1::-1])
+            _fold_tiles(add_tile, rows, columns, start_value)
+            for rows, columns in zip(embeddings[:2], chosen, strict=True)
         ]
     )
 

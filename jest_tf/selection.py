@@ -10,6 +10,10 @@ algorithm 1).
 The scores that a draw is made by are in `scores.py`, which is how no matrix of
 pairs comes to be. Everything is a pure function of embeddings, settings and
 seed, in float32, and compiles under XLA. No gradient flows through a draw.
+
+With R replicas each gives the embeddings of the B/R rows that it holds, and
+all arrive at one draw: by default the one that a single replica makes. How
+rows and scores find together is in `exchange.py`.
 """
 
 from collections.abc import Sequence
@@ -18,11 +22,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import losses
+from jest_tf import exchange, losses
 from jest_tf import scores as scores_lib
 
 CRITERIA = scores_lib.CRITERIA
 LOSSES = scores_lib.LOSSES
+QUOTAS = exchange.QUOTAS
 FIRST_CHUNKS = ("diagonal", "uniform")
 
 # Rows of the uniform draw that a draw is compared with. For larger sub-batches
@@ -37,15 +42,20 @@ class Draw(NamedTuple):
     for a row that was not chosen, the share it would have as one more row. The
     mean over the chosen rows is the sub-batch's loss.
 
+    Of several replicas, all have the same indices and scores; the other fields
+    are of the B/R rows that each holds, r * B/R and on of replica r.
+
     Attributes:
-        indices: int32 `[b]`, rows of the super-batch in the order drawn.
+        indices: int32 `[b]`, rows of the super-batch in the order drawn; with
+            quota "per_replica", chunk by chunk, those of replica 0 first.
         score: float32 scalar, the criterion of the sub-batch: for learnability
             the learner's loss on it minus the reference's.
         uniform_score: float32 scalar, the same of a uniform draw of `b` rows.
             Above 4,096 rows it is scaled up from a uniform draw of 4,096.
-        kept: bool `[B]`, true for the chosen rows.
-        learner_loss: float32 `[B]`, given the sub-batch; None without learner.
-        reference_loss: float32 `[B]`, the same of the reference.
+        kept: bool `[B/R]`, true for the chosen rows.
+        learner_loss: float32 `[B/R]`, given the sub-batch; None without
+            learner.
+        reference_loss: float32 `[B/R]`, the same of the reference.
     """
 
     indices: tf.Tensor
@@ -67,6 +77,8 @@ def select_jointly(
     loss: str = "sigmoid",
     first_chunk: str = "diagonal",
     gain: float = 1.0,
+    quota: str = "global",
+    replicas=None,
 ) -> Draw:
     """Draws a sub-batch in chunks, each given all rows chosen before it.
 
@@ -83,9 +95,10 @@ def select_jointly(
     S over all pairs of the sub-batch.
 
     Args:
-        learner: embeddings of the super-batch, `[B, dim]`. May be None for a
-            criterion that does not use it, and is then not reported either.
-        reference: embeddings of the same rows, `[B, other_dim]`; may be None
+        learner: embeddings of the super-batch, `[B, dim]`, with `replicas` of
+            the rows held here, `[B/R, dim]`. May be None for a criterion that
+            does not use it, and is then not reported either.
+        reference: embeddings of the same rows, `[B/R, other_dim]`; may be None
             for "hard_learner".
         batch_size: b, rows to choose, at most B.
         num_chunks: N, at most b; of b rows over N chunks the remainder goes
@@ -96,6 +109,12 @@ def select_jointly(
         loss: "sigmoid" or "softmax", what a pair's loss is.
         first_chunk: "diagonal" draws it by S_ii alone, "uniform" uniformly.
         gain: multiplies every score before the noise is added; 0 is uniform.
+        quota: with `replicas`, whose rows they are: "global" draws what one
+            replica would, "per_replica" b/R rows from each replica's own,
+            every chunk R times the same number, and each scored given all
+            rows chosen anywhere.
+        replicas: the collectives of `distribution.current()`; None where one
+            replica holds all rows.
 
     Returns:
         A `Draw`.
@@ -112,10 +131,13 @@ def select_jointly(
             f"`first_chunk` must be one of {FIRST_CHUNKS}. "
             f"Received: {first_chunk!r}"
         )
-    scores = scores_lib.Scores(learner, reference, criterion, loss)
-    super_batch_size = scores.super_batch_size
-    sizes = chunk_sizes(batch_size, num_chunks, super_batch_size)
-    noise = gumbel_noise(seed, num_chunks, super_batch_size)
+    scores = scores_lib.Scores(
+        learner, reference, criterion, loss, quota, replicas
+    )
+    held = scores.held
+    sizes = _chunk_sizes_of(held, batch_size, num_chunks)
+    # The noise of a row is that of its place among all.
+    noise = held.own(gumbel_noise(seed, num_chunks, held.super_batch_size))
 
     def draw(chunk, size, kept, state):
         scores.state = state
@@ -123,14 +145,15 @@ def select_jointly(
         if first_chunk == "uniform":
             logits = tf.where(chunk == 0, 0.0, logits)
         keys = tf.where(kept, -np.inf, logits + tf.gather(noise, chunk))
-        rows = _top(keys, size)
+        rows = held.top(keys, size)
         scores.add(rows)
-        return rows, kept | _mask(rows, super_batch_size), scores.state
+        return rows, kept | held.mask(rows), scores.state
 
-    kept = tf.zeros([super_batch_size], tf.bool)
+    kept = tf.zeros([held.num_rows], tf.bool)
     chosen, state = [], scores.state
+    draw_chunks = _draw_in_a_loop if held.in_loops else _draw_unrolled
     for size in sorted(set(sizes), reverse=True):  # two at most
-        rows, kept, state = _draw_chunks(
+        rows, kept, state = draw_chunks(
             draw, sizes.index(size), sizes.count(size), size, kept, state
         )
         chosen.append(rows)
@@ -149,6 +172,8 @@ def select_independently(
     loss: str = "sigmoid",
     first_chunk: str = "diagonal",
     gain: float = 1.0,
+    quota: str = "global",
+    replicas=None,
 ) -> Draw:
     """Draws every row by its own pair: joint selection with a single chunk.
 
@@ -166,6 +191,8 @@ def select_independently(
         loss=loss,
         first_chunk=first_chunk,
         gain=gain,
+        quota=quota,
+        replicas=replicas,
     )
 
 
@@ -180,6 +207,8 @@ def select_top(
     loss: str = "sigmoid",
     first_chunk: str = "diagonal",
     gain: float = 1.0,
+    quota: str = "global",
+    replicas=None,
 ) -> Draw:
     """Takes the `batch_size` rows whose own pair scores highest.
 
@@ -189,11 +218,13 @@ def select_top(
     `seed` only by the uniform draw that is reported for comparison.
     """
     del num_chunks, first_chunk, gain
-    scores = scores_lib.Scores(learner, reference, criterion, loss)
-    chunk_sizes(batch_size, 1, scores.super_batch_size)
-    rows = _top(scores.conditional(), batch_size)
+    scores = scores_lib.Scores(
+        learner, reference, criterion, loss, quota, replicas
+    )
+    _chunk_sizes_of(scores.held, batch_size, 1)
+    rows = scores.held.top(scores.conditional(), batch_size)
     scores.add(rows)
-    kept = _mask(rows, scores.super_batch_size)
+    kept = scores.held.mask(rows)
     return _report(scores, rows, kept, seed)
 
 
@@ -208,6 +239,8 @@ def select_uniformly(
     loss: str = "sigmoid",
     first_chunk: str = "diagonal",
     gain: float = 1.0,
+    quota: str = "global",
+    replicas=None,
 ) -> Draw:
     """Draws uniformly; the criterion only says what is reported.
 
@@ -224,19 +257,41 @@ def select_uniformly(
         criterion=criterion,
         loss=loss,
         first_chunk="uniform",
+        quota=quota,
+        replicas=replicas,
     )
 
 
 def uniform_rows(
-    seed: Sequence[int] | tf.Tensor, batch_size: int, super_batch_size: int
+    seed: Sequence[int] | tf.Tensor,
+    batch_size: int,
+    super_batch_size: int,
+    *,
+    num_quotas: int = 1,
 ) -> tf.Tensor:
     """The rows that `select_uniformly` draws, with nothing scored; int32 `[b]`.
 
+    Args:
+        seed: two integers, (run seed, step).
+        batch_size: b.
+        super_batch_size: B.
+        num_quotas: the number of replicas, R, for quota "per_replica"; 1 for
+            "global". No collective is needed for either.
+
     Raises:
-        ValueError: unless 1 <= batch_size <= super_batch_size.
+        ValueError: unless 1 <= batch_size <= super_batch_size, and
+            `num_quotas` divides both.
     """
     chunk_sizes(batch_size, 1, super_batch_size)
-    return _top(gumbel_noise(seed, 1, super_batch_size)[0], batch_size)
+    noise = gumbel_noise(seed, 1, super_batch_size)[0]
+    if num_quotas == 1:
+        return tf.math.top_k(noise, batch_size).indices
+    exchange.check_divisible("batch_size", batch_size, num_quotas)
+    exchange.check_divisible("super_batch_size", super_batch_size, num_quotas)
+    noise = tf.reshape(noise, [num_quotas, -1])
+    own = tf.math.top_k(noise, batch_size // num_quotas).indices
+    first = tf.range(num_quotas) * (super_batch_size // num_quotas)
+    return tf.reshape(first[:, tf.newaxis] + own, [batch_size])
 
 
 SAMPLERS = {
@@ -301,28 +356,61 @@ def chunk_sizes(
     return [size + (chunk < rest) for chunk in range(num_chunks)]
 
 
-def summarize(draw: Draw) -> dict[str, tf.Tensor]:
+def summarize(draw: Draw, replicas=None) -> dict[str, tf.Tensor]:
     """The scalars of a draw that a log wants, by name.
 
     `score` and `uniform_score`, and for each model that was given the mean
     loss of the kept and of the dropped rows. Where nothing was dropped the mean
-    of the dropped rows is 0.
+    of the dropped rows is 0. With `replicas` the means run over all replicas'
+    rows, and all replicas get the same.
     """
-    scalars = {"score": draw.score, "uniform_score": draw.uniform_score}
+    totals = {}
     for model in ("learner", "reference"):
         values = getattr(draw, f"{model}_loss")
         if values is None:
             continue
         for name, rows in (("kept", draw.kept), ("dropped", ~draw.kept)):
-            scalars[f"{model}_loss_{name}"] = tf.math.divide_no_nan(
+            totals[f"{model}_loss_{name}"] = (
                 tf.reduce_sum(tf.where(rows, values, 0.0)),
                 tf.reduce_sum(tf.cast(rows, tf.float32)),
             )
-    return scalars
+    if replicas is not None:
+        totals = replicas.all_reduce(totals)
+    means = {
+        name: tf.math.divide_no_nan(*total) for name, total in totals.items()
+    }
+    return {"score": draw.score, "uniform_score": draw.uniform_score, **means}
 
 
-def _draw_chunks(draw, first, count, size, kept, state):
-    """Draws `count` chunks of one size in a loop, from chunk `first` on.
+def _chunk_sizes_of(held, batch_size, num_chunks):
+    """The rows of each chunk, over all quotas."""
+    parts = held.num_quotas
+    if parts == 1:
+        return chunk_sizes(batch_size, num_chunks, held.super_batch_size)
+    exchange.check_divisible("batch_size", batch_size, parts)
+    share = batch_size // parts
+    if not 1 <= share <= held.num_rows or not 1 <= num_chunks <= share:
+        raise ValueError(
+            "`quota='per_replica'` draws b/R rows from the B/R of a replica, "
+            "at least one in every chunk; expected num_chunks <= b/R <= B/R. "
+            f"Received: num_chunks={num_chunks}, b/R={share}, "
+            f"B/R={held.num_rows} (R={parts})"
+        )
+    sizes = chunk_sizes(share, num_chunks, held.num_rows)
+    return [parts * size for size in sizes]
+
+
+def _draw_unrolled(draw, first, count, size, kept, state):
+    """As `_draw_in_a_loop`, for collectives that can't stand in one."""
+    drawn = []
+    for chunk in range(first, first + count):
+        rows, kept, state = draw(chunk, size, kept, state)
+        drawn.append(rows)
+    return tf.concat(drawn, 0), kept, state
+
+
+def _draw_in_a_loop(draw, first, count, size, kept, state):
+    """Draws `count` chunks of one size, from chunk `first` on.
 
     A loop, because the graph would otherwise hold a copy of each chunk's.
     """
@@ -346,13 +434,9 @@ def _report(scores, indices, kept, seed):
     row_losses = {
         name: model.row_losses(kept) for name, model in scores.models.items()
     }
-    batch = {
-        name: tf.reduce_mean(tf.gather(values, indices))
-        for name, values in row_losses.items()
-    }
     return Draw(
         indices=indices,
-        score=scores.of(batch),
+        score=scores.of(scores.held.means(row_losses, indices, kept)),
         uniform_score=_uniform_score(scores, indices.shape[0], seed),
         kept=kept,
         learner_loss=row_losses.get("learner"),
@@ -365,25 +449,20 @@ def _uniform_score(scores, batch_size, seed):
     size = min(batch_size, _UNIFORM_ROWS)
     # Noise of its own, so that the comparison says nothing about the draw.
     seed = tf.bitwise.bitwise_xor(_seed(seed), [0x5EED, 0])
-    rows = _top(gumbel_noise(seed, 1, scores.super_batch_size)[0], size)
+    held = scores.held
+    rows = uniform_rows(seed, size, held.super_batch_size)
+    sample = held.fetch(
+        {name: model.embeddings[:2] for name, model in scores.models.items()},
+        rows,
+    )
+    part = held.part(size)
     values = {}
     for name, model in scores.models.items():
-        image, text = (tf.gather(part, rows) for part in model.embeddings[:2])
-        sample = type(model)(model.embeddings._replace(image=image, text=text))
-        sample.add(tf.range(size))
-        values[name] = sample.mean_loss(batch_size)
-    return scores.of(values)
-
-
-def _top(logits, size):
-    return tf.math.top_k(logits, size).indices
-
-
-def _mask(rows, size):
-    mask = tf.zeros([size], tf.bool)
-    return tf.tensor_scatter_nd_update(
-        mask, rows[:, tf.newaxis], tf.ones_like(rows, tf.bool)
-    )
+        image, text = (tf.gather(value, part) for value in sample[name])
+        sums = type(model)(model.embeddings._replace(image=image, text=text))
+        sums.add(*sample[name])
+        values[name] = sums.sample_losses(size, batch_size)
+    return scores.of(held.part_means(values, size))
 
 
 def _seed(seed):

@@ -3,7 +3,9 @@
 The model is an ordinary `keras.Model`: compile it with an optimizer, give it a
 dataset of super-batches, call `fit`. What is here is the step and the optimizer
 that SigLIP's recipe wants; the scores are in `selection.py`, the loss in
-`losses.py`, the data in `jest_tf.data`. Several replicas are not here.
+`losses.py`, the gradient by micro-batches in `microbatch.py`, the data in
+`jest_tf.data`. On R replicas a step is the one that a single replica makes; how
+they meet is in `distribution.py` and `exchange.py`.
 """
 
 import dataclasses
@@ -14,28 +16,53 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import losses, reference, scores, selection
+from jest_tf import (
+    distribution,
+    exchange,
+    losses,
+    microbatch,
+    reference,
+    scores,
+    selection,
+)
 from jest_tf.data import preprocessing
 
 # Keeps the noise of the augmentation apart from that of the draw.
 _AUGMENT_SALT = 0x0A06
 
+# What of a super-batch is for its scores and counts; a step leaves it behind.
+_NOT_TRAINED_ON = (
+    "image_for_reference",
+    "text_for_reference",
+    "reference_image",
+    "reference_text",
+    "caption_replaced",
+    "record_replaced",
+)
+
 _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class JESTModel(keras.Model):
+class JESTModel(distribution.TrainerHooks, keras.Model):
     """A learner that chooses what it trains on.
 
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
     and optionally `id` (for the digest of the draw) and `caption_id` (for
-    `equal_captions`). Other entries with B rows ride along. Calling the model
-    gives the learner's embeddings.
+    `equal_captions`). Other entries with B rows ride along, but for what only
+    the reference sees. Calling the model gives the learner's embeddings.
 
     Metrics: `loss`, `scale`, `bias`, and with a selection those of
     `selection.summarize` as `select/...`. Each is the mean over the steps since
     the last reset, as everywhere in Keras. Batches with `caption_replaced` add
-    `data/captions_replaced`, how many of the captions drawn were not UTF-8.
+    `data/captions_replaced`, how many of the captions drawn were not UTF-8;
+    with `record_replaced` likewise `data/records_replaced`, how many records
+    could not be read.
+
+    On R replicas, i.e. created in the scope of such a strategy, each holds B/R
+    rows of a super-batch and trains on b/R of the sub-batch. Draws, loss and
+    metrics are of all rows, and equal to those of one replica; dropout differs.
+    R must divide B and b.
 
     Args:
         learner: a `models.TwoTower`, or any Keras model that maps a batch to
@@ -49,8 +76,13 @@ class JESTModel(keras.Model):
         equal_captions: what two rows with the same caption are to each other:
             "negative", "positive" or "ignore"; needs `caption_id`.
         loss_block_size: rows of the loss's logits held at a time, None all.
-        augment: `(images, seed) -> images`, applied to the sub-batch in the
-            graph; `seed` is int32 `[2]`.
+        micro_batch_size: examples whose activations are held at a time while
+            training, see `microbatch.gradients`; must divide a replica's share
+            of the sub-batch. None holds those of the share.
+        augment: `(images, seed, places, batch_size) -> images`, applied to the
+            sub-batch in the graph. `seed` is int32 `[2]`; `places`, int32
+            `[n]`, says where the n images stand among the `batch_size` of the
+            sub-batch, which on one replica are all.
         seed: of the draws and the augmentation.
 
     Raises:
@@ -86,6 +118,7 @@ class JESTModel(keras.Model):
         *,
         equal_captions: str = "negative",
         loss_block_size: int | None = None,
+        micro_batch_size: int | None = None,
         augment: Callable | None = None,
         seed: int = 0,
         **kwargs,
@@ -96,12 +129,6 @@ class JESTModel(keras.Model):
                 "JESTModel needs Keras to run on TensorFlow: set "
                 "KERAS_BACKEND=tensorflow before Keras is imported. Received: "
                 f"backend {keras.backend.backend()!r}"
-            )
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        if replicas > 1:
-            raise ValueError(
-                "JESTModel trains on one replica; expected a strategy with 1. "
-                f"Received: {replicas} replicas"
             )
         if loss not in _LOSSES:
             raise ValueError(
@@ -119,23 +146,32 @@ class JESTModel(keras.Model):
         self.loss_name = loss
         self.equal_captions = equal_captions
         self.loss_block_size = loss_block_size
+        self.micro_batch_size = micro_batch_size
         self.augment = augment
         self.seed = seed
         self._means = {
             name: keras.metrics.Mean(name=name)
             for name in ("loss", "scale", "bias", *_draw_metrics(selection))
         }
-        self._captions_replaced = keras.metrics.Sum(
-            name="data/captions_replaced"
-        )
-        self._counts_captions = False
-        self._drawn_ids = None
+        self._sums = {
+            name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
+            for name in ("caption_replaced", "record_replaced")
+        }
+        self._counted = ()
+        self._drawn = {}
+        distribution.check_placed("learner", learner, self.distribute_strategy)
         self._reference = None
         if reference is not None:
             self.attach_reference(reference)
 
     def attach_reference(self, model: Callable) -> None:
-        """Sets the reference, e.g. after loading: see the class arguments."""
+        """Sets the reference, e.g. after loading: see the class arguments.
+
+        Raises:
+            TypeError: if it can't be called.
+            ValueError: if the replicas can't run it.
+        """
+        distribution.check_placed("reference", model, self.distribute_strategy)
         # Behind a function Keras doesn't see its weights, which are not the
         # learner's to train or to save.
         self._reference = reference.frozen(model)
@@ -144,15 +180,29 @@ class JESTModel(keras.Model):
     def drawn_ids(self) -> tf.Tensor | None:
         """The `id`s of the last step's sub-batch, `[b]`, in the order drawn.
 
-        None before the first step, or where the batches hold no `id`.
+        None before the first step of `fit`, or where the batches hold no `id`.
+        With several workers all must ask together.
         """
-        return None if self._drawn_ids is None else self._drawn_ids.value()
+        if "id" not in self._drawn:
+            return None
+        ids, places = self._drawn["id"], self._drawn["place"]
+        if len(ids) < self._batch_size:  # the other workers have the rest
+            strategy = self.distribute_strategy
+            ids, places = (
+                strategy.gather(part, axis=0) for part in (ids, places)
+            )
+        # A worker with several devices may have told its part several times.
+        return tf.tensor_scatter_nd_update(
+            tf.zeros([self._batch_size], ids.dtype),
+            places[:, tf.newaxis],
+            ids,
+        )
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The owned metrics, reset by Keras at the start of an epoch."""
         means = list(self._means.values())
-        return means + [self._captions_replaced] * self._counts_captions
+        return means + [self._sums[name] for name in self._counted]
 
     def build(self, input_shape):
         """Builds the learner; nothing else has weights."""
@@ -178,15 +228,17 @@ class JESTModel(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, *args, shuffle=False, **kwargs):
+    def fit(self, x=None, *args, shuffle=False, **kwargs):
         """As `keras.Model.fit`; the dataset alone says what comes when.
 
         Raises:
             ValueError: besides Keras' own, where a model's embeddings of a
-                super-batch are not finite.
+                super-batch are not finite, and where the replicas can't be
+                given equal shares.
         """
+        self._check_shares(x)
         try:
-            return super().fit(*args, shuffle=shuffle, **kwargs)
+            return super().fit(x, *args, shuffle=shuffle, **kwargs)
         except tf.errors.InvalidArgumentError as error:
             found = scores.NOT_FINITE.search(error.message)
             if found is None:
@@ -195,52 +247,52 @@ class JESTModel(keras.Model):
                 f"{found[0]}; expected finite numbers. A model has diverged"
             ) from error
 
+    def make_train_function(self, force=False):
+        """Makes the function that `fit` calls, which also tells the ids."""
+        if self.train_function is not None and not force:
+            return
+        step = self._make_function(self._train_step)
+
+        def function(iterator):
+            logs, self._drawn = step(iterator)
+            return logs
+
+        self.train_function = function
+
+    def collect(self, outputs):
+        """Of the replicas' steps: the logs of one, the drawn ids of all."""
+        if not isinstance(outputs, tuple):
+            return super().collect(outputs)
+        logs, drawn = outputs
+        together = {name: tf.concat(parts, 0) for name, parts in drawn.items()}
+        return super().collect(logs), together
+
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means."""
-        batch = self._batch_of(data)
-        step = tf.cast(self.optimizer.iterations, tf.int32)
-        seed = tf.stack([self.seed, step])
-        self._count_captions(batch)
-        if self.selection is not None:
-            rows = self._choose(batch, seed)
-            batch = {
-                name: tf.gather(value, rows) for name, value in batch.items()
-            }
-        self._remember_ids(batch)
-        if self.augment is not None:
-            salted = tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0])
-            batch = {**batch, "image": self.augment(batch["image"], salted)}
-        with tf.GradientTape() as tape:
-            embeddings = self.learner(batch, training=True)
-            loss = self._contrastive_loss(embeddings, batch)
-            regularizers = sum(
-                tf.cast(term, tf.float32) for term in self.learner.losses
-            )
-            scaled = self.optimizer.scale_loss(loss + regularizers)
-        variables = self.trainable_variables
-        gradients = tape.gradient(scaled, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        self._update("loss", loss)
-        self._update("scale", embeddings.scale)
-        self._update("bias", embeddings.bias)
-        return self.get_metrics_result()
+        return self._train_step(data)[0]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
         batch = self._batch_of(data)
+        replicas = distribution.current()
         embeddings = self.learner(batch, training=False)
-        self._update("loss", self._contrastive_loss(embeddings, batch))
+        loss = self._contrastive_loss(embeddings, batch, replicas)
+        self._update({"loss": loss}, replicas)
         return {"loss": self._means["loss"].result()}
 
     def select(self, super_batch: dict, seed: tf.Tensor) -> selection.Draw:
         """Scores a super-batch and draws from it, as a step does.
 
         Args:
-            super_batch: a dict of tensors with B rows.
+            super_batch: a dict of tensors with B rows; within a step on R
+                replicas, with the B/R rows held here.
             seed: int32 `[2]`, (run seed, step).
 
         Returns:
-            The draw; `indices` are rows of `super_batch`.
+            The draw; `indices` are rows of all.
+
+        Raises:
+            ValueError: on settings that do not fit together or to the batch.
         """
         settings = self.selection
         if settings is None or not settings.scores:
@@ -248,7 +300,18 @@ class JESTModel(keras.Model):
                 "`select` needs a selection that scores: a `batch_size` and a "
                 f"method other than 'uniform'. Received: {settings}"
             )
-        settings.check_super_batch(super_batch["image"].shape[0])
+        replicas = distribution.current()
+        rows = super_batch["image"].shape[0]
+        settings.check_super_batch(_times_replicas(rows, replicas))
+        if replicas is not None and rows % (
+            settings.scoring_batch_size or rows
+        ):
+            raise ValueError(
+                "`selection.scoring_batch_size` must divide a replica's share "
+                f"of the super-batch, B/R. Received: "
+                f"{settings.scoring_batch_size}, B/R={rows}, "
+                f"R={replicas.num_replicas}"
+            )
         if settings.needs_reference and self._reference is None:
             raise ValueError(
                 f"`selection.criterion={settings.criterion!r}` needs a "
@@ -258,7 +321,7 @@ class JESTModel(keras.Model):
 
         def embed(encode):
             size = settings.scoring_batch_size
-            return _in_micro_batches(encode, super_batch, size)
+            return microbatch.embed(encode, super_batch, size)
 
         # What the criterion doesn't need isn't paid for.
         learner, frozen = None, None
@@ -276,18 +339,20 @@ class JESTModel(keras.Model):
             loss=settings.loss or self.loss_name,
             first_chunk=settings.first_chunk,
             gain=settings.gain,
+            quota=settings.quota,
+            replicas=replicas,
         )
 
     def save_own_variables(self, store):
         """Saves the running metrics, which Keras leaves out of its files."""
-        for metric in (*self._means.values(), self._captions_replaced):
+        for metric in (*self._means.values(), *self._sums.values()):
             store[metric.name.replace("/", ".")] = np.array(
                 [variable.numpy() for variable in metric.variables]
             )
 
     def load_own_variables(self, store):
         """Loads those running metrics that the file holds."""
-        for metric in (*self._means.values(), self._captions_replaced):
+        for metric in (*self._means.values(), *self._sums.values()):
             name = metric.name.replace("/", ".")
             if name in store.keys():
                 for variable, value in zip(
@@ -307,6 +372,7 @@ class JESTModel(keras.Model):
             "loss": self.loss_name,
             "equal_captions": self.equal_captions,
             "loss_block_size": self.loss_block_size,
+            "micro_batch_size": self.micro_batch_size,
             "augment": self.augment and serialize(self.augment),
             "seed": self.seed,
         }
@@ -326,6 +392,17 @@ class JESTModel(keras.Model):
             )
         return cls(**config)
 
+    def _check_shares(self, dataset):
+        """Checks B while it is known: under a strategy a step sees B/R."""
+        if isinstance(dataset, tf.data.Dataset):
+            spec = dataset.element_spec
+            if isinstance(spec, dict) and "image" in spec:
+                distribution.share(
+                    spec["image"].shape[0] or 0,
+                    self.distribute_strategy.num_replicas_in_sync,
+                    "`data.super_batch_size` (B)",
+                )
+
     def _batch_of(self, data):
         """The super-batch of what `fit` hands to a step."""
         batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -334,6 +411,13 @@ class JESTModel(keras.Model):
                 'A batch must be a dict with "image" and "text". Received: '
                 f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
             )
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1 and batch["image"].shape[0] is None:
+            raise ValueError(
+                "Several replicas take batches of static size, equal shares of "
+                "it each: a multiple of R rows with `drop_remainder=True`. "
+                f"Received: {batch['image'].shape}, R={replicas}"
+            )
         if not self.built:
             # One row, as variables can't be made inside the scoring loop.
             row = {name: value[:1] for name, value in batch.items()}
@@ -341,19 +425,86 @@ class JESTModel(keras.Model):
             self.build({name: value.shape for name, value in batch.items()})
         return batch
 
-    def _choose(self, super_batch, seed):
-        """The rows of the sub-batch, and the metrics of their draw."""
-        settings = self.selection
-        if not settings.scores:
-            size = super_batch["image"].shape[0]
-            settings.check_super_batch(size)
-            return selection.uniform_rows(seed, settings.batch_size, size)
-        draw = self.select(super_batch, seed)
-        for name, value in selection.summarize(draw).items():
-            self._update(f"select/{name}", value)
-        return draw.indices
+    def _train_step(self, data):
+        """The logs, and the ids and places of the rows trained on here."""
+        super_batch = self._batch_of(data)
+        replicas = distribution.current()
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        seed = tf.stack([self.seed, step])
+        self._count_replaced(super_batch)
+        batch, places = self._sub_batch(super_batch, seed, replicas)
+        self._batch_size = _times_replicas(places.shape[0], replicas)
+        drawn = {"id": batch["id"], "place": places} if "id" in batch else {}
+        if self.augment is not None:
+            images = self.augment(
+                batch["image"],
+                tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0]),
+                places,
+                self._batch_size,
+            )
+            batch = {**batch, "image": images}
+        variables = self.trainable_variables
+        loss, embeddings, gradients = microbatch.gradients(
+            self.learner,
+            batch,
+            lambda embeddings: self._contrastive_loss(
+                embeddings, batch, replicas
+            ),
+            variables=variables,
+            micro_batch_size=self.micro_batch_size,
+            scale_loss=self.optimizer.scale_loss,
+            num_replicas=_times_replicas(1, replicas),
+        )
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        values = {
+            "loss": loss,
+            "scale": embeddings.scale,
+            "bias": embeddings.bias,
+        }
+        self._update(values, replicas)
+        return self.get_metrics_result(), drawn
 
-    def _contrastive_loss(self, embeddings, batch):
+    def _sub_batch(self, super_batch, seed, replicas):
+        """The rows to train on here, and their places in the sub-batch."""
+        rows = super_batch["image"].shape[0]
+        batch = {
+            name: value
+            for name, value in super_batch.items()
+            if name not in _NOT_TRAINED_ON
+        }
+        settings = self.selection
+        if settings is None:
+            return batch, rows * distribution.replica_id() + tf.range(rows)
+        super_batch_size = _times_replicas(rows, replicas)
+        settings.check_super_batch(super_batch_size)
+        if replicas is not None:
+            distribution.share(
+                settings.batch_size,
+                replicas.num_replicas,
+                "`selection.batch_size` (b)",
+            )
+        if settings.scores:
+            draw = self.select(super_batch, seed)
+            indices = draw.indices
+            summary = selection.summarize(draw, replicas)
+            self._update(
+                {f"select/{name}": value for name, value in summary.items()},
+                replicas,
+            )
+        else:
+            own = replicas is not None and settings.quota == "per_replica"
+            indices = selection.uniform_rows(
+                seed,
+                settings.batch_size,
+                super_batch_size,
+                num_quotas=replicas.num_replicas if own else 1,
+            )
+        dealt = exchange.deal(
+            indices, super_batch_size, quota=settings.quota, replicas=replicas
+        )
+        return exchange.move(batch, dealt, replicas), dealt.places
+
+    def _contrastive_loss(self, embeddings, batch, replicas):
         ids = None
         if self.equal_captions != "negative":
             if "caption_id" not in batch:
@@ -367,33 +518,30 @@ class JESTModel(keras.Model):
             ids=ids,
             equal_ids=self.equal_captions,
             block_size=self.loss_block_size,
+            replicas=replicas,
         )
 
-    def _update(self, name, value):
-        self._means[name].update_state(value)
+    def _update(self, values, replicas):
+        """Takes up values that are equal on every replica."""
+        # A replica adds its share, so that sums over replicas count a step
+        # once, on any number of them.
+        weight = replicas and 1 / replicas.num_replicas
+        for name, value in values.items():
+            self._means[name].update_state(value, sample_weight=weight)
 
-    def _count_captions(self, super_batch):
-        if "caption_replaced" not in super_batch:
-            return
-        self._counts_captions = True  # when traced; from now on it is shown
-        replaced = tf.cast(super_batch["caption_replaced"], tf.float32)
-        self._captions_replaced.update_state(replaced)
-
-    def _remember_ids(self, batch):
-        if "id" not in batch:
-            return
-        ids = batch["id"]
-        if self._drawn_ids is None:
-            with tf.init_scope():
-                self._drawn_ids = tf.Variable(
-                    tf.zeros(ids.shape, ids.dtype), trainable=False
-                )
-        self._drawn_ids.assign(ids)
+    def _count_replaced(self, super_batch):
+        # Known when traced; from then on they are shown.
+        self._counted = tuple(
+            name for name in self._sums if name in super_batch
+        )
+        for name in self._counted:
+            replaced = tf.cast(super_batch[name], tf.float32)
+            self._sums[name].update_state(replaced)
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class AdamW(keras.optimizers.AdamW):
-    """Keras' AdamW that decays kernels alone.
+class AdamW(distribution.AggregateThenClip, keras.optimizers.AdamW):
+    """Keras' AdamW that decays kernels alone, and clips what all replicas say.
 
     Biases, norms, embeddings, positions, the temperature and the bias of the
     logits keep their size, as in SigLIP's published recipe.
@@ -417,10 +565,15 @@ class Augmentation:
         self.flip = flip
         self.min_area = min_area
 
-    def __call__(self, images, seed):
-        """uint8 `[b, H, W, 3]`, int32 `[2]` -> uint8 `[b, H, W, 3]`."""
+    def __call__(self, images, seed, places, batch_size):
+        """uint8 `[n, H, W, 3]` -> uint8 `[n, H, W, 3]`."""
         return preprocessing.augment(
-            images, seed, flip=self.flip, min_area=self.min_area
+            images,
+            seed,
+            flip=self.flip,
+            min_area=self.min_area,
+            places=places,
+            batch_size=batch_size,
         )
 
     def get_config(self):
@@ -477,6 +630,7 @@ def build_model(
         config.model.loss,
         equal_captions=config.model.equal_captions,
         loss_block_size=config.model.loss_block_size,
+        micro_batch_size=config.model.micro_batch_size,
         augment=Augmentation(
             flip=config.data.flip, min_area=config.data.min_crop_area
         ),
@@ -484,7 +638,8 @@ def build_model(
     )
     model.compile(
         optimizer=build_optimizer(config.optimizer, config.steps),
-        jit_compile=False,
+        steps_per_execution=config.distribution.steps_per_execution,
+        jit_compile=config.distribution.jit_compile,
     )
     return model
 
@@ -509,25 +664,5 @@ def _draw_metrics(settings):
     )
 
 
-def _in_micro_batches(encode, batch, size):
-    """`encode(batch)`, `size` rows at a time; None takes all at once."""
-    rows = batch["image"].shape[0]
-    if size in (None, rows):
-        return encode(batch)
-    parts = {
-        name: tf.reshape(value, [rows // size, size, *value.shape[1:]])
-        for name, value in batch.items()
-    }
-    embeddings = tf.map_fn(
-        encode,
-        parts,
-        parallel_iterations=1,
-        fn_output_signature=losses.Embeddings(*[tf.float32] * 4),
-    )
-    image, text = (
-        tf.reshape(part, [rows, part.shape[-1]]) for part in embeddings[:2]
-    )
-    # Every part tells the same scale and bias.
-    return losses.Embeddings(
-        image, text, embeddings.scale[0], embeddings.bias[0]
-    )
+def _times_replicas(size, replicas):
+    return size if replicas is None else size * replicas.num_replicas

@@ -80,13 +80,69 @@ def pooling(layer, tokens):
     return pooled + mlp(layer.mlp, layer_norm(layer.mlp_norm, pooled))
 
 
-def patches(layer, images):
+def nearest_four(source, target):
+    """Bilinear resizing of a square, pixel by pixel: [target^2, source^2].
+
+    A pixel of the target mixes the four that surround its place in the
+    source; beyond the border the border's pixels stand in.
+    """
+    matrix = np.zeros([target, target, source, source])
+    for row in range(target):
+        for column in range(target):
+            y = (row + 0.5) * source / target - 0.5
+            x = (column + 0.5) * source / target - 0.5
+            for below in (0, 1):
+                for right in (0, 1):
+                    i, j = math.floor(y) + below, math.floor(x) + right
+                    share = (1 - abs(i - y)) * (1 - abs(j - x))
+                    i, j = (min(max(k, 0), source - 1) for k in (i, j))
+                    matrix[row, column, i, j] += share
+    return matrix.reshape(target**2, source**2)
+
+
+def smoothed(values, rows, columns):
+    """Antialiased bilinear resizing of [H, W, C], pixel by pixel.
+
+    A pixel of the target is the weighted mean of the source under a tent,
+    which reaches over a pixel of either grid, whichever is larger.
+    """
+    height, width = values.shape[:2]
+    tall, wide = height / rows, width / columns
+    result = np.zeros([rows, columns, values.shape[2]])
+    for row in range(rows):
+        for column in range(columns):
+            total = 0.0
+            for i in range(height):
+                for j in range(width):
+                    y = abs(i + 0.5 - (row + 0.5) * tall) / max(tall, 1.0)
+                    x = abs(j + 0.5 - (column + 0.5) * wide) / max(wide, 1.0)
+                    share = max(0.0, 1 - y) * max(0.0, 1 - x)
+                    total += share
+                    result[row, column] += share * values[i, j]
+            result[row, column] /= total
+    return result
+
+
+def pi_resized(kernel, size):
+    """A patch kernel [p, p, C, W] at another size, as FlexiViT does it."""
+    native = kernel.shape[0]
+    flat = kernel.reshape(native**2, -1)
+    resized = np.linalg.pinv(nearest_four(native, size).T) @ flat
+    return resized.reshape(size, size, *kernel.shape[2:])
+
+
+def patches(layer, images, size=None):
     """Patch by patch, the sum of its pixels times the kernel's."""
-    size, (height, width) = layer.patch_size, images.shape[1:3]
+    size = size or layer.patch_size
+    rows, columns = (side // size for side in images.shape[1:3])
     kernel, positions = weight(layer.kernel), weight(layer.positions)
+    if size != layer.patch_size:
+        kernel = pi_resized(kernel, size)
+    if positions.shape[:2] != (rows, columns):
+        positions = smoothed(positions, rows, columns)
     tokens = []
-    for row in range(height // size):
-        for column in range(width // size):
+    for row in range(rows):
+        for column in range(columns):
             patch = images[
                 :,
                 row * size : (row + 1) * size,
@@ -101,8 +157,14 @@ def token_embedding(layer, tokens):
     return weight(layer.table)[tokens] + weight(layer.positions)
 
 
-def image_tower(tower, images):
-    tokens = encoder(tower.encoder, patches(tower.patches, images))
+def image_tower(tower, images, *, patch_size=None, image_size=None, kept=None):
+    """`kept` lists the patches that become tokens, all of them if None."""
+    if image_size:
+        images = np.stack(
+            [smoothed(image, image_size, image_size) for image in images]
+        )
+    tokens = patches(tower.patches, images, patch_size)
+    tokens = encoder(tower.encoder, tokens if kept is None else tokens[:, kept])
     pooled = pooling(tower.pooling, tokens)
     return pooled if tower.head is None else dense(tower.head, pooled)
 

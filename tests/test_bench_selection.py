@@ -230,7 +230,7 @@ class ReportTest(tf.test.TestCase):
         with mock.patch.object(reference, "load_run", runs.get):
             pair = selection_figure.embed_runs("one", "other", shard)
         batches = pipeline.examples(
-            records.TFRecordStore([shard]),
+            records.open_store([shard]),
             batch_size=20,
             tokenizer=tokenizer,
             image_size=tiny.IMAGE_SIZE,

@@ -322,7 +322,7 @@ class EvaluateStoreTest(tf.test.TestCase):
         super().setUp()
         self.path = f"{self.get_temp_dir()}/some-00000-of-00001.tfrecord"
         write_shard(self.path, ROWS)
-        self.store = records.TFRecordStore(self.path)
+        self.store = records.open_store(self.path)
 
     def evaluate(self, learner, batch_size=2):
         return evaluation.evaluate_store(
@@ -367,7 +367,7 @@ class EvaluateStoreTest(tf.test.TestCase):
 
     def test_without_labels_there_is_no_zero_shot(self):
         write_shard(self.path, [(*row[:3], "") for row in ROWS])
-        self.store = records.TFRecordStore(self.path)
+        self.store = records.open_store(self.path)
         found = self.evaluate(Oracle())
         self.assertLen(found, 8)
         self.assertAllClose(found["image_to_text/recall@1"], 4 / 5)
@@ -424,7 +424,7 @@ class EvaluationTest(tf.test.TestCase):
         self.folder = self.get_temp_dir()
         path = f"{self.folder}/some.tfrecord"
         write_shard(path, ROWS)
-        self.stores = {"some": records.TFRecordStore(path)}
+        self.stores = {"some": records.open_store(path)}
         self.logged = {}
 
     def make(self, every_steps=None, **settings):

@@ -179,37 +179,6 @@ class DropoutTest(tf.test.TestCase):
                 layers.MLP(dropout=rate)
 
 
-class PatchEmbeddingTest(tf.test.TestCase):
-    def test_patches_equal_their_twin(self):
-        for size, height, width in ((2, 4, 6), (3, 3, 3), (1, 2, 2)):
-            with self.subTest(size=size, height=height, width=width):
-                images = np.float32(
-                    np.random.default_rng(0).normal(size=(2, height, width, 3))
-                )
-                layer = layers.PatchEmbedding(size, 5)
-                layer.build(images.shape)
-                randomise(layer)
-                self.assertAllClose(
-                    layer(images), oracles_towers.patches(layer, images), 1e-5
-                )
-
-    def test_patches_equal_a_strided_convolution(self):
-        images = tf.random.stateless_normal([2, 8, 8, 3], [0, 1])
-        layer = layers.PatchEmbedding(4, 5, seed=0)
-        layer.build(images.shape)
-        layer.positions.assign(tf.zeros([2, 2, 5]))
-        convolved = tf.nn.conv2d(images, layer.kernel, 4, "VALID")
-        self.assertAllClose(
-            layer(images), tf.reshape(convolved, [2, 4, 5]), 1e-5, 1e-5
-        )
-
-    def test_a_size_that_does_not_divide_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, r"`patch_size` must divide.*patch_size=3.*\(1, 4, 6, 3"
-        ):
-            layers.PatchEmbedding(3, 5)(tf.zeros([1, 4, 6, 3]))
-
-
 class TokenEmbeddingTest(tf.test.TestCase):
     def test_a_token_is_its_row_plus_its_position(self):
         # Table rows (0, 0), (1, 1), (2, 2), positions (10, 0) and (20, 0).
@@ -272,7 +241,6 @@ class SeedTest(tf.test.TestCase):
 class ArgumentsTest(tf.test.TestCase):
     def test_counts_must_be_positive_integers(self):
         for name, make in {
-            "patch_size": lambda value: layers.PatchEmbedding(value, 8),
             "width": lambda value: layers.TokenEmbedding(4, value),
             "vocabulary_size": lambda value: layers.TokenEmbedding(value, 8),
             "num_heads": lambda value: layers.SelfAttention(value),

@@ -1,156 +1,22 @@
-"""The towers against NumPy twins, and what TwoTower promises of any two."""
+"""What TwoTower promises of any two towers, and the named sizes."""
 
 import keras
 import numpy as np
 import oracles_towers
 import pytest
 import tensorflow as tf
+import test_towers
 
 from jest_tf import config, losses, models
-
-SIZES = {"width": 8, "depth": 2, "num_heads": 2}
-IMAGE_SIZE, PATCH_SIZE, VOCABULARY_SIZE, LENGTH = 4, 2, 11, 5
-
-
-def image_tower(embedding_dim=6, **settings):
-    defaults = {**SIZES, "patch_size": PATCH_SIZE, "seed": 0}
-    return models.ImageTower(
-        image_size=IMAGE_SIZE,
-        embedding_dim=embedding_dim,
-        **{**defaults, **settings},
-    )
-
-
-def text_tower(embedding_dim=6, **settings):
-    return models.TextTower(
-        vocabulary_size=VOCABULARY_SIZE,
-        length=LENGTH,
-        embedding_dim=embedding_dim,
-        **{**SIZES, "seed": 1, **settings},
-    )
 
 
 def two_tower(dtype="float32", dropout=0.0, **settings):
     shared = {"dtype": dtype, "dropout": dropout}
     return models.TwoTower(
-        image_tower(**shared), text_tower(**shared), **settings
+        test_towers.image_tower(**shared),
+        test_towers.text_tower(**shared),
+        **settings,
     )
-
-
-def make_batch(rows=3, seed=0):
-    random = np.random.default_rng(seed)
-    shape = (rows, IMAGE_SIZE, IMAGE_SIZE, 3)
-    return {
-        "image": np.uint8(random.integers(0, 256, shape)),
-        "text": np.int32(random.integers(0, VOCABULARY_SIZE, (rows, LENGTH))),
-    }
-
-
-def randomise(layer, seed=0):
-    """Fills every weight, so that biases and scales count in a comparison."""
-    random = np.random.default_rng(seed)
-    layer.set_weights(
-        [
-            np.float32(random.normal(scale=0.5, size=one.shape))
-            for one in layer.get_weights()
-        ]
-    )
-
-
-class TowersTest(tf.test.TestCase):
-    def test_an_image_tower_equals_its_twin(self):
-        images = np.float32(make_batch()["image"] / 127.5 - 1)
-        for embedding_dim in (6, 8):  # 8, the width, leaves out the head.
-            with self.subTest(embedding_dim=embedding_dim):
-                tower = image_tower(embedding_dim)
-                tower.build(images.shape)
-                randomise(tower)
-                self.assertAllClose(
-                    tower(images),
-                    oracles_towers.image_tower(tower, np.float64(images)),
-                    1e-5,
-                    1e-5,
-                )
-                self.assertEqual(tower.head is None, embedding_dim == 8)
-
-    def test_a_text_tower_equals_its_twin(self):
-        tokens = make_batch()["text"]
-        for embedding_dim in (6, 8):
-            with self.subTest(embedding_dim=embedding_dim):
-                tower = text_tower(embedding_dim)
-                tower.build(tokens.shape)
-                randomise(tower)
-                self.assertAllClose(
-                    tower(tokens),
-                    oracles_towers.text_tower(tower, tokens),
-                    1e-5,
-                    1e-5,
-                )
-
-    def test_every_token_reaches_the_last(self):
-        tower, tokens = text_tower(), make_batch(1)["text"]
-        for position in range(LENGTH):
-            changed = tokens.copy()
-            changed[0, position] = (changed[0, position] + 1) % VOCABULARY_SIZE
-            self.assertNotAllClose(tower(changed), tower(tokens))
-
-    def test_order_counts_in_both_towers(self):
-        batch = make_batch(1)
-        images = np.float32(batch["image"])
-        tower = image_tower()
-        self.assertNotAllClose(tower(images[:, ::-1]), tower(images))
-        tower, tokens = text_tower(), np.array([[1, 2, 3, 4, 0]])
-        self.assertNotAllClose(tower(tokens[:, [1, 0, 2, 3, 4]]), tower(tokens))
-
-    def test_only_training_drops(self):
-        images = np.float32(make_batch()["image"]) / 255
-        without, tower = image_tower(), image_tower(dropout=0.5)
-        self.assertAllEqual(tower(images, training=False), without(images))
-        self.assertNotAllClose(tower(images, training=True), without(images))
-
-    def test_settings_that_do_not_fit_are_refused(self):
-        for message, make in (
-            (
-                "`patch_size` must divide `image_size`.*patch_size=3, image",
-                lambda: image_tower(patch_size=3),
-            ),
-            ("`width` must be a pos.*width=0", lambda: text_tower(width=0)),
-            ("`dropout` must be in", lambda: image_tower(dropout=1.0)),
-            ("`depth` must be a pos", lambda: image_tower(depth=0)),
-            ("`num_heads` must be a pos", lambda: text_tower(num_heads=-1)),
-            (
-                "`embedding_dim` must be a pos",
-                lambda: image_tower(embedding_dim=1.5),
-            ),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                make()
-
-    def test_inputs_that_do_not_fit_are_refused(self):
-        for message, call in (
-            (
-                r"`images` must be \[B, 4, 4, 3\].*\(1, 4, 6, 3\)",
-                lambda: image_tower()(tf.zeros([1, 4, 6, 3])),
-            ),
-            (
-                r"`images` must be \[B, 4, 4, 3\].*\(4, 4, 3\)",
-                lambda: image_tower()(tf.zeros([4, 4, 3])),
-            ),
-            (
-                "`images` must be floating point.*uint8",
-                lambda: image_tower()(tf.zeros([1, 4, 4, 3], tf.uint8)),
-            ),
-            (
-                r"`tokens` must be \[B, 5\].*\(2, 4\)",
-                lambda: text_tower()(tf.zeros([2, 4], tf.int32)),
-            ),
-            (
-                "`tokens` must be integers.*float32",
-                lambda: text_tower()(tf.zeros([2, 5])),
-            ),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                call()
 
 
 class UnitNormTest(tf.test.TestCase):
@@ -175,10 +41,13 @@ class UnitNormTest(tf.test.TestCase):
 
 class TwoTowerTest(tf.test.TestCase):
     def test_embeddings_are_the_normalised_outputs_of_the_towers(self):
-        model, batch = two_tower(temperature=4.0, bias=-3.0), make_batch()
+        model, batch = (
+            two_tower(temperature=4.0, bias=-3.0),
+            test_towers.make_batch(),
+        )
         model(batch)
         for seed, tower in enumerate((model.image_tower, model.text_tower)):
-            randomise(tower, seed)
+            test_towers.randomise(tower, seed)
         embeddings = model(batch)
         self.assertIsInstance(embeddings, losses.Embeddings)
         images = np.float64(batch["image"]) / 127.5 - 1
@@ -200,7 +69,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertAllClose(embeddings.bias, -3.0)
 
     def test_encoders_give_what_call_gives_and_other_keys_change_nothing(self):
-        model, batch = two_tower(), make_batch()
+        model, batch = two_tower(), test_towers.make_batch()
         embeddings = model(batch)
         self.assertAllEqual(
             model.encode_image(batch["image"]), embeddings.image
@@ -233,14 +102,14 @@ class TwoTowerTest(tf.test.TestCase):
         )
 
     def test_permuting_the_batch_permutes_the_embeddings(self):
-        model, batch, order = two_tower(), make_batch(), [2, 0, 1]
+        model, batch, order = two_tower(), test_towers.make_batch(), [2, 0, 1]
         expected = model(batch)
         found = model({name: value[order] for name, value in batch.items()})
         self.assertAllClose(found.image, tf.gather(expected.image, order))
         self.assertAllClose(found.text, tf.gather(expected.text, order))
 
     def test_eager_graph_and_xla_agree(self):
-        model, batch = two_tower(), make_batch()
+        model, batch = two_tower(), test_towers.make_batch()
         eager = model(batch)
         for jit_compile in (False, True):
             found = tf.function(model, jit_compile=jit_compile)(batch)
@@ -248,7 +117,10 @@ class TwoTowerTest(tf.test.TestCase):
                 self.assertAllClose(one, same, 1e-5, 1e-5)
 
     def test_a_bfloat16_policy_leaves_outputs_and_scalars_float32(self):
-        model, batch = two_tower("mixed_bfloat16", bias=-10.01), make_batch()
+        model, batch = (
+            two_tower("mixed_bfloat16", bias=-10.01),
+            test_towers.make_batch(),
+        )
         embeddings = model(batch)
         self.assertEqual(model.image_tower.patches.compute_dtype, "bfloat16")
         for part in embeddings:
@@ -268,13 +140,13 @@ class TwoTowerTest(tf.test.TestCase):
             bias=-10.01,
             dtype="mixed_bfloat16",
         )
-        embeddings = mixed(make_batch())
+        embeddings = mixed(test_towers.make_batch())
         self.assertEqual(embeddings.bias.dtype, tf.float32)
         self.assertAllClose(embeddings.bias, -10.01, 1e-7)
         self.assertEqual(mixed.log_temperature.dtype, "float32")
 
     def test_a_gradient_reaches_every_variable(self):
-        model, batch = two_tower(), make_batch()
+        model, batch = two_tower(), test_towers.make_batch()
         with tf.GradientTape() as tape:
             loss = losses.sigmoid_loss(model(batch, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
@@ -294,7 +166,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertIn(model.log_temperature.path, paths)
 
     def test_training_reaches_both_towers(self):
-        model, batch = two_tower(dropout=0.5), make_batch()
+        model, batch = two_tower(dropout=0.5), test_towers.make_batch()
         plain, still = two_tower()(batch), model(batch, training=False)
         noisy = model(batch, training=True)
         self.assertAllEqual(still.image, plain.image)
@@ -324,7 +196,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertAllClose(embeddings.text, oracles_towers.unit_norm(mean))
 
     def test_arguments_that_do_not_fit_are_refused(self):
-        image, text = image_tower(), text_tower()
+        image, text = test_towers.image_tower(), test_towers.text_tower()
         with self.assertRaisesRegex(TypeError, "`text_tower` must be a Keras"):
             models.TwoTower(image, lambda tokens: tokens)
         for temperature in (0.0, -1.0, float("nan")):
@@ -333,10 +205,12 @@ class TwoTowerTest(tf.test.TestCase):
         with self.assertRaisesRegex(
             ValueError, r"must both map.*\(\w+, 6\), text \(\w+, 7\)"
         ):
-            models.TwoTower(image, text_tower(7))(make_batch())
+            models.TwoTower(image, test_towers.text_tower(7))(
+                test_towers.make_batch()
+            )
 
     def test_batches_that_do_not_fit_are_refused(self):
-        batch = make_batch()
+        batch = test_towers.make_batch()
         for message, change in (
             ("equally many rows.*3 and 2", {"text": batch["text"][:2]}),
             (
@@ -363,11 +237,11 @@ class TwoTowerTest(tf.test.TestCase):
 
 class SavingTest(tf.test.TestCase):
     def test_a_saved_model_comes_back_whole(self):
-        batch = make_batch()
+        batch = test_towers.make_batch()
         for dtype in ("float32", "mixed_bfloat16"):
             model = two_tower(dtype, temperature=3.0, learn_bias=False)
             model(batch)
-            randomise(model)
+            test_towers.randomise(model)
             path = f"{self.get_temp_dir()}/model.keras"
             model.save(path)
             again = keras.saving.load_model(path)

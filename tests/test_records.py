@@ -1,12 +1,13 @@
-"""Tests of the record store, and the writer that the pipeline's tests share."""
+"""Tests of the store, and the writer that other tests share."""
 
 import concurrent.futures
+import dataclasses
 import os
-import struct
 import tempfile
 
 import numpy as np
 import tensorflow as tf
+import test_tars
 
 from jest_tf.data import records
 
@@ -33,16 +34,6 @@ def write_shard(path, payloads):
     return path
 
 
-def crc32c_bit_by_bit(data):
-    """CRC-32C as its definition states it: one bit at a time."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
 class RecordsTestCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
@@ -59,19 +50,43 @@ class RecordsTestCase(tf.test.TestCase):
             file.write(data)
 
 
-class TFRecordStoreTest(RecordsTestCase):
+@dataclasses.dataclass
+class Data:
+    """As much of a `DataConfig` as `open_stores` reads."""
+
+    train: tuple = ()
+    format: str = "auto"
+    image_field: str = ""
+    caption_fields: tuple = ()
+    index_dir: str = ""
+
+
+def example(i):
+    """A record whose fields tell its number."""
+    return records.Record(
+        b"image %d" % i, (b"caption %d" % i,), {"name": b"n%d" % i}
+    )
+
+
+def serialize_example(i):
+    return serialize(
+        image=f"image {i}", caption=f"caption {i}", name=f"n{i}", id=1000 + i
+    )
+
+
+class StoreTest(RecordsTestCase):
     def setUp(self):
         super().setUp()
-        rng = np.random.default_rng(0)
-        # Sizes 0, 1 and on; trailing zero bytes must survive.
-        self.payloads = [
-            rng.bytes(size) + b"\0\0" * (size % 3)
-            for size in (*range(20), 5000, 100)
-        ]
-        write_shard(self.path("b.tfrecord"), self.payloads[9:10])
-        write_shard(self.path("a.tfrecord"), self.payloads[:9])
-        write_shard(self.path("c.tfrecord"), self.payloads[10:])
-        self.store = records.TFRecordStore(self.path("*.tfrecord"))
+        for name, numbers in (
+            ("b", range(9, 10)),
+            ("a", range(9)),
+            ("c", range(10, 22)),
+        ):
+            write_shard(
+                self.path(f"{name}.tfrecord"), map(serialize_example, numbers)
+            )
+        self.store = records.open_store(self.path("*.tfrecord"))
+        self.expected = [example(i) for i in range(22)]
 
     def test_rows_run_over_the_sorted_shards_in_file_order(self):
         self.assertLen(self.store, 22)
@@ -80,31 +95,24 @@ class TFRecordStoreTest(RecordsTestCase):
             tuple(self.path(f"{name}.tfrecord") for name in "abc"),
         )
         self.assertAllEqual(self.store.shards.lengths, [9, 1, 12])
-        self.assertEqual(self.store.read(np.arange(22)), self.payloads)
+        self.assertEqual(self.store.parts, (22,))
+        self.assertEqual(self.store.read(np.arange(22)), self.expected)
 
     def test_rows_may_come_in_any_order_and_repeat(self):
         rows = np.array([21, 0, 9, 9, 3, 21, 8, 10])
         self.assertEqual(
-            self.store.read(rows), [self.payloads[row] for row in rows]
+            self.store.read(rows), [self.expected[row] for row in rows]
         )
-        self.assertEqual(self.store.read(np.array([], np.int64)), [])
-
-    def test_patterns_that_overlap_count_a_shard_once(self):
-        store = records.TFRecordStore(
-            [self.path("c.tfrecord"), self.path("*"), self.path("[ab]*")]
-        )
-        self.assertEqual(store.shards.paths, self.store.shards.paths)
-
-    def test_a_path_that_looks_like_a_glob_is_itself(self):
-        path = write_shard(self.path("x[1].tfrecord"), [b"one"])
-        self.assertEqual(
-            records.TFRecordStore(path).read(np.array([0])), [b"one"]
-        )
+        self.assertAllEqual(self.store.ids(rows), 1000 + rows)
+        nothing = np.array([], np.int64)
+        self.assertEqual(self.store.read(nothing), [])
+        self.assertAllEqual(self.store.ids(nothing), nothing)
 
     def test_a_row_out_of_range_is_an_index_error(self):
         for row in (-1, 22, 2**40):
-            with self.assertRaisesRegex(IndexError, rf"\[0, 22\).*{row}"):
-                self.store.read(np.array([3, row]))
+            for method in (self.store.read, self.store.ids):
+                with self.assertRaisesRegex(IndexError, rf"\[0, 22\).*{row}"):
+                    method(np.array([3, row]))
 
     def test_threads_share_a_store(self):
         rng = np.random.default_rng(1)
@@ -113,176 +121,199 @@ class TFRecordStoreTest(RecordsTestCase):
             for rows, found in zip(
                 queries, pool.map(self.store.read, queries), strict=True
             ):
-                self.assertEqual(found, [self.payloads[row] for row in rows])
-
-    def test_the_index_agrees_with_tensorflows_reader(self):
-        dataset = tf.data.TFRecordDataset(list(self.store.shards.paths))
-        self.assertEqual(
-            self.store.read(np.arange(22)), list(dataset.as_numpy_iterator())
-        )
+                self.assertEqual(found, [self.expected[row] for row in rows])
 
     def test_describe_names_the_shard_and_the_record_within_it(self):
         self.assertEqual(
             self.store.describe(11), f"record 1 of {self.path('c.tfrecord')}"
         )
 
-    def test_a_shard_cut_off_after_indexing_is_refused(self):
+    def test_captions_and_columns_are_in_order_and_leave_faults_out(self):
+        write_shard(
+            self.path("d"),
+            [
+                serialize(image="x", caption=["a", "b"], id=-3, name="\0"),
+                b"no example",
+                serialize(image="x"),
+            ],
+        )
+        store = records.open_store(self.path("d"))
+        self.assertEqual(list(store.captions()), [b"a", b"b"])
+        columns = store.columns(["name", "id", "caption"])
+        self.assertEqual(list(columns), ["name", "id", "caption"])
+        self.assertEqual(columns["name"].tolist(), [b"\0", b"", b""])
+        self.assertEqual(columns["caption"], [[b"a", b"b"], [], []])
+        self.assertEqual(columns["id"][0], -3)
+        self.assertAllEqual(columns["id"], store.ids(np.arange(3)))
+
+    def test_columns_of_more_records_than_a_batch_are_whole(self):
+        count = 2 * records._BATCH + 3
+        write_shard(self.path("d"), map(serialize_example, range(count)))
+        store = records.open_store(self.path("d"))
+        columns = store.columns(["id", "name"])
+        self.assertAllEqual(columns["id"], 1000 + np.arange(count))
+        self.assertEqual(columns["name"][-1], b"n%d" % (count - 1))
+
+    def test_a_shard_that_is_gone_is_an_error_and_one_cut_off_a_fault(self):
         os.truncate(self.path("b.tfrecord"), 13)
-        with self.assertRaisesRegex(ValueError, "b.tfrecord changed"):
+        found = self.store.read(np.array([8, 9]))
+        self.assertEqual(found[0], self.expected[8])
+        self.assertRegex(found[1].reason, "truncated: 1 of ")
+        os.remove(self.path("b.tfrecord"))
+        with self.assertRaisesRegex(ValueError, "b.tfrecord cannot be read"):
             self.store.read(np.array([9]))
 
 
-class BadShardTest(RecordsTestCase):
-    def setUp(self):
-        super().setUp()
-        # Frames of 16 + 4 bytes at bytes 0, 20 and 40 of 60.
-        self.shard = write_shard(
-            self.path("s.tfrecord"), [b"aaaa", b"bbbb", b"cccc"]
-        )
-        self.assertEqual(os.path.getsize(self.shard), 60)
-
-    def refuse(self, message):
-        with self.assertRaisesRegex(ValueError, message):
-            records.TFRecordStore(self.shard)
-
-    def test_a_pattern_without_a_match_is_refused(self):
-        missing = self.path("none-*.tfrecord")
-        for patterns in (missing, [self.shard, missing]):
-            with self.assertRaisesRegex(ValueError, "none-.*matches none"):
-                records.TFRecordStore(patterns)
-        with self.assertRaisesRegex(ValueError, "at least one"):
-            records.TFRecordStore([])
-
-    def test_an_empty_shard_is_refused(self):
-        os.truncate(self.shard, 0)
-        self.refuse("s.tfrecord is empty")
-
-    def test_a_directory_is_refused(self):
-        os.mkdir(self.path("d.tfrecord"))
-        with self.assertRaisesRegex(ValueError, "d.tfrecord cannot be read"):
-            records.TFRecordStore(self.path("d.*"))
-
-    def test_every_truncation_is_refused_with_its_place(self):
-        for size in range(59, 0, -1):
-            if size % 20:
-                os.truncate(self.shard, size)
-                self.refuse(
-                    f"truncated: the record at byte {size // 20 * 20} .*"
-                    f"at byte {size}\\."
-                )
-
-    def test_a_wrong_length_is_refused_with_its_place(self):
-        good = struct.pack("<Q", 4)
-        for position in (0, 20, 40):
-            # Too small, plausible, beyond the file, beyond int64.
-            for length in (0, 24, 10**6, 2**64 - 1):
-                self.patch(self.shard, position, struct.pack("<Q", length))
-                self.refuse(
-                    f"s.tfrecord is not .*length at byte {position} fails"
-                )
-            self.patch(self.shard, position, good)
-        self.assertLen(records.TFRecordStore(self.shard), 3)
-
-    def test_any_flipped_bit_of_a_header_is_refused(self):
-        with open(self.shard, "rb") as file:
-            data = file.read()
-        for bit in range(96):
-            byte = 20 + bit // 8
-            self.patch(self.shard, byte, bytes([data[byte] ^ 1 << bit % 8]))
-            self.refuse("length at byte 20 fails")
-            self.patch(self.shard, byte, data[byte : byte + 1])
-
-    def test_other_files_are_refused(self):
-        rng = np.random.default_rng(0)
-        for content in (b"id,caption\n" * 9, rng.bytes(1000), b"\0" * 4096):
-            with open(self.shard, "wb") as file:
-                file.write(content)
-            self.refuse("s.tfrecord is not an uncompressed TFRecord file")
-
-    def test_a_compressed_shard_is_refused(self):
-        with tf.io.TFRecordWriter(self.shard, "GZIP") as writer:
-            writer.write(b"payload" * 100)
-        self.refuse("s.tfrecord is not an uncompressed TFRecord file")
-
-
-class ChecksumTest(tf.test.TestCase):
-    def test_crc32c_of_the_standard_check_string(self):
-        # The check value of CRC-32C is that of b"123456789"; ours takes eight
-        # bytes, so the oracle is checked on it and ours against the oracle.
-        self.assertEqual(crc32c_bit_by_bit(b"123456789"), 0xE3069283)
-
-    def test_masked_crc32c_equals_the_bitwise_definition(self):
-        rng = np.random.default_rng(0)
-        values = np.concatenate(
-            [
-                np.array([0, 1, 255, 2**63, 2**64 - 1], np.uint64),
-                rng.integers(0, 2**64 - 1, 50, np.uint64),
-            ]
-        )
-        expected = []
-        for value in values.tolist():
-            crc = crc32c_bit_by_bit(struct.pack("<Q", value))
-            rotated = (crc >> 15 | crc << 17) % 2**32
-            expected.append((rotated + 0xA282EAD8) % 2**32)
-        self.assertAllEqual(records.masked_crc32c(values), expected)
-
-
-class ColumnsTest(RecordsTestCase):
-    def test_columns_are_in_store_order_with_gaps_filled(self):
-        write_shard(
-            self.path("0"),
-            [
-                serialize(id=7, caption=["a", "b"], concept="cat", image="x"),
-                serialize(id=-3, caption=["ä\0"], concept=""),
-            ],
-        )
-        write_shard(self.path("1"), [serialize(id=2**62, label=b"\xff\0")])
-        store = records.TFRecordStore(self.path("*"))
-        columns = store.columns(["id", "caption", "concept", "label"])
-        self.assertEqual(list(columns), ["id", "caption", "concept", "label"])
-        self.assertAllEqual(columns["id"], [7, -3, 2**62])
-        self.assertEqual(
-            columns["caption"], [[b"a", b"b"], ["ä\0".encode()], []]
-        )
-        self.assertEqual(columns["concept"].tolist(), [b"cat", b"", b""])
-        self.assertEqual(columns["label"].tolist(), [b"", b"", b"\xff\0"])
-
-    def test_several_values_of_a_single_feature_are_refused(self):
-        write_shard(
-            self.path("0"),
-            [serialize(concept="x"), serialize(concept=["x", "y"])],
-        )
-        store = records.TFRecordStore(self.path("0"))
-        with self.assertRaisesRegex(
-            ValueError, "`concept`.*2 values in record 1"
-        ):
-            store.columns(["concept"])
-
+class IdsTest(RecordsTestCase):
     def test_derived_ids_outlive_a_move_and_more_shards(self):
         for name in ("b", "c"):
-            write_shard(self.path(name), [b""] * 1000)
-        before = records.TFRecordStore(self.path("[bc]"))
-        ids = before.derived_ids(np.arange(2000))
+            write_shard(self.path(name), [serialize(image="x")] * 1000)
+        ids = records.open_store(self.path("[bc]")).ids(np.arange(2000))
         self.assertLen(set(ids.tolist()), 2000)
         self.assertAllGreaterEqual(ids, 0)
         os.mkdir(self.path("moved"))
         for name in ("b", "c"):
             os.rename(self.path(name), self.path(f"moved/{name}"))
-        write_shard(self.path("moved/a"), [b""] * 3)
-        after = records.TFRecordStore(self.path("moved/*"))
-        self.assertAllEqual(after.derived_ids(np.arange(3, 2003)), ids)
-        self.assertAllEqual(after.columns(["id"])["id"][3:], ids)
+        write_shard(self.path("moved/a"), [serialize(image="x")] * 3)
+        after = records.open_store(self.path("moved/*"))
+        self.assertAllEqual(after.ids(np.arange(3, 2003)), ids)
 
-    def test_ids_are_not_derived_from_names_that_are_not_unique(self):
+    def test_shards_of_one_name_in_two_folders_share_no_ids(self):
         for name in ("x", "y"):
             os.mkdir(self.path(name))
-            write_shard(self.path(f"{name}/0"), [serialize(id=ord(name))])
-        store = records.TFRecordStore(self.path("*/0"))
-        self.assertAllEqual(store.columns(["id"])["id"], [ord("x"), ord("y")])
-        write_shard(self.path("y/0"), [serialize(caption="no id")])
-        store = records.TFRecordStore(self.path("*/0"))
-        with self.assertRaisesRegex(ValueError, "`id` is missing in record 0"):
-            store.columns(["id"])
+            write_shard(self.path(f"{name}/0"), [serialize(image=name)] * 50)
+        ids = records.open_store(self.path("*/0")).ids(np.arange(100))
+        self.assertLen(set(ids.tolist()), 100)
+
+    def test_a_stamp_changes_with_the_shard_and_the_fields_only(self):
+        path = write_shard(self.path("a"), [serialize(image="x", caption="c")])
+        stamp = records.open_store(path).stamp(0)
+        os.utime(path, (1, 1))
+        os.mkdir(self.path("moved"))
+        os.rename(path, self.path("moved/a"))
+        moved = records.open_store(self.path("moved/a"))
+        self.assertEqual(moved.stamp(0), stamp)
+        fields = records.open_store(
+            self.path("moved/a"), caption_fields=["caption"]
+        )
+        self.assertNotEqual(fields.stamp(0), stamp)
+        write_shard(path, [serialize(image="y", caption="c")])
+        self.assertNotEqual(records.open_store(path).stamp(0), stamp)
+
+
+class OpenTest(RecordsTestCase):
+    def setUp(self):
+        super().setUp()
+        write_shard(self.path("a.tfrecord"), map(serialize_example, range(3)))
+
+    def refuse(self, message, patterns, **settings):
+        with self.assertRaisesRegex(ValueError, message):
+            records.open_store(patterns, **settings)
+
+    def test_patterns_that_overlap_count_a_shard_once(self):
+        store = records.open_store(
+            [self.path("a.*"), self.path("*"), self.path("[ab].tfrecord")]
+        )
+        self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
+
+    def test_a_path_that_looks_like_a_glob_is_itself(self):
+        path = write_shard(self.path("x[1].tfrecord"), [serialize_example(7)])
+        store = records.open_store(path)
+        self.assertEqual(store.read(np.array([0])), [example(7)])
+
+    def test_files_of_ours_beside_the_shards_are_no_shards(self):
+        before = records.open_store(self.path("*"))
+        self.assertTrue(os.path.exists(self.path("a.tfrecord.index")))
+        for name in ("a.tfrecord.sidecar", "a.tfrecord.sidecar.partial"):
+            with open(self.path(name), "wb") as file:
+                file.write(b"x")
+        after = records.open_store(self.path("*"))
+        self.assertEqual(after.shards.paths, before.shards.paths)
+
+    def test_a_pattern_without_a_match_is_refused(self):
+        missing = self.path("none-*.tfrecord")
+        for patterns in (missing, [self.path("a.tfrecord"), missing]):
+            self.refuse("none-.*matches none", patterns)
+        self.refuse("at least one", [])
+
+    def test_a_format_that_cannot_be_told_is_refused(self):
+        with open(self.path("b.dat"), "w") as file:
+            file.write("something else")
+        self.refuse("format.*must be told.*b.dat", self.path("b.dat"))
+        self.refuse(
+            "one format.*a.tfrecord, .*b.csv",
+            [self.write_csv() and self.path("*.[tc]*")],
+        )
+        self.refuse(
+            "A table must be.*a.tfrec", self.path("*.t*"), format="table"
+        )
+        self.refuse("'tfds' must be the folder", self.directory, format="tfds")
+        self.refuse("cannot be read", self.directory)
+
+    def write_csv(self):
+        with open(self.path("b.csv"), "w") as file:
+            file.write("image,caption\na.png,x\n")
+        with open(self.path("a.png"), "w") as file:
+            file.write("picture")
+        return self.path("b.csv")
+
+    def test_a_shard_without_a_telling_name_is_told_by_its_head(self):
+        os.rename(self.path("a.tfrecord"), self.path("part-0"))
+        store = records.open_store(self.path("part-0"))
+        self.assertLen(store, 3)
+        tar = test_tars.write_tar(
+            self.path("tar"), test_tars.sample("a", caption="x")
+        )
+        self.assertLen(records.open_store(tar, format="webdataset"), 1)
+
+    def test_a_store_of_nothing_but_faults_is_refused(self):
+        path = write_shard(self.path("b"), [serialize(concept="x")] * 20)
+        self.refuse(
+            "faults in all 16 of its 20 .*record 0 of .*b: no picture.*concept",
+            path,
+        )
+        self.refuse(
+            "no picture: expected big", self.path("a.*"), image_field="big"
+        )
+        self.refuse(
+            "`data.caption_fields`.*'alt'",
+            self.path("a.*"),
+            caption_fields=["alt"],
+        )
+
+    def test_stores_of_several_formats_are_one_array_with_parts(self):
+        tar = test_tars.write_tar(
+            self.path("t.tar"),
+            test_tars.sample("a", image=b"A", caption="x")
+            + test_tars.sample("b", image=b"B", caption="y"),
+        )
+        tfrecord = self.path("a.tfrecord")
+        store = records.open_stores(Data((tar, self.write_csv(), tfrecord)))
+        self.assertEqual(store.parts, (2, 1, 3))
+        self.assertEqual(
+            [one.image for one in store.read(np.arange(6))],
+            [b"A", b"B", b"picture", b"image 0", b"image 1", b"image 2"],
+        )
+        self.assertEqual(store.describe(5), f"record 2 of {tfrecord}")
+        self.assertAllEqual(store.ids(np.array([5, 3])), [1002, 1000])
+        self.assertEqual(store.stamp(2), records.open_store(tfrecord).stamp(0))
+        with self.assertRaisesRegex(ValueError, "`data.train`"):
+            records.open_stores(Data())
+
+    def test_settings_of_the_data_reach_every_store(self):
+        path = write_shard(
+            self.path("b"),
+            [serialize(image="x", big="y", caption="c", alt="d")],
+        )
+        folder = self.path("indexes")
+        store = records.open_stores(
+            Data((path,), "tfrecord", "big", ("alt", "caption"), folder)
+        )
+        self.assertEqual(
+            store.read(np.array([0])),
+            [records.Record(b"y", (b"d", b"c"), {"image": b"x"})],
+        )
+        self.assertLen(os.listdir(folder), 1)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import os
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tiny
 
-from jest_tf import checkpoint, config, losses, models, reference
+from jest_tf import checkpoint, config, losses, models, reference, training
 from jest_tf.data import preprocessing
 
 
@@ -65,6 +66,62 @@ class FrozenTest(tf.test.TestCase):
             reference.frozen("runs/reference")
 
 
+class CachedTest(tf.test.TestCase):
+    def test_embeddings_come_from_the_batch_in_float32(self):
+        random = np.random.default_rng(0)
+        image, text = random.standard_normal((2, 5, 3)).astype(np.float16)
+        batch = {"image": 1, "reference_image": image, "reference_text": text}
+        embeddings = reference.frozen(reference.cached(7.25, -1.5))(
+            {**batch, "text": 2}
+        )
+        self.assertEqual([part.dtype for part in embeddings], [tf.float32] * 4)
+        self.assertAllEqual(embeddings.image, np.float32(image))
+        self.assertAllEqual(embeddings.text, np.float32(text))
+        self.assertEqual(float(embeddings.scale), 7.25)
+        self.assertEqual(float(embeddings.bias), -1.5)
+
+    def test_a_batch_without_them_is_refused(self):
+        batch = {"image": 1, "text": 2, "reference_text": 3}
+        with self.assertRaisesRegex(
+            ValueError, "give the stream its sidecars.*Received: .'image'"
+        ):
+            reference.cached(1.0, 0.0)(batch)
+
+    def test_training_draws_as_with_the_live_reference(self):
+        batches = tiny.super_batches(3, rows=24)
+        teacher = tiny.learner(1, dim=5)
+        with_embeddings = []
+        for batch in batches:
+            image, text, scale, bias = teacher(batch)
+            with_embeddings.append(
+                batch
+                | {
+                    "reference_image": image.numpy(),
+                    "reference_text": text.numpy(),
+                }
+            )
+        stored = reference.cached(float(scale), float(bias))
+        drawn = []
+        for model, data in ((teacher, batches), (stored, with_embeddings)):
+            jest = training.JESTModel(
+                tiny.learner(0),
+                model,
+                config.SelectionConfig(
+                    method="joint",
+                    batch_size=6,
+                    num_chunks=3,
+                    scoring_batch_size=8,
+                ),
+            )
+            jest.compile(optimizer=keras.optimizers.SGD(0.1))
+            ids = []
+            for batch in data:
+                jest.fit(tiny.dataset([batch]), verbose=0)
+                ids.append(jest.drawn_ids.numpy())
+            drawn.append(ids)
+        self.assertAllEqual(*drawn)
+
+
 class LoadRunTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
@@ -97,6 +154,83 @@ class LoadRunTest(tf.test.TestCase):
             reference.frozen(run.learner)(batch), learner(batch), strict=True
         ):
             self.assertAllEqual(one, same)
+
+    def test_an_encoder_does_what_the_learner_does_in_batches_of_one_shape(
+        self,
+    ):
+        learner, tokenizer = self.write_all()
+        run = reference.load_run(self.workdir)
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (7, 8, 8, 3), np.uint8)
+        captions = ["a b", "c", "j i h g f", "a", "", "b", "z", "d", "e"]
+        encode = reference.encoder(run, batch_size=3)
+        for k, m in ((7, 9), (3, 6), (1, 2), (2, 0)):
+            image, text = encode(images[:k], captions[:m])
+            self.assertAllClose(image, learner.encode_image(images[:k]))
+            tokens = tokenizer(tf.constant(captions[:m], tf.string))
+            self.assertAllClose(text, learner.encode_text(tokens))
+            self.assertEqual((len(image), len(text)), (k, m))
+
+    def test_a_description_tells_what_the_embeddings_are_of(self):
+        learner, _ = self.write_all()
+        description = reference.describe(reference.load_run(self.workdir))
+        self.assertEqual(description.dim, 64)
+        scale = np.exp(learner.log_temperature.numpy())
+        self.assertAllClose(description.scale, scale)
+        self.assertEqual(description.bias, float(learner.bias.value))
+        self.assertIn("WordPieceTokenizer, 12 tokens", description.tokenizer)
+        self.assertIn("8 x 8", description.preprocessing)
+        again = reference.describe(reference.load_run(self.workdir))
+        self.assertEqual(again, description)
+
+    def test_a_description_changes_with_all_that_changes_embeddings(self):
+        self.write_all()
+        run = reference.load_run(self.workdir)
+        before = reference.describe(run)
+
+        def changed(**values):
+            after = reference.describe(run._replace(**values))._asdict()
+            return {
+                name
+                for name, value in after.items()
+                if value != getattr(before, name)
+            }
+
+        others = tiny.VOCABULARY[:2] + tiny.VOCABULARY[:1:-1]
+        self.assertEqual(
+            changed(tokenizer=preprocessing.WordPieceTokenizer(others, 3)),
+            {"tokenizer"},
+        )
+        self.assertEqual(
+            changed(
+                config=config.TrainConfig(
+                    data=run.config.data,
+                    model=config.ModelConfig(
+                        preset="tiny", dtype_policy="mixed_bfloat16"
+                    ),
+                )
+            ),
+            {"fingerprint"},
+        )
+        run.learner.bias.assign_add(1.0)
+        self.assertEqual(changed(), {"fingerprint", "bias"})
+        run.learner.bias.assign_sub(1.0)
+        self.assertEqual(changed(), set())
+        kernel = run.learner.weights[2]
+        kernel.assign(tf.reverse(kernel, [0]))
+        self.assertEqual(changed(), {"fingerprint"})
+
+    def test_a_fingerprint_is_of_weights_and_settings(self):
+        prints = {
+            reference.fingerprint(tiny.learner(0)),
+            reference.fingerprint(tiny.learner(0)),
+            reference.fingerprint(tiny.learner(1)),
+            reference.fingerprint(tiny.learner(0), "settings"),
+            reference.fingerprint(tiny.learner(0, dim=5)),
+        }
+        self.assertLen(prints, 4)
+        for value in prints:
+            self.assertRegex(value, "^[0-9a-f]{32}$")
 
     def test_what_is_no_finished_run_is_refused(self):
         missing = os.path.join(self.workdir, "missing")

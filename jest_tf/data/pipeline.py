@@ -1,21 +1,31 @@
 """The `tf.data` datasets: super-batches for training, batches for evaluation.
 
 A super-batch is a pure function of (seed, step). A counter numbers chunks of
-positions, NumPy reads a chunk's records (`records.py`) in the stream's order
-(`stream.py`), and everything after that is one graph a chunk: parse, choose a
-caption, decode, tokenise (`preprocessing.py`). Chunks run in parallel and are
+positions, NumPy reads a chunk's records (`reading.py`) in the stream's order
+(`stream.py`), and everything after that is one graph a chunk: decode, tokenise
+(`preprocessing.py`). Where a picture turns out damaged, the chunk goes back to
+be repaired; whole ones never wait for that. Chunks run in parallel and are
 joined in order, so there is no shuffle buffer and no iterator state: resuming
 is a start step. Selection and augmentation happen later, on the device.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf import message
 
-from jest_tf.data import preprocessing, records, stream
+from jest_tf import config as config_lib
+from jest_tf.data import (
+    embeddings,
+    fault_log,
+    pictures,
+    preprocessing,
+    reading,
+    records,
+    stream,
+)
+
+FaultLog = fault_log.FaultLog
 
 # A tokenizer maps string [k] to int32 [k, length].
 Tokenizer = Callable[[tf.Tensor], tf.Tensor]
@@ -25,88 +35,114 @@ Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 _CHUNK = 256
 # One super-batch for the device and one in the making.
 _PREFETCH = 2
-# Keeps the choice of a caption apart from other uses of a position.
-_CAPTION_SALT = 0x63617074696F6E
+_MAX_PIXELS = config_lib.DataConfig.max_image_pixels
+_MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 
 def super_batches(
-    store: records.TFRecordStore,
+    store: records.Store,
     *,
     super_batch_size: int,
     seed: int,
     tokenizer: Tokenizer,
     image_size: int,
     start_step: int = 0,
+    weights: Sequence[float] = (),
+    shuffle_block_size: int | None = None,
+    host: int = 0,
+    num_hosts: int = 1,
+    sidecars: embeddings.Sidecars | None = None,
+    faults: FaultLog | None = None,
+    max_image_pixels: int = _MAX_PIXELS,
     reference_tokenizer: Tokenizer | None = None,
     reference_image_size: int | None = None,
 ) -> tf.data.Dataset:
     """The endless training stream; element n is super-batch start_step + n.
 
-    Super-batch s holds the positions [s B, (s + 1) B) of `stream.Order`. Of a
-    record's captions one is chosen by a hash of (seed, position); a blank one
-    is a caption like any other.
+    Super-batch s holds the positions [s B, (s + 1) B) of `stream.Order`, or of
+    `stream.Mixture` with weights. Of a record's captions that are not blank
+    one is chosen by a hash of (seed, position). A record that cannot be had is
+    replaced by another, a function of (seed, position) too (`reading.py`).
 
     Args:
         store: the records.
-        super_batch_size: B.
+        super_batch_size: B, over all hosts.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
         image_size: S, for `image`.
         start_step: the first step to yield.
+        weights: shares of `store.parts` in the stream; () takes each by its
+            size.
+        shuffle_block_size: of `stream.Order`; None shuffles freely.
+        host: the number of this host, from 0.
+        num_hosts: H, must divide B. Host h yields the rows [h B/H, (h + 1)
+            B/H) of every super-batch.
+        sidecars: of a reference over the same store; adds `reference_image`
+            and `reference_text`.
+        faults: counts and logs records that cannot be had, and stops the run
+            if there are too many; None counts with the default rate.
+        max_image_pixels: a larger picture cannot be had.
         reference_tokenizer: adds `text_for_reference` unless it is `tokenizer`.
         reference_image_size: adds `image_for_reference` unless it equals
             `image_size`.
 
     Returns:
-        A dataset of dicts of static shape: `image` uint8 [B, S, S, 3], `text`
-        int32 [B, L], `id` int64 [B], `caption_id` int64 [B] (equal captions
-        have equal ids), `caption_replaced` bool [B] (bad UTF-8 was replaced),
-        and the two above where the reference preprocesses differently.
+        A dataset of dicts of static shape, where B is this host's share:
+        `image` uint8 [B, S, S, 3], `text` int32 [B, L], `id` int64 [B],
+        `caption_id` int64 [B] (equal captions have equal ids),
+        `caption_replaced` bool [B] (bad UTF-8 was replaced), `record_replaced`
+        bool [B] (another record stands in for one that cannot be had), and
+        what the arguments above add: embeddings [B, D] in the sidecars' dtype,
+        and the pictures and tokens that the reference preprocesses otherwise.
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
-            `tf.errors.InvalidArgumentError`, naming the record, where one has
-            no caption or no picture that can be decoded.
+            `tf.errors.InvalidArgumentError` where too many records cannot be
+            had, or sidecars do not fit.
     """
-    _check_positive(super_batch_size=super_batch_size, image_size=image_size)
-    if start_step < 0:
-        raise ValueError(
-            f"`start_step` must not be negative. Received: {start_step}"
-        )
-    order = stream.Order(len(store), seed)
-    chunk = _chunk_size(super_batch_size)
-    chunks = super_batch_size // chunk  # in a super-batch
     image_sizes = {"image": image_size}
     if reference_image_size not in (None, image_size):
-        _check_positive(reference_image_size=reference_image_size)
         image_sizes["image_for_reference"] = reference_image_size
+    _check_at_least(1, super_batch_size=super_batch_size, num_hosts=num_hosts)
+    _check_at_least(1, max_image_pixels=max_image_pixels)
+    _check_at_least(1, image_size=image_size)
+    _check_at_least(1, reference_image_size=reference_image_size or 1)
+    _check_at_least(0, start_step=start_step)
     tokenizers = {"text": tokenizer}
     if reference_tokenizer not in (None, tokenizer):
         tokenizers["text_for_reference"] = reference_tokenizer
-
-    def locate(index):
-        positions = np.arange(index * chunk, (index + 1) * chunk)
-        choices = stream.uniform_hash(seed, positions, _CAPTION_SALT)
-        return order.rows(positions), (choices >> np.uint64(1)).astype(np.int64)
+    share = _Share(super_batch_size, host, num_hosts)
+    if faults is None:
+        faults = FaultLog(None, _MAX_FAULT_RATE)
+    faults.start(start_step, start_step * share.size)
+    reader = reading.Reader(
+        store,
+        _order(store, weights, seed, shuffle_block_size),
+        seed=seed,
+        super_batch_size=super_batch_size,
+        max_pixels=max_image_pixels,
+        log=faults,
+    )
 
     def load(index):
-        fetched = _fetch(store, locate, index, size=chunk)
-        return _examples(store, fetched, image_sizes, tokenizers)
+        return _load_chunk(
+            store, reader, share, index, image_sizes, tokenizers, sidecars
+        )
 
     def join(batch):
         return {
-            name: tf.reshape(value, [super_batch_size, *value.shape[2:]])
+            name: tf.reshape(value, [share.size, *value.shape[2:]])
             for name, value in batch.items()
         }
 
-    dataset = tf.data.Dataset.counter(start_step * chunks)
+    dataset = tf.data.Dataset.counter(start_step * share.num_chunks)
     dataset = _map_in_order(dataset, load)
-    dataset = dataset.batch(chunks, drop_remainder=True).map(join)
+    dataset = dataset.batch(share.num_chunks, drop_remainder=True).map(join)
     return _finish(dataset)
 
 
 def examples(
-    store: records.TFRecordStore,
+    store: records.Store,
     *,
     batch_size: int,
     tokenizer: Tokenizer,
@@ -120,35 +156,36 @@ def examples(
         batch_size: k; the last batch may hold fewer.
         tokenizer: for `text`.
         image_size: S, for `image`.
-        metadata: further string features of the schema to yield, such as
-            `concept` or `label`; b"" where a record has none.
+        metadata: further fields to yield, such as `concept` or `label`; b""
+            where a record has none.
 
     Returns:
-        A finite dataset of the dicts of `super_batches`, k rows each, and each
-        feature of `metadata` as string [k].
+        A finite dataset of dicts of `image`, `text`, `id`, `caption_id` and
+        `caption_replaced` as in `super_batches`, k rows each, and each field
+        of `metadata` as string [k]. The first caption is the first that is not
+        blank.
 
     Raises:
-        ValueError: an argument is out of range; iteration as in
-            `super_batches`.
+        ValueError: an argument is out of range. Iteration raises
+            `tf.errors.InvalidArgumentError`, naming the record, where one has
+            no caption or no picture that can be decoded.
     """
-    _check_positive(batch_size=batch_size, image_size=image_size)
-    load = functools.partial(
-        _load_in_order,
-        store,
-        batch_size,
-        lambda fetched: _examples(
-            store,
-            fetched,
-            {"image": image_size},
-            {"text": tokenizer},
-            metadata,
-        ),
-    )
+    _check_at_least(1, batch_size=batch_size, image_size=image_size)
+
+    def load(index):
+        fetched = _fetch_rows(
+            store, index, batch_size, ("caption", *metadata), _MAX_PIXELS
+        )
+        batch = _decode_all(store, fetched, image_size)
+        batch |= _texts(fetched["caption"], {"text": tokenizer})
+        batch["id"] = fetched["id"]
+        return batch | {name: fetched[name] for name in metadata}
+
     return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
 
 
 def images(
-    store: records.TFRecordStore, batch_size: int, image_size: int
+    store: records.Store, batch_size: int, image_size: int
 ) -> tf.data.Dataset:
     """Every picture once, in the store's order; captions are not looked at.
 
@@ -161,35 +198,51 @@ def images(
         A finite dataset of uint8 [k, S, S, 3].
 
     Raises:
-        ValueError: an argument is out of range; iteration as in
-            `super_batches`.
+        ValueError: an argument is out of range; iteration as in `examples`.
     """
-    _check_positive(batch_size=batch_size, image_size=image_size)
+    _check_at_least(1, batch_size=batch_size, image_size=image_size)
 
-    def decode(fetched):
-        parsed = tf.io.parse_example(
-            fetched["serialized"], {"image": _feature(tf.string)}
-        )
-        encoded = _single(store, "image", parsed["image"], fetched["row"])
-        return _decode(store, encoded, fetched["row"], {"image": image_size})[
-            "image"
-        ]
+    def load(index):
+        fetched = _fetch_rows(store, index, batch_size, (), _MAX_PIXELS)
+        return _decode_all(store, fetched, image_size)["image"]
 
-    load = functools.partial(_load_in_order, store, batch_size, decode)
     return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
+
+
+class _Share:
+    """This host's part of every super-batch, and how it is cut into chunks."""
+
+    def __init__(self, super_batch_size, host, num_hosts):
+        if super_batch_size % num_hosts:
+            raise ValueError(
+                "`num_hosts` must divide `super_batch_size`. Received: "
+                f"{num_hosts} and {super_batch_size}"
+            )
+        if not 0 <= host < num_hosts:
+            raise ValueError(
+                f"`host` must be in [0, {num_hosts}). Received: {host}"
+            )
+        self.size = super_batch_size // num_hosts
+        self.chunk = _chunk_size(self.size)
+        self.num_chunks = self.size // self.chunk
+        self._super_batch_size = super_batch_size
+        self._start = host * self.size
+
+    def positions(self, index):
+        """The positions of chunk `index` of this host's stream."""
+        step, chunk = divmod(index, self.num_chunks)
+        start = step * self._super_batch_size + self._start + chunk * self.chunk
+        return np.arange(start, start + self.chunk)
+
+
+def _order(store, weights, seed, block_size):
+    if not weights:
+        return stream.Order(len(store), seed, block_size=block_size)
+    return stream.Mixture(store.parts, weights, seed, block_size=block_size)
 
 
 def _batch_numbers(store, batch_size):
     return tf.data.Dataset.range(-(-len(store) // batch_size))
-
-
-def _load_in_order(store, batch_size, parse, index):
-    def locate(index):
-        start = index * batch_size
-        rows = np.arange(start, min(start + batch_size, len(store)))
-        return rows, np.zeros(len(rows), np.int64)
-
-    return parse(_fetch(store, locate, index))
 
 
 def _map_in_order(dataset, function):
@@ -217,171 +270,207 @@ def _chunk_size(super_batch_size):
     return divisor if 8 * divisor >= _CHUNK else super_batch_size
 
 
-def _fetch(store, locate, index, size=None):
-    """Reads the records that `locate` names, as tensors of [size]."""
+def _load_chunk(store, reader, share, index, image_sizes, tokenizers, sidecars):
+    """The batch dict of `super_batches` for one chunk."""
 
     def read(index):
-        rows, choices = locate(int(index))
-        # Not an array of type S, which would drop trailing zero bytes.
-        serialized = np.empty(len(rows), object)
-        serialized[:] = store.read(rows)
-        _check_parsable(store, rows, serialized)
-        return serialized, rows, choices, store.derived_ids(rows)
+        return tuple(reader.read(share.positions(int(index))))
 
-    names = ("serialized", "row", "choice", "derived_id")
-    types = (tf.string, tf.int64, tf.int64, tf.int64)
-    values = tf.numpy_function(read, [index], types, stateful=False)
-    return {
-        name: tf.ensure_shape(value, [size])
-        for name, value in zip(names, values, strict=True)
-    }
-
-
-def _check_parsable(store, rows, serialized):
-    # TensorFlow's own error prints the record's bytes, not its place.
-    parse = tf.train.Example.FromString
-    for row, payload in zip(rows, serialized, strict=True):
-        try:
-            parse(payload)
-        except message.DecodeError as error:
-            raise ValueError(
-                "Every record must be a serialized `tf.train.Example`. "
-                f"Received: {len(payload)} other bytes in "
-                f"{store.describe(row)}"
-            ) from error
-
-
-def _examples(store, fetched, image_sizes, tokenizers, metadata=()):
-    """Serialized records -> the batch dict of `super_batches`."""
-    strings = ("image", "caption", *metadata)
-    features = {name: _feature(tf.string) for name in strings}
-    features["id"] = _feature(tf.int64)
-    parsed = tf.io.parse_example(fetched["serialized"], features)
-    rows = fetched["row"]
-
-    encoded = _single(store, "image", parsed["image"], rows)
-    batch = _decode(store, encoded, rows, image_sizes)
-    captions, replaced = preprocessing.sanitize_captions(
-        _choose(store, parsed["caption"], fetched["choice"], rows)
+    chunk = reading.Chunk(*_call(read, [index], _chunk_specs(share.chunk)))
+    kept, decoded = _decode(chunk.pictures, image_sizes)
+    chunk, decoded = tf.cond(
+        tf.equal(tf.size(kept), share.chunk),
+        lambda: (chunk, _whole(decoded, share.chunk)),
+        lambda: _repair(reader, share, index, chunk, kept, decoded),
     )
-    for name, tokenizer in tokenizers.items():
-        batch[name] = tokenizer(captions)
-    batch["id"] = _ids(store, parsed["id"], fetched["derived_id"], rows)
-    batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)
-    batch["caption_replaced"] = replaced
-    for name in metadata:
-        batch[name] = _single(store, name, parsed[name], rows, default=b"")
+    batch = decoded | _texts(chunk.captions, tokenizers)
+    batch |= _joined(store, sidecars, chunk)
+    batch["record_replaced"] = chunk.attempts > 0
     return batch
 
 
-def _feature(dtype):
-    return tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64)
+def _repair(reader, share, index, chunk, kept, decoded):
+    """A chunk and its pictures, with others in place of those not `kept`."""
+    sizes = {name: value.shape[1] for name, value in decoded.items()}
 
+    def repair(index, kept, *values):
+        # What TensorFlow hands in is not to be written to.
+        chunk = reading.Chunk(*(value.copy() for value in values[:5]))
+        missing = np.setdiff1d(np.arange(share.chunk), kept)
+        replacements = reader.repair(
+            share.positions(int(index)), chunk, missing, sizes.values()
+        )
+        whole = []
+        for some, others in zip(values[5:], replacements, strict=True):
+            image = np.empty((share.chunk, *some.shape[1:]), np.uint8)
+            image[kept], image[missing] = some, others
+            whole.append(image)
+        return *chunk, *whole
 
-def _choose(store, captions, choices, rows):
-    """One caption of each record: ragged [k, captions] -> [k]."""
-    counts = captions.row_lengths()
-    _require(store, "caption", "at least one value", rows, counts, counts > 0)
-    chosen = tf.math.floormod(choices, tf.maximum(counts, 1))
-    return tf.gather(captions.flat_values, captions.row_starts() + chosen)
-
-
-def _single(store, name, values, rows, default=None):
-    """The only value of each record: ragged [k, values] -> [k]."""
-    counts = values.row_lengths()
-    if default is None:
-        _require(store, name, "one value", rows, counts, tf.equal(counts, 1))
-        return tf.reshape(values.flat_values, tf.shape(rows))
-    _require(store, name, "at most one value", rows, counts, counts <= 1)
-    return tf.reshape(
-        values.to_tensor(default, shape=[None, 1]), tf.shape(rows)
+    specs = _chunk_specs(share.chunk) + [
+        tf.TensorSpec([share.chunk, size, size, 3], tf.uint8)
+        for size in sizes.values()
+    ]
+    values = _call(repair, [index, kept, *chunk, *decoded.values()], specs)
+    return (
+        reading.Chunk(*values[:5]),
+        dict(zip(sizes, values[5:], strict=True)),
     )
 
 
-def _ids(store, ids, derived, rows):
-    """Stored ids, or derived ones for records without: [k]."""
-    counts = ids.row_lengths()
-    _require(store, "id", "at most one value", rows, counts, counts <= 1)
-    missing = tf.equal(counts, 0)
-    _require(
-        store,
-        "id",
-        "a value where shards share a base name, for ids derived from it "
-        "would repeat",
-        rows,
-        counts,
-        tf.logical_not(missing & tf.equal(derived, -1)),
+def _joined(store, sidecars, chunk):
+    """What is kept beside the records: ids, the reference's embeddings."""
+    rows = chunk.rows.shape[0]
+    specs = [tf.TensorSpec([rows], tf.int64)]
+    if sidecars is not None:
+        dtype = tf.as_dtype(sidecars.dtype)
+        specs += [tf.TensorSpec([rows, sidecars.dim], dtype)] * 2
+
+    def join(rows, choices):
+        ids = store.ids(rows)
+        if sidecars is None:
+            return (ids,)
+        return ids, *sidecars.read(rows, choices, ids)
+
+    values = _call(join, [chunk.rows, chunk.choices], specs)
+    names = ("id", "reference_image", "reference_text")
+    return dict(zip(names, values, strict=False))
+
+
+def _texts(captions, tokenizers):
+    """What becomes of string [k]: tokens, and what the captions are."""
+    captions, replaced = preprocessing.sanitize_captions(captions)
+    batch = {name: make(captions) for name, make in tokenizers.items()}
+    batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)
+    batch["caption_replaced"] = replaced
+    return batch
+
+
+def _fetch_rows(store, index, batch_size, fields, max_pixels):
+    """Reads a batch in order; refuses what cannot be had."""
+
+    def fetch(index):
+        rows = np.arange(
+            index * batch_size, min((index + 1) * batch_size, len(store))
+        )
+        columns = [np.empty(len(rows), object) for _ in ("picture", *fields)]
+        for i, record in enumerate(store.read(rows)):
+            values = _fields_of(record, fields, max_pixels)
+            if isinstance(values, records.Fault):
+                _refuse(store, rows[i], values)
+            for column, value in zip(columns, values, strict=True):
+                column[i] = value
+        return rows, store.ids(rows), *columns
+
+    names = ("row", "id", "picture", *fields)
+    types = [tf.int64, tf.int64] + [tf.string] * (1 + len(fields))
+    specs = [tf.TensorSpec([None], dtype) for dtype in types]
+    return dict(zip(names, _call(fetch, [index], specs), strict=True))
+
+
+def _fields_of(record, fields, max_pixels):
+    """The picture and `fields` of a record, or a fault."""
+    if isinstance(record, records.Fault):
+        return record
+    picture = pictures.prepare(record.image, max_pixels)
+    if isinstance(picture, records.Fault):
+        return picture
+    values = [picture]
+    for name in fields:
+        if name == "caption":
+            choices = reading.candidates(record.captions)
+            if not choices:
+                return reading.NO_CAPTION
+            values.append(record.captions[choices[0]])
+        else:
+            values.append(record.metadata.get(name, b""))
+    return values
+
+
+def _decode_all(store, fetched, image_size):
+    """Decodes string [k]; refuses what cannot be decoded."""
+    kept, decoded = _decode(fetched["picture"], {"image": image_size})
+
+    def refuse(rows, encoded, kept):
+        missing = int(np.setdiff1d(np.arange(len(rows)), kept)[0])
+        fault = pictures.decode(encoded[missing], _MAX_PIXELS)
+        _refuse(store, rows[missing], fault)
+
+    def stop():
+        inputs = [fetched["row"], fetched["picture"], kept]
+        spec = tf.TensorSpec(decoded["image"].shape, tf.uint8)
+        return _call(refuse, inputs, [spec])[0]
+
+    whole = tf.equal(tf.size(kept), tf.size(fetched["row"]))
+    return {"image": tf.cond(whole, lambda: decoded["image"], stop)}
+
+
+def _refuse(store, row, fault):
+    raise ValueError(
+        "Every record must have a picture and a caption here. Received: "
+        f"{store.describe(row)}, {fault.reason}"
     )
-    stored = tf.reshape(ids.to_tensor(0, shape=[None, 1]), tf.shape(rows))
-    return tf.where(missing, derived, stored)
 
 
-def _require(store, name, what, rows, counts, good):
-    """Raises, naming the first record at fault, unless all are good."""
+def _decode(encoded, image_sizes):
+    """Decodes string [k] once each: which could be, and uint8 [m, S, S, 3]."""
 
-    def refuse(good, rows, counts):
-        first = int(np.argmin(good))
-        if not good[first]:
-            raise ValueError(
-                f"`{name}` must hold {what}. Received: {counts[first]} values "
-                f"in {store.describe(rows[first])}"
-            )
-        return np.bool_(True)
-
-    # Stateful, so that it runs although nothing uses its result.
-    tf.numpy_function(refuse, [good, rows, counts], tf.bool, stateful=True)
-
-
-def _decode(store, encoded, rows, image_sizes):
-    """Decodes string [k] once into uint8 [k, S, S, 3] for each size."""
-    signature = {
-        name: tf.TensorSpec([size, size, 3], tf.uint8)
-        for name, size in image_sizes.items()
-    }
-
-    def decode_one(encoded):
+    def decode_one(place, encoded):
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return {
+        return place, {
             name: preprocessing.resize_image(image, size)
             for name, size in image_sizes.items()
         }
 
-    def decode(encoded):
-        return tf.map_fn(
-            decode_one,
-            encoded,
-            fn_output_signature=signature,
-            parallel_iterations=1,
-        )
-
-    def refuse(encoded, rows):
-        for value, row in zip(encoded, rows, strict=True):
-            try:
-                tf.io.decode_image(value, channels=3, expand_animations=False)
-            except tf.errors.OpError as error:
-                raise ValueError(
-                    "`image` must be a PNG, JPEG, GIF or BMP picture. "
-                    f"Received: {len(value)} bytes that cannot be decoded in "
-                    f"{store.describe(row)}: {error.message}"
-                ) from error
-        return encoded
-
     # A graph cannot catch an error, but a dataset can drop the element that
-    # raised one. The second dataset runs only where the first came out empty:
-    # it finds the culprit, or, if there was none, decodes again.
-    attempt = tf.data.Dataset.from_tensors(encoded).map(decode).ignore_errors()
-    explain = tf.data.Dataset.from_tensors((encoded, rows)).map(
-        lambda encoded, rows: decode(
-            tf.ensure_shape(
-                tf.numpy_function(refuse, [encoded, rows], tf.string),
-                encoded.shape,
-            )
+    # raised one. If it drops all of them, the empty batch is what is left.
+    nothing = tf.data.Dataset.from_tensors(
+        (
+            tf.zeros([0], tf.int64),
+            {
+                name: tf.zeros([0, size, size, 3], tf.uint8)
+                for name, size in image_sizes.items()
+            },
         )
     )
-    return attempt.concatenate(explain).take(1).get_single_element()
+    return (
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .enumerate()
+        .map(decode_one)
+        .ignore_errors()
+        .batch(tf.size(encoded, tf.int64))
+        .concatenate(nothing)
+        .take(1)
+        .get_single_element()
+    )
 
 
-def _check_positive(**settings):
+def _call(function, inputs, specs):
+    """`function` of NumPy arrays, which returns arrays of `specs`."""
+    types = [spec.dtype for spec in specs]
+    values = tf.numpy_function(function, inputs, types, stateful=False)
+    return [
+        tf.ensure_shape(value, spec.shape)
+        for value, spec in zip(values, specs, strict=True)
+    ]
+
+
+def _chunk_specs(size):
+    """What the fields of `reading.Chunk` are."""
+    types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
+    return [tf.TensorSpec([size], dtype) for dtype in types]
+
+
+def _whole(decoded, count):
+    return {
+        name: tf.ensure_shape(value, [count, *value.shape[1:]])
+        for name, value in decoded.items()
+    }
+
+
+def _check_at_least(least, **settings):
     for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {value}")
+        if value < least:
+            raise ValueError(
+                f"`{name}` must be at least {least}. Received: {value}"
+            )

@@ -33,7 +33,7 @@ _MAX_LOG_ASPECT = math.log(4 / 3)
 
 
 def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Decodes a PNG, JPEG, GIF (first frame) or BMP and makes it square.
+    """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP and makes it square.
 
     Gray becomes RGB and alpha is dropped. A picture of another size is resized
     without regard to its aspect (SigLIP does so), bilinearly with
@@ -64,7 +64,8 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
 
     def resize():
         resized = tf.image.resize(image, size, "bilinear", antialias=True)
-        return tf.saturate_cast(tf.round(resized), tf.uint8)
+        # A mean of levels with positive weights: there is nothing to clip.
+        return tf.cast(tf.round(resized), tf.uint8)
 
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
     square = tf.cond(fits, lambda: image, resize)
@@ -280,7 +281,13 @@ def build_wordpiece_vocabulary(
 
 
 def augment(
-    images: tf.Tensor, seed: tf.Tensor, *, flip: bool, min_area: float
+    images: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    flip: bool,
+    min_area: float,
+    places: tf.Tensor | None = None,
+    batch_size: int | None = None,
 ) -> tf.Tensor:
     """Crops and flips each picture at random; keeps the size.
 
@@ -295,6 +302,10 @@ def augment(
         seed: int32 [2], (run seed, step). Equal seeds give equal views.
         flip: mirror half of the pictures left to right.
         min_area: in (0, 1]; 1 keeps the picture whole.
+        places: int32 [b], where these pictures stand among `batch_size`, if
+            they are some of them; each then gets the view that it gets among
+            all.
+        batch_size: of all pictures; goes with `places`.
 
     Returns:
         uint8 [b, H, W, 3].
@@ -307,7 +318,10 @@ def augment(
     if not flip and min_area == 1:
         return images
     height, width = images.shape[1:3]
-    uniform = _uniform([5, tf.shape(images)[0]], seed)
+    if places is None:
+        uniform = _uniform([5, tf.shape(images)[0]], seed)
+    else:
+        uniform = tf.gather(_uniform([5, batch_size], seed), places, axis=1)
     area = min_area + (1 - min_area) * uniform[0]  # [b]
     limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
     root_aspect = tf.exp((uniform[1] - 0.5) * limit)

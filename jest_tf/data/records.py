@@ -1,31 +1,34 @@
-"""A store of records: TFRecord shards read as one array of `tf.train.Example`s.
+"""A store: records in shards of any format, read as one array.
 
-An index of byte offsets is built once by walking the framing of each shard, so
-that any row is one positioned read and a pipeline needs no shuffle buffer and
-no iterator state. The order of rows is in `stream.py`, parsing for training in
-`pipeline.py`. Shards are local, uncompressed files; tars and tables are not
-here.
-
-A shard is a sequence of frames, all integers little-endian: length (8 bytes),
-masked CRC-32C of those 8 bytes (4), payload, masked CRC-32C of the payload (4).
+Every shard is indexed once (`index.py`), so that any row is one positioned read
+and a pipeline needs no shuffle buffer and no iterator state. The order of rows
+is in `stream.py`, decoding in `pipeline.py`; how records lie in a shard is the
+business of `tfrecords.py`, `tars.py`, `tables.py` and `prepared.py`.
 """
 
 import array
 import collections
-import glob
 import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-# Read and parsed together by `columns`: large enough to hide the cost of a
-# call, small enough that the pictures passing by stay within tens of MB.
+from jest_tf.data import index, prepared, shards, tables, tars, tfrecords
+
+Record = shards.Record
+Fault = shards.Fault
+
+# Read together where every record is gone through.
+_BATCH = 256
 _PARSE_BATCH = 4096
+# Records looked at when a store is opened, evenly spread over it.
+_PROBES = 16
+_TABLES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 
 
 class Shards(NamedTuple):
@@ -38,6 +41,248 @@ class Shards(NamedTuple):
 
     paths: tuple[str, ...]
     lengths: np.ndarray
+
+
+class Store:
+    """An array of records over shards; made by `open_store`.
+
+    Rows run over the shards in order. Objects hold no open file and may be
+    used from several threads at once; reading releases the interpreter lock.
+
+    Attributes:
+        shards: the files and how many records each holds.
+        parts: records of each store that was joined into this one.
+
+    Args:
+        paths: the shards.
+        formats: the format of each.
+        indexes: the index of each.
+        parts: see above; None is one part.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        formats: Sequence,
+        indexes: Sequence[index.Index],
+        parts: Sequence[int] | None = None,
+    ):
+        lengths = np.array([one.num_records for one in indexes], np.int64)
+        self.shards = Shards(tuple(paths), lengths)
+        self.parts = tuple(parts or (int(lengths.sum()),))
+        self._formats = tuple(formats)
+        self._indexes = tuple(indexes)
+        self._ends = np.cumsum(lengths)  # [shards]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, rows: np.ndarray) -> list[Record | Fault]:
+        """Reads records, in any order, repeats allowed.
+
+        Args:
+            rows: int64 [k], each in [0, len(store)).
+
+        Returns:
+            k records or faults, in the order asked for.
+
+        Raises:
+            IndexError: a row is out of range.
+            ValueError: a shard is gone.
+        """
+        out: list = [None] * len(rows)
+        for shard, places, local in self._by_shard(rows):
+            spans = self._indexes[shard].rows(local)[:, :2]
+            found = self._formats[shard].read(self.shards.paths[shard], spans)
+            for place, record in zip(places.tolist(), found, strict=True):
+                out[place] = record
+        return out
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Stable ids of records: stored ones, or else derived (`index.py`).
+
+        Args:
+            rows: int64 [k], each in [0, len(store)).
+
+        Returns:
+            int64 [k].
+
+        Raises:
+            IndexError: a row is out of range.
+        """
+        ids = np.empty(len(rows), np.int64)
+        for shard, places, local in self._by_shard(rows):
+            ids[places] = self._indexes[shard].rows(local)[:, 2]
+        return ids
+
+    def captions(self) -> Iterator[bytes]:
+        """Every caption of every record, in order; faults are skipped."""
+        for _, found in self._batches():
+            for record in found:
+                if isinstance(record, Record):
+                    yield from record.captions
+
+    def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list]:
+        """Reads fields of every record into memory, in the store's order.
+
+        Args:
+            names: `id`, `caption`, or names of metadata.
+
+        Returns:
+            `id` as int64 [n]; `caption` as n lists of bytes; any other as an
+            object array [n] of bytes, b"" where a record has none. A fault has
+            an id and nothing else.
+        """
+        columns: dict[str, list] = {name: [] for name in names}
+        for rows, found in self._batches():
+            metadata = [getattr(one, "metadata", {}) for one in found]
+            for name, column in columns.items():
+                if name == "id":
+                    column.append(self.ids(rows))
+                elif name == "caption":
+                    column += [
+                        list(getattr(one, "captions", ())) for one in found
+                    ]
+                else:
+                    column += [one.get(name, b"") for one in metadata]
+        return {
+            name: np.concatenate(column)
+            if name == "id"
+            else column
+            if name == "caption"
+            else _objects(column)
+            for name, column in columns.items()
+        }
+
+    def stamp(self, shard: int) -> str:
+        """Identifies a shard's version, format and the fields taken from it.
+
+        Made of the shard's size, of hashes of its head, tail and index; the
+        time of change is no part of it.
+        """
+        return self._indexes[shard].stamp
+
+    def describe(self, row: int) -> str:
+        """Where a row lies, for error messages: shard and record within it."""
+        shard = int(self._shard_of(np.array([row]))[0])
+        first = int(self._ends[shard] - self.shards.lengths[shard])
+        return f"record {row - first} of {self.shards.paths[shard]}"
+
+    def _batches(self):
+        for start in range(0, len(self), _BATCH):
+            rows = np.arange(start, min(start + _BATCH, len(self)))
+            yield rows, self.read(rows)
+
+    def _by_shard(self, rows):
+        """Yields (shard, places in `rows`, rows within the shard)."""
+        rows = np.asarray(rows, np.int64)
+        outside = (rows < 0) | (rows >= len(self))
+        if outside.any():
+            raise IndexError(
+                f"`rows` must be in [0, {len(self)}). "
+                f"Received: {rows[outside][0]}"
+            )
+        order = np.argsort(rows, kind="stable")
+        of_shard = self._shard_of(rows[order])
+        for places in np.split(order, np.flatnonzero(np.diff(of_shard)) + 1):
+            if len(places):
+                shard = int(self._shard_of(rows[places[:1]])[0])
+                first = self._ends[shard] - self.shards.lengths[shard]
+                yield shard, places, rows[places] - first
+
+    def _shard_of(self, rows):
+        return np.searchsorted(self._ends, rows, side="right")
+
+
+def open_store(
+    patterns: str | Sequence[str],
+    *,
+    format: str = "auto",
+    image_field: str = "",
+    caption_fields: Sequence[str] = (),
+    index_dir: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Store:
+    """Opens shards, indexing those that are not yet.
+
+    Args:
+        patterns: a path or glob, or several; each must match a file. A file
+            matched twice counts once. A prepared data set is named by the
+            folder of its version, or "<folder>:<split>".
+        format: "tfrecord", "webdataset", "tfds", "table" or "auto", which
+            tells by the names of the files.
+        image_field: feature, extension or column of the picture; "" is the
+            format's usual one.
+        caption_fields: features, extensions, `json` fields or columns of the
+            captions; () are the format's usual ones.
+        index_dir: folder of the index files; "" is beside each shard.
+        progress: called with the bytes indexed so far and the bytes to index.
+
+    Returns:
+        A store whose rows run over the shards in sorted order of their paths.
+
+    Raises:
+        ValueError: a pattern matches nothing, the format cannot be told, or a
+            shard cannot be read, is empty or is not of the format.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ValueError(
+            "`patterns` must name at least one shard. Received: []"
+        )
+    found = {}
+    for pattern in patterns:
+        found |= _find(pattern, format, image_field, tuple(caption_fields))
+    paths = sorted(found)
+    formats = [found[path] for path in paths]
+    indexes = index.open_indexes(paths, formats, index_dir, progress)
+    store = Store(paths, formats, indexes)
+    _check_readable(store, caption_fields)
+    return store
+
+
+def open_stores(
+    config, progress: Callable[[int, int], None] | None = None
+) -> Store:
+    """Opens all stores of `data.train` as one array of rows.
+
+    Args:
+        config: a `DataConfig`.
+        progress: as of `open_store`, for one store after the other.
+
+    Returns:
+        A store whose rows run over the stores in the order of `data.train`;
+        `parts` tells how many records each has.
+
+    Raises:
+        ValueError: as `open_store`.
+    """
+    stores = [
+        open_store(
+            pattern,
+            format=config.format,
+            image_field=config.image_field,
+            caption_fields=config.caption_fields,
+            index_dir=config.index_dir,
+            progress=progress,
+        )
+        for pattern in config.train
+    ]
+    if not stores:
+        raise ValueError(
+            "`data.train` must name at least one store. Received: ()"
+        )
+    return join(stores)
+
+
+def join(stores: Sequence[Store]) -> Store:
+    """Several stores as one, with `parts`."""
+    return Store(
+        [path for store in stores for path in store.shards.paths],
+        [form for store in stores for form in store._formats],
+        [one for store in stores for one in store._indexes],
+        [len(store) for store in stores],
+    )
 
 
 class TFRecordStore:
@@ -59,7 +304,7 @@ class TFRecordStore:
     """
 
     def __init__(self, patterns: str | Sequence[str]):
-        paths = _expand(patterns)
+        paths = shards.expand(patterns)
         index = [_index_shard(path) for path in paths]
         lengths = np.array([len(offsets) for offsets, _ in index], np.int64)
         self.shards = Shards(tuple(paths), lengths)
@@ -225,23 +470,109 @@ def name_clash_message(place: str) -> str:
     )
 
 
-def _expand(patterns):
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not patterns:
+def _find(pattern, form, image_field, caption_fields):
+    """The shards of a pattern and their formats: a dict by path."""
+    if form in ("auto", "tfds"):
+        split = prepared.find(pattern, image_field, caption_fields)
+        if split is not None:
+            return dict.fromkeys(split.paths, split.form)
+    if form == "tfds":
         raise ValueError(
-            "`patterns` must name at least one shard. Received: []"
+            "A store of format 'tfds' must be the folder of a prepared "
+            "version, with a file dataset_info.json, or '<folder>:<split>'. "
+            f"Received: {pattern!r}"
         )
-    paths = set()
-    for pattern in patterns:
-        # A path that exists is itself, even if it holds a `[` or `*`.
-        found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern)
-        if not found:
-            raise ValueError(
-                f"`patterns` must match files. Received: {pattern!r}, which "
-                "matches none"
-            )
-        paths.update(found)
-    return sorted(paths)
+    makers = {
+        "tfrecord": lambda: tfrecords.TFRecords(image_field, caption_fields),
+        "webdataset": lambda: tars.Tars(image_field, caption_fields),
+        "array_record": lambda: prepared.ArrayRecords(
+            image_field, caption_fields
+        ),
+        "csv": lambda: tables.Delimited(",", image_field, caption_fields),
+        "tsv": lambda: tables.Delimited("\t", image_field, caption_fields),
+        "parquet": lambda: tables.Parquet(image_field, caption_fields),
+    }
+    made: dict[str, object] = {}
+    found = {}
+    for path in shards.expand(pattern):
+        kind = _kind(path, form)
+        if kind not in made:
+            made[kind] = makers[kind]()
+        found[path] = made[kind]
+    if len(made) > 1:
+        examples = ", ".join(
+            next(path for path in found if found[path] is made[kind])
+            for kind in made
+        )
+        raise ValueError(
+            "The files of a store must be of one format; narrow the pattern, "
+            "for example to '*.tar'. Received: "
+            f"{pattern!r}, which matches {examples}"
+        )
+    return found
+
+
+def _kind(path, form):
+    """The format of a file: as set, or by its name, or by its head."""
+    name = os.path.basename(path).lower()
+    table = _TABLES.get(os.path.splitext(name)[1])
+    if form == "table" and table is None:
+        raise ValueError(
+            f"A table must be a .csv, .tsv or .parquet file. Received: {path}"
+        )
+    if form not in ("auto", "table"):
+        return form
+    if table is not None:
+        return table
+    if name.endswith(".tar"):
+        return "webdataset"
+    if ".array_record" in name:
+        return "array_record"
+    if ".tfrecord" in name or _is_tfrecord(path):
+        return "tfrecord"
+    raise ValueError(
+        "The format of a shard must be told by its name (.tfrecord, .tar, "
+        ".csv, .tsv, .parquet) or by `data.format`. "
+        f"Received: {path}"
+    )
+
+
+def _is_tfrecord(path):
+    try:
+        if shards.stat(path).size == 0:
+            # Refused as empty where it is indexed.
+            return True
+        with shards.open_file(path) as file:
+            return tfrecords.frame_size(file.read(12)) is not None
+    except (OSError, tf.errors.OpError) as error:
+        raise ValueError(f"Shard {path} cannot be read: {error}") from error
+
+
+def _check_readable(store, caption_fields):
+    """Refuses a store whose records are all unfit, before training starts."""
+    rows = np.linspace(0, len(store) - 1, _PROBES).astype(np.int64)
+    rows = np.unique(rows)
+    found = store.read(rows)
+    if all(isinstance(one, Fault) for one in found):
+        raise ValueError(
+            f"A store must hold records. Received: faults in all {len(rows)} "
+            f"of its {len(store)} records that were looked at, the first in "
+            f"{store.describe(int(rows[0]))}: {found[0].reason}"
+        )
+    if caption_fields and not any(
+        getattr(one, "captions", ()) for one in found
+    ):
+        raise ValueError(
+            f"`data.caption_fields` must name captions. Received: "
+            f"{tuple(caption_fields)}, of which {len(rows)} records that were "
+            f"looked at have none, the first {store.describe(int(rows[0]))}"
+        )
+
+
+def _objects(values):
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 def _index_shard(path):
@@ -283,7 +614,7 @@ def _walk(path, data, total):
 
 def _check_lengths(path, lengths, checksums):
     sizes = np.frombuffer(lengths, np.uint64)
-    expected = masked_crc32c(sizes)
+    expected = tfrecords.masked_crc32c(sizes)
     # A wrong length may be too large for int64 sums, but everything before the
     # first wrong one is right.
     wrong = expected != np.frombuffer(checksums, np.uint32)
@@ -299,36 +630,6 @@ def _check_lengths(path, lengths, checksums):
     return ends - sizes - 4, sizes
 
 
-def masked_crc32c(values: np.ndarray) -> np.ndarray:
-    """Masked CRC-32C of 8-byte little-endian integers, as TFRecord frames do.
-
-    Args:
-        values: uint64 [n].
-
-    Returns:
-        uint32 [n]: `rotate_right(crc, 15) + 0xa282ead8`.
-    """
-    octets = values.astype("<u8").view(np.uint8).reshape(-1, 8)
-    crc = np.full(len(values), 0xFFFFFFFF, np.uint32)
-    for i in range(8):
-        crc = _CRC_TABLE[(crc ^ octets[:, i]) & 0xFF] ^ (crc >> 8)
-    crc = ~crc
-    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
-
-
-def _crc_table():
-    """CRC-32C of every byte: polynomial 0x1EDC6F41, bits reflected."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = (table >> 1) ^ np.where(table & 1, 0x82F63B78, 0).astype(
-            np.uint32
-        )
-    return table
-
-
-_CRC_TABLE = _crc_table()
-
-
 def _name_keys(paths):
     """uint64 [shards]: hash of each base name, 0 if it is not unique."""
     names = [os.path.basename(path) for path in paths]
@@ -342,3 +643,6 @@ def _name_keys(paths):
         for name in names
     ]
     return np.array(keys, np.uint64)
+
+
+masked_crc32c = tfrecords.masked_crc32c

@@ -5,7 +5,14 @@ permutation of its own. The permutation is a keyed bijection, a balanced Feistel
 network on the next power of four with cycle walking (Black and Rogaway, 2002,
 "Ciphers with arbitrary finite domains"), so that any position costs the same
 and nothing is held in memory. No records are read here.
+
+With blocks, an epoch permutes blocks of neighbouring records, cuts that line of
+blocks into windows of 64, and permutes the records of each window, so that
+records read together lie in few places. `Mixture` gives each of several stores
+its share of the positions and an order of its own.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,10 +20,21 @@ import numpy as np
 # halves of small ones have so few values that we take three times as many.
 _ROUNDS = 12
 
-# Separates the uses of one run seed.
+# Separate the uses of one run seed.
 _ORDER_SALT = 0x6F72646572
+_WINDOW_SALT = 0x77696E646F77
+_TAIL_SALT = 0x7461696C
+_PART_SALT = 0x70617274
+_SUBSTITUTE_SALT = 0x696E7374656164
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
+
+# Blocks whose records are mixed. More mix better and read more places at a
+# time; benchmarks/README.md has both in numbers.
+_WINDOW_BLOCKS = 64
+
+# Positions after which the shares of a mixture come out exactly.
+_PERIOD = 2**16
 
 
 class Order:
@@ -25,21 +43,28 @@ class Order:
     Args:
         num_records: n, the number of rows, at least 1.
         seed: the run's seed, in [0, 2**63).
+        block_size: neighbouring rows that stay together, at least 1; None
+            shuffles freely. A window of 64 blocks is mixed as a whole, so B
+            positions touch about 64 blocks where B is within a window, and the
+            rows of a block are spread over 64 times the block size in
+            positions. The last block of the rows may be shorter.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, num_records: int, seed: int):
+    def __init__(
+        self, num_records: int, seed: int, *, block_size: int | None = None
+    ):
         if not 1 <= num_records < 2**62:
             raise ValueError(
                 f"`num_records` must be in [1, 2**62). Received: {num_records}"
             )
         self.num_records = int(num_records)
         self.seed = _check_seed(seed)
-        bits = (self.num_records - 1).bit_length()
-        # Half of the bits of the smallest 4**k >= n, at least one.
-        self._half_bits = max(1, (bits + 1) // 2)
+        self._blocks = None
+        if block_size is not None:
+            self._blocks = _Blocks(self.num_records, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """The rows at positions of the stream.
@@ -54,32 +79,163 @@ class Order:
             ValueError: a position is negative.
         """
         positions = _check_positions(positions)
-        epochs, rows = np.divmod(positions, np.uint64(self.num_records))
+        epochs, offsets = np.divmod(positions, np.uint64(self.num_records))
+        if self._blocks is not None:
+            return self._blocks.rows(epochs, offsets.astype(np.int64))
         # One key a position and round; epochs differ within a batch.
-        epoch_keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
-        pending = np.arange(len(positions))
-        while len(pending):
-            walked = self._encrypt(rows[pending], epoch_keys[pending])
-            rows[pending] = walked
-            pending = pending[walked >= self.num_records]
-        if self.num_records > 1:
-            # A Feistel network makes even permutations only, and cycle walking
-            # lets the sign through for small n: swap rows 0 and 1 in half of
-            # the epochs, by a key bit.
-            rows ^= (rows < 2) & (epoch_keys & np.uint64(1)).astype(bool)
-        return rows.astype(np.int64)
+        keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
+        return _permute(offsets, self.num_records, keys)
 
-    def _encrypt(self, values, keys):
-        """A bijection of [0, 4**half_bits) for each key; uint64 [k] x 2."""
-        shift = np.uint64(self._half_bits)
-        mask = np.uint64((1 << self._half_bits) - 1)
-        left, right = values >> shift, values & mask
-        for i in range(_ROUNDS):
-            mixed = _mix((keys + _ROUND_KEYS[i]) ^ right)
-            # The high bits: those that a multiplication mixes best.
-            mixed >>= np.uint64(64 - self._half_bits)
-            left, right = right, left ^ mixed
-        return (left << shift) | right
+    def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
+        """Rows in place of those at `positions`, where these cannot be had.
+
+        Each is a row at random, so it may be one that another position has.
+
+        Args:
+            positions: int64 [k], not negative.
+            attempt: 1, 2, ... gives one row after another.
+
+        Returns:
+            int64 [k], each in [0, num_records).
+        """
+        salt = _SUBSTITUTE_SALT + attempt
+        values = uniform_hash(self.seed, positions, salt)
+        return (values % np.uint64(self.num_records)).astype(np.int64)
+
+
+class Mixture:
+    """A stream over several stores, which have fixed shares of the positions.
+
+    Of every 65,536 positions each part has the same number, its share by the
+    method of the largest remainder, so shares are exact to 1 in 65,536. They
+    are spread evenly: any k neighbouring positions hold a part's share of k to
+    within the number of parts. A part's positions walk its own `Order`, which
+    goes through its epochs at its own pace.
+
+    Args:
+        lengths: rows of each part; the parts follow one another.
+        weights: positive, one for each part; only their ratios matter.
+        seed: the run's seed, in [0, 2**63).
+        block_size: of every part, as in `Order`.
+
+    Raises:
+        ValueError: an argument is out of range, or a weight so small that its
+            part would have no position.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        *,
+        block_size: int | None = None,
+    ):
+        counts = _largest_remainder(weights, len(lengths))
+        numbers = np.arange(len(lengths))
+        part_seeds = uniform_hash(seed, numbers, _PART_SALT) >> np.uint64(1)
+        self._orders = [
+            Order(length, int(part_seed), block_size=block_size)
+            for length, part_seed in zip(lengths, part_seeds, strict=True)
+        ]
+        self._starts = np.cumsum([0, *lengths])[:-1]
+        self._counts = counts
+        parts = np.repeat(numbers, counts)  # [period]
+        turns = np.concatenate([np.arange(count) for count in counts])
+        # The j-th of c turns belongs in the middle of the j-th c-th.
+        line = np.argsort((turns + 0.5) / counts[parts], kind="stable")
+        self._parts, self._turns = parts[line], turns[line]
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """The rows at positions of the stream, as `Order.rows`."""
+        periods, places = np.divmod(
+            _check_positions(positions).astype(np.int64), _PERIOD
+        )
+        parts = self._parts[places]
+        turns = periods * self._counts[parts] + self._turns[places]
+        return self._by_part(parts, lambda order, here: order.rows(turns[here]))
+
+    def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
+        """Rows of the same part in place of unreadable ones, as in `Order`."""
+        positions = _check_positions(positions)
+        parts = self._parts[positions % np.uint64(_PERIOD)]
+        return self._by_part(
+            parts,
+            lambda order, here: order.substitutes(positions[here], attempt),
+        )
+
+    def _by_part(self, parts, find):
+        rows = np.empty(len(parts), np.int64)
+        for part in np.unique(parts):
+            here = parts == part
+            rows[here] = self._starts[part] + find(self._orders[part], here)
+        return rows
+
+
+class _Blocks:
+    """An order that permutes blocks, and records within windows of blocks.
+
+    An epoch lines up its blocks in slots: the full blocks permuted, the short
+    one, if there is one, put between any two of them. Slots are cut into
+    windows; the last window takes what is left, so none is small.
+    """
+
+    def __init__(self, num_records, seed, block_size):
+        if block_size < 1:
+            raise ValueError(
+                f"`block_size` must be at least 1. Received: {block_size}"
+            )
+        self._size = min(int(block_size), num_records)
+        self._num_full, self._tail = divmod(num_records, self._size)
+        self._num_records, self._seed = num_records, seed
+        slots = self._num_full + bool(self._tail)
+        self._num_windows = max(1, slots // _WINDOW_BLOCKS)
+        last = slots - (self._num_windows - 1) * _WINDOW_BLOCKS
+        self._largest_window = min(num_records, last * self._size)
+
+    def rows(self, epochs, offsets):
+        """Rows at int64 offsets of uint64 epochs; int64 [k]."""
+        tails = np.full(len(epochs), self._num_full)  # slots of the short block
+        if self._tail:
+            places = uniform_hash(self._seed, epochs, _TAIL_SALT)
+            places %= np.uint64(self._num_full + 1)
+            tails = places.astype(np.int64)
+        windows = np.minimum(
+            self._slots(offsets, tails) // _WINDOW_BLOCKS, self._num_windows - 1
+        )
+        starts = self._slot_starts(windows * _WINDOW_BLOCKS, tails)
+        ends = np.where(
+            windows == self._num_windows - 1,
+            self._num_records,
+            self._slot_starts((windows + 1) * _WINDOW_BLOCKS, tails),
+        )
+        keys = uniform_hash(self._seed, epochs, _WINDOW_SALT)
+        mixed = starts + _permute(
+            offsets - starts,
+            ends - starts,
+            _mix(keys + windows.astype(np.uint64) * _GOLDEN),
+            self._largest_window,
+        )
+        slots = self._slots(mixed, tails)
+        blocks = np.full(len(slots), self._num_full)
+        full = slots != tails
+        blocks[full] = _permute(
+            slots[full] - (slots[full] > tails[full]),
+            self._num_full,
+            uniform_hash(self._seed, epochs[full], _ORDER_SALT),
+        )
+        return blocks * self._size + mixed - self._slot_starts(slots, tails)
+
+    def _slots(self, offsets, tails):
+        """The slots that hold offsets, where the short block is in `tails`."""
+        starts = tails * self._size
+        behind = (offsets - self._tail) // self._size + 1
+        slots = np.where(offsets < starts, offsets // self._size, behind)
+        inside = (offsets >= starts) & (offsets < starts + self._tail)
+        return np.where(inside, tails, slots)
+
+    def _slot_starts(self, slots, tails):
+        return slots * self._size - (self._size - self._tail) * (slots > tails)
 
 
 def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
@@ -101,6 +257,71 @@ def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
     keys = _mix(start + _GOLDEN)
     key = _mix(keys[:1] + np.uint64(3) * keys[1:])
     return _mix(_mix(values + _GOLDEN) ^ key)
+
+
+def _permute(values, sizes, keys, largest=None):
+    """Keyed bijections of [0, size); integers [k] x 3 -> int64 [k].
+
+    `sizes` may be one for all; else `largest` bounds them, and the time is as
+    its ratio to them.
+    """
+    values = values.astype(np.uint64)
+    if not len(values):
+        return values.astype(np.int64)
+    bits = ((largest or sizes) - 1).bit_length()
+    # Half of the bits of the smallest 4**k >= n, at least one.
+    half_bits = max(1, (bits + 1) // 2)
+    sizes = np.broadcast_to(np.asarray(sizes, np.uint64), values.shape)
+    pending = np.arange(len(values))
+    while len(pending):
+        walked = _encrypt(values[pending], keys[pending], half_bits)
+        values[pending] = walked
+        pending = pending[walked >= sizes[pending]]
+    # A Feistel network makes even permutations only, and cycle walking lets
+    # the sign through for small n: swap 0 and 1 under half of the keys, by a
+    # key bit.
+    swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1)).astype(bool)
+    return (values ^ swaps).astype(np.int64)
+
+
+def _encrypt(values, keys, half_bits):
+    """A bijection of [0, 4**half_bits) for each key; uint64 [k] x 2."""
+    shift = np.uint64(half_bits)
+    mask = np.uint64((1 << half_bits) - 1)
+    left, right = values >> shift, values & mask
+    for i in range(_ROUNDS):
+        mixed = _mix((keys + _ROUND_KEYS[i]) ^ right)
+        # The high bits: those that a multiplication mixes best.
+        mixed >>= np.uint64(64 - half_bits)
+        left, right = right, left ^ mixed
+    return (left << shift) | right
+
+
+def _largest_remainder(weights, num_parts):
+    """Positions of a period for each part; int64 [parts], sum _PERIOD."""
+    weights = np.asarray(weights, np.float64)
+    if (
+        weights.shape != (num_parts,)
+        or not num_parts
+        or not np.isfinite(weights).all()
+        or (weights <= 0).any()
+    ):
+        raise ValueError(
+            "`weights` must hold a positive number for each part. Received: "
+            f"{weights.tolist()} for {num_parts} parts"
+        )
+    # Divided twice, so that the sum of large weights stays finite.
+    shares = weights / weights.max()
+    shares *= _PERIOD / shares.sum()
+    counts = np.floor(shares).astype(np.int64)
+    missing = _PERIOD - counts.sum()
+    counts[np.argsort(counts - shares, kind="stable")[:missing]] += 1
+    if not counts.all():
+        raise ValueError(
+            f"`weights` must each be at least 1 / {_PERIOD:,} of their sum. "
+            f"Received: {weights.tolist()}"
+        )
+    return counts
 
 
 def _mix(values):

@@ -1,0 +1,231 @@
+"""Reads programs in HLO's textual form: what talks, and what should not be.
+
+Text alone, so that it is tested without a TPU compiler. A line of a
+computation reads
+
+    %name = type operation(%operand, ...), attribute=..., metadata={...}
+"""
+
+import collections
+import re
+from typing import NamedTuple
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+)
+# What would stop the chip for the host in every step.
+HOST_OPERATIONS = (
+    "infeed",
+    "outfeed",
+    "send",
+    "recv",
+    "send-done",
+    "recv-done",
+)
+_HOST_CALLS = re.compile(r"(?i)host|callback|infeed|outfeed")
+_DYNAMIC_CALLS = ("PadToStatic", "SliceToDynamic")
+_BYTES = {"pred": 1, "c64": 8, "c128": 16}
+_ARRAY = re.compile(r"\b([a-z]\w*?\d*)\[([^\]]*)\]")
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(r"\b(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})")
+
+
+class Instruction(NamedTuple):
+    """A line of a computation.
+
+    Attributes:
+        name: of its result.
+        type: of its result, an array's or a tuple's.
+        operation: such as "all-reduce".
+        operands: names of what it takes.
+        line: all of it.
+    """
+
+    name: str
+    type: str
+    operation: str
+    operands: tuple[str, ...]
+    line: str
+
+
+class Traffic(NamedTuple):
+    """Collectives of one kind.
+
+    Attributes:
+        count: outside of loops.
+        bytes: that each replica hands over in them, a step.
+        loop_count: inside of loops, each counted once.
+        loop_bytes: that each replica hands over in these, an iteration.
+    """
+
+    count: int
+    bytes: int
+    loop_count: int
+    loop_bytes: int
+
+
+def collectives(text: str) -> dict[str, Traffic]:
+    """The traffic of a module by kind of collective, without the absent."""
+    computations = _computations(text)
+    looped = _in_loops(computations)
+    found = collections.defaultdict(lambda: [0, 0, 0, 0])
+    for name, instructions in computations.items():
+        types = {one.name: one.type for one in instructions}
+        for one in instructions:
+            kind = one.operation.removesuffix("-start")
+            if kind in COLLECTIVES:
+                entry = found[kind]
+                first = 2 if name in looped else 0
+                entry[first] += 1
+                entry[first + 1] += sum(
+                    num_bytes(types.get(operand, ""))
+                    for operand in one.operands
+                )
+    return {kind: Traffic(*found[kind]) for kind in sorted(found)}
+
+
+def num_bytes(type_: str) -> int:
+    """Bytes of an array or a tuple of arrays, without padding."""
+    return sum(
+        _elements(shape) * _BYTES.get(dtype, _bits(dtype) / 8)
+        for dtype, shape in _ARRAY.findall(type_)
+    ).__ceil__()
+
+
+def wide_numbers(text: str) -> dict[str, dict[str, int]]:
+    """Numbers of 64 bits, which a TPU has no unit for.
+
+    Returns:
+        dtype ("f64", "s64", "u64") -> the TensorFlow operation that they come
+        from, or "" for arguments and results -> elements of the largest.
+    """
+    found = collections.defaultdict(dict)
+    for instructions in _computations(text).values():
+        for one in instructions:
+            for dtype, shape in _ARRAY.findall(one.type):
+                if dtype not in ("f64", "s64", "u64"):
+                    continue
+                source = re.search(r'op_type="([^"]*)"', one.line)
+                source = source[1] if source else ""
+                largest = found[dtype].get(source, 0)
+                found[dtype][source] = max(largest, _elements(shape))
+    return {dtype: dict(found[dtype]) for dtype in sorted(found)}
+
+
+def dynamic_shapes(text: str) -> list[str]:
+    """The operations with a shape that depends on values.
+
+    A dimension set to a constant, as a top-k sets that of its result, doesn't.
+    """
+    found = set()
+    for instructions in _computations(text).values():
+        constants = {o.name for o in instructions if o.operation == "constant"}
+        for one in instructions:
+            shapes = [shape for _, shape in _ARRAY.findall(one.type)]
+            resized = one.operation == "set-dimension-size"
+            if (
+                "<=" in "".join(shapes)
+                or _target(one) in _DYNAMIC_CALLS
+                or (resized and one.operands[1] not in constants)
+            ):
+                found.add(_target(one) or one.operation)
+    return sorted(found)
+
+
+def host_operations(text: str) -> list[str]:
+    """What would wait for the host, by operation or by what it calls."""
+    found = set()
+    for instructions in _computations(text).values():
+        for one in instructions:
+            if one.operation in HOST_OPERATIONS:
+                found.add(one.operation)
+            elif _HOST_CALLS.search(_target(one)):
+                found.add(_target(one))
+    return sorted(found)
+
+
+def _computations(text):
+    """Computations by name, each a list of instructions."""
+    found, current = {}, []
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            current = found.setdefault(head[1], [])
+            continue
+        instruction = _instruction(line)
+        if instruction:
+            current.append(instruction)
+    return found
+
+
+def _instruction(line):
+    left, found, right = line.partition(" = ")
+    if not found or line.startswith("HloModule"):
+        return None
+    type_, rest = _split_type(right)
+    operation, _, rest = rest.partition("(")
+    operands = re.findall(r"%([\w.\-]+)", _to_closing(rest))
+    name = left.split()[-1].lstrip("%")
+    return Instruction(name, type_, operation, tuple(operands), line)
+
+
+def _split_type(text):
+    """The type that a text begins with, and what comes after."""
+    if not text.startswith("("):
+        type_, _, rest = text.partition(" ")
+        return type_, rest
+    inner = _to_closing(text[1:])
+    return f"({inner})", text[len(inner) + 2 :].lstrip()
+
+
+def _to_closing(text):
+    """What comes before the parenthesis that closes an opened one."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[:place]
+    return text
+
+
+def _in_loops(computations):
+    """Names of the computations that a loop runs, or what it runs calls."""
+    called, looped = {}, set()
+    for name, instructions in computations.items():
+        called[name] = set()
+        for one in instructions:
+            for _, single, several in _CALLED.findall(one.line):
+                names = (
+                    [single] if single else re.findall(r"%([\w.\-]+)", several)
+                )
+                called[name].update(names)
+                if one.operation == "while":
+                    looped.update(names)
+    waiting = list(looped)
+    while waiting:
+        for name in called.get(waiting.pop(), ()):
+            if name not in looped:
+                looped.add(name)
+                waiting.append(name)
+    return looped & set(computations)
+
+
+def _target(instruction):
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.line)
+    return found[1] if found else ""
+
+
+def _elements(shape):
+    count = 1
+    for size in shape.replace("<=", "").split(","):
+        count *= int(size or 1)
+    return count
+
+
+def _bits(dtype):
+    found = re.search(r"\d+", dtype)
+    return int(found[0]) if found else 0

@@ -1,0 +1,118 @@
+"""All cases on all topologies, a process a case, as far as not yet done."""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks import report
+from benchmarks.tpu import table, twins
+
+_COMMAND = "python -m benchmarks.tpu_compile"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compiles what is asked for and not yet in the results; see tpu_compile.
+
+    Every line of the results is complete once it is there, and the last of a
+    case and a topology counts. Lines of cases that are no more stay out of the
+    table.
+    """
+    cases = twins.cases(options.replicas)
+    wanted = [case for case in cases if options.only in case.name]
+    if not wanted:
+        raise ValueError(
+            f"No case holds `--only`, {options.only!r}. There are: "
+            f"{[case.name for case in cases]}"
+        )
+    done = read(options.results)
+    for number, case in enumerate(wanted, 1):
+        left = [
+            topology
+            for topology in options.topologies
+            if options.again or (case.name, topology) not in done
+        ]
+        place = f"{number}/{len(wanted)} {case.name}"
+        if not left:
+            report.log(f"{place}: done before")
+            continue
+        report.log(f"{place}: tracing and compiling")
+        for line in compile_case(case, left, options):
+            report.log(f"{place}, {table.describe(line)}")
+            append(options.results, line)
+            done[case.name, line["topology"]] = line
+    lines = [
+        done[case.name, topology]
+        for case in cases
+        for topology in options.topologies
+        if (case.name, topology) in done
+    ]
+    report.write_block(
+        options.page, "tpu-compile", table.markdown(lines), _COMMAND
+    )
+    report.log(f"{len(lines)} results, in the table of {options.page}")
+
+
+def read(path: pathlib.Path) -> dict[tuple[str, str], dict]:
+    """The last line of each (case, topology)."""
+    if not path.exists():
+        return {}
+    lines = map(json.loads, path.read_text("utf-8").splitlines())
+    return {(line["case"], line["topology"]): line for line in lines}
+
+
+def append(path: pathlib.Path, line: dict) -> None:
+    """Adds a line of results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def compile_case(
+    case: twins.Case, topologies: list[str], options: argparse.Namespace
+):
+    """Yields the lines of a case as its process writes them.
+
+    A process that dies or takes too long leaves a line with the error for every
+    topology that it owes.
+    """
+    owed = list(topologies)
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder, "lines")
+        errors = pathlib.Path(folder, "errors")
+        out.touch()
+        command = [
+            *(sys.executable, "-m", "benchmarks.tpu.worker"),
+            *("--case", case.name, "--out", str(out)),
+            *("--replicas", str(options.replicas)),
+            *("--topologies", *topologies),
+        ]
+        with open(errors, "w") as stderr, open(out) as lines:
+            process = subprocess.Popen(
+                command, stderr=stderr, stdout=stderr, env=os.environ
+            )
+            ended = None
+            limit = time.monotonic() + 60 * options.minutes
+            while ended is None:
+                ended = process.poll()
+                if ended is None and time.monotonic() > limit:
+                    process.kill()
+                    ended = process.wait()
+                for line in map(json.loads, lines):
+                    owed.remove(line["topology"])
+                    yield line
+                time.sleep(0.2)
+        last = errors.read_text(errors="replace").strip().splitlines()[-1:]
+    for topology in owed:
+        yield {
+            "case": case.name,
+            "recipes": case.recipes,
+            "variant": case.variant,
+            "topology": topology,
+            "stage": "process",
+            "error": f"ended with {ended}: {''.join(last)[:400]}",
+        }

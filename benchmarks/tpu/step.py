@@ -1,0 +1,64 @@
+"""The training step of a run as `fit` makes it under a TPUStrategy, traced."""
+
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import distribution, models, reference, training
+
+# Of the embeddings in sidecars; another than the learner's.
+_REFERENCE_DIM = 48
+
+
+def trace(
+    config: config_lib.TrainConfig, strategy: tf.distribute.TPUStrategy
+) -> tf.types.experimental.ConcreteFunction:
+    """The function that `fit` calls for an execution, on the run's batches.
+
+    Args:
+        config: the run; `reference.workdir` may name anything and is a learner
+            of the same size.
+        strategy: real or not.
+    """
+    with strategy.scope():
+        vocabulary_size = config.data.vocabulary_size
+        learner = models.build_learner(config, vocabulary_size)
+        teacher = None
+        if config.reference.sidecars:
+            teacher = reference.cached(10.0, -10.0)
+        elif config.reference.workdir:
+            teacher = models.build_learner(config, vocabulary_size)
+        model = training.build_model(config, learner, teacher)
+        model.optimizer.build(model.trainable_variables)
+    batches = distribution.distribute(
+        strategy,
+        lambda host, num_hosts: super_batches(config),
+        config.data.super_batch_size,
+    )
+    model.make_train_function()
+
+    @tf.function(autograph=False)
+    def execution(iterator):
+        return model.train_function(iterator)
+
+    return execution.get_concrete_function(iter(batches))
+
+
+def super_batches(config: config_lib.TrainConfig) -> tf.data.Dataset:
+    """Endless super-batches of zeros, like those of `pipeline`."""
+    data, rows = config.data, config.data.super_batch_size
+    shapes = {
+        "image": ([data.image_size, data.image_size, 3], tf.uint8),
+        "text": ([data.text_length], tf.int32),
+        "id": ([], tf.int64),
+        "caption_id": ([], tf.int64),
+        "caption_replaced": ([], tf.bool),
+        "record_replaced": ([], tf.bool),
+    }
+    if config.reference.sidecars:
+        shapes["reference_image"] = ([_REFERENCE_DIM], tf.float16)
+        shapes["reference_text"] = ([_REFERENCE_DIM], tf.float16)
+    batch = {
+        name: tf.zeros([rows, *shape], dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+    return tf.data.Dataset.from_tensors(batch).repeat()

@@ -1,0 +1,215 @@
+"""What the compiler said, as a line of progress and as Markdown."""
+
+from benchmarks import report
+
+_LOOKED_FOR = """\
+- *wide*: f64, s64 and u64, which a TPU has no units for and emulates with
+  pairs of 32 bits; in the exported program;
+- *dynamic*: bounded dimensions (`<=`), dimensions set to something that is not
+  a constant, `PadToStatic` and `SliceToDynamic`; there and in the executable;
+- *host*: infeed, outfeed, send, receive and calls of a host or a callback; in
+  both. Around the replicas' program the traced function should do no more than
+  fetch the batch."""
+
+
+def describe(line: dict) -> str:
+    """A result in a line."""
+    if "error" in line:
+        return (
+            f"{line['topology']}: does not compile ({line['stage']}): "
+            f"{line['error'][:300]}"
+        )
+    return (
+        f"{line['topology']}: compiles in {line['seconds']['compile']:.0f} s, "
+        f"{_mib(planned(line['memory']))} of {_gib(line['available'])}, "
+        f"{line['donated']} variables donated"
+    )
+
+
+def planned(memory: dict[str, int]) -> int:
+    """Bytes of an executable and all that it holds at once, at most."""
+    return (
+        memory["arguments"]
+        + memory["results"]
+        - memory["donated"]
+        + memory["temporary"]
+        + memory["code"]
+    )
+
+
+def markdown(lines: list[dict]) -> str:
+    """The block of the page.
+
+    Args:
+        lines: of results, those of a case next to each other.
+    """
+    if not lines:
+        return "Nothing is compiled yet."
+    good = [line for line in lines if "error" not in line]
+    parts = [_summary(lines, good), _compiled(lines)]
+    if good:
+        parts += [_talk(good), _found(good), _footer(good)]
+    return "\n\n".join(parts)
+
+
+def _summary(lines, good):
+    topologies = list(dict.fromkeys(line["topology"] for line in lines))
+    parts = [
+        f"{len(good)} of {len(lines)} compile. Memory a core, as the compiler "
+        "plans it (arguments and results with what is donated counted once, "
+        "temporary values, code), of what it has: "
+    ]
+    available = {line["topology"]: line["available"] for line in good}
+    parts.append(
+        ", ".join(
+            f"{topology} {_gib(available[topology])}"
+            for topology in topologies
+            if topology in available
+        )
+        + "."
+    )
+    return "".join(parts)
+
+
+def _compiled(lines):
+    topologies = list(dict.fromkeys(line["topology"] for line in lines))
+    rows, errors = [], []
+    for case in _cases(lines):
+        cells = []
+        for topology in topologies:
+            line = case.get(topology)
+            if line is None:
+                cells.append("not tried")
+            elif "error" in line:
+                errors.append(line)
+                cells.append(f"no [{len(errors)}]")
+            else:
+                cells.append(f"yes, {_mib(planned(line['memory']))}")
+        first = next(iter(case.values()))
+        rows.append([*_names(first), *cells])
+    table = report.table([*_HEAD, *topologies], rows)
+    notes = [
+        f"[{number}] {line['topology']}, {line['stage']}: `{line['error']}`"
+        for number, line in enumerate(errors, 1)
+    ]
+    return "\n\n".join([table, *notes])
+
+
+def _talk(good):
+    """What a replica hands over, and what it keeps, on the first topology."""
+    rows = []
+    for case in _cases(good):
+        line = next(iter(case.values()))
+        traffic = line["collectives"]
+        rows.append(
+            [
+                *_names(line),
+                f"{line['super_batch_size']} / {line['batch_size']}",
+                f"{line['compiled_replicas']}",
+                f"{line['donated']} of {line['variables']}, "
+                f"{_mib(line['memory']['donated'])}",
+                *(
+                    _traffic(traffic.get(kind))
+                    for kind in ("all-reduce", "all-to-all", "all-gather")
+                ),
+                ", ".join(sorted(set(traffic) - set(_SHOWN))) or "none",
+            ]
+        )
+    head = [*_HEAD, "B / b", "R", "variables donated", *_SHOWN, "others"]
+    topology = good[0]["topology"]
+    return (
+        f"The executables for {topology}: collectives, with the bytes that a "
+        "replica hands over in a step, and after the plus those inside of "
+        "loops, with their bytes an iteration. Variables that no step assigns, "
+        "a live reference's, are not donated.\n\n" + report.table(head, rows)
+    )
+
+
+def _found(good):
+    """What was looked for in all programs, and what was found."""
+    wide = {}
+    for line in good:
+        for dtype, sources in line["wide"].items():
+            for source, size in sources.items():
+                key = dtype, source or "arguments and results"
+                wide[key] = max(wide.get(key, 0), size)
+    found = [
+        f"{dtype} in {source} (at most {size} elements)"
+        for (dtype, source), size in sorted(wide.items())
+    ]
+    f64 = any(dtype == "f64" for dtype, _ in wide)
+    dynamic, host, around = (
+        sorted({item for line in good for key in keys for item in line[key]})
+        for keys in (
+            ("dynamic_shapes", "compiled_dynamic_shapes"),
+            ("host_operations", "compiled_host_operations"),
+            ("around",),
+        )
+    )
+    return (
+        f"Looked for in all {len(good)} programs:\n\n{_LOOKED_FOR}\n\n"
+        "Found:\n\n"
+        f"- f64: {'yes' if f64 else 'none'}; wide: "
+        f"{'; '.join(found) or 'none'};\n"
+        f"- dynamic: {', '.join(dynamic) or 'none'};\n"
+        f"- host: {', '.join(host) or 'none'}; around the program: "
+        f"{', '.join(around) or 'nothing'}."
+    )
+
+
+def _footer(good):
+    versions = ", ".join(
+        f"{name} {version}" for name, version in good[-1]["versions"].items()
+    )
+    dates = sorted({line["date"] for line in good})
+    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    seconds = [
+        sum(line["seconds"][stage] for stage in ("trace", "export", "compile"))
+        for line in good
+    ]
+    return (
+        f"{versions}; {span}. Seconds a case and topology, to trace, export "
+        f"and compile, lowest / median / highest: {report.spread(seconds)}."
+    )
+
+
+_HEAD = ["recipes", "loss", "quota", "reference"]
+_SHOWN = ["all-reduce", "all-to-all", "all-gather"]
+
+
+def _cases(lines):
+    """Lines by topology, case by case."""
+    found = {}
+    for line in lines:
+        found.setdefault(line["case"], {})[line["topology"]] = line
+    return list(found.values())
+
+
+def _names(line):
+    variant = line["variant"]
+    parts = " (in parts)" if "parts" in variant else ""
+    return [
+        ", ".join(line["recipes"]) + parts,
+        *(variant.get(name, "-") for name in ("loss", "quota", "reference")),
+    ]
+
+
+def _traffic(traffic):
+    if traffic is None:
+        return "none"
+    text = f"{traffic['count']}: {_kib(traffic['bytes'])}"
+    if traffic["loop_count"]:
+        text += f" + {traffic['loop_count']}: {_kib(traffic['loop_bytes'])}"
+    return text
+
+
+def _kib(size):
+    return f"{size / 2**10:.1f} KiB"
+
+
+def _mib(size):
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _gib(size):
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,137 @@
+"""Compiles one case for several topologies, in a process of its own.
+
+A compiler that aborts or fills the memory then takes one case with it. What is
+found goes to a file, a JSON object a line; run by matrix.py.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import time
+
+import tensorflow as tf
+
+from benchmarks.tpu import compiler, fake_strategy, hlo, lifter, step, twins
+
+PACKAGES = ("tensorflow-tpu", "keras", "jax", "libtpu")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Appends a line for every topology to the file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu.worker")
+    parser.add_argument("--case", required=True, help="its name")
+    parser.add_argument("--replicas", type=int, required=True)
+    parser.add_argument("--topologies", nargs="+", required=True)
+    parser.add_argument("--out", required=True, help="file, appended to")
+    options = parser.parse_args(argv)
+    (case,) = (
+        case
+        for case in twins.cases(options.replicas)
+        if case.name == options.case
+    )
+    with open(options.out, "a", encoding="utf-8") as file:
+        for line in run(case, options.replicas, options.topologies):
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+
+def run(case: twins.Case, num_replicas: int, topologies: list[str]):
+    """Yields what became of a case, topology by topology.
+
+    Each is a dict: the case, and either an `error` with the `stage` that it
+    came from or what hlo.py and the compiler say of the program.
+    """
+    common = {
+        "case": case.name,
+        "recipes": case.recipes,
+        "variant": case.variant,
+        "replicas": num_replicas,
+        "super_batch_size": case.config.data.super_batch_size,
+        "batch_size": case.config.batch_size,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {
+            name: importlib.metadata.version(name) for name in PACKAGES
+        },
+    }
+    seconds = {}
+    stage = "trace"
+    try:
+        with _timed(seconds, "trace"):
+            strategy = fake_strategy.build_strategy(num_replicas)
+            program = lifter.Program(step.trace(case.config, strategy))
+        stage = "export"
+        with _timed(seconds, "export"):
+            exported = compiler.export(program)
+    except Exception as error:
+        for topology in topologies:
+            yield common | {"topology": topology} | _failure(stage, error)
+        return
+    common |= _of_program(program, compiler.text(exported))
+    for topology in topologies:
+        line = common | {"topology": topology}
+        try:
+            available = compiler.available_memory(topology)
+            executable = compiler.compile_program(
+                exported, program.donated, topology, num_replicas
+            )
+        except Exception as error:
+            yield line | _failure("compile", error)
+            continue
+        times = seconds | {"compile": round(executable.seconds, 1)}
+        yield (
+            line | {"available": available, "seconds": times}
+        ) | _of_executable(executable)
+
+
+@contextlib.contextmanager
+def _timed(seconds, name):
+    """Notes the seconds that a block takes."""
+    start = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - start, 1)
+
+
+def _failure(stage, error):
+    message = " ".join(str(error).split())
+    return {"stage": stage, "error": f"{type(error).__name__}: {message[:600]}"}
+
+
+def _of_program(program, text):
+    """What is said of the program before libtpu has seen it."""
+    specs = program.specs[-len(program.variables) :]
+    donated = {
+        number - len(program.specs) + len(specs) for number in program.donated
+    }
+    return {
+        "variables": len(specs),
+        "donated": len(donated),
+        "donated_bytes": sum(_size(specs[number]) for number in donated),
+        "around": program.host_operations,
+        "wide": hlo.wide_numbers(text),
+        "dynamic_shapes": hlo.dynamic_shapes(text),
+        "host_operations": hlo.host_operations(text),
+    }
+
+
+def _of_executable(executable):
+    return {
+        "device": executable.device,
+        "compiled_replicas": executable.num_replicas,
+        "memory": executable.memory,
+        "collectives": {
+            kind: traffic._asdict()
+            for kind, traffic in hlo.collectives(executable.text).items()
+        },
+        "compiled_dynamic_shapes": hlo.dynamic_shapes(executable.text),
+        "compiled_host_operations": hlo.host_operations(executable.text),
+        "compiled_wide": hlo.wide_numbers(executable.text),
+    }
+
+
+def _size(spec):
+    return spec.dtype.size * tf.TensorShape(spec.shape).num_elements()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""JEST's training step through the TPU compiler, without a TPU.
+
+    python -m benchmarks.tpu_compile
+    python -m benchmarks.tpu_compile --only jest_b16 --topologies v5e:2x2
+
+Traces the step that `fit` makes under a TPUStrategy, for small twins of all
+recipes, exports it with TensorFlow's kernels for TPUs and compiles it with
+libtpu for slices that are only described: what is planned in memory, donated,
+exchanged, and what of it no TPU should be given. Nothing runs, so nothing is
+said of speed or of numbers.
+
+Needs an environment of its own, requirements-tpu-compile.txt; `make
+tpu-compile` makes it. Each case is a line of results/tpu_compile.jsonl once it
+is done, and is skipped from then on unless `--again`; the table in
+docs/tpu.md is written from all lines. About a minute a case on 2 cores.
+"""
+
+import argparse
+import os
+import pathlib
+
+# For a TensorFlow that is to trace and export, and leave libtpu alone, which
+# JAX loads later; and for a libtpu that is not to ask the cloud's metadata
+# server, minutes of retries, what machine this is.
+ENVIRONMENT = {
+    "TPU_LOAD_LIBRARY": "0",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1")
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compiles what is not yet in the results, then writes the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tpu_compile",
+        description="Compiles JEST's training step for TPUs.",
+    )
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    parser.add_argument("--replicas", type=int, default=4)
+    parser.add_argument(
+        "--only", default="", help="cases whose name holds this"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="also those that are done"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="limit of a case"
+    )
+    parser.add_argument(
+        "--results",
+        type=pathlib.Path,
+        default=_ROOT / "benchmarks" / "results" / "tpu_compile.jsonl",
+        help="file of lines, read and appended to",
+    )
+    parser.add_argument(
+        "--page",
+        type=pathlib.Path,
+        default=_ROOT / "docs" / "tpu.md",
+        help="where the table is written",
+    )
+    options = parser.parse_args(argv)
+    os.environ.update(ENVIRONMENT)
+    # Imported here, as TensorFlow reads the environment when it is imported.
+    from benchmarks.tpu import matrix
+
+    matrix.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""What every format shares: the record, the fault, and reading byte ranges.
+
+A shard is one file. A format is an object without state of its own that knows
+how records lie in a shard, with two methods:
+
+    scan(path, advance) -> Entries        # once, to index the shard
+    read(path, spans) -> list             # a Record or Fault for each span
+
+and the attributes `name`, `index_key`, all that an index depends on, and
+`fields`, all that a record depends on beside the shard. A span is two integers
+that say where a record lies; in formats that are sequences of bytes
+(`tfrecords.py`, `tars.py`, CSV in `tables.py`) they are its offset and size.
+Paths may be local or anything `tf.io.gfile` opens. Index files are in
+`index.py`, the array of records over shards in `records.py`.
+"""
+
+import concurrent.futures
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+# A record of more bytes is a fault, so that a wrong length cannot ask for all
+# memory. The largest photographs are a tenth of it.
+MAX_RECORD_BYTES = 2**28
+
+# Read at once where a shard is gone through from end to end.
+_WINDOW = 2**22
+# Spans no farther apart are one read. A request to object storage costs as
+# much time as about a megabyte; a local read next to nothing.
+_LOCAL_GAP = 2**12
+_REMOTE_GAP = 2**19
+# A joint read grows no larger than this, for the sake of memory.
+_MAX_READ = 2**24
+# Files that this package writes beside shards.
+_NO_SHARDS = (".index", ".sidecar", ".partial")
+# Requests to remote storage under way at once, for one call.
+_REMOTE_REQUESTS = 16
+
+
+class Record(NamedTuple):
+    """One example as stored.
+
+    Attributes:
+        image: the encoded picture.
+        captions: all captions in the order stored, raw; may hold blank ones
+            and may be empty.
+        metadata: other fields that hold one string each, by name.
+    """
+
+    image: bytes
+    captions: tuple[bytes, ...]
+    metadata: Mapping[str, bytes]
+
+
+class Fault(NamedTuple):
+    """A record that cannot be had.
+
+    Attributes:
+        reason: one line, without the place.
+    """
+
+    reason: str
+
+
+class Entries(NamedTuple):
+    """The records of one shard, as `scan` found them.
+
+    `advance` of `scan` is to be called with the bytes gone through since the
+    last call.
+
+    Attributes:
+        spans: int64 [n, 2], where each lies. A negative size marks bytes that
+            are known to be damaged.
+        ids: int64 [n], the stored ids.
+        has_id: bool [n], whether there is one.
+    """
+
+    spans: np.ndarray
+    ids: np.ndarray
+    has_id: np.ndarray
+
+
+class Stat(NamedTuple):
+    """Size in bytes and time of the last change in nanoseconds."""
+
+    size: int
+    mtime_ns: int
+
+
+def is_remote(path: str) -> bool:
+    """Whether only `tf.io.gfile` can open the path."""
+    return "://" in path
+
+
+def stat(path: str) -> Stat:
+    """Size and time of a file; OSError where it cannot be had."""
+    if not is_remote(path):
+        found = os.stat(path)
+        return Stat(found.st_size, found.st_mtime_ns)
+    try:
+        found = tf.io.gfile.stat(path)
+    except tf.errors.OpError as error:
+        raise _os_error(error) from error
+    return Stat(found.length, found.mtime_nsec)
+
+
+def hashed_id(value: bytes) -> int:
+    """An id for a string, in [0, 2**63)."""
+    digest = hashlib.blake2b(value, digest_size=8).digest()
+    return int.from_bytes(digest, "little") & (2**63 - 1)
+
+
+def expand(patterns: str | Sequence[str]) -> list[str]:
+    """The files that patterns match, sorted, each once.
+
+    Index files and sidecars are left out, unless one is named outright.
+
+    Args:
+        patterns: a path or glob, or several.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ValueError(
+            "`patterns` must name at least one shard. Received: []"
+        )
+    paths = set()
+    for pattern in patterns:
+        found = _glob(pattern)
+        if not found:
+            raise ValueError(
+                f"`patterns` must match files. Received: {pattern!r}, which "
+                "matches none"
+            )
+        paths.update(found)
+    return sorted(paths)
+
+
+def read_spans(path: str, spans: np.ndarray) -> list[bytes | Fault]:
+    """Reads ranges of bytes of one file; neighbouring ones in one go.
+
+    Args:
+        path: the file.
+        spans: int64 [k, 2], offsets and sizes, in any order.
+
+    Returns:
+        k payloads, or a fault where a range is marked as damaged, too large or
+        goes beyond the end of the file.
+
+    Raises:
+        ValueError: the file cannot be opened.
+    """
+    out: list = [None] * len(spans)
+    good = []
+    for i, (_, size) in enumerate(spans.tolist()):
+        if size < 0:
+            out[i] = Fault(f"damaged: {-size} bytes that are no record")
+        elif size > MAX_RECORD_BYTES:
+            out[i] = Fault(
+                f"oversized: {size} bytes, more than {MAX_RECORD_BYTES}"
+            )
+        else:
+            good.append(i)
+    gap = _REMOTE_GAP if is_remote(path) else _LOCAL_GAP
+    for group, start, data in _read_groups(path, spans, good, gap):
+        for i in group:
+            offset, size = spans[i].tolist()
+            payload = data[offset - start : offset - start + size]
+            out[i] = payload
+            if len(payload) != size:
+                out[i] = Fault(f"truncated: {len(payload)} of {size} bytes")
+    return out
+
+
+class Window:
+    """A file read forward in large pieces, for scanning.
+
+    Args:
+        path: the file.
+        advance: called with the number of bytes each piece adds.
+    """
+
+    def __init__(self, path: str, advance: Callable[[int], None]):
+        self.size = stat(path).size
+        self._advance = advance
+        if is_remote(path):
+            self._file = tf.io.gfile.GFile(path, "rb")
+        else:
+            self._file = open(path, "rb", buffering=0)
+        self._start, self._data = 0, b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def get(self, offset: int, size: int) -> bytes:
+        """The bytes [offset, offset + size), fewer at the end of the file."""
+        start = offset - self._start
+        if start < 0 or start + size > len(self._data):
+            self._load(offset, max(size, _WINDOW))
+            start = 0
+        return self._data[start : start + size]
+
+    def _load(self, offset, size):
+        before = self._start + len(self._data)
+        keep = self._data[offset - self._start :]
+        if not self._start <= offset < before:
+            before, keep = offset, b""
+        try:
+            self._file.seek(before)
+            self._data = keep + _read_fully(self._file, offset + size - before)
+        except tf.errors.OpError as error:
+            raise _os_error(error) from error
+        self._start = offset
+        self._advance(max(0, offset + len(self._data) - before))
+
+
+def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
+    """Whole files, such as the pictures that a table's rows name."""
+    if sum(map(is_remote, paths)) < 2:
+        return [_read_file(path) for path in paths]
+    workers = min(_REMOTE_REQUESTS, len(paths))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(_read_file, paths))
+
+
+def open_file(path: str, mode: str = "rb"):
+    """Opens a local or remote file."""
+    if is_remote(path):
+        return tf.io.gfile.GFile(path, mode)
+    return open(path, mode)
+
+
+def _read_file(path):
+    name = os.path.basename(path)
+    try:
+        size = stat(path).size
+        # A pipe or device would never end.
+        if not is_remote(path) and not os.path.isfile(path):
+            return Fault(f"no regular file: {name!r}")
+        if size > MAX_RECORD_BYTES:
+            return Fault(
+                f"oversized: {size} bytes, more than {MAX_RECORD_BYTES}"
+            )
+        with open_file(path) as file:
+            return file.read(size)
+    except (OSError, ValueError, tf.errors.OpError):
+        return Fault(f"missing file: {name!r}")
+
+
+def _glob(pattern):
+    if is_remote(pattern):
+        if tf.io.gfile.exists(pattern):
+            return [pattern]
+        try:
+            found = tf.io.gfile.glob(pattern)
+        except tf.errors.OpError:
+            found = []
+    else:
+        # A path that exists is itself, even if it holds a `[` or `*`.
+        if os.path.isfile(pattern):
+            return [pattern]
+        found = glob.glob(pattern)
+    return [path for path in found if not path.endswith(_NO_SHARDS)]
+
+
+def _read_groups(path, spans, order, gap):
+    """Yields (members, start, bytes) of every joint read."""
+    groups, end = [], 0
+    for i in sorted(order, key=lambda i: spans[i, 0]):
+        offset, size = spans[i].tolist()
+        if (
+            groups
+            and offset <= end + gap
+            and max(end, offset + size) - groups[-1][1] <= _MAX_READ
+        ):
+            groups[-1][0].append(i)
+            end = max(end, offset + size)
+            groups[-1][2] = end - groups[-1][1]
+        else:
+            groups.append([[i], offset, size])
+            end = offset + size
+    if not groups:
+        return
+    try:
+        if is_remote(path):
+            yield from _read_remote(path, groups)
+            return
+        file = os.open(path, os.O_RDONLY)
+        try:
+            for members, start, size in groups:
+                yield members, start, _pread(file, size, start)
+        finally:
+            os.close(file)
+    except (OSError, tf.errors.OpError) as error:
+        raise ValueError(f"Shard {path} cannot be read: {error}") from error
+
+
+def _pread(file, size, offset):
+    data = os.pread(file, size, offset)
+    if len(data) == size:
+        return data
+    # The system may hand over less than asked for, of very large reads.
+    parts = [data]
+    while data and sum(map(len, parts)) < size:
+        done = sum(map(len, parts))
+        data = os.pread(file, size - done, offset + done)
+        parts.append(data)
+    return b"".join(parts)
+
+
+def _read_remote(path, groups):
+    def fetch(group):
+        members, start, size = group
+        with tf.io.gfile.GFile(path, "rb") as file:
+            try:
+                file.seek(start)
+                return members, start, file.read(size)
+            except tf.errors.OutOfRangeError:
+                # Some file systems refuse to go beyond the end.
+                return members, start, b""
+
+    if len(groups) == 1:
+        yield fetch(groups[0])
+        return
+    workers = min(_REMOTE_REQUESTS, len(groups))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(fetch, groups)
+
+
+def _read_fully(file, size):
+    parts, missing = [], size
+    while missing > 0:
+        data = file.read(missing)
+        if not data:
+            break
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def _os_error(error):
+    return OSError(f"{type(error).__name__}: {error.message}")

@@ -1,0 +1,550 @@
+"""A run: from settings to final weights, in a directory that it continues in.
+
+Everything that a run needs again is written whole or not at all, so a process
+may be killed at any instant; the next one with the same settings goes on from
+the newest checkpoint to the same end, bit for bit on the same hardware.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import (
+    checkpoint,
+    distribution,
+    evaluation,
+    ledger,
+    models,
+    progress,
+    reference,
+    stopping,
+    training,
+)
+from jest_tf import config as config_lib
+from jest_tf.data import embeddings, pipeline, preprocessing, records
+
+VERSIONS_FILE = "versions.json"
+
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tensorflow-text",
+    "tf-models-official",
+    "numpy",
+    "jest-tf",
+)
+_LOCK_FILE = ".lock"
+# A run may be continued with others of these: they say when its state is saved
+# and where things lie, but not what it computes.
+_MAY_CHANGE = (
+    "checkpoint.",
+    "data.index_dir",
+    "data.max_fault_rate",
+    "reference.sidecar_dir",
+    "distribution.tpu",
+)
+
+
+def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
+    """Runs `config` in `workdir`, from its newest checkpoint if it has one.
+
+    Returns:
+        What the final evaluation measured.
+
+    Raises:
+        ValueError: on settings that do not fit together, data that cannot be
+            read, a directory that holds another run or is in use, or numbers
+            that are not finite.
+        stopping.Preempted: after SIGTERM or SIGINT, with the state saved.
+    """
+    with stopping.Signals() as signals:
+        try:
+            return _train(config, workdir, signals)
+        except stopping.Preempted:
+            newest = max(checkpoint.saved_steps(workdir), default=0)
+            _say(
+                f"{workdir}: stopped by {signals.received}; the same command "
+                f"goes on from step {newest:,}"
+            )
+            raise
+
+
+class _Inputs(NamedTuple):
+    """What is opened once and outlives a rollback.
+
+    Attributes:
+        strategy: what the model is made and trained under.
+        store: the examples.
+        teacher: the reference's run, None where there is none.
+        sidecars: the reference's embeddings, None where it runs itself.
+        evaluation_stores: what is evaluated on, by name.
+        tokenizer: the learner's.
+        skipped: the super-batches to leave out.
+        output: where this process writes: the run directory, or a folder that
+            is thrown away, for all of several workers but one.
+    """
+
+    strategy: tf.distribute.Strategy
+    store: records.Store
+    teacher: reference.Run | None
+    sidecars: embeddings.Sidecars | None
+    evaluation_stores: dict[str, records.Store]
+    tokenizer: Callable
+    skipped: stopping.Skipped
+    output: str
+
+
+class _Diverged(Exception):
+    """Numbers of these steps, counted from 0, are not finite."""
+
+    def __init__(self, steps, names, values):
+        super().__init__()
+        self.steps, self.names, self.values = steps, names, values
+
+
+def _train(config, workdir, signals):
+    strategy = distribution.build_strategy(config.distribution)
+    store = records.open_stores(
+        config.data, progress.Progress("indexing", "bytes")
+    )
+    with strategy.scope():
+        teacher, sidecars = _reference(config, store)
+    evaluation_stores = evaluation.open_stores(config.evaluation.data)
+    _check_keep_best(config, evaluation_stores)
+    writes = strategy.extended.should_checkpoint
+    with _claimed(workdir, config) if writes else _thrown_away() as output:
+        inputs = _Inputs(
+            strategy,
+            store,
+            teacher,
+            sidecars,
+            evaluation_stores,
+            _tokenizer(config, store, workdir, output),
+            stopping.Skipped(workdir, writes=writes),
+            output,
+        )
+        while True:
+            try:
+                return _attempt(config, workdir, inputs, signals)
+            except _Diverged as diverged:
+                _leave_out(config, workdir, inputs, diverged)
+
+
+def _reference(config, store):
+    """The reference's run and its sidecars, as far as there are any."""
+    if not config.selection.needs_reference:
+        return None, None
+    settings = config.reference
+    teacher = settings.workdir and reference.load_run(settings.workdir)
+    if not settings.sidecars:
+        return teacher, None
+    expected = reference.describe(teacher) if teacher else None
+    return teacher or None, embeddings.Sidecars(
+        store, settings.sidecar_dir, expected
+    )
+
+
+def _attempt(config, workdir, inputs, signals):
+    """From the newest checkpoint to the end.
+
+    Raises:
+        _Diverged: at numbers that are not finite.
+    """
+    with inputs.strategy.scope():
+        learner = models.build_learner(config, inputs.tokenizer.vocabulary_size)
+        model = training.build_model(config, learner, _frozen(inputs))
+        model.build(None)
+        model.optimizer.build(model.trainable_variables)
+        if inputs.output == workdir:
+            start_step = checkpoint.restore(model, workdir)
+        else:
+            start_step = checkpoint.load(model, workdir)
+    faults = pipeline.FaultLog(
+        os.path.join(inputs.output, checkpoint.FAULTS_FILE),
+        config.data.max_fault_rate,
+    )
+    dataset, input_wait = _dataset(config, inputs, start_step, faults)
+    log, checkpoints, evaluate = _writers(
+        config, inputs, learner, start_step, input_wait
+    )
+    finite = stopping.FiniteCheck(start_step)
+    if start_step < config.steps:
+        _say(f"{workdir}: steps {start_step:,} to {config.steps:,}")
+        try:
+            _fit(
+                model,
+                dataset,
+                [finite, log, checkpoints, signals, evaluate],
+                config.steps - start_step,
+                faults,
+            )
+        except stopping.Preempted:
+            if checkpoints.step > start_step:
+                checkpoints.save()
+            raise
+    faults.close(inputs.skipped.at(config.steps))
+    if faults.num_replaced:
+        _say(
+            f"{faults.num_replaced:,} of {faults.num_drawn:,} records drawn "
+            f"could not be read and were replaced: {checkpoint.FAULTS_FILE}"
+        )
+    path = os.path.join(inputs.output, reference.WEIGHTS_FILE)
+    checkpoint.save_weights(learner, path)
+    return evaluate.run(config.steps)
+
+
+def _frozen(inputs):
+    """What `JESTModel` takes for its reference."""
+    if inputs.sidecars is not None:
+        return reference.cached(inputs.sidecars.scale, inputs.sidecars.bias)
+    return inputs.teacher and inputs.teacher.learner
+
+
+def _writers(config, inputs, learner, start_step, input_wait):
+    """The callbacks that log, save and evaluate."""
+    log = ledger.Ledger(
+        config, inputs.output, start_step=start_step, input_wait=input_wait
+    )
+    settings = config.checkpoint
+    checkpoints = checkpoint.Checkpoints(
+        inputs.output,
+        every_steps=settings.every_steps,
+        every_minutes=settings.every_minutes,
+        keep=settings.keep,
+        keep_best=settings.keep_best,
+        start_step=start_step,
+        last_step=config.steps,
+    )
+
+    def on_evaluation(step, measures):
+        log.log_scalars(step, measures)
+        checkpoints.on_evaluation(step, measures)
+
+    evaluate = evaluation.Evaluation(
+        learner,
+        inputs.evaluation_stores,
+        config.evaluation,
+        tokenizer=inputs.tokenizer,
+        image_size=config.data.image_size,
+        workdir=inputs.output,
+        start_step=start_step,
+        log=on_evaluation,
+    )
+    return log, checkpoints, evaluate
+
+
+def _fit(model, dataset, callbacks, steps, faults):
+    """`model.fit`; says of which steps numbers were not finite."""
+    try:
+        model.fit(
+            dataset, steps_per_epoch=steps, verbose=0, callbacks=callbacks
+        )
+        return
+    except checkpoint.NotFinite as error:
+        done = int(model.optimizer.iterations)
+        first = done - model.steps_per_execution
+        diverged = _Diverged(range(first, done), error.names, error.values)
+    except tf.errors.InvalidArgumentError as error:
+        # The stream's errors come as TensorFlow's.
+        faults.check()
+        found = re.search(r"\bValueError: (.*)", error.message)
+        if found is None:
+            raise
+        raise ValueError(found[1]) from error
+    except ValueError as error:
+        # Embeddings that can't be scored end a step before it is made.
+        if not isinstance(error.__cause__, tf.errors.InvalidArgumentError):
+            raise
+        done = int(model.optimizer.iterations)
+        name = str(error).split(" hold")[0]
+        diverged = _Diverged(range(done, done + 1), [name], {})
+    rate = float(model.optimizer.learning_rate)
+    diverged.values["learning_rate"] = rate
+    raise diverged
+
+
+def _leave_out(config, workdir, inputs, diverged):
+    """Leaves out the super-batches at fault, or raises if that won't do."""
+    numbers = [inputs.skipped.at(step) for step in diverged.steps]
+    case = {
+        "step": diverged.steps[-1] + 1,
+        "super_batches": numbers,
+        "not_finite": list(diverged.names),
+        # JSON knows no NaN.
+        **{name: str(value) for name, value in diverged.values.items()},
+        "ids": [_ids(config, inputs, number) for number in numbers],
+    }
+    message = _describe(case, diverged)
+    newest = max(checkpoint.saved_steps(workdir), default=0)
+    if config.checkpoint.on_non_finite == "rollback":
+        if inputs.skipped.add(case):
+            _say(
+                f"{message}. Leaving it out and going on from step {newest:,}; "
+                f"its ids are in {stopping.SKIPPED_FILE}"
+            )
+            return
+        way_out = "leaving out the ones before did not help"
+    else:
+        way_out = (
+            "with checkpoint.on_non_finite=rollback the same command goes on "
+            f"from step {newest:,} without it"
+        )
+    path = os.path.join(inputs.output, stopping.NOT_FINITE_FILE)
+    stopping.write_json(path, case)
+    raise ValueError(
+        f"{message}. Its ids are in {path}; a lower `optimizer.learning_rate` "
+        f"or `optimizer.clip_norm` may help; {way_out}"
+    )
+
+
+def _describe(case, diverged):
+    shown = ", ".join(diverged.names[:3])
+    if len(diverged.names) > 3:
+        shown += f" and {len(diverged.names) - 3} more"
+    values = ", ".join(
+        f"{name.replace('_', ' ')} {value:.6g}"
+        for name, value in diverged.values.items()
+    )
+    numbers = ", ".join(map(str, case["super_batches"]))
+    return (
+        f"Step {case['step']} (super-batch {numbers}): expected finite "
+        f"numbers. Received: {shown} not finite; {values}"
+    )
+
+
+def _ids(config, inputs, number):
+    """The ids of a super-batch."""
+    uncounted = pipeline.FaultLog(None, 1.0)
+    dataset = _super_batches(config, inputs, number, uncounted)
+    return next(iter(dataset.take(1)))["id"].numpy().tolist()
+
+
+def _dataset(config, inputs, start_step, faults):
+    """What `fit` reads, and what measures how long it waits for it."""
+
+    def stream(host, num_hosts):
+        return _stream(config, inputs, start_step, faults, host, num_hosts)
+
+    dataset = distribution.distribute(
+        inputs.strategy, stream, config.data.super_batch_size
+    )
+    if config.distribution.strategy != "default":
+        return dataset, None
+    input_wait = ledger.InputWait()
+    return input_wait.watch(dataset), input_wait
+
+
+def _stream(config, inputs, start_step, faults, host, num_hosts):
+    """The super-batches of the steps from `start_step` on."""
+    first = inputs.skipped.at(start_step)
+    skipped = [number for number in inputs.skipped.numbers if number > first]
+    stream = None
+    # From the end, so that the faults are those before the very first.
+    for start, stop in zip(
+        [*(number + 1 for number in reversed(skipped)), first],
+        [None, *reversed(skipped)],
+        strict=True,
+    ):
+        part = _super_batches(config, inputs, start, faults, host, num_hosts)
+        if stop is None:
+            stream = part
+        else:
+            stream = part.take(stop - start).concatenate(stream)
+    return stream
+
+
+def _super_batches(config, inputs, start, faults, host=0, num_hosts=1):
+    """The stream from super-batch `start` on, nothing left out."""
+    reference_view = {}
+    if inputs.sidecars is None and inputs.teacher is not None:
+        reference_view = {
+            "reference_tokenizer": inputs.teacher.tokenizer,
+            "reference_image_size": inputs.teacher.config.data.image_size,
+        }
+    data = config.data
+    return pipeline.super_batches(
+        inputs.store,
+        super_batch_size=data.super_batch_size,
+        seed=config.seed,
+        tokenizer=inputs.tokenizer,
+        image_size=data.image_size,
+        start_step=start,
+        weights=data.weights,
+        shuffle_block_size=data.shuffle_block_size,
+        host=host,
+        num_hosts=num_hosts,
+        sidecars=inputs.sidecars,
+        faults=faults,
+        max_image_pixels=data.max_image_pixels,
+        **reference_view,
+    )
+
+
+def _check_keep_best(config, stores):
+    """Refuses a measure that no evaluation can yield, before anything runs."""
+    wanted = config.checkpoint.keep_best
+    if not wanted:
+        return
+    one = np.ones([1, 1])
+    measures = (
+        *evaluation.retrieval(one, one, [0], [0]),
+        *evaluation.zero_shot(one, np.array([0]), one),
+    )
+    names = [f"eval/{store}/{one}" for store in stores for one in measures]
+    if wanted not in names:
+        raise ValueError(
+            "`checkpoint.keep_best` must be a measure of `evaluation.data`: "
+            f"{', '.join(names) or 'there is none without data'}. "
+            f"Received: {wanted!r}"
+        )
+
+
+@contextlib.contextmanager
+def _claimed(workdir, config):
+    """Holds the run directory: made, or checked to hold this very run."""
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, _LOCK_FILE), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"Another process is training in {workdir!r}; expected a "
+                "directory that nobody else writes to"
+            ) from None
+        checkpoint.delete_partial(workdir)
+        _claim(workdir, config)
+        yield workdir
+
+
+@contextlib.contextmanager
+def _thrown_away():
+    """A folder for what a worker writes beside the one that keeps the run.
+
+    Some of what is written is summed over the workers, so all must write.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+def _claim(workdir, config):
+    path = os.path.join(workdir, reference.CONFIG_FILE)
+    versions = os.path.join(workdir, VERSIONS_FILE)
+    if os.path.isfile(path):
+        _compare_config(workdir, config, config_lib.load_config(path))
+        _compare_versions(versions)
+    else:
+        stopping.write_json(versions, _versions())
+    with checkpoint.written_whole(path) as partial:
+        config_lib.save_config(config, partial)
+
+
+def _compare_config(workdir, config, before):
+    differences = _differences(
+        dataclasses.asdict(config), dataclasses.asdict(before)
+    )
+    for name, here, there in differences:
+        if not name.startswith(_MAY_CHANGE):
+            raise ValueError(
+                f"`--workdir` {workdir!r} holds a run with other settings. "
+                f"Expected {name}={there!r}, to continue it. Received: "
+                f"{name}={here!r}; take another directory for another run"
+            )
+
+
+def _differences(here, there, path=""):
+    for name, value in here.items():
+        if isinstance(value, dict):
+            yield from _differences(value, there[name], f"{path}{name}.")
+        elif value != there[name]:
+            yield path + name, value, there[name]
+
+
+def _compare_versions(path):
+    """Says with what other versions the run began: its bits may differ."""
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)["versions"]
+    now = _versions()["versions"]
+    changed = [
+        f"{name} {before.get(name)}, now {now[name]}"
+        for name in now
+        if now[name] != before.get(name)
+    ]
+    if changed:
+        _say(f"this run began with {'; '.join(changed)}")
+
+
+def _tokenizer(config, store, workdir, output):
+    """The run's tokenizer: from the directory, a given file, or built."""
+    length = config.data.text_length
+    if preprocessing.has_tokenizer(workdir):
+        return preprocessing.load_tokenizer(workdir, length)
+    if config.data.vocabulary:
+        tokenizer = preprocessing.read_tokenizer(config.data.vocabulary, length)
+    else:
+        _say(f"{workdir}: building a vocabulary from {len(store):,} records")
+        vocabulary = preprocessing.build_wordpiece_vocabulary(
+            store.captions(), config.data.vocabulary_size
+        )
+        tokenizer = preprocessing.WordPieceTokenizer(vocabulary, length)
+    # It writes one file, under a name of its own.
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        for name in os.listdir(folder):
+            path = os.path.join(output, name)
+            with checkpoint.written_whole(path) as partial:
+                shutil.copyfile(os.path.join(folder, name), partial)
+    return tokenizer
+
+
+def _versions():
+    """What the run ran with: versions, machine, and the code's revision."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None  # used from a checkout, say
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
+    }
+
+
+def _git(*arguments):
+    """What git says of the checkout that this file lies in; None without."""
+    folder, name = os.path.split(os.path.abspath(__file__))
+    try:
+        # An installed copy may lie in the checkout of something else.
+        for command in (("ls-files", "--error-unmatch", name), arguments):
+            done = subprocess.run(
+                ["git", *command],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _say(text):
+    print(text, file=sys.stderr, flush=True)

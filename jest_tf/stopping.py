@@ -1,0 +1,211 @@
+"""What stops a run before its last step: signals, numbers that aren't finite.
+
+A signal lets the step in progress end and its state be saved. A loss or weight
+that is not finite ends `fit` before anything is written of its step; the
+super-batches at fault are then left out, if the run's settings say so, by a
+list in the run directory from which the super-batch of any step follows. The
+state on disk is the business of `checkpoint.py`.
+"""
+
+import json
+import os
+import signal
+import threading
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import checkpoint
+
+# EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
+EXIT_CODE = 75
+SKIPPED_FILE = "skipped.json"
+NOT_FINITE_FILE = "not_finite.json"
+
+# A batch that breaks the step is rare; several in a row mean that the learner
+# itself has diverged.
+_MOST_SKIPS = 3
+_SKIPS_WINDOW = 1000  # super-batches
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(SystemExit):
+    """The process was asked to stop; unless caught, it exits with 75."""
+
+    def __init__(self):
+        super().__init__(EXIT_CODE)
+
+
+class Signals(keras.callbacks.Callback):
+    """Turns SIGTERM and the first SIGINT into `Preempted` at a step's end.
+
+    A context manager, which puts the handlers back when it is left, and a
+    callback of `fit`, which belongs behind those that save and log a step and
+    before those that may take long. While no step is in progress, and in the
+    first one, which changes nothing worth saving, `Preempted` is raised at
+    once. A second SIGINT kills. Outside of the main thread, where Python lets
+    nobody handle signals, it does nothing; a signal that is ignored stays so.
+
+    Attributes:
+        received: the name of the signal, None before there was one.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.received = None
+        self._before = {}
+        self._at_once = True
+        self._has_stepped = False
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.getsignal(number)
+                # None is a handler that wasn't set from Python.
+                if before not in (signal.SIG_IGN, None):
+                    self._before[number] = before
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_train_begin(self, logs=None):
+        """Starts anew with every `fit`."""
+        self._at_once, self._has_stepped = True, False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """From here on the state is in flux."""
+        self._at_once = not self._has_stepped
+        self._raise_if_received()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """The step is logged, and saved if it was due."""
+        self._has_stepped = True
+        self._raise_if_received()
+        self._at_once = True
+
+    def _raise_if_received(self):
+        if self.received:
+            self._at_once = False
+            raise Preempted
+
+    def _handle(self, number, frame):
+        self.received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        if self._at_once:
+            self._at_once = False  # a second one mustn't break into saving
+            raise Preempted
+
+
+class FiniteCheck(checkpoint.StepCallback):
+    """Ends `fit` at a loss or weight that is not finite.
+
+    Belongs before the callbacks that log and save, so that they see nothing of
+    that step. The weights are looked at because a gradient that is not finite
+    leaves the loss of its own step finite; it costs one pass over them, of the
+    seven or so that AdamW makes. On TPUs, where it would move them to the host,
+    only scalars are: with `optimizer.clip_norm` they tell of all.
+
+    Raises:
+        checkpoint.NotFinite: from within `fit`.
+    """
+
+    def __init__(self, start_step: int = 0):
+        super().__init__(start_step)
+        self._find = None
+
+    def on_train_begin(self, logs=None):
+        """Finds what to look at."""
+        variables = self.model.trainable_variables
+        strategy = self.model.distribute_strategy
+        if isinstance(strategy, tf.distribute.TPUStrategy):
+            variables = [one for one in variables if not one.shape]
+        self._find = checkpoint.finder_of_not_finite(variables)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks."""
+        super().on_train_batch_end(batch, logs)
+        logs = logs or {}
+        names = ["loss"] * (not np.isfinite(logs.get("loss", 0.0)))
+        names += self._find()
+        if names:
+            values = {
+                name: float(logs[name])
+                for name in ("loss", "scale", "bias")
+                if name in logs
+            }
+            raise checkpoint.NotFinite(names, values)
+
+
+class Skipped:
+    """The super-batches that a run leaves out, a list in its directory.
+
+    Args:
+        workdir: the run directory.
+        writes: whether this process keeps the list on disk, as one of several
+            workers does.
+    """
+
+    def __init__(self, workdir: str, *, writes: bool = True):
+        self._path = os.path.join(workdir, SKIPPED_FILE)
+        self._writes = writes
+        self._cases = []
+        if os.path.isfile(self._path):
+            with open(self._path, encoding="utf-8") as file:
+                self._cases = json.load(file)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the super-batches left out, ascending."""
+        return sorted(
+            number for one in self._cases for number in one["super_batches"]
+        )
+
+    def at(self, step: int) -> int:
+        """The number of the super-batch that a step trains on.
+
+        Super-batches are dealt to the steps in turn, but for those left out,
+        so leaving one out changes nothing of the steps before it.
+
+        Args:
+            step: steps done before this one.
+        """
+        number = step
+        for skipped in self.numbers:
+            number += skipped <= number
+        return number
+
+    def add(self, case: dict) -> bool:
+        """Leaves out more super-batches.
+
+        Args:
+            case: `super_batches`, their numbers, and what else is to be kept.
+
+        Returns:
+            False, with nothing added, where it was done three times already
+            within the thousand super-batches before: it doesn't help.
+        """
+        start = min(case["super_batches"]) - _SKIPS_WINDOW
+        recent = [
+            one for one in self._cases if max(one["super_batches"]) >= start
+        ]
+        if len(recent) >= _MOST_SKIPS:
+            return False
+        self._cases.append(case)
+        if self._writes:
+            write_json(self._path, self._cases)
+        return True
+
+
+def write_json(path: str, content) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with checkpoint.written_whole(path) as partial:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")

@@ -1,0 +1,102 @@
+"""Replicas without a strategy: a thread each, collectives over a barrier.
+
+What runs on them runs eagerly, at any number of replicas in milliseconds, and
+every collective is written down as it happens, inside of loops too. Tests that
+need a graph or Keras take a strategy over virtual devices.
+"""
+
+import threading
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Call(NamedTuple):
+    """One collective, as one replica sees it."""
+
+    kind: str
+    shape: tuple[int, ...]  # of what this replica hands in
+    dtype: str
+
+    @property
+    def num_bytes(self):
+        size = tf.dtypes.as_dtype(self.dtype).size
+        return size * tf.TensorShape(self.shape).num_elements()
+
+
+class Replicas:
+    """The methods of `distribution.Replicas`."""
+
+    def __init__(self, group, replica_id, in_loops):
+        self._group = group
+        self._number = replica_id
+        self.num_replicas = group.size
+        self.replica_id = tf.constant(replica_id)
+        self.in_loops = in_loops
+
+    def all_gather(self, tensor):
+        return tf.concat(self._share("all_gather", tensor), 0)
+
+    def all_reduce(self, tensors):
+        return tf.nest.map_structure(
+            lambda tensor: tf.add_n(self._share("all_reduce", tensor)), tensors
+        )
+
+    def all_to_all(self, tensor):
+        if tensor.shape[0] != self.num_replicas:
+            raise ValueError(f"{tensor.shape} for {self.num_replicas} replicas")
+        every = self._share("all_to_all", tensor)
+        return tf.stack([sent[self._number] for sent in every])
+
+    def _share(self, kind, tensor):
+        """What every replica hands in to the same call."""
+        group = self._group
+        tensor = tf.convert_to_tensor(tensor)
+        call = Call(kind, tuple(tensor.shape), tensor.dtype.name)
+        group.calls[self._number].append(call)
+        group.slots[self._number] = (call, tensor)
+        group.barrier.wait()
+        calls, tensors = zip(*group.slots, strict=True)
+        group.barrier.wait()
+        if len(set(calls)) > 1:
+            raise RuntimeError(f"replicas differ in their calls: {calls}")
+        return tensors
+
+
+class _Group:
+    def __init__(self, size):
+        self.size = size
+        self.barrier = threading.Barrier(size)
+        self.slots = [None] * size
+        self.calls = [[] for _ in range(size)]
+
+
+def run(num_replicas, function, *, in_loops=True):
+    """Runs `function(replicas)` on every replica at once.
+
+    Returns:
+        What each replica returned, and the `Call`s that each made.
+    """
+    group = _Group(num_replicas)
+    results, errors = [None] * num_replicas, []
+
+    def work(number):
+        try:
+            results[number] = function(Replicas(group, number, in_loops))
+        except threading.BrokenBarrierError:
+            pass  # another replica's error is the one to raise
+        except Exception as error:
+            errors.append(error)
+            group.barrier.abort()
+
+    threads = [
+        threading.Thread(target=work, args=(number,))
+        for number in range(num_replicas)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results, group.calls

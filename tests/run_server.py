@@ -1,0 +1,140 @@
+"""Trains tiny runs in processes of their own, for `test_resume.py`.
+
+Importing TensorFlow takes most of the time of a tiny run, so this process
+imports it once and forks for each run that a line of its input asks for. A line
+is an object: `workdir`, `settings`, overrides like those of `--set`, and the
+`number` of a signal that the run is to get `at` a place, counted in the calls
+of `CALLS`. Its output is a line with the process's number, and one with how it
+ended.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from unittest import mock
+
+import keras
+import tiny
+
+from jest_tf import checkpoint, config, models, runs, settings
+from trainers import train
+
+# What makes a run's state durable or deletes it; between two of them nothing
+# that counts changes.
+CALLS = ("fsync", "replace", "remove")
+
+
+def recipe(folder, overrides=()):
+    """A run of a second on the shard in `folder`."""
+    shard = os.path.join(folder, "a.tfrecord")
+    values = {
+        "seed": 5,
+        "steps": 24,
+        "data": {
+            "train": (shard,),
+            "super_batch_size": 12,
+            "image_size": tiny.IMAGE_SIZE,
+            "text_length": tiny.TEXT_LENGTH,
+            "min_crop_area": 0.5,
+            "vocabulary_size": tiny.VOCABULARY_SIZE,
+        },
+        "selection": {
+            "method": "joint",
+            "batch_size": 4,
+            "num_chunks": 2,
+            "criterion": "hard_learner",
+        },
+        "optimizer": {"learning_rate": 0.05, "warmup_steps": 2},
+        "evaluation": {
+            "data": (shard,),
+            "every_steps": 6,
+            "log_every_steps": 5,
+            "log_ids": True,
+            "batch_size": 20,
+        },
+        "checkpoint": {
+            "every_steps": 4,
+            "keep": 2,
+            "keep_best": "eval/a/image_to_text/mrr",
+        },
+    }
+    for override in overrides:
+        settings.override(config.TrainConfig, values, override)
+    return settings.build(config.TrainConfig, values)
+
+
+def build_learner(config, vocabulary_size):
+    """Has every kind of state: batch norm's means, dropout's counter."""
+    extra = [
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.1, seed=1),
+    ]
+    return tiny.learner(config.seed, extra=extra)
+
+
+def run(workdir, settings, at=None, number=signal.SIGKILL):
+    """As `python -m trainers.train`."""
+    calls = 0
+
+    def counted(function):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls - 1 == at:
+                _tear(arguments, number)
+                os.kill(os.getpid(), number)
+            return function(*arguments, **options)
+
+        return call
+
+    folder = os.path.dirname(workdir)
+    config_file = f"{workdir}.json"
+    config.save_config(recipe(folder, settings), config_file)
+    with mock.patch.object(models, "build_learner", build_learner):
+        for name in CALLS:
+            setattr(checkpoint.os, name, counted(getattr(os, name)))
+        train.main(["--config", config_file, "--workdir", workdir])
+
+
+def _tear(arguments, number):
+    """Half of a file that isn't yet on the disk is lost."""
+    path = str(arguments[0])
+    if number == signal.SIGKILL and path.endswith(".partial.weights.h5"):
+        os.truncate(path, os.path.getsize(path) // 2)
+
+
+def main():
+    """Forks for every line of the input."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        process = os.fork()
+        if not process:
+            _child(request)
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+def _child(request):
+    log = os.open(
+        f"{request['workdir']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    )
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 1
+    try:
+        run(**request)
+        code = 0
+    except SystemExit as stop:
+        print(stop, file=sys.stderr)
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Tests of the log of records that cannot be had, and of its limit."""
+
+import concurrent.futures
+import json
+import os
+import tempfile
+
+import tensorflow as tf
+
+from jest_tf.data import fault_log
+
+
+class FaultLogTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "faults.jsonl")
+
+    def line(self, position, reason="empty picture", step=None):
+        return {
+            "step": position // 10 if step is None else step,
+            "position": position,
+            "id": 100 + position,
+            "place": f"record {position} of a",
+            "reason": reason,
+        }
+
+    def lines(self):
+        with open(self.path) as file:
+            return [json.loads(line) for line in file]
+
+    def test_lines_are_there_at_once_and_sorted_when_closed(self):
+        log = fault_log.FaultLog(self.path, 1.0)
+        order = [31, 2, 17, 17, 5]
+        for position in order:
+            log.add(**self.line(position))
+        self.assertEqual(self.lines(), [self.line(p) for p in order])
+        log.close()
+        self.assertEqual(self.lines(), [self.line(p) for p in (2, 5, 17, 31)])
+
+    def test_faults_of_one_position_stay_in_their_order(self):
+        log = fault_log.FaultLog(self.path, 1.0)
+        lines = [self.line(7) | {"place": place} for place in "cab"]
+        for line in [self.line(9), *lines]:
+            log.add(**line)
+        log.close()
+        self.assertEqual(self.lines(), [*lines, self.line(9)])
+
+    def test_what_was_read_ahead_is_left_out(self):
+        log = fault_log.FaultLog(self.path, 1.0)
+        for position in (5, 25, 29, 30):
+            log.add(**self.line(position))
+        log.close(stop_step=3)
+        self.assertEqual(self.lines(), [self.line(p) for p in (5, 25, 29)])
+
+    def test_a_resumed_log_goes_on_as_if_unbroken(self):
+        log = fault_log.FaultLog(self.path, 0.01)
+        for position in (3, 3, 19, 20, 44):
+            log.add(**self.line(position))
+        with open(self.path, "a") as file:
+            file.write('{"step": 4, "posi')  # a kill in the middle of a line
+        log = fault_log.FaultLog(self.path, 0.01)
+        log.start(2, num_drawn=20)
+        self.assertEqual(self.lines(), [self.line(p) for p in (3, 3, 19)])
+        self.assertEqual((log.num_drawn, log.num_replaced), (20, 2))
+        log.add(**self.line(20))
+        log.close()
+        self.assertEqual(self.lines(), [self.line(p) for p in (3, 19, 20)])
+
+    def test_no_faults_make_no_file(self):
+        log = fault_log.FaultLog(self.path, 0.01)
+        log.start(0, 0)
+        log.count(5000, 0)
+        log.close()
+        self.assertFalse(os.path.exists(self.path))
+
+    def test_the_limit_is_a_share_of_what_was_drawn(self):
+        log = fault_log.FaultLog(None, 0.01)
+        # 1 % of 1,024 positions, however few were drawn.
+        log.count(10, 10)
+        with self.assertRaisesRegex(ValueError, "11 of 11 drawn, 100.00%"):
+            log.count(1, 1)
+        log = fault_log.FaultLog(None, 0.01)
+        log.count(5000, 50)
+        with self.assertRaisesRegex(ValueError, "51 of 5,000 drawn, 1.02%"):
+            log.count(0, 1)
+
+    def test_no_faults_allowed_and_all_allowed(self):
+        with self.assertRaisesRegex(ValueError, "1 of 5,000"):
+            fault_log.FaultLog(None, 0.0).count(5000, 1)
+        fault_log.FaultLog(None, 1.0).count(5000, 5000)
+
+    def test_the_error_names_the_setting_the_reasons_and_the_log(self):
+        log = fault_log.FaultLog(self.path, 0.0)
+        reasons = ["empty picture", *(f"truncated: {n} bytes" for n in (3, 4))]
+        for position, reason in enumerate(reasons):
+            log.add(**self.line(position, reason))
+        log.check()
+        for _ in range(2):
+            with self.assertRaisesRegex(
+                ValueError,
+                r"Expected at most `data.max_fault_rate`=0.0. The commonest "
+                r"reasons: 2 x truncated: N bytes; 1 x empty picture; all of "
+                rf"them are in {self.path}",
+            ):
+                log.count(100, 3)
+        with self.assertRaisesRegex(ValueError, "3 of 100 drawn"):
+            log.check()
+
+    def test_threads_lose_nothing(self):
+        log = fault_log.FaultLog(self.path, 1.0)
+
+        def work(start):
+            for position in range(start, start + 200):
+                log.add(**self.line(position))
+                log.count(2, 1)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(0, 1600, 200)))
+        log.close()
+        self.assertEqual(self.lines(), [self.line(p) for p in range(1600)])
+        self.assertEqual((log.num_drawn, log.num_replaced), (3200, 1600))
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,178 @@
+"""Tests of what the formats share: patterns, ranges of bytes, files."""
+
+import os
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.data import shards
+
+
+class FilesTestCase(tf.test.TestCase):
+    """Runs on a local folder; `RemoteTest` on one of `tf.io.gfile`."""
+
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        # Longer than a window and a gap, so that every path is taken.
+        self.data = np.random.default_rng(0).bytes(5 * 10**6)
+        self.path = self.write("a", self.data)
+
+    def write(self, name, data):
+        path = os.path.join(self.directory, name)
+        with shards.open_file(path, "wb") as file:
+            file.write(data)
+        return path
+
+
+class ReadTest(FilesTestCase):
+    def test_ranges_come_in_the_order_asked_for(self):
+        rng = np.random.default_rng(1)
+        spans = np.stack(
+            [rng.integers(0, 4 * 10**6, 50), rng.integers(0, 10**5, 50)], 1
+        )
+        spans[7] = spans[3]
+        spans[8] = 5 * 10**6, 0
+        self.assertEqual(
+            shards.read_spans(self.path, spans),
+            [self.data[o : o + s] for o, s in spans.tolist()],
+        )
+        nothing = np.empty((0, 2), np.int64)
+        self.assertEqual(shards.read_spans(self.path, nothing), [])
+
+    def test_what_cannot_be_read_is_a_fault_beside_what_can(self):
+        spans = np.array(
+            [
+                [10, 5],
+                [5 * 10**6 - 3, 10],
+                [0, -7],
+                [0, 2**40],
+                [2**40, 3],
+                [15, 5],
+            ]
+        )
+        self.assertEqual(
+            shards.read_spans(self.path, spans),
+            [
+                self.data[10:15],
+                shards.Fault("truncated: 3 of 10 bytes"),
+                shards.Fault("damaged: 7 bytes that are no record"),
+                shards.Fault(f"oversized: {2**40} bytes, more than {2**28}"),
+                shards.Fault("truncated: 0 of 3 bytes"),
+                self.data[15:20],
+            ],
+        )
+        with self.assertRaisesRegex(ValueError, "none cannot be read"):
+            shards.read_spans(self.path + "none", spans[:1])
+
+    def test_a_window_gives_the_bytes_and_reports_each_once(self):
+        total = 0
+
+        def advance(size):
+            nonlocal total
+            total += size
+
+        with shards.Window(self.path, advance) as window:
+            self.assertEqual(window.size, 5 * 10**6)
+            for start in range(0, 5 * 10**6, 70001):
+                self.assertEqual(
+                    window.get(start, 70001), self.data[start : start + 70001]
+                )
+            self.assertEqual(total, 5 * 10**6)
+            self.assertEqual(window.get(5 * 10**6 - 2, 9), self.data[-2:])
+            # Backward, and more than a window.
+            self.assertEqual(window.get(5, 4_900_000), self.data[5:4_900_005])
+
+    def test_whole_files_are_read_or_are_faults(self):
+        other = self.write("b", b"")
+        self.assertEqual(
+            shards.read_files([other, self.path + "none", self.path]),
+            [b"", shards.Fault("missing file: 'anone'"), self.data],
+        )
+        with mock.patch.object(shards, "MAX_RECORD_BYTES", 10):
+            self.assertEqual(
+                shards.read_files([self.path])[0].reason,
+                "oversized: 5000000 bytes, more than 10",
+            )
+
+    def test_patterns_match_and_leave_out_index_files(self):
+        for name in ("b", "b.index", "c"):
+            self.write(name, b"x")
+        found = shards.expand(os.path.join(self.directory, "[bc]*"))
+        self.assertEqual([os.path.basename(path) for path in found], ["b", "c"])
+        self.assertEqual(shards.expand(self.path), [self.path])
+        with self.assertRaisesRegex(ValueError, "x.* matches none"):
+            shards.expand(os.path.join(self.directory, "x*"))
+        with self.assertRaisesRegex(ValueError, "at least one"):
+            shards.expand([])
+
+    def test_size_and_absence_are_told(self):
+        self.assertEqual(shards.stat(self.path).size, 5 * 10**6)
+        with self.assertRaises(OSError):
+            shards.stat(self.path + "none")
+
+
+class RemoteTest(ReadTest):
+    """The same on TensorFlow's file system in memory."""
+
+    def setUp(self):
+        super().setUp()
+        self.directory = f"ram://{os.path.basename(self.directory)}"
+        tf.io.gfile.makedirs(self.directory)
+        self.path = self.write("a", self.data)
+
+
+class LocalTest(FilesTestCase):
+    def reads(self, spans):
+        calls = []
+        real = os.pread
+
+        def pread(file, size, offset):
+            calls.append((offset, size))
+            return real(file, size, offset)
+
+        with mock.patch.object(os, "pread", pread):
+            shards.read_spans(self.path, np.array(spans))
+        return calls
+
+    def test_neighbouring_ranges_are_one_read(self):
+        gap = shards._LOCAL_GAP
+        self.assertEqual(
+            self.reads([[2000, 50], [100, 20], [120, 30], [100, 20]]),
+            [(100, 1950)],
+        )
+        self.assertEqual(
+            self.reads([[0, 10], [10 + gap, 5], [16 + 2 * gap, 5]]),
+            [(0, 15 + gap), (16 + 2 * gap, 5)],
+        )
+        with mock.patch.object(shards, "_MAX_READ", 100):
+            self.assertEqual(
+                self.reads([[0, 60], [60, 60], [120, 40]]),
+                [(0, 60), (60, 100)],
+            )
+
+    def test_a_range_within_another_does_not_shorten_the_read(self):
+        spans = np.array([[0, 1000], [10, 5], [900, 200]])
+        self.assertEqual(
+            shards.read_spans(self.path, spans),
+            [self.data[:1000], self.data[10:15], self.data[900:1100]],
+        )
+
+    def test_a_device_or_folder_is_no_picture(self):
+        self.assertEqual(
+            shards.read_files(["/dev/zero", self.directory])[0],
+            shards.Fault("no regular file: 'zero'"),
+        )
+
+    def test_ids_of_strings_are_not_negative_and_differ(self):
+        ids = [shards.hashed_id(b"%d" % i) for i in range(1000)]
+        self.assertLen(set(ids), 1000)
+        self.assertAllGreaterEqual(np.array(ids), 0)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,250 @@
+"""What stops a run: signals, and numbers that are not finite."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+from jest_tf import checkpoint, stopping, training
+
+
+class SignalsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, signal.default_int_handler)
+
+    def send(self, number=signal.SIGTERM):
+        os.kill(os.getpid(), number)
+
+    def test_handlers_are_put_back(self):
+        with stopping.Signals():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.assertNotEqual(
+                    signal.getsignal(number), signal.default_int_handler
+                )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.assertEqual(
+                signal.getsignal(number), signal.default_int_handler
+            )
+
+    def test_an_ignored_signal_stays_ignored(self):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with stopping.Signals() as signals:
+            self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+            self.send(signal.SIGINT)
+        self.assertIsNone(signals.received)
+
+    def test_another_thread_than_the_main_one_has_none(self):
+        seen = []
+
+        def run():
+            with stopping.Signals():
+                seen.append(signal.getsignal(signal.SIGTERM))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        self.assertEqual(seen, [signal.default_int_handler])
+
+    def test_outside_of_a_step_it_raises_at_once(self):
+        for number, name in (
+            (signal.SIGTERM, "SIGTERM"),
+            (signal.SIGINT, "SIGINT"),
+        ):
+            with stopping.Signals() as signals:
+                with self.assertRaises(stopping.Preempted) as stop:
+                    self.send(number)
+            self.assertEqual(signals.received, name)
+            self.assertEqual(stop.exception.code, 75)
+
+    def test_the_first_step_changes_nothing_worth_waiting_for(self):
+        with stopping.Signals() as signals:
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(stopping.Preempted):
+                self.send()
+
+    def test_a_step_ends_before_it_raises(self):
+        with stopping.Signals() as signals:
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            signals.on_train_batch_end(0)
+            signals.on_train_batch_begin(1)
+            self.send()
+            self.send()  # schedulers repeat themselves
+            with self.assertRaises(stopping.Preempted):
+                signals.on_train_batch_end(1)
+            self.send()  # and don't disturb the saving
+
+    def test_between_two_steps_an_evaluation_is_broken_off(self):
+        with stopping.Signals() as signals:
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            signals.on_train_batch_end(0)
+            with self.assertRaises(stopping.Preempted):
+                self.send()
+
+    def test_an_exception_that_got_lost_is_raised_again(self):
+        # As in a finalizer, where Python drops them.
+        with stopping.Signals() as signals:
+            signals.on_train_begin()
+            try:
+                self.send()
+            except stopping.Preempted:
+                pass
+            with self.assertRaises(stopping.Preempted):
+                signals.on_train_batch_begin(0)
+
+    def test_a_second_interrupt_kills(self):
+        program = (
+            "import os, signal\n"
+            "from jest_tf import stopping\n"
+            "with stopping.Signals() as signals:\n"
+            "    for batch in range(2):\n"
+            "        signals.on_train_batch_begin(batch)\n"
+            "        if batch == 0:\n"
+            "            signals.on_train_batch_end(batch)\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    print('once', flush=True)\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    print('twice', flush=True)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        )
+        self.assertEqual(done.stdout, "once\n", done.stderr)
+        self.assertEqual(done.returncode, -signal.SIGINT)
+
+
+class SkippedTest(tf.test.TestCase):
+    def skipped(self):
+        return stopping.Skipped(self.get_temp_dir())
+
+    def test_nothing_is_left_out_at_first(self):
+        skipped = self.skipped()
+        self.assertEqual(skipped.numbers, [])
+        self.assertEqual([skipped.at(step) for step in range(3)], [0, 1, 2])
+
+    def test_steps_take_the_super_batches_in_turn_but_for_those(self):
+        skipped = self.skipped()
+        kept = list(range(20))
+        # In any order, neighbours too, and the very first.
+        for number in (7, 3, 4, 0, 12):
+            skipped.add({"super_batches": [number]})
+            kept.remove(number)
+            for step, expected in enumerate(kept):
+                self.assertEqual(skipped.at(step), expected)
+            if len(skipped.numbers) == 3:
+                break
+
+    def test_leaving_out_changes_nothing_of_the_steps_before(self):
+        skipped = self.skipped()
+        for step in (4, 4, 9):
+            before = [skipped.at(earlier) for earlier in range(step)]
+            skipped.add({"super_batches": [skipped.at(step)]})
+            self.assertEqual(
+                [skipped.at(earlier) for earlier in range(step)], before
+            )
+        self.assertEqual(skipped.numbers, [4, 5, 11])
+
+    def test_the_list_is_on_disk(self):
+        self.skipped().add({"super_batches": [5, 6], "why": "x"})
+        self.assertEqual(self.skipped().numbers, [5, 6])
+        self.assertEqual(self.skipped().at(5), 7)
+        self.assertEqual(
+            os.listdir(self.get_temp_dir()), [stopping.SKIPPED_FILE]
+        )
+
+    def test_one_worker_alone_writes(self):
+        skipped = stopping.Skipped(self.get_temp_dir(), writes=False)
+        self.assertTrue(skipped.add({"super_batches": [5]}))
+        self.assertEqual(skipped.numbers, [5])
+        self.assertEmpty(os.listdir(self.get_temp_dir()))
+
+    def test_three_within_a_thousand_and_no_more(self):
+        skipped = self.skipped()
+        for number in (10, 500, 1009):
+            self.assertTrue(skipped.add({"super_batches": [number]}))
+        # Those from 10 on are within the thousand before 1,010.
+        self.assertFalse(skipped.add({"super_batches": [1010]}))
+        self.assertEqual(skipped.numbers, [10, 500, 1009])
+        self.assertTrue(skipped.add({"super_batches": [1011]}))
+
+
+class FiniteCheckTest(tf.test.TestCase):
+    def fit(self, model, batches, **options):
+        class Seen(keras.callbacks.Callback):
+            steps = 0
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.steps += 1
+
+        seen = Seen()
+        model.compile(keras.optimizers.SGD(0.1), **options)
+        with self.assertRaises(checkpoint.NotFinite) as error:
+            model.fit(
+                tiny.dataset(batches),
+                verbose=0,
+                callbacks=[stopping.FiniteCheck(), seen],
+            )
+        return error.exception, seen.steps
+
+    def test_a_loss_that_is_not_finite_ends_fit_at_its_step(self):
+        model = training.JESTModel(tiny.learner(0))
+
+        class Poison(keras.callbacks.Callback):
+            def on_train_batch_begin(self, batch, logs=None):
+                if batch == 2:
+                    model.learner.bias.assign(np.inf)
+
+        model.compile(keras.optimizers.SGD(0.1))
+        with self.assertRaisesRegex(checkpoint.NotFinite, "loss") as error:
+            model.fit(
+                tiny.dataset(tiny.super_batches(4)),
+                verbose=0,
+                callbacks=[Poison(), stopping.FiniteCheck()],
+            )
+        self.assertEqual(model.optimizer.iterations, 3)
+        self.assertIn("loss", error.exception.names)
+        self.assertFalse(np.isfinite(error.exception.values["loss"]))
+
+    def test_a_gradient_that_is_not_finite_is_seen_in_its_own_step(self):
+        @tf.custom_gradient
+        def trap(values):
+            return values, lambda gradient: gradient * np.inf
+
+        extra = [keras.layers.Lambda(trap)]
+        model = training.JESTModel(tiny.learner(0, extra=extra))
+        error, steps = self.fit(model, tiny.super_batches(2))
+        self.assertEqual(steps, 0)
+        self.assertTrue(np.isfinite(error.values["loss"]))
+        self.assertNotIn("loss", error.names)
+        # Those of the image tower, whose gradient passes the trap.
+        self.assertLen(error.names, 2)
+        for name in error.names:
+            self.assertRegex(name, "dense.*(kernel|bias)")
+
+    def test_what_is_finite_passes(self):
+        model = training.JESTModel(tiny.learner(0))
+        model.compile(keras.optimizers.SGD(0.1))
+        model.fit(
+            tiny.dataset(tiny.super_batches(2)),
+            verbose=0,
+            callbacks=[stopping.FiniteCheck()],
+        )
+        self.assertEqual(model.optimizer.iterations, 2)
+
+
+if __name__ == "__main__":
+    tf.test.main()
