@@ -12,7 +12,6 @@ Not here: the towers (towers.py), the losses (losses.py) and the training step
 # ruff: noqa: D102
 
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Sequence
@@ -348,8 +347,7 @@ class TwoTower(keras.Model):
     ) -> None:
         """Raises an error unless the image tower can look like this.
 
-        A tower of another make can if its `call` takes a `view`; its own
-        `check_view(view)` is asked, too, if it has one.
+        One of another make can if `patches.check_view` finds so.
 
         Args:
             view: as in a call.
@@ -358,18 +356,9 @@ class TwoTower(keras.Model):
             ValueError: if it can't.
             TypeError: if that is no view.
         """
-        tower = self.image_tower
         for one in _views(view):
-            if one == patches.View():
-                continue
-            if "view" not in inspect.signature(tower.call).parameters:
-                raise ValueError(
-                    f"`view` needs an image tower whose `call` takes a `view`, "
-                    f"such as `ImageTower`. Received: {one} for a "
-                    f"{type(tower).__name__}"
-                )
-            if hasattr(tower, "check_view"):
-                tower.check_view(one)
+            if one != patches.View():
+                patches.check_view(self.image_tower, one)
 
     def get_config(self):
         return {

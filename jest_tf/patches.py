@@ -16,6 +16,7 @@ which view (training.py).
 
 import dataclasses
 import functools
+import inspect
 
 import keras
 import numpy as np
@@ -62,6 +63,29 @@ class View:
                 f"`keep_tokens` must be in (0, 1]. "
                 f"Received: keep_tokens={self.keep_tokens!r}"
             )
+
+
+def check_view(model: keras.layers.Layer, view: View) -> None:
+    """Raises an error unless a tower or model can be called with a view.
+
+    It can if its `call` has an argument `view`; its own `check_view(view)` is
+    asked, too, if it has one.
+
+    Args:
+        model: Keras layer or model, of this package or another make.
+        view: as in `model(inputs, view=view)`.
+
+    Raises:
+        ValueError: if it can't.
+    """
+    if "view" not in inspect.signature(model.call).parameters:
+        raise ValueError(
+            f"`view` needs a model whose `call` takes a `view`, as that of "
+            f"`ImageTower` and of a `TwoTower` with one does. "
+            f"Received: {view} for a {type(model).__name__}"
+        )
+    if hasattr(model, "check_view"):
+        model.check_view(view)
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")

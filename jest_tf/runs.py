@@ -5,16 +5,9 @@ may be killed at any instant; the next one with the same settings goes on from
 the newest checkpoint to the same end, bit for bit on the same hardware.
 """
 
-import contextlib
-import dataclasses
-import fcntl
-import importlib.metadata
-import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -31,32 +24,12 @@ from jest_tf import (
     models,
     progress,
     reference,
+    run_directory,
     stopping,
     training,
 )
 from jest_tf import config as config_lib
 from jest_tf.data import embeddings, pipeline, preprocessing, records
-
-VERSIONS_FILE = "versions.json"
-
-_PACKAGES = (
-    "tensorflow",
-    "keras",
-    "tensorflow-text",
-    "tf-models-official",
-    "numpy",
-    "jest-tf",
-)
-_LOCK_FILE = ".lock"
-# A run may be continued with others of these: they say when its state is saved
-# and where things lie, but not what it computes.
-_MAY_CHANGE = (
-    "checkpoint.",
-    "data.index_dir",
-    "data.max_fault_rate",
-    "reference.sidecar_dir",
-    "distribution.tpu",
-)
 
 
 def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
@@ -126,7 +99,11 @@ def _train(config, workdir, signals):
     evaluation_stores = evaluation.open_stores(config.evaluation.data)
     _check_keep_best(config, evaluation_stores)
     writes = strategy.extended.should_checkpoint
-    with _claimed(workdir, config) if writes else _thrown_away() as output:
+    with (
+        run_directory.claimed(workdir, config)
+        if writes
+        else run_directory.thrown_away()
+    ) as output:
         inputs = _Inputs(
             strategy,
             store,
@@ -181,14 +158,16 @@ def _attempt(config, workdir, inputs, signals):
     log, checkpoints, evaluate = _writers(
         config, inputs, learner, start_step, input_wait
     )
-    finite = stopping.FiniteCheck(start_step)
     if start_step < config.steps:
         _say(f"{workdir}: steps {start_step:,} to {config.steps:,}")
         try:
             _fit(
                 model,
                 dataset,
-                [finite, log, checkpoints, signals, evaluate],
+                [
+                    stopping.FiniteCheck(start_step),
+                    *(log, checkpoints, signals, evaluate),
+                ],
                 config.steps - start_step,
                 faults,
             )
@@ -249,15 +228,15 @@ def _writers(config, inputs, learner, start_step, input_wait):
 
 def _fit(model, dataset, callbacks, steps, faults):
     """`model.fit`; says of which steps numbers were not finite."""
+    finite = callbacks[0]
     try:
         model.fit(
             dataset, steps_per_epoch=steps, verbose=0, callbacks=callbacks
         )
         return
     except checkpoint.NotFinite as error:
-        done = int(model.optimizer.iterations)
-        first = done - model.steps_per_execution
-        diverged = _Diverged(range(first, done), error.names, error.values)
+        steps = range(finite.previous, finite.step)
+        diverged = _Diverged(steps, error.names, error.values)
     except tf.errors.InvalidArgumentError as error:
         # The stream's errors come as TensorFlow's.
         faults.check()
@@ -266,12 +245,12 @@ def _fit(model, dataset, callbacks, steps, faults):
             raise
         raise ValueError(found[1]) from error
     except ValueError as error:
-        # Embeddings that can't be scored end a step before it is made.
+        # Embeddings that can't be scored break a step off, with some of its
+        # work done or none.
         if not isinstance(error.__cause__, tf.errors.InvalidArgumentError):
             raise
-        done = int(model.optimizer.iterations)
-        name = str(error).split(" hold")[0]
-        diverged = _Diverged(range(done, done + 1), [name], {})
+        steps = range(finite.step, finite.step + model.steps_per_execution)
+        diverged = _Diverged(steps, [str(error).split(" hold")[0]], {})
     rate = float(model.optimizer.learning_rate)
     diverged.values["learning_rate"] = rate
     raise diverged
@@ -413,82 +392,6 @@ def _check_keep_best(config, stores):
         )
 
 
-@contextlib.contextmanager
-def _claimed(workdir, config):
-    """Holds the run directory: made, or checked to hold this very run."""
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, _LOCK_FILE), "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"Another process is training in {workdir!r}; expected a "
-                "directory that nobody else writes to"
-            ) from None
-        checkpoint.delete_partial(workdir)
-        _claim(workdir, config)
-        yield workdir
-
-
-@contextlib.contextmanager
-def _thrown_away():
-    """A folder for what a worker writes beside the one that keeps the run.
-
-    Some of what is written is summed over the workers, so all must write.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
-def _claim(workdir, config):
-    path = os.path.join(workdir, reference.CONFIG_FILE)
-    versions = os.path.join(workdir, VERSIONS_FILE)
-    if os.path.isfile(path):
-        _compare_config(workdir, config, config_lib.load_config(path))
-        _compare_versions(versions)
-    else:
-        stopping.write_json(versions, _versions())
-    with checkpoint.written_whole(path) as partial:
-        config_lib.save_config(config, partial)
-
-
-def _compare_config(workdir, config, before):
-    differences = _differences(
-        dataclasses.asdict(config), dataclasses.asdict(before)
-    )
-    for name, here, there in differences:
-        if not name.startswith(_MAY_CHANGE):
-            raise ValueError(
-                f"`--workdir` {workdir!r} holds a run with other settings. "
-                f"Expected {name}={there!r}, to continue it. Received: "
-                f"{name}={here!r}; take another directory for another run"
-            )
-
-
-def _differences(here, there, path=""):
-    for name, value in here.items():
-        if isinstance(value, dict):
-            yield from _differences(value, there[name], f"{path}{name}.")
-        elif value != there[name]:
-            yield path + name, value, there[name]
-
-
-def _compare_versions(path):
-    """Says with what other versions the run began: its bits may differ."""
-    if not os.path.isfile(path):
-        return
-    with open(path, encoding="utf-8") as file:
-        before = json.load(file)["versions"]
-    now = _versions()["versions"]
-    changed = [
-        f"{name} {before.get(name)}, now {now[name]}"
-        for name in now
-        if now[name] != before.get(name)
-    ]
-    if changed:
-        _say(f"this run began with {'; '.join(changed)}")
-
-
 def _tokenizer(config, store, workdir, output):
     """The run's tokenizer: from the directory, a given file, or built."""
     length = config.data.text_length
@@ -510,40 +413,6 @@ def _tokenizer(config, store, workdir, output):
             with checkpoint.written_whole(path) as partial:
                 shutil.copyfile(os.path.join(folder, name), partial)
     return tokenizer
-
-
-def _versions():
-    """What the run ran with: versions, machine, and the code's revision."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None  # used from a checkout, say
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "git_revision": _git("rev-parse", "HEAD"),
-        "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
-    }
-
-
-def _git(*arguments):
-    """What git says of the checkout that this file lies in; None without."""
-    folder, name = os.path.split(os.path.abspath(__file__))
-    try:
-        # An installed copy may lie in the checkout of something else.
-        for command in (("ls-files", "--error-unmatch", name), arguments):
-            done = subprocess.run(
-                ["git", *command],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _say(text):

@@ -100,3 +100,22 @@ def run(num_replicas, function, *, in_loops=True):
     if errors:
         raise errors[0]
     return results, group.calls
+
+
+def mirrored(num_replicas):
+    """A strategy over virtual CPUs.
+
+    Tensors meet on one device and not in TensorFlow's collectives, because a
+    process has one group of these: a second strategy of another size fails.
+    """
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{number}" for number in range(num_replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+
+
+# As many as any test takes. Before TensorFlow starts, so when it is imported.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 8,
+)

@@ -165,3 +165,45 @@ def row_losses(embeddings, chosen, loss):
             total += 0.5 * log_sum_exp(values[members, row], 0)
         result.append(total)
     return np.array(result)
+
+
+def select_per_replica(
+    learner,
+    reference,
+    *,
+    batch_size,
+    num_replicas,
+    noise,
+    criterion="learnability",
+    loss="sigmoid",
+):
+    """b/R rows from each replica's own, scored given all chosen anywhere."""
+    conditional = (
+        _matrix_scores(criterion, learner, reference)
+        if loss == "sigmoid"
+        else _softmax_scores(criterion, learner, reference)
+    )
+    owners = np.repeat(np.arange(num_replicas), noise.shape[1] // num_replicas)
+    chosen = []
+    sizes = chunk_sizes(batch_size // num_replicas, len(noise))
+    for chunk, size in enumerate(sizes):
+        scores = conditional(chosen)
+        drawn = []
+        for replica in range(num_replicas):
+            others = list(np.flatnonzero(owners != replica))
+            drawn += pick(scores, noise[chunk], chosen + others, size)
+        chosen += drawn
+    return np.array(chosen)
+
+
+def deal(indices, super_batch_size, num_replicas):
+    """For each replica the places of the draw dealt to it, card by card."""
+    hands = [[] for _ in range(num_replicas)]
+    share = super_batch_size // num_replicas
+    dealt = 0
+    for owner in range(num_replicas):
+        for place, row in enumerate(indices):
+            if row // share == owner:
+                hands[dealt % num_replicas].append(place)
+                dealt += 1
+    return hands

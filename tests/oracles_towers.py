@@ -110,16 +110,15 @@ def smoothed(values, rows, columns):
     tall, wide = height / rows, width / columns
     result = np.zeros([rows, columns, values.shape[2]])
     for row in range(rows):
+        y = np.abs(np.arange(height) + 0.5 - (row + 0.5) * tall)
         for column in range(columns):
-            total = 0.0
-            for i in range(height):
-                for j in range(width):
-                    y = abs(i + 0.5 - (row + 0.5) * tall) / max(tall, 1.0)
-                    x = abs(j + 0.5 - (column + 0.5) * wide) / max(wide, 1.0)
-                    share = max(0.0, 1 - y) * max(0.0, 1 - x)
-                    total += share
-                    result[row, column] += share * values[i, j]
-            result[row, column] /= total
+            x = np.abs(np.arange(width) + 0.5 - (column + 0.5) * wide)
+            tent = np.outer(
+                np.maximum(0, 1 - y / max(tall, 1)),
+                np.maximum(0, 1 - x / max(wide, 1)),
+            )
+            mixed = np.einsum("hw,hwc->c", tent, values)
+            result[row, column] = mixed / tent.sum()
     return result
 
 

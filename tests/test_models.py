@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import test_towers
 
-from jest_tf import config, losses, models
+from jest_tf import config, losses, models, patches
 
 
 def two_tower(dtype="float32", dropout=0.0, **settings):
@@ -17,6 +17,16 @@ def two_tower(dtype="float32", dropout=0.0, **settings):
         test_towers.text_tower(**shared),
         **settings,
     )
+
+
+def flexible(patch_sizes=(4,), seed=0):
+    """A built model for images of 4 pixels in patches of 2, and of 4."""
+    model = models.TwoTower(
+        test_towers.image_tower(patch_sizes=patch_sizes, seed=seed),
+        test_towers.text_tower(),
+    )
+    model(test_towers.make_batch())
+    return model
 
 
 class UnitNormTest(tf.test.TestCase):
@@ -235,6 +245,179 @@ class TwoTowerTest(tf.test.TestCase):
                 two_tower()(part)
 
 
+class TowerOfViews(keras.layers.Layer):
+    """A user's own: embeds a pixel, or with a view 1, 0, 0."""
+
+    def call(self, images, training=None, view=None):
+        pixel = images[:, 0, 0]
+        return pixel if view is None else pixel * 0.0 + [1.0, 0.0, 0.0]
+
+    def check_view(self, view):
+        if view.image_size is not None:
+            raise ValueError("`view.image_size` is nothing for me")
+
+
+class ViewsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.model = flexible()
+        self.batch = test_towers.make_batch(rows=4)
+        self.coarse = patches.View(patch_size=4)
+
+    def test_a_view_is_the_image_towers_alone(self):
+        images = np.float64(self.batch["image"]) / 127.5 - 1
+        full = self.model(self.batch)
+        for training in (None, False, True):
+            found = self.model(self.batch, training=training, view=self.coarse)
+            expected = oracles_towers.image_tower(
+                self.model.image_tower, images, patch_size=4
+            )
+            self.assertAllClose(
+                found.image, oracles_towers.unit_norm(expected), 1e-4, 1e-4
+            )
+            self.assertNotAllClose(found.image, full.image)
+            for one, same in zip(found[1:], full[1:], strict=True):
+                self.assertAllEqual(one, same)
+
+    def test_no_view_and_the_default_one_are_bit_for_bit_the_same(self):
+        fixed = flexible(patch_sizes=())(self.batch)
+        for view in (None, patches.View(), (patches.View(),) * 2):
+            found = self.model(self.batch, view=view)
+            for one, same in zip(found, fixed, strict=True):
+                self.assertAllEqual(one, same)
+
+    def test_a_mix_gives_each_part_of_the_rows_its_view(self):
+        fine, few = patches.View(), patches.View(keep_tokens=0.5)
+        images = self.batch["image"]
+        for views in (
+            (fine, self.coarse),
+            [self.coarse, fine],
+            (fine, self.coarse, self.coarse, few),
+        ):
+            rows = 4 // len(views)
+            expected = [
+                self.model.encode_image(
+                    images[place * rows : (place + 1) * rows], view=view
+                )
+                for place, view in enumerate(views)
+            ]
+            found = self.model(self.batch, view=views)
+            self.assertAllClose(found.image, tf.concat(expected, 0), 1e-5)
+            self.assertAllEqual(found.text, self.model(self.batch).text)
+
+    def test_equal_neighbours_share_a_call(self):
+        calls = []
+
+        class Counting(TowerOfViews):
+            def call(self, images, training=None, view=None):
+                calls.append((view, images.shape[0]))
+                return super().call(images, training, view)
+
+        model = models.TwoTower(Counting(), keras.layers.Identity())
+        fine, images = patches.View(), self.batch["image"]
+        model.encode_image(images, view=(fine, self.coarse, self.coarse, fine))
+        self.assertEqual(calls, [(None, 1), (self.coarse, 2), (None, 1)])
+
+    def test_a_mix_trains_as_one_batch_eagerly_in_a_graph_and_under_xla(self):
+        def step():
+            with tf.GradientTape() as tape:
+                embeddings = self.model(
+                    self.batch,
+                    training=True,
+                    view=(patches.View(), self.coarse),
+                )
+                loss = losses.sigmoid_loss(embeddings)
+            kernel = self.model.image_tower.patches.kernel
+            return loss, tape.gradient(loss, [kernel.value])[0]
+
+        kernel = self.model.image_tower.patches.kernel
+        eager_loss, eager_gradient = step()
+        for jit_compile in (False, True):
+            loss, gradient = tf.function(step, jit_compile=jit_compile)()
+            self.assertAllClose(loss, eager_loss, 1e-4)
+            self.assertAllClose(gradient, eager_gradient, 1e-4, 1e-4)
+        # A step along the gradient changes the loss by its square.
+        length = 1e-3 / tf.norm(eager_gradient)
+        kernel.assign_sub(length * eager_gradient)
+        expected = 1e-3 * tf.norm(eager_gradient)
+        self.assertAllClose(eager_loss - step()[0], expected, 0.05)
+
+    def test_a_tower_of_another_make_takes_views_if_its_call_does(self):
+        model = models.TwoTower(TowerOfViews(), keras.layers.Identity())
+        pixels = np.full([2, 1, 1, 3], 255, np.uint8)
+        self.assertAllClose(
+            model.encode_image(pixels, view=self.coarse), [[1, 0, 0]] * 2
+        )
+        self.assertAllClose(
+            model.encode_image(pixels), np.full([2, 3], 3**-0.5)
+        )
+        with self.assertRaisesRegex(ValueError, "image_size` is nothing for"):
+            model.check_view(patches.View(image_size=8))
+
+    def test_a_tower_that_knows_no_views_is_refused_them(self):
+        inputs = keras.Input([4, 4, 3])
+        for name, tower in (
+            ("Sequential", keras.Sequential([keras.layers.Flatten()])),
+            (
+                "Functional",
+                keras.Model(inputs, keras.layers.Flatten()(inputs)),
+            ),
+            ("Flatten", keras.layers.Flatten()),
+        ):
+            model = models.TwoTower(tower, keras.layers.Identity())
+            message = (
+                r"`view` needs a model whose `call` takes a `view`.*"
+                rf"patch_size=4.* for a {name}"
+            )
+            with self.assertRaisesRegex(ValueError, message):
+                model.check_view(self.coarse)
+            with self.assertRaisesRegex(ValueError, message):
+                model.encode_image(self.batch["image"], view=self.coarse)
+            model.check_view(patches.View())
+            self.assertAllEqual(
+                model.encode_image(self.batch["image"], view=patches.View()),
+                model.encode_image(self.batch["image"]),
+            )
+
+    def test_views_that_do_not_fit_are_refused(self):
+        for kind, message, view in (
+            (TypeError, "`view` must be a `View`, a tu.*Received: 4", 4),
+            (TypeError, r"`view` must be a `View`.*Received: \(\)", ()),
+            (TypeError, "`view` must be a `View`", (self.coarse, None)),
+            (ValueError, r"`view.patch_size` must be one", patches.View(1)),
+            (
+                ValueError,
+                "as many views as divide the rows.*3 views for 4 rows",
+                (patches.View(), self.coarse, patches.View()),
+            ),
+        ):
+            with self.assertRaisesRegex(kind, message):
+                self.model(self.batch, view=view)
+
+    def test_weights_go_from_a_fixed_model_to_a_flexible_one_and_back(self):
+        path = f"{self.get_temp_dir()}/model.weights.h5"
+        fixed = flexible(patch_sizes=(), seed=2)
+        for source, target in ((self.model, fixed), (fixed, self.model)):
+            for weight in source.weights:
+                weight.assign(weight + 0.5)
+            source.save_weights(path)
+            target.load_weights(path)
+            for one, same in zip(
+                source(self.batch), target(self.batch), strict=True
+            ):
+                self.assertAllEqual(one, same)
+
+    def test_a_saved_model_comes_back_flexible(self):
+        path = f"{self.get_temp_dir()}/model.keras"
+        self.model(self.batch)
+        self.model.save(path)
+        again = keras.saving.load_model(path)
+        self.assertAllEqual(
+            again(self.batch, view=self.coarse).image,
+            self.model(self.batch, view=self.coarse).image,
+        )
+
+
 class SavingTest(tf.test.TestCase):
     def test_a_saved_model_comes_back_whole(self):
         batch = test_towers.make_batch()
@@ -304,6 +487,18 @@ class BuildTwoTowerTest(tf.test.TestCase):
         self.assertEqual(embeddings.image.shape, (1, 64))
         self.assertAllClose(embeddings.scale, 2.0)
         self.assertAllClose(embeddings.bias, -1.0)
+
+    def test_patch_sizes_make_a_flexible_tower_with_the_same_weights(self):
+        fixed, model = self.build(seed=0), self.build(seed=0, patch_sizes=(16,))
+        for one, same in zip(fixed.weights, model.weights, strict=True):
+            self.assertAllEqual(one, same)
+        images = tf.zeros([1, 32, 32, 3], tf.uint8)
+        view = patches.View(patch_size=16)
+        self.assertEqual(model.encode_image(images, view=view).shape, (1, 64))
+        with self.assertRaisesRegex(ValueError, r"must be one.*\(8,\)"):
+            fixed.encode_image(images, view=view)
+        with self.assertRaisesRegex(ValueError, "`patch_sizes` must divide"):
+            self.build(patch_sizes=(16, 12))
 
     def test_a_recipe_builds_its_learner(self):
         recipe = config.TrainConfig(

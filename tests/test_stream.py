@@ -1,5 +1,6 @@
 """Tests of the order of examples."""
 
+import hashlib
 import itertools
 import math
 import time
@@ -45,6 +46,16 @@ def slow_row(num_records, seed, position):
     if num_records > 1 and value < 2 and key & 1:
         value = 1 - value
     return value
+
+
+def best_seconds(order, start):
+    """For 1,280 rows from position `start` on."""
+    times = []
+    for _ in range(9):
+        begin = time.perf_counter()
+        order.rows(np.arange(start, start + 1280))
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def chi_square_bound(degrees):
@@ -173,18 +184,45 @@ class OrderTest(tf.test.TestCase):
         self.assertLen(np.unique(values), 6400)
 
     def test_a_late_position_costs_what_the_first_does(self):
-        order = stream.Order(352026, seed=0)
+        for order in (
+            stream.Order(352026, seed=0),
+            stream.Order(352026, seed=0, block_size=64),
+            stream.Mixture((352026, 10000), (3, 1), 0, block_size=64),
+        ):
+            # Anything linear would be slower by orders of magnitude.
+            self.assertLess(
+                best_seconds(order, 10**15), 10 * best_seconds(order, 0)
+            )
 
-        def seconds(start):
-            times = []
-            for _ in range(9):
-                begin = time.perf_counter()
-                order.rows(np.arange(start, start + 1280))
-                times.append(time.perf_counter() - begin)
-            return min(times)
+    def test_the_rows_are_those_of_the_first_release(self):
+        # Published runs hang on them. Digests of int64 rows.
+        positions = np.arange(2000)
+        positions = np.concatenate([positions, 10**12 + positions])
+        for n, digest in (
+            (7, "49beecbef9e93b09"),
+            (1000, "4f8daec05574cda2"),
+            (352026, "af3fa4ec13333c2c"),
+            (2**40 + 1, "caf8296293970add"),
+        ):
+            rows = stream.Order(n, 5).rows(positions)
+            found = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+            self.assertEqual(found, digest)
 
-        # Anything linear would be slower by orders of magnitude.
-        self.assertLess(seconds(10**15), 10 * seconds(0))
+    def test_substitutes_are_uniform_and_differ_by_attempt(self):
+        for order in (
+            stream.Order(20, seed=2),
+            stream.Order(20, seed=2, block_size=3),
+        ):
+            positions = np.arange(2000)
+            rows = [order.substitutes(positions, a) for a in (1, 2)]
+            for one in rows:
+                self.assert_uniform(np.bincount(one, minlength=20))
+            pairs = np.bincount(rows[0] * 20 + rows[1], minlength=400)
+            self.assertEqual(pairs.shape, (400,))
+            self.assertLess((rows[0] == rows[1]).mean(), 0.1)
+            self.assertAllEqual(
+                order.substitutes(positions[7:9], 1), rows[0][7:9]
+            )
 
     def test_bad_arguments_are_refused(self):
         for n in (0, -1, 2**62):
@@ -193,6 +231,8 @@ class OrderTest(tf.test.TestCase):
         for seed in (-1, 2**63):
             with self.assertRaisesRegex(ValueError, f"`seed`.*{seed}"):
                 stream.Order(3, seed)
+        with self.assertRaisesRegex(ValueError, "`block_size`.*0"):
+            stream.Order(3, 0, block_size=0)
         order = stream.Order(3, 0)
         with self.assertRaisesRegex(ValueError, "`positions`.*negative.*-2"):
             order.rows(np.array([1, -2]))
@@ -201,6 +241,193 @@ class OrderTest(tf.test.TestCase):
                 order.rows(positions)
         with self.assertRaisesRegex(ValueError, "`salt`"):
             stream.uniform_hash(0, np.array([0]), -1)
+
+
+class BlockOrderTest(tf.test.TestCase):
+    def epoch(self, n, size, epoch=0, seed=3):
+        order = stream.Order(n, seed, block_size=size)
+        return order.rows(np.arange(epoch * n, (epoch + 1) * n))
+
+    def test_every_epoch_is_a_permutation(self):
+        for n in (1, 2, 3, 5, 64, 65, 129, 1000, 4097, 20000):
+            for size in (1, 2, 3, 7, 16, 64, 1000, 10**6):
+                for epoch in (0, 1, 10**9):
+                    rows = self.epoch(n, size, epoch)
+                    self.assertEqual(rows.dtype, np.int64)
+                    self.assertAllEqual(np.sort(rows), np.arange(n))
+
+    def test_a_row_does_not_depend_on_its_neighbours(self):
+        order = stream.Order(1003, seed=1, block_size=4)
+        rng = np.random.default_rng(0)
+        positions = rng.integers(0, 10**6, 500)
+        rows = order.rows(positions)
+        for i in range(0, 500, 50):
+            self.assertAllEqual(
+                order.rows(positions[i : i + 1]), rows[i : i + 1]
+            )
+        self.assertEmpty(order.rows(positions[:0]))
+
+    def test_windows_hold_whole_blocks(self):
+        # 64 blocks of 8 are a window of 512; the last one takes the rest, and
+        # with it up to 127 blocks.
+        rows = self.epoch(8 * 64 * 3, 8)
+        for window in rows.reshape(3, 512):
+            self.assertAllEqual(
+                np.bincount(window // 8, minlength=192) % 8, np.zeros(192)
+            )
+        rows = self.epoch(8 * (64 * 3 + 63), 8)
+        _, counts = np.unique(rows[2 * 512 :] // 8, return_counts=True)
+        self.assertAllEqual(counts, np.full(127, 8))
+
+    def test_the_short_block_may_be_anywhere(self):
+        # 130 blocks of 4 and a last one of 1: over epochs its record comes in
+        # the first window about as often as windows are long.
+        n, epochs = 521, 2000
+        order = stream.Order(n, 0, block_size=4)
+        rows = order.rows(np.arange(n * epochs)).reshape(epochs, n)
+        places = np.argmax(rows == n - 1, axis=1)
+        first = (places < 256).mean()
+        # 64 of 131 slots; five standard errors.
+        self.assertAllClose(first, 64 / 131, atol=0.056)
+        quarters = np.histogram(places, 4, (0, n))[0]
+        self.assertAllInRange(quarters, 400, 600)
+
+    def test_records_of_a_window_are_mixed_as_by_a_free_shuffle(self):
+        # The difference of neighbours within the window, modulo its size, is
+        # uniform on 1 .. 63 where blocks have one record each ...
+        n = 64
+        order = stream.Order(n, 2, block_size=1)
+        starts = np.arange(60 * n) * n + 31
+        steps = (order.rows(starts + 1) - order.rows(starts)) % n
+        counts = np.bincount(steps, minlength=n)
+        self.assertEqual(counts[0], 0)
+        expected = counts.sum() / (n - 1)
+        statistic = ((counts[1:] - expected) ** 2 / expected).sum()
+        self.assertLess(statistic, chi_square_bound(n - 2))
+        # ... and of neighbouring positions 7 of 511 are in the same block.
+        rows = self.epoch(8 * 64 * 200, 8) // 8
+        same = (rows[1:] == rows[:-1]).mean()
+        self.assertAllClose(same, 7 / 511, atol=5 * (7 / 511 / 102400) ** 0.5)
+
+    def test_every_row_is_equally_likely_anywhere(self):
+        n, epochs = 21, 4000
+        for size in (2, 4):
+            rows = stream.Order(n, 1, block_size=size).rows(
+                np.arange(n * epochs)
+            )
+            for place in (0, 10, 20):
+                counts = np.bincount(rows[place::n], minlength=n)
+                expected = epochs / n
+                statistic = ((counts - expected) ** 2 / expected).sum()
+                self.assertLess(statistic, chi_square_bound(n - 1))
+
+    def test_few_blocks_are_touched_at_a_time(self):
+        rows = self.epoch(10**5, 64)
+        for start in (0, 4096 * 7, 4096 * 20 + 1000):
+            blocks = np.unique(rows[start : start + 1280] // 64)
+            self.assertLessEqual(len(blocks), 129)
+
+    def test_epochs_and_seeds_differ(self):
+        orders = [
+            self.epoch(1000, 8, epoch, seed)
+            for epoch in range(4)
+            for seed in range(4)
+        ]
+        for one, other in itertools.combinations(orders, 2):
+            self.assertLess((one == other).sum(), 16)
+
+
+class MixtureTest(tf.test.TestCase):
+    PERIOD = 2**16
+
+    def parts_of(self, rows, lengths):
+        return np.searchsorted(np.cumsum(lengths), rows, side="right")
+
+    def test_shares_are_those_of_the_weights_by_largest_remainder(self):
+        lengths = (100, 5000, 37)
+        for weights in ((1, 2, 0.5), (1e-4, 1, 1), (3e300, 1e300, 2e300)):
+            mixture = stream.Mixture(lengths, weights, 3)
+            quotas = np.array(weights) / max(weights)
+            quotas *= self.PERIOD / quotas.sum()
+            for start in (0, 5 * self.PERIOD):
+                rows = mixture.rows(np.arange(start, start + self.PERIOD))
+                counts = np.bincount(self.parts_of(rows, lengths), minlength=3)
+                self.assertEqual(counts.sum(), self.PERIOD)
+                self.assertTrue((np.abs(counts - quotas) < 1).all())
+                # No part that was rounded down had more left than one that
+                # was rounded up.
+                up, left = counts > quotas, quotas % 1
+                if up.any():
+                    self.assertGreaterEqual(
+                        left[up].min(), left[~up].max(initial=0)
+                    )
+
+    def test_equal_remainders_go_to_the_first_parts(self):
+        # A period is not divisible by three: one too few.
+        rows = stream.Mixture((9, 9, 9), (1, 1, 1), 0).rows(
+            np.arange(self.PERIOD)
+        )
+        self.assertAllEqual(np.bincount(rows // 9), [21846, 21845, 21845])
+
+    def test_each_part_walks_its_own_order(self):
+        lengths, starts = (100, 50, 37), (0, 100, 150)
+        mixture = stream.Mixture(lengths, (5, 2, 1), 3, block_size=4)
+        rows = mixture.rows(np.arange(3 * self.PERIOD))
+        parts = self.parts_of(rows, lengths)
+        walks = []
+        for part, (length, start) in enumerate(
+            zip(lengths, starts, strict=True)
+        ):
+            mine = rows[parts == part] - start
+            epochs = len(mine) // length
+            walks.append(mine)
+            self.assertAllEqual(
+                np.sort(mine[: epochs * length].reshape(epochs, length), 1),
+                np.tile(np.arange(length), (epochs, 1)),
+            )
+        equal = walks[1][:3000] % 37 == walks[2][:3000]
+        self.assertLess(equal.mean(), 0.1)
+
+    def test_parts_are_spread_evenly(self):
+        lengths = (10, 10, 10, 10)
+        weights = np.array([0.62, 0.25, 0.12, 0.01])
+        rows = stream.Mixture(lengths, weights, 1).rows(
+            np.arange(2 * self.PERIOD)
+        )
+        hits = rows[:, None] // 10 == np.arange(4)
+        for size in (16, 100, 1280):
+            counts = np.add.reduceat(
+                hits.astype(int), np.arange(0, len(rows), size)
+            )[:-1]
+            self.assertLess(np.abs(counts - size * weights).max(), 4)
+
+    def test_any_position_can_be_asked_for(self):
+        mixture = stream.Mixture((100, 7), (2, 1), 3)
+        rows = mixture.rows(np.arange(200_000))
+        rng = np.random.default_rng(0)
+        positions = rng.integers(0, 200_000, 500)
+        self.assertAllEqual(mixture.rows(positions), rows[positions])
+        self.assertEmpty(mixture.rows(positions[:0]))
+        far = mixture.rows(np.arange(10**15, 10**15 + 9))
+        self.assertAllInRange(far, 0, 106)
+
+    def test_substitutes_are_of_the_same_part(self):
+        mixture = stream.Mixture((10, 20), (1, 2), 3)
+        positions = np.arange(10**6, 10**6 + 3000)
+        parts = mixture.rows(positions) >= 10
+        for attempt in (1, 2, 16):
+            rows = mixture.substitutes(positions, attempt)
+            self.assertAllEqual(rows >= 10, parts)
+            self.assertLen(np.unique(rows), 30)
+
+    def test_bad_weights_are_refused(self):
+        for weights in (
+            (1,), (1, 2, 3), (1, 0), (1, -1), (1, np.nan), (1, np.inf), (),
+        ):  # fmt: skip
+            with self.assertRaisesRegex(ValueError, "`weights`.* for 2 parts"):
+                stream.Mixture((3, 4), weights, 0)
+        with self.assertRaisesRegex(ValueError, "`weights`.*1 / 65,536"):
+            stream.Mixture((3, 4), (1, 1e-6), 0)
 
 
 if __name__ == "__main__":

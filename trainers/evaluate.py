@@ -9,6 +9,8 @@ measure a line, or JSON with `--json`.
 import argparse
 import dataclasses
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -23,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--data",
         nargs="+",
         metavar="GLOB",
-        help="TFRecord shards, a set each; quote a glob. By default the run's "
-        "`evaluation.data`",
+        help="shards or tables, a set each; shards of one set that the shell "
+        "expanded are taken together. By default the run's `evaluation.data`",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     flags = parser.parse_args(argv)
@@ -62,11 +64,29 @@ def evaluate(
         )
     return evaluation.Evaluation(
         run.learner,
-        evaluation.open_stores(settings.data),
+        evaluation.open_stores(together(settings.data)),
         settings,
         tokenizer=run.tokenizer,
         image_size=run.config.data.image_size,
     ).run(run.config.steps)
+
+
+def together(patterns: Sequence[str]) -> list[str | list[str]]:
+    """Puts the shards of a set, as a shell lists them, into one list.
+
+    Args:
+        patterns: paths or globs.
+
+    Returns:
+        The patterns in their order, where paths that differ in the number of
+        `-00000-of-00002` alone are one list at the place of the first.
+    """
+    sets: dict[str, list[str]] = {}
+    for pattern in patterns:
+        shards = re.sub(r"-\d+(-of-\d+)", r"\1", os.path.basename(pattern))
+        key = os.path.join(os.path.dirname(pattern), shards)
+        sets.setdefault(key, []).append(pattern)
+    return [one if len(one) > 1 else one[0] for one in sets.values()]
 
 
 if __name__ == "__main__":

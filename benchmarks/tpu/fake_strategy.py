@@ -18,16 +18,18 @@ _Device = collections.namedtuple("_Device", ["name", "device_type"])
 def build_strategy(num_replicas: int) -> tf.distribute.TPUStrategy:
     """A strategy of that many replicas on one host.
 
-    Call it before TensorFlow has run anything: it splits the CPU into as many
-    virtual devices.
+    More than one take as many virtual CPUs: call it before TensorFlow has run
+    anything, or when there are enough of them.
 
     Raises:
         RuntimeError: TensorFlow's, if it has.
     """
     cpu = tf.config.list_physical_devices("CPU")[0]
-    wanted = [tf.config.LogicalDeviceConfiguration()] * num_replicas
-    if len(tf.config.get_logical_device_configuration(cpu) or ()) < len(wanted):
-        tf.config.set_logical_device_configuration(cpu, wanted)
+    parts = tf.config.get_logical_device_configuration(cpu) or [None]
+    if len(parts) < num_replicas:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * num_replicas
+        )
     strategy = tf.distribute.TPUStrategy(_Resolver(num_replicas))
     # Where the strategy would put variables, and what belongs to the host.
     strategy.extended._tpu_devices = np.array(

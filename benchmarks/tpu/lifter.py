@@ -39,7 +39,8 @@ class Program:
     Attributes:
         specs: of a call's arguments: the int32 replica id, what the host hands
             to the cluster, and the variables that it touches.
-        variables: their names, in the order of their arguments.
+        handles: of these variables, in their order: a handle for all replicas
+            where the strategy packs them, else the first replica's.
         donated: the argument's number -> the result's, of each variable that
             is assigned; empty before the first call.
         host_operations: kinds of the operations with state around the cluster.
@@ -49,13 +50,17 @@ class Program:
     """
 
     def __init__(self, function):
-        found = [g for g in _graphs(function.graph) if any(_in_cluster(g))]
+        found = [
+            (graph, origin)
+            for graph, origin in _graphs(function.graph, {})
+            if any(_in_cluster(graph))
+        ]
         if len(found) != 1:
             raise ValueError(
                 "`function` must hold one `strategy.run` under a TPUStrategy. "
                 f"Received: {len(found)} graphs with operations of a cluster"
             )
-        self._graph = found[0]
+        ((self._graph, origin),) = found
         self._operations = list(_in_cluster(self._graph))
         self._replica_ids, self._inputs, self._constants = [], [], []
         self._handles = []  # (input of the cluster, key of its variable)
@@ -67,7 +72,13 @@ class Program:
             for operation in self._graph.get_operations()
             if operation.type == "TPUReplicatedOutput"
         ]
-        self.variables = [owner.op.name for owner in self._owners.values()]
+        captured = {
+            id(inner): outer for outer, inner in function.graph.captures
+        }
+        self.handles = [
+            captured[id(origin.get(key, owner))]
+            for key, owner in self._owners.items()
+        ]
         self.specs = [
             tf.TensorSpec([], tf.int32),
             *(tf.TensorSpec(t.shape, t.dtype) for t in self._inputs),
@@ -140,16 +151,25 @@ class _Cell:
         self.assigned = True
 
 
-def _graphs(graph) -> Iterator:
-    """A graph and those of all functions that it names."""
-    yield graph
-    names = {
-        name
-        for operation in graph.get_operations()
-        for name in _function_names(operation)
-    }
-    for name in sorted(names):
-        yield from _graphs(_function_graph(graph, name))
+def _graphs(graph, origin) -> Iterator:
+    """A graph and those of all functions that it calls.
+
+    Each comes with the origin of its inputs: their ids -> the tensors of the
+    first graph that they are.
+    """
+    yield graph, origin
+    for operation in graph.get_operations():
+        for name in _function_names(operation):
+            inner = _function_graph(graph, name)
+            # All but a conditional's predicate go in.
+            given = operation.inputs[-len(inner.inputs) :]
+            yield from _graphs(
+                inner,
+                {
+                    id(one): origin.get(id(tensor), tensor)
+                    for one, tensor in zip(inner.inputs, given, strict=False)
+                },
+            )
 
 
 def _function_names(operation):

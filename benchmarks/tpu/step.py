@@ -1,5 +1,6 @@
 """The training step of a run as `fit` makes it under a TPUStrategy, traced."""
 
+import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -9,15 +10,15 @@ from jest_tf import distribution, models, reference, training
 _REFERENCE_DIM = 48
 
 
-def trace(
-    config: config_lib.TrainConfig, strategy: tf.distribute.TPUStrategy
-) -> tf.types.experimental.ConcreteFunction:
-    """The function that `fit` calls for an execution, on the run's batches.
+def build_model(
+    config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
+) -> training.JESTModel:
+    """The model of a run, its optimizer built.
 
     Args:
         config: the run; `reference.workdir` may name anything and is a learner
-            of the same size.
-        strategy: real or not.
+            of the same size, with its first weights.
+        strategy: that it is to run under.
     """
     with strategy.scope():
         vocabulary_size = config.data.vocabulary_size
@@ -29,11 +30,25 @@ def trace(
             teacher = models.build_learner(config, vocabulary_size)
         model = training.build_model(config, learner, teacher)
         model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def trace(
+    model: keras.Model, dataset: tf.data.Dataset, super_batch_size: int
+) -> tf.types.experimental.ConcreteFunction:
+    """The function that `fit` calls for an execution, on what it is fed.
+
+    Args:
+        model: created under a TPUStrategy, real or not.
+        dataset: of super-batches.
+        super_batch_size: B.
+    """
+    strategy = model.distribute_strategy
     batches = distribution.distribute(
-        strategy,
-        lambda host, num_hosts: super_batches(config),
-        config.data.super_batch_size,
+        strategy, lambda host, num_hosts: dataset, super_batch_size
     )
+    if strategy.num_replicas_in_sync == 1:
+        batches = strategy.experimental_distribute_dataset(batches)
     model.make_train_function()
 
     @tf.function(autograph=False)

@@ -127,17 +127,6 @@ def _talk(good):
 
 def _found(good):
     """What was looked for in all programs, and what was found."""
-    wide = {}
-    for line in good:
-        for dtype, sources in line["wide"].items():
-            for source, size in sources.items():
-                key = dtype, source or "arguments and results"
-                wide[key] = max(wide.get(key, 0), size)
-    found = [
-        f"{dtype} in {source} (at most {size} elements)"
-        for (dtype, source), size in sorted(wide.items())
-    ]
-    f64 = any(dtype == "f64" for dtype, _ in wide)
     dynamic, host, around = (
         sorted({item for line in good for key in keys for item in line[key]})
         for keys in (
@@ -149,12 +138,35 @@ def _found(good):
     return (
         f"Looked for in all {len(good)} programs:\n\n{_LOOKED_FOR}\n\n"
         "Found:\n\n"
-        f"- f64: {'yes' if f64 else 'none'}; wide: "
-        f"{'; '.join(found) or 'none'};\n"
+        f"{_wide(good)}\n"
         f"- dynamic: {', '.join(dynamic) or 'none'};\n"
         f"- host: {', '.join(host) or 'none'}; around the program: "
         f"{', '.join(around) or 'nothing'}."
     )
+
+
+def _wide(good):
+    """A point a dtype: large arrays by source, and the rest together."""
+    points = []
+    for dtype in ("f64", "s64", "u64"):
+        sizes = {}
+        for line in good:
+            for source, size in line["wide"].get(dtype, {}).items():
+                source = source or "arguments and results"
+                sizes[source] = max(sizes.get(source, 0), size)
+        large = [
+            f"{source} ({size})"
+            for source, size in sorted(sizes.items())
+            if size > _SMALL
+        ]
+        small = sorted(name for name, size in sizes.items() if size <= _SMALL)
+        found = []
+        if large:
+            found.append(f"in {', '.join(large)}, elements at most in brackets")
+        if small:
+            found.append(f"no more than {_SMALL} elements: {', '.join(small)}")
+        points.append(f"- {dtype}: {'; '.join(found) or 'none'};")
+    return "\n".join(points)
 
 
 def _footer(good):
@@ -173,6 +185,8 @@ def _footer(good):
     )
 
 
+# Elements of what is a counter or a seed, and no example's.
+_SMALL = 8
 _HEAD = ["recipes", "loss", "quota", "reference"]
 _SHOWN = ["all-reduce", "all-to-all", "all-gather"]
 

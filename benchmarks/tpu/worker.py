@@ -59,7 +59,7 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
     try:
         with _timed(seconds, "trace"):
             strategy = fake_strategy.build_strategy(num_replicas)
-            program = lifter.Program(step.trace(case.config, strategy))
+            program = lifter.Program(_trace(case.config, strategy))
         stage = "export"
         with _timed(seconds, "export"):
             exported = compiler.export(program)
@@ -84,6 +84,14 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
         ) | _of_executable(executable)
 
 
+def _trace(config, strategy):
+    return step.trace(
+        step.build_model(config, strategy),
+        step.super_batches(config),
+        config.data.super_batch_size,
+    )
+
+
 @contextlib.contextmanager
 def _timed(seconds, name):
     """Notes the seconds that a block takes."""
@@ -99,7 +107,7 @@ def _failure(stage, error):
 
 def _of_program(program, text):
     """What is said of the program before libtpu has seen it."""
-    specs = program.specs[-len(program.variables) :]
+    specs = program.specs[-len(program.handles) :]
     donated = {
         number - len(program.specs) + len(specs) for number in program.donated
     }

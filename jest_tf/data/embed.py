@@ -101,9 +101,9 @@ def write(
         store: the records, from `records.open_store`.
         encode: the model: `(images, captions) -> (image, text)`, from uint8
             [k, S, S, 3] and a list of m strings to float [k, D] and [m, D] of
-            unit length, as NumPy arrays or what NumPy makes some of. k is at
-            most `batch_size` and may be less than m; blank captions and
-            records that cannot be read are left out.
+            unit length, as NumPy arrays or what NumPy makes some of. k is 1 to
+            `batch_size`, and m any number, also 0; blank captions and records
+            that cannot be read are left out.
         description: what the embeddings are of.
         directory: folder of the sidecars; "" is beside each shard.
         image_size: S, pixels a side.
@@ -282,10 +282,9 @@ def load(
             reasons.append(image.reason)
             captions.append(0)
             continue
-        choices = reading.candidates(record)
-        if not isinstance(choices, records.Fault):
-            places += [total + choice for choice in choices]
-            texts += [record.captions[choice] for choice in choices]
+        choices = reading.candidates(record.captions)
+        places += [total + choice for choice in choices]
+        texts += [record.captions[choice] for choice in choices]
         captions.append(len(record.captions))
         total += len(record.captions)
     valid = [not isinstance(image, records.Fault) for image in images]

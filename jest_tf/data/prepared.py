@@ -168,18 +168,17 @@ def _split_paths(folder, info, split, kind):
             f"'{folder}:<split>'. Received: {', '.join(splits) or 'none'}"
         )
     # The usual template; another only changes what is before the split.
-    pattern = _join(folder, f"*-{split}.{kind}*")
-    paths = [
-        path
-        for path in tf.io.gfile.glob(pattern)
-        if not path.endswith(".index")
-    ]
+    part = f"-{split}.{kind}"
+    paths = sorted(
+        _join(folder, name)
+        for name in tf.io.gfile.listdir(folder)
+        if part in name and not name.endswith(shards.NO_SHARDS)
+    )
     lengths = splits[split].get("shardLengths", ())
-    paths = sorted(paths)
     if not paths or len(paths) != len(lengths):
         raise ValueError(
             f"Split {split!r} of {folder} must have {len(lengths)} shards, as "
-            f"its {_INFO} says. Received: {len(paths)} files {pattern}"
+            f"its {_INFO} says. Received: {len(paths)} files *{part}*"
         )
     # A shard may be empty, where there were fewer examples than shards.
     return [

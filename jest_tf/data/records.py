@@ -6,12 +6,7 @@ is in `stream.py`, decoding in `pipeline.py`; how records lie in a shard is the
 business of `tfrecords.py`, `tars.py`, `tables.py` and `prepared.py`.
 """
 
-import array
-import collections
-import hashlib
-import mmap
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,7 +20,6 @@ Fault = shards.Fault
 
 # Read together where every record is gone through.
 _BATCH = 256
-_PARSE_BATCH = 4096
 # Records looked at when a store is opened, evenly spread over it.
 _PROBES = 16
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -91,10 +85,19 @@ class Store:
             ValueError: a shard is gone.
         """
         out: list = [None] * len(rows)
-        for shard, places, local in self._by_shard(rows):
+        jobs = list(self._by_shard(rows))
+
+        def read(job):
+            shard, _, local = job
             spans = self._indexes[shard].rows(local)[:, :2]
-            found = self._formats[shard].read(self.shards.paths[shard], spans)
-            for place, record in zip(places.tolist(), found, strict=True):
+            return self._formats[shard].read(self.shards.paths[shard], spans)
+
+        remote = any(
+            shards.is_remote(self.shards.paths[shard]) for shard, _, _ in jobs
+        )
+        found = shards.map_requests(read, jobs, remote)
+        for (_, places, _), some in zip(jobs, found, strict=True):
+            for place, record in zip(places.tolist(), some, strict=True):
                 out[place] = record
         return out
 
@@ -157,8 +160,8 @@ class Store:
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.
 
-        Made of the shard's size, of hashes of its head, tail and index; the
-        time of change is no part of it.
+        Made of the shard's size and of hashes of its head, tail and index. The
+        time of change is no part of it, nor are pictures that a table names.
         """
         return self._indexes[shard].stamp
 
@@ -225,16 +228,9 @@ def open_store(
         ValueError: a pattern matches nothing, the format cannot be told, or a
             shard cannot be read, is empty or is not of the format.
     """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not patterns:
-        raise ValueError(
-            "`patterns` must name at least one shard. Received: []"
-        )
-    found = {}
-    for pattern in patterns:
-        found |= _find(pattern, format, image_field, tuple(caption_fields))
-    paths = sorted(found)
-    formats = [found[path] for path in paths]
+    paths, formats = _locate(
+        patterns, format, image_field, tuple(caption_fields)
+    )
     indexes = index.open_indexes(paths, formats, index_dir, progress)
     store = Store(paths, formats, indexes)
     _check_readable(store, caption_fields)
@@ -248,7 +244,7 @@ def open_stores(
 
     Args:
         config: a `DataConfig`.
-        progress: as of `open_store`, for one store after the other.
+        progress: as of `open_store`, for all stores together.
 
     Returns:
         A store whose rows run over the stores in the order of `data.train`;
@@ -257,21 +253,33 @@ def open_stores(
     Raises:
         ValueError: as `open_store`.
     """
-    stores = [
-        open_store(
-            pattern,
-            format=config.format,
-            image_field=config.image_field,
-            caption_fields=config.caption_fields,
-            index_dir=config.index_dir,
-            progress=progress,
-        )
-        for pattern in config.train
-    ]
-    if not stores:
+    if not config.train:
         raise ValueError(
             "`data.train` must name at least one store. Received: ()"
         )
+    located = [
+        _locate(
+            pattern,
+            config.format,
+            config.image_field,
+            tuple(config.caption_fields),
+        )
+        for pattern in config.train
+    ]
+    indexes = iter(
+        index.open_indexes(
+            [path for paths, _ in located for path in paths],
+            [form for _, formats in located for form in formats],
+            config.index_dir,
+            progress,
+        )
+    )
+    stores = [
+        Store(paths, formats, [next(indexes) for _ in paths])
+        for paths, formats in located
+    ]
+    for store in stores:
+        _check_readable(store, config.caption_fields)
     return join(stores)
 
 
@@ -285,189 +293,18 @@ def join(stores: Sequence[Store]) -> Store:
     )
 
 
-class TFRecordStore:
-    """An array of records over one or more TFRecord shards.
-
-    Rows run over the shards in sorted order of their paths. Every length field
-    is checked against its CRC-32C and the file's size when the store is made.
-    Payload checksums are not: a payload is checked when it is parsed and its
-    picture decoded. Objects hold no open file and may be used from several
-    threads at once.
-
-    Args:
-        patterns: a path or glob, or several; each must match a file. A file
-            matched twice counts once.
-
-    Raises:
-        ValueError: a pattern matches nothing, or a shard is empty, truncated
-            or no uncompressed TFRecord file.
-    """
-
-    def __init__(self, patterns: str | Sequence[str]):
-        paths = shards.expand(patterns)
-        index = [_index_shard(path) for path in paths]
-        lengths = np.array([len(offsets) for offsets, _ in index], np.int64)
-        self.shards = Shards(tuple(paths), lengths)
-        self._ends = np.cumsum(lengths)  # [shards]
-        self._offsets = np.concatenate([offsets for offsets, _ in index])
-        self._sizes = np.concatenate([sizes for _, sizes in index])
-        self._name_keys = _name_keys(paths)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def read(self, rows: np.ndarray) -> list[bytes]:
-        """Reads the serialized records at rows, in any order, repeats allowed.
-
-        Args:
-            rows: int64 [k], each in [0, len(store)).
-
-        Returns:
-            k payloads, in the order asked for.
-
-        Raises:
-            IndexError: a row is out of range.
-            ValueError: a shard is shorter than when it was indexed.
-        """
-        rows = self._check_rows(rows)
-        shards = self._shard_of(rows)
-        records: list[bytes] = [b""] * len(rows)
-        # Sorted by shard and row, so that each shard is opened once and read
-        # forward.
-        previous, file = -1, None
-        try:
-            for i in np.argsort(rows, kind="stable").tolist():
-                shard, row = int(shards[i]), int(rows[i])
-                if shard != previous:
-                    if file is not None:
-                        os.close(file)
-                        file = None
-                    file = os.open(self.shards.paths[shard], os.O_RDONLY)
-                    previous = shard
-                records[i] = self._read_payload(file, shard, row)
-        finally:
-            if file is not None:
-                os.close(file)
-        return records
-
-    def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list]:
-        """Reads features of every record into memory, in the store's order.
-
-        Args:
-            names: features of the schema: `id`, `caption`, or the name of a
-                feature that holds at most one string.
-
-        Returns:
-            `id` as int64 [n], derived where a record has none; `caption` as n
-            lists of bytes; any other as an object array [n] of bytes, b""
-            where a record has none.
-
-        Raises:
-            ValueError: a record holds several values of a single feature, or
-                ids had to be derived from shards of the same name.
-        """
-        features = {
-            name: tf.io.RaggedFeature(tf.int64 if name == "id" else tf.string)
-            for name in names
-        }
-        parts: dict[str, list] = {name: [] for name in names}
-        for start in range(0, len(self), _PARSE_BATCH):
-            rows = np.arange(start, min(start + _PARSE_BATCH, len(self)))
-            parsed = tf.io.parse_example(self.read(rows), features)
-            for name in names:
-                parts[name].append(self._column(name, rows, parsed[name]))
-        return {
-            name: sum(chunks, [])
-            if name == "caption"
-            else np.concatenate(chunks)
-            for name, chunks in parts.items()
-        }
-
-    def derived_ids(self, rows: np.ndarray) -> np.ndarray:
-        """Ids for records that carry none: a hash of shard name and row.
-
-        The id depends on the base name of the shard and the row within it, so
-        it survives a move of the directory and further shards.
-
-        Args:
-            rows: int64 [k].
-
-        Returns:
-            int64 [k], not negative; -1 where several shards share the base
-            name and would share ids.
-        """
-        rows = self._check_rows(rows)
-        shards = self._shard_of(rows)
-        keys = self._name_keys[shards]
-        local = rows - (self._ends - self.shards.lengths)[shards]
-        # Odd multiplier: for one shard the map from row to id is one to one
-        # before the sign bit is dropped.
-        mixed = (keys + local.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(32)
-        ids = (mixed & np.uint64(2**63 - 1)).astype(np.int64)
-        return np.where(keys == 0, np.int64(-1), ids)
-
-    def describe(self, row: int) -> str:
-        """Where a row lies, for error messages: shard and record within it."""
-        shard = int(self._shard_of(np.array([row]))[0])
-        first = int(self._ends[shard] - self.shards.lengths[shard])
-        return f"record {row - first} of {self.shards.paths[shard]}"
-
-    def _column(self, name, rows, values):
-        if name == "caption":
-            return values.to_list()
-        counts = values.row_lengths().numpy()
-        if (counts > 1).any():
-            row = int(rows[np.argmax(counts > 1)])
-            raise ValueError(
-                f"`{name}` must hold at most one value. "
-                f"Received: {counts.max()} values in {self.describe(row)}"
-            )
-        if name != "id":
-            filled = np.full(len(rows), b"", object)
-            filled[counts == 1] = values.flat_values.numpy()
-            return filled
-        ids = self.derived_ids(rows)
-        ids[counts == 1] = values.flat_values.numpy()
-        clash = (counts == 0) & (ids == -1)
-        if clash.any():
-            raise ValueError(
-                name_clash_message(self.describe(rows[np.argmax(clash)]))
-            )
-        return ids
-
-    def _check_rows(self, rows):
-        rows = np.asarray(rows, np.int64)
-        outside = (rows < 0) | (rows >= len(self))
-        if outside.any():
-            raise IndexError(
-                f"`rows` must be in [0, {len(self)}). "
-                f"Received: {rows[outside][0]}"
-            )
-        return rows
-
-    def _shard_of(self, rows):
-        return np.searchsorted(self._ends, rows, side="right")
-
-    def _read_payload(self, file, shard, row):
-        size = int(self._sizes[row])
-        payload = os.pread(file, size, int(self._offsets[row]))
-        if len(payload) != size:
-            raise ValueError(
-                f"Shard {self.shards.paths[shard]} changed after it was "
-                f"indexed: expected {size} bytes at byte "
-                f"{self._offsets[row]}. Received: {len(payload)} bytes"
-            )
-        return payload
-
-
-def name_clash_message(place: str) -> str:
-    """The error for a record without `id` whose shard name is not unique."""
-    return (
-        f"`id` is missing in {place}, and another shard has the same base "
-        "name, so that ids derived from it would repeat. Rename the shards or "
-        "write ids."
-    )
+def _locate(patterns, form, image_field, caption_fields):
+    """The shards of several patterns, sorted, and the format of each."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ValueError(
+            "`patterns` must name at least one shard. Received: []"
+        )
+    found = {}
+    for pattern in patterns:
+        found |= _find(pattern, form, image_field, caption_fields)
+    paths = sorted(found)
+    return paths, [found[path] for path in paths]
 
 
 def _find(pattern, form, image_field, caption_fields):
@@ -573,76 +410,3 @@ def _objects(values):
     array = np.empty(len(values), object)
     array[:] = values
     return array
-
-
-def _index_shard(path):
-    """Payload offsets and sizes of one shard, int64 [n] each."""
-    try:
-        with open(path, "rb") as file:
-            total = os.fstat(file.fileno()).st_size
-            if total == 0:
-                raise ValueError(f"Shard {path} is empty: it has no record.")
-            with mmap.mmap(
-                file.fileno(), total, access=mmap.ACCESS_READ
-            ) as data:
-                return _walk(path, data, total)
-    except OSError as error:
-        raise ValueError(f"Shard {path} cannot be read: {error}") from error
-
-
-def _walk(path, data, total):
-    lengths, checksums = array.array("Q"), array.array("I")
-    unpack = struct.Struct("<QI").unpack_from
-    position = 0
-    while position + 12 <= total:
-        length, checksum = unpack(data, position)
-        lengths.append(length)
-        checksums.append(checksum)
-        if position + 12 + length + 4 > total:
-            break
-        position += 12 + length + 4
-    # A wrong length is named first: beyond it every position is meaningless,
-    # also the one where the walk ended.
-    index = _check_lengths(path, lengths, checksums)
-    if position < total:
-        raise ValueError(
-            f"Shard {path} is truncated: the record at byte {position} goes "
-            f"beyond the end of the file at byte {total}."
-        )
-    return index
-
-
-def _check_lengths(path, lengths, checksums):
-    sizes = np.frombuffer(lengths, np.uint64)
-    expected = tfrecords.masked_crc32c(sizes)
-    # A wrong length may be too large for int64 sums, but everything before the
-    # first wrong one is right.
-    wrong = expected != np.frombuffer(checksums, np.uint32)
-    good = int(np.argmax(wrong)) if wrong.any() else len(sizes)
-    sizes = sizes[:good].astype(np.int64)
-    ends = np.cumsum(sizes + 16)
-    if wrong.any():
-        position = int(ends[-1]) if good else 0
-        raise ValueError(
-            f"Shard {path} is not an uncompressed TFRecord file, or is "
-            f"corrupt: the length at byte {position} fails its checksum."
-        )
-    return ends - sizes - 4, sizes
-
-
-def _name_keys(paths):
-    """uint64 [shards]: hash of each base name, 0 if it is not unique."""
-    names = [os.path.basename(path) for path in paths]
-    counts = collections.Counter(names)
-    keys = [
-        int.from_bytes(
-            hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"
-        )
-        if counts[name] == 1
-        else 0
-        for name in names
-    ]
-    return np.array(keys, np.uint64)
-
-
-masked_crc32c = tfrecords.masked_crc32c

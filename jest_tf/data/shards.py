@@ -37,7 +37,7 @@ _REMOTE_GAP = 2**19
 # A joint read grows no larger than this, for the sake of memory.
 _MAX_READ = 2**24
 # Files that this package writes beside shards.
-_NO_SHARDS = (".index", ".sidecar", ".partial")
+NO_SHARDS = (".index", ".sidecar", ".partial")
 # Requests to remote storage under way at once, for one call.
 _REMOTE_REQUESTS = 16
 
@@ -226,11 +226,16 @@ class Window:
 
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
     """Whole files, such as the pictures that a table's rows name."""
-    if sum(map(is_remote, paths)) < 2:
-        return [_read_file(path) for path in paths]
-    workers = min(_REMOTE_REQUESTS, len(paths))
+    return map_requests(_read_file, paths, any(map(is_remote, paths)))
+
+
+def map_requests(function: Callable, items: Sequence, remote: bool) -> list:
+    """Calls a function for each item, at once where storage is far away."""
+    if not remote or len(items) < 2:
+        return [function(item) for item in items]
+    workers = min(_REMOTE_REQUESTS, len(items))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(_read_file, paths))
+        return list(pool.map(function, items))
 
 
 def open_file(path: str, mode: str = "rb"):
@@ -270,7 +275,7 @@ def _glob(pattern):
         if os.path.isfile(pattern):
             return [pattern]
         found = glob.glob(pattern)
-    return [path for path in found if not path.endswith(_NO_SHARDS)]
+    return [path for path in found if not path.endswith(NO_SHARDS)]
 
 
 def _read_groups(path, spans, order, gap):
@@ -329,12 +334,7 @@ def _read_remote(path, groups):
                 # Some file systems refuse to go beyond the end.
                 return members, start, b""
 
-    if len(groups) == 1:
-        yield fetch(groups[0])
-        return
-    workers = min(_REMOTE_REQUESTS, len(groups))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(fetch, groups)
+    yield from map_requests(fetch, groups, True)
 
 
 def _read_fully(file, size):

@@ -1,0 +1,340 @@
+"""How fast examples come, what large stores cost, how well blocks mix.
+
+    python -m benchmarks.bench_input all
+
+`speed` runs the training stream in turn with a bare loop that decodes and
+resizes the same pictures; `growth` opens ever larger stores and starts at late
+steps; `mixing` compares orders of different block sizes. Each part replaces its
+own block of README.md in the folder `--out`. With `--quick` it takes seconds,
+says nothing, and writes only where `--out` says so.
+"""
+
+import argparse
+import gc
+import os
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import index_growth, report
+from jest_tf.data import pipeline, preprocessing, records, stream
+
+_COMMAND = "python -m benchmarks.bench_input"
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_POOL = str(_ROOT / "examples/icontext_mini/pool-*.tfrecord")
+
+# A tile of a picture is one of the example pictures, 32 pixels a side.
+_TILE = 32
+_JPEG_QUALITY = 90
+_SEED = 0
+
+# Super-batches that pass before a measurement, for buffers to be as they stay.
+_WARM_UP = 2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the parts asked for and writes their blocks."""
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND, description="Benchmarks the example stream."
+    )
+    parser.add_argument("part", choices=["speed", "growth", "mixing", "all"])
+    parser.add_argument("--quick", action="store_true", help="takes seconds")
+    parser.add_argument("--out", help="the folder of README.md")
+    options = parser.parse_args(argv)
+    out = options.out and pathlib.Path(options.out)
+    if not out and not options.quick:
+        out = pathlib.Path(__file__).resolve().parent
+    for name, run in (("speed", speed), ("growth", growth), ("mixing", mixing)):
+        if options.part not in (name, "all"):
+            continue
+        text = run(options.quick)
+        print(text)
+        if out:
+            report.write_block(
+                out / "README.md", f"input {name}", text, _COMMAND
+            )
+
+
+def speed(quick: bool) -> str:
+    """The stream beside a bare loop of decoding and resizing, as Markdown."""
+    num_pictures, size, super_batch_size, steps, repeats = (
+        (64, 224, 64, 2, 2) if quick else (2048, 224, 1024, 4, 5)
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        store = _write_store(directory, num_pictures)
+        encoded = [record.image for record in store.read(range(num_pictures))]
+        loop = _bare_loop(encoded, size, super_batch_size * steps)
+        dataset = _stream(store, super_batch_size, size)
+        loop()
+        bare, full = [], []
+        for i in range(repeats):
+            report.log(f"speed: repeat {i + 1} of {repeats}")
+            bare.append(super_batch_size * steps / _seconds(loop))
+            full.append(_rate(dataset, super_batch_size, steps))
+            gc.collect()
+        bytes_read = sum(map(len, encoded)) / num_pictures
+    rows = [
+        ["bare loop", report.spread(bare), ""],
+        [
+            "stream",
+            report.spread(full),
+            f"{np.median(full) / np.median(bare):.1%}",
+        ],
+    ]
+    return f"""## How fast examples come
+
+    {_COMMAND} speed
+
+{report.table(["", "images/s", "of the bare loop"], rows)}
+
+Lowest / median / highest of {repeats} repeats, in turn, of
+{super_batch_size * steps:,} pictures each. The bare loop is
+`tf.data.Dataset.map` of `tf.io.decode_jpeg` and `tf.image.resize` (bilinear,
+anti-aliased, to float32) over JPEGs in memory, with neither rounding nor
+batching. The stream is `pipeline.super_batches` over a TFRecord shard in the
+page cache: read, check, decode, resize, round to uint8, tokenise, and batch to
+B = {super_batch_size:,}; augmentation is in the training step. Both leave
+their parallelism to `tf.data.AUTOTUNE`. The {num_pictures:,} pictures are
+patchworks of `examples/icontext_mini`, 256 pixels high and 256 to 352 wide, as
+JPEG of quality {_JPEG_QUALITY} ({bytes_read / 1000:.0f} kB on average), resized
+to {size} x {size}.
+
+{report.environment()}"""
+
+
+def growth(quick: bool) -> str:
+    """Opening ever larger stores, and starting late, as Markdown."""
+    sizes = (
+        [(1000, 1), (10_000, 10)]
+        if quick
+        else [(100_000, 10), (1_000_000, 100), (10_000_000, 1000)]
+    )
+    rows = []
+    for num_records, num_shards in sizes:
+        report.log(f"growth: {num_records:,} records")
+        first, later = index_growth.run(num_records, num_shards)
+        rows.append(
+            [
+                f"{num_records:,}",
+                f"{num_shards:,}",
+                f"{first.open_seconds:.2f}",
+                f"{later.open_seconds:.2f}",
+                f"{later.open_mebibytes:.0f}",
+                f"{later.random_milliseconds:.1f}",
+                f"{later.near_milliseconds:.1f}",
+                f"{_order_milliseconds(num_records):.2f}",
+            ]
+        )
+    opening = report.table(
+        [
+            "records",
+            "shards",
+            "index, s",
+            "open, s",
+            "MiB",
+            "256 far rows, ms",
+            "256 near rows, ms",
+            "order of 256, ms",
+        ],
+        rows,
+    )
+    starts = report.table(
+        ["first step", "seconds to its super-batch"], _start_times(quick)
+    )
+    return f"""## What large stores cost
+
+    {_COMMAND} growth
+
+{opening}
+
+Synthetic TFRecord shards of records of 130 bytes, in fresh processes: to build
+the indexes, to open a store that has them, the memory that adds, to read 256
+records from all over and 256 neighbours, and to find out which 256 come next.
+
+{starts}
+
+From the call of `pipeline.super_batches` to its first super-batch of 64
+pictures, tracing included; lowest / median / highest of the repeats.
+
+{report.environment()}"""
+
+
+def mixing(quick: bool) -> str:
+    """How well orders of several block sizes mix, as Markdown."""
+    num_records, shard_size = (20_000, 1000) if quick else (1_000_000, 10_000)
+    rows = []
+    for block_size in (None, 16, 64, 256, 1024, shard_size):
+        order = stream.Order(num_records, _SEED, block_size=block_size)
+        for size in (1280, 32_768)[: 1 if quick else 2]:
+            found = mix(order, size, block_size or 1, shard_size)
+            rows.append(
+                [
+                    block_size or "free",
+                    f"{size:,}",
+                    f"{found['places']:,.0f}",
+                    f"{found['shards']:.0f}",
+                    f"{found['correlation']:.3f}",
+                    f"{found['effective']:,.0f}",
+                ]
+            )
+    header = ["block", "B", "places", "shards", "correlation", "worth"]
+    return f"""## How well blocks mix
+
+    {_COMMAND} mixing
+
+{report.table(header, rows)}
+
+{num_records:,} records in shards of {shard_size:,}, means over one epoch.
+Places are the blocks that a super-batch touches (records, where the shuffle is
+free), shards the files. The other two take the worst case, a data set in which
+all records of a shard are alike: the correlation of neighbouring positions, and
+how many freely shuffled records a super-batch of B is worth, by the variance of
+its mean. Shards whose records were shuffled before they were written lose
+nothing by any block size."""
+
+
+def mix(
+    order: stream.Order, super_batch_size: int, block_size: int, shard_size: int
+) -> dict[str, float]:
+    """How well an order mixes the shards, means over an epoch.
+
+    With v one random number a shard, of variance 1, the mean of a super-batch
+    has the variance sum_s (c_s / B)^2 where c_s of its rows are of shard s. Of
+    that 1 / S, the variance of the mean over all shards, is no matter of the
+    order.
+
+    Args:
+        order: of n records.
+        super_batch_size: B.
+        block_size: rows of a place.
+        shard_size: rows of a shard; must divide n.
+
+    Returns:
+        `places` and `shards` that a super-batch touches; the `correlation` of v
+        between neighbouring positions; `effective`, the number of freely
+        shuffled records whose mean varies as much.
+    """
+    n = order.num_records
+    num_shards = n // shard_size
+    rows = order.rows(np.arange(n - n % super_batch_size))
+    batches = rows.reshape(-1, super_batch_size)
+    shares = np.stack(
+        [
+            np.bincount(batch // shard_size, minlength=num_shards)
+            / super_batch_size
+            for batch in batches
+        ]
+    )  # [steps, shards]
+    excess = (shares**2).sum(1).mean() - 1 / num_shards
+    same = (rows[1:] // shard_size == rows[:-1] // shard_size).mean()
+    return {
+        "places": np.mean([len(np.unique(b // block_size)) for b in batches]),
+        "shards": (shares > 0).sum(1).mean(),
+        "correlation": (same - 1 / num_shards) / (1 - 1 / num_shards),
+        "effective": (1 - 1 / num_shards) / excess,
+    }
+
+
+def _write_store(directory, num_pictures):
+    """A shard of JPEGs, patchworks of the example pictures."""
+    pool = records.open_store(_POOL, index_dir=directory)
+    rng = np.random.default_rng(_SEED)
+    path = os.path.join(directory, "pictures.tfrecord")
+    tiles = [
+        preprocessing.decode_image(record.image, _TILE).numpy()
+        for record in pool.read(rng.permutation(len(pool))[:1024])
+    ]
+    captions = list(pool.columns(["caption"])["caption"])
+    with tf.io.TFRecordWriter(path) as writer:
+        for i in range(num_pictures):
+            columns = 256 // _TILE + i % 4
+            chosen = rng.integers(len(tiles), size=(256 // _TILE, columns))
+            image = np.concatenate(
+                [np.concatenate([tiles[j] for j in line], 1) for line in chosen]
+            )
+            example = tf.train.Example()
+            features = example.features.feature
+            features["image"].bytes_list.value.append(
+                tf.io.encode_jpeg(image, quality=_JPEG_QUALITY).numpy()
+            )
+            features["caption"].bytes_list.value.extend(captions[i])
+            features["id"].int64_list.value.append(i)
+            writer.write(example.SerializeToString())
+    return records.open_store(path)
+
+
+def _bare_loop(encoded, size, count):
+    """A function that decodes and resizes `count` pictures in `tf.data`."""
+
+    def decode(encoded):
+        image = tf.io.decode_jpeg(encoded, channels=3)
+        return tf.image.resize(image, [size, size], antialias=True)
+
+    dataset = tf.data.Dataset.from_tensor_slices(encoded).repeat().take(count)
+    dataset = dataset.map(
+        decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    # Counted by the dataset itself: iterating in Python would cost more.
+    return lambda: dataset.reduce(0, lambda total, _: total + 1)
+
+
+def _stream(store, super_batch_size, size, start_step=0):
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = [*letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = preprocessing.WordPieceTokenizer(
+        [*preprocessing.RESERVED_TOKENS, *vocabulary], 64
+    )
+    return pipeline.super_batches(
+        store,
+        super_batch_size=super_batch_size,
+        seed=_SEED,
+        tokenizer=tokenizer,
+        image_size=size,
+        start_step=start_step,
+    )
+
+
+def _rate(dataset, super_batch_size, steps):
+    """Images a second of a stream that has been running for a while."""
+    iterator = iter(dataset)
+    for _ in range(_WARM_UP):
+        next(iterator)
+    seconds = _seconds(lambda: [next(iterator) for _ in range(steps)][-1])
+    return super_batch_size * steps / seconds
+
+
+def _seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _order_milliseconds(num_records):
+    order = stream.Order(num_records, _SEED)
+    repeats = 20
+    seconds = _seconds(
+        lambda: [order.rows(np.arange(i, i + 256)) for i in range(repeats)]
+    )
+    return 1000 * seconds / repeats
+
+
+def _start_times(quick):
+    repeats = 2 if quick else 5
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        store = _write_store(directory, 64)
+        next(iter(_stream(store, 64, 224)))  # whatever only happens once
+        for step in (0, 1_000_000):
+            times = [
+                _seconds(lambda: next(iter(_stream(store, 64, 224, step))))  # noqa: B023
+                for _ in range(repeats)
+            ]
+            rows.append([f"{step:,}", report.spread(times)])
+    return rows
+
+
+if __name__ == "__main__":
+    main()

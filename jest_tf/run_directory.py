@@ -1,0 +1,166 @@
+"""The directory of a run: claimed by one process, and described by itself.
+
+It holds the settings, resolved, and what the run began with: versions, machine
+and revision. A process that continues a run must have the same settings. Its
+checkpoints and logs are the business of `checkpoint.py` and `ledger.py`.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from jest_tf import checkpoint, reference, stopping
+from jest_tf import config as config_lib
+
+VERSIONS_FILE = "versions.json"
+
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tensorflow-text",
+    "tf-models-official",
+    "numpy",
+    "jest-tf",
+)
+_LOCK_FILE = ".lock"
+# A run may be continued with others of these: they say when its state is saved
+# and where things lie, but not what it computes.
+_MAY_CHANGE = (
+    "checkpoint.",
+    "data.index_dir",
+    "data.max_fault_rate",
+    "reference.sidecar_dir",
+    "distribution.tpu",
+)
+
+
+@contextlib.contextmanager
+def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
+    """Holds a run directory: made, or checked to hold this very run.
+
+    What a killed process has left half-written is deleted.
+
+    Args:
+        workdir: the run directory, which is also what `with` yields.
+        config: the run.
+
+    Raises:
+        ValueError: if it holds another run, or another process holds it.
+    """
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, _LOCK_FILE), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"Another process is training in {workdir!r}; expected a "
+                "directory that nobody else writes to"
+            ) from None
+        checkpoint.delete_partial(workdir)
+        _claim(workdir, config)
+        yield workdir
+
+
+@contextlib.contextmanager
+def thrown_away() -> Iterator[str]:
+    """A folder for what a worker writes beside the one that keeps the run.
+
+    Some of what is written is summed over the workers, so all must write.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+def _claim(workdir, config):
+    path = os.path.join(workdir, reference.CONFIG_FILE)
+    versions = os.path.join(workdir, VERSIONS_FILE)
+    if os.path.isfile(path):
+        _compare_config(workdir, config, config_lib.load_config(path))
+        _compare_versions(versions)
+    else:
+        stopping.write_json(versions, _versions())
+    with checkpoint.written_whole(path) as partial:
+        config_lib.save_config(config, partial)
+
+
+def _compare_config(workdir, config, before):
+    differences = _differences(
+        dataclasses.asdict(config), dataclasses.asdict(before)
+    )
+    for name, here, there in differences:
+        if not name.startswith(_MAY_CHANGE):
+            raise ValueError(
+                f"`--workdir` {workdir!r} holds a run with other settings. "
+                f"Expected {name}={there!r}, to continue it. Received: "
+                f"{name}={here!r}; take another directory for another run"
+            )
+
+
+def _differences(here, there, path=""):
+    for name, value in here.items():
+        if isinstance(value, dict):
+            yield from _differences(value, there[name], f"{path}{name}.")
+        elif value != there[name]:
+            yield path + name, value, there[name]
+
+
+def _compare_versions(path):
+    """Says with what other versions the run began: its bits may differ."""
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)["versions"]
+    now = _versions()["versions"]
+    changed = [
+        f"{name} {before.get(name)}, now {now[name]}"
+        for name in now
+        if now[name] != before.get(name)
+    ]
+    if changed:
+        _say(f"this run began with {'; '.join(changed)}")
+
+
+def _versions():
+    """What the run ran with: versions, machine, and the code's revision."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None  # used from a checkout, say
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
+    }
+
+
+def _git(*arguments):
+    """What git says of the checkout that this file lies in; None without."""
+    folder, name = os.path.split(os.path.abspath(__file__))
+    try:
+        # An installed copy may lie in the checkout of something else.
+        for command in (("ls-files", "--error-unmatch", name), arguments):
+            done = subprocess.run(
+                ["git", *command],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _say(text):
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,558 @@
+"""Cases on virtual devices, in a process of their own: see test_distribution.
+
+Devices are split before TensorFlow starts, which is too late in a process that
+has run another test. Not collected by itself; to run it alone:
+
+    python -m pytest tests/replica_cases.py
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+from jest_tf import config, distribution, layers, training
+
+DEVICES = 4
+SEED = 7
+JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
+STRATEGIES = {}
+# float32, summed in another order.
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def setUpModule():
+    STRATEGIES[1] = tf.distribute.get_strategy()
+    STRATEGIES[4] = distribution.build_strategy(
+        config.DistributionConfig("mirrored", virtual_devices=DEVICES)
+    )
+    # Two strategies of a process would use the same keys for collectives; this
+    # is how TensorFlow's own tests keep them apart.
+    tf.distribute.MirroredStrategy._collective_key_base += 100_000
+    STRATEGIES[2] = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def on_replicas(num_replicas, function):
+    """What each replica returns, run in a graph."""
+    strategy = STRATEGIES[num_replicas]
+
+    @tf.function(autograph=False)
+    def run():
+        return tf.nest.map_structure(
+            strategy.experimental_local_results, strategy.run(function)
+        )
+
+    return run()
+
+
+class SGD(distribution.AggregateThenClip, keras.optimizers.SGD):
+    """What a user would write."""
+
+
+class StockLine(keras.Model):
+    """y = w x with w = 0 at first, trained by the mean squared error."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = keras.layers.Dense(
+            1, use_bias=False, kernel_initializer="zeros"
+        )
+        self.mean = keras.metrics.Mean(name="loss")
+
+    def call(self, batch, training=None):
+        return self.line(batch["x"])
+
+    @property
+    def metrics(self):
+        return [self.mean]
+
+    def train_step(self, data):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            errors = self(data, training=True) - data["y"]
+            loss = tf.reduce_mean(errors**2)
+            share = loss / replicas
+        variables = self.trainable_variables
+        gradients = tape.gradient(share, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.mean.update_state(loss)
+        return self.get_metrics_result()
+
+
+class Line(distribution.TrainerHooks, StockLine):
+    """The same with the hooks."""
+
+
+def line_data(**more):
+    x = np.ones((8, 1), np.float32)
+    return tf.data.Dataset.from_tensors({"x": x, "y": 3 * x, **more}).repeat(4)
+
+
+def fit_line(
+    kind,
+    optimizer=keras.optimizers.SGD,
+    *,
+    num_replicas=2,
+    data=None,
+    steps_per_execution=1,
+    **settings,
+):
+    """`kind` after an epoch, and what it logged."""
+    with STRATEGIES[num_replicas].scope():
+        model = kind()
+        model.compile(
+            optimizer=optimizer(**{"learning_rate": 0.05} | settings),
+            steps_per_execution=steps_per_execution,
+        )
+    history = model.fit(
+        line_data() if data is None else data, shuffle=False, verbose=0
+    )
+    return model, history.history
+
+
+class KerasTest(tf.test.TestCase):
+    """What is wrong in Keras alone, and right with the hooks."""
+
+    def gone(self, what):
+        return (
+            f"Keras {keras.__version__} does this right now: {what}. Its hook "
+            "in jest_tf/distribution.py can go, and this test with it"
+        )
+
+    def weights(self, kind, **options):
+        model, _ = fit_line(kind, **options)
+        return model.line.kernel.numpy()
+
+    def test_several_steps_an_execution(self):
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError,
+            "must feed a value for placeholder",
+            msg=self.gone("executions"),
+        ):
+            fit_line(built(StockLine), steps_per_execution=2)
+        one = self.weights(Line, num_replicas=1)
+        four = self.weights(Line, steps_per_execution=4)
+        self.assertAllClose(four, one)
+        with self.assertRaisesRegex(
+            ValueError, "multiple of .*4 steps, steps_per_execution=3"
+        ):
+            fit_line(Line, steps_per_execution=3)
+
+    def test_a_batch_that_has_no_mean(self):
+        data = line_data(name=np.array([b"a"] * 8))
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError,
+            "AddN",
+            msg=self.gone("a batch of strings"),
+        ):
+            fit_line(StockLine, data=data)
+        one = self.weights(Line, num_replicas=1)
+        self.assertAllClose(self.weights(Line, data=data), one)
+
+    def test_clipping_after_the_sum(self):
+        # The gradient is -6, of which a step of 1 is left: w = 1. Each of two
+        # replicas gives -3; clipped one by one they step 2.
+        def step(kind, optimizer, **settings):
+            data = line_data().take(1)
+            return self.weights(
+                kind,
+                optimizer=optimizer,
+                data=data,
+                learning_rate=1.0,
+                **settings,
+            )
+
+        stock = step(StockLine, keras.optimizers.SGD, global_clipnorm=1.0)
+        self.assertAllClose(stock, [[2.0]], msg=self.gone("clipping"))
+        for settings in (
+            {"num_replicas": 1, "global_clipnorm": 1.0},
+            {"num_replicas": 2, "global_clipnorm": 1.0},
+            {"num_replicas": 2, "clipvalue": 1.0},
+        ):
+            self.assertAllClose(step(Line, SGD, **settings), [[1.0]])
+        for settings in ({"clipnorm": 0.5}, {"clipvalue": 0.5}):
+            with self.assertRaisesRegex(
+                ValueError, "SGD clips .*0.5 on 2 replicas"
+            ):
+                step(Line, keras.optimizers.SGD, **settings)
+
+    def test_dropout_that_differs_by_replica(self):
+        masks = {}
+        for kind in (keras.layers.Dropout, layers.Dropout):
+            with STRATEGIES[4].scope():
+                layer = kind(0.5, seed=3)
+            masks[kind] = on_replicas(
+                4, lambda layer=layer: layer(tf.ones([400]), training=True)
+            )
+        stock, ours = masks.values()
+        for mask in stock[1:]:
+            self.assertAllEqual(mask, stock[0], msg=self.gone("dropout"))
+        # Means of 400 throws of a coin, five deviations of 0.025 wide.
+        for index, mask in enumerate(ours):
+            self.assertNear(np.mean(mask) / 2, 0.5, 0.125)
+            for other in ours[:index]:
+                self.assertNear(np.mean(mask == other), 0.5, 0.125)
+
+    def test_accumulated_gradients_are_refused(self):
+        settings = {"gradient_accumulation_steps": 2}
+        with self.assertRaisesRegex(
+            RuntimeError, "`merge_call` called", msg=self.gone("accumulation")
+        ):
+            fit_line(built(StockLine), **settings)
+        with self.assertRaisesRegex(
+            ValueError, "`gradient_accumulation_steps`.*2 on 2 replicas"
+        ):
+            fit_line(Line, **settings)
+
+    def test_logs_of_a_step(self):
+        class Untracked(StockLine):
+            def train_step(self, data):
+                return {"loss": tf.constant(7.0)}
+
+        _, history = fit_line(built(Untracked))
+        self.assertEqual(history["loss"], [0.0], msg=self.gone("logs"))
+
+        class Counting(StockLine):
+            def __init__(self):
+                super().__init__()
+                self.mean = keras.metrics.Sum(name="loss")
+
+            def train_step(self, data):
+                self.mean.update_state(data["y"])
+                return {"sum": self.mean.result()}
+
+        class Counted(distribution.TrainerHooks, Counting):
+            def train_step(self, data):
+                super().train_step(data)
+                return {"sum": self.get_metrics_result()["loss"]}
+
+        # Four batches of eight threes; a replica's sum is half of that.
+        _, history = fit_line(built(Counting))
+        self.assertEqual(history["sum"], [48.0], msg=self.gone("sums"))
+        _, history = fit_line(Counted)
+        self.assertEqual(history["sum"], [96.0])
+
+    def test_an_optimizer_that_is_built_late(self):
+        with STRATEGIES[2].scope():
+            model = built(StockLine)()
+            model.compile(optimizer=keras.optimizers.Adam(0.1))
+        data = STRATEGIES[2].experimental_distribute_dataset(line_data())
+
+        @tf.function
+        def step(batch):
+            STRATEGIES[2].run(model.train_step, args=(batch,))
+
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError,
+            "must feed a value for placeholder",
+            msg=self.gone("building"),
+        ):
+            step(next(iter(data)))
+        model, _ = fit_line(Line, keras.optimizers.Adam)
+        one, _ = fit_line(Line, keras.optimizers.Adam, num_replicas=1)
+        self.assertEqual(model.optimizer.iterations, 4)
+        self.assertAllClose(model.line.kernel, one.line.kernel)
+
+
+def built(kind):
+    """`kind`, but built when made, so that it gets as far as the step."""
+
+    def make():
+        model = kind()
+        model({"x": keras.Input((1,)), "y": keras.Input((1,))})
+        return model
+
+    return make
+
+
+class CollectivesTest(tf.test.TestCase):
+    def test_every_dtype_travels_whole(self):
+        random = np.random.default_rng(0)
+        everything = {
+            dtype: tf.bitcast(
+                random.integers(0, 256, (12, 5, dtype.size), np.uint8),
+                dtype if dtype.size > 1 else tf.int8,
+            )
+            for dtype in (tf.float32, tf.int64, tf.float16, tf.bfloat16)
+        }
+        everything["uint8"] = tf.constant(
+            random.integers(0, 256, (12, 3), np.uint8)
+        )
+        everything["bool"] = tf.constant(random.integers(0, 2, (12, 7)) == 1)
+        everything["none"] = tf.zeros([12, 0])
+
+        def function():
+            replicas = distribution.current()
+            own = {
+                str(name): tf.reshape(value, [4, 3, *value.shape[1:]])[
+                    replicas.replica_id
+                ]
+                for name, value in everything.items()
+            }
+            gathered = replicas.all_gather(own)
+            rows = {
+                name: tf.reshape(value, [4, 3, *value.shape[1:]])
+                for name, value in gathered.items()
+            }
+            return gathered, replicas.all_to_all(rows)
+
+        gathered, exchanged = on_replicas(4, function)
+        for name, value in everything.items():
+            # NaNs are no less whole.
+            bits = bits_of(value)
+            parts = bits.reshape(4, 3, -1)
+            for replica in range(4):
+                got = gathered[str(name)][replica]
+                self.assertEqual(got.dtype, value.dtype)
+                self.assertAllEqual(bits_of(got), bits)
+                # Each sent the same rows; mine came from everybody.
+                self.assertAllEqual(
+                    bits_of(exchanged[str(name)][replica]).reshape(4, 3, -1),
+                    np.stack([parts[replica]] * 4),
+                )
+
+    def test_sums_and_gradients_are_those_of_all(self):
+        values = np.float32([[1, 2], [3, 4], [5, 6], [7, 8]])
+
+        def function():
+            replicas = distribution.current()
+            own = tf.gather(tf.constant(values), replicas.replica_id)[None]
+            weight = 1.0 + tf.cast(replicas.replica_id, tf.float32)
+            with tf.GradientTape() as tape:
+                tape.watch(own)
+                total = weight * tf.reduce_sum(replicas.all_gather(own) ** 2)
+            gradient = tape.gradient(total, own)
+            return replicas.all_reduce((own, tf.constant(1))), gradient
+
+        (sums, counts), gradients = on_replicas(4, function)
+        for replica in range(4):
+            self.assertAllClose(sums[replica], [[16.0, 20.0]])
+            self.assertEqual(counts[replica], 4)
+            # Weights 1 + 2 + 3 + 4 of the square of the own row.
+            self.assertAllClose(gradients[replica], [10 * 2 * values[replica]])
+
+    def test_what_can_not_be_exchanged_is_refused(self):
+        for tensor, method, error, message in (
+            (tf.constant(True), "all_reduce", TypeError, "Received: bool"),
+            (tf.constant(1.0), "all_gather", ValueError, "static shape"),
+            (tf.zeros([3, 2]), "all_to_all", ValueError, r"2 replicas.*\(3, 2"),
+        ):
+
+            def function(tensor=tensor, method=method):
+                return getattr(distribution.current(), method)(tensor)
+
+            with self.assertRaisesRegex(error, message):
+                on_replicas(2, function)
+
+    def test_there_are_no_collectives_outside_of_a_step(self):
+        self.assertIsNone(distribution.current())
+        with STRATEGIES[2].scope():
+            with self.assertRaisesRegex(ValueError, "inside `strategy.run`"):
+                distribution.current()
+
+
+def bits_of(tensor):
+    tensor = np.asarray(tensor)
+    return np.ascontiguousarray(tensor).view(np.uint8)
+
+
+class Drawn(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(self.model.drawn_ids.numpy())
+
+
+def build(
+    num_replicas,
+    settings=JOINT,
+    *,
+    learner=tiny.learner,
+    steps_per_execution=1,
+    optimizer=SGD,
+    **more,
+):
+    with STRATEGIES[num_replicas].scope():
+        model = training.JESTModel(
+            learner(0),
+            tiny.learner(5),
+            settings,
+            **{
+                "seed": SEED,
+                "augment": training.Augmentation(flip=True, min_area=0.5),
+            }
+            | more,
+        )
+        model.compile(
+            optimizer=optimizer(0.05, global_clipnorm=0.3),
+            steps_per_execution=steps_per_execution,
+            jit_compile=False,
+        )
+    return model
+
+
+def batches_of(steps, rows=16):
+    batches = tiny.super_batches(steps, rows=rows)
+    for step, batch in enumerate(batches):
+        batch["record_replaced"] = np.arange(rows) < step
+        batch["caption_replaced"] = np.arange(rows) >= rows - 1
+    return batches
+
+
+def fit(model, batches):
+    """The history of an epoch, and the ids drawn after each execution."""
+    drawn = Drawn()
+    history = model.fit(tiny.dataset(batches), verbose=0, callbacks=[drawn])
+    return history.history, np.array(drawn.steps)
+
+
+class TrainingTest(tf.test.TestCase):
+    def assert_same(self, ours, theirs, **tolerance):
+        for one, other in zip(
+            ours.get_weights(), theirs.get_weights(), strict=True
+        ):
+            self.assertAllClose(one, other, **TOLERANCE | tolerance)
+
+    def assert_replicas_train_as_one(self, counts, settings, **more):
+        batches = batches_of(20)
+        one = build(1, settings, **more)
+        history, drawn = fit(one, batches)
+        for num_replicas, steps in counts.items():
+            model = build(
+                num_replicas, settings, steps_per_execution=steps, **more
+            )
+            same, again = fit(model, batches)
+            self.assertAllEqual(again, drawn[steps - 1 :: steps])
+            self.assertCountEqual(same, history)
+            for name, value in history.items():
+                self.assertAllClose(same[name], value, msg=name, **TOLERANCE)
+            self.assert_same(model.learner, one.learner)
+        return history
+
+    def test_joint_draws_by_the_sigmoid_loss(self):
+        history = self.assert_replicas_train_as_one(
+            {2: 4, 4: 1}, JOINT, equal_captions="ignore", loss_block_size=3
+        )
+        self.assertEqual(history["data/captions_replaced"], [20.0])
+        # 0 + 1 + ... + 15, then all 16 of the last four steps.
+        self.assertEqual(history["data/records_replaced"], [120.0 + 4 * 16])
+
+    def test_joint_draws_by_the_softmax_loss(self):
+        self.assert_replicas_train_as_one(
+            {2: 1}, JOINT, loss="softmax", micro_batch_size=2
+        )
+
+    def test_uniform_draws_and_whole_batches(self):
+        uniform = config.SelectionConfig("uniform", batch_size=8)
+        self.assert_replicas_train_as_one({4: 2}, uniform)
+        self.assert_replicas_train_as_one({2: 5}, None)
+
+    def test_a_quota_for_each_replica(self):
+        quota = {"quota": "per_replica"}
+        joint = config.SelectionConfig("joint", 8, 2, **quota)
+        uniform = config.SelectionConfig("uniform", batch_size=8, **quota)
+        batches = batches_of(5)
+        for settings in (joint, uniform):
+            model, twin = build(2, settings), build(1, None, augment=None)
+            model.augment = None
+            history, drawn = fit(model, batches)
+            for batch, ids in zip(batches, drawn, strict=True):
+                rows = [list(batch["id"]).index(one) for one in ids]
+                self.assertLen(set(rows), 8)
+                # Four of each replica's eight.
+                self.assertEqual(sum(row < 8 for row in rows), 4)
+                fit(twin, [{n: value[rows] for n, value in batch.items()}])
+            self.assert_same(model.learner, twin.learner)
+
+    def test_a_checkpoint_goes_on_with_another_number_of_replicas(self):
+        batches = batches_of(6)
+
+        def adam(rate, **settings):
+            return training.AdamW(rate / 10, **settings)
+
+        first, second = batches[:3], batches[3:]
+        paths = {}
+        for count in (4, 1):
+            model = build(count, optimizer=adam)
+            fit(model, first)
+            paths[count] = f"{self.get_temp_dir()}/{count}.weights.h5"
+            model.save_weights(paths[count])
+        goes_on = {}
+        for saved, count in ((4, 1), (1, 4), (1, 1)):
+            model = build(count, optimizer=adam)
+            with STRATEGIES[count].scope():
+                model.build(None)
+                model.optimizer.build(model.trainable_variables)
+            model.load_weights(paths[saved])
+            self.assertEqual(model.optimizer.iterations, 3)
+            # The means, too, count the steps alike.
+            self.assertAllClose(model.metrics[0].count, 3.0)
+            history, drawn = fit(model, second)
+            goes_on[saved, count] = history, drawn, model.learner
+        history, drawn, learner = goes_on.pop((1, 1))
+        for other, again, same in goes_on.values():
+            self.assertAllEqual(again, drawn)
+            self.assertAllClose(other["loss"], history["loss"], **TOLERANCE)
+            self.assert_same(same, learner, atol=1e-5)
+
+    def test_a_validation_loss_is_of_all_rows(self):
+        held_out = tiny.super_batches(2, rows=8, seed=3)
+        losses_found = [
+            build(count).evaluate(tiny.dataset(held_out), verbose=0)
+            for count in (1, 2)
+        ]
+        self.assertAllClose(*losses_found, **TOLERANCE)
+
+
+class RefusalsTest(tf.test.TestCase):
+    def assert_refused(self, message, settings=JOINT, rows=16, **more):
+        with self.assertRaisesRegex(ValueError, message):
+            fit(build(4, settings, **more), batches_of(1, rows))
+
+    def test_sizes_that_replicas_can_not_share(self):
+        def joint(*arguments, **more):
+            return config.SelectionConfig("joint", *arguments, **more)
+
+        self.assert_refused(r"\(B\) must be .* 18, R=4", rows=18)
+        self.assert_refused(r"\(b\) must be .* 6, R=4", joint(6, 2))
+        self.assert_refused(
+            "num_chunks=3, b/R=2, B/R=4", joint(8, 3, quota="per_replica")
+        )
+        self.assert_refused(
+            "`selection.scoring_batch_size` .* 8, B/R=4, R=4",
+            joint(8, 2, scoring_batch_size=8),
+        )
+        self.assert_refused(
+            "`micro_batch_size` .* 3, b/R=4, R=4", None, micro_batch_size=3
+        )
+        self.assert_refused("b=20, B=16", joint(20, 2))
+
+    def test_models_from_outside_of_the_scope(self):
+        outside = tiny.learner(5)
+        count = len(outside.variables)
+        with STRATEGIES[2].scope():
+            with self.assertRaisesRegex(
+                ValueError, f"`reference` must be .*{count} of its {count} .* 2"
+            ):
+                training.JESTModel(tiny.learner(0), outside, JOINT)
+            with self.assertRaisesRegex(ValueError, "`learner` must be"):
+                training.JESTModel(outside)
+
+    def test_what_keras_can_not_do(self):
+        model = build(2)
+        with self.assertRaisesRegex(ValueError, "`jit_compile=True`.* 2 rep"):
+            model.compile(optimizer="adam", jit_compile=True)
+        with self.assertRaisesRegex(ValueError, "use `fit`.*2 replicas"):
+            model.train_on_batch(tiny.super_batches(1)[0])
+
+    def test_devices_that_are_split_already(self):
+        same = config.DistributionConfig("mirrored", virtual_devices=DEVICES)
+        self.assertIs(distribution.build_strategy(same), STRATEGIES[4])
+        with self.assertRaisesRegex(
+            ValueError, "`distribution.virtual_devices` must .*: 3, .* with 4"
+        ):
+            distribution.build_strategy(
+                config.DistributionConfig("mirrored", virtual_devices=3)
+            )

@@ -1,0 +1,274 @@
+"""A run in its directory: divergence, what may change, mistakes, cleaning."""
+
+import contextlib
+import io
+import json
+import os
+from unittest import mock
+
+import keras
+import numpy as np
+import run_server
+import tensorflow as tf
+import tiny
+
+from jest_tf import checkpoint, models, runs, stopping
+from jest_tf.data import pipeline
+
+MRR = "eval/a/image_to_text/mrr"
+# The super-batch that some of these tests poison.
+BAD = 7
+
+
+@tf.custom_gradient
+def break_gradient(values):
+    return values, lambda gradient: gradient * np.nan
+
+
+class Trap(keras.layers.Layer):
+    """Breaks at embeddings that are all the same, as those of white pictures.
+
+    Args:
+        where: what it breaks, "loss", "gradient" or "scores".
+    """
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def call(self, values, training=False):
+        same = tf.reduce_all(values == values[:1])
+        if bool(training) == (self.where == "scores"):
+            return values
+        if self.where == "gradient":
+            return tf.cond(
+                same, lambda: break_gradient(values), lambda: 1.0 * values
+            )
+        return tf.where(same, np.nan, values)
+
+
+def poisoned(super_batches):
+    """The stream with white pictures in super-batch `BAD`."""
+
+    def stream(*arguments, start_step=0, **options):
+        def whiten(number, batch):
+            image = batch["image"]
+            white = tf.fill(tf.shape(image), tf.constant(255, tf.uint8))
+            bad = tf.equal(number, BAD)
+            return {**batch, "image": tf.where(bad, white, image)}
+
+        dataset = super_batches(*arguments, start_step=start_step, **options)
+        return dataset.enumerate(start_step).map(whiten)
+
+    return stream
+
+
+class RunsTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.get_temp_dir()
+        tiny.write_shard(os.path.join(self.folder, "a.tfrecord"))
+
+    def recipe(self, *overrides):
+        quick = ("steps=12", "evaluation.every_steps=none")
+        return run_server.recipe(self.folder, (*quick, *overrides))
+
+    def train(self, name, *overrides, build=run_server.build_learner):
+        """Runs in the directory `name`; returns what was said."""
+        said = io.StringIO()
+        with (
+            mock.patch.object(models, "build_learner", build),
+            contextlib.redirect_stderr(said),
+        ):
+            runs.train(self.recipe(*overrides), self.workdir(name))
+        return said.getvalue()
+
+    def workdir(self, name):
+        return os.path.join(self.folder, name)
+
+    def read(self, name, file):
+        with open(os.path.join(self.workdir(name), file)) as opened:
+            return json.load(opened)
+
+
+class DivergenceTest(RunsTestCase):
+    def poison(self, where):
+        """Trains with a trap; `where` it snaps."""
+
+        def build(config, vocabulary_size):
+            return tiny.learner(config.seed, extra=[Trap(where)])
+
+        return build
+
+    @contextlib.contextmanager
+    def poisoned_stream(self):
+        stream = poisoned(pipeline.super_batches)
+        with mock.patch.object(pipeline, "super_batches", stream):
+            yield
+
+    def stopped(self, name, where, *overrides):
+        with self.poisoned_stream(), self.assertRaises(ValueError) as error:
+            self.train(name, *overrides, build=self.poison(where))
+        return str(error.exception)
+
+    def test_a_loss_that_is_not_finite_stops_with_what_it_saw(self):
+        message = self.stopped("stop", "loss")
+        self.assertRegex(
+            message,
+            r"^Step 8 \(super-batch 7\): expected finite numbers. Received: "
+            r"loss, .* and \d+ more not finite; loss nan, scale \S+, bias \S+, "
+            r"learning rate \S+\. Its ids are in .*not_finite.json; .*",
+        )
+        self.assertIn("goes on from step 4 without it", message)
+        case = self.read("stop", stopping.NOT_FINITE_FILE)
+        self.assertEqual(case["super_batches"], [BAD])
+        self.assertEqual(case["step"], BAD + 1)
+        self.assertEqual(case["loss"], "nan")
+        self.assertLen(case["ids"][0], 12)
+        # Nothing is left of the step.
+        self.assertEqual(checkpoint.saved_steps(self.workdir("stop")), [4])
+        rows = tiny.read_lines(self.workdir("stop"), checkpoint.METRICS_FILE)
+        self.assertEqual([row["step"] for row in rows], [5])
+
+    def test_a_rollback_equals_a_run_that_never_met_the_super_batch(self):
+        rollback = "checkpoint.on_non_finite=rollback"
+        with self.poisoned_stream():
+            said = self.train("rolled", rollback, build=self.poison("loss"))
+        self.assertIn("Leaving it out and going on from step 4", said)
+        (case,) = self.read("rolled", stopping.SKIPPED_FILE)
+        self.assertEqual(case["super_batches"], [BAD])
+        os.makedirs(self.workdir("never"))
+        stopping.Skipped(self.workdir("never")).add({"super_batches": [BAD]})
+        self.train("never", build=self.poison("loss"))
+        for name in (checkpoint.METRICS_FILE, checkpoint.DRAWS_FILE):
+            rolled, never = (
+                [
+                    {k: v for k, v in row.items() if "train" in k or k == "ids"}
+                    for row in tiny.read_lines(self.workdir(one), name)
+                ]
+                for one in ("rolled", "never")
+            )
+            self.assertEqual(rolled, never)
+            self.assertLen(rolled, 3)
+
+    def test_stopped_at_first_it_may_be_rolled_back_later(self):
+        self.stopped("later", "loss")
+        with self.poisoned_stream():
+            said = self.train(
+                "later",
+                "checkpoint.on_non_finite=rollback",
+                build=self.poison("loss"),
+            )
+        self.assertIn("steps 4 to 12", said)
+        self.assertEqual(
+            checkpoint.saved_steps(self.workdir("later"))[-1:], [12]
+        )
+
+    def test_the_gradient_and_the_scores_are_looked_at_too(self):
+        for where, names in (
+            ("gradient", "dense.*"),
+            ("scores", "`learner` embeddings"),
+        ):
+            with self.subTest(where):
+                message = self.stopped(where, where)
+                self.assertRegex(
+                    message, rf"^Step 8 \(super-batch 7\): .*{names} not finite"
+                )
+                self.assertEqual(
+                    checkpoint.saved_steps(self.workdir(where)), [4]
+                )
+
+    def test_of_several_steps_at_a_time_all_are_left_out(self):
+        with self.poisoned_stream():
+            self.train(
+                "several",
+                "checkpoint.on_non_finite=rollback",
+                "distribution.steps_per_execution=2",
+                build=self.poison("loss"),
+            )
+        (case,) = self.read("several", stopping.SKIPPED_FILE)
+        self.assertEqual(case["super_batches"], [6, 7])
+        rows = tiny.read_lines(self.workdir("several"), checkpoint.METRICS_FILE)
+        # What is due after 5 steps comes with the sixth.
+        self.assertEqual([row["step"] for row in rows], [6, 10, 12])
+        self.assertEqual(
+            checkpoint.saved_steps(self.workdir("several")), [8, 12]
+        )
+
+    def test_a_learner_that_has_diverged_stops_after_three_of_them(self):
+        def build(config, vocabulary_size):
+            learner = tiny.learner(config.seed)
+            learner.bias.assign(np.inf)
+            return learner
+
+        with self.assertRaisesRegex(
+            ValueError, r"super-batch 3\).*leaving out the ones before"
+        ):
+            self.train(
+                "diverged", "checkpoint.on_non_finite=rollback", build=build
+            )
+        cases = self.read("diverged", stopping.SKIPPED_FILE)
+        self.assertEqual(
+            [one["super_batches"] for one in cases], [[0], [1], [2]]
+        )
+
+
+class DirectoryTest(RunsTestCase):
+    def test_when_it_saves_may_change_what_it_computes_may_not(self):
+        self.train("run", "steps=4")
+        self.train("run", "steps=4", "checkpoint.keep=1")
+        self.assertEqual(
+            self.read("run", "config.json")["checkpoint"]["keep"], 1
+        )
+        with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
+            self.train("run", "steps=4", "seed=6")
+
+    def test_leftovers_of_a_killed_process_are_deleted(self):
+        self.train("run", "steps=4")
+        left = [
+            "config.json.partial",
+            "vocab.txt.partial",
+            "checkpoints/step-000000008.weights.h5.partial.weights.h5",
+            "tensorboard/events.out.tfevents.1.partial",
+        ]
+        for name in left:
+            with open(os.path.join(self.workdir("run"), name), "w") as file:
+                file.write("half")
+        self.train("run", "steps=4")
+        for name in left:
+            self.assertFalse(
+                os.path.exists(os.path.join(self.workdir("run"), name))
+            )
+
+    def test_other_versions_than_at_the_beginning_are_told(self):
+        self.train("run", "steps=4")
+        path = os.path.join(self.workdir("run"), "versions.json")
+        versions = self.read("run", "versions.json")
+        versions["versions"]["keras"] = "1.2.3"
+        stopping.write_json(path, versions)
+        said = self.train("run", "steps=4")
+        self.assertIn(
+            f"this run began with keras 1.2.3, now {keras.__version__}", said
+        )
+
+    def test_a_measure_that_no_evaluation_has_is_refused_before_all(self):
+        for name in ("mrr", "eval/b/image_to_text/mrr", "eval/a/loss"):
+            with self.assertRaisesRegex(
+                ValueError, f"keep_best` must be a measure.*{MRR}.*{name}"
+            ):
+                self.train("run", f"checkpoint.keep_best={name}")
+        with self.assertRaisesRegex(ValueError, "none without data"):
+            self.train("run", "evaluation.data=")
+        self.assertFalse(os.path.exists(self.workdir("run")))
+
+    def test_a_measure_that_needs_labels_is_refused_when_there_are_none(self):
+        with self.assertRaisesRegex(ValueError, "keep_best` must be a measure"):
+            self.train(
+                "run",
+                "steps=4",
+                "checkpoint.keep_best=eval/a/zero_shot/accuracy@1",
+            )
+
+
+if __name__ == "__main__":
+    tf.test.main()
