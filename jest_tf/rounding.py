@@ -57,16 +57,16 @@ def compare(
     """Draws by sidecars and by the live reference, on the same noise.
 
     Draws are joint and by easy-reference, so that the whole score comes from
-    the embeddings that are compared. Rows come in the stream's order with seed
-    0, each with its first caption that is not blank; those that could not be
-    read are left out.
+    the embeddings that are compared. The rows of draw n are the first B of the
+    stream with seed n, each with its first caption that is not blank; those
+    that could not be read are left out.
 
     Args:
         run: the reference.
         store: the records.
         sidecars: of the store and of the reference.
         batch_size: b; less where fewer than five times as many rows are left.
-        super_batch_size: B.
+        super_batch_size: B; all records where there are fewer.
         num_super_batches: draws to compare.
 
     Raises:
@@ -74,13 +74,12 @@ def compare(
     """
     encode = reference.encoder(run)
     description = reference.describe(run)
-    order = stream.Order(len(store), 0)
     loss = run.config.model.loss
     totals = np.zeros(4, np.int64)
     changes = np.zeros(2)
     for number in range(num_super_batches):
-        positions = np.arange(super_batch_size) + number * super_batch_size
-        rows = np.unique(order.rows(positions))
+        positions = np.arange(min(super_batch_size, len(store)))
+        rows = stream.Order(len(store), number).rows(positions)
         live, rows, captions, ids = _embed(
             run, store, rows, encode, description
         )

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from unittest import mock
 
 import keras
@@ -173,7 +174,7 @@ class SavingTest(CheckpointTestCase):
     def test_a_crash_anywhere_in_a_save_leaves_the_state_before_or_after(self):
         for crash_at in range(20):
             with self.subTest(crash_at):
-                tf.io.gfile.rmtree(self.folder)
+                shutil.rmtree(self.folder, ignore_errors=True)
                 model = self.model()
                 callback = self.callback(model, keep=1)
                 model.optimizer.iterations.assign(1)
@@ -370,10 +371,11 @@ class RestoreTest(CheckpointTestCase):
         older, newer = sorted(os.listdir(folder))
         with open(os.path.join(folder, newer), "ab") as file:
             file.write(b"half an event")
-        before = os.stat(os.path.join(folder, older))
+        before = os.stat(os.path.join(folder, older)).st_ino
         self.save(self.model(), 4)
         checkpoint.restore(self.model(), self.workdir)
-        self.assertEqual(before, os.stat(os.path.join(folder, older)))
+        # What needs no cut isn't written anew.
+        self.assertEqual(before, os.stat(os.path.join(folder, older)).st_ino)
         found = [
             event.step
             for name in (older, newer)

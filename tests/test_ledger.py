@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import struct
+import time
 import types
 from unittest import mock
 
@@ -103,7 +104,7 @@ class RowsTest(LedgerTestCase):
             self.assertEqual(
                 row["select/digest"], ledger.digest(span[-1]["ids"])
             )
-            self.assertLen(row, len(names) + 6)
+            self.assertLen(row, len(names) + 7)
 
     def test_three_counts_and_the_seconds(self):
         rows = self.fit(settings(), tiny.super_batches(5))
@@ -112,6 +113,67 @@ class RowsTest(LedgerTestCase):
             self.assertEqual(row["examples/scored"], 12 * step)
             self.assertEqual(row["examples/trained"], 4 * step)
             self.assertEqual(row["seconds"], SECONDS * step)
+
+    def test_steps_are_counted_over_epochs_and_several_at_a_time(self):
+        run = settings(steps=8, log_every_steps=3)
+        model = self.model(run)
+        model.compile(keras.optimizers.SGD(0.5), steps_per_execution=2)
+        log = ledger.Ledger(run, self.workdir, stream=io.StringIO())
+        model.fit(
+            tiny.dataset(tiny.super_batches(8)).repeat(),
+            epochs=2,
+            steps_per_epoch=4,
+            verbose=0,
+            callbacks=[log],
+        )
+        rows = tiny.read_lines(self.workdir, checkpoint.METRICS_FILE)
+        # The executions end after steps 2, 4, 6 and 8.
+        self.assertEqual([row["step"] for row in rows], [4, 6, 8])
+        self.assertEqual([row["examples/drawn"] for row in rows], [48, 72, 96])
+
+    def test_the_seconds_of_a_step_are_without_the_first_one(self):
+        rows = self.fit(settings(log_every_steps=1), tiny.super_batches(3))
+        self.assertNotIn("time/step_seconds", rows[0])
+        for row in rows[1:]:
+            self.assertEqual(row["time/step_seconds"], SECONDS)
+            self.assertNotIn("time/input_wait_share", row)
+
+    def test_the_share_of_waiting_is_of_the_seconds_of_the_steps(self):
+        wait = ledger.InputWait()
+
+        class Wait(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                wait.seconds += SECONDS * batch / 4
+
+        stream = io.StringIO()
+        clock = Clock()
+        clock.on_train_batch_begin = Wait().on_train_batch_end
+        source = types.SimpleNamespace(monotonic=clock.monotonic)
+        run = settings(log_every_steps=1)
+        with mock.patch.object(ledger, "time", source):
+            log = ledger.Ledger(
+                run, self.workdir, input_wait=wait, stream=stream
+            )
+            self.model(run).fit(
+                tiny.dataset(tiny.super_batches(5)),
+                verbose=0,
+                callbacks=[Wait(), clock, log],
+            )
+        rows = tiny.read_lines(self.workdir, checkpoint.METRICS_FILE)
+        self.assertEqual(
+            [row.get("time/input_wait_share") for row in rows],
+            [None, 0.25, 0.5, 0.75, 1.0],
+        )
+        self.assertEqual(
+            stream.getvalue().splitlines()[-1],
+            "waited for input in 62.5% of the steps' time",
+        )
+
+    def test_what_comes_from_the_clock(self):
+        names = ["seconds", "time/a", "step", "train/seconds", "examples/drawn"]
+        self.assertEqual(
+            list(filter(ledger.from_clock, names)), ["seconds", "time/a"]
+        )
 
     def test_what_is_not_scored_is_not_counted_as_scored(self):
         uniform = config.SelectionConfig("uniform", batch_size=4)
@@ -183,6 +245,55 @@ class RowsTest(LedgerTestCase):
             if name not in ("step", "select/digest")
         ]
         self.assertCountEqual(found, expected)
+
+
+class InputWaitTest(tf.test.TestCase):
+    def slow(self, seconds):
+        """The numbers 0 to 9, one every `seconds`."""
+
+        def wait(number):
+            time.sleep(seconds)
+            return number
+
+        return tf.data.Dataset.range(10).map(
+            lambda number: tf.ensure_shape(
+                tf.numpy_function(wait, [number], tf.int64), []
+            )
+        )
+
+    def test_the_elements_are_the_same(self):
+        dataset = tf.data.Dataset.range(5).map(lambda one: {"a": one})
+        watched = ledger.InputWait().watch(dataset)
+        self.assertEqual(watched.element_spec, dataset.element_spec)
+        found = [one["a"] for one in watched.as_numpy_iterator()]
+        self.assertEqual(found, [0, 1, 2, 3, 4])
+
+    def test_a_slow_stream_is_waited_for(self):
+        wait = ledger.InputWait()
+        started = time.monotonic()
+        for _ in wait.watch(self.slow(0.02)):
+            pass
+        spent = time.monotonic() - started
+        self.assertBetween(wait.seconds, 10 * 0.02, spent)
+
+    def test_a_stream_that_is_ahead_is_not(self):
+        wait = ledger.InputWait()
+        watched = iter(wait.watch(self.slow(0.01).prefetch(10)))
+        next(watched)
+        time.sleep(0.5)  # all is there
+        first = wait.seconds
+        self.assertLen(list(watched), 9)
+        self.assertLess(wait.seconds - first, 9 * 0.01)
+
+    def test_in_a_graph_too(self):
+        wait = ledger.InputWait()
+
+        @tf.function
+        def total(dataset):
+            return dataset.reduce(tf.constant(0, tf.int64), tf.add)
+
+        self.assertEqual(total(wait.watch(self.slow(0.02))), 45)
+        self.assertGreaterEqual(wait.seconds, 10 * 0.02)
 
 
 class DigestTest(tf.test.TestCase):

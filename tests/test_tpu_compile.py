@@ -9,8 +9,6 @@ import pathlib
 import tempfile
 from unittest import mock
 
-import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
@@ -73,8 +71,19 @@ def trace(strategy, function, *specs):
 
 
 def execute(program, arguments, variables):
-    """Runs a program on the CPU: its results, and all variables after."""
-    results = tf.function(program)(0, *arguments, *variables)
+    """Runs a program on the CPU: its results, and all variables after.
+
+    What TPUs exchange, which has no kernel here, a single one gives itself.
+    """
+    emit = lifter._emit_operation
+
+    def emit_alone(graph, operation, inputs):
+        if operation.type in ("CrossReplicaSum", "AllToAll"):
+            return [tf.identity(inputs[0])]
+        return emit(graph, operation, inputs)
+
+    with mock.patch.object(lifter, "_emit_operation", emit_alone):
+        results = tf.function(program)(0, *arguments, *variables)
     after = list(variables)
     for argument, result in program.donated.items():
         after[argument - 1 - len(arguments)] = results[result]
@@ -179,3 +188,389 @@ def arguments_of_batch(program, count):
         by_type.get((tuple(spec.shape), spec.dtype), "id")
         for spec in program.specs[1 : 1 + count]
     ]
+
+
+class TwinsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.cases = twins.cases(4)
+
+    def test_the_method_is_all_that_a_recipe_of_the_paper_differs_in(self):
+        for size in ("b16", "l16"):
+            siglip, jest = (
+                config_lib.load_config(ROOT / "configs" / f"{name}_{size}.py")
+                for name in ("siglip", "jest")
+            )
+            self.assertEqual(jest.steps, siglip.steps // 10)
+            self.assertEqual(jest.data.super_batch_size, 163_840)
+            self.assertEqual(jest.selection.num_chunks, 16)
+            # The filter ratio, 1 - b/B.
+            self.assertEqual(jest.batch_size / 163_840, 1 - 0.8)
+            self.assertEqual(siglip.batch_size, 32_768)
+            undone = dataclasses.replace(
+                jest,
+                steps=siglip.steps,
+                data=dataclasses.replace(
+                    jest.data, super_batch_size=siglip.data.super_batch_size
+                ),
+                selection=siglip.selection,
+                reference=siglip.reference,
+            )
+            self.assertEqual(undone, siglip)
+            self.assertEqual(jest.model.preset, size)
+            # On 256 chips every replica has its share.
+            self.assertEqual(163_840 % 256, 0)
+
+    def test_every_recipe_is_compiled_in_every_variant_once(self):
+        recipes = {path.stem for path in twins.RECIPES.glob("*.py")}
+        self.assertEqual(
+            {name for case in self.cases for name in case.recipes}, recipes
+        )
+        names = [case.name for case in self.cases]
+        self.assertLen(set(names), len(names))
+        jest = [
+            tuple(case.variant.values())
+            for case in self.cases
+            if "jest_b16" in case.recipes
+        ]
+        # 2 losses, 2 quotas, 2 references, and once in parts.
+        self.assertLen(jest, 9)
+        self.assertIn(("softmax", "per_replica", "live"), jest)
+        siglip = [c for c in self.cases if "siglip_b16" in c.recipes]
+        self.assertLen(siglip, 3)
+
+    def test_a_twin_keeps_the_operations_and_shrinks_the_sizes(self):
+        recipe = config_lib.load_config(ROOT / "configs" / "jest_b16.py")
+        small = twins.twin(recipe, 4)
+        self.assertEqual(small.batch_size, 64)
+        self.assertEqual(small.data.super_batch_size, 5 * 64)
+        self.assertEqual(small.model.dtype_policy, "mixed_bfloat16")
+        self.assertTrue(small.reference.sidecars)
+        self.assertEqual(
+            dataclasses.replace(small.selection, batch_size=32_768),
+            recipe.selection,
+        )
+        # A ratio that is no integer is rounded up.
+        odd = dataclasses.replace(
+            recipe,
+            data=dataclasses.replace(recipe.data, super_batch_size=100_000),
+        )
+        self.assertEqual(twins.twin(odd, 2).data.super_batch_size, 4 * 32)
+
+    def test_a_case_in_parts_has_several_everywhere(self):
+        (case,) = (
+            case
+            for case in self.cases
+            if "parts" in case.variant and "jest_b16" in case.recipes
+        )
+        model, selection = case.config.model, case.config.selection
+        # Of 80 rows a replica scores, and of 16 that it trains on.
+        self.assertEqual(selection.scoring_batch_size, 40)
+        self.assertEqual(model.micro_batch_size, 8)
+        self.assertEqual(16 % model.loss_block_size, 2)
+
+    def test_the_super_batches_are_those_of_the_pipeline(self):
+        store = records.open_store(
+            str(ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord")
+        )
+        (case,) = (
+            case
+            for case in self.cases
+            if case.name.startswith("quickstart_jest sigmoid global live")
+        )
+        data = case.config.data
+        real = pipeline.super_batches(
+            store,
+            super_batch_size=data.super_batch_size,
+            seed=0,
+            tokenizer=preprocessing.WordPieceTokenizer(
+                ["[UNK]", "[EOS]", "a"], data.text_length
+            ),
+            image_size=data.image_size,
+        )
+        self.assertEqual(
+            step.super_batches(case.config).element_spec, real.element_spec
+        )
+
+
+# As the compiler writes it: layouts with parentheses, tuples, loops.
+_MODULE = """\
+HloModule step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %p = (s32[]{:T(128)}, f32[4,8]{1,0:T(4,128)S(1)}) parameter(0)
+  %x = f32[4,8]{1,0:T(4,128)} get-tuple-element(%p), index=1
+  %inner = f32[4,8]{1,0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[4,8]) tuple(%i, %inner)
+}
+
+%fused (q: f32[4,8]) -> f32[4,8] {
+  %q = f32[4,8]{1,0} parameter(0)
+  ROOT %r = f32[4,8]{1,0} all-reduce(%q), to_apply=%add
+}
+
+%condition (p: (s32[], f32[4,8])) -> pred[] {
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (u: u8[4,2,3], v: bf16[6]) -> (f32[4,8], s64[5]) {
+  %u = u8[4,2,3]{2,1,0} parameter(0)
+  %v = bf16[6]{0} parameter(1)
+  %ids = s64[5]{0} parameter(2), metadata={op_name="XLA_Args"}
+  %k = s32[] constant(7)
+  %w = (bf16[6]{0:T(8)(2,1)}, u8[4,2,3]{2,1,0}) all-reduce-start(%v, %u), \
+to_apply=%add
+  %d = (bf16[6]{0}, u8[4,2,3]{2,1,0}) all-reduce-done(%w)
+  %e = u8[4,2,3]{2,1,0} all-to-all(%u), replica_groups={{0,1,2,3}}
+  %top = f32[9]{0} set-dimension-size(%long, %k), dimensions={0}
+  %two = s64[2]{0} add(%ids, %ids), metadata={op_type="AddV2" op_name="a"}
+  %loop = (s32[], f32[4,8]) while(%init), condition=%condition, body=%body
+  ROOT %out = (f32[4,8], s64[5]) tuple(%loop, %ids)
+}
+"""
+
+
+class HloTest(tf.test.TestCase):
+    def test_bytes_of_types(self):
+        for type_, size in (
+            ("f32[4,8]{1,0:T(4,128)S(1)}", 128),
+            ("bf16[6]", 12),
+            ("pred[3]", 3),
+            ("s64[]", 8),
+            ("u4[3]", 2),
+            ("f8e4m3fn[5]", 5),
+            ("(u8[4,2,3]{2,1,0}, /*index=1*/f32[])", 28),
+            ("token[]", 0),
+        ):
+            with self.subTest(type_):
+                self.assertEqual(hlo.num_bytes(type_), size)
+
+    def test_collectives_are_counted_by_what_is_handed_over(self):
+        self.assertEqual(
+            hlo.collectives(_MODULE),
+            {
+                # 6 bfloat16 and 24 bytes together; in the loop 32 floats.
+                "all-reduce": hlo.Traffic(1, 36, 1, 128),
+                "all-to-all": hlo.Traffic(1, 24, 0, 0),
+            },
+        )
+
+    def test_wide_numbers_and_where_they_come_from(self):
+        self.assertEqual(
+            hlo.wide_numbers(_MODULE), {"s64": {"": 5, "AddV2": 2}}
+        )
+
+    def test_a_clean_module_has_no_dynamic_shapes_and_no_host(self):
+        self.assertEqual(hlo.dynamic_shapes(_MODULE), [])
+        self.assertEqual(hlo.host_operations(_MODULE), [])
+
+    def test_what_should_not_be_there_is_found(self):
+        for line, dynamic, host in (
+            ("%x = f32[<=9]{0} add(%u, %u)", ["add"], []),
+            (
+                "%x = f32[9] set-dimension-size(%u, %v)",
+                *(["set-dimension-size"], []),
+            ),
+            (
+                '%x = f32[9] custom-call(%u), custom_call_target="PadToStatic"',
+                ["PadToStatic"],
+                [],
+            ),
+            ("%x = token[] outfeed(%u, %t)", [], ["outfeed"]),
+            ("%x = (f32[2], u32[]) recv(%t), channel_id=2", [], ["recv"]),
+            (
+                '%x = f32[] custom-call(), custom_call_target="xla_host_cb"',
+                [],
+                ["xla_host_cb"],
+            ),
+        ):
+            with self.subTest(line):
+                module = _MODULE.replace("  %k =", f"  {line}\n  %k =")
+                self.assertEqual(hlo.dynamic_shapes(module), dynamic)
+                self.assertEqual(hlo.host_operations(module), host)
+
+    def test_the_memory_that_the_compiler_names(self):
+        message = "needs 8.00T) exceeds available HBM (15.75G). See"
+        self.assertEqual(compiler.read_available_memory(message), 15.75 * 2**30)
+        with self.assertRaisesRegex(ValueError, "Received: no memory at all"):
+            compiler.read_available_memory("no memory at all")
+
+
+def result(case, topology, **fields):
+    """A line of results."""
+    line = {
+        "case": case.name,
+        "recipes": list(case.recipes),
+        "variant": case.variant,
+        "topology": topology,
+        "available": 2**34,
+        "super_batch_size": 320,
+        "batch_size": 64,
+        "compiled_replicas": 4,
+        "seconds": {"trace": 1.0, "export": 2.0, "compile": 3.0},
+        "memory": {
+            "arguments": 8 * 2**20,
+            "results": 6 * 2**20,
+            "donated": 5 * 2**20,
+            "temporary": 3 * 2**20,
+            "code": 2**20,
+        },
+        "variables": 9,
+        "donated": 7,
+        "around": ["IteratorGetNext"],
+        "wide": {"s64": {"": 80, "AddV2": 1}},
+        "dynamic_shapes": [],
+        "compiled_dynamic_shapes": [],
+        "host_operations": [],
+        "compiled_host_operations": [],
+        "collectives": {"all-reduce": hlo.Traffic(3, 2048, 1, 512)._asdict()},
+        "versions": {"libtpu": "0.0.52"},
+        "date": "2026-11-24",
+    }
+    return line | fields
+
+
+def failure(case, topology, error):
+    kept = ("case", "recipes", "variant", "topology")
+    line = {k: v for k, v in result(case, topology).items() if k in kept}
+    return line | {"stage": "compile", "error": error}
+
+
+class ResultsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+        self.options = argparse.Namespace(
+            topologies=["v5e:2x2", "v4:2x2x1"],
+            replicas=4,
+            only="siglip_b16 siglip_l16 s",
+            again=False,
+            minutes=1.0,
+            results=self.folder / "new" / "results.jsonl",
+            page=self.folder / "tpu.md",
+        )
+        self.cases = [
+            case
+            for case in twins.cases(4)
+            if case.name.startswith("siglip_b16 siglip_l16")
+        ]
+        self.compiled = []
+
+    def compile(self, case, topologies, options):
+        for topology in topologies:
+            self.compiled.append((case.name, topology))
+            yield result(case, topology)
+
+    def run_matrix(self):
+        with (
+            mock.patch.object(matrix, "compile_case", self.compile),
+            contextlib.redirect_stderr(io.StringIO()) as printed,
+        ):
+            matrix.run(self.options)
+        return printed.getvalue()
+
+    def test_what_is_done_is_not_done_again(self):
+        self.options.topologies = ["v5e:2x2"]
+        self.run_matrix()
+        first = [(case.name, "v5e:2x2") for case in self.cases]
+        self.assertEqual(self.compiled, first)
+        self.options.topologies = ["v5e:2x2", "v4:2x2x1"]
+        printed = self.run_matrix()
+        self.assertEqual(
+            self.compiled[3:], [(case.name, "v4:2x2x1") for case in self.cases]
+        )
+        self.assertIn("v4:2x2x1: compiles in 3 s, 13 MiB of 16.00", printed)
+        self.assertIn("1/3", printed)
+        self.run_matrix()
+        self.assertLen(self.compiled, 6)
+        self.options.again = True
+        self.run_matrix()
+        self.assertLen(self.compiled, 12)
+        # The last line of each counts.
+        self.assertLen(matrix.read(self.options.results), 6)
+        page = self.options.page.read_text()
+        self.assertIn("6 of 6 compile.", page)
+        self.assertEqual(page.count("| siglip_b16, siglip_l16 "), 6)
+        self.assertIn("written by python -m benchmarks.tpu_compile", page)
+
+    def test_lines_are_whole_and_the_last_counts(self):
+        path = self.options.results
+        for error in ("first", "second"):
+            matrix.append(path, failure(self.cases[0], "v5e:2x2", error))
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        self.assertEqual([line["error"] for line in lines], ["first", "second"])
+        (found,) = matrix.read(path).values()
+        self.assertEqual(found["error"], "second")
+
+    def test_a_process_that_dies_leaves_an_error_for_each_topology(self):
+        with mock.patch.object(matrix.sys, "executable", "false"):
+            lines = list(
+                matrix.compile_case(
+                    self.cases[0], self.options.topologies, self.options
+                )
+            )
+        self.assertEqual(
+            [(line["topology"], line["error"]) for line in lines],
+            [(name, "ended with 1: ") for name in self.options.topologies],
+        )
+        self.assertIn(
+            "v5e:2x2: does not compile (process): ended with 1",
+            table.describe(lines[0]),
+        )
+
+    def test_no_such_case_is_an_error_that_lists_the_cases(self):
+        self.options.only = "no such"
+        with self.assertRaisesRegex(ValueError, "`--only`, 'no such'.*jest_b"):
+            self.run_matrix()
+
+    def test_the_table_says_what_was_found(self):
+        case, other = self.cases[:2]
+        lines = [
+            result(case, "v5e:2x2"),
+            failure(case, "v4:2x2x1", "Too: much"),
+            result(other, "v5e:2x2", wide={"f64": {"Cast": 20}}),
+        ]
+        text = table.markdown(lines)
+        self.assertIn("2 of 3 compile.", text)
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.splitlines()
+            if line.startswith("| siglip")
+        ]
+        name = "siglip_b16, siglip_l16"
+        # 8 + 6 - 5 + 3 + 1 MiB.
+        self.assertEqual(
+            rows[0], [name, "sigmoid", "-", "-", "yes, 13 MiB", "no [1]"]
+        )
+        self.assertEqual(
+            rows[1], [name, "softmax", "-", "-", "yes, 13 MiB", "not tried"]
+        )
+        self.assertEqual(
+            rows[2][4:],
+            [
+                *("320 / 64", "4", "7 of 9, 5 MiB"),
+                *("3: 2.0 KiB + 1: 0.5 KiB", "none", "none", "none"),
+            ],
+        )
+        self.assertIn("[1] v4:2x2x1, compile: `Too: much`", text)
+        self.assertIn("- f64: in Cast (20), elements at most", text)
+        self.assertIn(
+            "- s64: in arguments and results (80), elements at most in "
+            "brackets; no more than 8 elements: AddV2;",
+            text,
+        )
+        self.assertIn("- u64: none;", text)
+        self.assertIn("- host: none; around the program: IteratorGetN", text)
+        self.assertIn("libtpu 0.0.52; 2026-11-24.", text)
+        self.assertEqual(table.markdown([]), "Nothing is compiled yet.")
+
+
+if __name__ == "__main__":
+    tf.test.main()

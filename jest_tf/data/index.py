@@ -15,6 +15,7 @@ their shards alike. It changes when the shard is renamed or written anew.
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import secrets
@@ -22,6 +23,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -140,13 +142,15 @@ def index_path(path: str, index_dir: str = "") -> str:
     return os.path.join(index_dir, f"{name}-{digest}.index")
 
 
-class _Header(
-    collections.namedtuple(
-        "_Header",
-        "body_crc num_records shard_size shard_mtime identity format_hash",
-    )
-):
+class _Header(NamedTuple):
     """The numbers of an index file's header."""
+
+    body_crc: int
+    num_records: int
+    shard_size: int
+    shard_mtime: int
+    identity: bytes
+    format_hash: bytes
 
     def pack(self):
         data = _HEADER.pack(_MAGIC, _VERSION, *self)
@@ -155,7 +159,7 @@ class _Header(
 
     @classmethod
     def unpack(cls, data):
-        """A header, or None where the bytes are none."""
+        """A header, or None where the bytes are none or are damaged."""
         if len(data) != _HEADER_SIZE:
             return None
         magic, version, *numbers = _HEADER.unpack_from(data)
@@ -208,20 +212,13 @@ class _Refused:
             )
 
 
-class _naming:
+@contextlib.contextmanager
+def _naming(path):
     """Turns a system's error about a shard into ours, with its name."""
-
-    def __init__(self, path):
-        self._path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, tf.errors.OpError)):
-            raise ValueError(
-                f"Shard {self._path} cannot be read: {error}"
-            ) from error
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise ValueError(f"Shard {path} cannot be read: {error}") from error
 
 
 def _describe(path, form):

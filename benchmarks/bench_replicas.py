@@ -1,0 +1,309 @@
+"""Several replicas: what moves, what a loss holds, what bfloat16 changes.
+
+    python -m benchmarks.bench_replicas traffic
+    python -m benchmarks.bench_replicas memory
+    python -m benchmarks.bench_replicas bfloat16
+
+Each part replaces its own block of docs/distribution.md, or of the file
+`--out`. `traffic` is counted on paper; the others run here. With `--small` a
+part takes seconds, says nothing, and writes only where `--out` says so.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import report, traffic
+from jest_tf import losses, selection
+
+_COMMAND = "python -m benchmarks.bench_replicas"
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# The paper's batch on a slice of 256 chips; towers of ViT-B's width.
+_PAPER = traffic.Setup(
+    num_replicas=256,
+    super_batch_size=163_840,
+    batch_size=32_768,
+    num_chunks=16,
+    dim=768,
+    reference_dim=768,
+    rows={
+        "image": ((224, 224, 3), "uint8"),
+        "text": ((64,), "int32"),
+        "id": ((), "int64"),
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the parts asked for and writes their blocks."""
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND, description="Counts and measures several replicas."
+    )
+    parser.add_argument("part", choices=[*_PARTS, "all"])
+    parser.add_argument("--small", action="store_true", help="takes seconds")
+    parser.add_argument("--out", help="the Markdown file that holds the blocks")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.case:
+        print(json.dumps(_measure_memory(**json.loads(options.case))))
+        return
+    out = options.out and pathlib.Path(options.out)
+    if not out and not options.small:
+        out = _ROOT / "docs" / "distribution.md"
+    for part in _PARTS if options.part == "all" else (options.part,):
+        text = _PARTS[part](options.small)
+        print(text)
+        if out:
+            report.write_block(out, part, text, f"{_COMMAND} {part}")
+
+
+def traffic_table(small: bool = False) -> str:
+    """Bytes, work and memory a replica at the paper's size."""
+    del small  # it is seconds as it is
+    columns = [
+        _PAPER._replace(quota=quota, loss=loss)
+        for loss in selection.LOSSES
+        for quota in selection.QUOTAS
+    ]
+    sections = []
+    for title, count, unit, scale in (
+        ("received, MB", traffic.totals, "MB", 1e6),
+        ("matrix products, GFLOP", traffic.flops, "GFLOP", 1e9),
+        ("held, MB", traffic.memory, "MB", 1e6),
+    ):
+        counts = [count(setup) for setup in columns]
+        names = list(dict.fromkeys(name for one in counts for name in one))
+        rows = [
+            [name, *(_number(one.get(name, 0), scale) for one in counts)]
+            for name in names
+        ]
+        if count is not traffic.memory:  # not all of it lives at once
+            sums = (_number(sum(one.values()), scale) for one in counts)
+            rows.append(["in all", *sums])
+        header = [
+            f"a chip, {unit}: {title.split(',')[0]}",
+            *(f"{setup.loss}, {setup.quota}" for setup in columns),
+        ]
+        sections.append(report.table(header, rows))
+    setup = _PAPER
+    return (
+        f"R = {setup.num_replicas}, B = {setup.super_batch_size:,}, "
+        f"b = {setup.batch_size:,}, N = {setup.num_chunks}, D = {setup.dim} of "
+        "learner and reference, pictures of 224 x 224 x 3 bytes, float32 "
+        "embeddings, the loss in one block. Not measured.\n\n"
+        + "\n\n".join(sections)
+    )
+
+
+def memory_table(small: bool = False) -> str:
+    """Peak memory of the loss and its gradient against b, R and blocks."""
+    size, dim = (512, 16) if small else (8192, 64)
+    cases = [
+        (1, None),
+        (1, size // 8),
+        (2, None),
+        (4, None),
+        (8, None),
+        (8, size // 64),
+    ]
+    rows = []
+    for loss in selection.LOSSES:
+        for num_replicas, block in cases:
+            report.log(f"memory: {loss}, R={num_replicas}, block {block}")
+            peak = _in_child(
+                loss=loss,
+                num_replicas=num_replicas,
+                size=size,
+                dim=dim,
+                block=block,
+            )
+            held = block or size // num_replicas
+            rows.append(
+                [
+                    loss,
+                    num_replicas,
+                    f"{held:,} x {size:,}",
+                    f"{held * size * 4 / 1e6:,.0f}",
+                    f"{peak / 1e6:,.0f}",
+                ]
+            )
+    header = ["loss", "R", "logits held", "their MB", "peak MB"]
+    return (
+        f"b = {size:,}, D = {dim}; value and gradients of one replica's "
+        "embeddings, the others' gathered. Peak resident memory above that "
+        f"before the step; a process a line. {report.environment()}\n\n"
+        + report.table(header, rows)
+    )
+
+
+def bfloat16_table(small: bool = False) -> str:
+    """How much of a draw changes with embeddings rounded to fewer bits."""
+    size, dim, trials = (256, 32, 2) if small else (4096, 256, 5)
+    batch = size // 5
+    rows = []
+    for loss in selection.LOSSES:
+        for criterion in ("learnability", "easy_reference"):
+            shares = {}
+            scores = {}
+            for trial in range(trials):
+                models = _models(size, dim, trial)
+                draws = {
+                    name: _draw(cast, models, batch, trial, loss, criterion)
+                    for name, cast in _ROUNDED.items()
+                }
+                # Another seed on exact embeddings: what chance would change.
+                draws["another seed"] = _draw(
+                    _ROUNDED["float32"],
+                    models,
+                    batch,
+                    trial + trials,
+                    loss,
+                    criterion,
+                )
+                exact, score = draws.pop("float32")
+                for name, (rows_, rounded) in draws.items():
+                    common = len(exact & rows_) / batch
+                    shares.setdefault(name, []).append(common)
+                    difference = abs(rounded - score) / abs(score)
+                    scores.setdefault(name, []).append(difference)
+            rows += [
+                [
+                    loss,
+                    criterion,
+                    name,
+                    report.mean_range([100 * share for share in shares[name]]),
+                    f"{100 * np.mean(scores[name]):.2g}",
+                ]
+                for name in shares
+            ]
+    header = [
+        "loss",
+        "criterion",
+        "embeddings",
+        "rows in common, % (mean [lowest, highest])",
+        "score differs by, %",
+    ]
+    return (
+        f"B = {size:,}, b = {batch:,}, 16 chunks, D = {dim}, scale 30 and 60: "
+        "pairs of random directions, nearly orthogonal to those of other "
+        "pairs, in which the reference's agree more than the learner's. "
+        f"{trials} seeds, the same noise for each kind of embeddings; a "
+        f"uniform draw has {100 * batch / size:.0f} % in common.\n\n"
+        + report.table(header, rows)
+    )
+
+
+_PARTS = {
+    "traffic": traffic_table,
+    "memory": memory_table,
+    "bfloat16": bfloat16_table,
+}
+_ROUNDED = {
+    "float32": tf.float32,
+    "bfloat16": tf.bfloat16,
+    "float16": tf.float16,
+}
+
+
+def _number(value, scale):
+    """Three digits, and no more."""
+    value /= scale
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _embeddings(rng, size, dim, agreement, scale, bias):
+    """Pairs whose cosines are about `agreement`."""
+    image, other = rng.normal(size=(2, size, dim)) / np.sqrt(dim)
+    text = agreement * image + np.sqrt(1.0 - agreement**2) * other
+    image, text = (
+        part / np.linalg.norm(part, axis=1, keepdims=True)
+        for part in (image, text)
+    )
+    return losses.Embeddings(
+        *map(np.float32, (image, text, scale, bias)),
+    )
+
+
+def _models(size, dim, seed):
+    rng = np.random.default_rng(seed)
+    # Pairs differ in how well they fit: what there is to learn.
+    agreement = rng.uniform(0.2, 0.5, (size, 1))
+    return (
+        _embeddings(rng, size, dim, 0.5 * agreement, 30.0, -10.0),
+        _embeddings(rng, size, dim, agreement, 60.0, -15.0),
+    )
+
+
+def _draw(dtype, models, batch_size, step, loss, criterion):
+    """The rows of a draw, a set, and its score."""
+    rounded = [
+        parts._replace(
+            image=tf.cast(parts.image, dtype), text=tf.cast(parts.text, dtype)
+        )
+        for parts in models
+    ]
+    draw = selection.select_jointly(
+        *rounded,
+        batch_size=batch_size,
+        seed=(0, step),
+        loss=loss,
+        criterion=criterion,
+    )
+    return set(draw.indices.numpy().tolist()), float(draw.score)
+
+
+def _in_child(**case):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_replicas", "memory"]
+        + ["--case", json.dumps(case)],
+        cwd=_ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{case}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure_memory(loss, num_replicas, size, dim, block):
+    """Bytes that a step on one replica takes at its peak."""
+    share = size // num_replicas
+    parts = _embeddings(np.random.default_rng(0), share, dim, 0.5, 10.0, -10.0)
+    replicas = traffic.Echo(num_replicas) if num_replicas > 1 else None
+    function = getattr(losses, f"{loss}_loss")
+
+    @tf.function
+    def step(parts):
+        with tf.GradientTape() as tape:
+            tape.watch(parts)
+            value = function(parts, block_size=block, replicas=replicas)
+        return value, tape.gradient(value, parts)
+
+    parts = losses.Embeddings(*map(tf.constant, parts))
+    step.get_concrete_function(parts)
+    # Of a step on nothing, so that kernels and threads are there before.
+    tiny = losses.Embeddings(*parts)._replace(
+        image=parts.image[:8], text=parts.text[:8]
+    )
+    block, full = 4, block
+    step(tiny)
+    block = full
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(parts)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * (after - before)  # ru_maxrss is in KiB on Linux
+
+
+if __name__ == "__main__":
+    main()

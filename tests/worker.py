@@ -1,0 +1,83 @@
+"""One of several workers that train together: see test_distribution.
+
+    TF_CONFIG=... python tests/worker.py FILE
+
+trains as `train` does and writes what came of it to FILE.
+"""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+from jest_tf import config, distribution, training
+
+SELECTION = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
+STEPS, ROWS = 20, 16
+
+
+class SGD(distribution.AggregateThenClip, keras.optimizers.SGD):
+    pass
+
+
+class Drawn(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(self.model.drawn_ids.numpy())
+
+
+def train(strategy, steps_per_execution):
+    """Ids drawn, history and weights after `STEPS` steps."""
+    with strategy.scope():
+        model = training.JESTModel(
+            tiny.learner(0),
+            tiny.learner(5),
+            SELECTION,
+            augment=training.Augmentation(flip=True, min_area=0.5),
+        )
+        model.compile(
+            optimizer=SGD(0.05, global_clipnorm=0.3),
+            steps_per_execution=steps_per_execution,
+            jit_compile=False,
+        )
+    batches = tiny.super_batches(STEPS, rows=ROWS)
+    for batch in batches:
+        batch["record_replaced"] = np.arange(ROWS) >= 13
+
+    def super_batches(host, num_hosts):
+        share = ROWS // num_hosts
+        rows = slice(host * share, (host + 1) * share)
+        return tiny.dataset(
+            [{n: value[rows] for n, value in batch.items()} for batch in batches]
+        )
+
+    drawn = Drawn()
+    dataset = distribution.distribute(strategy, super_batches, ROWS)
+    history = model.fit(
+        dataset, steps_per_epoch=STEPS, verbose=0, callbacks=[drawn]
+    ).history
+    return np.array(drawn.steps), history, model.learner.get_weights()
+
+
+def main(path):
+    strategy = distribution.build_strategy(
+        config.DistributionConfig("multi_worker_mirrored")
+    )
+    drawn, history, weights = train(strategy, 2)
+    np.savez(
+        path,
+        replicas=strategy.num_replicas_in_sync,
+        drawn=drawn,
+        **{f"log/{name}": value for name, value in history.items()},
+        **{f"weight/{i}": value for i, value in enumerate(weights)},
+    )
+
+
+if __name__ == "__main__":
+    tf.get_logger().setLevel("ERROR")
+    main(sys.argv[1])
