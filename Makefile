@@ -9,6 +9,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TPU_BIN := .venv-tpu/bin
+TPU_INSTALLED := .venv-tpu/installed
 
 # pip's output with one line a download in place of some four a package.
 PIP_PROGRESS := sed -un \
@@ -23,7 +25,7 @@ PYTEST_WORKERS ?= --numprocesses 2 --dist loadscope
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart test test-slow clean
+.PHONY: help quickstart test test-slow tpu-compile clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -41,8 +43,12 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 test-slow: $(INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
 
+tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without one
+	@echo "tpu-compile: about a minute a case; what is done is skipped"
+	@$(TPU_BIN)/python -m benchmarks.tpu_compile
+
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -55,5 +61,19 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check \
 	  --no-input --progress-bar off --editable '.[test]' | $(PIP_PROGRESS)
+	@touch $@
+	@echo "install: done"
+
+# tensorflow-tpu is another distribution of the module `tensorflow`, so it lives
+# apart; tensorflow-text asks for the distribution `tensorflow` by name.
+$(TPU_INSTALLED): requirements-tpu-compile.txt
+	@echo "install: TensorFlow for TPUs, JAX and libtpu into .venv-tpu, once;" \
+	  "about 1 GB to download, 2.5 GB on disk"
+	@test -x $(TPU_BIN)/python || $(PYTHON) -m venv .venv-tpu
+	@$(TPU_BIN)/python -m pip install --disable-pip-version-check \
+	  --no-input --progress-bar off -r $< | $(PIP_PROGRESS)
+	@$(TPU_BIN)/python -m pip install --disable-pip-version-check \
+	  --no-input --progress-bar off --no-deps tensorflow-text==2.20.1 \
+	  | $(PIP_PROGRESS)
 	@touch $@
 	@echo "install: done"

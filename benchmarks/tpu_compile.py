@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     # Imported here, as TensorFlow reads the environment when it is imported.
     from benchmarks.tpu import matrix
 
-    matrix.run(options)
+    matrix.run(**vars(options))
 
 
 if __name__ == "__main__":

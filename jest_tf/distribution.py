@@ -65,7 +65,7 @@ def distribute(
     Args:
         strategy: of the run.
         super_batches: `(host, num_hosts) -> dataset` of that host's share of
-            each super-batch, the rows from `host * B / num_hosts` on.
+            each super-batch, the rows from `host * B / num_hosts` on; endless.
         super_batch_size: B, of all hosts together.
 
     Raises:
@@ -80,7 +80,13 @@ def distribute(
         dataset = super_batches(
             context.input_pipeline_id, context.num_input_pipelines
         )
-        return dataset.rebatch(rows, drop_remainder=True)
+        dataset = dataset.rebatch(rows, drop_remainder=True)
+        # Of other datasets several workers get batches of dynamic shape.
+        return dataset.apply(
+            tf.data.experimental.assert_cardinality(
+                tf.data.INFINITE_CARDINALITY
+            )
+        )
 
     return strategy.distribute_datasets_from_function(of_host)
 
@@ -131,12 +137,12 @@ class Replicas:
         as_they_are = [
             self.in_loops or tensor.dtype in _GATHERED for tensor in flat
         ]
+        sent = [
+            tensor if as_it_is else _to_words(tensor)
+            for tensor, as_it_is in zip(flat, as_they_are, strict=True)
+        ]
         gathered = self._context.all_gather(
-            [
-                tensor if as_it_is else _to_words(tensor)
-                for tensor, as_it_is in zip(flat, as_they_are, strict=True)
-            ],
-            axis=0,
+            _placed(self._context, sent), axis=0
         )
         results = []
         for rows, tensor, as_it_is in zip(
@@ -162,7 +168,9 @@ class Replicas:
                     "`all_reduce` sums float16, bfloat16, float32, float64 and "
                     f"int32. Received: {tensor.dtype.name}"
                 )
-        sums = self._context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+        sums = self._context.all_reduce(
+            tf.distribute.ReduceOp.SUM, _placed(self._context, tensors)
+        )
         return tf.nest.map_structure(
             lambda total, tensor: tf.ensure_shape(total, tensor.shape),
             sums,
@@ -372,6 +380,9 @@ class AggregateThenClip:
     """
 
     def _clip_gradients(self, grads):
+        context = tf.distribute.get_replica_context()
+        if context is not None:
+            grads = _placed(context, list(grads))
         pairs = [(gradient, None) for gradient in grads]
         summed = super()._all_reduce_sum_gradients(pairs)
         return super()._clip_gradients([gradient for gradient, _ in summed])
@@ -499,6 +510,21 @@ def _check_tf_config():
             '"task": {"type": "worker", "index": ...}, one of these. '
             f"Received: {text!r}"
         )
+
+
+def _placed(context, tensors):
+    """The same on the replica's device, if it has none of its own.
+
+    A worker with a single device doesn't say where its tensors lie, but wants
+    to know when they are exchanged.
+    """
+    if context.num_replicas_in_sync == 1:
+        return tensors
+    devices = context.strategy.extended.worker_devices
+    if len(devices) > 1:
+        return tensors
+    with tf.device(devices[0]):
+        return tf.nest.map_structure(tf.identity, tensors)
 
 
 def _static(tensor):

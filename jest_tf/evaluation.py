@@ -270,7 +270,8 @@ class Evaluation(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Makes up for an evaluation that a killed run still owed."""
-        if self._step and self._is_due(self._step - 1):
+        last = self.model.steps_per_execution
+        if self._step and self._is_due(max(0, self._step - last)):
             self.run(self._step)
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from jest_tf import distribution
 
+# Odd, so that no two replicas get the same seed.
 _REPLICA_SALT = 0x3C6EF373
 
 _NORM_EPSILON = 1e-6  # Flax's default, which SigLIP was trained with.
@@ -499,7 +500,6 @@ class Dropout(keras.layers.Dropout):
         replica = tf.stack([distribution.replica_id(), 0])
         bits = tf.random.stateless_uniform(
             tf.shape(inputs),
-            # Odd, so that no two replicas of any number share a seed.
             seed + _REPLICA_SALT * replica,
             minval=None,
             maxval=None,

@@ -415,7 +415,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         if replicas > 1 and batch["image"].shape[0] is None:
             raise ValueError(
                 "Several replicas take batches of static size, equal shares of "
-                "it each: a multiple of R rows with `drop_remainder=True`. "
+                "it each: a multiple of R rows with `drop_remainder=True`, and "
+                "with several workers from an endless dataset. "
                 f"Received: {batch['image'].shape}, R={replicas}"
             )
         if not self.built:

@@ -18,7 +18,7 @@ from unittest import mock
 import keras
 import tiny
 
-from jest_tf import checkpoint, config, models, runs, settings
+from jest_tf import checkpoint, config, models, settings
 from trainers import train
 
 # What makes a run's state durable or deletes it; between two of them nothing

@@ -24,6 +24,7 @@ import tensorflow as tf
 
 import jest_tf
 from jest_tf import config as config_lib
+from jest_tf import ledger
 from trainers import evaluate, train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -141,6 +142,23 @@ class PythonBlocksTest(DocsTestCase):
         self.assertIn("eval/held_out/image_to_text/mrr", printed.getvalue())
         run = self.folder / "runs" / "photos_jest"
         self.check_table_of_the_run_directory(run)
+
+    @pytest.mark.slow
+    def test_the_page_on_data_trains_on_every_format(self):
+        self.run_blocks("docs/data.md")
+        runs = []
+        with contextlib.redirect_stdout(io.StringIO()):
+            for line in shell_commands("docs/data.md"):
+                arguments = line[3:]
+                if "try_data.py" in arguments:
+                    train.main(arguments)
+                    runs.append(arguments[arguments.index("--workdir") + 1])
+        # The page's last command continues its first run, which is done.
+        self.assertEqual(runs[0], runs[-1])
+        for run in set(runs):
+            log = ledger.read_log(f"{run}/metrics.jsonl")
+            self.assertEqual(log[-1]["step"], 20)
+            self.assertEqual(log[-1]["examples/trained"], 20 * 32)
 
     def shrink(self, arguments):
         settings = list(SHRUNK)

@@ -13,6 +13,7 @@ import time
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import test_records
 import tiny
@@ -373,6 +374,7 @@ class CommandTest(tf.test.TestCase):
         with self.assertRaisesRegex(SystemExit, "^error: .*finished run"):
             command.main(["--workdir", "/nowhere", "--data", "x"])
 
+    @pytest.mark.slow
     def test_killed_and_started_again_it_ends_with_the_same_file(self):
         data = f"{DATA}/val_concept-*.tfrecord"
         # It counts every batch, not only every other second.

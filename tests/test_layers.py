@@ -173,6 +173,37 @@ class DropoutTest(tf.test.TestCase):
         total = layer(tf.zeros([1, 250]), training=True)[0, 0]
         self.assertNear(total, 1000 * unit, 4 * np.sqrt(1000) * unit)
 
+    def test_a_mask_is_the_same_eagerly_in_a_graph_and_under_xla(self):
+        inputs = tf.ones([4, 25])
+        for how in (None, {"jit_compile": False}, {"jit_compile": True}):
+            layer = layers.Dropout(0.3, seed=5)
+            call = layer if how is None else tf.function(layer, **how)
+            masks = [call(inputs, training=True).numpy() for _ in range(2)]
+            self.assertNotAllEqual(*masks)
+            if how is None:
+                expected = masks
+            self.assertAllClose(masks, expected, 1e-6)
+        # A unit is kept with probability 0.7, of 200 within five deviations.
+        kept = np.array(expected) > 0
+        self.assertNear(kept.mean(), 0.7, 5 * (0.3 * 0.7 / 200) ** 0.5)
+        self.assertAllClose(np.array(expected)[kept], 1 / 0.7 + 0 * kept[kept])
+
+    def test_loaded_weights_go_on_with_the_next_mask(self):
+        inputs = tokens()
+        path = f"{self.get_temp_dir()}/drop.weights.h5"
+        models = [
+            keras.Sequential([layers.MLP(dropout=0.5, seed=0)])
+            for _ in range(2)
+        ]
+        for model in models:
+            model.build(inputs.shape)
+        models[0](inputs, training=True)
+        models[0].save_weights(path)
+        models[1].load_weights(path)
+        self.assertAllEqual(
+            models[0](inputs, training=True), models[1](inputs, training=True)
+        )
+
     def test_a_rate_out_of_range_is_refused(self):
         for rate in (-0.1, 1.0):
             with self.assertRaisesRegex(ValueError, r"`dropout` must be in"):

@@ -147,7 +147,6 @@ class RowsTest(LedgerTestCase):
 
         stream = io.StringIO()
         clock = Clock()
-        clock.on_train_batch_begin = Wait().on_train_batch_end
         source = types.SimpleNamespace(monotonic=clock.monotonic)
         run = settings(log_every_steps=1)
         with mock.patch.object(ledger, "time", source):

@@ -34,7 +34,7 @@ def embeddings(size, dim, seed=0, scale=10.0, bias=-10.0):
 
 
 def value_and_gradients(loss, parts, jit_compile=None, **options):
-    parts = losses.Embeddings(*(tf.constant(part) for part in parts))
+    parts = losses.Embeddings(*map(tf.convert_to_tensor, parts))
 
     def run(parts):
         with tf.GradientTape() as tape:

@@ -22,8 +22,11 @@ def two_tower(dtype="float32", dropout=0.0, **settings):
 def flexible(patch_sizes=(4,), seed=0):
     """A built model for images of 4 pixels in patches of 2, and of 4."""
     model = models.TwoTower(
-        test_towers.image_tower(patch_sizes=patch_sizes, seed=seed),
-        test_towers.text_tower(),
+        test_towers.image_tower(
+            patch_sizes=patch_sizes, depth=1, seed=seed, name="image_tower"
+        ),
+        test_towers.text_tower(depth=1, name="text_tower"),
+        name="model",
     )
     model(test_towers.make_batch())
     return model
@@ -402,6 +405,9 @@ class ViewsTest(tf.test.TestCase):
                 weight.assign(weight + 0.5)
             source.save_weights(path)
             target.load_weights(path)
+            for one, same in zip(source.weights, target.weights, strict=True):
+                self.assertEqual(one.path, same.path)
+                self.assertAllEqual(one, same)
             for one, same in zip(
                 source(self.batch), target(self.batch), strict=True
             ):
@@ -412,6 +418,7 @@ class ViewsTest(tf.test.TestCase):
         self.model(self.batch)
         self.model.save(path)
         again = keras.saving.load_model(path)
+        self.assertEqual(again.image_tower.patch_sizes, (4,))
         self.assertAllEqual(
             again(self.batch, view=self.coarse).image,
             self.model(self.batch, view=self.coarse).image,

@@ -130,6 +130,8 @@ class PreparedTest(PreparedTestCase):
         self.write({"a": [1], "b": [1]})
         self.refuse("a split 'train'.*Received: a, b", self.folder)
         self.refuse("a split 'c'", self.folder + ":c")
+        self.write({"train": [0, 0]})
+        self.refuse("'train' of .*1.0.0 is empty", self.folder)
         self.write({"train": [1, 1]})
         os.remove(
             os.path.join(self.folder, "coco-train.tfrecord-00001-of-00002")

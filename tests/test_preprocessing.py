@@ -69,6 +69,15 @@ class DecodeImageTest(tf.test.TestCase):
             error = np.abs(resized.numpy() - expected).max()
             self.assertLess(error, 0.5 + 1e-3)
 
+    def test_resizing_equals_that_of_tensorflow_bit_for_bit(self):
+        for shape in ((5, 7), (16, 16), (33, 8), (250, 301), (1, 90)):
+            image = random_images(*shape, 3)
+            resized = tf.image.resize(image, [8, 8], antialias=True)
+            self.assertAllEqual(
+                preprocessing.resize_image(image, 8),
+                tf.saturate_cast(tf.round(resized), tf.uint8),
+            )
+
     def test_a_jpeg_is_decoded(self):
         # Flat gray survives JPEG's quantisation of differences.
         image = np.full((8, 8, 3), 77, np.uint8)

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import tempfile
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -221,6 +222,11 @@ class OpenTest(RecordsTestCase):
         store = records.open_store(path)
         self.assertEqual(store.read(np.array([0])), [example(7)])
 
+    def test_a_tilde_is_the_home_folder(self):
+        with mock.patch.dict(os.environ, {"HOME": self.directory}):
+            store = records.open_store("~/a.*")
+        self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
+
     def test_files_of_ours_beside_the_shards_are_no_shards(self):
         before = records.open_store(self.path("*"))
         self.assertTrue(os.path.exists(self.path("a.tfrecord.index")))
@@ -248,7 +254,7 @@ class OpenTest(RecordsTestCase):
             "A table must be.*a.tfrec", self.path("*.t*"), format="table"
         )
         self.refuse("'tfds' must be the folder", self.directory, format="tfds")
-        self.refuse("cannot be read", self.directory)
+        self.refuse(r"name others.*/\*\.tar", self.directory)
 
     def write_csv(self):
         with open(self.path("b.csv"), "w") as file:

@@ -571,7 +571,7 @@ class VirtualDevicesTest(tf.test.TestCase):
     """The same in the graph of a strategy, with its own collectives."""
 
     def check(self, num_replicas):
-        size, options = 48, dict(batch_size=16, num_chunks=3, seed=(1, 2))
+        size, options = 48, dict(batch_size=24, num_chunks=3, seed=(1, 2))
         learner, reference = models(size)
         batch = {
             "image": np.arange(size * 12, dtype=np.uint8).reshape(size, 2, 6),
@@ -646,14 +646,14 @@ class VirtualDevicesTest(tf.test.TestCase):
                 expected = oracles.select_per_replica(
                     learner,
                     reference,
-                    batch_size=16,
+                    batch_size=24,
                     num_replicas=num_replicas,
                     noise=noise,
                 )
             for indices in every(draw.indices):
                 self.assertAllEqual(indices, expected)
             places = np.concatenate(every(places))
-            self.assertAllEqual(np.sort(places), np.arange(16))
+            self.assertAllEqual(np.sort(places), np.arange(24))
             for name, value in moved.items():
                 self.assertAllEqual(
                     np.concatenate(every(value)), batch[name][expected[places]]

@@ -8,6 +8,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import run_server
 import tensorflow as tf
 import tiny
@@ -91,6 +92,7 @@ class RunsTestCase(tf.test.TestCase):
             return json.load(opened)
 
 
+@pytest.mark.slow
 class DivergenceTest(RunsTestCase):
     def poison(self, where):
         """Trains with a trap; `where` it snaps."""

@@ -168,6 +168,24 @@ class LocalTest(FilesTestCase):
             shards.Fault("no regular file: 'zero'"),
         )
 
+    def test_an_id_is_an_integer_or_digits_or_a_hashed_string(self):
+        for value, expected in (
+            (-(2**63), -(2**63)),
+            (2**63, None),
+            (True, 1),
+            (None, None),
+            (1.5, None),
+            ("", None),
+            (b" ", None),
+            ("007", 7),
+            (b" -12 ", -12),
+            ("--1", shards.hashed_id(b"--1")),
+            ("9" * 20, shards.hashed_id(b"9" * 20)),
+            ("\u0664", shards.hashed_id("\u0664".encode())),
+            ("\udc80", shards.hashed_id(b"\x80")),
+        ):
+            self.assertEqual(shards.stored_id(value), expected)
+
     def test_ids_of_strings_are_not_negative_and_differ(self):
         ids = [shards.hashed_id(b"%d" % i) for i in range(1000)]
         self.assertLen(set(ids), 1000)

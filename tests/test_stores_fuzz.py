@@ -130,7 +130,7 @@ class TFRecordFuzzTest(FuzzTestCase):
     @pytest.mark.slow
     def test_frames_outside_of_the_damage_survive_thousands_of_times(self):
         self.rng = np.random.default_rng(1)
-        self.fuzz_frames(4000)
+        self.fuzz_frames(2000)
 
 
 class TarFuzzTest(FuzzTestCase):
@@ -161,7 +161,7 @@ class TarFuzzTest(FuzzTestCase):
     @pytest.mark.slow
     def test_samples_outside_of_the_damage_survive_thousands_of_times(self):
         self.rng = np.random.default_rng(1)
-        self.fuzz_samples(4000)
+        self.fuzz_samples(2000)
 
 
 class TableFuzzTest(FuzzTestCase):
@@ -239,12 +239,12 @@ class TableFuzzTest(FuzzTestCase):
     @pytest.mark.slow
     def test_rows_of_csv_survive_thousands_of_times(self):
         self.rng = np.random.default_rng(1)
-        self.fuzz_csv(4000)
+        self.fuzz_csv(2000)
 
     @pytest.mark.slow
     def test_row_groups_of_parquet_survive_thousands_of_times(self):
         self.rng = np.random.default_rng(1)
-        self.fuzz_parquet(4000)
+        self.fuzz_parquet(2000)
 
 
 class IndexFuzzTest(FuzzTestCase):
@@ -278,7 +278,7 @@ class IndexFuzzTest(FuzzTestCase):
     @pytest.mark.slow
     def test_a_damaged_index_is_built_anew_thousands_of_times(self):
         self.rng = np.random.default_rng(1)
-        self.fuzz_index(4000)
+        self.fuzz_index(2000)
 
 
 if __name__ == "__main__":

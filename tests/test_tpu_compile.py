@@ -1,12 +1,12 @@
 """TPU compilation without its wheels: lifter, twins, HLO, results, table."""
 
-import argparse
 import contextlib
 import dataclasses
 import io
 import json
 import pathlib
 import tempfile
+import types
 from unittest import mock
 
 import pytest
@@ -205,7 +205,7 @@ class TwinsTest(tf.test.TestCase):
             self.assertEqual(jest.data.super_batch_size, 163_840)
             self.assertEqual(jest.selection.num_chunks, 16)
             # The filter ratio, 1 - b/B.
-            self.assertEqual(jest.batch_size / 163_840, 1 - 0.8)
+            self.assertAlmostEqual(1 - jest.batch_size / 163_840, 0.8)
             self.assertEqual(siglip.batch_size, 32_768)
             undone = dataclasses.replace(
                 jest,
@@ -432,6 +432,7 @@ def result(case, topology, **fields):
         "collectives": {"all-reduce": hlo.Traffic(3, 2048, 1, 512)._asdict()},
         "versions": {"libtpu": "0.0.52"},
         "date": "2026-11-24",
+        "revision": "a1b2c3d",
     }
     return line | fields
 
@@ -447,7 +448,7 @@ class ResultsTest(tf.test.TestCase):
         super().setUp()
         folder = self.enterContext(tempfile.TemporaryDirectory())
         self.folder = pathlib.Path(folder)
-        self.options = argparse.Namespace(
+        self.options = types.SimpleNamespace(
             topologies=["v5e:2x2", "v4:2x2x1"],
             replicas=4,
             only="siglip_b16 siglip_l16 s",
@@ -463,7 +464,8 @@ class ResultsTest(tf.test.TestCase):
         ]
         self.compiled = []
 
-    def compile(self, case, topologies, options):
+    def compile(self, case, topologies, replicas, minutes):
+        self.assertEqual((replicas, minutes), (4, 1.0))
         for topology in topologies:
             self.compiled.append((case.name, topology))
             yield result(case, topology)
@@ -473,7 +475,7 @@ class ResultsTest(tf.test.TestCase):
             mock.patch.object(matrix, "compile_case", self.compile),
             contextlib.redirect_stderr(io.StringIO()) as printed,
         ):
-            matrix.run(self.options)
+            matrix.run(**vars(self.options))
         return printed.getvalue()
 
     def test_what_is_done_is_not_done_again(self):
@@ -513,7 +515,7 @@ class ResultsTest(tf.test.TestCase):
         with mock.patch.object(matrix.sys, "executable", "false"):
             lines = list(
                 matrix.compile_case(
-                    self.cases[0], self.options.topologies, self.options
+                    self.cases[0], self.options.topologies, 4, 1.0
                 )
             )
         self.assertEqual(
@@ -527,7 +529,9 @@ class ResultsTest(tf.test.TestCase):
 
     def test_no_such_case_is_an_error_that_lists_the_cases(self):
         self.options.only = "no such"
-        with self.assertRaisesRegex(ValueError, "`--only`, 'no such'.*jest_b"):
+        with self.assertRaisesRegex(
+            ValueError, "`only` must be .*'no such'; there are .*jest_b"
+        ):
             self.run_matrix()
 
     def test_the_table_says_what_was_found(self):
@@ -568,7 +572,7 @@ class ResultsTest(tf.test.TestCase):
         )
         self.assertIn("- u64: none;", text)
         self.assertIn("- host: none; around the program: IteratorGetN", text)
-        self.assertIn("libtpu 0.0.52; 2026-11-24.", text)
+        self.assertIn("libtpu 0.0.52; revision a1b2c3d; 2026-11-24.", text)
         self.assertEqual(table.markdown([]), "Nothing is compiled yet.")
 
 

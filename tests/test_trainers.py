@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from examples import quickstart, quickstart_report
-from jest_tf import config, ledger, models, reference
+from jest_tf import checkpoint, config, ledger, models, reference
 from trainers import evaluate, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -131,6 +131,34 @@ class TrainersTest(tf.test.TestCase):
         self.assertLen(found, 10)
         self.assertAllInRange([float(value) for value, _ in found], 0.0, 1.0)
 
+    def test_shards_that_the_shell_has_listed_are_one_set(self):
+        shard = f"{DATA}/val_concept-00000-of-00001.tfrecord"
+        folder = os.path.join(self.folder.name, "sharded")
+        os.makedirs(folder)
+        shards = [
+            f"{folder}/val-{number:05d}-of-00002.tfrecord" for number in (0, 1)
+        ]
+        # Half of the records in each.
+        payloads = list(tf.data.TFRecordDataset(shard).as_numpy_iterator())
+        for number, path in enumerate(shards):
+            with tf.io.TFRecordWriter(path) as writer:
+                for payload in payloads[number::2]:
+                    writer.write(payload)
+        results = [
+            evaluate.evaluate(self.learner, data)
+            for data in ([*shards], [f"{folder}/val-*.tfrecord"])
+        ]
+        self.assertEqual(results[0], results[1])
+        self.assertIn("eval/val/image_to_text/mrr", results[0])
+        self.assertEqual(
+            evaluate.together(["b.tfrecord", *shards, "val-*.tfrecord"]),
+            ["b.tfrecord", shards, "val-*.tfrecord"],
+        )
+        other = f"other/{os.path.basename(shards[0])}"
+        self.assertEqual(
+            evaluate.together([shards[0], other]), [shards[0], other]
+        )
+
     def test_the_same_command_gives_the_same_bits(self):
         again = os.path.join(self.folder.name, "again")
         with quiet():
@@ -148,9 +176,9 @@ class TrainersTest(tf.test.TestCase):
         with (
             quiet(),
             mock.patch.object(
-                train.checkpoint,
+                checkpoint,
                 "save_weights",
-                side_effect=_fail_at_the_end(train.checkpoint.save_weights),
+                side_effect=_fail_at_the_end(checkpoint.save_weights),
             ),
         ):
             with self.assertRaises(KeyboardInterrupt):

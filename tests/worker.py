@@ -19,10 +19,10 @@ STEPS, ROWS = 20, 16
 
 
 class SGD(distribution.AggregateThenClip, keras.optimizers.SGD):
-    pass
+    """What a user would write."""
 
 
-class Drawn(keras.callbacks.Callback):
+class _Drawn(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.steps = []
@@ -53,10 +53,13 @@ def train(strategy, steps_per_execution):
         share = ROWS // num_hosts
         rows = slice(host * share, (host + 1) * share)
         return tiny.dataset(
-            [{n: value[rows] for n, value in batch.items()} for batch in batches]
-        )
+            [
+                {n: value[rows] for n, value in batch.items()}
+                for batch in batches
+            ]
+        ).repeat()
 
-    drawn = Drawn()
+    drawn = _Drawn()
     dataset = distribution.distribute(strategy, super_batches, ROWS)
     history = model.fit(
         dataset, steps_per_epoch=STEPS, verbose=0, callbacks=[drawn]
@@ -65,6 +68,7 @@ def train(strategy, steps_per_execution):
 
 
 def main(path):
+    """Trains as one of the workers of TF_CONFIG."""
     strategy = distribution.build_strategy(
         config.DistributionConfig("multi_worker_mirrored")
     )

@@ -1,6 +1,5 @@
 """All cases on all topologies, a process a case, as far as not yet done."""
 
-import argparse
 import json
 import os
 import pathlib
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 
 from benchmarks import report
 from benchmarks.tpu import table, twins
@@ -15,46 +15,64 @@ from benchmarks.tpu import table, twins
 _COMMAND = "python -m benchmarks.tpu_compile"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Compiles what is asked for and not yet in the results; see tpu_compile.
+def run(
+    *,
+    topologies: Sequence[str],
+    replicas: int,
+    only: str,
+    again: bool,
+    minutes: float,
+    results: pathlib.Path,
+    page: pathlib.Path,
+) -> None:
+    """Compiles what is asked for and not yet in the results.
 
-    Every line of the results is complete once it is there, and the last of a
-    case and a topology counts. Lines of cases that are no more stay out of the
-    table.
+    A line of the results is whole once it is there, and the last of a case and
+    a topology counts. Lines of cases that are no more stay out of the table.
+
+    Args:
+        topologies: such as "v5e:2x2".
+        replicas: R of every case.
+        only: part of the names of the cases that are wanted.
+        again: also compile what is done.
+        minutes: after which a case is given up.
+        results: file of lines, read and appended to.
+        page: Markdown file whose block `tpu-compile` is written.
+
+    Raises:
+        ValueError: if no case's name holds `only`.
     """
-    cases = twins.cases(options.replicas)
-    wanted = [case for case in cases if options.only in case.name]
+    cases = twins.cases(replicas)
+    wanted = [case for case in cases if only in case.name]
     if not wanted:
         raise ValueError(
-            f"No case holds `--only`, {options.only!r}. There are: "
-            f"{[case.name for case in cases]}"
+            f"`only` must be part of the name of a case. Received: {only!r}; "
+            f"there are {[case.name for case in cases]}"
         )
-    done = read(options.results)
+    done = read(results)
     for number, case in enumerate(wanted, 1):
         left = [
             topology
-            for topology in options.topologies
-            if options.again or (case.name, topology) not in done
+            for topology in topologies
+            if again or (case.name, topology) not in done
         ]
         place = f"{number}/{len(wanted)} {case.name}"
         if not left:
             report.log(f"{place}: done before")
             continue
         report.log(f"{place}: tracing and compiling")
-        for line in compile_case(case, left, options):
+        for line in compile_case(case, left, replicas, minutes):
             report.log(f"{place}, {table.describe(line)}")
-            append(options.results, line)
+            append(results, line)
             done[case.name, line["topology"]] = line
     lines = [
         done[case.name, topology]
         for case in cases
-        for topology in options.topologies
+        for topology in topologies
         if (case.name, topology) in done
     ]
-    report.write_block(
-        options.page, "tpu-compile", table.markdown(lines), _COMMAND
-    )
-    report.log(f"{len(lines)} results, in the table of {options.page}")
+    report.write_block(page, "tpu-compile", table.markdown(lines), _COMMAND)
+    report.log(f"{len(lines)} results, in the table of {page}")
 
 
 def read(path: pathlib.Path) -> dict[tuple[str, str], dict]:
@@ -73,8 +91,11 @@ def append(path: pathlib.Path, line: dict) -> None:
 
 
 def compile_case(
-    case: twins.Case, topologies: list[str], options: argparse.Namespace
-):
+    case: twins.Case,
+    topologies: Sequence[str],
+    replicas: int,
+    minutes: float,
+) -> Iterator[dict]:
     """Yields the lines of a case as its process writes them.
 
     A process that dies or takes too long leaves a line with the error for every
@@ -88,7 +109,7 @@ def compile_case(
         command = [
             *(sys.executable, "-m", "benchmarks.tpu.worker"),
             *("--case", case.name, "--out", str(out)),
-            *("--replicas", str(options.replicas)),
+            *("--replicas", str(replicas)),
             *("--topologies", *topologies),
         ]
         with open(errors, "w") as stderr, open(out) as lines:
@@ -96,7 +117,7 @@ def compile_case(
                 command, stderr=stderr, stdout=stderr, env=os.environ
             )
             ended = None
-            limit = time.monotonic() + 60 * options.minutes
+            limit = time.monotonic() + 60 * minutes
             while ended is None:
                 ended = process.poll()
                 if ended is None and time.monotonic() > limit:

@@ -2,6 +2,11 @@
 
 from benchmarks import report
 
+# Elements of what is a counter or a seed, and no example's.
+_SMALL = 8
+_HEAD = ["recipes", "loss", "quota", "reference"]
+_SHOWN = ["all-reduce", "all-to-all", "all-gather"]
+
 _LOOKED_FOR = """\
 - *wide*: f64, s64 and u64, which a TPU has no units for and emulates with
   pairs of 32 bits; in the exported program;
@@ -173,6 +178,7 @@ def _footer(good):
     versions = ", ".join(
         f"{name} {version}" for name, version in good[-1]["versions"].items()
     )
+    revisions = ", ".join(sorted({line["revision"] for line in good}))
     dates = sorted({line["date"] for line in good})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     seconds = [
@@ -180,15 +186,10 @@ def _footer(good):
         for line in good
     ]
     return (
-        f"{versions}; {span}. Seconds a case and topology, to trace, export "
-        f"and compile, lowest / median / highest: {report.spread(seconds)}."
+        f"{versions}; revision {revisions}; {span}. Seconds a case and "
+        "topology, to trace, export and compile, lowest / median / highest: "
+        f"{report.spread(seconds)}."
     )
-
-
-# Elements of what is a counter or a seed, and no example's.
-_SMALL = 8
-_HEAD = ["recipes", "loss", "quota", "reference"]
-_SHOWN = ["all-reduce", "all-to-all", "all-gather"]
 
 
 def _cases(lines):

@@ -1,13 +1,19 @@
 """Compiles one case for several topologies, in a process of its own.
 
+    python -m benchmarks.tpu.worker --case "siglip_b16 siglip_l16 sigmoid" \
+        --replicas 4 --topologies v5e:2x2 --out lines.jsonl
+
 A compiler that aborts or fills the memory then takes one case with it. What is
-found goes to a file, a JSON object a line; run by matrix.py.
+found goes to a file, a JSON object a line. Run by matrix.py, in the environment
+of `tpu_compile.ENVIRONMENT`.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
 import json
+import pathlib
+import subprocess
 import time
 
 import tensorflow as tf
@@ -50,6 +56,7 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
         "super_batch_size": case.config.data.super_batch_size,
         "batch_size": case.config.batch_size,
         "date": time.strftime("%Y-%m-%d"),
+        "revision": _revision(),
         "versions": {
             name: importlib.metadata.version(name) for name in PACKAGES
         },
@@ -82,6 +89,17 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
         yield (
             line | {"available": available, "seconds": times}
         ) | _of_executable(executable)
+
+
+def _revision():
+    """The commit of the code, "-dirty" if it has been changed since."""
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
 
 
 def _trace(config, strategy):

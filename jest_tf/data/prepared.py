@@ -109,7 +109,7 @@ class ArrayRecords:
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Shard {path} is not an ArrayRecord file, or is corrupt: "
-                f"{str(error).splitlines()[0]}"
+                f"{shards.one_line(error)}"
             ) from error
         ids, has_id = [], []
         for start in range(0, count, _BATCH):
@@ -133,7 +133,7 @@ class ArrayRecords:
             reader = _array_record().ArrayRecordReader(path, _RANDOM_ACCESS)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"Shard {path} cannot be read: {str(error).splitlines()[0]}"
+                f"Shard {path} cannot be read: {shards.one_line(error)}"
             ) from error
         try:
             payloads = _read(reader, spans[:, 0].tolist())
@@ -153,8 +153,7 @@ def _read(reader, numbers):
         return reader.read(numbers)
     except (RuntimeError, ValueError, IndexError) as error:
         if len(numbers) == 1:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return [shards.Fault(f"unreadable: {reason[:200]}")]
+            return [shards.Fault(f"unreadable: {shards.one_line(error)}")]
         return [_read(reader, [number])[0] for number in numbers]
 
 
@@ -181,9 +180,12 @@ def _split_paths(folder, info, split, kind):
             f"its {_INFO} says. Received: {len(paths)} files *{part}*"
         )
     # A shard may be empty, where there were fewer examples than shards.
-    return [
+    filled = [
         path for path, length in zip(paths, lengths, strict=True) if int(length)
     ]
+    if not filled:
+        raise ValueError(f"Split {split!r} of {folder} is empty.")
+    return filled
 
 
 def _features(folder):

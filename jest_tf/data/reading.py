@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from jest_tf.data import fault_log, pictures, preprocessing, records, stream
 
@@ -130,10 +131,14 @@ class Reader:
                 image = pictures.decode(chunk.pictures[i], self._max_pixels)
             decoded.append(image)
         self._log.count(0, int((chunk.attempts > 0).sum()) - before)
-        return [
-            np.stack([preprocessing.resize_image(one, size) for one in decoded])
-            for size in sizes
-        ]
+        # An accelerator must not be waited for, or round otherwise.
+        with tf.device("CPU:0"):
+            return [
+                np.stack(
+                    [preprocessing.resize_image(one, size) for one in decoded]
+                )
+                for size in sizes
+            ]
 
     def _caption_numbers(self, positions):
         values = stream.uniform_hash(self._seed, positions, _CAPTION_SALT)

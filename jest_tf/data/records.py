@@ -309,6 +309,7 @@ def _locate(patterns, form, image_field, caption_fields):
 
 def _find(pattern, form, image_field, caption_fields):
     """The shards of a pattern and their formats: a dict by path."""
+    pattern = os.path.expanduser(os.fspath(pattern))
     if form in ("auto", "tfds"):
         split = prepared.find(pattern, image_field, caption_fields)
         if split is not None:
@@ -381,6 +382,11 @@ def _is_tfrecord(path):
             return True
         with shards.open_file(path) as file:
             return tfrecords.frame_size(file.read(12)) is not None
+    except IsADirectoryError as error:
+        raise ValueError(
+            "A folder must be that of a prepared TFDS data set; name others by "
+            f"their files, as '{path}/*.tar'. Received: {path}"
+        ) from error
     except (OSError, tf.errors.OpError) as error:
         raise ValueError(f"Shard {path} cannot be read: {error}") from error
 

@@ -37,7 +37,7 @@ _REMOTE_GAP = 2**19
 # A joint read grows no larger than this, for the sake of memory.
 _MAX_READ = 2**24
 # Files that this package writes beside shards.
-NO_SHARDS = (".index", ".sidecar", ".partial")
+NO_SHARDS = (".index", ".sidecar", ".partial", ".tmp")
 # Requests to remote storage under way at once, for one call.
 _REMOTE_REQUESTS = 16
 
@@ -107,6 +107,28 @@ def stat(path: str) -> Stat:
     except tf.errors.OpError as error:
         raise _os_error(error) from error
     return Stat(found.length, found.mtime_nsec)
+
+
+def stored_id(value: int | str | bytes | None) -> int | None:
+    """The 64-bit id that a field's value stands for.
+
+    Args:
+        value: an integer, or a string: one of decimal digits is that integer,
+            any other is hashed.
+
+    Returns:
+        The id, None where there is none.
+    """
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    if not isinstance(value, bytes) or not value.strip():
+        return None
+    digits = value.strip()
+    if digits.removeprefix(b"-").isdigit() and len(digits) < 19:
+        return int(digits)
+    return hashed_id(value)
 
 
 def hashed_id(value: bytes) -> int:
@@ -238,6 +260,11 @@ def map_requests(function: Callable, items: Sequence, remote: bool) -> list:
         return list(pool.map(function, items))
 
 
+def one_line(text) -> str:
+    """An error or other foreign text, fit for a reason: one short line."""
+    return " ".join(str(text).split())[:200]
+
+
 def open_file(path: str, mode: str = "rb"):
     """Opens a local or remote file."""
     if is_remote(path):
@@ -251,7 +278,7 @@ def _read_file(path):
         size = stat(path).size
         # A pipe or device would never end.
         if not is_remote(path) and not os.path.isfile(path):
-            return Fault(f"no regular file: {name!r}")
+            return Fault(f"no regular file: {name[:200]!r}")
         if size > MAX_RECORD_BYTES:
             return Fault(
                 f"oversized: {size} bytes, more than {MAX_RECORD_BYTES}"
@@ -259,7 +286,7 @@ def _read_file(path):
         with open_file(path) as file:
             return file.read(size)
     except (OSError, ValueError, tf.errors.OpError):
-        return Fault(f"missing file: {name!r}")
+        return Fault(f"missing file: {name[:200]!r}")
 
 
 def _glob(pattern):

@@ -161,13 +161,13 @@ class Delimited:
         try:
             return next(csv.reader([text], delimiter=self._delimiter), [])
         except csv.Error as error:
-            return shards.Fault(f"bad row: {error}")
+            return shards.Fault(f"bad row: {shards.one_line(error)}")
 
     def _id(self, row, column):
         values = self._split(row)
         if isinstance(values, shards.Fault) or column >= len(values):
             return None
-        return _as_id(values[column])
+        return shards.stored_id(values[column])
 
     def _parse(self, row, columns):
         """A row -> a record whose picture is still a path."""
@@ -203,29 +203,23 @@ class Parquet:
     def scan(self, path: str, advance) -> shards.Entries:
         """Counts the rows of every group, and reads the ids."""
         errors = _arrow_errors()
-        spans, ids, has_id = [], [], []
+        parts = []
         try:
             with _open_parquet(path) as file:
                 columns = self._columns_of(path, file)
                 stored = columns.position("id") is not None
                 for group in range(file.metadata.num_row_groups):
                     count = _group_rows(path, file.metadata, group)
-                    spans.append(np.empty((count, 2), np.int64))
-                    spans[-1][:, 0] = group
-                    spans[-1][:, 1] = np.arange(count)
                     found = _group_ids(file, group) if stored else []
-                    found = (found + [None] * count)[:count]
-                    ids += [one or 0 for one in found]
-                    has_id += [one is not None for one in found]
+                    parts.append(_group_entries(group, count, found))
         except errors as error:
             raise ValueError(
                 f"Shard {path} is not a Parquet file, or is corrupt: "
-                f"{_one_line(error)}"
+                f"{shards.one_line(error)}"
             ) from error
+        parts = parts or [_group_entries(0, 0, [])]
         return shards.Entries(
-            np.concatenate(spans or [np.empty((0, 2), np.int64)]),
-            np.array(ids, np.int64),
-            np.array(has_id, bool),
+            *(np.concatenate(part) for part in zip(*parts, strict=True))
         )
 
     def read(self, path: str, spans: np.ndarray) -> list:
@@ -249,7 +243,9 @@ class Parquet:
                 lambda: self._read_group(path, group),
             )
         except errors as error:
-            fault = shards.Fault(f"unreadable row group: {_one_line(error)}")
+            fault = shards.Fault(
+                f"unreadable row group: {shards.one_line(error)}"
+            )
             return [fault] * len(numbers)
         if columns is None:
             return [table] * len(numbers)
@@ -262,7 +258,7 @@ class Parquet:
                 }
                 rows.append(_record(columns, values))
             except errors as error:
-                rows.append(shards.Fault(f"bad row: {_one_line(error)}"))
+                rows.append(shards.Fault(f"bad row: {shards.one_line(error)}"))
         return rows
 
     def _read_group(self, path, group):
@@ -443,28 +439,24 @@ def _group_rows(path, metadata, group):
     return count
 
 
+def _group_entries(group, count, ids):
+    """Entries of a group; `ids` may be fewer than its rows."""
+    spans = np.stack([np.full(count, group), np.arange(count)], 1)
+    ids = (ids + [None] * count)[:count]
+    return shards.Entries(
+        spans.astype(np.int64),
+        np.array([one or 0 for one in ids], np.int64),
+        np.array([one is not None for one in ids], bool),
+    )
+
+
 def _group_ids(file, group):
     try:
         table = file.read_row_group(group, columns=["id"], use_threads=False)
     except _arrow_errors():
         # The rows will be faults when they are read.
         return []
-    return [_as_id(value) for value in table.column("id").to_pylist()]
-
-
-def _as_id(value):
-    """The id of a value of the column `id`, None where it holds none."""
-    if isinstance(value, str):
-        digits = value.strip()
-        number = digits.removeprefix("-")
-        if number.isascii() and number.isdecimal() and len(number) < 19:
-            return int(digits)
-        return shards.hashed_id(_encode(value)) if value else None
-    if isinstance(value, bytes):
-        return shards.hashed_id(value)
-    if isinstance(value, int) and -(2**63) <= value < 2**63:
-        return value
-    return None
+    return [shards.stored_id(value) for value in table.column("id").to_pylist()]
 
 
 def _string_columns(file):
@@ -511,7 +503,3 @@ def _encode(text):
     if isinstance(text, bytes):
         return text
     return text.encode("utf-8", "surrogateescape")
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:200]

@@ -147,14 +147,15 @@ class Tars:
         image = next(filter(self._is_picture, files), None)
         if image is None:
             return shards.Fault(
-                f"no picture among the files: {', '.join(sorted(files))}"
+                "no picture among the files: "
+                + shards.one_line(", ".join(sorted(files)))
             )
         fields = {}
         if "json" in files:
             try:
                 fields = json.loads(files["json"])
             except (ValueError, RecursionError) as error:
-                return shards.Fault(f"bad JSON: {error}")
+                return shards.Fault(f"bad JSON: {shards.one_line(error)}")
             if not isinstance(fields, dict):
                 return shards.Fault(
                     f"bad JSON: expected an object, got {type(fields).__name__}"

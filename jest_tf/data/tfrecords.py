@@ -140,11 +140,8 @@ class Examples:
         if "id" not in example.features.feature:
             return None
         feature = example.features.feature["id"]
-        if len(feature.int64_list.value) == 1:
-            return feature.int64_list.value[0]
-        if len(feature.bytes_list.value) == 1:
-            return shards.hashed_id(feature.bytes_list.value[0])
-        return None
+        values = feature.int64_list.value or feature.bytes_list.value
+        return shards.stored_id(values[0]) if len(values) == 1 else None
 
     def _metadata(self, features, taken):
         metadata = {}
@@ -248,7 +245,7 @@ def _next_frame(window, position):
 
 
 def _names(names):
-    return "/".join(names) if names else "nothing"
+    return shards.one_line(", ".join(names)) if names else "nothing"
 
 
 def _crc_table():

@@ -1,0 +1,294 @@
+"""What a training step costs: JEST's beside a uniform one, and on replicas.
+
+    python -m benchmarks.bench_step
+
+Writes the block `step` of README.md in the folder `--out`. About four minutes
+on 2 quiet cores; with `--quick` it takes a quarter of that, says nothing, and
+writes only where `--out` says so.
+"""
+
+import argparse
+import itertools
+import pathlib
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import report
+from jest_tf import config as config_lib
+from jest_tf import distribution, models, reference, towers, training
+
+_COMMAND = "python -m benchmarks.bench_step"
+_REPLICAS = (1, 2, 4)
+
+
+class Sizes(NamedTuple):
+    """Of the towers and what they read.
+
+    Attributes:
+        width: of a token and of the embeddings.
+        depth: transformer blocks of each tower.
+        num_heads: of their attention.
+        image_size: pixels a side, in patches of 16.
+        text_length: tokens, of 512.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    image_size: int
+    text_length: int
+
+
+# Large enough that the products dominate (S/16's towers), and small enough
+# that many replicas are traced in seconds.
+_LARGE = Sizes(384, 12, 6, 96, 16)
+_SMALL = Sizes(64, 1, 2, 64, 16)
+_QUICK = Sizes(16, 1, 2, 32, 4)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures and writes the block."""
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND, description="Times training steps."
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller sizes")
+    parser.add_argument("--out", type=pathlib.Path, help="folder of README.md")
+    options = parser.parse_args(argv)
+    split_cpu(max(_REPLICAS))
+    text = "\n\n".join(
+        [
+            "## What a step costs\n\n    " + _COMMAND,
+            measure_ratios(options.quick),
+            measure_replicas(options.quick),
+            report.environment(),
+        ]
+    )
+    print(text)
+    out = options.out
+    if out is None and not options.quick:
+        out = pathlib.Path(__file__).resolve().parent
+    if out is not None:
+        report.write_block(out / "README.md", "step", text, _COMMAND)
+
+
+def split_cpu(count: int) -> None:
+    """Makes the CPU at least `count` devices.
+
+    Raises:
+        RuntimeError: TensorFlow's, if it has already run with fewer.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = tf.config.get_logical_device_configuration(cpu) or [None]
+    if len(parts) < count:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+
+
+def flop_ratio(filter_factor: float, reference_passes: int) -> float:
+    """FLOPs of a JEST step over those of a uniform step of the same b.
+
+    With a training step's example at three forward passes, every example scored
+    costs the learner one and a live reference of its size another; the scores
+    themselves and the draw are left out, and no pass is used twice:
+    (3 + passes * B/b) / 3.
+
+    Args:
+        filter_factor: B/b.
+        reference_passes: 0 with cached embeddings, 1 with a live reference of
+            the learner's size.
+    """
+    return (3 + (1 + reference_passes) * filter_factor) / 3
+
+
+def measure_ratios(quick: bool) -> str:
+    """Times steps of both kinds in turn; Markdown."""
+    sizes, b, repeats = (_QUICK, 16, 2) if quick else (_LARGE, 32, 5)
+    cases = [(2, "cached"), (5, "cached"), (10, "cached"), (5, "live")]
+    report.log("ratios: tracing")
+    selection = config_lib.SelectionConfig(
+        method="joint", batch_size=b, scoring_batch_size=b
+    )
+    steps = [
+        Step(sizes, factor * b, selection, live=kind == "live")
+        for factor, kind in cases
+    ]
+    seconds = take_turns([Step(sizes, b), *steps], repeats)
+    rows = []
+    for (factor, kind), own in zip(cases, seconds[1:], strict=True):
+        expected = flop_ratio(factor, int(kind == "live"))
+        ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
+        off = 100 * (np.median(ratios) / expected - 1)
+        rows.append(
+            [
+                kind,
+                factor * b,
+                b,
+                report.spread(own),
+                report.spread(ratios),
+                f"{expected:.2f}",
+                f"{off:+.0f} %",
+            ]
+        )
+    head = ["reference", "B", "b", "step, s", "ratio", "FLOP ratio", "off by"]
+    return (
+        "JEST's step beside a uniform step of the same b, in turn in one "
+        "process, on one device. Towers of width "
+        f"{sizes.width} and depth {sizes.depth}, {sizes.image_size} pixels in "
+        f"patches of 16, {sizes.text_length} tokens, float32; scored {b} rows "
+        "at a time; the super-batch is in memory. A cached reference costs no "
+        "pass, a live one is of the learner's size. Three numbers are the "
+        f"lowest, the median and the highest of {repeats} repeats; a uniform "
+        f"step takes {report.spread(seconds[0])} s. The FLOP ratio is "
+        "(3 + B/b) / 3 with a cached and (3 + 2 B/b) / 3 with a live "
+        "reference: a forward pass an example scored, three an example "
+        "trained on.\n\n" + report.table(head, rows)
+    )
+
+
+def measure_replicas(quick: bool) -> str:
+    """Times steps against R, B and b; Markdown."""
+    sizes, repeats = (_QUICK, 2) if quick else (_SMALL, 10)
+    b = 16 if quick else 64
+    cases = [(r, 5 * b, b, "global") for r in _REPLICAS]
+    cases += [(r, 5 * b, b, "per_replica") for r in _REPLICAS[1:]]
+    cases += [(r, 10 * b, b, "global") for r in _REPLICAS[:2]]
+    cases += [(r, 10 * b, 2 * b, "global") for r in _REPLICAS[:2]]
+    if quick:
+        cases = cases[:2]
+    rows, alone = [], {}
+    for replicas, super_batch_size, batch_size, quota in cases:
+        report.log(f"replicas: R={replicas}, B={super_batch_size}, {quota}")
+        # Few chunks, as replicas of a CPU trace every one of them.
+        selection = config_lib.SelectionConfig(
+            method="joint", batch_size=batch_size, num_chunks=4, quota=quota
+        )
+        step = Step(sizes, super_batch_size, selection, replicas=replicas)
+        (seconds,) = take_turns([step], repeats)
+        sizes_only = super_batch_size, batch_size
+        if replicas == 1:
+            alone[sizes_only] = np.median(seconds)
+        rows.append(
+            [
+                replicas,
+                super_batch_size,
+                batch_size,
+                quota if replicas > 1 else "-",
+                report.spread([1e3 * one for one in seconds]),
+                f"{np.median(seconds) / alone[sizes_only]:.2f}",
+            ]
+        )
+    head = ["R", "B", "b", "quota", "step, ms", "of R = 1"]
+    return (
+        "JEST's step under MirroredStrategy on R parts of one CPU, which share "
+        "its cores: no replica makes it faster, and what R = 4 takes beyond "
+        "R = 1 is what they do twice and tell each other. Towers of width "
+        f"{sizes.width} and depth {sizes.depth}, {sizes.image_size} pixels, "
+        f"4 chunks, cached reference; {repeats} repeats.\n\n"
+        + report.table(head, rows)
+    )
+
+
+class Step:
+    """A traced training step on a super-batch that is in memory.
+
+    Args:
+        sizes: of learner and live reference.
+        super_batch_size: B.
+        selection: None trains on the super-batch as it comes.
+        live: a reference of the learner's size, in place of embeddings that
+            come with the super-batch.
+        replicas: R; 1 is without a strategy.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        super_batch_size: int,
+        selection: config_lib.SelectionConfig | None = None,
+        *,
+        live: bool = False,
+        replicas: int = 1,
+    ):
+        strategy = tf.distribute.get_strategy()
+        if replicas > 1:
+            strategy = tf.distribute.MirroredStrategy(
+                [f"CPU:{number}" for number in range(replicas)]
+            )
+        with strategy.scope():
+            teacher = _learner(sizes) if live else reference.cached(10.0, -10.0)
+            model = training.JESTModel(_learner(sizes), teacher, selection)
+            optimizer = training.AdamW(1e-4, global_clipnorm=1.0)
+            model.compile(optimizer, jit_compile=False)
+            optimizer.build(model.trainable_variables)
+        dataset = _super_batches(sizes, super_batch_size)
+        self._batches = iter(
+            distribution.distribute(
+                strategy, lambda host, num_hosts: dataset, super_batch_size
+            )
+        )
+        model.make_train_function()
+        self._function = model.train_function
+
+    def run(self) -> float:
+        """Seconds of a step, from its call to its loss."""
+        start = time.monotonic()
+        float(self._function(self._batches)["loss"])
+        return time.monotonic() - start
+
+
+def take_turns(steps: list[Step], repeats: int) -> list[list[float]]:
+    """Seconds of each step's runs, in turn; the first two are left out.
+
+    Those trace, and let the memory grow.
+    """
+    for step in itertools.chain(steps, steps):
+        step.run()
+    rounds = [[step.run() for step in steps] for _ in range(repeats)]
+    return [list(seconds) for seconds in zip(*rounds, strict=True)]
+
+
+def _learner(sizes):
+    shared = {
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "num_heads": sizes.num_heads,
+        "embedding_dim": sizes.width,
+        "seed": 0,
+    }
+    learner = models.TwoTower(
+        towers.ImageTower(image_size=sizes.image_size, patch_size=16, **shared),
+        towers.TextTower(
+            vocabulary_size=512, length=sizes.text_length, **shared
+        ),
+    )
+    learner.build(
+        {
+            "image": (None, sizes.image_size, sizes.image_size, 3),
+            "text": (None, sizes.text_length),
+        }
+    )
+    return learner
+
+
+def _super_batches(sizes, rows):
+    """The same super-batch of noise again and again."""
+    random = np.random.default_rng(0)
+    image_shape = (rows, sizes.image_size, sizes.image_size, 3)
+    batch = {
+        "image": random.integers(0, 256, image_shape, np.uint8),
+        "text": np.int32(random.integers(0, 512, (rows, sizes.text_length))),
+        "id": np.arange(rows),
+    }
+    for name in ("reference_image", "reference_text"):
+        noise = random.normal(size=(rows, sizes.width))
+        noise /= np.linalg.norm(noise, axis=-1, keepdims=True)
+        batch[name] = np.float16(noise)
+    return tf.data.Dataset.from_tensors(batch).repeat()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The step benchmark: its arithmetic, its turns, its tables, a real step."""
+
+import contextlib
+import io
+import pathlib
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import bench_step
+from jest_tf import config as config_lib
+
+
+class FakeStep:
+    """Takes a second a hundred rows, and twice that with a live reference."""
+
+    made = []
+
+    def __init__(
+        self, sizes, super_batch_size, selection=None, *, live=False, replicas=1
+    ):
+        del sizes
+        self.live, self.replicas = live, replicas
+        self.selection = selection
+        self.rows = super_batch_size
+        self.runs = 0
+        FakeStep.made.append(self)
+
+    def run(self):
+        self.runs += 1
+        # What traces takes long.
+        tracing = 100.0 if self.runs <= 2 else 0.0
+        return tracing + self.rows / 100 * (1 + self.live) * self.replicas
+
+
+class BenchStepTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        FakeStep.made = []
+
+    def faked(self, measure):
+        with (
+            mock.patch.object(bench_step, "Step", FakeStep),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            text = measure(True)
+        rows = [line.strip("| ") for line in text.splitlines() if "|" in line]
+        return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
+
+    def test_flops_are_those_of_the_passes(self):
+        # Of b examples three passes; of B one more by each that scores.
+        for b, big, references in ((32, 160, 0), (32, 160, 1), (7, 7, 0)):
+            passes = 3 * b + big * (1 + references)
+            self.assertAllClose(
+                bench_step.flop_ratio(big / b, references), passes / (3 * b)
+            )
+        # The paper's figure 1 at filter ratio 0.8: 13.1 / 4.9.
+        self.assertAllClose(bench_step.flop_ratio(5, 0), 13.1 / 4.9, atol=0.01)
+
+    def test_steps_take_turns_and_do_not_time_their_tracing(self):
+        order = []
+
+        class Step:
+            def __init__(self, name):
+                self.name = name
+
+            def run(self):
+                order.append(self.name)
+                return len(order)
+
+        seconds = bench_step.take_turns([Step("a"), Step("b")], 3)
+        self.assertEqual("".join(order), "abab" + "ababab")
+        self.assertEqual(seconds, [[5, 7, 9], [6, 8, 10]])
+
+    def test_ratios_stand_beside_those_of_the_flops(self):
+        rows = self.faked(bench_step.measure_ratios)
+        # b = 16: a uniform step takes 0.16 s, one with B = 5 b 0.80.
+        self.assertEqual(
+            rows[1],
+            [
+                *("cached", "80", "16", "0.80 / 0.80 / 0.80"),
+                # 5 / (8/3) is 1.875.
+                *("5.00 / 5.00 / 5.00", "2.67", "+88 %"),
+            ],
+        )
+        self.assertEqual(rows[3][4:6], ["10.00 / 10.00 / 10.00", "4.33"])
+        *others, uniform = FakeStep.made
+        self.assertIsNone(uniform.selection)
+        self.assertEqual(uniform.rows, 16)
+        self.assertEqual([one.live for one in others], [False] * 3 + [True])
+
+    def test_replicas_stand_beside_a_single_one(self):
+        rows = self.faked(bench_step.measure_replicas)
+        self.assertEqual(
+            rows,
+            [
+                ["1", "80", "16", "-", "800.00 / 800.00 / 800.00", "1.00"],
+                [
+                    "2",
+                    "80",
+                    "16",
+                    "global",
+                    *["1600.00 / 1600.00 / 1600.00"],
+                    "2.00",
+                ],
+            ],
+        )
+
+    def test_the_block_is_written_where_it_is_wanted(self):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(bench_step, "Step", FakeStep),
+            mock.patch.object(bench_step, "split_cpu") as split,
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            bench_step.main(["--quick", "--out", folder])
+            text = pathlib.Path(folder, "README.md").read_text()
+        split.assert_called_once_with(4)
+        self.assertIn(printed.getvalue().strip(), text)
+        self.assertStartsWith(text, "<!-- step: written by python -m bench")
+        self.assertIn("tensorflow 2.", text)
+
+    def test_a_real_step_trains(self):
+        selection = config_lib.SelectionConfig(
+            "joint", batch_size=4, num_chunks=2
+        )
+        step = bench_step.Step(bench_step._QUICK, 8, selection)
+        with mock.patch.object(
+            step, "_function", wraps=step._function
+        ) as function:
+            seconds = step.run()
+        function.assert_called_once()
+        self.assertGreater(seconds, 0.0)
+        losses = [
+            float(step._function(step._batches)["loss"]) for _ in range(3)
+        ]
+        self.assertTrue(np.all(np.isfinite(losses)))
+        # The mean since the start moves, as steps differ.
+        self.assertLen(set(losses), 3)
+
+
+if __name__ == "__main__":
+    tf.test.main()
