@@ -161,21 +161,30 @@ class Replicas:
             TypeError: on a dtype other than float16, bfloat16, float32,
                 float64 and int32, which not every device sums.
         """
-        tensors = tf.nest.map_structure(tf.convert_to_tensor, tensors)
-        for tensor in tf.nest.flatten(tensors):
+        flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(tensors)]
+        for tensor in flat:
             if tensor.dtype not in _SUMMED:
                 raise TypeError(
                     "`all_reduce` sums float16, bfloat16, float32, float64 and "
                     f"int32. Received: {tensor.dtype.name}"
                 )
-        sums = self._context.all_reduce(
-            tf.distribute.ReduceOp.SUM, _placed(self._context, tensors)
-        )
-        return tf.nest.map_structure(
-            lambda total, tensor: tf.ensure_shape(total, tensor.shape),
-            sums,
-            tensors,
-        )
+        totals = [None] * len(flat)
+        # Integers lie on the host, and can't go together with the others.
+        for is_integer in (False, True):
+            numbers = [
+                number
+                for number, tensor in enumerate(flat)
+                if tensor.dtype.is_integer == is_integer
+            ]
+            if not numbers:
+                continue
+            sums = self._context.all_reduce(
+                tf.distribute.ReduceOp.SUM,
+                _placed(self._context, [flat[number] for number in numbers]),
+            )
+            for number, total in zip(numbers, sums, strict=True):
+                totals[number] = tf.ensure_shape(total, flat[number].shape)
+        return tf.nest.pack_sequence_as(tensors, totals)
 
     def all_to_all(self, tensors):
         """Sends row d of `[R, m, ...]` to replica d; any dtype as above.
@@ -467,7 +476,7 @@ def _strategy(name, tpu, parts):
             num_gpus=len(tf.config.list_physical_devices("GPU")),
             tpu_address=tpu,
         )
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
         place = f" at {tpu!r}" if name == "tpu" else ""
         raise ValueError(
             f"`distribution.strategy={name!r}` can't be built{place}: "

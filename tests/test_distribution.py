@@ -178,6 +178,30 @@ class StrategyTest(tf.test.TestCase):
                 virtual_devices=2,
             )
 
+    def test_a_tpu_that_is_not_there_says_so(self):
+        # Looking for TPUs starts TensorFlow anew: in a process of its own.
+        code = (
+            "from jest_tf import config, distribution\n"
+            "for tpu in ('local', 'nowhere'):\n"
+            "    settings = config.DistributionConfig('tpu', tpu)\n"
+            "    try:\n"
+            "        distribution.build_strategy(settings)\n"
+            "    except ValueError as error:\n"
+            "        print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        for tpu in ("local", "nowhere"):
+            self.assertRegex(
+                done.stdout,
+                f"`distribution.strategy='tpu'` can't be built at '{tpu}': .+",
+                done.stderr[-2000:],
+            )
+
     def test_a_share_is_a_whole_number(self):
         self.assertEqual(distribution.share(12, 4, "`b`"), 3)
         with self.assertRaisesRegex(ValueError, "`b` must .*: 10, R=4"):

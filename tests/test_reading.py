@@ -54,6 +54,12 @@ class SumSidecars:
     dim = 2
     dtype = "float32"
 
+    def __init__(self, without=()):
+        self.without = without
+
+    def valid(self, rows):
+        return ~np.isin(rows, self.without)
+
     def read(self, rows, captions, ids):
         np.testing.assert_array_equal(ids, 1000 + rows)
         both = np.stack([rows, captions], 1).astype(np.float32)
@@ -224,6 +230,17 @@ class ReplacementTest(ReadingTestCase):
             self.assertAllEqual(
                 image, preprocessing.decode_image(self.good[row].image, 5)
             )
+
+    def test_a_record_without_embeddings_cannot_be_had(self):
+        without = [0, 1, 2, 4, 5]
+        values = self.values(
+            self.batches(self.store, 15, sidecars=SumSidecars(without))
+        )
+        # In 240 positions each of the 60 rows is due about four times.
+        self.assertCountEqual(
+            set(values["id"] - 1000),
+            set(range(60)) - set(without) - set(self.places.tolist()),
+        )
 
     def test_replacements_come_from_the_same_part_of_a_mixture(self):
         self.store.parts = (33, 27)

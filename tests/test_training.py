@@ -546,6 +546,25 @@ class FitTest(TrainingTestCase):
         self.assertLen({tuple(seed) for seed in seeds}, 2)
         self.assertNotIn((SEED, 0), {tuple(seed) for seed in seeds})
 
+    def test_what_was_replaced_is_counted(self):
+        batches = tiny.super_batches(3)
+        for step, batch in enumerate(batches):
+            batch["caption_replaced"] = np.arange(12) < step
+            batch["record_replaced"] = np.arange(12) < 2 * step
+        for settings in (JOINT, None):
+            history = fit(build(selection=settings), batches).history
+            self.assertEqual(history["data/captions_replaced"], [3.0])
+            self.assertEqual(history["data/records_replaced"], [6.0])
+
+    def test_micro_batches_train_as_whole_ones(self):
+        batches = tiny.super_batches(3)
+        whole = build(run_eagerly=False)
+        drawn = fit_and_remember(whole, batches)
+        for options in ({}, {"jit_compile": True}):
+            model = build(micro_batch_size=2, run_eagerly=False, **options)
+            self.assertAllEqual(fit_and_remember(model, batches), drawn)
+            self.assert_same_weights(model, whole, **TOLERANCE)
+
     def test_batches_without_ids_train_alike(self):
         batches = tiny.super_batches(2)
         bare = [
@@ -668,6 +687,7 @@ class SavingTest(TrainingTestCase):
                 equal_captions="ignore",
                 loss="softmax",
                 loss_block_size=3,
+                micro_batch_size=2,
                 augment=training.Augmentation(flip=True, min_area=0.5),
                 optimizer=training.AdamW(0.05, weight_decay=0.1),
                 run_eagerly=False,
@@ -684,6 +704,7 @@ class SavingTest(TrainingTestCase):
                 "loss_name",
                 "equal_captions",
                 "loss_block_size",
+                "micro_batch_size",
             ):
                 self.assertEqual(getattr(again, name), getattr(model, name))
             self.assertEqual(
@@ -841,11 +862,15 @@ class OptimizerTest(TrainingTestCase):
                 super_batch_size=12, flip=False, min_crop_area=0.5
             ),
             model=config.ModelConfig(
-                loss="softmax", equal_captions="positive", loss_block_size=2
+                loss="softmax",
+                equal_captions="positive",
+                loss_block_size=2,
+                micro_batch_size=2,
             ),
             reference=config.ReferenceConfig("somewhere"),
             selection=JOINT,
             optimizer=config.OptimizerConfig(learning_rate=0.1),
+            distribution=config.DistributionConfig(steps_per_execution=2),
         )
         batches = tiny.super_batches(2)
         model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
@@ -860,6 +885,9 @@ class OptimizerTest(TrainingTestCase):
         fit(model, batches)
         fit(by_hand, batches)
         self.assert_same_weights(model, by_hand, **TOLERANCE)
+        self.assertEqual(model.steps_per_execution, 2)
+        self.assertEqual(model.micro_batch_size, 2)
+        self.assertFalse(model.jit_compile)
 
 
 class RefusalsTest(TrainingTestCase):

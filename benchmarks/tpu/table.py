@@ -1,5 +1,7 @@
 """What the compiler said, as a line of progress and as Markdown."""
 
+import textwrap
+
 from benchmarks import report
 
 # Elements of what is a counter or a seed, and no example's.
@@ -73,7 +75,7 @@ def _summary(lines, good):
         )
         + "."
     )
-    return "".join(parts)
+    return textwrap.fill("".join(parts), 80)
 
 
 def _compiled(lines):
@@ -122,12 +124,13 @@ def _talk(good):
         )
     head = [*_HEAD, "B / b", "R", "variables donated", *_SHOWN, "others"]
     topology = good[0]["topology"]
-    return (
+    words = (
         f"The executables for {topology}: collectives, with the bytes that a "
         "replica hands over in a step, and after the plus those inside of "
         "loops, with their bytes an iteration. Variables that no step assigns, "
-        "a live reference's, are not donated.\n\n" + report.table(head, rows)
+        "a live reference's, are not donated."
     )
+    return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
 
 def _found(good):
@@ -170,7 +173,8 @@ def _wide(good):
             found.append(f"in {', '.join(large)}, elements at most in brackets")
         if small:
             found.append(f"no more than {_SMALL} elements: {', '.join(small)}")
-        points.append(f"- {dtype}: {'; '.join(found) or 'none'};")
+        text = f"- {dtype}: {'; '.join(found) or 'none'};"
+        points.append(textwrap.fill(text, 80, subsequent_indent="  "))
     return "\n".join(points)
 
 
@@ -185,11 +189,12 @@ def _footer(good):
         sum(line["seconds"][stage] for stage in ("trace", "export", "compile"))
         for line in good
     ]
-    return (
+    words = (
         f"{versions}; revision {revisions}; {span}. Seconds a case and "
         "topology, to trace, export and compile, lowest / median / highest: "
         f"{report.spread(seconds)}."
     )
+    return textwrap.fill(words, 80)
 
 
 def _cases(lines):

@@ -122,6 +122,7 @@ def super_batches(
         super_batch_size=super_batch_size,
         max_pixels=max_image_pixels,
         log=faults,
+        embedded=sidecars and sidecars.valid,
     )
 
     def load(index):

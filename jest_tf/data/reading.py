@@ -3,12 +3,12 @@
 What stands at a position is a pure function of (seed, position) and of the
 data: of the record at the position's row, and if that cannot be had, of those
 at its substitutes, one after the other (`stream.py`). A record can be had if
-its store can read it, it has a caption that is not blank, and its picture can
-be decoded. Everything here runs in Python and NumPy; the pictures of records
+its store can read it, it has a caption that is not blank, its picture can be
+decoded, and its sidecar, where there is one, has its embeddings. Everything here runs in Python and NumPy; the pictures of records
 that turn out whole are decoded in `pipeline.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ from jest_tf.data import fault_log, pictures, preprocessing, records, stream
 MAX_ATTEMPTS = 16
 
 NO_CAPTION = records.Fault("no caption that is not blank")
+# What could not be read when its sidecar was written.
+NO_EMBEDDING = records.Fault("no embedding in the sidecar")
 
 # Keeps the choice of a caption apart from other uses of a position.
 _CAPTION_SALT = 0x63617074696F6E
@@ -54,6 +56,8 @@ class Reader:
         super_batch_size: B, which tells the step of a position.
         max_pixels: of a picture.
         log: told of the records that cannot be had.
+        embedded: rows int64 [k] -> bool [k], which have embeddings in their
+            sidecars; None where none are needed.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Reader:
         super_batch_size: int,
         max_pixels: int,
         log: fault_log.FaultLog,
+        embedded: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self._store = store
         self._order = order
@@ -72,6 +77,7 @@ class Reader:
         self._super_batch_size = super_batch_size
         self._max_pixels = max_pixels
         self._log = log
+        self._embedded = embedded
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads, and replaces what is known to be bad before decoding.
@@ -87,7 +93,7 @@ class Reader:
         numbers = self._caption_numbers(positions)
         bad = []
         for i, (record, number) in enumerate(
-            zip(self._store.read(rows), numbers, strict=True)
+            zip(self._records(rows), numbers, strict=True)
         ):
             found = self._choose(record, number)
             if isinstance(found, records.Fault):
@@ -140,6 +146,13 @@ class Reader:
                 for size in sizes
             ]
 
+    def _records(self, rows):
+        found = self._store.read(rows)
+        if self._embedded is not None:
+            for i in np.flatnonzero(~self._embedded(rows)).tolist():
+                found[i] = NO_EMBEDDING
+        return found
+
     def _caption_numbers(self, positions):
         values = stream.uniform_hash(self._seed, positions, _CAPTION_SALT)
         return (values >> np.uint64(1)).tolist()
@@ -172,7 +185,7 @@ class Reader:
                 )
             rows = self._order.substitutes(np.array([position]), attempt)
             chunk.rows[i] = rows[0]
-            (record,) = self._store.read(rows)
+            (record,) = self._records(rows)
             fault = self._choose(record, number)
         chunk.pictures[i], chunk.captions[i], chunk.choices[i] = fault
 
