@@ -8,6 +8,7 @@ import shutil
 import tempfile
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tensorflow as tf
 import test_records
@@ -193,9 +194,6 @@ class TableFuzzTest(FuzzTestCase):
         return self.fuzz(path, count, unharmed)
 
     def fuzz_parquet(self, count):
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
         path = os.path.join(self.directory, "a.parquet")
         table = pyarrow.table(
             {

@@ -564,6 +564,10 @@ class ResultsTest(tf.test.TestCase):
             ],
         )
         self.assertIn("[1] v4:2x2x1, compile: `Too: much`", text)
+        self.assertLessEqual(
+            max(len(line) for line in text.splitlines() if line[:1] != "|"), 80
+        )
+        text = " ".join(text.split())
         self.assertIn("- f64: in Cast (20), elements at most", text)
         self.assertIn(
             "- s64: in arguments and results (80), elements at most in "

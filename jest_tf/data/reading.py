@@ -4,8 +4,9 @@ What stands at a position is a pure function of (seed, position) and of the
 data: of the record at the position's row, and if that cannot be had, of those
 at its substitutes, one after the other (`stream.py`). A record can be had if
 its store can read it, it has a caption that is not blank, its picture can be
-decoded, and its sidecar, where there is one, has its embeddings. Everything here runs in Python and NumPy; the pictures of records
-that turn out whole are decoded in `pipeline.py`.
+decoded, and its sidecar, where there is one, has its embeddings. Everything
+here runs in Python and NumPy; the pictures of records that turn out whole are
+decoded in `pipeline.py`.
 """
 
 from collections.abc import Callable, Sequence
