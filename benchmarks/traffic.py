@@ -202,7 +202,8 @@ def memory(setup: Setup) -> dict[str, int]:
         for shape, dtype in setup.rows.values()
     )
     moved = setup.num_replicas * setup.capacity * row
-    tile = min(setup.held, scores._TILE_ROWS) * min(size, scores._TILE_COLUMNS)
+    tile = min(setup.held, scores._tile_rows(size))
+    tile *= min(size, scores._TILE_COLUMNS)
     return {
         "embeddings held": setup.held * widths * _FLOAT_BYTES,
         "noise of all rows": (

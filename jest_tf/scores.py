@@ -26,11 +26,14 @@ NOT_FINITE = re.compile(rf"`\w+` {_NOT_FINITE}")
 
 # A tile of logits is 2,048 x 1,024 float32, 8 MB: large enough for the matrix
 # product to run at full speed, small enough for the elementwise part after it
-# to find it in cache (benchmarks/bench_selection.py).
+# to find it in cache (benchmarks/bench_selection.py). Tiles of fewer columns,
+# which small chunks make, are taller, lest the loop over them cost more.
 _TILE_ROWS = 2048
 _TILE_COLUMNS = 1024
-# Tiles from this many logits on are worth the launch of a fused kernel.
-_FUSED_SIZE = 2**18
+_TALLEST_TILE = 8192
+# Tiles from this width on are worth the launch of a fused kernel. Not from a
+# size on, which would depend on the number of replicas, and the last bit on it.
+_FUSED_COLUMNS = 32
 
 
 class Scores:
@@ -247,14 +250,20 @@ def _fold_tiles(add_tile, rows, columns, start_value):
         return state, value
 
     _, (values,) = losses.fold_row_blocks(
-        row_block, num_rows, _TILE_ROWS, row_shapes=((),)
+        row_block, num_rows, _tile_rows(num_columns), row_shapes=((),)
     )
     return values
 
 
+def _tile_rows(num_columns):
+    """The rows of a tile, as many as keep it at its size."""
+    rows = _TILE_ROWS * _TILE_COLUMNS // min(num_columns, _TILE_COLUMNS)
+    return min(rows, _TALLEST_TILE)
+
+
 def _sum_softplus(logits):
     """`reduce_sum(softplus(logits), 1)`."""
-    if logits.shape.num_elements() >= _FUSED_SIZE:
+    if logits.shape[1] >= _FUSED_COLUMNS:
         return tf.reduce_sum(_fused_softplus_of_eight(logits), 1)
     return tf.reduce_sum(_softplus_of_eight(logits), 1)
 

@@ -32,7 +32,7 @@ FIRST_CHUNKS = ("diagonal", "uniform")
 
 # Rows of the uniform draw that a draw is compared with. For larger sub-batches
 # its score is scaled up from so many rows.
-_UNIFORM_ROWS = 4096
+_UNIFORM_ROWS = 1024
 
 
 class Draw(NamedTuple):
@@ -51,7 +51,7 @@ class Draw(NamedTuple):
         score: float32 scalar, the criterion of the sub-batch: for learnability
             the learner's loss on it minus the reference's.
         uniform_score: float32 scalar, the same of a uniform draw of `b` rows.
-            Above 4,096 rows it is scaled up from a uniform draw of 4,096.
+            Above 1,024 rows it is scaled up from a uniform draw of 1,024.
         kept: bool `[B/R]`, true for the chosen rows.
         learner_loss: float32 `[B/R]`, given the sub-batch; None without
             learner.
