@@ -180,6 +180,8 @@ class RefusalsTest(tf.test.TestCase):
                 "joint", 8, 8, "hard_learner", scoring_batch_size=4
             ),
             optimizer=config.OptimizerConfig(warmup_steps=1),
+            checkpoint=config.CheckpointConfig(every_steps=4),
+            distribution=config.DistributionConfig(steps_per_execution=2),
         )
 
     def test_a_run_refuses_settings_that_do_not_fit_together(self):
@@ -216,6 +218,25 @@ class RefusalsTest(tf.test.TestCase):
                     "optimizer": config.OptimizerConfig(warmup_steps=5),
                 },
                 "`optimizer.warmup_steps` must be less than `steps`.*5, steps=",
+            ),
+            (
+                {
+                    "steps": 10,
+                    "distribution": config.DistributionConfig(
+                        steps_per_execution=4
+                    ),
+                },
+                "`steps` must be a multiple of .*10, steps_per_execution=4",
+            ),
+            (
+                {
+                    "steps": 8,
+                    "checkpoint": config.CheckpointConfig(every_steps=6),
+                    "distribution": config.DistributionConfig(
+                        steps_per_execution=4
+                    ),
+                },
+                "`checkpoint.every_steps` must be a multiple of .*6, steps_per",
             ),
         ):
             with self.subTest(message=message):

@@ -10,6 +10,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from examples import quickstart, quickstart_report
@@ -159,6 +160,7 @@ class TrainersTest(tf.test.TestCase):
             evaluate.together([shards[0], other]), [shards[0], other]
         )
 
+    @pytest.mark.slow
     def test_the_same_command_gives_the_same_bits(self):
         again = os.path.join(self.folder.name, "again")
         with quiet():
@@ -171,6 +173,7 @@ class TrainersTest(tf.test.TestCase):
         for left, right in zip(ours.weights, expected.weights, strict=True):
             self.assertAllEqual(left, right)
 
+    @pytest.mark.slow
     def test_an_interrupted_run_continues_to_the_same_end(self):
         stopped = os.path.join(self.folder.name, "stopped")
         with (
@@ -240,6 +243,7 @@ def _fail_at_the_end(save):
     return stop
 
 
+@pytest.mark.slow
 class QuickstartTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
