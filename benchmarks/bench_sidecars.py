@@ -11,6 +11,7 @@ the processor, the best of three.
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,14 +40,14 @@ class _Store:
         return f"row {row}"
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     """Writes, reads and prints a line a pattern."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=50)
     parser.add_argument("--rows", type=int, default=10_000, help="a shard")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--dtype", default="float16")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         store = _Store(folder, flags.shards, flags.rows)

@@ -1,6 +1,9 @@
 """JEST, joint example selection, for TensorFlow and Keras.
 
-The public names; each module's docstring says what lies where.
+The public names of the method, the models and the settings; each module's
+docstring says what lies where. Data is read and written by the modules of
+`jest_tf.data`: `records.open_store`, `pipeline.super_batches`, `embed.write`.
+Several replicas are the business of `jest_tf.distribution`.
 """
 
 from jest_tf.config import (

@@ -313,8 +313,9 @@ class EvaluationConfig:
     """What is measured on the way, and what is written down.
 
     Attributes:
-        data: paths or globs of TFRecord shards to evaluate on, each a set of
-            its own, named after its files.
+        data: paths or globs of shards or tables to evaluate on, each a set of
+            its own, named after its files; formats and fields are told by
+            the files, not taken from `data`.
         every_steps: steps from one evaluation to the next; None evaluates
             only at the end.
         batch_size: examples a forward pass.
@@ -353,16 +354,17 @@ class CheckpointConfig:
     """When the state of a run is saved.
 
     Attributes:
-        every_steps: steps from one checkpoint to the next; the last step is
-            always saved.
+        every_steps: steps from one checkpoint to the next, a multiple of
+            `distribution.steps_per_execution`; the last step is always saved.
         every_minutes: also save when so many minutes have passed since the
             last; None does not.
         keep: checkpoints that are kept, the newest.
-        keep_best: a measure of the evaluation; the checkpoint of the step
-            where it was highest is kept too. "" keeps none.
-        on_non_finite: at a loss that is not finite, "stop" the run, or
-            "rollback" to the newest checkpoint once and leave out the
-            super-batch.
+        keep_best: a measure of `evaluation.data`, named as in
+            `evaluation.jsonl`; the checkpoint of the step where it was highest
+            is kept too. "" keeps none.
+        on_non_finite: at a loss, a weight or a score that is not finite,
+            "stop" the run, or "rollback" to the newest checkpoint and leave
+            out the super-batch, at most three times within 1,000 of them.
     """
 
     every_steps: int = 1000
@@ -395,8 +397,10 @@ class DistributionConfig:
         tpu: name or address of the TPU; "local" is this machine's.
         virtual_devices: split the CPU into so many devices; None does not.
         steps_per_execution: steps that run on the devices before Python looks
-            at the results; callbacks see only the last.
-        jit_compile: compile the step with XLA; on TPUs it always is.
+            at the results; callbacks see only the last. Must divide `steps`
+            and `checkpoint.every_steps`.
+        jit_compile: compile the step with XLA, on one device alone; TPUs
+            always do.
     """
 
     strategy: str = "default"
@@ -420,7 +424,8 @@ class TrainConfig:
     Attributes:
         seed: of initial weights, data order, augmentation and draws; together
             with the step it is the only source of randomness.
-        steps: optimizer steps.
+        steps: optimizer steps, a multiple of
+            `distribution.steps_per_execution`.
         data: see `DataConfig`; the others likewise.
     """
 
@@ -457,6 +462,21 @@ class TrainConfig:
                 "`optimizer.warmup_steps` must be less than `steps`. Received: "
                 f"{self.optimizer.warmup_steps}, steps={self.steps}"
             )
+        self._check_executions()
+
+    def _check_executions(self):
+        """Python sees a step, to save it or to stop, between executions."""
+        together = self.distribution.steps_per_execution
+        for name, steps in (
+            ("steps", self.steps),
+            ("checkpoint.every_steps", self.checkpoint.every_steps),
+        ):
+            if steps % together:
+                raise ValueError(
+                    f"`{name}` must be a multiple of "
+                    f"`distribution.steps_per_execution`. Received: {steps}, "
+                    f"steps_per_execution={together}"
+                )
 
     @property
     def batch_size(self) -> int:

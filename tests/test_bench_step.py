@@ -19,10 +19,17 @@ class FakeStep:
     made = []
 
     def __init__(
-        self, sizes, super_batch_size, selection=None, *, live=False, replicas=1
+        self,
+        sizes,
+        super_batch_size,
+        selection=None,
+        *,
+        live=False,
+        strategy=None,
     ):
         del sizes
-        self.live, self.replicas = live, replicas
+        self.live = live
+        self.replicas = strategy.num_replicas_in_sync if strategy else 1
         self.selection = selection
         self.rows = super_batch_size
         self.runs = 0
@@ -37,9 +44,15 @@ class FakeStep:
 
 def here(function, sizes, replicas, cases, repeats):
     """What would happen in another process, which has a CPU to split."""
-    with mock.patch.object(bench_step, "split_cpu") as split:
+    with (
+        mock.patch.object(bench_step, "split_cpu") as split,
+        mock.patch.object(tf.distribute, "MirroredStrategy") as strategy,
+    ):
+        strategy.return_value.num_replicas_in_sync = replicas
         times = function(sizes, replicas, cases, repeats)
-    split.assert_called_once_with(replicas)
+    if replicas > 1:
+        split.assert_called_once_with(replicas)
+        strategy.assert_called_once_with(["CPU:0", "CPU:1"][:replicas])
     return times
 
 
