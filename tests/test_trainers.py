@@ -6,15 +6,19 @@ import json
 import os
 import pathlib
 import re
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import test_records
 
 from examples import quickstart, quickstart_report
 from jest_tf import checkpoint, config, ledger, models, reference
+from jest_tf.data import records
 from trainers import evaluate, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -241,6 +245,45 @@ def _fail_at_the_end(save):
         save(model, path)
 
     return stop
+
+
+class ErrorsTest(tf.test.TestCase):
+    @pytest.mark.slow
+    def test_a_run_stopped_by_damaged_records_ends_its_process(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        shard = os.path.join(folder.name, "half-00000.tfrecord")
+        shipped = records.open_store(f"{DATA}/val_concept-*.tfrecord")
+        test_records.write_shard(
+            shard,
+            [
+                test_records.serialize(
+                    # Every second one is cut in the middle.
+                    image=record.image[: len(record.image) // (1 + row % 2)],
+                    caption=record.captions[0],
+                )
+                for row, record in enumerate(shipped.read(np.arange(200)))
+            ],
+        )
+        # TensorFlow's threads once held such a process up for ever.
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "trainers.train", "--config"),
+                f"{ROOT}/configs/quickstart_reference.py",
+                *("--workdir", f"{folder.name}/run", "--set", *SHRUNK),
+                *(f"data.train={shard}", "evaluation.data="),
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+        self.assertEqual(ended.returncode, 1)
+        self.assertRegex(
+            ended.stderr,
+            r"error: Too many records cannot be read: \d+ of \d+ drawn.* "
+            "`data.max_fault_rate`=0.01.*damaged picture",
+        )
 
 
 @pytest.mark.slow

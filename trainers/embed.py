@@ -12,9 +12,9 @@ have to be the same there.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+import trainers
 from jest_tf import config as config_lib
 from jest_tf import progress, reference, rounding
 from jest_tf.data import embed, embeddings, records, sidecar_files
@@ -23,10 +23,7 @@ from jest_tf.data import embed, embeddings, records, sidecar_files
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and writes."""
     flags = _parser().parse_args(argv)
-    try:
-        _run(flags)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    trainers.run(lambda: _run(flags))
 
 
 def _parser():

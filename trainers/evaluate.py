@@ -11,9 +11,9 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from collections.abc import Sequence
 
+import trainers
 from jest_tf import evaluation, reference
 
 
@@ -30,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     flags = parser.parse_args(argv)
-    try:
-        results = evaluate(flags.workdir, flags.data)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    results = trainers.run(lambda: evaluate(flags.workdir, flags.data))
     if flags.json:
         print(json.dumps(results, indent=2))
         return

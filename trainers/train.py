@@ -11,9 +11,9 @@ with code 75; a second Ctrl-C kills.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+import trainers
 from jest_tf import config as config_lib
 from jest_tf import runs
 
@@ -37,12 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="settings to override, e.g. selection.batch_size=64",
     )
     flags = parser.parse_args(argv)
-    try:
-        runs.train(
+    trainers.run(
+        lambda: runs.train(
             config_lib.load_config(flags.config, flags.set), flags.workdir
         )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    )
 
 
 if __name__ == "__main__":
