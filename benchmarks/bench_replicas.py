@@ -35,9 +35,10 @@ _PAPER = traffic.Setup(
     dim=768,
     reference_dim=768,
     rows={
-        "image": ((224, 224, 3), "uint8"),
+        "image": ((256, 256, 3), "uint8"),
         "text": ((64,), "int32"),
         "id": ((), "int64"),
+        "caption_id": ((), "int64"),
     },
 )
 
@@ -94,10 +95,11 @@ def traffic_table(small: bool = False) -> str:
         ]
         sections.append(report.table(header, rows))
     setup = _PAPER
+    shape = " x ".join(map(str, setup.rows["image"][0]))
     return (
         f"R = {setup.num_replicas}, B = {setup.super_batch_size:,}, "
         f"b = {setup.batch_size:,}, N = {setup.num_chunks}, D = {setup.dim} of "
-        "learner and reference, pictures of 224 x 224 x 3 bytes, float32 "
+        f"learner and reference, pictures of {shape} bytes, float32 "
         "embeddings, the loss in one block. Not measured.\n\n"
         + "\n\n".join(sections)
     )

@@ -368,7 +368,9 @@ def _newest_whole(workdir):
         if fault is None:
             return step
         renamed = os.path.join(workdir, _FOLDER, _DAMAGED.format(step))
-        os.replace(path, renamed)
+        # Another worker may have been faster.
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, renamed)
         print(
             f"{path} is damaged: {fault}; renamed to {renamed}, looking for "
             "the checkpoint before it",
@@ -386,6 +388,8 @@ def _newest_whole(workdir):
 
 def _fault(path):
     """What is wrong with the file, None if its checksum is right."""
+    if not os.path.exists(path):
+        return "another worker has renamed it"
     size = os.path.getsize(path) - _CHECKSUM_SIZE
     if size < 0:
         return f"{size + _CHECKSUM_SIZE} bytes"

@@ -463,6 +463,18 @@ class TrainConfig:
                 f"{self.optimizer.warmup_steps}, steps={self.steps}"
             )
         self._check_executions()
+        self._check_workers()
+
+    def _check_workers(self):
+        several = self.distribution.strategy == "multi_worker_mirrored"
+        if several and self.checkpoint.every_minutes is not None:
+            raise ValueError(
+                "`checkpoint.every_minutes` goes by the clock of each worker, "
+                "but all have to save at the same step: use "
+                "`checkpoint.every_steps` with `distribution.strategy="
+                "'multi_worker_mirrored'`. Received: every_minutes="
+                f"{self.checkpoint.every_minutes}"
+            )
 
     def _check_executions(self):
         """Python sees a step, to save it or to stop, between executions."""

@@ -28,8 +28,15 @@ def embed(
     rows = batch["image"].shape[0]
     if size in (None, rows):
         return encode(batch)
+
+    def in_float32(part):
+        # A loop states its types beforehand; a tower may have any.
+        return losses.Embeddings(
+            *(tf.cast(value, tf.float32) for value in encode(part))
+        )
+
     embeddings = tf.map_fn(
-        encode,
+        in_float32,
         _split(batch, size),
         parallel_iterations=1,
         fn_output_signature=losses.Embeddings(*[tf.float32] * 4),

@@ -31,14 +31,15 @@ _PACKAGES = (
     "jest-tf",
 )
 _LOCK_FILE = ".lock"
-# A run may be continued with others of these: they say when its state is saved
-# and where things lie, but not what it computes.
+# A run may be continued with others of these: they say when its state is saved,
+# where things lie and on what it runs, but not what it computes, up to the last
+# digits that depend on the devices.
 _MAY_CHANGE = (
     "checkpoint.",
     "data.index_dir",
     "data.max_fault_rate",
     "reference.sidecar_dir",
-    "distribution.tpu",
+    "distribution.",
 )
 
 

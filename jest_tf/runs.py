@@ -150,6 +150,7 @@ def _attempt(config, workdir, inputs, signals):
             start_step = checkpoint.restore(model, workdir)
         else:
             start_step = checkpoint.load(model, workdir)
+    _check_rest(config, start_step)
     faults = pipeline.FaultLog(
         os.path.join(inputs.output, checkpoint.FAULTS_FILE),
         config.data.max_fault_rate,
@@ -191,6 +192,17 @@ def _frozen(inputs):
     if inputs.sidecars is not None:
         return reference.cached(inputs.sidecars.scale, inputs.sidecars.bias)
     return inputs.teacher and inputs.teacher.learner
+
+
+def _check_rest(config, start_step):
+    """Refuses a rest of a run that its executions do not divide."""
+    together = config.distribution.steps_per_execution
+    if (config.steps - start_step) % together:
+        raise ValueError(
+            "`distribution.steps_per_execution` must divide the steps that are "
+            f"left. Received: {together}, to continue from step {start_step} "
+            f"of {config.steps}"
+        )
 
 
 def _writers(config, inputs, learner, start_step, input_wait):

@@ -442,7 +442,7 @@ class TrainingTest(tf.test.TestCase):
 
     def test_joint_draws_by_the_softmax_loss(self):
         self.assert_replicas_train_as_one(
-            {2: 1}, JOINT, loss="softmax", micro_batch_size=2
+            {2: 1, 4: 1}, JOINT, loss="softmax", micro_batch_size=2
         )
 
     def test_uniform_draws_and_whole_batches(self):

@@ -160,6 +160,20 @@ class MicrobatchTest(tf.test.TestCase):
             )
             self.assert_equal(found, [8.0 * one for one in shared])
 
+    def test_embeddings_of_any_type_are_put_together_in_float32(self):
+        def encode(part):
+            rows = tf.cast(tf.reshape(part["text"], [-1, 6]), tf.bfloat16)
+            one = tf.constant(1.0, tf.float16)
+            return losses.Embeddings(rows, 2 * rows, one, one)
+
+        text = np.arange(24).reshape(4, 6)
+        parts = {"image": tf.zeros([4, 1]), "text": tf.constant(text)}
+        found = microbatch.embed(encode, parts, 2)
+        self.assertEqual({value.dtype for value in found}, {tf.float32})
+        self.assertAllEqual(found.image, text)
+        self.assertAllEqual(found.text, 2 * text)
+        self.assertAllEqual([found.scale, found.bias], [1.0, 1.0])
+
     def test_a_size_that_does_not_divide_is_refused(self):
         with self.assertRaisesRegex(
             ValueError, "`micro_batch_size` .* 5, b/R=12, R=2"

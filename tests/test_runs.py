@@ -13,7 +13,7 @@ import run_server
 import tensorflow as tf
 import tiny
 
-from jest_tf import checkpoint, models, runs, stopping
+from jest_tf import checkpoint, models, run_directory, runs, stopping
 from jest_tf.data import pipeline
 
 MRR = "eval/a/image_to_text/mrr"
@@ -224,6 +224,19 @@ class DirectoryTest(RunsTestCase):
         )
         with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
             self.train("run", "steps=4", "seed=6")
+
+    def test_a_run_may_go_on_under_another_strategy(self):
+        before = self.recipe("steps=4")
+        after = self.recipe("steps=4", "distribution.strategy=mirrored")
+        folder = self.workdir("moved")
+        with run_directory.claimed(folder, before):
+            pass
+        with run_directory.claimed(folder, after):
+            pass
+        self.assertEqual(
+            self.read("moved", "config.json")["distribution"]["strategy"],
+            "mirrored",
+        )
 
     def test_leftovers_of_a_killed_process_are_deleted(self):
         self.train("run", "steps=4")
