@@ -83,7 +83,9 @@ def delete_partial(workdir: str) -> None:
         folder = os.path.join(workdir, part)
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
             path = os.path.join(folder, name)
-            if _PARTIAL in name and os.path.isfile(path):
+            # Sidecars that are being written lie here if they were told to.
+            ours = _PARTIAL in name and ".sidecar" not in name
+            if ours and os.path.isfile(path):
                 os.remove(path)
 
 

@@ -1,8 +1,9 @@
 """The directory of a run: claimed by one process, and described by itself.
 
 It holds the settings, resolved, and what the run began with: versions, machine
-and revision. A process that continues a run must have the same settings. Its
-checkpoints and logs are the business of `checkpoint.py` and `ledger.py`.
+and revision. A process that continues a run must have the same settings and
+read the same data. Checkpoints and logs are the business of `checkpoint.py` and
+`ledger.py`.
 """
 
 import contextlib
@@ -19,8 +20,10 @@ from collections.abc import Iterator
 
 from jest_tf import checkpoint, reference, stopping
 from jest_tf import config as config_lib
+from jest_tf.data import records
 
 VERSIONS_FILE = "versions.json"
+DATA_FILE = "data.json"
 
 _PACKAGES = (
     "tensorflow",
@@ -78,6 +81,52 @@ def thrown_away() -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         yield folder
+
+
+def check_data(
+    workdir: str, store: records.Store, reference_fingerprint: str
+) -> None:
+    """Writes down what data a run reads, or checks that it still does.
+
+    Other shards, or the same ones written anew, would be another stream: the
+    run would go on from its step, but nowhere that it had been going.
+
+    Args:
+        workdir: the run directory.
+        store: the examples.
+        reference_fingerprint: of the reference, "" where there is none.
+
+    Raises:
+        ValueError: where a shard or the reference is not what it was.
+    """
+    shards = [
+        [os.path.basename(path), store.stamp(number)]
+        for number, path in enumerate(store.shards.paths)
+    ]
+    here = {"shards": shards, "reference": reference_fingerprint}
+    path = os.path.join(workdir, DATA_FILE)
+    if not os.path.isfile(path):
+        stopping.write_json(path, here)
+        return
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)
+    if len(before["shards"]) != len(shards):
+        raise ValueError(
+            f"`data.train` must match what the run in {workdir!r} began with, "
+            f"{len(before['shards'])} shards. Received: {len(shards)}"
+        )
+    for was, now in zip(before["shards"], shards, strict=True):
+        if was != now:
+            raise ValueError(
+                "`data.train` must be the data that the run in "
+                f"{workdir!r} began with, shard {was[0]} of version {was[1]}. "
+                f"Received: {now[0]} of version {now[1]}"
+            )
+    if before["reference"] != here["reference"]:
+        raise ValueError(
+            f"The reference must be the one that the run in {workdir!r} began "
+            f"with, {before['reference']}. Received: {here['reference']}"
+        )
 
 
 def _claim(workdir, config):

@@ -104,6 +104,10 @@ def _train(config, workdir, signals):
         if writes
         else run_directory.thrown_away()
     ) as output:
+        if writes:
+            run_directory.check_data(
+                output, store, _fingerprint(teacher, sidecars)
+            )
         inputs = _Inputs(
             strategy,
             store,
@@ -119,6 +123,12 @@ def _train(config, workdir, signals):
                 return _attempt(config, workdir, inputs, signals)
             except _Diverged as diverged:
                 _leave_out(config, workdir, inputs, diverged)
+
+
+def _fingerprint(teacher, sidecars):
+    if sidecars is not None:
+        return sidecars.fingerprint
+    return "" if teacher is None else reference.describe(teacher).fingerprint
 
 
 def _reference(config, store):

@@ -169,9 +169,15 @@ class RefuseTest(tf.test.TestCase):
 
     def test_a_jpeg_of_very_many_scans_is_refused(self):
         encoded = every_kind()["progressive"]
-        self.refuse(
-            encoded + b"\xff\xda" * 100, "progressive JPEG of 1.. scans"
-        )
+        self.refuse(encoded + b"\xff\xda" * 100, "JPEG of 1.. scans")
+
+    def test_a_webp_larger_than_its_canvas_is_refused(self):
+        # With alpha the picture is taken out of its container, whose canvas
+        # nobody compares it with any more.
+        encoded = bytearray(every_kind()["webp alpha"])
+        self.assertEqual(encoded[12:16], b"VP8X")
+        encoded[24:30] = struct.pack("<HBHB", 0, 0, 0, 0)  # 1 x 1
+        self.refuse(bytes(encoded), "WebP of 1 x 1 whose picture is ")
 
     def test_pictures_that_would_come_out_wrong_are_refused(self):
         rgb = Image.fromarray(smooth_picture())

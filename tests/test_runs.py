@@ -225,6 +225,17 @@ class DirectoryTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
             self.train("run", "steps=4", "seed=6")
 
+    def test_other_data_than_at_the_beginning_is_refused(self):
+        shard = os.path.join(self.folder, "a.tfrecord")
+        self.train("run", "steps=4")
+        tiny.write_shard(shard, seed=1)
+        with self.assertRaisesRegex(
+            ValueError, "`data.train` must be .* shard a.tfrecord of version"
+        ):
+            self.train("run", "steps=4")
+        tiny.write_shard(shard)
+        self.train("run", "steps=4")
+
     def test_a_run_may_go_on_under_another_strategy(self):
         before = self.recipe("steps=4")
         after = self.recipe("steps=4", "distribution.strategy=mirrored")

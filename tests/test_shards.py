@@ -87,6 +87,15 @@ class ReadTest(FilesTestCase):
             # Backward, and more than a window.
             self.assertEqual(window.get(5, 4_900_000), self.data[5:4_900_005])
 
+    def test_a_file_that_becomes_shorter_under_a_window_is_an_error(self):
+        if shards.is_remote(self.path):
+            self.skipTest("An open file of this kind keeps its bytes.")
+        with shards.Window(self.path, lambda size: None) as window:
+            os.truncate(self.path, 1000)
+            with self.assertRaisesRegex(OSError, "become shorter"):
+                window.get(900, 200)
+            self.assertEqual(window.get(6 * 10**6, 5), b"")
+
     def test_whole_files_are_read_or_are_faults(self):
         other = self.write("b", b"")
         self.assertEqual(

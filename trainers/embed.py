@@ -64,6 +64,12 @@ def _run(flags):
             f"`--host` must be in [0, --num-hosts). Received: {flags.host} of "
             f"{flags.num_hosts}"
         )
+    if flags.check and flags.num_hosts > 1:
+        raise ValueError(
+            "`--check` reads the sidecars of all shards: run it once more on "
+            "one host when all hosts are done. Received: "
+            f"--num-hosts {flags.num_hosts}"
+        )
     run = reference.load_run(flags.workdir)
     store = records.join(
         [

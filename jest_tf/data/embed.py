@@ -274,7 +274,7 @@ def load(
         max_pixels: a larger picture is not decoded.
     """
     found = [_prepared(record, max_pixels) for record in store.read(rows)]
-    images = _decoded(found, image_size)
+    images = _decoded(found, image_size, max_pixels)
     captions, texts, places, reasons = [], [], [], []
     total = 0
     for record, image in zip(found, images, strict=True):
@@ -429,7 +429,7 @@ def _prepared(record, max_pixels):
     return record._replace(image=picture)
 
 
-def _decoded(found, image_size):
+def _decoded(found, image_size, max_pixels):
     """The picture of each record, uint8 [S, S, 3], or a fault."""
     images = list(found)
     good = [i for i, one in enumerate(found) if type(one) is records.Record]
@@ -438,7 +438,9 @@ def _decoded(found, image_size):
         with tf.device("CPU:0"):
             decoded = _decoder(image_size)(encoded).numpy()
     except tf.errors.OpError:  # of one of them, not said which
-        decoded = [_decode_one(picture, image_size) for picture in encoded]
+        decoded = [
+            _decode_one(picture, image_size, max_pixels) for picture in encoded
+        ]
     for i, image in zip(good, decoded, strict=True):
         images[i] = image
     return images
@@ -459,8 +461,8 @@ def _decoder(image_size):
     )
 
 
-def _decode_one(encoded, image_size):
-    image = pictures.decode(encoded, MAX_PIXELS)
+def _decode_one(encoded, image_size, max_pixels):
+    image = pictures.decode(encoded, max_pixels)
     if isinstance(image, records.Fault):
         return image
     return preprocessing.resize_image(image, image_size).numpy()

@@ -359,7 +359,11 @@ class _Maps:
     def _map(self, place, header):
         try:
             with open(place, "rb") as file:
-                if file.read(_HEADER_SIZE) == header.pack():
+                found = _Header.unpack(file.read(_HEADER_SIZE))
+                # Another process may have renewed it for a new time of change.
+                if found and found == header._replace(
+                    shard_mtime=found.shard_mtime
+                ):
                     return np.memmap(
                         file,
                         "<i8",

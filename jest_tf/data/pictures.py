@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from jest_tf.data import shards
 
-# A progressive JPEG of many scans costs a pass over all pixels each, so that a
+# A JPEG of many scans costs a pass over all pixels for each, so that a
 # small file could hold a worker up for minutes. Encoders write about ten.
 _MAX_SCANS = 100
 
@@ -131,11 +131,9 @@ def _read_jpeg(encoded):
         if marker and marker not in _BARE_MARKERS:
             position += encoded[position] << 8 | encoded[position + 1]
     height, width = struct.unpack_from(">HH", encoded, position + 3)
-    if marker & 3 == 2 and encoded.count(_SCAN) > _MAX_SCANS:
-        raise _Unreadable(
-            f"progressive JPEG of {encoded.count(_SCAN)} scans, more than "
-            f"{_MAX_SCANS}"
-        )
+    scans = encoded.count(_SCAN, position)
+    if scans > _MAX_SCANS:
+        raise _Unreadable(f"JPEG of {scans} scans, more than {_MAX_SCANS}")
     return encoded, width, height
 
 
@@ -201,7 +199,7 @@ def _after_blocks(encoded, position):
 
 def _read_webp(encoded):
     """A still picture without alpha; of an animation the first frame."""
-    kind = encoded[12:16]
+    kind, stored = encoded[12:16], encoded
     if kind == b"VP8X":
         width, height = (_uint24(encoded, place) + 1 for place in (24, 27))
         if encoded[20] & 0x02:  # animated
@@ -218,6 +216,14 @@ def _read_webp(encoded):
         width, height = width & 0x3FFF, height & 0x3FFF
     else:
         raise _Unreadable(f"WebP that starts with a chunk {kind!r}")
+    if kind == b"VP8X" and encoded is not stored:
+        # libwebp, given the picture alone, cannot compare it with the canvas.
+        size = _read_webp(encoded)[1:]
+        if size != (width, height):
+            raise _Unreadable(
+                f"WebP of {width} x {height} whose picture is {size[0]} x "
+                f"{size[1]}"
+            )
     return encoded, width, height
 
 

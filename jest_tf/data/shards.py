@@ -226,6 +226,8 @@ class Window:
 
     def get(self, offset: int, size: int) -> bytes:
         """The bytes [offset, offset + size), fewer at the end of the file."""
+        if offset >= self.size:  # where remote files refuse to seek to
+            return b""
         start = offset - self._start
         if start < 0 or start + size > len(self._data):
             self._load(offset, max(size, _WINDOW))
@@ -239,9 +241,12 @@ class Window:
             before, keep = offset, b""
         try:
             self._file.seek(before)
-            self._data = keep + _read_fully(self._file, offset + size - before)
+            end = min(offset + size, self.size)
+            self._data = keep + _read_fully(self._file, end - before)
         except tf.errors.OpError as error:
             raise _os_error(error) from error
+        if len(self._data) < min(size, self.size - offset):
+            raise OSError("it has become shorter while it was read")
         self._start = offset
         self._advance(max(0, offset + len(self._data) - before))
 

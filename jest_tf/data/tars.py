@@ -128,10 +128,8 @@ class Tars:
         return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
     def _is_caption(self, extension):
-        return extension in (
-            "json",
-            *(self._captions or CAPTION_EXTENSIONS),
-        )
+        # Whatever `caption_fields` says, so that rows do not depend on it.
+        return extension in ("json", *CAPTION_EXTENSIONS)
 
     def _parse(self, payload):
         """Bytes of the sample's members -> record or fault."""
