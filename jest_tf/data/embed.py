@@ -229,6 +229,7 @@ def write_arrays(
         ... )
         >>> summary.written, summary.rows
         (1, 246)
+        >>> folder.cleanup()
     """
     n = len(store)
     counts = np.ones(n, np.int64) if captions is None else np.asarray(captions)
