@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import h5py
 import keras
@@ -149,6 +149,7 @@ class Checkpoints(StepCallback):
             highest stays too. "" is none.
         start_step: steps done before this `fit`.
         last_step: the step that ends the run.
+        guard: makes what a save is done within, so that no signal breaks it.
     """
 
     def __init__(
@@ -161,8 +162,10 @@ class Checkpoints(StepCallback):
         keep_best: str = "",
         start_step: int = 0,
         last_step: int,
+        guard: Callable = contextlib.nullcontext,
     ):
         super().__init__(start_step)
+        self._guard = guard
         self._workdir = workdir
         self._folder = os.path.join(workdir, _FOLDER)
         self._every_steps = every_steps
@@ -220,6 +223,10 @@ class Checkpoints(StepCallback):
             NotFinite: where a weight or the optimizer's state is not finite;
                 nothing is written.
         """
+        with self._guard():
+            self._save()
+
+    def _save(self):
         path = os.path.join(self._folder, _NAME.format(self.step))
         if self.step and not os.path.isfile(path):
             if self._find_not_finite is None:

@@ -167,7 +167,7 @@ def _attempt(config, workdir, inputs, signals):
     )
     dataset, input_wait = _dataset(config, inputs, start_step, faults)
     log, checkpoints, evaluate = _writers(
-        config, inputs, learner, start_step, input_wait
+        config, inputs, learner, start_step, input_wait, signals
     )
     if start_step < config.steps:
         _say(f"{workdir}: steps {start_step:,} to {config.steps:,}")
@@ -215,7 +215,7 @@ def _check_rest(config, start_step):
         )
 
 
-def _writers(config, inputs, learner, start_step, input_wait):
+def _writers(config, inputs, learner, start_step, input_wait, signals):
     """The callbacks that log, save and evaluate."""
     log = ledger.Ledger(
         config, inputs.output, start_step=start_step, input_wait=input_wait
@@ -229,6 +229,7 @@ def _writers(config, inputs, learner, start_step, input_wait):
         keep_best=settings.keep_best,
         start_step=start_step,
         last_step=config.steps,
+        guard=signals.deferred,
     )
 
     def on_evaluation(step, measures):

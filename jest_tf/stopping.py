@@ -7,10 +7,12 @@ list in the run directory from which the super-batch of any step follows. The
 state on disk is the business of `checkpoint.py`.
 """
 
+import contextlib
 import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -73,6 +75,17 @@ class Signals(keras.callbacks.Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Holds back what would be raised at once until the block is left."""
+        at_once, self._at_once = self._at_once, False
+        try:
+            yield
+        finally:
+            self._at_once = at_once
+        if at_once:
+            self._raise_if_received()
 
     def on_train_begin(self, logs=None):
         """Starts anew with every `fit`."""

@@ -1,5 +1,6 @@
 """Tests of what the formats share: patterns, ranges of bytes, files."""
 
+import errno
 import os
 import tempfile
 from unittest import mock
@@ -102,6 +103,10 @@ class ReadTest(FilesTestCase):
             shards.read_files([other, self.path + "none", self.path]),
             [b"", shards.Fault("missing file: 'anone'"), self.data],
         )
+        busy = OSError(errno.EMFILE, "Too many open files")
+        with mock.patch.object(shards, "open_file", side_effect=busy):
+            with self.assertRaisesRegex(ValueError, "cannot be read: .*Too m"):
+                shards.read_files([self.path])
         with mock.patch.object(shards, "MAX_RECORD_BYTES", 10):
             self.assertEqual(
                 shards.read_files([self.path])[0].reason,

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import keras
 import numpy as np
@@ -53,6 +54,49 @@ class SignalsTest(tf.test.TestCase):
         thread.start()
         thread.join()
         self.assertEqual(seen, [signal.default_int_handler])
+
+    def test_a_signal_is_held_back_while_it_is_deferred(self):
+        done = []
+        with stopping.Signals() as signals:
+            signals.on_train_begin()
+            # As the first step's checkpoint is written.
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(stopping.Preempted):
+                with signals.deferred():
+                    self.send()
+                    done.append("saved")
+                done.append("went on")
+            # What saves on the way out is not stopped again.
+            with signals.deferred():
+                done.append("saved again")
+        self.assertEqual(done, ["saved", "saved again"])
+
+    def test_a_checkpoint_is_saved_within_the_guard(self):
+        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+        model.compile("sgd")
+        model.optimizer.build(model.trainable_variables)
+        with stopping.Signals() as signals:
+            checkpoints = checkpoint.Checkpoints(
+                self.get_temp_dir(),
+                every_steps=1,
+                keep=2,
+                last_step=9,
+                guard=signals.deferred,
+            )
+            checkpoints.set_model(model)
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            save = model.save_weights
+
+            def save_and_signal(path):
+                self.send()
+                save(path)
+
+            with mock.patch.object(model, "save_weights", save_and_signal):
+                with self.assertRaises(stopping.Preempted):
+                    checkpoints.on_train_batch_end(0)
+        self.assertEqual(checkpoint.saved_steps(self.get_temp_dir()), [1])
+        self.assertEqual(checkpoint.load(model, self.get_temp_dir()), 1)
 
     def test_outside_of_a_step_it_raises_at_once(self):
         for number, name in (

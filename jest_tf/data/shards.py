@@ -15,6 +15,7 @@ Paths may be local or anything `tf.io.gfile` opens. Index files are in
 """
 
 import concurrent.futures
+import errno
 import glob
 import hashlib
 import os
@@ -38,6 +39,20 @@ _REMOTE_GAP = 2**19
 _MAX_READ = 2**24
 # Files that this package writes beside shards.
 NO_SHARDS = (".index", ".sidecar", ".partial", ".tmp")
+# What may be over in a moment. A fault would put another record in its place,
+# and a run that is continued would meet the file again.
+_PASSING_NUMBERS = frozenset(
+    (
+        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+        *(errno.ESTALE, errno.ETIMEDOUT),
+    )
+)
+_PASSING_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.AbortedError,
+)
 # Requests to remote storage under way at once, for one call.
 _REMOTE_REQUESTS = 16
 
@@ -290,7 +305,13 @@ def _read_file(path):
             )
         with open_file(path) as file:
             return file.read(size)
-    except (OSError, ValueError, tf.errors.OpError):
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        if isinstance(error, _PASSING_ERRORS) or (
+            getattr(error, "errno", None) in _PASSING_NUMBERS
+        ):
+            raise ValueError(
+                f"{path} cannot be read: {one_line(error)}"
+            ) from error
         return Fault(f"missing file: {name[:200]!r}")
 
 
