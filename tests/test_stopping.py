@@ -86,6 +86,7 @@ class SignalsTest(tf.test.TestCase):
             checkpoints.set_model(model)
             signals.on_train_begin()
             signals.on_train_batch_begin(0)
+            model.optimizer.iterations.assign(1)  # what a step does
             save = model.save_weights
 
             def save_and_signal(path):
