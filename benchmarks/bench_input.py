@@ -66,13 +66,12 @@ def speed(quick: bool) -> str:
     with tempfile.TemporaryDirectory() as directory:
         store = _write_store(directory, num_pictures)
         encoded = [record.image for record in store.read(range(num_pictures))]
-        loop = _bare_loop(encoded, size, super_batch_size * steps)
+        loop = _bare_loop(encoded, size)
         dataset = _stream(store, super_batch_size, size)
-        loop()
         bare, full = [], []
         for i in range(repeats):
             report.log(f"speed: repeat {i + 1} of {repeats}")
-            bare.append(super_batch_size * steps / _seconds(loop))
+            bare.append(_bare_rate(loop, super_batch_size, steps))
             full.append(_rate(dataset, super_batch_size, steps))
             gc.collect()
         bytes_read = sum(map(len, encoded)) / num_pictures
@@ -267,19 +266,35 @@ def _write_store(directory, num_pictures):
     return records.open_store(path)
 
 
-def _bare_loop(encoded, size, count):
-    """A function that decodes and resizes `count` pictures in `tf.data`."""
+def _bare_loop(encoded, size):
+    """An endless dataset that decodes and resizes, a picture at a time."""
 
     def decode(encoded):
         image = tf.io.decode_jpeg(encoded, channels=3)
         return tf.image.resize(image, [size, size], antialias=True)
 
-    dataset = tf.data.Dataset.from_tensor_slices(encoded).repeat().take(count)
-    dataset = dataset.map(
-        decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    return (
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .repeat()
+        .map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     )
-    # Counted by the dataset itself: iterating in Python would cost more.
-    return lambda: dataset.reduce(0, lambda total, _: total + 1)
+
+
+def _bare_rate(dataset, super_batch_size, steps):
+    """Pictures a second of the bare loop, as warm as `_rate`'s stream."""
+    iterator = iter(dataset)
+
+    # A loop in the graph: one in Python would cost more.
+    @tf.function(reduce_retracing=True)
+    def take(count):
+        total = 0.0
+        for _ in tf.range(count):
+            total += next(iterator)[0, 0, 0]
+        return total
+
+    take(tf.constant(super_batch_size * _WARM_UP))
+    count = tf.constant(super_batch_size * steps)
+    return super_batch_size * steps / _seconds(lambda: take(count).numpy())
 
 
 def _stream(store, super_batch_size, size, start_step=0):
