@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import exchange
 
 # What a sum over replicas takes on every device that we know of.
 _SUMMED = (tf.float32, tf.float16, tf.bfloat16, tf.float64, tf.int32)
@@ -74,7 +75,9 @@ def distribute(
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return super_batches(0, 1)
-    rows = share(super_batch_size, replicas, "`data.super_batch_size` (B)")
+    rows = exchange.share(
+        super_batch_size, replicas, "`data.super_batch_size` (B)"
+    )
 
     def of_host(context):
         dataset = super_batches(
@@ -89,20 +92,6 @@ def distribute(
         )
 
     return strategy.distribute_datasets_from_function(of_host)
-
-
-def share(size: int, num_replicas: int, name: str) -> int:
-    """`size / num_replicas`.
-
-    Raises:
-        ValueError: if that is no integer; it calls `size` by `name`.
-    """
-    if size % num_replicas:
-        raise ValueError(
-            f"{name} must be a multiple of the number of replicas (R). "
-            f"Received: {size}, R={num_replicas}"
-        )
-    return size // num_replicas
 
 
 class Replicas:

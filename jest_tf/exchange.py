@@ -255,19 +255,14 @@ def deal(
     if replicas is None:
         return Deal(tf.range(batch_size), indices, None)
     num_replicas, replica = replicas.num_replicas, replicas.replica_id
-    for name, size in (
-        ("batch_size", batch_size),
-        ("super_batch_size", super_batch_size),
-    ):
-        check_divisible(name, size, num_replicas)
-    held_rows = super_batch_size // num_replicas
-    share = batch_size // num_replicas
+    held_rows = share(super_batch_size, num_replicas, "`super_batch_size`")
+    num_dealt = share(batch_size, num_replicas, "`batch_size`")
 
     owners = indices // held_rows  # [b]
     # One key a place, so that the sort need not be a stable one.
     order = tf.argsort(owners * batch_size + tf.range(batch_size))
     if quota == "per_replica":
-        places = tf.reshape(order, [num_replicas, share])[replica]
+        places = tf.reshape(order, [num_replicas, num_dealt])[replica]
         return Deal(
             places, tf.gather(indices, places) - replica * held_rows, None
         )
@@ -287,7 +282,7 @@ def deal(
     send = tf.gather(indices, sent) - replica * held_rows
     send = tf.clip_by_value(send, 0, held_rows - 1)
 
-    dealt = replica + num_replicas * tf.range(share)  # places in `order`
+    dealt = replica + num_replicas * tf.range(num_dealt)  # places in `order`
     places = tf.gather(order, dealt)
     sources = tf.gather(owners, places)
     begin = tf.gather(starts, sources)
@@ -324,13 +319,18 @@ def move(
     return moved
 
 
-def check_divisible(name: str, size: int, num_replicas: int) -> None:
-    """Raises a ValueError unless `num_replicas` divides `size`."""
+def share(size: int, num_replicas: int, name: str) -> int:
+    """`size / num_replicas`.
+
+    Raises:
+        ValueError: if that is no integer; it calls `size` by `name`.
+    """
     if size % num_replicas:
         raise ValueError(
-            f"`{name}` must be a multiple of the number of replicas, "
-            f"{num_replicas}. Received: {name}={size}"
+            f"{name} must be a multiple of the number of replicas (R). "
+            f"Received: {size}, R={num_replicas}"
         )
+    return size // num_replicas
 
 
 def _check_quota(quota):

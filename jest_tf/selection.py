@@ -286,8 +286,8 @@ def uniform_rows(
     noise = gumbel_noise(seed, 1, super_batch_size)[0]
     if num_quotas == 1:
         return tf.math.top_k(noise, batch_size).indices
-    exchange.check_divisible("batch_size", batch_size, num_quotas)
-    exchange.check_divisible("super_batch_size", super_batch_size, num_quotas)
+    exchange.share(batch_size, num_quotas, "`batch_size`")
+    exchange.share(super_batch_size, num_quotas, "`super_batch_size`")
     noise = tf.reshape(noise, [num_quotas, -1])
     own = tf.math.top_k(noise, batch_size // num_quotas).indices
     first = tf.range(num_quotas) * (super_batch_size // num_quotas)
@@ -387,7 +387,7 @@ def _chunk_sizes_of(held, batch_size, num_chunks):
     parts = held.num_quotas
     if parts == 1:
         return chunk_sizes(batch_size, num_chunks, held.super_batch_size)
-    exchange.check_divisible("batch_size", batch_size, parts)
+    exchange.share(batch_size, parts, "`batch_size`")
     share = batch_size // parts
     if not 1 <= share <= held.num_rows or not 1 <= num_chunks <= share:
         raise ValueError(

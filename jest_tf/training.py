@@ -397,7 +397,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         if isinstance(dataset, tf.data.Dataset):
             spec = dataset.element_spec
             if isinstance(spec, dict) and "image" in spec:
-                distribution.share(
+                exchange.share(
                     spec["image"].shape[0] or 0,
                     self.distribute_strategy.num_replicas_in_sync,
                     "`data.super_batch_size` (B)",
@@ -479,7 +479,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         super_batch_size = _times_replicas(rows, replicas)
         settings.check_super_batch(super_batch_size)
         if replicas is not None:
-            distribution.share(
+            exchange.share(
                 settings.batch_size,
                 replicas.num_replicas,
                 "`selection.batch_size` (b)",

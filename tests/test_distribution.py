@@ -19,7 +19,7 @@ import replica_cases
 import tensorflow as tf
 import worker
 
-from jest_tf import config, distribution
+from jest_tf import config, distribution, exchange
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -203,9 +203,9 @@ class StrategyTest(tf.test.TestCase):
             )
 
     def test_a_share_is_a_whole_number(self):
-        self.assertEqual(distribution.share(12, 4, "`b`"), 3)
+        self.assertEqual(exchange.share(12, 4, "`b`"), 3)
         with self.assertRaisesRegex(ValueError, "`b` must .*: 10, R=4"):
-            distribution.share(10, 4, "`b`")
+            exchange.share(10, 4, "`b`")
 
 
 def free_ports(count):
