@@ -561,7 +561,7 @@ class ReplicaErrorTest(tf.test.TestCase):
     def test_a_deal_that_can_not_be_even_is_named(self):
         for batch, size, message in (
             (6, 8, "`batch_size`.*replicas.*: 6, R=4"),
-            (4, 6, "`super_batch_size`.*replicas, 4.*=6"),
+            (4, 6, "`super_batch_size`.*replicas.*: 6, R=4"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 exchange.deal(tf.range(batch), size, replicas=traffic.Echo(4))
