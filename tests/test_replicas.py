@@ -526,7 +526,10 @@ class ReplicaErrorTest(tf.test.TestCase):
     def test_sizes_that_can_not_be_shared_are_named(self):
         learner, reference = share(models(24), 0, 4)
         cases = (
-            (dict(batch_size=10), "`batch_size`.*number of replicas.*: 10, R=4"),
+            (
+                dict(batch_size=10),
+                "`batch_size`.*number of replicas.*: 10, R=4",
+            ),
             (
                 dict(batch_size=8, num_chunks=3),
                 r"num_chunks=3, b/R=2, B/R=6 \(R=4\)",
