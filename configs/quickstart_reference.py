@@ -2,6 +2,9 @@
 
     python -m trainers.train --config configs/quickstart_reference.py \
         --workdir runs/reference
+
+About a minute on 2 CPU cores. What comes out is in docs/quickstart.md, for
+three seeds.
 """
 
 from jest_tf import config as config_lib
