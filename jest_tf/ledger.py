@@ -40,10 +40,17 @@ def digest(ids: np.ndarray) -> str:
 
 
 def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
-    """Examples drawn, scored and trained in the first `step` steps."""
+    """Examples drawn, scored and trained in the first `step` steps.
+
+    With a cascade also those that it chose the drawn ones from.
+    """
     drawn = step * config.data.super_batch_size
     scored = drawn if config.selection.scores else 0
-    return {
+    hyper_batch_size = config.cascade.hyper_batch_size
+    cascaded = {}
+    if hyper_batch_size:
+        cascaded["examples/cascaded"] = step * hyper_batch_size
+    return cascaded | {
         "examples/drawn": drawn,
         "examples/scored": scored,
         "examples/trained": step * config.batch_size,

@@ -29,7 +29,13 @@ from jest_tf import (
     training,
 )
 from jest_tf import config as config_lib
-from jest_tf.data import embeddings, pipeline, preprocessing, records
+from jest_tf.data import (
+    cascade,
+    embeddings,
+    pipeline,
+    preprocessing,
+    records,
+)
 
 
 def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
@@ -64,6 +70,7 @@ class _Inputs(NamedTuple):
         store: the examples.
         teacher: the reference's run, None where there is none.
         sidecars: the reference's embeddings, None where it runs itself.
+        cascade: what chooses the super-batches, None where nothing does.
         evaluation_stores: what is evaluated on, by name.
         tokenizer: the learner's.
         skipped: the super-batches to leave out.
@@ -75,6 +82,7 @@ class _Inputs(NamedTuple):
     store: records.Store
     teacher: reference.Run | None
     sidecars: embeddings.Sidecars | None
+    cascade: cascade.Cascade | None
     evaluation_stores: dict[str, records.Store]
     tokenizer: Callable
     skipped: stopping.Skipped
@@ -96,6 +104,9 @@ def _train(config, workdir, signals):
     )
     with strategy.scope():
         teacher, sidecars = _reference(config, store)
+    stage_0 = None
+    if config.cascade.hyper_batch_size:
+        stage_0 = cascade.Cascade(config.cascade, sidecars, config.model.loss)
     evaluation_stores = evaluation.open_stores(config.evaluation.data)
     _check_keep_best(config, evaluation_stores)
     writes = strategy.extended.should_checkpoint
@@ -113,6 +124,7 @@ def _train(config, workdir, signals):
             store,
             teacher,
             sidecars,
+            stage_0,
             evaluation_stores,
             _tokenizer(config, store, workdir, output),
             stopping.Skipped(workdir, writes=writes),
@@ -133,7 +145,9 @@ def _fingerprint(teacher, sidecars):
 
 def _reference(config, store):
     """The reference's run and its sidecars, as far as there are any."""
-    if not config.selection.needs_reference:
+    if not (
+        config.selection.needs_reference or config.cascade.hyper_batch_size
+    ):
         return None, None
     settings = config.reference
     teacher = settings.workdir and reference.load_run(settings.workdir)
@@ -389,7 +403,8 @@ def _super_batches(config, inputs, start, faults, host=0, num_hosts=1):
         shuffle_block_size=data.shuffle_block_size,
         host=host,
         num_hosts=num_hosts,
-        sidecars=inputs.sidecars,
+        sidecars=inputs.sidecars if config.selection.needs_reference else None,
+        cascade=inputs.cascade,
         faults=faults,
         max_image_pixels=data.max_image_pixels,
         **reference_view,

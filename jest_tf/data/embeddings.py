@@ -193,6 +193,36 @@ class Sidecars:
             valid[places] = _bits(self._map(shard).valid, local)
         return valid
 
+    def choose_captions(
+        self, rows: np.ndarray, numbers: np.ndarray
+    ) -> np.ndarray:
+        """The caption of each record that `reading.Reader` would choose.
+
+        Args:
+            rows: int64 [k], rows of the store.
+            numbers: int64 [k], `reading.caption_numbers`.
+
+        Returns:
+            int64 [k], which of each record's captions; -1 where the record
+            could not be read or has none that is not blank.
+
+        Raises:
+            IndexError: a row is out of range.
+            ValueError: a sidecar is damaged.
+        """
+        rows, numbers = (
+            np.asarray(values, np.int64) for values in (rows, numbers)
+        )
+        choices = np.empty(len(rows), np.int64)
+        for shard, places in self._by_shard(rows):
+            mapped = self._map(shard)
+            local = rows[places] - self._starts[shard]
+            starts, ends = self._caption_bounds(mapped, rows[places], local)
+            found = _choose(mapped.text, starts, ends, numbers[places])
+            found[~_bits(mapped.valid, local)] = -1
+            choices[places] = found
+        return choices
+
     def _by_shard(self, rows):
         """Yields each shard with the places of its rows, slice or indices."""
         if not len(rows):
@@ -238,11 +268,8 @@ class Sidecars:
 
     def _texts(self, mapped, rows, local, captions):
         """Rows of `text`, in bounds whatever the file says."""
-        starts = mapped.offsets.take(local)
-        ends = mapped.offsets.take(local + 1)
-        # In this order nothing that overflows decides.
-        good = (starts >= 0) & (starts <= ends) & (ends <= len(mapped.text))
-        good &= (captions >= 0) & (captions < ends - starts)
+        starts, ends = self._caption_bounds(mapped, rows, local)
+        good = (captions >= 0) & (captions < ends - starts)
         if not good.all():
             first = int(np.argmin(good))
             raise ValueError(
@@ -251,6 +278,21 @@ class Sidecars:
                 f"{ends[first]} of {len(mapped.text)}"
             )
         return starts + captions
+
+    def _caption_bounds(self, mapped, rows, local):
+        """Where the captions of rows start and end, checked."""
+        starts = mapped.offsets.take(local)
+        ends = mapped.offsets.take(local + 1)
+        # In this order nothing that overflows decides.
+        good = (starts >= 0) & (starts <= ends) & (ends <= len(mapped.text))
+        if not good.all():
+            first = int(np.argmin(good))
+            raise ValueError(
+                f"{self._place(mapped, rows[first])} must have a caption "
+                f"within the file. Received: {starts[first]} to {ends[first]} "
+                f"of {len(mapped.text)}"
+            )
+        return starts, ends
 
     def _slice(self, shard, start, stop):
         mapped = self._map(shard)
@@ -389,3 +431,35 @@ def _bits(packed, places):
     """The bits of uint8 [ceil(n / 8)] at int64 [k], as bool [k]."""
     marks = packed.take(places >> 3) >> (places & 7).astype(np.uint8)
     return (marks & 1).astype(bool)
+
+
+def _choose(text, starts, ends, numbers):
+    """Which caption each number chooses, of those not blank; -1 of none.
+
+    Args:
+        text: [captions, D], zero where blank.
+        starts: int64 [k], the first caption of each row.
+        ends: int64 [k], one beyond its last.
+        numbers: int64 [k], not negative.
+
+    Returns:
+        int64 [k].
+    """
+    counts = ends - starts
+    firsts = np.cumsum(counts) - counts  # of each row, in a line of all
+    line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())
+    # One number of a caption is almost always enough to see it is not blank.
+    blank = text[line, 0] == 0
+    doubtful = np.flatnonzero(blank)
+    blank[doubtful] = ~text[line[doubtful]].any(1)
+    if not blank.any():
+        choices = numbers % np.maximum(counts, 1)
+        choices[counts == 0] = -1
+        return choices
+    whole = np.append(0, np.cumsum(~blank))
+    counts = whole[ends - starts + firsts] - whole[firsts]
+    # The n-th caption that is not blank is where the count of them reaches n.
+    wanted = whole[firsts] + numbers % np.maximum(counts, 1) + 1
+    choices = np.searchsorted(whole, wanted) - 1 - firsts
+    choices[counts == 0] = -1
+    return choices

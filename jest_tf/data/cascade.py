@@ -1,0 +1,227 @@
+"""Stage 0: which positions of the stream are read at all.
+
+With the reference's embeddings in sidecars its part of the score needs neither
+model nor picture. So before anything is read or decoded, a step takes a
+*hyper-batch*, the next K B positions of the stream, looks at their sidecar rows
+alone, and chooses the B of its super-batch: jointly by easy-reference, with the
+sampler of `selection.py`, but for a share that is drawn uniformly from the
+rest. What stands at a position is what it would be without (`reading.py`),
+and so are ids, captions and replacements.
+
+The choice is a pure function of (settings, seed, step, sidecars). Every host
+makes the whole of it and keeps its own slice, so none has to hear of another.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import losses, selection
+from jest_tf.data import embeddings, reading, records, stream
+
+# Keeps the noise of stage 0 apart from that of the selection, whose seed is
+# the same (run seed, step), and its two parts apart from each other.
+_JOINT_SALT = 0x57A6E0
+_UNIFORM_SALT = 0xF1004
+
+
+class Cascade:
+    """Chooses super-batches from hyper-batches.
+
+    Args:
+        settings: with a `hyper_batch_size`.
+        sidecars: of the reference, over the store that the stream is of.
+        loss: "sigmoid" or "softmax", where the settings leave it open.
+
+    Attributes:
+        settings: as given.
+        sidecars: as given.
+        size: K B, positions of a hyper-batch.
+
+    Raises:
+        ValueError: a hyper-batch is larger than the store.
+    """
+
+    def __init__(
+        self,
+        settings: config_lib.CascadeConfig,
+        sidecars: embeddings.Sidecars,
+        loss: str,
+    ):
+        if settings.hyper_batch_size > len(sidecars):
+            raise ValueError(
+                "`cascade.hyper_batch_size` (K B) must be at most the records "
+                f"of `data.train`, {len(sidecars):,}, or it would offer some "
+                f"of them twice. Received: {settings.hyper_batch_size:,}"
+            )
+        self.settings = settings
+        self.sidecars = sidecars
+        self.size = settings.hyper_batch_size
+        self._loss = settings.loss or loss
+
+    def choose(
+        self,
+        step: tf.Tensor,
+        *,
+        store: records.Store,
+        order: stream.Order | stream.Mixture,
+        seed: int,
+        super_batch_size: int,
+    ) -> tf.Tensor:
+        """The positions of a step's super-batch, for a `tf.data` graph.
+
+        Args:
+            step: int64 scalar.
+            store: the records.
+            order: of the stream.
+            seed: the run's seed.
+            super_batch_size: B.
+
+        Returns:
+            int64 [B], ascending, in [step K B, (step + 1) K B).
+        """
+
+        def load(step):
+            start = int(step) * self.size
+            positions = np.arange(start, start + self.size)
+            return load_rows(positions, self.sidecars, store, order, seed)
+
+        dtype = tf.as_dtype(self.sidecars.dtype)
+        rows = tf.numpy_function(load, [step], [dtype, dtype], stateful=False)
+        shape = [self.size, self.sidecars.dim]
+        image, text = (tf.ensure_shape(value, shape) for value in rows)
+        places = draw(
+            losses.Embeddings(
+                tf.cast(image, tf.float32),
+                tf.cast(text, tf.float32),
+                tf.constant(self.sidecars.scale, tf.float32),
+                tf.constant(self.sidecars.bias, tf.float32),
+            ),
+            self.settings,
+            batch_size=super_batch_size,
+            seed=(seed, step),
+            loss=self._loss,
+        )
+        return step * self.size + tf.cast(places, tf.int64)
+
+
+def load_rows(
+    positions: np.ndarray,
+    sidecars: embeddings.Sidecars,
+    store: records.Store,
+    order: stream.Order | stream.Mixture,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's embeddings of what stands at positions, ids checked.
+
+    A record that the sidecars know cannot be had is replaced as the reader
+    will replace it.
+
+    Args:
+        positions: int64 [k].
+        sidecars: of the reference.
+        store: the records.
+        order: of the stream.
+        seed: the run's seed.
+
+    Returns:
+        Those of the pictures and of the captions, each [k, D] in the sidecars'
+        dtype.
+
+    Raises:
+        ValueError: ids differ, a sidecar is damaged, or so many records in a
+            row cannot be had.
+    """
+    rows = order.rows(positions)
+    numbers = reading.caption_numbers(seed, positions)
+    captions = sidecars.choose_captions(rows, numbers)
+    missing = np.flatnonzero(captions < 0)
+    for attempt in range(1, reading.MAX_ATTEMPTS + 1):
+        if not len(missing):
+            break
+        rows[missing] = order.substitutes(positions[missing], attempt)
+        captions[missing] = sidecars.choose_captions(
+            rows[missing], numbers[missing]
+        )
+        missing = missing[captions[missing] < 0]
+    if len(missing):
+        raise ValueError(
+            f"{reading.MAX_ATTEMPTS} records in a row have no embedding in "
+            f"place of one at position {positions[missing[0]]}, the last "
+            f"{store.describe(int(rows[missing[0]]))}"
+        )
+    return sidecars.read(rows, captions, store.ids(rows))
+
+
+def draw(
+    reference: losses.Embeddings,
+    settings: config_lib.CascadeConfig,
+    *,
+    batch_size: int,
+    seed: tuple,
+    loss: str,
+) -> tf.Tensor:
+    """Which rows of a hyper-batch become the super-batch.
+
+    Args:
+        reference: embeddings of the hyper-batch, [K B, D].
+        settings: see `config.CascadeConfig`.
+        batch_size: B.
+        seed: two integers, (run seed, step).
+        loss: "sigmoid" or "softmax".
+
+    Returns:
+        int32 [B], ascending: the order of the stream, so that every replica
+        gets as many of the best.
+    """
+    num_uniform = settings.num_uniform(batch_size)
+    seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
+    drawn = selection.select_jointly(
+        None,
+        reference,
+        batch_size=batch_size - num_uniform,
+        num_chunks=settings.num_chunks,
+        seed=joint_seed(seed),
+        criterion=settings.criterion,
+        loss=loss,
+        first_chunk=settings.first_chunk,
+        gain=settings.gain,
+    )
+    rows = drawn.indices
+    if num_uniform:
+        size = drawn.kept.shape[0]
+        noise = selection.gumbel_noise(uniform_seed(seed), 1, size)[0]
+        rest = tf.where(drawn.kept, -np.inf, noise)
+        uniform = tf.math.top_k(rest, num_uniform).indices
+        rows = tf.concat([rows, uniform], 0)
+    return tf.sort(rows)
+
+
+def joint_seed(seed: tf.Tensor) -> tf.Tensor:
+    """The seed of the joint draw, from (run seed, step); int32 [2]."""
+    return tf.bitwise.bitwise_xor(seed, [_JOINT_SALT, 0])
+
+
+def uniform_seed(seed: tf.Tensor) -> tf.Tensor:
+    """The seed of the uniform draw, as of `joint_seed`."""
+    return tf.bitwise.bitwise_xor(seed, [_UNIFORM_SALT, 0])
+
+
+def flops(
+    settings: config_lib.CascadeConfig, super_batch_size: int, dim: int
+) -> int:
+    """Floating-point operations of a step's stage 0, on the host.
+
+    Those of its matrix products, two a multiply-add, as a model's are counted:
+    each of the K B rows with itself, and in both directions with every row
+    that is drawn jointly.
+
+    Args:
+        settings: see `config.CascadeConfig`; without a hyper-batch it is 0.
+        super_batch_size: B.
+        dim: D, the width of the reference's embeddings.
+    """
+    if settings.hyper_batch_size is None:
+        return 0
+    jointly = super_batch_size - settings.num_uniform(super_batch_size)
+    return 2 * settings.hyper_batch_size * dim * (1 + 2 * jointly)
