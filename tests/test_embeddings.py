@@ -225,11 +225,25 @@ class SidecarsTest(EmbeddingsTestCase):
             if self.valid[row] and len(whole):
                 chosen = whole[number % len(whole)]
             expected.append(chosen)
-        self.assertAllEqual(sidecars.choose_captions(rows, numbers), expected)
+        captions, image, text = sidecars.read_numbered(
+            rows, numbers, 1000 + 7 * rows
+        )
+        self.assertAllEqual(captions, expected)
         self.assertContainsSubset([-1, 0, 1, 2], expected)
-        self.assertEmpty(sidecars.choose_captions([], []))
+        good = captions >= 0
+        self.assertAllEqual(image[good], self.image[rows[good]])
+        self.assertAllEqual(
+            text[good], self.text[starts[rows[good]] + captions[good]]
+        )
+        # The rows of one shard, sorted, and none at all.
+        whole = sidecars.read_numbered([6, 7, 8], [0, 1, 2], [1042, 1049, 1056])
+        for values in whole:
+            self.assertLen(values, 3)
+        self.assertEmpty(sidecars.read_numbered([], [], [])[0])
         with self.assertRaisesRegex(IndexError, "Received: 15"):
-            sidecars.choose_captions([15], [0])
+            sidecars.read_numbered([15], [0], [1105])
+        with self.assertRaisesRegex(ValueError, "the record's id, 1022"):
+            sidecars.read_numbered([3], [0], [1022])
 
     def test_a_sidecar_replaced_under_way_is_noticed(self):
         other = DESCRIPTION._replace(fingerprint="other")

@@ -130,15 +130,10 @@ class Sidecars:
         for shard, places in self._by_shard(rows):
             mapped = self._map(shard)
             local = rows[places] - self._starts[shard]
-            self._check(mapped, rows[places], local, ids[places])
+            self._check_ids(mapped, rows[places], local, ids[places])
+            self._check_valid(mapped, rows[places], local)
             texts = self._texts(mapped, rows[places], local, captions[places])
-            if isinstance(places, slice):
-                # All indices were checked; "clip" writes straight to `out`.
-                mapped.image.take(local, 0, image[places], "clip")
-                mapped.text.take(texts, 0, text[places], "clip")
-            else:
-                image[places] = mapped.image.take(local, 0)
-                text[places] = mapped.text.take(texts, 0)
+            _take(mapped, local, texts, image, text, places)
         return image, text
 
     def read_rows(self, start: int, stop: int) -> Rows:
@@ -193,35 +188,49 @@ class Sidecars:
             valid[places] = _bits(self._map(shard).valid, local)
         return valid
 
-    def choose_captions(
-        self, rows: np.ndarray, numbers: np.ndarray
-    ) -> np.ndarray:
-        """The caption of each record that `reading.Reader` would choose.
+    def read_numbered(
+        self, rows: np.ndarray, numbers: np.ndarray, ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The embeddings of records with the captions that numbers choose.
+
+        As `reading.Reader` would choose them. What cannot be had is left out
+        in place of being refused.
 
         Args:
-            rows: int64 [k], rows of the store.
+            rows: int64 [k], rows of the store; sorted ones are read fastest.
             numbers: int64 [k], `reading.caption_numbers`.
+            ids: int64 [k], the ids that the records have.
 
         Returns:
-            int64 [k], which of each record's captions; -1 where the record
-            could not be read or has none that is not blank.
+            Which of each record's captions it is, int64 [k], -1 where the
+            record could not be read or has none that is not blank; and the
+            embeddings of the pictures and of these captions, each [k, D] in
+            the sidecars' dtype, arbitrary where it is -1.
 
         Raises:
             IndexError: a row is out of range.
-            ValueError: a sidecar is damaged.
+            ValueError: an id is another, or a sidecar is damaged.
         """
-        rows, numbers = (
-            np.asarray(values, np.int64) for values in (rows, numbers)
+        rows, numbers, ids = (
+            np.asarray(values, np.int64) for values in (rows, numbers, ids)
         )
-        choices = np.empty(len(rows), np.int64)
+        captions = np.empty(len(rows), np.int64)
+        image = np.empty([len(rows), self.dim], self.dtype)
+        text = np.empty_like(image)
         for shard, places in self._by_shard(rows):
             mapped = self._map(shard)
             local = rows[places] - self._starts[shard]
+            self._check_ids(mapped, rows[places], local, ids[places])
             starts, ends = self._caption_bounds(mapped, rows[places], local)
-            found = _choose(mapped.text, starts, ends, numbers[places])
-            found[~_bits(mapped.valid, local)] = -1
-            choices[places] = found
-        return choices
+            chosen = _choose(mapped.text, starts, ends, numbers[places])
+            chosen[~_bits(mapped.valid, local)] = -1
+            captions[places] = chosen
+            if chosen.min() < 0:
+                good = chosen >= 0
+                places = np.arange(len(rows))[places][good]
+                local, starts, chosen = local[good], starts[good], chosen[good]
+            _take(mapped, local, starts + chosen, image, text, places)
+        return captions, image, text
 
     def _by_shard(self, rows):
         """Yields each shard with the places of its rows, slice or indices."""
@@ -250,7 +259,7 @@ class Sidecars:
                 places = order[places]
             yield int(shards[places][0]), places
 
-    def _check(self, mapped, rows, local, ids):
+    def _check_ids(self, mapped, rows, local, ids):
         stored = mapped.ids.take(local)
         if not np.array_equal(stored, ids):
             first = int(np.argmax(stored != ids))
@@ -258,6 +267,8 @@ class Sidecars:
                 f"{self._place(mapped, rows[first])} must have the record's "
                 f"id, {ids[first]}. Received: {stored[first]}"
             )
+
+    def _check_valid(self, mapped, rows, local):
         valid = _bits(mapped.valid, local)
         if not valid.all():
             raise ValueError(
@@ -431,6 +442,17 @@ def _bits(packed, places):
     """The bits of uint8 [ceil(n / 8)] at int64 [k], as bool [k]."""
     marks = packed.take(places >> 3) >> (places & 7).astype(np.uint8)
     return (marks & 1).astype(bool)
+
+
+def _take(mapped, local, texts, image, text, places):
+    """Puts rows of a file at places of `image` and `text`."""
+    if isinstance(places, slice):
+        # All indices were checked; "clip" writes straight to `out`.
+        mapped.image.take(local, 0, image[places], "clip")
+        mapped.text.take(texts, 0, text[places], "clip")
+    else:
+        image[places] = mapped.image.take(local, 0)
+        text[places] = mapped.text.take(texts, 0)
 
 
 def _choose(text, starts, ends, numbers):
