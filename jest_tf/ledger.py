@@ -40,21 +40,21 @@ def digest(ids: np.ndarray) -> str:
 
 
 def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
-    """Examples drawn, scored and trained in the first `step` steps.
-
-    With a cascade also those that it chose the drawn ones from.
-    """
+    """Examples drawn, scored and trained in the first `step` steps."""
     drawn = step * config.data.super_batch_size
     scored = drawn if config.selection.scores else 0
-    hyper_batch_size = config.cascade.hyper_batch_size
-    cascaded = {}
-    if hyper_batch_size:
-        cascaded["examples/cascaded"] = step * hyper_batch_size
-    return cascaded | {
+    return {
         "examples/drawn": drawn,
         "examples/scored": scored,
         "examples/trained": step * config.batch_size,
+        **_cascaded_at(config, step),
     }
+
+
+def _cascaded_at(config, step):
+    """Examples that a cascade chose the drawn ones from, if there is one."""
+    size = config.cascade.hyper_batch_size
+    return {"examples/cascaded": step * size} if size else {}
 
 
 def from_clock(name: str) -> bool:

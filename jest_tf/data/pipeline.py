@@ -124,11 +124,11 @@ def super_batches(
     if faults is None:
         faults = FaultLog(None, _MAX_FAULT_RATE)
     faults.start(start_step, start_step * share.size)
-    order = _order(store, weights, seed, shuffle_block_size)
+    places = _order(store, weights, seed, shuffle_block_size)
     embedded = sidecars or (cascade and cascade.sidecars)
     reader = reading.Reader(
         store,
-        order,
+        places,
         seed=seed,
         step_size=cascade.size if cascade else super_batch_size,
         max_pixels=max_image_pixels,
@@ -140,7 +140,7 @@ def super_batches(
         return cascade.choose(
             step,
             store=store,
-            order=order,
+            order=places,
             seed=seed,
             super_batch_size=super_batch_size,
         )
