@@ -166,6 +166,7 @@ def measure_choice(small: bool) -> str:
                 ("sigmoid", 16_384, 1_280, 128),
                 ("sigmoid", 16_384, 1_280, 512),
                 ("sigmoid", 16_384, 1_280, 768),
+                ("sigmoid", 12_800, 2_560, 768),
                 ("softmax", 16_384, 1_280, 128),
                 ("softmax", 16_384, 1_280, 768),
             ]

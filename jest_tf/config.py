@@ -284,6 +284,9 @@ class CascadeConfig:
             uniform.
         uniform_share: of the B, in [0, 1): drawn uniformly from what the joint
             draw of the others has left.
+        num_groups: G, equal parts of a hyper-batch, of each of which B / G are
+            chosen, jointly within it. G of them cost a G-th of one, and hosts
+            share them.
     """
 
     hyper_batch_size: int | None = None
@@ -293,12 +296,12 @@ class CascadeConfig:
     first_chunk: str = "diagonal"
     gain: float = 1.0
     uniform_share: float = 0.0
+    num_groups: int = 1
 
     def __post_init__(self):
         settings.check_types(self, "cascade")
-        settings.check_at_least(
-            self, "cascade", 1, "hyper_batch_size", "num_chunks"
-        )
+        settings.check_at_least(self, "cascade", 1, "hyper_batch_size")
+        settings.check_at_least(self, "cascade", 1, "num_chunks", "num_groups")
         if self.criterion != "easy_reference":
             raise ValueError(
                 "`cascade.criterion` must be 'easy_reference': before anything "
@@ -314,8 +317,8 @@ class CascadeConfig:
             )
 
     def num_uniform(self, super_batch_size: int) -> int:
-        """How many of the super-batch are drawn uniformly."""
-        return round(self.uniform_share * super_batch_size)
+        """How many of each group are drawn uniformly."""
+        return round(self.uniform_share * super_batch_size / self.num_groups)
 
     def check_super_batch(self, size: int) -> None:
         """Raises ValueError unless super-batches of `size` can be chosen."""
@@ -327,13 +330,21 @@ class CascadeConfig:
                 "super-batch, `data.super_batch_size` (B). Received: "
                 f"{self.hyper_batch_size}, B={size}"
             )
-        jointly = size - self.num_uniform(size)
+        if self.hyper_batch_size % self.num_groups or size % self.num_groups:
+            raise ValueError(
+                "`cascade.num_groups` must divide `cascade.hyper_batch_size` "
+                "(K B) and `data.super_batch_size` (B). Received: "
+                f"num_groups={self.num_groups}, K B={self.hyper_batch_size}, "
+                f"B={size}"
+            )
+        jointly = size // self.num_groups - self.num_uniform(size)
         if self.num_chunks > jointly:
             raise ValueError(
                 "`cascade.num_chunks` must be at most what is drawn jointly, "
                 "so that every chunk draws a row. Received: num_chunks="
                 f"{self.num_chunks} for {jointly} rows, B={size} with "
-                f"uniform_share={self.uniform_share}"
+                f"uniform_share={self.uniform_share}, num_groups="
+                f"{self.num_groups}"
             )
 
 

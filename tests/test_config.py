@@ -51,6 +51,7 @@ REFUSED = [
         "at most `selection.batch_size`.*num_chunks=5, batch_size=4",
     ),
     ("cascade", {"hyper_batch_size": 0}, "must be at least 1. Received: 0"),
+    ("cascade", {"num_groups": 0}, "must be at least 1. Received: 0"),
     ("cascade", {"num_chunks": 0}, "must be at least 1. Received: 0"),
     (
         "cascade",
@@ -222,6 +223,18 @@ class RefusalsTest(tf.test.TestCase):
                 cascaded(hyper_batch_size=64, num_chunks=33),
                 "`cascade.num_chunks` must be at most .*: num_chunks=33 for 32 "
                 "rows, B=32 with uniform_share=0.0",
+            ),
+            (
+                cascaded(hyper_batch_size=64, num_groups=5),
+                "num_groups` must divide .*: num_groups=5, K B=64, B=32",
+            ),
+            (
+                cascaded(hyper_batch_size=68, num_groups=8),
+                "num_groups` must divide .*: num_groups=8, K B=68, B=32",
+            ),
+            (
+                cascaded(hyper_batch_size=64, num_groups=4),
+                "num_chunks=16 for 8 rows, B=32 .*, num_groups=4",
             ),
             (
                 cascaded(hyper_batch_size=64, uniform_share=0.6),

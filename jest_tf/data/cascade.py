@@ -8,8 +8,9 @@ sampler of `selection.py`, but for a share that is drawn uniformly from the
 rest. What stands at a position is what it would be without (`reading.py`),
 and so are ids, captions and replacements.
 
-The choice is a pure function of (settings, seed, step, sidecars). Every host
-makes the whole of it and keeps its own slice, so none has to hear of another.
+The choice is a pure function of (settings, seed, step, sidecars). Hosts need
+not hear of each other: each makes the choices of the groups that its rows come
+from, and where several have rows of one group, each makes the whole of it.
 """
 
 import numpy as np
@@ -37,6 +38,7 @@ class Cascade:
         settings: as given.
         sidecars: as given.
         size: K B, positions of a hyper-batch.
+        num_groups: G, the parts that are chosen from each on its own.
 
     Raises:
         ValueError: a hyper-batch is larger than the store.
@@ -57,40 +59,43 @@ class Cascade:
         self.settings = settings
         self.sidecars = sidecars
         self.size = settings.hyper_batch_size
+        self.num_groups = settings.num_groups
         self._loss = settings.loss or loss
 
     def choose(
         self,
-        step: tf.Tensor,
+        group: tf.Tensor,
         *,
         store: records.Store,
         order: stream.Order | stream.Mixture,
         seed: int,
         super_batch_size: int,
     ) -> tf.Tensor:
-        """The positions of a step's super-batch, for a `tf.data` graph.
+        """Positions of a super-batch from one group, for a `tf.data` graph.
 
         Args:
-            step: int64 scalar.
+            group: int64 scalar, its number in the stream: those of a step are
+                step G to step G + G - 1.
             store: the records.
             order: of the stream.
             seed: the run's seed.
             super_batch_size: B.
 
         Returns:
-            int64 [B], ascending, in [step K B, (step + 1) K B).
+            int64 [B / G], ascending, of the K B / G from group K B / G on.
         """
+        size = self.size // self.num_groups
 
-        def load(step):
-            start = int(step) * self.size
-            positions = np.arange(start, start + self.size)
+        def load(group):
+            start = int(group) * size
+            positions = np.arange(start, start + size)
             return load_rows(positions, self.sidecars, store, order, seed)
 
         dtype = tf.as_dtype(self.sidecars.dtype)
         positions, image, text = tf.numpy_function(
-            load, [step], [tf.int64, dtype, dtype], stateful=False
+            load, [group], [tf.int64, dtype, dtype], stateful=False
         )
-        shape = [self.size, self.sidecars.dim]
+        shape = [size, self.sidecars.dim]
         places = draw(
             losses.Embeddings(
                 tf.cast(tf.ensure_shape(image, shape), tf.float32),
@@ -99,8 +104,9 @@ class Cascade:
                 tf.constant(self.sidecars.bias, tf.float32),
             ),
             self.settings,
-            batch_size=super_batch_size,
-            seed=(seed, step),
+            batch_size=super_batch_size // self.num_groups,
+            num_uniform=self.settings.num_uniform(super_batch_size),
+            seed=(seed, group),
             loss=self._loss,
         )
         # In the order of the stream, so that every replica gets as many of the
@@ -169,22 +175,24 @@ def draw(
     settings: config_lib.CascadeConfig,
     *,
     batch_size: int,
+    num_uniform: int = 0,
     seed: tuple,
     loss: str,
 ) -> tf.Tensor:
-    """Which rows of a hyper-batch become the super-batch.
+    """Which rows of a group become rows of the super-batch.
 
     Args:
-        reference: embeddings of the hyper-batch, [K B, D].
-        settings: see `config.CascadeConfig`.
-        batch_size: B.
-        seed: two integers, (run seed, step).
+        reference: embeddings of the group, [k, D].
+        settings: how the joint draw is made, see `config.CascadeConfig`.
+        batch_size: b, rows to choose.
+        num_uniform: of them, those that are drawn uniformly from what the
+            joint draw of the others has left.
+        seed: two integers, (run seed, number of the group).
         loss: "sigmoid" or "softmax".
 
     Returns:
-        int32 [B], in the order drawn, the uniform ones last.
+        int32 [b], in the order drawn, the uniform ones last.
     """
-    num_uniform = settings.num_uniform(batch_size)
     seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
     drawn = selection.select_jointly(
         None,
@@ -208,7 +216,7 @@ def draw(
 
 
 def joint_seed(seed: tf.Tensor) -> tf.Tensor:
-    """The seed of the joint draw, from (run seed, step); int32 [2]."""
+    """The seed of the joint draw, from (run seed, group); int32 [2]."""
     return tf.bitwise.bitwise_xor(seed, [_JOINT_SALT, 0])
 
 
@@ -223,8 +231,9 @@ def flops(
     """Floating-point operations of a step's stage 0, on the host.
 
     Those of its matrix products, two a multiply-add, as a model's are counted:
-    each of the K B rows with itself, and in both directions with every row
-    that is drawn jointly.
+    each of the K B rows with itself, and in both directions with every row of
+    its group that is drawn jointly. On one host; of G groups, H hosts make
+    G / H each where H divides G, and all of them where G is 1.
 
     Args:
         settings: see `config.CascadeConfig`; without a hyper-batch it is 0.
@@ -233,5 +242,6 @@ def flops(
     """
     if settings.hyper_batch_size is None:
         return 0
-    jointly = super_batch_size - settings.num_uniform(super_batch_size)
+    jointly = super_batch_size // settings.num_groups
+    jointly -= settings.num_uniform(super_batch_size)
     return 2 * settings.hyper_batch_size * dim * (1 + 2 * jointly)

@@ -37,8 +37,8 @@ Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 _CHUNK = 256
 # One super-batch for the device and one in the making.
 _PREFETCH = 2
-# Choices in the making at a time, where there is a cascade: the rows of one are
-# read while another is made.
+# Groups that a cascade chooses from at a time: the rows of one are read while
+# the choice of another is made.
 _CHOICES = 2
 _MAX_PIXELS = config_lib.DataConfig.max_image_pixels
 _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
@@ -136,9 +136,9 @@ def super_batches(
         embedded=embedded and embedded.valid,
     )
 
-    def choose(step):
+    def choose(group):
         return cascade.choose(
-            step,
+            group,
             store=store,
             order=places,
             seed=seed,
@@ -156,7 +156,10 @@ def super_batches(
             for name, value in batch.items()
         }
 
-    dataset = share.positions(start_step, choose if cascade else None)
+    if cascade:
+        dataset = share.chosen_positions(start_step, choose, cascade.num_groups)
+    else:
+        dataset = share.positions(start_step)
     dataset = _map_in_order(dataset, load)
     dataset = dataset.batch(share.num_chunks, drop_remainder=True).map(join)
     return _finish(dataset)
@@ -249,28 +252,41 @@ class _Share:
         self._super_batch_size = super_batch_size
         self._start = host * self.size
 
-    def positions(self, start_step, choose=None):
-        """A dataset of chunks of this host's positions, int64 [chunk].
+    def positions(self, start_step):
+        """A dataset of chunks of this host's positions, int64 [chunk]."""
+
+        def chunk(index):
+            step, number = index // self.num_chunks, index % self.num_chunks
+            start = step * self._super_batch_size + self._start
+            start += number * self.chunk
+            return start + tf.range(self.chunk, dtype=tf.int64)
+
+        chunks = tf.data.Dataset.counter(start_step * self.num_chunks)
+        return chunks.map(chunk)
+
+    def chosen_positions(self, start_step, choose, num_groups):
+        """As `positions`, of those that are chosen from groups.
 
         Args:
             start_step: the first step.
-            choose: step -> int64 [B], the positions of all hosts; None is
-                those in a row.
+            choose: number of a group -> int64 [B / G], positions of it.
+            num_groups: G, of a step.
         """
-        steps = tf.data.Dataset.counter(start_step)
-        if choose is None:
-            size = self._super_batch_size
-            chosen = steps.map(
-                lambda step: step * size + tf.range(size, dtype=tf.int64)
-            )
-        else:
-            chosen = _map_in_order(steps, choose, _CHOICES)
+        group_size = self._super_batch_size // num_groups
+        first = self._start // group_size
+        count = -(-(self._start + self.size) // group_size) - first
+
+        def group(index):
+            return index // count * num_groups + first + index % count
 
         def own(positions):
-            mine = positions[self._start : self._start + self.size]
+            begin = self._start - first * group_size
+            mine = tf.reshape(positions, [-1])[begin : begin + self.size]
             return tf.reshape(mine, [self.num_chunks, self.chunk])
 
-        return chosen.map(own).unbatch()
+        groups = tf.data.Dataset.counter(start_step * count).map(group)
+        chosen = _map_in_order(groups, choose, _CHOICES)
+        return chosen.batch(count, drop_remainder=True).map(own).unbatch()
 
 
 def _order(store, weights, seed, block_size):
