@@ -29,13 +29,7 @@ from jest_tf import (
     training,
 )
 from jest_tf import config as config_lib
-from jest_tf.data import (
-    cascade,
-    embeddings,
-    pipeline,
-    preprocessing,
-    records,
-)
+from jest_tf.data import cascade, embeddings, pipeline, preprocessing, records
 
 
 def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:

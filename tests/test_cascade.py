@@ -355,10 +355,11 @@ class StreamTest(CascadeTestCase):
 
             for host in range(num_hosts):
                 asked.clear()
-                share = pipeline._Share(12, host, num_hosts)
-                dataset = share.chosen_positions(5, choose, num_groups)
-                (chunk,) = dataset.take(1).as_numpy_iterator()
-                own.extend(chunk)
+                part = 12 // num_hosts
+                rows = slice(part * host, part * (host + 1))
+                dataset = cascade.join_groups(choose, 5, rows, size, num_groups)
+                (found,) = dataset.take(1).as_numpy_iterator()
+                own.extend(found)
                 step_5 = [group - 5 * num_groups for group in sorted(asked)]
                 count = len(groups[host])
                 self.assertEqual(step_5[:count], groups[host])

@@ -13,6 +13,8 @@ not hear of each other: each makes the choices of the groups that its rows come
 from, and where several have rows of one group, each makes the whole of it.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -24,6 +26,10 @@ from jest_tf.data import embeddings, reading, records, stream
 # the same (run seed, step), and its two parts apart from each other.
 _JOINT_SALT = 0x57A6E0
 _UNIFORM_SALT = 0xF1004
+
+# Groups that are chosen from at a time: the rows of one are read while the
+# choice of another is made.
+_CHOICES = 2
 
 
 class Cascade:
@@ -38,7 +44,6 @@ class Cascade:
         settings: as given.
         sidecars: as given.
         size: K B, positions of a hyper-batch.
-        num_groups: G, the parts that are chosen from each on its own.
 
     Raises:
         ValueError: a hyper-batch is larger than the store.
@@ -59,32 +64,55 @@ class Cascade:
         self.settings = settings
         self.sidecars = sidecars
         self.size = settings.hyper_batch_size
-        self.num_groups = settings.num_groups
         self._loss = settings.loss or loss
 
-    def choose(
+    def positions(
         self,
-        group: tf.Tensor,
+        start_step: int,
+        rows: slice,
         *,
         store: records.Store,
         order: stream.Order | stream.Mixture,
         seed: int,
         super_batch_size: int,
-    ) -> tf.Tensor:
-        """Positions of a super-batch from one group, for a `tf.data` graph.
+    ) -> tf.data.Dataset:
+        """The endless dataset of what is read.
 
         Args:
-            group: int64 scalar, its number in the stream: those of a step are
-                step G to step G + G - 1.
+            start_step: the first step.
+            rows: of every super-batch, those that this host reads.
             store: the records.
             order: of the stream.
             seed: the run's seed.
             super_batch_size: B.
 
         Returns:
-            int64 [B / G], ascending, of the K B / G from group K B / G on.
+            A dataset of the chosen positions, int64 [rows], ascending, in
+            [step K B, (step + 1) K B).
         """
-        size = self.size // self.num_groups
+        num_groups = self.settings.num_groups
+        num_rows = super_batch_size // num_groups
+        num_uniform = self.settings.num_uniform(super_batch_size)
+
+        def choose(group):
+            positions, embedded = self._offered(group, store, order, seed)
+            places = draw(
+                embedded,
+                self.settings,
+                batch_size=num_rows,
+                num_uniform=num_uniform,
+                seed=(seed, group),
+                loss=self._loss,
+            )
+            # In the order of the stream, so that every replica gets as many of
+            # the best.
+            return tf.sort(tf.gather(positions, places))
+
+        return join_groups(choose, start_step, rows, num_rows, num_groups)
+
+    def _offered(self, group, store, order, seed):
+        """Positions of a group, and the embeddings of what stands there."""
+        size = self.size // self.settings.num_groups
 
         def load(group):
             start = int(group) * size
@@ -96,22 +124,53 @@ class Cascade:
             load, [group], [tf.int64, dtype, dtype], stateful=False
         )
         shape = [size, self.sidecars.dim]
-        places = draw(
-            losses.Embeddings(
-                tf.cast(tf.ensure_shape(image, shape), tf.float32),
-                tf.cast(tf.ensure_shape(text, shape), tf.float32),
-                tf.constant(self.sidecars.scale, tf.float32),
-                tf.constant(self.sidecars.bias, tf.float32),
-            ),
-            self.settings,
-            batch_size=super_batch_size // self.num_groups,
-            num_uniform=self.settings.num_uniform(super_batch_size),
-            seed=(seed, group),
-            loss=self._loss,
+        return positions, losses.Embeddings(
+            tf.cast(tf.ensure_shape(image, shape), tf.float32),
+            tf.cast(tf.ensure_shape(text, shape), tf.float32),
+            tf.constant(self.sidecars.scale, tf.float32),
+            tf.constant(self.sidecars.bias, tf.float32),
         )
-        # In the order of the stream, so that every replica gets as many of the
-        # best.
-        return tf.sort(tf.gather(positions, places))
+
+
+def join_groups(
+    choose: Callable[[tf.Tensor], tf.Tensor],
+    start_step: int,
+    rows: slice,
+    num_rows: int,
+    num_groups: int,
+) -> tf.data.Dataset:
+    """A host's rows of every super-batch, from the groups that they come from.
+
+    Args:
+        choose: number of a group, int64 scalar -> int64 [num_rows]; those of a
+            step are step G to step G + G - 1.
+        start_step: the first step.
+        rows: of a super-batch, which is what its groups give, one after
+            another.
+        num_rows: that each group gives.
+        num_groups: G.
+
+    Returns:
+        A dataset of int64 [rows], one a step.
+    """
+    first = rows.start // num_rows
+    count = -(-rows.stop // num_rows) - first
+    begin, end = (place - first * num_rows for place in (rows.start, rows.stop))
+
+    def number(index):
+        return index // count * num_groups + first + index % count
+
+    def own(positions):
+        return tf.reshape(positions, [count * num_rows])[begin:end]
+
+    groups = tf.data.Dataset.counter(start_step * count).map(number)
+    chosen = groups.map(
+        # AutoGraph would rewrite the NumPy functions too, and run them slowly.
+        tf.autograph.experimental.do_not_convert(choose),
+        num_parallel_calls=_CHOICES,
+        deterministic=True,
+    )
+    return chosen.batch(count, drop_remainder=True).map(own)
 
 
 def load_rows(

@@ -37,9 +37,6 @@ Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 _CHUNK = 256
 # One super-batch for the device and one in the making.
 _PREFETCH = 2
-# Groups that a cascade chooses from at a time: the rows of one are read while
-# the choice of another is made.
-_CHOICES = 2
 _MAX_PIXELS = config_lib.DataConfig.max_image_pixels
 _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
@@ -136,15 +133,6 @@ def super_batches(
         embedded=embedded and embedded.valid,
     )
 
-    def choose(group):
-        return cascade.choose(
-            group,
-            store=store,
-            order=places,
-            seed=seed,
-            super_batch_size=super_batch_size,
-        )
-
     def load(positions):
         return _load_chunk(
             store, reader, positions, image_sizes, tokenizers, sidecars
@@ -156,10 +144,17 @@ def super_batches(
             for name, value in batch.items()
         }
 
+    dataset = share.positions(start_step)
     if cascade:
-        dataset = share.chosen_positions(start_step, choose, cascade.num_groups)
-    else:
-        dataset = share.positions(start_step)
+        chosen = cascade.positions(
+            start_step,
+            share.rows,
+            store=store,
+            order=places,
+            seed=seed,
+            super_batch_size=super_batch_size,
+        )
+        dataset = share.cut(chosen)
     dataset = _map_in_order(dataset, load)
     dataset = dataset.batch(share.num_chunks, drop_remainder=True).map(join)
     return _finish(dataset)
@@ -250,43 +245,24 @@ class _Share:
         self.chunk = _chunk_size(self.size)
         self.num_chunks = self.size // self.chunk
         self._super_batch_size = super_batch_size
-        self._start = host * self.size
+        self.rows = slice(host * self.size, (host + 1) * self.size)
 
     def positions(self, start_step):
         """A dataset of chunks of this host's positions, int64 [chunk]."""
 
         def chunk(index):
             step, number = index // self.num_chunks, index % self.num_chunks
-            start = step * self._super_batch_size + self._start
+            start = step * self._super_batch_size + self.rows.start
             start += number * self.chunk
             return start + tf.range(self.chunk, dtype=tf.int64)
 
         chunks = tf.data.Dataset.counter(start_step * self.num_chunks)
         return chunks.map(chunk)
 
-    def chosen_positions(self, start_step, choose, num_groups):
-        """As `positions`, of those that are chosen from groups.
-
-        Args:
-            start_step: the first step.
-            choose: number of a group -> int64 [B / G], positions of it.
-            num_groups: G, of a step.
-        """
-        group_size = self._super_batch_size // num_groups
-        first = self._start // group_size
-        count = -(-(self._start + self.size) // group_size) - first
-
-        def group(index):
-            return index // count * num_groups + first + index % count
-
-        def own(positions):
-            begin = self._start - first * group_size
-            mine = tf.reshape(positions, [-1])[begin : begin + self.size]
-            return tf.reshape(mine, [self.num_chunks, self.chunk])
-
-        groups = tf.data.Dataset.counter(start_step * count).map(group)
-        chosen = _map_in_order(groups, choose, _CHOICES)
-        return chosen.batch(count, drop_remainder=True).map(own).unbatch()
+    def cut(self, chosen):
+        """As `positions`, of a dataset of int64 [size], one a step."""
+        shape = [self.num_chunks, self.chunk]
+        return chosen.map(lambda rows: tf.reshape(rows, shape)).unbatch()
 
 
 def _order(store, weights, seed, block_size):
@@ -299,11 +275,11 @@ def _batch_numbers(store, batch_size):
     return tf.data.Dataset.range(-(-len(store) // batch_size))
 
 
-def _map_in_order(dataset, function, num_calls=tf.data.AUTOTUNE):
+def _map_in_order(dataset, function):
     # AutoGraph would rewrite the NumPy functions too, and run them slowly.
     return dataset.map(
         tf.autograph.experimental.do_not_convert(function),
-        num_parallel_calls=num_calls,
+        num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
 
