@@ -745,19 +745,12 @@ class TrainConfig:
                 "'hard_learner'. Received: reference.workdir='', "
                 "reference.sidecars=False"
             )
-        self.cascade.check_super_batch(self.data.super_batch_size)
-        if self.cascade.hyper_batch_size and not self.reference.sidecars:
-            raise ValueError(
-                "`cascade.hyper_batch_size` needs the reference's sidecars: "
-                "write them with `python -m trainers.embed` and set "
-                "`reference.sidecars=true`. Received: hyper_batch_size="
-                f"{self.cascade.hyper_batch_size}, reference.sidecars=False"
-            )
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(
                 "`optimizer.warmup_steps` must be less than `steps`. Received: "
                 f"{self.optimizer.warmup_steps}, steps={self.steps}"
             )
+        self._check_cascade()
         self._check_executions()
         self._check_workers()
         self._check_views()
@@ -803,6 +796,16 @@ class TrainConfig:
                 "`selection.uniform_every` needs "
                 "`distribution.steps_per_execution=1`: the steps of an "
                 f"execution are one kind. Received: {together}"
+            )
+
+    def _check_cascade(self):
+        self.cascade.check_super_batch(self.data.super_batch_size)
+        if self.cascade.hyper_batch_size and not self.reference.sidecars:
+            raise ValueError(
+                "`cascade.hyper_batch_size` needs the reference's sidecars: "
+                "write them with `python -m trainers.embed` and set "
+                "`reference.sidecars=true`. Received: hyper_batch_size="
+                f"{self.cascade.hyper_batch_size}, reference.sidecars=False"
             )
 
     def _check_workers(self):
