@@ -204,7 +204,7 @@ class Ledger(checkpoint.StepCallback):
             metric.name
             for metric in self.model.metrics
             if isinstance(metric, keras.metrics.Mean)
-            and not float(metric.count)
+            and not metric.count.numpy()
         }
         for name, value in self.model.get_metrics_result().items():
             if name in silent:  # no draw was scored since the line before
