@@ -88,6 +88,7 @@ class ArrayRecords:
 
     name = "array_record"
     index_key = "array_record"
+    index_variant = ""
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ how records lie in a shard, with two methods:
     scan(path, advance) -> Entries        # once, to index the shard
     read(path, spans) -> list             # a Record or Fault for each span
 
-and the attributes `name`, `index_key`, all that an index depends on, and
+and the attributes `name`, `index_key`, all that an index depends on,
+`index_variant`, the part of it that is set and not told by the file, and
 `fields`, all that a record depends on beside the shard. A span is two integers
 that say where a record lies; in formats that are sequences of bytes
 (`tfrecords.py`, `tars.py`, CSV in `tables.py`) they are its offset and size.

@@ -61,6 +61,7 @@ class Delimited:
     """
 
     name = "table"
+    index_variant = ""
 
     def __init__(
         self,
@@ -192,6 +193,7 @@ class Parquet:
     """
 
     name = "table"
+    index_variant = ""
 
     def __init__(
         self, image_field: str = "", caption_fields: Sequence[str] = ()

@@ -40,6 +40,7 @@ class TFRecords:
 
     name = "tfrecord"
     index_key = "tfrecord"
+    index_variant = ""
 
     def __init__(
         self,
