@@ -73,7 +73,7 @@ class FuzzTestCase(tf.test.TestCase):
         self.assertEqual(store.ids(np.arange(len(store))).shape, (len(store),))
         return found
 
-    def fuzz(self, path, count, unharmed):
+    def fuzz(self, path, count, unharmed, checked=False):
         """Damages a shard and checks what is left.
 
         Args:
@@ -81,6 +81,8 @@ class FuzzTestCase(tf.test.TestCase):
             count: mutations.
             unharmed: a function of the range of damage that gives the rows
                 that must be left.
+            checked: whether records have checksums, so that none is left
+                that was not there before.
         """
         with open(path, "rb") as file:
             data = file.read()
@@ -101,6 +103,12 @@ class FuzzTestCase(tf.test.TestCase):
                     whole[row] in found,
                     f"record {row} is lost to damage of [{start}, {stop})",
                 )
+            if checked:
+                for one in found:
+                    self.assertTrue(
+                        isinstance(one, records.Fault) or one in whole,
+                        f"damage of [{start}, {stop}) passes for a record",
+                    )
         return refused
 
 
@@ -123,7 +131,7 @@ class TFRecordFuzzTest(FuzzTestCase):
             # A shard without any sound frame is refused.
             return before + after
 
-        return self.fuzz(path, count, unharmed)
+        return self.fuzz(path, count, unharmed, checked=True)
 
     def test_frames_outside_of_the_damage_survive(self):
         self.fuzz_frames(300)

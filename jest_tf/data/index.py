@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from jest_tf.data import shards
+from jest_tf.data import patience, shards
 
 _MAGIC = b"JESTTFIX"
 _VERSION = 1
@@ -102,7 +102,7 @@ def open_indexes(
 
     def check(path, form):
         with _naming(path):
-            header = _describe(path, form)
+            header = patience.call(lambda: _describe(path, form))
         place = index_path(path, index_dir, form.index_variant)
         loaded = _load(place, header)
         if loaded is None:
