@@ -314,8 +314,11 @@ class EvaluationConfig:
 
     Attributes:
         data: paths or globs of shards or tables to evaluate on, each a set of
-            its own, named after its files; formats and fields are told by
-            the files, not taken from `data`.
+            its own, named after its files.
+        format: of that data, as `data.format`, which None takes.
+        image_field: of that data, as `data.image_field`, which None takes.
+        caption_fields: of that data, as `data.caption_fields`, which None
+            takes.
         every_steps: steps from one evaluation to the next; None evaluates
             only at the end.
         batch_size: examples a forward pass.
@@ -325,6 +328,9 @@ class EvaluationConfig:
     """
 
     data: tuple[str, ...] = ()
+    format: str | None = None
+    image_field: str | None = None
+    caption_fields: tuple[str, ...] | None = None
     every_steps: int | None = None
     batch_size: int = 256
     prompts: tuple[str, ...] = ("{}",)
@@ -333,6 +339,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         settings.check_types(self, "evaluation")
+        settings.check_one_of(self, "evaluation", "format", (None, *FORMATS))
         settings.check_at_least(
             self,
             "evaluation",
@@ -494,6 +501,20 @@ class TrainConfig:
     def batch_size(self) -> int:
         """Examples trained a step, b."""
         return self.selection.batch_size or self.data.super_batch_size
+
+    @property
+    def evaluation_data(self) -> DataConfig:
+        """`data` as it is where `evaluation.data` is read."""
+        own = {
+            name: getattr(self.evaluation, name)
+            for name in ("format", "image_field", "caption_fields")
+        }
+        return dataclasses.replace(
+            self.data,
+            train=self.evaluation.data,
+            weights=(),
+            **{name: one for name, one in own.items() if one is not None},
+        )
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
