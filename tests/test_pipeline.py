@@ -345,6 +345,22 @@ class SuperBatchesTest(PipelineTestCase):
                 ]
                 self.assert_equal_batches(joined, whole[1:])
 
+    def test_64_hosts_read_each_position_of_a_super_batch_once_in_order(self):
+        # Super-batch 3 of B = 5,120 is of the positions from 15,360 on, and a
+        # record depends on nothing but its position.
+        for num_hosts in (1, 2, 64):
+            positions = []
+            for host in range(num_hosts):
+                share = pipeline._Share(5120, host, num_hosts)
+                first = 3 * share.num_chunks
+                positions += [
+                    share.positions(first + chunk)
+                    for chunk in range(share.num_chunks)
+                ]
+            self.assertAllEqual(
+                np.concatenate(positions), np.arange(15_360, 20_480)
+            )
+
     def test_blocks_and_weights_follow_their_order(self):
         positions = np.arange(40)
         rows = self.rows_of(self.super_batches(10, shuffle_block_size=2))

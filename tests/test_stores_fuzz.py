@@ -173,6 +173,29 @@ class TarFuzzTest(FuzzTestCase):
         self.fuzz_samples(2000)
 
 
+class ArrayRecordFuzzTest(FuzzTestCase):
+    def fuzz_records(self, count):
+        module = pytest.importorskip("array_record.python.array_record_module")
+        path = os.path.join(self.directory, "a.array_record")
+        writer = module.ArrayRecordWriter(path, "group_size:1")
+        for i in range(NUM_RECORDS):
+            image, caption = self.texts(i)
+            writer.write(
+                test_records.serialize(image=image, caption=caption, id=i)
+            )
+        writer.close()
+        # Which records survive is the package's business. None may be another.
+        self.fuzz(path, count, lambda *damage: [], checked=True)
+
+    def test_no_damage_crashes_or_passes_for_a_record(self):
+        self.fuzz_records(300)
+
+    @pytest.mark.slow
+    def test_no_damage_passes_for_a_record_thousands_of_times(self):
+        self.rng = np.random.default_rng(1)
+        self.fuzz_records(2000)
+
+
 class TableFuzzTest(FuzzTestCase):
     def write_pictures(self):
         for i in range(NUM_RECORDS):

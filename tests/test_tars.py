@@ -183,6 +183,20 @@ class SamplesTest(TarsTestCase):
             found = os.listdir(index_dir or folder)
             self.assertLen([n for n in found if n.endswith(".index")], 2)
 
+    def test_tars_on_a_remote_file_system(self):
+        members = []
+        for i in range(40):
+            image = bytes([i]) * 5000
+            members += sample(f"{i:02}", image=image, caption=f"{i}", n="x")
+        local = self.store(members)
+        folder = f"ram://{os.path.basename(os.path.dirname(self.path))}"
+        tf.io.gfile.makedirs(folder)
+        tf.io.gfile.copy(self.path, f"{folder}/a.tar")
+        remote = records.open_store(f"{folder}/*.tar")
+        rows = np.random.default_rng(0).permutation(40)
+        self.assertEqual(remote.read(rows), local.read(rows))
+        self.assertEqual(remote.read([7])[0].captions, (b"7",))
+
     def test_long_names_of_every_tar_format_are_read(self):
         key = "d" * 80 + "/" + "ü" * 60 + "k" * 40
         for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
