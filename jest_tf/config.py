@@ -521,8 +521,11 @@ class EvaluationConfig:
 
     Attributes:
         data: paths or globs of shards or tables to evaluate on, each a set of
-            its own, named after its files; formats and fields are told by
-            the files, not taken from `data`.
+            its own, named after its files.
+        format: of that data, as `data.format`, which None takes.
+        image_field: of that data, as `data.image_field`, which None takes.
+        caption_fields: of that data, as `data.caption_fields`, which None
+            takes.
         every_steps: steps from one evaluation to the next; None evaluates
             only at the end.
         batch_size: examples a forward pass.
@@ -532,6 +535,9 @@ class EvaluationConfig:
     """
 
     data: tuple[str, ...] = ()
+    format: str | None = None
+    image_field: str | None = None
+    caption_fields: tuple[str, ...] | None = None
     every_steps: int | None = None
     batch_size: int = 256
     prompts: tuple[str, ...] = ("{}",)
@@ -540,6 +546,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         settings.check_types(self, "evaluation")
+        settings.check_one_of(self, "evaluation", "format", (None, *FORMATS))
         settings.check_at_least(
             self,
             "evaluation",
@@ -752,6 +759,20 @@ class TrainConfig:
         views = (self.selection.view, *self.model.views)
         return tuple(
             sorted({view.patch_size for view in views if view.patch_size})
+        )
+
+    @property
+    def evaluation_data(self) -> DataConfig:
+        """`data` as it is where `evaluation.data` is read."""
+        own = {
+            name: getattr(self.evaluation, name)
+            for name in ("format", "image_field", "caption_fields")
+        }
+        return dataclasses.replace(
+            self.data,
+            train=self.evaluation.data,
+            weights=(),
+            **{name: one for name, one in own.items() if one is not None},
         )
 
 

@@ -96,7 +96,9 @@ def _train(config, workdir, signals):
     )
     with strategy.scope():
         teacher, sidecars = _reference(config, store)
-    evaluation_stores = evaluation.open_stores(config.evaluation.data)
+    evaluation_stores = evaluation.open_stores(
+        config.evaluation.data, config.evaluation_data
+    )
     _check_keep_best(config, evaluation_stores)
     writes = strategy.extended.should_checkpoint
     with (

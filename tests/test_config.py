@@ -58,6 +58,8 @@ REFUSED = [
     ("evaluation", {"every_steps": 0}, "must be at least 1. Received: 0"),
     ("evaluation", {"batch_size": 0}, "must be at least 1. Received: 0"),
     ("evaluation", {"log_every_steps": 0}, "must be at least 1. Received: 0"),
+    ("evaluation", {"format": "zip"}, "must be one of.*'zip'"),
+    ("evaluation", {"caption_fields": "a"}, "of type tuple.*'a'"),
     ("evaluation", {"prompts": ("{}", "a")}, "each hold one \"{}\".*'a'"),
     ("evaluation", {"prompts": ("{} {}",)}, "each hold one \"{}\".*'{} {}'"),
     ("checkpoint", {"every_steps": 0}, "must be at least 1. Received: 0"),
