@@ -185,7 +185,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         """
         if "id" not in self._drawn:
             return None
-        ids, places = self._drawn["id"], self._drawn["place"]
+        ids = distribution.join_halves(self._drawn["id"])
+        places = self._drawn["place"]
         if len(ids) < self._batch_size:  # the other workers have the rest
             strategy = self.distribute_strategy
             ids, places = (
