@@ -241,6 +241,32 @@ def replica_id() -> tf.Tensor:
     return tf.cast(number, tf.int32)
 
 
+def has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether several processes, of TF_CONFIG, run each step together."""
+    workers = tf.distribute.MultiWorkerMirroredStrategy
+    return isinstance(strategy, workers) and strategy.num_replicas_in_sync > 1
+
+
+def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
+    """`wish -> whether any worker has it`, between steps of `fit`.
+
+    All workers are to ask at the same place, and get the same answer; it takes
+    an all-reduce of an integer. Where there is one, its wish is the answer.
+    """
+    if not has_workers(strategy):
+        return bool
+
+    @tf.function
+    def count(wish):
+        def on_replica():
+            return current().all_reduce(wish)
+
+        counts = strategy.run(on_replica)
+        return strategy.experimental_local_results(counts)[0]
+
+    return lambda wish: int(count(tf.constant(int(wish)))) > 0
+
+
 class TrainerHooks:
     """Mixin that lets `keras.Model.fit` run on several replicas.
 
