@@ -72,7 +72,7 @@ class Signals(keras.callbacks.Callback):
                 # None is a handler that wasn't set from Python.
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = before
-                    signal.signal(number, self._handle)
+            self._take()
         return self
 
     def __exit__(self, *_):
@@ -99,6 +99,9 @@ class Signals(keras.callbacks.Callback):
                 had; asked by all at the end of each execution.
         """
         self._any_worker = any_worker
+        # TensorFlow's service for workers has taken SIGTERM for itself, and
+        # does nothing with it.
+        self._take()
 
     def on_train_begin(self, logs=None):
         """Starts anew with every `fit`."""
@@ -124,6 +127,10 @@ class Signals(keras.callbacks.Callback):
         """No other worker waits for what comes after the last step."""
         self._at_once = True
         self._raise_if_received()
+
+    def _take(self):
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def _raise_if_received(self):
         if self.received:
