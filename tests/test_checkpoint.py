@@ -147,7 +147,7 @@ class SavingTest(CheckpointTestCase):
                 agree=agree,
             )
             callback.on_train_begin()
-            for batch, seconds in enumerate((30.0, 70.0, 90.0, 200.0)):
+            for batch, seconds in enumerate((30.0, 95.0, 99.0, 200.0)):
                 clock.return_value = seconds
                 callback.on_train_batch_end(batch)
         # The third step is due anyway, which nobody has to be asked.
