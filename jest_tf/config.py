@@ -571,7 +571,7 @@ class CheckpointConfig:
         every_steps: steps from one checkpoint to the next, a multiple of
             `distribution.steps_per_execution`; the last step is always saved.
         every_minutes: also save when so many minutes have passed since the
-            last; None does not.
+            last, by the clock of the worker that writes; None does not.
         keep: checkpoints that are kept, the newest.
         keep_best: a measure of `evaluation.data`, named as in
             `evaluation.jsonl`; the checkpoint of the step where it was highest
@@ -677,7 +677,6 @@ class TrainConfig:
                 f"{self.optimizer.warmup_steps}, steps={self.steps}"
             )
         self._check_executions()
-        self._check_workers()
         self._check_views()
         self._check_phases()
 
@@ -721,17 +720,6 @@ class TrainConfig:
                 "`selection.uniform_every` needs "
                 "`distribution.steps_per_execution=1`: the steps of an "
                 f"execution are one kind. Received: {together}"
-            )
-
-    def _check_workers(self):
-        several = self.distribution.strategy == "multi_worker_mirrored"
-        if several and self.checkpoint.every_minutes is not None:
-            raise ValueError(
-                "`checkpoint.every_minutes` goes by the clock of each worker, "
-                "but all have to save at the same step: use "
-                "`checkpoint.every_steps` with `distribution.strategy="
-                "'multi_worker_mirrored'`. Received: every_minutes="
-                f"{self.checkpoint.every_minutes}"
             )
 
     def _check_executions(self):

@@ -457,16 +457,6 @@ class RefusalsTest(tf.test.TestCase):
                 },
                 "`checkpoint.every_steps` must be a multiple of .*6, steps_per",
             ),
-            (
-                {
-                    "checkpoint": config.CheckpointConfig(every_minutes=5.0),
-                    "distribution": config.DistributionConfig(
-                        strategy="multi_worker_mirrored"
-                    ),
-                },
-                "`checkpoint.every_minutes` goes by the clock of each worker"
-                ".*every_minutes=5.0",
-            ),
         ):
             with self.subTest(message=message):
                 with self.assertRaisesRegex(ValueError, message):
