@@ -39,13 +39,20 @@ def digest(ids: np.ndarray) -> str:
     return hashlib.blake2b(ordered.tobytes(), digest_size=8).hexdigest()
 
 
-def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
-    """Examples drawn, scored and trained in the first `step` steps."""
-    drawn = step * config.data.super_batch_size
-    scored = drawn if config.selection.scores else 0
+def examples_at(
+    config: config_lib.TrainConfig, step: int, stopped_at: int | None = None
+) -> dict[str, int]:
+    """Examples drawn, scored and trained in the first `step` steps.
+
+    Args:
+        config: the run.
+        step: steps done.
+        stopped_at: `JESTModel.stopped_at`.
+    """
+    size = config.data.super_batch_size
     return {
-        "examples/drawn": drawn,
-        "examples/scored": scored,
+        "examples/drawn": step * size,
+        "examples/scored": config.selection.num_scored(step, size, stopped_at),
         "examples/trained": step * config.batch_size,
     }
 
@@ -191,7 +198,7 @@ class Ledger(checkpoint.StepCallback):
         ids = self.model.drawn_ids
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
-        row |= examples_at(self._config, step)
+        row |= examples_at(self._config, step, self.model.stopped_at)
         row |= self._times.since_last()
         row["seconds"] = round(self._seconds(), 3)
         self._append(checkpoint.METRICS_FILE, row)

@@ -154,6 +154,33 @@ class DefaultsTest(tf.test.TestCase):
         subprocess.run([sys.executable, "-c", code, folder], check=True)
 
 
+class ViewTest(tf.test.TestCase):
+    def test_views_of_equal_values_are_equal_and_can_be_keys(self):
+        self.assertEqual(config.View(patch_size=8), config.View(8))
+        self.assertLen({config.View(), config.View(), config.View(8)}, 2)
+
+    def test_values_out_of_range_are_refused(self):
+        for message, settings in (
+            ("`view.patch_size` must be at least 1.*: 0", {"patch_size": 0}),
+            ("`view.patch_size` must be of.*: 8.0", {"patch_size": 8.0}),
+            ("`view.image_size` must be at least 1.*-1", {"image_size": -1}),
+            (
+                r"`view.keep_tokens` must be in \(0, 1\].*0.0",
+                {"keep_tokens": 0.0},
+            ),
+            (
+                r"`view.keep_tokens` must be in \(0, 1\].*1.5",
+                {"keep_tokens": 1.5},
+            ),
+            (
+                "`view.keep_tokens` must be finite",
+                {"keep_tokens": float("nan")},
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                config.View(**settings)
+
+
 class RefusalsTest(tf.test.TestCase):
     def test_every_setting_that_does_not_fit_is_named_with_what_would(self):
         for group, settings, message in REFUSED + WRONG_TYPES:

@@ -12,7 +12,9 @@ import oracles
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, losses, models, selection, training
+import jest_tf
+from jest_tf import config, losses, selection, training
+from jest_tf.data import preprocessing
 
 SEED, RATE = 7, 0.5
 JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
@@ -510,7 +512,10 @@ class FitTest(TrainingTestCase):
     def test_the_same_rows_are_drawn_under_xla_and_in_eager_mode(self):
         batches = tiny.super_batches(3)
         graph, compiled, eager = (
-            build(augment=training.Augmentation(flip=True, min_area=1.0), **how)
+            build(
+                augment=preprocessing.Augmentation(flip=True, min_area=1.0),
+                **how,
+            )
             for how in (
                 {"run_eagerly": False},
                 {"run_eagerly": False, "jit_compile": True},
@@ -688,8 +693,8 @@ class SavingTest(TrainingTestCase):
                 loss="softmax",
                 loss_block_size=3,
                 micro_batch_size=2,
-                augment=training.Augmentation(flip=True, min_area=0.5),
-                optimizer=training.AdamW(0.05, weight_decay=0.1),
+                augment=preprocessing.Augmentation(flip=True, min_area=0.5),
+                optimizer=jest_tf.AdamW(0.05, weight_decay=0.1),
                 run_eagerly=False,
             )
             fit(model, batches[:2])
@@ -748,148 +753,6 @@ class SavingTest(TrainingTestCase):
         self.assertAllClose(small, large, atol=200)
 
 
-class OptimizerTest(TrainingTestCase):
-    def test_the_rate_warms_up_and_falls_along_a_cosine(self):
-        def rate(step, peak, warmup, steps):
-            if step < warmup:
-                return peak * step / warmup
-            share = (step - warmup) / (steps - warmup)
-            return peak * 0.5 * (1 + math.cos(math.pi * share))
-
-        for warmup, steps in ((10, 50), (0, 40), (1, 2)):
-            optimizer = training.build_optimizer(
-                config.OptimizerConfig(learning_rate=0.3, warmup_steps=warmup),
-                steps,
-            )
-            for step in {0, 1, warmup, steps // 2, steps - 1, steps}:
-                optimizer.iterations.assign(step)
-                self.assertAllClose(
-                    optimizer.learning_rate,
-                    rate(step, 0.3, warmup, steps),
-                    1e-5,
-                    1e-7,
-                )
-
-    def test_settings_reach_the_optimizer(self):
-        optimizer = training.build_optimizer(
-            config.OptimizerConfig(
-                weight_decay=0.5, beta_1=0.8, beta_2=0.7, clip_norm=3.0
-            ),
-            10,
-        )
-        found = optimizer.get_config()
-        self.assertAllClose(
-            [
-                found[name]
-                for name in (
-                    "weight_decay",
-                    "beta_1",
-                    "beta_2",
-                    "global_clipnorm",
-                )
-            ],
-            [0.5, 0.8, 0.7, 3.0],
-        )
-
-    def test_kernels_alone_decay(self):
-        learner = tiny.learner(
-            0, extra=[keras.layers.LayerNormalization()], learn_bias=True
-        )
-        optimizer = training.AdamW(0.1, weight_decay=0.5)
-        variables = learner.trainable_variables
-        for variable in variables:
-            variable.assign(tf.ones_like(variable))
-        optimizer.build(variables)
-        for _ in range(3):
-            optimizer.apply(
-                [tf.zeros(variable.shape) for variable in variables], variables
-            )
-        kernels = 0
-        for variable in variables:
-            is_kernel = variable.name == "kernel"
-            kernels += is_kernel
-            # Decoupled: each step takes rate * decay of the weight.
-            value = (1 - 0.1 * 0.5) ** 3 if is_kernel else 1.0
-            self.assertAllClose(variable, np.full(variable.shape, value))
-        self.assertEqual(kernels, 2)
-
-    def test_a_preset_decays_its_matrices(self):
-        settings = config.TrainConfig(
-            data=config.DataConfig(image_size=8, text_length=3),
-            model=config.ModelConfig(preset="tiny"),
-        )
-        learner = models.build_learner(settings, 12)
-        optimizer = training.AdamW(0.1, weight_decay=0.5)
-        optimizer.build(learner.trainable_variables)
-        for variable in learner.trainable_variables:
-            decays = optimizer._use_weight_decay(variable)
-            if len(variable.shape) < 2:
-                self.assertFalse(decays, variable.path)
-            elif not any(
-                word in variable.path
-                for word in ("position", "table", "embedding", "probe")
-            ):
-                self.assertTrue(decays, variable.path)
-            else:
-                self.assertEqual(
-                    decays, variable.name == "kernel", variable.path
-                )
-
-    def test_the_gradient_is_clipped_to_its_global_norm(self):
-        (batch,) = tiny.super_batches()
-        learner, twin = tiny.learner(0), tiny.learner(0)
-        optimizer = keras.optimizers.SGD(RATE, global_clipnorm=0.1)
-        fit(build(learner, None, None, optimizer=optimizer), [batch])
-        with tf.GradientTape() as tape:
-            value = losses.sigmoid_loss(twin(batch))
-        gradients = [
-            tf.convert_to_tensor(gradient).numpy()
-            for gradient in tape.gradient(value, twin.trainable_variables)
-        ]
-        norm = math.sqrt(sum(np.square(one).sum() for one in gradients))
-        self.assertGreater(norm, 0.1)
-        for variable, gradient in zip(
-            twin.trainable_variables, gradients, strict=True
-        ):
-            variable.assign_sub(RATE * 0.1 / norm * gradient)
-        self.assert_same_weights(learner, twin, **TOLERANCE)
-
-    def test_build_model_is_the_run_that_a_config_describes(self):
-        settings = config.TrainConfig(
-            seed=3,
-            steps=4,
-            data=config.DataConfig(
-                super_batch_size=12, flip=False, min_crop_area=0.5
-            ),
-            model=config.ModelConfig(
-                loss="softmax",
-                equal_captions="positive",
-                loss_block_size=2,
-                micro_batch_size=2,
-            ),
-            reference=config.ReferenceConfig("somewhere"),
-            selection=JOINT,
-            optimizer=config.OptimizerConfig(learning_rate=0.1),
-            distribution=config.DistributionConfig(steps_per_execution=2),
-        )
-        batches = tiny.super_batches(2)
-        model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
-        by_hand = build(
-            loss="softmax",
-            equal_captions="positive",
-            loss_block_size=2,
-            seed=3,
-            augment=training.Augmentation(flip=False, min_area=0.5),
-            optimizer=training.build_optimizer(settings.optimizer, 4),
-        )
-        fit(model, batches)
-        fit(by_hand, batches)
-        self.assert_same_weights(model, by_hand, **TOLERANCE)
-        self.assertEqual(model.steps_per_execution, 2)
-        self.assertEqual(model.micro_batch_size, 2)
-        self.assertFalse(model.jit_compile)
-
-
 class RefusalsTest(TrainingTestCase):
     def test_settings_that_do_not_fit_are_refused_when_built(self):
         with self.assertRaisesRegex(
@@ -940,3 +803,59 @@ class RefusalsTest(TrainingTestCase):
 
 if __name__ == "__main__":
     tf.test.main()
+
+
+class RecipeTest(TrainingTestCase):
+    def test_the_gradient_is_clipped_to_its_global_norm(self):
+        (batch,) = tiny.super_batches()
+        learner, twin = tiny.learner(0), tiny.learner(0)
+        optimizer = keras.optimizers.SGD(RATE, global_clipnorm=0.1)
+        fit(build(learner, None, None, optimizer=optimizer), [batch])
+        with tf.GradientTape() as tape:
+            value = losses.sigmoid_loss(twin(batch))
+        gradients = [
+            tf.convert_to_tensor(gradient).numpy()
+            for gradient in tape.gradient(value, twin.trainable_variables)
+        ]
+        norm = math.sqrt(sum(np.square(one).sum() for one in gradients))
+        self.assertGreater(norm, 0.1)
+        for variable, gradient in zip(
+            twin.trainable_variables, gradients, strict=True
+        ):
+            variable.assign_sub(RATE * 0.1 / norm * gradient)
+        self.assert_same_weights(learner, twin, **TOLERANCE)
+
+    def test_build_model_is_the_run_that_a_config_describes(self):
+        settings = config.TrainConfig(
+            seed=3,
+            steps=4,
+            data=config.DataConfig(
+                super_batch_size=12, flip=False, min_crop_area=0.5
+            ),
+            model=config.ModelConfig(
+                loss="softmax",
+                equal_captions="positive",
+                loss_block_size=2,
+                micro_batch_size=2,
+            ),
+            reference=config.ReferenceConfig("somewhere"),
+            selection=JOINT,
+            optimizer=config.OptimizerConfig(learning_rate=0.1),
+            distribution=config.DistributionConfig(steps_per_execution=2),
+        )
+        batches = tiny.super_batches(2)
+        model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
+        by_hand = build(
+            loss="softmax",
+            equal_captions="positive",
+            loss_block_size=2,
+            seed=3,
+            augment=preprocessing.Augmentation(flip=False, min_area=0.5),
+            optimizer=jest_tf.build_optimizer(settings.optimizer, 4),
+        )
+        fit(model, batches)
+        fit(by_hand, batches)
+        self.assert_same_weights(model, by_hand, **TOLERANCE)
+        self.assertEqual(model.steps_per_execution, 2)
+        self.assertEqual(model.micro_batch_size, 2)
+        self.assertFalse(model.jit_compile)
