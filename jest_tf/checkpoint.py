@@ -27,6 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 DRAWS_FILE = "draws.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
 FAULTS_FILE = "faults.jsonl"
+FLOPS_FILE = "flops.json"
 TENSORBOARD_FOLDER = "tensorboard"
 
 _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE)
@@ -150,6 +151,9 @@ class Checkpoints(StepCallback):
         start_step: steps done before this `fit`.
         last_step: the step that ends the run.
         guard: makes what a save is done within, so that no signal breaks it.
+
+    Attributes:
+        seconds: spent saving.
     """
 
     def __init__(
@@ -165,6 +169,7 @@ class Checkpoints(StepCallback):
         guard: Callable = contextlib.nullcontext,
     ):
         super().__init__(start_step)
+        self.seconds = 0.0
         self._guard = guard
         self._workdir = workdir
         self._folder = os.path.join(workdir, _FOLDER)
@@ -223,8 +228,10 @@ class Checkpoints(StepCallback):
             NotFinite: where a weight or the optimizer's state is not finite;
                 nothing is written.
         """
+        started = time.monotonic()
         with self._guard():
             self._save()
+        self.seconds += time.monotonic() - started
 
     def _save(self):
         path = os.path.join(self._folder, _NAME.format(self.step))

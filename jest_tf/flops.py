@@ -12,7 +12,7 @@ an operation costs is in `operations.py`, how the paper counts in `columns`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -126,6 +126,49 @@ def columns(
         "no_reuse": no_reuse,
         "reuse": no_reuse - (score * reused // scored if scored else 0),
     }
+
+
+class StepGraphs:
+    """The graphs that training steps of several kinds were traced in."""
+
+    def __init__(self):
+        self._graphs = {}
+        self._columns = {}
+
+    def note(self, kind: Hashable, *, scored: int = 0, reused: int = 0) -> None:
+        """Keeps the graph in which a step is being traced; none if it is run.
+
+        Args:
+            kind: of the step.
+            scored: see `columns`; likewise `reused`.
+        """
+        if tf.executing_eagerly():
+            return
+        graph = tf.compat.v1.get_default_graph()
+        known, times, _ = self._graphs.get(kind, (None, 0, {}))
+        # Replicas of a process are traced one after the other in one graph.
+        times = times + 1 if known is graph else 1
+        self._graphs[kind] = graph, times, {"scored": scored, "reused": reused}
+        self._columns.pop(kind, None)
+
+    def count(self, num_replicas: int) -> dict[Hashable, dict[str, int]]:
+        """`columns` of a step of each kind, on all replicas together.
+
+        Raises:
+            ValueError: as the function `count`.
+        """
+        for kind, (graph, times, rows) in self._graphs.items():
+            if kind in self._columns:
+                continue
+            # On TPUs one replica is traced for all, and each of several workers
+            # traces its own.
+            others = num_replicas // times
+            counts = {
+                name: Flops().plus(one, others)
+                for name, one in count(graph).items()
+            }
+            self._columns[kind] = columns(counts, **rows)
+        return dict(self._columns)
 
 
 def total(counts: dict[str, Flops]) -> Flops:

@@ -20,6 +20,7 @@ from jest_tf import config as config_lib
 from jest_tf import (
     distribution,
     exchange,
+    flops,
     losses,
     microbatch,
     optimizer,
@@ -174,6 +175,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         }
         self._counted = ()
         self._drawn = {}
+        self._graphs = flops.StepGraphs()
         self._schedule = None
         if selection is not None:
             self._check_view(selection.view)
@@ -227,6 +229,49 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             places[:, tf.newaxis],
             ids,
         )
+
+    def step_parts(self) -> dict[str, Callable]:
+        """What a step does, on one replica, in parts that can run alone.
+
+        Returns:
+            With a selection that scores, `score`, which maps a super-batch to
+            the embeddings that `score` gives, and `select`, which maps these to
+            a draw; and `train`, a step that draws uniformly and scores nothing,
+            super-batch to metrics.
+        """
+        parts = {}
+        settings = self._first_that_scores()
+        if settings is not None and settings.scores:
+
+            def score(super_batch):
+                if settings.candidates:
+                    super_batch = self._candidates(super_batch, settings, None)
+                return self.score(super_batch, settings)
+
+            def select(embeddings):
+                return self._choose(embeddings, [self.seed, 0], settings)
+
+            parts |= {"score": score, "select": select}
+        if settings is not None:
+            settings = dataclasses.replace(settings, method="uniform")
+        train = functools.partial(self._train_step, settings=settings)
+        return parts | {"train": lambda super_batch: train(super_batch)[0]}
+
+    def step_flops(
+        self,
+    ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
+        """FLOPs of a step on all replicas, by what it chooses by.
+
+        They are read from the steps' graphs: those of steps that have been
+        traced are known, and none where they are run eagerly.
+
+        Returns:
+            `flops.columns`, by settings without a schedule.
+
+        Raises:
+            ValueError: as `flops.count`.
+        """
+        return self._graphs.count(self.distribute_strategy.num_replicas_in_sync)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -342,22 +387,9 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         Raises:
             ValueError: on settings that do not fit together or to the batch.
         """
-        replicas = distribution.current()
         settings = settings or self._first_that_scores()
-        learner, frozen = self.score(super_batch, settings)
-        return selection.SAMPLERS[settings.method](
-            learner,
-            frozen,
-            batch_size=settings.batch_size,
-            num_chunks=settings.num_chunks,
-            seed=seed,
-            criterion=settings.criterion,
-            loss=settings.loss or self.loss_name,
-            first_chunk=settings.first_chunk,
-            gain=settings.gain,
-            quota=settings.quota,
-            replicas=replicas,
-        )
+        embeddings = self.score(super_batch, settings)
+        return self._choose(embeddings, seed, settings)
 
     def score(
         self,
@@ -403,13 +435,15 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         # What the criterion doesn't need isn't paid for.
         learner, frozen = None, None
         if settings.needs_learner:
-            learner = microbatch.embed(
-                lambda part: self.learner(part, training=False, **options),
-                super_batch,
-                size,
-            )
+            with flops.stage("score"):
+                learner = microbatch.embed(
+                    lambda part: self.learner(part, training=False, **options),
+                    super_batch,
+                    size,
+                )
         if settings.needs_reference:
-            frozen = microbatch.embed(self._reference, super_batch, size)
+            with flops.stage("reference"):
+                frozen = microbatch.embed(self._reference, super_batch, size)
         return learner, frozen
 
     def save_own_variables(self, store):
@@ -517,6 +551,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         """The logs, and the ids and places of the rows trained on here."""
         super_batch = self._batch_of(data)
         replicas = distribution.current()
+        self._note_graph(super_batch, settings, replicas)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
         self._count_replaced(super_batch)
@@ -665,6 +700,40 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             {name: tf.gather(value, rows) for name, value in together.items()},
             tf.gather(places, rows),
         )
+
+    def _note_graph(self, super_batch, settings, replicas):
+        """Keeps the graph that a step is traced in, for its FLOPs."""
+        if settings is None or not settings.scores:
+            self._graphs.note(settings)
+            return
+        rows = _times_replicas(super_batch["image"].shape[0] or 0, replicas)
+        own = getattr(self.learner, "image_tower", None)
+        own = getattr(own, "patch_size", None)
+        *views, scored_in = (
+            dataclasses.replace(view, patch_size=view.patch_size or own)
+            for view in (*(self.views or [config_lib.View()]), settings.view)
+        )
+        self._graphs.note(
+            settings,
+            scored=settings.candidates or rows,
+            reused=settings.batch_size * views.count(scored_in) // len(views),
+        )
+
+    def _choose(self, embeddings, seed, settings):
+        """The draw of `select`, given what `score` has found."""
+        with flops.stage("select"):
+            return selection.SAMPLERS[settings.method](
+                *embeddings,
+                batch_size=settings.batch_size,
+                num_chunks=settings.num_chunks,
+                seed=seed,
+                criterion=settings.criterion,
+                loss=settings.loss or self.loss_name,
+                first_chunk=settings.first_chunk,
+                gain=settings.gain,
+                quota=settings.quota,
+                replicas=distribution.current(),
+            )
 
     def _contrastive_loss(self, embeddings, batch, replicas):
         ids = None

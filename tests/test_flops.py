@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from jest_tf import flops, losses, microbatch, models, patches, towers
+from jest_tf import config as config_lib
+from jest_tf import flops, losses, microbatch, models, towers
 
 
 def counts(function, *shapes):
@@ -351,7 +352,7 @@ class TowersTest(tf.test.TestCase):
         self.assertEqual(products(embed, *self.specs()), self.forward())
 
     def test_larger_patches_cost_what_their_tokens_do(self):
-        view = patches.View(patch_size=8)
+        view = config_lib.View(patch_size=8)
 
         def embed(image, text):
             batch = {"image": image, "text": text}

@@ -104,7 +104,7 @@ class RowsTest(LedgerTestCase):
             self.assertEqual(
                 row["select/digest"], ledger.digest(span[-1]["ids"])
             )
-            self.assertLen(row, len(names) + 7)
+            self.assertLen(row, len(names) + 8)
 
     def test_three_counts_and_the_seconds(self):
         rows = self.fit(settings(), tiny.super_batches(5))
