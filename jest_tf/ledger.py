@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -325,7 +326,14 @@ class Ledger(checkpoint.StepCallback):
 
     def _write(self, step):
         row = {"step": step}
+        silent = {
+            metric.name
+            for metric in self.model.metrics
+            if isinstance(metric, keras.metrics.Mean) and not metric.count
+        }
         for name, value in self.model.get_metrics_result().items():
+            if name in silent:  # no draw was scored since the line before
+                continue
             row[name if "/" in name else f"train/{name}"] = float(value)
         self.model.reset_metrics()
         ids = self.model.drawn_ids
