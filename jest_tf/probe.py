@@ -61,12 +61,12 @@ class Probe:
     def _measure(self, batch):
         seconds = {}
         if "score" in self._parts:
-            embeddings, seconds["score"] = _timed(self._parts["score"], batch)
-            _, seconds["select"] = _timed(self._parts["select"], embeddings)
+            embeddings, seconds["score"] = timed(self._parts["score"], batch)
+            _, seconds["select"] = timed(self._parts["select"], embeddings)
         state = self._variables()
         before = [variable.numpy() for variable in state]
         try:
-            _, seconds["train"] = _timed(self._parts["train"], batch)
+            _, seconds["train"] = timed(self._parts["train"], batch)
         finally:
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)
@@ -82,8 +82,13 @@ class Probe:
         return list({id(variable): variable for variable in every}.values())
 
 
-def _timed(function, argument):
-    """The result, and the seconds until it is there."""
+def timed(function, argument):
+    """`function(argument)`, and the seconds until it is there.
+
+    Args:
+        function: returns a nest of tensors and of None.
+        argument: its only one.
+    """
     start = time.monotonic()
     result = function(argument)
     for tensor in tf.nest.flatten(result):

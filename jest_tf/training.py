@@ -252,10 +252,12 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 return self._choose(embeddings, [self.seed, 0], settings)
 
             parts |= {"score": score, "select": select}
-        if settings is not None:
-            settings = dataclasses.replace(settings, method="uniform")
-        train = functools.partial(self._train_step, settings=settings)
-        return parts | {"train": lambda super_batch: train(super_batch)[0]}
+        uniform = settings and dataclasses.replace(settings, method="uniform")
+
+        def train(super_batch):
+            return self._train_step(super_batch, uniform)[0]
+
+        return parts | {"train": train}
 
     def step_flops(
         self,
