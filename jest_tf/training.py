@@ -336,7 +336,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             settings = self._next_selection()
             if settings not in functions:
                 functions[settings] = self._make_function(
-                    functools.partial(self._train_step, settings=settings)
+                    functools.partial(self._counted_step, settings=settings)
                 )
             logs, self._drawn = functions[settings](iterator)
             return logs
@@ -356,7 +356,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
 
         Of a schedule, what the step to come chooses by when this is traced.
         """
-        return self._train_step(data, self._next_selection())[0]
+        return self._counted_step(data, self._next_selection())[0]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
@@ -549,11 +549,31 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             return None
         return self._schedule.next(self.optimizer, self.steps_per_execution)
 
+    def _counted_step(self, data, settings):
+        """`_train_step`; keeps the graph that it is traced in, for FLOPs."""
+        scored = reused = 0
+        if settings is not None and settings.scores:
+            rows = self._batch_of(data)["image"].shape[0] or 0
+            scored = settings.candidates or _times_replicas(
+                rows, distribution.current()
+            )
+            own = getattr(self.learner, "image_tower", None)
+            own = getattr(own, "patch_size", None)
+            *views, scored_in = (
+                dataclasses.replace(view, patch_size=view.patch_size or own)
+                for view in (
+                    *(self.views or [config_lib.View()]),
+                    settings.view,
+                )
+            )
+            reused = settings.batch_size * views.count(scored_in) // len(views)
+        self._graphs.note(settings, scored=scored, reused=reused)
+        return self._train_step(data, settings)
+
     def _train_step(self, data, settings):
         """The logs, and the ids and places of the rows trained on here."""
         super_batch = self._batch_of(data)
         replicas = distribution.current()
-        self._note_graph(super_batch, settings, replicas)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
         self._count_replaced(super_batch)
@@ -701,24 +721,6 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         return (
             {name: tf.gather(value, rows) for name, value in together.items()},
             tf.gather(places, rows),
-        )
-
-    def _note_graph(self, super_batch, settings, replicas):
-        """Keeps the graph that a step is traced in, for its FLOPs."""
-        if settings is None or not settings.scores:
-            self._graphs.note(settings)
-            return
-        rows = _times_replicas(super_batch["image"].shape[0] or 0, replicas)
-        own = getattr(self.learner, "image_tower", None)
-        own = getattr(own, "patch_size", None)
-        *views, scored_in = (
-            dataclasses.replace(view, patch_size=view.patch_size or own)
-            for view in (*(self.views or [config_lib.View()]), settings.view)
-        )
-        self._graphs.note(
-            settings,
-            scored=settings.candidates or rows,
-            reused=settings.batch_size * views.count(scored_in) // len(views),
         )
 
     def _choose(self, embeddings, seed, settings):
