@@ -1,9 +1,22 @@
 """FLOPs of graphs: against hand counts, closed forms and TensorFlow's own."""
 
+import dataclasses
+import pathlib
+
+import keras
+import pytest
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import flops, losses, microbatch, models, towers
+from jest_tf import (
+    flops,
+    losses,
+    microbatch,
+    models,
+    reference,
+    towers,
+    training,
+)
 
 
 def counts(function, *shapes):
@@ -409,6 +422,120 @@ class TowersTest(tf.test.TestCase):
             found["backward"].products,
             count * (self.forward(size) + self.backward(size)) + 2 * logits,
         )
+
+
+class ColumnsTest(tf.test.TestCase):
+    def test_the_conventions_by_hand(self):
+        counts = dict.fromkeys(flops.STAGES, flops.Flops())
+        counts |= {
+            "score": flops.Flops(50, 1),
+            "reference": flops.Flops(7, 2),
+            "select": flops.Flops(4, 3),
+            "forward": flops.Flops(10, 4),
+            "backward": flops.Flops(21, 5),
+        }
+        found = flops.columns(counts, scored=5, reused=1)
+        # 3 * 10 + 50 + 7, and less a fifth of 50.
+        self.assertEqual(found["no_reuse"], 87)
+        self.assertEqual(found["reuse"], 77)
+        self.assertEqual(found["step"], 50 + 7 + 4 + 10 + 21)
+        self.assertEqual(found["elementwise"], 15)
+        self.assertEqual(found["loss"], 0)
+
+    def test_without_scores_both_conventions_are_three_passes(self):
+        counts = dict.fromkeys(flops.STAGES, flops.Flops(10))
+        counts |= {"score": flops.Flops(), "reference": flops.Flops()}
+        found = flops.columns(counts, scored=0, reused=0)
+        self.assertEqual((found["no_reuse"], found["reuse"]), (30, 30))
+
+
+@pytest.mark.slow
+class PaperTest(tf.test.TestCase):
+    """Table 1 of arXiv 2406.17711 from the recipes, traced at full size."""
+
+    def traced(self, recipe, text_length=None):
+        """FLOPs of a step of a recipe, and of a forward pass over b rows."""
+        run = config_lib.load_config(
+            pathlib.Path(__file__).parent.parent / "configs" / recipe
+        )
+        length = text_length or run.data.text_length
+        run = dataclasses.replace(
+            run, data=dataclasses.replace(run.data, text_length=length)
+        )
+        # The vocabulary is looked up, not multiplied with.
+        learner = models.build_learner(run, vocabulary_size=8)
+        model = training.build_model(run, learner, reference.cached(10.0, 0.0))
+        # It has no state, and costs no products either.
+        model.compile(keras.optimizers.SGD(0.1))
+        rows, size = run.data.super_batch_size, run.data.image_size
+
+        def batch(rows):
+            return {
+                "image": tf.TensorSpec([rows, size, size, 3], tf.uint8),
+                "text": tf.TensorSpec([rows, length], tf.int32),
+            }
+
+        width = models.PRESETS[run.model.preset].width
+        embeddings = tf.TensorSpec([rows, width], tf.float16)
+        tf.function(model.train_step).get_concrete_function(
+            {
+                **batch(rows),
+                "reference_image": embeddings,
+                "reference_text": embeddings,
+            }
+        )
+        (columns,) = model.step_flops().values()
+        embed = tf.function(lambda part: learner(part, training=True))
+        embed = embed.get_concrete_function(batch(run.batch_size))
+        return columns, flops.total(flops.count(embed.graph)).products
+
+    def shares(self, columns, forward):
+        """Per cent of a uniform step, which is three forward passes."""
+        return {
+            name: 100 * columns[name] / (3 * forward)
+            for name in ("reuse", "no_reuse", "step")
+        }
+
+    def test_jest_costs_233_per_cent(self):
+        columns, forward = self.traced("jest_b16.py")
+        shares = self.shares(columns, forward)
+        self.assertEqual(columns["reference"], 0)
+        self.assertEqual(columns["forward"], forward)
+        self.assertEqual(round(shares["reuse"]), 233)
+        # Figure 1: 13.1 / 4.9 and 11.6 / 4.3.
+        self.assertEqual(round(shares["no_reuse"]), 267)
+        # What a step really does: selection and loss on top, no gradient by
+        # the pixels.
+        self.assertAllClose(shares["step"], shares["no_reuse"], rtol=0.005)
+        # The recipe's header: 57 GFLOPs an example, in round numbers.
+        self.assertEqual(forward // 32_768 // 10**9, 57)
+
+    def test_flexi_jest_costs_110_per_cent_with_twelve_tokens(self):
+        def share(length):
+            """Of the closed form: b rows in three passes, 5 b scored."""
+            fine, coarse = (
+                image_products((256 // patch) ** 2, patch, 768, 12)[0]
+                + text_products(length, 768, 12, 768)
+                for patch in (16, 32)
+            )
+            return 1.5 * (fine + coarse) + 5 * coarse, 3 * fine
+
+        lengths = [
+            length
+            for length in range(2, 65)
+            if round(100 * share(length)[0] / share(length)[1]) == 110
+        ]
+        self.assertEqual(lengths, [12])
+        columns, forward = self.traced("flexi_jest_b16.py", 12)
+        shares = self.shares(columns, forward)
+        self.assertEqual(round(shares["no_reuse"]), 110)
+        # Half of the rows are trained on in the view that they are scored in.
+        self.assertEqual(
+            columns["no_reuse"] - columns["reuse"], columns["score"] // 10
+        )
+        self.assertAllClose(shares["step"], shares["no_reuse"], rtol=0.01)
+        # The scoring pass of a coarse example, 28 % of a fine one's.
+        self.assertAllClose(columns["score"] / 5 / forward, 0.28, atol=0.005)
 
 
 if __name__ == "__main__":
