@@ -1,13 +1,17 @@
-"""What a training step costs: JEST's beside a uniform one, and on replicas.
+"""What a training step costs: in seconds and FLOPs, of every kind of step.
+
+Uniform, JEST and Flexi-JEST steps side by side; JEST's against B and a live
+reference; steps on replicas.
 
     python -m benchmarks.bench_step
 
-Writes the block `step` of README.md in the folder `--out`. About four minutes
+Writes the block `step` of README.md in the folder `--out`. About six minutes
 on 2 quiet cores; with `--quick` it takes one, says nothing, and writes only
 where `--out` says so.
 """
 
 import argparse
+import dataclasses
 import itertools
 import multiprocessing
 import pathlib
@@ -22,7 +26,15 @@ import tensorflow as tf
 import jest_tf
 from benchmarks import report
 from jest_tf import config as config_lib
-from jest_tf import distribution, models, reference, towers, training
+from jest_tf import (
+    distribution,
+    flops,
+    models,
+    probe,
+    reference,
+    towers,
+    training,
+)
 
 _COMMAND = "python -m benchmarks.bench_step"
 
@@ -51,6 +63,10 @@ class Sizes(NamedTuple):
 _LARGE = Sizes(384, 2, 6, 128, 16)
 _SMALL = Sizes(64, 1, 2, 64, 16)
 _QUICK = Sizes(16, 1, 2, 32, 4)
+# As many tokens as B/16 at 256 pixels has; the text is as long as Flexi-JEST's
+# 110 % want it, see docs/ledger.md.
+_FINE = Sizes(384, 2, 6, 256, 12)
+_COARSE_VIEW = config_lib.View(patch_size=32)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     text = "\n\n".join(
         [
             "## What a step costs\n\n    " + _COMMAND,
+            measure_kinds(options.quick),
+            measure_view(options.quick),
             measure_ratios(options.quick),
             measure_replicas(options.quick),
             report.environment(),
@@ -93,20 +111,98 @@ def split_cpu(count: int) -> None:
         )
 
 
-def flop_ratio(filter_factor: float, reference_passes: int) -> float:
-    """FLOPs of a JEST step over those of a uniform step of the same b.
+def measure_kinds(quick: bool) -> str:
+    """Times and counts uniform, JEST and Flexi-JEST steps in turn; Markdown."""
+    sizes, b, repeats = (_QUICK, 16, 2) if quick else (_FINE, 16, 7)
+    report.log("kinds: tracing")
+    joint = config_lib.SelectionConfig(
+        method="joint", batch_size=b, scoring_batch_size=b
+    )
+    flexi = dataclasses.replace(joint, view=_COARSE_VIEW)
+    mix = (config_lib.View(), _COARSE_VIEW)
+    steps = {
+        "uniform": Step(sizes, b),
+        "JEST": Step(sizes, 5 * b, joint),
+        "Flexi-JEST": Step(sizes, 5 * b, flexi, views=mix),
+    }
+    seconds = take_turns(list(steps.values()), repeats)
+    parts = [step.parts(repeats) for step in steps.values()]
+    counts = [step.flops() for step in steps.values()]
+    rows = []
+    for kind, own, count, part in zip(
+        steps, seconds, counts, parts, strict=True
+    ):
+        ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
+        rows.append(
+            [
+                kind,
+                report.spread(own),
+                report.spread(ratios),
+                f"{count['step'] / 1e9:,.1f}",
+                *(
+                    f"{count[name] / counts[0][name]:.2f}"
+                    for name in ("step", "no_reuse", "reuse")
+                ),
+                *(
+                    f"{part[name]:.2f}" if name in part else "-"
+                    for name in ("score", "select", "train")
+                ),
+                f"{sum(part.values()) / np.median(own):.2f}",
+            ]
+        )
+    head = ["step", "s", "of uniform", "GFLOPs", "counted", "no_reuse"]
+    head += ["reuse", "score, s", "select, s", "train, s", "sum / step"]
+    words = (
+        f"Steps that train on b = {b} rows, of B = {5 * b} where they score, "
+        "in turn in one process, on one device. Towers of width "
+        f"{sizes.width} and depth {sizes.depth}, {sizes.image_size} pixels in "
+        f"patches of 16, {sizes.text_length} tokens, float32; cached "
+        f"reference; scored {b} "
+        "rows at a time; the super-batch is in memory. Flexi-JEST scores in "
+        "patches of 32 and trains on half of the rows in either. Three numbers "
+        f"are the lowest, the median and the highest of {repeats} repeats. "
+        "FLOPs are of the matrix products in the traced step; beside them, as "
+        "shares of the uniform step's, what is counted, and the paper's two "
+        "ways to count. Score, select and train are medians of each run alone, "
+        "and their sum stands over the median of the whole."
+    )
+    return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
-    With a training step's example at three forward passes, every example scored
-    costs the learner one and a live reference of its size another; the scores
-    themselves and the draw are left out, and no pass is used twice:
-    (3 + passes * B/b) / 3.
 
-    Args:
-        filter_factor: B/b.
-        reference_passes: 0 with cached embeddings, 1 with a live reference of
-            the learner's size.
-    """
-    return (3 + (1 + reference_passes) * filter_factor) / 3
+def measure_view(quick: bool) -> str:
+    """Times and counts the image tower in coarse patches; Markdown."""
+    sizes, rows, repeats = (_QUICK, 16, 2) if quick else (_FINE, 64, 9)
+    report.log("view: tracing")
+    tower = _learner(sizes).image_tower
+    shape = [rows, sizes.image_size, sizes.image_size, 3]
+    images = tf.random.stateless_uniform(shape, [0, 0])
+    functions = [
+        tf.function(
+            lambda images, view=view: tower(images, training=False, view=view),
+            autograph=False,
+        )
+        for view in (config_lib.View(), _COARSE_VIEW)
+    ]
+    counts = [
+        flops.total(
+            flops.count(function.get_concrete_function(images).graph)
+        ).products
+        for function in functions
+    ]
+    for function in functions:
+        probe.timed(function, images)
+    seconds = [
+        [probe.timed(function, images)[1] for function in functions]
+        for _ in range(repeats)
+    ]
+    ratios = [coarse / fine for fine, coarse in seconds]
+    words = (
+        f"The image tower alone, forward, on {rows} images: in patches of 32 "
+        f"it takes {report.spread(ratios)} of the seconds that it takes in "
+        f"patches of 16 (lowest / median / highest of {repeats}), and "
+        f"{counts[1] / counts[0]:.3f} of the FLOPs."
+    )
+    return textwrap.fill(words, 80)
 
 
 def measure_ratios(quick: bool) -> str:
@@ -121,10 +217,14 @@ def measure_ratios(quick: bool) -> str:
         Step(sizes, factor * b, selection, live=kind == "live")
         for factor, kind in cases
     ]
-    seconds = take_turns([Step(sizes, b), *steps], repeats)
+    steps = [Step(sizes, b), *steps]
+    seconds = take_turns(steps, repeats)
+    counts = [step.flops() for step in steps]
     rows = []
-    for (factor, kind), own in zip(cases, seconds[1:], strict=True):
-        expected = flop_ratio(factor, int(kind == "live"))
+    for (factor, kind), own, count in zip(
+        cases, seconds[1:], counts[1:], strict=True
+    ):
+        expected = count["step"] / counts[0]["step"]
         ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
         off = 100 * (np.median(ratios) / expected - 1)
         rows.append(
@@ -148,8 +248,8 @@ def measure_ratios(quick: bool) -> str:
         "pass, a live one is of the learner's size. Three numbers are the "
         f"lowest, the median and the highest of {repeats} repeats; a uniform "
         f"step takes {report.spread(seconds[0])} s. The FLOP ratio is "
-        "(3 + B/b) / 3 with a cached and (3 + 2 B/b) / 3 with a live "
-        "reference: a forward pass an example scored, three an example "
+        "of the matrix products in the traced steps: about a forward pass an "
+        "example scored, two with a live reference, and three an example "
         "trained on."
     )
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
@@ -239,6 +339,7 @@ class Step:
         selection: None trains on the super-batch as it comes.
         live: a reference of the learner's size, in place of embeddings that
             come with the super-batch.
+        views: that it trains in.
         strategy: that it runs under; None is none.
     """
 
@@ -249,12 +350,15 @@ class Step:
         selection: config_lib.SelectionConfig | None = None,
         *,
         live: bool = False,
+        views: tuple[config_lib.View, ...] = (),
         strategy: tf.distribute.Strategy | None = None,
     ):
         strategy = strategy or tf.distribute.get_strategy()
         with strategy.scope():
             teacher = _learner(sizes) if live else reference.cached(10.0, -10.0)
-            model = training.JESTModel(_learner(sizes), teacher, selection)
+            model = training.JESTModel(
+                _learner(sizes), teacher, selection, views=views
+            )
             optimizer = jest_tf.AdamW(1e-4, global_clipnorm=1.0)
             model.compile(optimizer, jit_compile=False)
             optimizer.build(model.trainable_variables)
@@ -265,6 +369,7 @@ class Step:
             )
         )
         model.make_train_function()
+        self._model = model
         self._function = model.train_function
 
     def run(self) -> float:
@@ -272,6 +377,22 @@ class Step:
         start = time.monotonic()
         float(self._function(self._batches)["loss"])
         return time.monotonic() - start
+
+    def flops(self) -> dict[str, int]:
+        """What `flops.columns` says of the step, once it has run."""
+        (columns,) = self._model.step_flops().values()
+        return columns
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Median seconds of the parts of the step, each run alone."""
+        one = probe.Probe(self._model, lambda: next(self._batches))
+        found = [one() for _ in range(repeats)]
+        return {
+            name.removeprefix("time/").removesuffix("_seconds"): float(
+                np.median([seconds[name] for seconds in found])
+            )
+            for name in found[0]
+        }
 
 
 def take_turns(steps: list[Step], repeats: int) -> list[list[float]]:
@@ -294,7 +415,12 @@ def _learner(sizes):
         "seed": 0,
     }
     learner = models.TwoTower(
-        towers.ImageTower(image_size=sizes.image_size, patch_size=16, **shared),
+        towers.ImageTower(
+            image_size=sizes.image_size,
+            patch_size=16,
+            patch_sizes=(32,),
+            **shared,
+        ),
         towers.TextTower(
             vocabulary_size=512, length=sizes.text_length, **shared
         ),

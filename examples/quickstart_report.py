@@ -30,6 +30,22 @@ _NAMES = {"reference": "reference", "uniform": "uniform", "jest": "JEST"}
 _COLOURS = {"reference": "0.55", "uniform": "tab:blue", "jest": "tab:red"}
 # What the table shows: column, where it comes from, how it is written.
 _EXAMPLES = ("drawn", "scored", "trained")
+_FLOPS = {
+    "TFLOPs": "step",
+    "no_reuse": "no_reuse",
+    "reuse": "reuse",
+}
+_SECONDS = {
+    "seconds": "seconds",
+    "evaluating": "time/evaluation_seconds",
+    "saving": "time/save_seconds",
+}
+_STEP = {
+    "step": "time/step_seconds",
+    "score": "time/score_seconds",
+    "select": "time/select_seconds",
+    "train": "time/train_seconds",
+}
 _MEASURES = {
     "image→text R@1": "image_to_text/recall@1",
     "R@5": "image_to_text/recall@5",
@@ -112,13 +128,16 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
         for recipe in RECIPES
     }
     cost = _table(
-        ("learner", "steps", *_EXAMPLES, "seconds"),
+        ("learner", "steps", *_EXAMPLES, *_FLOPS),
         [
             (
                 _NAMES[recipe],
                 f"{results[0]['step']:,}",
                 *(f"{results[0][f'examples/{e}']:,}" for e in _EXAMPLES),
-                _spread([r["seconds"] for r in results], ".0f"),
+                *(
+                    f"{results[0][f'flops/{name}'] / 1e12:,.1f}"
+                    for name in _FLOPS.values()
+                ),
             )
             for recipe, results in rows.items()
         ],
@@ -145,8 +164,12 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
         count = f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
     return "\n\n".join(
         (
-            f"Examples and seconds of training ({count}):",
+            "Examples and FLOPs of training, in all runs of a recipe the same; "
+            "`no_reuse` and `reuse` are the paper's two ways to count "
+            "(docs/ledger.md):",
             cost,
+            f"Seconds of training and of a step, and peak memory ({count}):",
+            _clock(rows),
             f"Held-out concepts, `test_concept`, percent ({count}):",
             quality,
             *_per_seed(rows, seeds),
@@ -156,20 +179,63 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     )
 
 
+def _clock(rows):
+    """The table of what was measured; parts of a step where they were."""
+    parts = {
+        name: key
+        for name, key in _STEP.items()
+        if any(key in result for results in rows.values() for result in results)
+    }
+    return _table(
+        (
+            "learner",
+            *_SECONDS,
+            *(f"{name}, ms" for name in parts),
+            "waiting, %",
+            "peak, GB",
+        ),
+        [
+            (
+                _NAMES[recipe],
+                *(
+                    _spread([r[key] for r in results], ".0f")
+                    for key in _SECONDS.values()
+                ),
+                *(
+                    _spread([1e3 * r[key] for r in results], ".0f")
+                    if key in results[0]
+                    else "-"
+                    for key in parts.values()
+                ),
+                _spread(
+                    [100 * r["time/input_wait_share"] for r in results], ".1f"
+                ),
+                _spread(
+                    [r["memory/host_peak_rss_bytes"] / 1e9 for r in results],
+                    ".1f",
+                ),
+            )
+            for recipe, results in rows.items()
+        ],
+    )
+
+
 def curves(
     runs: pathlib.Path, seeds: Sequence[int], path: pathlib.Path
 ) -> None:
-    """Draws quality, learnability and the make-up of the draws over steps."""
-    figure, (quality, score, share) = plt.subplots(
-        1, 3, figsize=(13, 3.8), layout="constrained"
-    )
+    """Draws quality over steps and FLOPs, learnability, what was drawn."""
+    figure, panels = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
+    quality, by_flops, score, share = panels
     for recipe in RECIPES:
         runs_of = [workdir(runs, recipe, seed) for seed in seeds]
         rows = [ledger.read_log(run / "evaluation.jsonl") for run in runs_of]
         steps = [row["step"] for row in rows[0]]
         means = np.array([[_mean_mrr(row) for row in run] for run in rows])
-        _band(quality, steps, 100 * means, _NAMES[recipe], _COLOURS[recipe])
-    quality.set(title="Held-out concepts (val_concept)", ylabel="mean MRR, %")
+        flops = [row["flops/step"] / 1e12 for row in rows[0]]
+        for axes, values in ((quality, steps), (by_flops, flops)):
+            _band(axes, values, 100 * means, _NAMES[recipe], _COLOURS[recipe])
+    for axes in (quality, by_flops):
+        axes.set(title="Held-out concepts (val_concept)", ylabel="mean MRR, %")
     jests = [workdir(runs, "jest", seed) for seed in seeds]
     logs = [ledger.read_log(run / "metrics.jsonl") for run in jests]
     steps = [row["step"] for row in logs[0]]
@@ -186,8 +252,8 @@ def curves(
     _band(share, steps, 100 * shares, "JEST's draw", _COLOURS["jest"])
     share.axhline(100 * pool, color=_COLOURS["uniform"], label="the pool")
     share.set(title="Curated-like (emoji) share", ylabel="%", ylim=(0, None))
-    for axes in (quality, score, share):
-        axes.set_xlabel("learner steps")
+    for axes in panels:
+        axes.set_xlabel("TFLOPs" if axes is by_flops else "learner steps")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -259,7 +325,9 @@ def _last_draws(run, store):
 def _result(run):
     """The last lines of a run's logs, joined."""
     last = ledger.read_log(run / "metrics.jsonl")[-1]
-    return {**last, **ledger.read_log(run / "evaluation.jsonl")[-1]}
+    measures = ledger.read_log(run / "evaluation.jsonl")[-1]
+    # Its costs are those of the moment after the last evaluation.
+    return {**measures, **last}
 
 
 class _Collapsed:

@@ -27,6 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 DRAWS_FILE = "draws.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
 FAULTS_FILE = "faults.jsonl"
+FLOPS_FILE = "flops.json"
 TENSORBOARD_FOLDER = "tensorboard"
 
 _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE)
@@ -152,6 +153,9 @@ class Checkpoints(StepCallback):
         guard: makes what a save is done within, so that no signal breaks it.
         agree: whether all workers save now, of whether this one would; asked
             where that isn't plain from the step.
+
+    Attributes:
+        seconds: spent saving.
     """
 
     def __init__(
@@ -168,6 +172,7 @@ class Checkpoints(StepCallback):
         agree: Callable[[bool], bool] = bool,
     ):
         super().__init__(start_step)
+        self.seconds = 0.0
         self._guard = guard
         self._agree = agree
         self._workdir = workdir
@@ -225,8 +230,10 @@ class Checkpoints(StepCallback):
             NotFinite: where a weight or the optimizer's state is not finite;
                 nothing is written.
         """
+        started = time.monotonic()
         with self._guard():
             self._save()
+        self.seconds += time.monotonic() - started
 
     def _is_late(self):
         return time.monotonic() - self._saved_at >= self._every_seconds

@@ -8,6 +8,7 @@ here, before any data is read. Nothing here imports TensorFlow.
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -420,6 +421,35 @@ class SelectionConfig:
             return any(kind.needs_learner for kind in self.kinds)
         return self.scores and self.criterion != "easy_reference"
 
+    def steps_by_kind(
+        self, steps: int, stopped_at: int | None = None
+    ) -> dict["SelectionConfig", int]:
+        """How many of the first `steps` steps choose by each of `kinds`.
+
+        Args:
+            steps: from step 0 on.
+            stopped_at: the first step after the learner has passed the
+                reference; None where it has not.
+        """
+        last = steps if stopped_at is None else min(steps, stopped_at)
+        counts: dict[SelectionConfig, int] = {}
+
+        def count(kind, number):
+            if number:
+                counts[kind] = counts.get(kind, 0) + number
+
+        starts = [0, *(phase.start for phase in self.phases), last]
+        every = self.uniform_every
+        for phase, (start, stop) in zip(
+            (None, *self.phases), itertools.pairwise(starts), strict=True
+        ):
+            start, stop = min(start, last), min(stop, last)
+            uniform = stop // every - start // every if every else 0
+            count(self._kind(phase, False), stop - start - uniform)
+            count(self._kind(phase, True), uniform)
+        count(self.stopped, steps - last)
+        return counts
+
     def num_scored(
         self, steps: int, super_batch_size: int, stopped_at: int | None = None
     ) -> int:
@@ -428,23 +458,13 @@ class SelectionConfig:
         Args:
             steps: from step 0 on.
             super_batch_size: B.
-            stopped_at: the first step after the learner has passed the
-                reference; None where it has not.
+            stopped_at: as of `steps_by_kind`.
         """
-        if stopped_at is not None:
-            steps = min(steps, stopped_at)
-        starts = [0, *(phase.start for phase in self.phases), steps]
-        every, total = self.uniform_every, 0
-        for phase, start, stop in zip(
-            (None, *self.phases), starts, starts[1:], strict=False
-        ):
-            start, stop = min(start, steps), min(stop, steps)
-            kind = self._kind(phase, False)
-            if kind.scores:
-                uniform = stop // every - start // every if every else 0
-                scored = kind.candidates or super_batch_size
-                total += scored * (stop - start - uniform)
-        return total
+        return sum(
+            number * (kind.candidates or super_batch_size)
+            for kind, number in self.steps_by_kind(steps, stopped_at).items()
+            if kind.scores
+        )
 
     def check_super_batch(self, size: int) -> None:
         """Raises ValueError unless a super-batch of `size` rows will do."""
@@ -532,6 +552,12 @@ class EvaluationConfig:
         prompts: templates with one "{}" for the class name, zero-shot.
         log_every_steps: steps that one line of the log averages over.
         log_ids: also write down the ids of the logged draws, `draws.jsonl`.
+        time_parts: time scoring, selection and training apart, each alone on
+            a super-batch, after the first step and at each `every_steps`; on
+            one device. Leaves no trace in the run, but costs about as much as
+            two steps each time, and tracing them once.
+        energy: measure the energy that the machine takes; needs codecarbon,
+            `pip install jest-tf[energy]`.
     """
 
     data: tuple[str, ...] = ()
@@ -543,6 +569,8 @@ class EvaluationConfig:
     prompts: tuple[str, ...] = ("{}",)
     log_every_steps: int = 10
     log_ids: bool = False
+    time_parts: bool = False
+    energy: bool = False
 
     def __post_init__(self):
         settings.check_types(self, "evaluation")
@@ -677,6 +705,7 @@ class TrainConfig:
                 f"{self.optimizer.warmup_steps}, steps={self.steps}"
             )
         self._check_executions()
+        self._check_probe()
         self._check_views()
         self._check_phases()
 
@@ -720,6 +749,15 @@ class TrainConfig:
                 "`selection.uniform_every` needs "
                 "`distribution.steps_per_execution=1`: the steps of an "
                 f"execution are one kind. Received: {together}"
+            )
+
+    def _check_probe(self):
+        strategy = self.distribution.strategy
+        if self.evaluation.time_parts and strategy != "default":
+            raise ValueError(
+                "`evaluation.time_parts` is for one device, "
+                "`distribution.strategy='default'`. Received: it with "
+                f"{strategy!r}"
             )
 
     def _check_executions(self):

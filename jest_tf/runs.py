@@ -21,7 +21,9 @@ from jest_tf import (
     distribution,
     evaluation,
     ledger,
+    meters,
     models,
+    probe,
     progress,
     reference,
     run_directory,
@@ -70,6 +72,7 @@ class _Inputs(NamedTuple):
         skipped: the super-batches to leave out.
         output: where this process writes: the run directory, or a folder that
             is thrown away, for all of several workers but one.
+        energy: measures it; None where nobody asks.
     """
 
     strategy: tf.distribute.Strategy
@@ -80,6 +83,7 @@ class _Inputs(NamedTuple):
     tokenizer: Callable
     skipped: stopping.Skipped
     output: str
+    energy: meters.EnergyMeter | None
 
 
 class _Diverged(Exception):
@@ -103,6 +107,7 @@ def _train(config, workdir, signals):
         config.evaluation.data, config.evaluation_data
     )
     _check_keep_best(config, evaluation_stores)
+    energy = meters.EnergyMeter() if config.evaluation.energy else None
     writes = strategy.extended.should_checkpoint
     with (
         run_directory.claimed(workdir, config)
@@ -122,12 +127,17 @@ def _train(config, workdir, signals):
             _tokenizer(config, store, workdir, output),
             stopping.Skipped(workdir, writes=writes),
             output,
+            energy,
         )
-        while True:
-            try:
-                return _attempt(config, workdir, inputs, signals)
-            except _Diverged as diverged:
-                _leave_out(config, workdir, inputs, diverged)
+        try:
+            while True:
+                try:
+                    return _attempt(config, workdir, inputs, signals)
+                except _Diverged as diverged:
+                    _leave_out(config, workdir, inputs, diverged)
+        finally:
+            if energy is not None:
+                energy.close()
 
 
 def _fingerprint(teacher, sidecars):
@@ -172,7 +182,7 @@ def _attempt(config, workdir, inputs, signals):
     )
     dataset, input_wait = _dataset(config, inputs, start_step, faults)
     log, checkpoints, evaluate = _writers(
-        config, inputs, learner, start_step, input_wait, signals
+        config, inputs, model, start_step, input_wait, signals
     )
     if start_step < config.steps:
         _say(f"{workdir}: steps {start_step:,} to {config.steps:,}")
@@ -220,11 +230,21 @@ def _check_rest(config, start_step):
         )
 
 
-def _writers(config, inputs, learner, start_step, input_wait, signals):
+def _writers(config, inputs, model, start_step, input_wait, signals):
     """The callbacks that log, save and evaluate."""
+    meters_of_run = ledger.Meters(energy=inputs.energy)
     log = ledger.Ledger(
-        config, inputs.output, start_step=start_step, input_wait=input_wait
+        config,
+        inputs.output,
+        start_step=start_step,
+        input_wait=input_wait,
+        meters=meters_of_run,
     )
+    log.set_model(model)  # which tells it what steps have cost
+    if config.evaluation.time_parts:
+        meters_of_run.probe = probe.Probe(
+            model, lambda: _super_batch(config, inputs, log.step)
+        )
     settings = config.checkpoint
     any_worker = distribution.any_worker(inputs.strategy)
     writes = inputs.strategy.extended.should_checkpoint
@@ -246,15 +266,17 @@ def _writers(config, inputs, learner, start_step, input_wait, signals):
         checkpoints.on_evaluation(step, measures)
 
     evaluate = evaluation.Evaluation(
-        learner,
+        model.learner,
         inputs.evaluation_stores,
         config.evaluation,
         tokenizer=inputs.tokenizer,
         image_size=config.data.image_size,
         workdir=inputs.output,
         start_step=start_step,
+        costs=log.costs_at,
         log=on_evaluation,
     )
+    meters_of_run.clocks = {"evaluation": evaluate, "save": checkpoints}
     return log, checkpoints, evaluate
 
 
@@ -348,9 +370,19 @@ def _describe(case, diverged):
 
 def _ids(config, inputs, number):
     """The ids of a super-batch."""
+    return _read(config, inputs, number)["id"].numpy().tolist()
+
+
+def _super_batch(config, inputs, step):
+    """What the step after `step` steps will get."""
+    return _read(config, inputs, inputs.skipped.at(step))
+
+
+def _read(config, inputs, number):
+    """A super-batch by its number, read apart from the stream of `fit`."""
     uncounted = pipeline.FaultLog(None, 1.0)
     dataset = _super_batches(config, inputs, number, uncounted)
-    return next(iter(dataset.take(1)))["id"].numpy().tolist()
+    return next(iter(dataset.take(1)))
 
 
 def _dataset(config, inputs, start_step, faults):

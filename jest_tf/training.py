@@ -20,6 +20,7 @@ from jest_tf import config as config_lib
 from jest_tf import (
     distribution,
     exchange,
+    flops,
     losses,
     microbatch,
     optimizer,
@@ -174,6 +175,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         }
         self._counted = ()
         self._drawn = {}
+        self._graphs = flops.StepGraphs()
         self._schedule = None
         if selection is not None:
             self._check_view(selection.view)
@@ -222,6 +224,51 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             places[:, tf.newaxis],
             ids,
         )
+
+    def step_parts(self) -> dict[str, Callable]:
+        """What a step does, on one replica, in parts that can run alone.
+
+        Returns:
+            With a selection that scores, `score`, which maps a super-batch to
+            the embeddings that `score` gives, and `select`, which maps these to
+            a draw; and `train`, a step that draws uniformly and scores nothing,
+            super-batch to metrics.
+        """
+        parts = {}
+        settings = self._first_that_scores()
+        if settings is not None and settings.scores:
+
+            def score(super_batch):
+                if settings.candidates:
+                    super_batch = self._candidates(super_batch, settings, None)
+                return self.score(super_batch, settings)
+
+            def select(embeddings):
+                return self._choose(embeddings, [self.seed, 0], settings)
+
+            parts |= {"score": score, "select": select}
+        uniform = settings and dataclasses.replace(settings, method="uniform")
+
+        def train(super_batch):
+            return self._train_step(super_batch, uniform)[0]
+
+        return parts | {"train": train}
+
+    def step_flops(
+        self,
+    ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
+        """FLOPs of a step on all replicas, by what it chooses by.
+
+        They are read from the steps' graphs: those of steps that have been
+        traced are known, and none where they are run eagerly.
+
+        Returns:
+            `flops.columns`, by settings without a schedule.
+
+        Raises:
+            ValueError: as `flops.count`.
+        """
+        return self._graphs.count(self.distribute_strategy.num_replicas_in_sync)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -284,7 +331,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             settings = self._next_selection()
             if settings not in functions:
                 functions[settings] = self._make_function(
-                    functools.partial(self._train_step, settings=settings)
+                    functools.partial(self._counted_step, settings=settings)
                 )
             logs, self._drawn = functions[settings](iterator)
             return logs
@@ -304,7 +351,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
 
         Of a schedule, what the step to come chooses by when this is traced.
         """
-        return self._train_step(data, self._next_selection())[0]
+        return self._counted_step(data, self._next_selection())[0]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
@@ -337,22 +384,9 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         Raises:
             ValueError: on settings that do not fit together or to the batch.
         """
-        replicas = distribution.current()
         settings = settings or self._first_that_scores()
-        learner, frozen = self.score(super_batch, settings)
-        return selection.SAMPLERS[settings.method](
-            learner,
-            frozen,
-            batch_size=settings.batch_size,
-            num_chunks=settings.num_chunks,
-            seed=seed,
-            criterion=settings.criterion,
-            loss=settings.loss or self.loss_name,
-            first_chunk=settings.first_chunk,
-            gain=settings.gain,
-            quota=settings.quota,
-            replicas=replicas,
-        )
+        embeddings = self.score(super_batch, settings)
+        return self._choose(embeddings, seed, settings)
 
     def score(
         self,
@@ -398,13 +432,15 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         # What the criterion doesn't need isn't paid for.
         learner, frozen = None, None
         if settings.needs_learner:
-            learner = microbatch.embed(
-                lambda part: self.learner(part, training=False, **options),
-                super_batch,
-                size,
-            )
+            with flops.stage("score"):
+                learner = microbatch.embed(
+                    lambda part: self.learner(part, training=False, **options),
+                    super_batch,
+                    size,
+                )
         if settings.needs_reference:
-            frozen = microbatch.embed(self._reference, super_batch, size)
+            with flops.stage("reference"):
+                frozen = microbatch.embed(self._reference, super_batch, size)
         return learner, frozen
 
     def save_own_variables(self, store):
@@ -507,6 +543,27 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         if self._schedule is None:
             return None
         return self._schedule.next(self.optimizer, self.steps_per_execution)
+
+    def _counted_step(self, data, settings):
+        """`_train_step`; keeps the graph that it is traced in, for FLOPs."""
+        scored = reused = 0
+        if settings is not None and settings.scores:
+            rows = self._batch_of(data)["image"].shape[0] or 0
+            scored = settings.candidates or _times_replicas(
+                rows, distribution.current()
+            )
+            own = getattr(self.learner, "image_tower", None)
+            own = getattr(own, "patch_size", None)
+            *views, scored_in = (
+                dataclasses.replace(view, patch_size=view.patch_size or own)
+                for view in (
+                    *(self.views or [config_lib.View()]),
+                    settings.view,
+                )
+            )
+            reused = settings.batch_size * views.count(scored_in) // len(views)
+        self._graphs.note(settings, scored=scored, reused=reused)
+        return self._train_step(data, settings)
 
     def _train_step(self, data, settings):
         """The logs, and the ids and places of the rows trained on here."""
@@ -664,6 +721,22 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             {name: tf.gather(value, rows) for name, value in together.items()},
             tf.gather(places, rows),
         )
+
+    def _choose(self, embeddings, seed, settings):
+        """The draw of `select`, given what `score` has found."""
+        with flops.stage("select"):
+            return selection.SAMPLERS[settings.method](
+                *embeddings,
+                batch_size=settings.batch_size,
+                num_chunks=settings.num_chunks,
+                seed=seed,
+                criterion=settings.criterion,
+                loss=settings.loss or self.loss_name,
+                first_chunk=settings.first_chunk,
+                gain=settings.gain,
+                quota=settings.quota,
+                replicas=distribution.current(),
+            )
 
     def _contrastive_loss(self, embeddings, batch, replicas):
         ids = None

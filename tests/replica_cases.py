@@ -433,7 +433,17 @@ class TrainingTest(tf.test.TestCase):
             for name, value in history.items():
                 self.assertAllClose(same[name], value, msg=name, **TOLERANCE)
             self.assert_same(model.learner, one.learner)
+            self.assert_same_flops(model, one)
         return history
+
+    def assert_same_flops(self, ours, theirs):
+        """All replicas together embed what one does."""
+        (own,), (other,) = (
+            model.step_flops().values() for model in (ours, theirs)
+        )
+        for name in ("score", "reference", "forward", "no_reuse", "reuse"):
+            self.assertEqual(own[name], other[name], name)
+        self.assertGreater(other["forward"], 0)
 
     def test_joint_draws_by_the_sigmoid_loss(self):
         history = self.assert_replicas_train_as_one(
