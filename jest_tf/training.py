@@ -22,6 +22,7 @@ from jest_tf import (
     losses,
     microbatch,
     reference,
+    row_report,
     scores,
     selection,
 )
@@ -29,6 +30,9 @@ from jest_tf.data import preprocessing
 
 # Keeps the noise of the augmentation apart from that of the draw.
 _AUGMENT_SALT = 0x0A06
+
+# What the names of arrays that a checkpoint carries begin with.
+_CARRIED = "carried."
 
 # What of a super-batch is for its scores and counts; a step leaves it behind.
 _NOT_TRAINED_ON = (
@@ -84,6 +88,10 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             `[n]`, says where the n images stand among the `batch_size` of the
             sub-batch, which on one replica are all.
         seed: of the draws and the augmentation.
+
+    Attributes:
+        carried: NumPy arrays by name that are saved and loaded with the
+            weights, for callbacks to find what they knew at the checkpoint.
 
     Raises:
         ValueError: at construction or with the first batch, on settings that
@@ -158,7 +166,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             for name in ("caption_replaced", "record_replaced")
         }
         self._counted = ()
-        self._drawn = {}
+        self._rows = row_report.RowReport(self.distribute_strategy)
+        self.carried = {}
         distribution.check_placed("learner", learner, self.distribute_strategy)
         self._reference = None
         if reference is not None:
@@ -183,20 +192,30 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         None before the first step of `fit`, or where the batches hold no `id`.
         With several workers all must ask together.
         """
-        if "id" not in self._drawn:
-            return None
-        ids, places = self._drawn["id"], self._drawn["place"]
-        if len(ids) < self._batch_size:  # the other workers have the rest
-            strategy = self.distribute_strategy
-            ids, places = (
-                strategy.gather(part, axis=0) for part in (ids, places)
-            )
-        # A worker with several devices may have told its part several times.
-        return tf.tensor_scatter_nd_update(
-            tf.zeros([self._batch_size], ids.dtype),
-            places[:, tf.newaxis],
-            ids,
-        )
+        return self._rows.ids()
+
+    @property
+    def drawn_rows(self) -> tf.Tensor | None:
+        """The rows of the last execution's draws, integers `[steps, b]`.
+
+        Step s, counted from 0, is in line s mod `steps_per_execution`. None
+        before the first step of `fit`, or where nothing is drawn.
+        """
+        return self._rows.rows()
+
+    def row_report(self) -> dict[str, np.ndarray]:
+        """What the last step's draw says about rows, by name.
+
+        Returns:
+            Of every row of the super-batch, `[B]`: `own_score`, `learner_loss`
+            and `reference_loss` as of `selection.Draw`, as far as it has them,
+            and `id` where the batches hold it; of the rows of its uniform
+            draw `uniform_learner_loss` and `uniform_reference_loss`. Nothing
+            before the first step of `fit`, or where nothing is scored. With
+            several workers all must ask together.
+        """
+        values = self._rows.values()
+        return {name: value.numpy() for name, value in values.items()}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -251,21 +270,24 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         """Makes the function that `fit` calls, which also tells the ids."""
         if self.train_function is not None and not force:
             return
+        settings = self.selection
+        self._rows.start(
+            self.steps_per_execution, settings and settings.batch_size
+        )
         step = self._make_function(self._train_step)
 
         def function(iterator):
-            logs, self._drawn = step(iterator)
+            logs, self._rows.told = step(iterator)
             return logs
 
         self.train_function = function
 
     def collect(self, outputs):
-        """Of the replicas' steps: the logs of one, the drawn ids of all."""
+        """Of the replicas' steps: the logs of one, what all tell of rows."""
         if not isinstance(outputs, tuple):
             return super().collect(outputs)
-        logs, drawn = outputs
-        together = {name: tf.concat(parts, 0) for name, parts in drawn.items()}
-        return super().collect(logs), together
+        logs, told = outputs
+        return super().collect(logs), self._rows.collect(told)
 
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means."""
@@ -344,14 +366,21 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         )
 
     def save_own_variables(self, store):
-        """Saves the running metrics, which Keras leaves out of its files."""
+        """Saves what Keras leaves out of its files: metrics and `carried`."""
         for metric in (*self._means.values(), *self._sums.values()):
             store[metric.name.replace("/", ".")] = np.array(
                 [variable.numpy() for variable in metric.variables]
             )
+        for name, value in self.carried.items():
+            store[_CARRIED + name] = value
 
     def load_own_variables(self, store):
-        """Loads those running metrics that the file holds."""
+        """Loads those running metrics that the file holds, and `carried`."""
+        self.carried = {
+            name.removeprefix(_CARRIED): np.array(store[name])
+            for name in store.keys()
+            if name.startswith(_CARRIED)
+        }
         for metric in (*self._means.values(), *self._sums.values()):
             name = metric.name.replace("/", ".")
             if name in store.keys():
@@ -427,21 +456,22 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         return batch
 
     def _train_step(self, data):
-        """The logs, and the ids and places of the rows trained on here."""
+        """The logs, and what the step tells of rows; see `_sub_batch`."""
         super_batch = self._batch_of(data)
         replicas = distribution.current()
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
         self._count_replaced(super_batch)
-        batch, places = self._sub_batch(super_batch, seed, replicas)
-        self._batch_size = _times_replicas(places.shape[0], replicas)
-        drawn = {"id": batch["id"], "place": places} if "id" in batch else {}
+        batch, places, told = self._sub_batch(super_batch, seed, replicas)
+        self._rows.batch_size = batch_size = _times_replicas(
+            places.shape[0], replicas
+        )
         if self.augment is not None:
             images = self.augment(
                 batch["image"],
                 tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0]),
                 places,
-                self._batch_size,
+                batch_size,
             )
             batch = {**batch, "image": images}
         variables = self.trainable_variables
@@ -463,11 +493,17 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             "bias": embeddings.bias,
         }
         self._update(values, replicas)
-        return self.get_metrics_result(), drawn
+        return self.get_metrics_result(), told
 
     def _sub_batch(self, super_batch, seed, replicas):
-        """The rows to train on here, and their places in the sub-batch."""
+        """The rows to train on here, and their places in the sub-batch.
+
+        And what is told of rows, see `row_report.py`.
+        """
         rows = super_batch["image"].shape[0]
+        super_batch_size = _times_replicas(rows, replicas)
+        self._rows.super_batch_size = super_batch_size
+        held = rows * distribution.replica_id() + tf.range(rows)
         batch = {
             name: value
             for name, value in super_batch.items()
@@ -475,8 +511,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         }
         settings = self.selection
         if settings is None:
-            return batch, rows * distribution.replica_id() + tf.range(rows)
-        super_batch_size = _times_replicas(rows, replicas)
+            return batch, held, self._rows.trained_on(batch, held)
+        told = {}
         settings.check_super_batch(super_batch_size)
         if replicas is not None:
             exchange.share(
@@ -492,6 +528,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 {f"select/{name}": value for name, value in summary.items()},
                 replicas,
             )
+            told = self._rows.scored(draw, held, super_batch.get("id"))
         else:
             own = replicas is not None and settings.quota == "per_replica"
             indices = selection.uniform_rows(
@@ -503,7 +540,10 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         dealt = exchange.deal(
             indices, super_batch_size, quota=settings.quota, replicas=replicas
         )
-        return exchange.move(batch, dealt, replicas), dealt.places
+        batch = exchange.move(batch, dealt, replicas)
+        told |= self._rows.trained_on(batch, dealt.places)
+        told |= self._rows.drawn(indices, seed[1])
+        return batch, dealt.places, told
 
     def _contrastive_loss(self, embeddings, batch, replicas):
         ids = None
