@@ -26,10 +26,11 @@ from tensorflow.core.util import event_pb2
 METRICS_FILE = "metrics.jsonl"
 DRAWS_FILE = "draws.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
+TELEMETRY_FILE = "telemetry.jsonl"
 FAULTS_FILE = "faults.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
-_LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE)
+_LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 _FOLDER = "checkpoints"
 _NAME = "step-{:09d}.weights.h5"
 _DAMAGED = "step-{:09d}.damaged"

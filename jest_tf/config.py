@@ -322,6 +322,9 @@ class EvaluationConfig:
         prompts: templates with one "{}" for the class name, zero-shot.
         log_every_steps: steps that one line of the log averages over.
         log_ids: also write down the ids of the logged draws, `draws.jsonl`.
+        telemetry: follow the selection, see docs/telemetry.md: repeats and
+            overlaps of draws in the log, and at every logged step a line of
+            `telemetry.jsonl` and histograms in TensorBoard.
     """
 
     data: tuple[str, ...] = ()
@@ -330,6 +333,7 @@ class EvaluationConfig:
     prompts: tuple[str, ...] = ("{}",)
     log_every_steps: int = 10
     log_ids: bool = False
+    telemetry: bool = True
 
     def __post_init__(self):
         settings.check_types(self, "evaluation")

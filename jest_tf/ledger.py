@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from jest_tf import checkpoint, progress
 from jest_tf import config as config_lib
+from jest_tf import telemetry as telemetry_lib
 
 # Seconds between two lines of progress: on a terminal, where they overwrite
 # each other, and in a file.
@@ -116,6 +117,7 @@ class Ledger(checkpoint.StepCallback):
         workdir: the run directory.
         start_step: steps already done.
         input_wait: what watches the dataset; None leaves its share out.
+        telemetry: what follows the selection; None for nobody.
         stream: where progress is shown; None is standard error.
     """
 
@@ -126,12 +128,14 @@ class Ledger(checkpoint.StepCallback):
         *,
         start_step: int = 0,
         input_wait: InputWait | None = None,
+        telemetry: telemetry_lib.Telemetry | None = None,
         stream: TextIO | None = None,
     ):
         super().__init__(start_step)
         self._config = config
         self._workdir = workdir
         self._start_step = start_step
+        self._telemetry = telemetry
         self._stream = stream or sys.stderr
         self._seconds_before = _last_seconds(
             self._path(checkpoint.METRICS_FILE)
@@ -191,6 +195,8 @@ class Ledger(checkpoint.StepCallback):
         ids = self.model.drawn_ids
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
+        if self._telemetry is not None:
+            row |= self._telemetry.write(step, self._writer)
         row |= examples_at(self._config, step)
         row |= self._times.since_last()
         row["seconds"] = round(self._seconds(), 3)

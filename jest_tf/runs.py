@@ -26,6 +26,7 @@ from jest_tf import (
     reference,
     run_directory,
     stopping,
+    telemetry,
     training,
 )
 from jest_tf import config as config_lib
@@ -166,7 +167,7 @@ def _attempt(config, workdir, inputs, signals):
         config.data.max_fault_rate,
     )
     dataset, input_wait = _dataset(config, inputs, start_step, faults)
-    log, checkpoints, evaluate = _writers(
+    follow, log, checkpoints, evaluate = _writers(
         config, inputs, learner, start_step, input_wait, signals
     )
     if start_step < config.steps:
@@ -177,7 +178,7 @@ def _attempt(config, workdir, inputs, signals):
                 dataset,
                 [
                     stopping.FiniteCheck(start_step),
-                    *(log, checkpoints, signals, evaluate),
+                    *(*follow, log, checkpoints, signals, evaluate),
                 ],
                 config.steps - start_step,
                 faults,
@@ -216,9 +217,30 @@ def _check_rest(config, start_step):
 
 
 def _writers(config, inputs, learner, start_step, input_wait, signals):
-    """The callbacks that log, save and evaluate."""
+    """The callbacks that follow the selection, log, save and evaluate."""
+    follow = []
+    if config.evaluation.telemetry:
+        data = config.data
+        follow = [
+            telemetry.Telemetry(
+                config,
+                inputs.output,
+                start_step=start_step,
+                order=pipeline.order(
+                    inputs.store,
+                    data.weights,
+                    config.seed,
+                    data.shuffle_block_size,
+                ),
+                super_batch_at=inputs.skipped.at,
+            )
+        ]
     log = ledger.Ledger(
-        config, inputs.output, start_step=start_step, input_wait=input_wait
+        config,
+        inputs.output,
+        start_step=start_step,
+        input_wait=input_wait,
+        telemetry=follow[0] if follow else None,
     )
     settings = config.checkpoint
     checkpoints = checkpoint.Checkpoints(
@@ -246,7 +268,7 @@ def _writers(config, inputs, learner, start_step, input_wait, signals):
         start_step=start_step,
         log=on_evaluation,
     )
-    return log, checkpoints, evaluate
+    return follow, log, checkpoints, evaluate
 
 
 def _fit(model, dataset, callbacks, steps, faults):

@@ -117,7 +117,7 @@ def super_batches(
     faults.start(start_step, start_step * share.size)
     reader = reading.Reader(
         store,
-        _order(store, weights, seed, shuffle_block_size),
+        order(store, weights, seed, shuffle_block_size),
         seed=seed,
         super_batch_size=super_batch_size,
         max_pixels=max_image_pixels,
@@ -210,6 +210,20 @@ def images(
     return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
 
 
+def order(
+    store: records.Store,
+    weights: Sequence[float],
+    seed: int,
+    shuffle_block_size: int | None,
+) -> stream.Order | stream.Mixture:
+    """The order of a training stream; arguments as of `super_batches`."""
+    if not weights:
+        return stream.Order(len(store), seed, block_size=shuffle_block_size)
+    return stream.Mixture(
+        store.parts, weights, seed, block_size=shuffle_block_size
+    )
+
+
 class _Share:
     """This host's part of every super-batch, and how it is cut into chunks."""
 
@@ -234,12 +248,6 @@ class _Share:
         step, chunk = divmod(index, self.num_chunks)
         start = step * self._super_batch_size + self._start + chunk * self.chunk
         return np.arange(start, start + self.chunk)
-
-
-def _order(store, weights, seed, block_size):
-    if not weights:
-        return stream.Order(len(store), seed, block_size=block_size)
-    return stream.Mixture(store.parts, weights, seed, block_size=block_size)
 
 
 def _batch_numbers(store, batch_size):
