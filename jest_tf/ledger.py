@@ -15,6 +15,7 @@ import sys
 import time
 from typing import TextIO
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -40,13 +41,20 @@ def digest(ids: np.ndarray) -> str:
     return hashlib.blake2b(ordered.tobytes(), digest_size=8).hexdigest()
 
 
-def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
-    """Examples drawn, scored and trained in the first `step` steps."""
-    drawn = step * config.data.super_batch_size
-    scored = drawn if config.selection.scores else 0
+def examples_at(
+    config: config_lib.TrainConfig, step: int, stopped_at: int | None = None
+) -> dict[str, int]:
+    """Examples drawn, scored and trained in the first `step` steps.
+
+    Args:
+        config: the run.
+        step: steps done.
+        stopped_at: `JESTModel.stopped_at`.
+    """
+    size = config.data.super_batch_size
     return {
-        "examples/drawn": drawn,
-        "examples/scored": scored,
+        "examples/drawn": step * size,
+        "examples/scored": config.selection.num_scored(step, size, stopped_at),
         "examples/trained": step * config.batch_size,
     }
 
@@ -150,6 +158,8 @@ class Ledger(checkpoint.StepCallback):
     def on_train_begin(self, logs=None):
         """Starts the clock."""
         self._started = self._shown = time.monotonic()
+        if self._telemetry is not None:
+            self._telemetry.begin(self.model)
         if self._start_step:
             variables = self.model.metrics_variables
             self._restored = [variable.numpy() for variable in variables]
@@ -173,8 +183,14 @@ class Ledger(checkpoint.StepCallback):
         super().on_train_batch_end(batch, logs)
         self._times.end(self.step - self.previous)
         every = self._config.evaluation.log_every_steps
-        if self.passed(every) or self.step == self._config.steps:
-            self._write(self.step)
+        is_due = self.passed(every) or self.step == self._config.steps
+        followed = {}
+        if self._telemetry is not None:
+            followed = self._telemetry.follow(
+                self.previous, self.step, is_due, self._writer
+            )
+        if is_due:
+            self._write(self.step, followed)
         self._show(self.step, logs)
 
     def on_train_end(self, logs=None):
@@ -187,17 +203,23 @@ class Ledger(checkpoint.StepCallback):
                 f"waited for input in {share:.1%} of the steps' time\n"
             )
 
-    def _write(self, step):
+    def _write(self, step, followed):
         row = {"step": step}
+        silent = {
+            metric.name
+            for metric in self.model.metrics
+            if isinstance(metric, keras.metrics.Mean) and not metric.count
+        }
         for name, value in self.model.get_metrics_result().items():
+            if name in silent:  # no draw was scored since the line before
+                continue
             row[name if "/" in name else f"train/{name}"] = float(value)
         self.model.reset_metrics()
         ids = self.model.drawn_ids
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
-        if self._telemetry is not None:
-            row |= self._telemetry.write(step, self._writer)
-        row |= examples_at(self._config, step)
+        row |= followed
+        row |= examples_at(self._config, step, self.model.stopped_at)
         row |= self._times.since_last()
         row["seconds"] = round(self._seconds(), 3)
         self._append(checkpoint.METRICS_FILE, row)

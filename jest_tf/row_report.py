@@ -4,164 +4,194 @@ The scores and losses of rows are in a step's graph anyway. It returns them, and
 they stay on the device until somebody asks: no callback runs within the graph,
 and nothing moves between replicas for it. What is made of them is in
 `telemetry.py`.
+
+`of_trained`, `of_scored` and `RecentDraws` make what a step returns, groups of
+tensors by name; `RowReport` reads it.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import selection
 
+# What is equal on all replicas; of other groups each tells its own rows.
+_EQUAL = "equal"
 
-class RowReport:
-    """Carries the values of rows out of the steps of one model.
 
-    A step returns what `trained_on`, `drawn` and `scored` give; where each of R
-    replicas has told of its own rows, `collect` puts them together. The last
-    step of an execution is kept in `told`.
+def of_trained(batch: Mapping[str, tf.Tensor], places: tf.Tensor) -> dict:
+    """The ids of the rows that a replica trains on.
 
     Args:
-        strategy: that the steps run under.
+        batch: with `id` `[b/R]`, or without.
+        places: int32 `[b/R]`, their places in the sub-batch.
+    """
+    if "id" not in batch:
+        return {}
+    return {"trained": {"place": places, "id": batch["id"]}}
 
-    Attributes:
-        told: what the last step told; empty before the first.
-        batch_size: b, of all replicas.
-        super_batch_size: B, of all replicas.
+
+def of_scored(
+    draw: selection.Draw, rows: tf.Tensor, ids: tf.Tensor | None
+) -> dict:
+    """The scores and losses of the rows that a replica scores.
+
+    Args:
+        draw: of `n` rows, `[n/R]` held here.
+        rows: int32 `[n/R]`, where they stand in the super-batch, increasing.
+        ids: int64 `[n/R]`, or None.
+    """
+    groups = {
+        "scored": {
+            "place": rows,
+            "id": ids,
+            "own_score": draw.own_score,
+            "learner_loss": draw.learner_loss,
+            "reference_loss": draw.reference_loss,
+        },
+        "uniform": {
+            "place": draw.uniform_places,
+            "uniform_learner_loss": draw.uniform_learner_loss,
+            "uniform_reference_loss": draw.uniform_reference_loss,
+        },
+    }
+    return {
+        group: {name: one for name, one in values.items() if one is not None}
+        for group, values in groups.items()
+    }
+
+
+class RecentDraws:
+    """The draws of an execution, of which Keras hands on the last step's alone.
+
+    Args:
+        strategy: that the steps run under; None will do for one step.
+        num_steps: of an execution.
+        batch_size: b; None where nothing is drawn.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy):
-        self.told = {}
-        self.batch_size = self.super_batch_size = None
-        self._strategy = strategy
-        self._recent = None
-
-    def start(self, steps_per_execution: int, batch_size: int | None) -> None:
-        """Makes ready for executions of several steps.
-
-        Keras hands on what the last step returns, and no more, so the draws of
-        those before it are kept in a variable.
-
-        Args:
-            steps_per_execution: see `keras.Model.compile`.
-            batch_size: b; None where nothing is drawn.
-        """
-        self._recent = None
-        if steps_per_execution == 1 or batch_size is None:
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy | None,
+        num_steps: int,
+        batch_size: int | None,
+    ):
+        self._lines = None
+        if num_steps == 1 or batch_size is None:
             return
-        with self._strategy.scope():
-            self._recent = tf.Variable(
+        with strategy.scope():
+            self._lines = tf.Variable(
                 # GPUs have no integers of 32 bits in variables.
-                tf.zeros([steps_per_execution, batch_size], tf.int64),
+                tf.zeros([num_steps, batch_size], tf.int64),
                 trainable=False,
                 # Each replica has its own, and all are equal.
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
 
-    def trained_on(self, batch: dict, places: tf.Tensor) -> dict:
-        """In a step: the ids of the rows trained on here, if there are any.
+    def with_draw(self, rows: tf.Tensor, step: tf.Tensor) -> dict:
+        """The rows drawn in a step, and before it in the execution.
 
         Args:
-            batch: with `id` `[b/R]`, or without.
-            places: int32 `[b/R]`, their places in the sub-batch.
+            rows: int32 `[b]`, of the super-batch, equal on every replica.
+            step: int32 scalar, steps done before this one.
         """
-        if "id" not in batch:
-            return {"trained": {}}
-        return {"trained": {"id": batch["id"], "place": places}}
-
-    def drawn(self, indices: tf.Tensor, step: tf.Tensor) -> dict:
-        """In a step: the rows drawn, of all steps of the execution so far.
-
-        Args:
-            indices: int32 `[b]`, rows of all, equal on every replica.
-            step: integer scalar, steps done before this one.
-        """
-        if self._recent is None:
-            return {"equal": {"rows": indices[tf.newaxis]}}
-        num_lines = self._recent.shape[0]
-        is_now = tf.equal(
-            tf.range(num_lines), tf.cast(step, tf.int32) % num_lines
-        )
-        recent = tf.where(
+        if self._lines is None:
+            return {_EQUAL: {"rows": rows[tf.newaxis]}}
+        num_lines = self._lines.shape[0]
+        is_now = tf.equal(tf.range(num_lines), step % num_lines)
+        lines = tf.where(
             is_now[:, tf.newaxis],
-            tf.cast(indices, tf.int64)[tf.newaxis],
-            tf.convert_to_tensor(self._recent),
+            tf.cast(rows, tf.int64)[tf.newaxis],
+            tf.convert_to_tensor(self._lines),
         )
-        self._recent.assign(recent)
-        return {"equal": {"rows": recent}}
+        self._lines.assign(lines)
+        return {_EQUAL: {"rows": lines}}
 
-    def scored(
-        self, draw: selection.Draw, rows: tf.Tensor, ids: tf.Tensor | None
-    ) -> dict:
-        """In a step: the scores and losses of the rows held here.
+
+def collect(told: dict) -> dict:
+    """What the replicas of a worker told, together.
+
+    Args:
+        told: a step's, with a tuple of values, one a replica, in place of each
+            value.
+    """
+    return {
+        group: {
+            name: parts[0] if group == _EQUAL else tf.concat(parts, 0)
+            for name, parts in values.items()
+        }
+        for group, values in told.items()
+    }
+
+
+class RowReport:
+    """What the last step of an execution told of rows.
+
+    With several workers all must ask for the same together.
+
+    Args:
+        strategy: that the step ran under.
+        told: what it returned; {} before the first.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, told: dict):
+        self._strategy = strategy
+        self._told = told
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the step has scored rows."""
+        return "scored" in self._told
+
+    def drawn(self, step: int) -> tf.Tensor | None:
+        """The rows of the super-batch that a step of the execution drew.
 
         Args:
-            draw: what says so.
-            rows: int32 `[B/R]`, the numbers of the rows among all.
-            ids: int64 `[B/R]`, or None.
+            step: steps done before it.
+
+        Returns:
+            Integers `[b]`, in the order drawn; None where nothing is drawn.
         """
-        groups = {
-            "scored": {
-                "place": rows,
-                "id": ids,
-                "own_score": draw.own_score,
-                "learner_loss": draw.learner_loss,
-                "reference_loss": draw.reference_loss,
-            },
-            "uniform": {
-                "place": draw.uniform_places,
-                "uniform_learner_loss": draw.uniform_learner_loss,
-                "uniform_reference_loss": draw.uniform_reference_loss,
-            },
-        }
-        return {
-            group: {n: one for n, one in values.items() if one is not None}
-            for group, values in groups.items()
-        }
+        if _EQUAL not in self._told:
+            return None
+        lines = self._told[_EQUAL]["rows"]
+        return lines[step % len(lines)]
 
-    def collect(self, told: dict) -> dict:
-        """What the replicas of this worker told, together.
+    def trained_ids(self) -> tf.Tensor | None:
+        """The ids of the sub-batch, `[b]`, in the order drawn, if known."""
+        return self._gathered("trained").get("id")
 
-        Args:
-            told: a step's, with a tuple of values, one a replica, in place of
-                each value.
+    def scored(self) -> dict[str, tf.Tensor]:
+        """Of the n rows scored, by name, `[n]`.
+
+        `row`, where they stand in the super-batch; `own_score`, `learner_loss`
+        and `reference_loss` as of `selection.Draw`, as far as it has them; and
+        `id` where the batches hold it. Nothing where no row was scored.
         """
-        return {
-            group: {
-                name: parts[0] if group == "equal" else tf.concat(parts, 0)
-                for name, parts in values.items()
-            }
-            for group, values in told.items()
-        }
+        return self._gathered("scored", "row")
 
-    def rows(self) -> tf.Tensor | None:
-        """Integers `[steps, b]`; see `JESTModel.drawn_rows`."""
-        return self.told.get("equal", {}).get("rows")
+    def uniform(self) -> dict[str, tf.Tensor]:
+        """Of rows of the uniform draw, `uniform_..._loss` as of `Draw`."""
+        return self._gathered("uniform")
 
-    def ids(self) -> tf.Tensor | None:
-        """`[b]`; see `JESTModel.drawn_ids`."""
-        return self._gathered("trained", self.batch_size).get("id")
-
-    def values(self) -> dict[str, tf.Tensor]:
-        """By name; see `JESTModel.row_report`."""
-        if not self.told.get("scored"):
-            return {}
-        size = min(self.batch_size, selection.UNIFORM_ROWS)
-        return self._gathered("scored", self.super_batch_size) | self._gathered(
-            "uniform", size
-        )
-
-    def _gathered(self, group, size):
-        """What all replicas told of a group of rows, each at its place."""
-        told = dict(self.told.get(group, {}))
+    def _gathered(self, group, place_name=None):
+        """What all replicas told of a group, in the order of the places."""
+        told = dict(self._told.get(group, {}))
         if not told:
             return {}
-        if len(told["place"]) < size:  # the other workers have the rest
-            gather = self._strategy.gather
-            told = {name: gather(part, axis=0) for name, part in told.items()}
+        strategy = self._strategy
+        local = len(strategy.extended.worker_devices)
+        if local < strategy.num_replicas_in_sync:
+            told = {
+                name: strategy.gather(part, axis=0)
+                for name, part in told.items()
+            }
         # A worker with several devices may have told its part several times.
-        places = told.pop("place")[:, tf.newaxis]
-        return {
-            name: tf.tensor_scatter_nd_update(
-                tf.zeros([size], part.dtype), places, part
-            )
-            for name, part in told.items()
-        }
+        places = told.pop("place").numpy()
+        places, first = np.unique(places, return_index=True)
+        ordered = {name: tf.gather(part, first) for name, part in told.items()}
+        if place_name is not None:
+            ordered[place_name] = tf.constant(places)
+        return ordered

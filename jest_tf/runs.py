@@ -167,7 +167,7 @@ def _attempt(config, workdir, inputs, signals):
         config.data.max_fault_rate,
     )
     dataset, input_wait = _dataset(config, inputs, start_step, faults)
-    follow, log, checkpoints, evaluate = _writers(
+    log, checkpoints, evaluate = _writers(
         config, inputs, learner, start_step, input_wait, signals
     )
     if start_step < config.steps:
@@ -178,7 +178,7 @@ def _attempt(config, workdir, inputs, signals):
                 dataset,
                 [
                     stopping.FiniteCheck(start_step),
-                    *(*follow, log, checkpoints, signals, evaluate),
+                    *(log, checkpoints, signals, evaluate),
                 ],
                 config.steps - start_step,
                 faults,
@@ -217,30 +217,13 @@ def _check_rest(config, start_step):
 
 
 def _writers(config, inputs, learner, start_step, input_wait, signals):
-    """The callbacks that follow the selection, log, save and evaluate."""
-    follow = []
-    if config.evaluation.telemetry:
-        data = config.data
-        follow = [
-            telemetry.Telemetry(
-                config,
-                inputs.output,
-                start_step=start_step,
-                order=pipeline.order(
-                    inputs.store,
-                    data.weights,
-                    config.seed,
-                    data.shuffle_block_size,
-                ),
-                super_batch_at=inputs.skipped.at,
-            )
-        ]
+    """The callbacks that log, save and evaluate."""
     log = ledger.Ledger(
         config,
         inputs.output,
         start_step=start_step,
         input_wait=input_wait,
-        telemetry=follow[0] if follow else None,
+        telemetry=_telemetry(config, inputs, start_step),
     )
     settings = config.checkpoint
     checkpoints = checkpoint.Checkpoints(
@@ -268,7 +251,24 @@ def _writers(config, inputs, learner, start_step, input_wait, signals):
         start_step=start_step,
         log=on_evaluation,
     )
-    return follow, log, checkpoints, evaluate
+    return log, checkpoints, evaluate
+
+
+def _telemetry(config, inputs, start_step):
+    """What follows the selection, if the settings want it."""
+    if not config.evaluation.telemetry:
+        return None
+    data = config.data
+    order = pipeline.order(
+        inputs.store, data.weights, config.seed, data.shuffle_block_size
+    )
+    return telemetry.Telemetry(
+        config,
+        inputs.output,
+        start_step=start_step,
+        order=order,
+        super_batch_at=inputs.skipped.at,
+    )
 
 
 def _fit(model, dataset, callbacks, steps, faults):

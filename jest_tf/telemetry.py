@@ -24,7 +24,7 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 QUANTITIES = ("learnability", "learner_loss", "reference_loss")
 GROUPS = ("kept", "dropped", "uniform")
 
-# Of each logged super-batch, the rows with the highest and the lowest score
+# Of each logged draw, the rows with the highest and the lowest score
 # that are written down.
 _EXTREMES = 8
 _BUCKETS = 30  # of a histogram, TensorBoard's default
@@ -99,10 +99,8 @@ class Repeats:
         return 1.0 - trained / drawn
 
 
-class Telemetry(checkpoint.StepCallback):
-    """Follows the draws of a run; `write` is called by the ledger.
-
-    Belongs before the ledger and the checkpoints among the callbacks.
+class Telemetry:
+    """Follows the draws of a run, driven by its ledger.
 
     Args:
         config: the run.
@@ -122,88 +120,73 @@ class Telemetry(checkpoint.StepCallback):
         order: stream.Order | stream.Mixture | None = None,
         super_batch_at: Callable[[int], int] | None = None,
     ):
-        super().__init__(start_step)
         self._config = config
         self._path = os.path.join(workdir, checkpoint.TELEMETRY_FILE)
         self._start_step = start_step
         self._order = order
         self._super_batch_at = super_batch_at or (lambda step: step)
-        self._repeats = None
+        self._model = self._repeats = None
+        self._is_due = False
 
-    def on_train_begin(self, logs=None):
-        """Takes up what a checkpoint has carried."""
-        carried = self.model.carried
-        # A run that began without can't know what it had trained on.
-        if self._order is None or (self._start_step and _SEEN not in carried):
-            return
-        self._repeats = Repeats(
-            self._order, self._config.data.super_batch_size, carried
-        )
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Counts the draws of an execution."""
-        super().on_train_batch_end(batch, logs)
-        if self._repeats is None:
-            return
-        rows = self.model.drawn_rows
-        if rows is None:  # all of them, in every step
-            rows = np.arange(self._config.data.super_batch_size)[np.newaxis]
-        else:
-            rows = rows.numpy()
-        for step in range(self.previous, self.step):
-            self._repeats.add(
-                self._super_batch_at(step), rows[step % len(rows)]
-            )
-
-    def write(
-        self, step: int, writer: tf.summary.SummaryWriter
-    ) -> dict[str, float]:
-        """Writes a line of `telemetry.jsonl` and TensorBoard's histograms.
+    def begin(self, model) -> None:
+        """Takes up what a checkpoint has carried.
 
         Args:
-            step: steps done, the last of which is written about.
+            model: the `JESTModel` that is followed.
+        """
+        self._model = model
+        every = self._config.evaluation.log_every_steps
+        last_logged = self._start_step // every * every
+        self._is_due = last_logged > _last_step(self._path)
+        # A run that began without can't know what it had trained on.
+        if self._order is None or (
+            self._start_step and _SEEN not in model.carried
+        ):
+            return
+        self._repeats = Repeats(
+            self._order, self._config.data.super_batch_size, model.carried
+        )
+
+    def follow(
+        self,
+        previous: int,
+        step: int,
+        is_logged: bool,
+        writer: tf.summary.SummaryWriter,
+    ) -> dict[str, float]:
+        """Takes up an execution; to be called after each.
+
+        Of a logged step that has scored nothing, the next one that has gets
+        the line of `telemetry.jsonl`.
+
+        Args:
+            previous: steps done before the execution.
+            step: steps done.
+            is_logged: whether the log gets a line of the step.
             writer: of TensorBoard.
 
         Returns:
-            What belongs into the log, by name.
+            What belongs into the line of the log, by name.
         """
-        scalars = self._of_records(step)
-        values = self.model.row_report()
-        if not values:
-            return scalars
-        settings = self._config.selection
-        rows = self.model.drawn_rows.numpy()
-        rows = rows[(step - 1) % len(rows)]
-        groups = split(values, rows)
-        with writer.as_default(step=step):
-            for quantity, of_group in groups.items():
-                for group, some in of_group.items():
-                    _write_histogram(f"select/{quantity}/{group}", some)
-        line = {
-            "step": step,
-            "super_batch": self._super_batch_at(step - 1),
-            **{
-                quantity: {name: _summary(some) for name, some in group.items()}
-                for quantity, group in groups.items()
-            },
-            **extremes(values, rows, settings.criterion),
-        }
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        overlaps = overlaps_of(
-            rows,
-            values["own_score"],
-            settings,
-            seed=(self._config.seed, step - 1),
-            num_replicas=self.model.distribute_strategy.num_replicas_in_sync,
-        )
-        return scalars | {
-            f"select/overlap_{name}": value for name, value in overlaps.items()
-        }
+        report, scalars = self._model.rows, {}
+        if self._repeats is not None:
+            self._count(report, previous, step)
+            if is_logged:
+                scalars = self._of_records(step)
+        self._is_due |= is_logged
+        if self._is_due and report.is_scored:
+            scalars |= self._write(report, step, writer)
+            self._is_due = False
+        return scalars if is_logged else {}
+
+    def _count(self, report, previous, step):
+        for before in range(previous, step):
+            rows = report.drawn(before)
+            if rows is None:  # all of them
+                rows = np.arange(self._config.data.super_batch_size)
+            self._repeats.add(self._super_batch_at(before), np.asarray(rows))
 
     def _of_records(self, step):
-        if self._repeats is None:
-            return {}
         scalars = {"train/repeat_rate": self._repeats.rate()}
         if self._config.selection.batch_size is not None:
             number = self._super_batch_at(step - 1) + 1
@@ -211,80 +194,122 @@ class Telemetry(checkpoint.StepCallback):
             scalars["select/effective_filter_ratio"] = ratio
         return scalars
 
+    def _write(self, report, step, writer):
+        """Writes a line and histograms; returns the overlaps, by name."""
+        settings = self._config.selection.at(step - 1)
+        scored, uniform = (
+            {name: value.numpy() for name, value in values.items()}
+            for values in (report.scored(), report.uniform())
+        )
+        drawn = report.drawn(step - 1).numpy()
+        groups = split(scored, uniform, drawn)
+        overlaps = overlaps_of(
+            np.searchsorted(scored["row"], drawn),
+            scored["own_score"],
+            settings,
+            seed=(self._config.seed, step - 1),
+            num_replicas=self._model.distribute_strategy.num_replicas_in_sync,
+        )
+        with writer.as_default(step=step):
+            for quantity, of_group in groups.items():
+                for group, some in of_group.items():
+                    _write_histogram(f"select/{quantity}/{group}", some)
+        line = {
+            "step": step,
+            "super_batch": self._super_batch_at(step - 1),
+            "criterion": settings.criterion,
+            "filter_ratio": 1.0 - len(drawn) / len(scored["row"]),
+            **{f"overlap_{name}": one for name, one in overlaps.items()},
+            **{
+                quantity: {name: _summary(some) for name, some in group.items()}
+                for quantity, group in groups.items()
+            },
+            **extremes(scored, drawn, settings.criterion),
+        }
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return {f"select/overlap_{name}": one for name, one in overlaps.items()}
+
 
 def split(
-    values: dict[str, np.ndarray], rows: np.ndarray
+    scored: dict[str, np.ndarray],
+    uniform: dict[str, np.ndarray],
+    drawn: np.ndarray,
 ) -> dict[str, dict[str, np.ndarray]]:
     """The values of kept, dropped and uniformly drawn rows, by quantity.
 
     Args:
-        values: what `JESTModel.row_report` returns.
-        rows: integers `[b]`, the rows kept.
+        scored: what `row_report.RowReport.scored` returns.
+        uniform: what its `uniform` returns.
+        drawn: integers `[b]`, the rows kept.
 
     Returns:
         Those of `QUANTITIES` that there are, each with the values of `GROUPS`:
         losses of kept and dropped rows are given the sub-batch, those of the
         uniform draw given that draw.
     """
-    values = dict(values)
-    for prefix in ("", "uniform_"):
-        both = [f"{prefix}{model}_loss" for model in ("learner", "reference")]
-        if all(name in values for name in both):
-            learner, reference = (values[name] for name in both)
-            values[f"{prefix}learnability"] = learner - reference
-    kept = np.zeros(len(values["own_score"]), bool)
-    kept[rows] = True
-    return {
-        name: {
-            "kept": values[name][kept],
-            "dropped": values[name][~kept],
-            "uniform": values[f"uniform_{name}"],
+    kept = np.isin(scored["row"], drawn)
+    losses = {
+        model: {
+            "kept": scored[name][kept],
+            "dropped": scored[name][~kept],
+            "uniform": uniform[f"uniform_{name}"],
         }
-        for name in QUANTITIES
-        if name in values
+        for model, name in (
+            ("learner", "learner_loss"),
+            ("reference", "reference_loss"),
+        )
+        if name in scored
     }
+    found = {f"{model}_loss": of_group for model, of_group in losses.items()}
+    if len(losses) == 2:
+        found["learnability"] = {
+            group: losses["learner"][group] - losses["reference"][group]
+            for group in GROUPS
+        }
+    return {name: found[name] for name in QUANTITIES if name in found}
 
 
-def row_scores(values: dict[str, np.ndarray], criterion: str) -> np.ndarray:
-    """The criterion of each row given the sub-batch; float32 `[B]`."""
+def row_scores(scored: dict[str, np.ndarray], criterion: str) -> np.ndarray:
+    """The criterion of each row given the sub-batch; float32 `[n]`."""
     if criterion == "learnability":
-        return values["learner_loss"] - values["reference_loss"]
+        return scored["learner_loss"] - scored["reference_loss"]
     if criterion == "easy_reference":
-        return -values["reference_loss"]
-    return values["learner_loss"]
+        return -scored["reference_loss"]
+    return scored["learner_loss"]
 
 
 def extremes(
-    values: dict[str, np.ndarray],
-    rows: np.ndarray,
-    criterion: str,
-    size: int = _EXTREMES,
+    scored: dict[str, np.ndarray], drawn: np.ndarray, criterion: str
 ) -> dict[str, list[dict]]:
-    """The rows with the highest and the lowest score, by what they are.
+    """The eight rows with the highest and the lowest score each.
 
     Args:
-        values: what `JESTModel.row_report` returns.
-        rows: integers `[b]`, the rows kept.
+        scored: what `row_report.RowReport.scored` returns.
+        drawn: integers `[b]`, the rows kept.
         criterion: of the selection.
-        size: rows of each kind, fewer of a small super-batch.
 
     Returns:
         `highest` and `lowest`, the most extreme first: of each row its number
         `row`, its `score`, whether it was `kept`, and its `id` if there is one.
     """
-    scores = row_scores(values, criterion)
+    scores = row_scores(scored, criterion)
     order = np.argsort(-scores, kind="stable")
-    kept = set(np.asarray(rows).tolist())
+    kept = np.isin(scored["row"], drawn)
 
-    def describe(row):
-        about = {"row": row, "score": _short(scores[row]), "kept": row in kept}
-        if "id" in values:
-            about["id"] = int(values["id"][row])
+    def describe(place):
+        about = {
+            "row": int(scored["row"][place]),
+            "score": _short(scores[place]),
+            "kept": bool(kept[place]),
+        }
+        if "id" in scored:
+            about["id"] = int(scored["id"][place])
         return about
 
     return {
-        "highest": [describe(row) for row in order[:size].tolist()],
-        "lowest": [describe(row) for row in order[::-1][:size].tolist()],
+        "highest": [describe(place) for place in order[:_EXTREMES]],
+        "lowest": [describe(place) for place in order[::-1][:_EXTREMES]],
     }
 
 
@@ -304,15 +329,15 @@ def overlaps_of(
     """Shares of a draw that other samplers draw too, from the same noise.
 
     Args:
-        rows: integers `[b]`, the draw.
-        own_score: float32 `[B]`, see `selection.Draw`.
+        rows: integers `[b]`, the draw, places among the rows scored.
+        own_score: float32 `[n]` of the rows scored, see `selection.Draw`.
         settings: the draw was made with.
         seed: the draw was made with.
         num_replicas: R.
 
     Returns:
         By `independent` and `uniform`; two draws without anything in common
-        but the super-batch share b/B on average.
+        but the rows scored share b/n on average.
     """
     size = len(rows)
     quotas = num_replicas if settings.quota == "per_replica" else 1
@@ -351,3 +376,11 @@ def _write_histogram(name, values):
 def _short(value):
     """Six digits, which say all that a score is known to."""
     return float(f"{value:.6g}")
+
+
+def _last_step(path):
+    """Of the last line of a `.jsonl` file; 0 without one."""
+    if not os.path.isfile(path):
+        return 0
+    with open(path, encoding="utf-8") as file:
+        return max((json.loads(line)["step"] for line in file), default=0)

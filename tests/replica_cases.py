@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
+import jest_tf
 from benchmarks.tpu import fake_strategy, step
 from jest_tf import config, distribution, layers, reference, training
+from jest_tf.data import preprocessing
 
 DEVICES = 4
 SEED = 7
@@ -382,7 +384,7 @@ def build(
             settings,
             **{
                 "seed": SEED,
-                "augment": training.Augmentation(flip=True, min_area=0.5),
+                "augment": preprocessing.Augmentation(flip=True, min_area=0.5),
             }
             | more,
         )
@@ -472,7 +474,7 @@ class TrainingTest(tf.test.TestCase):
         independent = config.SelectionConfig("independent", batch_size=8)
 
         def adam(rate, **settings):
-            return training.AdamW(rate / 10, **settings)
+            return jest_tf.AdamW(rate / 10, **settings)
 
         first, second = batches[:3], batches[3:]
         paths = {}
