@@ -208,7 +208,8 @@ class Ledger(checkpoint.StepCallback):
         silent = {
             metric.name
             for metric in self.model.metrics
-            if isinstance(metric, keras.metrics.Mean) and not metric.count
+            if isinstance(metric, keras.metrics.Mean)
+            and not float(metric.count)
         }
         for name, value in self.model.get_metrics_result().items():
             if name in silent:  # no draw was scored since the line before
