@@ -182,8 +182,8 @@ class RowReport:
         if not told:
             return {}
         strategy = self._strategy
-        local = len(strategy.extended.worker_devices)
-        if local < strategy.num_replicas_in_sync:
+        replicas = strategy.num_replicas_in_sync
+        if replicas > 1 and replicas > len(strategy.extended.worker_devices):
             told = {
                 name: strategy.gather(part, axis=0)
                 for name, part in told.items()
