@@ -422,7 +422,7 @@ svg { width: 100%; height: auto; display: block; }
 .key.chance::before { background: var(--chance); }
 .moment { border-top: 1px solid var(--grid); padding: 16px 0 8px; }
 .cards { display: grid; gap: 10px;
-  grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); }
 .card { margin: 0; padding: 6px; border: 2px solid transparent;
   border-radius: 8px; background: var(--soft); font-size: 12px; }
 .card.kept { border-color: var(--kept); }

@@ -332,7 +332,7 @@ class OverlapTest(tf.test.TestCase):
 
     def test_overlaps_are_with_draws_of_the_same_noise(self):
         learner, reference = models(24, seed=2)
-        options = {"batch_size": 8, "seed": (SEED, 2)}
+        options = {"batch_size": 8, "num_chunks": 4, "seed": (SEED, 2)}
         joint, independent, uniform = (
             sampler(learner, reference, **options)
             for sampler in (
