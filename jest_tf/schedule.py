@@ -46,7 +46,7 @@ class Schedule(keras.layers.Layer):
         """The first step of those that select no more; None without any."""
         if self._passed is None:
             return None
-        step = int(self._passed[1])
+        step = int(_read(self._passed)[1])
         return None if step < 0 else step
 
     def restart(self) -> None:
@@ -65,7 +65,7 @@ class Schedule(keras.layers.Layer):
         if not self._settings.is_scheduled:
             return self._settings
         if self._next_step is None:
-            self._next_step = int(optimizer.iterations)
+            self._next_step = int(_read(optimizer.iterations))
         step = self._next_step
         self._next_step += num_steps
         if self.stopped_at is not None:
@@ -92,3 +92,9 @@ class Schedule(keras.layers.Layer):
         is_due = (stop < 0) & (count >= self._settings.stop_when_passed)
         after = (step // num_steps + 1) * num_steps
         self._passed.assign(tf.stack([count, tf.where(is_due, after, stop)]))
+
+
+def _read(variable):
+    """The value, on any number of replicas, while a graph is made too."""
+    with tf.init_scope():
+        return tf.convert_to_tensor(variable.value).numpy()

@@ -6,6 +6,8 @@ has run another test. Not collected by itself; to run it alone:
     python -m pytest tests/replica_cases.py
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -372,6 +374,7 @@ def build(
     num_replicas,
     settings=JOINT,
     *,
+    learner=tiny.learner,
     teacher=tiny.learner,
     steps_per_execution=1,
     optimizer=SGD,
@@ -379,7 +382,7 @@ def build(
 ):
     with STRATEGIES[num_replicas].scope():
         model = training.JESTModel(
-            tiny.learner(0),
+            learner(0),
             teacher(5),
             settings,
             **{
@@ -451,6 +454,22 @@ class TrainingTest(tf.test.TestCase):
         uniform = config.SelectionConfig("uniform", batch_size=8)
         self.assert_replicas_train_as_one({4: 1}, uniform)
         self.assert_replicas_train_as_one({2: 1}, None)
+
+    def test_views_and_kinds_of_steps(self):
+        coarse = config.View(patch_size=4)
+        # A kind of step takes long to trace, and once for each replica.
+        easy = config.Phase(4, criterion="easy_reference", candidates=8)
+        joint = dataclasses.replace(JOINT, view=coarse)
+        for count, settings in (
+            (2, dataclasses.replace(joint, phases=(easy,))),
+            (4, dataclasses.replace(joint, stop_when_passed=3)),
+        ):
+            self.assert_replicas_train_as_one(
+                {count: 1},
+                settings,
+                learner=tiny.flexible_learner,
+                views=(config.View(), coarse),
+            )
 
     def test_a_quota_for_each_replica(self):
         quota = {"quota": "per_replica"}
@@ -565,11 +584,11 @@ class RefusalsTest(tf.test.TestCase):
 class TPUTest(tf.test.TestCase):
     """The step that `fit` would run on TPUs, traced; nothing here runs it."""
 
-    def trace(self, settings, loss, is_cached):
+    def trace(self, settings, loss, is_cached, **more):
         def teacher(seed):
             return reference.cached(10.0, -10.0)
 
-        more = {"teacher": teacher} if is_cached else {}
+        more |= {"teacher": teacher} if is_cached else {}
         model = build("tpu", settings, loss=loss, **more)
         with STRATEGIES["tpu"].scope():
             model.optimizer.build(model.trainable_variables)
@@ -590,6 +609,27 @@ class TPUTest(tf.test.TestCase):
                     operations = list(of_replicas(function.graph))
                     self.check_exchange(model, operations, quota)
                     self.check_types(operations)
+
+    def test_a_mix_of_views_exchanges_each_row_once(self):
+        settings = config.SelectionConfig(
+            "joint", 8, 2, view=config.View(patch_size=4), stop_when_passed=2
+        )
+        _, function = self.trace(
+            settings,
+            "sigmoid",
+            False,
+            learner=tiny.flexible_learner,
+            views=(config.View(), config.View(patch_size=4)),
+        )
+        operations = list(of_replicas(function.graph))
+        self.check_types(operations)
+        moved = [
+            one.inputs[0].shape
+            for one in operations
+            if one.type == "AllToAll" and one.inputs[0].dtype == tf.uint8
+        ]
+        # Two halves of 4 rows, of which each replica owes another at most one.
+        self.assertEqual(moved, [[4, 1, 4, 4, 3]] * 2)
 
     def check_exchange(self, model, operations, quota):
         sums, exchanges = (

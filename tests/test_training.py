@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import config, losses, models, selection, towers, training
+from jest_tf import config, losses, selection, training
 from jest_tf.data import preprocessing
 
 SEED, RATE = 7, 0.5
@@ -411,25 +411,6 @@ class ScoringTest(TrainingTestCase):
                 self.assertAllEqual(old, new)
 
 
-def flexible(seed=0):
-    """A learner whose image tower takes patches of 2 and of 4 pixels."""
-    text = tiny.learner(seed).text_tower
-    image = towers.ImageTower(
-        image_size=tiny.IMAGE_SIZE,
-        patch_size=2,
-        patch_sizes=(4,),
-        width=8,
-        depth=1,
-        num_heads=2,
-        embedding_dim=6,
-        seed=seed,
-    )
-    model = models.TwoTower(image, text, temperature=4.0, bias=-2.0)
-    shape = (None, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3)
-    model.build({"image": shape, "text": (None, tiny.TEXT_LENGTH)})
-    return model
-
-
 FINE, COARSE = config.View(), config.View(patch_size=4)
 
 
@@ -439,16 +420,18 @@ class ViewsTest(TrainingTestCase):
         settings = dataclasses.replace(JOINT, view=COARSE)
         for size in (None, 3):
             settings = dataclasses.replace(settings, scoring_batch_size=size)
-            model = build(flexible(), selection=settings)
-            seen = functools.partial(flexible(), view=COARSE)
+            model = build(tiny.flexible_learner(), selection=settings)
+            seen = functools.partial(tiny.flexible_learner(), view=COARSE)
             rows = drawn_by_hand(seen, tiny.learner(5), batch, 0, settings)
             self.assertAllEqual(model.select(batch, (SEED, 0)).indices, rows)
-        fine = drawn_by_hand(flexible(), tiny.learner(5), batch, 0, JOINT)
+        fine = drawn_by_hand(
+            tiny.flexible_learner(), tiny.learner(5), batch, 0, JOINT
+        )
         self.assertNotEqual(list(fine), list(rows))
 
     def test_a_mix_is_one_loss_over_the_union_of_its_parts(self):
         (batch,) = tiny.super_batches()
-        learner, twin = flexible(), flexible()
+        learner, twin = tiny.flexible_learner(), tiny.flexible_learner()
         model = build(learner, views=(FINE, COARSE))
         drawn = fit_and_remember(model, [batch])[0]
         # Which half is seen how is another permutation by chance.
@@ -476,7 +459,7 @@ class ViewsTest(TrainingTestCase):
         batches = tiny.super_batches(1)
         whole, parts = (
             build(
-                flexible(),
+                tiny.flexible_learner(),
                 selection=dataclasses.replace(JOINT, batch_size=8),
                 views=(FINE, COARSE),
                 micro_batch_size=size,
@@ -490,7 +473,7 @@ class ViewsTest(TrainingTestCase):
 
     def test_a_batch_without_selection_is_mixed_too(self):
         (batch,) = tiny.super_batches()
-        model = build(flexible(), None, None, views=(FINE, COARSE))
+        model = build(tiny.flexible_learner(), None, None, views=(FINE, COARSE))
         drawn = fit_and_remember(model, [batch])[0]
         self.assertAllEqual(drawn, batch["id"])
 
@@ -504,7 +487,10 @@ class ViewsTest(TrainingTestCase):
             {"run_eagerly": False, "jit_compile": True},
         ):
             model = build(
-                flexible(), selection=settings, views=(FINE, COARSE), **how
+                tiny.flexible_learner(),
+                selection=settings,
+                views=(FINE, COARSE),
+                **how,
             )
             drawn.append(fit_and_remember(model, batches))
             trained.append(model)
@@ -521,7 +507,7 @@ class ViewsTest(TrainingTestCase):
             ),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                build(flexible(), **settings)
+                build(tiny.flexible_learner(), **settings)
         with self.assertRaisesRegex(ValueError, "whose `call` takes a `view`"):
             build(tiny.learner(0), views=(COARSE,))
 
@@ -532,7 +518,7 @@ class ViewsTest(TrainingTestCase):
             ({"views": (FINE, COARSE), "micro_batch_size": 1}, ": 1, 2 views"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                fit(build(flexible(), **settings), [batch])
+                fit(build(tiny.flexible_learner(), **settings), [batch])
 
 
 class ScheduleTest(TrainingTestCase):
