@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +80,70 @@ class _Inputs(NamedTuple):
     tokenizer: Callable
     skipped: stopping.Skipped
     output: str
+
+
+class Opened(NamedTuple):
+    """A run that is opened to be looked at.
+
+    Attributes:
+        config: the resolved settings.
+        model: the compiled `JESTModel`, with its reference.
+        step: of its weights.
+        super_batches: from the number of the first to a dataset of them, from
+            the stream of the run.
+    """
+
+    config: config_lib.TrainConfig
+    model: training.JESTModel
+    step: int
+    super_batches: Callable[[int], tf.data.Dataset]
+
+
+def open_run(
+    workdir: str,
+    *,
+    step: int | None = None,
+    patch_sizes: Sequence[int] = (),
+) -> Opened:
+    """Opens a run, on one device, with its data and its reference.
+
+    Args:
+        workdir: the run directory.
+        step: of the checkpoint to take the weights from; None takes those that
+            the run ended with.
+        patch_sizes: that views will ask for beside those of the settings.
+
+    Raises:
+        ValueError: where there is no run, no such checkpoint, or data that
+            cannot be read.
+    """
+    if step is None:
+        config, tokenizer, learner = reference.load_run(workdir, patch_sizes)
+    else:
+        config, tokenizer, learner = reference.open_run(workdir, patch_sizes)
+    store = records.open_stores(config.data)
+    teacher, sidecars = _reference(config, store)
+    inputs = _Inputs(
+        tf.distribute.get_strategy(),
+        store,
+        teacher,
+        sidecars,
+        {},
+        tokenizer,
+        stopping.Skipped(workdir, writes=False),
+        workdir,
+    )
+    model = training.build_model(config, learner, _frozen(inputs))
+    model.build(None)
+    if step is not None:
+        model.optimizer.build(model.trainable_variables)
+        checkpoint.load(model, workdir, step)
+
+    def super_batches(first):
+        faults = pipeline.FaultLog(None, config.data.max_fault_rate)
+        return _super_batches(config, inputs, first, faults)
+
+    return Opened(config, model, step or config.steps, super_batches)
 
 
 class _Diverged(Exception):

@@ -328,6 +328,37 @@ def independent_rows(
     return _top_rows(gain * own_score + noise, batch_size, num_quotas)
 
 
+def sub_batch_score(
+    learner: losses.Embeddings | None,
+    reference: losses.Embeddings | None,
+    rows: tf.Tensor,
+    *,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The criterion of a sub-batch that others have chosen.
+
+    Args:
+        learner: embeddings of the super-batch, `[B, dim]`, or None.
+        reference: embeddings of the same rows, or None.
+        rows: int32 `[b]`, each once.
+        criterion: as in `select_jointly`.
+        loss: as in `select_jointly`.
+
+    Returns:
+        float32 scalar, as `Draw.score`; float32 `[B]`, what each row would add
+        to the sub-batch, by which a further chunk would be drawn.
+    """
+    scores = scores_lib.Scores(learner, reference, criterion, loss)
+    scores.add(rows)
+    kept = scores.held.mask(rows)
+    row_losses = {
+        name: model.row_losses(kept) for name, model in scores.models.items()
+    }
+    score = scores.of(scores.held.means(row_losses, rows, kept))
+    return score, scores.conditional()
+
+
 SAMPLERS = {
     "joint": select_jointly,
     "independent": select_independently,
