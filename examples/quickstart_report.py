@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from jest_tf import evaluation, ledger, reference, training  # noqa: E402
-from jest_tf.data import pipeline, records  # noqa: E402
+from jest_tf import evaluation, ledger, page, reference  # noqa: E402
+from jest_tf.data import records  # noqa: E402
 
 RECIPES = ("reference", "uniform", "jest")
 
@@ -60,7 +60,7 @@ _MEASURES = {
 }
 # The kind of picture in the pool that the curated set is made of.
 _CURATED_LIKE = "emoji"
-_GALLERY_SUPER_BATCHES, _GALLERY_SIZE = 4, 20
+_GALLERY_DRAWS, _GALLERY_SIZE = 4, 20
 
 
 def workdir(runs: pathlib.Path, recipe: str, seed: int) -> pathlib.Path:
@@ -73,10 +73,15 @@ def write(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     text = tables(runs, seeds)
     curves(runs, seeds, runs / "curves.png")
     gallery(runs, seeds[0], runs / "gallery.png")
+    page.write(
+        os.fspath(workdir(runs, "jest", seeds[0])),
+        os.fspath(runs / "selection.html"),
+    )
     (runs / "report.md").write_text(
         f"# JEST quickstart\n\n{text}\n\n"
         "![Learning curves](curves.png)\n\n"
-        f"{_gallery_caption()}\n\n![Gallery](gallery.png)\n",
+        f"{_gallery_caption()}\n\n![Gallery](gallery.png)\n\n"
+        "More of them, over time: [selection.html](selection.html).\n",
         encoding="utf-8",
     )
     return text
@@ -262,64 +267,31 @@ def curves(
 
 
 def gallery(runs: pathlib.Path, seed: int, path: pathlib.Path) -> None:
-    """Draws the most and least learnable examples of the last super-batches."""
-    run = reference.load_run(os.fspath(workdir(runs, "jest", seed)))
-    store = records.open_store(run.config.data.train)
-    images, ids, learnability = _last_draws(run, store)
-    columns = store.columns(["id", "caption", "kind"])
-    captions = {
-        key: f"{texts[0].decode()}\n[{kind.decode()}]"
-        for key, texts, kind in zip(
-            columns["id"], columns["caption"], columns["kind"], strict=True
-        )
-    }
-    _, first = np.unique(ids, return_index=True)  # a picture may come twice
-    order = first[np.argsort(-learnability[first], kind="stable")]
+    """Draws the most and least learnable examples of the last logged draws."""
+    run = workdir(runs, "jest", seed)
+    shown = page.moments(
+        os.fspath(run), page.read(os.fspath(run))[-_GALLERY_DRAWS:]
+    )
+    kinds = _kinds(run)
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     parts = figure.subfigures(2, 1)
-    for part, title, rows in (
-        (parts[0], "Most learnable", order[:_GALLERY_SIZE]),
-        (parts[1], "Least learnable", order[::-1][:_GALLERY_SIZE]),
+    for part, title, sign, cards in (
+        (parts[0], "Most learnable", -1, [m.highest for m in shown]),
+        (parts[1], "Least learnable", 1, [m.lowest for m in shown]),
     ):
         part.suptitle(title, fontsize=13, fontweight="bold")
-        for axes, row in zip(
-            part.subplots(2, _GALLERY_SIZE // 2).flat, rows, strict=True
-        ):
-            axes.imshow(images[row], interpolation="nearest")
+        # A picture may come twice.
+        each = {card.id: card for some in cards for card in some}.values()
+        each = sorted(each, key=lambda card, sign=sign: sign * card.score)
+        grid = list(part.subplots(2, _GALLERY_SIZE // 2).flat)
+        for axes in grid:
             axes.set_axis_off()
-            axes.set_title(
-                f"{learnability[row]:+.1f}\n{_wrap(captions[ids[row]])}",
-                fontsize=7,
-            )
+        for axes, card in zip(grid, each, strict=False):
+            axes.imshow(card.image, interpolation="nearest")
+            lines = _wrap(card.caption, f"[{kinds[card.id]}]")
+            axes.set_title(f"{card.score:+.1f}\n{lines}", fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _last_draws(run, store):
-    """Images, ids and learnability of the rows of the last super-batches."""
-    config = run.config
-    teacher = reference.load_run(config.reference.workdir)
-    model = training.build_model(config, run.learner, teacher.learner)
-    start_step = max(config.steps - _GALLERY_SUPER_BATCHES, 0)
-    stream = pipeline.super_batches(
-        store,
-        super_batch_size=config.data.super_batch_size,
-        seed=config.seed,
-        tokenizer=run.tokenizer,
-        image_size=config.data.image_size,
-        start_step=start_step,
-        reference_tokenizer=teacher.tokenizer,
-        reference_image_size=teacher.config.data.image_size,
-    )
-    select = tf.function(model.select)
-    images, ids, learnability = [], [], []
-    for offset, batch in enumerate(stream.take(config.steps - start_step)):
-        seed = tf.constant([config.seed, start_step + offset])
-        draw = select(batch, seed)
-        images.append(batch["image"].numpy())
-        ids.append(batch["id"].numpy())
-        learnability.append((draw.learner_loss - draw.reference_loss).numpy())
-    return tuple(map(np.concatenate, (images, ids, learnability)))
 
 
 def _result(run):
@@ -428,8 +400,9 @@ def _provenance(run):
 
 def _gallery_caption():
     return (
-        "The most and least learnable examples of the last super-batches, with "
-        "their learnability given the sub-batch (learner's loss minus the "
+        "The most and least learnable examples, eight of each a super-batch, "
+        f"of the last {_GALLERY_DRAWS} that were logged, with their "
+        "learnability given the sub-batch (learner's loss minus the "
         "reference's) and the kind of picture:"
     )
 
@@ -469,9 +442,8 @@ def _table(header, rows):
     return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
 
 
-def _wrap(text, width=17, most=3):
+def _wrap(caption, kind, width=17, most=3):
     """At most `most` lines of about `width` letters, the kind on the last."""
-    caption, kind = text.rsplit("\n", 1)
     lines = re.findall(rf".{{1,{width}}}(?:\s+|$)|.{{{width}}}", caption)
     if len(lines) > most - 1:
         lines = [*lines[: most - 2], lines[most - 2].rstrip() + "…"]

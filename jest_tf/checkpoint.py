@@ -26,11 +26,12 @@ from tensorflow.core.util import event_pb2
 METRICS_FILE = "metrics.jsonl"
 DRAWS_FILE = "draws.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
+TELEMETRY_FILE = "telemetry.jsonl"
 FAULTS_FILE = "faults.jsonl"
 FLOPS_FILE = "flops.json"
 TENSORBOARD_FOLDER = "tensorboard"
 
-_LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE)
+_LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 _FOLDER = "checkpoints"
 _NAME = "step-{:09d}.weights.h5"
 _DAMAGED = "step-{:09d}.damaged"
@@ -352,24 +353,31 @@ def restore(model: keras.Model, workdir: str) -> int:
     return step
 
 
-def load(model: keras.Model, workdir: str) -> int:
-    """Loads the newest whole checkpoint.
+def load(model: keras.Model, workdir: str, step: int | None = None) -> int:
+    """Loads the newest whole checkpoint, or that of a step.
 
-    A damaged one is renamed, with a line on standard error, and the one before
-    is taken.
+    A damaged newest one is renamed, with a line on standard error, and the one
+    before is taken.
 
     Args:
         model: compiled and built, its optimizer too.
         workdir: the run directory.
+        step: of the checkpoint; None is the newest.
 
     Returns:
         The step that was loaded, 0 if there is no checkpoint.
 
     Raises:
-        ValueError: if all checkpoints are damaged, or the newest is of another
-            model.
+        ValueError: if all checkpoints are damaged, the one to load is of
+            another model, or there is none of `step`.
     """
-    step = _newest_whole(workdir)
+    if step is None:
+        step = _newest_whole(workdir)
+    elif step not in saved_steps(workdir):
+        raise ValueError(
+            f"`step` must be one of the checkpoints of {workdir!r}, "
+            f"{saved_steps(workdir)}. Received: {step}"
+        )
     if step:
         path = os.path.join(workdir, _FOLDER, _NAME.format(step))
         _load(model, path)

@@ -558,6 +558,9 @@ class EvaluationConfig:
             two steps each time, and tracing them once.
         energy: measure the energy that the machine takes; needs codecarbon,
             `pip install jest-tf[energy]`.
+        telemetry: follow the selection, see docs/telemetry.md: repeats and
+            overlaps of draws in the log, and at every logged step a line of
+            `telemetry.jsonl` and histograms in TensorBoard.
     """
 
     data: tuple[str, ...] = ()
@@ -571,6 +574,7 @@ class EvaluationConfig:
     log_ids: bool = False
     time_parts: bool = False
     energy: bool = False
+    telemetry: bool = True
 
     def __post_init__(self):
         settings.check_types(self, "evaluation")

@@ -25,6 +25,7 @@ import tensorflow as tf
 from jest_tf import checkpoint, progress
 from jest_tf import config as config_lib
 from jest_tf import meters as meters_lib
+from jest_tf import telemetry as telemetry_lib
 
 # Seconds between two lines of progress: on a terminal, where they overwrite
 # each other, and in a file.
@@ -219,6 +220,7 @@ class Ledger(checkpoint.StepCallback):
         start_step: steps already done.
         input_wait: what watches the dataset; None leaves its share out.
         meters: what else is measured; None is `Meters()`.
+        telemetry: what follows the selection; None for nobody.
         stream: where progress is shown; None is standard error.
     """
 
@@ -230,12 +232,14 @@ class Ledger(checkpoint.StepCallback):
         start_step: int = 0,
         input_wait: InputWait | None = None,
         meters: Meters | None = None,
+        telemetry: telemetry_lib.Telemetry | None = None,
         stream: TextIO | None = None,
     ):
         super().__init__(start_step)
         self._config = config
         self._workdir = workdir
         self._start_step = start_step
+        self._telemetry = telemetry
         self._stream = stream or sys.stderr
         self._before = _last_row(self._path(checkpoint.METRICS_FILE))
         self._flops = StepFlops(config, self._path(checkpoint.FLOPS_FILE))
@@ -252,6 +256,8 @@ class Ledger(checkpoint.StepCallback):
     def on_train_begin(self, logs=None):
         """Starts the clock."""
         self._started = self._shown = time.monotonic()
+        if self._telemetry is not None:
+            self._telemetry.begin(self.model)
         if self._start_step:
             variables = self.model.metrics_variables
             self._restored = [variable.numpy() for variable in variables]
@@ -280,11 +286,17 @@ class Ledger(checkpoint.StepCallback):
             or (settings.every_steps and self.passed(settings.every_steps))
         ):
             self._parts = self._meters.probe()
-        if (
+        is_due = (
             self.passed(settings.log_every_steps)
             or self.step == self._config.steps
-        ):
-            self._write(self.step)
+        )
+        followed = {}
+        if self._telemetry is not None:
+            followed = self._telemetry.follow(
+                self.previous, self.step, is_due, self._writer
+            )
+        if is_due:
+            self._write(self.step, followed)
         self._show(self.step, logs)
 
     def on_train_end(self, logs=None):
@@ -324,7 +336,7 @@ class Ledger(checkpoint.StepCallback):
         self._flops.take(found)
         return len(found)
 
-    def _write(self, step):
+    def _write(self, step, followed):
         row = {"step": step}
         silent = {
             metric.name
@@ -340,6 +352,7 @@ class Ledger(checkpoint.StepCallback):
         ids = self.model.drawn_ids
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
+        row |= followed
         row |= self._counts_at(step)
         row |= self._times.since_last()
         row |= self._parts

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from jest_tf import (
     reference,
     run_directory,
     stopping,
+    telemetry,
     training,
 )
 from jest_tf import config as config_lib
@@ -84,6 +85,70 @@ class _Inputs(NamedTuple):
     skipped: stopping.Skipped
     output: str
     energy: meters.EnergyMeter | None
+
+
+class Opened(NamedTuple):
+    """A run that is opened to be looked at.
+
+    Attributes:
+        config: the resolved settings.
+        model: the compiled `JESTModel`, with its reference.
+        step: of its weights.
+        super_batches: from the number of the first to a dataset of them, from
+            the stream of the run.
+    """
+
+    config: config_lib.TrainConfig
+    model: training.JESTModel
+    step: int
+    super_batches: Callable[[int], tf.data.Dataset]
+
+
+def open_run(
+    workdir: str,
+    *,
+    step: int | None = None,
+    patch_sizes: Sequence[int] = (),
+) -> Opened:
+    """Opens a run, on one device, with its data and its reference.
+
+    Args:
+        workdir: the run directory.
+        step: of the checkpoint to take the weights from; None takes those that
+            the run ended with.
+        patch_sizes: that views will ask for beside those of the settings.
+
+    Raises:
+        ValueError: where there is no run, no such checkpoint, or data that
+            cannot be read.
+    """
+    if step is None:
+        config, tokenizer, learner = reference.load_run(workdir, patch_sizes)
+    else:
+        config, tokenizer, learner = reference.open_run(workdir, patch_sizes)
+    store = records.open_stores(config.data)
+    teacher, sidecars = _reference(config, store)
+    inputs = _Inputs(
+        tf.distribute.get_strategy(),
+        store,
+        teacher,
+        sidecars,
+        {},
+        tokenizer,
+        stopping.Skipped(workdir, writes=False),
+        workdir,
+    )
+    model = training.build_model(config, learner, _frozen(inputs))
+    model.build(None)
+    if step is not None:
+        model.optimizer.build(model.trainable_variables)
+        checkpoint.load(model, workdir, step)
+
+    def super_batches(first):
+        faults = pipeline.FaultLog(None, config.data.max_fault_rate)
+        return _super_batches(config, inputs, first, faults)
+
+    return Opened(config, model, step or config.steps, super_batches)
 
 
 class _Diverged(Exception):
@@ -239,6 +304,7 @@ def _writers(config, inputs, model, start_step, input_wait, signals):
         start_step=start_step,
         input_wait=input_wait,
         meters=meters_of_run,
+        telemetry=_telemetry(config, inputs, start_step),
     )
     log.set_model(model)  # which tells it what steps have cost
     if config.evaluation.time_parts:
@@ -278,6 +344,23 @@ def _writers(config, inputs, model, start_step, input_wait, signals):
     )
     meters_of_run.clocks = {"evaluation": evaluate, "save": checkpoints}
     return log, checkpoints, evaluate
+
+
+def _telemetry(config, inputs, start_step):
+    """What follows the selection, if the settings want it."""
+    if not config.evaluation.telemetry:
+        return None
+    data = config.data
+    order = pipeline.order(
+        inputs.store, data.weights, config.seed, data.shuffle_block_size
+    )
+    return telemetry.Telemetry(
+        config,
+        inputs.output,
+        start_step=start_step,
+        order=order,
+        super_batch_at=inputs.skipped.at,
+    )
 
 
 def _fit(model, dataset, callbacks, steps, faults):

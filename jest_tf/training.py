@@ -26,6 +26,7 @@ from jest_tf import (
     optimizer,
     patches,
     reference,
+    row_report,
     schedule,
     scores,
     selection,
@@ -37,6 +38,9 @@ from jest_tf.data import preprocessing
 # from that of the draw.
 _AUGMENT_SALT = 0x0A06
 _VIEWS_SALT = 0x0715
+
+# What the names of arrays that a checkpoint carries begin with.
+_CARRIED = "carried."
 
 # What of a super-batch is for its scores and counts; a step leaves it behind.
 _NOT_TRAINED_ON = (
@@ -98,6 +102,11 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             `[n]`, says where the n images stand among the `batch_size` of the
             sub-batch, which on one replica are all.
         seed: of the draws and the augmentation.
+
+    Attributes:
+        carried: NumPy arrays by name that are saved and loaded with the
+            weights, for callbacks to find what they knew at the checkpoint.
+        rows: what the last execution told of rows, a `row_report.RowReport`.
 
     Raises:
         ValueError: at construction or with the first batch, on settings that
@@ -174,7 +183,9 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             for name in ("caption_replaced", "record_replaced")
         }
         self._counted = ()
-        self._drawn = {}
+        self.carried = {}
+        self.rows = row_report.RowReport(self.distribute_strategy, {})
+        self._recent_draws = row_report.RecentDraws(None, 1, None)
         self._graphs = flops.StepGraphs()
         self._schedule = None
         if selection is not None:
@@ -214,16 +225,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
 
         None before the first step of `fit`, or where the batches hold no `id`.
         """
-        if "id" not in self._drawn:
-            return None
-        ids = distribution.join_halves(self._drawn["id"])
-        places = self._drawn["place"]
-        # Of several workers each device has told all.
-        return tf.tensor_scatter_nd_update(
-            tf.zeros([self._batch_size], ids.dtype),
-            places[:, tf.newaxis],
-            ids,
-        )
+        return self.rows.trained_ids()
 
     def step_parts(self) -> dict[str, Callable]:
         """What a step does, on one replica, in parts that can run alone.
@@ -326,6 +328,11 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         if self.train_function is not None and not force:
             return
         functions = {}
+        self._recent_draws = row_report.RecentDraws(
+            self.distribute_strategy,
+            self.steps_per_execution,
+            self.selection and self.selection.batch_size,
+        )
 
         def function(iterator):
             settings = self._next_selection()
@@ -333,18 +340,18 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 functions[settings] = self._make_function(
                     functools.partial(self._counted_step, settings=settings)
                 )
-            logs, self._drawn = functions[settings](iterator)
+            logs, told = functions[settings](iterator)
+            self.rows = row_report.RowReport(self.distribute_strategy, told)
             return logs
 
         self.train_function = function
 
     def collect(self, outputs):
-        """Of the replicas' steps: the logs of one, the drawn ids of all."""
+        """Of the replicas' steps: the logs of one, what all tell of rows."""
         if not isinstance(outputs, tuple):
             return super().collect(outputs)
-        logs, drawn = outputs
-        together = {name: tf.concat(parts, 0) for name, parts in drawn.items()}
-        return super().collect(logs), together
+        logs, told = outputs
+        return super().collect(logs), row_report.collect(told)
 
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means.
@@ -444,14 +451,21 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         return learner, frozen
 
     def save_own_variables(self, store):
-        """Saves the running metrics, which Keras leaves out of its files."""
+        """Saves what Keras leaves out of its files: metrics and `carried`."""
         for metric in (*self._means.values(), *self._sums.values()):
             store[metric.name.replace("/", ".")] = np.array(
                 [variable.numpy() for variable in metric.variables]
             )
+        for name, value in self.carried.items():
+            store[_CARRIED + name] = value
 
     def load_own_variables(self, store):
-        """Loads those running metrics that the file holds."""
+        """Loads those running metrics that the file holds, and `carried`."""
+        self.carried = {
+            name.removeprefix(_CARRIED): np.array(store[name])
+            for name in store.keys()
+            if name.startswith(_CARRIED)
+        }
         for metric in (*self._means.values(), *self._sums.values()):
             name = metric.name.replace("/", ".")
             if name in store.keys():
@@ -566,25 +580,31 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         return self._train_step(data, settings)
 
     def _train_step(self, data, settings):
-        """The logs, and the ids and places of the rows trained on here."""
+        """The logs, and what is told of rows, see `row_report.py`."""
         super_batch = self._batch_of(data)
         replicas = distribution.current()
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
         self._count_replaced(super_batch)
-        batch, places = self._sub_batch(super_batch, settings, seed, replicas)
-        self._batch_size = _times_replicas(places.shape[0], replicas)
-        drawn = {"id": batch["id"], "place": places} if "id" in batch else {}
+        indices, told = None, {}
+        if settings is not None:
+            super_batch, indices, told = self._draw(
+                super_batch, settings, seed, replicas
+            )
+        batch, places = self._sub_batch(
+            super_batch, indices, settings, seed, replicas
+        )
+        told |= row_report.of_trained(batch, places)
         if distribution.has_workers(self.distribute_strategy):
             # Here, as nothing outside of a step may wait for other workers:
             # Keras looks at all properties of what it saves.
-            drawn = replicas.all_gather(drawn)
+            told = row_report.with_trained_of_all(told, replicas)
         if self.augment is not None:
             images = self.augment(
                 batch["image"],
                 tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0]),
                 places,
-                self._batch_size,
+                _times_replicas(places.shape[0], replicas),
             )
             batch = {**batch, "image": images}
         variables = self.trainable_variables
@@ -607,12 +627,10 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             "bias": embeddings.bias,
         }
         self._update(values, replicas)
-        return self.get_metrics_result(), drawn
+        return self.get_metrics_result(), told
 
-    def _sub_batch(self, super_batch, settings, seed, replicas):
+    def _sub_batch(self, super_batch, indices, settings, seed, replicas):
         """The rows to train on here, and their places in the sub-batch."""
-        if settings is not None and settings.candidates:
-            super_batch = self._candidates(super_batch, settings, replicas)
         rows = super_batch["image"].shape[0]
         batch = {
             name: value
@@ -620,13 +638,11 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             if name not in _NOT_TRAINED_ON
         }
         super_batch_size = _times_replicas(rows, replicas)
-        if settings is None:
+        quota = "per_replica" if settings is None else settings.quota
+        if indices is None:
             if not self.views:
                 return batch, rows * distribution.replica_id() + tf.range(rows)
-            indices, quota = tf.range(super_batch_size), "per_replica"
-        else:
-            quota = settings.quota
-            indices = self._draw(super_batch, settings, seed, replicas)
+            indices = tf.range(super_batch_size)
         if self.views:
             return self._deal_to_views(
                 batch, indices, super_batch_size, quota, seed, replicas
@@ -637,7 +653,9 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         return exchange.move(batch, dealt, replicas), dealt.places
 
     def _candidates(self, super_batch, settings, replicas):
-        """Every n-th row: the same rows on any number of replicas."""
+        """Every n-th row, the same on any number of replicas, and n."""
+        if not settings.candidates:
+            return super_batch, 1
         rows = super_batch["image"].shape[0]
         size = _times_replicas(rows, replicas)
         stride, rest = divmod(size, settings.candidates)
@@ -647,10 +665,15 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 f"the candidates. Received: {settings.candidates}, B={size}, "
                 f"R={size // rows}"
             )
-        return {name: value[::stride] for name, value in super_batch.items()}
+        some = {name: value[::stride] for name, value in super_batch.items()}
+        return some, stride
 
     def _draw(self, super_batch, settings, seed, replicas):
-        """The rows of the sub-batch, int32 `[b]`, of all rows."""
+        """The rows to draw from, the draw, and what it tells of rows.
+
+        The draw is int32 `[b]`, of all rows that there are to draw from.
+        """
+        super_batch, stride = self._candidates(super_batch, settings, replicas)
         rows = super_batch["image"].shape[0]
         super_batch_size = _times_replicas(rows, replicas)
         # What was said of B has been seen to.
@@ -662,22 +685,30 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 replicas.num_replicas,
                 "`selection.batch_size` (b)",
             )
-        if not settings.scores:
+        if settings.scores:
+            draw = self.select(super_batch, seed, settings)
+            indices = draw.indices
+            summary = selection.summarize(draw, replicas)
+            self._update(
+                {f"select/{name}": value for name, value in summary.items()},
+                replicas,
+            )
+            self._schedule.note(draw, seed[1], self.steps_per_execution)
+            place = rows * distribution.replica_id() + tf.range(rows)
+            told = row_report.of_scored(
+                draw, stride * place, super_batch.get("id")
+            )
+        else:
             own = replicas is not None and settings.quota == "per_replica"
-            return selection.uniform_rows(
+            indices = selection.uniform_rows(
                 seed,
                 settings.batch_size,
                 super_batch_size,
                 num_quotas=replicas.num_replicas if own else 1,
             )
-        draw = self.select(super_batch, seed, settings)
-        summary = selection.summarize(draw, replicas)
-        self._update(
-            {f"select/{name}": value for name, value in summary.items()},
-            replicas,
-        )
-        self._schedule.note(draw, seed[1], self.steps_per_execution)
-        return draw.indices
+            told = {}
+        told |= self._recent_draws.with_draw(stride * indices, seed[1])
+        return super_batch, indices, told
 
     def _deal_to_views(
         self, batch, indices, super_batch_size, quota, seed, replicas

@@ -102,7 +102,7 @@ class DivergenceTest(RunsTestCase):
     def poison(self, where):
         """Trains with a trap; `where` it snaps."""
 
-        def build(config, vocabulary_size):
+        def build(config, vocabulary_size, patch_sizes=()):
             return tiny.learner(config.seed, extra=[Trap(where)])
 
         return build
@@ -203,7 +203,7 @@ class DivergenceTest(RunsTestCase):
         )
 
     def test_a_learner_that_has_diverged_stops_after_three_of_them(self):
-        def build(config, vocabulary_size):
+        def build(config, vocabulary_size, patch_sizes=()):
             learner = tiny.learner(config.seed)
             learner.bias.assign(np.inf)
             return learner

@@ -65,6 +65,15 @@ def train(strategy, steps_per_execution):
     history = model.fit(
         dataset, steps_per_epoch=STEPS, verbose=0, callbacks=[drawn]
     ).history
+    told = {
+        **model.rows.scored(),
+        **model.rows.uniform(),
+        **{
+            f"draw_{step}": model.rows.drawn(step)
+            for step in range(STEPS - steps_per_execution, STEPS)
+        },
+    }
+    history |= {f"rows/{name}": one.numpy() for name, one in told.items()}
     return np.array(drawn.steps), history, model.learner.get_weights()
 
 
