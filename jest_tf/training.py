@@ -241,9 +241,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         if settings is not None and settings.scores:
 
             def score(super_batch):
-                if settings.candidates:
-                    super_batch = self._candidates(super_batch, settings, None)
-                return self.score(super_batch, settings)
+                some, _ = self._candidates(super_batch, settings, None)
+                return self.score(some, settings)
 
             def select(embeddings):
                 return self._choose(embeddings, [self.seed, 0], settings)
