@@ -292,6 +292,35 @@ class DirectoryTest(RunsTestCase):
             self.train("run", "evaluation.data=")
         self.assertFalse(os.path.exists(self.workdir("run")))
 
+    def test_data_that_does_not_do_is_refused_before_all(self):
+        for name, text in (("t.csv", "image,caption\n1.png,a\n"), ("x", "x")):
+            tf.io.write_file(os.path.join(self.folder, name), text)
+        table, unknown, none = (
+            f"data.train={self.folder}/{name}"
+            for name in ("t.csv", "x", "none-*.tfrecord")
+        )
+        for overrides, message in (
+            ([none], "must match files.*none-"),
+            ([unknown], "format of a shard must be told.*/x$"),
+            ([table, "data.image_field=photo"], "t.csv must .*column 'photo'"),
+            ([table, "data.caption_fields=a,b"], "t.csv must .*column 'a'"),
+            ([table], "faults in all 1 .*missing file: '1.png'"),
+            (
+                ["evaluation.data=" + none.partition("=")[2]],
+                "Evaluation data .*none-.*must match files",
+            ),
+            (
+                ["reference.sidecars=true", "selection.criterion=learnability"],
+                "No sidecar of .*a.tfrecord: expected",
+            ),
+        ):
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                self.train("run", "checkpoint.keep_best=", *overrides)
+            self.assertFalse(os.path.exists(self.workdir("run")))
+
     def test_evaluation_data_is_read_as_the_training_data_is(self):
         shard = records.open_store(os.path.join(self.folder, "a.tfrecord"))
         path = os.path.join(self.folder, "t.csv")
