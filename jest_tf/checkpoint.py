@@ -381,10 +381,12 @@ def load(model: keras.Model, workdir: str, step: int | None = None) -> int:
     if step:
         path = os.path.join(workdir, _FOLDER, _NAME.format(step))
         _load(model, path)
-        if int(model.optimizer.iterations) != step:
+        # In the scope of a strategy `int` of a variable fails.
+        done = int(model.optimizer.iterations.numpy())
+        if done != step:
             raise ValueError(
                 f"{path} must be of a model that has made {step} steps. "
-                f"Received: {int(model.optimizer.iterations)} steps"
+                f"Received: {done} steps"
             )
     return step
 

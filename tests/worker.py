@@ -9,6 +9,7 @@ import sys
 
 import keras
 import numpy as np
+import replica_cases
 import tensorflow as tf
 import tiny
 
@@ -77,14 +78,42 @@ def train(strategy, steps_per_execution):
     return np.array(drawn.steps), history, model.learner.get_weights()
 
 
+def fit_line(strategy, kind):
+    """The weight of a `replica_cases.StockLine` or the like, after 4 steps."""
+    with strategy.scope():
+        model = kind()
+        model.compile(optimizer=keras.optimizers.SGD(0.05))
+
+    def super_batches(host, num_hosts):
+        x = np.ones((8 // num_hosts, 1), np.float32)
+        return tf.data.Dataset.from_tensors({"x": x, "y": 3 * x}).repeat()
+
+    dataset = distribution.distribute(strategy, super_batches, 8)
+    model.fit(dataset, steps_per_epoch=4, shuffle=False, verbose=0)
+    return model.line.kernel.numpy()
+
+
+def error_of_keras(strategy, kind):
+    """What stock Keras says of workers; "" if it trains."""
+    try:
+        fit_line(strategy, kind)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def main(path):
     """Trains as one of the workers of TF_CONFIG."""
     strategy = distribution.build_strategy(
         config.DistributionConfig("multi_worker_mirrored")
     )
     drawn, history, weights = train(strategy, 2)
+    stock = replica_cases.StockLine
     np.savez(
         path,
+        line=fit_line(strategy, replica_cases.Line),
+        error=error_of_keras(strategy, stock),
+        error_once_built=error_of_keras(strategy, replica_cases.built(stock)),
         replicas=strategy.num_replicas_in_sync,
         drawn=drawn,
         **{f"log/{name}": value for name, value in history.items()},
