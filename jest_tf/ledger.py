@@ -183,6 +183,8 @@ class Meters:
         self.probe = probe
         self.energy = energy
         self.clocks = {}
+        # The meter of a process outlives a rollback, these don't.
+        self._joules_before = energy.joules() if energy else 0.0
 
     def read(self, before: dict) -> dict[str, int | float]:
         """What a line tells: all since the run began, but peaks of memory.
@@ -195,7 +197,8 @@ class Meters:
             for name, clock in self.clocks.items()
         }
         if self.energy is not None:
-            values["energy/joules"] = self.energy.joules()
+            spent = self.energy.joules() - self._joules_before
+            values["energy/joules"] = spent
         for name, value in values.items():
             values[name] = round(before.get(name, 0.0) + value, 3)
         return values | meters_lib.peak_memory()

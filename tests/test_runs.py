@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import sys
 from unittest import mock
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -13,7 +15,14 @@ import run_server
 import tensorflow as tf
 import tiny
 
-from jest_tf import checkpoint, models, run_directory, runs, stopping
+from jest_tf import (
+    checkpoint,
+    ledger,
+    models,
+    run_directory,
+    runs,
+    stopping,
+)
 from jest_tf.data import pipeline, records
 
 MRR = "eval/a/image_to_text/mrr"
@@ -218,6 +227,66 @@ class DivergenceTest(RunsTestCase):
         self.assertEqual(
             [one["super_batches"] for one in cases], [[0], [1], [2]]
         )
+
+
+@pytest.mark.slow
+class CostsTest(RunsTestCase):
+    def arrays(self, name):
+        """The weights that a run ended with, and its state at the end."""
+        found = []
+        folder = self.workdir(name)
+        for file in (
+            "final.weights.h5",
+            "checkpoints/step-000000012.weights.h5",
+        ):
+            with h5py.File(os.path.join(folder, file), "r") as opened:
+                opened.visititems(
+                    lambda key, one: (
+                        found.append((key, one[()]))
+                        if isinstance(one, h5py.Dataset)
+                        else None
+                    )
+                )
+        return found
+
+    def lines(self, name, file):
+        """The rows without what is measured, and the measured columns."""
+        rows = tiny.read_lines(self.workdir(name), file)
+        counted = [
+            {n: row[n] for n in row if not ledger.from_clock(n)} for row in rows
+        ]
+        return counted, [set(filter(ledger.from_clock, row)) for row in rows]
+
+    def test_timing_the_parts_of_steps_changes_no_bit_of_the_run(self):
+        evaluated = ("evaluation.every_steps=4", "evaluation.log_every_steps=1")
+        self.train("plain", *evaluated)
+        self.train("timed", *evaluated, "evaluation.time_parts=true")
+        for one, other in zip(
+            self.arrays("plain"), self.arrays("timed"), strict=True
+        ):
+            self.assertEqual(one[0], other[0])
+            np.testing.assert_array_equal(one[1], other[1], one[0])
+        for file in (checkpoint.METRICS_FILE, checkpoint.EVALUATION_FILE):
+            plain, timed = self.lines("plain", file), self.lines("timed", file)
+            self.assertEqual(plain[0], timed[0])
+        self.assertEqual(
+            self.read("plain", checkpoint.FLOPS_FILE),
+            self.read("timed", checkpoint.FLOPS_FILE),
+        )
+        _, plain = self.lines("plain", checkpoint.METRICS_FILE)
+        _, timed = self.lines("timed", checkpoint.METRICS_FILE)
+        parts = {f"time/{one}_seconds" for one in ("score", "select", "train")}
+        # No step is taken for one that is traced but the first.
+        self.assertEqual([one | parts for one in plain], timed)
+        self.assertIn("time/step_seconds", timed[1])
+        self.assertIn("time/save_seconds", timed[0])
+        self.assertIn("time/evaluation_seconds", timed[0])
+
+    def test_energy_without_codecarbon_is_refused_before_all(self):
+        with mock.patch.dict(sys.modules, {"codecarbon": None}):
+            with self.assertRaisesRegex(ValueError, "needs codecarbon"):
+                self.train("energy", "evaluation.energy=true")
+        self.assertFalse(os.path.exists(self.workdir("energy")))
 
 
 class DirectoryTest(RunsTestCase):
