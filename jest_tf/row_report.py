@@ -145,7 +145,7 @@ class RowReport:
         """Whether the step has scored rows."""
         return "scored" in self._told
 
-    def drawn(self, step: int) -> tf.Tensor | None:
+    def drawn(self, step: int) -> np.ndarray | None:
         """The rows of the super-batch that a step of the execution drew.
 
         Args:
@@ -156,14 +156,14 @@ class RowReport:
         """
         if _EQUAL not in self._told:
             return None
-        lines = self._told[_EQUAL]["rows"]
+        lines = self._told[_EQUAL]["rows"].numpy()
         return lines[step % len(lines)]
 
-    def trained_ids(self) -> tf.Tensor | None:
+    def trained_ids(self) -> np.ndarray | None:
         """The ids of the sub-batch, `[b]`, in the order drawn, if known."""
         return self._gathered("trained").get("id")
 
-    def scored(self) -> dict[str, tf.Tensor]:
+    def scored(self) -> dict[str, np.ndarray]:
         """Of the n rows scored, by name, `[n]`.
 
         `row`, where they stand in the super-batch; `own_score`, `learner_loss`
@@ -172,13 +172,13 @@ class RowReport:
         """
         return self._gathered("scored", "row")
 
-    def uniform(self) -> dict[str, tf.Tensor]:
+    def uniform(self) -> dict[str, np.ndarray]:
         """Of rows of the uniform draw, `uniform_..._loss` as of `Draw`."""
         return self._gathered("uniform")
 
     def _gathered(self, group, place_name=None):
         """What all replicas told of a group, in the order of the places."""
-        told = dict(self._told.get(group, {}))
+        told = self._told.get(group)
         if not told:
             return {}
         strategy = self._strategy
@@ -188,10 +188,8 @@ class RowReport:
                 name: strategy.gather(part, axis=0)
                 for name, part in told.items()
             }
+        parts = {name: part.numpy() for name, part in told.items()}
         # A worker with several devices may have told its part several times.
-        places = told.pop("place").numpy()
-        places, first = np.unique(places, return_index=True)
-        ordered = {name: tf.gather(part, first) for name, part in told.items()}
-        if place_name is not None:
-            ordered[place_name] = tf.constant(places)
-        return ordered
+        places, first = np.unique(parts.pop("place"), return_index=True)
+        ordered = {name: part[first] for name, part in parts.items()}
+        return ordered | ({place_name: places} if place_name else {})

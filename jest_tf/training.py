@@ -224,7 +224,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         None before the first step of `fit`, or where the batches hold no `id`.
         With several workers all must ask together.
         """
-        return self.rows.trained_ids()
+        ids = self.rows.trained_ids()
+        return None if ids is None else tf.constant(ids)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
