@@ -5,20 +5,24 @@ reference; steps on replicas.
 
     python -m benchmarks.bench_step
 
-Writes the block `step` of README.md in the folder `--out`. About six minutes
-on 2 quiet cores; with `--quick` it takes one, says nothing, and writes only
-where `--out` says so.
+Writes the block `step` of README.md in the folder `--out`, or with
+`--telemetry` the block `telemetry` alone: what following the selection costs.
+About six minutes on 2 quiet cores, and one more; with `--quick` it takes one,
+says nothing, and writes only where `--out` says so.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import multiprocessing
 import pathlib
+import tempfile
 import textwrap
 import time
 from concurrent import futures
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -32,9 +36,12 @@ from jest_tf import (
     models,
     probe,
     reference,
+    row_report,
+    telemetry,
     towers,
     training,
 )
+from jest_tf.data import stream
 
 _COMMAND = "python -m benchmarks.bench_step"
 
@@ -46,8 +53,9 @@ class Sizes(NamedTuple):
         width: of a token and of the embeddings.
         depth: transformer blocks of each tower.
         num_heads: of their attention.
-        image_size: pixels a side, in patches of 16.
+        image_size: pixels a side.
         text_length: tokens, of 512.
+        patch_size: pixels a side of a patch.
     """
 
     width: int
@@ -55,6 +63,7 @@ class Sizes(NamedTuple):
     num_heads: int
     image_size: int
     text_length: int
+    patch_size: int = 16
 
 
 # Tokens enough that the products dominate, and not the optimizer, whose time is
@@ -67,6 +76,7 @@ _QUICK = Sizes(16, 1, 2, 32, 4)
 # 110 % want it, see docs/ledger.md.
 _FINE = Sizes(384, 2, 6, 256, 12)
 _COARSE_VIEW = config_lib.View(patch_size=32)
+_QUICKSTART = Sizes(64, 3, 2, 32, 16, 8)  # of the preset "tiny"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,16 +86,28 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--out", type=pathlib.Path, help="folder of README.md")
+    parser.add_argument(
+        "--telemetry", action="store_true", help="its cost, and nothing else"
+    )
     options = parser.parse_args(argv)
     # It takes the steps, which are of one name, for one that is traced anew.
     tf.get_logger().setLevel("ERROR")
+    name, command = "step", _COMMAND
+    title = "What a step costs"
+    measures = [
+        measure_kinds,
+        measure_view,
+        measure_ratios,
+        measure_replicas,
+    ]
+    if options.telemetry:
+        name, command = "telemetry", f"{_COMMAND} --telemetry"
+        title = "What following the selection costs"
+        measures = [measure_telemetry]
     text = "\n\n".join(
         [
-            "## What a step costs\n\n    " + _COMMAND,
-            measure_kinds(options.quick),
-            measure_view(options.quick),
-            measure_ratios(options.quick),
-            measure_replicas(options.quick),
+            f"## {title}\n\n    {command}",
+            *(measure(options.quick) for measure in measures),
             report.environment(),
         ]
     )
@@ -94,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     if out is None and not options.quick:
         out = pathlib.Path(__file__).resolve().parent
     if out is not None:
-        report.write_block(out / "README.md", "step", text, _COMMAND)
+        report.write_block(out / "README.md", name, text, command)
 
 
 def split_cpu(count: int) -> None:
@@ -292,6 +314,51 @@ def measure_replicas(quick: bool) -> str:
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
 
+def measure_telemetry(quick: bool) -> str:
+    """Times steps with and without telemetry, in turn; Markdown."""
+    repeats, every = (2, 2) if quick else (15, 10)
+    cases = [("quickstart", _QUICKSTART, 640, 128), ("larger", _LARGE, 320, 64)]
+    if quick:
+        cases = [("quick", _QUICK, 32, 16)]
+    rows = []
+    for name, sizes, super_batch_size, batch_size in cases:
+        report.log(f"telemetry: {name}")
+        with tempfile.TemporaryDirectory() as workdir:
+            pair = [
+                Followed(sizes, super_batch_size, batch_size, folder, every)
+                for folder in (None, workdir)
+            ]
+            without, followed = take_turns(pair, repeats)
+        ratios = [
+            100 * (one / two - 1)
+            for one, two in zip(followed, without, strict=True)
+        ]
+        rows.append(
+            [
+                *(name, super_batch_size, batch_size),
+                report.spread([1e3 * one for one in without]),
+                report.spread([1e3 * one for one in followed]),
+                report.spread(ratios),
+                f"{100 * pair[1].share:.2f} %",
+            ]
+        )
+    head = ["size", "B", "b", "without, ms", "with, ms", "more, %", "of it"]
+    words = (
+        f"A step of JEST with and without telemetry, in turn in one process: "
+        f"means over {every} steps, of which the last is logged as a run logs "
+        "it, with the line of `telemetry.jsonl` and the histograms. Without, "
+        "the graph of the step doesn't tell of rows either. The quickstart's "
+        f"sizes are width {_QUICKSTART.width}, depth {_QUICKSTART.depth} and "
+        f"{_QUICKSTART.image_size} pixels in patches of "
+        f"{_QUICKSTART.patch_size}; the larger ones are those of the first "
+        "table above. Cached reference. Three numbers are the lowest, the "
+        f"median and the highest of {repeats} repeats, whose noise is larger "
+        "than what is looked for; the last column is the time spent in "
+        "following over that of all, by the clock."
+    )
+    return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
+
+
 def in_process(function, *arguments):
     """`function(*arguments)` in a process of its own.
 
@@ -369,8 +436,7 @@ class Step:
             )
         )
         model.make_train_function()
-        self._model = model
-        self._function = model.train_function
+        self._model, self._function = model, model.train_function
 
     def run(self) -> float:
         """Seconds of a step, from its call to its loss."""
@@ -395,6 +461,81 @@ class Step:
         }
 
 
+class Followed(Step):
+    """Several steps, the last of which is logged, with telemetry or without.
+
+    Args:
+        sizes: of the learner.
+        super_batch_size: B.
+        batch_size: b.
+        workdir: where telemetry writes; None is without.
+        num_steps: from one logged step to the next.
+
+    Attributes:
+        share: of the time of all runs but the first two, what was spent in
+            following.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        super_batch_size: int,
+        batch_size: int,
+        workdir: str | None,
+        num_steps: int,
+    ):
+        selection = config_lib.SelectionConfig("joint", batch_size=batch_size)
+        super().__init__(sizes, super_batch_size, selection)
+        self._num_steps, self._telemetry = num_steps, None
+        self._step = self._following = self._all = self._runs = 0
+        if workdir is None:
+            return
+        config = config_lib.TrainConfig(
+            data=config_lib.DataConfig(super_batch_size=super_batch_size),
+            selection=selection,
+            reference=config_lib.ReferenceConfig(sidecars=True),
+        )
+        # As many records as the quickstart's pool.
+        order = stream.Order(8200, 0)
+        self._telemetry = telemetry.Telemetry(config, workdir, order=order)
+        self._telemetry.begin(self._model)
+        self._writer = tf.summary.create_file_writer(workdir)
+
+    @property
+    def share(self) -> float:
+        """See above."""
+        return self._following / self._all
+
+    def run(self) -> float:
+        """Seconds of a step, the mean over all up to a logged one."""
+        untold = contextlib.nullcontext()
+        if self._telemetry is None:  # when it is traced
+            untold = mock.patch.object(row_report, "of_scored", lambda *_: {})
+        with untold:
+            spent = [self._run_and_follow(n) for n in range(self._num_steps)]
+        self._runs += 1
+        if self._runs > 2:
+            self._all += sum(one for one, _ in spent)
+            self._following += sum(other for _, other in spent)
+        return sum(one for one, _ in spent) / self._num_steps
+
+    def _run_and_follow(self, number):
+        """Seconds of a step and, of them, of following it."""
+        seconds = super().run()
+        if self._telemetry is None:
+            return seconds, 0.0
+        start = time.monotonic()
+        self._telemetry.follow(
+            self._step,
+            self._step + 1,
+            number == self._num_steps - 1,
+            self._writer,
+        )
+        self._step += 1
+        followed = time.monotonic() - start
+        return seconds + followed, followed
+
+
 def take_turns(steps: list[Step], repeats: int) -> list[list[float]]:
     """Seconds of each step's runs, in turn; the first two are left out.
 
@@ -417,8 +558,8 @@ def _learner(sizes):
     learner = models.TwoTower(
         towers.ImageTower(
             image_size=sizes.image_size,
-            patch_size=16,
-            patch_sizes=(32,),
+            patch_size=sizes.patch_size,
+            patch_sizes=(2 * sizes.patch_size,),
             **shared,
         ),
         towers.TextTower(

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import losses, runs, selection, stopping, telemetry
+from jest_tf import losses, patches, runs, selection, stopping, telemetry
 from jest_tf import settings as settings_lib
 
 SELECTION_FILE = "selection.json"
@@ -63,6 +63,8 @@ def measure(
     settings = _that_scores(opened.config.selection, opened.step, workdir)
     every = {describe_view(view): view for view in (settings.view, *asked)}
     every.pop("full", None)  # which is what they are compared with
+    for view in every.values():
+        patches.check_view(opened.model.learner, view)
     numbers = range(opened.step, opened.step + num_super_batches)
     values = compare(
         opened.model,

@@ -159,7 +159,7 @@ class RowReport:
         """Whether the step has scored rows."""
         return "scored" in self._told
 
-    def drawn(self, step: int) -> tf.Tensor | None:
+    def drawn(self, step: int) -> np.ndarray | None:
         """The rows of the super-batch that a step of the execution drew.
 
         Args:
@@ -170,14 +170,14 @@ class RowReport:
         """
         if _EQUAL not in self._told:
             return None
-        lines = self._told[_EQUAL]["rows"]
+        lines = self._told[_EQUAL]["rows"].numpy()
         return lines[step % len(lines)]
 
-    def trained_ids(self) -> tf.Tensor | None:
+    def trained_ids(self) -> np.ndarray | None:
         """The ids of the sub-batch, `[b]`, in the order drawn, if known."""
         return _ordered(self._told.get(_TRAINED)).get("id")
 
-    def scored(self) -> dict[str, tf.Tensor]:
+    def scored(self) -> dict[str, np.ndarray]:
         """Of the n rows scored, by name, `[n]`.
 
         `row`, where they stand in the super-batch; `own_score`, `learner_loss`
@@ -186,7 +186,7 @@ class RowReport:
         """
         return self._gathered("scored", "row")
 
-    def uniform(self) -> dict[str, tf.Tensor]:
+    def uniform(self) -> dict[str, np.ndarray]:
         """Of rows of the uniform draw, `uniform_..._loss` as of `Draw`."""
         return self._gathered("uniform")
 
@@ -202,15 +202,14 @@ class RowReport:
 
 
 def _ordered(told, place_name=None):
-    """By name, in the order of the places."""
+    """NumPy arrays by name, in the order of the places."""
     if not told:
         return {}
-    told = dict(told)
+    parts = {name: part.numpy() for name, part in told.items()}
     # A worker with several devices may have told its part several times.
-    places, first = np.unique(told.pop("place").numpy(), return_index=True)
-    ordered = {name: tf.gather(part, first) for name, part in told.items()}
+    places, first = np.unique(parts.pop("place"), return_index=True)
+    ordered = {name: part[first] for name, part in parts.items()}
     if "id" in ordered:
-        ordered["id"] = distribution.join_halves(ordered["id"])
-    if place_name is not None:
-        ordered[place_name] = tf.constant(places)
-    return ordered
+        ids = distribution.join_halves(tf.constant(ordered["id"]))
+        ordered["id"] = ids.numpy()
+    return ordered | ({place_name: places} if place_name else {})

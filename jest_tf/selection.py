@@ -347,7 +347,8 @@ def sub_batch_score(
 
     Returns:
         float32 scalar, as `Draw.score`; float32 `[B]`, what each row would add
-        to the sub-batch, by which a further chunk would be drawn.
+        to the sub-batch, by which a further chunk would be drawn. Of rows that
+        it holds already that says nothing.
     """
     scores = scores_lib.Scores(learner, reference, criterion, loss)
     scores.add(rows)

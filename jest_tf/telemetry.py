@@ -184,7 +184,7 @@ class Telemetry:
             rows = report.drawn(before)
             if rows is None:  # all of them
                 rows = np.arange(self._config.data.super_batch_size)
-            self._repeats.add(self._super_batch_at(before), np.asarray(rows))
+            self._repeats.add(self._super_batch_at(before), rows)
 
     def _of_records(self, step):
         scalars = {"train/repeat_rate": self._repeats.rate()}
@@ -197,12 +197,8 @@ class Telemetry:
     def _write(self, report, step, writer):
         """Writes a line and histograms; returns the overlaps, by name."""
         settings = self._config.selection.at(step - 1)
-        scored, uniform = (
-            {name: value.numpy() for name, value in values.items()}
-            for values in (report.scored(), report.uniform())
-        )
-        drawn = report.drawn(step - 1).numpy()
-        groups = split(scored, uniform, drawn)
+        scored, drawn = report.scored(), report.drawn(step - 1)
+        groups = split(scored, report.uniform(), drawn)
         overlaps = overlaps_of(
             np.searchsorted(scored["row"], drawn),
             scored["own_score"],
@@ -341,16 +337,30 @@ def overlaps_of(
     """
     size = len(rows)
     quotas = num_replicas if settings.quota == "per_replica" else 1
-    independent = selection.independent_rows(
-        own_score, seed, size, gain=settings.gain, num_quotas=quotas
-    )
-    uniform = selection.uniform_rows(
-        seed, size, len(own_score), num_quotas=quotas
+    independent, uniform = _other_rows(
+        tf.constant(own_score),
+        tf.constant(seed, tf.int32),
+        size,
+        settings.gain,
+        quotas,
     )
     return {
         "independent": overlap(rows, independent.numpy()),
         "uniform": overlap(rows, uniform.numpy()),
     }
+
+
+@tf.function(autograph=False)  # many small operations
+def _other_rows(own_score, seed, size, gain, num_quotas):
+    """The rows of an independent and of a uniform draw, int32 `[size]`."""
+    return (
+        selection.independent_rows(
+            own_score, seed, size, gain=gain, num_quotas=num_quotas
+        ),
+        selection.uniform_rows(
+            seed, size, own_score.shape[0], num_quotas=num_quotas
+        ),
+    )
 
 
 def _summary(values):

@@ -225,7 +225,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
 
         None before the first step of `fit`, or where the batches hold no `id`.
         """
-        return self.rows.trained_ids()
+        ids = self.rows.trained_ids()
+        return None if ids is None else tf.constant(ids)
 
     def step_parts(self) -> dict[str, Callable]:
         """What a step does, on one replica, in parts that can run alone.

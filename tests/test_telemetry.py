@@ -101,11 +101,11 @@ class GroupsTest(FollowTestCase):
         ):
             self.assertEqual(line["super_batch"], line["step"] - 1)
             self.assertAllClose(line["filter_ratio"], 1 - 4 / 12)
-            scored = {n: v.numpy() for n, v in report.scored().items()}
-            uniform = {n: v.numpy() for n, v in report.uniform().items()}
+            scored = report.scored()
+            uniform = report.uniform()
             self.assertAllEqual(scored["row"], np.arange(12))
             self.assertAllEqual(scored["id"], batch["id"])
-            drawn = set(report.drawn(line["step"] - 1).numpy().tolist())
+            drawn = set(report.drawn(line["step"] - 1).tolist())
             learnability = scored["learner_loss"] - scored["reference_loss"]
             kept = [row for row in range(12) if row in drawn]
             dropped = [row for row in range(12) if row not in drawn]
@@ -179,7 +179,7 @@ class GroupsTest(FollowTestCase):
             _, _, (line,), reports = self.follow(run, tiny.super_batches(1))
             found = set(telemetry.QUANTITIES) & set(line)
             self.assertEqual(found, {quantity})
-            values = sign * reports[0].scored()[quantity].numpy()
+            values = sign * reports[0].scored()[quantity]
             best = int(np.argmax(values))
             self.assertEqual(line["highest"][0]["row"], best)
             self.assertAllClose(line["highest"][0]["score"], values[best], 1e-4)
@@ -213,7 +213,7 @@ class GroupsTest(FollowTestCase):
         _, _, (line,), reports = self.follow(run, batches)
         report = reports[1]
         self.assertAllEqual(report.scored()["row"], np.arange(0, 12, 2))
-        drawn = report.drawn(1).numpy()
+        drawn = report.drawn(1)
         self.assertAllEqual(drawn % 2, [0, 0, 0])
         self.assertAllEqual(report.trained_ids(), batches[1]["id"][drawn])
         self.assertEqual(line["filter_ratio"], 0.5)
@@ -244,8 +244,8 @@ class GroupsTest(FollowTestCase):
                 for group in telemetry.GROUPS
             },
         )
-        values = reports[1].scored()["learner_loss"].numpy()
-        kept = values[reports[1].drawn(1).numpy()]
+        values = reports[1].scored()["learner_loss"]
+        kept = values[reports[1].drawn(1)]
         buckets = found["select/learner_loss/kept"]
         for left, right, count in buckets[:-1]:
             inside = (kept >= np.float32(left)) & (kept < np.float32(right))
@@ -374,9 +374,7 @@ class RepeatsTest(FollowTestCase):
         _, rows, _, reports = self.follow(
             run, tiny.super_batches(6), order=self.order()
         )
-        draws = [
-            report.drawn(step).numpy() for step, report in enumerate(reports)
-        ]
+        draws = [report.drawn(step) for step, report in enumerate(reports)]
         repeats, _ = self.by_hand(draws)
         self.assertGreater(sum(repeats), 0)  # 72 positions of 30 records
         for place, row in enumerate(rows):
@@ -401,7 +399,7 @@ class RepeatsTest(FollowTestCase):
         )
         # Lines after steps 3 and 6, with those of steps 1-3 and 4-6.
         self.assertEqual([row["step"] for row in three], [3, 6])
-        draws = [reports[step // 3].drawn(step).numpy() for step in range(6)]
+        draws = [reports[step // 3].drawn(step) for step in range(6)]
         repeats, _ = self.by_hand(draws)
         for place, row in enumerate(three):
             span = repeats[3 * place : 3 * place + 3]

@@ -74,7 +74,7 @@ def train(strategy, steps_per_execution):
             for step in range(STEPS - steps_per_execution, STEPS)
         },
     }
-    history |= {f"rows/{name}": one.numpy() for name, one in told.items()}
+    history |= {f"rows/{name}": one for name, one in told.items()}
     return np.array(drawn.steps), history, model.learner.get_weights()
 
 
