@@ -496,6 +496,86 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True)
+class CascadeConfig:
+    """Stage 0: what of the stream is read at all, chosen by sidecars alone.
+
+    Attributes:
+        hyper_batch_size: K B, positions of the stream that a step chooses its
+            super-batch of B from; None reads every position.
+        num_chunks: N, chunks that the joint draw is made in.
+        criterion: "easy_reference", the only one that needs no learner.
+        loss: pair loss of the scores, "sigmoid" or "softmax"; None is the
+            loss that the model is trained with.
+        first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
+        gain: multiplies every score, the inverse of a temperature; 0 is
+            uniform.
+        uniform_share: of the B, in [0, 1): drawn uniformly from what the joint
+            draw of the others has left.
+        num_groups: G, equal parts of a hyper-batch, of each of which B / G are
+            chosen, jointly within it. G of them cost a G-th of one, and hosts
+            share them.
+    """
+
+    hyper_batch_size: int | None = None
+    num_chunks: int = 16  # as of the selection
+    criterion: str = "easy_reference"
+    loss: str | None = None
+    first_chunk: str = "diagonal"
+    gain: float = 1.0
+    uniform_share: float = 0.0
+    num_groups: int = 1
+
+    def __post_init__(self):
+        settings.check_types(self, "cascade")
+        settings.check_at_least(self, "cascade", 1, "hyper_batch_size")
+        settings.check_at_least(self, "cascade", 1, "num_chunks", "num_groups")
+        if self.criterion != "easy_reference":
+            raise ValueError(
+                "`cascade.criterion` must be 'easy_reference': before anything "
+                "is read there is no learner's embedding to score with. "
+                f"Received: {self.criterion!r}"
+            )
+        settings.check_one_of(self, "cascade", "loss", (*LOSSES, None))
+        settings.check_one_of(self, "cascade", "first_chunk", FIRST_CHUNKS)
+        if not 0.0 <= self.uniform_share < 1.0:
+            raise ValueError(
+                "`cascade.uniform_share` must be in [0, 1). "
+                f"Received: {self.uniform_share}"
+            )
+
+    def num_uniform(self, super_batch_size: int) -> int:
+        """How many of each group are drawn uniformly."""
+        return round(self.uniform_share * super_batch_size / self.num_groups)
+
+    def check_super_batch(self, size: int) -> None:
+        """Raises ValueError unless super-batches of `size` can be chosen."""
+        if self.hyper_batch_size is None:
+            return
+        if self.hyper_batch_size < size:
+            raise ValueError(
+                "`cascade.hyper_batch_size` (K B) must be at least the "
+                "super-batch, `data.super_batch_size` (B). Received: "
+                f"{self.hyper_batch_size}, B={size}"
+            )
+        if self.hyper_batch_size % self.num_groups or size % self.num_groups:
+            raise ValueError(
+                "`cascade.num_groups` must divide `cascade.hyper_batch_size` "
+                "(K B) and `data.super_batch_size` (B). Received: "
+                f"num_groups={self.num_groups}, K B={self.hyper_batch_size}, "
+                f"B={size}"
+            )
+        jointly = size // self.num_groups - self.num_uniform(size)
+        if self.num_chunks > jointly:
+            raise ValueError(
+                "`cascade.num_chunks` must be at most what is drawn jointly, "
+                "so that every chunk draws a row. Received: num_chunks="
+                f"{self.num_chunks} for {jointly} rows, B={size} with "
+                f"uniform_share={self.uniform_share}, num_groups="
+                f"{self.num_groups}"
+            )
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and a cosine to zero.
 
@@ -680,6 +760,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -708,6 +789,7 @@ class TrainConfig:
                 "`optimizer.warmup_steps` must be less than `steps`. Received: "
                 f"{self.optimizer.warmup_steps}, steps={self.steps}"
             )
+        self._check_cascade()
         self._check_executions()
         self._check_probe()
         self._check_views()
@@ -753,6 +835,16 @@ class TrainConfig:
                 "`selection.uniform_every` needs "
                 "`distribution.steps_per_execution=1`: the steps of an "
                 f"execution are one kind. Received: {together}"
+            )
+
+    def _check_cascade(self):
+        self.cascade.check_super_batch(self.data.super_batch_size)
+        if self.cascade.hyper_batch_size and not self.reference.sidecars:
+            raise ValueError(
+                "`cascade.hyper_batch_size` needs the reference's sidecars: "
+                "write them with `python -m trainers.embed` and set "
+                "`reference.sidecars=true`. Received: hyper_batch_size="
+                f"{self.cascade.hyper_batch_size}, reference.sidecars=False"
             )
 
     def _check_probe(self):

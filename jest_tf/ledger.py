@@ -62,7 +62,14 @@ def examples_at(
         "examples/drawn": step * size,
         "examples/scored": config.selection.num_scored(step, size, stopped_at),
         "examples/trained": step * config.batch_size,
+        **_cascaded_at(config, step),
     }
+
+
+def _cascaded_at(config, step):
+    """Examples that a cascade chose the drawn ones from, if there is one."""
+    size = config.cascade.hyper_batch_size
+    return {"examples/cascaded": step * size} if size else {}
 
 
 def from_clock(name: str) -> bool:
@@ -345,7 +352,7 @@ class Ledger(checkpoint.StepCallback):
             metric.name
             for metric in self.model.metrics
             if isinstance(metric, keras.metrics.Mean)
-            and not float(metric.count)
+            and not metric.count.numpy()
         }
         for name, value in self.model.get_metrics_result().items():
             if name in silent:  # no draw was scored since the line before

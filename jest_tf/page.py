@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from jest_tf import checkpoint, ledger, reference, telemetry
 from jest_tf import config as config_lib
-from jest_tf.data import embeddings, pipeline, records
+from jest_tf.data import cascade, embeddings, pipeline, records
 
 _CHART_WIDTH, _CHART_HEIGHT = 400, 220
 # Left, right, top, bottom of a chart's lines.
@@ -81,19 +81,22 @@ def moments(workdir: str, lines: Sequence[dict]) -> list[Moment]:
     data = config.data
     store = records.open_stores(data)
     sidecars = None
-    if config.reference.sidecars and config.selection.needs_reference:
+    if config.reference.sidecars and (
+        config.selection.needs_reference or config.cascade.hyper_batch_size
+    ):
         sidecars = embeddings.Sidecars(
             store, config.reference.sidecar_dir, None
         )
-    spoken_of = [
-        (line["super_batch"] * data.super_batch_size + row["row"], row)
-        for line in lines
-        for row in (*line["highest"], *line["lowest"])
-    ]
+    stage_0 = cascade.of_run(config, sidecars)
+    spoken_of = []
+    for line in lines:
+        rows = [*line["highest"], *line["lowest"]]
+        positions = _positions(config, store, stage_0, line["super_batch"])
+        spoken_of += [(int(positions[row["row"]]), row) for row in rows]
     examples = pipeline.at_positions(
         store,
         np.array([position for position, _ in spoken_of], np.int64),
-        super_batch_size=data.super_batch_size,
+        step_size=stage_0.size if stage_0 else data.super_batch_size,
         seed=config.seed,
         image_size=data.image_size,
         weights=data.weights,
@@ -119,6 +122,26 @@ def moments(workdir: str, lines: Sequence[dict]) -> list[Moment]:
         ]
         found.append(Moment(line["step"], line["criterion"], *extremes))
     return found
+
+
+def _positions(config, store, stage_0, number):
+    """The positions of a super-batch, of which a cascade makes a choice."""
+    data = config.data
+    size = data.super_batch_size
+    if stage_0 is None:
+        return number * size + np.arange(size)
+    order = pipeline.order(
+        store, data.weights, config.seed, data.shuffle_block_size
+    )
+    chosen = stage_0.positions(
+        number,
+        slice(0, size),
+        store=store,
+        order=order,
+        seed=config.seed,
+        super_batch_size=size,
+    )
+    return next(iter(chosen.take(1))).numpy()
 
 
 def read(workdir: str) -> list[dict]:

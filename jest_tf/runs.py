@@ -32,7 +32,7 @@ from jest_tf import (
     training,
 )
 from jest_tf import config as config_lib
-from jest_tf.data import embeddings, pipeline, preprocessing, records
+from jest_tf.data import cascade, embeddings, pipeline, preprocessing, records
 
 
 def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
@@ -68,6 +68,7 @@ class _Inputs(NamedTuple):
         store: the examples.
         teacher: the reference's run, None where there is none.
         sidecars: the reference's embeddings, None where it runs itself.
+        cascade: what chooses the super-batches, None where nothing does.
         evaluation_stores: what is evaluated on, by name.
         tokenizer: the learner's.
         skipped: the super-batches to leave out.
@@ -80,6 +81,7 @@ class _Inputs(NamedTuple):
     store: records.Store
     teacher: reference.Run | None
     sidecars: embeddings.Sidecars | None
+    cascade: cascade.Cascade | None
     evaluation_stores: dict[str, records.Store]
     tokenizer: Callable
     skipped: stopping.Skipped
@@ -133,10 +135,12 @@ def open_run(
         store,
         teacher,
         sidecars,
+        cascade.of_run(config, sidecars),
         {},
         tokenizer,
         stopping.Skipped(workdir, writes=False),
         workdir,
+        None,
     )
     model = training.build_model(config, learner, _frozen(inputs))
     model.build(None)
@@ -188,6 +192,7 @@ def _train(config, workdir, signals):
             store,
             teacher,
             sidecars,
+            cascade.of_run(config, sidecars),
             evaluation_stores,
             _tokenizer(config, store, workdir, output),
             stopping.Skipped(workdir, writes=writes),
@@ -213,7 +218,9 @@ def _fingerprint(teacher, sidecars):
 
 def _reference(config, store):
     """The reference's run and its sidecars, as far as there are any."""
-    if not config.selection.needs_reference:
+    if not (
+        config.selection.needs_reference or config.cascade.hyper_batch_size
+    ):
         return None, None
     settings = config.reference
     teacher = settings.workdir and reference.load_run(settings.workdir)
@@ -350,10 +357,11 @@ def _telemetry(config, inputs, start_step):
     """What follows the selection, if the settings want it."""
     if not config.evaluation.telemetry:
         return None
-    data = config.data
-    order = pipeline.order(
-        inputs.store, data.weights, config.seed, data.shuffle_block_size
-    )
+    data, order = config.data, None
+    if inputs.cascade is None:  # else positions don't follow from rows
+        order = pipeline.order(
+            inputs.store, data.weights, config.seed, data.shuffle_block_size
+        )
     return telemetry.Telemetry(
         config,
         inputs.output,
@@ -522,7 +530,8 @@ def _super_batches(config, inputs, start, faults, host=0, num_hosts=1):
         shuffle_block_size=data.shuffle_block_size,
         host=host,
         num_hosts=num_hosts,
-        sidecars=inputs.sidecars,
+        sidecars=inputs.sidecars if config.selection.needs_reference else None,
+        cascade=inputs.cascade,
         faults=faults,
         max_image_pixels=data.max_image_pixels,
         **reference_view,

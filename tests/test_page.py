@@ -132,7 +132,7 @@ class PageTest(tf.test.TestCase):
         store = records.open_stores(self.config.data)
         positions = np.array([3, 22, 3, 8])
         found = pipeline.at_positions(
-            store, positions, super_batch_size=B, seed=9, image_size=SIZE
+            store, positions, step_size=B, seed=9, image_size=SIZE
         )
         for place, position in enumerate(positions):
             batch, row = batches[position // B], position % B
@@ -163,7 +163,10 @@ class PageTest(tf.test.TestCase):
             .as_numpy_iterator()
         )
         self.assertEqual(batch["record_replaced"].sum(), 1)
-        found = pipeline.at_positions(store, np.arange(ROWS), **options)
+        step_size = options.pop("super_batch_size")
+        found = pipeline.at_positions(
+            store, np.arange(ROWS), step_size=step_size, **options
+        )
         self.assertAllEqual(found.image, batch["image"])
         self.assertAllEqual(found.id, batch["id"])
 
