@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+import jest_tf
 from benchmarks import report
 from jest_tf import config as config_lib
 from jest_tf import distribution, models, reference, towers, training
@@ -254,7 +255,7 @@ class Step:
         with strategy.scope():
             teacher = _learner(sizes) if live else reference.cached(10.0, -10.0)
             model = training.JESTModel(_learner(sizes), teacher, selection)
-            optimizer = training.AdamW(1e-4, global_clipnorm=1.0)
+            optimizer = jest_tf.AdamW(1e-4, global_clipnorm=1.0)
             model.compile(optimizer, jit_compile=False)
             optimizer.build(model.trainable_variables)
         dataset = _super_batches(sizes, super_batch_size)

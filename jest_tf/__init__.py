@@ -13,15 +13,17 @@ from jest_tf.config import (
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
+    Phase,
     ReferenceConfig,
     SelectionConfig,
     TrainConfig,
+    View,
     load_config,
     save_config,
 )
 from jest_tf.losses import Embeddings, sigmoid_loss, softmax_loss
 from jest_tf.models import TwoTower, build_two_tower
-from jest_tf.patches import View
+from jest_tf.optimizer import AdamW, build_optimizer
 from jest_tf.reference import load_run
 from jest_tf.selection import (
     Draw,
@@ -32,7 +34,7 @@ from jest_tf.selection import (
     select_uniformly,
 )
 from jest_tf.towers import ImageTower, TextTower
-from jest_tf.training import AdamW, JESTModel, build_optimizer
+from jest_tf.training import JESTModel
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,7 @@ __all__ = [
     "JESTModel",
     "ModelConfig",
     "OptimizerConfig",
+    "Phase",
     "ReferenceConfig",
     "SelectionConfig",
     "TextTower",

@@ -110,12 +110,50 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class View:
+    """How an image tower looks at images; by default as it was built to.
+
+    A learner that only scores may look coarsely, as in Flexi-JEST (Evans et
+    al., 2024, arXiv 2406.17711). The three approximations may be combined.
+    Texts have no view: they are never approximated.
+
+    Attributes:
+        patch_size: side of a patch in pixels; None is the tower's own.
+        keep_tokens: share of the patches that become tokens, in (0, 1].
+        image_size: side in pixels that the images are resized to; None leaves
+            them as they come.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Example:
+        >>> coarse = View(patch_size=32)
+    """
+
+    patch_size: int | None = None
+    keep_tokens: float = 1.0
+    image_size: int | None = None
+
+    def __post_init__(self):
+        settings.check_types(self, "view")
+        settings.check_at_least(self, "view", 1, "patch_size", "image_size")
+        if not 0.0 < self.keep_tokens <= 1.0:
+            raise ValueError(
+                "`view.keep_tokens` must be in (0, 1]. "
+                f"Received: {self.keep_tokens!r}"
+            )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The learner and its loss.
 
     Attributes:
         preset: size of the towers, a name in `models.PRESETS`.
         patch_size: pixels a side of an image patch; None is the preset's.
+        views: how the sub-batch is looked at in the training step, cut by
+            chance into equal parts of one loss, a part a view; () is the
+            tower's own way. Flexi-JEST has two, fine and coarse.
         dtype_policy: Keras dtype policy of the towers; the embeddings, losses
             and scores are float32 under any.
         loss: "sigmoid" (SigLIP) or "softmax" (CLIP).
@@ -131,6 +169,7 @@ class ModelConfig:
 
     preset: str = "b16"
     patch_size: int | None = None
+    views: tuple[View, ...] = ()
     dtype_policy: str = "float32"
     loss: str = "sigmoid"
     equal_captions: str = "negative"
@@ -184,8 +223,29 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What a selection is like from some step on; None leaves it as it is.
+
+    Attributes:
+        start: the first step of the phase, from 0.
+        method: as in `SelectionConfig`; "uniform" scores nothing.
+        criterion: as in `SelectionConfig`.
+        candidates: as in `SelectionConfig`.
+    """
+
+    start: int = 0
+    method: str | None = None
+    criterion: str | None = None
+    candidates: int | None = None
+
+    def __post_init__(self):
+        settings.check_types(self, "selection.phases")
+        settings.check_at_least(self, "selection.phases", 0, "start")
+
+
+@dataclass(frozen=True)
 class SelectionConfig:
-    """How the sub-batch is chosen from the super-batch.
+    """How the sub-batch is chosen from the super-batch, and when.
 
     Attributes:
         method: "joint" (the paper's), "independent", "top", or "uniform",
@@ -198,11 +258,24 @@ class SelectionConfig:
             loss that the model is trained with.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
         gain: multiplies every score; 0 is uniform.
+        view: how the learner looks at the images that it scores; texts it
+            sees as ever, and the reference looks in its own way.
+        candidates: rows of a super-batch that are scored and drawn from,
+            evenly spread; must divide B. None takes all of them. The filter
+            ratio is 1 - b / candidates.
         scoring_batch_size: examples a forward pass while scoring; must divide
-            a replica's share of B. None scores the share at once.
+            a replica's share of the candidates. None scores it at once.
         quota: on several replicas, "global" draws what one replica would and
             exchanges rows; "per_replica" draws b/R rows from each replica's
             own, and no picture moves.
+        phases: what is different from some step on, in the order of their
+            starts; each says what differs from the settings above, not from
+            the phase before.
+        uniform_every: every so many steps one takes a uniform draw, steps
+            k - 1, 2k - 1, ...; None never does.
+        stop_when_passed: steps in succession on which the learner's loss on
+            uniform rows is no more than the reference's, after which all draws
+            are uniform; None goes on selecting.
     """
 
     method: str = "uniform"
@@ -212,8 +285,13 @@ class SelectionConfig:
     loss: str | None = None
     first_chunk: str = "diagonal"
     gain: float = 1.0
+    view: View = field(default_factory=View)
+    candidates: int | None = None
     scoring_batch_size: int | None = None
     quota: str = "global"
+    phases: tuple[Phase, ...] = ()
+    uniform_every: int | None = None
+    stop_when_passed: int | None = None
 
     def __post_init__(self):
         settings.check_types(self, "selection")
@@ -225,7 +303,11 @@ class SelectionConfig:
         settings.check_at_least(
             self, "selection", 1, "batch_size", "num_chunks"
         )
-        settings.check_at_least(self, "selection", 1, "scoring_batch_size")
+        settings.check_at_least(
+            self, "selection", 1, "candidates", "scoring_batch_size"
+        )
+        settings.check_at_least(self, "selection", 2, "uniform_every")
+        settings.check_at_least(self, "selection", 1, "stop_when_passed")
         if self.batch_size and self.method == "joint":
             if self.num_chunks > self.batch_size:
                 raise ValueError(
@@ -234,21 +316,135 @@ class SelectionConfig:
                     f"Received: num_chunks={self.num_chunks}, "
                     f"batch_size={self.batch_size}"
                 )
+        if self.is_scheduled:
+            self._check_schedule()
+
+    def _check_schedule(self):
+        if self.batch_size is None:
+            raise ValueError(
+                "A schedule of draws needs `selection.batch_size` (b). "
+                "Received: batch_size=None with `selection.phases`, "
+                "`selection.uniform_every` or `selection.stop_when_passed`"
+            )
+        starts = [phase.start for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(
+                "`selection.phases` must stand in the order of their starts, "
+                f"each later than the one before. Received: {starts}"
+            )
+        scoring = [kind for kind in self.kinds if kind.scores]
+        if not scoring:
+            raise ValueError(
+                "A schedule of draws must score on some step. Received: "
+                "`selection.method='uniform'` throughout"
+            )
+        criteria = {kind.criterion for kind in scoring}
+        if self.stop_when_passed and criteria != {"learnability"}:
+            raise ValueError(
+                "`selection.stop_when_passed` compares the learner with the "
+                "reference, so it needs criterion 'learnability' throughout. "
+                f"Received: {sorted(criteria)}"
+            )
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether some steps choose otherwise than others."""
+        return bool(self.phases or self.uniform_every or self.stop_when_passed)
+
+    def at(self, step: int) -> "SelectionConfig":
+        """What step `step`, from 0, chooses by; itself without a schedule.
+
+        `stop_when_passed`, which is no function of the step, is left aside.
+        """
+        phase = None
+        for one in self.phases:
+            if one.start <= step:
+                phase = one
+        every = self.uniform_every
+        return self._kind(phase, bool(every) and (step + 1) % every == 0)
+
+    @property
+    def stopped(self) -> "SelectionConfig":
+        """What steps choose by after the learner has passed the reference."""
+        return self._kind(None, True)
+
+    @property
+    def kinds(self) -> tuple["SelectionConfig", ...]:
+        """Everything that some step may choose by."""
+        phases = list(self.phases)
+        if not phases or phases[0].start > 0:
+            phases = [None, *phases]
+        kinds = [self._kind(phase, False) for phase in phases]
+        if self.uniform_every:
+            kinds += [self._kind(phase, True) for phase in phases]
+        if self.stop_when_passed:
+            kinds.append(self.stopped)
+        return tuple(dict.fromkeys(kinds))
+
+    def _kind(self, phase, is_uniform):
+        if not self.is_scheduled:
+            return self
+        changes = {} if phase is None else dataclasses.asdict(phase)
+        changes.pop("start", None)
+        changes = {
+            name: value for name, value in changes.items() if value is not None
+        }
+        if is_uniform:
+            changes["method"] = "uniform"
+        return dataclasses.replace(
+            self,
+            **changes,
+            phases=(),
+            uniform_every=None,
+            stop_when_passed=None,
+        )
 
     @property
     def scores(self) -> bool:
-        """Whether rows are scored before they are drawn."""
+        """Whether rows are scored before they are drawn, on some step."""
+        if self.is_scheduled:
+            return any(kind.scores for kind in self.kinds)
         return self.batch_size is not None and self.method != "uniform"
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the scores are made with a reference."""
+        """Whether scores are made with a reference, on some step."""
+        if self.is_scheduled:
+            return any(kind.needs_reference for kind in self.kinds)
         return self.scores and self.criterion != "hard_learner"
 
     @property
     def needs_learner(self) -> bool:
-        """Whether the scores are made with the learner."""
+        """Whether scores are made with the learner, on some step."""
+        if self.is_scheduled:
+            return any(kind.needs_learner for kind in self.kinds)
         return self.scores and self.criterion != "easy_reference"
+
+    def num_scored(
+        self, steps: int, super_batch_size: int, stopped_at: int | None = None
+    ) -> int:
+        """Examples scored in the first `steps` steps.
+
+        Args:
+            steps: from step 0 on.
+            super_batch_size: B.
+            stopped_at: the first step after the learner has passed the
+                reference; None where it has not.
+        """
+        if stopped_at is not None:
+            steps = min(steps, stopped_at)
+        starts = [0, *(phase.start for phase in self.phases), steps]
+        every, total = self.uniform_every, 0
+        for phase, start, stop in zip(
+            (None, *self.phases), starts, starts[1:], strict=False
+        ):
+            start, stop = min(start, steps), min(stop, steps)
+            kind = self._kind(phase, False)
+            if kind.scores:
+                uniform = stop // every - start // every if every else 0
+                scored = kind.candidates or super_batch_size
+                total += scored * (stop - start - uniform)
+        return total
 
     def check_super_batch(self, size: int) -> None:
         """Raises ValueError unless a super-batch of `size` rows will do."""
@@ -260,12 +456,23 @@ class SelectionConfig:
                 f"`data.super_batch_size` (B). Received: b={self.batch_size}, "
                 f"B={size}"
             )
-        if size % (self.scoring_batch_size or size):
-            raise ValueError(
-                "`selection.scoring_batch_size` must divide the super-batch, "
-                f"`data.super_batch_size`. Received: {self.scoring_batch_size}"
-                f", B={size}"
-            )
+        for kind in self.kinds:
+            candidates = kind.candidates or size
+            if size % candidates or candidates < self.batch_size:
+                raise ValueError(
+                    "`selection.candidates` must divide the super-batch, "
+                    "`data.super_batch_size` (B), and be at least "
+                    "`selection.batch_size` (b). Received: "
+                    f"candidates={candidates}, B={size}, b={self.batch_size}"
+                )
+            if candidates % (self.scoring_batch_size or candidates):
+                raise ValueError(
+                    "`selection.scoring_batch_size` must divide the "
+                    "candidates, which are the super-batch, "
+                    "`data.super_batch_size`, or `selection.candidates`. "
+                    f"Received: {self.scoring_batch_size}, B={size}, "
+                    f"candidates={candidates}"
+                )
 
 
 @dataclass(frozen=True)
@@ -464,6 +671,50 @@ class TrainConfig:
             )
         self._check_executions()
         self._check_workers()
+        self._check_views()
+        self._check_phases()
+
+    def _check_views(self):
+        for name, view in (
+            ("selection.view", self.selection.view),
+            *(("model.views", view) for view in self.model.views),
+        ):
+            image_size = view.image_size or self.data.image_size
+            patch_size = view.patch_size or self.model.patch_size
+            if patch_size and image_size % patch_size:
+                raise ValueError(
+                    f"`{name}`: the patch size must divide the images' size, "
+                    "`data.image_size` or the view's. Received: "
+                    f"patch_size={patch_size}, image_size={image_size}"
+                )
+        if self.batch_size % max(1, len(self.model.views)):
+            raise ValueError(
+                "`model.views` must cut the sub-batch into equal parts, so "
+                "their number must divide `selection.batch_size` (b), or "
+                "`data.super_batch_size` without one. Received: "
+                f"{len(self.model.views)} views, b={self.batch_size}"
+            )
+
+    def _check_phases(self):
+        together = self.distribution.steps_per_execution
+        for phase in self.selection.phases:
+            if phase.start >= self.steps:
+                raise ValueError(
+                    "`selection.phases` must start before the last of `steps`. "
+                    f"Received: start={phase.start}, steps={self.steps}"
+                )
+            if phase.start % together:
+                raise ValueError(
+                    "`selection.phases` must start at multiples of "
+                    "`distribution.steps_per_execution`. Received: "
+                    f"start={phase.start}, steps_per_execution={together}"
+                )
+        if self.selection.uniform_every and together > 1:
+            raise ValueError(
+                "`selection.uniform_every` needs "
+                "`distribution.steps_per_execution=1`: the steps of an "
+                f"execution are one kind. Received: {together}"
+            )
 
     def _check_workers(self):
         several = self.distribution.strategy == "multi_worker_mirrored"
@@ -494,6 +745,14 @@ class TrainConfig:
     def batch_size(self) -> int:
         """Examples trained a step, b."""
         return self.selection.batch_size or self.data.super_batch_size
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """The patch sizes of all views, which the learner is built for."""
+        views = (self.selection.view, *self.model.views)
+        return tuple(
+            sorted({view.patch_size for view in views if view.patch_size})
+        )
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:

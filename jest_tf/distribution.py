@@ -271,7 +271,7 @@ class TrainerHooks:
         if clips and not isinstance(optimizer, AggregateThenClip):
             raise ValueError(
                 f"Keras' {type(optimizer).__name__} clips the gradient of each "
-                "replica by itself; use `training.AdamW`, or a class that "
+                "replica by itself; use `optimizer.AdamW`, or a class that "
                 "inherits from `distribution.AggregateThenClip` and it. "
                 f"Received: {clips[0]} on {num_replicas} replicas"
             )

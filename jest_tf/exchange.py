@@ -319,6 +319,59 @@ def move(
     return moved
 
 
+def deal_parts(
+    indices: tf.Tensor,
+    super_batch_size: int,
+    order: tf.Tensor,
+    num_parts: int,
+    *,
+    quota: str = "global",
+    replicas=None,
+) -> list[Deal]:
+    """Deals the rows of a draw out in parts of equal size, by chance.
+
+    Which part a row falls to is, with quota "global" and on one replica, a
+    function of its place in the draw alone.
+
+    Args:
+        indices: int32 `[b]`, rows of all, equal on every replica.
+        super_batch_size: B.
+        order: int32, a permutation by chance, equal on every replica: of all
+            `[b]` places, with quota "per_replica" of a replica's `[b/R]`.
+        num_parts: P.
+        quota: what the rows were drawn with.
+        replicas: the collectives, or None.
+
+    Returns:
+        P deals, of b/(P R) rows each, whose `places` are those in the draw.
+
+    Raises:
+        ValueError: as `deal`, and where P R does not divide b.
+    """
+    num_replicas = 1 if replicas is None else replicas.num_replicas
+    length, rest = divmod(indices.shape[0], num_parts * num_replicas)
+    if rest:
+        raise ValueError(
+            "`views` must cut a replica's share of the sub-batch, b/R, into "
+            f"equal parts. Received: {num_parts} views, b={indices.shape[0]}, "
+            f"R={num_replicas}"
+        )
+    if replicas is None or quota == "per_replica":
+        own = deal(indices, super_batch_size, quota=quota, replicas=replicas)
+        chosen = tf.split(order, [length] * num_parts)
+        return [
+            Deal(tf.gather(own.places, part), tf.gather(own.send, part), None)
+            for part in chosen
+        ]
+    parts = []
+    for places in tf.split(order, num_parts):
+        dealt = deal(
+            tf.gather(indices, places), super_batch_size, replicas=replicas
+        )
+        parts.append(dealt._replace(places=tf.gather(places, dealt.places)))
+    return parts
+
+
 def share(size: int, num_replicas: int, name: str) -> int:
     """`size / num_replicas`.
 

@@ -15,6 +15,7 @@ import sys
 import time
 from typing import TextIO
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -39,13 +40,20 @@ def digest(ids: np.ndarray) -> str:
     return hashlib.blake2b(ordered.tobytes(), digest_size=8).hexdigest()
 
 
-def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
-    """Examples drawn, scored and trained in the first `step` steps."""
-    drawn = step * config.data.super_batch_size
-    scored = drawn if config.selection.scores else 0
+def examples_at(
+    config: config_lib.TrainConfig, step: int, stopped_at: int | None = None
+) -> dict[str, int]:
+    """Examples drawn, scored and trained in the first `step` steps.
+
+    Args:
+        config: the run.
+        step: steps done.
+        stopped_at: `JESTModel.stopped_at`.
+    """
+    size = config.data.super_batch_size
     return {
-        "examples/drawn": drawn,
-        "examples/scored": scored,
+        "examples/drawn": step * size,
+        "examples/scored": config.selection.num_scored(step, size, stopped_at),
         "examples/trained": step * config.batch_size,
     }
 
@@ -185,13 +193,21 @@ class Ledger(checkpoint.StepCallback):
 
     def _write(self, step):
         row = {"step": step}
+        silent = {
+            metric.name
+            for metric in self.model.metrics
+            if isinstance(metric, keras.metrics.Mean)
+            and not float(metric.count)
+        }
         for name, value in self.model.get_metrics_result().items():
+            if name in silent:  # no draw was scored since the line before
+                continue
             row[name if "/" in name else f"train/{name}"] = float(value)
         self.model.reset_metrics()
         ids = self.model.drawn_ids
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
-        row |= examples_at(self._config, step)
+        row |= examples_at(self._config, step, self.model.stopped_at)
         row |= self._times.since_last()
         row["seconds"] = round(self._seconds(), 3)
         self._append(checkpoint.METRICS_FILE, row)

@@ -59,6 +59,7 @@ def gradients(
     micro_batch_size: int | None = None,
     scale_loss: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
     num_replicas: int = 1,
+    **options,
 ) -> tuple[tf.Tensor, losses.Embeddings, list[tf.Tensor | None]]:
     """The loss of a batch and its gradient, with the learner in training mode.
 
@@ -78,6 +79,7 @@ def gradients(
             for float16 want it.
         num_replicas: how many replicas' gradients will be summed; each counts
             its share of the regularizers.
+        options: further arguments of the learner's calls, such as a `view`.
 
     Returns:
         The loss, the embeddings, and a gradient a variable, None where it has
@@ -89,7 +91,9 @@ def gradients(
     rows = batch["image"].shape[0]
     if micro_batch_size in (None, rows):
         with tf.GradientTape() as tape:
-            embeddings = losses.Embeddings(*learner(batch, training=True))
+            embeddings = losses.Embeddings(
+                *learner(batch, training=True, **options)
+            )
             value = loss(embeddings)
             target = scale_loss(value + _regularizers(learner, num_replicas))
         found = tape.gradient(target, variables)
@@ -108,7 +112,9 @@ def gradients(
     state = learner.non_trainable_variables
     before = [tf.identity(tf.convert_to_tensor(one)) for one in state]
     embeddings = embed(
-        lambda part: losses.Embeddings(*learner(part, training=True)),
+        lambda part: losses.Embeddings(
+            *learner(part, training=True, **options)
+        ),
         batch,
         micro_batch_size,
     )
@@ -136,11 +142,12 @@ def gradients(
             _split_upstream(upstream, micro_batch_size),
             variables,
             regularizers,
+            options,
         ),
     )
 
 
-def _backward(learner, parts, upstream, variables, regularizers):
+def _backward(learner, parts, upstream, variables, regularizers, options):
     """Sums the gradients of the micro-batches, one after the other."""
     count = parts["image"].shape[0]
     unconnected = set()
@@ -148,7 +155,9 @@ def _backward(learner, parts, upstream, variables, regularizers):
     def step(index, sums):
         with tf.GradientTape() as tape:
             part = {name: value[index] for name, value in parts.items()}
-            embeddings = losses.Embeddings(*learner(part, training=True))
+            embeddings = losses.Embeddings(
+                *learner(part, training=True, **options)
+            )
             # Its gradient by the embeddings is `upstream`.
             target = regularizers()
             for own, of_own in zip(embeddings, upstream, strict=True):

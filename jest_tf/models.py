@@ -2,7 +2,7 @@
 
 `TwoTower` takes any two Keras layers, those of towers.py or others, and makes
 unit-norm embeddings, a scale and a bias of them, as SigLIP does (Zhai et al.,
-2023). For cheap scores it passes a `patches.View` on to the image tower.
+2023). For cheap scores it passes a `config.View` on to the image tower.
 
 Not here: the towers (towers.py), the losses (losses.py) and the training step
 (training.py).
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from jest_tf import config as config_lib
 from jest_tf import layers, losses, patches, towers
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
@@ -149,6 +150,7 @@ def build_learner(config, vocabulary_size):
         vocabulary_size=vocabulary_size,
         text_length=config.data.text_length,
         patch_size=config.model.patch_size,
+        patch_sizes=config.patch_sizes,
         dtype=config.model.dtype_policy,
         temperature=config.model.temperature,
         bias=config.model.bias,
@@ -192,7 +194,7 @@ class TwoTower(keras.Model):
             images are mapped from [0, 255] to [-1, 1] in the image tower's
             compute dtype, floating-point images are taken as they come.
         training: passed on to the towers.
-        view: how the image tower looks, a `patches.View`; None is as it was
+        view: how the image tower looks, a `config.View`; None is as it was
             built to. A tuple of n views cuts the batch into n equal parts, one
             after the other, for each its view; the embeddings come back as
             one batch. Texts have no view.
@@ -282,7 +284,7 @@ class TwoTower(keras.Model):
         self,
         images: tf.Tensor,
         training: bool | None = None,
-        view: patches.View | Sequence[patches.View] | None = None,
+        view: config_lib.View | Sequence[config_lib.View] | None = None,
     ) -> tf.Tensor:
         """Embeds images.
 
@@ -315,7 +317,7 @@ class TwoTower(keras.Model):
             self.image_tower(
                 rows,
                 training=training,
-                **({} if one == patches.View() else {"view": one}),
+                **({} if one == config_lib.View() else {"view": one}),
             )
             for one, rows in _parts(_views(view), images)
         ]
@@ -343,7 +345,7 @@ class TwoTower(keras.Model):
         return unit_norm(self.text_tower(tokens, training=training))
 
     def check_view(
-        self, view: patches.View | Sequence[patches.View] | None
+        self, view: config_lib.View | Sequence[config_lib.View] | None
     ) -> None:
         """Raises an error unless the image tower can look like this.
 
@@ -357,7 +359,7 @@ class TwoTower(keras.Model):
             TypeError: if that is no view.
         """
         for one in _views(view):
-            if one != patches.View():
+            if one != config_lib.View():
                 patches.check_view(self.image_tower, one)
 
     def get_config(self):
@@ -394,12 +396,12 @@ class TwoTower(keras.Model):
 def _views(view):
     """A call's views, as a tuple."""
     if view is None:
-        return (patches.View(),)
-    views = (view,) if isinstance(view, patches.View) else view
+        return (config_lib.View(),)
+    views = (view,) if isinstance(view, config_lib.View) else view
     if (
         not isinstance(views, (tuple, list))
         or not views
-        or not all(isinstance(one, patches.View) for one in views)
+        or not all(isinstance(one, config_lib.View) for one in views)
     ):
         raise TypeError(
             f"`view` must be a `View`, a tuple of them or None. "

@@ -1,11 +1,11 @@
 """From images to tokens, at any patch size: how a tower looks at images.
 
-A learner that only scores may look coarsely. A `View` says how: larger patches
-with one set of weights, as in FlexiViT (Beyer et al., 2023, arXiv 2212.08013),
-fewer tokens, or fewer pixels; Flexi-JEST (Evans et al., 2024, arXiv 2406.17711)
-takes the first. Sizes are Python integers, so that every view is a trace of its
-own with static shapes. All resizing is by products with small matrices, made
-once in float64 by NumPy.
+A learner that only scores may look coarsely. A `config.View` says how: larger
+patches with one set of weights, as in FlexiViT (Beyer et al., 2023, arXiv
+2212.08013), fewer tokens, or fewer pixels; Flexi-JEST (Evans et al., 2024,
+arXiv 2406.17711) takes the first. Sizes are Python integers, so that every view
+is a trace of its own with static shapes. All resizing is by products with small
+matrices, made once in float64 by NumPy.
 
 Not here: the tower above the tokens (towers.py), what is scored or trained in
 which view (training.py).
@@ -14,7 +14,6 @@ which view (training.py).
 # Build, call and get_config are described by their class.
 # ruff: noqa: D102
 
-import dataclasses
 import functools
 import inspect
 
@@ -22,50 +21,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import layers
+from jest_tf import config, layers
 
 # The plastic number p, p^3 = p + 1: the multiples of 1/p and 1/p^2, modulo 1,
 # cover a square evenly (Roberts, 2018).
 _PLASTIC = 1.324717957244746
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-    """How an image tower looks at images; by default as it was built to.
-
-    The three approximations may be combined. Texts have no view: they are
-    never approximated.
-
-    Attributes:
-        patch_size: side of a patch in pixels; None is the tower's own.
-        keep_tokens: share of the patches that become tokens, in (0, 1].
-        image_size: side in pixels that the images are resized to; None leaves
-            them as they come.
-
-    Raises:
-        ValueError: if a value is out of range.
-
-    Example:
-        >>> coarse = View(patch_size=32)
-    """
-
-    patch_size: int | None = None
-    keep_tokens: float = 1.0
-    image_size: int | None = None
-
-    def __post_init__(self):
-        for name in ("patch_size", "image_size"):
-            value = getattr(self, name)
-            if value is not None:
-                layers.check_positive(name, value)
-        if not 0.0 < self.keep_tokens <= 1.0:
-            raise ValueError(
-                f"`keep_tokens` must be in (0, 1]. "
-                f"Received: keep_tokens={self.keep_tokens!r}"
-            )
-
-
-def check_view(model: keras.layers.Layer, view: View) -> None:
+def check_view(model: keras.layers.Layer, view: config.View) -> None:
     """Raises an error unless a tower or model can be called with a view.
 
     It can if its `call` has an argument `view`; its own `check_view(view)` is

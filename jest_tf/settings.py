@@ -63,6 +63,11 @@ def _parse(kind, name, text):
         ) from None
     if typing.get_origin(kind) is tuple:
         part_kind = typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(part_kind) and text:
+            raise ValueError(
+                f"`{name}` is a list of groups of settings; set it in a "
+                f"recipe, or nothing to empty it. Received: {text!r}"
+            )
         return tuple(
             _parse(part_kind, name, part.strip())
             for part in text.split(",")
@@ -99,10 +104,25 @@ def build(kind: type, values: dict, path: str = "") -> Any:
                     f"Received: {value!r}"
                 )
             value = build(hint, value, f"{path}{name}.")
-        elif isinstance(value, list):  # JSON has no tuples
-            value = tuple(value)
+        elif isinstance(value, (list, tuple)):  # JSON has no tuples
+            value = tuple(
+                _build_part(hint, part, f"{path}{name}.{index}")
+                for index, part in enumerate(value)
+            )
         arguments[name] = value
     return kind(**arguments)
+
+
+def _build_part(hint, value, path):
+    """One of the values of a field that holds several."""
+    kind = next(iter(typing.get_args(hint)), None)
+    if not dataclasses.is_dataclass(kind):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"`{path}` is a group of settings. Received: {value!r}"
+        )
+    return build(kind, value, f"{path}.")
 
 
 def check_types(config: Any, path: str) -> None:

@@ -4,7 +4,7 @@ Architecture and sizes are SigLIP's (Zhai et al., 2023, section 4): a ViT with
 attention pooling over patches, and a text transformer without a causal mask
 that is read at its last token, where the tokenizer leaves an end-of-text id.
 The image tower can look at images in several ways with one set of weights
-(FlexiViT, Beyer et al., 2023); see `patches.View`.
+(FlexiViT, Beyer et al., 2023); see `config.View`.
 
 Not here: the layers (layers.py, patches.py), and what joins two towers, these
 or others (models.py).
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import keras
 
-from jest_tf import layers, patches
+from jest_tf import config, layers, patches
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -43,7 +43,7 @@ class ImageTower(keras.layers.Layer):
 
     Call arguments:
         images: float [B, image_size, image_size, 3] in [-1, 1].
-        view: a `patches.View`; None looks as the tower was built to.
+        view: a `config.View`; None looks as the tower was built to.
 
     Returns:
         Embeddings [B, embedding_dim], not normalised.
@@ -60,7 +60,7 @@ class ImageTower(keras.layers.Layer):
         ...     embedding_dim=8,
         ... )
         >>> coarse = tower(
-        ...     tf.zeros([1, 64, 64, 3]), view=patches.View(patch_size=32)
+        ...     tf.zeros([1, 64, 64, 3]), view=config.View(patch_size=32)
         ... )
         >>> coarse.shape
         TensorShape([1, 8])
@@ -135,7 +135,7 @@ class ImageTower(keras.layers.Layer):
                 f"`images` must be floating point in [-1, 1]; `TwoTower` maps "
                 f"uint8 there. Received: dtype={images.dtype.name}"
             )
-        view = patches.View() if view is None else view
+        view = config.View() if view is None else view
         self.check_view(view)
         if view.image_size not in (None, self.image_size):
             images = patches.resize_images(images, view.image_size)
@@ -161,7 +161,7 @@ class ImageTower(keras.layers.Layer):
             "seed": self.seed,
         }
 
-    def check_view(self, view: patches.View) -> None:
+    def check_view(self, view: config.View) -> None:
         """Raises an error unless the tower can look like this.
 
         Args:

@@ -9,7 +9,8 @@ they meet is in `distribution.py` and `exchange.py`.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -21,14 +22,20 @@ from jest_tf import (
     exchange,
     losses,
     microbatch,
+    optimizer,
+    patches,
     reference,
+    schedule,
     scores,
     selection,
 )
+from jest_tf import settings as settings_lib
 from jest_tf.data import preprocessing
 
-# Keeps the noise of the augmentation apart from that of the draw.
+# Keep the noise of the augmentation, and of which row gets which view, apart
+# from that of the draw.
 _AUGMENT_SALT = 0x0A06
+_VIEWS_SALT = 0x0715
 
 # What of a super-batch is for its scores and counts; a step leaves it behind.
 _NOT_TRAINED_ON = (
@@ -54,7 +61,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
 
     Metrics: `loss`, `scale`, `bias`, and with a selection those of
     `selection.summarize` as `select/...`. Each is the mean over the steps since
-    the last reset, as everywhere in Keras. Batches with `caption_replaced` add
+    the last reset, as everywhere in Keras; of steps without scores those of
+    `select/...` take no notice. Batches with `caption_replaced` add
     `data/captions_replaced`, how many of the captions drawn were not UTF-8;
     with `record_replaced` likewise `data/records_replaced`, how many records
     could not be read.
@@ -71,11 +79,16 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             any callable that maps a batch to `losses.Embeddings`. It is
             neither trained nor saved; give it again after loading.
         selection: a `config.SelectionConfig`; None, or one without a
-            `batch_size`, trains on the super-batch as it comes.
+            `batch_size`, trains on the super-batch as it comes. With a
+            schedule, each kind of step is compiled when it first comes.
         loss: "sigmoid" or "softmax".
         equal_captions: what two rows with the same caption are to each other:
             "negative", "positive" or "ignore"; needs `caption_id`.
         loss_block_size: rows of the loss's logits held at a time, None all.
+        views: how the learner looks at the sub-batch in training: cut by chance
+            into equal parts, a part for each `config.View`, of which one loss
+            is taken. () is the learner's own way. The learner's `call` must
+            take a `view`, as must that of one whose `selection.view` is set.
         micro_batch_size: examples whose activations are held at a time while
             training, see `microbatch.gradients`; must divide a replica's share
             of the sub-batch. None holds those of the share.
@@ -118,6 +131,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         *,
         equal_captions: str = "negative",
         loss_block_size: int | None = None,
+        views: Sequence[config_lib.View] = (),
         micro_batch_size: int | None = None,
         augment: Callable | None = None,
         seed: int = 0,
@@ -146,6 +160,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         self.loss_name = loss
         self.equal_captions = equal_captions
         self.loss_block_size = loss_block_size
+        self.views = tuple(views)
         self.micro_batch_size = micro_batch_size
         self.augment = augment
         self.seed = seed
@@ -159,6 +174,12 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         }
         self._counted = ()
         self._drawn = {}
+        self._schedule = None
+        if selection is not None:
+            self._check_view(selection.view)
+            self._schedule = schedule.Schedule(selection)
+        for view in self.views:
+            self._check_view(view)
         distribution.check_placed("learner", learner, self.distribute_strategy)
         self._reference = None
         if reference is not None:
@@ -175,6 +196,15 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         # Behind a function Keras doesn't see its weights, which are not the
         # learner's to train or to save.
         self._reference = reference.frozen(model)
+
+    @property
+    def stopped_at(self) -> int | None:
+        """The first step of those that don't select any more.
+
+        None where the learner has not passed the reference, or no
+        `selection.stop_when_passed` asks whether it has.
+        """
+        return self._schedule and self._schedule.stopped_at
 
     @property
     def drawn_ids(self) -> tf.Tensor | None:
@@ -237,6 +267,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 given equal shares.
         """
         self._check_shares(x)
+        if self._schedule is not None:
+            self._schedule.restart()
         try:
             return super().fit(x, *args, shuffle=shuffle, **kwargs)
         except tf.errors.InvalidArgumentError as error:
@@ -251,10 +283,15 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         """Makes the function that `fit` calls, which also tells the ids."""
         if self.train_function is not None and not force:
             return
-        step = self._make_function(self._train_step)
+        functions = {}
 
         def function(iterator):
-            logs, self._drawn = step(iterator)
+            settings = self._next_selection()
+            if settings not in functions:
+                functions[settings] = self._make_function(
+                    functools.partial(self._train_step, settings=settings)
+                )
+            logs, self._drawn = functions[settings](iterator)
             return logs
 
         self.train_function = function
@@ -268,8 +305,11 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         return super().collect(logs), together
 
     def train_step(self, data):
-        """One step on one super-batch; returns the metrics' running means."""
-        return self._train_step(data)[0]
+        """One step on one super-batch; returns the metrics' running means.
+
+        Of a schedule, what the step to come chooses by when this is traced.
+        """
+        return self._train_step(data, self._next_selection())[0]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
@@ -280,13 +320,21 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         self._update({"loss": loss}, replicas)
         return {"loss": self._means["loss"].result()}
 
-    def select(self, super_batch: dict, seed: tf.Tensor) -> selection.Draw:
+    def select(
+        self,
+        super_batch: dict,
+        seed: tf.Tensor,
+        settings: config_lib.SelectionConfig | None = None,
+    ) -> selection.Draw:
         """Scores a super-batch and draws from it, as a step does.
 
         Args:
             super_batch: a dict of tensors with B rows; within a step on R
-                replicas, with the B/R rows held here.
+                replicas, with the B/R rows held here. All are scored:
+                `candidates` is the step's business.
             seed: int32 `[2]`, (run seed, step).
+            settings: to choose by, without a schedule; None takes the model's
+                own, and of a schedule the first that scores.
 
         Returns:
             The draw; `indices` are rows of all.
@@ -294,41 +342,9 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         Raises:
             ValueError: on settings that do not fit together or to the batch.
         """
-        settings = self.selection
-        if settings is None or not settings.scores:
-            raise ValueError(
-                "`select` needs a selection that scores: a `batch_size` and a "
-                f"method other than 'uniform'. Received: {settings}"
-            )
         replicas = distribution.current()
-        rows = super_batch["image"].shape[0]
-        settings.check_super_batch(_times_replicas(rows, replicas))
-        if replicas is not None and rows % (
-            settings.scoring_batch_size or rows
-        ):
-            raise ValueError(
-                "`selection.scoring_batch_size` must divide a replica's share "
-                f"of the super-batch, B/R. Received: "
-                f"{settings.scoring_batch_size}, B/R={rows}, "
-                f"R={replicas.num_replicas}"
-            )
-        if settings.needs_reference and self._reference is None:
-            raise ValueError(
-                f"`selection.criterion={settings.criterion!r}` needs a "
-                "reference: pass `reference` to JESTModel, or call "
-                "`attach_reference` after loading. Received: reference=None"
-            )
-
-        def embed(encode):
-            size = settings.scoring_batch_size
-            return microbatch.embed(encode, super_batch, size)
-
-        # What the criterion doesn't need isn't paid for.
-        learner, frozen = None, None
-        if settings.needs_learner:
-            learner = embed(lambda part: self.learner(part, training=False))
-        if settings.needs_reference:
-            frozen = embed(self._reference)
+        settings = settings or self._first_that_scores()
+        learner, frozen = self.score(super_batch, settings)
         return selection.SAMPLERS[settings.method](
             learner,
             frozen,
@@ -342,6 +358,59 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             quota=settings.quota,
             replicas=replicas,
         )
+
+    def score(
+        self,
+        super_batch: dict,
+        settings: config_lib.SelectionConfig | None = None,
+    ) -> tuple[losses.Embeddings | None, losses.Embeddings | None]:
+        """The embeddings that a super-batch is scored by.
+
+        Args:
+            super_batch: as of `select`.
+            settings: as of `select`; `view` is how the learner looks.
+
+        Returns:
+            The learner's and the reference's of the rows held here; None for
+            one that the criterion does without.
+
+        Raises:
+            ValueError: as `select`.
+        """
+        settings = settings or self._first_that_scores()
+        if settings is None or not settings.scores:
+            raise ValueError(
+                "`select` needs a selection that scores: a `batch_size` and a "
+                f"method other than 'uniform'. Received: {settings}"
+            )
+        replicas = distribution.current()
+        rows = super_batch["image"].shape[0]
+        size = settings.scoring_batch_size
+        if rows % (size or rows):
+            raise ValueError(
+                "`selection.scoring_batch_size` must divide the rows that a "
+                "replica scores, B/R, or its share of the candidates. "
+                f"Received: {size}, {rows} rows, "
+                f"R={_times_replicas(1, replicas)}"
+            )
+        if settings.needs_reference and self._reference is None:
+            raise ValueError(
+                f"`selection.criterion={settings.criterion!r}` needs a "
+                "reference: pass `reference` to JESTModel, or call "
+                "`attach_reference` after loading. Received: reference=None"
+            )
+        options = _view_options(settings.view)
+        # What the criterion doesn't need isn't paid for.
+        learner, frozen = None, None
+        if settings.needs_learner:
+            learner = microbatch.embed(
+                lambda part: self.learner(part, training=False, **options),
+                super_batch,
+                size,
+            )
+        if settings.needs_reference:
+            frozen = microbatch.embed(self._reference, super_batch, size)
+        return learner, frozen
 
     def save_own_variables(self, store):
         """Saves the running metrics, which Keras leaves out of its files."""
@@ -372,6 +441,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             "loss": self.loss_name,
             "equal_captions": self.equal_captions,
             "loss_block_size": self.loss_block_size,
+            "views": [dataclasses.asdict(view) for view in self.views],
             "micro_batch_size": self.micro_batch_size,
             "augment": self.augment and serialize(self.augment),
             "seed": self.seed,
@@ -387,9 +457,12 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                     config[name]
                 )
         if config["selection"] is not None:
-            config["selection"] = config_lib.SelectionConfig(
-                **config["selection"]
+            config["selection"] = settings_lib.build(
+                config_lib.SelectionConfig, config["selection"], "selection."
             )
+        config["views"] = tuple(
+            config_lib.View(**view) for view in config["views"]
+        )
         return cls(**config)
 
     def _check_shares(self, dataset):
@@ -426,14 +499,28 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             self.build({name: value.shape for name, value in batch.items()})
         return batch
 
-    def _train_step(self, data):
+    def _check_view(self, view):
+        if view != config_lib.View():
+            patches.check_view(self.learner, view)
+
+    def _first_that_scores(self):
+        kinds = () if self.selection is None else self.selection.kinds
+        return next((kind for kind in kinds if kind.scores), self.selection)
+
+    def _next_selection(self):
+        """What the next execution's steps choose by, all alike."""
+        if self._schedule is None:
+            return None
+        return self._schedule.next(self.optimizer, self.steps_per_execution)
+
+    def _train_step(self, data, settings):
         """The logs, and the ids and places of the rows trained on here."""
         super_batch = self._batch_of(data)
         replicas = distribution.current()
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
         self._count_replaced(super_batch)
-        batch, places = self._sub_batch(super_batch, seed, replicas)
+        batch, places = self._sub_batch(super_batch, settings, seed, replicas)
         self._batch_size = _times_replicas(places.shape[0], replicas)
         drawn = {"id": batch["id"], "place": places} if "id" in batch else {}
         if self.augment is not None:
@@ -455,6 +542,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             micro_batch_size=self.micro_batch_size,
             scale_loss=self.optimizer.scale_loss,
             num_replicas=_times_replicas(1, replicas),
+            **({"view": self.views} if self.views else {}),
         )
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         values = {
@@ -465,45 +553,118 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         self._update(values, replicas)
         return self.get_metrics_result(), drawn
 
-    def _sub_batch(self, super_batch, seed, replicas):
+    def _sub_batch(self, super_batch, settings, seed, replicas):
         """The rows to train on here, and their places in the sub-batch."""
+        if settings is not None and settings.candidates:
+            super_batch = self._candidates(super_batch, settings, replicas)
         rows = super_batch["image"].shape[0]
         batch = {
             name: value
             for name, value in super_batch.items()
             if name not in _NOT_TRAINED_ON
         }
-        settings = self.selection
-        if settings is None:
-            return batch, rows * distribution.replica_id() + tf.range(rows)
         super_batch_size = _times_replicas(rows, replicas)
-        settings.check_super_batch(super_batch_size)
+        if settings is None:
+            if not self.views:
+                return batch, rows * distribution.replica_id() + tf.range(rows)
+            indices, quota = tf.range(super_batch_size), "per_replica"
+        else:
+            quota = settings.quota
+            indices = self._draw(super_batch, settings, seed, replicas)
+        if self.views:
+            return self._deal_to_views(
+                batch, indices, super_batch_size, quota, seed, replicas
+            )
+        dealt = exchange.deal(
+            indices, super_batch_size, quota=quota, replicas=replicas
+        )
+        return exchange.move(batch, dealt, replicas), dealt.places
+
+    def _candidates(self, super_batch, settings, replicas):
+        """Every n-th row: the same rows on any number of replicas."""
+        rows = super_batch["image"].shape[0]
+        size = _times_replicas(rows, replicas)
+        stride, rest = divmod(size, settings.candidates)
+        if rest or rows % stride:
+            raise ValueError(
+                "`selection.candidates` must divide the super-batch (B), and R "
+                f"the candidates. Received: {settings.candidates}, B={size}, "
+                f"R={size // rows}"
+            )
+        return {name: value[::stride] for name, value in super_batch.items()}
+
+    def _draw(self, super_batch, settings, seed, replicas):
+        """The rows of the sub-batch, int32 `[b]`, of all rows."""
+        rows = super_batch["image"].shape[0]
+        super_batch_size = _times_replicas(rows, replicas)
+        # What was said of B has been seen to.
+        plain = dataclasses.replace(settings, candidates=None)
+        plain.check_super_batch(super_batch_size)
         if replicas is not None:
             exchange.share(
                 settings.batch_size,
                 replicas.num_replicas,
                 "`selection.batch_size` (b)",
             )
-        if settings.scores:
-            draw = self.select(super_batch, seed)
-            indices = draw.indices
-            summary = selection.summarize(draw, replicas)
-            self._update(
-                {f"select/{name}": value for name, value in summary.items()},
-                replicas,
-            )
-        else:
+        if not settings.scores:
             own = replicas is not None and settings.quota == "per_replica"
-            indices = selection.uniform_rows(
+            return selection.uniform_rows(
                 seed,
                 settings.batch_size,
                 super_batch_size,
                 num_quotas=replicas.num_replicas if own else 1,
             )
-        dealt = exchange.deal(
-            indices, super_batch_size, quota=settings.quota, replicas=replicas
+        draw = self.select(super_batch, seed, settings)
+        summary = selection.summarize(draw, replicas)
+        self._update(
+            {f"select/{name}": value for name, value in summary.items()},
+            replicas,
         )
-        return exchange.move(batch, dealt, replicas), dealt.places
+        self._schedule.note(draw, seed[1], self.steps_per_execution)
+        return draw.indices
+
+    def _deal_to_views(
+        self, batch, indices, super_batch_size, quota, seed, replicas
+    ):
+        """As `_sub_batch`, in the order in which the learner takes `views`."""
+        is_local = replicas is None or quota == "per_replica"
+        size = indices.shape[0]
+        if is_local:
+            size //= _times_replicas(1, replicas)
+        order = selection.uniform_rows(
+            tf.bitwise.bitwise_xor(seed, [_VIEWS_SALT, 0]), size, size
+        )
+        parts = exchange.deal_parts(
+            indices,
+            super_batch_size,
+            order,
+            len(self.views),
+            quota=quota,
+            replicas=replicas,
+        )
+        moved = [exchange.move(batch, part, replicas) for part in parts]
+        together = {
+            name: tf.concat([part[name] for part in moved], 0) for name in batch
+        }
+        places = tf.concat([part.places for part in parts], 0)
+        if self.micro_batch_size is None:
+            return together, places
+        # Every micro-batch takes as many rows of each view.
+        rows = np.arange(places.shape[0]).reshape([len(self.views), -1])
+        per_view, rest = divmod(self.micro_batch_size, len(self.views))
+        if rest or rows.shape[1] % max(1, per_view):
+            raise ValueError(
+                "`micro_batch_size` must be a multiple of the number of "
+                "`views`, and divide a replica's share of the sub-batch, b/R. "
+                f"Received: {self.micro_batch_size}, {len(self.views)} views, "
+                f"b/R={rows.size}"
+            )
+        rows = rows.reshape([len(self.views), -1, per_view])
+        rows = rows.transpose([1, 0, 2]).reshape(-1)
+        return (
+            {name: tf.gather(value, rows) for name, value in together.items()},
+            tf.gather(places, rows),
+        )
 
     def _contrastive_loss(self, embeddings, batch, replicas):
         ids = None
@@ -540,78 +701,6 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             self._sums[name].update_state(replaced)
 
 
-@keras.saving.register_keras_serializable(package="jest_tf")
-class AdamW(distribution.AggregateThenClip, keras.optimizers.AdamW):
-    """Keras' AdamW that decays kernels alone, and clips what all replicas say.
-
-    Biases, norms, embeddings, positions, the temperature and the bias of the
-    logits keep their size, as in SigLIP's published recipe.
-    """
-
-    def _use_weight_decay(self, variable):
-        # Keras asks with its own variable, or with TensorFlow's, "a/kernel:0".
-        return variable.name.split(":")[0].endswith("kernel")
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Augmentation:
-    """`preprocessing.augment` with its settings, as `JESTModel` wants it.
-
-    Args:
-        flip: mirror half of the images.
-        min_area: least share of the picture that a crop keeps.
-    """
-
-    def __init__(self, *, flip: bool, min_area: float):
-        self.flip = flip
-        self.min_area = min_area
-
-    def __call__(self, images, seed, places, batch_size):
-        """uint8 `[n, H, W, 3]` -> uint8 `[n, H, W, 3]`."""
-        return preprocessing.augment(
-            images,
-            seed,
-            flip=self.flip,
-            min_area=self.min_area,
-            places=places,
-            batch_size=batch_size,
-        )
-
-    def get_config(self):
-        """The arguments, for `.keras` files."""
-        return {"flip": self.flip, "min_area": self.min_area}
-
-    @classmethod
-    def from_config(cls, config):
-        """The augmentation that `get_config` describes."""
-        return cls(**config)
-
-
-def build_optimizer(
-    settings: config_lib.OptimizerConfig, steps: int
-) -> keras.optimizers.Optimizer:
-    """AdamW with linear warm-up to the learning rate and a cosine to zero.
-
-    Args:
-        settings: see `config.OptimizerConfig`.
-        steps: optimizer steps in all; the schedule ends with them.
-    """
-    warmup = settings.warmup_steps
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else settings.learning_rate,
-        decay_steps=steps - warmup,
-        warmup_target=settings.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    return AdamW(
-        learning_rate=schedule,
-        weight_decay=settings.weight_decay,
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        global_clipnorm=settings.clip_norm,
-    )
-
-
 def build_model(
     config: config_lib.TrainConfig,
     learner: keras.Model,
@@ -631,14 +720,15 @@ def build_model(
         config.model.loss,
         equal_captions=config.model.equal_captions,
         loss_block_size=config.model.loss_block_size,
+        views=config.model.views,
         micro_batch_size=config.model.micro_batch_size,
-        augment=Augmentation(
+        augment=preprocessing.Augmentation(
             flip=config.data.flip, min_area=config.data.min_crop_area
         ),
         seed=config.seed,
     )
     model.compile(
-        optimizer=build_optimizer(config.optimizer, config.steps),
+        optimizer=optimizer.build_optimizer(config.optimizer, config.steps),
         steps_per_execution=config.distribution.steps_per_execution,
         jit_compile=config.distribution.jit_compile,
     )
@@ -648,7 +738,7 @@ def build_model(
 def _draw_metrics(settings):
     """The names under which a step reports its draw."""
     if settings is None or not settings.scores:
-        return ()
+        return ()  # with a schedule, on no step
     scored = (
         ("learner", settings.needs_learner),
         ("reference", settings.needs_reference),
@@ -663,6 +753,11 @@ def _draw_metrics(settings):
             for rows in ("kept", "dropped")
         ),
     )
+
+
+def _view_options(view):
+    """Arguments of a learner's call; one that knows no views gets none."""
+    return {} if view == config_lib.View() else {"view": view}
 
 
 def _times_replicas(size, replicas):

@@ -6,13 +6,17 @@ has run another test. Not collected by itself; to run it alone:
     python -m pytest tests/replica_cases.py
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
 import tiny
 
+import jest_tf
 from benchmarks.tpu import fake_strategy, step
 from jest_tf import config, distribution, layers, reference, training
+from jest_tf.data import preprocessing
 
 DEVICES = 4
 SEED = 7
@@ -370,6 +374,7 @@ def build(
     num_replicas,
     settings=JOINT,
     *,
+    learner=tiny.learner,
     teacher=tiny.learner,
     steps_per_execution=1,
     optimizer=SGD,
@@ -377,12 +382,12 @@ def build(
 ):
     with STRATEGIES[num_replicas].scope():
         model = training.JESTModel(
-            tiny.learner(0),
+            learner(0),
             teacher(5),
             settings,
             **{
                 "seed": SEED,
-                "augment": training.Augmentation(flip=True, min_area=0.5),
+                "augment": preprocessing.Augmentation(flip=True, min_area=0.5),
             }
             | more,
         )
@@ -450,6 +455,22 @@ class TrainingTest(tf.test.TestCase):
         self.assert_replicas_train_as_one({4: 1}, uniform)
         self.assert_replicas_train_as_one({2: 1}, None)
 
+    def test_views_and_kinds_of_steps(self):
+        coarse = config.View(patch_size=4)
+        # A kind of step takes long to trace, and once for each replica.
+        easy = config.Phase(4, criterion="easy_reference", candidates=8)
+        joint = dataclasses.replace(JOINT, view=coarse)
+        for count, settings in (
+            (2, dataclasses.replace(joint, phases=(easy,))),
+            (4, dataclasses.replace(joint, stop_when_passed=3)),
+        ):
+            self.assert_replicas_train_as_one(
+                {count: 1},
+                settings,
+                learner=tiny.flexible_learner,
+                views=(config.View(), coarse),
+            )
+
     def test_a_quota_for_each_replica(self):
         quota = {"quota": "per_replica"}
         joint = config.SelectionConfig("joint", 8, 2, **quota)
@@ -472,7 +493,7 @@ class TrainingTest(tf.test.TestCase):
         independent = config.SelectionConfig("independent", batch_size=8)
 
         def adam(rate, **settings):
-            return training.AdamW(rate / 10, **settings)
+            return jest_tf.AdamW(rate / 10, **settings)
 
         first, second = batches[:3], batches[3:]
         paths = {}
@@ -563,11 +584,11 @@ class RefusalsTest(tf.test.TestCase):
 class TPUTest(tf.test.TestCase):
     """The step that `fit` would run on TPUs, traced; nothing here runs it."""
 
-    def trace(self, settings, loss, is_cached):
+    def trace(self, settings, loss, is_cached, **more):
         def teacher(seed):
             return reference.cached(10.0, -10.0)
 
-        more = {"teacher": teacher} if is_cached else {}
+        more |= {"teacher": teacher} if is_cached else {}
         model = build("tpu", settings, loss=loss, **more)
         with STRATEGIES["tpu"].scope():
             model.optimizer.build(model.trainable_variables)
@@ -588,6 +609,27 @@ class TPUTest(tf.test.TestCase):
                     operations = list(of_replicas(function.graph))
                     self.check_exchange(model, operations, quota)
                     self.check_types(operations)
+
+    def test_a_mix_of_views_exchanges_each_row_once(self):
+        settings = config.SelectionConfig(
+            "joint", 8, 2, view=config.View(patch_size=4), stop_when_passed=2
+        )
+        _, function = self.trace(
+            settings,
+            "sigmoid",
+            False,
+            learner=tiny.flexible_learner,
+            views=(config.View(), config.View(patch_size=4)),
+        )
+        operations = list(of_replicas(function.graph))
+        self.check_types(operations)
+        moved = [
+            one.inputs[0].shape
+            for one in operations
+            if one.type == "AllToAll" and one.inputs[0].dtype == tf.uint8
+        ]
+        # Two halves of 4 rows, of which each replica owes another at most one.
+        self.assertEqual(moved, [[4, 1, 4, 4, 3]] * 2)
 
     def check_exchange(self, model, operations, quota):
         sums, exchanges = (

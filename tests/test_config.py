@@ -154,6 +154,223 @@ class DefaultsTest(tf.test.TestCase):
         subprocess.run([sys.executable, "-c", code, folder], check=True)
 
 
+class ViewTest(tf.test.TestCase):
+    def test_views_of_equal_values_are_equal_and_can_be_keys(self):
+        self.assertEqual(config.View(patch_size=8), config.View(8))
+        self.assertLen({config.View(), config.View(), config.View(8)}, 2)
+
+    def test_values_out_of_range_are_refused(self):
+        for message, settings in (
+            ("`view.patch_size` must be at least 1.*: 0", {"patch_size": 0}),
+            ("`view.patch_size` must be of.*: 8.0", {"patch_size": 8.0}),
+            ("`view.image_size` must be at least 1.*-1", {"image_size": -1}),
+            (
+                r"`view.keep_tokens` must be in \(0, 1\].*0.0",
+                {"keep_tokens": 0.0},
+            ),
+            (
+                r"`view.keep_tokens` must be in \(0, 1\].*1.5",
+                {"keep_tokens": 1.5},
+            ),
+            (
+                "`view.keep_tokens` must be finite",
+                {"keep_tokens": float("nan")},
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                config.View(**settings)
+
+
+class ScheduleTest(tf.test.TestCase):
+    JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
+
+    def scheduled(self, *phases, **settings):
+        return dataclasses.replace(
+            self.JOINT,
+            phases=tuple(config.Phase(*phase) for phase in phases),
+            **settings,
+        )
+
+    def test_without_a_schedule_every_step_is_alike(self):
+        for step in (0, 1, 10**6):
+            self.assertIs(self.JOINT.at(step), self.JOINT)
+        self.assertEqual(self.JOINT.kinds, (self.JOINT,))
+
+    def test_a_phase_differs_from_the_settings_not_from_the_phase_before(self):
+        settings = self.scheduled(
+            (2, None, "easy_reference", 8), (5, "uniform"), (7,)
+        )
+        easy = dataclasses.replace(
+            self.JOINT, criterion="easy_reference", candidates=8
+        )
+        uniform = dataclasses.replace(self.JOINT, method="uniform")
+        expected = [self.JOINT] * 2 + [easy] * 3 + [uniform] * 2
+        expected += [self.JOINT] * 3
+        self.assertEqual([settings.at(step) for step in range(10)], expected)
+        self.assertEqual(settings.kinds, (self.JOINT, easy, uniform))
+
+    def test_every_so_many_steps_one_is_uniform(self):
+        settings = self.scheduled(uniform_every=3)
+        methods = [settings.at(step).method for step in range(7)]
+        joint, uniform = "joint", "uniform"
+        self.assertEqual(
+            methods, [joint, joint, uniform, joint, joint, uniform, joint]
+        )
+
+    def test_scored_examples_are_those_of_the_steps_that_score(self):
+        for settings in (
+            self.JOINT,
+            self.scheduled((0, "uniform"), (4, "joint")),
+            self.scheduled((3, "uniform")),
+            self.scheduled((2, None, None, 4), (4, None, None, 8), (9,)),
+            self.scheduled((5, "uniform"), (8, "top"), uniform_every=3),
+            self.scheduled(stop_when_passed=1),
+        ):
+            for steps in range(13):
+                for stopped_at in (None, 0, 6):
+                    scored = sum(
+                        kind.candidates or 16
+                        for step in range(steps)
+                        if (kind := settings.at(step)).scores
+                        and not (stopped_at is not None and step >= stopped_at)
+                    )
+                    self.assertEqual(
+                        settings.num_scored(steps, 16, stopped_at), scored
+                    )
+
+    def test_what_some_step_needs_the_run_needs(self):
+        late = config.SelectionConfig(
+            "uniform",
+            batch_size=4,
+            criterion="hard_learner",
+            phases=(config.Phase(3, "top", "easy_reference"),),
+        )
+        self.assertTrue(late.scores)
+        self.assertTrue(late.needs_reference)
+        self.assertFalse(late.needs_learner)
+
+    def test_recipes_with_phases_and_views_are_read_back_equal(self):
+        recipe = config.TrainConfig(
+            data=config.DataConfig(super_batch_size=16),
+            model=config.ModelConfig(
+                views=(config.View(), config.View(patch_size=8))
+            ),
+            selection=self.scheduled(
+                (0, "uniform"), (5, None, None, 8), view=config.View(8, 0.5)
+            ),
+            reference=config.ReferenceConfig("somewhere"),
+        )
+        self.assertEqual(recipe.patch_sizes, (8,))
+        path = os.path.join(self.get_temp_dir(), "config.json")
+        config.save_config(recipe, path)
+        self.assertEqual(config.load_config(path), recipe)
+        changed = config.load_config(
+            path, ["selection.view.patch_size=16", "model.views="]
+        )
+        self.assertEqual(changed.selection.view, config.View(16, 0.5))
+        self.assertEqual(changed.model.views, ())
+        with self.assertRaisesRegex(ValueError, "`model.views` is a list of"):
+            config.load_config(path, ["model.views=8"])
+
+    def test_schedules_that_make_no_sense_are_refused(self):
+        for message, make in (
+            (
+                "needs `selection.batch_size`",
+                lambda: config.SelectionConfig(uniform_every=2),
+            ),
+            (
+                r"in the order of their starts.*\[4, 4\]",
+                lambda: self.scheduled((4, "uniform"), (4,)),
+            ),
+            (
+                "must score on some step",
+                lambda: self.scheduled((0, "uniform")),
+            ),
+            (
+                "needs criterion 'learnability'.*easy_reference",
+                lambda: self.scheduled(
+                    (3, None, "easy_reference"), stop_when_passed=2
+                ),
+            ),
+            (
+                "`selection.method` must be one of .*'best'",
+                lambda: self.scheduled((3, "best")),
+            ),
+            (
+                "`selection.uniform_every` must be at least 2.*1",
+                lambda: self.scheduled(uniform_every=1),
+            ),
+        ):
+            with self.subTest(message=message):
+                with self.assertRaisesRegex(ValueError, message):
+                    make()
+
+    def test_a_run_refuses_schedules_and_views_that_do_not_fit_it(self):
+        def run(selection=self.JOINT, model=None, **settings):
+            return config.TrainConfig(
+                steps=10,
+                data=config.DataConfig(super_batch_size=16, image_size=32),
+                reference=config.ReferenceConfig("somewhere"),
+                selection=selection,
+                model=model or config.ModelConfig(),
+                checkpoint=config.CheckpointConfig(every_steps=10),
+                **settings,
+            )
+
+        two = config.DistributionConfig(steps_per_execution=2)
+        for message, make in (
+            (
+                "must start before the last.*start=10, steps=10",
+                lambda: run(self.scheduled((10, "uniform"))),
+            ),
+            (
+                "start at multiples of .*start=3, steps_per_execution=2",
+                lambda: run(self.scheduled((3, "uniform")), distribution=two),
+            ),
+            (
+                "`selection.uniform_every` needs .*: 2",
+                lambda: run(self.scheduled(uniform_every=4), distribution=two),
+            ),
+            (
+                "`selection.candidates` must divide .*candidates=6, B=16, b=4",
+                lambda: run(self.scheduled((3, None, None, 6))),
+            ),
+            (
+                "`selection.candidates` must divide .*candidates=2, B=16, b=4",
+                lambda: run(self.scheduled((3, None, None, 2))),
+            ),
+            (
+                "`selection.scoring_batch_size` must divide .*16, B=16, .*8",
+                lambda: run(
+                    self.scheduled((3, None, None, 8), scoring_batch_size=16)
+                ),
+            ),
+            (
+                "`selection.view`: .*patch_size=12, image_size=32",
+                lambda: run(
+                    dataclasses.replace(self.JOINT, view=config.View(12))
+                ),
+            ),
+            (
+                "`model.views`: .*patch_size=16, image_size=24",
+                lambda: run(
+                    model=config.ModelConfig(
+                        patch_size=16, views=(config.View(image_size=24),)
+                    )
+                ),
+            ),
+            (
+                "`model.views` must cut .*3 views, b=4",
+                lambda: run(
+                    model=config.ModelConfig(views=(config.View(),) * 3)
+                ),
+            ),
+        ):
+            with self.subTest(message=message):
+                with self.assertRaisesRegex(ValueError, message):
+                    make()
+
+
 class RefusalsTest(tf.test.TestCase):
     def test_every_setting_that_does_not_fit_is_named_with_what_would(self):
         for group, settings, message in REFUSED + WRONG_TYPES:

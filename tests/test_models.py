@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import test_towers
 
-from jest_tf import config, losses, models, patches
+from jest_tf import config, losses, models
 
 
 def two_tower(dtype="float32", dropout=0.0, **settings):
@@ -265,7 +265,7 @@ class ViewsTest(tf.test.TestCase):
         super().setUp()
         self.model = flexible()
         self.batch = test_towers.make_batch(rows=4)
-        self.coarse = patches.View(patch_size=4)
+        self.coarse = config.View(patch_size=4)
 
     def test_a_view_is_the_image_towers_alone(self):
         images = np.float64(self.batch["image"]) / 127.5 - 1
@@ -284,13 +284,13 @@ class ViewsTest(tf.test.TestCase):
 
     def test_no_view_and_the_default_one_are_bit_for_bit_the_same(self):
         fixed = flexible(patch_sizes=())(self.batch)
-        for view in (None, patches.View(), (patches.View(),) * 2):
+        for view in (None, config.View(), (config.View(),) * 2):
             found = self.model(self.batch, view=view)
             for one, same in zip(found, fixed, strict=True):
                 self.assertAllEqual(one, same)
 
     def test_a_mix_gives_each_part_of_the_rows_its_view(self):
-        fine, few = patches.View(), patches.View(keep_tokens=0.5)
+        fine, few = config.View(), config.View(keep_tokens=0.5)
         images = self.batch["image"]
         for views in (
             (fine, self.coarse),
@@ -317,7 +317,7 @@ class ViewsTest(tf.test.TestCase):
                 return super().call(images, training, view)
 
         model = models.TwoTower(Counting(), keras.layers.Identity())
-        fine, images = patches.View(), self.batch["image"]
+        fine, images = config.View(), self.batch["image"]
         model.encode_image(images, view=(fine, self.coarse, self.coarse, fine))
         self.assertEqual(calls, [(None, 1), (self.coarse, 2), (None, 1)])
 
@@ -327,7 +327,7 @@ class ViewsTest(tf.test.TestCase):
                 embeddings = self.model(
                     self.batch,
                     training=True,
-                    view=(patches.View(), self.coarse),
+                    view=(config.View(), self.coarse),
                 )
                 loss = losses.sigmoid_loss(embeddings)
             kernel = self.model.image_tower.patches.kernel
@@ -355,7 +355,7 @@ class ViewsTest(tf.test.TestCase):
             model.encode_image(pixels), np.full([2, 3], 3**-0.5)
         )
         with self.assertRaisesRegex(ValueError, "image_size` is nothing for"):
-            model.check_view(patches.View(image_size=8))
+            model.check_view(config.View(image_size=8))
 
     def test_a_tower_that_knows_no_views_is_refused_them(self):
         inputs = keras.Input([4, 4, 3])
@@ -376,9 +376,9 @@ class ViewsTest(tf.test.TestCase):
                 model.check_view(self.coarse)
             with self.assertRaisesRegex(ValueError, message):
                 model.encode_image(self.batch["image"], view=self.coarse)
-            model.check_view(patches.View())
+            model.check_view(config.View())
             self.assertAllEqual(
-                model.encode_image(self.batch["image"], view=patches.View()),
+                model.encode_image(self.batch["image"], view=config.View()),
                 model.encode_image(self.batch["image"]),
             )
 
@@ -387,11 +387,11 @@ class ViewsTest(tf.test.TestCase):
             (TypeError, "`view` must be a `View`, a tu.*Received: 4", 4),
             (TypeError, r"`view` must be a `View`.*Received: \(\)", ()),
             (TypeError, "`view` must be a `View`", (self.coarse, None)),
-            (ValueError, r"`view.patch_size` must be one", patches.View(1)),
+            (ValueError, r"`view.patch_size` must be one", config.View(1)),
             (
                 ValueError,
                 "as many views as divide the rows.*3 views for 4 rows",
-                (patches.View(), self.coarse, patches.View()),
+                (config.View(), self.coarse, config.View()),
             ),
         ):
             with self.assertRaisesRegex(kind, message):
@@ -500,7 +500,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
         for one, same in zip(fixed.weights, model.weights, strict=True):
             self.assertAllEqual(one, same)
         images = tf.zeros([1, 32, 32, 3], tf.uint8)
-        view = patches.View(patch_size=16)
+        view = config.View(patch_size=16)
         self.assertEqual(model.encode_image(images, view=view).shape, (1, 64))
         with self.assertRaisesRegex(ValueError, r"must be one.*\(8,\)"):
             fixed.encode_image(images, view=view)

@@ -169,24 +169,6 @@ class KeptPatchesTest(tf.test.TestCase):
             self.assertTrue(smaller < larger)
 
 
-class ViewTest(tf.test.TestCase):
-    def test_views_of_equal_values_are_equal_and_can_be_keys(self):
-        self.assertEqual(patches.View(patch_size=8), patches.View(8))
-        self.assertLen({patches.View(), patches.View(), patches.View(8)}, 2)
-
-    def test_values_out_of_range_are_refused(self):
-        for message, settings in (
-            ("`patch_size` must be a pos.*=0", {"patch_size": 0}),
-            ("`patch_size` must be a pos.*=8.0", {"patch_size": 8.0}),
-            ("`image_size` must be a pos.*=-1", {"image_size": -1}),
-            (r"`keep_tokens` must be in \(0, 1\].*=0.0", {"keep_tokens": 0.0}),
-            (r"`keep_tokens` must be in \(0, 1\].*=1.5", {"keep_tokens": 1.5}),
-            ("`keep_tokens` must be .*=nan", {"keep_tokens": float("nan")}),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                patches.View(**settings)
-
-
 class PatchEmbeddingTest(tf.test.TestCase):
     def test_patches_equal_their_twin(self):
         for size, height, width in ((2, 4, 6), (3, 3, 3), (1, 2, 2)):

@@ -6,7 +6,7 @@ import numpy as np
 import oracles_towers
 import tensorflow as tf
 
-from jest_tf import patches, towers
+from jest_tf import config, patches, towers
 
 SIZES = {"width": 8, "depth": 2, "num_heads": 2}
 IMAGE_SIZE, PATCH_SIZE, VOCABULARY_SIZE, LENGTH = 4, 2, 11, 5
@@ -168,7 +168,7 @@ class ViewsTest(tf.test.TestCase):
         for patch_size, share, image_size in itertools.product(
             (None, 8), (1.0, 0.4), (None, 16, 32)
         ):
-            view = patches.View(patch_size, share, image_size)
+            view = config.View(patch_size, share, image_size)
             side = (image_size or 24) // (patch_size or 4)
             with self.subTest(view):
                 self.assertAllClose(
@@ -191,15 +191,15 @@ class ViewsTest(tf.test.TestCase):
             expected = fixed(self.images)
             for view in (
                 None,
-                patches.View(),
-                patches.View(4),
-                patches.View(4, 1.0, 24),
+                config.View(),
+                config.View(4),
+                config.View(4, 1.0, 24),
             ):
                 self.assertAllEqual(tower(self.images, view=view), expected)
 
     def test_eager_graph_xla_and_loops_agree(self):
         images = np.concatenate([self.images, -self.images])
-        tower, view = flexible_tower(depth=1), patches.View(8, 0.5, 16)
+        tower, view = flexible_tower(depth=1), config.View(8, 0.5, 16)
 
         def encode(rows):
             return tower(rows, training=False, view=view)
@@ -229,10 +229,10 @@ class ViewsTest(tf.test.TestCase):
         mixed = flexible_tower(dtype="mixed_bfloat16")
         mixed.set_weights(self.tower.get_weights())
         for view in (
-            patches.View(2),
-            patches.View(12),
-            patches.View(keep_tokens=0.5),
-            patches.View(image_size=12),
+            config.View(2),
+            config.View(12),
+            config.View(keep_tokens=0.5),
+            config.View(image_size=12),
         ):
             outputs = mixed(self.images, view=view)
             self.assertEqual(outputs.dtype, tf.bfloat16)
@@ -245,10 +245,10 @@ class ViewsTest(tf.test.TestCase):
 
     def test_every_weight_gets_a_gradient_in_every_view(self):
         for view in (
-            patches.View(2),
-            patches.View(12),
-            patches.View(keep_tokens=0.5),
-            patches.View(image_size=12),
+            config.View(2),
+            config.View(12),
+            config.View(keep_tokens=0.5),
+            config.View(image_size=12),
         ):
             with tf.GradientTape() as tape:
                 outputs = self.tower(self.images, training=True, view=view)
@@ -270,24 +270,24 @@ class ViewsTest(tf.test.TestCase):
             traced.append(view)
             return self.tower(images, view=view)
 
-        for view in (None, patches.View(8), patches.View(12)) * 2:
+        for view in (None, config.View(8), config.View(12)) * 2:
             encode(self.images, view)
-            encode(self.images, patches.View(8))
-        self.assertEqual(traced, [None, patches.View(8), patches.View(12)])
+            encode(self.images, config.View(8))
+        self.assertEqual(traced, [None, config.View(8), config.View(12)])
 
     def test_views_that_do_not_fit_are_refused(self):
         for message, view in (
             (
                 r"`view.patch_size` must be one.*\(4, 2, 8, 12\).*patch_size=6",
-                patches.View(6),
+                config.View(6),
             ),
             (
                 "`view.image_size` must be a multiple.*8.*image_size=12",
-                patches.View(8, image_size=12),
+                config.View(8, image_size=12),
             ),
             (
                 "`view.image_size` must be a multiple.*4.*image_size=10",
-                patches.View(image_size=10),
+                config.View(image_size=10),
             ),
         ):
             with self.assertRaisesRegex(ValueError, message):
@@ -301,18 +301,18 @@ class CostTest(tf.test.TestCase):
         images = tf.zeros([3, 24, 24, 3])
         tower = flexible_tower()
         for view, num_tokens, patch_size, resizing in (
-            (patches.View(), 36, 4, 0),
+            (config.View(), 36, 4, 0),
             # A matrix for rows and one for columns, of kernel and positions.
-            (patches.View(8), 9, 8, resizes((4, 8), 24) + resizes((6, 3), 8)),
+            (config.View(8), 9, 8, resizes((4, 8), 24) + resizes((6, 3), 8)),
             (
-                patches.View(2),
+                config.View(2),
                 144,
                 2,
                 resizes((4, 2), 24) + resizes((6, 12), 8),
             ),
-            (patches.View(keep_tokens=0.25), 9, 4, 0),
+            (config.View(keep_tokens=0.25), 9, 4, 0),
             (
-                patches.View(image_size=12),
+                config.View(image_size=12),
                 9,
                 4,
                 resizes((24, 12), 9) + resizes((6, 3), 8),

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
+import jest_tf
 from benchmarks.tpu import (
     compiler,
     fake_strategy,
@@ -127,7 +128,7 @@ class LifterTest(tf.test.TestCase):
 
         def build():
             model = training.JESTModel(tiny.learner(), None, selection)
-            optimizer = training.AdamW(1e-2, global_clipnorm=1.0)
+            optimizer = jest_tf.AdamW(1e-2, global_clipnorm=1.0)
             model.compile(optimizer, jit_compile=False)
             optimizer.build(model.trainable_variables)
             return model

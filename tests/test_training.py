@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -12,7 +13,9 @@ import oracles
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, losses, models, selection, training
+import jest_tf
+from jest_tf import config, losses, selection, training
+from jest_tf.data import preprocessing
 
 SEED, RATE = 7, 0.5
 JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
@@ -408,6 +411,259 @@ class ScoringTest(TrainingTestCase):
                 self.assertAllEqual(old, new)
 
 
+FINE, COARSE = config.View(), config.View(patch_size=4)
+
+
+class ViewsTest(TrainingTestCase):
+    def test_scores_are_made_in_the_view_for_them(self):
+        (batch,) = tiny.super_batches()
+        settings = dataclasses.replace(JOINT, view=COARSE)
+        for size in (None, 3):
+            settings = dataclasses.replace(settings, scoring_batch_size=size)
+            model = build(tiny.flexible_learner(), selection=settings)
+            seen = functools.partial(tiny.flexible_learner(), view=COARSE)
+            rows = drawn_by_hand(seen, tiny.learner(5), batch, 0, settings)
+            self.assertAllEqual(model.select(batch, (SEED, 0)).indices, rows)
+        fine = drawn_by_hand(
+            tiny.flexible_learner(), tiny.learner(5), batch, 0, JOINT
+        )
+        self.assertNotEqual(list(fine), list(rows))
+
+    def test_a_mix_is_one_loss_over_the_union_of_its_parts(self):
+        (batch,) = tiny.super_batches()
+        learner, twin = tiny.flexible_learner(), tiny.flexible_learner()
+        model = build(learner, views=(FINE, COARSE))
+        drawn = fit_and_remember(model, [batch])[0]
+        # Which half is seen how is another permutation by chance.
+        order = selection.uniform_rows((SEED ^ 0x0715, 0), 4, 4).numpy()
+        by_draw = drawn_by_hand(twin, tiny.learner(5), batch, 0, JOINT)
+        self.assertAllEqual(drawn, batch["id"][by_draw])
+        fine, coarse = (
+            rows_of(batch, by_draw[half]) for half in np.split(order, 2)
+        )
+        with tf.GradientTape() as tape:
+            parts = twin(fine), twin(coarse, view=COARSE)
+            union = losses.Embeddings(
+                *(tf.concat([one[k] for one in parts], 0) for k in range(2)),
+                *parts[0][2:],
+            )
+            value = losses.sigmoid_loss(union)
+        gradients = tape.gradient(value, twin.trainable_variables)
+        for variable, gradient in zip(
+            twin.trainable_variables, gradients, strict=True
+        ):
+            variable.assign_sub(RATE * tf.convert_to_tensor(gradient))
+        self.assert_same_weights(learner, twin, **TOLERANCE)
+
+    def test_micro_batches_hold_as_much_of_each_view(self):
+        batches = tiny.super_batches(1)
+        whole, parts = (
+            build(
+                tiny.flexible_learner(),
+                selection=dataclasses.replace(JOINT, batch_size=8),
+                views=(FINE, COARSE),
+                micro_batch_size=size,
+            )
+            for size in (None, 4)
+        )
+        self.assertAllEqual(
+            fit_and_remember(whole, batches), fit_and_remember(parts, batches)
+        )
+        self.assert_same_weights(whole, parts, **TOLERANCE)
+
+    def test_a_batch_without_selection_is_mixed_too(self):
+        (batch,) = tiny.super_batches()
+        model = build(tiny.flexible_learner(), None, None, views=(FINE, COARSE))
+        drawn = fit_and_remember(model, [batch])[0]
+        self.assertAllEqual(drawn, batch["id"])
+
+    def test_eager_mode_graphs_and_xla_agree(self):
+        batches = tiny.super_batches(2)
+        settings = dataclasses.replace(JOINT, view=COARSE)
+        drawn, trained = [], []
+        for how in (
+            {"run_eagerly": True},
+            {"run_eagerly": False},
+            {"run_eagerly": False, "jit_compile": True},
+        ):
+            model = build(
+                tiny.flexible_learner(),
+                selection=settings,
+                views=(FINE, COARSE),
+                **how,
+            )
+            drawn.append(fit_and_remember(model, batches))
+            trained.append(model)
+        for ids, model in zip(drawn[1:], trained[1:], strict=True):
+            self.assertAllEqual(ids, drawn[0])
+            self.assert_same_weights(model, trained[0], **TOLERANCE)
+
+    def test_views_that_a_learner_cannot_take_are_refused(self):
+        for settings, message in (
+            ({"views": (FINE, config.View(3))}, "`view.patch_size` must be"),
+            (
+                {"selection": dataclasses.replace(JOINT, view=config.View(3))},
+                "`view.patch_size` must be",
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                build(tiny.flexible_learner(), **settings)
+        with self.assertRaisesRegex(ValueError, "whose `call` takes a `view`"):
+            build(tiny.learner(0), views=(COARSE,))
+
+    def test_parts_that_do_not_come_out_even_are_refused(self):
+        (batch,) = tiny.super_batches()
+        for settings, message in (
+            ({"views": (FINE, COARSE, COARSE)}, "3 views, b=4, R=1"),
+            ({"views": (FINE, COARSE), "micro_batch_size": 1}, ": 1, 2 views"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                fit(build(tiny.flexible_learner(), **settings), [batch])
+
+
+class ScheduleTest(TrainingTestCase):
+    def drawn_by_hand(self, learner, batch, step, settings):
+        if settings.candidates:
+            stride = len(batch["id"]) // settings.candidates
+            batch = {name: value[::stride] for name, value in batch.items()}
+        rows = drawn_by_hand(learner, tiny.learner(5), batch, step, settings)
+        return batch["id"][rows]
+
+    def test_each_step_draws_by_its_kind_and_each_kind_is_traced_once(self):
+        settings = dataclasses.replace(
+            JOINT,
+            phases=(
+                config.Phase(2, criterion="easy_reference", candidates=6),
+                config.Phase(5, method="uniform"),
+                config.Phase(6),
+            ),
+            uniform_every=4,
+        )
+        batches = tiny.super_batches(9)
+        learner, traces = tiny.learner(0), []
+        call = learner.call
+
+        def counted(batch, training=None, view=None):
+            if training:
+                traces.append(batch["image"].shape)
+            return call(batch, training=training, view=view)
+
+        learner.call = counted
+        # A rate of 0, so that all draws are by the same learner.
+        model = build(
+            learner,
+            selection=settings,
+            run_eagerly=False,
+            optimizer=keras.optimizers.SGD(0.0),
+        )
+        drawn = fit_and_remember(model, batches)
+        for step, (batch, ids) in enumerate(zip(batches, drawn, strict=True)):
+            kind = settings.at(step)
+            self.assertAllEqual(
+                ids, self.drawn_by_hand(tiny.learner(0), batch, step, kind)
+            )
+        self.assertLen(traces, len(settings.kinds))
+        # Another fit goes on from the optimizer's step, with what is compiled.
+        ids = fit_and_remember(model, batches[:1])[0]
+        kind = settings.at(9)
+        self.assertAllEqual(
+            ids, self.drawn_by_hand(tiny.learner(0), batches[0], 9, kind)
+        )
+        self.assertLen(traces, len(settings.kinds))
+
+    def test_measures_of_draws_are_of_the_steps_that_score(self):
+        batches = tiny.super_batches(4)
+        optimizer = keras.optimizers.SGD(0.0)
+        model = build(
+            selection=dataclasses.replace(JOINT, uniform_every=2),
+            optimizer=optimizer,
+        )
+        history = fit(model, batches).history
+        scores = [
+            model.select(batch, (SEED, step), JOINT).score
+            for step, batch in enumerate(batches)
+            if step % 2 == 0
+        ]
+        self.assertAllClose(history["select/score"], [np.mean(scores)])
+
+    def teacher(self):
+        """A reference that any learner has passed: it likes no pair."""
+
+        def embed(batch, training=False):
+            rows = tf.shape(batch["image"])[0]
+            image, text = tf.ones([rows, 1]), -tf.ones([rows, 1])
+            return losses.Embeddings(
+                image, text, tf.constant(20.0), tf.constant(0.0)
+            )
+
+        return embed
+
+    def test_selection_stops_when_the_learner_has_passed_the_reference(self):
+        batches = tiny.super_batches(6)
+        for together, patience, stop in ((1, 2, 2), (2, 1, 2), (2, 3, 4)):
+            settings = dataclasses.replace(JOINT, stop_when_passed=patience)
+            model = build(
+                reference=self.teacher(),
+                selection=settings,
+                optimizer=keras.optimizers.SGD(0.0),
+                run_eagerly=False,
+            )
+            model.compile(
+                optimizer=model.optimizer, steps_per_execution=together
+            )
+            self.assertIsNone(model.stopped_at)
+            drawn = fit_and_remember(model, batches)
+            self.assertEqual(model.stopped_at, stop)
+            for ids, step in zip(
+                drawn, range(together - 1, 6, together), strict=True
+            ):
+                expected = JOINT if step < stop else settings.stopped
+                rows = drawn_by_hand(
+                    tiny.learner(0),
+                    self.teacher(),
+                    batches[step],
+                    step,
+                    expected,
+                )
+                self.assertAllEqual(ids, batches[step]["id"][rows])
+
+    def test_a_learner_that_is_behind_goes_on_selecting(self):
+        batches = tiny.super_batches(4)
+        model = build(
+            selection=dataclasses.replace(JOINT, stop_when_passed=1),
+            reference=self.perfect(),
+        )
+        fit(model, batches)
+        self.assertIsNone(model.stopped_at)
+
+    def perfect(self):
+        """A reference without any loss on rows whose ids differ."""
+
+        def embed(batch):
+            place = tf.range(tf.shape(batch["image"])[0])
+            rows = tf.one_hot(place, 12)
+            return losses.Embeddings(
+                rows, rows, tf.constant(100.0), tf.constant(-50.0)
+            )
+
+        return embed
+
+    def test_what_has_passed_is_saved_with_the_weights(self):
+        batches = tiny.super_batches(3)
+        path = os.path.join(self.get_temp_dir(), "passed.weights.h5")
+        settings = dataclasses.replace(JOINT, stop_when_passed=2)
+        model, other = (
+            build(reference=self.teacher(), selection=settings)
+            for _ in range(2)
+        )
+        fit(model, batches)
+        other.build(None)
+        model.save_weights(path)
+        other.load_weights(path)
+        self.assertEqual(model.stopped_at, 2)
+        self.assertEqual(other.stopped_at, 2)
+
+
 class ReferenceTest(TrainingTestCase):
     def test_a_callable_serves_as_well_as_a_model(self):
         batches = tiny.super_batches(2)
@@ -510,7 +766,10 @@ class FitTest(TrainingTestCase):
     def test_the_same_rows_are_drawn_under_xla_and_in_eager_mode(self):
         batches = tiny.super_batches(3)
         graph, compiled, eager = (
-            build(augment=training.Augmentation(flip=True, min_area=1.0), **how)
+            build(
+                augment=preprocessing.Augmentation(flip=True, min_area=1.0),
+                **how,
+            )
             for how in (
                 {"run_eagerly": False},
                 {"run_eagerly": False, "jit_compile": True},
@@ -688,8 +947,8 @@ class SavingTest(TrainingTestCase):
                 loss="softmax",
                 loss_block_size=3,
                 micro_batch_size=2,
-                augment=training.Augmentation(flip=True, min_area=0.5),
-                optimizer=training.AdamW(0.05, weight_decay=0.1),
+                augment=preprocessing.Augmentation(flip=True, min_area=0.5),
+                optimizer=jest_tf.AdamW(0.05, weight_decay=0.1),
                 run_eagerly=False,
             )
             fit(model, batches[:2])
@@ -748,148 +1007,6 @@ class SavingTest(TrainingTestCase):
         self.assertAllClose(small, large, atol=200)
 
 
-class OptimizerTest(TrainingTestCase):
-    def test_the_rate_warms_up_and_falls_along_a_cosine(self):
-        def rate(step, peak, warmup, steps):
-            if step < warmup:
-                return peak * step / warmup
-            share = (step - warmup) / (steps - warmup)
-            return peak * 0.5 * (1 + math.cos(math.pi * share))
-
-        for warmup, steps in ((10, 50), (0, 40), (1, 2)):
-            optimizer = training.build_optimizer(
-                config.OptimizerConfig(learning_rate=0.3, warmup_steps=warmup),
-                steps,
-            )
-            for step in {0, 1, warmup, steps // 2, steps - 1, steps}:
-                optimizer.iterations.assign(step)
-                self.assertAllClose(
-                    optimizer.learning_rate,
-                    rate(step, 0.3, warmup, steps),
-                    1e-5,
-                    1e-7,
-                )
-
-    def test_settings_reach_the_optimizer(self):
-        optimizer = training.build_optimizer(
-            config.OptimizerConfig(
-                weight_decay=0.5, beta_1=0.8, beta_2=0.7, clip_norm=3.0
-            ),
-            10,
-        )
-        found = optimizer.get_config()
-        self.assertAllClose(
-            [
-                found[name]
-                for name in (
-                    "weight_decay",
-                    "beta_1",
-                    "beta_2",
-                    "global_clipnorm",
-                )
-            ],
-            [0.5, 0.8, 0.7, 3.0],
-        )
-
-    def test_kernels_alone_decay(self):
-        learner = tiny.learner(
-            0, extra=[keras.layers.LayerNormalization()], learn_bias=True
-        )
-        optimizer = training.AdamW(0.1, weight_decay=0.5)
-        variables = learner.trainable_variables
-        for variable in variables:
-            variable.assign(tf.ones_like(variable))
-        optimizer.build(variables)
-        for _ in range(3):
-            optimizer.apply(
-                [tf.zeros(variable.shape) for variable in variables], variables
-            )
-        kernels = 0
-        for variable in variables:
-            is_kernel = variable.name == "kernel"
-            kernels += is_kernel
-            # Decoupled: each step takes rate * decay of the weight.
-            value = (1 - 0.1 * 0.5) ** 3 if is_kernel else 1.0
-            self.assertAllClose(variable, np.full(variable.shape, value))
-        self.assertEqual(kernels, 2)
-
-    def test_a_preset_decays_its_matrices(self):
-        settings = config.TrainConfig(
-            data=config.DataConfig(image_size=8, text_length=3),
-            model=config.ModelConfig(preset="tiny"),
-        )
-        learner = models.build_learner(settings, 12)
-        optimizer = training.AdamW(0.1, weight_decay=0.5)
-        optimizer.build(learner.trainable_variables)
-        for variable in learner.trainable_variables:
-            decays = optimizer._use_weight_decay(variable)
-            if len(variable.shape) < 2:
-                self.assertFalse(decays, variable.path)
-            elif not any(
-                word in variable.path
-                for word in ("position", "table", "embedding", "probe")
-            ):
-                self.assertTrue(decays, variable.path)
-            else:
-                self.assertEqual(
-                    decays, variable.name == "kernel", variable.path
-                )
-
-    def test_the_gradient_is_clipped_to_its_global_norm(self):
-        (batch,) = tiny.super_batches()
-        learner, twin = tiny.learner(0), tiny.learner(0)
-        optimizer = keras.optimizers.SGD(RATE, global_clipnorm=0.1)
-        fit(build(learner, None, None, optimizer=optimizer), [batch])
-        with tf.GradientTape() as tape:
-            value = losses.sigmoid_loss(twin(batch))
-        gradients = [
-            tf.convert_to_tensor(gradient).numpy()
-            for gradient in tape.gradient(value, twin.trainable_variables)
-        ]
-        norm = math.sqrt(sum(np.square(one).sum() for one in gradients))
-        self.assertGreater(norm, 0.1)
-        for variable, gradient in zip(
-            twin.trainable_variables, gradients, strict=True
-        ):
-            variable.assign_sub(RATE * 0.1 / norm * gradient)
-        self.assert_same_weights(learner, twin, **TOLERANCE)
-
-    def test_build_model_is_the_run_that_a_config_describes(self):
-        settings = config.TrainConfig(
-            seed=3,
-            steps=4,
-            data=config.DataConfig(
-                super_batch_size=12, flip=False, min_crop_area=0.5
-            ),
-            model=config.ModelConfig(
-                loss="softmax",
-                equal_captions="positive",
-                loss_block_size=2,
-                micro_batch_size=2,
-            ),
-            reference=config.ReferenceConfig("somewhere"),
-            selection=JOINT,
-            optimizer=config.OptimizerConfig(learning_rate=0.1),
-            distribution=config.DistributionConfig(steps_per_execution=2),
-        )
-        batches = tiny.super_batches(2)
-        model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
-        by_hand = build(
-            loss="softmax",
-            equal_captions="positive",
-            loss_block_size=2,
-            seed=3,
-            augment=training.Augmentation(flip=False, min_area=0.5),
-            optimizer=training.build_optimizer(settings.optimizer, 4),
-        )
-        fit(model, batches)
-        fit(by_hand, batches)
-        self.assert_same_weights(model, by_hand, **TOLERANCE)
-        self.assertEqual(model.steps_per_execution, 2)
-        self.assertEqual(model.micro_batch_size, 2)
-        self.assertFalse(model.jit_compile)
-
-
 class RefusalsTest(TrainingTestCase):
     def test_settings_that_do_not_fit_are_refused_when_built(self):
         with self.assertRaisesRegex(
@@ -940,3 +1057,59 @@ class RefusalsTest(TrainingTestCase):
 
 if __name__ == "__main__":
     tf.test.main()
+
+
+class RecipeTest(TrainingTestCase):
+    def test_the_gradient_is_clipped_to_its_global_norm(self):
+        (batch,) = tiny.super_batches()
+        learner, twin = tiny.learner(0), tiny.learner(0)
+        optimizer = keras.optimizers.SGD(RATE, global_clipnorm=0.1)
+        fit(build(learner, None, None, optimizer=optimizer), [batch])
+        with tf.GradientTape() as tape:
+            value = losses.sigmoid_loss(twin(batch))
+        gradients = [
+            tf.convert_to_tensor(gradient).numpy()
+            for gradient in tape.gradient(value, twin.trainable_variables)
+        ]
+        norm = math.sqrt(sum(np.square(one).sum() for one in gradients))
+        self.assertGreater(norm, 0.1)
+        for variable, gradient in zip(
+            twin.trainable_variables, gradients, strict=True
+        ):
+            variable.assign_sub(RATE * 0.1 / norm * gradient)
+        self.assert_same_weights(learner, twin, **TOLERANCE)
+
+    def test_build_model_is_the_run_that_a_config_describes(self):
+        settings = config.TrainConfig(
+            seed=3,
+            steps=4,
+            data=config.DataConfig(
+                super_batch_size=12, flip=False, min_crop_area=0.5
+            ),
+            model=config.ModelConfig(
+                loss="softmax",
+                equal_captions="positive",
+                loss_block_size=2,
+                micro_batch_size=2,
+            ),
+            reference=config.ReferenceConfig("somewhere"),
+            selection=JOINT,
+            optimizer=config.OptimizerConfig(learning_rate=0.1),
+            distribution=config.DistributionConfig(steps_per_execution=2),
+        )
+        batches = tiny.super_batches(2)
+        model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
+        by_hand = build(
+            loss="softmax",
+            equal_captions="positive",
+            loss_block_size=2,
+            seed=3,
+            augment=preprocessing.Augmentation(flip=False, min_area=0.5),
+            optimizer=jest_tf.build_optimizer(settings.optimizer, 4),
+        )
+        fit(model, batches)
+        fit(by_hand, batches)
+        self.assert_same_weights(model, by_hand, **TOLERANCE)
+        self.assertEqual(model.steps_per_execution, 2)
+        self.assertEqual(model.micro_batch_size, 2)
+        self.assertFalse(model.jit_compile)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import test_records
 
-from jest_tf import models
+from jest_tf import models, towers
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY_SIZE = 4, 3, 12
 # For a shard's captions, which are of the words a to j.
@@ -42,6 +42,25 @@ def learner(seed=0, dim=6, extra=(), dtype=None, **settings):
             "text": (None, TEXT_LENGTH),
         }
     )
+    return model
+
+
+def flexible_learner(seed=0):
+    """A learner whose image tower takes patches of 2 and of 4 pixels."""
+    text = learner(seed).text_tower
+    image = towers.ImageTower(
+        image_size=IMAGE_SIZE,
+        patch_size=2,
+        patch_sizes=(4,),
+        width=8,
+        depth=1,
+        num_heads=2,
+        embedding_dim=6,
+        seed=seed,
+    )
+    model = models.TwoTower(image, text, temperature=4.0, bias=-2.0)
+    shape = (None, IMAGE_SIZE, IMAGE_SIZE, 3)
+    model.build({"image": shape, "text": (None, TEXT_LENGTH)})
     return model
 
 

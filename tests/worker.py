@@ -13,6 +13,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, distribution, training
+from jest_tf.data import preprocessing
 
 SELECTION = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
 STEPS, ROWS = 20, 16
@@ -38,7 +39,7 @@ def train(strategy, steps_per_execution):
             tiny.learner(0),
             tiny.learner(5),
             SELECTION,
-            augment=training.Augmentation(flip=True, min_area=0.5),
+            augment=preprocessing.Augmentation(flip=True, min_area=0.5),
         )
         model.compile(
             optimizer=SGD(0.05, global_clipnorm=0.3),

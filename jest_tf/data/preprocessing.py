@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 
+import keras
 import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.python.ops import bert_tokenizer
@@ -347,6 +348,40 @@ def augment(
         _interpolation(columns, width),
     )
     return tf.saturate_cast(tf.round(views), tf.uint8)
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Augmentation:
+    """`augment` with its settings, as `training.JESTModel` wants it.
+
+    Args:
+        flip: mirror half of the images.
+        min_area: least share of the picture that a crop keeps.
+    """
+
+    def __init__(self, *, flip: bool, min_area: float):
+        self.flip = flip
+        self.min_area = min_area
+
+    def __call__(self, images, seed, places, batch_size):
+        """uint8 `[n, H, W, 3]` -> uint8 `[n, H, W, 3]`."""
+        return augment(
+            images,
+            seed,
+            flip=self.flip,
+            min_area=self.min_area,
+            places=places,
+            batch_size=batch_size,
+        )
+
+    def get_config(self):
+        """The arguments, for `.keras` files."""
+        return {"flip": self.flip, "min_area": self.min_area}
+
+    @classmethod
+    def from_config(cls, config):
+        """The augmentation that `get_config` describes."""
+        return cls(**config)
 
 
 def _uniform(shape, seed):

@@ -1,0 +1,99 @@
+"""The optimizer against its equations."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+import jest_tf
+from jest_tf import config, models
+
+
+class OptimizerTest(tf.test.TestCase):
+    def test_the_rate_warms_up_and_falls_along_a_cosine(self):
+        def rate(step, peak, warmup, steps):
+            if step < warmup:
+                return peak * step / warmup
+            share = (step - warmup) / (steps - warmup)
+            return peak * 0.5 * (1 + math.cos(math.pi * share))
+
+        for warmup, steps in ((10, 50), (0, 40), (1, 2)):
+            optimizer = jest_tf.build_optimizer(
+                config.OptimizerConfig(learning_rate=0.3, warmup_steps=warmup),
+                steps,
+            )
+            for step in {0, 1, warmup, steps // 2, steps - 1, steps}:
+                optimizer.iterations.assign(step)
+                self.assertAllClose(
+                    optimizer.learning_rate,
+                    rate(step, 0.3, warmup, steps),
+                    1e-5,
+                    1e-7,
+                )
+
+    def test_settings_reach_the_optimizer(self):
+        optimizer = jest_tf.build_optimizer(
+            config.OptimizerConfig(
+                weight_decay=0.5, beta_1=0.8, beta_2=0.7, clip_norm=3.0
+            ),
+            10,
+        )
+        found = optimizer.get_config()
+        self.assertAllClose(
+            [
+                found[name]
+                for name in (
+                    "weight_decay",
+                    "beta_1",
+                    "beta_2",
+                    "global_clipnorm",
+                )
+            ],
+            [0.5, 0.8, 0.7, 3.0],
+        )
+
+    def test_kernels_alone_decay(self):
+        learner = tiny.learner(
+            0, extra=[keras.layers.LayerNormalization()], learn_bias=True
+        )
+        optimizer = jest_tf.AdamW(0.1, weight_decay=0.5)
+        variables = learner.trainable_variables
+        for variable in variables:
+            variable.assign(tf.ones_like(variable))
+        optimizer.build(variables)
+        for _ in range(3):
+            optimizer.apply(
+                [tf.zeros(variable.shape) for variable in variables], variables
+            )
+        kernels = 0
+        for variable in variables:
+            is_kernel = variable.name == "kernel"
+            kernels += is_kernel
+            # Decoupled: each step takes rate * decay of the weight.
+            value = (1 - 0.1 * 0.5) ** 3 if is_kernel else 1.0
+            self.assertAllClose(variable, np.full(variable.shape, value))
+        self.assertEqual(kernels, 2)
+
+    def test_a_preset_decays_its_matrices(self):
+        settings = config.TrainConfig(
+            data=config.DataConfig(image_size=8, text_length=3),
+            model=config.ModelConfig(preset="tiny"),
+        )
+        learner = models.build_learner(settings, 12)
+        optimizer = jest_tf.AdamW(0.1, weight_decay=0.5)
+        optimizer.build(learner.trainable_variables)
+        for variable in learner.trainable_variables:
+            decays = optimizer._use_weight_decay(variable)
+            if len(variable.shape) < 2:
+                self.assertFalse(decays, variable.path)
+            elif not any(
+                word in variable.path
+                for word in ("position", "table", "embedding", "probe")
+            ):
+                self.assertTrue(decays, variable.path)
+            else:
+                self.assertEqual(
+                    decays, variable.name == "kernel", variable.path
+                )
