@@ -107,6 +107,28 @@ class RetrievalTest(tf.test.TestCase):
                 retrieval_by_sorting(images, texts, *groups),
             )
 
+    def test_ranks_are_those_that_the_measures_are_made_of(self):
+        images, texts = unit_vectors(30, 4, 1), unit_vectors(12, 4, 2)
+        groups = np.arange(30) % 9, np.arange(12) % 9
+        found = evaluation.ranks(images, texts, *groups)
+        measures = evaluation.retrieval(images, texts, *groups)
+        for name, ranks in found.items():
+            self.assertLen(ranks, 30 if name == "image_to_text" else 12)
+            self.assertAllClose(np.mean(1 / ranks), measures[f"{name}/mrr"])
+            for k in KS:
+                self.assertAllClose(
+                    np.mean(ranks <= k), measures[f"{name}/recall@{k}"]
+                )
+
+    def test_the_rank_of_a_tie_is_the_mean_over_its_orders(self):
+        # The score 1 is above the match; of the four tied ones two match, so
+        # the two others come before both, between or after in 6 orders: 2
+        # misses first once, 1 miss first twice, none thrice: mean 2 / 3.
+        texts = [[1.0], [0.5], [0.5], [0.5], [0.5], [0.1]]
+        images = [[1.0], [0.0], [0.0], [0.0]]
+        found = evaluation.ranks(images, texts, "abcd", "bacadb")
+        self.assertAllClose(found["image_to_text"][0], 1 + 1 + 2 / 3)
+
     def test_ties_are_worth_the_mean_over_their_orders(self):
         # Scores of few values, so that every row has ties, also among matches.
         random = np.random.default_rng(0)

@@ -125,10 +125,6 @@ def versions(cache):
 def write(cache, out, stats):
     """Write stats.json, the tables of README.md, LICENSES.md and licenses/."""
     out = pathlib.Path(out)
-    (out / "stats.json").write_text(
-        json.dumps(stats, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
     readme = out / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     readme.write_text(_with_tables(text, tables(stats)), encoding="utf-8")
@@ -139,6 +135,11 @@ def write(cache, out, stats):
     folder.mkdir(exist_ok=True)
     for name, content in _license_texts(cache).items():
         (folder / name).write_text(content, encoding="utf-8")
+    # Comes last: a folder with it is whole.
+    (out / "stats.json").write_text(
+        json.dumps(stats, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
 
 
 def tables(stats):
@@ -245,12 +246,13 @@ def _licenses(descriptions, stats):
     pictures = []
     for style, entry in stats["styles"].items():
         author, address = _origin(style, descriptions)
-        file = _STYLE_FILES.get(style, _LICENSE_FILES[entry["license"]])
+        license_id = entry["license"]
+        file = _STYLE_FILES.get(style, _LICENSE_FILES.get(license_id))
         pictures.append(
             (
                 style,
                 entry["kind"],
-                f"[{entry['license']}](licenses/{file})",
+                f"[{license_id}](licenses/{file})" if file else license_id,
                 author,
                 address,
                 entry["source"],
@@ -262,6 +264,12 @@ def _licenses(descriptions, stats):
         for spec, what, license_id, file in _TEXT_PACKAGES
     ]
     settings = stats["settings"]
+    reduced = (
+        ", and where it is in colour reduced to at most "
+        f"{settings['num_colours']} colours"
+        if settings["num_colours"]
+        else ""
+    )
     header = ("set", "kind", "licence", "author", "terms", "package", "pairs")
     sections = (
         "# Licences of the pictures and texts",
@@ -269,9 +277,8 @@ def _licenses(descriptions, stats):
         "package, set and licence in the features `source`, `style` and "
         "`license`.",
         "Every picture was changed: it was rendered at "
-        f"{settings['size']} x {settings['size']} pixels on white, and where "
-        "it is in colour reduced to at most "
-        f"{settings['num_colours']} colours. Captions are names and keywords "
+        f"{settings['size']} x {settings['size']} pixels on white{reduced}. "
+        "Captions are names and keywords "
         "of the packages below, tidied; of a set without keywords, they are "
         "the names and categories of its icons. Open Clip Art has its own.",
         "Logos are trademarks of their owners. The licences below cover the "
@@ -303,7 +310,7 @@ def _origin(style, descriptions):
     author = entry["author"]["name"]
     if "url" in entry["author"]:
         author = f"[{author}]({entry['author']['url']})"
-    return author, entry["license"]["url"]
+    return author, entry["license"].get("url", "")
 
 
 def _license_texts(cache):
