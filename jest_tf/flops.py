@@ -162,7 +162,13 @@ class StepGraphs:
                 continue
             # On TPUs one replica is traced for all, and each of several workers
             # traces its own.
-            others = num_replicas // times
+            others, rest = divmod(num_replicas, times)
+            if rest or not others:
+                raise ValueError(
+                    "FLOPs are counted in graphs that hold a step of each "
+                    f"replica. Received: {times} steps traced into one for "
+                    f"{num_replicas} replicas"
+                )
             counts = {
                 name: Flops().plus(one, others)
                 for name, one in count(graph).items()

@@ -449,6 +449,37 @@ class ColumnsTest(tf.test.TestCase):
         self.assertEqual((found["no_reuse"], found["reuse"]), (30, 30))
 
 
+class StepGraphsTest(tf.test.TestCase):
+    def traced(self, times):
+        graphs = flops.StepGraphs()
+
+        @tf.function
+        def step(a):
+            for _ in range(times):
+                graphs.note("kind")
+                a = tf.matmul(a, a)
+            return a
+
+        step.get_concrete_function(tf.TensorSpec([4, 4]))
+        return graphs
+
+    def test_each_replica_counts_once(self):
+        matrix = 2 * 4**3
+        # Two replicas in one graph; then one that was traced for two.
+        for times in (2, 1):
+            columns = self.traced(times).count(2)["kind"]
+            self.assertEqual(columns["step"], 2 * matrix)
+
+    def test_a_graph_of_several_steps_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "Received: 2 steps traced"):
+            self.traced(2).count(1)
+
+    def test_what_is_run_eagerly_is_not_there(self):
+        graphs = flops.StepGraphs()
+        graphs.note("kind")
+        self.assertEqual(graphs.count(1), {})
+
+
 @pytest.mark.slow
 class PaperTest(tf.test.TestCase):
     """Table 1 of arXiv 2406.17711 from the recipes, traced at full size."""
