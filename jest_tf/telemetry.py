@@ -33,8 +33,8 @@ _HISTOGRAM = tf.compat.v1.SummaryMetadata(
         plugin_name="histograms"
     )
 )
-# What a checkpoint carries: see `Repeats`.
-_SEEN, _COUNTS = "trained_before", "repeats_since_line"
+# What a checkpoint carries: see `Repeats`, and whether a line is still due.
+_SEEN, _COUNTS, _DUE = "trained_before", "trained_counts", "telemetry_due"
 
 
 class Repeats:
@@ -60,8 +60,9 @@ class Repeats:
         self._super_batch_size = super_batch_size
         num_bytes = -(-order.num_records // 8)
         self._seen = carried.setdefault(_SEEN, np.zeros(num_bytes, np.uint8))
-        # Trained, and of them trained before, since the last line of the log.
-        self._counts = carried.setdefault(_COUNTS, np.zeros(2, np.int64))
+        # Trained, and of them trained before, since the last line of the log;
+        # records trained on in all.
+        self._counts = carried.setdefault(_COUNTS, np.zeros(3, np.int64))
 
     def add(self, number: int, rows: np.ndarray) -> None:
         """Counts what a step has trained on.
@@ -73,17 +74,19 @@ class Repeats:
         positions = number * self._super_batch_size + np.asarray(rows, np.int64)
         records = self._order.rows(positions)
         places, bits = records >> 3, np.uint8(1) << np.uint8(records & 7)
-        before = np.count_nonzero(self._seen[places] & bits)
+        before = (self._seen[places] & bits) > 0
         np.bitwise_or.at(self._seen, places, bits)
-        self._counts += (len(records), before)
+        # A super-batch between two epochs may hold a record twice.
+        new = len(np.unique(records[~before]))
+        self._counts += (len(records), before.sum(), new)
 
     def rate(self) -> float:
         """Share of the examples trained that had been trained before.
 
         Of those since it was asked for the last time; NaN of none.
         """
-        trained, before = self._counts
-        self._counts[:] = 0
+        trained, before, _ = self._counts
+        self._counts[:2] = 0
         return float(before) / trained if trained else np.nan
 
     def effective_filter_ratio(self, num_super_batches: int) -> float:
@@ -95,8 +98,7 @@ class Repeats:
         drawn = self._order.num_distinct(
             num_super_batches * self._super_batch_size
         )
-        trained = int(np.bitwise_count(self._seen).sum())
-        return 1.0 - trained / drawn
+        return 1.0 - float(self._counts[2]) / drawn
 
 
 class Telemetry:
@@ -125,8 +127,7 @@ class Telemetry:
         self._start_step = start_step
         self._order = order
         self._super_batch_at = super_batch_at or (lambda step: step)
-        self._model = self._repeats = None
-        self._is_due = False
+        self._model = self._repeats = self._is_due = None
 
     def begin(self, model) -> None:
         """Takes up what a checkpoint has carried.
@@ -135,9 +136,8 @@ class Telemetry:
             model: the `JESTModel` that is followed.
         """
         self._model = model
-        every = self._config.evaluation.log_every_steps
-        last_logged = self._start_step // every * every
-        self._is_due = last_logged > _last_step(self._path)
+        # Of a checkpoint, and not told by the file, which some workers lack.
+        self._is_due = model.carried.setdefault(_DUE, np.zeros(1, np.uint8))
         # A run that began without can't know what it had trained on.
         if self._order is None or (
             self._start_step and _SEEN not in model.carried
@@ -174,9 +174,9 @@ class Telemetry:
             if is_logged:
                 scalars = self._of_records(step)
         self._is_due |= is_logged
-        if self._is_due and report.is_scored:
+        if self._is_due.any() and report.is_scored:
             scalars |= self._write(report, step, writer)
-            self._is_due = False
+            self._is_due[:] = 0
         return scalars if is_logged else {}
 
     def _count(self, report, previous, step):
@@ -386,11 +386,3 @@ def _write_histogram(name, values):
 def _short(value):
     """Six digits, which say all that a score is known to."""
     return float(f"{value:.6g}")
-
-
-def _last_step(path):
-    """Of the last line of a `.jsonl` file; 0 without one."""
-    if not os.path.isfile(path):
-        return 0
-    with open(path, encoding="utf-8") as file:
-        return max((json.loads(line)["step"] for line in file), default=0)

@@ -7,6 +7,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from benchmarks import bench_step
@@ -189,6 +190,17 @@ class BenchStepTest(tf.test.TestCase):
         self.assertIn(printed.getvalue().strip(), text)
         self.assertStartsWith(text, "<!-- step: written by python -m bench")
         self.assertIn("tensorflow 2.", text)
+
+    @pytest.mark.slow
+    def test_following_stands_beside_not_following(self):
+        with contextlib.redirect_stderr(io.StringIO()):
+            text = bench_step.measure_telemetry(True)
+        (row,) = [line for line in text.splitlines() if "| quick |" in line]
+        without, followed, _, share = row.strip("| ").split(" | ")[3:]
+        for times in (without, followed):
+            low, median, high = map(float, times.split(" / "))
+            self.assertTrue(0.0 < low <= median <= high)
+        self.assertBetween(float(share.removesuffix(" %")), 0.001, 99.9)
 
     def test_a_real_step_trains(self):
         selection = config_lib.SelectionConfig(

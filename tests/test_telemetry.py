@@ -344,7 +344,7 @@ class OverlapTest(tf.test.TestCase):
         found = telemetry.overlaps_of(
             joint.indices.numpy(),
             joint.own_score.numpy(),
-            config.SelectionConfig("joint", batch_size=8),
+            config.SelectionConfig("joint", batch_size=8, num_chunks=4),
             seed=(SEED, 2),
         )
         drawn = set(joint.indices.numpy().tolist())
@@ -506,7 +506,7 @@ class RepeatsTest(FollowTestCase):
         carried = {}
         telemetry.Repeats(stream.Order(1_000_001, 0), 8, carried)
         self.assertEqual(
-            sum(value.nbytes for value in carried.values()), 125_001 + 16
+            sum(value.nbytes for value in carried.values()), 125_001 + 24
         )
 
 
