@@ -36,6 +36,7 @@ POOL_STYLES = (
 )
 TEST_STYLE = "fxemoji"
 NUM_POOL_SHARDS = 16
+VOCABULARY_SIZE = 8192
 
 _BLOCK_SIZE = 512  # rows that the sieve compares with held-out ones at a time
 # What the sieve counts less than a pool set's description promises: hidden
@@ -99,6 +100,8 @@ def build(cache, out, settings, *, jobs=1, say=None):
     worker = _Worker(os.fspath(cache), parts, settings.size, sieve.held_out)
     _render_pool(worker, styles, jobs, say)
     splits["pool"] = _merged(parts, styles, splits, sieve.drops)
+    say("making the vocabulary")
+    _write_vocabulary(out, (*splits["pool"], *splits["reference"]))
     say("writing the shards")
     _write(
         cache,
@@ -284,6 +287,17 @@ def _merged(parts, styles, splits, drops):
             identifiers.add(record.identifier)
             pool.append(record)
     return pool
+
+
+def _write_vocabulary(out, records):
+    """vocab.txt, of what may be trained on; one for all runs."""
+    from jest_tf.data import preprocessing  # imports TensorFlow
+
+    captions = (text for record in records for text in record.row.captions)
+    vocabulary = preprocessing.build_wordpiece_vocabulary(
+        captions, VOCABULARY_SIZE
+    )
+    preprocessing.WordPieceTokenizer(vocabulary, 1).save(os.fspath(out))
 
 
 def _write(cache, out, splits, origin):

@@ -36,6 +36,9 @@ MEASURES = {
     "zero_shot/accuracy@1": "zs_1",
     "zero_shot/accuracy@5": "zs_5",
 }
+QUERIES_FILE = "queries.jsonl"
+# Seconds of processor time of each process that trained, a line each.
+PROCESSOR_FILE = "processor_seconds.txt"
 NUM_BINS = 20  # of the draws, over time
 _COSTS = ("examples/", "flops/")
 
@@ -67,7 +70,7 @@ def decode_ranks(text):
 
 
 def collect(workdir, *, cell, recipe, work):
-    """The row of a finished run.
+    """The row of a finished run, and what its queries were.
 
     Args:
         workdir: its run directory.
@@ -87,7 +90,8 @@ def collect(workdir, *, cell, recipe, work):
     evaluations = ledger.read_log(workdir / "evaluation.jsonl")
     log = ledger.read_log(workdir / "metrics.jsonl")
     versions = json.loads((workdir / "versions.json").read_text())
-    return {
+    ranks, queries = _ranks(workdir, config)
+    row = {
         "cell": cell,
         "seed": config.seed,
         "recipe": recipe,
@@ -107,12 +111,14 @@ def collect(workdir, *, cell, recipe, work):
             if key.startswith(_COSTS)
         },
         "seconds": log[-1]["seconds"],
+        "processor_seconds": _processor_seconds(workdir),
         "step_seconds": _step_seconds(log),
         "kinds": _kinds(workdir, config, work),
-        "ranks": _ranks(workdir, config),
+        "ranks": ranks,
         "versions": versions["versions"],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+    return row, queries
 
 
 def append(path, row):
@@ -184,6 +190,14 @@ def _step_seconds(log):
     return round(float(np.median(seconds)), 5)
 
 
+def _processor_seconds(workdir):
+    """Of all processes that trained the run, start and evaluations included."""
+    path = workdir / PROCESSOR_FILE
+    if not path.exists():
+        return None
+    return round(sum(map(float, path.read_text().split())), 1)
+
+
 def _kinds(workdir, config, work):
     """Shares of the kinds of picture among the drawn, over time."""
     from jest_tf import ledger
@@ -216,7 +230,7 @@ def _kinds_of(config, work):
     """Ids and kinds of all pictures trained on, read once and kept."""
     from jest_tf.data import records
 
-    name = hashlib.sha256(repr(config.data.train).encode()).hexdigest()[:12]
+    name = _digest_of(config.data.train)
     path = pathlib.Path(work) / f"kinds-{name}.npz"
     if not path.exists():
         store = records.open_stores(config.data)
@@ -230,16 +244,16 @@ def _kinds_of(config, work):
 
 
 def _ranks(workdir, config):
-    """Ranks of all queries at the end, by split and direction.
+    """Ranks of all queries at the end, by split and direction, and `Queries`.
 
-    `image_groups` and `text_groups` of a split are the same in every run, so
-    they are in `queries.json` beside the results.
+    What the queries are is the same in every run, so the ranks have a digest
+    of it alone.
     """
     from jest_tf import evaluation, reference
 
     run = reference.load_run(os.fspath(workdir))
     stores = evaluation.open_stores(config.evaluation.data)
-    ranks = {}
+    ranks, queries = {}, {}
     for split, store in stores.items():
         found = evaluation.embed_store(
             run.learner,
@@ -258,14 +272,38 @@ def _ranks(workdir, config):
         ranks[split] = {
             name: encode_ranks(values) for name, values in by_direction.items()
         }
-        ranks[split]["groups"] = _groups(found)
-    return ranks
+        key = ranks[split]["queries"] = _digest_of(
+            (found.image_groups, found.text_groups)
+        )
+        queries[key] = _concepts(found)
+    return ranks, queries
 
 
-def _groups(found):
-    """Digest of what the queries are, which must be alike to be compared."""
-    text = repr((found.image_groups, found.text_groups))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _concepts(found):
+    """The concept of each query, numbered; zero-shot has the images'."""
+    numbers = {}
+    image, text = (
+        [numbers.setdefault(group, len(numbers)) for group in groups]
+        for groups in (found.image_groups, found.text_groups)
+    )
+    return {"image": encode_ranks(image), "text": encode_ranks(text)}
+
+
+def _digest_of(value):
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
+
+
+def append_queries(path, queries):
+    """Add what is not there yet to the file of all queries."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = {json.loads(line)["key"] for line in file}
+        for key, value in queries.items():
+            if key not in known:
+                file.write(json.dumps({"key": key, **value}) + "\n")
 
 
 def main(arguments=None):
@@ -274,12 +312,13 @@ def main(arguments=None):
     for flag in ("--workdir", "--work", "--cell", "--recipe", "--out"):
         parser.add_argument(flag, required=True)
     options = parser.parse_args(arguments)
-    row = collect(
+    row, queries = collect(
         options.workdir,
         cell=options.cell,
         recipe=options.recipe,
         work=options.work,
     )
+    append_queries(pathlib.Path(options.out).with_name(QUERIES_FILE), queries)
     append(options.out, row)
 
 

@@ -321,19 +321,30 @@ class _Runner:
         log.parent.mkdir(parents=True, exist_ok=True)
         for command in task.commands:
             with open(log, "a", encoding="utf-8") as file:
-                done = subprocess.run(
+                process = subprocess.Popen(
                     [sys.executable, *command],
                     cwd=ROOT,
                     env=os.environ | _ONE_THREAD,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    check=False,
                 )
-            if done.returncode:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self._note_processor(command, usage.ru_utime + usage.ru_stime)
+            if process.returncode:
                 return False, time.monotonic() - started
         if task.done:
             task.done.touch()
         return True, time.monotonic() - started
+
+    def _note_processor(self, command, seconds):
+        """Adds a training process's processor time to its run directory."""
+        if "trainers.train" in command:
+            workdir = pathlib.Path(command[command.index("--workdir") + 1])
+            if workdir.exists():
+                path = workdir / results.PROCESSOR_FILE
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(f"{seconds:.1f}\n")
 
     def _take(self, task, went_well, seconds):
         if not went_well:
