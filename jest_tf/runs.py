@@ -164,8 +164,10 @@ def _attempt(config, workdir, inputs, signals):
         else:
             start_step = checkpoint.load(model, workdir)
     _check_rest(config, start_step)
+    path = os.path.join(workdir, checkpoint.FAULTS_FILE)
     faults = pipeline.FaultLog(
-        os.path.join(inputs.output, checkpoint.FAULTS_FILE),
+        # What is thrown away nobody can be sent to.
+        path if inputs.output == workdir else None,
         config.data.max_fault_rate,
     )
     dataset, input_wait = _dataset(config, inputs, start_step, faults)
@@ -274,7 +276,7 @@ def _fit(model, dataset, callbacks, steps, faults):
         raise ValueError(
             "All workers must go on together, but another one has ended, or "
             "can't be reached: what it said last tells why. Received: "
-            f"{error.message.splitlines()[0]}"
+            f"{type(error).__name__} in the step after {finite.step}"
         ) from error
     except tf.errors.InvalidArgumentError as error:
         # The stream's errors come as TensorFlow's.
