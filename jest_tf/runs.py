@@ -83,11 +83,15 @@ class _Inputs(NamedTuple):
 
 
 class _Diverged(Exception):
-    """Numbers of these steps, counted from 0, are not finite."""
+    """Numbers of these steps, counted from 0, are not finite.
 
-    def __init__(self, steps, names, values):
+    `is_shared` is whether every worker has come to know.
+    """
+
+    def __init__(self, steps, names, values, is_shared=True):
         super().__init__()
         self.steps, self.names, self.values = steps, names, values
+        self.is_shared = is_shared
 
 
 def _train(config, workdir, signals):
@@ -291,7 +295,10 @@ def _fit(model, dataset, callbacks, steps, faults):
         if not isinstance(error.__cause__, tf.errors.InvalidArgumentError):
             raise
         steps = range(finite.step, finite.step + model.steps_per_execution)
-        diverged = _Diverged(steps, [str(error).split(" hold")[0]], {})
+        # Only a worker's own embeddings are looked at, in the midst of a step.
+        is_shared = not distribution.has_workers(model.distribute_strategy)
+        names = [str(error).split(" hold")[0]]
+        diverged = _Diverged(steps, names, {}, is_shared)
     rate = float(model.optimizer.learning_rate)
     diverged.values["learning_rate"] = rate
     raise diverged
@@ -310,7 +317,9 @@ def _leave_out(config, workdir, inputs, diverged):
     }
     message = _describe(case, diverged)
     newest = max(checkpoint.saved_steps(workdir), default=0)
-    if config.checkpoint.on_non_finite == "rollback":
+    if not diverged.is_shared:
+        way_out = "one of several workers can't go back from within a step"
+    elif config.checkpoint.on_non_finite == "rollback":
         if inputs.skipped.add(case):
             _say(
                 f"{message}. Leaving it out and going on from step {newest:,}; "
@@ -323,11 +332,13 @@ def _leave_out(config, workdir, inputs, diverged):
             "with checkpoint.on_non_finite=rollback the same command goes on "
             f"from step {newest:,} without it"
         )
-    path = os.path.join(inputs.output, stopping.NOT_FINITE_FILE)
-    stopping.write_json(path, case)
+    if inputs.output == workdir:
+        path = os.path.join(workdir, stopping.NOT_FINITE_FILE)
+        stopping.write_json(path, case)
+        message += f". Its ids are in {path}"
     raise ValueError(
-        f"{message}. Its ids are in {path}; a lower `optimizer.learning_rate` "
-        f"or `optimizer.clip_norm` may help; {way_out}"
+        f"{message}; a lower `optimizer.learning_rate` or "
+        f"`optimizer.clip_norm` may help; {way_out}"
     )
 
 
