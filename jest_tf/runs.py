@@ -156,11 +156,15 @@ def open_run(
 
 
 class _Diverged(Exception):
-    """Numbers of these steps, counted from 0, are not finite."""
+    """Numbers of these steps, counted from 0, are not finite.
 
-    def __init__(self, steps, names, values):
+    `is_shared` is whether every worker has come to know.
+    """
+
+    def __init__(self, steps, names, values, is_shared=True):
         super().__init__()
         self.steps, self.names, self.values = steps, names, values
+        self.is_shared = is_shared
 
 
 def _train(config, workdir, signals):
@@ -248,8 +252,10 @@ def _attempt(config, workdir, inputs, signals):
         else:
             start_step = checkpoint.load(model, workdir)
     _check_rest(config, start_step)
+    path = os.path.join(workdir, checkpoint.FAULTS_FILE)
     faults = pipeline.FaultLog(
-        os.path.join(inputs.output, checkpoint.FAULTS_FILE),
+        # What is thrown away nobody can be sent to.
+        path if inputs.output == workdir else None,
         config.data.max_fault_rate,
     )
     dataset, input_wait = _dataset(config, inputs, start_step, faults)
@@ -389,7 +395,7 @@ def _fit(model, dataset, callbacks, steps, faults):
         raise ValueError(
             "All workers must go on together, but another one has ended, or "
             "can't be reached: what it said last tells why. Received: "
-            f"{error.message.splitlines()[0]}"
+            f"{type(error).__name__} in the step after {finite.step}"
         ) from error
     except tf.errors.InvalidArgumentError as error:
         # The stream's errors come as TensorFlow's.
@@ -404,7 +410,10 @@ def _fit(model, dataset, callbacks, steps, faults):
         if not isinstance(error.__cause__, tf.errors.InvalidArgumentError):
             raise
         steps = range(finite.step, finite.step + model.steps_per_execution)
-        diverged = _Diverged(steps, [str(error).split(" hold")[0]], {})
+        # Only a worker's own embeddings are looked at, in the midst of a step.
+        is_shared = not distribution.has_workers(model.distribute_strategy)
+        names = [str(error).split(" hold")[0]]
+        diverged = _Diverged(steps, names, {}, is_shared)
     rate = float(model.optimizer.learning_rate)
     diverged.values["learning_rate"] = rate
     raise diverged
@@ -423,7 +432,9 @@ def _leave_out(config, workdir, inputs, diverged):
     }
     message = _describe(case, diverged)
     newest = max(checkpoint.saved_steps(workdir), default=0)
-    if config.checkpoint.on_non_finite == "rollback":
+    if not diverged.is_shared:
+        way_out = "one of several workers can't go back from within a step"
+    elif config.checkpoint.on_non_finite == "rollback":
         if inputs.skipped.add(case):
             _say(
                 f"{message}. Leaving it out and going on from step {newest:,}; "
@@ -436,11 +447,13 @@ def _leave_out(config, workdir, inputs, diverged):
             "with checkpoint.on_non_finite=rollback the same command goes on "
             f"from step {newest:,} without it"
         )
-    path = os.path.join(inputs.output, stopping.NOT_FINITE_FILE)
-    stopping.write_json(path, case)
+    if inputs.output == workdir:
+        path = os.path.join(workdir, stopping.NOT_FINITE_FILE)
+        stopping.write_json(path, case)
+        message += f". Its ids are in {path}"
     raise ValueError(
-        f"{message}. Its ids are in {path}; a lower `optimizer.learning_rate` "
-        f"or `optimizer.clip_norm` may help; {way_out}"
+        f"{message}; a lower `optimizer.learning_rate` or "
+        f"`optimizer.clip_norm` may help; {way_out}"
     )
 
 

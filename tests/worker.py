@@ -78,11 +78,20 @@ def train(strategy, steps_per_execution):
     return np.array(drawn.steps), history, model.learner.get_weights()
 
 
+class BuiltLine(replica_cases.StockLine):
+    """Not built from a batch, to get to what fails after that."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        pass
+
+
 def fit_line(strategy, kind):
     """The weight of a `replica_cases.StockLine` or the like, after 4 steps."""
     with strategy.scope():
         model = kind()
         model.compile(optimizer=keras.optimizers.SGD(0.05))
+        model({"x": keras.Input((1,)), "y": keras.Input((1,))})
+        model.optimizer.build(model.trainable_variables)
 
     def super_batches(host, num_hosts):
         x = np.ones((8 // num_hosts, 1), np.float32)
@@ -93,8 +102,8 @@ def fit_line(strategy, kind):
     return model.line.kernel.numpy()
 
 
-def error_of_keras(strategy, kind):
-    """What stock Keras says of workers; "" if it trains."""
+def error_of(strategy, kind):
+    """What Keras says of workers; "" if it trains."""
     try:
         fit_line(strategy, kind)
     except Exception as error:
@@ -108,12 +117,11 @@ def main(path):
         config.DistributionConfig("multi_worker_mirrored")
     )
     drawn, history, weights = train(strategy, 2)
-    stock = replica_cases.StockLine
     np.savez(
         path,
         line=fit_line(strategy, replica_cases.Line),
-        error=error_of_keras(strategy, stock),
-        error_once_built=error_of_keras(strategy, replica_cases.built(stock)),
+        stock_error=error_of(strategy, replica_cases.StockLine),
+        built_error=error_of(strategy, BuiltLine),
         replicas=strategy.num_replicas_in_sync,
         drawn=drawn,
         **{f"log/{name}": value for name, value in history.items()},
