@@ -4,7 +4,7 @@
 
 Writes the block `step` of README.md in the folder `--out`, or with
 `--telemetry` the block `telemetry` alone: what following the selection costs.
-About four minutes on 2 quiet cores, and one more; with `--quick` it takes one,
+About four minutes on 2 quiet cores each; with `--quick` it takes one,
 says nothing, and writes only where `--out` says so.
 """
 
@@ -219,7 +219,7 @@ def measure_replicas(quick: bool) -> str:
 
 def measure_telemetry(quick: bool) -> str:
     """Times steps with and without telemetry, in turn; Markdown."""
-    repeats, every = (2, 2) if quick else (15, 10)
+    repeats, every = (2, 2) if quick else (5, 10)
     cases = [("quickstart", _QUICKSTART, 640, 128), ("larger", _LARGE, 320, 64)]
     if quick:
         cases = [("quick", _QUICK, 32, 16)]
