@@ -7,7 +7,7 @@ reference; steps on replicas.
 
 Writes the block `step` of README.md in the folder `--out`, or with
 `--telemetry` the block `telemetry` alone: what following the selection costs.
-About six minutes on 2 quiet cores, and one more; with `--quick` it takes one,
+About six minutes on 2 quiet cores, and four; with `--quick` it takes one,
 says nothing, and writes only where `--out` says so.
 """
 
@@ -316,7 +316,7 @@ def measure_replicas(quick: bool) -> str:
 
 def measure_telemetry(quick: bool) -> str:
     """Times steps with and without telemetry, in turn; Markdown."""
-    repeats, every = (2, 2) if quick else (15, 10)
+    repeats, every = (2, 2) if quick else (5, 10)
     cases = [("quickstart", _QUICKSTART, 640, 128), ("larger", _LARGE, 320, 64)]
     if quick:
         cases = [("quick", _QUICK, 32, 16)]
