@@ -187,7 +187,7 @@ def _steps(run, steps):
     return steps
 
 
-JEST_LENGTHS = ("jest", "jest_800")
+JEST_LENGTHS = ("jest", "jest_800", "jest_3200")
 FLEXI_LENGTHS = ("flexi",)
 
 CLAIMS = (

@@ -76,6 +76,7 @@ MAIN = (
     _uniform("uniform_1600", "uniform", "steps=1600", seeds=SEEDS),
     _jest("jest", "joint, learnability, f = 0.8", seeds=SEEDS),
     _jest("jest_800", "the same, half as long", "steps=800", seeds=SEEDS),
+    _jest("jest_3200", "the same, twice as long", "steps=3200", seeds=SEEDS),
     _jest(
         "jest_f50",
         "joint, learnability, f = 0.5",
@@ -227,7 +228,13 @@ SWEEPS = (
         _SHORT,
         "model.temperature=30",
     ),
-    _jest("no_crop", "no crops", _SHORT, "data.min_crop_area=1.0"),
+    _jest(
+        "crops",
+        "trained on crops and mirrored pictures",
+        _SHORT,
+        "data.min_crop_area=0.6",
+        "data.flip=true",
+    ),
 )
 
 QUICK = (
