@@ -232,7 +232,8 @@ class DrawTest(tf.test.TestCase):
         image, text, scale, bias = self.embeddings()
 
         def loss(gain):
-            rows = [self.draw(step, gain=gain).numpy() for step in range(20)]
+            draw = tf.function(lambda step: self.draw(step, gain=gain))
+            rows = [draw(tf.constant(step)).numpy() for step in range(20)]
             parts = [
                 losses.Embeddings(image[one], text[one], scale, bias)
                 for one in rows
@@ -289,19 +290,18 @@ class StreamTest(CascadeTestCase):
     def test_hosts_share_what_one_would_choose(self):
         chooser = self.cascade()
         whole = self.batches(3, chooser)
-        for num_hosts in (3,):
-            shares = [
-                self.batches(3, chooser, host=host, num_hosts=num_hosts)
-                for host in range(num_hosts)
-            ]
-            joined = [
-                {
-                    name: np.concatenate([part[name] for part in parts])
-                    for name in parts[0]
-                }
-                for parts in zip(*shares, strict=True)
-            ]
-            self.assert_equal_batches(joined, whole)
+        shares = [
+            self.batches(3, chooser, host=host, num_hosts=2)
+            for host in range(2)
+        ]
+        joined = [
+            {
+                name: np.concatenate([part[name] for part in parts])
+                for name in parts[0]
+            }
+            for parts in zip(*shares, strict=True)
+        ]
+        self.assert_equal_batches(joined, whole)
 
     def test_groups_are_cascades_of_their_own(self):
         # Half of the hyper-batch and of the super-batch, twice a step.
