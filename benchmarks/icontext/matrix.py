@@ -254,6 +254,13 @@ QUICK = (
 # What settings were chosen by, on held-out concepts that no result is of.
 TUNING = (
     REFERENCES[0],
+    _uniform(
+        "tune_uniform_crops",
+        "uniform, trained on crops and mirrored pictures",
+        "steps=1600",
+        "data.min_crop_area=0.6",
+        "data.flip=true",
+    ),
     *(
         cell
         for rate in ("1e-3", "3e-3", "6e-3")
