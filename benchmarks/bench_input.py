@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import index_growth, report
-from jest_tf.data import pipeline, preprocessing, records, stream
+from jest_tf.data import crc32c, pipeline, preprocessing, records, stream
 
 _COMMAND = "python -m benchmarks.bench_input"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def speed(quick: bool) -> str:
         (64, 224, 64, 2, 2) if quick else (2048, 224, 1024, 4, 5)
     )
     with tempfile.TemporaryDirectory() as directory:
-        store = _write_store(directory, num_pictures)
+        store = write_pictures(directory, num_pictures)
         encoded = [record.image for record in store.read(range(num_pictures))]
         loop = _bare_loop(encoded, size)
         dataset = _stream(store, super_batch_size, size)
@@ -75,6 +75,9 @@ def speed(quick: bool) -> str:
             full.append(_rate(dataset, super_batch_size, steps))
             gc.collect()
         bytes_read = sum(map(len, encoded)) / num_pictures
+        checks = [_checksum_seconds(encoded) for _ in range(repeats)]
+    # Of all cores, at the stream's speed.
+    share = np.median(checks) * np.median(full) / os.cpu_count()
     rows = [
         ["bare loop", report.spread(bare), ""],
         [
@@ -99,7 +102,9 @@ B = {super_batch_size:,}; augmentation is in the training step. Both leave
 their parallelism to `tf.data.AUTOTUNE`. The {num_pictures:,} pictures are
 patchworks of `examples/icontext_mini`, 256 pixels high and 256 to 352 wide, as
 JPEG of quality {_JPEG_QUALITY} ({bytes_read / 1000:.0f} kB on average), resized
-to {size} x {size}.
+to {size} x {size}. To compare the checksum of one of them takes
+{1e6 * np.median(checks):.0f} microseconds of a core, {share:.1%} of the cores'
+time at the stream's speed.
 
 {report.environment()}"""
 
@@ -238,8 +243,13 @@ def mix(
     }
 
 
-def _write_store(directory, num_pictures):
-    """A shard of JPEGs, patchworks of the example pictures."""
+def write_pictures(directory: str, num_pictures: int) -> records.Store:
+    """Writes and opens a shard of JPEGs, patchworks of the example pictures.
+
+    Args:
+        directory: where to.
+        num_pictures: how many.
+    """
     pool = records.open_store(_POOL, index_dir=directory)
     rng = np.random.default_rng(_SEED)
     path = os.path.join(directory, "pictures.tfrecord")
@@ -322,6 +332,14 @@ def _rate(dataset, super_batch_size, steps):
     return super_batch_size * steps / seconds
 
 
+def _checksum_seconds(encoded):
+    """Seconds of the processor to compute the checksum of one picture."""
+    start = time.process_time()
+    for one in encoded:
+        crc32c.masked(one)
+    return (time.process_time() - start) / len(encoded)
+
+
 def _seconds(function):
     start = time.perf_counter()
     function()
@@ -341,7 +359,7 @@ def _start_times(quick):
     repeats = 2 if quick else 5
     rows = []
     with tempfile.TemporaryDirectory() as directory:
-        store = _write_store(directory, 64)
+        store = write_pictures(directory, 64)
         next(iter(_stream(store, 64, 224)))  # whatever only happens once
         for step in (0, 1_000_000):
             times = [

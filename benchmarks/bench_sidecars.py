@@ -1,23 +1,38 @@
-"""How many rows a second come out of sidecars, ids and captions checked.
+"""How fast sidecars are written and read, and how large they are.
 
-    python -m benchmarks.bench_sidecars --shards 50 --rows 10000 --dim 128
+    python -m benchmarks.bench_sidecars
 
-Writes sidecars of random unit vectors, two captions a row, into a temporary
-folder and reads them from the page cache, on one core: rows scattered over all
-shards, sorted, and in blocks of 256 neighbours. Seconds are those of
-the processor, the best of three.
+Written by `python -m trainers.embed` in a process of its own, and by
+`embed.write` in this one, with the quickstart's reference and with none; read
+from the page cache, ids and captions checked. Replaces its block of README.md
+in the folder `--out`. With `--quick` it is small, says nothing, and writes only
+where `--out` says so.
 """
 
 import argparse
+import os
+import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks import bench_input, report
+from jest_tf import reference
 from jest_tf.data import embed, embeddings, records, sidecar_files
 
-_READ = 2**19  # rows read for one measurement
+_COMMAND = "python -m benchmarks.bench_sidecars"
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_POOL = str(_ROOT / "examples/icontext_mini/pool-*.tfrecord")
+_SOME = str(_ROOT / "examples/icontext_mini/val_concept-*.tfrecord")
+_SEED = 0
+# Pixels a side of the larger pictures, once decoded.
+_SIZE = 224
+# Width of the embeddings where there is no reference.
+_DIM = 128
 
 
 class _Store:
@@ -41,39 +56,174 @@ class _Store:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes, reads and prints a line a pattern."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", type=int, default=50)
-    parser.add_argument("--rows", type=int, default=10_000, help="a shard")
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--dtype", default="float16")
-    flags = parser.parse_args(argv)
-    random = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        store = _Store(folder, flags.shards, flags.rows)
-        image = random.standard_normal((len(store), flags.dim), np.float32)
-        image /= np.linalg.norm(image, axis=1, keepdims=True)
-        embed.write_arrays(
-            store,
-            image,
-            np.repeat(image, 2, 0),
-            sidecar_files.Description("", "", "", flags.dim, 1.0, 0.0),
-            captions=np.full(len(store), 2),
-            dtype=flags.dtype,
+    """Writes and reads sidecars, and writes the block."""
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND, description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="is small")
+    parser.add_argument("--out", help="the folder of README.md")
+    options = parser.parse_args(argv)
+    out = options.out and pathlib.Path(options.out)
+    if not out and not options.quick:
+        out = pathlib.Path(__file__).resolve().parent
+    text = measure(options.quick)
+    print(text)
+    if out:
+        report.write_block(out / "README.md", "sidecars", text, _COMMAND)
+
+
+def measure(quick: bool) -> str:
+    """Writing and reading, as Markdown."""
+    repeats = 2 if quick else 5
+    with tempfile.TemporaryDirectory() as directory:
+        written = [
+            _with_the_quickstart(directory, _SOME if quick else _POOL, repeats),
+            _without_a_model(directory, 64 if quick else 2048, repeats),
+        ]
+    shards, rows = (4, 1000) if quick else (50, 10_000)
+    with tempfile.TemporaryDirectory() as directory:
+        read = _read_rates(directory, shards, rows, repeats)
+    header = [
+        *("reference", "pictures", "captions each", "records/s"),
+        *("bytes a record", "`trainers.embed`, s"),
+    ]
+    return f"""## What sidecars cost
+
+    {_COMMAND}
+
+{report.table(header, written)}
+
+Lowest / median / highest of {repeats} repeats, float16, batches of 256. The
+records a second are those of `embed.write` once its functions are traced: read,
+check, decode, resize, tokenise, embed, write and bring to the disk. The tower
+and the pictures of the first row are the quickstart's (its pool, 32 pixels); a
+larger reference takes the time of its forward pass instead. The second row has
+none: constant embeddings of width {_DIM} for JPEGs of 256 pixels and more,
+resized to {_SIZE}, as in [How fast examples come](#how-fast-examples-come), so
+that it is as fast as a reference can be served. The last column is
+`python -m trainers.embed` from start to end, TensorFlow's start included.
+
+Reading, on one core, in seconds of the processor:
+
+{report.table(["rows", "a call", "M rows/s"], read)}
+
+Random unit vectors of width {_DIM}, two captions a row, {shards} sidecars of
+{rows:,} rows each in the page cache.
+
+{report.environment()}"""
+
+
+def _with_the_quickstart(directory, data, repeats):
+    """The row of a table: the quickstart's reference on its pictures."""
+    workdir = os.path.join(directory, "reference")
+    # How long it was trained doesn't change how fast it embeds.
+    _command(
+        *("trainers.train", "--workdir", workdir),
+        *("--config", f"{_ROOT}/configs/quickstart_reference.py", "--set"),
+        *("steps=2", "optimizer.warmup_steps=1", "evaluation.data="),
+        f"data.train={_ROOT}/examples/icontext_mini/reference-*.tfrecord",
+        f"data.index_dir={directory}/indexes",
+    )
+    run = reference.load_run(workdir)
+    store = records.open_store(data, index_dir=f"{directory}/indexes")
+    written = _write_rates(
+        store,
+        reference.encoder(run),
+        reference.describe(run),
+        f"{directory}/pool",
+        run.config.data.image_size,
+        repeats,
+    )
+    seconds = [
+        _command(
+            *("trainers.embed", "--workdir", workdir, "--data", data),
+            *("--index-dir", f"{directory}/indexes"),
+            *("--output", f"{directory}/command-{i}"),
         )
-        sidecars = embeddings.Sidecars(store)
-        for name, count, draw in (
-            ("scattered", 2**15, lambda k: random.integers(0, len(store), k)),
-            ("scattered", 2**8, lambda k: random.integers(0, len(store), k)),
-            (
-                "sorted",
-                2**15,
-                lambda k: np.sort(random.integers(0, len(store), k)),
-            ),
-            ("blocks of 256", 2**15, lambda k: _blocks(random, store, k)),
-        ):
-            rate = max(_rate(sidecars, store, count, draw) for _ in range(3))
-            print(f"{rate / 1e6:6.2f} M rows/s  {name}, {count:,} a call")
+        for i in range(repeats)
+    ]
+    name = f"quickstart's, D = {reference.describe(run).dim}"
+    return [name, *written, report.spread(seconds)]
+
+
+def _without_a_model(directory, num_pictures, repeats):
+    """The row of a table: as fast as any reference can be served."""
+    store = bench_input.write_pictures(directory, num_pictures)
+    unit = np.eye(1, _DIM, dtype=np.float32)
+
+    def encode(images, captions):
+        return unit.repeat(len(images), 0), unit.repeat(len(captions), 0)
+
+    description = sidecar_files.Description("", "", "", _DIM, 1.0, 0.0)
+    folder = f"{directory}/pictures"
+    written = _write_rates(store, encode, description, folder, _SIZE, repeats)
+    return [f"none, D = {_DIM}", *written, ""]
+
+
+def _write_rates(store, encode, description, folder, size, repeats):
+    """Cells of a table: records, captions, records a second, bytes."""
+    rates = []
+    for i in range(repeats + 1):
+        report.log(f"sidecars: {len(store):,} records, write {i}")
+        start = time.perf_counter()
+        output = f"{folder}-{i}"
+        os.makedirs(output)
+        summary = embed.write(
+            store, encode, description, output, image_size=size
+        )
+        rates.append(summary.rows / (time.perf_counter() - start))
+    paths = [
+        embeddings.sidecar_path(store, shard, output)
+        for shard in range(len(store.shards.paths))
+    ]
+    captions = store.columns(["caption"])["caption"]
+    return [
+        f"{len(store):,}",
+        f"{np.mean([len(some) for some in captions]):.1f}",
+        report.spread(rates[1:]),  # the first one traces
+        f"{sum(map(os.path.getsize, paths)) / len(store):,.0f}",
+    ]
+
+
+def _command(module, *arguments):
+    """Seconds of `python -m module`."""
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=_ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - start
+
+
+def _read_rates(folder, shards, rows, repeats):
+    """Rows of a table, one a pattern of reading."""
+    random = np.random.default_rng(_SEED)
+    store = _Store(folder, shards, rows)
+    image = random.standard_normal((len(store), _DIM), np.float32)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    embed.write_arrays(
+        store,
+        image,
+        np.repeat(image, 2, 0),
+        sidecar_files.Description("", "", "", _DIM, 1.0, 0.0),
+        captions=np.full(len(store), 2),
+    )
+    sidecars = embeddings.Sidecars(store)
+    found = []
+    for name, count, draw in (
+        ("scattered", 2**15, lambda k: random.integers(0, len(store), k)),
+        ("scattered", 2**8, lambda k: random.integers(0, len(store), k)),
+        ("sorted", 2**15, lambda k: np.sort(random.integers(0, len(store), k))),
+        ("blocks of 256", 2**15, lambda k: _blocks(random, store, k)),
+    ):
+        rates = [
+            _rate(sidecars, store, count, draw) / 1e6 for _ in range(repeats)
+        ]
+        found.append([name, f"{count:,}", report.spread(rates)])
+    return found
 
 
 def _blocks(random, store, count):
@@ -82,14 +232,16 @@ def _blocks(random, store, count):
 
 
 def _rate(sidecars, store, count, draw):
-    seconds = 0.0
-    for _ in range(_READ // count):
+    """Rows a second, of the same number of rows for every pattern."""
+    num_rows = len(store)
+    seconds, calls = 0.0, -(-num_rows // count)
+    for _ in range(calls):
         rows = draw(count)
         ids, captions = store.ids(rows), rows % 2
         start = time.process_time()
         sidecars.read(rows, captions, ids)
         seconds += time.process_time() - start
-    return _READ / seconds
+    return calls * count / seconds
 
 
 if __name__ == "__main__":

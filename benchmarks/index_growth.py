@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.data import records, tfrecords
+from jest_tf.data import crc32c, records
 
 # Rows of a read while the time to read is measured, and how often.
 _ROWS = 256
@@ -72,10 +72,12 @@ def write_shards(directory: str, num_records: int, num_shards: int) -> str:
     features["caption"].bytes_list.value.append(b"a caption")
     features["id"].int64_list.value.append(2**40)
     payload = example.SerializeToString()
-    size = np.array([len(payload)], np.uint64)
-    frame = struct.pack("<QI", len(payload), tfrecords.masked_crc32c(size)[0])
-    # The checksum of a payload is not looked at.
-    shard = (frame + payload + bytes(4)) * (num_records // num_shards)
+    size = struct.pack("<Q", len(payload))
+    frame = b"".join(
+        part + struct.pack("<I", crc32c.masked(part))
+        for part in (size, payload)
+    )
+    shard = frame * (num_records // num_shards)
     for i in range(num_shards):
         path = os.path.join(
             directory, f"synthetic-{i:05}-of-{num_shards:05}.tfrecord"

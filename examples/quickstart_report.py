@@ -275,7 +275,9 @@ class _Collapsed:
 def _chance(run):
     """The row of the table of quality that chance would get."""
     settings = reference.load_run(os.fspath(run))
-    stores = evaluation.open_stores(settings.config.evaluation.data)
+    stores = evaluation.open_stores(
+        settings.config.evaluation.data, settings.config.evaluation_data
+    )
     results = evaluation.evaluate_store(
         _Collapsed(),
         stores["test_concept"],

@@ -150,6 +150,8 @@ class Checkpoints(StepCallback):
         start_step: steps done before this `fit`.
         last_step: the step that ends the run.
         guard: makes what a save is done within, so that no signal breaks it.
+        agree: whether all workers save now, of whether this one would; asked
+            where that isn't plain from the step.
     """
 
     def __init__(
@@ -163,9 +165,11 @@ class Checkpoints(StepCallback):
         start_step: int = 0,
         last_step: int,
         guard: Callable = contextlib.nullcontext,
+        agree: Callable[[bool], bool] = bool,
     ):
         super().__init__(start_step)
         self._guard = guard
+        self._agree = agree
         self._workdir = workdir
         self._folder = os.path.join(workdir, _FOLDER)
         self._every_steps = every_steps
@@ -187,10 +191,7 @@ class Checkpoints(StepCallback):
         if (
             self.passed(self._every_steps)
             or self.step == self._last_step
-            or (
-                self._every_seconds
-                and time.monotonic() - self._saved_at >= self._every_seconds
-            )
+            or (self._every_seconds and self._agree(self._is_late()))
         ):
             self.save()
 
@@ -211,9 +212,10 @@ class Checkpoints(StepCallback):
                 "`checkpoint.keep_best` must be a measure of the evaluation: "
                 f"one of {sorted(measures)}. Received: {self._keep_best!r}"
             )
-        if step == self.step and step == best_step(
-            self._workdir, self._keep_best
-        ):
+        best = best_step(self._workdir, self._keep_best)
+        if self.step == self._last_step:
+            self._delete_old()  # saved when it was made
+        elif self._agree(step == self.step == best):
             self.save()
 
     def save(self) -> None:
@@ -225,6 +227,9 @@ class Checkpoints(StepCallback):
         """
         with self._guard():
             self._save()
+
+    def _is_late(self):
+        return time.monotonic() - self._saved_at >= self._every_seconds
 
     def _save(self):
         path = os.path.join(self._folder, _NAME.format(self.step))

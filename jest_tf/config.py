@@ -521,8 +521,11 @@ class EvaluationConfig:
 
     Attributes:
         data: paths or globs of shards or tables to evaluate on, each a set of
-            its own, named after its files; formats and fields are told by
-            the files, not taken from `data`.
+            its own, named after its files.
+        format: of that data, as `data.format`, which None takes.
+        image_field: of that data, as `data.image_field`, which None takes.
+        caption_fields: of that data, as `data.caption_fields`, which None
+            takes.
         every_steps: steps from one evaluation to the next; None evaluates
             only at the end.
         batch_size: examples a forward pass.
@@ -532,6 +535,9 @@ class EvaluationConfig:
     """
 
     data: tuple[str, ...] = ()
+    format: str | None = None
+    image_field: str | None = None
+    caption_fields: tuple[str, ...] | None = None
     every_steps: int | None = None
     batch_size: int = 256
     prompts: tuple[str, ...] = ("{}",)
@@ -540,6 +546,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         settings.check_types(self, "evaluation")
+        settings.check_one_of(self, "evaluation", "format", (None, *FORMATS))
         settings.check_at_least(
             self,
             "evaluation",
@@ -564,7 +571,7 @@ class CheckpointConfig:
         every_steps: steps from one checkpoint to the next, a multiple of
             `distribution.steps_per_execution`; the last step is always saved.
         every_minutes: also save when so many minutes have passed since the
-            last; None does not.
+            last, by the clock of the worker that writes; None does not.
         keep: checkpoints that are kept, the newest.
         keep_best: a measure of `evaluation.data`, named as in
             `evaluation.jsonl`; the checkpoint of the step where it was highest
@@ -670,7 +677,6 @@ class TrainConfig:
                 f"{self.optimizer.warmup_steps}, steps={self.steps}"
             )
         self._check_executions()
-        self._check_workers()
         self._check_views()
         self._check_phases()
 
@@ -716,17 +722,6 @@ class TrainConfig:
                 f"execution are one kind. Received: {together}"
             )
 
-    def _check_workers(self):
-        several = self.distribution.strategy == "multi_worker_mirrored"
-        if several and self.checkpoint.every_minutes is not None:
-            raise ValueError(
-                "`checkpoint.every_minutes` goes by the clock of each worker, "
-                "but all have to save at the same step: use "
-                "`checkpoint.every_steps` with `distribution.strategy="
-                "'multi_worker_mirrored'`. Received: every_minutes="
-                f"{self.checkpoint.every_minutes}"
-            )
-
     def _check_executions(self):
         """Python sees a step, to save it or to stop, between executions."""
         together = self.distribution.steps_per_execution
@@ -752,6 +747,20 @@ class TrainConfig:
         views = (self.selection.view, *self.model.views)
         return tuple(
             sorted({view.patch_size for view in views if view.patch_size})
+        )
+
+    @property
+    def evaluation_data(self) -> DataConfig:
+        """`data` as it is where `evaluation.data` is read."""
+        own = {
+            name: getattr(self.evaluation, name)
+            for name in ("format", "image_field", "caption_fields")
+        }
+        return dataclasses.replace(
+            self.data,
+            train=self.evaluation.data,
+            weights=(),
+            **{name: one for name, one in own.items() if one is not None},
         )
 
 

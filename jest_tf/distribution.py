@@ -69,10 +69,16 @@ def distribute(
             each super-batch, the rows from `host * B / num_hosts` on; endless.
         super_batch_size: B, of all hosts together.
 
+    Returns:
+        The dataset. TPUs have no numbers of 64 bits, so for them what is int64
+        `[n]` comes as int32 `[n, 2]`, see `join_halves`.
+
     Raises:
         ValueError: if B can't be dealt to the replicas evenly.
     """
     replicas = strategy.num_replicas_in_sync
+    if _is_tpu(strategy):
+        super_batches = _in_halves(super_batches)
     if replicas == 1:
         return super_batches(0, 1)
     rows = exchange.share(
@@ -92,6 +98,13 @@ def distribute(
         )
 
     return strategy.distribute_datasets_from_function(of_host)
+
+
+def join_halves(numbers: tf.Tensor) -> tf.Tensor:
+    """int32 `[n, 2]`, as TPUs are given int64 `[n]` -> that; others stay."""
+    if numbers.dtype == tf.int32 and numbers.shape.rank == 2:
+        return tf.bitcast(numbers, tf.int64)
+    return numbers
 
 
 class Replicas:
@@ -228,6 +241,32 @@ def replica_id() -> tf.Tensor:
     return tf.cast(number, tf.int32)
 
 
+def has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether several processes, of TF_CONFIG, run each step together."""
+    workers = tf.distribute.MultiWorkerMirroredStrategy
+    return isinstance(strategy, workers) and strategy.num_replicas_in_sync > 1
+
+
+def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
+    """`wish -> whether any worker has it`, between steps of `fit`.
+
+    All workers are to ask at the same place, and get the same answer; it takes
+    an all-reduce of an integer. Where there is one, its wish is the answer.
+    """
+    if not has_workers(strategy):
+        return bool
+
+    @tf.function
+    def count(wish):
+        def on_replica():
+            return current().all_reduce(wish)
+
+        counts = strategy.run(on_replica)
+        return strategy.experimental_local_results(counts)[0]
+
+    return lambda wish: int(count(tf.constant(int(wish)))) > 0
+
+
 class TrainerHooks:
     """Mixin that lets `keras.Model.fit` run on several replicas.
 
@@ -338,15 +377,9 @@ class TrainerHooks:
 
         # TPUStrategy wants a name that is a name, so no lambda.
         def steps(iterator):
-            outputs = one_step(iterator)
             if num_steps == 1:
-                return outputs
-            return tf.while_loop(
-                lambda step, _: step < num_steps,
-                lambda step, _: (step + 1, one_step(iterator)),
-                (tf.constant(1), outputs),
-                parallel_iterations=1,
-            )[1]
+                return one_step(iterator)
+            return _last_of(num_steps, lambda: one_step(iterator))
 
         if self.run_eagerly:
             return steps
@@ -420,11 +453,60 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
         )
 
 
+def _last_of(num_steps, one_step):
+    """What the last of several steps returns, all of them in one loop.
+
+    A loop wants to know beforehand what it carries, which only a step can say;
+    a first step outside would be a second program for a TPU. So the loop
+    carries an optional, of which nothing has to be known.
+    """
+    returned = []
+
+    def body(step, _):
+        outputs = one_step()
+        returned[:] = [outputs]
+        flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
+        # The number as well: an optional of nothing can't be had.
+        return step + 1, tf.raw_ops.OptionalFromValue(components=[step, *flat])
+
+    _, last = tf.while_loop(
+        lambda step, _: step < num_steps,
+        body,
+        (tf.constant(0), tf.raw_ops.OptionalNone()),
+        parallel_iterations=1,
+    )
+    (outputs,) = returned
+    flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
+    _, *values = tf.raw_ops.OptionalGetValue(
+        optional=last,
+        output_types=[tf.int32, *(one.dtype for one in flat)],
+        output_shapes=[tf.TensorShape([]), *(one.shape for one in flat)],
+    )
+    return tf.nest.pack_sequence_as(outputs, values)
+
+
 def _first(outputs):
     """The first local replica's value of each tuple of values."""
     if isinstance(outputs, dict):
         return {name: _first(value) for name, value in outputs.items()}
     return outputs[0]
+
+
+def _in_halves(super_batches):
+    """The same function, with int32 `[n, 2]` for every int64 `[n]`."""
+
+    def halve(batch):
+        return tf.nest.map_structure(
+            lambda one: (
+                tf.bitcast(one, tf.int32) if one.dtype == tf.int64 else one
+            ),
+            batch,
+        )
+
+    def halved(host, num_hosts):
+        return super_batches(host, num_hosts).map(halve)
+
+    return halved
 
 
 def _is_tpu(strategy):

@@ -258,12 +258,15 @@ def embed_store(
 
 
 def open_stores(
-    patterns: Sequence[str],
+    patterns: Sequence[str | Sequence[str]],
+    data: config_lib.DataConfig | None = None,
 ) -> dict[str, records.Store]:
     """Opens one store for every pattern, named after its first file.
 
     Args:
-        patterns: paths or globs of shards or tables.
+        patterns: paths or globs of shards or tables, or lists of them.
+        data: of which format, fields and the folder of indexes are taken, as
+            `TrainConfig.evaluation_data`; None has them told by the files.
 
     Returns:
         Stores by name: `test` for `data/test-00000-of-00002.tfrecord`.
@@ -271,9 +274,24 @@ def open_stores(
     Raises:
         ValueError: where nothing can be read or two stores share a name.
     """
+    data = data or config_lib.DataConfig()
     stores: dict[str, records.Store] = {}
     for pattern in patterns:
-        store = records.open_store(pattern)
+        try:
+            store = records.open_store(
+                pattern,
+                format=data.format,
+                image_field=data.image_field,
+                caption_fields=data.caption_fields,
+                index_dir=data.index_dir,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"Evaluation data {pattern} cannot be opened, as format "
+                f"{data.format!r}, image_field {data.image_field!r} and "
+                f"caption_fields {data.caption_fields} of `evaluation` or, "
+                f"unless set there, of `data`: {error}"
+            ) from error
         file = os.path.basename(store.shards.paths[0])
         name = re.sub(r"(-\d+-of-\d+)?(\.[^.]*)?$", "", file, count=1)
         if name in stores:

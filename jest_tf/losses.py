@@ -61,7 +61,7 @@ def sigmoid_loss(
         learner: embeddings of the batch, `[b, dim]`; any float dtype, the loss
             is computed in float32.
         ids: int `[b]`; rows with equal ids describe the same thing, as
-            duplicate captions do.
+            duplicate captions do. Or `[b, parts]`, equal in all parts.
         equal_ids: what a pair of different rows with equal ids is:
             "negative" (the paper), "positive", or "ignore" (no term).
         block_size: rows of logits held at a time; None holds all `b`, with
@@ -250,10 +250,11 @@ def _checked_ids(num_rows, ids, equal_ids):
     if ids is None:
         return None
     ids = tf.convert_to_tensor(ids)
-    if not ids.dtype.is_integer or not ids.shape.is_compatible_with([num_rows]):
+    of_rows = ids.shape[:1].is_compatible_with([num_rows])
+    if not (ids.dtype.is_integer and of_rows and ids.shape.rank in (1, 2)):
         raise ValueError(
-            f"`ids` must be integers of shape [{num_rows}]. "
-            f"Received: {ids.dtype.name} of shape {ids.shape}"
+            f"`ids` must be integers of shape [{num_rows}] or [{num_rows}, "
+            f"parts]. Received: {ids.dtype.name} of shape {ids.shape}"
         )
     return None if equal_ids == "negative" else ids
 
@@ -263,10 +264,13 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
 
     Args:
         num_rows: b.
-        ids: int `[b]`, or None.
+        ids: int `[b]` or `[b, parts]`, or None.
         equal_ids: what they say.
         first_row: the row of all that `start` counts from.
     """
+    parts = []
+    if ids is not None:
+        parts = [ids] if ids.shape.rank == 1 else tf.unstack(ids, axis=1)
 
     def masks(start, size):
         start = first_row + start
@@ -275,7 +279,9 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
         everything = tf.ones_like(same)
         if equal_ids == "negative":
             return same, everything
-        equal = rows_from(ids, start, size)[:, tf.newaxis] == ids
+        equal = everything
+        for part in parts:
+            equal &= rows_from(part, start, size)[:, tf.newaxis] == part
         if equal_ids == "positive":
             return equal, everything
         return same, same | ~equal

@@ -42,7 +42,8 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
         ValueError: on settings that do not fit together, data that cannot be
             read, a directory that holds another run or is in use, or numbers
             that are not finite.
-        stopping.Preempted: after SIGTERM or SIGINT, with the state saved.
+        stopping.Preempted: after SIGTERM or SIGINT, also to another worker,
+            with the state saved.
     """
     with stopping.Signals() as signals:
         try:
@@ -91,12 +92,16 @@ class _Diverged(Exception):
 
 def _train(config, workdir, signals):
     strategy = distribution.build_strategy(config.distribution)
+    if distribution.has_workers(strategy):
+        signals.stop_together(distribution.any_worker(strategy))
     store = records.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
     with strategy.scope():
         teacher, sidecars = _reference(config, store)
-    evaluation_stores = evaluation.open_stores(config.evaluation.data)
+    evaluation_stores = evaluation.open_stores(
+        config.evaluation.data, config.evaluation_data
+    )
     _check_keep_best(config, evaluation_stores)
     writes = strategy.extended.should_checkpoint
     with (
@@ -221,6 +226,8 @@ def _writers(config, inputs, learner, start_step, input_wait, signals):
         config, inputs.output, start_step=start_step, input_wait=input_wait
     )
     settings = config.checkpoint
+    any_worker = distribution.any_worker(inputs.strategy)
+    writes = inputs.strategy.extended.should_checkpoint
     checkpoints = checkpoint.Checkpoints(
         inputs.output,
         every_steps=settings.every_steps,
@@ -230,6 +237,8 @@ def _writers(config, inputs, learner, start_step, input_wait, signals):
         start_step=start_step,
         last_step=config.steps,
         guard=signals.deferred,
+        # What the worker that writes finds is what counts.
+        agree=lambda wish: any_worker(wish and writes),
     )
 
     def on_evaluation(step, measures):
@@ -260,6 +269,15 @@ def _fit(model, dataset, callbacks, steps, faults):
     except checkpoint.NotFinite as error:
         steps = range(finite.previous, finite.step)
         diverged = _Diverged(steps, error.names, error.values)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        faults.check()
+        if not distribution.has_workers(model.distribute_strategy):
+            raise
+        raise ValueError(
+            "All workers must go on together, but another one has ended, or "
+            "can't be reached: what it said last tells why. Received: "
+            f"{error.message.splitlines()[0]}"
+        ) from error
     except tf.errors.InvalidArgumentError as error:
         # The stream's errors come as TensorFlow's.
         faults.check()

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -50,6 +50,9 @@ class Signals(keras.callbacks.Callback):
     once. A second SIGINT kills. Outside of the main thread, where Python lets
     nobody handle signals, it does nothing; a signal that is ignored stays so.
 
+    With `stop_together` all workers stop at the end of the execution in which
+    the first of them had a signal, which then waits for that.
+
     Attributes:
         received: the name of the signal, None before there was one.
     """
@@ -60,6 +63,7 @@ class Signals(keras.callbacks.Callback):
         self._before = {}
         self._at_once = True
         self._has_stepped = False
+        self._any_worker = None
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -68,7 +72,7 @@ class Signals(keras.callbacks.Callback):
                 # None is a handler that wasn't set from Python.
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = before
-                    signal.signal(number, self._handle)
+            self._take()
         return self
 
     def __exit__(self, *_):
@@ -87,20 +91,46 @@ class Signals(keras.callbacks.Callback):
         if at_once:
             self._raise_if_received()
 
+    def stop_together(self, any_worker: Callable[[bool], bool]) -> None:
+        """From now on steps that several workers make end for all of them.
+
+        Args:
+            any_worker: whether any worker had a signal, of whether this one
+                had; asked by all at the end of each execution.
+        """
+        self._any_worker = any_worker
+        # TensorFlow's service for workers has taken SIGTERM for itself, and
+        # does nothing with it.
+        self._take()
+
     def on_train_begin(self, logs=None):
         """Starts anew with every `fit`."""
-        self._at_once, self._has_stepped = True, False
+        self._at_once, self._has_stepped = self._any_worker is None, False
 
     def on_train_batch_begin(self, batch, logs=None):
         """From here on the state is in flux."""
-        self._at_once = not self._has_stepped
-        self._raise_if_received()
+        if self._any_worker is None:
+            self._at_once = not self._has_stepped
+            self._raise_if_received()
 
     def on_train_batch_end(self, batch, logs=None):
         """The step is logged, and saved if it was due."""
         self._has_stepped = True
-        self._raise_if_received()
+        if self._any_worker is None:
+            self._raise_if_received()
+            self._at_once = True
+        elif self._any_worker(self.received is not None):
+            self.received = self.received or "a signal to another worker"
+            raise Preempted
+
+    def on_train_end(self, logs=None):
+        """No other worker waits for what comes after the last step."""
         self._at_once = True
+        self._raise_if_received()
+
+    def _take(self):
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def _raise_if_received(self):
         if self.received:

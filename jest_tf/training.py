@@ -211,17 +211,12 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         """The `id`s of the last step's sub-batch, `[b]`, in the order drawn.
 
         None before the first step of `fit`, or where the batches hold no `id`.
-        With several workers all must ask together.
         """
         if "id" not in self._drawn:
             return None
-        ids, places = self._drawn["id"], self._drawn["place"]
-        if len(ids) < self._batch_size:  # the other workers have the rest
-            strategy = self.distribute_strategy
-            ids, places = (
-                strategy.gather(part, axis=0) for part in (ids, places)
-            )
-        # A worker with several devices may have told its part several times.
+        ids = distribution.join_halves(self._drawn["id"])
+        places = self._drawn["place"]
+        # Of several workers each device has told all.
         return tf.tensor_scatter_nd_update(
             tf.zeros([self._batch_size], ids.dtype),
             places[:, tf.newaxis],
@@ -523,6 +518,10 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         batch, places = self._sub_batch(super_batch, settings, seed, replicas)
         self._batch_size = _times_replicas(places.shape[0], replicas)
         drawn = {"id": batch["id"], "place": places} if "id" in batch else {}
+        if distribution.has_workers(self.distribute_strategy):
+            # Here, as nothing outside of a step may wait for other workers:
+            # Keras looks at all properties of what it saves.
+            drawn = replicas.all_gather(drawn)
         if self.augment is not None:
             images = self.augment(
                 batch["image"],

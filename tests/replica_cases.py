@@ -14,8 +14,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from benchmarks.tpu import fake_strategy, step
-from jest_tf import config, distribution, layers, reference, training
+from jest_tf import config, distribution, layers, training
 from jest_tf.data import preprocessing
 
 DEVICES = 4
@@ -35,7 +34,6 @@ def setUpModule():
     # is how TensorFlow's own tests keep them apart.
     tf.distribute.MirroredStrategy._collective_key_base += 100_000
     STRATEGIES[2] = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    STRATEGIES["tpu"] = fake_strategy.build_strategy(DEVICES)
 
 
 def on_replicas(num_replicas, function):
@@ -579,125 +577,3 @@ class RefusalsTest(tf.test.TestCase):
             distribution.build_strategy(
                 config.DistributionConfig("mirrored", virtual_devices=3)
             )
-
-
-class TPUTest(tf.test.TestCase):
-    """The step that `fit` would run on TPUs, traced; nothing here runs it."""
-
-    def trace(self, settings, loss, is_cached, **more):
-        def teacher(seed):
-            return reference.cached(10.0, -10.0)
-
-        more |= {"teacher": teacher} if is_cached else {}
-        model = build("tpu", settings, loss=loss, **more)
-        with STRATEGIES["tpu"].scope():
-            model.optimizer.build(model.trainable_variables)
-        batches = batches_of(1)
-        if is_cached:
-            for name in ("reference_image", "reference_text"):
-                batches[0][name] = np.ones([16, 5], np.float16)
-        return model, step.trace(model, tiny.dataset(batches).repeat(), 16)
-
-    def test_what_a_step_exchanges(self):
-        for loss, is_cached in (("sigmoid", True), ("softmax", False)):
-            for quota in config.QUOTAS:
-                with self.subTest(quota, loss=loss, cached=is_cached):
-                    settings = config.SelectionConfig(
-                        "joint", 8, 2, quota=quota
-                    )
-                    model, function = self.trace(settings, loss, is_cached)
-                    operations = list(of_replicas(function.graph))
-                    self.check_exchange(model, operations, quota)
-                    self.check_types(operations)
-
-    def test_a_mix_of_views_exchanges_each_row_once(self):
-        settings = config.SelectionConfig(
-            "joint", 8, 2, view=config.View(patch_size=4), stop_when_passed=2
-        )
-        _, function = self.trace(
-            settings,
-            "sigmoid",
-            False,
-            learner=tiny.flexible_learner,
-            views=(config.View(), config.View(patch_size=4)),
-        )
-        operations = list(of_replicas(function.graph))
-        self.check_types(operations)
-        moved = [
-            one.inputs[0].shape
-            for one in operations
-            if one.type == "AllToAll" and one.inputs[0].dtype == tf.uint8
-        ]
-        # Two halves of 4 rows, of which each replica owes another at most one.
-        self.assertEqual(moved, [[4, 1, 4, 4, 3]] * 2)
-
-    def check_exchange(self, model, operations, quota):
-        sums, exchanges = (
-            [one.inputs[0] for one in operations if one.type == kind]
-            for kind in ("CrossReplicaSum", "AllToAll")
-        )
-        # One row for each replica is the most that one of 4 can owe another,
-        # of a sub-batch of 8 and 4 rows a replica. Pictures move so, or not.
-        pictures = [one for one in exchanges if one.dtype == tf.uint8]
-        moved = [[4, 1, 4, 4, 3]] if quota == "global" else []
-        self.assertEqual([one.shape for one in pictures], moved)
-        # The optimizer sums each gradient once.
-        shapes = [tuple(one.shape) for one in sums]
-        for variable in model.trainable_variables:
-            if len(variable.shape) == 2:
-                self.assertEqual(shapes.count(tuple(variable.shape)), 1)
-                shapes.remove(tuple(variable.shape))
-        # All else is at most the embeddings of the sub-batch, [8, 6].
-        for shape in shapes:
-            self.assertLessEqual(np.prod(shape), 8 * 6, shape)
-
-    def check_types(self, operations):
-        kinds = {one.type for one in operations}
-        host = {
-            *("PyFunc", "EagerPyFunc", "Print", "PrintV2", "StringFormat"),
-            *("Unique", "Where", "DecodeJpeg", "CollectiveReduceV2"),
-        }
-        self.assertEmpty(kinds & host)
-        for operation in operations:
-            for tensor in operation.outputs:
-                self.assertNotIn(
-                    tensor.dtype, (tf.float64, tf.string), operation.name
-                )
-                if operation.type != "Placeholder":
-                    self.assertTrue(
-                        tensor.shape.is_fully_defined()
-                        or tensor.dtype in (tf.variant, tf.resource),
-                        (operation.name, tensor.shape),
-                    )
-
-
-def of_replicas(graph):
-    """The operations that run on every replica, and those that they call."""
-    for operation in graph.get_operations():
-        is_marked = "_tpu_replicate" in operation.node_def.attr
-        for name in called(operation):
-            inner = graph._get_function(name)
-            inner = getattr(inner, "graph", None)
-            if inner is not None:
-                yield from (
-                    inner_operations(inner) if is_marked else of_replicas(inner)
-                )
-        if is_marked:
-            yield operation
-
-
-def inner_operations(graph):
-    for operation in graph.get_operations():
-        yield operation
-        for name in called(operation):
-            inner = getattr(graph._get_function(name), "graph", None)
-            if inner is not None:
-                yield from inner_operations(inner)
-
-
-def called(operation):
-    return [
-        value.func.name
-        for value in operation.node_def.attr.values()
-        if value.HasField("func")
-    ]

@@ -27,13 +27,14 @@ CALLS = ("fsync", "replace", "remove")
 
 
 def recipe(folder, overrides=()):
-    """A run of a second on the shard in `folder`."""
+    """A run of a second on the shards in `folder`."""
     shard = os.path.join(folder, "a.tfrecord")
     values = {
         "seed": 5,
         "steps": 24,
         "data": {
-            "train": (shard,),
+            "train": (shard, os.path.join(folder, "damaged.tfrecord")),
+            "max_fault_rate": 0.5,
             "super_batch_size": 12,
             "image_size": tiny.IMAGE_SIZE,
             "text_length": tiny.TEXT_LENGTH,

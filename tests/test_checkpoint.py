@@ -130,6 +130,37 @@ class SavingTest(CheckpointTestCase):
         # At 36 seconds; at 60 as five steps are; then at 96, which is not yet.
         self.assertEqual(self.steps(), [3, 5])
 
+    def test_what_only_one_worker_knows_is_for_all_to_agree_on(self):
+        asked = []
+
+        def agree(wish):
+            asked.append(wish)
+            return not wish
+
+        clock = mock.Mock(return_value=0.0)
+        with mock.patch.object(checkpoint.time, "monotonic", clock):
+            callback = self.callback(
+                self.model(),
+                every_steps=3,
+                every_minutes=1.0,
+                keep_best="m",
+                agree=agree,
+            )
+            callback.on_train_begin()
+            for batch, seconds in enumerate((30.0, 95.0, 99.0, 200.0)):
+                clock.return_value = seconds
+                callback.on_train_batch_end(batch)
+        # The third step is due anyway, which nobody has to be asked.
+        self.assertEqual(asked, [False, True, True])
+        self.assertEqual(self.steps(), [1, 3])
+        # It was the best here; the others say that it was not.
+        log = os.path.join(self.workdir, checkpoint.EVALUATION_FILE)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write('{"step": 4, "m": 1.0}\n')
+        callback.on_evaluation(4, {"m": 1.0})
+        self.assertEqual(asked[3:], [True])
+        self.assertEqual(self.steps(), [1, 3])
+
     def test_the_best_is_kept_beside_the_newest(self):
         values = {2: 0.5, 4: 0.7, 6: 0.7, 8: 0.1}
         callback = self.callback(

@@ -58,6 +58,8 @@ REFUSED = [
     ("evaluation", {"every_steps": 0}, "must be at least 1. Received: 0"),
     ("evaluation", {"batch_size": 0}, "must be at least 1. Received: 0"),
     ("evaluation", {"log_every_steps": 0}, "must be at least 1. Received: 0"),
+    ("evaluation", {"format": "zip"}, "must be one of.*'zip'"),
+    ("evaluation", {"caption_fields": "a"}, "of type tuple.*'a'"),
     ("evaluation", {"prompts": ("{}", "a")}, "each hold one \"{}\".*'a'"),
     ("evaluation", {"prompts": ("{} {}",)}, "each hold one \"{}\".*'{} {}'"),
     ("checkpoint", {"every_steps": 0}, "must be at least 1. Received: 0"),
@@ -454,16 +456,6 @@ class RefusalsTest(tf.test.TestCase):
                     ),
                 },
                 "`checkpoint.every_steps` must be a multiple of .*6, steps_per",
-            ),
-            (
-                {
-                    "checkpoint": config.CheckpointConfig(every_minutes=5.0),
-                    "distribution": config.DistributionConfig(
-                        strategy="multi_worker_mirrored"
-                    ),
-                },
-                "`checkpoint.every_minutes` goes by the clock of each worker"
-                ".*every_minutes=5.0",
             ),
         ):
             with self.subTest(message=message):

@@ -1,5 +1,6 @@
 """Retrieval and zero-shot by hand, against a sorting twin, and in training."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -438,6 +439,52 @@ class OpenStoresTest(tf.test.TestCase):
         self.assertEqual(evaluation.open_stores(()), {})
         with self.assertRaisesRegex(ValueError, "different names.*'val' twice"):
             evaluation.open_stores([f"{folder}/val-*0-of*", f"{folder}/val-*"])
+
+    def test_format_fields_and_index_folder_are_as_set(self):
+        folder = self.get_temp_dir()
+        tf.io.write_file(f"{folder}/1.png", b"picture")
+        with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
+            file.write("photo,words,more\n1.png,a,b\n")
+        settings = config.TrainConfig(
+            data=config.DataConfig(
+                train=("train.csv", "other.csv"),
+                weights=(1.0, 2.0),
+                image_field="photo",
+                caption_fields=("words", "more"),
+                index_dir=f"{folder}/indexes",
+            ),
+            evaluation=config.EvaluationConfig(data=(f"{folder}/val.csv",)),
+        )
+        for own, captions in (
+            ({}, (b"a", b"b")),
+            ({"caption_fields": ("more",)}, (b"b",)),
+        ):
+            one = dataclasses.replace(
+                settings,
+                evaluation=dataclasses.replace(settings.evaluation, **own),
+            )
+            stores = evaluation.open_stores(
+                one.evaluation.data, one.evaluation_data
+            )
+            self.assertEqual(
+                stores["val"].read([0]),
+                [records.Record(b"picture", captions, {})]
+                if not own
+                else [records.Record(b"picture", captions, {"words": b"a"})],
+            )
+        self.assertCountEqual(
+            os.listdir(folder), ["1.png", "val.csv", "indexes"]
+        )
+        for own, message in (
+            ({"image_field": ""}, r"image_field ''.* of `evaluation` or,"),
+            ({"format": "tfrecord"}, "format 'tfrecord'.*not an uncompressed"),
+        ):
+            one = dataclasses.replace(
+                settings,
+                evaluation=dataclasses.replace(settings.evaluation, **own),
+            )
+            with self.assertRaisesRegex(ValueError, message):
+                evaluation.open_stores(one.evaluation.data, one.evaluation_data)
 
 
 class EvaluationTest(tf.test.TestCase):

@@ -1,6 +1,7 @@
 """Tests of the index files: when they are built, believed and written."""
 
 import concurrent.futures
+import errno
 import os
 import struct
 from unittest import mock
@@ -10,7 +11,7 @@ import tensorflow as tf
 import test_records
 from absl import logging
 
-from jest_tf.data import index, records, shards, tfrecords
+from jest_tf.data import index, patience, records, shards, tfrecords
 
 
 class IndexTestCase(test_records.RecordsTestCase):
@@ -167,6 +168,50 @@ class FileTest(IndexTestCase):
             for path in paths:
                 os.remove(path + ".index")
         self.assertFalse([n for n in os.listdir(self.directory) if "tmp" in n])
+
+
+class StorageErrorTest(IndexTestCase):
+    def open_with(self, errors):
+        real = open
+
+        def opened(path, *arguments, **options):
+            if path == self.shard and errors:
+                raise errors.pop()
+            return real(path, *arguments, **options)
+
+        with (
+            mock.patch.object(patience, "WAITS", (0.0, 0.0)),
+            mock.patch.object(shards, "open", opened, create=True),
+        ):
+            return self.open()
+
+    def test_an_error_that_passes_is_waited_out(self):
+        for number in (errno.EIO, errno.ESTALE):
+            errors = 2 * [OSError(number, os.strerror(number))]
+            self.assertLen(self.open_with(errors)[0], 5)
+            self.assertEmpty(errors)
+
+    def test_one_that_stays_stops_it_and_nothing_is_written(self):
+        errors = 3 * [OSError(errno.EIO, os.strerror(errno.EIO))]
+        with self.assertRaisesRegex(
+            ValueError, r"Shard .*a.tfrecord cannot be read: .Errno 5."
+        ):
+            self.open_with(errors)
+        with (
+            mock.patch.object(patience, "WAITS", (0.0, 0.0)),
+            mock.patch.object(
+                shards,
+                "_read_fully",
+                side_effect=OSError(errno.EIO, "Input/output error"),
+            ),
+            self.assertRaisesRegex(
+                ValueError,
+                r"Shard .*a.tfrecord cannot be read: at byte 0, tried 3 times: "
+                r".Errno 5.",
+            ),
+        ):
+            self.open()
+        self.assertEqual(os.listdir(self.directory), ["a.tfrecord"])
 
 
 class RemoteTest(IndexTestCase):

@@ -105,6 +105,25 @@ class LossValueTest(tf.test.TestCase):
                     rtol=1e-6,
                 )
 
+    def test_ids_in_parts_are_equal_where_all_parts_are(self):
+        parts = embeddings(6, 4, scale=9.0, bias=-2.0)
+        # Equal halves of 32 bits, low and high, of numbers that differ.
+        ids = np.int64([1, 1 + 2**32, 2 + 2**32, 1, 2**33, 0])
+        halves = ids.view(np.int32).reshape(6, 2)
+        for mode, block_size in (
+            ("positive", None),
+            ("ignore", None),
+            ("positive", 4),
+        ):
+            for fast, slow in LOSSES.values():
+                self.assertAllClose(
+                    fast(
+                        parts, ids=halves, equal_ids=mode, block_size=block_size
+                    ),
+                    slow(parts, ids, mode),
+                    rtol=1e-6,
+                )
+
     def test_extreme_logits_stay_finite_and_exact(self):
         for scale, bias in ((500.0, 0.0), (1e-3, -300.0), (800.0, -400.0)):
             parts = embeddings(17, 5, scale=scale, bias=bias)
@@ -205,6 +224,7 @@ class LossErrorTest(tf.test.TestCase):
             (dict(equal_ids="ignore"), "needs `ids`"),
             (dict(ids=[1, 2], equal_ids="ignore"), r"shape \[4\]"),
             (dict(ids=[1.0] * 4, equal_ids="ignore"), "integers"),
+            (dict(ids=[[[1]]] * 4, equal_ids="ignore"), r"shape \(4, 1, 1\)"),
             (dict(block_size=0), "`block_size` must be at least 1"),
         )
         for options, message in cases:

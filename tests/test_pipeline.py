@@ -1,14 +1,25 @@
 """Tests of the training and evaluation datasets."""
 
+import errno
 import hashlib
+import json
 import os
 import tempfile
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 import test_records
+import test_shards
 
-from jest_tf.data import pipeline, preprocessing, records, stream
+from jest_tf.data import (
+    fault_log,
+    patience,
+    pipeline,
+    preprocessing,
+    records,
+    stream,
+)
 
 SIZE = 6
 VOCABULARY = ["[UNK]", "[EOS]", *"abcdefghijklmnopqrstuvwxyz0123456789", "##0"]
@@ -137,6 +148,50 @@ class SuperBatchesTest(PipelineTestCase):
         _, expected = np.unique(valid, return_inverse=True)
         _, got = np.unique(values["caption_id"], return_inverse=True)
         self.assertAllEqual(expected[:, None] == expected, got[:, None] == got)
+
+    def test_a_bad_sector_is_replaced_as_if_its_record_were_damaged(self):
+        path = os.path.join(self.directory, "b")
+        store = records.open_store(path)
+        offset, size = store._indexes[0].rows([2])[0, :2].tolist()
+        sector = test_shards.BadSector(offset + size // 2, offset + size)
+        log = os.path.join(self.directory, "log")
+        found, lines = {}, {}
+        for how in ("sector", "damage"):
+            if how == "damage":
+                test_records.flip(path, offset + size // 2)
+            faults = fault_log.FaultLog(log, 1.0)
+            with (
+                mock.patch.object(patience, "WAITS", (0.0,)),
+                mock.patch.object(
+                    os, "pread", sector if how == "sector" else os.pread
+                ),
+            ):
+                found[how] = self.super_batches(5, store, faults=faults)
+            faults.close(5)
+            with open(log, encoding="utf-8") as file:
+                lines[how] = [json.loads(line) for line in file]
+        self.assert_equal_batches(found["sector"], found["damage"])
+        # 20 positions are five epochs of the four records.
+        self.assertGreaterEqual(len(lines["sector"]), 5)
+        for one, other in zip(lines["sector"], lines["damage"], strict=True):
+            self.assertEqual(one["place"], f"record 2 of {path}")
+            self.assertRegex(one.pop("reason"), "^unreadable: .*Input/output")
+            self.assertRegex(other.pop("reason"), "fail their checksum$")
+            self.assertEqual(one, other)
+
+    def test_storage_that_goes_away_stops_it_with_the_shard_and_place(self):
+        dataset = self.super_batches(store=self.store)
+        sector = test_shards.BadSector(0, 10**9, errno.ETIMEDOUT)
+        with (
+            mock.patch.object(patience, "WAITS", (0.0,)),
+            mock.patch.object(os, "pread", sector),
+            self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError,
+                r"ValueError: Shard .*/[ab] cannot be read at byte \d+, tried "
+                rf"2 times: .Errno {errno.ETIMEDOUT}. ",
+            ),
+        ):
+            list(dataset.take(1))
 
     def test_captions_are_chosen_evenly(self):
         store = records.open_store(os.path.join(self.directory, "a"))
@@ -289,6 +344,22 @@ class SuperBatchesTest(PipelineTestCase):
                     for batches in zip(*shares, strict=True)
                 ]
                 self.assert_equal_batches(joined, whole[1:])
+
+    def test_64_hosts_read_each_position_of_a_super_batch_once_in_order(self):
+        # Super-batch 3 of B = 5,120 is of the positions from 15,360 on, and a
+        # record depends on nothing but its position.
+        for num_hosts in (1, 2, 64):
+            positions = []
+            for host in range(num_hosts):
+                share = pipeline._Share(5120, host, num_hosts)
+                first = 3 * share.num_chunks
+                positions += [
+                    share.positions(first + chunk)
+                    for chunk in range(share.num_chunks)
+                ]
+            self.assertAllEqual(
+                np.concatenate(positions), np.arange(15_360, 20_480)
+            )
 
     def test_blocks_and_weights_follow_their_order(self):
         positions = np.arange(40)

@@ -35,6 +35,15 @@ def write_shard(path, payloads):
     return path
 
 
+def flip(path, position):
+    """Flips all bits of one byte of a file."""
+    with open(path, "r+b") as file:
+        file.seek(position)
+        (octet,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([octet ^ 0xFF]))
+
+
 class RecordsTestCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()

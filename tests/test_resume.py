@@ -76,6 +76,12 @@ class ResumeTest(tf.test.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
         tiny.write_shard(os.path.join(cls.folder, "a.tfrecord"))
+        tiny.write_shard(
+            os.path.join(cls.folder, "damaged.tfrecord"),
+            rows=8,
+            seed=1,
+            damaged=(2, 5),
+        )
         cls.server = Server()
         cls.addClassCleanup(cls.server.close)
         cls.unbroken = os.path.join(cls.folder, "unbroken")
@@ -116,6 +122,7 @@ class ResumeTest(tf.test.TestCase):
             checkpoint.METRICS_FILE,
             checkpoint.DRAWS_FILE,
             checkpoint.EVALUATION_FILE,
+            checkpoint.FAULTS_FILE,
         ):
             self.assertEqual(
                 self.lines(workdir, name), self.lines(self.unbroken, name)
@@ -159,6 +166,13 @@ class ResumeTest(tf.test.TestCase):
         self.assertEqual(
             checkpoint.saved_steps(self.unbroken), sorted({best, 20, 24})
         )
+        # Damaged records of both kinds were met, from the first steps to the
+        # last, so that equal logs of them say something.
+        faults = self.lines(self.unbroken, checkpoint.FAULTS_FILE)
+        self.assertEqual({row["id"] for row in faults}, {102, 105})
+        self.assertLen({row["reason"] for row in faults}, 2)
+        self.assertLess(faults[0]["step"], 4)
+        self.assertGreater(faults[-1]["step"], 20)
         last = arrays(
             os.path.join(self.unbroken, "checkpoints/step-000000024.weights.h5")
         )

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import checkpoint, models, run_directory, runs, stopping
-from jest_tf.data import pipeline
+from jest_tf.data import pipeline, records
 
 MRR = "eval/a/image_to_text/mrr"
 # The super-batch that some of these tests poison.
@@ -71,7 +71,12 @@ class RunsTestCase(tf.test.TestCase):
         tiny.write_shard(os.path.join(self.folder, "a.tfrecord"))
 
     def recipe(self, *overrides):
-        quick = ("steps=12", "evaluation.every_steps=none")
+        shard = os.path.join(self.folder, "a.tfrecord")
+        quick = (
+            "steps=12",
+            "evaluation.every_steps=none",
+            f"data.train={shard}",
+        )
         return run_server.recipe(self.folder, (*quick, *overrides))
 
     def train(self, name, *overrides, build=run_server.build_learner):
@@ -286,6 +291,23 @@ class DirectoryTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "none without data"):
             self.train("run", "evaluation.data=")
         self.assertFalse(os.path.exists(self.workdir("run")))
+
+    def test_evaluation_data_is_read_as_the_training_data_is(self):
+        shard = records.open_store(os.path.join(self.folder, "a.tfrecord"))
+        path = os.path.join(self.folder, "t.csv")
+        with open(path, "w", encoding="utf-8") as table:
+            table.write("id,photo,words\n")
+            for row, record in enumerate(shard.read(range(20))):
+                tf.io.write_file(f"{self.folder}/{row}.png", record.image)
+                table.write(f"{row},{row}.png,{record.captions[0].decode()}\n")
+        fields = ("data.image_field=photo", "data.caption_fields=words")
+        self.train(
+            "run",
+            *("steps=4", "checkpoint.keep_best="),
+            *(f"data.train={path}", f"evaluation.data={path}", *fields),
+        )
+        (row,) = tiny.read_lines(self.workdir("run"), "evaluation.jsonl")
+        self.assertIn("eval/t/image_to_text/mrr", row)
 
     def test_a_measure_that_needs_labels_is_refused_when_there_are_none(self):
         with self.assertRaisesRegex(ValueError, "keep_best` must be a measure"):

@@ -137,6 +137,68 @@ class SignalsTest(tf.test.TestCase):
             with self.assertRaises(stopping.Preempted):
                 self.send()
 
+    def together(self, signals, others=False):
+        """What the workers are asked, as `signals` asks it."""
+        asked = []
+
+        def any_worker(wish):
+            asked.append(wish)
+            return wish or others
+
+        signals.stop_together(any_worker)
+        return asked
+
+    def test_workers_are_asked_at_the_end_of_a_step_and_stop_together(self):
+        with stopping.Signals() as signals:
+            asked = self.together(signals)
+            signals.on_train_begin()
+            self.send()  # waits, in the first step and between two
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(stopping.Preempted):
+                signals.on_train_batch_end(0)
+        self.assertEqual(asked, [True])
+        self.assertEqual(signals.received, "SIGTERM")
+        with stopping.Signals() as signals:
+            asked = self.together(signals)
+            signals.on_train_begin()
+            for batch in range(2):
+                signals.on_train_batch_begin(batch)
+                signals.on_train_batch_end(batch)
+            self.assertEqual(asked, [False, False])
+            self.send()  # between two
+            signals.on_train_batch_begin(2)
+            with self.assertRaises(stopping.Preempted):
+                signals.on_train_batch_end(2)
+        self.assertEqual(asked, [False, False, True])
+
+    def test_a_signal_to_another_worker_stops_this_one(self):
+        with stopping.Signals() as signals:
+            self.together(signals, others=True)
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(stopping.Preempted):
+                signals.on_train_batch_end(0)
+        self.assertEqual(signals.received, "a signal to another worker")
+
+    def test_nobody_is_asked_after_the_last_step(self):
+        with stopping.Signals() as signals:
+            asked = self.together(signals)
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            signals.on_train_batch_end(0)
+            signals.on_train_end()
+            with self.assertRaises(stopping.Preempted):
+                self.send()
+        self.assertEqual(asked, [False])
+
+    def test_a_handler_that_was_set_since_is_replaced(self):
+        # As the service does that TensorFlow starts for several workers.
+        with stopping.Signals() as signals:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.together(signals)
+            with self.assertRaises(stopping.Preempted):
+                self.send()
+
     def test_an_exception_that_got_lost_is_raised_again(self):
         # As in a finalizer, where Python drops them.
         with stopping.Signals() as signals:

@@ -73,7 +73,7 @@ class FuzzTestCase(tf.test.TestCase):
         self.assertEqual(store.ids(np.arange(len(store))).shape, (len(store),))
         return found
 
-    def fuzz(self, path, count, unharmed):
+    def fuzz(self, path, count, unharmed, checked=False):
         """Damages a shard and checks what is left.
 
         Args:
@@ -81,6 +81,8 @@ class FuzzTestCase(tf.test.TestCase):
             count: mutations.
             unharmed: a function of the range of damage that gives the rows
                 that must be left.
+            checked: whether records have checksums, so that none is left
+                that was not there before.
         """
         with open(path, "rb") as file:
             data = file.read()
@@ -101,6 +103,12 @@ class FuzzTestCase(tf.test.TestCase):
                     whole[row] in found,
                     f"record {row} is lost to damage of [{start}, {stop})",
                 )
+            if checked:
+                for one in found:
+                    self.assertTrue(
+                        isinstance(one, records.Fault) or one in whole,
+                        f"damage of [{start}, {stop}) passes for a record",
+                    )
         return refused
 
 
@@ -123,7 +131,7 @@ class TFRecordFuzzTest(FuzzTestCase):
             # A shard without any sound frame is refused.
             return before + after
 
-        return self.fuzz(path, count, unharmed)
+        return self.fuzz(path, count, unharmed, checked=True)
 
     def test_frames_outside_of_the_damage_survive(self):
         self.fuzz_frames(300)
@@ -163,6 +171,29 @@ class TarFuzzTest(FuzzTestCase):
     def test_samples_outside_of_the_damage_survive_thousands_of_times(self):
         self.rng = np.random.default_rng(1)
         self.fuzz_samples(2000)
+
+
+class ArrayRecordFuzzTest(FuzzTestCase):
+    def fuzz_records(self, count):
+        module = pytest.importorskip("array_record.python.array_record_module")
+        path = os.path.join(self.directory, "a.array_record")
+        writer = module.ArrayRecordWriter(path, "group_size:1")
+        for i in range(NUM_RECORDS):
+            image, caption = self.texts(i)
+            writer.write(
+                test_records.serialize(image=image, caption=caption, id=i)
+            )
+        writer.close()
+        # Which records survive is the package's business. None may be another.
+        self.fuzz(path, count, lambda *damage: [], checked=True)
+
+    def test_no_damage_crashes_or_passes_for_a_record(self):
+        self.fuzz_records(300)
+
+    @pytest.mark.slow
+    def test_no_damage_passes_for_a_record_thousands_of_times(self):
+        self.rng = np.random.default_rng(1)
+        self.fuzz_records(2000)
 
 
 class TableFuzzTest(FuzzTestCase):

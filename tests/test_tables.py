@@ -1,6 +1,7 @@
 """Tests of tables: CSV, TSV and Parquet, paths and pictures."""
 
 import csv
+import errno
 import os
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import tensorflow as tf
 
-from jest_tf.data import records, shards, tables
+from jest_tf.data import patience, records, shards, tables
 
 
 class TablesTestCase(tf.test.TestCase):
@@ -280,6 +281,44 @@ class ParquetTest(TablesTestCase):
         with mock.patch.object(tables, "_KEPT_GROUPS", 1):
             store.read(np.array([0]))
         self.assertLen(tables._groups._entries, 1)
+
+    @mock.patch.object(patience, "WAITS", (0.0, 0.0))
+    def test_errors_of_the_storage_are_waited_out_or_stop_it(self):
+        path = self.table(image=[b"A"] * 4, caption=["x"] * 4, row_group_size=2)
+        store = records.open_store(path)
+        read = tables.Parquet._read_group
+
+        def failing(number, times, groups=(0, 1)):
+            left = [times]
+
+            def call(form, path, group):
+                if group in groups and left[0]:
+                    left[0] -= 1
+                    raise OSError(number, os.strerror(number))
+                return read(form, path, group)
+
+            tables._groups._entries.clear()
+            return mock.patch.object(tables.Parquet, "_read_group", call)
+
+        with failing(errno.EIO, 2):
+            self.assertEqual(
+                [one.image for one in store.read([0, 3])], 2 * [b"A"]
+            )
+        # A bad sector costs the rows of its group.
+        with failing(errno.EIO, 9, groups=(1,)):
+            found = store.read(np.arange(4))
+        self.assertEqual([one.image for one in found[:2]], 2 * [b"A"])
+        fault = shards.Fault("unreadable: [Errno 5] Input/output error")
+        self.assertEqual(found[2:], 2 * [fault])
+        for number in (errno.ESTALE, errno.ENOENT):
+            with (
+                failing(number, 9),
+                self.assertRaisesRegex(
+                    ValueError,
+                    rf"group 0 of shard {path} cannot be .*Errno {number}. ",
+                ),
+            ):
+                store.read([0])
 
     def test_a_row_without_a_picture_is_a_fault(self):
         path = self.table(

@@ -6,11 +6,12 @@ import os
 import struct
 import tarfile
 import tempfile
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.data import records
+from jest_tf.data import records, tars
 
 
 def write_tar(path, members, format=tarfile.USTAR_FORMAT):
@@ -150,6 +151,51 @@ class SamplesTest(TarsTestCase):
                 )
             ],
         )
+
+    def test_each_picture_extension_keeps_an_index_of_its_own(self):
+        members = []
+        for i in range(3):
+            members += sample(f"{i}", caption=f"{i}")
+            # A thumbnail alone is a sample for the second setting only.
+            members.append((f"{i}+.thumb", b"small"))
+        write_tar(self.path, members)
+        scans = []
+        scan = tars.Tars.scan
+
+        def counting(form, path, advance):
+            scans.append(path)
+            return scan(form, path, advance)
+
+        folder = os.path.dirname(self.path)
+        for index_dir in ("", os.path.join(folder, "indexes")):
+            scans.clear()
+            for _ in range(3):
+                with mock.patch.object(tars.Tars, "scan", counting):
+                    usual, thumbs = (
+                        records.open_store(
+                            self.path, image_field=field, index_dir=index_dir
+                        )
+                        for field in ("", "thumb")
+                    )
+                self.assertEqual((len(usual), len(thumbs)), (3, 6))
+                self.assertEqual(thumbs.read([1])[0].image, b"small")
+            self.assertLen(scans, 2)
+            found = os.listdir(index_dir or folder)
+            self.assertLen([n for n in found if n.endswith(".index")], 2)
+
+    def test_tars_on_a_remote_file_system(self):
+        members = []
+        for i in range(40):
+            image = bytes([i]) * 5000
+            members += sample(f"{i:02}", image=image, caption=f"{i}", n="x")
+        local = self.store(members)
+        folder = f"ram://{os.path.basename(os.path.dirname(self.path))}"
+        tf.io.gfile.makedirs(folder)
+        tf.io.gfile.copy(self.path, f"{folder}/a.tar")
+        remote = records.open_store(f"{folder}/*.tar")
+        rows = np.random.default_rng(0).permutation(40)
+        self.assertEqual(remote.read(rows), local.read(rows))
+        self.assertEqual(remote.read([7])[0].captions, (b"7",))
 
     def test_long_names_of_every_tar_format_are_read(self):
         key = "d" * 80 + "/" + "ü" * 60 + "k" * 40

@@ -5,19 +5,10 @@ import struct
 
 import numpy as np
 import tensorflow as tf
+import test_crc32c
 import test_records
 
 from jest_tf.data import records, tfrecords
-
-
-def crc32c_bit_by_bit(data):
-    """CRC-32C as its definition states it: one bit at a time."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 class FramesTest(test_records.RecordsTestCase):
@@ -60,13 +51,11 @@ class FramesTest(test_records.RecordsTestCase):
             found = self.read()
             self.assertEqual(found[:number], self.whole[:number])
             payload = self.size - 16
-            if rest >= 12 + payload:
-                # Only the payload's checksum is cut.
-                self.assertEqual(found[number:], self.whole[number:][:1])
-            elif rest >= 12:
+            if rest >= 12:
+                # Of the payload and its checksum.
                 self.assertEqual(
                     [fault.reason for fault in found[number:]],
-                    [f"truncated: {rest - 12} of {payload} bytes"],
+                    [f"truncated: {rest - 12} of {payload + 4} bytes"],
                 )
             elif rest:
                 self.assertEqual(
@@ -103,6 +92,25 @@ class FramesTest(test_records.RecordsTestCase):
             self.assertRegex(found[1].reason, "damaged")
             self.patch(self.shard, byte, data[byte : byte + 1])
 
+    def test_any_flipped_bit_of_a_payload_or_its_checksum_is_noticed(self):
+        with open(self.shard, "rb") as file:
+            data = file.read()
+        reason = f"damaged: {self.size - 16} bytes that fail their checksum"
+        for bit in range(0, 8 * (self.size - 12), 5):
+            byte = self.size + 12 + bit // 8
+            self.patch(self.shard, byte, bytes([data[byte] ^ 1 << bit % 8]))
+            store = records.open_store(self.shard)
+            self.assertEqual(
+                store.read(np.arange(3)),
+                [self.whole[0], records.Fault(reason), self.whole[2]],
+            )
+            self.patch(self.shard, byte, data[byte : byte + 1])
+
+    def test_a_payload_that_rots_after_it_was_indexed_is_noticed(self):
+        store = records.open_store(self.shard)
+        self.patch(self.shard, self.size + 20, b"?")
+        self.assertRegex(store.read([1])[0].reason, "fail their checksum")
+
     def test_a_record_that_lost_bytes_does_not_swallow_the_next(self):
         with open(self.shard, "rb") as file:
             data = file.read()
@@ -122,9 +130,7 @@ class FramesTest(test_records.RecordsTestCase):
             (2**62, "damaged: 12 bytes"),
         ):
             header = struct.pack("<Q", length)
-            header += tfrecords.masked_crc32c(
-                np.array([length], np.uint64)
-            ).tobytes()
+            header += struct.pack("<I", test_crc32c.masked_bit_by_bit(header))
             with open(self.shard, "r+b") as file:
                 file.truncate(3 * self.size)
                 file.seek(3 * self.size)
@@ -226,30 +232,9 @@ class SchemaTest(tf.test.TestCase):
 
 
 class ChecksumTest(tf.test.TestCase):
-    def test_crc32c_of_the_standard_check_string(self):
-        # The check value of CRC-32C is that of b"123456789"; ours takes eight
-        # bytes, so the oracle is checked on it and ours against the oracle.
-        self.assertEqual(crc32c_bit_by_bit(b"123456789"), 0xE3069283)
-
-    def test_masked_crc32c_equals_the_bitwise_definition(self):
-        rng = np.random.default_rng(0)
-        values = np.concatenate(
-            [
-                np.array([0, 1, 255, 2**63, 2**64 - 1], np.uint64),
-                rng.integers(0, 2**64 - 1, 50, np.uint64),
-            ]
-        )
-        expected = []
-        for value in values.tolist():
-            crc = crc32c_bit_by_bit(struct.pack("<Q", value))
-            rotated = (crc >> 15 | crc << 17) % 2**32
-            expected.append((rotated + 0xA282EAD8) % 2**32)
-        self.assertAllEqual(tfrecords.masked_crc32c(values), expected)
-
     def test_the_size_of_a_frame_needs_its_checksum(self):
         size = struct.pack("<Q", 300)
-        crc = crc32c_bit_by_bit(size)
-        masked = ((crc >> 15 | crc << 17) % 2**32 + 0xA282EAD8) % 2**32
+        masked = test_crc32c.masked_bit_by_bit(size)
         header = size + struct.pack("<I", masked)
         self.assertEqual(tfrecords.frame_size(header), 300)
         self.assertIsNone(tfrecords.frame_size(header[:11]))

@@ -23,6 +23,7 @@ from benchmarks.tpu import (
     step,
     table,
     twins,
+    worker,
 )
 from jest_tf import config as config_lib
 from jest_tf import training
@@ -269,6 +270,7 @@ class TwinsTest(tf.test.TestCase):
         self.assertEqual(selection.scoring_batch_size, 40)
         self.assertEqual(model.micro_batch_size, 8)
         self.assertEqual(16 % model.loss_block_size, 2)
+        self.assertEqual(case.config.distribution.steps_per_execution, 2)
 
     def test_the_super_batches_are_those_of_the_pipeline(self):
         store = records.open_store(
@@ -403,6 +405,9 @@ class HloTest(tf.test.TestCase):
             compiler.read_available_memory("no memory at all")
 
 
+CODE = "0c0de123"
+
+
 def result(case, topology, **fields):
     """A line of results."""
     line = {
@@ -433,13 +438,17 @@ def result(case, topology, **fields):
         "collectives": {"all-reduce": hlo.Traffic(3, 2048, 1, 512)._asdict()},
         "versions": {"libtpu": "0.0.52"},
         "date": "2026-11-24",
+        "code": CODE,
+        "config": case.digest,
+        "replicas": 4,
         "revision": "a1b2c3d",
+        "is_current": True,
     }
     return line | fields
 
 
 def failure(case, topology, error):
-    kept = ("case", "recipes", "variant", "topology")
+    kept = ("case", "recipes", "variant", "topology", "code", "is_current")
     line = {k: v for k, v in result(case, topology).items() if k in kept}
     return line | {"stage": "compile", "error": error}
 
@@ -464,16 +473,18 @@ class ResultsTest(tf.test.TestCase):
             if case.name.startswith("siglip_b16 siglip_l16")
         ]
         self.compiled = []
+        self.code = CODE
 
     def compile(self, case, topologies, replicas, minutes):
         self.assertEqual((replicas, minutes), (4, 1.0))
         for topology in topologies:
             self.compiled.append((case.name, topology))
-            yield result(case, topology)
+            yield result(case, topology, code=self.code)
 
     def run_matrix(self):
         with (
             mock.patch.object(matrix, "compile_case", self.compile),
+            mock.patch.object(matrix, "present_code", lambda: self.code),
             contextlib.redirect_stderr(io.StringIO()) as printed,
         ):
             matrix.run(**vars(self.options))
@@ -502,6 +513,47 @@ class ResultsTest(tf.test.TestCase):
         self.assertIn("6 of 6 compile.", page)
         self.assertEqual(page.count("| siglip_b16, siglip_l16 "), 6)
         self.assertIn("written by python -m benchmarks.tpu_compile", page)
+
+    def test_what_other_code_made_is_shown_until_it_is_done_again(self):
+        self.options.topologies = ["v5e:2x2"]
+        self.run_matrix()
+        self.code = "abcdef01"
+        self.options.only += "oftmax"
+        self.run_matrix()
+        self.assertLen(self.compiled, 4)
+        page = " ".join(self.options.page.read_text().split())
+        self.assertIn("but for 2 marked *, of earlier code.", page)
+        self.assertIn(
+            f"code {CODE}* of revision a1b2c3d, {self.code} of revision", page
+        )
+        self.assertEqual(page.count(f"| {CODE}* |"), 2)
+        self.assertEqual(page.count(f"| {self.code} |"), 1)
+        self.options.only = self.options.only.removesuffix("oftmax")
+        self.run_matrix()
+        self.assertLen(self.compiled, 6)
+        page = " ".join(self.options.page.read_text().split())
+        self.assertIn("when this was written in every line.", page)
+        # So does another number of replicas.
+        line = next(iter(matrix.read(self.options.results).values()))
+        matrix.append(self.options.results, line | {"replicas": 2})
+        self.run_matrix()
+        self.assertLen(self.compiled, 7)
+
+    def test_the_code_is_that_of_the_sources_that_a_case_needs(self):
+        sources = set(map(str, worker._SOURCES))
+        self.assertContainsSubset(
+            {
+                "jest_tf/training.py",
+                "jest_tf/losses.py",
+                "benchmarks/tpu/lifter.py",
+                "benchmarks/tpu/worker.py",
+            },
+            sources,
+        )
+        before = worker.code()
+        self.assertRegex(before, "^[0-9a-f]{8}$")
+        with mock.patch.object(worker, "_SOURCES", worker._SOURCES[1:]):
+            self.assertNotEqual(worker.code(), before)
 
     def test_lines_are_whole_and_the_last_counts(self):
         path = self.options.results
@@ -552,10 +604,12 @@ class ResultsTest(tf.test.TestCase):
         name = "siglip_b16, siglip_l16"
         # 8 + 6 - 5 + 3 + 1 MiB.
         self.assertEqual(
-            rows[0], [name, "sigmoid", "-", "-", "yes, 13 MiB", "no [1]"]
+            rows[0],
+            [name, "sigmoid", "-", "-", "yes, 13 MiB", "no [1]", CODE],
         )
         self.assertEqual(
-            rows[1], [name, "softmax", "-", "-", "yes, 13 MiB", "not tried"]
+            rows[1],
+            [name, "softmax", "-", "-", "yes, 13 MiB", "not tried", CODE],
         )
         self.assertEqual(
             rows[2][4:],
@@ -577,7 +631,9 @@ class ResultsTest(tf.test.TestCase):
         )
         self.assertIn("- u64: none;", text)
         self.assertIn("- host: none; around the program: IteratorGetN", text)
-        self.assertIn("libtpu 0.0.52; revision a1b2c3d; 2026-11-24.", text)
+        self.assertIn(
+            f"libtpu 0.0.52; code {CODE} of revision a1b2c3d; 2026-11-24.", text
+        )
         self.assertEqual(table.markdown([]), "Nothing is compiled yet.")
 
 

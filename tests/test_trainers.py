@@ -1,6 +1,7 @@
 """The commands, end to end through `main(argv)` on the shipped pictures."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -135,6 +136,38 @@ class TrainersTest(tf.test.TestCase):
         )
         self.assertLen(found, 10)
         self.assertAllInRange([float(value) for value, _ in found], 0.0, 1.0)
+
+    def test_evaluate_takes_data_of_another_format_and_other_fields(self):
+        shipped = records.open_store(f"{DATA}/val_concept-*.tfrecord")
+        folder = os.path.join(self.folder.name, "table")
+        os.makedirs(folder)
+        columns = shipped.columns(["id", "concept"])
+        with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["id", "photo", "words", "concept"])
+            for row, record in enumerate(shipped.read(range(len(shipped)))):
+                path = pathlib.Path(folder) / f"{row}.png"
+                path.write_bytes(record.image)
+                words = record.captions[0].decode()
+                concept = columns["concept"][row].decode()
+                number = columns["id"][row]
+                table.writerow([number, path.name, words, concept])
+        expected = lines(self.learner, "evaluation.jsonl")[-1]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(
+                [
+                    *("--workdir", self.learner, "--json"),
+                    *("--data", f"{folder}/val.csv", "--format", "table"),
+                    *("--image-field", "photo", "--caption-fields", "words"),
+                    *("--index-dir", f"{folder}/indexes"),
+                ]
+            )
+        found = json.loads(printed.getvalue())
+        self.assertNotEmpty(found)
+        for name, value in found.items():
+            other = name.replace("eval/val/", "eval/val_concept/")
+            self.assertAllClose(value, expected[other])
+        self.assertLen(os.listdir(f"{folder}/indexes"), 1)
 
     def test_shards_that_the_shell_has_listed_are_one_set(self):
         shard = f"{DATA}/val_concept-00000-of-00001.tfrecord"

@@ -90,16 +90,23 @@ def dataset(batches):
     return tf.data.Dataset.from_tensor_slices(stacked)
 
 
-def write_shard(path, rows=20, seed=0):
-    """A shard of PNG noise with captions of three words; ids from 100 on."""
+def write_shard(path, rows=20, seed=0, damaged=()):
+    """A shard of PNG noise with captions of three words; ids from 100 on.
+
+    The pictures of the rows in `damaged` are cut off, every other one so that
+    only decoding finds it out.
+    """
     random = np.random.default_rng(seed)
     payloads = []
     for row in range(rows):
-        image = random.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        pixels = random.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        image = tf.io.encode_png(pixels).numpy()
+        if row in damaged:
+            image = image[:10] if row % 2 else image[:-20]
         words = random.choice(list(VOCABULARY[2:]), TEXT_LENGTH - 1)
         payloads.append(
             test_records.serialize(
-                image=tf.io.encode_png(image).numpy(),
+                image=image,
                 caption=" ".join(words),
                 id=100 + row,
             )

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 import trainers
+from jest_tf import config as config_lib
 from jest_tf import evaluation, reference
 
 
@@ -28,9 +29,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="shards or tables, a set each; shards of one set that the shell "
         "expanded are taken together. By default the run's `evaluation.data`",
     )
+    for name, options in (
+        ("--format", {"choices": config_lib.FORMATS}),
+        ("--image-field", {}),
+        ("--caption-fields", {"nargs": "+", "metavar": "FIELD"}),
+        ("--index-dir", {}),
+    ):
+        setting = name[2:].replace("-", "_")
+        parser.add_argument(
+            name, help=f"`data.{setting}` of the data; the run's", **options
+        )
     parser.add_argument("--json", action="store_true", help="print JSON")
     flags = parser.parse_args(argv)
-    results = trainers.run(lambda: evaluate(flags.workdir, flags.data))
+    results = trainers.run(
+        lambda: evaluate(
+            flags.workdir,
+            flags.data,
+            format=flags.format,
+            image_field=flags.image_field,
+            caption_fields=flags.caption_fields,
+            index_dir=flags.index_dir,
+        )
+    )
     if flags.json:
         print(json.dumps(results, indent=2))
         return
@@ -39,13 +59,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(
-    workdir: str, data: Sequence[str] | None = None
+    workdir: str,
+    data: Sequence[str] | None = None,
+    *,
+    format: str | None = None,
+    image_field: str | None = None,
+    caption_fields: Sequence[str] | None = None,
+    index_dir: str | None = None,
 ) -> dict[str, float]:
     """What `evaluation.Evaluation` measures of a finished run.
 
     Args:
         workdir: the run directory.
         data: paths or globs; None is the run's own `evaluation.data`.
+        format: as `data.format`; None is what the run evaluates with. The
+            others likewise.
+        image_field: as `data.image_field`.
+        caption_fields: as `data.caption_fields`.
+        index_dir: as `data.index_dir`.
 
     Raises:
         ValueError: where the run has not finished, or there is no data.
@@ -54,6 +85,16 @@ def evaluate(
     settings = run.config.evaluation
     if data:
         settings = dataclasses.replace(settings, data=tuple(data))
+    given = {
+        "format": format,
+        "image_field": image_field,
+        "caption_fields": caption_fields and tuple(caption_fields),
+        "index_dir": index_dir,
+    }
+    reading = dataclasses.replace(
+        run.config.evaluation_data,
+        **{name: one for name, one in given.items() if one is not None},
+    )
     if not settings.data:
         raise ValueError(
             "There is nothing to evaluate on: expected `--data`, or a run with "
@@ -61,7 +102,7 @@ def evaluate(
         )
     return evaluation.Evaluation(
         run.learner,
-        evaluation.open_stores(together(settings.data)),
+        evaluation.open_stores(together(settings.data), reading),
         settings,
         tokenizer=run.tokenizer,
         image_size=run.config.data.image_size,

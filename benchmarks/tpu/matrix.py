@@ -28,7 +28,9 @@ def run(
     """Compiles what is asked for and not yet in the results.
 
     A line of the results is whole once it is there, and the last of a case and
-    a topology counts. Lines of cases that are no more stay out of the table.
+    a topology counts. It is done as long as code, settings and replicas are
+    those that it was compiled with; older ones stay in the table, marked, until
+    they are compiled again. Lines of cases that are no more stay out.
 
     Args:
         topologies: such as "v5e:2x2".
@@ -49,12 +51,20 @@ def run(
             f"`only` must be part of the name of a case. Received: {only!r}; "
             f"there are {[case.name for case in cases]}"
         )
-    done = read(results)
+    done, code = read(results), present_code()
+
+    def made_by(case):
+        return {"code": code, "config": case.digest, "replicas": replicas}
+
+    def is_current(case, topology):
+        line = done.get((case.name, topology), {})
+        return made_by(case).items() <= line.items()
+
     for number, case in enumerate(wanted, 1):
         left = [
             topology
             for topology in topologies
-            if again or (case.name, topology) not in done
+            if again or not is_current(case, topology)
         ]
         place = f"{number}/{len(wanted)} {case.name}"
         if not left:
@@ -62,11 +72,12 @@ def run(
             continue
         report.log(f"{place}: tracing and compiling")
         for line in compile_case(case, left, replicas, minutes):
+            line = made_by(case) | line
             report.log(f"{place}, {table.describe(line)}")
             append(results, line)
             done[case.name, line["topology"]] = line
     lines = [
-        done[case.name, topology]
+        done[case.name, topology] | {"is_current": is_current(case, topology)}
         for case in cases
         for topology in topologies
         if (case.name, topology) in done
@@ -81,6 +92,13 @@ def read(path: pathlib.Path) -> dict[tuple[str, str], dict]:
         return {}
     lines = map(json.loads, path.read_text("utf-8").splitlines())
     return {(line["case"], line["topology"]): line for line in lines}
+
+
+def present_code() -> str:
+    """What a line's `code` is if it is compiled now."""
+    command = [sys.executable, "-m", "benchmarks.tpu.worker", "--code"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]
 
 
 def append(path: pathlib.Path, line: dict) -> None:

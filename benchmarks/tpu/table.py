@@ -48,7 +48,8 @@ def markdown(lines: list[dict]) -> str:
     """The block of the page.
 
     Args:
-        lines: of results, those of a case next to each other.
+        lines: of results, those of a case next to each other, and `is_current`
+            of each, whether it would come out like this again.
     """
     if not lines:
         return "Nothing is compiled yet."
@@ -75,6 +76,15 @@ def _summary(lines, good):
         )
         + "."
     )
+    stale = sum(not line["is_current"] for line in lines)
+    parts.append(
+        " The code is that of the repository when this was written"
+        + (
+            f", but for {stale} marked *, of earlier code."
+            if stale
+            else " in every line."
+        )
+    )
     return textwrap.fill("".join(parts), 80)
 
 
@@ -93,8 +103,9 @@ def _compiled(lines):
             else:
                 cells.append(f"yes, {_mib(planned(line['memory']))}")
         first = next(iter(case.values()))
-        rows.append([*_names(first), *cells])
-    table = report.table([*_HEAD, *topologies], rows)
+        codes = dict.fromkeys(map(_code, case.values()))
+        rows.append([*_names(first), *cells, ", ".join(codes)])
+    table = report.table([*_HEAD, *topologies, "code"], rows)
     notes = [
         f"[{number}] {line['topology']}, {line['stage']}: `{line['error']}`"
         for number, line in enumerate(errors, 1)
@@ -182,7 +193,13 @@ def _footer(good):
     versions = ", ".join(
         f"{name} {version}" for name, version in good[-1]["versions"].items()
     )
-    revisions = ", ".join(sorted({line["revision"] for line in good}))
+    revisions = {}
+    for line in good:
+        revisions.setdefault(_code(line), set()).add(line["revision"])
+    revisions = ", ".join(
+        f"{code} of revision {', '.join(sorted(found))}"
+        for code, found in sorted(revisions.items())
+    )
     dates = sorted({line["date"] for line in good})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     seconds = [
@@ -190,7 +207,7 @@ def _footer(good):
         for line in good
     ]
     words = (
-        f"{versions}; revision {revisions}; {span}. Seconds a case and "
+        f"{versions}; code {revisions}; {span}. Seconds a case and "
         "topology, to trace, export and compile, lowest / median / highest: "
         f"{report.spread(seconds)}."
     )
@@ -203,6 +220,10 @@ def _cases(lines):
     for line in lines:
         found.setdefault(line["case"], {})[line["topology"]] = line
     return list(found.values())
+
+
+def _code(line):
+    return line["code"] + ("" if line["is_current"] else "*")
 
 
 def _names(line):

@@ -8,6 +8,7 @@ same twin.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import NamedTuple
 
@@ -37,6 +38,11 @@ class Case(NamedTuple):
     def name(self) -> str:
         """Tells the case from all others."""
         return " ".join([" ".join(self.recipes), *self.variant.values()])
+
+    @property
+    def digest(self) -> str:
+        """Eight digits that tell its settings from others."""
+        return hashlib.sha256(repr(self.config).encode()).hexdigest()[:8]
 
 
 def twin(
@@ -101,7 +107,7 @@ def cases(num_replicas: int) -> list[Case]:
 
     Both losses; with a selection that scores both quotas too, and the reference
     from sidecars and live; and once everything in parts: micro-batches while
-    scoring and training, the loss by blocks.
+    scoring and training, the loss by blocks, two steps an execution.
     """
     recipes_of = {}
     for path in sorted(RECIPES.glob("*.py")):
@@ -159,6 +165,9 @@ def _in_parts(config, num_replicas):
             loss_block_size=_SHARE // 2 - 1,
         ),
         selection=selection,
+        distribution=dataclasses.replace(
+            config.distribution, steps_per_execution=2
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.tpu.worker --case "siglip_b16 siglip_l16 sigmoid" \
         --replicas 4 --topologies v5e:2x2 --out lines.jsonl
+    python -m benchmarks.tpu.worker --code
 
 A compiler that aborts or fills the memory then takes one case with it. What is
 found goes to a file, a JSON object a line. Run by matrix.py, in the environment
@@ -10,10 +11,12 @@ of `tpu_compile.ENVIRONMENT`.
 
 import argparse
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import pathlib
 import subprocess
+import sys
 import time
 
 import tensorflow as tf
@@ -21,16 +24,34 @@ import tensorflow as tf
 from benchmarks.tpu import compiler, fake_strategy, hlo, lifter, step, twins
 
 PACKAGES = ("tensorflow-tpu", "keras", "jax", "libtpu")
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Those of this repository that a step and its executable are made by.
+_SOURCES = sorted(
+    pathlib.Path(path).resolve().relative_to(_ROOT)
+    for path in {
+        __file__,
+        *(
+            module.__file__
+            for name, module in sys.modules.items()
+            if name.split(".")[0] in ("benchmarks", "jest_tf")
+        ),
+    }
+    if path  # a folder without __init__.py has none
+)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Appends a line for every topology to the file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu.worker")
-    parser.add_argument("--case", required=True, help="its name")
-    parser.add_argument("--replicas", type=int, required=True)
-    parser.add_argument("--topologies", nargs="+", required=True)
-    parser.add_argument("--out", required=True, help="file, appended to")
+    parser.add_argument("--code", action="store_true", help="print it, and end")
+    parser.add_argument("--case", help="its name")
+    parser.add_argument("--replicas", type=int)
+    parser.add_argument("--topologies", nargs="+")
+    parser.add_argument("--out", help="file, appended to")
     options = parser.parse_args(argv)
+    if options.code:
+        print(code())
+        return
     (case,) = (
         case
         for case in twins.cases(options.replicas)
@@ -56,6 +77,8 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
         "super_batch_size": case.config.data.super_batch_size,
         "batch_size": case.config.batch_size,
         "date": time.strftime("%Y-%m-%d"),
+        "code": code(),
+        "config": case.digest,
         "revision": _revision(),
         "versions": {
             name: importlib.metadata.version(name) for name in PACKAGES
@@ -91,15 +114,29 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
         ) | _of_executable(executable)
 
 
+def code() -> str:
+    """Eight digits that tell the sources that a case is made by from others."""
+    found = hashlib.sha256()
+    for path in _SOURCES:
+        found.update(f"{path}\n".encode())
+        found.update((_ROOT / path).read_bytes())
+    return found.hexdigest()[:8]
+
+
 def _revision():
-    """The commit of the code, "-dirty" if it has been changed since."""
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    """The commit, "-dirty" if the sources have been changed since."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", *map(str, _SOURCES))
+    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def _trace(config, strategy):

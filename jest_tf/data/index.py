@@ -1,7 +1,10 @@
 """Index files: where each record of a shard lies, and its id.
 
 An index is built once for a shard, by its format's `scan`, and written beside
-the shard as `<shard>.index`, or into a folder of its own. It is a header and,
+the shard as `<shard>.index`, or into a folder of its own. Where records also
+depend on a setting of the format, such as the extension of pictures in tars,
+the name holds a hash of it, so that each setting has its index. It is a header
+and,
 for every record, three little-endian int64: two that say where it lies and its
 id. It is mapped into memory, not read. An index that does not fit its shard (by
 size, time of change, or hash of head and tail), or whose own checksums do not
@@ -29,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from jest_tf.data import shards
+from jest_tf.data import patience, shards
 
 _MAGIC = b"JESTTFIX"
 _VERSION = 1
@@ -99,8 +102,9 @@ def open_indexes(
 
     def check(path, form):
         with _naming(path):
-            header = _describe(path, form)
-        loaded = _load(index_path(path, index_dir), header)
+            header = patience.call(lambda: _describe(path, form))
+        place = index_path(path, index_dir, form.index_variant)
+        loaded = _load(place, header)
         if loaded is None:
             shown.expect(header.shard_size)
         return header, loaded
@@ -109,7 +113,7 @@ def open_indexes(
         header, loaded = found
         if loaded is None:
             header, body = _build(path, form, header, shown.advance)
-            place = index_path(path, index_dir)
+            place = index_path(path, index_dir, form.index_variant)
             try:
                 _write(place, header, body)
                 loaded = _load(place, header)
@@ -130,16 +134,25 @@ def open_indexes(
     return indexes
 
 
-def index_path(path: str, index_dir: str = "") -> str:
-    """The index file of a shard."""
+def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
+    """The index file of a shard.
+
+    Args:
+        path: the shard.
+        index_dir: folder of the index files; "" is beside each shard.
+        variant: of the format, see `shards.py`.
+    """
+    ending = ".index"
+    if variant:
+        ending = f".{_digest(variant.encode())[:4].hex()}.index"
     if not index_dir:
-        return path + ".index"
+        return path + ending
     # Shards of the same name in several folders share the index folder.
     if not shards.is_remote(path):
         path = os.path.abspath(path)
     folder, name = os.path.split(path)
     digest = _digest(folder.encode())[:4].hex()
-    return os.path.join(index_dir, f"{name}-{digest}.index")
+    return os.path.join(index_dir, f"{name}-{digest}{ending}")
 
 
 class _Header(NamedTuple):

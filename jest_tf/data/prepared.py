@@ -9,6 +9,7 @@ ArrayRecord shards (with the package `array_record`) are known. A class label is
 given out by its name.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ class ArrayRecords:
 
     name = "array_record"
     index_key = "array_record"
+    index_variant = ""
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class ArrayRecords:
                     stored = self._examples.stored_id(payload)
                 ids.append(stored or 0)
                 has_id.append(stored is not None)
-        reader.close()
+        _close(reader)
         spans = np.zeros((count, 2), np.int64)
         spans[:, 0] = np.arange(count)
         return shards.Entries(
@@ -138,7 +140,7 @@ class ArrayRecords:
         try:
             payloads = _read(reader, spans[:, 0].tolist())
         finally:
-            reader.close()
+            _close(reader)
         return [
             payload
             if isinstance(payload, shards.Fault)
@@ -155,6 +157,12 @@ def _read(reader, numbers):
         if len(numbers) == 1:
             return [shards.Fault(f"unreadable: {shards.one_line(error)}")]
         return [_read(reader, [number])[0] for number in numbers]
+
+
+def _close(reader):
+    # It tells once more of damage that reading has come upon.
+    with contextlib.suppress(RuntimeError):
+        reader.close()
 
 
 def _split_paths(folder, info, split, kind):

@@ -6,7 +6,8 @@ how records lie in a shard, with two methods:
     scan(path, advance) -> Entries        # once, to index the shard
     read(path, spans) -> list             # a Record or Fault for each span
 
-and the attributes `name`, `index_key`, all that an index depends on, and
+and the attributes `name`, `index_key`, all that an index depends on,
+`index_variant`, the part of it that is set and not told by the file, and
 `fields`, all that a record depends on beside the shard. A span is two integers
 that say where a record lies; in formats that are sequences of bytes
 (`tfrecords.py`, `tars.py`, CSV in `tables.py`) they are its offset and size.
@@ -15,6 +16,7 @@ Paths may be local or anything `tf.io.gfile` opens. Index files are in
 """
 
 import concurrent.futures
+import contextlib
 import errno
 import glob
 import hashlib
@@ -24,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from jest_tf.data import patience
 
 # A record of more bytes is a fault, so that a wrong length cannot ask for all
 # memory. The largest photographs are a tenth of it.
@@ -39,20 +43,8 @@ _REMOTE_GAP = 2**19
 _MAX_READ = 2**24
 # Files that this package writes beside shards.
 NO_SHARDS = (".index", ".sidecar", ".partial", ".tmp")
-# What may be over in a moment. A fault would put another record in its place,
-# and a run that is continued would meet the file again.
-_PASSING_NUMBERS = frozenset(
-    (
-        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
-        *(errno.ESTALE, errno.ETIMEDOUT),
-    )
-)
-_PASSING_ERRORS = (
-    tf.errors.UnavailableError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.ResourceExhaustedError,
-    tf.errors.AbortedError,
-)
+# Bytes about a place that are forgotten before it is read as a test.
+_PROBE = 2**16
 # Requests to remote storage under way at once, for one call.
 _REMOTE_REQUESTS = 16
 
@@ -180,19 +172,25 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     return sorted(paths)
 
 
-def read_spans(path: str, spans: np.ndarray) -> list[bytes | Fault]:
+def read_spans(
+    path: str, spans: np.ndarray, tail: int = 0
+) -> list[bytes | Fault]:
     """Reads ranges of bytes of one file; neighbouring ones in one go.
+
+    Errors that may pass are waited out for some seconds. A range that has an
+    I/O error of its own even then, as from a bad sector, is a fault.
 
     Args:
         path: the file.
         spans: int64 [k, 2], offsets and sizes, in any order.
+        tail: bytes after each range that belong to it.
 
     Returns:
-        k payloads, or a fault where a range is marked as damaged, too large or
-        goes beyond the end of the file.
+        k payloads, each with its tail, or a fault where a range is marked as
+        damaged, too large, unreadable or goes beyond the end of the file.
 
     Raises:
-        ValueError: the file cannot be opened.
+        ValueError: the file cannot be opened, or nothing of it can be read.
     """
     out: list = [None] * len(spans)
     good = []
@@ -205,14 +203,13 @@ def read_spans(path: str, spans: np.ndarray) -> list[bytes | Fault]:
             )
         else:
             good.append(i)
+    spans = spans + [0, tail]
     gap = _REMOTE_GAP if is_remote(path) else _LOCAL_GAP
-    for group, start, data in _read_groups(path, spans, good, gap):
-        for i in group:
-            offset, size = spans[i].tolist()
-            payload = data[offset - start : offset - start + size]
-            out[i] = payload
-            if len(payload) != size:
-                out[i] = Fault(f"truncated: {len(payload)} of {size} bytes")
+    for i, payload in _read_groups(path, _groups(spans, good, gap)):
+        size = int(spans[i, 1])
+        if not isinstance(payload, Fault) and len(payload) != size:
+            payload = Fault(f"truncated: {len(payload)} of {size} bytes")
+        out[i] = payload
     return out
 
 
@@ -254,21 +251,67 @@ class Window:
         keep = self._data[offset - self._start :]
         if not self._start <= offset < before:
             before, keep = offset, b""
-        try:
+        end = min(offset + size, self.size)
+
+        def read():
             self._file.seek(before)
-            end = min(offset + size, self.size)
-            self._data = keep + _read_fully(self._file, end - before)
-        except tf.errors.OpError as error:
-            raise _os_error(error) from error
+            return _read_fully(self._file, end - before)
+
+        try:
+            self._data = keep + patience.call(read)
+        except (OSError, tf.errors.OpError) as error:
+            raise OSError(
+                f"at byte {before}{patience.tries(error)}: {one_line(error)}"
+            ) from error
         if len(self._data) < min(size, self.size - offset):
             raise OSError("it has become shorter while it was read")
         self._start = offset
         self._advance(max(0, offset + len(self._data) - before))
 
 
-def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
-    """Whole files, such as the pictures that a table's rows name."""
-    return map_requests(_read_file, paths, any(map(is_remote, paths)))
+def read_files(paths: Sequence[str], beside: str) -> list[bytes | Fault]:
+    """Whole files, such as the pictures that a table's rows name.
+
+    Args:
+        paths: the files.
+        beside: another file there, such as the table. While it can be read,
+            an I/O error is taken for a fault of its file.
+
+    Raises:
+        ValueError: the storage cannot be read.
+    """
+    remote = any(map(is_remote, paths))
+    found = patience.try_all(
+        lambda some: map_requests(
+            lambda path: patience.caught(_read_file, path), some, remote
+        ),
+        paths,
+    )
+    return [
+        fault_of(result, f"{path} cannot be read", beside)
+        if isinstance(result, Exception)
+        else result
+        for path, result in zip(paths, found, strict=True)
+    ]
+
+
+def fault_of(error: Exception, failure: str, beside: str) -> Fault:
+    """A fault for an error that is of the bytes asked for and no others.
+
+    Args:
+        error: what was raised, and stayed.
+        failure: what it is that failed, for the message.
+        beside: a file of which something can be read unless the error is of
+            the storage as a whole.
+
+    Raises:
+        ValueError: the error is of the storage, or of the moment.
+    """
+    if patience.is_broken(error) and _is_readable(beside):
+        return Fault(f"unreadable: {one_line(error)}")
+    raise ValueError(
+        f"{failure}{patience.tries(error)}: {one_line(error)}"
+    ) from error
 
 
 def map_requests(function: Callable, items: Sequence, remote: bool) -> list:
@@ -306,12 +349,8 @@ def _read_file(path):
         with open_file(path) as file:
             return file.read(size)
     except (OSError, ValueError, tf.errors.OpError) as error:
-        if isinstance(error, _PASSING_ERRORS) or (
-            getattr(error, "errno", None) in _PASSING_NUMBERS
-        ):
-            raise ValueError(
-                f"{path} cannot be read: {one_line(error)}"
-            ) from error
+        if patience.is_passing(error):
+            raise
         return Fault(f"missing file: {name[:200]!r}")
 
 
@@ -331,36 +370,133 @@ def _glob(pattern):
     return [path for path in found if not path.endswith(NO_SHARDS)]
 
 
-def _read_groups(path, spans, order, gap):
-    """Yields (members, start, bytes) of every joint read."""
+class _Group(NamedTuple):
+    """Neighbouring ranges of a file that are one read.
+
+    Attributes:
+        members: number, offset and size of each.
+        start: the first byte of all.
+        size: from the first to the last byte.
+    """
+
+    members: list[tuple[int, int, int]]
+    start: int
+    size: int
+
+
+def _groups(spans, order, gap):
+    """The groups of the ranges in `order`."""
     groups, end = [], 0
     for i in sorted(order, key=lambda i: spans[i, 0]):
         offset, size = spans[i].tolist()
-        if (
-            groups
-            and offset <= end + gap
-            and max(end, offset + size) - groups[-1][1] <= _MAX_READ
-        ):
-            groups[-1][0].append(i)
-            end = max(end, offset + size)
-            groups[-1][2] = end - groups[-1][1]
+        member = (i, offset, size)
+        if groups and offset <= end + gap:
+            first = groups[-1]
+            joint = max(end, offset + size) - first.start
+            if joint <= _MAX_READ:
+                first.members.append(member)
+                groups[-1] = first._replace(size=joint)
+                end = first.start + joint
+                continue
+        groups.append(_Group([member], offset, size))
+        end = offset + size
+    return groups
+
+
+def _read_groups(path, groups):
+    """Yields the number of every range and its bytes, or a fault."""
+    fetch = _fetch_remote if is_remote(path) else _fetch_local
+    found = patience.try_all(lambda some: fetch(path, some), groups)
+    alone = []
+    for group, result in zip(groups, found, strict=True):
+        if not isinstance(result, Exception):
+            yield from result
+        elif len(group.members) == 1:
+            yield _fault_of(path, group, result)
         else:
-            groups.append([[i], offset, size])
-            end = offset + size
+            # The trouble may lie in one of the ranges, or between two.
+            alone += [_Group([one], *one[1:]) for one in group.members]
+    for group, result in zip(alone, fetch(path, alone), strict=True):
+        if isinstance(result, Exception):
+            yield _fault_of(path, group, result)
+        else:
+            yield from result
+
+
+def _fault_of(path, group, error):
+    """The number of a group's only range and its fault, if it is one."""
+    failure = f"Shard {path} cannot be read at byte {group.start}"
+    return group.members[0][0], fault_of(error, failure, path)
+
+
+def _fetch_local(path, groups):
+    """For each group pairs of number and bytes, or the error."""
     if not groups:
-        return
+        return []
+
+    def read(group):
+        return _cut(group, _pread(file, group.size, group.start))
+
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        return [error] * len(groups)
+    try:
+        return [patience.caught(read, group) for group in groups]
+    finally:
+        os.close(file)
+
+
+def _fetch_remote(path, groups):
+    def read(group):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            try:
+                file.seek(group.start)
+                return _cut(group, file.read(group.size))
+            except tf.errors.OutOfRangeError:
+                # Some file systems refuse to go beyond the end.
+                return _cut(group, b"")
+
+    return map_requests(
+        lambda group: patience.caught(read, group), groups, True
+    )
+
+
+def _cut(group, data):
+    if len(group.members) == 1:  # spares a copy
+        return [(group.members[0][0], data)]
+    return [
+        (i, data[offset - group.start : offset - group.start + size])
+        for i, offset, size in group.members
+    ]
+
+
+def _is_readable(path):
+    """Whether the start, middle or end of a file can be had just now."""
+    with contextlib.suppress(OSError):
+        size = stat(path).size
+        ends = (0, size // 2, max(0, size - 1))
+        return any(_probe(path, offset) for offset in ends)
+    return False
+
+
+def _probe(path, offset):
     try:
         if is_remote(path):
-            yield from _read_remote(path, groups)
-            return
+            with tf.io.gfile.GFile(path, "rb") as file:
+                file.seek(offset)
+                return bool(file.read(1))
         file = os.open(path, os.O_RDONLY)
         try:
-            for members, start, size in groups:
-                yield members, start, _pread(file, size, start)
+            if hasattr(os, "posix_fadvise"):
+                # Not from memory, which outlives the storage.
+                start = offset // _PROBE * _PROBE
+                os.posix_fadvise(file, start, _PROBE, os.POSIX_FADV_DONTNEED)
+            return bool(os.pread(file, 1, offset))
         finally:
             os.close(file)
-    except (OSError, tf.errors.OpError) as error:
-        raise ValueError(f"Shard {path} cannot be read: {error}") from error
+    except (OSError, tf.errors.OpError):
+        return False
 
 
 def _pread(file, size, offset):
@@ -376,20 +512,6 @@ def _pread(file, size, offset):
     return b"".join(parts)
 
 
-def _read_remote(path, groups):
-    def fetch(group):
-        members, start, size = group
-        with tf.io.gfile.GFile(path, "rb") as file:
-            try:
-                file.seek(start)
-                return members, start, file.read(size)
-            except tf.errors.OutOfRangeError:
-                # Some file systems refuse to go beyond the end.
-                return members, start, b""
-
-    yield from map_requests(fetch, groups, True)
-
-
 def _read_fully(file, size):
     parts, missing = [], size
     while missing > 0:
@@ -402,4 +524,7 @@ def _read_fully(file, size):
 
 
 def _os_error(error):
-    return OSError(f"{type(error).__name__}: {error.message}")
+    text = f"{type(error).__name__}: {error.message}"
+    if patience.is_passing(error):
+        return OSError(errno.EAGAIN, text)
+    return OSError(text)

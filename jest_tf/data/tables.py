@@ -22,8 +22,9 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 
-from jest_tf.data import shards
+from jest_tf.data import patience, shards
 
 IMAGE_COLUMNS = (
     "image",
@@ -61,6 +62,7 @@ class Delimited:
     """
 
     name = "table"
+    index_variant = ""
 
     def __init__(
         self,
@@ -142,9 +144,12 @@ class Delimited:
         return self._columns[path]
 
     def _read_columns(self, path):
-        with shards.Window(path, lambda size: None) as window:
-            offset, size = next(self._rows(window), (0, -1))
-            header = window.get(offset, max(size, 0))
+        try:
+            with shards.Window(path, lambda size: None) as window:
+                offset, size = next(self._rows(window), (0, -1))
+                header = window.get(offset, max(size, 0))
+        except OSError as error:
+            raise ValueError(f"Shard {path} cannot be read: {error}") from error
         names = self._split(header)
         if isinstance(names, shards.Fault) or not names:
             raise ValueError(
@@ -192,6 +197,7 @@ class Parquet:
     """
 
     name = "table"
+    index_variant = ""
 
     def __init__(
         self, image_field: str = "", caption_fields: Sequence[str] = ()
@@ -202,6 +208,9 @@ class Parquet:
 
     def scan(self, path: str, advance) -> shards.Entries:
         """Counts the rows of every group, and reads the ids."""
+        return patience.call(lambda: self._scan(path))
+
+    def _scan(self, path):
         errors = _arrow_errors()
         parts = []
         try:
@@ -213,6 +222,8 @@ class Parquet:
                     found = _group_ids(file, group) if stored else []
                     parts.append(_group_entries(group, count, found))
         except errors as error:
+            if patience.is_passing(error):
+                raise
             raise ValueError(
                 f"Shard {path} is not a Parquet file, or is corrupt: "
                 f"{shards.one_line(error)}"
@@ -240,13 +251,10 @@ class Parquet:
             columns, table = _groups.get(
                 # Not by path alone: another store may see a newer file.
                 (self, path, group),
-                lambda: self._read_group(path, group),
+                lambda: patience.call(lambda: self._read_group(path, group)),
             )
-        except errors as error:
-            fault = shards.Fault(
-                f"unreadable row group: {shards.one_line(error)}"
-            )
-            return [fault] * len(numbers)
+        except (*errors, *patience.ERRORS) as error:
+            return [_group_fault(path, group, error)] * len(numbers)
         if columns is None:
             return [table] * len(numbers)
         rows = []
@@ -405,7 +413,7 @@ def _with_pictures(path, rows):
         else os.path.join(folder, rows[i].image)
         for i in wanted
     ]
-    for i, image in zip(wanted, shards.read_files(paths), strict=True):
+    for i, image in zip(wanted, shards.read_files(paths, path), strict=True):
         fault = isinstance(image, shards.Fault)
         rows[i] = image if fault else rows[i]._replace(image=image)
     return rows
@@ -437,6 +445,15 @@ def _group_rows(path, metadata, group):
             f"its columns {sorted(flat)}."
         )
     return count
+
+
+def _group_fault(path, group, error):
+    """A fault for a group that is damaged; raises where the shard is gone."""
+    gone = isinstance(error, FileNotFoundError | tf.errors.NotFoundError)
+    if gone or patience.is_passing(error):
+        failure = f"Row group {group} of shard {path} cannot be read"
+        return shards.fault_of(error, failure, path)
+    return shards.Fault(f"unreadable row group: {shards.one_line(error)}")
 
 
 def _group_entries(group, count, ids):

@@ -54,6 +54,7 @@ class Tars:
         self, image_field: str = "", caption_fields: Sequence[str] = ()
     ):
         self.index_key = f"webdataset {image_field}"
+        self.index_variant = image_field
         self.fields = repr((image_field, tuple(caption_fields)))
         self._image_field = image_field.lstrip(".").lower()
         self._captions = tuple(name.lstrip(".") for name in caption_fields)

@@ -4,9 +4,8 @@ Two schemas are known by name: ours (`image`, `caption`, `id` and string
 features) and that of img2dataset (`jpg`, `txt`, `key` and more). A shard is a
 sequence of frames, all integers little-endian: length (8 bytes), masked CRC-32C
 of those 8 bytes (4), payload, masked CRC-32C of the payload (4). Lengths are
-checked. Payload checksums are not, for no CRC-32C at the speed of reading comes
-with Python or TensorFlow's Python API: a payload is checked when it is parsed
-and its picture decoded. Compressed files have no random access and are refused.
+checked when a shard is indexed, payloads whenever they are read. Compressed
+files have no random access and are refused.
 """
 
 import array
@@ -17,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import message
 
-from jest_tf.data import shards
+from jest_tf.data import crc32c, shards
 
 IMAGE_FIELDS = ("image", "jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_FIELDS = ("caption", "txt", "text", "captions", "captions/text")
 
 _HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
 # Looked through for the next frame after a damaged one, in one go.
 _SEARCH = 2**20
 
@@ -40,6 +40,7 @@ class TFRecords:
 
     name = "tfrecord"
     index_key = "tfrecord"
+    index_variant = ""
 
     def __init__(
         self,
@@ -75,12 +76,19 @@ class TFRecords:
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Records at byte ranges; see `shards.py`."""
+        frames = shards.read_spans(path, spans, _CHECKSUM.size)
         return [
-            payload
-            if isinstance(payload, shards.Fault)
-            else self.examples.parse(payload)
-            for payload in shards.read_spans(path, spans)
+            frame if isinstance(frame, shards.Fault) else self._parse(frame)
+            for frame in frames
         ]
+
+    def _parse(self, frame):
+        payload, checksum = frame[: -_CHECKSUM.size], frame[-_CHECKSUM.size :]
+        if crc32c.masked(payload) != _CHECKSUM.unpack(checksum)[0]:
+            return shards.Fault(
+                f"damaged: {len(payload)} bytes that fail their checksum"
+            )
+        return self.examples.parse(payload)
 
 
 class Examples:
@@ -163,30 +171,9 @@ def frame_size(header: bytes) -> int | None:
     if len(header) < 12:
         return None
     size, checksum = _HEADER.unpack(header)
-    crc = 0xFFFFFFFF
-    for octet in header[:8]:
-        crc = _CRC_LIST[(crc ^ octet) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    sound = crc32c.masked(header[:8]) == checksum
     # 2**62: a sum of an offset and a size stays within int64.
-    return size if masked == checksum and size < 2**62 else None
-
-
-def masked_crc32c(values: np.ndarray) -> np.ndarray:
-    """Masked CRC-32C of 8-byte little-endian integers, as TFRecord frames do.
-
-    Args:
-        values: uint64 [n].
-
-    Returns:
-        uint32 [n]: `rotate_right(crc, 15) + 0xa282ead8`.
-    """
-    octets = values.astype("<u8").view(np.uint8).reshape(-1, 8)
-    crc = np.full(len(values), 0xFFFFFFFF, np.uint32)
-    for i in range(8):
-        crc = _CRC_TABLE[(crc ^ octets[:, i]) & 0xFF] ^ (crc >> 8)
-    crc = ~crc
-    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
+    return size if sound and size < 2**62 else None
 
 
 def _frames(window):
@@ -237,7 +224,9 @@ def _next_frame(window, position):
         sizes = frames[:, :8].copy().view("<u8")[:, 0]
         checksums = frames[:, 8:].copy().view("<u4")[:, 0]
         ends = sizes.astype(np.int64) + places + position + 16
-        good = (masked_crc32c(sizes) == checksums) & (ends <= window.size)
+        good = (crc32c.masked_integers(sizes) == checksums) & (
+            ends <= window.size
+        )
         if good.any():
             return position + int(places[np.argmax(good)])
         position += len(octets) - 11
@@ -246,17 +235,3 @@ def _next_frame(window, position):
 
 def _names(names):
     return shards.one_line(", ".join(names)) if names else "nothing"
-
-
-def _crc_table():
-    """CRC-32C of every byte: polynomial 0x1EDC6F41, bits reflected."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = (table >> 1) ^ np.where(table & 1, 0x82F63B78, 0).astype(
-            np.uint32
-        )
-    return table
-
-
-_CRC_TABLE = _crc_table()
-_CRC_LIST = _CRC_TABLE.tolist()

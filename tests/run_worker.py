@@ -1,0 +1,71 @@
+"""`python -m trainers.train` on replicas, in a process, for test_workers.py.
+
+    python tests/run_worker.py CONFIG WORKDIR [--stop-after N] [--damaged]
+
+runs a recipe with a learner that is the same on any number of replicas. With
+`--stop-after` it gets SIGTERM once it has saved N checkpoints; with `--damaged`
+every second picture that it reads is cut.
+"""
+
+import argparse
+import itertools
+import os
+import signal
+from unittest import mock
+
+import tiny
+
+from jest_tf import checkpoint, models
+from jest_tf.data import pictures
+from trainers import train
+
+
+def build_learner(config, vocabulary_size):
+    """A tiny one, without dropout or means over the rows of a replica."""
+    return tiny.learner(config.seed)
+
+
+def stop_after(saves):
+    """Saves as ever, and sends SIGTERM with the last of so many."""
+    numbers, save = itertools.count(1), checkpoint.save_weights
+
+    def counted(model, path):
+        save(model, path)
+        if next(numbers) == saves:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return counted
+
+
+def cut_every_second():
+    """Prepares pictures as ever, but half of every second one."""
+    numbers, prepare = itertools.count(), pictures.prepare
+
+    def prepare_cut(picture, max_pixels):
+        return prepare(
+            picture[: len(picture) // (1 + next(numbers) % 2)], max_pixels
+        )
+
+    return prepare_cut
+
+
+def main():
+    """Parses the flags and runs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("workdir")
+    parser.add_argument("--stop-after", type=int, default=0)
+    parser.add_argument("--damaged", action="store_true")
+    flags = parser.parse_args()
+    saves = stop_after(flags.stop_after)
+    prepare = cut_every_second() if flags.damaged else pictures.prepare
+    with (
+        mock.patch.object(models, "build_learner", build_learner),
+        mock.patch.object(checkpoint, "save_weights", saves),
+        mock.patch.object(pictures, "prepare", prepare),
+    ):
+        train.main(["--config", flags.config, "--workdir", flags.workdir])
+
+
+if __name__ == "__main__":
+    main()
