@@ -28,8 +28,7 @@ export PYTHONUNBUFFERED := 1
 # Where the benchmark on real data keeps packages, data and runs: 2 GB.
 ICONTEXT ?= icontext-work
 
-.PHONY: help quickstart test test-slow tpu-compile icontext icontext-data \
-  icontext-quick icontext-runs icontext-report clean
+.PHONY: help quickstart test test-slow tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
