@@ -28,7 +28,7 @@ export PYTHONUNBUFFERED := 1
 # Where the benchmark on real data keeps packages, data and runs: 2 GB.
 ICONTEXT ?= icontext-work
 
-.PHONY: help quickstart test test-slow tpu-compile icontext-data clean
+.PHONY: help quickstart test test-slow tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -55,6 +55,24 @@ icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	@$(BIN)/python -m benchmarks.icontext.build fetch --cache $(ICONTEXT)/cache
 	@$(BIN)/python -m benchmarks.icontext.build full --cache $(ICONTEXT)/cache \
 	  --out $(ICONTEXT)/data
+
+icontext-quick: icontext-data ## a slice of the real-data benchmark
+	@echo "icontext-quick: three runs and a report, 20 minutes on 2 cores"
+	@$(BIN)/python -m benchmarks.icontext.run --matrix quick --work $(ICONTEXT) \
+	  --results $(ICONTEXT)/results
+	@$(BIN)/python -m benchmarks.icontext.report --matrix quick \
+	  --results $(ICONTEXT)/results
+
+icontext-runs: icontext-data ## the runs of the real-data benchmark
+	@echo "icontext-runs: what is missing of 74 runs, up to 6 hours on 2 cores in all"
+	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT)
+
+icontext-report: .venv/installed-icontext ## its report, from the kept results
+	@$(BIN)/python -m benchmarks.icontext.report
+
+icontext: icontext-runs ## data, runs, gallery and report, one after the other
+	@$(BIN)/python -m benchmarks.icontext.gallery --work $(ICONTEXT)
+	@$(BIN)/python -m benchmarks.icontext.report
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache

@@ -14,7 +14,7 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Scores in 4 patches of 16 pixels, trains half in them and half in 16."""
+    """Scores in 4 patches of 16 pixels, trains half in them, half in 16."""
     jest = config_lib.load_config(
         pathlib.Path(__file__).with_name("icontext_jest.py")
     )

@@ -1,12 +1,12 @@
 """IconText: the uniform learner's recipe, with JEST.
 
-    python -m trainers.embed --workdir icontext-work/runs/reference \
-        --data 'icontext-work/data/pool-*.tfrecord'
     python -m trainers.train --config configs/icontext_jest.py \
         --workdir icontext-work/runs/jest
 
-The first command writes what the reference makes of the pool, once for all
-runs. How long it takes and what comes out is in docs/icontext.md.
+Before that, configs/icontext_reference.py trains the reference, and
+`trainers.embed` writes what it makes of `icontext-work/data/pool-*.tfrecord`
+beside the shards, once for all runs. How long it takes and what comes out is in
+docs/icontext.md.
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ def config() -> config_lib.TrainConfig:
     )
     return dataclasses.replace(
         reference,
-        steps=8000,
+        steps=6000,
         data=dataclasses.replace(
             reference.data,
             train=(f"{DATA}/pool-*.tfrecord",),

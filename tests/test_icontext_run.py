@@ -14,6 +14,7 @@ import tensorflow as tf
 from benchmarks.icontext import (
     bootstrap,
     claims,
+    gallery,
     matrix,
     pages,
     report,
@@ -299,7 +300,8 @@ class SmallRunTest(tf.test.TestCase):
             *("--work", os.fspath(work), "--results", os.fspath(work / "r")),
             *("--matrix", "quick", "--jobs", "1"),
         ]
-        with mock.patch.dict(matrix.MATRICES, quick=cells):
+        matrices = {"quick": cells}
+        with mock.patch.dict(matrix.MATRICES, matrices, clear=True):
             run.main(arguments)
             rows = results.read(work / "r" / "quick.jsonl")
             self.assertEqual(
@@ -311,7 +313,12 @@ class SmallRunTest(tf.test.TestCase):
             again = results.read(work / "r" / "quick.jsonl")
             self.assertEqual(rows, again)
             report.main(["--results", str(work / "r"), "--matrix", "quick"])
-        self.check(rows[2], work / "runs" / "jest-0")
+        (workdir,) = (work / "runs").glob("jest-0-*")
+        self.check(rows[2], workdir)
+        gallery.main(
+            ["--work", os.fspath(work), "--results", os.fspath(work / "r")]
+        )
+        self.assertTrue((work / "r" / "gallery.png").exists())
         text = (work / "r" / "quick_report.md").read_text()
         self.assertIn("| jest-0 | 256 | 256 | 128 |", text)
         self.assertTrue((work / "r" / "quick_report.html").exists())

@@ -37,8 +37,14 @@ def main(arguments=None):
     parser.add_argument("--results", default=str(results.FOLDER))
     parser.add_argument("--name", default="gallery.png")
     options = parser.parse_args(arguments)
-    workdir = pathlib.Path(options.work) / "runs" / options.run
-    draw(workdir, pathlib.Path(options.results) / options.name)
+    runs = pathlib.Path(options.work) / "runs"
+    # Of equal names the newest settings.
+    found = sorted(
+        runs.glob(f"{options.run}-*"), key=lambda p: p.stat().st_mtime
+    )
+    if not found:
+        raise SystemExit(f"error: no run {options.run!r} in {str(runs)!r}")
+    draw(found[-1], pathlib.Path(options.results) / options.name)
 
 
 def draw(workdir, path):

@@ -40,6 +40,10 @@ class Cell:
         return f"{self.reference}-{'-'.join(self.sources)}"
 
 
+# What scores the pool that is filtered.
+JUDGE = "reference_curated"
+
+
 def _reference(name, about, *settings, sources=("reference", "pool")):
     return Cell(
         name, "reference", about, settings, sources=sources, reference=""
@@ -105,7 +109,6 @@ MAIN = (
         "hard",
         "joint, hard-learner, f = 0.8",
         "selection.criterion=hard_learner",
-        seeds=SEEDS,
     ),
     _uniform(
         "filtered",
@@ -251,6 +254,13 @@ QUICK = (
 # What settings were chosen by, on held-out concepts that no result is of.
 TUNING = (
     REFERENCES[0],
+    _uniform(
+        "tune_uniform_crops",
+        "uniform, trained on crops and mirrored pictures",
+        "steps=1600",
+        "data.min_crop_area=0.6",
+        "data.flip=true",
+    ),
     *(
         cell
         for rate in ("1e-3", "3e-3", "6e-3")
@@ -276,3 +286,16 @@ MATRICES = {
     "quick": QUICK,
     "tuning": TUNING,
 }
+
+
+def find(name):
+    """The cell of a name, whatever matrix it is in.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for cells in MATRICES.values():
+        for cell in cells:
+            if cell.name == name:
+                return cell
+    raise ValueError(f"there is no cell {name!r} in {sorted(MATRICES)}")

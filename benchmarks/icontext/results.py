@@ -53,8 +53,18 @@ def read(path):
 
 
 def digest(config, work):
-    """What tells a run's settings from others, wherever its folder is."""
-    text = json.dumps(_settings(config, work), sort_keys=True)
+    """What tells a run's settings from others, wherever its folder is.
+
+    Settings at their defaults have no part in it, so that a setting that the
+    package gains leaves the results there are.
+    """
+    usual = _settings(type(config)(), work)
+    changed = {
+        key: value
+        for key, value in _settings(config, work).items()
+        if usual[key] != value
+    }
+    text = json.dumps(changed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

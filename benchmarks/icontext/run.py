@@ -16,6 +16,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import fnmatch
+import functools
 import os
 import pathlib
 import subprocess
@@ -88,8 +89,15 @@ def main(arguments=None):
 
 
 def name(cell, seed):
-    """Name of a run, and of its folder."""
+    """Name of a run."""
     return f"{cell.name}-{seed}"
+
+
+def folder(cell, seed, work, *, tune=False):
+    """Where a run lies: other settings have another folder."""
+    config = resolve(cell, seed, work, tune=tune)
+    digest = results.digest(config, work)
+    return work / "runs" / f"{name(cell, seed)}-{digest[:8]}"
 
 
 def resolve(cell, seed, work, *, tune=False):
@@ -105,6 +113,7 @@ def resolve(cell, seed, work, *, tune=False):
         `config.TrainConfig`.
     """
     work = pathlib.Path(work)
+    sidecars = cell.reference and os.fspath(_sidecar_folder(work, cell))
     config = config_lib.load_config(
         ROOT / "configs" / f"icontext_{cell.recipe}.py",
         (*cell.settings, f"seed={seed}"),
@@ -120,10 +129,7 @@ def resolve(cell, seed, work, *, tune=False):
             weights=(1.0,) * len(cell.sources) if cell.sources[1:] else (),
             vocabulary=f"{work}/data/vocab.txt",
         ),
-        reference=dataclasses.replace(
-            config.reference,
-            sidecar_dir=f"{work}/sidecars/{cell.key}" if cell.reference else "",
-        ),
+        reference=dataclasses.replace(config.reference, sidecar_dir=sidecars),
         evaluation=dataclasses.replace(
             config.evaluation,
             data=tuple(f"{work}/data/{one}-*.tfrecord" for one in splits),
@@ -146,18 +152,18 @@ def plan(cells, work, path, *, tune=False):
     for cell in cells:
         for seed in cell.seeds:
             config = resolve(cell, seed, work, tune=tune)
-            needs = [_pool(tasks, one, cells, work) for one in cell.sources]
+            needs = [_pool(tasks, one, work) for one in cell.sources]
             if cell.reference:
-                needs.append(_sidecars(tasks, cell, cells, work))
+                needs.append(_sidecars(tasks, cell, work))
+            workdir = folder(cell, seed, work, tune=tune)
             # A reference must be there even if its result is known already.
-            folder = work / "runs" / name(cell, seed)
             is_done = results.digest(config, work) in finished and (
                 cell.recipe != "reference"
-                or (folder / "final.weights.h5").exists()
+                or (workdir / "final.weights.h5").exists()
             )
             tasks[name(cell, seed)] = Task(
                 name(cell, seed),
-                _training(cell, seed, config, work, path),
+                _training(cell, config, workdir, work, path),
                 tuple(need for need in needs if need),
                 None,
                 0.0 if is_done else cost(config),
@@ -182,38 +188,55 @@ def cost(config):
 def _shards(work, source):
     if source in ("reference", "pool"):
         return f"{work}/data/{source}-*.tfrecord"
-    return f"{work}/pools/{source}/pool-*.tfrecord"
+    return f"{_pool_folder(work, source)}/pool-*.tfrecord"
 
 
-def _training(cell, seed, config, work, path):
+def _pool_folder(work, source):
+    """Where another pool lies: one that a reference made has its digest."""
+    if source != "filtered":
+        return work / "pools" / source
+    return work / "pools" / f"{source}-{_short_digest(matrix.JUDGE, work)}"
+
+
+def _sidecar_folder(work, cell):
+    digest = _short_digest(cell.reference, work)
+    return work / "sidecars" / f"{cell.key}-{digest}"
+
+
+@functools.cache
+def _short_digest(reference, work):
+    config = resolve(matrix.find(reference), 0, work)
+    return results.digest(config, work)[:8]
+
+
+def _training(cell, config, workdir, work, path):
     """Commands that train a cell and collect what came out."""
-    folder = work / "runs" / name(cell, seed)
-    settings = work / "settings" / f"{name(cell, seed)}.json"
+    settings = work / "settings" / f"{workdir.name}.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
     config_lib.save_config(config, os.fspath(settings))
     collect = (
-        *("-m", "benchmarks.icontext.results", "--workdir", str(folder)),
+        *("-m", "benchmarks.icontext.results", "--workdir", str(workdir)),
         *("--work", str(work), "--cell", cell.name, "--recipe", cell.recipe),
         *("--out", str(path)),
     )
-    train = "-m", "trainers.train", "--config", settings, "--workdir", folder
+    train = "-m", "trainers.train", "--config", settings, "--workdir", workdir
     return tuple(map(str, train)), collect
 
 
-def _pool(tasks, source, cells, work):
+def _pool(tasks, source, work):
     """Name of the task that makes a pool, added if need be."""
     if source in ("reference", "pool"):
         return None
-    out = work / "pools" / source
+    out = _pool_folder(work, source)
     kind, options, needs = source, (), ()
     if source.startswith("noise"):
         kind = "noise"
         options = ("--share", f"{int(source.removeprefix('noise')) / 100}")
     elif source == "filtered":
         kind = "filter"
-        judge = matrix.Cell("", "jest", "", reference="reference_curated")
-        needs = (_sidecars(tasks, judge, cells, work),)
-        options = ("--sidecars", f"{work}/sidecars/{judge.key}")
+        judge = matrix.Cell("", "jest", "", reference=matrix.JUDGE)
+        needs = (_sidecars(tasks, judge, work),)
+        options = ("--sidecars", f"{_sidecar_folder(work, judge)}")
     command = (
         *("-m", "benchmarks.icontext.variants", kind),
         *("--data", f"{work}/data", "--out", f"{out}", *options),
@@ -225,15 +248,15 @@ def _pool(tasks, source, cells, work):
     return task.name
 
 
-def _sidecars(tasks, cell, cells, work):
+def _sidecars(tasks, cell, work):
     """Name of the task that embeds a cell's data, added if need be."""
-    (judge,) = (one for one in cells if one.name == cell.reference)
-    out = work / "sidecars" / cell.key
+    judge = matrix.find(cell.reference)
+    out = _sidecar_folder(work, cell)
     needs = [name(judge, 0)]
-    needs += [_pool(tasks, one, cells, work) for one in cell.sources]
+    needs += [_pool(tasks, one, work) for one in cell.sources]
     command = (
         *("-m", "trainers.embed", "--output", f"{out}"),
-        *("--workdir", f"{work}/runs/{name(judge, 0)}"),
+        *("--workdir", f"{folder(judge, 0, work)}"),
         *("--data", *(_shards(work, one) for one in cell.sources)),
     )
     task = Task(
