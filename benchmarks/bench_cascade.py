@@ -1,10 +1,10 @@
 """What stage 0 costs: rows read, the choice, and the steps beside it.
 
-    python -m benchmarks.bench_cascade
+    python -m benchmarks.bench_cascade all
 
-Writes the block `cascade` of README.md in the folder `--out`. About ten minutes
-on 2 quiet cores; with `--small` it takes one, says nothing, and writes only
-where `--out` says so.
+Each part replaces its own block of README.md in the folder `--out`. About ten
+minutes on 2 quiet cores; with `--small` it takes one, says nothing, and writes
+only where `--out` says so.
 """
 
 import argparse
@@ -66,24 +66,27 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog=_COMMAND, description="Times stage 0."
     )
+    parser.add_argument("part", choices=[*_PARTS, "all"])
     parser.add_argument("--small", action="store_true", help="takes a minute")
     parser.add_argument("--out", type=pathlib.Path, help="folder of README.md")
     options = parser.parse_args(argv)
-    text = "\n\n".join(
-        [
-            f"## What a cascade costs\n\n    {_COMMAND}",
-            measure_rows(options.small),
-            measure_choice(options.small),
-            measure_steps(options.small),
-            report.environment(),
-        ]
-    )
-    print(text)
     out = options.out
     if out is None and not options.small:
         out = pathlib.Path(__file__).resolve().parent
-    if out is not None:
-        report.write_block(out / "README.md", "cascade", text, _COMMAND)
+    for name, (title, measure) in _PARTS.items():
+        if options.part not in (name, "all"):
+            continue
+        text = "\n\n".join(
+            [
+                f"{title}\n\n    {_COMMAND} {name}",
+                measure(options.small),
+                report.environment(),
+            ]
+        )
+        print(text)
+        if out is not None:
+            block = f"cascade {name}"
+            report.write_block(out / "README.md", block, text, _COMMAND)
 
 
 def measure_rows(small: bool) -> str:
@@ -234,7 +237,7 @@ def _seconds_of_choices(case, repeats):
 
 def measure_steps(small: bool) -> str:
     """Steps with stage 0 beside them and without; the Markdown of the part."""
-    steps, repeats = (4, 1) if small else (120, 3)
+    steps, repeats = (4, 1) if small else (60, 3)
     cases = _CASES[:2] if small else _CASES
     times = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as folder:
@@ -308,6 +311,14 @@ def _times_of_steps(case, steps, workdir):
     seconds = np.array([row["time/step_seconds"] for row in rows])
     shares = np.array([row["time/input_wait_share"] for row in rows])
     return seconds.mean(), (seconds * shares).sum() / seconds.sum()
+
+
+# By name, what the block is headed and what measures it.
+_PARTS = {
+    "rows": ("## What a cascade costs: rows", measure_rows),
+    "choice": ("## What a cascade costs: the choice", measure_choice),
+    "steps": ("## What a cascade costs: steps", measure_steps),
+}
 
 
 if __name__ == "__main__":

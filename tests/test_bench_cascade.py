@@ -59,9 +59,11 @@ class BenchCascadeTest(tf.test.TestCase):
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            bench_cascade.main(["--small", "--out", str(out)])
+            bench_cascade.main(["all", "--small", "--out", str(out)])
         text = (out / "README.md").read_text()
-        self.assertIn("<!-- cascade: written by python -m", text)
+        for part in ("rows", "choice", "steps"):
+            mark = f"<!-- cascade {part}: written by python -m"
+            self.assertEqual(text.count(mark), 1)
         self.assertIn(
             "| stage 0 alone, K = 25 | 3,200 | 128 | "
             "500.00 / 500.00 / 500.00 | 1.00 / 1.00 / 1.00 |",
