@@ -31,7 +31,7 @@ ICONTEXT ?= icontext-work
 .PHONY: help quickstart test test-slow tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
 quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
 	@echo "quickstart: three runs and a report, some minutes on 2 cores"

@@ -8,7 +8,8 @@
 
 `fetch` needs npm, apt-get and dpkg-deb; `full` and `mini` need pillow and
 resvg-py (`pip install --editable '.[icontext]'`) and no network. Each goes on
-where it stopped. The same versions give the same bytes.
+where it stopped. The same versions give the same bytes, but for letters in clip
+art, which are drawn in the fonts of the machine.
 """
 
 import argparse

@@ -122,7 +122,6 @@ def collect(workdir, *, cell, recipe, work):
         },
         "seconds": log[-1]["seconds"],
         "processor_seconds": _processor_seconds(workdir),
-        "step_seconds": _step_seconds(log),
         "kinds": _kinds(workdir, config, work),
         "ranks": ranks,
         "versions": versions["versions"],
@@ -183,21 +182,16 @@ def _log(log):
     return {
         "step": [log[part[-1]]["step"] for part in parts],
         **{
-            key: [
-                float(f"{np.mean([log[i].get(key, np.nan) for i in part]):.5g}")
-                for part in parts
-            ]
-            for key in names
+            name: [_mean([log[i].get(name) for i in part]) for part in parts]
+            for name in names
         },
     }
 
 
-def _step_seconds(log):
-    """Median seconds of a step; what else the machine did counts less so."""
-    seconds = [
-        row["time/step_seconds"] for row in log if "time/step_seconds" in row
-    ]
-    return round(float(np.median(seconds)), 5)
+def _mean(values):
+    """Mean of those that are there, five digits, or None without any."""
+    there = [value for value in values if value is not None]
+    return float(f"{np.mean(there):.5g}") if there else None
 
 
 def _processor_seconds(workdir):
