@@ -93,10 +93,11 @@ class RecentDraws:
         self._lines = None
         if num_steps == 1 or batch_size is None:
             return
+        # GPUs have no integers of 32 bits in variables, TPUs none of 64.
+        dtype = tf.int32 if distribution.is_tpu(strategy) else tf.int64
         with strategy.scope():
             self._lines = tf.Variable(
-                # GPUs have no integers of 32 bits in variables.
-                tf.zeros([num_steps, batch_size], tf.int64),
+                tf.zeros([num_steps, batch_size], dtype),
                 trainable=False,
                 # Each replica has its own, and all are equal.
                 synchronization=tf.VariableSynchronization.ON_READ,
@@ -116,7 +117,7 @@ class RecentDraws:
         is_now = tf.equal(tf.range(num_lines), step % num_lines)
         lines = tf.where(
             is_now[:, tf.newaxis],
-            tf.cast(rows, tf.int64)[tf.newaxis],
+            tf.cast(rows, self._lines.dtype)[tf.newaxis],
             tf.convert_to_tensor(self._lines),
         )
         self._lines.assign(lines)

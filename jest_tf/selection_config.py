@@ -196,7 +196,13 @@ class SelectionConfig:
     @property
     def stopped(self) -> "SelectionConfig":
         """What steps choose by after the learner has passed the reference."""
-        return self._kind(None, True)
+        return dataclasses.replace(
+            self,
+            method="uniform",
+            phases=(),
+            uniform_every=None,
+            stop_when_passed=None,
+        )
 
     @property
     def kinds(self) -> tuple["SelectionConfig", ...]:

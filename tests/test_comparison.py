@@ -253,12 +253,18 @@ class CommandTest(tf.test.TestCase):
         super().setUpClass()
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        tiny.write_shard(os.path.join(folder.name, "a.tfrecord"))
+        shard = os.path.join(folder.name, "a.tfrecord")
+        tiny.write_shard(shard)
         cls.workdir = os.path.join(folder.name, "run")
         recipe = f"{folder.name}/recipe.json"
         config.save_config(
             run_server.recipe(
-                folder.name, ("steps=8", "evaluation.every_steps=none")
+                folder.name,
+                (
+                    "steps=8",
+                    "evaluation.every_steps=none",
+                    f"data.train={shard}",
+                ),
             ),
             recipe,
         )
