@@ -25,10 +25,13 @@ PYTEST_WORKERS ?= --numprocesses 2 --dist loadscope
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart test test-slow tpu-compile clean
+# Where the benchmark on real data keeps packages, data and runs: 2 GB.
+ICONTEXT ?= icontext-work
+
+.PHONY: help quickstart test test-slow tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
 quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
 	@echo "quickstart: three runs and a report, some minutes on 2 cores"
@@ -47,6 +50,30 @@ tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without one
 	@echo "tpu-compile: about a minute a case; what is done is skipped"
 	@$(TPU_BIN)/python -m benchmarks.tpu_compile
 
+icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
+	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
+	@$(BIN)/python -m benchmarks.icontext.build fetch --cache $(ICONTEXT)/cache
+	@$(BIN)/python -m benchmarks.icontext.build full --cache $(ICONTEXT)/cache \
+	  --out $(ICONTEXT)/data
+
+icontext-quick: icontext-data ## a slice of the real-data benchmark
+	@echo "icontext-quick: three runs and a report, 20 minutes on 2 cores"
+	@$(BIN)/python -m benchmarks.icontext.run --matrix quick --work $(ICONTEXT) \
+	  --results $(ICONTEXT)/results
+	@$(BIN)/python -m benchmarks.icontext.report --matrix quick \
+	  --results $(ICONTEXT)/results
+
+icontext-runs: icontext-data ## the runs of the real-data benchmark
+	@echo "icontext-runs: what is missing of 74 runs, up to 6 hours on 2 cores in all"
+	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT)
+
+icontext-report: .venv/installed-icontext ## its report, from the kept results
+	@$(BIN)/python -m benchmarks.icontext.report
+
+icontext: icontext-runs ## data, runs, gallery and report, one after the other
+	@$(BIN)/python -m benchmarks.icontext.gallery --work $(ICONTEXT)
+	@$(BIN)/python -m benchmarks.icontext.report
+
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -63,6 +90,12 @@ $(INSTALLED): setup.cfg pyproject.toml
 	  --no-input --progress-bar off --editable '.[test]' | $(PIP_PROGRESS)
 	@touch $@
 	@echo "install: done"
+
+.venv/installed-icontext: $(INSTALLED)
+	@$(BIN)/python -m pip install --disable-pip-version-check \
+	  --no-input --progress-bar off --editable '.[icontext,report]' \
+	  | $(PIP_PROGRESS)
+	@touch $@
 
 # tensorflow-tpu is another distribution of the module `tensorflow`, so it lives
 # apart; tensorflow-text asks for the distribution `tensorflow` by name.

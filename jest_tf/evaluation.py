@@ -14,6 +14,7 @@ Not here: few-shot probes, and the loss on held-out data (`JESTModel.evaluate`).
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -61,22 +62,47 @@ def retrieval(
         ValueError: on shapes that do not fit, embeddings that are not finite,
             or a query without a match on the other side.
     """
-    images = _check_vectors("image_embeddings", image_embeddings)
-    texts = _check_vectors("text_embeddings", text_embeddings)
-    image_groups, text_groups = _number(
-        _check_rows("image_groups", image_groups, len(images)),
-        _check_rows("text_groups", text_groups, len(texts)),
-    )
     results = {}
-    for name, queries in (
-        ("image_to_text", (images, image_groups, texts, text_groups)),
-        ("text_to_image", (texts, text_groups, images, image_groups)),
+    for name, queries in _directions(
+        image_embeddings, text_embeddings, image_groups, text_groups
     ):
         places = _places(name, *queries, block_size)
         for k in _RECALLS:
             results[f"{name}/recall@{k}"] = _recall(places, k)
         results[f"{name}/mrr"] = _expect(places, lambda ranks: 1 / ranks)
     return results
+
+
+def ranks(
+    image_embeddings: np.ndarray,
+    text_embeddings: np.ndarray,
+    image_groups: Sequence,
+    text_groups: Sequence,
+    *,
+    block_size: int = _BLOCK_SIZE,
+) -> dict[str, np.ndarray]:
+    """The rank at which every query is answered, for statistics of one's own.
+
+    Args:
+        image_embeddings: as of `retrieval`; the others likewise.
+
+    Returns:
+        `image_to_text`, float64 [N], and `text_to_image`, float64 [M]: the
+        expected rank of a query's first match, 1 for the best. It is whole
+        unless scores are tied.
+
+    Raises:
+        ValueError: as `retrieval`.
+    """
+    found = {}
+    for name, queries in _directions(
+        image_embeddings, text_embeddings, image_groups, text_groups
+    ):
+        above, tied, matching = _places(name, *queries, block_size)
+        # Of t misses among t + m in random order, t / (m + 1) come before the
+        # first of the m matches.
+        found[name] = above + 1 + tied / (matching + 1)
+    return found
 
 
 def zero_shot(
@@ -190,6 +216,48 @@ def evaluate_store(
     ).measure()
 
 
+class StoreEmbeddings(NamedTuple):
+    """A store in a learner's eyes.
+
+    Attributes:
+        images: float32 [N, D], of every record.
+        image_groups: what each image shows, [N].
+        texts: float32 [M, D], of the distinct first captions.
+        text_groups: what each text tells of, [M].
+        labels: bytes [N], b"" where an image has none.
+        class_names: bytes [C], the distinct labels, sorted.
+        classes: float32 [C, D], of the labels in prompts.
+    """
+
+    images: np.ndarray
+    image_groups: list
+    texts: np.ndarray
+    text_groups: list
+    labels: np.ndarray
+    class_names: np.ndarray
+    classes: np.ndarray
+
+
+def embed_store(
+    learner: models.TwoTower,
+    store: records.Store,
+    *,
+    tokenizer: Callable,
+    image_size: int,
+    batch_size: int = 256,
+    prompts: Sequence[str] = ("{}",),
+) -> StoreEmbeddings:
+    """What `evaluate_store` measures; the arguments are the same."""
+    return _StoreEvaluation(
+        learner,
+        store,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        batch_size=batch_size,
+        prompts=prompts,
+    ).embed()
+
+
 def open_stores(
     patterns: Sequence[str | Sequence[str]],
     data: config_lib.DataConfig | None = None,
@@ -250,7 +318,12 @@ class Evaluation(keras.callbacks.Callback):
         image_size: what the learner sees, in pixels a side.
         workdir: where `evaluation.jsonl` gets a line a step; None for nowhere.
         start_step: steps done before this `fit`.
+        costs: gives what the steps up to one have cost, which the line tells
+            beside the measures; None tells nothing.
         log: called with the step and the measures; None for nobody.
+
+    Attributes:
+        seconds: spent evaluating.
     """
 
     def __init__(
@@ -263,6 +336,7 @@ class Evaluation(keras.callbacks.Callback):
         image_size: int,
         workdir: str | None = None,
         start_step: int = 0,
+        costs: Callable[[int], dict[str, float]] | None = None,
         log: Callable[[int, dict[str, float]], None] | None = None,
     ):
         super().__init__()
@@ -283,6 +357,8 @@ class Evaluation(keras.callbacks.Callback):
             workdir, checkpoint.EVALUATION_FILE
         )
         self._step = self._epoch_start = start_step
+        self.seconds = 0.0
+        self._costs = costs
         self._log = log
         self._results = _read_results(self._path)
 
@@ -317,15 +393,20 @@ class Evaluation(keras.callbacks.Callback):
         """
         if step in self._results or not self._evaluations:
             return self._results.get(step, {})
+        started = time.monotonic()
         results = {
             f"eval/{name}/{measure}": value
             for name, evaluation in self._evaluations.items()
             for measure, value in evaluation.measure().items()
         }
+        self.seconds += time.monotonic() - started
         self._results[step] = results
         if self._path:
+            row = {"step": step, **results}
+            if self._costs:
+                row |= self._costs(step)
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **results}) + "\n")
+                file.write(json.dumps(row) + "\n")
         if self._log:
             self._log(step, results)
         return results
@@ -368,24 +449,39 @@ class _StoreEvaluation:
         )
         self._labels = columns["label"]
 
-    def measure(self):
+    def embed(self):
         images = np.concatenate(
             [self._embed(self._encode_image, batch) for batch in self._images]
         )
         captions, text_groups = zip(*self._texts, strict=True)
         texts = self._embed_texts(captions)
-        results = retrieval(images, texts, self._groups, text_groups)
-        labelled = self._labels != b""
-        if labelled.any():
-            names, classes = np.unique(
-                self._labels[labelled], return_inverse=True
-            )
-            embeddings = class_embeddings(
+        names = np.unique(self._labels[self._labels != b""])
+        classes = np.zeros([0, images.shape[1]], np.float32)
+        if len(names):
+            classes = class_embeddings(
                 self._embed_texts,
                 [name.decode("utf-8", "replace") for name in names],
                 self._prompts,
             )
-            results |= zero_shot(images[labelled], classes, embeddings)
+        return StoreEmbeddings(
+            images,
+            self._groups,
+            texts,
+            list(text_groups),
+            self._labels,
+            names,
+            classes,
+        )
+
+    def measure(self):
+        found = self.embed()
+        results = retrieval(
+            found.images, found.texts, found.image_groups, found.text_groups
+        )
+        labelled = found.labels != b""
+        if labelled.any():
+            classes = np.searchsorted(found.class_names, found.labels[labelled])
+            results |= zero_shot(found.images[labelled], classes, found.classes)
         return results
 
     def _embed_texts(self, texts):
@@ -430,6 +526,20 @@ class _Places(NamedTuple):
     above: np.ndarray
     tied: np.ndarray
     matching: np.ndarray
+
+
+def _directions(images, texts, image_groups, text_groups):
+    """Names of both directions, with queries, candidates and their groups."""
+    images = _check_vectors("image_embeddings", images)
+    texts = _check_vectors("text_embeddings", texts)
+    image_groups, text_groups = _number(
+        _check_rows("image_groups", image_groups, len(images)),
+        _check_rows("text_groups", text_groups, len(texts)),
+    )
+    return (
+        ("image_to_text", (images, image_groups, texts, text_groups)),
+        ("text_to_image", (texts, text_groups, images, image_groups)),
+    )
 
 
 def _places(name, queries, query_groups, candidates, groups, block_size):
@@ -521,4 +631,11 @@ def _check_rows(name, values, num_rows):
 def _read_results(path):
     if not path or not os.path.isfile(path):
         return {}
-    return {row.pop("step"): row for row in ledger.read_log(path)}
+    return {
+        row["step"]: {
+            name: value
+            for name, value in row.items()
+            if name.startswith("eval/")
+        }
+        for row in ledger.read_log(path)
+    }

@@ -1,5 +1,6 @@
 """Settings: defaults, what is refused and how, overrides, recipes, files."""
 
+import collections
 import dataclasses
 import glob
 import json
@@ -690,6 +691,42 @@ class FilesTest(tf.test.TestCase):
                 model=config.ModelConfig(bias=-1.0),
             ),
         )
+
+    def test_parts_of_steps_are_timed_on_one_device(self):
+        timed = config.EvaluationConfig(time_parts=True)
+        config.TrainConfig(evaluation=timed)
+        with self.assertRaisesRegex(
+            ValueError, "`evaluation.time_parts` is for one device.*'mirrored'"
+        ):
+            config.TrainConfig(
+                evaluation=timed,
+                distribution=config.DistributionConfig(strategy="mirrored"),
+            )
+
+    def test_steps_are_counted_by_what_they_choose_by(self):
+        selection = config.SelectionConfig(
+            "uniform",
+            batch_size=2,
+            num_chunks=1,
+            uniform_every=3,
+            phases=(
+                config.Phase(start=4, method="joint"),
+                config.Phase(start=9, method="top"),
+            ),
+        )
+        for steps in range(15):
+            for stopped_at in (None, 0, 5, 11, 20):
+                one_by_one = collections.Counter(
+                    selection.stopped
+                    if stopped_at is not None and step >= stopped_at
+                    else selection.at(step)
+                    for step in range(steps)
+                )
+                self.assertEqual(
+                    selection.steps_by_kind(steps, stopped_at), one_by_one
+                )
+        plain = config.SelectionConfig()
+        self.assertEqual(plain.steps_by_kind(7), {plain: 7})
 
     def test_every_recipe_of_the_repository_loads(self):
         paths = glob.glob(os.path.join(CONFIGS, "*.py"))

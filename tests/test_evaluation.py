@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+from unittest import mock
 
 import keras
 import numpy as np
@@ -105,6 +106,28 @@ class RetrievalTest(tf.test.TestCase):
                 evaluation.retrieval(images, texts, *groups),
                 retrieval_by_sorting(images, texts, *groups),
             )
+
+    def test_ranks_are_those_that_the_measures_are_made_of(self):
+        images, texts = unit_vectors(30, 4, 1), unit_vectors(12, 4, 2)
+        groups = np.arange(30) % 9, np.arange(12) % 9
+        found = evaluation.ranks(images, texts, *groups)
+        measures = evaluation.retrieval(images, texts, *groups)
+        for name, ranks in found.items():
+            self.assertLen(ranks, 30 if name == "image_to_text" else 12)
+            self.assertAllClose(np.mean(1 / ranks), measures[f"{name}/mrr"])
+            for k in KS:
+                self.assertAllClose(
+                    np.mean(ranks <= k), measures[f"{name}/recall@{k}"]
+                )
+
+    def test_the_rank_of_a_tie_is_the_mean_over_its_orders(self):
+        # The score 1 is above the match; of the four tied ones two match, so
+        # the two others come before both, between or after in 6 orders: 2
+        # misses first once, 1 miss first twice, none thrice: mean 2 / 3.
+        texts = [[1.0], [0.5], [0.5], [0.5], [0.5], [0.1]]
+        images = [[1.0], [0.0], [0.0], [0.0]]
+        found = evaluation.ranks(images, texts, "abcd", "bacadb")
+        self.assertAllClose(found["image_to_text"][0], 1 + 1 + 2 / 3)
 
     def test_ties_are_worth_the_mean_over_their_orders(self):
         # Scores of few values, so that every row has ties, also among matches.
@@ -539,6 +562,21 @@ class EvaluationTest(tf.test.TestCase):
         self.assertEqual(self.steps_written(), [2, 4, 6])
         self.assertEqual(list(self.logged), [6])
         self.assertEqual(again.run(4), first)
+
+    def test_a_line_tells_what_the_steps_have_cost(self):
+        costs = mock.Mock(side_effect=lambda step: {"flops/step": 10 * step})
+        callback = self.make(every_steps=2, workdir=self.folder, costs=costs)
+        self.fit(callback, 3)
+        path = os.path.join(self.folder, checkpoint.EVALUATION_FILE)
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        self.assertEqual([row["flops/step"] for row in rows], [20, 30])
+        self.assertGreater(callback.seconds, 0.0)
+        # Costs are no measures, neither now nor when they are read back.
+        again = self.make(workdir=self.folder, costs=costs)
+        for one in (callback.run(3), again.run(3), self.logged[3]):
+            self.assertNotIn("flops/step", one)
+            self.assertLen(one, 10)
 
     def test_no_stores_measure_nothing(self):
         self.stores = {}

@@ -15,9 +15,9 @@ import tensorflow as tf
 from benchmarks.icontext import (
     build,
     concepts,
+    manifest,
     packages,
     pictures,
-    report,
     selection,
     shards,
     sources,
@@ -251,7 +251,7 @@ class ShippedDataTest(tf.test.TestCase):
 
     def test_the_tables_of_the_readme_are_those_of_the_statistics(self):
         readme = FOLDER.joinpath("README.md").read_text()
-        self.assertIn(report.tables(self.stats), readme)
+        self.assertIn(manifest.tables(self.stats), readme)
         for split in SPLITS:
             size = self.stats["splits"][split]["bytes"]
             row = f"| {split} | {len(self.records[split]):,} | {size:,} |"

@@ -1,24 +1,28 @@
 """Build IconText data sets from public packages.
 
     python -m benchmarks.icontext.build fetch --cache icontext-cache
+    python -m benchmarks.icontext.build full --cache icontext-cache \
+        --out icontext
     python -m benchmarks.icontext.build mini --cache icontext-cache \
         --out examples/icontext_mini
 
-`fetch` needs npm, apt-get and dpkg-deb; `mini` needs pillow and resvg-py
-(`pip install --editable '.[icontext]'`) and no network. The same versions give
-the same bytes.
+`fetch` needs npm, apt-get and dpkg-deb; `full` and `mini` need pillow and
+resvg-py (`pip install --editable '.[icontext]'`) and no network. Each goes on
+where it stopped. The same versions give the same bytes, but for letters in clip
+art, which are drawn in the fonts of the machine.
 """
 
 import argparse
 import collections
-import hashlib
+import os
 import pathlib
 import sys
 
 from benchmarks.icontext import (
     concepts,
+    full,
+    manifest,
     packages,
-    report,
     selection,
     sources,
 )
@@ -28,11 +32,6 @@ SIZE = 32
 # 48 colours hold emoji art at about 45 dB and halve its bytes.
 NUM_COLOURS = 48
 MAX_BYTES = 8_000_000
-
-# Licences that ask for no more than a notice. No CC-BY, no copyleft.
-LICENSES = frozenset(
-    ("MIT", "Apache-2.0", "ISC", "CC0-1.0", sources.CLIP_ART_LICENSE)
-)
 
 # Noto whole; of fluent-3d what the size leaves room for.
 REFERENCE_ROWS = {"noto": None, "fluent-3d": 300}
@@ -61,13 +60,31 @@ def main(arguments=None):
     )
     commands = parser.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser("fetch", help="download the packages")
+    whole = commands.add_parser("full", help="build the whole data set")
     mini = commands.add_parser("mini", help="build examples/icontext_mini")
-    for command in (fetch, mini):
+    for command in (fetch, whole, mini):
         command.add_argument(
             "--cache",
             default="icontext-cache",
             help="folder of the packages (default: %(default)s)",
         )
+    whole.add_argument(
+        "--out",
+        default="icontext",
+        help="folder to write to (default: %(default)s)",
+    )
+    whole.add_argument("--size", type=int, default=SIZE, help="pixels a side")
+    whole.add_argument(
+        "--permissive-only",
+        action="store_true",
+        help="only licences that ask for no more than a notice",
+    )
+    whole.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        help="processes that render (default: one a core)",
+    )
     mini.add_argument(
         "--out",
         default="examples/icontext_mini",
@@ -76,6 +93,16 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.command == "fetch":
         packages.fetch(options.cache, report=_say)
+    elif options.command == "full":
+        full.build(
+            options.cache,
+            options.out,
+            full.Settings(
+                size=options.size, permissive_only=options.permissive_only
+            ),
+            jobs=options.jobs,
+            say=_say,
+        )
     else:
         build_mini(options.cache, options.out, say=_say)
 
@@ -109,7 +136,7 @@ def build_mini(cache, out, say=None):
     num_bytes = {
         split: shards.write(
             out / f"{split}-00000-of-00001.tfrecord",
-            _shuffled(records, split),
+            selection.shuffled(records, split, SEED),
         )
         for split, records in splits.items()
     }
@@ -118,18 +145,18 @@ def build_mini(cache, out, say=None):
             f"the shards must not exceed {MAX_BYTES} bytes. "
             f"Received: {num_bytes}"
         )
-    stats = report.statistics(splits, num_bytes)
+    stats = manifest.statistics(splits, num_bytes)
     stats["settings"] = {
         "seed": SEED,
         "size": SIZE,
         "num_colours": NUM_COLOURS,
         "split_salt": concepts.SPLIT_SALT,
-        "licenses": sorted(LICENSES),
+        "licenses": sorted(sources.PERMISSIVE_LICENSES),
     }
     stats["dropped"] = dict(sorted(sieve.drops.items()))
     stats["left_out"] = dict(sorted(left_out.items()))
-    stats["versions"] = report.versions(cache)
-    report.write(cache, out, stats)
+    stats["versions"] = manifest.versions(cache)
+    manifest.write(cache, out, stats)
     if say:
         say(f"{sum(num_bytes.values())} bytes of shards in {str(out)!r}")
 
@@ -165,10 +192,10 @@ def _emoji_of(cache, table, styles, part):
     """Emoji rows of one part of the split by concept."""
     for style in styles:
         for row in sources.emoji_rows(cache, table, style):
-            if row.license not in LICENSES:
+            if row.license not in sources.PERMISSIVE_LICENSES:
                 raise ValueError(
                     f"style {style!r} has licence {row.license}, "
-                    f"expected one of {sorted(LICENSES)}"
+                    f"expected one of {sorted(sources.PERMISSIVE_LICENSES)}"
                 )
             if table[row.concept].split == part:
                 yield row
@@ -183,7 +210,7 @@ def _pool_candidates(cache, table, left_out):
     for style in sources.icon_sets(cache):
         description = descriptions[style]
         license_id = description["license"].get("spdx", "none")
-        if license_id not in LICENSES:
+        if license_id not in sources.PERMISSIVE_LICENSES:
             left_out[license_id] += description["total"]
         elif not description["license"].get("url"):
             left_out["no address of the licence"] += description["total"]
@@ -205,16 +232,6 @@ def _accepted(sieve, rows, split, at_most=None):
         if record is not None:
             records.append(record)
     return records
-
-
-def _shuffled(records, split):
-    """Records in an order that mixes sources, kinds and concepts."""
-
-    def place(record):
-        text = f"{SEED}|{split}|{record.identifier}"
-        return hashlib.sha256(text.encode()).digest()
-
-    return sorted(records, key=place)
 
 
 def _say(line):

@@ -1,340 +1,303 @@
-"""What stands beside the shards: stats.json, the tables and the licences.
+"""The benchmark's report, from compact results alone.
 
-The prose of README.md is written by hand; only the part between the two
-marks below is replaced. LICENSES.md and licenses/ are made whole.
+    python -m benchmarks.icontext.report
+    python -m benchmarks.icontext.report --matrix quick --out icontext-work
+
+Writes report.md, its pictures and report.html, one file that needs no other,
+into the results' folder. No run and no data are needed. Galleries, which need
+both, are made by `python -m benchmarks.icontext.gallery` and taken up if there.
 """
 
-import collections
-import importlib.metadata
-import json
+import argparse
 import pathlib
 
-from benchmarks.icontext import packages, sources
-
-TABLES_BEGIN = "<!-- tables: written by the builder -->"
-TABLES_END = "<!-- end of tables -->"
-
-_APACHE = "Apache-2.0.txt"
-_MIT = "MIT.txt"
-_ISC = "ISC.txt"
-_CC0 = "CC0-1.0.txt"
-_PUBLIC_DOMAIN = "CC-PDDC.txt"
-_LICENSE_FILES = {
-    "MIT": _MIT,
-    "Apache-2.0": _APACHE,
-    "ISC": _ISC,
-    "CC0-1.0": _CC0,
-    sources.CLIP_ART_LICENSE: _PUBLIC_DOMAIN,
-}
-# Sets whose own notice comes with a package that also lends texts.
-_STYLE_FILES = {
-    "lucide": "ISC-lucide.txt",
-    "tabler": "MIT-tabler.txt",
-    "mdi": "mdi.txt",
-    "ph": "MIT-phosphor.txt",
-}
-# Packages that lend texts: what is taken, licence, file of the notice.
-_TEXT_PACKAGES = (
-    (
-        packages.CLDR,
-        "names and keywords of emoji",
-        "Unicode-3.0",
-        "Unicode-3.0.txt",
-    ),
-    (
-        packages.CLDR_DERIVED,
-        "names and keywords of emoji sequences",
-        "Unicode-3.0",
-        "Unicode-3.0.txt",
-    ),
-    (packages.EMOJILIB, "more keywords of emoji", "MIT", "MIT-emojilib.txt"),
-    (
-        packages.EMOJI_LIST,
-        "list of emoji and their groups",
-        "MIT",
-        "MIT-unicode-emoji-json.txt",
-    ),
-    (packages.LUCIDE, "tags of the set lucide", "ISC", "ISC-lucide.txt"),
-    (packages.TABLER, "tags of the set tabler", "MIT", "MIT-tabler.txt"),
-    (packages.MDI, "tags of the set mdi", "Apache-2.0", "mdi.txt"),
-    (packages.PHOSPHOR, "tags of the set ph", "MIT", "MIT-phosphor.txt"),
+from benchmarks.icontext import (
+    bootstrap,
+    claims,
+    figures,
+    matrix,
+    pages,
+    results,
 )
 
+PROTOCOL = (
+    "All learners are the same: a ViT of 3 blocks, width 64, on 32 x 32 pixels "
+    "in patches of 8, and a text tower of the same size, trained with the "
+    "sigmoid loss, b = 256, unless a row says otherwise. Cells of one seed "
+    "start from the same weights and are offered the same stream of the pool; "
+    "each has a full schedule, warm-up and cosine to zero, for its own length.",
+    "Settings were chosen on `val_concept` alone, concepts that are in no "
+    "other split. `test_concept` (held-out concepts in nine styles) and "
+    "`test_style` (known concepts in a style that no training data have) are "
+    "what the tables show.",
+    "The main measure is the mean reciprocal rank, the mean over both test "
+    "splits and both directions, times 100; R@1, R@5 and zero-shot accuracy "
+    "with three prompts stand beside it. A query is answered at the rank of "
+    "its first match; pictures of one concept match all its texts.",
+    "Intervals are 95 %, of 2,000 resamples of concepts, and of seeds where "
+    "there are several; differences are paired by concept and seed. One seed "
+    "leaves the spread between runs out of its interval.",
+    "The target is the score of the long uniform run at its end, each seed's "
+    "own. How long another run takes to it is read off its curve, a straight "
+    "line between two evaluations; of the lengths of a method the one counts "
+    "that spends least. Examples drawn, scored and trained are counted apart; "
+    "a forward pass of one example is the unit of compute (three to train on "
+    "it, one to score it), since the reference's embeddings are cached. FLOPs "
+    "are those of the traced step, without reuse, where the log has them.",
+    "All references have one seed, so intervals say nothing of others.",
+)
 
-def statistics(splits, num_bytes):
-    """Counts of a data set, ready for JSON.
+_COLUMNS = ("i2t_mrr", "t2i_mrr", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5")
+_MAIN_CURVES = ("uniform", "jest", "jest_f50", "jest_f90", "independent")
+
+
+def main(arguments=None):
+    """Parse the flags and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--results", default=str(results.FOLDER))
+    parser.add_argument("--out", help="folder to write to; the results'")
+    parser.add_argument(
+        "--matrix", default="standard", choices=sorted(matrix.MATRICES)
+    )
+    options = parser.parse_args(arguments)
+    folder = pathlib.Path(options.results)
+    rows = results.read(folder / f"{options.matrix}.jsonl")
+    if not rows:
+        raise SystemExit(f"error: no results of {options.matrix!r} in {folder}")
+    queries = {
+        row["key"]: row for row in results.read(folder / results.QUERIES_FILE)
+    }
+    out = pathlib.Path(options.out or folder)
+    out.mkdir(parents=True, exist_ok=True)
+    write(
+        claims.Runs(rows, queries),
+        matrix.MATRICES[options.matrix],
+        out,
+        name=f"{options.matrix}_" if options.matrix != "standard" else "",
+    )
+
+
+def write(runs, cells, out, name=""):
+    """Write the report of runs and its pictures.
 
     Args:
-        splits: `{split: list of selection.Record}`.
-        num_bytes: `{split: bytes of its shards}`.
+        runs: `claims.Runs`.
+        cells: `matrix.Cell`s of the report.
+        out: folder.
+        name: what the names of the files start with.
     """
-    styles = {}
-    licenses = collections.Counter()
-    for split, records in splits.items():
-        for record in records:
-            row = record.row
-            licenses[row.license] += 1
-            style = styles.setdefault(
-                row.style,
-                {
-                    "kind": row.kind,
-                    "source": row.source,
-                    "license": row.license,
-                    "pairs": collections.Counter(),
-                },
-            )
-            style["pairs"][split] += 1
-    return {
-        "splits": {
-            split: {
-                "pairs": len(splits[split]),
-                "bytes": num_bytes[split],
-                "kinds": _by_kind(splits[split]),
-            }
-            for split in num_bytes
-        },
-        "bytes": sum(num_bytes.values()),
-        "curated_share_of_pool": round(
-            sum(r.row.kind == sources.EMOJI for r in splits["pool"])
-            / len(splits["pool"]),
-            4,
+    there = [cell for cell in cells if cell.name in runs]
+    blocks = [
+        pages.heading("IconText: the paper's claims on real pairs"),
+        pages.heading("Protocol", 2),
+        *map(pages.paragraph, PROTOCOL),
+        pages.heading("Claims", 2),
+        pages.paragraph(
+            "Ours are differences of the main measure in points, or ratios. "
+            '"Undecided" has an interval with zero in it.'
         ),
-        "licenses": dict(sorted(licenses.items())),
-        "styles": dict(sorted(styles.items())),
-    }
-
-
-def versions(cache):
-    """Versions of everything that the bytes depend on."""
-    debian = {
-        packages.name_of(spec): packages.path(cache, spec, "VERSION")
-        .read_text()
-        .strip()
-        for spec in packages.DEBIAN_PACKAGES
-    }
-    return {
-        "npm": list(packages.NPM_PACKAGES),
-        "debian": debian,
-        "python": {
-            name: importlib.metadata.version(name)
-            for name in ("numpy", "pillow", "resvg-py", "tensorflow")
-        },
-    }
-
-
-def write(cache, out, stats):
-    """Write stats.json, the tables of README.md, LICENSES.md and licenses/."""
-    out = pathlib.Path(out)
-    (out / "stats.json").write_text(
-        json.dumps(stats, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    readme = out / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    readme.write_text(_with_tables(text, tables(stats)), encoding="utf-8")
-    (out / "LICENSES.md").write_text(
-        _licenses(sources.load_collections(cache), stats), encoding="utf-8"
-    )
-    folder = out / "licenses"
-    folder.mkdir(exist_ok=True)
-    for name, content in _license_texts(cache).items():
-        (folder / name).write_text(content, encoding="utf-8")
-
-
-def tables(stats):
-    """The part of README.md that lists what is in the data set."""
-    composition = [
-        (
-            split,
-            kind,
-            f"{counts['pairs']:,}",
-            f"{counts['pictures']:,}",
-            f"{counts['captions']:,}",
-            f"{counts['words']:.1f}",
-            f"{counts['concepts']:,}" if counts["concepts"] else "",
-            counts["styles"],
-        )
-        for split, entry in stats["splits"].items()
-        for kind, counts in entry["kinds"].items()
+        pages.table(
+            ("claim", "paper", "ours", "verdict", "why"), claims.table(runs)
+        ),
+        pages.heading("To the uniform learner's end", 2),
+        *_targets(runs, there),
+        pages.heading("At the end of each run", 2),
+        *_scores(runs, there),
+        pages.heading("Curves", 2),
+        *_pictures(runs, there, out, name),
+        pages.heading("Costs", 2),
+        *_costs(runs, there),
+        pages.paragraph(_provenance(runs)),
     ]
-    totals = [
-        (split, f"{entry['pairs']:,}", f"{entry['bytes']:,}")
-        for split, entry in stats["splits"].items()
-    ]
-    totals.append(
-        (
-            "all",
-            f"{sum(e['pairs'] for e in stats['splits'].values()):,}",
-            f"{stats['bytes']:,}",
+    missing = sorted({cell.name for cell in cells} - set(runs.cells))
+    if missing:
+        blocks.append(
+            pages.paragraph(f"Cells not run yet: {', '.join(missing)}.")
         )
-    )
-    return "\n\n".join(
-        (
-            _table(("split", "pairs", "bytes"), totals),
-            _table(
-                (
-                    "split",
-                    "kind",
-                    "pairs",
-                    "pictures",
-                    "primary captions",
-                    "words each",
-                    "concepts",
-                    "styles",
+    pages.write_markdown(blocks, out / f"{name}report.md")
+    pages.write_html(blocks, out, out / f"{name}report.html")
+
+
+def _targets(runs, cells):
+    """Ratios of the uniform run's costs to the others'."""
+    if "uniform" not in runs:
+        return [pages.paragraph(f"The long uniform run: {claims.NOT_RUN}.")]
+    rows = []
+    for cell in cells:
+        if cell.name == "uniform" or cell.recipe == "reference":
+            continue
+        columns = [
+            claims.ratios(found) if found else ""
+            for found in (
+                runs.to_target((cell.name,), lambda run, steps: steps),
+                runs.to_target((cell.name,), bootstrap.passes),
+                runs.to_target((cell.name,), bootstrap.flops),
+                *(
+                    runs.to_target(
+                        (cell.name,), lambda run, steps: steps, (split,)
+                    )
+                    for split in bootstrap.SPLITS
                 ),
-                composition,
-            ),
-            f"Emoji art is {stats['curated_share_of_pool']:.1%} of the pool.",
-            _table(
-                ("licence", "pairs"),
-                [(name, f"{n:,}") for name, n in stats["licenses"].items()],
-            ),
-            _table(
-                ("turned away because", "pictures"),
-                [(name, f"{n:,}") for name, n in stats["dropped"].items()],
-            ),
-            _table(
-                ("icons left out, by licence of their set", "icons"),
-                [(name, f"{n:,}") for name, n in stats["left_out"].items()],
-            ),
+            )
+        ]
+        if any(columns):
+            rows.append((cell.name, cell.about, *columns))
+    header = (
+        *("cell", "what", "steps", "forward passes", "FLOPs"),
+        *(f"steps, {split} alone" for split in bootstrap.SPLITS),
+    )
+    return [
+        pages.paragraph(
+            "How many times as much the long uniform run spent, mean and range "
+            "over seeds."
+        ),
+        pages.table(header, rows),
+        pages.paragraph(_flatness(runs)),
+    ]
+
+
+def _flatness(runs):
+    """How far the long uniform run still rose at its end."""
+    rises = []
+    for run in runs.of("uniform"):
+        _, values = bootstrap.curve(run)
+        before = values[int(0.8 * len(values)) - 1]
+        rises.append(100 * (values[-1] - before))
+    shown = ", ".join(f"{rise:+.1f}" for rise in rises)
+    return (
+        "In the last fifth of its steps the long uniform run still gained "
+        f"{shown} points (one number a seed)."
+    )
+
+
+def _scores(runs, cells):
+    rows = []
+    for cell in cells:
+        found = runs.of(cell.name)
+        main_score = bootstrap.estimate(found, runs.queries)
+        against = "uniform_1600" if "uniform_1600" in runs else "uniform"
+        gain = (
+            None
+            if cell.name == against
+            else runs.difference(cell.name, against)
         )
-    )
-
-
-def _by_kind(records):
-    groups = collections.defaultdict(list)
-    for record in records:
-        groups[record.row.kind].append(record)
-    return {
-        kind: {
-            "pairs": len(group),
-            "pictures": len({r.png for r in group}),
-            "captions": len({r.row.captions[0] for r in group}),
-            "texts": len({c for r in group for c in r.row.captions}),
-            "words": round(
-                sum(len(r.row.captions[0].split()) for r in group) / len(group),
-                2,
-            ),
-            "concepts": len({r.row.concept for r in group} - {""}),
-            "styles": len({r.row.style for r in group}),
-            "png_bytes": sum(len(r.png) for r in group),
-        }
-        for kind, group in sorted(groups.items())
-    }
-
-
-def _with_tables(text, new):
-    block = f"{TABLES_BEGIN}\n\n{new}\n\n{TABLES_END}"
-    if TABLES_BEGIN not in text:
-        return f"{text.rstrip()}\n\n{block}\n".lstrip()
-    before, _, rest = text.partition(TABLES_BEGIN)
-    _, end, after = rest.partition(TABLES_END)
-    if not end:
-        raise ValueError(f"README.md has {TABLES_BEGIN!r} but no end mark")
-    return before + block + after
-
-
-def _table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell) for cell in line) + " |" for line in lines
-    )
-
-
-def _licenses(descriptions, stats):
-    pictures = []
-    for style, entry in stats["styles"].items():
-        author, address = _origin(style, descriptions)
-        file = _STYLE_FILES.get(style, _LICENSE_FILES[entry["license"]])
-        pictures.append(
+        by_split = [
+            bootstrap.estimate(found, runs.queries, (split,))
+            for split in bootstrap.SPLITS
+        ]
+        rows.append(
             (
-                style,
-                entry["kind"],
-                f"[{entry['license']}](licenses/{file})",
-                author,
-                address,
-                entry["source"],
-                sum(entry["pairs"].values()),
+                cell.name,
+                cell.about,
+                str(len(found)),
+                f"{found[0]['steps']:,}",
+                *(_interval(one) for one in (main_score, *by_split)),
+                claims.points(gain) if gain else "",
             )
         )
-    texts = [
-        (spec, what, f"[{license_id}](licenses/{file})")
-        for spec, what, license_id, file in _TEXT_PACKAGES
-    ]
-    settings = stats["settings"]
-    header = ("set", "kind", "licence", "author", "terms", "package", "pairs")
-    sections = (
-        "# Licences of the pictures and texts",
-        "Written by `benchmarks/icontext/build.py`. Each record names its own "
-        "package, set and licence in the features `source`, `style` and "
-        "`license`.",
-        "Every picture was changed: it was rendered at "
-        f"{settings['size']} x {settings['size']} pixels on white, and where "
-        "it is in colour reduced to at most "
-        f"{settings['num_colours']} colours. Captions are names and keywords "
-        "of the packages below, tidied; of a set without keywords, they are "
-        "the names and categories of its icons. Open Clip Art has its own.",
-        "Logos are trademarks of their owners. The licences below cover the "
-        "drawings, not the marks, and some owners publish terms of their own "
-        "for their mark.",
-        "## Pictures",
-        "For each set under MIT or ISC, the notice is that of the file in "
-        "`licenses/`, with the copyright held by the author named here.",
-        _table(header, pictures),
-        "## Texts",
-        _table(("package", "what", "licence"), texts),
+    header = (
+        *("cell", "what", "seeds", "steps", "MRR"),
+        *bootstrap.SPLITS,
+        "less the short uniform run",
     )
-    return "\n\n".join(sections) + "\n"
-
-
-def _origin(style, descriptions):
-    """Author, and address of the terms, of a style."""
-    if style == sources.FLUENT_3D_STYLE:
-        return (
-            "Microsoft Corporation; packed by LobeHub",
-            "https://github.com/microsoft/fluentui-emoji",
+    details = [
+        (
+            cell.name,
+            *(
+                f"{100 * _mean(runs.of(cell.name), split, measure):.1f}"
+                for split in bootstrap.SPLITS
+                for measure in (*_COLUMNS, "zs_1", "zs_5")
+            ),
         )
-    if style == sources.CLIP_ART_STYLE:
-        return (
-            "authors named in each file upstream",
-            "licenses/" + _PUBLIC_DOMAIN,
-        )
-    entry = descriptions[style]
-    author = entry["author"]["name"]
-    if "url" in entry["author"]:
-        author = f"[{author}]({entry['author']['url']})"
-    return author, entry["license"]["url"]
-
-
-def _license_texts(cache):
-    common = "usr", "share", "common-licenses"
-
-    def read(spec, *parts):
-        return packages.path(cache, spec, *parts).read_text(encoding="utf-8")
-
-    texts = {
-        _APACHE: read(packages.COMMON_LICENSES, *common, "Apache-2.0"),
-        _CC0: read(packages.COMMON_LICENSES, *common, "CC0-1.0"),
-        _PUBLIC_DOMAIN: read(
-            packages.OPENCLIPART,
-            *("usr", "share", "doc", "openclipart-svg", "copyright"),
-        ),
-        _MIT: _for_every_author(read(packages.TABLER, "LICENSE")),
-        # Lucide's file goes on with the notice of a set that it grew from.
-        _ISC: _for_every_author(
-            read(packages.LUCIDE, "LICENSE").partition("\n---")[0] + "\n"
-        ),
-    }
-    for spec, _, _, name in _TEXT_PACKAGES:
-        texts[name] = read(spec, "LICENSE")
-    return texts
-
-
-def _for_every_author(text):
-    lines = [
-        "Copyright (c) the author that LICENSES.md names for the set"
-        if line.startswith("Copyright")
-        else line
-        for line in text.splitlines()
+        for cell in cells
     ]
-    return "\n".join(lines) + "\n"
+    names = ("i→t MRR", "t→i MRR", "i→t R@1", "R@5", "t→i R@1", "R@5 ")
+    columns = [
+        f"{split}: {one}" if not place else one
+        for split in bootstrap.SPLITS
+        for place, one in enumerate((*names, "zero-shot 1", "5"))
+    ]
+    return [
+        pages.table(header, rows),
+        pages.paragraph("Each measure by itself, percent, mean over seeds:"),
+        pages.table(("cell", *columns), details),
+    ]
+
+
+def _pictures(runs, cells, out, name):
+    blocks = []
+    names = [cell.name for cell in cells if cell.recipe != "reference"]
+    main_names = [one for one in _MAIN_CURVES if one in names] or names[:6]
+    for file, draw, alt in (
+        (f"{name}curves.png", figures.curves, "Learning curves"),
+        (f"{name}kinds.png", figures.kinds, "What was chosen, by kind"),
+    ):
+        if draw(runs, main_names, out / file):
+            blocks.append(pages.image(file, alt))
+    gallery = f"{name}gallery.png"
+    if (out / gallery).exists():
+        blocks.append(pages.image(gallery, "Chosen most often, and never"))
+    return blocks
+
+
+def _costs(runs, cells):
+    rows = []
+    for cell in cells:
+        for run in runs.of(cell.name):
+            counts = [
+                f"{run['costs'][f'examples/{what}']:,}"
+                for what in ("drawn", "scored", "trained")
+            ]
+            rows.append(
+                (
+                    f"{cell.name}-{run['seed']}",
+                    *counts,
+                    f"{bootstrap.passes(run, run['steps']):,.0f}",
+                    _flops(run),
+                    f"{run['seconds']:,.0f}",
+                    _processor(run),
+                )
+            )
+    header = (
+        *("run", "drawn", "scored", "trained", "forward passes", "FLOPs"),
+        *("seconds", "processor seconds"),
+    )
+    return [pages.table(header, rows)]
+
+
+def _processor(run):
+    seconds = run["processor_seconds"]
+    return "" if seconds is None else f"{seconds:,.0f}"
+
+
+def _flops(run):
+    total = bootstrap.flops(run, run["steps"])
+    return claims.NOT_RUN if total is None else f"{total:.3g}"
+
+
+def _mean(found, split, measure):
+    values = [run["curve"][f"{split}/{measure}"][-1] for run in found]
+    return sum(values) / len(values)
+
+
+def _interval(estimate):
+    value, low, high = (100 * number for number in estimate)
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _provenance(runs):
+    machines, versions = set(), set()
+    for cell in runs.cells:
+        for run in runs.of(cell):
+            machines.add(run["machine"])
+            listed = run["versions"].items()
+            versions.add(", ".join(f"{k} {v}" for k, v in listed if v))
+    return f"Machines: {'; '.join(sorted(machines))}. Versions: " + "; ".join(
+        sorted(versions)
+    )
+
+
+if __name__ == "__main__":
+    main()

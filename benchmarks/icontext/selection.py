@@ -9,12 +9,13 @@ import collections
 import dataclasses
 import hashlib
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.icontext import pictures, sources
 
-HELD_OUT_SPLITS = ("test_concept", "val_concept")
+HELD_OUT_SPLITS = ("test_concept", "val_concept", "test_style")
 # Correlation with a held-out picture above which a training picture counts as
 # a copy of it. Open Clip Art redraws emoji more freely than icon sets do.
 # Emoji art obeys the split by concept; what is left are look-alikes with a
@@ -44,6 +45,29 @@ class Record:
     png: bytes
 
 
+@dataclasses.dataclass
+class _Rendered:
+    """A row on its way through the sieve."""
+
+    row: sources.Row
+    png: bytes
+    digest: bytes
+    shape: np.ndarray
+    is_copy: bool = False
+
+
+class HeldOut(NamedTuple):
+    """What no training picture may copy.
+
+    Attributes:
+        digests: SHA-256 of the pixels of each picture.
+        shapes: float32 [pictures, 588], `pictures.shape_vector` of each.
+    """
+
+    digests: frozenset[bytes]
+    shapes: np.ndarray
+
+
 class Sieve:
     """Renders candidates and turns away what must not enter the data.
 
@@ -52,17 +76,29 @@ class Sieve:
         num_colours: palette of the pictures, 0 for every colour.
         report: called with one line of progress now and then, or `None`.
         total: number of records to expect, for the progress.
+        held_out: pictures that another sieve let into the held-out splits.
     """
 
-    def __init__(self, *, size, num_colours, report=None, total=0):
+    def __init__(
+        self, *, size, num_colours, report=None, total=0, held_out=None
+    ):
         self.drops = collections.Counter()
         self._size = size
         self._num_colours = num_colours
-        self._progress = _Progress(report, total)
+        self._progress = Progress(report, total, "records")
         self._pairs = set()
-        self._held_out_pixels = set()
-        self._held_out_shapes = None  # float32 [pictures, 588]
+        digests, shapes = held_out or ((), ())
+        self._held_out_digests = set(digests)
+        self._held_out_shapes = list(shapes)
+        self._held_out_matrix = None  # the same, stacked when needed
         self._identifiers = {}
+
+    @property
+    def held_out(self):
+        """`HeldOut` of what came into the held-out splits so far."""
+        return HeldOut(
+            frozenset(self._held_out_digests), np.stack(self._held_out_shapes)
+        )
 
     def accept(self, row, split):
         """The record of a row, or `None` with the reason counted in `drops`.
@@ -70,6 +106,23 @@ class Sieve:
         Raises:
             ValueError: two rows have the same id.
         """
+        (record,) = self.accept_all([row], split)
+        return record
+
+    def accept_all(self, rows, split):
+        """`accept` of each row, faster; a list with `None` for those dropped.
+
+        Held-out rows must come one at a time, since each is compared with
+        those before it.
+        """
+        rendered = [self._render(row, split) for row in rows]
+        found = [one for one in rendered if one is not None]
+        if split not in HELD_OUT_SPLITS:
+            self._mark_copies(found)
+        return [one and self._record(one, split) for one in rendered]
+
+    def _render(self, row, split):
+        """`_Rendered`, or `None` where there is nothing to keep."""
         try:
             pixels = pictures.render(row.drawing, self._size)
         except ValueError:
@@ -80,35 +133,42 @@ class Sieve:
         digest = hashlib.sha256(pixels.tobytes()).digest()
         if (digest, row.captions[0]) in self._pairs:
             return self._drop("duplicate pair")
-        if digest in self._held_out_pixels:
+        if digest in self._held_out_digests:
             return self._drop(
                 "twin of another held-out picture"
                 if split in HELD_OUT_SPLITS
                 else "leak: pixels of a held-out picture"
             )
-        shape = pictures.shape_vector(pixels)
-        if split in HELD_OUT_SPLITS:
-            self._held_out_pixels.add(digest)
-            self._add_held_out(shape)
-        elif self._is_copy(shape, row.kind):
+        return _Rendered(row, png, digest, pictures.shape_vector(pixels))
+
+    def _mark_copies(self, rendered):
+        if not self._held_out_shapes or not rendered:
+            return
+        if self._held_out_matrix is None:
+            self._held_out_matrix = np.stack(self._held_out_shapes)
+        # [rows, 588] x [588, pictures] -> [rows]
+        shapes = np.stack([one.shape for one in rendered])
+        closest = (shapes @ self._held_out_matrix.T).max(axis=1)
+        for one, value in zip(rendered, closest, strict=True):
+            one.is_copy = value > COPY_ABOVE[one.row.kind]
+
+    def _record(self, rendered, split):
+        row = rendered.row
+        pair = rendered.digest, row.captions[0]
+        if pair in self._pairs:  # within one call
+            return self._drop("duplicate pair")
+        if rendered.is_copy:
             return self._drop(f"leak: copy of a held-out picture ({row.kind})")
-        self._pairs.add((digest, row.captions[0]))
+        if split in HELD_OUT_SPLITS:
+            self._held_out_digests.add(rendered.digest)
+            self._held_out_shapes.append(rendered.shape)
+            self._held_out_matrix = None
+        self._pairs.add(pair)
         self._progress.advance()
-        return Record(row, self._identifier(row), png)
+        return Record(row, self._identifier(row), rendered.png)
 
     def _drop(self, reason):
         self.drops[reason] += 1
-
-    def _add_held_out(self, shape):
-        shape = shape[np.newaxis]
-        if self._held_out_shapes is not None:
-            shape = np.concatenate([self._held_out_shapes, shape])
-        self._held_out_shapes = shape
-
-    def _is_copy(self, shape, kind):
-        if self._held_out_shapes is None:
-            return False
-        return (self._held_out_shapes @ shape).max() > COPY_ABOVE[kind]
 
     def _identifier(self, row):
         identifier = identifier_of(row.source, row.style, row.name)
@@ -135,6 +195,16 @@ def sampled(rows, seed):
         return hashlib.sha256(text.encode()).digest()
 
     return sorted(rows, key=place)
+
+
+def shuffled(records, split, seed):
+    """Records in an order that mixes sources, kinds and concepts."""
+
+    def place(record):
+        text = f"{seed}|{split}|{record.identifier}"
+        return hashlib.sha256(text.encode()).digest()
+
+    return sorted(records, key=place)
 
 
 def quotas(sizes, total, floor=1):
@@ -181,24 +251,33 @@ def quotas(sizes, total, floor=1):
     return settled | shares
 
 
-class _Progress:
-    """A line every few seconds, with the time left."""
+class Progress:
+    """A line every few seconds, with the time left.
+
+    Args:
+        report: called with the line, or `None`.
+        total: how many there will be.
+        what: what is counted, in the plural.
+    """
 
     _EVERY_SECONDS = 5.0
 
-    def __init__(self, report, total):
+    def __init__(self, report, total, what):
         self._report = report
         self._total = total
+        self._what = what
         self._done = 0
         self._start = self._last = time.monotonic()
 
-    def advance(self):
-        self._done += 1
+    def advance(self, number=1):
+        """Count so many more as done."""
+        self._done += number
         now = time.monotonic()
         if self._report is None or now - self._last < self._EVERY_SECONDS:
             return
         self._last = now
         left = (now - self._start) * (self._total / self._done - 1)
         self._report(
-            f"{self._done} of {self._total} records, {max(left, 0):.0f} s left"
+            f"{self._done} of {self._total} {self._what}, "
+            f"{max(left, 0):.0f} s left"
         )

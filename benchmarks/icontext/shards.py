@@ -4,6 +4,10 @@ import os
 
 import tensorflow as tf
 
+from benchmarks.icontext import selection, sources
+
+_TEXTS = ("concept", "label", "kind", "style", "source", "license", "name")
+
 
 def write(path, records):
     """Write records to one shard.
@@ -25,19 +29,31 @@ def write(path, records):
     return os.path.getsize(path)
 
 
+def read(path):
+    """Records of a shard that `write` wrote; their rows have no drawing."""
+    dataset = tf.data.TFRecordDataset(os.fspath(path))
+    for serialized in dataset.as_numpy_iterator():
+        feature = tf.train.Example.FromString(serialized).features.feature
+        texts = {
+            name: feature[name].bytes_list.value[0].decode() for name in _TEXTS
+        }
+        captions = feature["caption"].bytes_list.value
+        yield selection.Record(
+            sources.Row(
+                captions=tuple(caption.decode() for caption in captions),
+                drawing=None,
+                **texts,
+            ),
+            feature["id"].int64_list.value[0],
+            feature["image"].bytes_list.value[0],
+        )
+
+
 def example(record):
     """`tf.train.Example` of one record."""
     row = record.row
-    texts = {
-        "caption": row.captions,
-        "concept": (row.concept,),
-        "label": (row.label,),
-        "kind": (row.kind,),
-        "style": (row.style,),
-        "source": (row.source,),
-        "license": (row.license,),
-        "name": (row.name,),
-    }
+    texts = {name: (getattr(row, name),) for name in _TEXTS}
+    texts["caption"] = row.captions
     feature = {key: _bytes(*values) for key, values in texts.items()}
     feature["image"] = _bytes(record.png)
     feature["id"] = tf.train.Feature(

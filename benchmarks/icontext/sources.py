@@ -26,6 +26,12 @@ CLIP_ART = "clip art"
 FLUENT_3D_STYLE = "fluent-3d"
 CLIP_ART_STYLE = "openclipart"
 CLIP_ART_LICENSE = "CC-PDDC"
+# Licences that ask for no more than a notice. No CC-BY, no copyleft.
+PERMISSIVE_LICENSES = frozenset(
+    ("MIT", "Apache-2.0", "ISC", "CC0-1.0", CLIP_ART_LICENSE)
+)
+# Licences that no data set here takes.
+NONCOMMERCIAL_LICENSES = frozenset(("CC-BY-NC-4.0", "CC-BY-NC-SA-4.0"))
 # Sets that draw the emoji concepts. None of them may serve as an ordinary
 # icon set, because those do not obey the split by concept.
 EMOJI_SETS = frozenset(
@@ -56,7 +62,7 @@ class Row:
         license: SPDX identifier.
         name: upstream's name, unique in the style.
         captions: distinct texts, the primary one first.
-        drawing: the picture to render.
+        drawing: the picture to render; `None` once it is rendered.
         concept: concept key of emoji art, else "".
         label: concept name of emoji art, else "".
     """
@@ -67,7 +73,7 @@ class Row:
     license: str
     name: str
     captions: tuple[str, ...]
-    drawing: Drawing
+    drawing: Drawing | None
     concept: str = ""
     label: str = ""
 
@@ -252,7 +258,8 @@ def _icon_names(concept):
     if "-" not in concept.key:
         names.append(unicodedata.name(chr(int(concept.key, 16)), ""))
     slugs = [concepts.slug(name) for name in names]
-    return [name for name in slugs if name]
+    slugs += [slug.replace("-", "") for slug in slugs]
+    return [slug for slug in slugs if slug]
 
 
 def _icon_svg(icons, icon):

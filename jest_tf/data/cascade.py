@@ -132,6 +132,15 @@ class Cascade:
         )
 
 
+def of_run(
+    config: config_lib.TrainConfig, sidecars: embeddings.Sidecars | None
+) -> Cascade | None:
+    """The cascade that a run's settings ask for, or None."""
+    if config.cascade.hyper_batch_size is None:
+        return None
+    return Cascade(config.cascade, sidecars, config.model.loss)
+
+
 def join_groups(
     choose: Callable[[tf.Tensor], tf.Tensor],
     start_step: int,

@@ -11,6 +11,7 @@ read. Selection and augmentation happen later, on the device.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -121,7 +122,7 @@ def super_batches(
     if faults is None:
         faults = FaultLog(None, _MAX_FAULT_RATE)
     faults.start(start_step, start_step * share.size)
-    places = _order(store, weights, seed, shuffle_block_size)
+    places = order(store, weights, seed, shuffle_block_size)
     embedded = sidecars or (cascade and cascade.sidecars)
     reader = reading.Reader(
         store,
@@ -228,6 +229,88 @@ def images(
     return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
 
 
+def order(
+    store: records.Store,
+    weights: Sequence[float],
+    seed: int,
+    shuffle_block_size: int | None,
+) -> stream.Order | stream.Mixture:
+    """The order of a training stream; arguments as of `super_batches`."""
+    if not weights:
+        return stream.Order(len(store), seed, block_size=shuffle_block_size)
+    return stream.Mixture(
+        store.parts, weights, seed, block_size=shuffle_block_size
+    )
+
+
+class Examples(NamedTuple):
+    """What stands at positions of a stream.
+
+    Attributes:
+        image: uint8 [k, S, S, 3].
+        caption: k strings.
+        id: int64 [k].
+    """
+
+    image: np.ndarray
+    caption: list[str]
+    id: np.ndarray
+
+
+def at_positions(
+    store: records.Store,
+    positions: np.ndarray,
+    *,
+    step_size: int,
+    seed: int,
+    image_size: int,
+    weights: Sequence[float] = (),
+    shuffle_block_size: int | None = None,
+    sidecars: embeddings.Sidecars | None = None,
+    max_image_pixels: int = _MAX_PIXELS,
+) -> Examples:
+    """The examples that `super_batches` yields in a few places.
+
+    Args:
+        store: as of `super_batches`, like all that isn't said here.
+        positions: int64 [k]; without a cascade, row i of super-batch s is
+            position s B + i.
+        step_size: positions that the stream offers a step: B, or K B with a
+            cascade.
+
+    Raises:
+        ValueError: what stands there cannot be had.
+    """
+    reader = reading.Reader(
+        store,
+        order(store, weights, seed, shuffle_block_size),
+        seed=seed,
+        step_size=step_size,
+        max_pixels=max_image_pixels,
+        log=FaultLog(None, 1.0),  # the run has counted them
+        embedded=sidecars and sidecars.valid,
+    )
+    positions = np.asarray(positions, np.int64)
+    chunk = reader.read(positions)
+    kept, decoded = _decode(chunk.pictures, {"image": image_size})
+    kept = kept.numpy()
+    missing = np.setdiff1d(np.arange(len(positions)), kept)
+    image = np.empty([len(positions), *decoded["image"].shape[1:]], np.uint8)
+    image[kept] = decoded["image"]
+    if len(missing):
+        (image[missing],) = reader.repair(
+            positions, chunk, missing, [image_size]
+        )
+    captions, _ = preprocessing.sanitize_captions(
+        tf.constant(chunk.captions, tf.string)
+    )
+    return Examples(
+        image,
+        [one.decode("utf-8") for one in captions.numpy().tolist()],
+        store.ids(chunk.rows),
+    )
+
+
 class _Share:
     """This host's part of every super-batch, and how it is cut into chunks."""
 
@@ -263,12 +346,6 @@ class _Share:
         """As `positions`, of a dataset of int64 [size], one a step."""
         shape = [self.num_chunks, self.chunk]
         return chosen.map(lambda rows: tf.reshape(rows, shape)).unbatch()
-
-
-def _order(store, weights, seed, block_size):
-    if not weights:
-        return stream.Order(len(store), seed, block_size=block_size)
-    return stream.Mixture(store.parts, weights, seed, block_size=block_size)
 
 
 def _batch_numbers(store, batch_size):

@@ -1,0 +1,266 @@
+"""The paper's claims, and what the results say of each.
+
+A claim is computed from results alone. Where a result that it needs is not
+there, it is "not run yet"; nothing here is typed in after a run but `WHY`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.icontext import bootstrap
+
+NOT_RUN = "not run yet"
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+
+# What a diagnosis found, by claim; shown in the table's last column.
+WHY: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One row of the table.
+
+    Attributes:
+        name: key of `WHY`.
+        text: what the paper says.
+        paper: its number.
+        measure: `Runs` -> (ours, verdict), or None where runs are missing.
+    """
+
+    name: str
+    text: str
+    paper: str
+    measure: Callable
+
+
+class Runs:
+    """Rows of results, by cell.
+
+    Args:
+        rows: of `results.read`.
+        queries: `{key: row}` of the file of queries.
+    """
+
+    def __init__(self, rows, queries):
+        self.queries = queries
+        self._cells = {}
+        for row in rows:
+            # The newest of equal settings counts.
+            self._cells.setdefault(row["cell"], {})[row["seed"]] = row
+
+    def __contains__(self, cell):
+        return cell in self._cells
+
+    def of(self, cell):
+        """A cell's rows, one a seed."""
+        by_seed = self._cells.get(cell, {})
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+    @property
+    def cells(self):
+        """Names of the cells that have results."""
+        return list(self._cells)
+
+    def difference(self, first, second, **options):
+        """`bootstrap.difference` of two cells, or None."""
+        if first not in self or second not in self:
+            return None
+        return bootstrap.difference(
+            self.of(first), self.of(second), self.queries, **options
+        )
+
+    def to_target(self, cells, spent, splits=bootstrap.SPLITS):
+        """What the long uniform run took over what others did, seed by seed.
+
+        The target is the uniform learner's score at its end, of each seed its
+        own. Of several cells, which are one method at several lengths, the one
+        counts that spends least.
+
+        Args:
+            cells: names.
+            spent: `(run, steps) -> number or None`.
+            splits: whose mean is the target.
+
+        Returns:
+            List with a ratio for every seed, 0 where the target was missed;
+            empty without results.
+        """
+        uniform = {run["seed"]: run for run in self.of("uniform")}
+        ratios = []
+        for seed, base in uniform.items():
+            runs = [
+                run
+                for cell in cells
+                for run in self.of(cell)
+                if run["seed"] == seed
+            ]
+            whole = spent(base, base["steps"])
+            if not runs or whole is None:
+                continue
+            target = bootstrap.curve(base, splits)[1][-1]
+            costs = []
+            for run in runs:
+                steps = bootstrap.steps_to(run, target, splits)
+                if steps is not None:
+                    costs.append(spent(run, steps))
+            ratios.append(whole / min(costs) if costs else 0.0)
+        return ratios
+
+
+def table(runs):
+    """The rows (claim, paper, ours, verdict, why)."""
+    rows = []
+    for claim in CLAIMS:
+        ours, verdict = claim.measure(runs) or (NOT_RUN, NOT_RUN)
+        rows.append(
+            (claim.text, claim.paper, ours, verdict, WHY.get(claim.name, ""))
+        )
+    return rows
+
+
+def points(estimate):
+    """An `Estimate` of a difference in points of 100."""
+    value, low, high = (100 * number for number in estimate)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def verdict(estimate):
+    """What an interval says of "more than zero"."""
+    if estimate.low > 0:
+        return HOLDS
+    return FAILS if estimate.high < 0 else OPEN
+
+
+def ratios(values):
+    """Mean and range of ratios, and how many missed the target."""
+    hits = [value for value in values if value]
+    if not hits:
+        return "target not reached"
+    text = f"{np.mean(hits):.1f}x [{min(hits):.1f}, {max(hits):.1f}]"
+    missed = len(values) - len(hits)
+    return text + (f", {missed} of {len(values)} missed" if missed else "")
+
+
+def _better(first, second):
+    def measure(runs):
+        found = runs.difference(first, second)
+        return found and (points(found), verdict(found))
+
+    return measure
+
+
+def _each(*pairs):
+    """Several differences, all of which must be above zero."""
+
+    def measure(runs):
+        found = [runs.difference(*pair) for pair in pairs]
+        if None in found:
+            return None
+        verdicts = {verdict(one) for one in found}
+        joined = (
+            HOLDS
+            if verdicts == {HOLDS}
+            else FAILS
+            if FAILS in verdicts
+            else OPEN
+        )
+        return "; ".join(map(points, found)), joined
+
+    return measure
+
+
+def _cheaper(cells, spent):
+    def measure(runs):
+        found = runs.to_target(cells, spent)
+        if not found:
+            return None
+        faster = [value > 1 for value in found]
+        says = HOLDS if all(faster) else OPEN if any(faster) else FAILS
+        return ratios(found), f"{says}: fewer"
+
+    return measure
+
+
+def _steps(run, steps):
+    return steps
+
+
+JEST_LENGTHS = ("jest", "jest_800", "jest_3200")
+FLEXI_LENGTHS = ("flexi",)
+
+CLAIMS = (
+    Claim(
+        "iterations",
+        "JEST reaches the uniform learner's end in fewer iterations",
+        "up to 13x",
+        _cheaper(JEST_LENGTHS, _steps),
+    ),
+    Claim(
+        "compute",
+        "JEST needs less compute for it, scoring counted (forward passes)",
+        "about 4x",
+        _cheaper(JEST_LENGTHS, bootstrap.passes),
+    ),
+    Claim(
+        "flexi",
+        "Flexi-JEST needs less still (FLOPs of the graph)",
+        "up to 10x",
+        _cheaper(FLEXI_LENGTHS, bootstrap.flops),
+    ),
+    Claim(
+        "joint",
+        "Joint selection beats independent",
+        "significantly",
+        _better("jest", "independent"),
+    ),
+    Claim(
+        "ratio",
+        "Larger super-batches help: f = 0.8 over 0.5; 0.9 over 0.8",
+        "monotone",
+        _each(("jest", "jest_f50"), ("jest_f90", "jest")),
+    ),
+    Claim(
+        "criterion",
+        "Learnability beats easy-reference",
+        "scales better",
+        _better("jest", "easy"),
+    ),
+    Claim(
+        "hard",
+        "Learnability beats hard-learner",
+        "not in the paper's figure",
+        _better("jest", "hard"),
+    ),
+    Claim(
+        "steers",
+        "A curated reference steers better than one of the pool",
+        "essential",
+        _better("by_curated", "by_pool"),
+    ),
+    Claim(
+        "equal",
+        "At equal iterations JEST beats uniform",
+        "by a wide margin",
+        _better("jest", "uniform_1600"),
+    ),
+    Claim(
+        "teacher",
+        "The learner ends above its reference",
+        "on many tasks",
+        _better("jest", "reference"),
+    ),
+    Claim(
+        "static",
+        "Online selection beats filtering the pool once",
+        "yes",
+        _better("jest", "filtered"),
+    ),
+    Claim(
+        "chunks",
+        "16 chunks are enough: no worse than 32",
+        "learnability 0.99 of 1.00",
+        _better("jest_800", "chunks_32"),
+    ),
+)

@@ -1,0 +1,91 @@
+"""Pictures that a run chose most often, beside some that it was offered.
+
+    python -m benchmarks.icontext.gallery --work icontext-work --run jest-0
+
+Writes gallery.png beside the results, for the report. It needs the run and its
+data, and a run that logged its draws.
+"""
+
+import argparse
+import collections
+import io
+import pathlib
+import textwrap
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.icontext import results  # noqa: E402
+from jest_tf import config as config_lib  # noqa: E402
+from jest_tf import ledger  # noqa: E402
+from jest_tf.data import records  # noqa: E402
+
+ROWS, COLUMNS = 3, 12
+_SEED = 0
+_DPI = 110
+
+
+def main(arguments=None):
+    """Parse the flags and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", default="icontext-work")
+    parser.add_argument("--run", default="jest-0", help="name of the run")
+    parser.add_argument("--results", default=str(results.FOLDER))
+    parser.add_argument("--name", default="gallery.png")
+    options = parser.parse_args(arguments)
+    runs = pathlib.Path(options.work) / "runs"
+    # Of equal names the newest settings.
+    found = sorted(
+        runs.glob(f"{options.run}-*"), key=lambda p: p.stat().st_mtime
+    )
+    if not found:
+        raise SystemExit(f"error: no run {options.run!r} in {str(runs)!r}")
+    draw(found[-1], pathlib.Path(options.results) / options.name)
+
+
+def draw(workdir, path):
+    """Draw the gallery of a run into a PNG file."""
+    config = config_lib.load_config(workdir / "config.json")
+    store = records.open_stores(config.data)
+    counts = collections.Counter()
+    for line in ledger.read_log(workdir / "draws.jsonl"):
+        counts.update(line["ids"])
+    ids = store.ids(np.arange(len(store)))
+    places = {int(key): place for place, key in enumerate(ids)}
+    size = ROWS * COLUMNS
+    # Of equal counts the smaller id, so that the choice is always the same.
+    most = sorted(counts, key=lambda key: (-counts[key], key))[:size]
+    offered = np.random.default_rng(_SEED).choice(len(store), size, False)
+    halves = (
+        ("chosen most often, of the logged draws", [places[k] for k in most]),
+        ("of all that was offered, at random", np.sort(offered).tolist()),
+    )
+    figure, axes = plt.subplots(
+        2 * ROWS, COLUMNS, figsize=(COLUMNS * 1.25, 2 * ROWS * 1.5)
+    )
+    for half, (title, rows) in enumerate(halves):
+        part = axes[half * ROWS : (half + 1) * ROWS]
+        part[0, 0].text(0, 1.5, title, transform=part[0, 0].transAxes)
+        for axis, record in zip(
+            part.flat, store.read(np.array(rows)), strict=False
+        ):
+            _show(axis, record)
+    figure.tight_layout()
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def _show(axis, record):
+    caption = record.captions[0].decode("utf-8", "replace")
+    lines = textwrap.wrap(caption.replace("$", r"\$"), 18)[:2]
+    axis.imshow(plt.imread(io.BytesIO(record.image), "png"), cmap="gray")
+    axis.set_title("\n".join(lines), fontsize=7)
+    axis.axis("off")
+
+
+if __name__ == "__main__":
+    main()

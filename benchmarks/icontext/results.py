@@ -1,0 +1,330 @@
+"""What is kept of a run: one line of JSON, from which the report is made.
+
+    python -m benchmarks.icontext.results --workdir icontext-work/runs/jest-0 \
+        --work icontext-work --cell jest --recipe jest \
+        --out benchmarks/icontext/results/standard.jsonl
+
+`run.py` calls this after each run. A line has the settings that differ from the
+uniform recipe, the measures over time, what it cost, what was chosen by kind of
+picture, and the rank of every query, so that no run is needed again for a
+bootstrap or another target.
+"""
+
+import argparse
+import base64
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import zlib
+
+import numpy as np
+
+FOLDER = pathlib.Path(__file__).parent / "results"
+
+# Measures that are kept, by their name in a run's log.
+MEASURES = {
+    "image_to_text/mrr": "i2t_mrr",
+    "text_to_image/mrr": "t2i_mrr",
+    "image_to_text/recall@1": "i2t_r1",
+    "image_to_text/recall@5": "i2t_r5",
+    "text_to_image/recall@1": "t2i_r1",
+    "text_to_image/recall@5": "t2i_r5",
+    "zero_shot/accuracy@1": "zs_1",
+    "zero_shot/accuracy@5": "zs_5",
+}
+QUERIES_FILE = "queries.jsonl"
+# Seconds of processor time of each process that trained, a line each.
+PROCESSOR_FILE = "processor_seconds.txt"
+NUM_BINS = 20  # of the draws, over time
+_COSTS = ("examples/", "flops/")
+
+
+def read(path):
+    """The rows of a file of results; none if there is no file."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def digest(config, work):
+    """What tells a run's settings from others, wherever its folder is.
+
+    Settings at their defaults have no part in it, so that a setting that the
+    package gains leaves the results there are.
+    """
+    usual = _settings(type(config)(), work)
+    changed = {
+        key: value
+        for key, value in _settings(config, work).items()
+        if usual[key] != value
+    }
+    text = json.dumps(changed, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def encode_ranks(ranks):
+    """Text of ranks, a byte or so each: rounded, compressed, base 64."""
+    whole = np.minimum(np.rint(ranks), 2**16 - 1).astype("<u2")
+    return base64.b64encode(zlib.compress(whole.tobytes(), 9)).decode()
+
+
+def decode_ranks(text):
+    """Ranks that `encode_ranks` wrote, uint16 [queries]."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u2")
+
+
+def collect(workdir, *, cell, recipe, work):
+    """The row of a finished run, and what its queries were.
+
+    Args:
+        workdir: its run directory.
+        cell: name of its cell.
+        recipe: name of its recipe.
+        work: folder of the data, left out of paths.
+    """
+    from jest_tf import config as config_lib
+    from jest_tf import ledger
+
+    workdir = pathlib.Path(workdir)
+    config = config_lib.load_config(workdir / "config.json")
+    base = config_lib.load_config(
+        pathlib.Path(__file__).parents[2] / "configs" / "icontext_uniform.py"
+    )
+    settings, usual = _settings(config, work), _settings(base, work)
+    evaluations = ledger.read_log(workdir / "evaluation.jsonl")
+    log = ledger.read_log(workdir / "metrics.jsonl")
+    versions = json.loads((workdir / "versions.json").read_text())
+    ranks, queries = _ranks(workdir, config)
+    row = {
+        "cell": cell,
+        "seed": config.seed,
+        "recipe": recipe,
+        "digest": digest(config, work),
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "differs": {
+            key: value
+            for key, value in settings.items()
+            if usual.get(key) != value
+        },
+        "curve": _curve(evaluations),
+        "log": _log(log),
+        "costs": {
+            key: value
+            for key, value in log[-1].items()
+            if key.startswith(_COSTS)
+        },
+        "seconds": log[-1]["seconds"],
+        "processor_seconds": _processor_seconds(workdir),
+        "kinds": _kinds(workdir, config, work),
+        "ranks": ranks,
+        "versions": versions["versions"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    return row, queries
+
+
+def append(path, row):
+    """Write a row after the others; several processes may."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(row, separators=(",", ":")) + "\n")
+
+
+def _settings(config, work):
+    """Settings by their dotted names, with the data's folder left out."""
+    flat = {}
+
+    def walk(prefix, value):
+        if isinstance(value, dict):
+            for key, one in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, one)
+        else:
+            flat[prefix] = value
+
+    text = json.dumps(dataclasses.asdict(config))
+    for folder in (os.fspath(pathlib.Path(work).resolve()), "icontext-work"):
+        text = text.replace(f"{folder}/", "")
+    walk("", json.loads(text))
+    return flat
+
+
+def _curve(evaluations):
+    """`{"step": [...], "<split>/<measure>": [...]}`, four decimals."""
+    curve = {"step": [row["step"] for row in evaluations]}
+    for key in evaluations[0]:
+        if key == "step":
+            continue
+        _, split, measure = key.split("/", 2)
+        if measure in MEASURES:
+            curve[f"{split}/{MEASURES[measure]}"] = [
+                round(row[key], 4) for row in evaluations
+            ]
+    return curve
+
+
+def _log(log):
+    """Loss, scale and the draws' scores, in at most `NUM_BINS` means."""
+    names = [
+        key
+        for key, value in log[-1].items()
+        if key.startswith(("train/", "select/")) and not isinstance(value, str)
+    ]
+    parts = np.array_split(np.arange(len(log)), min(NUM_BINS, len(log)))
+    return {
+        "step": [log[part[-1]]["step"] for part in parts],
+        **{
+            name: [_mean([log[i].get(name) for i in part]) for part in parts]
+            for name in names
+        },
+    }
+
+
+def _mean(values):
+    """Mean of those that are there, five digits, or None without any."""
+    there = [value for value in values if value is not None]
+    return float(f"{np.mean(there):.5g}") if there else None
+
+
+def _processor_seconds(workdir):
+    """Of all processes that trained the run, start and evaluations included."""
+    path = workdir / PROCESSOR_FILE
+    if not path.exists():
+        return None
+    return round(sum(map(float, path.read_text().split())), 1)
+
+
+def _kinds(workdir, config, work):
+    """Shares of the kinds of picture among the drawn, over time."""
+    from jest_tf import ledger
+
+    path = workdir / "draws.jsonl"
+    if not path.exists():
+        return {}
+    draws = ledger.read_log(path)
+    ids, kinds = _kinds_of(config, work)
+    names, numbers = np.unique(kinds, return_inverse=True)
+    order = np.argsort(ids)
+    parts = np.array_split(np.arange(len(draws)), min(NUM_BINS, len(draws)))
+    shares = []
+    for part in parts:
+        drawn = np.concatenate([draws[i]["ids"] for i in part])
+        found = numbers[order[np.searchsorted(ids, drawn, sorter=order)]]
+        shares.append(np.bincount(found, minlength=len(names)) / len(drawn))
+    pool = np.bincount(numbers) / len(numbers)
+    return {
+        "step": [draws[part[-1]]["step"] for part in parts],
+        "pool": dict(zip(names.tolist(), pool.round(4).tolist(), strict=True)),
+        "drawn": {
+            name: [round(float(share[i]), 4) for share in shares]
+            for i, name in enumerate(names.tolist())
+        },
+    }
+
+
+def _kinds_of(config, work):
+    """Ids and kinds of all pictures trained on, read once and kept."""
+    from jest_tf.data import records
+
+    name = _digest_of(config.data.train)
+    path = pathlib.Path(work) / f"kinds-{name}.npz"
+    if not path.exists():
+        store = records.open_stores(config.data)
+        columns = store.columns(["id", "kind"])
+        kinds = np.array([kind.decode() for kind in columns["kind"]])
+        partial = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, ids=np.asarray(columns["id"]), kinds=kinds)
+        partial.replace(path)
+    with np.load(path) as file:
+        return file["ids"], file["kinds"]
+
+
+def _ranks(workdir, config):
+    """Ranks of all queries at the end, by split and direction, and `Queries`.
+
+    What the queries are is the same in every run, so the ranks have a digest
+    of it alone.
+    """
+    from jest_tf import evaluation, reference
+
+    run = reference.load_run(os.fspath(workdir))
+    stores = evaluation.open_stores(config.evaluation.data)
+    ranks, queries = {}, {}
+    for split, store in stores.items():
+        found = evaluation.embed_store(
+            run.learner,
+            store,
+            tokenizer=run.tokenizer,
+            image_size=config.data.image_size,
+            batch_size=config.evaluation.batch_size,
+            prompts=config.evaluation.prompts,
+        )
+        by_direction = evaluation.ranks(
+            found.images, found.texts, found.image_groups, found.text_groups
+        )
+        by_direction["zero_shot"] = evaluation.ranks(
+            found.images, found.classes, found.labels, found.class_names
+        )["image_to_text"]
+        ranks[split] = {
+            name: encode_ranks(values) for name, values in by_direction.items()
+        }
+        key = ranks[split]["queries"] = _digest_of(
+            (found.image_groups, found.text_groups)
+        )
+        queries[key] = _concepts(found)
+    return ranks, queries
+
+
+def _concepts(found):
+    """The concept of each query, numbered; zero-shot has the images'."""
+    numbers = {}
+    image, text = (
+        [numbers.setdefault(group, len(numbers)) for group in groups]
+        for groups in (found.image_groups, found.text_groups)
+    )
+    return {"image": encode_ranks(image), "text": encode_ranks(text)}
+
+
+def _digest_of(value):
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
+
+
+def append_queries(path, queries):
+    """Add what is not there yet to the file of all queries."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = {json.loads(line)["key"] for line in file}
+        for key, value in queries.items():
+            if key not in known:
+                file.write(json.dumps({"key": key, **value}) + "\n")
+
+
+def main(arguments=None):
+    """Collect one run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for flag in ("--workdir", "--work", "--cell", "--recipe", "--out"):
+        parser.add_argument(flag, required=True)
+    options = parser.parse_args(arguments)
+    row, queries = collect(
+        options.workdir,
+        cell=options.cell,
+        recipe=options.recipe,
+        work=options.work,
+    )
+    append_queries(pathlib.Path(options.out).with_name(QUERIES_FILE), queries)
+    append(options.out, row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,410 @@
+"""Runs a matrix of cells, one process a core, and keeps compact results.
+
+    python -m benchmarks.icontext.run --work icontext-work --jobs 2
+    python -m benchmarks.icontext.run --matrix quick
+    python -m benchmarks.icontext.run --list
+
+`make icontext-data` makes the data before that. What a cell needs, a reference
+with its sidecars or another pool, comes before it. A result that is in the
+results' folder is not made again, a run that was stopped goes on where it was,
+and a cell whose settings have changed is run anew. `--only` takes names of
+cells, with wildcards; what they need comes along.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import fnmatch
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+from benchmarks.icontext import matrix, results
+from jest_tf import config as config_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EVALUATIONS = 20  # in a run, at most, evenly spread
+
+_EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
+# Forward passes that embedding the pool or writing another one costs, in
+# training steps; for the time left alone.
+_PREPARATION_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Something to run once.
+
+    Attributes:
+        name: unique.
+        commands: arguments of Python, one after the other.
+        needs: names of the tasks that come before.
+        done: a file that is there once it is done, or None for a cell.
+        steps: what it costs, in uniform steps.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    needs: tuple[str, ...]
+    done: pathlib.Path | None
+    steps: float
+
+
+def main(arguments=None):
+    """Parse the flags and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--work", default="icontext-work", help="folder of data and runs")
+    add("--results", default=os.fspath(results.FOLDER))
+    add("--matrix", default="standard", choices=sorted(matrix.MATRICES))
+    add("--only", nargs="+", default=["*"], metavar="CELL")
+    add("--seeds", nargs="+", type=int, help="of the cells' seeds, only these")
+    add("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
+    add("--list", action="store_true", help="print the cells and their costs")
+    options = parser.parse_args(arguments)
+    work = pathlib.Path(options.work).resolve()
+    cells = matrix.MATRICES[options.matrix]
+    path = pathlib.Path(options.results).resolve() / f"{options.matrix}.jsonl"
+    tasks = plan(cells, work, path, tune=options.matrix == "tuning")
+    wanted = [
+        name(cell, seed)
+        for cell in cells
+        for seed in cell.seeds
+        if any(fnmatch.fnmatch(cell.name, one) for one in options.only)
+        and (options.seeds is None or seed in options.seeds)
+    ]
+    tasks = _with_needs(tasks, wanted)
+    if options.list:
+        _list(tasks)
+        return
+    if not _Runner(tasks, work, options.jobs).run():
+        sys.exit(1)
+
+
+def name(cell, seed):
+    """Name of a run."""
+    return f"{cell.name}-{seed}"
+
+
+def folder(cell, seed, work, *, tune=False):
+    """Where a run lies: other settings have another folder."""
+    config = resolve(cell, seed, work, tune=tune)
+    digest = results.digest(config, work)
+    return work / "runs" / f"{name(cell, seed)}-{digest[:8]}"
+
+
+def resolve(cell, seed, work, *, tune=False):
+    """The settings of a run, whole.
+
+    Args:
+        cell: `matrix.Cell`.
+        seed: of the run.
+        work: folder of the data.
+        tune: evaluate on `val_concept` alone, references apart.
+
+    Returns:
+        `config.TrainConfig`.
+    """
+    work = pathlib.Path(work)
+    sidecars = cell.reference and os.fspath(_sidecar_folder(work, cell))
+    config = config_lib.load_config(
+        ROOT / "configs" / f"icontext_{cell.recipe}.py",
+        (*cell.settings, f"seed={seed}"),
+    )
+    splits = _EVALUATION_SPLITS
+    if tune and cell.recipe != "reference":
+        splits = ("val_concept",)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data,
+            train=tuple(_shards(work, one) for one in cell.sources),
+            weights=(1.0,) * len(cell.sources) if cell.sources[1:] else (),
+            vocabulary=f"{work}/data/vocab.txt",
+        ),
+        reference=dataclasses.replace(config.reference, sidecar_dir=sidecars),
+        evaluation=dataclasses.replace(
+            config.evaluation,
+            data=tuple(f"{work}/data/{one}-*.tfrecord" for one in splits),
+            every_steps=max(1, config.steps // EVALUATIONS),
+        ),
+    )
+
+
+def plan(cells, work, path, *, tune=False):
+    """Everything to do, `{name: Task}`; what is done is left out.
+
+    Args:
+        cells: of `matrix`.
+        work: folder of data and runs.
+        path: of the results.
+        tune: see `resolve`.
+    """
+    finished = {row["digest"] for row in results.read(path)}
+    tasks = {}
+    for cell in cells:
+        for seed in cell.seeds:
+            config = resolve(cell, seed, work, tune=tune)
+            needs = [_pool(tasks, one, work) for one in cell.sources]
+            if cell.reference:
+                needs.append(_sidecars(tasks, cell, work))
+            workdir = folder(cell, seed, work, tune=tune)
+            # A reference must be there even if its result is known already.
+            is_done = results.digest(config, work) in finished and (
+                cell.recipe != "reference"
+                or (workdir / "final.weights.h5").exists()
+            )
+            tasks[name(cell, seed)] = Task(
+                name(cell, seed),
+                _training(cell, config, workdir, work, path),
+                tuple(need for need in needs if need),
+                None,
+                0.0 if is_done else cost(config),
+            )
+    return tasks
+
+
+def cost(config):
+    """What a run costs, in uniform steps of b = 256.
+
+    A step on b examples is three forward passes of them, and a scored example
+    is one (in a coarse view it is less).
+    """
+    passes = 3 * config.steps * config.batch_size
+    if config.selection.needs_learner:
+        passes += config.selection.num_scored(
+            config.steps, config.data.super_batch_size
+        )
+    return passes / (3 * 256)
+
+
+def _shards(work, source):
+    if source in ("reference", "pool"):
+        return f"{work}/data/{source}-*.tfrecord"
+    return f"{_pool_folder(work, source)}/pool-*.tfrecord"
+
+
+def _pool_folder(work, source):
+    """Where another pool lies: one that a reference made has its digest."""
+    if source != "filtered":
+        return work / "pools" / source
+    return work / "pools" / f"{source}-{_short_digest(matrix.JUDGE, work)}"
+
+
+def _sidecar_folder(work, cell):
+    digest = _short_digest(cell.reference, work)
+    return work / "sidecars" / f"{cell.key}-{digest}"
+
+
+@functools.cache
+def _short_digest(reference, work):
+    config = resolve(matrix.find(reference), 0, work)
+    return results.digest(config, work)[:8]
+
+
+def _training(cell, config, workdir, work, path):
+    """Commands that train a cell and collect what came out."""
+    settings = work / "settings" / f"{workdir.name}.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    config_lib.save_config(config, os.fspath(settings))
+    collect = (
+        *("-m", "benchmarks.icontext.results", "--workdir", str(workdir)),
+        *("--work", str(work), "--cell", cell.name, "--recipe", cell.recipe),
+        *("--out", str(path)),
+    )
+    train = "-m", "trainers.train", "--config", settings, "--workdir", workdir
+    return tuple(map(str, train)), collect
+
+
+def _pool(tasks, source, work):
+    """Name of the task that makes a pool, added if need be."""
+    if source in ("reference", "pool"):
+        return None
+    out = _pool_folder(work, source)
+    kind, options, needs = source, (), ()
+    if source.startswith("noise"):
+        kind = "noise"
+        options = ("--share", f"{int(source.removeprefix('noise')) / 100}")
+    elif source == "filtered":
+        kind = "filter"
+        judge = matrix.Cell("", "jest", "", reference=matrix.JUDGE)
+        needs = (_sidecars(tasks, judge, work),)
+        options = ("--sidecars", f"{_sidecar_folder(work, judge)}")
+    command = (
+        *("-m", "benchmarks.icontext.variants", kind),
+        *("--data", f"{work}/data", "--out", f"{out}", *options),
+    )
+    task = Task(
+        f"pool {source}", (command,), needs, out / "done", _PREPARATION_STEPS
+    )
+    tasks[task.name] = task
+    return task.name
+
+
+def _sidecars(tasks, cell, work):
+    """Name of the task that embeds a cell's data, added if need be."""
+    judge = matrix.find(cell.reference)
+    out = _sidecar_folder(work, cell)
+    needs = [name(judge, 0)]
+    needs += [_pool(tasks, one, work) for one in cell.sources]
+    command = (
+        *("-m", "trainers.embed", "--output", f"{out}"),
+        *("--workdir", f"{folder(judge, 0, work)}"),
+        *("--data", *(_shards(work, one) for one in cell.sources)),
+    )
+    task = Task(
+        f"sidecars {cell.key}",
+        (command,),
+        tuple(need for need in needs if need),
+        out / "done",
+        _PREPARATION_STEPS,
+    )
+    tasks[task.name] = task
+    return task.name
+
+
+def _with_needs(tasks, wanted):
+    """The tasks that are wanted and not done, with all that they need."""
+    found = {}
+
+    def add(one):
+        task = tasks[one]
+        is_done = task.done.exists() if task.done else not task.steps
+        if one in found or is_done:
+            return
+        for need in task.needs:
+            add(need)
+        found[one] = task
+
+    for one in wanted:
+        add(one)
+    return found
+
+
+def _list(tasks):
+    for task in tasks.values():
+        print(f"{task.steps:8,.0f}  {task.name}")
+    total = sum(task.steps for task in tasks.values())
+    print(f"{total:8,.0f}  uniform steps, {len(tasks)} tasks to do")
+
+
+class _Runner:
+    """Runs tasks as soon as what they need is there."""
+
+    def __init__(self, tasks, work, jobs):
+        self._tasks = tasks
+        self._work = work
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self._spent = [0.0, 0.0]  # steps, seconds
+        self._done = set()
+        self._failed = collections.OrderedDict()
+
+    def run(self):
+        """Whether all went well."""
+        waiting = dict(self._tasks)
+        running = {}
+        with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
+            while waiting or running:
+                ready = [task for task in waiting.values() if self._ready(task)]
+                for task in ready[: self._jobs - len(running)]:
+                    del waiting[task.name]
+                    running[pool.submit(self._execute, task)] = task
+                if not running:
+                    break
+                finished, _ = concurrent.futures.wait(
+                    running,
+                    return_when=concurrent.futures.FIRST_COMPLETED,
+                )
+                for future in finished:
+                    self._take(running.pop(future), *future.result())
+        for task in waiting.values():
+            _say(f"not run, for what it needs failed: {task.name}")
+        for failed, log in self._failed.items():
+            _say(f"failed: {failed}, see {log}")
+        return not waiting and not self._failed
+
+    def _ready(self, task):
+        return all(
+            need in self._done or need not in self._tasks for need in task.needs
+        )
+
+    def _execute(self, task):
+        """Whether a task went well, and its seconds."""
+        _say(f"starts: {task.name}")
+        started = time.monotonic()
+        log = self._log(task)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for command in task.commands:
+            with open(log, "a", encoding="utf-8") as file:
+                process = subprocess.Popen(
+                    [sys.executable, *command],
+                    cwd=ROOT,
+                    env=os.environ | _ONE_THREAD,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self._note_processor(command, usage.ru_utime + usage.ru_stime)
+            if process.returncode:
+                return False, time.monotonic() - started
+        if task.done:
+            task.done.touch()
+        return True, time.monotonic() - started
+
+    def _note_processor(self, command, seconds):
+        """Adds a training process's processor time to its run directory."""
+        if "trainers.train" in command:
+            workdir = pathlib.Path(command[command.index("--workdir") + 1])
+            if workdir.exists():
+                path = workdir / results.PROCESSOR_FILE
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(f"{seconds:.1f}\n")
+
+    def _take(self, task, went_well, seconds):
+        if not went_well:
+            self._failed[task.name] = self._log(task)
+            _say(f"failed: {task.name}, see {self._log(task)}")
+            return
+        self._done.add(task.name)
+        self._spent[0] += task.steps
+        self._spent[1] += seconds
+        left = sum(
+            task.steps
+            for task in self._tasks.values()
+            if task.name not in self._done
+        )
+        hours = left * self._spent[1] / max(self._spent[0], 1.0)
+        hours /= 3600 * self._jobs
+        _say(
+            f"[{len(self._done)}/{len(self._tasks)}] {task.name}: "
+            f"{seconds:,.0f} s; about {hours:.1f} h left"
+        )
+
+    def _log(self, task):
+        return self._work / "logs" / f"{task.name.replace(' ', '-')}.log"
+
+
+# One process a core: more threads would get in each other's way.
+_ONE_THREAD = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def _say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Other pools made of the pool: noisier ones, and parts of it.
+
+    python -m benchmarks.icontext.variants noise --data icontext-work/data \
+        --out icontext-work/noise50 --share 0.5
+    python -m benchmarks.icontext.variants emoji --data icontext-work/data \
+        --out icontext-work/emoji
+    python -m benchmarks.icontext.variants filter --data icontext-work/data \
+        --out icontext-work/filtered --sidecars icontext-work/sidecars/reference
+
+Records keep their ids and their order. What is left out or changed does not
+depend on the learner's seed.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from benchmarks.icontext import shards, sources
+
+SEED = 0
+
+
+def main(arguments=None):
+    """Run one sub-command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    noise = commands.add_parser("noise", help="captions of other pictures")
+    emoji = commands.add_parser("emoji", help="emoji art alone")
+    best = commands.add_parser("filter", help="what a reference finds fitting")
+    for command in (noise, emoji, best):
+        command.add_argument("--data", required=True, help="the whole data set")
+        command.add_argument("--out", required=True, help="folder to write to")
+    noise.add_argument("--share", type=float, required=True)
+    best.add_argument("--sidecars", required=True, help="of the pool")
+    best.add_argument("--share", type=float, default=0.2)
+    options = parser.parse_args(arguments)
+    pool = sorted(pathlib.Path(options.data).glob("pool-*.tfrecord"))
+    if not pool:
+        raise ValueError(f"`--data` has no pool-*.tfrecord: {options.data!r}")
+    records = [record for file in pool for record in shards.read(file)]
+    if options.command == "noise":
+        records = with_noise(records, options.share)
+    elif options.command == "emoji":
+        records = [one for one in records if one.row.kind == sources.EMOJI]
+    else:
+        scores = similarities(options.data, options.sidecars)
+        records = best_of(records, scores, options.share)
+    write(records, options.out, len(pool))
+
+
+def with_noise(records, share):
+    """The records, a share of them with captions of one another.
+
+    Args:
+        records: list of `selection.Record`.
+        share: of the records that get another's captions, in [0, 1].
+    """
+    generator = np.random.default_rng(SEED)
+    order = generator.permutation(len(records))
+    chosen = order[: round(share * len(records))]
+    found = list(records)
+    # A cycle through all of them, so that none gets its own.
+    for place, giver in zip(chosen, np.roll(chosen, 1), strict=True):
+        record = records[place]
+        captions = records[giver].row.captions
+        found[place] = dataclasses.replace(
+            record, row=dataclasses.replace(record.row, captions=captions)
+        )
+    return found
+
+
+def best_of(records, scores, share):
+    """The share of the records that score highest, in their order."""
+    count = round(share * len(records))
+    kept = np.sort(np.argsort(-scores, kind="stable")[:count])
+    return [records[place] for place in kept]
+
+
+def similarities(data, sidecars):
+    """Cosine of each pool picture with its first caption, float32 [records]."""
+    from jest_tf.data import embeddings
+    from jest_tf.data import records as records_lib
+
+    store = records_lib.open_store(f"{data}/pool-*.tfrecord")
+    rows = embeddings.Sidecars(store, sidecars).read_rows(0, len(store))
+    first = rows.text[rows.offsets[:-1]]
+    products = np.float32(rows.image) * np.float32(first)
+    return np.where(rows.valid, products.sum(axis=1), -np.inf)
+
+
+def write(records, out, count):
+    """Write records as a pool of `count` shards."""
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    edges = [len(records) * i // count for i in range(count + 1)]
+    for i in range(count):
+        shards.write(
+            out / f"pool-{i:05d}-of-{count:05d}.tfrecord",
+            records[edges[i] : edges[i + 1]],
+        )
+    (out / "done").touch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""IconText: the recipe with JEST, scored in large patches (Flexi-JEST).
+
+    python -m trainers.train --config configs/icontext_flexi.py \
+        --workdir icontext-work/runs/flexi
+
+It needs the sidecars that configs/icontext_jest.py tells of. How long it takes
+and what comes out is in docs/icontext.md.
+"""
+
+import dataclasses
+import pathlib
+
+from jest_tf import config as config_lib
+
+
+def config() -> config_lib.TrainConfig:
+    """Scores in 4 patches of 16 pixels, trains half in them, half in 16."""
+    jest = config_lib.load_config(
+        pathlib.Path(__file__).with_name("icontext_jest.py")
+    )
+    fine, coarse = config_lib.View(), config_lib.View(patch_size=16)
+    return dataclasses.replace(
+        jest,
+        model=dataclasses.replace(jest.model, views=(fine, coarse)),
+        selection=dataclasses.replace(jest.selection, view=coarse),
+    )

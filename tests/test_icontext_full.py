@@ -1,0 +1,174 @@
+"""Tests of the rules by which the whole IconText data set is put together.
+
+The packages and a rasteriser are not needed: drawings here are pixels already.
+"""
+
+import json
+import pathlib
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.icontext import full, pictures, selection, shards, sources
+
+
+def a_row(name, **changes):
+    """A row of a mono icon, with changes."""
+    fields = {
+        "kind": sources.MONO_ICON,
+        "style": "some-set",
+        "source": "some@1.0",
+        "license": "MIT",
+        "name": name,
+        "captions": (name,),
+        "drawing": None,
+    }
+    return sources.Row(**(fields | changes))
+
+
+class SieveTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        generator = np.random.default_rng(0)
+        self.drawn = {
+            name: generator.integers(0, 240, [14, 14, 3], np.uint8)
+            for name in "abcdef"
+        }
+        # Correlation with "a" of 0.98 or so: a copy for an icon, not for
+        # emoji art.
+        noise = generator.integers(-24, 25, [14, 14, 3])
+        near = np.clip(self.drawn["a"] + noise, 0, 240).astype(np.uint8)
+        self.drawn["near a"] = near
+        patches = (
+            mock.patch.object(
+                pictures, "render", lambda name, size: self.drawn[name]
+            ),
+            mock.patch.object(
+                pictures, "encode", lambda pixels, _: (pixels.tobytes(), pixels)
+            ),
+        )
+        for patch in patches:
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def sieve(self, held_out=None):
+        return selection.Sieve(size=14, num_colours=0, held_out=held_out)
+
+    def rows(self, *names, **changes):
+        return [
+            a_row(f"{i}", drawing=name, captions=(name,), **changes)
+            for i, name in enumerate(names)
+        ]
+
+    def test_copies_of_held_out_pictures_do_not_pass(self):
+        self.assertBetween(
+            pictures.similarity(self.drawn["a"], self.drawn["near a"]),
+            0.975,
+            0.99,
+        )
+        first = self.sieve()
+        first.accept(self.rows("a")[0], "test_style")
+        for kind, expected in (
+            (sources.MONO_ICON, {"b"}),
+            (sources.EMOJI, {"b", "near a"}),
+        ):
+            second = self.sieve(first.held_out)
+            rows = self.rows("a", "near a", "b", kind=kind)
+            found = second.accept_all(rows, "pool")
+            kept = {one.row.captions[0] for one in found if one is not None}
+            self.assertEqual(kept, expected)
+
+    def test_rows_together_fare_as_rows_one_by_one(self):
+        names = ("b", "near a", "c", "b", "a", "d", "c")
+        first = self.sieve()
+        first.accept(self.rows("a")[0], "val_concept")
+        together, single = (self.sieve(first.held_out) for _ in range(2))
+        found = together.accept_all(self.rows(*names), "pool")
+        self.assertEqual(
+            found, [single.accept(row, "pool") for row in self.rows(*names)]
+        )
+        self.assertEqual(together.drops, single.drops)
+        # One copy, one leak of the very pixels, "b" and "c" twice.
+        self.assertEqual(found.count(None), 4)
+
+    def test_held_out_pictures_are_not_held_against_each_other(self):
+        sieve = self.sieve()
+        found = [
+            sieve.accept(row, "test_concept")
+            for row in self.rows("a", "near a", "a")
+        ]
+        # The last is the first, under the same caption.
+        self.assertEqual([one is None for one in found], [False, False, True])
+
+
+class MergeTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir())
+
+    def part(self, style, *pairs):
+        """A part file with pictures and captions; 2 were left out before."""
+        records = [
+            selection.Record(
+                a_row(f"{style}{i}", style=style, captions=(caption, "more")),
+                selection.identifier_of("some@1.0", style, f"{style}{i}"),
+                png,
+            )
+            for i, (png, caption) in enumerate(pairs)
+        ]
+        shards.write(self.folder / f"{style}.tfrecord", records)
+        drops = json.dumps({"duplicate pair": 2})
+        self.folder.joinpath(f"{style}.json").write_text(drops)
+        return records
+
+    def test_a_pair_that_two_sets_have_is_kept_once(self):
+        one = self.part("x", (b"1", "ant"), (b"2", "bee"))
+        two = self.part("y", (b"1", "ant"), (b"1", "bee"), (b"3", "cow"))
+        reference = [selection.Record(a_row("cow"), 5, b"3")]
+        drops = selection.collections.Counter()
+        merged = full._merged(
+            self.folder, {"x": 9, "y": 9}, {"reference": reference}, drops
+        )
+        self.assertEqual(merged, [one[0], one[1], two[1]])
+        self.assertEqual(drops, {"duplicate pair": 2 + 2 + 2})
+
+    def test_two_rows_with_one_id_are_refused(self):
+        (record,) = self.part("x", (b"1", "ant"))
+        reference = [selection.Record(a_row("bee"), record.identifier, b"2")]
+        with self.assertRaisesRegex(ValueError, "two rows have id"):
+            full._merged(
+                self.folder,
+                {"x": 1},
+                {"reference": reference},
+                selection.collections.Counter(),
+            )
+
+
+class SettingsTest(tf.test.TestCase):
+    def test_no_build_takes_what_forbids_commerce(self):
+        self.assertFalse(full.Settings().admits("CC-BY-NC-4.0"))
+        self.assertTrue(full.Settings().admits("CC-BY-SA-4.0"))
+
+    def test_a_permissive_build_takes_what_asks_for_a_notice_alone(self):
+        settings = full.Settings(permissive_only=True)
+        admitted = [
+            name
+            for name in ("MIT", "CC0-1.0", "CC-BY-4.0", "GPL-3.0", "")
+            if settings.admits(name)
+        ]
+        self.assertEqual(admitted, ["MIT", "CC0-1.0"])
+
+    def test_a_folder_is_whole_if_it_tells_the_same_settings(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        origin = {"settings": {"size": 32}, "versions": {}}
+        self.assertFalse(full._is_built(folder, origin))
+        stats = folder / "stats.json"
+        stats.write_text(json.dumps(origin | {"bytes": 7}))
+        self.assertTrue(full._is_built(folder, origin))
+        stats.write_text(json.dumps(origin | {"settings": {"size": 64}}))
+        self.assertFalse(full._is_built(folder, origin))
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,366 @@
+"""The benchmark on real data: its matrix, its statistics, and a small run."""
+
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks.icontext import (
+    bootstrap,
+    claims,
+    gallery,
+    matrix,
+    pages,
+    report,
+    results,
+    run,
+    shards,
+    variants,
+)
+from jest_tf.data import preprocessing
+
+MINI = pathlib.Path(__file__).parents[1] / "examples" / "icontext_mini"
+QUERIES = {
+    "q": {
+        "key": "q",
+        # Two concepts: three pictures of the first, one of the second.
+        "image": results.encode_ranks([0, 0, 0, 1]),
+        "text": results.encode_ranks([0, 1]),
+    }
+}
+
+
+def a_run(image_ranks, text_ranks, seed=0, **changes):
+    """A row of results with the same ranks in both splits."""
+    ranks = {
+        "queries": "q",
+        "image_to_text": results.encode_ranks(image_ranks),
+        "text_to_image": results.encode_ranks(text_ranks),
+    }
+    return {
+        "cell": "some",
+        "seed": seed,
+        "steps": 100,
+        "differs": {},
+        "costs": {"examples/scored": 0, "examples/trained": 1000},
+        "ranks": {split: ranks for split in bootstrap.SPLITS},
+    } | changes
+
+
+def with_curve(steps, values, **changes):
+    """A row whose main measure over time is `values`."""
+    measures = itertools.product(bootstrap.SPLITS, bootstrap.MAIN_MEASURES)
+    curve = {f"{split}/{measure}": values for split, measure in measures}
+    return a_run([1] * 4, [1] * 2, curve={"step": steps, **curve}, **changes)
+
+
+class MatrixTest(tf.test.TestCase):
+    def test_cells_have_names_of_their_own(self):
+        for name, cells in matrix.MATRICES.items():
+            with self.subTest(name):
+                names = [cell.name for cell in cells]
+                self.assertLen(set(names), len(names))
+
+    def test_every_cell_resolves_and_what_it_needs_is_planned(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        for name, cells in matrix.MATRICES.items():
+            tasks = run.plan(cells, folder, folder / f"{name}.jsonl")
+            for task in tasks.values():
+                self.assertContainsSubset(task.needs, tasks)
+            for cell in cells:
+                config = run.resolve(cell, 1, folder)
+                self.assertEqual(config.seed, 1)
+                self.assertLen(config.data.train, len(cell.sources))
+                self.assertEqual(config.selection.scores, cell.reference != "")
+
+    def test_cells_of_one_seed_differ_in_nothing_but_their_settings(self):
+        folder = self.get_temp_dir()
+        cells = {cell.name: cell for cell in matrix.MAIN}
+        jest, hard = (
+            results._settings(run.resolve(cells[name], 2, folder), folder)
+            for name in ("jest", "hard")
+        )
+        differ = {key for key in jest if jest[key] != hard[key]}
+        self.assertEqual(differ, {"selection.criterion"})
+
+    def test_tuning_sees_one_split(self):
+        config = run.resolve(matrix.TUNING[1], 0, "work", tune=True)
+        self.assertEqual(
+            [os.path.basename(one) for one in config.evaluation.data],
+            ["val_concept-*.tfrecord"],
+        )
+
+    def test_a_pool_that_a_reference_filters_comes_after_it(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        tasks = run.plan(matrix.MATRICES["standard"], folder, folder / "x")
+        order = list(run._with_needs(tasks, ["reference_filtered-0"]))
+        self.assertEqual(
+            order,
+            [
+                "reference_curated-0",
+                "sidecars reference_curated-pool",
+                "pool filtered",
+                "reference_filtered-0",
+            ],
+        )
+
+    def test_a_step_with_jest_costs_eight_thirds_of_a_uniform_one(self):
+        # f = 0.8: 3 passes of 256 to train, 5 x 256 = 1,280 to score.
+        cells = {cell.name: cell for cell in matrix.MAIN}
+        jest, easy, uniform = (
+            run.cost(run.resolve(cells[name], 0, "work"))
+            for name in ("jest", "easy", "uniform_1600")
+        )
+        self.assertAllClose(jest / uniform, 8 / 3)
+        self.assertAllClose(easy, uniform)
+
+    def test_a_finished_cell_is_left_out_until_its_settings_change(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        path = folder / "results.jsonl"
+        (cell,) = (one for one in matrix.QUICK if one.recipe == "uniform")
+        config = run.resolve(cell, 0, folder)
+        results.append(path, {"digest": results.digest(config, folder)})
+        name = run.name(cell, 0)
+        tasks = run.plan((cell,), folder, path)
+        self.assertEmpty(run._with_needs(tasks, [name]))
+        changed = matrix.dataclasses.replace(cell, settings=("steps=700",))
+        tasks = run.plan((changed,), folder, path)
+        self.assertEqual(list(run._with_needs(tasks, [name])), [name])
+
+
+class BootstrapTest(tf.test.TestCase):
+    def test_ranks_survive_their_encoding(self):
+        ranks = np.array([1, 2, 300, 70_000, 1.5])
+        decoded = results.decode_ranks(results.encode_ranks(ranks))
+        self.assertAllEqual(decoded, [1, 2, 300, 65_535, 2])
+
+    def test_the_value_is_the_mean_over_queries(self):
+        # MRR of images (1 + 1/2 + 1/4 + 1) / 4, of texts (1/2 + 1) / 2.
+        found = bootstrap.estimate([a_run([1, 2, 4, 1], [2, 1])], QUERIES)
+        self.assertAllClose(found.value, ((2.75 / 4) + 0.75) / 2)
+        self.assertLess(found.low, found.value)
+        self.assertGreater(found.high, found.value)
+
+    def test_concepts_are_drawn_with_all_their_queries(self):
+        # With one concept drawn twice the mean is that concept's: 2/3 or 1,
+        # so every resample is one of the two or the mean of all, 0.75.
+        runs = [a_run([1, 2, 2, 1], [1, 1])]
+        values = bootstrap._resampled(
+            runs, QUERIES, ("test_concept",), ("i2t_mrr",)
+        )
+        self.assertAllClose(np.unique(values.round(6)), [2 / 3, 0.75, 1.0])
+
+    def test_a_run_does_not_differ_from_itself(self):
+        runs = [a_run([1, 2, 4, 1], [2, 1], seed) for seed in range(3)]
+        found = bootstrap.difference(runs, runs[1:], QUERIES)
+        self.assertAllClose(tuple(found), (0.0, 0.0, 0.0))
+        self.assertIsNone(bootstrap.difference(runs[:1], runs[1:], QUERIES))
+
+    def test_a_target_between_two_evaluations(self):
+        run = with_curve([50, 100], [0.2, 0.4])
+        self.assertAllClose(bootstrap.steps_to(run, 0.3), 75.0)
+        self.assertAllClose(bootstrap.steps_to(run, 0.1), 25.0)
+        self.assertIsNone(bootstrap.steps_to(run, 0.5))
+
+    def test_passes_are_three_to_train_on_and_one_to_score(self):
+        costs = {"examples/scored": 5000, "examples/trained": 1000}
+        run = a_run([1] * 4, [1, 1], costs=costs)
+        self.assertEqual(bootstrap.passes(run, 50), (3 * 1000 + 5000) / 2)
+        by_cache = {"selection.criterion": "easy_reference"}
+        run = a_run([1] * 4, [1, 1], costs=costs, differs=by_cache)
+        self.assertEqual(bootstrap.passes(run, 50), 3 * 1000 / 2)
+
+
+class ClaimsTest(tf.test.TestCase):
+    def test_without_runs_nothing_is_claimed(self):
+        for _, _, ours, verdict, _ in claims.table(claims.Runs([], {})):
+            self.assertEqual((ours, verdict), (claims.NOT_RUN, claims.NOT_RUN))
+
+    def test_ratios_are_of_the_uniform_runs_length(self):
+        uniform = with_curve([100], [0.4], cell="uniform")
+        jest = with_curve([50, 100], [0.4, 0.5], cell="jest")
+        runs = claims.Runs([uniform, jest], QUERIES)
+        found = runs.to_target(("jest",), lambda run, steps: steps)
+        self.assertAllClose(found, [2.0])
+        slow = with_curve([50, 100], [0.1, 0.2], cell="jest")
+        runs = claims.Runs([uniform, slow], QUERIES)
+        found = runs.to_target(("jest",), lambda run, steps: steps)
+        self.assertEqual(found, [0.0])
+        self.assertEqual(claims.ratios(found), "target not reached")
+
+    def test_a_verdict_needs_an_interval_on_one_side_of_zero(self):
+        for interval, expected in (
+            ((1.0, 0.5, 2.0), claims.HOLDS),
+            ((1.0, -0.5, 2.0), claims.OPEN),
+            ((-1.0, -2.0, -0.5), claims.FAILS),
+        ):
+            found = claims.verdict(bootstrap.Estimate(*interval))
+            self.assertEqual(found, expected)
+
+
+class PagesTest(tf.test.TestCase):
+    def test_one_html_file_holds_everything(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        (folder / "a.png").write_bytes(b"picture")
+        blocks = [
+            pages.heading("A & B"),
+            pages.paragraph("with `code` < 1"),
+            pages.table(("x",), [("1",)]),
+            pages.image("a.png", "alt"),
+        ]
+        pages.write_html(blocks, folder, folder / "a.html")
+        text = (folder / "a.html").read_text()
+        for part in (
+            "<h1>A &amp; B</h1>",
+            "<p>with <code>code</code> &lt; 1</p>",
+            "<th>x</th>",
+            "data:image/png;base64,cGljdHVyZQ==",
+        ):
+            self.assertIn(part, text)
+        pages.write_markdown(blocks, folder / "a.md")
+        self.assertIn("| x |\n| --- |\n| 1 |", (folder / "a.md").read_text())
+
+
+class VariantsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        (file,) = MINI.glob("val_concept-*.tfrecord")
+        self.records = list(shards.read(file))
+
+    def test_noise_moves_captions_of_a_share_and_nothing_else(self):
+        # No two of these have the same caption, so none can get its own.
+        firsts = {one.row.captions: one for one in self.records}
+        records = list(firsts.values())
+        found = variants.with_noise(records, 0.5)
+        moved = [
+            new.row.captions != old.row.captions
+            for new, old in zip(found, records, strict=True)
+        ]
+        self.assertEqual(sum(moved), round(0.5 * len(records)))
+        self.assertCountEqual(
+            [one.row.captions for one in found],
+            [one.row.captions for one in records],
+        )
+        for new, old in zip(found, records, strict=True):
+            self.assertEqual(
+                (new.identifier, new.png), (old.identifier, old.png)
+            )
+
+    def test_the_best_stay_in_their_order(self):
+        records = self.records[:5]
+        scores = np.array([0.1, 0.9, 0.5, 0.8, 0.2])
+        self.assertEqual(
+            variants.best_of(records, scores, 0.6),
+            [records[1], records[2], records[3]],
+        )
+
+
+@pytest.mark.slow
+class SmallRunTest(tf.test.TestCase):
+    def test_a_small_matrix_from_data_to_report(self):
+        work = pathlib.Path(self.get_temp_dir())
+        self.make_data(work / "data")
+        small = ("steps=4", "optimizer.warmup_steps=1")
+        cells = (
+            matrix.Cell(
+                "reference_curated",
+                "reference",
+                "",
+                (*small, "data.super_batch_size=32"),
+                sources=("reference",),
+                reference="",
+            ),
+            matrix.Cell(
+                "uniform",
+                "uniform",
+                "",
+                (*small, "data.super_batch_size=32"),
+                reference="",
+            ),
+            matrix.Cell(
+                "jest",
+                "jest",
+                "",
+                (
+                    *small,
+                    "data.super_batch_size=64",
+                    "selection.batch_size=32",
+                ),
+                sources=("filtered",),
+                reference="reference_curated",
+            ),
+        )
+        arguments = [
+            *("--work", os.fspath(work), "--results", os.fspath(work / "r")),
+            *("--matrix", "quick", "--jobs", "1"),
+        ]
+        matrices = {"quick": cells}
+        with mock.patch.dict(matrix.MATRICES, matrices, clear=True):
+            run.main(arguments)
+            rows = results.read(work / "r" / "quick.jsonl")
+            self.assertEqual(
+                [row["cell"] for row in rows],
+                ["reference_curated", "uniform", "jest"],
+            )
+            # Nothing is left to do, so nothing is added.
+            run.main(arguments)
+            again = results.read(work / "r" / "quick.jsonl")
+            self.assertEqual(rows, again)
+            report.main(["--results", str(work / "r"), "--matrix", "quick"])
+        (workdir,) = (work / "runs").glob("jest-0-*")
+        self.check(rows[2], workdir)
+        gallery.main(
+            ["--work", os.fspath(work), "--results", os.fspath(work / "r")]
+        )
+        self.assertTrue((work / "r" / "gallery.png").exists())
+        text = (work / "r" / "quick_report.md").read_text()
+        self.assertIn("| jest-0 | 256 | 256 | 128 |", text)
+        self.assertTrue((work / "r" / "quick_report.html").exists())
+
+    def make_data(self, folder):
+        folder.mkdir()
+        for split in ("reference", "pool", "val_concept", "test_concept"):
+            (file,) = MINI.glob(f"{split}-*.tfrecord")
+            records = list(itertools.islice(shards.read(file), 600))
+            shards.write(folder / file.name, records)
+        shutil.copy(
+            next(folder.glob("val_concept-*")),
+            folder / "test_style-00000-of-00001.tfrecord",
+        )
+        vocabulary = preprocessing.build_wordpiece_vocabulary(
+            [text for one in records for text in one.row.captions], 400
+        )
+        preprocessing.WordPieceTokenizer(vocabulary, 1).save(folder)
+
+    def check(self, row, workdir):
+        self.assertEqual(row["costs"]["examples/scored"], 4 * 64)
+        self.assertEqual(row["differs"]["selection.method"], "joint")
+        last = json.loads(
+            (workdir / "evaluation.jsonl").read_text().splitlines()[-1]
+        )
+        for split in ("val_concept", "test_concept", "test_style"):
+            for direction, short in (
+                ("image_to_text", "i2t"),
+                ("text_to_image", "t2i"),
+            ):
+                ranks = results.decode_ranks(row["ranks"][split][direction])
+                mrr = last[f"eval/{split}/{direction}/mrr"]
+                # Ranks of ties are rounded.
+                self.assertAllClose(np.mean(1 / ranks), mrr, atol=1e-3)
+                self.assertEqual(
+                    row["curve"][f"{split}/{short}_mrr"][-1], round(mrr, 4)
+                )
+        drawn = row["kinds"]["drawn"]
+        self.assertAllClose(
+            np.sum(list(drawn.values()), axis=0), np.ones(1), atol=1e-3
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()
