@@ -481,13 +481,17 @@ class CostTest(tf.test.TestCase):
 
 
 def write_tiny(folder):
-    """The shard of `tiny`, with sidecars."""
+    """The shards of `run_server`, with sidecars."""
     tiny.write_shard(os.path.join(folder, "a.tfrecord"), rows=60)
-    store = records.open_store(os.path.join(folder, "a.tfrecord"))
-    image, text = (
-        test_sidecar_files.unit_rows(60, seed, DIM) for seed in (1, 2)
-    )
-    embed.write_arrays(store, image, text, DESCRIPTION)
+    path = os.path.join(folder, "damaged.tfrecord")
+    # The sidecars know nothing of the damage, so it shows after stage 0.
+    tiny.write_shard(path, rows=8, seed=1, damaged=(2, 5))
+    for name, rows in (("a", 60), ("damaged", 8)):
+        store = records.open_store(os.path.join(folder, f"{name}.tfrecord"))
+        image, text = (
+            test_sidecar_files.unit_rows(rows, seed, DIM) for seed in (1, 2)
+        )
+        embed.write_arrays(store, image, text, DESCRIPTION)
 
 
 CASCADE = (
@@ -571,8 +575,8 @@ class RunTest(tf.test.TestCase):
         self.run_in(
             "skipped", *ALONE, "steps=4", "evaluation.log_every_steps=1"
         )
-        store = records.open_store(os.path.join(self.folder, "a.tfrecord"))
         recipe = run_server.recipe(self.folder, (*CASCADE, *ALONE))
+        store = records.open_stores(recipe.data)
         chooser = cascade.Cascade(
             recipe.cascade, embeddings.Sidecars(store), "sigmoid"
         )
@@ -583,6 +587,7 @@ class RunTest(tf.test.TestCase):
             tokenizer=TOKENIZER,
             image_size=SIZE,
             cascade=chooser,
+            faults=pipeline.FaultLog(None, 1.0),
         )
         ids = [
             batch["id"].tolist()
