@@ -4,15 +4,18 @@
 
 `speed` runs the training stream in turn with a bare loop that decodes and
 resizes the same pictures; `growth` opens ever larger stores and starts at late
-steps; `mixing` compares orders of different block sizes. Each part replaces its
-own block of README.md in the folder `--out`. With `--quick` it takes seconds,
-says nothing, and writes only where `--out` says so.
+steps; `mixing` compares orders of different block sizes; `wait` trains and asks
+the runs how long they waited for input. Each part replaces its own block of
+README.md in the folder `--out`. With `--quick` it is small, says nothing, and
+writes only where `--out` says so.
 """
 
 import argparse
 import gc
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -20,6 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import index_growth, report
+from jest_tf import config as config_lib
+from jest_tf import ledger
 from jest_tf.data import crc32c, pipeline, preprocessing, records, stream
 
 _COMMAND = "python -m benchmarks.bench_input"
@@ -40,14 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog=_COMMAND, description="Benchmarks the example stream."
     )
-    parser.add_argument("part", choices=["speed", "growth", "mixing", "all"])
-    parser.add_argument("--quick", action="store_true", help="takes seconds")
+    parts = {"speed": speed, "growth": growth, "mixing": mixing, "wait": wait}
+    parser.add_argument("part", choices=[*parts, "all"])
+    parser.add_argument("--quick", action="store_true", help="is small")
     parser.add_argument("--out", help="the folder of README.md")
     options = parser.parse_args(argv)
     out = options.out and pathlib.Path(options.out)
     if not out and not options.quick:
         out = pathlib.Path(__file__).resolve().parent
-    for name, run in (("speed", speed), ("growth", growth), ("mixing", mixing)):
+    for name, run in parts.items():
         if options.part not in (name, "all"):
             continue
         text = run(options.quick)
@@ -243,6 +249,65 @@ def mix(
     }
 
 
+def wait(quick: bool) -> str:
+    """What runs say of their waiting for input, as Markdown."""
+    steps, skipped = (6, 2) if quick else (80, 20)
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        reference = os.path.join(directory, "reference")
+        for recipe, *overrides in (
+            ("reference",),
+            ("uniform",),
+            ("jest", f"reference.workdir={reference}"),
+        ):
+            report.log(f"wait: {recipe}")
+            workdir = os.path.join(directory, recipe)
+            config = _train(
+                recipe,
+                workdir,
+                *(f"steps={steps}", f"evaluation.log_every_steps={skipped}"),
+                f"data.index_dir={directory}/indexes",
+                *overrides,
+            )
+            # The first line holds what the stream had made before.
+            log = ledger.read_log(os.path.join(workdir, "metrics.jsonl"))[1:]
+            size = config.data.super_batch_size
+            seconds = [line["time/step_seconds"] for line in log]
+            alone = [_rate_of_run(config, workdir) for _ in range(3)]
+            waited = [line["time/input_wait_share"] for line in log]
+            rows.append(
+                [
+                    f"`quickstart_{recipe}`",
+                    size,
+                    report.spread(alone),
+                    report.spread([size / one for one in seconds]),
+                    " / ".join(
+                        f"{value:.2%}"
+                        for value in (
+                            min(waited),
+                            np.median(waited),
+                            max(waited),
+                        )
+                    ),
+                ]
+            )
+    header = ["recipe", "B", "stream alone", "run", "waited for input"]
+    return f"""## How long steps wait
+
+    {_COMMAND} wait
+
+{report.table(header, rows)}
+
+Examples drawn a second by the stream with nothing else to do, and by a run of
+the recipe, {steps} steps; and the part of the steps' time in which the run says
+that it waited for input (`time/input_wait_share`). Lowest / median / highest,
+of 3 repeats of the stream and of the lines of the log, {skipped} steps each,
+without the first. Steps and stream share the cores, so that a run is slower
+than either would be alone.
+
+{report.environment()}"""
+
+
 def write_pictures(directory: str, num_pictures: int) -> records.Store:
     """Writes and opens a shard of JPEGs, patchworks of the example pictures.
 
@@ -274,6 +339,31 @@ def write_pictures(directory: str, num_pictures: int) -> records.Store:
             features["id"].int64_list.value.append(i)
             writer.write(example.SerializeToString())
     return records.open_store(path)
+
+
+def _train(recipe, workdir, *overrides):
+    """Trains by a recipe of the quickstart; returns its settings."""
+    command = [
+        *(sys.executable, "-m", "trainers.train", "--workdir", workdir),
+        *("--config", f"configs/quickstart_{recipe}.py", "--set"),
+        *("evaluation.data=", "optimizer.warmup_steps=1", *overrides),
+    ]
+    subprocess.run(command, cwd=_ROOT, check=True, stderr=subprocess.DEVNULL)
+    return config_lib.load_config(os.path.join(workdir, "config.json"))
+
+
+def _rate_of_run(config, workdir):
+    """Examples a second of a run's stream, alone."""
+    data = config.data
+    paths = [str(_ROOT / pattern) for pattern in data.train]
+    dataset = pipeline.super_batches(
+        records.open_store(paths, index_dir=data.index_dir),
+        super_batch_size=data.super_batch_size,
+        seed=config.seed,
+        tokenizer=preprocessing.load_tokenizer(workdir, data.text_length),
+        image_size=data.image_size,
+    )
+    return _rate(dataset, data.super_batch_size, 20)
 
 
 def _bare_loop(encoded, size):

@@ -1,20 +1,28 @@
-"""What a training step costs: JEST's beside a uniform one, and on replicas.
+"""What a training step costs: in seconds and FLOPs, of every kind of step.
+
+Uniform, JEST and Flexi-JEST steps side by side; JEST's against B and a live
+reference; steps on replicas.
 
     python -m benchmarks.bench_step
 
-Writes the block `step` of README.md in the folder `--out`. About four minutes
-on 2 quiet cores; with `--quick` it takes one, says nothing, and writes only
-where `--out` says so.
+Writes the block `step` of README.md in the folder `--out`, or with
+`--telemetry` the block `telemetry` alone: what following the selection costs.
+About six minutes on 2 quiet cores, and four; with `--quick` it takes one,
+says nothing, and writes only where `--out` says so.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import itertools
 import multiprocessing
 import pathlib
+import tempfile
 import textwrap
 import time
 from concurrent import futures
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +30,18 @@ import tensorflow as tf
 import jest_tf
 from benchmarks import report
 from jest_tf import config as config_lib
-from jest_tf import distribution, models, reference, towers, training
+from jest_tf import (
+    distribution,
+    flops,
+    models,
+    probe,
+    reference,
+    row_report,
+    telemetry,
+    towers,
+    training,
+)
+from jest_tf.data import stream
 
 _COMMAND = "python -m benchmarks.bench_step"
 
@@ -34,8 +53,9 @@ class Sizes(NamedTuple):
         width: of a token and of the embeddings.
         depth: transformer blocks of each tower.
         num_heads: of their attention.
-        image_size: pixels a side, in patches of 16.
+        image_size: pixels a side.
         text_length: tokens, of 512.
+        patch_size: pixels a side of a patch.
     """
 
     width: int
@@ -43,6 +63,7 @@ class Sizes(NamedTuple):
     num_heads: int
     image_size: int
     text_length: int
+    patch_size: int = 16
 
 
 # Tokens enough that the products dominate, and not the optimizer, whose time is
@@ -51,6 +72,11 @@ class Sizes(NamedTuple):
 _LARGE = Sizes(384, 2, 6, 128, 16)
 _SMALL = Sizes(64, 1, 2, 64, 16)
 _QUICK = Sizes(16, 1, 2, 32, 4)
+# As many tokens as B/16 at 256 pixels has; the text is as long as Flexi-JEST's
+# 110 % want it, see docs/ledger.md.
+_FINE = Sizes(384, 2, 6, 256, 12)
+_COARSE_VIEW = config_lib.View(patch_size=32)
+_QUICKSTART = Sizes(64, 3, 2, 32, 16, 8)  # of the preset "tiny"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,14 +86,28 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--out", type=pathlib.Path, help="folder of README.md")
+    parser.add_argument(
+        "--telemetry", action="store_true", help="its cost, and nothing else"
+    )
     options = parser.parse_args(argv)
     # It takes the steps, which are of one name, for one that is traced anew.
     tf.get_logger().setLevel("ERROR")
+    name, command = "step", _COMMAND
+    title = "What a step costs"
+    measures = [
+        measure_kinds,
+        measure_view,
+        measure_ratios,
+        measure_replicas,
+    ]
+    if options.telemetry:
+        name, command = "telemetry", f"{_COMMAND} --telemetry"
+        title = "What following the selection costs"
+        measures = [measure_telemetry]
     text = "\n\n".join(
         [
-            "## What a step costs\n\n    " + _COMMAND,
-            measure_ratios(options.quick),
-            measure_replicas(options.quick),
+            f"## {title}\n\n    {command}",
+            *(measure(options.quick) for measure in measures),
             report.environment(),
         ]
     )
@@ -76,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     if out is None and not options.quick:
         out = pathlib.Path(__file__).resolve().parent
     if out is not None:
-        report.write_block(out / "README.md", "step", text, _COMMAND)
+        report.write_block(out / "README.md", name, text, command)
 
 
 def split_cpu(count: int) -> None:
@@ -93,20 +133,98 @@ def split_cpu(count: int) -> None:
         )
 
 
-def flop_ratio(filter_factor: float, reference_passes: int) -> float:
-    """FLOPs of a JEST step over those of a uniform step of the same b.
+def measure_kinds(quick: bool) -> str:
+    """Times and counts uniform, JEST and Flexi-JEST steps in turn; Markdown."""
+    sizes, b, repeats = (_QUICK, 16, 2) if quick else (_FINE, 16, 7)
+    report.log("kinds: tracing")
+    joint = config_lib.SelectionConfig(
+        method="joint", batch_size=b, scoring_batch_size=b
+    )
+    flexi = dataclasses.replace(joint, view=_COARSE_VIEW)
+    mix = (config_lib.View(), _COARSE_VIEW)
+    steps = {
+        "uniform": Step(sizes, b),
+        "JEST": Step(sizes, 5 * b, joint),
+        "Flexi-JEST": Step(sizes, 5 * b, flexi, views=mix),
+    }
+    seconds = take_turns(list(steps.values()), repeats)
+    parts = [step.parts(repeats) for step in steps.values()]
+    counts = [step.flops() for step in steps.values()]
+    rows = []
+    for kind, own, count, part in zip(
+        steps, seconds, counts, parts, strict=True
+    ):
+        ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
+        rows.append(
+            [
+                kind,
+                report.spread(own),
+                report.spread(ratios),
+                f"{count['step'] / 1e9:,.1f}",
+                *(
+                    f"{count[name] / counts[0][name]:.2f}"
+                    for name in ("step", "no_reuse", "reuse")
+                ),
+                *(
+                    f"{part[name]:.2f}" if name in part else "-"
+                    for name in ("score", "select", "train")
+                ),
+                f"{sum(part.values()) / np.median(own):.2f}",
+            ]
+        )
+    head = ["step", "s", "of uniform", "GFLOPs", "counted", "no_reuse"]
+    head += ["reuse", "score, s", "select, s", "train, s", "sum / step"]
+    words = (
+        f"Steps that train on b = {b} rows, of B = {5 * b} where they score, "
+        "in turn in one process, on one device. Towers of width "
+        f"{sizes.width} and depth {sizes.depth}, {sizes.image_size} pixels in "
+        f"patches of 16, {sizes.text_length} tokens, float32; cached "
+        f"reference; scored {b} "
+        "rows at a time; the super-batch is in memory. Flexi-JEST scores in "
+        "patches of 32 and trains on half of the rows in either. Three numbers "
+        f"are the lowest, the median and the highest of {repeats} repeats. "
+        "FLOPs are of the matrix products in the traced step; beside them, as "
+        "shares of the uniform step's, what is counted, and the paper's two "
+        "ways to count. Score, select and train are medians of each run alone, "
+        "and their sum stands over the median of the whole."
+    )
+    return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
-    With a training step's example at three forward passes, every example scored
-    costs the learner one and a live reference of its size another; the scores
-    themselves and the draw are left out, and no pass is used twice:
-    (3 + passes * B/b) / 3.
 
-    Args:
-        filter_factor: B/b.
-        reference_passes: 0 with cached embeddings, 1 with a live reference of
-            the learner's size.
-    """
-    return (3 + (1 + reference_passes) * filter_factor) / 3
+def measure_view(quick: bool) -> str:
+    """Times and counts the image tower in coarse patches; Markdown."""
+    sizes, rows, repeats = (_QUICK, 16, 2) if quick else (_FINE, 64, 9)
+    report.log("view: tracing")
+    tower = _learner(sizes).image_tower
+    shape = [rows, sizes.image_size, sizes.image_size, 3]
+    images = tf.random.stateless_uniform(shape, [0, 0])
+    functions = [
+        tf.function(
+            lambda images, view=view: tower(images, training=False, view=view),
+            autograph=False,
+        )
+        for view in (config_lib.View(), _COARSE_VIEW)
+    ]
+    counts = [
+        flops.total(
+            flops.count(function.get_concrete_function(images).graph)
+        ).products
+        for function in functions
+    ]
+    for function in functions:
+        probe.timed(function, images)
+    seconds = [
+        [probe.timed(function, images)[1] for function in functions]
+        for _ in range(repeats)
+    ]
+    ratios = [coarse / fine for fine, coarse in seconds]
+    words = (
+        f"The image tower alone, forward, on {rows} images: in patches of 32 "
+        f"it takes {report.spread(ratios)} of the seconds that it takes in "
+        f"patches of 16 (lowest / median / highest of {repeats}), and "
+        f"{counts[1] / counts[0]:.3f} of the FLOPs."
+    )
+    return textwrap.fill(words, 80)
 
 
 def measure_ratios(quick: bool) -> str:
@@ -121,10 +239,14 @@ def measure_ratios(quick: bool) -> str:
         Step(sizes, factor * b, selection, live=kind == "live")
         for factor, kind in cases
     ]
-    seconds = take_turns([Step(sizes, b), *steps], repeats)
+    steps = [Step(sizes, b), *steps]
+    seconds = take_turns(steps, repeats)
+    counts = [step.flops() for step in steps]
     rows = []
-    for (factor, kind), own in zip(cases, seconds[1:], strict=True):
-        expected = flop_ratio(factor, int(kind == "live"))
+    for (factor, kind), own, count in zip(
+        cases, seconds[1:], counts[1:], strict=True
+    ):
+        expected = count["step"] / counts[0]["step"]
         ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
         off = 100 * (np.median(ratios) / expected - 1)
         rows.append(
@@ -148,8 +270,8 @@ def measure_ratios(quick: bool) -> str:
         "pass, a live one is of the learner's size. Three numbers are the "
         f"lowest, the median and the highest of {repeats} repeats; a uniform "
         f"step takes {report.spread(seconds[0])} s. The FLOP ratio is "
-        "(3 + B/b) / 3 with a cached and (3 + 2 B/b) / 3 with a live "
-        "reference: a forward pass an example scored, three an example "
+        "of the matrix products in the traced steps: about a forward pass an "
+        "example scored, two with a live reference, and three an example "
         "trained on."
     )
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
@@ -188,6 +310,51 @@ def measure_replicas(quick: bool) -> str:
         "R = 1 is what they do twice and tell each other. Towers of width "
         f"{sizes.width} and depth {sizes.depth}, {sizes.image_size} pixels, 4 "
         f"chunks, cached reference; {repeats} repeats."
+    )
+    return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
+
+
+def measure_telemetry(quick: bool) -> str:
+    """Times steps with and without telemetry, in turn; Markdown."""
+    repeats, every = (2, 2) if quick else (5, 10)
+    cases = [("quickstart", _QUICKSTART, 640, 128), ("larger", _LARGE, 320, 64)]
+    if quick:
+        cases = [("quick", _QUICK, 32, 16)]
+    rows = []
+    for name, sizes, super_batch_size, batch_size in cases:
+        report.log(f"telemetry: {name}")
+        with tempfile.TemporaryDirectory() as workdir:
+            pair = [
+                Followed(sizes, super_batch_size, batch_size, folder, every)
+                for folder in (None, workdir)
+            ]
+            without, followed = take_turns(pair, repeats)
+        ratios = [
+            100 * (one / two - 1)
+            for one, two in zip(followed, without, strict=True)
+        ]
+        rows.append(
+            [
+                *(name, super_batch_size, batch_size),
+                report.spread([1e3 * one for one in without]),
+                report.spread([1e3 * one for one in followed]),
+                report.spread(ratios),
+                f"{100 * pair[1].share:.2f} %",
+            ]
+        )
+    head = ["size", "B", "b", "without, ms", "with, ms", "more, %", "of it"]
+    words = (
+        f"A step of JEST with and without telemetry, in turn in one process: "
+        f"means over {every} steps, of which the last is logged as a run logs "
+        "it, with the line of `telemetry.jsonl` and the histograms. Without, "
+        "the graph of the step doesn't tell of rows either. The quickstart's "
+        f"sizes are width {_QUICKSTART.width}, depth {_QUICKSTART.depth} and "
+        f"{_QUICKSTART.image_size} pixels in patches of "
+        f"{_QUICKSTART.patch_size}; the larger ones are those of the first "
+        "table above. Cached reference. Three numbers are the lowest, the "
+        f"median and the highest of {repeats} repeats, whose noise is larger "
+        "than what is looked for; the last column is the time spent in "
+        "following over that of all, by the clock."
     )
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
@@ -239,6 +406,7 @@ class Step:
         selection: None trains on the super-batch as it comes.
         live: a reference of the learner's size, in place of embeddings that
             come with the super-batch.
+        views: that it trains in.
         strategy: that it runs under; None is none.
     """
 
@@ -249,12 +417,15 @@ class Step:
         selection: config_lib.SelectionConfig | None = None,
         *,
         live: bool = False,
+        views: tuple[config_lib.View, ...] = (),
         strategy: tf.distribute.Strategy | None = None,
     ):
         strategy = strategy or tf.distribute.get_strategy()
         with strategy.scope():
             teacher = _learner(sizes) if live else reference.cached(10.0, -10.0)
-            model = training.JESTModel(_learner(sizes), teacher, selection)
+            model = training.JESTModel(
+                _learner(sizes), teacher, selection, views=views
+            )
             optimizer = jest_tf.AdamW(1e-4, global_clipnorm=1.0)
             model.compile(optimizer, jit_compile=False)
             optimizer.build(model.trainable_variables)
@@ -265,13 +436,104 @@ class Step:
             )
         )
         model.make_train_function()
-        self._function = model.train_function
+        self._model, self._function = model, model.train_function
 
     def run(self) -> float:
         """Seconds of a step, from its call to its loss."""
         start = time.monotonic()
         float(self._function(self._batches)["loss"])
         return time.monotonic() - start
+
+    def flops(self) -> dict[str, int]:
+        """What `flops.columns` says of the step, once it has run."""
+        (columns,) = self._model.step_flops().values()
+        return columns
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Median seconds of the parts of the step, each run alone."""
+        one = probe.Probe(self._model, lambda: next(self._batches))
+        found = [one() for _ in range(repeats)]
+        return {
+            name.removeprefix("time/").removesuffix("_seconds"): float(
+                np.median([seconds[name] for seconds in found])
+            )
+            for name in found[0]
+        }
+
+
+class Followed(Step):
+    """Several steps, the last of which is logged, with telemetry or without.
+
+    Args:
+        sizes: of the learner.
+        super_batch_size: B.
+        batch_size: b.
+        workdir: where telemetry writes; None is without.
+        num_steps: from one logged step to the next.
+
+    Attributes:
+        share: of the time of all runs but the first two, what was spent in
+            following.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        super_batch_size: int,
+        batch_size: int,
+        workdir: str | None,
+        num_steps: int,
+    ):
+        selection = config_lib.SelectionConfig("joint", batch_size=batch_size)
+        super().__init__(sizes, super_batch_size, selection)
+        self._num_steps, self._telemetry = num_steps, None
+        self._step = self._following = self._all = self._runs = 0
+        if workdir is None:
+            return
+        config = config_lib.TrainConfig(
+            data=config_lib.DataConfig(super_batch_size=super_batch_size),
+            selection=selection,
+            reference=config_lib.ReferenceConfig(sidecars=True),
+        )
+        # As many records as the quickstart's pool.
+        order = stream.Order(8200, 0)
+        self._telemetry = telemetry.Telemetry(config, workdir, order=order)
+        self._telemetry.begin(self._model)
+        self._writer = tf.summary.create_file_writer(workdir)
+
+    @property
+    def share(self) -> float:
+        """See above."""
+        return self._following / self._all
+
+    def run(self) -> float:
+        """Seconds of a step, the mean over all up to a logged one."""
+        untold = contextlib.nullcontext()
+        if self._telemetry is None:  # when it is traced
+            untold = mock.patch.object(row_report, "of_scored", lambda *_: {})
+        with untold:
+            spent = [self._run_and_follow(n) for n in range(self._num_steps)]
+        self._runs += 1
+        if self._runs > 2:
+            self._all += sum(one for one, _ in spent)
+            self._following += sum(other for _, other in spent)
+        return sum(one for one, _ in spent) / self._num_steps
+
+    def _run_and_follow(self, number):
+        """Seconds of a step and, of them, of following it."""
+        seconds = super().run()
+        if self._telemetry is None:
+            return seconds, 0.0
+        start = time.monotonic()
+        self._telemetry.follow(
+            self._step,
+            self._step + 1,
+            number == self._num_steps - 1,
+            self._writer,
+        )
+        self._step += 1
+        followed = time.monotonic() - start
+        return seconds + followed, followed
 
 
 def take_turns(steps: list[Step], repeats: int) -> list[list[float]]:
@@ -294,7 +556,12 @@ def _learner(sizes):
         "seed": 0,
     }
     learner = models.TwoTower(
-        towers.ImageTower(image_size=sizes.image_size, patch_size=16, **shared),
+        towers.ImageTower(
+            image_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            patch_sizes=(2 * sizes.patch_size,),
+            **shared,
+        ),
         towers.TextTower(
             vocabulary_size=512, length=sizes.text_length, **shared
         ),

@@ -118,7 +118,7 @@ def select_with_matrices(
 
 
 def products(
-    learner: losses.Embeddings, teacher: losses.Embeddings, case: Case
+    learner: losses.Embeddings | None, teacher: losses.Embeddings, case: Case
 ) -> tf.Tensor:
     """The matrix products that a draw of `case` makes, and nothing else.
 
@@ -132,10 +132,11 @@ def products(
         return state + tf.matmul(rows, columns, transpose_b=True)[:, 0]
 
     size = -(-case.batch_size // case.num_chunks)
+    models = [model for model in (learner, teacher) if model is not None]
 
     def step(index, total):
         rows = (index * size + tf.range(size)) % case.super_batch_size
-        for model in (learner, teacher):
+        for model in models:
             chosen = tf.gather(model.text, rows), tf.gather(model.image, rows)
             # The package's own loops, so that the tiles are the same.
             total += scores_lib._fold_both_ways(add_tile, model, chosen, 0.0)
@@ -183,7 +184,7 @@ def measure(case: Case) -> dict:
         of the second form to the mean of the runs of the first before and
         after it; "peak_gb", the process's highest resident memory.
     """
-    models = [_random_embeddings(case, seed) for seed in (0, 1)]
+    models = [random_embeddings(case, seed) for seed in (0, 1)]
     functions, trace_seconds = {}, {}
     for form in case.forms:
         start = time.perf_counter()
@@ -222,7 +223,7 @@ def _traced(form, case, models):
     return function.get_concrete_function(*models)
 
 
-def _random_embeddings(case, seed):
+def random_embeddings(case: Case, seed: int) -> losses.Embeddings:
     """Unit-norm noise."""
     shape = (case.super_batch_size, case.dim)
     image, text = (_random_rows(shape, (seed, part)) for part in (0, 1))

@@ -11,8 +11,9 @@ said of speed or of numbers.
 
 Needs an environment of its own, requirements-tpu-compile.txt; `make
 tpu-compile` makes it. Each case is a line of results/tpu_compile.jsonl once it
-is done, and is skipped from then on unless `--again`; the table in
-docs/tpu.md is written from all lines. About a minute a case on 2 cores.
+is done, and is skipped from then on, unless `--again` or its code is another.
+The table in docs/tpu.md is written from all lines. About a minute a case on 2
+cores.
 """
 
 import argparse

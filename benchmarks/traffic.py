@@ -67,7 +67,7 @@ class Setup(NamedTuple):
     @property
     def sampled(self) -> int:
         """Rows of the uniform draw that a draw is compared with."""
-        return min(self.batch_size, selection._UNIFORM_ROWS)
+        return min(self.batch_size, selection.UNIFORM_ROWS)
 
     @property
     def capacity(self) -> int:

@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from jest_tf import evaluation, ledger, reference, training  # noqa: E402
-from jest_tf.data import pipeline, records  # noqa: E402
+from jest_tf import evaluation, ledger, page, reference  # noqa: E402
+from jest_tf.data import records  # noqa: E402
 
 RECIPES = ("reference", "uniform", "jest")
 
@@ -30,6 +30,22 @@ _NAMES = {"reference": "reference", "uniform": "uniform", "jest": "JEST"}
 _COLOURS = {"reference": "0.55", "uniform": "tab:blue", "jest": "tab:red"}
 # What the table shows: column, where it comes from, how it is written.
 _EXAMPLES = ("drawn", "scored", "trained")
+_FLOPS = {
+    "TFLOPs": "step",
+    "no_reuse": "no_reuse",
+    "reuse": "reuse",
+}
+_SECONDS = {
+    "seconds": "seconds",
+    "evaluating": "time/evaluation_seconds",
+    "saving": "time/save_seconds",
+}
+_STEP = {
+    "step": "time/step_seconds",
+    "score": "time/score_seconds",
+    "select": "time/select_seconds",
+    "train": "time/train_seconds",
+}
 _MEASURES = {
     "image→text R@1": "image_to_text/recall@1",
     "R@5": "image_to_text/recall@5",
@@ -44,7 +60,7 @@ _MEASURES = {
 }
 # The kind of picture in the pool that the curated set is made of.
 _CURATED_LIKE = "emoji"
-_GALLERY_SUPER_BATCHES, _GALLERY_SIZE = 4, 20
+_GALLERY_DRAWS, _GALLERY_SIZE = 4, 20
 
 
 def workdir(runs: pathlib.Path, recipe: str, seed: int) -> pathlib.Path:
@@ -57,10 +73,15 @@ def write(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     text = tables(runs, seeds)
     curves(runs, seeds, runs / "curves.png")
     gallery(runs, seeds[0], runs / "gallery.png")
+    page.write(
+        os.fspath(workdir(runs, "jest", seeds[0])),
+        os.fspath(runs / "selection.html"),
+    )
     (runs / "report.md").write_text(
         f"# JEST quickstart\n\n{text}\n\n"
         "![Learning curves](curves.png)\n\n"
-        f"{_gallery_caption()}\n\n![Gallery](gallery.png)\n",
+        f"{_gallery_caption()}\n\n![Gallery](gallery.png)\n\n"
+        "More of them, over time: [selection.html](selection.html).\n",
         encoding="utf-8",
     )
     return text
@@ -112,13 +133,16 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
         for recipe in RECIPES
     }
     cost = _table(
-        ("learner", "steps", *_EXAMPLES, "seconds"),
+        ("learner", "steps", *_EXAMPLES, *_FLOPS),
         [
             (
                 _NAMES[recipe],
                 f"{results[0]['step']:,}",
                 *(f"{results[0][f'examples/{e}']:,}" for e in _EXAMPLES),
-                _spread([r["seconds"] for r in results], ".0f"),
+                *(
+                    f"{results[0][f'flops/{name}'] / 1e12:,.1f}"
+                    for name in _FLOPS.values()
+                ),
             )
             for recipe, results in rows.items()
         ],
@@ -145,8 +169,12 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
         count = f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
     return "\n\n".join(
         (
-            f"Examples and seconds of training ({count}):",
+            "Examples and FLOPs of training, in all runs of a recipe the same; "
+            "`no_reuse` and `reuse` are the paper's two ways to count "
+            "(docs/ledger.md):",
             cost,
+            f"Seconds of training and of a step, and peak memory ({count}):",
+            _clock(rows),
             f"Held-out concepts, `test_concept`, percent ({count}):",
             quality,
             *_per_seed(rows, seeds),
@@ -156,20 +184,63 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     )
 
 
+def _clock(rows):
+    """The table of what was measured; parts of a step where they were."""
+    parts = {
+        name: key
+        for name, key in _STEP.items()
+        if any(key in result for results in rows.values() for result in results)
+    }
+    return _table(
+        (
+            "learner",
+            *_SECONDS,
+            *(f"{name}, ms" for name in parts),
+            "waiting, %",
+            "peak, GB",
+        ),
+        [
+            (
+                _NAMES[recipe],
+                *(
+                    _spread([r[key] for r in results], ".0f")
+                    for key in _SECONDS.values()
+                ),
+                *(
+                    _spread([1e3 * r[key] for r in results], ".0f")
+                    if key in results[0]
+                    else "-"
+                    for key in parts.values()
+                ),
+                _spread(
+                    [100 * r["time/input_wait_share"] for r in results], ".1f"
+                ),
+                _spread(
+                    [r["memory/host_peak_rss_bytes"] / 1e9 for r in results],
+                    ".1f",
+                ),
+            )
+            for recipe, results in rows.items()
+        ],
+    )
+
+
 def curves(
     runs: pathlib.Path, seeds: Sequence[int], path: pathlib.Path
 ) -> None:
-    """Draws quality, learnability and the make-up of the draws over steps."""
-    figure, (quality, score, share) = plt.subplots(
-        1, 3, figsize=(13, 3.8), layout="constrained"
-    )
+    """Draws quality over steps and FLOPs, learnability, what was drawn."""
+    figure, panels = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
+    quality, by_flops, score, share = panels
     for recipe in RECIPES:
         runs_of = [workdir(runs, recipe, seed) for seed in seeds]
         rows = [ledger.read_log(run / "evaluation.jsonl") for run in runs_of]
         steps = [row["step"] for row in rows[0]]
         means = np.array([[_mean_mrr(row) for row in run] for run in rows])
-        _band(quality, steps, 100 * means, _NAMES[recipe], _COLOURS[recipe])
-    quality.set(title="Held-out concepts (val_concept)", ylabel="mean MRR, %")
+        flops = [row["flops/step"] / 1e12 for row in rows[0]]
+        for axes, values in ((quality, steps), (by_flops, flops)):
+            _band(axes, values, 100 * means, _NAMES[recipe], _COLOURS[recipe])
+    for axes in (quality, by_flops):
+        axes.set(title="Held-out concepts (val_concept)", ylabel="mean MRR, %")
     jests = [workdir(runs, "jest", seed) for seed in seeds]
     logs = [ledger.read_log(run / "metrics.jsonl") for run in jests]
     steps = [row["step"] for row in logs[0]]
@@ -186,8 +257,8 @@ def curves(
     _band(share, steps, 100 * shares, "JEST's draw", _COLOURS["jest"])
     share.axhline(100 * pool, color=_COLOURS["uniform"], label="the pool")
     share.set(title="Curated-like (emoji) share", ylabel="%", ylim=(0, None))
-    for axes in (quality, score, share):
-        axes.set_xlabel("learner steps")
+    for axes in panels:
+        axes.set_xlabel("TFLOPs" if axes is by_flops else "learner steps")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -196,70 +267,39 @@ def curves(
 
 
 def gallery(runs: pathlib.Path, seed: int, path: pathlib.Path) -> None:
-    """Draws the most and least learnable examples of the last super-batches."""
-    run = reference.load_run(os.fspath(workdir(runs, "jest", seed)))
-    store = records.open_store(run.config.data.train)
-    images, ids, learnability = _last_draws(run, store)
-    columns = store.columns(["id", "caption", "kind"])
-    captions = {
-        key: f"{texts[0].decode()}\n[{kind.decode()}]"
-        for key, texts, kind in zip(
-            columns["id"], columns["caption"], columns["kind"], strict=True
-        )
-    }
-    _, first = np.unique(ids, return_index=True)  # a picture may come twice
-    order = first[np.argsort(-learnability[first], kind="stable")]
+    """Draws the most and least learnable examples of the last logged draws."""
+    run = workdir(runs, "jest", seed)
+    shown = page.moments(
+        os.fspath(run), page.read(os.fspath(run))[-_GALLERY_DRAWS:]
+    )
+    kinds = _kinds(run)
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     parts = figure.subfigures(2, 1)
-    for part, title, rows in (
-        (parts[0], "Most learnable", order[:_GALLERY_SIZE]),
-        (parts[1], "Least learnable", order[::-1][:_GALLERY_SIZE]),
+    for part, title, sign, cards in (
+        (parts[0], "Most learnable", -1, [m.highest for m in shown]),
+        (parts[1], "Least learnable", 1, [m.lowest for m in shown]),
     ):
         part.suptitle(title, fontsize=13, fontweight="bold")
-        for axes, row in zip(
-            part.subplots(2, _GALLERY_SIZE // 2).flat, rows, strict=True
-        ):
-            axes.imshow(images[row], interpolation="nearest")
+        # A picture may come twice.
+        each = {card.id: card for some in cards for card in some}.values()
+        each = sorted(each, key=lambda card, sign=sign: sign * card.score)
+        grid = list(part.subplots(2, _GALLERY_SIZE // 2).flat)
+        for axes in grid:
             axes.set_axis_off()
-            axes.set_title(
-                f"{learnability[row]:+.1f}\n{_wrap(captions[ids[row]])}",
-                fontsize=7,
-            )
+        for axes, card in zip(grid, each, strict=False):
+            axes.imshow(card.image, interpolation="nearest")
+            lines = _wrap(card.caption, f"[{kinds[card.id]}]")
+            axes.set_title(f"{card.score:+.1f}\n{lines}", fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _last_draws(run, store):
-    """Images, ids and learnability of the rows of the last super-batches."""
-    config = run.config
-    teacher = reference.load_run(config.reference.workdir)
-    model = training.build_model(config, run.learner, teacher.learner)
-    start_step = max(config.steps - _GALLERY_SUPER_BATCHES, 0)
-    stream = pipeline.super_batches(
-        store,
-        super_batch_size=config.data.super_batch_size,
-        seed=config.seed,
-        tokenizer=run.tokenizer,
-        image_size=config.data.image_size,
-        start_step=start_step,
-        reference_tokenizer=teacher.tokenizer,
-        reference_image_size=teacher.config.data.image_size,
-    )
-    select = tf.function(model.select)
-    images, ids, learnability = [], [], []
-    for offset, batch in enumerate(stream.take(config.steps - start_step)):
-        seed = tf.constant([config.seed, start_step + offset])
-        draw = select(batch, seed)
-        images.append(batch["image"].numpy())
-        ids.append(batch["id"].numpy())
-        learnability.append((draw.learner_loss - draw.reference_loss).numpy())
-    return tuple(map(np.concatenate, (images, ids, learnability)))
 
 
 def _result(run):
     """The last lines of a run's logs, joined."""
     last = ledger.read_log(run / "metrics.jsonl")[-1]
-    return {**last, **ledger.read_log(run / "evaluation.jsonl")[-1]}
+    measures = ledger.read_log(run / "evaluation.jsonl")[-1]
+    # Its costs are those of the moment after the last evaluation.
+    return {**measures, **last}
 
 
 class _Collapsed:
@@ -360,8 +400,9 @@ def _provenance(run):
 
 def _gallery_caption():
     return (
-        "The most and least learnable examples of the last super-batches, with "
-        "their learnability given the sub-batch (learner's loss minus the "
+        "The most and least learnable examples, eight of each a super-batch, "
+        f"of the last {_GALLERY_DRAWS} that were logged, with their "
+        "learnability given the sub-batch (learner's loss minus the "
         "reference's) and the kind of picture:"
     )
 
@@ -401,9 +442,8 @@ def _table(header, rows):
     return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
 
 
-def _wrap(text, width=17, most=3):
+def _wrap(caption, kind, width=17, most=3):
     """At most `most` lines of about `width` letters, the kind on the last."""
-    caption, kind = text.rsplit("\n", 1)
     lines = re.findall(rf".{{1,{width}}}(?:\s+|$)|.{{{width}}}", caption)
     if len(lines) > most - 1:
         lines = [*lines[: most - 2], lines[most - 2].rstrip() + "…"]

@@ -7,6 +7,7 @@ Several replicas are the business of `jest_tf.distribution`.
 """
 
 from jest_tf.config import (
+    CascadeConfig,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdamW",
+    "CascadeConfig",
     "CheckpointConfig",
     "DataConfig",
     "DistributionConfig",

@@ -26,10 +26,12 @@ from tensorflow.core.util import event_pb2
 METRICS_FILE = "metrics.jsonl"
 DRAWS_FILE = "draws.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
+TELEMETRY_FILE = "telemetry.jsonl"
 FAULTS_FILE = "faults.jsonl"
+FLOPS_FILE = "flops.json"
 TENSORBOARD_FOLDER = "tensorboard"
 
-_LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE)
+_LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 _FOLDER = "checkpoints"
 _NAME = "step-{:09d}.weights.h5"
 _DAMAGED = "step-{:09d}.damaged"
@@ -152,6 +154,9 @@ class Checkpoints(StepCallback):
         guard: makes what a save is done within, so that no signal breaks it.
         agree: whether all workers save now, of whether this one would; asked
             where that isn't plain from the step.
+
+    Attributes:
+        seconds: spent saving.
     """
 
     def __init__(
@@ -168,6 +173,7 @@ class Checkpoints(StepCallback):
         agree: Callable[[bool], bool] = bool,
     ):
         super().__init__(start_step)
+        self.seconds = 0.0
         self._guard = guard
         self._agree = agree
         self._workdir = workdir
@@ -225,8 +231,10 @@ class Checkpoints(StepCallback):
             NotFinite: where a weight or the optimizer's state is not finite;
                 nothing is written.
         """
+        started = time.monotonic()
         with self._guard():
             self._save()
+        self.seconds += time.monotonic() - started
 
     def _is_late(self):
         return time.monotonic() - self._saved_at >= self._every_seconds
@@ -345,31 +353,40 @@ def restore(model: keras.Model, workdir: str) -> int:
     return step
 
 
-def load(model: keras.Model, workdir: str) -> int:
-    """Loads the newest whole checkpoint.
+def load(model: keras.Model, workdir: str, step: int | None = None) -> int:
+    """Loads the newest whole checkpoint, or that of a step.
 
-    A damaged one is renamed, with a line on standard error, and the one before
-    is taken.
+    A damaged newest one is renamed, with a line on standard error, and the one
+    before is taken.
 
     Args:
         model: compiled and built, its optimizer too.
         workdir: the run directory.
+        step: of the checkpoint; None is the newest.
 
     Returns:
         The step that was loaded, 0 if there is no checkpoint.
 
     Raises:
-        ValueError: if all checkpoints are damaged, or the newest is of another
-            model.
+        ValueError: if all checkpoints are damaged, the one to load is of
+            another model, or there is none of `step`.
     """
-    step = _newest_whole(workdir)
+    if step is None:
+        step = _newest_whole(workdir)
+    elif step not in saved_steps(workdir):
+        raise ValueError(
+            f"`step` must be one of the checkpoints of {workdir!r}, "
+            f"{saved_steps(workdir)}. Received: {step}"
+        )
     if step:
         path = os.path.join(workdir, _FOLDER, _NAME.format(step))
         _load(model, path)
-        if int(model.optimizer.iterations) != step:
+        # In the scope of a strategy `int` of a variable fails.
+        done = int(model.optimizer.iterations.numpy())
+        if done != step:
             raise ValueError(
                 f"{path} must be of a model that has made {step} steps. "
-                f"Received: {int(model.optimizer.iterations)} steps"
+                f"Received: {done} steps"
             )
     return step
 

@@ -77,7 +77,7 @@ def distribute(
         ValueError: if B can't be dealt to the replicas evenly.
     """
     replicas = strategy.num_replicas_in_sync
-    if _is_tpu(strategy):
+    if is_tpu(strategy):
         super_batches = _in_halves(super_batches)
     if replicas == 1:
         return super_batches(0, 1)
@@ -126,7 +126,7 @@ class Replicas:
         self._context = context
         self.num_replicas = context.num_replicas_in_sync
         self.replica_id = tf.cast(context.replica_id_in_sync_group, tf.int32)
-        self.in_loops = _is_tpu(context.strategy)
+        self.in_loops = is_tpu(context.strategy)
 
     def all_gather(self, tensors):
         """Rows `[n, ...]` of every replica, `[R * n, ...]`, in replica order.
@@ -509,12 +509,13 @@ def _in_halves(super_batches):
     return halved
 
 
-def _is_tpu(strategy):
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether steps run on TPUs, which have no numbers of 64 bits."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def _needs_hooks(strategy):
-    return strategy.num_replicas_in_sync > 1 or _is_tpu(strategy)
+    return strategy.num_replicas_in_sync > 1 or is_tpu(strategy)
 
 
 def _check_execution(iterator, strategy):

@@ -14,6 +14,7 @@ Not here: few-shot probes, and the loss on held-out data (`JESTModel.evaluate`).
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -317,7 +318,12 @@ class Evaluation(keras.callbacks.Callback):
         image_size: what the learner sees, in pixels a side.
         workdir: where `evaluation.jsonl` gets a line a step; None for nowhere.
         start_step: steps done before this `fit`.
+        costs: gives what the steps up to one have cost, which the line tells
+            beside the measures; None tells nothing.
         log: called with the step and the measures; None for nobody.
+
+    Attributes:
+        seconds: spent evaluating.
     """
 
     def __init__(
@@ -330,6 +336,7 @@ class Evaluation(keras.callbacks.Callback):
         image_size: int,
         workdir: str | None = None,
         start_step: int = 0,
+        costs: Callable[[int], dict[str, float]] | None = None,
         log: Callable[[int, dict[str, float]], None] | None = None,
     ):
         super().__init__()
@@ -350,6 +357,8 @@ class Evaluation(keras.callbacks.Callback):
             workdir, checkpoint.EVALUATION_FILE
         )
         self._step = self._epoch_start = start_step
+        self.seconds = 0.0
+        self._costs = costs
         self._log = log
         self._results = _read_results(self._path)
 
@@ -384,15 +393,20 @@ class Evaluation(keras.callbacks.Callback):
         """
         if step in self._results or not self._evaluations:
             return self._results.get(step, {})
+        started = time.monotonic()
         results = {
             f"eval/{name}/{measure}": value
             for name, evaluation in self._evaluations.items()
             for measure, value in evaluation.measure().items()
         }
+        self.seconds += time.monotonic() - started
         self._results[step] = results
         if self._path:
+            row = {"step": step, **results}
+            if self._costs:
+                row |= self._costs(step)
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **results}) + "\n")
+                file.write(json.dumps(row) + "\n")
         if self._log:
             self._log(step, results)
         return results
@@ -617,4 +631,11 @@ def _check_rows(name, values, num_rows):
 def _read_results(path):
     if not path or not os.path.isfile(path):
         return {}
-    return {row.pop("step"): row for row in ledger.read_log(path)}
+    return {
+        row["step"]: {
+            name: value
+            for name, value in row.items()
+            if name.startswith("eval/")
+        }
+        for row in ledger.read_log(path)
+    }

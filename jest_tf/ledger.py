@@ -1,11 +1,13 @@
 """What a run did and what it cost, step by step, while `fit` runs.
 
 Examples are counted three times: *drawn* by the stream, *scored* by the
-selection, *trained* on. FLOPs and seconds by phase are not here.
+selection, *trained* on. FLOPs are those of the traced steps, see `flops.py`;
+parts of a step are timed by `probe.py`, and what else a run takes of its
+machine is measured by `meters.py`.
 
-Of a line of the log, `seconds` and what is named `time/...` come from the
-clock; everything else is a function of the settings and the step, and the same
-in a run that was killed and continued.
+Of a line of the log, `seconds` and what is named `time/...`, `memory/...` and
+`energy/...` are measured; everything else is a function of the settings and the
+step, and the same in a run that was killed and continued.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 import keras
@@ -21,10 +24,14 @@ import tensorflow as tf
 
 from jest_tf import checkpoint, progress
 from jest_tf import config as config_lib
+from jest_tf import meters as meters_lib
+from jest_tf import telemetry as telemetry_lib
 
 # Seconds between two lines of progress: on a terminal, where they overwrite
 # each other, and in a file.
 _TERMINAL_SECONDS, _FILE_SECONDS = 0.5, 15.0
+
+_MEASURED = ("time/", "memory/", "energy/")
 
 
 def digest(ids: np.ndarray) -> str:
@@ -55,12 +62,71 @@ def examples_at(
         "examples/drawn": step * size,
         "examples/scored": config.selection.num_scored(step, size, stopped_at),
         "examples/trained": step * config.batch_size,
+        **_cascaded_at(config, step),
     }
 
 
+def _cascaded_at(config, step):
+    """Examples that a cascade chose the drawn ones from, if there is one."""
+    size = config.cascade.hyper_batch_size
+    return {"examples/cascaded": step * size} if size else {}
+
+
 def from_clock(name: str) -> bool:
-    """Whether a number of the log comes from the clock, see above."""
-    return name == "seconds" or name.startswith("time/")
+    """Whether a number of the log is measured, see above."""
+    return name == "seconds" or name.startswith(_MEASURED)
+
+
+class StepFlops:
+    """FLOPs of the steps of a run, by what they choose by.
+
+    They are constants of the run, known once a step has been traced, and kept
+    in `flops.json`, so that a run that is continued knows them from the start.
+
+    Args:
+        config: the run.
+        path: of `flops.json`.
+    """
+
+    def __init__(self, config: config_lib.TrainConfig, path: str):
+        self._selection = config.selection
+        self._path = path
+        self._of = {}
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                self._of = dict(enumerate(json.load(file)))
+
+    def take(self, found: dict) -> None:
+        """Takes up what `JESTModel.step_flops` has found."""
+        known = dict(self._of)
+        for number, kind in enumerate(self._selection.kinds):
+            # A model without a sub-batch chooses by nothing.
+            columns = found.get(kind if kind.batch_size else None)
+            if columns is not None:
+                self._of[number] = columns
+        if self._of == known:
+            return
+        of_kinds = [
+            self._of.get(number) for number in range(len(self._selection.kinds))
+        ]
+        with checkpoint.written_whole(self._path) as partial:
+            with open(partial, "w", encoding="utf-8") as file:
+                json.dump(of_kinds, file, indent=2)
+                file.write("\n")
+
+    def at(self, step: int, stopped_at: int | None = None) -> dict[str, int]:
+        """FLOPs of the first `step` steps, `flops/...`; none if not known."""
+        kinds = self._selection.kinds
+        totals = {}
+        steps = self._selection.steps_by_kind(step, stopped_at)
+        for kind, number in steps.items():
+            columns = self._of.get(kinds.index(kind))
+            if columns is None:
+                return {}
+            for name, value in columns.items():
+                name = f"flops/{name}"
+                totals[name] = totals.get(name, 0) + number * value
+        return totals
 
 
 class InputWait:
@@ -107,6 +173,44 @@ class InputWait:
         return np.bool_(True)
 
 
+class Meters:
+    """What a run measures beside its steps.
+
+    Attributes:
+        probe: times the parts of a step, `probe.Probe`; None doesn't.
+        energy: `meters.EnergyMeter`; None doesn't.
+        clocks: what has `seconds`, spent in this process, by name.
+    """
+
+    def __init__(
+        self,
+        probe: Callable[[], dict[str, float]] | None = None,
+        energy: meters_lib.EnergyMeter | None = None,
+    ):
+        self.probe = probe
+        self.energy = energy
+        self.clocks = {}
+        # The meter of a process outlives a rollback, these don't.
+        self._joules_before = energy.joules() if energy else 0.0
+
+    def read(self, before: dict) -> dict[str, int | float]:
+        """What a line tells: all since the run began, but peaks of memory.
+
+        Args:
+            before: the last line of the process before.
+        """
+        values = {
+            f"time/{name}_seconds": clock.seconds
+            for name, clock in self.clocks.items()
+        }
+        if self.energy is not None:
+            spent = self.energy.joules() - self._joules_before
+            values["energy/joules"] = spent
+        for name, value in values.items():
+            values[name] = round(before.get(name, 0.0) + value, 3)
+        return values | meters_lib.peak_memory()
+
+
 class Ledger(checkpoint.StepCallback):
     """Writes a run's log while `fit` runs, and shows how far it is.
 
@@ -118,12 +222,15 @@ class Ledger(checkpoint.StepCallback):
     part of it that went by waiting for input, both without the first execution
     of a process, which is traced, and without evaluating and saving.
     `evaluation.log_ids` adds the ids of these draws in `draws.jsonl`.
+    docs/ledger.md says what each column counts.
 
     Args:
         config: the run.
         workdir: the run directory.
         start_step: steps already done.
         input_wait: what watches the dataset; None leaves its share out.
+        meters: what else is measured; None is `Meters()`.
+        telemetry: what follows the selection; None for nobody.
         stream: where progress is shown; None is standard error.
     """
 
@@ -134,16 +241,21 @@ class Ledger(checkpoint.StepCallback):
         *,
         start_step: int = 0,
         input_wait: InputWait | None = None,
+        meters: Meters | None = None,
+        telemetry: telemetry_lib.Telemetry | None = None,
         stream: TextIO | None = None,
     ):
         super().__init__(start_step)
         self._config = config
         self._workdir = workdir
         self._start_step = start_step
+        self._telemetry = telemetry
         self._stream = stream or sys.stderr
-        self._seconds_before = _last_seconds(
-            self._path(checkpoint.METRICS_FILE)
-        )
+        self._before = _last_row(self._path(checkpoint.METRICS_FILE))
+        self._flops = StepFlops(config, self._path(checkpoint.FLOPS_FILE))
+        self._counts_flops = True
+        self._meters = meters or Meters()
+        self._parts = {}
         self._writer = tf.summary.create_file_writer(
             os.path.join(workdir, checkpoint.TENSORBOARD_FOLDER)
         )
@@ -154,6 +266,8 @@ class Ledger(checkpoint.StepCallback):
     def on_train_begin(self, logs=None):
         """Starts the clock."""
         self._started = self._shown = time.monotonic()
+        if self._telemetry is not None:
+            self._telemetry.begin(self.model)
         if self._start_step:
             variables = self.model.metrics_variables
             self._restored = [variable.numpy() for variable in variables]
@@ -175,10 +289,24 @@ class Ledger(checkpoint.StepCallback):
     def on_train_batch_end(self, batch, logs=None):
         """Writes a line if the step is due."""
         super().on_train_batch_end(batch, logs)
-        self._times.end(self.step - self.previous)
-        every = self._config.evaluation.log_every_steps
-        if self.passed(every) or self.step == self._config.steps:
-            self._write(self.step)
+        self._times.end(self.step - self.previous, self._take_flops())
+        settings = self._config.evaluation
+        if self._meters.probe is not None and (
+            not self._parts
+            or (settings.every_steps and self.passed(settings.every_steps))
+        ):
+            self._parts = self._meters.probe()
+        is_due = (
+            self.passed(settings.log_every_steps)
+            or self.step == self._config.steps
+        )
+        followed = {}
+        if self._telemetry is not None:
+            followed = self._telemetry.follow(
+                self.previous, self.step, is_due, self._writer
+            )
+        if is_due:
+            self._write(self.step, followed)
         self._show(self.step, logs)
 
     def on_train_end(self, logs=None):
@@ -191,13 +319,40 @@ class Ledger(checkpoint.StepCallback):
                 f"waited for input in {share:.1%} of the steps' time\n"
             )
 
-    def _write(self, step):
+    def costs_at(self, step: int) -> dict[str, int | float]:
+        """Examples, FLOPs and seconds of the first `step` steps."""
+        return {
+            **self._counts_at(step),
+            "seconds": round(self._seconds(), 3),
+        }
+
+    def _counts_at(self, step):
+        stopped_at = self.model.stopped_at
+        return {
+            **examples_at(self._config, step, stopped_at),
+            **self._flops.at(step, stopped_at),
+        }
+
+    def _take_flops(self):
+        """Counts what has been traced; how many kinds of steps that is."""
+        if not self._counts_flops:
+            return 0
+        try:
+            found = self.model.step_flops()
+        except ValueError as error:
+            self._counts_flops = False
+            self._stream.write(f"FLOPs are not counted: {error}\n")
+            return 0
+        self._flops.take(found)
+        return len(found)
+
+    def _write(self, step, followed):
         row = {"step": step}
         silent = {
             metric.name
             for metric in self.model.metrics
             if isinstance(metric, keras.metrics.Mean)
-            and not float(metric.count)
+            and not metric.count.numpy()
         }
         for name, value in self.model.get_metrics_result().items():
             if name in silent:  # no draw was scored since the line before
@@ -207,8 +362,11 @@ class Ledger(checkpoint.StepCallback):
         ids = self.model.drawn_ids
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
-        row |= examples_at(self._config, step, self.model.stopped_at)
+        row |= followed
+        row |= self._counts_at(step)
         row |= self._times.since_last()
+        row |= self._parts
+        row |= self._meters.read(self._before)
         row["seconds"] = round(self._seconds(), 3)
         self._append(checkpoint.METRICS_FILE, row)
         if ids is not None and self._config.evaluation.log_ids:
@@ -221,7 +379,8 @@ class Ledger(checkpoint.StepCallback):
         with self._writer.as_default(step=step):
             for name, value in values.items():
                 if name != "step" and not isinstance(value, str):
-                    tf.summary.scalar(name, value)
+                    # FLOPs are more than an integer tensor holds.
+                    tf.summary.scalar(name, float(value))
         self._writer.flush()  # a killed process takes along what isn't
 
     def _show(self, step, logs):
@@ -246,7 +405,8 @@ class Ledger(checkpoint.StepCallback):
         self._stream.flush()
 
     def _seconds(self):
-        return self._seconds_before + time.monotonic() - self._started
+        before = self._before.get("seconds", 0.0)
+        return before + time.monotonic() - self._started
 
     def _append(self, name, row):
         with open(self._path(name), "a", encoding="utf-8") as file:
@@ -261,7 +421,7 @@ class _Times:
 
     def __init__(self, input_wait):
         self._input_wait = input_wait
-        self._is_traced = False
+        self._kinds = None
         self._began_at = self._waited_before = 0.0
         # Steps, their seconds, and the seconds waited.
         self._line, self._all = np.zeros(3), np.zeros(3)
@@ -269,13 +429,14 @@ class _Times:
     def begin(self):
         self._began_at, self._waited_before = time.monotonic(), self._waited()
 
-    def end(self, steps):
+    def end(self, steps, kinds):
+        """Counts steps, unless a kind of them has just been traced."""
         spent = time.monotonic() - self._began_at
-        if self._is_traced:
+        if kinds == self._kinds:
             waited = self._waited() - self._waited_before
             self._line += (steps, spent, waited)
             self._all += (steps, spent, waited)
-        self._is_traced = True
+        self._kinds = kinds
 
     def since_last(self):
         values = self._values(self._line)
@@ -304,6 +465,6 @@ def read_log(path: str) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def _last_seconds(path):
+def _last_row(path):
     rows = read_log(path) if os.path.isfile(path) else []
-    return rows[-1]["seconds"] if rows else 0.0
+    return rows[-1] if rows else {}

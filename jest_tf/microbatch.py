@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from jest_tf import losses
+from jest_tf import flops, losses
 
 
 def embed(
@@ -91,12 +91,15 @@ def gradients(
     rows = batch["image"].shape[0]
     if micro_batch_size in (None, rows):
         with tf.GradientTape() as tape:
-            embeddings = losses.Embeddings(
-                *learner(batch, training=True, **options)
-            )
-            value = loss(embeddings)
+            with flops.stage("forward"):
+                embeddings = losses.Embeddings(
+                    *learner(batch, training=True, **options)
+                )
+            with flops.stage("loss"):
+                value = loss(embeddings)
             target = scale_loss(value + _regularizers(learner, num_replicas))
-        found = tape.gradient(target, variables)
+        with flops.stage("backward"):
+            found = tape.gradient(target, variables)
         # Rows of a lookup table come as often as a token does; clipping wants
         # the norm of their sum.
         dense = [
@@ -111,20 +114,25 @@ def gradients(
         )
     state = learner.non_trainable_variables
     before = [tf.identity(tf.convert_to_tensor(one)) for one in state]
-    embeddings = embed(
-        lambda part: losses.Embeddings(
-            *learner(part, training=True, **options)
-        ),
-        batch,
-        micro_batch_size,
-    )
+    with flops.stage("forward"):
+        embeddings = embed(
+            lambda part: losses.Embeddings(
+                *learner(part, training=True, **options)
+            ),
+            batch,
+            micro_batch_size,
+        )
     with tf.GradientTape() as tape:
         tape.watch(embeddings)
-        value = loss(embeddings)
+        with flops.stage("loss"):
+            value = loss(embeddings)
         target = scale_loss(value)
-    upstream = tape.gradient(
-        target, embeddings, unconnected_gradients=tf.UnconnectedGradients.ZERO
-    )
+    with flops.stage("backward"):
+        upstream = tape.gradient(
+            target,
+            embeddings,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
     # Dropout starts over, and statistics take each row in once.
     for variable, old in zip(state, before, strict=True):
         variable.assign(old)
@@ -173,12 +181,14 @@ def _backward(learner, parts, upstream, variables, regularizers, options):
             for total, one in zip(sums, found, strict=True)
         ]
 
-    _, sums = tf.while_loop(
-        lambda index, _: index < count,
-        step,
-        (tf.constant(0), [tf.zeros(one.shape, one.dtype) for one in variables]),
-        parallel_iterations=1,
-    )
+    zeros = [tf.zeros(one.shape, one.dtype) for one in variables]
+    with flops.stage("backward"):
+        _, sums = tf.while_loop(
+            lambda index, _: index < count,
+            step,
+            (tf.constant(0), zeros),
+            parallel_iterations=1,
+        )
     return [
         None if number in unconnected else total
         for number, total in enumerate(sums)

@@ -134,12 +134,13 @@ def build_two_tower(
     return model
 
 
-def build_learner(config, vocabulary_size):
+def build_learner(config, vocabulary_size, patch_sizes=()):
     """Builds the learner of a run; its weights are a function of the seed.
 
     Args:
         config: a `config.TrainConfig`.
         vocabulary_size: number of token ids of the run's tokenizer.
+        patch_sizes: that views may ask for beside those of the settings.
 
     Returns:
         A built `TwoTower`.
@@ -150,7 +151,7 @@ def build_learner(config, vocabulary_size):
         vocabulary_size=vocabulary_size,
         text_length=config.data.text_length,
         patch_size=config.model.patch_size,
-        patch_sizes=config.patch_sizes,
+        patch_sizes=(*config.patch_sizes, *patch_sizes),
         dtype=config.model.dtype_policy,
         temperature=config.model.temperature,
         bias=config.model.bias,

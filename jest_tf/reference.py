@@ -10,7 +10,7 @@ and `data/embed.py`.
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -39,8 +39,12 @@ class Run(NamedTuple):
     learner: models.TwoTower
 
 
-def load_run(workdir: str) -> Run:
+def load_run(workdir: str, patch_sizes: Sequence[int] = ()) -> Run:
     """Reads the run directory of a finished run.
+
+    Args:
+        workdir: the run directory.
+        patch_sizes: that views will ask for beside those of the settings.
 
     Raises:
         ValueError: where there is none, or the run has not finished.
@@ -51,10 +55,24 @@ def load_run(workdir: str) -> Run:
                 f"Expected the directory of a finished run, with {name}. "
                 f"Received: {workdir!r}"
             )
-    config = config_lib.load_config(os.path.join(workdir, CONFIG_FILE))
+    run = open_run(workdir, patch_sizes)
+    run.learner.load_weights(os.path.join(workdir, WEIGHTS_FILE))
+    return run
+
+
+def open_run(workdir: str, patch_sizes: Sequence[int] = ()) -> Run:
+    """As `load_run`, of a run that need not have finished, without weights."""
+    path = os.path.join(workdir, CONFIG_FILE)
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"Expected a run directory, with {CONFIG_FILE}. "
+            f"Received: {workdir!r}"
+        )
+    config = config_lib.load_config(path)
     tokenizer = preprocessing.load_tokenizer(workdir, config.data.text_length)
-    learner = models.build_learner(config, tokenizer.vocabulary_size)
-    learner.load_weights(os.path.join(workdir, WEIGHTS_FILE))
+    learner = models.build_learner(
+        config, tokenizer.vocabulary_size, patch_sizes
+    )
     return Run(config, tokenizer, learner)
 
 

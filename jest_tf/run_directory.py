@@ -35,12 +35,14 @@ _PACKAGES = (
 )
 _LOCK_FILE = ".lock"
 # A run may be continued with others of these: they say when its state is saved,
-# where things lie and on what it runs, but not what it computes, up to the last
-# digits that depend on the devices.
+# where things lie, on what it runs and what is measured of the machine, but not
+# what it computes, up to the last digits that depend on the devices.
 _MAY_CHANGE = (
     "checkpoint.",
     "data.index_dir",
     "data.max_fault_rate",
+    "evaluation.energy",
+    "evaluation.time_parts",
     "reference.sidecar_dir",
     "distribution.",
 )

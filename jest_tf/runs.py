@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +21,18 @@ from jest_tf import (
     distribution,
     evaluation,
     ledger,
+    meters,
     models,
+    probe,
     progress,
     reference,
     run_directory,
     stopping,
+    telemetry,
     training,
 )
 from jest_tf import config as config_lib
-from jest_tf.data import embeddings, pipeline, preprocessing, records
+from jest_tf.data import cascade, embeddings, pipeline, preprocessing, records
 
 
 def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
@@ -65,29 +68,103 @@ class _Inputs(NamedTuple):
         store: the examples.
         teacher: the reference's run, None where there is none.
         sidecars: the reference's embeddings, None where it runs itself.
+        cascade: what chooses the super-batches, None where nothing does.
         evaluation_stores: what is evaluated on, by name.
         tokenizer: the learner's.
         skipped: the super-batches to leave out.
         output: where this process writes: the run directory, or a folder that
             is thrown away, for all of several workers but one.
+        energy: measures it; None where nobody asks.
     """
 
     strategy: tf.distribute.Strategy
     store: records.Store
     teacher: reference.Run | None
     sidecars: embeddings.Sidecars | None
+    cascade: cascade.Cascade | None
     evaluation_stores: dict[str, records.Store]
     tokenizer: Callable
     skipped: stopping.Skipped
     output: str
+    energy: meters.EnergyMeter | None
+
+
+class Opened(NamedTuple):
+    """A run that is opened to be looked at.
+
+    Attributes:
+        config: the resolved settings.
+        model: the compiled `JESTModel`, with its reference.
+        step: of its weights.
+        super_batches: from the number of the first to a dataset of them, from
+            the stream of the run.
+    """
+
+    config: config_lib.TrainConfig
+    model: training.JESTModel
+    step: int
+    super_batches: Callable[[int], tf.data.Dataset]
+
+
+def open_run(
+    workdir: str,
+    *,
+    step: int | None = None,
+    patch_sizes: Sequence[int] = (),
+) -> Opened:
+    """Opens a run, on one device, with its data and its reference.
+
+    Args:
+        workdir: the run directory.
+        step: of the checkpoint to take the weights from; None takes those that
+            the run ended with.
+        patch_sizes: that views will ask for beside those of the settings.
+
+    Raises:
+        ValueError: where there is no run, no such checkpoint, or data that
+            cannot be read.
+    """
+    if step is None:
+        config, tokenizer, learner = reference.load_run(workdir, patch_sizes)
+    else:
+        config, tokenizer, learner = reference.open_run(workdir, patch_sizes)
+    store = records.open_stores(config.data)
+    teacher, sidecars = _reference(config, store)
+    inputs = _Inputs(
+        tf.distribute.get_strategy(),
+        store,
+        teacher,
+        sidecars,
+        cascade.of_run(config, sidecars),
+        {},
+        tokenizer,
+        stopping.Skipped(workdir, writes=False),
+        workdir,
+        None,
+    )
+    model = training.build_model(config, learner, _frozen(inputs))
+    model.build(None)
+    if step is not None:
+        model.optimizer.build(model.trainable_variables)
+        checkpoint.load(model, workdir, step)
+
+    def super_batches(first):
+        faults = pipeline.FaultLog(None, config.data.max_fault_rate)
+        return _super_batches(config, inputs, first, faults)
+
+    return Opened(config, model, step or config.steps, super_batches)
 
 
 class _Diverged(Exception):
-    """Numbers of these steps, counted from 0, are not finite."""
+    """Numbers of these steps, counted from 0, are not finite.
 
-    def __init__(self, steps, names, values):
+    `is_shared` is whether every worker has come to know.
+    """
+
+    def __init__(self, steps, names, values, is_shared=True):
         super().__init__()
         self.steps, self.names, self.values = steps, names, values
+        self.is_shared = is_shared
 
 
 def _train(config, workdir, signals):
@@ -103,6 +180,7 @@ def _train(config, workdir, signals):
         config.evaluation.data, config.evaluation_data
     )
     _check_keep_best(config, evaluation_stores)
+    energy = meters.EnergyMeter() if config.evaluation.energy else None
     writes = strategy.extended.should_checkpoint
     with (
         run_directory.claimed(workdir, config)
@@ -118,16 +196,22 @@ def _train(config, workdir, signals):
             store,
             teacher,
             sidecars,
+            cascade.of_run(config, sidecars),
             evaluation_stores,
             _tokenizer(config, store, workdir, output),
             stopping.Skipped(workdir, writes=writes),
             output,
+            energy,
         )
-        while True:
-            try:
-                return _attempt(config, workdir, inputs, signals)
-            except _Diverged as diverged:
-                _leave_out(config, workdir, inputs, diverged)
+        try:
+            while True:
+                try:
+                    return _attempt(config, workdir, inputs, signals)
+                except _Diverged as diverged:
+                    _leave_out(config, workdir, inputs, diverged)
+        finally:
+            if energy is not None:
+                energy.close()
 
 
 def _fingerprint(teacher, sidecars):
@@ -138,7 +222,9 @@ def _fingerprint(teacher, sidecars):
 
 def _reference(config, store):
     """The reference's run and its sidecars, as far as there are any."""
-    if not config.selection.needs_reference:
+    if not (
+        config.selection.needs_reference or config.cascade.hyper_batch_size
+    ):
         return None, None
     settings = config.reference
     teacher = settings.workdir and reference.load_run(settings.workdir)
@@ -166,13 +252,15 @@ def _attempt(config, workdir, inputs, signals):
         else:
             start_step = checkpoint.load(model, workdir)
     _check_rest(config, start_step)
+    path = os.path.join(workdir, checkpoint.FAULTS_FILE)
     faults = pipeline.FaultLog(
-        os.path.join(inputs.output, checkpoint.FAULTS_FILE),
+        # What is thrown away nobody can be sent to.
+        path if inputs.output == workdir else None,
         config.data.max_fault_rate,
     )
     dataset, input_wait = _dataset(config, inputs, start_step, faults)
     log, checkpoints, evaluate = _writers(
-        config, inputs, learner, start_step, input_wait, signals
+        config, inputs, model, start_step, input_wait, signals
     )
     if start_step < config.steps:
         _say(f"{workdir}: steps {start_step:,} to {config.steps:,}")
@@ -220,11 +308,22 @@ def _check_rest(config, start_step):
         )
 
 
-def _writers(config, inputs, learner, start_step, input_wait, signals):
+def _writers(config, inputs, model, start_step, input_wait, signals):
     """The callbacks that log, save and evaluate."""
+    meters_of_run = ledger.Meters(energy=inputs.energy)
     log = ledger.Ledger(
-        config, inputs.output, start_step=start_step, input_wait=input_wait
+        config,
+        inputs.output,
+        start_step=start_step,
+        input_wait=input_wait,
+        meters=meters_of_run,
+        telemetry=_telemetry(config, inputs, start_step),
     )
+    log.set_model(model)  # which tells it what steps have cost
+    if config.evaluation.time_parts:
+        meters_of_run.probe = probe.Probe(
+            model, lambda: _super_batch(config, inputs, log.step)
+        )
     settings = config.checkpoint
     any_worker = distribution.any_worker(inputs.strategy)
     writes = inputs.strategy.extended.should_checkpoint
@@ -246,16 +345,36 @@ def _writers(config, inputs, learner, start_step, input_wait, signals):
         checkpoints.on_evaluation(step, measures)
 
     evaluate = evaluation.Evaluation(
-        learner,
+        model.learner,
         inputs.evaluation_stores,
         config.evaluation,
         tokenizer=inputs.tokenizer,
         image_size=config.data.image_size,
         workdir=inputs.output,
         start_step=start_step,
+        costs=log.costs_at,
         log=on_evaluation,
     )
+    meters_of_run.clocks = {"evaluation": evaluate, "save": checkpoints}
     return log, checkpoints, evaluate
+
+
+def _telemetry(config, inputs, start_step):
+    """What follows the selection, if the settings want it."""
+    if not config.evaluation.telemetry:
+        return None
+    data, order = config.data, None
+    if inputs.cascade is None:  # else positions don't follow from rows
+        order = pipeline.order(
+            inputs.store, data.weights, config.seed, data.shuffle_block_size
+        )
+    return telemetry.Telemetry(
+        config,
+        inputs.output,
+        start_step=start_step,
+        order=order,
+        super_batch_at=inputs.skipped.at,
+    )
 
 
 def _fit(model, dataset, callbacks, steps, faults):
@@ -276,7 +395,7 @@ def _fit(model, dataset, callbacks, steps, faults):
         raise ValueError(
             "All workers must go on together, but another one has ended, or "
             "can't be reached: what it said last tells why. Received: "
-            f"{error.message.splitlines()[0]}"
+            f"{type(error).__name__} in the step after {finite.step}"
         ) from error
     except tf.errors.InvalidArgumentError as error:
         # The stream's errors come as TensorFlow's.
@@ -291,7 +410,10 @@ def _fit(model, dataset, callbacks, steps, faults):
         if not isinstance(error.__cause__, tf.errors.InvalidArgumentError):
             raise
         steps = range(finite.step, finite.step + model.steps_per_execution)
-        diverged = _Diverged(steps, [str(error).split(" hold")[0]], {})
+        # Only a worker's own embeddings are looked at, in the midst of a step.
+        is_shared = not distribution.has_workers(model.distribute_strategy)
+        names = [str(error).split(" hold")[0]]
+        diverged = _Diverged(steps, names, {}, is_shared)
     rate = float(model.optimizer.learning_rate)
     diverged.values["learning_rate"] = rate
     raise diverged
@@ -310,7 +432,9 @@ def _leave_out(config, workdir, inputs, diverged):
     }
     message = _describe(case, diverged)
     newest = max(checkpoint.saved_steps(workdir), default=0)
-    if config.checkpoint.on_non_finite == "rollback":
+    if not diverged.is_shared:
+        way_out = "one of several workers can't go back from within a step"
+    elif config.checkpoint.on_non_finite == "rollback":
         if inputs.skipped.add(case):
             _say(
                 f"{message}. Leaving it out and going on from step {newest:,}; "
@@ -323,11 +447,13 @@ def _leave_out(config, workdir, inputs, diverged):
             "with checkpoint.on_non_finite=rollback the same command goes on "
             f"from step {newest:,} without it"
         )
-    path = os.path.join(inputs.output, stopping.NOT_FINITE_FILE)
-    stopping.write_json(path, case)
+    if inputs.output == workdir:
+        path = os.path.join(workdir, stopping.NOT_FINITE_FILE)
+        stopping.write_json(path, case)
+        message += f". Its ids are in {path}"
     raise ValueError(
-        f"{message}. Its ids are in {path}; a lower `optimizer.learning_rate` "
-        f"or `optimizer.clip_norm` may help; {way_out}"
+        f"{message}; a lower `optimizer.learning_rate` or "
+        f"`optimizer.clip_norm` may help; {way_out}"
     )
 
 
@@ -348,9 +474,19 @@ def _describe(case, diverged):
 
 def _ids(config, inputs, number):
     """The ids of a super-batch."""
+    return _read(config, inputs, number)["id"].numpy().tolist()
+
+
+def _super_batch(config, inputs, step):
+    """What the step after `step` steps will get."""
+    return _read(config, inputs, inputs.skipped.at(step))
+
+
+def _read(config, inputs, number):
+    """A super-batch by its number, read apart from the stream of `fit`."""
     uncounted = pipeline.FaultLog(None, 1.0)
     dataset = _super_batches(config, inputs, number, uncounted)
-    return next(iter(dataset.take(1)))["id"].numpy().tolist()
+    return next(iter(dataset.take(1)))
 
 
 def _dataset(config, inputs, start_step, faults):
@@ -407,7 +543,8 @@ def _super_batches(config, inputs, start, faults, host=0, num_hosts=1):
         shuffle_block_size=data.shuffle_block_size,
         host=host,
         num_hosts=num_hosts,
-        sidecars=inputs.sidecars,
+        sidecars=inputs.sidecars if config.selection.needs_reference else None,
+        cascade=inputs.cascade,
         faults=faults,
         max_image_pixels=data.max_image_pixels,
         **reference_view,

@@ -32,7 +32,7 @@ FIRST_CHUNKS = ("diagonal", "uniform")
 
 # Rows of the uniform draw that a draw is compared with. For larger sub-batches
 # its score is scaled up from so many rows.
-_UNIFORM_ROWS = 1024
+UNIFORM_ROWS = 1024
 
 
 class Draw(NamedTuple):
@@ -43,7 +43,8 @@ class Draw(NamedTuple):
     mean over the chosen rows is the sub-batch's loss.
 
     Of several replicas, all have the same indices and scores; the other fields
-    are of the B/R rows that each holds, r * B/R and on of replica r.
+    are of the B/R rows that each holds, r * B/R and on of replica r, and those
+    of the uniform draw of the part of it that each works through.
 
     Attributes:
         indices: int32 `[b]`, rows of the super-batch in the order drawn; with
@@ -56,6 +57,14 @@ class Draw(NamedTuple):
         learner_loss: float32 `[B/R]`, given the sub-batch; None without
             learner.
         reference_loss: float32 `[B/R]`, the same of the reference.
+        own_score: float32 `[B/R]`, the criterion of each row's own pair, by
+            which `independent_rows` draws.
+        uniform_places: int32 `[u]`, which rows of the uniform draw, in the
+            order drawn, the next two fields are of; the last may stand there
+            several times.
+        uniform_learner_loss: float32 `[u]`, of rows of the uniform draw given
+            that draw; None without learner.
+        uniform_reference_loss: float32 `[u]`, the same of the reference.
     """
 
     indices: tf.Tensor
@@ -64,6 +73,10 @@ class Draw(NamedTuple):
     kept: tf.Tensor
     learner_loss: tf.Tensor | None
     reference_loss: tf.Tensor | None
+    own_score: tf.Tensor
+    uniform_places: tf.Tensor
+    uniform_learner_loss: tf.Tensor | None
+    uniform_reference_loss: tf.Tensor | None
 
 
 def select_jointly(
@@ -138,6 +151,7 @@ def select_jointly(
     sizes = _chunk_sizes_of(held, batch_size, num_chunks)
     # The noise of a row is that of its place among all.
     noise = held.own(gumbel_noise(seed, num_chunks, held.super_batch_size))
+    own_score = scores.conditional()  # nothing is chosen yet
 
     def draw(chunk, size, kept, state):
         scores.state = state
@@ -158,7 +172,7 @@ def select_jointly(
         )
         chosen.append(rows)
     scores.state = state
-    return _report(scores, tf.concat(chosen, 0), kept, seed)
+    return _report(scores, tf.concat(chosen, 0), kept, own_score, seed)
 
 
 def select_independently(
@@ -222,10 +236,11 @@ def select_top(
         learner, reference, criterion, loss, quota, replicas
     )
     _chunk_sizes_of(scores.held, batch_size, 1)
-    rows = scores.held.top(scores.conditional(), batch_size)
+    own_score = scores.conditional()
+    rows = scores.held.top(own_score, batch_size)
     scores.add(rows)
     kept = scores.held.mask(rows)
-    return _report(scores, rows, kept, seed)
+    return _report(scores, rows, kept, own_score, seed)
 
 
 def select_uniformly(
@@ -284,14 +299,65 @@ def uniform_rows(
     """
     chunk_sizes(batch_size, 1, super_batch_size)
     noise = gumbel_noise(seed, 1, super_batch_size)[0]
-    if num_quotas == 1:
-        return tf.math.top_k(noise, batch_size).indices
-    exchange.share(batch_size, num_quotas, "`batch_size`")
-    exchange.share(super_batch_size, num_quotas, "`super_batch_size`")
-    noise = tf.reshape(noise, [num_quotas, -1])
-    own = tf.math.top_k(noise, batch_size // num_quotas).indices
-    first = tf.range(num_quotas) * (super_batch_size // num_quotas)
-    return tf.reshape(first[:, tf.newaxis] + own, [batch_size])
+    return _top_rows(noise, batch_size, num_quotas)
+
+
+def independent_rows(
+    own_score: tf.Tensor,
+    seed: Sequence[int] | tf.Tensor,
+    batch_size: int,
+    *,
+    gain: float = 1.0,
+    num_quotas: int = 1,
+) -> tf.Tensor:
+    """The rows that `select_independently` draws; int32 `[b]`.
+
+    Args:
+        own_score: float32 `[B]`, `Draw.own_score` of all rows.
+        seed: two integers, (run seed, step).
+        batch_size: b.
+        gain: multiplies every score before the noise is added.
+        num_quotas: as in `uniform_rows`.
+
+    Raises:
+        ValueError: as `uniform_rows`.
+    """
+    size = own_score.shape[0]
+    chunk_sizes(batch_size, 1, size)
+    noise = gumbel_noise(seed, 1, size)[0]
+    return _top_rows(gain * own_score + noise, batch_size, num_quotas)
+
+
+def sub_batch_score(
+    learner: losses.Embeddings | None,
+    reference: losses.Embeddings | None,
+    rows: tf.Tensor,
+    *,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The criterion of a sub-batch that others have chosen.
+
+    Args:
+        learner: embeddings of the super-batch, `[B, dim]`, or None.
+        reference: embeddings of the same rows, or None.
+        rows: int32 `[b]`, each once.
+        criterion: as in `select_jointly`.
+        loss: as in `select_jointly`.
+
+    Returns:
+        float32 scalar, as `Draw.score`; float32 `[B]`, what each row would add
+        to the sub-batch, by which a further chunk would be drawn. Of rows that
+        it holds already that says nothing.
+    """
+    scores = scores_lib.Scores(learner, reference, criterion, loss)
+    scores.add(rows)
+    kept = scores.held.mask(rows)
+    row_losses = {
+        name: model.row_losses(kept) for name, model in scores.models.items()
+    }
+    score = scores.of(scores.held.means(row_losses, rows, kept))
+    return score, scores.conditional()
 
 
 SAMPLERS = {
@@ -400,6 +466,18 @@ def _chunk_sizes_of(held, batch_size, num_chunks):
     return [parts * size for size in sizes]
 
 
+def _top_rows(keys, batch_size, num_quotas):
+    """The rows with the highest of `[B]` keys, as many of each quota."""
+    if num_quotas == 1:
+        return tf.math.top_k(keys, batch_size).indices
+    exchange.share(batch_size, num_quotas, "`batch_size`")
+    size = exchange.share(keys.shape[0], num_quotas, "`super_batch_size`")
+    keys = tf.reshape(keys, [num_quotas, -1])
+    own = tf.math.top_k(keys, batch_size // num_quotas).indices
+    first = tf.range(num_quotas) * size
+    return tf.reshape(first[:, tf.newaxis] + own, [batch_size])
+
+
 def _draw_unrolled(draw, first, count, size, kept, state):
     """As `_draw_in_a_loop`, for collectives that can't stand in one."""
     drawn = []
@@ -429,24 +507,31 @@ def _draw_in_a_loop(draw, first, count, size, kept, state):
     return tf.reshape(drawn.stack(), [count * size]), kept, state
 
 
-def _report(scores, indices, kept, seed):
+def _report(scores, indices, kept, own_score, seed):
     """A draw's `Draw`; `scores` has been given all of its rows."""
     row_losses = {
         name: model.row_losses(kept) for name, model in scores.models.items()
     }
+    uniform_score, places, uniform_losses = _uniform_draw(
+        scores, indices.shape[0], seed
+    )
     return Draw(
         indices=indices,
         score=scores.of(scores.held.means(row_losses, indices, kept)),
-        uniform_score=_uniform_score(scores, indices.shape[0], seed),
+        uniform_score=uniform_score,
         kept=kept,
         learner_loss=row_losses.get("learner"),
         reference_loss=row_losses.get("reference"),
+        own_score=own_score,
+        uniform_places=places,
+        uniform_learner_loss=uniform_losses.get("learner"),
+        uniform_reference_loss=uniform_losses.get("reference"),
     )
 
 
-def _uniform_score(scores, batch_size, seed):
-    """The criterion of a uniform draw of `batch_size` rows."""
-    size = min(batch_size, _UNIFORM_ROWS)
+def _uniform_draw(scores, batch_size, seed):
+    """A uniform draw of `batch_size` rows: criterion, places, their losses."""
+    size = min(batch_size, UNIFORM_ROWS)
     # Noise of its own, so that the comparison says nothing about the draw.
     seed = tf.bitwise.bitwise_xor(_seed(seed), [0x5EED, 0])
     held = scores.held
@@ -462,7 +547,7 @@ def _uniform_score(scores, batch_size, seed):
         sums = type(model)(model.embeddings._replace(image=image, text=text))
         sums.add(*sample[name])
         values[name] = sums.sample_losses(size, batch_size)
-    return scores.of(held.part_means(values, size))
+    return scores.of(held.part_means(values, size)), part, values
 
 
 def _seed(seed):

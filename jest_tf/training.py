@@ -20,11 +20,13 @@ from jest_tf import config as config_lib
 from jest_tf import (
     distribution,
     exchange,
+    flops,
     losses,
     microbatch,
     optimizer,
     patches,
     reference,
+    row_report,
     schedule,
     scores,
     selection,
@@ -36,6 +38,9 @@ from jest_tf.data import preprocessing
 # from that of the draw.
 _AUGMENT_SALT = 0x0A06
 _VIEWS_SALT = 0x0715
+
+# What the names of arrays that a checkpoint carries begin with.
+_CARRIED = "carried."
 
 # What of a super-batch is for its scores and counts; a step leaves it behind.
 _NOT_TRAINED_ON = (
@@ -97,6 +102,11 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             `[n]`, says where the n images stand among the `batch_size` of the
             sub-batch, which on one replica are all.
         seed: of the draws and the augmentation.
+
+    Attributes:
+        carried: NumPy arrays by name that are saved and loaded with the
+            weights, for callbacks to find what they knew at the checkpoint.
+        rows: what the last execution told of rows, a `row_report.RowReport`.
 
     Raises:
         ValueError: at construction or with the first batch, on settings that
@@ -173,7 +183,10 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             for name in ("caption_replaced", "record_replaced")
         }
         self._counted = ()
-        self._drawn = {}
+        self.carried = {}
+        self.rows = row_report.RowReport(self.distribute_strategy, {})
+        self._recent_draws = row_report.RecentDraws(None, 1, None)
+        self._graphs = flops.StepGraphs()
         self._schedule = None
         if selection is not None:
             self._check_view(selection.view)
@@ -212,16 +225,52 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
 
         None before the first step of `fit`, or where the batches hold no `id`.
         """
-        if "id" not in self._drawn:
-            return None
-        ids = distribution.join_halves(self._drawn["id"])
-        places = self._drawn["place"]
-        # Of several workers each device has told all.
-        return tf.tensor_scatter_nd_update(
-            tf.zeros([self._batch_size], ids.dtype),
-            places[:, tf.newaxis],
-            ids,
-        )
+        ids = self.rows.trained_ids()
+        return None if ids is None else tf.constant(ids)
+
+    def step_parts(self) -> dict[str, Callable]:
+        """What a step does, on one replica, in parts that can run alone.
+
+        Returns:
+            With a selection that scores, `score`, which maps a super-batch to
+            the embeddings that `score` gives, and `select`, which maps these to
+            a draw; and `train`, a step that draws uniformly and scores nothing,
+            super-batch to metrics.
+        """
+        parts = {}
+        settings = self._first_that_scores()
+        if settings is not None and settings.scores:
+
+            def score(super_batch):
+                some, _ = self._candidates(super_batch, settings, None)
+                return self.score(some, settings)
+
+            def select(embeddings):
+                return self._choose(embeddings, [self.seed, 0], settings)
+
+            parts |= {"score": score, "select": select}
+        uniform = settings and dataclasses.replace(settings, method="uniform")
+
+        def train(super_batch):
+            return self._train_step(super_batch, uniform)[0]
+
+        return parts | {"train": train}
+
+    def step_flops(
+        self,
+    ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
+        """FLOPs of a step on all replicas, by what it chooses by.
+
+        They are read from the steps' graphs: those of steps that have been
+        traced are known, and none where they are run eagerly.
+
+        Returns:
+            `flops.columns`, by settings without a schedule.
+
+        Raises:
+            ValueError: as `flops.count`.
+        """
+        return self._graphs.count(self.distribute_strategy.num_replicas_in_sync)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -279,32 +328,37 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         if self.train_function is not None and not force:
             return
         functions = {}
+        self._recent_draws = row_report.RecentDraws(
+            self.distribute_strategy,
+            self.steps_per_execution,
+            self.selection and self.selection.batch_size,
+        )
 
         def function(iterator):
             settings = self._next_selection()
             if settings not in functions:
                 functions[settings] = self._make_function(
-                    functools.partial(self._train_step, settings=settings)
+                    functools.partial(self._counted_step, settings=settings)
                 )
-            logs, self._drawn = functions[settings](iterator)
+            logs, told = functions[settings](iterator)
+            self.rows = row_report.RowReport(self.distribute_strategy, told)
             return logs
 
         self.train_function = function
 
     def collect(self, outputs):
-        """Of the replicas' steps: the logs of one, the drawn ids of all."""
+        """Of the replicas' steps: the logs of one, what all tell of rows."""
         if not isinstance(outputs, tuple):
             return super().collect(outputs)
-        logs, drawn = outputs
-        together = {name: tf.concat(parts, 0) for name, parts in drawn.items()}
-        return super().collect(logs), together
+        logs, told = outputs
+        return super().collect(logs), row_report.collect(told)
 
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means.
 
         Of a schedule, what the step to come chooses by when this is traced.
         """
-        return self._train_step(data, self._next_selection())[0]
+        return self._counted_step(data, self._next_selection())[0]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
@@ -337,22 +391,9 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         Raises:
             ValueError: on settings that do not fit together or to the batch.
         """
-        replicas = distribution.current()
         settings = settings or self._first_that_scores()
-        learner, frozen = self.score(super_batch, settings)
-        return selection.SAMPLERS[settings.method](
-            learner,
-            frozen,
-            batch_size=settings.batch_size,
-            num_chunks=settings.num_chunks,
-            seed=seed,
-            criterion=settings.criterion,
-            loss=settings.loss or self.loss_name,
-            first_chunk=settings.first_chunk,
-            gain=settings.gain,
-            quota=settings.quota,
-            replicas=replicas,
-        )
+        embeddings = self.score(super_batch, settings)
+        return self._choose(embeddings, seed, settings)
 
     def score(
         self,
@@ -398,24 +439,33 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         # What the criterion doesn't need isn't paid for.
         learner, frozen = None, None
         if settings.needs_learner:
-            learner = microbatch.embed(
-                lambda part: self.learner(part, training=False, **options),
-                super_batch,
-                size,
-            )
+            with flops.stage("score"):
+                learner = microbatch.embed(
+                    lambda part: self.learner(part, training=False, **options),
+                    super_batch,
+                    size,
+                )
         if settings.needs_reference:
-            frozen = microbatch.embed(self._reference, super_batch, size)
+            with flops.stage("reference"):
+                frozen = microbatch.embed(self._reference, super_batch, size)
         return learner, frozen
 
     def save_own_variables(self, store):
-        """Saves the running metrics, which Keras leaves out of its files."""
+        """Saves what Keras leaves out of its files: metrics and `carried`."""
         for metric in (*self._means.values(), *self._sums.values()):
             store[metric.name.replace("/", ".")] = np.array(
                 [variable.numpy() for variable in metric.variables]
             )
+        for name, value in self.carried.items():
+            store[_CARRIED + name] = value
 
     def load_own_variables(self, store):
-        """Loads those running metrics that the file holds."""
+        """Loads those running metrics that the file holds, and `carried`."""
+        self.carried = {
+            name.removeprefix(_CARRIED): np.array(store[name])
+            for name in store.keys()
+            if name.startswith(_CARRIED)
+        }
         for metric in (*self._means.values(), *self._sums.values()):
             name = metric.name.replace("/", ".")
             if name in store.keys():
@@ -508,26 +558,53 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             return None
         return self._schedule.next(self.optimizer, self.steps_per_execution)
 
+    def _counted_step(self, data, settings):
+        """`_train_step`; keeps the graph that it is traced in, for FLOPs."""
+        scored = reused = 0
+        if settings is not None and settings.scores:
+            rows = self._batch_of(data)["image"].shape[0] or 0
+            scored = settings.candidates or _times_replicas(
+                rows, distribution.current()
+            )
+            own = getattr(self.learner, "image_tower", None)
+            own = getattr(own, "patch_size", None)
+            *views, scored_in = (
+                dataclasses.replace(view, patch_size=view.patch_size or own)
+                for view in (
+                    *(self.views or [config_lib.View()]),
+                    settings.view,
+                )
+            )
+            reused = settings.batch_size * views.count(scored_in) // len(views)
+        self._graphs.note(settings, scored=scored, reused=reused)
+        return self._train_step(data, settings)
+
     def _train_step(self, data, settings):
-        """The logs, and the ids and places of the rows trained on here."""
+        """The logs, and what is told of rows, see `row_report.py`."""
         super_batch = self._batch_of(data)
         replicas = distribution.current()
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
         self._count_replaced(super_batch)
-        batch, places = self._sub_batch(super_batch, settings, seed, replicas)
-        self._batch_size = _times_replicas(places.shape[0], replicas)
-        drawn = {"id": batch["id"], "place": places} if "id" in batch else {}
+        indices, told = None, {}
+        if settings is not None:
+            super_batch, indices, told = self._draw(
+                super_batch, settings, seed, replicas
+            )
+        batch, places = self._sub_batch(
+            super_batch, indices, settings, seed, replicas
+        )
+        told |= row_report.of_trained(batch, places)
         if distribution.has_workers(self.distribute_strategy):
             # Here, as nothing outside of a step may wait for other workers:
             # Keras looks at all properties of what it saves.
-            drawn = replicas.all_gather(drawn)
+            told = row_report.with_trained_of_all(told, replicas)
         if self.augment is not None:
             images = self.augment(
                 batch["image"],
                 tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0]),
                 places,
-                self._batch_size,
+                _times_replicas(places.shape[0], replicas),
             )
             batch = {**batch, "image": images}
         variables = self.trainable_variables
@@ -550,12 +627,10 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             "bias": embeddings.bias,
         }
         self._update(values, replicas)
-        return self.get_metrics_result(), drawn
+        return self.get_metrics_result(), told
 
-    def _sub_batch(self, super_batch, settings, seed, replicas):
+    def _sub_batch(self, super_batch, indices, settings, seed, replicas):
         """The rows to train on here, and their places in the sub-batch."""
-        if settings is not None and settings.candidates:
-            super_batch = self._candidates(super_batch, settings, replicas)
         rows = super_batch["image"].shape[0]
         batch = {
             name: value
@@ -563,13 +638,11 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             if name not in _NOT_TRAINED_ON
         }
         super_batch_size = _times_replicas(rows, replicas)
-        if settings is None:
+        quota = "per_replica" if settings is None else settings.quota
+        if indices is None:
             if not self.views:
                 return batch, rows * distribution.replica_id() + tf.range(rows)
-            indices, quota = tf.range(super_batch_size), "per_replica"
-        else:
-            quota = settings.quota
-            indices = self._draw(super_batch, settings, seed, replicas)
+            indices = tf.range(super_batch_size)
         if self.views:
             return self._deal_to_views(
                 batch, indices, super_batch_size, quota, seed, replicas
@@ -580,7 +653,9 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         return exchange.move(batch, dealt, replicas), dealt.places
 
     def _candidates(self, super_batch, settings, replicas):
-        """Every n-th row: the same rows on any number of replicas."""
+        """Every n-th row, the same on any number of replicas, and n."""
+        if not settings.candidates:
+            return super_batch, 1
         rows = super_batch["image"].shape[0]
         size = _times_replicas(rows, replicas)
         stride, rest = divmod(size, settings.candidates)
@@ -590,10 +665,15 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 f"the candidates. Received: {settings.candidates}, B={size}, "
                 f"R={size // rows}"
             )
-        return {name: value[::stride] for name, value in super_batch.items()}
+        some = {name: value[::stride] for name, value in super_batch.items()}
+        return some, stride
 
     def _draw(self, super_batch, settings, seed, replicas):
-        """The rows of the sub-batch, int32 `[b]`, of all rows."""
+        """The rows to draw from, the draw, and what it tells of rows.
+
+        The draw is int32 `[b]`, of all rows that there are to draw from.
+        """
+        super_batch, stride = self._candidates(super_batch, settings, replicas)
         rows = super_batch["image"].shape[0]
         super_batch_size = _times_replicas(rows, replicas)
         # What was said of B has been seen to.
@@ -605,22 +685,30 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 replicas.num_replicas,
                 "`selection.batch_size` (b)",
             )
-        if not settings.scores:
+        if settings.scores:
+            draw = self.select(super_batch, seed, settings)
+            indices = draw.indices
+            summary = selection.summarize(draw, replicas)
+            self._update(
+                {f"select/{name}": value for name, value in summary.items()},
+                replicas,
+            )
+            self._schedule.note(draw, seed[1], self.steps_per_execution)
+            place = rows * distribution.replica_id() + tf.range(rows)
+            told = row_report.of_scored(
+                draw, stride * place, super_batch.get("id")
+            )
+        else:
             own = replicas is not None and settings.quota == "per_replica"
-            return selection.uniform_rows(
+            indices = selection.uniform_rows(
                 seed,
                 settings.batch_size,
                 super_batch_size,
                 num_quotas=replicas.num_replicas if own else 1,
             )
-        draw = self.select(super_batch, seed, settings)
-        summary = selection.summarize(draw, replicas)
-        self._update(
-            {f"select/{name}": value for name, value in summary.items()},
-            replicas,
-        )
-        self._schedule.note(draw, seed[1], self.steps_per_execution)
-        return draw.indices
+            told = {}
+        told |= self._recent_draws.with_draw(stride * indices, seed[1])
+        return super_batch, indices, told
 
     def _deal_to_views(
         self, batch, indices, super_batch_size, quota, seed, replicas
@@ -664,6 +752,22 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             {name: tf.gather(value, rows) for name, value in together.items()},
             tf.gather(places, rows),
         )
+
+    def _choose(self, embeddings, seed, settings):
+        """The draw of `select`, given what `score` has found."""
+        with flops.stage("select"):
+            return selection.SAMPLERS[settings.method](
+                *embeddings,
+                batch_size=settings.batch_size,
+                num_chunks=settings.num_chunks,
+                seed=seed,
+                criterion=settings.criterion,
+                loss=settings.loss or self.loss_name,
+                first_chunk=settings.first_chunk,
+                gain=settings.gain,
+                quota=settings.quota,
+                replicas=distribution.current(),
+            )
 
     def _contrastive_loss(self, embeddings, batch, replicas):
         ids = None

@@ -433,7 +433,37 @@ class TrainingTest(tf.test.TestCase):
             for name, value in history.items():
                 self.assertAllClose(same[name], value, msg=name, **TOLERANCE)
             self.assert_same(model.learner, one.learner)
+            self.assert_same_flops(model, one)
+            self.assert_same_rows(model.rows, one.rows)
+            for number in range(len(batches) - steps, len(batches)):
+                rows = model.rows.drawn(number)
+                if rows is not None:
+                    self.assertAllEqual(
+                        batches[number]["id"][rows], drawn[number]
+                    )
         return history
+
+    def assert_same_flops(self, ours, theirs):
+        """All replicas together embed what one does."""
+        (own,), (other,) = (
+            model.step_flops().values() for model in (ours, theirs)
+        )
+        for name in ("score", "reference", "forward", "no_reuse", "reuse"):
+            self.assertEqual(own[name], other[name], name)
+        self.assertGreater(other["forward"], 0)
+
+    def assert_same_rows(self, ours, theirs):
+        """What is told of the rows of the last step."""
+        self.assertEqual(ours.is_scored, theirs.is_scored)
+        for mine, other in (
+            (ours.scored(), theirs.scored()),
+            (ours.uniform(), theirs.uniform()),
+        ):
+            self.assertEqual(set(mine), set(other))
+            for name, value in other.items():
+                self.assertAllClose(
+                    mine[name], value, msg=name, rtol=1e-4, atol=1e-4
+                )
 
     def test_joint_draws_by_the_sigmoid_loss(self):
         history = self.assert_replicas_train_as_one(

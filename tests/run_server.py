@@ -66,7 +66,7 @@ def recipe(folder, overrides=()):
     return settings.build(config.TrainConfig, values)
 
 
-def build_learner(config, vocabulary_size):
+def build_learner(config, vocabulary_size, patch_sizes=()):
     """Has every kind of state: batch norm's means, dropout's counter."""
     extra = [
         keras.layers.BatchNormalization(),

@@ -68,10 +68,15 @@ class ReportTest(tf.test.TestCase):
             ):
                 bench_input.main(["all", "--quick", "--out", directory])
             text = (pathlib.Path(directory) / "README.md").read_text()
-        for name in ("speed", "growth", "mixing"):
+        for name in ("speed", "growth", "mixing", "wait"):
             begin = f"<!-- input {name}: written by {bench_input._COMMAND} -->"
             self.assertEqual(text.count(begin), 1)
-        for title in ("How fast", "What large stores", "How well blocks mix"):
+        for title in (
+            "How fast",
+            "What large stores",
+            "How well blocks mix",
+            "How long steps wait",
+        ):
             self.assertIn(title, printed.getvalue())
             self.assertIn(f"## {title}", text)
 

@@ -7,6 +7,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from benchmarks import bench_step
@@ -25,9 +26,11 @@ class FakeStep:
         selection=None,
         *,
         live=False,
+        views=(),
         strategy=None,
     ):
         del sizes
+        self.views = views
         self.live = live
         self.replicas = strategy.num_replicas_in_sync if strategy else 1
         self.selection = selection
@@ -40,6 +43,23 @@ class FakeStep:
         # What traces takes long.
         tracing = 100.0 if self.runs <= 2 else 0.0
         return tracing + self.rows / 100 * (1 + self.live) * self.replicas
+
+    def flops(self):
+        """Of a forward pass, 10 GFLOPs a row."""
+        trained = self.rows
+        if self.selection is not None:
+            trained = self.selection.batch_size
+        scored = self.rows if self.selection is not None else 0
+        steps = 3 * trained + scored * (1 + self.live)
+        step = 10**10 * steps
+        reuse = step - 10**10 * trained * bool(scored)
+        return {"step": step, "no_reuse": step, "reuse": reuse}
+
+    def parts(self, repeats):
+        parts = {"train": 0.08}
+        if self.selection is not None:
+            parts |= {"score": 0.4, "select": 0.02 * repeats}
+        return parts
 
 
 def here(function, sizes, replicas, cases, repeats):
@@ -70,16 +90,6 @@ class BenchStepTest(tf.test.TestCase):
             text = measure(True)
         rows = [line.strip("| ") for line in text.splitlines() if "|" in line]
         return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
-
-    def test_flops_are_those_of_the_passes(self):
-        # Of b examples three passes; of B one more by each that scores.
-        for b, big, references in ((32, 160, 0), (32, 160, 1), (7, 7, 0)):
-            passes = 3 * b + big * (1 + references)
-            self.assertAllClose(
-                bench_step.flop_ratio(big / b, references), passes / (3 * b)
-            )
-        # The paper's figure 1 at filter ratio 0.8: 13.1 / 4.9.
-        self.assertAllClose(bench_step.flop_ratio(5, 0), 13.1 / 4.9, atol=0.01)
 
     def test_steps_take_turns_and_do_not_time_their_tracing(self):
         order = []
@@ -113,6 +123,43 @@ class BenchStepTest(tf.test.TestCase):
         self.assertEqual(uniform.rows, 16)
         self.assertEqual([one.live for one in others], [False] * 3 + [True])
 
+    def test_kinds_of_steps_stand_side_by_side(self):
+        rows = self.faked(bench_step.measure_kinds)
+        # b = 16 and B = 80.
+        self.assertEqual(
+            rows,
+            [
+                [
+                    *("uniform", "0.16 / 0.16 / 0.16", "1.00 / 1.00 / 1.00"),
+                    *("480.0", "1.00", "1.00", "1.00"),
+                    *("-", "-", "0.08", "0.50"),
+                ],
+                *(
+                    [
+                        *(kind, "0.80 / 0.80 / 0.80", "5.00 / 5.00 / 5.00"),
+                        # (3 * 16 + 80) / (3 * 16), and (3 + 5 - 1) / 3
+                        *("1,280.0", "2.67", "2.67", "2.33"),
+                        # 0.4 + 0.02 * 2 + 0.08 of 0.8
+                        *("0.40", "0.04", "0.08", "0.65"),
+                    ]
+                    for kind in ("JEST", "Flexi-JEST")
+                ),
+            ],
+        )
+        uniform, jest, flexi = FakeStep.made
+        self.assertIsNone(uniform.selection)
+        self.assertEqual(jest.selection.view, config_lib.View())
+        self.assertEqual(flexi.selection.view.patch_size, 32)
+        self.assertEqual([view.patch_size for view in flexi.views], [None, 32])
+
+    def test_a_coarse_view_is_timed_and_counted(self):
+        with contextlib.redirect_stderr(io.StringIO()):
+            text = " ".join(bench_step.measure_view(True).split())
+        self.assertRegex(text, r"it takes [\d.]+ / [\d.]+ / [\d.]+ of the")
+        # One token in place of four, at a width so small that the resizing of
+        # kernel and positions costs more.
+        self.assertRegex(text, r"\d\.\d{3} of the FLOPs\.$")
+
     def test_replicas_stand_beside_a_single_one(self):
         rows = self.faked(bench_step.measure_replicas)
         self.assertEqual(
@@ -143,6 +190,17 @@ class BenchStepTest(tf.test.TestCase):
         self.assertIn(printed.getvalue().strip(), text)
         self.assertStartsWith(text, "<!-- step: written by python -m bench")
         self.assertIn("tensorflow 2.", text)
+
+    @pytest.mark.slow
+    def test_following_stands_beside_not_following(self):
+        with contextlib.redirect_stderr(io.StringIO()):
+            text = bench_step.measure_telemetry(True)
+        (row,) = [line for line in text.splitlines() if "| quick |" in line]
+        without, followed, _, share = row.strip("| ").split(" | ")[3:]
+        for times in (without, followed):
+            low, median, high = map(float, times.split(" / "))
+            self.assertTrue(0.0 < low <= median <= high)
+        self.assertBetween(float(share.removesuffix(" %")), 0.001, 99.9)
 
     def test_a_real_step_trains(self):
         selection = config_lib.SelectionConfig(

@@ -1,5 +1,6 @@
 """Settings: defaults, what is refused and how, overrides, recipes, files."""
 
+import collections
 import dataclasses
 import glob
 import json
@@ -16,6 +17,7 @@ GROUPS = {
     "data": config.DataConfig,
     "model": config.ModelConfig,
     "reference": config.ReferenceConfig,
+    "cascade": config.CascadeConfig,
     "selection": config.SelectionConfig,
     "optimizer": config.OptimizerConfig,
     "evaluation": config.EvaluationConfig,
@@ -49,6 +51,18 @@ REFUSED = [
         {"num_chunks": 5, "batch_size": 4, "method": "joint"},
         "at most `selection.batch_size`.*num_chunks=5, batch_size=4",
     ),
+    ("cascade", {"hyper_batch_size": 0}, "must be at least 1. Received: 0"),
+    ("cascade", {"num_groups": 0}, "must be at least 1. Received: 0"),
+    ("cascade", {"num_chunks": 0}, "must be at least 1. Received: 0"),
+    (
+        "cascade",
+        {"criterion": "learnability"},
+        "must be 'easy_reference'.* no learner.*Received: 'learnability'",
+    ),
+    ("cascade", {"loss": "clip"}, "one of .*'softmax', None.*'clip'"),
+    ("cascade", {"first_chunk": "own"}, "one of .'diagonal', .*'own'"),
+    ("cascade", {"uniform_share": 1.0}, r"in \[0, 1\). Received: 1.0"),
+    ("cascade", {"uniform_share": -0.1}, r"in \[0, 1\). Received: -0.1"),
     ("optimizer", {"warmup_steps": -1}, "must be at least 0. Received: -1"),
     ("optimizer", {"weight_decay": -0.1}, "at least 0. Received: -0.1"),
     ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
@@ -385,6 +399,7 @@ class RefusalsTest(tf.test.TestCase):
 
     def test_the_least_and_the_greatest_values_are_taken(self):
         config.DataConfig(min_crop_area=1, text_length=2, image_size=1)
+        config.CascadeConfig(1, num_chunks=1, gain=0.0, uniform_share=0.999)
         config.OptimizerConfig(
             warmup_steps=0, weight_decay=0, beta_1=0.0, clip_norm=None
         )
@@ -412,7 +427,44 @@ class RefusalsTest(tf.test.TestCase):
                 ),
             }
 
+        def cascaded(sidecars=True, **settings):
+            return {
+                "data": config.DataConfig(super_batch_size=32),
+                "reference": config.ReferenceConfig(sidecars=sidecars),
+                "cascade": config.CascadeConfig(**settings),
+            }
+
         for settings, message in (
+            (
+                cascaded(hyper_batch_size=31),
+                "`cascade.hyper_batch_size` .* at least .*: 31, B=32",
+            ),
+            (
+                cascaded(hyper_batch_size=64, num_chunks=33),
+                "`cascade.num_chunks` must be at most .*: num_chunks=33 for 32 "
+                "rows, B=32 with uniform_share=0.0",
+            ),
+            (
+                cascaded(hyper_batch_size=64, num_groups=5),
+                "num_groups` must divide .*: num_groups=5, K B=64, B=32",
+            ),
+            (
+                cascaded(hyper_batch_size=68, num_groups=8),
+                "num_groups` must divide .*: num_groups=8, K B=68, B=32",
+            ),
+            (
+                cascaded(hyper_batch_size=64, num_groups=4),
+                "num_chunks=16 for 8 rows, B=32 .*, num_groups=4",
+            ),
+            (
+                cascaded(hyper_batch_size=64, uniform_share=0.6),
+                "num_chunks=16 for 13 rows, B=32 with uniform_share=0.6",
+            ),
+            (
+                cascaded(sidecars=False, hyper_batch_size=64),
+                "`cascade.hyper_batch_size` needs the reference's sidecars.*"
+                "hyper_batch_size=64, reference.sidecars=False",
+            ),
             ({"steps": 0}, "`steps` must be at least 1. Received: 0"),
             ({"steps": 1.5}, "`steps` must be of type int. Received: 1.5"),
             ({"seed": -1}, r"`seed` must be in \[0, 2\^31\). Received: -1"),
@@ -639,6 +691,42 @@ class FilesTest(tf.test.TestCase):
                 model=config.ModelConfig(bias=-1.0),
             ),
         )
+
+    def test_parts_of_steps_are_timed_on_one_device(self):
+        timed = config.EvaluationConfig(time_parts=True)
+        config.TrainConfig(evaluation=timed)
+        with self.assertRaisesRegex(
+            ValueError, "`evaluation.time_parts` is for one device.*'mirrored'"
+        ):
+            config.TrainConfig(
+                evaluation=timed,
+                distribution=config.DistributionConfig(strategy="mirrored"),
+            )
+
+    def test_steps_are_counted_by_what_they_choose_by(self):
+        selection = config.SelectionConfig(
+            "uniform",
+            batch_size=2,
+            num_chunks=1,
+            uniform_every=3,
+            phases=(
+                config.Phase(start=4, method="joint"),
+                config.Phase(start=9, method="top"),
+            ),
+        )
+        for steps in range(15):
+            for stopped_at in (None, 0, 5, 11, 20):
+                one_by_one = collections.Counter(
+                    selection.stopped
+                    if stopped_at is not None and step >= stopped_at
+                    else selection.at(step)
+                    for step in range(steps)
+                )
+                self.assertEqual(
+                    selection.steps_by_kind(steps, stopped_at), one_by_one
+                )
+        plain = config.SelectionConfig()
+        self.assertEqual(plain.steps_by_kind(7), {plain: 7})
 
     def test_every_recipe_of_the_repository_loads(self):
         paths = glob.glob(os.path.join(CONFIGS, "*.py"))

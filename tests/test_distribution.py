@@ -102,9 +102,12 @@ _add_cases()
 
 @pytest.mark.slow
 class WorkersTest(tf.test.TestCase):
-    def test_two_workers_train_as_one_process(self):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tf.compat.v1.test.get_temp_dir()
         ports = free_ports(2)
-        paths = [f"{self.get_temp_dir()}/{index}.npz" for index in range(2)]
+        paths = [f"{folder}/{index}.npz" for index in range(2)]
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         processes = [
             subprocess.Popen(
@@ -123,12 +126,17 @@ class WorkersTest(tf.test.TestCase):
             )
             for index, path in enumerate(paths)
         ]
-        drawn, history, weights = worker.train(tf.distribute.get_strategy(), 2)
-        for process in processes:
+        cls.alone = worker.train(tf.distribute.get_strategy(), 2)
+        cls.found = []
+        for process, path in zip(processes, paths, strict=True):
             output, _ = process.communicate(timeout=300)
-            self.assertEqual(process.returncode, 0, output[-4000:])
-        for path in paths:
-            found = np.load(path)
+            if process.returncode:
+                raise RuntimeError(output[-4000:])
+            cls.found.append(np.load(path))
+
+    def test_two_workers_train_as_one_process(self):
+        drawn, history, weights = self.alone
+        for found in self.found:
             self.assertEqual(found["replicas"], 2)
             self.assertAllEqual(found["drawn"], drawn)
             # Three of 16 records, on the second worker alone, at each step.
@@ -141,6 +149,29 @@ class WorkersTest(tf.test.TestCase):
                 )
             for index, value in enumerate(weights):
                 self.assertAllClose(found[f"weight/{index}"], value, 1e-5, 1e-6)
+
+    def test_stock_keras_fails_with_two_workers(self):
+        gone = (
+            "Keras trains with several workers now. Its hooks in "
+            "jest_tf/distribution.py can go, and this test with them"
+        )
+        line = worker.fit_line(
+            tf.distribute.get_strategy(), replica_cases.StockLine
+        )
+        for found in self.found:
+            # It takes the mean over workers of the batch that it builds with,
+            self.assertRegex(
+                str(found["stock_error"]),
+                r"(?s)ValueError: Attempt to convert .*PerReplica",
+                gone,
+            )
+            # and without that the sum over rows of logs that have none.
+            self.assertRegex(
+                str(found["built_error"]),
+                "ValueError: Invalid reduction dimension 0 .* 0 dimensions",
+                gone,
+            )
+            self.assertAllClose(found["line"], line)
 
 
 class StrategyTest(tf.test.TestCase):

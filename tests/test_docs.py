@@ -323,7 +323,12 @@ class ReferencesTest(tf.test.TestCase):
                 for module, path in re.findall(
                     r"(?<![\w./])(\w+)\.(\w[\w.]*)", text
                 ):
-                    if module not in MODULES or path in ("py", "json", "jsonl"):
+                    if module not in MODULES or path in (
+                        "py",
+                        "json",
+                        "jsonl",
+                        "html",
+                    ):
                         continue
                     if f"{module}.{path}" in settings:
                         continue

@@ -203,6 +203,48 @@ class SidecarsTest(EmbeddingsTestCase):
                 with self.assertRaisesRegex(ValueError, "must have a caption"):
                     sidecars.read([10], [caption], [1070])
 
+    def test_captions_are_chosen_of_those_not_blank(self):
+        # Of some rows the first is blank, of some two are, of some all; and
+        # zeros ahead of other numbers are no blank caption.
+        starts = self.ends - self.counts
+        for row, count in enumerate(self.counts):
+            self.text[starts[row] : starts[row] + min(row % 3, count)] = 0.0
+        (last,) = np.flatnonzero(self.counts == 3)[-1:]
+        self.text[starts[last] + 2] = np.eye(self.text.shape[1])[-1]
+        folder = os.path.join(self.directory, "blank")
+        self.write(directory=folder)
+        sidecars = embeddings.Sidecars(self.store, folder)
+        random = np.random.default_rng(0)
+        rows = random.permutation(np.repeat(np.arange(15), 7))
+        numbers = random.integers(0, 2**62, len(rows))
+        expected = []
+        for row, number in zip(rows, numbers, strict=True):
+            own = self.text[starts[row] : self.ends[row]]
+            whole = np.flatnonzero(own.any(1))
+            chosen = -1
+            if self.valid[row] and len(whole):
+                chosen = whole[number % len(whole)]
+            expected.append(chosen)
+        captions, image, text = sidecars.read_numbered(
+            rows, numbers, 1000 + 7 * rows
+        )
+        self.assertAllEqual(captions, expected)
+        self.assertContainsSubset([-1, 0, 1, 2], expected)
+        good = captions >= 0
+        self.assertAllEqual(image[good], self.image[rows[good]])
+        self.assertAllEqual(
+            text[good], self.text[starts[rows[good]] + captions[good]]
+        )
+        # The rows of one shard, sorted, and none at all.
+        whole = sidecars.read_numbered([6, 7, 8], [0, 1, 2], [1042, 1049, 1056])
+        for values in whole:
+            self.assertLen(values, 3)
+        self.assertEmpty(sidecars.read_numbered([], [], [])[0])
+        with self.assertRaisesRegex(IndexError, "Received: 15"):
+            sidecars.read_numbered([15], [0], [1105])
+        with self.assertRaisesRegex(ValueError, "the record's id, 1022"):
+            sidecars.read_numbered([3], [0], [1022])
+
     def test_a_sidecar_replaced_under_way_is_noticed(self):
         other = DESCRIPTION._replace(fingerprint="other")
         self.write(other, overwrite=True)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+from unittest import mock
 
 import keras
 import numpy as np
@@ -561,6 +562,21 @@ class EvaluationTest(tf.test.TestCase):
         self.assertEqual(self.steps_written(), [2, 4, 6])
         self.assertEqual(list(self.logged), [6])
         self.assertEqual(again.run(4), first)
+
+    def test_a_line_tells_what_the_steps_have_cost(self):
+        costs = mock.Mock(side_effect=lambda step: {"flops/step": 10 * step})
+        callback = self.make(every_steps=2, workdir=self.folder, costs=costs)
+        self.fit(callback, 3)
+        path = os.path.join(self.folder, checkpoint.EVALUATION_FILE)
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        self.assertEqual([row["flops/step"] for row in rows], [20, 30])
+        self.assertGreater(callback.seconds, 0.0)
+        # Costs are no measures, neither now nor when they are read back.
+        again = self.make(workdir=self.folder, costs=costs)
+        for one in (callback.run(3), again.run(3), self.logged[3]):
+            self.assertNotIn("flops/step", one)
+            self.assertLen(one, 10)
 
     def test_no_stores_measure_nothing(self):
         self.stores = {}

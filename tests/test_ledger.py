@@ -104,7 +104,7 @@ class RowsTest(LedgerTestCase):
             self.assertEqual(
                 row["select/digest"], ledger.digest(span[-1]["ids"])
             )
-            self.assertLen(row, len(names) + 7)
+            self.assertLen(row, len(names) + 8)
 
     def test_three_counts_and_the_seconds(self):
         rows = self.fit(settings(), tiny.super_batches(5))
@@ -169,10 +169,9 @@ class RowsTest(LedgerTestCase):
         )
 
     def test_what_comes_from_the_clock(self):
-        names = ["seconds", "time/a", "step", "train/seconds", "examples/drawn"]
-        self.assertEqual(
-            list(filter(ledger.from_clock, names)), ["seconds", "time/a"]
-        )
+        measured = ["seconds", "time/a", "memory/a", "energy/a"]
+        names = [*measured, "step", "train/seconds", "examples/a", "flops/a"]
+        self.assertEqual(list(filter(ledger.from_clock, names)), measured)
 
     def test_what_is_not_scored_is_not_counted_as_scored(self):
         uniform = config.SelectionConfig("uniform", batch_size=4)
@@ -244,6 +243,122 @@ class RowsTest(LedgerTestCase):
             if name not in ("step", "select/digest")
         ]
         self.assertCountEqual(found, expected)
+
+
+class CostsTest(LedgerTestCase):
+    """Of a model in graph mode, whose steps are traced."""
+
+    def log(self, run, batches, **options):
+        model = training.JESTModel(
+            tiny.learner(0), tiny.learner(5), run.selection, seed=run.seed
+        )
+        model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
+        stream = io.StringIO()
+        log = ledger.Ledger(run, self.workdir, stream=stream, **options)
+        log.set_model(model)
+        model.fit(tiny.dataset(batches), verbose=0, callbacks=[log])
+        rows = tiny.read_lines(self.workdir, checkpoint.METRICS_FILE)
+        return model, log, rows, stream.getvalue()
+
+    def passes(self):
+        """FLOPs of the two dense layers, of an example."""
+        pixels = tiny.IMAGE_SIZE**2 * 3
+        # Three words of six numbers each.
+        return 2 * (pixels * 6 + tiny.TEXT_LENGTH * 6 * 6)
+
+    def test_flops_of_every_step_add_up(self):
+        model, log, rows, _ = self.log(settings(), tiny.super_batches(5))
+        (columns,) = model.step_flops().values()
+        for row, step in zip(rows, (2, 4, 5), strict=True):
+            for name, value in columns.items():
+                self.assertEqual(row[f"flops/{name}"], step * value)
+        # B = 12 by two towers, b = 4; a gradient is two passes, less that by
+        # the pixels.
+        self.assertEqual(columns["score"], 12 * self.passes())
+        self.assertEqual(columns["reference"], 12 * self.passes())
+        self.assertEqual(columns["forward"], 4 * self.passes())
+        self.assertEqual(columns["no_reuse"], (3 * 4 + 2 * 12) * self.passes())
+        self.assertEqual(columns["reuse"], (3 * 4 + 2 * 12 - 4) * self.passes())
+        self.assertEqual(
+            log.costs_at(3).keys(),
+            {
+                *(f"examples/{one}" for one in ("drawn", "scored", "trained")),
+                *(f"flops/{one}" for one in columns),
+                "seconds",
+            },
+        )
+        self.assertEqual(log.costs_at(3)["flops/step"], 3 * columns["step"])
+
+    def test_a_schedule_counts_every_kind_of_step(self):
+        selection = config.SelectionConfig(
+            "joint", batch_size=4, num_chunks=2, uniform_every=2
+        )
+        model, _, rows, _ = self.log(settings(selection), tiny.super_batches(5))
+        self.assertLen(model.step_flops(), 2)
+        # Steps 2 and 4 are uniform.
+        for row, scoring in zip(rows, (1, 2, 3), strict=True):
+            self.assertEqual(row["flops/score"], scoring * 12 * self.passes())
+            self.assertEqual(
+                row["flops/forward"], row["step"] * 4 * self.passes()
+            )
+
+    def test_a_kind_of_step_that_is_traced_is_not_timed(self):
+        selection = config.SelectionConfig(
+            "joint", batch_size=4, num_chunks=2, uniform_every=2
+        )
+        run = settings(selection, log_every_steps=1)
+        *_, rows, _ = self.log(run, tiny.super_batches(5))
+        timed = ["time/step_seconds" in row for row in rows]
+        self.assertEqual(timed, [False, False, True, True, True])
+
+    def test_a_continued_run_knows_its_flops_before_its_first_step(self):
+        *_, rows, _ = self.log(settings(steps=2), tiny.super_batches(2))
+        run = settings()
+        log = ledger.Ledger(run, self.workdir, start_step=2)
+        log.set_model(self.model(run))
+        costs = log.costs_at(2)
+        for name, value in rows[-1].items():
+            if name.startswith(("flops/", "examples/")):
+                self.assertEqual(costs[name], value, name)
+        self.assertIn("flops/step", costs)
+
+    def test_a_step_that_cannot_be_counted_is_said_once(self):
+        error = ValueError("Expected shapes. Received: none")
+        with mock.patch.object(
+            training.JESTModel, "step_flops", side_effect=error
+        ) as asked:
+            *_, rows, said = self.log(settings(), tiny.super_batches(5))
+        asked.assert_called_once()
+        self.assertIn("FLOPs are not counted: Expected shapes.", said)
+        self.assertNotIn("flops/step", rows[-1])
+
+    def test_what_is_measured_goes_on_where_the_process_before_stopped(self):
+        class Energy:
+            value = 0.0
+
+            def joules(self):
+                self.value += 10.0
+                return self.value
+
+        def meters():
+            made = ledger.Meters(lambda: {"time/train_seconds": 0.5}, Energy())
+            made.clocks = {"save": types.SimpleNamespace(seconds=2.0)}
+            return made
+
+        batches = tiny.super_batches(5)
+        self.log(settings(), batches[:2], meters=meters())
+        *_, rows, _ = self.log(
+            settings(), batches[2:], meters=meters(), start_step=2
+        )
+        self.assertEqual(
+            [row["energy/joules"] for row in rows], [10.0, 20.0, 30.0]
+        )
+        self.assertEqual(
+            [row["time/save_seconds"] for row in rows], [2.0, 4.0, 4.0]
+        )
+        for row in rows:
+            self.assertEqual(row["time/train_seconds"], 0.5)
+            self.assertGreater(row["memory/host_peak_rss_bytes"], 0)
 
 
 class InputWaitTest(tf.test.TestCase):

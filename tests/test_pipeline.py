@@ -352,11 +352,8 @@ class SuperBatchesTest(PipelineTestCase):
             positions = []
             for host in range(num_hosts):
                 share = pipeline._Share(5120, host, num_hosts)
-                first = 3 * share.num_chunks
-                positions += [
-                    share.positions(first + chunk)
-                    for chunk in range(share.num_chunks)
-                ]
+                chunks = share.positions(3).take(share.num_chunks)
+                positions += list(chunks.as_numpy_iterator())
             self.assertAllEqual(
                 np.concatenate(positions), np.arange(15_360, 20_480)
             )

@@ -266,7 +266,7 @@ class ReplacementTest(ReadingTestCase):
                 store,
                 stream.Order(60, SEED),
                 seed=SEED,
-                super_batch_size=60,
+                step_size=60,
                 max_pixels=1000,
                 log=pipeline.FaultLog(None, 1.0),
             )

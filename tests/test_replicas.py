@@ -320,7 +320,7 @@ class GlobalQuotaTest(tf.test.TestCase):
             )
 
     def enter_sample_of(self, size):
-        return mock.patch.object(selection, "_UNIFORM_ROWS", size)
+        return mock.patch.object(selection, "UNIFORM_ROWS", size)
 
     def test_a_summary_averages_over_all_rows(self):
         learner, reference = models(24)

@@ -123,6 +123,7 @@ class ResumeTest(tf.test.TestCase):
             checkpoint.DRAWS_FILE,
             checkpoint.EVALUATION_FILE,
             checkpoint.FAULTS_FILE,
+            checkpoint.TELEMETRY_FILE,
         ):
             self.assertEqual(
                 self.lines(workdir, name), self.lines(self.unbroken, name)
@@ -160,6 +161,12 @@ class ResumeTest(tf.test.TestCase):
     def test_the_unbroken_run_is_one(self):
         rows = self.lines(self.unbroken, checkpoint.METRICS_FILE)
         self.assertEqual([row["step"] for row in rows], [5, 10, 15, 20, 24])
+        # Of 20 records, 12 a step: all kinds of state again.
+        self.assertGreater(rows[-1]["train/repeat_rate"], 0.5)
+        followed = self.lines(self.unbroken, checkpoint.TELEMETRY_FILE)
+        self.assertEqual(
+            [line["step"] for line in followed], [5, 10, 15, 20, 24]
+        )
         rows = self.lines(self.unbroken, checkpoint.EVALUATION_FILE)
         self.assertEqual([row["step"] for row in rows], [6, 12, 18, 24])
         best = checkpoint.best_step(self.unbroken, "eval/a/image_to_text/mrr")

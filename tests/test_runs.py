@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import sys
 from unittest import mock
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -13,7 +15,14 @@ import run_server
 import tensorflow as tf
 import tiny
 
-from jest_tf import checkpoint, models, run_directory, runs, stopping
+from jest_tf import (
+    checkpoint,
+    ledger,
+    models,
+    run_directory,
+    runs,
+    stopping,
+)
 from jest_tf.data import pipeline, records
 
 MRR = "eval/a/image_to_text/mrr"
@@ -102,7 +111,7 @@ class DivergenceTest(RunsTestCase):
     def poison(self, where):
         """Trains with a trap; `where` it snaps."""
 
-        def build(config, vocabulary_size):
+        def build(config, vocabulary_size, patch_sizes=()):
             return tiny.learner(config.seed, extra=[Trap(where)])
 
         return build
@@ -203,7 +212,7 @@ class DivergenceTest(RunsTestCase):
         )
 
     def test_a_learner_that_has_diverged_stops_after_three_of_them(self):
-        def build(config, vocabulary_size):
+        def build(config, vocabulary_size, patch_sizes=()):
             learner = tiny.learner(config.seed)
             learner.bias.assign(np.inf)
             return learner
@@ -218,6 +227,66 @@ class DivergenceTest(RunsTestCase):
         self.assertEqual(
             [one["super_batches"] for one in cases], [[0], [1], [2]]
         )
+
+
+@pytest.mark.slow
+class CostsTest(RunsTestCase):
+    def arrays(self, name):
+        """The weights that a run ended with, and its state at the end."""
+        found = []
+        folder = self.workdir(name)
+        for file in (
+            "final.weights.h5",
+            "checkpoints/step-000000012.weights.h5",
+        ):
+            with h5py.File(os.path.join(folder, file), "r") as opened:
+                opened.visititems(
+                    lambda key, one: (
+                        found.append((key, one[()]))
+                        if isinstance(one, h5py.Dataset)
+                        else None
+                    )
+                )
+        return found
+
+    def lines(self, name, file):
+        """The rows without what is measured, and the measured columns."""
+        rows = tiny.read_lines(self.workdir(name), file)
+        counted = [
+            {n: row[n] for n in row if not ledger.from_clock(n)} for row in rows
+        ]
+        return counted, [set(filter(ledger.from_clock, row)) for row in rows]
+
+    def test_timing_the_parts_of_steps_changes_no_bit_of_the_run(self):
+        evaluated = ("evaluation.every_steps=4", "evaluation.log_every_steps=1")
+        self.train("plain", *evaluated)
+        self.train("timed", *evaluated, "evaluation.time_parts=true")
+        for one, other in zip(
+            self.arrays("plain"), self.arrays("timed"), strict=True
+        ):
+            self.assertEqual(one[0], other[0])
+            np.testing.assert_array_equal(one[1], other[1], one[0])
+        for file in (checkpoint.METRICS_FILE, checkpoint.EVALUATION_FILE):
+            plain, timed = self.lines("plain", file), self.lines("timed", file)
+            self.assertEqual(plain[0], timed[0])
+        self.assertEqual(
+            self.read("plain", checkpoint.FLOPS_FILE),
+            self.read("timed", checkpoint.FLOPS_FILE),
+        )
+        _, plain = self.lines("plain", checkpoint.METRICS_FILE)
+        _, timed = self.lines("timed", checkpoint.METRICS_FILE)
+        parts = {f"time/{one}_seconds" for one in ("score", "select", "train")}
+        # No step is taken for one that is traced but the first.
+        self.assertEqual([one | parts for one in plain], timed)
+        self.assertIn("time/step_seconds", timed[1])
+        self.assertIn("time/save_seconds", timed[0])
+        self.assertIn("time/evaluation_seconds", timed[0])
+
+    def test_energy_without_codecarbon_is_refused_before_all(self):
+        with mock.patch.dict(sys.modules, {"codecarbon": None}):
+            with self.assertRaisesRegex(ValueError, "needs codecarbon"):
+                self.train("energy", "evaluation.energy=true")
+        self.assertFalse(os.path.exists(self.workdir("energy")))
 
 
 class DirectoryTest(RunsTestCase):
@@ -291,6 +360,35 @@ class DirectoryTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "none without data"):
             self.train("run", "evaluation.data=")
         self.assertFalse(os.path.exists(self.workdir("run")))
+
+    def test_data_that_does_not_do_is_refused_before_all(self):
+        for name, text in (("t.csv", "image,caption\n1.png,a\n"), ("x", "x")):
+            tf.io.write_file(os.path.join(self.folder, name), text)
+        table, unknown, none = (
+            f"data.train={self.folder}/{name}"
+            for name in ("t.csv", "x", "none-*.tfrecord")
+        )
+        for overrides, message in (
+            ([none], "must match files.*none-"),
+            ([unknown], "format of a shard must be told.*/x$"),
+            ([table, "data.image_field=photo"], "t.csv must .*column 'photo'"),
+            ([table, "data.caption_fields=a,b"], "t.csv must .*column 'a'"),
+            ([table], "faults in all 1 .*missing file: '1.png'"),
+            (
+                ["evaluation.data=" + none.partition("=")[2]],
+                "Evaluation data .*none-.*must match files",
+            ),
+            (
+                ["reference.sidecars=true", "selection.criterion=learnability"],
+                "No sidecar of .*a.tfrecord: expected",
+            ),
+        ):
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                self.train("run", "checkpoint.keep_best=", *overrides)
+            self.assertFalse(os.path.exists(self.workdir("run")))
 
     def test_evaluation_data_is_read_as_the_training_data_is(self):
         shard = records.open_store(os.path.join(self.folder, "a.tfrecord"))

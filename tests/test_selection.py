@@ -229,7 +229,7 @@ class DrawReportTest(tf.test.TestCase):
         for loss in selection.LOSSES:
 
             def scores(rows, loss=loss):
-                with mock.patch.object(selection, "_UNIFORM_ROWS", rows):
+                with mock.patch.object(selection, "UNIFORM_ROWS", rows):
                     score = tf.function(
                         lambda step: (
                             selection.select_top(

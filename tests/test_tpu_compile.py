@@ -623,6 +623,7 @@ class ResultsTest(tf.test.TestCase):
             max(len(line) for line in text.splitlines() if line[:1] != "|"), 80
         )
         text = " ".join(text.split())
+        self.assertIn(f"Found in the 2 of code {CODE}: - f64: in Cast", text)
         self.assertIn("- f64: in Cast (20), elements at most", text)
         self.assertIn(
             "- s64: in arguments and results (80), elements at most in "

@@ -87,6 +87,7 @@ class TrainersTest(tf.test.TestCase):
                 "metrics.jsonl",
                 "evaluation.jsonl",
                 "draws.jsonl",
+                "flops.json",
             },
             held,
         )
@@ -111,14 +112,19 @@ class TrainersTest(tf.test.TestCase):
             self.assertEqual(row["examples/drawn"], 24 * row["step"])
             self.assertEqual(row["examples/scored"], 24 * row["step"])
             self.assertEqual(row["examples/trained"], 8 * row["step"])
+            self.assertEqual(
+                row["flops/step"] * rows[0]["step"],
+                rows[0]["flops/step"] * row["step"],
+            )
         draws = lines(self.learner, "draws.jsonl")
         for row, draw in zip(rows, draws, strict=True):
             self.assertLen(set(draw["ids"]), 8)
             self.assertEqual(ledger.digest(draw["ids"]), row["select/digest"])
 
     def test_evaluate_measures_what_the_run_did(self):
-        expected = lines(self.learner, "evaluation.jsonl")[-1]
-        self.assertEqual(expected.pop("step"), 5)
+        row = lines(self.learner, "evaluation.jsonl")[-1]
+        self.assertEqual(row["step"], 5)
+        expected = {n: row[n] for n in row if n.startswith("eval/")}
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             evaluate.main(["--workdir", self.learner, "--json"])
         self.assertAllClose(json.loads(printed.getvalue()), expected)
@@ -336,12 +342,24 @@ class QuickstartTest(tf.test.TestCase):
             picture = tf.io.decode_png((self.runs / name).read_bytes())
             self.assertGreater(np.std(picture), 1.0)
         tables = re.findall(r"^\| JEST .*$", text, re.M)
-        cells = [cell.strip() for cell in tables[0].split("|")[2:-2]]
-        # steps, drawn, scored, trained
-        self.assertEqual(cells, ["4", "96", "96", "32"])
+        cells = [cell.strip() for cell in tables[0].split("|")[2:-1]]
+        last = lines(self.runs / "jest", "metrics.jsonl")[-1]
+        counted = (
+            last[f"flops/{one}"] for one in ("step", "no_reuse", "reuse")
+        )
+        self.assertEqual(
+            cells,
+            [
+                *("4", "96", "96", "32"),  # steps, drawn, scored, trained
+                *(f"{one / 1e12:,.1f}" for one in counted),
+            ],
+        )
         measured = lines(self.runs / "jest", "evaluation.jsonl")[-1]
         mrr = measured["eval/test_concept/image_to_text/mrr"]
-        self.assertIn(f" {100 * mrr:.1f} ", tables[1])
+        self.assertIn(f" {100 * mrr:.1f} ", tables[2])
+        # Curves may be drawn over what the steps up to an evaluation cost.
+        for name in ("flops/step", "examples/trained"):
+            self.assertEqual(measured[name], last[name])
 
     def test_publishing_replaces_the_block_in_the_readme(self):
         (self.root / "docs").mkdir()

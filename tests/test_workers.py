@@ -48,7 +48,7 @@ class Worker:
     def wait(self):
         """The exit code, and what it said."""
         try:
-            _, said = self._process.communicate(timeout=240)
+            _, said = self._process.communicate(timeout=300)
         finally:
             self._process.kill()
         return self._process.returncode, said
@@ -143,8 +143,12 @@ class RunsTest(tf.test.TestCase):
         self.assertEqual((healthy, damaged), (1, 1), its + said)
         self.assertRegex(said, "error: Too many records cannot be read: ")
         self.assertRegex(
-            its, "error: All workers must go on together, but another one has"
+            its,
+            "error: All workers must go on together, but another one has .*"
+            r"Received: \w+Error in the step after \d+",
         )
+        # That of a worker that writes nothing is in no file.
+        self.assertNotIn(checkpoint.FAULTS_FILE, said)
 
     def test_a_run_goes_on_with_another_number_of_replicas(self):
         def run(name, replicas, *flags):
@@ -170,18 +174,28 @@ class RunsTest(tf.test.TestCase):
         for name, first, second in (("more", 1, 4), ("fewer", 4, 1)):
             code, said = run(name, first, "--stop-after", "3")
             self.assertEqual(code, stopping.EXIT_CODE, said)
-            self.assertEqual(checkpoint.saved_steps(self.workdir(name))[-1], 12)
+            stopped_at = checkpoint.saved_steps(self.workdir(name))[-1]
+            self.assertLess(stopped_at, 24)
             code, said = run(name, second)
             self.assertEqual(code, 0, said)
-            self.assertIn("steps 12 to 24", said)
-            for log in (checkpoint.DRAWS_FILE, checkpoint.EVALUATION_FILE):
-                ours, theirs = (
-                    ledger.read_log(os.path.join(self.workdir(one), log))
-                    for one in (name, "unbroken")
+            self.assertIn(f"steps {stopped_at} to 24", said)
+            ours, theirs = (
+                ledger.read_log(
+                    os.path.join(self.workdir(one), checkpoint.METRICS_FILE)
                 )
-                self.assertLen(ours, len(theirs))
-                for one, other in zip(ours, theirs, strict=True):
-                    self.assertAllClose(one, other, 1e-5, 1e-6)
+                for one in (name, "unbroken")
+            )
+            for part in ("step", "select/digest", "examples/trained"):
+                self.assertEqual(
+                    [row[part] for row in ours], [row[part] for row in theirs]
+                )
+            self.assertAllClose(
+                *(
+                    [row["train/loss"] for row in rows]
+                    for rows in (ours, theirs)
+                ),
+                rtol=1e-4,
+            )
             ours, theirs = (
                 test_resume.arrays(f"{self.workdir(one)}/final.weights.h5")
                 for one in (name, "unbroken")

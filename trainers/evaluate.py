@@ -4,6 +4,11 @@
 
 Settings, vocabulary and weights come from the run directory. Prints one
 measure a line, or JSON with `--json`.
+
+With `--selection` it measures the run's draws in place of its learner, on
+super-batches of the run's own data: how they compare with other samplers', on
+other noise, and by coarser views of the images. Prints tables, and writes
+`selection.json` into the run directory.
 """
 
 import argparse
@@ -14,8 +19,8 @@ import re
 from collections.abc import Sequence
 
 import trainers
+from jest_tf import comparison, evaluation, reference
 from jest_tf import config as config_lib
-from jest_tf import evaluation, reference
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +45,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             name, help=f"`data.{setting}` of the data; the run's", **options
         )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--selection", action="store_true", help="measure the draws instead"
+    )
+    _add_selection_flags(parser.add_argument_group("with --selection"))
     flags = parser.parse_args(argv)
+    if flags.selection:
+        if flags.data:
+            parser.error("--selection draws from the run's data, not --data")
+        results = trainers.run(
+            lambda: comparison.measure(
+                flags.workdir,
+                step=flags.step,
+                num_super_batches=flags.super_batches,
+                views=flags.views,
+            )
+        )
+        show = json.dumps(results, indent=2)
+        print(show if flags.json else comparison.tables(results))
+        return
     results = trainers.run(
         lambda: evaluate(
             flags.workdir,
@@ -56,6 +79,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     for name, value in results.items():
         print(f"{value:8.4f}  {name}")
+
+
+def _add_selection_flags(group):
+    group.add_argument(
+        "--step", type=int, help="of a checkpoint; by default the final weights"
+    )
+    group.add_argument(
+        "--super-batches", type=int, default=8, help="to draw from (8)"
+    )
+    group.add_argument(
+        "--views",
+        nargs="+",
+        default=[],
+        metavar="A=B,C=D",
+        help="coarser views to compare, e.g. patch_size=32 keep_tokens=0.5",
+    )
 
 
 def evaluate(

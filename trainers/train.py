@@ -5,9 +5,9 @@
 
 The run directory gets `config.json` (every setting, resolved),
 `versions.json`, the vocabulary, `checkpoints/`, `final.weights.h5` (the
-learner), `tensorboard/`, `metrics.jsonl` (one JSON object a logged step) and
-`evaluation.jsonl`. SIGTERM and Ctrl-C end the step in progress, save, and exit
-with code 75; a second Ctrl-C kills.
+learner), `tensorboard/`, `metrics.jsonl` (one JSON object a logged step),
+`evaluation.jsonl` and `flops.json`. SIGTERM and Ctrl-C end the step in
+progress, save, and exit with code 75; a second Ctrl-C kills.
 """
 
 import argparse

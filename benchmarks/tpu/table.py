@@ -145,9 +145,25 @@ def _talk(good):
 
 
 def _found(good):
-    """What was looked for in all programs, and what was found."""
+    """What was looked for in all programs, and what was found, code by code."""
+    by_code = {}
+    for line in good:
+        by_code.setdefault(_code(line), []).append(line)
+    return "\n\n".join(
+        [
+            f"Looked for in all {len(good)} programs:\n\n{_LOOKED_FOR}",
+            *(
+                f"Found in the {len(lines)} of code {code}:\n\n"
+                f"{_found_in(lines)}"
+                for code, lines in sorted(by_code.items())
+            ),
+        ]
+    )
+
+
+def _found_in(lines):
     dynamic, host, around = (
-        sorted({item for line in good for key in keys for item in line[key]})
+        sorted({item for line in lines for key in keys for item in line[key]})
         for keys in (
             ("dynamic_shapes", "compiled_dynamic_shapes"),
             ("host_operations", "compiled_host_operations"),
@@ -155,9 +171,7 @@ def _found(good):
         )
     )
     return (
-        f"Looked for in all {len(good)} programs:\n\n{_LOOKED_FOR}\n\n"
-        "Found:\n\n"
-        f"{_wide(good)}\n"
+        f"{_wide(lines)}\n"
         f"- dynamic: {', '.join(dynamic) or 'none'};\n"
         f"- host: {', '.join(host) or 'none'}; around the program: "
         f"{', '.join(around) or 'nothing'}."

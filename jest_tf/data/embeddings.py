@@ -130,15 +130,10 @@ class Sidecars:
         for shard, places in self._by_shard(rows):
             mapped = self._map(shard)
             local = rows[places] - self._starts[shard]
-            self._check(mapped, rows[places], local, ids[places])
+            self._check_ids(mapped, rows[places], local, ids[places])
+            self._check_valid(mapped, rows[places], local)
             texts = self._texts(mapped, rows[places], local, captions[places])
-            if isinstance(places, slice):
-                # All indices were checked; "clip" writes straight to `out`.
-                mapped.image.take(local, 0, image[places], "clip")
-                mapped.text.take(texts, 0, text[places], "clip")
-            else:
-                image[places] = mapped.image.take(local, 0)
-                text[places] = mapped.text.take(texts, 0)
+            _take(mapped, local, texts, image, text, places)
         return image, text
 
     def read_rows(self, start: int, stop: int) -> Rows:
@@ -193,6 +188,50 @@ class Sidecars:
             valid[places] = _bits(self._map(shard).valid, local)
         return valid
 
+    def read_numbered(
+        self, rows: np.ndarray, numbers: np.ndarray, ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The embeddings of records with the captions that numbers choose.
+
+        As `reading.Reader` would choose them. What cannot be had is left out
+        in place of being refused.
+
+        Args:
+            rows: int64 [k], rows of the store; sorted ones are read fastest.
+            numbers: int64 [k], `reading.caption_numbers`.
+            ids: int64 [k], the ids that the records have.
+
+        Returns:
+            Which of each record's captions it is, int64 [k], -1 where the
+            record could not be read or has none that is not blank; and the
+            embeddings of the pictures and of these captions, each [k, D] in
+            the sidecars' dtype, arbitrary where it is -1.
+
+        Raises:
+            IndexError: a row is out of range.
+            ValueError: an id is another, or a sidecar is damaged.
+        """
+        rows, numbers, ids = (
+            np.asarray(values, np.int64) for values in (rows, numbers, ids)
+        )
+        captions = np.empty(len(rows), np.int64)
+        image = np.empty([len(rows), self.dim], self.dtype)
+        text = np.empty_like(image)
+        for shard, places in self._by_shard(rows):
+            mapped = self._map(shard)
+            local = rows[places] - self._starts[shard]
+            self._check_ids(mapped, rows[places], local, ids[places])
+            starts, ends = self._caption_bounds(mapped, rows[places], local)
+            chosen = _choose(mapped.text, starts, ends, numbers[places])
+            chosen[~_bits(mapped.valid, local)] = -1
+            captions[places] = chosen
+            if chosen.min() < 0:
+                good = chosen >= 0
+                places = np.arange(len(rows))[places][good]
+                local, starts, chosen = local[good], starts[good], chosen[good]
+            _take(mapped, local, starts + chosen, image, text, places)
+        return captions, image, text
+
     def _by_shard(self, rows):
         """Yields each shard with the places of its rows, slice or indices."""
         if not len(rows):
@@ -220,7 +259,7 @@ class Sidecars:
                 places = order[places]
             yield int(shards[places][0]), places
 
-    def _check(self, mapped, rows, local, ids):
+    def _check_ids(self, mapped, rows, local, ids):
         stored = mapped.ids.take(local)
         if not np.array_equal(stored, ids):
             first = int(np.argmax(stored != ids))
@@ -228,6 +267,8 @@ class Sidecars:
                 f"{self._place(mapped, rows[first])} must have the record's "
                 f"id, {ids[first]}. Received: {stored[first]}"
             )
+
+    def _check_valid(self, mapped, rows, local):
         valid = _bits(mapped.valid, local)
         if not valid.all():
             raise ValueError(
@@ -238,11 +279,8 @@ class Sidecars:
 
     def _texts(self, mapped, rows, local, captions):
         """Rows of `text`, in bounds whatever the file says."""
-        starts = mapped.offsets.take(local)
-        ends = mapped.offsets.take(local + 1)
-        # In this order nothing that overflows decides.
-        good = (starts >= 0) & (starts <= ends) & (ends <= len(mapped.text))
-        good &= (captions >= 0) & (captions < ends - starts)
+        starts, ends = self._caption_bounds(mapped, rows, local)
+        good = (captions >= 0) & (captions < ends - starts)
         if not good.all():
             first = int(np.argmin(good))
             raise ValueError(
@@ -251,6 +289,21 @@ class Sidecars:
                 f"{ends[first]} of {len(mapped.text)}"
             )
         return starts + captions
+
+    def _caption_bounds(self, mapped, rows, local):
+        """Where the captions of rows start and end, checked."""
+        starts = mapped.offsets.take(local)
+        ends = mapped.offsets.take(local + 1)
+        # In this order nothing that overflows decides.
+        good = (starts >= 0) & (starts <= ends) & (ends <= len(mapped.text))
+        if not good.all():
+            first = int(np.argmin(good))
+            raise ValueError(
+                f"{self._place(mapped, rows[first])} must have a caption "
+                f"within the file. Received: {starts[first]} to {ends[first]} "
+                f"of {len(mapped.text)}"
+            )
+        return starts, ends
 
     def _slice(self, shard, start, stop):
         mapped = self._map(shard)
@@ -389,3 +442,46 @@ def _bits(packed, places):
     """The bits of uint8 [ceil(n / 8)] at int64 [k], as bool [k]."""
     marks = packed.take(places >> 3) >> (places & 7).astype(np.uint8)
     return (marks & 1).astype(bool)
+
+
+def _take(mapped, local, texts, image, text, places):
+    """Puts rows of a file at places of `image` and `text`."""
+    if isinstance(places, slice):
+        # All indices were checked; "clip" writes straight to `out`.
+        mapped.image.take(local, 0, image[places], "clip")
+        mapped.text.take(texts, 0, text[places], "clip")
+    else:
+        image[places] = mapped.image.take(local, 0)
+        text[places] = mapped.text.take(texts, 0)
+
+
+def _choose(text, starts, ends, numbers):
+    """Which caption each number chooses, of those not blank; -1 of none.
+
+    Args:
+        text: [captions, D], zero where blank.
+        starts: int64 [k], the first caption of each row.
+        ends: int64 [k], one beyond its last.
+        numbers: int64 [k], not negative.
+
+    Returns:
+        int64 [k].
+    """
+    counts = ends - starts
+    firsts = np.cumsum(counts) - counts  # of each row, in a line of all
+    line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())
+    # One number of a caption is almost always enough to see it is not blank.
+    blank = text[line, 0] == 0
+    doubtful = np.flatnonzero(blank)
+    blank[doubtful] = ~text[line[doubtful]].any(1)
+    if not blank.any():
+        choices = numbers % np.maximum(counts, 1)
+        choices[counts == 0] = -1
+        return choices
+    whole = np.append(0, np.cumsum(~blank))
+    counts = whole[ends - starts + firsts] - whole[firsts]
+    # The n-th caption that is not blank is where the count of them reaches n.
+    wanted = whole[firsts] + numbers % np.maximum(counts, 1) + 1
+    choices = np.searchsorted(whole, wanted) - 1 - firsts
+    choices[counts == 0] = -1
+    return choices

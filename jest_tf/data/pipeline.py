@@ -6,15 +6,18 @@ positions, NumPy reads a chunk's records (`reading.py`) in the stream's order
 (`preprocessing.py`). Where a picture turns out damaged, the chunk goes back to
 be repaired; whole ones never wait for that. Chunks run in parallel and are
 joined in order, so there is no shuffle buffer and no iterator state: resuming
-is a start step. Selection and augmentation happen later, on the device.
+is a start step. A cascade (`cascade.py`) chooses first which positions are
+read. Selection and augmentation happen later, on the device.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import (
     embeddings,
     fault_log,
@@ -52,6 +55,7 @@ def super_batches(
     host: int = 0,
     num_hosts: int = 1,
     sidecars: embeddings.Sidecars | None = None,
+    cascade: cascade_lib.Cascade | None = None,
     faults: FaultLog | None = None,
     max_image_pixels: int = _MAX_PIXELS,
     reference_tokenizer: Tokenizer | None = None,
@@ -60,9 +64,11 @@ def super_batches(
     """The endless training stream; element n is super-batch start_step + n.
 
     Super-batch s holds the positions [s B, (s + 1) B) of `stream.Order`, or of
-    `stream.Mixture` with weights. Of a record's captions that are not blank
-    one is chosen by a hash of (seed, position). A record that cannot be had is
-    replaced by another, a function of (seed, position) too (`reading.py`).
+    `stream.Mixture` with weights; with a cascade those B of the K B positions
+    [s K B, (s + 1) K B) that it chooses, in this order. Of a record's captions
+    that are not blank one is chosen by a hash of (seed, position). A record
+    that cannot be had is replaced by another, a function of (seed, position)
+    too (`reading.py`).
 
     Args:
         store: the records.
@@ -79,6 +85,7 @@ def super_batches(
             B/H) of every super-batch.
         sidecars: of a reference over the same store; adds `reference_image`
             and `reference_text`.
+        cascade: chooses the positions that are read; None reads all.
         faults: counts and logs records that cannot be had, and stops the run
             if there are too many; None counts with the default rate.
         max_image_pixels: a larger picture cannot be had.
@@ -115,19 +122,21 @@ def super_batches(
     if faults is None:
         faults = FaultLog(None, _MAX_FAULT_RATE)
     faults.start(start_step, start_step * share.size)
+    places = order(store, weights, seed, shuffle_block_size)
+    embedded = sidecars or (cascade and cascade.sidecars)
     reader = reading.Reader(
         store,
-        _order(store, weights, seed, shuffle_block_size),
+        places,
         seed=seed,
-        super_batch_size=super_batch_size,
+        step_size=cascade.size if cascade else super_batch_size,
         max_pixels=max_image_pixels,
         log=faults,
-        embedded=sidecars and sidecars.valid,
+        embedded=embedded and embedded.valid,
     )
 
-    def load(index):
+    def load(positions):
         return _load_chunk(
-            store, reader, share, index, image_sizes, tokenizers, sidecars
+            store, reader, positions, image_sizes, tokenizers, sidecars
         )
 
     def join(batch):
@@ -136,7 +145,17 @@ def super_batches(
             for name, value in batch.items()
         }
 
-    dataset = tf.data.Dataset.counter(start_step * share.num_chunks)
+    dataset = share.positions(start_step)
+    if cascade:
+        chosen = cascade.positions(
+            start_step,
+            share.rows,
+            store=store,
+            order=places,
+            seed=seed,
+            super_batch_size=super_batch_size,
+        )
+        dataset = share.cut(chosen)
     dataset = _map_in_order(dataset, load)
     dataset = dataset.batch(share.num_chunks, drop_remainder=True).map(join)
     return _finish(dataset)
@@ -210,6 +229,88 @@ def images(
     return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
 
 
+def order(
+    store: records.Store,
+    weights: Sequence[float],
+    seed: int,
+    shuffle_block_size: int | None,
+) -> stream.Order | stream.Mixture:
+    """The order of a training stream; arguments as of `super_batches`."""
+    if not weights:
+        return stream.Order(len(store), seed, block_size=shuffle_block_size)
+    return stream.Mixture(
+        store.parts, weights, seed, block_size=shuffle_block_size
+    )
+
+
+class Examples(NamedTuple):
+    """What stands at positions of a stream.
+
+    Attributes:
+        image: uint8 [k, S, S, 3].
+        caption: k strings.
+        id: int64 [k].
+    """
+
+    image: np.ndarray
+    caption: list[str]
+    id: np.ndarray
+
+
+def at_positions(
+    store: records.Store,
+    positions: np.ndarray,
+    *,
+    step_size: int,
+    seed: int,
+    image_size: int,
+    weights: Sequence[float] = (),
+    shuffle_block_size: int | None = None,
+    sidecars: embeddings.Sidecars | None = None,
+    max_image_pixels: int = _MAX_PIXELS,
+) -> Examples:
+    """The examples that `super_batches` yields in a few places.
+
+    Args:
+        store: as of `super_batches`, like all that isn't said here.
+        positions: int64 [k]; without a cascade, row i of super-batch s is
+            position s B + i.
+        step_size: positions that the stream offers a step: B, or K B with a
+            cascade.
+
+    Raises:
+        ValueError: what stands there cannot be had.
+    """
+    reader = reading.Reader(
+        store,
+        order(store, weights, seed, shuffle_block_size),
+        seed=seed,
+        step_size=step_size,
+        max_pixels=max_image_pixels,
+        log=FaultLog(None, 1.0),  # the run has counted them
+        embedded=sidecars and sidecars.valid,
+    )
+    positions = np.asarray(positions, np.int64)
+    chunk = reader.read(positions)
+    kept, decoded = _decode(chunk.pictures, {"image": image_size})
+    kept = kept.numpy()
+    missing = np.setdiff1d(np.arange(len(positions)), kept)
+    image = np.empty([len(positions), *decoded["image"].shape[1:]], np.uint8)
+    image[kept] = decoded["image"]
+    if len(missing):
+        (image[missing],) = reader.repair(
+            positions, chunk, missing, [image_size]
+        )
+    captions, _ = preprocessing.sanitize_captions(
+        tf.constant(chunk.captions, tf.string)
+    )
+    return Examples(
+        image,
+        [one.decode("utf-8") for one in captions.numpy().tolist()],
+        store.ids(chunk.rows),
+    )
+
+
 class _Share:
     """This host's part of every super-batch, and how it is cut into chunks."""
 
@@ -227,19 +328,24 @@ class _Share:
         self.chunk = _chunk_size(self.size)
         self.num_chunks = self.size // self.chunk
         self._super_batch_size = super_batch_size
-        self._start = host * self.size
+        self.rows = slice(host * self.size, (host + 1) * self.size)
 
-    def positions(self, index):
-        """The positions of chunk `index` of this host's stream."""
-        step, chunk = divmod(index, self.num_chunks)
-        start = step * self._super_batch_size + self._start + chunk * self.chunk
-        return np.arange(start, start + self.chunk)
+    def positions(self, start_step):
+        """A dataset of chunks of this host's positions, int64 [chunk]."""
 
+        def chunk(index):
+            step, number = index // self.num_chunks, index % self.num_chunks
+            start = step * self._super_batch_size + self.rows.start
+            start += number * self.chunk
+            return start + tf.range(self.chunk, dtype=tf.int64)
 
-def _order(store, weights, seed, block_size):
-    if not weights:
-        return stream.Order(len(store), seed, block_size=block_size)
-    return stream.Mixture(store.parts, weights, seed, block_size=block_size)
+        chunks = tf.data.Dataset.counter(start_step * self.num_chunks)
+        return chunks.map(chunk)
+
+    def cut(self, chosen):
+        """As `positions`, of a dataset of int64 [size], one a step."""
+        shape = [self.num_chunks, self.chunk]
+        return chosen.map(lambda rows: tf.reshape(rows, shape)).unbatch()
 
 
 def _batch_numbers(store, batch_size):
@@ -271,18 +377,19 @@ def _chunk_size(super_batch_size):
     return divisor if 8 * divisor >= _CHUNK else super_batch_size
 
 
-def _load_chunk(store, reader, share, index, image_sizes, tokenizers, sidecars):
-    """The batch dict of `super_batches` for one chunk."""
+def _load_chunk(store, reader, positions, image_sizes, tokenizers, sidecars):
+    """The batch dict of `super_batches` for positions int64 [k]."""
+    size = positions.shape[0]
 
-    def read(index):
-        return tuple(reader.read(share.positions(int(index))))
+    def read(positions):
+        return tuple(reader.read(positions))
 
-    chunk = reading.Chunk(*_call(read, [index], _chunk_specs(share.chunk)))
+    chunk = reading.Chunk(*_call(read, [positions], _chunk_specs(size)))
     kept, decoded = _decode(chunk.pictures, image_sizes)
     chunk, decoded = tf.cond(
-        tf.equal(tf.size(kept), share.chunk),
-        lambda: (chunk, _whole(decoded, share.chunk)),
-        lambda: _repair(reader, share, index, chunk, kept, decoded),
+        tf.equal(tf.size(kept), size),
+        lambda: (chunk, _whole(decoded, size)),
+        lambda: _repair(reader, positions, chunk, kept, decoded),
     )
     batch = decoded | _texts(chunk.captions, tokenizers)
     batch |= _joined(store, sidecars, chunk)
@@ -290,29 +397,28 @@ def _load_chunk(store, reader, share, index, image_sizes, tokenizers, sidecars):
     return batch
 
 
-def _repair(reader, share, index, chunk, kept, decoded):
+def _repair(reader, positions, chunk, kept, decoded):
     """A chunk and its pictures, with others in place of those not `kept`."""
+    count = positions.shape[0]
     sizes = {name: value.shape[1] for name, value in decoded.items()}
 
-    def repair(index, kept, *values):
+    def repair(positions, kept, *values):
         # What TensorFlow hands in is not to be written to.
         chunk = reading.Chunk(*(value.copy() for value in values[:5]))
-        missing = np.setdiff1d(np.arange(share.chunk), kept)
-        replacements = reader.repair(
-            share.positions(int(index)), chunk, missing, sizes.values()
-        )
+        missing = np.setdiff1d(np.arange(count), kept)
+        replacements = reader.repair(positions, chunk, missing, sizes.values())
         whole = []
         for some, others in zip(values[5:], replacements, strict=True):
-            image = np.empty((share.chunk, *some.shape[1:]), np.uint8)
+            image = np.empty((count, *some.shape[1:]), np.uint8)
             image[kept], image[missing] = some, others
             whole.append(image)
         return *chunk, *whole
 
-    specs = _chunk_specs(share.chunk) + [
-        tf.TensorSpec([share.chunk, size, size, 3], tf.uint8)
+    specs = _chunk_specs(count) + [
+        tf.TensorSpec([count, size, size, 3], tf.uint8)
         for size in sizes.values()
     ]
-    values = _call(repair, [index, kept, *chunk, *decoded.values()], specs)
+    values = _call(repair, [positions, kept, *chunk, *decoded.values()], specs)
     return (
         reading.Chunk(*values[:5]),
         dict(zip(sizes, values[5:], strict=True)),

@@ -54,7 +54,7 @@ class Reader:
         store: the records.
         order: `stream.Order` or `stream.Mixture` over them.
         seed: the run's seed, for the choice of captions.
-        super_batch_size: B, which tells the step of a position.
+        step_size: positions of a step, which tells the step of one.
         max_pixels: of a picture.
         log: told of the records that cannot be had.
         embedded: rows int64 [k] -> bool [k], which have embeddings in their
@@ -67,7 +67,7 @@ class Reader:
         order: stream.Order | stream.Mixture,
         *,
         seed: int,
-        super_batch_size: int,
+        step_size: int,
         max_pixels: int,
         log: fault_log.FaultLog,
         embedded: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -75,7 +75,7 @@ class Reader:
         self._store = store
         self._order = order
         self._seed = seed
-        self._super_batch_size = super_batch_size
+        self._step_size = step_size
         self._max_pixels = max_pixels
         self._log = log
         self._embedded = embedded
@@ -91,7 +91,7 @@ class Reader:
         """
         rows = self._order.rows(positions)
         chunk = _empty_chunk(rows)
-        numbers = self._caption_numbers(positions)
+        numbers = caption_numbers(self._seed, positions).tolist()
         bad = []
         for i, (record, number) in enumerate(
             zip(self._records(rows), numbers, strict=True)
@@ -128,7 +128,7 @@ class Reader:
         Raises:
             ValueError: too many records cannot be had.
         """
-        numbers = self._caption_numbers(positions)
+        numbers = caption_numbers(self._seed, positions).tolist()
         decoded = []
         before = int((chunk.attempts > 0).sum())
         for i in missing.tolist():
@@ -153,10 +153,6 @@ class Reader:
             for i in np.flatnonzero(~self._embedded(rows)).tolist():
                 found[i] = NO_EMBEDDING
         return found
-
-    def _caption_numbers(self, positions):
-        values = stream.uniform_hash(self._seed, positions, _CAPTION_SALT)
-        return (values >> np.uint64(1)).tolist()
 
     def _choose(self, record, number):
         """(picture, caption, its index) of a record, or a fault."""
@@ -192,12 +188,21 @@ class Reader:
 
     def _report(self, position, row, fault):
         self._log.add(
-            step=position // self._super_batch_size,
+            step=position // self._step_size,
             position=position,
             id=int(self._store.ids(np.array([row]))[0]),
             place=self._store.describe(row),
             reason=fault.reason,
         )
+
+
+def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:
+    """What chooses a caption at each position; int64 [k], not negative.
+
+    Of m captions that are not blank it is the one at this number modulo m.
+    """
+    values = stream.uniform_hash(seed, positions, _CAPTION_SALT)
+    return (values >> np.uint64(1)).astype(np.int64)
 
 
 def candidates(captions: Sequence[bytes]) -> list[int]:

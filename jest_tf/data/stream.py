@@ -86,6 +86,10 @@ class Order:
         keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
         return _permute(offsets, self.num_records, keys)
 
+    def num_distinct(self, num_positions: int) -> int:
+        """How many rows the first `num_positions` positions are of."""
+        return min(num_positions, self.num_records)
+
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Rows in place of those at `positions`, where these cannot be had.
 
@@ -138,6 +142,7 @@ class Mixture:
             Order(length, int(part_seed), block_size=block_size)
             for length, part_seed in zip(lengths, part_seeds, strict=True)
         ]
+        self.num_records = int(sum(lengths))
         self._starts = np.cumsum([0, *lengths])[:-1]
         self._counts = counts
         parts = np.repeat(numbers, counts)  # [period]
@@ -154,6 +159,16 @@ class Mixture:
         parts = self._parts[places]
         turns = periods * self._counts[parts] + self._turns[places]
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
+
+    def num_distinct(self, num_positions: int) -> int:
+        """How many rows the first positions are of, as `Order.num_distinct`."""
+        periods, rest = divmod(num_positions, _PERIOD)
+        begun = np.bincount(self._parts[:rest], minlength=len(self._counts))
+        turns = periods * self._counts + begun
+        return sum(
+            order.num_distinct(int(turn))
+            for order, turn in zip(self._orders, turns, strict=True)
+        )
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Rows of the same part in place of unreadable ones, as in `Order`."""

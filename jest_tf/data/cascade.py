@@ -1,0 +1,315 @@
+"""Stage 0: which positions of the stream are read at all.
+
+With the reference's embeddings in sidecars its part of the score needs neither
+model nor picture. So before anything is read or decoded, a step takes a
+*hyper-batch*, the next K B positions of the stream, looks at their sidecar rows
+alone, and chooses the B of its super-batch: jointly by easy-reference, with the
+sampler of `selection.py`, but for a share that is drawn uniformly from the
+rest. What stands at a position is what it would be without (`reading.py`),
+and so are ids, captions and replacements.
+
+The choice is a pure function of (settings, seed, step, sidecars). Hosts need
+not hear of each other: each makes the choices of the groups that its rows come
+from, and where several have rows of one group, each makes the whole of it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import losses, selection
+from jest_tf.data import embeddings, reading, records, stream
+
+# Keeps the noise of stage 0 apart from that of the selection, whose seed is
+# the same (run seed, step), and its two parts apart from each other.
+_JOINT_SALT = 0x57A6E0
+_UNIFORM_SALT = 0xF1004
+
+# Groups that are chosen from at a time: the rows of one are read while the
+# choice of another is made.
+_CHOICES = 2
+
+
+class Cascade:
+    """Chooses super-batches from hyper-batches.
+
+    Args:
+        settings: with a `hyper_batch_size`.
+        sidecars: of the reference, over the store that the stream is of.
+        loss: "sigmoid" or "softmax", where the settings leave it open.
+
+    Attributes:
+        settings: as given.
+        sidecars: as given.
+        size: K B, positions of a hyper-batch.
+
+    Raises:
+        ValueError: a hyper-batch is larger than the store.
+    """
+
+    def __init__(
+        self,
+        settings: config_lib.CascadeConfig,
+        sidecars: embeddings.Sidecars,
+        loss: str,
+    ):
+        if settings.hyper_batch_size > len(sidecars):
+            raise ValueError(
+                "`cascade.hyper_batch_size` (K B) must be at most the records "
+                f"of `data.train`, {len(sidecars):,}, or it would offer some "
+                f"of them twice. Received: {settings.hyper_batch_size:,}"
+            )
+        self.settings = settings
+        self.sidecars = sidecars
+        self.size = settings.hyper_batch_size
+        self._loss = settings.loss or loss
+
+    def positions(
+        self,
+        start_step: int,
+        rows: slice,
+        *,
+        store: records.Store,
+        order: stream.Order | stream.Mixture,
+        seed: int,
+        super_batch_size: int,
+    ) -> tf.data.Dataset:
+        """The endless dataset of what is read.
+
+        Args:
+            start_step: the first step.
+            rows: of every super-batch, those that this host reads.
+            store: the records.
+            order: of the stream.
+            seed: the run's seed.
+            super_batch_size: B.
+
+        Returns:
+            A dataset of the chosen positions, int64 [rows], ascending, in
+            [step K B, (step + 1) K B).
+        """
+        num_groups = self.settings.num_groups
+        num_rows = super_batch_size // num_groups
+        num_uniform = self.settings.num_uniform(super_batch_size)
+
+        def choose(group):
+            positions, embedded = self._offered(group, store, order, seed)
+            places = draw(
+                embedded,
+                self.settings,
+                batch_size=num_rows,
+                num_uniform=num_uniform,
+                seed=(seed, group),
+                loss=self._loss,
+            )
+            # In the order of the stream, so that every replica gets as many of
+            # the best.
+            return tf.sort(tf.gather(positions, places))
+
+        return join_groups(choose, start_step, rows, num_rows, num_groups)
+
+    def _offered(self, group, store, order, seed):
+        """Positions of a group, and the embeddings of what stands there."""
+        size = self.size // self.settings.num_groups
+
+        def load(group):
+            start = int(group) * size
+            positions = np.arange(start, start + size)
+            return load_rows(positions, self.sidecars, store, order, seed)
+
+        dtype = tf.as_dtype(self.sidecars.dtype)
+        positions, image, text = tf.numpy_function(
+            load, [group], [tf.int64, dtype, dtype], stateful=False
+        )
+        shape = [size, self.sidecars.dim]
+        return positions, losses.Embeddings(
+            tf.cast(tf.ensure_shape(image, shape), tf.float32),
+            tf.cast(tf.ensure_shape(text, shape), tf.float32),
+            tf.constant(self.sidecars.scale, tf.float32),
+            tf.constant(self.sidecars.bias, tf.float32),
+        )
+
+
+def of_run(
+    config: config_lib.TrainConfig, sidecars: embeddings.Sidecars | None
+) -> Cascade | None:
+    """The cascade that a run's settings ask for, or None."""
+    if config.cascade.hyper_batch_size is None:
+        return None
+    return Cascade(config.cascade, sidecars, config.model.loss)
+
+
+def join_groups(
+    choose: Callable[[tf.Tensor], tf.Tensor],
+    start_step: int,
+    rows: slice,
+    num_rows: int,
+    num_groups: int,
+) -> tf.data.Dataset:
+    """A host's rows of every super-batch, from the groups that they come from.
+
+    Args:
+        choose: number of a group, int64 scalar -> int64 [num_rows]; those of a
+            step are step G to step G + G - 1.
+        start_step: the first step.
+        rows: of a super-batch, which is what its groups give, one after
+            another.
+        num_rows: that each group gives.
+        num_groups: G.
+
+    Returns:
+        A dataset of int64 [rows], one a step.
+    """
+    first = rows.start // num_rows
+    count = -(-rows.stop // num_rows) - first
+    begin, end = (place - first * num_rows for place in (rows.start, rows.stop))
+
+    def number(index):
+        return index // count * num_groups + first + index % count
+
+    def own(positions):
+        return tf.reshape(positions, [count * num_rows])[begin:end]
+
+    groups = tf.data.Dataset.counter(start_step * count).map(number)
+    chosen = groups.map(
+        # AutoGraph would rewrite the NumPy functions too, and run them slowly.
+        tf.autograph.experimental.do_not_convert(choose),
+        num_parallel_calls=_CHOICES,
+        deterministic=True,
+    )
+    return chosen.batch(count, drop_remainder=True).map(own)
+
+
+def load_rows(
+    positions: np.ndarray,
+    sidecars: embeddings.Sidecars,
+    store: records.Store,
+    order: stream.Order | stream.Mixture,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The reference's embeddings of what stands at positions, ids checked.
+
+    A record that the sidecars know cannot be had is replaced as the reader
+    will replace it.
+
+    Args:
+        positions: int64 [k].
+        sidecars: of the reference.
+        store: the records.
+        order: of the stream.
+        seed: the run's seed.
+
+    Returns:
+        The positions in the order of their rows in the store, in which they
+        are read fastest, int64 [k], and so the embeddings of the pictures and
+        of the captions, each [k, D] in the sidecars' dtype.
+
+    Raises:
+        ValueError: ids differ, a sidecar is damaged, or so many records in a
+            row cannot be had.
+    """
+    count = len(positions)
+    # Equal rows stay in the order of their positions. It fits: 2^42 rows of
+    # which 2^21 are taken.
+    line = np.sort(order.rows(positions) * count + np.arange(count))
+    rows, line = np.divmod(line, count)
+    positions = positions[line]
+    numbers = reading.caption_numbers(seed, positions)
+    captions, image, text = sidecars.read_numbered(
+        rows, numbers, store.ids(rows)
+    )
+    missing = np.flatnonzero(captions < 0)
+    for attempt in range(1, reading.MAX_ATTEMPTS + 1):
+        if not len(missing):
+            break
+        rows = order.substitutes(positions[missing], attempt)
+        captions, image[missing], text[missing] = sidecars.read_numbered(
+            rows, numbers[missing], store.ids(rows)
+        )
+        missing = missing[captions < 0]
+    if len(missing):
+        raise ValueError(
+            f"{reading.MAX_ATTEMPTS} records in a row have no embedding in "
+            f"place of one at position {positions[missing[0]]}, the last "
+            f"{store.describe(int(rows[captions < 0][0]))}"
+        )
+    return positions, image, text
+
+
+def draw(
+    reference: losses.Embeddings,
+    settings: config_lib.CascadeConfig,
+    *,
+    batch_size: int,
+    num_uniform: int = 0,
+    seed: tuple,
+    loss: str,
+) -> tf.Tensor:
+    """Which rows of a group become rows of the super-batch.
+
+    Args:
+        reference: embeddings of the group, [k, D].
+        settings: how the joint draw is made, see `config.CascadeConfig`.
+        batch_size: b, rows to choose.
+        num_uniform: of them, those that are drawn uniformly from what the
+            joint draw of the others has left.
+        seed: two integers, (run seed, number of the group).
+        loss: "sigmoid" or "softmax".
+
+    Returns:
+        int32 [b], in the order drawn, the uniform ones last.
+    """
+    seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
+    drawn = selection.select_jointly(
+        None,
+        reference,
+        batch_size=batch_size - num_uniform,
+        num_chunks=settings.num_chunks,
+        seed=joint_seed(seed),
+        criterion=settings.criterion,
+        loss=loss,
+        first_chunk=settings.first_chunk,
+        gain=settings.gain,
+    )
+    rows = drawn.indices
+    if num_uniform:
+        size = drawn.kept.shape[0]
+        noise = selection.gumbel_noise(uniform_seed(seed), 1, size)[0]
+        rest = tf.where(drawn.kept, -np.inf, noise)
+        uniform = tf.math.top_k(rest, num_uniform).indices
+        rows = tf.concat([rows, uniform], 0)
+    return rows
+
+
+def joint_seed(seed: tf.Tensor) -> tf.Tensor:
+    """The seed of the joint draw, from (run seed, group); int32 [2]."""
+    return tf.bitwise.bitwise_xor(seed, [_JOINT_SALT, 0])
+
+
+def uniform_seed(seed: tf.Tensor) -> tf.Tensor:
+    """The seed of the uniform draw, as of `joint_seed`."""
+    return tf.bitwise.bitwise_xor(seed, [_UNIFORM_SALT, 0])
+
+
+def flops(
+    settings: config_lib.CascadeConfig, super_batch_size: int, dim: int
+) -> int:
+    """Floating-point operations of a step's stage 0, on the host.
+
+    Those of its matrix products, two a multiply-add, as a model's are counted:
+    each of the K B rows with itself, and in both directions with every row of
+    its group that is drawn jointly. On one host; of G groups, H hosts make
+    G / H each where H divides G, and all of them where G is 1.
+
+    Args:
+        settings: see `config.CascadeConfig`; without a hyper-batch it is 0.
+        super_batch_size: B.
+        dim: D, the width of the reference's embeddings.
+    """
+    if settings.hyper_batch_size is None:
+        return 0
+    jointly = super_batch_size // settings.num_groups
+    jointly -= settings.num_uniform(super_batch_size)
+    return 2 * settings.hyper_batch_size * dim * (1 + 2 * jointly)
