@@ -193,6 +193,8 @@ class ClaimsTest(tf.test.TestCase):
         found = runs.to_target(("jest",), lambda run, steps: steps)
         self.assertEqual(found, [0.0])
         self.assertEqual(claims.ratios(found), "target not reached")
+        ours, verdict = claims.CLAIMS[0].measure(runs)
+        self.assertEqual((ours, verdict), ("target not reached", claims.OPEN))
 
     def test_a_verdict_needs_an_interval_on_one_side_of_zero(self):
         for interval, expected in (

@@ -74,7 +74,7 @@ def draw(workdir, path):
             part.flat, store.read(np.array(rows)), strict=False
         ):
             _show(axis, record)
-    figure.tight_layout()
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.92, 0.1, 0.6)
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
 

@@ -93,6 +93,7 @@ MAIN = (
         "data.super_batch_size=2560",
         seeds=SEEDS,
     ),
+    Cell("flexi", "flexi", "scored at patch 16, trained at both", seeds=SEEDS),
     _jest(
         "independent",
         "independent, learnability, f = 0.8",
@@ -191,7 +192,6 @@ SWEEPS = (
         )
         for name in ("curated", "pool", "filtered", "fine")
     ),
-    Cell("flexi", "flexi", "scored at patch 16, trained at both", (_SHORT,)),
     _jest(
         "flexi_scoring",
         "scored at patch 16",
