@@ -161,10 +161,9 @@ def _curve(evaluations):
     """`{"step": [...], "<split>/<measure>": [...]}`, four decimals."""
     curve = {"step": [row["step"] for row in evaluations]}
     for key in evaluations[0]:
-        if key == "step":
-            continue
-        _, split, measure = key.split("/", 2)
-        if measure in MEASURES:
+        # Other columns are not an evaluation's, or of one number alone.
+        _, split, measure = (*key.split("/", 2), "", "")[:3]
+        if key.startswith("eval/") and measure in MEASURES:
             curve[f"{split}/{MEASURES[measure]}"] = [
                 round(row[key], 4) for row in evaluations
             ]
