@@ -64,7 +64,7 @@ icontext-quick: icontext-data ## a slice of the real-data benchmark
 	  --results $(ICONTEXT)/results
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
-	@echo "icontext-runs: what is missing of 76 runs, up to 6 hours on 2 cores in all"
+	@echo "icontext-runs: what is missing of 76 runs, six hours or more on 2 cores in all"
 	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT)
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
