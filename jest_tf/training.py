@@ -426,7 +426,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             raise ValueError(
                 "`selection.scoring_batch_size` must divide the rows that a "
                 "replica scores, B/R, or its share of the candidates. "
-                f"Received: {size}, {rows} rows, "
+                f"Received: {size}, B/R={rows}, "
                 f"R={_times_replicas(1, replicas)}"
             )
         if settings.needs_reference and self._reference is None:
