@@ -449,7 +449,10 @@ class TrainingTest(tf.test.TestCase):
         self.assertEqual(set(own), set(other))
         for kind, flops in other.items():
             for name in ("score", "reference", "forward", "no_reuse", "reuse"):
-                self.assertEqual(own[kind][name], flops[name], name)
+                more = own[kind][name] - flops[name]
+                # Each replica resizes the weights of a view for itself.
+                most = 0.5 * flops[name] if ours.views else 0
+                self.assertBetween(more, 0, most, name)
             self.assertGreater(flops["forward"], 0)
 
     def assert_same_rows(self, ours, theirs):
