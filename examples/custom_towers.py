@@ -1,10 +1,13 @@
 """JEST with towers of your own: a small ConvNet and a bag of words.
 
     python examples/custom_towers.py --steps 40
+    python -m trainers.train --config configs/quickstart_uniform.py \\
+        --workdir runs/convnet --set model.towers=examples.custom_towers:build
 
 Any two Keras layers or models that map to embeddings of one width will do.
-A reference is trained on a small curated set; then a learner of the same make
-is trained on the noisy pool, on the most learnable fifth of each super-batch.
+The first command is a Keras program: a reference is trained on a small curated
+set; then a learner of the same make is trained on the noisy pool, on the most
+learnable fifth of each super-batch. The second gives `build` to a recipe.
 """
 
 import argparse
@@ -13,15 +16,16 @@ import pathlib
 import keras
 
 import jest_tf
-from jest_tf import evaluation, models
+from jest_tf import evaluation
 from jest_tf.data import pipeline, preprocessing, records
 
 DATA = pathlib.Path(__file__).parent / "icontext_mini"
 IMAGE_SIZE, TEXT_LENGTH, EMBEDDING_DIM = 32, 16, 64
 
 
-def build_learner(vocabulary_size):
-    """A TwoTower over plain Keras layers."""
+def build(config, vocabulary_size):
+    """The image and the text tower; as `model.towers` of a recipe, too."""
+    del config  # all settings of the run, for towers that depend on them
     convolutions = [
         keras.layers.Conv2D(width, 3, 2, padding="same", activation="relu")
         for width in (16, 32, 64)
@@ -40,7 +44,7 @@ def build_learner(vocabulary_size):
             keras.layers.Dense(EMBEDDING_DIM),
         ]
     )
-    return models.TwoTower(image_tower, text_tower)
+    return image_tower, text_tower
 
 
 def train(model, store, tokenizer, super_batch_size, steps):
@@ -77,10 +81,10 @@ def main(argv=None):
     vocabulary = preprocessing.build_wordpiece_vocabulary(captions, 4096)
     tokenizer = preprocessing.WordPieceTokenizer(vocabulary, TEXT_LENGTH)
 
-    reference = build_learner(tokenizer.vocabulary_size)
+    reference = jest_tf.TwoTower(*build(None, tokenizer.vocabulary_size))
     train(jest_tf.JESTModel(reference), curated, tokenizer, 128, steps)
 
-    learner = build_learner(tokenizer.vocabulary_size)
+    learner = jest_tf.TwoTower(*build(None, tokenizer.vocabulary_size))
     selection = jest_tf.SelectionConfig(method="joint", batch_size=128)
     model = jest_tf.JESTModel(learner, reference, selection)
     train(model, pool, tokenizer, 640, steps)

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -57,6 +58,7 @@ EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
 ON_NON_FINITE = ("stop", "rollback")
+_FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
 
 
@@ -148,6 +150,11 @@ class ModelConfig:
 
     Attributes:
         preset: size of the towers, a name in `models.PRESETS`.
+        towers: "module:function" that builds towers of another make in place
+            of a preset. The module is imported, so it must be installed or lie
+            in the folder that the command starts in. The function is given the
+            `TrainConfig` and the number of token ids, and returns two Keras
+            layers or models, image and text tower, see `models.TwoTower`.
         patch_size: pixels a side of an image patch; None is the preset's.
         views: how the sub-batch is looked at in the training step, cut by
             chance into equal parts of one loss, a part a view; () is the
@@ -166,6 +173,7 @@ class ModelConfig:
     """
 
     preset: str = "b16"
+    towers: str = ""
     patch_size: int | None = None
     views: tuple[View, ...] = ()
     dtype_policy: str = "float32"
@@ -178,6 +186,11 @@ class ModelConfig:
 
     def __post_init__(self):
         settings.check_types(self, "model")
+        if self.towers and not re.fullmatch(_FUNCTION, self.towers):
+            raise ValueError(
+                "`model.towers` must be 'module:function', such as "
+                f"'my_towers:build'. Received: {self.towers!r}"
+            )
         settings.check_one_of(self, "model", "dtype_policy", DTYPE_POLICIES)
         settings.check_one_of(self, "model", "loss", LOSSES)
         settings.check_one_of(self, "model", "equal_captions", EQUAL_CAPTIONS)

@@ -12,8 +12,10 @@ Not here: the towers (towers.py), the losses (losses.py) and the training step
 # ruff: noqa: D102
 
 import dataclasses
+import importlib
 import itertools
 import math
+import os
 from collections.abc import Sequence
 
 import keras
@@ -140,23 +142,68 @@ def build_learner(config, vocabulary_size, patch_sizes=()):
     Args:
         config: a `config.TrainConfig`.
         vocabulary_size: number of token ids of the run's tokenizer.
-        patch_sizes: that views may ask for beside those of the settings.
+        patch_sizes: that views may ask for beside those of the settings; for
+            the towers of a preset.
 
     Returns:
         A built `TwoTower`.
+
+    Raises:
+        ValueError: on `model.towers` that can't be imported, or don't build
+            two towers.
     """
-    return build_two_tower(
-        config.model.preset,
-        image_size=config.data.image_size,
-        vocabulary_size=vocabulary_size,
-        text_length=config.data.text_length,
-        patch_size=config.model.patch_size,
-        patch_sizes=(*config.patch_sizes, *patch_sizes),
-        dtype=config.model.dtype_policy,
-        temperature=config.model.temperature,
-        bias=config.model.bias,
-        seed=config.seed,
+    scalars = {
+        "temperature": config.model.temperature,
+        "bias": config.model.bias,
+    }
+    if not config.model.towers:
+        return build_two_tower(
+            config.model.preset,
+            image_size=config.data.image_size,
+            vocabulary_size=vocabulary_size,
+            text_length=config.data.text_length,
+            patch_size=config.model.patch_size,
+            patch_sizes=(*config.patch_sizes, *patch_sizes),
+            dtype=config.model.dtype_policy,
+            seed=config.seed,
+            **scalars,
+        )
+    build = _import_function(config.model.towers)
+    # For initial weights that the function leaves to Keras.
+    keras.utils.set_random_seed(config.seed)
+    towers_built = build(config, vocabulary_size)
+    if not isinstance(towers_built, (tuple, list)) or len(towers_built) != 2:
+        raise ValueError(
+            f"`model.towers={config.model.towers!r}` must return two Keras "
+            f"layers, the image and the text tower. Received: {towers_built!r}"
+        )
+    model = TwoTower(*towers_built, **scalars)
+    size = config.data.image_size
+    model.build(
+        {
+            "image": (None, size, size, 3),
+            "text": (None, config.data.text_length),
+        }
     )
+    return model
+
+
+def _import_function(name):
+    """The function that "module:function" names."""
+    module, function = name.split(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"`model.towers` must name a function of a module that can be "
+            f"imported from {os.getcwd()}. Received: {name!r} ({error})"
+        ) from error
+    if not callable(found):
+        raise ValueError(
+            f"`model.towers` must name a function. Received: {name!r}, "
+            f"a {type(found).__name__}"
+        )
+    return found
 
 
 def unit_norm(vectors: tf.Tensor) -> tf.Tensor:

@@ -210,7 +210,7 @@ def _page(config, workdir, lines, log, shown):
         "sub-batch b": f"{config.batch_size:,}",
         "steps": f"{lines[-1]['step']:,} of {config.steps:,}",
         "seed": str(config.seed),
-        "learner": config.model.preset,
+        "learner": config.model.towers or config.model.preset,
     }
     listed = "".join(
         f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"

@@ -151,7 +151,8 @@ def describe(run: Run) -> sidecar_files.Description:
     size = run.config.data.image_size
     shape = [1, size, size, 3]
     dim = run.learner.encode_image(tf.zeros(shape, tf.uint8)).shape[-1]
-    settings = (run.config.model.preset, run.config.model.patch_size)
+    model = run.config.model
+    settings = (model.towers or model.preset, model.patch_size)
     return sidecar_files.Description(
         fingerprint=fingerprint(
             run.learner, settings, run.config.model.dtype_policy

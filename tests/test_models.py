@@ -52,6 +52,10 @@ class UnitNormTest(tf.test.TestCase):
         self.assertAllClose(normal, [[0.6, 0.8]], 1e-6)
 
 
+def one_tower(config, vocabulary_size):
+    return keras.layers.Dense(vocabulary_size)
+
+
 class TwoTowerTest(tf.test.TestCase):
     def test_embeddings_are_the_normalised_outputs_of_the_towers(self):
         model, batch = (
@@ -524,6 +528,46 @@ class BuildTwoTowerTest(tf.test.TestCase):
         )
         for one, other in zip(learner.weights, same.weights, strict=True):
             self.assertAllEqual(one, other)
+
+    def recipe(self, towers, seed=5):
+        return config.TrainConfig(
+            seed=seed,
+            data=config.DataConfig(image_size=32, text_length=4),
+            model=config.ModelConfig(towers=towers, temperature=2.0, bias=-1.0),
+        )
+
+    def test_a_recipe_may_name_towers_of_another_make(self):
+        recipe = self.recipe("examples.custom_towers:build")
+        learner = models.build_learner(recipe, 9)
+        images, texts = tf.ones([2, 32, 32, 3]), tf.ones([2, 4], tf.int32)
+        embeddings = learner({"image": images, "text": texts})
+        expected = models.unit_norm(learner.image_tower(images))
+        self.assertAllClose(embeddings.image, expected)
+        self.assertEqual(learner.image_tower.layers[1].filters, 32)
+        self.assertAllClose(embeddings.scale, 2.0)
+        self.assertAllClose(embeddings.bias, -1.0)
+
+    def test_weights_of_such_towers_follow_the_seed(self):
+        first, same, other = (
+            models.build_learner(
+                self.recipe("examples.custom_towers:build", seed), 9
+            )
+            for seed in (1, 1, 2)
+        )
+        for one, again in zip(first.weights, same.weights, strict=True):
+            self.assertAllEqual(one, again)
+        self.assertNotAllClose(first.weights[2], other.weights[2])
+
+    def test_towers_that_are_not_are_refused(self):
+        for towers, message in (
+            ("custom_towers.py", "'module:function'.*'custom_towers.py'"),
+            ("no_such_module:build", "can be imported.*no_such_module"),
+            ("examples.custom_towers:none", "can be imported.*'none'"),
+            ("examples.custom_towers:DATA", "must name a function.*Path"),
+            ("test_models:one_tower", "must return two Keras layers"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                models.build_learner(self.recipe(towers), 9)
 
     def test_an_unknown_preset_is_refused(self):
         with self.assertRaisesRegex(
