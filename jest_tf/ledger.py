@@ -179,6 +179,7 @@ class Meters:
     Attributes:
         probe: times the parts of a step, `probe.Probe`; None doesn't.
         energy: `meters.EnergyMeter`; None doesn't.
+        cascade_flops: FLOPs of a step's stage 0, `cascade.flops`.
         clocks: what has `seconds`, spent in this process, by name.
     """
 
@@ -186,9 +187,11 @@ class Meters:
         self,
         probe: Callable[[], dict[str, float]] | None = None,
         energy: meters_lib.EnergyMeter | None = None,
+        cascade_flops: int = 0,
     ):
         self.probe = probe
         self.energy = energy
+        self.cascade_flops = cascade_flops
         self.clocks = {}
         # The meter of a process outlives a rollback, these don't.
         self._joules_before = energy.joules() if energy else 0.0
@@ -328,9 +331,15 @@ class Ledger(checkpoint.StepCallback):
 
     def _counts_at(self, step):
         stopped_at = self.model.stopped_at
+        of_graph = self._flops.at(step, stopped_at)
+        of_stage_0 = step * self._meters.cascade_flops
         return {
             **examples_at(self._config, step, stopped_at),
-            **self._flops.at(step, stopped_at),
+            **of_graph,
+            # Without the others it would pass for all that there is.
+            **(
+                {"flops/cascade": of_stage_0} if of_graph and of_stage_0 else {}
+            ),
         }
 
     def _take_flops(self):

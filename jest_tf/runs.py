@@ -297,6 +297,15 @@ def _frozen(inputs):
     return inputs.teacher and inputs.teacher.learner
 
 
+def _cascade_flops(config, inputs):
+    """FLOPs of a step's stage 0; 0 without a cascade."""
+    if inputs.cascade is None:
+        return 0
+    return cascade.flops(
+        config.cascade, config.data.super_batch_size, inputs.sidecars.dim
+    )
+
+
 def _check_rest(config, start_step):
     """Refuses a rest of a run that its executions do not divide."""
     together = config.distribution.steps_per_execution
@@ -310,7 +319,10 @@ def _check_rest(config, start_step):
 
 def _writers(config, inputs, model, start_step, input_wait, signals):
     """The callbacks that log, save and evaluate."""
-    meters_of_run = ledger.Meters(energy=inputs.energy)
+    meters_of_run = ledger.Meters(
+        energy=inputs.energy,
+        cascade_flops=_cascade_flops(config, inputs),
+    )
     log = ledger.Ledger(
         config,
         inputs.output,

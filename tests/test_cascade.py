@@ -566,6 +566,14 @@ class RunTest(tf.test.TestCase):
         self.assertEqual(last["examples/drawn"], 120)
         self.assertEqual(last["examples/scored"], 120)
         self.assertEqual(last["examples/trained"], 40)
+        # A stage 0 of 30 positions: each with itself, and with the rows that
+        # are drawn jointly in both directions; two FLOPs a multiply-add.
+        recipe = run_server.recipe(self.folder, CASCADE)
+        dim = embeddings.Sidecars(records.open_stores(recipe.data)).dim
+        jointly = 12 - round(recipe.cascade.uniform_share * 12)
+        self.assertEqual(
+            last["flops/cascade"], 10 * 2 * 30 * dim * (1 + 2 * jointly)
+        )
 
     def test_super_batches_left_out_are_hyper_batches_left_out(self):
         workdir = os.path.join(self.folder, "skipped")

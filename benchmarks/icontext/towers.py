@@ -1,0 +1,209 @@
+"""The benchmark's own towers: a convolutional net and a bag of tokens.
+
+`model.towers=benchmarks.icontext.towers:build` names them in the recipes
+`configs/icontext_*.py`. From so few steps as two cores can make they learn far
+more of drawings of 32 x 32 pixels and names of three words than the package's
+transformers of the same cost do (docs/icontext.md).
+"""
+
+# Build, call and get_config are described by their class.
+# ruff: noqa: D102
+
+import keras
+import tensorflow as tf
+
+from jest_tf import layers, patches
+
+WIDTHS = (16, 32, 64, 128)
+EMBEDDING_DIM = 128
+
+
+def build(config, vocabulary_size):
+    """The image and the text tower, see `config.ModelConfig`."""
+    return _build(config, vocabulary_size, WIDTHS)
+
+
+def build_wide(config, vocabulary_size):
+    """Twice as wide a net: a reference that is larger than the learner."""
+    return _build(config, vocabulary_size, [2 * width for width in WIDTHS])
+
+
+def _build(config, vocabulary_size, widths):
+    image_seed, text_seed = (
+        layers.child_seed(config.seed, name)
+        for name in ("image_tower", "text_tower")
+    )
+    return (
+        ConvolutionalTower(widths, EMBEDDING_DIM, seed=image_seed),
+        BagTower(vocabulary_size, EMBEDDING_DIM, seed=text_seed),
+    )
+
+
+@keras.saving.register_keras_serializable(package="icontext")
+class ConvolutionalTower(keras.layers.Layer):
+    """A residual net of convolutions 3 x 3, whose features are averaged.
+
+    The first takes pixels as they come, each stage after it halves the sides.
+
+    Args:
+        widths: channels of each stage.
+        embedding_dim: size of an embedding.
+        seed: integer that fixes the initial weights.
+
+    Call arguments:
+        images: float [B, H, W, 3] in [-1, 1].
+        view: a `config.View`; of it, `image_size` is the side in pixels that
+            images are resized to.
+
+    Returns:
+        Embeddings [B, embedding_dim], not normalised.
+    """
+
+    def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.widths = tuple(widths)
+        self.embedding_dim = embedding_dim
+        self.seed = seed
+        first, *others = self.widths
+        self.stem = _Convolution(first, 1, seed=self._seed("stem"))
+        self.stages = [
+            (
+                _Convolution(width, 2, seed=self._seed(f"halve{place}")),
+                _Convolution(width, 1, seed=self._seed(f"refine{place}")),
+            )
+            for place, width in enumerate(others)
+        ]
+        self.normalisation = keras.layers.LayerNormalization()
+        self.head = _dense(embedding_dim, self._seed("head"))
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        for layer in (self.stem, *(one for two in self.stages for one in two)):
+            layer.build((None, None, None, channels))
+            channels = layer.width
+        self.normalisation.build((None, channels))
+        self.head.build((None, channels))
+        self.built = True
+
+    def call(self, images, training=None, view=None):
+        if view is not None:
+            self.check_view(view)
+            images = patches.resize_images(images, view.image_size)
+        features = self.stem(images)
+        for halve, refine in self.stages:
+            features = halve(features)
+            features += refine(features)
+        features = tf.reduce_mean(features, axis=[1, 2])
+        return self.head(self.normalisation(features))
+
+    def check_view(self, view):
+        """Raises ValueError on a view with more than a size of images."""
+        if view.image_size is None or (
+            view.patch_size is not None or view.keep_tokens < 1.0
+        ):
+            raise ValueError(
+                "a convolutional tower's `view` has an `image_size` and no "
+                f"more. Received: {view}"
+            )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "widths": self.widths,
+            "embedding_dim": self.embedding_dim,
+            "seed": self.seed,
+        }
+
+    def _seed(self, name):
+        return layers.child_seed(self.seed, name)
+
+
+@keras.saving.register_keras_serializable(package="icontext")
+class BagTower(keras.layers.Layer):
+    """The mean of a text's tokens, wherever they stand, through an MLP.
+
+    Args:
+        vocabulary_size: number of token ids; 0 is padding.
+        embedding_dim: size of an embedding, and of a token.
+        seed: integer that fixes the initial weights.
+
+    Call arguments:
+        tokens: integer [B, L].
+
+    Returns:
+        Embeddings [B, embedding_dim], not normalised.
+    """
+
+    def __init__(self, vocabulary_size, embedding_dim, *, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.embedding_dim = embedding_dim
+        self.seed = seed
+        self.tokens = keras.layers.Embedding(
+            vocabulary_size,
+            embedding_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(
+                stddev=embedding_dim**-0.5,
+                seed=layers.child_seed(seed, "tokens"),
+            ),
+        )
+        self.normalisation = keras.layers.LayerNormalization()
+        self.hidden = _dense(
+            2 * embedding_dim, layers.child_seed(seed, "hidden"), "gelu"
+        )
+        self.head = _dense(embedding_dim, layers.child_seed(seed, "head"))
+
+    def build(self, input_shape):
+        self.tokens.build(input_shape)
+        self.normalisation.build((None, self.embedding_dim))
+        self.hidden.build((None, self.embedding_dim))
+        self.head.build((None, 2 * self.embedding_dim))
+        self.built = True
+
+    def call(self, tokens, training=None):
+        is_word = tf.cast(tf.not_equal(tokens, 0), self.compute_dtype)
+        # A text without a token has the mean 0.
+        summed = tf.einsum("bld,bl->bd", self.tokens(tokens), is_word)
+        count = tf.reduce_sum(is_word, axis=1, keepdims=True)
+        mean = self.normalisation(summed / tf.maximum(count, 1.0))
+        return self.head(self.hidden(mean))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "embedding_dim": self.embedding_dim,
+            "seed": self.seed,
+        }
+
+
+class _Convolution(keras.layers.Layer):
+    """A convolution 3 x 3, its features normalised, and a ReLU."""
+
+    def __init__(self, width, stride, *, seed, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.convolution = keras.layers.Conv2D(
+            width,
+            3,
+            strides=stride,
+            padding="same",
+            kernel_initializer=keras.initializers.HeNormal(seed),
+        )
+        self.normalisation = keras.layers.LayerNormalization()
+
+    def build(self, input_shape):
+        self.convolution.build(input_shape)
+        self.normalisation.build((*input_shape[:-1], self.width))
+        self.built = True
+
+    def call(self, features):
+        return tf.nn.relu(self.normalisation(self.convolution(features)))
+
+
+def _dense(width, seed, activation=None):
+    return keras.layers.Dense(
+        width,
+        activation,
+        kernel_initializer=keras.initializers.GlorotUniform(seed),
+    )
