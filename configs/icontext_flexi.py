@@ -1,4 +1,4 @@
-"""IconText: the recipe with JEST, scored in large patches (Flexi-JEST).
+"""IconText: the recipe with JEST, scored from small pictures (Flexi-JEST).
 
     python -m trainers.train --config configs/icontext_flexi.py \
         --workdir icontext-work/runs/flexi
@@ -14,11 +14,15 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Scores in 4 patches of 16 pixels, trains half in them, half in 16."""
+    """Scores at 16 pixels, trains half at 16, half at 32.
+
+    The towers are convolutional, so what is coarse is the picture, not the
+    patch.
+    """
     jest = config_lib.load_config(
         pathlib.Path(__file__).with_name("icontext_jest.py")
     )
-    fine, coarse = config_lib.View(), config_lib.View(patch_size=16)
+    fine, coarse = config_lib.View(), config_lib.View(image_size=16)
     return dataclasses.replace(
         jest,
         model=dataclasses.replace(jest.model, views=(fine, coarse)),

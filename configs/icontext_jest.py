@@ -22,7 +22,7 @@ def config() -> config_lib.TrainConfig:
     )
     return dataclasses.replace(
         uniform,
-        steps=1600,
+        steps=1500,
         data=dataclasses.replace(uniform.data, super_batch_size=1280),
         reference=config_lib.ReferenceConfig(sidecars=True),
         selection=config_lib.SelectionConfig(method="joint", batch_size=256),

@@ -30,9 +30,11 @@ def config() -> config_lib.TrainConfig:
             min_crop_area=0.6,
         ),
         # Emoji art of several styles shares its captions.
-        model=config_lib.ModelConfig(preset="tiny", equal_captions="ignore"),
+        model=config_lib.ModelConfig(
+            towers="benchmarks.icontext.towers:build", equal_captions="ignore"
+        ),
         optimizer=config_lib.OptimizerConfig(
-            learning_rate=3e-3, warmup_steps=100, weight_decay=0.05
+            learning_rate=2e-3, warmup_steps=100, weight_decay=0.05
         ),
         evaluation=config_lib.EvaluationConfig(
             data=(

@@ -25,7 +25,7 @@ def config() -> config_lib.TrainConfig:
     )
     return dataclasses.replace(
         reference,
-        steps=6000,
+        steps=5000,
         data=dataclasses.replace(
             reference.data,
             train=(f"{DATA}/pool-*.tfrecord",),

@@ -103,7 +103,8 @@ def passes(run, steps):
 
     Three for each example trained on and one for each that is scored, as the
     paper's figure 1 counts; the cached reference has none, and a coarse view
-    counts as a fine one here.
+    counts as a fine one here. A cascade's stage 0, which needs no pass, has
+    its FLOPs counted alone.
     """
     costs = run["costs"]
     scored = costs["examples/scored"]
@@ -113,9 +114,15 @@ def passes(run, steps):
 
 
 def flops(run, steps):
-    """FLOPs that so many steps of a run take, or None if not counted."""
-    total = run["costs"].get("flops/no_reuse")
-    return None if total is None else steps / run["steps"] * total
+    """FLOPs that so many steps of a run take, or None if not counted.
+
+    All that is in the step, without reuse, and what a cascade takes before it.
+    """
+    costs = run["costs"]
+    if "flops/step" not in costs:
+        return None
+    total = costs["flops/step"] + costs.get("flops/cascade", 0)
+    return steps / run["steps"] * total
 
 
 def _of_seeds(runs, seeds):

@@ -68,70 +68,135 @@ REFERENCES = (
         sources=("reference", "filtered"),
     ),
     _reference(
-        "reference_fine",
-        "as the first, with patches of 4 pixels",
-        "model.patch_size=4",
+        "reference_wide",
+        "as the first, a net twice as wide",
+        "model.towers=benchmarks.icontext.towers:build_wide",
     ),
 )
 
-# The paper's claims; every cell with three seeds.
+# How long the learners of `MAIN` are, each with its own schedule: the long one
+# in proportion to what the uniform learner takes to flatten.
+_SHORT, _HALF = "steps=400", "steps=750"
+
+
+def _super_batch(size):
+    return f"data.super_batch_size={size}"
+
+
+def _cascade(size, super_batch_size, *settings):
+    """Settings of a stage 0 that reads `super_batch_size` of `size`."""
+    return (
+        f"cascade.hyper_batch_size={size}",
+        _super_batch(super_batch_size),
+        *settings,
+    )
+
+
+# Stage 0 gives the sub-batch itself, and no pass is spent on scores.
+_ALONE = "selection.batch_size=none"
+_COARSE = "selection.view.image_size=16"
+
+# The paper's claims and what goes beyond them; every cell with three seeds.
 MAIN = (
     _uniform("uniform", "uniform, long", seeds=SEEDS),
-    _uniform("uniform_1600", "uniform", "steps=1600", seeds=SEEDS),
+    _uniform("uniform_1500", "uniform", "steps=1500", seeds=SEEDS),
     _jest("jest", "joint, learnability, f = 0.8", seeds=SEEDS),
-    _jest("jest_800", "the same, half as long", "steps=800", seeds=SEEDS),
-    _jest("jest_3200", "the same, twice as long", "steps=3200", seeds=SEEDS),
+    _jest("jest_750", "the same, half as long", _HALF, seeds=SEEDS),
     _jest(
         "jest_f50",
-        "joint, learnability, f = 0.5",
-        "data.super_batch_size=512",
+        "f = 0.5, half as long",
+        _HALF,
+        _super_batch(512),
         seeds=SEEDS,
     ),
     _jest(
         "jest_f90",
-        "joint, learnability, f = 0.9",
-        "data.super_batch_size=2560",
+        "f = 0.9, half as long",
+        _HALF,
+        _super_batch(2560),
         seeds=SEEDS,
     ),
-    Cell("flexi", "flexi", "scored at patch 16, trained at both", seeds=SEEDS),
+    Cell(
+        "flexi",
+        "flexi",
+        "scored at 16 pixels, trained at 16 and at 32",
+        seeds=SEEDS,
+    ),
     _jest(
         "independent",
-        "independent, learnability, f = 0.8",
+        "independent, learnability, half as long",
+        _HALF,
         "selection.method=independent",
         seeds=SEEDS,
     ),
     _jest(
         "easy",
-        "joint, easy-reference, f = 0.8",
+        "joint, easy-reference, half as long",
+        _HALF,
         "selection.criterion=easy_reference",
         seeds=SEEDS,
     ),
     _jest(
         "hard",
-        "joint, hard-learner, f = 0.8",
+        "joint, hard-learner, half as long",
+        _HALF,
         "selection.criterion=hard_learner",
+        seeds=SEEDS,
     ),
     _uniform(
         "filtered",
         "uniform on the fifth of the pool that fits the curated best",
-        "steps=1600",
+        "steps=1500",
         seeds=SEEDS,
         sources=("filtered",),
     ),
     _uniform(
         "emoji",
         "uniform on the pool's emoji art, which no score had to find",
-        "steps=1600",
+        "steps=1500",
         seeds=SEEDS,
         sources=("emoji",),
     ),
+    *(
+        _jest(
+            f"{name}_{steps}",
+            f"{about}, {steps} steps",
+            f"steps={steps}",
+            *settings,
+            seeds=SEEDS,
+        )
+        for name, about, settings in (
+            (
+                "cascade",
+                "K = 12.5, then joint, f = 0.5",
+                _cascade(6400, 512),
+            ),
+            (
+                "stage_0",
+                "K = 25 and nothing after it",
+                _cascade(6400, 256, _ALONE),
+            ),
+        )
+        for steps in (600, 1500)
+    ),
 )
 
-_SHORT = "steps=800"
-
-# One seed each, half as long; `jest_800` is what they are held against.
+# One seed each and short; `jest_400` is what they are held against.
 SWEEPS = (
-    _jest("jest_f95", "f = 0.95", _SHORT, "data.super_batch_size=5120"),
+    _uniform("uniform_400", "uniform", _SHORT),
+    _jest("jest_400", "joint, learnability, f = 0.8", _SHORT),
+    _jest("jest_f95", "f = 0.95", _SHORT, _super_batch(5120)),
+    *(
+        _jest(
+            f"{criterion}_f{round(100 - 25600 / size)}",
+            f"{criterion.replace('_', '-')}, f = {1 - 256 / size:g}",
+            _SHORT,
+            f"selection.criterion={criterion}",
+            _super_batch(size),
+        )
+        for criterion in ("easy_reference", "hard_learner")
+        for size in (512, 2560, 5120)
+    ),
     *(
         _jest(
             f"chunks_{count}",
@@ -141,7 +206,6 @@ SWEEPS = (
         )
         for count in (1, 2, 4, 8, 32)
     ),
-    _uniform("uniform_800", "uniform", _SHORT),
     _uniform(
         "softmax_uniform", "softmax, uniform", _SHORT, "model.loss=softmax"
     ),
@@ -154,13 +218,13 @@ SWEEPS = (
                 f"uniform_b{size}",
                 f"uniform, b = {size}",
                 _SHORT,
-                f"data.super_batch_size={size}",
+                _super_batch(size),
             ),
             _jest(
                 f"jest_b{size}",
                 f"joint, b = {size}",
                 _SHORT,
-                f"data.super_batch_size={5 * size}",
+                _super_batch(5 * size),
                 f"selection.batch_size={size}",
             ),
         )
@@ -181,6 +245,13 @@ SWEEPS = (
                 _SHORT,
                 sources=(f"noise{share}",),
             ),
+            _jest(
+                f"cascade_noise{share}",
+                f"cascade, {share} % noise",
+                _SHORT,
+                *_cascade(6400, 512),
+                sources=(f"noise{share}",),
+            ),
         )
     ),
     *(
@@ -190,14 +261,57 @@ SWEEPS = (
             _SHORT,
             reference=f"reference_{name}",
         )
-        for name in ("curated", "pool", "filtered", "fine")
+        for name in ("curated", "pool", "filtered", "wide")
     ),
-    _jest(
-        "flexi_scoring",
-        "scored at patch 16",
-        _SHORT,
-        "selection.view.patch_size=16",
+    *(
+        _jest(
+            f"cascade_by_{name}",
+            f"cascade, scored by {name}",
+            _SHORT,
+            *_cascade(6400, 512),
+            reference=f"reference_{name}",
+        )
+        for name in ("curated", "pool", "filtered", "wide")
     ),
+    *(
+        _jest(f"cascade_{name}", f"cascade, {about}", _SHORT, *settings)
+        for name, about, settings in (
+            ("400", "K = 12.5, f = 0.5", _cascade(6400, 512)),
+            ("k5_f80", "K = 5, f = 0.8", _cascade(6400, 1280)),
+            ("k25_f50", "K = 25, f = 0.5", _cascade(12800, 512)),
+            ("k6_f50", "K = 6.25, f = 0.5", _cascade(3200, 512)),
+            (
+                "coarse",
+                "K = 12.5, f = 0.5, scored at 16 pixels",
+                _cascade(6400, 512, _COARSE),
+            ),
+            (
+                "floor",
+                "K = 12.5, f = 0.5, a quarter of stage 0 uniform",
+                _cascade(6400, 512, "cascade.uniform_share=0.25"),
+            ),
+            (
+                "warm",
+                "K = 12.5, f = 0.5, gain of stage 0 0.25",
+                _cascade(6400, 512, "cascade.gain=0.25"),
+            ),
+            (
+                "softmax",
+                "K = 12.5, f = 0.5, stage 0 by softmax",
+                _cascade(6400, 512, "cascade.loss=softmax"),
+            ),
+        )
+    ),
+    *(
+        _jest(
+            f"stage_0_k{size // 256}",
+            f"K = {size // 256} and nothing after it",
+            _SHORT,
+            *_cascade(size, 256, _ALONE),
+        )
+        for size in (1280, 3200, 6400, 12800)
+    ),
+    _jest("flexi_scoring", "scored at 16 pixels", _SHORT, _COARSE),
     _jest("gain_25", "gain 0.25", _SHORT, "selection.gain=0.25"),
     _jest("gain_4", "gain 4", _SHORT, "selection.gain=4"),
     _jest(
@@ -215,15 +329,6 @@ SWEEPS = (
         _SHORT,
         "selection.uniform_every=4",
     ),
-    _jest(
-        "rate_low", "learning rate 1e-3", _SHORT, "optimizer.learning_rate=1e-3"
-    ),
-    _jest(
-        "rate_high",
-        "learning rate 6e-3",
-        _SHORT,
-        "optimizer.learning_rate=6e-3",
-    ),
     _jest("warm_scale", "initial scale 30", _SHORT, "model.temperature=30"),
     _uniform(
         "uniform_warm_scale",
@@ -238,6 +343,20 @@ SWEEPS = (
         "data.min_crop_area=0.6",
         "data.flip=true",
     ),
+    _uniform(
+        "uniform_vit",
+        "uniform, the package's towers",
+        _SHORT,
+        "model.towers=",
+        "model.preset=tiny",
+    ),
+    _jest(
+        "vit",
+        "joint, the package's towers",
+        _SHORT,
+        "model.towers=",
+        "model.preset=tiny",
+    ),
 )
 
 QUICK = (
@@ -249,34 +368,36 @@ QUICK = (
         "steps=200",
         reference="quick_reference",
     ),
+    _jest(
+        "quick_cascade",
+        "cascade, K = 12.5, then f = 0.5",
+        "steps=200",
+        *_cascade(6400, 512),
+        reference="quick_reference",
+    ),
 )
 
 # What settings were chosen by, on held-out concepts that no result is of.
 TUNING = (
     REFERENCES[0],
-    _uniform(
-        "tune_uniform_crops",
-        "uniform, trained on crops and mirrored pictures",
-        "steps=1600",
-        "data.min_crop_area=0.6",
-        "data.flip=true",
+    *(
+        _uniform(
+            f"tune_uniform_{name}", f"uniform, {name}", "steps=1500", *settings
+        )
+        for name, settings in (
+            ("1e-3", ("optimizer.learning_rate=1e-3",)),
+            ("2e-3", ()),
+            ("4e-3", ("optimizer.learning_rate=4e-3",)),
+            ("crops", ("data.min_crop_area=0.6", "data.flip=true")),
+            ("softmax", ("model.loss=softmax",)),
+        )
     ),
     *(
-        cell
-        for rate in ("1e-3", "3e-3", "6e-3")
-        for cell in (
-            _uniform(
-                f"tune_uniform_{rate}",
-                f"uniform, learning rate {rate}",
-                "steps=1600",
-                f"optimizer.learning_rate={rate}",
-            ),
-            _jest(
-                f"tune_jest_{rate}",
-                f"joint, learning rate {rate}",
-                _SHORT,
-                f"optimizer.learning_rate={rate}",
-            ),
+        _jest(f"tune_jest_{name}", f"joint, {name}", _SHORT, *settings)
+        for name, settings in (
+            ("1e-3", ("optimizer.learning_rate=1e-3",)),
+            ("2e-3", ()),
+            ("4e-3", ("optimizer.learning_rate=4e-3",)),
         )
     ),
 )
