@@ -65,11 +65,11 @@ class ConvolutionalTower(keras.layers.Layer):
         self.embedding_dim = embedding_dim
         self.seed = seed
         first, *others = self.widths
-        self.stem = _Convolution(first, 1, seed=self._seed("stem"))
+        self.stem = ConvolutionBlock(first, 1, seed=self._seed("stem"))
         self.stages = [
             (
-                _Convolution(width, 2, seed=self._seed(f"halve{place}")),
-                _Convolution(width, 1, seed=self._seed(f"refine{place}")),
+                ConvolutionBlock(width, 2, seed=self._seed(f"halve{place}")),
+                ConvolutionBlock(width, 1, seed=self._seed(f"refine{place}")),
             )
             for place, width in enumerate(others)
         ]
@@ -177,7 +177,7 @@ class BagTower(keras.layers.Layer):
         }
 
 
-class _Convolution(keras.layers.Layer):
+class ConvolutionBlock(keras.layers.Layer):
     """A convolution 3 x 3, its features normalised, and a ReLU."""
 
     def __init__(self, width, stride, *, seed, **kwargs):

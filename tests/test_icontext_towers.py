@@ -1,0 +1,98 @@
+"""The benchmark's towers: shapes, seeds, views, padding, saving."""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config, models
+
+
+def build(seed=0, name="build"):
+    recipe = config.TrainConfig(
+        seed=seed,
+        data=config.DataConfig(image_size=32, text_length=5),
+        model=config.ModelConfig(towers=f"benchmarks.icontext.towers:{name}"),
+    )
+    return models.build_learner(recipe, 20)
+
+
+class TowersTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        random = np.random.default_rng(0)
+        pixels = random.integers(0, 256, (3, 32, 32, 3), np.uint8)
+        self.images = tf.constant(pixels)
+
+    def test_a_net_of_seven_convolutions(self):
+        model = build()
+        kernels = [
+            weight.shape
+            for weight in model.image_tower.weights
+            if len(weight.shape) == 4
+        ]
+        channels = [(3, 16), (16, 32), (32, 32), (32, 64), (64, 64)]
+        channels += [(64, 128), (128, 128)]
+        self.assertCountEqual(kernels, [(3, 3, *two) for two in channels])
+        self.assertEqual(model.encode_image(self.images).shape, (3, 128))
+        wide = build(name="build_wide")
+        self.assertEqual(wide.encode_image(self.images).shape, (3, 128))
+        self.assertGreater(
+            wide.image_tower.count_params(),
+            3.5 * model.image_tower.count_params(),
+        )
+
+    def test_weights_follow_the_seed(self):
+        first, same, other = build(1), build(1), build(2)
+        for one, again in zip(first.weights, same.weights, strict=True):
+            self.assertAllEqual(one, again)
+        for name in ("image_tower", "text_tower"):
+            one, another = (
+                getattr(model, name).weights[0] for model in (first, other)
+            )
+            self.assertNotAllClose(one, another)
+
+    def test_a_view_is_of_the_picture_at_that_size(self):
+        model = build()
+        view = config.View(image_size=16)
+        small = tf.image.resize(
+            tf.cast(self.images, tf.float32) / 127.5 - 1.0,
+            [16, 16],
+            antialias=True,
+        )
+        self.assertAllClose(
+            model.encode_image(self.images, view=view),
+            models.unit_norm(model.image_tower(small)),
+            atol=1e-5,
+        )
+        for view in (config.View(patch_size=4), config.View(keep_tokens=0.5)):
+            with self.assertRaisesRegex(ValueError, "has an `image_size` and"):
+                model.encode_image(self.images, view=view)
+
+    def test_padding_and_the_order_of_tokens_are_nothing_to_a_bag(self):
+        model = build()
+        one, same, other = (
+            model.encode_text(tf.constant([tokens]))
+            for tokens in ([4, 5, 6, 0, 0], [6, 4, 5, 0, 0], [4, 5, 7, 0, 0])
+        )
+        self.assertAllClose(one, same, atol=1e-6)
+        self.assertNotAllClose(one, other)
+        # The mean is of the tokens that are there.
+        self.assertAllClose(
+            model.encode_text(tf.constant([[4, 5, 4, 5, 0]])),
+            model.encode_text(tf.constant([[4, 5, 0, 0, 0]])),
+            atol=1e-6,
+        )
+        empty = model.encode_text(tf.zeros([1, 5], tf.int32))
+        self.assertAllEqual(tf.math.is_finite(empty), tf.ones([1, 128], bool))
+
+    def test_a_model_of_them_is_saved_and_loaded_whole(self):
+        model = build()
+        path = os.path.join(self.get_temp_dir(), "towers.keras")
+        model.save(path)
+        batch = {"image": self.images, "text": tf.ones([3, 5], tf.int32)}
+        for one, same in zip(
+            model(batch), keras.models.load_model(path)(batch), strict=True
+        ):
+            self.assertAllEqual(one, same)
