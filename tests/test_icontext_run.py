@@ -14,6 +14,7 @@ import tensorflow as tf
 from benchmarks.icontext import (
     bootstrap,
     claims,
+    concepts,
     gallery,
     matrix,
     pages,
@@ -32,6 +33,7 @@ QUERIES = {
         # Two concepts: three pictures of the first, one of the second.
         "image": results.encode_ranks([0, 0, 0, 1]),
         "text": results.encode_ranks([0, 1]),
+        "subsets": {"named": [1, 0], "icons_only": [1, 0]},
     }
 }
 
@@ -158,6 +160,28 @@ class BootstrapTest(tf.test.TestCase):
             runs, QUERIES, ("test_concept",), ("i2t_mrr",)
         )
         self.assertAllClose(np.unique(values.round(6)), [2 / 3, 0.75, 1.0])
+
+    def test_a_subset_counts_its_own_queries(self):
+        # The first concept's pictures, 1, 1/2, 1/4, and its text, 1/2.
+        runs = [a_run([1, 2, 4, 1], [2, 1])]
+        found = bootstrap.estimate(runs, QUERIES, subset="named")
+        self.assertAllClose(found.value, (1.75 / 3 + 0.5) / 2)
+        rest = bootstrap.estimate(runs, QUERIES, subset="rest")
+        self.assertAllClose(tuple(rest), (1.0, 1.0, 1.0))
+
+    def test_icons_teach_by_the_name_or_by_its_words(self):
+        found = concepts.taught_by_icons(
+            ["Honey Bee", "red fox", "old owl", "sad owl"],
+            {"honey bee", "fox", "red paint", "old"},
+            {"honey bee: insect", "owl", "fox: red"},
+        )
+        self.assertAllEqual(found["named"], [True, False, False, False])
+        # All words in icons: bee, fox. Of these emoji art lacks none.
+        self.assertAllEqual(found["icons_only"], [False] * 4)
+        found = concepts.taught_by_icons(
+            ["red fox", "old owl"], {"fox", "red paint"}, {"owl", "fox"}
+        )
+        self.assertAllEqual(found["icons_only"], [True, False])
 
     def test_a_run_does_not_differ_from_itself(self):
         runs = [a_run([1, 2, 4, 1], [2, 1], seed) for seed in range(3)]

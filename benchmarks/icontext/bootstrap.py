@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(runs, queries, splits=SPLITS, measures=MAIN_MEASURES):
+def estimate(runs, queries, splits=SPLITS, measures=MAIN_MEASURES, subset=None):
     """Mean of measures over splits and seeds, with its interval.
 
     Args:
@@ -47,8 +47,28 @@ def estimate(runs, queries, splits=SPLITS, measures=MAIN_MEASURES):
         queries: `{key: row}` of the file of queries.
         splits: of the evaluation.
         measures: keys of `MEASURES`.
+        subset: of the concepts whose queries count, see `members`; ranks are
+            among all. None is all.
     """
-    return _summary(_resampled(runs, queries, splits, measures))
+    return _summary(_resampled(runs, queries, splits, measures, subset))
+
+
+def members(run, queries, split, subset):
+    """Which concepts of a split are in a subset, float64 [concepts].
+
+    Args:
+        run: a row of results, whose queries they are.
+        queries: see `estimate`.
+        split: of the evaluation.
+        subset: "named", "icons_only" (`concepts.taught_by_icons`) or "rest".
+    """
+    row = queries[run["ranks"][split]["queries"]]
+    subsets = {
+        name: np.array(values, np.float64)
+        for name, values in row["subsets"].items()
+    }
+    subsets["rest"] = 1.0 - np.max(list(subsets.values()), axis=0)
+    return subsets[subset]
 
 
 def difference(runs, others, queries, splits=SPLITS, measures=MAIN_MEASURES):
@@ -130,10 +150,10 @@ def _of_seeds(runs, seeds):
     return [by_seed[seed] for seed in seeds]
 
 
-def _resampled(runs, queries, splits, measures):
+def _resampled(runs, queries, splits, measures, subset=None):
     """The mean as it is, then of each resample; float64 [1 + RESAMPLES]."""
     parts = [
-        _split_means(runs, queries, split, measure, place)
+        _split_means(runs, queries, split, measure, place, subset)
         for place, split in enumerate(splits)
         for measure in measures
     ]
@@ -146,7 +166,7 @@ def _resampled(runs, queries, splits, measures):
     return np.append(by_seed[:, 0].mean(), by_seed[drawn, places].mean(axis=1))
 
 
-def _split_means(runs, queries, split, measure, place):
+def _split_means(runs, queries, split, measure, place, subset):
     """Weighted means over concepts; float64 [seeds, 1 + RESAMPLES]."""
     direction, value = MEASURES[measure]
     (key,) = {run["ranks"][split]["queries"] for run in runs}
@@ -173,9 +193,13 @@ def _split_means(runs, queries, split, measure, place):
         count, np.full(count, 1 / count), size=RESAMPLES
     )
     weights = np.concatenate([np.ones([1, count]), weights])
-    return (sums @ weights.T) / (sizes @ weights.T)
+    if subset:
+        weights = weights * members(runs[0], queries, split, subset)
+    with np.errstate(invalid="ignore"):
+        return (sums @ weights.T) / (sizes @ weights.T)
 
 
 def _summary(values):
-    low, high = np.percentile(values[1:], PERCENTILES)
+    # A resample may lack the concepts of a small subset.
+    low, high = np.nanpercentile(values[1:], PERCENTILES)
     return Estimate(float(values[0]), float(low), float(high))

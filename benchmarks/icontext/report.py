@@ -108,6 +108,8 @@ def write(runs, cells, out, name=""):
         *_targets(runs, there),
         pages.heading("At the end of each run", 2),
         *_scores(runs, there),
+        pages.heading("What icons teach of held-out concepts", 2),
+        *_subsets(runs, there),
         pages.heading("Curves", 2),
         *_pictures(runs, there, out, name),
         pages.heading("Costs", 2),
@@ -226,6 +228,51 @@ def _scores(runs, cells):
         pages.table(header, rows),
         pages.paragraph("Each measure by itself, percent, mean over seeds:"),
         pages.table(("cell", *columns), details),
+    ]
+
+
+_SUBSETS = {
+    "named": "an icon of the very name",
+    "icons_only": "words that icons have and emoji art lacks",
+    "rest": "neither",
+}
+
+
+def _subsets(runs, cells):
+    """The measure on parts of the held-out concepts, for cells of seeds."""
+    split = bootstrap.SPLITS[0]
+    cells = [cell for cell in cells if len(cell.seeds) > 1] or cells
+    first = runs.of(cells[0].name)[0]
+    header = ["cell", "what"]
+    for subset, about in _SUBSETS.items():
+        size = bootstrap.members(first, runs.queries, split, subset).sum()
+        header.append(f"{about}: {size:.0f}")
+    rows = [
+        (
+            cell.name,
+            cell.about,
+            *(
+                _interval(
+                    bootstrap.estimate(
+                        runs.of(cell.name),
+                        runs.queries,
+                        (split,),
+                        subset=subset,
+                    )
+                )
+                for subset in _SUBSETS
+            ),
+        )
+        for cell in cells
+    ]
+    return [
+        pages.paragraph(
+            "Emoji art of held-out concepts is in no training data, but the "
+            "pool's icons are free to show and name the same things. The main "
+            f"measure on `{split}` for queries of each part of its concepts, "
+            "ranked among all; a concept may be in the first two."
+        ),
+        pages.table(header, rows),
     ]
 
 

@@ -100,7 +100,7 @@ def collect(workdir, *, cell, recipe, work):
     evaluations = ledger.read_log(workdir / "evaluation.jsonl")
     log = ledger.read_log(workdir / "metrics.jsonl")
     versions = json.loads((workdir / "versions.json").read_text())
-    ranks, queries = _ranks(workdir, config)
+    ranks, queries = _ranks(workdir, config, work)
     row = {
         "cell": cell,
         "seed": config.seed,
@@ -246,7 +246,7 @@ def _kinds_of(config, work):
         return file["ids"], file["kinds"]
 
 
-def _ranks(workdir, config):
+def _ranks(workdir, config, work):
     """Ranks of all queries at the end, by split and direction, and `Queries`.
 
     What the queries are is the same in every run, so the ranks have a digest
@@ -278,18 +278,46 @@ def _ranks(workdir, config):
         key = ranks[split]["queries"] = _digest_of(
             (found.image_groups, found.text_groups)
         )
-        queries[key] = _concepts(found)
+        queries[key] = _concepts(found, store, work)
     return ranks, queries
 
 
-def _concepts(found):
-    """The concept of each query, numbered; zero-shot has the images'."""
+def _concepts(found, store, work):
+    """The concept of each query, numbered; zero-shot has the images'.
+
+    With them, 0 or 1 for each number, which concepts icons teach.
+    """
     numbers = {}
     image, text = (
         [numbers.setdefault(group, len(numbers)) for group in groups]
         for groups in (found.image_groups, found.text_groups)
     )
-    return {"image": encode_ranks(image), "text": encode_ranks(text)}
+    row = {"image": encode_ranks(image), "text": encode_ranks(text)}
+    path = pathlib.Path(work) / f"subsets-{_digest_of(sorted(numbers))}.json"
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}.json")
+        partial.write_text(json.dumps(_subsets(numbers, store, work)))
+        partial.replace(path)
+    return row | {"subsets": json.loads(path.read_text())}
+
+
+def _subsets(numbers, store, work):
+    """`concepts.taught_by_icons` of numbered concepts; minutes of reading."""
+    from benchmarks.icontext import concepts
+    from jest_tf.data import records
+
+    names = [""] * len(numbers)
+    columns = store.columns(["concept", "label"])
+    for concept, name in zip(*columns.values(), strict=True):
+        names[numbers[concept.decode()]] = name.decode()
+    captions = {True: set(), False: set()}
+    for split in ("reference", "pool"):
+        trained = records.open_store(f"{work}/data/{split}-*.tfrecord")
+        columns = trained.columns(["kind", "caption"])
+        for kind, texts in zip(*columns.values(), strict=True):
+            captions[kind == b"emoji"].update(text.decode() for text in texts)
+    found = concepts.taught_by_icons(names, captions[False], captions[True])
+    return {name: values.astype(int).tolist() for name, values in found.items()}
 
 
 def _digest_of(value):
