@@ -5,7 +5,7 @@ dataset of super-batches, call `fit`. What is here is the step and the optimizer
 that SigLIP's recipe wants; the scores are in `selection.py`, the loss in
 `losses.py`, the gradient by micro-batches in `microbatch.py`, the data in
 `jest_tf.data`. On R replicas a step is the one that a single replica makes; how
-they meet is in `distribution.py` and `exchange.py`.
+they meet is in `distribution.py`, `hooks.py` and `exchange.py`.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jest_tf import (
     distribution,
     exchange,
     flops,
+    hooks,
     losses,
     microbatch,
     optimizer,
@@ -56,7 +57,7 @@ _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class JESTModel(distribution.TrainerHooks, keras.Model):
+class JESTModel(hooks.TrainerHooks, keras.Model):
     """A learner that chooses what it trains on.
 
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
@@ -193,7 +194,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             self._schedule = schedule.Schedule(selection)
         for view in self.views:
             self._check_view(view)
-        distribution.check_placed("learner", learner, self.distribute_strategy)
+        hooks.check_placed("learner", learner, self.distribute_strategy)
         self._reference = None
         if reference is not None:
             self.attach_reference(reference)
@@ -205,7 +206,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             TypeError: if it can't be called.
             ValueError: if the replicas can't run it.
         """
-        distribution.check_placed("reference", model, self.distribute_strategy)
+        hooks.check_placed("reference", model, self.distribute_strategy)
         # Behind a function Keras doesn't see its weights, which are not the
         # learner's to train or to save.
         self._reference = reference.frozen(model)

@@ -153,7 +153,7 @@ class WorkersTest(tf.test.TestCase):
     def test_stock_keras_fails_with_two_workers(self):
         gone = (
             "Keras trains with several workers now. Its hooks in "
-            "jest_tf/distribution.py can go, and this test with them"
+            "jest_tf/hooks.py can go, and this test with them"
         )
         line = worker.fit_line(
             tf.distribute.get_strategy(), replica_cases.StockLine
