@@ -120,7 +120,7 @@ class KerasTest(tf.test.TestCase):
     def gone(self, what):
         return (
             f"Keras {keras.__version__} does this right now: {what}. Its hook "
-            "in jest_tf/distribution.py can go, and this test with it"
+            "in jest_tf/hooks.py can go, and this test with it"
         )
 
     def weights(self, kind, **options):

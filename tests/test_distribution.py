@@ -1,4 +1,4 @@
-"""Several replicas: virtual devices in one process, workers in two.
+"""Several replicas: virtual devices in one process, workers in two; hooks.
 
 TensorFlow splits its devices once a process. So the cases of replica_cases.py
 run in a process of their own, all together, and each is a test here.
