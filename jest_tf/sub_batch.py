@@ -285,7 +285,8 @@ def take(
 
 def _mixed(size, num_views, micro_batch_size):
     """An order of rows part by part, in which micro-batches have all parts."""
-    rows = np.arange(size).reshape([num_views, -1])
+    # TPUs have no numbers of 64 bits.
+    rows = np.arange(size, dtype=np.int32).reshape([num_views, -1])
     per_view, rest = divmod(micro_batch_size, num_views)
     if rest or rows.shape[1] % max(1, per_view):
         raise ValueError(

@@ -3,8 +3,8 @@
 A twin is a recipe with tiny towers and batches. What decides the operations of
 its step, such as the sampler, chunks, losses, augmentation and clipping, is the
 recipe's; what decides their sizes alone is small, and what no step sees, such
-as paths and schedules, is dropped, so that recipes with the same step have the
-same twin.
+as paths and rates, is dropped, so that recipes with the same step have the same
+twin.
 """
 
 import dataclasses
