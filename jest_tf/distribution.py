@@ -1,11 +1,12 @@
-"""Replicas: a strategy from settings, the collectives, and Keras under both.
+"""Replicas: a strategy from settings, its dataset, and the collectives.
 
 `build_strategy` makes the `tf.distribute.Strategy` of a run, `distribute` its
 dataset. `current` gives the collectives to what runs on every replica at once:
 the losses and the selection are handed them and mention `tf.distribute`
-nowhere. `TrainerHooks` and `AggregateThenClip` set right what Keras 3 gets
-wrong on several replicas; each says what, and tests/test_distribution.py shows
-the fault in Keras beside the repair.
+nowhere.
+
+Not here: how Keras runs a step on several replicas (hooks.py), which rows move
+(exchange.py).
 """
 
 import functools
@@ -13,7 +14,6 @@ import json
 import os
 from collections.abc import Callable
 
-import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -143,9 +143,7 @@ class Replicas:
             tensor if as_it_is else _to_words(tensor)
             for tensor, as_it_is in zip(flat, as_they_are, strict=True)
         ]
-        gathered = self._context.all_gather(
-            _placed(self._context, sent), axis=0
-        )
+        gathered = self._context.all_gather(placed(self._context, sent), axis=0)
         results = []
         for rows, tensor, as_it_is in zip(
             gathered, flat, as_they_are, strict=True
@@ -182,7 +180,7 @@ class Replicas:
                 continue
             sums = self._context.all_reduce(
                 tf.distribute.ReduceOp.SUM,
-                _placed(self._context, [flat[number] for number in numbers]),
+                placed(self._context, [flat[number] for number in numbers]),
             )
             for number, total in zip(numbers, sums, strict=True):
                 totals[number] = tf.ensure_shape(total, flat[number].shape)
@@ -241,6 +239,30 @@ def replica_id() -> tf.Tensor:
     return tf.cast(number, tf.int32)
 
 
+def placed(context: tf.distribute.ReplicaContext, tensors):
+    """The same on the replica's device, if it has none of its own.
+
+    A worker with a single device doesn't say where its tensors lie, but wants
+    to know when they are exchanged.
+
+    Args:
+        context: of the running replica.
+        tensors: a structure of them, about to be exchanged.
+    """
+    if context.num_replicas_in_sync == 1:
+        return tensors
+    devices = context.strategy.extended.worker_devices
+    if len(devices) > 1:
+        return tensors
+    with tf.device(devices[0]):
+        return tf.nest.map_structure(tf.identity, tensors)
+
+
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether steps run on TPUs, which have no numbers of 64 bits."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
 def has_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether several processes, of TF_CONFIG, run each step together."""
     workers = tf.distribute.MultiWorkerMirroredStrategy
@@ -267,231 +289,6 @@ def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
     return lambda wish: int(count(tf.constant(int(wish)))) > 0
 
 
-class TrainerHooks:
-    """Mixin that lets `keras.Model.fit` run on several replicas.
-
-    Put it before `keras.Model`, and create the model in the strategy's scope.
-    Against Keras 3.15 it
-
-    - runs all steps of an execution as one graph with a loop on the host;
-      Keras nests graphs there, whose collectives then lack their keys;
-    - builds model and optimizer from the shapes of the data; Keras takes the
-      mean of a batch over replicas, which uses up the batch and fails on
-      strings, on uneven rows, and with several workers;
-    - makes a step's logs of the metrics of all replicas; Keras takes those of
-      one on TPUs and their mean elsewhere, of sums too, and fails with several
-      workers.
-
-    On a single replica Keras' own code runs.
-    """
-
-    def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`.
-
-        Raises:
-            ValueError: on what Keras can't do on several replicas.
-        """
-        super().compile(*args, **kwargs)
-        num_replicas = self.distribute_strategy.num_replicas_in_sync
-        if not _needs_hooks(self.distribute_strategy):
-            return
-        if kwargs.get("jit_compile") is True:
-            raise ValueError(
-                "`jit_compile=True` is for one device; TPUs compile every step "
-                f"without it. Received: it on {num_replicas} replicas"
-            )
-        self.jit_compile = False
-        optimizer = self.optimizer
-        clips = [
-            f"{name}={getattr(optimizer, name)}"
-            for name in ("clipnorm", "global_clipnorm", "clipvalue")
-            if getattr(optimizer, name, None)
-        ]
-        if clips and not isinstance(optimizer, AggregateThenClip):
-            raise ValueError(
-                f"Keras' {type(optimizer).__name__} clips the gradient of each "
-                "replica by itself; use `optimizer.AdamW`, or a class that "
-                "inherits from `distribution.AggregateThenClip` and it. "
-                f"Received: {clips[0]} on {num_replicas} replicas"
-            )
-        if getattr(optimizer, "gradient_accumulation_steps", None):
-            raise ValueError(
-                "`gradient_accumulation_steps` does not work on several "
-                "replicas; `micro_batch_size` saves memory there. Received: "
-                f"{optimizer.gradient_accumulation_steps} on {num_replicas} "
-                "replicas"
-            )
-
-    def get_metrics_result(self):
-        """The metrics' values, over all replicas within a step too."""
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return super().get_metrics_result()
-        metrics = self.metrics
-        sums = Replicas(context).all_reduce(
-            [
-                [tf.convert_to_tensor(one) for one in metric.variables]
-                for metric in metrics
-            ]
-        )
-        return {
-            metric.name: metric.stateless_result(variables)
-            for metric, variables in zip(metrics, sums, strict=True)
-        }
-
-    def train_on_batch(self, *args, **kwargs):
-        """As `keras.Model.train_on_batch`, on one replica.
-
-        Raises:
-            ValueError: on several.
-        """
-        num_replicas = self.distribute_strategy.num_replicas_in_sync
-        if num_replicas > 1:
-            raise ValueError(
-                "`train_on_batch` hands every replica the same batch; use "
-                f"`fit`. Received: {num_replicas} replicas"
-            )
-        return super().train_on_batch(*args, **kwargs)
-
-    def collect(self, outputs):
-        """What an execution returns, of what each local replica's step did.
-
-        Args:
-            outputs: a step's result with a tuple of values, one a replica, in
-                place of each value.
-        """
-        return _first(outputs)
-
-    def _make_function(self, step_function):
-        strategy = self.distribute_strategy
-        if not _needs_hooks(strategy):
-            return super()._make_function(step_function)
-        num_steps = self.steps_per_execution
-
-        def one_step(iterator):
-            outputs = strategy.run(step_function, args=(next(iterator),))
-            outputs = tf.nest.map_structure(
-                strategy.experimental_local_results, outputs
-            )
-            return self.collect(outputs)
-
-        # TPUStrategy wants a name that is a name, so no lambda.
-        def steps(iterator):
-            if num_steps == 1:
-                return one_step(iterator)
-            return _last_of(num_steps, lambda: one_step(iterator))
-
-        if self.run_eagerly:
-            return steps
-        return tf.function(steps, autograph=False, reduce_retracing=True)
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        strategy = self.distribute_strategy
-        if iterator is not None:
-            _check_execution(iterator, strategy)
-        if not _needs_hooks(strategy):
-            super()._maybe_symbolic_build(iterator, data_batch)
-            return
-        if self.built and (self.optimizer is None or self.optimizer.built):
-            return
-        if iterator is not None:
-            spec = iterator._get_iterator().element_spec
-            data_batch = tf.nest.map_structure(
-                lambda one: getattr(one, "_value_specs", (one,))[0], spec
-            )
-        with strategy.scope():
-            self._symbolic_build(data_batch=data_batch)
-
-
-class AggregateThenClip:
-    """Mixin for optimizers: the sum over replicas first, then the clipping.
-
-    Keras 3.15 clips each replica's gradient before it sums them, so that R
-    replicas take other steps than one. Put it before the optimizer.
-    """
-
-    def _clip_gradients(self, grads):
-        context = tf.distribute.get_replica_context()
-        if context is not None:
-            grads = _placed(context, list(grads))
-        pairs = [(gradient, None) for gradient in grads]
-        summed = super()._all_reduce_sum_gradients(pairs)
-        return super()._clip_gradients([gradient for gradient, _ in summed])
-
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        # Summed before they were clipped.
-        return list(grads_and_vars)
-
-
-def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
-    """Raises ValueError unless the replicas hold `model`'s variables.
-
-    Args:
-        name: what the message calls it.
-        model: anything; what has no `variables` passes.
-        strategy: of the run.
-    """
-    if not _needs_hooks(strategy):
-        return
-    variables = list(getattr(model, "variables", ()))
-    outside = [
-        one
-        for one in variables
-        if not strategy.extended.variable_created_in_scope(
-            getattr(one, "value", one)
-            if isinstance(one, keras.Variable)
-            else one
-        )
-    ]
-    if outside:
-        raise ValueError(
-            f"`{name}` must be created in the scope of the strategy it runs "
-            f"under, `with strategy.scope():`. Received: {len(outside)} of its "
-            f"{len(variables)} variables from elsewhere, "
-            f"{type(strategy).__name__} with {strategy.num_replicas_in_sync} "
-            "replicas"
-        )
-
-
-def _last_of(num_steps, one_step):
-    """What the last of several steps returns, all of them in one loop.
-
-    A loop wants to know beforehand what it carries, which only a step can say;
-    a first step outside would be a second program for a TPU. So the loop
-    carries an optional, of which nothing has to be known.
-    """
-    returned = []
-
-    def body(step, _):
-        outputs = one_step()
-        returned[:] = [outputs]
-        flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
-        # The number as well: an optional of nothing can't be had.
-        return step + 1, tf.raw_ops.OptionalFromValue(components=[step, *flat])
-
-    _, last = tf.while_loop(
-        lambda step, _: step < num_steps,
-        body,
-        (tf.constant(0), tf.raw_ops.OptionalNone()),
-        parallel_iterations=1,
-    )
-    (outputs,) = returned
-    flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
-    _, *values = tf.raw_ops.OptionalGetValue(
-        optional=last,
-        output_types=[tf.int32, *(one.dtype for one in flat)],
-        output_shapes=[tf.TensorShape([]), *(one.shape for one in flat)],
-    )
-    return tf.nest.pack_sequence_as(outputs, values)
-
-
-def _first(outputs):
-    """The first local replica's value of each tuple of values."""
-    if isinstance(outputs, dict):
-        return {name: _first(value) for name, value in outputs.items()}
-    return outputs[0]
-
-
 def _in_halves(super_batches):
     """The same function, with int32 `[n, 2]` for every int64 `[n]`."""
 
@@ -507,30 +304,6 @@ def _in_halves(super_batches):
         return super_batches(host, num_hosts).map(halve)
 
     return halved
-
-
-def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether steps run on TPUs, which have no numbers of 64 bits."""
-    return isinstance(strategy, tf.distribute.TPUStrategy)
-
-
-def _needs_hooks(strategy):
-    return strategy.num_replicas_in_sync > 1 or is_tpu(strategy)
-
-
-def _check_execution(iterator, strategy):
-    """Keras would run past the end of an epoch to fill an execution."""
-    # On one replica it sees the end of the data itself.
-    known = iterator.steps_per_epoch
-    if _needs_hooks(strategy):
-        known = iterator.num_batches
-    if known and known % iterator.steps_per_execution:
-        raise ValueError(
-            "The steps of an epoch must be a multiple of "
-            "`steps_per_execution`. Received: "
-            f"{known} steps, steps_per_execution="
-            f"{iterator.steps_per_execution}"
-        )
 
 
 @functools.cache
@@ -591,21 +364,6 @@ def _check_tf_config():
             '"task": {"type": "worker", "index": ...}, one of these. '
             f"Received: {text!r}"
         )
-
-
-def _placed(context, tensors):
-    """The same on the replica's device, if it has none of its own.
-
-    A worker with a single device doesn't say where its tensors lie, but wants
-    to know when they are exchanged.
-    """
-    if context.num_replicas_in_sync == 1:
-        return tensors
-    devices = context.strategy.extended.worker_devices
-    if len(devices) > 1:
-        return tensors
-    with tf.device(devices[0]):
-        return tf.nest.map_structure(tf.identity, tensors)
 
 
 def _static(tensor):

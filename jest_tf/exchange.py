@@ -348,7 +348,7 @@ def deal_parts(
     Raises:
         ValueError: as `deal`, and where P R does not divide b.
     """
-    num_replicas = 1 if replicas is None else replicas.num_replicas
+    num_replicas = count(replicas)
     length, rest = divmod(indices.shape[0], num_parts * num_replicas)
     if rest:
         raise ValueError(
@@ -370,6 +370,11 @@ def deal_parts(
         )
         parts.append(dealt._replace(places=tf.gather(places, dealt.places)))
     return parts
+
+
+def count(replicas) -> int:
+    """R of the collectives that a step is handed; 1 where these are None."""
+    return 1 if replicas is None else replicas.num_replicas
 
 
 def share(size: int, num_replicas: int, name: str) -> int:

@@ -11,12 +11,14 @@ counted apart from products, one a value; what moves data costs nothing. What
 an operation costs is in `operations.py`, how the paper counts in `columns`.
 """
 
+import dataclasses
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import config as config_lib
 from jest_tf import operations
 
 Flops = operations.Flops
@@ -126,6 +128,26 @@ def columns(
         "no_reuse": no_reuse,
         "reuse": no_reuse - (score * reused // scored if scored else 0),
     }
+
+
+def num_reused(
+    settings: config_lib.SelectionConfig,
+    views: Sequence[config_lib.View],
+    patch_size: int | None,
+) -> int:
+    """Rows that are trained on in the view that they were scored in.
+
+    Args:
+        settings: that a step chooses by.
+        views: that it trains in, equal parts each; () is the tower's own.
+        patch_size: the tower's own, if it has one.
+    """
+    *trained_in, scored_in = (
+        dataclasses.replace(view, patch_size=view.patch_size or patch_size)
+        for view in (*(views or [config_lib.View()]), settings.view)
+    )
+    num_parts = trained_in.count(scored_in)
+    return settings.batch_size * num_parts // len(trained_in)
 
 
 class StepGraphs:

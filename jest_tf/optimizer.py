@@ -3,11 +3,11 @@
 import keras
 
 from jest_tf import config as config_lib
-from jest_tf import distribution
+from jest_tf import hooks
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class AdamW(distribution.AggregateThenClip, keras.optimizers.AdamW):
+class AdamW(hooks.AggregateThenClip, keras.optimizers.AdamW):
     """Keras' AdamW that decays kernels alone, and clips what all replicas say.
 
     Biases, norms, embeddings, positions, the temperature and the bias of the

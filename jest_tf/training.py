@@ -1,11 +1,12 @@
 """`JESTModel`: score -> select -> gather -> step, in one graph.
 
 The model is an ordinary `keras.Model`: compile it with an optimizer, give it a
-dataset of super-batches, call `fit`. What is here is the step and the optimizer
-that SigLIP's recipe wants; the scores are in `selection.py`, the loss in
-`losses.py`, the gradient by micro-batches in `microbatch.py`, the data in
-`jest_tf.data`. On R replicas a step is the one that a single replica makes; how
-they meet is in `distribution.py` and `exchange.py`.
+dataset of super-batches, call `fit`. What is here is the step; how a sub-batch
+comes about is in `sub_batch.py`, the scores are in `selection.py`, the loss in
+`losses.py`, the gradient by micro-batches in `microbatch.py`, the optimizer in
+`optimizer.py`, the data in `jest_tf.data`. On R replicas a step is the one that
+a single replica makes; how they meet is in `distribution.py`, `hooks.py` and
+`exchange.py`.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from jest_tf import (
     distribution,
     exchange,
     flops,
+    hooks,
     losses,
     microbatch,
     optimizer,
@@ -30,33 +32,23 @@ from jest_tf import (
     schedule,
     scores,
     selection,
+    step_metrics,
+    sub_batch,
 )
 from jest_tf import settings as settings_lib
 from jest_tf.data import preprocessing
 
-# Keep the noise of the augmentation, and of which row gets which view, apart
-# from that of the draw.
+# Keeps the noise of the augmentation apart from that of the draw.
 _AUGMENT_SALT = 0x0A06
-_VIEWS_SALT = 0x0715
 
 # What the names of arrays that a checkpoint carries begin with.
 _CARRIED = "carried."
-
-# What of a super-batch is for its scores and counts; a step leaves it behind.
-_NOT_TRAINED_ON = (
-    "image_for_reference",
-    "text_for_reference",
-    "reference_image",
-    "reference_text",
-    "caption_replaced",
-    "record_replaced",
-)
 
 _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class JESTModel(distribution.TrainerHooks, keras.Model):
+class JESTModel(hooks.TrainerHooks, keras.Model):
     """A learner that chooses what it trains on.
 
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
@@ -174,15 +166,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         self.micro_batch_size = micro_batch_size
         self.augment = augment
         self.seed = seed
-        self._means = {
-            name: keras.metrics.Mean(name=name)
-            for name in ("loss", "scale", "bias", *_draw_metrics(selection))
-        }
-        self._sums = {
-            name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
-            for name in ("caption_replaced", "record_replaced")
-        }
-        self._counted = ()
+        self._step_metrics = step_metrics.StepMetrics(selection)
         self.carried = {}
         self.rows = row_report.RowReport(self.distribute_strategy, {})
         self._recent_draws = row_report.RecentDraws(None, 1, None)
@@ -193,7 +177,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             self._schedule = schedule.Schedule(selection)
         for view in self.views:
             self._check_view(view)
-        distribution.check_placed("learner", learner, self.distribute_strategy)
+        hooks.check_placed("learner", learner, self.distribute_strategy)
         self._reference = None
         if reference is not None:
             self.attach_reference(reference)
@@ -205,7 +189,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             TypeError: if it can't be called.
             ValueError: if the replicas can't run it.
         """
-        distribution.check_placed("reference", model, self.distribute_strategy)
+        hooks.check_placed("reference", model, self.distribute_strategy)
         # Behind a function Keras doesn't see its weights, which are not the
         # learner's to train or to save.
         self._reference = reference.frozen(model)
@@ -242,7 +226,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         if settings is not None and settings.scores:
 
             def score(super_batch):
-                some, _ = self._candidates(super_batch, settings, None)
+                some, _ = sub_batch.candidates(super_batch, settings, None)
                 return self.score(some, settings)
 
             def select(embeddings):
@@ -275,8 +259,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The owned metrics, reset by Keras at the start of an epoch."""
-        means = list(self._means.values())
-        return means + [self._sums[name] for name in self._counted]
+        return self._step_metrics.shown
 
     def build(self, input_shape):
         """Builds the learner; nothing else has weights."""
@@ -366,8 +349,8 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         replicas = distribution.current()
         embeddings = self.learner(batch, training=False)
         loss = self._contrastive_loss(embeddings, batch, replicas)
-        self._update({"loss": loss}, replicas)
-        return {"loss": self._means["loss"].result()}
+        self._step_metrics.update({"loss": loss}, replicas)
+        return {"loss": self._step_metrics.result("loss")}
 
     def select(
         self,
@@ -419,43 +402,17 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 "`select` needs a selection that scores: a `batch_size` and a "
                 f"method other than 'uniform'. Received: {settings}"
             )
-        replicas = distribution.current()
-        rows = super_batch["image"].shape[0]
-        size = settings.scoring_batch_size
-        if rows % (size or rows):
-            raise ValueError(
-                "`selection.scoring_batch_size` must divide the rows that a "
-                "replica scores, B/R, or its share of the candidates. "
-                f"Received: {size}, B/R={rows}, "
-                f"R={_times_replicas(1, replicas)}"
-            )
-        if settings.needs_reference and self._reference is None:
-            raise ValueError(
-                f"`selection.criterion={settings.criterion!r}` needs a "
-                "reference: pass `reference` to JESTModel, or call "
-                "`attach_reference` after loading. Received: reference=None"
-            )
-        options = _view_options(settings.view)
-        # What the criterion doesn't need isn't paid for.
-        learner, frozen = None, None
-        if settings.needs_learner:
-            with flops.stage("score"):
-                learner = microbatch.embed(
-                    lambda part: self.learner(part, training=False, **options),
-                    super_batch,
-                    size,
-                )
-        if settings.needs_reference:
-            with flops.stage("reference"):
-                frozen = microbatch.embed(self._reference, super_batch, size)
-        return learner, frozen
+        return sub_batch.score(
+            super_batch,
+            settings,
+            learner=self.learner,
+            reference=self._reference,
+            replicas=distribution.current(),
+        )
 
     def save_own_variables(self, store):
         """Saves what Keras leaves out of its files: metrics and `carried`."""
-        for metric in (*self._means.values(), *self._sums.values()):
-            store[metric.name.replace("/", ".")] = np.array(
-                [variable.numpy() for variable in metric.variables]
-            )
+        self._step_metrics.save(store)
         for name, value in self.carried.items():
             store[_CARRIED + name] = value
 
@@ -466,13 +423,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             for name in store.keys()
             if name.startswith(_CARRIED)
         }
-        for metric in (*self._means.values(), *self._sums.values()):
-            name = metric.name.replace("/", ".")
-            if name in store.keys():
-                for variable, value in zip(
-                    metric.variables, store[name], strict=True
-                ):
-                    variable.assign(value)
+        self._step_metrics.load(store)
 
     def get_config(self):
         """The arguments but for the reference, for `.keras` files."""
@@ -522,21 +473,10 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 )
 
     def _batch_of(self, data):
-        """The super-batch of what `fit` hands to a step."""
-        batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
-            raise ValueError(
-                'A batch must be a dict with "image" and "text". Received: '
-                f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
-            )
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1 and batch["image"].shape[0] is None:
-            raise ValueError(
-                "Several replicas take batches of static size, equal shares of "
-                "it each: a multiple of R rows with `drop_remainder=True`, and "
-                "with several workers from an endless dataset. "
-                f"Received: {batch['image'].shape}, R={replicas}"
-            )
+        """The super-batch of what `fit` hands to a step; builds the learner."""
+        batch = sub_batch.super_batch_of(
+            data, self.distribute_strategy.num_replicas_in_sync
+        )
         if not self.built:
             # One row, as variables can't be made inside the scoring loop.
             row = {name: value[:1] for name, value in batch.items()}
@@ -563,19 +503,12 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         scored = reused = 0
         if settings is not None and settings.scores:
             rows = self._batch_of(data)["image"].shape[0] or 0
-            scored = settings.candidates or _times_replicas(
-                rows, distribution.current()
+            replicas = distribution.current()
+            scored = settings.candidates or rows * exchange.count(replicas)
+            tower = getattr(self.learner, "image_tower", None)
+            reused = flops.num_reused(
+                settings, self.views, getattr(tower, "patch_size", None)
             )
-            own = getattr(self.learner, "image_tower", None)
-            own = getattr(own, "patch_size", None)
-            *views, scored_in = (
-                dataclasses.replace(view, patch_size=view.patch_size or own)
-                for view in (
-                    *(self.views or [config_lib.View()]),
-                    settings.view,
-                )
-            )
-            reused = settings.batch_size * views.count(scored_in) // len(views)
         self._graphs.note(settings, scored=scored, reused=reused)
         return self._train_step(data, settings)
 
@@ -585,14 +518,20 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
         replicas = distribution.current()
         step = tf.cast(self.optimizer.iterations, tf.int32)
         seed = tf.stack([self.seed, step])
-        self._count_replaced(super_batch)
+        self._step_metrics.count_replaced(super_batch)
         indices, told = None, {}
         if settings is not None:
             super_batch, indices, told = self._draw(
                 super_batch, settings, seed, replicas
             )
-        batch, places = self._sub_batch(
-            super_batch, indices, settings, seed, replicas
+        batch, places = sub_batch.take(
+            super_batch,
+            indices,
+            seed,
+            quota="per_replica" if settings is None else settings.quota,
+            num_views=len(self.views),
+            micro_batch_size=self.micro_batch_size,
+            replicas=replicas,
         )
         told |= row_report.of_trained(batch, places)
         if distribution.has_workers(self.distribute_strategy):
@@ -604,7 +543,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 batch["image"],
                 tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0]),
                 places,
-                _times_replicas(places.shape[0], replicas),
+                places.shape[0] * exchange.count(replicas),
             )
             batch = {**batch, "image": images}
         variables = self.trainable_variables
@@ -617,7 +556,7 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             variables=variables,
             micro_batch_size=self.micro_batch_size,
             scale_loss=self.optimizer.scale_loss,
-            num_replicas=_times_replicas(1, replicas),
+            num_replicas=exchange.count(replicas),
             **({"view": self.views} if self.views else {}),
         )
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -626,70 +565,23 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             "scale": embeddings.scale,
             "bias": embeddings.bias,
         }
-        self._update(values, replicas)
+        self._step_metrics.update(values, replicas)
         return self.get_metrics_result(), told
-
-    def _sub_batch(self, super_batch, indices, settings, seed, replicas):
-        """The rows to train on here, and their places in the sub-batch."""
-        rows = super_batch["image"].shape[0]
-        batch = {
-            name: value
-            for name, value in super_batch.items()
-            if name not in _NOT_TRAINED_ON
-        }
-        super_batch_size = _times_replicas(rows, replicas)
-        quota = "per_replica" if settings is None else settings.quota
-        if indices is None:
-            if not self.views:
-                return batch, rows * distribution.replica_id() + tf.range(rows)
-            indices = tf.range(super_batch_size)
-        if self.views:
-            return self._deal_to_views(
-                batch, indices, super_batch_size, quota, seed, replicas
-            )
-        dealt = exchange.deal(
-            indices, super_batch_size, quota=quota, replicas=replicas
-        )
-        return exchange.move(batch, dealt, replicas), dealt.places
-
-    def _candidates(self, super_batch, settings, replicas):
-        """Every n-th row, the same on any number of replicas, and n."""
-        if not settings.candidates:
-            return super_batch, 1
-        rows = super_batch["image"].shape[0]
-        size = _times_replicas(rows, replicas)
-        stride, rest = divmod(size, settings.candidates)
-        if rest or rows % stride:
-            raise ValueError(
-                "`selection.candidates` must divide the super-batch (B), and R "
-                f"the candidates. Received: {settings.candidates}, B={size}, "
-                f"R={size // rows}"
-            )
-        some = {name: value[::stride] for name, value in super_batch.items()}
-        return some, stride
 
     def _draw(self, super_batch, settings, seed, replicas):
         """The rows to draw from, the draw, and what it tells of rows.
 
         The draw is int32 `[b]`, of all rows that there are to draw from.
         """
-        super_batch, stride = self._candidates(super_batch, settings, replicas)
+        super_batch, stride = sub_batch.candidates(
+            super_batch, settings, replicas
+        )
         rows = super_batch["image"].shape[0]
-        super_batch_size = _times_replicas(rows, replicas)
-        # What was said of B has been seen to.
-        plain = dataclasses.replace(settings, candidates=None)
-        plain.check_super_batch(super_batch_size)
-        if replicas is not None:
-            exchange.share(
-                settings.batch_size,
-                replicas.num_replicas,
-                "`selection.batch_size` (b)",
-            )
         if settings.scores:
             draw = self.select(super_batch, seed, settings)
             indices = draw.indices
             summary = selection.summarize(draw, replicas)
-            self._update(
+            self._step_metrics.update(
                 {f"select/{name}": value for name, value in summary.items()},
                 replicas,
             )
@@ -699,75 +591,20 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
                 draw, stride * place, super_batch.get("id")
             )
         else:
-            own = replicas is not None and settings.quota == "per_replica"
-            indices = selection.uniform_rows(
-                seed,
-                settings.batch_size,
-                super_batch_size,
-                num_quotas=replicas.num_replicas if own else 1,
-            )
+            indices = sub_batch.choose_uniformly(rows, seed, settings, replicas)
             told = {}
         told |= self._recent_draws.with_draw(stride * indices, seed[1])
         return super_batch, indices, told
 
-    def _deal_to_views(
-        self, batch, indices, super_batch_size, quota, seed, replicas
-    ):
-        """As `_sub_batch`, in the order in which the learner takes `views`."""
-        is_local = replicas is None or quota == "per_replica"
-        size = indices.shape[0]
-        if is_local:
-            size //= _times_replicas(1, replicas)
-        order = selection.uniform_rows(
-            tf.bitwise.bitwise_xor(seed, [_VIEWS_SALT, 0]), size, size
-        )
-        parts = exchange.deal_parts(
-            indices,
-            super_batch_size,
-            order,
-            len(self.views),
-            quota=quota,
-            replicas=replicas,
-        )
-        moved = [exchange.move(batch, part, replicas) for part in parts]
-        together = {
-            name: tf.concat([part[name] for part in moved], 0) for name in batch
-        }
-        places = tf.concat([part.places for part in parts], 0)
-        if self.micro_batch_size is None:
-            return together, places
-        # Every micro-batch takes as many rows of each view.
-        rows = np.arange(places.shape[0]).reshape([len(self.views), -1])
-        per_view, rest = divmod(self.micro_batch_size, len(self.views))
-        if rest or rows.shape[1] % max(1, per_view):
-            raise ValueError(
-                "`micro_batch_size` must be a multiple of the number of "
-                "`views`, and divide a replica's share of the sub-batch, b/R. "
-                f"Received: {self.micro_batch_size}, {len(self.views)} views, "
-                f"b/R={rows.size}"
-            )
-        rows = rows.reshape([len(self.views), -1, per_view])
-        rows = rows.transpose([1, 0, 2]).reshape(-1)
-        return (
-            {name: tf.gather(value, rows) for name, value in together.items()},
-            tf.gather(places, rows),
-        )
-
     def _choose(self, embeddings, seed, settings):
         """The draw of `select`, given what `score` has found."""
-        with flops.stage("select"):
-            return selection.SAMPLERS[settings.method](
-                *embeddings,
-                batch_size=settings.batch_size,
-                num_chunks=settings.num_chunks,
-                seed=seed,
-                criterion=settings.criterion,
-                loss=settings.loss or self.loss_name,
-                first_chunk=settings.first_chunk,
-                gain=settings.gain,
-                quota=settings.quota,
-                replicas=distribution.current(),
-            )
+        return sub_batch.choose(
+            embeddings,
+            seed,
+            settings,
+            loss=self.loss_name,
+            replicas=distribution.current(),
+        )
 
     def _contrastive_loss(self, embeddings, batch, replicas):
         ids = None
@@ -785,23 +622,6 @@ class JESTModel(distribution.TrainerHooks, keras.Model):
             block_size=self.loss_block_size,
             replicas=replicas,
         )
-
-    def _update(self, values, replicas):
-        """Takes up values that are equal on every replica."""
-        # A replica adds its share, so that sums over replicas count a step
-        # once, on any number of them.
-        weight = replicas and 1 / replicas.num_replicas
-        for name, value in values.items():
-            self._means[name].update_state(value, sample_weight=weight)
-
-    def _count_replaced(self, super_batch):
-        # Known when traced; from then on they are shown.
-        self._counted = tuple(
-            name for name in self._sums if name in super_batch
-        )
-        for name in self._counted:
-            replaced = tf.cast(super_batch[name], tf.float32)
-            self._sums[name].update_state(replaced)
 
 
 def build_model(
@@ -836,32 +656,3 @@ def build_model(
         jit_compile=config.distribution.jit_compile,
     )
     return model
-
-
-def _draw_metrics(settings):
-    """The names under which a step reports its draw."""
-    if settings is None or not settings.scores:
-        return ()  # with a schedule, on no step
-    scored = (
-        ("learner", settings.needs_learner),
-        ("reference", settings.needs_reference),
-    )
-    return (
-        "select/score",
-        "select/uniform_score",
-        *(
-            f"select/{model}_loss_{rows}"
-            for model, needed in scored
-            if needed
-            for rows in ("kept", "dropped")
-        ),
-    )
-
-
-def _view_options(view):
-    """Arguments of a learner's call; one that knows no views gets none."""
-    return {} if view == config_lib.View() else {"view": view}
-
-
-def _times_replicas(size, replicas):
-    return size if replicas is None else size * replicas.num_replicas

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import config, distribution, layers, training
+from jest_tf import config, distribution, hooks, layers, training
 from jest_tf.data import preprocessing
 
 DEVICES = 4
@@ -49,7 +49,7 @@ def on_replicas(num_replicas, function):
     return run()
 
 
-class SGD(distribution.AggregateThenClip, keras.optimizers.SGD):
+class SGD(hooks.AggregateThenClip, keras.optimizers.SGD):
     """What a user would write."""
 
 
@@ -83,7 +83,7 @@ class StockLine(keras.Model):
         return self.get_metrics_result()
 
 
-class Line(distribution.TrainerHooks, StockLine):
+class Line(hooks.TrainerHooks, StockLine):
     """The same with the hooks."""
 
 
@@ -120,7 +120,7 @@ class KerasTest(tf.test.TestCase):
     def gone(self, what):
         return (
             f"Keras {keras.__version__} does this right now: {what}. Its hook "
-            "in jest_tf/distribution.py can go, and this test with it"
+            "in jest_tf/hooks.py can go, and this test with it"
         )
 
     def weights(self, kind, **options):
@@ -225,7 +225,7 @@ class KerasTest(tf.test.TestCase):
                 self.mean.update_state(data["y"])
                 return {"sum": self.mean.result()}
 
-        class Counted(distribution.TrainerHooks, Counting):
+        class Counted(hooks.TrainerHooks, Counting):
             def train_step(self, data):
                 super().train_step(data)
                 return {"sum": self.get_metrics_result()["loss"]}

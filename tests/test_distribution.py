@@ -1,4 +1,4 @@
-"""Several replicas: virtual devices in one process, workers in two.
+"""Several replicas: virtual devices in one process, workers in two; hooks.
 
 TensorFlow splits its devices once a process. So the cases of replica_cases.py
 run in a process of their own, all together, and each is a test here.
@@ -153,7 +153,7 @@ class WorkersTest(tf.test.TestCase):
     def test_stock_keras_fails_with_two_workers(self):
         gone = (
             "Keras trains with several workers now. Its hooks in "
-            "jest_tf/distribution.py can go, and this test with them"
+            "jest_tf/hooks.py can go, and this test with them"
         )
         line = worker.fit_line(
             tf.distribute.get_strategy(), replica_cases.StockLine

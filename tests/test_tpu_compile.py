@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 import tempfile
@@ -237,9 +238,31 @@ class TwinsTest(tf.test.TestCase):
             for case in self.cases
             if "jest_b16" in case.recipes
         ]
-        # 2 losses, 2 quotas, 2 references, and once in parts.
-        self.assertLen(jest, 9)
+        # 2 losses, 2 quotas, 2 references, once in parts, 2 kinds of steps.
+        self.assertLen(jest, 11)
         self.assertIn(("softmax", "per_replica", "live"), jest)
+        flexi = [c for c in self.cases if "flexi_jest_b16" in c.recipes]
+        pairs = {
+            pair
+            for case in flexi
+            for pair in itertools.combinations(case.variant.values(), 2)
+        }
+        for some, others in itertools.combinations(
+            (config_lib.LOSSES, config_lib.QUOTAS, ("sidecar", "live")), 2
+        ):
+            self.assertContainsSubset(
+                set(itertools.product(some, others)), pairs
+            )
+        # Both values of all that a recipe's step knows.
+        for case in self.cases:
+            for name in {"loss", "quota", "reference"} & set(case.variant):
+                values = {
+                    other.variant[name]
+                    for other in self.cases
+                    if other.recipes == case.recipes
+                }
+                self.assertLen(values, 2, (case.name, name))
+        self.assertLessEqual(len(self.cases), 30)  # a minute each, and more
         siglip = [c for c in self.cases if "siglip_b16" in c.recipes]
         self.assertLen(siglip, 3)
 
@@ -260,6 +283,24 @@ class TwinsTest(tf.test.TestCase):
             data=dataclasses.replace(recipe.data, super_batch_size=100_000),
         )
         self.assertEqual(twins.twin(odd, 2).data.super_batch_size, 4 * 32)
+
+    def test_a_twin_looks_as_coarsely_as_its_recipe(self):
+        recipe = config_lib.load_config(ROOT / "configs" / "flexi_jest_b16.py")
+        small = twins.twin(recipe, 4)
+        # Patches of 32 for a tower of 16, so of 16 for the tiny one of 8.
+        coarse = config_lib.View(patch_size=16)
+        self.assertEqual(small.model.views, (config_lib.View(), coarse))
+        self.assertEqual(small.selection.view, coarse)
+
+    def test_a_schedule_is_traced_in_each_kind_of_step(self):
+        scheduled = [c for c in self.cases if "schedule" in c.variant]
+        first = [case.config.selection.at(0) for case in scheduled]
+        self.assertEqual([kind.method for kind in first], ["joint", "uniform"])
+        self.assertEqual([kind.candidates for kind in first], [160, None])
+        for case in scheduled:
+            selection = case.config.selection
+            self.assertTrue(selection.stop_when_passed)
+            self.assertGreater(len(selection.kinds), 1)
 
     def test_a_case_in_parts_has_several_everywhere(self):
         (case,) = (

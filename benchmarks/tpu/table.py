@@ -242,9 +242,9 @@ def _code(line):
 
 def _names(line):
     variant = line["variant"]
-    parts = " (in parts)" if "parts" in variant else ""
+    more = [value for name, value in variant.items() if name not in _HEAD]
     return [
-        ", ".join(line["recipes"]) + parts,
+        ", ".join(line["recipes"]) + "".join(f" ({one})" for one in more),
         *(variant.get(name, "-") for name in ("loss", "quota", "reference")),
     ]
 

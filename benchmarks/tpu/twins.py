@@ -3,16 +3,18 @@
 A twin is a recipe with tiny towers and batches. What decides the operations of
 its step, such as the sampler, chunks, losses, augmentation and clipping, is the
 recipe's; what decides their sizes alone is small, and what no step sees, such
-as paths and schedules, is dropped, so that recipes with the same step have the
-same twin.
+as paths and rates, is dropped, so that recipes with the same step have the same
+twin.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 from typing import NamedTuple
 
 from jest_tf import config as config_lib
+from jest_tf import models
 
 RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -20,13 +22,28 @@ RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 # the 16 chunks of the paper a row each on 4 replicas.
 _SHARE = 16
 
+_CROSS = tuple(
+    itertools.product(config_lib.LOSSES, config_lib.QUOTAS, ("sidecar", "live"))
+)
+# Which of them a recipe with JEST is compiled in: the paper's in all, the other
+# one of its size in those in which every two values meet, and all others in two
+# that hold every value. They differ from these in the pictures' augmentation
+# and in equal captions, which know neither quota nor reference.
+_PAIRS = tuple(_CROSS[number] for number in (0, 3, 5, 6))
+_VALUES = tuple(_CROSS[number] for number in (1, 6))
+_CROSSED = {"jest_b16": _CROSS, "flexi_jest_b16": _PAIRS}
+# Those that are compiled once more in parts, and with a schedule.
+_IN_PARTS = ("siglip_b16", "jest_b16", "flexi_jest_b16")
+_SCHEDULED = ("jest_b16",)
+
 
 class Case(NamedTuple):
     """A step to compile.
 
     Attributes:
         recipes: names of the recipes whose twin it is.
-        variant: what was varied, by name: loss, quota, reference, parts.
+        variant: what was varied, by name: loss, quota, reference, parts,
+            schedule.
         config: the run.
     """
 
@@ -51,8 +68,9 @@ def twin(
     """A recipe in small, see the module.
 
     The towers are of preset "tiny" in bfloat16, pictures of 32 pixels, captions
-    of 16 tokens of 512. A replica trains on 16 examples; the super-batch is
-    larger by the recipe's B/b, rounded up.
+    of 16 tokens of 512; views keep to their patches' size by that of the tower.
+    A replica trains on 16 examples; the super-batch is larger by the recipe's
+    B/b, rounded up.
 
     Args:
         recipe: any.
@@ -60,7 +78,10 @@ def twin(
     """
     batch_size = _SHARE * num_replicas
     ratio = -(-recipe.data.super_batch_size // recipe.batch_size)
-    selection = recipe.selection
+    views = tuple(_small_view(recipe, view) for view in recipe.model.views)
+    selection = dataclasses.replace(
+        recipe.selection, view=_small_view(recipe, recipe.selection.view)
+    )
     if selection.batch_size is not None:
         selection = dataclasses.replace(
             selection,
@@ -84,6 +105,7 @@ def twin(
             recipe.model,
             preset="tiny",
             patch_size=None,
+            views=views,
             dtype_policy="mixed_bfloat16",
             loss_block_size=None,
             micro_batch_size=None,
@@ -103,11 +125,13 @@ def twin(
 
 
 def cases(num_replicas: int) -> list[Case]:
-    """Every variant of every recipe's twin, equal ones once.
+    """Every recipe's twin in its variants, equal twins once.
 
     Both losses; with a selection that scores both quotas too, and the reference
-    from sidecars and live; and once everything in parts: micro-batches while
-    scoring and training, the loss by blocks, two steps an execution.
+    from sidecars and live, see `_CROSSED`. Those of the paper's size once more
+    with everything in parts: micro-batches while scoring and training, the loss
+    by blocks, two steps an execution. And with a schedule, of whose steps each
+    kind is a program.
     """
     recipes_of = {}
     for path in sorted(RECIPES.glob("*.py")):
@@ -116,37 +140,90 @@ def cases(num_replicas: int) -> list[Case]:
     return [
         Case(tuple(names), variant, config)
         for small, names in recipes_of.items()
-        for variant, config in _variants(small, num_replicas)
+        for variant, config in _variants(small, names, num_replicas)
     ]
 
 
-def _variants(small, num_replicas):
+def _variants(small, names, num_replicas):
     found = []
-    for loss in config_lib.LOSSES:
-        model = dataclasses.replace(small.model, loss=loss)
-        config = dataclasses.replace(small, model=model)
-        if not small.selection.scores:
-            found.append(({"loss": loss}, config))
-            continue
-        references = ("none",)
-        if small.selection.needs_reference:
-            references = ("sidecar", "live")
-        for quota in config_lib.QUOTAS:
-            for reference in references:
-                varied = dataclasses.replace(
-                    config,
-                    selection=dataclasses.replace(
-                        config.selection, quota=quota
-                    ),
-                    reference=_reference(reference),
-                )
-                names = {"loss": loss, "quota": quota, "reference": reference}
-                found.append((names, varied))
-    names, config = found[0]
-    found.append(
-        ({**names, "parts": "in parts"}, _in_parts(config, num_replicas))
-    )
+    if small.selection.scores:
+        crossed = next(
+            (_CROSSED[name] for name in names if name in _CROSSED), _VALUES
+        )
+        for loss, quota, reference in crossed:
+            variant = {"loss": loss, "quota": quota, "reference": reference}
+            found.append((variant, _varied(small, **variant)))
+    else:
+        for loss in config_lib.LOSSES:
+            found.append(({"loss": loss}, _varied(small, loss)))
+    variant, config = found[0]
+    if set(names) & set(_IN_PARTS):
+        found.append(
+            ({**variant, "parts": "in parts"}, _in_parts(config, num_replicas))
+        )
+    if set(names) & set(_SCHEDULED):
+        found += [
+            ({**variant, "schedule": kind}, scheduled)
+            for kind, scheduled in _scheduled(config).items()
+        ]
     return found
+
+
+def _varied(config, loss, quota=None, reference=None):
+    selection = config.selection
+    if quota is not None:
+        selection = dataclasses.replace(selection, quota=quota)
+        config = dataclasses.replace(config, reference=_reference(reference))
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, loss=loss),
+        selection=selection,
+    )
+
+
+def _scheduled(config):
+    """A schedule that begins with each kind of step, by the kind's name.
+
+    What is traced is the first step. The rule that asks whether the learner has
+    passed the reference keeps state; candidates are half of the super-batch.
+    """
+    phase = config_lib.Phase
+
+    def with_phases(*phases, **changes):
+        return dataclasses.replace(
+            config,
+            selection=dataclasses.replace(
+                config.selection, phases=phases, stop_when_passed=3, **changes
+            ),
+        )
+
+    half = config.data.super_batch_size // 2
+    uniform = with_phases(
+        phase(method="uniform"), phase(start=500, method="joint")
+    )
+    return {
+        "schedule, drawn jointly": with_phases(
+            phase(candidates=half), phase(start=500), uniform_every=10
+        ),
+        "schedule, drawn uniformly": dataclasses.replace(
+            uniform,
+            distribution=dataclasses.replace(
+                config.distribution, steps_per_execution=2
+            ),
+        ),
+    }
+
+
+def _small_view(recipe, view):
+    """A view of the recipe's tower as one of the twin's."""
+    if view.patch_size is None:
+        return view
+    own = (
+        recipe.model.patch_size
+        or models.PRESETS[recipe.model.preset].patch_size
+    )
+    small = models.PRESETS["tiny"].patch_size
+    return dataclasses.replace(view, patch_size=view.patch_size * small // own)
 
 
 def _in_parts(config, num_replicas):

@@ -1,0 +1,115 @@
+"""The metrics that a training step owns, on any number of replicas.
+
+They are Keras metrics of one model: means over steps, of values that are equal
+on every replica, and sums over rows, of which each replica adds its own.
+"""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+
+
+class StepMetrics:
+    """`loss`, `scale`, `bias`, those of the draw, and what was replaced.
+
+    Make it in the scope of the strategy.
+
+    Args:
+        settings: of the selection; None, or one that never scores, has no
+            `select/...`.
+    """
+
+    def __init__(self, settings: config_lib.SelectionConfig | None):
+        self._means = {
+            name: keras.metrics.Mean(name=name)
+            for name in ("loss", "scale", "bias", *_of_draw(settings))
+        }
+        self._sums = {
+            name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
+            for name in ("caption_replaced", "record_replaced")
+        }
+        self._counted = ()
+
+    @property
+    def shown(self) -> list[keras.metrics.Metric]:
+        """Those that the batches so far have something for."""
+        means = list(self._means.values())
+        return means + [self._sums[name] for name in self._counted]
+
+    def result(self, name: str) -> tf.Tensor:
+        """The mean of that name so far."""
+        return self._means[name].result()
+
+    def update(self, values: Mapping[str, tf.Tensor], replicas=None) -> None:
+        """Takes up values of a step.
+
+        Args:
+            values: scalars by name, equal on every replica.
+            replicas: the collectives, or None.
+        """
+        # A replica adds its share, so that sums over replicas count a step
+        # once, on any number of them.
+        weight = replicas and 1 / replicas.num_replicas
+        for name, value in values.items():
+            self._means[name].update_state(value, sample_weight=weight)
+
+    def count_replaced(self, super_batch: Mapping[str, tf.Tensor]) -> None:
+        """Counts captions and records of the rows held here.
+
+        Args:
+            super_batch: with bool `caption_replaced` and `record_replaced`, or
+                without.
+        """
+        # Known when traced; from then on they are shown.
+        self._counted = tuple(
+            name for name in self._sums if name in super_batch
+        )
+        for name in self._counted:
+            replaced = tf.cast(super_batch[name], tf.float32)
+            self._sums[name].update_state(replaced)
+
+    def save(self, store) -> None:
+        """Puts the running state into a store of a Keras file."""
+        for name, metric in self._by_key().items():
+            store[name] = np.array(
+                [variable.numpy() for variable in metric.variables]
+            )
+
+    def load(self, store) -> None:
+        """Takes the state of those metrics that the store holds."""
+        for name, metric in self._by_key().items():
+            if name in store.keys():
+                for variable, value in zip(
+                    metric.variables, store[name], strict=True
+                ):
+                    variable.assign(value)
+
+    def _by_key(self):
+        return {
+            metric.name.replace("/", "."): metric
+            for metric in (*self._means.values(), *self._sums.values())
+        }
+
+
+def _of_draw(settings):
+    """The names under which a step reports its draw."""
+    if settings is None or not settings.scores:
+        return ()  # with a schedule, on no step
+    scored = (
+        ("learner", settings.needs_learner),
+        ("reference", settings.needs_reference),
+    )
+    return (
+        "select/score",
+        "select/uniform_score",
+        *(
+            f"select/{model}_loss_{rows}"
+            for model, needed in scored
+            if needed
+            for rows in ("kept", "dropped")
+        ),
+    )
