@@ -3,6 +3,7 @@
     python -m benchmarks.bench_selection figure \
         --workdir runs/uniform --reference runs/reference
     python -m benchmarks.bench_selection speed
+    python -m benchmarks.bench_selection tile
 
 Each part replaces its own block of README.md in the folder `--out`. With
 `--small` it takes seconds, says nothing, and writes only where `--out` says so.
@@ -11,7 +12,12 @@ Each part replaces its own block of README.md in the folder `--out`. With
 import argparse
 import pathlib
 
-from benchmarks import report, selection_figure, selection_speed
+from benchmarks import (
+    report,
+    selection_figure,
+    selection_speed,
+    selection_tile,
+)
 
 _COMMAND = "python -m benchmarks.bench_selection"
 
@@ -21,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog=_COMMAND, description="Benchmarks joint selection."
     )
-    parser.add_argument("part", choices=["figure", "speed", "all"])
+    parser.add_argument("part", choices=["figure", "speed", "tile", "all"])
     parser.add_argument("--workdir", help="a finished run, the learner")
     parser.add_argument("--reference", help="a finished run, the reference")
     parser.add_argument(
@@ -48,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     if options.part in ("speed", "all"):
         _finish(out, "speed", selection_speed.run(options.small, _COMMAND))
+    if options.part in ("tile", "all"):
+        _finish(out, "tile", selection_tile.run(options.small, _COMMAND))
 
 
 def _finish(out, name, text):

@@ -212,6 +212,12 @@ class ReportTest(tf.test.TestCase):
         self.assertGreater(width, 1000)
         self.assertGreater(height, 400)
 
+    def test_the_tile_command_times_products_and_kernels(self):
+        printed = main("tile", "--small", "--out", str(self.folder))
+        self.assertIn(printed.strip(), self.readme.read_text("utf-8"))
+        for name in ("product, D = 128", "sum of softplus", "log-sum-exp"):
+            self.assertIn(f"| {name} | ", printed)
+
     def test_runs_embed_every_record_with_their_own_towers(self):
         shard = tiny.write_shard(str(self.folder / "pool.tfrecord"), rows=20)
         tokenizer = preprocessing.WordPieceTokenizer(
