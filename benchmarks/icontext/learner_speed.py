@@ -1,4 +1,4 @@
-"""How long a training step takes for learners of several sizes.
+"""How long a training step takes for several learners.
 
     python -m benchmarks.icontext.learner_speed
 
@@ -15,47 +15,47 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from jest_tf import config as config_lib  # noqa: E402
 from jest_tf import models, optimizer, training  # noqa: E402
 
-SIZES = {
-    "tiny": models.PRESETS["tiny"],
-    "six blocks": models.TowerSizes(8, 64, 6, 2),
-    "width 96": models.TowerSizes(8, 96, 3, 3),
-    "patches of 4": models.TowerSizes(4, 64, 3, 2),
-    "width 128, four blocks": models.TowerSizes(8, 128, 4, 4),
+LEARNERS = {
+    "the benchmark's": {"towers": "benchmarks.icontext.towers:build"},
+    "twice as wide": {"towers": "benchmarks.icontext.towers:build_wide"},
+    "preset tiny": {"preset": "tiny"},
+    "tiny, patches of 4": {"preset": "tiny", "patch_size": 4},
 }
 BATCH_SIZE, ROUNDS, STEPS = 256, 3, 5
 _VOCABULARY_SIZE, _TEXT_LENGTH, _IMAGE_SIZE = 8192, 16, 32
 
 
 def main():
-    """Print a line a size."""
+    """Print a line a learner."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     first = None
-    for name, sizes in SIZES.items():
-        seconds, weights = measure(sizes)
+    for name, settings in LEARNERS.items():
+        seconds, weights = measure(settings)
         first = first or seconds
         print(
-            f"{name:24}{weights:12,} weights{1e3 * seconds:8.0f} ms"
+            f"{name:20}{weights:12,} weights{1e3 * seconds:8.0f} ms"
             f"{seconds / first:6.1f}",
             flush=True,
         )
 
 
-def measure(sizes):
-    """Processor seconds of a step of a learner, and its number of weights."""
-    models.PRESETS["measured"] = sizes
-    try:
-        learner = models.build_two_tower(
-            "measured",
-            image_size=_IMAGE_SIZE,
-            vocabulary_size=_VOCABULARY_SIZE,
-            text_length=_TEXT_LENGTH,
-            seed=0,
-        )
-    finally:
-        del models.PRESETS["measured"]
+def measure(settings):
+    """Processor seconds of a step of a learner, and its number of weights.
+
+    Args:
+        settings: of `config.ModelConfig`.
+    """
+    config = config_lib.TrainConfig(
+        data=config_lib.DataConfig(
+            image_size=_IMAGE_SIZE, text_length=_TEXT_LENGTH
+        ),
+        model=config_lib.ModelConfig(**settings),
+    )
+    learner = models.build_learner(config, _VOCABULARY_SIZE)
     model = training.JESTModel(learner)
     model.compile(optimizer.AdamW(1e-3))
     dataset = tf.data.Dataset.from_tensors(_batch()).repeat()
