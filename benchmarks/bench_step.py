@@ -74,7 +74,7 @@ _SMALL = Sizes(64, 1, 2, 64, 16)
 _QUICK = Sizes(16, 1, 2, 32, 4)
 # As many tokens as B/16 at 256 pixels has; the text is as long as Flexi-JEST's
 # 110 % want it, see docs/ledger.md.
-_FINE = Sizes(384, 2, 6, 256, 12)
+_FINE = Sizes(384, 6, 6, 256, 12)
 _COARSE_VIEW = config_lib.View(patch_size=32)
 _QUICKSTART = Sizes(64, 3, 2, 32, 16, 8)  # of the preset "tiny"
 
