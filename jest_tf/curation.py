@@ -408,24 +408,27 @@ def _embedded(sidecars, rows, numbers, ids):
 
 def _choose_from(every, chosen_by, seed):
     """Rows chosen from a window, and the scores of all; NumPy."""
-    size = len(every[0].image)
+    dims = tuple(one.image.shape[1] for one in every)
+    draw = _drawer(chosen_by, len(every[0].image), dims)
+    models = [tf.nest.map_structure(tf.constant, one) for one in every]
+    chosen, scores = draw(tf.constant(seed, tf.int32), *models)
+    return chosen.numpy(), scores.numpy()
+
+
+# Shards are about equally large, so sizes of windows are few.
+@functools.lru_cache(maxsize=16)
+def _drawer(chosen_by, size, dims):
+    """A graph: seed, reference, learner -> rows chosen, scores of all."""
     count = max(1, round(chosen_by.share * size))
     num_uniform = min(round(chosen_by.uniform_share * count), count - 1)
-    draw = _drawer(chosen_by, count - num_uniform, num_uniform)
-    seed = tf.constant(seed, tf.int32)
-    return [part.numpy() for part in draw(seed, *every)]
 
-
-@functools.lru_cache(maxsize=16)
-def _drawer(chosen_by, batch_size, num_uniform):
-    """A graph: seed, reference, learner -> rows chosen, scores of all."""
-
-    def draw(seed, reference, learner=None):
+    def draw(seed, reference, *learners):
+        learner = learners[0] if learners else None
         drawn = selection.select_jointly(
             learner,
             reference,
-            batch_size=batch_size,
-            num_chunks=min(chosen_by.num_chunks, batch_size),
+            batch_size=count - num_uniform,
+            num_chunks=min(chosen_by.num_chunks, count - num_uniform),
             seed=cascade.joint_seed(seed),
             criterion=chosen_by.criterion,
             loss=chosen_by.loss,
@@ -437,4 +440,13 @@ def _drawer(chosen_by, batch_size, num_uniform):
             scores += drawn.learner_loss
         return cascade.with_uniform(drawn, num_uniform, seed), scores
 
-    return tf.function(draw, autograph=False)
+    scalar = tf.TensorSpec([], tf.float32)
+    models = [
+        losses.Embeddings(
+            *[tf.TensorSpec([size, dim], tf.float32)] * 2, scalar, scalar
+        )
+        for dim in dims
+    ]
+    return tf.function(draw, autograph=False).get_concrete_function(
+        tf.TensorSpec([2], tf.int32), *models
+    )
