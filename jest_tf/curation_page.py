@@ -212,7 +212,7 @@ def _histograms(curated):
             "Share that is drawn, along the scores",
             {
                 "kept": (
-                    np.linspace(0.0, 1.0, len(parts)),
+                    np.linspace(0.0, 1.0, len(parts)).tolist(),
                     [float((part > 0).mean()) for part in parts],
                 )
             },
@@ -227,17 +227,19 @@ def _histograms(curated):
 
 
 def _histogram(title, values, edges, across):
-    middles = (edges[:-1] + edges[1:]) / 2
+    middles = ((edges[:-1] + edges[1:]) / 2).tolist()
     series = {
         name: (
             middles,
-            np.histogram(np.clip(one, edges[0], edges[-1]), edges)[0]
-            / max(1, len(one)),
+            (
+                np.histogram(np.clip(one, edges[0], edges[-1]), edges)[0]
+                / max(1, len(one))
+            ).tolist(),
         )
         for name, one in values.items()
     }
     bands = {
-        name: (middles, np.zeros_like(heights), heights)
+        name: (middles, [0.0] * len(middles), heights)
         for name, (_, heights) in series.items()
     }
     return page.chart(title, series, bands, _LEGEND, across=across)

@@ -1,31 +1,48 @@
 """Curation: what is chosen, resuming, sets inferred from tasks, the command."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import tempfile
+import time
+from unittest import mock
 
 import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
 import test_cascade
+import test_page
+import test_records
 import test_sidecar_files
 
 from jest_tf import (
+    checkpoint,
     config,
     curation,
+    likeness,
     losses,
+    models,
+    reference,
     selection,
 )
 from jest_tf.data import (
     cascade,
     embed,
+    embeddings,
     manifest,
+    preprocessing,
     reading,
+    records,
     sidecar_files,
     stream,
 )
+from trainers import curate as command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MINI = f"{ROOT}/examples/icontext_mini"
@@ -172,15 +189,17 @@ class ChoiceTest(ScoresTestCase):
         for shard in range(3):
             for rows, captions, seed in self.windows(shard, chosen_by):
                 count = round(len(rows) / 2)
+                num_uniform = round(count / 2)
+                chunks = min(3, count - num_uniform)
                 drawn = cascade.draw(
                     self.embedded(
                         (self.image, self.text), rows, captions, 20.0, -8.0
                     ),
                     config.CascadeConfig(
-                        len(rows), num_chunks=min(3, count), gain=0.5
+                        len(rows), num_chunks=chunks, gain=0.5
                     ),
                     batch_size=count,
-                    num_uniform=round(count / 2),
+                    num_uniform=num_uniform,
                     seed=seed,
                     loss="sigmoid",
                 )
@@ -319,6 +338,444 @@ class ResumeTest(ScoresTestCase):
                 self.output(),
                 curation.Settings(),
                 self.models[:1],
+            )
+
+
+def write_set(folder, name, images, captions, ids, **metadata):
+    """A shard of one picture of noise a number, and a few captions."""
+    payloads = []
+    for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        pixels = np.random.default_rng(image).integers(0, 256, (4, 4, 3))
+        payloads.append(
+            test_records.serialize(
+                image=tf.io.encode_png(pixels.astype(np.uint8)).numpy(),
+                caption=caption,
+                id=int(ids[row]),
+                **{key: values[row] for key, values in metadata.items()},
+            )
+        )
+    path = os.path.join(folder, f"{name}.tfrecord")
+    return records.open_store(test_records.write_shard(path, payloads))
+
+
+class LikeTest(tf.test.TestCase):
+    """A pool of 300 around 12 directions, tasks near four of them."""
+
+    DIM = 16
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.directory = os.path.join(self.folder, "manifest")
+        self.random = np.random.default_rng(0)
+        self.directions = self.unit(self.random.normal(size=(12, self.DIM)))
+        self.pool = self.source("pool", np.arange(300) % 12, range(1000, 1300))
+        labels = np.arange(10) % 4
+        self.labels = labels
+        self.tasks = self.source(
+            "tasks",
+            labels,
+            range(10),
+            concept=[f"concept {label}" for label in labels],
+        )
+
+    def unit(self, values):
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    def source(self, name, labels, ids, images=None, image=None, **metadata):
+        """A store with sidecars near the directions of the labels."""
+        ids = list(ids)
+        store = write_set(
+            self.folder,
+            name,
+            ids if images is None else images,
+            [f"caption {key}" for key in ids],
+            ids,
+            **metadata,
+        )
+        near = self.directions[labels]
+        noise = self.random.normal(size=(2, *near.shape))
+        # Cosines of about 0.9 with the direction.
+        found = [self.unit(near + 0.12 * one) for one in noise]
+        if image is not None:
+            found[0] = image
+        embed.write_arrays(
+            store,
+            *found,
+            sidecar_files.Description("m", "t", "p", self.DIM, 10.0, -10.0),
+        )
+        return likeness.Source(store, embeddings.Sidecars(store))
+
+    def infer(self, evaluation=None, **settings):
+        settings = {"size": 40, "near": 1.1} | settings
+        return likeness.infer(
+            self.pool,
+            self.tasks,
+            evaluation,
+            self.directory,
+            likeness.Settings(**settings),
+        )
+
+    def similarities(self):
+        """[300, 10]: the mean of both cosines, from the arrays."""
+        pool, tasks = (
+            source.sidecars.read_rows(0, len(source.store))
+            for source in (self.pool, self.tasks)
+        )
+        pool, tasks = (
+            np.concatenate([one.image, one.text], 1).astype(np.float64)
+            for one in (pool, tasks)
+        )
+        return pool @ tasks.T / 2
+
+    def test_it_is_the_slow_choice_in_turns(self):
+        found = self.infer()
+        similar = self.similarities()
+        self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
+        chosen = oracles.choose_in_turns(similar, self.labels, 40)
+        self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
+        self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
+        # A task's nearest lie about its direction, ten for each of four.
+        counts = np.bincount(np.array(sorted(chosen)) % 12, minlength=12)
+        self.assertAllEqual(counts[:4], [10] * 4)
+
+    def test_blocks_of_any_size_give_the_same(self):
+        expected = self.infer()
+        with mock.patch.object(likeness, "_BLOCK_ROWS", 7):
+            found = likeness.infer(
+                self.pool,
+                self.tasks,
+                None,
+                os.path.join(self.folder, "other"),
+                likeness.Settings(size=40, near=1.1),
+            )
+        self.assertAllEqual(found.weights, expected.weights)
+        # Products of other shapes round in another order.
+        self.assertAllClose(found.scores, expected.scores, 1e-6, 1e-6)
+
+    def test_a_concept_that_runs_out_leaves_its_turns_to_others(self):
+        # Each finds eight candidates a row that it could have; some are
+        # another's, and all of the pool is too little.
+        found = self.infer(size=300)
+        self.assertEqual(found.weights.sum(), 300)
+        self.assertEqual(self.infer_with(300, oversampling=1), 300 - 0)
+
+    def infer_with(self, size, **settings):
+        self.directory = os.path.join(self.folder, "again")
+        found = self.infer(size=size, **settings)
+        similar, rows = self.similarities(), set()
+        for concept in range(4):
+            of_concept = similar[:, self.labels == concept].max(1)
+            rows |= set(np.argsort(-of_concept)[: size // 4].tolist())
+        self.assertAllEqual(np.flatnonzero(found.weights), sorted(rows))
+        return int(found.weights.sum()) + 300 - len(rows)
+
+    def test_near_duplicates_and_repeated_ids_come_once(self):
+        image = np.repeat(self.directions, 25, 0)[
+            np.argsort(np.tile(np.arange(25), 12), kind="stable")
+        ]
+        self.pool = self.source(
+            "copies", np.arange(300) % 12, range(2000, 2300), image=image
+        )
+        found = self.infer(size=100, near=0.999)
+        # One picture for each direction of which there are candidates.
+        rows = np.flatnonzero(found.weights)
+        self.assertLen(rows, len(np.unique(rows % 12)))
+        self.assertGreater(found.counts["near-duplicates"], 50)
+
+        self.directory = os.path.join(self.folder, "ids")
+        self.pool = self.source(
+            "ids", np.arange(300) % 12, np.arange(300) // 12 % 5 + 7000
+        )
+        found = self.infer(size=100)
+        self.assertEqual(found.weights.sum(), 5)
+        self.assertGreater(found.counts["repeated ids"], 50)
+        self.directory = os.path.join(self.folder, "counted")
+        found = self.infer(size=100, compare_ids=False)
+        self.assertEqual(found.weights.sum(), 100)
+
+    def test_what_is_in_the_evaluation_is_left_out_and_counted(self):
+        before = np.flatnonzero(self.infer().weights)
+        by_id, by_picture, by_embedding = before[[0, 5, 9]]
+        rows = self.pool.sidecars.read_rows(0, 300)
+        image = self.unit(self.random.normal(size=(3, self.DIM)))
+        image[2] = rows.image[by_embedding]
+        evaluation = self.source(
+            "evaluation",
+            [8, 9, 10],
+            [1000 + by_id, 8001, 8002],
+            images=[8000, 1000 + by_picture, 8002],
+            image=image,
+        )
+        self.directory = os.path.join(self.folder, "apart")
+        found = self.infer(evaluation, leak=0.999)
+        after = np.flatnonzero(found.weights)
+        self.assertLen(after, 40)
+        left_out = {by_id, by_picture, by_embedding}
+        self.assertEmpty(left_out & set(after.tolist()))
+        for reason in ("id", "picture", "embedding"):
+            self.assertEqual(found.counts[f"in the evaluation, by {reason}"], 1)
+        chosen = oracles.choose_in_turns(
+            self.similarities(), self.labels, 40, left_out
+        )
+        self.assertAllEqual(after, sorted(chosen))
+
+    def test_tasks_that_share_items_with_the_evaluation_are_refused(self):
+        evaluation = self.source("e", [8, 9, 10], [8000, 3, 6])
+        with self.assertRaisesRegex(
+            ValueError,
+            "2 examples of equal id, the first record 3 of .*tasks.tfrecord "
+            "and record 1 of .*e.tfrecord, ids 3 and 3",
+        ):
+            self.infer(evaluation)
+        evaluation = self.source("p", [8, 9], [8000, 8001], images=[77, 5])
+        with self.assertRaisesRegex(
+            ValueError, "1 examples of equal picture, .* ids 5 and 8001"
+        ):
+            self.infer(evaluation)
+        self.assertFalse(os.path.exists(self.directory))
+
+    def test_embeddings_of_two_models_are_refused(self):
+        store = self.tasks.store
+        folder = os.path.join(self.folder, "others")
+        embed.write_arrays(
+            store,
+            self.unit(np.ones([10, self.DIM])),
+            self.unit(np.ones([10, self.DIM])),
+            sidecar_files.Description("n", "t", "p", self.DIM, 10.0, -10.0),
+            folder,
+        )
+        self.tasks = likeness.Source(store, embeddings.Sidecars(store, folder))
+        with self.assertRaisesRegex(ValueError, "of one model.* m, n"):
+            self.infer()
+
+    def test_concepts_are_a_field_a_caption_or_clusters(self):
+        examples = likeness.load(self.tasks)
+
+        def concepts(**settings):
+            return likeness.concepts_of(
+                self.tasks.store, examples, likeness.Settings(**settings)
+            )
+
+        names, labels = concepts()
+        self.assertEqual(names, [f"concept {number}" for number in range(4)])
+        self.assertAllEqual(labels, self.labels)
+        names, labels = concepts(concept_field="caption")
+        self.assertEqual(names, [f"caption {number}" for number in range(10)])
+        with self.assertRaisesRegex(ValueError, "'kind' must be a field of ev"):
+            concepts(concept_field="kind")
+        self.tasks = self.source("plain", self.labels, range(10))
+        examples = likeness.load(self.tasks)
+        names, labels = concepts(num_clusters=4)
+        self.assertLen(names, 4)
+        # The same grouping under other numbers.
+        pairs = set(zip(labels.tolist(), self.labels.tolist(), strict=True))
+        self.assertLen(pairs, 4)
+        names, _ = concepts()
+        self.assertLen(names, 3)  # the root of ten
+
+    def test_clusters_of_equal_points_are_one(self):
+        labels = likeness.cluster(np.ones([5, 1], np.float32), 3)
+        self.assertAllEqual(labels, np.zeros(5))
+
+    def test_settings_out_of_range_are_refused(self):
+        for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):
+            with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
+                likeness.Settings(**{name: value})
+
+
+class CommandTest(tf.test.TestCase):
+    """The command on shipped pictures, with two runs never trained."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        for seed, name in enumerate(("reference", "learner")):
+            cls.write_run(name, seed)
+
+    @classmethod
+    def write_run(cls, name, seed):
+        workdir = os.path.join(cls.folder, name)
+        os.makedirs(workdir)
+        recipe = config.TrainConfig(
+            seed=seed,
+            data=config.DataConfig(image_size=32, text_length=16),
+            model=config.ModelConfig(preset="tiny"),
+        )
+        config.save_config(recipe, os.path.join(workdir, reference.CONFIG_FILE))
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        tokenizer = preprocessing.WordPieceTokenizer(
+            ["[UNK]", "[EOS]", *letters, *(f"##{one}" for one in letters)], 16
+        )
+        tokenizer.save(workdir)
+        learner = models.build_learner(recipe, tokenizer.vocabulary_size)
+        checkpoint.save_weights(
+            learner, os.path.join(workdir, reference.WEIGHTS_FILE)
+        )
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def arguments(self, output, *more, data="val_concept"):
+        return [
+            *("--workdir", self.path("reference")),
+            *("--data", f"{MINI}/{data}-*.tfrecord"),
+            *("--sidecar-dir", self.path("sidecars")),
+            *("--index-dir", self.path("index")),
+            *("--output", self.path(output)),
+            *more,
+        ]
+
+    def run_command(self, output, *more, **arguments):
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()) as shown,
+        ):
+            command.main(self.arguments(output, *more, **arguments))
+        return printed.getvalue(), shown.getvalue()
+
+    def read_page(self, output):
+        with open(
+            os.path.join(self.path(output), "report.html"), encoding="utf-8"
+        ) as file:
+            text = file.read()
+        self.assertNotRegex(text, r"https?://|<script|<link|url\(")
+        found = test_page.Elements()
+        found.feed(text)
+        self.assertEmpty(found.open)
+        return text, found
+
+    def test_it_writes_what_the_library_does_and_a_report(self):
+        printed, shown = self.run_command(
+            "easy", "--set", "share=0.25", "window=100", "seed=4"
+        )
+        self.assertRegex(printed, r"\b6\d of 246 records are drawn: .*easy")
+        self.assertRegex(shown, r"(?s)embedding .* 246 .*scoring .* 246 of 246")
+        self.assertIn("report.html", printed)
+        data = config.DataConfig(
+            train=(f"{MINI}/val_concept-*.tfrecord",),
+            index_dir=self.path("index"),
+            manifest=self.path("easy"),
+        )
+        store = records.open_stores(data)
+        expected = curation.choose(
+            store,
+            curation.Settings(share=0.25, window=100, seed=4),
+            [curation.Model("", self.path("sidecars"))],
+        )
+        self.assertAllEqual(store.manifest.weights, expected.weights)
+        self.assertAllEqual(store.manifest.scores, expected.scores)
+        text, found = self.read_page("easy")
+        # Eight of each decile, and twelve pairs.
+        self.assertLen(found.images, 80 + 24)
+        for wanted in ("easy_reference", '<td dir="auto">emoji', "noto"):
+            self.assertIn(wanted, text)
+        # Those of the pairs are all drawn.
+        self.assertGreater(text.count('class="card kept"'), 24)
+
+    def test_learnability_is_between_two_runs(self):
+        self.run_command(
+            "learnable",
+            *("--learner", self.path("learner")),
+            *("--learner-sidecar-dir", self.path("learner_sidecars")),
+            "--no-report",
+        )
+        store = records.open_store(
+            f"{MINI}/val_concept-*.tfrecord", index_dir=self.path("index")
+        )
+        found = manifest.Manifest(self.path("learnable"), store)
+        self.assertEqual(found.made_by["criterion"], "learnability")
+        fingerprints = {
+            found.made_by[name]["fingerprint"]
+            for name in ("reference", "learner")
+        }
+        self.assertLen(fingerprints, 2)
+        self.assertFalse(os.path.exists(self.path("learnable/report.html")))
+        self.assertEqual(found.weights.sum(), round(0.2 * 246))
+
+    def test_like_tasks_without_anything_of_their_evaluation(self):
+        printed, _ = self.run_command(
+            "like",
+            *("--like", f"{MINI}/val_concept-*.tfrecord"),
+            *("--evaluation", f"{MINI}/test_concept-*.tfrecord"),
+            *("--set", "size=150", "near=1.1", "leak=1.1"),
+            data="reference",
+        )
+        self.assertRegex(printed, "150 of .* records are drawn")
+        self.assertIn("  concepts", printed)
+        self.assertIn("in the evaluation, by picture", printed)
+        text, _ = self.read_page("like")
+        self.assertIn("passed over: in the evaluation, by id", text)
+
+    def test_what_does_not_fit_is_one_line(self):
+        for more, message in (
+            (["--evaluation", "x"], "`--evaluation` needs `--like`"),
+            (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
+            (["--like", "x", "--beam"], "Received: `--beam` with it"),
+            (["--set", "share=2"], "`share` must be in"),
+            (["--set", "size=2"], "No setting `size`"),
+            (
+                [
+                    *("--like", f"{MINI}/val_concept-*.tfrecord"),
+                    *("--evaluation", f"{MINI}/val_concept-*.tfrecord"),
+                ],
+                "The tasks must have nothing in common with the evaluation. "
+                "Received: 246 examples of equal id",
+            ),
+        ):
+            with self.assertRaises(SystemExit) as stopped:
+                self.run_command("none", "--no-report", *more)
+            self.assertRegex(str(stopped.exception), f"^error: .*{message}")
+        with self.assertRaises(SystemExit):
+            self.run_command("none", "--unknown")
+
+    @pytest.mark.slow
+    def test_killed_at_any_shard_it_ends_with_the_same_manifest(self):
+        for number in range(4):
+            store = write_set(
+                self.folder,
+                f"part{number}",
+                range(100),
+                ["a caption"] * 100,
+                range(100),
+            )
+        del store
+        arguments = [
+            *("--workdir", self.path("reference")),
+            *("--data", self.path("part*.tfrecord")),
+            *("--sidecar-dir", self.path("sidecars")),
+            *("--no-report", "--output"),
+        ]
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.main([*arguments, self.path("whole")])
+        folder = pathlib.Path(self.path("killed"))
+        script = (
+            "import time\n"
+            "from jest_tf.data import manifest\n"
+            "from trainers import curate\n"
+            "write = manifest.write_part\n"
+            "def slow(*arguments):\n"
+            "    write(*arguments)\n"
+            "    time.sleep(0.5)\n"
+            "manifest.write_part = slow\n"
+            f"curate.main({[*arguments, str(folder)]})\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT
+        ) as child:
+            while len(list(folder.glob("*.weights"))) < 2:
+                self.assertIsNone(child.poll())
+                time.sleep(0.01)
+            child.send_signal(signal.SIGKILL)
+        self.assertFalse((folder / manifest.MANIFEST_FILE).exists())
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.main([*arguments, str(folder)])
+        for path in pathlib.Path(self.path("whole")).iterdir():
+            self.assertEqual(
+                (folder / path.name).read_bytes(), path.read_bytes()
             )
 
 
