@@ -39,7 +39,7 @@ _LISTED = 12
 _PICTURE_SIZE = 64
 _MAX_PIXELS = config_lib.DataConfig.max_image_pixels
 # Cosines above which the page counts pictures as near-duplicates.
-_NEAR = (0.999, 0.99, 0.98, 0.95, 0.9)
+_NEAR = (0.9999, 0.999, 0.99, 0.98, 0.95, 0.9)
 _LEGEND = {"dropped": "all", "kept": "drawn"}
 
 
@@ -182,7 +182,7 @@ def _facts(curated):
     }
     for name, value in made_by.items():
         if name in ("reference", "learner"):
-            value = f"{value['fingerprint'][:12]}, {value['dim']} wide"
+            value = value["fingerprint"][:16]
         elif name in ("tasks", "evaluation"):
             value = f"{len(value)} shards"
         facts[name.replace("_", " ")] = str(value)

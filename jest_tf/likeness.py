@@ -44,9 +44,10 @@ class Settings:
         num_clusters: where clusters stand for concepts; None is the square
             root of the number of examples.
         near: pictures are near-duplicates from this cosine on, and only the
-            first of them is chosen.
+            first of them is chosen. What is near depends on the model: one
+            that tells little apart has all cosines near 1.
         leak: a picture is one of the evaluation from this cosine with one of
-            its pictures on.
+            its pictures on; as `near`.
         oversampling: candidates of a concept, in multiples of its share of the
             set.
         compare_ids: equal ids are equal records; false where data sets count
@@ -56,8 +57,8 @@ class Settings:
     size: int = 1000
     concept_field: str = ""
     num_clusters: int | None = None
-    near: float = 0.98
-    leak: float = 0.95
+    near: float = 0.999
+    leak: float = 0.999
     oversampling: int = 8
     compare_ids: bool = True
 

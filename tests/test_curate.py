@@ -17,6 +17,7 @@ import oracles
 import pytest
 import tensorflow as tf
 import test_cascade
+import test_manifest
 import test_page
 import test_records
 import test_sidecar_files
@@ -25,6 +26,7 @@ from jest_tf import (
     checkpoint,
     config,
     curation,
+    curation_page,
     likeness,
     losses,
     models,
@@ -339,6 +341,90 @@ class ResumeTest(ScoresTestCase):
                 curation.Settings(),
                 self.models[:1],
             )
+
+
+class ReportTest(ScoresTestCase):
+    """What the page shows, against loops over everything."""
+
+    def test_nearest_others_are_those_of_a_matrix(self):
+        rows = np.setdiff1d(np.arange(80), [4, 50, 61])
+        queries = rows[::3]
+        image = np.float32(np.float16(self.image))
+        cosines = image[queries] @ image[rows].T
+        cosines[queries[:, None] == rows] = -np.inf
+        bad = np.isin(rows, test_cascade.INVALID)
+        cosines[:, bad] = -np.inf
+        cosines[np.isin(queries, test_cascade.INVALID)] = -np.inf
+        expected = rows[cosines.argmax(1)]
+        expected[np.isinf(cosines.max(1))] = -1
+        sidecars = embeddings.Sidecars(self.store)
+        for size in (5, 2**13):
+            with mock.patch.multiple(
+                curation_page, _BLOCK=size, _QUERY_BLOCK=size - 1
+            ):
+                others, best = curation_page.nearest_others(
+                    self.store, sidecars, rows, queries
+                )
+            self.assertAllEqual(others, expected)
+            self.assertAllClose(best, cosines.max(1), 1e-6, 1e-6)
+
+    def test_sources_are_counted_by_record_and_by_weight(self):
+        store = write_set(
+            self.output(),
+            "a",
+            range(6),
+            ["b"] * 6,
+            range(6),
+            kind=["x", "y<", "x", "", "x", "y<"],
+        )
+        weights = np.float32([2, 0, 1, 4, 0, 1])
+        counted, looked_at = curation_page.count_sources(
+            store, weights, ("kind", "style")
+        )
+        self.assertEqual(looked_at, 6)
+        self.assertEqual(list(counted), ["kind"])
+        self.assertAllEqual(counted["kind"]["x"], [3, 3])
+        self.assertAllEqual(counted["kind"]["y<"], [2, 1])
+        self.assertAllEqual(counted["kind"][""], [1, 4])
+
+    def test_what_cannot_be_read_is_shown_grey_and_text_is_escaped(self):
+        folder = self.output()
+        path = os.path.join(folder, "a.tfrecord")
+        good = tf.io.encode_png(np.zeros([3, 3, 3], np.uint8)).numpy()
+        test_records.write_shard(
+            path,
+            [
+                test_records.serialize(image=image, caption=caption, kind="<i>")
+                for image, caption in (
+                    (good, "<script>"),
+                    (b"x", "b"),
+                    (good, " "),
+                    (good, "c"),
+                )
+            ],
+        )
+        store = records.open_store(path)
+        found = test_manifest.write(
+            store, os.path.join(folder, "m"), [1, 2, 1, 0], [1, 2, np.nan, 2]
+        )
+        page = os.path.join(folder, "report.html")
+        curation_page.write(page, store, found)
+        with open(page, encoding="utf-8") as file:
+            text = file.read()
+        elements = test_page.Elements()
+        elements.feed(text)
+        self.assertEmpty(elements.open)
+        self.assertNotIn("script", elements.tags)
+        self.assertLen(elements.images, 3)
+        self.assertIn("&lt;script&gt;", text)
+        self.assertIn("&lt;i&gt;", text)
+        self.assertIn("Weights", text)
+        self.assertNotIn("Near-duplicates", text)
+
+    def test_rows_are_taken_evenly(self):
+        rows = np.arange(10, 20)
+        self.assertAllEqual(curation_page.evenly(rows, 12), rows)
+        self.assertAllEqual(curation_page.evenly(rows, 4), [10, 12, 15, 17])
 
 
 def write_set(folder, name, images, captions, ids, **metadata):

@@ -29,7 +29,9 @@ def write(store, directory, weights, scores=None, made_by=MADE_BY, counts=None):
             manifest.part_path(store, shard, directory),
             manifest.describe(store, shard, made_by),
             manifest.Part(
-                store.ids(rows), np.asarray(weights)[rows], scores[rows]
+                store.ids(rows),
+                np.asarray(weights)[rows],
+                np.asarray(scores)[rows],
             ),
         )
     return manifest.finish(store, directory, made_by, counts or {})
