@@ -31,6 +31,7 @@ from jest_tf import (
     losses,
     models,
     reference,
+    runs,
     selection,
 )
 from jest_tf.data import (
@@ -781,6 +782,37 @@ class CommandTest(tf.test.TestCase):
         self.assertLen(fingerprints, 2)
         self.assertFalse(os.path.exists(self.path("learnable/report.html")))
         self.assertEqual(found.weights.sum(), round(0.2 * 246))
+
+    @pytest.mark.slow
+    def test_a_learner_may_be_an_earlier_checkpoint(self):
+        recipe = config.load_config(
+            f"{ROOT}/configs/quickstart_uniform.py",
+            [
+                *("steps=2", "optimizer.warmup_steps=1"),
+                *("data.super_batch_size=8", "data.vocabulary_size=64"),
+                f"data.train={MINI}/val_concept-*.tfrecord",
+                f"data.index_dir={self.path('index')}",
+                *("evaluation.data=", "checkpoint.every_steps=1"),
+            ],
+        )
+        with contextlib.redirect_stderr(io.StringIO()):
+            runs.train(recipe, self.path("run"))
+        store = records.open_stores(recipe.data)
+        first, last, end = (
+            curation.Model(self.path("run"), "", step).description(store)
+            for step in (1, 2, None)
+        )
+        self.assertNotEqual(first.fingerprint, last.fingerprint)
+        self.assertEqual(last, end)
+        self.run_command(
+            "earlier",
+            *("--learner", self.path("run"), "--learner-step", "1"),
+            *("--learner-sidecar-dir", self.path("first"), "--no-report"),
+        )
+        found = manifest.Manifest(self.path("earlier"), store)
+        self.assertEqual(
+            found.made_by["learner"]["fingerprint"], first.fingerprint
+        )
 
     def test_like_tasks_without_anything_of_their_evaluation(self):
         printed, _ = self.run_command(
