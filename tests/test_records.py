@@ -65,6 +65,7 @@ class Data:
     """As much of a `DataConfig` as `open_stores` reads."""
 
     train: tuple = ()
+    manifest: str = ""
     format: str = "auto"
     image_field: str = ""
     caption_fields: tuple = ()
