@@ -65,11 +65,11 @@ class Data:
     """As much of a `DataConfig` as `open_stores` reads."""
 
     train: tuple = ()
-    manifest: str = ""
     format: str = "auto"
     image_field: str = ""
     caption_fields: tuple = ()
     index_dir: str = ""
+    manifest: str = ""
 
 
 def example(i):
