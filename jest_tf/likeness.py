@@ -103,6 +103,25 @@ class Source(NamedTuple):
     sidecars: embeddings.Sidecars
 
 
+class Apart:
+    """What nothing may be chosen of.
+
+    Args:
+        items: the records of the evaluation.
+        store: that they are of.
+
+    Attributes:
+        items: as given.
+        store: as given.
+        pictures: hashes of their encoded pictures, see `digests`.
+    """
+
+    def __init__(self, items: Embedded, store: records.Store):
+        self.items = items
+        self.store = store
+        self.pictures = digests(store, items.rows)
+
+
 def infer(
     pool: Source,
     tasks: Source,
@@ -140,8 +159,8 @@ def infer(
         )
     apart = None
     if evaluation is not None:
-        apart = load(evaluation)
-        check_apart(tasks, examples, evaluation, apart, chosen_by)
+        apart = Apart(load(evaluation), evaluation.store)
+        check_apart(tasks, examples, apart, chosen_by)
     names, labels = concepts_of(tasks.store, examples, chosen_by)
     made_by = _describe(pool, tasks, evaluation, chosen_by)
     with curation.claimed(directory):
@@ -150,7 +169,7 @@ def infer(
             pool, examples, labels, min(most, len(pool.store)), progress
         )
         found = load(pool, np.unique(nearest[nearest >= 0]))
-        good, counts = _apart_from(pool, found, evaluation, apart, chosen_by)
+        good, counts = _apart_from(pool, found, apart, chosen_by)
         chosen, repeated = take_turns(nearest, found, good, chosen_by)
         counts |= repeated | {"concepts": len(names)}
         weights = np.zeros(len(pool.store), np.float32)
@@ -191,11 +210,7 @@ def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
 
 
 def check_apart(
-    tasks: Source,
-    examples: Embedded,
-    evaluation: Source,
-    apart: Embedded,
-    chosen_by: Settings,
+    tasks: Source, examples: Embedded, apart: Apart, chosen_by: Settings
 ) -> None:
     """Refuses tasks that share items with their evaluation.
 
@@ -203,11 +218,12 @@ def check_apart(
         ValueError: an id is in both, or an encoded picture; with their number
             and places.
     """
-    pictures = digests(evaluation.store, apart.rows)
+    items = apart.items
     shared = {}
     if chosen_by.compare_ids:
-        shared["id"] = _pairs(examples.ids, apart.ids)
-    shared["picture"] = _pairs(digests(tasks.store, examples.rows), pictures)
+        shared["id"] = _pairs(examples.ids, items.ids)
+    pictures = digests(tasks.store, examples.rows)
+    shared["picture"] = _pairs(pictures, apart.pictures)
     for what, pairs in shared.items():
         if pairs:
             here, there = pairs[0]
@@ -215,8 +231,8 @@ def check_apart(
                 "The tasks must have nothing in common with the evaluation. "
                 f"Received: {len(pairs)} examples of equal {what}, the first "
                 f"{tasks.store.describe(int(examples.rows[here]))} and "
-                f"{evaluation.store.describe(int(apart.rows[there]))}, ids "
-                f"{examples.ids[here]} and {apart.ids[there]}"
+                f"{apart.store.describe(int(items.rows[there]))}, ids "
+                f"{examples.ids[here]} and {items.ids[there]}"
             )
 
 
@@ -430,7 +446,7 @@ def _pairs(here, there):
     ]
 
 
-def _apart_from(pool, found, evaluation, apart, chosen_by):
+def _apart_from(pool, found, apart, chosen_by):
     """Which candidates are no items of the evaluation; and how many are."""
     good = np.ones(len(found.rows), bool)
     if apart is None:
@@ -442,15 +458,14 @@ def _apart_from(pool, found, evaluation, apart, chosen_by):
         good[bad] = False
 
     if chosen_by.compare_ids:
-        leave_out("id", np.isin(found.ids, apart.ids))
-    pictures = digests(evaluation.store, apart.rows)
+        leave_out("id", np.isin(found.ids, apart.items.ids))
     own = digests(pool.store, found.rows)
-    leave_out("picture", np.isin(own, pictures) & (own != ""))
+    leave_out("picture", np.isin(own, apart.pictures) & (own != ""))
     closest = np.empty(len(found.rows), np.float32)
-    size = max(64, _BLOCK_VALUES // max(1, len(apart.rows)))
+    size = max(64, _BLOCK_VALUES // max(1, len(apart.pictures)))
     for start in range(0, len(found.rows), size):
         block = slice(start, start + size)
-        similar = found.image[block] @ apart.image.T
+        similar = found.image[block] @ apart.items.image.T
         closest[block] = similar.max(1, initial=-np.inf)
     leave_out("embedding", closest >= chosen_by.leak)
     return good, counts
