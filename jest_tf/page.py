@@ -480,8 +480,9 @@ svg { width: 100%; height: auto; display: block; }
 .key.uniform::before { background: var(--uniform); }
 .key.chance::before { background: var(--chance); }
 table { border-collapse: collapse; font-size: 13px; width: 100%; }
-td, th { padding: 2px 6px; text-align: right; overflow-wrap: anywhere; }
-td:first-child { text-align: left; }
+td, th { padding: 2px 6px; text-align: right; white-space: nowrap; }
+td:first-child { text-align: left; white-space: normal;
+  overflow-wrap: anywhere; }
 .moment { border-top: 1px solid var(--grid); padding: 16px 0 8px; }
 .cards { display: grid; gap: 10px;
   grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); }
