@@ -35,6 +35,7 @@ from jest_tf.data import (
     preprocessing,
     reading,
     records,
+    shards,
     sidecar_files,
     stream,
 )
@@ -333,8 +334,13 @@ def claimed(directory: str) -> Iterator[None]:
     """Holds the folder of a manifest.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or it is not local.
     """
+    if shards.is_remote(directory):
+        raise ValueError(
+            "The folder of a manifest must be local where one machine writes "
+            f"it: copy it afterwards. Received: {directory!r}"
+        )
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, ".lock"), "a") as lock:
         try:

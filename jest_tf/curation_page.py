@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf import page, stopping
+from jest_tf import page
 from jest_tf.data import (
     embeddings,
     manifest,
@@ -22,6 +22,7 @@ from jest_tf.data import (
     preprocessing,
     reading,
     records,
+    shards,
 )
 
 SOURCE_FIELDS = ("source", "kind", "style")
@@ -53,7 +54,7 @@ def write(
     """Renders the report of a manifest.
 
     Args:
-        path: of the HTML file.
+        path: of the HTML file; may be remote.
         store: the records.
         curated: their manifest.
         sidecars: for near-duplicates; None leaves them out.
@@ -78,7 +79,7 @@ def write(
     text = page.document(
         ("The manifest ", name, ""), _facts(curated), "".join(body)
     )
-    stopping.write_text(path, text)
+    shards.write_whole(path, text.encode())
 
 
 def count_sources(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import checkpoint, ledger, reference, stopping, telemetry
+from jest_tf import checkpoint, ledger, reference, telemetry
 from jest_tf import config as config_lib
 from jest_tf.data import cascade, embeddings, pipeline, records
 
@@ -186,7 +186,9 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
     shown = moments(workdir, evenly(lines, num_moments))
     log = ledger.read_log(os.path.join(workdir, checkpoint.METRICS_FILE))
     text = _page(_config(workdir), workdir, lines, log, shown)
-    stopping.write_text(path, text)
+    with checkpoint.written_whole(path) as partial:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _config(workdir):

@@ -248,11 +248,7 @@ class Skipped:
 
 def write_json(path: str, content) -> None:
     """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: str, text: str) -> None:
-    """Writes a file of text, whole or not at all."""
     with checkpoint.written_whole(path) as partial:
         with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+            json.dump(content, file, indent=2)
+            file.write("\n")

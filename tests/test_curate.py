@@ -279,6 +279,10 @@ class ResumeTest(ScoresTestCase):
             with self.assertRaisesRegex(ValueError, "Another process is writ"):
                 self.curate(folder)
 
+    def test_a_remote_folder_is_for_beam(self):
+        with self.assertRaisesRegex(ValueError, "must be local.*'ram://a'"):
+            self.curate("ram://a")
+
     def test_models_that_do_not_fit_are_refused(self):
         for criterion, found, pattern in (
             (

@@ -125,6 +125,14 @@ class ManifestTest(FolderTestCase):
         order = pipeline.order(opened, (), 3, None)
         self.assertAllEqual(np.unique(order.rows(np.arange(8))), [1, 3])
 
+    def test_it_may_lie_on_remote_storage(self):
+        self.directory = "ram://manifests/one"
+        self.assert_refused("expected a folder that `trainers.curate` has")
+        expected = self.write()
+        found = manifest.Manifest(self.directory, self.store)
+        self.assertAllEqual(found.weights, expected.weights)
+        self.assertEqual(found.identity, expected.identity)
+
     def test_a_manifest_of_another_store_is_refused_by_name(self):
         self.write()
         tiny.write_shard(os.path.join(self.folder, "x.tfrecord"), seed=9)
