@@ -122,7 +122,7 @@ class Model(NamedTuple):
             ValueError: there is no such run, or no sidecars without one.
         """
         if self.workdir:
-            return _loaded(self.workdir, self.step)[1]
+            return _loaded(self.workdir, self.step, _written(self.workdir))[1]
         return embeddings.Sidecars(store, self.sidecar_dir).description
 
     def sidecars(
@@ -141,7 +141,9 @@ class Model(NamedTuple):
         """
         if not self.workdir:
             return embeddings.Sidecars(store, self.sidecar_dir)
-        run, description = _loaded(self.workdir, self.step)
+        run, description = _loaded(
+            self.workdir, self.step, _written(self.workdir)
+        )
         embed.write(
             store,
             reference.encoder(run),
@@ -231,6 +233,7 @@ def curate_with_beam(
             f"Received: {error}"
         ) from error
     check_models(chosen_by, models)
+    _opened.cache_clear()  # of a pipeline before, in this process
     store = records.open_stores(data)
     made_by = describe(
         chosen_by, [model.description(store) for model in models]
@@ -353,9 +356,20 @@ def claimed(directory: str) -> Iterator[None]:
         yield
 
 
+def _written(workdir):
+    """When a run was written, so that another one is not taken for it."""
+    try:
+        return os.stat(
+            os.path.join(workdir, reference.WEIGHTS_FILE)
+        ).st_mtime_ns
+    except OSError:
+        return 0
+
+
 @functools.lru_cache(maxsize=2)
-def _loaded(workdir, step):
+def _loaded(workdir, step, written):
     """A run and what its embeddings are of."""
+    del written
     if step is None:
         run = reference.load_run(workdir)
     else:
