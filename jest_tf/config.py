@@ -71,6 +71,9 @@ class DataConfig:
             shards, tables or prepared TFDS directories, see docs/data.md.
         weights: shares of the stores of `train` in the stream, one each; ()
             takes each by its size.
+        manifest: folder of a manifest of `train`, as `trainers.curate` writes
+            it: only the records in it are drawn, as often as their weights
+            say; "" draws all alike.
         format: "tfrecord", "webdataset", "tfds" or "table"; "auto" tells by
             the file names.
         image_field: feature, extension or column of the picture; "" is the
@@ -96,6 +99,7 @@ class DataConfig:
 
     train: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    manifest: str = ""
     format: str = "auto"
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
@@ -552,6 +556,7 @@ class TrainConfig:
             self.data,
             train=self.evaluation.data,
             weights=(),
+            manifest="",
             **{name: one for name, one in own.items() if one is not None},
         )
 

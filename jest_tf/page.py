@@ -8,7 +8,7 @@ what a run has written (`telemetry.py`) and from its data; no model runs.
 import base64
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -202,7 +202,6 @@ def _config(workdir):
 
 
 def _page(config, workdir, lines, log, shown):
-    name = html.escape(os.path.basename(os.path.abspath(workdir)))
     selection = config.selection
     facts = {
         "draw": f"{selection.method}, by {selection.criterion}",
@@ -212,24 +211,43 @@ def _page(config, workdir, lines, log, shown):
         "seed": str(config.seed),
         "learner": config.model.towers or config.model.preset,
     }
-    listed = "".join(
-        f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
-        for key, value in facts.items()
-    )
     charts = "".join(_charts(lines, log))
     gallery = "".join(_moment(moment) for moment in reversed(shown))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>What {name} selects</title>\n<style>{_STYLE}</style></head>\n"
-        f"<body><header><h1>What <em>{name}</em> selects</h1>"
-        f"<dl>{listed}</dl></header>\n"
+    return document(
+        ("What ", os.path.basename(os.path.abspath(workdir)), " selects"),
+        facts,
         f'<section class="charts">{charts}</section>\n'
         "<h2>Extremes of the scored rows, newest first</h2>\n"
         '<p class="note">Of logged super-batches the rows with the highest and '
         "the lowest score given the sub-batch, with the pixels that the "
         "learner scores. Framed ones were kept and trained on.</p>\n"
-        f"{gallery}</body></html>\n"
+        f"{gallery}",
+    )
+
+
+def document(
+    title: tuple[str, str, str], facts: Mapping[str, str], body: str
+) -> str:
+    """A whole page.
+
+    Args:
+        title: before, in and after what is coloured.
+        facts: names and values beneath the title.
+        body: HTML.
+    """
+    before, name, after = map(html.escape, title)
+    listed = "".join(
+        f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
+        for key, value in facts.items()
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{before}{name}{after}</title>\n"
+        f"<style>{_STYLE}</style></head>\n"
+        f"<body><header><h1>{before}<em>{name}</em>{after}</h1>"
+        f"<dl>{listed}</dl></header>\n"
+        f"{body}</body></html>\n"
     )
 
 
@@ -243,7 +261,7 @@ def _charts(lines, log):
         return points + [[row[name] for row in rows] for name in names]
 
     at, score, uniform = of_log("select/score", "select/uniform_score")
-    yield _chart(
+    yield chart(
         "Score of the sub-batch",
         {"kept": (at, score), "uniform": (at, uniform)},
         legend={"kept": "the draw", "uniform": "a uniform draw"},
@@ -268,13 +286,13 @@ def _charts(lines, log):
             series[group] = (at, middle)
             if group != "uniform":
                 bands[group] = (at, low, high)
-        yield _chart(
+        yield chart(
             f"{quantity.replace('_', ' ').capitalize()} of rows: median, and "
             "5 to 95 %",
             series,
             bands=bands,
         )
-    yield _chart(
+    yield chart(
         "Share of the draw that other draws hold too",
         {
             "kept": (steps, [line["overlap_independent"] for line in lines]),
@@ -291,7 +309,7 @@ def _charts(lines, log):
     at, repeats = of_log("train/repeat_rate")
     of_ratio, ratio = of_log("select/effective_filter_ratio")
     if at:
-        yield _chart(
+        yield chart(
             "Records",
             {"kept": (at, repeats), "dropped": (of_ratio, ratio)},
             legend={
@@ -302,15 +320,33 @@ def _charts(lines, log):
         )
 
 
-def _chart(title, series, bands=None, legend=_LEGEND, unit_range=False):
-    """A figure with an SVG: lines by name, over bands by name."""
+def chart(
+    title: str,
+    series: Mapping[str, tuple],
+    bands: Mapping[str, tuple] | None = None,
+    legend: Mapping[str, str] = _LEGEND,
+    unit_range: bool = False,
+    across: str = "by step",
+) -> str:
+    """A figure with an SVG: lines by name, over bands by name.
+
+    Args:
+        title: above it.
+        series: steps, or what else goes across, and values; named as the
+            styles of the page, "kept", "dropped", "uniform" and "chance".
+        bands: steps, lower and upper values.
+        legend: what to call them.
+        unit_range: whether values are from 0 to 1.
+        across: what goes across.
+    """
     bands = bands or {}
     every = [values for _, values in series.values()]
     every += [values for band in bands.values() for values in band[1:]]
     left, right, top, bottom = _MARGINS
     steps = [step for at, _ in series.values() for step in at]
-    low, high, ticks = _ticks(0.0, 1.0) if unit_range else _range(every)
-    begin, end, step_ticks = min(steps), max(steps), _ticks(0, max(steps))[2]
+    low, high, ticks = round_ticks(0.0, 1.0) if unit_range else _range(every)
+    begin, end = min(steps), max(steps)
+    step_ticks = round_ticks(min(0, begin), end)[2]
 
     def x(step):
         share = (step - begin) / ((end - begin) or 1)
@@ -357,7 +393,8 @@ def _chart(title, series, bands=None, legend=_LEGEND, unit_range=False):
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
         f'<svg viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}" role="img" '
         f'aria-label="{html.escape(title)}">{"".join(drawn)}</svg>'
-        f'<div class="keys">{keys}<span>by step</span></div></figure>'
+        f'<div class="keys">{keys}<span>{html.escape(across)}</span>'
+        "</div></figure>"
     )
 
 
@@ -365,10 +402,10 @@ def _range(every):
     values = np.concatenate([np.asarray(one, np.float64) for one in every])
     low, high = float(values.min()), float(values.max())
     margin = 0.04 * (high - low) or 1.0
-    return _ticks(low - margin, high + margin)
+    return round_ticks(low - margin, high + margin)
 
 
-def _ticks(low, high):
+def round_ticks(low: float, high: float) -> tuple[float, float, list[float]]:
     """The range, and round numbers in it, about five."""
     rough = (high - low) / 5 or 1.0
     power = 10.0 ** np.floor(np.log10(rough))
@@ -384,7 +421,7 @@ def _moment(moment):
     titles = _EXTREMES_OF[moment.criterion]
     rows = "".join(
         f'<h4>{title}</h4><div class="cards">'
-        f"{''.join(_card(card) for card in cards)}</div>"
+        f"{''.join(figure(card) for card in cards)}</div>"
         for title, cards in zip(
             titles, (moment.highest, moment.lowest), strict=True
         )
@@ -395,7 +432,8 @@ def _moment(moment):
     )
 
 
-def _card(card):
+def figure(card: Card) -> str:
+    """A card as HTML; framed where it was kept."""
     png = base64.b64encode(tf.io.encode_png(card.image).numpy()).decode()
     caption = html.escape(card.caption)
     kept = " kept" if card.kept else ""
@@ -443,6 +481,10 @@ svg { width: 100%; height: auto; display: block; }
 .key.dropped::before { background: var(--dropped); }
 .key.uniform::before { background: var(--uniform); }
 .key.chance::before { background: var(--chance); }
+table { border-collapse: collapse; font-size: 13px; width: 100%; }
+td, th { padding: 2px 6px; text-align: right; white-space: nowrap; }
+td:first-child { text-align: left; white-space: normal;
+  overflow-wrap: anywhere; }
 .moment { border-top: 1px solid var(--grid); padding: 16px 0 8px; }
 .cards { display: grid; gap: 10px;
   grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); }

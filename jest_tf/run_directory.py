@@ -105,7 +105,11 @@ def check_data(
         [os.path.basename(path), store.stamp(number)]
         for number, path in enumerate(store.shards.paths)
     ]
-    here = {"shards": shards, "reference": reference_fingerprint}
+    here = {
+        "shards": shards,
+        "reference": reference_fingerprint,
+        "manifest": store.manifest.identity if store.manifest else "",
+    }
     path = os.path.join(workdir, DATA_FILE)
     if not os.path.isfile(path):
         stopping.write_json(path, here)
@@ -124,6 +128,13 @@ def check_data(
                 f"{workdir!r} began with, shard {was[0]} of version {was[1]}. "
                 f"Received: {now[0]} of version {now[1]}"
             )
+    began_with = before.get("manifest", "")  # which older runs don't name
+    if began_with != here["manifest"]:
+        raise ValueError(
+            f"`data.manifest` must be the one that the run in {workdir!r} "
+            f"began with, {began_with or 'none'}. Received: "
+            f"{here['manifest'] or 'none'}"
+        )
     if before["reference"] != here["reference"]:
         raise ValueError(
             f"The reference must be the one that the run in {workdir!r} began "

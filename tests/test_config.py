@@ -599,7 +599,7 @@ class FilesTest(tf.test.TestCase):
             (
                 "data.imagesize=3",
                 "No setting `data.imagesize`. Fields of DataConfig: train, "
-                "weights, format, ",
+                "weights, manifest, format, ",
             ),
             ("size=3", "No setting `size`. Fields of TrainConfig: seed, "),
             ("steps.x=3", "No setting `steps.x`: nothing lies below"),

@@ -25,7 +25,7 @@ import tensorflow as tf
 import jest_tf
 from jest_tf import config as config_lib
 from jest_tf import ledger
-from trainers import evaluate, train
+from trainers import curate, evaluate, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = tuple(
@@ -159,6 +159,35 @@ class PythonBlocksTest(DocsTestCase):
             log = ledger.read_log(f"{run}/metrics.jsonl")
             self.assertEqual(log[-1]["step"], 20)
             self.assertEqual(log[-1]["examples/trained"], 20 * 32)
+
+    @pytest.mark.slow
+    def test_the_page_on_curation_chooses_and_trains(self):
+        (self.folder / "configs").symlink_to(ROOT / "configs")
+        few = (*("steps=2", "optimizer.warmup_steps=1"), "evaluation.data=")
+        few += ("data.super_batch_size=16", "data.vocabulary_size=64")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            for line in shell_commands("docs/curation.md"):
+                program, arguments = line[2], line[3:]
+                if program == "trainers.train":
+                    more = () if "--set" in arguments else ("--set",)
+                    train.main([*arguments, *more, *few])
+                elif program == "trainers.curate":
+                    # A reference of two steps finds all pictures alike.
+                    if "--like" in arguments:
+                        arguments += ["near=1.1", "leak=1.1"]
+                    if "--beam" not in arguments:
+                        curate.main(arguments)
+        # A quarter of each of four windows of 2,050.
+        for name, count in (
+            ("easy", f"{4 * round(2050 / 4):,}"),
+            ("like", 400),
+        ):
+            self.assertIn(
+                f"{count} of 8,200 records are drawn: manifests/{name}",
+                printed.getvalue(),
+            )
+        log = ledger.read_log("runs/curated/metrics.jsonl")
+        self.assertEqual(log[-1]["step"], 2)
 
     def shrink(self, arguments):
         settings = list(SHRUNK)

@@ -241,7 +241,7 @@ class TicksTest(tf.test.TestCase):
             (-3.1, 4.2, [-3, -2, -1, 0, 1, 2, 3, 4]),
             (0, 400, [0, 100, 200, 300, 400]),
         ):
-            self.assertAllClose(page._ticks(low, high)[2], ticks)
+            self.assertAllClose(page.round_ticks(low, high)[2], ticks)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class Data:
     image_field: str = ""
     caption_fields: tuple = ()
     index_dir: str = ""
+    manifest: str = ""
 
 
 def example(i):

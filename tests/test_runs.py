@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import run_server
 import tensorflow as tf
+import test_manifest
 import tiny
 
 from jest_tf import (
@@ -309,6 +310,23 @@ class DirectoryTest(RunsTestCase):
             self.train("run", "steps=4")
         tiny.write_shard(shard)
         self.train("run", "steps=4")
+
+    def test_another_manifest_than_at_the_beginning_is_refused(self):
+        store = records.open_store(os.path.join(self.folder, "a.tfrecord"))
+        folder = os.path.join(self.folder, "manifest")
+        setting = f"data.manifest={folder}"
+        test_manifest.write(store, folder, np.arange(20) % 2)
+        quick = ("steps=4", "data.super_batch_size=8", "selection.batch_size=4")
+        self.train("run", *quick, setting, "evaluation.log_ids=true")
+        drawn = tiny.read_lines(self.workdir("run"), "draws.jsonl")
+        ids = {key for line in drawn for key in line["ids"]}
+        self.assertAllEqual([key % 2 for key in ids], [1] * len(ids))
+        before = self.read("run", "data.json")["manifest"]
+        test_manifest.write(store, folder, np.arange(20) % 3)
+        with self.assertRaisesRegex(
+            ValueError, f"`data.manifest` must be .* began with, {before}."
+        ):
+            self.train("run", *quick, setting, "evaluation.log_ids=true")
 
     def test_a_run_may_go_on_under_another_strategy(self):
         before = self.recipe("steps=4")

@@ -89,7 +89,16 @@ class Cascade:
         Returns:
             A dataset of the chosen positions, int64 [rows], ascending, in
             [step K B, (step + 1) K B).
+
+        Raises:
+            ValueError: a hyper-batch is larger than what the order draws.
         """
+        if self.size > order.num_drawn:
+            raise ValueError(
+                "`cascade.hyper_batch_size` (K B) must be at most the records "
+                f"that `data.manifest` has, {order.num_drawn:,}, or it would "
+                f"offer some of them twice. Received: {self.size:,}"
+            )
         num_groups = self.settings.num_groups
         num_rows = super_batch_size // num_groups
         num_uniform = self.settings.num_uniform(super_batch_size)
@@ -273,14 +282,29 @@ def draw(
         first_chunk=settings.first_chunk,
         gain=settings.gain,
     )
-    rows = drawn.indices
-    if num_uniform:
-        size = drawn.kept.shape[0]
-        noise = selection.gumbel_noise(uniform_seed(seed), 1, size)[0]
-        rest = tf.where(drawn.kept, -np.inf, noise)
-        uniform = tf.math.top_k(rest, num_uniform).indices
-        rows = tf.concat([rows, uniform], 0)
-    return rows
+    return with_uniform(drawn, num_uniform, seed)
+
+
+def with_uniform(
+    drawn: selection.Draw, num_uniform: int, seed: tf.Tensor
+) -> tf.Tensor:
+    """The rows of a draw, and some drawn uniformly from what it has left.
+
+    Args:
+        drawn: of one replica.
+        num_uniform: rows to add.
+        seed: as of `uniform_seed`.
+
+    Returns:
+        int32 [b + num_uniform], the uniform ones last.
+    """
+    if not num_uniform:
+        return drawn.indices
+    size = drawn.kept.shape[0]
+    noise = selection.gumbel_noise(uniform_seed(seed), 1, size)[0]
+    rest = tf.where(drawn.kept, -np.inf, noise)
+    uniform = tf.math.top_k(rest, num_uniform).indices
+    return tf.concat([drawn.indices, uniform], 0)
 
 
 def joint_seed(seed: tf.Tensor) -> tf.Tensor:

@@ -21,7 +21,6 @@ import concurrent.futures
 import contextlib
 import hashlib
 import os
-import secrets
 import struct
 import threading
 import zlib
@@ -115,7 +114,7 @@ def open_indexes(
             header, body = _build(path, form, header, shown.advance)
             place = index_path(path, index_dir, form.index_variant)
             try:
-                _write(place, header, body)
+                shards.write_whole(place, header.pack(), body)
                 loaded = _load(place, header)
             except (OSError, tf.errors.OpError) as error:
                 refused.add(place, error)
@@ -289,30 +288,6 @@ def _derived_ids(name, identity, count):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
     return (mixed & np.uint64(2**63 - 1)).astype(np.int64)
-
-
-def _write(place, header, body):
-    """Writes beside the place, then renames: readers see all or nothing."""
-    folder, name = os.path.split(place)
-    # Hidden, so that no glob takes what a killed process left for a shard.
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
-    remote = shards.is_remote(place)
-    if remote:
-        tf.io.gfile.makedirs(folder)
-    elif folder:
-        os.makedirs(folder, exist_ok=True)
-    try:
-        with shards.open_file(temporary, "wb") as file:
-            file.write(header.pack())
-            file.write(body.tobytes() if remote else body)
-        if remote:
-            tf.io.gfile.rename(temporary, place, overwrite=True)
-        else:
-            os.replace(temporary, place)
-    except (OSError, tf.errors.OpError):
-        if not remote and os.path.exists(temporary):
-            os.remove(temporary)
-        raise
 
 
 def _load(place, expected):

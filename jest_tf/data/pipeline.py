@@ -71,7 +71,7 @@ def super_batches(
     too (`reading.py`).
 
     Args:
-        store: the records.
+        store: the records; of one with a manifest those that are in it.
         super_batch_size: B, over all hosts.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
@@ -236,10 +236,20 @@ def order(
     shuffle_block_size: int | None,
 ) -> stream.Order | stream.Mixture:
     """The order of a training stream; arguments as of `super_batches`."""
+    row_weights = store.manifest and store.manifest.weights
     if not weights:
-        return stream.Order(len(store), seed, block_size=shuffle_block_size)
+        return stream.Order(
+            len(store),
+            seed,
+            block_size=shuffle_block_size,
+            row_weights=row_weights,
+        )
     return stream.Mixture(
-        store.parts, weights, seed, block_size=shuffle_block_size
+        store.parts,
+        weights,
+        seed,
+        block_size=shuffle_block_size,
+        row_weights=row_weights,
     )
 
 

@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.data import index, prepared, shards, tables, tars, tfrecords
+from jest_tf.data import (
+    index,
+    manifest,
+    prepared,
+    shards,
+    tables,
+    tars,
+    tfrecords,
+)
 
 Record = shards.Record
 Fault = shards.Fault
@@ -46,6 +54,7 @@ class Store:
     Attributes:
         shards: the files and how many records each holds.
         parts: records of each store that was joined into this one.
+        manifest: says which rows a stream draws; None draws all alike.
 
     Args:
         paths: the shards.
@@ -64,6 +73,7 @@ class Store:
         lengths = np.array([one.num_records for one in indexes], np.int64)
         self.shards = Shards(tuple(paths), lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
+        self.manifest: manifest.Manifest | None = None
         self._formats = tuple(formats)
         self._indexes = tuple(indexes)
         self._ends = np.cumsum(lengths)  # [shards]
@@ -165,6 +175,13 @@ class Store:
         """
         return self._indexes[shard].stamp
 
+    def of_shard(self, shard: int) -> "Store":
+        """The records of one shard alone."""
+        one = slice(shard, shard + 1)
+        return Store(
+            self.shards.paths[one], self._formats[one], self._indexes[one]
+        )
+
     def describe(self, row: int) -> str:
         """Where a row lies, for error messages: shard and record within it."""
         shard = int(self._shard_of(np.array([row]))[0])
@@ -248,7 +265,8 @@ def open_stores(
 
     Returns:
         A store whose rows run over the stores in the order of `data.train`;
-        `parts` tells how many records each has.
+        `parts` tells how many records each has, and it has the manifest of
+        the settings.
 
     Raises:
         ValueError: as `open_store`.
@@ -280,7 +298,10 @@ def open_stores(
     ]
     for store in stores:
         _check_readable(store, config.caption_fields)
-    return join(stores)
+    store = join(stores)
+    if config.manifest:
+        store.manifest = manifest.Manifest(config.manifest, store)
+    return store
 
 
 def join(stores: Sequence[Store]) -> Store:

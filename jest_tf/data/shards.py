@@ -21,6 +21,7 @@ import errno
 import glob
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ _REMOTE_GAP = 2**19
 # A joint read grows no larger than this, for the sake of memory.
 _MAX_READ = 2**24
 # Files that this package writes beside shards.
-NO_SHARDS = (".index", ".sidecar", ".partial", ".tmp")
+NO_SHARDS = (".index", ".sidecar", ".weights", ".partial", ".tmp")
 # Bytes about a place that are forgotten before it is read as a test.
 _PROBE = 2**16
 # Requests to remote storage under way at once, for one call.
@@ -333,6 +334,38 @@ def open_file(path: str, mode: str = "rb"):
     if is_remote(path):
         return tf.io.gfile.GFile(path, mode)
     return open(path, mode)
+
+
+def write_whole(path: str, *parts) -> None:
+    """Writes a file beside its place, then renames: readers see all or nothing.
+
+    Args:
+        path: local or remote; its folder is made.
+        parts: bytes or arrays, one after another.
+
+    Raises:
+        OSError, tf.errors.OpError: it cannot be written.
+    """
+    folder, name = os.path.split(path)
+    # Hidden, so that no glob takes what a killed process left for a shard.
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
+    remote = is_remote(path)
+    if remote:
+        tf.io.gfile.makedirs(folder)
+    elif folder:
+        os.makedirs(folder, exist_ok=True)
+    try:
+        with open_file(temporary, "wb") as file:
+            for part in parts:
+                file.write(bytes(part) if remote else part)
+        if remote:
+            tf.io.gfile.rename(temporary, path, overwrite=True)
+        else:
+            os.replace(temporary, path)
+    except (OSError, tf.errors.OpError):
+        if not remote and os.path.exists(temporary):
+            os.remove(temporary)
+        raise
 
 
 def _read_file(path):

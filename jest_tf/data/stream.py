@@ -10,6 +10,12 @@ With blocks, an epoch permutes blocks of neighbouring records, cuts that line of
 blocks into windows of 64, and permutes the records of each window, so that
 records read together lie in few places. `Mixture` gives each of several stores
 its share of the positions and an order of its own.
+
+With weights of rows an epoch has as many slots as there are rows of a weight,
+which are permuted in place of the rows. The slots lie evenly on a line on which
+every row has a stretch as long as its weight, shifted by chance each epoch
+(systematic sampling): a row of k times the mean weight is drawn k times an
+epoch, up to one more or one less, and k times on average exactly.
 """
 
 from collections.abc import Sequence
@@ -26,6 +32,7 @@ _WINDOW_SALT = 0x77696E646F77
 _TAIL_SALT = 0x7461696C
 _PART_SALT = 0x70617274
 _SUBSTITUTE_SALT = 0x696E7374656164
+_SHIFT_SALT = 0x7368696674
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
 
@@ -35,6 +42,8 @@ _WINDOW_BLOCKS = 64
 
 # Positions after which the shares of a mixture come out exactly.
 _PERIOD = 2**16
+# What the mean weight of a row is in integers, two to this power.
+_SLOT_BITS = 20
 
 
 class Order:
@@ -48,13 +57,26 @@ class Order:
             positions touch about 64 blocks where B is within a window, and the
             rows of a block are spread over 64 times the block size in
             positions. The last block of the rows may be shorter.
+        row_weights: float [num_records], not negative: how often each row is
+            drawn, in relation to the others; rows of weight 0 never are. With
+            blocks, these are of rows that have a weight. None is all alike.
+
+    Attributes:
+        num_records: as given.
+        num_drawn: rows that are drawn at all; the positions of an epoch.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, there is no row to draw, or a
+            weight is below 2**-20 of their mean.
     """
 
     def __init__(
-        self, num_records: int, seed: int, *, block_size: int | None = None
+        self,
+        num_records: int,
+        seed: int,
+        *,
+        block_size: int | None = None,
+        row_weights: np.ndarray | None = None,
     ):
         if not 1 <= num_records < 2**62:
             raise ValueError(
@@ -62,9 +84,14 @@ class Order:
             )
         self.num_records = int(num_records)
         self.seed = _check_seed(seed)
+        self.num_drawn = self.num_records
+        self._weighted = None
+        if row_weights is not None:
+            self._weighted = _Weighted(row_weights, num_records, self.seed)
+            self.num_drawn = len(self._weighted.drawn)
         self._blocks = None
         if block_size is not None:
-            self._blocks = _Blocks(self.num_records, self.seed, block_size)
+            self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """The rows at positions of the stream.
@@ -79,15 +106,24 @@ class Order:
             ValueError: a position is negative.
         """
         positions = _check_positions(positions)
-        epochs, offsets = np.divmod(positions, np.uint64(self.num_records))
+        epochs, offsets = np.divmod(positions, np.uint64(self.num_drawn))
         if self._blocks is not None:
-            return self._blocks.rows(epochs, offsets.astype(np.int64))
-        # One key a position and round; epochs differ within a batch.
-        keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
-        return _permute(offsets, self.num_records, keys)
+            rows = self._blocks.rows(epochs, offsets.astype(np.int64))
+        else:
+            # One key a position and round; epochs differ within a batch.
+            keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
+            rows = _permute(offsets, self.num_drawn, keys)
+        if self._weighted is not None:
+            rows = self._weighted.rows(epochs, rows)
+        return rows
 
     def num_distinct(self, num_positions: int) -> int:
-        """How many rows the first `num_positions` positions are of."""
+        """How many rows the first `num_positions` positions are of.
+
+        With unequal weights it is the number that is expected.
+        """
+        if self._weighted is not None:
+            return self._weighted.num_distinct(num_positions)
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
@@ -104,7 +140,10 @@ class Order:
         """
         salt = _SUBSTITUTE_SALT + attempt
         values = uniform_hash(self.seed, positions, salt)
-        return (values % np.uint64(self.num_records)).astype(np.int64)
+        rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
+        if self._weighted is not None:
+            rows = self._weighted.rows(values, rows)
+        return rows
 
 
 class Mixture:
@@ -121,10 +160,12 @@ class Mixture:
         weights: positive, one for each part; only their ratios matter.
         seed: the run's seed, in [0, 2**63).
         block_size: of every part, as in `Order`.
+        row_weights: of the rows of all parts, as in `Order`; they have a say
+            within a part, not about its share.
 
     Raises:
-        ValueError: an argument is out of range, or a weight so small that its
-            part would have no position.
+        ValueError: an argument is out of range, a weight so small that its
+            part would have no position, or a part has no row to draw.
     """
 
     def __init__(
@@ -134,16 +175,26 @@ class Mixture:
         seed: int,
         *,
         block_size: int | None = None,
+        row_weights: np.ndarray | None = None,
     ):
-        counts = _largest_remainder(weights, len(lengths))
+        counts = _part_counts(weights, len(lengths))
         numbers = np.arange(len(lengths))
         part_seeds = uniform_hash(seed, numbers, _PART_SALT) >> np.uint64(1)
+        ends = np.cumsum(lengths)
+        of_parts = [None] * len(lengths)
+        if row_weights is not None:
+            of_parts = np.split(np.asarray(row_weights), ends[:-1])
         self._orders = [
-            Order(length, int(part_seed), block_size=block_size)
-            for length, part_seed in zip(lengths, part_seeds, strict=True)
+            Order(
+                length, int(part_seed), block_size=block_size, row_weights=rows
+            )
+            for length, part_seed, rows in zip(
+                lengths, part_seeds, of_parts, strict=True
+            )
         ]
         self.num_records = int(sum(lengths))
-        self._starts = np.cumsum([0, *lengths])[:-1]
+        self.num_drawn = sum(order.num_drawn for order in self._orders)
+        self._starts = ends - lengths
         self._counts = counts
         parts = np.repeat(numbers, counts)  # [period]
         turns = np.concatenate([np.arange(count) for count in counts])
@@ -253,6 +304,63 @@ class _Blocks:
         return slots * self._size - (self._size - self._tail) * (slots > tails)
 
 
+class _Weighted:
+    """Rows by weight: which row each slot of an epoch is of.
+
+    On a line of integers every row has a stretch in the proportion of its
+    weight, 2**20 on average; slot s of an epoch is the row at s * 2**20 plus a
+    shift in [0, 2**20) that the epoch has by chance.
+
+    Attributes:
+        drawn: int64 [m], the rows that have a weight.
+    """
+
+    def __init__(self, weights, num_records, seed):
+        weights = np.asarray(weights, np.float64)
+        if (
+            weights.shape != (num_records,)
+            or not np.isfinite(weights).all()
+            or (weights < 0).any()
+            or not weights.any()
+        ):
+            raise ValueError(
+                "`row_weights` must hold a finite number, not negative, for "
+                f"each of {num_records} rows, and not only zeros. Received: "
+                f"shape {weights.shape}, sum {weights.sum()}"
+            )
+        self.drawn = np.flatnonzero(weights)
+        self._seed = seed
+        weights = weights[self.drawn]
+        lengths = _largest_remainder(weights, len(weights) << _SLOT_BITS)
+        if not lengths.all():
+            raise ValueError(
+                f"`row_weights` must each be 0 or at least 2**-{_SLOT_BITS} of "
+                f"the mean of the others. Received: {weights.min()}, mean "
+                f"{weights.mean()}"
+            )
+        self._ends = np.cumsum(lengths)  # [m]
+        self._lengths, self._numbers = np.unique(lengths, return_counts=True)
+
+    def rows(self, epochs, slots):
+        """Rows of int64 slots [k] of uint64 epochs [k]; int64 [k]."""
+        shifts = uniform_hash(self._seed, epochs, _SHIFT_SALT)
+        shifts = (shifts >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
+        places = (slots << _SLOT_BITS) + shifts
+        return self.drawn[np.searchsorted(self._ends, places, side="right")]
+
+    def num_distinct(self, num_positions):
+        """The expected number of rows that so many positions are of."""
+        epochs, rest = divmod(num_positions, len(self.drawn))
+        whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
+        part = part / (1 << _SLOT_BITS)
+        # A row has `whole` slots of an epoch, and one more with this chance;
+        # the positions of the rest of an epoch are a uniform draw of slots.
+        share = rest / len(self.drawn)
+        missed = np.where(whole > 0, 0.0, 1.0 - part) ** epochs
+        missed *= (1.0 - share) ** whole * (1.0 - part * share)
+        return round(float(((1.0 - missed) * self._numbers).sum()))
+
+
 def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
     """Uniform 64-bit integers, a pure function of (seed, position, salt).
 
@@ -312,7 +420,7 @@ def _encrypt(values, keys, half_bits):
     return (left << shift) | right
 
 
-def _largest_remainder(weights, num_parts):
+def _part_counts(weights, num_parts):
     """Positions of a period for each part; int64 [parts], sum _PERIOD."""
     weights = np.asarray(weights, np.float64)
     if (
@@ -325,17 +433,23 @@ def _largest_remainder(weights, num_parts):
             "`weights` must hold a positive number for each part. Received: "
             f"{weights.tolist()} for {num_parts} parts"
         )
-    # Divided twice, so that the sum of large weights stays finite.
-    shares = weights / weights.max()
-    shares *= _PERIOD / shares.sum()
-    counts = np.floor(shares).astype(np.int64)
-    missing = _PERIOD - counts.sum()
-    counts[np.argsort(counts - shares, kind="stable")[:missing]] += 1
+    counts = _largest_remainder(weights, _PERIOD)
     if not counts.all():
         raise ValueError(
             f"`weights` must each be at least 1 / {_PERIOD:,} of their sum. "
             f"Received: {weights.tolist()}"
         )
+    return counts
+
+
+def _largest_remainder(weights, total):
+    """Integers in the proportion of positive weights; int64 [k], sum total."""
+    # Divided twice, so that the sum of large weights stays finite.
+    shares = weights / weights.max()
+    shares *= total / shares.sum()
+    counts = np.floor(shares).astype(np.int64)
+    missing = total - counts.sum()
+    counts[np.argsort(counts - shares, kind="stable")[:missing]] += 1
     return counts
 
 

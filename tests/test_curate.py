@@ -1,0 +1,905 @@
+"""Curation: what is chosen, resuming, sets inferred from tasks, the command."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+import test_cascade
+import test_manifest
+import test_page
+import test_records
+import test_sidecar_files
+
+from jest_tf import (
+    checkpoint,
+    config,
+    curation,
+    curation_page,
+    likeness,
+    losses,
+    models,
+    reference,
+    runs,
+    selection,
+)
+from jest_tf.data import (
+    cascade,
+    embed,
+    embeddings,
+    manifest,
+    preprocessing,
+    reading,
+    records,
+    sidecar_files,
+    stream,
+)
+from trainers import curate as command
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MINI = f"{ROOT}/examples/icontext_mini"
+DIM = test_cascade.DIM
+BAD = (*test_cascade.INVALID, test_cascade.BLANK)
+
+
+class ScoresTestCase(tf.test.TestCase):
+    """The store of the cascade's tests, and sidecars of a learner."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.store, cls.image, cls.text, cls.starts = test_cascade.write_store(
+            folder.name
+        )
+        counts = np.diff(cls.starts)
+        cls.learner = (
+            test_sidecar_files.unit_rows(80, 8, DIM),
+            test_sidecar_files.unit_rows(int(counts.sum()), 9, DIM),
+        )
+        cls.learner_dir = os.path.join(folder.name, "learner")
+        embed.write_arrays(
+            cls.store,
+            *cls.learner,
+            sidecar_files.Description("l", "t", "p", DIM, 5.0, -3.0),
+            cls.learner_dir,
+            captions=counts,
+        )
+        cls.models = (curation.Model(), curation.Model("", cls.learner_dir))
+
+    def output(self):
+        return self.enterContext(tempfile.TemporaryDirectory())
+
+    def curate(self, directory, count=1, **settings):
+        settings = {"share": 0.25, "window": 15, "num_chunks": 3} | settings
+        if count == 2:
+            settings["criterion"] = "learnability"
+        return curation.curate(
+            self.store,
+            directory,
+            curation.Settings(**settings),
+            self.models[:count],
+        )
+
+
+class ChoiceTest(ScoresTestCase):
+    def windows(self, shard, settings):
+        """Rows, captions and seed of every window of a shard, from the text."""
+        start = int(self.store.shards.lengths[:shard].sum())
+        length = int(self.store.shards.lengths[shard])
+        good = [row for row in range(start, start + length) if row not in BAD]
+        alone = self.store.of_shard(shard)
+        key = curation._key(alone, settings.seed)
+        order = stream.Order(len(good), key)
+        count = max(1, round(len(good) / settings.window))
+        for turn in range(settings.passes):
+            positions = np.arange(len(good)) + turn * len(good)
+            rows = np.array(good)[order.rows(positions)]
+            numbers = reading.caption_numbers(key, positions)
+            captions = []
+            for row, number in zip(rows, numbers, strict=True):
+                choices = reading.candidates(test_cascade.captions_of(row))
+                choice = choices[number % len(choices)]
+                captions.append(self.starts[row] + choice)
+            for number, places in enumerate(
+                np.array_split(np.arange(len(rows)), count)
+            ):
+                yield (
+                    rows[places],
+                    np.array(captions)[places],
+                    (key, turn * count + number),
+                )
+
+    def embedded(self, arrays, rows, captions, scale, bias):
+        image, text = (np.float32(np.float16(values)) for values in arrays)
+        return losses.Embeddings(image[rows], text[captions], scale, bias)
+
+    def check(self, **settings):
+        """Against the slow joint draw, over whole matrices."""
+        chosen_by = curation.Settings(num_chunks=3, window=15, **settings)
+        with_learner = chosen_by.criterion == "learnability"
+        found = curation.curate(
+            self.store,
+            self.output(),
+            chosen_by,
+            self.models[: 1 + with_learner],
+        )
+        weights, scores = np.zeros(80), np.zeros(80)
+        for shard in range(3):
+            for rows, captions, seed in self.windows(shard, chosen_by):
+                teacher = self.embedded(
+                    (self.image, self.text), rows, captions, 20.0, -8.0
+                )
+                learner = None
+                if with_learner:
+                    learner = self.embedded(
+                        self.learner, rows, captions, 5.0, -3.0
+                    )
+                count = round(chosen_by.share * len(rows))
+                chunks = min(3, count)
+                joint = cascade.joint_seed(tf.constant(seed))
+                drawn = oracles.select_jointly(
+                    learner,
+                    teacher,
+                    batch_size=count,
+                    noise=selection.gumbel_noise(
+                        joint, chunks, len(rows)
+                    ).numpy(),
+                    criterion=chosen_by.criterion,
+                    loss=chosen_by.loss,
+                )
+                weights[rows[drawn]] += 1
+                own = -oracles.row_losses(teacher, drawn, chosen_by.loss)
+                if with_learner:
+                    own += oracles.row_losses(learner, drawn, chosen_by.loss)
+                scores[rows] += own
+        scores[list(BAD)] = np.nan
+        self.assertAllEqual(found.weights, weights)
+        self.assertAllClose(
+            found.scores, scores / chosen_by.passes, rtol=1e-4, atol=1e-4
+        )
+        return found
+
+    def test_easy_reference_is_the_joint_draw_of_each_window(self):
+        found = self.check(share=0.25)
+        self.assertEqual(set(found.weights.tolist()), {0.0, 1.0})
+
+    def test_learnability_takes_learner_and_reference(self):
+        self.check(share=0.4, criterion="learnability", seed=3)
+
+    def test_softmax_and_several_passes_add_up(self):
+        found = self.check(share=0.3, loss="softmax", passes=3)
+        self.assertGreater(found.weights.max(), 1.0)
+
+    def test_a_uniform_share_is_that_of_the_cascade(self):
+        settings = {"share": 0.5, "window": 40, "uniform_share": 0.5}
+        found = self.curate(self.output(), **settings, gain=0.5)
+        chosen_by = curation.Settings(**settings)
+        weights = np.zeros(80)
+        for shard in range(3):
+            for rows, captions, seed in self.windows(shard, chosen_by):
+                count = round(len(rows) / 2)
+                num_uniform = round(count / 2)
+                chunks = min(3, count - num_uniform)
+                drawn = cascade.draw(
+                    self.embedded(
+                        (self.image, self.text), rows, captions, 20.0, -8.0
+                    ),
+                    config.CascadeConfig(
+                        len(rows), num_chunks=chunks, gain=0.5
+                    ),
+                    batch_size=count,
+                    num_uniform=num_uniform,
+                    seed=seed,
+                    loss="sigmoid",
+                )
+                weights[rows[drawn]] += 1
+        self.assertAllEqual(found.weights, weights)
+
+    def test_all_may_be_chosen(self):
+        found = self.curate(self.output(), share=1.0)
+        self.assertAllEqual(found.weights, ~np.isin(np.arange(80), BAD))
+
+    def test_a_shard_that_cannot_be_read_at_all_is_left_out(self):
+        folder = self.output()
+        embed.write_arrays(
+            self.store,
+            self.image,
+            self.text[:0],
+            test_cascade.DESCRIPTION,
+            folder,
+            captions=np.zeros(80, int),
+            valid=np.zeros(80, bool),
+        )
+        with self.assertRaisesRegex(ValueError, "must have a record that is d"):
+            curation.curate(
+                self.store,
+                self.output(),
+                curation.Settings(),
+                [curation.Model("", folder)],
+            )
+
+
+class ResumeTest(ScoresTestCase):
+    def read(self, folder):
+        return {
+            path.name: path.read_bytes()
+            for path in pathlib.Path(folder).iterdir()
+            if path.is_file()
+        }
+
+    def test_what_is_there_is_kept_and_what_is_missing_is_made(self):
+        whole, broken = self.output(), self.output()
+        self.curate(whole)
+        self.curate(broken)
+        names = sorted(os.listdir(broken))
+        self.assertLen(names, 5)  # three shards, the list and the lock
+        os.remove(os.path.join(broken, manifest.MANIFEST_FILE))
+        os.remove(manifest.part_path(self.store, 1, broken))
+        kept = manifest.part_path(self.store, 0, broken)
+        before = os.stat(kept).st_mtime_ns
+        self.curate(broken)
+        self.assertEqual(self.read(broken), self.read(whole))
+        self.assertEqual(os.stat(kept).st_mtime_ns, before)
+
+    def test_another_choice_is_refused_unless_it_is_to_replace(self):
+        folder = self.output()
+        self.curate(folder)
+        with self.assertRaisesRegex(
+            ValueError, "expected made_by.share=0.5. Received: 0.25"
+        ):
+            self.curate(folder, share=0.5)
+        with self.assertRaisesRegex(ValueError, "expected made_by.criterion="):
+            self.curate(folder, count=2)
+        found = curation.curate(
+            self.store,
+            folder,
+            curation.Settings(share=0.5),
+            self.models[:1],
+            overwrite=True,
+        )
+        self.assertEqual(found.made_by["share"], 0.5)
+
+    def test_two_processes_do_not_write_one_manifest(self):
+        folder = self.output()
+        with curation.claimed(folder):
+            with self.assertRaisesRegex(ValueError, "Another process is writ"):
+                self.curate(folder)
+
+    def test_a_remote_folder_is_for_beam(self):
+        with self.assertRaisesRegex(ValueError, "must be local.*'ram://a'"):
+            self.curate("ram://a")
+
+    def test_models_that_do_not_fit_are_refused(self):
+        for criterion, found, pattern in (
+            (
+                "learnability",
+                self.models[:1],
+                "needs a reference and a learner",
+            ),
+            ("easy_reference", self.models, "needs a reference. Received: 2"),
+            ("learnability", self.models[:1] * 2, "need folders of their own"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                curation.curate(
+                    self.store,
+                    self.output(),
+                    curation.Settings(criterion=criterion),
+                    found,
+                )
+
+    def test_settings_out_of_range_are_refused(self):
+        for name, value in (
+            ("share", 0.0),
+            ("share", 1.5),
+            ("window", 0),
+            ("passes", 0),
+            ("criterion", "hard_learner"),
+            ("loss", "l2"),
+            ("seed", -1),
+            ("uniform_share", 1.0),
+        ):
+            with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
+                curation.Settings(**{name: value})
+
+    @pytest.mark.skipif(
+        importlib.util.find_spec("apache_beam") is None,
+        reason="Apache Beam is not installed",
+    )
+    def test_beam_writes_the_same_files(self):
+        alone, spread = self.output(), self.output()
+        expected = self.curate(alone)
+        found = curation.curate_with_beam(
+            config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
+            spread,
+            curation.Settings(share=0.25, window=15, num_chunks=3),
+            self.models[:1],
+            options=["--runner=DirectRunner"],
+        )
+        self.assertEqual(found.identity, expected.identity)
+        files = self.read(alone)
+        del files[".lock"]
+        self.assertEqual(self.read(spread), files)
+
+    @pytest.mark.skipif(
+        importlib.util.find_spec("apache_beam") is not None,
+        reason="Apache Beam is installed",
+    )
+    def test_without_beam_the_way_out_is_named(self):
+        with self.assertRaisesRegex(ValueError, r"pip install 'jest-tf\[beam"):
+            curation.curate_with_beam(
+                config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
+                self.output(),
+                curation.Settings(),
+                self.models[:1],
+            )
+
+
+class ReportTest(ScoresTestCase):
+    """What the page shows, against loops over everything."""
+
+    def test_nearest_others_are_those_of_a_matrix(self):
+        rows = np.setdiff1d(np.arange(80), [4, 50, 61])
+        queries = rows[::3]
+        image = np.float32(np.float16(self.image))
+        cosines = image[queries] @ image[rows].T
+        cosines[queries[:, None] == rows] = -np.inf
+        bad = np.isin(rows, test_cascade.INVALID)
+        cosines[:, bad] = -np.inf
+        cosines[np.isin(queries, test_cascade.INVALID)] = -np.inf
+        expected = rows[cosines.argmax(1)]
+        expected[np.isinf(cosines.max(1))] = -1
+        sidecars = embeddings.Sidecars(self.store)
+        for size in (5, 2**13):
+            with mock.patch.multiple(
+                curation_page, _BLOCK=size, _QUERY_BLOCK=size - 1
+            ):
+                others, best = curation_page.nearest_others(
+                    self.store, sidecars, rows, queries
+                )
+            self.assertAllEqual(others, expected)
+            self.assertAllClose(best, cosines.max(1), 1e-6, 1e-6)
+
+    def test_sources_are_counted_by_record_and_by_weight(self):
+        store = write_set(
+            self.output(),
+            "a",
+            range(6),
+            ["b"] * 6,
+            range(6),
+            kind=["x", "y<", "x", "", "x", "y<"],
+        )
+        weights = np.float32([2, 0, 1, 4, 0, 1])
+        counted, looked_at = curation_page.count_sources(
+            store, weights, ("kind", "style")
+        )
+        self.assertEqual(looked_at, 6)
+        self.assertEqual(list(counted), ["kind"])
+        self.assertAllEqual(counted["kind"]["x"], [3, 3])
+        self.assertAllEqual(counted["kind"]["y<"], [2, 1])
+        self.assertAllEqual(counted["kind"][""], [1, 4])
+
+    def test_what_cannot_be_read_is_shown_grey_and_text_is_escaped(self):
+        folder = self.output()
+        path = os.path.join(folder, "a.tfrecord")
+        good = tf.io.encode_png(np.zeros([3, 3, 3], np.uint8)).numpy()
+        test_records.write_shard(
+            path,
+            [
+                test_records.serialize(image=image, caption=caption, kind="<i>")
+                for image, caption in (
+                    (good, "<script>"),
+                    (b"x", "b"),
+                    (good, " "),
+                    (good, "c"),
+                )
+            ],
+        )
+        store = records.open_store(path)
+        found = test_manifest.write(
+            store, os.path.join(folder, "m"), [1, 2, 1, 0], [1, 2, np.nan, 2]
+        )
+        page = os.path.join(folder, "report.html")
+        curation_page.write(page, store, found)
+        with open(page, encoding="utf-8") as file:
+            text = file.read()
+        elements = test_page.Elements()
+        elements.feed(text)
+        self.assertEmpty(elements.open)
+        self.assertNotIn("script", elements.tags)
+        self.assertLen(elements.images, 3)
+        self.assertIn("&lt;script&gt;", text)
+        self.assertIn("&lt;i&gt;", text)
+        self.assertIn("Weights", text)
+        self.assertNotIn("Near-duplicates", text)
+
+    def test_rows_are_taken_evenly(self):
+        rows = np.arange(10, 20)
+        self.assertAllEqual(curation_page.evenly(rows, 12), rows)
+        self.assertAllEqual(curation_page.evenly(rows, 4), [10, 12, 15, 17])
+
+
+def write_set(folder, name, images, captions, ids, **metadata):
+    """A shard of one picture of noise a number, and a few captions."""
+    payloads = []
+    for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        pixels = np.random.default_rng(image).integers(0, 256, (4, 4, 3))
+        payloads.append(
+            test_records.serialize(
+                image=tf.io.encode_png(pixels.astype(np.uint8)).numpy(),
+                caption=caption,
+                id=int(ids[row]),
+                **{key: values[row] for key, values in metadata.items()},
+            )
+        )
+    path = os.path.join(folder, f"{name}.tfrecord")
+    return records.open_store(test_records.write_shard(path, payloads))
+
+
+class LikeTest(tf.test.TestCase):
+    """A pool of 300 around 12 directions, tasks near four of them."""
+
+    DIM = 16
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.directory = os.path.join(self.folder, "manifest")
+        self.random = np.random.default_rng(0)
+        self.directions = self.unit(self.random.normal(size=(12, self.DIM)))
+        self.pool = self.source("pool", np.arange(300) % 12, range(1000, 1300))
+        labels = np.arange(10) % 4
+        self.labels = labels
+        self.tasks = self.source(
+            "tasks",
+            labels,
+            range(10),
+            concept=[f"concept {label}" for label in labels],
+        )
+
+    def unit(self, values):
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    def source(self, name, labels, ids, images=None, image=None, **metadata):
+        """A store with sidecars near the directions of the labels."""
+        ids = list(ids)
+        store = write_set(
+            self.folder,
+            name,
+            ids if images is None else images,
+            [f"caption {key}" for key in ids],
+            ids,
+            **metadata,
+        )
+        near = self.directions[labels]
+        noise = self.random.normal(size=(2, *near.shape))
+        # Cosines of about 0.9 with the direction.
+        found = [self.unit(near + 0.12 * one) for one in noise]
+        if image is not None:
+            found[0] = image
+        embed.write_arrays(
+            store,
+            *found,
+            sidecar_files.Description("m", "t", "p", self.DIM, 10.0, -10.0),
+        )
+        return likeness.Source(store, embeddings.Sidecars(store))
+
+    def infer(self, evaluation=None, **settings):
+        settings = {"size": 40, "near": 1.1} | settings
+        return likeness.infer(
+            self.pool,
+            self.tasks,
+            evaluation,
+            self.directory,
+            likeness.Settings(**settings),
+        )
+
+    def similarities(self):
+        """[300, 10]: the mean of both cosines, from the arrays."""
+        pool, tasks = (
+            source.sidecars.read_rows(0, len(source.store))
+            for source in (self.pool, self.tasks)
+        )
+        pool, tasks = (
+            np.concatenate([one.image, one.text], 1).astype(np.float64)
+            for one in (pool, tasks)
+        )
+        return pool @ tasks.T / 2
+
+    def test_it_is_the_slow_choice_in_turns(self):
+        found = self.infer()
+        similar = self.similarities()
+        self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
+        chosen = oracles.choose_in_turns(similar, self.labels, 40)
+        self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
+        self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
+        # A task's nearest lie about its direction, ten for each of four.
+        counts = np.bincount(np.array(sorted(chosen)) % 12, minlength=12)
+        self.assertAllEqual(counts[:4], [10] * 4)
+
+    def test_blocks_of_any_size_give_the_same(self):
+        expected = self.infer()
+        with mock.patch.object(likeness, "_BLOCK_ROWS", 7):
+            found = likeness.infer(
+                self.pool,
+                self.tasks,
+                None,
+                os.path.join(self.folder, "other"),
+                likeness.Settings(size=40, near=1.1),
+            )
+        self.assertAllEqual(found.weights, expected.weights)
+        # Products of other shapes round in another order.
+        self.assertAllClose(found.scores, expected.scores, 1e-6, 1e-6)
+
+    def test_a_concept_that_runs_out_leaves_its_turns_to_others(self):
+        # Each finds eight candidates a row that it could have; some are
+        # another's, and all of the pool is too little.
+        found = self.infer(size=300)
+        self.assertEqual(found.weights.sum(), 300)
+        self.assertEqual(self.infer_with(300, oversampling=1), 300 - 0)
+
+    def infer_with(self, size, **settings):
+        self.directory = os.path.join(self.folder, "again")
+        found = self.infer(size=size, **settings)
+        similar, rows = self.similarities(), set()
+        for concept in range(4):
+            of_concept = similar[:, self.labels == concept].max(1)
+            rows |= set(np.argsort(-of_concept)[: size // 4].tolist())
+        self.assertAllEqual(np.flatnonzero(found.weights), sorted(rows))
+        return int(found.weights.sum()) + 300 - len(rows)
+
+    def test_near_duplicates_and_repeated_ids_come_once(self):
+        image = np.repeat(self.directions, 25, 0)[
+            np.argsort(np.tile(np.arange(25), 12), kind="stable")
+        ]
+        self.pool = self.source(
+            "copies", np.arange(300) % 12, range(2000, 2300), image=image
+        )
+        found = self.infer(size=100, near=0.999)
+        # One picture for each direction of which there are candidates.
+        rows = np.flatnonzero(found.weights)
+        self.assertLen(rows, len(np.unique(rows % 12)))
+        self.assertGreater(found.counts["near-duplicates"], 50)
+
+        self.directory = os.path.join(self.folder, "ids")
+        self.pool = self.source(
+            "ids", np.arange(300) % 12, np.arange(300) // 12 % 5 + 7000
+        )
+        found = self.infer(size=100)
+        self.assertEqual(found.weights.sum(), 5)
+        self.assertGreater(found.counts["repeated ids"], 50)
+        self.directory = os.path.join(self.folder, "counted")
+        found = self.infer(size=100, compare_ids=False)
+        self.assertEqual(found.weights.sum(), 100)
+
+    def test_what_is_in_the_evaluation_is_left_out_and_counted(self):
+        before = np.flatnonzero(self.infer().weights)
+        by_id, by_picture, by_embedding = before[[0, 5, 9]]
+        rows = self.pool.sidecars.read_rows(0, 300)
+        image = self.unit(self.random.normal(size=(3, self.DIM)))
+        image[2] = rows.image[by_embedding]
+        evaluation = self.source(
+            "evaluation",
+            [8, 9, 10],
+            [1000 + by_id, 8001, 8002],
+            images=[8000, 1000 + by_picture, 8002],
+            image=image,
+        )
+        self.directory = os.path.join(self.folder, "apart")
+        found = self.infer(evaluation, leak=0.999)
+        after = np.flatnonzero(found.weights)
+        self.assertLen(after, 40)
+        left_out = {by_id, by_picture, by_embedding}
+        self.assertEmpty(left_out & set(after.tolist()))
+        for reason in ("id", "picture", "embedding"):
+            self.assertEqual(found.counts[f"in the evaluation, by {reason}"], 1)
+        chosen = oracles.choose_in_turns(
+            self.similarities(), self.labels, 40, left_out
+        )
+        self.assertAllEqual(after, sorted(chosen))
+
+    def test_tasks_that_share_items_with_the_evaluation_are_refused(self):
+        evaluation = self.source("e", [8, 9, 10], [8000, 3, 6])
+        with self.assertRaisesRegex(
+            ValueError,
+            "2 examples of equal id, the first record 3 of .*tasks.tfrecord "
+            "and record 1 of .*e.tfrecord, ids 3 and 3",
+        ):
+            self.infer(evaluation)
+        evaluation = self.source("p", [8, 9], [8000, 8001], images=[77, 5])
+        with self.assertRaisesRegex(
+            ValueError, "1 examples of equal picture, .* ids 5 and 8001"
+        ):
+            self.infer(evaluation)
+        self.assertFalse(os.path.exists(self.directory))
+
+    def test_embeddings_of_two_models_are_refused(self):
+        store = self.tasks.store
+        folder = os.path.join(self.folder, "others")
+        embed.write_arrays(
+            store,
+            self.unit(np.ones([10, self.DIM])),
+            self.unit(np.ones([10, self.DIM])),
+            sidecar_files.Description("n", "t", "p", self.DIM, 10.0, -10.0),
+            folder,
+        )
+        self.tasks = likeness.Source(store, embeddings.Sidecars(store, folder))
+        with self.assertRaisesRegex(ValueError, "of one model.* m, n"):
+            self.infer()
+
+    def test_concepts_are_a_field_a_caption_or_clusters(self):
+        examples = likeness.load(self.tasks)
+
+        def concepts(**settings):
+            return likeness.concepts_of(
+                self.tasks.store, examples, likeness.Settings(**settings)
+            )
+
+        names, labels = concepts()
+        self.assertEqual(names, [f"concept {number}" for number in range(4)])
+        self.assertAllEqual(labels, self.labels)
+        names, labels = concepts(concept_field="caption")
+        self.assertEqual(names, [f"caption {number}" for number in range(10)])
+        with self.assertRaisesRegex(ValueError, "'kind' must be a field of ev"):
+            concepts(concept_field="kind")
+        self.tasks = self.source("plain", self.labels, range(10))
+        examples = likeness.load(self.tasks)
+        names, labels = concepts(num_clusters=4)
+        self.assertLen(names, 4)
+        # The same grouping under other numbers.
+        pairs = set(zip(labels.tolist(), self.labels.tolist(), strict=True))
+        self.assertLen(pairs, 4)
+        names, _ = concepts()
+        self.assertLen(names, 3)  # the root of ten
+
+    def test_clusters_of_equal_points_are_one(self):
+        labels = likeness.cluster(np.ones([5, 1], np.float32), 3)
+        self.assertAllEqual(labels, np.zeros(5))
+
+    def test_settings_out_of_range_are_refused(self):
+        for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):
+            with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
+                likeness.Settings(**{name: value})
+
+
+class CommandTest(tf.test.TestCase):
+    """The command on shipped pictures, with two runs never trained."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        for seed, name in enumerate(("reference", "learner")):
+            cls.write_run(name, seed)
+
+    @classmethod
+    def write_run(cls, name, seed):
+        workdir = os.path.join(cls.folder, name)
+        os.makedirs(workdir)
+        recipe = config.TrainConfig(
+            seed=seed,
+            data=config.DataConfig(image_size=32, text_length=16),
+            model=config.ModelConfig(preset="tiny"),
+        )
+        config.save_config(recipe, os.path.join(workdir, reference.CONFIG_FILE))
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        tokenizer = preprocessing.WordPieceTokenizer(
+            ["[UNK]", "[EOS]", *letters, *(f"##{one}" for one in letters)], 16
+        )
+        tokenizer.save(workdir)
+        learner = models.build_learner(recipe, tokenizer.vocabulary_size)
+        checkpoint.save_weights(
+            learner, os.path.join(workdir, reference.WEIGHTS_FILE)
+        )
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def arguments(self, output, *more, data="val_concept"):
+        return [
+            *("--workdir", self.path("reference")),
+            *("--data", f"{MINI}/{data}-*.tfrecord"),
+            *("--sidecar-dir", self.path("sidecars")),
+            *("--index-dir", self.path("index")),
+            *("--output", self.path(output)),
+            *more,
+        ]
+
+    def run_command(self, output, *more, **arguments):
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()) as shown,
+        ):
+            command.main(self.arguments(output, *more, **arguments))
+        return printed.getvalue(), shown.getvalue()
+
+    def read_page(self, output):
+        with open(
+            os.path.join(self.path(output), "report.html"), encoding="utf-8"
+        ) as file:
+            text = file.read()
+        self.assertNotRegex(text, r"https?://|<script|<link|url\(")
+        found = test_page.Elements()
+        found.feed(text)
+        self.assertEmpty(found.open)
+        return text, found
+
+    def test_it_writes_what_the_library_does_and_a_report(self):
+        printed, shown = self.run_command(
+            "easy", "--set", "share=0.25", "window=100", "seed=4"
+        )
+        self.assertRegex(printed, r"\b6\d of 246 records are drawn: .*easy")
+        self.assertRegex(shown, r"(?s)embedding .* 246 .*scoring .* 246 of 246")
+        self.assertIn("report.html", printed)
+        data = config.DataConfig(
+            train=(f"{MINI}/val_concept-*.tfrecord",),
+            index_dir=self.path("index"),
+            manifest=self.path("easy"),
+        )
+        store = records.open_stores(data)
+        expected = curation.choose(
+            store,
+            curation.Settings(share=0.25, window=100, seed=4),
+            [curation.Model("", self.path("sidecars"))],
+        )
+        self.assertAllEqual(store.manifest.weights, expected.weights)
+        self.assertAllEqual(store.manifest.scores, expected.scores)
+        text, found = self.read_page("easy")
+        # Eight of each decile, and twelve pairs.
+        self.assertLen(found.images, 80 + 24)
+        for wanted in ("easy_reference", '<td dir="auto">emoji', "noto"):
+            self.assertIn(wanted, text)
+        # Those of the pairs are all drawn.
+        self.assertGreater(text.count('class="card kept"'), 24)
+
+    def test_learnability_is_between_two_runs(self):
+        self.run_command(
+            "learnable",
+            *("--learner", self.path("learner")),
+            *("--learner-sidecar-dir", self.path("learner_sidecars")),
+            "--no-report",
+        )
+        store = records.open_store(
+            f"{MINI}/val_concept-*.tfrecord", index_dir=self.path("index")
+        )
+        found = manifest.Manifest(self.path("learnable"), store)
+        self.assertEqual(found.made_by["criterion"], "learnability")
+        fingerprints = {
+            found.made_by[name]["fingerprint"]
+            for name in ("reference", "learner")
+        }
+        self.assertLen(fingerprints, 2)
+        self.assertFalse(os.path.exists(self.path("learnable/report.html")))
+        self.assertEqual(found.weights.sum(), round(0.2 * 246))
+
+    @pytest.mark.slow
+    def test_a_learner_may_be_an_earlier_checkpoint(self):
+        recipe = config.load_config(
+            f"{ROOT}/configs/quickstart_uniform.py",
+            [
+                *("steps=2", "optimizer.warmup_steps=1"),
+                *("data.super_batch_size=8", "data.vocabulary_size=64"),
+                f"data.train={MINI}/val_concept-*.tfrecord",
+                f"data.index_dir={self.path('index')}",
+                *("evaluation.data=", "checkpoint.every_steps=1"),
+            ],
+        )
+        with contextlib.redirect_stderr(io.StringIO()):
+            runs.train(recipe, self.path("run"))
+        store = records.open_stores(recipe.data)
+        first, last, end = (
+            curation.Model(self.path("run"), "", step).description(store)
+            for step in (1, 2, None)
+        )
+        self.assertNotEqual(first.fingerprint, last.fingerprint)
+        self.assertEqual(last, end)
+        self.run_command(
+            "earlier",
+            *("--learner", self.path("run"), "--learner-step", "1"),
+            *("--learner-sidecar-dir", self.path("first"), "--no-report"),
+        )
+        found = manifest.Manifest(self.path("earlier"), store)
+        self.assertEqual(
+            found.made_by["learner"]["fingerprint"], first.fingerprint
+        )
+
+    def test_like_tasks_without_anything_of_their_evaluation(self):
+        printed, _ = self.run_command(
+            "like",
+            *("--like", f"{MINI}/val_concept-*.tfrecord"),
+            *("--evaluation", f"{MINI}/test_concept-*.tfrecord"),
+            *("--set", "size=150", "near=1.1", "leak=1.1"),
+            data="reference",
+        )
+        self.assertRegex(printed, "150 of .* records are drawn")
+        self.assertIn("  concepts", printed)
+        self.assertIn("in the evaluation, by picture", printed)
+        text, _ = self.read_page("like")
+        self.assertIn("passed over: in the evaluation, by id", text)
+
+    def test_what_does_not_fit_is_one_line(self):
+        for more, message in (
+            (["--evaluation", "x"], "`--evaluation` needs `--like`"),
+            (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
+            (["--like", "x", "--beam"], "Received: `--beam` with it"),
+            (["--set", "share=2"], "`share` must be in"),
+            (["--set", "size=2"], "No setting `size`"),
+            (
+                [
+                    *("--like", f"{MINI}/val_concept-*.tfrecord"),
+                    *("--evaluation", f"{MINI}/val_concept-*.tfrecord"),
+                ],
+                "The tasks must have nothing in common with the evaluation. "
+                "Received: 246 examples of equal id",
+            ),
+        ):
+            with self.assertRaises(SystemExit) as stopped:
+                self.run_command("none", "--no-report", *more)
+            self.assertRegex(str(stopped.exception), f"^error: .*{message}")
+        with self.assertRaises(SystemExit):
+            self.run_command("none", "--unknown")
+
+    @pytest.mark.slow
+    def test_killed_at_any_shard_it_ends_with_the_same_manifest(self):
+        for number in range(4):
+            store = write_set(
+                self.folder,
+                f"part{number}",
+                range(100),
+                ["a caption"] * 100,
+                range(100),
+            )
+        del store
+        arguments = [
+            *("--workdir", self.path("reference")),
+            *("--data", self.path("part*.tfrecord")),
+            *("--sidecar-dir", self.path("sidecars")),
+            *("--no-report", "--output"),
+        ]
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.main([*arguments, self.path("whole")])
+        folder = pathlib.Path(self.path("killed"))
+        script = (
+            "import time\n"
+            "from jest_tf.data import manifest\n"
+            "from trainers import curate\n"
+            "write = manifest.write_part\n"
+            "def slow(*arguments):\n"
+            "    write(*arguments)\n"
+            "    time.sleep(0.5)\n"
+            "manifest.write_part = slow\n"
+            f"curate.main({[*arguments, str(folder)]})\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT
+        ) as child:
+            while len(list(folder.glob("*.weights"))) < 2:
+                self.assertIsNone(child.poll())
+                time.sleep(0.01)
+            child.send_signal(signal.SIGKILL)
+        self.assertFalse((folder / manifest.MANIFEST_FILE).exists())
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.main([*arguments, str(folder)])
+        for path in pathlib.Path(self.path("whole")).iterdir():
+            self.assertEqual(
+                (folder / path.name).read_bytes(), path.read_bytes()
+            )
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,186 @@
+"""Chooses from a whole data set once, into a manifest that training draws by.
+
+    python -m trainers.curate --workdir runs/reference \
+        --data 'examples/icontext_mini/pool-*.tfrecord' \
+        --output manifests/easy --set share=0.2 window=2048
+
+By easy-reference, jointly in windows; with `--learner`, by the learnability
+between that run and the reference; with `--like`, the records that are like
+examples of tasks. A run draws by it with `data.manifest=manifests/easy`. The
+output has a report, `report.html`. A command that was interrupted is continued
+by the same command. `--set` takes fields of `curation.Settings`, and with
+`--like` of `likeness.Settings`. The options of the data's format are those of
+`data` in the training recipe, and have to be the same there.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import trainers
+from jest_tf import config as config_lib
+from jest_tf import curation, curation_page, likeness, progress, settings
+from jest_tf.data import records
+
+REPORT_FILE = "report.html"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and curates."""
+    parser = _parser()
+    flags, rest = parser.parse_known_args(argv)
+    if rest and not flags.beam:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    trainers.run(lambda: _run(flags, rest))
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        # Beam has options that begin like ours.
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--data", required=True, nargs="+", metavar="GLOB", help="the shards")
+    add("--output", required=True, help="folder of the manifest")
+    add("--workdir", default="", help="the reference's run; none: by sidecars")
+    add("--sidecar-dir", default="", help="of the reference; beside the shards")
+    add("--learner", help="run directory: choose by learnability")
+    add("--learner-step", type=int, help="of its checkpoint; its final weights")
+    add("--learner-sidecar-dir", default="", help="folder of its sidecars")
+    add("--like", nargs="+", metavar="GLOB", help="examples of the tasks")
+    add(
+        "--evaluation",
+        nargs="+",
+        metavar="GLOB",
+        help="what the tasks are evaluated on: nothing of it is chosen",
+    )
+    add("--set", nargs="+", default=[], metavar="A=B", help="settings")
+    add("--overwrite", action="store_true", help="replace another manifest")
+    add("--no-report", action="store_true", help="write no report.html")
+    add("--source-fields", nargs="*", default=curation_page.SOURCE_FIELDS)
+    add(
+        "--beam",
+        action="store_true",
+        help="spread the shards by Apache Beam, which takes all other flags",
+    )
+    add("--format", default="auto", choices=config_lib.FORMATS)
+    add("--image-field", default="", help="`data.image_field`")
+    add("--caption-fields", default=[], nargs="+", metavar="FIELD")
+    add("--index-dir", default="", help="`data.index_dir`")
+    return parser
+
+
+def _run(flags, beam_options):
+    _check(flags)
+    reference = curation.Model(flags.workdir, flags.sidecar_dir)
+    store = records.open_stores(
+        _data(flags, flags.data), progress.Progress("indexing", "bytes")
+    )
+    curate = _curate_like if flags.like else _curate_by_scores
+    curated = curate(flags, store, reference, beam_options)
+    drawn = int((curated.weights > 0).sum())
+    print(f"{drawn:,} of {len(store):,} records are drawn: {flags.output}")
+    for name, count in curated.counts.items():
+        print(f"{count:8,}  {name}")
+    if not flags.no_report:
+        path = os.path.join(flags.output, REPORT_FILE)
+        sidecars = None
+        if not flags.beam:  # else they may be on other machines
+            sidecars = reference.sidecars(store)
+        curation_page.write(path, store, curated, sidecars, flags.source_fields)
+        print(path)
+
+
+def _check(flags):
+    needed = {
+        "--evaluation": (flags.evaluation, "--like", flags.like),
+        "--learner-step": (flags.learner_step, "--learner", flags.learner),
+    }
+    for name, (value, other, there) in needed.items():
+        if value is not None and not there:
+            raise ValueError(f"`{name}` needs `{other}`. Received: it alone")
+    for name in ("learner", "beam"):
+        if flags.like and getattr(flags, name):
+            raise ValueError(
+                f"`--like` chooses by a reference alone, on one machine. "
+                f"Received: `--{name}` with it"
+            )
+
+
+def _data(flags, patterns):
+    """The settings of a store; tasks and evaluation are read as the pool."""
+    return config_lib.DataConfig(
+        train=tuple(patterns),
+        format=flags.format,
+        image_field=flags.image_field,
+        caption_fields=tuple(flags.caption_fields),
+        index_dir=flags.index_dir,
+    )
+
+
+def _settings(kind, flags, **values):
+    for text in flags.set:
+        settings.override(kind, values, text)
+    return settings.build(kind, values)
+
+
+def _curate_by_scores(flags, store, reference, beam_options):
+    models = [reference]
+    values = {}
+    if flags.learner:
+        models.append(
+            curation.Model(
+                flags.learner, flags.learner_sidecar_dir, flags.learner_step
+            )
+        )
+        values["criterion"] = "learnability"
+    chosen_by = _settings(curation.Settings, flags, **values)
+    if flags.beam:
+        return curation.curate_with_beam(
+            _data(flags, flags.data),
+            flags.output,
+            chosen_by,
+            models,
+            options=beam_options,
+            overwrite=flags.overwrite,
+        )
+    return curation.curate(
+        store,
+        flags.output,
+        chosen_by,
+        models,
+        overwrite=flags.overwrite,
+        embedding=progress.Progress("embedding", "records"),
+        scoring=progress.Progress("scoring", "records"),
+    )
+
+
+def _curate_like(flags, store, reference, beam_options):
+    chosen_by = _settings(likeness.Settings, flags)
+
+    def source(patterns):
+        found = records.open_stores(
+            _data(flags, patterns), progress.Progress("indexing", "bytes")
+        )
+        return likeness.Source(found, reference.sidecars(found))
+
+    tasks = source(flags.like)
+    evaluation = source(flags.evaluation) if flags.evaluation else None
+    sidecars = reference.sidecars(
+        store, progress.Progress("embedding", "records")
+    )
+    return likeness.infer(
+        likeness.Source(store, sidecars),
+        tasks,
+        evaluation,
+        flags.output,
+        chosen_by,
+        overwrite=flags.overwrite,
+        progress=progress.Progress("comparing", "records"),
+    )
+
+
+if __name__ == "__main__":
+    main()
