@@ -309,7 +309,7 @@ def _subsets(numbers, store, work):
     names = [""] * len(numbers)
     columns = store.columns(["concept", "label"])
     for concept, name in zip(*columns.values(), strict=True):
-        names[numbers[concept.decode()]] = name.decode()
+        names[numbers["concept", concept]] = name.decode()
     captions = {True: set(), False: set()}
     for split in ("reference", "pool"):
         trained = records.open_store(f"{work}/data/{split}-*.tfrecord")
