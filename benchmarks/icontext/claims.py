@@ -216,7 +216,7 @@ CLAIMS = (
         "coarse",
         "Scoring coarsely loses little: Flexi-JEST less JEST",
         "no significant loss",
-        _better("flexi", "jest"),
+        _better("flexi", "jest_750"),
     ),
     Claim(
         "joint",

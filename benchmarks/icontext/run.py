@@ -175,12 +175,22 @@ def cost(config):
     """What a run costs, in uniform steps of b = 256.
 
     A step on b examples is three forward passes of them, and a scored example
-    is one (in a coarse view it is less).
+    is one, but a share of one from small pictures. Stage 0 of a cascade is left
+    out.
     """
-    passes = 3 * config.steps * config.batch_size
+
+    def passes_of(view):
+        size = view.image_size or config.data.image_size
+        return (size / config.data.image_size) ** 2
+
+    views = config.model.views or (config_lib.View(),)
+    trained = sum(map(passes_of, views)) / len(views)
+    passes = 3 * config.steps * config.batch_size * trained
     if config.selection.needs_learner:
-        passes += config.selection.num_scored(
-            config.steps, config.data.super_batch_size
+        passes += passes_of(config.selection.view) * (
+            config.selection.num_scored(
+                config.steps, config.data.super_batch_size
+            )
         )
     return passes / (3 * 256)
 
