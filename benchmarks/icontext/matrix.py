@@ -79,6 +79,13 @@ REFERENCES = (
 _SHORT, _HALF = "steps=400", "steps=750"
 
 
+_SIGMOID = "model.loss=sigmoid"
+
+
+def _rate(value):
+    return f"optimizer.learning_rate={value}"
+
+
 def _super_batch(size):
     return f"data.super_batch_size={size}"
 
@@ -209,10 +216,8 @@ SWEEPS = (
         )
         for count in (1, 2, 4, 8, 32)
     ),
-    _uniform(
-        "softmax_uniform", "softmax, uniform", _SHORT, "model.loss=softmax"
-    ),
-    _jest("softmax", "softmax, joint", _SHORT, "model.loss=softmax"),
+    _uniform("sigmoid_uniform", "sigmoid, uniform", _SHORT, _SIGMOID),
+    _jest("sigmoid", "sigmoid, joint", _SHORT, _SIGMOID),
     *(
         cell
         for size in (128, 512)
@@ -299,9 +304,9 @@ SWEEPS = (
                 _cascade(6400, 512, "cascade.gain=0.25"),
             ),
             (
-                "softmax",
-                "K = 12.5, f = 0.5, stage 0 by softmax",
-                _cascade(6400, 512, "cascade.loss=softmax"),
+                "sigmoid",
+                "K = 12.5, f = 0.5, stage 0 by sigmoid",
+                _cascade(6400, 512, "cascade.loss=sigmoid"),
             ),
         )
     ),
@@ -385,23 +390,26 @@ TUNING = (
     REFERENCES[0],
     *(
         _uniform(
-            f"tune_uniform_{name}", f"uniform, {name}", "steps=1500", *settings
+            f"tune_uniform_{name}",
+            f"uniform, {about}",
+            "steps=1500",
+            *settings,
         )
-        for name, settings in (
-            ("1e-3", ("optimizer.learning_rate=1e-3",)),
-            ("2e-3", ()),
-            ("4e-3", ("optimizer.learning_rate=4e-3",)),
-            ("crops", ("data.min_crop_area=0.6", "data.flip=true")),
-            ("softmax", ("model.loss=softmax",)),
+        for name, about, settings in (
+            ("2e-3", "sigmoid, learning rate 2e-3", (_SIGMOID,)),
+            ("softmax", "softmax, learning rate 2e-3", ()),
+            ("softmax_1e-3", "softmax, 1e-3", (_rate("1e-3"),)),
+            ("softmax_4e-3", "softmax, 4e-3", (_rate("4e-3"),)),
+            (
+                "crops",
+                "softmax, crops and mirrored pictures",
+                ("data.min_crop_area=0.6", "data.flip=true"),
+            ),
         )
     ),
     *(
-        _jest(f"tune_jest_{name}", f"joint, {name}", _SHORT, *settings)
-        for name, settings in (
-            ("1e-3", ("optimizer.learning_rate=1e-3",)),
-            ("2e-3", ()),
-            ("4e-3", ("optimizer.learning_rate=4e-3",)),
-        )
+        _jest(f"tune_jest_{rate}", f"joint, {rate}", _SHORT, _rate(rate))
+        for rate in ("1e-3", "2e-3", "4e-3")
     ),
 )
 

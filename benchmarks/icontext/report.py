@@ -23,7 +23,7 @@ from benchmarks.icontext import (
 PROTOCOL = (
     "All learners are the same: a convolutional net of seven layers on 32 x 32 "
     "pixels and a bag of tokens with an MLP (towers.py), trained with the "
-    "sigmoid loss, b = 256, unless a row says otherwise. Cells of one seed "
+    "softmax loss, b = 256, unless a row says otherwise. Cells of one seed "
     "start from the same weights and are offered the same stream of the pool; "
     "each has a full schedule, warm-up and cosine to zero, for its own length.",
     "Settings were chosen on `val_concept` alone, concepts that are in no "
