@@ -114,6 +114,26 @@ class MatrixTest(tf.test.TestCase):
                 "reference_filtered-0",
             ],
         )
+        order = list(run._with_needs(tasks, ["reference_inferred-0"]))
+        self.assertEqual(
+            order,
+            [
+                "reference_pool-0",
+                "sidecars reference_pool-pool",
+                "pool inferred",
+                "reference_inferred-0",
+            ],
+        )
+        curate, cut = tasks["pool inferred"].commands
+        self.assertIn("trainers.curate", curate)
+        # What is inferred is like the validation, and kept from the tests.
+        like, apart = curate.index("--like"), curate.index("--evaluation")
+        self.assertIn("val_concept", " ".join(curate[like:apart]))
+        self.assertNotIn("test", " ".join(curate[like:apart]))
+        self.assertIn("test_concept", curate[apart + 1])
+        self.assertIn("test_style", curate[apart + 2])
+        manifest = curate[curate.index("--output") + 1]
+        self.assertEqual(cut[cut.index("--manifest") + 1], manifest)
 
     def test_a_step_with_jest_costs_eight_thirds_of_a_uniform_one(self):
         # f = 0.8: 3 passes of 256 to train, 5 x 256 = 1,280 to score.
@@ -324,18 +344,30 @@ class SmallRunTest(tf.test.TestCase):
                 sources=("filtered",),
                 reference="reference_curated",
             ),
+            matrix.Cell(
+                "chosen",
+                "uniform",
+                "",
+                (*small, "data.super_batch_size=32"),
+                sources=("chosen",),
+                reference="",
+            ),
         )
         arguments = [
             *("--work", os.fspath(work), "--results", os.fspath(work / "r")),
             *("--matrix", "quick", "--jobs", "1"),
         ]
         matrices = {"quick": cells}
-        with mock.patch.dict(matrix.MATRICES, matrices, clear=True):
+        judges = {"chosen": "reference_curated"}
+        with (
+            mock.patch.dict(matrix.MATRICES, matrices, clear=True),
+            mock.patch.dict(matrix.JUDGES, judges),
+        ):
             run.main(arguments)
             rows = results.read(work / "r" / "quick.jsonl")
             self.assertEqual(
                 [row["cell"] for row in rows],
-                ["reference_curated", "uniform", "jest"],
+                ["reference_curated", "uniform", "jest", "chosen"],
             )
             # Nothing is left to do, so nothing is added.
             run.main(arguments)

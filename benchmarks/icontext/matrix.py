@@ -8,7 +8,10 @@ see the same stream. To add a cell, add a line; runs that are there stay.
 import dataclasses
 
 SEEDS = (0, 1, 2)
-POOLS = ("pool", "noise25", "noise50", "noise75", "emoji", "filtered")
+POOLS = (
+    *("pool", "noise25", "noise50", "noise75", "emoji"),
+    *("filtered", "chosen", "inferred"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,13 @@ class Cell:
         return f"{self.reference}-{'-'.join(self.sources)}"
 
 
-# What scores the pool that is filtered.
-JUDGE = "reference_curated"
+# By whose embeddings a pool is cut from the whole. What is inferred from tasks
+# must owe nothing to the curated set.
+JUDGES = {
+    "filtered": "reference_curated",
+    "chosen": "reference",
+    "inferred": "reference_pool",
+}
 
 
 def _reference(name, about, *settings, sources=("reference", "pool")):
@@ -66,6 +74,11 @@ REFERENCES = (
         "reference_filtered",
         "curated and the fifth of the pool that fits best, half each",
         sources=("reference", "filtered"),
+    ),
+    _reference(
+        "reference_inferred",
+        "what trainers.curate finds like the validation tasks, and pool",
+        sources=("inferred", "pool"),
     ),
     _reference(
         "reference_wide",
@@ -269,7 +282,7 @@ SWEEPS = (
             _SHORT,
             reference=f"reference_{name}",
         )
-        for name in ("curated", "pool", "filtered", "wide")
+        for name in ("curated", "pool", "filtered", "inferred", "wide")
     ),
     *(
         _jest(
@@ -279,7 +292,7 @@ SWEEPS = (
             *_cascade(6400, 512),
             reference=f"reference_{name}",
         )
-        for name in ("curated", "pool", "filtered", "wide")
+        for name in ("curated", "pool", "filtered", "inferred", "wide")
     ),
     *(
         _jest(f"cascade_{name}", f"cascade, {about}", _SHORT, *settings)
@@ -318,6 +331,19 @@ SWEEPS = (
             *_cascade(size, 256, _ALONE),
         )
         for size in (1280, 3200, 6400, 12800)
+    ),
+    _uniform(
+        "uniform_chosen",
+        "uniform on the fifth that trainers.curate chooses jointly",
+        _SHORT,
+        sources=("chosen",),
+    ),
+    _jest(
+        "cascade_chosen",
+        "cascade on that fifth, K = 5, then f = 0.5",
+        _SHORT,
+        *_cascade(2560, 512),
+        sources=("chosen",),
     ),
     _jest("flexi_scoring", "scored at 16 pixels", _SHORT, _COARSE),
     _jest("gain_25", "gain 0.25", _SHORT, "selection.gain=0.25"),

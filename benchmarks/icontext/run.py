@@ -100,6 +100,7 @@ def folder(cell, seed, work, *, tune=False):
     return work / "runs" / f"{name(cell, seed)}-{digest[:8]}"
 
 
+@functools.cache
 def resolve(cell, seed, work, *, tune=False):
     """The settings of a run, whole.
 
@@ -196,16 +197,20 @@ def cost(config):
 
 
 def _shards(work, source):
-    if source in ("reference", "pool"):
+    if source in ("reference", "pool", *_EVALUATION_SPLITS):
         return f"{work}/data/{source}-*.tfrecord"
     return f"{_pool_folder(work, source)}/pool-*.tfrecord"
 
 
 def _pool_folder(work, source):
     """Where another pool lies: one that a reference made has its digest."""
-    if source != "filtered":
-        return work / "pools" / source
-    return work / "pools" / f"{source}-{_short_digest(matrix.JUDGE, work)}"
+    return work / "pools" / _with_judge(work, source)
+
+
+def _with_judge(work, source):
+    if source not in matrix.JUDGES:
+        return source
+    return f"{source}-{_short_digest(matrix.JUDGES[source], work)}"
 
 
 def _sidecar_folder(work, cell):
@@ -238,24 +243,55 @@ def _pool(tasks, source, work):
     if source in ("reference", "pool"):
         return None
     out = _pool_folder(work, source)
-    kind, options, needs = source, (), ()
+    kind, options, needs, before = source, (), (), ()
     if source.startswith("noise"):
         kind = "noise"
         options = ("--share", f"{int(source.removeprefix('noise')) / 100}")
-    elif source == "filtered":
-        kind = "filter"
-        judge = matrix.Cell("", "jest", "", reference=matrix.JUDGE)
+    elif source in matrix.JUDGES:
+        judge = matrix.Cell("", "jest", "", reference=matrix.JUDGES[source])
         needs = (_sidecars(tasks, judge, work),)
-        options = ("--sidecars", f"{_sidecar_folder(work, judge)}")
+        kind, options = "filter", ("--sidecars", _sidecar_folder(work, judge))
+        if source in _CURATED:
+            kind = "manifest"
+            options = ("--manifest", work / "manifests" / out.name)
+            before = (_curation(source, judge, work, options[1]),)
     command = (
         *("-m", "benchmarks.icontext.variants", kind),
-        *("--data", f"{work}/data", "--out", f"{out}", *options),
+        *("--data", f"{work}/data", "--out", f"{out}", *map(str, options)),
     )
     task = Task(
-        f"pool {source}", (command,), needs, out / "done", _PREPARATION_STEPS
+        f"pool {source}",
+        (*before, command),
+        needs,
+        out / "done",
+        _PREPARATION_STEPS,
     )
     tasks[task.name] = task
     return task.name
+
+
+# What `trainers.curate` is asked for: as many as are curated by hand, like the
+# tasks of the validation; or the fifth that is jointly easiest.
+_CURATED = {
+    "inferred": ("size=2778",),
+    "chosen": ("share=0.2", "loss=softmax"),
+}
+
+
+def _curation(source, judge, work, out):
+    """Command that writes the manifest of a pool."""
+    like = ()
+    if source == "inferred":
+        like = (
+            *("--like", _shards(work, "val_concept"), "--evaluation"),
+            *(_shards(work, split) for split in _EVALUATION_SPLITS[1:]),
+        )
+    return (
+        *("-m", "trainers.curate", "--data", _shards(work, "pool")),
+        *("--workdir", f"{folder(matrix.find(judge.reference), 0, work)}"),
+        *("--sidecar-dir", f"{_sidecar_folder(work, judge)}"),
+        *("--output", f"{out}", *like, "--set", *_CURATED[source]),
+    )
 
 
 def _sidecars(tasks, cell, work):

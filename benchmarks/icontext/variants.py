@@ -6,6 +6,8 @@
         --out icontext-work/emoji
     python -m benchmarks.icontext.variants filter --data icontext-work/data \
         --out icontext-work/filtered --sidecars icontext-work/sidecars/reference
+    python -m benchmarks.icontext.variants manifest --data icontext-work/data \
+        --out icontext-work/chosen --manifest icontext-work/manifests/chosen
 
 Records keep their ids and their order. What is left out or changed does not
 depend on the learner's seed.
@@ -29,12 +31,14 @@ def main(arguments=None):
     noise = commands.add_parser("noise", help="captions of other pictures")
     emoji = commands.add_parser("emoji", help="emoji art alone")
     best = commands.add_parser("filter", help="what a reference finds fitting")
-    for command in (noise, emoji, best):
+    manifest = commands.add_parser("manifest", help="what it has a weight for")
+    for command in (noise, emoji, best, manifest):
         command.add_argument("--data", required=True, help="the whole data set")
         command.add_argument("--out", required=True, help="folder to write to")
     noise.add_argument("--share", type=float, required=True)
     best.add_argument("--sidecars", required=True, help="of the pool")
     best.add_argument("--share", type=float, default=0.2)
+    manifest.add_argument("--manifest", required=True, help="of the pool")
     options = parser.parse_args(arguments)
     pool = sorted(pathlib.Path(options.data).glob("pool-*.tfrecord"))
     if not pool:
@@ -44,6 +48,9 @@ def main(arguments=None):
         records = with_noise(records, options.share)
     elif options.command == "emoji":
         records = [one for one in records if one.row.kind == sources.EMOJI]
+    elif options.command == "manifest":
+        kept = np.flatnonzero(weights(options.data, options.manifest))
+        records = [records[row] for row in kept]
     else:
         scores = similarities(options.data, options.sidecars)
         records = best_of(records, scores, options.share)
@@ -88,6 +95,15 @@ def similarities(data, sidecars):
     first = rows.text[rows.offsets[:-1]]
     products = np.float32(rows.image) * np.float32(first)
     return np.where(rows.valid, products.sum(axis=1), -np.inf)
+
+
+def weights(data, manifest):
+    """Weight of each pool record in a manifest, [records]."""
+    from jest_tf.data import manifest as manifest_lib
+    from jest_tf.data import records as records_lib
+
+    store = records_lib.open_store(f"{data}/pool-*.tfrecord")
+    return manifest_lib.Manifest(manifest, store).weights
 
 
 def write(records, out, count):
