@@ -139,6 +139,8 @@ class PythonBlocksTest(DocsTestCase):
                     train.main([*arguments, *self.shrink(arguments)])
                 elif program[-1] == "trainers.evaluate":
                     evaluate.main(arguments)
+                elif program[-1] == "trainers.curate":
+                    curate.main(arguments)
         self.assertIn("eval/held_out/image_to_text/mrr", printed.getvalue())
         run = self.folder / "runs" / "photos_jest"
         self.check_table_of_the_run_directory(run)
