@@ -25,13 +25,13 @@ LOSSES = ("sigmoid", "softmax")
 _NOT_FINITE = "embeddings hold NaN or infinity"
 NOT_FINITE = re.compile(rf"`\w+` {_NOT_FINITE}")
 
-# A tile of logits is 2,048 x 1,024 float32, 8 MB: large enough for the matrix
-# product to run at full speed, small enough for the elementwise part after it
-# to find it in cache (benchmarks/bench_selection.py). Tiles of fewer columns,
-# which small chunks make, are taller, lest the loop over them cost more.
-_TILE_ROWS = 2048
+# A tile of logits is 4,096 x 1,024 float32, 16 MB: large enough for the matrix
+# product to run at full speed and for the loop to cost little, small beside the
+# embeddings (benchmarks/bench_selection.py). Tiles of fewer columns, which small
+# chunks make, are taller.
+_TILE_ROWS = 4096
 _TILE_COLUMNS = 1024
-_TALLEST_TILE = 8192
+_TALLEST_TILE = 16384
 # Tiles from this width on are worth the launch of a fused kernel. Not from a
 # size on, which would depend on the number of replicas, and the last bit on it.
 _FUSED_COLUMNS = 32
