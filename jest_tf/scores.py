@@ -26,9 +26,9 @@ _NOT_FINITE = "embeddings hold NaN or infinity"
 NOT_FINITE = re.compile(rf"`\w+` {_NOT_FINITE}")
 
 # A tile of logits is 4,096 x 1,024 float32, 16 MB: large enough for the matrix
-# product to run at full speed and for the loop to cost little, small beside the
-# embeddings (benchmarks/bench_selection.py). Tiles of fewer columns, which small
-# chunks make, are taller.
+# product to run at full speed and for the loop to cost little, small beside
+# the embeddings (benchmarks/bench_selection.py). Tiles of fewer columns, which
+# small chunks make, are taller.
 _TILE_ROWS = 4096
 _TILE_COLUMNS = 1024
 _TALLEST_TILE = 16384
