@@ -411,6 +411,12 @@ QUICK = (
     ),
 )
 
+# A thirteenth of the long uniform learner's steps: what the best is sought for.
+_BEST = "steps=380"
+_ALL_STAGE_0 = _cascade(6400, 256, _ALONE)
+_WARM_UP = "optimizer.warmup_steps=30"
+_QUICK_START = (*_ALL_STAGE_0, _WARM_UP, "model.temperature=30")
+
 # What settings were chosen by, on held-out concepts that no result is of.
 TUNING = (
     REFERENCES[0],
@@ -436,6 +442,28 @@ TUNING = (
     *(
         _jest(f"tune_jest_{rate}", f"joint, {rate}", _SHORT, _rate(rate))
         for rate in ("1e-3", "2e-3", "4e-3")
+    ),
+    *(
+        _jest(f"tune_best_{name}", f"{about}, {_BEST}", _BEST, *settings)
+        for name, about, settings in (
+            ("start", "stage 0 alone, K = 25", (*_ALL_STAGE_0,)),
+            ("warm_up", "the same, short warm-up", (*_ALL_STAGE_0, _WARM_UP)),
+            (
+                "4e-3",
+                "4e-3, short warm-up",
+                (*_ALL_STAGE_0, _WARM_UP, _rate("4e-3")),
+            ),
+            (
+                "scale",
+                "4e-3, short warm-up, initial scale 30",
+                (*_QUICK_START, _rate("4e-3")),
+            ),
+            (
+                "8e-3",
+                "8e-3, short warm-up, initial scale 30",
+                (*_QUICK_START, _rate("8e-3")),
+            ),
+        )
     ),
 )
 
