@@ -31,6 +31,7 @@ _ACCURACIES = (1, 5)
 # Scores are [queries of a block, candidates]; 256 x 25,000 (the captions of
 # COCO's validation images) is 50 MB in float64.
 _BLOCK_SIZE = 256
+_MAX_PIXELS = config_lib.DataConfig.max_image_pixels
 
 
 def retrieval(
@@ -187,6 +188,7 @@ def evaluate_store(
     image_size: int,
     batch_size: int = 256,
     prompts: Sequence[str] = ("{}",),
+    max_image_pixels: int = _MAX_PIXELS,
 ) -> dict[str, float]:
     """Measures a learner on every record of a store.
 
@@ -202,6 +204,7 @@ def evaluate_store(
         image_size: what the learner sees, in pixels a side.
         batch_size: examples a forward pass.
         prompts: templates for the labels.
+        max_image_pixels: a larger picture is refused.
 
     Returns:
         What `retrieval` and, with labels, `zero_shot` return.
@@ -213,6 +216,7 @@ def evaluate_store(
         image_size=image_size,
         batch_size=batch_size,
         prompts=prompts,
+        max_image_pixels=max_image_pixels,
     ).measure()
 
 
@@ -246,6 +250,7 @@ def embed_store(
     image_size: int,
     batch_size: int = 256,
     prompts: Sequence[str] = ("{}",),
+    max_image_pixels: int = _MAX_PIXELS,
 ) -> StoreEmbeddings:
     """What `evaluate_store` measures; the arguments are the same."""
     return _StoreEvaluation(
@@ -255,6 +260,7 @@ def embed_store(
         image_size=image_size,
         batch_size=batch_size,
         prompts=prompts,
+        max_image_pixels=max_image_pixels,
     ).embed()
 
 
@@ -316,6 +322,7 @@ class Evaluation(keras.callbacks.Callback):
         settings: how often, in what batches, and with which prompts.
         tokenizer: what the learner reads captions with.
         image_size: what the learner sees, in pixels a side.
+        max_image_pixels: a larger picture is refused.
         workdir: where `evaluation.jsonl` gets a line a step; None for nowhere.
         start_step: steps done before this `fit`.
         costs: gives what the steps up to one have cost, which the line tells
@@ -334,6 +341,7 @@ class Evaluation(keras.callbacks.Callback):
         *,
         tokenizer: Callable,
         image_size: int,
+        max_image_pixels: int = _MAX_PIXELS,
         workdir: str | None = None,
         start_step: int = 0,
         costs: Callable[[int], dict[str, float]] | None = None,
@@ -350,6 +358,7 @@ class Evaluation(keras.callbacks.Callback):
                 image_size=image_size,
                 batch_size=settings.batch_size,
                 prompts=settings.prompts,
+                max_image_pixels=max_image_pixels,
             )
             for name, store in stores.items()
         }
@@ -420,12 +429,22 @@ class _StoreEvaluation:
     """A store read once, and the traced functions that embed it."""
 
     def __init__(
-        self, learner, store, *, tokenizer, image_size, batch_size, prompts
+        self,
+        learner,
+        store,
+        *,
+        tokenizer,
+        image_size,
+        batch_size,
+        prompts,
+        max_image_pixels,
     ):
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._batch_size = min(batch_size, len(store))
-        self._images = pipeline.images(store, self._batch_size, image_size)
+        self._images = pipeline.images(
+            store, self._batch_size, image_size, max_image_pixels
+        )
         self._encode_image = tf.function(
             lambda images: learner.encode_image(images, training=False)
         )

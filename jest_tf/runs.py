@@ -362,6 +362,7 @@ def _writers(config, inputs, model, start_step, input_wait, signals):
         config.evaluation,
         tokenizer=inputs.tokenizer,
         image_size=config.data.image_size,
+        max_image_pixels=config.data.max_image_pixels,
         workdir=inputs.output,
         start_step=start_step,
         costs=log.costs_at,

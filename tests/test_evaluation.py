@@ -401,6 +401,22 @@ class EvaluateStoreTest(tf.test.TestCase):
         self.evaluate(learner)
         self.assertEqual(learner.traces, 1)
 
+    def test_a_picture_above_the_limit_is_refused(self):
+        def evaluate(limit):
+            return evaluation.evaluate_store(
+                Oracle(),
+                self.store,
+                tokenizer=number_of,
+                image_size=2,
+                max_image_pixels=limit,
+            )
+
+        self.assertEqual(evaluate(4), evaluate(2**26))  # theirs are 2 x 2
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, r"record 0 of .*2 x 2.*3"
+        ):
+            evaluate(3)
+
     def test_a_real_learner_and_tokenizer(self):
         tokenizer = preprocessing.WordPieceTokenizer(
             ["[UNK]", "[EOS]", "one", "two", "1", "2"], 4

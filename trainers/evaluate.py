@@ -145,6 +145,7 @@ def evaluate(
         settings,
         tokenizer=run.tokenizer,
         image_size=run.config.data.image_size,
+        max_image_pixels=run.config.data.max_image_pixels,
     ).run(run.config.steps)
 
 

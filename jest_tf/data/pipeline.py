@@ -196,7 +196,7 @@ def examples(
         fetched = _fetch_rows(
             store, index, batch_size, ("caption", *metadata), _MAX_PIXELS
         )
-        batch = _decode_all(store, fetched, image_size)
+        batch = _decode_all(store, fetched, image_size, _MAX_PIXELS)
         batch |= _texts(fetched["caption"], {"text": tokenizer})
         batch["id"] = fetched["id"]
         return batch | {name: fetched[name] for name in metadata}
@@ -205,7 +205,10 @@ def examples(
 
 
 def images(
-    store: records.Store, batch_size: int, image_size: int
+    store: records.Store,
+    batch_size: int,
+    image_size: int,
+    max_image_pixels: int = _MAX_PIXELS,
 ) -> tf.data.Dataset:
     """Every picture once, in the store's order; captions are not looked at.
 
@@ -213,6 +216,7 @@ def images(
         store: the records.
         batch_size: k; the last batch may hold fewer.
         image_size: S.
+        max_image_pixels: a larger picture is refused.
 
     Returns:
         A finite dataset of uint8 [k, S, S, 3].
@@ -220,11 +224,17 @@ def images(
     Raises:
         ValueError: an argument is out of range; iteration as in `examples`.
     """
-    _check_at_least(1, batch_size=batch_size, image_size=image_size)
+    _check_at_least(
+        1,
+        batch_size=batch_size,
+        image_size=image_size,
+        max_image_pixels=max_image_pixels,
+    )
 
     def load(index):
-        fetched = _fetch_rows(store, index, batch_size, (), _MAX_PIXELS)
-        return _decode_all(store, fetched, image_size)["image"]
+        fetched = _fetch_rows(store, index, batch_size, (), max_image_pixels)
+        decoded = _decode_all(store, fetched, image_size, max_image_pixels)
+        return decoded["image"]
 
     return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
 
@@ -504,13 +514,13 @@ def _fields_of(record, fields, max_pixels):
     return values
 
 
-def _decode_all(store, fetched, image_size):
+def _decode_all(store, fetched, image_size, max_pixels):
     """Decodes string [k]; refuses what cannot be decoded."""
     kept, decoded = _decode(fetched["picture"], {"image": image_size})
 
     def refuse(rows, encoded, kept):
         missing = int(np.setdiff1d(np.arange(len(rows)), kept)[0])
-        fault = pictures.decode(encoded[missing], _MAX_PIXELS)
+        fault = pictures.decode(encoded[missing], max_pixels)
         _refuse(store, rows[missing], fault)
 
     def stop():
