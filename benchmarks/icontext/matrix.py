@@ -415,7 +415,8 @@ QUICK = (
 _BEST = "steps=380"
 _ALL_STAGE_0 = _cascade(6400, 256, _ALONE)
 _WARM_UP = "optimizer.warmup_steps=30"
-_QUICK_START = (*_ALL_STAGE_0, _WARM_UP, "model.temperature=30")
+_SCALE = "model.temperature=30"
+_QUICK_START = (*_ALL_STAGE_0, _WARM_UP, _SCALE)
 
 # What settings were chosen by, on held-out concepts that no result is of.
 TUNING = (
@@ -436,6 +437,11 @@ TUNING = (
                 "crops",
                 "softmax, crops and mirrored pictures",
                 ("data.min_crop_area=0.6", "data.flip=true"),
+            ),
+            (
+                "scale",
+                "softmax, 2e-3, short warm-up, initial scale 30",
+                (_WARM_UP, _SCALE),
             ),
         )
     ),
