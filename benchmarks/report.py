@@ -11,7 +11,6 @@ import platform
 import sys
 
 import numpy as np
-import tensorflow as tf
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
 
@@ -46,22 +45,29 @@ def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:
 
 def environment() -> str:
     """The processor and the versions, in a line."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
-    cores = os.cpu_count()
+    # Not above: most of what writes a report can do without it.
+    import tensorflow as tf
+
     packages = (
         f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES
     )
     gpus = len(tf.config.list_physical_devices("GPU"))
     return (
-        f"{processor}, {cores} cores, {gpus} GPUs; Python "
+        f"{processor()}, {gpus} GPUs; Python "
         f"{platform.python_version()}, {', '.join(packages)}."
     )
+
+
+def processor() -> str:
+    """What the processor calls itself, and its cores."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def table(header: list, rows: list[list]) -> str:

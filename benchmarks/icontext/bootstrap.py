@@ -145,6 +145,26 @@ def flops(run, steps):
     return steps / run["steps"] * total
 
 
+def examples(run, steps):
+    """Examples trained on in so many steps of a run."""
+    return steps / run["steps"] * run["costs"]["examples/trained"]
+
+
+def seconds(run, steps):
+    """Processor seconds of so many steps, or None if they were not taken."""
+    total = run["processor_seconds"]
+    return total and steps / run["steps"] * total
+
+
+# By what a run can be said to be cheap: what it is called, and how much of it
+# so many steps of a run take.
+COSTS = {
+    "examples trained on": examples,
+    "FLOPs": flops,
+    "processor seconds": seconds,
+}
+
+
 def _of_seeds(runs, seeds):
     by_seed = {run["seed"]: run for run in runs}
     return [by_seed[seed] for seed in seeds]

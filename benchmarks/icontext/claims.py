@@ -96,6 +96,8 @@ class Runs:
                 for run in self.of(cell)
                 if run["seed"] == seed
             ]
+            if spent is bootstrap.seconds:  # of another machine say nothing
+                runs = [r for r in runs if r["machine"] == base["machine"]]
             whole = spent(base, base["steps"])
             if not runs or whole is None:
                 continue
@@ -192,6 +194,16 @@ def _steps(run, steps):
 JEST_LENGTHS = ("jest", "jest_750")
 CASCADES = ("cascade_600", "cascade_1500")
 STAGE_0 = ("stage_0_600", "stage_0_1500")
+BEST = ("best", "best_600")
+
+# Cells that are one method, at several lengths.
+METHODS = {
+    "JEST, f = 0.8": JEST_LENGTHS,
+    "Flexi-JEST": ("flexi",),
+    "cascade, K = 12.5, then f = 0.5": CASCADES,
+    "stage 0 alone, K = 25": STAGE_0,
+    "the best found": BEST,
+}
 
 CLAIMS = (
     Claim(

@@ -12,8 +12,8 @@ from benchmarks.icontext import bootstrap  # noqa: E402
 _DPI = 110
 
 
-def curves(runs, cells, path):
-    """Draw the measures of cells against steps and forward passes.
+def frontier(runs, cells, path):
+    """Draw the measures of cells against all that they cost.
 
     Args:
         runs: `claims.Runs`.
@@ -25,15 +25,20 @@ def curves(runs, cells, path):
     """
     if not cells:
         return False
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharey="row")
-    for row, split in zip(axes, bootstrap.SPLITS, strict=True):
-        for axis, by in zip(row, ("steps", "passes"), strict=True):
+    rows = (bootstrap.SPLITS, *((split,) for split in bootstrap.SPLITS))
+    figure, axes = plt.subplots(
+        len(rows), len(bootstrap.COSTS), figsize=(13, 10), sharey="row"
+    )
+    for line, splits in zip(axes, rows, strict=True):
+        for axis, (about, spent) in zip(
+            line, bootstrap.COSTS.items(), strict=True
+        ):
             for place, cell in enumerate(cells):
-                _curve(axis, runs.of(cell), split, by, cell, f"C{place}")
-            axis.set_title(split)
-            axis.set_xlabel("steps" if by == "steps" else "forward passes")
-            axis.set_ylabel("MRR, both directions, %")
+                _curve(axis, runs.of(cell), splits, spent, cell, f"C{place}")
+            axis.set_xscale("log")
+            axis.set_xlabel(about)
             axis.grid(alpha=0.3)
+        line[0].set_ylabel(f"MRR, {' and '.join(splits)}, %")
     axes[0, 0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=_DPI)
@@ -44,7 +49,7 @@ def curves(runs, cells, path):
 def kinds(runs, cells, path):
     """Draw the shares of each kind of picture among the drawn, over time.
 
-    The arguments are those of `curves`. Dotted is the kind's share of the pool.
+    The arguments are those of `frontier`. Dotted is a share of the pool.
     """
     cells = [
         cell
@@ -79,16 +84,17 @@ def kinds(runs, cells, path):
     return True
 
 
-def _curve(axis, found, split, by, label, colour):
+def _curve(axis, found, splits, spent, label, colour):
     """The mean over seeds in a band from the least to the most."""
-    steps, _ = bootstrap.curve(found[0], (split,))
-    values = np.stack([bootstrap.curve(run, (split,))[1] for run in found])
+    steps, _ = bootstrap.curve(found[0], splits)
+    values = np.stack([bootstrap.curve(run, splits)[1] for run in found])
     values = 100 * values
-    places = (
-        steps
-        if by == "steps"
-        else [bootstrap.passes(found[0], step) for step in steps]
-    )
+    # What has not been counted of one seed is as of another.
+    costs = [[spent(run, step) for run in found] for step in steps]
+    costs = [[one for one in line if one is not None] for line in costs]
+    if not all(costs):
+        return
+    places = [np.mean(line) for line in costs]
     axis.plot(places, values.mean(0), color=colour, label=label)
     axis.fill_between(
         places, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0

@@ -38,9 +38,14 @@ def image(name, alt):
     return "image", name, alt
 
 
+def markdown(blocks):
+    """Blocks as Markdown."""
+    return "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
 def write_markdown(blocks, path):
-    """Write blocks as Markdown."""
-    path.write_text("\n\n".join(map(_markdown, blocks)) + "\n", "utf-8")
+    """Write blocks as a file of Markdown."""
+    path.write_text(markdown(blocks), "utf-8")
 
 
 def write_html(blocks, folder, path):

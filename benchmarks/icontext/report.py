@@ -3,14 +3,18 @@
     python -m benchmarks.icontext.report
     python -m benchmarks.icontext.report --matrix quick --out icontext-work
 
+    python -m benchmarks.icontext.report --readme README.md
+
 Writes report.md, its pictures and report.html, one file that needs no other,
 into the results' folder. No run and no data are needed. Galleries, which need
 both, are made by `python -m benchmarks.icontext.gallery` and taken up if there.
 """
 
 import argparse
+import os
 import pathlib
 
+from benchmarks import report as benchmark_report
 from benchmarks.icontext import (
     bootstrap,
     claims,
@@ -19,6 +23,8 @@ from benchmarks.icontext import (
     pages,
     results,
 )
+
+_COMMAND = "python -m benchmarks.icontext.report --readme README.md"
 
 PROTOCOL = (
     "All learners are the same: a convolutional net of seven layers on 32 x 32 "
@@ -49,8 +55,9 @@ PROTOCOL = (
 
 _COLUMNS = ("i2t_mrr", "t2i_mrr", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5")
 _MAIN_CURVES = (
-    *("uniform", "uniform_1500", "jest", "flexi"),
-    *("cascade_1500", "stage_0_1500"),
+    *("uniform", "jest", "jest_750", "flexi"),
+    *("cascade_600", "cascade_1500", "stage_0_600", "stage_0_1500"),
+    *claims.BEST,
 )
 
 
@@ -64,6 +71,9 @@ def main(arguments=None):
     parser.add_argument(
         "--matrix", default="standard", choices=sorted(matrix.MATRICES)
     )
+    parser.add_argument(
+        "--readme", type=pathlib.Path, help="a page to put the summary into"
+    )
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.results)
     rows = results.read(folder / f"{options.matrix}.jsonl")
@@ -74,12 +84,22 @@ def main(arguments=None):
     }
     out = pathlib.Path(options.out or folder)
     out.mkdir(parents=True, exist_ok=True)
-    write(
-        claims.Runs(rows, queries),
-        matrix.MATRICES[options.matrix],
-        out,
-        name=f"{options.matrix}_" if options.matrix != "standard" else "",
-    )
+    runs = claims.Runs(rows, queries)
+    name = f"{options.matrix}_" if options.matrix != "standard" else ""
+    write(runs, matrix.MATRICES[options.matrix], out, name=name)
+    if options.readme:
+        picture = out / f"{name}frontier.png"
+        blocks = [
+            *_methods(runs),
+            pages.image(
+                os.path.relpath(picture, options.readme.resolve().parent),
+                "The measure against examples, FLOPs and seconds",
+            ),
+            pages.paragraph(_provenance(runs)),
+        ]
+        benchmark_report.write_block(
+            options.readme, "icontext", pages.markdown(blocks), _COMMAND
+        )
 
 
 def write(runs, cells, out, name=""):
@@ -105,6 +125,7 @@ def write(runs, cells, out, name=""):
             ("claim", "paper", "ours", "verdict", "why"), claims.table(runs)
         ),
         pages.heading("To the uniform learner's end", 2),
+        *_methods(runs),
         *_targets(runs, there),
         pages.heading("At the end of each run", 2),
         *_scores(runs, there),
@@ -125,10 +146,46 @@ def write(runs, cells, out, name=""):
     pages.write_html(blocks, out, out / f"{name}report.html")
 
 
-def _targets(runs, cells):
-    """Ratios of the uniform run's costs to the others'."""
+def _methods(runs):
+    """What every method takes to the target, of what the uniform run took."""
     if "uniform" not in runs:
         return [pages.paragraph(f"The long uniform run: {claims.NOT_RUN}.")]
+    rows = []
+    for about, cells in claims.METHODS.items():
+        cells = [cell for cell in cells if cell in runs]
+        found = {
+            what: runs.to_target(cells, spent)
+            for what, spent in bootstrap.COSTS.items()
+        }
+        if not cells or not any(found.values()):
+            continue
+        scores = [
+            f"{_interval(bootstrap.estimate(runs.of(cell), runs.queries))} "
+            f"after {runs.of(cell)[0]['steps']:,}"
+            for cell in cells
+        ]
+        columns = [claims.ratios(one) if one else "" for one in found.values()]
+        rows.append((about, "; ".join(scores), *columns))
+    long = runs.of("uniform")
+    target = _interval(bootstrap.estimate(long, runs.queries))
+    seeds = "1 seed" if len(long) == 1 else f"{len(long)} seeds"
+    return [
+        pages.paragraph(
+            f"The uniform learner ends at an MRR of {target} after "
+            f"{long[0]['steps']:,} steps of {long[0]['batch_size']} ({seeds}). "
+            "How many times as much it spent on that as another method until "
+            "the same score: mean over seeds, with the lowest and the highest."
+        ),
+        pages.table(
+            ("method", "MRR at its end, steps", *bootstrap.COSTS), rows
+        ),
+    ]
+
+
+def _targets(runs, cells):
+    """Ratios of the uniform run's costs to the others', cell by cell."""
+    if "uniform" not in runs:
+        return []
     rows = []
     for cell in cells:
         if cell.name == "uniform" or cell.recipe == "reference":
@@ -154,12 +211,9 @@ def _targets(runs, cells):
         *(f"steps, {split} alone" for split in bootstrap.SPLITS),
     )
     return [
-        pages.paragraph(
-            "How many times as much the long uniform run spent, mean and range "
-            "over seeds."
-        ),
-        pages.table(header, rows),
         pages.paragraph(_flatness(runs)),
+        pages.paragraph("The same for every cell:"),
+        pages.table(header, rows),
     ]
 
 
@@ -281,7 +335,11 @@ def _pictures(runs, cells, out, name):
     names = [cell.name for cell in cells if cell.recipe != "reference"]
     main_names = [one for one in _MAIN_CURVES if one in names] or names[:6]
     for file, draw, alt in (
-        (f"{name}curves.png", figures.curves, "Learning curves"),
+        (
+            f"{name}frontier.png",
+            figures.frontier,
+            "The measure against examples, FLOPs and seconds",
+        ),
         (f"{name}kinds.png", figures.kinds, "What was chosen, by kind"),
     ):
         if draw(runs, main_names, out / file):

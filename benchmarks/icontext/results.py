@@ -18,10 +18,11 @@ import hashlib
 import json
 import os
 import pathlib
-import platform
 import zlib
 
 import numpy as np
+
+from benchmarks import report
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 
@@ -125,7 +126,7 @@ def collect(workdir, *, cell, recipe, work):
         "kinds": _kinds(workdir, config, work),
         "ranks": ranks,
         "versions": versions["versions"],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": report.processor(),
     }
     return row, queries
 
