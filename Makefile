@@ -68,11 +68,13 @@ icontext-runs: icontext-data ## the runs of the real-data benchmark
 	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT)
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
-	@$(BIN)/python -m benchmarks.icontext.report
+	@$(BIN)/python -m benchmarks.icontext.report \
+	  --pages README.md docs/recipes.md
 
 icontext: icontext-runs ## data, runs, gallery and report, one after the other
 	@$(BIN)/python -m benchmarks.icontext.gallery --work $(ICONTEXT)
-	@$(BIN)/python -m benchmarks.icontext.report
+	@$(BIN)/python -m benchmarks.icontext.report \
+	  --pages README.md docs/recipes.md
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
     python -m benchmarks.icontext.report
     python -m benchmarks.icontext.report --matrix quick --out icontext-work
 
-    python -m benchmarks.icontext.report --readme README.md
+    python -m benchmarks.icontext.report --pages README.md docs/recipes.md
 
 Writes report.md, its pictures and report.html, one file that needs no other,
 into the results' folder. No run and no data are needed. Galleries, which need
@@ -24,7 +24,10 @@ from benchmarks.icontext import (
     results,
 )
 
-_COMMAND = "python -m benchmarks.icontext.report --readme README.md"
+_COMMAND = (
+    "python -m benchmarks.icontext.report --pages README.md docs/recipes.md"
+)
+_FRONTIER = "The measure against examples, FLOPs and seconds"
 
 PROTOCOL = (
     "All learners are the same: a convolutional net of seven layers on 32 x 32 "
@@ -72,7 +75,11 @@ def main(arguments=None):
         "--matrix", default="standard", choices=sorted(matrix.MATRICES)
     )
     parser.add_argument(
-        "--readme", type=pathlib.Path, help="a page to put the summary into"
+        "--pages",
+        nargs="+",
+        type=pathlib.Path,
+        default=(),
+        help="Markdown files to put the summary into",
     )
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.results)
@@ -87,18 +94,17 @@ def main(arguments=None):
     runs = claims.Runs(rows, queries)
     name = f"{options.matrix}_" if options.matrix != "standard" else ""
     write(runs, matrix.MATRICES[options.matrix], out, name=name)
-    if options.readme:
+    for page in options.pages:
         picture = out / f"{name}frontier.png"
         blocks = [
             *_methods(runs),
             pages.image(
-                os.path.relpath(picture, options.readme.resolve().parent),
-                "The measure against examples, FLOPs and seconds",
+                os.path.relpath(picture, page.resolve().parent), _FRONTIER
             ),
             pages.paragraph(_provenance(runs)),
         ]
         benchmark_report.write_block(
-            options.readme, "icontext", pages.markdown(blocks), _COMMAND
+            page, "icontext", pages.markdown(blocks), _COMMAND
         )
 
 
@@ -338,7 +344,7 @@ def _pictures(runs, cells, out, name):
         (
             f"{name}frontier.png",
             figures.frontier,
-            "The measure against examples, FLOPs and seconds",
+            _FRONTIER,
         ),
         (f"{name}kinds.png", figures.kinds, "What was chosen, by kind"),
     ):
