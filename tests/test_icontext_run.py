@@ -243,6 +243,29 @@ class ClaimsTest(tf.test.TestCase):
         ours, verdict = claims.CLAIMS[0].measure(runs)
         self.assertEqual((ours, verdict), ("target not reached", claims.OPEN))
 
+    def test_every_cost_is_compared_but_seconds_of_another_machine(self):
+        costs = {
+            "examples/scored": 0,
+            "examples/trained": 1000,
+            "flops/step": 500,
+        }
+        base = dict(costs=costs, processor_seconds=60.0, machine="a")
+        uniform = with_curve([100], [0.4], cell="uniform", **base)
+        base |= {"costs": costs | {"flops/cascade": 500}}
+        jest = with_curve([50, 100], [0.4, 0.5], cell="jest", **base)
+        expected = {
+            bootstrap.examples: [2.0],
+            bootstrap.flops: [1.0],
+            bootstrap.seconds: [2.0],
+        }
+        self.assertEqual({*bootstrap.COSTS.values()}, {*expected})
+        runs = claims.Runs([uniform, jest], QUERIES)
+        for spent, ratios in expected.items():
+            self.assertAllClose(runs.to_target(("jest",), spent), ratios)
+        runs = claims.Runs([uniform, jest | {"machine": "b"}], QUERIES)
+        self.assertEqual(runs.to_target(("jest",), bootstrap.seconds), [])
+        self.assertEqual(runs.to_target(("jest",), bootstrap.flops), [1.0])
+
     def test_a_verdict_needs_an_interval_on_one_side_of_zero(self):
         for interval, expected in (
             ((1.0, 0.5, 2.0), claims.HOLDS),
@@ -373,7 +396,15 @@ class SmallRunTest(tf.test.TestCase):
             run.main(arguments)
             again = results.read(work / "r" / "quick.jsonl")
             self.assertEqual(rows, again)
-            report.main(["--results", str(work / "r"), "--matrix", "quick"])
+            page = work / "page.md"
+            page.write_text("Before.\n")
+            for _ in range(2):  # the second time it is replaced
+                report.main(
+                    [
+                        *("--results", str(work / "r"), "--matrix", "quick"),
+                        *("--pages", str(page)),
+                    ]
+                )
         (workdir,) = (work / "runs").glob("jest-0-*")
         self.check(rows[2], workdir)
         gallery.main(
@@ -383,6 +414,11 @@ class SmallRunTest(tf.test.TestCase):
         text = (work / "r" / "quick_report.md").read_text()
         self.assertIn("| jest-0 | 256 | 256 | 128 |", text)
         self.assertTrue((work / "r" / "quick_report.html").exists())
+        summary = page.read_text()
+        self.assertStartsWith(summary, "Before.\n\n<!-- icontext: written by")
+        self.assertEqual(summary.count("after 4 steps of 32 (1 seed)"), 1)
+        self.assertIn("](r/quick_frontier.png)", summary)
+        self.assertTrue((work / "r" / "quick_frontier.png").exists())
 
     def make_data(self, folder):
         folder.mkdir()
