@@ -414,6 +414,7 @@ QUICK = (
 # A thirteenth of the long uniform learner's steps: what the best is sought for.
 _BEST = "steps=380"
 _ALL_STAGE_0 = _cascade(6400, 256, _ALONE)
+_HALF_LEFT = _cascade(6400, 512)
 _WARM_UP = "optimizer.warmup_steps=30"
 _SCALE = "model.temperature=30"
 _QUICK_START = (*_ALL_STAGE_0, _WARM_UP, _SCALE)
@@ -465,9 +466,15 @@ TUNING = (
                 (*_QUICK_START, _rate("4e-3")),
             ),
             (
-                "8e-3",
-                "8e-3, short warm-up, initial scale 30",
-                (*_QUICK_START, _rate("8e-3")),
+                "1e-3",
+                "1e-3, short warm-up",
+                (*_ALL_STAGE_0, _WARM_UP, _rate("1e-3")),
+            ),
+            ("cascade", "K = 12.5, then f = 0.5", (*_HALF_LEFT, _WARM_UP)),
+            (
+                "k50",
+                "stage 0 alone, K = 50",
+                (*_cascade(12800, 256, _ALONE), _WARM_UP),
             ),
         )
     ),
