@@ -57,14 +57,14 @@ icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	  --out $(ICONTEXT)/data
 
 icontext-quick: icontext-data ## a slice of the real-data benchmark
-	@echo "icontext-quick: three runs and a report, 20 minutes on 2 cores"
+	@echo "icontext-quick: four runs and a report, 20 minutes on 2 cores"
 	@$(BIN)/python -m benchmarks.icontext.run --matrix quick --work $(ICONTEXT) \
 	  --results $(ICONTEXT)/results
 	@$(BIN)/python -m benchmarks.icontext.report --matrix quick \
 	  --results $(ICONTEXT)/results
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
-	@echo "icontext-runs: what is missing of 76 runs, six hours or more on 2 cores in all"
+	@echo "icontext-runs: what is missing of the runs; hours, with all of them"
 	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT)
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results

@@ -19,7 +19,7 @@ _INNER = 3  # calls in a row that are timed together
 
 def run(small: bool, command: str) -> str:
     """Times the parts; the Markdown of the block."""
-    rows, columns = (64, 48) if small else (2048, 1024)
+    rows, columns = (64, 48) if small else (4096, 1024)
     repeats = 2 if small else 40
     parts = _parts(rows, columns)
     seconds = {name: [] for name in parts}
