@@ -353,8 +353,8 @@ def measure_telemetry(quick: bool) -> str:
         f"{_QUICKSTART.patch_size}; the larger ones are those of the table "
         "of JEST's step beside a uniform one. Cached reference. Three numbers "
         f"are the lowest, the median and the highest of {repeats} repeats, "
-        "whose noise is larger than what is looked for; the last column is the time spent in "
-        "following over that of all, by the clock."
+        "whose noise is larger than what is looked for; the last column is "
+        "the time spent in following over that of all, by the clock."
     )
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 

@@ -476,6 +476,18 @@ TUNING = (
                 "stage 0 alone, K = 50",
                 (*_cascade(12800, 256, _ALONE), _WARM_UP),
             ),
+            *(
+                (
+                    f"floor_{percent}",
+                    f"stage 0 alone, K = 25, {percent} % uniform",
+                    (
+                        *_ALL_STAGE_0,
+                        _WARM_UP,
+                        f"cascade.uniform_share={percent / 100}",
+                    ),
+                )
+                for percent in (25, 50)
+            ),
         )
     ),
 )
