@@ -29,6 +29,8 @@ TOKENIZER = preprocessing.WordPieceTokenizer(
 class ListStore:
     """A store in memory: what `records.Store` has, of a list of records."""
 
+    manifest = None
+
     def __init__(self, found, parts=None):
         self.found = found
         self.parts = parts or (len(found),)
