@@ -243,6 +243,23 @@ class ClaimsTest(tf.test.TestCase):
         ours, verdict = claims.CLAIMS[0].measure(runs)
         self.assertEqual((ours, verdict), ("target not reached", claims.OPEN))
 
+    def test_a_ratio_is_judged_by_three_seeds_that_agree(self):
+        def measure(*ends):
+            rows = []
+            for seed, end in enumerate(ends):
+                rows += [
+                    with_curve([100], [0.4], cell="uniform", seed=seed),
+                    with_curve([end], [0.4], cell="jest", seed=seed),
+                ]
+            return claims.CLAIMS[0].measure(claims.Runs(rows, QUERIES))
+
+        self.assertEqual(measure(50), ("2.0x", claims.OPEN))
+        mean = (4 + 2 + 2) / 3
+        text = f"{mean:.1f}x [2.0, 4.0]"
+        self.assertEqual(measure(25, 50, 50), (text, claims.HOLDS))
+        self.assertEqual(measure(200, 200, 200)[1], claims.FAILS)
+        self.assertEqual(measure(25, 50, 200)[1], claims.OPEN)
+
     def test_every_cost_is_compared_but_seconds_of_another_machine(self):
         costs = {
             "examples/scored": 0,

@@ -165,6 +165,14 @@ COSTS = {
 }
 
 
+def comparable(spent, run, other):
+    """Whether two runs' costs can be held against each other.
+
+    Seconds of one processor say nothing of another's.
+    """
+    return spent is not seconds or run["machine"] == other["machine"]
+
+
 def _of_seeds(runs, seeds):
     by_seed = {run["seed"]: run for run in runs}
     return [by_seed[seed] for seed in seeds]

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.icontext import bootstrap
 
 NOT_RUN = "not run yet"
+_LEAST_SEEDS = 3  # for a verdict on ratios
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 
 # What a diagnosis found, by claim; shown in the table's last column.
@@ -96,8 +97,7 @@ class Runs:
                 for run in self.of(cell)
                 if run["seed"] == seed
             ]
-            if spent is bootstrap.seconds:  # of another machine say nothing
-                runs = [r for r in runs if r["machine"] == base["machine"]]
+            runs = [r for r in runs if bootstrap.comparable(spent, r, base)]
             whole = spent(base, base["steps"])
             if not runs or whole is None:
                 continue
@@ -136,11 +136,13 @@ def verdict(estimate):
 
 
 def ratios(values):
-    """Mean and range of ratios, and how many missed the target."""
+    """Mean and range of ratios, and how many missed the target; text."""
     hits = [value for value in values if value]
     if not hits:
         return "target not reached"
-    text = f"{np.mean(hits):.1f}x [{min(hits):.1f}, {max(hits):.1f}]"
+    text = f"{np.mean(hits):.1f}x"
+    if len(hits) > 1:
+        text += f" [{min(hits):.1f}, {max(hits):.1f}]"
     missed = len(values) - len(hits)
     return text + (f", {missed} of {len(values)} missed" if missed else "")
 
@@ -178,9 +180,11 @@ def _cheaper(cells, spent):
         found = runs.to_target(cells, spent)
         if not found:
             return None
-        # A run that ends below the target says nothing of a longer one.
+        # A run that ends below the target says nothing of a longer one, and
+        # of ratios only other seeds can tell how far they vary.
         hits = [value for value in found if value]
-        if not hits or len({value > 1 for value in hits}) > 1:
+        signs = {value > 1 for value in hits}
+        if len(hits) < _LEAST_SEEDS or len(signs) > 1:
             return ratios(found), OPEN
         return ratios(found), HOLDS if hits[0] > 1 else FAILS
 
@@ -194,7 +198,6 @@ def _steps(run, steps):
 JEST_LENGTHS = ("jest", "jest_750")
 CASCADES = ("cascade_600", "cascade_1500")
 STAGE_0 = ("stage_0_600", "stage_0_1500")
-BEST = ("best", "best_600")
 
 # Cells that are one method, at several lengths.
 METHODS = {
@@ -202,7 +205,6 @@ METHODS = {
     "Flexi-JEST": ("flexi",),
     "cascade, K = 12.5, then f = 0.5": CASCADES,
     "stage 0 alone, K = 25": STAGE_0,
-    "the best found": BEST,
 }
 
 CLAIMS = (

@@ -34,7 +34,14 @@ def frontier(runs, cells, path):
             line, bootstrap.COSTS.items(), strict=True
         ):
             for place, cell in enumerate(cells):
-                _curve(axis, runs.of(cell), splits, spent, cell, f"C{place}")
+                # The first cell is what the others are compared with.
+                found = [
+                    run
+                    for run in runs.of(cell)
+                    if bootstrap.comparable(spent, run, runs.of(cells[0])[0])
+                ]
+                if found:
+                    _curve(axis, found, splits, spent, cell, f"C{place}")
             axis.set_xscale("log")
             axis.set_xlabel(about)
             axis.grid(alpha=0.3)
