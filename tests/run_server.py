@@ -123,6 +123,8 @@ def _child(request):
     )
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # A shell that starts the tests in the background has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
         run(**request)
