@@ -216,17 +216,25 @@ class ModelConfig:
 class ReferenceConfig:
     """The frozen model that says which examples are worth learning.
 
+    It can also say what to learn of them: with a `distillation_weight` the
+    learner is drawn to its embeddings of what is trained on, on every step,
+    whatever was drawn and how (`losses.feature_distillation`).
+
     Attributes:
         workdir: the run directory that trained it; "" is no reference, or
             one that is known by its sidecars alone.
         sidecars: take its embeddings from the sidecars that `trainers.embed`
             wrote, in place of running it.
         sidecar_dir: folder of the sidecars; "" looks beside each shard.
+        distillation_weight: of the feature distillation in the loss, beside
+            the contrastive loss's 1; 0 does without. The reference's embeddings
+            must be as wide as the learner's.
     """
 
     workdir: str = ""
     sidecars: bool = False
     sidecar_dir: str = ""
+    distillation_weight: float = 0.0
 
     def __post_init__(self):
         settings.check_types(self, "reference")
@@ -234,6 +242,13 @@ class ReferenceConfig:
             raise ValueError(
                 "`reference.sidecar_dir` needs `reference.sidecars=true`. "
                 f"Received: {self.sidecar_dir!r}"
+            )
+        settings.check_at_least(self, "reference", 0, "distillation_weight")
+        if self.distillation_weight and not (self.workdir or self.sidecars):
+            raise ValueError(
+                "`reference.distillation_weight` needs a reference: set "
+                "`reference.workdir`, or `reference.sidecars`. Received: "
+                f"{self.distillation_weight} without"
             )
 
 
@@ -536,6 +551,13 @@ class TrainConfig:
     def batch_size(self) -> int:
         """Examples trained a step, b."""
         return self.selection.batch_size or self.data.super_batch_size
+
+    @property
+    def steps_need_reference(self) -> bool:
+        """Whether a step asks the reference: what to draw, or to distil it."""
+        return bool(
+            self.selection.needs_reference or self.reference.distillation_weight
+        )
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:

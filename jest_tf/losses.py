@@ -10,7 +10,8 @@ With `replicas`, which are handed in, each holds b/R rows and forms the logits
 of these with all b, so that the negatives of a row are everybody's.
 
 The losses know nothing of selection; `jest_tf.selection` builds on the same
-logits. Paper: Zhai et al. 2023, "Sigmoid loss for language image
+logits. Beside them stands `feature_distillation`, the distance to a reference's
+embeddings. Paper: Zhai et al. 2023, "Sigmoid loss for language image
 pre-training" (arXiv 2303.15343), section 3.
 """
 
@@ -126,6 +127,50 @@ def softmax_loss(
         block_size,
         replicas,
     )
+
+
+def feature_distillation(
+    learner: Embeddings, reference: Embeddings, *, replicas=None
+) -> tf.Tensor:
+    """How far the learner's embeddings are from the reference's.
+
+        loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
+
+    Between 0 and 8 for unit-norm rows, and 4 where they have nothing to do
+    with each other. Scales and biases have no part in it.
+
+    Args:
+        learner: embeddings of the batch, `[b, dim]`, any float dtype; the loss
+            is computed in float32.
+        reference: of the same rows, as wide. No gradient flows into it.
+        replicas: as of `sigmoid_loss`, each with `[b/R, dim]` of both.
+
+    Returns:
+        float32 scalar; with `replicas` as `sigmoid_loss`.
+
+    Raises:
+        ValueError: on embeddings of other widths or numbers of rows.
+
+    Reference: Yang et al. 2024, "CLIP-KD" (arXiv 2307.12732), feature
+    distillation.
+    """
+    total = tf.constant(0.0)
+    for name in ("image", "text"):
+        own, target = getattr(learner, name), getattr(reference, name)
+        if not own.shape.is_compatible_with(target.shape):
+            raise ValueError(
+                "`distillation_weight` needs a reference whose embeddings are "
+                f"as wide as the learner's, and of the same rows. Received: "
+                f"`{name}` of {own.shape} and {target.shape}"
+            )
+        target = tf.stop_gradient(tf.cast(target, tf.float32))
+        total += tf.reduce_sum((tf.cast(own, tf.float32) - target) ** 2)
+    num_rows = tf.cast(tf.shape(learner.image)[0], tf.float32)
+    if replicas is None:
+        return total / num_rows
+    mean = total / (num_rows * replicas.num_replicas)
+    of_others = replicas.all_reduce(tf.stop_gradient(mean)) - mean
+    return mean + tf.stop_gradient(of_others)
 
 
 def fold_row_blocks(

@@ -82,7 +82,7 @@ def moments(workdir: str, lines: Sequence[dict]) -> list[Moment]:
     store = records.open_stores(data)
     sidecars = None
     if config.reference.sidecars and (
-        config.selection.needs_reference or config.cascade.hyper_batch_size
+        config.steps_need_reference or config.cascade.hyper_batch_size
     ):
         sidecars = embeddings.Sidecars(
             store, config.reference.sidecar_dir, None

@@ -222,9 +222,7 @@ def _fingerprint(teacher, sidecars):
 
 def _reference(config, store):
     """The reference's run and its sidecars, as far as there are any."""
-    if not (
-        config.selection.needs_reference or config.cascade.hyper_batch_size
-    ):
+    if not (config.steps_need_reference or config.cascade.hyper_batch_size):
         return None, None
     settings = config.reference
     teacher = settings.workdir and reference.load_run(settings.workdir)
@@ -556,7 +554,7 @@ def _super_batches(config, inputs, start, faults, host=0, num_hosts=1):
         shuffle_block_size=data.shuffle_block_size,
         host=host,
         num_hosts=num_hosts,
-        sidecars=inputs.sidecars if config.selection.needs_reference else None,
+        sidecars=inputs.sidecars if config.steps_need_reference else None,
         cascade=inputs.cascade,
         faults=faults,
         max_image_pixels=data.max_image_pixels,

@@ -21,13 +21,18 @@ class StepMetrics:
     Args:
         settings: of the selection; None, or one that never scores, has no
             `select/...`.
+        distils: whether there is `distillation`, too.
     """
 
-    def __init__(self, settings: config_lib.SelectionConfig | None):
-        self._means = {
-            name: keras.metrics.Mean(name=name)
-            for name in ("loss", "scale", "bias", *_of_draw(settings))
-        }
+    def __init__(
+        self,
+        settings: config_lib.SelectionConfig | None,
+        distils: bool = False,
+    ):
+        names = ["loss", "scale", "bias", *_of_draw(settings)]
+        if distils:
+            names.insert(1, "distillation")
+        self._means = {name: keras.metrics.Mean(name=name) for name in names}
         self._sums = {
             name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
             for name in ("caption_replaced", "record_replaced")

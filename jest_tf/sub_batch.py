@@ -22,14 +22,9 @@ from jest_tf import exchange, flops, losses, microbatch, selection
 _VIEWS_SALT = 0x0715
 
 # What of a super-batch is for its scores and counts; a step leaves it behind.
-_NOT_TRAINED_ON = (
-    "image_for_reference",
-    "text_for_reference",
-    "reference_image",
-    "reference_text",
-    "caption_replaced",
-    "record_replaced",
-)
+_NOT_TRAINED_ON = ("caption_replaced", "record_replaced")
+_FOR_REFERENCE = ("image_for_reference", "text_for_reference")
+_OF_REFERENCE = ("reference_image", "reference_text")
 
 
 def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
@@ -220,6 +215,7 @@ def take(
     quota: str = "global",
     num_views: int = 0,
     micro_batch_size: int | None = None,
+    distils: bool = False,
     replicas=None,
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
     """The rows to train on here, without what is for scores and counts alone.
@@ -234,6 +230,7 @@ def take(
             many views; 0 leaves it in one.
         micro_batch_size: rows that are trained on at a time, of each part as
             many; None takes all at once.
+        distils: whether what `targets` needs comes along.
         replicas: the collectives, or None.
 
     Returns:
@@ -245,10 +242,13 @@ def take(
             can't be equal.
     """
     rows = super_batch["image"].shape[0]
+    left = set(_NOT_TRAINED_ON)
+    if not distils:
+        left.update(_FOR_REFERENCE + _OF_REFERENCE)
+    elif set(_OF_REFERENCE) <= set(super_batch):
+        left.update(_FOR_REFERENCE)
     batch = {
-        name: value
-        for name, value in super_batch.items()
-        if name not in _NOT_TRAINED_ON
+        name: value for name, value in super_batch.items() if name not in left
     }
     super_batch_size = rows * exchange.count(replicas)
     if indices is None:
@@ -281,6 +281,60 @@ def take(
         {name: tf.gather(value, mixed) for name, value in together.items()},
         tf.gather(places, mixed),
     )
+
+
+def with_embeddings(
+    super_batch: dict, of_reference: losses.Embeddings | None
+) -> dict:
+    """A super-batch with what the reference has said of it, for `targets`.
+
+    Args:
+        super_batch: tensors of the rows held here.
+        of_reference: of `score`; None where it was not asked.
+    """
+    if of_reference is None or set(_OF_REFERENCE) <= set(super_batch):
+        return super_batch
+    found = zip(_OF_REFERENCE, of_reference[:2], strict=True)
+    return super_batch | dict(found)
+
+
+def targets(
+    batch: dict, reference: Callable | None, size: int | None = None
+) -> tuple[dict, losses.Embeddings]:
+    """What the reference makes of the rows to train on.
+
+    Args:
+        batch: of `take`, with `distils`.
+        reference: as of `score`, run on rows whose embeddings did not come
+            along.
+        size: rows a forward pass of it, None all.
+
+    Returns:
+        The batch without what is the reference's, and the embeddings.
+
+    Raises:
+        ValueError: if there is no reference.
+    """
+    if reference is None:
+        raise ValueError(
+            "`distillation_weight` needs a reference: pass `reference` to "
+            "JESTModel, or call `attach_reference` after loading. Received: "
+            "reference=None"
+        )
+    if set(_OF_REFERENCE) <= set(batch):
+        nothing = tf.constant(0.0)
+        found = losses.Embeddings(
+            *(batch[name] for name in _OF_REFERENCE), nothing, nothing
+        )
+    else:
+        with flops.stage("reference"):
+            found = microbatch.embed(reference, batch, size)
+    rest = {
+        name: value
+        for name, value in batch.items()
+        if name not in _FOR_REFERENCE + _OF_REFERENCE
+    }
+    return rest, found
 
 
 def _mixed(size, num_views, micro_batch_size):

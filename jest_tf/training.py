@@ -57,12 +57,13 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
     the reference sees. Calling the model gives the learner's embeddings.
 
     Metrics: `loss`, `scale`, `bias`, and with a selection those of
-    `selection.summarize` as `select/...`. Each is the mean over the steps since
-    the last reset, as everywhere in Keras; of steps without scores those of
-    `select/...` take no notice. Batches with `caption_replaced` add
-    `data/captions_replaced`, how many of the captions drawn were not UTF-8;
-    with `record_replaced` likewise `data/records_replaced`, how many records
-    could not be read.
+    `selection.summarize` as `select/...`. Where the reference is distilled,
+    `loss` is with it, and `distillation` is it alone, without its weight. Each
+    is the mean over the steps since the last reset, as everywhere in Keras; of
+    steps without scores those of `select/...` take no notice. Batches with
+    `caption_replaced` add `data/captions_replaced`, how many of the captions
+    drawn were not UTF-8; with `record_replaced` likewise
+    `data/records_replaced`, how many records could not be read.
 
     On R replicas, i.e. created in the scope of such a strategy, each holds B/R
     rows of a super-batch and trains on b/R of the sub-batch. Draws, loss and
@@ -89,6 +90,11 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
         micro_batch_size: examples whose activations are held at a time while
             training, see `microbatch.gradients`; must divide a replica's share
             of the sub-batch. None holds those of the share.
+        distillation_weight: of `losses.feature_distillation` from the reference
+            into the learner, added to the loss; 0 does without. Where a step
+            has scored by the reference, or the batch holds its embeddings, that
+            costs no pass; else the reference is run on the sub-batch. What it
+            sees is not augmented.
         augment: `(images, seed, places, batch_size) -> images`, applied to the
             sub-batch in the graph. `seed` is int32 `[2]`; `places`, int32
             `[n]`, says where the n images stand among the `batch_size` of the
@@ -135,6 +141,7 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
         loss_block_size: int | None = None,
         views: Sequence[config_lib.View] = (),
         micro_batch_size: int | None = None,
+        distillation_weight: float = 0.0,
         augment: Callable | None = None,
         seed: int = 0,
         **kwargs,
@@ -155,6 +162,11 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
                 f"`equal_captions` must be one of {config_lib.EQUAL_CAPTIONS}. "
                 f"Received: {equal_captions!r}"
             )
+        if not 0.0 <= distillation_weight < np.inf:
+            raise ValueError(
+                "`distillation_weight` must be finite and at least 0. "
+                f"Received: {distillation_weight}"
+            )
         if selection is not None and selection.batch_size is None:
             selection = None
         self.learner = learner
@@ -164,9 +176,12 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
         self.loss_block_size = loss_block_size
         self.views = tuple(views)
         self.micro_batch_size = micro_batch_size
+        self.distillation_weight = distillation_weight
         self.augment = augment
         self.seed = seed
-        self._step_metrics = step_metrics.StepMetrics(selection)
+        self._step_metrics = step_metrics.StepMetrics(
+            selection, distils=distillation_weight > 0.0
+        )
         self.carried = {}
         self.rows = row_report.RowReport(self.distribute_strategy, {})
         self._recent_draws = row_report.RecentDraws(None, 1, None)
@@ -439,6 +454,7 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
             "loss_block_size": self.loss_block_size,
             "views": [dataclasses.asdict(view) for view in self.views],
             "micro_batch_size": self.micro_batch_size,
+            "distillation_weight": self.distillation_weight,
             "augment": self.augment and serialize(self.augment),
             "seed": self.seed,
         }
@@ -531,8 +547,14 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
             quota="per_replica" if settings is None else settings.quota,
             num_views=len(self.views),
             micro_batch_size=self.micro_batch_size,
+            distils=self.distillation_weight > 0.0,
             replicas=replicas,
         )
+        targets = None
+        if self.distillation_weight:
+            batch, targets = sub_batch.targets(
+                batch, self._reference, self.micro_batch_size
+            )
         told |= row_report.of_trained(batch, places)
         if distribution.has_workers(self.distribute_strategy):
             # Here, as nothing outside of a step may wait for other workers:
@@ -546,13 +568,22 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
                 places.shape[0] * exchange.count(replicas),
             )
             batch = {**batch, "image": images}
+        terms = {}
+
+        def loss_of(embeddings):
+            loss = self._contrastive_loss(embeddings, batch, replicas)
+            if targets is None:
+                return loss
+            terms["distillation"] = losses.feature_distillation(
+                embeddings, targets, replicas=replicas
+            )
+            return loss + self.distillation_weight * terms["distillation"]
+
         variables = self.trainable_variables
         loss, embeddings, gradients = microbatch.gradients(
             self.learner,
             batch,
-            lambda embeddings: self._contrastive_loss(
-                embeddings, batch, replicas
-            ),
+            loss_of,
             variables=variables,
             micro_batch_size=self.micro_batch_size,
             scale_loss=self.optimizer.scale_loss,
@@ -564,6 +595,7 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
             "loss": loss,
             "scale": embeddings.scale,
             "bias": embeddings.bias,
+            **terms,
         }
         self._step_metrics.update(values, replicas)
         return self.get_metrics_result(), told
@@ -571,14 +603,21 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
     def _draw(self, super_batch, settings, seed, replicas):
         """The rows to draw from, the draw, and what it tells of rows.
 
-        The draw is int32 `[b]`, of all rows that there are to draw from.
+        With the rows come the reference's embeddings of them if it has been
+        asked for these and will be distilled. The draw is int32 `[b]`, of all
+        rows that there are to draw from.
         """
         super_batch, stride = sub_batch.candidates(
             super_batch, settings, replicas
         )
         rows = super_batch["image"].shape[0]
         if settings.scores:
-            draw = self.select(super_batch, seed, settings)
+            embeddings = self.score(super_batch, settings)
+            draw = self._choose(embeddings, seed, settings)
+            if self.distillation_weight:
+                super_batch = sub_batch.with_embeddings(
+                    super_batch, embeddings[1]
+                )
             indices = draw.indices
             summary = selection.summarize(draw, replicas)
             self._step_metrics.update(
@@ -645,6 +684,7 @@ def build_model(
         loss_block_size=config.model.loss_block_size,
         views=config.model.views,
         micro_batch_size=config.model.micro_batch_size,
+        distillation_weight=config.reference.distillation_weight,
         augment=preprocessing.Augmentation(
             flip=config.data.flip, min_area=config.data.min_crop_area
         ),

@@ -52,6 +52,14 @@ def softmax_loss(embeddings, ids=None, equal_ids="negative"):
     return total / len(values)
 
 
+def feature_distillation(learner, reference):
+    total = 0.0
+    for ours, theirs in zip(learner[:2], reference[:2], strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            total += np.sum((np.float64(one) - np.float64(other)) ** 2)
+    return total / len(learner[0])
+
+
 def pair_losses(embeddings):
     """[B, B] of pairwise sigmoid losses: positive on the diagonal."""
     values = logits(embeddings)

@@ -481,6 +481,15 @@ class TrainingTest(tf.test.TestCase):
             {2: 1, 4: 1}, JOINT, loss="softmax", micro_batch_size=2
         )
 
+    def test_a_reference_that_is_distilled(self):
+        weight = {"distillation_weight": 2.0}
+        history = self.assert_replicas_train_as_one(
+            {2: 1, 4: 1}, JOINT, **weight
+        )
+        self.assertGreater(history["distillation"][0], 0.0)
+        # Nothing has asked the reference before: it is run on what is trained.
+        self.assert_replicas_train_as_one({2: 1}, None, **weight)
+
     def test_uniform_draws_and_whole_batches(self):
         uniform = config.SelectionConfig("uniform", batch_size=8)
         self.assert_replicas_train_as_one({4: 1}, uniform)

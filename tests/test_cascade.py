@@ -26,7 +26,8 @@ from jest_tf.data import (
     stream,
 )
 
-SEED, SIZE, DIM = 5, 4, 8
+SEED, SIZE = 5, 4
+DIM = 6  # the tiny learner's, which is drawn to these
 LENGTHS = (33, 7, 40)
 DESCRIPTION = sidecar_files.Description("a", "b", "c", DIM, 20.0, -8.0)
 TOKENIZER = preprocessing.WordPieceTokenizer(
@@ -501,8 +502,9 @@ CASCADE = (
     "cascade.uniform_share=0.25",
     "selection.criterion=learnability",
 )
-# No selection in the graph: it trains on what stage 0 gives.
-ALONE = ("selection.batch_size=none",)
+# No selection in the graph: it trains on what stage 0 gives, and is drawn to
+# what the reference makes of it.
+ALONE = ("selection.batch_size=none", "reference.distillation_weight=0.5")
 
 
 @pytest.mark.slow

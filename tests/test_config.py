@@ -85,6 +85,12 @@ REFUSED = [
     ("data", {"max_fault_rate": 1.5}, r"in \[0, 1\]. Received: 1.5"),
     ("data", {"shuffle_block_size": 0}, "must be at least 1"),
     ("reference", {"sidecar_dir": "x"}, "needs `reference.sidecars=true`"),
+    ("reference", {"distillation_weight": -1.0}, "at least 0. Received: -1.0"),
+    (
+        "reference",
+        {"distillation_weight": 1.0},
+        "needs a reference: set `reference.workdir`.*Received: 1.0 without",
+    ),
     ("selection", {"quota": "local"}, r"one of \('global', .*'local'"),
     ("checkpoint", {"every_minutes": 0.0}, "must be > 0. Received: 0.0"),
     ("checkpoint", {"on_non_finite": "skip"}, r"one of \('stop', .*'skip'"),

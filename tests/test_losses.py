@@ -216,6 +216,82 @@ class BlockwiseTest(tf.test.TestCase):
         self.assertNotIn([size, size], shapes)
 
 
+class FeatureDistillationTest(tf.test.TestCase):
+    def test_two_pairs_by_hand(self):
+        learner = losses.Embeddings(
+            [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
+        )
+        reference = losses.Embeddings(
+            [[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [-0.6, -0.8]], 9.0, 3.0
+        )
+        # Images: 2 and 0; texts: 0 and 4, opposite ones.
+        parts = (
+            losses.Embeddings(*map(tf.constant, one))
+            for one in (learner, reference)
+        )
+        self.assertAllClose(losses.feature_distillation(*parts), 6.0 / 2)
+
+    def test_value_and_gradients_are_those_of_the_oracle(self):
+        learner, reference = (embeddings(7, 5, seed) for seed in (1, 2))
+        reference = losses.Embeddings(*map(tf.constant, reference))
+        expected = oracles.feature_distillation(learner, reference)
+        for jit_compile in (None, False, True):
+            value, found = value_and_gradients(
+                lambda parts: losses.feature_distillation(parts, reference),
+                learner,
+                jit_compile,
+            )
+            self.assertAllClose(value, expected, rtol=1e-6)
+            # d/dx |x - y|^2 / b
+            for name in ("image", "text"):
+                own, target = getattr(learner, name), getattr(reference, name)
+                self.assertAllClose(
+                    getattr(found, name), 2.0 * (own - target) / 7
+                )
+            self.assertIsNone(found.scale)
+            self.assertIsNone(found.bias)
+
+    def test_the_reference_gets_no_gradient(self):
+        parts = [embeddings(3, 4, seed) for seed in (1, 2)]
+        _, found = value_and_gradients(
+            lambda reference: losses.feature_distillation(
+                losses.Embeddings(*map(tf.constant, parts[0])), reference
+            ),
+            parts[1],
+        )
+        self.assertEqual(list(found), [None] * 4)
+
+    def test_narrow_floats_are_compared_in_float32(self):
+        parts = [
+            losses.Embeddings(
+                *(tf.cast(value, dtype) for value in embeddings(6, 4, seed))
+            )
+            for seed, dtype in ((1, tf.bfloat16), (2, tf.float16))
+        ]
+        value = losses.feature_distillation(*parts)
+        self.assertEqual(value.dtype, tf.float32)
+        self.assertAllClose(
+            value,
+            oracles.feature_distillation(
+                *(
+                    [tf.cast(value, tf.float32).numpy() for value in one]
+                    for one in parts
+                )
+            ),
+            rtol=1e-6,
+        )
+
+    def test_other_widths_and_rows_are_named(self):
+        learner = losses.Embeddings(*map(tf.constant, embeddings(6, 4)))
+        for rows, dim in ((6, 5), (5, 4)):
+            other = losses.Embeddings(*map(tf.constant, embeddings(rows, dim)))
+            with self.assertRaisesRegex(
+                ValueError,
+                rf"`distillation_weight`.*\(6, 4\) and \({rows}, {dim}\)",
+            ):
+                losses.feature_distillation(learner, other)
+
+
 class LossErrorTest(tf.test.TestCase):
     def test_bad_arguments_are_named(self):
         parts = embeddings(4, 3)

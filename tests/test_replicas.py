@@ -111,6 +111,39 @@ class SharedLossTest(tf.test.TestCase):
                         block_size=block_size,
                     )
 
+    def test_distillation_is_that_of_one_replica(self):
+        learner, reference = (embeddings(24, 7, seed) for seed in (1, 2))
+
+        def distance_to(target, **options):
+            target = losses.Embeddings(*map(tf.constant, target))
+            return lambda own: losses.feature_distillation(
+                own, target, **options
+            )
+
+        expected, gradients = value_and_gradients(
+            distance_to(reference), learner
+        )
+        for num_replicas in (1, 2, 4, 8):
+
+            def on_replica(replicas, num_replicas=num_replicas):
+                number = int(replicas.replica_id)
+                own, _ = share((learner, None), number, num_replicas)
+                target, _ = share((reference, None), number, num_replicas)
+                return value_and_gradients(
+                    distance_to(target, replicas=replicas), own
+                )
+
+            results, _ = lockstep.run(num_replicas, on_replica)
+            for value, _ in results:
+                self.assertAllClose(value, expected, rtol=1e-6)
+            for name in ("image", "text"):
+                self.assertAllClose(
+                    np.concatenate(
+                        [getattr(own, name) for _, own in results], 0
+                    ),
+                    getattr(gradients, name),
+                )
+
     def test_a_pair_a_replica_has_the_others_as_negatives(self):
         parts = embeddings(4, 5, scale=6.0, bias=-2.0)
         ids = np.array([3, 5, 3, 9])

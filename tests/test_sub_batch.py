@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, exchange, selection, sub_batch
+from jest_tf import config, exchange, losses, selection, sub_batch
 
 SEED = (7, 3)
 JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
@@ -20,7 +20,10 @@ BATCH = {
     "text": np.arange(ROWS * 2, dtype=np.int32).reshape(ROWS, 2),
     "id": np.arange(ROWS) + 2**40,
     "caption_replaced": np.arange(ROWS) % 2 == 0,
-    "reference_image": np.ones([ROWS, 4], np.float16),
+    "reference_image": np.arange(ROWS * 4, dtype=np.float16).reshape(ROWS, 4),
+    "reference_text": np.arange(ROWS * 4, dtype=np.float16).reshape(ROWS, 4)
+    + 0.5,
+    "image_for_reference": np.zeros([ROWS, 1, 1, 3], np.uint8),
 }
 
 
@@ -202,6 +205,55 @@ class TakeTest(tf.test.TestCase):
             self.assertAllEqual(places, np.arange(ROWS))
             for batch, places in taken:
                 self.assertAllEqual(batch["id"], BATCH["id"][places])
+
+    def test_what_is_distilled_comes_along(self):
+        indices = self.draw("global", 2)
+        for num_replicas in (1, 2):
+            for batch, places in self.take(num_replicas, indices, distils=True):
+                # Who has embeddings needs nothing to make them of.
+                self.assertEqual(
+                    set(batch),
+                    {
+                        "image",
+                        "text",
+                        "id",
+                        "reference_image",
+                        "reference_text",
+                    },
+                )
+                rows = tf.gather(indices, places).numpy()
+                rest, found = sub_batch.targets(batch, lambda batch: 1 / 0)
+                self.assertEqual(set(rest), {"image", "text", "id"})
+                self.assertAllEqual(found.image, BATCH["reference_image"][rows])
+                self.assertAllEqual(found.text, BATCH["reference_text"][rows])
+
+    def test_who_has_no_embeddings_is_embedded(self):
+        held = {
+            name: tf.constant(value)
+            for name, value in BATCH.items()
+            if not name.startswith("reference_")
+        }
+        batch, _ = sub_batch.take(held, None, SEED, distils=True)
+        self.assertEqual(
+            set(batch), {"image", "text", "id", "image_for_reference"}
+        )
+        sizes = []
+
+        def reference(part):
+            sizes.append(part["image_for_reference"].shape[0])
+            text = tf.cast(part["text"], tf.float32)
+            return losses.Embeddings(2.0 * text, 3.0 * text, 1.0, 0.0)
+
+        for size, expected in ((None, ROWS), (8, 8)):
+            rest, found = sub_batch.targets(batch, reference, size)
+            self.assertEqual(set(rest), {"image", "text", "id"})
+            self.assertAllEqual(found.image, 2.0 * BATCH["text"])
+            self.assertAllEqual(found.text, 3.0 * BATCH["text"])
+            self.assertEqual(sizes[-1], expected)
+        with self.assertRaisesRegex(
+            ValueError, "`distillation_weight` needs a reference: pass"
+        ):
+            sub_batch.targets(batch, None)
 
     def test_a_rows_view_is_that_of_one_replica(self):
         indices = self.draw("global", 1)

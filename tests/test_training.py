@@ -733,6 +733,177 @@ class ReferenceTest(TrainingTestCase):
         self.assertAllEqual(drawn, fit_and_remember(build(), batches))
 
 
+class DistillationTest(TrainingTestCase):
+    WEIGHT = 3.0
+
+    def by_hand(self, learner, reference, batch, rows):
+        """A step on rows; the loss before it, and the distance alone."""
+        batch = rows_of(batch, rows)
+        target = losses.Embeddings(*map(tf.constant, embed(reference, batch)))
+        distances = []
+
+        def loss(embeddings):
+            distances.append(losses.feature_distillation(embeddings, target))
+            own = losses.sigmoid_loss(embeddings)
+            return own + self.WEIGHT * distances[-1]
+
+        return step_by_hand(learner, batch, loss=loss), distances[-1]
+
+    def with_embeddings(self, batch, reference):
+        image, text, *_ = embed(reference, batch)
+        return {**batch, "reference_image": image, "reference_text": text}
+
+    def test_a_step_is_drawn_to_the_reference_however_it_is_had(self):
+        (batch,) = tiny.super_batches()
+        reference = tiny.learner(5)
+        rows = drawn_by_hand(tiny.learner(0), reference, batch, 0, JOINT)
+        cached = jest_tf.reference.cached(4.0, -2.0)
+        hard = dataclasses.replace(JOINT, criterion="hard_learner")
+        of_hard = oracles.select_jointly(
+            embed(tiny.learner(0), batch),
+            None,
+            batch_size=4,
+            noise=selection.gumbel_noise((SEED, 0), 2, 12).numpy(),
+            criterion="hard_learner",
+        )
+        everything = np.arange(12)
+        for name, settings, model, given, expected in (
+            ("scored by it", JOINT, reference, batch, rows),
+            ("cached", JOINT, cached, None, rows),
+            ("not asked for scores", hard, reference, batch, of_hard),
+            ("cached, not asked", hard, cached, None, of_hard),
+            ("no selection", None, reference, batch, everything),
+            ("cached, no selection", None, cached, None, everything),
+        ):
+            with self.subTest(name):
+                learner, twin = tiny.learner(0), tiny.learner(0)
+                trained = build(
+                    learner,
+                    model,
+                    settings,
+                    distillation_weight=self.WEIGHT,
+                )
+                given = given or self.with_embeddings(batch, reference)
+                history = fit(trained, [given]).history
+                loss, distance = self.by_hand(twin, reference, batch, expected)
+                self.assertAllClose(history["loss"], [loss], **TOLERANCE)
+                self.assertAllClose(
+                    history["distillation"], [distance], **TOLERANCE
+                )
+                self.assert_same_weights(learner, twin, **TOLERANCE)
+
+    def test_a_reference_with_eyes_of_its_own_is_asked_with_them(self):
+        (batch,) = tiny.super_batches()
+        (other,) = tiny.super_batches(seed=1)
+        reference = tiny.learner(5)
+        model = build(
+            reference=reference,
+            selection=None,
+            distillation_weight=self.WEIGHT,
+        )
+        given = {
+            "image_for_reference": other["image"],
+            "text_for_reference": other["text"],
+        }
+        history = fit(model, [batch | given]).history
+        expected = oracles.feature_distillation(
+            embed(tiny.learner(0), batch), embed(reference, other)
+        )
+        self.assertAllClose(history["distillation"], [expected], **TOLERANCE)
+
+    def test_a_weight_of_zero_is_training_without(self):
+        batches = tiny.super_batches(2)
+        histories = [
+            fit(build(**settings), batches).history
+            for settings in ({}, {"distillation_weight": 0.0})
+        ]
+        self.assertEqual(*histories)
+        self.assertNotIn("distillation", histories[0])
+
+    def test_parts_graphs_and_xla_train_alike(self):
+        batches = tiny.super_batches(3)
+        histories = [
+            fit(
+                build(
+                    distillation_weight=self.WEIGHT,
+                    micro_batch_size=size,
+                    **how,
+                ),
+                batches,
+            ).history
+            for size, how in (
+                (None, {}),
+                (2, {}),
+                (None, {"run_eagerly": False}),
+                (2, {"run_eagerly": False, "jit_compile": True}),
+            )
+        ]
+        for history in histories[1:]:
+            for name, value in histories[0].items():
+                self.assertAllClose(history[name], value, **TOLERANCE)
+
+    def test_each_view_is_drawn_to_it(self):
+        (batch,) = tiny.super_batches()
+        reference = tiny.learner(5)
+        # Of which learner and view see the same.
+        model = build(
+            tiny.flexible_learner(0),
+            reference,
+            None,
+            views=(config.View(), config.View()),
+            distillation_weight=self.WEIGHT,
+        )
+        expected = oracles.feature_distillation(
+            embed(tiny.flexible_learner(0), batch), embed(reference, batch)
+        )
+        history = fit(model, [batch]).history
+        self.assertAllClose(history["distillation"], [expected], **TOLERANCE)
+
+    def test_a_learner_comes_to_embed_as_the_reference(self):
+        (batch,) = tiny.super_batches(rows=8)
+        learner, reference = tiny.learner(0), tiny.learner(5)
+        model = build(
+            learner,
+            reference,
+            None,
+            distillation_weight=20.0,
+            optimizer=keras.optimizers.Adam(0.02),
+            run_eagerly=False,
+        )
+        history = fit(model, [batch] * 300).history
+        before = oracles.feature_distillation(
+            embed(tiny.learner(0), batch), embed(reference, batch)
+        )
+        after = oracles.feature_distillation(
+            embed(learner, batch), embed(reference, batch)
+        )
+        self.assertLess(after, 0.05 * before)
+        self.assertBetween(history["distillation"][0], after, before)
+
+    def test_what_does_not_fit_is_named(self):
+        (batch,) = tiny.super_batches()
+        for weight in (-1.0, np.nan, np.inf):
+            with self.assertRaisesRegex(
+                ValueError, f"finite and at least 0. Received: {weight}"
+            ):
+                build(distillation_weight=weight)
+        for reference, settings, message in (
+            (None, None, "`distillation_weight` needs a reference: pass"),
+            (
+                tiny.learner(5, dim=3),
+                JOINT,
+                r"`distillation_weight`.*\(4, 6\) and \(4, 3\)",
+            ),
+        ):
+            model = build(
+                reference=reference,
+                selection=settings,
+                distillation_weight=1.0,
+            )
+            with self.assertRaisesRegex(ValueError, message):
+                fit(model, [batch])
+
+
 class FitTest(TrainingTestCase):
     def test_two_runs_are_equal_and_another_seed_draws_otherwise(self):
         batches = tiny.super_batches(4)
@@ -947,6 +1118,7 @@ class SavingTest(TrainingTestCase):
                 loss="softmax",
                 loss_block_size=3,
                 micro_batch_size=2,
+                distillation_weight=0.5,
                 augment=preprocessing.Augmentation(flip=True, min_area=0.5),
                 optimizer=jest_tf.AdamW(0.05, weight_decay=0.1),
                 run_eagerly=False,
@@ -964,6 +1136,7 @@ class SavingTest(TrainingTestCase):
                 "equal_captions",
                 "loss_block_size",
                 "micro_batch_size",
+                "distillation_weight",
             ):
                 self.assertEqual(getattr(again, name), getattr(model, name))
             self.assertEqual(

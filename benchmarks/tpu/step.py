@@ -6,7 +6,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import distribution, models, reference, training
 
-# Of the embeddings in sidecars; another than the learner's.
+# Of the embeddings in sidecars; another than the learner's, where it may be.
 _REFERENCE_DIM = 48
 
 
@@ -70,8 +70,13 @@ def super_batches(config: config_lib.TrainConfig) -> tf.data.Dataset:
         "record_replaced": ([], tf.bool),
     }
     if config.reference.sidecars:
-        shapes["reference_image"] = ([_REFERENCE_DIM], tf.float16)
-        shapes["reference_text"] = ([_REFERENCE_DIM], tf.float16)
+        dim = _REFERENCE_DIM
+        if config.reference.distillation_weight:
+            learner = models.build_learner(config, data.vocabulary_size)
+            tokens = tf.zeros([1, data.text_length], tf.int32)
+            dim = learner.encode_text(tokens).shape[-1]
+        shapes["reference_image"] = ([dim], tf.float16)
+        shapes["reference_text"] = ([dim], tf.float16)
     batch = {
         name: tf.zeros([rows, *shape], dtype)
         for name, (shape, dtype) in shapes.items()

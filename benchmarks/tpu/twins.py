@@ -110,8 +110,10 @@ def twin(
             loss_block_size=None,
             micro_batch_size=None,
         ),
-        reference=_reference("sidecar" if recipe.reference.sidecars else "live")
-        if selection.needs_reference
+        reference=_reference(
+            recipe, "sidecar" if recipe.reference.sidecars else "live"
+        )
+        if recipe.steps_need_reference
         else config_lib.ReferenceConfig(),
         selection=selection,
         optimizer=dataclasses.replace(
@@ -173,7 +175,9 @@ def _varied(config, loss, quota=None, reference=None):
     selection = config.selection
     if quota is not None:
         selection = dataclasses.replace(selection, quota=quota)
-        config = dataclasses.replace(config, reference=_reference(reference))
+        config = dataclasses.replace(
+            config, reference=_reference(config, reference)
+        )
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, loss=loss),
@@ -248,9 +252,7 @@ def _in_parts(config, num_replicas):
     )
 
 
-def _reference(kind):
-    return {
-        "none": config_lib.ReferenceConfig(),
-        "sidecar": config_lib.ReferenceConfig(sidecars=True),
-        "live": config_lib.ReferenceConfig(workdir="live"),
-    }[kind]
+def _reference(config, kind):
+    where = {"sidecar": {"sidecars": True}, "live": {"workdir": "live"}}[kind]
+    weight = config.reference.distillation_weight
+    return config_lib.ReferenceConfig(distillation_weight=weight, **where)
