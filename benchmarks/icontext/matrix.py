@@ -419,6 +419,13 @@ _WARM_UP = "optimizer.warmup_steps=30"
 _SCALE = "model.temperature=30"
 _QUICK_START = (*_ALL_STAGE_0, _WARM_UP, _SCALE)
 
+
+def _distil(weight):
+    return f"reference.distillation_weight={weight}"
+
+
+_SIDECARS = "reference.sidecars=true"
+
 # What settings were chosen by, on held-out concepts that no result is of.
 TUNING = (
     REFERENCES[0],
@@ -488,7 +495,43 @@ TUNING = (
                 )
                 for percent in (25, 50)
             ),
+            (
+                "distil",
+                "stage 0 alone, K = 25, distilled",
+                (*_ALL_STAGE_0, _WARM_UP, _distil(1)),
+            ),
+            (
+                "distil_4",
+                "the same, weight 4",
+                (*_ALL_STAGE_0, _WARM_UP, _distil(4)),
+            ),
+            (
+                "distil_cascade",
+                "K = 12.5, then f = 0.5, distilled",
+                (*_HALF_LEFT, _WARM_UP, _distil(1)),
+            ),
+            (
+                "distil_k50",
+                "stage 0 alone, K = 50, distilled",
+                (*_cascade(12800, 256, _ALONE), _WARM_UP, _distil(1)),
+            ),
+            (
+                "distil_floor",
+                "stage 0 alone, K = 25, 25 % uniform, distilled",
+                (
+                    *_ALL_STAGE_0,
+                    _WARM_UP,
+                    _distil(1),
+                    "cascade.uniform_share=0.25",
+                ),
+            ),
         )
+    ),
+    Cell(
+        "tune_best_distil_uniform",
+        "uniform",
+        f"uniform, distilled, {_BEST}",
+        (_BEST, _WARM_UP, _SIDECARS, _distil(1)),
     ),
 )
 

@@ -254,5 +254,5 @@ def _in_parts(config, num_replicas):
 
 def _reference(config, kind):
     where = {"sidecar": {"sidecars": True}, "live": {"workdir": "live"}}[kind]
-    weight = config.reference.distillation_weight
-    return config_lib.ReferenceConfig(distillation_weight=weight, **where)
+    weight = bool(config.reference.distillation_weight)
+    return config_lib.ReferenceConfig(distillation_weight=1.0 * weight, **where)
