@@ -229,12 +229,15 @@ class ReferenceConfig:
         distillation_weight: of the feature distillation in the loss, beside
             the contrastive loss's 1; 0 does without. The reference's embeddings
             must be as wide as the learner's.
+        distillation_steps: over which that weight falls linearly to 0, for a
+            learner that is to end above its reference; None keeps it.
     """
 
     workdir: str = ""
     sidecars: bool = False
     sidecar_dir: str = ""
     distillation_weight: float = 0.0
+    distillation_steps: int | None = None
 
     def __post_init__(self):
         settings.check_types(self, "reference")
@@ -244,6 +247,7 @@ class ReferenceConfig:
                 f"Received: {self.sidecar_dir!r}"
             )
         settings.check_at_least(self, "reference", 0, "distillation_weight")
+        settings.check_at_least(self, "reference", 1, "distillation_steps")
         if self.distillation_weight and not (self.workdir or self.sidecars):
             raise ValueError(
                 "`reference.distillation_weight` needs a reference: set "

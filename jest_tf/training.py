@@ -95,6 +95,8 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
             has scored by the reference, or the batch holds its embeddings, that
             costs no pass; else the reference is run on the sub-batch. What it
             sees is not augmented.
+        distillation_steps: over which that weight falls linearly to 0; None
+            keeps it.
         augment: `(images, seed, places, batch_size) -> images`, applied to the
             sub-batch in the graph. `seed` is int32 `[2]`; `places`, int32
             `[n]`, says where the n images stand among the `batch_size` of the
@@ -142,6 +144,7 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
         views: Sequence[config_lib.View] = (),
         micro_batch_size: int | None = None,
         distillation_weight: float = 0.0,
+        distillation_steps: int | None = None,
         augment: Callable | None = None,
         seed: int = 0,
         **kwargs,
@@ -177,6 +180,7 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
         self.views = tuple(views)
         self.micro_batch_size = micro_batch_size
         self.distillation_weight = distillation_weight
+        self.distillation_steps = distillation_steps
         self.augment = augment
         self.seed = seed
         self._step_metrics = step_metrics.StepMetrics(
@@ -455,6 +459,7 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
             "views": [dataclasses.asdict(view) for view in self.views],
             "micro_batch_size": self.micro_batch_size,
             "distillation_weight": self.distillation_weight,
+            "distillation_steps": self.distillation_steps,
             "augment": self.augment and serialize(self.augment),
             "seed": self.seed,
         }
@@ -569,6 +574,10 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
             )
             batch = {**batch, "image": images}
         terms = {}
+        weight = self.distillation_weight
+        if self.distillation_steps:
+            done = tf.cast(step, tf.float32) / self.distillation_steps
+            weight *= tf.maximum(1.0 - done, 0.0)
 
         def loss_of(embeddings):
             loss = self._contrastive_loss(embeddings, batch, replicas)
@@ -577,7 +586,7 @@ class JESTModel(hooks.TrainerHooks, keras.Model):
             terms["distillation"] = losses.feature_distillation(
                 embeddings, targets, replicas=replicas
             )
-            return loss + self.distillation_weight * terms["distillation"]
+            return loss + weight * terms["distillation"]
 
         variables = self.trainable_variables
         loss, embeddings, gradients = microbatch.gradients(
@@ -685,6 +694,7 @@ def build_model(
         views=config.model.views,
         micro_batch_size=config.model.micro_batch_size,
         distillation_weight=config.reference.distillation_weight,
+        distillation_steps=config.reference.distillation_steps,
         augment=preprocessing.Augmentation(
             flip=config.data.flip, min_area=config.data.min_crop_area
         ),

@@ -86,6 +86,7 @@ REFUSED = [
     ("data", {"shuffle_block_size": 0}, "must be at least 1"),
     ("reference", {"sidecar_dir": "x"}, "needs `reference.sidecars=true`"),
     ("reference", {"distillation_weight": -1.0}, "at least 0. Received: -1.0"),
+    ("reference", {"distillation_steps": 0}, "at least 1. Received: 0"),
     (
         "reference",
         {"distillation_weight": 1.0},

@@ -820,6 +820,37 @@ class DistillationTest(TrainingTestCase):
         self.assertEqual(*histories)
         self.assertNotIn("distillation", histories[0])
 
+    def test_a_weight_may_fall_to_nothing(self):
+        batches = tiny.super_batches(4)
+        learner, twin = tiny.learner(0), tiny.learner(0)
+        reference = tiny.learner(5)
+        model = build(
+            learner,
+            reference,
+            None,
+            distillation_weight=self.WEIGHT,
+            distillation_steps=3,
+            run_eagerly=False,
+        )
+        # 1 - 0/3, 1 - 1/3, 1 - 2/3, and no less than 0.
+        for batch, share in zip(batches, (1, 2 / 3, 1 / 3, 0), strict=True):
+            target = losses.Embeddings(
+                *map(tf.constant, embed(reference, batch))
+            )
+            loss = step_by_hand(
+                twin,
+                batch,
+                loss=lambda found, share=share, target=target: (
+                    losses.sigmoid_loss(found)
+                    + self.WEIGHT
+                    * share
+                    * losses.feature_distillation(found, target)
+                ),
+            )
+            history = fit(model, [batch]).history
+            self.assertAllClose(history["loss"], [loss], **TOLERANCE)
+            self.assert_same_weights(learner, twin, **TOLERANCE)
+
     def test_parts_graphs_and_xla_train_alike(self):
         batches = tiny.super_batches(3)
         histories = [
@@ -1119,6 +1150,7 @@ class SavingTest(TrainingTestCase):
                 loss_block_size=3,
                 micro_batch_size=2,
                 distillation_weight=0.5,
+                distillation_steps=3,
                 augment=preprocessing.Augmentation(flip=True, min_area=0.5),
                 optimizer=jest_tf.AdamW(0.05, weight_decay=0.1),
                 run_eagerly=False,
@@ -1137,6 +1169,7 @@ class SavingTest(TrainingTestCase):
                 "loss_block_size",
                 "micro_batch_size",
                 "distillation_weight",
+                "distillation_steps",
             ):
                 self.assertEqual(getattr(again, name), getattr(model, name))
             self.assertEqual(

@@ -32,9 +32,11 @@ _CROSS = tuple(
 _PAIRS = tuple(_CROSS[number] for number in (0, 3, 5, 6))
 _VALUES = tuple(_CROSS[number] for number in (1, 6))
 _CROSSED = {"jest_b16": _CROSS, "flexi_jest_b16": _PAIRS}
-# Those that are compiled once more in parts, and with a schedule.
+# Those that are compiled once more in parts, with a schedule, and with the
+# reference distilled.
 _IN_PARTS = ("siglip_b16", "jest_b16", "flexi_jest_b16")
 _SCHEDULED = ("jest_b16",)
+_DISTILLED = ("jest_b16",)
 
 
 class Case(NamedTuple):
@@ -43,7 +45,7 @@ class Case(NamedTuple):
     Attributes:
         recipes: names of the recipes whose twin it is.
         variant: what was varied, by name: loss, quota, reference, parts,
-            schedule.
+            schedule, distilled.
         config: the run.
     """
 
@@ -115,6 +117,7 @@ def twin(
         )
         if recipe.steps_need_reference
         else config_lib.ReferenceConfig(),
+        cascade=config_lib.CascadeConfig(),
         selection=selection,
         optimizer=dataclasses.replace(
             config_lib.OptimizerConfig(clip_norm=recipe.optimizer.clip_norm),
@@ -133,7 +136,7 @@ def cases(num_replicas: int) -> list[Case]:
     from sidecars and live, see `_CROSSED`. Those of the paper's size once more
     with everything in parts: micro-batches while scoring and training, the loss
     by blocks, two steps an execution. And with a schedule, of whose steps each
-    kind is a program.
+    kind is a program, and with the reference distilled.
     """
     recipes_of = {}
     for path in sorted(RECIPES.glob("*.py")):
@@ -168,6 +171,10 @@ def _variants(small, names, num_replicas):
             ({**variant, "schedule": kind}, scheduled)
             for kind, scheduled in _scheduled(config).items()
         ]
+    if set(names) & set(_DISTILLED):
+        own = dataclasses.replace(config.reference, distillation_weight=1.0)
+        distilled = dataclasses.replace(config, reference=own)
+        found.append(({**variant, "distilled": "distilled"}, distilled))
     return found
 
 

@@ -1,0 +1,35 @@
+"""IconText: the uniform learner's recipe, with what has won.
+
+    python -m trainers.train --config configs/icontext_best.py \
+        --workdir icontext-work/runs/best
+
+Before that, configs/icontext_reference.py trains the reference, and
+`trainers.embed` writes what it makes of `icontext-work/data/pool-*.tfrecord`
+beside the shards, once for all runs. What it is better than, and what each part
+of it gives, is in docs/recipes.md.
+"""
+
+import dataclasses
+import pathlib
+
+from jest_tf import config as config_lib
+
+
+def config() -> config_lib.TrainConfig:
+    """Stage 0 alone chooses 256 of 6,400, and the reference is distilled.
+
+    No pass is spent on scores: a step costs what a uniform one does.
+    """
+    uniform = config_lib.load_config(
+        pathlib.Path(__file__).with_name("icontext_uniform.py")
+    )
+    return dataclasses.replace(
+        uniform,
+        steps=380,  # a thirteenth of the uniform learner's
+        reference=config_lib.ReferenceConfig(
+            sidecars=True, distillation_weight=1.0
+        ),
+        cascade=config_lib.CascadeConfig(hyper_batch_size=6400),
+        optimizer=dataclasses.replace(uniform.optimizer, warmup_steps=30),
+        evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
+    )
