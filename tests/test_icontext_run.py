@@ -82,16 +82,19 @@ class MatrixTest(tf.test.TestCase):
                 chooses = config.selection.scores or (
                     config.cascade.hyper_batch_size is not None
                 )
-                self.assertEqual(chooses, cell.reference != "")
+                self.assertEqual(
+                    chooses or config.steps_need_reference,
+                    cell.reference != "",
+                )
 
     def test_cells_of_one_seed_differ_in_nothing_but_their_settings(self):
         folder = self.get_temp_dir()
         cells = {cell.name: cell for cell in matrix.MAIN}
-        jest, hard = (
+        jest, easy = (
             results._settings(run.resolve(cells[name], 2, folder), folder)
-            for name in ("jest_750", "hard")
+            for name in ("jest_750", "easy")
         )
-        differ = {key for key in jest if jest[key] != hard[key]}
+        differ = {key for key in jest if jest[key] != easy[key]}
         self.assertEqual(differ, {"selection.criterion"})
 
     def test_tuning_sees_one_split(self):
@@ -140,10 +143,10 @@ class MatrixTest(tf.test.TestCase):
         cells = {cell.name: cell for cell in matrix.MAIN}
         jest, stage_0, uniform = (
             run.cost(run.resolve(cells[name], 0, "work"))
-            for name in ("jest", "stage_0_1500", "uniform_1500")
+            for name in ("jest_750", "stage_0_1500", "uniform_750")
         )
         self.assertAllClose(jest / uniform, 8 / 3)
-        self.assertAllClose(stage_0, uniform)
+        self.assertAllClose(stage_0 / uniform, 1500 / 750)
 
     def test_a_finished_cell_is_left_out_until_its_settings_change(self):
         folder = pathlib.Path(self.get_temp_dir())
@@ -235,9 +238,9 @@ class ClaimsTest(tf.test.TestCase):
         runs = claims.Runs([uniform, jest], QUERIES)
         found = runs.to_target(("jest",), lambda run, steps: steps)
         self.assertAllClose(found, [2.0])
-        slow = with_curve([50, 100], [0.1, 0.2], cell="jest")
+        slow = with_curve([50, 100], [0.1, 0.2], cell="jest_750")
         runs = claims.Runs([uniform, slow], QUERIES)
-        found = runs.to_target(("jest",), lambda run, steps: steps)
+        found = runs.to_target(("jest_750",), lambda run, steps: steps)
         self.assertEqual(found, [0.0])
         self.assertEqual(claims.ratios(found), "target not reached")
         ours, verdict = claims.CLAIMS[0].measure(runs)
@@ -249,7 +252,7 @@ class ClaimsTest(tf.test.TestCase):
             for seed, end in enumerate(ends):
                 rows += [
                     with_curve([100], [0.4], cell="uniform", seed=seed),
-                    with_curve([end], [0.4], cell="jest", seed=seed),
+                    with_curve([end], [0.4], cell="jest_750", seed=seed),
                 ]
             return claims.CLAIMS[0].measure(claims.Runs(rows, QUERIES))
 
@@ -282,6 +285,22 @@ class ClaimsTest(tf.test.TestCase):
         runs = claims.Runs([uniform, jest | {"machine": "b"}], QUERIES)
         self.assertEqual(runs.to_target(("jest",), bootstrap.seconds), [])
         self.assertEqual(runs.to_target(("jest",), bootstrap.flops), [1.0])
+
+    def test_a_run_can_be_charged_with_its_reference(self):
+        def row(digest, **changes):
+            forward = {"examples/trained": 1000, "flops/forward": 2000}
+            costs = {"flops/step": 500, **forward}
+            return a_run(
+                [1] * 4, [1] * 2, digest=digest, costs=costs, **changes
+            )
+
+        spent = bootstrap.flops_with([row("aaaabbbbcc"), row("ddddeeeeff")])
+        folder = "sidecars/reference-pool-aaaabbbb"
+        differs = {"reference.sidecar_dir": folder}
+        # Half of the run, the reference's training, a pass over the pool.
+        expected = 250 + 500 + 2 * matrix.POOL_SIZE
+        self.assertEqual(spent(row("x", differs=differs), 50), expected)
+        self.assertEqual(spent(row("x"), 50), 250)
 
     def test_a_verdict_needs_an_interval_on_one_side_of_zero(self):
         for interval, expected in (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.icontext import results
+from benchmarks.icontext import matrix, results
 
 SPLITS = ("test_concept", "test_style")
 RESAMPLES = 2000
@@ -143,6 +143,34 @@ def flops(run, steps):
         return None
     total = costs["flops/step"] + costs.get("flops/cascade", 0)
     return steps / run["steps"] * total
+
+
+def flops_with(references):
+    """`flops`, and of a run with a reference all that this took before it.
+
+    That is its training, and its forward pass over the pool for the sidecars,
+    charged to the one run, though any number can share them.
+
+    Args:
+        references: rows of their runs.
+    """
+
+    def spent(run, steps):
+        total = flops(run, steps)
+        folder = run["differs"].get("reference.sidecar_dir", "")
+        if total is None or not folder:
+            return total
+        (made,) = {
+            row["digest"]: row
+            for row in references
+            if folder.endswith(row["digest"][:8])
+        }.values()
+        whole = flops(made, made["steps"])
+        forward = made["costs"]["flops/forward"]
+        forward /= made["costs"]["examples/trained"]
+        return total + whole + matrix.POOL_SIZE * forward
+
+    return spent
 
 
 def examples(run, steps):

@@ -8,6 +8,7 @@ see the same stream. To add a cell, add a line; runs that are there stay.
 import dataclasses
 
 SEEDS = (0, 1, 2)
+POOL_SIZE = 352_347  # pairs, of the pinned packages
 POOLS = (
     *("pool", "noise25", "noise50", "noise75", "emoji"),
     *("filtered", "chosen", "inferred"),
@@ -20,7 +21,7 @@ class Cell:
 
     Attributes:
         name: unique in all matrices.
-        recipe: "reference", "uniform", "jest" or "flexi", of
+        recipe: "reference", "uniform", "jest", "flexi" or "best", of
             configs/icontext_*.py.
         about: what it is, for tables.
         settings: what differs from the recipe, "a.b=c" each.
@@ -87,11 +88,12 @@ REFERENCES = (
     ),
 )
 
-# How long the learners of `MAIN` are, each with its own schedule: the long one
-# in proportion to what the uniform learner takes to flatten.
-_SHORT, _HALF = "steps=400", "steps=750"
-
-
+# How long the learners are, each with its own schedule: those of `SWEEPS`,
+# those of most claims, and a thirteenth of the long uniform learner's steps,
+# which is what the best is sought for.
+_SHORT, _MIDDLE, _BEST = "steps=400", "steps=750", "steps=380"
+_WARM_UP = "optimizer.warmup_steps=30"
+_SIDECARS = "reference.sidecars=true"
 _SIGMOID = "model.loss=sigmoid"
 
 
@@ -116,65 +118,96 @@ def _cascade(size, super_batch_size, *settings):
 _ALONE = "selection.batch_size=none"
 _COARSE = "selection.view.image_size=16"
 
+
+def _distil(weight):
+    return f"reference.distillation_weight={weight}"
+
+
+def _best(name, about, *settings, seeds=(0,), **places):
+    return Cell(name, "best", about, settings, seeds, **places)
+
+
+# What is left of the best where one of its parts is taken away.
+_PARTS = (
+    _best("best", "K = 25 and nothing after it, distilled", seeds=SEEDS),
+    _best(
+        "best_uniform",
+        "the same without stage 0: uniform, distilled",
+        "cascade.hyper_batch_size=none",
+        seeds=SEEDS,
+    ),
+    _best(
+        "best_plain",
+        "the same without distillation",
+        _distil(0),
+        seeds=SEEDS,
+    ),
+    _uniform(
+        "best_neither",
+        "the same without both: uniform",
+        _BEST,
+        _WARM_UP,
+        seeds=SEEDS,
+    ),
+    _best(
+        "best_cascade",
+        "K = 12.5, then joint, f = 0.5, distilled",
+        *_cascade(6400, 512),
+        "selection.method=joint",
+        "selection.batch_size=256",
+    ),
+    _best(
+        "best_jest",
+        "joint, f = 0.8, without stage 0, distilled",
+        "cascade.hyper_batch_size=none",
+        _super_batch(1280),
+        "selection.method=joint",
+        "selection.batch_size=256",
+    ),
+)
+
 # The paper's claims and what goes beyond them, with three seeds where a claim
 # needs them.
 MAIN = (
     _uniform("uniform", "uniform, long", seeds=SEEDS),
-    _uniform("uniform_1500", "uniform", "steps=1500", seeds=SEEDS),
-    _jest("jest", "joint, learnability, f = 0.8", seeds=SEEDS),
-    _jest("jest_750", "the same, half as long", _HALF, seeds=SEEDS),
-    _jest(
-        "jest_f50",
-        "f = 0.5, half as long",
-        _HALF,
-        _super_batch(512),
-        seeds=SEEDS,
-    ),
-    _jest(
-        "jest_f90",
-        "f = 0.9, half as long",
-        _HALF,
-        _super_batch(2560),
-        seeds=SEEDS,
-    ),
+    _uniform("uniform_750", "uniform", _MIDDLE, seeds=SEEDS),
+    _jest("jest_750", "joint, learnability, f = 0.8", _MIDDLE, seeds=SEEDS),
+    _jest("jest_2500", "the same, for longer", "steps=2500"),
+    *_PARTS,
+    _jest("jest_f50", "f = 0.5", _MIDDLE, _super_batch(512), seeds=SEEDS),
+    _jest("jest_f90", "f = 0.9", _MIDDLE, _super_batch(2560)),
     Cell(
         "flexi",
         "flexi",
-        "scored at 16 pixels, trained at 16 and at 32, half as long",
-        (_HALF,),
+        "scored at 16 pixels, trained at 16 and at 32",
+        (_MIDDLE,),
         seeds=SEEDS,
     ),
     _jest(
         "independent",
-        "independent, learnability, half as long",
-        _HALF,
+        "independent, learnability, f = 0.8",
+        _MIDDLE,
         "selection.method=independent",
         seeds=SEEDS,
     ),
     _jest(
         "easy",
-        "joint, easy-reference, half as long",
-        _HALF,
+        "joint, easy-reference, f = 0.8",
+        _MIDDLE,
         "selection.criterion=easy_reference",
         seeds=SEEDS,
-    ),
-    _jest(
-        "hard",
-        "joint, hard-learner, half as long",
-        _HALF,
-        "selection.criterion=hard_learner",
     ),
     _uniform(
         "filtered",
         "uniform on the fifth of the pool that fits the curated best",
-        "steps=1500",
+        _MIDDLE,
         seeds=SEEDS,
         sources=("filtered",),
     ),
     _uniform(
         "emoji",
         "uniform on the pool's emoji art, which no score had to find",
-        "steps=1500",
+        _MIDDLE,
         sources=("emoji",),
     ),
     *(
@@ -183,18 +216,20 @@ MAIN = (
             f"{about}, {steps} steps",
             f"steps={steps}",
             *settings,
-            seeds=SEEDS,
+            seeds=seeds,
         )
-        for name, about, settings in (
+        for name, about, settings, seeds in (
             (
                 "cascade",
                 "K = 12.5, then joint, f = 0.5",
                 _cascade(6400, 512),
+                SEEDS[:1],
             ),
             (
                 "stage_0",
                 "K = 25 and nothing after it",
                 _cascade(6400, 256, _ALONE),
+                SEEDS,
             ),
         )
         for steps in (600, 1500)
@@ -205,7 +240,16 @@ MAIN = (
 SWEEPS = (
     _uniform("uniform_400", "uniform", _SHORT),
     _jest("jest_400", "joint, learnability, f = 0.8", _SHORT),
-    _jest("jest_f95", "f = 0.95", _SHORT, _super_batch(5120)),
+    *(
+        _jest(
+            f"jest_400_f{percent}", f"f = {ratio}", _SHORT, _super_batch(size)
+        )
+        for percent, ratio, size in (
+            (50, 0.5, 512),
+            (90, 0.9, 2560),
+            (95, 0.95, 5120),
+        )
+    ),
     *(
         _jest(
             f"{criterion}_f{round(100 - 25600 / size)}",
@@ -215,8 +259,8 @@ SWEEPS = (
             _super_batch(size),
         )
         for criterion, sizes in (
-            ("easy_reference", (512, 2560, 5120)),
-            ("hard_learner", (512, 2560)),
+            ("easy_reference", (512, 1280, 2560, 5120)),
+            ("hard_learner", (512, 1280, 2560)),
         )
         for size in sizes
     ),
@@ -227,7 +271,7 @@ SWEEPS = (
             _SHORT,
             f"selection.num_chunks={count}",
         )
-        for count in (1, 2, 4, 8, 32)
+        for count in (1, 4, 32)
     ),
     _uniform("sigmoid_uniform", "sigmoid, uniform", _SHORT, _SIGMOID),
     _jest("sigmoid", "sigmoid, joint", _SHORT, _SIGMOID),
@@ -257,7 +301,7 @@ SWEEPS = (
             _uniform(
                 f"uniform_noise{share}",
                 f"uniform, {share} % noise",
-                _SHORT,
+                "steps=1500",
                 sources=(f"noise{share}",),
             ),
             _jest(
@@ -266,11 +310,9 @@ SWEEPS = (
                 _SHORT,
                 sources=(f"noise{share}",),
             ),
-            _jest(
-                f"cascade_noise{share}",
-                f"cascade, {share} % noise",
-                _SHORT,
-                *_cascade(6400, 512),
+            _best(
+                f"best_noise{share}",
+                f"the best, {share} % noise",
                 sources=(f"noise{share}",),
             ),
         )
@@ -282,14 +324,22 @@ SWEEPS = (
             _SHORT,
             reference=f"reference_{name}",
         )
-        for name in ("curated", "pool", "filtered", "inferred", "wide")
+        for name in ("curated", "pool")
     ),
     *(
         _jest(
-            f"cascade_by_{name}",
-            f"cascade, scored by {name}",
+            f"stage_0_by_{name}",
+            f"K = 25 and nothing after it, scored by {name}",
             _SHORT,
-            *_cascade(6400, 512),
+            *_cascade(6400, 256, _ALONE),
+            reference=f"reference_{name}",
+        )
+        for name in ("curated", "pool", "filtered", "inferred", "wide")
+    ),
+    *(
+        _best(
+            f"best_by_{name}",
+            f"the best, by {name}",
             reference=f"reference_{name}",
         )
         for name in ("curated", "pool", "filtered", "inferred", "wide")
@@ -299,8 +349,6 @@ SWEEPS = (
         for name, about, settings in (
             ("400", "K = 12.5, f = 0.5", _cascade(6400, 512)),
             ("k5_f80", "K = 5, f = 0.8", _cascade(6400, 1280)),
-            ("k25_f50", "K = 25, f = 0.5", _cascade(12800, 512)),
-            ("k6_f50", "K = 6.25, f = 0.5", _cascade(3200, 512)),
             (
                 "coarse",
                 "K = 12.5, f = 0.5, scored at 16 pixels",
@@ -351,18 +399,6 @@ SWEEPS = (
     _jest(
         "top", "the most learnable, no noise", _SHORT, "selection.method=top"
     ),
-    _jest(
-        "first_uniform",
-        "first chunk uniform",
-        _SHORT,
-        "selection.first_chunk=uniform",
-    ),
-    _jest(
-        "every_4",
-        "every fourth step uniform",
-        _SHORT,
-        "selection.uniform_every=4",
-    ),
     _jest("warm_scale", "initial scale 30", _SHORT, "model.temperature=30"),
     _uniform(
         "uniform_warm_scale",
@@ -411,20 +447,10 @@ QUICK = (
     ),
 )
 
-# A thirteenth of the long uniform learner's steps: what the best is sought for.
-_BEST = "steps=380"
 _ALL_STAGE_0 = _cascade(6400, 256, _ALONE)
 _HALF_LEFT = _cascade(6400, 512)
-_WARM_UP = "optimizer.warmup_steps=30"
 _SCALE = "model.temperature=30"
 _QUICK_START = (*_ALL_STAGE_0, _WARM_UP, _SCALE)
-
-
-def _distil(weight):
-    return f"reference.distillation_weight={weight}"
-
-
-_SIDECARS = "reference.sidecars=true"
 
 # What settings were chosen by, on held-out concepts that no result is of.
 TUNING = (
