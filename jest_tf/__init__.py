@@ -22,7 +22,12 @@ from jest_tf.config import (
     load_config,
     save_config,
 )
-from jest_tf.losses import Embeddings, sigmoid_loss, softmax_loss
+from jest_tf.losses import (
+    Embeddings,
+    feature_distillation,
+    sigmoid_loss,
+    softmax_loss,
+)
 from jest_tf.models import TwoTower, build_two_tower
 from jest_tf.optimizer import AdamW, build_optimizer
 from jest_tf.reference import load_run
@@ -61,6 +66,7 @@ __all__ = [
     "View",
     "build_optimizer",
     "build_two_tower",
+    "feature_distillation",
     "gumbel_noise",
     "load_config",
     "load_run",
