@@ -227,6 +227,15 @@ class BootstrapTest(tf.test.TestCase):
         self.assertEqual(bootstrap.passes(run, 50), 3 * 1000 / 2)
 
 
+class LookAlikesTest(tf.test.TestCase):
+    def test_who_has_one_is_counted(self):
+        angles = np.arccos(results.LOOK_ALIKE) * np.array([0.0, 0.9, 1.95, 9.0])
+        pictures = np.stack([np.cos(angles), np.sin(angles)], 1)
+        # The first two are close; the third is to none, nor is the fourth.
+        self.assertEqual(results.share_of_look_alikes(pictures), 2 / 4)
+        self.assertEqual(results.share_of_look_alikes(pictures[1:]), 0.0)
+
+
 class ClaimsTest(tf.test.TestCase):
     def test_without_runs_nothing_is_claimed(self):
         for _, _, ours, verdict, _ in claims.table(claims.Runs([], {})):

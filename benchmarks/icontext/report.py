@@ -136,6 +136,8 @@ def write(runs, cells, out, name=""):
         *_scores(runs, there),
         pages.heading("What icons teach of held-out concepts", 2),
         *_subsets(runs, there),
+        pages.heading("Look-alikes in a draw", 2),
+        *_look_alikes(runs, there),
         pages.heading("Curves", 2),
         *_pictures(runs, there, out, name),
         pages.heading("Costs", 2),
@@ -342,6 +344,29 @@ def _subsets(runs, cells):
             "ranked among all; a concept may be in the first two."
         ),
         pages.table(header, rows),
+    ]
+
+
+def _look_alikes(runs, cells):
+    rows = []
+    for cell in cells:
+        found = [run.get("look_alikes") for run in runs.of(cell.name)]
+        found = [one for one in found if one]
+        if found:
+            shares = (
+                f"{100 * sum(one[kind] for one in found) / len(found):.1f}"
+                for kind in ("drawn", "uniform")
+            )
+            rows.append((cell.name, cell.about, *shares))
+    return [
+        pages.paragraph(
+            "Percent of the pictures of a sub-batch that have a look-alike in "
+            "it, one whose embedding by the reference has a cosine above "
+            f"{results.LOOK_ALIKE}, and of as many drawn uniformly. For the "
+            "contrastive loss they are negatives of each other. Means over "
+            "draws spread over a run; of runs that were kept for it."
+        ),
+        pages.table(("cell", "what", "drawn", "uniform"), rows),
     ]
 
 

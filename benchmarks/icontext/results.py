@@ -41,6 +41,9 @@ QUERIES_FILE = "queries.jsonl"
 # Seconds of processor time of each process that trained, a line each.
 PROCESSOR_FILE = "processor_seconds.txt"
 NUM_BINS = 20  # of the draws, over time
+# The reference's embeddings of two pictures that one takes for the same have a
+# cosine above this.
+LOOK_ALIKE = 0.95
 _COSTS = ("examples/", "flops/")
 
 
@@ -124,6 +127,7 @@ def collect(workdir, *, cell, recipe, work):
         "seconds": log[-1]["seconds"],
         "processor_seconds": _processor_seconds(workdir),
         "kinds": _kinds(workdir, config, work),
+        "look_alikes": _look_alikes(workdir, config, work),
         "ranks": ranks,
         "versions": versions["versions"],
         "machine": report.processor(),
@@ -227,6 +231,46 @@ def _kinds(workdir, config, work):
             name: [round(float(share[i]), 4) for share in shares]
             for i, name in enumerate(names.tolist())
         },
+    }
+
+
+def share_of_look_alikes(pictures):
+    """Of unit rows [n, D], the share that has a look-alike among the others."""
+    cosines = pictures @ pictures.T
+    np.fill_diagonal(cosines, -1.0)
+    return float((cosines.max(1) > LOOK_ALIKE).mean())
+
+
+def _look_alikes(workdir, config, work):
+    """The share in draws spread over the run, and in uniform ones as large."""
+    from jest_tf import ledger
+    from jest_tf.data import embeddings, records
+
+    path = workdir / "draws.jsonl"
+    if not path.exists() or not config.reference.sidecars:
+        return {}
+    draws = ledger.read_log(path)
+    ids, _ = _kinds_of(config, work)
+    order = np.argsort(ids)
+    sidecars = embeddings.Sidecars(
+        records.open_stores(config.data), config.reference.sidecar_dir, None
+    )
+    generator = np.random.default_rng(config.seed)
+
+    def share(rows):
+        nothing = np.zeros(len(rows), np.int64)
+        pictures, _ = sidecars.read(np.sort(rows), nothing, ids[np.sort(rows)])
+        return share_of_look_alikes(pictures.astype(np.float32))
+
+    places = np.linspace(0, len(draws) - 1, min(NUM_BINS, len(draws)))
+    drawn, uniform = [], []
+    for place in np.unique(places.astype(int)):
+        chosen = draws[place]["ids"]
+        drawn.append(share(order[np.searchsorted(ids, chosen, sorter=order)]))
+        uniform.append(share(generator.choice(len(ids), len(chosen), False)))
+    return {
+        "drawn": round(float(np.mean(drawn)), 4),
+        "uniform": round(float(np.mean(uniform)), 4),
     }
 
 
