@@ -97,12 +97,14 @@ class MatrixTest(tf.test.TestCase):
         differ = {key for key in jest if jest[key] != easy[key]}
         self.assertEqual(differ, {"selection.criterion"})
 
-    def test_tuning_sees_one_split(self):
-        config = run.resolve(matrix.TUNING[1], 0, "work", tune=True)
-        self.assertEqual(
-            [os.path.basename(one) for one in config.evaluation.data],
-            ["val_concept-*.tfrecord"],
-        )
+    def test_tuning_sees_no_test(self):
+        for name, splits in matrix.TUNED_ON.items():
+            config = run.resolve(matrix.MATRICES[name][1], 0, "work", splits)
+            self.assertEqual(
+                [os.path.basename(one) for one in config.evaluation.data],
+                [f"{split}-*.tfrecord" for split in splits],
+            )
+            self.assertNotIn("test", " ".join(splits))
 
     def test_a_pool_that_a_reference_filters_comes_after_it(self):
         folder = pathlib.Path(self.get_temp_dir())

@@ -93,7 +93,6 @@ REFERENCES = (
 # which is what the best is sought for.
 _SHORT, _MIDDLE, _BEST = "steps=400", "steps=750", "steps=380"
 _WARM_UP = "optimizer.warmup_steps=30"
-_SIDECARS = "reference.sidecars=true"
 _SIGMOID = "model.loss=sigmoid"
 
 
@@ -521,43 +520,59 @@ TUNING = (
                 )
                 for percent in (25, 50)
             ),
-            (
-                "distil",
-                "stage 0 alone, K = 25, distilled",
-                (*_ALL_STAGE_0, _WARM_UP, _distil(1)),
-            ),
-            (
-                "distil_4",
-                "the same, weight 4",
-                (*_ALL_STAGE_0, _WARM_UP, _distil(4)),
-            ),
-            (
-                "distil_cascade",
-                "K = 12.5, then f = 0.5, distilled",
-                (*_HALF_LEFT, _WARM_UP, _distil(1)),
-            ),
-            (
-                "distil_k50",
-                "stage 0 alone, K = 50, distilled",
-                (*_cascade(12800, 256, _ALONE), _WARM_UP, _distil(1)),
-            ),
-            (
-                "distil_floor",
-                "stage 0 alone, K = 25, 25 % uniform, distilled",
-                (
-                    *_ALL_STAGE_0,
-                    _WARM_UP,
-                    _distil(1),
-                    "cascade.uniform_share=0.25",
-                ),
-            ),
         )
     ),
-    Cell(
-        "tune_best_distil_uniform",
-        "uniform",
-        f"uniform, distilled, {_BEST}",
-        (_BEST, _WARM_UP, _SIDECARS, _distil(1)),
+)
+
+# How the best distils. Beside the concepts held out there are known concepts in
+# two styles that no learner is trained on, those of the curated set.
+DISTILLING = (
+    REFERENCES[0],
+    *(
+        _best(f"distil_{name}", about, *settings)
+        for name, about, settings in (
+            ("1", "weight 1", ()),
+            ("4", "weight 4", (_distil(4),)),
+            ("16", "weight 16", (_distil(16),)),
+            ("64", "weight 64", (_distil(64),)),
+            ("16_4e-3", "weight 16, 4e-3", (_distil(16), _rate("4e-3"))),
+            ("16_1e-3", "weight 16, 1e-3", (_distil(16), _rate("1e-3"))),
+            (
+                "16_scale",
+                "weight 16, initial scale 20",
+                (_distil(16), "model.temperature=20"),
+            ),
+            (
+                "16_k50",
+                "weight 16, K = 50",
+                (_distil(16), *_cascade(12800, 256)),
+            ),
+            (
+                "16_k12",
+                "weight 16, K = 12.5",
+                (_distil(16), *_cascade(3200, 256)),
+            ),
+            (
+                "16_floor",
+                "weight 16, 25 % uniform",
+                (_distil(16), "cascade.uniform_share=0.25"),
+            ),
+            (
+                "16_cascade",
+                "weight 16, K = 12.5, then joint, f = 0.5",
+                (
+                    _distil(16),
+                    *_cascade(6400, 512),
+                    "selection.method=joint",
+                    "selection.batch_size=256",
+                ),
+            ),
+            (
+                "16_uniform",
+                "weight 16, without stage 0",
+                (_distil(16), "cascade.hyper_batch_size=none"),
+            ),
+        )
     ),
 )
 
@@ -565,6 +580,13 @@ MATRICES = {
     "standard": (*REFERENCES, *MAIN, *SWEEPS),
     "quick": QUICK,
     "tuning": TUNING,
+    "distilling": DISTILLING,
+}
+
+# The splits that learners of a matrix are evaluated on; the others see all.
+TUNED_ON = {
+    "tuning": ("val_concept",),
+    "distilling": ("val_concept", "reference"),
 }
 
 

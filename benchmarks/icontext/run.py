@@ -72,7 +72,8 @@ def main(arguments=None):
     work = pathlib.Path(options.work).resolve()
     cells = matrix.MATRICES[options.matrix]
     path = pathlib.Path(options.results).resolve() / f"{options.matrix}.jsonl"
-    tasks = plan(cells, work, path, tune=options.matrix == "tuning")
+    splits = matrix.TUNED_ON.get(options.matrix, _EVALUATION_SPLITS)
+    tasks = plan(cells, work, path, splits)
     wanted = [
         name(cell, seed)
         for cell in cells
@@ -93,22 +94,22 @@ def name(cell, seed):
     return f"{cell.name}-{seed}"
 
 
-def folder(cell, seed, work, *, tune=False):
+def folder(cell, seed, work, splits=_EVALUATION_SPLITS):
     """Where a run lies: other settings have another folder."""
-    config = resolve(cell, seed, work, tune=tune)
+    config = resolve(cell, seed, work, splits)
     digest = results.digest(config, work)
     return work / "runs" / f"{name(cell, seed)}-{digest[:8]}"
 
 
 @functools.cache
-def resolve(cell, seed, work, *, tune=False):
+def resolve(cell, seed, work, splits=_EVALUATION_SPLITS):
     """The settings of a run, whole.
 
     Args:
         cell: `matrix.Cell`.
         seed: of the run.
         work: folder of the data.
-        tune: evaluate on `val_concept` alone, references apart.
+        splits: to evaluate a learner on; a reference sees all.
 
     Returns:
         `config.TrainConfig`.
@@ -119,9 +120,8 @@ def resolve(cell, seed, work, *, tune=False):
         ROOT / "configs" / f"icontext_{cell.recipe}.py",
         (*cell.settings, f"seed={seed}"),
     )
-    splits = _EVALUATION_SPLITS
-    if tune and cell.recipe != "reference":
-        splits = ("val_concept",)
+    if cell.recipe == "reference":
+        splits = _EVALUATION_SPLITS
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -139,24 +139,24 @@ def resolve(cell, seed, work, *, tune=False):
     )
 
 
-def plan(cells, work, path, *, tune=False):
+def plan(cells, work, path, splits=_EVALUATION_SPLITS):
     """Everything to do, `{name: Task}`; what is done is left out.
 
     Args:
         cells: of `matrix`.
         work: folder of data and runs.
         path: of the results.
-        tune: see `resolve`.
+        splits: see `resolve`.
     """
     finished = {row["digest"] for row in results.read(path)}
     tasks = {}
     for cell in cells:
         for seed in cell.seeds:
-            config = resolve(cell, seed, work, tune=tune)
+            config = resolve(cell, seed, work, splits)
             needs = [_pool(tasks, one, work) for one in cell.sources]
             if cell.reference:
                 needs.append(_sidecars(tasks, cell, work))
-            workdir = folder(cell, seed, work, tune=tune)
+            workdir = folder(cell, seed, work, splits)
             # A reference must be there even if its result is known already.
             is_done = results.digest(config, work) in finished and (
                 cell.recipe != "reference"

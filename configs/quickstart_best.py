@@ -1,0 +1,30 @@
+"""The quickstart's learner with the most that a reference can give.
+
+    python -m trainers.embed --workdir runs/reference \
+        --data 'examples/icontext_mini/pool-*.tfrecord' --output runs/sidecars
+    python -m trainers.train --config configs/quickstart_best.py \
+        --workdir runs/best --set reference.sidecar_dir=runs/sidecars
+
+Half a minute on 2 CPU cores. What comes out is in docs/quickstart.md, for three
+seeds.
+"""
+
+import dataclasses
+import pathlib
+
+from jest_tf import config as config_lib
+
+
+def config() -> config_lib.TrainConfig:
+    """Stage 0 chooses 128 of 640, and the reference is distilled."""
+    uniform = config_lib.load_config(
+        pathlib.Path(__file__).with_name("quickstart_uniform.py")
+    )
+    return dataclasses.replace(
+        uniform,
+        reference=config_lib.ReferenceConfig(
+            sidecars=True, distillation_weight=1.0
+        ),
+        cascade=config_lib.CascadeConfig(hyper_batch_size=640),
+        evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
+    )
