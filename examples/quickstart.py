@@ -1,11 +1,12 @@
-"""The quickstart: a reference, a uniform learner and a JEST learner, compared.
+"""The quickstart: a reference and three learners, compared.
 
     python -m examples.quickstart
 
-Three runs of `trainers.train` on the pictures in `examples/icontext_mini`: a
-reference on the small curated set, then two learners on the noisy pool from
-the same initial weights and for the same number of steps, one on what comes,
-one with JEST. Then one table, and in `--runs` a report with learning curves
+Four runs of `trainers.train` on the pictures in `examples/icontext_mini`: a
+reference on the small curated set, then three learners on the noisy pool from
+the same initial weights: one on what comes and one with JEST, for the same
+number of steps, and one for half of them with all that has helped most, a
+cascade and distillation of the reference. Then one table, and in `--runs` a report with learning curves
 and the most and least learnable pictures. Runs that have finished are not run
 again. `--publish` also renews the result in README.md and docs/quickstart.md.
 """
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from examples import quickstart_report as report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+POOL = "examples/icontext_mini/pool-*.tfrecord"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="extend",
         default=[],
         metavar="A.B=C",
-        help="settings to override in all three recipes",
+        help="settings to override in all recipes",
     )
     parser.add_argument(
         "--publish", action="store_true", help="renew README.md and docs/"
@@ -55,22 +57,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(runs: pathlib.Path, seed: int, overrides: Sequence[str]) -> None:
-    """Trains the three recipes with one seed, each in its own process."""
+    """Trains all recipes with one seed, each in its own process."""
+    teacher = report.workdir(runs, "reference", seed)
+    sidecars = report.workdir(runs, "sidecars", seed)
+    more = {
+        "jest": [f"reference.workdir={teacher}"],
+        "best": [f"reference.sidecar_dir={sidecars}"],
+    }
     for recipe in report.RECIPES:
-        workdir = report.workdir(runs, recipe, seed)
-        settings = [f"seed={seed}", *overrides]
-        if recipe == "jest":
-            teacher = report.workdir(runs, "reference", seed)
-            settings.append(f"reference.workdir={teacher}")
-        command = [
-            *(sys.executable, "-m", "trainers.train"),
-            *("--config", f"configs/quickstart_{recipe}.py"),
-            *("--workdir", os.fspath(workdir)),
-            *("--set", *settings),
-        ]
-        done = subprocess.run(command, cwd=ROOT, check=False)
-        if done.returncode:
-            sys.exit(f"error: {' '.join(command)} failed")
+        if recipe == "best":
+            _run(
+                *("trainers.embed", "--workdir", teacher, "--data", POOL),
+                *("--output", sidecars),
+            )
+        _run(
+            *("trainers.train", "--config", f"configs/quickstart_{recipe}.py"),
+            *("--workdir", report.workdir(runs, recipe, seed)),
+            *("--set", f"seed={seed}", *overrides, *more.get(recipe, ())),
+        )
+
+
+def _run(*arguments):
+    command = [sys.executable, "-m", *map(os.fspath, arguments)]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} failed")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,24 @@ import tensorflow as tf  # noqa: E402
 from jest_tf import evaluation, ledger, page, reference  # noqa: E402
 from jest_tf.data import records  # noqa: E402
 
-RECIPES = ("reference", "uniform", "jest")
+RECIPES = ("reference", "uniform", "jest", "best")
 
-_NAMES = {"reference": "reference", "uniform": "uniform", "jest": "JEST"}
-_COLOURS = {"reference": "0.55", "uniform": "tab:blue", "jest": "tab:red"}
+_NAMES = {
+    "reference": "reference",
+    "uniform": "uniform",
+    "jest": "JEST",
+    "best": "cascade, distilled",
+}
+_COLOURS = {
+    "reference": "0.55",
+    "uniform": "tab:blue",
+    "jest": "tab:red",
+    "best": "tab:green",
+}
+# Those that choose what they train on.
+_CHOOSING = ("jest", "best")
 # What the table shows: column, where it comes from, how it is written.
-_EXAMPLES = ("drawn", "scored", "trained")
+_EXAMPLES = ("cascaded", "drawn", "scored", "trained")
 _FLOPS = {
     "TFLOPs": "step",
     "no_reuse": "no_reuse",
@@ -138,7 +150,8 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
             (
                 _NAMES[recipe],
                 f"{results[0]['step']:,}",
-                *(f"{results[0][f'examples/{e}']:,}" for e in _EXAMPLES),
+                # Without a cascade there is no such count.
+                *(f"{results[0].get(f'examples/{e}', 0):,}" for e in _EXAMPLES),
                 *(
                     f"{results[0][f'flops/{name}'] / 1e12:,.1f}"
                     for name in _FLOPS.values()
@@ -253,8 +266,10 @@ def curves(
     score.set(title="Batch learnability", ylabel="learner - reference loss")
     kinds = _kinds(jests[0])
     pool = np.mean([kind == _CURATED_LIKE for kind in kinds.values()])
-    shares = np.array([_draw_shares(run, kinds) for run in jests])
-    _band(share, steps, 100 * shares, "JEST's draw", _COLOURS["jest"])
+    for recipe in _CHOOSING:
+        found = [workdir(runs, recipe, seed) for seed in seeds]
+        shares = np.array([_draw_shares(run, kinds) for run in found])
+        _band(share, steps, 100 * shares, _NAMES[recipe], _COLOURS[recipe])
     share.axhline(100 * pool, color=_COLOURS["uniform"], label="the pool")
     share.set(title="Curated-like (emoji) share", ylabel="%", ylim=(0, None))
     for axes in panels:
@@ -335,26 +350,22 @@ def _mean_mrr(row, split="val_concept"):
 
 
 def _per_seed(rows, seeds):
-    """JEST against uniform, seed by seed; nothing for a single seed."""
+    """All learners against uniform, seed by seed; nothing for one seed."""
     if len(seeds) < 2:
         return ()
     lines = []
     for place, seed in enumerate(seeds):
-        uniform, jest = (
+        uniform, *others = (
             100 * _mean_mrr(rows[recipe][place], "test_concept")
-            for recipe in ("uniform", "jest")
+            for recipe in ("uniform", *_CHOOSING)
         )
-        lines.append(
-            (
-                str(seed),
-                f"{uniform:.1f}",
-                f"{jest:.1f}",
-                f"{jest - uniform:+.1f}",
-            )
-        )
+        shown = (f"{one:.1f} ({one - uniform:+.1f})" for one in others)
+        lines.append((str(seed), f"{uniform:.1f}", *shown))
+    header = ("seed", "uniform", *(_NAMES[recipe] for recipe in _CHOOSING))
     return (
-        "Mean of the two MRRs, percent, seed by seed:",
-        _table(("seed", "uniform", "JEST", "difference"), lines),
+        "Mean of the two MRRs, percent, seed by seed, and what it is above "
+        "uniform's:",
+        _table(header, lines),
     )
 
 
@@ -378,13 +389,22 @@ def _draw_shares(run, kinds):
 
 
 def _shares(runs, seeds):
-    jests = [workdir(runs, "jest", seed) for seed in seeds]
-    kinds = _kinds(jests[0])
+    kinds = _kinds(workdir(runs, "jest", seeds[0]))
     pool = np.mean([kind == _CURATED_LIKE for kind in kinds.values()])
-    shares = [100 * np.mean(_draw_shares(run, kinds)) for run in jests]
+    jest, best = (
+        _spread(
+            [
+                100 * np.mean(_draw_shares(workdir(runs, recipe, seed), kinds))
+                for seed in seeds
+            ],
+            ".1f",
+        )
+        for recipe in _CHOOSING
+    )
     return (
         f"Curated-like ({_CURATED_LIKE}) pictures are {100 * pool:.1f} % of "
-        f"the pool and {_spread(shares, '.1f')} % of what JEST chose."
+        f"the pool, {jest} % of what JEST chose and {best} % of what stage 0 "
+        "of the cascade did."
     )
 
 

@@ -361,10 +361,21 @@ class QuickstartTest(tf.test.TestCase):
         self.assertEqual(
             cells,
             [
-                *("4", "96", "96", "32"),  # steps, drawn, scored, trained
+                # Steps; examples cascaded, drawn, scored, trained.
+                *("4", "0", "96", "96", "32"),
                 *(f"{one / 1e12:,.1f}" for one in counted),
             ],
         )
+        best = re.search(r"^\| cascade, distilled *\|(.*)$", text, re.M)[1]
+        self.assertEqual(
+            [cell.strip() for cell in best.split("|")[:5]],
+            ["4", f"{4 * 640:,}", "96", "0", "32"],
+        )
+        distances = [
+            row["train/distillation"]
+            for row in lines(self.runs / "best", "metrics.jsonl")
+        ]
+        self.assertLess(distances[-1], distances[0])
         measured = lines(self.runs / "jest", "evaluation.jsonl")[-1]
         mrr = measured["eval/test_concept/image_to_text/mrr"]
         self.assertIn(f" {100 * mrr:.1f} ", tables[2])

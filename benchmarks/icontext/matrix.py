@@ -149,6 +149,9 @@ _PARTS = (
         seeds=SEEDS,
     ),
     _best(
+        "best_weight_1", "the same with weight 1 of distillation", _distil(1)
+    ),
+    _best(
         "best_cascade",
         "K = 12.5, then joint, f = 0.5, distilled",
         *_cascade(6400, 512),

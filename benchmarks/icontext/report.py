@@ -35,8 +35,11 @@ PROTOCOL = (
     "softmax loss, b = 256, unless a row says otherwise. Cells of one seed "
     "start from the same weights and are offered the same stream of the pool; "
     "each has a full schedule, warm-up and cosine to zero, for its own length.",
-    "Settings were chosen on `val_concept` alone, concepts that are in no "
-    "other split. `test_concept` (held-out concepts in nine styles) and "
+    "Settings were chosen on `val_concept`, concepts that are in no other "
+    "split; how the best distils also on the curated set, known concepts in "
+    "two styles that no learner is trained on. With weight 1, before that, the "
+    "best was seen on the test splits once (the cell best_weight_1). "
+    "`test_concept` (held-out concepts in nine styles) and "
     "`test_style` (known concepts in a style that no training data have) are "
     "what the tables show.",
     "The main measure is the mean reciprocal rank, the mean over both test "
