@@ -6,9 +6,10 @@ Four runs of `trainers.train` on the pictures in `examples/icontext_mini`: a
 reference on the small curated set, then three learners on the noisy pool from
 the same initial weights: one on what comes and one with JEST, for the same
 number of steps, and one for half of them with all that has helped most, a
-cascade and distillation of the reference. Then one table, and in `--runs` a report with learning curves
-and the most and least learnable pictures. Runs that have finished are not run
-again. `--publish` also renews the result in README.md and docs/quickstart.md.
+cascade and distillation of the reference. Then one table, and in `--runs` a
+report with learning curves and the most and least learnable pictures. Runs that
+have finished are not run again. `--publish` also renews the result in README.md
+and docs/quickstart.md.
 """
 
 import argparse

@@ -540,40 +540,16 @@ DISTILLING = (
             ("64", "weight 64", (_distil(64),)),
             ("16_4e-3", "weight 16, 4e-3", (_distil(16), _rate("4e-3"))),
             ("16_1e-3", "weight 16, 1e-3", (_distil(16), _rate("1e-3"))),
-            (
-                "16_scale",
-                "weight 16, initial scale 20",
-                (_distil(16), "model.temperature=20"),
-            ),
+            ("16_8e-3", "weight 16, 8e-3", (_distil(16), _rate("8e-3"))),
             (
                 "16_k50",
                 "weight 16, K = 50",
                 (_distil(16), *_cascade(12800, 256)),
             ),
             (
-                "16_k12",
-                "weight 16, K = 12.5",
-                (_distil(16), *_cascade(3200, 256)),
-            ),
-            (
-                "16_floor",
-                "weight 16, 25 % uniform",
-                (_distil(16), "cascade.uniform_share=0.25"),
-            ),
-            (
-                "16_cascade",
-                "weight 16, K = 12.5, then joint, f = 0.5",
-                (
-                    _distil(16),
-                    *_cascade(6400, 512),
-                    "selection.method=joint",
-                    "selection.batch_size=256",
-                ),
-            ),
-            (
-                "16_uniform",
-                "weight 16, without stage 0",
-                (_distil(16), "cascade.hyper_batch_size=none"),
+                "16_4e-3_floor",
+                "weight 16, 4e-3, 25 % uniform",
+                (_distil(16), _rate("4e-3"), "cascade.uniform_share=0.25"),
             ),
         )
     ),
