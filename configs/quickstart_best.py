@@ -16,15 +16,16 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Stage 0 chooses 128 of 640, and the reference is distilled."""
+    """Stage 0 chooses 128 of 1,280, and the reference is distilled."""
     uniform = config_lib.load_config(
         pathlib.Path(__file__).with_name("quickstart_uniform.py")
     )
     return dataclasses.replace(
         uniform,
+        steps=uniform.steps // 2,
         reference=config_lib.ReferenceConfig(
-            sidecars=True, distillation_weight=1.0
+            sidecars=True, distillation_weight=16.0
         ),
-        cascade=config_lib.CascadeConfig(hyper_batch_size=640),
+        cascade=config_lib.CascadeConfig(hyper_batch_size=1280),
         evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
     )

@@ -369,7 +369,7 @@ class QuickstartTest(tf.test.TestCase):
         best = re.search(r"^\| cascade, distilled *\|(.*)$", text, re.M)[1]
         self.assertEqual(
             [cell.strip() for cell in best.split("|")[:5]],
-            ["4", f"{4 * 640:,}", "96", "0", "32"],
+            ["4", f"{4 * 1280:,}", "96", "0", "32"],
         )
         distances = [
             row["train/distillation"]
