@@ -16,7 +16,13 @@ _LEAST_SEEDS = 3  # for a verdict on ratios
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 
 # What a diagnosis found, by claim; shown in the table's last column.
-WHY: dict[str, str] = {}
+WHY: dict[str, str] = {
+    "best": "the reference ends above the target, and distillation hands over "
+    "what it knows",
+    "best_compute": "a step costs what a uniform one does; the reference is "
+    "not charged here, but in the table below",
+    "stage_0_compute": "no pass is spent on scores",
+}
 
 
 @dataclasses.dataclass(frozen=True)

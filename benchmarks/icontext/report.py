@@ -56,7 +56,9 @@ PROTOCOL = (
     "a forward pass of one example is the unit of compute (three to train on "
     "it, one to score it), since the reference's embeddings are cached. FLOPs "
     "are those of the traced step, all of it, and of a cascade's stage 0.",
-    "All references have one seed, so intervals say nothing of others.",
+    "All references have one seed, so intervals say nothing of others. It is "
+    "seed 0: a learner of seed 0 begins with the weights that its reference "
+    "began with, which makes distillation easier there.",
 )
 
 _COLUMNS = ("i2t_mrr", "t2i_mrr", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5")
