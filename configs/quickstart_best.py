@@ -1,12 +1,11 @@
 """The quickstart's learner with the most that a reference can give.
 
-    python -m trainers.embed --workdir runs/reference \
-        --data 'examples/icontext_mini/pool-*.tfrecord' --output runs/sidecars
     python -m trainers.train --config configs/quickstart_best.py \
         --workdir runs/best --set reference.sidecar_dir=runs/sidecars
 
-Half a minute on 2 CPU cores. What comes out is in docs/quickstart.md, for three
-seeds.
+Before that, `trainers.embed` writes what the reference makes of
+`examples/icontext_mini/pool-*.tfrecord` into `runs/sidecars`. Half a minute on
+2 CPU cores. What comes out is in docs/quickstart.md, for three seeds.
 """
 
 import dataclasses
