@@ -238,8 +238,9 @@ class TwinsTest(tf.test.TestCase):
             for case in self.cases
             if "jest_b16" in case.recipes
         ]
-        # 2 losses, 2 quotas, 2 references, once in parts, 2 kinds of steps.
-        self.assertLen(jest, 11)
+        # 2 losses, 2 quotas, 2 references, once in parts, 2 kinds of steps, once
+        # distilled.
+        self.assertLen(jest, 12)
         self.assertIn(("softmax", "per_replica", "live"), jest)
         flexi = [c for c in self.cases if "flexi_jest_b16" in c.recipes]
         pairs = {
@@ -262,7 +263,7 @@ class TwinsTest(tf.test.TestCase):
                     if other.recipes == case.recipes
                 }
                 self.assertLen(values, 2, (case.name, name))
-        self.assertLessEqual(len(self.cases), 31)  # a minute each, and more
+        self.assertLessEqual(len(self.cases), 36)  # a minute each, and more
         siglip = [c for c in self.cases if "siglip_b16" in c.recipes]
         self.assertLen(siglip, 3)
 
