@@ -238,8 +238,8 @@ class TwinsTest(tf.test.TestCase):
             for case in self.cases
             if "jest_b16" in case.recipes
         ]
-        # 2 losses, 2 quotas, 2 references, once in parts, 2 kinds of steps, once
-        # distilled.
+        # 2 losses, 2 quotas, 2 references; once in parts, two kinds of steps,
+        # once distilled.
         self.assertLen(jest, 12)
         self.assertIn(("softmax", "per_replica", "live"), jest)
         flexi = [c for c in self.cases if "flexi_jest_b16" in c.recipes]
