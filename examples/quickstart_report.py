@@ -269,6 +269,9 @@ def curves(
     for recipe in _CHOOSING:
         found = [workdir(runs, recipe, seed) for seed in seeds]
         shares = np.array([_draw_shares(run, kinds) for run in found])
+        draws = ledger.read_log(found[0] / "draws.jsonl")
+        # A recipe may have fewer steps.
+        steps = [draw["step"] for draw in draws]
         _band(share, steps, 100 * shares, _NAMES[recipe], _COLOURS[recipe])
     share.axhline(100 * pool, color=_COLOURS["uniform"], label="the pool")
     share.set(title="Curated-like (emoji) share", ylabel="%", ylim=(0, None))
