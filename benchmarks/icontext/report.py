@@ -368,7 +368,8 @@ def _look_alikes(runs, cells):
             "Percent of the pictures of a sub-batch that have a look-alike in "
             "it, one whose embedding by the reference has a cosine above "
             f"{results.LOOK_ALIKE}, and of as many drawn uniformly. For the "
-            "contrastive loss they are negatives of each other. Means over "
+            "contrastive loss they are negatives of each other, unless their "
+            "captions are equal. Means over "
             "draws spread over a run; of runs that were kept for it."
         ),
         pages.table(("cell", "what", "drawn", "uniform"), rows),
