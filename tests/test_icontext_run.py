@@ -455,7 +455,10 @@ class SmallRunTest(tf.test.TestCase):
         (workdir,) = (work / "runs").glob("jest-0-*")
         self.check(rows[2], workdir)
         gallery.main(
-            ["--work", os.fspath(work), "--results", os.fspath(work / "r")]
+            [
+                *("--work", os.fspath(work), "--run", "jest-0"),
+                *("--results", os.fspath(work / "r")),
+            ]
         )
         self.assertTrue((work / "r" / "gallery.png").exists())
         text = (work / "r" / "quick_report.md").read_text()
