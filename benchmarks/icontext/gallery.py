@@ -1,6 +1,6 @@
 """Pictures that a run chose most often, beside some that it was offered.
 
-    python -m benchmarks.icontext.gallery --work icontext-work --run jest_750-0
+    python -m benchmarks.icontext.gallery --work icontext-work --run best-0
 
 Writes gallery.png beside the results, for the report. It needs the run and its
 data, and a run that logged its draws.
@@ -33,7 +33,7 @@ def main(arguments=None):
     """Parse the flags and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default="icontext-work")
-    parser.add_argument("--run", default="jest_750-0", help="name of the run")
+    parser.add_argument("--run", default="best-0", help="name of the run")
     parser.add_argument("--results", default=str(results.FOLDER))
     parser.add_argument("--name", default="gallery.png")
     options = parser.parse_args(arguments)

@@ -392,7 +392,7 @@ def _pictures(runs, cells, out, name):
             blocks.append(pages.image(file, alt))
     gallery = f"{name}gallery.png"
     if (out / gallery).exists():
-        blocks.append(pages.image(gallery, "Chosen most often, and never"))
+        blocks.append(pages.image(gallery, "Chosen most often, and offered"))
     return blocks
 
 
