@@ -369,8 +369,8 @@ def _look_alikes(runs, cells):
             "it, one whose embedding by the reference has a cosine above "
             f"{results.LOOK_ALIKE}, and of as many drawn uniformly. For the "
             "contrastive loss they are negatives of each other, unless their "
-            "captions are equal. Means over "
-            "draws spread over a run; of runs that were kept for it."
+            "captions are equal. Means over draws spread over a run, where the "
+            "run's result has them."
         ),
         pages.table(("cell", "what", "drawn", "uniform"), rows),
     ]
