@@ -28,6 +28,7 @@ class Cell:
         seeds: one run each.
         sources: the splits and pools that it trains on, in equal shares.
         reference: the cell whose seed 0 scores beside the learner, or "".
+        evaluations: in a run, at most, evenly spread.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Cell:
     seeds: tuple[int, ...] = (0,)
     sources: tuple[str, ...] = ("pool",)
     reference: str = "reference"
+    evaluations: int = 20
 
     @property
     def key(self):
@@ -88,7 +90,7 @@ REFERENCES = (
     ),
 )
 
-# How long the learners are, each with its own schedule: those of `SWEEPS`,
+# How long the learners are, each with its own schedule: those of sweeps,
 # those of most claims, and a thirteenth of the long uniform learner's steps,
 # which is what the best is sought for.
 _SHORT, _MIDDLE, _BEST = "steps=400", "steps=750", "steps=380"
@@ -238,8 +240,71 @@ MAIN = (
     ),
 )
 
-# One seed each and short; `jest_400` is what they are held against.
-SWEEPS = (
+# Captions that are another picture's: what the methods do on such pools. Each
+# has a reference that has seen no better pool.
+NOISE = tuple(
+    cell
+    for share in (25, 50, 75)
+    for cell in (
+        _reference(
+            f"reference_noise{share}",
+            f"curated and the pool with {share} % noise, half each",
+            sources=("reference", f"noise{share}"),
+        ),
+        _uniform(
+            f"uniform_noise{share}",
+            f"uniform, {share} % noise",
+            "steps=1500",
+            sources=(f"noise{share}",),
+        ),
+        _jest(
+            f"jest_noise{share}",
+            f"joint, f = 0.8, {share} % noise",
+            _SHORT,
+            sources=(f"noise{share}",),
+            reference=f"reference_noise{share}",
+        ),
+        _best(
+            f"best_noise{share}",
+            f"the best, {share} % noise",
+            sources=(f"noise{share}",),
+            reference=f"reference_noise{share}",
+        ),
+    )
+)
+
+# What scores, and what it was trained on.
+BY_REFERENCE = (
+    *(
+        _jest(
+            f"by_{name}",
+            f"scored by {name}",
+            _SHORT,
+            reference=f"reference_{name}",
+        )
+        for name in ("curated", "pool")
+    ),
+    *(
+        _jest(
+            f"stage_0_by_{name}",
+            f"K = 25 and nothing after it, scored by {name}",
+            _SHORT,
+            *_cascade(6400, 256, _ALONE),
+            reference=f"reference_{name}",
+        )
+        for name in ("curated", "pool", "filtered", "inferred", "wide")
+    ),
+    *(
+        _best(
+            f"best_by_{name}",
+            f"the best, by {name}",
+            reference=f"reference_{name}",
+        )
+        for name in ("curated", "pool", "filtered", "inferred", "wide")
+    ),
+)
+
+_SWEPT = (
     _uniform("uniform_400", "uniform", _SHORT),
     _jest("jest_400", "joint, learnability, f = 0.8", _SHORT),
     *(
@@ -295,56 +360,6 @@ SWEEPS = (
                 f"selection.batch_size={size}",
             ),
         )
-    ),
-    *(
-        cell
-        for share in (25, 50, 75)
-        for cell in (
-            _uniform(
-                f"uniform_noise{share}",
-                f"uniform, {share} % noise",
-                "steps=1500",
-                sources=(f"noise{share}",),
-            ),
-            _jest(
-                f"jest_noise{share}",
-                f"joint, {share} % noise",
-                _SHORT,
-                sources=(f"noise{share}",),
-            ),
-            _best(
-                f"best_noise{share}",
-                f"the best, {share} % noise",
-                sources=(f"noise{share}",),
-            ),
-        )
-    ),
-    *(
-        _jest(
-            f"by_{name}",
-            f"scored by {name}",
-            _SHORT,
-            reference=f"reference_{name}",
-        )
-        for name in ("curated", "pool")
-    ),
-    *(
-        _jest(
-            f"stage_0_by_{name}",
-            f"K = 25 and nothing after it, scored by {name}",
-            _SHORT,
-            *_cascade(6400, 256, _ALONE),
-            reference=f"reference_{name}",
-        )
-        for name in ("curated", "pool", "filtered", "inferred", "wide")
-    ),
-    *(
-        _best(
-            f"best_by_{name}",
-            f"the best, by {name}",
-            reference=f"reference_{name}",
-        )
-        for name in ("curated", "pool", "filtered", "inferred", "wide")
     ),
     *(
         _jest(f"cascade_{name}", f"cascade, {about}", _SHORT, *settings)
@@ -430,6 +445,10 @@ SWEEPS = (
         "model.preset=tiny",
     ),
 )
+
+# One seed each and short; `jest_400` is what they are held against. Their end
+# is what counts, so that few evaluations do.
+SWEEPS = tuple(dataclasses.replace(cell, evaluations=4) for cell in _SWEPT)
 
 QUICK = (
     _reference("quick_reference", "curated and pool", "steps=300"),
@@ -557,7 +576,7 @@ DISTILLING = (
 )
 
 MATRICES = {
-    "standard": (*REFERENCES, *MAIN, *SWEEPS),
+    "standard": (*REFERENCES, *MAIN, *NOISE, *BY_REFERENCE, *SWEEPS),
     "quick": QUICK,
     "tuning": TUNING,
     "distilling": DISTILLING,

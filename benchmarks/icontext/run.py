@@ -28,7 +28,6 @@ from benchmarks.icontext import matrix, results
 from jest_tf import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-EVALUATIONS = 20  # in a run, at most, evenly spread
 
 _EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
 # Forward passes that embedding the pool or writing another one costs, in
@@ -134,7 +133,7 @@ def resolve(cell, seed, work, splits=_EVALUATION_SPLITS):
         evaluation=dataclasses.replace(
             config.evaluation,
             data=tuple(f"{work}/data/{one}-*.tfrecord" for one in splits),
-            every_steps=max(1, config.steps // EVALUATIONS),
+            every_steps=max(1, config.steps // cell.evaluations),
         ),
     )
 
