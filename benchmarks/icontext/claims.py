@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.icontext import bootstrap
+from benchmarks.icontext import bootstrap, matrix
 
 NOT_RUN = "not run yet"
 _LEAST_SEEDS = 3  # for a verdict on ratios
@@ -78,7 +78,14 @@ class Runs:
             self.of(first), self.of(second), self.queries, **options
         )
 
-    def to_target(self, cells, spent, splits=bootstrap.SPLITS):
+    def to_target(
+        self,
+        cells,
+        spent,
+        splits=bootstrap.SPLITS,
+        base="uniform",
+        seeds=matrix.SEEDS,
+    ):
         """What the long uniform run took over what others did, seed by seed.
 
         The target is the uniform learner's score at its end, of each seed its
@@ -89,25 +96,28 @@ class Runs:
             cells: names.
             spent: `(run, steps) -> number or None`.
             splits: whose mean is the target.
+            base: cell of the uniform run.
+            seeds: those that count.
 
         Returns:
             List with a ratio for every seed, 0 where the target was missed;
             empty without results.
         """
-        uniform = {run["seed"]: run for run in self.of("uniform")}
+        uniform = {run["seed"]: run for run in self.of(base)}
         ratios = []
-        for seed, base in uniform.items():
+        for seed in sorted(uniform.keys() & set(seeds)):
+            long = uniform[seed]
             runs = [
                 run
                 for cell in cells
                 for run in self.of(cell)
                 if run["seed"] == seed
             ]
-            runs = [r for r in runs if bootstrap.comparable(spent, r, base)]
-            whole = spent(base, base["steps"])
+            runs = [r for r in runs if bootstrap.comparable(spent, r, long)]
+            whole = spent(long, long["steps"])
             if not runs or whole is None:
                 continue
-            target = bootstrap.curve(base, splits)[1][-1]
+            target = bootstrap.curve(long, splits)[1][-1]
             costs = []
             for run in runs:
                 steps = bootstrap.steps_to(run, target, splits)
@@ -132,6 +142,12 @@ def points(estimate):
     """An `Estimate` of a difference in points of 100."""
     value, low, high = (100 * number for number in estimate)
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def interval(estimate):
+    """An `Estimate` of a measure, times 100."""
+    value, low, high = (100 * number for number in estimate)
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def verdict(estimate):

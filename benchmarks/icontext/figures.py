@@ -53,6 +53,74 @@ def frontier(runs, cells, path):
     return True
 
 
+def sweeps(runs, panels, path):
+    """Draw the measure of one seed against what is swept.
+
+    Args:
+        runs: `claims.Runs`.
+        panels: `diagnosis.Panel`s.
+        path: PNG file.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+
+    def measured(cell):
+        found = [run for run in runs.of(cell) if run["seed"] == 0]
+        return found and bootstrap.estimate(found, runs.queries)
+
+    drawn = {
+        panel: {
+            label: [
+                (place, measured(cell))
+                for place, cell in line
+                if measured(cell)
+            ]
+            for label, line in panel.lines.items()
+        }
+        for panel in panels
+    }
+    panels = [panel for panel in panels if any(drawn[panel].values())]
+    if not panels:
+        return False
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for label, line in drawn[panel].items():
+            if not line:
+                continue
+            places = [place for place, _ in line]
+            values, low, high = 100 * np.array([one for _, one in line]).T
+            axis.errorbar(
+                places,
+                values,
+                (values - low, high - values),
+                marker="o",
+                capsize=3,
+                label=label,
+            )
+        if panel.level and measured(panel.level):
+            axis.axhline(
+                100 * measured(panel.level).value,
+                color="0.4",
+                ls=":",
+                label="uniform",
+            )
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_xlabel(panel.axis)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("MRR, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+    return True
+
+
 def kinds(runs, cells, path):
     """Draw the shares of each kind of picture among the drawn, over time.
 

@@ -155,6 +155,17 @@ _PARTS = (
         seeds=SEEDS,
     ),
     _best(
+        "best_2e-3",
+        "the best at 2e-3",
+        _OWN_RATE,
+        seeds=SEEDS,
+    ),
+    _best(
+        "best_plain_8e-3",
+        "the best without distillation, 8e-3",
+        _distil(0),
+    ),
+    _best(
         "best_weight_1",
         "the best with weight 1 of distillation, 2e-3",
         _distil(1),
@@ -178,8 +189,7 @@ MAIN = (
     _jest("jest_750", "joint, learnability, f = 0.8", _MIDDLE, seeds=SEEDS),
     _jest("jest_2500", "the same, for longer", "steps=2500"),
     *_PARTS,
-    _jest("jest_f50", "f = 0.5", _MIDDLE, _super_batch(512), seeds=SEEDS),
-    _jest("jest_f90", "f = 0.9", _MIDDLE, _super_batch(2560)),
+    _jest("jest_f50", "f = 0.5", _MIDDLE, _super_batch(512)),
     Cell(
         "flexi",
         "flexi",
@@ -187,6 +197,7 @@ MAIN = (
         (_MIDDLE,),
         seeds=SEEDS,
     ),
+    Cell("flexi_2500", "flexi", "the same, for longer", ("steps=2500",)),
     _jest(
         "independent",
         "independent, learnability, f = 0.8",
@@ -205,7 +216,6 @@ MAIN = (
         "filtered",
         "uniform on the fifth of the pool that fits the curated best",
         _MIDDLE,
-        seeds=SEEDS,
         sources=("filtered",),
     ),
     _uniform(
@@ -341,7 +351,12 @@ _SWEPT = (
         for count in (1, 4, 32)
     ),
     _uniform("sigmoid_uniform", "sigmoid, uniform", _SHORT, _SIGMOID),
-    _jest("sigmoid", "sigmoid, joint", _SHORT, _SIGMOID),
+    _jest(
+        "sigmoid",
+        "sigmoid, joint; the reference has learned with softmax",
+        _SHORT,
+        _SIGMOID,
+    ),
     *(
         cell
         for size in (128, 512)
@@ -380,11 +395,6 @@ _SWEPT = (
                 "warm",
                 "K = 12.5, f = 0.5, gain of stage 0 0.25",
                 _cascade(6400, 512, "cascade.gain=0.25"),
-            ),
-            (
-                "sigmoid",
-                "K = 12.5, f = 0.5, stage 0 by sigmoid",
-                _cascade(6400, 512, "cascade.loss=sigmoid"),
             ),
         )
     ),
@@ -429,20 +439,6 @@ _SWEPT = (
         _SHORT,
         "data.min_crop_area=0.6",
         "data.flip=true",
-    ),
-    _uniform(
-        "uniform_vit",
-        "uniform, the package's towers",
-        _SHORT,
-        "model.towers=",
-        "model.preset=tiny",
-    ),
-    _jest(
-        "vit",
-        "joint, the package's towers",
-        _SHORT,
-        "model.towers=",
-        "model.preset=tiny",
     ),
 )
 

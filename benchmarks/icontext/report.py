@@ -18,6 +18,7 @@ from benchmarks import report as benchmark_report
 from benchmarks.icontext import (
     bootstrap,
     claims,
+    diagnosis,
     figures,
     matrix,
     pages,
@@ -62,6 +63,8 @@ PROTOCOL = (
 )
 
 _COLUMNS = ("i2t_mrr", "t2i_mrr", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5")
+# Uniform learners on the pool, of several lengths.
+_UNIFORM = ("uniform", "uniform_750", "uniform_400", "best_neither")
 _MAIN_CURVES = (
     *("uniform", "jest_750", "jest_2500", "flexi"),
     *("cascade_1500", "stage_0_1500", "best_plain", "best_uniform", "best"),
@@ -137,6 +140,8 @@ def write(runs, cells, out, name=""):
         pages.heading("To the uniform learner's end", 2),
         *_methods(runs),
         *_targets(runs, there),
+        pages.heading("One thing at a time", 2),
+        *diagnosis.blocks(runs, out, name),
         pages.heading("At the end of each run", 2),
         *_scores(runs, there),
         pages.heading("What icons teach of held-out concepts", 2),
@@ -164,9 +169,9 @@ def _methods(runs):
         return [pages.paragraph(f"The long uniform run: {claims.NOT_RUN}.")]
     references = [
         run
-        for cell in matrix.REFERENCES + matrix.QUICK
-        if cell.recipe == "reference"
-        for run in runs.of(cell.name)
+        for cell in runs.cells
+        if matrix.find(cell).recipe == "reference"
+        for run in runs.of(cell)
     ]
     costs = {
         **bootstrap.COSTS,
@@ -175,20 +180,23 @@ def _methods(runs):
     rows = []
     for about, cells in claims.METHODS.items():
         cells = [cell for cell in cells if cell in runs]
-        found = {
+        ratios = {
             what: runs.to_target(cells, spent) for what, spent in costs.items()
         }
-        if not cells or not any(found.values()):
+        if not cells or not any(ratios.values()):
             continue
-        scores = [
-            f"{_interval(bootstrap.estimate(runs.of(cell), runs.queries))} "
-            f"after {runs.of(cell)[0]['steps']:,}"
-            for cell in cells
-        ]
-        columns = [claims.ratios(one) if one else "" for one in found.values()]
+        scores = []
+        for cell in cells:
+            found = runs.of(cell)
+            score = bootstrap.estimate(found, runs.queries)
+            seeds = f"{len(found)} seed{'s' if found[1:] else ''}"
+            scores.append(
+                f"{claims.interval(score)} after {found[0]['steps']:,}, {seeds}"
+            )
+        columns = [claims.ratios(one) if one else "" for one in ratios.values()]
         rows.append((about, "; ".join(scores), *columns))
     long = runs.of("uniform")
-    target = _interval(bootstrap.estimate(long, runs.queries))
+    target = claims.interval(bootstrap.estimate(long, runs.queries))
     seeds = "1 seed" if len(long) == 1 else f"{len(long)} seeds"
     return [
         pages.paragraph(
@@ -255,10 +263,15 @@ def _flatness(runs):
 
 def _scores(runs, cells):
     rows = []
-    against = "uniform_750" if "uniform_750" in runs else "uniform"
+    as_long = {
+        runs.of(cell.name)[0]["steps"]: cell.name
+        for cell in cells
+        if cell.name in _UNIFORM
+    }
     for cell in cells:
         found = runs.of(cell.name)
         main_score = bootstrap.estimate(found, runs.queries)
+        against = as_long.get(found[0]["steps"], cell.name)
         gain = (
             None
             if cell.name == against
@@ -274,14 +287,14 @@ def _scores(runs, cells):
                 cell.about,
                 str(len(found)),
                 f"{found[0]['steps']:,}",
-                *(_interval(one) for one in (main_score, *by_split)),
+                *(claims.interval(one) for one in (main_score, *by_split)),
                 claims.points(gain) if gain else "",
             )
         )
     header = (
         *("cell", "what", "seeds", "steps", "MRR"),
         *bootstrap.SPLITS,
-        f"less {against}",
+        "less a uniform run as long",
     )
     details = [
         (
@@ -328,7 +341,7 @@ def _subsets(runs, cells):
             cell.name,
             cell.about,
             *(
-                _interval(
+                claims.interval(
                     bootstrap.estimate(
                         runs.of(cell.name),
                         runs.queries,
@@ -434,11 +447,6 @@ def _flops(run):
 def _mean(found, split, measure):
     values = [run["curve"][f"{split}/{measure}"][-1] for run in found]
     return sum(values) / len(values)
-
-
-def _interval(estimate):
-    value, low, high = (100 * number for number in estimate)
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _provenance(runs):

@@ -38,8 +38,10 @@ MEASURES = {
     "zero_shot/accuracy@5": "zs_5",
 }
 QUERIES_FILE = "queries.jsonl"
-# Seconds of processor time of each process that trained, a line each.
+# Of each process that trained a line when it started, and one when it had
+# ended, its seconds of processor time.
 PROCESSOR_FILE = "processor_seconds.txt"
+STARTED = "started"
 NUM_BINS = 20  # of the draws, over time
 # The reference's embeddings of two pictures that one takes for the same have a
 # cosine above this.
@@ -126,6 +128,10 @@ def collect(workdir, *, cell, recipe, work):
         },
         "seconds": log[-1]["seconds"],
         "processor_seconds": _processor_seconds(workdir),
+        # Of its steps' time, what they waited for pictures or for stage 0.
+        "input_wait_share": _mean(
+            [line.get("time/input_wait_share") for line in log]
+        ),
         "kinds": _kinds(workdir, config, work),
         "look_alikes": _look_alikes(workdir, config, work),
         "ranks": ranks,
@@ -199,11 +205,18 @@ def _mean(values):
 
 
 def _processor_seconds(workdir):
-    """Of all processes that trained the run, start and evaluations included."""
+    """Of all processes that trained the run, start and evaluations included.
+
+    None where the time of one is not known, which was killed with its runner.
+    """
     path = workdir / PROCESSOR_FILE
     if not path.exists():
         return None
-    return round(sum(map(float, path.read_text().split())), 1)
+    lines = path.read_text().split()
+    times = [line for line in lines if line != STARTED]
+    if 2 * len(times) != len(lines):
+        return None
+    return round(sum(map(float, times)), 1)
 
 
 def _kinds(workdir, config, work):

@@ -388,6 +388,7 @@ class _Runner:
         log = self._log(task)
         log.parent.mkdir(parents=True, exist_ok=True)
         for command in task.commands:
+            self._note_processor(command, results.STARTED)
             with open(log, "a", encoding="utf-8") as file:
                 process = subprocess.Popen(
                     [sys.executable, *command],
@@ -398,21 +399,22 @@ class _Runner:
                 )
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
-            self._note_processor(command, usage.ru_utime + usage.ru_stime)
+            seconds = usage.ru_utime + usage.ru_stime
+            self._note_processor(command, f"{seconds:.1f}")
             if process.returncode:
                 return False, time.monotonic() - started
         if task.done:
             task.done.touch()
         return True, time.monotonic() - started
 
-    def _note_processor(self, command, seconds):
-        """Adds a training process's processor time to its run directory."""
+    def _note_processor(self, command, line):
+        """Notes in a training's run directory that it starts, or its time."""
         if "trainers.train" in command:
             workdir = pathlib.Path(command[command.index("--workdir") + 1])
-            if workdir.exists():
-                path = workdir / results.PROCESSOR_FILE
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(f"{seconds:.1f}\n")
+            workdir.mkdir(parents=True, exist_ok=True)
+            path = workdir / results.PROCESSOR_FILE
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
 
     def _take(self, task, went_well, seconds):
         if not went_well:
