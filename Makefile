@@ -65,16 +65,19 @@ icontext-quick: icontext-data ## a slice of the real-data benchmark
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
 	@echo "icontext-runs: what is missing of the runs; hours, with all of them"
-	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT)
+	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT) \
+	  --results $(ICONTEXT)/results
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report \
 	  --pages README.md docs/recipes.md
 
-icontext: icontext-runs ## data, runs, gallery and report, one after the other
-	@$(BIN)/python -m benchmarks.icontext.gallery --work $(ICONTEXT)
+icontext: icontext-runs ## data, runs, galleries and report, from nothing
+	@$(BIN)/python -m benchmarks.icontext.gallery --work $(ICONTEXT) \
+	  --results $(ICONTEXT)/results
 	@$(BIN)/python -m benchmarks.icontext.report \
-	  --pages README.md docs/recipes.md
+	  --results $(ICONTEXT)/results
+	@echo "icontext: see $(ICONTEXT)/results/report.html"
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache

@@ -15,6 +15,7 @@ from benchmarks.icontext import (
     bootstrap,
     claims,
     concepts,
+    diagnosis,
     gallery,
     matrix,
     pages,
@@ -254,8 +255,49 @@ class ClaimsTest(tf.test.TestCase):
         found = runs.to_target(("jest_750",), lambda run, steps: steps)
         self.assertEqual(found, [0.0])
         self.assertEqual(claims.ratios(found), "target not reached")
+        # The longer one has not been run.
+        self.assertIsNone(claims.CLAIMS[0].measure(runs))
+        runs = claims.Runs(
+            [uniform, slow, slow | {"cell": "jest_2500"}], QUERIES
+        )
         ours, verdict = claims.CLAIMS[0].measure(runs)
         self.assertEqual((ours, verdict), ("target not reached", claims.OPEN))
+
+    def test_a_seed_that_lacks_a_length_is_not_taken_for_a_miss(self):
+        rows = [
+            *(
+                with_curve([100], [0.4], cell="uniform", seed=seed)
+                for seed in range(2)
+            ),
+            *(
+                with_curve([50], [0.1], cell="jest_750", seed=seed)
+                for seed in range(2)
+            ),
+            with_curve([50, 80], [0.4, 0.5], cell="jest_2500"),
+        ]
+        runs = claims.Runs(rows, QUERIES)
+        cells = claims.JEST_LENGTHS
+        found = runs.to_target(cells, lambda run, steps: steps)
+        self.assertEqual(found, [2.0])
+        found = runs.to_target(cells[:1], lambda run, steps: steps)
+        self.assertEqual(found, [0.0, 0.0])
+        found = runs.to_target(
+            cells, lambda run, steps: steps, base="jest_750", seeds=(1,)
+        )
+        self.assertEqual(found, [2.0])
+
+    def test_no_worse_is_judged_by_a_margin(self):
+        def measure(low, high):
+            estimate = bootstrap.Estimate((low + high) / 2, low, high)
+            with mock.patch.object(
+                claims.Runs, "difference", return_value=estimate
+            ):
+                measured = claims._no_worse("a", "b")
+                return measured(claims.Runs([], {}))[1]
+
+        self.assertEqual(measure(-0.009, 0.009), claims.HOLDS)
+        self.assertEqual(measure(-0.011, 0.009), claims.OPEN)
+        self.assertEqual(measure(-0.03, -0.011), claims.FAILS)
 
     def test_a_ratio_is_judged_by_three_seeds_that_agree(self):
         def measure(*ends):
@@ -320,6 +362,67 @@ class ClaimsTest(tf.test.TestCase):
             ((-1.0, -2.0, -0.5), claims.FAILS),
         ):
             found = claims.verdict(bootstrap.Estimate(*interval))
+            self.assertEqual(found, expected)
+
+
+class DiagnosisTest(tf.test.TestCase):
+    def test_every_cell_that_it_names_is_of_the_standard_matrix(self):
+        names = {cell.name for cell in matrix.MATRICES["standard"]}
+        asked = [
+            cell
+            for question in diagnosis.QUESTIONS
+            for pair in question.pairs
+            for cell in pair
+        ]
+        drawn = [
+            cell
+            for panel in diagnosis.PANELS
+            for line in panel.lines.values()
+            for _, cell in line
+        ]
+        self.assertEmpty({*asked, *drawn} - names)
+        # And no sweep is left out.
+        self.assertEmpty({cell.name for cell in matrix.SWEEPS} - {*asked})
+
+    def test_a_cell_stands_beside_the_one_that_it_is_held_against(self):
+        jest = a_run([1, 1, 1, 1], [1, 1], cell="jest_400")
+        jest["costs"] |= {"examples/scored": 5000}
+        uniform = a_run([2, 2, 2, 2], [2, 2], cell="uniform_400")
+        runs = claims.Runs([uniform, jest], QUERIES)
+        folder = pathlib.Path(self.get_temp_dir())
+        text = pages.markdown(diagnosis.blocks(runs, folder))
+        # Rank 1 in place of 2; three passes to train and five to score.
+        self.assertIn(
+            "| 2.67 | uniform_400 | +50.0 [+50.0, +50.0] |",
+            text,
+        )
+        self.assertTrue((folder / "sweeps.png").exists())
+
+    def test_noise_has_a_target_of_its_own(self):
+        cell = {"costs": {"examples/scored": 0, "examples/trained": 256}}
+        rows = [
+            with_curve([100], [0.9], cell="uniform", **cell),
+            with_curve([100], [0.2], cell="uniform_noise50", **cell),
+            with_curve([50], [0.2], cell="best_noise50", **cell),
+        ]
+        runs = claims.Runs(rows, QUERIES)
+        folder = pathlib.Path(self.get_temp_dir())
+        text = pages.markdown(diagnosis.blocks(runs, folder))
+        # There after half of its steps.
+        self.assertRegex(text, r"\| 50 % \|.*\| 2\.0x \|")
+        self.assertNotIn("| 25 % |", text)
+
+
+class ProcessorSecondsTest(tf.test.TestCase):
+    def test_a_process_whose_end_nobody_saw_makes_the_time_unknown(self):
+        path = pathlib.Path(self.get_temp_dir()) / results.PROCESSOR_FILE
+        for lines, expected in (
+            ("started\n1.5\n", 1.5),
+            ("started\n1.5\nstarted\n2.0\n", 3.5),
+            ("started\nstarted\n2.0\n", None),
+        ):
+            path.write_text(lines)
+            found = results._processor_seconds(path.parent)
             self.assertEqual(found, expected)
 
 
@@ -396,14 +499,14 @@ class SmallRunTest(tf.test.TestCase):
                 reference="",
             ),
             matrix.Cell(
-                "uniform",
+                "quick_uniform",
                 "uniform",
                 "",
                 (*small, "data.super_batch_size=32"),
                 reference="",
             ),
             matrix.Cell(
-                "jest",
+                "quick_jest",
                 "jest",
                 "",
                 (
@@ -437,7 +540,10 @@ class SmallRunTest(tf.test.TestCase):
             rows = results.read(work / "r" / "quick.jsonl")
             self.assertEqual(
                 [row["cell"] for row in rows],
-                ["reference_curated", "uniform", "jest", "chosen"],
+                [
+                    *("reference_curated", "quick_uniform", "quick_jest"),
+                    "chosen",
+                ],
             )
             # Nothing is left to do, so nothing is added.
             run.main(arguments)
@@ -452,21 +558,21 @@ class SmallRunTest(tf.test.TestCase):
                         *("--pages", str(page)),
                     ]
                 )
-        (workdir,) = (work / "runs").glob("jest-0-*")
+        (workdir,) = (work / "runs").glob("quick_jest-0-*")
         self.check(rows[2], workdir)
         gallery.main(
             [
-                *("--work", os.fspath(work), "--run", "jest-0"),
+                *("--work", os.fspath(work), "--runs", "quick_jest-0"),
                 *("--results", os.fspath(work / "r")),
             ]
         )
-        self.assertTrue((work / "r" / "gallery.png").exists())
+        self.assertTrue((work / "r" / "gallery_quick_jest-0.png").exists())
         text = (work / "r" / "quick_report.md").read_text()
-        self.assertIn("| jest-0 | 256 | 256 | 128 |", text)
+        self.assertIn("| quick_jest-0 | 256 | 256 | 128 |", text)
         self.assertTrue((work / "r" / "quick_report.html").exists())
         summary = page.read_text()
         self.assertStartsWith(summary, "Before.\n\n<!-- icontext: written by")
-        self.assertEqual(summary.count("after 4 steps of 32 (1 seed)"), 1)
+        self.assertEqual(summary.count("after 4, 1 seed, b = 32"), 1)
         self.assertIn("](r/quick_frontier.png)", summary)
         self.assertTrue((work / "r" / "quick_frontier.png").exists())
 

@@ -7,7 +7,14 @@ concepts. Nothing here is typed in after a run but `FOUND`.
 
 import dataclasses
 
-from benchmarks.icontext import bootstrap, claims, figures, matrix, pages
+from benchmarks.icontext import (
+    bootstrap,
+    claims,
+    figures,
+    matrix,
+    pages,
+    results,
+)
 
 # What the runs answer, by question.
 FOUND: dict[str, str] = {}
@@ -357,3 +364,44 @@ def _ratio(runs, cell, base, spent=bootstrap.examples):
         return ""
     found = runs.to_target((cell,), spent, base=base, seeds=(0,))
     return claims.ratios(found) if found else ""
+
+
+def tried(folder):
+    """What settings were chosen by, on validation: each thing and its score.
+
+    Args:
+        folder: of the results.
+    """
+    found = []
+    for name, splits in matrix.TUNED_ON.items():
+        rows = [
+            (
+                row["cell"],
+                matrix.find(row["cell"]).about,
+                f"{row['steps']:,}",
+                *(f"{100 * _at_end(row, split):.1f}" for split in splits),
+            )
+            for row in results.read(folder / f"{name}.jsonl")
+            if row["recipe"] != "reference"
+        ]
+        header = ("cell", "what", "steps", *(f"MRR, {one}" for one in splits))
+        if rows:
+            found.append(pages.table(header, rows))
+    if not found:
+        return []
+    return [
+        pages.heading("What was tried on validation", 2),
+        pages.paragraph(
+            "Settings were chosen by these, one seed each, both directions. "
+            "The split `reference` is the curated set, which the reference "
+            "is trained on and learners are not."
+        ),
+        *found,
+    ]
+
+
+def _at_end(row, split):
+    ends = [
+        row["curve"][f"{split}/{one}"][-1] for one in bootstrap.MAIN_MEASURES
+    ]
+    return sum(ends) / len(ends)

@@ -126,6 +126,8 @@ def kinds(runs, cells, path):
 
     The arguments are those of `frontier`. Dotted is a share of the pool.
     """
+    # Colours as in the frontier.
+    colours = {cell: f"C{place}" for place, cell in enumerate(cells)}
     cells = [
         cell
         for cell in cells
@@ -138,12 +140,14 @@ def kinds(runs, cells, path):
         1, len(names), figsize=(3 * len(names), 3.2), squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=True):
-        for place, cell in enumerate(cells):
+        for cell in cells:
             found = [run["kinds"] for run in runs.of(cell)]
             if name not in found[0]["drawn"]:
                 continue
             values = 100 * np.array([one["drawn"][name] for one in found])
-            axis.plot(found[0]["step"], values.mean(0), f"C{place}", label=cell)
+            axis.plot(
+                found[0]["step"], values.mean(0), colours[cell], label=cell
+            )
             axis.axhline(
                 100 * found[0]["pool"][name], color="0.4", ls=":", lw=1
             )

@@ -1,9 +1,9 @@
-"""Pictures that a run chose most often, beside some that it was offered.
+"""Pictures that runs chose most often, beside some that they were offered.
 
-    python -m benchmarks.icontext.gallery --work icontext-work --run best-0
+    python -m benchmarks.icontext.gallery --work icontext-work --runs best-0
 
-Writes gallery.png beside the results, for the report. It needs the run and its
-data, and a run that logged its draws.
+Writes gallery_<run>.png beside the results, for the report. It needs the runs,
+which must have logged their draws, and their data.
 """
 
 import argparse
@@ -33,18 +33,18 @@ def main(arguments=None):
     """Parse the flags and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default="icontext-work")
-    parser.add_argument("--run", default="best-0", help="name of the run")
+    parser.add_argument("--runs", nargs="+", default=("best-0", "jest_750-0"))
     parser.add_argument("--results", default=str(results.FOLDER))
-    parser.add_argument("--name", default="gallery.png")
     options = parser.parse_args(arguments)
-    runs = pathlib.Path(options.work) / "runs"
-    # Of equal names the newest settings.
-    found = sorted(
-        runs.glob(f"{options.run}-*"), key=lambda p: p.stat().st_mtime
-    )
-    if not found:
-        raise SystemExit(f"error: no run {options.run!r} in {str(runs)!r}")
-    draw(found[-1], pathlib.Path(options.results) / options.name)
+    folder = pathlib.Path(options.work) / "runs"
+    for run in options.runs:
+        # Of equal names the newest settings.
+        found = sorted(
+            folder.glob(f"{run}-*"), key=lambda path: path.stat().st_mtime
+        )
+        if not found:
+            raise SystemExit(f"error: no run {run!r} in {str(folder)!r}")
+        draw(found[-1], pathlib.Path(options.results) / f"gallery_{run}.png")
 
 
 def draw(workdir, path):

@@ -528,6 +528,14 @@ TUNING = (
             ),
             *(
                 (
+                    name,
+                    f"stage 0 alone, distilled with weight {weight}",
+                    (*_ALL_STAGE_0, _WARM_UP, _distil(weight)),
+                )
+                for name, weight in (("distil", 1), ("distil_4", 4))
+            ),
+            *(
+                (
                     f"floor_{percent}",
                     f"stage 0 alone, K = 25, {percent} % uniform",
                     (

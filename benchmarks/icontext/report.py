@@ -23,6 +23,7 @@ from benchmarks.icontext import (
     matrix,
     pages,
     results,
+    targets,
 )
 
 _COMMAND = (
@@ -63,6 +64,9 @@ PROTOCOL = (
 )
 
 _COLUMNS = ("i2t_mrr", "t2i_mrr", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5")
+# The long uniform cell of each matrix that has a report of its own. What was
+# tuned is in the standard one.
+_UNIFORM_CELLS = {"standard": "uniform", "quick": "quick_uniform"}
 # Uniform learners on the pool, of several lengths.
 _UNIFORM = ("uniform", "uniform_750", "uniform_400", "best_neither")
 _MAIN_CURVES = (
@@ -79,7 +83,7 @@ def main(arguments=None):
     parser.add_argument("--results", default=str(results.FOLDER))
     parser.add_argument("--out", help="folder to write to; the results'")
     parser.add_argument(
-        "--matrix", default="standard", choices=sorted(matrix.MATRICES)
+        "--matrix", default="standard", choices=sorted(_UNIFORM_CELLS)
     )
     parser.add_argument(
         "--pages",
@@ -98,13 +102,13 @@ def main(arguments=None):
     }
     out = pathlib.Path(options.out or folder)
     out.mkdir(parents=True, exist_ok=True)
-    runs = claims.Runs(rows, queries)
+    runs = claims.Runs(rows, queries, _UNIFORM_CELLS[options.matrix])
     name = f"{options.matrix}_" if options.matrix != "standard" else ""
-    write(runs, matrix.MATRICES[options.matrix], out, name=name)
+    write(runs, matrix.MATRICES[options.matrix], folder, out, name=name)
     for page in options.pages:
         picture = out / f"{name}frontier.png"
         blocks = [
-            *_methods(runs),
+            *targets.methods(runs),
             pages.image(
                 os.path.relpath(picture, page.resolve().parent), _FRONTIER
             ),
@@ -115,13 +119,14 @@ def main(arguments=None):
         )
 
 
-def write(runs, cells, out, name=""):
+def write(runs, cells, folder, out, name=""):
     """Write the report of runs and its pictures.
 
     Args:
         runs: `claims.Runs`.
         cells: `matrix.Cell`s of the report.
-        out: folder.
+        folder: of the results.
+        out: folder to write to.
         name: what the names of the files start with.
     """
     there = [cell for cell in cells if cell.name in runs]
@@ -129,136 +134,65 @@ def write(runs, cells, out, name=""):
         pages.heading("IconText: the paper's claims on real pairs"),
         pages.heading("Protocol", 2),
         *map(pages.paragraph, PROTOCOL),
-        pages.heading("Claims", 2),
-        pages.paragraph(
-            "Ours are differences of the main measure in points, or ratios. "
-            '"Undecided" has an interval with zero in it.'
-        ),
-        pages.table(
-            ("claim", "paper", "ours", "verdict", "why"), claims.table(runs)
-        ),
+        *_claims(runs),
         pages.heading("To the uniform learner's end", 2),
-        *_methods(runs),
-        *_targets(runs, there),
+        *targets.methods(runs),
+        *targets.cells(runs, there),
         pages.heading("One thing at a time", 2),
         *diagnosis.blocks(runs, out, name),
+        *(diagnosis.tried(folder) if not name else ()),
         pages.heading("At the end of each run", 2),
         *_scores(runs, there),
         pages.heading("What icons teach of held-out concepts", 2),
         *_subsets(runs, there),
         pages.heading("Look-alikes in a draw", 2),
         *_look_alikes(runs, there),
+        pages.heading("What was chosen", 2),
+        *_kinds(runs, there),
         pages.heading("Curves", 2),
         *_pictures(runs, there, out, name),
         pages.heading("Costs", 2),
         *_costs(runs, there),
         pages.paragraph(_provenance(runs)),
     ]
-    missing = sorted({cell.name for cell in cells} - set(runs.cells))
+    missing = [
+        f"{cell.name}-{seed}"
+        for cell in cells
+        for seed in cell.seeds
+        if seed not in {run["seed"] for run in runs.of(cell.name)}
+    ]
     if missing:
-        blocks.append(
-            pages.paragraph(f"Cells not run yet: {', '.join(missing)}.")
-        )
+        blocks.append(pages.paragraph(f"Not run yet: {', '.join(missing)}."))
     pages.write_markdown(blocks, out / f"{name}report.md")
     pages.write_html(blocks, out, out / f"{name}report.html")
 
 
-def _methods(runs):
-    """What every method takes to the target, of what the uniform run took."""
-    if "uniform" not in runs:
-        return [pages.paragraph(f"The long uniform run: {claims.NOT_RUN}.")]
-    references = [
-        run
-        for cell in runs.cells
-        if matrix.find(cell).recipe == "reference"
-        for run in runs.of(cell)
-    ]
-    costs = {
-        **bootstrap.COSTS,
-        "FLOPs, the reference's counted": bootstrap.flops_with(references),
-    }
-    rows = []
-    for about, cells in claims.METHODS.items():
-        cells = [cell for cell in cells if cell in runs]
-        ratios = {
-            what: runs.to_target(cells, spent) for what, spent in costs.items()
-        }
-        if not cells or not any(ratios.values()):
-            continue
-        scores = []
-        for cell in cells:
-            found = runs.of(cell)
-            score = bootstrap.estimate(found, runs.queries)
-            seeds = f"{len(found)} seed{'s' if found[1:] else ''}"
-            scores.append(
-                f"{claims.interval(score)} after {found[0]['steps']:,}, {seeds}"
-            )
-        columns = [claims.ratios(one) if one else "" for one in ratios.values()]
-        rows.append((about, "; ".join(scores), *columns))
-    long = runs.of("uniform")
-    target = claims.interval(bootstrap.estimate(long, runs.queries))
-    seeds = "1 seed" if len(long) == 1 else f"{len(long)} seeds"
-    return [
-        pages.paragraph(
-            f"The uniform learner ends at an MRR of {target} after "
-            f"{long[0]['steps']:,} steps of {long[0]['batch_size']} ({seeds}). "
-            "How many times as much it spent on that as another method until "
-            "the same score: mean over seeds, with the lowest and the highest "
-            "where there are several. Seconds are compared on one processor "
-            "only. The last column charges a run with its reference, all of "
-            "it: training, and a pass over the pool for the sidecars. "
-            f"{_flatness(runs)}"
-        ),
-        pages.table(("method", "MRR at its end, steps", *costs), rows),
-    ]
+def _pairs(runs, cell, other):
+    """How many seeds a difference is of, unless it is all of the cell's."""
+    seeds, others = (
+        {run["seed"] for run in runs.of(name)} for name in (cell, other)
+    )
+    count = len(seeds & others)
+    return "" if seeds == others else f" (seeds of both: {count})"
 
 
-def _targets(runs, cells):
-    """Ratios of the uniform run's costs to the others', cell by cell."""
-    if "uniform" not in runs:
+def _claims(runs):
+    if runs.uniform != "uniform":
         return []
-    rows = []
-    for cell in cells:
-        if cell.name == "uniform" or cell.recipe == "reference":
-            continue
-        columns = [
-            claims.ratios(found) if found else ""
-            for found in (
-                runs.to_target((cell.name,), lambda run, steps: steps),
-                runs.to_target((cell.name,), bootstrap.passes),
-                runs.to_target((cell.name,), bootstrap.flops),
-                *(
-                    runs.to_target(
-                        (cell.name,), lambda run, steps: steps, (split,)
-                    )
-                    for split in bootstrap.SPLITS
-                ),
-            )
-        ]
-        if any(columns):
-            rows.append((cell.name, cell.about, *columns))
-    header = (
-        *("cell", "what", "steps", "forward passes", "FLOPs"),
-        *(f"steps, {split} alone" for split in bootstrap.SPLITS),
-    )
     return [
-        pages.paragraph("The same for every cell:"),
-        pages.table(header, rows),
+        pages.heading("Claims", 2),
+        pages.paragraph(
+            "Ours are differences of the main measure in points, with 95 % "
+            "intervals, or ratios to the uniform learner's end, with the "
+            "lowest and the highest seed. A difference is undecided if its "
+            'interval has zero in it, and "no worse" is judged by a margin of '
+            "one point; a ratio is, unless three seeds come to the target and "
+            "agree. Cells with one seed leave the spread between runs out."
+        ),
+        pages.table(
+            ("claim", "paper", "ours", "verdict", "why"), claims.table(runs)
+        ),
     ]
-
-
-def _flatness(runs):
-    """How far the long uniform run still rose at its end."""
-    rises = []
-    for run in runs.of("uniform"):
-        _, values = bootstrap.curve(run)
-        before = values[int(0.8 * len(values)) - 1]
-        rises.append(100 * (values[-1] - before))
-    shown = ", ".join(f"{rise:+.1f}" for rise in rises)
-    return (
-        "In the last fifth of its steps the long uniform run still gained "
-        f"{shown} points (one number a seed)."
-    )
 
 
 def _scores(runs, cells):
@@ -288,7 +222,9 @@ def _scores(runs, cells):
                 str(len(found)),
                 f"{found[0]['steps']:,}",
                 *(claims.interval(one) for one in (main_score, *by_split)),
-                claims.points(gain) if gain else "",
+                claims.points(gain) + _pairs(runs, cell.name, against)
+                if gain
+                else "",
             )
         )
     header = (
@@ -389,6 +325,41 @@ def _look_alikes(runs, cells):
     ]
 
 
+def _kinds(runs, cells):
+    """Shares of the kinds of picture at the start and at the end of runs."""
+    rows = []
+    for cell in cells:
+        found = [run["kinds"] for run in runs.of(cell.name) if run["kinds"]]
+        if not found:
+            continue
+        kinds = sorted(found[0]["pool"])
+        columns = [f"{100 * found[0]['pool'][kind]:.1f}" for kind in kinds]
+        for kind in kinds:
+            shares = [one["drawn"][kind] for one in found]
+            count = max(1, len(shares[0]) // 5)
+            columns += (
+                f"{100 * sum(map(sum, parts)) / len(parts) / count:.1f}"
+                for parts in (
+                    [one[:count] for one in shares],
+                    [one[-count:] for one in shares],
+                )
+            )
+        rows.append((cell.name, cell.about, *columns))
+    if not rows:
+        return []
+    header = (
+        *("cell", "what", *(f"pool: {kind}" for kind in kinds)),
+        *(f"{kind}, {part}" for kind in kinds for part in ("first", "last")),
+    )
+    return [
+        pages.paragraph(
+            "Percent of the examples trained on that are of each kind, in the "
+            "first and in the last fifth of a run, beside the pool's share."
+        ),
+        pages.table(header, rows),
+    ]
+
+
 def _pictures(runs, cells, out, name):
     blocks = []
     names = [cell.name for cell in cells if cell.recipe != "reference"]
@@ -403,9 +374,11 @@ def _pictures(runs, cells, out, name):
     ):
         if draw(runs, main_names, out / file):
             blocks.append(pages.image(file, alt))
-    gallery = f"{name}gallery.png"
-    if (out / gallery).exists():
-        blocks.append(pages.image(gallery, "Chosen most often, and offered"))
+    for gallery in sorted(out.glob("gallery_*.png")):
+        run = gallery.stem.removeprefix("gallery_")
+        blocks.append(
+            pages.image(gallery.name, f"{run}: chosen most often, and offered")
+        )
     return blocks
 
 
@@ -425,13 +398,31 @@ def _costs(runs, cells):
                     _flops(run),
                     f"{run['seconds']:,.0f}",
                     _processor(run),
+                    _waits(run),
                 )
             )
     header = (
         *("run", "drawn", "scored", "trained", "forward passes", "FLOPs"),
-        *("seconds", "processor seconds"),
+        *("seconds", "processor seconds", "waits for input, %"),
     )
-    return [pages.table(header, rows)]
+    spent = [
+        run["processor_seconds"]
+        for cell in cells
+        for run in runs.of(cell.name)
+        if run["processor_seconds"]
+    ]
+    return [
+        pages.paragraph(
+            f"{len(spent)} of {len(rows)} runs have their processor time: "
+            f"{sum(spent) / 3600:.1f} hours together, evaluations included."
+        ),
+        pages.table(header, rows),
+    ]
+
+
+def _waits(run):
+    share = run.get("input_wait_share")
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def _processor(run):

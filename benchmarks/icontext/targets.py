@@ -1,0 +1,187 @@
+"""What methods take to the uniform learner's end: tables of the report."""
+
+from benchmarks.icontext import bootstrap, claims, matrix, pages
+
+BEST = "the best: stage 0 alone, distilled"
+
+# Cells that are one method, at several lengths, by the long uniform cell that
+# they are held against.
+METHODS = {
+    "uniform": {
+        "JEST, f = 0.8": claims.JEST_LENGTHS,
+        "Flexi-JEST": claims.FLEXI_LENGTHS,
+        "cascade, K = 12.5, then f = 0.5": claims.CASCADES,
+        "stage 0 alone, K = 25": claims.STAGE_0,
+        "the reference: curated and pool, half each, nothing chosen": (
+            "reference",
+        ),
+        "distilled, without a choice": ("best_uniform",),
+        BEST: claims.BEST,
+    },
+    "quick_uniform": {
+        "JEST, f = 0.8": ("quick_jest",),
+        "cascade, K = 12.5, then f = 0.5": ("quick_cascade",),
+    },
+}
+
+# What keeps the best from more, as found.
+LIMITS = (
+    "What limits it: the learner comes near its reference and not past it, so "
+    "that the target is reached because the reference is above it; and what "
+    "it gains is style. On held-out concepts alone it stays below the long "
+    "uniform run."
+)
+
+
+def methods(runs):
+    """The statement and the table that README has, too."""
+    if runs.uniform not in runs:
+        return [pages.paragraph(f"The long uniform run: {claims.NOT_RUN}.")]
+    costs = _costs(runs)
+    rows = []
+    for about, cells in METHODS[runs.uniform].items():
+        cells = [cell for cell in cells if cell in runs]
+        ratios = {
+            what: runs.to_target(cells, spent, splits)
+            for what, (spent, splits) in costs.items()
+        }
+        if not cells or not any(ratios.values()):
+            continue
+        ends = [_end(runs, cell) for cell in cells]
+        columns = [claims.ratios(one) if one else "" for one in ratios.values()]
+        rows.append((about, "; ".join(ends), *columns))
+    long = runs.of(runs.uniform)
+    splits = " and ".join(f"`{split}`" for split in bootstrap.SPLITS)
+    return [
+        *_statement(runs),
+        pages.paragraph(
+            f"The uniform learner: {_end(runs, runs.uniform)}, b = "
+            f"{long[0]['batch_size']}. MRR is the mean reciprocal rank times "
+            f"100, of both directions on {splits}. Each ratio is what the "
+            "uniform learner spent until its end over what the method spent "
+            "until the same score: the mean of its seeds, and in brackets the "
+            "lowest and the highest. An empty cell was not counted or is of "
+            "another processor. The column before the last two charges a run "
+            "with its reference, all of it: training, and a pass over the pool "
+            "for the sidecars. The last two have the target of one split "
+            f"alone. {_flatness(runs)}"
+        ),
+        pages.table(("method", "MRR at its end", *costs), rows),
+    ]
+
+
+def cells(runs, listed):
+    """Ratios of the uniform run's costs to the others', cell by cell."""
+    if runs.uniform not in runs:
+        return []
+    costs = {
+        "examples": (bootstrap.examples, bootstrap.SPLITS),
+        "forward passes": (bootstrap.passes, bootstrap.SPLITS),
+        "FLOPs": (bootstrap.flops, bootstrap.SPLITS),
+        **{
+            f"{what}, {split} alone": (spent, (split,))
+            for split in bootstrap.SPLITS
+            for what, spent in (
+                ("examples", bootstrap.examples),
+                ("FLOPs", bootstrap.flops),
+            )
+        },
+    }
+    rows = []
+    for cell in listed:
+        if cell.recipe == "reference" or cell.name in (
+            runs.uniform,
+            *(one.name for one in matrix.NOISE),
+        ):
+            continue
+        found = [
+            runs.to_target((cell.name,), spent, splits)
+            for spent, splits in costs.values()
+        ]
+        columns = [claims.ratios(one) if one else "" for one in found]
+        if any(map(any, found)):
+            rows.append((cell.name, cell.about, *columns))
+        else:
+            rows.append((cell.name, cell.about, claims.MISSED))
+    short = [row[0] for row in rows if len(row) == 3]
+    rows = [row for row in rows if len(row) > 3]
+    return [
+        pages.paragraph("The same for every cell that comes to a target:"),
+        pages.table(("cell", "what", *costs), rows),
+        pages.paragraph(f"None is reached by: {', '.join(short) or 'none'}."),
+    ]
+
+
+def _statement(runs):
+    """The best result in a sentence, and what is to be known of it."""
+    examples, flops, seconds = (
+        runs.to_target(claims.BEST, spent) for spent in bootstrap.COSTS.values()
+    )
+    if runs.uniform != "uniform" or not (any(examples) and any(flops)):
+        return []
+    ends = [
+        f"{claims.points(runs.difference('best', 'uniform', splits=splits))} "
+        f"on {' and '.join(splits)}"
+        for splits in (
+            bootstrap.SPLITS,
+            *((split,) for split in bootstrap.SPLITS),
+        )
+    ]
+    faster = f", {claims.ratios(seconds)} fewer processor seconds"
+    count = len(examples)
+    return [
+        pages.paragraph(
+            f"**The best: {claims.ratios(examples)} fewer examples, "
+            f"{claims.ratios(flops)} fewer FLOPs**"
+            f"{faster if any(seconds) else ''} than the uniform learner took "
+            f"to its end, on the pool as it is; {count} seeds, the lowest and "
+            "the highest in brackets; the reference not counted. At its end it "
+            f"is, in points of MRR, {'; '.join(ends)} from the uniform "
+            "learner's end (95 % intervals over concepts and seeds). The runs: "
+            "`python -m benchmarks.icontext.run --only uniform best`. "
+            f"{LIMITS}"
+        )
+    ]
+
+
+def _costs(runs):
+    """`{what: (spent, splits of the target)}`, a column each."""
+    references = [
+        run
+        for cell in runs.cells
+        if matrix.find(cell).recipe == "reference"
+        for run in runs.of(cell)
+    ]
+    spent = {
+        **bootstrap.COSTS,
+        "FLOPs, the reference's counted": bootstrap.flops_with(references),
+    }
+    return {
+        **{what: (one, bootstrap.SPLITS) for what, one in spent.items()},
+        **{
+            f"examples, {split} alone": (bootstrap.examples, (split,))
+            for split in bootstrap.SPLITS
+        },
+    }
+
+
+def _end(runs, cell):
+    found = runs.of(cell)
+    score = bootstrap.estimate(found, runs.queries)
+    seeds = f"{len(found)} seed{'s' if found[1:] else ''}"
+    return f"{claims.interval(score)} after {found[0]['steps']:,}, {seeds}"
+
+
+def _flatness(runs):
+    """How far the long uniform run still rose at its end."""
+    rises = []
+    for run in runs.of(runs.uniform):
+        _, values = bootstrap.curve(run)
+        before = values[int(0.8 * len(values)) - 1]
+        rises.append(100 * (values[-1] - before))
+    shown = ", ".join(f"{rise:+.1f}" for rise in rises)
+    return (
+        "In the last fifth of its steps the long uniform run still gained "
+        f"{shown} points (one number a seed), at a rate that its schedule "
+        "takes to zero: a longer one would end higher."
+    )
