@@ -163,8 +163,9 @@ class ModelConfig:
         views: how the sub-batch is looked at in the training step, cut by
             chance into equal parts of one loss, a part a view; () is the
             tower's own way. Flexi-JEST has two, fine and coarse.
-        dtype_policy: Keras dtype policy of the towers; the embeddings, losses
-            and scores are float32 under any.
+        dtype_policy: Keras dtype policy of the towers, and of those layers of
+            `towers` that name none; the embeddings, losses and scores are
+            float32 under any.
         loss: "sigmoid" (SigLIP) or "softmax" (CLIP).
         equal_captions: what two different rows with the same caption are to
             each other: "negative" (the paper), "positive" or "ignore".
@@ -263,8 +264,9 @@ class OptimizerConfig:
     Attributes:
         learning_rate: at the end of the warm-up.
         warmup_steps: steps from zero to it.
-        weight_decay: decoupled; matrices only, not biases, norms, embeddings'
-            positions, temperature or bias.
+        weight_decay: decoupled; of variables named `kernel` only, as those of
+            Keras's dense and convolutional layers are, and so not of biases,
+            norms, positions, embeddings, temperature or bias.
         beta_1: decay of the first moment.
         beta_2: decay of the second moment.
         clip_norm: global norm that the gradient is clipped to; None does not.
@@ -318,7 +320,7 @@ class EvaluationConfig:
             one device. Leaves no trace in the run, but costs about as much as
             two steps each time, and tracing them once.
         energy: measure the energy that the machine takes; needs codecarbon,
-            `pip install jest-tf[energy]`.
+            `pip install codecarbon`.
         telemetry: follow the selection, see docs/telemetry.md: repeats and
             overlaps of draws in the log, and at every logged step a line of
             `telemetry.jsonl` and histograms in TensorBoard.

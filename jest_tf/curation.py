@@ -229,7 +229,7 @@ def curate_with_beam(
         from apache_beam.options import pipeline_options
     except ImportError as error:
         raise ValueError(
-            "`beam` needs Apache Beam: pip install 'jest-tf[beam]'. "
+            "`beam` needs Apache Beam: pip install apache-beam. "
             f"Received: {error}"
         ) from error
     check_models(chosen_by, models)

@@ -1,7 +1,7 @@
 """What a run takes of its machine: peak memory, and energy.
 
 Seconds are in `ledger.py` and `probe.py`. Energy needs the package codecarbon
-(`pip install jest-tf[energy]`), which is imported only where it is asked for.
+(`pip install codecarbon`), which is imported only where it is asked for.
 """
 
 import resource
@@ -57,8 +57,8 @@ class EnergyMeter:
             import codecarbon
         except ImportError as error:
             raise ValueError(
-                "`evaluation.energy` needs codecarbon: pip install "
-                "'jest-tf[energy]'. Received: true without it"
+                "`evaluation.energy` needs codecarbon: pip install codecarbon. "
+                "Received: true without it"
             ) from error
         self._kwh = 0.0
         self._tracker = codecarbon.OfflineEmissionsTracker(

@@ -11,6 +11,7 @@ Not here: the towers (towers.py), the losses (losses.py) and the training step
 # Build, call and get_config are described by their class.
 # ruff: noqa: D102
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -171,21 +172,34 @@ def build_learner(config, vocabulary_size, patch_sizes=()):
     build = _import_function(config.model.towers)
     # For initial weights that the function leaves to Keras.
     keras.utils.set_random_seed(config.seed)
-    towers_built = build(config, vocabulary_size)
-    if not isinstance(towers_built, (tuple, list)) or len(towers_built) != 2:
-        raise ValueError(
-            f"`model.towers={config.model.towers!r}` must return two Keras "
-            f"layers, the image and the text tower. Received: {towers_built!r}"
-        )
-    model = TwoTower(*towers_built, **scalars)
     size = config.data.image_size
-    model.build(
-        {
-            "image": (None, size, size, 3),
-            "text": (None, config.data.text_length),
-        }
-    )
+    with _default_dtype(config.model.dtype_policy):
+        built = build(config, vocabulary_size)
+        if not isinstance(built, (tuple, list)) or len(built) != 2:
+            raise ValueError(
+                f"`model.towers={config.model.towers!r}` must return two Keras "
+                f"layers, the image and the text tower. Received: {built!r}"
+            )
+        model = TwoTower(*built, **scalars)
+        # Here, as layers may make others when they are built.
+        model.build(
+            {
+                "image": (None, size, size, 3),
+                "text": (None, config.data.text_length),
+            }
+        )
     return model
+
+
+@contextlib.contextmanager
+def _default_dtype(policy):
+    """Layers made inside that name no dtype policy have this one."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _import_function(name):

@@ -1,5 +1,7 @@
 """What TwoTower promises of any two towers, and the named sizes."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import oracles_towers
@@ -557,6 +559,42 @@ class BuildTwoTowerTest(tf.test.TestCase):
         for one, again in zip(first.weights, same.weights, strict=True):
             self.assertAllEqual(one, again)
         self.assertNotAllClose(first.weights[2], other.weights[2])
+
+    def test_own_towers_compute_in_the_dtype_of_the_settings(self):
+        before = keras.config.dtype_policy()
+        recipe = self.recipe("examples.custom_towers:build")
+        changed = dataclasses.replace(
+            recipe,
+            model=dataclasses.replace(
+                recipe.model, dtype_policy="mixed_bfloat16"
+            ),
+        )
+        for settings, expected in ((recipe, "float32"), (changed, "bfloat16")):
+            model = models.build_learner(settings, 9)
+            for tower in (model.image_tower, model.text_tower):
+                for layer in tower.layers:
+                    self.assertEqual(layer.compute_dtype, expected)
+            self.assertEqual({one.dtype for one in model.weights}, {"float32"})
+            size, length = settings.data.image_size, settings.data.text_length
+            batch = {
+                "image": np.zeros([2, size, size, 3], np.float32),
+                "text": np.zeros([2, length], np.int32),
+            }
+            embeddings = model(batch)
+            self.assertEqual(embeddings.image.dtype, tf.float32)
+            self.assertEqual(embeddings.text.dtype, tf.float32)
+        self.assertEqual(keras.config.dtype_policy(), before)
+        with self.assertRaises(ValueError):
+            models.build_learner(
+                dataclasses.replace(
+                    changed,
+                    model=dataclasses.replace(
+                        changed.model, towers="test_models:one_tower"
+                    ),
+                ),
+                9,
+            )
+        self.assertEqual(keras.config.dtype_policy(), before)
 
     def test_towers_that_are_not_are_refused(self):
         for towers, message in (

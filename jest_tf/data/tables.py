@@ -507,7 +507,7 @@ def _parquet():
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            "Parquet tables need pyarrow: pip install 'jest-tf[tables]'"
+            "Parquet tables need pyarrow: pip install pyarrow"
         ) from error
     return pyarrow.parquet
 
