@@ -3,8 +3,8 @@
     python -m trainers.train --config configs/icontext_flexi.py \
         --workdir icontext-work/runs/flexi
 
-It needs the sidecars that configs/icontext_jest.py tells of. How long it takes
-and what comes out is in docs/icontext.md.
+It needs the sidecars that configs/icontext_jest.py tells of. What it costs is
+in docs/icontext.md, what comes out in benchmarks/icontext/results/report.md.
 """
 
 import dataclasses

@@ -5,8 +5,8 @@
 
 Before that, configs/icontext_reference.py trains the reference, and
 `trainers.embed` writes what it makes of `icontext-work/data/pool-*.tfrecord`
-beside the shards, once for all runs. How long it takes and what comes out is in
-docs/icontext.md.
+beside the shards, once for all runs. What it costs is in docs/icontext.md,
+what comes out in benchmarks/icontext/results/report.md.
 """
 
 import dataclasses

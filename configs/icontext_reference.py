@@ -3,8 +3,8 @@
     python -m trainers.train --config configs/icontext_reference.py \
         --workdir icontext-work/runs/reference
 
-`make icontext-data` makes the data before that. How long it takes and what
-comes out is in docs/icontext.md.
+`make icontext-data` makes the data before that. What it costs is in
+docs/icontext.md, what comes out in benchmarks/icontext/results/report.md.
 """
 
 from jest_tf import config as config_lib

@@ -3,8 +3,8 @@
     python -m trainers.train --config configs/icontext_uniform.py \
         --workdir icontext-work/runs/uniform
 
-`make icontext-data` makes the data before that. How long it takes and what
-comes out is in docs/icontext.md.
+`make icontext-data` makes the data before that. What it costs is in
+docs/icontext.md, what comes out in benchmarks/icontext/results/report.md.
 """
 
 import dataclasses

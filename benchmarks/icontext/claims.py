@@ -21,8 +21,8 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 WHY: dict[str, str] = {
     "best": "the reference ends above the target, and distillation hands over "
     "what it knows",
-    "best_compute": "a step costs what a uniform one does; the reference is "
-    "not charged here, but in the table below",
+    "best_compute": "no pass is spent on scores, and what stage 0 takes is a "
+    "few per cent; the reference is charged in the table below, not here",
     "stage_0_compute": "no pass is spent on scores",
 }
 

@@ -123,7 +123,9 @@ class BagTower(keras.layers.Layer):
     """The mean of a text's tokens, wherever they stand, through an MLP.
 
     Args:
-        vocabulary_size: number of token ids; 0 is padding.
+        vocabulary_size: number of token ids; 0, [UNK], has no part in a mean.
+            What texts are filled up with, [EOS], has: a short one is drawn to
+            its vector.
         embedding_dim: size of an embedding, and of a token.
         seed: integer that fixes the initial weights.
 
