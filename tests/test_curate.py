@@ -832,6 +832,15 @@ class CommandTest(tf.test.TestCase):
         text, _ = self.read_page("like")
         self.assertIn("passed over: in the evaluation, by id", text)
 
+    def test_like_without_an_evaluation_says_what_is_not_compared(self):
+        _, told = self.run_command(
+            "unchecked",
+            *("--like", f"{MINI}/val_concept-*.tfrecord", "--no-report"),
+            *("--set", "size=10"),
+            data="reference",
+        )
+        self.assertIn("no --evaluation: what the tasks are evaluated", told)
+
     def test_what_does_not_fit_is_one_line(self):
         for more, message in (
             (["--evaluation", "x"], "`--evaluation` needs `--like`"),

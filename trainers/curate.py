@@ -15,6 +15,7 @@ by the same command. `--set` takes fields of `curation.Settings`, and with
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
 import trainers
@@ -168,6 +169,11 @@ def _curate_like(flags, store, reference, beam_options):
 
     tasks = source(flags.like)
     evaluation = source(flags.evaluation) if flags.evaluation else None
+    if evaluation is None:
+        print(
+            "no --evaluation: what the tasks are evaluated on may be chosen",
+            file=sys.stderr,
+        )
     sidecars = reference.sidecars(
         store, progress.Progress("embedding", "records")
     )
