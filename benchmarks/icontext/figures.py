@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.icontext import bootstrap  # noqa: E402
+from benchmarks.icontext import bootstrap, matrix  # noqa: E402
 
 _DPI = 110
 
@@ -46,8 +46,11 @@ def frontier(runs, cells, path):
             axis.set_xlabel(about)
             axis.grid(alpha=0.3)
         line[0].set_ylabel(f"MRR, {' and '.join(splits)}, %")
-    axes[0, 0].legend(fontsize=8)
-    figure.tight_layout()
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    labels = [f"{cell}: {matrix.find(cell).about}" for cell in labels]
+    figure.legend(lines, labels, fontsize=8, ncols=3, loc="lower center")
+    below = 0.02 * (1 + -(-len(labels) // 3))
+    figure.tight_layout(rect=(0, below, 1, 1))
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
     return True

@@ -74,7 +74,7 @@ _UNIFORM_CELLS = {"standard": "uniform", "quick": "quick_uniform"}
 # Uniform learners on the pool, of several lengths.
 _UNIFORM = ("uniform", "uniform_750", "uniform_400", "best_neither")
 _MAIN_CURVES = (
-    *("uniform", "jest_750", "jest_2500", "flexi"),
+    *("uniform", "reference", "jest_750", "jest_2500", "flexi", "flexi_2500"),
     *("cascade_1500", "stage_0_1500", "best_plain", "best_uniform", "best"),
 )
 
@@ -366,7 +366,7 @@ def _kinds(runs, cells):
 
 def _pictures(runs, cells, out, name):
     blocks = []
-    names = [cell.name for cell in cells if cell.recipe != "reference"]
+    names = [cell.name for cell in cells]
     main_names = [one for one in _MAIN_CURVES if one in names] or names[:6]
     for file, draw, alt in (
         (
