@@ -132,6 +132,9 @@ QUESTIONS = (
         (
             *_against("best", "best_plain", "best_uniform", "best_neither"),
             *_against("best", "best_2e-3", "best_weight_1", "best_jest"),
+            *_against("best_1500", "best_1500_fade", "best_1500_half"),
+            ("best_1500", "stage_0_1500"),
+            ("best_1500_half", "uniform"),
             ("best_plain_8e-3", "best_plain"),
             ("best_plain_8e-3", "best"),
         ),

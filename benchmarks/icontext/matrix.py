@@ -131,6 +131,7 @@ def _best(name, about, *settings, seeds=(0,), **places):
 # The best, and what is left of it where one of its parts is taken away. Without
 # distillation the uniform recipe's rate is the better one.
 _OWN_RATE = _rate("2e-3")
+_FADE = "reference.distillation_steps=750"
 _PARTS = (
     _best("best", "K = 25 and nothing after it, distilled", seeds=SEEDS),
     _best("best_200", "the same for 200 steps", "steps=200", seeds=SEEDS),
@@ -170,6 +171,24 @@ _PARTS = (
         "the best with weight 1 of distillation, 2e-3",
         _distil(1),
         _OWN_RATE,
+    ),
+    # Longer, which is to show whether what it lacks comes with time, with a
+    # loss of its own in the end, or with all that the choice passes over.
+    *(
+        _best(f"best_1500{name}", f"the best for 1,500 steps{about}", *settings)
+        for name, about, settings in (
+            ("", "", ("steps=1500",)),
+            (
+                "_fade",
+                ", distilled for the first half",
+                ("steps=1500", _FADE),
+            ),
+            (
+                "_half",
+                ", distilled for the first half, half of stage 0 uniform",
+                ("steps=1500", _FADE, "cascade.uniform_share=0.5"),
+            ),
+        )
     ),
     _best(
         "best_jest",
