@@ -15,6 +15,7 @@ METHODS = {
         "the reference: curated and pool, half each, nothing chosen": (
             "reference",
         ),
+        "a reference of the curated set alone": ("reference_curated",),
         "distilled, without a choice": ("best_uniform",),
         BEST: claims.BEST,
     },
