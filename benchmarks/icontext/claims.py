@@ -298,9 +298,9 @@ CLAIMS = (
     ),
     Claim(
         "steers",
-        "A curated reference steers better than one of the pool",
+        "A curated reference steers better than one of the pool (stage 0)",
         "essential",
-        _better("by_curated", "by_pool"),
+        _better("stage_0_by_curated", "stage_0_by_pool"),
     ),
     Claim(
         "equal",
