@@ -327,9 +327,16 @@ BY_REFERENCE = (
         _best(
             f"best_by_{name}",
             f"the best, by {name}",
+            seeds=seeds,
             reference=f"reference_{name}",
         )
-        for name in ("curated", "pool", "filtered", "inferred", "wide")
+        for name, seeds in (
+            ("curated", (0,)),
+            ("pool", (0,)),
+            ("filtered", SEEDS),
+            ("inferred", (0,)),
+            ("wide", SEEDS),
+        )
     ),
 )
 

@@ -18,6 +18,10 @@ METHODS = {
         "a reference of the curated set alone": ("reference_curated",),
         "distilled, without a choice": ("best_uniform",),
         BEST: claims.BEST,
+        "the same, its reference on curated and the fifth of the pool that "
+        "fits": ("best_by_filtered",),
+        "the same, a reference twice as wide": ("best_by_wide",),
+        "the same, a reference of the curated set alone": ("best_by_curated",),
     },
     "quick_uniform": {
         "JEST, f = 0.8": ("quick_jest",),
