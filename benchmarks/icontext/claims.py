@@ -21,8 +21,8 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 WHY: dict[str, str] = {
     "steers": "the tests are emoji art, as the curated set is and a fiftieth "
     "of the pool",
-    "criterion": "at f = 0.8 both choose emoji art 3.7 times as often as it "
-    "comes, and easy-reference spends no pass of the learner on that",
+    "criterion": "at f = 0.8 both choose emoji art about as often, and "
+    "easy-reference spends no pass of the learner on it",
     "best": "the reference ends above the target, and distillation hands over "
     "what it knows",
     "best_compute": "no pass is spent on scores, and what stage 0 takes is a "
