@@ -23,6 +23,7 @@ from benchmarks.icontext import (
     results,
     run,
     shards,
+    targets,
     variants,
 )
 from jest_tf.data import preprocessing
@@ -347,13 +348,27 @@ class ClaimsTest(tf.test.TestCase):
                 [1] * 4, [1] * 2, digest=digest, costs=costs, **changes
             )
 
-        spent = bootstrap.flops_with([row("aaaabbbbcc"), row("ddddeeeeff")])
-        folder = "sidecars/reference-pool-aaaabbbb"
-        differs = {"reference.sidecar_dir": folder}
+        judge = row("ddddeeeeff", cell="reference_curated")
+        filtered = row("eeeeffffaa", cell="reference_filtered")
+        reference = row("aaaabbbbcc", cell="reference")
+        spent = bootstrap.flops_with([reference, judge, filtered])
+
+        def of_run(digest, spent=spent):
+            folder = f"sidecars/some-pool-{digest}"
+            return spent(
+                row("x", differs={"reference.sidecar_dir": folder}), 50
+            )
+
         # Half of the run, the reference's training, a pass over the pool.
-        expected = 250 + 500 + 2 * matrix.POOL_SIZE
-        self.assertEqual(spent(row("x", differs=differs), 50), expected)
+        each = 500 + 2 * matrix.POOL_SIZE
+        self.assertEqual(of_run("aaaabbbb"), 250 + each)
+        # Its pool was cut by another reference.
+        self.assertEqual(of_run("eeeeffff"), 250 + 2 * each)
         self.assertEqual(spent(row("x"), 50), 250)
+        # What is not known is not counted.
+        self.assertIsNone(of_run("99999999"))
+        without = bootstrap.flops_with([reference, filtered])
+        self.assertIsNone(of_run("eeeeffff", without))
 
     def test_a_verdict_needs_an_interval_on_one_side_of_zero(self):
         for interval, expected in (
@@ -411,6 +426,73 @@ class DiagnosisTest(tf.test.TestCase):
         # There after half of its steps.
         self.assertRegex(text, r"\| 50 % \|.*\| 2\.0x \|")
         self.assertNotIn("| 25 % |", text)
+
+    def test_what_was_tried_is_listed_and_what_was_not_is_named(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        cells = [
+            cell
+            for cell in matrix.MATRICES["tuning"]
+            if cell.recipe != "reference"
+        ]
+        curve = {
+            f"val_concept/{name}": [0.1, value]
+            for name, value in (("i2t_mrr", 0.2), ("t2i_mrr", 0.3))
+        }
+        row = a_run([1] * 4, [1] * 2, cell=cells[1].name)
+        row["curve"] = {"step": [50, 100], **curve}
+        results.append(folder / "tuning.jsonl", row)
+        text = pages.markdown(diagnosis.tried(folder))
+        self.assertIn(f"| {cells[1].about} | 100 | 25.0 |", text)
+        self.assertIn(f"Planned, and not run: {cells[0].name}, ", text)
+        self.assertEmpty(diagnosis.tried(folder / "none"))
+
+
+class TargetsTest(tf.test.TestCase):
+    def test_every_cell_that_it_names_is_of_its_matrix(self):
+        for matrix_name, uniform in report._UNIFORM_CELLS.items():
+            names = {cell.name for cell in matrix.MATRICES[matrix_name]}
+            methods = targets.METHODS[uniform].values()
+            self.assertContainsSubset(
+                {uniform, *itertools.chain(*methods)}, names
+            )
+        names = {cell.name for cell in matrix.MATRICES["standard"]}
+        self.assertContainsSubset({*report._MAIN_CURVES}, names)
+        self.assertContainsSubset({*report._UNIFORM}, names)
+        references = {cell.name for cell in matrix.REFERENCES}
+        self.assertContainsSubset({*matrix.JUDGES.values()}, references)
+
+    def test_a_method_that_lacks_a_length_has_not_missed(self):
+        rows = [
+            with_curve([100], [0.4], cell="uniform", processor_seconds=9.0),
+            with_curve([50], [0.1], cell="jest_750", processor_seconds=9.0),
+        ]
+        for row in rows:
+            row["machine"] = "a"
+            row["batch_size"] = 10
+        for more, expected in (
+            ([], claims.NOT_RUN),
+            ([rows[1] | {"cell": "jest_2500"}], claims.MISSED),
+        ):
+            runs = claims.Runs(rows + more, QUERIES)
+            text = pages.markdown(targets.methods(runs))
+            self.assertRegex(text, rf"\| JEST, f = 0.8 \|.*\| {expected} \|")
+
+    def test_the_best_is_stated_with_what_it_is_worth_at_its_end(self):
+        rows = [
+            with_curve(steps, [0.4], cell=cell, seed=seed, machine="a")
+            for seed in range(3)
+            for cell, steps in (("uniform", [100]), ("best", [50]))
+        ]
+        for row in rows:
+            row["costs"]["flops/step"] = 100
+            row |= {"batch_size": 10, "processor_seconds": None}
+        runs = claims.Runs(rows, QUERIES)
+        text = pages.markdown(targets._statement(runs))
+        # Only one of its lengths, but at the target by each seed.
+        ratio = "2.0x [2.0, 2.0] fewer"
+        self.assertIn(f"{ratio} examples, {ratio} FLOPs", text)
+        self.assertIn("+0.0 [+0.0, +0.0] on test_concept", text)
+        self.assertNotIn("processor seconds", text)
 
 
 class ProcessorSecondsTest(tf.test.TestCase):

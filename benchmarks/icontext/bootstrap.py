@@ -149,26 +149,34 @@ def flops_with(references):
     """`flops`, and of a run with a reference all that this took before it.
 
     That is its training, and its forward pass over the pool for the sidecars,
-    charged to the one run, though any number can share them.
+    charged to the one run, though any number can share them; and the same of
+    the reference that cut the pool that this one was trained on, if one did.
 
     Args:
         references: rows of their runs.
     """
+    by_digest = {row["digest"][:8]: row for row in references}
+    by_cell = {row["cell"]: row for row in references}
+
+    def charge(made):
+        if made is None:
+            return None
+        costs = made["costs"]
+        forward = costs["flops/forward"] / costs["examples/trained"]
+        own = flops(made, made["steps"]) + matrix.POOL_SIZE * forward
+        for source in matrix.find(made["cell"]).sources:
+            if source in matrix.JUDGES:
+                before = charge(by_cell.get(matrix.JUDGES[source]))
+                own = None if None in (own, before) else own + before
+        return own
 
     def spent(run, steps):
         total = flops(run, steps)
         folder = run["differs"].get("reference.sidecar_dir", "")
         if total is None or not folder:
             return total
-        (made,) = {
-            row["digest"]: row
-            for row in references
-            if folder.endswith(row["digest"][:8])
-        }.values()
-        whole = flops(made, made["steps"])
-        forward = made["costs"]["flops/forward"]
-        forward /= made["costs"]["examples/trained"]
-        return total + whole + matrix.POOL_SIZE * forward
+        before = charge(by_digest.get(folder[-8:]))
+        return None if before is None else total + before
 
     return spent
 

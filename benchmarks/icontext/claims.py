@@ -73,6 +73,10 @@ class Runs:
         by_seed = self._cells.get(cell, {})
         return [by_seed[seed] for seed in sorted(by_seed)]
 
+    def seeds(self, cell):
+        """The seeds that a cell has results of."""
+        return {*self._cells.get(cell, {})}
+
     @property
     def cells(self):
         """Names of the cells that have results."""
@@ -143,9 +147,8 @@ def table(runs):
     rows = []
     for claim in CLAIMS:
         ours, verdict = claim.measure(runs) or (NOT_RUN, NOT_RUN)
-        rows.append(
-            (claim.text, claim.paper, ours, verdict, WHY.get(claim.name, ""))
-        )
+        why = "" if verdict == NOT_RUN else WHY.get(claim.name, "")
+        rows.append((claim.text, claim.paper, ours, verdict, why))
     return rows
 
 

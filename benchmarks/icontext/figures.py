@@ -12,6 +12,11 @@ from benchmarks.icontext import bootstrap, matrix  # noqa: E402
 _DPI = 110
 
 
+def _style(place):
+    """Of a curve, different for the first twenty."""
+    return {"color": f"C{place % 10}", "ls": "-" if place < 10 else "--"}
+
+
 def frontier(runs, cells, path):
     """Draw the measures of cells against all that they cost.
 
@@ -41,7 +46,7 @@ def frontier(runs, cells, path):
                     if bootstrap.comparable(spent, run, runs.of(cells[0])[0])
                 ]
                 if found:
-                    _curve(axis, found, splits, spent, cell, f"C{place}")
+                    _curve(axis, found, splits, spent, cell, _style(place))
             axis.set_xscale("log")
             axis.set_xlabel(about)
             axis.grid(alpha=0.3)
@@ -129,8 +134,8 @@ def kinds(runs, cells, path):
 
     The arguments are those of `frontier`. Dotted is a share of the pool.
     """
-    # Colours as in the frontier.
-    colours = {cell: f"C{place}" for place, cell in enumerate(cells)}
+    # As in the frontier.
+    styles = {cell: _style(place) for place, cell in enumerate(cells)}
     cells = [
         cell
         for cell in cells
@@ -149,7 +154,7 @@ def kinds(runs, cells, path):
                 continue
             values = 100 * np.array([one["drawn"][name] for one in found])
             axis.plot(
-                found[0]["step"], values.mean(0), colours[cell], label=cell
+                found[0]["step"], values.mean(0), label=cell, **styles[cell]
             )
             axis.axhline(
                 100 * found[0]["pool"][name], color="0.4", ls=":", lw=1
@@ -166,7 +171,7 @@ def kinds(runs, cells, path):
     return True
 
 
-def _curve(axis, found, splits, spent, label, colour):
+def _curve(axis, found, splits, spent, label, style):
     """The mean over seeds in a band from the least to the most."""
     steps, _ = bootstrap.curve(found[0], splits)
     values = np.stack([bootstrap.curve(run, splits)[1] for run in found])
@@ -177,7 +182,12 @@ def _curve(axis, found, splits, spent, label, colour):
     if not all(costs):
         return
     places = [np.mean(line) for line in costs]
-    axis.plot(places, values.mean(0), color=colour, label=label)
+    axis.plot(places, values.mean(0), label=label, **style)
     axis.fill_between(
-        places, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0
+        places,
+        values.min(0),
+        values.max(0),
+        color=style["color"],
+        alpha=0.2,
+        lw=0,
     )

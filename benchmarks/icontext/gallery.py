@@ -10,6 +10,7 @@ import argparse
 import collections
 import io
 import pathlib
+import sys
 import textwrap
 
 import matplotlib
@@ -33,7 +34,7 @@ def main(arguments=None):
     """Parse the flags and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default="icontext-work")
-    parser.add_argument("--runs", nargs="+", default=("best-0", "jest_750-0"))
+    parser.add_argument("--runs", nargs="+", default=("best-0", "easy-0"))
     parser.add_argument("--results", default=str(results.FOLDER))
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.work) / "runs"
@@ -43,7 +44,8 @@ def main(arguments=None):
             folder.glob(f"{run}-*"), key=lambda path: path.stat().st_mtime
         )
         if not found:
-            raise SystemExit(f"error: no run {run!r} in {str(folder)!r}")
+            print(f"no run {run!r} in {str(folder)!r}", file=sys.stderr)
+            continue
         draw(found[-1], pathlib.Path(options.results) / f"gallery_{run}.png")
 
 

@@ -76,6 +76,7 @@ _UNIFORM = ("uniform", "uniform_750", "uniform_400", "best_neither")
 _MAIN_CURVES = (
     *("uniform", "reference", "jest_750", "jest_2500", "flexi", "flexi_2500"),
     *("cascade_1500", "stage_0_1500", "best_plain", "best_uniform", "best"),
+    *("best_1500_fade", "best_by_filtered"),
 )
 
 
@@ -154,7 +155,7 @@ def write(runs, cells, folder, out, name=""):
         pages.heading("What was chosen", 2),
         *_kinds(runs, there),
         pages.heading("Curves", 2),
-        *_pictures(runs, there, out, name),
+        *_pictures(runs, there, folder, out, name),
         pages.heading("Costs", 2),
         *_costs(runs, there),
         pages.paragraph(_provenance(runs)),
@@ -163,7 +164,7 @@ def write(runs, cells, folder, out, name=""):
         f"{cell.name}-{seed}"
         for cell in cells
         for seed in cell.seeds
-        if seed not in {run["seed"] for run in runs.of(cell.name)}
+        if seed not in runs.seeds(cell.name)
     ]
     if missing:
         blocks.append(pages.paragraph(f"Not run yet: {', '.join(missing)}."))
@@ -172,12 +173,10 @@ def write(runs, cells, folder, out, name=""):
 
 
 def _pairs(runs, cell, other):
-    """How many seeds a difference is of, unless it is all of the cell's."""
-    seeds, others = (
-        {run["seed"] for run in runs.of(name)} for name in (cell, other)
-    )
-    count = len(seeds & others)
-    return "" if seeds == others else f" (seeds of both: {count})"
+    """How many seeds a difference is of, unless it is all of both."""
+    shared = runs.seeds(cell) & runs.seeds(other)
+    is_all = runs.seeds(cell) == runs.seeds(other)
+    return "" if is_all else f" (seeds of both: {len(shared)})"
 
 
 def _claims(runs):
@@ -319,7 +318,7 @@ def _look_alikes(runs, cells):
     return [
         pages.paragraph(
             "Percent of the pictures of a sub-batch that have a look-alike in "
-            "it, one whose embedding by the reference has a cosine above "
+            "it, one whose embedding by its own reference has a cosine above "
             f"{results.LOOK_ALIKE}, and of as many drawn uniformly. For the "
             "contrastive loss they are negatives of each other, unless their "
             "captions are equal. Means over draws spread over a run, where the "
@@ -364,7 +363,7 @@ def _kinds(runs, cells):
     ]
 
 
-def _pictures(runs, cells, out, name):
+def _pictures(runs, cells, folder, out, name):
     blocks = []
     names = [cell.name for cell in cells]
     main_names = [one for one in _MAIN_CURVES if one in names] or names[:6]
@@ -378,11 +377,17 @@ def _pictures(runs, cells, out, name):
     ):
         if draw(runs, main_names, out / file):
             blocks.append(pages.image(file, alt))
-    for gallery in sorted(out.glob("gallery_*.png")):
-        run = gallery.stem.removeprefix("gallery_")
-        blocks.append(
-            pages.image(gallery.name, f"{run}: chosen most often, and offered")
-        )
+    for cell in cells:
+        for run in runs.of(cell.name):
+            label = f"{cell.name}-{run['seed']}"
+            gallery = folder / f"gallery_{label}.png"
+            if gallery.exists():
+                blocks.append(
+                    pages.image(
+                        os.path.relpath(gallery, out),
+                        f"{label}: chosen most often, and offered",
+                    )
+                )
     return blocks
 
 
