@@ -369,4 +369,10 @@ CLAIMS = (
         "not in the paper",
         _better("best", "best_plain"),
     ),
+    Claim(
+        "fade",
+        "Distilled for the first half only, it ends above its reference",
+        "not in the paper",
+        _better("best_1500_fade", "reference"),
+    ),
 )
