@@ -339,7 +339,7 @@ class ResumeTest(ScoresTestCase):
         reason="Apache Beam is installed",
     )
     def test_without_beam_the_way_out_is_named(self):
-        with self.assertRaisesRegex(ValueError, r"pip install 'jest-tf\[beam"):
+        with self.assertRaisesRegex(ValueError, r"pip install apache-beam"):
             curation.curate_with_beam(
                 config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
                 self.output(),
