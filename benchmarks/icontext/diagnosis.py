@@ -156,6 +156,8 @@ QUESTIONS = (
             *_against("best_1500", "best_1500_fade", "best_1500_half"),
             ("best_1500", "stage_0_1500"),
             ("best_1500_half", "uniform"),
+            *_against("best", "best_by_filtered", "best_by_wide"),
+            ("best_by_curated", "best"),
             ("best_plain_8e-3", "best_plain"),
             ("best_plain_8e-3", "best"),
         ),
