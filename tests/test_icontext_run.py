@@ -654,7 +654,7 @@ class SmallRunTest(tf.test.TestCase):
         self.assertTrue((work / "r" / "quick_report.html").exists())
         summary = page.read_text()
         self.assertStartsWith(summary, "Before.\n\n<!-- icontext: written by")
-        self.assertEqual(summary.count("after 4, 1 seed, b = 32"), 1)
+        self.assertEqual(summary.count("after 4 steps, 1 seed, b = 32"), 1)
         self.assertIn("](r/quick_frontier.png)", summary)
         self.assertTrue((work / "r" / "quick_frontier.png").exists())
 

@@ -185,7 +185,8 @@ def _end(runs, cell):
     found = runs.of(cell)
     score = bootstrap.estimate(found, runs.queries)
     seeds = f"{len(found)} seed{'s' if found[1:] else ''}"
-    return f"{claims.interval(score)} after {found[0]['steps']:,}, {seeds}"
+    steps = f"{found[0]['steps']:,} steps"
+    return f"{claims.interval(score)} after {steps}, {seeds}"
 
 
 def _flatness(runs):
