@@ -164,8 +164,9 @@ def kinds(runs, cells, path):
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("% of the drawn")
-    axes[0, 0].legend(fontsize=7)
-    figure.tight_layout()
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, fontsize=8, ncols=6, loc="lower center")
+    figure.tight_layout(rect=(0, 0.08 * -(-len(labels) // 6), 1, 1))
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
     return True
