@@ -175,18 +175,21 @@ _PARTS = (
     # Longer, which is to show whether what it lacks comes with time, with a
     # loss of its own in the end, or with all that the choice passes over.
     *(
-        _best(f"best_1500{name}", f"the best for 1,500 steps{about}", *settings)
-        for name, about, settings in (
-            ("", "", ("steps=1500",)),
-            (
-                "_fade",
-                ", distilled for the first half",
-                ("steps=1500", _FADE),
-            ),
+        _best(
+            f"best_1500{name}",
+            f"the best for 1,500 steps{about}",
+            "steps=1500",
+            *settings,
+            seeds=seeds,
+        )
+        for name, about, settings, seeds in (
+            ("", "", (), SEEDS[:1]),
+            ("_fade", ", distilled for the first half", (_FADE,), SEEDS),
             (
                 "_half",
                 ", distilled for the first half, half of stage 0 uniform",
-                ("steps=1500", _FADE, "cascade.uniform_share=0.5"),
+                (_FADE, "cascade.uniform_share=0.5"),
+                SEEDS[:1],
             ),
         )
     ),
