@@ -264,8 +264,8 @@ class OptimizerConfig:
     Attributes:
         learning_rate: at the end of the warm-up.
         warmup_steps: steps from zero to it.
-        weight_decay: decoupled; of variables named `kernel` only, as those of
-            Keras's dense and convolutional layers are, and so not of biases,
+        weight_decay: decoupled; only of variables whose name ends in `kernel`,
+            as in Keras's dense and convolutional layers, and so not of biases,
             norms, positions, embeddings, temperature or bias.
         beta_1: decay of the first moment.
         beta_2: decay of the second moment.

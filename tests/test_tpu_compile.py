@@ -599,6 +599,24 @@ class ResultsTest(tf.test.TestCase):
         with mock.patch.object(worker, "_SOURCES", worker._SOURCES[1:]):
             self.assertNotEqual(worker.code(), before)
 
+    def test_what_a_source_says_is_not_what_it_does(self):
+        path = self.folder / "source.py"
+
+        def bare(text):
+            path.write_text(text)
+            return worker.bare(path)
+
+        plain = bare("def f(x):\n    return x + 1\n\n\nclass A:\n    b = 'c'\n")
+        documented = bare(
+            '"""Module."""\ndef f(x):\n    """Says."""\n'
+            "    return x + 1  # so\n\nclass A:\n    'Says.'\n    b = 'c'\n"
+        )
+        self.assertEqual(documented, plain)
+        changed = bare(
+            "def f(x):\n    return x + 1\n\n\nclass A:\n    b = 'd'\n"
+        )
+        self.assertNotEqual(changed, plain)
+
     def test_lines_are_whole_and_the_last_counts(self):
         path = self.options.results
         for error in ("first", "second"):
