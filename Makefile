@@ -65,8 +65,9 @@ icontext-quick: icontext-data ## a slice of the real-data benchmark
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
 	@echo "icontext-runs: what is missing of the runs; hours, with all of them"
-	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT) \
-	  --results $(ICONTEXT)/results
+	@for matrix in standard beyond; do \
+	  $(BIN)/python -m benchmarks.icontext.run --matrix $$matrix \
+	    --work $(ICONTEXT) --results $(ICONTEXT)/results || exit; done
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report \

@@ -5,6 +5,7 @@ once, in whatever style. Two methods are compared on the same resamples, and
 seed by seed.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,26 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Ratio(NamedTuple):
+    """What one method took over what another took, to the same score.
+
+    Attributes:
+        value: over all seeds together; 0 if a seed missed the score.
+        low: the 95 % interval's; 0 if the score is missed there.
+        high: its upper end.
+        seeds: how many.
+        missed: how many of them stayed below.
+        bound: at most this, as the other took what it did until its end.
+    """
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    missed: int
+    bound: float
 
 
 def estimate(runs, queries, splits=SPLITS, measures=MAIN_MEASURES, subset=None):
@@ -102,20 +123,81 @@ def curve(run, splits=SPLITS, measures=MAIN_MEASURES):
 
 
 def steps_to(run, target, splits=SPLITS):
-    """Steps after which the curve first reaches a target, or None.
+    """Steps after which the curve first reaches a target; inf if it does not.
 
-    Between two evaluations the curve is taken for a straight line.
+    Between two evaluations the curve is taken for a straight line, from zero
+    at the start.
+
+    Args:
+        run: a row of results.
+        target: one, or an array of any shape.
+        splits: whose mean the target is of.
+
+    Returns:
+        float64, of the shape of `target`.
     """
-    steps, values = curve(run, splits)
-    steps, values = np.append(0, steps), np.append(0.0, values)
-    reached = np.flatnonzero(values >= target)
-    if not len(reached):
-        return None
-    after = reached[0]
-    if after == 0:
-        return 0.0
-    share = (target - values[after - 1]) / (values[after] - values[after - 1])
-    return float(steps[after - 1] + share * (steps[after] - steps[after - 1]))
+    steps, values = (np.append(0.0, one) for one in curve(run, splits))
+    target = np.asarray(target)
+    after = np.searchsorted(np.maximum.accumulate(values), target)
+    is_missed = after == len(values)
+    after = np.clip(after, 1, len(values) - 1)
+    rise = values[after] - values[after - 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.maximum(target - values[after - 1], 0.0) / rise
+    before = steps[after - 1]
+    found = before + share * (steps[after] - before)
+    return np.where(is_missed, np.inf, np.where(target <= 0, 0.0, found))
+
+
+def ratio(runs, others, queries, spent, splits=SPLITS):
+    """What `others` spent until their ends over what `runs` did until the same.
+
+    Each seed of `others` has a target of its own, its score at its end, and
+    what it spent is counted until its curve first is there, as of `runs`. In a
+    resample of concepts the curve of a run lies as much higher, against its
+    target, as its end does.
+
+    Args:
+        runs: rows of results, one a seed.
+        others: rows of the same seeds.
+        queries: see `estimate`.
+        spent: `(run, steps) -> cost`, of arrays of steps as well.
+        splits: whose mean the target is.
+
+    Returns:
+        `Ratio`.
+    """
+    ends = np.array([curve(one, splits)[1][-1] for one in others])
+    moved = _by_seed(runs, queries, splits, MAIN_MEASURES)
+    moved = moved - _by_seed(others, queries, splits, MAIN_MEASURES)
+    targets = ends[:, None] - (moved - moved[:, :1])  # [seeds, 1 + RESAMPLES]
+    costs = np.stack(
+        [
+            spent(run, steps_to(run, target, splits))
+            for run, target in zip(runs, targets, strict=True)
+        ]
+    )
+    whole = np.array(
+        [
+            spent(other, steps_to(other, end, splits))
+            for other, end in zip(others, ends, strict=True)
+        ]
+    )
+    drawn = _draw_seeds(len(runs), splits)
+    places = 1 + np.arange(RESAMPLES)[:, None]
+    # A target that a resample moves to zero is free.
+    with np.errstate(divide="ignore"):
+        resampled = whole[drawn].sum(axis=1) / costs[drawn, places].sum(axis=1)
+    low, high = np.percentile(resampled, PERCENTILES)
+    at_end = sum(spent(run, run["steps"]) for run in runs)
+    return Ratio(
+        float(whole.sum() / costs[:, 0].sum()),
+        float(low),
+        float(high),
+        len(runs),
+        int(np.isinf(costs[:, 0]).sum()),
+        float(whole.sum() / at_end),
+    )
 
 
 def passes(run, steps):
@@ -216,18 +298,40 @@ def _of_seeds(runs, seeds):
 
 def _resampled(runs, queries, splits, measures, subset=None):
     """The mean as it is, then of each resample; float64 [1 + RESAMPLES]."""
+    by_seed = _by_seed(runs, queries, splits, measures, subset)
+    # Seeds are resampled as well: a few runs of a method are a sample, too.
+    drawn = _draw_seeds(len(runs), splits)
+    places = 1 + np.arange(RESAMPLES)[:, None]
+    return np.append(by_seed[:, 0].mean(), by_seed[drawn, places].mean(axis=1))
+
+
+def _by_seed(runs, queries, splits, measures, subset=None):
+    """The same for each run; float64 [seeds, 1 + RESAMPLES]."""
     parts = [
         _split_means(runs, queries, split, measure, place, subset)
         for place, split in enumerate(splits)
         for measure in measures
     ]
-    by_seed = np.mean(parts, axis=0)  # [seeds, 1 + resamples]
+    return np.mean(parts, axis=0)
+
+
+def _draw_seeds(count, splits):
+    """Places of seeds in every resample; integers [RESAMPLES, count]."""
     generator = np.random.default_rng([_SEED, len(splits)])
-    count = len(runs)
-    # Seeds are resampled as well: a few runs of a method are a sample, too.
-    drawn = generator.integers(0, count, [RESAMPLES, count])
-    places = 1 + np.arange(RESAMPLES)[:, None]
-    return np.append(by_seed[:, 0].mean(), by_seed[drawn, places].mean(axis=1))
+    return generator.integers(0, count, [RESAMPLES, count])
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(count, place):
+    """How often each of `count` concepts is drawn; [1 + RESAMPLES, count].
+
+    The first row is the concepts as they are.
+    """
+    generator = np.random.default_rng([_SEED, place])
+    drawn = generator.multinomial(
+        count, np.full(count, 1 / count), size=RESAMPLES
+    )
+    return np.concatenate([np.ones([1, count]), drawn])
 
 
 def _split_means(runs, queries, split, measure, place, subset):
@@ -252,11 +356,7 @@ def _split_means(runs, queries, split, measure, place, subset):
             for run in runs
         ]
     )  # [seeds, concepts]
-    generator = np.random.default_rng([_SEED, place])
-    weights = generator.multinomial(
-        count, np.full(count, 1 / count), size=RESAMPLES
-    )
-    weights = np.concatenate([np.ones([1, count]), weights])
+    weights = _weights(count, place)
     if subset:
         weights = weights * members(runs[0], queries, split, subset)
     with np.errstate(invalid="ignore"):

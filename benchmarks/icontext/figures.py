@@ -10,11 +10,25 @@ import numpy as np  # noqa: E402
 from benchmarks.icontext import bootstrap, matrix  # noqa: E402
 
 _DPI = 110
+# Of what stands in several panels, so that a colour means one thing.
+_SWEPT_STYLES = {
+    "uniform": {"color": "0.4"},
+    "learnability": {"color": "C0"},
+    "easy-reference": {"color": "C1"},
+    "hard-learner": {"color": "C2"},
+    "stage 0": {"color": "C3"},
+}
 
 
-def _style(place):
-    """Of a curve, different for the first twenty."""
-    return {"color": f"C{place % 10}", "ls": "-" if place < 10 else "--"}
+def _styles(cells):
+    """Of the cells' curves: the first is black, the next ten have colours."""
+    return {
+        cell: {
+            "color": f"C{(place - 1) % 10}" if place else "black",
+            "ls": "-" if place < 11 else "--",
+        }
+        for place, cell in enumerate(cells)
+    }
 
 
 def frontier(runs, cells, path):
@@ -32,29 +46,34 @@ def frontier(runs, cells, path):
         return False
     rows = (bootstrap.SPLITS, *((split,) for split in bootstrap.SPLITS))
     figure, axes = plt.subplots(
-        len(rows), len(bootstrap.COSTS), figsize=(13, 10), sharey="row"
+        len(rows), len(bootstrap.COSTS), figsize=(13, 11), sharey="row"
     )
+    styles = _styles(cells)
     for line, splits in zip(axes, rows, strict=True):
         for axis, (about, spent) in zip(
             line, bootstrap.COSTS.items(), strict=True
         ):
-            for place, cell in enumerate(cells):
-                # The first cell is what the others are compared with.
+            # The first cell is what the others are compared with.
+            first = runs.of(cells[0])
+            for cell in cells:
                 found = [
                     run
                     for run in runs.of(cell)
-                    if bootstrap.comparable(spent, run, runs.of(cells[0])[0])
+                    if bootstrap.comparable(spent, run, first[0])
                 ]
                 if found:
-                    _curve(axis, found, splits, spent, cell, _style(place))
+                    _curve(axis, found, splits, spent, cell, styles[cell])
+            target = np.mean([bootstrap.curve(x, splits)[1][-1] for x in first])
+            axis.axhline(100 * target, color="0.4", ls=":", lw=1)
             axis.set_xscale("log")
             axis.set_xlabel(about)
             axis.grid(alpha=0.3)
-        line[0].set_ylabel(f"MRR, {' and '.join(splits)}, %")
+        names = " and\n".join(splits) if splits[1:] else splits[0]
+        line[0].set_ylabel(f"MRR, %, {names}")
     lines, labels = axes[0, 0].get_legend_handles_labels()
     labels = [f"{cell}: {matrix.find(cell).about}" for cell in labels]
-    figure.legend(lines, labels, fontsize=8, ncols=3, loc="lower center")
-    below = 0.02 * (1 + -(-len(labels) // 3))
+    figure.legend(lines, labels, fontsize=8, ncols=2, loc="lower center")
+    below = 0.018 * (1 + -(-len(labels) // 2))
     figure.tight_layout(rect=(0, below, 1, 1))
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
@@ -92,37 +111,42 @@ def sweeps(runs, panels, path):
     if not panels:
         return False
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False
+        *(1, len(panels)),
+        figsize=(3.6 * len(panels), 3.6),
+        squeeze=False,
+        sharey=True,
     )
     for axis, panel in zip(axes[0], panels, strict=True):
-        for label, line in drawn[panel].items():
-            if not line:
-                continue
+        lines = {label: line for label, line in drawn[panel].items() if line}
+        for number, (label, line) in enumerate(lines.items()):
             places = [place for place, _ in line]
             values, low, high = 100 * np.array([one for _, one in line]).T
             axis.errorbar(
-                places,
+                # Beside each other, where they are of the same places.
+                np.array(places) * 1.05 ** (number - (len(lines) - 1) / 2),
                 values,
                 (values - low, high - values),
                 marker="o",
                 capsize=3,
                 label=label,
+                **_SWEPT_STYLES.get(label, {}),
             )
         if panel.level and measured(panel.level):
             axis.axhline(
                 100 * measured(panel.level).value,
-                color="0.4",
-                ls=":",
                 label="uniform",
+                **_SWEPT_STYLES["uniform"] | {"ls": ":"},
             )
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xscale("log")
+        ticks = sorted({place for line in lines.values() for place, _ in line})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.axis)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("MRR, %")
+        axis.legend(fontsize=8, loc="lower right")
+    axes[0, 0].set_ylabel("MRR, %, seed 0")
     figure.tight_layout()
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
@@ -134,8 +158,8 @@ def kinds(runs, cells, path):
 
     The arguments are those of `frontier`. Dotted is a share of the pool.
     """
-    # As in the frontier.
-    styles = {cell: _style(place) for place, cell in enumerate(cells)}
+    # As in the frontier, where they are of the same cells.
+    styles = _styles(cells)
     cells = [
         cell
         for cell in cells
@@ -153,14 +177,14 @@ def kinds(runs, cells, path):
             if name not in found[0]["drawn"]:
                 continue
             values = 100 * np.array([one["drawn"][name] for one in found])
-            axis.plot(
-                found[0]["step"], values.mean(0), label=cell, **styles[cell]
-            )
+            # Runs are of several lengths.
+            share = 100 * np.array(found[0]["step"]) / found[0]["step"][-1]
+            axis.plot(share, values.mean(0), label=cell, **styles[cell])
             axis.axhline(
                 100 * found[0]["pool"][name], color="0.4", ls=":", lw=1
             )
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel("steps")
+        axis.set_xlabel("% of the run")
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("% of the drawn")

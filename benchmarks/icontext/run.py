@@ -1,6 +1,7 @@
 """Runs a matrix of cells, one process a core, and keeps compact results.
 
     python -m benchmarks.icontext.run --work icontext-work --jobs 2
+    python -m benchmarks.icontext.run --matrix beyond
     python -m benchmarks.icontext.run --matrix quick
     python -m benchmarks.icontext.run --list
 
@@ -30,9 +31,11 @@ from jest_tf import config as config_lib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
-# Forward passes that embedding the pool or writing another one costs, in
-# training steps; for the time left alone.
-_PREPARATION_STEPS = 1000
+# What embedding the pool or writing another one costs, in training steps, and
+# the processor's seconds of such a step and of what a run does beside them; as
+# measured beside another run, and for the time left alone.
+_PREPARATION_STEPS = 500
+_STEP_SECONDS, _RUN_SECONDS = 0.33, 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ def main(arguments=None):
     ]
     tasks = _with_needs(tasks, wanted)
     if options.list:
-        _list(tasks)
+        _list(tasks, options.jobs)
         return
     if not _Runner(tasks, work, options.jobs).run():
         sys.exit(1)
@@ -147,7 +150,15 @@ def plan(cells, work, path, splits=_EVALUATION_SPLITS):
         path: of the results.
         splits: see `resolve`.
     """
-    finished = {row["digest"] for row in results.read(path)}
+    # A reference may be of several matrices.
+    finished = {
+        row["digest"]
+        for one in {
+            path,
+            *(path.with_name(f"{name}.jsonl") for name in matrix.MATRICES),
+        }
+        for row in results.read(one)
+    }
     tasks = {}
     for cell in cells:
         for seed in cell.seeds:
@@ -333,11 +344,15 @@ def _with_needs(tasks, wanted):
     return found
 
 
-def _list(tasks):
+def _list(tasks, jobs):
     for task in tasks.values():
         print(f"{task.steps:8,.0f}  {task.name}")
     total = sum(task.steps for task in tasks.values())
-    print(f"{total:8,.0f}  uniform steps, {len(tasks)} tasks to do")
+    seconds = total * _STEP_SECONDS + len(tasks) * _RUN_SECONDS
+    print(
+        f"{total:8,.0f}  uniform steps, {len(tasks)} tasks to do, about "
+        f"{seconds / jobs / 3600:.1f} h by {jobs} at a time"
+    )
 
 
 class _Runner:
