@@ -143,7 +143,8 @@ QUESTIONS = (
         "pool",
         "Pools cut once, before training",
         (
-            *_against("uniform_750", "filtered", "emoji"),
+            *_against("uniform_750", "filtered", "emoji", "uniform_distinct"),
+            ("best_distinct", "best"),
             ("uniform_chosen", "uniform_400"),
             ("cascade_chosen", "cascade_400"),
         ),

@@ -12,7 +12,7 @@ SEEDS = (0, 1, 2)
 POOL_SIZE = 352_327  # pairs, of the pinned packages
 POOLS = (
     *("pool", "noise25", "noise50", "noise75", "emoji"),
-    *("filtered", "chosen", "inferred"),
+    *("filtered", "chosen", "inferred", "distinct"),
 )
 
 
@@ -48,11 +48,13 @@ class Cell:
 
 
 # By whose embeddings a pool is cut from the whole. What is inferred from tasks
-# must owe nothing to the curated set.
+# must owe nothing to the curated set; and by those of the pool's own reference
+# fewest pictures look alike that are not.
 JUDGES = {
     "filtered": "reference_curated",
     "chosen": "reference",
     "inferred": "reference_pool",
+    "distinct": "reference_pool",
 }
 
 
@@ -196,6 +198,11 @@ _PARTS = (
         )
     ),
     _best(
+        "best_distinct",
+        "the best on the pool without look-alikes",
+        sources=("distinct",),
+    ),
+    _best(
         "best_jest",
         "joint, f = 0.8, without stage 0, distilled",
         "cascade.hyper_batch_size=none",
@@ -216,6 +223,12 @@ MAIN = (
         "joint, learnability, f = 0.8",
         "steps=2500",
         seeds=SEEDS,
+    ),
+    _uniform(
+        "uniform_distinct",
+        "uniform on the pool without look-alikes",
+        _MIDDLE,
+        sources=("distinct",),
     ),
     Cell(
         "flexi",
@@ -608,7 +621,7 @@ _BEYOND = {
     *(cell.name for cell in _ALL if cell.recipe == "best"),
     *(cell.name for cell in _ALL if cell.name.startswith("cascade_")),
     *(cell.name for cell in _ALL if cell.name.startswith("stage_0_")),
-    *("best_neither", "reference_inferred", "emoji"),
+    *("best_neither", "reference_inferred", "emoji", "uniform_distinct"),
 } - {f"stage_0_by_{name}" for name in ("curated", "pool", "filtered", "wide")}
 
 MATRICES = {

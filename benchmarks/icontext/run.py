@@ -260,7 +260,8 @@ def _pool(tasks, source, work):
     elif source in matrix.JUDGES:
         judge = matrix.Cell("", "jest", "", reference=matrix.JUDGES[source])
         needs = (_sidecars(tasks, judge, work),)
-        kind, options = "filter", ("--sidecars", _sidecar_folder(work, judge))
+        kind = "distinct" if source == "distinct" else "filter"
+        options = ("--sidecars", _sidecar_folder(work, judge))
         if source in _CURATED:
             kind = "manifest"
             options = ("--manifest", work / "manifests" / out.name)

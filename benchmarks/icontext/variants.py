@@ -6,6 +6,9 @@
         --out icontext-work/emoji
     python -m benchmarks.icontext.variants filter --data icontext-work/data \
         --out icontext-work/filtered --sidecars icontext-work/sidecars/reference
+    python -m benchmarks.icontext.variants distinct --data icontext-work/data \
+        --out icontext-work/distinct --sidecars \
+        icontext-work/sidecars/reference_pool
     python -m benchmarks.icontext.variants manifest --data icontext-work/data \
         --out icontext-work/chosen --manifest icontext-work/manifests/chosen
 
@@ -19,7 +22,7 @@ import pathlib
 
 import numpy as np
 
-from benchmarks.icontext import shards, sources
+from benchmarks.icontext import results, shards, sources
 
 SEED = 0
 
@@ -31,12 +34,14 @@ def main(arguments=None):
     noise = commands.add_parser("noise", help="captions of other pictures")
     emoji = commands.add_parser("emoji", help="emoji art alone")
     best = commands.add_parser("filter", help="what a reference finds fitting")
+    apart = commands.add_parser("distinct", help="no two look-alikes")
     manifest = commands.add_parser("manifest", help="what it has a weight for")
-    for command in (noise, emoji, best, manifest):
+    for command in (noise, emoji, best, apart, manifest):
         command.add_argument("--data", required=True, help="the whole data set")
         command.add_argument("--out", required=True, help="folder to write to")
     noise.add_argument("--share", type=float, required=True)
-    best.add_argument("--sidecars", required=True, help="of the pool")
+    for command in (best, apart):
+        command.add_argument("--sidecars", required=True, help="of the pool")
     best.add_argument("--share", type=float, default=0.2)
     manifest.add_argument("--manifest", required=True, help="of the pool")
     options = parser.parse_args(arguments)
@@ -48,6 +53,9 @@ def main(arguments=None):
         records = with_noise(records, options.share)
     elif options.command == "emoji":
         records = [one for one in records if one.row.kind == sources.EMOJI]
+    elif options.command == "distinct":
+        kept = distinct(*pictures_of(options.data, options.sidecars))
+        records = [records[row] for row in np.flatnonzero(kept)]
     elif options.command == "manifest":
         kept = np.flatnonzero(weights(options.data, options.manifest))
         records = [records[row] for row in kept]
@@ -85,16 +93,53 @@ def best_of(records, scores, share):
     return [records[place] for place in kept]
 
 
+def distinct(pictures, valid, above=results.LOOK_ALIKE, block_size=4096):
+    """Which pictures look like none that is kept before them.
+
+    Args:
+        pictures: unit vectors [N, D].
+        valid: bool [N]; what has no vector is not kept.
+        above: cosine from which two look alike.
+        block_size: pictures compared at a time.
+
+    Returns:
+        bool [N].
+    """
+    kept = np.zeros(len(pictures), bool)
+    for start in range(0, len(pictures), block_size):
+        block = np.float32(pictures[start : start + block_size])
+        is_new = valid[start : start + block_size].copy()
+        before = np.flatnonzero(kept)
+        for first in range(0, len(before), block_size):
+            others = np.float32(pictures[before[first : first + block_size]])
+            is_new &= (block @ others.T).max(axis=1) <= above
+        alike = block @ block.T > above
+        for row in np.flatnonzero(is_new):
+            is_new[row] = not (alike[row, :row] & is_new[:row]).any()
+        kept[start : start + block_size] = is_new
+    return kept
+
+
+def pictures_of(data, sidecars):
+    """Vectors of the pool's pictures, and which of them have one."""
+    rows = _read_sidecars(data, sidecars)
+    return rows.image, rows.valid
+
+
 def similarities(data, sidecars):
     """Cosine of each pool picture with its first caption, float32 [records]."""
+    rows = _read_sidecars(data, sidecars)
+    first = rows.text[rows.offsets[:-1]]
+    products = np.float32(rows.image) * np.float32(first)
+    return np.where(rows.valid, products.sum(axis=1), -np.inf)
+
+
+def _read_sidecars(data, sidecars):
     from jest_tf.data import embeddings
     from jest_tf.data import records as records_lib
 
     store = records_lib.open_store(f"{data}/pool-*.tfrecord")
-    rows = embeddings.Sidecars(store, sidecars).read_rows(0, len(store))
-    first = rows.text[rows.offsets[:-1]]
-    products = np.float32(rows.image) * np.float32(first)
-    return np.where(rows.valid, products.sum(axis=1), -np.inf)
+    return embeddings.Sidecars(store, sidecars).read_rows(0, len(store))
 
 
 def weights(data, manifest):
