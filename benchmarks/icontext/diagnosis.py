@@ -36,8 +36,18 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
     "best": (
         ("best", "best_1500", "best_1500_fade", "best_1500_half", "reference"),
         "Given more steps the best ends about where its reference does; let go "
-        "of it halfway, well above. Half of stage 0 drawn uniformly changes "
-        "the mean of both splits little.",
+        "of it halfway, above. Half of stage 0 drawn uniformly changes the "
+        "mean of both splits little.",
+    ),
+    "over_time": (
+        ("jest_750", "jest_2500", "reference"),
+        "What becomes of JEST's choice with time: the pool is small for it. "
+        "Offered for the third, and in the long run for the ninth time, it has "
+        "few examples left that are worth choosing and were not chosen before, "
+        "and the effective filter ratio falls to a fraction of what is paid "
+        "for. And the learner's scale stays near its initial one for most of "
+        "the shorter run, so that its losses are compared with those of a "
+        "reference whose scale is more than twice as high.",
     ),
 }
 
@@ -47,7 +57,7 @@ class Question:
     """One table.
 
     Attributes:
-        name: key of `FOUND`.
+        name: its key of `FOUND`, if it has been answered.
         text: its heading.
         pairs: (cell, cell that it is held against).
     """
@@ -377,6 +387,8 @@ def _noise(runs):
     ]
 
 
+# Runs that choose nothing, beside those that do.
+_UNCHOSEN = ("uniform", "reference")
 # What the learner says of its draws, and how it is shown.
 _LOGGED = {
     "train/scale": ("scale of the logits", "{:.1f}"),
@@ -393,7 +405,7 @@ def _over_time(runs):
     for cell in runs.cells:
         for run in _first(runs, cell):
             log = run["log"]
-            if "select/score" not in log and cell != runs.uniform:
+            if "select/score" not in log and cell not in _UNCHOSEN:
                 continue
             rows.append(
                 (
@@ -419,7 +431,7 @@ def _over_time(runs):
             "chosen comes back. Repeats are the share of a sub-batch that was "
             "trained on before."
         ),
-        *_found(runs, "scale"),
+        *_found(runs, "over_time"),
         pages.table(
             ("cell", *(name for name, _ in _LOGGED.values())),
             rows,
