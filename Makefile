@@ -9,6 +9,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+BEAM_BIN := .venv-beam/bin
+BEAM_INSTALLED := .venv-beam/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
@@ -43,8 +45,9 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
-test-slow: $(INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing
+test-slow: $(INSTALLED) $(BEAM_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
+	@$(BEAM_BIN)/python -m pytest -k beam tests/test_curate.py
 
 tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without one
 	@echo "tpu-compile: about a minute a case; what is done is skipped"
@@ -82,7 +85,7 @@ icontext: icontext-data ## data, runs, galleries and report, from nothing
 	@echo "icontext: see $(ICONTEXT)/results/report.html"
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -103,6 +106,15 @@ $(INSTALLED): setup.cfg pyproject.toml
 	  --no-input --progress-bar off --editable '.[icontext,report]' \
 	  | $(PIP_PROGRESS)
 	@touch $@
+
+# Apache Beam asks for older versions of packages that the rest is tested with.
+$(BEAM_INSTALLED): $(INSTALLED)
+	@echo "install: the same with Apache Beam into .venv-beam, once"
+	@test -x $(BEAM_BIN)/python || $(PYTHON) -m venv .venv-beam
+	@$(BEAM_BIN)/python -m pip install --disable-pip-version-check \
+	  --no-input --progress-bar off --editable '.[test,beam]' | $(PIP_PROGRESS)
+	@touch $@
+	@echo "install: done"
 
 # tensorflow-tpu is another distribution of the module `tensorflow`, so it lives
 # apart; tensorflow-text asks for the distribution `tensorflow` by name.

@@ -17,9 +17,11 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -52,13 +54,15 @@ class Settings:
 
     Attributes:
         criterion: "easy_reference", or "learnability", which needs a learner.
-        share: of the records that have embeddings, in (0, 1].
+        share: of the records that have embeddings, in (0, 1]; of each shard
+            to within one record, up or down by chance of shard and seed.
         window: records that are chosen from jointly, about; a shard is dealt
             into windows of equal size.
         passes: times that everything is dealt and chosen from anew, each time
             with one caption of each record. The weight of a record is how
             often it was chosen, its score the mean.
-        loss: pair loss of the scores, "sigmoid" or "softmax".
+        loss: pair loss of the scores, "sigmoid" or "softmax"; None is the one
+            that the models' runs were trained with.
         num_chunks: N, chunks that a joint draw is made in.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
         gain: multiplies every score, the inverse of a temperature; 0 is
@@ -72,7 +76,7 @@ class Settings:
     share: float = 0.2  # the filter ratio 0.8 of arXiv 2406.17711
     window: int = 8192
     passes: int = 1
-    loss: str = "sigmoid"
+    loss: str | None = None
     num_chunks: int = 16  # arXiv 2406.17711, algorithm 1
     first_chunk: str = "diagonal"
     gain: float = 1.0
@@ -82,7 +86,7 @@ class Settings:
     def __post_init__(self):
         settings.check_types(self, "")
         settings.check_one_of(self, "", "criterion", CRITERIA)
-        settings.check_one_of(self, "", "loss", config_lib.LOSSES)
+        settings.check_one_of(self, "", "loss", (*config_lib.LOSSES, None))
         settings.check_one_of(self, "", "first_chunk", config_lib.FIRST_CHUNKS)
         settings.check_at_least(self, "", 1, "window", "passes", "num_chunks")
         if not 0.0 < self.share <= 1.0:
@@ -124,6 +128,17 @@ class Model(NamedTuple):
         if self.workdir:
             return _loaded(self.workdir, self.step, _written(self.workdir))[1]
         return embeddings.Sidecars(store, self.sidecar_dir).description
+
+    def loss(self) -> str | None:
+        """The pair loss of its run; None where there is none.
+
+        Raises:
+            ValueError: there is no such run.
+        """
+        if not self.workdir:
+            return None
+        run, _ = _loaded(self.workdir, self.step, _written(self.workdir))
+        return run.config.model.loss
 
     def sidecars(
         self,
@@ -172,15 +187,17 @@ def curate(
         directory: of the manifest, local.
         chosen_by: the settings.
         models: the reference, and the learner if the criterion needs one.
-        overwrite: write anew what other settings or models have made.
+        overwrite: write all anew, whatever is there.
         embedding: told the records embedded and to embed.
         scoring: told the records scored and to score.
 
     Raises:
-        ValueError: models and criterion do not fit, embeddings cannot be had,
-            or the folder holds another manifest, or is being written to.
+        ValueError: models and settings do not fit, embeddings cannot be had,
+            two shards are one, or the folder holds another manifest, or is
+            being written to.
     """
-    check_models(chosen_by, models)
+    chosen_by = for_models(chosen_by, models)
+    manifest.check_distinct(store)
     sidecars = [model.sidecars(store, embedding) for model in models]
     made_by = describe(chosen_by, [one.description for one in sidecars])
     done = 0
@@ -188,7 +205,7 @@ def curate(
         for shard, length in enumerate(store.shards.lengths.tolist()):
             path = manifest.part_path(store, shard, directory)
             header = manifest.describe(store, shard, made_by)
-            if not manifest.is_there(path, header, overwrite):
+            if overwrite or not manifest.is_there(path, header):
                 part = choose(store.of_shard(shard), chosen_by, models)
                 manifest.write_part(path, header, part)
             done += length
@@ -219,36 +236,38 @@ def curate_with_beam(
         chosen_by: as of `curate`, like `models` and `overwrite`.
         models: the reference, and the learner if the criterion needs one.
         options: Beam's own flags, `--runner=DataflowRunner` and the like.
-        overwrite: write anew what other settings or models have made.
+        overwrite: write all anew, whatever is there.
 
     Raises:
-        ValueError: as of `curate`, or Beam is not installed.
+        ValueError: as of `curate`, Beam is not installed or lacks what its
+            runner needs, or it knows no such flag.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options import pipeline_options
-    except ImportError as error:
-        raise ValueError(
-            "`beam` needs Apache Beam: pip install apache-beam. "
-            f"Received: {error}"
-        ) from error
-    check_models(chosen_by, models)
+    beam, flags = _beam_options(options)
+    chosen_by = for_models(chosen_by, models)
     _opened.cache_clear()  # of a pipeline before, in this process
     store = records.open_stores(data)
+    manifest.check_distinct(store)
     made_by = describe(
         chosen_by, [model.description(store) for model in models]
     )
     work = functools.partial(
         _curate_shard, data, directory, chosen_by, tuple(models), overwrite
     )
-    flags = pipeline_options.PipelineOptions(list(options))
-    with beam.Pipeline(options=flags) as pipeline:
-        _ = (
-            pipeline
-            | "Shards" >> beam.Create(range(len(store.shards.paths)))
-            | "Spread" >> beam.Reshuffle()
-            | "Choose" >> beam.Map(work)
-        )
+    try:
+        with beam.Pipeline(options=flags) as pipeline:
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(range(len(store.shards.paths)))
+                | "Spread" >> beam.Reshuffle()
+                | "Choose" >> beam.Map(work)
+            )
+    except ImportError as error:
+        # A runner's own packages are looked for when it is made or started.
+        raise ValueError(
+            "Apache Beam must be installed with what its runner needs, as "
+            "apache-beam[gcp] for Dataflow. Received: "
+            f"{shards.one_line(error)}"
+        ) from error
     return manifest.finish(store, directory, made_by, {})
 
 
@@ -260,8 +279,9 @@ def choose(
     Records that could not be read, or have no caption, are not scored.
 
     Raises:
-        ValueError: embeddings cannot be had.
+        ValueError: embeddings cannot be had, or the loss is not known.
     """
+    chosen_by = for_models(chosen_by, models)
     sidecars = [model.sidecars(store) for model in models]
     rows, key = usable(store, sidecars), _key(store, chosen_by.seed)
     ids = store.ids(np.arange(len(store)))
@@ -272,18 +292,21 @@ def choose(
         return manifest.Part(ids, weights, totals)
     order = stream.Order(len(rows), key)
     num_windows = max(1, round(len(rows) / chosen_by.window))
+    windows = np.array_split(np.arange(len(rows)), num_windows)
+    counts = _counts(
+        chosen_by.share, [len(one) for one in windows] * chosen_by.passes, key
+    )
     for turn in range(chosen_by.passes):
         positions = np.arange(len(rows)) + turn * len(rows)
         line = rows[order.rows(positions)]
         numbers = reading.caption_numbers(key, positions)
-        for number, places in enumerate(
-            np.array_split(np.arange(len(rows)), num_windows)
-        ):
+        for number, places in enumerate(windows, turn * num_windows):
             window = line[places]
             chosen, scores = _choose_from(
                 _embedded(sidecars, window, numbers[places], ids[window]),
+                counts[number],
                 chosen_by,
-                (key, turn * num_windows + number),
+                (key, number),
             )
             weights[window[chosen]] += 1.0
             totals[window] += scores
@@ -315,8 +338,13 @@ def describe(
     return made_by
 
 
-def check_models(chosen_by: Settings, models: Sequence[Model]) -> None:
-    """Raises ValueError unless there are the models that a criterion needs."""
+def for_models(chosen_by: Settings, models: Sequence[Model]) -> Settings:
+    """The settings with the loss that models' runs were trained with.
+
+    Raises:
+        ValueError: the criterion needs other models, there is no such run, or
+            no loss is set and the runs have none, or not the same.
+    """
     wanted = 2 if chosen_by.criterion == "learnability" else 1
     if len(models) != wanted:
         raise ValueError(
@@ -330,6 +358,22 @@ def check_models(chosen_by: Settings, models: Sequence[Model]) -> None:
             "they need folders of their own. Received: "
             f"{models[0].sidecar_dir!r} for both"
         )
+    if chosen_by.loss is not None:
+        return chosen_by
+    found = {model.loss() for model in models}
+    if len(found) > 1 or None in found:
+        names = [
+            f"{one.loss()!r} of {one.workdir!r}"
+            if one.workdir
+            else "sidecars without a run"
+            for one in models
+        ]
+        raise ValueError(
+            "`loss` must be 'sigmoid' or 'softmax', as what scores was "
+            "trained, unless it is a run, or two of one loss. Received: none, "
+            f"with {' and '.join(names)}"
+        )
+    return dataclasses.replace(chosen_by, loss=found.pop())
 
 
 @contextlib.contextmanager
@@ -394,9 +438,33 @@ def _curate_shard(data, directory, chosen_by, models, overwrite, shard):
     sidecars = [model.sidecars(alone) for model in models]
     made_by = describe(chosen_by, [one.description for one in sidecars])
     header = manifest.describe(store, shard, made_by)
-    if not manifest.is_there(path, header, overwrite):
+    if overwrite or not manifest.is_there(path, header):
         manifest.write_part(path, header, choose(alone, chosen_by, models))
     return path
+
+
+def _beam_options(options):
+    """Apache Beam, and its flags, all of which it knows."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options import pipeline_options
+    except ImportError as error:
+        raise ValueError(
+            "`beam` needs Apache Beam: pip install apache-beam. "
+            f"Received: {shards.one_line(error)}"
+        ) from error
+    flags = pipeline_options.PipelineOptions(list(options))
+    # Beam passes over what it does not know. Only here does it hand out the
+    # parser of all its options.
+    parsers: list = []
+    flags.get_all_options(add_extra_args_fn=parsers.append)
+    unknown = parsers[0].parse_known_args(list(options))[1]
+    if unknown:
+        raise ValueError(
+            "Flags must be of this command or of Apache Beam. Received: "
+            f"{' '.join(unknown)}"
+        )
+    return beam, flags
 
 
 def _key(store, seed):
@@ -426,20 +494,36 @@ def _embedded(sidecars, rows, numbers, ids):
     ]
 
 
-def _choose_from(every, chosen_by, seed):
+def _counts(share, sizes, key):
+    """How many are chosen of windows of these sizes, one after another.
+
+    What rounding takes from a window is given to a later one: so many are
+    chosen of the first k as their share, to within one. Where the line of them
+    begins is by chance for each shard, so that many small shards come to their
+    share of all on average.
+    """
+    # In fractions: a sum of floats may come out below a whole number.
+    start = Fraction(key, 2**31)
+    ends = [start]
+    for size in sizes:
+        ends.append(ends[-1] + Fraction(share) * size)
+    return np.diff([math.floor(end) for end in ends]).tolist()
+
+
+def _choose_from(every, count, chosen_by, seed):
     """Rows chosen from a window, and the scores of all; NumPy."""
     dims = tuple(one.image.shape[1] for one in every)
-    draw = _drawer(chosen_by, len(every[0].image), dims)
+    # Scores are of records beside those chosen: without any, beside one.
+    draw = _drawer(chosen_by, len(every[0].image), max(1, count), dims)
     models = [tf.nest.map_structure(tf.constant, one) for one in every]
     chosen, scores = draw(tf.constant(seed, tf.int32), *models)
-    return chosen.numpy(), scores.numpy()
+    return chosen.numpy()[:count], scores.numpy()
 
 
 # Shards are about equally large, so sizes of windows are few.
-@functools.lru_cache(maxsize=16)
-def _drawer(chosen_by, size, dims):
+@functools.lru_cache(maxsize=32)
+def _drawer(chosen_by, size, count, dims):
     """A graph: seed, reference, learner -> rows chosen, scores of all."""
-    count = max(1, round(chosen_by.share * size))
     num_uniform = min(round(chosen_by.uniform_share * count), count - 1)
 
     def draw(seed, reference, *learners):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf import page
+from jest_tf import likeness, page
 from jest_tf.data import (
     embeddings,
     manifest,
@@ -184,13 +184,14 @@ def _facts(curated):
     for name, value in made_by.items():
         if name in ("reference", "learner"):
             value = value["fingerprint"][:16]
+        elif name == "pool":
+            value = f"{value['shards']} shards"
         elif name in ("tasks", "evaluation"):
             value = f"{len(value)} shards"
         facts[name.replace("_", " ")] = str(value)
-    facts |= {
-        f"passed over: {name}" if name != "concepts" else name: f"{count:,}"
-        for name, count in curated.counts.items()
-    }
+    for name, count in curated.counts.items():
+        label = name if name in likeness.COUNTED else f"passed over: {name}"
+        facts[label] = f"{count:,}"
     return facts
 
 

@@ -19,10 +19,18 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import curation, settings
-from jest_tf.data import embeddings, manifest, records
+from jest_tf.data import embeddings, manifest, reading, records
 
 # Fields that name the concept of an example, as evaluations use them.
 CONCEPT_FIELDS = ("concept", "label")
+CLUSTERS = "clusters"
+
+# What a manifest counts of the choice, beside what was passed over.
+ASKED_FOR = "asked for"
+CANDIDATES = "candidates"
+CONCEPTS = "concepts"
+NOT_COMPARED = "items of the evaluation without an embedding"
+COUNTED = (ASKED_FOR, CANDIDATES, CONCEPTS, CLUSTERS, NOT_COMPARED)
 
 # Similarities of a block of the pool with all tasks, float32: 32 MB.
 _BLOCK_VALUES = 2**23
@@ -41,8 +49,9 @@ class Settings:
         concept_field: field of the tasks that names an example's concept,
             "caption" for its first caption; "" is `concept` or `label`, or
             else clusters of their embeddings.
-        num_clusters: where clusters stand for concepts; None is the square
-            root of the number of examples.
+        num_clusters: clusters that stand for concepts, whatever fields there
+            are beside a `concept_field`; None is the square root of the number
+            of examples, where there is no field.
         near: pictures are near-duplicates from this cosine on, and only the
             first of them is chosen. What is near depends on the model: one
             that tells little apart has all cosines near 1.
@@ -104,22 +113,47 @@ class Source(NamedTuple):
 
 
 class Apart:
-    """What nothing may be chosen of.
+    """What nothing may be chosen of: every item of an evaluation.
 
     Args:
-        items: the records of the evaluation.
-        store: that they are of.
+        source: the evaluation.
 
     Attributes:
-        items: as given.
-        store: as given.
-        pictures: hashes of their encoded pictures, see `digests`.
+        store: of the source.
+        ids: int64 [n], of all items.
+        pictures: [n], hashes of their encoded pictures, see `digests`.
+        image: float32 [k, D], of those that have an embedding, whether they
+            have a caption or not.
+
+    Raises:
+        ValueError: no item has a picture.
     """
 
-    def __init__(self, items: Embedded, store: records.Store):
-        self.items = items
-        self.store = store
-        self.pictures = digests(store, items.rows)
+    def __init__(self, source: Source):
+        self.store = source.store
+        rows = np.arange(len(source.store))
+        self.ids = source.store.ids(rows)
+        self.pictures = digests(source.store, rows)
+        self.image = _images(source)
+        if not len(self.image) and (self.pictures == "").all():
+            raise ValueError(
+                "The evaluation must have an item with a picture. Received: "
+                f"none in {self.store.describe(0)} and on"
+            )
+
+
+class Concepts(NamedTuple):
+    """What the choice is balanced over.
+
+    Attributes:
+        over: the field that names them, or `CLUSTERS`.
+        names: of each.
+        labels: int64 [k], which of them each example has.
+    """
+
+    over: str
+    names: list[str]
+    labels: np.ndarray
 
 
 def infer(
@@ -143,14 +177,16 @@ def infer(
         evaluation: what the tasks are evaluated on; None checks nothing.
         directory: of the manifest, local.
         chosen_by: the settings.
-        overwrite: write anew what something else has made.
+        overwrite: replace what something else has made.
         progress: told the records of the pool compared and to compare.
 
     Raises:
         ValueError: tasks and evaluation share items, an example has no concept,
-            nothing is found, or the folder holds another manifest.
+            nothing is found, two shards of the pool are one, or the folder
+            holds another manifest.
     """
     _check_alike([pool, tasks, *([evaluation] if evaluation else [])])
+    manifest.check_distinct(pool.store)
     examples = load(tasks)
     if not len(examples.rows):
         raise ValueError(
@@ -159,31 +195,48 @@ def infer(
         )
     apart = None
     if evaluation is not None:
-        apart = Apart(load(evaluation), evaluation.store)
-        check_apart(tasks, examples, apart, chosen_by)
-    names, labels = concepts_of(tasks.store, examples, chosen_by)
-    made_by = _describe(pool, tasks, evaluation, chosen_by)
+        apart = Apart(evaluation)
+        check_apart(tasks.store, apart, chosen_by)
+    concepts = concepts_of(tasks.store, examples, chosen_by)
+    made_by = _describe(pool, tasks, evaluation, chosen_by, concepts)
     with curation.claimed(directory):
-        most = chosen_by.oversampling * -(-chosen_by.size // len(names))
+        headers = {
+            manifest.part_path(pool.store, shard, directory): manifest.describe(
+                pool.store, shard, made_by
+            )
+            for shard in range(len(pool.store.shards.paths))
+        }
+        if not overwrite:
+            for path, header in headers.items():
+                manifest.is_there(path, header)
+        count = len(concepts.names)
+        most = chosen_by.oversampling * -(-chosen_by.size // count)
         nearest, scores = find_nearest(
-            pool, examples, labels, min(most, len(pool.store)), progress
+            pool,
+            examples,
+            concepts.labels,
+            min(most, len(pool.store)),
+            progress,
         )
         found = load(pool, np.unique(nearest[nearest >= 0]))
         good, counts = _apart_from(pool, found, apart, chosen_by)
         chosen, repeated = take_turns(nearest, found, good, chosen_by)
-        counts |= repeated | {"concepts": len(names)}
+        counts |= repeated | {
+            CLUSTERS if concepts.over == CLUSTERS else CONCEPTS: count,
+            CANDIDATES: len(found.rows),
+            ASKED_FOR: chosen_by.size,
+        }
         weights = np.zeros(len(pool.store), np.float32)
         weights[chosen] = 1.0
         end = 0
-        for shard, length in enumerate(pool.store.shards.lengths.tolist()):
-            path = manifest.part_path(pool.store, shard, directory)
-            header = manifest.describe(pool.store, shard, made_by)
-            rows = slice(end, end + length)
-            end += length
-            if not manifest.is_there(path, header, overwrite):
-                ids = pool.store.ids(np.arange(rows.start, rows.stop))
-                part = manifest.Part(ids, weights[rows], scores[rows])
-                manifest.write_part(path, header, part)
+        # All of them: a choice is made over the whole pool, so that one file
+        # of another run would mix two.
+        for path, header in headers.items():
+            rows = slice(end, end + header.rows)
+            end += header.rows
+            ids = pool.store.ids(np.arange(rows.start, rows.stop))
+            part = manifest.Part(ids, weights[rows], scores[rows])
+            manifest.write_part(path, header, part)
         return manifest.finish(pool.store, directory, made_by, counts)
 
 
@@ -210,67 +263,76 @@ def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
 
 
 def check_apart(
-    tasks: Source, examples: Embedded, apart: Apart, chosen_by: Settings
+    tasks: records.Store, apart: Apart, chosen_by: Settings
 ) -> None:
     """Refuses tasks that share items with their evaluation.
 
     Raises:
-        ValueError: an id is in both, or an encoded picture; with their number
-            and places.
+        ValueError: an id is in both, or an encoded picture; with the number of
+            examples that it holds for, and places.
     """
-    items = apart.items
-    shared = {}
-    if chosen_by.compare_ids:
-        shared["id"] = _pairs(examples.ids, items.ids)
-    pictures = digests(tasks.store, examples.rows)
-    shared["picture"] = _pairs(pictures, apart.pictures)
-    for what, pairs in shared.items():
-        if pairs:
-            here, there = pairs[0]
+    rows = np.arange(len(tasks))
+    ids = tasks.ids(rows)
+    pictures = digests(tasks, rows)
+    shared = {
+        "id": np.isin(ids, apart.ids) & chosen_by.compare_ids,
+        "picture": np.isin(pictures, apart.pictures) & (pictures != ""),
+    }
+    for what, places in shared.items():
+        if places.any():
+            first = int(np.argmax(places))
+            same = apart.ids == ids[first]
+            way_out = (
+                "; set compare_ids=false where data sets count theirs, each "
+                "from the same number on"
+            )
+            if what == "picture":
+                same = apart.pictures == pictures[first]
+                way_out = ""
+            item = int(np.argmax(same))
             raise ValueError(
                 "The tasks must have nothing in common with the evaluation. "
-                f"Received: {len(pairs)} examples of equal {what}, the first "
-                f"{tasks.store.describe(int(examples.rows[here]))} and "
-                f"{apart.store.describe(int(items.rows[there]))}, ids "
-                f"{examples.ids[here]} and {items.ids[there]}"
+                f"Received: {places.sum()} examples of equal {what}, the first "
+                f"{tasks.describe(first)} and {apart.store.describe(item)}, "
+                f"ids {ids[first]} and {apart.ids[item]}{way_out}"
             )
 
 
 def concepts_of(
     store: records.Store, examples: Embedded, chosen_by: Settings
-) -> tuple[list[str], np.ndarray]:
-    """The concepts of examples, sorted, and which each has; int64 [k].
+) -> Concepts:
+    """The concepts of examples, sorted.
 
     Raises:
-        ValueError: an example lacks the field that is asked for.
+        ValueError: an example lacks the field that is asked for, or that others
+            have.
     """
     wanted = chosen_by.concept_field
     fields = (wanted,) if wanted else CONCEPT_FIELDS
+    if chosen_by.num_clusters is not None and not wanted:
+        fields = ()
     columns = store.columns(fields)
     for field in fields:
-        values = [columns[field][row] for row in examples.rows.tolist()]
-        if field == "caption":
-            values = [
-                next(one for one in captions if one.strip())
-                for captions in values
-            ]
-        values = [value.strip() for value in values]
-        if all(values):
-            names, labels = np.unique(
-                np.array([one.decode("utf-8", "replace") for one in values]),
-                return_inverse=True,
-            )
-            return names.tolist(), labels.reshape(-1)
-        if wanted:
-            row = int(examples.rows[values.index(b"")])
+        values = [
+            _name(field, columns[field][row]) for row in examples.rows.tolist()
+        ]
+        missing = values.count("")
+        if not missing:
+            names, labels = np.unique(np.array(values), return_inverse=True)
+            return Concepts(field, names.tolist(), labels.reshape(-1))
+        if wanted or missing < len(values):
+            row = int(examples.rows[values.index("")])
+            which = f"`concept_field` {field!r}" if wanted else f"`{field}`"
             raise ValueError(
-                f"`concept_field` {wanted!r} must be a field of every example. "
-                f"Received: {store.describe(row)} without; leave it away to "
-                "have clusters instead"
+                f"{which} must be a field of every example. Received: "
+                f"{missing} of {len(values)} examples without it, the first "
+                f"{store.describe(row)}; set `concept_field` to one that all "
+                "have, or `num_clusters` alone to have clusters instead"
             )
     count = chosen_by.num_clusters or round(len(examples.rows) ** 0.5)
     labels = cluster(examples.both, min(count, len(examples.rows)))
-    return [f"cluster {number}" for number in range(labels.max() + 1)], labels
+    names = [f"cluster {number}" for number in range(labels.max() + 1)]
+    return Concepts(CLUSTERS, names, labels)
 
 
 def cluster(points: np.ndarray, count: int) -> np.ndarray:
@@ -332,7 +394,8 @@ def find_nearest(
     scores = np.full(size, np.nan, np.float32)
     best = np.full([len(starts), 0], -np.inf, np.float32)
     rows = np.full([len(starts), 0], -1)
-    for block in _blocks(pool, max(64, _BLOCK_VALUES // tasks.shape[1])):
+    blocks = _blocks(pool, max(64, _BLOCK_VALUES // tasks.shape[1]))
+    for stop, block in blocks:
         similar = np.maximum.reduceat(block.both @ tasks, starts, axis=1).T
         if len(block.rows):
             scores[block.rows] = similar.max(0)
@@ -344,9 +407,7 @@ def find_nearest(
             best = np.take_along_axis(best, kept, 1)
             rows = np.take_along_axis(rows, kept, 1)
         if progress is not None:
-            progress(int(block.rows[-1]) + 1 if len(block.rows) else 0, size)
-    if progress is not None:
-        progress(size, size)
+            progress(stop, size)
     # Of equal ones the first row first.
     line = np.lexsort([rows, -best], axis=1)
     rows = np.take_along_axis(rows, line, 1)
@@ -429,21 +490,30 @@ def digests(store: records.Store, rows: np.ndarray) -> np.ndarray:
     return np.array(out, "U32")
 
 
-def _blocks(source, most) -> Iterator[Embedded]:
+def _blocks(source, most) -> Iterator[tuple[int, Embedded]]:
+    """The row that each block ends before, and those of it with embeddings."""
     size = min(_BLOCK_ROWS, most)
     for start in range(0, len(source.store), size):
         stop = min(start + size, len(source.store))
-        yield load(source, np.arange(start, stop))
+        yield stop, load(source, np.arange(start, stop))
 
 
-def _pairs(here, there):
-    """Places of equal values that are not empty, one pair a value."""
-    common, first, second = np.intersect1d(here, there, return_indices=True)
-    return [
-        (int(i), int(j))
-        for value, i, j in zip(common.tolist(), first, second, strict=True)
-        if value != ""
-    ]
+def _images(source):
+    """Embeddings of all pictures of a source that have one; float32 [k, D]."""
+    found = []
+    for start in range(0, len(source.store), _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, len(source.store))
+        rows = source.sidecars.read_rows(start, stop)
+        found.append(rows.image[rows.valid].astype(np.float32))
+    return np.concatenate(found)
+
+
+def _name(field, value):
+    """The concept that an example's field names; "" of none."""
+    if field == "caption":
+        places = reading.candidates(value)
+        value = value[places[0]] if places else b""
+    return value.decode("utf-8", "replace").strip()
 
 
 def _apart_from(pool, found, apart, chosen_by):
@@ -458,29 +528,39 @@ def _apart_from(pool, found, apart, chosen_by):
         good[bad] = False
 
     if chosen_by.compare_ids:
-        leave_out("id", np.isin(found.ids, apart.items.ids))
+        leave_out("id", np.isin(found.ids, apart.ids))
     own = digests(pool.store, found.rows)
     leave_out("picture", np.isin(own, apart.pictures) & (own != ""))
     closest = np.empty(len(found.rows), np.float32)
-    size = max(64, _BLOCK_VALUES // max(1, len(apart.pictures)))
+    size = max(64, _BLOCK_VALUES // max(1, len(apart.image)))
     for start in range(0, len(found.rows), size):
         block = slice(start, start + size)
-        similar = found.image[block] @ apart.items.image.T
+        similar = found.image[block] @ apart.image.T
         closest[block] = similar.max(1, initial=-np.inf)
     leave_out("embedding", closest >= chosen_by.leak)
-    return good, counts
+    return good, counts | {NOT_COMPARED: len(apart.ids) - len(apart.image)}
 
 
-def _describe(pool, tasks, evaluation, chosen_by):
-    def shards(source):
+def _describe(pool, tasks, evaluation, chosen_by, concepts):
+    def stamps(source):
         store = source.store
         return [store.stamp(one) for one in range(len(store.shards.paths))]
 
     return {
         "choice": "like",
         **dataclasses.asdict(chosen_by),
-        "tasks": shards(tasks),
-        "evaluation": shards(evaluation) if evaluation else [],
+        "balanced_over": concepts.over,
+        # Every file of a shard says this; with a list of a pool's shards they
+        # would grow as its square.
+        "pool": {
+            "shards": len(pool.store.shards.paths),
+            "records": len(pool.store),
+            "version": hashlib.blake2b(
+                "".join(stamps(pool)).encode(), digest_size=16
+            ).hexdigest(),
+        },
+        "tasks": stamps(tasks),
+        "evaluation": stamps(evaluation) if evaluation else [],
         "reference": pool.sidecars.description._asdict(),
     }
 

@@ -279,6 +279,34 @@ class DrawTest(tf.test.TestCase):
             self.assertLess(abs(np.corrcoef(ours, theirs)[0, 1]), 0.15)
 
 
+class RunSettingsTest(CascadeTestCase):
+    def test_a_share_that_is_rounded_to_no_row_is_refused(self):
+        def of_run(share, num_groups=2, hyper_batch_size=24):
+            recipe = config.TrainConfig(
+                data=config.DataConfig(super_batch_size=12),
+                selection=config.SelectionConfig(batch_size=None),
+                reference=config.ReferenceConfig(workdir="a", sidecars=True),
+                cascade=config.CascadeConfig(
+                    hyper_batch_size,
+                    num_chunks=1,
+                    uniform_share=share,
+                    num_groups=num_groups,
+                ),
+            )
+            return cascade.of_run(recipe, self.sidecars)
+
+        # Groups give 6 rows: 0.48 are none, 0.6 are one.
+        with self.assertRaisesRegex(
+            ValueError,
+            "`cascade.uniform_share` must be 0, or more than half a row.*"
+            "Received: uniform_share=0.08, B=12, G=2",
+        ):
+            of_run(0.08)
+        for share, num_groups in ((0.0, 2), (0.08, 1), (0.1, 2)):
+            self.assertIsNotNone(of_run(share, num_groups))
+        self.assertIsNone(of_run(0.08, hyper_batch_size=None))
+
+
 class StreamTest(CascadeTestCase):
     def test_any_step_begins_it_and_it_is_the_same_again(self):
         chooser = self.cascade(uniform_share=0.2)

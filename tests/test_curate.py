@@ -3,8 +3,10 @@
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +53,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MINI = f"{ROOT}/examples/icontext_mini"
 DIM = test_cascade.DIM
 BAD = (*test_cascade.INVALID, test_cascade.BLANK)
+needs_beam = pytest.mark.skipif(
+    importlib.util.find_spec("apache_beam") is None,
+    reason="Apache Beam is not installed",
+)
 
 
 class ScoresTestCase(tf.test.TestCase):
@@ -84,20 +90,27 @@ class ScoresTestCase(tf.test.TestCase):
         return self.enterContext(tempfile.TemporaryDirectory())
 
     def curate(self, directory, count=1, **settings):
-        settings = {"share": 0.25, "window": 15, "num_chunks": 3} | settings
-        if count == 2:
-            settings["criterion"] = "learnability"
         return curation.curate(
             self.store,
             directory,
-            curation.Settings(**settings),
+            self.settings(count, **settings),
             self.models[:count],
         )
+
+    def settings(self, count=1, **settings):
+        # The models are sidecars, which do not tell their loss.
+        defaults = {"share": 0.25, "window": 15, "num_chunks": 3}
+        if count == 2:
+            defaults["criterion"] = "learnability"
+        return curation.Settings(**defaults | {"loss": "sigmoid"} | settings)
 
 
 class ChoiceTest(ScoresTestCase):
     def windows(self, shard, settings):
-        """Rows, captions and seed of every window of a shard, from the text."""
+        """Of every window of a shard, from the text.
+
+        Its rows, their captions, the seed, and how many are chosen.
+        """
         start = int(self.store.shards.lengths[:shard].sum())
         length = int(self.store.shards.lengths[shard])
         good = [row for row in range(start, start + length) if row not in BAD]
@@ -105,6 +118,7 @@ class ChoiceTest(ScoresTestCase):
         key = curation._key(alone, settings.seed)
         order = stream.Order(len(good), key)
         count = max(1, round(len(good) / settings.window))
+        total = key / 2**31
         for turn in range(settings.passes):
             positions = np.arange(len(good)) + turn * len(good)
             rows = np.array(good)[order.rows(positions)]
@@ -117,10 +131,12 @@ class ChoiceTest(ScoresTestCase):
             for number, places in enumerate(
                 np.array_split(np.arange(len(rows)), count)
             ):
+                before, total = total, total + settings.share * len(places)
                 yield (
                     rows[places],
                     np.array(captions)[places],
                     (key, turn * count + number),
+                    math.floor(total) - math.floor(before),
                 )
 
     def embedded(self, arrays, rows, captions, scale, bias):
@@ -129,7 +145,7 @@ class ChoiceTest(ScoresTestCase):
 
     def check(self, **settings):
         """Against the slow joint draw, over whole matrices."""
-        chosen_by = curation.Settings(num_chunks=3, window=15, **settings)
+        chosen_by = self.settings(**settings)
         with_learner = chosen_by.criterion == "learnability"
         found = curation.curate(
             self.store,
@@ -139,7 +155,7 @@ class ChoiceTest(ScoresTestCase):
         )
         weights, scores = np.zeros(80), np.zeros(80)
         for shard in range(3):
-            for rows, captions, seed in self.windows(shard, chosen_by):
+            for rows, captions, seed, count in self.windows(shard, chosen_by):
                 teacher = self.embedded(
                     (self.image, self.text), rows, captions, 20.0, -8.0
                 )
@@ -148,7 +164,6 @@ class ChoiceTest(ScoresTestCase):
                     learner = self.embedded(
                         self.learner, rows, captions, 5.0, -3.0
                     )
-                count = round(chosen_by.share * len(rows))
                 chunks = min(3, count)
                 joint = cascade.joint_seed(tf.constant(seed))
                 drawn = oracles.select_jointly(
@@ -187,11 +202,10 @@ class ChoiceTest(ScoresTestCase):
     def test_a_uniform_share_is_that_of_the_cascade(self):
         settings = {"share": 0.5, "window": 40, "uniform_share": 0.5}
         found = self.curate(self.output(), **settings, gain=0.5)
-        chosen_by = curation.Settings(**settings)
+        chosen_by = self.settings(**settings)
         weights = np.zeros(80)
         for shard in range(3):
-            for rows, captions, seed in self.windows(shard, chosen_by):
-                count = round(len(rows) / 2)
+            for rows, captions, seed, count in self.windows(shard, chosen_by):
                 num_uniform = round(count / 2)
                 chunks = min(3, count - num_uniform)
                 drawn = cascade.draw(
@@ -228,8 +242,85 @@ class ChoiceTest(ScoresTestCase):
             curation.curate(
                 self.store,
                 self.output(),
-                curation.Settings(),
+                self.settings(),
                 [curation.Model("", folder)],
+            )
+
+    def test_many_small_shards_come_to_their_share_together(self):
+        folder = self.output()
+        sizes = [1] * 60 + [2] * 20
+        ends = np.cumsum(sizes)
+        for shard, (start, stop) in enumerate(
+            zip(ends - sizes, ends, strict=True)
+        ):
+            rows = range(start, stop)
+            write_set(folder, f"{shard:03}", rows, ["a"] * len(rows), rows)
+        store = records.open_store(os.path.join(folder, "*.tfrecord"))
+        embed.write_arrays(
+            store,
+            *(test_sidecar_files.unit_rows(100, seed, DIM) for seed in (1, 2)),
+            test_cascade.DESCRIPTION,
+        )
+
+        def curate(name):
+            return curation.curate(
+                store,
+                os.path.join(folder, name),
+                self.settings(share=0.2),
+                self.models[:1],
+            )
+
+        found = curate("whole")
+        # One by chance of a fifth, or of two fifths, a shard: four standard
+        # deviations about 20 of 100. At least one a shard would be 80.
+        error = 4 * np.sqrt(60 * 0.2 * 0.8 + 20 * 0.4 * 0.6)
+        self.assertAllInRange(found.weights.sum(), 20 - error, 20 + error)
+        self.assertAllEqual(np.isfinite(found.scores), np.ones(100, bool))
+        for shard in (0, 7, 61):
+            alone = curation.choose(
+                store.of_shard(shard), self.settings(share=0.2), self.models[:1]
+            )
+            rows = slice(ends[shard] - sizes[shard], ends[shard])
+            self.assertAllEqual(alone.weights, found.weights[rows])
+
+    def test_of_any_number_of_windows_so_many_are_chosen_as_their_share(self):
+        random = np.random.default_rng(0)
+        for share in (0.001, 0.2, 0.3, 0.5, 1 / 3, 0.999, 1.0):
+            for key in (0, 1, 2**30, 2**31 - 1):
+                sizes = random.integers(1, 9, 50)
+                counts = curation._counts(share, sizes.tolist(), key)
+                self.assertAllInRange(counts, 0, 8)
+                self.assertAllInRange(sizes - counts, 0, 8)
+                difference = np.cumsum(counts) - share * np.cumsum(sizes)
+                self.assertLess(np.abs(difference).max(), 1.0 + 1e-9)
+        # Over all keys the mean is the share: of two records 0.4.
+        keys = range(0, 2**31, 2**21)
+        counts = [sum(curation._counts(0.2, [1, 1], key)) for key in keys]
+        self.assertAllClose(np.mean(counts), 0.4, atol=1 / len(keys))
+
+    def test_sidecars_alone_do_not_tell_the_loss(self):
+        for count, received in (
+            (1, "sidecars without a run"),
+            (2, "sidecars without a run and sidecars without a run"),
+        ):
+            with self.assertRaisesRegex(
+                ValueError,
+                f"`loss` must be 'sigmoid' or .*: none, with {received}",
+            ):
+                self.curate(self.output(), count, loss=None)
+        found = self.curate(self.output(), loss="softmax")
+        self.assertEqual(found.made_by["loss"], "softmax")
+
+    def test_one_shard_under_two_folders_is_refused(self):
+        folder = self.output()
+        path = os.path.join(folder, "0.tfrecord")
+        shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
+        store = records.join([self.store, records.open_store(path)])
+        with self.assertRaisesRegex(
+            ValueError, f"two of version .*{self.folder}/0.tfrecord and {path}"
+        ):
+            curation.curate(
+                store, self.output(), self.settings(), self.models[:1]
             )
 
 
@@ -267,11 +358,29 @@ class ResumeTest(ScoresTestCase):
         found = curation.curate(
             self.store,
             folder,
-            curation.Settings(share=0.5),
+            self.settings(share=0.5),
             self.models[:1],
             overwrite=True,
         )
         self.assertEqual(found.made_by["share"], 0.5)
+
+    def test_to_replace_is_to_write_all_anew(self):
+        whole, folder = self.output(), self.output()
+        self.curate(whole)
+        self.curate(folder)
+        path = manifest.part_path(self.store, 0, folder)
+        header, part = manifest.read_part(path)
+        manifest.write_part(
+            path, header, part._replace(weights=part.weights + 1)
+        )
+        curation.curate(
+            self.store,
+            folder,
+            self.settings(),
+            self.models[:1],
+            overwrite=True,
+        )
+        self.assertEqual(self.read(folder), self.read(whole))
 
     def test_two_processes_do_not_write_one_manifest(self):
         folder = self.output()
@@ -297,7 +406,7 @@ class ResumeTest(ScoresTestCase):
                 curation.curate(
                     self.store,
                     self.output(),
-                    curation.Settings(criterion=criterion),
+                    self.settings(criterion=criterion),
                     found,
                 )
 
@@ -315,37 +424,62 @@ class ResumeTest(ScoresTestCase):
             with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
                 curation.Settings(**{name: value})
 
-    @pytest.mark.skipif(
-        importlib.util.find_spec("apache_beam") is None,
-        reason="Apache Beam is not installed",
-    )
+    def spread(self, directory, *options, **arguments):
+        return curation.curate_with_beam(
+            config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
+            directory,
+            self.settings(),
+            self.models[:1],
+            options=["--runner=DirectRunner", *options],
+            **arguments,
+        )
+
+    @needs_beam
     def test_beam_writes_the_same_files(self):
         alone, spread = self.output(), self.output()
         expected = self.curate(alone)
-        found = curation.curate_with_beam(
-            config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
-            spread,
-            curation.Settings(share=0.25, window=15, num_chunks=3),
-            self.models[:1],
-            options=["--runner=DirectRunner"],
-        )
+        found = self.spread(spread)
         self.assertEqual(found.identity, expected.identity)
         files = self.read(alone)
         del files[".lock"]
         self.assertEqual(self.read(spread), files)
+        path = manifest.part_path(self.store, 0, spread)
+        header, part = manifest.read_part(path)
+        manifest.write_part(
+            path, header, part._replace(weights=part.weights + 1)
+        )
+        self.spread(spread, overwrite=True)
+        self.assertEqual(self.read(spread), files)
 
-    @pytest.mark.skipif(
-        importlib.util.find_spec("apache_beam") is not None,
-        reason="Apache Beam is installed",
-    )
-    def test_without_beam_the_way_out_is_named(self):
-        with self.assertRaisesRegex(ValueError, r"pip install apache-beam"):
-            curation.curate_with_beam(
-                config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
-                self.output(),
-                curation.Settings(),
-                self.models[:1],
+    @needs_beam
+    def test_flags_that_beam_does_not_know_are_refused(self):
+        folder = self.output()
+        with self.assertRaisesRegex(
+            ValueError, "of Apache Beam. Received: --lerner x --overwite -f y"
+        ):
+            self.spread(
+                folder,
+                *("--lerner", "x", "--job_name=a", "--overwite", "-f", "y"),
             )
+        self.assertEmpty(os.listdir(folder))
+
+    @needs_beam
+    def test_what_a_runner_lacks_is_one_line(self):
+        missing = ImportError("not available,\n please install x[gcp]")
+        with (
+            mock.patch("apache_beam.Pipeline", side_effect=missing),
+            self.assertRaisesRegex(
+                ValueError, "gcp. for Dataflow. Received: not available, please"
+            ),
+        ):
+            self.spread(self.output())
+
+    def test_without_beam_the_way_out_is_named(self):
+        with (
+            mock.patch.dict(sys.modules, {"apache_beam": None}),
+            self.assertRaisesRegex(ValueError, r"pip install apache-beam"),
+        ):
+            self.spread(self.output())
 
 
 class ReportTest(ScoresTestCase):
@@ -473,14 +607,26 @@ class LikeTest(tf.test.TestCase):
     def unit(self, values):
         return values / np.linalg.norm(values, axis=1, keepdims=True)
 
-    def source(self, name, labels, ids, images=None, image=None, **metadata):
+    def source(
+        self,
+        name,
+        labels,
+        ids,
+        images=None,
+        image=None,
+        captions=None,
+        valid=None,
+        **metadata,
+    ):
         """A store with sidecars near the directions of the labels."""
         ids = list(ids)
+        if captions is None:
+            captions = [f"caption {key}" for key in ids]
         store = write_set(
             self.folder,
             name,
             ids if images is None else images,
-            [f"caption {key}" for key in ids],
+            captions,
             ids,
             **metadata,
         )
@@ -490,14 +636,18 @@ class LikeTest(tf.test.TestCase):
         found = [self.unit(near + 0.12 * one) for one in noise]
         if image is not None:
             found[0] = image
+        # As the sidecar of a blank caption has it.
+        found[1][[one == " " for one in captions]] = 0.0
         embed.write_arrays(
             store,
             *found,
             sidecar_files.Description("m", "t", "p", self.DIM, 10.0, -10.0),
+            valid=valid,
+            overwrite=True,
         )
         return likeness.Source(store, embeddings.Sidecars(store))
 
-    def infer(self, evaluation=None, **settings):
+    def infer(self, evaluation=None, overwrite=False, **settings):
         settings = {"size": 40, "near": 1.1} | settings
         return likeness.infer(
             self.pool,
@@ -505,6 +655,7 @@ class LikeTest(tf.test.TestCase):
             evaluation,
             self.directory,
             likeness.Settings(**settings),
+            overwrite=overwrite,
         )
 
     def similarities(self):
@@ -549,6 +700,8 @@ class LikeTest(tf.test.TestCase):
         # another's, and all of the pool is too little.
         found = self.infer(size=300)
         self.assertEqual(found.weights.sum(), 300)
+        self.assertEqual(found.counts["concepts"], 4)
+        self.assertEqual(found.made_by["balanced_over"], "concept")
         self.assertEqual(self.infer_with(300, oversampling=1), 300 - 0)
 
     def infer_with(self, size, **settings):
@@ -559,7 +712,72 @@ class LikeTest(tf.test.TestCase):
             of_concept = similar[:, self.labels == concept].max(1)
             rows |= set(np.argsort(-of_concept)[: size // 4].tolist())
         self.assertAllEqual(np.flatnonzero(found.weights), sorted(rows))
+        self.assertEqual(found.counts["candidates"], len(rows))
+        self.assertEqual(found.counts["asked for"], size)
         return int(found.weights.sum()) + 300 - len(rows)
+
+    def test_another_pool_in_the_same_folder_is_another_choice(self):
+        self.infer()
+        first = self.pool
+        more = self.source("more", np.arange(60) % 12, range(5000, 5060))
+        store = records.join([first.store, more.store])
+        self.pool = likeness.Source(store, embeddings.Sidecars(store))
+        with self.assertRaisesRegex(
+            ValueError, "expected made_by.pool.records=360. Received: 300"
+        ):
+            self.infer()
+        found = self.infer(overwrite=True)
+        self.assertEqual(found.weights.sum(), 40)
+        self.directory = os.path.join(self.folder, "fresh")
+        self.assertAllEqual(found.weights, self.infer().weights)
+        # As many records, one shard in another version.
+        more = self.source("more", np.arange(60) % 12, range(6000, 6060))
+        store = records.join([first.store, more.store])
+        self.pool = likeness.Source(store, embeddings.Sidecars(store))
+        with self.assertRaisesRegex(ValueError, "expected made_by.pool.versio"):
+            self.infer()
+
+    def test_every_file_is_written_anew(self):
+        expected = self.infer()
+        path = manifest.part_path(self.pool.store, 0, self.directory)
+        header, part = manifest.read_part(path)
+        other = part._replace(weights=1.0 - part.weights)
+        for overwrite in (False, True):
+            manifest.write_part(path, header, other)
+            found = self.infer(overwrite=overwrite)
+            self.assertAllEqual(found.weights, expected.weights)
+
+    def test_one_shard_under_two_folders_is_refused(self):
+        path = os.path.join(self.folder, "copy", "pool.tfrecord")
+        os.mkdir(os.path.dirname(path))
+        for end in ("", ".sidecar"):
+            shutil.copy(self.pool.store.shards.paths[0] + end, path + end)
+        store = records.join([self.pool.store, records.open_store(path)])
+        self.pool = likeness.Source(store, embeddings.Sidecars(store))
+        with self.assertRaisesRegex(
+            ValueError, f"two of version .* and {path}"
+        ):
+            self.infer()
+
+    def test_progress_never_goes_back(self):
+        # All rows of the second block of seven lack an embedding.
+        rows = np.arange(300)
+        pool = self.source(
+            "holes", rows % 12, rows, valid=~np.isin(rows, np.arange(7, 14))
+        )
+        told = []
+        examples = likeness.load(self.tasks)
+        with mock.patch.object(likeness, "_BLOCK_ROWS", 7):
+            likeness.find_nearest(
+                pool,
+                examples,
+                self.labels,
+                5,
+                lambda done, size: told.append((done, size)),
+            )
+        self.assertEqual(
+            told, [(min(done, 300), 300) for done in range(7, 307, 7)]
+        )
 
     def test_near_duplicates_and_repeated_ids_come_once(self):
         image = np.repeat(self.directions, 25, 0)[
@@ -572,6 +790,8 @@ class LikeTest(tf.test.TestCase):
         # One picture for each direction of which there are candidates.
         rows = np.flatnonzero(found.weights)
         self.assertLen(rows, len(np.unique(rows % 12)))
+        self.assertEqual(found.counts["asked for"], 100)
+        self.assertEqual(found.counts["candidates"], 300)
         self.assertGreater(found.counts["near-duplicates"], 50)
 
         self.directory = os.path.join(self.folder, "ids")
@@ -611,17 +831,77 @@ class LikeTest(tf.test.TestCase):
         )
         self.assertAllEqual(after, sorted(chosen))
 
+    def test_items_of_the_evaluation_need_no_caption_and_no_embedding(self):
+        before = np.flatnonzero(self.infer().weights)
+        by_id, by_picture, by_embedding, by_both = before[[0, 5, 9, 12]]
+        rows = self.pool.sidecars.read_rows(0, 300)
+        image = self.unit(self.random.normal(size=(4, self.DIM)))
+        image[2] = rows.image[by_embedding]
+        evaluation = self.source(
+            "bare",
+            [8, 9, 10, 11],
+            [1000 + by_id, 8001, 8002, 1000 + by_both],
+            images=[8000, 1000 + by_picture, 8002, 1000 + by_both],
+            image=image,
+            captions=[" "] * 4,
+            valid=np.array([True, True, True, False]),
+        )
+        self.assertEmpty(likeness.load(evaluation).rows)
+        self.directory = os.path.join(self.folder, "apart")
+        found = self.infer(evaluation, leak=0.999)
+        self.assertEqual(found.weights[before].sum(), len(before) - 4)
+        counts = [
+            found.counts[f"in the evaluation, by {reason}"]
+            for reason in ("id", "picture", "embedding")
+        ]
+        self.assertEqual(counts, [2, 1, 1])
+        self.assertEqual(
+            found.counts["items of the evaluation without an embedding"], 1
+        )
+
+    def test_an_evaluation_without_pictures_is_refused(self):
+        path = os.path.join(self.folder, "texts.tfrecord")
+        test_records.write_shard(
+            path, [test_records.serialize(image=b"", caption="a", id=9000)]
+        )
+        store = records.open_store(path)
+        embed.write_arrays(
+            store,
+            *[np.ones([1, self.DIM]) / self.DIM**0.5] * 2,
+            sidecar_files.Description("m", "t", "p", self.DIM, 10.0, -10.0),
+            valid=np.array([False]),
+        )
+        evaluation = likeness.Source(store, embeddings.Sidecars(store))
+        with self.assertRaisesRegex(
+            ValueError, f"must have an item with a picture.* record 0 of {path}"
+        ):
+            self.infer(evaluation)
+
     def test_tasks_that_share_items_with_the_evaluation_are_refused(self):
+        # Two of the examples are of one item.
+        self.tasks = self.source(
+            "tasks", self.labels, [0, 1, 2, 3, 4, 5, 6, 3, 8, 9]
+        )
         evaluation = self.source("e", [8, 9, 10], [8000, 3, 6])
         with self.assertRaisesRegex(
             ValueError,
-            "2 examples of equal id, the first record 3 of .*tasks.tfrecord "
-            "and record 1 of .*e.tfrecord, ids 3 and 3",
+            "3 examples of equal id, the first record 3 of .*tasks.tfrecord "
+            "and record 1 of .*e.tfrecord, ids 3 and 3; set compare_ids=false",
         ):
             self.infer(evaluation)
+        # Neither needs a caption.
+        self.tasks = self.source(
+            "blank", self.labels, range(10), captions=["a"] * 9 + [" "]
+        )
+        for captions in ([" "] * 2, ["a"] * 2):
+            evaluation = self.source("f", [8, 9], [8000, 9], captions=captions)
+            with self.assertRaisesRegex(
+                ValueError, "1 examples of equal id, .* ids 9 and 9"
+            ):
+                self.infer(evaluation)
         evaluation = self.source("p", [8, 9], [8000, 8001], images=[77, 5])
         with self.assertRaisesRegex(
-            ValueError, "1 examples of equal picture, .* ids 5 and 8001"
+            ValueError, "1 examples of equal picture, .* ids 5 and 8001$"
         ):
             self.infer(evaluation)
         self.assertFalse(os.path.exists(self.directory))
@@ -648,22 +928,59 @@ class LikeTest(tf.test.TestCase):
                 self.tasks.store, examples, likeness.Settings(**settings)
             )
 
-        names, labels = concepts()
+        def assert_clusters(found):
+            self.assertEqual(found.over, "clusters")
+            self.assertLen(found.names, 4)
+            # The same grouping under other numbers.
+            pairs = zip(found.labels.tolist(), self.labels, strict=True)
+            self.assertLen(set(pairs), 4)
+
+        over, names, labels = concepts()
+        self.assertEqual(over, "concept")
         self.assertEqual(names, [f"concept {number}" for number in range(4)])
         self.assertAllEqual(labels, self.labels)
-        names, labels = concepts(concept_field="caption")
+        over, names, _ = concepts(concept_field="caption")
+        self.assertEqual(over, "caption")
         self.assertEqual(names, [f"caption {number}" for number in range(10)])
         with self.assertRaisesRegex(ValueError, "'kind' must be a field of ev"):
             concepts(concept_field="kind")
+        assert_clusters(concepts(num_clusters=4))
         self.tasks = self.source("plain", self.labels, range(10))
         examples = likeness.load(self.tasks)
-        names, labels = concepts(num_clusters=4)
-        self.assertLen(names, 4)
-        # The same grouping under other numbers.
-        pairs = set(zip(labels.tolist(), self.labels.tolist(), strict=True))
-        self.assertLen(pairs, 4)
-        names, _ = concepts()
-        self.assertLen(names, 3)  # the root of ten
+        assert_clusters(concepts(num_clusters=4))
+        self.assertLen(concepts().names, 3)  # the root of ten
+        self.assertIn("clusters", self.infer().counts)
+
+    def test_a_concept_that_only_some_examples_have_is_refused(self):
+        self.tasks = self.source(
+            "some",
+            self.labels,
+            range(10),
+            concept=["a", "b", " ", "a", "b", "", "a", "b", "a", "b"],
+        )
+        with self.assertRaisesRegex(
+            ValueError,
+            "`concept` must be a field of every example. Received: 2 of 10 "
+            "examples without it, the first record 2 of .*some.tfrecord; set",
+        ):
+            self.infer()
+        found = self.infer(num_clusters=4)
+        self.assertEqual(found.made_by["balanced_over"], "clusters")
+
+    def test_a_caption_of_any_white_space_names_no_concept(self):
+        blank = "\u2003\u3000"
+        captions = [[blank, f" {label}\u2003"] for label in self.labels]
+        store = write_set(self.folder, "spaces", range(10), captions, range(10))
+        examples = likeness.load(self.tasks)
+        settings = likeness.Settings(concept_field="caption")
+        found = likeness.concepts_of(store, examples, settings)
+        self.assertEqual(found.names, ["0", "1", "2", "3"])
+        captions[6] = [blank, ""]
+        store = write_set(self.folder, "blank", range(10), captions, range(10))
+        with self.assertRaisesRegex(
+            ValueError, "'caption' must be .* 1 of 10 .* record 6 of"
+        ):
+            likeness.concepts_of(store, examples, settings)
 
     def test_clusters_of_equal_points_are_one(self):
         labels = likeness.cluster(np.ones([5, 1], np.float32), 3)
@@ -688,13 +1005,13 @@ class CommandTest(tf.test.TestCase):
             cls.write_run(name, seed)
 
     @classmethod
-    def write_run(cls, name, seed):
+    def write_run(cls, name, seed, loss="sigmoid"):
         workdir = os.path.join(cls.folder, name)
         os.makedirs(workdir)
         recipe = config.TrainConfig(
             seed=seed,
             data=config.DataConfig(image_size=32, text_length=16),
-            model=config.ModelConfig(preset="tiny"),
+            model=config.ModelConfig(preset="tiny", loss=loss),
         )
         config.save_config(recipe, os.path.join(workdir, reference.CONFIG_FILE))
         letters = "abcdefghijklmnopqrstuvwxyz"
@@ -741,7 +1058,9 @@ class CommandTest(tf.test.TestCase):
 
     def test_it_writes_what_the_library_does_and_a_report(self):
         printed, shown = self.run_command(
-            "easy", "--set", "share=0.25", "window=100", "seed=4"
+            "easy",
+            *("--sidecar-dir", self.path("anew")),
+            *("--set", "share=0.25", "window=100", "seed=4"),
         )
         self.assertRegex(printed, r"\b6\d of 246 records are drawn: .*easy")
         self.assertRegex(shown, r"(?s)embedding .* 246 .*scoring .* 246 of 246")
@@ -754,9 +1073,10 @@ class CommandTest(tf.test.TestCase):
         store = records.open_stores(data)
         expected = curation.choose(
             store,
-            curation.Settings(share=0.25, window=100, seed=4),
-            [curation.Model("", self.path("sidecars"))],
+            curation.Settings(share=0.25, window=100, seed=4, loss="sigmoid"),
+            [curation.Model("", self.path("anew"))],
         )
+        self.assertEqual(store.manifest.made_by["loss"], "sigmoid")
         self.assertAllEqual(store.manifest.weights, expected.weights)
         self.assertAllEqual(store.manifest.scores, expected.scores)
         text, found = self.read_page("easy")
@@ -785,7 +1105,60 @@ class CommandTest(tf.test.TestCase):
         }
         self.assertLen(fingerprints, 2)
         self.assertFalse(os.path.exists(self.path("learnable/report.html")))
-        self.assertEqual(found.weights.sum(), round(0.2 * 246))
+        self.assertIn(found.weights.sum(), (49, 50))  # of one shard, 49.2
+
+    def test_the_loss_is_the_one_that_the_runs_were_trained_with(self):
+        self.write_run("softmax", 2, "softmax")
+
+        def loss(*names, **settings):
+            models = [
+                curation.Model(self.path(name), self.path(f"{name}_sidecars"))
+                for name in names
+            ]
+            if len(names) == 2:
+                settings["criterion"] = "learnability"
+            chosen_by = curation.Settings(**settings)
+            return curation.for_models(chosen_by, models).loss
+
+        self.assertEqual(loss("softmax"), "softmax")
+        self.assertEqual(loss("softmax", loss="sigmoid"), "sigmoid")
+        self.assertEqual(loss("reference", "learner"), "sigmoid")
+        with self.assertRaisesRegex(
+            ValueError, "none, with 'sigmoid' of .*reference' and 'softmax' of"
+        ):
+            loss("reference", "softmax")
+        self.run_command(
+            "by_softmax",
+            *("--workdir", self.path("softmax"), "--no-report"),
+            *("--sidecar-dir", self.path("softmax_sidecars")),
+        )
+        store = records.open_store(
+            f"{MINI}/val_concept-*.tfrecord", index_dir=self.path("index")
+        )
+        found = manifest.Manifest(self.path("by_softmax"), store)
+        self.assertEqual(found.made_by["loss"], "softmax")
+
+    @needs_beam
+    def test_beam_by_the_command(self):
+        arguments = ("--set", "window=100", "--no-report")
+        self.run_command("alone", *arguments)
+        printed, _ = self.run_command(
+            "spread", *arguments, "--beam", "--runner=DirectRunner"
+        )
+        self.assertRegex(printed, "of 246 records are drawn: .*spread")
+        names = os.listdir(self.path("spread"))
+        self.assertLen(names, 2)  # one shard and the list
+        for name in names:
+            alone, spread = (
+                pathlib.Path(self.path(folder), name).read_bytes()
+                for folder in ("alone", "spread")
+            )
+            self.assertEqual(spread, alone)
+        with self.assertRaises(SystemExit) as stopped:
+            self.run_command("spread", "--beam", "--overwite")
+        self.assertRegex(
+            str(stopped.exception), "^error: Flags must .*: --overwite$"
+        )
 
     @pytest.mark.slow
     def test_a_learner_may_be_an_earlier_checkpoint(self):
@@ -831,6 +1204,9 @@ class CommandTest(tf.test.TestCase):
         self.assertIn("in the evaluation, by picture", printed)
         text, _ = self.read_page("like")
         self.assertIn("passed over: in the evaluation, by id", text)
+        self.assertNotIn("passed over: candidates", text)
+        self.assertRegex(text, "asked for.*150")
+        self.assertRegex(text, "pool.*1 shards")
 
     def test_like_without_an_evaluation_says_what_is_not_compared(self):
         _, told = self.run_command(
@@ -840,11 +1216,35 @@ class CommandTest(tf.test.TestCase):
             data="reference",
         )
         self.assertIn("no --evaluation: what the tasks are evaluated", told)
+        self.assertNotIn("asked for", told)
+
+    def test_it_says_why_there_are_fewer_than_asked_for(self):
+        # The model was never trained and finds many pictures alike.
+        for output, size, near, reason in (
+            ("all", 10**5, 1.1, "that is all that the pool has"),
+            ("few", 99, 0.9, "the candidates ran out: a larger `oversampli"),
+        ):
+            printed, told = self.run_command(
+                output,
+                *("--like", f"{MINI}/val_concept-*.tfrecord", "--no-report"),
+                *("--set", f"size={size}", f"near={near}"),
+                data="reference",
+            )
+            self.assertRegex(told, f"of the {size:,} asked for: {reason}")
+            self.assertRegex(printed, rf"{size:,}  asked for")
 
     def test_what_does_not_fit_is_one_line(self):
         for more, message in (
             (["--evaluation", "x"], "`--evaluation` needs `--like`"),
             (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
+            (
+                ["--learner-sidecar-dir", "x"],
+                "`--learner-sidecar-dir` needs `--learner`",
+            ),
+            (
+                ["--like", "x", "--learner-sidecar-dir", "x"],
+                "Received: `--learner-sidecar-dir` with it",
+            ),
             (["--like", "x", "--beam"], "Received: `--beam` with it"),
             (["--set", "share=2"], "`share` must be in"),
             (["--set", "size=2"], "No setting `size`"),

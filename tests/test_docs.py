@@ -179,9 +179,9 @@ class PythonBlocksTest(DocsTestCase):
                         arguments += ["near=1.1", "leak=1.1"]
                     if "--beam" not in arguments:
                         curate.main(arguments)
-        # A quarter of each of four windows of 2,050.
+        # A quarter of the one shard, over four windows of 2,050.
         for name, count in (
-            ("easy", f"{4 * round(2050 / 4):,}"),
+            ("easy", f"{8200 // 4:,}"),
             ("like", 400),
         ):
             self.assertIn(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 
 import numpy as np
@@ -220,6 +221,42 @@ class ManifestTest(FolderTestCase):
         with self.assertRaisesRegex(ValueError, "ids, 102 in row 2. .*: 103"):
             manifest.finish(self.store, self.directory, MADE_BY, {})
 
+    def test_one_shard_under_two_folders_is_refused(self):
+        copy = os.path.join(self.folder, "copy", "1.tfrecord")
+        os.mkdir(os.path.dirname(copy))
+        shutil.copy(self.shard(1), copy)
+        store = records.join([self.store, records.open_store(copy)])
+        pattern = f"two of version .*, {self.shard(1)} and {copy}; leave one"
+        with self.assertRaisesRegex(ValueError, pattern):
+            manifest.check_distinct(store)
+        with self.assertRaisesRegex(ValueError, pattern):
+            write(store, self.directory, np.ones(47))
+        # Another version has room beside it.
+        tiny.write_shard(copy, rows=7, seed=9)
+        store = records.join([self.store, records.open_store(copy)])
+        found = write(store, self.directory, np.arange(47) % 2)
+        self.assertAllEqual(found.weights, np.arange(47) % 2)
+
+    def test_a_manifest_without_records_of_a_store_with_a_share_is_refused(
+        self,
+    ):
+        write(self.store, self.directory, np.arange(40) >= 20)
+        data = config.DataConfig(
+            train=(self.shard(0), f"{self.folder}/[12].tfrecord"),
+            manifest=self.directory,
+            weights=(1.0, 3.0),
+        )
+        store = records.open_stores(data)
+        with self.assertRaisesRegex(
+            ValueError,
+            f"`data.manifest` must have.*{self.directory}' with none of the 20 "
+            rf"of `data.train\[0\]`, from record 0 of {self.shard(0)} on",
+        ):
+            pipeline.order(store, data.weights, 0, None)
+        # By their size, what is left out has no share.
+        rows = pipeline.order(store, (), 0, None).rows(np.arange(20))
+        self.assertAllEqual(np.sort(rows), np.arange(20, 40))
+
     def test_impossible_weights_and_scores_are_refused(self):
         for values in ([-1.0] * 40, [np.nan] * 40, [np.inf] * 40):
             with self.assertRaisesRegex(ValueError, "finite weights, not neg"):
@@ -229,7 +266,7 @@ class ManifestTest(FolderTestCase):
         with self.assertRaisesRegex(ValueError, "must have a record that is"):
             self.write(np.zeros(40), counts={"near-duplicates": 3})
 
-    def test_what_another_maker_has_written_is_kept_unless_told(self):
+    def test_what_another_maker_has_written_is_refused(self):
         self.write()
         path = manifest.part_path(self.store, 0, self.directory)
         other = manifest.describe(self.store, 0, {**MADE_BY, "share": 0.1})
@@ -237,7 +274,6 @@ class ManifestTest(FolderTestCase):
             ValueError, "expected made_by.share=0.1. Received: 0.5; take anoth"
         ):
             manifest.is_there(path, other)
-        self.assertFalse(manifest.is_there(path, other, overwrite=True))
         same = manifest.describe(self.store, 0, MADE_BY)
         self.assertTrue(manifest.is_there(path, same))
 

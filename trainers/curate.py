@@ -8,15 +8,18 @@ By easy-reference, jointly in windows; with `--learner`, by the learnability
 between that run and the reference; with `--like`, the records that are like
 examples of tasks. A run draws by it with `data.manifest=manifests/easy`. The
 output has a report, `report.html`. A command that was interrupted is continued
-by the same command. `--set` takes fields of `curation.Settings`, and with
-`--like` of `likeness.Settings`. The options of the data's format are those of
-`data` in the training recipe, and have to be the same there.
+by the same command; with `--overwrite` it begins anew. `--set` takes fields of
+`curation.Settings`, and with `--like` of `likeness.Settings`. The options of
+the data's format are those of `data` in the training recipe, and have to be the
+same there.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+
+import numpy as np
 
 import trainers
 from jest_tf import config as config_lib
@@ -49,7 +52,7 @@ def _parser():
     add("--sidecar-dir", default="", help="of the reference; beside the shards")
     add("--learner", help="run directory: choose by learnability")
     add("--learner-step", type=int, help="of its checkpoint; its final weights")
-    add("--learner-sidecar-dir", default="", help="folder of its sidecars")
+    add("--learner-sidecar-dir", help="of the learner; beside the shards")
     add("--like", nargs="+", metavar="GLOB", help="examples of the tasks")
     add(
         "--evaluation",
@@ -58,13 +61,13 @@ def _parser():
         help="what the tasks are evaluated on: nothing of it is chosen",
     )
     add("--set", nargs="+", default=[], metavar="A=B", help="settings")
-    add("--overwrite", action="store_true", help="replace another manifest")
+    add("--overwrite", action="store_true", help="write all of it anew")
     add("--no-report", action="store_true", help="write no report.html")
     add("--source-fields", nargs="*", default=curation_page.SOURCE_FIELDS)
     add(
         "--beam",
         action="store_true",
-        help="spread the shards by Apache Beam, which takes all other flags",
+        help="spread the shards by Apache Beam, which takes its own flags",
     )
     add("--format", default="auto", choices=config_lib.FORMATS)
     add("--image-field", default="", help="`data.image_field`")
@@ -95,18 +98,23 @@ def _run(flags, beam_options):
 
 
 def _check(flags):
-    needed = {
-        "--evaluation": (flags.evaluation, "--like", flags.like),
-        "--learner-step": (flags.learner_step, "--learner", flags.learner),
-    }
-    for name, (value, other, there) in needed.items():
-        if value is not None and not there:
-            raise ValueError(f"`{name}` needs `{other}`. Received: it alone")
-    for name in ("learner", "beam"):
-        if flags.like and getattr(flags, name):
+    values = vars(flags)
+    for name in ("learner", "learner_step", "learner_sidecar_dir", "beam"):
+        # A step of 0 was given, too.
+        if flags.like and values[name] not in (None, False):
             raise ValueError(
                 f"`--like` chooses by a reference alone, on one machine. "
-                f"Received: `--{name}` with it"
+                f"Received: `--{name.replace('_', '-')}` with it"
+            )
+    for name, other in (
+        ("evaluation", "like"),
+        ("learner_step", "learner"),
+        ("learner_sidecar_dir", "learner"),
+    ):
+        if values[name] is not None and not values[other]:
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` needs `--{other}`. "
+                "Received: it alone"
             )
 
 
@@ -133,7 +141,9 @@ def _curate_by_scores(flags, store, reference, beam_options):
     if flags.learner:
         models.append(
             curation.Model(
-                flags.learner, flags.learner_sidecar_dir, flags.learner_step
+                flags.learner,
+                flags.learner_sidecar_dir or "",
+                flags.learner_step,
             )
         )
         values["criterion"] = "learnability"
@@ -177,7 +187,7 @@ def _curate_like(flags, store, reference, beam_options):
     sidecars = reference.sidecars(
         store, progress.Progress("embedding", "records")
     )
-    return likeness.infer(
+    curated = likeness.infer(
         likeness.Source(store, sidecars),
         tasks,
         evaluation,
@@ -186,6 +196,23 @@ def _curate_like(flags, store, reference, beam_options):
         overwrite=flags.overwrite,
         progress=progress.Progress("comparing", "records"),
     )
+    _tell_shortfall(curated)
+    return curated
+
+
+def _tell_shortfall(curated):
+    """Says why fewer records were chosen than were asked for."""
+    drawn = int((curated.weights > 0).sum())
+    asked, candidates = (
+        curated.counts[name]
+        for name in (likeness.ASKED_FOR, likeness.CANDIDATES)
+    )
+    if drawn == asked:
+        return
+    reason = "that is all that the pool has"
+    if candidates < np.isfinite(curated.scores).sum():
+        reason = "the candidates ran out: a larger `oversampling` has more"
+    print(f"{drawn:,} of the {asked:,} asked for: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

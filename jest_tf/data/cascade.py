@@ -144,10 +144,24 @@ class Cascade:
 def of_run(
     config: config_lib.TrainConfig, sidecars: embeddings.Sidecars | None
 ) -> Cascade | None:
-    """The cascade that a run's settings ask for, or None."""
-    if config.cascade.hyper_batch_size is None:
+    """The cascade that a run's settings ask for, or None.
+
+    Raises:
+        ValueError: as of `Cascade`, or a share of uniform rows is rounded to
+            none in each group.
+    """
+    settings, size = config.cascade, config.data.super_batch_size
+    if settings.hyper_batch_size is None:
         return None
-    return Cascade(config.cascade, sidecars, config.model.loss)
+    if settings.uniform_share and not settings.num_uniform(size):
+        raise ValueError(
+            "`cascade.uniform_share` must be 0, or more than half a row of the "
+            "B / G that each group gives, or it is rounded to none: take a "
+            "larger share, fewer `cascade.num_groups` (G), or a larger "
+            "`data.super_batch_size` (B). Received: uniform_share="
+            f"{settings.uniform_share}, B={size}, G={settings.num_groups}"
+        )
+    return Cascade(settings, sidecars, config.model.loss)
 
 
 def join_groups(

@@ -85,7 +85,8 @@ class Manifest:
         weights: float32 [n], of all rows of the store; 0 is never drawn.
         scores: float32 [n], NaN where a record was not scored.
         made_by: what the manifest was made by.
-        counts: of what was left out and why, as its maker counted.
+        counts: of what was left out and why, and of what the choice was made
+            from, as its maker counted.
 
     Raises:
         ValueError: there is none, it is unfinished or damaged, or it belongs to
@@ -135,6 +136,24 @@ def part_path(store: "records.Store", shard: int, directory: str) -> str:
     """
     name = os.path.basename(store.shards.paths[shard])
     return os.path.join(directory, f"{name}-{store.stamp(shard)[:8]}{SUFFIX}")
+
+
+def check_distinct(store: "records.Store") -> None:
+    """Refuses a store of which two shards would share a file here.
+
+    Raises:
+        ValueError: two shards have one name and one version, with their paths.
+    """
+    found: dict[str, int] = {}
+    for shard, path in enumerate(store.shards.paths):
+        first = found.setdefault(part_path(store, shard, ""), shard)
+        if first != shard:
+            raise ValueError(
+                "The shards of a manifest must differ in name or version, or "
+                "one would be counted twice. Received: two of version "
+                f"{store.stamp(shard)}, {store.shards.paths[first]} and "
+                f"{path}; leave one out"
+            )
 
 
 def describe(store: "records.Store", shard: int, made_by: Mapping) -> Header:
@@ -210,33 +229,27 @@ def read_part(path: str) -> tuple[Header, Part]:
     return header, part
 
 
-def is_there(path: str, header: Header, overwrite: bool = False) -> bool:
+def is_there(path: str, header: Header) -> bool:
     """Whether a shard's file has been written, by the same maker.
 
     Args:
         path: of the file.
         header: what it has to say.
-        overwrite: whether one of another maker, or damaged, counts as none.
 
     Raises:
         ValueError: it is of another maker, or damaged.
     """
     if not tf.io.gfile.exists(path):
         return False
-    try:
-        found, _ = read_part(path)
-        # As JSON gives it back, where tuples are lists.
-        wanted = json.loads(json.dumps(header._asdict()))
-        for name, value in _differences(wanted, found._asdict()):
-            raise ValueError(
-                f"Manifest {path} was made by something else: expected "
-                f"{name}={value[0]!r}. Received: {value[1]!r}; take another "
-                "folder, or overwrite it"
-            )
-    except ValueError:
-        if overwrite:
-            return False
-        raise
+    found, _ = read_part(path)
+    # As JSON gives it back, where tuples are lists.
+    wanted = json.loads(json.dumps(header._asdict()))
+    for name, value in _differences(wanted, found._asdict()):
+        raise ValueError(
+            f"Manifest {path} was made by something else: expected "
+            f"{name}={value[0]!r}. Received: {value[1]!r}; take another "
+            "folder, or overwrite it"
+        )
     return True
 
 
@@ -252,12 +265,13 @@ def finish(
         store: the records.
         directory: of the manifest.
         made_by: as of the shards' headers.
-        counts: of what was left out and why, by name.
+        counts: as of `Manifest`, by name.
 
     Raises:
         ValueError: the file of a shard is missing, damaged or made by
-            something else, or no record has a weight.
+            something else, two shards are one, or no record has a weight.
     """
+    check_distinct(store)
     listed = []
     for shard in range(len(store.shards.paths)):
         path = part_path(store, shard, directory)
@@ -278,7 +292,7 @@ def finish(
     if not drawn:
         raise ValueError(
             "A manifest must have a record that is drawn. Received: weights of "
-            f"0 for all {len(store):,} records; left out: {dict(counts)}"
+            f"0 for all {len(store):,} records; counted: {dict(counts)}"
         )
     values = {
         "kind": _KIND,

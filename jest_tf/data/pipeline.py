@@ -245,8 +245,15 @@ def order(
     seed: int,
     shuffle_block_size: int | None,
 ) -> stream.Order | stream.Mixture:
-    """The order of a training stream; arguments as of `super_batches`."""
+    """The order of a training stream; arguments as of `super_batches`.
+
+    Raises:
+        ValueError: as of `stream.Order` and `stream.Mixture`, or the manifest
+            leaves nothing of a store that has a share.
+    """
     row_weights = store.manifest and store.manifest.weights
+    if weights and store.manifest:
+        _check_parts(store)
     if not weights:
         return stream.Order(
             len(store),
@@ -261,6 +268,21 @@ def order(
         block_size=shuffle_block_size,
         row_weights=row_weights,
     )
+
+
+def _check_parts(store):
+    """Refuses a manifest that has no record of a part of the store."""
+    starts = np.cumsum([0, *store.parts[:-1]])
+    parts = np.split(store.manifest.weights, starts[1:])
+    for number, (part, start) in enumerate(zip(parts, starts, strict=True)):
+        if not part.any():
+            raise ValueError(
+                "`data.manifest` must have a record of each pattern of "
+                "`data.train` where `data.weights` give it a share. Received: "
+                f"{store.manifest.directory!r} with none of the {len(part):,} "
+                f"of `data.train[{number}]`, from {store.describe(int(start))} "
+                "on"
+            )
 
 
 class Examples(NamedTuple):
