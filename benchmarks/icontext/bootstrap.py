@@ -336,31 +336,39 @@ def _weights(count, place):
 
 def _split_means(runs, queries, split, measure, place, subset):
     """Weighted means over concepts; float64 [seeds, 1 + RESAMPLES]."""
-    direction, value = MEASURES[measure]
+    direction, _ = MEASURES[measure]
     (key,) = {run["ranks"][split]["queries"] for run in runs}
     side = "text" if direction == "text_to_image" else "image"
-    concepts = results.decode_ranks(queries[key][side])
-    count = int(concepts.max()) + 1
-    sizes = np.bincount(concepts, minlength=count)
-    sums = np.stack(
+    chosen = subset and tuple(members(runs[0], queries, split, subset))
+    return np.stack(
         [
-            np.bincount(
-                concepts,
-                value(
-                    results.decode_ranks(run["ranks"][split][direction]).astype(
-                        np.float64
-                    )
-                ),
-                minlength=count,
+            _run_means(
+                queries[key][side],
+                run["ranks"][split][direction],
+                measure,
+                place,
+                chosen,
             )
             for run in runs
         ]
-    )  # [seeds, concepts]
+    )
+
+
+# A run stands beside many others.
+@functools.lru_cache(maxsize=4096)
+def _run_means(concepts, ranks, measure, place, chosen):
+    """Of one run; concepts and ranks are encoded, chosen is None for all."""
+    _, value = MEASURES[measure]
+    concepts = results.decode_ranks(concepts)
+    count = int(concepts.max()) + 1
+    sizes = np.bincount(concepts, minlength=count)
+    values = value(results.decode_ranks(ranks).astype(np.float64))
+    sums = np.bincount(concepts, values, minlength=count)
     weights = _weights(count, place)
-    if subset:
-        weights = weights * members(runs[0], queries, split, subset)
+    if chosen:
+        weights = weights * np.array(chosen)
     with np.errstate(invalid="ignore"):
-        return (sums @ weights.T) / (sizes @ weights.T)
+        return (weights @ sums) / (weights @ sizes)
 
 
 def _summary(values):

@@ -349,7 +349,9 @@ def _look_alikes(runs, cells):
             "it, one whose embedding by its own reference has a cosine above "
             f"{results.LOOK_ALIKE}, and of as many drawn uniformly. For the "
             "contrastive loss they are negatives of each other, unless their "
-            "captions are equal. Means over draws spread over a run, where the "
+            "captions are equal. A reference that tells less apart has more of "
+            "them: a row's two numbers are to be compared, rows of different "
+            "references are not. Means over draws spread over a run, where the "
             "run's result has them."
         ),
         pages.table(("cell", "what", "drawn", "uniform"), rows),
