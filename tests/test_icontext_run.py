@@ -389,6 +389,18 @@ class ClaimsTest(tf.test.TestCase):
         text = f"{300 / 125:.1f}x [2.0, 4.0]"
         self.assertEqual(measure(25, 50, 50), (text, 3, claims.HOLDS))
         self.assertEqual(measure(200, 200, 200)[2], claims.FAILS)
+        # At the target as soon as the uniform run, and for longer than that.
+        rows = [
+            with_curve(steps, [0.4] * len(steps), cell=cell, seed=seed)
+            | {"steps": steps[-1]}
+            for seed in range(3)
+            for cell, steps in (
+                ("uniform", [100]),
+                ("jest_750", [100, 300]),
+            )
+        ]
+        found = claims.CLAIMS[0].measure(claims.Runs(rows, QUERIES))
+        self.assertEqual(found, ("1.0x [1.0, 1.0]", 3, claims.OPEN))
         self.assertEqual(measure(25, 50, 200)[2], claims.OPEN)
 
     def test_every_cost_is_compared_but_seconds_of_another_machine(self):

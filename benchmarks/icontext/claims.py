@@ -223,15 +223,7 @@ def ratio(found):
 
 
 def _better(first, second):
-    def measure(runs):
-        found = runs.difference(first, second)
-        return found and (
-            points(found),
-            len(runs.seeds(first) & runs.seeds(second)),
-            verdict(found),
-        )
-
-    return measure
+    return _each((first, second))
 
 
 def _no_worse(first, second):
@@ -282,7 +274,7 @@ def _cheaper(cells, spent):
             return text, found.seeds, OPEN
         if found.low > 1:
             return text, found.seeds, HOLDS
-        is_dearer = 0 < found.high < 1 or found.bound < 1
+        is_dearer = (found.high if found.value else found.bound) < 1
         return text, found.seeds, FAILS if is_dearer else OPEN
 
     return measure
