@@ -314,6 +314,15 @@ class ClaimsTest(tf.test.TestCase):
         half = 1.96 * (0.3**2 + 0.2**2) ** 0.5 / 3 / 2**0.5
         self.assertAllClose((value - low, high - value), (half, half))
         self.assertIsNone(runs.difference("a", "d"))
+        # What is of the seed, for both cells, is not between them.
+        rows += [
+            with_curve([100], [end], cell="e", seed=seed)
+            for seed, end in enumerate((0.6, 0.3, 0.9))
+        ]
+        # Around their means a third and a half of it: 1/12 from the middle.
+        half = (1 / 2 - 1 / 3) / 2
+        expected = (4 * half**2 / (1 * 2)) ** 0.5
+        self.assertAllClose(claims.Runs(rows, QUERIES).spread(), expected)
 
     def test_ratios_are_of_the_uniform_runs_length(self):
         uniform = with_curve([100], [0.4], cell="uniform")

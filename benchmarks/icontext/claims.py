@@ -113,16 +113,23 @@ class Runs:
     def spread(self, splits=bootstrap.SPLITS):
         """Standard deviation between the seeds of a cell, over its mean.
 
-        Pooled over the cells that have three seeds; 0 where none has.
+        Of the cells that have all three, and without what a seed does to all
+        of them alike, as runs are compared within their seed. 0 where no cell
+        has three.
         """
-        squares, freedom = 0.0, 0
-        for cell in self.cells:
-            ends = self._ends(cell, splits)
-            if len(ends) >= _LEAST_SEEDS:
-                relative = ends / np.mean(ends) - 1
-                squares += np.sum(relative**2)
-                freedom += len(ends) - 1
-        return float((squares / max(1, freedom)) ** 0.5)
+        ends = [
+            self._ends(cell, splits)
+            for cell in self.cells
+            if len(self.seeds(cell)) >= _LEAST_SEEDS
+        ]
+        if not ends:
+            return 0.0
+        relative = np.stack([one / one.mean() - 1 for one in ends])
+        count, seeds = relative.shape
+        if count > 1:
+            relative -= relative.mean(axis=0)
+        freedom = max(1, count - 1) * (seeds - 1)
+        return float((np.sum(relative**2) / freedom) ** 0.5)
 
     def _ends(self, cell, splits):
         return np.array(

@@ -55,7 +55,8 @@ PROTOCOL = (
     "there are several; differences are paired by concept and seed. A score of "
     "one seed leaves the spread between runs out of its interval; a difference "
     "of fewer than three has it added, as the standard deviation between the "
-    "seeds of a cell, relative to its score, over the cells that have three.",
+    "seeds of a cell, relative to its score, in the cells that have three, "
+    "without what a seed does to all of them alike.",
     "The target is the score of the long uniform run at its end, each seed's "
     "own. When it and another run first have it is read off their curves, "
     "straight lines between two evaluations; of the lengths of a method the "
