@@ -606,6 +606,22 @@ class ProcessorSecondsTest(tf.test.TestCase):
             self.assertEqual(found, expected)
 
 
+class ReportTest(tf.test.TestCase):
+    def test_the_uniform_learner_is_drawn_first(self):
+        runs = claims.Runs([], {}, "quick_uniform")
+        names = ["quick_reference", "quick_uniform", "quick_jest"]
+        self.assertEqual(
+            report._to_draw(runs, report._MAIN_CURVES, names),
+            ["quick_uniform", "quick_reference", "quick_jest"],
+        )
+        runs = claims.Runs([], {})
+        names = ["reference", "jest_2500", "uniform"]
+        self.assertEqual(
+            report._to_draw(runs, report._MAIN_CURVES, names),
+            ["uniform", "jest_2500"],
+        )
+
+
 class PagesTest(tf.test.TestCase):
     def test_one_html_file_holds_everything(self):
         folder = pathlib.Path(self.get_temp_dir())

@@ -406,7 +406,7 @@ def _pictures(runs, cells, folder, out, name):
             _KINDS_CURVES,
         ),
     ):
-        drawn = [one for one in drawn if one in names] or names[:6]
+        drawn = _to_draw(runs, drawn, names)
         if draw(runs, drawn, out / file):
             blocks.append(pages.image(file, alt))
         if draw is figures.frontier:
@@ -423,6 +423,13 @@ def _pictures(runs, cells, folder, out, name):
                     )
                 )
     return blocks
+
+
+def _to_draw(runs, wanted, names):
+    """Of the cells that are there those wanted, or some; the first is what the
+    others are held against."""
+    found = [one for one in wanted if one in names] or names
+    return sorted(found, key=lambda one: one != runs.uniform)[:10]
 
 
 def _not_drawn(runs, cells):
