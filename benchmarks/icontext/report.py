@@ -426,8 +426,7 @@ def _pictures(runs, cells, folder, out, name):
 
 
 def _to_draw(runs, wanted, names):
-    """Of the cells that are there those wanted, or some; the first is what the
-    others are held against."""
+    """The wanted of the cells that are there, or any; the uniform one first."""
     found = [one for one in wanted if one in names] or names
     return sorted(found, key=lambda one: one != runs.uniform)[:10]
 
