@@ -18,6 +18,17 @@ from benchmarks.icontext import (
 
 # What the runs answer, by question: shown once all of the cells are there.
 FOUND: dict[str, tuple[tuple[str, ...], str]] = {
+    "ratio": (
+        (
+            *("jest_400_f50", "jest_400", "jest_400_f90", "jest_400_f95"),
+            *("easy_reference_f50", "easy_reference_f80"),
+            *("easy_reference_f90", "easy_reference_f95"),
+        ),
+        "The more is left out, the more a step teaches, by either criterion. "
+        "In 400 steps easy-reference is about as good as learnability, and "
+        "spends no pass of the learner on scores; which is what makes a stage "
+        "0 of it worth so much here.",
+    ),
     "reference": (
         ("best", "best_by_curated", "best_by_pool", "best_by_filtered"),
         "What a reference was trained on counts. One of the pool alone has "

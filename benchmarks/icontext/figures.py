@@ -145,7 +145,7 @@ def sweeps(runs, panels, path):
         axis.set_xlabel(panel.axis)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="upper left")
     axes[0, 0].set_ylabel("MRR, %, seed 0")
     figure.tight_layout()
     figure.savefig(path, dpi=_DPI)
