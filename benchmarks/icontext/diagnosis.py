@@ -294,7 +294,7 @@ def blocks(runs, out, name=""):
     return [
         pages.paragraph(
             "One thing is changed at a time. Differences are of the seeds that "
-            "both sides have; with one, an interval tells of concepts alone. "
+            "both sides have, with an interval as in the protocol. "
             "Cost is that of a step in forward passes, scoring included, over "
             "those of a uniform step of its batch size."
         ),
