@@ -167,6 +167,28 @@ class MatrixTest(tf.test.TestCase):
         tasks = run.plan((changed,), folder, path)
         self.assertEqual(list(run._with_needs(tasks, [name])), [name])
 
+    def test_a_reference_that_is_known_is_trained_again_for_others_alone(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        path = folder / "results.jsonl"
+        cells = matrix.MATRICES["quick"]
+        reference, jest = cells[0].name, run.name(cells[2], 0)
+        config = run.resolve(cells[0], 0, folder)
+        results.append(path, {"digest": results.digest(config, folder)})
+        tasks = run.plan(cells, folder, path)
+        name = run.name(cells[0], 0)
+        self.assertEmpty(run._with_needs(tasks, [name]))
+        order = list(run._with_needs(tasks, [name, jest]))
+        self.assertEqual(order, [name, f"sidecars {reference}-pool", jest])
+        # Its result is kept as it is.
+        (train,) = tasks[name].commands
+        self.assertIn("trainers.train", train)
+        self.assertLen(tasks[jest].commands, 2)
+        weights = run.folder(cells[0], 0, folder) / "final.weights.h5"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        tasks = run.plan(cells, folder, path)
+        self.assertNotIn(name, run._with_needs(tasks, [name, jest]))
+
 
 class BootstrapTest(tf.test.TestCase):
     def test_ranks_survive_their_encoding(self):

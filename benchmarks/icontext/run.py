@@ -48,6 +48,8 @@ class Task:
         needs: names of the tasks that come before.
         done: a file that is there once it is done, or None for a cell.
         steps: what it costs, in uniform steps.
+        is_known: whether its result is known, so that it runs only for what
+            needs the run itself, as sidecars do a reference.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Task:
     needs: tuple[str, ...]
     done: pathlib.Path | None
     steps: float
+    is_known: bool = False
 
 
 def main(arguments=None):
@@ -167,17 +170,19 @@ def plan(cells, work, path, splits=_EVALUATION_SPLITS):
             if cell.reference:
                 needs.append(_sidecars(tasks, cell, work))
             workdir = folder(cell, seed, work, splits)
-            # A reference must be there even if its result is known already.
-            is_done = results.digest(config, work) in finished and (
+            is_known = results.digest(config, work) in finished
+            is_done = is_known and (
                 cell.recipe != "reference"
                 or (workdir / "final.weights.h5").exists()
             )
+            train, collect = _training(cell, config, workdir, work, path)
             tasks[name(cell, seed)] = Task(
                 name(cell, seed),
-                _training(cell, config, workdir, work, path),
+                (train,) if is_known else (train, collect),
                 tuple(need for need in needs if need),
                 None,
                 0.0 if is_done else cost(config),
+                is_known,
             )
     return tasks
 
@@ -341,7 +346,8 @@ def _with_needs(tasks, wanted):
         found[one] = task
 
     for one in wanted:
-        add(one)
+        if not tasks[one].is_known:
+            add(one)
     return found
 
 
