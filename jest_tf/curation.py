@@ -68,7 +68,8 @@ class Settings:
         gain: multiplies every score, the inverse of a temperature; 0 is
             uniform.
         uniform_share: of what is chosen, in [0, 1): drawn uniformly from what
-            the joint draw of the others has left.
+            the joint draw of the others has left. Of each shard to within one
+            record, as `share`; one of each window at least is drawn jointly.
         seed: of windows, captions and draws.
     """
 
@@ -296,6 +297,7 @@ def choose(
     counts = _counts(
         chosen_by.share, [len(one) for one in windows] * chosen_by.passes, key
     )
+    uniform = _counts(chosen_by.uniform_share, counts, key)
     for turn in range(chosen_by.passes):
         positions = np.arange(len(rows)) + turn * len(rows)
         line = rows[order.rows(positions)]
@@ -305,6 +307,7 @@ def choose(
             chosen, scores = _choose_from(
                 _embedded(sidecars, window, numbers[places], ids[window]),
                 counts[number],
+                min(uniform[number], max(0, counts[number] - 1)),
                 chosen_by,
                 (key, number),
             )
@@ -510,11 +513,12 @@ def _counts(share, sizes, key):
     return np.diff([math.floor(end) for end in ends]).tolist()
 
 
-def _choose_from(every, count, chosen_by, seed):
+def _choose_from(every, count, num_uniform, chosen_by, seed):
     """Rows chosen from a window, and the scores of all; NumPy."""
     dims = tuple(one.image.shape[1] for one in every)
+    size = len(every[0].image)
     # Scores are of records beside those chosen: without any, beside one.
-    draw = _drawer(chosen_by, len(every[0].image), max(1, count), dims)
+    draw = _drawer(chosen_by, size, max(1, count), num_uniform, dims)
     models = [tf.nest.map_structure(tf.constant, one) for one in every]
     chosen, scores = draw(tf.constant(seed, tf.int32), *models)
     return chosen.numpy()[:count], scores.numpy()
@@ -522,9 +526,8 @@ def _choose_from(every, count, chosen_by, seed):
 
 # Shards are about equally large, so sizes of windows are few.
 @functools.lru_cache(maxsize=32)
-def _drawer(chosen_by, size, count, dims):
+def _drawer(chosen_by, size, count, num_uniform, dims):
     """A graph: seed, reference, learner -> rows chosen, scores of all."""
-    num_uniform = min(round(chosen_by.uniform_share * count), count - 1)
 
     def draw(seed, reference, *learners):
         learner = learners[0] if learners else None

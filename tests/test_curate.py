@@ -205,8 +205,11 @@ class ChoiceTest(ScoresTestCase):
         chosen_by = self.settings(**settings)
         weights = np.zeros(80)
         for shard in range(3):
+            key = curation._key(self.store.of_shard(shard), chosen_by.seed)
+            total = key / 2**31
             for rows, captions, seed, count in self.windows(shard, chosen_by):
-                num_uniform = round(count / 2)
+                before, total = total, total + count / 2
+                num_uniform = math.floor(total) - math.floor(before)
                 chunks = min(3, count - num_uniform)
                 drawn = cascade.draw(
                     self.embedded(
@@ -222,6 +225,24 @@ class ChoiceTest(ScoresTestCase):
                 )
                 weights[rows[drawn]] += 1
         self.assertAllEqual(found.weights, weights)
+
+    def test_a_uniform_share_of_less_than_a_record_of_a_window(self):
+        # A tenth of two: rounded by itself, it would be none of any window.
+        settings = {"share": 0.5, "window": 4, "uniform_share": 0.1}
+        taken = []
+        choose_from = curation._choose_from
+
+        def noted(every, count, num_uniform, *others):
+            taken.append((count, num_uniform))
+            return choose_from(every, count, num_uniform, *others)
+
+        with mock.patch.object(curation, "_choose_from", noted):
+            self.curate(self.output(), **settings, passes=4)
+        counts, uniform = np.sum(taken, axis=0)
+        self.assertAllInRange(np.diff(taken), -3, -1)  # one drawn jointly
+        # To within one of each of three shards.
+        self.assertAllInRange(uniform, 0.1 * counts - 3, 0.1 * counts + 3)
+        self.assertGreater(0.1 * counts, 10)
 
     def test_all_may_be_chosen(self):
         found = self.curate(self.output(), share=1.0)
