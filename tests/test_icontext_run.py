@@ -50,6 +50,7 @@ def a_run(image_ranks, text_ranks, seed=0, **changes):
     return {
         "cell": "some",
         "seed": seed,
+        "digest": "settings",
         "steps": 100,
         "differs": {},
         "log": {},
@@ -179,10 +180,6 @@ class MatrixTest(tf.test.TestCase):
         self.assertEmpty(run._with_needs(tasks, [name]))
         order = list(run._with_needs(tasks, [name, jest]))
         self.assertEqual(order, [name, f"sidecars {reference}-pool", jest])
-        # Its result is kept as it is.
-        (train,) = tasks[name].commands
-        self.assertIn("trainers.train", train)
-        self.assertLen(tasks[jest].commands, 2)
         weights = run.folder(cells[0], 0, folder) / "final.weights.h5"
         weights.parent.mkdir(parents=True)
         weights.touch()
@@ -641,6 +638,23 @@ class ReportTest(tf.test.TestCase):
         self.assertEqual(
             report._to_draw(runs, report._MAIN_CURVES, names),
             ["uniform", "jest_2500"],
+        )
+
+    def test_what_is_run_again_stands_beside_the_first(self):
+        first = a_run([1] * 4, [1] * 2, cell="uniform", machine="a")
+        again = a_run([2] * 4, [2] * 2, cell="uniform", machine="b")
+        older = a_run([4] * 4, [4] * 2, cell="uniform", digest="of before")
+        runs = claims.Runs([older, older, first, again], QUERIES)
+        self.assertEqual(runs.of("uniform"), [first])
+        (cell,) = (one for one in matrix.MAIN if one.name == "uniform")
+        text = pages.markdown(report._machines(runs, [cell]))
+        self.assertIn("| a | 1 | uniform-0 |", text)
+        self.assertNotIn("| b | 1 |", text)
+        # Rank 2 in place of 1.
+        self.assertIn(
+            "| uniform-0 | a | 100.0 [100.0, 100.0] | b | 50.0 [50.0, 50.0] | "
+            "-50.0 [-50.0, -50.0] |",
+            text,
         )
 
 

@@ -71,9 +71,17 @@ class Runs:
         self.queries = queries
         self.uniform = uniform
         self._cells = {}
+        self._again = {}
         for row in rows:
-            # The newest of equal settings counts.
-            self._cells.setdefault(row["cell"], {})[row["seed"]] = row
+            by_seed = self._cells.setdefault(row["cell"], {})
+            first = by_seed.setdefault(row["seed"], row)
+            key = row["cell"], row["seed"]
+            # The newest settings count, and of these the first run.
+            if row["digest"] != first["digest"]:
+                by_seed[row["seed"]] = row
+                self._again.pop(key, None)
+            elif row is not first:
+                self._again.setdefault(key, []).append(row)
 
     def __contains__(self, cell):
         return cell in self._cells
@@ -86,6 +94,15 @@ class Runs:
     def seeds(self, cell):
         """The seeds that a cell has results of."""
         return {*self._cells.get(cell, {})}
+
+    @property
+    def again(self):
+        """Pairs (first, again) of rows of equal cells, settings and seeds."""
+        return [
+            (self._cells[cell][seed], row)
+            for (cell, seed), rows in self._again.items()
+            for row in rows
+        ]
 
     @property
     def cells(self):

@@ -175,6 +175,8 @@ def write(runs, cells, folder, out, name=""):
         *_kinds(runs, there),
         pages.heading("Curves", 2),
         *_pictures(runs, there, folder, out, name),
+        pages.heading("Machines", 2),
+        *_machines(runs, there),
         pages.heading("Costs", 2),
         *_costs(runs, there),
         pages.paragraph(_provenance(runs)),
@@ -449,6 +451,57 @@ def _not_drawn(runs, cells):
         if others
         else ""
     )
+
+
+def _machines(runs, cells):
+    """What ran on which, and what another does to a run of equal settings."""
+    by_machine = {}
+    for cell in cells:
+        for run in runs.of(cell.name):
+            by_machine.setdefault(run["machine"], []).append(
+                f"{cell.name}-{run['seed']}"
+            )
+    blocks = [
+        pages.paragraph(
+            "Processors add in another order, and the same settings and seed "
+            "come to the same bits on one alone. A reference is trained again "
+            "where its run is no more, and scores for what is run there."
+        ),
+        pages.table(
+            ("machine", "runs", "of them"),
+            [
+                (machine, str(len(names)), ", ".join(names))
+                for machine, names in by_machine.items()
+            ],
+        ),
+    ]
+    rows = [
+        (
+            f"{first['cell']}-{first['seed']}",
+            *(
+                value
+                for run in (first, again)
+                for value in (
+                    run["machine"],
+                    claims.interval(bootstrap.estimate([run], runs.queries)),
+                )
+            ),
+            claims.points(bootstrap.difference([again], [first], runs.queries)),
+        )
+        for first, again in runs.again
+    ]
+    if not rows:
+        return blocks
+    header = "run", "on", "MRR", "again on", "MRR ", "again less first"
+    return [
+        *blocks,
+        pages.paragraph(
+            "Run again with equal settings: what a difference of one seed may "
+            "owe to the machine, and to the instance of its reference. The "
+            "first counts everywhere else."
+        ),
+        pages.table(header, rows),
+    ]
 
 
 def _costs(runs, cells):

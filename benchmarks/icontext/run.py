@@ -175,10 +175,9 @@ def plan(cells, work, path, splits=_EVALUATION_SPLITS):
                 cell.recipe != "reference"
                 or (workdir / "final.weights.h5").exists()
             )
-            train, collect = _training(cell, config, workdir, work, path)
             tasks[name(cell, seed)] = Task(
                 name(cell, seed),
-                (train,) if is_known else (train, collect),
+                _training(cell, config, workdir, work, path),
                 tuple(need for need in needs if need),
                 None,
                 0.0 if is_done else cost(config),
