@@ -60,7 +60,7 @@ icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	  --out $(ICONTEXT)/data
 
 icontext-quick: icontext-data ## a slice of the real-data benchmark
-	@echo "icontext-quick: four runs and a report, 20 minutes on 2 cores"
+	@echo "icontext-quick: four runs and a report, 10 minutes on 2 cores"
 	@$(BIN)/python -m benchmarks.icontext.run --matrix quick --work $(ICONTEXT) \
 	  --results $(ICONTEXT)/results
 	@$(BIN)/python -m benchmarks.icontext.report --matrix quick \

@@ -172,6 +172,8 @@ def measure_choice(small: bool) -> str:
                 ("sigmoid", 12_800, 2_560, 768),
                 ("softmax", 16_384, 1_280, 128),
                 ("softmax", 16_384, 1_280, 768),
+                # IconText's.
+                ("softmax", 6_400, 256, 128),
             ]
         )
     ]

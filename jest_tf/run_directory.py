@@ -52,7 +52,9 @@ _MAY_CHANGE = (
 def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
     """Holds a run directory: made, or checked to hold this very run.
 
-    What a killed process has left half-written is deleted.
+    What a killed process has left half-written is deleted. So is what a new
+    run has written down of itself when it is refused before its first step,
+    or the directory would hold on to settings that nobody can train with.
 
     Args:
         workdir: the run directory, which is also what `with` yields.
@@ -71,8 +73,14 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
                 "directory that nobody else writes to"
             ) from None
         checkpoint.delete_partial(workdir)
+        before = {*os.listdir(workdir)}
         _claim(workdir, config)
-        yield workdir
+        try:
+            yield workdir
+        except ValueError:
+            if reference.CONFIG_FILE not in before and not _has_begun(workdir):
+                _delete_files(workdir, {*os.listdir(workdir)} - before)
+            raise
 
 
 @contextlib.contextmanager
@@ -140,6 +148,23 @@ def check_data(
             f"The reference must be the one that the run in {workdir!r} began "
             f"with, {before['reference']}. Received: {here['reference']}"
         )
+
+
+def _has_begun(workdir):
+    """Whether a run has made a step that anything is known of."""
+    logs = checkpoint.METRICS_FILE, stopping.NOT_FINITE_FILE
+    paths = (os.path.join(workdir, name) for name in logs)
+    return bool(checkpoint.saved_steps(workdir)) or any(
+        os.path.isfile(path) and os.path.getsize(path) for path in paths
+    )
+
+
+def _delete_files(workdir, names):
+    for name in names:
+        path = os.path.join(workdir, name)
+        # A log says what was wrong.
+        if os.path.isfile(path) and not name.endswith(".jsonl"):
+            os.remove(path)
 
 
 def _claim(workdir, config):

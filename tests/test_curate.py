@@ -1211,6 +1211,22 @@ class CommandTest(tf.test.TestCase):
         self.assertEqual(
             found.made_by["learner"]["fingerprint"], first.fingerprint
         )
+        # And so may a reference: two checkpoints of one run.
+        self.run_command(
+            "between",
+            *("--workdir", self.path("run"), "--step", "2"),
+            *("--learner", self.path("run"), "--learner-step", "1"),
+            *("--sidecar-dir", self.path("second"), "--no-report"),
+            *("--learner-sidecar-dir", self.path("first")),
+        )
+        found = manifest.Manifest(self.path("between"), store)
+        self.assertEqual(
+            [
+                found.made_by[model]["fingerprint"]
+                for model in ("reference", "learner")
+            ],
+            [last.fingerprint, first.fingerprint],
+        )
 
     def test_like_tasks_without_anything_of_their_evaluation(self):
         printed, _ = self.run_command(
@@ -1258,6 +1274,7 @@ class CommandTest(tf.test.TestCase):
         for more, message in (
             (["--evaluation", "x"], "`--evaluation` needs `--like`"),
             (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
+            (["--workdir", "", "--step", "3"], "`--step` needs `--workdir`"),
             (
                 ["--learner-sidecar-dir", "x"],
                 "`--learner-sidecar-dir` needs `--learner`",

@@ -595,21 +595,53 @@ class TargetsTest(tf.test.TestCase):
             text = pages.markdown(targets.methods(runs))
             self.assertRegex(text, rf"\| JEST, f = 0.8 \|.*\| {expected} \|")
 
-    def test_the_best_is_stated_with_what_it_is_worth_at_its_end(self):
+    def test_the_best_is_what_validation_puts_first(self):
+        # The other is better on the tests, there after 20 steps.
+        better, worse = claims.BEST_OF[2], claims.BEST_OF[1]
+        validated = {"uniform": 0.3, better: 0.6, worse: 0.5}
         rows = [
-            with_curve(steps, [0.4], cell=cell, seed=seed, machine="a")
+            with_curve(steps, [0.4] * len(steps), cell=cell, seed=seed)
             for seed in range(3)
-            for cell, steps in (("uniform", [100]), (claims.BEST[0], [50]))
+            for cell, steps in (
+                ("uniform", [100]),
+                (better, [50, 80]),
+                (worse, [20, 80]),
+            )
         ]
         for row in rows:
-            row["costs"]["flops/step"] = 100
-            row |= {"batch_size": 10, "processor_seconds": None}
+            for measure in bootstrap.MAIN_MEASURES:
+                ends = [validated[row["cell"]]] * len(row["curve"]["step"])
+                row["curve"][f"val_concept/{measure}"] = ends
+            row["ranks"] |= {"val_concept": row["ranks"][bootstrap.SPLITS[0]]}
+            row["steps"] = row["curve"]["step"][-1]
+            row["costs"] |= {
+                "flops/step": 100,
+                "examples/trained": 10 * row["steps"],
+            }
+            row |= {"batch_size": 10, "processor_seconds": None, "machine": "a"}
         runs = claims.Runs(rows, QUERIES)
+        self.assertEqual(claims.best(runs), (better,))
+        self.assertEqual(claims.best(claims.Runs([], {})), ())
         text = pages.markdown(targets._statement(runs))
-        ratio = "2.0x [2.0, 2.0] fewer"
-        self.assertIn(f"{ratio} examples, {ratio} FLOPs", text)
+        # Of the steps alone, as those of all FLOPs count the same a run.
+        self.assertIn("The best: 2.0x [2.0, 2.0] fewer examples", text)
+        self.assertIn(f"It is {better}", text)
+        # 100 of 80 steps, to the end of the run.
+        self.assertIn("it is 1.2x and", text)
+        self.assertIn(f"{worse} (its reference: ", text)
         self.assertIn("+0.0 [+0.0, +0.0] on test_concept", text)
         self.assertNotIn("processor seconds", text)
+
+    def test_the_one_reference_stands_beside_each_seed(self):
+        rows = [
+            with_curve([100], [0.5], cell="a", seed=seed) for seed in range(3)
+        ]
+        reference = with_curve([100], [0.3], cell="b", recipe="reference")
+        reference["ranks"] = a_run([2, 2, 2, 2], [2, 2])["ranks"]
+        runs = claims.Runs([*rows, reference], QUERIES)
+        self.assertEqual(runs.shared("a", "b"), 3)
+        self.assertEqual(runs.shared("b", "a"), 1)
+        self.assertEqual(tuple(runs.difference("a", "b")), (0.5, 0.5, 0.5))
 
 
 class ProcessorSecondsTest(tf.test.TestCase):

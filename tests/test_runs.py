@@ -341,6 +341,24 @@ class DirectoryTest(RunsTestCase):
             "mirrored",
         )
 
+    def test_a_run_refused_before_its_first_step_leaves_no_settings(self):
+        folder = self.workdir("refused")
+        bad = "selection.batch_size=5", "selection.num_chunks=5"
+        refuse = mock.Mock(side_effect=ValueError("too large"))
+        with self.assertRaisesRegex(ValueError, "too large"):
+            self.train("refused", *bad, build=refuse)
+        self.assertEmpty(
+            [name for name in os.listdir(folder) if not name.startswith(".")]
+        )
+        self.train("refused", "steps=4")
+        # One that has begun keeps its settings, whatever it is refused for.
+        with self.assertRaisesRegex(ValueError, "other settings"):
+            self.train("refused", *bad, "steps=4")
+        with self.assertRaisesRegex(ValueError, "gone"):
+            with run_directory.claimed(folder, self.recipe("steps=4")):
+                raise ValueError("gone")
+        self.assertEqual(self.read("refused", "config.json")["steps"], 4)
+
     def test_leftovers_of_a_killed_process_are_deleted(self):
         self.train("run", "steps=4")
         left = [

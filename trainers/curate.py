@@ -49,6 +49,7 @@ def _parser():
     add("--data", required=True, nargs="+", metavar="GLOB", help="the shards")
     add("--output", required=True, help="folder of the manifest")
     add("--workdir", default="", help="the reference's run; none: by sidecars")
+    add("--step", type=int, help="of its checkpoint; its final weights")
     add("--sidecar-dir", default="", help="of the reference; beside the shards")
     add("--learner", help="run directory: choose by learnability")
     add("--learner-step", type=int, help="of its checkpoint; its final weights")
@@ -78,7 +79,7 @@ def _parser():
 
 def _run(flags, beam_options):
     _check(flags)
-    reference = curation.Model(flags.workdir, flags.sidecar_dir)
+    reference = curation.Model(flags.workdir, flags.sidecar_dir, flags.step)
     store = records.open_stores(
         _data(flags, flags.data), progress.Progress("indexing", "bytes")
     )
@@ -108,6 +109,7 @@ def _check(flags):
             )
     for name, other in (
         ("evaluation", "like"),
+        ("step", "workdir"),
         ("learner_step", "learner"),
         ("learner_sidecar_dir", "learner"),
     ):

@@ -88,7 +88,7 @@ REFERENCES = (
     ),
     _reference(
         "reference_wide",
-        "as the first, a net twice as wide",
+        "curated and pool, half each, by a net twice as wide",
         "model.towers=benchmarks.icontext.towers:build_wide",
     ),
 )

@@ -86,7 +86,7 @@ _UNIFORM = (
 )
 _MAIN_CURVES = (
     *("uniform", "jest_2500", "flexi_2500", "cascade_1500", "stage_0_1500"),
-    *("reference_curated", "best_uniform", "best", "best_by_filtered"),
+    *("reference_curated", "best", "best_by_filtered", "best_by_wide"),
     "best_1500_fade",
 )
 _KINDS_CURVES = (
@@ -195,9 +195,8 @@ def write(runs, cells, folder, out, name=""):
 
 def _pairs(runs, cell, other):
     """How many seeds a difference is of, unless it is all of both."""
-    shared = runs.seeds(cell) & runs.seeds(other)
     is_all = runs.seeds(cell) == runs.seeds(other)
-    return "" if is_all else f" (seeds of both: {len(shared)})"
+    return "" if is_all else f" (seeds of both: {runs.shared(cell, other)})"
 
 
 def _claims(runs):
