@@ -158,24 +158,25 @@ def _statement(runs):
     )
     run = "python -m benchmarks.icontext.run --results again"
     return [
-        pages.paragraph(
+        pages.paragraph(text)
+        for text in (
             f"**The best: {claims.ratio(examples)} fewer examples, "
-            f"{claims.ratio(flops)} fewer FLOPs**"
-            f"{faster} than the uniform learner took to the "
-            "score of its end, on the pool as it is, no noise added, "
-            f"{examples.seeds} seeds, 95 % intervals over concepts and seeds. "
-            f"It is {cell}, stage 0 alone and distilled "
-            f"({_about_reference(cell)}), which validation puts first. "
-            "Both are counted until their "
-            f"curves cross the score; all {steps} steps counted, until the "
-            f"rate is zero, it is {examples.bound:.1f}x and "
-            f"{flops.bound:.1f}x. The reference is not counted in "
-            f"this{with_reference}. {_beside(runs, cell)} At its end the best "
-            f"is, in points of MRR, {'; '.join(ends)} from the uniform "
-            f"learner's end. The runs, made again in another folder: `{run} "
-            f"--only uniform` and `{run} --matrix beyond --only {cell}`. "
-            f"{LIMITS}"
+            f"{claims.ratio(flops)} fewer FLOPs**{faster} than the uniform "
+            "learner took to the score of its end; on the pool as it is, no "
+            f"noise added, {examples.seeds} seeds, 95 % intervals over "
+            f"concepts and seeds. It is {cell}, stage 0 alone and distilled "
+            f"({_about_reference(cell)}), which validation puts first.",
+            "Both are counted until their curves cross the score; with all "
+            f"{steps} steps of the best counted, until its rate is zero, it is "
+            f"{examples.bound:.1f}x and {flops.bound:.1f}x. The reference is "
+            f"not counted in this{with_reference}.",
+            _beside(runs, cell),
+            "At its end the best is, in points of MRR, "
+            f"{'; '.join(ends)} from the uniform learner's end. {LIMITS}",
+            f"The runs, made again in another folder: `{run} --only uniform` "
+            f"and `{run} --matrix beyond --only {cell}`.",
         )
+        if text
     ]
 
 
