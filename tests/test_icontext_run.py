@@ -188,6 +188,23 @@ class MatrixTest(tf.test.TestCase):
 
 
 class BootstrapTest(tf.test.TestCase):
+    def test_chance_is_the_mean_over_all_orders(self):
+        run = a_run([1] * 4, [1] * 2)
+        means = []
+        image, text = [0, 0, 0, 1], [0, 1]
+        for asked, answers in ((image, text), (text, image)):
+            orders = list(itertools.permutations(answers))
+            for concept in asked:
+                ranks = [1 + order.index(concept) for order in orders]
+                means.append((len(asked), np.mean(1 / np.array(ranks))))
+        by_direction = [
+            np.mean([value for count, value in means if count == size])
+            for size in (4, 2)
+        ]
+        self.assertAllClose(
+            bootstrap.chance(run, QUERIES), np.mean(by_direction)
+        )
+
     def test_ranks_survive_their_encoding(self):
         ranks = np.array([1, 2, 300, 70_000, 1.5])
         decoded = results.decode_ranks(results.encode_ranks(ranks))
@@ -277,11 +294,13 @@ class BootstrapTest(tf.test.TestCase):
         self.assertEqual((found.seeds, found.missed), (1, 0))
         self.assertAllClose(found.bound, 50 / 100)
         # Concepts drawn: both, or the first twice (above), or the second twice,
-        # where the run's end is at a quarter: 0.25 below 0.5.
+        # where the run's end is at a quarter: below 0.5.
         self.assertEqual(found.low, 0.0)
-        target = 0.5 - ((1 - 0.5) - (end - 0.5))
-        self.assertLess(target, 0.25)
-        self.assertAllClose(found.high, 50 / (50 * target / 0.25))
+        # Its curve is as many times as high as its end of the first alone, 1.
+        target = 0.5 * end / 1
+        self.assertGreater(target, 0.25)
+        reached = 50 + 50 * (target - 0.25) / (end - 0.25)
+        self.assertAllClose(found.high, 50 / reached)
 
     def test_passes_are_three_to_train_on_and_one_to_score(self):
         costs = {"examples/scored": 5000, "examples/trained": 1000}
@@ -304,7 +323,38 @@ class LookAlikesTest(tf.test.TestCase):
 class ClaimsTest(tf.test.TestCase):
     def test_without_runs_nothing_is_claimed(self):
         for row in claims.table(claims.Runs([], {})):
-            self.assertEqual(row[2:], (claims.NOT_RUN, "", claims.NOT_RUN, ""))
+            missing = claims.NOT_RUN
+            self.assertEqual(row[2:], (*[missing] * 3, "", missing, ""))
+
+    def test_a_verdict_of_few_seeds_says_so_and_each_split_has_its_column(self):
+        rows = [
+            with_curve([100], [0.4], cell=cell, ranks=a_run(*ranks)["ranks"])
+            for cell, ranks in (
+                ("jest_750", ([1] * 4, [1] * 2)),
+                ("independent", ([2] * 4, [2] * 2)),
+            )
+        ]
+        # The splits have ranks of their own.
+        rows[1]["ranks"] |= {
+            bootstrap.SPLITS[1]: a_run([4] * 4, [4] * 2)["ranks"][
+                bootstrap.SPLITS[1]
+            ]
+        }
+        (row,) = (
+            row
+            for row in claims.table(claims.Runs(rows, QUERIES))
+            if "independent" in row[0]
+        )
+        # A rank of 2 loses half, one of 4 three quarters.
+        self.assertEqual(
+            row[2:],
+            (
+                "+62.5 [+62.5, +62.5]",
+                "+50.0 [+50.0, +50.0]",
+                "+75.0 [+75.0, +75.0]",
+                *("1", f"{claims.HOLDS}, by 1 seed", ""),
+            ),
+        )
 
     def test_what_is_explained_is_a_claim(self):
         names = {claim.name for claim in claims.CLAIMS}
@@ -471,16 +521,17 @@ class ClaimsTest(tf.test.TestCase):
 
         def of_run(digest, spent=spent):
             folder = f"sidecars/some-pool-{digest}"
-            return spent(
-                row("x", differs={"reference.sidecar_dir": folder}), 50
-            )
+            differs = {"reference.sidecar_dir": folder}
+            return spent(row("x", cell="best", differs=differs), 50)
 
         # Half of the run, the reference's training, a pass over the pool.
         each = 500 + 2 * matrix.POOL_SIZE
         self.assertEqual(of_run("aaaabbbb"), 250 + each)
         # Its pool was cut by another reference.
         self.assertEqual(of_run("eeeeffff"), 250 + 2 * each)
-        self.assertEqual(spent(row("x"), 50), 250)
+        self.assertEqual(spent(row("x", cell="uniform"), 50), 250)
+        # The run's own pool was, and nothing else scored for it.
+        self.assertEqual(spent(row("x", cell="filtered"), 50), 250 + each)
         # What is not known is not counted.
         self.assertIsNone(of_run("99999999"))
         without = bootstrap.flops_with([reference, filtered])
@@ -540,10 +591,15 @@ class DiagnosisTest(tf.test.TestCase):
         ]
         runs = claims.Runs(rows, QUERIES)
         folder = pathlib.Path(self.get_temp_dir())
-        text = pages.markdown(diagnosis.blocks(runs, folder))
+        with mock.patch.object(bootstrap, "chance", lambda *_: 0.4):
+            text = pages.markdown(diagnosis.blocks(runs, folder))
         # There after half of its steps.
         self.assertRegex(text, r"\| 50 % \|.*\| 2\.0x \[2\.0, 2\.0\] \|")
         self.assertNotIn("| 25 % |", text)
+        # An end that chance would have is none.
+        with mock.patch.object(bootstrap, "chance", lambda *_: 0.6):
+            text = pages.markdown(diagnosis.blocks(runs, folder))
+        self.assertNotIn("2.0x", text)
 
     def test_what_was_tried_is_listed_and_what_was_not_is_named(self):
         folder = pathlib.Path(self.get_temp_dir())
@@ -642,6 +698,17 @@ class TargetsTest(tf.test.TestCase):
         self.assertEqual(runs.shared("a", "b"), 3)
         self.assertEqual(runs.shared("b", "a"), 1)
         self.assertEqual(tuple(runs.difference("a", "b")), (0.5, 0.5, 0.5))
+
+
+class FileTest(tf.test.TestCase):
+    def test_half_a_line_of_a_killed_process_is_left_out_and_cut_off(self):
+        path = pathlib.Path(self.get_temp_dir()) / "results.jsonl"
+        results.append(path, {"cell": "a"})
+        with open(path, "a", encoding="utf-8") as file:
+            file.write('{"cell": "b", "se')
+        self.assertEqual(results.read(path), [{"cell": "a"}])
+        results.append(path, {"cell": "c"})
+        self.assertEqual(results.read(path), [{"cell": "a"}, {"cell": "c"}])
 
 
 class ProcessorSecondsTest(tf.test.TestCase):

@@ -154,8 +154,7 @@ def ratio(runs, others, queries, spent, splits=SPLITS):
 
     Each seed of `others` has a target of its own, its score at its end, and
     what it spent is counted until its curve first is there, as of `runs`. In a
-    resample of concepts the curve of a run lies as much higher, against its
-    target, as its end does.
+    resample of concepts the curve of a run is as many times as high as its end.
 
     Args:
         runs: rows of results, one a seed.
@@ -168,9 +167,12 @@ def ratio(runs, others, queries, spent, splits=SPLITS):
         `Ratio`.
     """
     ends = np.array([curve(one, splits)[1][-1] for one in others])
-    moved = _by_seed(runs, queries, splits, MAIN_MEASURES)
-    moved = moved - _by_seed(others, queries, splits, MAIN_MEASURES)
-    targets = ends[:, None] - (moved - moved[:, :1])  # [seeds, 1 + RESAMPLES]
+    ours, theirs = (
+        _by_seed(side, queries, splits, MAIN_MEASURES)
+        for side in (runs, others)
+    )
+    # [seeds, 1 + RESAMPLES]
+    targets = ends[:, None] * theirs / theirs[:, :1] * ours[:, :1] / ours
     costs = np.stack(
         [
             spent(run, steps_to(run, target, splits))
@@ -198,6 +200,42 @@ def ratio(runs, others, queries, spent, splits=SPLITS):
         int(np.isinf(costs[:, 0]).sum()),
         float(whole.sum() / at_end),
     )
+
+
+def chance(run, queries, splits=SPLITS):
+    """The main measure of a ranking by chance, mean over splits.
+
+    Args:
+        run: a row of results, whose queries they are.
+        queries: see `estimate`.
+        splits: of the evaluation.
+    """
+    values = []
+    for split in splits:
+        row = queries[run["ranks"][split]["queries"]]
+        image, text = (
+            results.decode_ranks(row[side]) for side in ("image", "text")
+        )
+        for asked, answers in ((image, text), (text, image)):
+            by_concept = np.bincount(answers, minlength=int(asked.max()) + 1)
+            for_count = {
+                count: _mean_reciprocal_rank(count, len(answers))
+                for count in np.unique(by_concept[asked]).tolist()
+            }
+            values.append(
+                np.mean([for_count[count] for count in by_concept[asked]])
+            )
+    return float(np.mean(values))
+
+
+def _mean_reciprocal_rank(count, size):
+    """Of the first of `count` matches among `size` in random order."""
+    ranks = np.arange(1, size - count + 2)
+    # Of none of the ranks before, and of this one given that.
+    left = size - ranks + 1
+    here = count / left
+    before = np.cumprod(np.append(1.0, 1.0 - here[:-1]))
+    return float(np.sum(before * here / ranks))
 
 
 def passes(run, steps):
@@ -232,7 +270,7 @@ def flops_with(references):
 
     That is its training, and its forward pass over the pool for the sidecars,
     charged to the one run, though any number can share them; and the same of
-    the reference that cut the pool that this one was trained on, if one did.
+    the references that cut the pools that the two were trained on, if any did.
 
     Args:
         references: rows of their runs.
@@ -246,21 +284,35 @@ def flops_with(references):
         costs = made["costs"]
         forward = costs["flops/forward"] / costs["examples/trained"]
         own = flops(made, made["steps"]) + matrix.POOL_SIZE * forward
-        for source in matrix.find(made["cell"]).sources:
-            if source in matrix.JUDGES:
-                before = charge(by_cell.get(matrix.JUDGES[source]))
-                own = None if None in (own, before) else own + before
-        return own
+        return _sum(own, *map(charge, judges(made)))
+
+    def judges(run):
+        sources = matrix.find(run["cell"]).sources
+        names = {matrix.JUDGES[one] for one in sources if one in matrix.JUDGES}
+        return [by_cell.get(name) for name in sorted(names)]
 
     def spent(run, steps):
-        total = flops(run, steps)
+        before = judges(run)
         folder = run["differs"].get("reference.sidecar_dir", "")
-        if total is None or not folder:
-            return total
-        before = charge(by_digest.get(folder[-8:]))
-        return None if before is None else total + before
+        if folder:
+            before.append(by_digest.get(folder[-8:]))
+        # One that did both is charged once.
+        each = {one and one["digest"]: one for one in before}
+        return _sum(flops(run, steps), *map(charge, each.values()))
 
     return spent
+
+
+def _sum(*numbers):
+    """None if one is not known."""
+    return None if any(one is None for one in numbers) else sum(numbers)
+
+
+def offered(run, steps):
+    """Examples looked at in so many steps, by stage 0 or as super-batches."""
+    costs = run["costs"]
+    seen = costs.get("examples/cascaded") or costs["examples/drawn"]
+    return steps / run["steps"] * seen
 
 
 def examples(run, steps):

@@ -217,6 +217,8 @@ MAIN = (
     _uniform("uniform", "uniform, long", seeds=SEEDS),
     _uniform("uniform_750", "uniform", _MIDDLE, seeds=SEEDS),
     _uniform("uniform_1500", "uniform", "steps=1500"),
+    # The forward passes of 750 steps of JEST.
+    _uniform("uniform_2000", "uniform", "steps=2000"),
     _jest("jest_750", "joint, learnability, f = 0.8", _MIDDLE, seeds=SEEDS),
     _jest(
         "jest_2500",
@@ -369,7 +371,7 @@ _SWEPT = (
         )
         for criterion, sizes in (
             ("easy_reference", (512, 1280, 2560, 5120)),
-            ("hard_learner", (512, 1280, 2560)),
+            ("hard_learner", (512, 1280, 2560, 5120)),
         )
         for size in sizes
     ),

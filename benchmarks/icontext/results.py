@@ -50,12 +50,15 @@ _COSTS = ("examples/", "flops/")
 
 
 def read(path):
-    """The rows of a file of results; none if there is no file."""
+    """The rows of a file of results; none if there is no file.
+
+    A last line without an end, of a process that was killed, is left out.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return []
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def digest(config, work):
@@ -145,9 +148,17 @@ def append(path, row):
     """Write a row after the others; several processes may."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        _cut_after_last_line(file)
+        line = json.dumps(row, separators=(",", ":"))
+        file.write(line.encode() + b"\n")
+
+
+def _cut_after_last_line(file):
+    """Cuts off what a process that was killed has left half-written."""
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _settings(config, work):

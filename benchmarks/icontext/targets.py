@@ -33,10 +33,11 @@ METHODS = {
 # What keeps the best from more, as found.
 LIMITS = (
     "What limits it: in 380 steps the learner comes near its reference and not "
-    "past it, so that the target is reached because the reference is above it; "
-    "and what it gains is style. On held-out concepts alone it stays below the "
-    "long uniform run. For longer, with a distillation that fades, it comes "
-    "further: the rows below."
+    "past it, so that the target is reached because the reference is above it. "
+    "It gains on `test_style`, whose concepts the curated set has in another "
+    "style, and loses on held-out concepts, where no method comes to the "
+    "uniform learner's end. For longer, with a distillation that fades, it "
+    "comes further: the rows below."
 )
 
 
@@ -54,7 +55,7 @@ def methods(runs):
         # Without some of a method's lengths it is not said to have missed.
         unknown = "" if len(there) == len(cells) else claims.NOT_RUN
         columns = [
-            unknown if found is None else claims.ratio(found)
+            unknown if found is None else _ratio(found)
             for found in (
                 runs.to_target(cells, spent, splits)
                 for spent, splits in costs.values()
@@ -68,7 +69,9 @@ def methods(runs):
         pages.paragraph(
             f"The uniform learner: {_end(runs, runs.uniform)}, b = "
             f"{long[0]['batch_size']}. MRR is the mean reciprocal rank times "
-            f"100, of both directions on {splits}. Each ratio is what the "
+            f"100, of both directions on {splits}; by chance it is "
+            f"{100 * bootstrap.chance(long[0], runs.queries):.1f}. Each ratio "
+            "is what the "
             "uniform learner spent until it first had the score of its end "
             "over what the method spent until it first had the same, all seeds "
             "together; brackets are 95 % intervals over concepts, and over "
@@ -84,6 +87,13 @@ def methods(runs):
     ]
 
 
+def _ratio(found):
+    """In words, with how many seeds it is of if that are few."""
+    few = found.value and found.seeds < len(matrix.SEEDS)
+    seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    return claims.ratio(found) + (f", {seeds}" if few else "")
+
+
 def cells(runs, listed):
     """Ratios of the uniform run's costs to the others', cell by cell."""
     if runs.uniform not in runs:
@@ -92,6 +102,7 @@ def cells(runs, listed):
         "examples": (bootstrap.examples, bootstrap.SPLITS),
         "forward passes": (bootstrap.passes, bootstrap.SPLITS),
         "FLOPs": (bootstrap.flops, bootstrap.SPLITS),
+        "examples looked at": (bootstrap.offered, bootstrap.SPLITS),
         **{
             f"{what}, {split} alone": (spent, (split,))
             for split in bootstrap.SPLITS
@@ -112,17 +123,25 @@ def cells(runs, listed):
             runs.to_target((cell.name,), spent, splits)
             for spent, splits in costs.values()
         ]
-        columns = [claims.ratio(one) if one else "" for one in found]
+        columns = [_ratio(one) if one else "" for one in found]
         if any(one and one.missed < one.seeds for one in found):
             rows.append((cell.name, cell.about, *columns))
         else:
-            rows.append((cell.name, cell.about, claims.MISSED))
+            steps = f"{runs.of(cell.name)[0]['steps']:,}"
+            rows.append((f"{cell.name} ({steps})", cell.about, claims.MISSED))
     short = [row[0] for row in rows if len(row) == 3]
     rows = [row for row in rows if len(row) > 3]
     return [
-        pages.paragraph("The same for every cell that comes to a target:"),
+        pages.paragraph(
+            "The same for every cell that comes to a target. Examples looked "
+            "at are those offered to stage 0, or else those of super-batches: "
+            "a method that chooses sees more of them than it is trained on."
+        ),
         pages.table(("cell", "what", *costs), rows),
-        pages.paragraph(f"None is reached by: {', '.join(short) or 'none'}."),
+        pages.paragraph(
+            "None is reached, in their steps, by: "
+            f"{', '.join(short) or 'none'}."
+        ),
     ]
 
 
@@ -151,8 +170,7 @@ def _statement(runs):
     )
     charged = runs.to_target(best, bootstrap.flops_with(_references(runs)))
     with_reference = (
-        ": charged with all that led to it, the ratio of FLOPs is "
-        f"{claims.ratio(charged)}"
+        f" ({claims.ratio(charged)} in FLOPs with all that led to it)"
         if charged
         else ""
     )
@@ -160,16 +178,16 @@ def _statement(runs):
     return [
         pages.paragraph(text)
         for text in (
+            _of_jest(runs),
             f"**The best: {claims.ratio(examples)} fewer examples, "
-            f"{claims.ratio(flops)} fewer FLOPs**{faster} than the uniform "
-            "learner took to the score of its end; on the pool as it is, no "
+            f"{claims.ratio(flops)} fewer FLOPs**{faster}, the reference not "
+            f"counted{with_reference}; on the pool as it is, no "
             f"noise added, {examples.seeds} seeds, 95 % intervals over "
             f"concepts and seeds. It is {cell}, stage 0 alone and distilled "
-            f"({_about_reference(cell)}), which validation puts first.",
+            f"({_about_reference(cell)}), which validation puts first. "
             "Both are counted until their curves cross the score; with all "
             f"{steps} steps of the best counted, until its rate is zero, it is "
-            f"{examples.bound:.1f}x and {flops.bound:.1f}x. The reference is "
-            f"not counted in this{with_reference}.",
+            f"{examples.bound:.1f}x and {flops.bound:.1f}x.",
             _beside(runs, cell),
             "At its end the best is, in points of MRR, "
             f"{'; '.join(ends)} from the uniform learner's end. {LIMITS}",
@@ -178,6 +196,23 @@ def _statement(runs):
         )
         if text
     ]
+
+
+def _of_jest(runs):
+    """JEST as the paper has it, and what the ratios are to."""
+    examples, compute = (
+        runs.to_target(claims.JEST_LENGTHS, spent)
+        for spent in (bootstrap.examples, bootstrap.passes)
+    )
+    if not (examples and compute):
+        return ""
+    seeds = f"{examples.seeds} seed{'s' if examples.seeds > 1 else ''}"
+    return (
+        f"**JEST**, f = 0.8: {claims.ratio(examples)} fewer examples and "
+        f"{claims.ratio(compute)} less compute (forward passes, scoring "
+        "counted) than the uniform learner took to the score of its end; "
+        f"{seeds}."
+    )
 
 
 def _about_reference(cell):
