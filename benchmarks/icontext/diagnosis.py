@@ -565,13 +565,21 @@ def _ratio(runs, cell, base, spent=bootstrap.examples):
     return claims.ratio(found) if found else ""
 
 
+# Cells of equal settings but for what they are evaluated on.
+_SAME = {
+    "tune_uniform_softmax": "uniform_1500",
+    "tune_jest_2e-3": "jest_400",
+}
+
+
 def tried(folder):
     """What settings were chosen by, on validation: each thing and its score.
 
     Args:
         folder: of the results.
     """
-    found = []
+    standard = claims.Runs(results.read(folder / "standard.jsonl"), {})
+    found, apart, names = [], [], []
     for name, splits in matrix.TUNED_ON.items():
         runs = claims.Runs(results.read(folder / f"{name}.jsonl"), {})
         cells = [
@@ -590,21 +598,40 @@ def tried(folder):
         header = ("cell", "what", "steps", *(f"MRR, {one}" for one in splits))
         if rows:
             found.append(pages.table(header, rows))
+        names += [row[0] for row in rows]
+        apart += [
+            f"{one} {_validation(runs.of(one))} and {other} "
+            f"{_validation(standard.of(other))}"
+            for one, other in _SAME.items()
+            if one in runs and other in standard
+        ]
         missing = [cell.name for cell in cells if cell.name not in runs]
         if rows and missing:
             text = f"Planned, and not run: {', '.join(missing)}."
             found.append(pages.paragraph(text))
     if not found:
         return []
+    uniform, jest = (
+        sum(name.startswith(f"tune_{kind}") for name in names)
+        for kind in ("uniform", "jest")
+    )
+    text = (
+        f"Settings were chosen by these, one seed each, both directions: "
+        f"{uniform} runs of the uniform learner, {jest} of JEST, and "
+        f"{len(names) - uniform - jest} on the way to the best. The split "
+        "`reference` is the curated set, which the reference is trained on and "
+        "learners are not. Distilling logits was tried before features, in a "
+        "form that is no more in the code, and gave nothing: of that no run is "
+        "kept."
+    )
+    if apart:
+        text += (
+            " Equal settings that were run twice have on `val_concept` "
+            f"{'; '.join(apart)}: a difference like that is none."
+        )
     return [
         pages.heading("What was tried on validation", 2),
-        pages.paragraph(
-            "Settings were chosen by these, one seed each, both directions. "
-            "The split `reference` is the curated set, which the reference "
-            "is trained on and learners are not. Distilling logits was tried "
-            "before features, in a form that is no more in the code, and gave "
-            "nothing: of that no run is kept."
-        ),
+        pages.paragraph(text),
         *found,
     ]
 
