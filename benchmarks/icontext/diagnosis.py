@@ -37,6 +37,33 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "curated set alone is as good on the tests and behind on held-out "
         "concepts of the validation, where intervals are wide.",
     ),
+    "pool": (
+        (
+            *("filtered", "emoji", "uniform_distinct", "best_distinct"),
+            *("uniform_chosen", "uniform_750", "best", "jest_400", "jest_750"),
+        ),
+        "A fifth of the pool that is cut once does for a uniform learner what "
+        "JEST does in the step, or more, in as many steps and without its "
+        "scoring. What the best could come to by a choice alone shows the pool "
+        "of emoji art: the tests are of its kind, and a uniform learner on "
+        "nothing else ends above the long one within 750 steps. Look-alikes "
+        "are not what to cut from this pool: a third of it is left without "
+        "them, and a sixth of its emoji art, which is the same designs in "
+        "several styles; the best loses ten points by that. Draws of stage 0 "
+        "have fewer look-alikes than uniform ones anyway.",
+    ),
+    "cascade": (
+        (
+            *("stage_0_k5", "stage_0_k12", "stage_0_k25", "stage_0_k50"),
+            *("cascade_400", "jest_400"),
+        ),
+        "The more stage 0 looks at, the more its steps teach, up to 50 times "
+        "what is trained on. A fifth of a super-batch by stage 0 (K = 5) is "
+        "about what JEST with its scoring does. To leave the last half of a "
+        "choice of 25 to learnability (cascade_400) is no gain over stage 0 "
+        "alone with K = 25 that the interval of one seed bears out, at 1.7 "
+        "times the cost.",
+    ),
     "inferred": (
         ("best", "best_by_inferred", "best_by_pool"),
         "A set inferred from the 640 examples of `val_concept`, with nothing "
