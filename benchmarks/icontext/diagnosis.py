@@ -141,7 +141,7 @@ def _against(base, *cells):
 _SIZES = (("f50", 2), ("f80", 5), ("f90", 10), ("f95", 20))
 _LEARNABILITY = ("jest_400_f50", "jest_400", "jest_400_f90", "jest_400_f95")
 _EASY = tuple(f"easy_reference_{size}" for size, _ in _SIZES)
-_HARD = tuple(f"hard_learner_{size}" for size, _ in _SIZES)
+_HARD = "hard_learner_f50", "hard_learner_f80", "", "hard_learner_f95"
 # By the noise added, in percent: uniform, reference, JEST and the best.
 _LEVELS = {
     0: ("uniform_1500", "reference", "jest_400", "best"),
@@ -158,7 +158,7 @@ QUESTIONS = (
     Question(
         "ratio",
         "Filter ratio and criterion",
-        _against("uniform_400", *_LEARNABILITY, *_EASY, *_HARD),
+        _against("uniform_400", *_LEARNABILITY, *_EASY, *filter(None, _HARD)),
     ),
     Question(
         "draw",
@@ -248,7 +248,8 @@ PANELS = (
         {
             about: tuple(
                 (size, cell)
-                for (_, size), cell in zip(_SIZES, cells, strict=False)
+                for (_, size), cell in zip(_SIZES, cells, strict=True)
+                if cell
             )
             for about, cells in (
                 ("learnability", _LEARNABILITY),

@@ -371,7 +371,7 @@ _SWEPT = (
         )
         for criterion, sizes in (
             ("easy_reference", (512, 1280, 2560, 5120)),
-            ("hard_learner", (512, 1280, 2560, 5120)),
+            ("hard_learner", (512, 1280, 5120)),
         )
         for size in sizes
     ),

@@ -32,10 +32,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
 # What embedding the pool or writing another one costs, in training steps, and
-# the processor's seconds of such a step and of what a run does beside them; as
-# measured beside another run, and for the time left alone.
+# the processor's seconds of such a step and of what a run does beside them;
+# fitted to the kept runs of two processors, for the time left alone.
 _PREPARATION_STEPS = 500
-_STEP_SECONDS, _RUN_SECONDS = 0.33, 60
+_STEP_SECONDS, _RUN_SECONDS = 0.32, 60
 
 
 @dataclasses.dataclass(frozen=True)
