@@ -143,9 +143,10 @@ def sweeps(runs, panels, path):
         axis.minorticks_off()
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.axis)
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper left")
+    # Of all at once, or what is drawn later would be cut off.
+    axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("MRR, %, seed 0")
     figure.tight_layout()
     figure.savefig(path, dpi=_DPI)
