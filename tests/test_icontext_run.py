@@ -710,6 +710,16 @@ class FileTest(tf.test.TestCase):
         results.append(path, {"cell": "c"})
         self.assertEqual(results.read(path), [{"cell": "a"}, {"cell": "c"}])
 
+    def test_queries_are_written_once_and_after_half_a_line(self):
+        path = pathlib.Path(self.get_temp_dir()) / "queries.jsonl"
+        results.append_queries(path, {"a": {"text": "x"}})
+        with open(path, "a", encoding="utf-8") as file:
+            file.write('{"key": "b", "te')
+        more = {"a": {"text": "z"}, "b": {"text": "y"}}
+        results.append_queries(path, more)
+        expected = [{"key": "a", "text": "x"}, {"key": "b", "text": "y"}]
+        self.assertEqual(results.read(path), expected)
+
 
 class ProcessorSecondsTest(tf.test.TestCase):
     def test_a_process_whose_end_nobody_saw_makes_the_time_unknown(self):

@@ -434,7 +434,7 @@ _SWEPT = (
     *(
         _jest(
             f"stage_0_k{size // 256}",
-            f"K = {size // 256} and nothing after it",
+            f"K = {size / 256:g} and nothing after it",
             _SHORT,
             *_cascade(size, 256, _ALONE),
         )

@@ -397,13 +397,15 @@ def append_queries(path, queries):
     """Add what is not there yet to the file of all queries."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        _cut_after_last_line(file)
         file.seek(0)
         known = {json.loads(line)["key"] for line in file}
         for key, value in queries.items():
             if key not in known:
-                file.write(json.dumps({"key": key, **value}) + "\n")
+                line = json.dumps({"key": key, **value})
+                file.write(line.encode() + b"\n")
 
 
 def main(arguments=None):

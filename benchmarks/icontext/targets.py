@@ -90,8 +90,8 @@ def methods(runs):
 def _ratio(found):
     """In words, with how many seeds it is of if that are few."""
     few = found.value and found.seeds < len(matrix.SEEDS)
-    seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    return claims.ratio(found) + (f", {seeds}" if few else "")
+    seeds = f", {claims.of_seeds(found.seeds)}" if few else ""
+    return claims.ratio(found) + seeds
 
 
 def cells(runs, listed):
@@ -206,12 +206,11 @@ def _of_jest(runs):
     )
     if not (examples and compute):
         return ""
-    seeds = f"{examples.seeds} seed{'s' if examples.seeds > 1 else ''}"
     return (
         f"**JEST**, f = 0.8: {claims.ratio(examples)} fewer examples and "
         f"{claims.ratio(compute)} less compute (forward passes, scoring "
         "counted) than the uniform learner took to the score of its end; "
-        f"{seeds}."
+        f"{claims.of_seeds(examples.seeds)}."
     )
 
 
@@ -278,7 +277,7 @@ def _costs(runs):
 def _end(runs, cell):
     found = runs.of(cell)
     score = bootstrap.estimate(found, runs.queries)
-    seeds = f"{len(found)} seed{'s' if found[1:] else ''}"
+    seeds = claims.of_seeds(len(found))
     steps = f"{found[0]['steps']:,} steps"
     return f"{claims.interval(score)} after {steps}, {seeds}"
 
