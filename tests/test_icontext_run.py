@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 from unittest import mock
 
@@ -687,6 +688,17 @@ class TargetsTest(tf.test.TestCase):
         self.assertIn(f"{worse} (its reference: ", text)
         self.assertIn("+0.0 [+0.0, +0.0] on test_concept", text)
         self.assertNotIn("processor seconds", text)
+        # One row of the distilled, and what is not in the paper no claim.
+        text = pages.markdown(targets.summary(runs))
+        (row,) = re.findall(r"^\| stage 0 alone, .*$", text, re.MULTILINE)
+        self.assertRegex(row, r"twice as wide \| .* after 80 steps, 3 seeds \|")
+        self.assertIn(" | 2.0x [2.0, 2.0] | ", row)
+        claimed = {
+            one.text for one in claims.CLAIMS if f"| {one.text} |" in text
+        }
+        ours = {one.text for one in claims.CLAIMS if one.paper == claims.OURS}
+        self.assertLen(claimed, len(claims.CLAIMS) - len(ours))
+        self.assertEmpty(claimed & ours)
 
     def test_the_one_reference_stands_beside_each_seed(self):
         rows = [

@@ -16,6 +16,7 @@ MISSED = "target not reached"
 _LEAST_SEEDS = 3  # for an interval of their spread
 _NORMAL_QUANTILE = 1.96  # of 95 %
 _MARGIN = 0.01  # of MRR, a point, that "no worse" may lose
+OURS = "not in the paper"
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 
 # What a diagnosis found, by claim and the verdict that it explains; shown in
@@ -501,44 +502,44 @@ CLAIMS = (
     Claim(
         "stage_0",
         "Stage 0 alone reaches the uniform learner's end in fewer iterations",
-        "not in the paper",
+        OURS,
         _cheaper(STAGE_0, _steps),
     ),
     Claim(
         "stage_0_compute",
         "Stage 0 alone needs fewer FLOPs for it, its own counted",
-        "not in the paper",
+        OURS,
         _cheaper(STAGE_0, bootstrap.flops),
     ),
     Claim(
         "best",
         "Stage 0 with the reference distilled takes fewer iterations",
-        "not in the paper",
+        OURS,
         _cheaper(best, _steps),
     ),
     Claim(
         "best_compute",
         "Stage 0 with the reference distilled takes fewer FLOPs, the reference "
         "not counted",
-        "not in the paper",
+        OURS,
         _cheaper(best, bootstrap.flops),
     ),
     Claim(
         "best_choice",
         "The choice helps the distilled: the best less the same without it",
-        "not in the paper",
+        OURS,
         _better("best", "best_uniform"),
     ),
     Claim(
         "best_distilled",
         "Distillation helps the choice: the best less the same without it",
-        "not in the paper",
+        OURS,
         _better("best", "best_plain"),
     ),
     Claim(
         "fade",
         "Distilled for the first half only, it ends above its reference",
-        "not in the paper",
+        OURS,
         _better("best_1500_fade", "reference"),
     ),
 )

@@ -136,7 +136,7 @@ def main(arguments=None):
     for page in options.pages:
         picture = out / f"{name}frontier.png"
         blocks = [
-            *targets.methods(runs),
+            *targets.summary(runs),
             pages.image(
                 os.path.relpath(picture, page.resolve().parent), _FRONTIER
             ),
