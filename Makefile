@@ -68,7 +68,7 @@ icontext-quick: icontext-data ## a slice of the real-data benchmark
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
 	@echo "icontext-runs: what is missing of the runs; hours, with all of them"
-	@for matrix in standard beyond; do \
+	@for matrix in standard beyond seeds; do \
 	  $(BIN)/python -m benchmarks.icontext.run --matrix $$matrix \
 	    --work $(ICONTEXT) --results $(ICONTEXT)/results || exit; done
 

@@ -74,6 +74,14 @@ class MatrixTest(tf.test.TestCase):
                 names = [cell.name for cell in cells]
                 self.assertLen(set(names), len(names))
 
+    def test_a_cell_of_several_matrices_has_the_seeds_of_all(self):
+        cells = matrix.reported("standard")
+        names = [cell.name for cell in cells]
+        self.assertLen(set(names), len(names))
+        (cell,) = (one for one in cells if one.name == "jest_400")
+        self.assertEqual(cell.seeds, matrix.SEEDS)
+        self.assertEqual(matrix.find("jest_400").seeds, matrix.SEEDS[:1])
+
     def test_every_cell_resolves_and_what_it_needs_is_planned(self):
         folder = pathlib.Path(self.get_temp_dir())
         for name, cells in matrix.MATRICES.items():
@@ -356,6 +364,29 @@ class ClaimsTest(tf.test.TestCase):
                 *("1", f"{claims.HOLDS}, by 1 seed", ""),
             ),
         )
+
+    def test_when_all_is_run_no_claim_is_of_fewer_than_three_seeds(self):
+        rows = [
+            with_curve(
+                *([100], [0.5]),
+                seed=seed,
+                cell=cell.name,
+                recipe=cell.recipe,
+                machine="a",
+                batch_size=256,
+            )
+            for cell in matrix.reported("standard")
+            for seed in cell.seeds
+        ]
+        for row in rows:
+            # What is missing on validation decides what is called the best.
+            for split in (*bootstrap.SPLITS, "val_concept"):
+                row["ranks"] |= {split: row["ranks"][bootstrap.SPLITS[0]]}
+                for measure in bootstrap.MAIN_MEASURES:
+                    row["curve"][f"{split}/{measure}"] = [0.5]
+            row["costs"] |= {"flops/step": 100}
+        for row in claims.table(claims.Runs(rows, QUERIES)):
+            self.assertEqual(row[5], "3", row)
 
     def test_what_is_explained_is_a_claim(self):
         names = {claim.name for claim in claims.CLAIMS}

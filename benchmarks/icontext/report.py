@@ -585,7 +585,7 @@ def _hours(runs, name):
         run["processor_seconds"]
         for cell in cells
         for run in runs.of(cell.name)
-        if run["processor_seconds"]
+        if run["processor_seconds"] and run["seed"] in cell.seeds
     ]
     planned = sum(len(cell.seeds) for cell in cells)
     hours = sum(spent) / 3600
