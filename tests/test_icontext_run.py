@@ -683,6 +683,30 @@ class TargetsTest(tf.test.TestCase):
             text = pages.markdown(targets.methods(runs))
             self.assertRegex(text, rf"\| JEST, f = 0.8 \|.*\| {expected} \|")
 
+    def test_a_target_further_off_is_the_end_of_the_longer_run(self):
+        rows = [
+            with_curve(steps, values, cell=cell)
+            for cell, steps, values in (
+                ("uniform", [100], [0.4]),
+                ("jest_750", [100], [0.4]),
+                ("reference_curated", [50, 80], [0.6, 0.6]),
+            )
+        ]
+        for row in rows:
+            row |= {"batch_size": 10}
+            row["costs"] |= {"flops/step": 7}
+        self.assertEqual(targets.further(claims.Runs(rows, QUERIES)), [])
+        longer = with_curve([100, 200], [0.4, 0.6], cell="uniform_10000")
+        longer |= {"batch_size": 10, "steps": 200}
+        longer["costs"] |= {"flops/step": 7, "examples/trained": 2000}
+        runs = claims.Runs([*rows, longer], QUERIES)
+        text = pages.markdown(targets.further(runs))
+        self.assertIn("100.0 [100.0, 100.0] after 200 steps, 1 seed, ", text)
+        # 200 steps of 10 examples, and 50.
+        self.assertIn("| uniform on the curated set alone | 4.0x [4.0", text)
+        missed = claims.MISSED
+        self.assertIn(f"| JEST, f = 0.8 | {missed} | {missed} |", text)
+
     def test_the_best_is_what_validation_puts_first(self):
         # The other is better on the tests, there after 20 steps.
         better, worse = claims.BEST_OF[2], claims.BEST_OF[1]

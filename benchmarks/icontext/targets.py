@@ -167,6 +167,34 @@ def _ratio(found):
     return claims.ratio(found) + seeds
 
 
+# A uniform run that is twice as long as the one whose end is the target.
+_LONGER = "uniform_10000"
+
+
+def further(runs):
+    """What methods take to a target that is further off."""
+    if runs.uniform not in runs or _LONGER not in runs:
+        return []
+    rows = []
+    for about, cells in METHODS[runs.uniform].items():
+        there = [cell for cell in cells if cell in runs]
+        found = [
+            runs.to_target(there, spent, base=_LONGER, seeds=(0,))
+            for spent in (bootstrap.examples, bootstrap.flops)
+        ]
+        if None not in found:
+            rows.append((about, *map(claims.ratio, found)))
+    gain = runs.difference(_LONGER, runs.uniform)
+    return [
+        pages.paragraph(
+            f"Uniform training for twice as long: {_end(runs, _LONGER)}, "
+            f"{claims.points(gain)} from the other of that seed. To where it "
+            "ends, seed 0, of the lengths that have been run:"
+        ),
+        pages.table(("method", "examples", "FLOPs"), rows),
+    ]
+
+
 def cells(runs, listed):
     """Ratios of the uniform run's costs to the others', cell by cell."""
     if runs.uniform not in runs:
