@@ -74,7 +74,7 @@ icontext-runs: icontext-data ## the runs of the real-data benchmark
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report \
-	  --pages README.md docs/recipes.md
+	  --summary README.md --methods docs/recipes.md
 
 icontext: icontext-data ## data, runs, galleries and report, from nothing
 	@$(MAKE) icontext-runs || echo "icontext: not all has been run" >&2

@@ -182,7 +182,9 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
         count = f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
     return "\n\n".join(
         (
-            "Examples and FLOPs of training, in all runs of a recipe the same; "
+            "Examples and FLOPs of training, the same for every seed; "
+            "*cascaded* are the examples that stage 0 of the cascade chose "
+            "from, and embedding the pool once for it is not counted. "
             "`no_reuse` and `reuse` are the paper's two ways to count "
             "(docs/ledger.md):",
             cost,
@@ -209,7 +211,7 @@ def _clock(rows):
             "learner",
             *_SECONDS,
             *(f"{name}, ms" for name in parts),
-            "waiting, %",
+            "waiting for input, %",
             "peak, GB",
         ),
         [
@@ -407,7 +409,7 @@ def _shares(runs, seeds):
     return (
         f"Curated-like ({_CURATED_LIKE}) pictures are {100 * pool:.1f} % of "
         f"the pool, {jest} % of what JEST chose and {best} % of what stage 0 "
-        "of the cascade did."
+        "of the cascade chose."
     )
 
 

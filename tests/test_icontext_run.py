@@ -976,13 +976,13 @@ class SmallRunTest(tf.test.TestCase):
             run.main(arguments)
             again = results.read(work / "r" / "quick.jsonl")
             self.assertEqual(rows, again)
-            page = work / "page.md"
+            page, other = work / "page.md", work / "other.md"
             page.write_text("Before.\n")
             for _ in range(2):  # the second time it is replaced
                 report.main(
                     [
                         *("--results", str(work / "r"), "--matrix", "quick"),
-                        *("--pages", str(page)),
+                        *("--summary", str(page), "--methods", str(other)),
                     ]
                 )
         (workdir,) = (work / "runs").glob("quick_jest-0-*")
@@ -1001,6 +1001,7 @@ class SmallRunTest(tf.test.TestCase):
         self.assertStartsWith(summary, "Before.\n\n<!-- icontext: written by")
         self.assertEqual(summary.count("after 4 steps, 1 seed, b = 32"), 1)
         self.assertIn("](r/quick_frontier.png)", summary)
+        self.assertIn("| JEST, f = 0.8 | ", other.read_text())
         self.assertTrue((work / "r" / "quick_frontier.png").exists())
 
     def make_data(self, folder):

@@ -251,7 +251,7 @@ def table(runs):
             for split in bootstrap.SPLITS
         ]
         why = WHY.get((claim.name, found), "")
-        if found in (HOLDS, FAILS) and seeds < _LEAST_SEEDS:
+        if found != NOT_RUN and seeds < _LEAST_SEEDS:
             found += f", by {of_seeds(seeds)}"
         rows.append(
             (claim.text, claim.paper, ours, *by_split, str(seeds), found, why)
@@ -405,7 +405,8 @@ CLAIMS = (
     ),
     Claim(
         "compute",
-        "JEST needs less compute for it, scoring counted (forward passes)",
+        "JEST needs less compute to reach it, scoring included (forward "
+        "passes)",
         "about 4x",
         _cheaper(JEST_LENGTHS, bootstrap.passes),
     ),
@@ -417,7 +418,7 @@ CLAIMS = (
     ),
     Claim(
         "coarse",
-        "Scoring coarsely loses little: Flexi-JEST less JEST",
+        "Scoring coarsely loses little: Flexi-JEST minus JEST",
         "no significant loss",
         _no_worse("flexi", "jest_750"),
     ),
@@ -440,7 +441,7 @@ CLAIMS = (
     ),
     Claim(
         "criterion",
-        "Learnability beats easy-reference where much is left out: f = 0.9; "
+        "Learnability beats easy-reference at high filter ratios: f = 0.9; "
         "0.95",
         "scales better",
         _each(
@@ -468,8 +469,8 @@ CLAIMS = (
     ),
     Claim(
         "equal_compute",
-        "At equal compute JEST beats uniform: 750 steps less 2,000 uniform "
-        "ones, each with its own schedule",
+        "At equal compute JEST beats uniform: JEST after 750 steps minus "
+        "uniform after 2,000, each with its own schedule",
         "by a wide margin",
         _better("jest_750", "uniform_2000"),
     ),
@@ -481,14 +482,14 @@ CLAIMS = (
     ),
     Claim(
         "static",
-        "Online selection beats choosing once: JEST less uniform on the fifth "
+        "Online selection beats choosing once: JEST minus uniform on the fifth "
         "of the pool that fits the curated best",
         "yes",
         _better("jest_750", "filtered"),
     ),
     Claim(
         "static_joint",
-        "Online selection beats choosing once: JEST less uniform on the fifth "
+        "Online selection beats choosing once: JEST minus uniform on the fifth "
         "that is jointly easiest",
         "yes",
         _better("jest_400", "uniform_chosen"),
@@ -526,13 +527,13 @@ CLAIMS = (
     ),
     Claim(
         "best_choice",
-        "The choice helps the distilled: the best less the same without it",
+        "The choice helps the distilled: the best minus the same without it",
         OURS,
         _better("best", "best_uniform"),
     ),
     Claim(
         "best_distilled",
-        "Distillation helps the choice: the best less the same without it",
+        "Distillation helps the choice: the best minus the same without it",
         OURS,
         _better("best", "best_plain"),
     ),

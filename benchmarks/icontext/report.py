@@ -3,7 +3,8 @@
     python -m benchmarks.icontext.report
     python -m benchmarks.icontext.report --matrix quick --out icontext-work
 
-    python -m benchmarks.icontext.report --pages README.md docs/recipes.md
+    python -m benchmarks.icontext.report --summary README.md \
+        --methods docs/recipes.md
 
 Writes report.md, its pictures and report.html, one file that needs no other,
 into the results' folder. No run and no data are needed. Galleries, which need
@@ -27,7 +28,8 @@ from benchmarks.icontext import (
 )
 
 _COMMAND = (
-    "python -m benchmarks.icontext.report --pages README.md docs/recipes.md"
+    "python -m benchmarks.icontext.report --summary README.md "
+    "--methods docs/recipes.md"
 )
 _FRONTIER = "The measure against examples, FLOPs and seconds"
 
@@ -109,13 +111,16 @@ def main(arguments=None):
     parser.add_argument(
         "--matrix", default="standard", choices=sorted(_UNIFORM_CELLS)
     )
-    parser.add_argument(
-        "--pages",
-        nargs="+",
-        type=pathlib.Path,
-        default=(),
-        help="Markdown files to put the summary into",
-    )
+    for flag, what in (
+        ("--summary", "main methods and the paper's claims"),
+        ("--methods", "all methods"),
+    ):
+        parser.add_argument(
+            flag,
+            type=pathlib.Path,
+            metavar="PAGE",
+            help=f"Markdown file to put {what} into",
+        )
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.results)
     rows = [
@@ -133,10 +138,15 @@ def main(arguments=None):
     runs = claims.Runs(rows, queries, _UNIFORM_CELLS[options.matrix])
     name = f"{options.matrix}_" if options.matrix != "standard" else ""
     write(runs, matrix.reported(options.matrix), folder, out, name=name)
-    for page in options.pages:
+    for page, blocks in (
+        (options.summary, targets.summary(runs)),
+        (options.methods, targets.methods(runs)),
+    ):
+        if page is None:
+            continue
         picture = out / f"{name}frontier.png"
         blocks = [
-            *targets.summary(runs),
+            *blocks,
             pages.image(
                 os.path.relpath(picture, page.resolve().parent), _FRONTIER
             ),

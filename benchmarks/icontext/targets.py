@@ -97,7 +97,7 @@ def summary(runs):
     costs = {
         "examples": examples,
         "FLOPs": flops,
-        "FLOPs, its reference's counted": whole,
+        "FLOPs, the reference's counted": whole,
         "examples, held-out concepts alone": on_concepts,
         "examples, held-out style alone": on_style,
     }
@@ -115,13 +115,19 @@ def summary(runs):
     chance = 100 * bootstrap.chance(long, runs.queries)
     blocks = [
         pages.paragraph(
-            "How many times fewer training examples, and FLOPs, a method takes "
-            "to the score that uniform training ends at, "
-            f"{_end(runs, runs.uniform)}, b = {long['batch_size']}. The score "
-            "is the mean reciprocal rank times 100 of retrieval both ways, the "
-            "mean of held-out concepts and a held-out style; by chance it is "
-            f"{chance:.1f}. Brackets are 95 % intervals over concepts and "
-            'seeds, "missed" where a method stays below at that end of them.'
+            "How many times fewer training examples and FLOPs a method needs "
+            "to come to the score at which uniform training ends, "
+            f"{_end(runs, runs.uniform)}, b = {long['batch_size']}; below 1x "
+            "it needs more. The score is the mean reciprocal rank times 100 of "
+            "retrieval both ways, the mean of held-out concepts and a held-out "
+            f"style; by chance it is {chance:.1f}. Brackets are 95 % intervals "
+            'over concepts and seeds; "missed" is an end of one at which the '
+            "method does not come to that score. The filter ratio f is 1 - b / "
+            "B, the share of a super-batch that is left out. *Stage 0* of a "
+            "cascade chooses from K times as many examples by the reference's "
+            "cached embeddings, before anything is read; *alone* means that "
+            "nothing is chosen after it. *Distilled*: the learner is pulled "
+            "towards the reference's embeddings, too."
         ),
         pages.table(("method", "score at its end", *costs), rows),
     ]
@@ -130,8 +136,8 @@ def summary(runs):
     return [
         *blocks,
         pages.paragraph(
-            "What became of the paper's claims, in points of that score or as "
-            "such ratios:"
+            "What became of the paper's claims, as differences of that score "
+            "or as such ratios. A verdict of fewer than three seeds says so:"
         ),
         pages.table(
             ("claim", "the paper", "here", "verdict"),
@@ -289,7 +295,7 @@ def _statement(runs):
             "Both are counted until their curves cross the score; with all "
             f"{steps} steps of the best counted, until its rate is zero, it is "
             f"{examples.bound:.1f}x and {flops.bound:.1f}x.",
-            _beside(runs, cell),
+            _others(runs, cell),
             "At its end the best is, in points of MRR, "
             f"{'; '.join(ends)} from the uniform learner's end. {LIMITS}",
             f"The runs, made again in another folder: `{run} --only uniform` "
@@ -320,7 +326,7 @@ def _about_reference(cell):
     return f"its reference: {reference.about}"
 
 
-def _beside(runs, best):
+def _others(runs, best):
     """What else could be called the best, with its validation."""
     charged = bootstrap.flops_with(_references(runs))
     texts = []
