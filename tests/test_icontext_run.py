@@ -1000,8 +1000,10 @@ class SmallRunTest(tf.test.TestCase):
         summary = page.read_text()
         self.assertStartsWith(summary, "Before.\n\n<!-- icontext: written by")
         self.assertEqual(summary.count("after 4 steps, 1 seed, b = 32"), 1)
-        self.assertIn("](r/quick_frontier.png)", summary)
+        self.assertIn("](r/quick_summary.png)", summary)
+        self.assertTrue((work / "r" / "quick_summary.png").exists())
         self.assertIn("| JEST, f = 0.8 | ", other.read_text())
+        self.assertIn("](r/quick_frontier.png)", other.read_text())
         self.assertTrue((work / "r" / "quick_frontier.png").exists())
 
     def make_data(self, folder):

@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.icontext import bootstrap, matrix  # noqa: E402
+from benchmarks.icontext import bootstrap  # noqa: E402
 
 _DPI = 110
 # Of what stands in several panels, so that a colour means one thing.
@@ -31,38 +31,41 @@ def _styles(cells):
     }
 
 
-def frontier(runs, cells, path):
+def frontier(runs, cells, path, rows):
     """Draw the measures of cells against all that they cost.
 
     Args:
         runs: `claims.Runs`.
-        cells: names of those to draw.
+        cells: `{name: label}` of those to draw; the others are compared with
+            the first.
         path: PNG file.
+        rows: of panels, the splits of each.
 
     Returns:
         Whether there was anything to draw.
     """
     if not cells:
         return False
-    rows = (bootstrap.SPLITS, *((split,) for split in bootstrap.SPLITS))
     figure, axes = plt.subplots(
-        len(rows), len(bootstrap.COSTS), figsize=(13, 11), sharey="row"
+        *(len(rows), len(bootstrap.COSTS)),
+        figsize=(13, 2 + 3 * len(rows)),
+        squeeze=False,
+        sharey="row",
     )
     styles = _styles(cells)
+    first = runs.of(next(iter(cells)))
     for line, splits in zip(axes, rows, strict=True):
         for axis, (about, spent) in zip(
             line, bootstrap.COSTS.items(), strict=True
         ):
-            # The first cell is what the others are compared with.
-            first = runs.of(cells[0])
-            for cell in cells:
+            for cell, label in cells.items():
                 found = [
                     run
                     for run in runs.of(cell)
                     if bootstrap.comparable(spent, run, first[0])
                 ]
                 if found:
-                    _curve(axis, found, splits, spent, cell, styles[cell])
+                    _curve(axis, found, splits, spent, label, styles[cell])
             target = np.mean([bootstrap.curve(x, splits)[1][-1] for x in first])
             axis.axhline(100 * target, color="0.4", ls=":", lw=1)
             axis.set_xscale("log")
@@ -71,9 +74,8 @@ def frontier(runs, cells, path):
         names = " and\n".join(splits) if splits[1:] else splits[0]
         line[0].set_ylabel(f"MRR, %, {names}")
     lines, labels = axes[0, 0].get_legend_handles_labels()
-    labels = [f"{cell}: {matrix.find(cell).about}" for cell in labels]
     figure.legend(lines, labels, fontsize=8, ncols=2, loc="lower center")
-    below = 0.018 * (1 + -(-len(labels) // 2))
+    below = 0.2 * (1 + -(-len(labels) // 2)) / figure.get_figheight()
     figure.tight_layout(rect=(0, below, 1, 1))
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)

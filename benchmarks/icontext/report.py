@@ -138,23 +138,26 @@ def main(arguments=None):
     runs = claims.Runs(rows, queries, _UNIFORM_CELLS[options.matrix])
     name = f"{options.matrix}_" if options.matrix != "standard" else ""
     write(runs, matrix.reported(options.matrix), folder, out, name=name)
-    for page, blocks in (
-        (options.summary, targets.summary(runs)),
-        (options.methods, targets.methods(runs)),
-    ):
-        if page is None:
-            continue
+    if options.summary:
+        picture = out / f"{name}summary.png"
+        curves = targets.main_curves(runs)
+        figures.frontier(runs, curves, picture, (bootstrap.SPLITS,))
+        _write_page(options.summary, targets.summary(runs), picture, runs)
+    if options.methods:
         picture = out / f"{name}frontier.png"
-        blocks = [
-            *blocks,
-            pages.image(
-                os.path.relpath(picture, page.resolve().parent), _FRONTIER
-            ),
-            pages.paragraph(_provenance(runs)),
-        ]
-        benchmark_report.write_block(
-            page, "icontext", pages.markdown(blocks), _COMMAND
-        )
+        _write_page(options.methods, targets.methods(runs), picture, runs)
+
+
+def _write_page(page, blocks, picture, runs):
+    picture = os.path.relpath(picture, page.resolve().parent)
+    blocks = [
+        *blocks,
+        pages.image(picture, _FRONTIER),
+        pages.paragraph(_provenance(runs)),
+    ]
+    benchmark_report.write_block(
+        page, "icontext", pages.markdown(blocks), _COMMAND
+    )
 
 
 def write(runs, cells, folder, out, name=""):
@@ -430,20 +433,19 @@ def _kinds(runs, cells):
 def _pictures(runs, cells, folder, out, name):
     blocks = []
     names = [cell.name for cell in cells]
-    for file, draw, alt, drawn in (
-        (f"{name}frontier.png", figures.frontier, _FRONTIER, _MAIN_CURVES),
-        (
-            f"{name}kinds.png",
-            figures.kinds,
-            "What was chosen, by kind",
-            _KINDS_CURVES,
-        ),
-    ):
-        drawn = _to_draw(runs, drawn, names)
-        if draw(runs, drawn, out / file):
-            blocks.append(pages.image(file, alt))
-        if draw is figures.frontier:
-            blocks.append(pages.paragraph(_not_drawn(runs, drawn)))
+    drawn = _to_draw(runs, _MAIN_CURVES, names)
+    abouts = {cell: f"{cell}: {matrix.find(cell).about}" for cell in drawn}
+    file = f"{name}frontier.png"
+    rows = (bootstrap.SPLITS, *((split,) for split in bootstrap.SPLITS))
+    if figures.frontier(runs, abouts, out / file, rows):
+        blocks += [
+            pages.image(file, _FRONTIER),
+            pages.paragraph(_not_drawn(runs, drawn)),
+        ]
+    file = f"{name}kinds.png"
+    drawn = _to_draw(runs, _KINDS_CURVES, names)
+    if figures.kinds(runs, drawn, out / file):
+        blocks.append(pages.image(file, "What was chosen, by kind"))
     for cell in cells:
         for run in runs.of(cell.name):
             label = f"{cell.name}-{run['seed']}"

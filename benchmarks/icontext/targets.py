@@ -89,6 +89,18 @@ def methods(runs):
     ]
 
 
+def main_curves(runs):
+    """`{cell: label}` of uniform training and the longest of main methods."""
+    best = claims.best(runs)
+    found = {runs.uniform: "uniform"}
+    for about, cells in METHODS[runs.uniform].items():
+        there = [cell for cell in cells if cell in runs]
+        is_main = about in _MAIN or cells == best or runs.uniform != "uniform"
+        if there and is_main:
+            found[there[-1]] = about
+    return found
+
+
 def summary(runs):
     """What a page has room for: main methods, and the paper's own claims."""
     if runs.uniform not in runs:
@@ -101,15 +113,11 @@ def summary(runs):
         "examples, held-out concepts alone": on_concepts,
         "examples, held-out style alone": on_style,
     }
-    best = claims.best(runs)
+    main = {about: cell for cell, about in main_curves(runs).items()}
     rows = [
-        (
-            about,
-            _end(runs, [cell for cell in cells if cell in runs][-1]),
-            *columns,
-        )
-        for about, cells, columns in _ratios(runs, costs)
-        if about in _MAIN or cells == best or runs.uniform != "uniform"
+        (about, _end(runs, main[about]), *columns)
+        for about, _, columns in _ratios(runs, costs)
+        if about in main
     ]
     long = runs.of(runs.uniform)[0]
     chance = 100 * bootstrap.chance(long, runs.queries)
