@@ -226,12 +226,35 @@ def _reference(config, store):
         return None, None
     settings = config.reference
     teacher = settings.workdir and reference.load_run(settings.workdir)
+    if teacher:
+        _warn_of_losses(config, teacher.config.model.loss)
     if not settings.sidecars:
         return teacher, None
     expected = reference.describe(teacher) if teacher else None
     return teacher or None, embeddings.Sidecars(
         store, settings.sidecar_dir, expected
     )
+
+
+def _warn_of_losses(config, learned):
+    """Says so if a score takes a loss that the reference has not learned.
+
+    It has a scale and a bias for its own alone; by another its part of a score
+    may be so large that the learner's has no say.
+    """
+    asked = {}
+    if config.selection.needs_reference:
+        asked["selection.loss"] = config.selection.loss
+    if config.cascade.hyper_batch_size:
+        asked["cascade.loss"] = config.cascade.loss
+    for setting, loss in asked.items():
+        loss = loss or config.model.loss
+        if loss != learned:
+            _say(
+                f"warning: scores are of the {loss} loss, and the reference in "
+                f"{config.reference.workdir} has learned by the {learned} loss:"
+                f" `{setting}={learned}` scores by that"
+            )
 
 
 def _attempt(config, workdir, inputs, signals):

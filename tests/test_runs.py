@@ -387,6 +387,19 @@ class DirectoryTest(RunsTestCase):
             f"this run began with keras 1.2.3, now {keras.__version__}", said
         )
 
+    def test_scores_of_a_loss_that_the_reference_lacks_are_warned_of(self):
+        uniform = "steps=4", "selection.batch_size=none"
+        self.train("reference", *uniform, "model.loss=softmax")
+        learnability = (
+            *("steps=4", "selection.criterion=learnability"),
+            f"reference.workdir={self.workdir('reference')}",
+        )
+        said = self.train("run", *learnability)
+        self.assertIn("has learned by the softmax loss", said)
+        self.assertIn("`selection.loss=softmax` scores by that", said)
+        said = self.train("other", *learnability, "selection.loss=softmax")
+        self.assertNotIn("warning: scores", said)
+
     def test_a_measure_that_no_evaluation_has_is_refused_before_all(self):
         for name in ("mrr", "eval/b/image_to_text/mrr", "eval/a/loss"):
             with self.assertRaisesRegex(

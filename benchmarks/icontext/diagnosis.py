@@ -29,6 +29,34 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "learnability, and the first spends no pass of the learner on scores; "
         "which is what makes a stage 0 of it worth so much here.",
     ),
+    "draw": (
+        ("jest_400", "chunks_1", "chunks_32", "gain_25", "top"),
+        "A gain of a quarter gives half of what JEST gains away. Of 1, 16 and "
+        "32 chunks more is better in sign, and no more than a seed can tell in "
+        "400 steps; in 750, by three seeds, one chunk (the cell independent) "
+        "is behind. Without noise the draw is as good.",
+    ),
+    "scores": (
+        (
+            *("jest_400", "warm_scale", "flexi_scoring", "crops"),
+            *("uniform_400", "uniform_warm_scale", "uniform_crops"),
+        ),
+        "A scale that begins near the reference's is no gain, with JEST or "
+        "without it: that the learner's is still low early on is not where "
+        "JEST loses. Scores of small pictures cost less and choose no better, "
+        "perhaps worse; the learner has seen none, and its losses on them "
+        "grow. Crops are no gain in so few steps, and a loss without JEST.",
+    ),
+    "learner": (
+        (
+            *("jest_400", "uniform_400", "sigmoid", "sigmoid_uniform"),
+            *("jest_b128", "uniform_b128", "jest_b512", "uniform_b512"),
+        ),
+        "At each batch size, in as many steps, JEST has about twice what "
+        "uniform training has. By the sigmoid loss it gains least: the "
+        "reference has learned by softmax and knows no bias, so that its loss "
+        "is by far the larger part of a score, and the learner's has no say.",
+    ),
     "reference": (
         ("best", "best_by_curated", "best_by_pool", "best_by_filtered"),
         "What a reference was trained on counts. One of the pool alone has "
