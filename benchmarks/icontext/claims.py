@@ -24,8 +24,8 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 WHY: dict[tuple[str, str], str] = {
     ("criterion", OPEN): "no difference is seen at any ratio, and "
     "easy-reference spends no pass of the learner on scores",
-    ("coarse", FAILS): "half of its training is on 16 pixels as well; coarse "
-    "scores alone are the cell flexi_scoring",
+    ("coarse", FAILS): "half of its training is on 16 pixels as well; of "
+    "coarse scores alone one seed does not decide (the cell flexi_scoring)",
     ("equal_compute", OPEN): "a step of JEST has the passes of 2.7 uniform "
     "ones; it is ahead on known concepts, and uniform on held-out ones",
     ("static", FAILS): "the fifth was cut by a reference of the curated set "

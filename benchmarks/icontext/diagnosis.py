@@ -38,14 +38,22 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "scores": (
         (
-            *("jest_400", "warm_scale", "flexi_scoring", "crops"),
+            *("jest_400", "warm_scale", "crops"),
             *("uniform_400", "uniform_warm_scale", "uniform_crops"),
         ),
         "A scale that begins near the reference's is no gain, with JEST or "
         "without it: that the learner's is still low early on is not where "
-        "JEST loses. Scores of small pictures cost less and choose no better, "
-        "perhaps worse; the learner has seen none, and its losses on them "
-        "grow. Crops are no gain in so few steps, and a loss without JEST.",
+        "JEST loses. Crops are no gain in so few steps, and a loss without "
+        "JEST.",
+    ),
+    "coarse": (
+        ("flexi", "jest_750", "flexi_2500", "jest_2500", "flexi_scoring"),
+        "Flexi-JEST has two fifths of JEST's FLOPs and ends below it, further "
+        "below in the longer run. There it ends about where uniform training "
+        "does, on half of the examples and a little more than half of the "
+        "FLOPs, one seed of three below its target. Coarse scores alone choose "
+        "no better than fine ones, perhaps worse: the learner is trained on no "
+        "small pictures, and its losses on the chosen ones grow.",
     ),
     "learner": (
         (
@@ -200,12 +208,20 @@ QUESTIONS = (
     ),
     Question(
         "scores",
-        "The scale, coarse scores, and what the learner is trained on",
+        "The initial scale, and crops",
         (
-            *_against("jest_400", "warm_scale", "flexi_scoring", "crops"),
+            *_against("jest_400", "warm_scale", "crops"),
             *_against("uniform_400", "uniform_warm_scale", "uniform_crops"),
             ("warm_scale", "uniform_warm_scale"),
             ("crops", "uniform_crops"),
+        ),
+    ),
+    Question(
+        "coarse",
+        "Small pictures: Flexi-JEST, and coarse scores alone",
+        (
+            *(("flexi", "jest_750"), ("flexi_2500", "jest_2500")),
+            *(("flexi_2500", "uniform"), ("flexi_scoring", "jest_400")),
         ),
     ),
     Question(
