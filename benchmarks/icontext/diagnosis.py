@@ -23,9 +23,10 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
             *("jest_400_f50", "jest_400", "jest_400_f90", "jest_400_f95"),
             *("easy_reference_f50", "easy_reference_f80"),
             *("easy_reference_f90", "easy_reference_f95"),
+            *("hard_learner_f50", "hard_learner_f80", "hard_learner_f95"),
         ),
-        "The more is left out, the more a step teaches, by either criterion. "
-        "In 400 steps no difference is seen between easy-reference and "
+        "The more is left out, the more a step teaches, by learnability and "
+        "by easy-reference; by hard-learner it does not. In 400 steps no difference is seen between easy-reference and "
         "learnability, and the first spends no pass of the learner on scores; "
         "which is what makes a stage 0 of it worth so much here.",
     ),
