@@ -26,9 +26,10 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
             *("hard_learner_f50", "hard_learner_f80", "hard_learner_f95"),
         ),
         "The more is left out, the more a step teaches, by learnability and "
-        "by easy-reference; by hard-learner it does not. In 400 steps no difference is seen between easy-reference and "
-        "learnability, and the first spends no pass of the learner on scores; "
-        "which is what makes a stage 0 of it worth so much here.",
+        "by easy-reference; by hard-learner it does not. In 400 steps no "
+        "difference is seen between easy-reference and learnability, and the "
+        "first spends no pass of the learner on scores; which is what makes a "
+        "stage 0 of it worth so much here.",
     ),
     "draw": (
         ("jest_400", "chunks_1", "chunks_32", "gain_25", "top"),
