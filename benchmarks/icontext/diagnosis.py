@@ -33,10 +33,10 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "draw": (
         ("jest_400", "chunks_1", "chunks_32", "gain_25", "top"),
-        "A gain of a quarter gives half of what JEST gains away. Of 1, 16 and "
-        "32 chunks more is better in sign, and no more than a seed can tell in "
-        "400 steps; in 750, by three seeds, one chunk (the cell independent) "
-        "is behind. Without noise the draw is as good.",
+        "A gain of a quarter gives half of what JEST gains away. Between 16 "
+        "and 32 chunks nothing is to be seen; one chunk is behind, in 400 "
+        "steps by no more than a seed can tell, and in 750 (the cell "
+        "independent, three seeds) by more. Without noise the draw is as good.",
     ),
     "scores": (
         (
