@@ -135,7 +135,9 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "the more often it is offered, the fewer of the chosen are new: a "
         "blind choice of a fifth would leave an effective filter ratio of 0.8 "
         "to the power of the times, which is below what JEST has. What a "
-        "larger pool would change has not been measured. The learner's scale "
+        "larger pool would change has not been measured. In the longer run "
+        "logos come to be a fifth of what is chosen, twice their share of the "
+        "pool, and emoji art stays where it was. The learner's scale "
         "stays near its initial one for most of the shorter run, so that its "
         "losses are compared with those of a reference whose scale is more "
         "than twice as high.",
