@@ -30,7 +30,7 @@ WHY: dict[tuple[str, str], str] = {
     ("flexi", OPEN): "it ends about where uniform training does, one seed of "
     "three below its target",
     ("equal_compute", OPEN): "a step of JEST has the passes of 2.7 uniform "
-    "ones; it is ahead on known concepts, and uniform on held-out ones",
+    "ones; it is ahead on known concepts, and not on held-out ones",
     ("teacher", OPEN): "above it on held-out concepts, and below it on known "
     "ones, whose like the curated set has",
     ("static", FAILS): "the fifth was cut by a reference of the curated set "
