@@ -816,6 +816,25 @@ class ReportTest(tf.test.TestCase):
             ["uniform", "jest_2500"],
         )
 
+    def test_without_the_long_uniform_run_a_page_says_so(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        kept = results.read(results.FOLDER / "standard.jsonl")
+        row = next(one for one in kept if one["cell"] == "jest_400")
+        results.append(folder / "standard.jsonl", row)
+        shutil.copy(results.FOLDER / results.QUERIES_FILE, folder)
+        pages_of = {name: folder / f"{name}.md" for name in ("a", "b")}
+        report.main(
+            [
+                *("--results", str(folder)),
+                *("--summary", str(pages_of["a"])),
+                *("--methods", str(pages_of["b"])),
+            ]
+        )
+        for page in pages_of.values():
+            text = page.read_text()
+            self.assertIn(f"The long uniform run: {claims.NOT_RUN}.", text)
+        self.assertNotIn("![", pages_of["a"].read_text())
+
     def test_what_is_run_again_stands_beside_the_first(self):
         first = a_run([1] * 4, [1] * 2, cell="uniform", machine="a")
         again = a_run([2] * 4, [2] * 2, cell="uniform", machine="b")

@@ -140,8 +140,9 @@ def main(arguments=None):
     write(runs, matrix.reported(options.matrix), folder, out, name=name)
     if options.summary:
         picture = out / f"{name}summary.png"
-        curves = targets.main_curves(runs)
-        figures.frontier(runs, curves, picture, (bootstrap.SPLITS,))
+        if runs.uniform in runs:
+            curves = targets.main_curves(runs)
+            figures.frontier(runs, curves, picture, (bootstrap.SPLITS,))
         _write_page(options.summary, targets.summary(runs), picture, runs)
     if options.methods:
         picture = out / f"{name}frontier.png"
@@ -149,12 +150,10 @@ def main(arguments=None):
 
 
 def _write_page(page, blocks, picture, runs):
-    picture = os.path.relpath(picture, page.resolve().parent)
-    blocks = [
-        *blocks,
-        pages.image(picture, _FRONTIER),
-        pages.paragraph(_provenance(runs)),
-    ]
+    if picture.exists():
+        picture = os.path.relpath(picture, page.resolve().parent)
+        blocks = [*blocks, pages.image(picture, _FRONTIER)]
+    blocks = [*blocks, pages.paragraph(_provenance(runs))]
     benchmark_report.write_block(
         page, "icontext", pages.markdown(blocks), _COMMAND
     )
