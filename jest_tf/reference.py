@@ -160,8 +160,8 @@ def describe(run: Run) -> sidecar_files.Description:
         tokenizer=_describe_tokenizer(run.tokenizer),
         preprocessing=f"RGB, squashed to {size} x {size} by preprocessing.py",
         dim=int(dim),
-        scale=float(tf.exp(run.learner.log_temperature.value)),
-        bias=float(run.learner.bias.value),
+        scale=float(_on_host(run.learner.log_temperature, tf.exp)),
+        bias=float(_on_host(run.learner.bias)),
     )
 
 
@@ -218,6 +218,12 @@ def encoder(run: Run, batch_size: int = 256) -> Callable:
         )
 
     return encode
+
+
+def _on_host(variable, function=tf.identity):
+    """Of a variable, mirrored or not, the same bits whatever holds it."""
+    with tf.device("CPU:0"):
+        return function(tf.constant(variable.numpy()))
 
 
 def _describe_tokenizer(tokenizer):

@@ -50,7 +50,8 @@ class Draw(NamedTuple):
         indices: int32 `[b]`, rows of the super-batch in the order drawn; with
             quota "per_replica", chunk by chunk, those of replica 0 first.
         score: float32 scalar, the criterion of the sub-batch: for learnability
-            the learner's loss on it minus the reference's.
+            the learner's loss on it minus the reference's. NaN, in a graph that
+            XLA compiles, if embeddings held here are not finite.
         uniform_score: float32 scalar, the same of a uniform draw of `b` rows.
             Above 1,024 rows it is scaled up from a uniform draw of 1,024.
         kept: bool `[B/R]`, true for the chosen rows.
@@ -133,8 +134,10 @@ def select_jointly(
         A `Draw`.
 
     Raises:
-        ValueError: on settings or shapes that do not fit together, and on
-            embeddings that are not finite.
+        ValueError: on settings or shapes that do not fit together, and, run
+            eagerly, on embeddings that are not finite. A graph raises
+            `tf.errors.InvalidArgumentError` for these; one that XLA compiles
+            has a `score` of NaN.
 
     Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
     differs and why.
@@ -515,9 +518,13 @@ def _report(scores, indices, kept, own_score, seed):
     uniform_score, places, uniform_losses = _uniform_draw(
         scores, indices.shape[0], seed
     )
+    score = scores.of(scores.held.means(row_losses, indices, kept))
+    # What XLA compiles has no checks, and a row whose score is not a number is
+    # not drawn: the draw's own score has to tell of it.
+    finite = tf.reduce_all(tf.math.is_finite(own_score))
     return Draw(
         indices=indices,
-        score=scores.of(scores.held.means(row_losses, indices, kept)),
+        score=tf.where(finite, score, np.nan),
         uniform_score=uniform_score,
         kept=kept,
         learner_loss=row_losses.get("learner"),

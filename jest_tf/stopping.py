@@ -147,7 +147,7 @@ class Signals(keras.callbacks.Callback):
 
 
 class FiniteCheck(checkpoint.StepCallback):
-    """Ends `fit` at a loss or weight that is not finite.
+    """Ends `fit` at a loss, score or weight that is not finite.
 
     Belongs before the callbacks that log and save, so that they see nothing of
     that step. The weights are looked at because a gradient that is not finite
@@ -175,7 +175,13 @@ class FiniteCheck(checkpoint.StepCallback):
         """Looks."""
         super().on_train_batch_end(batch, logs)
         logs = logs or {}
-        names = ["loss"] * (not np.isfinite(logs.get("loss", 0.0)))
+        # XLA compiles no check of what is scored, and a draw goes around a row
+        # that is not finite: of that only the draw's score tells.
+        names = [
+            name
+            for name in ("loss", "select/score")
+            if not np.isfinite(logs.get(name, 0.0))
+        ]
         names += self._find()
         if names:
             values = {

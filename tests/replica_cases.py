@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import config, distribution, hooks, layers, training
+from jest_tf import config, distribution, hooks, layers, reference, training
 from jest_tf.data import preprocessing
 
 DEVICES = 4
@@ -602,6 +602,26 @@ class RefusalsTest(tf.test.TestCase):
                 training.JESTModel(tiny.learner(0), outside, JOINT)
             with self.assertRaisesRegex(ValueError, "`learner` must be"):
                 training.JESTModel(outside)
+
+    def test_a_reference_is_described_as_on_one_replica(self):
+        described = []
+        for count in (1, 2):
+            with STRATEGIES[count].scope():
+                learner = tiny.learner(3)
+                learner.bias.assign(-2.5)
+            described.append(
+                reference.describe(
+                    reference.Run(
+                        config.TrainConfig(
+                            data=config.DataConfig(image_size=tiny.IMAGE_SIZE)
+                        ),
+                        preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3),
+                        learner,
+                    )
+                )
+            )
+        self.assertEqual(described[0].bias, -2.5)
+        self.assertEqual(*described)
 
     def test_what_keras_can_not_do(self):
         model = build(2)

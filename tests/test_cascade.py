@@ -643,6 +643,29 @@ class RunTest(tf.test.TestCase):
         with open(f"{workdir}.log", encoding="utf-8") as file:
             self.assertIn("cascade.gain", file.read())
 
+    def test_two_devices_run_the_reference_that_one_would(self):
+        teacher = self.run_in("teacher", "steps=4")
+        settings = (
+            *("steps=4", "evaluation.log_every_steps=1"),
+            *("cascade.hyper_batch_size=none", "reference.sidecars=false"),
+            f"reference.workdir={teacher}",
+        )
+        ours, theirs = (
+            self.lines(self.run_in(*run), checkpoint.DRAWS_FILE)
+            for run in (
+                ("live-one", *settings),
+                (
+                    "live-two",
+                    *settings,
+                    "distribution.strategy=mirrored",
+                    "distribution.virtual_devices=2",
+                ),
+            )
+        )
+        # Then the batch norm of these towers has a replica's own statistics.
+        self.assertEqual(ours[0], theirs[0])
+        self.assertLen(theirs, 4)
+
     def test_two_devices_train_on_what_one_would(self):
         settings = ("steps=4", "evaluation.log_every_steps=1")
         one = self.run_in("one", *ALONE, *settings)

@@ -64,6 +64,11 @@ REFUSED = [
     ("cascade", {"uniform_share": 1.0}, r"in \[0, 1\). Received: 1.0"),
     ("cascade", {"uniform_share": -0.1}, r"in \[0, 1\). Received: -0.1"),
     ("optimizer", {"warmup_steps": -1}, "must be at least 0. Received: -1"),
+    (
+        "reference",
+        {"distillation_steps": 3},
+        "needs `reference.distillation_weight`. Received: 3 without",
+    ),
     ("optimizer", {"weight_decay": -0.1}, "at least 0. Received: -0.1"),
     ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
     ("optimizer", {"clip_norm": 0.0}, "must be > 0. Received: 0.0"),

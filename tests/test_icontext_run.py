@@ -900,6 +900,12 @@ class VariantsTest(tf.test.TestCase):
             self.assertEqual(
                 (new.identifier, new.png), (old.identifier, old.png)
             )
+        # A run on such a pool knows which.
+        for cell, expected in (("jest_noise50", moved), ("jest_750", None)):
+            config = run.resolve(matrix.find(cell), 0, self.get_temp_dir())
+            is_moved = results._is_moved(config, len(records))
+            expected = expected or [False] * len(records)
+            self.assertEqual(is_moved.tolist(), expected)
 
     def test_of_look_alikes_the_first_is_kept(self):
         random = np.random.default_rng(0)

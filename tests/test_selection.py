@@ -685,3 +685,26 @@ class SelectionErrorTest(tf.test.TestCase):
             tf.errors.InvalidArgumentError, "`learner` embeddings hold NaN"
         ):
             draw(tf.fill(learner.image.shape, np.nan))
+
+    def test_nan_that_xla_lets_pass_is_in_the_score(self):
+        learner, reference = models(10)
+
+        @tf.function(jit_compile=True)
+        def draw(image, **options):
+            found = selection.select_jointly(
+                learner._replace(image=image),
+                reference,
+                batch_size=2,
+                seed=(0, 0),
+                **options,
+            )
+            return found.indices, found.score
+
+        for options in ({"num_chunks": 1}, {"num_chunks": 2}):
+            nan = learner.image.copy()
+            _, score = draw(nan, **options)
+            self.assertTrue(np.isfinite(score))
+            nan[3, 2] = np.nan
+            rows, score = draw(nan, **options)
+            self.assertNotIn(3, rows)
+            self.assertTrue(np.isnan(score))

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
-from jest_tf import checkpoint, stopping, training
+from jest_tf import checkpoint, config, stopping, training
 
 
 class SignalsTest(tf.test.TestCase):
@@ -325,6 +325,22 @@ class FiniteCheckTest(tf.test.TestCase):
         self.assertEqual(model.optimizer.iterations, 3)
         self.assertIn("loss", error.exception.names)
         self.assertFalse(np.isfinite(error.exception.values["loss"]))
+
+    def test_a_reference_that_is_not_finite_is_seen_under_xla_too(self):
+        teacher = tiny.learner(5)
+
+        def reference(batch):
+            image, text, scale, bias = teacher(batch)
+            return image + tf.where(scale > 0, np.nan, 0.0), text, scale, bias
+
+        model = training.JESTModel(
+            tiny.learner(0),
+            reference,
+            config.SelectionConfig("joint", batch_size=4, num_chunks=2),
+        )
+        error, steps = self.fit(model, tiny.super_batches(2), jit_compile=True)
+        self.assertEqual(steps, 0)
+        self.assertEqual(error.names, ("select/score",))
 
     def test_a_gradient_that_is_not_finite_is_seen_in_its_own_step(self):
         @tf.custom_gradient

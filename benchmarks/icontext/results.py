@@ -240,13 +240,16 @@ def _kinds(workdir, config, work):
     draws = ledger.read_log(path)
     ids, kinds = _kinds_of(config, work)
     names, numbers = np.unique(kinds, return_inverse=True)
+    is_moved = _is_moved(config, len(ids))
     order = np.argsort(ids)
     parts = np.array_split(np.arange(len(draws)), min(NUM_BINS, len(draws)))
-    shares = []
+    shares, moved = [], []
     for part in parts:
         drawn = np.concatenate([draws[i]["ids"] for i in part])
-        found = numbers[order[np.searchsorted(ids, drawn, sorter=order)]]
-        shares.append(np.bincount(found, minlength=len(names)) / len(drawn))
+        rows = order[np.searchsorted(ids, drawn, sorter=order)]
+        found = np.bincount(numbers[rows], minlength=len(names))
+        shares.append(found / len(rows))
+        moved.append(round(float(is_moved[rows].mean()), 4))
     pool = np.bincount(numbers) / len(numbers)
     return {
         "step": [draws[part[-1]]["step"] for part in parts],
@@ -255,7 +258,21 @@ def _kinds(workdir, config, work):
             name: [round(float(share[i]), 4) for share in shares]
             for i, name in enumerate(names.tolist())
         },
+        **({"moved": moved} if is_moved.any() else {}),
     }
+
+
+def _is_moved(config, count):
+    """Which of a pool's rows have a caption that is another picture's."""
+    from benchmarks.icontext import variants
+
+    _, is_noisy, percent = pathlib.Path(
+        config.data.train[0]
+    ).parent.name.partition("noise")
+    share = int(percent) / 100 if is_noisy else 0.0
+    is_moved = np.zeros(count, bool)
+    is_moved[variants.moved(count, share)] = True
+    return is_moved
 
 
 def share_of_look_alikes(pictures):

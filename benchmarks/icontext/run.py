@@ -36,6 +36,8 @@ _EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
 # fitted to the kept runs of two processors, for the time left alone.
 _PREPARATION_STEPS = 500
 _STEP_SECONDS, _RUN_SECONDS = 0.32, 60
+# Of a net twice as wide, over one as wide (`learner_speed`).
+_WIDE, _WIDE_SECONDS = "benchmarks.icontext.towers:build_wide", 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +209,8 @@ def cost(config):
                 config.steps, config.data.super_batch_size
             )
         )
-    return passes / (3 * 256)
+    width = _WIDE_SECONDS if config.model.towers == _WIDE else 1.0
+    return width * passes / (3 * 256)
 
 
 def _shards(work, source):

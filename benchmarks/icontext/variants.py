@@ -72,9 +72,7 @@ def with_noise(records, share):
         records: list of `selection.Record`.
         share: of the records that get another's captions, in [0, 1].
     """
-    generator = np.random.default_rng(SEED)
-    order = generator.permutation(len(records))
-    chosen = order[: round(share * len(records))]
+    chosen = moved(len(records), share)
     found = list(records)
     # A cycle through all of them, so that none gets its own.
     for place, giver in zip(chosen, np.roll(chosen, 1), strict=True):
@@ -84,6 +82,12 @@ def with_noise(records, share):
             record, row=dataclasses.replace(record.row, captions=captions)
         )
     return found
+
+
+def moved(count, share):
+    """Rows of `with_noise` that get another's captions, in no order."""
+    order = np.random.default_rng(SEED).permutation(count)
+    return order[: round(share * count)]
 
 
 def best_of(records, scores, share):
