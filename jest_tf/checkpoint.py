@@ -496,23 +496,24 @@ def _cut_events(folder, last_step):
     """Drops TensorBoard's events of steps after `last_step`."""
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         path = os.path.join(folder, name)
-        events, whole = [], True
-        try:
-            for event in tf.data.TFRecordDataset(path).as_numpy_iterator():
-                events.append(event)
-        except tf.errors.DataLossError:  # the end is half-written
-            whole = False
-        kept = [
-            event
-            for event in events
-            if event_pb2.Event.FromString(event).step <= last_step
-        ]
-        if whole and len(kept) == len(events):
+        if all(
+            step is not None and step <= last_step for step, _ in _events(path)
+        ):
             continue
         with written_whole(path) as partial:
             with tf.io.TFRecordWriter(partial) as writer:
-                for event in kept:
-                    writer.write(event)
+                for step, event in _events(path):
+                    if step is not None and step <= last_step:
+                        writer.write(event)
+
+
+def _events(path):
+    """Step and bytes of each event; at last (None, b"") if it is cut off."""
+    try:
+        for event in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            yield event_pb2.Event.FromString(event).step, event
+    except tf.errors.DataLossError:
+        yield None, b""
 
 
 def _sync(path):

@@ -34,7 +34,6 @@ from jest_tf.data import (
     embed,
     embeddings,
     manifest,
-    preprocessing,
     reading,
     records,
     shards,
@@ -166,6 +165,8 @@ class Model(NamedTuple):
             description,
             self.sidecar_dir,
             image_size=run.config.data.image_size,
+            max_image_pixels=run.config.data.max_image_pixels,
+            dtype=_dtype(store, self.sidecar_dir),
             progress=progress,
         )
         return embeddings.Sidecars(store, self.sidecar_dir, description)
@@ -413,18 +414,20 @@ def _written(workdir):
         return 0
 
 
+def _dtype(store, directory):
+    """That of the first sidecar that is there, or float16."""
+    for shard in range(len(store.shards.paths)):
+        path = embeddings.sidecar_path(store, shard, directory)
+        if os.path.isfile(path):
+            return sidecar_files.read_header(path).dtype
+    return "float16"
+
+
 @functools.lru_cache(maxsize=2)
 def _loaded(workdir, step, written):
     """A run and what its embeddings are of."""
     del written
-    if step is None:
-        run = reference.load_run(workdir)
-    else:
-        opened = runs.open_run(workdir, step=step)
-        tokenizer = preprocessing.load_tokenizer(
-            workdir, opened.config.data.text_length
-        )
-        run = reference.Run(opened.config, tokenizer, opened.model.learner)
+    run = runs.load_run(workdir, step)
     return run, reference.describe(run)
 
 

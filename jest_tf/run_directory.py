@@ -94,7 +94,10 @@ def thrown_away() -> Iterator[str]:
 
 
 def check_data(
-    workdir: str, store: records.Store, reference_fingerprint: str
+    workdir: str,
+    store: records.Store,
+    reference_fingerprint: str,
+    sidecars: str = "",
 ) -> None:
     """Writes down what data a run reads, or checks that it still does.
 
@@ -105,6 +108,7 @@ def check_data(
         workdir: the run directory.
         store: the examples.
         reference_fingerprint: of the reference, "" where there is none.
+        sidecars: `Sidecars.identity`, "" where there are none.
 
     Raises:
         ValueError: where a shard or the reference is not what it was.
@@ -117,6 +121,7 @@ def check_data(
         "shards": shards,
         "reference": reference_fingerprint,
         "manifest": store.manifest.identity if store.manifest else "",
+        "sidecars": sidecars,
     }
     path = os.path.join(workdir, DATA_FILE)
     if not os.path.isfile(path):
@@ -147,6 +152,13 @@ def check_data(
         raise ValueError(
             f"The reference must be the one that the run in {workdir!r} began "
             f"with, {before['reference']}. Received: {here['reference']}"
+        )
+    began_with = before.get("sidecars", sidecars)  # as above
+    if began_with != sidecars:
+        raise ValueError(
+            f"The sidecars must say of the reference what those say that the "
+            f"run in {workdir!r} began with, their dtype included: "
+            f"{began_with or 'none'}. Received: {sidecars or 'none'}"
         )
 
 

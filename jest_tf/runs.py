@@ -155,6 +155,26 @@ def open_run(
     return Opened(config, model, step or config.steps, super_batches)
 
 
+def load_run(workdir: str, step: int | None = None) -> reference.Run:
+    """A run's learner, alone: as it ended, or as it was at a checkpoint.
+
+    Args:
+        workdir: the run directory.
+        step: of the checkpoint; None is the end.
+
+    Raises:
+        ValueError: where there is no run, it has not finished, or there is no
+            such checkpoint.
+    """
+    if step is None:
+        return reference.load_run(workdir)
+    opened = open_run(workdir, step=step)
+    tokenizer = preprocessing.load_tokenizer(
+        workdir, opened.config.data.text_length
+    )
+    return reference.Run(opened.config, tokenizer, opened.model.learner)
+
+
 class _Diverged(Exception):
     """Numbers of these steps, counted from 0, are not finite.
 
@@ -176,6 +196,7 @@ def _train(config, workdir, signals):
     )
     with strategy.scope():
         teacher, sidecars = _reference(config, store)
+    _warn_of_repeats(config, store)
     evaluation_stores = evaluation.open_stores(
         config.evaluation.data, config.evaluation_data
     )
@@ -189,7 +210,10 @@ def _train(config, workdir, signals):
     ) as output:
         if writes:
             run_directory.check_data(
-                output, store, _fingerprint(teacher, sidecars)
+                output,
+                store,
+                _fingerprint(teacher, sidecars),
+                "" if sidecars is None else sidecars.identity,
             )
         inputs = _Inputs(
             strategy,
@@ -255,6 +279,23 @@ def _warn_of_losses(config, learned):
                 f"{config.reference.workdir} has learned by the {learned} loss:"
                 f" `{setting}={learned}` scores by that"
             )
+
+
+def _warn_of_repeats(config, store):
+    """Says so if a super-batch holds more than there is, records twice over.
+
+    A pair whose picture is another's, too, is its own hardest negative.
+    """
+    data = config.data
+    order = pipeline.order(
+        store, data.weights, config.seed, data.shuffle_block_size
+    )
+    if data.super_batch_size > order.num_drawn:
+        _say(
+            f"warning: `data.super_batch_size`={data.super_batch_size:,} is "
+            f"more than the {order.num_drawn:,} records to draw from, so that "
+            "every super-batch holds some of them several times"
+        )
 
 
 def _attempt(config, workdir, inputs, signals):

@@ -48,6 +48,7 @@ from jest_tf.data import (
     stream,
 )
 from trainers import curate as command
+from trainers import embed as embed_command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MINI = f"{ROOT}/examples/icontext_mini"
@@ -1076,6 +1077,23 @@ class CommandTest(tf.test.TestCase):
         found.feed(text)
         self.assertEmpty(found.open)
         return text, found
+
+    def test_sidecars_of_either_dtype_are_taken_and_settings_add_up(self):
+        data = f"{MINI}/val_concept-*.tfrecord"
+        embed_command.main(
+            [
+                *("--workdir", self.path("reference"), "--dtype", "float32"),
+                *("--output", self.path("float32"), "--data", data),
+                *("--index-dir", self.path("index")),
+            ]
+        )
+        printed, shown = self.run_command(
+            "of-float32",
+            *("--sidecar-dir", self.path("float32"), "--no-report"),
+            *("--set", "share=0.5", "--set", "window=100", "loss=softmax"),
+        )
+        self.assertRegex(printed, r"\b12\d of 246 records are drawn")
+        self.assertNotIn("embedding", shown)
 
     def test_it_writes_what_the_library_does_and_a_report(self):
         printed, shown = self.run_command(

@@ -18,7 +18,15 @@ import tensorflow as tf
 import test_records
 import tiny
 
-from jest_tf import checkpoint, config, models, reference, rounding, training
+from jest_tf import (
+    checkpoint,
+    config,
+    models,
+    reference,
+    rounding,
+    stopping,
+    training,
+)
 from jest_tf.data import (
     embed,
     embeddings,
@@ -332,6 +340,15 @@ class CommandTest(tf.test.TestCase):
         self.assertAllClose(image, expected.image)
         self.assertAllClose(text, expected.text)
         self.assertEqual(sidecars.scale, float(expected.scale))
+
+    def test_what_another_process_writes_is_waited_for_by_the_caller(self):
+        summary = embed.Summary(1, 0, ("b.sidecar",), 30, 0, {})
+        with (
+            mock.patch.object(embed, "write", return_value=summary),
+            self.assertRaises(SystemExit) as stopped,
+        ):
+            self.run_command("--check", output="busy")
+        self.assertEqual(stopped.exception.code, stopping.EXIT_CODE)
 
     def test_hosts_share_the_shards_and_do_nothing_twice(self):
         first, _ = self.run_command("--num-hosts", "2", output="b")

@@ -20,11 +20,12 @@ from jest_tf import (
     checkpoint,
     ledger,
     models,
+    reference,
     run_directory,
     runs,
     stopping,
 )
-from jest_tf.data import pipeline, records
+from jest_tf.data import embed, pipeline, records
 
 MRR = "eval/a/image_to_text/mrr"
 # The super-batch that some of these tests poison.
@@ -386,6 +387,43 @@ class DirectoryTest(RunsTestCase):
         self.assertIn(
             f"this run began with keras 1.2.3, now {keras.__version__}", said
         )
+
+    def test_a_super_batch_of_more_than_there_is_is_warned_of(self):
+        said = self.train("run", "steps=4", "data.super_batch_size=21")
+        self.assertIn("`data.super_batch_size`=21 is more than the 20", said)
+        said = self.train("other", "steps=4", "data.super_batch_size=20")
+        self.assertNotIn("`data.super_batch_size`", said)
+
+    def test_a_run_goes_on_with_sidecars_that_say_the_same_alone(self):
+        self.train("reference", "steps=4", "selection.batch_size=none")
+        with mock.patch.object(
+            models, "build_learner", run_server.build_learner
+        ):
+            run = runs.load_run(self.workdir("reference"))
+        store = records.open_store(os.path.join(self.folder, "a.tfrecord"))
+        for folder, dtype in (("a", "float32"), ("b", "float16")):
+            for twin in (folder, folder * 2):
+                embed.write(
+                    store,
+                    reference.encoder(run),
+                    reference.describe(run),
+                    self.workdir(twin),
+                    image_size=tiny.IMAGE_SIZE,
+                    dtype=dtype,
+                )
+        settings = (
+            *("steps=8", "selection.criterion=learnability"),
+            *("reference.sidecars=true", "evaluation.log_every_steps=1"),
+        )
+
+        def train(folder):
+            place = f"reference.sidecar_dir={self.workdir(folder)}"
+            self.train("run", *settings, place)
+
+        train("a")
+        with self.assertRaisesRegex(ValueError, "The sidecars must say"):
+            train("b")
+        train("aa")
 
     def test_scores_of_a_loss_that_the_reference_lacks_are_warned_of(self):
         uniform = "steps=4", "selection.batch_size=none"

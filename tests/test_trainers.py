@@ -129,6 +129,34 @@ class TrainersTest(tf.test.TestCase):
             evaluate.main(["--workdir", self.learner, "--json"])
         self.assertAllClose(json.loads(printed.getvalue()), expected)
 
+    def test_evaluate_measures_a_checkpoint(self):
+        def measure(step):
+            return evaluate.evaluate(self.learner, step=step)
+
+        final = evaluate.evaluate(self.learner)
+        self.assertEqual(measure(5), final)
+        self.assertNotEqual(measure(3), final)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(["--workdir", self.learner, "--step", "3", "--json"])
+        self.assertEqual(json.loads(printed.getvalue()), measure(3))
+
+    def test_evaluate_refuses_flags_that_would_do_nothing(self):
+        for flags, message in (
+            (["--views", "patch_size=16"], "--views needs --selection"),
+            (["--super-batches", "3"], "--super-batches needs --selection"),
+            (["--selection", "--data", "a"], "--data is not for --selection"),
+            (
+                ["--selection", "--image-field", "a"],
+                "--image-field is not for --selection",
+            ),
+        ):
+            with (
+                contextlib.redirect_stderr(io.StringIO()) as shown,
+                self.assertRaises(SystemExit),
+            ):
+                evaluate.main(["--workdir", self.learner, *flags])
+            self.assertIn(message, shown.getvalue())
+
     def test_evaluate_takes_other_data_and_prints_a_measure_a_line(self):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             evaluate.main(

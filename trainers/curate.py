@@ -46,7 +46,8 @@ def _parser():
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--data", required=True, nargs="+", metavar="GLOB", help="the shards")
+    several = {"nargs": "+", "action": "extend"}
+    add("--data", required=True, **several, metavar="GLOB", help="the shards")
     add("--output", required=True, help="folder of the manifest")
     add("--workdir", default="", help="the reference's run; none: by sidecars")
     add("--step", type=int, help="of its checkpoint; its final weights")
@@ -54,14 +55,14 @@ def _parser():
     add("--learner", help="run directory: choose by learnability")
     add("--learner-step", type=int, help="of its checkpoint; its final weights")
     add("--learner-sidecar-dir", help="of the learner; beside the shards")
-    add("--like", nargs="+", metavar="GLOB", help="examples of the tasks")
+    add("--like", **several, metavar="GLOB", help="examples of the tasks")
     add(
         "--evaluation",
-        nargs="+",
+        **several,
         metavar="GLOB",
         help="what the tasks are evaluated on: nothing of it is chosen",
     )
-    add("--set", nargs="+", default=[], metavar="A=B", help="settings")
+    add("--set", **several, default=[], metavar="A=B", help="settings")
     add("--overwrite", action="store_true", help="write all of it anew")
     add("--no-report", action="store_true", help="write no report.html")
     add("--source-fields", nargs="*", default=curation_page.SOURCE_FIELDS)

@@ -6,9 +6,10 @@
 A sidecar holds the reference's embeddings of one shard; a run with
 `reference.sidecars=true` reads them in place of running the reference. Sidecars
 that are there are kept, and one that was interrupted is continued: run the
-same command again. On several hosts give each its `--host` and `--num-hosts`.
-The options of the data's format are those of `data` in the training recipe, and
-have to be the same there.
+same command again. Where another process is writing some of them it exits with
+code 75, "try again later". On several hosts give each its `--host` and
+`--num-hosts`. The options of the data's format are those of `data` in the
+training recipe, and have to be the same there.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 import trainers
 from jest_tf import config as config_lib
-from jest_tf import progress, reference, rounding
+from jest_tf import progress, reference, rounding, stopping
 from jest_tf.data import embed, embeddings, records, sidecar_files
 
 
@@ -33,7 +34,14 @@ def _parser():
     )
     add = parser.add_argument
     add("--workdir", required=True, help="the reference's run directory")
-    add("--data", required=True, nargs="+", metavar="GLOB", help="the shards")
+    add(
+        "--data",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="GLOB",
+        help="the shards",
+    )
     add("--output", default="", help="folder of the sidecars; beside each")
     add("--dtype", default="float16", choices=sidecar_files.DTYPES)
     add("--batch-size", type=int, default=256, help="records a forward pass")
@@ -99,9 +107,15 @@ def _run(flags):
         progress=progress.Progress("embedding", "records"),
     )
     _report(summary)
+    if summary.busy:
+        raise SystemExit(stopping.EXIT_CODE)
     if flags.check:
         sidecars = embeddings.Sidecars(store, flags.output, description)
-        print(rounding.compare(run, store, sidecars))
+        print(
+            rounding.compare(
+                run, store, sidecars, max_image_pixels=flags.max_image_pixels
+            )
+        )
 
 
 def _report(summary):

@@ -2,8 +2,8 @@
 
     python -m trainers.evaluate --workdir runs/jest
 
-Settings, vocabulary and weights come from the run directory. Prints one
-measure a line, or JSON with `--json`.
+Settings, vocabulary and weights come from the run directory; `--step` takes
+the weights of a checkpoint. Prints one measure a line, or JSON with `--json`.
 
 With `--selection` it measures the run's draws in place of its learner, on
 super-batches of the run's own data: how they compare with other samplers', on
@@ -19,8 +19,14 @@ import re
 from collections.abc import Sequence
 
 import trainers
-from jest_tf import comparison, evaluation, reference
+from jest_tf import comparison, evaluation, runs
 from jest_tf import config as config_lib
+
+_SUPER_BATCHES = 8
+# Flags that say which data the learner is measured on, and which only draws
+# have.
+_OF_DATA = ("data", "format", "image_field", "caption_fields", "index_dir")
+_OF_SELECTION = ("super_batches", "views")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,35 +36,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data",
         nargs="+",
+        action="extend",
         metavar="GLOB",
         help="shards or tables, a set each; shards of one set that the shell "
         "expanded are taken together. By default the run's `evaluation.data`",
     )
     for name, options in (
-        ("--format", {"choices": config_lib.FORMATS}),
-        ("--image-field", {}),
-        ("--caption-fields", {"nargs": "+", "metavar": "FIELD"}),
-        ("--index-dir", {}),
+        ("format", {"choices": config_lib.FORMATS}),
+        ("image_field", {}),
+        ("caption_fields", {"nargs": "+", "metavar": "FIELD"}),
+        ("index_dir", {}),
     ):
-        setting = name[2:].replace("-", "_")
         parser.add_argument(
-            name, help=f"`data.{setting}` of the data; the run's", **options
+            _flag(name), help=f"`data.{name}` of the data; the run's", **options
         )
+    parser.add_argument(
+        "--step", type=int, help="of a checkpoint; by default the final weights"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--selection", action="store_true", help="measure the draws instead"
     )
     _add_selection_flags(parser.add_argument_group("with --selection"))
     flags = parser.parse_args(argv)
+    for name in _OF_DATA if flags.selection else _OF_SELECTION:
+        if getattr(flags, name) is not None:
+            parser.error(
+                f"{_flag(name)} is not for --selection, which draws from the "
+                "run's own data"
+                if flags.selection
+                else f"{_flag(name)} needs --selection"
+            )
     if flags.selection:
-        if flags.data:
-            parser.error("--selection draws from the run's data, not --data")
         results = trainers.run(
             lambda: comparison.measure(
                 flags.workdir,
                 step=flags.step,
-                num_super_batches=flags.super_batches,
-                views=flags.views,
+                num_super_batches=flags.super_batches or _SUPER_BATCHES,
+                views=flags.views or (),
             )
         )
         show = json.dumps(results, indent=2)
@@ -67,11 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = trainers.run(
         lambda: evaluate(
             flags.workdir,
-            flags.data,
-            format=flags.format,
-            image_field=flags.image_field,
-            caption_fields=flags.caption_fields,
-            index_dir=flags.index_dir,
+            **{name: getattr(flags, name) for name in ("step", *_OF_DATA)},
         )
     )
     if flags.json:
@@ -81,17 +92,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{value:8.4f}  {name}")
 
 
+def _flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
 def _add_selection_flags(group):
     group.add_argument(
-        "--step", type=int, help="of a checkpoint; by default the final weights"
-    )
-    group.add_argument(
-        "--super-batches", type=int, default=8, help="to draw from (8)"
+        "--super-batches", type=int, help=f"to draw from ({_SUPER_BATCHES})"
     )
     group.add_argument(
         "--views",
         nargs="+",
-        default=[],
+        action="extend",
         metavar="A=B,C=D",
         help="coarser views to compare, e.g. patch_size=32 keep_tokens=0.5",
     )
@@ -101,16 +113,18 @@ def evaluate(
     workdir: str,
     data: Sequence[str] | None = None,
     *,
+    step: int | None = None,
     format: str | None = None,
     image_field: str | None = None,
     caption_fields: Sequence[str] | None = None,
     index_dir: str | None = None,
 ) -> dict[str, float]:
-    """What `evaluation.Evaluation` measures of a finished run.
+    """What `evaluation.Evaluation` measures of a run.
 
     Args:
         workdir: the run directory.
         data: paths or globs; None is the run's own `evaluation.data`.
+        step: of the checkpoint to measure; None is the run's end.
         format: as `data.format`; None is what the run evaluates with. The
             others likewise.
         image_field: as `data.image_field`.
@@ -118,9 +132,10 @@ def evaluate(
         index_dir: as `data.index_dir`.
 
     Raises:
-        ValueError: where the run has not finished, or there is no data.
+        ValueError: where the run has not finished, there is no such
+            checkpoint, or there is no data.
     """
-    run = reference.load_run(workdir)
+    run = runs.load_run(workdir, step)
     settings = run.config.evaluation
     if data:
         settings = dataclasses.replace(settings, data=tuple(data))
@@ -146,7 +161,7 @@ def evaluate(
         tokenizer=run.tokenizer,
         image_size=run.config.data.image_size,
         max_image_pixels=run.config.data.max_image_pixels,
-    ).run(run.config.steps)
+    ).run(run.config.steps if step is None else step)
 
 
 def together(patterns: Sequence[str]) -> list[str | list[str]]:

@@ -20,7 +20,7 @@ def write(path, records):
         Number of bytes written.
     """
     path = os.fspath(path)
-    part = path + ".part"
+    part = f"{path}.{os.getpid()}.part"
     with tf.io.TFRecordWriter(part) as writer:
         for record in records:
             # Maps have no order of their own; sorted keys give stable bytes.

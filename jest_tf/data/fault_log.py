@@ -4,11 +4,14 @@ A run goes on without a few records, which `reading.py` replaces, but not
 without many: above a set rate it stops.
 """
 
+import array
 import collections
 import json
 import os
 import re
 import threading
+
+import numpy as np
 
 # The limit is on the faults among so many positions as long as fewer are
 # drawn, so that the first fault of a run is not a rate of one.
@@ -48,14 +51,20 @@ class FaultLog:
             num_drawn: positions of the steps before it.
         """
         with self._lock:
-            lines = [line for line in self._read() if line["step"] < step]
-            self._write(lines)
             self._error = ""
             self.num_drawn = num_drawn
-            self.num_replaced = len({line["position"] for line in lines})
-            self._reasons = collections.Counter(
-                _kind(line["reason"]) for line in lines
-            )
+            self._reasons = collections.Counter()
+            positions = array.array("q")
+
+            def keep(line):
+                if line["step"] >= step:
+                    return False
+                positions.append(line["position"])
+                self._count(line["reason"])
+                return True
+
+            self._rewrite(text for _, text, line in self._read() if keep(line))
+            self.num_replaced = len(np.unique(positions))
 
     def add(
         self, *, step: int, position: int, id: int, place: str, reason: str
@@ -69,9 +78,7 @@ class FaultLog:
             "reason": reason,
         }
         with self._lock:
-            kind = _kind(reason)
-            if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
-                self._reasons[kind] += 1
+            self._count(reason)
             if self._path:
                 # Faults are rare; an open file would have to be closed on
                 # every way out of a run.
@@ -109,13 +116,20 @@ class FaultLog:
                 were read ahead, but nothing came of them. None keeps all.
         """
         with self._lock:
-            lines = {
-                (line["position"], line["place"]): line
-                for line in self._read()
-                if stop_step is None or line["step"] < stop_step
-            }
-            # Stable: the lines of a position stay as they were written.
-            self._write(sorted(lines.values(), key=lambda one: one["position"]))
+            # Numbers alone are held: a log of a long run may be large.
+            starts, positions, places = (array.array("q") for _ in range(3))
+            for start, _, line in self._read():
+                if stop_step is None or line["step"] < stop_step:
+                    starts.append(start)
+                    positions.append(line["position"])
+                    places.append(hash(line["place"]))
+            # Of a fault that was met twice the first line; those of a position
+            # stay as they were written.
+            told = np.stack([positions, places], axis=1)
+            _, firsts = np.unique(told, axis=0, return_index=True)
+            firsts.sort()
+            order = firsts[np.argsort(told[firsts, 0], kind="stable")]
+            self._rewrite(self._lines_at(starts[line] for line in order))
 
     def _describe(self):
         reasons = "; ".join(
@@ -131,24 +145,39 @@ class FaultLog:
             f"{reasons}{log}"
         )
 
+    def _count(self, reason):
+        kind = _kind(reason)
+        if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
+            self._reasons[kind] += 1
+
     def _read(self):
+        """Where each line starts, its bytes, and what it says."""
         if not self._path or not os.path.isfile(self._path):
-            return []
-        lines = []
-        with open(self._path, encoding="utf-8") as file:
+            return
+        start = 0
+        with open(self._path, "rb") as file:
             for text in file:
                 try:
-                    lines.append(json.loads(text))
-                except json.JSONDecodeError:
-                    break  # cut off by a kill
-        return lines
+                    line = json.loads(text)
+                except ValueError:
+                    return  # cut off by a kill
+                yield start, text, line
+                start += len(text)
 
-    def _write(self, lines):
+    def _lines_at(self, starts):
+        with open(self._path, "rb") as file:
+            for start in starts:
+                file.seek(start)
+                yield file.readline()
+
+    def _rewrite(self, lines):
+        """Puts lines, read from the log until then, in its place."""
         if not self._path or not os.path.isfile(self._path):
             return
         temporary = f"{self._path}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        with open(temporary, "wb") as file:
+            for line in lines:
+                file.write(line.removesuffix(b"\n") + b"\n")
         os.replace(temporary, self._path)
 
 
