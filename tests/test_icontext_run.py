@@ -703,9 +703,19 @@ class TargetsTest(tf.test.TestCase):
         text = pages.markdown(targets.further(runs))
         self.assertIn("100.0 [100.0, 100.0] after 200 steps, 1 seed, ", text)
         # 200 steps of 10 examples, and 50.
-        self.assertIn("| uniform on the curated set alone | 4.0x [4.0", text)
+        self.assertIn("after 100 steps, 1 seed | 4.0x [4.0, 4.0]", text)
         missed = claims.MISSED
-        self.assertIn(f"| JEST, f = 0.8 | {missed} | {missed} |", text)
+        self.assertRegex(
+            text, rf"\| JEST, f = 0.8 \| .* \| {missed} \| {missed} \|"
+        )
+        self.assertIn("of its 200 steps it gained +20.0 points", text)
+        for blocks in (targets.methods(runs), targets.summary(runs)):
+            self.assertIn(
+                "100.0 [100.0, 100.0] after 200 steps, 1 seed) uniform "
+                "training ends higher, where of these methods, as long as they "
+                "were run, there come: uniform on the curated set alone, 4.0x ",
+                pages.markdown(blocks),
+            )
 
     def test_the_best_is_what_validation_puts_first(self):
         # The other is better on the tests, there after 20 steps.

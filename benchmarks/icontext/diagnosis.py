@@ -184,7 +184,8 @@ def _against(base, *cells):
 _SIZES = (("f50", 2), ("f80", 5), ("f90", 10), ("f95", 20))
 _LEARNABILITY = ("jest_400_f50", "jest_400", "jest_400_f90", "jest_400_f95")
 _EASY = tuple(f"easy_reference_{size}" for size, _ in _SIZES)
-_HARD = "hard_learner_f50", "hard_learner_f80", "", "hard_learner_f95"
+_HARD = tuple(f"hard_learner_{size}" for size, _ in _SIZES)
+_CHUNKS = (1, 2, 4, 8, 32)
 # By the noise added, in percent: uniform, reference, JEST and the best.
 _LEVELS = {
     0: ("uniform_1500", "reference", "jest_400", "best"),
@@ -201,13 +202,26 @@ QUESTIONS = (
     Question(
         "ratio",
         "Filter ratio and criterion",
-        _against("uniform_400", *_LEARNABILITY, *_EASY, *filter(None, _HARD)),
+        _against("uniform_400", *_LEARNABILITY, *_EASY, *_HARD),
+    ),
+    Question(
+        "compute",
+        "Filter ratio at equal compute",
+        (
+            ("jest_400_f50", "uniform_667"),
+            ("jest_400", "uniform_1067"),
+            ("jest_400_f90", "uniform_1733"),
+            ("jest_400_f95", "uniform_3067"),
+            *_against(
+                "uniform_400", "easy_reference_f90", "easy_reference_f95"
+            ),
+        ),
     ),
     Question(
         "draw",
         "The draw: chunks, gain, noise",
         _against(
-            *("jest_400", "chunks_1", "chunks_32", "gain_25", "top"),
+            *("jest_400", *(f"chunks_{n}" for n in _CHUNKS), "gain_25", "top"),
         ),
     ),
     Question(
@@ -233,7 +247,10 @@ QUESTIONS = (
         "Loss and batch size: JEST beside uniform",
         (
             ("jest_400", "uniform_400"),
-            ("sigmoid", "sigmoid_uniform"),
+            *_against(
+                *("sigmoid_uniform", "sigmoid"),
+                *("sigmoid_scored", "sigmoid_by_sigmoid"),
+            ),
             ("jest_b128", "uniform_b128"),
             ("jest_b512", "uniform_b512"),
         ),
@@ -247,6 +264,28 @@ QUESTIONS = (
                 *("cascade_400", "cascade_coarse"),
                 *("cascade_floor", "cascade_warm"),
                 *(f"stage_0_k{size}" for size in (5, 12, 25, 50)),
+            ),
+        ),
+    ),
+    Question(
+        "scorer",
+        "JEST by references of the curated set alone and of the pool alone",
+        (
+            *_against("jest_400", "jest_by_curated", "jest_by_pool"),
+            ("jest_by_pool", "uniform_400"),
+        ),
+    ),
+    Question(
+        "noisy",
+        "Caption noise, 400 steps each",
+        (
+            *(
+                (f"jest_noise{share}", f"uniform_400_noise{share}")
+                for share in (25, 50, 75)
+            ),
+            *_against(
+                *("uniform_400_noise50", "easy_reference_noise50"),
+                "hard_learner_noise50",
             ),
         ),
     ),
@@ -300,7 +339,6 @@ PANELS = (
             about: tuple(
                 (size, cell)
                 for (_, size), cell in zip(_SIZES, cells, strict=True)
-                if cell
             )
             for about, cells in (
                 ("learnability", _LEARNABILITY),
@@ -315,7 +353,8 @@ PANELS = (
         "N",
         {
             "learnability": (
-                *((1, "chunks_1"), (16, "jest_400"), (32, "chunks_32")),
+                *((n, f"chunks_{n}") for n in _CHUNKS if n < 16),
+                *((16, "jest_400"), (32, "chunks_32")),
             )
         },
         "uniform_400",

@@ -136,6 +136,7 @@ def _best(name, about, *settings, seeds=(0,), **places):
 # distillation the uniform recipe's rate is the better one.
 _OWN_RATE = _rate("2e-3")
 _FADE = "reference.distillation_steps=750"
+_HALF_UNIFORM = "cascade.uniform_share=0.5"
 _PARTS = (
     _best("best", "K = 25 and nothing after it, distilled", seeds=SEEDS),
     _best("best_200", "the same for 200 steps", "steps=200", seeds=SEEDS),
@@ -180,19 +181,27 @@ _PARTS = (
     # loss of its own in the end, or with all that the choice passes over.
     *(
         _best(
-            f"best_1500{name}",
-            f"the best for 1,500 steps{about}",
-            "steps=1500",
+            f"best_{steps}{name}",
+            f"the best for {steps:,} steps{about}",
+            f"steps={steps}",
             *settings,
             seeds=seeds,
         )
-        for name, about, settings, seeds in (
-            ("", "", (), SEEDS[:1]),
-            ("_fade", ", distilled for the first half", (_FADE,), SEEDS),
+        for steps, name, about, settings, seeds in (
+            (1500, "", "", (), SEEDS[:1]),
+            (1500, "_fade", ", distilled for the first half", (_FADE,), SEEDS),
             (
+                1500,
                 "_half",
                 ", distilled for the first half, half of stage 0 uniform",
-                (_FADE, "cascade.uniform_share=0.5"),
+                (_FADE, _HALF_UNIFORM),
+                SEEDS[:1],
+            ),
+            (
+                3000,
+                "_half",
+                ", distilled for a quarter, half of stage 0 uniform",
+                (_FADE, _HALF_UNIFORM),
                 SEEDS[:1],
             ),
         )
@@ -219,8 +228,14 @@ MAIN = (
     _uniform("uniform_1500", "uniform", "steps=1500"),
     # The forward passes of 750 steps of JEST.
     _uniform("uniform_2000", "uniform", "steps=2000"),
-    # Where the long one goes on to.
-    _uniform("uniform_10000", "uniform", "steps=10000"),
+    # Where the long one goes on to, and what comes there.
+    _uniform("uniform_10000", "uniform", "steps=10000", seeds=SEEDS),
+    _jest(
+        "jest_5000",
+        "joint, learnability, f = 0.8",
+        "steps=5000",
+        seeds=SEEDS,
+    ),
     _jest("jest_750", "joint, learnability, f = 0.8", _MIDDLE, seeds=SEEDS),
     _jest(
         "jest_2500",
@@ -285,6 +300,12 @@ MAIN = (
         "steps=1500",
         *_cascade(6400, 256, _ALONE),
         seeds=SEEDS,
+    ),
+    _jest(
+        "stage_0_3000",
+        "K = 25 and nothing after it",
+        "steps=3000",
+        *_cascade(6400, 256, _ALONE),
     ),
 )
 
@@ -685,7 +706,7 @@ _BEYOND = {
     *(cell.name for cell in _ALL if cell.name.startswith("cascade_")),
     *(cell.name for cell in _ALL if cell.name.startswith("stage_0_")),
     *("best_neither", "reference_inferred", "emoji", "uniform_distinct"),
-    "uniform_10000",
+    *("uniform_10000", "jest_5000"),
 } - {f"stage_0_by_{name}" for name in ("curated", "pool", "filtered", "wide")}
 # What no claim of the paper is of, but where JEST loses.
 _DIAGNOSED = {

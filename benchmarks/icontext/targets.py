@@ -83,7 +83,7 @@ def methods(runs):
             "run with its reference, all of it: training, and a pass over the "
             "pool for the sidecars, and so of a reference before that one. The "
             "last two have the target of one split alone. "
-            f"{_flatness(runs)}"
+            f"{_rise(runs, runs.uniform)} {_of_further(runs)}".strip()
         ),
         pages.table(("method", "MRR at its end", *costs), rows),
     ]
@@ -135,7 +135,8 @@ def summary(runs):
             "cascade chooses from K times as many examples by the reference's "
             "cached embeddings, before anything is read; *alone* means that "
             "nothing is chosen after it. *Distilled*: the learner is pulled "
-            "towards the reference's embeddings, too."
+            "towards the reference's embeddings, too. "
+            f"{_of_further(runs)}".strip()
         ),
         pages.table(("method", "score at its end", *costs), rows),
     ]
@@ -181,32 +182,75 @@ def _ratio(found):
     return claims.ratio(found) + seeds
 
 
-# A uniform run that is twice as long as the one whose end is the target.
+# A uniform run that is twice as long as the one whose end is the target, and
+# what is longer of methods, too.
 _LONGER = "uniform_10000"
+_LONGER_METHODS = {
+    "JEST, f = 0.8": ("jest_5000",),
+    "stage 0 alone, K = 25": ("stage_0_3000",),
+    "so, and half of stage 0 uniform": ("best_3000_half",),
+}
 
 
 def further(runs):
     """What methods take to a target that is further off."""
-    if runs.uniform not in runs or _LONGER not in runs:
+    rows = [
+        (
+            about,
+            "; ".join(_end(runs, cell) for cell in cells),
+            *map(_ratio, found),
+        )
+        for about, cells, found in _to_further(runs)
+    ]
+    if not rows:
         return []
-    rows = []
-    for about, cells in METHODS[runs.uniform].items():
-        there = [cell for cell in cells if cell in runs]
-        found = [
-            runs.to_target(there, spent, base=_LONGER, seeds=(0,))
-            for spent in (bootstrap.examples, bootstrap.flops)
-        ]
-        if None not in found:
-            rows.append((about, *map(claims.ratio, found)))
     gain = runs.difference(_LONGER, runs.uniform)
     return [
         pages.paragraph(
             f"Uniform training for twice as long: {_end(runs, _LONGER)}, "
-            f"{claims.points(gain)} from the other of that seed. To where it "
-            "ends, seed 0, of the lengths that have been run:"
+            f"{claims.points(gain)} from the other, seed by seed. "
+            f"{_rise(runs, _LONGER)} To where it ends, by the seeds that both "
+            "have, and the lengths that have been run:"
         ),
-        pages.table(("method", "examples", "FLOPs"), rows),
+        pages.table(("method", "MRR at its end", "examples", "FLOPs"), rows),
     ]
+
+
+def _to_further(runs):
+    """(method, its cells, ratios) to the end of the longer uniform run."""
+    if runs.uniform not in runs or _LONGER not in runs:
+        return
+    for about, lengths in METHODS[runs.uniform].items():
+        lengths = (*lengths, *_LONGER_METHODS.get(about, ()))
+        there = [cell for cell in lengths if cell in runs]
+        found = [
+            runs.to_target(there, spent, base=_LONGER)
+            for spent in (bootstrap.examples, bootstrap.flops)
+        ]
+        if None not in found:
+            yield about, there, found
+
+
+def _of_further(runs):
+    """What the longer uniform run makes of the ratios, in a sentence."""
+    found = {about: one for about, _, (one, _) in _to_further(runs)}
+    if not found:
+        return ""
+    come = [
+        f"{about}, {_ratio(one)} fewer examples"
+        for about, one in found.items()
+        if one.value
+    ]
+    return (
+        f"These ratios are to that place alone: trained for twice as long "
+        f"({_end(runs, _LONGER)}) uniform training ends higher, where "
+        + (
+            f"of these methods, as long as they were run, there come: "
+            f"{'; '.join(come)}."
+            if come
+            else "no method comes that has been run."
+        )
+    )
 
 
 def cells(runs, listed):
@@ -397,16 +441,15 @@ def _end(runs, cell):
     return f"{claims.interval(score)} after {steps}, {seeds}"
 
 
-def _flatness(runs):
-    """How far the long uniform run still rose at its end."""
+def _rise(runs, cell):
+    """How far a uniform run still rose at its end."""
     rises = []
-    for run in runs.of(runs.uniform):
+    for run in runs.of(cell):
         _, values = bootstrap.curve(run)
         before = values[int(0.8 * len(values)) - 1]
         rises.append(100 * (values[-1] - before))
     shown = ", ".join(f"{rise:+.1f}" for rise in rises)
     return (
-        "In the last fifth of its steps the long uniform run still gained "
-        f"{shown} points (one number a seed), though its rate goes to zero "
-        "there: a longer one may well end higher."
+        f"In the last fifth of its {run['steps']:,} steps it gained {shown} "
+        "points (one number a seed), where its rate goes to zero."
     )
