@@ -361,9 +361,28 @@ class ClaimsTest(tf.test.TestCase):
                 "+62.5 [+62.5, +62.5]",
                 "+50.0 [+50.0, +50.0]",
                 "+75.0 [+75.0, +75.0]",
-                *("1", f"{claims.HOLDS}, by 1 seed", ""),
+                *("1", f"{claims.HOLDS}, by 1 seed"),
+                claims.WHY["joint", claims.HOLDS],
             ),
         )
+
+    def test_a_length_that_another_processor_timed_may_come_to_the_target(self):
+        def row(cell, ends, machine):
+            seconds = {"processor_seconds": 10.0, "machine": machine}
+            return with_curve([50, 100], ends, cell=cell, **seconds)
+
+        def missed(machine):
+            rows = [
+                row("uniform", [0.2, 0.4], "a"),
+                row("flexi", [0.1, 0.2], "a"),
+                row("flexi_2500", [0.2, 0.3], machine),
+            ]
+            return claims.Runs(rows, QUERIES).to_target(
+                claims.FLEXI_LENGTHS, bootstrap.seconds
+            )
+
+        self.assertIsNone(missed("b"))
+        self.assertEqual(missed("a").missed, 1)
 
     def test_when_all_is_run_no_claim_is_of_fewer_than_three_seeds(self):
         rows = [
@@ -698,6 +717,8 @@ class TargetsTest(tf.test.TestCase):
         self.assertEqual(targets.further(claims.Runs(rows, QUERIES)), [])
         longer = with_curve([100, 200], [0.4, 0.6], cell="uniform_10000")
         longer |= {"batch_size": 10, "steps": 200}
+        for row in (*rows, longer):
+            row |= {"processor_seconds": None, "machine": "a"}
         longer["costs"] |= {"flops/step": 7, "examples/trained": 2000}
         runs = claims.Runs([*rows, longer], QUERIES)
         text = pages.markdown(targets.further(runs))

@@ -26,6 +26,7 @@ from jest_tf import ledger  # noqa: E402
 from jest_tf.data import records  # noqa: E402
 
 ROWS, COLUMNS = 3, 12
+_RUNS = "best-0", "easy-0", "jest_2500-1"
 _SEED = 0
 _DPI = 110
 
@@ -34,7 +35,7 @@ def main(arguments=None):
     """Parse the flags and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default="icontext-work")
-    parser.add_argument("--runs", nargs="+", default=("best-0", "easy-0"))
+    parser.add_argument("--runs", nargs="+", default=_RUNS)
     parser.add_argument("--results", default=str(results.FOLDER))
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.work) / "runs"
@@ -83,7 +84,9 @@ def draw(workdir, path):
 
 def _show(axis, record):
     caption = record.captions[0].decode("utf-8", "replace")
-    lines = textwrap.wrap(caption.replace("$", r"\$"), 18)[:2]
+    lines = textwrap.wrap(
+        caption.replace("$", r"\$"), 18, max_lines=2, placeholder=" …"
+    )
     axis.imshow(plt.imread(io.BytesIO(record.image), "png"), cmap="gray")
     axis.set_title("\n".join(lines), fontsize=7)
     axis.axis("off")

@@ -350,8 +350,9 @@ def _statement(runs):
             _others(runs, cell),
             "At its end the best is, in points of MRR, "
             f"{'; '.join(ends)} from the uniform learner's end. {LIMITS}",
-            f"The runs, made again in another folder: `{run} --only uniform` "
-            f"and `{run} --matrix beyond --only {cell}`.",
+            f"The runs, made again in another folder: `{run} --only uniform "
+            f"{' '.join(claims.JEST_LENGTHS)}` and `{run} --matrix beyond "
+            f"--only {cell}`.",
         )
         if text
     ]
