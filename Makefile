@@ -27,7 +27,8 @@ PYTEST_WORKERS ?= --numprocesses 2 --dist loadscope
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
-# Where the benchmark on real data keeps packages, data and runs: 2 GB.
+# Where the benchmark on real data keeps packages, data and runs: 10 GB if all
+# of them are made.
 ICONTEXT ?= icontext-work
 
 .PHONY: help quickstart test test-slow tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
@@ -68,7 +69,7 @@ icontext-quick: icontext-data ## a slice of the real-data benchmark
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
 	@echo "icontext-runs: what is missing of the runs; hours, with all of them"
-	@for matrix in standard beyond seeds; do \
+	@for matrix in standard diagnosis beyond seeds; do \
 	  $(BIN)/python -m benchmarks.icontext.run --matrix $$matrix \
 	    --work $(ICONTEXT) --results $(ICONTEXT)/results || exit; done
 
