@@ -81,6 +81,8 @@ icontext: icontext-data ## data, runs, galleries and report, from nothing
 	@$(MAKE) icontext-runs || echo "icontext: not all has been run" >&2
 	@$(BIN)/python -m benchmarks.icontext.gallery --work $(ICONTEXT) \
 	  --results $(ICONTEXT)/results
+	@$(BIN)/python -m benchmarks.icontext.scoring --work $(ICONTEXT) \
+	  --results $(ICONTEXT)/results
 	@$(BIN)/python -m benchmarks.icontext.report \
 	  --results $(ICONTEXT)/results
 	@echo "icontext: see $(ICONTEXT)/results/report.html"

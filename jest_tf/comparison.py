@@ -6,6 +6,7 @@ Nothing is trained. What a run says of its draws while it trains is in
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,11 +16,48 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import losses, patches, runs, selection, stopping, telemetry
 from jest_tf import settings as settings_lib
+from jest_tf.data import preprocessing
 
 SELECTION_FILE = "selection.json"
 
-# The noise of a second draw from the same super-batch.
-_OTHER_NOISE = 1
+# The noise of a second draw from the same super-batch, and that of what is
+# cropped to be scored.
+_OTHER_NOISE, _CROPS = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmented:
+    """A way to look that no step has: at pictures augmented as for training.
+
+    Attributes:
+        flip: as `data.flip`.
+        min_crop_area: as `data.min_crop_area`.
+    """
+
+    flip: bool = False
+    min_crop_area: float = 1.0
+
+    def __post_init__(self):
+        settings_lib.check_types(self, "view")
+        if not 0.0 < self.min_crop_area <= 1.0:
+            raise ValueError(
+                "`min_crop_area` must be in (0, 1]. "
+                f"Received: {self.min_crop_area}"
+            )
+
+    def __call__(self, super_batch: dict, seed: tuple[int, int]) -> dict:
+        """The super-batch with its pictures so; a reference sees the plain."""
+        image = super_batch["image"]
+        return {
+            "image_for_reference": image,
+            **super_batch,
+            "image": preprocessing.augment(
+                image,
+                tf.constant(seed, tf.int32),
+                flip=self.flip,
+                min_area=self.min_crop_area,
+            ),
+        }
 
 
 def measure(
@@ -39,7 +77,8 @@ def measure(
             the run ended with.
         num_super_batches: to draw from.
         views: further ways for the learner to look, `patch_size=32` or
-            `image_size=64,keep_tokens=0.5`; the run's own is there anyway.
+            `image_size=64,keep_tokens=0.5`, or at augmented pictures,
+            `min_crop_area=0.6,flip=true`; the run's own is there anyway.
 
     Returns:
         `step`, `super_batches`, `settings` of the draws, and `draws` and
@@ -58,13 +97,18 @@ def measure(
     opened = runs.open_run(
         workdir,
         step=step,
-        patch_sizes=[view.patch_size for view in asked if view.patch_size],
+        patch_sizes=[
+            view.patch_size
+            for view in asked
+            if isinstance(view, config_lib.View) and view.patch_size
+        ],
     )
     settings = _that_scores(opened.config.selection, opened.step, workdir)
     every = {describe_view(view): view for view in (settings.view, *asked)}
     every.pop("full", None)  # which is what they are compared with
     for view in every.values():
-        patches.check_view(opened.model.learner, view)
+        if isinstance(view, config_lib.View):
+            patches.check_view(opened.model.learner, view)
     numbers = range(opened.step, opened.step + num_super_batches)
     values = compare(
         opened.model,
@@ -120,24 +164,28 @@ def tables(results: dict) -> str:
     return "\n\n".join(parts)
 
 
-def parse_view(text: str) -> config_lib.View:
+def parse_view(text: str) -> config_lib.View | Augmented:
     """A view from `a=b,c=d`.
 
     Raises:
         ValueError: on a field that a view doesn't have, or a value it can't.
     """
+    parts = text.split(",")
+    of_augmented = {field.name for field in dataclasses.fields(Augmented)}
+    names = {part.partition("=")[0] for part in parts}
+    kind = Augmented if names <= of_augmented else config_lib.View
     values: dict = {}
-    for part in text.split(","):
-        settings_lib.override(config_lib.View, values, part)
-    return settings_lib.build(config_lib.View, values)
+    for part in parts:
+        settings_lib.override(kind, values, part)
+    return settings_lib.build(kind, values)
 
 
-def describe_view(view: config_lib.View) -> str:
+def describe_view(view: config_lib.View | Augmented) -> str:
     """The inverse of `parse_view`; "full" for the images as they are."""
-    plain = config_lib.View()
+    plain = type(view)()
     return (
         ",".join(
-            f"{field.name}={getattr(view, field.name)}"
+            f"{field.name}={json.dumps(getattr(view, field.name))}"
             for field in dataclasses.fields(view)
             if getattr(view, field.name) != getattr(plain, field.name)
         )
@@ -151,7 +199,7 @@ def compare(
     numbers: Sequence[int],
     *,
     settings: config_lib.SelectionConfig,
-    views: Mapping[str, config_lib.View],
+    views: Mapping[str, config_lib.View | Augmented],
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Draws from super-batches in several ways, and compares the draws.
 
@@ -194,7 +242,11 @@ def compare(
             continue
         full, _ = sampler.embed(super_batch, config_lib.View())
         for name, view in views.items():
-            coarse, _ = sampler.embed(super_batch, view)
+            seen = super_batch
+            if isinstance(view, Augmented):
+                seed = model.seed ^ _CROPS, number
+                seen, view = view(super_batch, seed), config_lib.View()
+            coarse, _ = sampler.embed(seen, view)
             _append(
                 by_view[name],
                 compare_view(sampler, full, coarse, frozen, seeds),
@@ -268,7 +320,7 @@ class Sampler:
         """The learner's and the reference's `Embeddings` of all rows."""
         settings = dataclasses.replace(self._settings, view=view)
         return self._run(
-            ("embed", view),
+            ("embed", view, *sorted(super_batch)),
             lambda batch: self._model.score(batch, settings),
             super_batch,
         )

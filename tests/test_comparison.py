@@ -212,6 +212,28 @@ class CompareTest(tf.test.TestCase):
         self.assertEqual(found["views"], {})
         self.assertLen(found["draws"]["joint"]["score"], 2)
 
+    def test_augmented_pictures_are_the_learners_alone(self):
+        view = comparison.Augmented(flip=True, min_crop_area=0.5)
+        (batch,), found = self.compare(count=1, cropped=view)
+        batch = {name: tf.constant(value) for name, value in batch.items()}
+        model = self.model()
+        seen = view(batch, (SEED ^ comparison._CROPS, 3))
+        self.assertNotAllEqual(seen["image"], batch["image"])
+        learner, frozen = model.score(batch)
+        cropped, same = model.score(seen)
+        for one, other in zip(frozen, same, strict=True):
+            self.assertAllEqual(one, other)
+        expected = comparison.compare_view(
+            comparison.Sampler(model, JOINT),
+            *(learner, cropped, frozen),
+            [(SEED, 3), (SEED ^ comparison._OTHER_NOISE, 3)],
+        )
+        for name, value in expected.items():
+            self.assertAllClose(
+                found["views"]["cropped"][name], [value], rtol=1e-4
+            )
+        self.assertLess(expected["spearman_own"], 0.999)
+
     def test_candidates_alone_are_drawn_from(self):
         settings = config.SelectionConfig(
             "joint", batch_size=8, num_chunks=2, candidates=8
@@ -226,6 +248,10 @@ class ViewTest(tf.test.TestCase):
             ("patch_size=32", config.View(32)),
             ("patch_size=8,keep_tokens=0.5", config.View(8, 0.5)),
             ("image_size=64", config.View(image_size=64)),
+            (
+                "flip=true,min_crop_area=0.5",
+                comparison.Augmented(flip=True, min_crop_area=0.5),
+            ),
         ):
             self.assertEqual(comparison.parse_view(text), view)
             self.assertEqual(comparison.describe_view(view), text)
@@ -237,6 +263,8 @@ class ViewTest(tf.test.TestCase):
             ("patch_size", "a.b=c"),
             ("patch_size=big", "`patch_size`"),
             ("keep_tokens=0", "keep_tokens"),
+            ("flip=true,keep_tokens=0.5", "No setting `flip`"),
+            ("min_crop_area=0", "`min_crop_area` must be in"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 comparison.parse_view(text)

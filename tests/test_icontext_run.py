@@ -23,6 +23,7 @@ from benchmarks.icontext import (
     report,
     results,
     run,
+    scoring,
     shards,
     targets,
     variants,
@@ -1050,6 +1051,20 @@ class SmallRunTest(tf.test.TestCase):
             ]
         )
         self.assertTrue((work / "r" / "gallery_quick_jest-0.png").exists())
+        for _ in range(2):  # the second time it is there
+            scoring.main(
+                [
+                    *("--work", os.fspath(work), "--runs", "quick_jest-0"),
+                    *("--results", os.fspath(work / "r")),
+                ]
+            )
+        (row,) = results.read(work / "r" / scoring.FILE)
+        blocks = pages.markdown(scoring.blocks(work / "r"))
+        kept = row["views"]["image_size=16"]["score_kept"]["mean"]
+        self.assertRegex(
+            blocks, rf"\| quick_jest-0, step 4 \| image_size=16 .* {kept:.2f} "
+        )
+        self.assertNotIn(scoring.FOUND, blocks)
         text = (work / "r" / "quick_report.md").read_text()
         self.assertIn("| quick_jest-0 | 0 | 256 | 256 | 128 |", text)
         self.assertTrue((work / "r" / "quick_report.html").exists())

@@ -68,11 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 else f"{_flag(name)} needs --selection"
             )
     if flags.selection:
+        count = flags.super_batches
         results = trainers.run(
             lambda: comparison.measure(
                 flags.workdir,
                 step=flags.step,
-                num_super_batches=flags.super_batches or _SUPER_BATCHES,
+                num_super_batches=_SUPER_BATCHES if count is None else count,
                 views=flags.views or (),
             )
         )
@@ -105,7 +106,8 @@ def _add_selection_flags(group):
         nargs="+",
         action="extend",
         metavar="A=B,C=D",
-        help="coarser views to compare, e.g. patch_size=32 keep_tokens=0.5",
+        help="views to compare, e.g. patch_size=32 keep_tokens=0.5, or of "
+        "augmented pictures, min_crop_area=0.6,flip=true",
     )
 
 

@@ -38,16 +38,12 @@ def main(arguments=None):
     parser.add_argument("--runs", nargs="+", default=_RUNS)
     parser.add_argument("--results", default=str(results.FOLDER))
     options = parser.parse_args(arguments)
-    folder = pathlib.Path(options.work) / "runs"
     for run in options.runs:
-        # Of equal names the newest settings.
-        found = sorted(
-            folder.glob(f"{run}-*"), key=lambda path: path.stat().st_mtime
-        )
-        if not found:
-            print(f"no run {run!r} in {str(folder)!r}", file=sys.stderr)
+        workdir = results.find_run(options.work, run)
+        if workdir is None:
+            print(f"no run {run!r} in {options.work!r}", file=sys.stderr)
             continue
-        draw(found[-1], pathlib.Path(options.results) / f"gallery_{run}.png")
+        draw(workdir, pathlib.Path(options.results) / f"gallery_{run}.png")
 
 
 def draw(workdir, path):

@@ -202,7 +202,7 @@ _PARTS = (
                 "_half",
                 ", distilled for a quarter, half of stage 0 uniform",
                 (_FADE, _HALF_UNIFORM),
-                SEEDS[:1],
+                SEEDS,
             ),
         )
     ),

@@ -24,6 +24,7 @@ from benchmarks.icontext import (
     matrix,
     pages,
     results,
+    scoring,
     targets,
 )
 
@@ -195,6 +196,7 @@ def write(runs, cells, folder, out, name=""):
         *targets.cells(runs, there),
         pages.heading("One thing at a time", 2),
         *diagnosis.blocks(runs, out, name),
+        *(scoring.blocks(folder) if not name else ()),
         *(diagnosis.tried(folder) if not name else ()),
         pages.heading("At the end of each run", 2),
         *_scores(runs, there),

@@ -61,6 +61,12 @@ def read(path):
         return [json.loads(line) for line in file if line.endswith("\n")]
 
 
+def find_run(work, run):
+    """The directory of a run by its name, of the newest settings, or None."""
+    found = pathlib.Path(work, "runs").glob(f"{run}-*")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
 def digest(config, work):
     """What tells a run's settings from others, wherever its folder is.
 
