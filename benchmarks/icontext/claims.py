@@ -27,8 +27,8 @@ WHY: dict[tuple[str, str], str] = {
     "it is compared",
     ("joint", HOLDS): "of 16 chunks each is drawn given those before it; one "
     "chunk is what independent selection has",
-    ("ratio", HOLDS): "per step; at equal compute the table of filter ratios "
-    "says otherwise",
+    ("ratio", HOLDS): "per step; at equal compute nothing of it is left, see "
+    "the filter ratios below",
     ("equal", HOLDS): "in as many steps, without what the scoring costs",
     ("static_joint", OPEN): "no difference is seen, and a choice made once "
     "costs no pass in the run",

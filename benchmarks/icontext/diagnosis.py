@@ -18,6 +18,35 @@ from benchmarks.icontext import (
 
 # What the runs answer, by question: shown once all of the cells are there.
 FOUND: dict[str, tuple[tuple[str, ...], str]] = {
+    "all": (
+        (
+            *("jest_400", "uniform_1067", "easy_reference_f90", "jest_2500"),
+            *("stage_0_by_curated", "stage_0_by_pool", "emoji", "filtered"),
+            *("gain_25", "top", "warm_scale", "crops", "uniform_distinct"),
+        ),
+        "Where JEST loses what it could gain, the largest first. Its scoring: "
+        "what a step gains is what the passes for its scores cost, at every "
+        "filter ratio, and easy-reference gains as much without them. What "
+        "scores: a reference that has seen the curated set is worth more than "
+        "any setting. What it chooses: emoji art, which the tests are of, is "
+        "chosen far below the tenth that could be, and a pool cut once by what "
+        "fits the curated set, or down to emoji art, beats choosing in the "
+        "step. The pool: it is offered again and again, and soon the chosen "
+        "were chosen before. Not by: the noise of the draw, chunks of 16, the "
+        "learner's initial scale, crops, look-alikes in a draw.",
+    ),
+    "compute": (
+        (
+            *("jest_400_f50", "jest_400", "jest_400_f90", "jest_400_f95"),
+            *("uniform_667", "uniform_1067", "uniform_1733", "uniform_3067"),
+            *("easy_reference_f90", "easy_reference_f95", "uniform_400"),
+        ),
+        "JEST beside uniform training with as many forward passes: up to 0.9 "
+        "it ends where that ends, and at 0.95 no higher, by one seed. So a "
+        "larger super-batch gives a step what its scores cost, and no more. By "
+        "easy-reference scores cost no pass of the learner, and the gain is "
+        "left whole.",
+    ),
     "ratio": (
         (
             *("jest_400_f50", "jest_400", "jest_400_f90", "jest_400_f95"),
@@ -411,6 +440,7 @@ def blocks(runs, out, name=""):
     if figures.sweeps(runs, PANELS, out / picture):
         found.insert(0, pages.image(picture, "The sweeps, seed 0"))
     return [
+        *_found(runs, "all"),
         pages.paragraph(
             "One thing is changed at a time, but where a cell says more of "
             "itself, as a rate of its own. Differences are of the seeds that "

@@ -2,6 +2,10 @@
 
 from benchmarks.icontext import bootstrap, claims, matrix, pages
 
+_LONGEST = (
+    "stage 0 alone for 3,000 steps, half of it uniform, distilled for the "
+    "first quarter"
+)
 # Cells that are one method, at several lengths, by the long uniform cell that
 # they are held against.
 METHODS = {
@@ -28,6 +32,7 @@ METHODS = {
             "best_1500_fade",
         ),
         "so, and half of stage 0 uniform": ("best_1500_half",),
+        _LONGEST: ("best_3000_half",),
     },
     "quick_uniform": {
         "JEST, f = 0.8": ("quick_jest",),
@@ -37,7 +42,7 @@ METHODS = {
 # Of them, what a summary has, and the best by validation with it.
 _MAIN = (
     *("JEST, f = 0.8", "Flexi-JEST", "stage 0 alone, K = 25"),
-    "uniform on the curated set alone",
+    *("uniform on the curated set alone", _LONGEST),
 )
 
 # What keeps the best from more, as found.
@@ -188,7 +193,6 @@ _LONGER = "uniform_10000"
 _LONGER_METHODS = {
     "JEST, f = 0.8": ("jest_5000",),
     "stage 0 alone, K = 25": ("stage_0_3000",),
-    "so, and half of stage 0 uniform": ("best_3000_half",),
 }
 
 
