@@ -231,7 +231,8 @@ class ReferenceConfig:
             the contrastive loss's 1; 0 does without. The reference's embeddings
             must be as wide as the learner's.
         distillation_steps: over which that weight falls linearly to 0, for a
-            learner that is to end above its reference; None keeps it.
+            learner that is to end above its reference; None keeps it. A
+            reference that is not read from sidecars is run after them, too.
     """
 
     workdir: str = ""
