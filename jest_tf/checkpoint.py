@@ -47,7 +47,8 @@ class NotFinite(ValueError):
     """Numbers of a run are NaN or infinite.
 
     Attributes:
-        names: what is not finite: "loss", or names of variables.
+        names: what is not finite: "loss", "select/score", or names of
+            variables.
         values: the loss, temperature and bias of the step, where known.
     """
 

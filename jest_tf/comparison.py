@@ -173,6 +173,11 @@ def parse_view(text: str) -> config_lib.View | Augmented:
     parts = text.split(",")
     of_augmented = {field.name for field in dataclasses.fields(Augmented)}
     names = {part.partition("=")[0] for part in parts}
+    if names & of_augmented and names - of_augmented:
+        raise ValueError(
+            f"A view is of augmented pictures, {sorted(of_augmented)}, or of "
+            f"coarser ones, and not of both. Received: {text!r}"
+        )
     kind = Augmented if names <= of_augmented else config_lib.View
     values: dict = {}
     for part in parts:
@@ -261,12 +266,12 @@ def compare_view(
     frozen: losses.Embeddings | None,
     seeds: Sequence[tuple[int, int]],
 ) -> dict[str, float]:
-    """How far coarse scores agree with full ones.
+    """How far scores by another view agree with full ones.
 
     Args:
         sampler: draws.
         full: the learner's, from the images as they are, `[B, dim]`.
-        coarse: the same from coarser ones.
+        coarse: the same from coarser or augmented ones.
         frozen: the reference's, or None.
         seeds: of two draws.
 

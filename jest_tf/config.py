@@ -232,7 +232,7 @@ class ReferenceConfig:
             must be as wide as the learner's.
         distillation_steps: over which that weight falls linearly to 0, for a
             learner that is to end above its reference; None keeps it. A
-            reference that is not read from sidecars is run after them, too.
+            reference that is not read from sidecars is run to the end.
     """
 
     workdir: str = ""

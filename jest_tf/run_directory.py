@@ -111,7 +111,8 @@ def check_data(
         sidecars: `Sidecars.identity`, "" where there are none.
 
     Raises:
-        ValueError: where a shard or the reference is not what it was.
+        ValueError: where a shard, the manifest, the reference or its sidecars
+            are not what they were.
     """
     shards = [
         [os.path.basename(path), store.stamp(number)]
@@ -156,9 +157,9 @@ def check_data(
     began_with = before.get("sidecars", sidecars)  # as above
     if began_with != sidecars:
         raise ValueError(
-            f"The sidecars must say of the reference what those say that the "
-            f"run in {workdir!r} began with, their dtype included: "
-            f"{began_with or 'none'}. Received: {sidecars or 'none'}"
+            "The sidecars must be of the tokenizer, preprocessing, scale, bias "
+            f"and dtype of those that the run in {workdir!r} began with. "
+            "Received: others; set `reference.sidecar_dir` to the first ones"
         )
 
 

@@ -158,21 +158,27 @@ def open_run(
 def load_run(workdir: str, step: int | None = None) -> reference.Run:
     """A run's learner, alone: as it ended, or as it was at a checkpoint.
 
+    It needs nothing but the run directory.
+
     Args:
         workdir: the run directory.
         step: of the checkpoint; None is the end.
 
     Raises:
-        ValueError: where there is no run, it has not finished, or there is no
-            such checkpoint.
+        ValueError: where there is no run, there is no such checkpoint, or,
+            without `step`, the run has not finished.
     """
     if step is None:
         return reference.load_run(workdir)
-    opened = open_run(workdir, step=step)
-    tokenizer = preprocessing.load_tokenizer(
-        workdir, opened.config.data.text_length
+    run = reference.open_run(workdir)
+    # A checkpoint is of the whole model; whatever scores is not in it.
+    model = training.build_model(
+        run.config, run.learner, reference.cached(1.0, 0.0)
     )
-    return reference.Run(opened.config, tokenizer, opened.model.learner)
+    model.build(None)
+    model.optimizer.build(model.trainable_variables)
+    checkpoint.load(model, workdir, step)
+    return run
 
 
 class _Diverged(Exception):
@@ -284,7 +290,7 @@ def _warn_of_losses(config, learned):
 def _warn_of_repeats(config, store):
     """Says so if a super-batch holds more than there is, records twice over.
 
-    A pair whose picture is another's, too, is its own hardest negative.
+    A record that is there twice is its own hardest negative.
     """
     data = config.data
     order = pipeline.order(

@@ -519,8 +519,8 @@ def _report(scores, indices, kept, own_score, seed):
         scores, indices.shape[0], seed
     )
     score = scores.of(scores.held.means(row_losses, indices, kept))
-    # What XLA compiles has no checks, and a row whose score is not a number is
-    # not drawn: the draw's own score has to tell of it.
+    # What XLA compiles has no checks, and a row whose score is not a number
+    # need not be drawn: the draw's own score has to tell of it.
     finite = tf.reduce_all(tf.math.is_finite(own_score))
     return Draw(
         indices=indices,

@@ -263,7 +263,7 @@ class ViewTest(tf.test.TestCase):
             ("patch_size", "a.b=c"),
             ("patch_size=big", "`patch_size`"),
             ("keep_tokens=0", "keep_tokens"),
-            ("flip=true,keep_tokens=0.5", "No setting `flip`"),
+            ("flip=true,keep_tokens=0.5", "and not of both"),
             ("min_crop_area=0", "`min_crop_area` must be in"),
         ):
             with self.assertRaisesRegex(ValueError, message):

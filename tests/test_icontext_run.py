@@ -58,6 +58,7 @@ def a_run(image_ranks, text_ranks, seed=0, **changes):
         "log": {},
         "costs": {"examples/scored": 0, "examples/trained": 1000},
         "ranks": {split: ranks for split in bootstrap.SPLITS},
+        "kinds": {},
     } | changes
 
 
@@ -640,6 +641,16 @@ class DiagnosisTest(tf.test.TestCase):
             with_curve([100], [0.9], cell="uniform", **cell),
             with_curve([100], [0.2], cell="uniform_noise50", **cell),
             with_curve([50], [0.2], cell="best_noise50", **cell),
+            *(
+                with_curve(
+                    *([50], [0.2]),
+                    cell="jest_noise50",
+                    seed=seed,
+                    kinds={"moved": [first, 0.3, 0.3, 0.3, 0.2]},
+                    **cell,
+                )
+                for seed, first in ((1, 0.4), (2, 0.2))
+            ),
         ]
         runs = claims.Runs(rows, QUERIES)
         folder = pathlib.Path(self.get_temp_dir())
@@ -648,6 +659,8 @@ class DiagnosisTest(tf.test.TestCase):
         # There after half of its steps.
         self.assertRegex(text, r"\| 50 % \|.*\| 2\.0x \[2\.0, 2\.0\] \|")
         self.assertNotIn("| 25 % |", text)
+        # Of five parts of the run the first and the last, means of two seeds.
+        self.assertRegex(text, r"\| jest_noise50 \|.*\| 2 \| 30\.0 \| 20\.0 \|")
         # An end that chance would have is none.
         with mock.patch.object(bootstrap, "chance", lambda *_: 0.6):
             text = pages.markdown(diagnosis.blocks(runs, folder))
@@ -730,12 +743,13 @@ class TargetsTest(tf.test.TestCase):
         self.assertRegex(
             text, rf"\| JEST, f = 0.8 \| .* \| {missed} \| {missed} \|"
         )
-        self.assertIn("of its 200 steps it gained +20.0 points", text)
+        self.assertIn("200 steps uniform training gained +20.0 points", text)
         for blocks in (targets.methods(runs), targets.summary(runs)):
             self.assertIn(
-                "100.0 [100.0, 100.0] after 200 steps, 1 seed) uniform "
-                "training ends higher, where of these methods, as long as they "
-                "were run, there come: uniform on the curated set alone, 4.0x ",
+                "ends at 100.0 [100.0, 100.0] after 200 steps, 1 seed, +0.0 "
+                "[+0.0, +0.0] from there, and of these methods, as long as "
+                "they were run, there come: uniform on the curated set alone, "
+                "4.0x ",
                 pages.markdown(blocks),
             )
 

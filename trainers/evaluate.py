@@ -1,4 +1,4 @@
-"""Measures the learner of a finished run on held-out data.
+"""Measures the learner of a run on held-out data.
 
     python -m trainers.evaluate --workdir runs/jest
 
@@ -7,7 +7,7 @@ the weights of a checkpoint. Prints one measure a line, or JSON with `--json`.
 
 With `--selection` it measures the run's draws in place of its learner, on
 super-batches of the run's own data: how they compare with other samplers', on
-other noise, and by coarser views of the images. Prints tables, and writes
+other noise, and by other views of the images. Prints tables, and writes
 `selection.json` into the run directory.
 """
 

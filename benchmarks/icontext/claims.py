@@ -248,7 +248,8 @@ class Runs:
         if not found:
             return None
         best = max(found, key=lambda one: (one.value, -one.bound))
-        # What another processor timed may come to the target by this one's.
+        # A length that can't be compared, as another processor timed it, may
+        # come to the target as well as one that has not been run.
         is_whole = len(found) == len(cells)
         return best if best.value or is_whole else None
 

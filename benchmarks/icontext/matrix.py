@@ -700,7 +700,8 @@ _ALL = (
     *LOSES,
 )
 # What goes beyond the paper: the cascade, the best with all that is taken away
-# from it or put in its place, and a reference on an inferred set.
+# from it or put in its place, a reference on an inferred set, and longer runs
+# of uniform training and of JEST.
 _BEYOND = {
     *(cell.name for cell in _ALL if cell.recipe == "best"),
     *(cell.name for cell in _ALL if cell.name.startswith("cascade_")),
@@ -708,7 +709,7 @@ _BEYOND = {
     *("best_neither", "reference_inferred", "emoji", "uniform_distinct"),
     *("uniform_10000", "jest_5000"),
 } - {f"stage_0_by_{name}" for name in ("curated", "pool", "filtered", "wide")}
-# What no claim of the paper is of, but where JEST loses.
+# What the paper claims nothing of, and what tells where JEST loses.
 _DIAGNOSED = {
     *(cell.name for cell in LOSES),
     *("gain_25", "top", "warm_scale", "uniform_warm_scale"),

@@ -325,7 +325,7 @@ def _kinds_of(config, work):
     """Ids and kinds of all pictures trained on, read once and kept."""
     from jest_tf.data import records
 
-    name = _digest_of(config.data.train)
+    name = digest_of(config.data.train)
     path = pathlib.Path(work) / f"kinds-{name}.npz"
     if not path.exists():
         store = records.open_stores(config.data)
@@ -367,7 +367,7 @@ def _ranks(workdir, config, work):
         ranks[split] = {
             name: encode_ranks(values) for name, values in by_direction.items()
         }
-        key = ranks[split]["queries"] = _digest_of(
+        key = ranks[split]["queries"] = digest_of(
             (found.image_groups, found.text_groups)
         )
         queries[key] = _concepts(found, store, work)
@@ -385,7 +385,7 @@ def _concepts(found, store, work):
         for groups in (found.image_groups, found.text_groups)
     )
     row = {"image": encode_ranks(image), "text": encode_ranks(text)}
-    path = pathlib.Path(work) / f"subsets-{_digest_of(sorted(numbers))}.json"
+    path = pathlib.Path(work) / f"subsets-{digest_of(sorted(numbers))}.json"
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}.json")
         partial.write_text(json.dumps(_subsets(numbers, store, work)))
@@ -412,7 +412,8 @@ def _subsets(numbers, store, work):
     return {name: values.astype(int).tolist() for name, values in found.items()}
 
 
-def _digest_of(value):
+def digest_of(value):
+    """Twelve digits that tell a value from others, by its `repr`."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
 

@@ -245,14 +245,15 @@ def _of_further(runs):
         for about, one in found.items()
         if one.value
     ]
+    gain = runs.difference(_LONGER, runs.uniform)
     return (
-        f"These ratios are to that place alone: trained for twice as long "
-        f"({_end(runs, _LONGER)}) uniform training ends higher, where "
+        "All ratios are to that one end. Uniform training for twice as long "
+        f"ends at {_end(runs, _LONGER)}, {claims.points(gain)} from there, and "
         + (
-            f"of these methods, as long as they were run, there come: "
+            "of these methods, as long as they were run, there come: "
             f"{'; '.join(come)}."
             if come
-            else "no method comes that has been run."
+            else "no method comes there, as long as they were run."
         )
     )
 
@@ -455,6 +456,7 @@ def _rise(runs, cell):
         rises.append(100 * (values[-1] - before))
     shown = ", ".join(f"{rise:+.1f}" for rise in rises)
     return (
-        f"In the last fifth of its {run['steps']:,} steps it gained {shown} "
-        "points (one number a seed), where its rate goes to zero."
+        f"In the last fifth of its {runs.of(cell)[0]['steps']:,} steps uniform "
+        f"training gained {shown} points (one number a seed), where its rate "
+        "goes to zero."
     )
