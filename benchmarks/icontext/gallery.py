@@ -63,17 +63,17 @@ def draw(workdir, path):
         ("chosen most often, of the logged draws", [places[k] for k in most]),
         ("of all that was offered, at random", np.sort(offered).tolist()),
     )
-    figure, axes = plt.subplots(
-        2 * ROWS, COLUMNS, figsize=(COLUMNS * 1.25, 2 * ROWS * 1.5)
-    )
-    for half, (title, rows) in enumerate(halves):
-        part = axes[half * ROWS : (half + 1) * ROWS]
-        part[0, 0].text(0, 1.5, title, transform=part[0, 0].transAxes)
+    figure = plt.figure(figsize=(COLUMNS * 1.25, 2 * ROWS * 1.55))
+    for part, (title, rows) in zip(
+        figure.subfigures(2, 1), halves, strict=True
+    ):
+        part.suptitle(title, x=0.01, y=0.98, ha="left", fontsize=11)
+        axes = part.subplots(ROWS, COLUMNS)
         for axis, record in zip(
-            part.flat, store.read(np.array(rows)), strict=False
+            axes.flat, store.read(np.array(rows)), strict=False
         ):
             _show(axis, record)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.92, 0.1, 0.6)
+        part.subplots_adjust(0.01, 0.01, 0.99, 0.86, 0.1, 0.5)
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
 
