@@ -50,9 +50,9 @@ LIMITS = (
     "What limits it: in 380 steps the learner comes near its reference and not "
     "past it, so that the target is reached because the reference is above it. "
     "It gains on `test_style`, whose concepts the curated set has in another "
-    "style, and loses on held-out concepts, where no method comes to the "
-    "uniform learner's end. For longer, with a distillation that fades, it "
-    "comes further: the rows below."
+    "style, and loses on held-out concepts, which take longer: with a "
+    "distillation that fades, and half of stage 0 uniform, it comes further, "
+    "the last rows below."
 )
 
 
