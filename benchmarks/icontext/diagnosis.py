@@ -65,10 +65,13 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "stage 0 of it worth so much here.",
     ),
     "draw": (
-        ("jest_400", "chunks_1", "chunks_32", "gain_25", "top"),
-        "A gain of a quarter gives half of what JEST gains away. Between 16 "
-        "and 32 chunks nothing is to be seen; one chunk is behind, in 400 "
-        "steps by no more than a seed can tell, and in 750 (the cell "
+        (
+            *("jest_400", "chunks_1", "chunks_2", "chunks_4", "chunks_8"),
+            *("chunks_32", "gain_25", "top"),
+        ),
+        "A gain of a quarter gives half of what JEST gains away. From two "
+        "chunks on no difference is to be seen; one is behind, in 400 steps "
+        "hardly by more than a seed can tell, and in 750 (the cell "
         "independent, three seeds) by more. Without noise the draw is as good.",
     ),
     "scores": (
@@ -93,12 +96,15 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
     "learner": (
         (
             *("jest_400", "uniform_400", "sigmoid", "sigmoid_uniform"),
+            "sigmoid_scored",
             *("jest_b128", "uniform_b128", "jest_b512", "uniform_b512"),
         ),
         "At each batch size, in as many steps, JEST has about twice what "
-        "uniform training has. By the sigmoid loss it gains least: the "
-        "reference has learned by softmax and knows no bias, so that its loss "
-        "is by far the larger part of a score, and the learner's has no say.",
+        "uniform training has; by the sigmoid loss, by which both learn more "
+        "slowly, somewhat less. There the reference, which has learned by "
+        "softmax and knows no bias, has a loss that is by far the larger part "
+        "of a score; but by scores of the softmax loss the learner gains no "
+        "more, by one seed.",
     ),
     "reference": (
         ("best", "best_by_curated", "best_by_pool", "best_by_filtered"),
