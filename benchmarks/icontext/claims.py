@@ -555,6 +555,13 @@ CLAIMS = (
         _better("best", "best_plain"),
     ),
     Claim(
+        "longer",
+        "Distilled for the first quarter of 3,000 steps, half of stage 0 "
+        "uniform, it ends above uniform training for 10,000",
+        OURS,
+        _better("best_3000_half", "uniform_10000"),
+    ),
+    Claim(
         "fade",
         "Distilled for the first half only, it ends above its reference",
         OURS,

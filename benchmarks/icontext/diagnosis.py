@@ -169,6 +169,21 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "about what uniform training has after 1,500, at every level: noise "
         "takes as much from the one as from the other.",
     ),
+    "scorer": (
+        ("jest_400", "jest_by_curated", "jest_by_pool", "uniform_400"),
+        "What scores decides in the step, too. By a reference of the curated "
+        "set alone JEST gains more than by one of that and the pool; by one "
+        "of the pool alone it keeps a third of its gain, and is ahead of "
+        "uniform training still.",
+    ),
+    "noisy": (
+        (
+            *("jest_noise25", "jest_noise50", "jest_noise75"),
+            *(f"uniform_400_noise{share}" for share in (25, 50, 75)),
+        ),
+        "In as many steps JEST gains at every level of noise, the less the "
+        "more noise there is: at 75 % hardly more than a seed can tell.",
+    ),
     "over_time": (
         ("jest_750", "jest_2500", "reference"),
         "What becomes of JEST's choice with time. The pool is offered nearly "
