@@ -153,13 +153,14 @@ def main(arguments=None):
             curves = targets.main_curves(runs)
             figures.frontier(runs, curves, picture, (bootstrap.SPLITS,))
         blocks = targets.summary(runs)
-        _write_page(options.summary, blocks, picture, runs, list(curves))
+        _write_page(options.summary, blocks, picture, runs, curves)
     if options.methods:
         picture = out / f"{name}frontier.png"
         blocks = targets.methods(runs)
-        curves = runs.uniform in runs and _to_draw(
-            runs, _MAIN_CURVES, runs.cells
-        )
+        drawn = _to_draw(runs, _MAIN_CURVES, runs.cells)
+        if runs.uniform not in runs:
+            drawn = []
+        curves = dict(zip(drawn, drawn, strict=True))
         _write_page(options.methods, blocks, picture, runs, curves)
 
 
@@ -461,7 +462,9 @@ def _pictures(runs, cells, folder, out, name):
     if figures.frontier(runs, abouts, out / file, rows):
         blocks += [
             pages.image(file, _FRONTIER),
-            pages.paragraph(_caption(runs, drawn)),
+            pages.paragraph(
+                _caption(runs, dict(zip(drawn, drawn, strict=True)))
+            ),
         ]
     file = f"{name}kinds.png"
     drawn = _to_draw(runs, _KINDS_CURVES, names)
@@ -493,12 +496,12 @@ def _to_draw(runs, wanted, names):
     return sorted(found, key=lambda one: one != runs.uniform)[:10]
 
 
-def _caption(runs, cells):
-    """What is drawn, and what the picture's seconds lack, and why."""
-    first = runs.of(cells[0])[0]
+def _caption(runs, labels):
+    """What is drawn, by cell and label; what the seconds lack, and why."""
+    first = runs.of(next(iter(labels)))[0]
     others = [
-        cell
-        for cell in cells
+        label
+        for cell, label in labels.items()
         if not any(
             bootstrap.comparable(bootstrap.seconds, run, first)
             and bootstrap.seconds(run, run["steps"]) is not None
@@ -510,7 +513,7 @@ def _caption(runs, cells):
         "to the most of them, and dotted is the uniform learner's end."
     ) + (
         " The seconds lack what was timed on another processor, or not to its "
-        f"end: {', '.join(others)}."
+        f"end: {'; '.join(others)}."
         if others
         else ""
     )

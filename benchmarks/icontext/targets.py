@@ -241,7 +241,8 @@ def _of_further(runs):
     if not found:
         return ""
     come = [
-        f"{about}, {_ratio(one)} fewer examples"
+        f"{about}, {claims.ratio(one)} fewer examples, "
+        f"{claims.of_seeds(one.seeds)}"
         for about, one in found.items()
         if one.value
     ]
