@@ -6,8 +6,11 @@
 Before that, configs/icontext_reference.py trains the reference, and
 `trainers.embed` writes what it makes of `icontext-work/data/pool-*.tfrecord`
 beside the shards, once for all runs. By validation the better one is twice as
-wide, `--set model.towers=benchmarks.icontext.towers:build_wide`. What it is
-better than, and where not, and what each part of it gives: docs/recipes.md.
+wide, `--set model.towers=benchmarks.icontext.towers:build_wide`. To end well
+above the reference train longer, less of it drawn to the reference and half of
+it uniform: `--set steps=3000 reference.distillation_steps=750
+cascade.uniform_share=0.5`. What it is better than, and where not, and what each
+part of it gives: docs/recipes.md.
 """
 
 import dataclasses

@@ -421,7 +421,9 @@ class DirectoryTest(RunsTestCase):
             self.train("run", *settings, place)
 
         train("a")
-        with self.assertRaisesRegex(ValueError, "The sidecars must say"):
+        with self.assertRaisesRegex(
+            ValueError, "The sidecars must be of the tokenizer"
+        ):
             train("b")
         train("aa")
 
