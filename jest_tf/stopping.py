@@ -175,8 +175,8 @@ class FiniteCheck(checkpoint.StepCallback):
         """Looks."""
         super().on_train_batch_end(batch, logs)
         logs = logs or {}
-        # XLA compiles no check of what is scored, and a draw goes around a row
-        # that is not finite: of that only the draw's score tells.
+        # XLA compiles no check of what is scored, and a draw may go around a
+        # row that is not finite: of that only the draw's score tells.
         names = [
             name
             for name in ("loss", "select/score")

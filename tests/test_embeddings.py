@@ -273,6 +273,24 @@ class RefusalTest(EmbeddingsTestCase):
             ):
                 embeddings.Sidecars(self.store, self.folder, expected)
 
+    def test_the_last_digits_of_a_scale_make_no_other_sidecar(self):
+        def write(**changes):
+            self.write(DESCRIPTION._replace(**changes), overwrite=True)
+            return embeddings.Sidecars(self.store, self.folder)
+
+        first = write()
+        near = write(scale=DESCRIPTION.scale * (1 + 5e-7))
+        self.assertNotEqual(near.scale, first.scale)
+        embeddings.Sidecars(self.store, self.folder, DESCRIPTION)
+        self.assertEqual(near.identity, first.identity)
+        for other in (
+            write(scale=DESCRIPTION.scale * 1.001),
+            write(tokenizer="other"),
+        ):
+            self.assertNotEqual(other.identity, first.identity)
+            with self.assertRaisesRegex(ValueError, "does not fit"):
+                embeddings.Sidecars(self.store, self.folder, DESCRIPTION)
+
     def test_sidecars_of_several_references_are_not_mixed(self):
         self.write()
         for changes, what in (

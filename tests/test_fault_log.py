@@ -36,6 +36,8 @@ class FaultLogTest(tf.test.TestCase):
         for position in order:
             log.add(**self.line(position))
         self.assertEqual(self.lines(), [self.line(p) for p in order])
+        # Of a fault that is met again the first line stays.
+        log.add(**self.line(31, "another reason"))
         log.close()
         self.assertEqual(self.lines(), [self.line(p) for p in (2, 5, 17, 31)])
 
