@@ -275,7 +275,11 @@ class RefusalTest(EmbeddingsTestCase):
 
     def test_the_last_digits_of_a_scale_make_no_other_sidecar(self):
         def write(**changes):
-            self.write(DESCRIPTION._replace(**changes), overwrite=True)
+            for shard in range(3):
+                path = embeddings.sidecar_path(self.store, shard, self.folder)
+                if os.path.exists(path):
+                    os.remove(path)
+            self.write(DESCRIPTION._replace(**changes))
             return embeddings.Sidecars(self.store, self.folder)
 
         first = write()
