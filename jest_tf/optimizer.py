@@ -1,5 +1,7 @@
 """The optimizer that SigLIP's recipe wants, on any number of replicas."""
 
+import re
+
 import keras
 
 from jest_tf import config as config_lib
@@ -15,8 +17,10 @@ class AdamW(hooks.AggregateThenClip, keras.optimizers.AdamW):
     """
 
     def _use_weight_decay(self, variable):
-        # Keras asks with its own variable, or with TensorFlow's, "a/kernel:0".
-        return variable.name.split(":")[0].endswith("kernel")
+        # Keras asks with its own variable, or with TensorFlow's, "a/kernel:0"
+        # and, what other replicas hold, "a/kernel/replica_1:0".
+        name = re.sub(r"(/replica_\d+)?(:\d+)?$", "", variable.name)
+        return name.endswith("kernel")
 
 
 def build_optimizer(

@@ -623,6 +623,28 @@ class RefusalsTest(tf.test.TestCase):
         self.assertEqual(described[0].bias, -2.5)
         self.assertEqual(*described)
 
+    def test_every_replicas_kernel_decays(self):
+        for count in STRATEGIES:
+            with STRATEGIES[count].scope():
+                layer = keras.layers.Dense(3, kernel_initializer="ones")
+                layer.build([None, 2])
+                optimizer = jest_tf.AdamW(0.1, weight_decay=0.5)
+                optimizer.build(layer.trainable_variables)
+
+            def step(optimizer=optimizer, layer=layer):
+                variables = layer.trainable_variables
+                zeros = [tf.zeros(one.shape) for one in variables]
+                optimizer.apply_gradients(zip(zeros, variables, strict=True))
+                return layer.kernel.value + 0.0, layer.bias.value + 0.0
+
+            for number in (1, 2):
+                kernels, biases = on_replicas(count, step)
+                self.assertLen(kernels, count)
+                for kernel, bias in zip(kernels, biases, strict=True):
+                    expected = tf.fill([2, 3], 0.95**number)
+                    self.assertAllClose(kernel, expected)
+                    self.assertAllEqual(bias, tf.zeros([3]))
+
     def test_what_keras_can_not_do(self):
         model = build(2)
         with self.assertRaisesRegex(ValueError, "`jit_compile=True`.* 2 rep"):
