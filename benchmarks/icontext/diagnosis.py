@@ -32,7 +32,7 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "filter ratio, and easy-reference gains as much without them. What "
         "scores: a reference that has seen the curated set is worth more than "
         "any setting. What it chooses: emoji art, which the tests are of, is "
-        "chosen far below the tenth that could be, and a pool cut once by what "
+        "chosen below the tenth that could be, and a pool cut once by what "
         "fits the curated set, or down to emoji art, beats choosing in the "
         "step. The pool: it is offered again and again, and soon the chosen "
         "were chosen before. Not by: the noise of the draw, chunks of 16, the "

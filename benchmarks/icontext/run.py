@@ -36,7 +36,7 @@ _EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
 # fitted to the kept runs of two processors, for the time left alone.
 _PREPARATION_STEPS = 500
 _STEP_SECONDS, _RUN_SECONDS = 0.32, 60
-# Of a net twice as wide, over the usual one (`learner_speed`).
+# Of a net twice as wide, over the usual one, as the kept references took.
 _WIDE, _WIDE_SECONDS = "benchmarks.icontext.towers:build_wide", 2.5
 
 

@@ -32,9 +32,8 @@ FOUND = (
     "trained on crops, for 400 steps, chooses by them nearly as well as "
     "without; one that was not, for 2,500, loses almost half of what its "
     "choice gains, and most of it by small pictures, of which it has seen "
-    "none. "
-    "Flexi-JEST, trained on both sizes, gives a quarter of the gain away by "
-    "scoring on small ones."
+    "none. Flexi-JEST, trained on both sizes, gives a quarter of the gain away "
+    "by scoring on small ones."
 )
 
 
