@@ -7,8 +7,6 @@ in that thing alone. Nothing here is typed in after a run but `FOUND`.
 import dataclasses
 import itertools
 
-import numpy as np
-
 from benchmarks.icontext import (
     bootstrap,
     claims,
@@ -607,10 +605,7 @@ def _moved(runs):
                     cell,
                     matrix.find(cell).about,
                     str(len(kinds)),
-                    *(
-                        f"{100 * np.mean([part(one) for one in kinds]):.1f}"
-                        for part in (_first_fifth, _last_fifth)
-                    ),
+                    *results.in_percent_at_both_ends(kinds),
                 )
             )
     if not rows:
@@ -624,14 +619,6 @@ def _moved(runs):
         *_found(runs, "moved"),
         pages.table(header, rows),
     ]
-
-
-def _first_fifth(values):
-    return np.mean(values[: max(1, len(values) // 5)])
-
-
-def _last_fifth(values):
-    return np.mean(values[-max(1, len(values) // 5) :])
 
 
 def _above_chance(runs, cell):

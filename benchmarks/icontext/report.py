@@ -427,14 +427,7 @@ def _kinds(runs, cells):
         ]
         for kind in kinds:
             shares = [one["drawn"].get(kind, [0.0]) for one in drawn]
-            count = max(1, len(shares[0]) // 5)
-            columns += (
-                f"{100 * sum(map(sum, parts)) / len(parts) / count:.1f}"
-                for parts in (
-                    [one[:count] for one in shares],
-                    [one[-count:] for one in shares],
-                )
-            )
+            columns += results.in_percent_at_both_ends(shares)
         rows.append((cell.name, cell.about, *columns))
     if not rows:
         return []

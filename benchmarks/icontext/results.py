@@ -268,6 +268,18 @@ def _kinds(workdir, config, work):
     }
 
 
+def in_percent_at_both_ends(shares):
+    """Means over the first and the last fifth of runs, to be shown.
+
+    Args:
+        shares: of each run as many values over time.
+    """
+    shares = np.array(shares)
+    count = max(1, shares.shape[1] // 5)
+    parts = shares[:, :count], shares[:, -count:]
+    return [f"{100 * part.mean():.1f}" for part in parts]
+
+
 def _is_moved(config, count):
     """Which of a pool's rows have a caption that is another picture's."""
     from benchmarks.icontext import variants
