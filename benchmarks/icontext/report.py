@@ -102,8 +102,8 @@ _UNIFORM = (
 )
 _MAIN_CURVES = (
     *("uniform", "jest_2500", "flexi_2500", "cascade_1500", "stage_0_1500"),
-    *("reference_curated", "best", "best_by_filtered", "best_by_wide"),
-    "best_1500_fade",
+    *("reference_curated", "best_by_filtered", "best_by_wide"),
+    *("best_3000_half", "uniform_10000"),
 )
 _KINDS_CURVES = (
     *("uniform", "jest_750", "jest_2500", "independent", "easy", "flexi"),

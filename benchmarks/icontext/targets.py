@@ -103,6 +103,8 @@ def main_curves(runs):
         is_main = about in _MAIN or cells == best or runs.uniform != "uniform"
         if there and is_main:
             found[there[-1]] = about
+    if runs.uniform == "uniform" and _LONGER in runs:
+        found[_LONGER] = "uniform, twice as long"
     return found
 
 
