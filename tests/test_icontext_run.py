@@ -697,6 +697,7 @@ class TargetsTest(tf.test.TestCase):
         names = {cell.name for cell in matrix.reported("standard")}
         self.assertContainsSubset({*report._MAIN_CURVES}, names)
         self.assertContainsSubset({*report._UNIFORM}, names)
+        self.assertContainsSubset({*targets._LENGTHS}, names)
         references = {cell.name for cell in matrix.REFERENCES}
         self.assertContainsSubset({*matrix.JUDGES.values()}, references)
 
@@ -716,7 +717,7 @@ class TargetsTest(tf.test.TestCase):
             text = pages.markdown(targets.methods(runs))
             self.assertRegex(text, rf"\| JEST, f = 0.8 \|.*\| {expected} \|")
 
-    def test_a_target_further_off_is_the_end_of_the_longer_run(self):
+    def test_a_longer_uniform_run_has_an_end_of_its_own_to_come_to(self):
         rows = [
             with_curve(steps, values, cell=cell)
             for cell, steps, values in (
@@ -728,30 +729,47 @@ class TargetsTest(tf.test.TestCase):
         for row in rows:
             row |= {"batch_size": 10}
             row["costs"] |= {"flops/step": 7}
-        self.assertEqual(targets.further(claims.Runs(rows, QUERIES)), [])
+        self.assertEqual(targets.longer(claims.Runs(rows, QUERIES)), [])
         longer = with_curve([100, 200], [0.4, 0.6], cell="uniform_10000")
         longer |= {"batch_size": 10, "steps": 200}
         for row in (*rows, longer):
             row |= {"processor_seconds": None, "machine": "a"}
         longer["costs"] |= {"flops/step": 7, "examples/trained": 2000}
         runs = claims.Runs([*rows, longer], QUERIES)
-        text = pages.markdown(targets.further(runs))
-        self.assertIn("100.0 [100.0, 100.0] after 200 steps, 1 seed, ", text)
+        text = pages.markdown(targets.longer(runs))
+        # A doubling lies between 100 and 200 steps.
+        self.assertIn("| 100 | 100.0 [100.0, 100.0], 1 seed |  |  |", text)
+        self.assertIn(
+            "| 200 | 100.0 [100.0, 100.0], 1 seed | +0.0 [+0.0, +0.0] | 1 |",
+            text,
+        )
         # 200 steps of 10 examples, and 50.
         self.assertIn("after 100 steps, 1 seed | 4.0x [4.0, 4.0]", text)
-        missed = claims.MISSED
-        self.assertRegex(
-            text, rf"\| JEST, f = 0.8 \| .* \| {missed} \| {missed} \|"
-        )
+        self.assertRegex(text, rf"\| JEST, f = 0.8 \|.* \| {claims.NOT_RUN} \|")
+        self.assertIn("by none of: none.", text)
+        shorter = [
+            rows[1] | {"cell": one, "seed": 0}
+            for one in ("jest_2500", "jest_5000")
+        ]
+        whole = claims.Runs([*rows, *shorter, longer], QUERIES)
+        text = pages.markdown(targets.longer(whole))
+        self.assertRegex(text, rf"\| JEST, f = 0.8 \|.* \| {claims.MISSED} \|")
         self.assertIn("200 steps uniform training gained +20.0 points", text)
         for blocks in (targets.methods(runs), targets.summary(runs)):
             self.assertIn(
                 "ends at 100.0 [100.0, 100.0] after 200 steps, 1 seed, +0.0 "
-                "[+0.0, +0.0] from there, and of these methods, as long as "
-                "they were run, there come: uniform on the curated set alone, "
-                "4.0x ",
+                "[+0.0, +0.0] from there. That far come, as long as they were "
+                "run: uniform on the curated set alone, 4.0x [4.0, 4.0] fewer "
+                "examples, 1 seed.",
                 pages.markdown(blocks),
             )
+        text = pages.markdown(targets.summary(runs))
+        (row,) = re.findall(
+            "^\\| uniform on the curated.*$", text, re.MULTILINE
+        )
+        self.assertEqual(row.split(" | ")[5], "4.0x [4.0, 4.0], 1 seed")
+        (row,) = re.findall("^\\| JEST, f = 0.8.*$", text, re.MULTILINE)
+        self.assertEqual(row.count("|"), 10)
 
     def test_the_best_is_what_validation_puts_first(self):
         # The other is better on the tests, there after 20 steps.

@@ -230,6 +230,7 @@ MAIN = (
     _uniform("uniform_2000", "uniform", "steps=2000"),
     # Where the long one goes on to, and what comes there.
     _uniform("uniform_10000", "uniform", "steps=10000", seeds=SEEDS),
+    _uniform("uniform_20000", "uniform", "steps=20000"),
     _jest(
         "jest_5000",
         "joint, learnability, f = 0.8",
@@ -707,7 +708,7 @@ _BEYOND = {
     *(cell.name for cell in _ALL if cell.name.startswith("cascade_")),
     *(cell.name for cell in _ALL if cell.name.startswith("stage_0_")),
     *("best_neither", "reference_inferred", "emoji", "uniform_distinct"),
-    *("uniform_10000", "jest_5000"),
+    *("uniform_10000", "uniform_20000", "jest_5000"),
 } - {f"stage_0_by_{name}" for name in ("curated", "pool", "filtered", "wide")}
 # What the paper claims nothing of, and what tells where JEST loses.
 _DIAGNOSED = {

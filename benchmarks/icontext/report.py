@@ -198,7 +198,7 @@ def write(runs, cells, folder, out, name=""):
         *_claims(runs),
         pages.heading("To the uniform learner's end", 2),
         *targets.methods(runs),
-        *targets.further(runs),
+        *targets.longer(runs),
         *targets.cells(runs, there),
         pages.heading("One thing at a time", 2),
         *diagnosis.blocks(runs, out, name),

@@ -1,7 +1,15 @@
 """What methods take to the uniform learner's end: tables of the report."""
 
+import numpy as np
+
 from benchmarks.icontext import bootstrap, claims, matrix, pages
 
+# Uniform training, each with a schedule of its own, about twice as long as the
+# one before.
+_LENGTHS = (
+    *("uniform_400", "uniform_750", "uniform_1500", "uniform_3067"),
+    *("uniform", claims.LONGER, "uniform_20000"),
+)
 _LONGEST = (
     "stage 0 alone for 3,000 steps, half of it uniform, distilled for the "
     "first quarter"
@@ -88,7 +96,7 @@ def methods(runs):
             "run with its reference, all of it: training, and a pass over the "
             "pool for the sidecars, and so of a reference before that one. The "
             "last two have the target of one split alone. "
-            f"{_rise(runs, runs.uniform)} {_of_further(runs)}".strip()
+            f"{_rise(runs, runs.uniform)} {_of_longer(runs)}".strip()
         ),
         pages.table(("method", "MRR at its end", *costs), rows),
     ]
@@ -103,8 +111,8 @@ def main_curves(runs):
         is_main = about in _MAIN or cells == best or runs.uniform != "uniform"
         if there and is_main:
             found[there[-1]] = about
-    if runs.uniform == "uniform" and _LONGER in runs:
-        found[_LONGER] = "uniform, twice as long"
+    if runs.uniform == "uniform" and claims.LONGER in runs:
+        found[claims.LONGER] = "uniform, twice as long"
     return found
 
 
@@ -121,11 +129,21 @@ def summary(runs):
         "examples, held-out style alone": on_style,
     }
     main = {about: cell for cell, about in main_curves(runs).items()}
-    rows = [
-        (about, _end(runs, main[about]), *columns)
-        for about, _, columns in _ratios(runs, costs)
-        if about in main
-    ]
+    to_longer = {
+        about: (there, ratios) for about, there, ratios, _ in _to_longer(runs)
+    }
+    far = [f"{what}, the longer run's end" for what in ("examples", "FLOPs")]
+    far = far if to_longer else []
+    rows = []
+    for about, _, columns in _ratios(runs, costs):
+        if about in main:
+            there, ratios = to_longer.get(about, ((), [""] * len(far)))
+            ends = [main[about], *_longer_of(about, there)]
+            columns[3:3] = ratios
+            text = "; ".join(_end(runs, cell) for cell in ends)
+            rows.append((about, text, *columns))
+    header = [*costs]
+    header[3:3] = far
     long = runs.of(runs.uniform)[0]
     chance = 100 * bootstrap.chance(long, runs.queries)
     blocks = [
@@ -143,9 +161,9 @@ def summary(runs):
             "cached embeddings, before anything is read; *alone* means that "
             "nothing is chosen after it. *Distilled*: the learner is pulled "
             "towards the reference's embeddings, too. "
-            f"{_of_further(runs)}".strip()
+            f"{_of_longer(runs)}".strip()
         ),
-        pages.table(("method", "score at its end", *costs), rows),
+        pages.table(("method", "score at its end", *header), rows),
     ]
     if runs.uniform != "uniform":
         return blocks
@@ -172,91 +190,137 @@ def _ratios(runs, costs):
         there = [cell for cell in cells if cell in runs]
         if not there:
             continue
-        # Without some of a method's lengths it is not said to have missed.
-        unknown = "" if len(there) == len(cells) else claims.NOT_RUN
         found = (
             runs.to_target(cells, spent, splits)
             for spent, splits in costs.values()
         )
-        columns = [unknown if one is None else _ratio(one) for one in found]
-        yield about, cells, columns
+        # Without some of a method's lengths it is not said to have missed.
+        unknown = "" if len(there) == len(cells) else claims.NOT_RUN
+        yield about, cells, [_ratio(one, unknown) for one in found]
 
 
-def _ratio(found):
+def _ratio(found, unknown=""):
     """In words, with how many seeds it is of if that are few."""
+    if found is None:
+        return unknown
     few = found.value and found.seeds < len(matrix.SEEDS)
     seeds = f", {claims.of_seeds(found.seeds)}" if few else ""
     return claims.ratio(found) + seeds
 
 
-# A uniform run that is twice as long as the one whose end is the target, and
-# what is longer of methods, too.
-_LONGER = "uniform_10000"
+# What is longer of methods for the end of the longer uniform run.
 _LONGER_METHODS = {
-    "JEST, f = 0.8": ("jest_5000",),
-    "stage 0 alone, K = 25": ("stage_0_3000",),
+    "JEST, f = 0.8": claims.JEST_LONGER,
+    "stage 0 alone, K = 25": (*claims.STAGE_0, "stage_0_3000"),
 }
 
 
-def further(runs):
-    """What methods take to a target that is further off."""
-    rows = [
-        (
-            about,
-            "; ".join(_end(runs, cell) for cell in cells),
-            *map(_ratio, found),
-        )
-        for about, cells, found in _to_further(runs)
-    ]
-    if not rows:
+def longer(runs):
+    """What methods take to the end of a uniform run that is twice as long."""
+    found = list(_to_longer(runs))
+    if not found:
         return []
-    gain = runs.difference(_LONGER, runs.uniform)
+    rows, missed = [], []
+    for about, there, ratios, examples in found:
+        has_missed = examples and examples.missed == examples.seeds
+        if has_missed and not _longer_of(about, there):
+            missed.append(about)
+        else:
+            ends = "; ".join(_end(runs, cell) for cell in there)
+            rows.append((about, ends, *ratios))
     return [
         pages.paragraph(
-            f"Uniform training for twice as long: {_end(runs, _LONGER)}, "
-            f"{claims.points(gain)} from the other, seed by seed. "
-            f"{_rise(runs, _LONGER)} To where it ends, by the seeds that both "
-            "have, and the lengths that have been run:"
+            "Whether uniform training has flattened its last fifth does not "
+            "tell, where a rate that goes to zero levels any run: that takes "
+            "runs of their own that are longer. Each row is one with its own "
+            "schedule, and its end less that of the row before, for each "
+            "doubling that lies between them:"
+        ),
+        pages.table(
+            ("steps", "MRR at its end", "a doubling", "seeds of both"),
+            _doublings(runs),
+        ),
+        pages.paragraph(
+            f"{_rise(runs, claims.LONGER)} To where that one ends, each "
+            "seed's own, by the lengths that have been run:"
         ),
         pages.table(("method", "MRR at its end", "examples", "FLOPs"), rows),
+        pages.paragraph(
+            "It is reached, in their steps, by none of: "
+            f"{'; '.join(missed) or 'none'}."
+        ),
     ]
 
 
-def _to_further(runs):
-    """(method, its cells, ratios) to the end of the longer uniform run."""
-    if runs.uniform not in runs or _LONGER not in runs:
+def _doublings(runs):
+    """Rows of uniform runs by their lengths."""
+    there = [cell for cell in _LENGTHS if cell in runs]
+    rows = []
+    for before, cell in zip((None, *there), there, strict=False):
+        (steps, *_) = {run["steps"] for run in runs.of(cell)}
+        gain = before and runs.difference(cell, before)
+        columns = "", ""
+        if gain:
+            count = np.log2(steps / runs.of(before)[0]["steps"])
+            by_doubling = bootstrap.Estimate(*(one / count for one in gain))
+            columns = (
+                claims.points(by_doubling),
+                str(runs.shared(cell, before)),
+            )
+        score = bootstrap.estimate(runs.of(cell), runs.queries)
+        seeds = claims.of_seeds(len(runs.of(cell)))
+        end = f"{claims.interval(score)}, {seeds}"
+        rows.append((f"{steps:,}", end, *columns))
+    return rows
+
+
+def _to_longer(runs):
+    """To the end of the longer uniform run, of each method that has a run.
+
+    Yields:
+        (method, its cells, ratios of examples and FLOPs in words, that of
+        examples or None).
+    """
+    if runs.uniform not in runs or claims.LONGER not in runs:
         return
     for about, lengths in METHODS[runs.uniform].items():
-        lengths = (*lengths, *_LONGER_METHODS.get(about, ()))
+        lengths = _LONGER_METHODS.get(about, lengths)
         there = [cell for cell in lengths if cell in runs]
+        if not there:
+            continue
         found = [
-            runs.to_target(there, spent, base=_LONGER)
+            runs.to_target(lengths, spent, base=claims.LONGER)
             for spent in (bootstrap.examples, bootstrap.flops)
         ]
-        if None not in found:
-            yield about, there, found
+        unknown = "" if len(there) == len(lengths) else claims.NOT_RUN
+        ratios = [_ratio(one, unknown) for one in found]
+        yield about, there, ratios, found[0]
 
 
-def _of_further(runs):
+def _longer_of(about, there):
+    """Of a method's cells those that were run for the longer end alone."""
+    return [cell for cell in there if cell not in METHODS["uniform"][about]]
+
+
+def _of_longer(runs):
     """What the longer uniform run makes of the ratios, in a sentence."""
-    found = {about: one for about, _, (one, _) in _to_further(runs)}
+    found = {about: one for about, _, _, one in _to_longer(runs)}
     if not found:
         return ""
     come = [
         f"{about}, {claims.ratio(one)} fewer examples, "
         f"{claims.of_seeds(one.seeds)}"
         for about, one in found.items()
-        if one.value
+        if one and one.value
     ]
-    gain = runs.difference(_LONGER, runs.uniform)
+    gain = runs.difference(claims.LONGER, runs.uniform)
     return (
-        "All ratios are to that one end. Uniform training for twice as long "
-        f"ends at {_end(runs, _LONGER)}, {claims.points(gain)} from there, and "
+        "Uniform training for twice as long ends at "
+        f"{_end(runs, claims.LONGER)}, {claims.points(gain)} from there. "
         + (
-            "of these methods, as long as they were run, there come: "
-            f"{'; '.join(come)}."
+            f"That far come, as long as they were run: {'; '.join(come)}."
             if come
-            else "no method comes there, as long as they were run."
+            else "No method comes that far, as long as they were run."
         )
     )
 
@@ -290,7 +354,7 @@ def cells(runs, listed):
             runs.to_target((cell.name,), spent, splits)
             for spent, splits in costs.values()
         ]
-        columns = [_ratio(one) if one else "" for one in found]
+        columns = [_ratio(one) for one in found]
         if any(one and one.missed < one.seeds for one in found):
             rows.append((cell.name, cell.about, *columns))
         else:
