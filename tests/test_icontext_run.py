@@ -59,6 +59,7 @@ def a_run(image_ranks, text_ranks, seed=0, **changes):
         "costs": {"examples/scored": 0, "examples/trained": 1000},
         "ranks": {split: ranks for split in bootstrap.SPLITS},
         "kinds": {},
+        "processor_seconds": None,
     } | changes
 
 
@@ -464,8 +465,36 @@ class ClaimsTest(tf.test.TestCase):
         )
         self.assertEqual(
             claims.CLAIMS[0].measure(runs),
-            ("target not reached, so at most 0.5x", 1, claims.OPEN),
+            ("target not reached", 1, claims.OPEN),
         )
+
+    def test_a_longer_uniform_run_counts_where_it_is_there_sooner(self):
+        rows = [
+            with_curve([50, 100], [0.2, 0.4], cell="uniform", seed=seed)
+            for seed in range(2)
+        ]
+        rows += [
+            with_curve([50, 80], [0.4, 0.5], cell="jest_750", seed=seed)
+            for seed in range(2)
+        ]
+        # One is there after 80 of its steps, the other never.
+        rows += [
+            with_curve([80, 200], ends, cell="uniform_10000", seed=seed)
+            for seed, ends in enumerate(([0.4, 0.6], [0.3, 0.3]))
+        ]
+
+        def to_target(rows):
+            return claims.Runs(rows, QUERIES).to_target(
+                ("jest_750",), lambda run, steps: steps
+            )
+
+        found = to_target(rows)
+        self.assertAllClose(found.value, (80 + 100) / (50 + 50))
+        self.assertAllClose(found.bound, (80 + 100) / (100 + 100))
+        # Resamples of seeds: both times the one, or the other.
+        self.assertAllClose([found.low, found.high], [80 / 50, 100 / 50])
+        # Without all seeds it does not count.
+        self.assertAllClose(to_target(rows[:-1]).value, 2.0)
 
     def test_of_the_lengths_the_one_counts_that_spends_least(self):
         rows = [
@@ -623,6 +652,7 @@ class DiagnosisTest(tf.test.TestCase):
         uniform = with_curve([100], [0.5], cell="uniform_400")
         jest = with_curve([100], [1.0], cell="jest_400")
         jest["costs"] |= {"examples/scored": 5000}
+        jest |= {"processor_seconds": 50.0}
         ranks = a_run([2, 2, 2, 2], [2, 2])["ranks"]
         uniform |= {"ranks": ranks}
         runs = claims.Runs([uniform, jest], QUERIES)
@@ -630,7 +660,7 @@ class DiagnosisTest(tf.test.TestCase):
         text = pages.markdown(diagnosis.blocks(runs, folder))
         # Rank 1 in place of 2; three passes to train and five to score.
         self.assertIn(
-            "| 2.67 | uniform_400 | +50.0 [+50.0, +50.0] |",
+            "| 2.67 | 0.50 | uniform_400 | +50.0 [+50.0, +50.0] |",
             text,
         )
         self.assertTrue((folder / "sweeps.png").exists())
@@ -758,8 +788,8 @@ class TargetsTest(tf.test.TestCase):
         for blocks in (targets.methods(runs), targets.summary(runs)):
             self.assertIn(
                 "ends at 100.0 [100.0, 100.0] after 200 steps, 1 seed, +0.0 "
-                "[+0.0, +0.0] from there. That far come, as long as they were "
-                "run: uniform on the curated set alone, 4.0x [4.0, 4.0] fewer "
+                "[+0.0, +0.0] from there. Of what was run, that far come: "
+                "uniform on the curated set alone, 4.0x [4.0, 4.0] fewer "
                 "examples, 1 seed.",
                 pages.markdown(blocks),
             )
@@ -767,9 +797,9 @@ class TargetsTest(tf.test.TestCase):
         (row,) = re.findall(
             "^\\| uniform on the curated.*$", text, re.MULTILINE
         )
-        self.assertEqual(row.split(" | ")[5], "4.0x [4.0, 4.0], 1 seed")
+        self.assertEqual(row.split(" | ")[7], "4.0x [4.0, 4.0], 1 seed")
         (row,) = re.findall("^\\| JEST, f = 0.8.*$", text, re.MULTILINE)
-        self.assertEqual(row.count("|"), 10)
+        self.assertEqual(row.count("|"), 11)
 
     def test_the_best_is_what_validation_puts_first(self):
         # The other is better on the tests, there after 20 steps.

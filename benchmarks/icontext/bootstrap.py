@@ -49,7 +49,7 @@ class Ratio(NamedTuple):
         high: its upper end.
         seeds: how many.
         missed: how many of them stayed below.
-        bound: at most this, as the other took what it did until its end.
+        bound: the same with all that the one took until its own end counted.
     """
 
     value: float
@@ -149,56 +149,71 @@ def steps_to(run, target, splits=SPLITS):
     return np.where(is_missed, np.inf, np.where(target <= 0, 0.0, found))
 
 
-def ratio(runs, others, queries, spent, splits=SPLITS):
+def ratio(runs, others, queries, spent, splits=SPLITS, longer=()):
     """What `others` spent until their ends over what `runs` did until the same.
 
     Each seed of `others` has a target of its own, its score at its end, and
-    what it spent is counted until its curve first is there, as of `runs`. In a
+    what it spent is counted until its curve first is there, as of `runs`; or
+    that of one of the `longer`, where this is there after fewer steps. In a
     resample of concepts the curve of a run is as many times as high as its end.
 
     Args:
         runs: rows of results, one a seed.
         others: rows of the same seeds.
         queries: see `estimate`.
-        spent: `(run, steps) -> cost`, of arrays of steps as well.
+        spent: `(run, steps) -> cost`, of arrays of steps as well; the same in
+            `steps` for any length of the others.
         splits: whose mean the target is.
+        longer: of lists of rows of the same seeds, what `others` are when they
+            are given more steps.
 
     Returns:
         `Ratio`.
     """
     ends = np.array([curve(one, splits)[1][-1] for one in others])
-    ours, theirs = (
-        _by_seed(side, queries, splits, MAIN_MEASURES)
-        for side in (runs, others)
-    )
-    # [seeds, 1 + RESAMPLES]
-    targets = ends[:, None] * theirs / theirs[:, :1] * ours[:, :1] / ours
-    costs = np.stack(
+    theirs = _by_seed(others, queries, splits, MAIN_MEASURES)
+
+    def crossings(rows):  # [seeds, 1 + RESAMPLES]
+        own = _by_seed(rows, queries, splits, MAIN_MEASURES)
+        targets = ends[:, None] * theirs / theirs[:, :1] * own[:, :1] / own
+        return np.stack(
+            [
+                steps_to(row, target, splits)
+                for row, target in zip(rows, targets, strict=True)
+            ]
+        )
+
+    # Theirs at their own ends, which move with the targets.
+    first = np.stack(
         [
-            spent(run, steps_to(run, target, splits))
-            for run, target in zip(runs, targets, strict=True)
-        ]
-    )
-    whole = np.array(
-        [
-            spent(other, steps_to(other, end, splits))
+            np.full(theirs.shape[1], steps_to(other, end, splits))
             for other, end in zip(others, ends, strict=True)
         ]
+    )
+    costs, whole = (
+        np.stack([spent(row, at) for row, at in zip(rows, steps, strict=True)])
+        for rows, steps in (
+            (runs, crossings(runs)),
+            (others, np.min([first, *map(crossings, longer)], axis=0)),
+        )
     )
     drawn = _draw_seeds(len(runs), splits)
     places = 1 + np.arange(RESAMPLES)[:, None]
     # A target that a resample moves to zero is free.
     with np.errstate(divide="ignore"):
-        resampled = whole[drawn].sum(axis=1) / costs[drawn, places].sum(axis=1)
+        resampled = whole[drawn, places].sum(axis=1) / (
+            costs[drawn, places].sum(axis=1)
+        )
     low, high = np.percentile(resampled, PERCENTILES)
     at_end = sum(spent(run, run["steps"]) for run in runs)
+    taken = whole[:, 0].sum()
     return Ratio(
-        float(whole.sum() / costs[:, 0].sum()),
+        float(taken / costs[:, 0].sum()),
         float(low),
         float(high),
         len(runs),
         int(np.isinf(costs[:, 0]).sum()),
-        float(whole.sum() / at_end),
+        float(taken / at_end),
     )
 
 

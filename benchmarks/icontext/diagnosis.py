@@ -26,15 +26,17 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
             *("gain_25", "top", "warm_scale", "crops", "uniform_distinct"),
         ),
         "Where JEST loses what it could gain, the largest first. Its scoring: "
-        "what a step gains is what the passes for its scores cost, at every "
-        "filter ratio, and easy-reference gains as much without them. What "
+        "beside uniform training with as many passes no gain is seen at any "
+        "filter ratio, by one seed each, and easy-reference gains as much "
+        "without passes of the learner. What "
         "scores: a reference that has seen the curated set is worth more than "
         "any setting. What it chooses: emoji art, which the tests are of, is "
         "chosen below the tenth that could be, and a pool cut once by what "
         "fits the curated set, or down to emoji art, beats choosing in the "
         "step. The pool: it is offered again and again, and soon the chosen "
-        "were chosen before. Not by: the noise of the draw, chunks of 16, the "
-        "learner's initial scale, crops, look-alikes in a draw.",
+        "were chosen before. Not, as far as one seed tells, by the noise of "
+        "the draw, its chunks, the learner's initial scale or crops. Whether "
+        "look-alikes in a draw cost something was not tried.",
     ),
     "compute": (
         (
@@ -42,11 +44,13 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
             *("uniform_667", "uniform_1067", "uniform_1733", "uniform_3067"),
             *("easy_reference_f90", "easy_reference_f95", "uniform_400"),
         ),
-        "JEST beside uniform training with as many forward passes: up to 0.9 "
-        "it ends where that ends, and at 0.95 no higher, by one seed. So a "
-        "larger super-batch gives a step what its scores cost, and no more. By "
-        "easy-reference scores cost no pass of the learner, and the gain is "
-        "left whole.",
+        "JEST beside uniform training with as many forward passes, by one "
+        "seed: up to 0.9 no gain and no loss is seen that is above what one "
+        "seed can tell, one to two points, and at 0.95 it ends no higher and "
+        "perhaps lower. Their schedules are of different lengths, which is to "
+        "the good of the longer one. By easy-reference scores cost no pass of "
+        "the learner, and the gain is left whole; but its steps read and "
+        "decode as large a super-batch, which the seconds show.",
     ),
     "ratio": (
         (
@@ -97,20 +101,22 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
             "sigmoid_scored",
             *("jest_b128", "uniform_b128", "jest_b512", "uniform_b512"),
         ),
-        "At each batch size, in as many steps, JEST has about twice what "
-        "uniform training has; by the sigmoid loss, by which both learn more "
-        "slowly, somewhat less. There the reference, which has learned by "
-        "softmax and knows no bias, has a loss that is by far the larger part "
-        "of a score; but by scores of the softmax loss the learner gains no "
-        "more, by one seed.",
+        "At each batch size JEST ends above uniform training in as many steps, "
+        "by the more the larger the batch; by the sigmoid loss, by which both "
+        "learn more slowly, by less. Uniform training at b = 128, and by the "
+        "sigmoid loss, has hardly left chance after 400 steps. By the sigmoid "
+        "loss the reference, which has learned by softmax and knows no bias, "
+        "has a loss that is by far the larger part of a score; but by scores "
+        "of the softmax loss the learner gains no more, by one seed.",
     ),
     "reference": (
         ("best", "best_by_curated", "best_by_pool", "best_by_filtered"),
         "What a reference was trained on counts. One of the pool alone has "
         "nothing to hand over; the mix with the fifth of the pool that fits "
-        "the curated set is above the mix with all of it, by three seeds; the "
-        "curated set alone is as good on the tests and behind on held-out "
-        "concepts of the validation, where intervals are wide.",
+        "the curated set is above the mix with all of it, by three seeds. By "
+        "one seed, and with wide intervals, the curated set alone is no worse "
+        "than that on the tests, and behind on held-out concepts of the "
+        "validation.",
     ),
     "pool": (
         (
@@ -153,8 +159,8 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
     "best": (
         ("best", "best_1500", "best_1500_fade", "best_1500_half", "reference"),
         "Given more steps the best ends about where its reference does; let go "
-        "of it halfway, above. Half of stage 0 drawn uniformly changes the "
-        "mean of both splits little.",
+        "of it halfway, above. That half of stage 0 is drawn uniformly makes "
+        "no difference that one seed of 1,500 steps could tell.",
     ),
     "noise": (
         (
@@ -163,9 +169,9 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "The more noise, the less a uniform learner has in 1,500 steps, down "
         "to next to nothing; a reference, half of whose examples are curated, "
-        "loses little, and the best stays far above. JEST has after 400 steps "
-        "about what uniform training has after 1,500, at every level: noise "
-        "takes as much from the one as from the other.",
+        "loses little, and the best stays far above. JEST after 400 steps is "
+        "behind uniform training after 1,500 on the pool as it is, and level "
+        "with it from 25 % of noise on: noise takes less from it, by one seed.",
     ),
     "scorer": (
         ("jest_400", "jest_by_curated", "jest_by_pool", "uniform_400"),
@@ -191,7 +197,7 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "to the power of the times, which is below what JEST has. What a "
         "larger pool would change has not been measured. In the longer run "
         "logos come to be a fifth of what is chosen, twice their share of the "
-        "pool, and emoji art stays where it was. The learner's scale "
+        "pool, and emoji art becomes about a seventh less. The learner's scale "
         "stays near its initial one for most of the shorter run, so that its "
         "losses are compared with those of a reference whose scale is more "
         "than twice as high.",
@@ -373,6 +379,7 @@ QUESTIONS = (
             ("best_2e-3", "best_plain"),
             ("best_1500_fade", "best_1500"),
             ("best_1500_half", "best_1500_fade"),
+            ("best_3000_half", "best_3000_fade"),
             ("best_1500", "stage_0_1500"),
             *_against("reference", "best_1500", "best_1500_fade"),
             ("best_1500_half", "uniform"),
@@ -472,7 +479,9 @@ def blocks(runs, out, name=""):
             "both sides have, the one of a reference beside each, with an "
             "interval as in the protocol. "
             "Cost is that of a step in forward passes, scoring included, over "
-            "those of a uniform step of its batch size."
+            "those of a uniform step of its batch size; seconds are the "
+            "processor's of a step, evaluations included, the mean over seeds, "
+            "and depend on the machine and on what else it did."
         ),
         *found,
     ]
@@ -492,6 +501,7 @@ def _question(runs, question):
                 f"{found[0]['steps']:,}",
                 *_score_columns(runs, found),
                 f"{_cost(found[0]):.2f}",
+                _seconds(found),
                 base,
                 claims.points(gain) if gain else claims.NOT_RUN,
                 str(runs.shared(cell, base)),
@@ -501,7 +511,7 @@ def _question(runs, question):
         return []
     header = (
         *("cell", "what", "steps", "MRR", *bootstrap.SPLITS, "cost"),
-        *("against", "difference", "seeds"),
+        *("seconds", "against", "difference", "seeds"),
     )
     return [
         pages.heading(question.text, 3),
@@ -716,8 +726,11 @@ def _on_the_curve(runs):
         pages.paragraph(
             "After how many of its steps the long uniform run of the same seed "
             "first has what a shorter run has at its end. Its rate is still "
-            "high there, where the other's has come to zero, which may be for "
-            "better or worse: the shorter uniform runs tell."
+            "high there, where the other's has come to zero. That is for the "
+            "better here: shorter uniform runs end at what the long one has "
+            "sooner, the cells below 1.0x. So a short schedule costs steps, "
+            "and what is compared over schedules of different lengths favours "
+            "the longer."
         ),
         pages.table(
             (
@@ -758,6 +771,16 @@ def _score_columns(runs, found):
 def _cost(run):
     trained = 3 * run["costs"]["examples/trained"]
     return bootstrap.passes(run, run["steps"]) / trained
+
+
+def _seconds(found):
+    """Processor seconds of a step, of the seeds that have them."""
+    known = [
+        run["processor_seconds"] / run["steps"]
+        for run in found
+        if run["processor_seconds"]
+    ]
+    return f"{sum(known) / len(known):.2f}" if known else ""
 
 
 def _ratio(runs, cell, base, spent=bootstrap.examples):

@@ -197,6 +197,7 @@ _PARTS = (
                 (_FADE, _HALF_UNIFORM),
                 SEEDS[:1],
             ),
+            (3000, "_fade", ", distilled for a quarter", (_FADE,), SEEDS),
             (
                 3000,
                 "_half",

@@ -8,7 +8,7 @@ from benchmarks.icontext import bootstrap, claims, matrix, pages
 # one before.
 _LENGTHS = (
     *("uniform_400", "uniform_750", "uniform_1500", "uniform_3067"),
-    *("uniform", claims.LONGER, "uniform_20000"),
+    *claims.UNIFORM,
 )
 _LONGEST = (
     "stage 0 alone for 3,000 steps, half of it uniform, distilled for the "
@@ -25,6 +25,10 @@ METHODS = {
         "the reference: curated and pool, half each, nothing chosen": (
             "reference",
         ),
+        "the reference of curated and the fifth of the pool that fits": (
+            "reference_filtered",
+        ),
+        "the reference twice as wide": ("reference_wide",),
         "uniform on the curated set alone": ("reference_curated",),
         "distilled, without a choice": ("best_uniform",),
         "stage 0 alone, distilled": claims.BEST_PLAIN,
@@ -39,7 +43,8 @@ METHODS = {
         "stage 0 alone for 1,500 steps, distilled for the first half": (
             "best_1500_fade",
         ),
-        "so, and half of stage 0 uniform": ("best_1500_half",),
+        "stage 0 alone for 1,500 steps, half of it uniform, distilled for the "
+        "first half": ("best_1500_half",),
         _LONGEST: ("best_3000_half",),
     },
     "quick_uniform": {
@@ -86,13 +91,16 @@ def methods(runs):
             f"{long[0]['batch_size']}. MRR is the mean reciprocal rank times "
             f"100, of both directions on {splits}; by chance it is "
             f"{100 * bootstrap.chance(long[0], runs.queries):.1f}. Each ratio "
-            "is what the "
-            "uniform learner spent until it first had the score of its end "
-            "over what the method spent until it first had the same, all seeds "
-            "together; brackets are 95 % intervals over concepts, and over "
+            "is what uniform training spends until it first has the score at "
+            "which this run of it ends, by this run or by a longer one, "
+            "whichever is there sooner, over what the method spends until it "
+            "first has the same, all seeds together; brackets are 95 % "
+            "intervals over concepts, and over "
             'seeds where there are several, "missed" where the method stays '
             "below the target at that end. An empty cell was not counted or is "
-            "of another processor. The column before the last two charges a "
+            "of another processor; seconds have no interval, as equal runs on "
+            "one kind of processor have differed by nearly a factor of two. "
+            "The column before the last two charges a "
             "run with its reference, all of it: training, and a pass over the "
             "pool for the sidecars, and so of a reference before that one. The "
             "last two have the target of one split alone. "
@@ -132,26 +140,26 @@ def summary(runs):
     to_longer = {
         about: (there, ratios) for about, there, ratios, _ in _to_longer(runs)
     }
-    far = [f"{what}, the longer run's end" for what in ("examples", "FLOPs")]
+    far = [f"examples, the longer run's end{one}" for one in _PARTS]
     far = far if to_longer else []
     rows = []
     for about, _, columns in _ratios(runs, costs):
         if about in main:
-            there, ratios = to_longer.get(about, ((), [""] * len(far)))
+            there, ratios = to_longer.get(about, ((), ()))
             ends = [main[about], *_longer_of(about, there)]
-            columns[3:3] = ratios
+            columns += [*ratios[:1], *ratios[2:]] or [""] * len(far)
             text = "; ".join(_end(runs, cell) for cell in ends)
             rows.append((about, text, *columns))
-    header = [*costs]
-    header[3:3] = far
     long = runs.of(runs.uniform)[0]
     chance = 100 * bootstrap.chance(long, runs.queries)
     blocks = [
         pages.paragraph(
             "How many times fewer training examples and FLOPs a method needs "
-            "to come to the score at which uniform training ends, "
+            "than uniform training to come to the score at which this ends, "
             f"{_end(runs, runs.uniform)}, b = {long['batch_size']}; below 1x "
-            "it needs more. The score is the mean reciprocal rank times 100 of "
+            "it needs more. Both count until a curve first has the score, and "
+            "the cheapest of the lengths that were run does. The score is the "
+            "mean reciprocal rank times 100 of "
             "retrieval both ways, the mean of held-out concepts and a held-out "
             f"style; by chance it is {chance:.1f}. Brackets are 95 % intervals "
             'over concepts and seeds; "missed" is an end of one at which the '
@@ -160,10 +168,11 @@ def summary(runs):
             "cascade chooses from K times as many examples by the reference's "
             "cached embeddings, before anything is read; *alone* means that "
             "nothing is chosen after it. *Distilled*: the learner is pulled "
-            "towards the reference's embeddings, too. "
+            "towards the reference's embeddings, too. *The longer run* is "
+            "uniform training for twice as many steps. "
             f"{_of_longer(runs)}".strip()
         ),
-        pages.table(("method", "score at its end", *header), rows),
+        pages.table(("method", "score at its end", *costs, *far), rows),
     ]
     if runs.uniform != "uniform":
         return blocks
@@ -174,10 +183,10 @@ def summary(runs):
             "or as such ratios. A verdict of fewer than three seeds says so:"
         ),
         pages.table(
-            ("claim", "the paper", "here", "verdict"),
+            ("claim", "the paper", "here", "verdict", "why, or what to know"),
             [
-                (claim, paper, ours, verdict)
-                for claim, paper, ours, *_, verdict, _ in claims.table(runs)
+                (claim, paper, ours, verdict, why)
+                for claim, paper, ours, *_, verdict, why in claims.table(runs)
                 if paper != claims.OURS
             ],
         ),
@@ -190,24 +199,37 @@ def _ratios(runs, costs):
         there = [cell for cell in cells if cell in runs]
         if not there:
             continue
-        found = (
-            runs.to_target(cells, spent, splits)
-            for spent, splits in costs.values()
-        )
         # Without some of a method's lengths it is not said to have missed.
         unknown = "" if len(there) == len(cells) else claims.NOT_RUN
-        yield about, cells, [_ratio(one, unknown) for one in found]
+        columns = [
+            _ratio(
+                runs.to_target(cells, spent, splits),
+                unknown,
+                with_interval=spent is not bootstrap.seconds,
+            )
+            for spent, splits in costs.values()
+        ]
+        yield about, cells, columns
 
 
-def _ratio(found, unknown=""):
+def _ratio(found, unknown="", with_interval=True):
     """In words, with how many seeds it is of if that are few."""
     if found is None:
         return unknown
     few = found.value and found.seeds < len(matrix.SEEDS)
     seeds = f", {claims.of_seeds(found.seeds)}" if few else ""
+    if found.value and not with_interval:
+        return f"{found.value:.1f}x{seeds}"
     return claims.ratio(found) + seeds
 
 
+# Of the ends of two splits together, and of one alone.
+_PARTS = ("", ", held-out concepts alone", ", held-out style alone")
+_TO_LONGER = (
+    (bootstrap.examples, bootstrap.SPLITS),
+    (bootstrap.flops, bootstrap.SPLITS),
+    *((bootstrap.examples, (split,)) for split in bootstrap.SPLITS),
+)
 # What is longer of methods for the end of the longer uniform run.
 _LONGER_METHODS = {
     "JEST, f = 0.8": claims.JEST_LONGER,
@@ -228,13 +250,20 @@ def longer(runs):
         else:
             ends = "; ".join(_end(runs, cell) for cell in there)
             rows.append((about, ends, *ratios))
+    for cell in claims.UNIFORM[2:]:
+        if cell in runs:
+            ratios = [
+                _ratio(runs.to_target((cell,), spent, splits, claims.LONGER))
+                for spent, splits in _TO_LONGER
+            ]
+            rows.append(("uniform", _end(runs, cell), *ratios))
     return [
         pages.paragraph(
-            "Whether uniform training has flattened its last fifth does not "
-            "tell, where a rate that goes to zero levels any run: that takes "
-            "runs of their own that are longer. Each row is one with its own "
-            "schedule, and its end less that of the row before, for each "
-            "doubling that lies between them:"
+            "Its last fifth does not tell whether uniform training has "
+            "flattened, as a rate that goes to zero levels any run: runs of "
+            "their own that are longer do. Each row is one with its own "
+            "schedule, and beside it its end less that of the row before, for "
+            "each doubling of the steps that lies between them:"
         ),
         pages.table(
             ("steps", "MRR at its end", "a doubling", "seeds of both"),
@@ -244,7 +273,13 @@ def longer(runs):
             f"{_rise(runs, claims.LONGER)} To where that one ends, each "
             "seed's own, by the lengths that have been run:"
         ),
-        pages.table(("method", "MRR at its end", "examples", "FLOPs"), rows),
+        pages.table(
+            (
+                *("method", "MRR at its end", "examples", "FLOPs"),
+                *(f"examples, {split} alone" for split in bootstrap.SPLITS),
+            ),
+            rows,
+        ),
         pages.paragraph(
             "It is reached, in their steps, by none of: "
             f"{'; '.join(missed) or 'none'}."
@@ -278,8 +313,8 @@ def _to_longer(runs):
     """To the end of the longer uniform run, of each method that has a run.
 
     Yields:
-        (method, its cells, ratios of examples and FLOPs in words, that of
-        examples or None).
+        (method, its cells, ratios by `_TO_LONGER` in words, that of examples
+        or None).
     """
     if runs.uniform not in runs or claims.LONGER not in runs:
         return
@@ -289,8 +324,8 @@ def _to_longer(runs):
         if not there:
             continue
         found = [
-            runs.to_target(lengths, spent, base=claims.LONGER)
-            for spent in (bootstrap.examples, bootstrap.flops)
+            runs.to_target(lengths, spent, splits, claims.LONGER)
+            for spent, splits in _TO_LONGER
         ]
         unknown = "" if len(there) == len(lengths) else claims.NOT_RUN
         ratios = [_ratio(one, unknown) for one in found]
@@ -318,9 +353,9 @@ def _of_longer(runs):
         "Uniform training for twice as long ends at "
         f"{_end(runs, claims.LONGER)}, {claims.points(gain)} from there. "
         + (
-            f"That far come, as long as they were run: {'; '.join(come)}."
+            f"Of what was run, that far come: {'; '.join(come)}."
             if come
-            else "No method comes that far, as long as they were run."
+            else "Of what was run, nothing comes that far."
         )
     )
 
@@ -397,7 +432,9 @@ def _statement(runs):
         )
     ]
     faster = (
-        f", {claims.ratio(seconds)} fewer processor seconds" if seconds else ""
+        f", {_ratio(seconds, with_interval=False)} fewer processor seconds"
+        if seconds
+        else ""
     )
     charged = runs.to_target(best, bootstrap.flops_with(_references(runs)))
     with_reference = (
@@ -416,9 +453,8 @@ def _statement(runs):
             f"noise added, {examples.seeds} seeds, 95 % intervals over "
             f"concepts and seeds. It is {cell}, stage 0 alone and distilled "
             f"({_about_reference(cell)}), which validation puts first. "
-            "Both are counted until their curves cross the score; with all "
-            f"{steps} steps of the best counted, until its rate is zero, it is "
-            f"{examples.bound:.1f}x and {flops.bound:.1f}x.",
+            f"With all {steps} steps of the best counted, until its rate is "
+            f"zero, it is {examples.bound:.1f}x and {flops.bound:.1f}x.",
             _others(runs, cell),
             "At its end the best is, in points of MRR, "
             f"{'; '.join(ends)} from the uniform learner's end. {LIMITS}",
@@ -441,8 +477,11 @@ def _of_jest(runs):
     return (
         f"**JEST**, f = 0.8: {claims.ratio(examples)} fewer examples and "
         f"{claims.ratio(compute)} less compute (forward passes, scoring "
-        "counted) than the uniform learner took to the score of its end; "
-        f"{claims.of_seeds(examples.seeds)}."
+        "counted) than uniform training takes to the score of its end; "
+        f"{claims.of_seeds(examples.seeds)}. Here and below both count until a "
+        "curve first has the score; with all steps of JEST's run counted, "
+        f"until its rate is zero, it is {examples.bound:.1f}x and "
+        f"{compute.bound:.1f}x."
     )
 
 
