@@ -693,13 +693,14 @@ def _over_time(runs):
 def _on_the_curve(runs):
     """Where the ends of shorter runs lie on the long uniform run's curve."""
     rows = []
-    for cell in ("uniform_750", "uniform_1500", *claims.JEST_LENGTHS):
-        for run in runs.of(cell):
-            longs = [
-                one
-                for one in runs.of(runs.uniform)
-                if one["seed"] == run["seed"]
-            ]
+    shorter = "uniform_750", "uniform_1500", "uniform_2000", "uniform_3067"
+    (base, *_) = [
+        *(cell for cell in (claims.LONGER,) if cell in runs),
+        runs.uniform,
+    ]
+    for cell in (*shorter, "uniform", *claims.JEST_LENGTHS):
+        for run in runs.of(cell) if cell != base else ():
+            longs = [one for one in runs.of(base) if one["seed"] == run["seed"]]
             for long, splits in itertools.product(
                 longs, (bootstrap.SPLITS, *zip(bootstrap.SPLITS))
             ):
@@ -722,12 +723,12 @@ def _on_the_curve(runs):
     if not rows:
         return []
     return [
-        pages.heading("Ends on the long uniform learner's curve", 3),
+        pages.heading("Ends on the longest uniform learner's curve", 3),
         pages.paragraph(
-            "After how many of its steps the long uniform run of the same seed "
+            f"After how many of its steps the run {base} of the same seed "
             "first has what a shorter run has at its end. Its rate is still "
             "high there, where the other's has come to zero. That is for the "
-            "better here: shorter uniform runs end at what the long one has "
+            "better here: shorter uniform runs end at what it has "
             "sooner, the cells below 1.0x. So a short schedule costs steps, "
             "and what is compared over schedules of different lengths favours "
             "the longer."

@@ -308,6 +308,7 @@ MAIN = (
         "K = 25 and nothing after it",
         "steps=3000",
         *_cascade(6400, 256, _ALONE),
+        seeds=SEEDS,
     ),
 )
 

@@ -75,11 +75,7 @@ def methods(runs):
         return [pages.paragraph(f"The long uniform run: {claims.NOT_RUN}.")]
     costs = _costs(runs)
     rows = [
-        (
-            about,
-            "; ".join(_end(runs, cell) for cell in cells if cell in runs),
-            *columns,
-        )
+        (about, _ends(runs, cells), *columns)
         for about, cells, columns in _ratios(runs, costs)
     ]
     long = runs.of(runs.uniform)
@@ -137,19 +133,15 @@ def summary(runs):
         "examples, held-out style alone": on_style,
     }
     main = {about: cell for cell, about in main_curves(runs).items()}
-    to_longer = {
-        about: (there, ratios) for about, there, ratios, _ in _to_longer(runs)
-    }
+    to_longer = {about: ratios for about, _, ratios, _ in _to_longer(runs)}
     far = [f"examples, the longer run's end{one}" for one in _PARTS]
     far = far if to_longer else []
     rows = []
-    for about, _, columns in _ratios(runs, costs):
+    for about, cells, columns in _ratios(runs, costs):
         if about in main:
-            there, ratios = to_longer.get(about, ((), ()))
-            ends = [main[about], *_longer_of(about, there)]
+            ratios = to_longer.get(about, ())
             columns += [*ratios[:1], *ratios[2:]] or [""] * len(far)
-            text = "; ".join(_end(runs, cell) for cell in ends)
-            rows.append((about, text, *columns))
+            rows.append((about, _ends(runs, cells), *columns))
     long = runs.of(runs.uniform)[0]
     chance = 100 * bootstrap.chance(long, runs.queries)
     blocks = [
@@ -230,11 +222,6 @@ _TO_LONGER = (
     (bootstrap.flops, bootstrap.SPLITS),
     *((bootstrap.examples, (split,)) for split in bootstrap.SPLITS),
 )
-# What is longer of methods for the end of the longer uniform run.
-_LONGER_METHODS = {
-    "JEST, f = 0.8": claims.JEST_LONGER,
-    "stage 0 alone, K = 25": (*claims.STAGE_0, "stage_0_3000"),
-}
 
 
 def longer(runs):
@@ -243,13 +230,11 @@ def longer(runs):
     if not found:
         return []
     rows, missed = [], []
-    for about, there, ratios, examples in found:
-        has_missed = examples and examples.missed == examples.seeds
-        if has_missed and not _longer_of(about, there):
+    for about, cells, ratios, have_missed in found:
+        if have_missed:
             missed.append(about)
         else:
-            ends = "; ".join(_end(runs, cell) for cell in there)
-            rows.append((about, ends, *ratios))
+            rows.append((about, _ends(runs, cells), *ratios))
     for cell in claims.UNIFORM[2:]:
         if cell in runs:
             ratios = [
@@ -313,47 +298,42 @@ def _to_longer(runs):
     """To the end of the longer uniform run, of each method that has a run.
 
     Yields:
-        (method, its cells, ratios by `_TO_LONGER` in words, that of examples
-        or None).
+        (method, its cells, ratios by `_TO_LONGER` in words, whether none of
+        these comes to a target).
     """
     if runs.uniform not in runs or claims.LONGER not in runs:
         return
-    for about, lengths in METHODS[runs.uniform].items():
-        lengths = _LONGER_METHODS.get(about, lengths)
-        there = [cell for cell in lengths if cell in runs]
+    for about, cells in METHODS[runs.uniform].items():
+        there = [cell for cell in cells if cell in runs]
         if not there:
             continue
         found = [
-            runs.to_target(lengths, spent, splits, claims.LONGER)
+            runs.to_target(cells, spent, splits, claims.LONGER)
             for spent, splits in _TO_LONGER
         ]
-        unknown = "" if len(there) == len(lengths) else claims.NOT_RUN
+        unknown = "" if len(there) == len(cells) else claims.NOT_RUN
         ratios = [_ratio(one, unknown) for one in found]
-        yield about, there, ratios, found[0]
-
-
-def _longer_of(about, there):
-    """Of a method's cells those that were run for the longer end alone."""
-    return [cell for cell in there if cell not in METHODS["uniform"][about]]
+        have_missed = all(one and one.missed == one.seeds for one in found)
+        yield about, cells, ratios, have_missed
 
 
 def _of_longer(runs):
     """What the longer uniform run makes of the ratios, in a sentence."""
-    found = {about: one for about, _, _, one in _to_longer(runs)}
-    if not found:
+    ratios = {about: one for about, _, (one, *_), _ in _to_longer(runs)}
+    if not ratios:
         return ""
     come = [
-        f"{about}, {claims.ratio(one)} fewer examples, "
-        f"{claims.of_seeds(one.seeds)}"
-        for about, one in found.items()
-        if one and one.value
+        f"{about}, {one}"
+        for about, one in ratios.items()
+        if one not in ("", claims.NOT_RUN) and claims.MISSED not in one
     ]
     gain = runs.difference(claims.LONGER, runs.uniform)
     return (
         "Uniform training for twice as long ends at "
         f"{_end(runs, claims.LONGER)}, {claims.points(gain)} from there. "
         + (
-            f"Of what was run, that far come: {'; '.join(come)}."
+            "Of what was run, that far come, in so many times fewer examples: "
+            f"{'; '.join(come)}."
             if come
             else "Of what was run, nothing comes that far."
         )
@@ -543,6 +523,11 @@ def _costs(runs):
             for split in bootstrap.SPLITS
         },
     }
+
+
+def _ends(runs, cells):
+    """The ends of those of a method's lengths that there are."""
+    return "; ".join(_end(runs, cell) for cell in cells if cell in runs)
 
 
 def _end(runs, cell):
