@@ -909,10 +909,10 @@ class ReportTest(tf.test.TestCase):
             ["quick_uniform", "quick_reference", "quick_jest"],
         )
         runs = claims.Runs([], {})
-        names = ["reference", "jest_2500", "uniform"]
+        names = ["reference", "jest_5000", "uniform"]
         self.assertEqual(
             report._to_draw(runs, report._MAIN_CURVES, names),
-            ["uniform", "jest_2500"],
+            ["uniform", "jest_5000"],
         )
 
     def test_without_the_long_uniform_run_a_page_says_so(self):

@@ -107,7 +107,7 @@ _UNIFORM = (
     *(f"uniform_400_noise{share}" for share in (25, 50, 75)),
 )
 _MAIN_CURVES = (
-    *("uniform", "jest_2500", "flexi_2500", "cascade_1500", "stage_0_1500"),
+    *("uniform", "jest_5000", "flexi_2500", "cascade_1500", "stage_0_1500"),
     *("reference_curated", "best_by_filtered", "best_by_wide"),
     *("best_3000_half", "uniform_10000"),
 )
