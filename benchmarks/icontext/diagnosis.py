@@ -173,6 +173,15 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "behind uniform training after 1,500 on the pool as it is, and level "
         "with it from 25 % of noise on: noise takes less from it, by one seed.",
     ),
+    "moved": (
+        ("jest_noise50", "easy_reference_noise50", "hard_learner_noise50"),
+        "Where half of the captions are moved, easy-reference chooses fewer of "
+        "them than there are, and goes on to: no more than a fifth fewer, as "
+        "its reference has half of its training from that pool. JEST begins "
+        "so and loses it in these 400 steps, in both seeds: a moved caption "
+        "stays hard for the learner while others become easier, and by "
+        "hard-learner alone more than half of the chosen are moved in the end.",
+    ),
     "scorer": (
         ("jest_400", "jest_by_curated", "jest_by_pool", "uniform_400"),
         "What scores decides in the step, too. By a reference of the curated "
