@@ -23,8 +23,9 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 # the table's last column.
 WHY: dict[tuple[str, str], str] = {
     ("iterations", HOLDS): "less than the paper: known concepts come soon, "
-    "on held-out ones it ends below uniform training, if by no more than the "
-    "interval has; and uniform training has not flattened where it is compared",
+    "held-out ones take longer; and uniform training has not flattened where "
+    "it is compared",
+    ("compute_longer", OPEN): "as to the nearer end",
     ("joint", HOLDS): "of 16 chunks each is drawn given those before it; one "
     "chunk is what independent selection has",
     ("ratio", HOLDS): "per step; at equal compute no gain is seen at any of "

@@ -423,6 +423,10 @@ def _statement(runs):
         else ""
     )
     run = "python -m benchmarks.icontext.run --results again"
+    names = {one.name for one in matrix.MATRICES["standard"]}
+    wanted = *claims.UNIFORM[:2], *claims.JEST_LENGTHS
+    standard = [one for one in wanted if one in names]
+    beyond = [one for one in wanted if one not in names]
     return [
         pages.paragraph(text)
         for text in (
@@ -438,9 +442,9 @@ def _statement(runs):
             _others(runs, cell),
             "At its end the best is, in points of MRR, "
             f"{'; '.join(ends)} from the uniform learner's end. {LIMITS}",
-            f"The runs, made again in another folder: `{run} --only uniform "
-            f"{' '.join(claims.JEST_LENGTHS)}` and `{run} --matrix beyond "
-            f"--only {cell}`.",
+            "The runs, made again in another folder: "
+            f"`{run} --only {' '.join(standard)}` and "
+            f"`{run} --matrix beyond --only {' '.join((*beyond, cell))}`.",
         )
         if text
     ]
