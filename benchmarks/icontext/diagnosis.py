@@ -98,7 +98,7 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
     "learner": (
         (
             *("jest_400", "uniform_400", "sigmoid", "sigmoid_uniform"),
-            "sigmoid_scored",
+            *("sigmoid_scored", "sigmoid_by_sigmoid"),
             *("jest_b128", "uniform_b128", "jest_b512", "uniform_b512"),
         ),
         "At each batch size JEST ends above uniform training in as many steps, "
@@ -107,7 +107,8 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "sigmoid loss, has hardly left chance after 400 steps. By the sigmoid "
         "loss the reference, which has learned by softmax and knows no bias, "
         "has a loss that is by far the larger part of a score; but by scores "
-        "of the softmax loss the learner gains no more, by one seed.",
+        "of the softmax loss, or by a reference that has learned by sigmoid, "
+        "the learner gains no more, by one seed each.",
     ),
     "reference": (
         ("best", "best_by_curated", "best_by_pool", "best_by_filtered"),
