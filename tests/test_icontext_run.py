@@ -495,6 +495,11 @@ class ClaimsTest(tf.test.TestCase):
         self.assertAllClose(found.bound, (80 + 100) / (100 + 100))
         # Resamples of seeds: both times the one, or the other.
         self.assertAllClose([found.low, found.high], [80 / 50, 100 / 50])
+        # It is not held against itself.
+        itself = claims.Runs(rows[:2] + rows[4:5], QUERIES).to_target(
+            ("uniform_10000",), lambda run, steps: steps
+        )
+        self.assertAllClose(itself.value, 100 / 80)
         # Without all seeds it does not count.
         self.assertAllClose(to_target(rows[:-1]).value, 2.0)
 

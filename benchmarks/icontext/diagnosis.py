@@ -704,10 +704,7 @@ def _on_the_curve(runs):
     """Where the ends of shorter runs lie on the long uniform run's curve."""
     rows = []
     shorter = "uniform_750", "uniform_1500", "uniform_2000", "uniform_3067"
-    (base, *_) = [
-        *(cell for cell in (claims.LONGER,) if cell in runs),
-        runs.uniform,
-    ]
+    base = claims.LONGER if claims.LONGER in runs else runs.uniform
     for cell in (*shorter, "uniform", *claims.JEST_LENGTHS):
         for run in runs.of(cell) if cell != base else ():
             longs = [one for one in runs.of(base) if one["seed"] == run["seed"]]
