@@ -207,10 +207,10 @@ FOUND: dict[str, tuple[tuple[str, ...], str]] = {
         "to the power of the times, which is below what JEST has. What a "
         "larger pool would change has not been measured. In the longer run "
         "logos come to be a fifth of what is chosen, twice their share of the "
-        "pool, and emoji art becomes about a seventh less. The learner's scale "
-        "stays near its initial one for most of the shorter run, so that its "
-        "losses are compared with those of a reference whose scale is more "
-        "than twice as high.",
+        "pool, and emoji art becomes about a seventh less. The learner's "
+        "scale stays near its initial one for most of the shorter run, so "
+        "that its losses are compared with those of a reference whose scale "
+        "is more than twice as high.",
     ),
 }
 

@@ -96,10 +96,10 @@ def methods(runs):
             "below the target at that end. An empty cell was not counted or is "
             "of another processor; seconds have no interval, as equal runs on "
             "one kind of processor have differed by nearly a factor of two. "
-            "The column before the last two charges a "
-            "run with its reference, all of it: training, and a pass over the "
-            "pool for the sidecars, and so of a reference before that one. The "
-            "last two have the target of one split alone. "
+            "The column before the last two charges a run with its reference, "
+            "all of it: training, and a pass over the pool for the sidecars, "
+            "and so of a reference before that one. The last two have the "
+            "target of one split alone. "
             f"{_rise(runs, runs.uniform)} {_of_longer(runs)}".strip()
         ),
         pages.table(("method", "MRR at its end", *costs), rows),
@@ -151,8 +151,8 @@ def summary(runs):
             f"{_end(runs, runs.uniform)}, b = {long['batch_size']}; below 1x "
             "it needs more. Both count until a curve first has the score, and "
             "the cheapest of the lengths that were run does. The score is the "
-            "mean reciprocal rank times 100 of "
-            "retrieval both ways, the mean of held-out concepts and a held-out "
+            "mean reciprocal rank times 100 of retrieval both ways, the mean "
+            "of held-out concepts and a held-out "
             f"style; by chance it is {chance:.1f}. Brackets are 95 % intervals "
             'over concepts and seeds; "missed" is an end of one at which the '
             "method does not come to that score. The filter ratio f is 1 - b / "
