@@ -609,6 +609,13 @@ CLAIMS = (
         _better("best_3000_half", LONGER),
     ),
     Claim(
+        "same_data",
+        "So trained it ends above as many steps of uniform training on the "
+        "curated set and the pool, half each",
+        OURS,
+        _better("best_3000_half", "mixed_3000"),
+    ),
+    Claim(
         "fade",
         "Distilled for the first half only, it ends above its reference",
         OURS,

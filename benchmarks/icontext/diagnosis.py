@@ -390,6 +390,8 @@ QUESTIONS = (
             ("best_1500_fade", "best_1500"),
             ("best_1500_half", "best_1500_fade"),
             ("best_3000_half", "best_3000_fade"),
+            *_against("best_3000_uniform", "best_3000_fade", "best_3000_half"),
+            *_against("mixed_3000", "best_3000_fade", "best_3000_half"),
             ("best_1500", "stage_0_1500"),
             *_against("reference", "best_1500", "best_1500_fade"),
             ("best_1500_half", "uniform"),

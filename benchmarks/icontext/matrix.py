@@ -200,6 +200,13 @@ _PARTS = (
             (3000, "_fade", ", distilled for a quarter", (_FADE,), SEEDS),
             (
                 3000,
+                "_uniform",
+                ", distilled for a quarter, without stage 0",
+                (_FADE, "cascade.hyper_batch_size=none"),
+                SEEDS,
+            ),
+            (
+                3000,
                 "_half",
                 ", distilled for a quarter, half of stage 0 uniform",
                 (_FADE, _HALF_UNIFORM),
@@ -232,6 +239,16 @@ MAIN = (
     # Where the long one goes on to, and what comes there.
     _uniform("uniform_10000", "uniform", "steps=10000", seeds=SEEDS),
     _uniform("uniform_20000", "uniform", "steps=20000"),
+    # A reference for longer, and in three seeds: what the curated set alone
+    # is worth to a learner for which nothing is chosen.
+    _uniform(
+        "mixed_3000",
+        "uniform on curated and pool, half each",
+        "steps=3000",
+        *_CROPS,
+        seeds=SEEDS,
+        sources=("reference", "pool"),
+    ),
     _jest(
         "jest_5000",
         "joint, learnability, f = 0.8",
@@ -710,7 +727,7 @@ _BEYOND = {
     *(cell.name for cell in _ALL if cell.name.startswith("cascade_")),
     *(cell.name for cell in _ALL if cell.name.startswith("stage_0_")),
     *("best_neither", "reference_inferred", "emoji", "uniform_distinct"),
-    *("uniform_10000", "uniform_20000", "jest_5000"),
+    *("uniform_10000", "uniform_20000", "jest_5000", "mixed_3000"),
 } - {f"stage_0_by_{name}" for name in ("curated", "pool", "filtered", "wide")}
 # What the paper claims nothing of, and what tells where JEST loses.
 _DIAGNOSED = {
