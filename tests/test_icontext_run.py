@@ -20,6 +20,7 @@ from benchmarks.icontext import (
     gallery,
     matrix,
     pages,
+    questions,
     report,
     results,
     run,
@@ -641,13 +642,13 @@ class DiagnosisTest(tf.test.TestCase):
         names = {cell.name for cell in matrix.reported("standard")}
         asked = [
             cell
-            for question in diagnosis.QUESTIONS
+            for question in questions.QUESTIONS
             for pair in question.pairs
             for cell in pair
         ]
         drawn = [
             cell
-            for panel in diagnosis.PANELS
+            for panel in questions.PANELS
             for line in panel.lines.values()
             for _, cell in line
         ]

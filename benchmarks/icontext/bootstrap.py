@@ -92,7 +92,9 @@ def members(run, queries, split, subset):
     return subsets[subset]
 
 
-def difference(runs, others, queries, splits=SPLITS, measures=MAIN_MEASURES):
+def difference(
+    runs, others, queries, splits=SPLITS, measures=MAIN_MEASURES, subset=None
+):
     """`estimate` of `runs` less that of `others`, paired.
 
     Runs are paired by seed; seeds that one side lacks are left out.
@@ -106,7 +108,7 @@ def difference(runs, others, queries, splits=SPLITS, measures=MAIN_MEASURES):
     if not seeds:
         return None
     first, second = (
-        _resampled(_of_seeds(side, seeds), queries, splits, measures)
+        _resampled(_of_seeds(side, seeds), queries, splits, measures, subset)
         for side in (runs, others)
     )
     return _summary(first - second)

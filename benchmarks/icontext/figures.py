@@ -87,7 +87,7 @@ def sweeps(runs, panels, path):
 
     Args:
         runs: `claims.Runs`.
-        panels: `diagnosis.Panel`s.
+        panels: `questions.Panel`s.
         path: PNG file.
 
     Returns:

@@ -212,7 +212,7 @@ def write(runs, cells, folder, out, name=""):
         pages.heading("At the end of each run", 2),
         *_scores(runs, there),
         pages.heading("What icons teach of held-out concepts", 2),
-        *_subsets(runs, there),
+        *diagnosis.by_icons(runs, there),
         pages.heading("Look-alikes in a draw", 2),
         *_look_alikes(runs, there),
         pages.heading("What was chosen", 2),
@@ -340,52 +340,6 @@ def _likeness(runs, cell):
     settings = "model.loss", "data.flip", "data.min_crop_area"
     alike = tuple(run["differs"].get(name) for name in settings)
     return run["steps"], run["batch_size"], alike, cell.sources
-
-
-_SUBSETS = {
-    "named": "an icon of the very name",
-    "icons_only": "no icon of the name, but a word of it that icons have and "
-    "emoji art has not",
-    "rest": "neither of the two",
-}
-
-
-def _subsets(runs, cells):
-    """The measure on parts of the held-out concepts, for cells of seeds."""
-    split = bootstrap.SPLITS[0]
-    cells = [cell for cell in cells if len(cell.seeds) > 1] or cells
-    first = runs.of(cells[0].name)[0]
-    header = ["cell", "what"]
-    for subset, about in _SUBSETS.items():
-        size = bootstrap.members(first, runs.queries, split, subset).sum()
-        header.append(f"{about}: {size:.0f}")
-    rows = [
-        (
-            cell.name,
-            cell.about,
-            *(
-                claims.interval(
-                    bootstrap.estimate(
-                        runs.of(cell.name),
-                        runs.queries,
-                        (split,),
-                        subset=subset,
-                    )
-                )
-                for subset in _SUBSETS
-            ),
-        )
-        for cell in cells
-    ]
-    return [
-        pages.paragraph(
-            "Emoji art of held-out concepts is in no training data, but the "
-            "pool's icons are free to show and name the same things. The main "
-            f"measure on `{split}` for queries of each part of its concepts, "
-            "ranked among all; a concept may be in the first two."
-        ),
-        pages.table(header, rows),
-    ]
 
 
 def _look_alikes(runs, cells):

@@ -136,14 +136,16 @@ def summary(runs):
     }
     main = {about: cell for cell, about in main_curves(runs).items()}
     to_longer = {about: ratios for about, _, ratios, _ in _to_longer(runs)}
-    far = [f"examples, the longer run's end{one}" for one in _PARTS]
-    far = far if to_longer else []
-    rows = []
+    near, far = [], []
     for about, cells, columns in _ratios(runs, costs):
-        if about in main:
-            ratios = to_longer.get(about, ())
-            columns += [*ratios[:1], *ratios[2:]] or [""] * len(far)
-            rows.append((about, _ends(runs, cells), *columns))
+        if about not in main:
+            continue
+        found = runs.to_target(cells, bootstrap.examples)
+        whole = f"{found.bound:.1f}x" if found and found.value else ""
+        count, *rest = columns
+        near.append((about, _ends(runs, cells), count, whole, *rest[:2]))
+        ratios = to_longer.get(about, ("",) * len(_TO_LONGER))
+        far.append((about, *rest[2:], ratios[0], *ratios[2:]))
     long = runs.of(runs.uniform)[0]
     chance = 100 * bootstrap.chance(long, runs.queries)
     blocks = [
@@ -151,10 +153,11 @@ def summary(runs):
             "How many times fewer training examples and FLOPs a method needs "
             "than uniform training to come to the score at which this ends, "
             f"{_end(runs, runs.uniform)}, b = {long['batch_size']}; below 1x "
-            "it needs more. Both count until a curve first has the score, and "
-            "the cheapest of the lengths that were run does. The score is the "
-            "mean reciprocal rank times 100 of retrieval both ways, the mean "
-            "of held-out concepts and a held-out "
+            "it needs more. Both count until a curve first has the score, "
+            "*all steps* until the run's rate is zero; "
+            "of the lengths that were run the cheapest counts. The score is "
+            "the mean reciprocal rank times 100 of retrieval both ways, the "
+            "mean of held-out concepts and a held-out "
             f"style; by chance it is {chance:.1f}. Brackets are 95 % intervals "
             'over concepts and seeds; "missed" is an end of one at which the '
             "method does not come to that score. The filter ratio f is 1 - b / "
@@ -166,7 +169,26 @@ def summary(runs):
             "uniform training for twice as many steps. "
             f"{_of_longer(runs)}".strip()
         ),
-        pages.table(("method", "score at its end", *costs, *far), rows),
+        pages.table(
+            (
+                *("method", "score at its end", "examples"),
+                *("examples, all steps", "FLOPs"),
+                "FLOPs, the reference's counted",
+            ),
+            near,
+        ),
+        pages.paragraph(
+            "Examples once more, to the end of uniform training on one part "
+            "alone"
+            + (", and to where the longer run ends:" if to_longer else ":")
+        ),
+        pages.table(
+            (
+                *("method", "held-out concepts", "held-out style"),
+                *(f"the longer run{one}" for one in _PARTS if to_longer),
+            ),
+            far if to_longer else [row[:3] for row in far],
+        ),
     ]
     if runs.uniform != "uniform":
         return blocks
@@ -218,7 +240,7 @@ def _ratio(found, unknown="", with_interval=True):
 
 
 # Of the ends of two splits together, and of one alone.
-_PARTS = ("", ", held-out concepts alone", ", held-out style alone")
+_PARTS = ("", ", held-out concepts", ", held-out style")
 _TO_LONGER = (
     (bootstrap.examples, bootstrap.SPLITS),
     (bootstrap.flops, bootstrap.SPLITS),
