@@ -30,6 +30,9 @@ export PYTHONUNBUFFERED := 1
 # Where the benchmark on real data keeps packages, data and runs: 10 GB if all
 # of them are made.
 ICONTEXT ?= icontext-work
+# Options of its data, --permissive-only, and how many processes it has.
+ICONTEXT_DATA ?=
+JOBS ?=
 
 .PHONY: help quickstart test test-slow tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
@@ -58,12 +61,12 @@ icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
 	@$(BIN)/python -m benchmarks.icontext.build fetch --cache $(ICONTEXT)/cache
 	@$(BIN)/python -m benchmarks.icontext.build full --cache $(ICONTEXT)/cache \
-	  --out $(ICONTEXT)/data
+	  --out $(ICONTEXT)/data $(JOBS:%=--jobs %) $(ICONTEXT_DATA)
 
 icontext-quick: icontext-data ## a slice of the real-data benchmark
 	@echo "icontext-quick: four runs and a report, 10 minutes on 2 cores"
 	@$(BIN)/python -m benchmarks.icontext.run --matrix quick --work $(ICONTEXT) \
-	  --results $(ICONTEXT)/results
+	  --results $(ICONTEXT)/results $(JOBS:%=--jobs %)
 	@$(BIN)/python -m benchmarks.icontext.report --matrix quick \
 	  --results $(ICONTEXT)/results
 
@@ -71,7 +74,8 @@ icontext-runs: icontext-data ## the runs of the real-data benchmark
 	@echo "icontext-runs: what is missing of the runs; hours, with all of them"
 	@for matrix in standard diagnosis beyond seeds; do \
 	  $(BIN)/python -m benchmarks.icontext.run --matrix $$matrix \
-	    --work $(ICONTEXT) --results $(ICONTEXT)/results || exit; done
+	    --work $(ICONTEXT) --results $(ICONTEXT)/results \
+	    $(JOBS:%=--jobs %) || exit; done
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report \

@@ -63,7 +63,8 @@ class SieveTest(tf.test.TestCase):
 
     def test_copies_of_held_out_pictures_do_not_pass(self):
         self.assertBetween(
-            pictures.similarity(self.drawn["a"], self.drawn["near a"]),
+            pictures.shape_vector(self.drawn["a"])
+            @ pictures.shape_vector(self.drawn["near a"]),
             0.975,
             0.99,
         )
@@ -159,15 +160,22 @@ class SettingsTest(tf.test.TestCase):
         ]
         self.assertEqual(admitted, ["MIT", "CC0-1.0"])
 
-    def test_a_folder_is_whole_if_it_tells_the_same_settings(self):
+    def test_a_data_set_of_other_settings_is_refused_and_kept(self):
         folder = pathlib.Path(self.get_temp_dir())
-        origin = {"settings": {"size": 32}, "versions": {}}
+        versions = {"npm": ["a@1"], "debian": {}, "python": {"numpy": "2.0"}}
+        origin = {"settings": {"size": 32}, "versions": versions}
         self.assertFalse(full._is_built(folder, origin))
         stats = folder / "stats.json"
         stats.write_text(json.dumps(origin | {"bytes": 7}))
         self.assertTrue(full._is_built(folder, origin))
-        stats.write_text(json.dumps(origin | {"settings": {"size": 64}}))
-        self.assertFalse(full._is_built(folder, origin))
+        newer = {"versions": versions | {"python": {"numpy": "2.1"}}}
+        self.assertTrue(full._is_built(folder, origin | newer))
+        for change, what in (
+            ({"settings": {"size": 64}}, "size is 32, wanted is 64"),
+            ({"versions": versions | {"npm": ["a@2"]}}, r"npm is \['a@1'\]"),
+        ):
+            with self.assertRaisesRegex(FileExistsError, what):
+                full._is_built(folder, origin | change)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class TowersTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, "has an `image_size` and"):
                 model.encode_image(self.images, view=view)
 
-    def test_padding_and_the_order_of_tokens_are_nothing_to_a_bag(self):
+    def test_unknown_words_and_the_order_of_tokens_are_nothing_to_a_bag(self):
         model = build()
         one, same, other = (
             model.encode_text(tf.constant([tokens]))
@@ -84,6 +84,12 @@ class TowersTest(tf.test.TestCase):
             model.encode_text(tf.constant([[4, 5, 0, 0, 0]])),
             atol=1e-6,
         )
+        # What a text is filled up with, [EOS], is.
+        short, long = (
+            model.encode_text(tf.constant([tokens]))
+            for tokens in ([4, 5, 1, 0, 0], [4, 5, 1, 1, 1])
+        )
+        self.assertNotAllClose(short, long, atol=1e-3)
         empty = model.encode_text(tf.zeros([1, 5], tf.int32))
         self.assertAllEqual(tf.math.is_finite(empty), tf.ones([1, 128], bool))
 

@@ -1,9 +1,9 @@
 """Build IconText data sets from public packages.
 
-    python -m benchmarks.icontext.build fetch --cache icontext-cache
-    python -m benchmarks.icontext.build full --cache icontext-cache \
+    python -m benchmarks.icontext.build fetch --cache icontext-work/cache
+    python -m benchmarks.icontext.build full --cache icontext-work/cache \
         --out icontext
-    python -m benchmarks.icontext.build mini --cache icontext-cache \
+    python -m benchmarks.icontext.build mini --cache icontext-work/cache \
         --out examples/icontext_mini
 
 `fetch` needs npm, apt-get and dpkg-deb; `full` and `mini` need pillow and
@@ -37,8 +37,7 @@ MAX_BYTES = 8_000_000
 REFERENCE_ROWS = {"noto": None, "fluent-3d": 300}
 HELD_OUT_STYLES = ("noto", "fluent-3d", "fluent-emoji-flat")
 POOL_STYLES = ("fluent-emoji-flat", "fluent-emoji", "noto-v1")
-# The four other kinds stand as in the full pool, which has 277,538 mono
-# icons, 40,572 logos, 20,262 colour icons and 6,134 clip arts. Emoji art is
+# The four other kinds stand to each other as in the full pool. Emoji art is
 # a tenth of this pool and a fiftieth of the full one: at a fiftieth, a pool
 # of this size would hold too little of it to learn from.
 POOL_ROWS = {
@@ -65,12 +64,12 @@ def main(arguments=None):
     for command in (fetch, whole, mini):
         command.add_argument(
             "--cache",
-            default="icontext-cache",
+            default="icontext-work/cache",
             help="folder of the packages (default: %(default)s)",
         )
     whole.add_argument(
         "--out",
-        default="icontext",
+        default="icontext-work/data",
         help="folder to write to (default: %(default)s)",
     )
     whole.add_argument("--size", type=int, default=SIZE, help="pixels a side")
@@ -82,7 +81,7 @@ def main(arguments=None):
     whole.add_argument(
         "--jobs",
         type=int,
-        default=os.cpu_count(),
+        default=len(os.sched_getaffinity(0)),
         help="processes that render (default: one a core)",
     )
     mini.add_argument(

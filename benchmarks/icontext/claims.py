@@ -95,7 +95,8 @@ class Runs:
     """Rows of results, by cell.
 
     Args:
-        rows: of `results.read`.
+        rows: of `results.read`, of a cell's one settings; of several runs of
+            a seed the first counts.
         queries: `{key: row}` of the file of queries.
         uniform: cell of the long uniform run, whose end is the target.
     """
@@ -108,12 +109,8 @@ class Runs:
         for row in rows:
             by_seed = self._cells.setdefault(row["cell"], {})
             first = by_seed.setdefault(row["seed"], row)
-            key = row["cell"], row["seed"]
-            # The newest settings count, and of these the first run.
-            if row["digest"] != first["digest"]:
-                by_seed[row["seed"]] = row
-                self._again.pop(key, None)
-            elif row is not first:
+            if row is not first:
+                key = row["cell"], row["seed"]
                 self._again.setdefault(key, []).append(row)
 
     def __contains__(self, cell):

@@ -22,7 +22,13 @@ import os
 import pathlib
 import shutil
 
-from benchmarks.icontext import concepts, manifest, selection, sources
+from benchmarks.icontext import (
+    concepts,
+    manifest,
+    pictures,
+    selection,
+    sources,
+)
 
 SEED = 0
 REFERENCE_STYLES = ("noto", sources.FLUENT_3D_STYLE)
@@ -75,10 +81,13 @@ def build(cache, out, settings, *, jobs=1, say=None):
         say: called with lines of progress, or `None`.
 
     Raises:
+        FileExistsError: another data set is there.
         FileNotFoundError: a package is missing.
+        ModuleNotFoundError: what draws is missing.
     """
     say = say or (lambda line: None)
     out = pathlib.Path(out)
+    pictures.libraries()
     origin = {
         "settings": {
             "seed": SEED,
@@ -118,11 +127,32 @@ def build(cache, out, settings, *, jobs=1, say=None):
 
 
 def _is_built(out, origin):
+    """Whether this data set is there, drawn by whatever versions in Python.
+
+    Raises:
+        FileExistsError: another one is, which runs may have been made of.
+    """
     try:
         stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    return all(stats.get(name) == value for name, value in origin.items())
+    is_, wanted = (
+        one["settings"]
+        | {name: one["versions"][name] for name in ("npm", "debian")}
+        for one in (stats, origin)
+    )
+    other = [
+        f"{name} is {is_.get(name)!r}, wanted is {wanted[name]!r}"
+        for name in wanted
+        if is_.get(name) != wanted[name]
+    ]
+    if other:
+        raise FileExistsError(
+            f"{str(out)!r} has a data set of other settings: "
+            f"{'; '.join(other)}. Name another folder with --out, or remove "
+            "it with all that was made of it"
+        )
+    return True
 
 
 def _digest(origin):

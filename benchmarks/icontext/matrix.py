@@ -10,10 +10,6 @@ import itertools
 
 SEEDS = (0, 1, 2)
 POOL_SIZE = 352_327  # pairs, of the pinned packages
-POOLS = (
-    *("pool", "noise25", "noise50", "noise75", "emoji"),
-    *("filtered", "chosen", "inferred", "distinct"),
-)
 
 
 @dataclasses.dataclass(frozen=True)

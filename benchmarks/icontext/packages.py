@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.parse
@@ -98,6 +99,11 @@ def _folder(cache, spec):
 
 
 def _fetch_npm(spec, part):
+    if not hasattr(tarfile, "data_filter"):
+        raise RuntimeError(
+            "unpacking needs Python 3.11.4 or newer, whose `tarfile` keeps an "
+            f"archive inside its folder; this is {sys.version.split()[0]}"
+        )
     _run(
         "npm", "pack", "--silent", "--ignore-scripts", spec, cwd=part, what=spec
     )

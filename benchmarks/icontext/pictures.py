@@ -29,7 +29,7 @@ def render(drawing, size):
     Raises:
         ValueError: the drawing cannot be read.
     """
-    image_module, rasteriser = _libraries()
+    image_module, rasteriser = libraries()
     try:
         if drawing.format == "bitmap":
             image = image_module.open(drawing.data)
@@ -62,7 +62,7 @@ def encode(pixels, num_colours):
     Returns:
         PNG bytes, and the uint8 [size, size, 3] pixels that they decode to.
     """
-    image_module, _ = _libraries()
+    image_module, _ = libraries()
     if (pixels == pixels[..., :1]).all():
         return _png(image_module.fromarray(pixels[..., 0])), pixels
     image = image_module.fromarray(pixels)
@@ -108,12 +108,12 @@ def shape_vector(pixels):
     return (vector / (np.linalg.norm(vector) + 1e-6)).astype(np.float32)
 
 
-def similarity(first, second):
-    """Correlation of two pictures' drawings, in [-1, 1]."""
-    return float(shape_vector(first) @ shape_vector(second))
+def libraries():
+    """Pillow's module of pictures, and resvg.
 
-
-def _libraries():
+    Raises:
+        ModuleNotFoundError: one is missing.
+    """
     try:
         import resvg_py
         from PIL import Image

@@ -1,7 +1,8 @@
 """The benchmark's report, from compact results alone.
 
     python -m benchmarks.icontext.report
-    python -m benchmarks.icontext.report --matrix quick --out icontext-work
+    python -m benchmarks.icontext.report --matrix quick \
+        --results icontext-work/results
 
     python -m benchmarks.icontext.report --summary README.md \
         --methods docs/recipes.md
@@ -28,10 +29,16 @@ from benchmarks.icontext import (
     scoring,
     targets,
 )
+from benchmarks.icontext import run as runner
 
 _COMMAND = (
     "python -m benchmarks.icontext.report --summary README.md "
     "--methods docs/recipes.md"
+)
+_OTHERS = (
+    "These are not the results that the package keeps, of which the sentences "
+    "below that say what was found, and why, were written: hold them against "
+    "the numbers here."
 )
 _FRONTIER = "The measure against examples, FLOPs and seconds"
 
@@ -137,10 +144,17 @@ def main(arguments=None):
         )
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.results)
+    current = {
+        runner.digest(cell, seed)
+        for cell in matrix.reported(options.matrix)
+        for seed in cell.seeds
+    }
+    # Rows of settings that a cell had before are left out.
     rows = [
         row
         for one in matrix.REPORTS[options.matrix]
         for row in results.read(folder / f"{one}.jsonl")
+        if row["digest"] in current
     ]
     if not rows:
         raise SystemExit(f"error: no results of {options.matrix!r} in {folder}")
@@ -199,6 +213,11 @@ def write(runs, cells, folder, out, name=""):
         pages.heading("IconText: the paper's claims on real pairs"),
         pages.heading("Protocol", 2),
         *map(pages.paragraph, PROTOCOL),
+        *(
+            []
+            if folder.samefile(results.FOLDER)
+            else [pages.paragraph(_OTHERS)]
+        ),
     ]
     rest = [
         pages.heading("To the uniform learner's end", 2),

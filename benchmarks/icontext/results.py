@@ -62,9 +62,10 @@ def read(path):
 
 
 def find_run(work, run):
-    """The directory of a run by its name, of the newest settings, or None."""
-    found = pathlib.Path(work, "runs").glob(f"{run}-*")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    """The directory of a finished run, of the newest settings, or None."""
+    found = pathlib.Path(work, "runs").glob(f"{run}-*/final.weights.h5")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return newest and newest.parent
 
 
 def digest(config, work):
@@ -178,7 +179,7 @@ def _settings(config, work):
         else:
             flat[prefix] = value
 
-    text = json.dumps(dataclasses.asdict(config))
+    text = json.dumps(dataclasses.asdict(config), ensure_ascii=False)
     for folder in (os.fspath(pathlib.Path(work).resolve()), "icontext-work"):
         text = text.replace(f"{folder}/", "")
     walk("", json.loads(text))

@@ -9,21 +9,27 @@
 with its sidecars or another pool, comes before it. A result that is in the
 results' folder is not made again, a run that was stopped goes on where it was,
 and a cell whose settings have changed is run anew. `--only` takes names of
-cells, with wildcards; what they need comes along.
+cells, with wildcards; what they need comes along. Several of these may work in
+one folder, and wait for each other's runs.
 """
 
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import fnmatch
 import functools
+import hashlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from benchmarks.icontext import matrix, results
 from jest_tf import config as config_lib
@@ -35,6 +41,7 @@ _EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
 # the processor's seconds of such a step and of what a run does beside them;
 # fitted to the kept runs of two processors, for the time left alone.
 _PREPARATION_STEPS = 500
+_POLL_SECONDS = 2.0
 _STEP_SECONDS, _RUN_SECONDS = 0.32, 60
 # Of a net twice as wide, over the usual one, as the kept references took.
 _WIDE, _WIDE_SECONDS = "benchmarks.icontext.towers:build_wide", 2.5
@@ -48,8 +55,10 @@ class Task:
         name: unique.
         commands: arguments of Python, one after the other.
         needs: names of the tasks that come before.
-        done: a file that is there once it is done, or None for a cell.
-        steps: what it costs, in uniform steps.
+        steps: what it costs, in uniform steps; nothing if it is done.
+        is_done: tells whether it is, by what is on disk now.
+        done: a file to make once it is done, or None for a cell.
+        settings: of a cell, and the file that its command reads them from.
         is_known: whether its result is known, so that it runs only for what
             needs the run itself, as sidecars do a reference.
     """
@@ -57,8 +66,10 @@ class Task:
     name: str
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...]
-    done: pathlib.Path | None
     steps: float
+    is_done: Callable[[], bool]
+    done: pathlib.Path | None = None
+    settings: tuple[config_lib.TrainConfig, pathlib.Path] | None = None
     is_known: bool = False
 
 
@@ -71,11 +82,24 @@ def main(arguments=None):
     add("--work", default="icontext-work", help="folder of data and runs")
     add("--results", default=os.fspath(results.FOLDER))
     add("--matrix", default="standard", choices=sorted(matrix.MATRICES))
-    add("--only", nargs="+", default=["*"], metavar="CELL")
+    add(
+        "--only",
+        nargs="+",
+        default=["*"],
+        metavar="CELL",
+        help="of the matrix's cells only these, '*' for any letters",
+    )
     add("--seeds", nargs="+", type=int, help="of the cells' seeds, only these")
-    add("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
+    add(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes at a time, 1.2 GB each (default: one a core)",
+    )
     add("--list", action="store_true", help="print the cells and their costs")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be 1 or more, and is {options.jobs}")
     work = pathlib.Path(options.work).resolve()
     cells = matrix.MATRICES[options.matrix]
     path = pathlib.Path(options.results).resolve() / f"{options.matrix}.jsonl"
@@ -88,12 +112,52 @@ def main(arguments=None):
         if any(fnmatch.fnmatch(cell.name, one) for one in options.only)
         and (options.seeds is None or seed in options.seeds)
     ]
+    if not wanted:
+        parser.error(
+            f"the matrix {options.matrix!r} has no cell {options.only} with "
+            f"seeds {options.seeds or 'of any number'}; it has: "
+            f"{', '.join(cell.name for cell in cells)}"
+        )
     tasks = _with_needs(tasks, wanted)
     if options.list:
         _list(tasks, options.jobs)
         return
+    _say(
+        f"{len(wanted)} runs of {options.matrix!r} are wanted; their results "
+        f"in {str(path.parent)!r} leave {len(tasks)} tasks to do"
+    )
+    if tasks:
+        _claim_data(work)
+    signal.signal(signal.SIGTERM, _exit)
     if not _Runner(tasks, work, options.jobs).run():
         sys.exit(1)
+
+
+def _exit(number, frame):
+    sys.exit(128 + number)
+
+
+def _claim_data(work):
+    """Refuse a folder whose runs are of other data than it has now.
+
+    Raises:
+        SystemExit: so it is, or there are no data.
+    """
+    stats = work / "data" / "stats.json"
+    if not stats.exists():
+        raise SystemExit(
+            f"error: no data in {str(stats.parent)!r}; `make icontext-data` or "
+            "`python -m benchmarks.icontext.build full` builds them"
+        )
+    now = hashlib.sha256(stats.read_bytes()).hexdigest()
+    mark = work / "data.sha256"
+    if mark.exists() and mark.read_text() != now:
+        raise SystemExit(
+            f"error: what lies in {str(work)!r} was made of other data than "
+            f"{str(stats.parent)!r} has now. Name another folder with --work, "
+            "or remove all in it but 'cache' and 'data'"
+        )
+    mark.write_text(now)
 
 
 def name(cell, seed):
@@ -106,6 +170,12 @@ def folder(cell, seed, work, splits=_EVALUATION_SPLITS):
     config = resolve(cell, seed, work, splits)
     digest = results.digest(config, work)
     return work / "runs" / f"{name(cell, seed)}-{digest[:8]}"
+
+
+def digest(cell, seed):
+    """What tells the settings of a cell's run from others, see `results`."""
+    work = pathlib.Path("icontext-work")
+    return results.digest(resolve(cell, seed, work), work)
 
 
 @functools.cache
@@ -172,20 +242,31 @@ def plan(cells, work, path, splits=_EVALUATION_SPLITS):
             if cell.reference:
                 needs.append(_sidecars(tasks, cell, work))
             workdir = folder(cell, seed, work, splits)
-            is_known = results.digest(config, work) in finished
+            digest = results.digest(config, work)
+            weights = workdir / "final.weights.h5"
+            is_known = digest in finished
             is_done = is_known and (
-                cell.recipe != "reference"
-                or (workdir / "final.weights.h5").exists()
+                cell.recipe != "reference" or weights.exists()
             )
+            settings = work / "settings" / f"{workdir.name}.json"
+            train, collect = _training(cell, settings, workdir, work, path)
             tasks[name(cell, seed)] = Task(
                 name(cell, seed),
-                _training(cell, config, workdir, work, path),
+                (train,) if is_known else (train, collect),
                 tuple(need for need in needs if need),
-                None,
                 0.0 if is_done else cost(config),
-                is_known,
+                weights.exists
+                if is_known
+                else functools.partial(_is_collected, path, digest),
+                settings=(config, settings),
+                is_known=is_known,
             )
     return tasks
+
+
+def _is_collected(path, digest):
+    """Whether another runner has added the row since."""
+    return digest in {row["digest"] for row in results.read(path)}
 
 
 def cost(config):
@@ -227,25 +308,23 @@ def _pool_folder(work, source):
 def _with_judge(work, source):
     if source not in matrix.JUDGES:
         return source
-    return f"{source}-{_short_digest(matrix.JUDGES[source], work)}"
+    judge = matrix.find(matrix.JUDGES[source])
+    return f"{source}-{_short_digest(judge, work)}"
 
 
 def _sidecar_folder(work, cell):
-    digest = _short_digest(cell.reference, work)
+    digest = _short_digest(matrix.find(cell.reference), work)
     return work / "sidecars" / f"{cell.key}-{digest}"
 
 
 @functools.cache
 def _short_digest(reference, work):
-    config = resolve(matrix.find(reference), 0, work)
+    config = resolve(reference, 0, work)
     return results.digest(config, work)[:8]
 
 
-def _training(cell, config, workdir, work, path):
+def _training(cell, settings, workdir, work, path):
     """Commands that train a cell and collect what came out."""
-    settings = work / "settings" / f"{workdir.name}.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    config_lib.save_config(config, os.fspath(settings))
     collect = (
         *("-m", "benchmarks.icontext.results", "--workdir", str(workdir)),
         *("--work", str(work), "--cell", cell.name, "--recipe", cell.recipe),
@@ -277,12 +356,10 @@ def _pool(tasks, source, work):
         *("-m", "benchmarks.icontext.variants", kind),
         *("--data", f"{work}/data", "--out", f"{out}", *map(str, options)),
     )
+    done = out / "done"
     task = Task(
-        f"pool {source}",
-        (*before, command),
-        needs,
-        out / "done",
-        _PREPARATION_STEPS,
+        *(f"pool {source}", (*before, command), needs, _PREPARATION_STEPS),
+        *(done.exists, done),
     )
     tasks[task.name] = task
     return task.name
@@ -323,12 +400,10 @@ def _sidecars(tasks, cell, work):
         *("--workdir", f"{folder(judge, 0, work)}"),
         *("--data", *(_shards(work, one) for one in cell.sources)),
     )
+    needs, done = tuple(need for need in needs if need), out / "done"
     task = Task(
-        f"sidecars {cell.key}",
-        (command,),
-        tuple(need for need in needs if need),
-        out / "done",
-        _PREPARATION_STEPS,
+        *(f"sidecars {cell.key}", (command,), needs, _PREPARATION_STEPS),
+        *(done.exists, done),
     )
     tasks[task.name] = task
     return task.name
@@ -365,7 +440,10 @@ def _list(tasks, jobs):
 
 
 class _Runner:
-    """Runs tasks as soon as what they need is there."""
+    """Runs tasks as soon as what they need is there.
+
+    Several may work in one folder: a task that another one has is waited for.
+    """
 
     def __init__(self, tasks, work, jobs):
         self._tasks = tasks
@@ -375,30 +453,50 @@ class _Runner:
         self._spent = [0.0, 0.0]  # steps, seconds
         self._done = set()
         self._failed = collections.OrderedDict()
+        self._processes = set()
+        self._stopped = threading.Event()
 
     def run(self):
-        """Whether all went well."""
+        """Whether all went well.
+
+        A signal to stop is handed on to what runs, and that is waited for: a
+        training is there saved, and goes on when the command is given again.
+        """
         waiting = dict(self._tasks)
-        running = {}
         with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
-            while waiting or running:
-                ready = [task for task in waiting.values() if self._ready(task)]
-                for task in ready[: self._jobs - len(running)]:
-                    del waiting[task.name]
-                    running[pool.submit(self._execute, task)] = task
-                if not running:
-                    break
-                finished, _ = concurrent.futures.wait(
-                    running,
-                    return_when=concurrent.futures.FIRST_COMPLETED,
-                )
-                for future in finished:
-                    self._take(running.pop(future), *future.result())
+            try:
+                self._run(waiting, pool)
+            except (KeyboardInterrupt, SystemExit):
+                self._stop()
+                raise
         for task in waiting.values():
             _say(f"not run, for what it needs failed: {task.name}")
         for failed, log in self._failed.items():
             _say(f"failed: {failed}, see {log}")
         return not waiting and not self._failed
+
+    def _run(self, waiting, pool):
+        running = {}
+        while waiting or running:
+            ready = [task for task in waiting.values() if self._ready(task)]
+            for task in ready[: self._jobs - len(running)]:
+                del waiting[task.name]
+                running[pool.submit(self._execute, task)] = task
+            if not running:
+                break
+            finished, _ = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in finished:
+                self._take(running.pop(future), *future.result())
+
+    def _stop(self):
+        with self._lock:
+            self._stopped.set()
+            for number in self._processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGTERM)
+        _say("stops: what is half done goes on when the command is repeated")
 
     def _ready(self, task):
         return all(
@@ -407,29 +505,62 @@ class _Runner:
 
     def _execute(self, task):
         """Whether a task went well, and its seconds."""
-        _say(f"starts: {task.name}")
-        started = time.monotonic()
         log = self._log(task)
         log.parent.mkdir(parents=True, exist_ok=True)
-        for command in task.commands:
+        with open(log.with_suffix(".lock"), "a", encoding="utf-8") as lock:
+            if not self._has_locked(lock, task):
+                return False, 0.0
+            started = time.monotonic()
+            if task.is_done():
+                return True, 0.0
+            _say(f"starts: {task.name}")
+            if task.settings:
+                config, path = task.settings
+                path.parent.mkdir(parents=True, exist_ok=True)
+                config_lib.save_config(config, os.fspath(path))
+            for command in task.commands:
+                if not self._went_well(command, log):
+                    return False, time.monotonic() - started
+            if task.done:
+                task.done.touch()
+            return True, time.monotonic() - started
+
+    def _has_locked(self, lock, task):
+        """Waits until no other runner has the task; False if told to stop."""
+        is_first = True
+        while not self._stopped.is_set():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if is_first:
+                    _say(f"waits for another runner's: {task.name}")
+                is_first = False
+                self._stopped.wait(_POLL_SECONDS)
+            else:
+                return True
+        return False
+
+    def _went_well(self, command, log):
+        with open(log, "a", encoding="utf-8") as file, self._lock:
+            if self._stopped.is_set():
+                return False
             self._note_processor(command, results.STARTED)
-            with open(log, "a", encoding="utf-8") as file:
-                process = subprocess.Popen(
-                    [sys.executable, *command],
-                    cwd=ROOT,
-                    env=os.environ | _ONE_THREAD,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            seconds = usage.ru_utime + usage.ru_stime
-            self._note_processor(command, f"{seconds:.1f}")
-            if process.returncode:
-                return False, time.monotonic() - started
-        if task.done:
-            task.done.touch()
-        return True, time.monotonic() - started
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=os.environ | _ONE_THREAD,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # Ctrl-C is handed on by `_stop`, once
+            )
+            self._processes.add(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        with self._lock:
+            self._processes.remove(process.pid)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = usage.ru_utime + usage.ru_stime
+        self._note_processor(command, f"{seconds:.1f}")
+        return not process.returncode
 
     def _note_processor(self, command, line):
         """Notes in a training's run directory that it starts, or its time."""

@@ -352,9 +352,10 @@ def _of_longer(runs):
         if one not in ("", claims.NOT_RUN) and claims.MISSED not in one
     ]
     gain = runs.difference(claims.LONGER, runs.uniform)
+    from_there = f", {claims.points(gain)} from there" if gain else ""
     return (
         "Uniform training for twice as long ends at "
-        f"{_end(runs, claims.LONGER)}, {claims.points(gain)} from there. "
+        f"{_end(runs, claims.LONGER)}{from_there}. "
         + (
             "Of what was run, that far come, in so many times fewer examples: "
             f"{'; '.join(come)}."
@@ -510,6 +511,8 @@ def _others(runs, best):
             for spent in (bootstrap.flops, charged)
         )
         behind = runs.difference(cell, best, ("val_concept",))
+        if None in (found, whole, behind):
+            continue
         texts.append(
             f"{cell} ({_about_reference(cell)}), {claims.points(behind)} from "
             f"it on `val_concept`, {claims.ratio(found)} fewer FLOPs, and "
