@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def table(header: list, rows: list[list]) -> str:
+def table(header: Sequence, rows: Iterable[Sequence]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -133,9 +133,8 @@ def build_mini(cache, out, say=None):
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     num_bytes = {
-        split: shards.write(
-            out / f"{split}-00000-of-00001.tfrecord",
-            selection.shuffled(records, split, SEED),
+        split: shards.write_split(
+            out, split, selection.shuffled(records, split, SEED), 1
         )
         for split, records in splits.items()
     }

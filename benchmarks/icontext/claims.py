@@ -431,7 +431,7 @@ def _steps(run, steps):
 
 # Uniform runs whose ends are targets, and longer ones that may be there sooner;
 # and that which is twice as long as the first.
-UNIFORM = ("uniform", "uniform_10000", "uniform_20000")
+UNIFORM = ("uniform", "uniform_10000")
 LONGER = UNIFORM[1]
 JEST_LENGTHS = ("jest_750", "jest_2500", "jest_5000")
 FLEXI_LENGTHS = ("flexi", "flexi_2500")

@@ -337,12 +337,5 @@ def _write(cache, out, splits, origin):
     for split, records in splits.items():
         records = selection.shuffled(records, split, SEED)
         count = NUM_POOL_SHARDS if split == "pool" else 1
-        edges = [len(records) * i // count for i in range(count + 1)]
-        num_bytes[split] = sum(
-            shards.write(
-                out / f"{split}-{i:05d}-of-{count:05d}.tfrecord",
-                records[edges[i] : edges[i + 1]],
-            )
-            for i in range(count)
-        )
+        num_bytes[split] = shards.write_split(out, split, records, count)
     manifest.write(cache, out, manifest.statistics(splits, num_bytes) | origin)

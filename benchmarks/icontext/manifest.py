@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import pathlib
 
+from benchmarks import report
 from benchmarks.icontext import packages, sources
 
 TABLES_BEGIN = "<!-- tables: written by the builder -->"
@@ -171,8 +172,8 @@ def tables(stats):
     )
     return "\n\n".join(
         (
-            _table(("split", "pairs", "bytes"), totals),
-            _table(
+            report.table(("split", "pairs", "bytes"), totals),
+            report.table(
                 (
                     "split",
                     "kind",
@@ -186,15 +187,15 @@ def tables(stats):
                 composition,
             ),
             f"Emoji art is {stats['curated_share_of_pool']:.1%} of the pool.",
-            _table(
+            report.table(
                 ("licence", "pairs"),
                 [(name, f"{n:,}") for name, n in stats["licenses"].items()],
             ),
-            _table(
+            report.table(
                 ("turned away because", "pictures"),
                 [(name, f"{n:,}") for name, n in stats["dropped"].items()],
             ),
-            _table(
+            report.table(
                 ("icons left out, by licence of their set", "icons"),
                 [(name, f"{n:,}") for name, n in stats["left_out"].items()],
             ),
@@ -233,13 +234,6 @@ def _with_tables(text, new):
     if not end:
         raise ValueError(f"README.md has {TABLES_BEGIN!r} but no end mark")
     return before + block + after
-
-
-def _table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell) for cell in line) + " |" for line in lines
-    )
 
 
 def _licenses(descriptions, stats):
@@ -287,9 +281,9 @@ def _licenses(descriptions, stats):
         "## Pictures",
         "For each set under MIT or ISC, the notice is that of the file in "
         "`licenses/`, with the copyright held by the author named here.",
-        _table(header, pictures),
+        report.table(header, pictures),
         "## Texts",
-        _table(("package", "what", "licence"), texts),
+        report.table(("package", "what", "licence"), texts),
     )
     return "\n\n".join(sections) + "\n"
 

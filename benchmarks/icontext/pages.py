@@ -4,6 +4,8 @@ import base64
 import html
 import re
 
+from benchmarks import report
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76em; margin: 2em auto;
        padding: 0 1em; color: #222; }
@@ -67,9 +69,7 @@ def _markdown(block):
     if kind == "image":
         return f"![{parts[1]}]({parts[0]})"
     if kind == "table":
-        header, rows = parts
-        lines = [header, ["---"] * len(header), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return report.table(*parts)
     return parts[0]
 
 

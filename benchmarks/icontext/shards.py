@@ -29,6 +29,22 @@ def write(path, records):
     return os.path.getsize(path)
 
 
+def write_split(folder, split, records, count):
+    """Write records to so many shards, in equal parts.
+
+    Returns:
+        Number of bytes written.
+    """
+    edges = [len(records) * i // count for i in range(count + 1)]
+    return sum(
+        write(
+            folder / f"{split}-{i:05d}-of-{count:05d}.tfrecord",
+            records[edges[i] : edges[i + 1]],
+        )
+        for i in range(count)
+    )
+
+
 def read(path):
     """Records of a shard that `write` wrote; their rows have no drawing."""
     dataset = tf.data.TFRecordDataset(os.fspath(path))

@@ -259,13 +259,6 @@ def longer(runs):
             missed.append(about)
         else:
             rows.append((about, _ends(runs, cells), *ratios))
-    for cell in claims.UNIFORM[2:]:
-        if cell in runs:
-            ratios = [
-                _ratio(runs.to_target((cell,), spent, splits, claims.LONGER))
-                for spent, splits in _TO_LONGER
-            ]
-            rows.append(("uniform", _end(runs, cell), *ratios))
     return [
         pages.paragraph(
             "Its last fifth does not tell whether uniform training has "

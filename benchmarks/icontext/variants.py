@@ -159,12 +159,7 @@ def write(records, out, count):
     """Write records as a pool of `count` shards."""
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    edges = [len(records) * i // count for i in range(count + 1)]
-    for i in range(count):
-        shards.write(
-            out / f"pool-{i:05d}-of-{count:05d}.tfrecord",
-            records[edges[i] : edges[i + 1]],
-        )
+    shards.write_split(out, "pool", records, count)
     (out / "done").touch()
 
 
