@@ -199,7 +199,7 @@ _PARTS = (
                 "_uniform",
                 ", distilled for a quarter, without stage 0",
                 (_FADE, "cascade.hyper_batch_size=none"),
-                SEEDS,
+                SEEDS[:1],
             ),
             (
                 3000,
