@@ -68,6 +68,9 @@ WHY: dict[tuple[str, str], str] = {
     ("stage_0_compute", HOLDS): "no pass is spent on scores",
     ("longer", HOLDS): "by known concepts in a style that is held out; on "
     "held-out concepts it ends below",
+    ("same_data", OPEN): "who may train on the curated set has in as many "
+    "steps what choice and distillation give, but for held-out concepts; and "
+    "needs no reference",
     ("fade", HOLDS): "on both splits; how much of it the fading gives, one "
     "seed does not decide",
 }
