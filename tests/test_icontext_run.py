@@ -29,6 +29,7 @@ from benchmarks.icontext import (
     report,
     results,
     run,
+    runner,
     scoring,
     shards,
     targets,
@@ -208,7 +209,9 @@ class MatrixTest(tf.test.TestCase):
 def a_task(name, code, folder, **fields):
     """A task of the runner that runs a line of Python."""
     done = folder / f"{name}.done"
-    return run.Task(name, (("-c", code),), (), 1.0, done.exists, done, **fields)
+    return runner.Task(
+        name, (("-c", code),), (), 1.0, done.exists, done, **fields
+    )
 
 
 class RunnerTest(tf.test.TestCase):
@@ -246,11 +249,11 @@ class RunnerTest(tf.test.TestCase):
         )
         tasks = {"one": a_task("one", code, self.folder)}
         with (
-            mock.patch.object(run, "_POLL_SECONDS", 0.1),
+            mock.patch.object(runner, "_POLL_SECONDS", 0.1),
             concurrent.futures.ThreadPoolExecutor() as pool,
         ):
-            runners = [run._Runner(tasks, self.folder, 1) for _ in range(2)]
-            went_well = [pool.submit(runner.run) for runner in runners]
+            both = [runner.Runner(tasks, self.folder, 1) for _ in range(2)]
+            went_well = [pool.submit(one.run) for one in both]
             self.assertTrue(all(future.result() for future in went_well))
         self.assertEqual(count.read_text(), "x")
 
@@ -267,25 +270,25 @@ class RunnerTest(tf.test.TestCase):
         )
         program = (
             "import pathlib, signal\n"
-            "from benchmarks.icontext import run\n"
+            "from benchmarks.icontext import runner\n"
             f"folder = pathlib.Path({str(self.folder)!r})\n"
             "done = folder / 'done'\n"
             f"commands = (('-c', {code!r}),)\n"
-            "tasks = {name: run.Task(name, commands, (), 1.0, done.exists)\n"
+            "tasks = {name: runner.Task(name, commands, (), 1.0, done.exists)\n"
             "         for name in ('one', 'two')}\n"
-            "signal.signal(signal.SIGTERM, run._exit)\n"
-            "run._Runner(tasks, folder, 1).run()"
+            "signal.signal(signal.SIGTERM, runner.stop)\n"
+            "runner.Runner(tasks, folder, 1).run()"
         )
-        runner = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True
         )
-        self.addCleanup(runner.kill)
+        self.addCleanup(process.kill)
         while not ready.exists():
-            self.assertIsNone(runner.poll())
+            self.assertIsNone(process.poll())
             time.sleep(0.05)
-        runner.terminate()
-        _, said = runner.communicate(timeout=60)
-        self.assertEqual(runner.returncode, 128 + signal.SIGTERM)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 128 + signal.SIGTERM)
         self.assertTrue(saved.exists())
         self.assertIn("goes on when the command is repeated", said)
         self.assertEqual(said.count("starts:"), 1)

@@ -29,7 +29,7 @@ from benchmarks.icontext import (
     scoring,
     targets,
 )
-from benchmarks.icontext import run as runner
+from benchmarks.icontext import run as run_lib
 
 _COMMAND = (
     "python -m benchmarks.icontext.report --summary README.md "
@@ -146,7 +146,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.results)
     current = {
-        runner.digest(cell, seed)
+        run_lib.digest(cell, seed)
         for cell in matrix.reported(options.matrix)
         for seed in cell.seeds
     }
