@@ -93,7 +93,8 @@ def main(arguments=None):
     )
     if tasks:
         _claim_data(work)
-    signal.signal(signal.SIGTERM, runner.stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, runner.stop)
     if not runner.Runner(tasks, work, options.jobs).run():
         sys.exit(1)
 
