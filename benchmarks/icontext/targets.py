@@ -47,6 +47,9 @@ METHODS = {
         ),
         "stage 0 alone for 1,500 steps, half of it uniform, distilled for the "
         "first half": ("best_1500_half",),
+        "stage 0 alone for 3,000 steps, distilled for the first quarter": (
+            "best_3000_fade",
+        ),
         _LONGEST: ("best_3000_half",),
     },
     "quick_uniform": {
