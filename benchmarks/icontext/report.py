@@ -115,7 +115,7 @@ _UNIFORM = (
 _MAIN_CURVES = (
     *("uniform", "jest_5000", "flexi_2500", "cascade_1500", "stage_0_1500"),
     *("reference_curated", "best_by_filtered", "best_by_wide"),
-    *("best_3000_half", "uniform_10000"),
+    *("best_3000_half", "mixed_3000", "uniform_10000"),
 )
 _KINDS_CURVES = (
     *("uniform", "jest_750", "jest_2500", "independent", "easy", "flexi"),
