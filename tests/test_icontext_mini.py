@@ -489,6 +489,13 @@ class BuilderTest(tf.test.TestCase):
         self.assertEqual((first["id"], first["image"]), (7, b"png"))
         self.assertEqual(first["concept"], "1F98A")
 
+    def test_the_command_line_says_in_a_line_what_is_missing(self):
+        folder = self.get_temp_dir()
+        with self.assertRaisesRegex(
+            SystemExit, "error: .*is not in the cache.*fetch"
+        ):
+            build.main(["full", "--cache", folder, "--out", folder])
+
     def test_the_command_line_needs_a_command(self):
         with self.assertRaises(SystemExit):
             build.main([])

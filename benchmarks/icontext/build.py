@@ -90,6 +90,13 @@ def main(arguments=None):
         help="folder to write to (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _run(options):
     if options.command == "fetch":
         packages.fetch(options.cache, report=_say)
     elif options.command == "full":
