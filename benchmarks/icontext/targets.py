@@ -514,13 +514,16 @@ def _others(runs, best):
             f"it on `val_concept`, {claims.ratio(found)} fewer FLOPs, and "
             f"{claims.ratio(whole)} with all that led to it"
         )
-    curated = runs.to_target(("reference_curated",), bootstrap.flops)
-    if curated:
-        texts.append(
-            "a learner that is trained on the curated set alone, with nothing "
-            f"chosen or distilled, {claims.ratio(curated)}, as the tests are "
-            "of its kind"
-        )
+    for cells, what in (
+        (("reference_curated",), "the curated set alone"),
+        (METHODS["uniform"][_MIXED], "the curated set and the pool, half each"),
+    ):
+        found = runs.to_target(cells, bootstrap.flops)
+        if found:
+            texts.append(
+                f"a learner that is trained on {what}, with nothing chosen or "
+                f"distilled, {claims.ratio(found)}"
+            )
     text = "; ".join(texts)
     return f"Beside it: {text}." if text else ""
 
