@@ -2,7 +2,7 @@
 
     python -m benchmarks.icontext.build fetch --cache icontext-work/cache
     python -m benchmarks.icontext.build full --cache icontext-work/cache \
-        --out icontext
+        --out icontext-work/data
     python -m benchmarks.icontext.build mini --cache icontext-work/cache \
         --out examples/icontext_mini
 

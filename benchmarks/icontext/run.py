@@ -77,11 +77,13 @@ def main(arguments=None):
         if any(fnmatch.fnmatch(cell.name, one) for one in options.only)
         and (options.seeds is None or seed in options.seeds)
     ]
-    if not wanted:
+    names = [cell.name for cell in cells]
+    unknown = [one for one in options.only if not fnmatch.filter(names, one)]
+    if unknown or not wanted:
         parser.error(
-            f"the matrix {options.matrix!r} has no cell {options.only} with "
-            f"seeds {options.seeds or 'of any number'}; it has: "
-            f"{', '.join(cell.name for cell in cells)}"
+            f"the matrix {options.matrix!r} has no cell "
+            f"{unknown or options.only} with seeds "
+            f"{options.seeds or 'of any number'}; it has: {', '.join(names)}"
         )
     tasks = _with_needs(tasks, wanted)
     if options.list:
@@ -187,15 +189,7 @@ def plan(cells, work, path, splits=_EVALUATION_SPLITS):
         path: of the results.
         splits: see `resolve`.
     """
-    # A reference may be of several matrices.
-    finished = {
-        row["digest"]
-        for one in {
-            path,
-            *(path.with_name(f"{name}.jsonl") for name in matrix.MATRICES),
-        }
-        for row in results.read(one)
-    }
+    finished = _finished(path)
     tasks = {}
     for cell in cells:
         for seed in cell.seeds:
@@ -226,9 +220,18 @@ def plan(cells, work, path, splits=_EVALUATION_SPLITS):
     return tasks
 
 
+def _finished(path):
+    """Digests of the runs that have a row, a reference's in any matrix."""
+    files = {
+        path,
+        *(path.with_name(f"{one}.jsonl") for one in matrix.MATRICES),
+    }
+    return {row["digest"] for file in files for row in results.read(file)}
+
+
 def _is_collected(path, digest):
     """Whether another runner has added the row since."""
-    return digest in {row["digest"] for row in results.read(path)}
+    return digest in _finished(path)
 
 
 def cost(config):
