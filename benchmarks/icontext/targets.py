@@ -134,9 +134,10 @@ def summary(runs):
         "examples": examples,
         "FLOPs": flops,
         "FLOPs, the reference's counted": whole,
-        "examples, held-out concepts alone": on_concepts,
-        "examples, held-out style alone": on_style,
+        "held-out concepts": on_concepts,
+        "held-out style": on_style,
     }
+    counted, *shown = costs
     main = {about: cell for cell, about in main_curves(runs).items()}
     to_longer = {about: ratios for about, _, ratios, _ in _to_longer(runs)}
     near, far = [], []
@@ -174,9 +175,8 @@ def summary(runs):
         ),
         pages.table(
             (
-                *("method", "score at its end", "examples"),
-                *("examples, all steps", "FLOPs"),
-                "FLOPs, the reference's counted",
+                *("method", "score at its end", counted),
+                *(f"{counted}, all steps", *shown[:2]),
             ),
             near,
         ),
@@ -187,7 +187,7 @@ def summary(runs):
         ),
         pages.table(
             (
-                *("method", "held-out concepts", "held-out style"),
+                *("method", *shown[2:]),
                 *(f"the longer run{one}" for one in _PARTS if to_longer),
             ),
             far if to_longer else [row[:3] for row in far],
