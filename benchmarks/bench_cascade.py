@@ -23,9 +23,11 @@ import tensorflow as tf
 
 from benchmarks import index_growth, report, selection_speed
 from jest_tf import config as config_lib
-from jest_tf import ledger
-from jest_tf.data import cascade, embed, embeddings, records, sidecar_files
+from jest_tf.data import cascade, stores
+from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stream as stream_lib
+from jest_tf.data.sidecars import embed, file_format
+from jest_tf.runs import log
 
 _COMMAND = "python -m benchmarks.bench_cascade"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -97,9 +99,9 @@ def measure_rows(small: bool) -> str:
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         pattern = index_growth.write_shards(folder, num_records, num_shards)
-        store = records.open_store(pattern)
+        store = stores.open_store(pattern)
         write_noise(store, 128, folder)
-        sidecars = embeddings.Sidecars(store, folder)
+        sidecars = sidecars_lib.Sidecars(store, folder)
         for block, size in itertools.product((None, 256), sizes):
             order = stream_lib.Order(num_records, 0, block_size=block)
             rates, alone = [], []
@@ -126,7 +128,7 @@ which rows they are. By the processor's time; lowest / median / highest of
 {report.table(header, lines)}"""
 
 
-def write_noise(store: records.Store, dim: int, folder: str) -> None:
+def write_noise(store: stores.Store, dim: int, folder: str) -> None:
     """Writes sidecars of unit noise for a store."""
     counts = np.ones(len(store), np.int64)
     if len(store) < 100_000:
@@ -139,7 +141,7 @@ def write_noise(store: records.Store, dim: int, folder: str) -> None:
     )
     for rows in (image, text):
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    description = sidecar_files.Description("noise", "", "", dim, 10.0, -10.0)
+    description = file_format.Description("noise", "", "", dim, 10.0, -10.0)
     embed.write_arrays(store, image, text, description, folder, captions=counts)
 
 
@@ -243,7 +245,7 @@ def measure_steps(small: bool) -> str:
     cases = _CASES[:2] if small else _CASES
     times = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as folder:
-        store = records.open_store(_POOL, index_dir=folder)
+        store = stores.open_store(_POOL, index_dir=folder)
         write_noise(store, _POOL_DIM, folder)
         for repeat in range(repeats):
             for case in cases:
@@ -308,7 +310,7 @@ def _times_of_steps(case, steps, workdir):
         stderr=subprocess.DEVNULL,
         check=True,
     )
-    rows = ledger.read_log(os.path.join(workdir, "metrics.jsonl"))
+    rows = log.read_log(os.path.join(workdir, "metrics.jsonl"))
     rows = [row for row in rows if row["step"] > steps // 2]
     seconds = np.array([row["time/step_seconds"] for row in rows])
     shares = np.array([row["time/input_wait_share"] for row in rows])

@@ -24,8 +24,9 @@ import tensorflow as tf
 
 from benchmarks import index_growth, report
 from jest_tf import config as config_lib
-from jest_tf import ledger
-from jest_tf.data import crc32c, pipeline, preprocessing, records, stream
+from jest_tf.data import pipeline, preprocessing, stores, stream
+from jest_tf.data.stores import crc32c
+from jest_tf.runs import log as log_lib
 
 _COMMAND = "python -m benchmarks.bench_input"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -270,7 +271,7 @@ def wait(quick: bool) -> str:
                 *overrides,
             )
             # The first line holds what the stream had made before.
-            log = ledger.read_log(os.path.join(workdir, "metrics.jsonl"))[1:]
+            log = log_lib.read_log(os.path.join(workdir, "metrics.jsonl"))[1:]
             size = config.data.super_batch_size
             seconds = [line["time/step_seconds"] for line in log]
             alone = [_rate_of_run(config, workdir) for _ in range(3)]
@@ -308,14 +309,14 @@ than either would be alone.
 {report.environment()}"""
 
 
-def write_pictures(directory: str, num_pictures: int) -> records.Store:
+def write_pictures(directory: str, num_pictures: int) -> stores.Store:
     """Writes and opens a shard of JPEGs, patchworks of the example pictures.
 
     Args:
         directory: where to.
         num_pictures: how many.
     """
-    pool = records.open_store(_POOL, index_dir=directory)
+    pool = stores.open_store(_POOL, index_dir=directory)
     rng = np.random.default_rng(_SEED)
     path = os.path.join(directory, "pictures.tfrecord")
     tiles = [
@@ -338,7 +339,7 @@ def write_pictures(directory: str, num_pictures: int) -> records.Store:
             features["caption"].bytes_list.value.extend(captions[i])
             features["id"].int64_list.value.append(i)
             writer.write(example.SerializeToString())
-    return records.open_store(path)
+    return stores.open_store(path)
 
 
 def _train(recipe, workdir, *overrides):
@@ -357,7 +358,7 @@ def _rate_of_run(config, workdir):
     data = config.data
     paths = [str(_ROOT / pattern) for pattern in data.train]
     dataset = pipeline.super_batches(
-        records.open_store(paths, index_dir=data.index_dir),
+        stores.open_store(paths, index_dir=data.index_dir),
         super_batch_size=data.super_batch_size,
         seed=config.seed,
         tokenizer=preprocessing.load_tokenizer(workdir, data.text_length),

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from benchmarks import report, traffic
 from jest_tf import losses, selection
+from jest_tf.embeddings import Embeddings
 
 _COMMAND = "python -m benchmarks.bench_replicas"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -231,7 +232,7 @@ def _embeddings(rng, size, dim, agreement, scale, bias):
         part / np.linalg.norm(part, axis=1, keepdims=True)
         for part in (image, text)
     )
-    return losses.Embeddings(
+    return Embeddings(
         *map(np.float32, (image, text, scale, bias)),
     )
 
@@ -292,7 +293,7 @@ def _measure_memory(loss, num_replicas, size, dim, block):
             value = function(parts, block_size=block, replicas=replicas)
         return value, tape.gradient(value, parts)
 
-    parts = losses.Embeddings(*map(tf.constant, parts))
+    parts = Embeddings(*map(tf.constant, parts))
     step.get_concrete_function(parts, block)
     # A step on next to nothing first: kernels and threads aren't the loss's.
     step(parts._replace(image=parts.image[:8], text=parts.text[:8]), 4)

@@ -21,8 +21,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import bench_input, report
-from jest_tf import reference
-from jest_tf.data import embed, embeddings, records, sidecar_files
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores
+from jest_tf.data.sidecars import embed, file_format
+from jest_tf.models import reference
 
 _COMMAND = "python -m benchmarks.bench_sidecars"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,7 +42,7 @@ class _Store:
 
     def __init__(self, folder, shards, rows):
         paths = tuple(f"{folder}/{shard}" for shard in range(shards))
-        self.shards = records.Shards(paths, np.full(shards, rows, np.int64))
+        self.shards = stores.Shards(paths, np.full(shards, rows, np.int64))
 
     def __len__(self):
         return int(self.shards.lengths.sum())
@@ -125,7 +127,7 @@ def _with_the_quickstart(directory, data, repeats):
         f"data.index_dir={directory}/indexes",
     )
     run = reference.load_run(workdir)
-    store = records.open_store(data, index_dir=f"{directory}/indexes")
+    store = stores.open_store(data, index_dir=f"{directory}/indexes")
     written = _write_rates(
         store,
         reference.encoder(run),
@@ -154,7 +156,7 @@ def _without_a_model(directory, num_pictures, repeats):
     def encode(images, captions):
         return unit.repeat(len(images), 0), unit.repeat(len(captions), 0)
 
-    description = sidecar_files.Description("", "", "", _DIM, 1.0, 0.0)
+    description = file_format.Description("", "", "", _DIM, 1.0, 0.0)
     folder = f"{directory}/pictures"
     written = _write_rates(store, encode, description, folder, _SIZE, repeats)
     return [f"none, D = {_DIM}", *written, ""]
@@ -173,7 +175,7 @@ def _write_rates(store, encode, description, folder, size, repeats):
         )
         rates.append(summary.rows / (time.perf_counter() - start))
     paths = [
-        embeddings.sidecar_path(store, shard, output)
+        sidecars_lib.sidecar_path(store, shard, output)
         for shard in range(len(store.shards.paths))
     ]
     captions = store.columns(["caption"])["caption"]
@@ -208,10 +210,10 @@ def _read_rates(folder, shards, rows, repeats):
         store,
         image,
         np.repeat(image, 2, 0),
-        sidecar_files.Description("", "", "", _DIM, 1.0, 0.0),
+        file_format.Description("", "", "", _DIM, 1.0, 0.0),
         captions=np.full(len(store), 2),
     )
-    sidecars = embeddings.Sidecars(store)
+    sidecars = sidecars_lib.Sidecars(store)
     found = []
     for name, count, draw in (
         ("scattered", 2**15, lambda k: random.integers(0, len(store), k)),

@@ -30,18 +30,11 @@ import tensorflow as tf
 import jest_tf
 from benchmarks import report
 from jest_tf import config as config_lib
-from jest_tf import (
-    distribution,
-    flops,
-    models,
-    probe,
-    reference,
-    row_report,
-    telemetry,
-    towers,
-    training,
-)
+from jest_tf import distribution, models, training
 from jest_tf.data import stream
+from jest_tf.models import reference, towers
+from jest_tf.runs import draw_log, step_timing
+from jest_tf.training import flops, row_outputs
 
 _COMMAND = "python -m benchmarks.bench_step"
 
@@ -212,9 +205,9 @@ def measure_view(quick: bool) -> str:
         for function in functions
     ]
     for function in functions:
-        probe.timed(function, images)
+        step_timing.timed(function, images)
     seconds = [
-        [probe.timed(function, images)[1] for function in functions]
+        [step_timing.timed(function, images)[1] for function in functions]
         for _ in range(repeats)
     ]
     ratios = [coarse / fine for fine, coarse in seconds]
@@ -451,7 +444,7 @@ class Step:
 
     def parts(self, repeats: int) -> dict[str, float]:
         """Median seconds of the parts of the step, each run alone."""
-        one = probe.Probe(self._model, lambda: next(self._batches))
+        one = step_timing.Probe(self._model, lambda: next(self._batches))
         found = [one() for _ in range(repeats)]
         return {
             name.removeprefix("time/").removesuffix("_seconds"): float(
@@ -497,7 +490,7 @@ class Followed(Step):
         )
         # As many records as the quickstart's pool.
         order = stream.Order(8200, 0)
-        self._telemetry = telemetry.Telemetry(config, workdir, order=order)
+        self._telemetry = draw_log.Telemetry(config, workdir, order=order)
         self._telemetry.begin(self._model)
         self._writer = tf.summary.create_file_writer(workdir)
 
@@ -510,7 +503,7 @@ class Followed(Step):
         """Seconds of a step, the mean over all up to a logged one."""
         untold = contextlib.nullcontext()
         if self._telemetry is None:  # when it is traced
-            untold = mock.patch.object(row_report, "of_scored", lambda *_: {})
+            untold = mock.patch.object(row_outputs, "of_scored", lambda *_: {})
         with untold:
             spent = [self._run_and_follow(n) for n in range(self._num_steps)]
         self._runs += 1

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.data import crc32c, records
+from jest_tf.data import stores
+from jest_tf.data.stores import crc32c
 
 # Rows of a read while the time to read is measured, and how often.
 _ROWS = 256
@@ -41,7 +42,7 @@ class Cost(NamedTuple):
         near_milliseconds: to read 256 neighbouring records.
     """
 
-    records: int
+    stores: int
     shards: int
     open_seconds: float
     open_mebibytes: float
@@ -102,7 +103,7 @@ def measure_here(pattern: str) -> Cost:
     """As `measure`, in this process, whose memory may not be clean."""
     before = _resident()
     start = time.perf_counter()
-    store = records.open_store(pattern)
+    store = stores.open_store(pattern)
     seconds = time.perf_counter() - start
     opened = _resident()
     rng = np.random.default_rng(0)

@@ -13,8 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import report
-from jest_tf import losses, reference, selection
-from jest_tf.data import pipeline, records
+from jest_tf import selection
+from jest_tf.data import pipeline, stores
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import reference
 
 POOL = "examples/icontext_mini/pool-*.tfrecord"
 
@@ -51,7 +53,7 @@ def synthetic(regime: str, num_rows: int, seed: int) -> tuple:
     temperature and bias that SigLIP starts from.
 
     Returns:
-        Two `losses.Embeddings` of NumPy arrays.
+        Two `Embeddings` of NumPy arrays.
     """
     random = np.random.default_rng([seed, 64])
     dim, num_clusters = 64, 64
@@ -69,7 +71,7 @@ def synthetic(regime: str, num_rows: int, seed: int) -> tuple:
             values = meaning[rows] + random.standard_normal((num_rows, dim))
             values /= np.linalg.norm(values, axis=1, keepdims=True)
             towers.append(np.float32(values))
-        return losses.Embeddings(*towers, np.float32(scale), np.float32(bias))
+        return Embeddings(*towers, np.float32(scale), np.float32(bias))
 
     learners = {
         "late": (2.0, 0.5, 20.0, -12.0),
@@ -80,7 +82,7 @@ def synthetic(regime: str, num_rows: int, seed: int) -> tuple:
 
 def embed_runs(workdir: str, reference_workdir: str, data: str) -> tuple:
     """The embeddings that two finished runs give all records of `data`."""
-    store = records.open_store([data])
+    store = stores.open_store([data])
     both = []
     for folder in (workdir, reference_workdir):
         run = reference.load_run(folder)
@@ -93,7 +95,7 @@ def embed_runs(workdir: str, reference_workdir: str, data: str) -> tuple:
         )
         parts = [embed(batch) for batch in batches]
         both.append(
-            losses.Embeddings(
+            Embeddings(
                 np.concatenate([part.image for part in parts]),
                 np.concatenate([part.text for part in parts]),
                 *(value.numpy() for value in parts[0][2:]),
@@ -102,7 +104,7 @@ def embed_runs(workdir: str, reference_workdir: str, data: str) -> tuple:
     return tuple(both)
 
 
-def pair_scores(learner: losses.Embeddings, teacher: losses.Embeddings):
+def pair_scores(learner: Embeddings, teacher: Embeddings):
     """Learnability of every pair, sigmoid: float64 `[B, B]`."""
     matrices = []
     for image, text, scale, bias in (learner, teacher):

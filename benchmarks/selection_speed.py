@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import report
-from jest_tf import losses, selection
-from jest_tf import scores as scores_lib
+from jest_tf import selection
+from jest_tf.embeddings import Embeddings
+from jest_tf.selection import scores as scores_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -78,8 +79,8 @@ _WARM_UP_OPERATIONS = 1e13
 
 
 def select_with_matrices(
-    learner: losses.Embeddings,
-    teacher: losses.Embeddings,
+    learner: Embeddings,
+    teacher: Embeddings,
     *,
     batch_size: int,
     num_chunks: int,
@@ -118,7 +119,7 @@ def select_with_matrices(
 
 
 def products(
-    learner: losses.Embeddings | None, teacher: losses.Embeddings, case: Case
+    learner: Embeddings | None, teacher: Embeddings, case: Case
 ) -> tf.Tensor:
     """The matrix products that a draw of `case` makes, and nothing else.
 
@@ -223,11 +224,11 @@ def _traced(form, case, models):
     return function.get_concrete_function(*models)
 
 
-def random_embeddings(case: Case, seed: int) -> losses.Embeddings:
+def random_embeddings(case: Case, seed: int) -> Embeddings:
     """Unit-norm noise."""
     shape = (case.super_batch_size, case.dim)
     image, text = (_random_rows(shape, (seed, part)) for part in (0, 1))
-    return losses.Embeddings(image, text, tf.constant(10.0), tf.constant(-10.0))
+    return Embeddings(image, text, tf.constant(10.0), tf.constant(-10.0))
 
 
 @functools.partial(tf.function, autograph=False)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import report
-from jest_tf import scores
+from jest_tf.selection import scores
 
 _DIMS = (128, 768)
 _INNER = 3  # calls in a row that are timed together

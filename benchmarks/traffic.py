@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from jest_tf import scores, selection
+from jest_tf import selection
+from jest_tf.selection import scores
 
 _FLOAT_BYTES = 4
 

@@ -17,7 +17,7 @@ import keras
 
 import jest_tf
 from jest_tf import evaluation
-from jest_tf.data import pipeline, preprocessing, records
+from jest_tf.data import pipeline, preprocessing, stores
 
 DATA = pathlib.Path(__file__).parent / "icontext_mini"
 IMAGE_SIZE, TEXT_LENGTH, EMBEDDING_DIM = 32, 16, 64
@@ -69,7 +69,7 @@ def main(argv=None):
 
     keras.utils.set_random_seed(0)
     curated, pool, held_out = (
-        records.open_store(f"{DATA}/{name}-*.tfrecord")
+        stores.open_store(f"{DATA}/{name}-*.tfrecord")
         for name in ("reference", "pool", "test_concept")
     )
     captions = [

@@ -21,8 +21,11 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from jest_tf import evaluation, ledger, page, reference  # noqa: E402
-from jest_tf.data import records  # noqa: E402
+from jest_tf import evaluation
+from jest_tf.data import stores as stores_lib  # noqa: E402
+from jest_tf.models import reference  # noqa: E402
+from jest_tf.reports import run_page
+from jest_tf.runs import log as log_lib
 
 RECIPES = ("reference", "uniform", "jest", "best")
 
@@ -85,7 +88,7 @@ def write(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     text = tables(runs, seeds)
     curves(runs, seeds, runs / "curves.png")
     gallery(runs, seeds[0], runs / "gallery.png")
-    page.write(
+    run_page.write(
         os.fspath(workdir(runs, "jest", seeds[0])),
         os.fspath(runs / "selection.html"),
     )
@@ -248,7 +251,7 @@ def curves(
     quality, by_flops, score, share = panels
     for recipe in RECIPES:
         runs_of = [workdir(runs, recipe, seed) for seed in seeds]
-        rows = [ledger.read_log(run / "evaluation.jsonl") for run in runs_of]
+        rows = [log_lib.read_log(run / "evaluation.jsonl") for run in runs_of]
         steps = [row["step"] for row in rows[0]]
         means = np.array([[_mean_mrr(row) for row in run] for run in rows])
         flops = [row["flops/step"] / 1e12 for row in rows[0]]
@@ -257,7 +260,7 @@ def curves(
     for axes in (quality, by_flops):
         axes.set(title="Held-out concepts (val_concept)", ylabel="mean MRR, %")
     jests = [workdir(runs, "jest", seed) for seed in seeds]
-    logs = [ledger.read_log(run / "metrics.jsonl") for run in jests]
+    logs = [log_lib.read_log(run / "metrics.jsonl") for run in jests]
     steps = [row["step"] for row in logs[0]]
     for name, label, colour in (
         ("select/score", "JEST's draw", _COLOURS["jest"]),
@@ -271,7 +274,7 @@ def curves(
     for recipe in _CHOOSING:
         found = [workdir(runs, recipe, seed) for seed in seeds]
         shares = np.array([_draw_shares(run, kinds) for run in found])
-        draws = ledger.read_log(found[0] / "draws.jsonl")
+        draws = log_lib.read_log(found[0] / "draws.jsonl")
         # A recipe may have fewer steps.
         steps = [draw["step"] for draw in draws]
         _band(share, steps, 100 * shares, _NAMES[recipe], _COLOURS[recipe])
@@ -289,8 +292,8 @@ def curves(
 def gallery(runs: pathlib.Path, seed: int, path: pathlib.Path) -> None:
     """Draws the most and least learnable examples of the last logged draws."""
     run = workdir(runs, "jest", seed)
-    shown = page.moments(
-        os.fspath(run), page.read(os.fspath(run))[-_GALLERY_DRAWS:]
+    shown = run_page.moments(
+        os.fspath(run), run_page.read(os.fspath(run))[-_GALLERY_DRAWS:]
     )
     kinds = _kinds(run)
     figure = plt.figure(figsize=(13, 9), layout="constrained")
@@ -316,8 +319,8 @@ def gallery(runs: pathlib.Path, seed: int, path: pathlib.Path) -> None:
 
 def _result(run):
     """The last lines of a run's logs, joined."""
-    last = ledger.read_log(run / "metrics.jsonl")[-1]
-    measures = ledger.read_log(run / "evaluation.jsonl")[-1]
+    last = log_lib.read_log(run / "metrics.jsonl")[-1]
+    measures = log_lib.read_log(run / "evaluation.jsonl")[-1]
     # Its costs are those of the moment after the last evaluation.
     return {**measures, **last}
 
@@ -377,7 +380,7 @@ def _per_seed(rows, seeds):
 def _kinds(run):
     """The kind of every picture of a run's training data, by id."""
     config = json.loads((run / reference.CONFIG_FILE).read_text())
-    store = records.open_store(config["data"]["train"])
+    store = stores_lib.open_store(config["data"]["train"])
     columns = store.columns(["id", "kind"])
     return {
         key: kind.decode()
@@ -389,7 +392,7 @@ def _draw_shares(run, kinds):
     """The curated-like share of each logged draw of a run."""
     return [
         np.mean([kinds[key] == _CURATED_LIKE for key in draw["ids"]])
-        for draw in ledger.read_log(run / "draws.jsonl")
+        for draw in log_lib.read_log(run / "draws.jsonl")
     ]
 
 

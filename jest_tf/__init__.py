@@ -1,80 +1,59 @@
 """JEST, joint example selection, for TensorFlow and Keras.
 
-The public names of the method, the models and the settings; each module's
-docstring says what lies where. Data is read and written by the modules of
-`jest_tf.data`: `records.open_store`, `pipeline.super_batches`, `embed.write`.
-Several replicas are the business of `jest_tf.distribution`.
+The public names below load on first use, so that importing the package takes no
+TensorFlow. The rooms of the house, in the order in which they may import each
+other, are described in docs/design.md.
 """
 
-from jest_tf.config import (
-    CascadeConfig,
-    CheckpointConfig,
-    DataConfig,
-    DistributionConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Phase,
-    ReferenceConfig,
-    SelectionConfig,
-    TrainConfig,
-    View,
-    load_config,
-    save_config,
-)
-from jest_tf.losses import (
-    Embeddings,
-    feature_distillation,
-    sigmoid_loss,
-    softmax_loss,
-)
-from jest_tf.models import TwoTower, build_two_tower
-from jest_tf.optimizer import AdamW, build_optimizer
-from jest_tf.reference import load_run
-from jest_tf.selection import (
-    Draw,
-    gumbel_noise,
-    select_independently,
-    select_jointly,
-    select_top,
-    select_uniformly,
-)
-from jest_tf.towers import ImageTower, TextTower
-from jest_tf.training import JESTModel
+import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
-__all__ = [
-    "AdamW",
-    "CascadeConfig",
-    "CheckpointConfig",
-    "DataConfig",
-    "DistributionConfig",
-    "Draw",
-    "Embeddings",
-    "EvaluationConfig",
-    "ImageTower",
-    "JESTModel",
-    "ModelConfig",
-    "OptimizerConfig",
-    "Phase",
-    "ReferenceConfig",
-    "SelectionConfig",
-    "TextTower",
-    "TrainConfig",
-    "TwoTower",
-    "View",
-    "build_optimizer",
-    "build_two_tower",
-    "feature_distillation",
-    "gumbel_noise",
-    "load_config",
-    "load_run",
-    "save_config",
-    "select_independently",
-    "select_jointly",
-    "select_top",
-    "select_uniformly",
-    "sigmoid_loss",
-    "softmax_loss",
-]
+_HOMES = {
+    "config": (
+        "CascadeConfig",
+        "CheckpointConfig",
+        "DataConfig",
+        "DistributionConfig",
+        "EvaluationConfig",
+        "ModelConfig",
+        "OptimizerConfig",
+        "Phase",
+        "ReferenceConfig",
+        "SelectionConfig",
+        "TrainConfig",
+        "View",
+        "load_config",
+        "save_config",
+    ),
+    "embeddings": ("Embeddings",),
+    "losses": ("feature_distillation", "sigmoid_loss", "softmax_loss"),
+    "models.reference": ("load_run",),
+    "models.towers": ("ImageTower", "TextTower"),
+    "models.two_tower": ("TwoTower", "build_two_tower"),
+    "selection": (
+        "Draw",
+        "gumbel_noise",
+        "select_independently",
+        "select_jointly",
+        "select_top",
+        "select_uniformly",
+    ),
+    "training.model": ("JESTModel",),
+    "training.optimizer": ("AdamW", "build_optimizer"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOME_OF[name]}")
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -16,30 +16,13 @@ pre-training" (arXiv 2303.15343), section 3.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from jest_tf.embeddings import Embeddings
+
 EQUAL_IDS = ("negative", "positive", "ignore")
-
-
-class Embeddings(NamedTuple):
-    """What a two-tower model says of `n` image-text pairs.
-
-    The logit of image i with text j is `scale * image[i] @ text[j] + bias`.
-
-    Attributes:
-        image: float32 `[n, dim]`, unit-norm rows.
-        text: float32 `[n, dim]`, unit-norm rows.
-        scale: float32 scalar, the temperature as a multiplier (SigLIP's t).
-        bias: float32 scalar (SigLIP's b; the softmax loss doesn't see it).
-    """
-
-    image: tf.Tensor
-    text: tf.Tensor
-    scale: tf.Tensor
-    bias: tf.Tensor
 
 
 def sigmoid_loss(

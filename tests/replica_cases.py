@@ -14,8 +14,10 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import config, distribution, hooks, layers, reference, training
+from jest_tf import config, distribution, training
 from jest_tf.data import preprocessing
+from jest_tf.distribution import keras_fit
+from jest_tf.models import layers, reference
 
 DEVICES = 4
 SEED = 7
@@ -49,7 +51,7 @@ def on_replicas(num_replicas, function):
     return run()
 
 
-class SGD(hooks.AggregateThenClip, keras.optimizers.SGD):
+class SGD(keras_fit.AggregateThenClip, keras.optimizers.SGD):
     """What a user would write."""
 
 
@@ -83,7 +85,7 @@ class StockLine(keras.Model):
         return self.get_metrics_result()
 
 
-class Line(hooks.TrainerHooks, StockLine):
+class Line(keras_fit.TrainerHooks, StockLine):
     """The same with the hooks."""
 
 
@@ -120,7 +122,7 @@ class KerasTest(tf.test.TestCase):
     def gone(self, what):
         return (
             f"Keras {keras.__version__} does this right now: {what}. Its hook "
-            "in jest_tf/hooks.py can go, and this test with it"
+            "in jest_tf/distribution/keras_fit.py can go, and this test with it"
         )
 
     def weights(self, kind, **options):
@@ -225,7 +227,7 @@ class KerasTest(tf.test.TestCase):
                 self.mean.update_state(data["y"])
                 return {"sum": self.mean.result()}
 
-        class Counted(hooks.TrainerHooks, Counting):
+        class Counted(keras_fit.TrainerHooks, Counting):
             def train_step(self, data):
                 super().train_step(data)
                 return {"sum": self.get_metrics_result()["loss"]}

@@ -18,7 +18,9 @@ from unittest import mock
 import keras
 import tiny
 
-from jest_tf import checkpoint, config, models, settings
+from jest_tf import config, models
+from jest_tf.config import overrides as overrides_lib
+from jest_tf.runs import checkpoints
 from trainers import train
 
 # What makes a run's state durable or deletes it; between two of them nothing
@@ -62,8 +64,8 @@ def recipe(folder, overrides=()):
         },
     }
     for override in overrides:
-        settings.override(config.TrainConfig, values, override)
-    return settings.build(config.TrainConfig, values)
+        overrides_lib.override(config.TrainConfig, values, override)
+    return overrides_lib.build(config.TrainConfig, values)
 
 
 def build_learner(config, vocabulary_size, patch_sizes=()):
@@ -95,7 +97,7 @@ def run(workdir, settings, at=None, number=signal.SIGKILL):
     config.save_config(recipe(folder, settings), config_file)
     with mock.patch.object(models, "build_learner", build_learner):
         for name in CALLS:
-            setattr(checkpoint.os, name, counted(getattr(os, name)))
+            setattr(checkpoints.os, name, counted(getattr(os, name)))
         train.main(["--config", config_file, "--workdir", workdir])
 
 

@@ -16,8 +16,9 @@ from unittest import mock
 
 import tiny
 
-from jest_tf import checkpoint, models
+from jest_tf import models
 from jest_tf.data import pictures
+from jest_tf.runs import checkpoints
 from trainers import train
 
 
@@ -28,7 +29,7 @@ def build_learner(config, vocabulary_size):
 
 def stop_after(saves):
     """Saves as ever, and sends SIGTERM with the last of so many."""
-    numbers, save = itertools.count(1), checkpoint.save_weights
+    numbers, save = itertools.count(1), checkpoints.save_weights
 
     def counted(model, path):
         save(model, path)
@@ -61,7 +62,7 @@ def main():
     prepare = cut_half_of_them() if flags.damaged else pictures.prepare
     with (
         mock.patch.object(models, "build_learner", build_learner),
-        mock.patch.object(checkpoint, "save_weights", saves),
+        mock.patch.object(checkpoints, "save_weights", saves),
         mock.patch.object(pictures, "prepare", prepare),
     ):
         train.main(["--config", flags.config, "--workdir", flags.workdir])

@@ -8,6 +8,7 @@ import oracles
 import tensorflow as tf
 
 from jest_tf import losses
+from jest_tf.embeddings import Embeddings
 
 
 def softplus(x):
@@ -28,13 +29,11 @@ def embeddings(size, dim, seed=0, scale=10.0, bias=-10.0):
     random = np.random.default_rng(seed)
     parts = random.normal(size=(2, size, dim))
     parts /= np.linalg.norm(parts, axis=2, keepdims=True)
-    return losses.Embeddings(
-        *np.float32(parts), np.float32(scale), np.float32(bias)
-    )
+    return Embeddings(*np.float32(parts), np.float32(scale), np.float32(bias))
 
 
 def value_and_gradients(loss, parts, jit_compile=None, **options):
-    parts = losses.Embeddings(*map(tf.convert_to_tensor, parts))
+    parts = Embeddings(*map(tf.convert_to_tensor, parts))
 
     def run(parts):
         with tf.GradientTape() as tape:
@@ -66,7 +65,7 @@ class LossValueTest(tf.test.TestCase):
     def test_sigmoid_of_two_pairs_by_hand(self):
         # image @ text.T = [[1, 0.6], [0, 0.8]]; logits = 2 * that - 1
         #                = [[1, 0.2], [-1, 0.6]]
-        parts = losses.Embeddings(
+        parts = Embeddings(
             [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
         )
         expected = (
@@ -76,7 +75,7 @@ class LossValueTest(tf.test.TestCase):
 
     def test_softmax_of_two_pairs_by_hand(self):
         # logits = 2 * [[1, 0.6], [0, 0.8]] = [[2, 1.2], [0, 1.6]]
-        parts = losses.Embeddings(
+        parts = Embeddings(
             [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
         )
         image_to_text = (lse(2.0, 1.2) - 2.0) + (lse(0.0, 1.6) - 1.6)
@@ -85,7 +84,7 @@ class LossValueTest(tf.test.TestCase):
         self.assertAllClose(losses.softmax_loss(parts), expected, rtol=1e-6)
 
     def test_one_pair_has_no_negatives(self):
-        parts = losses.Embeddings([[1.0, 0.0]], [[0.6, 0.8]], 5.0, -2.0)
+        parts = Embeddings([[1.0, 0.0]], [[0.6, 0.8]], 5.0, -2.0)
         self.assertAllClose(
             losses.sigmoid_loss(parts), math.log1p(math.exp(-1.0)), rtol=1e-6
         )
@@ -133,12 +132,8 @@ class LossValueTest(tf.test.TestCase):
 
     def test_bfloat16_embeddings_are_scored_in_float32(self):
         parts = embeddings(12, 8)
-        rounded = losses.Embeddings(
-            *(tf.cast(part, tf.bfloat16) for part in parts)
-        )
-        widened = losses.Embeddings(
-            *(tf.cast(part, tf.float32) for part in rounded)
-        )
+        rounded = Embeddings(*(tf.cast(part, tf.bfloat16) for part in parts))
+        widened = Embeddings(*(tf.cast(part, tf.float32) for part in rounded))
         for fast, slow in LOSSES.values():
             value = fast(rounded)
             self.assertEqual(value.dtype, tf.float32)
@@ -170,7 +165,7 @@ class BlockwiseTest(tf.test.TestCase):
                         self.assertAllClose(ours, expected, atol=2e-6)
 
     def test_gradients_equal_finite_differences_of_the_oracle(self):
-        parts = losses.Embeddings(
+        parts = Embeddings(
             *(np.float64(part) for part in embeddings(6, 3, scale=4.0))
         )
         ids = [0, 1, 1, 2, 2, 2]
@@ -192,7 +187,7 @@ class BlockwiseTest(tf.test.TestCase):
                     for sign in (1.0, -1.0):
                         moved = [np.array(part) for part in parts]
                         moved[place][index] += sign * step
-                        moved = losses.Embeddings(*moved)
+                        moved = Embeddings(*moved)
                         sides.append(slow(moved, np.array(ids), mode))
                     expected[index] = (sides[0] - sides[1]) / (2 * step)
                 self.assertAllClose(gradient, expected, atol=2e-5)
@@ -209,7 +204,7 @@ class BlockwiseTest(tf.test.TestCase):
             return tape.gradient(value, parts)
 
         graph = step.get_concrete_function(
-            losses.Embeddings(*(tf.constant(part) for part in parts))
+            Embeddings(*(tf.constant(part) for part in parts))
         ).graph
         shapes = shapes_in(graph)
         self.assertIn([block, size], shapes)
@@ -218,22 +213,21 @@ class BlockwiseTest(tf.test.TestCase):
 
 class FeatureDistillationTest(tf.test.TestCase):
     def test_two_pairs_by_hand(self):
-        learner = losses.Embeddings(
+        learner = Embeddings(
             [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
         )
-        reference = losses.Embeddings(
+        reference = Embeddings(
             [[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [-0.6, -0.8]], 9.0, 3.0
         )
         # Images: 2 and 0; texts: 0 and 4, opposite ones.
         parts = (
-            losses.Embeddings(*map(tf.constant, one))
-            for one in (learner, reference)
+            Embeddings(*map(tf.constant, one)) for one in (learner, reference)
         )
         self.assertAllClose(losses.feature_distillation(*parts), 6.0 / 2)
 
     def test_value_and_gradients_are_those_of_the_oracle(self):
         learner, reference = (embeddings(7, 5, seed) for seed in (1, 2))
-        reference = losses.Embeddings(*map(tf.constant, reference))
+        reference = Embeddings(*map(tf.constant, reference))
         expected = oracles.feature_distillation(learner, reference)
         for jit_compile in (None, False, True):
             value, found = value_and_gradients(
@@ -255,7 +249,7 @@ class FeatureDistillationTest(tf.test.TestCase):
         parts = [embeddings(3, 4, seed) for seed in (1, 2)]
         _, found = value_and_gradients(
             lambda reference: losses.feature_distillation(
-                losses.Embeddings(*map(tf.constant, parts[0])), reference
+                Embeddings(*map(tf.constant, parts[0])), reference
             ),
             parts[1],
         )
@@ -263,7 +257,7 @@ class FeatureDistillationTest(tf.test.TestCase):
 
     def test_narrow_floats_are_compared_in_float32(self):
         parts = [
-            losses.Embeddings(
+            Embeddings(
                 *(tf.cast(value, dtype) for value in embeddings(6, 4, seed))
             )
             for seed, dtype in ((1, tf.bfloat16), (2, tf.float16))
@@ -282,9 +276,9 @@ class FeatureDistillationTest(tf.test.TestCase):
         )
 
     def test_other_widths_and_rows_are_named(self):
-        learner = losses.Embeddings(*map(tf.constant, embeddings(6, 4)))
+        learner = Embeddings(*map(tf.constant, embeddings(6, 4)))
         for rows, dim in ((6, 5), (5, 4)):
-            other = losses.Embeddings(*map(tf.constant, embeddings(rows, dim)))
+            other = Embeddings(*map(tf.constant, embeddings(rows, dim)))
             with self.assertRaisesRegex(
                 ValueError,
                 rf"`distillation_weight`.*\(6, 4\) and \({rows}, {dim}\)",

@@ -6,9 +6,10 @@ import os
 import keras
 import numpy as np
 import tensorflow as tf
-import test_records
+import test_store
 
-from jest_tf import models, towers
+from jest_tf import models
+from jest_tf.models import towers
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY_SIZE = 4, 3, 12
 # For a shard's captions, which are of the words a to j.
@@ -105,13 +106,13 @@ def write_shard(path, rows=20, seed=0, damaged=()):
             image = image[:10] if row % 2 else image[:-20]
         words = random.choice(list(VOCABULARY[2:]), TEXT_LENGTH - 1)
         payloads.append(
-            test_records.serialize(
+            test_store.serialize(
                 image=image,
                 caption=" ".join(words),
                 id=100 + row,
             )
         )
-    return test_records.write_shard(path, payloads)
+    return test_store.write_shard(path, payloads)
 
 
 def read_lines(workdir, name):

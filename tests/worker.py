@@ -13,14 +13,15 @@ import replica_cases
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, distribution, hooks, training
+from jest_tf import config, distribution, training
 from jest_tf.data import preprocessing
+from jest_tf.distribution import keras_fit
 
 SELECTION = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
 STEPS, ROWS = 20, 16
 
 
-class SGD(hooks.AggregateThenClip, keras.optimizers.SGD):
+class SGD(keras_fit.AggregateThenClip, keras.optimizers.SGD):
     """What a user would write."""
 
 

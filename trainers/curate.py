@@ -9,9 +9,9 @@ between that run and the reference; with `--like`, the records that are like
 examples of tasks. A run draws by it with `data.manifest=manifests/easy`. The
 output has a report, `report.html`. A command that was interrupted is continued
 by the same command; with `--overwrite` it begins anew. `--set` takes fields of
-`curation.Settings`, and with `--like` of `likeness.Settings`. The options of
-the data's format are those of `data` in the training recipe, and have to be the
-same there.
+`curation.Settings`, and with `--like` of `by_similarity.Settings`. The options
+of the data's format are those of `data` in the training recipe, and have to be
+the same there.
 """
 
 import argparse
@@ -23,8 +23,12 @@ import numpy as np
 
 import trainers
 from jest_tf import config as config_lib
-from jest_tf import curation, curation_page, likeness, progress, settings
-from jest_tf.data import records
+from jest_tf import curation
+from jest_tf.config import overrides
+from jest_tf.curation import by_similarity
+from jest_tf.data import stores
+from jest_tf.reports import manifest_page
+from jest_tf.runs import progress
 
 REPORT_FILE = "report.html"
 
@@ -65,7 +69,7 @@ def _parser():
     add("--set", **several, default=[], metavar="A=B", help="settings")
     add("--overwrite", action="store_true", help="write all of it anew")
     add("--no-report", action="store_true", help="write no report.html")
-    add("--source-fields", nargs="*", default=curation_page.SOURCE_FIELDS)
+    add("--source-fields", nargs="*", default=manifest_page.SOURCE_FIELDS)
     add(
         "--beam",
         action="store_true",
@@ -81,7 +85,7 @@ def _parser():
 def _run(flags, beam_options):
     _check(flags)
     reference = curation.Model(flags.workdir, flags.sidecar_dir, flags.step)
-    store = records.open_stores(
+    store = stores.open_stores(
         _data(flags, flags.data), progress.Progress("indexing", "bytes")
     )
     curate = _curate_like if flags.like else _curate_by_scores
@@ -95,7 +99,7 @@ def _run(flags, beam_options):
         sidecars = None
         if not flags.beam:  # else they may be on other machines
             sidecars = reference.sidecars(store)
-        curation_page.write(path, store, curated, sidecars, flags.source_fields)
+        manifest_page.write(path, store, curated, sidecars, flags.source_fields)
         print(path)
 
 
@@ -134,8 +138,8 @@ def _data(flags, patterns):
 
 def _settings(kind, flags, **values):
     for text in flags.set:
-        settings.override(kind, values, text)
-    return settings.build(kind, values)
+        overrides.override(kind, values, text)
+    return overrides.build(kind, values)
 
 
 def _curate_by_scores(flags, store, reference, beam_options):
@@ -172,13 +176,13 @@ def _curate_by_scores(flags, store, reference, beam_options):
 
 
 def _curate_like(flags, store, reference, beam_options):
-    chosen_by = _settings(likeness.Settings, flags)
+    chosen_by = _settings(by_similarity.Settings, flags)
 
     def source(patterns):
-        found = records.open_stores(
+        found = stores.open_stores(
             _data(flags, patterns), progress.Progress("indexing", "bytes")
         )
-        return likeness.Source(found, reference.sidecars(found))
+        return by_similarity.Source(found, reference.sidecars(found))
 
     tasks = source(flags.like)
     evaluation = source(flags.evaluation) if flags.evaluation else None
@@ -190,8 +194,8 @@ def _curate_like(flags, store, reference, beam_options):
     sidecars = reference.sidecars(
         store, progress.Progress("embedding", "records")
     )
-    curated = likeness.infer(
-        likeness.Source(store, sidecars),
+    curated = by_similarity.infer(
+        by_similarity.Source(store, sidecars),
         tasks,
         evaluation,
         flags.output,
@@ -208,7 +212,7 @@ def _tell_shortfall(curated):
     drawn = int((curated.weights > 0).sum())
     asked, candidates = (
         curated.counts[name]
-        for name in (likeness.ASKED_FOR, likeness.CANDIDATES)
+        for name in (by_similarity.ASKED_FOR, by_similarity.CANDIDATES)
     )
     if drawn == asked:
         return

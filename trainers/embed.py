@@ -17,8 +17,11 @@ from collections.abc import Sequence
 
 import trainers
 from jest_tf import config as config_lib
-from jest_tf import progress, reference, rounding, stopping
-from jest_tf.data import embed, embeddings, records, sidecar_files
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores
+from jest_tf.data.sidecars import embed, file_format, precision
+from jest_tf.models import reference
+from jest_tf.runs import interruptions, progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +46,7 @@ def _parser():
         help="the shards",
     )
     add("--output", default="", help="folder of the sidecars; beside each")
-    add("--dtype", default="float16", choices=sidecar_files.DTYPES)
+    add("--dtype", default="float16", choices=file_format.DTYPES)
     add("--batch-size", type=int, default=256, help="records a forward pass")
     add("--overwrite", action="store_true", help="replace what does not fit")
     add("--check", action="store_true", help="compare draws with the live one")
@@ -79,9 +82,9 @@ def _run(flags):
             f"--num-hosts {flags.num_hosts}"
         )
     run = reference.load_run(flags.workdir)
-    store = records.join(
+    store = stores.join(
         [
-            records.open_store(
+            stores.open_store(
                 pattern,
                 format=flags.format,
                 image_field=flags.image_field,
@@ -108,11 +111,11 @@ def _run(flags):
     )
     _report(summary)
     if summary.busy:
-        raise SystemExit(stopping.EXIT_CODE)
+        raise SystemExit(interruptions.EXIT_CODE)
     if flags.check:
-        sidecars = embeddings.Sidecars(store, flags.output, description)
+        sidecars = sidecars_lib.Sidecars(store, flags.output, description)
         print(
-            rounding.compare(
+            precision.compare(
                 run, store, sidecars, max_image_pixels=flags.max_image_pixels
             )
         )

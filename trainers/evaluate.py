@@ -19,8 +19,9 @@ import re
 from collections.abc import Sequence
 
 import trainers
-from jest_tf import comparison, evaluation, runs
 from jest_tf import config as config_lib
+from jest_tf import evaluation, runs
+from jest_tf.evaluation import draw_comparison
 
 _SUPER_BATCHES = 8
 # Flags that say which data the learner is measured on, and which only draws
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.selection:
         count = flags.super_batches
         results = trainers.run(
-            lambda: comparison.measure(
+            lambda: draw_comparison.measure(
                 flags.workdir,
                 step=flags.step,
                 num_super_batches=_SUPER_BATCHES if count is None else count,
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
         show = json.dumps(results, indent=2)
-        print(show if flags.json else comparison.tables(results))
+        print(show if flags.json else draw_comparison.tables(results))
         return
     results = trainers.run(
         lambda: evaluate(

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 
 import trainers
-from jest_tf import page
+from jest_tf.reports import run_page
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     flags = parser.parse_args(argv)
     path = flags.output or os.path.join(flags.workdir, "selection.html")
-    trainers.run(lambda: page.write(flags.workdir, path, flags.moments))
+    trainers.run(lambda: run_page.write(flags.workdir, path, flags.moments))
     print(path)
 
 

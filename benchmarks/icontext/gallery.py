@@ -22,8 +22,8 @@ import numpy as np  # noqa: E402
 
 from benchmarks.icontext import results  # noqa: E402
 from jest_tf import config as config_lib  # noqa: E402
-from jest_tf import ledger  # noqa: E402
-from jest_tf.data import records  # noqa: E402
+from jest_tf.data import stores  # noqa: E402
+from jest_tf.runs import log  # noqa: E402
 
 ROWS, COLUMNS = 3, 12
 _RUNS = "best-0", "easy-0", "jest_2500-1"
@@ -49,9 +49,9 @@ def main(arguments=None):
 def draw(workdir, path):
     """Draw the gallery of a run into a PNG file."""
     config = config_lib.load_config(workdir / "config.json")
-    store = records.open_stores(config.data)
+    store = stores.open_stores(config.data)
     counts = collections.Counter()
-    for line in ledger.read_log(workdir / "draws.jsonl"):
+    for line in log.read_log(workdir / "draws.jsonl"):
         counts.update(line["ids"])
     ids = store.ids(np.arange(len(store)))
     places = {int(key): place for place, key in enumerate(ids)}

@@ -16,7 +16,11 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from jest_tf import config as config_lib  # noqa: E402
-from jest_tf import models, optimizer, training  # noqa: E402
+from jest_tf import (
+    models,
+    training,  # noqa: E402
+)
+from jest_tf.training import optimizer
 
 LEARNERS = {
     "the benchmark's": {"towers": "benchmarks.icontext.towers:build"},

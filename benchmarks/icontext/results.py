@@ -105,7 +105,7 @@ def collect(workdir, *, cell, recipe, work):
         work: folder of the data, left out of paths.
     """
     from jest_tf import config as config_lib
-    from jest_tf import ledger
+    from jest_tf.runs import log as log_lib
 
     workdir = pathlib.Path(workdir)
     config = config_lib.load_config(workdir / "config.json")
@@ -113,8 +113,8 @@ def collect(workdir, *, cell, recipe, work):
         pathlib.Path(__file__).parents[2] / "configs" / "icontext_uniform.py"
     )
     settings, usual = _settings(config, work), _settings(base, work)
-    evaluations = ledger.read_log(workdir / "evaluation.jsonl")
-    log = ledger.read_log(workdir / "metrics.jsonl")
+    evaluations = log_lib.read_log(workdir / "evaluation.jsonl")
+    log = log_lib.read_log(workdir / "metrics.jsonl")
     versions = json.loads((workdir / "versions.json").read_text())
     ranks, queries = _ranks(workdir, config, work)
     row = {
@@ -239,12 +239,12 @@ def _processor_seconds(workdir):
 
 def _kinds(workdir, config, work):
     """Shares of the kinds of picture among the drawn, over time."""
-    from jest_tf import ledger
+    from jest_tf.runs import log as log_lib
 
     path = workdir / "draws.jsonl"
     if not path.exists():
         return {}
-    draws = ledger.read_log(path)
+    draws = log_lib.read_log(path)
     ids, kinds = _kinds_of(config, work)
     names, numbers = np.unique(kinds, return_inverse=True)
     is_moved = _is_moved(config, len(ids))
@@ -303,17 +303,18 @@ def share_of_look_alikes(pictures):
 
 def _look_alikes(workdir, config, work):
     """The share in draws spread over the run, and in uniform ones as large."""
-    from jest_tf import ledger
-    from jest_tf.data import embeddings, records
+    from jest_tf.data import sidecars as sidecars_lib
+    from jest_tf.data import stores as stores_lib
+    from jest_tf.runs import log as log_lib
 
     path = workdir / "draws.jsonl"
     if not path.exists() or not config.reference.sidecars:
         return {}
-    draws = ledger.read_log(path)
+    draws = log_lib.read_log(path)
     ids, _ = _kinds_of(config, work)
     order = np.argsort(ids)
-    sidecars = embeddings.Sidecars(
-        records.open_stores(config.data), config.reference.sidecar_dir, None
+    sidecars = sidecars_lib.Sidecars(
+        stores_lib.open_stores(config.data), config.reference.sidecar_dir, None
     )
     generator = np.random.default_rng(config.seed)
 
@@ -336,12 +337,12 @@ def _look_alikes(workdir, config, work):
 
 def _kinds_of(config, work):
     """Ids and kinds of all pictures trained on, read once and kept."""
-    from jest_tf.data import records
+    from jest_tf.data import stores as stores_lib
 
     name = digest_of(config.data.train)
     path = pathlib.Path(work) / f"kinds-{name}.npz"
     if not path.exists():
-        store = records.open_stores(config.data)
+        store = stores_lib.open_stores(config.data)
         columns = store.columns(["id", "kind"])
         kinds = np.array([kind.decode() for kind in columns["kind"]])
         partial = path.with_suffix(f".{os.getpid()}.npz")
@@ -357,7 +358,8 @@ def _ranks(workdir, config, work):
     What the queries are is the same in every run, so the ranks have a digest
     of it alone.
     """
-    from jest_tf import evaluation, reference
+    from jest_tf import evaluation
+    from jest_tf.models import reference
 
     run = reference.load_run(os.fspath(workdir))
     stores = evaluation.open_stores(config.evaluation.data)
@@ -409,7 +411,7 @@ def _concepts(found, store, work):
 def _subsets(numbers, store, work):
     """`concepts.taught_by_icons` of numbered concepts; minutes of reading."""
     from benchmarks.icontext import concepts
-    from jest_tf.data import records
+    from jest_tf.data import stores as stores_lib
 
     names = [""] * len(numbers)
     columns = store.columns(["concept", "label"])
@@ -417,7 +419,7 @@ def _subsets(numbers, store, work):
         names[numbers["concept", concept]] = name.decode()
     captions = {True: set(), False: set()}
     for split in ("reference", "pool"):
-        trained = records.open_store(f"{work}/data/{split}-*.tfrecord")
+        trained = stores_lib.open_store(f"{work}/data/{split}-*.tfrecord")
         columns = trained.columns(["kind", "caption"])
         for kind, texts in zip(*columns.values(), strict=True):
             captions[kind == b"emoji"].update(text.decode() for text in texts)

@@ -39,7 +39,7 @@ FOUND = (
 
 def main(arguments=None):
     """Parse the flags and measure."""
-    from jest_tf import comparison
+    from jest_tf.evaluation import draw_comparison
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", default="icontext-work")
@@ -58,12 +58,12 @@ def main(arguments=None):
         digest = results.digest_of(settings)
         if (run, digest) in there:
             continue
-        found = comparison.measure(
+        found = draw_comparison.measure(
             str(workdir), num_super_batches=_SUPER_BATCHES, views=_VIEWS
         )
         about = {"run": run, "digest": digest, "machine": report.processor()}
         results.append(path, {**about, **found})
-        print(f"{run}\n\n{comparison.tables(found)}\n")
+        print(f"{run}\n\n{draw_comparison.tables(found)}\n")
 
 
 def blocks(folder):

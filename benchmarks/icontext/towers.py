@@ -12,7 +12,7 @@ transformers of the same cost do (docs/icontext.md).
 import keras
 import tensorflow as tf
 
-from jest_tf import layers, patches
+from jest_tf.models import layers, patches
 
 WIDTHS = (16, 32, 64, 128)
 EMBEDDING_DIM = 128

@@ -139,19 +139,19 @@ def similarities(data, sidecars):
 
 
 def _read_sidecars(data, sidecars):
-    from jest_tf.data import embeddings
-    from jest_tf.data import records as records_lib
+    from jest_tf.data import sidecars as sidecars_lib
+    from jest_tf.data import stores
 
-    store = records_lib.open_store(f"{data}/pool-*.tfrecord")
-    return embeddings.Sidecars(store, sidecars).read_rows(0, len(store))
+    store = stores.open_store(f"{data}/pool-*.tfrecord")
+    return sidecars_lib.Sidecars(store, sidecars).read_rows(0, len(store))
 
 
 def weights(data, manifest):
     """Weight of each pool record in a manifest, [records]."""
-    from jest_tf.data import manifest as manifest_lib
-    from jest_tf.data import records as records_lib
+    from jest_tf.data import stores
+    from jest_tf.data.stores import manifest as manifest_lib
 
-    store = records_lib.open_store(f"{data}/pool-*.tfrecord")
+    store = stores.open_store(f"{data}/pool-*.tfrecord")
     return manifest_lib.Manifest(manifest, store).weights
 
 

@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, models, reference, training
+from jest_tf import distribution, models, training
+from jest_tf.models import reference
 
 # Of the embeddings in sidecars; another than the learner's, where it may be.
 _REFERENCE_DIM = 48

@@ -4,9 +4,9 @@ With the reference's embeddings in sidecars its part of the score needs neither
 model nor picture. So before anything is read or decoded, a step takes a
 *hyper-batch*, the next K B positions of the stream, looks at their sidecar rows
 alone, and chooses the B of its super-batch: jointly by easy-reference, with the
-sampler of `selection.py`, but for a share that is drawn uniformly from the
-rest. What stands at a position is what it would be without (`reading.py`),
-and so are ids, captions and replacements.
+sampler of `selection/samplers.py`, but for a share that is drawn uniformly from
+the rest. What stands at a position is what it would be without
+(`data/reader.py`), and so are ids, captions and replacements.
 
 The choice is a pure function of (settings, seed, step, sidecars). Hosts need
 not hear of each other: each makes the choices of the groups that its rows come
@@ -19,8 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import losses, selection
-from jest_tf.data import embeddings, reading, records, stream
+from jest_tf import selection
+from jest_tf.data import reader, stores, stream
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.embeddings import Embeddings
 
 # Keeps the noise of stage 0 apart from that of the selection, whose seed is
 # the same (run seed, step), and its two parts apart from each other.
@@ -52,7 +54,7 @@ class Cascade:
     def __init__(
         self,
         settings: config_lib.CascadeConfig,
-        sidecars: embeddings.Sidecars,
+        sidecars: sidecars_lib.Sidecars,
         loss: str,
     ):
         if settings.hyper_batch_size > len(sidecars):
@@ -71,7 +73,7 @@ class Cascade:
         start_step: int,
         rows: slice,
         *,
-        store: records.Store,
+        store: stores.Store,
         order: stream.Order | stream.Mixture,
         seed: int,
         super_batch_size: int,
@@ -133,7 +135,7 @@ class Cascade:
             load, [group], [tf.int64, dtype, dtype], stateful=False
         )
         shape = [size, self.sidecars.dim]
-        return positions, losses.Embeddings(
+        return positions, Embeddings(
             tf.cast(tf.ensure_shape(image, shape), tf.float32),
             tf.cast(tf.ensure_shape(text, shape), tf.float32),
             tf.constant(self.sidecars.scale, tf.float32),
@@ -142,7 +144,7 @@ class Cascade:
 
 
 def of_run(
-    config: config_lib.TrainConfig, sidecars: embeddings.Sidecars | None
+    config: config_lib.TrainConfig, sidecars: sidecars_lib.Sidecars | None
 ) -> Cascade | None:
     """The cascade that a run's settings ask for, or None.
 
@@ -207,8 +209,8 @@ def join_groups(
 
 def load_rows(
     positions: np.ndarray,
-    sidecars: embeddings.Sidecars,
-    store: records.Store,
+    sidecars: sidecars_lib.Sidecars,
+    store: stores.Store,
     order: stream.Order | stream.Mixture,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -239,12 +241,12 @@ def load_rows(
     line = np.sort(order.rows(positions) * count + np.arange(count))
     rows, line = np.divmod(line, count)
     positions = positions[line]
-    numbers = reading.caption_numbers(seed, positions)
+    numbers = reader.caption_numbers(seed, positions)
     captions, image, text = sidecars.read_numbered(
         rows, numbers, store.ids(rows)
     )
     missing = np.flatnonzero(captions < 0)
-    for attempt in range(1, reading.MAX_ATTEMPTS + 1):
+    for attempt in range(1, reader.MAX_ATTEMPTS + 1):
         if not len(missing):
             break
         rows = order.substitutes(positions[missing], attempt)
@@ -254,7 +256,7 @@ def load_rows(
         missing = missing[captions < 0]
     if len(missing):
         raise ValueError(
-            f"{reading.MAX_ATTEMPTS} records in a row have no embedding in "
+            f"{reader.MAX_ATTEMPTS} records in a row have no embedding in "
             f"place of one at position {positions[missing[0]]}, the last "
             f"{store.describe(int(rows[captions < 0][0]))}"
         )
@@ -262,7 +264,7 @@ def load_rows(
 
 
 def draw(
-    reference: losses.Embeddings,
+    reference: Embeddings,
     settings: config_lib.CascadeConfig,
     *,
     batch_size: int,

@@ -1,6 +1,6 @@
 """What becomes known of records that cannot be had: counts, a log, a limit.
 
-A run goes on without a few records, which `reading.py` replaces, but not
+A run goes on without a few records, which `data/reader.py` replaces, but not
 without many: above a set rate it stops.
 """
 

@@ -17,7 +17,7 @@ import struct
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.data import shards
+from jest_tf.data.stores import shards
 
 # A JPEG of many scans costs a pass over all pixels for each, so that a
 # small file could hold a worker up for minutes. Encoders write about ten.

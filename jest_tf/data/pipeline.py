@@ -1,13 +1,13 @@
 """The `tf.data` datasets: super-batches for training, batches for evaluation.
 
 A super-batch is a pure function of (seed, step). A counter numbers chunks of
-positions, NumPy reads a chunk's records (`reading.py`) in the stream's order
-(`stream.py`), and everything after that is one graph a chunk: decode, tokenise
-(`preprocessing.py`). Where a picture turns out damaged, the chunk goes back to
-be repaired; whole ones never wait for that. Chunks run in parallel and are
-joined in order, so there is no shuffle buffer and no iterator state: resuming
-is a start step. A cascade (`cascade.py`) chooses first which positions are
-read. Selection and augmentation happen later, on the device.
+positions, NumPy reads a chunk's records (`data/reader.py`) in the stream's
+order (`stream.py`), and everything after that is one graph a chunk: decode,
+tokenise (`preprocessing.py`). Where a picture turns out damaged, the chunk goes
+back to be repaired; whole ones never wait for that. Chunks run in parallel and
+are joined in order, so there is no shuffle buffer and no iterator state:
+resuming is a start step. A cascade (`cascade.py`) chooses first which positions
+are read. Selection and augmentation happen later, on the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,9 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.data import cascade as cascade_lib
-from jest_tf.data import (
-    embeddings,
-    fault_log,
-    pictures,
-    preprocessing,
-    reading,
-    records,
-    stream,
-)
+from jest_tf.data import fault_log, pictures, preprocessing, stores, stream
+from jest_tf.data import reader as reader_lib
+from jest_tf.data import sidecars as sidecars_lib
 
 FaultLog = fault_log.FaultLog
 
@@ -43,7 +37,7 @@ _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 
 def super_batches(
-    store: records.Store,
+    store: stores.Store,
     *,
     super_batch_size: int,
     seed: int,
@@ -54,7 +48,7 @@ def super_batches(
     shuffle_block_size: int | None = None,
     host: int = 0,
     num_hosts: int = 1,
-    sidecars: embeddings.Sidecars | None = None,
+    sidecars: sidecars_lib.Sidecars | None = None,
     cascade: cascade_lib.Cascade | None = None,
     faults: FaultLog | None = None,
     max_image_pixels: int = _MAX_PIXELS,
@@ -68,7 +62,7 @@ def super_batches(
     [s K B, (s + 1) K B) that it chooses, in this order. Of a record's captions
     that are not blank one is chosen by a hash of (seed, position). A record
     that cannot be had is replaced by another, a function of (seed, position)
-    too (`reading.py`).
+    too (`data/reader.py`).
 
     Args:
         store: the records; of one with a manifest those that are in it.
@@ -124,7 +118,7 @@ def super_batches(
     faults.start(start_step, start_step * share.size)
     places = order(store, weights, seed, shuffle_block_size)
     embedded = sidecars or (cascade and cascade.sidecars)
-    reader = reading.Reader(
+    reader = reader_lib.Reader(
         store,
         places,
         seed=seed,
@@ -162,7 +156,7 @@ def super_batches(
 
 
 def examples(
-    store: records.Store,
+    store: stores.Store,
     *,
     batch_size: int,
     tokenizer: Tokenizer,
@@ -205,7 +199,7 @@ def examples(
 
 
 def images(
-    store: records.Store,
+    store: stores.Store,
     batch_size: int,
     image_size: int,
     max_image_pixels: int = _MAX_PIXELS,
@@ -240,7 +234,7 @@ def images(
 
 
 def order(
-    store: records.Store,
+    store: stores.Store,
     weights: Sequence[float],
     seed: int,
     shuffle_block_size: int | None,
@@ -300,7 +294,7 @@ class Examples(NamedTuple):
 
 
 def at_positions(
-    store: records.Store,
+    store: stores.Store,
     positions: np.ndarray,
     *,
     step_size: int,
@@ -308,7 +302,7 @@ def at_positions(
     image_size: int,
     weights: Sequence[float] = (),
     shuffle_block_size: int | None = None,
-    sidecars: embeddings.Sidecars | None = None,
+    sidecars: sidecars_lib.Sidecars | None = None,
     max_image_pixels: int = _MAX_PIXELS,
 ) -> Examples:
     """The examples that `super_batches` yields in a few places.
@@ -323,7 +317,7 @@ def at_positions(
     Raises:
         ValueError: what stands there cannot be had.
     """
-    reader = reading.Reader(
+    reader = reader_lib.Reader(
         store,
         order(store, weights, seed, shuffle_block_size),
         seed=seed,
@@ -426,7 +420,7 @@ def _load_chunk(store, reader, positions, image_sizes, tokenizers, sidecars):
     def read(positions):
         return tuple(reader.read(positions))
 
-    chunk = reading.Chunk(*_call(read, [positions], _chunk_specs(size)))
+    chunk = reader_lib.Chunk(*_call(read, [positions], _chunk_specs(size)))
     kept, decoded = _decode(chunk.pictures, image_sizes)
     chunk, decoded = tf.cond(
         tf.equal(tf.size(kept), size),
@@ -446,7 +440,7 @@ def _repair(reader, positions, chunk, kept, decoded):
 
     def repair(positions, kept, *values):
         # What TensorFlow hands in is not to be written to.
-        chunk = reading.Chunk(*(value.copy() for value in values[:5]))
+        chunk = reader_lib.Chunk(*(value.copy() for value in values[:5]))
         missing = np.setdiff1d(np.arange(count), kept)
         replacements = reader.repair(positions, chunk, missing, sizes.values())
         whole = []
@@ -462,7 +456,7 @@ def _repair(reader, positions, chunk, kept, decoded):
     ]
     values = _call(repair, [positions, kept, *chunk, *decoded.values()], specs)
     return (
-        reading.Chunk(*values[:5]),
+        reader_lib.Chunk(*values[:5]),
         dict(zip(sizes, values[5:], strict=True)),
     )
 
@@ -505,7 +499,7 @@ def _fetch_rows(store, index, batch_size, fields, max_pixels):
         columns = [np.empty(len(rows), object) for _ in ("picture", *fields)]
         for i, record in enumerate(store.read(rows)):
             values = _fields_of(record, fields, max_pixels)
-            if isinstance(values, records.Fault):
+            if isinstance(values, stores.Fault):
                 _refuse(store, rows[i], values)
             for column, value in zip(columns, values, strict=True):
                 column[i] = value
@@ -519,17 +513,17 @@ def _fetch_rows(store, index, batch_size, fields, max_pixels):
 
 def _fields_of(record, fields, max_pixels):
     """The picture and `fields` of a record, or a fault."""
-    if isinstance(record, records.Fault):
+    if isinstance(record, stores.Fault):
         return record
     picture = pictures.prepare(record.image, max_pixels)
-    if isinstance(picture, records.Fault):
+    if isinstance(picture, stores.Fault):
         return picture
     values = [picture]
     for name in fields:
         if name == "caption":
-            choices = reading.candidates(record.captions)
+            choices = reader_lib.candidates(record.captions)
             if not choices:
-                return reading.NO_CAPTION
+                return reader_lib.NO_CAPTION
             values.append(record.captions[choices[0]])
         else:
             values.append(record.metadata.get(name, b""))
@@ -605,7 +599,7 @@ def _call(function, inputs, specs):
 
 
 def _chunk_specs(size):
-    """What the fields of `reading.Chunk` are."""
+    """What the fields of `reader.Chunk` are."""
     types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
     return [tf.TensorSpec([size], dtype) for dtype in types]
 

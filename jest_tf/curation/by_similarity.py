@@ -1,0 +1,576 @@
+"""Reference sets inferred from tasks: the records of a pool that are like them.
+
+From a few hundred examples of the tasks that one cares about, the nearest
+records of a pool in a model's embedding space: exactly, block by block, with
+nothing of the pool's size in memory but a score a record. The tasks' concepts
+take turns in choosing, so that each gets as many records as there are to be
+had; what is in the set already, or in the tasks' evaluation, is passed over.
+The result is a manifest, as `curation/by_score.py` makes them from scores.
+
+Evans et al. (2024, arXiv 2406.17711, section 6) leave this as future work.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jest_tf.config import overrides
+from jest_tf.curation import by_score
+from jest_tf.data import reader, stores
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data.stores import manifest
+
+# Fields that name the concept of an example, as evaluations use them.
+CONCEPT_FIELDS = ("concept", "label")
+CLUSTERS = "clusters"
+
+# What a manifest counts of the choice, beside what was passed over.
+ASKED_FOR = "asked for"
+CANDIDATES = "candidates"
+CONCEPTS = "concepts"
+NOT_COMPARED = "items of the evaluation without an embedding"
+COUNTED = (ASKED_FOR, CANDIDATES, CONCEPTS, CLUSTERS, NOT_COMPARED)
+
+# Similarities of a block of the pool with all tasks, float32: 32 MB.
+_BLOCK_VALUES = 2**23
+_BLOCK_ROWS = 2**13
+# Records whose pictures are read at a time.
+_READ = 256
+_MAX_ITERATIONS = 50
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes a set that is like tasks.
+
+    Attributes:
+        size: records to choose; fewer where there are not so many.
+        concept_field: field of the tasks that names an example's concept,
+            "caption" for its first caption; "" is `concept` or `label`, or
+            else clusters of their embeddings.
+        num_clusters: clusters that stand for concepts, whatever fields there
+            are beside a `concept_field`; None is the square root of the number
+            of examples, where there is no field.
+        near: pictures are near-duplicates from this cosine on, and only the
+            first of them is chosen. What is near depends on the model: one
+            that tells little apart has all cosines near 1.
+        leak: a picture is one of the evaluation from this cosine with one of
+            its pictures on; as `near`.
+        oversampling: candidates of a concept, in multiples of its share of the
+            set.
+        compare_ids: equal ids are equal records; false where data sets count
+            theirs, each from the same number on.
+    """
+
+    size: int = 1000
+    concept_field: str = ""
+    num_clusters: int | None = None
+    near: float = 0.999
+    leak: float = 0.999
+    oversampling: int = 8
+    compare_ids: bool = True
+
+    def __post_init__(self):
+        overrides.check_types(self, "")
+        overrides.check_at_least(
+            self, "", 1, "size", "num_clusters", "oversampling"
+        )
+        for name in ("near", "leak"):
+            if not -1.0 < getattr(self, name):
+                raise ValueError(
+                    f"`{name}` must be a cosine, or more than 1 for none. "
+                    f"Received: {getattr(self, name)}"
+                )
+
+
+class Embedded(NamedTuple):
+    """Records with their embeddings and those of their first caption.
+
+    Attributes:
+        rows: int64 [k], of the store.
+        ids: int64 [k].
+        image: float32 [k, D].
+        text: float32 [k, D].
+    """
+
+    rows: np.ndarray
+    ids: np.ndarray
+    image: np.ndarray
+    text: np.ndarray
+
+    @property
+    def both(self) -> np.ndarray:
+        """float32 [k, 2 D], whose products are the mean of two cosines."""
+        return np.concatenate([self.image, self.text], 1) * np.float32(0.5**0.5)
+
+
+class Source(NamedTuple):
+    """A store and its sidecars, of one model for all sources."""
+
+    store: stores.Store
+    sidecars: sidecars_lib.Sidecars
+
+
+class Apart:
+    """What nothing may be chosen of: every item of an evaluation.
+
+    Args:
+        source: the evaluation.
+
+    Attributes:
+        store: of the source.
+        ids: int64 [n], of all items.
+        pictures: [n], hashes of their encoded pictures, see `digests`.
+        image: float32 [k, D], of those that have an embedding, whether they
+            have a caption or not.
+
+    Raises:
+        ValueError: no item has a picture.
+    """
+
+    def __init__(self, source: Source):
+        self.store = source.store
+        rows = np.arange(len(source.store))
+        self.ids = source.store.ids(rows)
+        self.pictures = digests(source.store, rows)
+        self.image = _images(source)
+        if not len(self.image) and (self.pictures == "").all():
+            raise ValueError(
+                "The evaluation must have an item with a picture. Received: "
+                f"none in {self.store.describe(0)} and on"
+            )
+
+
+class Concepts(NamedTuple):
+    """What the choice is balanced over.
+
+    Attributes:
+        over: the field that names them, or `CLUSTERS`.
+        names: of each.
+        labels: int64 [k], which of them each example has.
+    """
+
+    over: str
+    names: list[str]
+    labels: np.ndarray
+
+
+def infer(
+    pool: Source,
+    tasks: Source,
+    evaluation: Source | None,
+    directory: str,
+    chosen_by: Settings,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> manifest.Manifest:
+    """Writes the manifest of the records of a pool that are like tasks.
+
+    The score of a record is the mean of two cosines with the task that is
+    nearest: of the pictures, and of the first captions. All weights are 1.
+
+    Args:
+        pool: to choose from.
+        tasks: examples of the tasks.
+        evaluation: what the tasks are evaluated on; None checks nothing.
+        directory: of the manifest, local.
+        chosen_by: the settings.
+        overwrite: replace what something else has made.
+        progress: told the records of the pool compared and to compare.
+
+    Raises:
+        ValueError: tasks and evaluation share items, an example has no concept,
+            nothing is found, two shards of the pool are one, or the folder
+            holds another manifest.
+    """
+    _check_alike([pool, tasks, *([evaluation] if evaluation else [])])
+    manifest.check_distinct(pool.store)
+    examples = load(tasks)
+    if not len(examples.rows):
+        raise ValueError(
+            "The tasks must have an example with picture and caption. "
+            f"Received: none in {tasks.store.describe(0)} and on"
+        )
+    apart = None
+    if evaluation is not None:
+        apart = Apart(evaluation)
+        check_apart(tasks.store, apart, chosen_by)
+    concepts = concepts_of(tasks.store, examples, chosen_by)
+    made_by = _describe(pool, tasks, evaluation, chosen_by, concepts)
+    with by_score.claimed(directory):
+        headers = {
+            manifest.part_path(pool.store, shard, directory): manifest.describe(
+                pool.store, shard, made_by
+            )
+            for shard in range(len(pool.store.shards.paths))
+        }
+        if not overwrite:
+            for path, header in headers.items():
+                manifest.is_there(path, header)
+        count = len(concepts.names)
+        most = chosen_by.oversampling * -(-chosen_by.size // count)
+        nearest, scores = find_nearest(
+            pool,
+            examples,
+            concepts.labels,
+            min(most, len(pool.store)),
+            progress,
+        )
+        found = load(pool, np.unique(nearest[nearest >= 0]))
+        good, counts = _apart_from(pool, found, apart, chosen_by)
+        chosen, repeated = take_turns(nearest, found, good, chosen_by)
+        counts |= repeated | {
+            CLUSTERS if concepts.over == CLUSTERS else CONCEPTS: count,
+            CANDIDATES: len(found.rows),
+            ASKED_FOR: chosen_by.size,
+        }
+        weights = np.zeros(len(pool.store), np.float32)
+        weights[chosen] = 1.0
+        end = 0
+        # All of them: a choice is made over the whole pool, so that one file
+        # of another run would mix two.
+        for path, header in headers.items():
+            rows = slice(end, end + header.rows)
+            end += header.rows
+            ids = pool.store.ids(np.arange(rows.start, rows.stop))
+            part = manifest.Part(ids, weights[rows], scores[rows])
+            manifest.write_part(path, header, part)
+        return manifest.finish(pool.store, directory, made_by, counts)
+
+
+def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
+    """The records of a source that have embeddings.
+
+    Args:
+        source: store and sidecars.
+        rows: int64 [k], ascending; None is all.
+    """
+    store, sidecars = source
+    if rows is None:
+        rows = np.arange(len(store))
+    ids = store.ids(rows)
+    numbers = np.zeros(len(rows), np.int64)
+    captions, image, text = sidecars.read_numbered(rows, numbers, ids)
+    good = captions >= 0
+    return Embedded(
+        rows[good],
+        ids[good],
+        image[good].astype(np.float32),
+        text[good].astype(np.float32),
+    )
+
+
+def check_apart(tasks: stores.Store, apart: Apart, chosen_by: Settings) -> None:
+    """Refuses tasks that share items with their evaluation.
+
+    Raises:
+        ValueError: an id is in both, or an encoded picture; with the number of
+            examples that it holds for, and places.
+    """
+    rows = np.arange(len(tasks))
+    ids = tasks.ids(rows)
+    pictures = digests(tasks, rows)
+    shared = {
+        "id": np.isin(ids, apart.ids) & chosen_by.compare_ids,
+        "picture": np.isin(pictures, apart.pictures) & (pictures != ""),
+    }
+    for what, places in shared.items():
+        if places.any():
+            first = int(np.argmax(places))
+            same = apart.ids == ids[first]
+            way_out = (
+                "; set compare_ids=false where data sets count theirs, each "
+                "from the same number on"
+            )
+            if what == "picture":
+                same = apart.pictures == pictures[first]
+                way_out = ""
+            item = int(np.argmax(same))
+            raise ValueError(
+                "The tasks must have nothing in common with the evaluation. "
+                f"Received: {places.sum()} examples of equal {what}, the first "
+                f"{tasks.describe(first)} and {apart.store.describe(item)}, "
+                f"ids {ids[first]} and {apart.ids[item]}{way_out}"
+            )
+
+
+def concepts_of(
+    store: stores.Store, examples: Embedded, chosen_by: Settings
+) -> Concepts:
+    """The concepts of examples, sorted.
+
+    Raises:
+        ValueError: an example lacks the field that is asked for, or that others
+            have.
+    """
+    wanted = chosen_by.concept_field
+    fields = (wanted,) if wanted else CONCEPT_FIELDS
+    if chosen_by.num_clusters is not None and not wanted:
+        fields = ()
+    columns = store.columns(fields)
+    for field in fields:
+        values = [
+            _name(field, columns[field][row]) for row in examples.rows.tolist()
+        ]
+        missing = values.count("")
+        if not missing:
+            names, labels = np.unique(np.array(values), return_inverse=True)
+            return Concepts(field, names.tolist(), labels.reshape(-1))
+        if wanted or missing < len(values):
+            row = int(examples.rows[values.index("")])
+            which = f"`concept_field` {field!r}" if wanted else f"`{field}`"
+            raise ValueError(
+                f"{which} must be a field of every example. Received: "
+                f"{missing} of {len(values)} examples without it, the first "
+                f"{store.describe(row)}; set `concept_field` to one that all "
+                "have, or `num_clusters` alone to have clusters instead"
+            )
+    count = chosen_by.num_clusters or round(len(examples.rows) ** 0.5)
+    labels = cluster(examples.both, min(count, len(examples.rows)))
+    names = [f"cluster {number}" for number in range(labels.max() + 1)]
+    return Concepts(CLUSTERS, names, labels)
+
+
+def cluster(points: np.ndarray, count: int) -> np.ndarray:
+    """Spherical k-means from the farthest points; at most `count` labels.
+
+    Args:
+        points: float32 [k, D] of unit length.
+        count: clusters, at most k.
+
+    Returns:
+        int64 [k], every number up to the largest used.
+    """
+    first = int(np.argmax(points @ points.mean(0)))
+    centres = points[[first]]
+    for _ in range(1, count):
+        farthest = int(np.argmin((points @ centres.T).max(1)))
+        centres = np.concatenate([centres, points[[farthest]]])
+    labels = np.full(len(points), -1)
+    for _ in range(_MAX_ITERATIONS):
+        found = np.argmax(points @ centres.T, 1)
+        if np.array_equal(found, labels):
+            break
+        labels = found
+        sums = np.zeros_like(centres)
+        np.add.at(sums, labels, points)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        # A centre that has lost all its points stays where it was.
+        centres = np.where(
+            lengths > 0, sums / np.maximum(lengths, 1e-9), centres
+        )
+    return np.unique(labels, return_inverse=True)[1].reshape(-1)
+
+
+def find_nearest(
+    pool: Source,
+    examples: Embedded,
+    labels: np.ndarray,
+    count: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The records of a pool that are nearest to each concept.
+
+    Args:
+        pool: store and sidecars.
+        examples: of the tasks.
+        labels: int64 [k], the concept of each, from 0 without gaps.
+        count: m, records to find for each concept.
+        progress: told the records compared and to compare.
+
+    Returns:
+        Rows of the pool, int64 [concepts, m], the nearest first, -1 where
+        there are no more; and of every row the similarity to the nearest
+        example, float32 [n], NaN where it has no embedding.
+    """
+    order = np.argsort(labels, kind="stable")
+    tasks = examples.both[order].T  # [2 D, k]
+    starts = np.searchsorted(labels[order], np.arange(labels.max() + 1))
+    size = len(pool.store)
+    scores = np.full(size, np.nan, np.float32)
+    best = np.full([len(starts), 0], -np.inf, np.float32)
+    rows = np.full([len(starts), 0], -1)
+    blocks = _blocks(pool, max(64, _BLOCK_VALUES // tasks.shape[1]))
+    for stop, block in blocks:
+        similar = np.maximum.reduceat(block.both @ tasks, starts, axis=1).T
+        if len(block.rows):
+            scores[block.rows] = similar.max(0)
+        best = np.concatenate([best, similar], 1)
+        here = np.broadcast_to(block.rows, similar.shape)
+        rows = np.concatenate([rows, here], 1)
+        if best.shape[1] > count:
+            kept = np.argpartition(-best, count - 1, axis=1)[:, :count]
+            best = np.take_along_axis(best, kept, 1)
+            rows = np.take_along_axis(rows, kept, 1)
+        if progress is not None:
+            progress(stop, size)
+    # Of equal ones the first row first.
+    line = np.lexsort([rows, -best], axis=1)
+    rows = np.take_along_axis(rows, line, 1)
+    missing = [(0, 0), (0, max(0, count - rows.shape[1]))]
+    return np.pad(rows, missing, constant_values=-1), scores
+
+
+def take_turns(
+    nearest: np.ndarray,
+    found: Embedded,
+    good: np.ndarray,
+    chosen_by: Settings,
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Concepts choose in turns, each the nearest record that is still new.
+
+    Args:
+        nearest: int64 [concepts, m], rows, the nearest first; -1 is none.
+        found: those rows, ascending.
+        good: bool [k], which of `found` may be chosen.
+        chosen_by: the settings.
+
+    Returns:
+        The rows that were chosen, int64, in this order; and how many were
+        passed over because of their id, and as near-duplicates.
+    """
+    counts = {"repeated ids": 0, "near-duplicates": 0}
+    places = np.searchsorted(found.rows, nearest)
+    places = np.minimum(places, max(0, len(found.rows) - 1))
+    is_there = nearest >= 0
+    if len(found.rows):
+        is_there &= (found.rows[places] == nearest) & good[places]
+    lines = [
+        iter(line[there].tolist())
+        for line, there in zip(places, is_there, strict=True)
+    ]
+    chosen: list[int] = []
+    ids, passed = set(), set()
+    pictures = np.empty(
+        [min(chosen_by.size, len(found.rows)), found.image.shape[1]], np.float32
+    )
+
+    def is_new(place):
+        """Whether a record may join; those that may not are counted once."""
+        if place in passed:
+            return False
+        passed.add(place)
+        if chosen_by.compare_ids and int(found.ids[place]) in ids:
+            counts["repeated ids"] += 1
+            return False
+        alike = pictures[: len(chosen)] @ found.image[place]
+        if len(alike) and alike.max() >= chosen_by.near:
+            counts["near-duplicates"] += 1
+            return False
+        return True
+
+    while lines and len(chosen) < chosen_by.size:
+        left = []
+        for line in lines:
+            place = next((one for one in line if is_new(one)), None)
+            if place is None:
+                continue
+            left.append(line)
+            pictures[len(chosen)] = found.image[place]
+            ids.add(int(found.ids[place]))
+            chosen.append(place)
+            if len(chosen) == chosen_by.size:
+                break
+        lines = left
+    return found.rows[np.array(chosen, np.int64)], counts
+
+
+def digests(store: stores.Store, rows: np.ndarray) -> np.ndarray:
+    """Hashes of the encoded pictures of records; string [k], "" of none."""
+    out = []
+    for start in range(0, len(rows), _READ):
+        for record in store.read(rows[start : start + _READ]):
+            image = getattr(record, "image", b"")
+            hashed = hashlib.blake2b(image, digest_size=16).hexdigest()
+            out.append(hashed if image else "")
+    return np.array(out, "U32")
+
+
+def _blocks(source, most) -> Iterator[tuple[int, Embedded]]:
+    """The row that each block ends before, and those of it with embeddings."""
+    size = min(_BLOCK_ROWS, most)
+    for start in range(0, len(source.store), size):
+        stop = min(start + size, len(source.store))
+        yield stop, load(source, np.arange(start, stop))
+
+
+def _images(source):
+    """Embeddings of all pictures of a source that have one; float32 [k, D]."""
+    found = []
+    for start in range(0, len(source.store), _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, len(source.store))
+        rows = source.sidecars.read_rows(start, stop)
+        found.append(rows.image[rows.valid].astype(np.float32))
+    return np.concatenate(found)
+
+
+def _name(field, value):
+    """The concept that an example's field names; "" of none."""
+    if field == "caption":
+        places = reader.candidates(value)
+        value = value[places[0]] if places else b""
+    return value.decode("utf-8", "replace").strip()
+
+
+def _apart_from(pool, found, apart, chosen_by):
+    """Which candidates are no items of the evaluation; and how many are."""
+    good = np.ones(len(found.rows), bool)
+    if apart is None:
+        return good, {}
+    counts = {}
+
+    def leave_out(reason, bad):
+        counts[f"in the evaluation, by {reason}"] = int((bad & good).sum())
+        good[bad] = False
+
+    if chosen_by.compare_ids:
+        leave_out("id", np.isin(found.ids, apart.ids))
+    own = digests(pool.store, found.rows)
+    leave_out("picture", np.isin(own, apart.pictures) & (own != ""))
+    closest = np.empty(len(found.rows), np.float32)
+    size = max(64, _BLOCK_VALUES // max(1, len(apart.image)))
+    for start in range(0, len(found.rows), size):
+        block = slice(start, start + size)
+        similar = found.image[block] @ apart.image.T
+        closest[block] = similar.max(1, initial=-np.inf)
+    leave_out("embedding", closest >= chosen_by.leak)
+    return good, counts | {NOT_COMPARED: len(apart.ids) - len(apart.image)}
+
+
+def _describe(pool, tasks, evaluation, chosen_by, concepts):
+    def stamps(source):
+        store = source.store
+        return [store.stamp(one) for one in range(len(store.shards.paths))]
+
+    return {
+        "choice": "like",
+        **dataclasses.asdict(chosen_by),
+        "balanced_over": concepts.over,
+        # Every file of a shard says this; with a list of a pool's shards they
+        # would grow as its square.
+        "pool": {
+            "shards": len(pool.store.shards.paths),
+            "records": len(pool.store),
+            "version": hashlib.blake2b(
+                "".join(stamps(pool)).encode(), digest_size=16
+            ).hexdigest(),
+        },
+        "tasks": stamps(tasks),
+        "evaluation": stamps(evaluation) if evaluation else [],
+        "reference": pool.sidecars.description._asdict(),
+    }
+
+
+def _check_alike(sources):
+    """Refuses sources whose embeddings are not of one model."""
+    found = {source.sidecars.fingerprint for source in sources}
+    if len(found) > 1:
+        raise ValueError(
+            "Pool, tasks and evaluation must have embeddings of one model. "
+            f"Received: sidecars of {', '.join(sorted(found))}"
+        )

@@ -1,0 +1,490 @@
+"""Writes the sidecars of a store, with a model of any make.
+
+`write` runs a model over the pictures and captions of a store, `write_arrays`
+takes embeddings that are there already. The model may be of any framework: all
+it sees are NumPy arrays and strings. That of a finished run comes from
+`models/reference.py`; `trainers/embed.py` is the command. How a file is laid
+out is in `data/sidecars/file_format.py`, reading in `data/sidecars/reading.py`.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf.data import pictures, preprocessing, reader, stores
+from jest_tf.data.sidecars import file_format
+from jest_tf.data.sidecars import reading as reading_lib
+
+# Rows that `write_arrays` copies at a time.
+_COPY_ROWS = 2**16
+# Batches that wait decoded for the model, beside one in each thread.
+_AHEAD = 2
+MAX_PIXELS = config_lib.DataConfig.max_image_pixels
+
+
+class Summary(NamedTuple):
+    """What a call of `write` or `write_arrays` did.
+
+    Attributes:
+        written: sidecars that it finished.
+        skipped: sidecars that were there.
+        busy: paths that another process is writing.
+        rows: rows of the sidecars that it finished.
+        invalid: how many of them could not be read.
+        reasons: why, and how many of those that this call tried itself.
+    """
+
+    written: int
+    skipped: int
+    busy: tuple[str, ...]
+    rows: int
+    invalid: int
+    reasons: dict[str, int]
+
+
+class Batch(NamedTuple):
+    """Records as the model sees them.
+
+    Attributes:
+        ids: int64 [k].
+        valid: bool [k].
+        images: uint8 [valid, S, S, 3].
+        texts: those captions that are not blank.
+        places: int64 [len(texts)], which of all captions they are.
+        captions: int64 [k], how many each record has.
+        reasons: why records are not valid.
+    """
+
+    ids: np.ndarray
+    valid: np.ndarray
+    images: np.ndarray
+    texts: list[str]
+    places: np.ndarray
+    captions: np.ndarray
+    reasons: list[str]
+
+
+def write(
+    store: stores.Store,
+    encode: Callable[[np.ndarray, list[str]], tuple[np.ndarray, np.ndarray]],
+    description: file_format.Description,
+    directory: str = "",
+    *,
+    image_size: int,
+    max_image_pixels: int = MAX_PIXELS,
+    batch_size: int = 256,
+    dtype: str = "float16",
+    shards: Iterable[int] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Writes the sidecars of a store with a model of any make.
+
+    Sidecars that are there are kept and those that a killed process left are
+    continued, so calling it again ends what was begun. Several processes may
+    write the sidecars of one store at once.
+
+    Args:
+        store: the records, from `stores.open_store`.
+        encode: the model: `(images, captions) -> (image, text)`, from uint8
+            [k, S, S, 3] and a list of m strings to float [k, D] and [m, D] of
+            unit length, as NumPy arrays or what NumPy makes some of. k is 1 to
+            `batch_size`, and m any number, also 0; blank captions and records
+            that cannot be read are left out.
+        description: what the embeddings are of.
+        directory: folder of the sidecars; "" is beside each shard.
+        image_size: S, pixels a side.
+        max_image_pixels: a larger picture is not decoded.
+        batch_size: records that are read at a time.
+        dtype: that embeddings are stored in, "float16" or "float32".
+        shards: numbers of those to write; None is all.
+        overwrite: write anew sidecars that are there and do not fit.
+        progress: called with the rows done and the rows to do.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: a sidecar is there that does not fit, or what `encode`
+            returns does not.
+
+    Example:
+        A PyTorch model, with `image` and `text` of unit length:
+
+        ```python
+        def encode(images, captions):
+            pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+            with torch.no_grad():
+                image = model.encode_image((pixels - mean) / std)
+                text = model.encode_text(tokenize(captions))
+            return unit(image).cpu().numpy(), unit(text).cpu().numpy()
+
+        embed.write(
+            records.open_store("data/*.tar"),
+            encode,
+            sidecar_files.Description(
+                fingerprint="ViT-B-32 laion2b_s34b_b79k",
+                tokenizer="CLIP, 77 tokens",
+                preprocessing="224 pixels, squashed",
+                dim=512,
+                scale=100.0,
+                bias=0.0,
+            ),
+            image_size=224,
+        )
+        ```
+    """
+    plan = _Plan(store, description, directory, dtype, shards, overwrite)
+    workers = os.cpu_count() or 1
+
+    def fill(shard, writer):
+        start, stop = _rows_left(store, shard, writer)
+        numbers = range(start, stop, batch_size)
+
+        def load_at(first):
+            rows = np.arange(first, min(first + batch_size, stop))
+            return load(store, rows, image_size, max_image_pixels)
+
+        for batch in _in_order(pool, load_at, numbers, _AHEAD + workers):
+            plan.reasons.update(batch.reasons)
+            image, text = _encode(encode, batch, description.dim)
+            writer.append(
+                batch.ids,
+                image,
+                text,
+                captions=batch.captions,
+                valid=batch.valid,
+            )
+            plan.advance(len(batch.ids))
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return plan.run(fill, progress)
+
+
+def write_arrays(
+    store: stores.Store,
+    image: np.ndarray,
+    text: np.ndarray,
+    description: file_format.Description,
+    directory: str = "",
+    *,
+    captions: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
+    dtype: str = "float16",
+    overwrite: bool = False,
+) -> Summary:
+    """Writes the sidecars of a store from embeddings that are there already.
+
+    Args:
+        store: the n records, from `stores.open_store`.
+        image: float [n, D], row for row, of unit length; may be mapped.
+        text: float [m, D], all captions of all records in order, of unit
+            length or zero where one is blank.
+        description: what the embeddings are of.
+        directory: folder of the sidecars; "" is beside each shard.
+        captions: int64 [n], how many of the m each record has; None is one
+            each.
+        valid: bool [n], false where there is no embedding; None is true.
+        dtype: that embeddings are stored in, "float16" or "float32".
+        overwrite: write anew sidecars that are there and do not fit.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: shapes do not fit, a row is not of unit length, or a
+            sidecar is there that does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> store = records.open_store(
+        ...     "examples/icontext_mini/val_concept-*.tfrecord",
+        ...     index_dir=folder.name,
+        ... )
+        >>> counts = [len(record.captions) for record in store.read(range(246))]
+        >>> unit = np.eye(8)
+        >>> summary = write_arrays(
+        ...     store,
+        ...     unit[np.arange(246) % 8],
+        ...     unit[np.arange(sum(counts)) % 8],
+        ...     sidecar_files.Description(
+        ...         "one-hot", "none", "none", dim=8, scale=10.0, bias=-10.0
+        ...     ),
+        ...     folder.name,
+        ...     captions=counts,
+        ... )
+        >>> summary.written, summary.rows
+        (1, 246)
+        >>> folder.cleanup()
+    """
+    n = len(store)
+    counts = np.ones(n, np.int64) if captions is None else np.asarray(captions)
+    valid = np.ones(n, bool) if valid is None else np.asarray(valid, bool)
+    ends = np.cumsum(counts)
+    for name, found, expected in (
+        ("image", len(image), n),
+        ("captions", len(counts), n),
+        ("valid", len(valid), n),
+        ("text", len(text), int(ends[-1])),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"`{name}` must have {expected} rows. Received: {found}"
+            )
+    plan = _Plan(store, description, directory, dtype, None, overwrite)
+
+    def fill(shard, writer):
+        first, stop = _rows_left(store, shard, writer)
+        for start in range(first, stop, _COPY_ROWS):
+            rows = slice(start, min(start + _COPY_ROWS, stop))
+            low, high = ends[start] - counts[start], ends[rows.stop - 1]
+            writer.append(
+                store.ids(np.arange(rows.start, rows.stop)),
+                image[rows],
+                text[low:high],
+                captions=counts[rows],
+                valid=valid[rows],
+            )
+
+    return plan.run(fill)
+
+
+def load(
+    store: stores.Store, rows: np.ndarray, image_size: int, max_pixels: int
+) -> Batch:
+    """Reads and decodes records with all their captions.
+
+    Args:
+        store: the records.
+        rows: int64 [k].
+        image_size: S, pixels a side.
+        max_pixels: a larger picture is not decoded.
+    """
+    found = [_prepared(record, max_pixels) for record in store.read(rows)]
+    images = _decoded(found, image_size, max_pixels)
+    captions, texts, places, reasons = [], [], [], []
+    total = 0
+    for record, image in zip(found, images, strict=True):
+        if isinstance(image, stores.Fault):
+            reasons.append(image.reason)
+            captions.append(0)
+            continue
+        choices = reader.candidates(record.captions)
+        places += [total + choice for choice in choices]
+        texts += [record.captions[choice] for choice in choices]
+        captions.append(len(record.captions))
+        total += len(record.captions)
+    valid = [not isinstance(image, stores.Fault) for image in images]
+    texts, _ = preprocessing.sanitize_captions(tf.constant(texts, tf.string))
+    shape = [-1, image_size, image_size, 3]
+    return Batch(
+        ids=store.ids(rows),
+        valid=np.array(valid),
+        images=np.reshape(
+            np.array(list(itertools.compress(images, valid)), np.uint8), shape
+        ),
+        texts=[text.decode("utf-8", "replace") for text in texts.numpy()],
+        places=np.array(places, np.int64),
+        captions=np.array(captions, np.int64),
+        reasons=reasons,
+    )
+
+
+class _Plan:
+    """The sidecars that are to be written, and what became of them."""
+
+    def __init__(self, store, description, directory, dtype, shards, overwrite):
+        self._store = store
+        self._description = description
+        self._directory = directory
+        self._dtype = dtype
+        self._overwrite = overwrite
+        self._shards = range(len(store.shards.paths))
+        if shards is not None:
+            self._shards = list(shards)
+        self.reasons = collections.Counter()
+        self._written = self._skipped = self._rows = self._invalid = 0
+        self._busy = []
+        self._done = self._total = 0
+        self._progress = None
+
+    def run(self, fill, progress=None):
+        """Has `fill(shard, writer)` fill every sidecar that is not there."""
+        self._progress = progress
+        headers = [self._header(shard) for shard in self._shards]
+        paths = [
+            reading_lib.sidecar_path(self._store, shard, self._directory)
+            for shard in self._shards
+        ]
+        # All are looked at before any is written, to fail at once.
+        left = [
+            plan
+            for plan in zip(self._shards, paths, headers, strict=True)
+            if not self._is_there(*plan[1:])
+        ]
+        self._skipped = len(paths) - len(left)
+        self._total = sum(header.rows for _, _, header in left)
+        for shard, path, header in left:
+            self._write(fill, shard, path, header)
+        return Summary(
+            self._written,
+            self._skipped,
+            tuple(self._busy),
+            self._rows,
+            self._invalid,
+            dict(self.reasons.most_common()),
+        )
+
+    def advance(self, rows):
+        """Tells of rows that are done."""
+        self._done += rows
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _write(self, fill, shard, path, header):
+        try:
+            writer = file_format.Writer(path, header)
+        except BlockingIOError:
+            self._busy.append(path)
+            self._total -= header.rows
+            return
+        with writer:
+            # Another process may have finished it since it was looked for.
+            if self._is_there(path, header):
+                self._skipped += 1
+                self._total -= header.rows
+                return
+            self._total -= writer.rows_done
+            self.advance(0)
+            fill(shard, writer)
+            writer.finish()
+        self._written += 1
+        self._rows += header.rows
+        self._invalid += writer.num_invalid
+
+    def _header(self, shard):
+        return file_format.Header(
+            self._description,
+            self._dtype,
+            self._store.stamp(shard),
+            int(self._store.shards.lengths[shard]),
+        )
+
+    def _is_there(self, path, header):
+        if not os.path.exists(path):
+            return False
+        try:
+            found = file_format.read_header(path)
+            reading_lib.check_header(path, found, header)
+        except ValueError as error:
+            if self._overwrite:
+                return False
+            raise ValueError(
+                f"{error}; to replace it, `overwrite`, or take another folder"
+            ) from error
+        return True
+
+
+def _rows_left(store, shard, writer):
+    """The rows of a shard that a writer has not written, first and end."""
+    start = int(store.shards.lengths[:shard].sum())
+    return start + writer.rows_done, start + int(store.shards.lengths[shard])
+
+
+def _in_order(pool, function, items, ahead):
+    """`map`, with the results of `ahead` items in the making."""
+    pending = collections.deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _prepared(record, max_pixels):
+    """The record with a picture that may be decoded, or a fault."""
+    if isinstance(record, stores.Fault):
+        return record
+    picture = pictures.prepare(record.image, max_pixels)
+    if isinstance(picture, stores.Fault):
+        return picture
+    return record._replace(image=picture)
+
+
+def _decoded(found, image_size, max_pixels):
+    """The picture of each record, uint8 [S, S, 3], or a fault."""
+    images = list(found)
+    good = [i for i, one in enumerate(found) if type(one) is stores.Record]
+    encoded = [found[i].image for i in good]
+    try:
+        with tf.device("CPU:0"):
+            decoded = _decoder(image_size)(encoded).numpy()
+    except tf.errors.OpError:  # of one of them, not said which
+        decoded = [
+            _decode_one(picture, image_size, max_pixels) for picture in encoded
+        ]
+    for i, image in zip(good, decoded, strict=True):
+        images[i] = image
+    return images
+
+
+@functools.cache
+def _decoder(image_size):
+    """A compiled function: string [k] -> uint8 [k, S, S, 3]."""
+    spec = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
+    return tf.function(
+        lambda encoded: tf.map_fn(
+            lambda one: preprocessing.decode_image(one, image_size),
+            encoded,
+            fn_output_signature=spec,
+            parallel_iterations=1,
+        ),
+        [tf.TensorSpec([None], tf.string)],
+    )
+
+
+def _decode_one(encoded, image_size, max_pixels):
+    image = pictures.decode(encoded, max_pixels)
+    if isinstance(image, stores.Fault):
+        return image
+    return preprocessing.resize_image(image, image_size).numpy()
+
+
+def _encode(encode, batch, dim):
+    """The embeddings of all rows and captions, zero where there is none."""
+    image = np.zeros([len(batch.ids), dim], np.float32)
+    text = np.zeros([int(batch.captions.sum()), dim], np.float32)
+    if not len(batch.images):
+        return image, text
+    found = encode(batch.images, batch.texts)
+    if len(found) != 2:
+        raise ValueError(
+            "`encode` must return the embeddings of images and of captions. "
+            f"Received: {len(found)} values"
+        )
+    shapes = ((len(batch.images), dim), (len(batch.texts), dim))
+    parts = [np.asarray(part, np.float32) for part in found]
+    for name, part, shape in zip(
+        ("images", "captions"), parts, shapes, strict=True
+    ):
+        if part.shape != shape:
+            raise ValueError(
+                f"`encode` must return {list(shape)} for its {name}. "
+                f"Received: {list(part.shape)}"
+            )
+    image[batch.valid], text[batch.places] = parts
+    return image, text

@@ -1,0 +1,21 @@
+"""Stores: records in shards of any format, read as one array."""
+
+from jest_tf.data.stores.store import (
+    Fault,
+    Record,
+    Shards,
+    Store,
+    join,
+    open_store,
+    open_stores,
+)
+
+__all__ = [
+    "Fault",
+    "Record",
+    "Shards",
+    "Store",
+    "join",
+    "open_store",
+    "open_stores",
+]

@@ -1,0 +1,237 @@
+"""TFRecord shards of `tf.train.Example`s.
+
+Two schemas are known by name: ours (`image`, `caption`, `id` and string
+features) and that of img2dataset (`jpg`, `txt`, `key` and more). A shard is a
+sequence of frames, all integers little-endian: length (8 bytes), masked CRC-32C
+of those 8 bytes (4), payload, masked CRC-32C of the payload (4). Lengths are
+checked when a shard is indexed, payloads whenever they are read. Compressed
+files have no random access and are refused.
+"""
+
+import array
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf import message
+
+from jest_tf.data.stores import crc32c, shards
+
+IMAGE_FIELDS = ("image", "jpg", "jpeg", "png", "webp", "gif", "bmp")
+CAPTION_FIELDS = ("caption", "txt", "text", "captions", "captions/text")
+
+_HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+# Looked through for the next frame after a damaged one, in one go.
+_SEARCH = 2**20
+
+
+class TFRecords:
+    """Frames of `tf.train.Example`s.
+
+    Args:
+        image_field: feature of the picture; "" takes the first of the usual
+            names that a record has.
+        caption_fields: features of the captions; () likewise.
+        labels: names of the classes of integer features, by feature, to give
+            out as strings.
+    """
+
+    name = "tfrecord"
+    index_key = "tfrecord"
+    index_variant = ""
+
+    def __init__(
+        self,
+        image_field: str = "",
+        caption_fields: Sequence[str] = (),
+        labels: dict[str, Sequence[str]] | None = None,
+    ):
+        self.fields = repr((image_field, tuple(caption_fields)))
+        self.examples = Examples(image_field, caption_fields, labels)
+
+    def scan(self, path: str, advance) -> shards.Entries:
+        """Walks the frames; see `data/stores/shards.py`."""
+        spans, ids = array.array("q"), array.array("q")
+        has_id = bytearray()
+        with shards.Window(path, advance) as window:
+            for offset, size in _frames(window):
+                stored = None
+                if 0 <= size <= shards.MAX_RECORD_BYTES:
+                    stored = self.examples.stored_id(window.get(offset, size))
+                spans.extend((offset, size))
+                ids.append(stored or 0)
+                has_id.append(stored is not None)
+            if window.size and spans[0] == 0 and len(spans) == 2:
+                raise ValueError(
+                    f"Shard {path} is not an uncompressed TFRecord file, or is "
+                    "corrupt: the length at byte 0 fails its checksum."
+                )
+        return shards.Entries(
+            np.frombuffer(spans, np.int64).reshape(-1, 2),
+            np.frombuffer(ids, np.int64),
+            np.frombuffer(has_id, bool),
+        )
+
+    def read(self, path: str, spans: np.ndarray) -> list:
+        """Records at byte ranges; see `data/stores/shards.py`."""
+        frames = shards.read_spans(path, spans, _CHECKSUM.size)
+        return [
+            frame if isinstance(frame, shards.Fault) else self._parse(frame)
+            for frame in frames
+        ]
+
+    def _parse(self, frame):
+        payload, checksum = frame[: -_CHECKSUM.size], frame[-_CHECKSUM.size :]
+        if crc32c.masked(payload) != _CHECKSUM.unpack(checksum)[0]:
+            return shards.Fault(
+                f"damaged: {len(payload)} bytes that fail their checksum"
+            )
+        return self.examples.parse(payload)
+
+
+class Examples:
+    """Turns a serialized `tf.train.Example` into a record.
+
+    Args:
+        image_field: see `TFRecords`.
+        caption_fields: see `TFRecords`.
+        labels: see `TFRecords`.
+    """
+
+    def __init__(self, image_field="", caption_fields=(), labels=None):
+        self._image_fields = (image_field,) if image_field else IMAGE_FIELDS
+        self._given_captions = tuple(caption_fields)
+        self._labels = labels or {}
+
+    def parse(self, payload: bytes) -> shards.Record | shards.Fault:
+        """A record, or why there is none."""
+        try:
+            example = tf.train.Example.FromString(payload)
+        except message.DecodeError:
+            return shards.Fault(
+                f"no tf.train.Example: {len(payload)} other bytes"
+            )
+        features = dict(example.features.feature)
+        image = next((f for f in self._image_fields if f in features), None)
+        if image is None:
+            return shards.Fault(
+                f"no picture: expected {_names(self._image_fields)} among "
+                f"{_names(sorted(features))}"
+            )
+        pictures = features[image].bytes_list.value
+        if len(pictures) != 1:
+            return shards.Fault(
+                f"`{image}` holds {len(pictures)} pictures, expected one"
+            )
+        names = self._given_captions or [
+            next((f for f in CAPTION_FIELDS if f in features), None)
+        ]
+        captions = tuple(
+            caption
+            for name in names
+            if name in features
+            for caption in features[name].bytes_list.value
+        )
+        return shards.Record(
+            pictures[0], captions, self._metadata(features, {image, *names})
+        )
+
+    def stored_id(self, payload: bytes) -> int | None:
+        """The id that a record carries, if any."""
+        try:
+            example = tf.train.Example.FromString(payload)
+        except message.DecodeError:
+            return None
+        # `in` first: looking up a feature that is not there adds it.
+        if "id" not in example.features.feature:
+            return None
+        feature = example.features.feature["id"]
+        values = feature.int64_list.value or feature.bytes_list.value
+        return shards.stored_id(values[0]) if len(values) == 1 else None
+
+    def _metadata(self, features, taken):
+        metadata = {}
+        for name, feature in features.items():
+            if name in taken:
+                continue
+            strings = feature.bytes_list.value
+            if len(strings) == 1:
+                metadata[name] = strings[0]
+            elif name in self._labels and len(feature.int64_list.value) == 1:
+                label = feature.int64_list.value[0]
+                if 0 <= label < len(self._labels[name]):
+                    metadata[name] = self._labels[name][label].encode()
+        return metadata
+
+
+def frame_size(header: bytes) -> int | None:
+    """The payload's size that a frame's 12 bytes tell, None if damaged."""
+    if len(header) < 12:
+        return None
+    size, checksum = _HEADER.unpack(header)
+    sound = crc32c.masked(header[:8]) == checksum
+    # 2**62: a sum of an offset and a size stays within int64.
+    return size if sound and size < 2**62 else None
+
+
+def _frames(window):
+    """Yields offset and size of every payload, and of stretches of damage.
+
+    Where no frame follows a frame, its own end may be wrong: bytes of its
+    payload were lost, say, and it covers the next header. So the next sound
+    header is sought from within it.
+    """
+    position, pending = 0, None
+    while position < window.size or pending:
+        size = frame_size(window.get(position, 12))
+        if size is not None or (position == window.size and pending):
+            if pending:
+                yield pending
+                pending = None
+            if size is not None:
+                pending = position + 12, size
+                position += size + 16
+            continue
+        start = pending[0] if pending else position + 1
+        found = _next_frame(window, start)
+        if pending:
+            if found < min(position, window.size):
+                position = pending[0] - 12
+            else:
+                # Whole, or cut off by the end of the file.
+                yield pending
+            pending = None
+        if position < found:
+            yield position, position - found
+        position = found
+
+
+def _next_frame(window, position):
+    """Where the next sound frame starts, or the size of the file."""
+    while position + 12 <= window.size:
+        data = window.get(position, _SEARCH + 11)
+        octets = np.frombuffer(data, np.uint8)
+        places = np.arange(len(octets) - 11)
+        # Nearly every eight bytes make a length beyond the file's end.
+        plausible = octets[places + 7] == 0
+        for i in range(4, 7):
+            places = places[plausible]
+            plausible = octets[places + i] == 0
+        places = places[plausible]
+        frames = octets[places[:, None] + np.arange(12)]  # [places, 12]
+        sizes = frames[:, :8].copy().view("<u8")[:, 0]
+        checksums = frames[:, 8:].copy().view("<u4")[:, 0]
+        ends = sizes.astype(np.int64) + places + position + 16
+        good = (crc32c.masked_integers(sizes) == checksums) & (
+            ends <= window.size
+        )
+        if good.any():
+            return position + int(places[np.argmax(good)])
+        position += len(octets) - 11
+    return window.size
+
+
+def _names(names):
+    return shards.one_line(", ".join(names)) if names else "nothing"

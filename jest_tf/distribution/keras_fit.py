@@ -1,0 +1,258 @@
+"""`fit` on several replicas: what Keras 3 gets wrong there, set right.
+
+`TrainerHooks` is for models and `AggregateThenClip` for optimizers; each says
+what it mends, and tests/replica_cases.py shows the fault in Keras beside the
+repair. `check_placed` refuses what the replicas could not run.
+
+Not here: the strategy and the collectives (distribution.py), dropout that
+differs by replica (layers.py).
+"""
+
+import keras
+import tensorflow as tf
+
+from jest_tf.distribution import strategy as strategy_lib
+
+
+class TrainerHooks:
+    """Mixin that lets `keras.Model.fit` run on several replicas.
+
+    Put it before `keras.Model`, and create the model in the strategy's scope.
+    Against Keras 3.15 it
+
+    - runs all steps of an execution as one graph with a loop on the host;
+      Keras nests graphs there, whose collectives then lack their keys;
+    - builds model and optimizer from the shapes of the data; Keras takes the
+      mean of a batch over replicas, which uses up the batch and fails on
+      strings, on uneven rows, and with several workers;
+    - makes a step's logs of the metrics of all replicas; Keras takes those of
+      one on TPUs and their mean elsewhere, of sums too, and fails with several
+      workers.
+
+    On a single replica Keras' own code runs.
+    """
+
+    def compile(self, *args, **kwargs):
+        """As `keras.Model.compile`.
+
+        Raises:
+            ValueError: on what Keras can't do on several replicas.
+        """
+        super().compile(*args, **kwargs)
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        if not _needs_hooks(self.distribute_strategy):
+            return
+        if kwargs.get("jit_compile") is True:
+            raise ValueError(
+                "`jit_compile=True` is for one device; TPUs compile every step "
+                f"without it. Received: it on {num_replicas} replicas"
+            )
+        self.jit_compile = False
+        optimizer = self.optimizer
+        clips = [
+            f"{name}={getattr(optimizer, name)}"
+            for name in ("clipnorm", "global_clipnorm", "clipvalue")
+            if getattr(optimizer, name, None)
+        ]
+        if clips and not isinstance(optimizer, AggregateThenClip):
+            raise ValueError(
+                f"Keras' {type(optimizer).__name__} clips the gradient of each "
+                "replica by itself; use `optimizer.AdamW`, or a class that "
+                "inherits from `hooks.AggregateThenClip` and it. "
+                f"Received: {clips[0]} on {num_replicas} replicas"
+            )
+        if getattr(optimizer, "gradient_accumulation_steps", None):
+            raise ValueError(
+                "`gradient_accumulation_steps` does not work on several "
+                "replicas; `micro_batch_size` saves memory there. Received: "
+                f"{optimizer.gradient_accumulation_steps} on {num_replicas} "
+                "replicas"
+            )
+
+    def get_metrics_result(self):
+        """The metrics' values, over all replicas within a step too."""
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return super().get_metrics_result()
+        metrics = self.metrics
+        sums = strategy_lib.Replicas(context).all_reduce(
+            [
+                [tf.convert_to_tensor(one) for one in metric.variables]
+                for metric in metrics
+            ]
+        )
+        return {
+            metric.name: metric.stateless_result(variables)
+            for metric, variables in zip(metrics, sums, strict=True)
+        }
+
+    def train_on_batch(self, *args, **kwargs):
+        """As `keras.Model.train_on_batch`, on one replica.
+
+        Raises:
+            ValueError: on several.
+        """
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        if num_replicas > 1:
+            raise ValueError(
+                "`train_on_batch` hands every replica the same batch; use "
+                f"`fit`. Received: {num_replicas} replicas"
+            )
+        return super().train_on_batch(*args, **kwargs)
+
+    def collect(self, outputs):
+        """What an execution returns, of what each local replica's step did.
+
+        Args:
+            outputs: a step's result with a tuple of values, one a replica, in
+                place of each value.
+        """
+        return _first(outputs)
+
+    def _make_function(self, step_function):
+        strategy = self.distribute_strategy
+        if not _needs_hooks(strategy):
+            return super()._make_function(step_function)
+        num_steps = self.steps_per_execution
+
+        def one_step(iterator):
+            outputs = strategy.run(step_function, args=(next(iterator),))
+            outputs = tf.nest.map_structure(
+                strategy.experimental_local_results, outputs
+            )
+            return self.collect(outputs)
+
+        # TPUStrategy wants a name that is a name, so no lambda.
+        def steps(iterator):
+            if num_steps == 1:
+                return one_step(iterator)
+            return _last_of(num_steps, lambda: one_step(iterator))
+
+        if self.run_eagerly:
+            return steps
+        return tf.function(steps, autograph=False, reduce_retracing=True)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        strategy = self.distribute_strategy
+        if iterator is not None:
+            _check_execution(iterator, strategy)
+        if not _needs_hooks(strategy):
+            super()._maybe_symbolic_build(iterator, data_batch)
+            return
+        if self.built and (self.optimizer is None or self.optimizer.built):
+            return
+        if iterator is not None:
+            spec = iterator._get_iterator().element_spec
+            data_batch = tf.nest.map_structure(
+                lambda one: getattr(one, "_value_specs", (one,))[0], spec
+            )
+        with strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
+
+class AggregateThenClip:
+    """Mixin for optimizers: the sum over replicas first, then the clipping.
+
+    Keras 3.15 clips each replica's gradient before it sums them, so that R
+    replicas take other steps than one. Put it before the optimizer.
+    """
+
+    def _clip_gradients(self, grads):
+        context = tf.distribute.get_replica_context()
+        if context is not None:
+            grads = strategy_lib.placed(context, list(grads))
+        pairs = [(gradient, None) for gradient in grads]
+        summed = super()._all_reduce_sum_gradients(pairs)
+        return super()._clip_gradients([gradient for gradient, _ in summed])
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        # Summed before they were clipped.
+        return list(grads_and_vars)
+
+
+def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
+    """Raises ValueError unless the replicas hold `model`'s variables.
+
+    Args:
+        name: what the message calls it.
+        model: anything; what has no `variables` passes.
+        strategy: of the run.
+    """
+    if not _needs_hooks(strategy):
+        return
+    variables = list(getattr(model, "variables", ()))
+    outside = [
+        one
+        for one in variables
+        if not strategy.extended.variable_created_in_scope(
+            getattr(one, "value", one)
+            if isinstance(one, keras.Variable)
+            else one
+        )
+    ]
+    if outside:
+        raise ValueError(
+            f"`{name}` must be created in the scope of the strategy it runs "
+            f"under, `with strategy.scope():`. Received: {len(outside)} of its "
+            f"{len(variables)} variables from elsewhere, "
+            f"{type(strategy).__name__} with {strategy.num_replicas_in_sync} "
+            "replicas"
+        )
+
+
+def _last_of(num_steps, one_step):
+    """What the last of several steps returns, all of them in one loop.
+
+    A loop wants to know beforehand what it carries, which only a step can say;
+    a first step outside would be a second program for a TPU. So the loop
+    carries an optional, of which nothing has to be known.
+    """
+    returned = []
+
+    def body(step, _):
+        outputs = one_step()
+        returned[:] = [outputs]
+        flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
+        # The number as well: an optional of nothing can't be had.
+        return step + 1, tf.raw_ops.OptionalFromValue(components=[step, *flat])
+
+    _, last = tf.while_loop(
+        lambda step, _: step < num_steps,
+        body,
+        (tf.constant(0), tf.raw_ops.OptionalNone()),
+        parallel_iterations=1,
+    )
+    (outputs,) = returned
+    flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
+    _, *values = tf.raw_ops.OptionalGetValue(
+        optional=last,
+        output_types=[tf.int32, *(one.dtype for one in flat)],
+        output_shapes=[tf.TensorShape([]), *(one.shape for one in flat)],
+    )
+    return tf.nest.pack_sequence_as(outputs, values)
+
+
+def _first(outputs):
+    """The first local replica's value of each tuple of values."""
+    if isinstance(outputs, dict):
+        return {name: _first(value) for name, value in outputs.items()}
+    return outputs[0]
+
+
+def _needs_hooks(strategy):
+    return strategy.num_replicas_in_sync > 1 or strategy_lib.is_tpu(strategy)
+
+
+def _check_execution(iterator, strategy):
+    """Keras would run past the end of an epoch to fill an execution."""
+    # On one replica it sees the end of the data itself.
+    known = iterator.steps_per_epoch
+    if _needs_hooks(strategy):
+        known = iterator.num_batches
+    if known and known % iterator.steps_per_execution:
+        raise ValueError(
+            "The steps of an epoch must be a multiple of "
+            "`steps_per_execution`. Received: "
+            f"{known} steps, steps_per_execution="
+            f"{iterator.steps_per_execution}"
+        )

@@ -1,0 +1,457 @@
+"""How draws compare: with other samplers', by other views, on other noise.
+
+Measured on demand, on super-batches of a run's own data with its own weights.
+Nothing is trained. What a run says of its draws while it trains is in
+`runs/draw_log.py`.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import runs, selection
+from jest_tf.config import overrides
+from jest_tf.data import preprocessing
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import patches
+from jest_tf.runs import draw_log, interruptions
+
+SELECTION_FILE = "selection.json"
+
+# The noise of a second draw from the same super-batch, and that of what is
+# cropped to be scored.
+_OTHER_NOISE, _CROPS = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmented:
+    """A way to look that no step has: at pictures augmented as for training.
+
+    Attributes:
+        flip: as `data.flip`.
+        min_crop_area: as `data.min_crop_area`.
+    """
+
+    flip: bool = False
+    min_crop_area: float = 1.0
+
+    def __post_init__(self):
+        overrides.check_types(self, "view")
+        if not 0.0 < self.min_crop_area <= 1.0:
+            raise ValueError(
+                "`min_crop_area` must be in (0, 1]. "
+                f"Received: {self.min_crop_area}"
+            )
+
+    def __call__(self, super_batch: dict, seed: tuple[int, int]) -> dict:
+        """The super-batch with its pictures so; a reference sees the plain."""
+        image = super_batch["image"]
+        return {
+            "image_for_reference": image,
+            **super_batch,
+            "image": preprocessing.augment(
+                image,
+                tf.constant(seed, tf.int32),
+                flip=self.flip,
+                min_area=self.min_crop_area,
+            ),
+        }
+
+
+def measure(
+    workdir: str,
+    *,
+    step: int | None = None,
+    num_super_batches: int = 8,
+    views: Sequence[str] = (),
+) -> dict:
+    """Compares the draws of a run; writes `selection.json` into its directory.
+
+    Super-batches and noise are those that the run would have gone on with.
+
+    Args:
+        workdir: the run directory.
+        step: of the checkpoint to take the weights from; None takes those that
+            the run ended with.
+        num_super_batches: to draw from.
+        views: further ways for the learner to look, `patch_size=32` or
+            `image_size=64,keep_tokens=0.5`, or at augmented pictures,
+            `min_crop_area=0.6,flip=true`; the run's own is there anyway.
+
+    Returns:
+        `step`, `super_batches`, `settings` of the draws, and `draws` and
+        `views` as of `compare`, with `mean` and `std` over the super-batches.
+
+    Raises:
+        ValueError: where there is no such run, it scores nothing, or its
+            learner can't look that way.
+    """
+    if num_super_batches < 1:
+        raise ValueError(
+            "`num_super_batches` must be at least 1. "
+            f"Received: {num_super_batches}"
+        )
+    asked = [parse_view(text) for text in views]
+    opened = runs.open_run(
+        workdir,
+        step=step,
+        patch_sizes=[
+            view.patch_size
+            for view in asked
+            if isinstance(view, config_lib.View) and view.patch_size
+        ],
+    )
+    settings = _that_scores(opened.config.selection, opened.step, workdir)
+    every = {describe_view(view): view for view in (settings.view, *asked)}
+    every.pop("full", None)  # which is what they are compared with
+    for view in every.values():
+        if isinstance(view, config_lib.View):
+            patches.check_view(opened.model.learner, view)
+    numbers = range(opened.step, opened.step + num_super_batches)
+    values = compare(
+        opened.model,
+        opened.super_batches(opened.step),
+        numbers,
+        settings=settings,
+        views=every,
+    )
+    results = {
+        "step": opened.step,
+        "super_batches": num_super_batches,
+        "settings": {
+            "method": settings.method,
+            "criterion": settings.criterion,
+            "batch_size": settings.batch_size,
+            "scored": settings.candidates
+            or opened.config.data.super_batch_size,
+            "view": describe_view(settings.view),
+        },
+        **{
+            part: {
+                name: {key: summarize(of) for key, of in columns.items()}
+                for name, columns in of_part.items()
+            }
+            for part, of_part in values.items()
+        },
+    }
+    interruptions.write_json(os.path.join(workdir, SELECTION_FILE), results)
+    return results
+
+
+def tables(results: dict) -> str:
+    """What `measure` returns, for people."""
+    settings = results["settings"]
+    share = settings["batch_size"] / settings["scored"]
+    parts = [
+        f"step {results['step']:,}: {settings['method']} draws of "
+        f"{settings['batch_size']:,} of {settings['scored']:,} rows by "
+        f"{settings['criterion']}, view {settings['view']}; mean and standard "
+        f"deviation over {results['super_batches']} super-batches.\n"
+        f"Draws without anything in common share {share:.1%} of their rows."
+    ]
+    for part, title in (("draws", "draw"), ("views", "view")):
+        columns = list(next(iter(results[part].values()), {}))
+        if not columns:
+            continue
+        rows = [
+            [name, *(_with_spread(of[column]) for column in columns)]
+            for name, of in results[part].items()
+        ]
+        heads = [title, *(column.replace("_", " ") for column in columns)]
+        parts.append(_aligned([heads, *rows]))
+    return "\n\n".join(parts)
+
+
+def parse_view(text: str) -> config_lib.View | Augmented:
+    """A view from `a=b,c=d`.
+
+    Raises:
+        ValueError: on a field that a view doesn't have, or a value it can't.
+    """
+    parts = text.split(",")
+    of_augmented = {field.name for field in dataclasses.fields(Augmented)}
+    names = {part.partition("=")[0] for part in parts}
+    if names & of_augmented and names - of_augmented:
+        raise ValueError(
+            f"A view is of augmented pictures, {sorted(of_augmented)}, or of "
+            f"coarser ones, and not of both. Received: {text!r}"
+        )
+    kind = Augmented if names <= of_augmented else config_lib.View
+    values: dict = {}
+    for part in parts:
+        overrides.override(kind, values, part)
+    return overrides.build(kind, values)
+
+
+def describe_view(view: config_lib.View | Augmented) -> str:
+    """The inverse of `parse_view`; "full" for the images as they are."""
+    plain = type(view)()
+    return (
+        ",".join(
+            f"{field.name}={json.dumps(getattr(view, field.name))}"
+            for field in dataclasses.fields(view)
+            if getattr(view, field.name) != getattr(plain, field.name)
+        )
+        or "full"
+    )
+
+
+def compare(
+    model,
+    super_batches: tf.data.Dataset,
+    numbers: Sequence[int],
+    *,
+    settings: config_lib.SelectionConfig,
+    views: Mapping[str, config_lib.View | Augmented],
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Draws from super-batches in several ways, and compares the draws.
+
+    Args:
+        model: a `JESTModel` with its reference, on one replica.
+        super_batches: dicts as of a training step, of static size.
+        numbers: of those super-batches; with the model's seed the noise.
+        settings: what the run draws by, of one kind that scores.
+        views: ways for the learner to look, by name.
+
+    Returns:
+        Of each super-batch a value, in three levels. Under `draws`, by sampler:
+        its `score`; the shares of its rows that the run's draw and a uniform
+        one hold too, `overlap_run` and `overlap_uniform`, from the same noise;
+        and what its own draw from other noise holds, `overlap_other_noise`.
+        Under `views`, by name, what `compare_view` returns; nothing where the
+        criterion does without the learner.
+    """
+    sampler = Sampler(model, settings)
+    draws: dict = {name: {} for name in selection.SAMPLERS}
+    by_view: dict = {name: {} for name in views}
+    dataset = super_batches.take(len(numbers))
+    for number, super_batch in zip(numbers, dataset, strict=True):
+        super_batch = _candidates(super_batch, settings)
+        seeds = [(model.seed, number), (model.seed ^ _OTHER_NOISE, number)]
+        learner, frozen = sampler.embed(super_batch, settings.view)
+        found = {
+            name: [sampler.draw(learner, frozen, seed, name) for seed in seeds]
+            for name in draws
+        }
+        for name, (own, other) in found.items():
+            values = {
+                "score": float(own.score),
+                "overlap_run": _overlap(own, found[settings.method][0]),
+                "overlap_uniform": _overlap(own, found["uniform"][0]),
+                "overlap_other_noise": _overlap(own, other),
+            }
+            _append(draws[name], values)
+        if learner is None or not views:
+            continue
+        full, _ = sampler.embed(super_batch, config_lib.View())
+        for name, view in views.items():
+            seen = super_batch
+            if isinstance(view, Augmented):
+                seed = model.seed ^ _CROPS, number
+                seen, view = view(super_batch, seed), config_lib.View()
+            coarse, _ = sampler.embed(seen, view)
+            _append(
+                by_view[name],
+                compare_view(sampler, full, coarse, frozen, seeds),
+            )
+    return {"draws": draws, "views": by_view if by_view and learner else {}}
+
+
+def compare_view(
+    sampler: "Sampler",
+    full: Embeddings,
+    coarse: Embeddings,
+    frozen: Embeddings | None,
+    seeds: Sequence[tuple[int, int]],
+) -> dict[str, float]:
+    """How far scores by another view agree with full ones.
+
+    Args:
+        sampler: draws.
+        full: the learner's, from the images as they are, `[B, dim]`.
+        coarse: the same from coarser or augmented ones.
+        frozen: the reference's, or None.
+        seeds: of two draws.
+
+    Returns:
+        `spearman_own`, the rank correlation of the scores of the rows' own
+        pairs; `spearman_conditional`, that of the scores given the draw by
+        full scores, over the rows that it leaves; `overlap`, the share of that
+        draw that the one by coarse scores holds too, from the same noise, and
+        `overlap_other_noise`, what a draw by full scores from other noise
+        holds; `score_kept`, how much of what full scores gain over a uniform
+        draw the coarse ones gain, where both are measured by full scores.
+    """
+    by_full, other = (sampler.draw(full, frozen, seed) for seed in seeds)
+    by_coarse = sampler.draw(coarse, frozen, seeds[0])
+    uniform = sampler.draw(full, frozen, seeds[0], "uniform").score
+    gained, _ = sampler.score(full, frozen, by_coarse.indices)
+    left = ~by_full.kept.numpy()
+    conditional = [
+        sampler.score(learner, frozen, by_full.indices)[1].numpy()[left]
+        for learner in (full, coarse)
+    ]
+    return {
+        "spearman_own": spearman(
+            by_full.own_score.numpy(), by_coarse.own_score.numpy()
+        ),
+        "spearman_conditional": spearman(*conditional),
+        "overlap": _overlap(by_full, by_coarse),
+        "overlap_other_noise": _overlap(by_full, other),
+        "score_kept": float((gained - uniform) / (by_full.score - uniform)),
+    }
+
+
+class Sampler:
+    """Embeds and draws as the steps of a model do, in graphs of one replica.
+
+    Args:
+        model: a `JESTModel` with its reference.
+        settings: what it draws by, of one kind that scores.
+    """
+
+    def __init__(self, model, settings: config_lib.SelectionConfig):
+        self._model = model
+        self._settings = dataclasses.replace(settings, candidates=None)
+        self._kind = {
+            "criterion": settings.criterion,
+            "loss": settings.loss or model.loss_name,
+        }
+        self._graphs: dict[tuple, Callable] = {}
+
+    def embed(self, super_batch: dict, view: config_lib.View):
+        """The learner's and the reference's `Embeddings` of all rows."""
+        settings = dataclasses.replace(self._settings, view=view)
+        return self._run(
+            ("embed", view, *sorted(super_batch)),
+            lambda batch: self._model.score(batch, settings),
+            super_batch,
+        )
+
+    def draw(
+        self,
+        learner: Embeddings | None,
+        frozen: Embeddings | None,
+        seed: tuple[int, int],
+        name: str | None = None,
+    ) -> selection.Draw:
+        """A draw by the settings, with the sampler `name` or their own."""
+        settings = self._settings
+        name = name or settings.method
+
+        def draw(learner, frozen, seed):
+            return selection.SAMPLERS[name](
+                learner,
+                frozen,
+                batch_size=settings.batch_size,
+                num_chunks=settings.num_chunks,
+                seed=seed,
+                first_chunk=settings.first_chunk,
+                gain=settings.gain,
+                **self._kind,
+            )
+
+        seed = tf.constant(seed, tf.int32)
+        return self._run(("draw", name), draw, learner, frozen, seed)
+
+    def score(
+        self,
+        learner: Embeddings | None,
+        frozen: Embeddings | None,
+        rows: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What `selection.sub_batch_score` returns of `rows`."""
+
+        def score(learner, frozen, rows):
+            return selection.sub_batch_score(
+                learner, frozen, rows, **self._kind
+            )
+
+        return self._run(("score",), score, learner, frozen, rows)
+
+    def _run(self, key, function, *inputs):
+        """`function(*inputs)`, of tensors and None, in a graph made once."""
+        if key not in self._graphs:
+            # Concrete, as TensorFlow takes many functions of one line of code
+            # for one that is traced too often.
+            self._graphs[key] = tf.function(
+                function, autograph=False
+            ).get_concrete_function(*inputs)
+        return self._graphs[key](*inputs)
+
+
+def spearman(left: np.ndarray, right: np.ndarray) -> float:
+    """The rank correlation of two vectors; equal values share their rank.
+
+    Args:
+        left: [n].
+        right: [n].
+
+    Returns:
+        In [-1, 1]; NaN where one has no two different values.
+    """
+    ranks = []
+    for values in (left, right):
+        _, groups, counts = np.unique(
+            values, return_inverse=True, return_counts=True
+        )
+        middles = np.cumsum(counts) - (counts - 1) / 2
+        ranks.append(middles[groups] - (len(values) + 1) / 2)
+    norm = np.sqrt(np.prod([(one**2).sum() for one in ranks]))
+    return float((ranks[0] * ranks[1]).sum() / norm) if norm else np.nan
+
+
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    """The mean of values and their standard deviation, 0 of a single one."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": float(deviation)}
+
+
+def _that_scores(settings, step, workdir):
+    """What the run draws by at a step, or by its last kind that scores."""
+    kinds = [kind for kind in settings.kinds if kind.scores]
+    now = settings.at(step)
+    if not kinds:
+        raise ValueError(
+            "There is no selection to measure: expected a run whose "
+            f"`selection` scores. Received: {workdir!r} with method "
+            f"{settings.method!r}, batch_size={settings.batch_size}"
+        )
+    return now if now.scores else kinds[-1]
+
+
+def _with_spread(summary):
+    return f"{summary['mean']:.3f} ± {summary['std']:.3f}"
+
+
+def _aligned(rows):
+    """Lines of columns, the first flush left and the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _candidates(super_batch, settings):
+    """The rows of a super-batch that a step draws from."""
+    size = super_batch["image"].shape[0]
+    stride = size // (settings.candidates or size)
+    return {name: value[::stride] for name, value in super_batch.items()}
+
+
+def _overlap(left, right):
+    return draw_log.overlap(left.indices.numpy(), right.indices.numpy())
+
+
+def _append(columns, values):
+    for name, value in values.items():
+        columns.setdefault(name, []).append(value)

@@ -1,0 +1,19 @@
+"""Two-tower models: towers, layers, patches and the frozen reference."""
+
+from jest_tf.models.two_tower import (
+    PRESETS,
+    TowerSizes,
+    TwoTower,
+    build_learner,
+    build_two_tower,
+    unit_norm,
+)
+
+__all__ = [
+    "PRESETS",
+    "TowerSizes",
+    "TwoTower",
+    "build_learner",
+    "build_two_tower",
+    "unit_norm",
+]

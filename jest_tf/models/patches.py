@@ -1,0 +1,301 @@
+"""From images to tokens, at any patch size: how a tower looks at images.
+
+A learner that only scores may look coarsely. A `config.View` says how: larger
+patches with one set of weights, as in FlexiViT (Beyer et al., 2023, arXiv
+2212.08013), fewer tokens, or fewer pixels; Flexi-JEST (Evans et al., 2024,
+arXiv 2406.17711) takes the first. Sizes are Python integers, so that every view
+is a trace of its own with static shapes. All resizing is by products with small
+matrices, made once in float64 by NumPy.
+
+Not here: the tower above the tokens (towers.py), what is scored or trained in
+which view (training.py).
+"""
+
+# Build, call and get_config are described by their class.
+# ruff: noqa: D102
+
+import functools
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config
+from jest_tf.models import layers
+
+# The plastic number p, p^3 = p + 1: the multiples of 1/p and 1/p^2, modulo 1,
+# cover a square evenly (Roberts, 2018).
+_PLASTIC = 1.324717957244746
+
+
+def check_view(model: keras.layers.Layer, view: config.View) -> None:
+    """Raises an error unless a tower or model can be called with a view.
+
+    It can if its `call` has an argument `view`; its own `check_view(view)` is
+    asked, too, if it has one.
+
+    Args:
+        model: Keras layer or model, of this package or another make.
+        view: as in `model(inputs, view=view)`.
+
+    Raises:
+        ValueError: if it can't.
+    """
+    if "view" not in inspect.signature(model.call).parameters:
+        raise ValueError(
+            f"`view` needs a model whose `call` takes a `view`, as that of "
+            f"`ImageTower` and of a `TwoTower` with one does. "
+            f"Received: {view} for a {type(model).__name__}"
+        )
+    if hasattr(model, "check_view"):
+        model.check_view(view)
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class PatchEmbedding(keras.layers.Layer):
+    """Cuts images into square patches, projects each and adds its position.
+
+    Patches are numbered row by row. Weights: `kernel`
+    [patch_size, patch_size, channels, width], `bias` [width] and
+    `positions` [rows, columns, width]. They are those of the size that the
+    layer is built with, and used as they are there; for another size kernel
+    and positions are resized, see `kernel_matrix` and `resize_matrix`.
+
+    Args:
+        patch_size: side of a patch in pixels; must divide height and width.
+        width: size of a token.
+        seed: integer that fixes the initial weights, or `None`.
+
+    Call arguments:
+        images: float [B, H, W, channels].
+        patch_size: side of a patch in this call, an integer that divides H and
+            W; None is the layer's own.
+        keep_tokens: share of the patches that are kept, in (0, 1].
+
+    Returns:
+        Tokens [B, T, width]; T is (H / patch_size) * (W / patch_size), or as
+        many of these as `kept_patches` gives.
+    """
+
+    def __init__(
+        self, patch_size: int, width: int, *, seed: int | None = None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        layers.check_positive("patch_size", patch_size)
+        layers.check_positive("width", width)
+        self.patch_size = patch_size
+        self.width = width
+        self.seed = seed
+
+    def build(self, input_shape):
+        size = self.patch_size
+        rows, columns = _grid(input_shape, size)
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(size, size, input_shape[-1], self.width),
+            # Flax's default for a convolution.
+            initializer=keras.initializers.LecunNormal(
+                layers.child_seed(self.seed, "kernel")
+            ),
+            autocast=False,  # resized before it is rounded
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.width,), initializer="zeros"
+        )
+        self.positions = self.add_weight(
+            name="positions",
+            shape=(rows, columns, self.width),
+            initializer=layers.token_initializer(
+                self.width, layers.child_seed(self.seed, "positions")
+            ),
+            autocast=False,
+        )
+        self.built = True
+
+    def call(self, images, patch_size=None, keep_tokens=1.0):
+        size = self.patch_size if patch_size is None else patch_size
+        channels = images.shape[-1]
+        rows, columns = _grid(images.shape, size)
+        num_tokens = rows * columns
+        # [B, H, W, channels] -> [B, rows, columns, size, size * channels]
+        patches = tf.transpose(
+            tf.reshape(images, [-1, rows, size, columns, size * channels]),
+            [0, 1, 3, 2, 4],
+        )
+        positions = self._positions_at(rows, columns)
+        kept = kept_patches(rows, columns, keep_tokens)
+        if len(kept) < num_tokens:
+            # Before the product, so that it costs less, too.
+            patches = tf.reshape(
+                patches, [-1, num_tokens, size * size * channels]
+            )
+            patches = tf.gather(patches, kept, axis=1)
+            positions = tf.gather(positions, kept)
+            num_tokens = len(kept)
+        # One matrix product. The convolution it equals takes 1.0-1.2 times as
+        # long, forward and backward on two CPU cores.
+        patches = tf.reshape(patches, [-1, size * size * channels])
+        kernel = tf.reshape(self._kernel_at(size), [-1, self.width])
+        tokens = tf.matmul(patches, kernel) + self.bias
+        tokens = tf.reshape(tokens, [-1, num_tokens, self.width])
+        return tokens + positions
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "patch_size": self.patch_size,
+            "width": self.width,
+            "seed": self.seed,
+        }
+
+    def _kernel_at(self, size):
+        """The kernel of a patch size, [size, size, channels, width]."""
+        kernel = tf.convert_to_tensor(self.kernel)
+        if size != self.patch_size:
+            matrix = kernel_matrix(self.patch_size, size)
+            kernel = _resize(kernel, matrix, matrix, "hwcd")
+        return tf.cast(kernel, self.compute_dtype)
+
+    def _positions_at(self, rows, columns):
+        """The positions of a grid, [rows * columns, width]."""
+        positions = tf.convert_to_tensor(self.positions)
+        stored_rows, stored_columns, _ = positions.shape
+        if (rows, columns) != (stored_rows, stored_columns):
+            positions = _resize(
+                positions,
+                resize_matrix(stored_rows, rows, antialias=True),
+                resize_matrix(stored_columns, columns, antialias=True),
+                "hwd",
+            )
+        positions = tf.cast(positions, self.compute_dtype)
+        return tf.reshape(positions, [-1, self.width])
+
+
+def resize_images(images: tf.Tensor, size: int) -> tf.Tensor:
+    """Resizes images bilinearly, smoothed where they shrink.
+
+    As `tf.image.resize(..., "bilinear", antialias=True)`, but by two matrix
+    products, which XLA can compile and which keep the dtype.
+
+    Args:
+        images: floating point [B, H, W, channels].
+        size: new height and width in pixels.
+
+    Returns:
+        Images [B, size, size, channels] of the same dtype.
+    """
+    height, width = images.shape[1:3]
+    return _resize(
+        images,
+        resize_matrix(height, size, antialias=True),
+        resize_matrix(width, size, antialias=True),
+        "bhwc",
+    )
+
+
+@functools.cache
+def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
+    """The matrix of linear resizing along one side.
+
+    Pixel i of the target lies at x = (i + 1/2) source / target - 1/2 of the
+    source, whose pixel j counts max(0, 1 - |j - x| / r) times, over the sum of
+    these.
+
+    Args:
+        source: length before.
+        target: length after.
+        antialias: whether r is source / target where that is above 1, which
+            smooths a signal that shrinks; r is 1 otherwise.
+
+    Returns:
+        float64 [target, source], read-only; every row sums to 1.
+    """
+    step = source / target
+    radius = max(step, 1.0) if antialias else 1.0
+    centres = (np.arange(target) + 0.5) * step - 0.5
+    distances = np.abs(np.arange(source) - centres[:, np.newaxis])
+    weights = np.maximum(0.0, 1.0 - distances / radius)
+    return _frozen(weights / weights.sum(axis=1, keepdims=True))
+
+
+@functools.cache
+def kernel_matrix(source: int, target: int) -> np.ndarray:
+    """The matrix of FlexiViT's pseudo-inverse resize (PI-resize), one side.
+
+    With the matrix B of bilinear resizing it is pinv(B^T): over patches x of
+    white noise, the kernel w' = pinv(B^T) w brings <B x, w'> nearest to <x, w>,
+    and makes them equal for every x where patches grow. Resizing takes rows
+    and columns in turn, and so does its pseudo-inverse.
+
+    Args:
+        source: patch size of the weights.
+        target: patch size to bring them to.
+
+    Returns:
+        float64 [target, source], read-only.
+
+    Reference:
+        Beyer et al., FlexiViT, 2023, section 3.4. There, and so here, B does
+        not smooth.
+    """
+    resize = resize_matrix(source, target, antialias=False)
+    return _frozen(np.linalg.pinv(resize.T))
+
+
+@functools.cache
+def kept_patches(rows: int, columns: int, share: float) -> np.ndarray:
+    """Which patches of a grid are kept: always the same, evenly spread.
+
+    Patch (y, x) has the rank (y / p + x / p^2) modulo 1, with the plastic
+    number p, and the lowest ranks stay: about the same share everywhere in the
+    picture, and those of a smaller share are among those of a larger.
+
+    FLIP (Li et al., 2023, arXiv 2212.00794) draws patches at random. Here they
+    are fixed, since scores are compared between examples: a score is then a
+    function of the example, not of a draw, a micro-batch or a replica.
+
+    Args:
+        rows: patches in a column.
+        columns: patches in a row.
+        share: of the patches to keep, in (0, 1].
+
+    Returns:
+        int32 [max(1, round(share * rows * columns))], ascending, read-only.
+    """
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    ranks = (row / _PLASTIC + column / _PLASTIC**2) % 1.0
+    count = max(1, round(share * rows * columns))
+    kept = np.sort(np.argsort(ranks, kind="stable")[:count])
+    return _frozen(kept.astype(np.int32))
+
+
+def _resize(values, rows, columns, axes):
+    """Applies one matrix along "h" of `axes` and another along "w"."""
+    rows = tf.constant(rows, values.dtype)
+    columns = tf.constant(columns, values.dtype)
+    tall = axes.replace("h", "y")
+    values = tf.einsum(f"yh,{axes}->{tall}", rows, values)
+    return tf.einsum(f"xw,{tall}->{tall.replace('w', 'x')}", columns, values)
+
+
+def _grid(shape, patch_size):
+    """Rows and columns of patches of images of a shape."""
+    _, height, width, _ = shape
+    if (
+        height is None
+        or width is None
+        or height % patch_size
+        or width % patch_size
+    ):
+        raise ValueError(
+            f"`patch_size` must divide the image's height and width. "
+            f"Received: patch_size={patch_size}, images of shape "
+            f"{tuple(shape)}"
+        )
+    return height // patch_size, width // patch_size
+
+
+def _frozen(array):
+    array.flags.writeable = False  # caches hand the same array to everybody
+    return array

@@ -1,0 +1,253 @@
+"""The frozen reference: live, cached, or the learner of a finished run.
+
+A reference is a function from a batch to `Embeddings` that nobody
+trains: `frozen` makes one of a tower of any make, `cached` one that reads the
+embeddings that the stream took from sidecars. What those are of, and how a
+finished run makes them, is here; how they are stored is in `data/embeddings.py`
+and `data/embed.py`.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import models
+from jest_tf.data import preprocessing
+from jest_tf.data.sidecars import file_format
+from jest_tf.embeddings import Embeddings
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "final.weights.h5"
+
+
+class Run(NamedTuple):
+    """A finished run, read from its directory.
+
+    Attributes:
+        config: the resolved settings it ran with.
+        tokenizer: what it read captions with.
+        learner: with the weights that it ended with.
+    """
+
+    config: config_lib.TrainConfig
+    tokenizer: Callable
+    learner: models.TwoTower
+
+
+def load_run(workdir: str, patch_sizes: Sequence[int] = ()) -> Run:
+    """Reads the run directory of a finished run.
+
+    Args:
+        workdir: the run directory.
+        patch_sizes: that views will ask for beside those of the settings.
+
+    Raises:
+        ValueError: where there is none, or the run has not finished.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not os.path.isfile(os.path.join(workdir, name)):
+            raise ValueError(
+                f"Expected the directory of a finished run, with {name}. "
+                f"Received: {workdir!r}"
+            )
+    run = open_run(workdir, patch_sizes)
+    run.learner.load_weights(os.path.join(workdir, WEIGHTS_FILE))
+    return run
+
+
+def open_run(workdir: str, patch_sizes: Sequence[int] = ()) -> Run:
+    """As `load_run`, of a run that need not have finished, without weights."""
+    path = os.path.join(workdir, CONFIG_FILE)
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"Expected a run directory, with {CONFIG_FILE}. "
+            f"Received: {workdir!r}"
+        )
+    config = config_lib.load_config(path)
+    tokenizer = preprocessing.load_tokenizer(workdir, config.data.text_length)
+    learner = models.build_learner(
+        config, tokenizer.vocabulary_size, patch_sizes
+    )
+    return Run(config, tokenizer, learner)
+
+
+def frozen(model: Callable) -> Callable[[dict], Embeddings]:
+    """A reference from a Keras model or any callable.
+
+    A Keras model is called in evaluation mode. Where the batch holds
+    `image_for_reference` or `text_for_reference`, because the reference
+    preprocesses differently from the learner, the reference sees those as its
+    `image` and `text`.
+
+    Args:
+        model: maps a dict of tensors with n rows to four tensors, the fields
+            of `Embeddings`.
+
+    Raises:
+        TypeError: if `model` can't be called.
+    """
+    if not callable(model):
+        raise TypeError(
+            "`reference` must be a Keras model or a callable that maps a batch "
+            f"to Embeddings. Received: {model!r}"
+        )
+    options = (
+        {"training": False} if isinstance(model, keras.layers.Layer) else {}
+    )
+
+    def embed(batch):
+        view = dict(batch)
+        for name in ("image", "text"):
+            view[name] = view.pop(f"{name}_for_reference", view[name])
+        return Embeddings(*model(view, **options))
+
+    return embed
+
+
+def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
+    """A reference whose embeddings come with the batch, from sidecars.
+
+    Args:
+        scale: of the reference's logits, `sidecars.Sidecars.scale`.
+        bias: of the reference's logits, `sidecars.Sidecars.bias`.
+
+    Returns:
+        Maps a batch with `reference_image` and `reference_text`, float [n, D]
+        each, to `Embeddings` in float32; raises ValueError on a batch
+        without.
+    """
+    scale, bias = np.float32(scale), np.float32(bias)
+
+    def embed(batch):
+        missing = {"reference_image", "reference_text"} - set(batch)
+        if missing:
+            raise ValueError(
+                "A cached reference needs `reference_image` and "
+                "`reference_text` in the batch: give the stream its sidecars, "
+                f"`pipeline.super_batches(sidecars=...)`. Received: "
+                f"{sorted(batch)}"
+            )
+        return Embeddings(
+            tf.cast(batch["reference_image"], tf.float32),
+            tf.cast(batch["reference_text"], tf.float32),
+            tf.constant(scale),
+            tf.constant(bias),
+        )
+
+    return embed
+
+
+def describe(run: Run) -> file_format.Description:
+    """What the embeddings of a finished run are of, for its sidecars.
+
+    Two runs have equal descriptions if they embed alike: the same weights,
+    settings of the towers, tokenizer and preprocessing.
+    """
+    size = run.config.data.image_size
+    shape = [1, size, size, 3]
+    dim = run.learner.encode_image(tf.zeros(shape, tf.uint8)).shape[-1]
+    model = run.config.model
+    settings = (model.towers or model.preset, model.patch_size)
+    return file_format.Description(
+        fingerprint=fingerprint(
+            run.learner, settings, run.config.model.dtype_policy
+        ),
+        tokenizer=_describe_tokenizer(run.tokenizer),
+        preprocessing=f"RGB, squashed to {size} x {size} by preprocessing.py",
+        dim=int(dim),
+        scale=float(_on_host(run.learner.log_temperature, tf.exp)),
+        bias=float(_on_host(run.learner.bias)),
+    )
+
+
+def fingerprint(model: keras.Model, *settings) -> str:
+    """Identifies a model by its weights.
+
+    Args:
+        model: a built Keras model.
+        settings: what else decides what it computes; anything whose `repr`
+            says all of it.
+
+    Returns:
+        32 hexadecimal digits: a hash of the settings and of the names, shapes,
+        dtypes and values of the weights, in the model's order.
+    """
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for weight in model.weights:
+        # Not its path, which says how many such models the process has made.
+        value = np.ascontiguousarray(weight.numpy())
+        about = (weight.name, value.shape, value.dtype.name)
+        digest.update(repr(about).encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def encoder(run: Run, batch_size: int = 256) -> Callable:
+    """A finished run as `embed.write` wants a model.
+
+    Args:
+        run: see `load_run`.
+        batch_size: pictures, and captions, a forward pass; fewer are filled
+            up, so that what is traced has one shape.
+
+    Returns:
+        `(images, captions) -> (image, text)`: uint8 [k, S, S, 3] and m strings
+        to float32 [k, D] and [m, D].
+    """
+    learner, size = run.learner, run.config.data.image_size
+    pictures = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
+    length = run.config.data.text_length
+    tokens = tf.TensorSpec([batch_size, length], tf.int32)
+    encode_image = tf.function(
+        lambda part: learner.encode_image(part, training=False), [pictures]
+    )
+    encode_text = tf.function(
+        lambda part: learner.encode_text(part, training=False), [tokens]
+    )
+
+    def encode(images, captions):
+        tokens = run.tokenizer(tf.constant(captions, tf.string)).numpy()
+        return (
+            _in_batches(encode_image, images, batch_size),
+            _in_batches(encode_text, tokens, batch_size),
+        )
+
+    return encode
+
+
+def _on_host(variable, function=tf.identity):
+    """Of a variable, mirrored or not, the same bits whatever holds it."""
+    with tf.device("CPU:0"):
+        return function(tf.constant(variable.numpy()))
+
+
+def _describe_tokenizer(tokenizer):
+    """Kind, sizes and a hash of the files that it saves."""
+    digest = hashlib.blake2b(digest_size=8)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        for name in sorted(os.listdir(folder)):
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(name.encode() + b"\0" + file.read())
+    return (
+        f"{type(tokenizer).__name__}, {tokenizer.vocabulary_size} tokens, "
+        f"length {tokenizer.length}, {digest.hexdigest()}"
+    )
+
+
+def _in_batches(encode, values, size):
+    """`encode(values)`, `size` rows at a time; NumPy [n, ...] -> [n, D]."""
+    parts = []
+    # One more than are needed if there are none, for the width.
+    for start in range(0, max(1, len(values)), size):
+        part = values[start : start + size]
+        padding = [(0, size - len(part))] + [(0, 0)] * (values.ndim - 1)
+        parts.append(encode(np.pad(part, padding)).numpy()[: len(part)])
+    return np.concatenate(parts)

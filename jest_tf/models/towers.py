@@ -1,0 +1,327 @@
+"""The image and the text tower.
+
+Architecture and sizes are SigLIP's (Zhai et al., 2023, section 4): a ViT with
+attention pooling over patches, and a text transformer without a causal mask
+that is read at its last token, where the tokenizer leaves an end-of-text id.
+The image tower can look at images in several ways with one set of weights
+(FlexiViT, Beyer et al., 2023); see `config.View`.
+
+Not here: the layers (layers.py, patches.py), and what joins two towers, these
+or others (models.py).
+"""
+
+# Build, call and get_config are described by their class.
+# ruff: noqa: D102
+
+from collections.abc import Sequence
+
+import keras
+
+from jest_tf import config
+from jest_tf.models import layers, patches
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class ImageTower(keras.layers.Layer):
+    """A ViT with attention pooling.
+
+    A last dense layer maps to `embedding_dim`; it is left out where
+    `embedding_dim` equals `width`, as in SigLIP.
+
+    Args:
+        image_size: height and width of the images in pixels.
+        patch_size: side of a patch in pixels; must divide `image_size`.
+        patch_sizes: further sides that a view may ask for; each must divide
+            `image_size`, too. They share the weights of `patch_size`, which
+            are the same with and without them.
+        width: size of a token.
+        depth: number of transformer blocks.
+        num_heads: number of attention heads; must divide `width`.
+        embedding_dim: size of an embedding.
+        mlp_ratio: hidden width of the MLPs over `width`.
+        dropout: share of units dropped in training, in [0, 1).
+        seed: integer that fixes the initial weights, or `None`.
+
+    Call arguments:
+        images: float [B, image_size, image_size, 3] in [-1, 1].
+        view: a `config.View`; None looks as the tower was built to.
+
+    Returns:
+        Embeddings [B, embedding_dim], not normalised.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> tower = ImageTower(
+        ...     image_size=64,
+        ...     patch_size=16,
+        ...     patch_sizes=(32,),
+        ...     width=8,
+        ...     depth=1,
+        ...     num_heads=2,
+        ...     embedding_dim=8,
+        ... )
+        >>> coarse = tower(
+        ...     tf.zeros([1, 64, 64, 3]), view=config.View(patch_size=32)
+        ... )
+        >>> coarse.shape
+        TensorShape([1, 8])
+
+    Reference:
+        Beyer et al., FlexiViT, 2023, arXiv 2212.08013.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        patch_sizes: Sequence[int] = (),
+        width: int,
+        depth: int,
+        num_heads: int,
+        embedding_dim: int,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        layers.check_positive("image_size", image_size)
+        layers.check_positive("embedding_dim", embedding_dim)
+        _check_divides("patch_size", patch_size, image_size)
+        for size in patch_sizes:
+            _check_divides("patch_sizes", size, image_size)
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.patch_sizes = tuple(patch_sizes)
+        self.width = width
+        self.depth = depth
+        self.num_heads = num_heads
+        self.embedding_dim = embedding_dim
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.seed = seed
+        self.patches = patches.PatchEmbedding(
+            patch_size,
+            width,
+            seed=layers.child_seed(seed, "patches"),
+            dtype=self.dtype_policy,
+            name="patches",
+        )
+        self.encoder = _encoder(self)
+        self.pooling = layers.AttentionPooling(
+            num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            seed=layers.child_seed(seed, "pooling"),
+            dtype=self.dtype_policy,
+            name="pooling",
+        )
+        self.head = None if embedding_dim == width else _head(self)
+
+    def build(self, input_shape):
+        self._check_shape(input_shape)
+        num_tokens = (self.image_size // self.patch_size) ** 2
+        self.patches.build(input_shape)
+        self.encoder.build((None, num_tokens, self.width))
+        self.pooling.build((None, num_tokens, self.width))
+        if self.head is not None:
+            self.head.build((None, self.width))
+        self.built = True
+
+    def call(self, images, training=None, view=None):
+        self._check_shape(images.shape)
+        if not images.dtype.is_floating:
+            raise ValueError(
+                f"`images` must be floating point in [-1, 1]; `TwoTower` maps "
+                f"uint8 there. Received: dtype={images.dtype.name}"
+            )
+        view = config.View() if view is None else view
+        self.check_view(view)
+        if view.image_size not in (None, self.image_size):
+            images = patches.resize_images(images, view.image_size)
+        tokens = self.patches(
+            images, patch_size=view.patch_size, keep_tokens=view.keep_tokens
+        )
+        tokens = self.encoder(tokens, training=training)
+        embeddings = self.pooling(tokens, training=training)
+        return embeddings if self.head is None else self.head(embeddings)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "patch_sizes": self.patch_sizes,
+            "width": self.width,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "embedding_dim": self.embedding_dim,
+            "mlp_ratio": self.mlp_ratio,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+    def check_view(self, view: config.View) -> None:
+        """Raises an error unless the tower can look like this.
+
+        Args:
+            view: as in a call.
+
+        Raises:
+            ValueError: if its patches are of a size that the tower was not
+                built for, or do not divide its images.
+        """
+        size = self.patch_size if view.patch_size is None else view.patch_size
+        sizes = (self.patch_size, *self.patch_sizes)
+        if size not in sizes:
+            raise ValueError(
+                f"`view.patch_size` must be one that the image tower was built "
+                f"for, {sizes}; `patch_sizes` adds to them. Received: {view}"
+            )
+        if view.image_size is not None and view.image_size % size:
+            raise ValueError(
+                f"`view.image_size` must be a multiple of the patch size, "
+                f"{size}. Received: {view}"
+            )
+
+    def _check_shape(self, shape):
+        expected = (self.image_size, self.image_size, 3)
+        if len(shape) != 4 or tuple(shape[1:]) != expected:
+            raise ValueError(
+                f"`images` must be [B, {self.image_size}, {self.image_size}, "
+                f"3]. Received: shape={tuple(shape)}"
+            )
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class TextTower(keras.layers.Layer):
+    """A text transformer without a mask, read at its last token.
+
+    The tokenizer must end every text with an end-of-text id that stays last
+    when a long text is cut (SigLIP's sticky end), and pad to `length`.
+
+    Args:
+        vocabulary_size: number of token ids.
+        length: number of tokens in a text.
+        width: size of a token.
+        depth: number of transformer blocks.
+        num_heads: number of attention heads; must divide `width`.
+        embedding_dim: size of an embedding.
+        mlp_ratio: hidden width of the MLPs over `width`.
+        dropout: share of units dropped in training, in [0, 1).
+        seed: integer that fixes the initial weights, or `None`.
+
+    Call arguments:
+        tokens: integer [B, length].
+
+    Returns:
+        Embeddings [B, embedding_dim], not normalised.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        length: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        embedding_dim: int,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        layers.check_positive("vocabulary_size", vocabulary_size)
+        layers.check_positive("length", length)
+        layers.check_positive("embedding_dim", embedding_dim)
+        self.vocabulary_size = vocabulary_size
+        self.length = length
+        self.width = width
+        self.depth = depth
+        self.num_heads = num_heads
+        self.embedding_dim = embedding_dim
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.seed = seed
+        self.tokens = layers.TokenEmbedding(
+            vocabulary_size,
+            width,
+            seed=layers.child_seed(seed, "tokens"),
+            dtype=self.dtype_policy,
+            name="tokens",
+        )
+        self.encoder = _encoder(self)
+        self.head = _head(self)
+
+    def build(self, input_shape):
+        self._check_shape(input_shape)
+        self.tokens.build(input_shape)
+        self.encoder.build((None, self.length, self.width))
+        self.head.build((None, self.width))
+        self.built = True
+
+    def call(self, tokens, training=None):
+        self._check_shape(tokens.shape)
+        if not tokens.dtype.is_integer:
+            raise ValueError(
+                f"`tokens` must be integers. Received: "
+                f"dtype={tokens.dtype.name}"
+            )
+        encoded = self.encoder(self.tokens(tokens), training=training)
+        return self.head(encoded[:, -1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "length": self.length,
+            "width": self.width,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "embedding_dim": self.embedding_dim,
+            "mlp_ratio": self.mlp_ratio,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+    def _check_shape(self, shape):
+        if len(shape) != 2 or shape[1] != self.length:
+            raise ValueError(
+                f"`tokens` must be [B, {self.length}]. "
+                f"Received: shape={tuple(shape)}"
+            )
+
+
+def _encoder(tower):
+    return layers.Encoder(
+        tower.depth,
+        tower.num_heads,
+        mlp_ratio=tower.mlp_ratio,
+        dropout=tower.dropout,
+        seed=layers.child_seed(tower.seed, "encoder"),
+        dtype=tower.dtype_policy,
+        name="encoder",
+    )
+
+
+def _head(tower):
+    return keras.layers.Dense(
+        tower.embedding_dim,
+        kernel_initializer=keras.initializers.GlorotUniform(
+            layers.child_seed(tower.seed, "head")
+        ),
+        dtype=tower.dtype_policy,
+        name="head",
+    )
+
+
+def _check_divides(name, size, image_size):
+    layers.check_positive(name, size)
+    if image_size % size:
+        raise ValueError(
+            f"`{name}` must divide `image_size`. Received: {name}={size}, "
+            f"image_size={image_size}"
+        )

@@ -1,0 +1,520 @@
+"""The model that joins an image and a text tower, and its named sizes.
+
+`TwoTower` takes any two Keras layers, those of towers.py or others, and makes
+unit-norm embeddings, a scale and a bias of them, as SigLIP does (Zhai et al.,
+2023). For cheap scores it passes a `config.View` on to the image tower.
+
+Not here: the towers (towers.py), the losses (losses.py) and the training step
+(training.py).
+"""
+
+# Build, call and get_config are described by their class.
+# ruff: noqa: D102
+
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import math
+import os
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import layers, patches, towers
+
+# Added to the norm before the division, as in big_vision's two_towers.py.
+_NORM_EPSILON = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerSizes:
+    """Sizes of an image and a text tower, which are of the same class.
+
+    Attributes:
+        patch_size: side of an image patch in pixels.
+        width: size of a token, and of the embedding.
+        depth: number of transformer blocks in each tower.
+        num_heads: number of attention heads.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+
+
+# "tiny" is ours, for 32-pixel images on a CPU. The others are the ViT classes
+# that SigLIP's released models are named after.
+PRESETS = {
+    "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
+    "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
+    "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
+    "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
+}
+
+
+def build_two_tower(
+    preset: str,
+    *,
+    image_size: int,
+    vocabulary_size: int,
+    text_length: int,
+    patch_size: int | None = None,
+    patch_sizes: Sequence[int] = (),
+    dtype: str = "float32",
+    temperature: float = 10.0,
+    bias: float = -10.0,
+    seed: int | None = None,
+) -> "TwoTower":
+    """Builds a learner of a named size, with all its weights.
+
+    Args:
+        preset: a key of `PRESETS`: "tiny", "s16", "b16" or "l16".
+        image_size: height and width of the images in pixels.
+        vocabulary_size: number of token ids.
+        text_length: number of tokens in a text.
+        patch_size: side of a patch in pixels; the preset's if `None`.
+        patch_sizes: further sides that a view may ask for, see
+            `towers.ImageTower`.
+        dtype: dtype policy of the towers, such as "mixed_bfloat16".
+        temperature: initial scale of the logits.
+        bias: initial bias of the logits.
+        seed: integer that fixes the initial weights, or `None`.
+
+    Returns:
+        A built `TwoTower`.
+
+    Raises:
+        ValueError: if there is no such preset, or the sizes do not fit.
+
+    Example:
+        >>> model = build_two_tower(
+        ...     "tiny", image_size=32, vocabulary_size=1000, text_length=16
+        ... )
+        >>> model.encode_text(tf.zeros([2, 16], tf.int32)).shape
+        TensorShape([2, 64])
+    """
+    if preset not in PRESETS:
+        raise ValueError(
+            f"`preset` must be one of {sorted(PRESETS)}. "
+            f"Received: preset={preset!r}"
+        )
+    sizes = PRESETS[preset]
+    shared = {
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "num_heads": sizes.num_heads,
+        "embedding_dim": sizes.width,
+        "dtype": dtype,
+    }
+    image_tower = towers.ImageTower(
+        image_size=image_size,
+        patch_size=sizes.patch_size if patch_size is None else patch_size,
+        patch_sizes=patch_sizes,
+        seed=layers.child_seed(seed, "image_tower"),
+        name="image_tower",
+        **shared,
+    )
+    text_tower = towers.TextTower(
+        vocabulary_size=vocabulary_size,
+        length=text_length,
+        seed=layers.child_seed(seed, "text_tower"),
+        name="text_tower",
+        **shared,
+    )
+    model = TwoTower(
+        image_tower, text_tower, temperature=temperature, bias=bias
+    )
+    model.build(
+        {
+            "image": (None, image_size, image_size, 3),
+            "text": (None, text_length),
+        }
+    )
+    return model
+
+
+def build_learner(config, vocabulary_size, patch_sizes=()):
+    """Builds the learner of a run; its weights are a function of the seed.
+
+    Args:
+        config: a `config.TrainConfig`.
+        vocabulary_size: number of token ids of the run's tokenizer.
+        patch_sizes: that views may ask for beside those of the settings; for
+            the towers of a preset.
+
+    Returns:
+        A built `TwoTower`.
+
+    Raises:
+        ValueError: on `model.towers` that can't be imported, or don't build
+            two towers.
+    """
+    scalars = {
+        "temperature": config.model.temperature,
+        "bias": config.model.bias,
+    }
+    if not config.model.towers:
+        return build_two_tower(
+            config.model.preset,
+            image_size=config.data.image_size,
+            vocabulary_size=vocabulary_size,
+            text_length=config.data.text_length,
+            patch_size=config.model.patch_size,
+            patch_sizes=(*config.patch_sizes, *patch_sizes),
+            dtype=config.model.dtype_policy,
+            seed=config.seed,
+            **scalars,
+        )
+    build = _import_function(config.model.towers)
+    # For initial weights that the function leaves to Keras.
+    keras.utils.set_random_seed(config.seed)
+    size = config.data.image_size
+    with _default_dtype(config.model.dtype_policy):
+        built = build(config, vocabulary_size)
+        if not isinstance(built, (tuple, list)) or len(built) != 2:
+            raise ValueError(
+                f"`model.towers={config.model.towers!r}` must return two Keras "
+                f"layers, the image and the text tower. Received: {built!r}"
+            )
+        model = TwoTower(*built, **scalars)
+        # Here, as layers may make others when they are built.
+        model.build(
+            {
+                "image": (None, size, size, 3),
+                "text": (None, config.data.text_length),
+            }
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _default_dtype(policy):
+    """Layers made inside that name no dtype policy have this one."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _import_function(name):
+    """The function that "module:function" names."""
+    module, function = name.split(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"`model.towers` must name a function of a module that can be "
+            f"imported from {os.getcwd()}. Received: {name!r} ({error})"
+        ) from error
+    if not callable(found):
+        raise ValueError(
+            f"`model.towers` must name a function. Received: {name!r}, "
+            f"a {type(found).__name__}"
+        )
+    return found
+
+
+def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
+    """Scales vectors to unit length: x / (|x| + 1e-8), in float32.
+
+    Args:
+        vectors: float [..., D].
+
+    Returns:
+        float32 [..., D]. A zero vector stays zero and has a finite gradient.
+    """
+    vectors = tf.cast(vectors, tf.float32)
+    squares = tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True)
+    # The root has no gradient at 0; its least argument is far below epsilon.
+    norm = tf.sqrt(tf.maximum(squares, 1e-30))
+    return vectors / (norm + _NORM_EPSILON)
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class TwoTower(keras.Model):
+    """Joins an image and a text tower: logits = scale image text^T + bias.
+
+    `scale` is exp(`log_temperature`); it and the bias are float32 variables
+    under any policy.
+
+    Args:
+        image_tower: Keras layer or model, images [B, ...] -> [B, D].
+        text_tower: Keras layer or model, texts [B, ...] -> [B, D].
+        temperature: initial scale, above 0. SigLIP's, 10, by default.
+        bias: initial bias. SigLIP's, -10, by default.
+        learn_bias: whether the bias is trained; the softmax loss, which it
+            does not change, wants it fixed.
+
+    Call arguments:
+        batch: dict with "image" and "text"; other keys are ignored. uint8
+            images are mapped from [0, 255] to [-1, 1] in the image tower's
+            compute dtype, floating-point images are taken as they come.
+        training: passed on to the towers.
+        view: how the image tower looks, a `config.View`; None is as it was
+            built to. A tuple of n views cuts the batch into n equal parts, one
+            after the other, for each its view; the embeddings come back as
+            one batch. Texts have no view.
+
+    Returns:
+        `Embeddings`, with image and text [B, D] in float32.
+
+    Example:
+        >>> model = TwoTower(
+        ...     keras.Sequential(
+        ...         [keras.layers.Flatten(), keras.layers.Dense(8)]
+        ...     ),
+        ...     keras.Sequential(
+        ...         [
+        ...             keras.layers.Embedding(100, 8),
+        ...             keras.layers.GlobalAveragePooling1D(),
+        ...         ]
+        ...     ),
+        ... )
+        >>> batch = {
+        ...     "image": tf.zeros([2, 4, 4, 3], tf.uint8),
+        ...     "text": tf.zeros([2, 5], tf.int32),
+        ... }
+        >>> model(batch).image.shape
+        TensorShape([2, 8])
+    """
+
+    def __init__(
+        self,
+        image_tower: keras.layers.Layer,
+        text_tower: keras.layers.Layer,
+        *,
+        temperature: float = 10.0,
+        bias: float = -10.0,
+        learn_bias: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        for name, tower in (
+            ("image_tower", image_tower),
+            ("text_tower", text_tower),
+        ):
+            if not isinstance(tower, keras.layers.Layer):
+                raise TypeError(
+                    f"`{name}` must be a Keras layer or model. "
+                    f"Received: {tower!r}"
+                )
+        if not temperature > 0:
+            raise ValueError(
+                f"`temperature` must be above 0. "
+                f"Received: temperature={temperature!r}"
+            )
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.temperature = temperature
+        self.initial_bias = bias
+        self.learn_bias = learn_bias
+        self.log_temperature = self._add_scalar(
+            "log_temperature", math.log(temperature), trainable=True
+        )
+        self.bias = self._add_scalar("bias", bias, trainable=learn_bias)
+
+    def build(self, input_shape):
+        _check_keys(input_shape)
+        image = self.image_tower(
+            keras.KerasTensor(
+                input_shape["image"], self.image_tower.compute_dtype
+            )
+        )
+        text = self.text_tower(keras.KerasTensor(input_shape["text"], "int32"))
+        _check_embeddings(image.shape, text.shape)
+        self.built = True
+
+    def call(self, batch, training=None, view=None) -> Embeddings:
+        _check_keys(batch)
+        image = self.encode_image(batch["image"], training, view)
+        text = self.encode_text(batch["text"], training)
+        _check_embeddings(image.shape, text.shape)
+        return Embeddings(
+            image=image,
+            text=text,
+            scale=tf.exp(self.log_temperature.value),
+            bias=tf.convert_to_tensor(self.bias.value),
+        )
+
+    def encode_image(
+        self,
+        images: tf.Tensor,
+        training: bool | None = None,
+        view: config_lib.View | Sequence[config_lib.View] | None = None,
+    ) -> tf.Tensor:
+        """Embeds images.
+
+        Args:
+            images: uint8 in [0, 255] or floating point in [-1, 1]
+                [B, H, W, 3], or whatever else the image tower takes.
+            training: passed on to the image tower.
+            view: as in a call of the model.
+
+        Returns:
+            Unit-norm embeddings float32 [B, D].
+
+        Raises:
+            ValueError: on images that are not, a view that the image tower
+                can't take, or several that don't divide B.
+        """
+        images = tf.convert_to_tensor(images)
+        if images.dtype == tf.uint8:
+            # 127.5 maps to 0; the division is in float32 under any policy.
+            images = tf.cast(images, tf.float32) / 127.5 - 1.0
+        elif not images.dtype.is_floating:
+            raise ValueError(
+                f"`image` must be uint8 in [0, 255] or floating point in "
+                f"[-1, 1]. Received: dtype={images.dtype.name}"
+            )
+        images = tf.cast(images, self.image_tower.compute_dtype)
+        self.check_view(view)
+        parts = [
+            # A tower that knows no views is called as ever.
+            self.image_tower(
+                rows,
+                training=training,
+                **({} if one == config_lib.View() else {"view": one}),
+            )
+            for one, rows in _parts(_views(view), images)
+        ]
+        return unit_norm(parts[0] if len(parts) == 1 else tf.concat(parts, 0))
+
+    def encode_text(
+        self, tokens: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
+        """Embeds texts.
+
+        Args:
+            tokens: integer [B, L].
+            training: passed on to the text tower.
+
+        Returns:
+            Unit-norm embeddings float32 [B, D].
+        """
+        tokens = tf.convert_to_tensor(tokens)
+        if not tokens.dtype.is_integer:
+            raise ValueError(
+                f"`text` must be token ids; tokenise in the data pipeline. "
+                f"Received: dtype={tokens.dtype.name}"
+            )
+        tokens = tf.cast(tokens, tf.int32)
+        return unit_norm(self.text_tower(tokens, training=training))
+
+    def check_view(
+        self, view: config_lib.View | Sequence[config_lib.View] | None
+    ) -> None:
+        """Raises an error unless the image tower can look like this.
+
+        One of another make can if `patches.check_view` finds so.
+
+        Args:
+            view: as in a call.
+
+        Raises:
+            ValueError: if it can't.
+            TypeError: if that is no view.
+        """
+        for one in _views(view):
+            if one != config_lib.View():
+                patches.check_view(self.image_tower, one)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_tower": keras.saving.serialize_keras_object(
+                self.image_tower
+            ),
+            "text_tower": keras.saving.serialize_keras_object(self.text_tower),
+            "temperature": self.temperature,
+            "bias": self.initial_bias,
+            "learn_bias": self.learn_bias,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds the model that `get_config` describes."""
+        config = dict(config)
+        for name in ("image_tower", "text_tower"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
+
+    def _add_scalar(self, name, value, trainable):
+        return self.add_weight(
+            name=name,
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(float(value)),
+            trainable=trainable,
+            autocast=False,
+        )
+
+
+def _views(view):
+    """A call's views, as a tuple."""
+    if view is None:
+        return (config_lib.View(),)
+    views = (view,) if isinstance(view, config_lib.View) else view
+    if (
+        not isinstance(views, (tuple, list))
+        or not views
+        or not all(isinstance(one, config_lib.View) for one in views)
+    ):
+        raise TypeError(
+            f"`view` must be a `View`, a tuple of them or None. "
+            f"Received: {view!r}"
+        )
+    return tuple(views)
+
+
+def _parts(views, images):
+    """Each view with its rows; neighbours that are equal share a call."""
+    if len(views) == 1:
+        return [(views[0], images)]
+    num_rows = images.shape[0]
+    if num_rows is None or num_rows % len(views):
+        raise ValueError(
+            f"`view` must hold as many views as divide the rows of the batch, "
+            f"or one. Received: {len(views)} views for {num_rows} rows"
+        )
+    groups = [
+        (one, len(list(equal))) for one, equal in itertools.groupby(views)
+    ]
+    rows = tf.split(
+        images, [count * num_rows // len(views) for _, count in groups]
+    )
+    return [(one, part) for (one, _), part in zip(groups, rows, strict=True)]
+
+
+def _check_keys(batch):
+    if not {"image", "text"} <= set(batch):
+        raise ValueError(
+            f'`batch` must have the keys "image" and "text". '
+            f"Received: {sorted(batch)}"
+        )
+
+
+def _check_embeddings(image_shape, text_shape):
+    if (
+        len(image_shape) != 2
+        or len(text_shape) != 2
+        or image_shape[1] != text_shape[1]
+    ):
+        raise ValueError(
+            f"`image_tower` and `text_tower` must both map to [B, D] of one "
+            f"D. Received: image {tuple(image_shape)}, text "
+            f"{tuple(text_shape)}"
+        )
+    if None not in (image_shape[0], text_shape[0]) and (
+        image_shape[0] != text_shape[0]
+    ):
+        raise ValueError(
+            f"`image` and `text` must have equally many rows. Received: "
+            f"{image_shape[0]} and {text_shape[0]}"
+        )

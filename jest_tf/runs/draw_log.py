@@ -1,0 +1,389 @@
+"""What the selection does, step by step: whom it keeps, drops and repeats.
+
+Everything is made on the host from what a step tells anyway (`training/row_outputs.py`),
+so the graph of a step is the same with and without; the figures of rows are
+fetched and summed up at logged steps alone. All of it is a function of the
+settings and the step, the same in a run that was killed and continued.
+
+`evaluation/draw_comparison.py` measures more on demand; `reports/run_page.py` shows it.
+"""
+
+import json
+import os
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.runs import checkpoints
+from jest_tf import selection
+from jest_tf import config as config_lib
+from jest_tf.data import stream
+
+# The quantiles of a distribution that `telemetry.jsonl` holds.
+LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+QUANTITIES = ("learnability", "learner_loss", "reference_loss")
+GROUPS = ("kept", "dropped", "uniform")
+
+# Of each logged draw, the rows with the highest and the lowest score
+# that are written down.
+_EXTREMES = 8
+_BUCKETS = 30  # of a histogram, TensorBoard's default
+_HISTOGRAM = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(
+        plugin_name="histograms"
+    )
+)
+# What a checkpoint carries: see `Repeats`, and whether a line is still due.
+_SEEN, _COUNTS, _DUE = "trained_before", "trained_counts", "telemetry_due"
+
+
+class Repeats:
+    """Which records a run has trained on, a bit each, and how often again.
+
+    A record counts as trained before if an earlier step has trained on it. One
+    that stands in for another that can't be read counts as that.
+
+    Args:
+        order: of the stream.
+        super_batch_size: B.
+        carried: where the state is kept, `JESTModel.carried`; what it holds
+            is gone on from.
+    """
+
+    def __init__(
+        self,
+        order: stream.Order | stream.Mixture,
+        super_batch_size: int,
+        carried: dict[str, np.ndarray],
+    ):
+        self._order = order
+        self._super_batch_size = super_batch_size
+        num_bytes = -(-order.num_records // 8)
+        self._seen = carried.setdefault(_SEEN, np.zeros(num_bytes, np.uint8))
+        # Trained, and of them trained before, since the last line of the log;
+        # records trained on in all.
+        self._counts = carried.setdefault(_COUNTS, np.zeros(3, np.int64))
+
+    def add(self, number: int, rows: np.ndarray) -> None:
+        """Counts what a step has trained on.
+
+        Args:
+            number: of the super-batch, from 0 on.
+            rows: integers `[b]`, its rows.
+        """
+        positions = number * self._super_batch_size + np.asarray(rows, np.int64)
+        records = self._order.rows(positions)
+        places, bits = records >> 3, np.uint8(1) << np.uint8(records & 7)
+        before = (self._seen[places] & bits) > 0
+        np.bitwise_or.at(self._seen, places, bits)
+        # A super-batch between two epochs may hold a record twice.
+        new = len(np.unique(records[~before]))
+        self._counts += (len(records), before.sum(), new)
+
+    def rate(self) -> float:
+        """Share of the examples trained that had been trained before.
+
+        Of those since it was asked for the last time; NaN of none.
+        """
+        trained, before, _ = self._counts
+        self._counts[:2] = 0
+        return float(before) / trained if trained else np.nan
+
+    def effective_filter_ratio(self, num_super_batches: int) -> float:
+        """1 - distinct records trained / distinct records drawn, so far.
+
+        Args:
+            num_super_batches: that the stream has given out.
+        """
+        drawn = self._order.num_distinct(
+            num_super_batches * self._super_batch_size
+        )
+        return 1.0 - float(self._counts[2]) / drawn
+
+
+class Telemetry:
+    """Follows the draws of a run, driven by its ledger.
+
+    Args:
+        config: the run.
+        workdir: the run directory.
+        start_step: steps already done.
+        order: of the stream; None leaves out what goes by records.
+        super_batch_at: from the steps done before a step to the number of its
+            super-batch; None is the same number.
+    """
+
+    def __init__(
+        self,
+        config: config_lib.TrainConfig,
+        workdir: str,
+        *,
+        start_step: int = 0,
+        order: stream.Order | stream.Mixture | None = None,
+        super_batch_at: Callable[[int], int] | None = None,
+    ):
+        self._config = config
+        self._path = os.path.join(workdir, checkpoints.TELEMETRY_FILE)
+        self._start_step = start_step
+        self._order = order
+        self._super_batch_at = super_batch_at or (lambda step: step)
+        self._model = self._repeats = self._is_due = None
+
+    def begin(self, model) -> None:
+        """Takes up what a checkpoint has carried.
+
+        Args:
+            model: the `JESTModel` that is followed.
+        """
+        self._model = model
+        # Of a checkpoint, and not told by the file, which some workers lack.
+        self._is_due = model.carried.setdefault(_DUE, np.zeros(1, np.uint8))
+        # A run that began without can't know what it had trained on.
+        if self._order is None or (
+            self._start_step and _SEEN not in model.carried
+        ):
+            return
+        self._repeats = Repeats(
+            self._order, self._config.data.super_batch_size, model.carried
+        )
+
+    def follow(
+        self,
+        previous: int,
+        step: int,
+        is_logged: bool,
+        writer: tf.summary.SummaryWriter,
+    ) -> dict[str, float]:
+        """Takes up an execution; to be called after each.
+
+        Of a logged step that has scored nothing, the next one that has gets
+        the line of `telemetry.jsonl`.
+
+        Args:
+            previous: steps done before the execution.
+            step: steps done.
+            is_logged: whether the log gets a line of the step.
+            writer: of TensorBoard.
+
+        Returns:
+            What belongs into the line of the log, by name.
+        """
+        report, scalars = self._model.rows, {}
+        if self._repeats is not None:
+            self._count(report, previous, step)
+            if is_logged:
+                scalars = self._of_records(step)
+        self._is_due |= is_logged
+        if self._is_due.any() and report.is_scored:
+            scalars |= self._write(report, step, writer)
+            self._is_due[:] = 0
+        return scalars if is_logged else {}
+
+    def _count(self, report, previous, step):
+        for before in range(previous, step):
+            rows = report.drawn(before)
+            if rows is None:  # all of them
+                rows = np.arange(self._config.data.super_batch_size)
+            self._repeats.add(self._super_batch_at(before), rows)
+
+    def _of_records(self, step):
+        scalars = {"train/repeat_rate": self._repeats.rate()}
+        if self._config.selection.batch_size is not None:
+            number = self._super_batch_at(step - 1) + 1
+            ratio = self._repeats.effective_filter_ratio(number)
+            scalars["select/effective_filter_ratio"] = ratio
+        return scalars
+
+    def _write(self, report, step, writer):
+        """Writes a line and histograms; returns the overlaps, by name."""
+        settings = self._config.selection.at(step - 1)
+        scored, drawn = report.scored(), report.drawn(step - 1)
+        groups = split(scored, report.uniform(), drawn)
+        overlaps = overlaps_of(
+            np.searchsorted(scored["row"], drawn),
+            scored["own_score"],
+            settings,
+            seed=(self._config.seed, step - 1),
+            num_replicas=self._model.distribute_strategy.num_replicas_in_sync,
+        )
+        with writer.as_default(step=step):
+            for quantity, of_group in groups.items():
+                for group, some in of_group.items():
+                    _write_histogram(f"select/{quantity}/{group}", some)
+        line = {
+            "step": step,
+            "super_batch": self._super_batch_at(step - 1),
+            "criterion": settings.criterion,
+            "filter_ratio": 1.0 - len(drawn) / len(scored["row"]),
+            **{f"overlap_{name}": one for name, one in overlaps.items()},
+            **{
+                quantity: {name: _summary(some) for name, some in group.items()}
+                for quantity, group in groups.items()
+            },
+            **extremes(scored, drawn, settings.criterion),
+        }
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return {f"select/overlap_{name}": one for name, one in overlaps.items()}
+
+
+def split(
+    scored: dict[str, np.ndarray],
+    uniform: dict[str, np.ndarray],
+    drawn: np.ndarray,
+) -> dict[str, dict[str, np.ndarray]]:
+    """The values of kept, dropped and uniformly drawn rows, by quantity.
+
+    Args:
+        scored: what `row_outputs.RowReport.scored` returns.
+        uniform: what its `uniform` returns.
+        drawn: integers `[b]`, the rows kept.
+
+    Returns:
+        Those of `QUANTITIES` that there are, each with the values of `GROUPS`:
+        losses of kept and dropped rows are given the sub-batch, those of the
+        uniform draw given that draw.
+    """
+    kept = np.isin(scored["row"], drawn)
+    losses = {
+        model: {
+            "kept": scored[name][kept],
+            "dropped": scored[name][~kept],
+            "uniform": uniform[f"uniform_{name}"],
+        }
+        for model, name in (
+            ("learner", "learner_loss"),
+            ("reference", "reference_loss"),
+        )
+        if name in scored
+    }
+    found = {f"{model}_loss": of_group for model, of_group in losses.items()}
+    if len(losses) == 2:
+        found["learnability"] = {
+            group: losses["learner"][group] - losses["reference"][group]
+            for group in GROUPS
+        }
+    return {name: found[name] for name in QUANTITIES if name in found}
+
+
+def row_scores(scored: dict[str, np.ndarray], criterion: str) -> np.ndarray:
+    """The criterion of each row given the sub-batch; float32 `[n]`."""
+    if criterion == "learnability":
+        return scored["learner_loss"] - scored["reference_loss"]
+    if criterion == "easy_reference":
+        return -scored["reference_loss"]
+    return scored["learner_loss"]
+
+
+def extremes(
+    scored: dict[str, np.ndarray], drawn: np.ndarray, criterion: str
+) -> dict[str, list[dict]]:
+    """The eight rows with the highest and the lowest score each.
+
+    Args:
+        scored: what `row_outputs.RowReport.scored` returns.
+        drawn: integers `[b]`, the rows kept.
+        criterion: of the selection.
+
+    Returns:
+        `highest` and `lowest`, the most extreme first: of each row its number
+        `row`, its `score`, whether it was `kept`, and its `id` if there is one.
+    """
+    scores = row_scores(scored, criterion)
+    order = np.argsort(-scores, kind="stable")
+    kept = np.isin(scored["row"], drawn)
+
+    def describe(place):
+        about = {
+            "row": int(scored["row"][place]),
+            "score": _short(scores[place]),
+            "kept": bool(kept[place]),
+        }
+        if "id" in scored:
+            about["id"] = int(scored["id"][place])
+        return about
+
+    return {
+        "highest": [describe(place) for place in order[:_EXTREMES]],
+        "lowest": [describe(place) for place in order[::-1][:_EXTREMES]],
+    }
+
+
+def overlap(left: np.ndarray, right: np.ndarray) -> float:
+    """The share of the rows of a draw that another of its size holds too."""
+    return len(np.intersect1d(left, right)) / len(left)
+
+
+def overlaps_of(
+    rows: np.ndarray,
+    own_score: np.ndarray,
+    settings: config_lib.SelectionConfig,
+    *,
+    seed: tuple[int, int],
+    num_replicas: int = 1,
+) -> dict[str, float]:
+    """Shares of a draw that other samplers draw too, from the same noise.
+
+    Args:
+        rows: integers `[b]`, the draw, places among the rows scored.
+        own_score: float32 `[n]` of the rows scored, see `selection.Draw`.
+        settings: the draw was made with.
+        seed: the draw was made with.
+        num_replicas: R.
+
+    Returns:
+        By `independent` and `uniform`; two draws without anything in common
+        but the rows scored share b/n on average.
+    """
+    size = len(rows)
+    quotas = num_replicas if settings.quota == "per_replica" else 1
+    independent, uniform = _other_rows(
+        tf.constant(own_score),
+        tf.constant(seed, tf.int32),
+        size,
+        settings.gain,
+        quotas,
+    )
+    return {
+        "independent": overlap(rows, independent.numpy()),
+        "uniform": overlap(rows, uniform.numpy()),
+    }
+
+
+@tf.function(autograph=False)  # many small operations
+def _other_rows(own_score, seed, size, gain, num_quotas):
+    """The rows of an independent and of a uniform draw, int32 `[size]`."""
+    return (
+        selection.independent_rows(
+            own_score, seed, size, gain=gain, num_quotas=num_quotas
+        ),
+        selection.uniform_rows(
+            seed, size, own_score.shape[0], num_quotas=num_quotas
+        ),
+    )
+
+
+def _summary(values):
+    """What a line holds of a distribution: count, mean, quantiles."""
+    if not len(values):
+        return {"count": 0}
+    return {
+        "count": len(values),
+        "mean": _short(values.mean(dtype=np.float64)),
+        "quantiles": [_short(one) for one in np.quantile(values, LEVELS)],
+    }
+
+
+def _write_histogram(name, values):
+    """As `tf.summary.histogram`, which takes ten times as long."""
+    if not len(values):
+        return
+    counts, edges = np.histogram(values, _BUCKETS)
+    buckets = np.stack([edges[:-1], edges[1:], counts], 1)
+    tf.summary.write(name, buckets, metadata=_HISTOGRAM)
+
+
+def _short(value):
+    """Six digits, which say all that a score is known to."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,41 @@
+"""Joint example selection: scores, samplers and draws."""
+
+from jest_tf.selection.samplers import (
+    CRITERIA,
+    FIRST_CHUNKS,
+    LOSSES,
+    QUOTAS,
+    SAMPLERS,
+    UNIFORM_ROWS,
+    Draw,
+    chunk_sizes,
+    gumbel_noise,
+    independent_rows,
+    select_independently,
+    select_jointly,
+    select_top,
+    select_uniformly,
+    sub_batch_score,
+    summarize,
+    uniform_rows,
+)
+
+__all__ = [
+    "CRITERIA",
+    "Draw",
+    "FIRST_CHUNKS",
+    "LOSSES",
+    "QUOTAS",
+    "SAMPLERS",
+    "UNIFORM_ROWS",
+    "chunk_sizes",
+    "gumbel_noise",
+    "independent_rows",
+    "select_independently",
+    "select_jointly",
+    "select_top",
+    "select_uniformly",
+    "sub_batch_score",
+    "summarize",
+    "uniform_rows",
+]

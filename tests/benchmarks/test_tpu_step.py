@@ -1,0 +1,220 @@
+"""The step that `fit` would run on TPUs, traced; nothing here runs it."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+import jest_tf
+from benchmarks.tpu import fake_strategy, lifter, step
+from jest_tf import config, distribution, training
+from jest_tf.data import preprocessing
+from jest_tf.models import reference
+
+REPLICAS = 4
+ROWS, BATCH_SIZE = 16, 8
+DIM = 6  # of the learner's embeddings
+HOST = {
+    *("PyFunc", "EagerPyFunc", "Print", "PrintV2", "StringFormat"),
+    *("Unique", "Where", "DecodeJpeg", "CollectiveReduceV2"),
+}
+
+
+@functools.cache
+def strategy_of_tpus():
+    return fake_strategy.build_strategy(REPLICAS)
+
+
+class TPUStepTest(tf.test.TestCase):
+    def trace(
+        self,
+        settings,
+        *,
+        loss,
+        is_cached,
+        dtype,
+        steps_per_execution=1,
+        learner=None,
+        views=(),
+    ):
+        def teacher(seed):
+            if is_cached:
+                return reference.cached(10.0, -10.0)
+            return tiny.learner(seed, dtype=dtype)
+
+        with strategy_of_tpus().scope():
+            model = training.JESTModel(
+                learner() if learner else tiny.learner(0, DIM, dtype=dtype),
+                teacher(5),
+                settings,
+                loss,
+                augment=preprocessing.Augmentation(flip=True, min_area=0.5),
+                equal_captions="ignore",
+                views=views,
+            )
+            model.compile(
+                optimizer=jest_tf.AdamW(0.05, global_clipnorm=0.3),
+                steps_per_execution=steps_per_execution,
+                jit_compile=False,
+            )
+            model.optimizer.build(model.trainable_variables)
+        (batch,) = tiny.super_batches(1, rows=ROWS)
+        batch["record_replaced"] = np.arange(ROWS) < 3
+        if is_cached:
+            for name in ("reference_image", "reference_text"):
+                batch[name] = np.ones([ROWS, 5], np.float16)
+        function = step.trace(model, tiny.dataset([batch]).repeat(), ROWS)
+        return model, function
+
+    def check(self, quota, **settings):
+        model, function = self.trace(
+            config.SelectionConfig("joint", BATCH_SIZE, 2, quota=quota),
+            **settings,
+        )
+        operations = list(of_replicas(function.graph))
+        self.check_exchange(model, operations, quota)
+        self.check_types(operations)
+        return function, operations
+
+    def check_exchange(self, model, operations, quota):
+        sums, exchanges = (
+            [one.inputs[0] for one in operations if one.type == kind]
+            for kind in ("CrossReplicaSum", "AllToAll")
+        )
+        # One row for each replica is the most that one of 4 can owe another,
+        # of a sub-batch of 8 and 4 rows a replica. Pictures move so, or not.
+        pictures = [one for one in exchanges if one.dtype == tf.uint8]
+        moved = [[4, 1, 4, 4, 3]] if quota == "global" else []
+        self.assertEqual([one.shape for one in pictures], moved)
+        # The optimizer sums each gradient once.
+        shapes = [tuple(one.shape) for one in sums]
+        for variable in model.trainable_variables:
+            if len(variable.shape) == 2:
+                self.assertEqual(shapes.count(tuple(variable.shape)), 1)
+                shapes.remove(tuple(variable.shape))
+        # All else is at most the embeddings of the sub-batch.
+        for shape in shapes:
+            self.assertLessEqual(np.prod(shape), BATCH_SIZE * DIM, shape)
+
+    def check_types(self, operations):
+        self.assertEmpty({one.type for one in operations} & HOST)
+        for operation in operations:
+            for tensor in operation.outputs:
+                self.assertNotIn(
+                    tensor.dtype, (tf.float64, tf.string), operation.name
+                )
+                if operation.type == "Placeholder":
+                    continue
+                self.assertTrue(
+                    tensor.shape.is_fully_defined()
+                    or tensor.dtype in (tf.variant, tf.resource),
+                    (operation.name, tensor.shape),
+                )
+                # Counters and the states of philox; ids come in halves.
+                if tensor.dtype in (tf.int64, tf.uint64):
+                    self.assertLessEqual(
+                        tensor.shape.num_elements(), REPLICAS, operation.name
+                    )
+
+    def test_steps_in_bfloat16_are_one_program_in_one_loop(self):
+        function, operations = self.check(
+            "global",
+            loss="sigmoid",
+            is_cached=True,
+            dtype="mixed_bfloat16",
+            steps_per_execution=3,
+        )
+        program = lifter.Program(function)  # refuses two
+        self.assertEqual(program.host_operations, ["IteratorGetNext"])
+        types = {}
+        for one in operations:
+            if one.outputs:
+                types.setdefault(one.type, set()).add(one.outputs[0].dtype)
+        self.assertIn(tf.bfloat16, types["MatMul"])
+        # Scores, losses and draws are float32 whatever the towers are.
+        for kind in ("Softplus", "Log", "TopKV2", "CrossReplicaSum"):
+            self.assertNotIn(tf.bfloat16, types[kind], kind)
+
+    @pytest.mark.slow
+    def test_what_a_step_exchanges(self):
+        for loss, is_cached in (("sigmoid", True), ("softmax", False)):
+            for quota in config.QUOTAS:
+                with self.subTest(quota, loss=loss, cached=is_cached):
+                    self.check(
+                        quota, loss=loss, is_cached=is_cached, dtype="float32"
+                    )
+
+    @pytest.mark.slow
+    def test_a_mix_of_views_exchanges_each_row_once(self):
+        coarse = config.View(patch_size=4)
+        _, function = self.trace(
+            config.SelectionConfig(
+                "joint", BATCH_SIZE, 2, view=coarse, stop_when_passed=2
+            ),
+            loss="sigmoid",
+            is_cached=False,
+            dtype="float32",
+            learner=tiny.flexible_learner,
+            views=(config.View(), coarse),
+        )
+        operations = list(of_replicas(function.graph))
+        self.check_types(operations)
+        moved = [
+            one.inputs[0].shape
+            for one in operations
+            if one.type == "AllToAll" and one.inputs[0].dtype == tf.uint8
+        ]
+        # Two halves of 4 rows, of which each replica owes another at most one.
+        self.assertEqual(moved, [[REPLICAS, 1, 4, 4, 3]] * 2)
+
+    def test_numbers_of_64_bits_come_in_halves(self):
+        numbers = tf.constant([2**40 + 7, -3, 2**63 - 1], tf.int64)
+        batch = {"id": numbers, "text": tf.ones([3, 2], tf.int32)}
+        dataset = distribution.distribute(
+            fake_strategy.build_strategy(1),
+            lambda host, num_hosts: tf.data.Dataset.from_tensors(batch),
+            3,
+        )
+        (given,) = dataset
+        self.assertEqual(given["id"].dtype, tf.int32)
+        self.assertAllEqual(given["text"], batch["text"])
+        self.assertAllEqual(distribution.join_halves(given["id"]), numbers)
+        self.assertAllEqual(distribution.join_halves(numbers), numbers)
+
+
+def of_replicas(graph):
+    """The operations that run on every replica, and those that they call."""
+    for operation in graph.get_operations():
+        is_marked = "_tpu_replicate" in operation.node_def.attr
+        for name in called(operation):
+            inner = graph._get_function(name)
+            inner = getattr(inner, "graph", None)
+            if inner is not None:
+                yield from (
+                    inner_operations(inner) if is_marked else of_replicas(inner)
+                )
+        if is_marked:
+            yield operation
+
+
+def inner_operations(graph):
+    for operation in graph.get_operations():
+        yield operation
+        for name in called(operation):
+            inner = getattr(graph._get_function(name), "graph", None)
+            if inner is not None:
+                yield from inner_operations(inner)
+
+
+def called(operation):
+    return [
+        value.func.name
+        for value in operation.node_def.attr.values()
+        if value.HasField("func")
+    ]
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,147 @@
+"""Bytes between replicas: what is called equals what `benchmarks.traffic` says.
+
+Hand counts stand here for the totals that docs/distribution.md rests on.
+"""
+
+import collections
+import itertools
+
+import lockstep
+import numpy as np
+import tensorflow as tf
+from test_replicas import share
+from test_selection import models
+
+from benchmarks import traffic
+from jest_tf import losses, selection
+from jest_tf.distribution import placement
+
+LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
+ROWS = {
+    "image": ((4, 4, 3), "uint8"),
+    "text": ((6,), "int32"),
+    "id": ((), "int64"),
+    "flag": ((), "bool"),
+}
+
+
+def setup_of(num_replicas, **changes):
+    return traffic.Setup(
+        num_replicas,
+        super_batch_size=48,
+        batch_size=24,
+        num_chunks=2,
+        dim=24,
+        reference_dim=10,
+        rows=ROWS,
+    )._replace(**changes)
+
+
+def calls_of_a_step(setup):
+    """The collectives that each replica calls, as (kind, shape, dtype)."""
+    learner, reference = models(setup.super_batch_size)
+    batch = {
+        name: np.zeros([setup.super_batch_size, *shape], dtype)
+        for name, (shape, dtype) in setup.rows.items()
+    }
+
+    def step(replicas):
+        own = share(
+            (learner, reference, batch),
+            int(replicas.replica_id),
+            setup.num_replicas,
+        )
+        draw = selection.select_jointly(
+            *own[:2],
+            batch_size=setup.batch_size,
+            num_chunks=setup.num_chunks,
+            seed=(0, 1),
+            loss=setup.loss,
+            quota=setup.quota,
+            replicas=replicas,
+        )
+        selection.summarize(draw, replicas)
+        dealt = placement.deal(
+            draw.indices,
+            setup.super_batch_size,
+            quota=setup.quota,
+            replicas=replicas,
+        )
+        placement.move(own[2], dealt, replicas)
+        trained_on = own[0]._replace(
+            image=tf.constant(own[0].image[: setup.share]),
+            text=tf.constant(own[0].text[: setup.share]),
+        )
+        with tf.GradientTape() as tape:
+            tape.watch(trained_on.image)
+            loss = LOSSES[setup.loss](trained_on, replicas=replicas)
+        tape.gradient(loss, trained_on.image)
+
+    return lockstep.run(setup.num_replicas, step)[1]
+
+
+class TrafficTest(tf.test.TestCase):
+    def test_a_step_calls_what_the_count_says(self):
+        for num_replicas, quota, loss in itertools.product(
+            (2, 4), selection.QUOTAS, selection.LOSSES
+        ):
+            setup = setup_of(num_replicas, quota=quota, loss=loss)
+            expected = collections.Counter(
+                call[1:] for call in traffic.collectives(setup)
+            )
+            with self.subTest(replicas=num_replicas, quota=quota, loss=loss):
+                for calls in calls_of_a_step(setup):
+                    self.assertEqual(collections.Counter(calls), expected)
+
+    def test_no_picture_is_gathered_and_with_a_quota_each_none_moves(self):
+        for quota in selection.QUOTAS:
+            setup = setup_of(4, quota=quota)
+            calls = calls_of_a_step(setup)[0]
+            of_pictures = [call for call in calls if call.dtype == "uint8"]
+            # 12 rows here, none of them alone may send more than 3 to another.
+            moved = [("all_to_all", (4, 3, 4, 4, 3), "uint8")]
+            self.assertEqual(of_pictures, moved * (quota == "global"))
+
+    def test_selection_moves_rows_chosen_and_not_the_super_batch(self):
+        # Twice the super-batch, the same sub-batch: the embeddings that go
+        # round stay, and candidates are two numbers a row at most.
+        for quota in selection.QUOTAS:
+            small, large = (
+                traffic.totals(
+                    traffic.Setup(8, size, 1024, 16, 768, 768, quota)
+                )
+                for size in (4096, 8192)
+            )
+            self.assertEqual(
+                small["chosen embeddings"], large["chosen embeddings"]
+            )
+            for size, bytes_ in ((4096, small), (8192, large)):
+                self.assertLessEqual(bytes_["candidates"], 16 * size * 8)
+
+    def test_totals_by_hand(self):
+        # R = 4, B = 48, b = 24 in two chunks of 12; D = 24 and 10.
+        setup = setup_of(4)
+        totals = traffic.totals(setup)
+        # A replica offers 12 rows a chunk, 4 + 4 bytes each, to three others.
+        self.assertEqual(totals["candidates"], 2 * 12 * 8 * 3)
+        # 24 rows of 2 (24 + 10) floats, by an all-reduce: 2 * 3/4 of them.
+        self.assertEqual(totals["chosen embeddings"], 24 * 68 * 4 * 1.5)
+        # m = ceil(12 / 4) = 3 rows of 48 + 24 + 8 + 1 bytes from each other.
+        self.assertEqual(totals["rows"], 3 * 3 * (48 + 24 + 8 + 1))
+        # 6 rows of two times 24 floats from each other.
+        self.assertEqual(totals["loss embeddings"], 3 * 6 * 2 * 24 * 4)
+        self.assertNotIn(
+            "rows", traffic.totals(setup_of(4, quota="per_replica"))
+        )
+
+    def test_work_and_memory_by_hand(self):
+        setup = setup_of(4, loss_block_size=2)
+        work = traffic.flops(setup)
+        # 12 images with 24 texts and 12 texts with 24 images, of two models.
+        self.assertEqual(work["selection"], 2 * 2 * 12 * 24 * (24 + 10))
+        # 5 products of 6 x 24 x 24.
+        self.assertEqual(work["loss"], 5 * 2 * 6 * 24 * 24)
+        held = traffic.memory(setup)
+        self.assertEqual(held["embeddings held"], 12 * 68 * 4)
+        self.assertEqual(held["block of loss logits"], 2 * 24 * 4)
+        self.assertEqual(held["tile of scores"], 12 * 12 * 4)

@@ -1,0 +1,1363 @@
+"""Curation: what is chosen, resuming, sets inferred from tasks, the command."""
+
+import contextlib
+import importlib.util
+import io
+import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+import test_cascade
+import test_file_format
+import test_manifest
+import test_run_page
+import test_store
+
+from jest_tf import config, curation, models, runs, selection
+from jest_tf.curation import by_similarity
+from jest_tf.data import cascade, preprocessing, reader, stores, stream
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data.sidecars import embed, file_format
+from jest_tf.data.stores import manifest
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import reference
+from jest_tf.reports import manifest_page
+from jest_tf.runs import checkpoints
+from trainers import curate as command
+from trainers import embed as embed_command
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MINI = f"{ROOT}/examples/icontext_mini"
+DIM = test_cascade.DIM
+BAD = (*test_cascade.INVALID, test_cascade.BLANK)
+needs_beam = pytest.mark.skipif(
+    importlib.util.find_spec("apache_beam") is None,
+    reason="Apache Beam is not installed",
+)
+
+
+class ScoresTestCase(tf.test.TestCase):
+    """The store of the cascade's tests, and sidecars of a learner."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.store, cls.image, cls.text, cls.starts = test_cascade.write_store(
+            folder.name
+        )
+        counts = np.diff(cls.starts)
+        cls.learner = (
+            test_file_format.unit_rows(80, 8, DIM),
+            test_file_format.unit_rows(int(counts.sum()), 9, DIM),
+        )
+        cls.learner_dir = os.path.join(folder.name, "learner")
+        embed.write_arrays(
+            cls.store,
+            *cls.learner,
+            file_format.Description("l", "t", "p", DIM, 5.0, -3.0),
+            cls.learner_dir,
+            captions=counts,
+        )
+        cls.models = (curation.Model(), curation.Model("", cls.learner_dir))
+
+    def output(self):
+        return self.enterContext(tempfile.TemporaryDirectory())
+
+    def curate(self, directory, count=1, **settings):
+        return curation.curate(
+            self.store,
+            directory,
+            self.settings(count, **settings),
+            self.models[:count],
+        )
+
+    def settings(self, count=1, **settings):
+        # The models are sidecars, which do not tell their loss.
+        defaults = {"share": 0.25, "window": 15, "num_chunks": 3}
+        if count == 2:
+            defaults["criterion"] = "learnability"
+        return curation.Settings(**defaults | {"loss": "sigmoid"} | settings)
+
+
+class ChoiceTest(ScoresTestCase):
+    def windows(self, shard, settings):
+        """Of every window of a shard, from the text.
+
+        Its rows, their captions, the seed, and how many are chosen.
+        """
+        start = int(self.store.shards.lengths[:shard].sum())
+        length = int(self.store.shards.lengths[shard])
+        good = [row for row in range(start, start + length) if row not in BAD]
+        alone = self.store.of_shard(shard)
+        key = curation.by_score._key(alone, settings.seed)
+        order = stream.Order(len(good), key)
+        count = max(1, round(len(good) / settings.window))
+        total = key / 2**31
+        for turn in range(settings.passes):
+            positions = np.arange(len(good)) + turn * len(good)
+            rows = np.array(good)[order.rows(positions)]
+            numbers = reader.caption_numbers(key, positions)
+            captions = []
+            for row, number in zip(rows, numbers, strict=True):
+                choices = reader.candidates(test_cascade.captions_of(row))
+                choice = choices[number % len(choices)]
+                captions.append(self.starts[row] + choice)
+            for number, places in enumerate(
+                np.array_split(np.arange(len(rows)), count)
+            ):
+                before, total = total, total + settings.share * len(places)
+                yield (
+                    rows[places],
+                    np.array(captions)[places],
+                    (key, turn * count + number),
+                    math.floor(total) - math.floor(before),
+                )
+
+    def embedded(self, arrays, rows, captions, scale, bias):
+        image, text = (np.float32(np.float16(values)) for values in arrays)
+        return Embeddings(image[rows], text[captions], scale, bias)
+
+    def check(self, **settings):
+        """Against the slow joint draw, over whole matrices."""
+        chosen_by = self.settings(**settings)
+        with_learner = chosen_by.criterion == "learnability"
+        found = curation.curate(
+            self.store,
+            self.output(),
+            chosen_by,
+            self.models[: 1 + with_learner],
+        )
+        weights, scores = np.zeros(80), np.zeros(80)
+        for shard in range(3):
+            for rows, captions, seed, count in self.windows(shard, chosen_by):
+                teacher = self.embedded(
+                    (self.image, self.text), rows, captions, 20.0, -8.0
+                )
+                learner = None
+                if with_learner:
+                    learner = self.embedded(
+                        self.learner, rows, captions, 5.0, -3.0
+                    )
+                chunks = min(3, count)
+                joint = cascade.joint_seed(tf.constant(seed))
+                drawn = oracles.select_jointly(
+                    learner,
+                    teacher,
+                    batch_size=count,
+                    noise=selection.gumbel_noise(
+                        joint, chunks, len(rows)
+                    ).numpy(),
+                    criterion=chosen_by.criterion,
+                    loss=chosen_by.loss,
+                )
+                weights[rows[drawn]] += 1
+                own = -oracles.row_losses(teacher, drawn, chosen_by.loss)
+                if with_learner:
+                    own += oracles.row_losses(learner, drawn, chosen_by.loss)
+                scores[rows] += own
+        scores[list(BAD)] = np.nan
+        self.assertAllEqual(found.weights, weights)
+        self.assertAllClose(
+            found.scores, scores / chosen_by.passes, rtol=1e-4, atol=1e-4
+        )
+        return found
+
+    def test_easy_reference_is_the_joint_draw_of_each_window(self):
+        found = self.check(share=0.25)
+        self.assertEqual(set(found.weights.tolist()), {0.0, 1.0})
+
+    def test_learnability_takes_learner_and_reference(self):
+        self.check(share=0.4, criterion="learnability", seed=3)
+
+    def test_softmax_and_several_passes_add_up(self):
+        found = self.check(share=0.3, loss="softmax", passes=3)
+        self.assertGreater(found.weights.max(), 1.0)
+
+    def test_a_uniform_share_is_that_of_the_cascade(self):
+        settings = {"share": 0.5, "window": 40, "uniform_share": 0.5}
+        found = self.curate(self.output(), **settings, gain=0.5)
+        chosen_by = self.settings(**settings)
+        weights = np.zeros(80)
+        for shard in range(3):
+            key = curation.by_score._key(
+                self.store.of_shard(shard), chosen_by.seed
+            )
+            total = key / 2**31
+            for rows, captions, seed, count in self.windows(shard, chosen_by):
+                before, total = total, total + count / 2
+                num_uniform = math.floor(total) - math.floor(before)
+                chunks = min(3, count - num_uniform)
+                drawn = cascade.draw(
+                    self.embedded(
+                        (self.image, self.text), rows, captions, 20.0, -8.0
+                    ),
+                    config.CascadeConfig(
+                        len(rows), num_chunks=chunks, gain=0.5
+                    ),
+                    batch_size=count,
+                    num_uniform=num_uniform,
+                    seed=seed,
+                    loss="sigmoid",
+                )
+                weights[rows[drawn]] += 1
+        self.assertAllEqual(found.weights, weights)
+
+    def test_a_uniform_share_of_less_than_a_record_of_a_window(self):
+        # A tenth of two: rounded by itself, it would be none of any window.
+        settings = {"share": 0.5, "window": 4, "uniform_share": 0.1}
+        taken = []
+        choose_from = curation.by_score._choose_from
+
+        def noted(every, count, num_uniform, *others):
+            taken.append((count, num_uniform))
+            return choose_from(every, count, num_uniform, *others)
+
+        with mock.patch.object(curation.by_score, "_choose_from", noted):
+            self.curate(self.output(), **settings, passes=4)
+        counts, uniform = np.sum(taken, axis=0)
+        self.assertAllInRange(np.diff(taken), -3, -1)  # one drawn jointly
+        # To within one of each of three shards.
+        self.assertAllInRange(uniform, 0.1 * counts - 3, 0.1 * counts + 3)
+        self.assertGreater(0.1 * counts, 10)
+
+    def test_all_may_be_chosen(self):
+        found = self.curate(self.output(), share=1.0)
+        self.assertAllEqual(found.weights, ~np.isin(np.arange(80), BAD))
+
+    def test_a_shard_that_cannot_be_read_at_all_is_left_out(self):
+        folder = self.output()
+        embed.write_arrays(
+            self.store,
+            self.image,
+            self.text[:0],
+            test_cascade.DESCRIPTION,
+            folder,
+            captions=np.zeros(80, int),
+            valid=np.zeros(80, bool),
+        )
+        with self.assertRaisesRegex(ValueError, "must have a record that is d"):
+            curation.curate(
+                self.store,
+                self.output(),
+                self.settings(),
+                [curation.Model("", folder)],
+            )
+
+    def test_many_small_shards_come_to_their_share_together(self):
+        folder = self.output()
+        sizes = [1] * 60 + [2] * 20
+        ends = np.cumsum(sizes)
+        for shard, (start, stop) in enumerate(
+            zip(ends - sizes, ends, strict=True)
+        ):
+            rows = range(start, stop)
+            write_set(folder, f"{shard:03}", rows, ["a"] * len(rows), rows)
+        store = stores.open_store(os.path.join(folder, "*.tfrecord"))
+        embed.write_arrays(
+            store,
+            *(test_file_format.unit_rows(100, seed, DIM) for seed in (1, 2)),
+            test_cascade.DESCRIPTION,
+        )
+
+        def curate(name):
+            return curation.curate(
+                store,
+                os.path.join(folder, name),
+                self.settings(share=0.2),
+                self.models[:1],
+            )
+
+        found = curate("whole")
+        # One by chance of a fifth, or of two fifths, a shard: four standard
+        # deviations about 20 of 100. At least one a shard would be 80.
+        error = 4 * np.sqrt(60 * 0.2 * 0.8 + 20 * 0.4 * 0.6)
+        self.assertAllInRange(found.weights.sum(), 20 - error, 20 + error)
+        self.assertAllEqual(np.isfinite(found.scores), np.ones(100, bool))
+        for shard in (0, 7, 61):
+            alone = curation.choose(
+                store.of_shard(shard), self.settings(share=0.2), self.models[:1]
+            )
+            rows = slice(ends[shard] - sizes[shard], ends[shard])
+            self.assertAllEqual(alone.weights, found.weights[rows])
+
+    def test_of_any_number_of_windows_so_many_are_chosen_as_their_share(self):
+        random = np.random.default_rng(0)
+        for share in (0.001, 0.2, 0.3, 0.5, 1 / 3, 0.999, 1.0):
+            for key in (0, 1, 2**30, 2**31 - 1):
+                sizes = random.integers(1, 9, 50)
+                counts = curation.by_score._counts(share, sizes.tolist(), key)
+                self.assertAllInRange(counts, 0, 8)
+                self.assertAllInRange(sizes - counts, 0, 8)
+                difference = np.cumsum(counts) - share * np.cumsum(sizes)
+                self.assertLess(np.abs(difference).max(), 1.0 + 1e-9)
+        # Over all keys the mean is the share: of two records 0.4.
+        keys = range(0, 2**31, 2**21)
+        counts = [
+            sum(curation.by_score._counts(0.2, [1, 1], key)) for key in keys
+        ]
+        self.assertAllClose(np.mean(counts), 0.4, atol=1 / len(keys))
+
+    def test_sidecars_alone_do_not_tell_the_loss(self):
+        for count, received in (
+            (1, "sidecars without a run"),
+            (2, "sidecars without a run and sidecars without a run"),
+        ):
+            with self.assertRaisesRegex(
+                ValueError,
+                f"`loss` must be 'sigmoid' or .*: none, with {received}",
+            ):
+                self.curate(self.output(), count, loss=None)
+        found = self.curate(self.output(), loss="softmax")
+        self.assertEqual(found.made_by["loss"], "softmax")
+
+    def test_one_shard_under_two_folders_is_refused(self):
+        folder = self.output()
+        path = os.path.join(folder, "0.tfrecord")
+        shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
+        store = stores.join([self.store, stores.open_store(path)])
+        with self.assertRaisesRegex(
+            ValueError, f"two of version .*{self.folder}/0.tfrecord and {path}"
+        ):
+            curation.curate(
+                store, self.output(), self.settings(), self.models[:1]
+            )
+
+
+class ResumeTest(ScoresTestCase):
+    def read(self, folder):
+        return {
+            path.name: path.read_bytes()
+            for path in pathlib.Path(folder).iterdir()
+            if path.is_file()
+        }
+
+    def test_what_is_there_is_kept_and_what_is_missing_is_made(self):
+        whole, broken = self.output(), self.output()
+        self.curate(whole)
+        self.curate(broken)
+        names = sorted(os.listdir(broken))
+        self.assertLen(names, 5)  # three shards, the list and the lock
+        os.remove(os.path.join(broken, manifest.MANIFEST_FILE))
+        os.remove(manifest.part_path(self.store, 1, broken))
+        kept = manifest.part_path(self.store, 0, broken)
+        before = os.stat(kept).st_mtime_ns
+        self.curate(broken)
+        self.assertEqual(self.read(broken), self.read(whole))
+        self.assertEqual(os.stat(kept).st_mtime_ns, before)
+
+    def test_another_choice_is_refused_unless_it_is_to_replace(self):
+        folder = self.output()
+        self.curate(folder)
+        with self.assertRaisesRegex(
+            ValueError, "expected made_by.share=0.5. Received: 0.25"
+        ):
+            self.curate(folder, share=0.5)
+        with self.assertRaisesRegex(ValueError, "expected made_by.criterion="):
+            self.curate(folder, count=2)
+        found = curation.curate(
+            self.store,
+            folder,
+            self.settings(share=0.5),
+            self.models[:1],
+            overwrite=True,
+        )
+        self.assertEqual(found.made_by["share"], 0.5)
+
+    def test_to_replace_is_to_write_all_anew(self):
+        whole, folder = self.output(), self.output()
+        self.curate(whole)
+        self.curate(folder)
+        path = manifest.part_path(self.store, 0, folder)
+        header, part = manifest.read_part(path)
+        manifest.write_part(
+            path, header, part._replace(weights=part.weights + 1)
+        )
+        curation.curate(
+            self.store,
+            folder,
+            self.settings(),
+            self.models[:1],
+            overwrite=True,
+        )
+        self.assertEqual(self.read(folder), self.read(whole))
+
+    def test_two_processes_do_not_write_one_manifest(self):
+        folder = self.output()
+        with curation.claimed(folder):
+            with self.assertRaisesRegex(ValueError, "Another process is writ"):
+                self.curate(folder)
+
+    def test_a_remote_folder_is_for_beam(self):
+        with self.assertRaisesRegex(ValueError, "must be local.*'ram://a'"):
+            self.curate("ram://a")
+
+    def test_models_that_do_not_fit_are_refused(self):
+        for criterion, found, pattern in (
+            (
+                "learnability",
+                self.models[:1],
+                "needs a reference and a learner",
+            ),
+            ("easy_reference", self.models, "needs a reference. Received: 2"),
+            ("learnability", self.models[:1] * 2, "need folders of their own"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                curation.curate(
+                    self.store,
+                    self.output(),
+                    self.settings(criterion=criterion),
+                    found,
+                )
+
+    def test_settings_out_of_range_are_refused(self):
+        for name, value in (
+            ("share", 0.0),
+            ("share", 1.5),
+            ("window", 0),
+            ("passes", 0),
+            ("criterion", "hard_learner"),
+            ("loss", "l2"),
+            ("seed", -1),
+            ("uniform_share", 1.0),
+        ):
+            with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
+                curation.Settings(**{name: value})
+
+    def spread(self, directory, *options, **arguments):
+        return curation.curate_with_beam(
+            config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
+            directory,
+            self.settings(),
+            self.models[:1],
+            options=["--runner=DirectRunner", *options],
+            **arguments,
+        )
+
+    @needs_beam
+    def test_beam_writes_the_same_files(self):
+        alone, spread = self.output(), self.output()
+        expected = self.curate(alone)
+        found = self.spread(spread)
+        self.assertEqual(found.identity, expected.identity)
+        files = self.read(alone)
+        del files[".lock"]
+        self.assertEqual(self.read(spread), files)
+        path = manifest.part_path(self.store, 0, spread)
+        header, part = manifest.read_part(path)
+        manifest.write_part(
+            path, header, part._replace(weights=part.weights + 1)
+        )
+        self.spread(spread, overwrite=True)
+        self.assertEqual(self.read(spread), files)
+
+    @needs_beam
+    def test_flags_that_beam_does_not_know_are_refused(self):
+        folder = self.output()
+        with self.assertRaisesRegex(
+            ValueError, "of Apache Beam. Received: --lerner x --overwite -f y"
+        ):
+            self.spread(
+                folder,
+                *("--lerner", "x", "--job_name=a", "--overwite", "-f", "y"),
+            )
+        self.assertEmpty(os.listdir(folder))
+
+    @needs_beam
+    def test_what_a_runner_lacks_is_one_line(self):
+        missing = ImportError("not available,\n please install x[gcp]")
+        with (
+            mock.patch("apache_beam.Pipeline", side_effect=missing),
+            self.assertRaisesRegex(
+                ValueError, "gcp. for Dataflow. Received: not available, please"
+            ),
+        ):
+            self.spread(self.output())
+
+    def test_without_beam_the_way_out_is_named(self):
+        with (
+            mock.patch.dict(sys.modules, {"apache_beam": None}),
+            self.assertRaisesRegex(ValueError, r"pip install apache-beam"),
+        ):
+            self.spread(self.output())
+
+
+class ReportTest(ScoresTestCase):
+    """What the page shows, against loops over everything."""
+
+    def test_nearest_others_are_those_of_a_matrix(self):
+        rows = np.setdiff1d(np.arange(80), [4, 50, 61])
+        queries = rows[::3]
+        image = np.float32(np.float16(self.image))
+        cosines = image[queries] @ image[rows].T
+        cosines[queries[:, None] == rows] = -np.inf
+        bad = np.isin(rows, test_cascade.INVALID)
+        cosines[:, bad] = -np.inf
+        cosines[np.isin(queries, test_cascade.INVALID)] = -np.inf
+        expected = rows[cosines.argmax(1)]
+        expected[np.isinf(cosines.max(1))] = -1
+        sidecars = sidecars_lib.Sidecars(self.store)
+        for size in (5, 2**13):
+            with mock.patch.multiple(
+                manifest_page, _BLOCK=size, _QUERY_BLOCK=size - 1
+            ):
+                others, best = manifest_page.nearest_others(
+                    self.store, sidecars, rows, queries
+                )
+            self.assertAllEqual(others, expected)
+            self.assertAllClose(best, cosines.max(1), 1e-6, 1e-6)
+
+    def test_sources_are_counted_by_record_and_by_weight(self):
+        store = write_set(
+            self.output(),
+            "a",
+            range(6),
+            ["b"] * 6,
+            range(6),
+            kind=["x", "y<", "x", "", "x", "y<"],
+        )
+        weights = np.float32([2, 0, 1, 4, 0, 1])
+        counted, looked_at = manifest_page.count_sources(
+            store, weights, ("kind", "style")
+        )
+        self.assertEqual(looked_at, 6)
+        self.assertEqual(list(counted), ["kind"])
+        self.assertAllEqual(counted["kind"]["x"], [3, 3])
+        self.assertAllEqual(counted["kind"]["y<"], [2, 1])
+        self.assertAllEqual(counted["kind"][""], [1, 4])
+
+    def test_what_cannot_be_read_is_shown_grey_and_text_is_escaped(self):
+        folder = self.output()
+        path = os.path.join(folder, "a.tfrecord")
+        good = tf.io.encode_png(np.zeros([3, 3, 3], np.uint8)).numpy()
+        test_store.write_shard(
+            path,
+            [
+                test_store.serialize(image=image, caption=caption, kind="<i>")
+                for image, caption in (
+                    (good, "<script>"),
+                    (b"x", "b"),
+                    (good, " "),
+                    (good, "c"),
+                )
+            ],
+        )
+        store = stores.open_store(path)
+        found = test_manifest.write(
+            store, os.path.join(folder, "m"), [1, 2, 1, 0], [1, 2, np.nan, 2]
+        )
+        page = os.path.join(folder, "report.html")
+        manifest_page.write(page, store, found)
+        with open(page, encoding="utf-8") as file:
+            text = file.read()
+        elements = test_run_page.Elements()
+        elements.feed(text)
+        self.assertEmpty(elements.open)
+        self.assertNotIn("script", elements.tags)
+        self.assertLen(elements.images, 3)
+        self.assertIn("&lt;script&gt;", text)
+        self.assertIn("&lt;i&gt;", text)
+        self.assertIn("Weights", text)
+        self.assertNotIn("Near-duplicates", text)
+
+    def test_rows_are_taken_evenly(self):
+        rows = np.arange(10, 20)
+        self.assertAllEqual(manifest_page.evenly(rows, 12), rows)
+        self.assertAllEqual(manifest_page.evenly(rows, 4), [10, 12, 15, 17])
+
+
+def write_set(folder, name, images, captions, ids, **metadata):
+    """A shard of one picture of noise a number, and a few captions."""
+    payloads = []
+    for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        pixels = np.random.default_rng(image).integers(0, 256, (4, 4, 3))
+        payloads.append(
+            test_store.serialize(
+                image=tf.io.encode_png(pixels.astype(np.uint8)).numpy(),
+                caption=caption,
+                id=int(ids[row]),
+                **{key: values[row] for key, values in metadata.items()},
+            )
+        )
+    path = os.path.join(folder, f"{name}.tfrecord")
+    return stores.open_store(test_store.write_shard(path, payloads))
+
+
+class LikeTest(tf.test.TestCase):
+    """A pool of 300 around 12 directions, tasks near four of them."""
+
+    DIM = 16
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.directory = os.path.join(self.folder, "manifest")
+        self.random = np.random.default_rng(0)
+        self.directions = self.unit(self.random.normal(size=(12, self.DIM)))
+        self.pool = self.source("pool", np.arange(300) % 12, range(1000, 1300))
+        labels = np.arange(10) % 4
+        self.labels = labels
+        self.tasks = self.source(
+            "tasks",
+            labels,
+            range(10),
+            concept=[f"concept {label}" for label in labels],
+        )
+
+    def unit(self, values):
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    def source(
+        self,
+        name,
+        labels,
+        ids,
+        images=None,
+        image=None,
+        captions=None,
+        valid=None,
+        **metadata,
+    ):
+        """A store with sidecars near the directions of the labels."""
+        ids = list(ids)
+        if captions is None:
+            captions = [f"caption {key}" for key in ids]
+        store = write_set(
+            self.folder,
+            name,
+            ids if images is None else images,
+            captions,
+            ids,
+            **metadata,
+        )
+        near = self.directions[labels]
+        noise = self.random.normal(size=(2, *near.shape))
+        # Cosines of about 0.9 with the direction.
+        found = [self.unit(near + 0.12 * one) for one in noise]
+        if image is not None:
+            found[0] = image
+        # As the sidecar of a blank caption has it.
+        found[1][[one == " " for one in captions]] = 0.0
+        embed.write_arrays(
+            store,
+            *found,
+            file_format.Description("m", "t", "p", self.DIM, 10.0, -10.0),
+            valid=valid,
+            overwrite=True,
+        )
+        return by_similarity.Source(store, sidecars_lib.Sidecars(store))
+
+    def infer(self, evaluation=None, overwrite=False, **settings):
+        settings = {"size": 40, "near": 1.1} | settings
+        return by_similarity.infer(
+            self.pool,
+            self.tasks,
+            evaluation,
+            self.directory,
+            by_similarity.Settings(**settings),
+            overwrite=overwrite,
+        )
+
+    def similarities(self):
+        """[300, 10]: the mean of both cosines, from the arrays."""
+        pool, tasks = (
+            source.sidecars.read_rows(0, len(source.store))
+            for source in (self.pool, self.tasks)
+        )
+        pool, tasks = (
+            np.concatenate([one.image, one.text], 1).astype(np.float64)
+            for one in (pool, tasks)
+        )
+        return pool @ tasks.T / 2
+
+    def test_it_is_the_slow_choice_in_turns(self):
+        found = self.infer()
+        similar = self.similarities()
+        self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
+        chosen = oracles.choose_in_turns(similar, self.labels, 40)
+        self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
+        self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
+        # A task's nearest lie about its direction, ten for each of four.
+        counts = np.bincount(np.array(sorted(chosen)) % 12, minlength=12)
+        self.assertAllEqual(counts[:4], [10] * 4)
+
+    def test_blocks_of_any_size_give_the_same(self):
+        expected = self.infer()
+        with mock.patch.object(by_similarity, "_BLOCK_ROWS", 7):
+            found = by_similarity.infer(
+                self.pool,
+                self.tasks,
+                None,
+                os.path.join(self.folder, "other"),
+                by_similarity.Settings(size=40, near=1.1),
+            )
+        self.assertAllEqual(found.weights, expected.weights)
+        # Products of other shapes round in another order.
+        self.assertAllClose(found.scores, expected.scores, 1e-6, 1e-6)
+
+    def test_a_concept_that_runs_out_leaves_its_turns_to_others(self):
+        # Each finds eight candidates a row that it could have; some are
+        # another's, and all of the pool is too little.
+        found = self.infer(size=300)
+        self.assertEqual(found.weights.sum(), 300)
+        self.assertEqual(found.counts["concepts"], 4)
+        self.assertEqual(found.made_by["balanced_over"], "concept")
+        self.assertEqual(self.infer_with(300, oversampling=1), 300 - 0)
+
+    def infer_with(self, size, **settings):
+        self.directory = os.path.join(self.folder, "again")
+        found = self.infer(size=size, **settings)
+        similar, rows = self.similarities(), set()
+        for concept in range(4):
+            of_concept = similar[:, self.labels == concept].max(1)
+            rows |= set(np.argsort(-of_concept)[: size // 4].tolist())
+        self.assertAllEqual(np.flatnonzero(found.weights), sorted(rows))
+        self.assertEqual(found.counts["candidates"], len(rows))
+        self.assertEqual(found.counts["asked for"], size)
+        return int(found.weights.sum()) + 300 - len(rows)
+
+    def test_another_pool_in_the_same_folder_is_another_choice(self):
+        self.infer()
+        first = self.pool
+        more = self.source("more", np.arange(60) % 12, range(5000, 5060))
+        store = stores.join([first.store, more.store])
+        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
+        with self.assertRaisesRegex(
+            ValueError, "expected made_by.pool.records=360. Received: 300"
+        ):
+            self.infer()
+        found = self.infer(overwrite=True)
+        self.assertEqual(found.weights.sum(), 40)
+        self.directory = os.path.join(self.folder, "fresh")
+        self.assertAllEqual(found.weights, self.infer().weights)
+        # As many records, one shard in another version.
+        more = self.source("more", np.arange(60) % 12, range(6000, 6060))
+        store = stores.join([first.store, more.store])
+        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
+        with self.assertRaisesRegex(ValueError, "expected made_by.pool.versio"):
+            self.infer()
+
+    def test_every_file_is_written_anew(self):
+        expected = self.infer()
+        path = manifest.part_path(self.pool.store, 0, self.directory)
+        header, part = manifest.read_part(path)
+        other = part._replace(weights=1.0 - part.weights)
+        for overwrite in (False, True):
+            manifest.write_part(path, header, other)
+            found = self.infer(overwrite=overwrite)
+            self.assertAllEqual(found.weights, expected.weights)
+
+    def test_one_shard_under_two_folders_is_refused(self):
+        path = os.path.join(self.folder, "copy", "pool.tfrecord")
+        os.mkdir(os.path.dirname(path))
+        for end in ("", ".sidecar"):
+            shutil.copy(self.pool.store.shards.paths[0] + end, path + end)
+        store = stores.join([self.pool.store, stores.open_store(path)])
+        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
+        with self.assertRaisesRegex(
+            ValueError, f"two of version .* and {path}"
+        ):
+            self.infer()
+
+    def test_progress_never_goes_back(self):
+        # All rows of the second block of seven lack an embedding.
+        rows = np.arange(300)
+        pool = self.source(
+            "holes", rows % 12, rows, valid=~np.isin(rows, np.arange(7, 14))
+        )
+        told = []
+        examples = by_similarity.load(self.tasks)
+        with mock.patch.object(by_similarity, "_BLOCK_ROWS", 7):
+            by_similarity.find_nearest(
+                pool,
+                examples,
+                self.labels,
+                5,
+                lambda done, size: told.append((done, size)),
+            )
+        self.assertEqual(
+            told, [(min(done, 300), 300) for done in range(7, 307, 7)]
+        )
+
+    def test_near_duplicates_and_repeated_ids_come_once(self):
+        image = np.repeat(self.directions, 25, 0)[
+            np.argsort(np.tile(np.arange(25), 12), kind="stable")
+        ]
+        self.pool = self.source(
+            "copies", np.arange(300) % 12, range(2000, 2300), image=image
+        )
+        found = self.infer(size=100, near=0.999)
+        # One picture for each direction of which there are candidates.
+        rows = np.flatnonzero(found.weights)
+        self.assertLen(rows, len(np.unique(rows % 12)))
+        self.assertEqual(found.counts["asked for"], 100)
+        self.assertEqual(found.counts["candidates"], 300)
+        self.assertGreater(found.counts["near-duplicates"], 50)
+
+        self.directory = os.path.join(self.folder, "ids")
+        self.pool = self.source(
+            "ids", np.arange(300) % 12, np.arange(300) // 12 % 5 + 7000
+        )
+        found = self.infer(size=100)
+        self.assertEqual(found.weights.sum(), 5)
+        self.assertGreater(found.counts["repeated ids"], 50)
+        self.directory = os.path.join(self.folder, "counted")
+        found = self.infer(size=100, compare_ids=False)
+        self.assertEqual(found.weights.sum(), 100)
+
+    def test_what_is_in_the_evaluation_is_left_out_and_counted(self):
+        before = np.flatnonzero(self.infer().weights)
+        by_id, by_picture, by_embedding = before[[0, 5, 9]]
+        rows = self.pool.sidecars.read_rows(0, 300)
+        image = self.unit(self.random.normal(size=(3, self.DIM)))
+        image[2] = rows.image[by_embedding]
+        evaluation = self.source(
+            "evaluation",
+            [8, 9, 10],
+            [1000 + by_id, 8001, 8002],
+            images=[8000, 1000 + by_picture, 8002],
+            image=image,
+        )
+        self.directory = os.path.join(self.folder, "apart")
+        found = self.infer(evaluation, leak=0.999)
+        after = np.flatnonzero(found.weights)
+        self.assertLen(after, 40)
+        left_out = {by_id, by_picture, by_embedding}
+        self.assertEmpty(left_out & set(after.tolist()))
+        for reason in ("id", "picture", "embedding"):
+            self.assertEqual(found.counts[f"in the evaluation, by {reason}"], 1)
+        chosen = oracles.choose_in_turns(
+            self.similarities(), self.labels, 40, left_out
+        )
+        self.assertAllEqual(after, sorted(chosen))
+
+    def test_items_of_the_evaluation_need_no_caption_and_no_embedding(self):
+        before = np.flatnonzero(self.infer().weights)
+        by_id, by_picture, by_embedding, by_both = before[[0, 5, 9, 12]]
+        rows = self.pool.sidecars.read_rows(0, 300)
+        image = self.unit(self.random.normal(size=(4, self.DIM)))
+        image[2] = rows.image[by_embedding]
+        evaluation = self.source(
+            "bare",
+            [8, 9, 10, 11],
+            [1000 + by_id, 8001, 8002, 1000 + by_both],
+            images=[8000, 1000 + by_picture, 8002, 1000 + by_both],
+            image=image,
+            captions=[" "] * 4,
+            valid=np.array([True, True, True, False]),
+        )
+        self.assertEmpty(by_similarity.load(evaluation).rows)
+        self.directory = os.path.join(self.folder, "apart")
+        found = self.infer(evaluation, leak=0.999)
+        self.assertEqual(found.weights[before].sum(), len(before) - 4)
+        counts = [
+            found.counts[f"in the evaluation, by {reason}"]
+            for reason in ("id", "picture", "embedding")
+        ]
+        self.assertEqual(counts, [2, 1, 1])
+        self.assertEqual(
+            found.counts["items of the evaluation without an embedding"], 1
+        )
+
+    def test_an_evaluation_without_pictures_is_refused(self):
+        path = os.path.join(self.folder, "texts.tfrecord")
+        test_store.write_shard(
+            path, [test_store.serialize(image=b"", caption="a", id=9000)]
+        )
+        store = stores.open_store(path)
+        embed.write_arrays(
+            store,
+            *[np.ones([1, self.DIM]) / self.DIM**0.5] * 2,
+            file_format.Description("m", "t", "p", self.DIM, 10.0, -10.0),
+            valid=np.array([False]),
+        )
+        evaluation = by_similarity.Source(store, sidecars_lib.Sidecars(store))
+        with self.assertRaisesRegex(
+            ValueError, f"must have an item with a picture.* record 0 of {path}"
+        ):
+            self.infer(evaluation)
+
+    def test_tasks_that_share_items_with_the_evaluation_are_refused(self):
+        # Two of the examples are of one item.
+        self.tasks = self.source(
+            "tasks", self.labels, [0, 1, 2, 3, 4, 5, 6, 3, 8, 9]
+        )
+        evaluation = self.source("e", [8, 9, 10], [8000, 3, 6])
+        with self.assertRaisesRegex(
+            ValueError,
+            "3 examples of equal id, the first record 3 of .*tasks.tfrecord "
+            "and record 1 of .*e.tfrecord, ids 3 and 3; set compare_ids=false",
+        ):
+            self.infer(evaluation)
+        # Neither needs a caption.
+        self.tasks = self.source(
+            "blank", self.labels, range(10), captions=["a"] * 9 + [" "]
+        )
+        for captions in ([" "] * 2, ["a"] * 2):
+            evaluation = self.source("f", [8, 9], [8000, 9], captions=captions)
+            with self.assertRaisesRegex(
+                ValueError, "1 examples of equal id, .* ids 9 and 9"
+            ):
+                self.infer(evaluation)
+        evaluation = self.source("p", [8, 9], [8000, 8001], images=[77, 5])
+        with self.assertRaisesRegex(
+            ValueError, "1 examples of equal picture, .* ids 5 and 8001$"
+        ):
+            self.infer(evaluation)
+        self.assertFalse(os.path.exists(self.directory))
+
+    def test_embeddings_of_two_models_are_refused(self):
+        store = self.tasks.store
+        folder = os.path.join(self.folder, "others")
+        embed.write_arrays(
+            store,
+            self.unit(np.ones([10, self.DIM])),
+            self.unit(np.ones([10, self.DIM])),
+            file_format.Description("n", "t", "p", self.DIM, 10.0, -10.0),
+            folder,
+        )
+        self.tasks = by_similarity.Source(
+            store, sidecars_lib.Sidecars(store, folder)
+        )
+        with self.assertRaisesRegex(ValueError, "of one model.* m, n"):
+            self.infer()
+
+    def test_concepts_are_a_field_a_caption_or_clusters(self):
+        examples = by_similarity.load(self.tasks)
+
+        def concepts(**settings):
+            return by_similarity.concepts_of(
+                self.tasks.store, examples, by_similarity.Settings(**settings)
+            )
+
+        def assert_clusters(found):
+            self.assertEqual(found.over, "clusters")
+            self.assertLen(found.names, 4)
+            # The same grouping under other numbers.
+            pairs = zip(found.labels.tolist(), self.labels, strict=True)
+            self.assertLen(set(pairs), 4)
+
+        over, names, labels = concepts()
+        self.assertEqual(over, "concept")
+        self.assertEqual(names, [f"concept {number}" for number in range(4)])
+        self.assertAllEqual(labels, self.labels)
+        over, names, _ = concepts(concept_field="caption")
+        self.assertEqual(over, "caption")
+        self.assertEqual(names, [f"caption {number}" for number in range(10)])
+        with self.assertRaisesRegex(ValueError, "'kind' must be a field of ev"):
+            concepts(concept_field="kind")
+        assert_clusters(concepts(num_clusters=4))
+        self.tasks = self.source("plain", self.labels, range(10))
+        examples = by_similarity.load(self.tasks)
+        assert_clusters(concepts(num_clusters=4))
+        self.assertLen(concepts().names, 3)  # the root of ten
+        self.assertIn("clusters", self.infer().counts)
+
+    def test_a_concept_that_only_some_examples_have_is_refused(self):
+        self.tasks = self.source(
+            "some",
+            self.labels,
+            range(10),
+            concept=["a", "b", " ", "a", "b", "", "a", "b", "a", "b"],
+        )
+        with self.assertRaisesRegex(
+            ValueError,
+            "`concept` must be a field of every example. Received: 2 of 10 "
+            "examples without it, the first record 2 of .*some.tfrecord; set",
+        ):
+            self.infer()
+        found = self.infer(num_clusters=4)
+        self.assertEqual(found.made_by["balanced_over"], "clusters")
+
+    def test_a_caption_of_any_white_space_names_no_concept(self):
+        blank = "\u2003\u3000"
+        captions = [[blank, f" {label}\u2003"] for label in self.labels]
+        store = write_set(self.folder, "spaces", range(10), captions, range(10))
+        examples = by_similarity.load(self.tasks)
+        settings = by_similarity.Settings(concept_field="caption")
+        found = by_similarity.concepts_of(store, examples, settings)
+        self.assertEqual(found.names, ["0", "1", "2", "3"])
+        captions[6] = [blank, ""]
+        store = write_set(self.folder, "blank", range(10), captions, range(10))
+        with self.assertRaisesRegex(
+            ValueError, "'caption' must be .* 1 of 10 .* record 6 of"
+        ):
+            by_similarity.concepts_of(store, examples, settings)
+
+    def test_clusters_of_equal_points_are_one(self):
+        labels = by_similarity.cluster(np.ones([5, 1], np.float32), 3)
+        self.assertAllEqual(labels, np.zeros(5))
+
+    def test_settings_out_of_range_are_refused(self):
+        for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):
+            with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
+                by_similarity.Settings(**{name: value})
+
+
+class CommandTest(tf.test.TestCase):
+    """The command on shipped pictures, with two runs never trained."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        for seed, name in enumerate(("reference", "learner")):
+            cls.write_run(name, seed)
+
+    @classmethod
+    def write_run(cls, name, seed, loss="sigmoid"):
+        workdir = os.path.join(cls.folder, name)
+        os.makedirs(workdir)
+        recipe = config.TrainConfig(
+            seed=seed,
+            data=config.DataConfig(image_size=32, text_length=16),
+            model=config.ModelConfig(preset="tiny", loss=loss),
+        )
+        config.save_config(recipe, os.path.join(workdir, reference.CONFIG_FILE))
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        tokenizer = preprocessing.WordPieceTokenizer(
+            ["[UNK]", "[EOS]", *letters, *(f"##{one}" for one in letters)], 16
+        )
+        tokenizer.save(workdir)
+        learner = models.build_learner(recipe, tokenizer.vocabulary_size)
+        checkpoints.save_weights(
+            learner, os.path.join(workdir, reference.WEIGHTS_FILE)
+        )
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def arguments(self, output, *more, data="val_concept"):
+        return [
+            *("--workdir", self.path("reference")),
+            *("--data", f"{MINI}/{data}-*.tfrecord"),
+            *("--sidecar-dir", self.path("sidecars")),
+            *("--index-dir", self.path("index")),
+            *("--output", self.path(output)),
+            *more,
+        ]
+
+    def run_command(self, output, *more, **arguments):
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()) as shown,
+        ):
+            command.main(self.arguments(output, *more, **arguments))
+        return printed.getvalue(), shown.getvalue()
+
+    def read_page(self, output):
+        with open(
+            os.path.join(self.path(output), "report.html"), encoding="utf-8"
+        ) as file:
+            text = file.read()
+        self.assertNotRegex(text, r"https?://|<script|<link|url\(")
+        found = test_run_page.Elements()
+        found.feed(text)
+        self.assertEmpty(found.open)
+        return text, found
+
+    def test_sidecars_of_either_dtype_are_taken_and_settings_add_up(self):
+        data = f"{MINI}/val_concept-*.tfrecord"
+        embed_command.main(
+            [
+                *("--workdir", self.path("reference"), "--dtype", "float32"),
+                *("--output", self.path("float32"), "--data", data),
+                *("--index-dir", self.path("index")),
+            ]
+        )
+        printed, shown = self.run_command(
+            "of-float32",
+            *("--sidecar-dir", self.path("float32"), "--no-report"),
+            *("--set", "share=0.5", "--set", "window=100", "loss=softmax"),
+        )
+        self.assertRegex(printed, r"\b12\d of 246 records are drawn")
+        self.assertNotIn("embedding", shown)
+
+    def test_it_writes_what_the_library_does_and_a_report(self):
+        printed, shown = self.run_command(
+            "easy",
+            *("--sidecar-dir", self.path("anew")),
+            *("--set", "share=0.25", "window=100", "seed=4"),
+        )
+        self.assertRegex(printed, r"\b6\d of 246 records are drawn: .*easy")
+        self.assertRegex(shown, r"(?s)embedding .* 246 .*scoring .* 246 of 246")
+        self.assertIn("report.html", printed)
+        data = config.DataConfig(
+            train=(f"{MINI}/val_concept-*.tfrecord",),
+            index_dir=self.path("index"),
+            manifest=self.path("easy"),
+        )
+        store = stores.open_stores(data)
+        expected = curation.choose(
+            store,
+            curation.Settings(share=0.25, window=100, seed=4, loss="sigmoid"),
+            [curation.Model("", self.path("anew"))],
+        )
+        self.assertEqual(store.manifest.made_by["loss"], "sigmoid")
+        self.assertAllEqual(store.manifest.weights, expected.weights)
+        self.assertAllEqual(store.manifest.scores, expected.scores)
+        text, found = self.read_page("easy")
+        # Eight of each decile, and twelve pairs.
+        self.assertLen(found.images, 80 + 24)
+        for wanted in ("easy_reference", '<td dir="auto">emoji', "noto"):
+            self.assertIn(wanted, text)
+        # Those of the pairs are all drawn.
+        self.assertGreater(text.count('class="card kept"'), 24)
+
+    def test_learnability_is_between_two_runs(self):
+        self.run_command(
+            "learnable",
+            *("--learner", self.path("learner")),
+            *("--learner-sidecar-dir", self.path("learner_sidecars")),
+            "--no-report",
+        )
+        store = stores.open_store(
+            f"{MINI}/val_concept-*.tfrecord", index_dir=self.path("index")
+        )
+        found = manifest.Manifest(self.path("learnable"), store)
+        self.assertEqual(found.made_by["criterion"], "learnability")
+        fingerprints = {
+            found.made_by[name]["fingerprint"]
+            for name in ("reference", "learner")
+        }
+        self.assertLen(fingerprints, 2)
+        self.assertFalse(os.path.exists(self.path("learnable/report.html")))
+        self.assertIn(found.weights.sum(), (49, 50))  # of one shard, 49.2
+
+    def test_the_loss_is_the_one_that_the_runs_were_trained_with(self):
+        self.write_run("softmax", 2, "softmax")
+
+        def loss(*names, **settings):
+            models = [
+                curation.Model(self.path(name), self.path(f"{name}_sidecars"))
+                for name in names
+            ]
+            if len(names) == 2:
+                settings["criterion"] = "learnability"
+            chosen_by = curation.Settings(**settings)
+            return curation.for_models(chosen_by, models).loss
+
+        self.assertEqual(loss("softmax"), "softmax")
+        self.assertEqual(loss("softmax", loss="sigmoid"), "sigmoid")
+        self.assertEqual(loss("reference", "learner"), "sigmoid")
+        with self.assertRaisesRegex(
+            ValueError, "none, with 'sigmoid' of .*reference' and 'softmax' of"
+        ):
+            loss("reference", "softmax")
+        self.run_command(
+            "by_softmax",
+            *("--workdir", self.path("softmax"), "--no-report"),
+            *("--sidecar-dir", self.path("softmax_sidecars")),
+        )
+        store = stores.open_store(
+            f"{MINI}/val_concept-*.tfrecord", index_dir=self.path("index")
+        )
+        found = manifest.Manifest(self.path("by_softmax"), store)
+        self.assertEqual(found.made_by["loss"], "softmax")
+
+    @needs_beam
+    def test_beam_by_the_command(self):
+        arguments = ("--set", "window=100", "--no-report")
+        self.run_command("alone", *arguments)
+        printed, _ = self.run_command(
+            "spread", *arguments, "--beam", "--runner=DirectRunner"
+        )
+        self.assertRegex(printed, "of 246 records are drawn: .*spread")
+        names = os.listdir(self.path("spread"))
+        self.assertLen(names, 2)  # one shard and the list
+        for name in names:
+            alone, spread = (
+                pathlib.Path(self.path(folder), name).read_bytes()
+                for folder in ("alone", "spread")
+            )
+            self.assertEqual(spread, alone)
+        with self.assertRaises(SystemExit) as stopped:
+            self.run_command("spread", "--beam", "--overwite")
+        self.assertRegex(
+            str(stopped.exception), "^error: Flags must .*: --overwite$"
+        )
+
+    @pytest.mark.slow
+    def test_a_learner_may_be_an_earlier_checkpoint(self):
+        recipe = config.load_config(
+            f"{ROOT}/configs/quickstart_uniform.py",
+            [
+                *("steps=2", "optimizer.warmup_steps=1"),
+                *("data.super_batch_size=8", "data.vocabulary_size=64"),
+                f"data.train={MINI}/val_concept-*.tfrecord",
+                f"data.index_dir={self.path('index')}",
+                *("evaluation.data=", "checkpoint.every_steps=1"),
+            ],
+        )
+        with contextlib.redirect_stderr(io.StringIO()):
+            runs.train(recipe, self.path("run"))
+        store = stores.open_stores(recipe.data)
+        first, last, end = (
+            curation.Model(self.path("run"), "", step).description(store)
+            for step in (1, 2, None)
+        )
+        self.assertNotEqual(first.fingerprint, last.fingerprint)
+        self.assertEqual(last, end)
+        self.run_command(
+            "earlier",
+            *("--learner", self.path("run"), "--learner-step", "1"),
+            *("--learner-sidecar-dir", self.path("first"), "--no-report"),
+        )
+        found = manifest.Manifest(self.path("earlier"), store)
+        self.assertEqual(
+            found.made_by["learner"]["fingerprint"], first.fingerprint
+        )
+        # And so may a reference: two checkpoints of one run.
+        self.run_command(
+            "between",
+            *("--workdir", self.path("run"), "--step", "2"),
+            *("--learner", self.path("run"), "--learner-step", "1"),
+            *("--sidecar-dir", self.path("second"), "--no-report"),
+            *("--learner-sidecar-dir", self.path("first")),
+        )
+        found = manifest.Manifest(self.path("between"), store)
+        self.assertEqual(
+            [
+                found.made_by[model]["fingerprint"]
+                for model in ("reference", "learner")
+            ],
+            [last.fingerprint, first.fingerprint],
+        )
+
+    def test_like_tasks_without_anything_of_their_evaluation(self):
+        printed, _ = self.run_command(
+            "like",
+            *("--like", f"{MINI}/val_concept-*.tfrecord"),
+            *("--evaluation", f"{MINI}/test_concept-*.tfrecord"),
+            *("--set", "size=150", "near=1.1", "leak=1.1"),
+            data="reference",
+        )
+        self.assertRegex(printed, "150 of .* records are drawn")
+        self.assertIn("  concepts", printed)
+        self.assertIn("in the evaluation, by picture", printed)
+        text, _ = self.read_page("like")
+        self.assertIn("passed over: in the evaluation, by id", text)
+        self.assertNotIn("passed over: candidates", text)
+        self.assertRegex(text, "asked for.*150")
+        self.assertRegex(text, "pool.*1 shards")
+
+    def test_like_without_an_evaluation_says_what_is_not_compared(self):
+        _, told = self.run_command(
+            "unchecked",
+            *("--like", f"{MINI}/val_concept-*.tfrecord", "--no-report"),
+            *("--set", "size=10"),
+            data="reference",
+        )
+        self.assertIn("no --evaluation: what the tasks are evaluated", told)
+        self.assertNotIn("asked for", told)
+
+    def test_it_says_why_there_are_fewer_than_asked_for(self):
+        # The model was never trained and finds many pictures alike.
+        for output, size, near, reason in (
+            ("all", 10**5, 1.1, "that is all that the pool has"),
+            ("few", 99, 0.9, "the candidates ran out: a larger `oversampli"),
+        ):
+            printed, told = self.run_command(
+                output,
+                *("--like", f"{MINI}/val_concept-*.tfrecord", "--no-report"),
+                *("--set", f"size={size}", f"near={near}"),
+                data="reference",
+            )
+            self.assertRegex(told, f"of the {size:,} asked for: {reason}")
+            self.assertRegex(printed, rf"{size:,}  asked for")
+
+    def test_what_does_not_fit_is_one_line(self):
+        for more, message in (
+            (["--evaluation", "x"], "`--evaluation` needs `--like`"),
+            (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
+            (["--workdir", "", "--step", "3"], "`--step` needs `--workdir`"),
+            (
+                ["--learner-sidecar-dir", "x"],
+                "`--learner-sidecar-dir` needs `--learner`",
+            ),
+            (
+                ["--like", "x", "--learner-sidecar-dir", "x"],
+                "Received: `--learner-sidecar-dir` with it",
+            ),
+            (["--like", "x", "--beam"], "Received: `--beam` with it"),
+            (["--set", "share=2"], "`share` must be in"),
+            (["--set", "size=2"], "No setting `size`"),
+            (
+                [
+                    *("--like", f"{MINI}/val_concept-*.tfrecord"),
+                    *("--evaluation", f"{MINI}/val_concept-*.tfrecord"),
+                ],
+                "The tasks must have nothing in common with the evaluation. "
+                "Received: 246 examples of equal id",
+            ),
+        ):
+            with self.assertRaises(SystemExit) as stopped:
+                self.run_command("none", "--no-report", *more)
+            self.assertRegex(str(stopped.exception), f"^error: .*{message}")
+        with self.assertRaises(SystemExit):
+            self.run_command("none", "--unknown")
+
+    @pytest.mark.slow
+    def test_killed_at_any_shard_it_ends_with_the_same_manifest(self):
+        for number in range(4):
+            store = write_set(
+                self.folder,
+                f"part{number}",
+                range(100),
+                ["a caption"] * 100,
+                range(100),
+            )
+        del store
+        arguments = [
+            *("--workdir", self.path("reference")),
+            *("--data", self.path("part*.tfrecord")),
+            *("--sidecar-dir", self.path("sidecars")),
+            *("--no-report", "--output"),
+        ]
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.main([*arguments, self.path("whole")])
+        folder = pathlib.Path(self.path("killed"))
+        script = (
+            "import time\n"
+            "from jest_tf.data.stores import manifest\n"
+            "from trainers import curate\n"
+            "write = manifest.write_part\n"
+            "def slow(*arguments):\n"
+            "    write(*arguments)\n"
+            "    time.sleep(0.5)\n"
+            "manifest.write_part = slow\n"
+            f"curate.main({[*arguments, str(folder)]})\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT
+        ) as child:
+            while len(list(folder.glob("*.weights"))) < 2:
+                self.assertIsNone(child.poll())
+                time.sleep(0.01)
+            child.send_signal(signal.SIGKILL)
+        self.assertFalse((folder / manifest.MANIFEST_FILE).exists())
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.main([*arguments, str(folder)])
+        for path in pathlib.Path(self.path("whole")).iterdir():
+            self.assertEqual(
+                (folder / path.name).read_bytes(), path.read_bytes()
+            )
+
+
+if __name__ == "__main__":
+    tf.test.main()

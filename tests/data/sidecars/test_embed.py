@@ -1,0 +1,534 @@
+"""Tests of writing the sidecars of a store: by any model, by the command."""
+
+import contextlib
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import test_store
+import tiny
+
+from jest_tf import config, models, training
+from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data.sidecars import embed, file_format, precision
+from jest_tf.models import reference
+from jest_tf.runs import checkpoints, interruptions
+from trainers import embed as command
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+DATA = f"{ROOT}/examples/icontext_mini"
+SIZE, DIM = 6, 5
+DESCRIPTION = file_format.Description("f", "t", "p", DIM, 4.0, -2.0)
+
+
+def picture(seed, size=SIZE):
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (size, size, 3), np.uint8)
+
+
+def embed_picture(image):
+    """A made-up model: the mean colours, and two ones, at unit length."""
+    vector = np.append(np.float32(image).mean((0, 1)), [1, 1])
+    return vector / np.linalg.norm(vector)
+
+
+def embed_caption(caption):
+    vector = np.float32([len(caption), ord(caption[0]), 1, 2, 3])
+    return vector / np.linalg.norm(vector)
+
+
+def encode(images, captions):
+    return (
+        np.array([embed_picture(image) for image in images]).reshape(-1, DIM),
+        np.array([embed_caption(text) for text in captions]).reshape(-1, DIM),
+    )
+
+
+class WriteTest(tf.test.TestCase):
+    """Two shards with records of every kind, good and bad."""
+
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        self.folder = os.path.join(self.directory, "sidecars")
+        png = [tf.io.encode_png(picture(i)).numpy() for i in range(9)]
+        damaged = png[4][:-30] + b"x" * 30
+        jpeg = tf.io.encode_jpeg(picture(8, 40)).numpy()
+        self.captions = {
+            0: ["one", "two  words", "three"],
+            1: [" ", "after a blank"],
+            2: ["bad \xff".encode("latin-1")],
+            3: [],
+            4: ["of a damaged picture"],
+            5: ["\u00fcber", "\u3000"],
+            6: ["of no picture"],
+            7: ["of another size"],
+            8: ["last"],
+        }
+        images = {i: png[i] for i in range(9)}
+        images |= {4: damaged, 6: b"", 7: jpeg}
+        for name, rows in (("0", range(5)), ("1", range(5, 9))):
+            test_store.write_shard(
+                os.path.join(self.directory, f"{name}.tfrecord"),
+                [
+                    test_store.serialize(
+                        image=images[row], caption=self.captions[row], id=row
+                    )
+                    for row in rows
+                ],
+            )
+        self.store = stores.open_store(f"{self.directory}/*.tfrecord")
+        self.jpeg = preprocessing.decode_image(jpeg, SIZE).numpy()
+
+    def write(self, encode=encode, **settings):
+        settings = {
+            "image_size": SIZE,
+            "batch_size": 2,
+            "dtype": "float32",
+        } | settings
+        return embed.write(
+            self.store, encode, DESCRIPTION, self.folder, **settings
+        )
+
+    def assert_right(self):
+        sidecars = sidecars_lib.Sidecars(self.store, self.folder, DESCRIPTION)
+        rows = sidecars.read_rows(0, 9)
+        self.assertAllEqual(rows.ids, np.arange(9))
+        bad = [4, 6]
+        self.assertAllEqual(np.flatnonzero(~rows.valid), bad)
+        for row in range(9):
+            text = rows.text[rows.offsets[row] : rows.offsets[row + 1]]
+            if row in bad:
+                self.assertEmpty(text)
+                continue
+            image = self.jpeg if row == 7 else picture(row)
+            self.assertAllClose(rows.image[row], embed_picture(image))
+            captions = self.captions[row]
+            self.assertLen(text, len(captions))
+            for vector, caption in zip(text, captions, strict=True):
+                if isinstance(caption, bytes):
+                    caption = caption.decode("utf-8", "replace")
+                expected = np.zeros(DIM)
+                if caption.strip():
+                    expected = embed_caption(caption)
+                self.assertAllClose(vector, expected)
+
+    def test_every_picture_and_caption_is_embedded(self):
+        for batch_size in (1, 2, 3, 100):
+            self.folder = os.path.join(self.directory, str(batch_size))
+            summary = self.write(batch_size=batch_size)
+            self.assert_right()
+            self.assertEqual(summary[:5], (2, 0, (), 9, 2))
+            self.assertEqual(
+                sorted(reason.split(":")[0] for reason in summary.reasons),
+                ["damaged picture", "empty picture"],
+            )
+
+    def test_the_model_sees_what_is_whole_and_not_blank(self):
+        seen = []
+
+        def watch(images, captions):
+            seen.append((len(images), captions))
+            self.assertEqual(images.dtype, np.uint8)
+            return encode(images, captions)
+
+        self.write(watch, batch_size=5)
+        self.assertEqual(
+            seen,
+            [
+                (
+                    4,
+                    ["one", "two  words", "three", "after a blank"]
+                    + ["bad \ufffd"],
+                ),
+                (3, ["\u00fcber", "of another size", "last"]),
+            ],
+        )
+
+    def test_what_a_model_broke_off_is_continued(self):
+        calls = []
+
+        def broken(images, captions):
+            calls.append(len(images))
+            if len(calls) == 4:
+                raise RuntimeError("out of memory")
+            return encode(images, captions)
+
+        with self.assertRaisesRegex(RuntimeError, "out of memory"):
+            self.write(broken)
+        counts = []
+        summary = self.write(progress=lambda *count: counts.append(count))
+        self.assert_right()
+        self.assertEqual(summary.skipped, 1)
+        self.assertEqual(summary.written, 1)
+        # The batch of row 4 alone, which is damaged, was no call; that of the
+        # rows 7 and 8 is left.
+        self.assertEqual(counts, [(0, 2), (2, 2)])
+
+    def test_shards_are_dealt(self):
+        first = self.write(shards=[1])
+        self.assertEqual((first.written, first.rows), (1, 4))
+        with self.assertRaisesRegex(ValueError, "No sidecar of .*0.tfrecord"):
+            sidecars_lib.Sidecars(self.store, self.folder)
+        self.write(shards=[0])
+        self.assert_right()
+
+    def test_two_processes_share_the_work(self):
+        # A thread stands for the other process: a lock is of an open file.
+        inside, done = threading.Event(), threading.Event()
+
+        def slow(images, captions):
+            inside.set()
+            done.wait(60)
+            return encode(images, captions)
+
+        results = []
+        other = threading.Thread(
+            target=lambda: results.append(self.write(slow, shards=[0]))
+        )
+        other.start()
+        self.assertTrue(inside.wait(60))
+        ours = self.write()
+        done.set()
+        other.join()
+        path = sidecars_lib.sidecar_path(self.store, 0, self.folder)
+        self.assertEqual(ours.busy, (path,))
+        self.assertEqual((ours.written, results[0].written), (1, 1))
+        self.assert_right()
+
+    def test_what_does_not_fit_is_kept_unless_it_may_be_replaced(self):
+        self.write(dtype="float16")
+        with self.assertRaisesRegex(
+            ValueError, "expected the dtype to be 'float32'.*`overwrite`"
+        ):
+            self.write()
+        sidecars = sidecars_lib.Sidecars(self.store, self.folder)
+        self.assertEqual(sidecars.dtype, "float16")
+        self.assertEqual(self.write(overwrite=True).written, 2)
+        self.assert_right()
+
+    def test_a_model_that_returns_something_else_is_refused(self):
+        for message, model in (
+            ("Received: 1 values", lambda *_: encode(*_)[:1]),
+            (
+                r"must return \[2, 5\] for its images. Received: \[1, 5\]",
+                lambda i, c: encode(i[:1], c),
+            ),
+            (
+                r"must return \[4, 5\] for its captions. Received: \[4, 4\]",
+                lambda i, c: (encode(i, c)[0], encode(i, c)[1][:, :4]),
+            ),
+            ("of unit length", lambda *_: [3 * part for part in encode(*_)]),
+            (
+                "row of length nan",
+                lambda *_: [part * np.nan for part in encode(*_)],
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                self.write(model)
+
+
+class CommandTest(tf.test.TestCase):
+    """A finished run that was never trained, and shards of noise."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.directory = folder.name
+        cls.workdir = os.path.join(cls.directory, "reference")
+        os.makedirs(cls.workdir)
+        settings = config.TrainConfig(
+            data=config.DataConfig(image_size=32, text_length=16),
+            model=config.ModelConfig(preset="tiny"),
+        )
+        config.save_config(
+            settings, os.path.join(cls.workdir, reference.CONFIG_FILE)
+        )
+        words = sorted({*"abcdefghij", "arrow", "left", "right", "circle"})
+        pieces = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+        letters = [piece[2:] for piece in pieces[10:]]
+        tokenizer = preprocessing.WordPieceTokenizer(
+            ["[UNK]", "[EOS]", *words, *letters, *pieces], 16
+        )
+        tokenizer.save(cls.workdir)
+        learner = models.build_learner(settings, tokenizer.vocabulary_size)
+        checkpoints.save_weights(
+            learner, os.path.join(cls.workdir, reference.WEIGHTS_FILE)
+        )
+        cls.run_of_reference = reference.load_run(cls.workdir)
+        for shard in range(3):
+            tiny.write_shard(f"{cls.directory}/{shard}.tfrecord", 30, shard)
+
+    def arguments(self, *more, data=None, output="sidecars"):
+        return [
+            *("--workdir", self.workdir),
+            *("--data", data or f"{self.directory}/*.tfrecord"),
+            *("--output", os.path.join(self.directory, output)),
+            *("--index-dir", os.path.join(self.directory, "index")),
+            *("--batch-size", "8"),
+            *more,
+        ]
+
+    def run_command(self, *more, **settings):
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()) as shown,
+            mock.patch.object(reference, "load_run", self.load_run),
+        ):
+            command.main(self.arguments(*more, **settings))
+        return printed.getvalue(), shown.getvalue()
+
+    def load_run(self, workdir):
+        """The run of `setUpClass`, which need not be read every time."""
+        self.assertEqual(workdir, self.workdir)
+        return self.run_of_reference
+
+    def open(self, output):
+        store = stores.open_store(
+            f"{self.directory}/*.tfrecord",
+            index_dir=os.path.join(self.directory, "index"),
+        )
+        description = reference.describe(self.run_of_reference)
+        return sidecars_lib.Sidecars(
+            store, os.path.join(self.directory, output), description
+        )
+
+    def test_it_writes_what_the_reference_says_of_each_record(self):
+        printed, shown = self.run_command("--dtype", "float32", output="a")
+        self.assertIn("3 sidecars written, 90 records", printed)
+        self.assertRegex(shown, r"embedding \[#+\] 90 of 90 records .* left")
+        run, sidecars = self.run_of_reference, self.open("a")
+        batch = next(
+            iter(
+                pipeline.examples(
+                    stores.open_store(f"{self.directory}/1.tfrecord"),
+                    batch_size=30,
+                    tokenizer=run.tokenizer,
+                    image_size=32,
+                )
+            )
+        )
+        expected = run.learner(batch)
+        rows = np.arange(30, 60)
+        image, text = sidecars.read(rows, 0 * rows, batch["id"])
+        self.assertAllClose(image, expected.image)
+        self.assertAllClose(text, expected.text)
+        self.assertEqual(sidecars.scale, float(expected.scale))
+
+    def test_what_another_process_writes_is_waited_for_by_the_caller(self):
+        summary = embed.Summary(1, 0, ("b.sidecar",), 30, 0, {})
+        with (
+            mock.patch.object(embed, "write", return_value=summary),
+            self.assertRaises(SystemExit) as stopped,
+        ):
+            self.run_command("--check", output="busy")
+        self.assertEqual(stopped.exception.code, interruptions.EXIT_CODE)
+
+    def test_hosts_share_the_shards_and_do_nothing_twice(self):
+        first, _ = self.run_command("--num-hosts", "2", output="b")
+        self.assertIn("2 sidecars written, 60 records; 0 were there", first)
+        second, _ = self.run_command(
+            "--num-hosts", "2", "--host", "1", output="b"
+        )
+        self.assertIn("1 sidecars written, 30 records; 0 were there", second)
+        again, shown = self.run_command(output="b")
+        self.assertIn("0 sidecars written, 0 records; 3 were there", again)
+        self.assertNotIn("embedding", shown)
+        self.open("b")
+
+    def test_records_that_cannot_be_read_are_counted(self):
+        path = f"{self.directory}/bad.shard"
+        test_store.write_shard(
+            path,
+            [
+                test_store.serialize(image=b"no picture", caption="a", id=i)
+                for i in range(3)
+            ],
+        )
+        printed, _ = self.run_command(
+            "--format", "tfrecord", data=path, output="c"
+        )
+        self.assertIn("3 of the records could not be read", printed)
+        self.assertRegex(printed, r" 3  unknown picture format")
+
+    def test_mistakes_end_with_one_clear_line(self):
+        for arguments, message in (
+            (["--data", "/nowhere/*"], "/nowhere"),
+            (["--batch-size", "0"], "at least 1. Received: 0"),
+            (["--host", "2", "--num-hosts", "2"], "2 of 2"),
+        ):
+            with self.assertRaises(SystemExit) as stop:
+                self.run_command(*arguments, output="d")
+            self.assertRegex(str(stop.exception), f"^error: .*{message}")
+
+    def test_a_run_that_is_none_is_refused(self):
+        with self.assertRaisesRegex(SystemExit, "^error: .*finished run"):
+            command.main(["--workdir", "/nowhere", "--data", "x"])
+
+    @pytest.mark.slow
+    def test_killed_and_started_again_it_ends_with_the_same_file(self):
+        data = f"{DATA}/val_concept-*.tfrecord"
+        # It counts every batch, not only every other second.
+        script = (
+            "from jest_tf.data.sidecars import file_format\n"
+            "from trainers import embed\n"
+            "file_format._COMMIT_SECONDS = 0.0\n"
+            f"embed.main({self.arguments(data=data, output='k')})\n"
+        )
+        folder = pathlib.Path(self.directory, "k")
+        with subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL
+        ) as child:
+            while not any(map(self.rows_done, folder.glob("*.partial"))):
+                self.assertIsNone(child.poll())
+                time.sleep(0.01)
+            child.send_signal(signal.SIGKILL)
+        (partial,) = folder.glob("*.partial")
+        done = self.rows_done(partial)
+        self.assertBetween(done, 8, 240)
+        printed, shown = self.run_command(data=data, output="k")
+        self.assertIn("1 sidecars written, 246 records", printed)
+        self.assertIn(f" 0 of {246 - done:,} records", shown)
+        self.run_command(data=data, output="whole")
+        killed, whole = (
+            bytearray(path.read_bytes())
+            for each in ("k", "whole")
+            for path in pathlib.Path(self.directory, each).glob("*")
+        )
+        killed[32:96] = whole[32:96]  # the slots tell of the commits
+        self.assertEqual(killed, whole)
+
+    @staticmethod
+    def rows_done(path):
+        """The rows that the slots of a partial file count."""
+        head = path.read_bytes()[:96].ljust(96, b"\0")
+        slots = (head[place : place + 8] for place in (32, 64))
+        return max(int.from_bytes(slot, "little") for slot in slots)
+
+
+class DrawsTest(tf.test.TestCase):
+    """Draws by sidecars of the shipped pictures, against the live reference."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.directory = folder.name
+        cls.store = stores.open_store(
+            f"{DATA}/test_concept-*.tfrecord", index_dir=cls.directory
+        )
+        cls.run_of_reference = reference.Run(
+            config.TrainConfig(
+                data=config.DataConfig(image_size=32, text_length=16),
+                model=config.ModelConfig(preset="tiny"),
+            ),
+            preprocessing.WordPieceTokenizer(
+                preprocessing.build_wordpiece_vocabulary(
+                    cls.store.captions(), 300
+                ),
+                16,
+            ),
+            None,
+        )
+        run = cls.run_of_reference
+        learner = models.build_learner(
+            run.config, run.tokenizer.vocabulary_size
+        )
+        cls.run_of_reference = run._replace(learner=learner)
+        description = reference.describe(cls.run_of_reference)
+        embed.write(
+            cls.store,
+            reference.encoder(cls.run_of_reference),
+            description,
+            f"{cls.directory}/float32",
+            image_size=32,
+            dtype="float32",
+        )
+        cls.sidecars = sidecars_lib.Sidecars(
+            cls.store, f"{cls.directory}/float32"
+        )
+        rows = cls.sidecars.read_rows(0, len(cls.store))
+        embed.write_arrays(
+            cls.store,
+            rows.image,
+            rows.text,
+            description,
+            f"{cls.directory}/float16",
+            captions=np.diff(rows.offsets),
+        )
+
+    def test_float16_changes_no_draw_but_for_ties(self):
+        comparison = precision.compare(
+            self.run_of_reference,
+            self.store,
+            sidecars_lib.Sidecars(self.store, f"{self.directory}/float16"),
+            num_super_batches=2,
+        )
+        self.assertEqual(comparison.rows, 256)
+        self.assertGreaterEqual(comparison.common, 0.99 * comparison.rows)
+        self.assertLess(comparison.loss, 1e-4)
+        # Rounding to 11 bits: scale 10 times at most twice 2^-12 relative,
+        # each in many independent numbers.
+        self.assertLess(comparison.logit, 10 * 2 * 2.0**-12)
+        self.assertGreater(comparison.logit, 0.0)
+        self.assertRegex(str(comparison), "of 256 rows drawn are the same")
+
+    def test_a_stream_with_float32_sidecars_draws_as_the_live_reference(self):
+        run = self.run_of_reference
+        sidecars = self.sidecars
+        stream = pipeline.super_batches(
+            self.store,
+            super_batch_size=64,
+            seed=3,
+            tokenizer=run.tokenizer,
+            image_size=32,
+            sidecars=sidecars,
+        )
+        learner = models.build_two_tower(
+            "tiny",
+            image_size=32,
+            vocabulary_size=run.tokenizer.vocabulary_size,
+            text_length=16,
+            seed=7,
+        )
+        settings = config.SelectionConfig(
+            method="joint", batch_size=16, num_chunks=4
+        )
+        live, cached = (
+            training.JESTModel(learner, either, settings)
+            for either in (
+                run.learner,
+                reference.cached(sidecars.scale, sidecars.bias),
+            )
+        )
+        for step, batch in enumerate(stream.take(2)):
+            self.assertAllClose(
+                batch["reference_image"],
+                run.learner(batch).image,
+                rtol=0,
+                atol=1e-6,
+            )
+            self.assertAllEqual(
+                live.select(batch, (3, step)).indices,
+                cached.select(batch, (3, step)).indices,
+            )
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,428 @@
+"""Tests of sidecars as one array over the shards of a store."""
+
+import concurrent.futures
+import os
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+import test_file_format
+import test_store
+
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores
+from jest_tf.data.sidecars import embed, file_format
+
+LENGTHS = (5, 1, 9)
+DIM = test_file_format.DIM
+DESCRIPTION = test_file_format.DESCRIPTION
+
+
+class EmbeddingsTestCase(tf.test.TestCase):
+    """Three shards of 5, 1 and 9 records with no, one or several captions."""
+
+    dtype = "float32"
+
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        random = np.random.default_rng(2)
+        self.counts = random.integers(0, 4, sum(LENGTHS))
+        self.counts[3] = 2
+        self.ends = np.cumsum(self.counts)
+        start = 0
+        for shard, length in enumerate(LENGTHS):
+            self.write_shard(shard, range(start, start + length))
+            start += length
+        self.store = self.open()
+        self.valid = np.ones(len(self.store), bool)
+        self.valid[[2, 11]] = False
+        self.image = test_file_format.unit_rows(len(self.store), 3)
+        self.text = test_file_format.unit_rows(int(self.ends[-1]), 4)
+        self.folder = os.path.join(self.directory, "sidecars")
+
+    def write_shard(self, shard, rows):
+        test_store.write_shard(
+            os.path.join(self.directory, f"{shard}.tfrecord"),
+            [
+                test_store.serialize(
+                    image=b"a picture",
+                    caption=[f"{row} {i}" for i in range(self.counts[row])],
+                    id=1000 + 7 * row,
+                )
+                for row in rows
+            ],
+        )
+
+    def open(self):
+        return stores.open_store(
+            os.path.join(self.directory, "*.tfrecord"), caption_fields=()
+        )
+
+    def write(self, description=DESCRIPTION, **settings):
+        settings = {
+            "directory": self.folder,
+            "captions": self.counts,
+            "valid": self.valid,
+            "dtype": self.dtype,
+        } | settings
+        return embed.write_arrays(
+            self.store, self.image, self.text, description, **settings
+        )
+
+    def pick(self, rows, seed=0):
+        """Rows that may be asked for, with a caption of each and its id."""
+        rows = np.asarray(rows)
+        rows = rows[self.valid[rows] & (self.counts[rows] > 0)]
+        random = np.random.default_rng(seed)
+        return rows, random.integers(0, self.counts[rows]), 1000 + 7 * rows
+
+
+class SidecarsTest(EmbeddingsTestCase):
+    def setUp(self):
+        super().setUp()
+        self.summary = self.write()
+        self.sidecars = sidecars_lib.Sidecars(self.store, self.folder)
+
+    def assert_reads(self, rows):
+        rows, captions, ids = self.pick(rows)
+        image, text = self.sidecars.read(rows, captions, ids)
+        self.assertEqual(image.dtype, self.sidecars.dtype)
+        self.assertAllEqual(image, self.image[rows])
+        places = self.ends[rows] - self.counts[rows] + captions
+        self.assertAllEqual(text, self.text[places])
+
+    def test_what_they_are_of_is_told(self):
+        self.assertEqual(self.sidecars.description, DESCRIPTION)
+        self.assertEqual(self.sidecars.fingerprint, "fingerprint")
+        self.assertEqual(
+            (self.sidecars.dim, self.sidecars.scale, self.sidecars.bias),
+            (DIM, 8.5, -3.25),
+        )
+        self.assertEqual(self.sidecars.dtype, "float32")
+        self.assertLen(self.sidecars, sum(LENGTHS))
+
+    def test_rows_come_in_the_order_asked_for(self):
+        everything = np.arange(sum(LENGTHS))
+        self.assert_reads(everything)
+        self.assert_reads(everything[::-1])
+        self.assert_reads([4, 6, 4, 4, 14, 0, 13, 5])
+        self.assert_reads([1])
+        self.assert_reads([12, 7, 13])  # of one shard
+        random = np.random.default_rng(5)
+        for size in (2, 50, 1000):
+            self.assert_reads(random.integers(0, sum(LENGTHS), size))
+
+    def test_no_rows_give_none(self):
+        empty = np.zeros(0, np.int64)
+        image, text = self.sidecars.read(empty, empty, empty)
+        self.assertEqual((image.shape, text.shape), ((0, DIM), (0, DIM)))
+        self.assertAllEqual(self.sidecars.valid(empty), [])
+
+    def test_neighbouring_rows_come_with_all_their_captions(self):
+        for start, stop in ((0, 5), (2, 4), (5, 6), (3, 8), (0, 15), (14, 15)):
+            rows = self.sidecars.read_rows(start, stop)
+            self.assertAllEqual(rows.ids, 1000 + 7 * np.arange(start, stop))
+            self.assertAllEqual(rows.valid, self.valid[start:stop])
+            self.assertAllEqual(
+                rows.image,
+                np.where(self.valid[:, None], self.image, 0)[start:stop],
+            )
+            counts = self.counts[start:stop]
+            self.assertAllEqual(rows.offsets, [0, *np.cumsum(counts)])
+            first = self.ends[start] - self.counts[start]
+            self.assertAllEqual(
+                rows.text, self.text[first : self.ends[stop - 1]]
+            )
+        self.assertFalse(self.sidecars.read_rows(6, 9).image.flags.owndata)
+
+    def test_rows_without_embeddings_are_told(self):
+        rows = np.array([11, 0, 2, 14, 2])
+        self.assertAllEqual(
+            self.sidecars.valid(rows), [False, True, False, True, False]
+        )
+
+    def test_several_threads_may_read_at_once(self):
+        random = np.random.default_rng(6)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(
+                pool.map(
+                    self.assert_reads,
+                    random.integers(0, sum(LENGTHS), [40, 300]),
+                )
+            )
+
+    def test_more_shards_than_may_be_mapped_are_read_all_the_same(self):
+        with mock.patch.object(sidecars_lib.reading, "_MAX_MAPPED", 1):
+            for _ in range(2):
+                self.assert_reads(np.arange(sum(LENGTHS)))
+        self.assertLen(self.sidecars._mapped, 1)
+
+    def test_what_cannot_be_read_is_refused(self):
+        read = self.sidecars.read
+        for message, rows, captions, ids in (
+            (r"3\.tf|record 3 of .*must have the record's id, 5. Rec.* 1021",
+             [0, 3], [0, 0], [1000, 5]),
+            ("record 2 of .*0.tfrecord.* holds no embedding",
+             [3, 2], [0, 0], [1021, 1014]),
+            ("must have a caption 2. Received",
+             [3], [2], [1021]),
+            ("must have a caption -1. Received", [3], [-1], [1021]),
+        ):  # fmt: skip
+            with self.assertRaisesRegex(ValueError, message):
+                read(rows, captions, ids)
+        for rows in ([15], [-1], [0, 99]):
+            with self.assertRaisesRegex(
+                IndexError, r"\[0, 15\).*" + f"{rows[-1]}"
+            ):
+                read(rows, [0] * len(rows), [0] * len(rows))
+            with self.assertRaisesRegex(IndexError, r"\[0, 15\)"):
+                self.sidecars.valid(rows)
+        for start, stop in ((0, 0), (-1, 2), (0, 16)):
+            with self.assertRaisesRegex(IndexError, f"{start} and {stop}"):
+                self.sidecars.read_rows(start, stop)
+
+    def test_damaged_offsets_never_lead_out_of_the_file(self):
+        path = sidecars_lib.sidecar_path(self.store, 2, self.folder)
+        mapped = file_format.map_file(path)
+        with open(path, "rb") as file:
+            data = file.read()
+        place = data.index(mapped.offsets.tobytes())
+        captions = len(mapped.text)
+        for value in (-1, captions + 1, 2**62, -(2**63)):
+            damaged = mapped.offsets.copy()
+            damaged[4] = value
+            with open(path, "r+b") as file:
+                file.seek(place)
+                file.write(damaged.tobytes())
+            sidecars = sidecars_lib.Sidecars(self.store, self.folder)
+            with self.assertRaisesRegex(ValueError, "damaged: its captions"):
+                sidecars.read_rows(6, 15)
+            for caption in (0, 3, 2**62):
+                with self.assertRaisesRegex(ValueError, "must have a caption"):
+                    sidecars.read([10], [caption], [1070])
+
+    def test_captions_are_chosen_of_those_not_blank(self):
+        # Of some rows the first is blank, of some two are, of some all; and
+        # zeros ahead of other numbers are no blank caption.
+        starts = self.ends - self.counts
+        for row, count in enumerate(self.counts):
+            self.text[starts[row] : starts[row] + min(row % 3, count)] = 0.0
+        (last,) = np.flatnonzero(self.counts == 3)[-1:]
+        self.text[starts[last] + 2] = np.eye(self.text.shape[1])[-1]
+        folder = os.path.join(self.directory, "blank")
+        self.write(directory=folder)
+        sidecars = sidecars_lib.Sidecars(self.store, folder)
+        random = np.random.default_rng(0)
+        rows = random.permutation(np.repeat(np.arange(15), 7))
+        numbers = random.integers(0, 2**62, len(rows))
+        expected = []
+        for row, number in zip(rows, numbers, strict=True):
+            own = self.text[starts[row] : self.ends[row]]
+            whole = np.flatnonzero(own.any(1))
+            chosen = -1
+            if self.valid[row] and len(whole):
+                chosen = whole[number % len(whole)]
+            expected.append(chosen)
+        captions, image, text = sidecars.read_numbered(
+            rows, numbers, 1000 + 7 * rows
+        )
+        self.assertAllEqual(captions, expected)
+        self.assertContainsSubset([-1, 0, 1, 2], expected)
+        good = captions >= 0
+        self.assertAllEqual(image[good], self.image[rows[good]])
+        self.assertAllEqual(
+            text[good], self.text[starts[rows[good]] + captions[good]]
+        )
+        # The rows of one shard, sorted, and none at all.
+        whole = sidecars.read_numbered([6, 7, 8], [0, 1, 2], [1042, 1049, 1056])
+        for values in whole:
+            self.assertLen(values, 3)
+        self.assertEmpty(sidecars.read_numbered([], [], [])[0])
+        with self.assertRaisesRegex(IndexError, "Received: 15"):
+            sidecars.read_numbered([15], [0], [1105])
+        with self.assertRaisesRegex(ValueError, "the record's id, 1022"):
+            sidecars.read_numbered([3], [0], [1022])
+
+    def test_a_sidecar_replaced_under_way_is_noticed(self):
+        other = DESCRIPTION._replace(fingerprint="other")
+        self.write(other, overwrite=True)
+        with self.assertRaisesRegex(ValueError, "replaced by another since"):
+            self.sidecars.read([3], [0], [1021])
+
+
+class RefusalTest(EmbeddingsTestCase):
+    def test_sidecars_of_something_else_are_refused_with_the_reason(self):
+        self.write()
+        sidecars_lib.Sidecars(self.store, self.folder, DESCRIPTION)
+        for name, value in (
+            ("fingerprint", "other"),
+            ("tokenizer", "other"),
+            ("preprocessing", "other"),
+            ("dim", 5),
+            ("scale", 8.0),
+            ("bias", 0.0),
+        ):
+            expected = DESCRIPTION._replace(**{name: value})
+            with self.assertRaisesRegex(
+                ValueError,
+                rf"0.tfrecord-.*sidecar does not fit: expected the `{name}` of "
+                rf"the reference to be {value!r}. Received: "
+                rf"{getattr(DESCRIPTION, name)!r}",
+            ):
+                sidecars_lib.Sidecars(self.store, self.folder, expected)
+
+    def test_the_last_digits_of_a_scale_make_no_other_sidecar(self):
+        def write(**changes):
+            for shard in range(3):
+                path = sidecars_lib.sidecar_path(self.store, shard, self.folder)
+                if os.path.exists(path):
+                    os.remove(path)
+            self.write(DESCRIPTION._replace(**changes))
+            return sidecars_lib.Sidecars(self.store, self.folder)
+
+        first = write()
+        near = write(scale=DESCRIPTION.scale * (1 + 5e-7))
+        self.assertNotEqual(near.scale, first.scale)
+        sidecars_lib.Sidecars(self.store, self.folder, DESCRIPTION)
+        self.assertEqual(near.identity, first.identity)
+        for other in (
+            write(scale=DESCRIPTION.scale * 1.001),
+            write(tokenizer="other"),
+        ):
+            self.assertNotEqual(other.identity, first.identity)
+            with self.assertRaisesRegex(ValueError, "does not fit"):
+                sidecars_lib.Sidecars(self.store, self.folder, DESCRIPTION)
+
+    def test_sidecars_of_several_references_are_not_mixed(self):
+        self.write()
+        for changes, what in (
+            ({"description": DESCRIPTION._replace(scale=9.0)}, "`scale`"),
+            ({"dtype": "float16"}, "dtype"),
+        ):
+            os.remove(sidecars_lib.sidecar_path(self.store, 2, self.folder))
+            settings = {"description": DESCRIPTION} | changes
+            store = stores.open_store(
+                os.path.join(self.directory, "2.tfrecord")
+            )
+            first = self.ends[5]
+            embed.write_arrays(
+                store,
+                self.image[6:],
+                self.text[first:],
+                directory=self.folder,
+                captions=self.counts[6:],
+                **{"dtype": "float32"} | settings,
+            )
+            with self.assertRaisesRegex(
+                ValueError, f"2.tfrecord-.*does not fit: expected the {what}"
+            ):
+                sidecars_lib.Sidecars(self.store, self.folder)
+
+    def test_a_missing_or_unfinished_sidecar_is_named(self):
+        with self.assertRaisesRegex(
+            ValueError, "No sidecar of .*0.tfrecord: expected .*trainers.embed"
+        ):
+            sidecars_lib.Sidecars(self.store, self.folder)
+        self.write()
+        path = sidecars_lib.sidecar_path(self.store, 1, self.folder)
+        os.rename(path, path + ".partial")
+        with self.assertRaisesRegex(
+            ValueError, "1.tfrecord: .*It is there unfinished; run that again"
+        ):
+            sidecars_lib.Sidecars(self.store, self.folder)
+
+    def test_a_truncated_sidecar_is_refused(self):
+        self.write()
+        path = sidecars_lib.sidecar_path(self.store, 1, self.folder)
+        os.truncate(path, os.path.getsize(path) - 1)
+        with self.assertRaisesRegex(ValueError, f"{path} must be .* truncated"):
+            sidecars_lib.Sidecars(self.store, self.folder)
+
+    def test_sidecars_of_another_version_of_a_shard_are_refused(self):
+        self.write()
+        self.write(directory="")
+        self.counts[5] += 1
+        self.write_shard(1, [5])
+        changed = self.open()
+        with self.assertRaisesRegex(
+            ValueError,
+            "No sidecar of .*1.tfrecord.*Received: .*1.tfrecord-.*another "
+            "version of the shard",
+        ):
+            sidecars_lib.Sidecars(changed, self.folder)
+        with self.assertRaisesRegex(
+            ValueError,
+            "1.tfrecord.sidecar does not fit: expected the stamp, as of the "
+            "present shard",
+        ):
+            sidecars_lib.Sidecars(changed)
+
+    def test_sidecars_lie_on_a_local_disk(self):
+        store = mock.Mock()
+        store.shards.paths = ("gs://bucket/0.tfrecord",)
+        store.stamp.return_value = "0123456789abcdef"
+        with self.assertRaisesRegex(ValueError, "local.*Received: gs://"):
+            sidecars_lib.sidecar_path(store, 0)
+        self.assertEqual(
+            sidecars_lib.sidecar_path(store, 0, "/folder"),
+            "/folder/0.tfrecord-01234567.sidecar",
+        )
+
+
+class HalfPrecisionTest(EmbeddingsTestCase):
+    dtype = "float16"
+
+    def test_numbers_come_rounded_in_their_own_dtype(self):
+        self.write()
+        sidecars = sidecars_lib.Sidecars(self.store, self.folder)
+        self.assertEqual(sidecars.dtype, "float16")
+        rows, captions, ids = self.pick([13, 4, 3, 6])
+        image, text = sidecars.read(rows, captions, ids)
+        self.assertEqual((image.dtype, text.dtype), (np.float16, np.float16))
+        self.assertAllEqual(image, self.image[rows].astype(np.float16))
+
+
+class WriteArraysTest(EmbeddingsTestCase):
+    def test_what_was_done_is_told_and_not_done_again(self):
+        summary = self.write()
+        self.assertEqual(
+            summary,
+            embed.Summary(
+                written=3, skipped=0, busy=(), rows=15, invalid=2, reasons={}
+            ),
+        )
+        again = self.write()
+        self.assertEqual((again.written, again.skipped), (0, 3))
+
+    def test_one_caption_a_record_is_the_default(self):
+        self.text = test_file_format.unit_rows(15, 9)
+        self.write(captions=None, valid=None)
+        sidecars = sidecars_lib.Sidecars(self.store, self.folder)
+        rows = np.arange(15)
+        image, text = sidecars.read(rows, 0 * rows, 1000 + 7 * rows)
+        self.assertAllEqual(image, self.image)
+        self.assertAllEqual(text, self.text)
+
+    def test_arrays_of_another_length_are_refused(self):
+        for name, message in (
+            ("image", "`image` must have 15 rows. Received: 14"),
+            ("text", f"`text` must have {self.ends[-1]} rows"),
+        ):
+            whole = getattr(self, name)
+            setattr(self, name, whole[1:])
+            with self.assertRaisesRegex(ValueError, message):
+                self.write()
+            setattr(self, name, whole)
+        with self.assertRaisesRegex(ValueError, "`valid` must have 15 rows"):
+            self.write(valid=self.valid[1:])
+        with self.assertRaisesRegex(ValueError, "`captions` must have 15 rows"):
+            self.write(captions=self.counts[1:])
+        self.assertFalse(os.path.exists(self.folder))
+
+
+if __name__ == "__main__":
+    tf.test.main()

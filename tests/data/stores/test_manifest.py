@@ -1,0 +1,437 @@
+"""Manifests: their files, what is refused, the stream that draws by them."""
+
+import json
+import os
+import shutil
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+import test_cascade
+import test_store
+import test_stream
+import test_tars
+import tiny
+
+from jest_tf import config
+from jest_tf.data import pipeline, stores, stream
+from jest_tf.data.stores import manifest
+
+MADE_BY = {"choice": "joint", "share": 0.5, "reference": {"fingerprint": "f"}}
+
+
+def write(store, directory, weights, scores=None, made_by=MADE_BY, counts=None):
+    """The manifest of a store with given weights, row for row."""
+    if scores is None:
+        scores = np.linspace(-1.0, 1.0, len(store))
+    ends = np.cumsum(store.shards.lengths)
+    for shard, end in enumerate(ends.tolist()):
+        rows = np.arange(end - store.shards.lengths[shard], end)
+        manifest.write_part(
+            manifest.part_path(store, shard, directory),
+            manifest.describe(store, shard, made_by),
+            manifest.Part(
+                store.ids(rows),
+                np.asarray(weights)[rows],
+                np.asarray(scores)[rows],
+            ),
+        )
+    return manifest.finish(store, directory, made_by, counts or {})
+
+
+def slow_rows(weights, seed, num_positions):
+    """Rows drawn by weight, a position at a time, in Python integers."""
+    drawn = [row for row, weight in enumerate(weights) if weight > 0]
+    unit, size = 2**20, len(drawn)
+    shares = [weights[row] * unit * size / sum(weights) for row in drawn]
+    lengths = [int(share) for share in shares]
+    left = sorted(range(size), key=lambda i: lengths[i] - shares[i])
+    for i in left[: unit * size - sum(lengths)]:
+        lengths[i] += 1
+    salt = int.from_bytes(b"shift", "big")
+    rows = []
+    for position in range(num_positions):
+        slot = test_stream.slow_row(size, seed, position)
+        shift = test_stream.slow_hash(seed, position // size, salt) >> 44
+        place, i = slot * unit + shift, 0
+        while place >= lengths[i]:
+            place -= lengths[i]
+            i += 1
+        rows.append(drawn[i])
+    return rows
+
+
+class FolderTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.directory = os.path.join(self.folder, "manifest")
+        for number, rows in enumerate((20, 7, 13)):
+            tiny.write_shard(self.shard(number), rows=rows, seed=number)
+        self.store = self.open()
+
+    def shard(self, number):
+        return os.path.join(self.folder, f"{number}.tfrecord")
+
+    def open(self, pattern="*"):
+        return stores.open_store(
+            os.path.join(self.folder, f"{pattern}.tfrecord")
+        )
+
+    def write(self, weights=None, **arguments):
+        if weights is None:
+            weights = np.arange(40) % 4
+        return write(self.store, self.directory, weights, **arguments)
+
+    def assert_refused(self, pattern, store=None):
+        with self.assertRaisesRegex(ValueError, pattern):
+            manifest.Manifest(self.directory, store or self.store)
+
+
+class ManifestTest(FolderTestCase):
+    def test_what_is_written_is_read(self):
+        scores = np.float32(np.random.default_rng(0).normal(size=40))
+        scores[[3, 30]] = np.nan
+        counts = {"near-duplicates": 5}
+        self.write(scores=scores, counts=counts)
+        found = manifest.Manifest(self.directory, self.store)
+        self.assertAllEqual(found.weights, np.arange(40) % 4)
+        self.assertAllEqual(found.scores, scores)
+        self.assertEqual(found.made_by, MADE_BY)
+        self.assertEqual(found.counts, counts)
+
+    def test_nothing_in_it_but_weights_and_the_like_changes_its_identity(self):
+        one = self.write().identity
+        self.assertEqual(self.write().identity, one)
+        self.assertNotEqual(self.write(np.ones(40)).identity, one)
+        scores = np.zeros(40)
+        self.assertNotEqual(self.write(scores=scores).identity, one)
+        made_by = {**MADE_BY, "share": 0.25}
+        self.assertNotEqual(self.write(made_by=made_by).identity, one)
+
+    def test_it_is_of_any_format(self):
+        path = os.path.join(self.folder, "a.tar")
+        png = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
+        test_tars.write_tar(
+            path,
+            [
+                (f"{i}.{end}", data)
+                for i in range(5)
+                for end, data in (("png", png), ("txt", b"a"))
+            ],
+        )
+        store = stores.open_store(path)
+        write(store, self.directory, [0, 1, 0, 2, 0])
+        data = config.DataConfig(train=(path,), manifest=self.directory)
+        opened = stores.open_stores(data)
+        order = pipeline.order(opened, (), 3, None)
+        self.assertAllEqual(np.unique(order.rows(np.arange(8))), [1, 3])
+
+    def test_it_may_lie_on_remote_storage(self):
+        self.directory = "ram://manifests/one"
+        self.assert_refused("expected a folder that `trainers.curate` has")
+        expected = self.write()
+        found = manifest.Manifest(self.directory, self.store)
+        self.assertAllEqual(found.weights, expected.weights)
+        self.assertEqual(found.identity, expected.identity)
+
+    def test_a_manifest_of_another_store_is_refused_by_name(self):
+        self.write()
+        tiny.write_shard(os.path.join(self.folder, "x.tfrecord"), seed=9)
+        self.assert_refused(
+            r"manifest\.json is of another store: expected shard .*x\.tfrecord."
+            r" Received: 3 shards, 0\.tfrecord, 1\.tfrecord, 2\.tfrecord",
+            self.open(),
+        )
+
+    def test_a_manifest_of_a_larger_store_is_refused(self):
+        self.write()
+        self.assert_refused(
+            "larger store: expected the 2 shards .* Received: 1 more, 2.tfr",
+            self.open("[01]"),
+        )
+
+    def test_a_manifest_of_another_version_is_refused_by_its_stamps(self):
+        self.write()
+        before = self.store.stamp(1)
+        tiny.write_shard(self.shard(1), rows=7, seed=8)
+        store = self.open()
+        self.assert_refused(
+            rf"another version of .*1\.tfrecord: expected the stamp "
+            rf"{store.stamp(1)}.* Received: {before}",
+            store,
+        )
+
+    def test_an_unfinished_manifest_says_what_to_do(self):
+        self.write()
+        os.remove(os.path.join(self.directory, manifest.MANIFEST_FILE))
+        self.assert_refused("is unfinished: run the command again")
+        self.directory = os.path.join(self.folder, "nowhere")
+        self.assert_refused("expected a folder that `trainers.curate` has")
+
+    def test_every_flipped_byte_of_a_file_is_found(self):
+        self.write()
+        path = manifest.part_path(self.store, 1, self.directory)
+        size = os.path.getsize(path)
+        for position in range(size):
+            test_store.flip(path, position)
+            self.assert_refused("no file of a manifest|must be of for|damaged")
+            test_store.flip(path, position)
+        manifest.Manifest(self.directory, self.store)
+        for length in (0, 10, 20, size - 1):
+            with open(path, "r+b") as file:
+                file.truncate(length)
+            self.assert_refused("no file of a manifest|damaged")
+
+    def test_a_file_of_another_manifest_is_found(self):
+        self.write(np.ones(40))
+        path = manifest.part_path(self.store, 0, self.directory)
+        with open(path, "rb") as file:
+            other = file.read()
+        self.write()
+        with open(path, "wb") as file:
+            file.write(other)
+        self.assert_refused("was written anew since, or belongs to another")
+
+    def test_a_damaged_list_is_refused(self):
+        self.write()
+        path = os.path.join(self.directory, manifest.MANIFEST_FILE)
+        with open(path, encoding="utf-8") as file:
+            good = json.load(file)
+        for change, pattern in (
+            ({"kind": "x"}, "is no manifest"),
+            ({"version": 2}, "must be of version 1. Received: 2"),
+            ({"shards": None}, "damaged"),
+            ({"shards": [{"shard": "0"}]}, "damaged"),
+            ({"made_by": 3}, "damaged"),
+        ):
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(good | change, file)
+            self.assert_refused(pattern)
+        for text in ("", "[]", "{", "[" * 10**5, "3"):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            self.assert_refused("damaged|no manifest")
+
+    def test_other_ids_are_refused(self):
+        self.write()
+        path = manifest.part_path(self.store, 1, self.directory)
+        header, part = manifest.read_part(path)
+        ids = part.ids + np.int64([0, 0, 1, 0, 0, 0, 0])
+        manifest.write_part(path, header, part._replace(ids=ids))
+        with self.assertRaisesRegex(ValueError, "ids, 102 in row 2. .*: 103"):
+            manifest.finish(self.store, self.directory, MADE_BY, {})
+
+    def test_one_shard_under_two_folders_is_refused(self):
+        copy = os.path.join(self.folder, "copy", "1.tfrecord")
+        os.mkdir(os.path.dirname(copy))
+        shutil.copy(self.shard(1), copy)
+        store = stores.join([self.store, stores.open_store(copy)])
+        pattern = f"two of version .*, {self.shard(1)} and {copy}; leave one"
+        with self.assertRaisesRegex(ValueError, pattern):
+            manifest.check_distinct(store)
+        with self.assertRaisesRegex(ValueError, pattern):
+            write(store, self.directory, np.ones(47))
+        # Another version has room beside it.
+        tiny.write_shard(copy, rows=7, seed=9)
+        store = stores.join([self.store, stores.open_store(copy)])
+        found = write(store, self.directory, np.arange(47) % 2)
+        self.assertAllEqual(found.weights, np.arange(47) % 2)
+
+    def test_a_manifest_without_records_of_a_store_with_a_share_is_refused(
+        self,
+    ):
+        write(self.store, self.directory, np.arange(40) >= 20)
+        data = config.DataConfig(
+            train=(self.shard(0), f"{self.folder}/[12].tfrecord"),
+            manifest=self.directory,
+            weights=(1.0, 3.0),
+        )
+        store = stores.open_stores(data)
+        with self.assertRaisesRegex(
+            ValueError,
+            f"`data.manifest` must have.*{self.directory}' with none of the 20 "
+            rf"of `data.train\[0\]`, from record 0 of {self.shard(0)} on",
+        ):
+            pipeline.order(store, data.weights, 0, None)
+        # By their size, what is left out has no share.
+        rows = pipeline.order(store, (), 0, None).rows(np.arange(20))
+        self.assertAllEqual(np.sort(rows), np.arange(20, 40))
+
+    def test_impossible_weights_and_scores_are_refused(self):
+        for values in ([-1.0] * 40, [np.nan] * 40, [np.inf] * 40):
+            with self.assertRaisesRegex(ValueError, "finite weights, not neg"):
+                self.write(np.array(values))
+        with self.assertRaisesRegex(ValueError, "finite scores"):
+            self.write(scores=np.full(40, np.inf))
+        with self.assertRaisesRegex(ValueError, "must have a record that is"):
+            self.write(np.zeros(40), counts={"near-duplicates": 3})
+
+    def test_what_another_maker_has_written_is_refused(self):
+        self.write()
+        path = manifest.part_path(self.store, 0, self.directory)
+        other = manifest.describe(self.store, 0, {**MADE_BY, "share": 0.1})
+        with self.assertRaisesRegex(
+            ValueError, "expected made_by.share=0.1. Received: 0.5; take anoth"
+        ):
+            manifest.is_there(path, other)
+        same = manifest.describe(self.store, 0, MADE_BY)
+        self.assertTrue(manifest.is_there(path, same))
+
+
+class WeightedOrderTest(tf.test.TestCase):
+    WEIGHTS = np.array([0, 1, 0, 3, 0.5, 1, 0, 0, 2.5, 1])
+
+    def rows(self, start, stop, seed=3, **arguments):
+        arguments = {"row_weights": self.WEIGHTS} | arguments
+        order = stream.Order(len(self.WEIGHTS), seed, **arguments)
+        return order.rows(np.arange(start, stop))
+
+    def test_rows_equal_a_slow_implementation(self):
+        expected = slow_rows(self.WEIGHTS, 3, 600)
+        self.assertAllEqual(self.rows(0, 600), expected)
+
+    def test_a_row_does_not_depend_on_its_neighbours(self):
+        whole = self.rows(0, 500)
+        self.assertAllEqual(self.rows(123, 300), whole[123:300])
+        order = stream.Order(10, 3, row_weights=self.WEIGHTS)
+        places = np.random.default_rng(0).permutation(500)
+        self.assertAllEqual(order.rows(places), whole[places])
+
+    def test_rows_without_weight_are_never_drawn(self):
+        for block_size in (None, 2):
+            rows = self.rows(0, 6000, block_size=block_size)
+            self.assertAllEqual(np.unique(rows), [1, 3, 4, 5, 8, 9])
+        order = stream.Order(10, 3, row_weights=self.WEIGHTS)
+        rows = order.substitutes(np.arange(3000), 1)
+        self.assertAllEqual(np.unique(rows), [1, 3, 4, 5, 8, 9])
+
+    def test_every_epoch_has_a_row_as_often_as_its_weight_says(self):
+        # Six rows of mean 1.5: an epoch has six positions.
+        mean = self.WEIGHTS / 1.5
+        totals = np.zeros(10)
+        for block_size in (None, 2):
+            for epoch in range(400):
+                rows = self.rows(
+                    6 * epoch, 6 * epoch + 6, block_size=block_size
+                )
+                counts = np.bincount(rows, minlength=10)
+                self.assertAllInRange(counts - mean, -1 + 1e-5, 1 - 1e-5)
+                totals += counts
+        # Shifts of 800 epochs: a mean of 0 to 1 of them is off by at most
+        # 0.5 / sqrt(400) for those of one order, and five times that never.
+        self.assertAllClose(totals / 800, mean, atol=5 * 0.5 / 20)
+
+    def test_equal_weights_are_a_permutation_of_the_rows_that_have_them(self):
+        weights = np.float32(np.arange(50) % 3 == 1) * np.float32(0.1)
+        order = stream.Order(50, 7, row_weights=weights)
+        self.assertEqual(order.num_drawn, 17)
+        plain = stream.Order(17, 7)
+        drawn = np.flatnonzero(weights)
+        positions = np.arange(17 * 20)
+        self.assertAllEqual(order.rows(positions), drawn[plain.rows(positions)])
+        for count in (0, 5, 17, 18, 400):
+            self.assertEqual(order.num_distinct(count), min(count, 17))
+
+    def test_substitutes_are_drawn_by_weight(self):
+        order = stream.Order(10, 3, row_weights=self.WEIGHTS)
+        rows = order.substitutes(np.arange(60000), 2)
+        shares = np.bincount(rows, minlength=10) / 60000
+        # Five standard deviations of a share of at most one third.
+        error = 5 * np.sqrt(0.25 / 60000)
+        self.assertAllClose(shares, self.WEIGHTS / 9, atol=error)
+
+    def test_the_expected_number_of_distinct_rows_is_that_of_many_streams(self):
+        for count in (3, 6, 8, 20):
+            found = [
+                len(np.unique(self.rows(0, count, seed=seed)))
+                for seed in range(400)
+            ]
+            order = stream.Order(10, 0, row_weights=self.WEIGHTS)
+            self.assertAllClose(
+                order.num_distinct(count), np.mean(found), atol=0.7
+            )
+
+    def test_weights_have_a_say_within_a_part_of_a_mixture(self):
+        weights = np.array([1, 0, 3, 0, 0, 0, 5, 5])
+        mixture = stream.Mixture((3, 5), (1, 3), 4, row_weights=weights)
+        self.assertEqual(mixture.num_drawn, 4)
+        rows = mixture.rows(np.arange(2**16))
+        shares = np.bincount(rows, minlength=8) / 2**16
+        expected = [0.25 * 0.25, 0, 0.25 * 0.75, 0, 0, 0, 0.375, 0.375]
+        # The first part has 2^13 epochs of two, one row once in half of them:
+        # five standard deviations.
+        atol = 5 * np.sqrt(2**13 / 4) / 2**16
+        self.assertAllClose(shares, expected, atol=atol)
+
+    def test_weights_that_cannot_be_are_refused(self):
+        for weights in ([1.0] * 3, [0.0] * 4, [-1, 1, 1, 1], [np.nan, 1, 1, 1]):
+            with self.assertRaisesRegex(ValueError, "`row_weights` must hold"):
+                stream.Order(4, 0, row_weights=np.array(weights))
+        with self.assertRaisesRegex(ValueError, r"at least 2\*\*-20 of the me"):
+            stream.Order(4, 0, row_weights=np.array([1, 1, 1, 1e-8]))
+        with self.assertRaisesRegex(ValueError, "`row_weights` must hold"):
+            stream.Mixture((2, 2), (1, 1), 0, row_weights=[1, 1, 0, 0])
+
+
+class StreamTest(test_cascade.CascadeTestCase):
+    """Super-batches by a manifest, with sidecars and a cascade."""
+
+    WEIGHTS = np.where(np.arange(80) % 5 < 3, 1 + np.arange(80) % 2, 0)
+
+    def setUp(self):
+        super().setUp()
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
+        write(self.store, self.directory, self.WEIGHTS)
+        self.store.manifest = manifest.Manifest(self.directory, self.store)
+        self.addCleanup(setattr, self.store, "manifest", None)
+
+    def test_only_what_has_weight_is_drawn_and_sidecars_join(self):
+        batches = self.batches(40, None, sidecars=self.sidecars)
+        rows = np.concatenate([one["id"] for one in batches]) - 1000
+        self.assertAllEqual(self.WEIGHTS[rows] > 0, np.ones(480, bool))
+        image = np.concatenate([one["reference_image"] for one in batches])
+        self.assertAllEqual(image, np.float16(self.image)[rows])
+        counts = np.bincount(rows, minlength=80)
+        self.assertAllEqual(counts > 0, self.readable() & (self.WEIGHTS > 0))
+
+    def readable(self):
+        bad = (*test_cascade.INVALID, test_cascade.BLANK)
+        return ~np.isin(np.arange(80), bad)
+
+    def test_hosts_and_a_later_start_see_the_same_stream(self):
+        whole = self.batches(6, None)
+        self.assert_equal_batches(
+            self.batches(2, None, start_step=4), whole[4:]
+        )
+        parts = [
+            self.batches(6, None, host=host, num_hosts=3) for host in range(3)
+        ]
+        for step, batch in enumerate(whole):
+            for name, values in batch.items():
+                joined = np.concatenate([part[step][name] for part in parts])
+                self.assertAllEqual(joined, values)
+
+    def test_a_cascade_offers_only_what_has_weight(self):
+        chooser = self.cascade()
+        rows = (
+            np.concatenate([one["id"] for one in self.batches(10, chooser)])
+            - 1000
+        )
+        self.assertAllEqual(self.WEIGHTS[rows] > 0, np.ones(120, bool))
+        drawn = int((self.WEIGHTS > 0).sum())
+        with self.assertRaisesRegex(
+            ValueError, f"that `data.manifest` has, {drawn}, .* Received: 60"
+        ):
+            self.batches(1, self.cascade(hyper_batch_size=60))
+
+    def test_evaluations_have_no_manifest(self):
+        recipe = config.TrainConfig(
+            data=config.DataConfig(train=("a",), manifest="b"),
+            evaluation=config.EvaluationConfig(data=("c",)),
+        )
+        self.assertEqual(recipe.evaluation_data.manifest, "")
+
+
+if __name__ == "__main__":
+    tf.test.main()

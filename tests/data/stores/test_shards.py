@@ -1,0 +1,396 @@
+"""Tests of what the formats share: patterns, ranges of bytes, files."""
+
+import errno
+import os
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.data.stores import retries, shards
+
+
+class FilesTestCase(tf.test.TestCase):
+    """Runs on a local folder; `RemoteTest` on one of `tf.io.gfile`."""
+
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        # Longer than a window and a gap, so that every path is taken.
+        self.data = np.random.default_rng(0).bytes(5 * 10**6)
+        self.path = self.write("a", self.data)
+
+    def write(self, name, data):
+        path = os.path.join(self.directory, name)
+        with shards.open_file(path, "wb") as file:
+            file.write(data)
+        return path
+
+
+class ReadTest(FilesTestCase):
+    def test_ranges_come_in_the_order_asked_for(self):
+        rng = np.random.default_rng(1)
+        spans = np.stack(
+            [rng.integers(0, 4 * 10**6, 50), rng.integers(0, 10**5, 50)], 1
+        )
+        spans[7] = spans[3]
+        spans[8] = 5 * 10**6, 0
+        self.assertEqual(
+            shards.read_spans(self.path, spans),
+            [self.data[o : o + s] for o, s in spans.tolist()],
+        )
+        nothing = np.empty((0, 2), np.int64)
+        self.assertEqual(shards.read_spans(self.path, nothing), [])
+
+    def test_what_cannot_be_read_is_a_fault_beside_what_can(self):
+        spans = np.array(
+            [
+                [10, 5],
+                [5 * 10**6 - 3, 10],
+                [0, -7],
+                [0, 2**40],
+                [2**40, 3],
+                [15, 5],
+            ]
+        )
+        self.assertEqual(
+            shards.read_spans(self.path, spans),
+            [
+                self.data[10:15],
+                shards.Fault("truncated: 3 of 10 bytes"),
+                shards.Fault("damaged: 7 bytes that are no record"),
+                shards.Fault(f"oversized: {2**40} bytes, more than {2**28}"),
+                shards.Fault("truncated: 0 of 3 bytes"),
+                self.data[15:20],
+            ],
+        )
+        with self.assertRaisesRegex(ValueError, "none cannot be read"):
+            shards.read_spans(self.path + "none", spans[:1])
+
+    def test_a_window_gives_the_bytes_and_reports_each_once(self):
+        total = 0
+
+        def advance(size):
+            nonlocal total
+            total += size
+
+        with shards.Window(self.path, advance) as window:
+            self.assertEqual(window.size, 5 * 10**6)
+            for start in range(0, 5 * 10**6, 70001):
+                self.assertEqual(
+                    window.get(start, 70001), self.data[start : start + 70001]
+                )
+            self.assertEqual(total, 5 * 10**6)
+            self.assertEqual(window.get(5 * 10**6 - 2, 9), self.data[-2:])
+            # Backward, and more than a window.
+            self.assertEqual(window.get(5, 4_900_000), self.data[5:4_900_005])
+
+    def test_a_file_that_becomes_shorter_under_a_window_is_an_error(self):
+        if shards.is_remote(self.path):
+            self.skipTest("An open file of this kind keeps its bytes.")
+        with shards.Window(self.path, lambda size: None) as window:
+            os.truncate(self.path, 1000)
+            with self.assertRaisesRegex(OSError, "become shorter"):
+                window.get(900, 200)
+            self.assertEqual(window.get(6 * 10**6, 5), b"")
+
+    def test_whole_files_are_read_or_are_faults(self):
+        other = self.write("b", b"")
+        self.assertEqual(
+            shards.read_files(
+                [other, self.path + "none", self.path], self.path
+            ),
+            [b"", shards.Fault("missing file: 'anone'"), self.data],
+        )
+        with mock.patch.object(shards, "MAX_RECORD_BYTES", 10):
+            self.assertEqual(
+                shards.read_files([self.path], self.path)[0].reason,
+                "oversized: 5000000 bytes, more than 10",
+            )
+
+    def test_patterns_match_and_leave_out_index_files(self):
+        for name in ("b", "b.index", "c"):
+            self.write(name, b"x")
+        found = shards.expand(os.path.join(self.directory, "[bc]*"))
+        self.assertEqual([os.path.basename(path) for path in found], ["b", "c"])
+        self.assertEqual(shards.expand(self.path), [self.path])
+        with self.assertRaisesRegex(ValueError, "x.* matches none"):
+            shards.expand(os.path.join(self.directory, "x*"))
+        with self.assertRaisesRegex(ValueError, "at least one"):
+            shards.expand([])
+
+    def test_size_and_absence_are_told(self):
+        self.assertEqual(shards.stat(self.path).size, 5 * 10**6)
+        with self.assertRaises(OSError):
+            shards.stat(self.path + "none")
+
+
+class RemoteTest(ReadTest):
+    """The same on TensorFlow's file system in memory."""
+
+    def setUp(self):
+        super().setUp()
+        self.directory = f"ram://{os.path.basename(self.directory)}"
+        tf.io.gfile.makedirs(self.directory)
+        self.path = self.write("a", self.data)
+
+
+class LocalTest(FilesTestCase):
+    def reads(self, spans):
+        calls = []
+        real = os.pread
+
+        def pread(file, size, offset):
+            calls.append((offset, size))
+            return real(file, size, offset)
+
+        with mock.patch.object(os, "pread", pread):
+            shards.read_spans(self.path, np.array(spans))
+        return calls
+
+    def test_neighbouring_ranges_are_one_read(self):
+        gap = shards._LOCAL_GAP
+        self.assertEqual(
+            self.reads([[2000, 50], [100, 20], [120, 30], [100, 20]]),
+            [(100, 1950)],
+        )
+        self.assertEqual(
+            self.reads([[0, 10], [10 + gap, 5], [16 + 2 * gap, 5]]),
+            [(0, 15 + gap), (16 + 2 * gap, 5)],
+        )
+        with mock.patch.object(shards, "_MAX_READ", 100):
+            self.assertEqual(
+                self.reads([[0, 60], [60, 60], [120, 40]]),
+                [(0, 60), (60, 100)],
+            )
+
+    def test_a_range_within_another_does_not_shorten_the_read(self):
+        spans = np.array([[0, 1000], [10, 5], [900, 200]])
+        self.assertEqual(
+            shards.read_spans(self.path, spans),
+            [self.data[:1000], self.data[10:15], self.data[900:1100]],
+        )
+
+    def test_a_device_or_folder_is_no_picture(self):
+        self.assertEqual(
+            shards.read_files(["/dev/zero", self.directory], self.path)[0],
+            shards.Fault("no regular file: 'zero'"),
+        )
+
+    def test_an_id_is_an_integer_or_digits_or_a_hashed_string(self):
+        for value, expected in (
+            (-(2**63), -(2**63)),
+            (2**63, None),
+            (True, 1),
+            (None, None),
+            (1.5, None),
+            ("", None),
+            (b" ", None),
+            ("007", 7),
+            (b" -12 ", -12),
+            ("--1", shards.hashed_id(b"--1")),
+            ("9" * 20, shards.hashed_id(b"9" * 20)),
+            ("\u0664", shards.hashed_id("\u0664".encode())),
+            ("\udc80", shards.hashed_id(b"\x80")),
+        ):
+            self.assertEqual(shards.stored_id(value), expected)
+
+    def test_ids_of_strings_are_not_negative_and_differ(self):
+        ids = [shards.hashed_id(b"%d" % i) for i in range(1000)]
+        self.assertLen(set(ids), 1000)
+        self.assertAllGreaterEqual(np.array(ids), 0)
+
+
+class BadSector:
+    """Stands in for `os.pread`; some bytes cannot be had, at first or ever.
+
+    Args:
+        start, stop: the bytes.
+        number: of the error.
+        times: that it is raised.
+    """
+
+    def __init__(self, start, stop, number=errno.EIO, times=10**9):
+        self._start, self._stop = start, stop
+        self._number, self._times = number, times
+        self._pread = os.pread
+        self.calls = []
+
+    def __call__(self, file, size, offset):
+        self.calls.append((offset, size))
+        if offset < self._stop and self._start < offset + size and self._times:
+            self._times -= 1
+            raise OSError(self._number, os.strerror(self._number))
+        return self._pread(file, size, offset)
+
+
+@mock.patch.object(retries, "WAITS", (0.0, 0.0))
+class StorageErrorTest(FilesTestCase):
+    SPANS = np.array([[100, 20], [130, 20], [160, 20], [2 * 10**6, 30]])
+    FAULT = shards.Fault("unreadable: [Errno 5] Input/output error")
+
+    def read(self, sector, spans=SPANS):
+        with mock.patch.object(os, "pread", sector):
+            return shards.read_spans(self.path, spans)
+
+    def payloads(self):
+        return [self.data[o : o + s] for o, s in self.SPANS.tolist()]
+
+    def test_an_error_that_passes_is_waited_out(self):
+        for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN):
+            sector = BadSector(140, 141, number, times=2)
+            self.assertEqual(self.read(sector), self.payloads())
+            # The first three ranges are one read. It alone is made again.
+            self.assertEqual(
+                sector.calls, [(100, 80), (2 * 10**6, 30)] + 2 * [(100, 80)]
+            )
+
+    def test_the_waits_grow_and_are_of_all_that_failed_together(self):
+        sector = BadSector(0, 10**7, times=4)
+        with (
+            mock.patch.object(retries, "WAITS", (0.25, 1.5)),
+            mock.patch.object(retries.time, "sleep") as sleep,
+        ):
+            self.assertEqual(self.read(sector), self.payloads())
+        self.assertEqual(
+            [one.args for one in sleep.mock_calls], [(0.25,), (1.5,)]
+        )
+
+    def test_a_bad_sector_costs_its_record_only(self):
+        expected = self.payloads()
+        expected[1] = self.FAULT
+        self.assertEqual(self.read(BadSector(140, 141)), expected)
+        # Between two ranges it costs none.
+        self.assertEqual(self.read(BadSector(150, 160)), self.payloads())
+
+    def test_a_bad_sector_at_an_end_or_in_a_range_of_its_own(self):
+        for start in (0, 10**6, 5 * 10**6 - 8):
+            spans = np.array([[start, 8]])
+            sector = BadSector(start, start + 8)
+            self.assertEqual(self.read(sector, spans), [self.FAULT])
+
+    def test_storage_that_is_gone_is_an_error_with_place_and_tries(self):
+        with self.assertRaisesRegex(
+            ValueError,
+            rf"Shard {self.path} cannot be read at byte 2000000, tried 3 "
+            r"times: .Errno 5. Input",
+        ):
+            self.read(BadSector(0, 10**7))
+        # These are of no record, even if they stay with one.
+        for number in (errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM):
+            with self.assertRaisesRegex(
+                ValueError, rf"at byte 130, tried 3 times: .Errno {number}. "
+            ):
+                self.read(BadSector(140, 141, number))
+
+    def test_an_error_that_does_not_pass_is_not_waited_for(self):
+        sector = BadSector(140, 141, errno.EINVAL)
+        with self.assertRaisesRegex(ValueError, "at byte 130: .Errno 22. "):
+            self.read(sector)
+        self.assertLen(sector.calls, 5)
+
+    def test_whole_files(self):
+        other = self.write("b", b"other")
+        real = shards.open_file
+
+        def open_file(number, times):
+            left = [times]
+
+            def call(path, mode="rb"):
+                if path == other and left[0]:
+                    left[0] -= 1
+                    raise OSError(number, os.strerror(number))
+                return real(path, mode)
+
+            return mock.patch.object(shards, "open_file", call)
+
+        paths = [self.path, other]
+        with open_file(errno.EMFILE, 2):
+            self.assertEqual(
+                shards.read_files(paths, self.path), [self.data, b"other"]
+            )
+        with open_file(errno.EIO, 9):
+            self.assertEqual(
+                shards.read_files(paths, self.path), [self.data, self.FAULT]
+            )
+            with (
+                mock.patch.object(os, "pread", BadSector(0, 10**7)),
+                self.assertRaisesRegex(
+                    ValueError, rf"{other} cannot be read, tried 3 times: "
+                ),
+            ):
+                shards.read_files(paths, self.path)
+        with (
+            open_file(errno.EMFILE, 9),
+            self.assertRaisesRegex(ValueError, "tried 3 times: .*Too many"),
+        ):
+            shards.read_files(paths, self.path)
+
+    def test_a_window_waits_and_names_the_byte(self):
+        with shards.Window(self.path, lambda size: None) as window:
+            real = window._file
+            window._file = mock.Mock(wraps=real)
+            window._file.read.side_effect = [
+                OSError(errno.EIO, "Input/output error"),
+                self.data[:9],
+            ]
+            window.size = 9
+            self.assertEqual(window.get(0, 9), self.data[:9])
+            window.size = 10**6
+            window._file.read.side_effect = OSError(errno.EIO, "I/O")
+            with self.assertRaisesRegex(OSError, "at byte 9, tried 3 times"):
+                window.get(5, 100)
+            window._file = real
+
+    def test_remote_storage(self):
+        folder = f"ram://{os.path.basename(self.directory)}"
+        tf.io.gfile.makedirs(folder)
+        path = f"{folder}/a"
+        with shards.open_file(path, "wb") as file:
+            file.write(self.data)
+        real = tf.io.gfile.GFile.read
+
+        def failing(error, times):
+            left = [times]
+
+            def read(file, size=-1):
+                # The read of the first three ranges, and of each of them.
+                if file.tell() < 1000 and size > 1 and left[0]:
+                    left[0] -= 1
+                    raise error(None, None, "told by the storage")
+                return real(file, size)
+
+            return mock.patch.object(tf.io.gfile.GFile, "read", read)
+
+        with mock.patch.object(shards, "_REMOTE_GAP", 100):
+            with failing(tf.errors.UnavailableError, 2):
+                self.assertEqual(
+                    shards.read_spans(path, self.SPANS), self.payloads()
+                )
+            with (
+                failing(tf.errors.UnavailableError, 99),
+                self.assertRaisesRegex(ValueError, "a cannot .* told by the"),
+            ):
+                shards.read_spans(path, self.SPANS)
+            with failing(tf.errors.DataLossError, 99):
+                found = shards.read_spans(path, self.SPANS)
+        self.assertEqual(found[3], self.payloads()[3])
+        for fault in found[:3]:
+            self.assertEqual(
+                fault, shards.Fault("unreadable: told by the storage")
+            )
+
+    def test_whether_remote_storage_answers_is_not_taken_for_absence(self):
+        error = tf.errors.UnavailableError(None, None, "busy")
+        with (
+            mock.patch.object(tf.io.gfile, "stat", side_effect=error),
+            self.assertRaisesRegex(ValueError, "cannot be read, tried 3 times"),
+        ):
+            shards.read_files(["ram://a/b"], self.path)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,336 @@
+"""Tests of the store, and the writer that other tests share."""
+
+import concurrent.futures
+import dataclasses
+import os
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+import test_tars
+
+from jest_tf.data import stores
+
+
+def serialize(**features):
+    """A `tf.train.Example`; ints become int64, str and bytes become bytes."""
+    example = tf.train.Example()
+    for name, values in features.items():
+        values = values if isinstance(values, list) else [values]
+        feature = example.features.feature[name]
+        for value in values:
+            if isinstance(value, int):
+                feature.int64_list.value.append(value)
+            else:
+                feature.bytes_list.value.append(tf.compat.as_bytes(value))
+    return example.SerializeToString()
+
+
+def write_shard(path, payloads):
+    """Writes a TFRecord file with TensorFlow's own writer."""
+    with tf.io.TFRecordWriter(path) as writer:
+        for payload in payloads:
+            writer.write(payload)
+    return path
+
+
+def flip(path, position):
+    """Flips all bits of one byte of a file."""
+    with open(path, "r+b") as file:
+        file.seek(position)
+        (octet,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([octet ^ 0xFF]))
+
+
+class RecordsTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def patch(self, path, position, data):
+        with open(path, "r+b") as file:
+            file.seek(position)
+            file.write(data)
+
+
+@dataclasses.dataclass
+class Data:
+    """As much of a `DataConfig` as `open_stores` reads."""
+
+    train: tuple = ()
+    format: str = "auto"
+    image_field: str = ""
+    caption_fields: tuple = ()
+    index_dir: str = ""
+    manifest: str = ""
+
+
+def example(i):
+    """A record whose fields tell its number."""
+    return stores.Record(
+        b"image %d" % i, (b"caption %d" % i,), {"name": b"n%d" % i}
+    )
+
+
+def serialize_example(i):
+    return serialize(
+        image=f"image {i}", caption=f"caption {i}", name=f"n{i}", id=1000 + i
+    )
+
+
+class StoreTest(RecordsTestCase):
+    def setUp(self):
+        super().setUp()
+        for name, numbers in (
+            ("b", range(9, 10)),
+            ("a", range(9)),
+            ("c", range(10, 22)),
+        ):
+            write_shard(
+                self.path(f"{name}.tfrecord"), map(serialize_example, numbers)
+            )
+        self.store = stores.open_store(self.path("*.tfrecord"))
+        self.expected = [example(i) for i in range(22)]
+
+    def test_rows_run_over_the_sorted_shards_in_file_order(self):
+        self.assertLen(self.store, 22)
+        self.assertEqual(
+            self.store.shards.paths,
+            tuple(self.path(f"{name}.tfrecord") for name in "abc"),
+        )
+        self.assertAllEqual(self.store.shards.lengths, [9, 1, 12])
+        self.assertEqual(self.store.parts, (22,))
+        self.assertEqual(self.store.read(np.arange(22)), self.expected)
+
+    def test_rows_may_come_in_any_order_and_repeat(self):
+        rows = np.array([21, 0, 9, 9, 3, 21, 8, 10])
+        self.assertEqual(
+            self.store.read(rows), [self.expected[row] for row in rows]
+        )
+        self.assertAllEqual(self.store.ids(rows), 1000 + rows)
+        nothing = np.array([], np.int64)
+        self.assertEqual(self.store.read(nothing), [])
+        self.assertAllEqual(self.store.ids(nothing), nothing)
+
+    def test_a_row_out_of_range_is_an_index_error(self):
+        for row in (-1, 22, 2**40):
+            for method in (self.store.read, self.store.ids):
+                with self.assertRaisesRegex(IndexError, rf"\[0, 22\).*{row}"):
+                    method(np.array([3, row]))
+
+    def test_threads_share_a_store(self):
+        rng = np.random.default_rng(1)
+        queries = [rng.integers(0, 22, 50) for _ in range(64)]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for rows, found in zip(
+                queries, pool.map(self.store.read, queries), strict=True
+            ):
+                self.assertEqual(found, [self.expected[row] for row in rows])
+
+    def test_describe_names_the_shard_and_the_record_within_it(self):
+        self.assertEqual(
+            self.store.describe(11), f"record 1 of {self.path('c.tfrecord')}"
+        )
+
+    def test_captions_and_columns_are_in_order_and_leave_faults_out(self):
+        write_shard(
+            self.path("d"),
+            [
+                serialize(image="x", caption=["a", "b"], id=-3, name="\0"),
+                b"no example",
+                serialize(image="x"),
+            ],
+        )
+        store = stores.open_store(self.path("d"))
+        self.assertEqual(list(store.captions()), [b"a", b"b"])
+        columns = store.columns(["name", "id", "caption"])
+        self.assertEqual(list(columns), ["name", "id", "caption"])
+        self.assertEqual(columns["name"].tolist(), [b"\0", b"", b""])
+        self.assertEqual(columns["caption"], [[b"a", b"b"], [], []])
+        self.assertEqual(columns["id"][0], -3)
+        self.assertAllEqual(columns["id"], store.ids(np.arange(3)))
+
+    def test_columns_of_more_records_than_a_batch_are_whole(self):
+        count = 2 * stores.store._BATCH + 3
+        write_shard(self.path("d"), map(serialize_example, range(count)))
+        store = stores.open_store(self.path("d"))
+        columns = store.columns(["id", "name"])
+        self.assertAllEqual(columns["id"], 1000 + np.arange(count))
+        self.assertEqual(columns["name"][-1], b"n%d" % (count - 1))
+
+    def test_a_shard_that_is_gone_is_an_error_and_one_cut_off_a_fault(self):
+        os.truncate(self.path("b.tfrecord"), 13)
+        found = self.store.read(np.array([8, 9]))
+        self.assertEqual(found[0], self.expected[8])
+        self.assertRegex(found[1].reason, "truncated: 1 of ")
+        os.remove(self.path("b.tfrecord"))
+        with self.assertRaisesRegex(ValueError, "b.tfrecord cannot be read"):
+            self.store.read(np.array([9]))
+
+
+class IdsTest(RecordsTestCase):
+    def test_derived_ids_outlive_a_move_and_more_shards(self):
+        for name in ("b", "c"):
+            write_shard(self.path(name), [serialize(image="x")] * 1000)
+        ids = stores.open_store(self.path("[bc]")).ids(np.arange(2000))
+        self.assertLen(set(ids.tolist()), 2000)
+        self.assertAllGreaterEqual(ids, 0)
+        os.mkdir(self.path("moved"))
+        for name in ("b", "c"):
+            os.rename(self.path(name), self.path(f"moved/{name}"))
+        write_shard(self.path("moved/a"), [serialize(image="x")] * 3)
+        after = stores.open_store(self.path("moved/*"))
+        self.assertAllEqual(after.ids(np.arange(3, 2003)), ids)
+
+    def test_shards_of_one_name_in_two_folders_share_no_ids(self):
+        for name in ("x", "y"):
+            os.mkdir(self.path(name))
+            write_shard(self.path(f"{name}/0"), [serialize(image=name)] * 50)
+        ids = stores.open_store(self.path("*/0")).ids(np.arange(100))
+        self.assertLen(set(ids.tolist()), 100)
+
+    def test_a_stamp_changes_with_the_shard_and_the_fields_only(self):
+        path = write_shard(self.path("a"), [serialize(image="x", caption="c")])
+        stamp = stores.open_store(path).stamp(0)
+        os.utime(path, (1, 1))
+        os.mkdir(self.path("moved"))
+        os.rename(path, self.path("moved/a"))
+        moved = stores.open_store(self.path("moved/a"))
+        self.assertEqual(moved.stamp(0), stamp)
+        fields = stores.open_store(
+            self.path("moved/a"), caption_fields=["caption"]
+        )
+        self.assertNotEqual(fields.stamp(0), stamp)
+        write_shard(path, [serialize(image="y", caption="c")])
+        self.assertNotEqual(stores.open_store(path).stamp(0), stamp)
+
+
+class OpenTest(RecordsTestCase):
+    def setUp(self):
+        super().setUp()
+        write_shard(self.path("a.tfrecord"), map(serialize_example, range(3)))
+
+    def refuse(self, message, patterns, **settings):
+        with self.assertRaisesRegex(ValueError, message):
+            stores.open_store(patterns, **settings)
+
+    def test_patterns_that_overlap_count_a_shard_once(self):
+        store = stores.open_store(
+            [self.path("a.*"), self.path("*"), self.path("[ab].tfrecord")]
+        )
+        self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
+
+    def test_a_path_that_looks_like_a_glob_is_itself(self):
+        path = write_shard(self.path("x[1].tfrecord"), [serialize_example(7)])
+        store = stores.open_store(path)
+        self.assertEqual(store.read(np.array([0])), [example(7)])
+
+    def test_a_tilde_is_the_home_folder(self):
+        with mock.patch.dict(os.environ, {"HOME": self.directory}):
+            store = stores.open_store("~/a.*")
+        self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
+
+    def test_files_of_ours_beside_the_shards_are_no_shards(self):
+        before = stores.open_store(self.path("*"))
+        self.assertTrue(os.path.exists(self.path("a.tfrecord.index")))
+        for name in ("a.tfrecord.sidecar", "a.tfrecord.sidecar.partial"):
+            with open(self.path(name), "wb") as file:
+                file.write(b"x")
+        after = stores.open_store(self.path("*"))
+        self.assertEqual(after.shards.paths, before.shards.paths)
+
+    def test_a_pattern_without_a_match_is_refused(self):
+        missing = self.path("none-*.tfrecord")
+        for patterns in (missing, [self.path("a.tfrecord"), missing]):
+            self.refuse("none-.*matches none", patterns)
+        self.refuse("at least one", [])
+
+    def test_a_format_that_cannot_be_told_is_refused(self):
+        with open(self.path("b.dat"), "w") as file:
+            file.write("something else")
+        self.refuse("format.*must be told.*b.dat", self.path("b.dat"))
+        self.refuse(
+            "one format.*a.tfrecord, .*b.csv",
+            [self.write_csv() and self.path("*.[tc]*")],
+        )
+        self.refuse(
+            "A table must be.*a.tfrec", self.path("*.t*"), format="table"
+        )
+        self.refuse("'tfds' must be the folder", self.directory, format="tfds")
+        self.refuse(r"name others.*/\*\.tar", self.directory)
+
+    def write_csv(self):
+        with open(self.path("b.csv"), "w") as file:
+            file.write("image,caption\na.png,x\n")
+        with open(self.path("a.png"), "w") as file:
+            file.write("picture")
+        return self.path("b.csv")
+
+    def test_a_shard_without_a_telling_name_is_told_by_its_head(self):
+        os.rename(self.path("a.tfrecord"), self.path("part-0"))
+        store = stores.open_store(self.path("part-0"))
+        self.assertLen(store, 3)
+        tar = test_tars.write_tar(
+            self.path("tar"), test_tars.sample("a", caption="x")
+        )
+        self.assertLen(stores.open_store(tar, format="webdataset"), 1)
+
+    def test_a_store_of_nothing_but_faults_is_refused(self):
+        path = write_shard(self.path("b"), [serialize(concept="x")] * 20)
+        self.refuse(
+            "faults in all 16 of its 20 .*record 0 of .*b: no picture.*concept",
+            path,
+        )
+        self.refuse(
+            "no picture: expected big", self.path("a.*"), image_field="big"
+        )
+        self.refuse(
+            "`data.caption_fields`.*'alt'",
+            self.path("a.*"),
+            caption_fields=["alt"],
+        )
+
+    def test_stores_of_several_formats_are_one_array_with_parts(self):
+        tar = test_tars.write_tar(
+            self.path("t.tar"),
+            test_tars.sample("a", image=b"A", caption="x")
+            + test_tars.sample("b", image=b"B", caption="y"),
+        )
+        tfrecord = self.path("a.tfrecord")
+        store = stores.open_stores(Data((tar, self.write_csv(), tfrecord)))
+        self.assertEqual(store.parts, (2, 1, 3))
+        self.assertEqual(
+            [one.image for one in store.read(np.arange(6))],
+            [b"A", b"B", b"picture", b"image 0", b"image 1", b"image 2"],
+        )
+        self.assertEqual(store.describe(5), f"record 2 of {tfrecord}")
+        self.assertAllEqual(store.ids(np.array([5, 3])), [1002, 1000])
+        self.assertEqual(store.stamp(2), stores.open_store(tfrecord).stamp(0))
+        with self.assertRaisesRegex(ValueError, "`data.train`"):
+            stores.open_stores(Data())
+
+    def test_settings_of_the_data_reach_every_store(self):
+        path = write_shard(
+            self.path("b"),
+            [serialize(image="x", big="y", caption="c", alt="d")],
+        )
+        folder = self.path("indexes")
+        store = stores.open_stores(
+            Data((path,), "tfrecord", "big", ("alt", "caption"), folder)
+        )
+        self.assertEqual(
+            store.read(np.array([0])),
+            [stores.Record(b"y", (b"d", b"c"), {"image": b"x"})],
+        )
+        self.assertLen(os.listdir(folder), 1)
+
+
+if __name__ == "__main__":
+    tf.test.main()

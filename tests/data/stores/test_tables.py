@@ -1,0 +1,360 @@
+"""Tests of tables: CSV, TSV and Parquet, paths and pictures."""
+
+import csv
+import errno
+import os
+import sys
+import tempfile
+from unittest import mock
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import tensorflow as tf
+
+from jest_tf.data import stores
+from jest_tf.data.stores import retries, shards, tables
+
+
+class TablesTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        for i in range(4):
+            self.write(f"images/{i}.jpg", b"picture %d" % i)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def write(self, name, data):
+        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        with open(self.path(name), "wb") as file:
+            file.write(data)
+        return self.path(name)
+
+    def read(self, path, **settings):
+        store = stores.open_store(path, **settings)
+        return store.read(np.arange(len(store)))
+
+    def refuse(self, message, path, **settings):
+        with self.assertRaisesRegex(ValueError, message):
+            stores.open_store(path, **settings)
+
+
+class DelimitedTest(TablesTestCase):
+    def test_rows_name_pictures_relative_to_the_table(self):
+        path = self.write(
+            "a.csv",
+            b"image,caption,source\n"
+            b"images/1.jpg,a cat,web\n"
+            + f"{self.path('images/0.jpg')},\xe4,\n".encode(),
+        )
+        self.assertEqual(
+            self.read(path),
+            [
+                stores.Record(b"picture 1", (b"a cat",), {"source": b"web"}),
+                stores.Record(b"picture 0", ("ä".encode(),), {"source": b""}),
+            ],
+        )
+
+    def test_rows_are_those_of_pythons_csv_reader(self):
+        rng = np.random.default_rng(0)
+        pieces = ["a", ",", '"', "\n", "\r\n", "\t", " ", "ü", "''", ""]
+        rows = [
+            ["".join(rng.choice(pieces, rng.integers(0, 9))) for _ in range(3)]
+            for _ in range(400)
+        ]
+        for ending, dialect, line_break in (
+            ("csv", "excel", "\r\n"),
+            ("tsv", "excel-tab", "\n"),
+        ):
+            path = self.path(f"a.{ending}")
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, dialect, lineterminator=line_break)
+                writer.writerow(["image", "caption", "text"])
+                for row in rows:
+                    writer.writerow(["images/0.jpg", *row[1:]])
+            # Small pieces, so that rows lie across them.
+            for size in (64, 2**20):
+                with mock.patch.object(tables, "_MAX_ROW", size):
+                    os.utime(path, (size, size))
+                    found = self.read(path, caption_fields=["text", "caption"])
+                self.assertEqual(
+                    [one.captions for one in found],
+                    [(row[2].encode(), row[1].encode()) for row in rows],
+                )
+
+    def test_marks_of_an_editor_and_blank_lines_are_passed_over(self):
+        path = self.write(
+            "a.csv",
+            b"\xef\xbb\xbfimage,caption\r\n\r\nimages/1.jpg,x\r\n\n"
+            b"images/2.jpg,y",
+        )
+        self.assertEqual(
+            [(one.image, one.captions) for one in self.read(path)],
+            [(b"picture 1", (b"x",)), (b"picture 2", (b"y",))],
+        )
+
+    def test_captions_are_raw_bytes_and_may_be_blank(self):
+        path = self.write(
+            "a.csv", b"image,caption\nimages/1.jpg,\xff\0\nimages/1.jpg,\n"
+        )
+        self.assertEqual(
+            [one.captions for one in self.read(path)], [(b"\xff\0",), (b"",)]
+        )
+
+    def test_what_is_wrong_with_a_row_is_its_fault_alone(self):
+        path = self.write(
+            "a.csv",
+            b"image,caption\n"
+            b"images/0.jpg,good\n"
+            b"images/9.jpg,missing\n"
+            b"images/1.jpg,one,too many\n"
+            b"images/1.jpg\n"
+            b"images,folder\n"
+            b"images/1.jpg," + b"x" * 200_000 + b"\n"
+            b"images/1.jpg,good\n",
+        )
+        found = self.read(path)
+        for i in (0, 6):
+            self.assertEqual(found[i].captions, (b"good",))
+        for fault, reason in zip(
+            found[1:6],
+            [
+                "missing file: '9.jpg'",
+                "bad row: 3 fields, the header has 2",
+                "bad row: 1 fields, the header has 2",
+                "no regular file: 'images'",
+                "bad row: field larger than field limit",
+            ],
+            strict=True,
+        ):
+            self.assertStartsWith(fault.reason, reason)
+
+    def test_an_open_quotation_mark_costs_its_line(self):
+        lines = [b"image,caption"] + [b"images/0.jpg,good"] * 5
+        lines[3] = b'images/0.jpg,"never closed'
+        path = self.write("a.csv", b"\n".join(lines))
+        with mock.patch.object(tables, "_MAX_ROW", 48):
+            found = self.read(path)
+        self.assertLen(found, 5)
+        self.assertEqual(
+            found[2].reason, "damaged: 27 bytes that are no record"
+        )
+        self.assertTrue(all(found[i].captions for i in (0, 1, 3, 4)))
+        os.utime(path, (1, 1))
+        self.assertEqual(self.read(path), found)
+
+    def test_ids_are_those_of_the_column_or_derived(self):
+        path = self.write(
+            "a.csv",
+            b"id,image,caption\n" + b"-7,images/0.jpg,x\n"
+            b"abc,images/0.jpg,x\n,images/0.jpg,x\n00,images/0.jpg,x\n"
+            b"99999999999999999999,images/0.jpg,x\n",
+        )
+        ids = stores.open_store(path).ids(np.arange(5)).tolist()
+        self.assertEqual(ids[0], -7)
+        self.assertEqual(ids[1], shards.hashed_id(b"abc"))
+        self.assertEqual(ids[3], 0)
+        self.assertEqual(ids[4], shards.hashed_id(b"9" * 20))
+        self.assertLen(set(ids), 5)
+
+    def test_usual_columns_are_found_and_others_named(self):
+        path = self.write("a.csv", b"filepath,title\nimages/0.jpg,x\n")
+        self.assertEqual(self.read(path)[0].captions, (b"x",))
+        path = self.write("b.csv", b"picture,words\nimages/0.jpg,x\n")
+        self.refuse("b.csv must have a column 'image' or.*'picture'", path)
+        self.refuse("a column 'title'.*'words'", path, image_field="picture",
+                    caption_fields=["title"])  # fmt: skip
+        found = self.read(path, image_field="picture", caption_fields=["words"])
+        self.assertEqual(found[0].captions, (b"x",))
+
+    def test_a_table_of_nothing_is_refused(self):
+        self.refuse("c.csv is empty", self.write("c.csv", b""))
+        self.refuse("d.csv is empty", self.write("d.csv", b"image,caption\n"))
+        self.refuse("e.csv is not a table", self.write("e.csv", b"\n\n"))
+        self.refuse("f.csv must have a column", self.write("f.csv", b"\0" * 9))
+
+    def test_tables_on_a_remote_file_system(self):
+        folder = f"ram://{os.path.basename(self.directory)}"
+        tf.io.gfile.makedirs(f"{folder}/images")
+        for name in ("0.jpg", "1.jpg"):
+            tf.io.gfile.copy(
+                self.path(f"images/{name}"), f"{folder}/images/{name}"
+            )
+        with tf.io.gfile.GFile(f"{folder}/a.csv", "w") as file:
+            file.write("image,caption\nimages/1.jpg,x\nimages/0.jpg,y\n")
+            file.write("images/5.jpg,z\n")
+        found = self.read(f"{folder}/a.csv")
+        self.assertEqual(found[0].image, b"picture 1")
+        self.assertEqual(found[1].image, b"picture 0")
+        self.assertEqual(found[2].reason, "missing file: '5.jpg'")
+        table = pyarrow.table({"image": [b"A"], "caption": ["x"]})
+        pyarrow.parquet.write_table(table, self.path("a.parquet"))
+        tf.io.gfile.copy(self.path("a.parquet"), f"{folder}/a.parquet")
+        self.assertEqual(self.read(f"{folder}/a.parquet")[0].image, b"A")
+
+
+class ParquetTest(TablesTestCase):
+    def table(self, name="a.parquet", row_group_size=2, **columns):
+        path = self.path(name)
+        pyarrow.parquet.write_table(
+            pyarrow.table(columns), path, row_group_size=row_group_size
+        )
+        return path
+
+    def test_pictures_are_bytes_or_paths_or_structs_of_both(self):
+        for image in (
+            [b"A\0", b"B", b"C"],
+            [{"bytes": b, "path": None} for b in (b"A\0", b"B", b"C")],
+        ):
+            path = self.table(
+                image=image, caption=["a", None, "c"], note=["x", "y", None]
+            )
+            self.assertEqual(
+                self.read(path),
+                [
+                    stores.Record(b"A\0", (b"a",), {"note": b"x"}),
+                    stores.Record(b"B", (), {"note": b"y"}),
+                    stores.Record(b"C", (b"c",), {}),
+                ],
+            )
+        for image in (
+            ["images/2.jpg", "images/0.jpg"],
+            [{"bytes": None, "path": f"images/{i}.jpg"} for i in (2, 0)],
+        ):
+            found = self.read(self.table(image=image, caption=["a", "b"]))
+            self.assertEqual(
+                [one.image for one in found], [b"picture 2", b"picture 0"]
+            )
+
+    def test_captions_are_lists_or_several_columns(self):
+        path = self.table(
+            image=[b"A", b"B"],
+            caption=[["x", None, "y"], []],
+            alt=["z", "w"],
+            size=[1, 2],
+        )
+        self.assertEqual(
+            [one.captions for one in self.read(path)], [(b"x", b"y"), ()]
+        )
+        self.assertEqual(
+            [
+                one.captions
+                for one in self.read(path, caption_fields=["alt", "caption"])
+            ],
+            [(b"z", b"x", b"y"), (b"w",)],
+        )
+
+    def test_rows_of_any_order_are_read_from_their_groups(self):
+        count = 11
+        path = self.table(
+            image=[b"%d" % i for i in range(count)],
+            caption=[f"c{i}" for i in range(count)],
+            id=np.arange(count) * 10,
+            row_group_size=4,
+        )
+        store = stores.open_store(path)
+        rows = np.array([10, 0, 5, 5, 4, 3, 8])
+        self.assertEqual(
+            [one.image for one in store.read(rows)],
+            [b"%d" % row for row in rows],
+        )
+        self.assertAllEqual(store.ids(rows), rows * 10)
+
+    def test_a_group_is_decoded_once_for_the_rows_that_follow(self):
+        path = self.table(image=[b"A"] * 6, caption=["x"] * 6, row_group_size=3)
+        store = stores.open_store(path)
+        tables._groups._entries.clear()
+        read = tables.Parquet._read_group
+        groups = []
+
+        def counting(form, path, group):
+            groups.append(group)
+            return read(form, path, group)
+
+        with mock.patch.object(tables.Parquet, "_read_group", counting):
+            for row in (0, 4, 1, 5, 2, 3):
+                store.read(np.array([row]))
+        self.assertEqual(groups, [0, 1])
+        with mock.patch.object(tables, "_KEPT_GROUPS", 1):
+            store.read(np.array([0]))
+        self.assertLen(tables._groups._entries, 1)
+
+    @mock.patch.object(retries, "WAITS", (0.0, 0.0))
+    def test_errors_of_the_storage_are_waited_out_or_stop_it(self):
+        path = self.table(image=[b"A"] * 4, caption=["x"] * 4, row_group_size=2)
+        store = stores.open_store(path)
+        read = tables.Parquet._read_group
+
+        def failing(number, times, groups=(0, 1)):
+            left = [times]
+
+            def call(form, path, group):
+                if group in groups and left[0]:
+                    left[0] -= 1
+                    raise OSError(number, os.strerror(number))
+                return read(form, path, group)
+
+            tables._groups._entries.clear()
+            return mock.patch.object(tables.Parquet, "_read_group", call)
+
+        with failing(errno.EIO, 2):
+            self.assertEqual(
+                [one.image for one in store.read([0, 3])], 2 * [b"A"]
+            )
+        # A bad sector costs the rows of its group.
+        with failing(errno.EIO, 9, groups=(1,)):
+            found = store.read(np.arange(4))
+        self.assertEqual([one.image for one in found[:2]], 2 * [b"A"])
+        fault = shards.Fault("unreadable: [Errno 5] Input/output error")
+        self.assertEqual(found[2:], 2 * [fault])
+        for number in (errno.ESTALE, errno.ENOENT):
+            with (
+                failing(number, 9),
+                self.assertRaisesRegex(
+                    ValueError,
+                    rf"group 0 of shard {path} cannot be .*Errno {number}. ",
+                ),
+            ):
+                store.read([0])
+
+    def test_a_row_without_a_picture_is_a_fault(self):
+        path = self.table(
+            image=["images/0.jpg", None, "images/9.jpg"],
+            caption=["a", "b", "c"],
+        )
+        found = self.read(path)
+        self.assertEqual(found[0].image, b"picture 0")
+        self.assertEqual(found[1].reason, "no picture: `image` holds NoneType")
+        self.assertEqual(found[2].reason, "missing file: '9.jpg'")
+
+    def test_ids_are_integers_or_hashed_strings(self):
+        columns = {"image": [b"A"] * 3, "caption": ["x"] * 3}
+        ids = stores.open_store(
+            self.table(**columns, id=["a", "12", None])
+        ).ids(np.arange(3))
+        self.assertEqual(ids[0], shards.hashed_id(b"a"))
+        self.assertEqual(ids[1], 12)
+        self.assertLen(set(ids.tolist()), 3)
+
+    def test_what_is_no_table_of_pictures_is_refused(self):
+        self.refuse(
+            "b.parquet is not a Parquet file",
+            self.write("b.parquet", b"PAR1" * 9),
+        )
+        self.refuse("is empty", self.table(image=[], caption=[]))
+        self.refuse("must have a column.*'words'", self.table(words=["x"]))
+        self.refuse("image` holds int", self.table(image=[3], caption=["x"]))
+
+    def test_without_pyarrow_the_way_out_is_named(self):
+        path = self.table(image=[b"A"], caption=["x"])
+        with mock.patch.dict(sys.modules, {"pyarrow.parquet": None}):
+            with self.assertRaisesRegex(ImportError, "pip install pyarrow"):
+                stores.open_store(path)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,317 @@
+"""Tests of the WebDataset shards, against Python's own tar writer."""
+
+import io
+import json
+import os
+import struct
+import tarfile
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.data import stores
+from jest_tf.data.stores import tars
+
+
+def write_tar(path, members, format=tarfile.USTAR_FORMAT):
+    """Writes pairs of name and bytes; a name alone is a directory."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            if data is None:
+                info.type = tarfile.DIRTYPE
+            else:
+                info.size = len(data)
+            tar.addfile(info, data and io.BytesIO(data))
+    return path
+
+
+def sample(key, *, image=b"picture", caption=None, **fields):
+    """The members of one sample, as img2dataset writes them."""
+    members = [(f"{key}.jpg", image)]
+    if caption is not None:
+        members.append((f"{key}.txt", caption.encode()))
+    if fields:
+        members.append((f"{key}.json", json.dumps(fields).encode()))
+    return members
+
+
+class TarsTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "00000.tar")
+
+    def store(self, members, **settings):
+        format = settings.pop("tar_format", tarfile.USTAR_FORMAT)
+        write_tar(self.path, members, format)
+        return stores.open_store(self.path, **settings)
+
+    def everything(self, store):
+        return store.read(np.arange(len(store)))
+
+    def read(self, members, **settings):
+        return self.everything(self.store(members, **settings))
+
+
+class SamplesTest(TarsTestCase):
+    def test_a_sample_is_picture_text_and_string_fields(self):
+        found = self.read(
+            sample("0001", image=b"one", caption="a cat", url="u", width=3)
+            + sample("0002", image=b"two\0", caption="a dog")
+        )
+        self.assertEqual(
+            found,
+            [
+                stores.Record(
+                    b"one", (b"a cat",), {"url": b"u", "key": b"0001"}
+                ),
+                stores.Record(b"two\0", (b"a dog",), {"key": b"0002"}),
+            ],
+        )
+
+    def test_every_picture_extension_is_known_in_either_case(self):
+        names = [
+            "a.jpg",
+            "b.jpeg",
+            "c.png",
+            "d.webp",
+            "e.gif",
+            "f.bmp",
+            "g.JPG",
+        ]
+        found = self.read([(name, name.encode()) for name in names])
+        self.assertEqual(
+            [one.image for one in found], [name.encode() for name in names]
+        )
+        self.assertEqual({one.captions for one in found}, {()})
+
+    def test_the_key_ends_at_the_first_dot_of_the_base_name(self):
+        found = self.read(
+            [
+                ("v1.0/a.left.jpg", b"left"),
+                ("v1.0/a.txt", b"of a"),
+                ("v1.0/b.jpg", b"b"),
+                ("v2.0/b.jpg", b"other b"),
+            ]
+        )
+        self.assertEqual(
+            [(one.image, one.captions, one.metadata["key"]) for one in found],
+            [
+                (b"left", (b"of a",), b"v1.0/a"),
+                (b"b", (), b"v1.0/b"),
+                (b"other b", (), b"v2.0/b"),
+            ],
+        )
+
+    def test_files_of_no_sample_are_passed_over(self):
+        found = self.read(
+            [
+                ("folder", None),
+                ("README", b"no extension"),
+                (".hidden", b"no key"),
+                ("__info__.json", b"{}"),
+                ("notes.md", b"no picture, no caption"),
+                *sample("a", caption="x"),
+                ("a.cls", b"3"),
+            ]
+        )
+        self.assertLen(found, 1)
+        self.assertEqual(found[0].captions, (b"x",))
+
+    def test_captions_come_from_json_where_there_is_no_text_file(self):
+        found = self.read(
+            sample("a", caption="text", caption_in_json="json")
+            + [("b.jpg", b""), ("b.json", b'{"caption": "json", "n": 1}')]
+            + [("c.jpg", b""), ("c.json", b'{"text": ["x", 3, "y"]}')]
+            + [("d.jpg", b""), ("d.json", b'{"caption": null}')]
+        )
+        self.assertEqual(
+            [one.captions for one in found],
+            [(b"text",), (b"json",), (b"x", b"y"), ()],
+        )
+
+    def test_fields_are_taken_as_set(self):
+        members = [
+            ("a.jpg", b"big"),
+            ("a.thumb.jpg", b"small"),
+            ("a.txt", b"text"),
+            ("a.json", b'{"alt": "alt", "title": "title", "txt": "t"}'),
+        ]
+        found = self.read(
+            members, image_field="thumb.jpg", caption_fields=("title", "txt")
+        )
+        self.assertEqual(
+            found,
+            [
+                stores.Record(
+                    b"small", (b"title", b"text"), {"alt": b"alt", "key": b"a"}
+                )
+            ],
+        )
+
+    def test_each_picture_extension_keeps_an_index_of_its_own(self):
+        members = []
+        for i in range(3):
+            members += sample(f"{i}", caption=f"{i}")
+            # A thumbnail alone is a sample for the second setting only.
+            members.append((f"{i}+.thumb", b"small"))
+        write_tar(self.path, members)
+        scans = []
+        scan = tars.Tars.scan
+
+        def counting(form, path, advance):
+            scans.append(path)
+            return scan(form, path, advance)
+
+        folder = os.path.dirname(self.path)
+        for index_dir in ("", os.path.join(folder, "indexes")):
+            scans.clear()
+            for _ in range(3):
+                with mock.patch.object(tars.Tars, "scan", counting):
+                    usual, thumbs = (
+                        stores.open_store(
+                            self.path, image_field=field, index_dir=index_dir
+                        )
+                        for field in ("", "thumb")
+                    )
+                self.assertEqual((len(usual), len(thumbs)), (3, 6))
+                self.assertEqual(thumbs.read([1])[0].image, b"small")
+            self.assertLen(scans, 2)
+            found = os.listdir(index_dir or folder)
+            self.assertLen([n for n in found if n.endswith(".index")], 2)
+
+    def test_tars_on_a_remote_file_system(self):
+        members = []
+        for i in range(40):
+            image = bytes([i]) * 5000
+            members += sample(f"{i:02}", image=image, caption=f"{i}", n="x")
+        local = self.store(members)
+        folder = f"ram://{os.path.basename(os.path.dirname(self.path))}"
+        tf.io.gfile.makedirs(folder)
+        tf.io.gfile.copy(self.path, f"{folder}/a.tar")
+        remote = stores.open_store(f"{folder}/*.tar")
+        rows = np.random.default_rng(0).permutation(40)
+        self.assertEqual(remote.read(rows), local.read(rows))
+        self.assertEqual(remote.read([7])[0].captions, (b"7",))
+
+    def test_long_names_of_every_tar_format_are_read(self):
+        key = "d" * 80 + "/" + "ü" * 60 + "k" * 40
+        for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+            found = self.read(
+                sample(key, caption="long") + sample("b", caption="short"),
+                tar_format=tar_format,
+            )
+            self.assertEqual(
+                [(one.metadata["key"], one.captions) for one in found],
+                [(key.encode(), (b"long",)), (b"b", (b"short",))],
+            )
+        # USTAR keeps up to 155 bytes of the folder apart.
+        key = "d" * 120 + "/" + "k" * 90
+        found = self.read(sample(key, caption="x"))
+        self.assertEqual(found[0].metadata["key"], key.encode())
+
+    def test_links_have_no_data_and_archives_may_be_joined(self):
+        write_tar(self.path, sample("a", caption="x"))
+        with tarfile.open(self.path, "a") as tar:
+            info = tarfile.TarInfo("link.jpg")
+            info.type, info.linkname, info.size = tarfile.LNKTYPE, "a.jpg", 700
+            tar.addfile(info)
+        other = write_tar(self.path + "2", sample("b", caption="y"))
+        with open(self.path, "ab") as out, open(other, "rb") as file:
+            out.write(file.read())
+        found = self.everything(stores.open_store(self.path))
+        self.assertEqual([one.captions for one in found], [(b"x",), (b"y",)])
+
+    def test_a_size_in_base_256_is_read(self):
+        write_tar(self.path, sample("a", image=b"x" * 700, caption="c"))
+        with open(self.path, "r+b") as file:
+            header = bytearray(file.read(512))
+            header[124:136] = b"\x80" + (700).to_bytes(11, "big")
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+            file.seek(0)
+            file.write(header)
+        found = self.everything(stores.open_store(self.path))
+        self.assertEqual(found[0].image, b"x" * 700)
+        self.assertEqual(found[0].captions, (b"c",))
+
+
+class DamageTest(TarsTestCase):
+    def samples(self):
+        # Nine blocks of 512 bytes each: three headers, three small files
+        # padded to a block, and the fields.
+        return [
+            member
+            for key in "abc"
+            for member in sample(key, caption=f"of {key}", url="u")
+        ]
+
+    def test_a_sample_without_a_picture_or_with_bad_json_is_a_fault(self):
+        found = self.read(
+            [
+                *sample("a", caption="x"),
+                ("b.txt", b"alone"),
+                ("c.jpg", b""),
+                ("c.json", b"{"),
+                ("d.jpg", b""),
+                ("d.json", b"[1]"),
+            ]
+        )
+        self.assertIsInstance(found[0], stores.Record)
+        for fault, reason in zip(
+            found[1:],
+            ["no picture.*txt", "bad JSON: Expecting", "bad JSON.*got list"],
+            strict=True,
+        ):
+            self.assertRegex(fault.reason, reason)
+
+    def test_a_cut_keeps_the_samples_before_it(self):
+        write_tar(self.path, self.samples())
+        whole = self.everything(stores.open_store(self.path))
+        # Sample b lies in blocks 6 to 12: the cut is in its picture's data.
+        os.truncate(self.path, 6 * 512 + 512 + 3)
+        found = self.everything(stores.open_store(self.path))
+        self.assertEqual(found[:1], whole[:1])
+        self.assertEqual(
+            found[1:], [stores.Fault("truncated: 515 of 519 bytes")]
+        )
+
+    def test_a_broken_header_costs_its_sample_and_the_one_before(self):
+        write_tar(self.path, self.samples())
+        whole = self.everything(stores.open_store(self.path))
+        with open(self.path, "r+b") as file:
+            file.seek(6 * 512)
+            file.write(b"\xff")
+        found = self.everything(stores.open_store(self.path))
+        self.assertEqual(found[2], whole[2])
+        self.assertRegex(found[0].reason, "damaged")
+        self.assertRegex(found[1].reason, "no picture")
+
+    def test_a_broken_first_header_is_a_fault_of_its_own(self):
+        write_tar(self.path, self.samples())
+        whole = self.everything(stores.open_store(self.path))
+        with open(self.path, "r+b") as file:
+            file.write(struct.pack("<Q", 2**63))
+        found = self.everything(stores.open_store(self.path))
+        self.assertRegex(found[0].reason, "damaged")
+        self.assertRegex(found[1].reason, "no picture")
+        self.assertEqual(found[2:], whole[1:])
+
+    def test_what_is_no_tar_of_pictures_is_refused(self):
+        for data in (b"x" * 5000, b"\0" * 10240, b"\x1f\x8b" * 700):
+            with open(self.path, "wb") as file:
+                file.write(data)
+            with self.assertRaisesRegex(ValueError, "00000.tar is not an unc"):
+                stores.open_store(self.path)
+        with self.assertRaisesRegex(ValueError, r"key\.png'"):
+            self.store(sample("a", caption="x"), image_field="png")
+        with self.assertRaisesRegex(ValueError, "`data.caption_fields`.*'alt'"):
+            self.store(sample("a", caption="x"), caption_fields=("alt",))
+
+
+if __name__ == "__main__":
+    tf.test.main()

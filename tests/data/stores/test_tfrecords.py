@@ -1,0 +1,246 @@
+"""Tests of TFRecord shards: frames, schemas and damage."""
+
+import os
+import struct
+
+import numpy as np
+import tensorflow as tf
+import test_crc32c
+import test_store
+
+from jest_tf.data import stores
+from jest_tf.data.stores import tfrecords
+
+
+class FramesTest(test_store.RecordsTestCase):
+    def setUp(self):
+        super().setUp()
+        self.payloads = [
+            test_store.serialize(image=text, caption=text)
+            for text in ("first", "other", "third")
+        ]
+        self.size = len(self.payloads[0]) + 16  # of a frame
+        self.shard = test_store.write_shard(self.path("s"), self.payloads)
+        self.assertEqual(os.path.getsize(self.shard), 3 * self.size)
+        self.whole = self.read()
+
+    def read(self):
+        store = stores.open_store(self.shard)
+        return store.read(np.arange(len(store)))
+
+    def refuse(self, message, **settings):
+        with self.assertRaisesRegex(ValueError, message):
+            stores.open_store(self.shard, **settings)
+
+    def test_the_rows_agree_with_tensorflows_reader(self):
+        payloads = list(tf.data.TFRecordDataset(self.shard).as_numpy_iterator())
+        parse = tfrecords.Examples().parse
+        self.assertEqual(self.whole, [parse(payload) for payload in payloads])
+        self.assertEqual(self.whole[2].image, b"third")
+
+    def test_an_empty_shard_or_a_folder_is_refused(self):
+        os.truncate(self.shard, 0)
+        self.refuse("Shard .*s is empty")
+        os.remove(self.shard)
+        os.mkdir(self.shard)
+        self.refuse("Shard .*s cannot be read", format="tfrecord")
+
+    def test_every_truncation_keeps_the_records_before_it(self):
+        for size in range(3 * self.size - 1, self.size + 11, -1):
+            os.truncate(self.shard, size)
+            number, rest = divmod(size, self.size)
+            found = self.read()
+            self.assertEqual(found[:number], self.whole[:number])
+            payload = self.size - 16
+            if rest >= 12:
+                # Of the payload and its checksum.
+                self.assertEqual(
+                    [fault.reason for fault in found[number:]],
+                    [f"truncated: {rest - 12} of {payload + 4} bytes"],
+                )
+            elif rest:
+                self.assertEqual(
+                    [fault.reason for fault in found[number:]],
+                    [f"damaged: {rest} bytes that are no record"],
+                )
+
+    def test_a_wrong_length_costs_its_record_only(self):
+        good = struct.pack("<Q", self.size - 16)
+        for number in range(3):
+            # Too small, plausible, beyond the file, beyond int64.
+            for length in (0, 24, 10**6, 2**64 - 1):
+                self.patch(
+                    self.shard, number * self.size, struct.pack("<Q", length)
+                )
+                store = stores.open_store(self.shard, format="tfrecord")
+                found = store.read(np.arange(len(store)))
+                expected = list(self.whole)
+                expected[number] = stores.Fault(
+                    f"damaged: {self.size} bytes that are no record"
+                )
+                self.assertEqual(found, expected)
+            self.patch(self.shard, number * self.size, good)
+        self.assertEqual(self.read(), self.whole)
+
+    def test_any_flipped_bit_of_a_header_is_noticed(self):
+        with open(self.shard, "rb") as file:
+            data = file.read()
+        for bit in range(96):
+            byte = self.size + bit // 8
+            self.patch(self.shard, byte, bytes([data[byte] ^ 1 << bit % 8]))
+            found = self.read()
+            self.assertEqual(found[::2], self.whole[::2])
+            self.assertRegex(found[1].reason, "damaged")
+            self.patch(self.shard, byte, data[byte : byte + 1])
+
+    def test_any_flipped_bit_of_a_payload_or_its_checksum_is_noticed(self):
+        with open(self.shard, "rb") as file:
+            data = file.read()
+        reason = f"damaged: {self.size - 16} bytes that fail their checksum"
+        for bit in range(0, 8 * (self.size - 12), 5):
+            byte = self.size + 12 + bit // 8
+            self.patch(self.shard, byte, bytes([data[byte] ^ 1 << bit % 8]))
+            store = stores.open_store(self.shard)
+            self.assertEqual(
+                store.read(np.arange(3)),
+                [self.whole[0], stores.Fault(reason), self.whole[2]],
+            )
+            self.patch(self.shard, byte, data[byte : byte + 1])
+
+    def test_a_payload_that_rots_after_it_was_indexed_is_noticed(self):
+        store = stores.open_store(self.shard)
+        self.patch(self.shard, self.size + 20, b"?")
+        self.assertRegex(store.read([1])[0].reason, "fail their checksum")
+
+    def test_a_record_that_lost_bytes_does_not_swallow_the_next(self):
+        with open(self.shard, "rb") as file:
+            data = file.read()
+        cut = self.size + 20
+        with open(self.shard, "wb") as file:
+            file.write(data[:cut] + data[cut + 5 :])
+        found = self.read()
+        self.assertEqual(found[::2], self.whole[::2])
+        self.assertEqual(
+            found[1].reason,
+            f"damaged: {self.size - 5} bytes that are no record",
+        )
+
+    def test_an_absurd_length_with_a_sound_checksum_allocates_nothing(self):
+        for length, reason in (
+            (2**40, f"oversized: {2**40} bytes, more than {2**28}"),
+            (2**62, "damaged: 12 bytes"),
+        ):
+            header = struct.pack("<Q", length)
+            header += struct.pack("<I", test_crc32c.masked_bit_by_bit(header))
+            with open(self.shard, "r+b") as file:
+                file.truncate(3 * self.size)
+                file.seek(3 * self.size)
+                file.write(header)
+            found = self.read()
+            self.assertEqual(found[:3], self.whole)
+            self.assertStartsWith(found[3].reason, reason)
+
+    def test_other_files_are_refused(self):
+        rng = np.random.default_rng(0)
+        for content in (b"id,caption\n" * 9, rng.bytes(10**6), b"\0" * 4096):
+            with open(self.shard, "wb") as file:
+                file.write(content)
+            self.refuse(
+                "s is not an uncompressed TFRecord file", format="tfrecord"
+            )
+
+    def test_a_compressed_shard_is_refused(self):
+        with tf.io.TFRecordWriter(self.shard, "GZIP") as writer:
+            writer.write(b"payload" * 100)
+        self.refuse("s is not an uncompressed TFRecord", format="tfrecord")
+
+
+class SchemaTest(tf.test.TestCase):
+    def parse(self, *, image_field="", caption_fields=(), **features):
+        examples = tfrecords.Examples(image_field, caption_fields)
+        return examples.parse(test_store.serialize(**features))
+
+    def test_our_schema_has_several_captions_and_string_metadata(self):
+        self.assertEqual(
+            self.parse(
+                image=b"\xff\0",
+                caption=["a", " ", "ä\0"],
+                id=7,
+                concept="cat",
+                size=3,
+                tags=["x", "y"],
+            ),
+            stores.Record(
+                b"\xff\0",
+                (b"a", b" ", "ä\0".encode()),
+                {"concept": b"cat"},
+            ),
+        )
+
+    def test_img2dataset_has_a_picture_by_extension_and_a_caption_twice(self):
+        features = {
+            "key": "000000012",
+            "webp": "picture",
+            "txt": "a cat",
+            "caption": "a cat",
+            "url": "http://a",
+            "width": 256,
+        }
+        found = self.parse(**features)
+        self.assertEqual(found.image, b"picture")
+        self.assertEqual(found.captions, (b"a cat",))
+        self.assertEqual(found.metadata["key"], b"000000012")
+        self.assertEqual(found.metadata["url"], b"http://a")
+
+    def test_fields_are_taken_as_set(self):
+        found = self.parse(
+            image_field="big",
+            caption_fields=("alt", "none", "title"),
+            image="small",
+            big="big",
+            title="t",
+            alt=["a", "b"],
+        )
+        self.assertEqual(found.image, b"big")
+        self.assertEqual(found.captions, (b"a", b"b", b"t"))
+        self.assertEqual(found.metadata, {"image": b"small"})
+
+    def test_what_is_no_record_is_a_fault(self):
+        examples = tfrecords.Examples()
+        self.assertRegex(examples.parse(b"xyz").reason, "Example: 3 other")
+        self.assertRegex(
+            self.parse(alt="x").reason, "no picture: .*png.* among alt"
+        )
+        self.assertRegex(
+            self.parse(image=["x", "y"]).reason, "`image` holds 2 pictures"
+        )
+        self.assertRegex(self.parse(image=3).reason, "holds 0 pictures")
+        self.assertEqual(self.parse(image=b"").captions, ())
+
+    def test_the_stored_id_is_an_integer_or_a_hash_of_a_string(self):
+        examples = tfrecords.Examples()
+
+        def stored(**features):
+            return examples.stored_id(test_store.serialize(**features))
+
+        self.assertEqual(stored(id=-(2**63)), -(2**63))
+        self.assertIsNone(stored(id=[1, 2]))
+        self.assertIsNone(stored(image="x"))
+        self.assertIsNone(examples.stored_id(b"xyz"))
+        self.assertNotEqual(stored(id="a"), stored(id="b"))
+        self.assertEqual(stored(id="a"), stored(id="a", image="x"))
+        self.assertGreaterEqual(stored(id="a"), 0)
+
+
+class ChecksumTest(tf.test.TestCase):
+    def test_the_size_of_a_frame_needs_its_checksum(self):
+        size = struct.pack("<Q", 300)
+        masked = test_crc32c.masked_bit_by_bit(size)
+        header = size + struct.pack("<I", masked)
+        self.assertEqual(tfrecords.frame_size(header), 300)
+        self.assertIsNone(tfrecords.frame_size(header[:11]))
+        self.assertIsNone(tfrecords.frame_size(b"\1" + header[1:]))
+
+
+if __name__ == "__main__":
+    tf.test.main()

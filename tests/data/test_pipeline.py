@@ -1,0 +1,546 @@
+"""Tests of the training and evaluation datasets."""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+import test_shards
+import test_store
+
+from jest_tf.data import fault_log, pipeline, preprocessing, stream
+from jest_tf.data import stores as stores_lib
+from jest_tf.data.stores import retries
+
+SIZE = 6
+VOCABULARY = ["[UNK]", "[EOS]", *"abcdefghijklmnopqrstuvwxyz0123456789", "##0"]
+# No two rows share a caption but the last two, which share their first.
+CAPTIONS = [
+    [b"a", b"b", b"c"],
+    ["caf\u00e9".encode()],
+    [b"bad \xff"],
+    [b" \t", b"d", b"", "\u3000".encode()],
+    [b"e", b"  f"],
+    [b"same", b"g"],
+    [b"same", b"bad \xfe"],
+]
+
+
+class PipelineTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
+        self.tokenizer = preprocessing.WordPieceTokenizer(VOCABULARY, 4)
+        # Two shards of 3 and 4; the rows of the second have no id.
+        self.write("a", range(3), id=True)
+        self.write("b", range(3, 7))
+        self.store = stores_lib.open_store(os.path.join(self.directory, "[ab]"))
+        self.ids = self.store.columns(["id"])["id"]
+
+    def write(self, name, rows, id=False, **features):
+        path = os.path.join(self.directory, name)
+        payloads = []
+        for row in rows:
+            values = {
+                "image": tf.io.encode_png(self.images[row]).numpy(),
+                "caption": CAPTIONS[row],
+                "label": f"label {row}",
+            }
+            if id:
+                values["id"] = 100 + row
+            values |= features
+            payloads.append(
+                test_store.serialize(
+                    **{k: v for k, v in values.items() if v is not None}
+                )
+            )
+        return test_store.write_shard(path, payloads)
+
+    def super_batches(self, count=None, store=None, **settings):
+        settings = {
+            "super_batch_size": 4,
+            "seed": 5,
+            "tokenizer": self.tokenizer,
+            "image_size": SIZE,
+        } | settings
+        dataset = pipeline.super_batches(store or self.store, **settings)
+        if count is None:
+            return dataset
+        return list(dataset.take(count).as_numpy_iterator())
+
+    def rows_of(self, batches):
+        """The row of each id, in order."""
+        ids = np.concatenate([batch["id"] for batch in batches])
+        matches = ids[:, None] == self.ids
+        self.assertAllEqual(matches.sum(1), np.ones(len(ids)))
+        return matches.argmax(1)
+
+    def chosen(self, row, position, seed=5):
+        """The caption that (seed, position) picks for a row."""
+        salt = int.from_bytes(b"caption", "big")
+        value = stream.uniform_hash(seed, np.array([position]), salt)[0]
+        captions = [
+            c for c in CAPTIONS[row] if c.decode("utf-8", "replace").strip()
+        ]
+        return captions[int(value) // 2 % len(captions)]
+
+    def assert_equal_batches(self, ours, theirs):
+        self.assertEqual(len(ours), len(theirs))
+        for one, other in zip(ours, theirs, strict=True):
+            self.assertEqual(list(one), list(other))
+            for name in one:
+                self.assertAllEqual(one[name], other[name])
+
+
+class SuperBatchesTest(PipelineTestCase):
+    def test_shapes_are_static(self):
+        spec = self.super_batches().element_spec
+        self.assertEqual(
+            spec,
+            {
+                "image": tf.TensorSpec([4, SIZE, SIZE, 3], tf.uint8),
+                "text": tf.TensorSpec([4, 4], tf.int32),
+                "id": tf.TensorSpec([4], tf.int64),
+                "caption_id": tf.TensorSpec([4], tf.int64),
+                "caption_replaced": tf.TensorSpec([4], tf.bool),
+                "record_replaced": tf.TensorSpec([4], tf.bool),
+            },
+        )
+
+    def test_rows_follow_the_order_of_the_stream(self):
+        rows = self.rows_of(self.super_batches(20))
+        order = stream.Order(7, seed=5)
+        self.assertAllEqual(rows, order.rows(np.arange(80)))
+
+    def test_every_value_belongs_to_its_record(self):
+        batches = self.super_batches(30)
+        rows = self.rows_of(batches)
+        values = {
+            name: np.concatenate([batch[name] for batch in batches])
+            for name in batches[0]
+        }
+        captions = [self.chosen(row, p) for p, row in enumerate(rows)]
+        self.assertAllEqual(values["image"], self.images[rows])
+        valid = [c.decode("utf-8", "replace").encode() for c in captions]
+        self.assertAllEqual(values["text"], self.tokenizer(tf.constant(valid)))
+        self.assertAllEqual(
+            values["caption_replaced"],
+            [b"\xff" in c or b"\xfe" in c for c in captions],
+        )
+        self.assertNotIn(True, values["record_replaced"])
+        # Every caption of every record was used but for blank ones, and ids of
+        # captions are equal exactly where the captions are.
+        used = {c for cs in CAPTIONS for c in cs}
+        self.assertEqual(set(captions), used - set(CAPTIONS[3]) | {b"d"})
+        _, expected = np.unique(valid, return_inverse=True)
+        _, got = np.unique(values["caption_id"], return_inverse=True)
+        self.assertAllEqual(expected[:, None] == expected, got[:, None] == got)
+
+    def test_a_bad_sector_is_replaced_as_if_its_record_were_damaged(self):
+        path = os.path.join(self.directory, "b")
+        store = stores_lib.open_store(path)
+        offset, size = store._indexes[0].rows([2])[0, :2].tolist()
+        sector = test_shards.BadSector(offset + size // 2, offset + size)
+        log = os.path.join(self.directory, "log")
+        found, lines = {}, {}
+        for how in ("sector", "damage"):
+            if how == "damage":
+                test_store.flip(path, offset + size // 2)
+            faults = fault_log.FaultLog(log, 1.0)
+            with (
+                mock.patch.object(retries, "WAITS", (0.0,)),
+                mock.patch.object(
+                    os, "pread", sector if how == "sector" else os.pread
+                ),
+            ):
+                found[how] = self.super_batches(5, store, faults=faults)
+            faults.close(5)
+            with open(log, encoding="utf-8") as file:
+                lines[how] = [json.loads(line) for line in file]
+        self.assert_equal_batches(found["sector"], found["damage"])
+        # 20 positions are five epochs of the four records.
+        self.assertGreaterEqual(len(lines["sector"]), 5)
+        for one, other in zip(lines["sector"], lines["damage"], strict=True):
+            self.assertEqual(one["place"], f"record 2 of {path}")
+            self.assertRegex(one.pop("reason"), "^unreadable: .*Input/output")
+            self.assertRegex(other.pop("reason"), "fail their checksum$")
+            self.assertEqual(one, other)
+
+    def test_storage_that_goes_away_stops_it_with_the_shard_and_place(self):
+        dataset = self.super_batches(store=self.store)
+        sector = test_shards.BadSector(0, 10**9, errno.ETIMEDOUT)
+        with (
+            mock.patch.object(retries, "WAITS", (0.0,)),
+            mock.patch.object(os, "pread", sector),
+            self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError,
+                r"ValueError: Shard .*/[ab] cannot be read at byte \d+, tried "
+                rf"2 times: .Errno {errno.ETIMEDOUT}. ",
+            ),
+        ):
+            list(dataset.take(1))
+
+    def test_captions_are_chosen_evenly(self):
+        store = stores_lib.open_store(os.path.join(self.directory, "a"))
+        counts = [0, 0, 0]
+        for batch in self.super_batches(30, store=store, super_batch_size=30):
+            for token in batch["text"][batch["id"] == 100][:, 0]:
+                counts[token - VOCABULARY.index("a")] += 1
+        self.assertEqual(sum(counts), 300)
+        # Mean 100, standard deviation 8.2 each: five of them.
+        self.assertAllInRange(counts, 59, 141)
+
+    def test_resuming_at_any_step_continues_the_stream_exactly(self):
+        # Sizes in one chunk, in several chunks, and over several epochs.
+        for size in (1, 4, 30, 512):
+            unbroken = self.super_batches(6, super_batch_size=size)
+            for step in (1, 2, 5):
+                resumed = self.super_batches(
+                    6 - step, super_batch_size=size, start_step=step
+                )
+                self.assert_equal_batches(resumed, unbroken[step:])
+
+    def test_a_super_batch_does_not_depend_on_its_chunks(self):
+        whole = self.super_batches(2, super_batch_size=512)
+        self.addCleanup(setattr, pipeline, "_CHUNK", pipeline._CHUNK)
+        pipeline._CHUNK = 32
+        self.assertEqual(pipeline._chunk_size(512), 32)
+        self.assert_equal_batches(
+            self.super_batches(2, super_batch_size=512), whole
+        )
+
+    def test_chunks_divide_the_super_batch(self):
+        for size, chunk in (
+            (1, 1), (255, 255), (256, 256), (257, 257), (1280, 256),
+            (768, 256), (1000, 250), (2 * 257, 514), (32768, 256),
+        ):  # fmt: skip
+            self.assertEqual(pipeline._chunk_size(size), chunk)
+
+    def test_a_far_step_needs_no_walk_there(self):
+        batch = self.super_batches(1, start_step=10**15)[0]
+        positions = np.arange(4 * 10**15, 4 * 10**15 + 4)
+        self.assertAllEqual(
+            self.rows_of([batch]), stream.Order(7, 5).rows(positions)
+        )
+
+    def test_an_epoch_covers_every_record_once(self):
+        batches = self.super_batches(5, super_batch_size=7)
+        for batch in batches:
+            self.assertAllEqual(np.sort(batch["id"]), np.sort(self.ids))
+        orders = {tuple(batch["id"]) for batch in batches}
+        self.assertLen(orders, 5)
+
+    def test_seeds_give_different_streams(self):
+        streams = [
+            np.concatenate([b["id"] for b in self.super_batches(7, seed=seed)])
+            for seed in range(4)
+        ]
+        for i in range(4):
+            for j in range(i):
+                self.assertNotAllEqual(streams[i], streams[j])
+
+    def test_two_iterations_are_equal(self):
+        self.assert_equal_batches(self.super_batches(9), self.super_batches(9))
+
+    def test_a_reference_gets_its_own_preprocessing(self):
+        longer = preprocessing.WordPieceTokenizer(VOCABULARY, 6)
+        plain = self.super_batches(3)
+        batches = self.super_batches(
+            3, reference_tokenizer=longer, reference_image_size=9
+        )
+        for batch, before in zip(batches, plain, strict=True):
+            text = batch.pop("text_for_reference")
+            image = batch.pop("image_for_reference")
+            self.assert_equal_batches([batch], [before])
+            self.assertAllEqual(text[:, :3], batch["text"][:, :3])
+            self.assertEqual(text.shape, (4, 6))
+            for row, resized in zip(self.rows_of([batch]), image, strict=True):
+                encoded = tf.io.encode_png(self.images[row])
+                self.assertAllEqual(
+                    resized, preprocessing.decode_image(encoded, 9)
+                )
+
+    def test_a_reference_that_preprocesses_alike_adds_nothing(self):
+        spec = self.super_batches(
+            reference_tokenizer=self.tokenizer, reference_image_size=SIZE
+        ).element_spec
+        self.assertEqual(spec, self.super_batches().element_spec)
+
+    def test_pictures_of_another_size_are_resized(self):
+        batch = self.super_batches(1, image_size=3)[0]
+        for row, image in zip(
+            self.rows_of([batch]), batch["image"], strict=True
+        ):
+            encoded = tf.io.encode_png(self.images[row])
+            self.assertAllEqual(image, preprocessing.decode_image(encoded, 3))
+
+    def test_the_example_data_gives_the_batches_it_always_gave(self):
+        # Digests of what the first release of the stream made of it: runs and
+        # published numbers hang on these. Any order, caption, token or pixel
+        # that changes shows here.
+        store = stores_lib.open_store(
+            "examples/icontext_mini/pool-*.tfrecord", index_dir=self.directory
+        )
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        vocabulary = ["[UNK]", "[EOS]", *letters, *(f"##{c}" for c in letters)]
+        expected = {
+            "image": "cdb5aa9891b5b261",
+            "text": "6aa0a945c485efc2",
+            "text_for_reference": "a01ca16be02c0286",
+            "id": "f54ae55d362b1357",
+            "caption_id": "fce36b42fe29d649",
+            "caption_replaced": "2ea9ab9198d16380",
+        }
+        batch = self.super_batches(
+            1,
+            store=store,
+            super_batch_size=96,
+            seed=3,
+            start_step=1001,
+            image_size=32,
+            tokenizer=preprocessing.WordPieceTokenizer(vocabulary, 16),
+            reference_tokenizer=preprocessing.WordPieceTokenizer(vocabulary, 8),
+        )[0]
+        self.assertNotIn(True, batch.pop("record_replaced"))
+        digests = {
+            name: hashlib.sha256(value.tobytes()).hexdigest()[:16]
+            for name, value in batch.items()
+        }
+        self.assertEqual(digests, expected)
+
+    def test_hosts_share_every_super_batch_in_order(self):
+        for settings in ({}, {"shuffle_block_size": 2}):
+            whole = self.super_batches(3, super_batch_size=24, **settings)
+            for num_hosts in (2, 4, 8):
+                shares = [
+                    self.super_batches(
+                        2,
+                        super_batch_size=24,
+                        start_step=1,
+                        host=host,
+                        num_hosts=num_hosts,
+                        **settings,
+                    )
+                    for host in range(num_hosts)
+                ]
+                joined = [
+                    {
+                        name: np.concatenate([one[name] for one in batches])
+                        for name in batches[0]
+                    }
+                    for batches in zip(*shares, strict=True)
+                ]
+                self.assert_equal_batches(joined, whole[1:])
+
+    def test_64_hosts_read_each_position_of_a_super_batch_once_in_order(self):
+        # Super-batch 3 of B = 5,120 is of the positions from 15,360 on, and a
+        # record depends on nothing but its position.
+        for num_hosts in (1, 2, 64):
+            positions = []
+            for host in range(num_hosts):
+                share = pipeline._Share(5120, host, num_hosts)
+                chunks = share.positions(3).take(share.num_chunks)
+                positions += list(chunks.as_numpy_iterator())
+            self.assertAllEqual(
+                np.concatenate(positions), np.arange(15_360, 20_480)
+            )
+
+    def test_blocks_and_weights_follow_their_order(self):
+        positions = np.arange(40)
+        rows = self.rows_of(self.super_batches(10, shuffle_block_size=2))
+        order = stream.Order(7, 5, block_size=2)
+        self.assertAllEqual(rows, order.rows(positions))
+        stores = [
+            stores_lib.open_store(os.path.join(self.directory, name))
+            for name in ("a", "b")
+        ]
+        rows = self.rows_of(
+            self.super_batches(
+                10, store=stores_lib.join(stores), weights=(1.0, 3.0)
+            )
+        )
+        mixture = stream.Mixture((3, 4), (1, 3), 5)
+        self.assertAllEqual(rows, mixture.rows(positions))
+        self.assertEqual((rows < 3).sum(), 10)
+
+    def test_a_reference_of_sidecars_is_joined_by_row_and_caption(self):
+        batches = self.super_batches(5, sidecars=FakeSidecars(self.ids))
+        plain = self.super_batches(5)
+        rows = self.rows_of(batches)
+        for name, factor in (("reference_image", 1), ("reference_text", -1)):
+            values = np.concatenate([batch.pop(name) for batch in batches])
+            self.assertEqual(values.dtype, np.float16)
+            choices = [
+                CAPTIONS[row].index(self.chosen(row, position))
+                for position, row in enumerate(rows)
+            ]
+            self.assertAllEqual(
+                values, factor * np.stack([rows, choices, rows], 1)
+            )
+        self.assert_equal_batches(batches, plain)
+
+    def test_sidecars_that_do_not_fit_stop_it(self):
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "other ids"
+        ):
+            self.super_batches(1, sidecars=FakeSidecars(self.ids + 1))
+
+    def test_bad_settings_are_refused(self):
+        for name, value in (
+            ("super_batch_size", 0),
+            ("image_size", 0),
+            ("reference_image_size", -1),
+            ("start_step", -1),
+            ("seed", -1),
+            ("num_hosts", 0),
+            ("num_hosts", 3),
+            ("host", 1),
+            ("host", -1),
+            ("max_image_pixels", 0),
+            ("weights", (1.0, 2.0)),
+        ):
+            value_text = str(value).strip("()").replace("(", "")
+            with self.assertRaisesRegex(ValueError, f"`{name}`.*{value_text}"):
+                self.super_batches(**{name: value})
+        with self.assertRaisesRegex(ValueError, "`block_size`.*0"):
+            self.super_batches(shuffle_block_size=0)
+
+
+class FakeSidecars:
+    """Embeddings that tell what they are of."""
+
+    dim = 3
+    dtype = "float16"
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def valid(self, rows):
+        return np.ones(len(rows), bool)
+
+    def read(self, rows, captions, ids):
+        if not np.array_equal(ids, self.ids[rows]):
+            raise ValueError("other ids")
+        values = np.stack([rows, captions, rows], 1).astype(np.float16)
+        return values, -values
+
+
+class BadEvaluationRecordTest(PipelineTestCase):
+    def refuse(self, message, **features):
+        """A third shard, "c", is at fault; its record 1 is to be named."""
+        good = self.write("good", [0], id=True)
+        bad = self.write("bad", [1], **features)
+        payloads = list(
+            tf.data.TFRecordDataset([good, bad]).as_numpy_iterator()
+        )
+        os.remove(good)
+        os.remove(bad)
+        path = os.path.join(self.directory, "c")
+        test_store.write_shard(path, payloads)
+        dataset = pipeline.examples(
+            stores_lib.open_store(path),
+            batch_size=2,
+            tokenizer=self.tokenizer,
+            image_size=SIZE,
+        )
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, f"record 1 of .*/c, .*{message}"
+        ):
+            list(dataset)
+        return stores_lib.open_store(path)
+
+    def test_a_record_without_caption_is_named(self):
+        for captions in (None, [], [b"", b" "]):
+            store = self.refuse("no caption", caption=captions)
+            (batch,) = pipeline.images(store, 2, SIZE)
+            self.assertAllEqual(batch, self.images[:2])
+
+    def test_a_record_without_one_picture_is_named(self):
+        self.refuse("no picture", image=None)
+        self.refuse("2 pictures", image=[b"x", b"y"])
+
+    def test_a_picture_that_cannot_be_decoded_is_named_with_the_reason(self):
+        png = tf.io.encode_png(self.images[0]).numpy()
+        for image, reason in (
+            (b"", "empty picture"),
+            (b"not a picture", "unknown picture format"),
+            (png[:-30], "Invalid PNG data"),
+            (png[:20], "truncated picture: 20 bytes"),
+        ):
+            store = self.refuse(reason, image=image)
+            with self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError, f"record 1 of .*{reason}"
+            ):
+                list(pipeline.images(store, 2, SIZE))
+
+
+class EvaluationTest(PipelineTestCase):
+    def test_examples_come_once_in_order_with_the_first_caption(self):
+        dataset = pipeline.examples(
+            self.store,
+            batch_size=3,
+            tokenizer=self.tokenizer,
+            image_size=SIZE,
+            metadata=["label", "concept"],
+        )
+        batches = list(dataset.as_numpy_iterator())
+        self.assertEqual([len(b["id"]) for b in batches], [3, 3, 1])
+        values = {
+            name: np.concatenate([batch[name] for batch in batches])
+            for name in batches[0]
+        }
+        first = [
+            captions[0].decode("utf-8", "replace") for captions in CAPTIONS
+        ]
+        first[3] = "d"
+        self.assertAllEqual(values["id"], self.ids)
+        self.assertAllEqual(values["id"][:3], [100, 101, 102])
+        self.assertAllEqual(values["image"], self.images)
+        self.assertAllEqual(values["text"], self.tokenizer(tf.constant(first)))
+        self.assertAllEqual(
+            values["caption_replaced"], [row == 2 for row in range(7)]
+        )
+        self.assertEqual(values["caption_id"][5], values["caption_id"][6])
+        self.assertLen(set(values["caption_id"]), 6)
+        self.assertAllEqual(
+            values["label"], [f"label {row}".encode() for row in range(7)]
+        )
+        self.assertAllEqual(values["concept"], [b""] * 7)
+
+    def test_images_come_once_in_order(self):
+        for size in (1, 3, 7, 100):
+            dataset = pipeline.images(self.store, size, SIZE)
+            self.assertEqual(dataset.element_spec.shape[1:], [SIZE, SIZE, 3])
+            batches = list(dataset.as_numpy_iterator())
+            self.assertLen(batches, -(-7 // size))
+            self.assertLen(dataset, len(batches))
+            self.assertAllEqual(np.concatenate(batches), self.images)
+
+    def test_images_need_no_captions(self):
+        self.write("b", range(3, 7), caption=None)
+        store = stores_lib.open_store(os.path.join(self.directory, "b"))
+        (batch,) = pipeline.images(store, 4, SIZE)
+        self.assertAllEqual(batch, self.images[3:])
+
+    def test_bad_settings_are_refused(self):
+        with self.assertRaisesRegex(ValueError, "`batch_size`.*0"):
+            pipeline.images(self.store, 0, SIZE)
+        with self.assertRaisesRegex(ValueError, "`image_size`.*0"):
+            pipeline.examples(
+                self.store,
+                batch_size=1,
+                tokenizer=self.tokenizer,
+                image_size=0,
+            )
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,385 @@
+"""Tests of records that cannot be had: replaced, logged, limited; a fuzz."""
+
+import itertools
+import json
+import os
+import tempfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import test_pictures
+
+from jest_tf.data import pictures, pipeline, preprocessing, stores, stream
+from jest_tf.data import reader as reader_lib
+
+SIZE = 8
+SEED = 5
+TOKENIZER = preprocessing.WordPieceTokenizer(
+    ["[UNK]", "[EOS]", "##0", *"abcdefghijklmnopqrstuvwxyz0123456789"], 6
+)
+
+
+class ListStore:
+    """A store in memory: what `records.Store` has, of a list of records."""
+
+    manifest = None
+
+    def __init__(self, found, parts=None):
+        self.found = found
+        self.parts = parts or (len(found),)
+        self.reads = 0
+
+    def __len__(self):
+        return len(self.found)
+
+    def read(self, rows):
+        self.reads += len(rows)
+        return [self.found[row] for row in rows]
+
+    def ids(self, rows):
+        return 1000 + np.asarray(rows)
+
+    def describe(self, row):
+        return f"record {row} of memory"
+
+
+class SumSidecars:
+    """Embeddings that tell row and caption."""
+
+    dim = 2
+    dtype = "float32"
+
+    def __init__(self, without=()):
+        self.without = without
+
+    def valid(self, rows):
+        return ~np.isin(rows, self.without)
+
+    def read(self, rows, captions, ids):
+        np.testing.assert_array_equal(ids, 1000 + rows)
+        both = np.stack([rows, captions], 1).astype(np.float32)
+        return both, both
+
+
+def good_record(row):
+    rng = np.random.default_rng(row)
+    image = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    captions = tuple(f"{chr(97 + row % 26)} {n}".encode() for n in range(2))
+    return stores.Record(tf.io.encode_png(image).numpy(), captions, {})
+
+
+def bad_records():
+    """A record in every way that one can be bad, by its reason."""
+    good = good_record(0)
+    png, jpeg = good.image, test_pictures.every_kind()["jpeg"]
+    return {
+        "truncated: 1 of 2 bytes": stores.Fault("truncated: 1 of 2 bytes"),
+        "no caption that is not blank": good._replace(captions=()),
+        "no caption .*": good._replace(captions=(b"", b" \n", b"\xc2\xa0")),
+        "empty picture": good._replace(image=b""),
+        "truncated picture": good._replace(image=png[:20]),
+        "damaged picture": good._replace(image=png[:-30]),
+        "damaged picture: .*JPEG": good._replace(image=jpeg[:-30]),
+        "unknown picture format": good._replace(image=b"<html>"),
+        "oversized picture": good._replace(
+            image=tf.io.encode_png(np.zeros([40, 40, 3], np.uint8)).numpy()
+        ),
+    }
+
+
+class ReadingTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "faults.jsonl")
+
+    def batches(self, store, count, log=None, **settings):
+        settings = {
+            "super_batch_size": 16,
+            "seed": SEED,
+            "tokenizer": TOKENIZER,
+            "image_size": SIZE,
+            "max_image_pixels": 1000,
+            "faults": log or pipeline.FaultLog(self.path, 1.0),
+        } | settings
+        dataset = pipeline.super_batches(store, **settings)
+        return list(dataset.take(count).as_numpy_iterator())
+
+    def values(self, batches):
+        return {
+            name: np.concatenate([batch[name] for batch in batches])
+            for name in batches[0]
+        }
+
+    def assert_equal_values(self, ours, theirs):
+        self.assertEqual(list(ours), list(theirs))
+        for name in ours:
+            self.assertAllEqual(ours[name], theirs[name])
+
+
+class ReplacementTest(ReadingTestCase):
+    def setUp(self):
+        super().setUp()
+        self.bad = bad_records()
+        # Rows 3, 6, 9, ... are bad.
+        self.places = 3 * np.arange(1, len(self.bad) + 1)
+        self.good = [good_record(row) for row in range(60)]
+        found = list(self.good)
+        for place, record in zip(self.places, self.bad.values(), strict=True):
+            found[place] = record
+        self.store = ListStore(found)
+
+    def expected(self, order, count):
+        """(row in the end, rows tried before it), by position."""
+        for position in range(count):
+            row, tried = int(order.rows(np.array([position]))[0]), []
+            for attempt in itertools.count(1):
+                if row not in self.places:
+                    break
+                tried.append(row)
+                (row,) = order.substitutes(np.array([position]), attempt)
+            yield int(row), tried
+
+    def test_bad_records_are_replaced_by_a_function_of_the_position(self):
+        values = self.values(self.batches(self.store, 15))
+        untouched = self.values(self.batches(ListStore(self.good), 15))
+        order = stream.Order(60, SEED)
+        replaced = 0
+        for position, (row, tried) in enumerate(self.expected(order, 240)):
+            self.assertEqual(values["id"][position], 1000 + row)
+            self.assertEqual(values["record_replaced"][position], bool(tried))
+            self.assertAllEqual(
+                values["image"][position],
+                preprocessing.decode_image(self.good[row].image, SIZE),
+            )
+            if not tried:
+                for name, value in values.items():
+                    self.assertAllEqual(
+                        value[position], untouched[name][position]
+                    )
+            replaced += bool(tried)
+        # Four epochs, and every bad record in each.
+        self.assertEqual(replaced, 4 * len(self.bad))
+
+    def test_every_fault_is_logged_with_step_id_place_and_reason(self):
+        log = pipeline.FaultLog(self.path, 1.0)
+        self.batches(self.store, 15, log)
+        log.close(stop_step=15)
+        reasons = dict(zip(self.places, self.bad, strict=True))
+        with open(self.path) as file:
+            lines = [json.loads(line) for line in file]
+        order = stream.Order(60, SEED)
+        expected = [
+            (position, row)
+            for position, (_, tried) in enumerate(self.expected(order, 240))
+            for row in tried
+        ]
+        self.assertEqual(
+            [(line["position"], line["id"] - 1000) for line in lines], expected
+        )
+        for line, (position, row) in zip(lines, expected, strict=True):
+            self.assertEqual(line["step"], position // 16)
+            self.assertEqual(line["place"], f"record {row} of memory")
+            self.assertRegex(line["reason"], f"^{reasons[row]}")
+
+    def test_resuming_and_chunks_and_hosts_change_nothing(self):
+        whole = self.values(self.batches(self.store, 6))
+        resumed = self.values(self.batches(self.store, 4, start_step=2))
+        self.assert_equal_values(
+            resumed, {name: value[32:] for name, value in whole.items()}
+        )
+        shares = [
+            self.values(self.batches(self.store, 6, host=host, num_hosts=4))
+            for host in range(4)
+        ]
+        for name, value in whole.items():
+            parts = [share[name].reshape(6, 4, -1) for share in shares]
+            self.assertAllEqual(np.concatenate(parts, 1).ravel(), value.ravel())
+
+    def test_two_views_and_sidecars_belong_to_the_replacement(self):
+        longer = preprocessing.WordPieceTokenizer(TOKENIZER.vocabulary, 9)
+        plain = self.values(self.batches(self.store, 15))
+        values = self.values(
+            self.batches(
+                self.store,
+                15,
+                reference_image_size=5,
+                reference_tokenizer=longer,
+                sidecars=SumSidecars(),
+            )
+        )
+        small = values.pop("image_for_reference")
+        text = values.pop("text_for_reference")
+        joined = values.pop("reference_image")
+        self.assertAllEqual(joined, values.pop("reference_text"))
+        self.assert_equal_values(values, plain)
+        self.assertAllEqual(text[:, :5], values["text"][:, :5])
+        self.assertAllEqual(joined[:, 0], values["id"] - 1000)
+        # The caption's second token is its number.
+        numbers = [TOKENIZER.vocabulary.index(n) for n in "01"]
+        self.assertAllEqual(
+            values["text"][:, 1], np.take(numbers, joined[:, 1].astype(int))
+        )
+        for row, image in zip(joined[:, 0].astype(int), small, strict=True):
+            self.assertAllEqual(
+                image, preprocessing.decode_image(self.good[row].image, 5)
+            )
+
+    def test_a_record_without_embeddings_cannot_be_had(self):
+        without = [0, 1, 2, 4, 5]
+        values = self.values(
+            self.batches(self.store, 15, sidecars=SumSidecars(without))
+        )
+        # In 240 positions each of the 60 rows is due about four times.
+        self.assertCountEqual(
+            set(values["id"] - 1000),
+            set(range(60)) - set(without) - set(self.places.tolist()),
+        )
+
+    def test_replacements_come_from_the_same_part_of_a_mixture(self):
+        self.store.parts = (33, 27)
+        weights = {"weights": (1.0, 3.0), "shuffle_block_size": 4}
+        values = self.values(self.batches(self.store, 15, **weights))
+        order = stream.Mixture((33, 27), (1.0, 3.0), SEED, block_size=4)
+        expected = [row for row, _ in self.expected(order, 240)]
+        self.assertAllEqual(values["id"] - 1000, expected)
+        self.assertEqual((values["id"] < 1033).sum(), 60)
+
+    def test_a_chunk_without_a_single_good_picture_is_repaired(self):
+        broken = self.bad["damaged picture"]
+        store = ListStore([broken] * 3 + self.good[3:6])
+        values = self.values(self.batches(store, 42, super_batch_size=1))
+        self.assertTrue((values["id"] >= 1003).all())
+        # Seven epochs, and in each three bad records.
+        self.assertEqual(values["record_replaced"].sum(), 21)
+
+    def test_only_bad_records_are_read_and_decoded_again(self):
+        counts = []
+        for store in (ListStore(self.good), self.store):
+            reader = reader_lib.Reader(
+                store,
+                stream.Order(60, SEED),
+                seed=SEED,
+                step_size=60,
+                max_pixels=1000,
+                log=pipeline.FaultLog(None, 1.0),
+            )
+            chunk = reader.read(np.arange(60))
+            counts.append(store.reads)
+        self.assertEqual(counts[0], 60)
+        # What the header tells is replaced at once; each costs one read or,
+        # where the substitute is bad too, two.
+        self.assertBetween(counts[1], 60 + 7, 60 + 16)
+        self.assertEqual((chunk.attempts > 0).sum(), 7)
+
+
+class LimitTest(ReadingTestCase):
+    def test_a_store_of_nothing_good_stops_at_once(self):
+        bad = bad_records()
+        for reason in ("empty picture", "damaged picture"):
+            store = ListStore([bad[reason]] * 4)
+            with self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError,
+                rf"16 records in a row.*position \d+.*of memory: {reason}",
+            ):
+                self.batches(store, 1)
+
+    def test_a_run_stops_above_the_rate_and_says_why(self):
+        broken = bad_records()["damaged picture"]
+        good = [good_record(row) for row in range(20)]
+        store = ListStore([*good, broken])
+        log = pipeline.FaultLog(self.path, 0.01)
+        # One in 21 is more than one in 100: over after at most
+        # 0.01 * 1024 + 1 = 12 of them, which are in 12 epochs. The reason is
+        # noted before the record is counted, by another thread as well.
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError,
+            "Too many records cannot be read: 11 of .*max_fault_rate`=0.01.*"
+            r"1\d x damaged picture: Invalid PNG",
+        ):
+            self.batches(store, 17, log)
+        with self.assertRaisesRegex(ValueError, "Too many records"):
+            log.check()
+
+    def test_a_run_goes_on_below_the_rate(self):
+        broken = bad_records()["damaged picture"]
+        good = [good_record(row) for row in range(20)]
+        log = pipeline.FaultLog(None, 0.06)
+        batches = self.batches(ListStore([*good, broken]), 150, log)
+        replaced = self.values(batches)["record_replaced"].sum()
+        self.assertAllInRange([replaced], 2400 // 21 - 1, 2400 // 21 + 1)
+        self.assertGreaterEqual(log.num_replaced, replaced)
+
+    def test_without_a_log_the_default_rate_holds(self):
+        broken = bad_records()["empty picture"]
+        store = ListStore([good_record(0), broken])
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "Too many records"
+        ):
+            self.batches(store, 10, None, faults=None)
+
+
+class FuzzTest(ReadingTestCase):
+    def mutate(self, encoded, rng):
+        """One of the ways in which files go bad."""
+        data = bytearray(encoded)
+        kind = rng.integers(6)
+        place = int(rng.integers(len(data)))
+        if kind == 0:  # some bits flip
+            for place in rng.integers(0, len(data), rng.integers(1, 9)):
+                data[place] ^= 1 << rng.integers(8)
+        elif kind == 1:
+            del data[place:]
+        elif kind == 2:  # a hole
+            end = place + int(rng.integers(1, 64))
+            data[place:end] = bytes(len(data[place:end]))
+        elif kind == 3:
+            data[place:place] = rng.bytes(int(rng.integers(1, 32)))
+        elif kind == 4:
+            del data[place : place + int(rng.integers(1, 32))]
+        else:  # the header
+            data[int(rng.integers(min(64, len(data))))] = rng.integers(256)
+        return bytes(data)
+
+    def check(self, count, seed):
+        rng = np.random.default_rng(seed)
+        kinds = list(test_pictures.every_kind().values())
+        good = [good_record(row) for row in range(count)]
+        found = list(good)
+        for row in range(0, count, 2):
+            encoded = self.mutate(kinds[row // 2 % len(kinds)], rng)
+            found[row] = good[row]._replace(image=encoded)
+        settings = {"super_batch_size": count, "max_image_pixels": 2**16}
+        intact = self.values(self.batches(ListStore(good), 1, **settings))
+        first, second = (
+            self.values(self.batches(ListStore(found), 1, **settings))
+            for _ in range(2)
+        )
+        # Twice the same: no picture shows memory that nobody wrote.
+        self.assert_equal_values(first, second)
+        rows = stream.Order(count, SEED).rows(np.arange(count))
+        for position, row in enumerate(rows):
+            if row % 2:
+                for name, value in first.items():
+                    self.assertAllEqual(value[position], intact[name][position])
+            fault = pictures.decode(found[row].image, 2**16)
+            self.assertEqual(
+                first["record_replaced"][position],
+                isinstance(fault, stores.Fault),
+            )
+        # Some mutations do no harm, most do.
+        self.assertBetween(first["record_replaced"].mean(), 0.2, 0.5)
+
+    def test_hundreds_of_mutated_pictures_harm_no_other(self):
+        self.check(400, seed=0)
+
+    @pytest.mark.slow
+    def test_thousands_of_mutated_pictures_harm_no_other(self):
+        for seed in range(1, 4):
+            self.check(1000, seed)
+
+
+if __name__ == "__main__":
+    tf.test.main()

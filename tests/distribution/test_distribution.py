@@ -1,0 +1,256 @@
+"""Several replicas: virtual devices in one process, workers in two; hooks.
+
+TensorFlow splits its devices once a process. So the cases of replica_cases.py
+run in a process of their own, all together, and each is a test here.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import unittest
+import unittest.mock
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import replica_cases
+import tensorflow as tf
+import worker
+
+from jest_tf import config, distribution
+from jest_tf.distribution import placement
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(HERE)
+
+
+def environment(**more):
+    path = os.pathsep.join([HERE, ROOT])
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+        **more,
+    }
+
+
+def cases():
+    """Classes of cases and the names of their tests."""
+    loader = unittest.TestLoader()
+    return {
+        name: loader.getTestCaseNames(value)
+        for name, value in vars(replica_cases).items()
+        if isinstance(value, type) and issubclass(value, unittest.TestCase)
+    }
+
+
+@pytest.mark.slow
+class ReplicasTest(tf.test.TestCase):
+    """Every test of replica_cases.py."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        path = os.path.join(tf.compat.v1.test.get_temp_dir(), "cases.xml")
+        cls.done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+                *(os.path.join(HERE, "replica_cases.py"), f"--junitxml={path}"),
+            ],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        cls.results = {}
+        if os.path.isfile(path):
+            for case in ElementTree.parse(path).iter("testcase"):
+                name = (case.get("classname").split(".")[-1], case.get("name"))
+                cls.results[name] = [
+                    part.text or part.get("message")
+                    for part in case
+                    if part.tag in ("failure", "error")
+                ]
+
+    def check(self, kind, name):
+        found = self.results.get((kind, name))
+        if found is None:
+            self.fail(
+                f"{kind}.{name} has not run:\n{self.done.stdout[-4000:]}"
+                f"{self.done.stderr[-2000:]}"
+            )
+        if found:
+            self.fail("\n".join(found))
+
+
+def _add_cases():
+    for kind, names in cases().items():
+        for name in names:
+            if name == "test_session":  # tf.test's own, always skipped
+                continue
+
+            def test(self, kind=kind, name=name):
+                self.check(kind, name)
+
+            short = name.removeprefix("test_")
+            setattr(ReplicasTest, f"test_{kind}_{short}", test)
+
+
+_add_cases()
+
+
+@pytest.mark.slow
+class WorkersTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tf.compat.v1.test.get_temp_dir()
+        ports = free_ports(2)
+        paths = [f"{folder}/{index}.npz" for index in range(2)]
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, os.path.join(HERE, "worker.py"), path],
+                env=environment(
+                    TF_CONFIG=json.dumps(
+                        {
+                            "cluster": cluster,
+                            "task": {"type": "worker", "index": index},
+                        }
+                    )
+                ),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index, path in enumerate(paths)
+        ]
+        cls.alone = worker.train(tf.distribute.get_strategy(), 2)
+        cls.found = []
+        for process, path in zip(processes, paths, strict=True):
+            output, _ = process.communicate(timeout=300)
+            if process.returncode:
+                raise RuntimeError(output[-4000:])
+            cls.found.append(np.load(path))
+
+    def test_two_workers_train_as_one_process(self):
+        drawn, history, weights = self.alone
+        for found in self.found:
+            self.assertEqual(found["replicas"], 2)
+            self.assertAllEqual(found["drawn"], drawn)
+            # Three of 16 records, on the second worker alone, at each step.
+            self.assertEqual(
+                found["log/data/records_replaced"], 3 * worker.STEPS
+            )
+            for name, value in history.items():
+                self.assertAllClose(
+                    found[f"log/{name}"], value, 1e-5, 1e-6, msg=name
+                )
+            for index, value in enumerate(weights):
+                self.assertAllClose(found[f"weight/{index}"], value, 1e-5, 1e-6)
+
+    def test_stock_keras_fails_with_two_workers(self):
+        gone = (
+            "Keras trains with several workers now. Its hooks in "
+            "jest_tf/distribution/keras_fit.py can go, and this test with them"
+        )
+        line = worker.fit_line(
+            tf.distribute.get_strategy(), replica_cases.StockLine
+        )
+        for found in self.found:
+            # It takes the mean over workers of the batch that it builds with,
+            self.assertRegex(
+                str(found["stock_error"]),
+                r"(?s)ValueError: Attempt to convert .*PerReplica",
+                gone,
+            )
+            # and without that the sum over rows of logs that have none.
+            self.assertRegex(
+                str(found["built_error"]),
+                "ValueError: Invalid reduction dimension 0 .* 0 dimensions",
+                gone,
+            )
+            self.assertAllClose(found["line"], line)
+
+
+class StrategyTest(tf.test.TestCase):
+    def test_the_default_is_the_one_that_is_there(self):
+        strategy = distribution.build_strategy(config.DistributionConfig())
+        self.assertIs(strategy, tf.distribute.get_strategy())
+
+    def test_what_can_not_be_built_says_why(self):
+        def refuse(message, name, **settings):
+            with self.assertRaisesRegex(ValueError, message):
+                distribution.build_strategy(
+                    config.DistributionConfig(name, **settings)
+                )
+
+        def tf_config(task):
+            cluster = {"worker": ["127.0.0.1:1"]}
+            return json.dumps({"cluster": cluster, **task})
+
+        for text in (
+            "",
+            "[]",
+            "{",
+            tf_config({}),
+            tf_config({"task": {"type": "worker", "index": 1}}),
+            tf_config({"task": {"type": "chief", "index": 0}}),
+        ):
+            with unittest.mock.patch.dict(os.environ, TF_CONFIG=text):
+                refuse(
+                    r"needs TF_CONFIG, .* Received: '", "multi_worker_mirrored"
+                )
+        for name in ("tpu", "multi_worker_mirrored"):
+            refuse(
+                f"'mirrored'. Received: 2 with '{name}'",
+                name,
+                virtual_devices=2,
+            )
+
+    def test_a_tpu_that_is_not_there_says_so(self):
+        # Looking for TPUs starts TensorFlow anew: in a process of its own.
+        code = (
+            "from jest_tf import config, distribution\n"
+            "for tpu in ('local', 'nowhere'):\n"
+            "    settings = config.DistributionConfig('tpu', tpu)\n"
+            "    try:\n"
+            "        distribution.build_strategy(settings)\n"
+            "    except ValueError as error:\n"
+            "        print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        for tpu in ("local", "nowhere"):
+            self.assertRegex(
+                done.stdout,
+                f"`distribution.strategy='tpu'` can't be built at '{tpu}': .+",
+                done.stderr[-2000:],
+            )
+
+    def test_a_share_is_a_whole_number(self):
+        self.assertEqual(placement.share(12, 4, "`b`"), 3)
+        with self.assertRaisesRegex(ValueError, "`b` must .*: 10, R=4"):
+            placement.share(10, 4, "`b`")
+
+
+def free_ports(count):
+    """Ports that nobody listens on, as far as one can know."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+if __name__ == "__main__":
+    tf.test.main()

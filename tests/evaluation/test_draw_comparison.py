@@ -1,0 +1,353 @@
+"""Draws compared: rank correlation, overlaps, views, the command."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import tempfile
+from unittest import mock
+
+import keras
+import numpy as np
+import oracles
+import run_server
+import tensorflow as tf
+import tiny
+from test_selection import models as scored_models
+
+from jest_tf import config, models, selection, training
+from jest_tf.evaluation import draw_comparison
+from jest_tf.runs import checkpoints
+from trainers import evaluate, train
+
+SEED = 4
+JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
+
+
+def average_ranks(values):
+    """1 for the smallest; equal values get the mean of their places."""
+    return np.array(
+        [
+            1 + np.sum(values < one) + (np.sum(values == one) - 1) / 2
+            for one in values
+        ]
+    )
+
+
+class SpearmanTest(tf.test.TestCase):
+    def test_hand_values(self):
+        for left, right, expected in (
+            ([1, 2, 3, 4], [10, 20, 25, 1000], 1.0),
+            ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+            # Differences of ranks 0, 1, 1, 0: 1 - 6 * 2 / (4 * 15).
+            ([1, 2, 3, 4], [1, 3, 2, 4], 0.8),
+        ):
+            found = draw_comparison.spearman(np.array(left), np.array(right))
+            self.assertAllClose(found, expected)
+
+    def test_equal_values_share_their_rank(self):
+        random = np.random.default_rng(SEED)
+        for _ in range(20):
+            left, right = random.integers(0, 5, (2, 30))
+            expected = np.corrcoef(average_ranks(left), average_ranks(right))
+            self.assertAllClose(
+                draw_comparison.spearman(left, right), expected[0, 1]
+            )
+
+    def test_a_constant_has_no_ranks(self):
+        self.assertTrue(
+            np.isnan(draw_comparison.spearman(np.ones(3), np.arange(3)))
+        )
+
+
+class SubBatchScoreTest(tf.test.TestCase):
+    def test_it_is_the_oracles_and_that_of_the_draw(self):
+        learner, reference = scored_models(24, seed=1)
+        for criterion, loss in itertools.product(
+            selection.CRITERIA, selection.LOSSES
+        ):
+            kind = {"criterion": criterion, "loss": loss}
+            draw = selection.select_jointly(
+                learner,
+                reference,
+                batch_size=6,
+                num_chunks=3,
+                seed=(SEED, 0),
+                **kind,
+            )
+            score, conditional = selection.sub_batch_score(
+                learner, reference, draw.indices, **kind
+            )
+            self.assertAllClose(score, draw.score, rtol=1e-5, atol=1e-5)
+            chosen = draw.indices.numpy().tolist()
+            expected = oracles.combine(
+                criterion,
+                oracles.row_losses(learner, chosen, loss)[chosen].mean(),
+                oracles.row_losses(reference, chosen, loss)[chosen].mean(),
+            )
+            self.assertAllClose(score, expected, rtol=1e-4, atol=1e-4)
+            if loss == "sigmoid":
+                matrix = oracles.combine(
+                    criterion,
+                    oracles.pair_losses(learner),
+                    oracles.pair_losses(reference),
+                )
+                added = np.diag(matrix) + matrix[:, chosen].sum(1)
+                added += matrix[chosen].sum(0)
+                left = np.setdiff1d(np.arange(24), chosen)
+                self.assertAllClose(
+                    conditional.numpy()[left], added[left], 1e-4, 1e-4
+                )
+
+
+class CompareTest(tf.test.TestCase):
+    def model(self, settings=JOINT):
+        model = training.JESTModel(
+            tiny.flexible_learner(0), tiny.learner(5), settings, seed=SEED
+        )
+        model.compile(keras.optimizers.SGD(0.1))
+        return model
+
+    def compare(self, settings=JOINT, count=2, **views):
+        batches = tiny.super_batches(count, rows=24)
+        found = draw_comparison.compare(
+            self.model(settings),
+            tiny.dataset(batches),
+            range(3, 3 + count),
+            settings=settings,
+            views=views,
+        )
+        return batches, found
+
+    def test_draws_are_those_of_the_samplers(self):
+        batches, found = self.compare()
+        model = self.model()
+        for place, batch in enumerate(batches):
+            batch = {n: tf.constant(value) for n, value in batch.items()}
+            learner, frozen = model.score(batch)
+            own, other = (
+                {
+                    name: sampler(
+                        learner,
+                        frozen,
+                        batch_size=8,
+                        num_chunks=2,
+                        seed=(seed, 3 + place),
+                    )
+                    for name, sampler in selection.SAMPLERS.items()
+                }
+                for seed in (SEED, SEED ^ 1)
+            )
+            rows, others = (
+                {n: set(d.indices.numpy().tolist()) for n, d in of.items()}
+                for of in (own, other)
+            )
+            for name, values in found["draws"].items():
+                for column, expected in (
+                    ("score", float(own[name].score)),
+                    ("overlap_run", len(rows[name] & rows["joint"]) / 8),
+                    ("overlap_uniform", len(rows[name] & rows["uniform"]) / 8),
+                    ("overlap_other_noise", len(rows[name] & others[name]) / 8),
+                ):
+                    self.assertAllClose(
+                        values[column][place], expected, 1e-4, 1e-4
+                    )
+        self.assertEqual(found["views"], {})
+
+    def test_the_full_view_agrees_with_itself(self):
+        _, found = self.compare(same=config.View(patch_size=2))
+        for name in ("spearman_own", "spearman_conditional", "overlap"):
+            self.assertAllClose(found["views"]["same"][name], [1.0, 1.0])
+        self.assertAllClose(found["views"]["same"]["score_kept"], [1.0, 1.0])
+
+    def test_a_coarse_view_is_compared_by_full_scores(self):
+        coarse = config.View(patch_size=4)
+        (batch,), found = self.compare(count=1, coarse=coarse)
+        values = {n: one for n, (one,) in found["views"]["coarse"].items()}
+        batch = {n: tf.constant(value) for n, value in batch.items()}
+        model = self.model()
+        full, frozen = model.score(batch)
+        looked, _ = model.score(
+            batch,
+            config.SelectionConfig("joint", 8, 2, view=coarse),
+        )
+        matrices = [
+            oracles.pair_losses(one) - oracles.pair_losses(frozen)
+            for one in (full, looked)
+        ]
+        ranks = [average_ranks(np.diag(one)) for one in matrices]
+        self.assertAllClose(
+            values["spearman_own"], np.corrcoef(*ranks)[0, 1], atol=1e-2
+        )
+        noise = selection.gumbel_noise((SEED, 3), 2, 24).numpy()
+        drawn = [
+            oracles.select_jointly(one, frozen, batch_size=8, noise=noise)
+            for one in (full, looked)
+        ]
+        self.assertEqual(values["overlap"], len(np.intersect1d(*drawn)) / 8)
+
+        def score(rows):
+            return np.mean(
+                oracles.row_losses(full, rows, "sigmoid")[rows]
+                - oracles.row_losses(frozen, rows, "sigmoid")[rows]
+            )
+
+        uniform = selection.uniform_rows((SEED, 3), 8, 24).numpy().tolist()
+        gains = [score(list(one)) - score(uniform) for one in drawn]
+        self.assertAllClose(
+            values["score_kept"], gains[1] / gains[0], atol=1e-3
+        )
+        left = np.setdiff1d(np.arange(24), drawn[0])
+        given = [
+            np.diag(one) + one[:, drawn[0]].sum(1) + one[drawn[0]].sum(0)
+            for one in matrices
+        ]
+        expected = np.corrcoef(*(average_ranks(one[left]) for one in given))
+        self.assertAllClose(
+            values["spearman_conditional"], expected[0, 1], atol=1e-2
+        )
+
+    def test_a_criterion_without_the_learner_has_no_views(self):
+        settings = config.SelectionConfig(
+            "joint", batch_size=8, num_chunks=2, criterion="easy_reference"
+        )
+        _, found = self.compare(settings, coarse=config.View(patch_size=4))
+        self.assertEqual(found["views"], {})
+        self.assertLen(found["draws"]["joint"]["score"], 2)
+
+    def test_augmented_pictures_are_the_learners_alone(self):
+        view = draw_comparison.Augmented(flip=True, min_crop_area=0.5)
+        (batch,), found = self.compare(count=1, cropped=view)
+        batch = {name: tf.constant(value) for name, value in batch.items()}
+        model = self.model()
+        seen = view(batch, (SEED ^ draw_comparison._CROPS, 3))
+        self.assertNotAllEqual(seen["image"], batch["image"])
+        learner, frozen = model.score(batch)
+        cropped, same = model.score(seen)
+        for one, other in zip(frozen, same, strict=True):
+            self.assertAllEqual(one, other)
+        expected = draw_comparison.compare_view(
+            draw_comparison.Sampler(model, JOINT),
+            *(learner, cropped, frozen),
+            [(SEED, 3), (SEED ^ draw_comparison._OTHER_NOISE, 3)],
+        )
+        for name, value in expected.items():
+            self.assertAllClose(
+                found["views"]["cropped"][name], [value], rtol=1e-4
+            )
+        self.assertLess(expected["spearman_own"], 0.999)
+
+    def test_candidates_alone_are_drawn_from(self):
+        settings = config.SelectionConfig(
+            "joint", batch_size=8, num_chunks=2, candidates=8
+        )
+        _, found = self.compare(settings)
+        self.assertEqual(found["draws"]["uniform"]["overlap_run"], [1.0, 1.0])
+
+
+class ViewTest(tf.test.TestCase):
+    def test_a_view_is_written_as_it_is_read(self):
+        for text, view in (
+            ("patch_size=32", config.View(32)),
+            ("patch_size=8,keep_tokens=0.5", config.View(8, 0.5)),
+            ("image_size=64", config.View(image_size=64)),
+            (
+                "flip=true,min_crop_area=0.5",
+                draw_comparison.Augmented(flip=True, min_crop_area=0.5),
+            ),
+        ):
+            self.assertEqual(draw_comparison.parse_view(text), view)
+            self.assertEqual(draw_comparison.describe_view(view), text)
+        self.assertEqual(draw_comparison.describe_view(config.View()), "full")
+
+    def test_mistakes_name_the_field(self):
+        for text, message in (
+            ("patch=3", "No setting `patch`"),
+            ("patch_size", "a.b=c"),
+            ("patch_size=big", "`patch_size`"),
+            ("keep_tokens=0", "keep_tokens"),
+            ("flip=true,keep_tokens=0.5", "and not of both"),
+            ("min_crop_area=0", "`min_crop_area` must be in"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                draw_comparison.parse_view(text)
+
+
+def build_learner(settings, vocabulary_size, patch_sizes=()):
+    del vocabulary_size, patch_sizes
+    return tiny.flexible_learner(settings.seed)
+
+
+class CommandTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        shard = os.path.join(folder.name, "a.tfrecord")
+        tiny.write_shard(shard)
+        cls.workdir = os.path.join(folder.name, "run")
+        recipe = f"{folder.name}/recipe.json"
+        config.save_config(
+            run_server.recipe(
+                folder.name,
+                (
+                    "steps=8",
+                    "evaluation.every_steps=none",
+                    f"data.train={shard}",
+                ),
+            ),
+            recipe,
+        )
+        patch = mock.patch.object(models, "build_learner", build_learner)
+        patch.start()
+        cls.addClassCleanup(patch.stop)
+        with contextlib.redirect_stderr(io.StringIO()):
+            train.main(["--config", recipe, "--workdir", cls.workdir])
+
+    def evaluate(self, *flags):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(["--workdir", self.workdir, "--selection", *flags])
+        return printed.getvalue()
+
+    def test_it_prints_tables_and_writes_a_file(self):
+        flags = ("--super-batches", "2", "--views", "patch_size=4")
+        text = self.evaluate(*flags)
+        self.assertStartsWith(text, "step 8: joint draws of 4 of 12 rows by")
+        self.assertIn("share 33.3% of their rows", text)
+        for line in (r"\ndraw +score ", r"\njoint ", r"\npatch_size=4 "):
+            self.assertRegex(text, line)
+        with open(f"{self.workdir}/{draw_comparison.SELECTION_FILE}") as file:
+            results = json.load(file)
+        self.assertEqual((results["step"], results["super_batches"]), (8, 2))
+        joint = results["draws"]["joint"]
+        self.assertEqual(joint["overlap_run"], {"mean": 1.0, "std": 0.0})
+        self.assertIn(f"{joint['score']['mean']:.3f} ±", text)
+        self.assertEqual(json.loads(self.evaluate(*flags, "--json")), results)
+
+    def test_the_weights_of_a_checkpoint(self):
+        steps = checkpoints.saved_steps(self.workdir)
+        final, last, first = (
+            draw_comparison.measure(
+                self.workdir, num_super_batches=1, step=step
+            )
+            for step in (None, steps[-1], steps[0])
+        )
+        self.assertEqual(final, last)
+        self.assertEqual(first["step"], steps[0])
+        self.assertNotEqual(first["draws"], last["draws"])
+
+    def test_mistakes_end_with_one_clear_line(self):
+        for flags, message in (
+            (["--step", "3"], r"`step` must be one of .*\[4, 8\].*: 3"),
+            (["--views", "patch_size=3"], r"built for, \(2, 4\).*=3"),
+            (["--super-batches", "0"], "at least 1"),
+        ):
+            with self.assertRaises(SystemExit) as stop:
+                self.evaluate(*flags)
+            self.assertRegex(str(stop.exception), f"^error: .*{message}")
+
+
+if __name__ == "__main__":
+    tf.test.main()

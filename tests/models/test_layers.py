@@ -1,0 +1,313 @@
+"""The towers' layers against NumPy twins, and their contracts."""
+
+import keras
+import numpy as np
+import oracles_towers
+import tensorflow as tf
+
+from jest_tf.models import layers
+
+# Every layer with tokens in and out: how to make it, and its twin.
+TOKEN_LAYERS = {
+    "attention": (
+        lambda **settings: layers.SelfAttention(2, **settings),
+        oracles_towers.self_attention,
+    ),
+    "mlp": (
+        lambda **settings: layers.MLP(ratio=3, **settings),
+        oracles_towers.mlp,
+    ),
+    "block": (
+        lambda **settings: layers.TransformerBlock(2, **settings),
+        oracles_towers.block,
+    ),
+    "encoder": (
+        lambda **settings: layers.Encoder(2, 2, **settings),
+        oracles_towers.encoder,
+    ),
+    "pooling": (
+        lambda **settings: layers.AttentionPooling(2, **settings),
+        oracles_towers.pooling,
+    ),
+}
+
+
+def tokens(batch=3, length=5, width=8, seed=0):
+    random = np.random.default_rng(seed)
+    return np.float32(random.normal(size=(batch, length, width)))
+
+
+def randomise(layer, seed=0):
+    """Fills every weight, so that biases and scales count in a comparison."""
+    random = np.random.default_rng(seed)
+    layer.set_weights(
+        [
+            np.float32(random.normal(scale=0.5, size=one.shape))
+            for one in layer.get_weights()
+        ]
+    )
+
+
+class TokenLayersTest(tf.test.TestCase):
+    def test_each_layer_equals_its_twin(self):
+        for name, (make, twin) in TOKEN_LAYERS.items():
+            for batch, length in ((3, 5), (1, 1), (2, 7)):
+                with self.subTest(name, batch=batch, length=length):
+                    layer, inputs = make(seed=0), tokens(batch, length)
+                    layer.build(inputs.shape)
+                    randomise(layer)
+                    self.assertAllClose(
+                        layer(inputs), twin(layer, np.float64(inputs)), 1e-5
+                    )
+
+    def test_attention_by_hand(self):
+        # Width 2, one head. q = x, k = x, v = 10 x, out = identity. For the
+        # tokens (1, 0) and (0, 1), q k^T / sqrt(2) is I / sqrt(2); a token
+        # gives itself the weight p = e^a / (e^a + 1), a = 1 / sqrt(2).
+        layer = layers.SelfAttention(1)
+        layer.build((None, 2, 2))
+        eye = np.eye(2, dtype=np.float32)
+        layer.qkv.kernel.assign(np.concatenate([eye, eye, 10 * eye], axis=1))
+        layer.out.kernel.assign(eye)
+        p = np.exp(0.5**0.5) / (np.exp(0.5**0.5) + 1)
+        self.assertAllClose(
+            layer(eye[None]), [[[10 * p, 10 - 10 * p], [10 - 10 * p, 10 * p]]]
+        )
+
+    def test_huge_logits_stay_finite(self):
+        layer = layers.SelfAttention(2, seed=0)
+        self.assertTrue(np.isfinite(layer(1e6 * tokens())).all())
+
+    def test_permuting_tokens_permutes_a_block_and_keeps_the_pool(self):
+        inputs, order = tokens(), [3, 0, 4, 1, 2]
+        block = layers.TransformerBlock(2, seed=0)
+        self.assertAllClose(
+            block(inputs[:, order]), tf.gather(block(inputs), order, axis=1)
+        )
+        pool = layers.AttentionPooling(2, seed=0)
+        self.assertAllClose(pool(inputs[:, order]), pool(inputs))
+
+    def test_examples_of_a_batch_do_not_mix(self):
+        inputs = tokens()
+        for name, (make, _) in TOKEN_LAYERS.items():
+            with self.subTest(name):
+                layer = make(seed=0)
+                self.assertAllClose(layer(inputs)[1:2], layer(inputs[1:2]))
+
+    def test_eager_graph_and_xla_agree(self):
+        inputs = tokens()
+        for name, (make, _) in TOKEN_LAYERS.items():
+            with self.subTest(name):
+                layer = make(seed=0)
+                eager = layer(inputs)
+                for jit_compile in (False, True):
+                    function = tf.function(layer, jit_compile=jit_compile)
+                    self.assertAllClose(function(inputs), eager, 1e-5, 1e-5)
+
+    def test_every_weight_gets_a_gradient(self):
+        inputs = tokens()
+        for name, (make, _) in TOKEN_LAYERS.items():
+            layer = make(seed=0)
+            with tf.GradientTape() as tape:
+                outputs = layer(inputs)
+                # Not their norm, which a last normalisation fixes.
+                probe = tf.random.stateless_normal(outputs.shape, [0, 1])
+                loss = tf.reduce_sum(probe * outputs)
+            gradients = tape.gradient(loss, layer.trainable_variables)
+            for variable, gradient in zip(
+                layer.trainable_variables, gradients, strict=True
+            ):
+                with self.subTest(name, path=variable.path):
+                    self.assertGreater(tf.norm(gradient), 1e-3)
+
+    def test_bfloat16_keeps_weights_float32_and_stays_near(self):
+        inputs = tokens()
+        for name, (make, _) in TOKEN_LAYERS.items():
+            with self.subTest(name):
+                exact = make(seed=0)
+                mixed = make(seed=0, dtype="mixed_bfloat16")
+                expected, outputs = exact(inputs), mixed(inputs)
+                self.assertEqual(outputs.dtype, tf.bfloat16)
+                self.assertEqual(
+                    {one.dtype for one in mixed.weights}, {"float32"}
+                )
+                # Eight bits of mantissa through a few layers.
+                self.assertAllClose(
+                    tf.cast(outputs, tf.float32), expected, 0.05, 0.05
+                )
+
+    def test_a_config_makes_an_equal_layer(self):
+        inputs = tokens()
+        for name, (make, _) in TOKEN_LAYERS.items():
+            with self.subTest(name):
+                layer = make(seed=3)
+                again = type(layer).from_config(layer.get_config())
+                self.assertAllEqual(again(inputs), layer(inputs))
+
+
+class DropoutTest(tf.test.TestCase):
+    def test_only_training_drops(self):
+        inputs = tokens()
+        for make in (
+            lambda rate: layers.MLP(dropout=rate, seed=0),
+            lambda rate: layers.TransformerBlock(2, dropout=rate, seed=0),
+            lambda rate: layers.Encoder(1, 2, dropout=rate, seed=0),
+            lambda rate: layers.AttentionPooling(2, dropout=rate, seed=0),
+        ):
+            without, layer = make(0.0), make(0.5)
+            expected = without(inputs)
+            self.assertAllEqual(layer(inputs, training=False), expected)
+            self.assertAllEqual(without(inputs, training=True), expected)
+            self.assertNotAllClose(layer(inputs, training=True), expected)
+
+    def test_dropping_a_hidden_unit_scales_up_the_rest(self):
+        # The hidden units are all gelu(1) and the output is their sum: of
+        # 4 x 250 units each is 0 or doubled with probability 1/2, so the mean
+        # of the sum is that of no dropout, and its deviation sqrt(1000) units.
+        layer = layers.MLP(dropout=0.5, seed=0)
+        layer.build((1, 250))
+        layer.expand.kernel.assign(tf.zeros([250, 1000]))
+        layer.expand.bias.assign(tf.ones([1000]))
+        layer.contract.kernel.assign(tf.ones([1000, 250]))
+        unit = oracles_towers.gelu(1.0)
+        total = layer(tf.zeros([1, 250]), training=True)[0, 0]
+        self.assertNear(total, 1000 * unit, 4 * np.sqrt(1000) * unit)
+
+    def test_a_mask_is_the_same_eagerly_in_a_graph_and_under_xla(self):
+        inputs = tf.ones([4, 25])
+        for how in (None, {"jit_compile": False}, {"jit_compile": True}):
+            layer = layers.Dropout(0.3, seed=5)
+            call = layer if how is None else tf.function(layer, **how)
+            masks = [call(inputs, training=True).numpy() for _ in range(2)]
+            self.assertNotAllEqual(*masks)
+            if how is None:
+                expected = masks
+            self.assertAllClose(masks, expected, 1e-6)
+        # A unit is kept with probability 0.7, of 200 within five deviations.
+        kept = np.array(expected) > 0
+        self.assertNear(kept.mean(), 0.7, 5 * (0.3 * 0.7 / 200) ** 0.5)
+        self.assertAllClose(np.array(expected)[kept], 1 / 0.7 + 0 * kept[kept])
+
+    def test_loaded_weights_go_on_with_the_next_mask(self):
+        inputs = tokens()
+        path = f"{self.get_temp_dir()}/drop.weights.h5"
+        models = [
+            keras.Sequential([layers.MLP(dropout=0.5, seed=0)])
+            for _ in range(2)
+        ]
+        for model in models:
+            model.build(inputs.shape)
+        models[0](inputs, training=True)
+        models[0].save_weights(path)
+        models[1].load_weights(path)
+        self.assertAllEqual(
+            models[0](inputs, training=True), models[1](inputs, training=True)
+        )
+
+    def test_a_rate_out_of_range_is_refused(self):
+        for rate in (-0.1, 1.0):
+            with self.assertRaisesRegex(ValueError, r"`dropout` must be in"):
+                layers.MLP(dropout=rate)
+
+
+class TokenEmbeddingTest(tf.test.TestCase):
+    def test_a_token_is_its_row_plus_its_position(self):
+        # Table rows (0, 0), (1, 1), (2, 2), positions (10, 0) and (20, 0).
+        layer = layers.TokenEmbedding(3, 2)
+        layer.build((None, 2))
+        layer.table.assign([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+        layer.positions.assign([[10.0, 0.0], [20.0, 0.0]])
+        self.assertAllEqual(
+            layer(tf.constant([[2, 1], [0, 0]])),
+            [[[12.0, 2.0], [21.0, 1.0]], [[10.0, 0.0], [20.0, 0.0]]],
+        )
+
+
+class SeedTest(tf.test.TestCase):
+    def test_a_seed_fixes_every_weight_and_parts_differ(self):
+        first, again, other = (
+            layers.Encoder(2, 2, seed=seed) for seed in (0, 0, 1)
+        )
+        for encoder in (first, again, other):
+            encoder.build((None, 5, 8))
+        for one, same, new in zip(
+            first.get_weights(),
+            again.get_weights(),
+            other.get_weights(),
+            strict=True,
+        ):
+            self.assertAllEqual(one, same)
+            if one.ndim == 2:  # Biases and norms start at constants.
+                self.assertNotAllClose(one, new)
+        kernels = [block.mlp.expand.kernel for block in first.blocks]
+        self.assertNotAllClose(*kernels)
+
+    def test_no_seed_differs_from_build_to_build(self):
+        inputs = tokens()
+        self.assertNotAllClose(
+            layers.SelfAttention(2)(inputs), layers.SelfAttention(2)(inputs)
+        )
+
+    def test_child_seeds_depend_on_seed_and_role(self):
+        seeds = {
+            layers.child_seed(seed, role)
+            for seed in (0, 1, 2**40)
+            for role in ("kernel", "bias")
+        }
+        self.assertLen(seeds, 6)
+        self.assertBetween(min(seeds), 0, 2**31 - 1)
+        self.assertBetween(max(seeds), 0, 2**31 - 1)
+        self.assertIsNone(layers.child_seed(None, "kernel"))
+
+    def test_a_fused_projection_starts_like_its_parts_alone(self):
+        # Glorot for a square [W, W]: uniform in +-sqrt(6 / 2W), so the
+        # variance is 1 / W, here of 3 W^2 draws.
+        layer = layers.SelfAttention(1, seed=0)
+        layer.build((None, 1, 64))
+        kernel = layer.qkv.kernel.numpy()
+        self.assertNear(kernel.var(), 1 / 64, 0.05 / 64)
+        self.assertNear(np.abs(kernel).max(), np.sqrt(3 / 64), 1e-3)
+
+
+class ArgumentsTest(tf.test.TestCase):
+    def test_counts_must_be_positive_integers(self):
+        for name, make in {
+            "width": lambda value: layers.TokenEmbedding(4, value),
+            "vocabulary_size": lambda value: layers.TokenEmbedding(value, 8),
+            "num_heads": lambda value: layers.SelfAttention(value),
+            "depth": lambda value: layers.Encoder(value, 2),
+            "ratio": lambda value: layers.MLP(ratio=value),
+        }.items():
+            for value in (0, -1, 1.5, True):
+                with self.assertRaisesRegex(
+                    ValueError, f"`{name}` must be a positive integer.*{value}"
+                ):
+                    make(value)
+
+    def test_heads_must_divide_the_width(self):
+        for layer in (layers.SelfAttention(3), layers.AttentionPooling(3)):
+            with self.assertRaisesRegex(
+                ValueError, r"`num_heads` must divide.*num_heads=3, width=8"
+            ):
+                layer(tokens())
+
+
+class SavingTest(tf.test.TestCase):
+    def test_a_saved_layer_comes_back_with_its_weights(self):
+        inputs = tokens()
+        for name, (make, _) in TOKEN_LAYERS.items():
+            with self.subTest(name):
+                model = keras.Sequential([make(seed=0, dtype="mixed_bfloat16")])
+                model.build(inputs.shape)
+                randomise(model)
+                path = f"{self.get_temp_dir()}/{name}.keras"
+                model.save(path)
+                again = keras.saving.load_model(path)
+                self.assertEqual(
+                    again.layers[0].dtype_policy.name, "mixed_bfloat16"
+                )
+                self.assertAllEqual(again(inputs), model(inputs))
+
+
+if __name__ == "__main__":
+    tf.test.main()

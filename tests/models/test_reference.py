@@ -1,0 +1,249 @@
+"""References of any make, and finished runs that serve as one."""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+from jest_tf import config, models, training
+from jest_tf.data import preprocessing
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import reference
+from jest_tf.runs import checkpoints
+
+
+class FrozenTest(tf.test.TestCase):
+    def test_a_model_is_called_in_evaluation_mode(self):
+        (batch,) = tiny.super_batches()
+        plain = tiny.learner(0)
+        model = tiny.learner(0, extra=[keras.layers.Dropout(0.9)])
+        embeddings = reference.frozen(model)(batch)
+        self.assertIsInstance(embeddings, Embeddings)
+        for one, same in zip(embeddings, plain(batch), strict=True):
+            self.assertAllEqual(one, same)
+
+    def test_a_callable_gets_the_batch_alone(self):
+        (batch,) = tiny.super_batches()
+        seen = []
+
+        def model(*args, **kwargs):
+            seen.append((args, kwargs))
+            return 1, 2, 3, 4
+
+        self.assertEqual(reference.frozen(model)(batch), Embeddings(1, 2, 3, 4))
+        self.assertEqual(seen, [((batch,), {})])
+
+    def test_what_was_made_for_the_reference_takes_the_place_of_the_rest(self):
+        batch = {
+            "image": 1,
+            "text": 2,
+            "id": 3,
+            "text_for_reference": 4,
+        }
+        seen = []
+
+        def model(view):
+            seen.append(view)
+            return 1, 2, 3, 4
+
+        embed = reference.frozen(model)
+        embed(batch)
+        embed({**batch, "image_for_reference": 5})
+        self.assertEqual(
+            seen,
+            [
+                {"image": 1, "text": 4, "id": 3},
+                {"image": 5, "text": 4, "id": 3},
+            ],
+        )
+        self.assertLen(batch, 4)  # the caller's batch is as it was
+
+    def test_what_cannot_be_called_is_refused(self):
+        with self.assertRaisesRegex(
+            TypeError, "must be a Keras model or a callable.*'runs/reference'"
+        ):
+            reference.frozen("runs/reference")
+
+
+class CachedTest(tf.test.TestCase):
+    def test_embeddings_come_from_the_batch_in_float32(self):
+        random = np.random.default_rng(0)
+        image, text = random.standard_normal((2, 5, 3)).astype(np.float16)
+        batch = {"image": 1, "reference_image": image, "reference_text": text}
+        embeddings = reference.frozen(reference.cached(7.25, -1.5))(
+            {**batch, "text": 2}
+        )
+        self.assertEqual([part.dtype for part in embeddings], [tf.float32] * 4)
+        self.assertAllEqual(embeddings.image, np.float32(image))
+        self.assertAllEqual(embeddings.text, np.float32(text))
+        self.assertEqual(float(embeddings.scale), 7.25)
+        self.assertEqual(float(embeddings.bias), -1.5)
+
+    def test_a_batch_without_them_is_refused(self):
+        batch = {"image": 1, "text": 2, "reference_text": 3}
+        with self.assertRaisesRegex(
+            ValueError, "give the stream its sidecars.*Received: .'image'"
+        ):
+            reference.cached(1.0, 0.0)(batch)
+
+    def test_training_draws_as_with_the_live_reference(self):
+        batches = tiny.super_batches(3, rows=24)
+        teacher = tiny.learner(1, dim=5)
+        with_embeddings = []
+        for batch in batches:
+            image, text, scale, bias = teacher(batch)
+            with_embeddings.append(
+                batch
+                | {
+                    "reference_image": image.numpy(),
+                    "reference_text": text.numpy(),
+                }
+            )
+        stored = reference.cached(float(scale), float(bias))
+        drawn = []
+        for model, data in ((teacher, batches), (stored, with_embeddings)):
+            jest = training.JESTModel(
+                tiny.learner(0),
+                model,
+                config.SelectionConfig(
+                    method="joint",
+                    batch_size=6,
+                    num_chunks=3,
+                    scoring_batch_size=8,
+                ),
+            )
+            jest.compile(optimizer=keras.optimizers.SGD(0.1))
+            ids = []
+            for batch in data:
+                jest.fit(tiny.dataset([batch]), verbose=0)
+                ids.append(jest.drawn_ids.numpy())
+            drawn.append(ids)
+        self.assertAllEqual(*drawn)
+
+
+class LoadRunTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = self.get_temp_dir()
+        self.config = config.TrainConfig(
+            data=config.DataConfig(image_size=8, text_length=3),
+            model=config.ModelConfig(preset="tiny", temperature=5.0),
+        )
+        self.path = os.path.join(self.workdir, reference.CONFIG_FILE)
+
+    def write_all(self):
+        config.save_config(self.config, self.path)
+        tokenizer = preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3)
+        tokenizer.save(self.workdir)
+        learner = models.build_learner(self.config, 12)
+        for variable in learner.trainable_variables:
+            variable.assign_add(0.01 * tf.ones(variable.shape))
+        path = os.path.join(self.workdir, reference.WEIGHTS_FILE)
+        checkpoints.save_weights(learner, path)
+        return learner, tokenizer
+
+    def test_a_finished_run_comes_back_whole(self):
+        learner, tokenizer = self.write_all()
+        run = reference.load_run(self.workdir)
+        self.assertEqual(run.config, self.config)
+        texts = tf.constant(["a b c d", "j", ""])
+        self.assertAllEqual(run.tokenizer(texts), tokenizer(texts))
+        batch = {"image": tf.ones([3, 8, 8, 3]), "text": tokenizer(texts)}
+        for one, same in zip(
+            reference.frozen(run.learner)(batch), learner(batch), strict=True
+        ):
+            self.assertAllEqual(one, same)
+
+    def test_an_encoder_does_what_the_learner_does_in_batches_of_one_shape(
+        self,
+    ):
+        learner, tokenizer = self.write_all()
+        run = reference.load_run(self.workdir)
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (7, 8, 8, 3), np.uint8)
+        captions = ["a b", "c", "j i h g f", "a", "", "b", "z", "d", "e"]
+        encode = reference.encoder(run, batch_size=3)
+        for k, m in ((7, 9), (3, 6), (1, 2), (2, 0)):
+            image, text = encode(images[:k], captions[:m])
+            self.assertAllClose(image, learner.encode_image(images[:k]))
+            tokens = tokenizer(tf.constant(captions[:m], tf.string))
+            self.assertAllClose(text, learner.encode_text(tokens))
+            self.assertEqual((len(image), len(text)), (k, m))
+
+    def test_a_description_tells_what_the_embeddings_are_of(self):
+        learner, _ = self.write_all()
+        description = reference.describe(reference.load_run(self.workdir))
+        self.assertEqual(description.dim, 64)
+        scale = np.exp(learner.log_temperature.numpy())
+        self.assertAllClose(description.scale, scale)
+        self.assertEqual(description.bias, float(learner.bias.value))
+        self.assertIn("WordPieceTokenizer, 12 tokens", description.tokenizer)
+        self.assertIn("8 x 8", description.preprocessing)
+        again = reference.describe(reference.load_run(self.workdir))
+        self.assertEqual(again, description)
+
+    def test_a_description_changes_with_all_that_changes_embeddings(self):
+        self.write_all()
+        run = reference.load_run(self.workdir)
+        before = reference.describe(run)
+
+        def changed(**values):
+            after = reference.describe(run._replace(**values))._asdict()
+            return {
+                name
+                for name, value in after.items()
+                if value != getattr(before, name)
+            }
+
+        others = tiny.VOCABULARY[:2] + tiny.VOCABULARY[:1:-1]
+        self.assertEqual(
+            changed(tokenizer=preprocessing.WordPieceTokenizer(others, 3)),
+            {"tokenizer"},
+        )
+        self.assertEqual(
+            changed(
+                config=config.TrainConfig(
+                    data=run.config.data,
+                    model=config.ModelConfig(
+                        preset="tiny", dtype_policy="mixed_bfloat16"
+                    ),
+                )
+            ),
+            {"fingerprint"},
+        )
+        run.learner.bias.assign_add(1.0)
+        self.assertEqual(changed(), {"fingerprint", "bias"})
+        run.learner.bias.assign_sub(1.0)
+        self.assertEqual(changed(), set())
+        kernel = run.learner.weights[2]
+        kernel.assign(tf.reverse(kernel, [0]))
+        self.assertEqual(changed(), {"fingerprint"})
+
+    def test_a_fingerprint_is_of_weights_and_settings(self):
+        prints = {
+            reference.fingerprint(tiny.learner(0)),
+            reference.fingerprint(tiny.learner(0)),
+            reference.fingerprint(tiny.learner(1)),
+            reference.fingerprint(tiny.learner(0), "settings"),
+            reference.fingerprint(tiny.learner(0, dim=5)),
+        }
+        self.assertLen(prints, 4)
+        for value in prints:
+            self.assertRegex(value, "^[0-9a-f]{32}$")
+
+    def test_what_is_no_finished_run_is_refused(self):
+        missing = os.path.join(self.workdir, "missing")
+        for workdir in (missing, self.workdir):
+            with self.assertRaisesRegex(
+                ValueError, rf"finished run, with config.json.*'{workdir}'"
+            ):
+                reference.load_run(workdir)
+        config.save_config(self.config, self.path)
+        with self.assertRaisesRegex(ValueError, "with final.weights.h5"):
+            reference.load_run(self.workdir)
+
+
+if __name__ == "__main__":
+    tf.test.main()

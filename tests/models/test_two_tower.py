@@ -1,0 +1,651 @@
+"""What TwoTower promises of any two towers, and the named sizes."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import oracles_towers
+import pytest
+import tensorflow as tf
+import test_towers
+
+from jest_tf import config, losses, models
+from jest_tf.embeddings import Embeddings
+
+
+def two_tower(dtype="float32", dropout=0.0, **settings):
+    shared = {"dtype": dtype, "dropout": dropout}
+    return models.TwoTower(
+        test_towers.image_tower(**shared),
+        test_towers.text_tower(**shared),
+        **settings,
+    )
+
+
+def flexible(patch_sizes=(4,), seed=0):
+    """A built model for images of 4 pixels in patches of 2, and of 4."""
+    model = models.TwoTower(
+        test_towers.image_tower(
+            patch_sizes=patch_sizes, depth=1, seed=seed, name="image_tower"
+        ),
+        test_towers.text_tower(depth=1, name="text_tower"),
+        name="model",
+    )
+    model(test_towers.make_batch())
+    return model
+
+
+class UnitNormTest(tf.test.TestCase):
+    def test_by_hand(self):
+        # |(3, 4)| = 5.
+        self.assertAllClose(models.unit_norm([[3.0, 4.0]]), [[0.6, 0.8]])
+
+    def test_zero_stays_zero_with_a_finite_gradient(self):
+        zero = tf.zeros([1, 3])
+        with tf.GradientTape() as tape:
+            tape.watch(zero)
+            normal = models.unit_norm(zero)
+        self.assertAllEqual(normal, zero)
+        self.assertTrue(np.isfinite(tape.gradient(normal, zero)).all())
+
+    def test_bfloat16_is_normalised_in_float32(self):
+        vectors = tf.cast([[3.0, 4.0]], tf.bfloat16)
+        normal = models.unit_norm(vectors)
+        self.assertEqual(normal.dtype, tf.float32)
+        self.assertAllClose(normal, [[0.6, 0.8]], 1e-6)
+
+
+def one_tower(config, vocabulary_size):
+    return keras.layers.Dense(vocabulary_size)
+
+
+class TwoTowerTest(tf.test.TestCase):
+    def test_embeddings_are_the_normalised_outputs_of_the_towers(self):
+        model, batch = (
+            two_tower(temperature=4.0, bias=-3.0),
+            test_towers.make_batch(),
+        )
+        model(batch)
+        for seed, tower in enumerate((model.image_tower, model.text_tower)):
+            test_towers.randomise(tower, seed)
+        embeddings = model(batch)
+        self.assertIsInstance(embeddings, Embeddings)
+        images = np.float64(batch["image"]) / 127.5 - 1
+        for found, expected in (
+            (
+                embeddings.image,
+                oracles_towers.image_tower(model.image_tower, images),
+            ),
+            (
+                embeddings.text,
+                oracles_towers.text_tower(model.text_tower, batch["text"]),
+            ),
+        ):
+            self.assertAllClose(
+                found, oracles_towers.unit_norm(expected), 1e-5, 1e-5
+            )
+            self.assertAllClose(np.linalg.norm(found, axis=1), [1, 1, 1])
+        self.assertAllClose(embeddings.scale, 4.0)
+        self.assertAllClose(embeddings.bias, -3.0)
+
+    def test_encoders_give_what_call_gives_and_other_keys_change_nothing(self):
+        model, batch = two_tower(), test_towers.make_batch()
+        embeddings = model(batch)
+        self.assertAllEqual(
+            model.encode_image(batch["image"]), embeddings.image
+        )
+        self.assertAllEqual(model.encode_text(batch["text"]), embeddings.text)
+        more = model(
+            {
+                **batch,
+                "id": tf.range(3, dtype=tf.int64),
+                "caption_replaced": tf.zeros([3], tf.bool),
+                "name": tf.constant(["a", "b", "c"]),
+            }
+        )
+        self.assertAllEqual(more.image, embeddings.image)
+
+    def test_uint8_is_mapped_to_one_around_zero_and_floats_are_left(self):
+        # The tower returns the first pixel's three channels as they come.
+        first = keras.layers.Lambda(lambda images: images[:, 0, 0] + 2.0)
+        model = models.TwoTower(first, keras.layers.Identity())
+        pixels = [[[[0, 255, 127]]]]
+        mapped = np.array([[1.0, 3.0, 1 + 127 / 127.5]])
+        self.assertAllClose(
+            model.encode_image(tf.constant(pixels, tf.uint8)),
+            mapped / np.linalg.norm(mapped),
+        )
+        left = np.array([[2.0, 257.0, 129.0]])
+        self.assertAllClose(
+            model.encode_image(tf.constant(pixels, tf.float32)),
+            left / np.linalg.norm(left),
+        )
+
+    def test_permuting_the_batch_permutes_the_embeddings(self):
+        model, batch, order = two_tower(), test_towers.make_batch(), [2, 0, 1]
+        expected = model(batch)
+        found = model({name: value[order] for name, value in batch.items()})
+        self.assertAllClose(found.image, tf.gather(expected.image, order))
+        self.assertAllClose(found.text, tf.gather(expected.text, order))
+
+    def test_eager_graph_and_xla_agree(self):
+        model, batch = two_tower(), test_towers.make_batch()
+        eager = model(batch)
+        for jit_compile in (False, True):
+            found = tf.function(model, jit_compile=jit_compile)(batch)
+            for one, same in zip(found, eager, strict=True):
+                self.assertAllClose(one, same, 1e-5, 1e-5)
+
+    def test_a_bfloat16_policy_leaves_outputs_and_scalars_float32(self):
+        model, batch = (
+            two_tower("mixed_bfloat16", bias=-10.01),
+            test_towers.make_batch(),
+        )
+        embeddings = model(batch)
+        self.assertEqual(model.image_tower.patches.compute_dtype, "bfloat16")
+        for part in embeddings:
+            self.assertEqual(part.dtype, tf.float32)
+        # bfloat16 would round the bias to -10.
+        self.assertAllClose(embeddings.bias, -10.01, 1e-7)
+        self.assertAllClose(embeddings.scale, 10.0, 1e-6)
+        exact = two_tower()(batch)
+        self.assertAllClose(embeddings.image, exact.image, 0.05, 0.05)
+        self.assertAllClose(embeddings.text, exact.text, 0.05, 0.05)
+
+    def test_a_bfloat16_policy_of_its_own_leaves_the_scalars_float32(self):
+        model = two_tower()
+        mixed = models.TwoTower(
+            model.image_tower,
+            model.text_tower,
+            bias=-10.01,
+            dtype="mixed_bfloat16",
+        )
+        embeddings = mixed(test_towers.make_batch())
+        self.assertEqual(embeddings.bias.dtype, tf.float32)
+        self.assertAllClose(embeddings.bias, -10.01, 1e-7)
+        self.assertEqual(mixed.log_temperature.dtype, "float32")
+
+    def test_a_gradient_reaches_every_variable(self):
+        model, batch = two_tower(), test_towers.make_batch()
+        with tf.GradientTape() as tape:
+            loss = losses.sigmoid_loss(model(batch, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        # Per tower: 2 blocks of 12, the last norm's 2, the head's 2; the
+        # patches' 3 and the pool's 13, or the tokens' 2; and two scalars.
+        self.assertLen(gradients, 2 * (24 + 2 + 2) + 3 + 13 + 2 + 2)
+        for variable, gradient in zip(
+            model.trainable_variables, gradients, strict=True
+        ):
+            with self.subTest(variable.path):
+                self.assertGreater(tf.norm(tf.convert_to_tensor(gradient)), 0)
+
+    def test_a_bias_that_is_not_learned_is_not_trainable(self):
+        model = two_tower(learn_bias=False)
+        paths = [one.path for one in model.trainable_variables]
+        self.assertNotIn(model.bias.path, paths)
+        self.assertIn(model.log_temperature.path, paths)
+
+    def test_training_reaches_both_towers(self):
+        model, batch = two_tower(dropout=0.5), test_towers.make_batch()
+        plain, still = two_tower()(batch), model(batch, training=False)
+        noisy = model(batch, training=True)
+        self.assertAllEqual(still.image, plain.image)
+        self.assertAllEqual(still.text, plain.text)
+        self.assertNotAllClose(noisy.image, plain.image)
+        self.assertNotAllClose(noisy.text, plain.text)
+
+    def test_any_two_keras_models_make_one(self):
+        inputs = keras.Input([2, 2, 3])
+        hidden = keras.layers.Conv2D(4, 2, activation="relu")(inputs)
+        image = keras.Model(inputs, keras.layers.Flatten()(hidden))
+        text = keras.Sequential(
+            [
+                keras.layers.Embedding(7, 4, mask_zero=True),
+                keras.layers.GlobalAveragePooling1D(),
+            ]
+        )
+        model = models.TwoTower(image, text)
+        embeddings = model(
+            {
+                "image": tf.zeros([2, 2, 2, 3], tf.uint8),
+                "text": tf.constant([[1, 2, 0], [3, 0, 0]]),
+            }
+        )
+        table = text.layers[0].get_weights()[0]
+        mean = np.stack([(table[1] + table[2]) / 2, table[3]])
+        self.assertAllClose(embeddings.text, oracles_towers.unit_norm(mean))
+
+    def test_arguments_that_do_not_fit_are_refused(self):
+        image, text = test_towers.image_tower(), test_towers.text_tower()
+        with self.assertRaisesRegex(TypeError, "`text_tower` must be a Keras"):
+            models.TwoTower(image, lambda tokens: tokens)
+        for temperature in (0.0, -1.0, float("nan")):
+            with self.assertRaisesRegex(ValueError, "`temperature` must be"):
+                models.TwoTower(image, text, temperature=temperature)
+        with self.assertRaisesRegex(
+            ValueError, r"must both map.*\(\w+, 6\), text \(\w+, 7\)"
+        ):
+            models.TwoTower(image, test_towers.text_tower(7))(
+                test_towers.make_batch()
+            )
+
+    def test_batches_that_do_not_fit_are_refused(self):
+        batch = test_towers.make_batch()
+        for message, change in (
+            ("equally many rows.*3 and 2", {"text": batch["text"][:2]}),
+            (
+                "`image` must be uint8.*int32",
+                {"image": np.int32(batch["image"])},
+            ),
+            ("`text` must be token ids.*string", {"text": tf.fill([3], "a")}),
+        ):
+            model = two_tower()
+            model(batch)
+            with self.assertRaisesRegex(ValueError, message):
+                model({**batch, **change})
+        for name in ("image", "text"):
+            part = {name: batch[name]}
+            with self.assertRaisesRegex(
+                ValueError, rf"`batch` must have the keys.*\['{name}'\]"
+            ):
+                model(part)
+            with self.assertRaisesRegex(
+                ValueError, rf"`batch` must have the keys.*\['{name}'\]"
+            ):
+                two_tower()(part)
+
+
+class TowerOfViews(keras.layers.Layer):
+    """A user's own: embeds a pixel, or with a view 1, 0, 0."""
+
+    def call(self, images, training=None, view=None):
+        pixel = images[:, 0, 0]
+        return pixel if view is None else pixel * 0.0 + [1.0, 0.0, 0.0]
+
+    def check_view(self, view):
+        if view.image_size is not None:
+            raise ValueError("`view.image_size` is nothing for me")
+
+
+class ViewsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.model = flexible()
+        self.batch = test_towers.make_batch(rows=4)
+        self.coarse = config.View(patch_size=4)
+
+    def test_a_view_is_the_image_towers_alone(self):
+        images = np.float64(self.batch["image"]) / 127.5 - 1
+        full = self.model(self.batch)
+        for training in (None, False, True):
+            found = self.model(self.batch, training=training, view=self.coarse)
+            expected = oracles_towers.image_tower(
+                self.model.image_tower, images, patch_size=4
+            )
+            self.assertAllClose(
+                found.image, oracles_towers.unit_norm(expected), 1e-4, 1e-4
+            )
+            self.assertNotAllClose(found.image, full.image)
+            for one, same in zip(found[1:], full[1:], strict=True):
+                self.assertAllEqual(one, same)
+
+    def test_no_view_and_the_default_one_are_bit_for_bit_the_same(self):
+        fixed = flexible(patch_sizes=())(self.batch)
+        for view in (None, config.View(), (config.View(),) * 2):
+            found = self.model(self.batch, view=view)
+            for one, same in zip(found, fixed, strict=True):
+                self.assertAllEqual(one, same)
+
+    def test_a_mix_gives_each_part_of_the_rows_its_view(self):
+        fine, few = config.View(), config.View(keep_tokens=0.5)
+        images = self.batch["image"]
+        for views in (
+            (fine, self.coarse),
+            [self.coarse, fine],
+            (fine, self.coarse, self.coarse, few),
+        ):
+            rows = 4 // len(views)
+            expected = [
+                self.model.encode_image(
+                    images[place * rows : (place + 1) * rows], view=view
+                )
+                for place, view in enumerate(views)
+            ]
+            found = self.model(self.batch, view=views)
+            self.assertAllClose(found.image, tf.concat(expected, 0), 1e-5)
+            self.assertAllEqual(found.text, self.model(self.batch).text)
+
+    def test_equal_neighbours_share_a_call(self):
+        calls = []
+
+        class Counting(TowerOfViews):
+            def call(self, images, training=None, view=None):
+                calls.append((view, images.shape[0]))
+                return super().call(images, training, view)
+
+        model = models.TwoTower(Counting(), keras.layers.Identity())
+        fine, images = config.View(), self.batch["image"]
+        model.encode_image(images, view=(fine, self.coarse, self.coarse, fine))
+        self.assertEqual(calls, [(None, 1), (self.coarse, 2), (None, 1)])
+
+    def test_a_mix_trains_as_one_batch_eagerly_in_a_graph_and_under_xla(self):
+        def step():
+            with tf.GradientTape() as tape:
+                embeddings = self.model(
+                    self.batch,
+                    training=True,
+                    view=(config.View(), self.coarse),
+                )
+                loss = losses.sigmoid_loss(embeddings)
+            kernel = self.model.image_tower.patches.kernel
+            return loss, tape.gradient(loss, [kernel.value])[0]
+
+        kernel = self.model.image_tower.patches.kernel
+        eager_loss, eager_gradient = step()
+        for jit_compile in (False, True):
+            loss, gradient = tf.function(step, jit_compile=jit_compile)()
+            self.assertAllClose(loss, eager_loss, 1e-4)
+            self.assertAllClose(gradient, eager_gradient, 1e-4, 1e-4)
+        # A step along the gradient changes the loss by its square.
+        length = 1e-3 / tf.norm(eager_gradient)
+        kernel.assign_sub(length * eager_gradient)
+        expected = 1e-3 * tf.norm(eager_gradient)
+        self.assertAllClose(eager_loss - step()[0], expected, 0.05)
+
+    def test_a_tower_of_another_make_takes_views_if_its_call_does(self):
+        model = models.TwoTower(TowerOfViews(), keras.layers.Identity())
+        pixels = np.full([2, 1, 1, 3], 255, np.uint8)
+        self.assertAllClose(
+            model.encode_image(pixels, view=self.coarse), [[1, 0, 0]] * 2
+        )
+        self.assertAllClose(
+            model.encode_image(pixels), np.full([2, 3], 3**-0.5)
+        )
+        with self.assertRaisesRegex(ValueError, "image_size` is nothing for"):
+            model.check_view(config.View(image_size=8))
+
+    def test_a_tower_that_knows_no_views_is_refused_them(self):
+        inputs = keras.Input([4, 4, 3])
+        for name, tower in (
+            ("Sequential", keras.Sequential([keras.layers.Flatten()])),
+            (
+                "Functional",
+                keras.Model(inputs, keras.layers.Flatten()(inputs)),
+            ),
+            ("Flatten", keras.layers.Flatten()),
+        ):
+            model = models.TwoTower(tower, keras.layers.Identity())
+            message = (
+                r"`view` needs a model whose `call` takes a `view`.*"
+                rf"patch_size=4.* for a {name}"
+            )
+            with self.assertRaisesRegex(ValueError, message):
+                model.check_view(self.coarse)
+            with self.assertRaisesRegex(ValueError, message):
+                model.encode_image(self.batch["image"], view=self.coarse)
+            model.check_view(config.View())
+            self.assertAllEqual(
+                model.encode_image(self.batch["image"], view=config.View()),
+                model.encode_image(self.batch["image"]),
+            )
+
+    def test_views_that_do_not_fit_are_refused(self):
+        for kind, message, view in (
+            (TypeError, "`view` must be a `View`, a tu.*Received: 4", 4),
+            (TypeError, r"`view` must be a `View`.*Received: \(\)", ()),
+            (TypeError, "`view` must be a `View`", (self.coarse, None)),
+            (ValueError, r"`view.patch_size` must be one", config.View(1)),
+            (
+                ValueError,
+                "as many views as divide the rows.*3 views for 4 rows",
+                (config.View(), self.coarse, config.View()),
+            ),
+        ):
+            with self.assertRaisesRegex(kind, message):
+                self.model(self.batch, view=view)
+
+    def test_weights_go_from_a_fixed_model_to_a_flexible_one_and_back(self):
+        path = f"{self.get_temp_dir()}/model.weights.h5"
+        fixed = flexible(patch_sizes=(), seed=2)
+        for source, target in ((self.model, fixed), (fixed, self.model)):
+            for weight in source.weights:
+                weight.assign(weight + 0.5)
+            source.save_weights(path)
+            target.load_weights(path)
+            for one, same in zip(source.weights, target.weights, strict=True):
+                self.assertEqual(one.path, same.path)
+                self.assertAllEqual(one, same)
+            for one, same in zip(
+                source(self.batch), target(self.batch), strict=True
+            ):
+                self.assertAllEqual(one, same)
+
+    def test_a_saved_model_comes_back_flexible(self):
+        path = f"{self.get_temp_dir()}/model.keras"
+        self.model(self.batch)
+        self.model.save(path)
+        again = keras.saving.load_model(path)
+        self.assertEqual(again.image_tower.patch_sizes, (4,))
+        self.assertAllEqual(
+            again(self.batch, view=self.coarse).image,
+            self.model(self.batch, view=self.coarse).image,
+        )
+
+
+class SavingTest(tf.test.TestCase):
+    def test_a_saved_model_comes_back_whole(self):
+        batch = test_towers.make_batch()
+        for dtype in ("float32", "mixed_bfloat16"):
+            model = two_tower(dtype, temperature=3.0, learn_bias=False)
+            model(batch)
+            test_towers.randomise(model)
+            path = f"{self.get_temp_dir()}/model.keras"
+            model.save(path)
+            again = keras.saving.load_model(path)
+            self.assertEqual(again.text_tower.dtype_policy.name, dtype)
+            self.assertFalse(again.bias.trainable)
+            self.assertEqual(again.temperature, 3.0)
+            for one, same in zip(again(batch), model(batch), strict=True):
+                self.assertAllEqual(one, same)
+
+    def test_weights_load_into_a_model_of_another_seed(self):
+        settings = {"image_size": 16, "vocabulary_size": 9, "text_length": 4}
+        first = models.build_two_tower("tiny", seed=0, **settings)
+        second = models.build_two_tower("tiny", seed=1, **settings)
+        path = f"{self.get_temp_dir()}/model.weights.h5"
+        first.save_weights(path)
+        second.load_weights(path)
+        for one, same in zip(first.weights, second.weights, strict=True):
+            self.assertAllEqual(one, same)
+
+
+class BuildTwoTowerTest(tf.test.TestCase):
+    def build(self, preset="tiny", **settings):
+        defaults = {"image_size": 32, "vocabulary_size": 50, "text_length": 16}
+        return models.build_two_tower(preset, **{**defaults, **settings})
+
+    def test_a_seed_fixes_every_weight(self):
+        first, again, other = (self.build(seed=seed) for seed in (0, 0, 1))
+        kernels = 0
+        for one, same, new in zip(
+            first.weights, again.weights, other.weights, strict=True
+        ):
+            self.assertAllEqual(one, same)
+            if len(one.shape) > 1:
+                kernels += 1
+                self.assertNotAllClose(one, new)
+        # Per block qkv, out and two of the MLP, in 2 x 3 blocks; kernel and
+        # positions; table and positions; probe, three projections and two of
+        # the MLP; the text head.
+        self.assertEqual(kernels, 24 + 2 + 2 + 6 + 1)
+
+    def test_the_towers_start_apart(self):
+        model = self.build(seed=0)
+        self.assertNotAllClose(
+            model.image_tower.encoder.blocks[0].mlp.expand.kernel,
+            model.text_tower.encoder.blocks[0].mlp.expand.kernel,
+        )
+
+    def test_settings_reach_the_model(self):
+        model = self.build(
+            patch_size=16, dtype="mixed_bfloat16", temperature=2.0, bias=-1.0
+        )
+        embeddings = model(
+            {
+                "image": tf.zeros([1, 32, 32, 3], tf.uint8),
+                "text": tf.zeros([1, 16], tf.int32),
+            }
+        )
+        self.assertEqual(model.image_tower.patches.positions.shape, (2, 2, 64))
+        self.assertEqual(model.text_tower.compute_dtype, "bfloat16")
+        self.assertEqual(embeddings.image.shape, (1, 64))
+        self.assertAllClose(embeddings.scale, 2.0)
+        self.assertAllClose(embeddings.bias, -1.0)
+
+    def test_patch_sizes_make_a_flexible_tower_with_the_same_weights(self):
+        fixed, model = self.build(seed=0), self.build(seed=0, patch_sizes=(16,))
+        for one, same in zip(fixed.weights, model.weights, strict=True):
+            self.assertAllEqual(one, same)
+        images = tf.zeros([1, 32, 32, 3], tf.uint8)
+        view = config.View(patch_size=16)
+        self.assertEqual(model.encode_image(images, view=view).shape, (1, 64))
+        with self.assertRaisesRegex(ValueError, r"must be one.*\(8,\)"):
+            fixed.encode_image(images, view=view)
+        with self.assertRaisesRegex(ValueError, "`patch_sizes` must divide"):
+            self.build(patch_sizes=(16, 12))
+
+    def test_a_recipe_builds_its_learner(self):
+        recipe = config.TrainConfig(
+            seed=5,
+            data=config.DataConfig(image_size=16, text_length=4),
+            model=config.ModelConfig(preset="tiny", temperature=2.0),
+        )
+        learner = models.build_learner(recipe, 9)
+        same = models.build_two_tower(
+            "tiny",
+            image_size=16,
+            vocabulary_size=9,
+            text_length=4,
+            temperature=2.0,
+            seed=5,
+        )
+        for one, other in zip(learner.weights, same.weights, strict=True):
+            self.assertAllEqual(one, other)
+
+    def recipe(self, towers, seed=5):
+        return config.TrainConfig(
+            seed=seed,
+            data=config.DataConfig(image_size=32, text_length=4),
+            model=config.ModelConfig(towers=towers, temperature=2.0, bias=-1.0),
+        )
+
+    def test_a_recipe_may_name_towers_of_another_make(self):
+        recipe = self.recipe("examples.custom_towers:build")
+        learner = models.build_learner(recipe, 9)
+        images, texts = tf.ones([2, 32, 32, 3]), tf.ones([2, 4], tf.int32)
+        embeddings = learner({"image": images, "text": texts})
+        expected = models.unit_norm(learner.image_tower(images))
+        self.assertAllClose(embeddings.image, expected)
+        self.assertEqual(learner.image_tower.layers[1].filters, 32)
+        self.assertAllClose(embeddings.scale, 2.0)
+        self.assertAllClose(embeddings.bias, -1.0)
+
+    def test_weights_of_such_towers_follow_the_seed(self):
+        first, same, other = (
+            models.build_learner(
+                self.recipe("examples.custom_towers:build", seed), 9
+            )
+            for seed in (1, 1, 2)
+        )
+        for one, again in zip(first.weights, same.weights, strict=True):
+            self.assertAllEqual(one, again)
+        self.assertNotAllClose(first.weights[2], other.weights[2])
+
+    def test_own_towers_compute_in_the_dtype_of_the_settings(self):
+        before = keras.config.dtype_policy()
+        recipe = self.recipe("examples.custom_towers:build")
+        changed = dataclasses.replace(
+            recipe,
+            model=dataclasses.replace(
+                recipe.model, dtype_policy="mixed_bfloat16"
+            ),
+        )
+        for settings, expected in ((recipe, "float32"), (changed, "bfloat16")):
+            model = models.build_learner(settings, 9)
+            for tower in (model.image_tower, model.text_tower):
+                for layer in tower.layers:
+                    self.assertEqual(layer.compute_dtype, expected)
+            self.assertEqual({one.dtype for one in model.weights}, {"float32"})
+            size, length = settings.data.image_size, settings.data.text_length
+            batch = {
+                "image": np.zeros([2, size, size, 3], np.float32),
+                "text": np.zeros([2, length], np.int32),
+            }
+            embeddings = model(batch)
+            self.assertEqual(embeddings.image.dtype, tf.float32)
+            self.assertEqual(embeddings.text.dtype, tf.float32)
+        self.assertEqual(keras.config.dtype_policy(), before)
+        with self.assertRaises(ValueError):
+            models.build_learner(
+                dataclasses.replace(
+                    changed,
+                    model=dataclasses.replace(
+                        changed.model, towers="test_two_tower:one_tower"
+                    ),
+                ),
+                9,
+            )
+        self.assertEqual(keras.config.dtype_policy(), before)
+
+    def test_towers_that_are_not_are_refused(self):
+        for towers, message in (
+            ("custom_towers.py", "'module:function'.*'custom_towers.py'"),
+            ("no_such_module:build", "can be imported.*no_such_module"),
+            ("examples.custom_towers:none", "can be imported.*'none'"),
+            ("examples.custom_towers:DATA", "must name a function.*Path"),
+            ("test_two_tower:one_tower", "must return two Keras layers"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                models.build_learner(self.recipe(towers), 9)
+
+    def test_an_unknown_preset_is_refused(self):
+        with self.assertRaisesRegex(
+            ValueError, r"`preset` must be.*'b16', 'l16', 's16', 'tiny'.*'h14'"
+        ):
+            self.build("h14")
+
+    def test_parameters_of_tiny_follow_the_formula(self):
+        self.assertEqual(
+            self.build().count_params(), num_parameters("tiny", 32, 50, 16)
+        )
+
+    @pytest.mark.slow
+    def test_parameters_of_b16_follow_the_formula(self):
+        # 203 million: 93 for images, 86 for texts and 25 for their tokens.
+        expected = num_parameters("b16", 224, 32_000, 64)
+        self.assertBetween(expected, 203e6, 204e6)
+        model = self.build(
+            "b16", image_size=224, vocabulary_size=32_000, text_length=64
+        )
+        self.assertEqual(model.count_params(), expected)
+
+
+def num_parameters(preset, image_size, vocabulary_size, length):
+    """By hand, for an embedding as wide as a token (W)."""
+    sizes = models.PRESETS[preset]
+    width = sizes.width
+    attention = 4 * (width * width + width)  # Queries, keys, values, out.
+    mlp = width * 4 * width + 4 * width + 4 * width * width + width
+    norm = 2 * width
+    trunk = sizes.depth * (attention + mlp + 2 * norm) + norm
+    patches = sizes.patch_size**2 * 3 * width + width
+    positions = (image_size // sizes.patch_size) ** 2 * width
+    pool = width + attention + norm + mlp  # The first is the probe.
+    head = width * width + width
+    image = patches + positions + trunk + pool
+    text = vocabulary_size * width + length * width + trunk + head
+    return image + text + 2
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,250 @@
+"""The page of a selection: its examples are those of the run, and escaped."""
+
+import base64
+import html
+import json
+import os
+import re
+import tempfile
+from html import parser
+
+import numpy as np
+import tensorflow as tf
+import test_store
+import tiny
+
+from jest_tf import config
+from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.reports import run_page
+from jest_tf.runs import checkpoints
+
+CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
+SIZE, ROWS, B = 5, 7, 4
+
+
+class Elements(parser.HTMLParser):
+    """Collects what the page holds; complains of what is left open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.images, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open.pop() != tag:
+            raise AssertionError(f"{tag} closes something else")
+
+
+class PageTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = self.enterContext(tempfile.TemporaryDirectory())
+        random = np.random.default_rng(0)
+        self.images = random.integers(0, 256, (ROWS, SIZE, SIZE, 3), np.uint8)
+        self.shard = test_store.write_shard(
+            os.path.join(self.workdir, "a.tfrecord"),
+            [
+                test_store.serialize(
+                    image=tf.io.encode_png(image).numpy(),
+                    captions=CAPTIONS[row % len(CAPTIONS)],
+                    id=100 + row,
+                )
+                for row, image in enumerate(self.images)
+            ],
+        )
+        self.config = config.TrainConfig(
+            seed=9,
+            steps=6,
+            data=config.DataConfig(
+                train=(self.shard,), super_batch_size=B, image_size=SIZE
+            ),
+            reference=config.ReferenceConfig("somewhere"),
+            selection=config.SelectionConfig("joint", 2, 1),
+        )
+        config.save_config(self.config, f"{self.workdir}/config.json")
+
+    def line(self, step, number, ids, criterion="learnability"):
+        summary = {"count": 2, "mean": 0.5, "quantiles": [0.1] * 11}
+
+        def about(row):
+            return {
+                "row": row,
+                "score": 1.5 - row,
+                "kept": row < 2,
+                "id": int(ids[row]),
+            }
+
+        return {
+            "step": step,
+            "super_batch": number,
+            "criterion": criterion,
+            "filter_ratio": 0.5,
+            "overlap_independent": 0.5,
+            "overlap_uniform": 1.0,
+            "learnability": {"kept": summary, "dropped": {"count": 0}},
+            "highest": [about(0), about(1)],
+            "lowest": [about(3), about(2)],
+        }
+
+    def write(self, lines):
+        for name, rows in (
+            (checkpoints.TELEMETRY_FILE, lines),
+            (
+                checkpoints.METRICS_FILE,
+                [
+                    {
+                        "step": line["step"],
+                        "select/score": 1.0,
+                        "select/uniform_score": -1.0,
+                        "train/repeat_rate": 0.25,
+                        "select/effective_filter_ratio": 0.4,
+                    }
+                    for line in lines
+                ],
+            ),
+        ):
+            with open(f"{self.workdir}/{name}", "w") as file:
+                for row in rows:
+                    file.write(json.dumps(row) + "\n")
+
+    def batches(self, count):
+        return list(
+            pipeline.super_batches(
+                stores.open_stores(self.config.data),
+                super_batch_size=B,
+                seed=9,
+                tokenizer=preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3),
+                image_size=SIZE,
+            )
+            .take(count)
+            .as_numpy_iterator()
+        )
+
+    def test_positions_hold_what_the_stream_yields(self):
+        batches = self.batches(6)
+        store = stores.open_stores(self.config.data)
+        positions = np.array([3, 22, 3, 8])
+        found = pipeline.at_positions(
+            store, positions, step_size=B, seed=9, image_size=SIZE
+        )
+        for place, position in enumerate(positions):
+            batch, row = batches[position // B], position % B
+            self.assertAllEqual(found.image[place], batch["image"][row])
+            self.assertEqual(found.id[place], batch["id"][row])
+            # The same caption: so says its hash.
+            caption = tf.strings.to_hash_bucket_fast(
+                [found.caption[place]], 2**63 - 1
+            )
+            self.assertEqual(caption[0], batch["caption_id"][row])
+
+    def test_records_that_stand_in_for_others_do_so_here(self):
+        path = os.path.join(self.workdir, "b.tfrecord")
+        payloads = list(tf.data.TFRecordDataset(self.shard).as_numpy_iterator())
+        broken = tf.io.encode_png(self.images[2]).numpy()[:60]
+        payloads[2] = test_store.serialize(image=broken, caption="x", id=102)
+        test_store.write_shard(path, payloads)
+        store = stores.open_store(path)
+        options = {"super_batch_size": ROWS, "seed": 9, "image_size": SIZE}
+        (batch,) = (
+            pipeline.super_batches(
+                store,
+                tokenizer=preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3),
+                faults=pipeline.FaultLog(None, 1.0),
+                **options,
+            )
+            .take(1)
+            .as_numpy_iterator()
+        )
+        self.assertEqual(batch["record_replaced"].sum(), 1)
+        step_size = options.pop("super_batch_size")
+        found = pipeline.at_positions(
+            store, np.arange(ROWS), step_size=step_size, **options
+        )
+        self.assertAllEqual(found.image, batch["image"])
+        self.assertAllEqual(found.id, batch["id"])
+
+    def test_the_page_holds_the_pixels_and_captions_of_the_rows(self):
+        batches = self.batches(3)
+        lines = [
+            self.line(step, step - 1, batches[step - 1]["id"])
+            for step in (1, 3)
+        ]
+        self.write(lines)
+        path = f"{self.workdir}/page.html"
+        run_page.write(self.workdir, path)
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        found = Elements()
+        found.feed(text)
+        self.assertEmpty(found.open)
+        self.assertNotIn("script", found.tags)
+        self.assertNotIn("b onload", text)
+        self.assertEmpty(re.findall(r"(?:src|href)=\"(?!data:)", text))
+        self.assertLen(found.images, 8)
+        # Newest first; the highest, then the lowest.
+        expected = [
+            (batches[number], row) for number in (2, 0) for row in (0, 1, 3, 2)
+        ]
+        captions = {c for several in CAPTIONS for c in several}
+        for image, (batch, row) in zip(found.images, expected, strict=True):
+            payload = image["src"].removeprefix("data:image/png;base64,")
+            pixels = tf.io.decode_png(base64.b64decode(payload))
+            self.assertAllEqual(pixels, batch["image"][row])
+            self.assertIn(image["alt"], captions)
+        for caption in (CAPTIONS[0][0], CAPTIONS[2][0]):
+            self.assertNotIn(caption, text)
+        shown = {image["alt"] for image in found.images}
+        for caption in shown:
+            self.assertIn(html.escape(caption), text)
+        self.assertEqual(text.count('class="card kept"'), 4)
+        for title in ("Score of the sub-batch", "Records", "Learnability"):
+            self.assertIn(title, text)
+        self.assertIn("Most learnable", text)
+
+    def test_other_criteria_have_other_words(self):
+        ids = self.batches(1)[0]["id"]
+        self.write([self.line(1, 0, ids, "easy_reference")])
+        run_page.write(self.workdir, f"{self.workdir}/page.html")
+        with open(f"{self.workdir}/page.html", encoding="utf-8") as file:
+            self.assertIn("Easiest for the reference", file.read())
+
+    def test_other_data_is_refused(self):
+        ids = self.batches(1)[0]["id"] + 1
+        self.write([self.line(1, 0, ids)])
+        with self.assertRaisesRegex(ValueError, f"id {ids[0]} at position 0"):
+            run_page.moments(self.workdir, run_page.read(self.workdir))
+
+    def test_a_run_without_telemetry_is_named(self):
+        with self.assertRaisesRegex(ValueError, "There is no selection to sh"):
+            run_page.read(self.workdir)
+        with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
+            run_page.write(self.workdir, "nowhere", 0)
+
+    def test_moments_are_spread_over_the_run(self):
+        lines = [{"step": step} for step in range(1, 12)]
+        for count, steps in ((3, [1, 6, 11]), (1, [1]), (50, range(1, 12))):
+            found = run_page.evenly(lines, count)
+            self.assertEqual([line["step"] for line in found], list(steps))
+
+
+class TicksTest(tf.test.TestCase):
+    def test_ticks_are_round_and_within(self):
+        for low, high, ticks in (
+            (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+            (-3.1, 4.2, [-3, -2, -1, 0, 1, 2, 3, 4]),
+            (0, 400, [0, 100, 200, 300, 400]),
+        ):
+            self.assertAllClose(run_page.round_ticks(low, high)[2], ticks)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,554 @@
+"""Checkpoints: when, how many, whole or not at all; resumed = unbroken."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+from tensorflow.core.util import event_pb2
+
+from jest_tf import config, training
+from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.runs import checkpoints
+from jest_tf.runs import log as log_lib
+
+STEPS = 8
+LOGS = (
+    checkpoints.METRICS_FILE,
+    checkpoints.DRAWS_FILE,
+    checkpoints.EVALUATION_FILE,
+)
+
+
+class CheckpointTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = self.get_temp_dir()
+        self.folder = os.path.join(self.workdir, "checkpoints")
+
+    def model(self, rate=0.1, seed=0):
+        """Built, its optimizer too, and otherwise untouched."""
+        model = training.JESTModel(tiny.learner(seed))
+        model.compile(keras.optimizers.SGD(rate), run_eagerly=True)
+        model.build(None)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def callback(self, model, **settings):
+        callback = checkpoints.Checkpoints(
+            self.workdir,
+            **{"every_steps": 1, "keep": 9, "last_step": 10**11} | settings,
+        )
+        callback.set_model(model)
+        return callback
+
+    def save(self, model, step):
+        """A checkpoint of `step`; nothing else is done."""
+        model.optimizer.iterations.assign(step)
+        self.callback(model).on_train_batch_end(step - 1)
+
+    def steps(self):
+        return [
+            int(name.removeprefix("step-").removesuffix(".weights.h5"))
+            for name in sorted(os.listdir(self.folder))
+        ]
+
+    def write(self, name, text):
+        path = os.path.join(self.workdir, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+
+class SavingTest(CheckpointTestCase):
+    def test_every_few_steps_and_after_the_last(self):
+        callback = self.callback(self.model(), every_steps=3, last_step=8)
+        for batch in range(8):
+            callback.on_train_batch_end(batch)
+        self.assertEqual(self.steps(), [3, 6, 8])
+
+    def test_steps_are_those_of_the_run_and_not_of_the_fit(self):
+        callback = self.callback(
+            self.model(), every_steps=3, last_step=8, start_step=4
+        )
+        for batch in range(4):
+            callback.on_train_batch_end(batch)
+        self.assertEqual(self.steps(), [6, 8])
+
+    def test_the_newest_are_kept(self):
+        callback = self.callback(self.model(), keep=2)
+        seen = []
+        for batch in range(4):
+            callback.on_train_batch_end(batch)
+            seen.append(self.steps())
+        self.assertEqual(seen, [[1], [1, 2], [2, 3], [3, 4]])
+
+    def test_a_save_that_fails_leaves_the_checkpoint_before(self):
+        model = self.model()
+        callback = self.callback(model, keep=1)
+        model.optimizer.iterations.assign(1)
+        callback.on_train_batch_end(0)
+
+        def half(path, *_, **__):
+            with open(path, "wb") as file:
+                file.write(b"half")
+            raise OSError("disk full")
+
+        with mock.patch.object(model, "save_weights", half):
+            with self.assertRaisesRegex(OSError, "disk full"):
+                callback.on_train_batch_end(1)
+        self.assertLen(os.listdir(self.folder), 2)  # the half one is there
+        again = self.model(seed=3)
+        self.assertEqual(checkpoints.restore(again, self.workdir), 1)
+        for one, same in zip(again.weights, model.weights, strict=True):
+            self.assertAllEqual(one, same)
+
+    def test_steps_are_counted_over_epochs_and_several_at_a_time(self):
+        callback = self.callback(self.model(), every_steps=5, start_step=2)
+        for epoch in range(2):
+            callback.on_epoch_begin(epoch)
+            for batch in (1, 3):  # two steps an execution
+                callback.on_train_batch_end(batch)
+        # The executions end after steps 4, 6, 8 and 10.
+        self.assertEqual(callback.step, 10)
+        self.assertEqual(self.steps(), [6, 10])
+
+    def test_every_few_minutes(self):
+        clock = mock.Mock(return_value=0.0)
+        with mock.patch.object(checkpoints.time, "monotonic", clock):
+            callback = self.callback(
+                self.model(), every_steps=5, every_minutes=0.5
+            )
+            callback.on_train_begin()
+            for batch in range(6):
+                clock.return_value += 12.0
+                callback.on_train_batch_end(batch)
+        # At 36 seconds; at 60 as five steps are; then at 96, which is not yet.
+        self.assertEqual(self.steps(), [3, 5])
+
+    def test_what_only_one_worker_knows_is_for_all_to_agree_on(self):
+        asked = []
+
+        def agree(wish):
+            asked.append(wish)
+            return not wish
+
+        clock = mock.Mock(return_value=0.0)
+        with mock.patch.object(checkpoints.time, "monotonic", clock):
+            callback = self.callback(
+                self.model(),
+                every_steps=3,
+                every_minutes=1.0,
+                keep_best="m",
+                agree=agree,
+            )
+            callback.on_train_begin()
+            for batch, seconds in enumerate((30.0, 95.0, 99.0, 200.0)):
+                clock.return_value = seconds
+                callback.on_train_batch_end(batch)
+        # The third step is due anyway, which nobody has to be asked.
+        self.assertEqual(asked, [False, True, True])
+        self.assertEqual(self.steps(), [1, 3])
+        # It was the best here; the others say that it was not.
+        log = os.path.join(self.workdir, checkpoints.EVALUATION_FILE)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write('{"step": 4, "m": 1.0}\n')
+        callback.on_evaluation(4, {"m": 1.0})
+        self.assertEqual(asked[3:], [True])
+        self.assertEqual(self.steps(), [1, 3])
+
+    def test_the_best_is_kept_beside_the_newest(self):
+        values = {2: 0.5, 4: 0.7, 6: 0.7, 8: 0.1}
+        callback = self.callback(
+            self.model(), every_steps=4, keep=1, keep_best="m"
+        )
+        seen = []
+        log = os.path.join(self.workdir, checkpoints.EVALUATION_FILE)
+        for step in range(1, 9):
+            callback.on_train_batch_end(step - 1)
+            if step in values:
+                with open(log, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, "m": values[step]}))
+                    file.write("\n")
+                callback.on_evaluation(step, {"m": values[step]})
+                seen.append(self.steps())
+        # An evaluated step that isn't due is saved if it is the best; of two
+        # equal ones the first is.
+        self.assertEqual(seen, [[2], [4], [4], [4, 8]])
+        self.assertEqual(checkpoints.best_step(self.workdir, "m"), 4)
+        self.assertEqual(checkpoints.best_step(self.workdir, "m", [2, 8]), 2)
+        self.assertIsNone(checkpoints.best_step(self.workdir, "n"))
+
+    def test_a_measure_that_there_is_not_is_refused(self):
+        callback = self.callback(self.model(), keep_best="a/c")
+        with self.assertRaisesRegex(
+            ValueError, r"keep_best` must be .* one of \['a/b'\]. .*'a/c'"
+        ):
+            callback.on_evaluation(1, {"a/b": 1.0})
+
+    def test_what_is_not_finite_is_never_saved(self):
+        for spoil in (
+            lambda model: model.learner.bias.assign(np.inf),
+            lambda model: model.optimizer.variables[-1].assign(np.nan),
+        ):
+            model = self.model()
+            spoil(model)
+            with self.assertRaises(checkpoints.NotFinite) as error:
+                self.callback(model).on_train_batch_end(0)
+            self.assertLen(error.exception.names, 1)
+            self.assertEmpty(os.listdir(self.folder))
+
+    def test_a_crash_anywhere_in_a_save_leaves_the_state_before_or_after(self):
+        for crash_at in range(20):
+            with self.subTest(crash_at):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                model = self.model()
+                callback = self.callback(model, keep=1)
+                model.optimizer.iterations.assign(1)
+                callback.on_train_batch_end(0)
+                model.optimizer.iterations.assign(2)
+                crashed = False
+                try:
+                    with Crash(crash_at):
+                        callback.on_train_batch_end(1)
+                except KeyboardInterrupt:
+                    crashed = True
+                checkpoints.delete_partial(self.workdir)
+                again = self.model(seed=3)
+                step = checkpoints.restore(again, self.workdir)
+                self.assertEqual(again.optimizer.iterations, step)
+                self.assertIn(step, (1, 2))
+                self.assertAllEqual(self.steps()[-1:], [step])
+                if not crashed:
+                    self.assertEqual(self.steps(), [2])
+                    break
+        # Synced, renamed, the folder synced, the old one removed.
+        self.assertEqual(crash_at, 4)
+
+
+class Crash:
+    """Interrupts before the n-th call that touches what lies on the disk."""
+
+    def __init__(self, number):
+        self._left = number
+        self._patches = [
+            mock.patch.object(checkpoints.os, name, self._counted(name))
+            for name in ("fsync", "replace", "remove")
+        ]
+
+    def _counted(self, name):
+        function = getattr(os, name)
+
+        def call(*arguments):
+            if not self._left:
+                raise KeyboardInterrupt
+            self._left -= 1
+            return function(*arguments)
+
+        return call
+
+    def __enter__(self):
+        for patch in self._patches:
+            patch.start()
+
+    def __exit__(self, *_):
+        for patch in self._patches:
+            patch.stop()
+
+
+class DamagedTest(CheckpointTestCase):
+    def setUp(self):
+        super().setUp()
+        model = self.model()
+        for step in (1, 2):
+            model.learner.bias.assign(float(step))
+            self.save(model, step)
+
+    def path(self, step):
+        return os.path.join(self.folder, f"step-{step:09d}.weights.h5")
+
+    def damage(self, step, how):
+        with open(self.path(step), "r+b") as file:
+            content = file.read()
+            file.seek(0)
+            file.truncate()
+            file.write(how(content))
+
+    def test_the_one_before_a_damaged_one_is_taken(self):
+        middle = os.path.getsize(self.path(2)) // 2
+        cases = {
+            "empty": lambda content: b"",
+            "cut in half": lambda content: content[:middle],
+            "without its end": lambda content: content[:-1],
+            "a bit flipped": lambda content: (
+                content[:middle]
+                + bytes([content[middle] ^ 1])
+                + content[middle + 1 :]
+            ),
+            "zeros": lambda content: bytes(len(content)),
+        }
+        whole = open(self.path(2), "rb")
+        with whole:
+            content = whole.read()
+        for name, how in cases.items():
+            with self.subTest(name):
+                self.damage(2, how)
+                model = self.model()
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    self.assertEqual(
+                        checkpoints.restore(model, self.workdir), 1
+                    )
+                self.assertAllEqual(model.learner.bias, 1.0)
+                lines = said.getvalue().splitlines()
+                self.assertLen(lines, 1)
+                self.assertRegex(lines[0], "step-000000002.* is damaged: ")
+                self.assertEqual(self.steps_left(), [1])
+                with open(self.path(2), "wb") as file:
+                    file.write(content)
+
+    def steps_left(self):
+        return checkpoints.saved_steps(self.workdir)
+
+    def test_if_all_are_damaged_nothing_starts_again_in_silence(self):
+        for step in (1, 2):
+            self.damage(step, lambda content: content[:100])
+        with (
+            contextlib.redirect_stderr(io.StringIO()),
+            self.assertRaisesRegex(ValueError, r"All checkpoints.*\[1, 2\]"),
+        ):
+            checkpoints.restore(self.model(), self.workdir)
+
+    def test_a_whole_one_of_another_model_is_no_damage(self):
+        other = training.JESTModel(tiny.learner(0, dim=7))
+        other.compile(keras.optimizers.SGD(0.1))
+        other.build(None)
+        other.optimizer.build(other.trainable_variables)
+        with self.assertRaisesRegex(ValueError, "of this very model"):
+            checkpoints.restore(other, self.workdir)
+        self.assertEqual(self.steps_left(), [1, 2])
+
+    def test_the_name_must_tell_the_steps_that_were_made(self):
+        os.rename(self.path(2), self.path(3))
+        with self.assertRaisesRegex(ValueError, "3 steps. Received: 2 steps"):
+            checkpoints.restore(self.model(), self.workdir)
+
+
+class RestoreTest(CheckpointTestCase):
+    def test_without_a_checkpoint_the_step_is_zero(self):
+        model = self.model()
+        before = model.get_weights()
+        self.assertEqual(checkpoints.restore(model, self.workdir), 0)
+        for old, new in zip(before, model.get_weights(), strict=True):
+            self.assertAllEqual(old, new)
+
+    def test_the_newest_is_restored_and_other_files_are_not(self):
+        model = self.model()
+        # As numbers, 10 comes after 9; the name of the last is too long a
+        # number for its padding.
+        for step in (9, 10, 10**10):
+            model.learner.bias.assign(float(step))
+            self.save(model, step)
+        for name in (
+            "step-000000011.weights.h5.partial.weights.h5",
+            "step-x.weights.h5",
+            "notes.txt",
+        ):
+            self.write(os.path.join("checkpoints", name), "half-written")
+        again = self.model()
+        self.assertEqual(checkpoints.restore(again, self.workdir), 10**10)
+        self.assertAllEqual(again.learner.bias, np.float32(10**10))
+        os.remove(os.path.join(self.folder, "step-10000000000.weights.h5"))
+        self.assertEqual(checkpoints.restore(again, self.workdir), 10)
+        self.assertAllEqual(again.learner.bias, 10.0)
+        self.assertEqual(again.optimizer.iterations, 10)
+
+    def test_the_logs_are_cut_back_to_the_step(self):
+        self.save(self.model(), 4)
+        whole = '{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n'
+        for tail in (
+            "",
+            '{"step": 5}\n',
+            '{"step": 5}\n{"step": 6}\n{"st',
+            '{"step": 3, "a',
+            '{"a": 1}\n',
+        ):
+            with self.subTest(tail):
+                paths = [self.write(name, whole + tail) for name in LOGS]
+                self.assertEqual(
+                    checkpoints.restore(self.model(), self.workdir), 4
+                )
+                for path in paths:
+                    with open(path, encoding="utf-8") as file:
+                        self.assertEqual(file.read(), whole)
+        self.assertLen(os.listdir(self.workdir), 4)  # nothing beside them
+
+    def test_a_line_that_lacks_its_end_alone_is_completed(self):
+        self.save(self.model(), 4)
+        path = self.write(checkpoints.METRICS_FILE, '{"step": 4}')
+        checkpoints.restore(self.model(), self.workdir)
+        with open(path, encoding="utf-8") as file:
+            self.assertEqual(file.read(), '{"step": 4}\n')
+
+    def test_tensorboard_is_cut_back_too(self):
+        folder = os.path.join(self.workdir, "tensorboard")
+        for numbers in ((1, 2), (3, 4, 5)):
+            writer = tf.summary.create_file_writer(folder)
+            with writer.as_default():
+                for step in numbers:
+                    tf.summary.scalar("a", 10.0 * step, step=step)
+            writer.close()
+        older, newer = sorted(os.listdir(folder))
+        with open(os.path.join(folder, newer), "ab") as file:
+            file.write(b"half an event")
+        before = os.stat(os.path.join(folder, older)).st_ino
+        self.save(self.model(), 4)
+        checkpoints.restore(self.model(), self.workdir)
+        # What needs no cut isn't written anew.
+        self.assertEqual(before, os.stat(os.path.join(folder, older)).st_ino)
+        found = [
+            event.step
+            for name in (older, newer)
+            for payload in tf.data.TFRecordDataset(
+                os.path.join(folder, name)
+            ).as_numpy_iterator()
+            for event in [event_pb2.Event.FromString(payload)]
+            if event.HasField("summary")
+        ]
+        self.assertEqual(found, [1, 2, 3, 4])
+
+    def test_the_state_of_dropout_is_restored(self):
+        def model():
+            extra = [keras.layers.Dropout(0.5, seed=1)]
+            model = training.JESTModel(tiny.learner(0, extra=extra))
+            model.compile(keras.optimizers.SGD(0.1))
+            model.build(None)
+            model.optimizer.build(model.trainable_variables)
+            return model
+
+        def states(model):
+            return [
+                variable.numpy()
+                for variable in model.variables
+                if "seed" in variable.path
+            ]
+
+        trained = model()
+        trained.fit(tiny.dataset(tiny.super_batches(2)), verbose=0)
+        self.callback(trained).on_train_batch_end(1)
+        again = model()
+        self.assertNotAllEqual(states(again), states(trained))
+        checkpoints.restore(again, self.workdir)
+        self.assertAllEqual(states(again), states(trained))
+
+    def test_without_a_checkpoint_the_logs_start_again(self):
+        path = self.write(checkpoints.METRICS_FILE, '{"step": 1}\n')
+        checkpoints.restore(self.model(), self.workdir)
+        self.assertEqual(os.path.getsize(path), 0)
+
+
+class ResumeTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        shard = tiny.write_shard(
+            os.path.join(self.get_temp_dir(), "a.tfrecord")
+        )
+        self.store = stores.open_store(shard)
+        self.tokenizer = preprocessing.WordPieceTokenizer(
+            tiny.VOCABULARY, tiny.TEXT_LENGTH
+        )
+        self.config = config.TrainConfig(
+            seed=5,
+            steps=STEPS,
+            data=config.DataConfig(super_batch_size=12, min_crop_area=0.5),
+            reference=config.ReferenceConfig("somewhere"),
+            selection=config.SelectionConfig("joint", 4, 2),
+            optimizer=config.OptimizerConfig(
+                learning_rate=0.05, warmup_steps=2, weight_decay=0.1
+            ),
+            evaluation=config.EvaluationConfig(log_every_steps=4, log_ids=True),
+            checkpoint=config.CheckpointConfig(every_steps=3),
+        )
+
+    def run_until(self, workdir, stop):
+        """As the train command does it; the process ends after step `stop`."""
+        model = training.build_model(
+            self.config,
+            tiny.learner(0, extra=[keras.layers.BatchNormalization()]),
+            tiny.learner(5),
+        )
+        model.build(None)
+        model.optimizer.build(model.trainable_variables)
+        start_step = checkpoints.restore(model, workdir)
+        stream = pipeline.super_batches(
+            self.store,
+            super_batch_size=12,
+            seed=self.config.seed,
+            tokenizer=self.tokenizer,
+            image_size=tiny.IMAGE_SIZE,
+            start_step=start_step,
+        )
+        callbacks = [
+            log_lib.Ledger(
+                self.config,
+                workdir,
+                start_step=start_step,
+                stream=io.StringIO(),
+            ),
+            checkpoints.Checkpoints(
+                workdir,
+                every_steps=self.config.checkpoint.every_steps,
+                keep=2,
+                start_step=start_step,
+                last_step=STEPS,
+            ),
+        ]
+        model.fit(
+            stream,
+            steps_per_epoch=stop - start_step,
+            verbose=0,
+            callbacks=callbacks,
+        )
+        return model, start_step
+
+    def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(self):
+        unbroken, resumed = (
+            os.path.join(self.get_temp_dir(), name) for name in ("one", "two")
+        )
+        expected, _ = self.run_until(unbroken, STEPS)
+        # It ends after step 5, whose newest checkpoint is of step 3; the row
+        # of step 4 is written twice, and its mean runs over the break.
+        self.assertEqual(self.run_until(resumed, 5)[1], 0)
+        model, start_step = self.run_until(resumed, STEPS)
+        self.assertEqual(start_step, 3)
+        self.assertAllEqual(model.drawn_ids, expected.drawn_ids)
+        for one, same in zip(model.weights, expected.weights, strict=True):
+            self.assertAllEqual(one, same)
+        for one, same in zip(
+            model.optimizer.variables, expected.optimizer.variables, strict=True
+        ):
+            self.assertAllEqual(one, same)
+        self.assertEqual(model.optimizer.iterations, STEPS)
+        self.assertEqual(
+            tiny.read_lines(resumed, checkpoints.DRAWS_FILE),
+            tiny.read_lines(unbroken, checkpoints.DRAWS_FILE),
+        )
+        rows = [
+            tiny.read_lines(workdir, checkpoints.METRICS_FILE)
+            for workdir in (unbroken, resumed)
+        ]
+        self.assertEqual([row["step"] for row in rows[0]], [4, 8])
+        for row in rows[0] + rows[1]:
+            self.assertGreater(row["seconds"], 0.0)
+            for name in list(filter(log_lib.from_clock, row)):
+                del row[name]
+        self.assertEqual(rows[0], rows[1])
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,376 @@
+"""What stops a run: signals, and numbers that are not finite."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+from jest_tf import config, training
+from jest_tf.runs import checkpoints as checkpoints_lib
+from jest_tf.runs import interruptions
+
+
+class SignalsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, signal.default_int_handler)
+
+    def send(self, number=signal.SIGTERM):
+        os.kill(os.getpid(), number)
+
+    def test_handlers_are_put_back(self):
+        with interruptions.Signals():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.assertNotEqual(
+                    signal.getsignal(number), signal.default_int_handler
+                )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.assertEqual(
+                signal.getsignal(number), signal.default_int_handler
+            )
+
+    def test_an_ignored_signal_stays_ignored(self):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with interruptions.Signals() as signals:
+            self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+            self.send(signal.SIGINT)
+        self.assertIsNone(signals.received)
+
+    def test_another_thread_than_the_main_one_has_none(self):
+        seen = []
+
+        def run():
+            with interruptions.Signals():
+                seen.append(signal.getsignal(signal.SIGTERM))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        self.assertEqual(seen, [signal.default_int_handler])
+
+    def test_a_signal_is_held_back_while_it_is_deferred(self):
+        done = []
+        with interruptions.Signals() as signals:
+            signals.on_train_begin()
+            # As the first step's checkpoint is written.
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(interruptions.Preempted):
+                with signals.deferred():
+                    self.send()
+                    done.append("saved")
+                done.append("went on")
+            # What saves on the way out is not stopped again.
+            with signals.deferred():
+                done.append("saved again")
+        self.assertEqual(done, ["saved", "saved again"])
+
+    def test_a_checkpoint_is_saved_within_the_guard(self):
+        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+        model.compile("sgd")
+        model.optimizer.build(model.trainable_variables)
+        with interruptions.Signals() as signals:
+            checkpoints = checkpoints_lib.Checkpoints(
+                self.get_temp_dir(),
+                every_steps=1,
+                keep=2,
+                last_step=9,
+                guard=signals.deferred,
+            )
+            checkpoints.set_model(model)
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            model.optimizer.iterations.assign(1)  # what a step does
+            save = model.save_weights
+
+            def save_and_signal(path):
+                self.send()
+                save(path)
+
+            with mock.patch.object(model, "save_weights", save_and_signal):
+                with self.assertRaises(interruptions.Preempted):
+                    checkpoints.on_train_batch_end(0)
+        self.assertEqual(checkpoints_lib.saved_steps(self.get_temp_dir()), [1])
+        self.assertEqual(checkpoints_lib.load(model, self.get_temp_dir()), 1)
+
+    def test_outside_of_a_step_it_raises_at_once(self):
+        for number, name in (
+            (signal.SIGTERM, "SIGTERM"),
+            (signal.SIGINT, "SIGINT"),
+        ):
+            with interruptions.Signals() as signals:
+                with self.assertRaises(interruptions.Preempted) as stop:
+                    self.send(number)
+            self.assertEqual(signals.received, name)
+            self.assertEqual(stop.exception.code, 75)
+
+    def test_the_first_step_changes_nothing_worth_waiting_for(self):
+        with interruptions.Signals() as signals:
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(interruptions.Preempted):
+                self.send()
+
+    def test_a_step_ends_before_it_raises(self):
+        with interruptions.Signals() as signals:
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            signals.on_train_batch_end(0)
+            signals.on_train_batch_begin(1)
+            self.send()
+            self.send()  # schedulers repeat themselves
+            with self.assertRaises(interruptions.Preempted):
+                signals.on_train_batch_end(1)
+            self.send()  # and don't disturb the saving
+
+    def test_between_two_steps_an_evaluation_is_broken_off(self):
+        with interruptions.Signals() as signals:
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            signals.on_train_batch_end(0)
+            with self.assertRaises(interruptions.Preempted):
+                self.send()
+
+    def together(self, signals, others=False):
+        """What the workers are asked, as `signals` asks it."""
+        asked = []
+
+        def any_worker(wish):
+            asked.append(wish)
+            return wish or others
+
+        signals.stop_together(any_worker)
+        return asked
+
+    def test_workers_are_asked_at_the_end_of_a_step_and_stop_together(self):
+        with interruptions.Signals() as signals:
+            asked = self.together(signals)
+            signals.on_train_begin()
+            self.send()  # waits, in the first step and between two
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(interruptions.Preempted):
+                signals.on_train_batch_end(0)
+        self.assertEqual(asked, [True])
+        self.assertEqual(signals.received, "SIGTERM")
+        with interruptions.Signals() as signals:
+            asked = self.together(signals)
+            signals.on_train_begin()
+            for batch in range(2):
+                signals.on_train_batch_begin(batch)
+                signals.on_train_batch_end(batch)
+            self.assertEqual(asked, [False, False])
+            self.send()  # between two
+            signals.on_train_batch_begin(2)
+            with self.assertRaises(interruptions.Preempted):
+                signals.on_train_batch_end(2)
+        self.assertEqual(asked, [False, False, True])
+
+    def test_a_signal_to_another_worker_stops_this_one(self):
+        with interruptions.Signals() as signals:
+            self.together(signals, others=True)
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            with self.assertRaises(interruptions.Preempted):
+                signals.on_train_batch_end(0)
+        self.assertEqual(signals.received, "a signal to another worker")
+
+    def test_nobody_is_asked_after_the_last_step(self):
+        with interruptions.Signals() as signals:
+            asked = self.together(signals)
+            signals.on_train_begin()
+            signals.on_train_batch_begin(0)
+            signals.on_train_batch_end(0)
+            signals.on_train_end()
+            with self.assertRaises(interruptions.Preempted):
+                self.send()
+        self.assertEqual(asked, [False])
+
+    def test_a_handler_that_was_set_since_is_replaced(self):
+        # As the service does that TensorFlow starts for several workers.
+        with interruptions.Signals() as signals:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.together(signals)
+            with self.assertRaises(interruptions.Preempted):
+                self.send()
+
+    def test_an_exception_that_got_lost_is_raised_again(self):
+        # As in a finalizer, where Python drops them.
+        with interruptions.Signals() as signals:
+            signals.on_train_begin()
+            try:
+                self.send()
+            except interruptions.Preempted:
+                pass
+            with self.assertRaises(interruptions.Preempted):
+                signals.on_train_batch_begin(0)
+
+    def test_a_second_interrupt_kills(self):
+        program = (
+            "import os, signal\n"
+            "from jest_tf.runs import interruptions\n"
+            "with interruptions.Signals() as signals:\n"
+            "    for batch in range(2):\n"
+            "        signals.on_train_batch_begin(batch)\n"
+            "        if batch == 0:\n"
+            "            signals.on_train_batch_end(batch)\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    print('once', flush=True)\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    print('twice', flush=True)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=pathlib.Path(__file__).parents[2],
+        )
+        self.assertEqual(done.stdout, "once\n", done.stderr)
+        self.assertEqual(done.returncode, -signal.SIGINT)
+
+
+class SkippedTest(tf.test.TestCase):
+    def skipped(self):
+        return interruptions.Skipped(self.get_temp_dir())
+
+    def test_nothing_is_left_out_at_first(self):
+        skipped = self.skipped()
+        self.assertEqual(skipped.numbers, [])
+        self.assertEqual([skipped.at(step) for step in range(3)], [0, 1, 2])
+
+    def test_steps_take_the_super_batches_in_turn_but_for_those(self):
+        skipped = self.skipped()
+        kept = list(range(20))
+        # In any order, neighbours too, and the very first.
+        for number in (7, 3, 4, 0, 12):
+            skipped.add({"super_batches": [number]})
+            kept.remove(number)
+            for step, expected in enumerate(kept):
+                self.assertEqual(skipped.at(step), expected)
+            if len(skipped.numbers) == 3:
+                break
+
+    def test_leaving_out_changes_nothing_of_the_steps_before(self):
+        skipped = self.skipped()
+        for step in (4, 4, 9):
+            before = [skipped.at(earlier) for earlier in range(step)]
+            skipped.add({"super_batches": [skipped.at(step)]})
+            self.assertEqual(
+                [skipped.at(earlier) for earlier in range(step)], before
+            )
+        self.assertEqual(skipped.numbers, [4, 5, 11])
+
+    def test_the_list_is_on_disk(self):
+        self.skipped().add({"super_batches": [5, 6], "why": "x"})
+        self.assertEqual(self.skipped().numbers, [5, 6])
+        self.assertEqual(self.skipped().at(5), 7)
+        self.assertEqual(
+            os.listdir(self.get_temp_dir()), [interruptions.SKIPPED_FILE]
+        )
+
+    def test_one_worker_alone_writes(self):
+        skipped = interruptions.Skipped(self.get_temp_dir(), writes=False)
+        self.assertTrue(skipped.add({"super_batches": [5]}))
+        self.assertEqual(skipped.numbers, [5])
+        self.assertEmpty(os.listdir(self.get_temp_dir()))
+
+    def test_three_within_a_thousand_and_no_more(self):
+        skipped = self.skipped()
+        for number in (10, 500, 1009):
+            self.assertTrue(skipped.add({"super_batches": [number]}))
+        # Those from 10 on are within the thousand before 1,010.
+        self.assertFalse(skipped.add({"super_batches": [1010]}))
+        self.assertEqual(skipped.numbers, [10, 500, 1009])
+        self.assertTrue(skipped.add({"super_batches": [1011]}))
+
+
+class FiniteCheckTest(tf.test.TestCase):
+    def fit(self, model, batches, **options):
+        class Seen(keras.callbacks.Callback):
+            steps = 0
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.steps += 1
+
+        seen = Seen()
+        model.compile(keras.optimizers.SGD(0.1), **options)
+        with self.assertRaises(checkpoints_lib.NotFinite) as error:
+            model.fit(
+                tiny.dataset(batches),
+                verbose=0,
+                callbacks=[interruptions.FiniteCheck(), seen],
+            )
+        return error.exception, seen.steps
+
+    def test_a_loss_that_is_not_finite_ends_fit_at_its_step(self):
+        model = training.JESTModel(tiny.learner(0))
+
+        class Poison(keras.callbacks.Callback):
+            def on_train_batch_begin(self, batch, logs=None):
+                if batch == 2:
+                    model.learner.bias.assign(np.inf)
+
+        model.compile(keras.optimizers.SGD(0.1))
+        with self.assertRaisesRegex(checkpoints_lib.NotFinite, "loss") as error:
+            model.fit(
+                tiny.dataset(tiny.super_batches(4)),
+                verbose=0,
+                callbacks=[Poison(), interruptions.FiniteCheck()],
+            )
+        self.assertEqual(model.optimizer.iterations, 3)
+        self.assertIn("loss", error.exception.names)
+        self.assertFalse(np.isfinite(error.exception.values["loss"]))
+
+    def test_a_reference_that_is_not_finite_is_seen_under_xla_too(self):
+        teacher = tiny.learner(5)
+
+        def reference(batch):
+            image, text, scale, bias = teacher(batch)
+            return image + tf.where(scale > 0, np.nan, 0.0), text, scale, bias
+
+        model = training.JESTModel(
+            tiny.learner(0),
+            reference,
+            config.SelectionConfig("joint", batch_size=4, num_chunks=2),
+        )
+        error, steps = self.fit(model, tiny.super_batches(2), jit_compile=True)
+        self.assertEqual(steps, 0)
+        self.assertEqual(error.names, ("select/score",))
+
+    def test_a_gradient_that_is_not_finite_is_seen_in_its_own_step(self):
+        @tf.custom_gradient
+        def trap(values):
+            return values, lambda gradient: gradient * np.inf
+
+        extra = [keras.layers.Lambda(trap)]
+        model = training.JESTModel(tiny.learner(0, extra=extra))
+        error, steps = self.fit(model, tiny.super_batches(2))
+        self.assertEqual(steps, 0)
+        self.assertTrue(np.isfinite(error.values["loss"]))
+        self.assertNotIn("loss", error.names)
+        # Those of the image tower, whose gradient passes the trap.
+        self.assertLen(error.names, 2)
+        for name in error.names:
+            self.assertRegex(name, "dense.*(kernel|bias)")
+
+    def test_what_is_finite_passes(self):
+        model = training.JESTModel(tiny.learner(0))
+        model.compile(keras.optimizers.SGD(0.1))
+        model.fit(
+            tiny.dataset(tiny.super_batches(2)),
+            verbose=0,
+            callbacks=[interruptions.FiniteCheck()],
+        )
+        self.assertEqual(model.optimizer.iterations, 2)
+
+
+if __name__ == "__main__":
+    tf.test.main()

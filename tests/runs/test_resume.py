@@ -1,0 +1,254 @@
+"""Runs killed at any instant end as the unbroken run does, bit for bit."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from jest_tf.runs import checkpoints, interruptions, log
+
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(TESTS)
+SEED = 1
+
+
+class Server:
+    """A process of `run_server.py`: runs come and go, TensorFlow stays."""
+
+    def __init__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, os.path.join(TESTS, "run_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"},
+        )
+
+    def start(self, workdir, *overrides, **options):
+        """Starts a run; returns the number of its process."""
+        request = {"workdir": workdir, "settings": overrides, **options}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self):
+        """How it ended: the exit code, or less the number of the signal."""
+        return int(self._process.stdout.readline())
+
+    def run(self, workdir, *overrides, **options):
+        self.start(workdir, *overrides, **options)
+        return self.wait()
+
+    def close(self):
+        self._process.communicate()
+
+
+def arrays(path):
+    """Every array of a weights file, by name."""
+    found = {}
+
+    def take(name, one):
+        if isinstance(one, h5py.Dataset):
+            found[name] = one[()]
+
+    with h5py.File(path, "r") as file:
+        file.visititems(take)
+    return found
+
+
+@pytest.mark.slow
+class ResumeTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        tiny.write_shard(os.path.join(cls.folder, "a.tfrecord"))
+        tiny.write_shard(
+            os.path.join(cls.folder, "damaged.tfrecord"),
+            rows=8,
+            seed=1,
+            damaged=(2, 5),
+        )
+        cls.server = Server()
+        cls.addClassCleanup(cls.server.close)
+        cls.unbroken = os.path.join(cls.folder, "unbroken")
+        started = time.monotonic()
+        code = cls.server.run(cls.unbroken)
+        cls.seconds = time.monotonic() - started
+        if code:
+            raise AssertionError(cls.said_in(cls.unbroken))
+
+    @staticmethod
+    def said_in(workdir):
+        with open(f"{workdir}.log", encoding="utf-8") as file:
+            return file.read()
+
+    def workdir(self, name):
+        return os.path.join(self.folder, name)
+
+    def wait_for(self, done):
+        deadline = time.monotonic() + 60.0
+        while not done():
+            self.assertLess(time.monotonic(), deadline, "waited in vain")
+            time.sleep(0.002)
+
+    def assert_ends_alike(self, workdir, *overrides):
+        """Lets the run end; it then equals the unbroken one."""
+        self.assertEqual(
+            self.server.run(workdir, *overrides), 0, self.said_in(workdir)
+        )
+        for name in ("config.json", "vocab.txt"):
+            if overrides and name == "config.json":
+                continue
+            one, other = (
+                tf.io.read_file(os.path.join(folder, name)).numpy()
+                for folder in (workdir, self.unbroken)
+            )
+            self.assertEqual(one, other)
+        for name in (
+            checkpoints.METRICS_FILE,
+            checkpoints.DRAWS_FILE,
+            checkpoints.EVALUATION_FILE,
+            checkpoints.FAULTS_FILE,
+            checkpoints.TELEMETRY_FILE,
+        ):
+            self.assertEqual(
+                self.lines(workdir, name), self.lines(self.unbroken, name)
+            )
+        steps = checkpoints.saved_steps(self.unbroken)
+        self.assertEqual(checkpoints.saved_steps(workdir), steps)
+        for name in (
+            "final.weights.h5",
+            *(f"checkpoints/step-{step:09d}.weights.h5" for step in steps),
+        ):
+            one, other = (
+                arrays(os.path.join(folder, name))
+                for folder in (workdir, self.unbroken)
+            )
+            self.assertEqual(set(one), set(other))
+            for key, value in one.items():
+                np.testing.assert_array_equal(value, other[key], key)
+        found = [
+            name
+            for folder in (workdir, os.path.join(workdir, "checkpoints"))
+            for name in os.listdir(folder)
+        ]
+        self.assertEmpty([name for name in found if "partial" in name])
+
+    def lines(self, workdir, name):
+        return [
+            {
+                key: value
+                for key, value in row.items()
+                if not log.from_clock(key)
+            }
+            for row in log.read_log(os.path.join(workdir, name))
+        ]
+
+    def test_the_unbroken_run_is_one(self):
+        rows = self.lines(self.unbroken, checkpoints.METRICS_FILE)
+        self.assertEqual([row["step"] for row in rows], [5, 10, 15, 20, 24])
+        # Of 20 records, 12 a step: all kinds of state again.
+        self.assertGreater(rows[-1]["train/repeat_rate"], 0.5)
+        followed = self.lines(self.unbroken, checkpoints.TELEMETRY_FILE)
+        self.assertEqual(
+            [line["step"] for line in followed], [5, 10, 15, 20, 24]
+        )
+        rows = self.lines(self.unbroken, checkpoints.EVALUATION_FILE)
+        self.assertEqual([row["step"] for row in rows], [6, 12, 18, 24])
+        best = checkpoints.best_step(self.unbroken, "eval/a/image_to_text/mrr")
+        self.assertEqual(
+            checkpoints.saved_steps(self.unbroken), sorted({best, 20, 24})
+        )
+        # Damaged records of both kinds were met, from the first steps to the
+        # last, so that equal logs of them say something.
+        faults = self.lines(self.unbroken, checkpoints.FAULTS_FILE)
+        self.assertEqual({row["id"] for row in faults}, {102, 105})
+        self.assertLen({row["reason"] for row in faults}, 2)
+        self.assertLess(faults[0]["step"], 4)
+        self.assertGreater(faults[-1]["step"], 20)
+        last = arrays(
+            os.path.join(self.unbroken, "checkpoints/step-000000024.weights.h5")
+        )
+        # Every kind of state is there, so that equality says something.
+        for name in ("optimizer", "random_states", "loss"):
+            with self.subTest(name):
+                self.assertTrue(any(name in key for key in last), list(last))
+
+    def test_killed_at_random_moments(self):
+        workdir = self.workdir("random")
+        moments = random.Random(SEED)
+        for _ in range(4):
+            process = self.server.start(workdir)
+            time.sleep(moments.uniform(0.0, self.seconds))
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(process, signal.SIGKILL)
+            self.assertIn(self.server.wait(), (-signal.SIGKILL, 0))
+        self.assert_ends_alike(workdir)
+
+    def test_killed_while_it_writes(self):
+        workdir = self.workdir("writing")
+        places = random.Random(SEED)
+        # Counted in its writes, a run is killed here and there: as it makes
+        # the directory, at checkpoints, and, from later ones on, at its end.
+        for place in (2, *(places.randrange(5, 40) for _ in range(4))):
+            self.assertIn(
+                self.server.run(workdir, at=place), (-signal.SIGKILL, 0)
+            )
+        self.assert_ends_alike(workdir)
+
+    def test_sigterm_saves_and_exits_with_its_own_code(self):
+        self.check_signal(signal.SIGTERM)
+
+    def test_an_interrupt_from_the_keyboard_does_the_same(self):
+        self.check_signal(signal.SIGINT)
+
+    def check_signal(self, number):
+        name = signal.Signals(number).name
+        workdir = self.workdir(name)
+        # In the middle of the first checkpoint, of step 4, and right after it.
+        code = self.server.run(workdir, at=15, number=number)
+        self.assertEqual(code, interruptions.EXIT_CODE, self.said_in(workdir))
+        (step,) = checkpoints.saved_steps(workdir)[-1:]
+        self.assertIn(
+            f"stopped by {name}; the same command goes on from step {step}",
+            self.said_in(workdir),
+        )
+        self.assert_ends_alike(workdir)
+        self.assertIn(f"steps {step} to 24", self.said_in(workdir))
+
+    def test_a_signal_before_the_first_step_saves_nothing(self):
+        workdir = self.workdir("early")
+        code = self.server.run(workdir, at=3, number=signal.SIGTERM)
+        self.assertEqual(code, interruptions.EXIT_CODE)
+        self.assertEqual(checkpoints.saved_steps(workdir), [])
+        self.assertIn("goes on from step 0", self.said_in(workdir))
+
+    def test_one_process_at_a_time(self):
+        workdir = self.workdir("busy")
+        process = self.server.start(workdir)
+        self.wait_for(lambda: os.path.isfile(f"{workdir}/vocab.txt"))
+        os.kill(process, signal.SIGSTOP)
+        other = Server()
+        self.assertEqual(other.run(workdir), 1)
+        other.close()
+        self.assertIn("Another process is training", self.said_in(workdir))
+        os.kill(process, signal.SIGKILL)
+        self.assertEqual(self.server.wait(), -signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    tf.test.main()

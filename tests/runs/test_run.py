@@ -1,0 +1,508 @@
+"""A run in its directory: divergence, what may change, mistakes, cleaning."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from unittest import mock
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import run_server
+import tensorflow as tf
+import test_manifest
+import tiny
+
+from jest_tf import models, runs
+from jest_tf.data import pipeline, stores
+from jest_tf.data.sidecars import embed
+from jest_tf.models import reference
+from jest_tf.runs import checkpoints, directory, interruptions, log
+
+MRR = "eval/a/image_to_text/mrr"
+# The super-batch that some of these tests poison.
+BAD = 7
+
+
+@tf.custom_gradient
+def break_gradient(values):
+    return values, lambda gradient: gradient * np.nan
+
+
+class Trap(keras.layers.Layer):
+    """Breaks at embeddings that are all the same, as those of white pictures.
+
+    Args:
+        where: what it breaks, "loss", "gradient" or "scores".
+    """
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def call(self, values, training=False):
+        same = tf.reduce_all(values == values[:1])
+        if bool(training) == (self.where == "scores"):
+            return values
+        if self.where == "gradient":
+            return tf.cond(
+                same, lambda: break_gradient(values), lambda: 1.0 * values
+            )
+        return tf.where(same, np.nan, values)
+
+
+def poisoned(super_batches):
+    """The stream with white pictures in super-batch `BAD`."""
+
+    def stream(*arguments, start_step=0, **options):
+        def whiten(number, batch):
+            image = batch["image"]
+            white = tf.fill(tf.shape(image), tf.constant(255, tf.uint8))
+            bad = tf.equal(number, BAD)
+            return {**batch, "image": tf.where(bad, white, image)}
+
+        dataset = super_batches(*arguments, start_step=start_step, **options)
+        return dataset.enumerate(start_step).map(whiten)
+
+    return stream
+
+
+class RunsTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.get_temp_dir()
+        tiny.write_shard(os.path.join(self.folder, "a.tfrecord"))
+
+    def recipe(self, *overrides):
+        shard = os.path.join(self.folder, "a.tfrecord")
+        quick = (
+            "steps=12",
+            "evaluation.every_steps=none",
+            f"data.train={shard}",
+        )
+        return run_server.recipe(self.folder, (*quick, *overrides))
+
+    def train(self, name, *overrides, build=run_server.build_learner):
+        """Runs in the directory `name`; returns what was said."""
+        said = io.StringIO()
+        with (
+            mock.patch.object(models, "build_learner", build),
+            contextlib.redirect_stderr(said),
+        ):
+            runs.train(self.recipe(*overrides), self.workdir(name))
+        return said.getvalue()
+
+    def workdir(self, name):
+        return os.path.join(self.folder, name)
+
+    def read(self, name, file):
+        with open(os.path.join(self.workdir(name), file)) as opened:
+            return json.load(opened)
+
+
+@pytest.mark.slow
+class DivergenceTest(RunsTestCase):
+    def poison(self, where):
+        """Trains with a trap; `where` it snaps."""
+
+        def build(config, vocabulary_size, patch_sizes=()):
+            return tiny.learner(config.seed, extra=[Trap(where)])
+
+        return build
+
+    @contextlib.contextmanager
+    def poisoned_stream(self):
+        stream = poisoned(pipeline.super_batches)
+        with mock.patch.object(pipeline, "super_batches", stream):
+            yield
+
+    def stopped(self, name, where, *overrides):
+        with self.poisoned_stream(), self.assertRaises(ValueError) as error:
+            self.train(name, *overrides, build=self.poison(where))
+        return str(error.exception)
+
+    def test_a_loss_that_is_not_finite_stops_with_what_it_saw(self):
+        message = self.stopped("stop", "loss")
+        self.assertRegex(
+            message,
+            r"^Step 8 \(super-batch 7\): expected finite numbers. Received: "
+            r"loss, .* and \d+ more not finite; loss nan, scale \S+, bias \S+, "
+            r"learning rate \S+\. Its ids are in .*not_finite.json; .*",
+        )
+        self.assertIn("goes on from step 4 without it", message)
+        case = self.read("stop", interruptions.NOT_FINITE_FILE)
+        self.assertEqual(case["super_batches"], [BAD])
+        self.assertEqual(case["step"], BAD + 1)
+        self.assertEqual(case["loss"], "nan")
+        self.assertLen(case["ids"][0], 12)
+        # Nothing is left of the step.
+        self.assertEqual(checkpoints.saved_steps(self.workdir("stop")), [4])
+        rows = tiny.read_lines(self.workdir("stop"), checkpoints.METRICS_FILE)
+        self.assertEqual([row["step"] for row in rows], [5])
+
+    def test_a_rollback_equals_a_run_that_never_met_the_super_batch(self):
+        rollback = "checkpoint.on_non_finite=rollback"
+        with self.poisoned_stream():
+            said = self.train("rolled", rollback, build=self.poison("loss"))
+        self.assertIn("Leaving it out and going on from step 4", said)
+        (case,) = self.read("rolled", interruptions.SKIPPED_FILE)
+        self.assertEqual(case["super_batches"], [BAD])
+        os.makedirs(self.workdir("never"))
+        interruptions.Skipped(self.workdir("never")).add(
+            {"super_batches": [BAD]}
+        )
+        self.train("never", build=self.poison("loss"))
+        for name in (checkpoints.METRICS_FILE, checkpoints.DRAWS_FILE):
+            rolled, never = (
+                [
+                    {k: v for k, v in row.items() if "train" in k or k == "ids"}
+                    for row in tiny.read_lines(self.workdir(one), name)
+                ]
+                for one in ("rolled", "never")
+            )
+            self.assertEqual(rolled, never)
+            self.assertLen(rolled, 3)
+
+    def test_stopped_at_first_it_may_be_rolled_back_later(self):
+        self.stopped("later", "loss")
+        with self.poisoned_stream():
+            said = self.train(
+                "later",
+                "checkpoint.on_non_finite=rollback",
+                build=self.poison("loss"),
+            )
+        self.assertIn("steps 4 to 12", said)
+        self.assertEqual(
+            checkpoints.saved_steps(self.workdir("later"))[-1:], [12]
+        )
+
+    def test_the_gradient_and_the_scores_are_looked_at_too(self):
+        for where, names in (
+            ("gradient", "dense.*"),
+            ("scores", "`learner` embeddings"),
+        ):
+            with self.subTest(where):
+                message = self.stopped(where, where)
+                self.assertRegex(
+                    message, rf"^Step 8 \(super-batch 7\): .*{names} not finite"
+                )
+                self.assertEqual(
+                    checkpoints.saved_steps(self.workdir(where)), [4]
+                )
+
+    def test_of_several_steps_at_a_time_all_are_left_out(self):
+        with self.poisoned_stream():
+            self.train(
+                "several",
+                "checkpoint.on_non_finite=rollback",
+                "distribution.steps_per_execution=2",
+                build=self.poison("loss"),
+            )
+        (case,) = self.read("several", interruptions.SKIPPED_FILE)
+        self.assertEqual(case["super_batches"], [6, 7])
+        rows = tiny.read_lines(
+            self.workdir("several"), checkpoints.METRICS_FILE
+        )
+        # What is due after 5 steps comes with the sixth.
+        self.assertEqual([row["step"] for row in rows], [6, 10, 12])
+        self.assertEqual(
+            checkpoints.saved_steps(self.workdir("several")), [8, 12]
+        )
+
+    def test_a_learner_that_has_diverged_stops_after_three_of_them(self):
+        def build(config, vocabulary_size, patch_sizes=()):
+            learner = tiny.learner(config.seed)
+            learner.bias.assign(np.inf)
+            return learner
+
+        with self.assertRaisesRegex(
+            ValueError, r"super-batch 3\).*leaving out the ones before"
+        ):
+            self.train(
+                "diverged", "checkpoint.on_non_finite=rollback", build=build
+            )
+        cases = self.read("diverged", interruptions.SKIPPED_FILE)
+        self.assertEqual(
+            [one["super_batches"] for one in cases], [[0], [1], [2]]
+        )
+
+
+@pytest.mark.slow
+class CostsTest(RunsTestCase):
+    def arrays(self, name):
+        """The weights that a run ended with, and its state at the end."""
+        found = []
+        folder = self.workdir(name)
+        for file in (
+            "final.weights.h5",
+            "checkpoints/step-000000012.weights.h5",
+        ):
+            with h5py.File(os.path.join(folder, file), "r") as opened:
+                opened.visititems(
+                    lambda key, one: (
+                        found.append((key, one[()]))
+                        if isinstance(one, h5py.Dataset)
+                        else None
+                    )
+                )
+        return found
+
+    def lines(self, name, file):
+        """The rows without what is measured, and the measured columns."""
+        rows = tiny.read_lines(self.workdir(name), file)
+        counted = [
+            {n: row[n] for n in row if not log.from_clock(n)} for row in rows
+        ]
+        return counted, [set(filter(log.from_clock, row)) for row in rows]
+
+    def test_timing_the_parts_of_steps_changes_no_bit_of_the_run(self):
+        evaluated = ("evaluation.every_steps=4", "evaluation.log_every_steps=1")
+        self.train("plain", *evaluated)
+        self.train("timed", *evaluated, "evaluation.time_parts=true")
+        for one, other in zip(
+            self.arrays("plain"), self.arrays("timed"), strict=True
+        ):
+            self.assertEqual(one[0], other[0])
+            np.testing.assert_array_equal(one[1], other[1], one[0])
+        for file in (checkpoints.METRICS_FILE, checkpoints.EVALUATION_FILE):
+            plain, timed = self.lines("plain", file), self.lines("timed", file)
+            self.assertEqual(plain[0], timed[0])
+        self.assertEqual(
+            self.read("plain", checkpoints.FLOPS_FILE),
+            self.read("timed", checkpoints.FLOPS_FILE),
+        )
+        _, plain = self.lines("plain", checkpoints.METRICS_FILE)
+        _, timed = self.lines("timed", checkpoints.METRICS_FILE)
+        parts = {f"time/{one}_seconds" for one in ("score", "select", "train")}
+        # No step is taken for one that is traced but the first.
+        self.assertEqual([one | parts for one in plain], timed)
+        self.assertIn("time/step_seconds", timed[1])
+        self.assertIn("time/save_seconds", timed[0])
+        self.assertIn("time/evaluation_seconds", timed[0])
+
+    def test_energy_without_codecarbon_is_refused_before_all(self):
+        with mock.patch.dict(sys.modules, {"codecarbon": None}):
+            with self.assertRaisesRegex(ValueError, "needs codecarbon"):
+                self.train("energy", "evaluation.energy=true")
+        self.assertFalse(os.path.exists(self.workdir("energy")))
+
+
+class DirectoryTest(RunsTestCase):
+    def test_when_it_saves_may_change_what_it_computes_may_not(self):
+        self.train("run", "steps=4")
+        self.train("run", "steps=4", "checkpoint.keep=1")
+        self.assertEqual(
+            self.read("run", "config.json")["checkpoint"]["keep"], 1
+        )
+        with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
+            self.train("run", "steps=4", "seed=6")
+
+    def test_other_data_than_at_the_beginning_is_refused(self):
+        shard = os.path.join(self.folder, "a.tfrecord")
+        self.train("run", "steps=4")
+        tiny.write_shard(shard, seed=1)
+        with self.assertRaisesRegex(
+            ValueError, "`data.train` must be .* shard a.tfrecord of version"
+        ):
+            self.train("run", "steps=4")
+        tiny.write_shard(shard)
+        self.train("run", "steps=4")
+
+    def test_another_manifest_than_at_the_beginning_is_refused(self):
+        store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
+        folder = os.path.join(self.folder, "manifest")
+        setting = f"data.manifest={folder}"
+        test_manifest.write(store, folder, np.arange(20) % 2)
+        quick = ("steps=4", "data.super_batch_size=8", "selection.batch_size=4")
+        self.train("run", *quick, setting, "evaluation.log_ids=true")
+        drawn = tiny.read_lines(self.workdir("run"), "draws.jsonl")
+        ids = {key for line in drawn for key in line["ids"]}
+        self.assertAllEqual([key % 2 for key in ids], [1] * len(ids))
+        before = self.read("run", "data.json")["manifest"]
+        test_manifest.write(store, folder, np.arange(20) % 3)
+        with self.assertRaisesRegex(
+            ValueError, f"`data.manifest` must be .* began with, {before}."
+        ):
+            self.train("run", *quick, setting, "evaluation.log_ids=true")
+
+    def test_a_run_may_go_on_under_another_strategy(self):
+        before = self.recipe("steps=4")
+        after = self.recipe("steps=4", "distribution.strategy=mirrored")
+        folder = self.workdir("moved")
+        with directory.claimed(folder, before):
+            pass
+        with directory.claimed(folder, after):
+            pass
+        self.assertEqual(
+            self.read("moved", "config.json")["distribution"]["strategy"],
+            "mirrored",
+        )
+
+    def test_a_run_refused_before_its_first_step_leaves_no_settings(self):
+        folder = self.workdir("refused")
+        bad = "selection.batch_size=5", "selection.num_chunks=5"
+        refuse = mock.Mock(side_effect=ValueError("too large"))
+        with self.assertRaisesRegex(ValueError, "too large"):
+            self.train("refused", *bad, build=refuse)
+        self.assertEmpty(
+            [name for name in os.listdir(folder) if not name.startswith(".")]
+        )
+        self.train("refused", "steps=4")
+        # One that has begun keeps its settings, whatever it is refused for.
+        with self.assertRaisesRegex(ValueError, "other settings"):
+            self.train("refused", *bad, "steps=4")
+        with self.assertRaisesRegex(ValueError, "gone"):
+            with directory.claimed(folder, self.recipe("steps=4")):
+                raise ValueError("gone")
+        self.assertEqual(self.read("refused", "config.json")["steps"], 4)
+
+    def test_leftovers_of_a_killed_process_are_deleted(self):
+        self.train("run", "steps=4")
+        left = [
+            "config.json.partial",
+            "vocab.txt.partial",
+            "checkpoints/step-000000008.weights.h5.partial.weights.h5",
+            "tensorboard/events.out.tfevents.1.partial",
+        ]
+        for name in left:
+            with open(os.path.join(self.workdir("run"), name), "w") as file:
+                file.write("half")
+        self.train("run", "steps=4")
+        for name in left:
+            self.assertFalse(
+                os.path.exists(os.path.join(self.workdir("run"), name))
+            )
+
+    def test_other_versions_than_at_the_beginning_are_told(self):
+        self.train("run", "steps=4")
+        path = os.path.join(self.workdir("run"), "versions.json")
+        versions = self.read("run", "versions.json")
+        versions["versions"]["keras"] = "1.2.3"
+        interruptions.write_json(path, versions)
+        said = self.train("run", "steps=4")
+        self.assertIn(
+            f"this run began with keras 1.2.3, now {keras.__version__}", said
+        )
+
+    def test_a_super_batch_of_more_than_there_is_is_warned_of(self):
+        said = self.train("run", "steps=4", "data.super_batch_size=21")
+        self.assertIn("`data.super_batch_size`=21 is more than the 20", said)
+        said = self.train("other", "steps=4", "data.super_batch_size=20")
+        self.assertNotIn("`data.super_batch_size`", said)
+
+    def test_a_run_goes_on_with_sidecars_that_say_the_same_alone(self):
+        self.train("reference", "steps=4", "selection.batch_size=none")
+        with mock.patch.object(
+            models, "build_learner", run_server.build_learner
+        ):
+            run = runs.load_run(self.workdir("reference"))
+        store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
+        for folder, dtype in (("a", "float32"), ("b", "float16")):
+            for twin in (folder, folder * 2):
+                embed.write(
+                    store,
+                    reference.encoder(run),
+                    reference.describe(run),
+                    self.workdir(twin),
+                    image_size=tiny.IMAGE_SIZE,
+                    dtype=dtype,
+                )
+        settings = (
+            *("steps=8", "selection.criterion=learnability"),
+            *("reference.sidecars=true", "evaluation.log_every_steps=1"),
+        )
+
+        def train(folder):
+            place = f"reference.sidecar_dir={self.workdir(folder)}"
+            self.train("run", *settings, place)
+
+        train("a")
+        with self.assertRaisesRegex(
+            ValueError, "The sidecars must be of the tokenizer"
+        ):
+            train("b")
+        train("aa")
+
+    def test_scores_of_a_loss_that_the_reference_lacks_are_warned_of(self):
+        uniform = "steps=4", "selection.batch_size=none"
+        self.train("reference", *uniform, "model.loss=softmax")
+        learnability = (
+            *("steps=4", "selection.criterion=learnability"),
+            f"reference.workdir={self.workdir('reference')}",
+        )
+        said = self.train("run", *learnability)
+        self.assertIn("has learned by the softmax loss", said)
+        self.assertIn("`selection.loss=softmax` scores by that", said)
+        said = self.train("other", *learnability, "selection.loss=softmax")
+        self.assertNotIn("warning: scores", said)
+
+    def test_a_measure_that_no_evaluation_has_is_refused_before_all(self):
+        for name in ("mrr", "eval/b/image_to_text/mrr", "eval/a/loss"):
+            with self.assertRaisesRegex(
+                ValueError, f"keep_best` must be a measure.*{MRR}.*{name}"
+            ):
+                self.train("run", f"checkpoint.keep_best={name}")
+        with self.assertRaisesRegex(ValueError, "none without data"):
+            self.train("run", "evaluation.data=")
+        self.assertFalse(os.path.exists(self.workdir("run")))
+
+    def test_data_that_does_not_do_is_refused_before_all(self):
+        for name, text in (("t.csv", "image,caption\n1.png,a\n"), ("x", "x")):
+            tf.io.write_file(os.path.join(self.folder, name), text)
+        table, unknown, none = (
+            f"data.train={self.folder}/{name}"
+            for name in ("t.csv", "x", "none-*.tfrecord")
+        )
+        for overrides, message in (
+            ([none], "must match files.*none-"),
+            ([unknown], "format of a shard must be told.*/x$"),
+            ([table, "data.image_field=photo"], "t.csv must .*column 'photo'"),
+            ([table, "data.caption_fields=a,b"], "t.csv must .*column 'a'"),
+            ([table], "faults in all 1 .*missing file: '1.png'"),
+            (
+                ["evaluation.data=" + none.partition("=")[2]],
+                "Evaluation data .*none-.*must match files",
+            ),
+            (
+                ["reference.sidecars=true", "selection.criterion=learnability"],
+                "No sidecar of .*a.tfrecord: expected",
+            ),
+        ):
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                self.train("run", "checkpoint.keep_best=", *overrides)
+            self.assertFalse(os.path.exists(self.workdir("run")))
+
+    def test_evaluation_data_is_read_as_the_training_data_is(self):
+        shard = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
+        path = os.path.join(self.folder, "t.csv")
+        with open(path, "w", encoding="utf-8") as table:
+            table.write("id,photo,words\n")
+            for row, record in enumerate(shard.read(range(20))):
+                tf.io.write_file(f"{self.folder}/{row}.png", record.image)
+                table.write(f"{row},{row}.png,{record.captions[0].decode()}\n")
+        fields = ("data.image_field=photo", "data.caption_fields=words")
+        self.train(
+            "run",
+            *("steps=4", "checkpoint.keep_best="),
+            *(f"data.train={path}", f"evaluation.data={path}", *fields),
+        )
+        (row,) = tiny.read_lines(self.workdir("run"), "evaluation.jsonl")
+        self.assertIn("eval/t/image_to_text/mrr", row)
+
+    def test_a_measure_that_needs_labels_is_refused_when_there_are_none(self):
+        with self.assertRaisesRegex(ValueError, "keep_best` must be a measure"):
+            self.train(
+                "run",
+                "steps=4",
+                "checkpoint.keep_best=eval/a/zero_shot/accuracy@1",
+            )
+
+
+if __name__ == "__main__":
+    tf.test.main()

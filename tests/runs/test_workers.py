@@ -1,0 +1,219 @@
+"""Workers and replicas of whole runs, each in processes of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pytest
+import run_server
+import tensorflow as tf
+import test_distribution
+import test_resume
+import tiny
+
+from jest_tf import config
+from jest_tf.runs import checkpoints, interruptions, log
+
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Steps that nobody waits for.
+ENDLESS = 10**7
+
+
+class Worker:
+    """A process of `run_worker.py`."""
+
+    def __init__(self, config_file, workdir, *flags, **environment):
+        command = [
+            *(sys.executable, os.path.join(TESTS, "run_worker.py")),
+            *(config_file, workdir, *flags),
+        ]
+        self._process = subprocess.Popen(
+            command,
+            env=test_distribution.environment(**environment),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def send(self, number):
+        self._process.send_signal(number)
+
+    def is_running(self):
+        return self._process.poll() is None
+
+    def wait(self):
+        """The exit code, and what it said."""
+        try:
+            _, said = self._process.communicate(timeout=300)
+        finally:
+            self._process.kill()
+        return self._process.returncode, said
+
+
+@pytest.mark.slow
+class RunsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        tiny.write_shard(os.path.join(self.folder, "a.tfrecord"))
+
+    def recipe(self, name, *overrides):
+        """The path of a recipe's file."""
+        path = os.path.join(self.folder, f"{name}.json")
+        shard = os.path.join(self.folder, "a.tfrecord")
+        overrides = (
+            f"data.train={shard}",
+            "data.max_fault_rate=0.01",
+            *overrides,
+        )
+        config.save_config(run_server.recipe(self.folder, overrides), path)
+        return path
+
+    def workdir(self, name):
+        return os.path.join(self.folder, name)
+
+    @contextlib.contextmanager
+    def two_workers(self, config_file, workdir, flags=((), ())):
+        """Two that run together; killed in the end."""
+        ports = test_distribution.free_ports(2)
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+        workers = []
+        for index in range(2):
+            task = {"type": "worker", "index": index}
+            told = json.dumps({"cluster": cluster, "task": task})
+            workers.append(
+                Worker(config_file, workdir, *flags[index], TF_CONFIG=told)
+            )
+        try:
+            yield workers
+        finally:
+            for worker in workers:
+                worker.send(signal.SIGKILL)
+
+    def endless_recipe(self):
+        return self.recipe(
+            "endless",
+            "distribution.strategy=multi_worker_mirrored",
+            f"steps={ENDLESS}",
+            "evaluation.every_steps=none",
+            "evaluation.log_every_steps=1",
+            f"checkpoint.every_steps={ENDLESS}",
+            "checkpoint.every_minutes=0.03",
+            "checkpoint.keep_best=",
+        )
+
+    def test_a_signal_to_one_worker_stops_both_with_the_state_saved(self):
+        recipe, workdir = self.endless_recipe(), self.workdir("two")
+        saved = [0]
+        for stopped in (1, 0):
+            with self.two_workers(recipe, workdir) as workers:
+                # Not before a save that the clock asks for, on both at once.
+                while checkpoints.saved_steps(workdir)[-1:] <= saved[-1:]:
+                    if not all(worker.is_running() for worker in workers):
+                        break
+                    time.sleep(0.1)
+                workers[stopped].send(signal.SIGTERM)
+                for index, worker in enumerate(workers):
+                    code, said = worker.wait()
+                    self.assertEqual(
+                        code, interruptions.EXIT_CODE, said[-4000:]
+                    )
+                    received = (
+                        "SIGTERM"
+                        if index == stopped
+                        else "a signal to another worker"
+                    )
+                    self.assertIn(f"{workdir}: stopped by {received}", said)
+            steps = checkpoints.saved_steps(workdir)
+            self.assertGreater(steps[-1], saved[-1])
+            saved = steps
+            # What the steps before the checkpoint logged, without a gap.
+            logged = log.read_log(
+                os.path.join(workdir, checkpoints.METRICS_FILE)
+            )
+            self.assertEqual(
+                [row["step"] for row in logged],
+                list(range(1, steps[-1] + 1)),
+            )
+
+    def test_too_many_damaged_records_of_one_worker_end_both(self):
+        recipe = self.endless_recipe()
+        with self.two_workers(
+            recipe, self.workdir("damaged"), ((), ("--damaged",))
+        ) as workers:
+            (healthy, its), (damaged, said) = (
+                worker.wait() for worker in workers
+            )
+        self.assertEqual((healthy, damaged), (1, 1), its + said)
+        self.assertRegex(said, "error: Too many records cannot be read: ")
+        self.assertRegex(
+            its,
+            "error: All workers must go on together, but another one has .*"
+            r"Received: \w+Error in the step after \d+",
+        )
+        # That of a worker that writes nothing is in no file.
+        self.assertNotIn(checkpoints.FAULTS_FILE, said)
+
+    def test_a_run_goes_on_with_another_number_of_replicas(self):
+        def run(name, replicas, *flags):
+            settings = {1: ["distribution.strategy=default"]}
+            settings[4] = [
+                "distribution.strategy=mirrored",
+                "distribution.virtual_devices=4",
+            ]
+            return Worker(
+                self.recipe(
+                    f"{name}_on_{replicas}",
+                    *settings[replicas],
+                    # Four replicas share them.
+                    "data.super_batch_size=16",
+                    "selection.batch_size=8",
+                ),
+                self.workdir(name),
+                *flags,
+            ).wait()
+
+        expected, said = run("unbroken", 1)
+        self.assertEqual(expected, 0, said)
+        for name, first, second in (("more", 1, 4), ("fewer", 4, 1)):
+            code, said = run(name, first, "--stop-after", "3")
+            self.assertEqual(code, interruptions.EXIT_CODE, said)
+            stopped_at = checkpoints.saved_steps(self.workdir(name))[-1]
+            self.assertLess(stopped_at, 24)
+            code, said = run(name, second)
+            self.assertEqual(code, 0, said)
+            self.assertIn(f"steps {stopped_at} to 24", said)
+            ours, theirs = (
+                log.read_log(
+                    os.path.join(self.workdir(one), checkpoints.METRICS_FILE)
+                )
+                for one in (name, "unbroken")
+            )
+            for part in ("step", "select/digest", "examples/trained"):
+                self.assertEqual(
+                    [row[part] for row in ours], [row[part] for row in theirs]
+                )
+            self.assertAllClose(
+                *(
+                    [row["train/loss"] for row in rows]
+                    for rows in (ours, theirs)
+                ),
+                rtol=1e-4,
+            )
+            ours, theirs = (
+                test_resume.arrays(f"{self.workdir(one)}/final.weights.h5")
+                for one in (name, "unbroken")
+            )
+            self.assertEqual(set(ours), set(theirs))
+            for part, value in theirs.items():
+                if np.issubdtype(value.dtype, np.floating):
+                    self.assertAllClose(ours[part], value, 1e-4, 1e-5)
+
+
+if __name__ == "__main__":
+    tf.test.main()

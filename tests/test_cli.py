@@ -1,0 +1,447 @@
+"""The commands, end to end through `main(argv)` on the shipped pictures."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import test_store
+
+from examples import quickstart, quickstart_report
+from jest_tf import config, models
+from jest_tf.data import stores
+from jest_tf.models import reference
+from jest_tf.runs import checkpoints, log
+from trainers import evaluate, train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = ROOT / "examples" / "icontext_mini"
+# A run of seconds: a few small steps.
+SHRUNK = (
+    f"evaluation.data={DATA}/val_concept-*.tfrecord",
+    "evaluation.every_steps=none",
+    "evaluation.log_every_steps=2",
+    "data.vocabulary_size=400",
+    "data.super_batch_size=24",
+    "optimizer.warmup_steps=1",
+    "checkpoint.every_steps=3",
+    "steps=5",
+)
+
+
+def run(recipe, workdir, *overrides):
+    train.main(
+        [
+            *("--config", f"{ROOT}/configs/quickstart_{recipe}.py"),
+            *("--workdir", workdir),
+            *("--set", *SHRUNK, *overrides),
+        ]
+    )
+
+
+def lines(workdir, name):
+    return log.read_log(os.path.join(workdir, name))
+
+
+@contextlib.contextmanager
+def quiet():
+    with contextlib.redirect_stderr(io.StringIO()) as captured:
+        yield captured
+
+
+class TrainersTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.teacher = os.path.join(cls.folder.name, "reference")
+        cls.learner = os.path.join(cls.folder.name, "jest")
+        cls.jest = (
+            "selection.batch_size=8",
+            "selection.num_chunks=3",
+            f"reference.workdir={cls.teacher}",
+        )
+        with quiet():
+            run("reference", cls.teacher)
+            run("jest", cls.learner, *cls.jest)
+
+    def test_a_run_directory_holds_what_is_promised(self):
+        held = set(os.listdir(self.learner))
+        self.assertContainsSubset(
+            {
+                "config.json",
+                "versions.json",
+                "vocab.txt",
+                "checkpoints",
+                "final.weights.h5",
+                "tensorboard",
+                "metrics.jsonl",
+                "evaluation.jsonl",
+                "draws.jsonl",
+                "flops.json",
+            },
+            held,
+        )
+        resolved = config.load_config(f"{self.learner}/config.json")
+        self.assertEqual(resolved.steps, 5)
+        self.assertEqual(resolved.selection.batch_size, 8)
+        self.assertEqual(resolved.reference.workdir, self.teacher)
+        self.assertEqual(
+            sorted(os.listdir(f"{self.learner}/checkpoints")),
+            ["step-000000003.weights.h5", "step-000000005.weights.h5"],
+        )
+        with open(f"{self.learner}/versions.json") as file:
+            versions = json.load(file)["versions"]
+        self.assertEqual(versions["tensorflow"], tf.__version__)
+
+    def test_metrics_hold_a_line_a_logged_step(self):
+        rows = lines(self.learner, "metrics.jsonl")
+        self.assertEqual([row["step"] for row in rows], [2, 4, 5])
+        for row in rows:
+            self.assertRegex(row["select/digest"], r"^[0-9a-f]{16}$")
+            self.assertGreater(row["train/loss"], 0.0)
+            self.assertEqual(row["examples/drawn"], 24 * row["step"])
+            self.assertEqual(row["examples/scored"], 24 * row["step"])
+            self.assertEqual(row["examples/trained"], 8 * row["step"])
+            self.assertEqual(
+                row["flops/step"] * rows[0]["step"],
+                rows[0]["flops/step"] * row["step"],
+            )
+        draws = lines(self.learner, "draws.jsonl")
+        for row, draw in zip(rows, draws, strict=True):
+            self.assertLen(set(draw["ids"]), 8)
+            self.assertEqual(log.digest(draw["ids"]), row["select/digest"])
+
+    def test_evaluate_measures_what_the_run_did(self):
+        row = lines(self.learner, "evaluation.jsonl")[-1]
+        self.assertEqual(row["step"], 5)
+        expected = {n: row[n] for n in row if n.startswith("eval/")}
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(["--workdir", self.learner, "--json"])
+        self.assertAllClose(json.loads(printed.getvalue()), expected)
+
+    def test_evaluate_measures_a_checkpoint(self):
+        def measure(step):
+            return evaluate.evaluate(self.learner, step=step)
+
+        final = evaluate.evaluate(self.learner)
+        self.assertEqual(measure(5), final)
+        self.assertNotEqual(measure(3), final)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(["--workdir", self.learner, "--step", "3", "--json"])
+        self.assertEqual(json.loads(printed.getvalue()), measure(3))
+
+    def test_evaluate_refuses_flags_that_would_do_nothing(self):
+        for flags, message in (
+            (["--views", "patch_size=16"], "--views needs --selection"),
+            (["--super-batches", "3"], "--super-batches needs --selection"),
+            (["--selection", "--data", "a"], "--data is not for --selection"),
+            (
+                ["--selection", "--image-field", "a"],
+                "--image-field is not for --selection",
+            ),
+        ):
+            with (
+                contextlib.redirect_stderr(io.StringIO()) as shown,
+                self.assertRaises(SystemExit),
+            ):
+                evaluate.main(["--workdir", self.learner, *flags])
+            self.assertIn(message, shown.getvalue())
+
+    def test_evaluate_takes_other_data_and_prints_a_measure_a_line(self):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(
+                [
+                    *("--workdir", self.learner),
+                    *("--data", f"{DATA}/test_concept-*.tfrecord"),
+                ]
+            )
+        found = re.findall(
+            r"^ +([\d.]+)  eval/test_concept/(\S+)$", printed.getvalue(), re.M
+        )
+        self.assertLen(found, 10)
+        self.assertAllInRange([float(value) for value, _ in found], 0.0, 1.0)
+
+    def test_evaluate_takes_data_of_another_format_and_other_fields(self):
+        shipped = stores.open_store(f"{DATA}/val_concept-*.tfrecord")
+        folder = os.path.join(self.folder.name, "table")
+        os.makedirs(folder)
+        columns = shipped.columns(["id", "concept"])
+        with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["id", "photo", "words", "concept"])
+            for row, record in enumerate(shipped.read(range(len(shipped)))):
+                path = pathlib.Path(folder) / f"{row}.png"
+                path.write_bytes(record.image)
+                words = record.captions[0].decode()
+                concept = columns["concept"][row].decode()
+                number = columns["id"][row]
+                table.writerow([number, path.name, words, concept])
+        expected = lines(self.learner, "evaluation.jsonl")[-1]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluate.main(
+                [
+                    *("--workdir", self.learner, "--json"),
+                    *("--data", f"{folder}/val.csv", "--format", "table"),
+                    *("--image-field", "photo", "--caption-fields", "words"),
+                    *("--index-dir", f"{folder}/indexes"),
+                ]
+            )
+        found = json.loads(printed.getvalue())
+        self.assertNotEmpty(found)
+        for name, value in found.items():
+            other = name.replace("eval/val/", "eval/val_concept/")
+            self.assertAllClose(value, expected[other])
+        self.assertLen(os.listdir(f"{folder}/indexes"), 1)
+
+    def test_shards_that_the_shell_has_listed_are_one_set(self):
+        shard = f"{DATA}/val_concept-00000-of-00001.tfrecord"
+        folder = os.path.join(self.folder.name, "sharded")
+        os.makedirs(folder)
+        shards = [
+            f"{folder}/val-{number:05d}-of-00002.tfrecord" for number in (0, 1)
+        ]
+        # Half of the records in each.
+        payloads = list(tf.data.TFRecordDataset(shard).as_numpy_iterator())
+        for number, path in enumerate(shards):
+            with tf.io.TFRecordWriter(path) as writer:
+                for payload in payloads[number::2]:
+                    writer.write(payload)
+        results = [
+            evaluate.evaluate(self.learner, data)
+            for data in ([*shards], [f"{folder}/val-*.tfrecord"])
+        ]
+        self.assertEqual(results[0], results[1])
+        self.assertIn("eval/val/image_to_text/mrr", results[0])
+        self.assertEqual(
+            evaluate.together(["b.tfrecord", *shards, "val-*.tfrecord"]),
+            ["b.tfrecord", shards, "val-*.tfrecord"],
+        )
+        other = f"other/{os.path.basename(shards[0])}"
+        self.assertEqual(
+            evaluate.together([shards[0], other]), [shards[0], other]
+        )
+
+    @pytest.mark.slow
+    def test_the_same_command_gives_the_same_bits(self):
+        again = os.path.join(self.folder.name, "again")
+        with quiet():
+            run("jest", again, *self.jest)
+        for name in ("draws.jsonl", "evaluation.jsonl"):
+            ours, expected = (
+                [
+                    {
+                        column: value
+                        for column, value in line.items()
+                        if not log.from_clock(column)
+                    }
+                    for line in lines(workdir, name)
+                ]
+                for workdir in (again, self.learner)
+            )
+            self.assertEqual(ours, expected)
+        ours, expected = (
+            reference.load_run(path).learner for path in (again, self.learner)
+        )
+        for left, right in zip(ours.weights, expected.weights, strict=True):
+            self.assertAllEqual(left, right)
+
+    @pytest.mark.slow
+    def test_an_interrupted_run_continues_to_the_same_end(self):
+        stopped = os.path.join(self.folder.name, "stopped")
+        with (
+            quiet(),
+            mock.patch.object(
+                checkpoints,
+                "save_weights",
+                side_effect=_fail_at_the_end(checkpoints.save_weights),
+            ),
+        ):
+            with self.assertRaises(KeyboardInterrupt):
+                run("jest", stopped, *self.jest)
+        self.assertEqual(
+            os.listdir(f"{stopped}/checkpoints"), ["step-000000003.weights.h5"]
+        )
+        with quiet():
+            run("jest", stopped, *self.jest)
+        self.assertEqual(
+            lines(stopped, "draws.jsonl"), lines(self.learner, "draws.jsonl")
+        )
+        ours, expected = (
+            reference.load_run(path).learner for path in (stopped, self.learner)
+        )
+        for left, right in zip(ours.weights, expected.weights, strict=True):
+            self.assertAllEqual(left, right)
+
+    def test_uniform_and_jest_start_from_the_same_weights(self):
+        settings = config.load_config(f"{self.learner}/config.json")
+        uniform = config.load_config(
+            f"{ROOT}/configs/quickstart_uniform.py", SHRUNK
+        )
+        for left, right in zip(
+            models.build_learner(settings, 300).weights,
+            models.build_learner(uniform, 300).weights,
+            strict=True,
+        ):
+            self.assertAllEqual(left, right)
+
+    def test_mistakes_end_with_one_clear_line(self):
+        missing = os.path.join(self.folder.name, "missing")
+        cases = (
+            (
+                ("jest", missing, *self.jest, "reference.workdir=/nowhere"),
+                "finished run",
+            ),
+            (("jest", missing, "selection.batch_size=25"), "b=25, B=24"),
+            (("jest", missing, "selection.chunks=2"), "Fields of SelectionC"),
+            (("uniform", missing, "data.train=/nowhere/*"), "/nowhere"),
+            (("jest", self.learner, *self.jest, "seed=1"), "seed=0"),
+        )
+        for arguments, message in cases:
+            with self.subTest(arguments), self.assertRaises(SystemExit) as stop:
+                run(*arguments)
+            self.assertRegex(str(stop.exception), message)
+            self.assertStartsWith(str(stop.exception), "error: ")
+        self.assertFalse(os.path.exists(missing))
+
+
+def _fail_at_the_end(save):
+    """Saves as ever until the last checkpoint, then stops like Ctrl-C."""
+
+    def stop(model, path):
+        if path.endswith("step-000000005.weights.h5"):
+            raise KeyboardInterrupt
+        save(model, path)
+
+    return stop
+
+
+class ErrorsTest(tf.test.TestCase):
+    @pytest.mark.slow
+    def test_a_run_stopped_by_damaged_records_ends_its_process(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        shard = os.path.join(folder.name, "half-00000.tfrecord")
+        shipped = stores.open_store(f"{DATA}/val_concept-*.tfrecord")
+        test_store.write_shard(
+            shard,
+            [
+                test_store.serialize(
+                    # Every second one is cut in the middle.
+                    image=record.image[: len(record.image) // (1 + row % 2)],
+                    caption=record.captions[0],
+                )
+                for row, record in enumerate(shipped.read(np.arange(200)))
+            ],
+        )
+        # TensorFlow's threads once held such a process up for ever.
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "trainers.train", "--config"),
+                f"{ROOT}/configs/quickstart_reference.py",
+                *("--workdir", f"{folder.name}/run", "--set", *SHRUNK),
+                *(f"data.train={shard}", "evaluation.data="),
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+        self.assertEqual(ended.returncode, 1)
+        self.assertRegex(
+            ended.stderr,
+            r"error: Too many records cannot be read: \d+ of \d+ drawn.* "
+            "`data.max_fault_rate`=0.01.*damaged picture",
+        )
+
+
+@pytest.mark.slow
+class QuickstartTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.root = pathlib.Path(folder.name)
+        cls.runs = cls.root / "runs"
+        _run_quickstart(cls.runs)
+
+    def test_the_quickstart_trains_compares_and_reports(self):
+        text = (self.runs / "report.md").read_text()
+        for name in ("curves.png", "gallery.png"):
+            picture = tf.io.decode_png((self.runs / name).read_bytes())
+            self.assertGreater(np.std(picture), 1.0)
+        tables = re.findall(r"^\| JEST .*$", text, re.M)
+        cells = [cell.strip() for cell in tables[0].split("|")[2:-1]]
+        last = lines(self.runs / "jest", "metrics.jsonl")[-1]
+        counted = (
+            last[f"flops/{one}"] for one in ("step", "no_reuse", "reuse")
+        )
+        self.assertEqual(
+            cells,
+            [
+                # Steps; examples cascaded, drawn, scored, trained.
+                *("4", "0", "96", "96", "32"),
+                *(f"{one / 1e12:,.1f}" for one in counted),
+            ],
+        )
+        best = re.search(r"^\| cascade, distilled *\|(.*)$", text, re.M)[1]
+        self.assertEqual(
+            [cell.strip() for cell in best.split("|")[:5]],
+            ["4", f"{4 * 1280:,}", "96", "0", "32"],
+        )
+        distances = [
+            row["train/distillation"]
+            for row in lines(self.runs / "best", "metrics.jsonl")
+        ]
+        self.assertLess(distances[-1], distances[0])
+        measured = lines(self.runs / "jest", "evaluation.jsonl")[-1]
+        mrr = measured["eval/test_concept/image_to_text/mrr"]
+        self.assertIn(f" {100 * mrr:.1f} ", tables[2])
+        # Curves may be drawn over what the steps up to an evaluation cost.
+        for name in ("flops/step", "examples/trained"):
+            self.assertEqual(measured[name], last[name])
+
+    def test_publishing_replaces_the_block_in_the_readme(self):
+        (self.root / "docs").mkdir()
+        readme = self.root / "README.md"
+        readme.write_text(
+            "before\n<!-- quickstart:begin -->\nold\n"
+            "<!-- quickstart:end -->\nafter\n"
+        )
+        quickstart_report.publish(self.runs, [0], self.root)
+        text = readme.read_text()
+        self.assertNotIn("old", text)
+        self.assertStartsWith(text, "before\n<!-- quickstart:begin -->\n")
+        self.assertEndsWith(text, "<!-- quickstart:end -->\nafter\n")
+        table = quickstart_report.tables(self.runs, [0])
+        self.assertIn(table, text)
+        self.assertIn(table, (self.root / "docs/quickstart.md").read_text())
+
+
+def _run_quickstart(runs):
+    shrunk = [
+        f"evaluation.data={DATA}/val_concept-*.tfrecord,"
+        f"{DATA}/test_concept-*.tfrecord",
+        "steps=4",
+        "data.super_batch_size=24",
+        "data.vocabulary_size=400",
+        "optimizer.warmup_steps=1",
+        "evaluation.every_steps=2",
+        "evaluation.log_every_steps=2",
+        "selection.num_chunks=4",
+        "selection.batch_size=8",
+    ]
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        quickstart.main(["--runs", str(runs), "--set", *shrunk])

@@ -1,0 +1,87 @@
+"""The metrics of a step: means, sums, and what a file keeps of them."""
+
+import types
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config
+from jest_tf.training import metrics as metrics_lib
+
+JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
+
+
+def results(metrics):
+    return {one.name: float(one.result()) for one in metrics.shown}
+
+
+class StepMetricsTest(tf.test.TestCase):
+    def test_a_draw_is_told_as_far_as_it_is_scored(self):
+        losses = {
+            model: {
+                f"select/{model}_loss_{rows}" for rows in ("kept", "dropped")
+            }
+            for model in ("learner", "reference")
+        }
+        scores = {"select/score", "select/uniform_score"}
+        for settings, more in (
+            (None, set()),
+            (config.SelectionConfig("uniform", batch_size=8), set()),
+            (JOINT, scores | losses["learner"] | losses["reference"]),
+            (
+                config.SelectionConfig(
+                    "top", batch_size=8, criterion="hard_learner"
+                ),
+                scores | losses["learner"],
+            ),
+        ):
+            metrics = metrics_lib.StepMetrics(settings)
+            self.assertEqual(
+                set(results(metrics)), {"loss", "scale", "bias"} | more
+            )
+
+    def test_the_shares_of_replicas_add_up_to_one_replicas_steps(self):
+        alone = metrics_lib.StepMetrics(None)
+        shares = [metrics_lib.StepMetrics(None) for _ in range(4)]
+        replicas = types.SimpleNamespace(num_replicas=4)
+        for value in (1.0, 2.5):
+            alone.update({"loss": value})
+            for one in shares:
+                one.update({"loss": value}, replicas)
+        # Two steps, of which the mean is 3.5 / 2.
+        self.assertEqual(alone.result("loss"), 1.75)
+        (loss,) = (one for one in alone.shown if one.name == "loss")
+        self.assertAllEqual(loss.variables, [3.5, 2.0])
+        totals = sum(np.array(one.shown[0].variables) for one in shares)
+        self.assertAllEqual(totals, [3.5, 2.0])
+
+    def test_rows_that_were_replaced_are_shown_where_they_are_told(self):
+        metrics = metrics_lib.StepMetrics(None)
+        metrics.count_replaced({"image": tf.zeros([4])})
+        self.assertNotIn("data/captions_replaced", results(metrics))
+        for _ in range(2):
+            metrics.count_replaced({"caption_replaced": [True, False, True]})
+        found = results(metrics)
+        self.assertEqual(found["data/captions_replaced"], 4.0)
+        self.assertNotIn("data/records_replaced", found)
+
+    def test_what_a_file_holds_goes_on(self):
+        metrics, store = metrics_lib.StepMetrics(JOINT), {}
+        metrics.update({"loss": 3.0, "select/score": 0.5})
+        metrics.count_replaced({"record_replaced": [True]})
+        metrics.save(store)
+        self.assertAllEqual(store["select.score"], [0.5, 1.0])
+        self.assertIn("data.captions_replaced", store)
+        del store["loss"]  # of a file that knows it not
+        loaded = metrics_lib.StepMetrics(JOINT)
+        loaded.load(store)
+        loaded.count_replaced({"record_replaced": [True]})
+        loaded.update({"loss": 1.0, "select/score": 1.5})
+        found = results(loaded)
+        self.assertEqual(found["data/records_replaced"], 2.0)
+        self.assertEqual(found["select/score"], 1.0)
+        self.assertEqual(found["loss"], 1.0)
+
+
+if __name__ == "__main__":
+    tf.test.main()

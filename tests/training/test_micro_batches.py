@@ -1,0 +1,188 @@
+"""The gradient by micro-batches against that of the whole batch."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+from jest_tf import losses
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import layers
+from jest_tf.training import micro_batches
+
+ROWS = 12
+
+
+def batch():
+    (arrays,) = tiny.super_batches(rows=ROWS)
+    return {name: tf.constant(value) for name, value in arrays.items()}
+
+
+def gradients(learner, size, loss=losses.sigmoid_loss, **more):
+    value, embeddings, found = micro_batches.gradients(
+        learner,
+        batch(),
+        loss,
+        variables=learner.trainable_variables,
+        micro_batch_size=size,
+        **more,
+    )
+    return value, embeddings, found
+
+
+class MicrobatchTest(tf.test.TestCase):
+    def assert_equal(self, found, expected, tolerance=1e-6):
+        """Each gradient, relative to its largest entry."""
+        self.assertEqual(len(found), len(expected))
+        for one, other in zip(found, expected, strict=True):
+            scale = np.abs(other).max() or 1.0
+            self.assertAllClose(one / scale, other / scale, 0, tolerance)
+
+    def test_the_gradient_is_that_of_the_whole_batch(self):
+        for loss in (losses.sigmoid_loss, losses.softmax_loss):
+            learner = tiny.learner(
+                0,
+                extra=[
+                    keras.layers.Dense(
+                        6,
+                        "relu",
+                        kernel_initializer=keras.initializers.Orthogonal(
+                            seed=1
+                        ),
+                        kernel_regularizer="l2",
+                    )
+                ],
+            )
+            value, embeddings, expected = gradients(learner, None, loss)
+            # The definition, with nothing of ours between.
+            with tf.GradientTape() as tape:
+                direct = loss(learner(batch(), training=True))
+                total = direct + sum(learner.losses)
+            direct_gradients = tape.gradient(total, learner.trainable_variables)
+            self.assertAllClose(value, direct)
+            self.assert_equal(
+                expected, [tf.convert_to_tensor(g) for g in direct_gradients]
+            )
+            for size in (1, 2, 4, 6):
+                again, same, found = gradients(learner, size, loss)
+                self.assertAllClose(again, value, 1e-6)
+                for one, other in zip(same, embeddings, strict=True):
+                    self.assertAllClose(one, other, 1e-6, 1e-6)
+                self.assert_equal(found, expected)
+
+    def test_it_is_the_same_in_a_graph_and_under_xla(self):
+        learner = tiny.learner(0)
+        _, _, expected = gradients(learner, None)
+        for jit_compile in (False, True):
+            found = tf.function(
+                lambda: gradients(learner, 4)[2], jit_compile=jit_compile
+            )()
+            self.assert_equal(found, expected, 1e-5)
+
+    def test_both_passes_drop_the_same_units(self):
+        learner, twin = (
+            tiny.learner(0, extra=[layers.Dropout(0.5, seed=3)])
+            for _ in range(2)
+        )
+        for _ in range(2):  # the second time from another state
+            _, embeddings, found = gradients(learner, 4)
+            with tf.GradientTape() as tape:
+                parts = [
+                    twin(
+                        {n: v[i : i + 4] for n, v in batch().items()},
+                        training=True,
+                    )
+                    for i in (0, 4, 8)
+                ]
+                whole = parts[0]._replace(
+                    image=tf.concat([part.image for part in parts], 0),
+                    text=tf.concat([part.text for part in parts], 0),
+                )
+                loss = losses.sigmoid_loss(whole)
+            expected = tape.gradient(loss, twin.trainable_variables)
+            self.assertAllClose(embeddings.image, whole.image)
+            self.assert_equal(
+                found, [tf.convert_to_tensor(one) for one in expected]
+            )
+
+    def test_statistics_take_each_row_in_once(self):
+        learner, twin = (
+            tiny.learner(0, extra=[keras.layers.BatchNormalization()])
+            for _ in range(2)
+        )
+        gradients(learner, 4)
+        for start in (0, 4, 8):
+            part = {n: v[start : start + 4] for n, v in batch().items()}
+            twin(part, training=True)
+        for one, other in zip(
+            learner.non_trainable_variables,
+            twin.non_trainable_variables,
+            strict=True,
+        ):
+            self.assertAllClose(one, other)
+
+    def test_what_has_no_part_gets_no_gradient(self):
+        learner = tiny.learner(0)
+        idle = keras.Variable([1.0, 2.0])
+        for size in (None, 4):
+            _, _, (found, last) = micro_batches.gradients(
+                learner,
+                batch(),
+                losses.sigmoid_loss,
+                variables=[idle, learner.trainable_variables[-1]],
+                micro_batch_size=size,
+            )
+            self.assertIsNone(found)
+            self.assertAllGreater(tf.norm(last), 0.0)
+
+    def test_scaled_losses_and_shares_of_regularizers(self):
+        def learner():
+            return tiny.learner(
+                0,
+                extra=[
+                    keras.layers.Dense(
+                        6,
+                        "relu",
+                        kernel_initializer=keras.initializers.Orthogonal(
+                            seed=1
+                        ),
+                        kernel_regularizer="l2",
+                    )
+                ],
+            )
+
+        _, _, once = gradients(learner(), None)
+        _, _, shared = gradients(learner(), None, num_replicas=4)
+        self.assertNotAllClose(once[4], shared[4], 1e-4)
+        for size in (None, 4):
+            _, _, found = gradients(
+                learner(),
+                size,
+                num_replicas=4,
+                scale_loss=lambda loss: 8.0 * loss,
+            )
+            self.assert_equal(found, [8.0 * one for one in shared])
+
+    def test_embeddings_of_any_type_are_put_together_in_float32(self):
+        def encode(part):
+            rows = tf.cast(tf.reshape(part["text"], [-1, 6]), tf.bfloat16)
+            one = tf.constant(1.0, tf.float16)
+            return Embeddings(rows, 2 * rows, one, one)
+
+        text = np.arange(24).reshape(4, 6)
+        parts = {"image": tf.zeros([4, 1]), "text": tf.constant(text)}
+        found = micro_batches.embed(encode, parts, 2)
+        self.assertEqual({value.dtype for value in found}, {tf.float32})
+        self.assertAllEqual(found.image, text)
+        self.assertAllEqual(found.text, 2 * text)
+        self.assertAllEqual([found.scale, found.bias], [1.0, 1.0])
+
+    def test_a_size_that_does_not_divide_is_refused(self):
+        with self.assertRaisesRegex(
+            ValueError, "`micro_batch_size` .* 5, b/R=12, R=2"
+        ):
+            gradients(tiny.learner(), 5, num_replicas=2)
+
+
+if __name__ == "__main__":
+    tf.test.main()
