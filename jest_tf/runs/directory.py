@@ -2,8 +2,7 @@
 
 It holds the settings, resolved, and what the run began with: versions, machine
 and revision. A process that continues a run must have the same settings and
-read the same data. Checkpoints and logs are the business of `runs/checkpoints.py` and
-`runs/log.py`.
+read the same data.
 """
 
 import contextlib
@@ -18,11 +17,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from jest_tf.runs import checkpoints
-from jest_tf.models import reference
-from jest_tf.runs import interruptions
 from jest_tf import config as config_lib
 from jest_tf.data import stores
+from jest_tf.models import reference
+from jest_tf.runs import checkpoints, interruptions
 
 VERSIONS_FILE = "versions.json"
 DATA_FILE = "data.json"

@@ -1,11 +1,11 @@
 """What the selection does, step by step: whom it keeps, drops and repeats.
 
-Everything is made on the host from what a step tells anyway (`training/row_outputs.py`),
+Everything is made on the host from what a step tells anyway, `training/row_outputs.py`,
 so the graph of a step is the same with and without; the figures of rows are
 fetched and summed up at logged steps alone. All of it is a function of the
 settings and the step, the same in a run that was killed and continued.
 
-`evaluation/draw_comparison.py` measures more on demand; `reports/run_page.py` shows it.
+`evaluation/draw_comparison.py` measures more on demand.
 """
 
 import json
@@ -15,10 +15,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.runs import checkpoints
-from jest_tf import selection
 from jest_tf import config as config_lib
+from jest_tf import selection
 from jest_tf.data import stream
+from jest_tf.runs import checkpoints
 
 # The quantiles of a distribution that `telemetry.jsonl` holds.
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)

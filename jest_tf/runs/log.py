@@ -1,9 +1,7 @@
 """What a run did and what it cost, step by step, while `fit` runs.
 
 Examples are counted three times: *drawn* by the stream, *scored* by the
-selection, *trained* on. FLOPs are those of the traced steps, see `training/flops.py`;
-parts of a step are timed by `runs/step_timing.py`, and what else a run takes of its
-machine is measured by `runs/resources.py`.
+selection, *trained* on. FLOPs are those of the traced steps, `training/flops.py`.
 
 Of a line of the log, `seconds` and what is named `time/...`, `memory/...` and
 `energy/...` are measured; everything else is a function of the settings and the
@@ -22,11 +20,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.runs import checkpoints
-from jest_tf.runs import progress
 from jest_tf import config as config_lib
-from jest_tf.runs import resources
-from jest_tf.runs import draw_log
+from jest_tf.runs import checkpoints, draw_log, progress, resources
 
 # Seconds between two lines of progress: on a terminal, where they overwrite
 # each other, and in a file.

@@ -1,6 +1,6 @@
 """What a run takes of its machine: peak memory, and energy.
 
-Seconds are in `runs/log.py` and `runs/step_timing.py`. Energy needs the package codecarbon
+Energy needs the package codecarbon
 (`pip install codecarbon`), which is imported only where it is asked for.
 """
 

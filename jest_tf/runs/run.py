@@ -16,25 +16,22 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.runs import checkpoints as checkpoints_lib
-from jest_tf import distribution
-from jest_tf import evaluation
-from jest_tf.runs import log as log_lib
-from jest_tf.runs import resources
-from jest_tf import models
-from jest_tf.runs import step_timing
-from jest_tf.runs import progress
-from jest_tf.models import reference
-from jest_tf.runs import directory
-from jest_tf.runs import interruptions
-from jest_tf.runs import draw_log
-from jest_tf import training
 from jest_tf import config as config_lib
-from jest_tf.data import cascade
+from jest_tf import distribution, evaluation, models, training
+from jest_tf.data import cascade, pipeline, preprocessing
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data import pipeline
-from jest_tf.data import preprocessing
 from jest_tf.data import stores as stores_lib
+from jest_tf.models import reference
+from jest_tf.runs import checkpoints as checkpoints_lib
+from jest_tf.runs import (
+    directory,
+    draw_log,
+    interruptions,
+    progress,
+    resources,
+    step_timing,
+)
+from jest_tf.runs import log as log_lib
 
 
 def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
@@ -353,7 +350,8 @@ def _attempt(config, workdir, inputs, signals):
     if faults.num_replaced:
         _say(
             f"{faults.num_replaced:,} of {faults.num_drawn:,} records drawn "
-            f"could not be read and were replaced: {checkpoints_lib.FAULTS_FILE}"
+            "could not be read and were replaced: "
+            f"{checkpoints_lib.FAULTS_FILE}"
         )
     path = os.path.join(inputs.output, reference.WEIGHTS_FILE)
     checkpoints_lib.save_weights(learner, path)
