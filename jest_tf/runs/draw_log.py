@@ -1,6 +1,6 @@
 """What the selection does, step by step: whom it keeps, drops and repeats.
 
-Everything is made on the host from what a step tells anyway, `training/row_outputs.py`,
+Everything is made on the host from `training/row_outputs.py`,
 so the graph of a step is the same with and without; the figures of rows are
 fetched and summed up at logged steps alone. All of it is a function of the
 settings and the step, the same in a run that was killed and continued.

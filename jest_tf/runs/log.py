@@ -1,7 +1,7 @@
 """What a run did and what it cost, step by step, while `fit` runs.
 
 Examples are counted three times: *drawn* by the stream, *scored* by the
-selection, *trained* on. FLOPs are those of the traced steps, `training/flops.py`.
+selection, *trained* on. FLOPs are those of the traced steps.
 
 Of a line of the log, `seconds` and what is named `time/...`, `memory/...` and
 `energy/...` are measured; everything else is a function of the settings and the
