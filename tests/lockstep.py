@@ -8,6 +8,7 @@ need a graph or Keras take a strategy over virtual devices.
 import threading
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -112,6 +113,18 @@ def mirrored(num_replicas):
         [f"CPU:{number}" for number in range(num_replicas)],
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
+
+
+def share(values, replica, num_replicas):
+    """The rows of a nest of arrays that a replica holds; scalars stay."""
+
+    def cut(value):
+        if np.ndim(value) == 0:
+            return value
+        rows = len(value) // num_replicas
+        return value[replica * rows : (replica + 1) * rows]
+
+    return tf.nest.map_structure(cut, values)
 
 
 # As many as any test takes. Before TensorFlow starts, so when it is imported.

@@ -235,3 +235,51 @@ def choose_in_turns(similar, labels, size, left_out=()):
             if len(taken) < size + len(left_out):
                 taken.append(int(np.argmax(nearness)))
     return taken[len(left_out) :]
+
+
+def masked_crc32c(data):
+    """Masked CRC-32C as its definition states it: one bit at a time."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) % 2**32 + 0xA282EAD8) % 2**32
+
+
+MASK = 2**64 - 1
+
+
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(value):
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & MASK
+    return value ^ value >> 31
+
+
+def position_hash(seed, position, salt):
+    key = mix(mix(seed + GOLDEN & MASK) + 3 * mix(salt + GOLDEN & MASK) & MASK)
+    return mix(mix(position + GOLDEN & MASK) ^ key)
+
+
+def row_at(num_records, seed, position):
+    """The row at one position in Python integers, a value at a time."""
+    epoch, value = divmod(position, num_records)
+    key = position_hash(seed, epoch, int.from_bytes(b"order", "big"))
+    half = 1
+    while 4**half < num_records:
+        half += 1
+    while True:
+        left, right = divmod(value, 2**half)
+        for i in range(1, 13):
+            mixed = mix((key + i * GOLDEN & MASK) ^ right)
+            left, right = right, left ^ mixed >> 64 - half
+        value = left * 2**half + right
+        if value < num_records:
+            break
+    if num_records > 1 and value < 2 and key & 1:
+        value = 1 - value
+    return value

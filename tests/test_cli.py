@@ -14,8 +14,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import shard_files
 import tensorflow as tf
-import test_store
 
 from examples import quickstart, quickstart_report
 from jest_tf import config, models
@@ -334,10 +334,10 @@ class ErrorsTest(tf.test.TestCase):
         self.addCleanup(folder.cleanup)
         shard = os.path.join(folder.name, "half-00000.tfrecord")
         shipped = stores.open_store(f"{DATA}/val_concept-*.tfrecord")
-        test_store.write_shard(
+        shard_files.write_shard(
             shard,
             [
-                test_store.serialize(
+                shard_files.serialize(
                     # Every second one is cut in the middle.
                     image=record.image[: len(record.image) // (1 + row % 2)],
                     caption=record.captions[0],

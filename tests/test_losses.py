@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import graphs
 import numpy as np
 import oracles
+import random_embeddings
 import tensorflow as tf
 
 from jest_tf import losses
@@ -23,42 +25,6 @@ LOSSES = {
     "sigmoid": (losses.sigmoid_loss, oracles.sigmoid_loss),
     "softmax": (losses.softmax_loss, oracles.softmax_loss),
 }
-
-
-def embeddings(size, dim, seed=0, scale=10.0, bias=-10.0):
-    random = np.random.default_rng(seed)
-    parts = random.normal(size=(2, size, dim))
-    parts /= np.linalg.norm(parts, axis=2, keepdims=True)
-    return Embeddings(*np.float32(parts), np.float32(scale), np.float32(bias))
-
-
-def value_and_gradients(loss, parts, jit_compile=None, **options):
-    parts = Embeddings(*map(tf.convert_to_tensor, parts))
-
-    def run(parts):
-        with tf.GradientTape() as tape:
-            tape.watch(parts)
-            value = loss(parts, **options)
-        return value, tape.gradient(value, parts)
-
-    if jit_compile is None:
-        return run(parts)
-    return tf.function(run, jit_compile=jit_compile)(parts)
-
-
-def shapes_in(graph):
-    """The static shapes of all that a graph and its functions form."""
-    shapes = [
-        output.shape.as_list()
-        for operation in graph.get_operations()
-        for output in operation.outputs
-        if output.shape.is_fully_defined()
-    ]
-    for function in graph._functions.values():
-        inner = getattr(function, "graph", None)
-        if inner is not None:
-            shapes += shapes_in(inner)
-    return shapes
 
 
 class LossValueTest(tf.test.TestCase):
@@ -95,7 +61,9 @@ class LossValueTest(tf.test.TestCase):
             (2, 13, 40), losses.EQUAL_IDS, LOSSES
         ):
             fast, slow = LOSSES[name]
-            parts = embeddings(size, 9, seed=size, scale=14.0, bias=-6.0)
+            parts = random_embeddings.unrelated(
+                size, 9, seed=size, scale=14.0, bias=-6.0
+            )
             ids = np.random.default_rng(size).integers(0, size // 2 + 1, size)
             with self.subTest(size=size, mode=mode, loss=name):
                 self.assertAllClose(
@@ -105,7 +73,7 @@ class LossValueTest(tf.test.TestCase):
                 )
 
     def test_ids_in_parts_are_equal_where_all_parts_are(self):
-        parts = embeddings(6, 4, scale=9.0, bias=-2.0)
+        parts = random_embeddings.unrelated(6, 4, scale=9.0, bias=-2.0)
         # Equal halves of 32 bits, low and high, of numbers that differ.
         ids = np.int64([1, 1 + 2**32, 2 + 2**32, 1, 2**33, 0])
         halves = ids.view(np.int32).reshape(6, 2)
@@ -125,13 +93,13 @@ class LossValueTest(tf.test.TestCase):
 
     def test_extreme_logits_stay_finite_and_exact(self):
         for scale, bias in ((500.0, 0.0), (1e-3, -300.0), (800.0, -400.0)):
-            parts = embeddings(17, 5, scale=scale, bias=bias)
+            parts = random_embeddings.unrelated(17, 5, scale=scale, bias=bias)
             for name, (fast, slow) in LOSSES.items():
                 with self.subTest(scale=scale, bias=bias, loss=name):
                     self.assertAllClose(fast(parts), slow(parts), rtol=2e-5)
 
     def test_bfloat16_embeddings_are_scored_in_float32(self):
-        parts = embeddings(12, 8)
+        parts = random_embeddings.unrelated(12, 8)
         rounded = Embeddings(*(tf.cast(part, tf.bfloat16) for part in parts))
         widened = Embeddings(*(tf.cast(part, tf.float32) for part in rounded))
         for fast, slow in LOSSES.values():
@@ -142,16 +110,18 @@ class LossValueTest(tf.test.TestCase):
 
 class BlockwiseTest(tf.test.TestCase):
     def test_blocks_give_the_dense_value_and_gradients(self):
-        parts = embeddings(23, 7, scale=12.0, bias=-8.0)
+        parts = random_embeddings.unrelated(23, 7, scale=12.0, bias=-8.0)
         ids = np.random.default_rng(1).integers(0, 6, 23)
         for (name, (loss, _)), mode in itertools.product(
             LOSSES.items(), losses.EQUAL_IDS
         ):
-            dense = value_and_gradients(loss, parts, ids=ids, equal_ids=mode)
+            dense = graphs.value_and_gradients(
+                loss, parts, ids=ids, equal_ids=mode
+            )
             for block_size, jit in itertools.product(
                 (1, 5, 23, 100), (False, True)
             ):
-                blocks = value_and_gradients(
+                blocks = graphs.value_and_gradients(
                     loss,
                     parts,
                     jit_compile=jit,
@@ -166,14 +136,17 @@ class BlockwiseTest(tf.test.TestCase):
 
     def test_gradients_equal_finite_differences_of_the_oracle(self):
         parts = Embeddings(
-            *(np.float64(part) for part in embeddings(6, 3, scale=4.0))
+            *(
+                np.float64(part)
+                for part in random_embeddings.unrelated(6, 3, scale=4.0)
+            )
         )
         ids = [0, 1, 1, 2, 2, 2]
         step = 1e-5
         for (fast, slow), mode in itertools.product(
             LOSSES.values(), losses.EQUAL_IDS
         ):
-            _, gradients = value_and_gradients(
+            _, gradients = graphs.value_and_gradients(
                 fast,
                 [np.float32(part) for part in parts],
                 ids=ids,
@@ -194,7 +167,7 @@ class BlockwiseTest(tf.test.TestCase):
 
     def test_no_logits_of_the_whole_batch_are_formed(self):
         size, block = 64, 8
-        parts = embeddings(size, 4)
+        parts = random_embeddings.unrelated(size, 4)
 
         @tf.function
         def step(parts):
@@ -206,7 +179,7 @@ class BlockwiseTest(tf.test.TestCase):
         graph = step.get_concrete_function(
             Embeddings(*(tf.constant(part) for part in parts))
         ).graph
-        shapes = shapes_in(graph)
+        shapes = graphs.shapes_in(graph)
         self.assertIn([block, size], shapes)
         self.assertNotIn([size, size], shapes)
 
@@ -226,11 +199,13 @@ class FeatureDistillationTest(tf.test.TestCase):
         self.assertAllClose(losses.feature_distillation(*parts), 6.0 / 2)
 
     def test_value_and_gradients_are_those_of_the_oracle(self):
-        learner, reference = (embeddings(7, 5, seed) for seed in (1, 2))
+        learner, reference = (
+            random_embeddings.unrelated(7, 5, seed) for seed in (1, 2)
+        )
         reference = Embeddings(*map(tf.constant, reference))
         expected = oracles.feature_distillation(learner, reference)
         for jit_compile in (None, False, True):
-            value, found = value_and_gradients(
+            value, found = graphs.value_and_gradients(
                 lambda parts: losses.feature_distillation(parts, reference),
                 learner,
                 jit_compile,
@@ -246,8 +221,8 @@ class FeatureDistillationTest(tf.test.TestCase):
             self.assertIsNone(found.bias)
 
     def test_the_reference_gets_no_gradient(self):
-        parts = [embeddings(3, 4, seed) for seed in (1, 2)]
-        _, found = value_and_gradients(
+        parts = [random_embeddings.unrelated(3, 4, seed) for seed in (1, 2)]
+        _, found = graphs.value_and_gradients(
             lambda reference: losses.feature_distillation(
                 Embeddings(*map(tf.constant, parts[0])), reference
             ),
@@ -258,7 +233,10 @@ class FeatureDistillationTest(tf.test.TestCase):
     def test_narrow_floats_are_compared_in_float32(self):
         parts = [
             Embeddings(
-                *(tf.cast(value, dtype) for value in embeddings(6, 4, seed))
+                *(
+                    tf.cast(value, dtype)
+                    for value in random_embeddings.unrelated(6, 4, seed)
+                )
             )
             for seed, dtype in ((1, tf.bfloat16), (2, tf.float16))
         ]
@@ -276,9 +254,13 @@ class FeatureDistillationTest(tf.test.TestCase):
         )
 
     def test_other_widths_and_rows_are_named(self):
-        learner = Embeddings(*map(tf.constant, embeddings(6, 4)))
+        learner = Embeddings(
+            *map(tf.constant, random_embeddings.unrelated(6, 4))
+        )
         for rows, dim in ((6, 5), (5, 4)):
-            other = Embeddings(*map(tf.constant, embeddings(rows, dim)))
+            other = Embeddings(
+                *map(tf.constant, random_embeddings.unrelated(rows, dim))
+            )
             with self.assertRaisesRegex(
                 ValueError,
                 rf"`distillation_weight`.*\(6, 4\) and \({rows}, {dim}\)",
@@ -288,7 +270,7 @@ class FeatureDistillationTest(tf.test.TestCase):
 
 class LossErrorTest(tf.test.TestCase):
     def test_bad_arguments_are_named(self):
-        parts = embeddings(4, 3)
+        parts = random_embeddings.unrelated(4, 3)
         cases = (
             (dict(equal_ids="merge"), "`equal_ids` must be one of"),
             (dict(equal_ids="ignore"), "needs `ids`"),
@@ -304,9 +286,13 @@ class LossErrorTest(tf.test.TestCase):
                         loss(parts, **options)
 
     def test_shapes_that_do_not_fit_are_named(self):
-        parts = embeddings(4, 3)._replace(text=np.zeros((5, 3), np.float32))
+        parts = random_embeddings.unrelated(4, 3)._replace(
+            text=np.zeros((5, 3), np.float32)
+        )
         with self.assertRaisesRegex(ValueError, r"\(4, 3\) and \(5, 3\)"):
             losses.sigmoid_loss(parts)
-        flat = embeddings(4, 3)._replace(image=np.zeros(4), text=np.zeros(4))
+        flat = random_embeddings.unrelated(4, 3)._replace(
+            image=np.zeros(4), text=np.zeros(4)
+        )
         with self.assertRaisesRegex(ValueError, r"must both be \[b, dim\]"):
             losses.softmax_loss(flat)

@@ -5,8 +5,8 @@ import os
 
 import keras
 import numpy as np
+import shard_files
 import tensorflow as tf
-import test_store
 
 from jest_tf import models
 from jest_tf.models import towers
@@ -106,13 +106,13 @@ def write_shard(path, rows=20, seed=0, damaged=()):
             image = image[:10] if row % 2 else image[:-20]
         words = random.choice(list(VOCABULARY[2:]), TEXT_LENGTH - 1)
         payloads.append(
-            test_store.serialize(
+            shard_files.serialize(
                 image=image,
                 caption=" ".join(words),
                 id=100 + row,
             )
         )
-    return test_store.write_shard(path, payloads)
+    return shard_files.write_shard(path, payloads)
 
 
 def read_lines(workdir, name):

@@ -8,9 +8,8 @@ import itertools
 
 import lockstep
 import numpy as np
+import random_embeddings
 import tensorflow as tf
-from test_replicas import share
-from test_selection import models
 
 from benchmarks import traffic
 from jest_tf import losses, selection
@@ -39,14 +38,14 @@ def setup_of(num_replicas, **changes):
 
 def calls_of_a_step(setup):
     """The collectives that each replica calls, as (kind, shape, dtype)."""
-    learner, reference = models(setup.super_batch_size)
+    learner, reference = random_embeddings.models(setup.super_batch_size)
     batch = {
         name: np.zeros([setup.super_batch_size, *shape], dtype)
         for name, (shape, dtype) in setup.rows.items()
     }
 
     def step(replicas):
-        own = share(
+        own = lockstep.share(
             (learner, reference, batch),
             int(replicas.replica_id),
             setup.num_replicas,

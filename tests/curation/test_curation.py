@@ -14,15 +14,14 @@ import tempfile
 import time
 from unittest import mock
 
+import cascade_cases
+import html_elements
 import numpy as np
 import oracles
 import pytest
+import shard_files
+import sidecar_files
 import tensorflow as tf
-import test_cascade
-import test_file_format
-import test_manifest
-import test_run_page
-import test_store
 
 from jest_tf import config, curation, models, runs, selection
 from jest_tf.curation import by_similarity
@@ -39,8 +38,8 @@ from trainers import embed as embed_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MINI = f"{ROOT}/examples/icontext_mini"
-DIM = test_cascade.DIM
-BAD = (*test_cascade.INVALID, test_cascade.BLANK)
+DIM = cascade_cases.DIM
+BAD = (*cascade_cases.INVALID, cascade_cases.BLANK)
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
     reason="Apache Beam is not installed",
@@ -56,13 +55,13 @@ class ScoresTestCase(tf.test.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
-        cls.store, cls.image, cls.text, cls.starts = test_cascade.write_store(
+        cls.store, cls.image, cls.text, cls.starts = cascade_cases.write_store(
             folder.name
         )
         counts = np.diff(cls.starts)
         cls.learner = (
-            test_file_format.unit_rows(80, 8, DIM),
-            test_file_format.unit_rows(int(counts.sum()), 9, DIM),
+            sidecar_files.unit_rows(80, 8, DIM),
+            sidecar_files.unit_rows(int(counts.sum()), 9, DIM),
         )
         cls.learner_dir = os.path.join(folder.name, "learner")
         embed.write_arrays(
@@ -113,7 +112,7 @@ class ChoiceTest(ScoresTestCase):
             numbers = reader.caption_numbers(key, positions)
             captions = []
             for row, number in zip(rows, numbers, strict=True):
-                choices = reader.candidates(test_cascade.captions_of(row))
+                choices = reader.candidates(cascade_cases.captions_of(row))
                 choice = choices[number % len(choices)]
                 captions.append(self.starts[row] + choice)
             for number, places in enumerate(
@@ -244,7 +243,7 @@ class ChoiceTest(ScoresTestCase):
             self.store,
             self.image,
             self.text[:0],
-            test_cascade.DESCRIPTION,
+            cascade_cases.DESCRIPTION,
             folder,
             captions=np.zeros(80, int),
             valid=np.zeros(80, bool),
@@ -269,8 +268,8 @@ class ChoiceTest(ScoresTestCase):
         store = stores.open_store(os.path.join(folder, "*.tfrecord"))
         embed.write_arrays(
             store,
-            *(test_file_format.unit_rows(100, seed, DIM) for seed in (1, 2)),
-            test_cascade.DESCRIPTION,
+            *(sidecar_files.unit_rows(100, seed, DIM) for seed in (1, 2)),
+            cascade_cases.DESCRIPTION,
         )
 
         def curate(name):
@@ -504,9 +503,9 @@ class ReportTest(ScoresTestCase):
         image = np.float32(np.float16(self.image))
         cosines = image[queries] @ image[rows].T
         cosines[queries[:, None] == rows] = -np.inf
-        bad = np.isin(rows, test_cascade.INVALID)
+        bad = np.isin(rows, cascade_cases.INVALID)
         cosines[:, bad] = -np.inf
-        cosines[np.isin(queries, test_cascade.INVALID)] = -np.inf
+        cosines[np.isin(queries, cascade_cases.INVALID)] = -np.inf
         expected = rows[cosines.argmax(1)]
         expected[np.isinf(cosines.max(1))] = -1
         sidecars = sidecars_lib.Sidecars(self.store)
@@ -543,10 +542,10 @@ class ReportTest(ScoresTestCase):
         folder = self.output()
         path = os.path.join(folder, "a.tfrecord")
         good = tf.io.encode_png(np.zeros([3, 3, 3], np.uint8)).numpy()
-        test_store.write_shard(
+        shard_files.write_shard(
             path,
             [
-                test_store.serialize(image=image, caption=caption, kind="<i>")
+                shard_files.serialize(image=image, caption=caption, kind="<i>")
                 for image, caption in (
                     (good, "<script>"),
                     (b"x", "b"),
@@ -556,14 +555,14 @@ class ReportTest(ScoresTestCase):
             ],
         )
         store = stores.open_store(path)
-        found = test_manifest.write(
+        found = shard_files.write_manifest(
             store, os.path.join(folder, "m"), [1, 2, 1, 0], [1, 2, np.nan, 2]
         )
         page = os.path.join(folder, "report.html")
         manifest_page.write(page, store, found)
         with open(page, encoding="utf-8") as file:
             text = file.read()
-        elements = test_run_page.Elements()
+        elements = html_elements.Elements()
         elements.feed(text)
         self.assertEmpty(elements.open)
         self.assertNotIn("script", elements.tags)
@@ -585,7 +584,7 @@ def write_set(folder, name, images, captions, ids, **metadata):
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
         pixels = np.random.default_rng(image).integers(0, 256, (4, 4, 3))
         payloads.append(
-            test_store.serialize(
+            shard_files.serialize(
                 image=tf.io.encode_png(pixels.astype(np.uint8)).numpy(),
                 caption=caption,
                 id=int(ids[row]),
@@ -593,7 +592,7 @@ def write_set(folder, name, images, captions, ids, **metadata):
             )
         )
     path = os.path.join(folder, f"{name}.tfrecord")
-    return stores.open_store(test_store.write_shard(path, payloads))
+    return stores.open_store(shard_files.write_shard(path, payloads))
 
 
 class LikeTest(tf.test.TestCase):
@@ -874,8 +873,8 @@ class LikeTest(tf.test.TestCase):
 
     def test_an_evaluation_without_pictures_is_refused(self):
         path = os.path.join(self.folder, "texts.tfrecord")
-        test_store.write_shard(
-            path, [test_store.serialize(image=b"", caption="a", id=9000)]
+        shard_files.write_shard(
+            path, [shard_files.serialize(image=b"", caption="a", id=9000)]
         )
         store = stores.open_store(path)
         embed.write_arrays(
@@ -1066,7 +1065,7 @@ class CommandTest(tf.test.TestCase):
         ) as file:
             text = file.read()
         self.assertNotRegex(text, r"https?://|<script|<link|url\(")
-        found = test_run_page.Elements()
+        found = html_elements.Elements()
         found.feed(text)
         self.assertEmpty(found.open)
         return text, found

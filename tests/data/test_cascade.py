@@ -4,132 +4,44 @@ import json
 import os
 import tempfile
 
+import cascade_cases
 import numpy as np
 import pytest
 import run_server
+import sidecar_files
+import subprocesses
 import tensorflow as tf
-import test_file_format
-import test_resume
-import test_store
 import tiny
 
 from jest_tf import config, losses, selection
 from jest_tf.data import (
     cascade,
     pipeline,
-    preprocessing,
     reader,
     sidecars,
     stores,
     stream,
 )
-from jest_tf.data.sidecars import embed, file_format
+from jest_tf.data.sidecars import embed
 from jest_tf.embeddings import Embeddings
 from jest_tf.runs import checkpoints, interruptions
 from jest_tf.runs import log as log_lib
 
-SEED, SIZE = 5, 4
-DIM = 6  # the tiny learner's, which is drawn to these
-LENGTHS = (33, 7, 40)
-DESCRIPTION = file_format.Description("a", "b", "c", DIM, 20.0, -8.0)
-TOKENIZER = preprocessing.WordPieceTokenizer(
-    ["[UNK]", "[EOS]", "##0", *"abcdefghijklmnopqrstuvwxyz0123456789"], 4
-)
-# The records that the sidecars have no embedding of.
-INVALID = (5, 36, 71)
-# One that has no caption but blank ones.
-BLANK = 50
 
-
-def captions_of(row):
-    if row == BLANK:
-        return [b" ", b""]
-    return [[b"a b"], [b"c", b" ", b"d e"], [b"", b"f"]][row % 3]
-
-
-def write_store(folder):
-    """Three shards of noise and their sidecars; the arrays of the latter."""
-    random = np.random.default_rng(0)
-    for shard, rows in enumerate(np.split(np.arange(80), (33, 40))):
-        test_store.write_shard(
-            os.path.join(folder, f"{shard}.tfrecord"),
-            [
-                test_store.serialize(
-                    image=tf.io.encode_png(
-                        random.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-                    ).numpy(),
-                    caption=captions_of(row),
-                    id=1000 + int(row),
-                )
-                for row in rows
-            ],
-        )
-    store = stores.open_store(os.path.join(folder, "*.tfrecord"))
-    counts = [len(captions_of(row)) for row in range(80)]
-    image = test_file_format.unit_rows(80, 1, DIM)
-    blank = np.array(
-        [not one.strip() for row in range(80) for one in captions_of(row)]
-    )
-    # Captions of some like their picture, of others not.
-    text = np.repeat(image, counts, 0)
-    text += random.normal(0.0, 0.4, text.shape)
-    text /= np.linalg.norm(text, axis=1, keepdims=True)
-    text[blank] = 0.0
-    valid = ~np.isin(np.arange(80), INVALID)
-    embed.write_arrays(
-        store, image, text, DESCRIPTION, captions=counts, valid=valid
-    )
-    return store, image, text, np.cumsum([0, *counts])
-
-
-class CascadeTestCase(tf.test.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.store, cls.image, cls.text, cls.starts = write_store(folder.name)
-        cls.sidecars = sidecars.Sidecars(cls.store)
-
-    def cascade(self, loss="sigmoid", **settings):
-        settings = {"hyper_batch_size": 30, "num_chunks": 3} | settings
-        return cascade.Cascade(
-            config.CascadeConfig(**settings), self.sidecars, loss
-        )
-
-    def batches(self, count, chooser, **settings):
-        settings = {
-            "super_batch_size": 12,
-            "seed": SEED,
-            "tokenizer": TOKENIZER,
-            "image_size": SIZE,
-            "faults": pipeline.FaultLog(None, 1.0),
-        } | settings
-        dataset = pipeline.super_batches(
-            self.store, cascade=chooser, **settings
-        )
-        return list(dataset.take(count).as_numpy_iterator())
-
-    def assert_equal_batches(self, ours, theirs):
-        self.assertEqual(len(ours), len(theirs))
-        for one, other in zip(ours, theirs, strict=True):
-            self.assertEqual(list(one), list(other))
-            for name in one:
-                self.assertAllEqual(one[name], other[name])
-
-
-class ChoiceTest(CascadeTestCase):
+class ChoiceTest(cascade_cases.CascadeTestCase):
     def reference(self, order, positions):
         """The embeddings of what stands at positions, from the arrays."""
         image, text = [], []
         for position in positions:
             row, attempt = int(order.rows(position[None])[0]), 0
-            while row in (*INVALID, BLANK):
+            while row in (*cascade_cases.INVALID, cascade_cases.BLANK):
                 attempt += 1
                 row = int(order.substitutes(position[None], attempt)[0])
-            choices = reader.candidates(captions_of(row))
+            choices = reader.candidates(cascade_cases.captions_of(row))
             salt = int.from_bytes(b"caption", "big")
-            number = int(stream.uniform_hash(SEED, position[None], salt)[0])
+            number = int(
+                stream.uniform_hash(cascade_cases.SEED, position[None], salt)[0]
+            )
             choice = choices[number // 2 % len(choices)]
             image.append(self.image[row])
             text.append(self.text[self.starts[row] + choice])
@@ -145,7 +57,7 @@ class ChoiceTest(CascadeTestCase):
         return positions[np.argsort(order.rows(positions), kind="stable")]
 
     def test_it_is_the_joint_draw_of_the_same_noise(self):
-        order = stream.Order(80, SEED)
+        order = stream.Order(80, cascade_cases.SEED)
         batches = self.batches(4, self.cascade())
         self.assertNotIn("reference_image", batches[0])
         for step, batch in enumerate(batches):
@@ -155,18 +67,20 @@ class ChoiceTest(CascadeTestCase):
                 self.reference(order, positions),
                 batch_size=12,
                 num_chunks=3,
-                seed=cascade.joint_seed(tf.constant([SEED, step])),
+                seed=cascade.joint_seed(
+                    tf.constant([cascade_cases.SEED, step])
+                ),
                 criterion="easy_reference",
             )
             rows = order.rows(np.sort(positions[draw.indices]))
-            good = ~np.isin(rows, (*INVALID, BLANK))
+            good = ~np.isin(rows, (*cascade_cases.INVALID, cascade_cases.BLANK))
             self.assertAllEqual(batch["id"][good], 1000 + rows[good])
             self.assertAllEqual(batch["record_replaced"], ~good)
 
     def test_what_stands_at_a_position_is_what_it_was(self):
         # All of it: pictures, captions, embeddings, replacements.
         chooser = self.cascade(uniform_share=0.25)
-        order = stream.Order(80, SEED)
+        order = stream.Order(80, cascade_cases.SEED)
         ours = self.batches(8, chooser, sidecars=self.sidecars)
         plain = self.batches(
             8, None, sidecars=self.sidecars, super_batch_size=30
@@ -179,7 +93,7 @@ class ChoiceTest(CascadeTestCase):
                 chooser.settings,
                 batch_size=12,
                 num_uniform=3,
-                seed=(SEED, step),
+                seed=(cascade_cases.SEED, step),
                 loss="sigmoid",
             )
             places = np.unique(positions[rows]) - 30 * step
@@ -194,14 +108,15 @@ class ChoiceTest(CascadeTestCase):
         plain = self.batches(3, None)
         for one, other in zip(ours, plain, strict=True):
             # The plain stream doesn't know whom the sidecars lack.
-            good = ~np.isin(other["id"] - 1000, INVALID)
+            good = ~np.isin(other["id"] - 1000, cascade_cases.INVALID)
             self.assertAllEqual(one["id"][good], other["id"][good])
 
 
 class DrawTest(tf.test.TestCase):
     def embeddings(self, rows=40):
         image, text = (
-            test_file_format.unit_rows(rows, seed, DIM) for seed in (3, 4)
+            sidecar_files.unit_rows(rows, seed, cascade_cases.DIM)
+            for seed in (3, 4)
         )
         return Embeddings(image, text, 10.0, -10.0)
 
@@ -212,7 +127,7 @@ class DrawTest(tf.test.TestCase):
             settings,
             batch_size=10,
             num_uniform=settings.num_uniform(10),
-            seed=(SEED, step),
+            seed=(cascade_cases.SEED, step),
             loss=loss,
         )
 
@@ -223,7 +138,7 @@ class DrawTest(tf.test.TestCase):
             self.embeddings(),
             batch_size=10,
             num_chunks=2,
-            seed=cascade.joint_seed(tf.constant([SEED, 8])),
+            seed=cascade.joint_seed(tf.constant([cascade_cases.SEED, 8])),
             criterion="easy_reference",
             loss="softmax",
             **settings,
@@ -251,7 +166,9 @@ class DrawTest(tf.test.TestCase):
                 self.embeddings(),
                 batch_size=7,
                 num_chunks=2,
-                seed=cascade.joint_seed(tf.constant([SEED, step])),
+                seed=cascade.joint_seed(
+                    tf.constant([cascade_cases.SEED, step])
+                ),
                 criterion="easy_reference",
             )
             rows = self.draw(step, uniform_share=0.3).numpy()
@@ -273,14 +190,14 @@ class DrawTest(tf.test.TestCase):
         self.assertAllInRange(counts[~always], 57.1 - 4 * 7, 57.1 + 4 * 7)
 
     def test_the_noise_is_not_the_selections(self):
-        seed = tf.constant([SEED, 3])
+        seed = tf.constant([cascade_cases.SEED, 3])
         for one in (cascade.joint_seed(seed), cascade.uniform_seed(seed)):
             ours = selection.gumbel_noise(one, 1, 1000)[0]
             theirs = selection.gumbel_noise(seed, 1, 1000)[0]
             self.assertLess(abs(np.corrcoef(ours, theirs)[0, 1]), 0.15)
 
 
-class RunSettingsTest(CascadeTestCase):
+class RunSettingsTest(cascade_cases.CascadeTestCase):
     def test_a_share_that_is_rounded_to_no_row_is_refused(self):
         def of_run(share, num_groups=2, hyper_batch_size=24):
             recipe = config.TrainConfig(
@@ -308,13 +225,13 @@ class RunSettingsTest(CascadeTestCase):
         self.assertIsNone(of_run(0.08, hyper_batch_size=None))
 
 
-class StreamTest(CascadeTestCase):
+class StreamTest(cascade_cases.CascadeTestCase):
     def test_any_step_begins_it_and_it_is_the_same_again(self):
         chooser = self.cascade(uniform_share=0.2)
         whole = self.batches(6, chooser)
         later = self.batches(2, chooser, start_step=4)
         self.assert_equal_batches(later, whole[4:])
-        other = self.batches(1, chooser, seed=SEED + 1)
+        other = self.batches(1, chooser, seed=cascade_cases.SEED + 1)
         self.assertNotAllEqual(other[0]["id"], whole[0]["id"])
 
     def test_hosts_share_what_one_would_choose(self):
@@ -391,8 +308,11 @@ class StreamTest(CascadeTestCase):
     def test_blocks_and_weights_say_what_is_offered(self):
         chooser = self.cascade()
         for weights, order in (
-            ((), stream.Order(80, SEED, block_size=4)),
-            ((2.0,), stream.Mixture([80], (2.0,), SEED, block_size=4)),
+            ((), stream.Order(80, cascade_cases.SEED, block_size=4)),
+            (
+                (2.0,),
+                stream.Mixture([80], (2.0,), cascade_cases.SEED, block_size=4),
+            ),
         ):
             batches = self.batches(
                 2, chooser, weights=weights, shuffle_block_size=4
@@ -419,7 +339,7 @@ class StreamTest(CascadeTestCase):
         self.assertEqual(list(found.values()), steps)
 
 
-class RefusalsTest(CascadeTestCase):
+class RefusalsTest(cascade_cases.CascadeTestCase):
     def test_a_hyper_batch_larger_than_the_store(self):
         with self.assertRaisesRegex(
             ValueError, "hyper_batch_size.*records of `data.train`, 80.*: 81"
@@ -447,8 +367,8 @@ class RefusalsTest(CascadeTestCase):
                 np.arange(80),
                 self.sidecars,
                 Other(self.store),
-                stream.Order(80, SEED),
-                SEED,
+                stream.Order(80, cascade_cases.SEED),
+                cascade_cases.SEED,
             )
 
     def test_a_store_without_any_embedding(self):
@@ -456,7 +376,7 @@ class RefusalsTest(CascadeTestCase):
             """Sidecars of records none of which could be read."""
 
             def read_numbered(self, rows, numbers, ids):
-                nothing = np.zeros([len(rows), DIM])
+                nothing = np.zeros([len(rows), cascade_cases.DIM])
                 return np.full(len(rows), -1), nothing, nothing
 
         with self.assertRaisesRegex(
@@ -466,8 +386,8 @@ class RefusalsTest(CascadeTestCase):
                 np.arange(30, 60),
                 Nothing(),
                 self.store,
-                stream.Order(80, SEED),
-                SEED,
+                stream.Order(80, cascade_cases.SEED),
+                cascade_cases.SEED,
             )
 
 
@@ -519,9 +439,10 @@ def write_tiny(folder):
     for name, rows in (("a", 60), ("damaged", 8)):
         store = stores.open_store(os.path.join(folder, f"{name}.tfrecord"))
         image, text = (
-            test_file_format.unit_rows(rows, seed, DIM) for seed in (1, 2)
+            sidecar_files.unit_rows(rows, seed, cascade_cases.DIM)
+            for seed in (1, 2)
         )
-        embed.write_arrays(store, image, text, DESCRIPTION)
+        embed.write_arrays(store, image, text, cascade_cases.DESCRIPTION)
 
 
 CASCADE = (
@@ -545,7 +466,7 @@ class RunTest(tf.test.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
         write_tiny(cls.folder)
-        cls.server = test_resume.Server()
+        cls.server = subprocesses.Server()
         cls.addClassCleanup(cls.server.close)
 
     def run_in(self, name, *overrides, ended=0, **options):
@@ -569,7 +490,9 @@ class RunTest(tf.test.TestCase):
         for name in (checkpoints.METRICS_FILE, checkpoints.DRAWS_FILE):
             self.assertEqual(self.lines(one, name), self.lines(other, name))
         ours, theirs = (
-            test_resume.arrays(os.path.join(workdir, "final.weights.h5"))
+            subprocesses.weight_arrays(
+                os.path.join(workdir, "final.weights.h5")
+            )
             for workdir in (one, other)
         )
         self.assertEqual(set(ours), set(theirs))
@@ -625,8 +548,8 @@ class RunTest(tf.test.TestCase):
             store,
             super_batch_size=12,
             seed=recipe.seed,
-            tokenizer=TOKENIZER,
-            image_size=SIZE,
+            tokenizer=cascade_cases.TOKENIZER,
+            image_size=cascade_cases.SIZE,
             cascade=chooser,
             faults=pipeline.FaultLog(None, 1.0),
         )

@@ -1,10 +1,10 @@
 """Tests of what is decoded, how, and what is refused beforehand."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
+import picture_files
 import tensorflow as tf
 from PIL import Image
 
@@ -12,57 +12,6 @@ from jest_tf.data import pictures
 from jest_tf.data.stores import shards
 
 MAX_PIXELS = 2**20
-HEIGHT, WIDTH = 12, 16
-
-
-def smooth_picture(seed=0):
-    """uint8 [12, 16, 3] that survives JPEG well."""
-    rng = np.random.default_rng(seed)
-    corners = rng.integers(0, 256, (2, 2, 3), np.uint8)
-    return np.asarray(
-        Image.fromarray(corners).resize((WIDTH, HEIGHT), Image.BILINEAR)
-    )
-
-
-def encode(image, kind, **settings):
-    """A picture, as an array or Pillow's, encoded by Pillow."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    file = io.BytesIO()
-    image.save(file, kind, **settings)
-    return file.getvalue()
-
-
-def every_kind(seed=0):
-    """A picture in every form that can be decoded, by name."""
-    rgb = Image.fromarray(smooth_picture(seed))
-    other = Image.fromarray(smooth_picture(seed + 1000))
-    more = {"save_all": True, "append_images": [other, rgb]}
-    rgba = rgb.convert("RGBA")
-    rgba.putalpha(rgb.convert("L"))
-    wide = np.asarray(rgb).astype(np.uint16) * 256 + 255
-    return {
-        "jpeg": encode(rgb, "JPEG", quality=95),
-        "progressive": encode(rgb, "JPEG", quality=95, progressive=True),
-        "grey jpeg": encode(rgb.convert("L"), "JPEG", quality=95),
-        "cmyk": encode(rgb.convert("CMYK"), "JPEG", quality=95),
-        "png": encode(rgb, "PNG"),
-        "apng": encode(rgb, "PNG", **more),
-        "palette": encode(rgb.convert("P"), "PNG"),
-        "grey alpha": encode(rgba.convert("LA"), "PNG"),
-        "rgba": encode(rgba, "PNG"),
-        "one bit": encode(rgb.convert("1"), "PNG"),
-        "16 bits": tf.io.encode_png(wide).numpy(),
-        "gif": encode(rgb.convert("P"), "GIF"),
-        "animated gif": encode(rgb.convert("P"), "GIF", **more),
-        "bmp": encode(rgb, "BMP"),
-        "grey bmp": encode(rgb.convert("L"), "BMP"),
-        "webp": encode(rgb, "WEBP", quality=95),
-        "lossless webp": encode(rgb, "WEBP", lossless=True),
-        "webp alpha": encode(rgba, "WEBP", quality=95),
-        "lossless webp alpha": encode(rgba, "WEBP", lossless=True, exact=True),
-        "animated webp": encode(rgb, "WEBP", lossless=True, **more),
-    }
 
 
 class DecodeTest(tf.test.TestCase):
@@ -73,7 +22,7 @@ class DecodeTest(tf.test.TestCase):
         return image
 
     def test_every_kind_is_decoded_to_what_it_shows(self):
-        rgb = Image.fromarray(smooth_picture())
+        rgb = Image.fromarray(picture_files.smooth_picture())
         shown = {
             "grey jpeg": rgb.convert("L").convert("RGB"),
             "grey bmp": rgb.convert("L").convert("RGB"),
@@ -84,7 +33,7 @@ class DecodeTest(tf.test.TestCase):
             "one bit": rgb.convert("1").convert("RGB"),
         }
         lossy = ("jpeg", "progressive", "grey jpeg", "cmyk", "webp")
-        for name, encoded in every_kind().items():
+        for name, encoded in picture_files.every_kind().items():
             with self.subTest(name):
                 image = self.decode(encoded)
                 expected = np.asarray(shown.get(name, rgb)).astype(int)
@@ -96,7 +45,7 @@ class DecodeTest(tf.test.TestCase):
 
     def test_only_the_first_frame_of_an_animation_is_handed_on(self):
         for name in ("animated gif", "animated webp"):
-            encoded = every_kind()[name]
+            encoded = picture_files.every_kind()[name]
             prepared = pictures.prepare(encoded, MAX_PIXELS)
             self.assertLess(len(prepared), 0.6 * len(encoded))
             self.assertAllEqual(
@@ -104,7 +53,7 @@ class DecodeTest(tf.test.TestCase):
             )
 
     def test_what_is_whole_is_handed_on_as_it_is(self):
-        kinds = every_kind()
+        kinds = picture_files.every_kind()
         for name in ("jpeg", "cmyk", "png", "16 bits", "bmp", "webp"):
             self.assertEqual(
                 pictures.prepare(kinds[name], MAX_PIXELS), kinds[name]
@@ -122,10 +71,13 @@ class RefuseTest(tf.test.TestCase):
     def test_what_is_no_picture_is_refused(self):
         self.refuse(b"", "empty picture")
         self.refuse(b"<html>", "unknown picture format.*6 bytes")
-        self.refuse(encode(smooth_picture(), "TIFF"), "unknown picture format")
+        self.refuse(
+            picture_files.encode(picture_files.smooth_picture(), "TIFF"),
+            "unknown picture format",
+        )
 
     def test_every_kind_cut_off_anywhere_is_refused(self):
-        for name, encoded in every_kind().items():
+        for name, encoded in picture_files.every_kind().items():
             # Cut within the first frame, which is all that is read.
             whole = pictures.prepare(encoded, MAX_PIXELS)
             for share in (0.02, 0.3, 0.6, 0.9):
@@ -136,13 +88,13 @@ class RefuseTest(tf.test.TestCase):
                     )
 
     def test_a_jpeg_cut_in_its_last_rows_is_refused(self):
-        encoded = every_kind()["jpeg"]
+        encoded = picture_files.every_kind()["jpeg"]
         for end in (-1, -2, -10):
             self.refuse(encoded[:end], "damaged picture")
 
     def test_too_many_pixels_are_refused_before_decoding(self):
-        pixels = HEIGHT * WIDTH
-        for name, encoded in every_kind().items():
+        pixels = picture_files.HEIGHT * picture_files.WIDTH
+        for name, encoded in picture_files.every_kind().items():
             with self.subTest(name):
                 self.assertNotIsInstance(
                     pictures.prepare(encoded, pixels), shards.Fault
@@ -169,30 +121,33 @@ class RefuseTest(tf.test.TestCase):
         self.refuse(bomb, "oversized picture: 100000 x 85000", 2**26)
 
     def test_a_jpeg_of_very_many_scans_is_refused(self):
-        encoded = every_kind()["progressive"]
+        encoded = picture_files.every_kind()["progressive"]
         self.refuse(encoded + b"\xff\xda" * 100, "JPEG of 1.. scans")
 
     def test_a_webp_larger_than_its_canvas_is_refused(self):
         # With alpha the picture is taken out of its container, whose canvas
         # nobody compares it with any more.
-        encoded = bytearray(every_kind()["webp alpha"])
+        encoded = bytearray(picture_files.every_kind()["webp alpha"])
         self.assertEqual(encoded[12:16], b"VP8X")
         encoded[24:30] = struct.pack("<HBHB", 0, 0, 0, 0)  # 1 x 1
         self.refuse(bytes(encoded), "WebP of 1 x 1 whose picture is ")
 
     def test_pictures_that_would_come_out_wrong_are_refused(self):
-        rgb = Image.fromarray(smooth_picture())
+        rgb = Image.fromarray(picture_files.smooth_picture())
         for mode in ("P", "1"):
-            self.refuse(encode(rgb.convert(mode), "BMP"), "BMP of [18] bits")
+            self.refuse(
+                picture_files.encode(rgb.convert(mode), "BMP"),
+                "BMP of [18] bits",
+            )
         # Broken off in the middle of the data, but formally complete.
-        gif = bytearray(every_kind()["gif"])
+        gif = bytearray(picture_files.every_kind()["gif"])
         gif[-6] ^= 0xFF
         gif[-9] ^= 0xFF
         self.refuse(bytes(gif), "damaged GIF")
 
     def test_no_pixels_are_refused(self):
         for name, place, size in (("png", 16, 4), ("bmp", 18, 4)):
-            encoded = bytearray(every_kind()[name])
+            encoded = bytearray(picture_files.every_kind()[name])
             encoded[place : place + size] = bytes(size)
             self.refuse(bytes(encoded), "picture without pixels: 0 x 12")
 

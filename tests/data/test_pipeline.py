@@ -8,9 +8,8 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import shard_files
 import tensorflow as tf
-import test_shards
-import test_store
 
 from jest_tf.data import fault_log, pipeline, preprocessing, stream
 from jest_tf.data import stores as stores_lib
@@ -58,11 +57,11 @@ class PipelineTestCase(tf.test.TestCase):
                 values["id"] = 100 + row
             values |= features
             payloads.append(
-                test_store.serialize(
+                shard_files.serialize(
                     **{k: v for k, v in values.items() if v is not None}
                 )
             )
-        return test_store.write_shard(path, payloads)
+        return shard_files.write_shard(path, payloads)
 
     def super_batches(self, count=None, store=None, **settings):
         settings = {
@@ -148,12 +147,12 @@ class SuperBatchesTest(PipelineTestCase):
         path = os.path.join(self.directory, "b")
         store = stores_lib.open_store(path)
         offset, size = store._indexes[0].rows([2])[0, :2].tolist()
-        sector = test_shards.BadSector(offset + size // 2, offset + size)
+        sector = shard_files.BadSector(offset + size // 2, offset + size)
         log = os.path.join(self.directory, "log")
         found, lines = {}, {}
         for how in ("sector", "damage"):
             if how == "damage":
-                test_store.flip(path, offset + size // 2)
+                shard_files.flip(path, offset + size // 2)
             faults = fault_log.FaultLog(log, 1.0)
             with (
                 mock.patch.object(retries, "WAITS", (0.0,)),
@@ -176,7 +175,7 @@ class SuperBatchesTest(PipelineTestCase):
 
     def test_storage_that_goes_away_stops_it_with_the_shard_and_place(self):
         dataset = self.super_batches(store=self.store)
-        sector = test_shards.BadSector(0, 10**9, errno.ETIMEDOUT)
+        sector = shard_files.BadSector(0, 10**9, errno.ETIMEDOUT)
         with (
             mock.patch.object(retries, "WAITS", (0.0,)),
             mock.patch.object(os, "pread", sector),
@@ -444,7 +443,7 @@ class BadEvaluationRecordTest(PipelineTestCase):
         os.remove(good)
         os.remove(bad)
         path = os.path.join(self.directory, "c")
-        test_store.write_shard(path, payloads)
+        shard_files.write_shard(path, payloads)
         dataset = pipeline.examples(
             stores_lib.open_store(path),
             batch_size=2,

@@ -6,9 +6,9 @@ import os
 import tempfile
 
 import numpy as np
+import picture_files
 import pytest
 import tensorflow as tf
-import test_pictures
 
 from jest_tf.data import pictures, pipeline, preprocessing, stores, stream
 from jest_tf.data import reader as reader_lib
@@ -72,7 +72,7 @@ def good_record(row):
 def bad_records():
     """A record in every way that one can be bad, by its reason."""
     good = good_record(0)
-    png, jpeg = good.image, test_pictures.every_kind()["jpeg"]
+    png, jpeg = good.image, picture_files.every_kind()["jpeg"]
     return {
         "truncated: 1 of 2 bytes": stores.Fault("truncated: 1 of 2 bytes"),
         "no caption that is not blank": good._replace(captions=()),
@@ -345,7 +345,7 @@ class FuzzTest(ReadingTestCase):
 
     def check(self, count, seed):
         rng = np.random.default_rng(seed)
-        kinds = list(test_pictures.every_kind().values())
+        kinds = list(picture_files.every_kind().values())
         good = [good_record(row) for row in range(count)]
         found = list(good)
         for row in range(0, count, 2):

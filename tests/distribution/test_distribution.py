@@ -6,7 +6,6 @@ run in a process of their own, all together, and each is a test here.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import unittest
@@ -16,24 +15,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import replica_cases
+import subprocesses
 import tensorflow as tf
 import worker
 
 from jest_tf import config, distribution
 from jest_tf.distribution import placement
-
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ROOT = os.path.dirname(HERE)
-
-
-def environment(**more):
-    path = os.pathsep.join([HERE, ROOT])
-    return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "CUDA_VISIBLE_DEVICES": "",
-        **more,
-    }
 
 
 def cases():
@@ -57,10 +44,13 @@ class ReplicasTest(tf.test.TestCase):
         cls.done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
-                *(os.path.join(HERE, "replica_cases.py"), f"--junitxml={path}"),
+                *(
+                    os.path.join(subprocesses.TESTS, "replica_cases.py"),
+                    f"--junitxml={path}",
+                ),
             ],
-            cwd=ROOT,
-            env=environment(),
+            cwd=subprocesses.ROOT,
+            env=subprocesses.environment(),
             capture_output=True,
             text=True,
         )
@@ -107,13 +97,17 @@ class WorkersTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         folder = tf.compat.v1.test.get_temp_dir()
-        ports = free_ports(2)
+        ports = subprocesses.free_ports(2)
         paths = [f"{folder}/{index}.npz" for index in range(2)]
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         processes = [
             subprocess.Popen(
-                [sys.executable, os.path.join(HERE, "worker.py"), path],
-                env=environment(
+                [
+                    sys.executable,
+                    os.path.join(subprocesses.TESTS, "worker.py"),
+                    path,
+                ],
+                env=subprocesses.environment(
                     TF_CONFIG=json.dumps(
                         {
                             "cluster": cluster,
@@ -223,7 +217,7 @@ class StrategyTest(tf.test.TestCase):
         )
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env=environment(),
+            env=subprocesses.environment(),
             capture_output=True,
             text=True,
         )
@@ -238,18 +232,6 @@ class StrategyTest(tf.test.TestCase):
         self.assertEqual(placement.share(12, 4, "`b`"), 3)
         with self.assertRaisesRegex(ValueError, "`b` must .*: 10, R=4"):
             placement.share(10, 4, "`b`")
-
-
-def free_ports(count):
-    """Ports that nobody listens on, as far as one can know."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ graph, on virtual devices, is at the end. What moves between replicas is in
 import itertools
 from unittest import mock
 
+import graphs
 import lockstep
 import numpy as np
 import oracles
 import pytest
+import random_embeddings
 import tensorflow as tf
-from test_losses import embeddings, shapes_in, value_and_gradients
-from test_selection import models
 
 from benchmarks import traffic
 from jest_tf import distribution, losses, selection
@@ -24,25 +24,13 @@ from jest_tf.embeddings import Embeddings
 LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
-def share(values, replica, num_replicas):
-    """The rows of a nest of arrays that a replica holds; scalars stay."""
-
-    def cut(value):
-        if np.ndim(value) == 0:
-            return value
-        rows = len(value) // num_replicas
-        return value[replica * rows : (replica + 1) * rows]
-
-    return tf.nest.map_structure(cut, values)
-
-
 def select_on_replicas(
     sampler, learner, reference, num_replicas, *, in_loops=True, **options
 ):
     """The `Draw` of every replica."""
 
     def draw(replicas):
-        own = share(
+        own = lockstep.share(
             (learner, reference), int(replicas.replica_id), num_replicas
         )
         return sampler(*own, replicas=replicas, **options)
@@ -55,15 +43,15 @@ class SharedLossTest(tf.test.TestCase):
         """Value and gradients of all replicas against one's dense loss."""
         name = options.pop("loss")
         mode = options["equal_ids"]
-        expected, gradients = value_and_gradients(
+        expected, gradients = graphs.value_and_gradients(
             LOSSES[name], parts, ids=ids, equal_ids=mode
         )
 
         def on_replica(replicas):
-            own, own_ids = share(
+            own, own_ids = lockstep.share(
                 (parts, ids), int(replicas.replica_id), num_replicas
             )
-            return value_and_gradients(
+            return graphs.value_and_gradients(
                 LOSSES[name], own, ids=own_ids, replicas=replicas, **options
             )
 
@@ -91,7 +79,7 @@ class SharedLossTest(tf.test.TestCase):
         )
 
     def test_value_and_gradients_equal_one_replicas_dense_loss(self):
-        parts = embeddings(24, 7, scale=12.0, bias=-8.0)
+        parts = random_embeddings.unrelated(24, 7, scale=12.0, bias=-8.0)
         ids = np.random.default_rng(1).integers(0, 6, 24)
         for name, mode, num_replicas in itertools.product(
             LOSSES, losses.EQUAL_IDS, (1, 2, 4, 8)
@@ -114,7 +102,9 @@ class SharedLossTest(tf.test.TestCase):
                     )
 
     def test_distillation_is_that_of_one_replica(self):
-        learner, reference = (embeddings(24, 7, seed) for seed in (1, 2))
+        learner, reference = (
+            random_embeddings.unrelated(24, 7, seed) for seed in (1, 2)
+        )
 
         def distance_to(target, **options):
             target = Embeddings(*map(tf.constant, target))
@@ -122,16 +112,18 @@ class SharedLossTest(tf.test.TestCase):
                 own, target, **options
             )
 
-        expected, gradients = value_and_gradients(
+        expected, gradients = graphs.value_and_gradients(
             distance_to(reference), learner
         )
         for num_replicas in (1, 2, 4, 8):
 
             def on_replica(replicas, num_replicas=num_replicas):
                 number = int(replicas.replica_id)
-                own, _ = share((learner, None), number, num_replicas)
-                target, _ = share((reference, None), number, num_replicas)
-                return value_and_gradients(
+                own, _ = lockstep.share((learner, None), number, num_replicas)
+                target, _ = lockstep.share(
+                    (reference, None), number, num_replicas
+                )
+                return graphs.value_and_gradients(
                     distance_to(target, replicas=replicas), own
                 )
 
@@ -147,13 +139,13 @@ class SharedLossTest(tf.test.TestCase):
                 )
 
     def test_a_pair_a_replica_has_the_others_as_negatives(self):
-        parts = embeddings(4, 5, scale=6.0, bias=-2.0)
+        parts = random_embeddings.unrelated(4, 5, scale=6.0, bias=-2.0)
         ids = np.array([3, 5, 3, 9])
         for name, mode in itertools.product(LOSSES, losses.EQUAL_IDS):
             self.check(parts, ids, 4, loss=name, equal_ids=mode)
 
     def test_bfloat16_embeddings_meet_in_float32(self):
-        rounded = embeddings(8, 6)
+        rounded = random_embeddings.unrelated(8, 6)
         rounded = Embeddings(*(tf.cast(part, tf.bfloat16) for part in rounded))
         widened = [np.float32(part) for part in rounded]
         for name, loss in LOSSES.items():
@@ -177,7 +169,7 @@ class SharedLossTest(tf.test.TestCase):
 
     def test_no_logits_of_more_than_a_block_are_formed(self):
         # b = 64 on 4 replicas by blocks of 8: [8, 64], and never [16, 64].
-        parts = share(embeddings(64, 4), 0, 4)
+        parts = lockstep.share(random_embeddings.unrelated(64, 4), 0, 4)
         everyone = traffic.Echo(4)
         for loss in LOSSES.values():
 
@@ -191,13 +183,13 @@ class SharedLossTest(tf.test.TestCase):
             graph = step.get_concrete_function(
                 Embeddings(*(tf.constant(part) for part in parts))
             ).graph
-            sizes = {int(np.prod(shape)) for shape in shapes_in(graph)}
+            sizes = {int(np.prod(shape)) for shape in graphs.shapes_in(graph)}
             self.assertEqual(max(sizes), 8 * 64)
 
     def test_ids_that_do_not_fit_the_own_rows_are_named(self):
         with self.assertRaisesRegex(ValueError, r"`ids`.*shape \[4\].*\(8,\)"):
             losses.sigmoid_loss(
-                share(embeddings(8, 3), 0, 2),
+                lockstep.share(random_embeddings.unrelated(8, 3), 0, 2),
                 ids=tf.range(8),
                 equal_ids="ignore",
                 replicas=traffic.Echo(2),
@@ -238,7 +230,7 @@ class GlobalQuotaTest(tf.test.TestCase):
                 )
 
     def test_every_sampler_draws_the_rows_of_one_replica_in_their_order(self):
-        learner, reference = models(48)
+        learner, reference = random_embeddings.models(48)
         for sampler, loss, criterion in itertools.product(
             selection.SAMPLERS, selection.LOSSES, selection.CRITERIA
         ):
@@ -261,7 +253,7 @@ class GlobalQuotaTest(tf.test.TestCase):
         for num_replicas, (size, batch, chunks), loss in itertools.product(
             (1, 2, 8), sizes, selection.LOSSES
         ):
-            learner, reference = models(size, seed=size)
+            learner, reference = random_embeddings.models(size, seed=size)
             with self.subTest(replicas=num_replicas, size=size, loss=loss):
                 self.check(
                     "joint",
@@ -277,7 +269,7 @@ class GlobalQuotaTest(tf.test.TestCase):
                 )
 
     def test_without_gain_the_noise_alone_draws(self):
-        learner, reference = models(32)
+        learner, reference = random_embeddings.models(32)
         self.check(
             "joint",
             learner,
@@ -292,7 +284,7 @@ class GlobalQuotaTest(tf.test.TestCase):
     def test_ties_go_to_the_lower_row_of_all(self):
         # Five rows, over and over, so that equal ones lie on every replica; 16
         # and more rows on each, as processors treat the odd ones apart.
-        some = embeddings(5, 4, seed=0)
+        some = random_embeddings.unrelated(5, 4, seed=0)
         places = np.arange(128) % 5
         repeated = some._replace(
             image=some.image[places], text=some.text[places]
@@ -313,7 +305,7 @@ class GlobalQuotaTest(tf.test.TestCase):
             self.assertAllEqual(draw.indices, np.arange(18))
 
     def test_unrolled_chunks_draw_what_the_loop_draws(self):
-        learner, reference = models(32)
+        learner, reference = random_embeddings.models(32)
         options = dict(batch_size=14, num_chunks=4, seed=(2, 2))
         loop, unrolled = (
             select_on_replicas(
@@ -330,7 +322,7 @@ class GlobalQuotaTest(tf.test.TestCase):
         self.assertAllClose(loop.learner_loss, unrolled.learner_loss, rtol=1e-6)
 
     def test_a_large_batch_is_compared_with_a_sample_of_a_uniform_one(self):
-        learner, reference = models(90)
+        learner, reference = random_embeddings.models(90)
         with self.enter_sample_of(32):
             self.check(
                 "joint",
@@ -356,12 +348,14 @@ class GlobalQuotaTest(tf.test.TestCase):
         return mock.patch.object(selection.samplers, "UNIFORM_ROWS", size)
 
     def test_a_summary_averages_over_all_rows(self):
-        learner, reference = models(24)
+        learner, reference = random_embeddings.models(24)
         options = dict(batch_size=6, num_chunks=2, seed=(0, 3))
         one = selection.select_jointly(learner, reference, **options)
 
         def summary(replicas):
-            own = share((learner, reference), int(replicas.replica_id), 4)
+            own = lockstep.share(
+                (learner, reference), int(replicas.replica_id), 4
+            )
             draw = selection.select_jointly(*own, replicas=replicas, **options)
             return selection.summarize(draw, replicas)
 
@@ -378,7 +372,7 @@ class PerReplicaQuotaTest(tf.test.TestCase):
         for (size, batch, chunks, num_replicas), loss in itertools.product(
             sizes, selection.LOSSES
         ):
-            learner, reference = models(size, seed=batch)
+            learner, reference = random_embeddings.models(size, seed=batch)
             draws = select_on_replicas(
                 selection.select_jointly,
                 learner,
@@ -404,7 +398,7 @@ class PerReplicaQuotaTest(tf.test.TestCase):
                     self.assertEqual(np.sum(draw.kept), batch // num_replicas)
 
     def test_the_report_is_of_the_rows_drawn(self):
-        learner, reference = models(32)
+        learner, reference = random_embeddings.models(32)
         for sampler, loss in itertools.product(
             selection.SAMPLERS.values(), selection.LOSSES
         ):
@@ -434,7 +428,7 @@ class PerReplicaQuotaTest(tf.test.TestCase):
                 )
 
     def test_uniform_rows_need_no_replicas(self):
-        learner, reference = models(24)
+        learner, reference = random_embeddings.models(24)
         draw = select_on_replicas(
             selection.select_uniformly,
             learner,
@@ -449,7 +443,7 @@ class PerReplicaQuotaTest(tf.test.TestCase):
         )
 
     def test_one_replica_has_one_quota(self):
-        learner, reference = models(20)
+        learner, reference = random_embeddings.models(20)
         options = dict(batch_size=6, num_chunks=2, seed=(0, 0))
         self.assertAllEqual(
             selection.select_jointly(
@@ -506,7 +500,9 @@ class DealTest(tf.test.TestCase):
         size = len(batches["id"])
 
         def on_replica(replicas):
-            own = share(batches, int(replicas.replica_id), num_replicas)
+            own = lockstep.share(
+                batches, int(replicas.replica_id), num_replicas
+            )
             own = {name: tf.constant(value) for name, value in own.items()}
             dealt = placement.deal(
                 tf.constant(indices), size, replicas=replicas
@@ -537,7 +533,7 @@ class DealTest(tf.test.TestCase):
         batch = {"id": tf.range(12, dtype=tf.int64)}
 
         def on_replica(replicas):
-            own = share(batch, int(replicas.replica_id), 2)
+            own = lockstep.share(batch, int(replicas.replica_id), 2)
             dealt = placement.deal(
                 indices, 12, quota="per_replica", replicas=replicas
             )
@@ -559,7 +555,7 @@ class DealTest(tf.test.TestCase):
 
 class ReplicaErrorTest(tf.test.TestCase):
     def test_sizes_that_can_not_be_shared_are_named(self):
-        learner, reference = share(models(24), 0, 4)
+        learner, reference = lockstep.share(random_embeddings.models(24), 0, 4)
         cases = (
             (
                 dict(batch_size=10),
@@ -586,7 +582,7 @@ class ReplicaErrorTest(tf.test.TestCase):
                     )
 
     def test_a_global_draw_is_of_all_rows(self):
-        learner, reference = share(models(24), 0, 4)
+        learner, reference = lockstep.share(random_embeddings.models(24), 0, 4)
         with self.assertRaisesRegex(ValueError, "B=24.*batch_size=25"):
             selection.select_jointly(
                 learner,
@@ -610,7 +606,7 @@ class VirtualDevicesTest(tf.test.TestCase):
 
     def check(self, num_replicas):
         size, options = 48, dict(batch_size=24, num_chunks=3, seed=(1, 2))
-        learner, reference = models(size)
+        learner, reference = random_embeddings.models(size)
         batch = {
             "image": np.arange(size * 12, dtype=np.uint8).reshape(size, 2, 6),
             "id": np.arange(size) + 2**40,
@@ -641,7 +637,7 @@ class VirtualDevicesTest(tf.test.TestCase):
                     (dealt.places, placement.move(batch, dealt, replicas))
                 )
             values = {
-                name: value_and_gradients(
+                name: graphs.value_and_gradients(
                     loss, learner, block_size=5, replicas=replicas
                 )
                 for name, loss in LOSSES.items()
@@ -653,7 +649,7 @@ class VirtualDevicesTest(tf.test.TestCase):
                 lambda value: (
                     strategy.experimental_distribute_values_from_function(
                         lambda context: tf.constant(
-                            share(
+                            lockstep.share(
                                 value,
                                 context.replica_id_in_sync_group,
                                 num_replicas,
@@ -697,7 +693,7 @@ class VirtualDevicesTest(tf.test.TestCase):
                     np.concatenate(every(value)), batch[name][expected[places]]
                 )
         for name, (value, gradients) in values.items():
-            one, dense = value_and_gradients(LOSSES[name], learner)
+            one, dense = graphs.value_and_gradients(LOSSES[name], learner)
             for ours in every(value):
                 self.assertAllClose(ours, one, rtol=1e-6)
             for ours, expected in zip(gradients[:2], dense[:2], strict=True):

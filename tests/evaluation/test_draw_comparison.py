@@ -11,10 +11,10 @@ from unittest import mock
 import keras
 import numpy as np
 import oracles
+import random_embeddings
 import run_server
 import tensorflow as tf
 import tiny
-from test_selection import models as scored_models
 
 from jest_tf import config, models, selection, training
 from jest_tf.evaluation import draw_comparison
@@ -63,7 +63,7 @@ class SpearmanTest(tf.test.TestCase):
 
 class SubBatchScoreTest(tf.test.TestCase):
     def test_it_is_the_oracles_and_that_of_the_draw(self):
-        learner, reference = scored_models(24, seed=1)
+        learner, reference = random_embeddings.models(24, seed=1)
         for criterion, loss in itertools.product(
             selection.CRITERIA, selection.LOSSES
         ):

@@ -3,7 +3,7 @@
 import numpy as np
 import oracles_towers
 import tensorflow as tf
-import test_towers
+import tiny_towers
 
 from jest_tf.models import patches
 
@@ -18,7 +18,7 @@ def make_images(height=24, width=24, rows=2, seed=0):
 def make_layer(images, patch_size=4, **settings):
     layer = patches.PatchEmbedding(patch_size, WIDTH, seed=0, **settings)
     layer.build(images.shape)
-    test_towers.randomise(layer)
+    tiny_towers.randomise(layer)
     return layer
 
 
@@ -178,7 +178,7 @@ class PatchEmbeddingTest(tf.test.TestCase):
                 )
                 layer = patches.PatchEmbedding(size, 5)
                 layer.build(images.shape)
-                test_towers.randomise(layer)
+                tiny_towers.randomise(layer)
                 self.assertAllClose(
                     layer(images), oracles_towers.patches(layer, images), 1e-5
                 )

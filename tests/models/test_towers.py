@@ -5,60 +5,20 @@ import itertools
 import numpy as np
 import oracles_towers
 import tensorflow as tf
+import tiny_towers
 
 from jest_tf import config
 from jest_tf.models import patches, towers
 
-SIZES = {"width": 8, "depth": 2, "num_heads": 2}
-IMAGE_SIZE, PATCH_SIZE, VOCABULARY_SIZE, LENGTH = 4, 2, 11, 5
-
-
-def image_tower(embedding_dim=6, **settings):
-    defaults = {**SIZES, "patch_size": PATCH_SIZE, "seed": 0}
-    return towers.ImageTower(
-        image_size=IMAGE_SIZE,
-        embedding_dim=embedding_dim,
-        **{**defaults, **settings},
-    )
-
-
-def text_tower(embedding_dim=6, **settings):
-    return towers.TextTower(
-        vocabulary_size=VOCABULARY_SIZE,
-        length=LENGTH,
-        embedding_dim=embedding_dim,
-        **{**SIZES, "seed": 1, **settings},
-    )
-
-
-def make_batch(rows=3, seed=0):
-    random = np.random.default_rng(seed)
-    shape = (rows, IMAGE_SIZE, IMAGE_SIZE, 3)
-    return {
-        "image": np.uint8(random.integers(0, 256, shape)),
-        "text": np.int32(random.integers(0, VOCABULARY_SIZE, (rows, LENGTH))),
-    }
-
-
-def randomise(layer, seed=0, scale=0.5):
-    """Fills every weight, so that biases and scales count in a comparison."""
-    random = np.random.default_rng(seed)
-    layer.set_weights(
-        [
-            np.float32(random.normal(scale=scale, size=one.shape))
-            for one in layer.get_weights()
-        ]
-    )
-
 
 class TowersTest(tf.test.TestCase):
     def test_an_image_tower_equals_its_twin(self):
-        images = np.float32(make_batch()["image"] / 127.5 - 1)
+        images = np.float32(tiny_towers.make_batch()["image"] / 127.5 - 1)
         for embedding_dim in (6, 8):  # 8, the width, leaves out the head.
             with self.subTest(embedding_dim=embedding_dim):
-                tower = image_tower(embedding_dim)
+                tower = tiny_towers.image_tower(embedding_dim)
                 tower.build(images.shape)
-                randomise(tower)
+                tiny_towers.randomise(tower)
                 self.assertAllClose(
                     tower(images),
                     oracles_towers.image_tower(tower, np.float64(images)),
@@ -68,12 +28,12 @@ class TowersTest(tf.test.TestCase):
                 self.assertEqual(tower.head is None, embedding_dim == 8)
 
     def test_a_text_tower_equals_its_twin(self):
-        tokens = make_batch()["text"]
+        tokens = tiny_towers.make_batch()["text"]
         for embedding_dim in (6, 8):
             with self.subTest(embedding_dim=embedding_dim):
-                tower = text_tower(embedding_dim)
+                tower = tiny_towers.text_tower(embedding_dim)
                 tower.build(tokens.shape)
-                randomise(tower)
+                tiny_towers.randomise(tower)
                 self.assertAllClose(
                     tower(tokens),
                     oracles_towers.text_tower(tower, tokens),
@@ -82,23 +42,31 @@ class TowersTest(tf.test.TestCase):
                 )
 
     def test_every_token_reaches_the_last(self):
-        tower, tokens = text_tower(), make_batch(1)["text"]
-        for position in range(LENGTH):
+        tower, tokens = (
+            tiny_towers.text_tower(),
+            tiny_towers.make_batch(1)["text"],
+        )
+        for position in range(tiny_towers.LENGTH):
             changed = tokens.copy()
-            changed[0, position] = (changed[0, position] + 1) % VOCABULARY_SIZE
+            changed[0, position] = (
+                changed[0, position] + 1
+            ) % tiny_towers.VOCABULARY_SIZE
             self.assertNotAllClose(tower(changed), tower(tokens))
 
     def test_order_counts_in_both_towers(self):
-        batch = make_batch(1)
+        batch = tiny_towers.make_batch(1)
         images = np.float32(batch["image"])
-        tower = image_tower()
+        tower = tiny_towers.image_tower()
         self.assertNotAllClose(tower(images[:, ::-1]), tower(images))
-        tower, tokens = text_tower(), np.array([[1, 2, 3, 4, 0]])
+        tower, tokens = tiny_towers.text_tower(), np.array([[1, 2, 3, 4, 0]])
         self.assertNotAllClose(tower(tokens[:, [1, 0, 2, 3, 4]]), tower(tokens))
 
     def test_only_training_drops(self):
-        images = np.float32(make_batch()["image"]) / 255
-        without, tower = image_tower(), image_tower(dropout=0.5)
+        images = np.float32(tiny_towers.make_batch()["image"]) / 255
+        without, tower = (
+            tiny_towers.image_tower(),
+            tiny_towers.image_tower(dropout=0.5),
+        )
         self.assertAllEqual(tower(images, training=False), without(images))
         self.assertNotAllClose(tower(images, training=True), without(images))
 
@@ -106,23 +74,32 @@ class TowersTest(tf.test.TestCase):
         for message, make in (
             (
                 "`patch_size` must divide `image_size`.*patch_size=3, image",
-                lambda: image_tower(patch_size=3),
+                lambda: tiny_towers.image_tower(patch_size=3),
             ),
             (
                 "`patch_sizes` must divide `image_size`.*patch_sizes=3, image",
-                lambda: image_tower(patch_sizes=(4, 3)),
+                lambda: tiny_towers.image_tower(patch_sizes=(4, 3)),
             ),
             (
                 "`patch_sizes` must be a pos.*patch_sizes=2.0",
-                lambda: image_tower(patch_sizes=(2.0,)),
+                lambda: tiny_towers.image_tower(patch_sizes=(2.0,)),
             ),
-            ("`width` must be a pos.*width=0", lambda: text_tower(width=0)),
-            ("`dropout` must be in", lambda: image_tower(dropout=1.0)),
-            ("`depth` must be a pos", lambda: image_tower(depth=0)),
-            ("`num_heads` must be a pos", lambda: text_tower(num_heads=-1)),
+            (
+                "`width` must be a pos.*width=0",
+                lambda: tiny_towers.text_tower(width=0),
+            ),
+            (
+                "`dropout` must be in",
+                lambda: tiny_towers.image_tower(dropout=1.0),
+            ),
+            ("`depth` must be a pos", lambda: tiny_towers.image_tower(depth=0)),
+            (
+                "`num_heads` must be a pos",
+                lambda: tiny_towers.text_tower(num_heads=-1),
+            ),
             (
                 "`embedding_dim` must be a pos",
-                lambda: image_tower(embedding_dim=1.5),
+                lambda: tiny_towers.image_tower(embedding_dim=1.5),
             ),
         ):
             with self.assertRaisesRegex(ValueError, message):
@@ -132,23 +109,25 @@ class TowersTest(tf.test.TestCase):
         for message, call in (
             (
                 r"`images` must be \[B, 4, 4, 3\].*\(1, 4, 6, 3\)",
-                lambda: image_tower()(tf.zeros([1, 4, 6, 3])),
+                lambda: tiny_towers.image_tower()(tf.zeros([1, 4, 6, 3])),
             ),
             (
                 r"`images` must be \[B, 4, 4, 3\].*\(4, 4, 3\)",
-                lambda: image_tower()(tf.zeros([4, 4, 3])),
+                lambda: tiny_towers.image_tower()(tf.zeros([4, 4, 3])),
             ),
             (
                 "`images` must be floating point.*uint8",
-                lambda: image_tower()(tf.zeros([1, 4, 4, 3], tf.uint8)),
+                lambda: tiny_towers.image_tower()(
+                    tf.zeros([1, 4, 4, 3], tf.uint8)
+                ),
             ),
             (
                 r"`tokens` must be \[B, 5\].*\(2, 4\)",
-                lambda: text_tower()(tf.zeros([2, 4], tf.int32)),
+                lambda: tiny_towers.text_tower()(tf.zeros([2, 4], tf.int32)),
             ),
             (
                 "`tokens` must be integers.*float32",
-                lambda: text_tower()(tf.zeros([2, 5])),
+                lambda: tiny_towers.text_tower()(tf.zeros([2, 5])),
             ),
         ):
             with self.assertRaisesRegex(ValueError, message):
@@ -163,7 +142,7 @@ class ViewsTest(tf.test.TestCase):
         random = np.random.default_rng(0)
         self.images = np.float32(random.uniform(-1, 1, (2, 24, 24, 3)))
         self.tower = flexible_tower()
-        randomise(self.tower, scale=0.2)
+        tiny_towers.randomise(self.tower, scale=0.2)
 
     def test_every_view_equals_its_twin(self):
         for patch_size, share, image_size in itertools.product(
@@ -327,9 +306,11 @@ class CostTest(tf.test.TestCase):
                     multiplications(operation)
                     for operation in graph.graph.get_operations()
                 )
-                rows = 3 * tower_products(num_tokens, patch_size, **SIZES)
-                once = SIZES["width"] ** 2  # The pool's probe.
-                head = 3 * SIZES["width"] * 6
+                rows = 3 * tower_products(
+                    num_tokens, patch_size, **tiny_towers.SIZES
+                )
+                once = tiny_towers.SIZES["width"] ** 2  # The pool's probe.
+                head = 3 * tiny_towers.SIZES["width"] * 6
                 self.assertEqual(found, rows + once + head + resizing)
 
     def test_patches_of_32_pixels_cost_a_quarter_of_those_of_16(self):
@@ -350,7 +331,7 @@ def flexible_tower(**settings):
             "patch_size": 4,
             "patch_sizes": (2, 8, 12),
             "seed": 0,
-            **SIZES,
+            **tiny_towers.SIZES,
             **settings,
         },
     )

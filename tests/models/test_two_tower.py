@@ -7,7 +7,7 @@ import numpy as np
 import oracles_towers
 import pytest
 import tensorflow as tf
-import test_towers
+import tiny_towers
 
 from jest_tf import config, losses, models
 from jest_tf.embeddings import Embeddings
@@ -16,8 +16,8 @@ from jest_tf.embeddings import Embeddings
 def two_tower(dtype="float32", dropout=0.0, **settings):
     shared = {"dtype": dtype, "dropout": dropout}
     return models.TwoTower(
-        test_towers.image_tower(**shared),
-        test_towers.text_tower(**shared),
+        tiny_towers.image_tower(**shared),
+        tiny_towers.text_tower(**shared),
         **settings,
     )
 
@@ -25,13 +25,13 @@ def two_tower(dtype="float32", dropout=0.0, **settings):
 def flexible(patch_sizes=(4,), seed=0):
     """A built model for images of 4 pixels in patches of 2, and of 4."""
     model = models.TwoTower(
-        test_towers.image_tower(
+        tiny_towers.image_tower(
             patch_sizes=patch_sizes, depth=1, seed=seed, name="image_tower"
         ),
-        test_towers.text_tower(depth=1, name="text_tower"),
+        tiny_towers.text_tower(depth=1, name="text_tower"),
         name="model",
     )
-    model(test_towers.make_batch())
+    model(tiny_towers.make_batch())
     return model
 
 
@@ -63,11 +63,11 @@ class TwoTowerTest(tf.test.TestCase):
     def test_embeddings_are_the_normalised_outputs_of_the_towers(self):
         model, batch = (
             two_tower(temperature=4.0, bias=-3.0),
-            test_towers.make_batch(),
+            tiny_towers.make_batch(),
         )
         model(batch)
         for seed, tower in enumerate((model.image_tower, model.text_tower)):
-            test_towers.randomise(tower, seed)
+            tiny_towers.randomise(tower, seed)
         embeddings = model(batch)
         self.assertIsInstance(embeddings, Embeddings)
         images = np.float64(batch["image"]) / 127.5 - 1
@@ -89,7 +89,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertAllClose(embeddings.bias, -3.0)
 
     def test_encoders_give_what_call_gives_and_other_keys_change_nothing(self):
-        model, batch = two_tower(), test_towers.make_batch()
+        model, batch = two_tower(), tiny_towers.make_batch()
         embeddings = model(batch)
         self.assertAllEqual(
             model.encode_image(batch["image"]), embeddings.image
@@ -122,14 +122,14 @@ class TwoTowerTest(tf.test.TestCase):
         )
 
     def test_permuting_the_batch_permutes_the_embeddings(self):
-        model, batch, order = two_tower(), test_towers.make_batch(), [2, 0, 1]
+        model, batch, order = two_tower(), tiny_towers.make_batch(), [2, 0, 1]
         expected = model(batch)
         found = model({name: value[order] for name, value in batch.items()})
         self.assertAllClose(found.image, tf.gather(expected.image, order))
         self.assertAllClose(found.text, tf.gather(expected.text, order))
 
     def test_eager_graph_and_xla_agree(self):
-        model, batch = two_tower(), test_towers.make_batch()
+        model, batch = two_tower(), tiny_towers.make_batch()
         eager = model(batch)
         for jit_compile in (False, True):
             found = tf.function(model, jit_compile=jit_compile)(batch)
@@ -139,7 +139,7 @@ class TwoTowerTest(tf.test.TestCase):
     def test_a_bfloat16_policy_leaves_outputs_and_scalars_float32(self):
         model, batch = (
             two_tower("mixed_bfloat16", bias=-10.01),
-            test_towers.make_batch(),
+            tiny_towers.make_batch(),
         )
         embeddings = model(batch)
         self.assertEqual(model.image_tower.patches.compute_dtype, "bfloat16")
@@ -160,13 +160,13 @@ class TwoTowerTest(tf.test.TestCase):
             bias=-10.01,
             dtype="mixed_bfloat16",
         )
-        embeddings = mixed(test_towers.make_batch())
+        embeddings = mixed(tiny_towers.make_batch())
         self.assertEqual(embeddings.bias.dtype, tf.float32)
         self.assertAllClose(embeddings.bias, -10.01, 1e-7)
         self.assertEqual(mixed.log_temperature.dtype, "float32")
 
     def test_a_gradient_reaches_every_variable(self):
-        model, batch = two_tower(), test_towers.make_batch()
+        model, batch = two_tower(), tiny_towers.make_batch()
         with tf.GradientTape() as tape:
             loss = losses.sigmoid_loss(model(batch, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
@@ -186,7 +186,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertIn(model.log_temperature.path, paths)
 
     def test_training_reaches_both_towers(self):
-        model, batch = two_tower(dropout=0.5), test_towers.make_batch()
+        model, batch = two_tower(dropout=0.5), tiny_towers.make_batch()
         plain, still = two_tower()(batch), model(batch, training=False)
         noisy = model(batch, training=True)
         self.assertAllEqual(still.image, plain.image)
@@ -216,7 +216,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertAllClose(embeddings.text, oracles_towers.unit_norm(mean))
 
     def test_arguments_that_do_not_fit_are_refused(self):
-        image, text = test_towers.image_tower(), test_towers.text_tower()
+        image, text = tiny_towers.image_tower(), tiny_towers.text_tower()
         with self.assertRaisesRegex(TypeError, "`text_tower` must be a Keras"):
             models.TwoTower(image, lambda tokens: tokens)
         for temperature in (0.0, -1.0, float("nan")):
@@ -225,12 +225,12 @@ class TwoTowerTest(tf.test.TestCase):
         with self.assertRaisesRegex(
             ValueError, r"must both map.*\(\w+, 6\), text \(\w+, 7\)"
         ):
-            models.TwoTower(image, test_towers.text_tower(7))(
-                test_towers.make_batch()
+            models.TwoTower(image, tiny_towers.text_tower(7))(
+                tiny_towers.make_batch()
             )
 
     def test_batches_that_do_not_fit_are_refused(self):
-        batch = test_towers.make_batch()
+        batch = tiny_towers.make_batch()
         for message, change in (
             ("equally many rows.*3 and 2", {"text": batch["text"][:2]}),
             (
@@ -271,7 +271,7 @@ class ViewsTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.model = flexible()
-        self.batch = test_towers.make_batch(rows=4)
+        self.batch = tiny_towers.make_batch(rows=4)
         self.coarse = config.View(patch_size=4)
 
     def test_a_view_is_the_image_towers_alone(self):
@@ -434,11 +434,11 @@ class ViewsTest(tf.test.TestCase):
 
 class SavingTest(tf.test.TestCase):
     def test_a_saved_model_comes_back_whole(self):
-        batch = test_towers.make_batch()
+        batch = tiny_towers.make_batch()
         for dtype in ("float32", "mixed_bfloat16"):
             model = two_tower(dtype, temperature=3.0, learn_bias=False)
             model(batch)
-            test_towers.randomise(model)
+            tiny_towers.randomise(model)
             path = f"{self.get_temp_dir()}/model.keras"
             model.save(path)
             again = keras.saving.load_model(path)

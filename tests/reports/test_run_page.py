@@ -6,11 +6,11 @@ import json
 import os
 import re
 import tempfile
-from html import parser
 
+import html_elements
 import numpy as np
+import shard_files
 import tensorflow as tf
-import test_store
 import tiny
 
 from jest_tf import config
@@ -22,38 +22,16 @@ CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
 SIZE, ROWS, B = 5, 7, 4
 
 
-class Elements(parser.HTMLParser):
-    """Collects what the page holds; complains of what is left open."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.images, self.tags = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag == "img":
-            self.images.append(dict(attrs))
-        elif tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        if self.open.pop() != tag:
-            raise AssertionError(f"{tag} closes something else")
-
-
 class PageTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.workdir = self.enterContext(tempfile.TemporaryDirectory())
         random = np.random.default_rng(0)
         self.images = random.integers(0, 256, (ROWS, SIZE, SIZE, 3), np.uint8)
-        self.shard = test_store.write_shard(
+        self.shard = shard_files.write_shard(
             os.path.join(self.workdir, "a.tfrecord"),
             [
-                test_store.serialize(
+                shard_files.serialize(
                     image=tf.io.encode_png(image).numpy(),
                     captions=CAPTIONS[row % len(CAPTIONS)],
                     id=100 + row,
@@ -150,8 +128,8 @@ class PageTest(tf.test.TestCase):
         path = os.path.join(self.workdir, "b.tfrecord")
         payloads = list(tf.data.TFRecordDataset(self.shard).as_numpy_iterator())
         broken = tf.io.encode_png(self.images[2]).numpy()[:60]
-        payloads[2] = test_store.serialize(image=broken, caption="x", id=102)
-        test_store.write_shard(path, payloads)
+        payloads[2] = shard_files.serialize(image=broken, caption="x", id=102)
+        shard_files.write_shard(path, payloads)
         store = stores.open_store(path)
         options = {"super_batch_size": ROWS, "seed": 9, "image_size": SIZE}
         (batch,) = (
@@ -183,7 +161,7 @@ class PageTest(tf.test.TestCase):
         run_page.write(self.workdir, path)
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        found = Elements()
+        found = html_elements.Elements()
         found.feed(text)
         self.assertEmpty(found.open)
         self.assertNotIn("script", found.tags)

@@ -8,10 +8,10 @@ import tempfile
 import keras
 import numpy as np
 import oracles
+import random_embeddings
 import tensorflow as tf
 import tiny
 from tensorflow.core.util import event_pb2
-from test_selection import models
 
 from jest_tf import config, selection, training
 from jest_tf.data import stream
@@ -290,7 +290,7 @@ class OverlapTest(tf.test.TestCase):
         )
 
     def test_independent_rows_are_those_of_independent_selection(self):
-        learner, reference = models(24, seed=1)
+        learner, reference = random_embeddings.models(24, seed=1)
         for quotas, gain in ((1, 1.0), (1, 0.0), (4, 2.5)):
             draw = selection.select_independently(
                 learner,
@@ -333,7 +333,7 @@ class OverlapTest(tf.test.TestCase):
         )
 
     def test_overlaps_are_with_draws_of_the_same_noise(self):
-        learner, reference = models(24, seed=2)
+        learner, reference = random_embeddings.models(24, seed=2)
         options = {"batch_size": 8, "num_chunks": 4, "seed": (SEED, 2)}
         joint, independent, uniform = (
             sampler(learner, reference, **options)

@@ -1,70 +1,21 @@
 """Runs killed at any instant end as the unbroken run does, bit for bit."""
 
 import contextlib
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 
-import h5py
 import numpy as np
 import pytest
+import subprocesses
 import tensorflow as tf
 import tiny
 
 from jest_tf.runs import checkpoints, interruptions, log
 
-TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ROOT = os.path.dirname(TESTS)
 SEED = 1
-
-
-class Server:
-    """A process of `run_server.py`: runs come and go, TensorFlow stays."""
-
-    def __init__(self):
-        self._process = subprocess.Popen(
-            [sys.executable, os.path.join(TESTS, "run_server.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"},
-        )
-
-    def start(self, workdir, *overrides, **options):
-        """Starts a run; returns the number of its process."""
-        request = {"workdir": workdir, "settings": overrides, **options}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def wait(self):
-        """How it ended: the exit code, or less the number of the signal."""
-        return int(self._process.stdout.readline())
-
-    def run(self, workdir, *overrides, **options):
-        self.start(workdir, *overrides, **options)
-        return self.wait()
-
-    def close(self):
-        self._process.communicate()
-
-
-def arrays(path):
-    """Every array of a weights file, by name."""
-    found = {}
-
-    def take(name, one):
-        if isinstance(one, h5py.Dataset):
-            found[name] = one[()]
-
-    with h5py.File(path, "r") as file:
-        file.visititems(take)
-    return found
 
 
 @pytest.mark.slow
@@ -82,7 +33,7 @@ class ResumeTest(tf.test.TestCase):
             seed=1,
             damaged=(2, 5),
         )
-        cls.server = Server()
+        cls.server = subprocesses.Server()
         cls.addClassCleanup(cls.server.close)
         cls.unbroken = os.path.join(cls.folder, "unbroken")
         started = time.monotonic()
@@ -135,7 +86,7 @@ class ResumeTest(tf.test.TestCase):
             *(f"checkpoints/step-{step:09d}.weights.h5" for step in steps),
         ):
             one, other = (
-                arrays(os.path.join(folder, name))
+                subprocesses.weight_arrays(os.path.join(folder, name))
                 for folder in (workdir, self.unbroken)
             )
             self.assertEqual(set(one), set(other))
@@ -180,7 +131,7 @@ class ResumeTest(tf.test.TestCase):
         self.assertLen({row["reason"] for row in faults}, 2)
         self.assertLess(faults[0]["step"], 4)
         self.assertGreater(faults[-1]["step"], 20)
-        last = arrays(
+        last = subprocesses.weight_arrays(
             os.path.join(self.unbroken, "checkpoints/step-000000024.weights.h5")
         )
         # Every kind of state is there, so that equality says something.
@@ -242,7 +193,7 @@ class ResumeTest(tf.test.TestCase):
         process = self.server.start(workdir)
         self.wait_for(lambda: os.path.isfile(f"{workdir}/vocab.txt"))
         os.kill(process, signal.SIGSTOP)
-        other = Server()
+        other = subprocesses.Server()
         self.assertEqual(other.run(workdir), 1)
         other.close()
         self.assertIn("Another process is training", self.said_in(workdir))

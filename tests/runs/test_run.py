@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 import run_server
+import shard_files
 import tensorflow as tf
-import test_manifest
 import tiny
 
 from jest_tf import models, runs
@@ -315,14 +315,14 @@ class DirectoryTest(RunsTestCase):
         store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
         folder = os.path.join(self.folder, "manifest")
         setting = f"data.manifest={folder}"
-        test_manifest.write(store, folder, np.arange(20) % 2)
+        shard_files.write_manifest(store, folder, np.arange(20) % 2)
         quick = ("steps=4", "data.super_batch_size=8", "selection.batch_size=4")
         self.train("run", *quick, setting, "evaluation.log_ids=true")
         drawn = tiny.read_lines(self.workdir("run"), "draws.jsonl")
         ids = {key for line in drawn for key in line["ids"]}
         self.assertAllEqual([key % 2 for key in ids], [1] * len(ids))
         before = self.read("run", "data.json")["manifest"]
-        test_manifest.write(store, folder, np.arange(20) % 3)
+        shard_files.write_manifest(store, folder, np.arange(20) % 3)
         with self.assertRaisesRegex(
             ValueError, f"`data.manifest` must be .* began with, {before}."
         ):

@@ -12,9 +12,8 @@ import time
 import numpy as np
 import pytest
 import run_server
+import subprocesses
 import tensorflow as tf
-import test_distribution
-import test_resume
 import tiny
 
 from jest_tf import config
@@ -35,7 +34,7 @@ class Worker:
         ]
         self._process = subprocess.Popen(
             command,
-            env=test_distribution.environment(**environment),
+            env=subprocesses.environment(**environment),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -80,7 +79,7 @@ class RunsTest(tf.test.TestCase):
     @contextlib.contextmanager
     def two_workers(self, config_file, workdir, flags=((), ())):
         """Two that run together; killed in the end."""
-        ports = test_distribution.free_ports(2)
+        ports = subprocesses.free_ports(2)
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         workers = []
         for index in range(2):
@@ -206,7 +205,9 @@ class RunsTest(tf.test.TestCase):
                 rtol=1e-4,
             )
             ours, theirs = (
-                test_resume.arrays(f"{self.workdir(one)}/final.weights.h5")
+                subprocesses.weight_arrays(
+                    f"{self.workdir(one)}/final.weights.h5"
+                )
                 for one in (name, "unbroken")
             )
             self.assertEqual(set(ours), set(theirs))

@@ -5,35 +5,12 @@ from unittest import mock
 
 import numpy as np
 import oracles
+import random_embeddings
 import tensorflow as tf
 
 from jest_tf import losses, selection
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import scores
-
-
-def embeddings(size, dim, seed, scale=10.0, bias=-10.0, related=0.5):
-    """Unit-norm pairs, image and text alike by `related`."""
-    random = np.random.default_rng(seed)
-    image, own = random.normal(size=(2, size, dim))
-    text = related * image + (1.0 - related) * own
-    parts = [
-        part / np.linalg.norm(part, axis=1, keepdims=True)
-        for part in (image, text)
-    ]
-    return Embeddings(
-        *(np.float32(part) for part in parts),
-        np.float32(scale),
-        np.float32(bias),
-    )
-
-
-def models(size, seed=0):
-    """A learner and a reference of other width, scale and bias."""
-    return (
-        embeddings(size, 24, seed, scale=12.0, bias=-7.0, related=0.4),
-        embeddings(size, 10, seed + 1, scale=20.0, bias=-9.0, related=0.6),
-    )
 
 
 class JointSelectionTest(tf.test.TestCase):
@@ -45,7 +22,7 @@ class JointSelectionTest(tf.test.TestCase):
             selection.LOSSES,
             selection.FIRST_CHUNKS,
         ):
-            learner, reference = models(size, seed=size)
+            learner, reference = random_embeddings.models(size, seed=size)
             noise = selection.gumbel_noise((3, 7), chunks, size).numpy()
             draw = selection.select_jointly(
                 learner,
@@ -76,7 +53,7 @@ class JointSelectionTest(tf.test.TestCase):
     def test_large_uneven_tiles_give_the_set_of_the_matrix_form(self):
         # More rows than a tile, more columns than a tile, neither a multiple.
         size, batch, chunks = 2500, 1203, 2
-        learner, reference = models(size, seed=5)
+        learner, reference = random_embeddings.models(size, seed=5)
         for loss in selection.LOSSES:
             draw = selection.select_jointly(
                 learner,
@@ -93,7 +70,7 @@ class JointSelectionTest(tf.test.TestCase):
             self.assertAllEqual(draw.indices, expected)
 
     def test_a_model_that_the_criterion_does_not_need_may_be_missing(self):
-        learner, reference = models(60)
+        learner, reference = random_embeddings.models(60)
         for criterion, ours in (
             ("easy_reference", (None, reference)),
             ("hard_learner", (learner, None)),
@@ -110,7 +87,7 @@ class JointSelectionTest(tf.test.TestCase):
 
     def test_increments_of_any_order_add_up_to_the_score_of_the_set(self):
         # docs/method.md: sigmoid scores are exact increments of sum_ij S_ij.
-        learner, reference = models(30)
+        learner, reference = random_embeddings.models(30)
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
         order = np.random.default_rng(0).permutation(30)[:9]
         total = 0.0
@@ -128,7 +105,7 @@ class JointSelectionTest(tf.test.TestCase):
 
 class DrawReportTest(tf.test.TestCase):
     def test_row_losses_and_scores_equal_the_oracle(self):
-        learner, reference = models(90)
+        learner, reference = random_embeddings.models(90)
         for (name, sampler), loss in itertools.product(
             selection.SAMPLERS.items(), selection.LOSSES
         ):
@@ -159,7 +136,7 @@ class DrawReportTest(tf.test.TestCase):
             )
 
     def test_the_mean_of_kept_rows_is_the_loss_of_the_sub_batch(self):
-        learner, reference = models(70)
+        learner, reference = random_embeddings.models(70)
         for loss in selection.LOSSES:
             draw = selection.select_jointly(
                 learner,
@@ -184,7 +161,7 @@ class DrawReportTest(tf.test.TestCase):
                 self.assertAllClose(tf.reduce_mean(rows), direct, rtol=1e-5)
 
     def test_summary_averages_kept_and_dropped_rows(self):
-        learner, reference = models(50)
+        learner, reference = random_embeddings.models(50)
         draw = selection.select_jointly(
             learner, reference, batch_size=10, num_chunks=2, seed=(0, 0)
         )
@@ -209,7 +186,7 @@ class DrawReportTest(tf.test.TestCase):
         # Its expectation is known: every row is in a draw with probability
         # b/B, every pair of rows with b(b-1)/(B(B-1)).
         size, batch = 40, 8
-        learner, reference = models(size)
+        learner, reference = random_embeddings.models(size)
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
         own = np.trace(matrix)
         others = matrix.sum() - own
@@ -227,7 +204,7 @@ class DrawReportTest(tf.test.TestCase):
         self.assertLess(4 * error, 0.5)
 
     def test_uniform_score_of_a_large_batch_is_scaled_up_from_a_sample(self):
-        learner, reference = models(300)
+        learner, reference = random_embeddings.models(300)
         for loss in selection.LOSSES:
 
             def scores(rows, loss=loss):
@@ -255,7 +232,7 @@ class DrawReportTest(tf.test.TestCase):
 
 class SamplerPropertyTest(tf.test.TestCase):
     def test_every_sampler_keeps_exactly_b_rows_without_repeats(self):
-        learner, reference = models(77)
+        learner, reference = random_embeddings.models(77)
         for (name, sampler), batch in itertools.product(
             selection.SAMPLERS.items(), (1, 33, 77)
         ):
@@ -274,7 +251,7 @@ class SamplerPropertyTest(tf.test.TestCase):
                 self.assertBetween(draw.indices.numpy().max(), 0, 76)
 
     def test_top_takes_the_highest_own_pairs_in_order(self):
-        learner, reference = models(64)
+        learner, reference = random_embeddings.models(64)
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
         draw = selection.select_top(
             learner, reference, batch_size=10, seed=(0, 0)
@@ -284,7 +261,7 @@ class SamplerPropertyTest(tf.test.TestCase):
         )
 
     def test_one_chunk_is_independent_selection(self):
-        learner, reference = models(64)
+        learner, reference = random_embeddings.models(64)
         options = dict(batch_size=16, seed=(8, 9))
         self.assertAllEqual(
             selection.select_jointly(
@@ -296,7 +273,7 @@ class SamplerPropertyTest(tf.test.TestCase):
         )
 
     def test_uniform_is_the_order_of_the_noise(self):
-        learner, reference = models(64)
+        learner, reference = random_embeddings.models(64)
         draw = selection.select_uniformly(
             learner, reference, batch_size=16, seed=(8, 9)
         )
@@ -307,7 +284,7 @@ class SamplerPropertyTest(tf.test.TestCase):
         )
 
     def test_equal_models_and_zero_gain_draw_uniformly(self):
-        learner, other = models(40)
+        learner, other = random_embeddings.models(40)
         noise = selection.gumbel_noise((1, 2), 1, 40)[0].numpy()
         expected = np.argsort(-noise)[:8]
         equal = selection.select_independently(
@@ -321,7 +298,7 @@ class SamplerPropertyTest(tf.test.TestCase):
         self.assertAllEqual(without_gain.indices, expected)
 
     def test_ties_go_to_the_lower_row(self):
-        same = embeddings(1, 4, seed=0)
+        same = random_embeddings.related(1, 4, seed=0)
         repeated = same._replace(
             image=np.repeat(same.image, 9, 0), text=np.repeat(same.text, 9, 0)
         )
@@ -334,8 +311,8 @@ class SamplerPropertyTest(tf.test.TestCase):
         # B = 4, b = 2, N = 2: p(i, then j) = softmax(S_ii)_i times softmax
         # over k != i of S_kk + S_ki + S_ik at j.
         size, trials = 4, 20_000
-        learner = embeddings(size, 3, 1, scale=3.0, bias=-1.0)
-        reference = embeddings(size, 5, 2, scale=2.0, bias=-0.5)
+        learner = random_embeddings.related(size, 3, 1, scale=3.0, bias=-1.0)
+        reference = random_embeddings.related(size, 5, 2, scale=2.0, bias=-0.5)
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
         expected = np.zeros([size, size])
         first = np.exp(np.diag(matrix))
@@ -373,7 +350,7 @@ class SamplerPropertyTest(tf.test.TestCase):
     def test_a_permuted_super_batch_with_permuted_noise_gives_the_same_rows(
         self,
     ):
-        learner, reference = models(48)
+        learner, reference = random_embeddings.models(48)
         order = np.random.default_rng(0).permutation(48)
         noise = selection.gumbel_noise((0, 0), 4, 48).numpy()
 
@@ -397,8 +374,12 @@ class SamplerPropertyTest(tf.test.TestCase):
         self.assertAllEqual(order[draw(order)], draw(np.arange(48)))
 
     def test_more_chunks_make_a_more_learnable_batch(self):
-        learner = embeddings(1024, 16, 0, scale=20.0, bias=-8.0, related=0.3)
-        reference = embeddings(1024, 16, 9, scale=20.0, bias=-8.0, related=0.7)
+        learner = random_embeddings.related(
+            1024, 16, 0, scale=20.0, bias=-8.0, similarity=0.3
+        )
+        reference = random_embeddings.related(
+            1024, 16, 9, scale=20.0, bias=-8.0, similarity=0.7
+        )
 
         @tf.function
         def score(step, num_chunks):
@@ -420,11 +401,15 @@ class SamplerPropertyTest(tf.test.TestCase):
     def test_clean_pairs_are_preferred_to_shuffled_ones(self):
         # The learner knows nothing; the reference knows the clean half.
         size = 512
-        reference = embeddings(size, 32, 3, scale=30.0, related=0.8)
+        reference = random_embeddings.related(
+            size, 32, 3, scale=30.0, similarity=0.8
+        )
         text = reference.text.copy()
         text[size // 2 :] = np.roll(text[size // 2 :], 1, axis=0)
         reference = reference._replace(text=text)
-        learner = embeddings(size, 32, 4, scale=10.0, related=0.0)
+        learner = random_embeddings.related(
+            size, 32, 4, scale=10.0, similarity=0.0
+        )
         shares = {}
         for criterion in ("learnability", "easy_reference"):
             draw = selection.select_jointly(
@@ -457,7 +442,7 @@ class PurityTest(tf.test.TestCase):
             )
 
     def test_eager_graph_and_xla_draw_the_same_rows(self):
-        learner, reference = models(150)
+        learner, reference = random_embeddings.models(150)
         for (name, sampler), loss in itertools.product(
             selection.SAMPLERS.items(), selection.LOSSES
         ):
@@ -486,7 +471,7 @@ class PurityTest(tf.test.TestCase):
                         )
 
     def test_no_gradient_passes_through_a_draw(self):
-        learner, reference = models(20)
+        learner, reference = random_embeddings.models(20)
         image = tf.constant(learner.image)
         with tf.GradientTape() as tape:
             tape.watch(image)
@@ -503,7 +488,7 @@ class PurityTest(tf.test.TestCase):
     def test_bfloat16_embeddings_are_scored_in_float32(self):
         rounded = [
             Embeddings(*(tf.cast(part, tf.bfloat16) for part in parts))
-            for parts in models(64)
+            for parts in random_embeddings.models(64)
         ]
         widened = [
             Embeddings(*(tf.cast(part, tf.float32) for part in parts))
@@ -517,7 +502,7 @@ class PurityTest(tf.test.TestCase):
 
     def test_no_matrix_of_all_pairs_is_formed(self):
         size = 3000
-        learner, reference = models(size)
+        learner, reference = random_embeddings.models(size)
 
         @tf.function
         def draw():
@@ -609,7 +594,7 @@ def _graphs(graph):
 
 class SelectionErrorTest(tf.test.TestCase):
     def test_bad_settings_are_named(self):
-        learner, reference = models(10)
+        learner, reference = random_embeddings.models(10)
         cases = (
             (dict(batch_size=11), r"`batch_size` \(b\).*B=10.*11"),
             (dict(batch_size=0), "from 1 to"),
@@ -627,7 +612,7 @@ class SelectionErrorTest(tf.test.TestCase):
                     selection.select_jointly(learner, reference, **options)
 
     def test_a_missing_model_is_named(self):
-        learner, reference = models(10)
+        learner, reference = random_embeddings.models(10)
         for models_, criterion, name in (
             ((learner, None), "learnability", "reference"),
             ((None, reference), "learnability", "learner"),
@@ -647,7 +632,7 @@ class SelectionErrorTest(tf.test.TestCase):
                     )
 
     def test_embeddings_that_do_not_fit_are_named(self):
-        learner, reference = models(10)
+        learner, reference = random_embeddings.models(10)
         nan = learner.image.copy()
         nan[3, 2] = np.nan
         cases = (
@@ -664,7 +649,7 @@ class SelectionErrorTest(tf.test.TestCase):
                 "must hold floating-point",
             ),
             (learner._replace(scale=[1.0, 2.0]), "`learner.scale`"),
-            (embeddings(9, 4, 0), "same super-batch"),
+            (random_embeddings.related(9, 4, 0), "same super-batch"),
         )
         for broken, message in cases:
             with self.assertRaisesRegex(ValueError, message):
@@ -673,7 +658,7 @@ class SelectionErrorTest(tf.test.TestCase):
                 )
 
     def test_nan_in_a_graph_stops_it(self):
-        learner, reference = models(10)
+        learner, reference = random_embeddings.models(10)
 
         @tf.function
         def draw(image):
@@ -691,7 +676,7 @@ class SelectionErrorTest(tf.test.TestCase):
             draw(tf.fill(learner.image.shape, np.nan))
 
     def test_nan_that_xla_lets_pass_is_in_the_score(self):
-        learner, reference = models(10)
+        learner, reference = random_embeddings.models(10)
 
         @tf.function(jit_compile=True)
         def draw(image, **options):

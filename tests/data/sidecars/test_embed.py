@@ -14,8 +14,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import shard_files
 import tensorflow as tf
-import test_store
 import tiny
 
 from jest_tf import config, models, training
@@ -81,10 +81,10 @@ class WriteTest(tf.test.TestCase):
         images = {i: png[i] for i in range(9)}
         images |= {4: damaged, 6: b"", 7: jpeg}
         for name, rows in (("0", range(5)), ("1", range(5, 9))):
-            test_store.write_shard(
+            shard_files.write_shard(
                 os.path.join(self.directory, f"{name}.tfrecord"),
                 [
-                    test_store.serialize(
+                    shard_files.serialize(
                         image=images[row], caption=self.captions[row], id=row
                     )
                     for row in rows
@@ -353,10 +353,10 @@ class CommandTest(tf.test.TestCase):
 
     def test_records_that_cannot_be_read_are_counted(self):
         path = f"{self.directory}/bad.shard"
-        test_store.write_shard(
+        shard_files.write_shard(
             path,
             [
-                test_store.serialize(image=b"no picture", caption="a", id=i)
+                shard_files.serialize(image=b"no picture", caption="a", id=i)
                 for i in range(3)
             ],
         )

@@ -12,20 +12,13 @@ import time
 from unittest import mock
 
 import numpy as np
+import sidecar_files
 import tensorflow as tf
 
 from jest_tf.data.sidecars import file_format
 
-ROWS, DIM = 21, 4
-DESCRIPTION = file_format.Description(
-    "fingerprint", "tokenizer", "preprocessing", DIM, 8.5, -3.25
-)
-HEADER = file_format.Header(DESCRIPTION, "float32", "stamp", ROWS)
-
-
-def unit_rows(count, seed=0, dim=DIM):
-    values = np.random.default_rng(seed).standard_normal((count, dim))
-    return np.float32(values / np.linalg.norm(values, axis=1, keepdims=True))
+ROWS = 21
+HEADER = file_format.Header(sidecar_files.DESCRIPTION, "float32", "stamp", ROWS)
 
 
 class SidecarFilesTestCase(tf.test.TestCase):
@@ -41,8 +34,8 @@ class SidecarFilesTestCase(tf.test.TestCase):
         self.valid = rng.random(ROWS) < 0.8
         self.counts[~self.valid] = 0
         self.ends = np.cumsum(self.counts)
-        self.image = unit_rows(ROWS)
-        self.text = unit_rows(int(self.counts.sum()), 1)
+        self.image = sidecar_files.unit_rows(ROWS)
+        self.text = sidecar_files.unit_rows(int(self.counts.sum()), 1)
 
     def append(self, writer, start, stop):
         writer.append(
@@ -153,10 +146,10 @@ class WriterTest(SidecarFilesTestCase):
             self.valid[6:] = self.counts[6:] == 1
             self.counts[6:] = self.valid[6:]
             self.ends = np.cumsum(self.counts)
-            self.text = unit_rows(int(self.counts.sum()), 1)
-            self.text[: self.ends[5]] = unit_rows(len(self.text) + 99, 1)[
-                : self.ends[5]
-            ]
+            self.text = sidecar_files.unit_rows(int(self.counts.sum()), 1)
+            self.text[: self.ends[5]] = sidecar_files.unit_rows(
+                len(self.text) + 99, 1
+            )[: self.ends[5]]
             self.append(writer, 6, ROWS)
             writer.finish()
         self.assert_is_what_was_written()
@@ -185,7 +178,9 @@ class WriterTest(SidecarFilesTestCase):
         others = (
             HEADER._replace(stamp="other"),
             HEADER._replace(dtype="float16"),
-            HEADER._replace(description=DESCRIPTION._replace(scale=1.0)),
+            HEADER._replace(
+                description=sidecar_files.DESCRIPTION._replace(scale=1.0)
+            ),
         )
         for other in others:
             with file_format.Writer(self.path, other) as writer:
@@ -251,21 +246,23 @@ class WriterTest(SidecarFilesTestCase):
     def test_what_does_not_fit_is_refused(self):
         good = {
             "ids": self.ids[:2],
-            "image": unit_rows(2),
-            "text": unit_rows(3),
+            "image": sidecar_files.unit_rows(2),
+            "text": sidecar_files.unit_rows(3),
             "captions": [1, 2],
             "valid": [True, True],
         }
         infinite = np.float32([[np.inf, 0, 0, 0], [1, 0, 0, 0]])
         for message, changed in {
-            r"`image` must be \[2, 4\]": {"image": unit_rows(3)},
-            r"`text` must be \[3, 4\]": {"text": unit_rows(2)},
+            r"`image` must be \[2, 4\]": {"image": sidecar_files.unit_rows(3)},
+            r"`text` must be \[3, 4\]": {"text": sidecar_files.unit_rows(2)},
             r"with `valid` alike": {"valid": [True]},
             "`captions` must be 2 integers": {"captions": [1, 1, 1]},
             "must not be negative. Received: -1": {"captions": [4, -1]},
             "at most the 21 rows": {"ids": np.arange(22)},
-            "length 0.5": {"image": unit_rows(2) / 2},
-            "`text` must be of unit length.*2": {"text": 2 * unit_rows(3)},
+            "length 0.5": {"image": sidecar_files.unit_rows(2) / 2},
+            "`text` must be of unit length.*2": {
+                "text": 2 * sidecar_files.unit_rows(3)
+            },
             "a row of length inf": {"image": infinite},
             "a row of length nan": {"image": np.full((2, 4), np.nan)},
             "a row of length 0$": {"image": np.zeros((2, 4))},
@@ -280,7 +277,7 @@ class WriterTest(SidecarFilesTestCase):
                 writer.finish()
 
     def test_a_header_that_cannot_be_is_refused(self):
-        describe = DESCRIPTION._replace
+        describe = sidecar_files.DESCRIPTION._replace
         for message, header in {
             "`dtype`. Received: 'int8'": HEADER._replace(dtype="int8"),
             "`rows`. Received: 0": HEADER._replace(rows=0),

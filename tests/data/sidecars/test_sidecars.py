@@ -6,17 +6,17 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import shard_files
+import sidecar_files
 import tensorflow as tf
-import test_file_format
-import test_store
 
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed, file_format
 
 LENGTHS = (5, 1, 9)
-DIM = test_file_format.DIM
-DESCRIPTION = test_file_format.DESCRIPTION
+DIM = sidecar_files.DIM
+DESCRIPTION = sidecar_files.DESCRIPTION
 
 
 class EmbeddingsTestCase(tf.test.TestCase):
@@ -40,15 +40,15 @@ class EmbeddingsTestCase(tf.test.TestCase):
         self.store = self.open()
         self.valid = np.ones(len(self.store), bool)
         self.valid[[2, 11]] = False
-        self.image = test_file_format.unit_rows(len(self.store), 3)
-        self.text = test_file_format.unit_rows(int(self.ends[-1]), 4)
+        self.image = sidecar_files.unit_rows(len(self.store), 3)
+        self.text = sidecar_files.unit_rows(int(self.ends[-1]), 4)
         self.folder = os.path.join(self.directory, "sidecars")
 
     def write_shard(self, shard, rows):
-        test_store.write_shard(
+        shard_files.write_shard(
             os.path.join(self.directory, f"{shard}.tfrecord"),
             [
-                test_store.serialize(
+                shard_files.serialize(
                     image=b"a picture",
                     caption=[f"{row} {i}" for i in range(self.counts[row])],
                     id=1000 + 7 * row,
@@ -399,7 +399,7 @@ class WriteArraysTest(EmbeddingsTestCase):
         self.assertEqual((again.written, again.skipped), (0, 3))
 
     def test_one_caption_a_record_is_the_default(self):
-        self.text = test_file_format.unit_rows(15, 9)
+        self.text = sidecar_files.unit_rows(15, 9)
         self.write(captions=None, valid=None)
         sidecars = sidecars_lib.Sidecars(self.store, self.folder)
         rows = np.arange(15)

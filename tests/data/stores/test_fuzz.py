@@ -10,9 +10,8 @@ import tempfile
 import numpy as np
 import pyarrow.parquet
 import pytest
+import shard_files
 import tensorflow as tf
-import test_store
-import test_tars
 
 from jest_tf.data import stores
 from jest_tf.data.stores import index
@@ -120,9 +119,9 @@ class TFRecordFuzzTest(FuzzTestCase):
         for i in range(NUM_RECORDS):
             image, caption = self.texts(i)
             payloads.append(
-                test_store.serialize(image=image, caption=caption, id=i)
+                shard_files.serialize(image=image, caption=caption, id=i)
             )
-        test_store.write_shard(path, payloads)
+        shard_files.write_shard(path, payloads)
         ends = np.cumsum([len(payload) + 16 for payload in payloads])
 
         def unharmed(start, stop, damaged):
@@ -149,10 +148,10 @@ class TarFuzzTest(FuzzTestCase):
         members, ends = [], []
         for i in range(NUM_RECORDS):
             image, caption = self.texts(i)
-            members += test_tars.sample(
+            members += shard_files.tar_sample(
                 f"{i:04}", image=image, caption=caption, number=str(i)
             )
-            test_tars.write_tar(path, members)
+            shard_files.write_tar(path, members)
             blocks = sum(1 + -(-len(data) // 512) for _, data in members)
             ends.append(blocks * 512)
 
@@ -182,7 +181,7 @@ class ArrayRecordFuzzTest(FuzzTestCase):
         for i in range(NUM_RECORDS):
             image, caption = self.texts(i)
             writer.write(
-                test_store.serialize(image=image, caption=caption, id=i)
+                shard_files.serialize(image=image, caption=caption, id=i)
             )
         writer.close()
         # Which records survive is the package's business. None may be another.
@@ -280,10 +279,10 @@ class TableFuzzTest(FuzzTestCase):
 class IndexFuzzTest(FuzzTestCase):
     def fuzz_index(self, count):
         path = os.path.join(self.directory, "a.tfrecord")
-        test_store.write_shard(
+        shard_files.write_shard(
             path,
             [
-                test_store.serialize(image=b"x" * i, caption=f"{i}")
+                shard_files.serialize(image=b"x" * i, caption=f"{i}")
                 for i in range(NUM_RECORDS)
             ],
         )

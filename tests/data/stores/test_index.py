@@ -7,24 +7,24 @@ import struct
 from unittest import mock
 
 import numpy as np
+import shard_files
 import tensorflow as tf
-import test_store
 from absl import logging
 
 from jest_tf.data import stores
 from jest_tf.data.stores import index, retries, shards, tfrecords
 
 
-class IndexTestCase(test_store.RecordsTestCase):
+class IndexTestCase(shard_files.FolderTestCase):
     def setUp(self):
         super().setUp()
         self.shard = self.write("a.tfrecord", 5)
 
     def write(self, name, count):
-        return test_store.write_shard(
+        return shard_files.write_shard(
             self.path(name),
             [
-                test_store.serialize(image="x" * i, caption=f"{i}", id=i)
+                shard_files.serialize(image="x" * i, caption=f"{i}", id=i)
                 for i in range(count)
             ],
         )

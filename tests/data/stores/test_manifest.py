@@ -5,38 +5,16 @@ import os
 import shutil
 import tempfile
 
+import cascade_cases
 import numpy as np
+import oracles
+import shard_files
 import tensorflow as tf
-import test_cascade
-import test_store
-import test_stream
-import test_tars
 import tiny
 
 from jest_tf import config
 from jest_tf.data import pipeline, stores, stream
 from jest_tf.data.stores import manifest
-
-MADE_BY = {"choice": "joint", "share": 0.5, "reference": {"fingerprint": "f"}}
-
-
-def write(store, directory, weights, scores=None, made_by=MADE_BY, counts=None):
-    """The manifest of a store with given weights, row for row."""
-    if scores is None:
-        scores = np.linspace(-1.0, 1.0, len(store))
-    ends = np.cumsum(store.shards.lengths)
-    for shard, end in enumerate(ends.tolist()):
-        rows = np.arange(end - store.shards.lengths[shard], end)
-        manifest.write_part(
-            manifest.part_path(store, shard, directory),
-            manifest.describe(store, shard, made_by),
-            manifest.Part(
-                store.ids(rows),
-                np.asarray(weights)[rows],
-                np.asarray(scores)[rows],
-            ),
-        )
-    return manifest.finish(store, directory, made_by, counts or {})
 
 
 def slow_rows(weights, seed, num_positions):
@@ -51,8 +29,8 @@ def slow_rows(weights, seed, num_positions):
     salt = int.from_bytes(b"shift", "big")
     rows = []
     for position in range(num_positions):
-        slot = test_stream.slow_row(size, seed, position)
-        shift = test_stream.slow_hash(seed, position // size, salt) >> 44
+        slot = oracles.row_at(size, seed, position)
+        shift = oracles.position_hash(seed, position // size, salt) >> 44
         place, i = slot * unit + shift, 0
         while place >= lengths[i]:
             place -= lengths[i]
@@ -81,7 +59,9 @@ class FolderTestCase(tf.test.TestCase):
     def write(self, weights=None, **arguments):
         if weights is None:
             weights = np.arange(40) % 4
-        return write(self.store, self.directory, weights, **arguments)
+        return shard_files.write_manifest(
+            self.store, self.directory, weights, **arguments
+        )
 
     def assert_refused(self, pattern, store=None):
         with self.assertRaisesRegex(ValueError, pattern):
@@ -97,7 +77,7 @@ class ManifestTest(FolderTestCase):
         found = manifest.Manifest(self.directory, self.store)
         self.assertAllEqual(found.weights, np.arange(40) % 4)
         self.assertAllEqual(found.scores, scores)
-        self.assertEqual(found.made_by, MADE_BY)
+        self.assertEqual(found.made_by, shard_files.MADE_BY)
         self.assertEqual(found.counts, counts)
 
     def test_nothing_in_it_but_weights_and_the_like_changes_its_identity(self):
@@ -106,13 +86,13 @@ class ManifestTest(FolderTestCase):
         self.assertNotEqual(self.write(np.ones(40)).identity, one)
         scores = np.zeros(40)
         self.assertNotEqual(self.write(scores=scores).identity, one)
-        made_by = {**MADE_BY, "share": 0.25}
+        made_by = {**shard_files.MADE_BY, "share": 0.25}
         self.assertNotEqual(self.write(made_by=made_by).identity, one)
 
     def test_it_is_of_any_format(self):
         path = os.path.join(self.folder, "a.tar")
         png = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
-        test_tars.write_tar(
+        shard_files.write_tar(
             path,
             [
                 (f"{i}.{end}", data)
@@ -121,7 +101,7 @@ class ManifestTest(FolderTestCase):
             ],
         )
         store = stores.open_store(path)
-        write(store, self.directory, [0, 1, 0, 2, 0])
+        shard_files.write_manifest(store, self.directory, [0, 1, 0, 2, 0])
         data = config.DataConfig(train=(path,), manifest=self.directory)
         opened = stores.open_stores(data)
         order = pipeline.order(opened, (), 3, None)
@@ -174,9 +154,9 @@ class ManifestTest(FolderTestCase):
         path = manifest.part_path(self.store, 1, self.directory)
         size = os.path.getsize(path)
         for position in range(size):
-            test_store.flip(path, position)
+            shard_files.flip(path, position)
             self.assert_refused("no file of a manifest|must be of for|damaged")
-            test_store.flip(path, position)
+            shard_files.flip(path, position)
         manifest.Manifest(self.directory, self.store)
         for length in (0, 10, 20, size - 1):
             with open(path, "r+b") as file:
@@ -220,7 +200,7 @@ class ManifestTest(FolderTestCase):
         ids = part.ids + np.int64([0, 0, 1, 0, 0, 0, 0])
         manifest.write_part(path, header, part._replace(ids=ids))
         with self.assertRaisesRegex(ValueError, "ids, 102 in row 2. .*: 103"):
-            manifest.finish(self.store, self.directory, MADE_BY, {})
+            manifest.finish(self.store, self.directory, shard_files.MADE_BY, {})
 
     def test_one_shard_under_two_folders_is_refused(self):
         copy = os.path.join(self.folder, "copy", "1.tfrecord")
@@ -231,17 +211,21 @@ class ManifestTest(FolderTestCase):
         with self.assertRaisesRegex(ValueError, pattern):
             manifest.check_distinct(store)
         with self.assertRaisesRegex(ValueError, pattern):
-            write(store, self.directory, np.ones(47))
+            shard_files.write_manifest(store, self.directory, np.ones(47))
         # Another version has room beside it.
         tiny.write_shard(copy, rows=7, seed=9)
         store = stores.join([self.store, stores.open_store(copy)])
-        found = write(store, self.directory, np.arange(47) % 2)
+        found = shard_files.write_manifest(
+            store, self.directory, np.arange(47) % 2
+        )
         self.assertAllEqual(found.weights, np.arange(47) % 2)
 
     def test_a_manifest_without_records_of_a_store_with_a_share_is_refused(
         self,
     ):
-        write(self.store, self.directory, np.arange(40) >= 20)
+        shard_files.write_manifest(
+            self.store, self.directory, np.arange(40) >= 20
+        )
         data = config.DataConfig(
             train=(self.shard(0), f"{self.folder}/[12].tfrecord"),
             manifest=self.directory,
@@ -270,12 +254,14 @@ class ManifestTest(FolderTestCase):
     def test_what_another_maker_has_written_is_refused(self):
         self.write()
         path = manifest.part_path(self.store, 0, self.directory)
-        other = manifest.describe(self.store, 0, {**MADE_BY, "share": 0.1})
+        other = manifest.describe(
+            self.store, 0, {**shard_files.MADE_BY, "share": 0.1}
+        )
         with self.assertRaisesRegex(
             ValueError, "expected made_by.share=0.1. Received: 0.5; take anoth"
         ):
             manifest.is_there(path, other)
-        same = manifest.describe(self.store, 0, MADE_BY)
+        same = manifest.describe(self.store, 0, shard_files.MADE_BY)
         self.assertTrue(manifest.is_there(path, same))
 
 
@@ -374,7 +360,7 @@ class WeightedOrderTest(tf.test.TestCase):
             stream.Mixture((2, 2), (1, 1), 0, row_weights=[1, 1, 0, 0])
 
 
-class StreamTest(test_cascade.CascadeTestCase):
+class StreamTest(cascade_cases.CascadeTestCase):
     """Super-batches by a manifest, with sidecars and a cascade."""
 
     WEIGHTS = np.where(np.arange(80) % 5 < 3, 1 + np.arange(80) % 2, 0)
@@ -382,7 +368,7 @@ class StreamTest(test_cascade.CascadeTestCase):
     def setUp(self):
         super().setUp()
         self.directory = self.enterContext(tempfile.TemporaryDirectory())
-        write(self.store, self.directory, self.WEIGHTS)
+        shard_files.write_manifest(self.store, self.directory, self.WEIGHTS)
         self.store.manifest = manifest.Manifest(self.directory, self.store)
         self.addCleanup(setattr, self.store, "manifest", None)
 
@@ -396,7 +382,7 @@ class StreamTest(test_cascade.CascadeTestCase):
         self.assertAllEqual(counts > 0, self.readable() & (self.WEIGHTS > 0))
 
     def readable(self):
-        bad = (*test_cascade.INVALID, test_cascade.BLANK)
+        bad = (*cascade_cases.INVALID, cascade_cases.BLANK)
         return ~np.isin(np.arange(80), bad)
 
     def test_hosts_and_a_later_start_see_the_same_stream(self):

@@ -6,6 +6,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import shard_files
 import tensorflow as tf
 
 from jest_tf.data.stores import retries, shards
@@ -204,29 +205,6 @@ class LocalTest(FilesTestCase):
         self.assertAllGreaterEqual(np.array(ids), 0)
 
 
-class BadSector:
-    """Stands in for `os.pread`; some bytes cannot be had, at first or ever.
-
-    Args:
-        start, stop: the bytes.
-        number: of the error.
-        times: that it is raised.
-    """
-
-    def __init__(self, start, stop, number=errno.EIO, times=10**9):
-        self._start, self._stop = start, stop
-        self._number, self._times = number, times
-        self._pread = os.pread
-        self.calls = []
-
-    def __call__(self, file, size, offset):
-        self.calls.append((offset, size))
-        if offset < self._stop and self._start < offset + size and self._times:
-            self._times -= 1
-            raise OSError(self._number, os.strerror(self._number))
-        return self._pread(file, size, offset)
-
-
 @mock.patch.object(retries, "WAITS", (0.0, 0.0))
 class StorageErrorTest(FilesTestCase):
     SPANS = np.array([[100, 20], [130, 20], [160, 20], [2 * 10**6, 30]])
@@ -241,7 +219,7 @@ class StorageErrorTest(FilesTestCase):
 
     def test_an_error_that_passes_is_waited_out(self):
         for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN):
-            sector = BadSector(140, 141, number, times=2)
+            sector = shard_files.BadSector(140, 141, number, times=2)
             self.assertEqual(self.read(sector), self.payloads())
             # The first three ranges are one read. It alone is made again.
             self.assertEqual(
@@ -249,7 +227,7 @@ class StorageErrorTest(FilesTestCase):
             )
 
     def test_the_waits_grow_and_are_of_all_that_failed_together(self):
-        sector = BadSector(0, 10**7, times=4)
+        sector = shard_files.BadSector(0, 10**7, times=4)
         with (
             mock.patch.object(retries, "WAITS", (0.25, 1.5)),
             mock.patch.object(retries.time, "sleep") as sleep,
@@ -262,14 +240,16 @@ class StorageErrorTest(FilesTestCase):
     def test_a_bad_sector_costs_its_record_only(self):
         expected = self.payloads()
         expected[1] = self.FAULT
-        self.assertEqual(self.read(BadSector(140, 141)), expected)
+        self.assertEqual(self.read(shard_files.BadSector(140, 141)), expected)
         # Between two ranges it costs none.
-        self.assertEqual(self.read(BadSector(150, 160)), self.payloads())
+        self.assertEqual(
+            self.read(shard_files.BadSector(150, 160)), self.payloads()
+        )
 
     def test_a_bad_sector_at_an_end_or_in_a_range_of_its_own(self):
         for start in (0, 10**6, 5 * 10**6 - 8):
             spans = np.array([[start, 8]])
-            sector = BadSector(start, start + 8)
+            sector = shard_files.BadSector(start, start + 8)
             self.assertEqual(self.read(sector, spans), [self.FAULT])
 
     def test_storage_that_is_gone_is_an_error_with_place_and_tries(self):
@@ -278,16 +258,16 @@ class StorageErrorTest(FilesTestCase):
             rf"Shard {self.path} cannot be read at byte 2000000, tried 3 "
             r"times: .Errno 5. Input",
         ):
-            self.read(BadSector(0, 10**7))
+            self.read(shard_files.BadSector(0, 10**7))
         # These are of no record, even if they stay with one.
         for number in (errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM):
             with self.assertRaisesRegex(
                 ValueError, rf"at byte 130, tried 3 times: .Errno {number}. "
             ):
-                self.read(BadSector(140, 141, number))
+                self.read(shard_files.BadSector(140, 141, number))
 
     def test_an_error_that_does_not_pass_is_not_waited_for(self):
-        sector = BadSector(140, 141, errno.EINVAL)
+        sector = shard_files.BadSector(140, 141, errno.EINVAL)
         with self.assertRaisesRegex(ValueError, "at byte 130: .Errno 22. "):
             self.read(sector)
         self.assertLen(sector.calls, 5)
@@ -317,7 +297,7 @@ class StorageErrorTest(FilesTestCase):
                 shards.read_files(paths, self.path), [self.data, self.FAULT]
             )
             with (
-                mock.patch.object(os, "pread", BadSector(0, 10**7)),
+                mock.patch.object(os, "pread", shard_files.BadSector(0, 10**7)),
                 self.assertRaisesRegex(
                     ValueError, rf"{other} cannot be read, tried 3 times: "
                 ),

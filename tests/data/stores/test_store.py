@@ -3,61 +3,13 @@
 import concurrent.futures
 import dataclasses
 import os
-import tempfile
 from unittest import mock
 
 import numpy as np
+import shard_files
 import tensorflow as tf
-import test_tars
 
 from jest_tf.data import stores
-
-
-def serialize(**features):
-    """A `tf.train.Example`; ints become int64, str and bytes become bytes."""
-    example = tf.train.Example()
-    for name, values in features.items():
-        values = values if isinstance(values, list) else [values]
-        feature = example.features.feature[name]
-        for value in values:
-            if isinstance(value, int):
-                feature.int64_list.value.append(value)
-            else:
-                feature.bytes_list.value.append(tf.compat.as_bytes(value))
-    return example.SerializeToString()
-
-
-def write_shard(path, payloads):
-    """Writes a TFRecord file with TensorFlow's own writer."""
-    with tf.io.TFRecordWriter(path) as writer:
-        for payload in payloads:
-            writer.write(payload)
-    return path
-
-
-def flip(path, position):
-    """Flips all bits of one byte of a file."""
-    with open(path, "r+b") as file:
-        file.seek(position)
-        (octet,) = file.read(1)
-        file.seek(position)
-        file.write(bytes([octet ^ 0xFF]))
-
-
-class RecordsTestCase(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = directory.name
-
-    def path(self, name):
-        return os.path.join(self.directory, name)
-
-    def patch(self, path, position, data):
-        with open(path, "r+b") as file:
-            file.seek(position)
-            file.write(data)
 
 
 @dataclasses.dataclass
@@ -80,12 +32,12 @@ def example(i):
 
 
 def serialize_example(i):
-    return serialize(
+    return shard_files.serialize(
         image=f"image {i}", caption=f"caption {i}", name=f"n{i}", id=1000 + i
     )
 
 
-class StoreTest(RecordsTestCase):
+class StoreTest(shard_files.FolderTestCase):
     def setUp(self):
         super().setUp()
         for name, numbers in (
@@ -93,7 +45,7 @@ class StoreTest(RecordsTestCase):
             ("a", range(9)),
             ("c", range(10, 22)),
         ):
-            write_shard(
+            shard_files.write_shard(
                 self.path(f"{name}.tfrecord"), map(serialize_example, numbers)
             )
         self.store = stores.open_store(self.path("*.tfrecord"))
@@ -140,12 +92,14 @@ class StoreTest(RecordsTestCase):
         )
 
     def test_captions_and_columns_are_in_order_and_leave_faults_out(self):
-        write_shard(
+        shard_files.write_shard(
             self.path("d"),
             [
-                serialize(image="x", caption=["a", "b"], id=-3, name="\0"),
+                shard_files.serialize(
+                    image="x", caption=["a", "b"], id=-3, name="\0"
+                ),
                 b"no example",
-                serialize(image="x"),
+                shard_files.serialize(image="x"),
             ],
         )
         store = stores.open_store(self.path("d"))
@@ -159,7 +113,9 @@ class StoreTest(RecordsTestCase):
 
     def test_columns_of_more_records_than_a_batch_are_whole(self):
         count = 2 * stores.store._BATCH + 3
-        write_shard(self.path("d"), map(serialize_example, range(count)))
+        shard_files.write_shard(
+            self.path("d"), map(serialize_example, range(count))
+        )
         store = stores.open_store(self.path("d"))
         columns = store.columns(["id", "name"])
         self.assertAllEqual(columns["id"], 1000 + np.arange(count))
@@ -175,29 +131,37 @@ class StoreTest(RecordsTestCase):
             self.store.read(np.array([9]))
 
 
-class IdsTest(RecordsTestCase):
+class IdsTest(shard_files.FolderTestCase):
     def test_derived_ids_outlive_a_move_and_more_shards(self):
         for name in ("b", "c"):
-            write_shard(self.path(name), [serialize(image="x")] * 1000)
+            shard_files.write_shard(
+                self.path(name), [shard_files.serialize(image="x")] * 1000
+            )
         ids = stores.open_store(self.path("[bc]")).ids(np.arange(2000))
         self.assertLen(set(ids.tolist()), 2000)
         self.assertAllGreaterEqual(ids, 0)
         os.mkdir(self.path("moved"))
         for name in ("b", "c"):
             os.rename(self.path(name), self.path(f"moved/{name}"))
-        write_shard(self.path("moved/a"), [serialize(image="x")] * 3)
+        shard_files.write_shard(
+            self.path("moved/a"), [shard_files.serialize(image="x")] * 3
+        )
         after = stores.open_store(self.path("moved/*"))
         self.assertAllEqual(after.ids(np.arange(3, 2003)), ids)
 
     def test_shards_of_one_name_in_two_folders_share_no_ids(self):
         for name in ("x", "y"):
             os.mkdir(self.path(name))
-            write_shard(self.path(f"{name}/0"), [serialize(image=name)] * 50)
+            shard_files.write_shard(
+                self.path(f"{name}/0"), [shard_files.serialize(image=name)] * 50
+            )
         ids = stores.open_store(self.path("*/0")).ids(np.arange(100))
         self.assertLen(set(ids.tolist()), 100)
 
     def test_a_stamp_changes_with_the_shard_and_the_fields_only(self):
-        path = write_shard(self.path("a"), [serialize(image="x", caption="c")])
+        path = shard_files.write_shard(
+            self.path("a"), [shard_files.serialize(image="x", caption="c")]
+        )
         stamp = stores.open_store(path).stamp(0)
         os.utime(path, (1, 1))
         os.mkdir(self.path("moved"))
@@ -208,14 +172,18 @@ class IdsTest(RecordsTestCase):
             self.path("moved/a"), caption_fields=["caption"]
         )
         self.assertNotEqual(fields.stamp(0), stamp)
-        write_shard(path, [serialize(image="y", caption="c")])
+        shard_files.write_shard(
+            path, [shard_files.serialize(image="y", caption="c")]
+        )
         self.assertNotEqual(stores.open_store(path).stamp(0), stamp)
 
 
-class OpenTest(RecordsTestCase):
+class OpenTest(shard_files.FolderTestCase):
     def setUp(self):
         super().setUp()
-        write_shard(self.path("a.tfrecord"), map(serialize_example, range(3)))
+        shard_files.write_shard(
+            self.path("a.tfrecord"), map(serialize_example, range(3))
+        )
 
     def refuse(self, message, patterns, **settings):
         with self.assertRaisesRegex(ValueError, message):
@@ -228,7 +196,9 @@ class OpenTest(RecordsTestCase):
         self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
 
     def test_a_path_that_looks_like_a_glob_is_itself(self):
-        path = write_shard(self.path("x[1].tfrecord"), [serialize_example(7)])
+        path = shard_files.write_shard(
+            self.path("x[1].tfrecord"), [serialize_example(7)]
+        )
         store = stores.open_store(path)
         self.assertEqual(store.read(np.array([0])), [example(7)])
 
@@ -277,13 +247,15 @@ class OpenTest(RecordsTestCase):
         os.rename(self.path("a.tfrecord"), self.path("part-0"))
         store = stores.open_store(self.path("part-0"))
         self.assertLen(store, 3)
-        tar = test_tars.write_tar(
-            self.path("tar"), test_tars.sample("a", caption="x")
+        tar = shard_files.write_tar(
+            self.path("tar"), shard_files.tar_sample("a", caption="x")
         )
         self.assertLen(stores.open_store(tar, format="webdataset"), 1)
 
     def test_a_store_of_nothing_but_faults_is_refused(self):
-        path = write_shard(self.path("b"), [serialize(concept="x")] * 20)
+        path = shard_files.write_shard(
+            self.path("b"), [shard_files.serialize(concept="x")] * 20
+        )
         self.refuse(
             "faults in all 16 of its 20 .*record 0 of .*b: no picture.*concept",
             path,
@@ -298,10 +270,10 @@ class OpenTest(RecordsTestCase):
         )
 
     def test_stores_of_several_formats_are_one_array_with_parts(self):
-        tar = test_tars.write_tar(
+        tar = shard_files.write_tar(
             self.path("t.tar"),
-            test_tars.sample("a", image=b"A", caption="x")
-            + test_tars.sample("b", image=b"B", caption="y"),
+            shard_files.tar_sample("a", image=b"A", caption="x")
+            + shard_files.tar_sample("b", image=b"B", caption="y"),
         )
         tfrecord = self.path("a.tfrecord")
         store = stores.open_stores(Data((tar, self.write_csv(), tfrecord)))
@@ -317,9 +289,9 @@ class OpenTest(RecordsTestCase):
             stores.open_stores(Data())
 
     def test_settings_of_the_data_reach_every_store(self):
-        path = write_shard(
+        path = shard_files.write_shard(
             self.path("b"),
-            [serialize(image="x", big="y", caption="c", alt="d")],
+            [shard_files.serialize(image="x", big="y", caption="c", alt="d")],
         )
         folder = self.path("indexes")
         store = stores.open_stores(

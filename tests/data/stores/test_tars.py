@@ -1,7 +1,5 @@
 """Tests of the WebDataset shards, against Python's own tar writer."""
 
-import io
-import json
 import os
 import struct
 import tarfile
@@ -9,33 +7,11 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import shard_files
 import tensorflow as tf
 
 from jest_tf.data import stores
 from jest_tf.data.stores import tars
-
-
-def write_tar(path, members, format=tarfile.USTAR_FORMAT):
-    """Writes pairs of name and bytes; a name alone is a directory."""
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            if data is None:
-                info.type = tarfile.DIRTYPE
-            else:
-                info.size = len(data)
-            tar.addfile(info, data and io.BytesIO(data))
-    return path
-
-
-def sample(key, *, image=b"picture", caption=None, **fields):
-    """The members of one sample, as img2dataset writes them."""
-    members = [(f"{key}.jpg", image)]
-    if caption is not None:
-        members.append((f"{key}.txt", caption.encode()))
-    if fields:
-        members.append((f"{key}.json", json.dumps(fields).encode()))
-    return members
 
 
 class TarsTestCase(tf.test.TestCase):
@@ -47,7 +23,7 @@ class TarsTestCase(tf.test.TestCase):
 
     def store(self, members, **settings):
         format = settings.pop("tar_format", tarfile.USTAR_FORMAT)
-        write_tar(self.path, members, format)
+        shard_files.write_tar(self.path, members, format)
         return stores.open_store(self.path, **settings)
 
     def everything(self, store):
@@ -60,8 +36,10 @@ class TarsTestCase(tf.test.TestCase):
 class SamplesTest(TarsTestCase):
     def test_a_sample_is_picture_text_and_string_fields(self):
         found = self.read(
-            sample("0001", image=b"one", caption="a cat", url="u", width=3)
-            + sample("0002", image=b"two\0", caption="a dog")
+            shard_files.tar_sample(
+                "0001", image=b"one", caption="a cat", url="u", width=3
+            )
+            + shard_files.tar_sample("0002", image=b"two\0", caption="a dog")
         )
         self.assertEqual(
             found,
@@ -115,7 +93,7 @@ class SamplesTest(TarsTestCase):
                 (".hidden", b"no key"),
                 ("__info__.json", b"{}"),
                 ("notes.md", b"no picture, no caption"),
-                *sample("a", caption="x"),
+                *shard_files.tar_sample("a", caption="x"),
                 ("a.cls", b"3"),
             ]
         )
@@ -124,7 +102,7 @@ class SamplesTest(TarsTestCase):
 
     def test_captions_come_from_json_where_there_is_no_text_file(self):
         found = self.read(
-            sample("a", caption="text", caption_in_json="json")
+            shard_files.tar_sample("a", caption="text", caption_in_json="json")
             + [("b.jpg", b""), ("b.json", b'{"caption": "json", "n": 1}')]
             + [("c.jpg", b""), ("c.json", b'{"text": ["x", 3, "y"]}')]
             + [("d.jpg", b""), ("d.json", b'{"caption": null}')]
@@ -156,10 +134,10 @@ class SamplesTest(TarsTestCase):
     def test_each_picture_extension_keeps_an_index_of_its_own(self):
         members = []
         for i in range(3):
-            members += sample(f"{i}", caption=f"{i}")
+            members += shard_files.tar_sample(f"{i}", caption=f"{i}")
             # A thumbnail alone is a sample for the second setting only.
             members.append((f"{i}+.thumb", b"small"))
-        write_tar(self.path, members)
+        shard_files.write_tar(self.path, members)
         scans = []
         scan = tars.Tars.scan
 
@@ -188,7 +166,9 @@ class SamplesTest(TarsTestCase):
         members = []
         for i in range(40):
             image = bytes([i]) * 5000
-            members += sample(f"{i:02}", image=image, caption=f"{i}", n="x")
+            members += shard_files.tar_sample(
+                f"{i:02}", image=image, caption=f"{i}", n="x"
+            )
         local = self.store(members)
         folder = f"ram://{os.path.basename(os.path.dirname(self.path))}"
         tf.io.gfile.makedirs(folder)
@@ -202,7 +182,8 @@ class SamplesTest(TarsTestCase):
         key = "d" * 80 + "/" + "ü" * 60 + "k" * 40
         for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
             found = self.read(
-                sample(key, caption="long") + sample("b", caption="short"),
+                shard_files.tar_sample(key, caption="long")
+                + shard_files.tar_sample("b", caption="short"),
                 tar_format=tar_format,
             )
             self.assertEqual(
@@ -211,23 +192,30 @@ class SamplesTest(TarsTestCase):
             )
         # USTAR keeps up to 155 bytes of the folder apart.
         key = "d" * 120 + "/" + "k" * 90
-        found = self.read(sample(key, caption="x"))
+        found = self.read(shard_files.tar_sample(key, caption="x"))
         self.assertEqual(found[0].metadata["key"], key.encode())
 
     def test_links_have_no_data_and_archives_may_be_joined(self):
-        write_tar(self.path, sample("a", caption="x"))
+        shard_files.write_tar(
+            self.path, shard_files.tar_sample("a", caption="x")
+        )
         with tarfile.open(self.path, "a") as tar:
             info = tarfile.TarInfo("link.jpg")
             info.type, info.linkname, info.size = tarfile.LNKTYPE, "a.jpg", 700
             tar.addfile(info)
-        other = write_tar(self.path + "2", sample("b", caption="y"))
+        other = shard_files.write_tar(
+            self.path + "2", shard_files.tar_sample("b", caption="y")
+        )
         with open(self.path, "ab") as out, open(other, "rb") as file:
             out.write(file.read())
         found = self.everything(stores.open_store(self.path))
         self.assertEqual([one.captions for one in found], [(b"x",), (b"y",)])
 
     def test_a_size_in_base_256_is_read(self):
-        write_tar(self.path, sample("a", image=b"x" * 700, caption="c"))
+        shard_files.write_tar(
+            self.path,
+            shard_files.tar_sample("a", image=b"x" * 700, caption="c"),
+        )
         with open(self.path, "r+b") as file:
             header = bytearray(file.read(512))
             header[124:136] = b"\x80" + (700).to_bytes(11, "big")
@@ -247,13 +235,15 @@ class DamageTest(TarsTestCase):
         return [
             member
             for key in "abc"
-            for member in sample(key, caption=f"of {key}", url="u")
+            for member in shard_files.tar_sample(
+                key, caption=f"of {key}", url="u"
+            )
         ]
 
     def test_a_sample_without_a_picture_or_with_bad_json_is_a_fault(self):
         found = self.read(
             [
-                *sample("a", caption="x"),
+                *shard_files.tar_sample("a", caption="x"),
                 ("b.txt", b"alone"),
                 ("c.jpg", b""),
                 ("c.json", b"{"),
@@ -270,7 +260,7 @@ class DamageTest(TarsTestCase):
             self.assertRegex(fault.reason, reason)
 
     def test_a_cut_keeps_the_samples_before_it(self):
-        write_tar(self.path, self.samples())
+        shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
         # Sample b lies in blocks 6 to 12: the cut is in its picture's data.
         os.truncate(self.path, 6 * 512 + 512 + 3)
@@ -281,7 +271,7 @@ class DamageTest(TarsTestCase):
         )
 
     def test_a_broken_header_costs_its_sample_and_the_one_before(self):
-        write_tar(self.path, self.samples())
+        shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
         with open(self.path, "r+b") as file:
             file.seek(6 * 512)
@@ -292,7 +282,7 @@ class DamageTest(TarsTestCase):
         self.assertRegex(found[1].reason, "no picture")
 
     def test_a_broken_first_header_is_a_fault_of_its_own(self):
-        write_tar(self.path, self.samples())
+        shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
         with open(self.path, "r+b") as file:
             file.write(struct.pack("<Q", 2**63))
@@ -308,9 +298,14 @@ class DamageTest(TarsTestCase):
             with self.assertRaisesRegex(ValueError, "00000.tar is not an unc"):
                 stores.open_store(self.path)
         with self.assertRaisesRegex(ValueError, r"key\.png'"):
-            self.store(sample("a", caption="x"), image_field="png")
+            self.store(
+                shard_files.tar_sample("a", caption="x"), image_field="png"
+            )
         with self.assertRaisesRegex(ValueError, "`data.caption_fields`.*'alt'"):
-            self.store(sample("a", caption="x"), caption_fields=("alt",))
+            self.store(
+                shard_files.tar_sample("a", caption="x"),
+                caption_fields=("alt",),
+            )
 
 
 if __name__ == "__main__":

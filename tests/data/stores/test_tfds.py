@@ -8,8 +8,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import shard_files
 import tensorflow as tf
-import test_store
 
 from jest_tf.data import stores
 from jest_tf.data.stores import shards
@@ -26,7 +26,7 @@ class PreparedTestCase(tf.test.TestCase):
         os.makedirs(self.folder)
 
     def payload(self, i):
-        return test_store.serialize(
+        return shard_files.serialize(
             **{
                 "image": b"picture %d" % i,
                 "captions/text": [f"caption {i}", "more"],
@@ -82,7 +82,7 @@ class PreparedTestCase(tf.test.TestCase):
             json.dump(value, file)
 
     def write_shard(self, path, payloads):
-        test_store.write_shard(path, payloads)
+        shard_files.write_shard(path, payloads)
 
     def read(self, pattern, **settings):
         store = stores.open_store(pattern, **settings)

@@ -4,23 +4,23 @@ import os
 import struct
 
 import numpy as np
+import oracles
+import shard_files
 import tensorflow as tf
-import test_crc32c
-import test_store
 
 from jest_tf.data import stores
 from jest_tf.data.stores import tfrecords
 
 
-class FramesTest(test_store.RecordsTestCase):
+class FramesTest(shard_files.FolderTestCase):
     def setUp(self):
         super().setUp()
         self.payloads = [
-            test_store.serialize(image=text, caption=text)
+            shard_files.serialize(image=text, caption=text)
             for text in ("first", "other", "third")
         ]
         self.size = len(self.payloads[0]) + 16  # of a frame
-        self.shard = test_store.write_shard(self.path("s"), self.payloads)
+        self.shard = shard_files.write_shard(self.path("s"), self.payloads)
         self.assertEqual(os.path.getsize(self.shard), 3 * self.size)
         self.whole = self.read()
 
@@ -131,7 +131,7 @@ class FramesTest(test_store.RecordsTestCase):
             (2**62, "damaged: 12 bytes"),
         ):
             header = struct.pack("<Q", length)
-            header += struct.pack("<I", test_crc32c.masked_bit_by_bit(header))
+            header += struct.pack("<I", oracles.masked_crc32c(header))
             with open(self.shard, "r+b") as file:
                 file.truncate(3 * self.size)
                 file.seek(3 * self.size)
@@ -158,7 +158,7 @@ class FramesTest(test_store.RecordsTestCase):
 class SchemaTest(tf.test.TestCase):
     def parse(self, *, image_field="", caption_fields=(), **features):
         examples = tfrecords.Examples(image_field, caption_fields)
-        return examples.parse(test_store.serialize(**features))
+        return examples.parse(shard_files.serialize(**features))
 
     def test_our_schema_has_several_captions_and_string_metadata(self):
         self.assertEqual(
@@ -221,7 +221,7 @@ class SchemaTest(tf.test.TestCase):
         examples = tfrecords.Examples()
 
         def stored(**features):
-            return examples.stored_id(test_store.serialize(**features))
+            return examples.stored_id(shard_files.serialize(**features))
 
         self.assertEqual(stored(id=-(2**63)), -(2**63))
         self.assertIsNone(stored(id=[1, 2]))
@@ -235,7 +235,7 @@ class SchemaTest(tf.test.TestCase):
 class ChecksumTest(tf.test.TestCase):
     def test_the_size_of_a_frame_needs_its_checksum(self):
         size = struct.pack("<Q", 300)
-        masked = test_crc32c.masked_bit_by_bit(size)
+        masked = oracles.masked_crc32c(size)
         header = size + struct.pack("<I", masked)
         self.assertEqual(tfrecords.frame_size(header), 300)
         self.assertIsNone(tfrecords.frame_size(header[:11]))

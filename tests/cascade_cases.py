@@ -1,0 +1,108 @@
+"""A store of three shards with sidecars, and a test case over them."""
+
+import os
+import tempfile
+
+import numpy as np
+import shard_files
+import sidecar_files
+import tensorflow as tf
+
+from jest_tf import config
+from jest_tf.data import (
+    cascade,
+    pipeline,
+    preprocessing,
+    sidecars,
+    stores,
+)
+from jest_tf.data.sidecars import embed, file_format
+
+SEED, SIZE = 5, 4
+DIM = 6  # the tiny learner's, which is drawn to these
+LENGTHS = (33, 7, 40)
+DESCRIPTION = file_format.Description("a", "b", "c", DIM, 20.0, -8.0)
+TOKENIZER = preprocessing.WordPieceTokenizer(
+    ["[UNK]", "[EOS]", "##0", *"abcdefghijklmnopqrstuvwxyz0123456789"], 4
+)
+# The records that the sidecars have no embedding of.
+INVALID = (5, 36, 71)
+# One that has no caption but blank ones.
+BLANK = 50
+
+
+def captions_of(row):
+    if row == BLANK:
+        return [b" ", b""]
+    return [[b"a b"], [b"c", b" ", b"d e"], [b"", b"f"]][row % 3]
+
+
+def write_store(folder):
+    """Three shards of noise and their sidecars; the arrays of the latter."""
+    random = np.random.default_rng(0)
+    for shard, rows in enumerate(np.split(np.arange(80), (33, 40))):
+        shard_files.write_shard(
+            os.path.join(folder, f"{shard}.tfrecord"),
+            [
+                shard_files.serialize(
+                    image=tf.io.encode_png(
+                        random.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+                    ).numpy(),
+                    caption=captions_of(row),
+                    id=1000 + int(row),
+                )
+                for row in rows
+            ],
+        )
+    store = stores.open_store(os.path.join(folder, "*.tfrecord"))
+    counts = [len(captions_of(row)) for row in range(80)]
+    image = sidecar_files.unit_rows(80, 1, DIM)
+    blank = np.array(
+        [not one.strip() for row in range(80) for one in captions_of(row)]
+    )
+    # Captions of some like their picture, of others not.
+    text = np.repeat(image, counts, 0)
+    text += random.normal(0.0, 0.4, text.shape)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    text[blank] = 0.0
+    valid = ~np.isin(np.arange(80), INVALID)
+    embed.write_arrays(
+        store, image, text, DESCRIPTION, captions=counts, valid=valid
+    )
+    return store, image, text, np.cumsum([0, *counts])
+
+
+class CascadeTestCase(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.store, cls.image, cls.text, cls.starts = write_store(folder.name)
+        cls.sidecars = sidecars.Sidecars(cls.store)
+
+    def cascade(self, loss="sigmoid", **settings):
+        settings = {"hyper_batch_size": 30, "num_chunks": 3} | settings
+        return cascade.Cascade(
+            config.CascadeConfig(**settings), self.sidecars, loss
+        )
+
+    def batches(self, count, chooser, **settings):
+        settings = {
+            "super_batch_size": 12,
+            "seed": SEED,
+            "tokenizer": TOKENIZER,
+            "image_size": SIZE,
+            "faults": pipeline.FaultLog(None, 1.0),
+        } | settings
+        dataset = pipeline.super_batches(
+            self.store, cascade=chooser, **settings
+        )
+        return list(dataset.take(count).as_numpy_iterator())
+
+    def assert_equal_batches(self, ours, theirs):
+        self.assertEqual(len(ours), len(theirs))
+        for one, other in zip(ours, theirs, strict=True):
+            self.assertEqual(list(one), list(other))
+            for name in one:
+                self.assertAllEqual(one[name], other[name])

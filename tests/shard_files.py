@@ -1,0 +1,130 @@
+"""Shards, tars and manifests on disk, and damage to them, for tests."""
+
+import errno
+import io
+import json
+import os
+import tarfile
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.data.stores import manifest
+
+
+def serialize(**features):
+    """A `tf.train.Example`; ints become int64, str and bytes become bytes."""
+    example = tf.train.Example()
+    for name, values in features.items():
+        values = values if isinstance(values, list) else [values]
+        feature = example.features.feature[name]
+        for value in values:
+            if isinstance(value, int):
+                feature.int64_list.value.append(value)
+            else:
+                feature.bytes_list.value.append(tf.compat.as_bytes(value))
+    return example.SerializeToString()
+
+
+def write_shard(path, payloads):
+    """Writes a TFRecord file with TensorFlow's own writer."""
+    with tf.io.TFRecordWriter(path) as writer:
+        for payload in payloads:
+            writer.write(payload)
+    return path
+
+
+def flip(path, position):
+    """Flips all bits of one byte of a file."""
+    with open(path, "r+b") as file:
+        file.seek(position)
+        (octet,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([octet ^ 0xFF]))
+
+
+class FolderTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def patch(self, path, position, data):
+        with open(path, "r+b") as file:
+            file.seek(position)
+            file.write(data)
+
+
+def write_tar(path, members, format=tarfile.USTAR_FORMAT):
+    """Writes pairs of name and bytes; a name alone is a directory."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            if data is None:
+                info.type = tarfile.DIRTYPE
+            else:
+                info.size = len(data)
+            tar.addfile(info, data and io.BytesIO(data))
+    return path
+
+
+def tar_sample(key, *, image=b"picture", caption=None, **fields):
+    """The members of one tar_sample, as img2dataset writes them."""
+    members = [(f"{key}.jpg", image)]
+    if caption is not None:
+        members.append((f"{key}.txt", caption.encode()))
+    if fields:
+        members.append((f"{key}.json", json.dumps(fields).encode()))
+    return members
+
+
+class BadSector:
+    """Stands in for `os.pread`; some bytes cannot be had, at first or ever.
+
+    Args:
+        start, stop: the bytes.
+        number: of the error.
+        times: that it is raised.
+    """
+
+    def __init__(self, start, stop, number=errno.EIO, times=10**9):
+        self._start, self._stop = start, stop
+        self._number, self._times = number, times
+        self._pread = os.pread
+        self.calls = []
+
+    def __call__(self, file, size, offset):
+        self.calls.append((offset, size))
+        if offset < self._stop and self._start < offset + size and self._times:
+            self._times -= 1
+            raise OSError(self._number, os.strerror(self._number))
+        return self._pread(file, size, offset)
+
+
+MADE_BY = {"choice": "joint", "share": 0.5, "reference": {"fingerprint": "f"}}
+
+
+def write_manifest(
+    store, directory, weights, scores=None, made_by=MADE_BY, counts=None
+):
+    """The manifest of a store with given weights, row for row."""
+    if scores is None:
+        scores = np.linspace(-1.0, 1.0, len(store))
+    ends = np.cumsum(store.shards.lengths)
+    for shard, end in enumerate(ends.tolist()):
+        rows = np.arange(end - store.shards.lengths[shard], end)
+        manifest.write_part(
+            manifest.part_path(store, shard, directory),
+            manifest.describe(store, shard, made_by),
+            manifest.Part(
+                store.ids(rows),
+                np.asarray(weights)[rows],
+                np.asarray(scores)[rows],
+            ),
+        )
+    return manifest.finish(store, directory, made_by, counts or {})

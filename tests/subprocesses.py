@@ -1,0 +1,78 @@
+"""Processes that tests start: runs, workers, their ports."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import h5py
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TESTS)
+
+
+class Server:
+    """A process of `run_server.py`: runs come and go, TensorFlow stays."""
+
+    def __init__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, os.path.join(TESTS, "run_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"},
+        )
+
+    def start(self, workdir, *overrides, **options):
+        """Starts a run; returns the number of its process."""
+        request = {"workdir": workdir, "settings": overrides, **options}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self):
+        """How it ended: the exit code, or less the number of the signal."""
+        return int(self._process.stdout.readline())
+
+    def run(self, workdir, *overrides, **options):
+        self.start(workdir, *overrides, **options)
+        return self.wait()
+
+    def close(self):
+        self._process.communicate()
+
+
+def weight_arrays(path):
+    """Every array of a weights file, by name."""
+    found = {}
+
+    def take(name, one):
+        if isinstance(one, h5py.Dataset):
+            found[name] = one[()]
+
+    with h5py.File(path, "r") as file:
+        file.visititems(take)
+    return found
+
+
+def environment(**more):
+    path = os.pathsep.join([TESTS, ROOT])
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+        **more,
+    }
+
+
+def free_ports(count):
+    """Ports that nobody listens on, as far as one can know."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
