@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.curation import by_similarity
 from jest_tf.data import pictures, preprocessing, reader, stores
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data.stores import manifest, shards
+from jest_tf.data.stores import manifest
 from jest_tf.reports import run_page
 
 SOURCE_FIELDS = ("source", "kind", "style")
@@ -74,7 +75,7 @@ def write(
     text = run_page.document(
         ("The manifest ", name, ""), _facts(curated), "".join(body)
     )
-    shards.write_whole(path, text.encode())
+    files.write_whole(path, text.encode())
 
 
 def count_sources(

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data import cascade, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.models import reference
@@ -189,7 +190,7 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
     shown = moments(workdir, evenly(lines, num_moments))
     log = log_lib.read_log(os.path.join(workdir, checkpoints.METRICS_FILE))
     text = _page(_config(workdir), workdir, lines, log, shown)
-    with checkpoints.written_whole(path) as partial:
+    with files.written_whole(path) as partial:
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
 

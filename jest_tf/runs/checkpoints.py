@@ -15,13 +15,15 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.util import event_pb2
+
+from jest_tf import files
 
 METRICS_FILE = "metrics.jsonl"
 DRAWS_FILE = "draws.jsonl"
@@ -35,7 +37,6 @@ _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 _FOLDER = "checkpoints"
 _NAME = "step-{:09d}.weights.h5"
 _DAMAGED = "step-{:09d}.damaged"
-_PARTIAL = ".partial"
 # HDF5 doesn't look behind the end that its header tells.
 _CHECKSUM = b"jest_tf crc32 %08x\n"
 _CHECKSUM_SIZE = len(_CHECKSUM % 0)
@@ -63,23 +64,6 @@ class NotFinite(ValueError):
         self.values = dict(values or {})
 
 
-@contextlib.contextmanager
-def written_whole(path: str, suffix: str = "") -> Iterator[str]:
-    """Gives a name to write to; what was written then replaces `path`.
-
-    At any instant, a power cut included, `path` is as before or as after.
-
-    Args:
-        path: the file.
-        suffix: what the name to write to must end with.
-    """
-    partial = f"{path}{_PARTIAL}{suffix}"
-    yield partial
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(os.path.dirname(path) or ".")
-
-
 def delete_partial(workdir: str) -> None:
     """Deletes what a killed process has left half-written."""
     for part in ("", _FOLDER, TENSORBOARD_FOLDER):
@@ -87,7 +71,7 @@ def delete_partial(workdir: str) -> None:
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
             path = os.path.join(folder, name)
             # Sidecars that are being written lie here if they were told to.
-            ours = _PARTIAL in name and ".sidecar" not in name
+            ours = files.PARTIAL in name and ".sidecar" not in name
             if ours and os.path.isfile(path):
                 os.remove(path)
 
@@ -98,7 +82,7 @@ def save_weights(model: keras.Model, path: str) -> None:
     The file ends with a checksum, which readers of HDF5 pass over.
     """
     # Keras wants the suffix, so the half-written file carries it too.
-    with written_whole(path, ".weights.h5") as partial:
+    with files.written_whole(path, ".weights.h5") as partial:
         model.save_weights(partial)
         states = _random_states(model)
         if states:
@@ -258,7 +242,7 @@ class Checkpoints(StepCallback):
             ):  # a checkpoint never outlives its logs
                 log = os.path.join(self._workdir, name)
                 if os.path.isfile(log):
-                    _sync(log)
+                    files.sync(log)
             save_weights(self.model, path)
         self._saved_at = time.monotonic()
         self._delete_old()
@@ -486,7 +470,7 @@ def _cut(path, last_step):
     """Drops the lines of steps after `last_step`, and half-written ones."""
     if not os.path.isfile(path):
         return
-    with written_whole(path) as partial:
+    with files.written_whole(path) as partial:
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(
                 line for row, line in _rows(path) if row["step"] <= last_step
@@ -501,7 +485,7 @@ def _cut_events(folder, last_step):
             step is not None and step <= last_step for step, _ in _events(path)
         ):
             continue
-        with written_whole(path) as partial:
+        with files.written_whole(path) as partial:
             with tf.io.TFRecordWriter(partial) as writer:
                 for step, event in _events(path):
                     if step is not None and step <= last_step:
@@ -515,12 +499,3 @@ def _events(path):
             yield event_pb2.Event.FromString(event).step, event
     except tf.errors.DataLossError:
         yield None, b""
-
-
-def _sync(path):
-    """Waits until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

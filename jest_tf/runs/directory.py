@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data import stores
 from jest_tf.models import reference
 from jest_tf.runs import checkpoints, interruptions
@@ -188,7 +189,7 @@ def _claim(workdir, config):
         _compare_versions(versions)
     else:
         interruptions.write_json(versions, _versions())
-    with checkpoints.written_whole(path) as partial:
+    with files.written_whole(path) as partial:
         config_lib.save_config(config, partial)
 
 

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.runs import checkpoints
 
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
@@ -254,7 +255,7 @@ class Skipped:
 
 def write_json(path: str, content) -> None:
     """Writes a JSON file, whole or not at all."""
-    with checkpoints.written_whole(path) as partial:
+    with files.written_whole(path) as partial:
         with open(partial, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=2)
             file.write("\n")

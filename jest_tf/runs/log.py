@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.runs import checkpoints, draw_log, progress, resources
 
 # Seconds between two lines of progress: on a terminal, where they overwrite
@@ -105,7 +106,7 @@ class StepFlops:
         of_kinds = [
             self._of.get(number) for number in range(len(self._selection.kinds))
         ]
-        with checkpoints.written_whole(self._path) as partial:
+        with files.written_whole(self._path) as partial:
             with open(partial, "w", encoding="utf-8") as file:
                 json.dump(of_kinds, file, indent=2)
                 file.write("\n")

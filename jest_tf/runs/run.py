@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, evaluation, models, training
+from jest_tf import distribution, evaluation, files, models, training
 from jest_tf.data import cascade, pipeline, preprocessing
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
@@ -669,7 +669,7 @@ def _tokenizer(config, store, workdir, output):
         tokenizer.save(folder)
         for name in os.listdir(folder):
             path = os.path.join(output, name)
-            with checkpoints_lib.written_whole(path) as partial:
+            with files.written_whole(path) as partial:
                 shutil.copyfile(os.path.join(folder, name), partial)
     return tokenizer
 

@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from jest_tf import files
 from jest_tf.data.stores import retries, shards
 
 _MAGIC = b"JESTTFIX"
@@ -114,7 +115,7 @@ def open_indexes(
             header, body = _build(path, form, header, shown.advance)
             place = index_path(path, index_dir, form.index_variant)
             try:
-                shards.write_whole(place, header.pack(), body)
+                files.write_whole(place, header.pack(), body)
                 loaded = _load(place, header)
             except (OSError, tf.errors.OpError) as error:
                 refused.add(place, error)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data.stores import shards
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def write_part(path: str, header: Header, part: Part) -> None:
     body = b"".join([text, *(values.tobytes() for values in part)])
     head = _HEAD.pack(_MAGIC, _VERSION, len(text), zlib.crc32(body))
     try:
-        shards.write_whole(path, head, body)
+        files.write_whole(path, head, body)
     except (OSError, tf.errors.OpError) as error:
         raise ValueError(
             f"Manifest {path} cannot be written: {error}"
@@ -304,7 +305,7 @@ def finish(
         "shards": listed,
     }
     text = json.dumps(values, indent=1).encode() + b"\n"
-    shards.write_whole(os.path.join(directory, MANIFEST_FILE), text)
+    files.write_whole(os.path.join(directory, MANIFEST_FILE), text)
     return Manifest(directory, store)
 
 

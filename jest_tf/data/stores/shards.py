@@ -22,7 +22,6 @@ import errno
 import glob
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -335,38 +334,6 @@ def open_file(path: str, mode: str = "rb"):
     if is_remote(path):
         return tf.io.gfile.GFile(path, mode)
     return open(path, mode)
-
-
-def write_whole(path: str, *parts) -> None:
-    """Writes a file beside its place, then renames: readers see all or nothing.
-
-    Args:
-        path: local or remote; its folder is made.
-        parts: bytes or arrays, one after another.
-
-    Raises:
-        OSError, tf.errors.OpError: it cannot be written.
-    """
-    folder, name = os.path.split(path)
-    # Hidden, so that no glob takes what a killed process left for a shard.
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
-    remote = is_remote(path)
-    if remote:
-        tf.io.gfile.makedirs(folder)
-    elif folder:
-        os.makedirs(folder, exist_ok=True)
-    try:
-        with open_file(temporary, "wb") as file:
-            for part in parts:
-                file.write(bytes(part) if remote else part)
-        if remote:
-            tf.io.gfile.rename(temporary, path, overwrite=True)
-        else:
-            os.replace(temporary, path)
-    except (OSError, tf.errors.OpError):
-        if not remote and os.path.exists(temporary):
-            os.remove(temporary)
-        raise
 
 
 def _read_file(path):

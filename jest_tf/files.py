@@ -1,0 +1,122 @@
+"""Files of any scheme, written whole or not at all, and locks on them.
+
+A local path is opened by Python. A path with a scheme, such as `gs://`, is
+opened by `tf.io.gfile`. Object stores have no append and no change in place, so
+every file here is written once, from its first byte to its last.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+PARTIAL = ".partial"
+
+
+def is_remote(path: str) -> bool:
+    """Returns whether only `tf.io.gfile` can open the path."""
+    return "://" in path
+
+
+def open_file(path: str, mode: str = "rb"):
+    """Opens a local or remote file."""
+    if is_remote(path):
+        return _gfile().GFile(path, mode)
+    return open(path, mode)
+
+
+@contextlib.contextmanager
+def written_whole(path: str, suffix: str = "") -> Iterator[str]:
+    """Yields a local file name to write to; on success it becomes `path`.
+
+    At any instant, including a power cut, `path` holds either the old content
+    or the new. An error deletes the temporary file; a killed process leaves it
+    behind, hidden, with `PARTIAL` in its name.
+
+    Args:
+        path: local or remote; its folder is made.
+        suffix: ending that the temporary name must have.
+
+    Raises:
+        OSError, tf.errors.OpError: the file cannot be written.
+    """
+    folder, name = os.path.split(path)
+    # Hidden, so that no glob takes it for data, and unique, so that several
+    # processes may write the same file.
+    name = f".{name}.{secrets.token_hex(8)}{PARTIAL}{suffix}"
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as local:
+            yield os.path.join(local, name)
+            _upload(os.path.join(local, name), f"{folder}/{name}", path)
+        return
+    os.makedirs(folder or ".", exist_ok=True)
+    partial = os.path.join(folder, name)
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+        sync(folder or ".")
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+        raise
+
+
+def write_whole(path: str, *parts) -> None:
+    """Writes bytes or arrays, one after another, as `written_whole` does."""
+    with written_whole(path) as partial, open(partial, "wb") as file:
+        for part in parts:
+            file.write(part)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Holds a lock until the block or its process ends.
+
+    Args:
+        path: of a local lock file; it is made, and deleted at the end.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open(path, "a"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last holder may have deleted the file after it was opened.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    break
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
+
+def sync(path: str) -> None:
+    """Waits until a local file or folder is on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _upload(local, partial, path):
+    # Copied beside its place first: not every scheme makes a file appear whole.
+    gfile = _gfile()
+    gfile.makedirs(os.path.dirname(path))
+    with open(local, "rb") as source, gfile.GFile(partial, "wb") as target:
+        shutil.copyfileobj(source, target, 2**24)
+    gfile.rename(partial, path, overwrite=True)
+
+
+def _gfile():
+    import tensorflow as tf  # local files need none
+
+    return tf.io.gfile
