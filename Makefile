@@ -110,7 +110,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 
 .venv/installed-icontext: $(INSTALLED)
 	@$(BIN)/python -m pip install --disable-pip-version-check \
-	  --no-input --progress-bar off --editable '.[icontext,report]' \
+	  --no-input --progress-bar off --editable '.[icontext]' \
 	  | $(PIP_PROGRESS)
 	@touch $@
 

@@ -1,10 +1,16 @@
-"""A parser that collects the elements of a page."""
+"""A parser that checks the pages of `jest_tf.reports`."""
 
 from html import parser
 
 
 class Elements(parser.HTMLParser):
-    """Collects what the page holds; complains of what is left open."""
+    """Collects tags and pictures; refuses elements that are closed wrongly.
+
+    Attributes:
+        open: tags that have not been closed.
+        images: the attributes of every `img`.
+        tags: of all elements.
+    """
 
     def __init__(self):
         super().__init__()
@@ -22,4 +28,13 @@ class Elements(parser.HTMLParser):
 
     def handle_endtag(self, tag):
         if self.open.pop() != tag:
-            raise AssertionError(f"{tag} closes something else")
+            raise AssertionError(f"{tag} closes another element")
+
+
+def parse(text):
+    """The elements of a page, all of them closed."""
+    found = Elements()
+    found.feed(text)
+    if found.open:
+        raise AssertionError(f"not closed: {found.open}")
+    return found

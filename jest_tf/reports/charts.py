@@ -1,0 +1,138 @@
+"""Line charts as inline SVG, drawn by matplotlib without a display."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import markupsafe
+import matplotlib
+import numpy as np
+from matplotlib import figure as mpl_figure
+
+KEPT, DROPPED, UNIFORM, CHANCE = "#c2410c", "#64748b", "#2563eb", "#a1a1aa"
+
+_MAX_POINTS = 500
+# Replaced by the page's own text colour, so that charts follow dark mode.
+_TEXT = "#010203"
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "axes.edgecolor": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "text.color": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#8883",
+    "path.simplify": True,
+}
+
+
+class Line(NamedTuple):
+    """A line of a chart.
+
+    Attributes:
+        label: its name in the legend.
+        colour: of Matplotlib.
+        x: positions `[k]`.
+        y: values `[k]`.
+        band: lower and upper values, `[k]` each, shaded around the line.
+    """
+
+    label: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+class Chart(NamedTuple):
+    """A chart of a page: its title and its SVG element."""
+
+    title: str
+    svg: markupsafe.Markup
+
+
+def draw(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    xlabel: str = "step",
+    unit_range: bool = False,
+) -> Chart:
+    """Draws lines over their bands.
+
+    Args:
+        title: shown above the chart.
+        lines: those without points are left out. Each is
+            thinned to 500 points, so a page stays small for any run.
+        xlabel: name of the horizontal axis.
+        unit_range: shows the range [0, 1] whatever the values.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = mpl_figure.Figure(figsize=(5, 2.9), layout="constrained")
+        axes = figure.subplots()
+        shown = [line for line in lines if len(line.x)]
+        for line in shown:
+            _add(axes, line)
+        axes.set(xlabel=xlabel, ylim=(0, 1) if unit_range else None)
+        axes.tick_params(length=0)
+        if shown:
+            axes.legend(frameon=False, fontsize=10)
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(
+            written, format="svg", transparent=True, metadata=nothing
+        )
+    return Chart(title, _inline(written.getvalue()))
+
+
+def histogram(
+    title: str,
+    groups: Sequence[tuple[str, str, np.ndarray]],
+    edges: np.ndarray,
+    xlabel: str,
+) -> Chart:
+    """Draws shares of values by bin; outliers are counted in the last bins.
+
+    Args:
+        title: shown above the chart.
+        groups: label, colour and values `[k]` of each.
+        edges: of the bins, ascending.
+        xlabel: name of the horizontal axis.
+    """
+    middles = (edges[:-1] + edges[1:]) / 2
+    lines = []
+    for label, colour, values in groups:
+        clipped = np.clip(values, edges[0], edges[-1])
+        shares = np.histogram(clipped, edges)[0] / max(1, len(values))
+        band = (np.zeros_like(shares), shares)
+        lines.append(Line(label, colour, middles, shares, band))
+    return draw(title, lines, xlabel=xlabel)
+
+
+def _add(axes, line):
+    places = np.arange(len(line.x))
+    if len(places) > _MAX_POINTS:
+        places = np.linspace(0, places[-1], _MAX_POINTS).round().astype(int)
+    x, y = np.asarray(line.x)[places], np.asarray(line.y)[places]
+    dashed = "--" if line.colour == CHANCE else "-"
+    # The limits hold every point, so nothing is clipped; clipping needs ids.
+    style = {"color": line.colour, "clip_on": False}
+    axes.plot(x, y, dashed, label=line.label, **style)
+    if line.band is not None:
+        lower, upper = (np.asarray(one)[places] for one in line.band)
+        around = np.concatenate([lower, upper[::-1]])
+        axes.fill(np.concatenate([x, x[::-1]]), around, alpha=0.15, **style)
+
+
+def _inline(svg):
+    """The SVG element alone, without ids, which would repeat in a page."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r' (?:id|xmlns[:\w]*|clip-path)="[^"]*"', "", element)
+    element = re.sub(r"<defs>.*?</defs>", "", element, flags=re.DOTALL)
+    element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element)
+    return markupsafe.Markup(element.replace(_TEXT, "currentColor"))

@@ -1,0 +1,44 @@
+"""Charts are small, self-contained SVG elements."""
+
+import re
+
+import html_elements
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.reports import charts
+
+
+class ChartsTest(tf.test.TestCase):
+    def draw(self, length, **settings):
+        x = np.arange(length)
+        line = charts.Line("<b>", charts.KEPT, x, x % 7, (x % 7 - 1, x % 7 + 1))
+        return charts.draw("title", [line], **settings).svg
+
+    def test_a_chart_is_one_element_that_refers_to_nothing(self):
+        svg = self.draw(5)
+        self.assertEqual(html_elements.parse(svg).tags[0], "svg")
+        self.assertNotRegex(svg, r"http|href|url\(| id=|<b>")
+        self.assertIn("currentColor", svg)
+
+    def test_the_size_of_a_chart_does_not_grow_with_the_run(self):
+        self.assertLess(len(self.draw(100_000)), 2 * len(self.draw(600)))
+
+    def test_lines_without_points_are_left_out(self):
+        empty = charts.Line("nothing", charts.KEPT, [], [])
+        self.assertNotIn("nothing", charts.draw("t", [empty]).svg)
+
+    def test_histograms_count_outliers_in_the_last_bins(self):
+        edges = np.linspace(0.0, 1.0, 3)
+        values = np.array([-5.0, 0.1, 0.7, 9.0])
+        inside = np.array([0.1, 0.1, 0.7, 0.7])
+        found, expected = (
+            charts.histogram("t", [("all", charts.KEPT, some)], edges, "x").svg
+            for some in (values, inside)
+        )
+        self.assertEqual(found, expected)
+        self.assertNotEmpty(re.findall("<path", found))
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,49 @@
+"""Captions of strangers stay text."""
+
+import html_elements
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.reports import rendering
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '" onload="alert(1)',
+    "' onload='alert(1)",
+    "</figcaption></style><img src=x>",
+    "{{ 7 * 7 }}{% raw %}",
+    "\u202eright to left",
+    "",
+)
+
+
+class RenderingTest(tf.test.TestCase):
+    def test_hostile_captions_stay_text(self):
+        image = np.zeros([2, 2, 3], np.uint8)
+        cards = [
+            rendering.Card(image, caption, 1, 0.5, True) for caption in HOSTILE
+        ]
+        page = rendering.render(
+            "manifest.html",
+            name=HOSTILE[0],
+            made_by={HOSTILE[1]: HOSTILE[3]},
+            counts={HOSTILE[0]: 3},
+            steps=(),
+            scored=1,
+            charts=[],
+            sources=[{"field": HOSTILE[0], "rows": [(HOSTILE[3], 0.0, 0.5)]}],
+            looked_at=1,
+            size=2,
+            drawn=1,
+            duplicates=None,
+            deciles=[{"share": 1.0, "low": 0.0, "high": 1.0, "cards": cards}],
+        ).decode()
+        found = html_elements.parse(page)
+        self.assertNotIn("script", found.tags)
+        self.assertEqual([card["alt"] for card in found.images], list(HOSTILE))
+        for card in found.images:
+            self.assertCountEqual(card, ["src", "alt"])
+
+
+if __name__ == "__main__":
+    tf.test.main()
