@@ -1,10 +1,14 @@
-"""Settings of a run as frozen dataclasses. Imports no TensorFlow."""
+"""Settings of a run as frozen dataclasses. Imports no TensorFlow.
 
-from jest_tf.config.run import (
+Settings that do not fit together are refused here, before any data is read.
+"""
+
+from jest_tf.config.groups import (
     DTYPE_POLICIES,
     EQUAL_CAPTIONS,
     FORMATS,
     ON_NON_FINITE,
+    PRESETS,
     STRATEGIES,
     CheckpointConfig,
     DataConfig,
@@ -13,10 +17,10 @@ from jest_tf.config.run import (
     ModelConfig,
     OptimizerConfig,
     ReferenceConfig,
-    TrainConfig,
-    load_config,
-    save_config,
+    TowerSizes,
 )
+from jest_tf.config.recipes import load_config, save_config
+from jest_tf.config.run import TrainConfig
 from jest_tf.config.selection import (
     CRITERIA,
     FIRST_CHUNKS,
@@ -44,12 +48,14 @@ __all__ = [
     "ModelConfig",
     "ON_NON_FINITE",
     "OptimizerConfig",
+    "PRESETS",
     "Phase",
     "QUOTAS",
     "ReferenceConfig",
     "SAMPLERS",
     "STRATEGIES",
     "SelectionConfig",
+    "TowerSizes",
     "TrainConfig",
     "View",
     "load_config",

@@ -1,57 +1,161 @@
-"""Dataclasses of settings from text: overrides, nested dicts, checks.
+"""Dataclasses of settings from text and as text.
 
-The settings themselves are in `config/run.py`; nothing here knows any of them.
-Nothing here imports TensorFlow.
+Overrides such as "data.image_size=64", nested dicts from JSON, and the list of
+settings that `--help` prints. Nothing here knows a particular setting.
 """
 
 import dataclasses
-import math
-import types
+import difflib
+import inspect
+import re
+import textwrap
 import typing
+from collections.abc import Iterator
 from typing import Any
+
+from jest_tf.config import checks
 
 
 def override(kind: type, values: dict, text: str) -> None:
-    """Sets one "a.b=c" in the nested dict `values` of a dataclass `kind`.
+    """Sets "a.b=c" in the nested dict `values` of a dataclass `kind`.
 
     Raises:
         ValueError: on a field that does not exist, or a value of another type.
     """
-    name, separator, value = text.partition("=")
-    name = name.strip()
+    path, separator, value = text.partition("=")
+    path = path.strip()
     if not separator:
         raise ValueError(f'An override must read "a.b=c". Received: {text!r}')
-    *parents, last = name.split(".")
+    *parents, last = path.split(".")
     owner = kind
     for parent in parents:
-        owner = _field_type(owner, parent, name)
+        owner = _field_type(owner, parent, path, kind)
         values = values.setdefault(parent, {})
-    values[last] = _parse(_field_type(owner, last, name), name, value.strip())
+    hint = _field_type(owner, last, path, kind)
+    value = value.strip()
+    if value.lower() == "none" and _default(owner, last) in (None, "", ()):
+        values[last] = _default(owner, last)
+    else:
+        values[last] = _parse(hint, path, value)
 
 
-def _field_type(owner, name, path):
+def build(kind: type, values: dict, path: str = "") -> Any:
+    """Makes a dataclass `kind` from nested dicts.
+
+    Args:
+        kind: a dataclass, whose fields may be dataclasses.
+        values: of its fields, by name.
+        path: prefix of field names in errors, such as "data.".
+
+    Raises:
+        ValueError: on a field that does not exist, or a value that `kind`
+            refuses.
+    """
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise _unknown(kind, path + name, _settings(kind, path))
+        hint = hints[name]
+        if isinstance(value, (list, tuple)):  # JSON has no tuples
+            part_kind = next(iter(typing.get_args(hint)), None)
+            value = tuple(
+                _build_part(part_kind, part, f"{path}{name}.{index}")
+                for index, part in enumerate(value)
+            )
+        else:
+            value = _build_part(hint, value, path + name)
+        arguments[name] = value
+    return kind(**arguments)
+
+
+def describe(kind: type) -> str:
+    """Lists the settings of a dataclass, with defaults and meanings.
+
+    Args:
+        kind: a dataclass. Its docstring explains its fields under
+            "Attributes:"; fields that are dataclasses explain their own.
+
+    Returns:
+        A line "a.b=default" a setting, with its meaning indented below.
+    """
+    lines = []
+    for path, owner, name in _settings(kind):
+        default = _default(owner, name)
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        lines.append(f"  {path}={default}")
+        meaning = _attributes(owner).get(name, "")
+        lines += textwrap.wrap(
+            meaning, 79, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
+
+
+def _settings(kind, prefix="") -> Iterator[tuple[str, type, str]]:
+    """Yields (path, dataclass, field name) of every setting."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _settings(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name, kind, name
+
+
+def _attributes(kind):
+    """Meanings of the fields, from the docstring of a dataclass."""
+    _, _, text = inspect.getdoc(kind).partition("\nAttributes:\n")
+    text = re.split(r"\n(?=\S)", text)[0]
+    parts = re.split(r"^    (\w+): ", text, flags=re.MULTILINE)[1:]
+    return {
+        name: " ".join(meaning.split())
+        for name, meaning in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def _default(owner, name):
+    field = owner.__dataclass_fields__[name]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _field_type(owner, name, path, root):
     if not dataclasses.is_dataclass(owner):
         raise ValueError(f"No setting `{path}`: nothing lies below that field")
     hints = typing.get_type_hints(owner)
     if name not in hints:
-        raise ValueError(
-            f"No setting `{path}`. Fields of {owner.__name__}: "
-            f"{', '.join(hints)}"
-        )
+        raise _unknown(owner, path, _settings(root))
     return hints[name]
 
 
-def _parse(kind, name, text):
+def _unknown(owner, path, settings):
+    """The error about a setting that does not exist, with a suggestion."""
+    fields = ", ".join(typing.get_type_hints(owner))
+    message = f"No setting `{path}`. Fields of {owner.__name__}: {fields}"
+    by_name: dict[str, str] = {}
+    for known, _, name in settings:
+        by_name.setdefault(name, known)
+    name = path.rpartition(".")[2]
+    # The same name in another group, a like path, or a like name.
+    close = [by_name[name]] if name in by_name else []
+    close += difflib.get_close_matches(path, by_name.values(), 1)
+    close += map(by_name.get, difflib.get_close_matches(name, by_name, 1))
+    if close:
+        message += f". Did you mean `{close[0]}`?"
+    return ValueError(message)
+
+
+def _parse(kind, path, text):
     """The value that `text` spells, of the type annotation `kind`."""
     if dataclasses.is_dataclass(kind):
         raise ValueError(
-            f"`{name}` is a group of settings; set one of its fields: "
+            f"`{path}` is a group of settings; set one of its fields: "
             f"{', '.join(f.name for f in dataclasses.fields(kind))}"
         )
-    options = _options(kind)
-    if type(None) in options and text.lower() == "none":
+    kinds = checks.options(kind)
+    if type(None) in kinds and text.lower() == "none":
         return None
-    kind = options[0]
+    kind = kinds[0]
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -59,63 +163,22 @@ def _parse(kind, name, text):
             return kind(text)
     except (KeyError, ValueError):
         raise ValueError(
-            f"`{name}` must be of type {_type_name(kind)}. Received: {text!r}"
+            f"`{path}` must be of type {checks.type_name(kind)}. "
+            f"Received: {text!r}"
         ) from None
-    if typing.get_origin(kind) is tuple:
-        part_kind = typing.get_args(kind)[0]
-        if dataclasses.is_dataclass(part_kind) and text:
-            raise ValueError(
-                f"`{name}` is a list of groups of settings; set it in a "
-                f"recipe, or nothing to empty it. Received: {text!r}"
-            )
-        return tuple(
-            _parse(part_kind, name, part.strip())
-            for part in text.split(",")
-            if part.strip()
-        )
-    return text
-
-
-def build(kind: type, values: dict, path: str = "") -> Any:
-    """A dataclass `kind` from nested dicts, every field known and typed.
-
-    Args:
-        kind: a dataclass, whose fields may be dataclasses.
-        values: of its fields, by name.
-        path: what stands before a field's name in an error, as "data.".
-
-    Raises:
-        ValueError: on a field that does not exist, or what `kind` refuses.
-    """
-    hints = typing.get_type_hints(kind)
-    unknown = set(values) - set(hints)
-    if unknown:
+    if typing.get_origin(kind) is not tuple:
+        return text
+    part_kind = typing.get_args(kind)[0]
+    if dataclasses.is_dataclass(part_kind) and text:
         raise ValueError(
-            f"No setting `{path}{min(unknown)}`. Fields of {kind.__name__}: "
-            f"{', '.join(hints)}"
+            f"`{path}` is a list of groups of settings; set it in a recipe, or "
+            f"to nothing to empty it. Received: {text!r}"
         )
-    arguments = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"`{path}{name}` is a group of settings. "
-                    f"Received: {value!r}"
-                )
-            value = build(hint, value, f"{path}{name}.")
-        elif isinstance(value, (list, tuple)):  # JSON has no tuples
-            value = tuple(
-                _build_part(hint, part, f"{path}{name}.{index}")
-                for index, part in enumerate(value)
-            )
-        arguments[name] = value
-    return kind(**arguments)
+    parts = (part.strip() for part in text.split(","))
+    return tuple(_parse(part_kind, path, part) for part in parts if part)
 
 
-def _build_part(hint, value, path):
-    """One of the values of a field that holds several."""
-    kind = next(iter(typing.get_args(hint)), None)
+def _build_part(kind, value, path):
     if not dataclasses.is_dataclass(kind):
         return value
     if not isinstance(value, dict):
@@ -123,64 +186,3 @@ def _build_part(hint, value, path):
             f"`{path}` is a group of settings. Received: {value!r}"
         )
     return build(kind, value, f"{path}.")
-
-
-def check_types(config: Any, path: str) -> None:
-    """Refuses a value that is not of the annotated type, or not finite."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not any(_is_a(value, option) for option in _options(kind)):
-            raise ValueError(
-                f"`{_join(path, name)}` must be of type {_type_name(kind)}. "
-                f"Received: {value!r}"
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(
-                f"`{_join(path, name)}` must be finite. Received: {value}"
-            )
-
-
-def _is_a(value: Any, kind) -> bool:
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(
-            _is_a(part, typing.get_args(kind)[0]) for part in value
-        )
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _options(kind):
-    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    return typing.get_args(kind) if is_union else (kind,)
-
-
-def _type_name(kind):
-    return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def check_one_of(config: Any, path: str, name: str, allowed: tuple) -> None:
-    """Refuses a value of the field `name` that is not among `allowed`."""
-    value = getattr(config, name)
-    if value not in allowed:
-        raise ValueError(
-            f"`{_join(path, name)}` must be one of {allowed}. "
-            f"Received: {value!r}"
-        )
-
-
-def check_at_least(config: Any, path: str, least: float, *names: str) -> None:
-    """Refuses a value below `least` in the fields `names`; None passes."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ValueError(
-                f"`{_join(path, name)}` must be at least {least}. "
-                f"Received: {value}"
-            )
-
-
-def _join(path, name):
-    return f"{path}.{name}" if path else name

@@ -1,14 +1,11 @@
-"""Settings of what is chosen: views, phases, the selection and its stage 0.
+"""Settings of the selection: views, phases, sub-batches and the cascade."""
 
-They are part of `config/run.py`, by whose name everybody calls them; a module
-of their own because there is much to say. Nothing here imports TensorFlow.
-"""
-
+import collections
 import dataclasses
 import itertools
 from dataclasses import dataclass, field
 
-from jest_tf.config import overrides
+from jest_tf.config.checks import at_least, check, one_of, within
 
 SAMPLERS = ("uniform", "joint", "independent", "top")
 CRITERIA = ("learnability", "easy_reference", "hard_learner")
@@ -19,17 +16,17 @@ QUOTAS = ("global", "per_replica")
 
 @dataclass(frozen=True)
 class View:
-    """How an image tower looks at images; by default as it was built to.
+    """An approximation of images; the default is none.
 
-    A learner that only scores may look coarsely, as in Flexi-JEST (Evans et
-    al., 2024, arXiv 2406.17711). The three approximations may be combined.
-    Texts have no view: they are never approximated.
+    Scores may be computed on a coarse view, as in Flexi-JEST (Evans et al.,
+    2024, arXiv 2406.17711). The three approximations may be combined. Texts
+    are never approximated.
 
     Attributes:
-        patch_size: side of a patch in pixels; None is the tower's own.
+        patch_size: side of a patch in pixels. None is the tower's.
         keep_tokens: share of the patches that become tokens, in (0, 1].
-        image_size: side in pixels that the images are resized to; None leaves
-            them as they come.
+        image_size: side in pixels to which images are resized. None keeps
+            their size.
 
     Raises:
         ValueError: if a value is out of range.
@@ -43,21 +40,21 @@ class View:
     image_size: int | None = None
 
     def __post_init__(self):
-        overrides.check_types(self, "view")
-        overrides.check_at_least(self, "view", 1, "patch_size", "image_size")
-        if not 0.0 < self.keep_tokens <= 1.0:
-            raise ValueError(
-                "`view.keep_tokens` must be in (0, 1]. "
-                f"Received: {self.keep_tokens!r}"
-            )
+        check(
+            self,
+            "view",
+            patch_size=at_least(1),
+            keep_tokens=within("(0, 1]"),
+            image_size=at_least(1),
+        )
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a selection is like from some step on; None leaves it as it is.
+    """Changes of a selection from some step on; None changes nothing.
 
     Attributes:
-        start: the first step of the phase, from 0.
+        start: first step of the phase, counted from 0.
         method: as in `SelectionConfig`; "uniform" scores nothing.
         criterion: as in `SelectionConfig`.
         candidates: as in `SelectionConfig`.
@@ -69,8 +66,7 @@ class Phase:
     candidates: int | None = None
 
     def __post_init__(self):
-        overrides.check_types(self, "selection.phases")
-        overrides.check_at_least(self, "selection.phases", 0, "start")
+        check(self, "selection.phases", start=at_least(0))
 
 
 @dataclass(frozen=True)
@@ -80,32 +76,32 @@ class SelectionConfig:
     Attributes:
         method: "joint" (the paper's), "independent", "top", or "uniform",
             which scores nothing.
-        batch_size: b, examples trained a step; None trains on the whole
-            super-batch, with nothing scored.
-        num_chunks: N, chunks that a joint draw is made in.
+        batch_size: b, examples trained per step. None trains on the whole
+            super-batch and scores nothing.
+        num_chunks: N, chunks of a joint draw.
         criterion: "learnability", "easy_reference" or "hard_learner".
-        loss: pair loss of the scores, "sigmoid" or "softmax"; None is the
-            loss that the model is trained with.
+        loss: pair loss of the scores, "sigmoid" or "softmax". None takes
+            `model.loss`.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
-        gain: multiplies every score; 0 is uniform.
-        view: how the learner looks at the images that it scores; texts it
-            sees as ever, and the reference looks in its own way.
-        candidates: rows of a super-batch that are scored and drawn from,
-            evenly spread; must divide B. None takes all of them. The filter
-            ratio is 1 - b / candidates.
-        scoring_batch_size: examples a forward pass while scoring; must divide
-            a replica's share of the candidates. None scores it at once.
+        gain: factor of every score; 0 draws uniformly.
+        view: view of the images through which the learner scores. The
+            reference and texts are not approximated.
+        candidates: rows of a super-batch, evenly spread, that are scored and
+            drawn from; must divide B. None takes all. The filter ratio is
+            1 - b / candidates.
+        scoring_batch_size: examples per forward pass while scoring; must
+            divide a replica's share of the candidates. None scores all at
+            once.
         quota: on several replicas, "global" draws what one replica would and
-            exchanges rows; "per_replica" draws b/R rows from each replica's
-            own, and no picture moves.
-        phases: what is different from some step on, in the order of their
-            starts; each says what differs from the settings above, not from
-            the phase before.
-        uniform_every: every so many steps one takes a uniform draw, steps
-            k - 1, 2k - 1, ...; None never does.
-        stop_when_passed: steps in succession on which the learner's loss on
-            uniform rows is no more than the reference's, after which all draws
-            are uniform; None goes on selecting.
+            exchanges rows; "per_replica" draws b/R of each replica's rows, so
+            that no image moves.
+        phases: changes from some step on, in the order of their starts. Each
+            is relative to the settings above, not to the phase before.
+        uniform_every: k, draw uniformly on steps k - 1, 2k - 1, ... None never
+            does.
+        stop_when_passed: draw uniformly for the rest of the run once the
+            learner's loss on uniform rows was at most the reference's on this
+            many steps in succession. None never stops selecting.
     """
 
     method: str = "uniform"
@@ -124,43 +120,43 @@ class SelectionConfig:
     stop_when_passed: int | None = None
 
     def __post_init__(self):
-        overrides.check_types(self, "selection")
-        overrides.check_one_of(self, "selection", "method", SAMPLERS)
-        overrides.check_one_of(self, "selection", "criterion", CRITERIA)
-        overrides.check_one_of(self, "selection", "loss", (*LOSSES, None))
-        overrides.check_one_of(self, "selection", "first_chunk", FIRST_CHUNKS)
-        overrides.check_one_of(self, "selection", "quota", QUOTAS)
-        overrides.check_at_least(
-            self, "selection", 1, "batch_size", "num_chunks"
+        check(
+            self,
+            "selection",
+            method=one_of(*SAMPLERS),
+            batch_size=at_least(1),
+            num_chunks=at_least(1),
+            criterion=one_of(*CRITERIA),
+            loss=one_of(*LOSSES, None),
+            first_chunk=one_of(*FIRST_CHUNKS),
+            candidates=at_least(1),
+            scoring_batch_size=at_least(1),
+            quota=one_of(*QUOTAS),
+            uniform_every=at_least(2),
+            stop_when_passed=at_least(1),
         )
-        overrides.check_at_least(
-            self, "selection", 1, "candidates", "scoring_batch_size"
-        )
-        overrides.check_at_least(self, "selection", 2, "uniform_every")
-        overrides.check_at_least(self, "selection", 1, "stop_when_passed")
-        if self.batch_size and self.method == "joint":
-            if self.num_chunks > self.batch_size:
-                raise ValueError(
-                    "`selection.num_chunks` must be at most "
-                    "`selection.batch_size`, so that every chunk draws a row. "
-                    f"Received: num_chunks={self.num_chunks}, "
-                    f"batch_size={self.batch_size}"
-                )
+        most = self.batch_size if self.method == "joint" else None
+        if most and self.num_chunks > most:
+            raise ValueError(
+                "`selection.num_chunks` must be at most "
+                "`selection.batch_size`, so that every chunk draws a row. "
+                f"Received: num_chunks={self.num_chunks}, batch_size={most}"
+            )
         if self.is_scheduled:
             self._check_schedule()
 
     def _check_schedule(self):
         if self.batch_size is None:
             raise ValueError(
-                "A schedule of draws needs `selection.batch_size` (b). "
-                "Received: batch_size=None with `selection.phases`, "
-                "`selection.uniform_every` or `selection.stop_when_passed`"
+                "A schedule (`selection.phases`, `uniform_every` or "
+                "`stop_when_passed`) needs `selection.batch_size` (b). "
+                "Received: batch_size=None"
             )
         starts = [phase.start for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ValueError(
-                "`selection.phases` must stand in the order of their starts, "
-                f"each later than the one before. Received: {starts}"
+                "`selection.phases` must be in the order of their starts, "
+                f"which must differ. Received: {starts}"
             )
         scoring = [kind for kind in self.kinds if kind.scores]
         if not scoring:
@@ -178,35 +174,27 @@ class SelectionConfig:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether some steps choose otherwise than others."""
+        """Whether the settings change during a run."""
         return bool(self.phases or self.uniform_every or self.stop_when_passed)
 
     def at(self, step: int) -> "SelectionConfig":
-        """What step `step`, from 0, chooses by; itself without a schedule.
+        """The settings of a step, counted from 0; itself without a schedule.
 
-        `stop_when_passed`, which is no function of the step, is left aside.
+        Ignores `stop_when_passed`, which is no function of the step.
         """
-        phase = None
-        for one in self.phases:
-            if one.start <= step:
-                phase = one
+        begun = [phase for phase in self.phases if phase.start <= step]
         every = self.uniform_every
-        return self._kind(phase, bool(every) and (step + 1) % every == 0)
+        is_uniform = bool(every) and (step + 1) % every == 0
+        return self._kind(begun[-1] if begun else None, is_uniform)
 
     @property
     def stopped(self) -> "SelectionConfig":
-        """What steps choose by after the learner has passed the reference."""
-        return dataclasses.replace(
-            self,
-            method="uniform",
-            phases=(),
-            uniform_every=None,
-            stop_when_passed=None,
-        )
+        """The settings once the learner has passed the reference."""
+        return self._unscheduled(method="uniform")
 
     @property
     def kinds(self) -> tuple["SelectionConfig", ...]:
-        """Everything that some step may choose by."""
+        """All distinct settings that a step may have."""
         phases = list(self.phases)
         if not phases or phases[0].start > 0:
             phases = [None, *phases]
@@ -220,13 +208,19 @@ class SelectionConfig:
     def _kind(self, phase, is_uniform):
         if not self.is_scheduled:
             return self
-        changes = {} if phase is None else dataclasses.asdict(phase)
-        changes.pop("start", None)
+        changes = {}
+        if phase is not None:
+            changes = dataclasses.asdict(phase)
+            del changes["start"]
+        if is_uniform:
+            changes["method"] = "uniform"
+        return self._unscheduled(**changes)
+
+    def _unscheduled(self, **changes):
+        """Itself without a schedule, with changes other than to None."""
         changes = {
             name: value for name, value in changes.items() if value is not None
         }
-        if is_uniform:
-            changes["method"] = "uniform"
         return dataclasses.replace(
             self,
             **changes,
@@ -235,44 +229,45 @@ class SelectionConfig:
             stop_when_passed=None,
         )
 
+    def _any(self, name):
+        return any(getattr(kind, name) for kind in self.kinds)
+
     @property
     def scores(self) -> bool:
-        """Whether rows are scored before they are drawn, on some step."""
+        """Whether some step scores rows before it draws."""
         if self.is_scheduled:
-            return any(kind.scores for kind in self.kinds)
+            return self._any("scores")
         return self.batch_size is not None and self.method != "uniform"
 
     @property
     def needs_reference(self) -> bool:
-        """Whether scores are made with a reference, on some step."""
+        """Whether some step scores with the reference."""
         if self.is_scheduled:
-            return any(kind.needs_reference for kind in self.kinds)
+            return self._any("needs_reference")
         return self.scores and self.criterion != "hard_learner"
 
     @property
     def needs_learner(self) -> bool:
-        """Whether scores are made with the learner, on some step."""
+        """Whether some step scores with the learner."""
         if self.is_scheduled:
-            return any(kind.needs_learner for kind in self.kinds)
+            return self._any("needs_learner")
         return self.scores and self.criterion != "easy_reference"
 
     def steps_by_kind(
         self, steps: int, stopped_at: int | None = None
     ) -> dict["SelectionConfig", int]:
-        """How many of the first `steps` steps choose by each of `kinds`.
+        """Counts the first `steps` steps by their settings.
 
         Args:
-            steps: from step 0 on.
-            stopped_at: the first step after the learner has passed the
-                reference; None where it has not.
+            steps: number of steps, from step 0.
+            stopped_at: first step after the learner has passed the reference;
+                None if it has not.
+
+        Returns:
+            The number of steps by settings, those that occur.
         """
         last = steps if stopped_at is None else min(steps, stopped_at)
-        counts: dict[SelectionConfig, int] = {}
-
-        def count(kind, number):
-            if number:
-                counts[kind] = counts.get(kind, 0) + number
-
+        counts: collections.Counter[SelectionConfig] = collections.Counter()
         starts = [0, *(phase.start for phase in self.phases), last]
         every = self.uniform_every
         for phase, (start, stop) in zip(
@@ -280,10 +275,10 @@ class SelectionConfig:
         ):
             start, stop = min(start, last), min(stop, last)
             uniform = stop // every - start // every if every else 0
-            count(self._kind(phase, False), stop - start - uniform)
-            count(self._kind(phase, True), uniform)
-        count(self.stopped, steps - last)
-        return counts
+            counts[self._kind(phase, False)] += stop - start - uniform
+            counts[self._kind(phase, True)] += uniform
+        counts[self.stopped] += steps - last
+        return dict(+counts)
 
     def num_scored(
         self, steps: int, super_batch_size: int, stopped_at: int | None = None
@@ -291,9 +286,9 @@ class SelectionConfig:
         """Examples scored in the first `steps` steps.
 
         Args:
-            steps: from step 0 on.
+            steps: number of steps, from step 0.
             super_batch_size: B.
-            stopped_at: as of `steps_by_kind`.
+            stopped_at: as in `steps_by_kind`.
         """
         return sum(
             number * (kind.candidates or super_batch_size)
@@ -302,7 +297,7 @@ class SelectionConfig:
         )
 
     def check_super_batch(self, size: int) -> None:
-        """Raises ValueError unless a super-batch of `size` rows will do."""
+        """Raises ValueError unless super-batches of `size` rows fit."""
         if self.batch_size is None:
             return
         if self.batch_size > size:
@@ -323,8 +318,8 @@ class SelectionConfig:
             if candidates % (self.scoring_batch_size or candidates):
                 raise ValueError(
                     "`selection.scoring_batch_size` must divide the "
-                    "candidates, which are the super-batch, "
-                    "`data.super_batch_size`, or `selection.candidates`. "
+                    "candidates: `selection.candidates`, or the super-batch, "
+                    "`data.super_batch_size`. "
                     f"Received: {self.scoring_batch_size}, B={size}, "
                     f"candidates={candidates}"
                 )
@@ -332,23 +327,22 @@ class SelectionConfig:
 
 @dataclass(frozen=True)
 class CascadeConfig:
-    """Stage 0: what of the stream is read at all, chosen by sidecars alone.
+    """Stage 0: chooses the super-batch by sidecars, before images are read.
 
     Attributes:
-        hyper_batch_size: K B, positions of the stream that a step chooses its
-            super-batch of B from; None reads every position.
-        num_chunks: N, chunks that the joint draw is made in.
+        hyper_batch_size: K B, positions of the stream from which a step
+            chooses its super-batch of B. None reads every position.
+        num_chunks: N, chunks of the joint draw.
         criterion: "easy_reference", the only one that needs no learner.
-        loss: pair loss of the scores, "sigmoid" or "softmax"; None is the
-            loss that the model is trained with.
+        loss: pair loss of the scores, "sigmoid" or "softmax". None takes
+            `model.loss`.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
-        gain: multiplies every score, the inverse of a temperature; 0 is
-            uniform.
-        uniform_share: of the B, in [0, 1): drawn uniformly from what the joint
-            draw of the others has left.
-        num_groups: G, equal parts of a hyper-batch, of each of which B / G are
-            chosen, jointly within it. G of them cost a G-th of one, and hosts
-            share them.
+        gain: factor of every score; 0 draws uniformly.
+        uniform_share: share of the B rows, in [0, 1), that is drawn uniformly
+            from the rows that the joint draw leaves.
+        num_groups: G, equal parts of a hyper-batch. B / G rows are chosen
+            jointly within each, at a G-th of the cost, and hosts share the
+            groups.
     """
 
     hyper_batch_size: int | None = None
@@ -361,29 +355,29 @@ class CascadeConfig:
     num_groups: int = 1
 
     def __post_init__(self):
-        overrides.check_types(self, "cascade")
-        overrides.check_at_least(self, "cascade", 1, "hyper_batch_size")
-        overrides.check_at_least(self, "cascade", 1, "num_chunks", "num_groups")
         if self.criterion != "easy_reference":
             raise ValueError(
-                "`cascade.criterion` must be 'easy_reference': before anything "
-                "is read there is no learner's embedding to score with. "
+                "`cascade.criterion` must be 'easy_reference': no learner "
+                "embeddings exist before the images are read. "
                 f"Received: {self.criterion!r}"
             )
-        overrides.check_one_of(self, "cascade", "loss", (*LOSSES, None))
-        overrides.check_one_of(self, "cascade", "first_chunk", FIRST_CHUNKS)
-        if not 0.0 <= self.uniform_share < 1.0:
-            raise ValueError(
-                "`cascade.uniform_share` must be in [0, 1). "
-                f"Received: {self.uniform_share}"
-            )
+        check(
+            self,
+            "cascade",
+            hyper_batch_size=at_least(1),
+            num_chunks=at_least(1),
+            loss=one_of(*LOSSES, None),
+            first_chunk=one_of(*FIRST_CHUNKS),
+            uniform_share=within("[0, 1)"),
+            num_groups=at_least(1),
+        )
 
     def num_uniform(self, super_batch_size: int) -> int:
-        """How many of each group are drawn uniformly."""
+        """Rows of each group that are drawn uniformly."""
         return round(self.uniform_share * super_batch_size / self.num_groups)
 
     def check_super_batch(self, size: int) -> None:
-        """Raises ValueError unless super-batches of `size` can be chosen."""
+        """Raises ValueError unless super-batches of `size` rows fit."""
         if self.hyper_batch_size is None:
             return
         if self.hyper_batch_size < size:
@@ -402,8 +396,8 @@ class CascadeConfig:
         jointly = size // self.num_groups - self.num_uniform(size)
         if self.num_chunks > jointly:
             raise ValueError(
-                "`cascade.num_chunks` must be at most what is drawn jointly, "
-                "so that every chunk draws a row. Received: num_chunks="
+                "`cascade.num_chunks` must be at most the rows drawn jointly, "
+                "so that every chunk draws one. Received: num_chunks="
                 f"{self.num_chunks} for {jointly} rows, B={size} with "
                 f"uniform_share={self.uniform_share}, num_groups="
                 f"{self.num_groups}"

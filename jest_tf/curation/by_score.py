@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import runs, selection
-from jest_tf.config import overrides
+from jest_tf.config import checks
 from jest_tf.data import cascade, reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
@@ -80,20 +80,18 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        overrides.check_types(self, "")
-        overrides.check_one_of(self, "", "criterion", CRITERIA)
-        overrides.check_one_of(self, "", "loss", (*config_lib.LOSSES, None))
-        overrides.check_one_of(self, "", "first_chunk", config_lib.FIRST_CHUNKS)
-        overrides.check_at_least(self, "", 1, "window", "passes", "num_chunks")
-        if not 0.0 < self.share <= 1.0:
-            raise ValueError(
-                f"`share` must be in (0, 1]. Received: {self.share}"
-            )
-        if not 0.0 <= self.uniform_share < 1.0:
-            raise ValueError(
-                f"`uniform_share` must be in [0, 1). "
-                f"Received: {self.uniform_share}"
-            )
+        checks.check(
+            self,
+            "",
+            criterion=checks.one_of(*CRITERIA),
+            share=checks.within("(0, 1]"),
+            window=checks.at_least(1),
+            passes=checks.at_least(1),
+            loss=checks.one_of(*config_lib.LOSSES, None),
+            num_chunks=checks.at_least(1),
+            first_chunk=checks.one_of(*config_lib.FIRST_CHUNKS),
+            uniform_share=checks.within("[0, 1)"),
+        )
         if not 0 <= self.seed < 2**31:
             raise ValueError(
                 f"`seed` must be in [0, 2^31). Received: {self.seed}"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jest_tf.config import overrides
+from jest_tf.config import checks
 from jest_tf.curation import by_score
 from jest_tf.data import reader, stores
 from jest_tf.data import sidecars as sidecars_lib
@@ -75,9 +75,12 @@ class Settings:
     compare_ids: bool = True
 
     def __post_init__(self):
-        overrides.check_types(self, "")
-        overrides.check_at_least(
-            self, "", 1, "size", "num_clusters", "oversampling"
+        checks.check(
+            self,
+            "",
+            size=checks.at_least(1),
+            num_clusters=checks.at_least(1),
+            oversampling=checks.at_least(1),
         )
         for name in ("near", "leak"):
             if not -1.0 < getattr(self, name):

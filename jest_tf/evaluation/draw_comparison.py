@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import runs, selection
-from jest_tf.config import overrides
+from jest_tf.config import checks, overrides
 from jest_tf.data import preprocessing
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches
@@ -41,12 +41,7 @@ class Augmented:
     min_crop_area: float = 1.0
 
     def __post_init__(self):
-        overrides.check_types(self, "view")
-        if not 0.0 < self.min_crop_area <= 1.0:
-            raise ValueError(
-                "`min_crop_area` must be in (0, 1]. "
-                f"Received: {self.min_crop_area}"
-            )
+        checks.check(self, "view", min_crop_area=checks.within("(0, 1]"))
 
     def __call__(self, super_batch: dict, seed: tuple[int, int]) -> dict:
         """The super-batch with its pictures so; a reference sees the plain."""

@@ -1,8 +1,7 @@
 """Two-tower models: towers, layers, patches and the frozen reference."""
 
+from jest_tf.config import PRESETS, TowerSizes
 from jest_tf.models.two_tower import (
-    PRESETS,
-    TowerSizes,
     TwoTower,
     build_learner,
     build_two_tower,

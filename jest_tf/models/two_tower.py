@@ -12,14 +12,15 @@ Not here: the towers (towers.py), the losses (losses.py) and the training step
 # ruff: noqa: D102
 
 import contextlib
-import dataclasses
 import importlib
 import itertools
 import math
 import os
+import random
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -28,33 +29,6 @@ from jest_tf.models import layers, patches, towers
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
 _NORM_EPSILON = 1e-8
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerSizes:
-    """Sizes of an image and a text tower, which are of the same class.
-
-    Attributes:
-        patch_size: side of an image patch in pixels.
-        width: size of a token, and of the embedding.
-        depth: number of transformer blocks in each tower.
-        num_heads: number of attention heads.
-    """
-
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-
-
-# "tiny" is ours, for 32-pixel images on a CPU. The others are the ViT classes
-# that SigLIP's released models are named after.
-PRESETS = {
-    "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
-    "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
-    "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
-    "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
-}
 
 
 def build_two_tower(
@@ -73,7 +47,7 @@ def build_two_tower(
     """Builds a learner of a named size, with all its weights.
 
     Args:
-        preset: a key of `PRESETS`: "tiny", "s16", "b16" or "l16".
+        preset: a key of `config.PRESETS`: "tiny", "s16", "b16" or "l16".
         image_size: height and width of the images in pixels.
         vocabulary_size: number of token ids.
         text_length: number of tokens in a text.
@@ -98,12 +72,12 @@ def build_two_tower(
         >>> model.encode_text(tf.zeros([2, 16], tf.int32)).shape
         TensorShape([2, 64])
     """
-    if preset not in PRESETS:
+    if preset not in config_lib.PRESETS:
         raise ValueError(
-            f"`preset` must be one of {sorted(PRESETS)}. "
+            f"`preset` must be one of {sorted(config_lib.PRESETS)}. "
             f"Received: preset={preset!r}"
         )
-    sizes = PRESETS[preset]
+    sizes = config_lib.PRESETS[preset]
     shared = {
         "width": sizes.width,
         "depth": sizes.depth,
@@ -171,8 +145,11 @@ def build_learner(config, vocabulary_size, patch_sizes=()):
             **scalars,
         )
     build = _import_function(config.model.towers)
-    # For initial weights that the function leaves to Keras.
-    keras.utils.set_random_seed(config.seed)
+    # Keras takes the seeds of unseeded layers from here. Its
+    # `set_random_seed` would also clear TensorFlow's kernels, and with them
+    # the SentencePiece tokenizers that exist.
+    random.seed(config.seed)
+    np.random.seed(config.seed)
     size = config.data.image_size
     with _default_dtype(config.model.dtype_policy):
         built = build(config, vocabulary_size)

@@ -567,8 +567,8 @@ class FilesTest(tf.test.TestCase):
             ("optimizer.clip_norm=2", "optimizer", "clip_norm", 2.0),
             ("selection.loss=softmax", "selection", "loss", "softmax"),
             ("selection.loss=none", "selection", "loss", None),
-            # "none" is an ordinary word for what can't be unset.
-            ("reference.workdir=none", "reference", "workdir", "none"),
+            ("reference.workdir=none", "reference", "workdir", ""),
+            ("data.weights=None", "data", "weights", ()),
             (" data.image_size = 48 ", "data", "image_size", 48),
         ):
             with self.subTest(override):
@@ -598,6 +598,10 @@ class FilesTest(tf.test.TestCase):
         for override, message in (
             ("steps=1.5", "`steps` must be of type int. Received: '1.5'"),
             ("steps=none", "`steps` must be of type int. Received: 'none'"),
+            ("data.vocabulary=gs://a/b", "must be a local path.*'gs://a/b'"),
+            ("reference.workdir=s3://a", "must be a local path.*'s3://a'"),
+            ("model.preset=b32", r"one of \('tiny', .*Received: 'b32'"),
+            ("data.image_size=65", "`data.image_size`: the patch size .*=16"),
             ("model.patch_size=x", "must be of type int. Received: 'x'"),
             ("data.flip=1", "`data.flip` must be of type bool. Received: '1'"),
             ("optimizer.beta_1=b", "must be of type float. Received: 'b'"),
@@ -607,8 +611,10 @@ class FilesTest(tf.test.TestCase):
             (
                 "data.imagesize=3",
                 "No setting `data.imagesize`. Fields of DataConfig: train, "
-                "weights, manifest, format, ",
+                "weights, manifest, format, .*mean `data.image_size`",
             ),
+            ("image_size=3", "No setting `image_size`.*`data.image_size`"),
+            ("model.batch_size=3", "Did you mean `selection.batch_size`"),
             ("size=3", "No setting `size`. Fields of TrainConfig: seed, "),
             ("steps.x=3", "No setting `steps.x`: nothing lies below"),
             ("data.flip.x.y=3", "No setting `data.flip.x.y`: nothing lies"),

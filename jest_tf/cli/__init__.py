@@ -1,0 +1,113 @@
+"""The command `jest-tf`: train, embed, evaluate, curate and page.
+
+A command is a module with `add_arguments(parser)` and `run(flags)`. Parsing and
+`--help` load no TensorFlow: `run` imports what it needs.
+"""
+
+import argparse
+import gc
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from jest_tf.config import checks
+
+COMMANDS = ("train", "embed", "evaluate", "curate", "page")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command in this process.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the
+            process.
+
+    Returns:
+        The exit code: 0 on success, 1 on an error, whose message is printed, 2
+        on arguments that cannot be parsed, 75 where the same command should be
+        run again later.
+    """
+    try:
+        execute(sys.argv[1:] if argv is None else argv)
+    except SystemExit as stopped:
+        if not isinstance(stopped.code, str):
+            return stopped.code or 0
+        print(stopped.code, file=sys.stderr)
+        return 1
+    return 0
+
+
+def execute(argv: Sequence[str]) -> None:
+    """As `main`, but ends in SystemExit unless the command succeeds.
+
+    Raises:
+        SystemExit: with "error: ..." for a ValueError, with 1 for any other
+            error, whose traceback is printed, or with an exit code.
+    """
+    # TensorFlow and Keras read these when they are imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # As under `python -m`: settings may name modules of the working directory.
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.insert(0, os.getcwd())
+    try:
+        flags = _parse(argv)
+        _check_backend()
+        # Run directories are written by rename, under a file lock.
+        for name in ("workdir", "learner"):
+            checks.check_local(f"--{name}", getattr(flags, name, None) or "")
+        return flags.run(flags)
+    except ValueError as error:
+        code = f"error: {error}"
+    except SystemExit as stopped:
+        code = stopped.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    # The frames of an error hold iterators of tf.data, whose threads keep the
+    # process from ending. They can be freed once the handler has been left.
+    gc.collect()
+    sys.exit(code)
+
+
+def _parse(argv):
+    parser = argparse.ArgumentParser(
+        "jest-tf",
+        description="Joint example selection for TensorFlow and Keras.",
+        epilog="`jest-tf COMMAND --help` describes a command.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND"
+    )
+    for name in COMMANDS:
+        module = importlib.import_module(f"{__name__}.{name}")
+        summary, _, rest = module.__doc__.partition("\n\n")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=rest,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            # Apache Beam, which `curate` passes options to, has some that
+            # begin like ours.
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=module.run)
+        module.add_arguments(command)
+    flags, rest = parser.parse_known_args(argv)
+    if rest and not getattr(flags, "beam", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    flags.beam_options = rest
+    return flags
+
+
+def _check_backend():
+    backend = os.environ["KERAS_BACKEND"]
+    if backend != "tensorflow":
+        raise ValueError(
+            "The environment's `KERAS_BACKEND` must be 'tensorflow': "
+            f"selection runs inside its graphs. Received: {backend!r}"
+        )

@@ -1,0 +1,153 @@
+"""Write the sidecars of a data set, with a finished run as the reference.
+
+A sidecar holds the reference's embeddings of one shard. A run with
+`reference.sidecars=true` reads them instead of running the reference. Existing
+sidecars are kept, and an interrupted one is continued by the same command. If
+another process is writing some of them, the command exits with code 75, "try
+again later". On several hosts give each its `--host` and `--num-hosts`. The
+format flags must equal `data` in the training recipe.
+"""
+
+import argparse
+
+from jest_tf import config
+from jest_tf.cli import flags as flags_lib
+
+DTYPES = ("float16", "float32")  # as of `sidecars.file_format`
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("--workdir", required=True, help="the reference's run directory")
+    add(
+        "--data",
+        required=True,
+        **flags_lib.SEVERAL,
+        metavar="GLOB",
+        help="the shards",
+    )
+    add(
+        "--output",
+        default="",
+        metavar="DIR",
+        help="folder of the sidecars (default: beside each shard)",
+    )
+    add(
+        "--dtype",
+        default="float16",
+        choices=DTYPES,
+        help="of the embeddings (default: float16)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="records a forward pass (default: 256)",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace sidecars that do not fit",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="compare draws by the sidecars with draws by the live reference",
+    )
+    add("--host", type=int, default=0, help="index of this host (default: 0)")
+    add(
+        "--num-hosts",
+        type=int,
+        default=1,
+        help="hosts that share the shards (default: 1)",
+    )
+    flags_lib.add_format(parser)
+    largest = config.DataConfig.max_image_pixels
+    add(
+        "--max-image-pixels",
+        type=int,
+        default=largest,
+        help=f"as `data.max_image_pixels` in a recipe (default: {largest})",
+    )
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Writes the sidecars of this host's shards and reports on them."""
+    _check(flags)
+    from jest_tf.data import sidecars as sidecars_lib
+    from jest_tf.data import stores
+    from jest_tf.data.sidecars import embed, precision
+    from jest_tf.models import reference
+    from jest_tf.runs import interruptions, progress
+
+    teacher = reference.load_run(flags.workdir)
+    store = stores.join(
+        [
+            stores.open_store(
+                pattern,
+                progress=progress.Progress("indexing", "bytes"),
+                **{name: vars(flags)[name] for name in flags_lib.FORMAT_FIELDS},
+            )
+            for pattern in flags.data
+        ]
+    )
+    description = reference.describe(teacher)
+    summary = embed.write(
+        store,
+        reference.encoder(teacher, flags.batch_size),
+        description,
+        flags.output,
+        image_size=teacher.config.data.image_size,
+        max_image_pixels=flags.max_image_pixels,
+        batch_size=flags.batch_size,
+        dtype=flags.dtype,
+        shards=range(flags.host, len(store.shards.paths), flags.num_hosts),
+        overwrite=flags.overwrite,
+        progress=progress.Progress("embedding", "records"),
+    )
+    _report(summary)
+    if summary.busy:
+        raise SystemExit(interruptions.EXIT_CODE)
+    if flags.check:
+        sidecars = sidecars_lib.Sidecars(store, flags.output, description)
+        print(
+            precision.compare(
+                teacher,
+                store,
+                sidecars,
+                max_image_pixels=flags.max_image_pixels,
+            )
+        )
+
+
+def _check(flags):
+    if flags.batch_size < 1:
+        raise ValueError(
+            f"`--batch-size` must be at least 1. Received: {flags.batch_size}"
+        )
+    if not 0 <= flags.host < flags.num_hosts:
+        raise ValueError(
+            f"`--host` must be in [0, --num-hosts). Received: {flags.host} of "
+            f"{flags.num_hosts}"
+        )
+    if flags.check and flags.num_hosts > 1:
+        raise ValueError(
+            "`--check` reads the sidecars of all shards: run it once more on "
+            "one host when all hosts are done. Received: "
+            f"--num-hosts {flags.num_hosts}"
+        )
+
+
+def _report(summary):
+    print(
+        f"{summary.written} sidecars written, {summary.rows:,} records; "
+        f"{summary.skipped} were there"
+    )
+    for path in summary.busy:
+        print(f"another process is writing {path}")
+    if summary.invalid:
+        print(f"{summary.invalid:,} of the records could not be read:")
+    for reason, count in summary.reasons.items():
+        print(f"{count:8,}  {reason}")

@@ -1,0 +1,39 @@
+"""Flags that several commands share."""
+
+import argparse
+
+from jest_tf import config
+
+FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
+SEVERAL = {"nargs": "+", "action": "extend"}
+
+
+def name(field: str) -> str:
+    """Spells a setting as a flag: `index_dir` is `--index-dir`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def add_format(parser: argparse.ArgumentParser, from_run: bool = False) -> None:
+    """Adds the flags that say how data is read, as `data` does in a recipe.
+
+    Args:
+        parser: gets the flags.
+        from_run: the default is None, for the settings of the run, in place of
+            those of `DataConfig`.
+    """
+    for field in FORMAT_FIELDS:
+        default = getattr(config.DataConfig, field)
+        options = {"metavar": field.rpartition("_")[2].upper()}
+        if field == "format":
+            options = {"choices": config.FORMATS}
+        if field == "caption_fields":
+            options = {"nargs": "+", "metavar": "FIELD"}
+        shown = "the run's" if from_run else default or "the format's own"
+        if field == "index_dir" and not from_run:
+            shown = "beside each shard"
+        parser.add_argument(
+            name(field),
+            default=None if from_run else default,
+            help=f"as `data.{field}` in a recipe (default: {shown})",
+            **options,
+        )

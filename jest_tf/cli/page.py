@@ -1,0 +1,35 @@
+"""Write a page that shows what a run selects.
+
+One HTML file that needs no server and no network: the examples with the highest
+and the lowest scores over time, and charts of the selection. It is made from
+the run directory and the run's data. The run may still be training.
+"""
+
+import argparse
+import os
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    parser.add_argument("--workdir", required=True, help="the run directory")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="the page (default: selection.html in the run directory)",
+    )
+    parser.add_argument(
+        "--moments",
+        type=int,
+        default=8,
+        metavar="N",
+        help="logged draws to show (default: 8)",
+    )
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Writes the page and prints its path."""
+    from jest_tf.reports import run_page
+
+    path = flags.output or os.path.join(flags.workdir, "selection.html")
+    run_page.write(flags.workdir, path, flags.moments)
+    print(path)

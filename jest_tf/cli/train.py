@@ -1,0 +1,50 @@
+"""Train a recipe, or continue the run that a directory holds.
+
+A run directory gets `config.json` (every setting, resolved), `versions.json`,
+the vocabulary, `checkpoints/`, `final.weights.h5` (the learner), `tensorboard/`
+and logs: `metrics.jsonl` (a JSON object a logged step), `evaluation.jsonl`,
+`flops.json`. SIGTERM and Ctrl-C finish the step in progress, save, and exit
+with code 75; the same command continues. A second Ctrl-C kills.
+"""
+
+import argparse
+
+from jest_tf import config
+from jest_tf.cli import flags as flags_lib
+from jest_tf.config import overrides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags, and the settings to the epilog of its help."""
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="a recipe")
+    add("--workdir", required=True, help="the run directory")
+    add(
+        "--set",
+        **flags_lib.SEVERAL,
+        default=[],
+        metavar="A.B=C",
+        help="settings to override, such as selection.batch_size=64",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="check the recipe and its data, print the plan, write nothing",
+    )
+    parser.epilog = (
+        f"{parser.epilog}\nsettings and their defaults:\n"
+        f"{overrides.describe(config.TrainConfig)}"
+    )
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Trains, or prints what would be done."""
+    recipe = config.load_config(flags.config, flags.set)
+    if flags.dry_run:
+        from jest_tf.cli import dry_run
+
+        print(dry_run.report(recipe, flags.workdir))
+        return
+    from jest_tf import runs
+
+    runs.train(recipe, flags.workdir)

@@ -1,0 +1,105 @@
+"""Checks of settings: types, ranges, names, local paths.
+
+A rule is a pair, the expected value in words and a predicate:
+`check(self, "data", image_size=at_least(1), format=one_of(*FORMATS))`.
+"""
+
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+
+def at_least(least: float) -> Rule:
+    """Values that are no less than `least`."""
+    return f"at least {least}", lambda value: value >= least
+
+
+def above(bound: float) -> Rule:
+    """Values that are greater than `bound`."""
+    return f"> {bound}", lambda value: value > bound
+
+
+def within(interval: str) -> Rule:
+    """Values in an interval, such as "(0, 1]"."""
+    low, high = map(float, interval[1:-1].split(","))
+    is_above = operator.ge if interval[0] == "[" else operator.gt
+    is_below = operator.le if interval[-1] == "]" else operator.lt
+    return (
+        f"in {interval}",
+        lambda value: is_above(value, low) and is_below(value, high),
+    )
+
+
+def one_of(*allowed: Any) -> Rule:
+    """Values among `allowed`."""
+    return f"one of {allowed}", lambda value: value in allowed
+
+
+def check(config: Any, path: str, **rules: Rule) -> None:
+    """Checks the fields of a dataclass against their annotations and rules.
+
+    Args:
+        config: the dataclass.
+        path: name of the group in errors, such as "data"; "" for none.
+        **rules: by field. None passes where the annotation allows it.
+
+    Raises:
+        ValueError: on a value of another type, not finite, or against a rule.
+    """
+    prefix = f"{path}." if path else ""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not any(_is_a(value, option) for option in options(kind)):
+            raise ValueError(
+                f"`{prefix}{name}` must be of type {type_name(kind)}. "
+                f"Received: {value!r}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"`{prefix}{name}` must be finite. Received: {value}"
+            )
+    for name, (expected, holds) in rules.items():
+        value = getattr(config, name)
+        if value is not None and not holds(value):
+            raise ValueError(
+                f"`{prefix}{name}` must be {expected}. Received: {value!r}"
+            )
+
+
+def check_local(name: str, path: str) -> None:
+    """Refuses a path that is not on a local file system.
+
+    Raises:
+        ValueError: on a path with a scheme, such as "gs://bucket/run".
+    """
+    if "://" in path:
+        raise ValueError(
+            f"`{name}` must be a local path; only data, indexes and sidecars "
+            f"may be remote. Received: {path!r}"
+        )
+
+
+def options(kind: Any) -> tuple:
+    """The types of a union, or the type itself."""
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def type_name(kind: Any) -> str:
+    """A type annotation as it is written."""
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _is_a(value: Any, kind) -> bool:
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(
+            _is_a(part, typing.get_args(kind)[0]) for part in value
+        )
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -1,0 +1,396 @@
+"""Settings of the data, model, reference, optimizer, logs and devices."""
+
+import re
+from dataclasses import dataclass
+
+from jest_tf.config.checks import (
+    above,
+    at_least,
+    check,
+    check_local,
+    one_of,
+    within,
+)
+from jest_tf.config.selection import LOSSES, View
+
+EQUAL_CAPTIONS = ("negative", "positive", "ignore")
+DTYPE_POLICIES = ("float32", "mixed_bfloat16")
+FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
+ON_NON_FINITE = ("stop", "rollback")
+STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
+_FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """Sizes of a preset; image and text tower are of the same class.
+
+    Attributes:
+        patch_size: side of an image patch in pixels.
+        width: size of a token, and of the embedding.
+        depth: transformer blocks in each tower.
+        num_heads: attention heads.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+
+
+# "tiny" is ours, for 32-pixel images on a CPU. The others are the ViT classes
+# that SigLIP's released models are named after.
+PRESETS = {
+    "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
+    "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
+    "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
+    "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training examples, and how they become tensors.
+
+    Attributes:
+        train: paths or globs of shards, tables or prepared TFDS directories,
+            one store each (docs/data.md).
+        weights: share of each store of `train` in the stream. Empty weighs
+            stores by their size.
+        manifest: folder of a manifest of `train`, written by `jest-tf curate`:
+            only its records are drawn, as often as their weights say. Empty
+            draws all records equally.
+        format: "tfrecord", "webdataset", "tfds" or "table"; "auto" infers it
+            from the file names.
+        image_field: feature, extension or column of the image. Empty takes the
+            format's usual one.
+        caption_fields: features, extensions, `json` fields or columns of the
+            captions. Empty takes the format's usual ones.
+        index_dir: folder of the index files. Empty puts each beside its shard.
+        shuffle_block_size: neighbouring records that stay together in the
+            shuffled order, for local reads. None shuffles single records.
+        max_fault_rate: share of the drawn records that may be unreadable, and
+            are replaced, before the run stops.
+        max_image_pixels: larger images are replaced instead of decoded.
+        super_batch_size: B, examples drawn per step.
+        image_size: side in pixels to which images are resized.
+        text_length: tokens per caption, truncated or padded.
+        vocabulary: a SentencePiece `.model` or a WordPiece `vocab.txt`. Empty
+            builds a WordPiece vocabulary from the training captions.
+        vocabulary_size: tokens of a vocabulary that is built.
+        flip: mirror half of the training images.
+        min_crop_area: training images are random crops of at least this share
+            of the area. 1 turns cropping off.
+    """
+
+    train: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    manifest: str = ""
+    format: str = "auto"
+    image_field: str = ""
+    caption_fields: tuple[str, ...] = ()
+    index_dir: str = ""
+    shuffle_block_size: int | None = None
+    max_fault_rate: float = 0.01
+    max_image_pixels: int = 2**26  # 8,192 x 8,192, 200 MB decoded
+    super_batch_size: int = 1280
+    image_size: int = 32
+    text_length: int = 16  # SigLIP's ablation setting (arXiv 2303.15343, 4)
+    vocabulary: str = ""
+    vocabulary_size: int = 8192
+    flip: bool = True
+    min_crop_area: float = 1.0
+
+    def __post_init__(self):
+        check(
+            self,
+            "data",
+            format=one_of(*FORMATS),
+            shuffle_block_size=at_least(1),
+            max_fault_rate=within("[0, 1]"),
+            max_image_pixels=at_least(1),
+            super_batch_size=at_least(1),
+            image_size=at_least(1),
+            # A caption is at least one token and the end mark.
+            text_length=at_least(2),
+            vocabulary_size=at_least(2),
+            min_crop_area=within("(0, 1]"),
+        )
+        check_local("data.vocabulary", self.vocabulary)
+        if self.weights and (
+            len(self.weights) != len(self.train) or min(self.weights) <= 0.0
+        ):
+            raise ValueError(
+                "`data.weights` must hold a positive number for each store of "
+                f"`data.train`. Received: {self.weights} for "
+                f"{len(self.train)} stores"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The learner and its loss.
+
+    Attributes:
+        preset: size of the towers: "tiny", "s16", "b16" or "l16".
+        towers: "module:function" that builds other towers than a preset's. The
+            module must be importable from the working directory. The function
+            takes the `TrainConfig` and the vocabulary size, and returns an
+            image and a text tower, two Keras layers (see `models.TwoTower`).
+        patch_size: side of an image patch in pixels. None takes the preset's.
+        views: training views. The sub-batch is split randomly into equal
+            parts, one per view, under one loss; empty trains on plain images.
+            Flexi-JEST has a fine and a coarse view.
+        dtype_policy: Keras dtype policy of the towers, "float32" or
+            "mixed_bfloat16". Embeddings, losses and scores stay float32.
+        loss: "sigmoid" (SigLIP) or "softmax" (CLIP).
+        equal_captions: how the loss treats rows with the same caption:
+            "negative" (the paper), "positive" or "ignore".
+        loss_block_size: rows of logits that the loss computes at a time. None
+            computes all at once.
+        micro_batch_size: examples that a replica embeds at a time in the
+            training step, a divisor of its share of b. The gradient is that of
+            the whole sub-batch. None embeds all at once.
+        temperature: initial scale of the logits, learned in log space.
+        bias: initial bias of the logits.
+    """
+
+    preset: str = "b16"
+    towers: str = ""
+    patch_size: int | None = None
+    views: tuple[View, ...] = ()
+    dtype_policy: str = "float32"
+    loss: str = "sigmoid"
+    equal_captions: str = "negative"
+    loss_block_size: int | None = None
+    micro_batch_size: int | None = None
+    temperature: float = 10.0  # arXiv 2303.15343, algorithm 1
+    bias: float = -10.0
+
+    def __post_init__(self):
+        check(
+            self,
+            "model",
+            patch_size=at_least(1),
+            dtype_policy=one_of(*DTYPE_POLICIES),
+            loss=one_of(*LOSSES),
+            equal_captions=one_of(*EQUAL_CAPTIONS),
+            loss_block_size=at_least(1),
+            micro_batch_size=at_least(1),
+            temperature=above(0),
+        )
+        if not self.towers:
+            check(self, "model", preset=one_of(*PRESETS))
+        elif not re.fullmatch(_FUNCTION, self.towers):
+            raise ValueError(
+                "`model.towers` must be 'module:function', such as "
+                f"'my_towers:build'. Received: {self.towers!r}"
+            )
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The frozen model whose loss says what is learnable.
+
+    Attributes:
+        workdir: run directory that trained the reference. Empty is no
+            reference, or one that is known by its sidecars alone.
+        sidecars: read the reference's embeddings from the sidecars that
+            `jest-tf embed` wrote, instead of running the reference.
+        sidecar_dir: folder of the sidecars. Empty looks beside each shard.
+        distillation_weight: weight of feature distillation from the reference
+            (`losses.feature_distillation`), on every trained row, beside 1 for
+            the contrastive loss; 0 turns it off. Reference and learner must
+            have embeddings of the same width.
+        distillation_steps: steps over which that weight falls linearly to 0,
+            for a learner that should end above its reference. None keeps it.
+    """
+
+    workdir: str = ""
+    sidecars: bool = False
+    sidecar_dir: str = ""
+    distillation_weight: float = 0.0
+    distillation_steps: int | None = None
+
+    def __post_init__(self):
+        check(
+            self,
+            "reference",
+            distillation_weight=at_least(0),
+            distillation_steps=at_least(1),
+        )
+        check_local("reference.workdir", self.workdir)
+        if self.sidecar_dir and not self.sidecars:
+            raise ValueError(
+                "`reference.sidecar_dir` needs `reference.sidecars=true`. "
+                f"Received: {self.sidecar_dir!r}"
+            )
+        if self.distillation_weight and not (self.workdir or self.sidecars):
+            raise ValueError(
+                "`reference.distillation_weight` needs a reference: set "
+                "`reference.workdir`, or `reference.sidecars`. Received: "
+                f"{self.distillation_weight} without"
+            )
+        if self.distillation_steps and not self.distillation_weight:
+            raise ValueError(
+                "`reference.distillation_steps` needs "
+                "`reference.distillation_weight`. Received: "
+                f"{self.distillation_steps} without"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay to zero.
+
+    Attributes:
+        learning_rate: peak rate, at the end of the warm-up.
+        warmup_steps: steps of the linear warm-up from zero.
+        weight_decay: share of a weight that a step removes, times the step's
+            learning rate. Applies to variables whose name ends in `kernel`:
+            not to biases, norms, positions, embeddings or temperature. SigLIP
+            2's 1e-4, which its code does not multiply by the rate, is 0.1.
+        beta_1: decay of the first moment.
+        beta_2: decay of the second moment.
+        clip_norm: global norm to which gradients are clipped. None turns
+            clipping off.
+    """
+
+    learning_rate: float = 1e-3  # arXiv 2502.14786, 2.1
+    warmup_steps: int = 0
+    weight_decay: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.95  # for stability at large b, arXiv 2303.15343, 4.7
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        check(
+            self,
+            "optimizer",
+            learning_rate=above(0),
+            warmup_steps=at_least(0),
+            weight_decay=at_least(0),
+            beta_1=within("[0, 1)"),
+            beta_2=within("[0, 1)"),
+            clip_norm=above(0),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation during training, and what is logged.
+
+    Attributes:
+        data: paths or globs of shards or tables to evaluate on. Each is a data
+            set, named after its files.
+        format: of that data; None takes `data.format`.
+        image_field: of that data; None takes `data.image_field`.
+        caption_fields: of that data; None takes `data.caption_fields`.
+        every_steps: steps between evaluations. None evaluates only at the end.
+        batch_size: examples per forward pass.
+        prompts: zero-shot templates, with one "{}" each for the class name.
+        log_every_steps: steps that a line of the log averages over.
+        log_ids: also log the ids of the draws, in `draws.jsonl`.
+        time_parts: time scoring, selection and training separately on a
+            super-batch, after the first step and at every evaluation. Needs
+            one device; costs about two steps each time.
+        energy: measure the machine's energy (`pip install codecarbon`).
+        telemetry: log repeats and overlaps of draws, `telemetry.jsonl` and
+            TensorBoard histograms (docs/telemetry.md).
+    """
+
+    data: tuple[str, ...] = ()
+    format: str | None = None
+    image_field: str | None = None
+    caption_fields: tuple[str, ...] | None = None
+    every_steps: int | None = None
+    batch_size: int = 256
+    prompts: tuple[str, ...] = ("{}",)
+    log_every_steps: int = 10
+    log_ids: bool = False
+    time_parts: bool = False
+    energy: bool = False
+    telemetry: bool = True
+
+    def __post_init__(self):
+        check(
+            self,
+            "evaluation",
+            format=one_of(None, *FORMATS),
+            every_steps=at_least(1),
+            batch_size=at_least(1),
+            log_every_steps=at_least(1),
+        )
+        for prompt in self.prompts:
+            if prompt.count("{}") != 1:
+                raise ValueError(
+                    '`evaluation.prompts` must each hold one "{}". '
+                    f"Received: {prompt!r}"
+                )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is saved.
+
+    Attributes:
+        every_steps: steps between checkpoints, a multiple of
+            `distribution.steps_per_execution`. The last step is always saved.
+        every_minutes: also save after this many minutes without a checkpoint,
+            by the clock of the worker that writes. None turns this off.
+        keep: newest checkpoints to keep.
+        keep_best: a measure of `evaluation.data`, named as in
+            `evaluation.jsonl`; the checkpoint where it was highest is kept
+            too. Empty keeps none.
+        on_non_finite: at a loss, weight or score that is not finite, "stop"
+            the run, or "rollback" to the newest checkpoint and skip the
+            super-batch, at most three times within 1,000 super-batches.
+    """
+
+    every_steps: int = 1000
+    every_minutes: float | None = None
+    keep: int = 3
+    keep_best: str = ""
+    on_non_finite: str = "stop"
+
+    def __post_init__(self):
+        check(
+            self,
+            "checkpoint",
+            every_steps=at_least(1),
+            every_minutes=above(0),
+            keep=at_least(1),
+            on_non_finite=one_of(*ON_NON_FINITE),
+        )
+
+
+@dataclass(frozen=True)
+class DistributionConfig:
+    """The devices that a run uses.
+
+    Attributes:
+        strategy: "default" (the device that TensorFlow picks), "mirrored" (all
+            GPUs of this machine), "multi_worker_mirrored" (those of all
+            machines in TF_CONFIG) or "tpu".
+        tpu: name or address of the TPU; "local" is this machine's.
+        virtual_devices: split the CPU into this many devices. None does not.
+        steps_per_execution: steps that run on the devices before Python sees
+            the results. Must divide `steps` and `checkpoint.every_steps`.
+        jit_compile: compile the step with XLA, on one device only. TPUs always
+            do.
+    """
+
+    strategy: str = "default"
+    tpu: str = "local"
+    virtual_devices: int | None = None
+    steps_per_execution: int = 1
+    jit_compile: bool = False
+
+    def __post_init__(self):
+        check(
+            self,
+            "distribution",
+            strategy=one_of(*STRATEGIES),
+            virtual_devices=at_least(1),
+            steps_per_execution=at_least(1),
+        )

@@ -1,0 +1,86 @@
+"""Reading and writing the settings of a run.
+
+A recipe is a Python file with a function `config()` that returns a
+`TrainConfig`. A variant replaces settings of another recipe with
+`dataclasses.replace`, so the diff of two recipes is the method.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+
+from jest_tf.config import overrides as overrides_lib
+from jest_tf.config.run import TrainConfig
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Reads a recipe, or the `config.json` of a run, and overrides settings.
+
+    Args:
+        path: a Python file with a function `config() -> TrainConfig`, or a
+            `.json` file that `save_config` wrote.
+        overrides: "a.b=c" each, e.g. "selection.batch_size=64". Lists are
+            separated by commas; "none" unsets a setting. All are applied
+            before the result is checked.
+
+    Returns:
+        The resolved, checked `TrainConfig`.
+
+    Raises:
+        ValueError: on a file that is no recipe, a setting that does not exist,
+            or a value that does not fit.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"No recipe at {path!r}: expected a .py or .json file")
+    if path.endswith(".json"):
+        values = _read_json(path)
+    else:
+        values = dataclasses.asdict(_run_recipe(path))
+    for override in overrides:
+        overrides_lib.override(TrainConfig, values, override)
+    return overrides_lib.build(TrainConfig, values)
+
+
+def save_config(config: TrainConfig, path: str) -> None:
+    """Writes `config` as JSON that `load_config` reads back equal."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(config), file, indent=2)
+        file.write("\n")
+
+
+def _read_json(path):
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path!r} is no JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path!r} must hold an object of settings. "
+            f"Received: {type(values).__name__}"
+        )
+    return values
+
+
+def _run_recipe(path):
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    if spec is None:
+        raise ValueError(f"{path!r} is no recipe: expected a .py file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, "config", None)
+    if not callable(config):
+        raise ValueError(
+            f"{path!r} is no recipe: expected a function `config()` that "
+            "returns a TrainConfig"
+        )
+    config = config()
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"`config()` of {path!r} must return a TrainConfig. "
+            f"Received: {type(config).__name__}"
+        )
+    return config
