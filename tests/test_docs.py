@@ -87,7 +87,7 @@ def shell_commands(page):
 def header_commands(path):
     """The commands in the docstring of a recipe or a program."""
     found = re.findall(
-        r"^ +((?:python|make) (?:.*\\\n)*.*)$",
+        r"^ +((?:python|make|jest-tf) (?:.*\\\n)*.*)$",
         path.read_text(encoding="utf-8").split('"""')[1],
         re.MULTILINE,
     )
@@ -294,6 +294,8 @@ class CommandsTest(DocsTestCase):
         elif program == "python" and arguments[0].startswith("tests/"):
             for flag in arguments[1:]:
                 self.assertIn(f'"{flag}"', read(arguments[0]))
+        elif program == "jest-tf":
+            self.check_flags(f"trainers.{arguments[0]}", arguments[1:])
         elif program == "python":
             self.check_exists(arguments[0])
             module = arguments[0].removesuffix(".py").replace("/", ".")

@@ -1,4 +1,9 @@
-"""`python -m trainers.curate` is the command `jest-tf curate`."""
+"""The command `jest-tf curate` as a module.
+
+    python -m trainers.curate --workdir runs/reference \
+        --data 'examples/icontext_mini/pool-*.tfrecord' \
+        --output manifests/easy --set share=0.2 window=2048
+"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,8 @@
-"""`python -m trainers.embed` is the command `jest-tf embed`."""
+"""The command `jest-tf embed` as a module.
+
+    python -m trainers.embed --workdir runs/reference \
+        --data 'examples/icontext_mini/pool-*.tfrecord'
+"""
 
 import sys
 from collections.abc import Sequence

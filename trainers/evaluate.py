@@ -1,4 +1,7 @@
-"""`python -m trainers.evaluate` is the command `jest-tf evaluate`."""
+"""The command `jest-tf evaluate` as a module.
+
+    python -m trainers.evaluate --workdir runs/jest
+"""
 
 import sys
 from collections.abc import Sequence

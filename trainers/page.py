@@ -1,4 +1,7 @@
-"""`python -m trainers.page` is the command `jest-tf page`."""
+"""The command `jest-tf page` as a module.
+
+    python -m trainers.page --workdir runs/jest
+"""
 
 import sys
 from collections.abc import Sequence

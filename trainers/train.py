@@ -1,4 +1,8 @@
-"""`python -m trainers.train` is the command `jest-tf train`."""
+"""The command `jest-tf train` as a module.
+
+    python -m trainers.train --config configs/quickstart_reference.py \
+        --workdir runs/reference
+"""
 
 import sys
 from collections.abc import Sequence
