@@ -3,6 +3,8 @@
     python -m trainers.curate --workdir runs/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
         --output manifests/easy --set share=0.2 window=2048
+
+`--help` explains the flags; `jest_tf.cli.curate` runs the command.
 """
 
 import sys

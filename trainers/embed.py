@@ -2,6 +2,8 @@
 
     python -m trainers.embed --workdir runs/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord'
+
+`--help` explains the flags; `jest_tf.cli.embed` runs the command.
 """
 
 import sys
