@@ -11,6 +11,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 BEAM_BIN := .venv-beam/bin
 BEAM_INSTALLED := .venv-beam/installed
+PEERS_BIN := .venv-peers/bin
+PEERS_INSTALLED := .venv-peers/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
@@ -34,7 +36,7 @@ ICONTEXT ?= icontext-work
 ICONTEXT_DATA ?=
 JOBS ?=
 
-.PHONY: help quickstart test test-slow tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
+.PHONY: help quickstart test test-slow bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -52,6 +54,10 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 test-slow: $(INSTALLED) $(BEAM_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
 	@$(BEAM_BIN)/python -m pytest -k beam tests/test_curate.py
+
+bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
+	@echo "bench-peers: some minutes; close what else runs"
+	@$(BIN)/python -m benchmarks.bench_peers
 
 tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without one
 	@echo "tpu-compile: about a minute a case; what is done is skipped"
@@ -92,7 +98,7 @@ icontext: icontext-data ## data, runs, galleries and report, from nothing
 	@echo "icontext: see $(ICONTEXT)/results/report.html"
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-beam .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam .venv-peers .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -120,6 +126,16 @@ $(BEAM_INSTALLED): $(INSTALLED)
 	@test -x $(BEAM_BIN)/python || $(PYTHON) -m venv .venv-beam
 	@$(BEAM_BIN)/python -m pip install --disable-pip-version-check \
 	  --no-input --progress-bar off --editable '.[test,beam]' | $(PIP_PROGRESS)
+	@touch $@
+	@echo "install: done"
+
+# PyTorch and TensorFlow need not share an environment.
+$(PEERS_INSTALLED):
+	@echo "install: PyTorch and open_clip into .venv-peers, once"
+	@test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
+	@$(PEERS_BIN)/python -m pip install --disable-pip-version-check \
+	  --no-input --progress-bar off torch==2.13.* open_clip_torch==3.3.* \
+	  | $(PIP_PROGRESS)
 	@touch $@
 	@echo "install: done"
 

@@ -42,7 +42,7 @@ class Cost(NamedTuple):
         near_milliseconds: to read 256 neighbouring records.
     """
 
-    stores: int
+    records: int
     shards: int
     open_seconds: float
     open_mebibytes: float
