@@ -5,13 +5,14 @@ Dosovitskiy et al. (2021): learned positions, pre-norm blocks, and attention
 pooling over image tokens with a learned probe. Every layer takes a `dtype`
 policy and a `seed`; the same seed gives the same initial weights.
 
-Not here: patches of images (patches.py), whole towers (towers.py), embeddings,
-temperature and bias (models.py).
+Not here: image patches (patches.py), whole towers (towers.py), embeddings,
+temperature and bias (two_tower.py).
 """
 
-# Build, call and get_config are described by their class.
+# Classes document build, call and get_config.
 # ruff: noqa: D102
 
+import inspect
 import zlib
 
 import keras
@@ -40,8 +41,50 @@ def child_seed(seed: int | None, role: str) -> int | None:
     return zlib.crc32(f"{seed}/{role}".encode()) & 0x7FFFFFFF
 
 
+class Configured(keras.layers.Layer):
+    """A layer whose constructor arguments are attributes of the same names."""
+
+    def get_config(self):
+        config = super().get_config()
+        for kind in type(self).__mro__:
+            if issubclass(kind, Configured) and "__init__" in vars(kind):
+                names = inspect.signature(kind).parameters.keys() - {"kwargs"}
+                config.update({name: getattr(self, name) for name in names})
+        return config
+
+
+class _Transformer(Configured):
+    """Settings that layers around attention and an MLP share."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_positive("num_heads", num_heads)
+        check_dropout(dropout)
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.seed = seed
+
+    def _mlp(self):
+        return MLP(
+            ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            seed=child_seed(self.seed, "mlp"),
+            dtype=self.dtype_policy,
+            name="mlp",
+        )
+
+
 @keras.saving.register_keras_serializable(package="jest_tf")
-class TokenEmbedding(keras.layers.Layer):
+class TokenEmbedding(Configured):
     """Looks tokens up in a table and adds their positions.
 
     Weights: `table` [vocabulary_size, width], `positions` [L, width].
@@ -94,25 +137,17 @@ class TokenEmbedding(keras.layers.Layer):
         table = tf.convert_to_tensor(self.table)
         return tf.gather(table, tokens) + self.positions
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "width": self.width,
-            "seed": self.seed,
-        }
-
 
 # Measured with TensorFlow 2.20 and Keras 3.15 on two CPU cores in graph mode,
 # forward / forward and backward: for [256, 16, 96] with three heads this layer
 # takes 3.9 / 7.2 ms and keras.layers.MultiHeadAttention 3.7 / 10.2 ms; for
 # [1280, 16, 96] 12.4 / 28.0 ms against 12.6 / 61.5 ms.
 @keras.saving.register_keras_serializable(package="jest_tf")
-class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention, queries, keys and values in one product.
+class SelfAttention(Configured):
+    """Multi-head self-attention with a joint projection of q, k and v.
 
-    For every head, softmax(q k^T / sqrt(width / num_heads)) v, without a mask;
-    the softmax is taken in float32 under any policy.
+    Each head computes softmax(q k^T / sqrt(width / num_heads)) v, without a
+    mask, the softmax in float32 under any policy.
 
     Args:
         num_heads: number of heads; must divide the width of the tokens.
@@ -150,16 +185,9 @@ class SelfAttention(keras.layers.Layer):
         query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
         return self.out(_attend(query, key, value))
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class MLP(keras.layers.Layer):
+class MLP(Configured):
     """Two dense layers with a GELU between them, back to the input's width.
 
     Args:
@@ -184,15 +212,16 @@ class MLP(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         check_positive("ratio", ratio)
+        check_dropout(dropout)
         self.ratio = ratio
-        self.dropout = check_dropout(dropout)
+        self.dropout = dropout
         self.seed = seed
 
     def build(self, input_shape):
         width = input_shape[-1]
         hidden_shape = (*input_shape[:-1], self.ratio * width)
-        self.expand = _dense(hidden_shape[-1], self, "expand")
-        self.contract = _dense(width, self, "contract")
+        self.expand = dense(hidden_shape[-1], self, "expand")
+        self.contract = dense(width, self, "contract")
         self.drop = _dropout(self, "drop")
         self.expand.build(input_shape)
         self.contract.build(hidden_shape)
@@ -203,17 +232,9 @@ class MLP(keras.layers.Layer):
         hidden = tf.nn.gelu(self.expand(tokens), approximate=True)
         return self.contract(self.drop(hidden, training=training))
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "ratio": self.ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(_Transformer):
     """A pre-norm transformer block.
 
     x <- x + attention(norm(x)), then x <- x + mlp(norm(x)).
@@ -221,8 +242,8 @@ class TransformerBlock(keras.layers.Layer):
     Args:
         num_heads: number of attention heads; must divide the width.
         mlp_ratio: hidden width of the MLP over the width of the tokens.
-        dropout: share of units dropped in training after the attention,
-            within the MLP and after it, in [0, 1).
+        dropout: share of units dropped in training after attention, inside
+            the MLP and after it, in [0, 1).
         seed: integer that fixes weights and dropout, or `None`.
 
     Call arguments:
@@ -231,22 +252,6 @@ class TransformerBlock(keras.layers.Layer):
     Returns:
         Tokens [B, T, width].
     """
-
-    def __init__(
-        self,
-        num_heads: int,
-        *,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        check_positive("num_heads", num_heads)
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.dropout = check_dropout(dropout)
-        self.seed = seed
 
     def build(self, input_shape):
         self.attention_norm = _layer_norm(self, "attention_norm")
@@ -258,13 +263,7 @@ class TransformerBlock(keras.layers.Layer):
         )
         self.attention_drop = _dropout(self, "attention_drop")
         self.mlp_norm = _layer_norm(self, "mlp_norm")
-        self.mlp = MLP(
-            ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            seed=child_seed(self.seed, "mlp"),
-            dtype=self.dtype_policy,
-            name="mlp",
-        )
+        self.mlp = self._mlp()
         self.mlp_drop = _dropout(self, "mlp_drop")
         for layer in (
             self.attention_norm,
@@ -281,18 +280,9 @@ class TransformerBlock(keras.layers.Layer):
         update = self.mlp(self.mlp_norm(tokens), training=training)
         return tokens + self.mlp_drop(update, training=training)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class Encoder(keras.layers.Layer):
+class Encoder(_Transformer):
     """A stack of transformer blocks and a last layer normalisation.
 
     Args:
@@ -309,24 +299,10 @@ class Encoder(keras.layers.Layer):
         Tokens [B, T, width].
     """
 
-    def __init__(
-        self,
-        depth: int,
-        num_heads: int,
-        *,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
+    def __init__(self, depth: int, num_heads: int, **kwargs):
+        super().__init__(num_heads, **kwargs)
         check_positive("depth", depth)
-        check_positive("num_heads", num_heads)
         self.depth = depth
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.dropout = check_dropout(dropout)
-        self.seed = seed
 
     def build(self, input_shape):
         self.blocks = [
@@ -350,19 +326,9 @@ class Encoder(keras.layers.Layer):
             tokens = block(tokens, training=training)
         return self.norm(tokens)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class AttentionPooling(keras.layers.Layer):
+class AttentionPooling(_Transformer):
     """Pools tokens by attention from one learned probe (SigLIP's MAP head).
 
     x = attention(probe, tokens), then x + mlp(norm(x)).
@@ -383,22 +349,6 @@ class AttentionPooling(keras.layers.Layer):
         Zhai et al., Scaling Vision Transformers, 2022, section 3.1.
     """
 
-    def __init__(
-        self,
-        num_heads: int,
-        *,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        check_positive("num_heads", num_heads)
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.dropout = check_dropout(dropout)
-        self.seed = seed
-
     def build(self, input_shape):
         width = input_shape[-1]
         _check_heads(self.num_heads, width)
@@ -413,13 +363,7 @@ class AttentionPooling(keras.layers.Layer):
         self.key_value = _projection(2 * width, self, "key_value")
         self.out = _projection(width, self, "out")
         self.mlp_norm = _layer_norm(self, "mlp_norm")
-        self.mlp = MLP(
-            ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            seed=child_seed(self.seed, "mlp"),
-            dtype=self.dtype_policy,
-            name="mlp",
-        )
+        self.mlp = self._mlp()
         self.key_value.build(input_shape)
         for layer in (self.query, self.out, self.mlp_norm, self.mlp):
             layer.build((None, width))
@@ -439,41 +383,16 @@ class AttentionPooling(keras.layers.Layer):
         pooled = self.out(_attend(query, key, value)[:, 0])
         return pooled + self.mlp(self.mlp_norm(pooled), training=training)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
 
 def token_initializer(
     width: int, seed: int | None
 ) -> keras.initializers.Initializer:
-    """How tables of tokens and positions start: normal, of about unit length.
-
-    Args:
-        width: size of a token.
-        seed: integer that fixes the values, or `None`.
-
-    Returns:
-        An initializer with the standard deviation 1 / sqrt(width).
-    """
+    """Initialises token and position tables: normal, about unit length."""
     return keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raises a ValueError unless `value` is an integer of at least 1.
-
-    Args:
-        name: name of the argument, for the message.
-        value: value of the argument.
-
-    Raises:
-        ValueError: if it is not.
-    """
+    """Raises a ValueError unless the argument `name` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
@@ -482,15 +401,11 @@ def check_positive(name: str, value: int) -> None:
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Dropout(keras.layers.Dropout):
-    """Keras' dropout with another mask on every replica, and when resumed.
+    """Keras' dropout with a mask per replica, and a seed that is saved.
 
-    Keras 3.15 draws the same mask on every replica, so that the same units are
-    missing from all rows at the same place of a share; and it leaves the state
-    that says which mask comes next out of its files. The mask of a call is the
-    same eagerly, in a graph and under XLA.
-
-    Args, call arguments, returns: as `keras.layers.Dropout`, without a
-    `noise_shape`.
+    Keras 3.15 draws the same mask on every replica, and does not save the seed
+    of the next mask. The mask of a call is the same eagerly, in a graph and
+    under XLA. Arguments are those of `keras.layers.Dropout` but `noise_shape`.
     """
 
     def call(self, inputs, training=False):
@@ -521,30 +436,30 @@ class Dropout(keras.layers.Dropout):
             self.seed_generator.state.assign(store["seed"])
 
 
-def check_dropout(rate: float) -> float:
-    """Returns `rate`; raises a ValueError unless it is in [0, 1).
-
-    Args:
-        rate: share of units to drop.
-
-    Returns:
-        The rate.
-
-    Raises:
-        ValueError: if it is out of range.
-    """
+def check_dropout(rate: float) -> None:
+    """Raises a ValueError unless `rate` is in [0, 1)."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(
             f"`dropout` must be in [0, 1). Received: dropout={rate!r}"
         )
-    return rate
+
+
+def dense(
+    units: int, layer: keras.layers.Layer, name: str
+) -> keras.layers.Dense:
+    """A part of `layer`, which has a `seed`: a dense layer, Glorot-uniform."""
+    return keras.layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.GlorotUniform(
+            child_seed(layer.seed, name)
+        ),
+        dtype=layer.dtype_policy,
+        name=name,
+    )
 
 
 def _attend(query, key, value):
-    """Attention of [b, heads, S, D] over [B, heads, T, D] -> [B, S, width].
-
-    b is B, or 1 for a query that all rows share.
-    """
+    """[b, heads, S, D] over [B, heads, T, D] -> [B, S, width]; b is B or 1."""
     heads, num_queries, depth = query.shape[1:]
     query *= tf.cast(depth**-0.5, query.dtype)
     # [B, heads, S, D] x [B, heads, T, D] -> [B, heads, S, T]
@@ -569,20 +484,9 @@ def _layer_norm(layer, name):
     )
 
 
-def _dense(units, layer, name):
-    return keras.layers.Dense(
-        units,
-        kernel_initializer=keras.initializers.GlorotUniform(
-            child_seed(layer.seed, name)
-        ),
-        dtype=layer.dtype_policy,
-        name=name,
-    )
-
-
 def _projection(units, layer, name):
-    # A projection may hold several square ones side by side. Scaling by the
-    # fan-in gives each the variance that Glorot gives it alone.
+    # Several square projections may stand side by side. Scaling by the fan-in
+    # gives each the variance that Glorot gives it alone.
     return keras.layers.Dense(
         units,
         kernel_initializer=keras.initializers.VarianceScaling(

@@ -1,17 +1,17 @@
-"""From images to tokens, at any patch size: how a tower looks at images.
+"""Image patches to tokens, for any view.
 
-A learner that only scores may look coarsely. A `config.View` says how: larger
-patches with one set of weights, as in FlexiViT (Beyer et al., 2023, arXiv
-2212.08013), fewer tokens, or fewer pixels; Flexi-JEST (Evans et al., 2024,
-arXiv 2406.17711) takes the first. Sizes are Python integers, so that every view
-is a trace of its own with static shapes. All resizing is by products with small
-matrices, made once in float64 by NumPy.
+A `config.View` approximates images for scoring: larger patches with one set of
+weights, as in FlexiViT (Beyer et al., 2023, arXiv 2212.08013), fewer tokens, or
+fewer pixels. Flexi-JEST (Evans et al., 2024, arXiv 2406.17711) takes larger
+patches. Sizes are Python integers, so each view has its own trace with static
+shapes. Images and weights are resized by products with small matrices, computed
+once in float64 by NumPy.
 
-Not here: the tower above the tokens (towers.py), what is scored or trained in
-which view (training.py).
+Not here: the tower above the tokens (towers.py), and the use of views
+(training/step.py).
 """
 
-# Build, call and get_config are described by their class.
+# Classes document build, call and get_config.
 # ruff: noqa: D102
 
 import functools
@@ -24,23 +24,19 @@ import tensorflow as tf
 from jest_tf import config
 from jest_tf.models import layers
 
-# The plastic number p, p^3 = p + 1: the multiples of 1/p and 1/p^2, modulo 1,
-# cover a square evenly (Roberts, 2018).
+# The plastic number p, p^3 = p + 1: multiples of 1/p and 1/p^2, modulo 1, cover
+# a square evenly (Roberts, 2018).
 _PLASTIC = 1.324717957244746
 
 
 def check_view(model: keras.layers.Layer, view: config.View) -> None:
-    """Raises an error unless a tower or model can be called with a view.
+    """Checks that any Keras layer or model can be called with `view`.
 
-    It can if its `call` has an argument `view`; its own `check_view(view)` is
-    asked, too, if it has one.
-
-    Args:
-        model: Keras layer or model, of this package or another make.
-        view: as in `model(inputs, view=view)`.
+    Its `call` must have an argument `view`. Its `check_view(view)` is called if
+    there is one.
 
     Raises:
-        ValueError: if it can't.
+        ValueError: if it cannot.
     """
     if "view" not in inspect.signature(model.call).parameters:
         raise ValueError(
@@ -53,14 +49,13 @@ def check_view(model: keras.layers.Layer, view: config.View) -> None:
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(layers.Configured):
     """Cuts images into square patches, projects each and adds its position.
 
     Patches are numbered row by row. Weights: `kernel`
     [patch_size, patch_size, channels, width], `bias` [width] and
-    `positions` [rows, columns, width]. They are those of the size that the
-    layer is built with, and used as they are there; for another size kernel
-    and positions are resized, see `kernel_matrix` and `resize_matrix`.
+    `positions` [rows, columns, width]. For another patch size, kernel and
+    positions are resized (`kernel_matrix`, `resize_matrix`).
 
     Args:
         patch_size: side of a patch in pixels; must divide height and width.
@@ -70,8 +65,8 @@ class PatchEmbedding(keras.layers.Layer):
     Call arguments:
         images: float [B, H, W, channels].
         patch_size: side of a patch in this call, an integer that divides H and
-            W; None is the layer's own.
-        keep_tokens: share of the patches that are kept, in (0, 1].
+            W; None is the layer's.
+        keep_tokens: share of the patches to keep, in (0, 1].
 
     Returns:
         Tokens [B, T, width]; T is (H / patch_size) * (W / patch_size), or as
@@ -126,28 +121,20 @@ class PatchEmbedding(keras.layers.Layer):
         positions = self._positions_at(rows, columns)
         kept = kept_patches(rows, columns, keep_tokens)
         if len(kept) < num_tokens:
-            # Before the product, so that it costs less, too.
+            # Before the product, to save its cost as well.
             patches = tf.reshape(
                 patches, [-1, num_tokens, size * size * channels]
             )
             patches = tf.gather(patches, kept, axis=1)
             positions = tf.gather(positions, kept)
             num_tokens = len(kept)
-        # One matrix product. The convolution it equals takes 1.0-1.2 times as
+        # A matrix product. The equivalent convolution takes 1.0-1.2 times as
         # long, forward and backward on two CPU cores.
         patches = tf.reshape(patches, [-1, size * size * channels])
         kernel = tf.reshape(self._kernel_at(size), [-1, self.width])
         tokens = tf.matmul(patches, kernel) + self.bias
         tokens = tf.reshape(tokens, [-1, num_tokens, self.width])
         return tokens + positions
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "patch_size": self.patch_size,
-            "width": self.width,
-            "seed": self.seed,
-        }
 
     def _kernel_at(self, size):
         """The kernel of a patch size, [size, size, channels, width]."""
@@ -173,10 +160,10 @@ class PatchEmbedding(keras.layers.Layer):
 
 
 def resize_images(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes images bilinearly, smoothed where they shrink.
+    """Resizes images bilinearly, antialiased where they shrink.
 
-    As `tf.image.resize(..., "bilinear", antialias=True)`, but by two matrix
-    products, which XLA can compile and which keep the dtype.
+    Equals `tf.image.resize(..., "bilinear", antialias=True)`, but XLA can
+    compile its two matrix products, and they keep the dtype.
 
     Args:
         images: floating point [B, H, W, channels].
@@ -199,14 +186,13 @@ def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
     """The matrix of linear resizing along one side.
 
     Pixel i of the target lies at x = (i + 1/2) source / target - 1/2 of the
-    source, whose pixel j counts max(0, 1 - |j - x| / r) times, over the sum of
-    these.
+    source, whose pixel j has the weight max(0, 1 - |j - x| / r), normalised.
 
     Args:
         source: length before.
         target: length after.
-        antialias: whether r is source / target where that is above 1, which
-            smooths a signal that shrinks; r is 1 otherwise.
+        antialias: r = max(1, source / target), which smooths a signal that
+            shrinks; otherwise r = 1.
 
     Returns:
         float64 [target, source], read-only; every row sums to 1.
@@ -223,21 +209,20 @@ def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
 def kernel_matrix(source: int, target: int) -> np.ndarray:
     """The matrix of FlexiViT's pseudo-inverse resize (PI-resize), one side.
 
-    With the matrix B of bilinear resizing it is pinv(B^T): over patches x of
-    white noise, the kernel w' = pinv(B^T) w brings <B x, w'> nearest to <x, w>,
-    and makes them equal for every x where patches grow. Resizing takes rows
-    and columns in turn, and so does its pseudo-inverse.
+    It is pinv(B^T), for the matrix B of bilinear resizing. Over patches x of
+    white noise, the kernel w' = pinv(B^T) w minimises the distance of <B x, w'>
+    from <x, w>; they are equal for every x where patches grow. Resizing
+    factors into rows and columns, and so does its pseudo-inverse.
 
     Args:
         source: patch size of the weights.
-        target: patch size to bring them to.
+        target: patch size to resize them to.
 
     Returns:
         float64 [target, source], read-only.
 
     Reference:
-        Beyer et al., FlexiViT, 2023, section 3.4. There, and so here, B does
-        not smooth.
+        Beyer et al., FlexiViT, 2023, section 3.4; B is not antialiased.
     """
     resize = resize_matrix(source, target, antialias=False)
     return _frozen(np.linalg.pinv(resize.T))
@@ -245,15 +230,15 @@ def kernel_matrix(source: int, target: int) -> np.ndarray:
 
 @functools.cache
 def kept_patches(rows: int, columns: int, share: float) -> np.ndarray:
-    """Which patches of a grid are kept: always the same, evenly spread.
+    """A fixed, evenly spread subset of the patches of a grid.
 
     Patch (y, x) has the rank (y / p + x / p^2) modulo 1, with the plastic
-    number p, and the lowest ranks stay: about the same share everywhere in the
-    picture, and those of a smaller share are among those of a larger.
+    number p, and the lowest ranks are kept. The subset is as dense everywhere,
+    and contains those of smaller shares.
 
-    FLIP (Li et al., 2023, arXiv 2212.00794) draws patches at random. Here they
-    are fixed, since scores are compared between examples: a score is then a
-    function of the example, not of a draw, a micro-batch or a replica.
+    FLIP (Li et al., 2023, arXiv 2212.00794) draws patches at random. A fixed
+    subset makes a score a function of the example alone, so that scores can be
+    compared between examples, micro-batches and replicas.
 
     Args:
         rows: patches in a column.

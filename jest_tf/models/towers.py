@@ -3,14 +3,14 @@
 Architecture and sizes are SigLIP's (Zhai et al., 2023, section 4): a ViT with
 attention pooling over patches, and a text transformer without a causal mask
 that is read at its last token, where the tokenizer leaves an end-of-text id.
-The image tower can look at images in several ways with one set of weights
-(FlexiViT, Beyer et al., 2023); see `config.View`.
+The image tower takes several views with one set of weights (FlexiViT, Beyer et
+al., 2023); see `config.View`.
 
-Not here: the layers (layers.py, patches.py), and what joins two towers, these
-or others (models.py).
+Not here: the layers (layers.py, patches.py), and the model that joins two
+towers (two_tower.py).
 """
 
-# Build, call and get_config are described by their class.
+# Classes document build, call and get_config.
 # ruff: noqa: D102
 
 from collections.abc import Sequence
@@ -21,8 +21,50 @@ from jest_tf import config
 from jest_tf.models import layers, patches
 
 
+class _Tower(layers.Configured):
+    """Settings of both towers, and the layers that they share."""
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        num_heads: int,
+        embedding_dim: int,
+        mlp_ratio: int,
+        dropout: float,
+        seed: int | None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        layers.check_positive("embedding_dim", embedding_dim)
+        self.width = width
+        self.depth = depth
+        self.num_heads = num_heads
+        self.embedding_dim = embedding_dim
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.seed = seed
+
+    def _part(self, role):
+        """Settings of the part with this role."""
+        seed = layers.child_seed(self.seed, role)
+        return {"seed": seed, "dtype": self.dtype_policy, "name": role}
+
+    def _transformer(self, kind, role, *arguments):
+        return kind(
+            *arguments,
+            self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            **self._part(role),
+        )
+
+    def _make_encoder(self):
+        return self._transformer(layers.Encoder, "encoder", self.depth)
+
+
 @keras.saving.register_keras_serializable(package="jest_tf")
-class ImageTower(keras.layers.Layer):
+class ImageTower(_Tower):
     """A ViT with attention pooling.
 
     A last dense layer maps to `embedding_dim`; it is left out where
@@ -31,9 +73,9 @@ class ImageTower(keras.layers.Layer):
     Args:
         image_size: height and width of the images in pixels.
         patch_size: side of a patch in pixels; must divide `image_size`.
-        patch_sizes: further sides that a view may ask for; each must divide
-            `image_size`, too. They share the weights of `patch_size`, which
-            are the same with and without them.
+        patch_sizes: further sides that views may ask for; each must divide
+            `image_size`. They add no weights: those of `patch_size` are
+            resized.
         width: size of a token.
         depth: number of transformer blocks.
         num_heads: number of attention heads; must divide `width`.
@@ -44,7 +86,7 @@ class ImageTower(keras.layers.Layer):
 
     Call arguments:
         images: float [B, image_size, image_size, 3] in [-1, 1].
-        view: a `config.View`; None looks as the tower was built to.
+        view: a `config.View`; None takes the images as they are.
 
     Returns:
         Embeddings [B, embedding_dim], not normalised.
@@ -85,39 +127,31 @@ class ImageTower(keras.layers.Layer):
         seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            width,
+            depth,
+            num_heads,
+            embedding_dim,
+            mlp_ratio,
+            dropout,
+            seed,
+            **kwargs,
+        )
         layers.check_positive("image_size", image_size)
-        layers.check_positive("embedding_dim", embedding_dim)
         _check_divides("patch_size", patch_size, image_size)
         for size in patch_sizes:
             _check_divides("patch_sizes", size, image_size)
         self.image_size = image_size
         self.patch_size = patch_size
         self.patch_sizes = tuple(patch_sizes)
-        self.width = width
-        self.depth = depth
-        self.num_heads = num_heads
-        self.embedding_dim = embedding_dim
-        self.mlp_ratio = mlp_ratio
-        self.dropout = dropout
-        self.seed = seed
         self.patches = patches.PatchEmbedding(
-            patch_size,
-            width,
-            seed=layers.child_seed(seed, "patches"),
-            dtype=self.dtype_policy,
-            name="patches",
+            patch_size, width, **self._part("patches")
         )
-        self.encoder = _encoder(self)
-        self.pooling = layers.AttentionPooling(
-            num_heads,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            seed=layers.child_seed(seed, "pooling"),
-            dtype=self.dtype_policy,
-            name="pooling",
-        )
-        self.head = None if embedding_dim == width else _head(self)
+        self.encoder = self._make_encoder()
+        self.pooling = self._transformer(layers.AttentionPooling, "pooling")
+        self.head = None
+        if embedding_dim != width:
+            self.head = layers.dense(embedding_dim, self, "head")
 
     def build(self, input_shape):
         self._check_shape(input_shape)
@@ -147,30 +181,12 @@ class ImageTower(keras.layers.Layer):
         embeddings = self.pooling(tokens, training=training)
         return embeddings if self.head is None else self.head(embeddings)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
-            "patch_sizes": self.patch_sizes,
-            "width": self.width,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "embedding_dim": self.embedding_dim,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
     def check_view(self, view: config.View) -> None:
-        """Raises an error unless the tower can look like this.
-
-        Args:
-            view: as in a call.
+        """Checks that the tower can be called with `view`.
 
         Raises:
-            ValueError: if its patches are of a size that the tower was not
-                built for, or do not divide its images.
+            ValueError: if the tower was not built for the view's patch size,
+                or that size does not divide the view's images.
         """
         size = self.patch_size if view.patch_size is None else view.patch_size
         sizes = (self.patch_size, *self.patch_sizes)
@@ -195,7 +211,7 @@ class ImageTower(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class TextTower(keras.layers.Layer):
+class TextTower(_Tower):
     """A text transformer without a mask, read at its last token.
 
     The tokenizer must end every text with an end-of-text id that stays last
@@ -233,28 +249,25 @@ class TextTower(keras.layers.Layer):
         seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            width,
+            depth,
+            num_heads,
+            embedding_dim,
+            mlp_ratio,
+            dropout,
+            seed,
+            **kwargs,
+        )
         layers.check_positive("vocabulary_size", vocabulary_size)
         layers.check_positive("length", length)
-        layers.check_positive("embedding_dim", embedding_dim)
         self.vocabulary_size = vocabulary_size
         self.length = length
-        self.width = width
-        self.depth = depth
-        self.num_heads = num_heads
-        self.embedding_dim = embedding_dim
-        self.mlp_ratio = mlp_ratio
-        self.dropout = dropout
-        self.seed = seed
         self.tokens = layers.TokenEmbedding(
-            vocabulary_size,
-            width,
-            seed=layers.child_seed(seed, "tokens"),
-            dtype=self.dtype_policy,
-            name="tokens",
+            vocabulary_size, width, **self._part("tokens")
         )
-        self.encoder = _encoder(self)
-        self.head = _head(self)
+        self.encoder = self._make_encoder()
+        self.head = layers.dense(embedding_dim, self, "head")
 
     def build(self, input_shape):
         self._check_shape(input_shape)
@@ -273,49 +286,12 @@ class TextTower(keras.layers.Layer):
         encoded = self.encoder(self.tokens(tokens), training=training)
         return self.head(encoded[:, -1])
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "length": self.length,
-            "width": self.width,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "embedding_dim": self.embedding_dim,
-            "mlp_ratio": self.mlp_ratio,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
-
     def _check_shape(self, shape):
         if len(shape) != 2 or shape[1] != self.length:
             raise ValueError(
                 f"`tokens` must be [B, {self.length}]. "
                 f"Received: shape={tuple(shape)}"
             )
-
-
-def _encoder(tower):
-    return layers.Encoder(
-        tower.depth,
-        tower.num_heads,
-        mlp_ratio=tower.mlp_ratio,
-        dropout=tower.dropout,
-        seed=layers.child_seed(tower.seed, "encoder"),
-        dtype=tower.dtype_policy,
-        name="encoder",
-    )
-
-
-def _head(tower):
-    return keras.layers.Dense(
-        tower.embedding_dim,
-        kernel_initializer=keras.initializers.GlorotUniform(
-            layers.child_seed(tower.seed, "head")
-        ),
-        dtype=tower.dtype_policy,
-        name="head",
-    )
 
 
 def _check_divides(name, size, image_size):
