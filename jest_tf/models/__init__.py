@@ -5,6 +5,7 @@ from jest_tf.models.two_tower import (
     TwoTower,
     build_learner,
     build_two_tower,
+    towers_function,
     unit_norm,
 )
 
@@ -14,5 +15,6 @@ __all__ = [
     "TwoTower",
     "build_learner",
     "build_two_tower",
+    "towers_function",
     "unit_norm",
 ]

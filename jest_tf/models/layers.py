@@ -42,7 +42,15 @@ def child_seed(seed: int | None, role: str) -> int | None:
 
 
 class Configured(keras.layers.Layer):
-    """A layer whose constructor arguments are attributes of the same names."""
+    """A layer whose constructor arguments are attributes of the same names.
+
+    One of them is `seed`.
+    """
+
+    def part(self, role: str) -> dict:
+        """Arguments of the sublayer with this role: seed, dtype and name."""
+        seed = child_seed(self.seed, role)
+        return {"seed": seed, "dtype": self.dtype_policy, "name": role}
 
     def get_config(self):
         config = super().get_config()
@@ -75,11 +83,7 @@ class _Transformer(Configured):
 
     def _mlp(self):
         return MLP(
-            ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            seed=child_seed(self.seed, "mlp"),
-            dtype=self.dtype_policy,
-            name="mlp",
+            ratio=self.mlp_ratio, dropout=self.dropout, **self.part("mlp")
         )
 
 
@@ -222,7 +226,7 @@ class MLP(Configured):
         hidden_shape = (*input_shape[:-1], self.ratio * width)
         self.expand = dense(hidden_shape[-1], self, "expand")
         self.contract = dense(width, self, "contract")
-        self.drop = _dropout(self, "drop")
+        self.drop = Dropout(self.dropout, **self.part("drop"))
         self.expand.build(input_shape)
         self.contract.build(hidden_shape)
         self.built = True
@@ -255,23 +259,17 @@ class TransformerBlock(_Transformer):
 
     def build(self, input_shape):
         self.attention_norm = _layer_norm(self, "attention_norm")
-        self.attention = SelfAttention(
-            self.num_heads,
-            seed=child_seed(self.seed, "attention"),
-            dtype=self.dtype_policy,
-            name="attention",
+        self.attention = SelfAttention(self.num_heads, **self.part("attention"))
+        self.attention_drop = Dropout(
+            self.dropout, **self.part("attention_drop")
         )
-        self.attention_drop = _dropout(self, "attention_drop")
         self.mlp_norm = _layer_norm(self, "mlp_norm")
         self.mlp = self._mlp()
-        self.mlp_drop = _dropout(self, "mlp_drop")
-        for layer in (
-            self.attention_norm,
-            self.attention,
-            self.mlp_norm,
-            self.mlp,
-        ):
-            layer.build(input_shape)
+        self.mlp_drop = Dropout(self.dropout, **self.part("mlp_drop"))
+        self.attention_norm.build(input_shape)
+        self.attention.build(input_shape)
+        self.mlp_norm.build(input_shape)
+        self.mlp.build(input_shape)
         self.built = True
 
     def call(self, tokens, training=None):
@@ -288,9 +286,7 @@ class Encoder(_Transformer):
     Args:
         depth: number of blocks.
         num_heads: number of attention heads; must divide the width.
-        mlp_ratio: hidden width of the MLPs over the width of the tokens.
-        dropout: share of units dropped in training, in [0, 1).
-        seed: integer that fixes weights and dropout, or `None`.
+        **kwargs: as for `TransformerBlock`.
 
     Call arguments:
         tokens: float [B, T, width].
@@ -310,9 +306,7 @@ class Encoder(_Transformer):
                 self.num_heads,
                 mlp_ratio=self.mlp_ratio,
                 dropout=self.dropout,
-                seed=child_seed(self.seed, f"block_{index}"),
-                dtype=self.dtype_policy,
-                name=f"block_{index}",
+                **self.part(f"block_{index}"),
             )
             for index in range(self.depth)
         ]
@@ -495,15 +489,6 @@ def _projection(units, layer, name):
             distribution="uniform",
             seed=child_seed(layer.seed, name),
         ),
-        dtype=layer.dtype_policy,
-        name=name,
-    )
-
-
-def _dropout(layer, name):
-    return Dropout(
-        layer.dropout,
-        seed=child_seed(layer.seed, name),
         dtype=layer.dtype_policy,
         name=name,
     )

@@ -45,18 +45,13 @@ class _Tower(layers.Configured):
         self.dropout = dropout
         self.seed = seed
 
-    def _part(self, role):
-        """Settings of the part with this role."""
-        seed = layers.child_seed(self.seed, role)
-        return {"seed": seed, "dtype": self.dtype_policy, "name": role}
-
     def _transformer(self, kind, role, *arguments):
         return kind(
             *arguments,
             self.num_heads,
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
-            **self._part(role),
+            **self.part(role),
         )
 
     def _make_encoder(self):
@@ -145,7 +140,7 @@ class ImageTower(_Tower):
         self.patch_size = patch_size
         self.patch_sizes = tuple(patch_sizes)
         self.patches = patches.PatchEmbedding(
-            patch_size, width, **self._part("patches")
+            patch_size, width, **self.part("patches")
         )
         self.encoder = self._make_encoder()
         self.pooling = self._transformer(layers.AttentionPooling, "pooling")
@@ -264,7 +259,7 @@ class TextTower(_Tower):
         self.vocabulary_size = vocabulary_size
         self.length = length
         self.tokens = layers.TokenEmbedding(
-            vocabulary_size, width, **self._part("tokens")
+            vocabulary_size, width, **self.part("tokens")
         )
         self.encoder = self._make_encoder()
         self.head = layers.dense(embedding_dim, self, "head")

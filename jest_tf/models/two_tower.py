@@ -1,14 +1,14 @@
-"""The model that joins an image and a text tower, and its named sizes.
+"""The model that joins an image and a text tower, and how to build it.
 
-`TwoTower` takes any two Keras layers, those of towers.py or others, and makes
-unit-norm embeddings, a scale and a bias of them, as SigLIP does (Zhai et al.,
-2023). For cheap scores it passes a `config.View` on to the image tower.
+`TwoTower` turns the outputs of any two Keras layers into unit-norm embeddings
+with a scale and a bias, as SigLIP does (Zhai et al., 2023), and passes a
+`config.View` on to the image tower.
 
 Not here: the towers (towers.py), the losses (losses.py) and the training step
-(training.py).
+(training/step.py).
 """
 
-# Build, call and get_config are described by their class.
+# Classes document build, call and get_config.
 # ruff: noqa: D102
 
 import contextlib
@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -51,8 +51,8 @@ def build_two_tower(
         image_size: height and width of the images in pixels.
         vocabulary_size: number of token ids.
         text_length: number of tokens in a text.
-        patch_size: side of a patch in pixels; the preset's if `None`.
-        patch_sizes: further sides that a view may ask for, see
+        patch_size: side of a patch in pixels; `None` takes the preset's.
+        patch_sizes: further sides that views may ask for, see
             `towers.ImageTower`.
         dtype: dtype policy of the towers, such as "mixed_bfloat16".
         temperature: initial scale of the logits.
@@ -63,7 +63,7 @@ def build_two_tower(
         A built `TwoTower`.
 
     Raises:
-        ValueError: if there is no such preset, or the sizes do not fit.
+        ValueError: on an unknown preset, or sizes that do not fit.
 
     Example:
         >>> model = build_two_tower(
@@ -103,12 +103,7 @@ def build_two_tower(
     model = TwoTower(
         image_tower, text_tower, temperature=temperature, bias=bias
     )
-    model.build(
-        {
-            "image": (None, image_size, image_size, 3),
-            "text": (None, text_length),
-        }
-    )
+    _build(model, image_size, text_length)
     return model
 
 
@@ -118,70 +113,60 @@ def build_learner(config, vocabulary_size, patch_sizes=()):
     Args:
         config: a `config.TrainConfig`.
         vocabulary_size: number of token ids of the run's tokenizer.
-        patch_sizes: that views may ask for beside those of the settings; for
-            the towers of a preset.
+        patch_sizes: patch sizes of views beside those of the settings, for the
+            towers of a preset.
 
     Returns:
         A built `TwoTower`.
 
     Raises:
-        ValueError: on `model.towers` that can't be imported, or don't build
+        ValueError: on `model.towers` that cannot be imported or do not build
             two towers.
     """
-    scalars = {
-        "temperature": config.model.temperature,
-        "bias": config.model.bias,
-    }
-    if not config.model.towers:
+    settings, data = config.model, config.data
+    scalars = {"temperature": settings.temperature, "bias": settings.bias}
+    build = towers_function(settings.towers)
+    if build is None:
         return build_two_tower(
-            config.model.preset,
-            image_size=config.data.image_size,
+            settings.preset,
+            image_size=data.image_size,
             vocabulary_size=vocabulary_size,
-            text_length=config.data.text_length,
-            patch_size=config.model.patch_size,
+            text_length=data.text_length,
+            patch_size=settings.patch_size,
             patch_sizes=(*config.patch_sizes, *patch_sizes),
-            dtype=config.model.dtype_policy,
+            dtype=settings.dtype_policy,
             seed=config.seed,
             **scalars,
         )
-    build = _import_function(config.model.towers)
     # Keras takes the seeds of unseeded layers from here. Its
     # `set_random_seed` would also clear TensorFlow's kernels, and with them
     # the SentencePiece tokenizers that exist.
     random.seed(config.seed)
     np.random.seed(config.seed)
-    size = config.data.image_size
-    with _default_dtype(config.model.dtype_policy):
+    with _default_dtype(settings.dtype_policy):
         built = build(config, vocabulary_size)
         if not isinstance(built, (tuple, list)) or len(built) != 2:
             raise ValueError(
-                f"`model.towers={config.model.towers!r}` must return two Keras "
+                f"`model.towers={settings.towers!r}` must return two Keras "
                 f"layers, the image and the text tower. Received: {built!r}"
             )
         model = TwoTower(*built, **scalars)
-        # Here, as layers may make others when they are built.
-        model.build(
-            {
-                "image": (None, size, size, 3),
-                "text": (None, config.data.text_length),
-            }
-        )
+        # Under the policy as well: layers may make others when they are built.
+        _build(model, data.image_size, data.text_length)
     return model
 
 
-@contextlib.contextmanager
-def _default_dtype(policy):
-    """Layers made inside that name no dtype policy have this one."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+def towers_function(name: str) -> Callable | None:
+    """Imports the function that `model.towers` names; None for "".
 
+    Args:
+        name: "module:function".
 
-def _import_function(name):
-    """The function that "module:function" names."""
+    Raises:
+        ValueError: if it cannot be imported, or is no function.
+    """
+    if not name:
+        return None
     module, function = name.split(":")
     try:
         found = getattr(importlib.import_module(module), function)
@@ -196,6 +181,26 @@ def _import_function(name):
             f"a {type(found).__name__}"
         )
     return found
+
+
+def _build(model, image_size, text_length):
+    model.build(
+        {
+            "image": (None, image_size, image_size, 3),
+            "text": (None, text_length),
+        }
+    )
+
+
+@contextlib.contextmanager
+def _default_dtype(policy):
+    """Sets the dtype policy of layers made inside that name none."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
@@ -226,18 +231,17 @@ class TwoTower(keras.Model):
         text_tower: Keras layer or model, texts [B, ...] -> [B, D].
         temperature: initial scale, above 0. SigLIP's, 10, by default.
         bias: initial bias. SigLIP's, -10, by default.
-        learn_bias: whether the bias is trained; the softmax loss, which it
-            does not change, wants it fixed.
+        learn_bias: train the bias. The softmax loss does not depend on it, so
+            fix it there.
 
     Call arguments:
         batch: dict with "image" and "text"; other keys are ignored. uint8
             images are mapped from [0, 255] to [-1, 1] in the image tower's
-            compute dtype, floating-point images are taken as they come.
+            compute dtype; floating-point images are not changed.
         training: passed on to the towers.
-        view: how the image tower looks, a `config.View`; None is as it was
-            built to. A tuple of n views cuts the batch into n equal parts, one
-            after the other, for each its view; the embeddings come back as
-            one batch. Texts have no view.
+        view: a `config.View` of the images; None changes nothing. A tuple of n
+            views splits the batch into n equal consecutive parts, one per
+            view; the embeddings are one batch. Texts have no view.
 
     Returns:
         `Embeddings`, with image and text [B, D] in float32.
@@ -330,7 +334,7 @@ class TwoTower(keras.Model):
 
         Args:
             images: uint8 in [0, 255] or floating point in [-1, 1]
-                [B, H, W, 3], or whatever else the image tower takes.
+                [B, H, W, 3], or another shape that the image tower takes.
             training: passed on to the image tower.
             view: as in a call of the model.
 
@@ -338,8 +342,8 @@ class TwoTower(keras.Model):
             Unit-norm embeddings float32 [B, D].
 
         Raises:
-            ValueError: on images that are not, a view that the image tower
-                can't take, or several that don't divide B.
+            ValueError: on images of another dtype, a view that the image tower
+                cannot take, or a number of views that does not divide B.
         """
         images = tf.convert_to_tensor(images)
         if images.dtype == tf.uint8:
@@ -353,7 +357,7 @@ class TwoTower(keras.Model):
         images = tf.cast(images, self.image_tower.compute_dtype)
         self.check_view(view)
         parts = [
-            # A tower that knows no views is called as ever.
+            # Towers need no argument `view` for the default one.
             self.image_tower(
                 rows,
                 training=training,
@@ -387,16 +391,11 @@ class TwoTower(keras.Model):
     def check_view(
         self, view: config_lib.View | Sequence[config_lib.View] | None
     ) -> None:
-        """Raises an error unless the image tower can look like this.
-
-        One of another make can if `patches.check_view` finds so.
-
-        Args:
-            view: as in a call.
+        """Checks that the image tower can be called with `view`.
 
         Raises:
-            ValueError: if it can't.
-            TypeError: if that is no view.
+            ValueError: if it cannot, see `patches.check_view`.
+            TypeError: if `view` is no view.
         """
         for one in _views(view):
             if one != config_lib.View():
@@ -434,7 +433,7 @@ class TwoTower(keras.Model):
 
 
 def _views(view):
-    """A call's views, as a tuple."""
+    """The views of a call, as a tuple."""
     if view is None:
         return (config_lib.View(),)
     views = (view,) if isinstance(view, config_lib.View) else view
@@ -451,7 +450,7 @@ def _views(view):
 
 
 def _parts(views, images):
-    """Each view with its rows; neighbours that are equal share a call."""
+    """Pairs views with their rows; equal neighbours share a call."""
     if len(views) == 1:
         return [(views[0], images)]
     num_rows = images.shape[0]
