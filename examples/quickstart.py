@@ -2,14 +2,12 @@
 
     python -m examples.quickstart
 
-Four runs of `trainers.train` on the pictures in `examples/icontext_mini`: a
-reference on the small curated set, then three learners on the noisy pool from
-the same initial weights: one on what comes and one with JEST, for the same
-number of steps, and one for half of them with all that has helped most, a
-cascade and distillation of the reference. Then one table, and in `--runs` a
-report with learning curves and the most and least learnable pictures. Runs that
-have finished are not run again. `--publish` also renews the result in README.md
-and docs/quickstart.md.
+Four runs of `trainers.train` on the pictures in `examples/icontext_mini`. The
+reference trains on the small curated set. Three learners start from the same
+weights and train on the noisy pool: uniform, JEST for as many steps, and for
+half as many steps a cascade with distillation of the reference. The report is
+written to `--runs`. Finished runs are not repeated. `--publish` also renews the
+result in README.md and docs/quickstart.md.
 """
 
 import argparse
@@ -47,11 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     for seed in flags.seeds:
         train(runs, seed, flags.set)
-    text = report.write(runs, flags.seeds)
-    print(text)
+    print(report.write(runs, flags.seeds))
     print(
-        f"\n{time.monotonic() - started:.0f} s. The report: "
-        f"{os.path.relpath(runs / 'report.md')}"
+        f"\n{time.monotonic() - started:.0f} s. "
+        f"See {os.path.relpath(runs / 'report.md')}"
     )
     if flags.publish:
         report.publish(runs, flags.seeds, ROOT)

@@ -1,4 +1,4 @@
-"""The quickstart's report: one table, learning curves, a gallery.
+"""The quickstart's report: tables, learning curves, offered against chosen.
 
 Everything is read from the run directories; nothing is typed by hand.
 """
@@ -6,28 +6,26 @@ Everything is read from the run directories; nothing is typed by hand.
 import json
 import os
 import pathlib
-import platform
-import re
 import shutil
+import textwrap
 from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import matplotlib  # noqa: E402
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from matplotlib import figure as mpl_figure  # noqa: E402
 
-from jest_tf import evaluation
+from benchmarks import report as markdown  # noqa: E402
+from jest_tf import evaluation  # noqa: E402
 from jest_tf.data import stores as stores_lib  # noqa: E402
 from jest_tf.models import reference  # noqa: E402
-from jest_tf.reports import run_page
-from jest_tf.runs import log as log_lib
+from jest_tf.reports import run_page  # noqa: E402
+from jest_tf.runs import log as log_lib  # noqa: E402
 
 RECIPES = ("reference", "uniform", "jest", "best")
+PUBLISHED_BY = "python -m examples.quickstart --seeds 0 1 2 --publish"
 
 _NAMES = {
     "reference": "reference",
@@ -35,71 +33,62 @@ _NAMES = {
     "jest": "JEST",
     "best": "cascade, distilled",
 }
-_COLOURS = {
-    "reference": "0.55",
-    "uniform": "tab:blue",
-    "jest": "tab:red",
-    "best": "tab:green",
-}
-# Those that choose what they train on.
-_CHOOSING = ("jest", "best")
-# What the table shows: column, where it comes from, how it is written.
+_COLOURS = {"reference": "0.5", "uniform": "C0", "jest": "C3", "best": "C2"}
 _EXAMPLES = ("cascaded", "drawn", "scored", "trained")
-_FLOPS = {
-    "TFLOPs": "step",
-    "no_reuse": "no_reuse",
-    "reuse": "reuse",
+_FLOPS = {"TFLOPs": "step", "no_reuse": "no_reuse", "reuse": "reuse"}
+# Column of a table: column of the log, its unit, its format.
+_CLOCK = {
+    "seconds": ("seconds", 1, ".0f"),
+    "evaluating": ("time/evaluation_seconds", 1, ".0f"),
+    "saving": ("time/save_seconds", 1, ".0f"),
+    "step, ms": ("time/step_seconds", 1e-3, ".0f"),
+    "waiting for input, %": ("time/input_wait_share", 1e-2, ".1f"),
+    "peak, GB": ("memory/host_peak_rss_bytes", 1e9, ".1f"),
 }
-_SECONDS = {
-    "seconds": "seconds",
-    "evaluating": "time/evaluation_seconds",
-    "saving": "time/save_seconds",
+_TEST = "eval/test_concept/"
+_MRR = {
+    "image→text MRR": (f"{_TEST}image_to_text/mrr", 1e-2, ".1f"),
+    "text→image MRR": (f"{_TEST}text_to_image/mrr", 1e-2, ".1f"),
 }
-_STEP = {
-    "step": "time/step_seconds",
-    "score": "time/score_seconds",
-    "select": "time/select_seconds",
-    "train": "time/train_seconds",
+_QUALITY = {
+    **_MRR,
+    **{
+        f"{label} R@{k}": (f"{_TEST}{way}/recall@{k}", 1e-2, ".1f")
+        for label, way in (
+            ("image→text", "image_to_text"),
+            ("text→image", "text_to_image"),
+        )
+        for k in (1, 5, 10)
+    },
+    "zero-shot top-1": (f"{_TEST}zero_shot/accuracy@1", 1e-2, ".1f"),
+    "top-5": (f"{_TEST}zero_shot/accuracy@5", 1e-2, ".1f"),
 }
-_MEASURES = {
-    "image→text R@1": "image_to_text/recall@1",
-    "R@5": "image_to_text/recall@5",
-    "R@10": "image_to_text/recall@10",
-    "MRR": "image_to_text/mrr",
-    "text→image R@1": "text_to_image/recall@1",
-    " R@5": "text_to_image/recall@5",
-    " R@10": "text_to_image/recall@10",
-    " MRR": "text_to_image/mrr",
-    "zero-shot top-1": "zero_shot/accuracy@1",
-    "top-5": "zero_shot/accuracy@5",
-}
-# The kind of picture in the pool that the curated set is made of.
-_CURATED_LIKE = "emoji"
-_GALLERY_DRAWS, _GALLERY_SIZE = 4, 20
+# The kind of picture that the curated set consists of.
+_CURATED_KIND = "emoji"
+_DRAWS, _COLUMNS = 4, 8
 
 
 def workdir(runs: pathlib.Path, recipe: str, seed: int) -> pathlib.Path:
-    """Where a run of the quickstart lies."""
+    """The run directory of a recipe and a seed."""
     return runs / (recipe if seed == 0 else f"{recipe}-seed{seed}")
 
 
 def write(runs: pathlib.Path, seeds: Sequence[int]) -> str:
-    """Writes `report.md` and its pictures into `runs`; returns the tables."""
-    text = tables(runs, seeds)
+    """Writes the report into `runs`; returns its summary, for a terminal."""
     curves(runs, seeds, runs / "curves.png")
-    gallery(runs, seeds[0], runs / "gallery.png")
-    run_page.write(
-        os.fspath(workdir(runs, "jest", seeds[0])),
-        os.fspath(runs / "selection.html"),
-    )
+    jest = workdir(runs, "jest", seeds[0])
+    pictures(jest, runs / "pictures.png")
+    run_page.write(os.fspath(jest), os.fspath(runs / "selection.html"))
+    summary_lines = summary(runs, seeds)
     (runs / "report.md").write_text(
-        f"# JEST quickstart\n\n{text}\n\n"
+        f"# JEST quickstart\n\n{summary_lines}\n\n"
         "![Learning curves](curves.png)\n\n"
-        f"{_gallery_caption()}\n\n![Gallery](gallery.png)\n\n"
-        "More of them, over time: [selection.html](selection.html).\n",
+        "![Offered and chosen](pictures.png)\n\n"
+        f"{tables(runs, seeds)}\n\n"
+        "What JEST selected over time: [selection.html](selection.html).\n",
         encoding="utf-8",
     )
-    return text
+    return summary_lines
 
 
 def publish(
@@ -108,225 +97,214 @@ def publish(
     """Renews the result in README.md and docs/quickstart.md."""
     figures = root / "docs" / "figures"
     figures.mkdir(exist_ok=True)
-    for name in ("curves", "gallery"):
-        shutil.copy(runs / f"{name}.png", figures / f"quickstart_{name}.png")
-    text = tables(runs, seeds)
-    seed_list = " ".join(map(str, seeds))
-    command = f"python -m examples.quickstart --seeds {seed_list} --publish"
+    shutil.copy(runs / "curves.png", figures / "quickstart_curves.png")
+    shutil.copy(runs / "pictures.png", figures / "offered_and_chosen.png")
     (root / "docs" / "quickstart.md").write_text(
         "# The quickstart's result\n\n"
-        "Written by this command, which trains the runs that are missing:\n\n"
-        f"```sh\n{command}\n```\n\n{text}\n\n"
+        "This command writes the page and trains the runs that are missing:\n\n"
+        f"```sh\n{PUBLISHED_BY}\n```\n\n{summary(runs, seeds)}\n\n"
         "![Learning curves](figures/quickstart_curves.png)\n\n"
-        f"{_gallery_caption()}\n\n![Gallery](figures/quickstart_gallery.png)\n",
+        "![Offered and chosen](figures/offered_and_chosen.png)\n\n"
+        f"{tables(runs, seeds)}\n",
         encoding="utf-8",
     )
-    readme = root / "README.md"
-    block = (
-        "<!-- quickstart:begin -->\n"
-        f"{text}\n\n![Learning curves](docs/figures/quickstart_curves.png)\n\n"
-        f"Written by `{command}`; seed by seed in "
-        "[docs/quickstart.md](docs/quickstart.md).\n"
-        "<!-- quickstart:end -->"
+    markdown.write_block(
+        root / "README.md", "quickstart", summary(runs, seeds), PUBLISHED_BY
     )
-    before = readme.read_text(encoding="utf-8")
-    after, count = re.subn(
-        r"<!-- quickstart:begin -->.*<!-- quickstart:end -->",
-        lambda _: block,
-        before,
-        flags=re.DOTALL,
+
+
+def summary(runs: pathlib.Path, seeds: Sequence[int]) -> str:
+    """The result in one table and two sentences."""
+    frame = _results(runs, seeds)
+    means = frame.groupby("recipe")[[column for column, *_ in _MRR.values()]]
+    mrr = 100 * means.mean().mean(axis=1)
+    chance = _chance(workdir(runs, "jest", seeds[0]))
+    flops = frame.groupby("recipe")["flops/step"].first()
+    rows = [
+        (
+            _NAMES[recipe],
+            f"{results['step'].iloc[0]:,}",
+            f"{results['examples/trained'].iloc[0]:,}",
+            f"{flops[recipe] / 1e12:.1f}",
+            *_spreads(results, _MRR),
+        )
+        for recipe, results in frame.groupby("recipe", sort=False)
+    ]
+    rows.append(("chance", "", "", "", *_spreads(chance, _MRR)))
+    header = ("learner", "steps", "examples trained", "TFLOPs", *_MRR)
+    return (
+        f"{markdown.table(header, rows)}\n\n"
+        f"JEST ends at {mrr['jest']:.1f} % mean MRR and uniform training at "
+        f"{mrr['uniform']:.1f} %, in as many steps; JEST takes "
+        f"{flops['jest'] / flops['uniform']:.1f} times the FLOPs. "
+        f"{_shares(runs, seeds)}"
     )
-    if count != 1:
-        raise ValueError("README.md must hold one pair of quickstart marks.")
-    readme.write_text(after, encoding="utf-8")
 
 
 def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
-    """The result as Markdown: cost, quality, and what was drawn."""
-    rows = {
-        recipe: [_result(workdir(runs, recipe, seed)) for seed in seeds]
-        for recipe in RECIPES
-    }
-    cost = _table(
-        ("learner", "steps", *_EXAMPLES, *_FLOPS),
-        [
-            (
-                _NAMES[recipe],
-                f"{results[0]['step']:,}",
-                # Without a cascade there is no such count.
-                *(f"{results[0].get(f'examples/{e}', 0):,}" for e in _EXAMPLES),
-                *(
-                    f"{results[0][f'flops/{name}'] / 1e12:,.1f}"
-                    for name in _FLOPS.values()
-                ),
-            )
-            for recipe, results in rows.items()
-        ],
-    )
-    quality = _table(
-        ("learner", *(name.strip() for name in _MEASURES)),
-        [
-            (
-                _NAMES[recipe],
-                *(
-                    _spread(
-                        [100 * r[f"eval/test_concept/{m}"] for r in results],
-                        ".1f",
-                    )
-                    for m in _MEASURES.values()
-                ),
-            )
-            for recipe, results in rows.items()
-        ]
-        + [_chance(workdir(runs, "jest", seeds[0]))],
-    )
+    """The result in full: costs, times, quality, seed by seed."""
+    frame = _results(runs, seeds)
+    groups = [
+        (_NAMES[recipe], results)
+        for recipe, results in frame.groupby("recipe", sort=False)
+    ]
     count = f"seed {seeds[0]}"
     if len(seeds) > 1:
         count = f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation"
+    costs = [
+        (
+            name,
+            f"{results['step'].iloc[0]:,}",
+            *(f"{results[f'examples/{e}'].iloc[0]:,.0f}" for e in _EXAMPLES),
+            *(
+                f"{results[f'flops/{column}'].iloc[0] / 1e12:,.1f}"
+                for column in _FLOPS.values()
+            ),
+        )
+        for name, results in groups
+    ]
+    chance = _chance(workdir(runs, "jest", seeds[0]))
+    quality = [(name, *_spreads(rows, _QUALITY)) for name, rows in groups]
+    quality.append(("chance", *_spreads(chance, _QUALITY)))
     return "\n\n".join(
         (
-            "Examples and FLOPs of training, the same for every seed; "
-            "*cascaded* are the examples that stage 0 of the cascade chose "
-            "from, and embedding the pool once for it is not counted. "
-            "`no_reuse` and `reuse` are the paper's two ways to count "
-            "(docs/ledger.md):",
-            cost,
-            f"Seconds of training and of a step, and peak memory ({count}):",
-            _clock(rows),
-            f"Held-out concepts, `test_concept`, percent ({count}):",
-            quality,
-            *_per_seed(rows, seeds),
-            _shares(runs, seeds),
+            "Examples and FLOPs of training, equal for every seed. *Cascaded* "
+            "examples are those that stage 0 of the cascade chose from; "
+            "embedding the pool once for it is not counted. `no_reuse` and "
+            "`reuse` are the paper's two ways to count (docs/ledger.md).",
+            markdown.table(("learner", "steps", *_EXAMPLES, *_FLOPS), costs),
+            f"Seconds of training and of a step, and peak memory ({count}).",
+            markdown.table(
+                ("learner", *_CLOCK),
+                [(name, *_spreads(rows, _CLOCK)) for name, rows in groups],
+            ),
+            f"Held-out concepts, `test_concept`, percent ({count}).",
+            markdown.table(("learner", *_QUALITY), quality),
+            *_seed_by_seed(frame, seeds),
             _provenance(workdir(runs, "jest", seeds[0])),
         )
-    )
-
-
-def _clock(rows):
-    """The table of what was measured; parts of a step where they were."""
-    parts = {
-        name: key
-        for name, key in _STEP.items()
-        if any(key in result for results in rows.values() for result in results)
-    }
-    return _table(
-        (
-            "learner",
-            *_SECONDS,
-            *(f"{name}, ms" for name in parts),
-            "waiting for input, %",
-            "peak, GB",
-        ),
-        [
-            (
-                _NAMES[recipe],
-                *(
-                    _spread([r[key] for r in results], ".0f")
-                    for key in _SECONDS.values()
-                ),
-                *(
-                    _spread([1e3 * r[key] for r in results], ".0f")
-                    if key in results[0]
-                    else "-"
-                    for key in parts.values()
-                ),
-                _spread(
-                    [100 * r["time/input_wait_share"] for r in results], ".1f"
-                ),
-                _spread(
-                    [r["memory/host_peak_rss_bytes"] / 1e9 for r in results],
-                    ".1f",
-                ),
-            )
-            for recipe, results in rows.items()
-        ],
     )
 
 
 def curves(
     runs: pathlib.Path, seeds: Sequence[int], path: pathlib.Path
 ) -> None:
-    """Draws quality over steps and FLOPs, learnability, what was drawn."""
-    figure, panels = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
-    quality, by_flops, score, share = panels
+    """Draws held-out quality against steps and against FLOPs."""
+    figure = mpl_figure.Figure(figsize=(8, 3.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for recipe in RECIPES:
-        runs_of = [workdir(runs, recipe, seed) for seed in seeds]
-        rows = [log_lib.read_log(run / "evaluation.jsonl") for run in runs_of]
-        steps = [row["step"] for row in rows[0]]
-        means = np.array([[_mean_mrr(row) for row in run] for run in rows])
-        flops = [row["flops/step"] / 1e12 for row in rows[0]]
-        for axes, values in ((quality, steps), (by_flops, flops)):
-            _band(axes, values, 100 * means, _NAMES[recipe], _COLOURS[recipe])
-    for axes in (quality, by_flops):
-        axes.set(title="Held-out concepts (val_concept)", ylabel="mean MRR, %")
-    jests = [workdir(runs, "jest", seed) for seed in seeds]
-    logs = [log_lib.read_log(run / "metrics.jsonl") for run in jests]
-    steps = [row["step"] for row in logs[0]]
-    for name, label, colour in (
-        ("select/score", "JEST's draw", _COLOURS["jest"]),
-        ("select/uniform_score", "a uniform draw", _COLOURS["uniform"]),
-    ):
-        values = np.array([[row[name] for row in log] for log in logs])
-        _band(score, steps, values, label, colour)
-    score.set(title="Batch learnability", ylabel="learner - reference loss")
-    kinds = _kinds(jests[0])
-    pool = np.mean([kind == _CURATED_LIKE for kind in kinds.values()])
-    for recipe in _CHOOSING:
-        found = [workdir(runs, recipe, seed) for seed in seeds]
-        shares = np.array([_draw_shares(run, kinds) for run in found])
-        draws = log_lib.read_log(found[0] / "draws.jsonl")
-        # A recipe may have fewer steps.
-        steps = [draw["step"] for draw in draws]
-        _band(share, steps, 100 * shares, _NAMES[recipe], _COLOURS[recipe])
-    share.axhline(100 * pool, color=_COLOURS["uniform"], label="the pool")
-    share.set(title="Curated-like (emoji) share", ylabel="%", ylim=(0, None))
+        logs = [
+            pd.DataFrame(
+                log_lib.read_log(
+                    workdir(runs, recipe, seed) / "evaluation.jsonl"
+                )
+            )
+            for seed in seeds
+        ]
+        mrr = 100 * np.array(
+            [
+                log[
+                    [
+                        "eval/val_concept/image_to_text/mrr",
+                        "eval/val_concept/text_to_image/mrr",
+                    ]
+                ].mean(axis=1)
+                for log in logs
+            ]
+        )
+        style = {"color": _COLOURS[recipe]}
+        for axes, x in zip(
+            panels, (logs[0]["step"], logs[0]["flops/step"] / 1e12), strict=True
+        ):
+            axes.plot(x, mrr.mean(0), **style)
+            axes.fill_between(x, mrr.min(0), mrr.max(0), alpha=0.2, **style)
+            end = x.iloc[-1], mrr.mean(0)[-1]
+            axes.annotate(
+                _NAMES[recipe], end, (4, 0), textcoords="offset points", **style
+            )
+    panels[0].set(xlabel="steps", ylabel="mean MRR on val_concept, %")
+    panels[1].set(xlabel="TFLOPs of training")
     for axes in panels:
-        axes.set_xlabel("TFLOPs" if axes is by_flops else "learner steps")
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.02)
+        axes.set_xlim(right=1.35 * axes.get_xlim()[1])
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
-def gallery(runs: pathlib.Path, seed: int, path: pathlib.Path) -> None:
-    """Draws the most and least learnable examples of the last logged draws."""
-    run = workdir(runs, "jest", seed)
-    shown = run_page.moments(
-        os.fspath(run), run_page.read(os.fspath(run))[-_GALLERY_DRAWS:]
-    )
+def pictures(run: pathlib.Path, path: pathlib.Path) -> None:
+    """Draws random pictures that were offered, and random ones chosen."""
+    lines = run_page.read(os.fspath(run))[-_DRAWS:]
+    draws = {
+        draw["step"]: draw["ids"]
+        for draw in log_lib.read_log(run / "draws.jsonl")
+    }
+    size = reference.load_run(os.fspath(run)).config.data.super_batch_size
+    places = [
+        (line["super_batch"], row) for line in lines for row in range(size)
+    ]
+    offered = list(zip(*run_page.examples(os.fspath(run), places), strict=True))
+    chosen = [
+        example
+        for start, line in enumerate(lines)
+        for example in offered[start * size :][:size]
+        if example[2] in set(draws[line["step"]])
+    ]
     kinds = _kinds(run)
-    figure = plt.figure(figsize=(13, 9), layout="constrained")
-    parts = figure.subfigures(2, 1)
-    for part, title, sign, cards in (
-        (parts[0], "Most learnable", -1, [m.highest for m in shown]),
-        (parts[1], "Least learnable", 1, [m.lowest for m in shown]),
+    random = np.random.default_rng(0)
+    figure = mpl_figure.Figure(figsize=(8, 5.8), layout="constrained")
+    for part, name, examples in zip(
+        figure.subfigures(2, 1),
+        ("Offered", "Chosen"),
+        (offered, chosen),
+        strict=True,
     ):
-        part.suptitle(title, fontsize=13, fontweight="bold")
-        # A picture may come twice.
-        each = {card.id: card for some in cards for card in some}.values()
-        each = sorted(each, key=lambda card, sign=sign: sign * card.score)
-        grid = list(part.subplots(2, _GALLERY_SIZE // 2).flat)
+        share = np.mean([kinds[key] == _CURATED_KIND for _, _, key in examples])
+        part.suptitle(
+            f"{name} ({share:.0%} {_CURATED_KIND})",
+            x=0.01,
+            ha="left",
+            weight="bold",
+        )
+        grid = part.subplots(2, _COLUMNS).flat
         for axes in grid:
             axes.set_axis_off()
-        for axes, card in zip(grid, each, strict=False):
-            axes.imshow(card.image, interpolation="nearest")
-            lines = _wrap(card.caption, f"[{kinds[card.id]}]")
-            axes.set_title(f"{card.score:+.1f}\n{lines}", fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        count = min(len(examples), 2 * _COLUMNS)
+        for axes, place in zip(
+            grid, random.choice(len(examples), count, False), strict=False
+        ):
+            image, caption, _ = examples[place]
+            axes.imshow(image, interpolation="nearest")
+            lines = textwrap.wrap(caption, 15, max_lines=2, placeholder="…")
+            axes.set_title("\n".join(lines), fontsize=7.5, parse_math=False)
+    figure.savefig(path, dpi=200)
 
 
-def _result(run):
-    """The last lines of a run's logs, joined."""
-    last = log_lib.read_log(run / "metrics.jsonl")[-1]
-    measures = log_lib.read_log(run / "evaluation.jsonl")[-1]
-    # Its costs are those of the moment after the last evaluation.
-    return {**measures, **last}
+def _results(runs, seeds):
+    """The last line of every run's logs, as a table."""
+    lines = []
+    for recipe in RECIPES:
+        for seed in seeds:
+            run = workdir(runs, recipe, seed)
+            measures = log_lib.read_log(run / "evaluation.jsonl")[-1]
+            # The costs are later than those of the last evaluation.
+            last = log_lib.read_log(run / "metrics.jsonl")[-1]
+            lines.append({"recipe": recipe, "seed": seed, **measures, **last})
+    frame = pd.DataFrame(lines)
+    # Runs without a cascade do not log this column.
+    cascaded = frame.get("examples/cascaded", pd.Series(0, frame.index))
+    return frame.assign(**{"examples/cascaded": cascaded.fillna(0)})
+
+
+def _spreads(results, columns):
+    """The mean of each column, ± the standard deviation over seeds."""
+    for column, unit, form in columns.values():
+        values = results[column] / unit
+        spread = f" ± {values.std():{form}}" if len(values) > 1 else ""
+        yield f"{values.mean():{form}}{spread}"
 
 
 class _Collapsed:
-    """A learner that maps everything to one point: it scores chance."""
+    """A learner that maps everything to one point, and so scores chance."""
 
     def encode_image(self, images, training):
         del training
@@ -336,7 +314,6 @@ class _Collapsed:
 
 
 def _chance(run):
-    """The row of the table of quality that chance would get."""
     settings = reference.load_run(os.fspath(run))
     stores = evaluation.open_stores(
         settings.config.evaluation.data, settings.config.evaluation_data
@@ -347,33 +324,30 @@ def _chance(run):
         tokenizer=settings.tokenizer,
         image_size=settings.config.data.image_size,
     )
-    return "chance", *(
-        f"{100 * results[measure]:.1f}" for measure in _MEASURES.values()
-    )
+    return pd.DataFrame([results]).add_prefix(_TEST)
 
 
-def _mean_mrr(row, split="val_concept"):
-    both = ("image_to_text", "text_to_image")
-    return np.mean([row[f"eval/{split}/{way}/mrr"] for way in both])
-
-
-def _per_seed(rows, seeds):
-    """All learners against uniform, seed by seed; nothing for one seed."""
+def _seed_by_seed(frame, seeds):
+    """Mean MRR of each learner, and its difference from uniform training."""
     if len(seeds) < 2:
         return ()
-    lines = []
-    for place, seed in enumerate(seeds):
-        uniform, *others = (
-            100 * _mean_mrr(rows[recipe][place], "test_concept")
-            for recipe in ("uniform", *_CHOOSING)
+    columns = [column for column, *_ in _MRR.values()]
+    mrr = 100 * frame.set_index(["seed", "recipe"])[columns].mean(axis=1)
+    mrr = mrr.unstack("recipe")
+    rows = [
+        (
+            seed,
+            f"{row.uniform:.1f}",
+            f"{row.jest:.1f} ({row.jest - row.uniform:+.1f})",
+            f"{row.best:.1f} ({row.best - row.uniform:+.1f})",
         )
-        shown = (f"{one:.1f} ({one - uniform:+.1f})" for one in others)
-        lines.append((str(seed), f"{uniform:.1f}", *shown))
-    header = ("seed", "uniform", *(_NAMES[recipe] for recipe in _CHOOSING))
+        for seed, row in mrr.iterrows()
+    ]
+    header = ("seed", *(_NAMES[name] for name in ("uniform", "jest", "best")))
     return (
-        "Mean of the two MRRs, percent, seed by seed, and what it is above "
-        "uniform's:",
-        _table(header, lines),
+        "Mean of the two MRRs, percent, seed by seed, and the difference from "
+        "uniform training.",
+        markdown.table(header, rows),
     )
 
 
@@ -382,97 +356,34 @@ def _kinds(run):
     config = json.loads((run / reference.CONFIG_FILE).read_text())
     store = stores_lib.open_store(config["data"]["train"])
     columns = store.columns(["id", "kind"])
-    return {
-        key: kind.decode()
-        for key, kind in zip(columns["id"], columns["kind"], strict=True)
-    }
-
-
-def _draw_shares(run, kinds):
-    """The curated-like share of each logged draw of a run."""
-    return [
-        np.mean([kinds[key] == _CURATED_LIKE for key in draw["ids"]])
-        for draw in log_lib.read_log(run / "draws.jsonl")
-    ]
+    kinds = (kind.decode() for kind in columns["kind"])
+    return dict(zip(columns["id"], kinds, strict=True))
 
 
 def _shares(runs, seeds):
     kinds = _kinds(workdir(runs, "jest", seeds[0]))
-    pool = np.mean([kind == _CURATED_LIKE for kind in kinds.values()])
-    jest, best = (
-        _spread(
+    shares = {
+        recipe: np.mean(
             [
-                100 * np.mean(_draw_shares(workdir(runs, recipe, seed), kinds))
+                kinds[key] == _CURATED_KIND
                 for seed in seeds
-            ],
-            ".1f",
+                for draw in log_lib.read_log(
+                    workdir(runs, recipe, seed) / "draws.jsonl"
+                )
+                for key in draw["ids"]
+            ]
         )
-        for recipe in _CHOOSING
-    )
+        for recipe in ("jest", "best")
+    }
+    pool = np.mean([kind == _CURATED_KIND for kind in kinds.values()])
     return (
-        f"Curated-like ({_CURATED_LIKE}) pictures are {100 * pool:.1f} % of "
-        f"the pool, {jest} % of what JEST chose and {best} % of what stage 0 "
-        "of the cascade chose."
+        f"Pictures of the curated kind ({_CURATED_KIND}) are {pool:.1%} of the "
+        f"pool, {shares['jest']:.1%} of what JEST chose and "
+        f"{shares['best']:.1%} of what stage 0 of the cascade chose."
     )
 
 
 def _provenance(run):
-    versions = json.loads((run / "versions.json").read_text())
-    listed = ", ".join(
-        f"{name} {version}"
-        for name, version in versions["versions"].items()
-        if version
-    )
-    return f"{platform.machine()}, {os.cpu_count()} CPU cores; {listed}."
-
-
-def _gallery_caption():
-    return (
-        "The most and least learnable examples, eight of each a super-batch, "
-        f"of the last {_GALLERY_DRAWS} that were logged, with their "
-        "learnability given the sub-batch (learner's loss minus the "
-        "reference's) and the kind of picture:"
-    )
-
-
-def _band(axes, steps, values, label, colour):
-    """A line of means over seeds in a band from the least to the most."""
-    axes.plot(steps, values.mean(0), color=colour, label=label)
-    axes.fill_between(
-        steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0
-    )
-
-
-def _spread(values, form):
-    mean = format(np.mean(values), form)
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {format(np.std(values, ddof=1), form)}"
-
-
-def _table(header, rows):
-    """A Markdown table whose columns line up."""
-    rows = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in rows
-    ]
-    rule = [
-        "-" * width + ("-:" if place else "--")
-        for place, width in enumerate(widths)
-    ]
-    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
-
-
-def _wrap(caption, kind, width=17, most=3):
-    """At most `most` lines of about `width` letters, the kind on the last."""
-    lines = re.findall(rf".{{1,{width}}}(?:\s+|$)|.{{{width}}}", caption)
-    if len(lines) > most - 1:
-        lines = [*lines[: most - 2], lines[most - 2].rstrip() + "…"]
-    return "\n".join([*(line.strip() for line in lines), kind])
+    versions = json.loads((run / "versions.json").read_text())["versions"]
+    listed = (f"{name} {version}" for name, version in versions.items())
+    return f"{markdown.processor()}; {', '.join(listed)}."

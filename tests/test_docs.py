@@ -1,8 +1,8 @@
-"""What README, docs, docstrings and recipes say is run here, or looked up.
+"""Runs or checks the code, commands, links and names in README and docs.
 
 Python blocks run in order, one namespace a page, in a folder with the example
-data and a few pictures of a user. Shell blocks are checked word by word, and
-the README's training commands run, shrunk.
+data and a few pictures. Shell blocks are checked word by word, and the training
+commands of docs/training.md run, shrunk.
 """
 
 import contextlib
@@ -36,12 +36,13 @@ PAGES = tuple(
         for page in ROOT.glob(pattern)
     )
 )
+TRAINING = "docs/training.md"
 # A block of these starts with a comment that names the file that it is.
 FILE_BLOCK = re.compile(r"# (\w+\.py)\n")
 MODULES = {}  # by their last name, which several may share
 for _, name, _ in pkgutil.walk_packages(jest_tf.__path__, "jest_tf."):
     MODULES.setdefault(name.rpartition(".")[2], []).append(name)
-# Appended to the README's own training commands, to end in seconds.
+# Appended to the training commands of docs/training.md, to end in seconds.
 SHRUNK = (
     *("steps=2", "model.preset=tiny", "data.image_size=16"),
     *("optimizer.warmup_steps=1", "data.vocabulary_size=64"),
@@ -134,11 +135,11 @@ class DocsTestCase(tf.test.TestCase):
 
 class PythonBlocksTest(DocsTestCase):
     @pytest.mark.slow
-    def test_the_readme_trains_on_pictures_and_towers_of_ones_own(self):
+    def test_the_page_on_training_trains_on_a_users_pictures_and_towers(self):
         write_pictures(self.folder / "pool", 12)
         write_pictures(self.folder / "curated", 9)
         write_pictures(self.folder / "held_out", 5)
-        namespace = self.run_blocks("README.md")
+        namespace = self.run_blocks(TRAINING)
 
         # The loop's last draw is one of the super-batch that it was made from.
         self.assertEqual(namespace["number"], 2)
@@ -146,7 +147,7 @@ class PythonBlocksTest(DocsTestCase):
         self.assertEqual(namespace["model"].drawn_ids.shape, [64])
 
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            for line in shell_commands("README.md"):
+            for line in shell_commands(TRAINING):
                 program, arguments = line[:3], line[3:]
                 if program[-1] == "trainers.train":
                     train.main([*arguments, *self.shrink(arguments)])
@@ -231,7 +232,7 @@ class PythonBlocksTest(DocsTestCase):
 
     def test_the_blocks_of_every_other_page_run(self):
         for page in PAGES:
-            if page != "README.md":
+            if page != TRAINING:
                 with self.subTest(page):
                     self.run_blocks(page)
 
@@ -406,9 +407,8 @@ class ReferencesTest(tf.test.TestCase):
                     self.assertTrue((ROOT / path).exists())
 
     def test_the_quickstarts_marks_are_in_the_readme_once(self):
-        for mark in ("begin", "end"):
-            marks = read("README.md").count(f"<!-- quickstart:{mark} -->")
-            self.assertEqual(marks, 1)
+        for mark in ("<!-- quickstart: written by", "<!-- end quickstart -->"):
+            self.assertEqual(read("README.md").count(mark), 1)
 
     def test_every_public_name_is_in_the_changelog(self):
         changelog = read("CHANGELOG.md")
