@@ -218,9 +218,15 @@ def curves(
         ):
             axes.plot(x, mrr.mean(0), **style)
             axes.fill_between(x, mrr.min(0), mrr.max(0), alpha=0.2, **style)
-            end = x.iloc[-1], mrr.mean(0)[-1]
+            # The cascade's run is short, and its end would be written over.
+            above = recipe == "best"
             axes.annotate(
-                _NAMES[recipe], end, (4, 0), textcoords="offset points", **style
+                _NAMES[recipe].split(",")[0],
+                (x.iloc[-1], mrr.mean(0)[-1]),
+                (0, 8) if above else (4, 0),
+                textcoords="offset points",
+                ha="right" if above else "left",
+                **style,
             )
     panels[0].set(xlabel="steps", ylabel="mean MRR on val_concept, %")
     panels[1].set(xlabel="TFLOPs of training")
@@ -265,7 +271,7 @@ def pictures(run: pathlib.Path, path: pathlib.Path) -> None:
             ha="left",
             weight="bold",
         )
-        grid = part.subplots(2, _COLUMNS).flat
+        grid = list(part.subplots(2, _COLUMNS).flat)
         for axes in grid:
             axes.set_axis_off()
         count = min(len(examples), 2 * _COLUMNS)

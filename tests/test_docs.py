@@ -147,13 +147,12 @@ class PythonBlocksTest(DocsTestCase):
         self.assertEqual(namespace["model"].drawn_ids.shape, [64])
 
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            for line in shell_commands(TRAINING):
-                program, arguments = line[:3], line[3:]
-                if program[-1] == "trainers.train":
+            for program, command, *arguments in shell_commands(TRAINING):
+                if (program, command) == ("jest-tf", "train"):
                     train.main([*arguments, *self.shrink(arguments)])
-                elif program[-1] == "trainers.evaluate":
+                elif (program, command) == ("jest-tf", "evaluate"):
                     evaluate.main(arguments)
-                elif program[-1] == "trainers.curate":
+                elif (program, command) == ("jest-tf", "curate"):
                     curate.main(arguments)
         self.assertIn("eval/held_out/image_to_text/mrr", printed.getvalue())
         run = self.folder / "runs" / "photos_jest"
