@@ -102,18 +102,23 @@ def draw(edges, path: str) -> None:
     axes = figure.subplots()
     for room, (x, y) in places.items():
         for other in below[room] - implied[room]:
+            # Around the rooms in between.
+            bend = 0.35 if y - places[other][1] > 1 else 0
             axes.annotate(
                 "",
                 xy=(places[other][0], places[other][1] + 0.3),
                 xytext=(x, y - 0.3),
                 zorder=1,
-                arrowprops={"arrowstyle": "->", "color": "0.5", "lw": 1.2},
+                arrowprops={
+                    "arrowstyle": "->",
+                    "color": "0.5",
+                    "connectionstyle": f"arc3,rad={bend}",
+                },
             )
-        sizes = _size(room)
         axes.text(
             x,
             y,
-            f"{room}\n{sum(sizes):,} lines, {len(sizes)} files",
+            f"{room}\n{_size(room):,} lines",
             ha="center",
             va="center",
             size=9,
@@ -131,13 +136,13 @@ def draw(edges, path: str) -> None:
 
 
 def _size(room):
-    """The lines of every file of a room."""
+    """The number of lines of a room; 0 if there is none."""
     paths = [PACKAGE / f"{room}.py", *(PACKAGE / room).rglob("*.py")]
-    return [
+    return sum(
         len(path.read_text(encoding="utf-8").splitlines())
         for path in paths
         if path.exists()
-    ]
+    )
 
 
 if __name__ == "__main__":
