@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf.data import stores
-from jest_tf.data.stores import crc32c
+from jest_tf.data.stores import tfrecords
 
 # Rows of a read while the time to read is measured, and how often.
 _ROWS = 256
@@ -75,7 +75,7 @@ def write_shards(directory: str, num_records: int, num_shards: int) -> str:
     payload = example.SerializeToString()
     size = struct.pack("<Q", len(payload))
     frame = b"".join(
-        part + struct.pack("<I", crc32c.masked(part))
+        part + struct.pack("<I", tfrecords.masked_crc32c(part))
         for part in (size, payload)
     )
     shard = frame * (num_records // num_shards)

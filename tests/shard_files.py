@@ -10,6 +10,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data.stores import manifest
 
 
@@ -84,26 +85,51 @@ def tar_sample(key, *, image=b"picture", caption=None, **fields):
 
 
 class BadSector:
-    """Stands in for `os.pread`; some bytes cannot be had, at first or ever.
+    """A stand-in for `files.open_file`: reads of some bytes raise an error.
 
     Args:
         start, stop: the bytes.
         number: of the error.
-        times: that it is raised.
+        times: calls that raise it.
+
+    Attributes:
+        calls: offset and size of every read.
     """
 
     def __init__(self, start, stop, number=errno.EIO, times=10**9):
-        self._start, self._stop = start, stop
-        self._number, self._times = number, times
-        self._pread = os.pread
+        self.start, self.stop = start, stop
+        self.number, self.times = number, times
         self.calls = []
+        self._open_file = files.open_file
 
-    def __call__(self, file, size, offset):
-        self.calls.append((offset, size))
-        if offset < self._stop and self._start < offset + size and self._times:
-            self._times -= 1
-            raise OSError(self._number, os.strerror(self._number))
-        return self._pread(file, size, offset)
+    def __call__(self, path, mode="rb"):
+        return _BadFile(self, self._open_file(path, mode))
+
+
+class _BadFile:
+    def __init__(self, sector, file):
+        self._sector, self._file = sector, file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def seek(self, offset):
+        self._file.seek(offset)
+
+    def read(self, size):
+        sector, offset = self._sector, self._file.tell()
+        sector.calls.append((offset, size))
+        touched = offset < sector.stop and sector.start < offset + size
+        if touched and sector.times:
+            sector.times -= 1
+            raise OSError(sector.number, os.strerror(sector.number))
+        return self._file.read(size)
+
+    def close(self):
+        self._file.close()
 
 
 MADE_BY = {"choice": "joint", "share": 0.5, "reference": {"fingerprint": "f"}}

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import runs, selection
+from jest_tf import files, runs, selection
 from jest_tf.config import checks
 from jest_tf.data import cascade, reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
@@ -381,7 +381,7 @@ def claimed(directory: str) -> Iterator[None]:
     Raises:
         ValueError: another process holds it, or it is not local.
     """
-    if shards.is_remote(directory):
+    if files.is_remote(directory):
         raise ValueError(
             "The folder of a manifest must be local where one machine writes "
             f"it: copy it afterwards. Received: {directory!r}"

@@ -43,18 +43,21 @@ class DecodeTest(tf.test.TestCase):
                 else:
                     self.assertEqual(error.max(), 0)
 
-    def test_only_the_first_frame_of_an_animation_is_handed_on(self):
+    def test_an_animation_is_its_first_frame(self):
         for name in ("animated gif", "animated webp"):
             encoded = picture_files.every_kind()[name]
             prepared = pictures.prepare(encoded, MAX_PIXELS)
-            self.assertLess(len(prepared), 0.6 * len(encoded))
-            self.assertAllEqual(
-                self.decode(encoded), self.decode(encoded + b"rest")
-            )
+            self.assertEqual(tf.io.decode_png(prepared).shape, (12, 16, 3))
 
-    def test_what_is_whole_is_handed_on_as_it_is(self):
+    def test_palette_and_one_bit_bitmaps_are_decoded(self):
+        rgb = Image.fromarray(picture_files.smooth_picture())
+        for mode in ("P", "1"):
+            image = self.decode(picture_files.encode(rgb.convert(mode), "BMP"))
+            self.assertAllEqual(image, rgb.convert(mode).convert("RGB"))
+
+    def test_what_tensorflow_decodes_passes_through(self):
         kinds = picture_files.every_kind()
-        for name in ("jpeg", "cmyk", "png", "16 bits", "bmp", "webp"):
+        for name in ("jpeg", "cmyk", "png", "16 bits", "webp"):
             self.assertEqual(
                 pictures.prepare(kinds[name], MAX_PIXELS), kinds[name]
             )
@@ -125,31 +128,23 @@ class RefuseTest(tf.test.TestCase):
         self.refuse(encoded + b"\xff\xda" * 100, "JPEG of 1.. scans")
 
     def test_a_webp_larger_than_its_canvas_is_refused(self):
-        # With alpha the picture is taken out of its container, whose canvas
-        # nobody compares it with any more.
         encoded = bytearray(picture_files.every_kind()["webp alpha"])
         self.assertEqual(encoded[12:16], b"VP8X")
         encoded[24:30] = struct.pack("<HBHB", 0, 0, 0, 0)  # 1 x 1
-        self.refuse(bytes(encoded), "WebP of 1 x 1 whose picture is ")
+        self.refuse(bytes(encoded), "damaged picture")
 
-    def test_pictures_that_would_come_out_wrong_are_refused(self):
-        rgb = Image.fromarray(picture_files.smooth_picture())
-        for mode in ("P", "1"):
-            self.refuse(
-                picture_files.encode(rgb.convert(mode), "BMP"),
-                "BMP of [18] bits",
-            )
-        # Broken off in the middle of the data, but formally complete.
+    def test_a_gif_whose_data_ends_early_is_refused(self):
+        # It is formally complete.
         gif = bytearray(picture_files.every_kind()["gif"])
         gif[-6] ^= 0xFF
         gif[-9] ^= 0xFF
-        self.refuse(bytes(gif), "damaged GIF")
+        self.refuse(bytes(gif), "damaged picture: image file is truncated")
 
     def test_no_pixels_are_refused(self):
         for name, place, size in (("png", 16, 4), ("bmp", 18, 4)):
             encoded = bytearray(picture_files.every_kind()[name])
             encoded[place : place + size] = bytes(size)
-            self.refuse(bytes(encoded), "picture without pixels: 0 x 12")
+            self.refuse(bytes(encoded), "picture without pixels|unknown")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import shard_files
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data import fault_log, pipeline, preprocessing, stream
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import retries
@@ -143,7 +144,7 @@ class SuperBatchesTest(PipelineTestCase):
         _, got = np.unique(values["caption_id"], return_inverse=True)
         self.assertAllEqual(expected[:, None] == expected, got[:, None] == got)
 
-    def test_a_bad_sector_is_replaced_as_if_its_record_were_damaged(self):
+    def test_an_unreadable_record_is_replaced_like_a_damaged_one(self):
         path = os.path.join(self.directory, "b")
         store = stores_lib.open_store(path)
         offset, size = store._indexes[0].rows([2])[0, :2].tolist()
@@ -157,7 +158,9 @@ class SuperBatchesTest(PipelineTestCase):
             with (
                 mock.patch.object(retries, "WAITS", (0.0,)),
                 mock.patch.object(
-                    os, "pread", sector if how == "sector" else os.pread
+                    files,
+                    "open_file",
+                    sector if how == "sector" else files.open_file,
                 ),
             ):
                 found[how] = self.super_batches(5, store, faults=faults)
@@ -173,16 +176,18 @@ class SuperBatchesTest(PipelineTestCase):
             self.assertRegex(other.pop("reason"), "fail their checksum$")
             self.assertEqual(one, other)
 
-    def test_storage_that_goes_away_stops_it_with_the_shard_and_place(self):
+    def test_storage_that_goes_away_stops_the_stream(
+        self,
+    ):
         dataset = self.super_batches(store=self.store)
         sector = shard_files.BadSector(0, 10**9, errno.ETIMEDOUT)
         with (
             mock.patch.object(retries, "WAITS", (0.0,)),
-            mock.patch.object(os, "pread", sector),
+            mock.patch.object(files, "open_file", sector),
             self.assertRaisesRegex(
                 tf.errors.InvalidArgumentError,
-                r"ValueError: Shard .*/[ab] cannot be read at byte \d+, tried "
-                rf"2 times: .Errno {errno.ETIMEDOUT}. ",
+                r"16 records in a row .* at position \d+, the last record "
+                rf"\d of .*/[ab]: unreadable: .Errno {errno.ETIMEDOUT}. ",
             ),
         ):
             list(dataset.take(1))

@@ -148,7 +148,7 @@ def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
     if not index_dir:
         return path + ending
     # Shards of the same name in several folders share the index folder.
-    if not shards.is_remote(path):
+    if not files.is_remote(path):
         path = os.path.abspath(path)
     folder, name = os.path.split(path)
     digest = _digest(folder.encode())[:4].hex()
@@ -239,7 +239,7 @@ def _describe(path, form):
     found = shards.stat(path)
     if found.size == 0:
         raise ValueError(f"Shard {path} is empty: it has no record.")
-    with shards.open_file(path) as file:
+    with files.open_file(path) as file:
         head = file.read(_EDGE)
         file.seek(max(0, found.size - _EDGE))
         tail = file.read(_EDGE)
@@ -295,7 +295,7 @@ def _load(place, expected):
     """Header and a function that gives the rows; None if they don't fit."""
     try:
         size = shards.stat(place).size
-        with shards.open_file(place) as file:
+        with files.open_file(place) as file:
             header = _Header.unpack(file.read(_HEADER_SIZE))
             if (
                 header is None
@@ -304,7 +304,7 @@ def _load(place, expected):
                 or size != _HEADER_SIZE + _ROW_SIZE * header.num_records
             ):
                 return None
-            remote = shards.is_remote(place)
+            remote = files.is_remote(place)
             crc, parts = 0, []
             while data := file.read(_CHECK_SIZE):
                 crc = zlib.crc32(data, crc)

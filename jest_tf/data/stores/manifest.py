@@ -311,7 +311,7 @@ def finish(
 
 def _read(path):
     try:
-        with shards.open_file(path) as file:
+        with files.open_file(path) as file:
             return file.read()
     except (OSError, tf.errors.OpError) as error:
         raise ValueError(_missing(path, error)) from error

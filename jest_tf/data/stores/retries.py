@@ -1,99 +1,96 @@
-"""Errors of storage that may be over in a moment, and trying again.
+"""Retries of reads: most errors of storage pass within seconds.
 
-Everything is tried again together, so that a call waits for seconds however
-much of it has failed. Longer troubles are for the file system to sit out, as
-hard NFS mounts and the clients of buckets do. What becomes of an error that
-stays is in `data/stores/shards.py`.
+Longer outages are left to the file system, as NFS mounts and the clients of
+object stores sit them out. After the last try, `data/stores/shards.py` makes a
+fault of the record.
 """
 
-import errno
+import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-# What a system raises, local or remote.
+# Errors of a local or remote file system.
 ERRORS = (OSError, tf.errors.OpError)
+# Errors about the name of a file, which a retry cannot cure.
+LASTING = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.UnauthenticatedError,
+    tf.errors.UnimplementedError,
+    tf.errors.InvalidArgumentError,
+)
 # Seconds before each further try.
 WAITS = (0.1, 1.0, 4.0)
-_PASSING_NUMBERS = frozenset(
-    (
-        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
-        *(errno.ESTALE, errno.ETIMEDOUT),
-    )
-)
-_PASSING_ERRORS = (
-    tf.errors.UnavailableError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.ResourceExhaustedError,
-    tf.errors.AbortedError,
-    tf.errors.DataLossError,
-)
 
 
-def is_passing(error: Exception) -> bool:
-    """Whether an error is of the storage or the moment, not of a file.
+def call_all(
+    function: Callable,
+    items: Sequence,
+    workers: int = 1,
+    tries: int = 1 + len(WAITS),
+) -> list:
+    """Calls a function of each item, and again for the items that failed.
 
-    I/O errors are among them, though a bad sector's stays.
-    """
-    return isinstance(error, _PASSING_ERRORS) or (
-        isinstance(error, OSError) and error.errno in _PASSING_NUMBERS
-    )
-
-
-def is_broken(error: Exception) -> bool:
-    """Whether an error may be of the bytes asked for and of no others."""
-    return isinstance(error, tf.errors.DataLossError) or (
-        isinstance(error, OSError) and error.errno == errno.EIO
-    )
-
-
-def caught(function: Callable, item):
-    """What a function returns, or the system's error that it raises."""
-    try:
-        return function(item)
-    except ERRORS as error:
-        return error
-
-
-def try_all(function: Callable, items: Sequence) -> list:
-    """Calls a function until no result is an error that may pass.
+    Failed items wait together, so that a call lasts seconds however many fail.
 
     Args:
-        function: a list of items -> a result or an error for each. Called
-            once with all, then, after a wait, with those of the passing errors.
-        items: what to call it with.
+        function: item -> result; may raise one of `ERRORS`.
+        items: any number of them.
+        workers: calls at the same time, at most.
+        tries: calls of one item, at most.
 
     Returns:
-        A result or the last error for each item.
+        The result of each item, or its last error.
     """
-    out = list(function(items))
-    for wait in WAITS:
-        left = [
-            i
-            for i, one in enumerate(out)
-            if isinstance(one, Exception) and is_passing(one)
-        ]
-        if not left:
+
+    def attempt(item):
+        try:
+            return function(item)
+        except ERRORS as error:
+            return error
+
+    out = map_parallel(attempt, items, workers)
+    for wait in WAITS[: tries - 1]:
+        failed = [i for i, result in enumerate(out) if may_pass(result)]
+        if not failed:
             break
         time.sleep(wait)
-        again = function([items[i] for i in left])
-        for i, result in zip(left, again, strict=True):
+        again = map_parallel(attempt, [items[i] for i in failed], workers)
+        for i, result in zip(failed, again, strict=True):
             out[i] = result
     return out
 
 
 def call(function: Callable):
-    """What a function of nothing returns; raises the error that stays."""
-    (result,) = try_all(
-        lambda items: [caught(lambda _: function(), one) for one in items],
-        [None],
-    )
-    if isinstance(result, Exception):
+    """Calls a function without arguments until it returns; raises at last."""
+    (result,) = call_all(lambda _: function(), [None])
+    if isinstance(result, ERRORS):
         raise result
     return result
 
 
-def tries(error: Exception) -> str:
-    """For messages: how often what failed was tried."""
-    return f", tried {1 + len(WAITS)} times" if is_passing(error) else ""
+def may_pass(result) -> bool:
+    """Returns whether a result is an error that a retry may cure.
+
+    An `OSError` without a number is a library's, about the data.
+    """
+    if isinstance(result, LASTING):
+        return False
+    return isinstance(result, tf.errors.OpError) or (
+        isinstance(result, OSError) and result.errno is not None
+    )
+
+
+def map_parallel(function: Callable, items: Sequence, workers: int) -> list:
+    """Maps a function over items with at most `workers` threads."""
+    workers = min(workers, len(items))
+    if workers < 2:
+        return [function(item) for item in items]
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))

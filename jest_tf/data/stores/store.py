@@ -1,10 +1,8 @@
 """A store: records in shards of any format, read as one array.
 
 Every shard is indexed once (`data/stores/index.py`), so that any row is one
-positioned read and a pipeline needs no shuffle buffer and no iterator state.
-The order of rows is in `stream.py`, decoding in `pipeline.py`; how records lie
-in a shard is the business of `data/stores/tfrecords.py`, `data/stores/tars.py`,
-`data/stores/tables.py` and `data/stores/tfds.py`.
+positioned read, and a pipeline needs no shuffle buffer and no iterator state.
+The order of rows is in `data/stream.py`, decoding in `data/pipeline.py`.
 """
 
 import os
@@ -12,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data.stores import (
+    delimited,
     index,
     manifest,
+    parquet,
+    retries,
     shards,
-    tables,
     tars,
     tfds,
     tfrecords,
@@ -27,9 +27,9 @@ from jest_tf.data.stores import (
 Record = shards.Record
 Fault = shards.Fault
 
-# Read together where every record is gone through.
+# Records of one read where all are read in order.
 _BATCH = 256
-# Records looked at when a store is opened, evenly spread over it.
+# Records that are read as a check when a store is opened, evenly spread.
 _PROBES = 16
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 
@@ -38,8 +38,8 @@ class Shards(NamedTuple):
     """The files of a store.
 
     Attributes:
-        paths: tuple of file names, in the order of the store's rows.
-        lengths: int64 [shards], the number of records in each.
+        paths: file names, in the order of the store's rows.
+        lengths: int64 [shards], number of records in each.
     """
 
     paths: tuple[str, ...]
@@ -49,19 +49,20 @@ class Shards(NamedTuple):
 class Store:
     """An array of records over shards; made by `open_store`.
 
-    Rows run over the shards in order. Objects hold no open file and may be
-    used from several threads at once; reading releases the interpreter lock.
-
-    Attributes:
-        shards: the files and how many records each holds.
-        parts: records of each store that was joined into this one.
-        manifest: says which rows a stream draws; None draws all alike.
+    Rows run over the shards in order. A store has no open file, may be used by
+    several threads, and releases the interpreter lock while it reads.
 
     Args:
         paths: the shards.
         formats: the format of each.
         indexes: the index of each.
-        parts: see above; None is one part.
+        parts: number of records of each joined store; None is one part.
+
+    Attributes:
+        shards: the files and the number of records in each.
+        parts: as given.
+        manifest: the rows that a stream draws, and how often; None draws all
+            alike.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Store:
             rows: int64 [k], each in [0, len(store)).
 
         Returns:
-            k records or faults, in the order asked for.
+            k records or faults, in the order of `rows`.
 
         Raises:
             IndexError: a row is out of range.
@@ -104,16 +105,17 @@ class Store:
             return self._formats[shard].read(self.shards.paths[shard], spans)
 
         remote = any(
-            shards.is_remote(self.shards.paths[shard]) for shard, _, _ in jobs
+            files.is_remote(self.shards.paths[shard]) for shard, _, _ in jobs
         )
-        found = shards.map_requests(read, jobs, remote)
+        workers = shards.REMOTE_REQUESTS if remote else 1
+        found = retries.map_parallel(read, jobs, workers)
         for (_, places, _), some in zip(jobs, found, strict=True):
             for place, record in zip(places.tolist(), some, strict=True):
                 out[place] = record
         return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Stable ids of records: stored ones, or else derived (`index.py`).
+        """Returns stable ids of records, stored or derived (`index.py`).
 
         Args:
             rows: int64 [k], each in [0, len(store)).
@@ -130,7 +132,7 @@ class Store:
         return ids
 
     def captions(self) -> Iterator[bytes]:
-        """Every caption of every record, in order; faults are skipped."""
+        """Yields all captions of all records in order; skips faults."""
         for _, found in self._batches():
             for record in found:
                 if isinstance(record, Record):
@@ -143,9 +145,9 @@ class Store:
             names: `id`, `caption`, or names of metadata.
 
         Returns:
-            `id` as int64 [n]; `caption` as n lists of bytes; any other as an
-            object array [n] of bytes, b"" where a record has none. A fault has
-            an id and nothing else.
+            `id` as int64 [n]; `caption` as n lists of bytes; any other field as
+            an object array [n] of bytes, b"" where a record lacks it. A fault
+            has only an id.
         """
         columns: dict[str, list] = {name: [] for name in names}
         for rows, found in self._batches():
@@ -171,20 +173,20 @@ class Store:
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.
 
-        Made of the shard's size and of hashes of its head, tail and index. The
-        time of change is no part of it, nor are pictures that a table names.
+        It depends on the shard's size and on hashes of its head, tail and
+        index, but not on its time of change or on pictures that a table names.
         """
         return self._indexes[shard].stamp
 
     def of_shard(self, shard: int) -> "Store":
-        """The records of one shard alone."""
+        """Returns the store of a single shard."""
         one = slice(shard, shard + 1)
         return Store(
             self.shards.paths[one], self._formats[one], self._indexes[one]
         )
 
     def describe(self, row: int) -> str:
-        """Where a row lies, for error messages: shard and record within it."""
+        """Names a row in error messages, by shard and number within it."""
         shard = int(self._shard_of(np.array([row]))[0])
         first = int(self._ends[shard] - self.shards.lengths[shard])
         return f"record {row - first} of {self.shards.paths[shard]}"
@@ -224,14 +226,14 @@ def open_store(
     index_dir: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """Opens shards, indexing those that are not yet.
+    """Opens shards and indexes those that have no index yet.
 
     Args:
         patterns: a path or glob, or several; each must match a file. A file
-            matched twice counts once. A prepared data set is named by the
-            folder of its version, or "<folder>:<split>".
-        format: "tfrecord", "webdataset", "tfds", "table" or "auto", which
-            tells by the names of the files.
+            matched twice counts once. A prepared TFDS data set is the folder
+            of its version, or "<folder>:<split>".
+        format: "tfrecord", "webdataset", "tfds", "table", or "auto", which
+            goes by the file names.
         image_field: feature, extension or column of the picture; "" is the
             format's usual one.
         caption_fields: features, extensions, `json` fields or columns of the
@@ -243,8 +245,8 @@ def open_store(
         A store whose rows run over the shards in sorted order of their paths.
 
     Raises:
-        ValueError: a pattern matches nothing, the format cannot be told, or a
-            shard cannot be read, is empty or is not of the format.
+        ValueError: a pattern matches nothing, the format is unclear, or a
+            shard cannot be read, is empty or has another format.
     """
     paths, formats = _locate(
         patterns, format, image_field, tuple(caption_fields)
@@ -265,9 +267,8 @@ def open_stores(
         progress: as of `open_store`, for all stores together.
 
     Returns:
-        A store whose rows run over the stores in the order of `data.train`;
-        `parts` tells how many records each has, and it has the manifest of
-        the settings.
+        A store whose rows run over the stores in the order of `data.train`,
+        with `parts` and the manifest of the settings.
 
     Raises:
         ValueError: as `open_store`.
@@ -306,7 +307,7 @@ def open_stores(
 
 
 def join(stores: Sequence[Store]) -> Store:
-    """Several stores as one, with `parts`."""
+    """Joins stores into one with `parts`."""
     return Store(
         [path for store in stores for path in store.shards.paths],
         [form for store in stores for form in store._formats],
@@ -316,7 +317,7 @@ def join(stores: Sequence[Store]) -> Store:
 
 
 def _locate(patterns, form, image_field, caption_fields):
-    """The shards of several patterns, sorted, and the format of each."""
+    """Sorted shards of several patterns, and the format of each."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise ValueError(
@@ -346,9 +347,9 @@ def _find(pattern, form, image_field, caption_fields):
         "tfrecord": lambda: tfrecords.TFRecords(image_field, caption_fields),
         "webdataset": lambda: tars.Tars(image_field, caption_fields),
         "array_record": lambda: tfds.ArrayRecords(image_field, caption_fields),
-        "csv": lambda: tables.Delimited(",", image_field, caption_fields),
-        "tsv": lambda: tables.Delimited("\t", image_field, caption_fields),
-        "parquet": lambda: tables.Parquet(image_field, caption_fields),
+        "csv": lambda: delimited.Delimited(",", image_field, caption_fields),
+        "tsv": lambda: delimited.Delimited("\t", image_field, caption_fields),
+        "parquet": lambda: parquet.Parquet(image_field, caption_fields),
     }
     made: dict[str, object] = {}
     found = {}
@@ -363,7 +364,7 @@ def _find(pattern, form, image_field, caption_fields):
             for kind in made
         )
         raise ValueError(
-            "The files of a store must be of one format; narrow the pattern, "
+            "The files of a store must have one format; narrow the pattern, "
             "for example to '*.tar'. Received: "
             f"{pattern!r}, which matches {examples}"
         )
@@ -371,7 +372,7 @@ def _find(pattern, form, image_field, caption_fields):
 
 
 def _kind(path, form):
-    """The format of a file: as set, or by its name, or by its head."""
+    """The format of a file: the setting, or by its name, or by its head."""
     name = os.path.basename(path).lower()
     table = _TABLES.get(os.path.splitext(name)[1])
     if form == "table" and table is None:
@@ -389,8 +390,8 @@ def _kind(path, form):
     if ".tfrecord" in name or _is_tfrecord(path):
         return "tfrecord"
     raise ValueError(
-        "The format of a shard must be told by its name (.tfrecord, .tar, "
-        ".csv, .tsv, .parquet) or by `data.format`. "
+        "The format of a shard must follow from its name (.tfrecord, .tar, "
+        ".csv, .tsv, .parquet) or from `data.format`. "
         f"Received: {path}"
     )
 
@@ -398,28 +399,27 @@ def _kind(path, form):
 def _is_tfrecord(path):
     try:
         if shards.stat(path).size == 0:
-            # Refused as empty where it is indexed.
-            return True
-        with shards.open_file(path) as file:
+            return True  # the index refuses it as empty
+        with files.open_file(path) as file:
             return tfrecords.frame_size(file.read(12)) is not None
     except IsADirectoryError as error:
         raise ValueError(
-            "A folder must be that of a prepared TFDS data set; name others by "
-            f"their files, as '{path}/*.tar'. Received: {path}"
+            "A folder must hold a prepared TFDS data set; name other stores by "
+            f"their files, such as '{path}/*.tar'. Received: {path}"
         ) from error
-    except (OSError, tf.errors.OpError) as error:
+    except retries.ERRORS as error:
         raise ValueError(f"Shard {path} cannot be read: {error}") from error
 
 
 def _check_readable(store, caption_fields):
-    """Refuses a store whose records are all unfit, before training starts."""
+    """Refuses a store whose records are all faults, before training."""
     rows = np.linspace(0, len(store) - 1, _PROBES).astype(np.int64)
     rows = np.unique(rows)
     found = store.read(rows)
     if all(isinstance(one, Fault) for one in found):
         raise ValueError(
             f"A store must hold records. Received: faults in all {len(rows)} "
-            f"of its {len(store)} records that were looked at, the first in "
+            f"of its {len(store)} records that were checked, the first in "
             f"{store.describe(int(rows[0]))}: {found[0].reason}"
         )
     if caption_fields and not any(
@@ -427,8 +427,8 @@ def _check_readable(store, caption_fields):
     ):
         raise ValueError(
             f"`data.caption_fields` must name captions. Received: "
-            f"{tuple(caption_fields)}, of which {len(rows)} records that were "
-            f"looked at have none, the first {store.describe(int(rows[0]))}"
+            f"{tuple(caption_fields)}, of which the {len(rows)} records that "
+            f"were checked have none, the first {store.describe(int(rows[0]))}"
         )
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data.stores import shards, tfrecords
 
 _INFO = "dataset_info.json"
@@ -246,7 +247,7 @@ def _load_json(path):
 
 
 def _check_local(path):
-    if shards.is_remote(path):
+    if files.is_remote(path):
         raise ValueError(
             "ArrayRecord shards must be on a local disk: prepare the data set "
             f"as TFRecord, or copy it. Received: {path}"

@@ -4,26 +4,27 @@ Two schemas are known by name: ours (`image`, `caption`, `id` and string
 features) and that of img2dataset (`jpg`, `txt`, `key` and more). A shard is a
 sequence of frames, all integers little-endian: length (8 bytes), masked CRC-32C
 of those 8 bytes (4), payload, masked CRC-32C of the payload (4). Lengths are
-checked when a shard is indexed, payloads whenever they are read. Compressed
-files have no random access and are refused.
+checked when a shard is indexed, payloads at every read. Compressed files have
+no random access and are refused.
 """
 
 import array
 import struct
 from collections.abc import Sequence
 
+import google_crc32c
 import numpy as np
 import tensorflow as tf
 from google.protobuf import message
 
-from jest_tf.data.stores import crc32c, shards
+from jest_tf.data.stores import shards
 
 IMAGE_FIELDS = ("image", "jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_FIELDS = ("caption", "txt", "text", "captions", "captions/text")
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-# Looked through for the next frame after a damaged one, in one go.
+# Bytes searched at a time for the next frame after damage.
 _SEARCH = 2**20
 
 
@@ -31,11 +32,12 @@ class TFRecords:
     """Frames of `tf.train.Example`s.
 
     Args:
-        image_field: feature of the picture; "" takes the first of the usual
-            names that a record has.
-        caption_fields: features of the captions; () likewise.
-        labels: names of the classes of integer features, by feature, to give
-            out as strings.
+        image_field: feature of the picture; "" takes the first of
+            `IMAGE_FIELDS` in a record.
+        caption_fields: features of the captions; () takes the first of
+            `CAPTION_FIELDS`.
+        labels: class names of integer features, by feature; such a feature
+            becomes metadata by its class name.
     """
 
     name = "tfrecord"
@@ -75,7 +77,7 @@ class TFRecords:
         )
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Records at byte ranges; see `data/stores/shards.py`."""
+        """Reads records at byte ranges; see `data/stores/shards.py`."""
         frames = shards.read_spans(path, spans, _CHECKSUM.size)
         return [
             frame if isinstance(frame, shards.Fault) else self._parse(frame)
@@ -84,7 +86,7 @@ class TFRecords:
 
     def _parse(self, frame):
         payload, checksum = frame[: -_CHECKSUM.size], frame[-_CHECKSUM.size :]
-        if crc32c.masked(payload) != _CHECKSUM.unpack(checksum)[0]:
+        if masked_crc32c(payload) != _CHECKSUM.unpack(checksum)[0]:
             return shards.Fault(
                 f"damaged: {len(payload)} bytes that fail their checksum"
             )
@@ -92,7 +94,7 @@ class TFRecords:
 
 
 class Examples:
-    """Turns a serialized `tf.train.Example` into a record.
+    """Parses a serialized `tf.train.Example` into a record.
 
     Args:
         image_field: see `TFRecords`.
@@ -106,7 +108,7 @@ class Examples:
         self._labels = labels or {}
 
     def parse(self, payload: bytes) -> shards.Record | shards.Fault:
-        """A record, or why there is none."""
+        """Returns a record, or a fault that says why there is none."""
         try:
             example = tf.train.Example.FromString(payload)
         except message.DecodeError:
@@ -139,7 +141,7 @@ class Examples:
         )
 
     def stored_id(self, payload: bytes) -> int | None:
-        """The id that a record carries, if any."""
+        """Returns the id that a record stores, if any."""
         try:
             example = tf.train.Example.FromString(payload)
         except message.DecodeError:
@@ -166,22 +168,28 @@ class Examples:
         return metadata
 
 
+def masked_crc32c(data: bytes) -> int:
+    """Returns `rotate_right(crc32c(data), 15) + 0xa282ead8`, modulo 2**32."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
 def frame_size(header: bytes) -> int | None:
-    """The payload's size that a frame's 12 bytes tell, None if damaged."""
+    """Returns the payload's size from a frame's 12 bytes, None if damaged."""
     if len(header) < 12:
         return None
     size, checksum = _HEADER.unpack(header)
-    sound = crc32c.masked(header[:8]) == checksum
+    sound = masked_crc32c(header[:8]) == checksum
     # 2**62: a sum of an offset and a size stays within int64.
     return size if sound and size < 2**62 else None
 
 
 def _frames(window):
-    """Yields offset and size of every payload, and of stretches of damage.
+    """Yields offset and size of every payload, and of damaged stretches.
 
-    Where no frame follows a frame, its own end may be wrong: bytes of its
-    payload were lost, say, and it covers the next header. So the next sound
-    header is sought from within it.
+    If no frame follows a frame, its length may be wrong: where bytes of its
+    payload were lost, it covers the next header. So the search for the next
+    sound header starts within it.
     """
     position, pending = 0, None
     while position < window.size or pending:
@@ -209,26 +217,18 @@ def _frames(window):
 
 
 def _next_frame(window, position):
-    """Where the next sound frame starts, or the size of the file."""
+    """Finds the next sound frame with a payload, or the end of the file."""
     while position + 12 <= window.size:
         data = window.get(position, _SEARCH + 11)
         octets = np.frombuffer(data, np.uint8)
-        places = np.arange(len(octets) - 11)
-        # Nearly every eight bytes make a length beyond the file's end.
-        plausible = octets[places + 7] == 0
-        for i in range(4, 7):
-            places = places[plausible]
-            plausible = octets[places + i] == 0
-        places = places[plausible]
-        frames = octets[places[:, None] + np.arange(12)]  # [places, 12]
-        sizes = frames[:, :8].copy().view("<u8")[:, 0]
-        checksums = frames[:, 8:].copy().view("<u4")[:, 0]
-        ends = sizes.astype(np.int64) + places + position + 16
-        good = (crc32c.masked_integers(sizes) == checksums) & (
-            ends <= window.size
-        )
-        if good.any():
-            return position + int(places[np.argmax(good)])
+        lengths = np.lib.stride_tricks.sliding_window_view(octets, 8)
+        # Nearly every eight bytes are a length beyond the file's end.
+        plausible = ~lengths[:, 4:].any(1) & lengths[:, :4].any(1)
+        for place in np.flatnonzero(plausible).tolist():
+            size = frame_size(data[place : place + 12])
+            start = position + place
+            if size is not None and start + size + 16 <= window.size:
+                return start
         position += len(octets) - 11
     return window.size
 

@@ -158,17 +158,15 @@ class TarFuzzTest(FuzzTestCase):
         def unharmed(start, stop, damaged):
             del damaged
             # Damage of the next sample's first header costs this one, too.
-            before = [i for i in range(NUM_RECORDS) if ends[i] + 512 <= start]
-            after = [i for i in range(1, NUM_RECORDS) if ends[i - 1] >= stop]
-            return before + after
+            return [i for i in range(NUM_RECORDS) if ends[i] + 512 <= start]
 
         return self.fuzz(path, count, unharmed)
 
-    def test_samples_outside_of_the_damage_survive(self):
+    def test_samples_before_the_damage_survive(self):
         self.fuzz_samples(300)
 
     @pytest.mark.slow
-    def test_samples_outside_of_the_damage_survive_thousands_of_times(self):
+    def test_samples_before_the_damage_survive_thousands_of_times(self):
         self.rng = np.random.default_rng(1)
         self.fuzz_samples(2000)
 

@@ -11,6 +11,7 @@ import shard_files
 import tensorflow as tf
 from absl import logging
 
+from jest_tf import files
 from jest_tf.data import stores
 from jest_tf.data.stores import index, retries, shards, tfrecords
 
@@ -171,47 +172,24 @@ class FileTest(IndexTestCase):
         self.assertFalse([n for n in os.listdir(self.directory) if "tmp" in n])
 
 
+@mock.patch.object(retries, "WAITS", (0.0, 0.0))
 class StorageErrorTest(IndexTestCase):
-    def open_with(self, errors):
-        real = open
-
-        def opened(path, *arguments, **options):
-            if path == self.shard and errors:
-                raise errors.pop()
-            return real(path, *arguments, **options)
-
-        with (
-            mock.patch.object(retries, "WAITS", (0.0, 0.0)),
-            mock.patch.object(shards, "open", opened, create=True),
-        ):
+    def open_with(self, sector):
+        with mock.patch.object(files, "open_file", sector):
             return self.open()
 
     def test_an_error_that_passes_is_waited_out(self):
         for number in (errno.EIO, errno.ESTALE):
-            errors = 2 * [OSError(number, os.strerror(number))]
-            self.assertLen(self.open_with(errors)[0], 5)
-            self.assertEmpty(errors)
+            sector = shard_files.BadSector(0, 10**6, number, times=2)
+            self.assertLen(self.open_with(sector)[0], 5)
+            self.assertEqual(sector.times, 0)
+            os.remove(self.shard + ".index")
 
-    def test_one_that_stays_stops_it_and_nothing_is_written(self):
-        errors = 3 * [OSError(errno.EIO, os.strerror(errno.EIO))]
+    def test_an_error_that_stays_is_raised_and_nothing_is_written(self):
         with self.assertRaisesRegex(
             ValueError, r"Shard .*a.tfrecord cannot be read: .Errno 5."
         ):
-            self.open_with(errors)
-        with (
-            mock.patch.object(retries, "WAITS", (0.0, 0.0)),
-            mock.patch.object(
-                shards,
-                "_read_fully",
-                side_effect=OSError(errno.EIO, "Input/output error"),
-            ),
-            self.assertRaisesRegex(
-                ValueError,
-                r"Shard .*a.tfrecord cannot be read: at byte 0, tried 3 times: "
-                r".Errno 5.",
-            ),
-        ):
-            self.open()
+            self.open_with(shard_files.BadSector(0, 10**6))
         self.assertEqual(os.listdir(self.directory), ["a.tfrecord"])
 
 

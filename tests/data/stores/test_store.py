@@ -225,7 +225,7 @@ class OpenTest(shard_files.FolderTestCase):
     def test_a_format_that_cannot_be_told_is_refused(self):
         with open(self.path("b.dat"), "w") as file:
             file.write("something else")
-        self.refuse("format.*must be told.*b.dat", self.path("b.dat"))
+        self.refuse("format.*must follow from.*b.dat", self.path("b.dat"))
         self.refuse(
             "one format.*a.tfrecord, .*b.csv",
             [self.write_csv() and self.path("*.[tc]*")],
@@ -234,7 +234,7 @@ class OpenTest(shard_files.FolderTestCase):
             "A table must be.*a.tfrec", self.path("*.t*"), format="table"
         )
         self.refuse("'tfds' must be the folder", self.directory, format="tfds")
-        self.refuse(r"name others.*/\*\.tar", self.directory)
+        self.refuse(r"name other stores.*/\*\.tar", self.directory)
 
     def write_csv(self):
         with open(self.path("b.csv"), "w") as file:

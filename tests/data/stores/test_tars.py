@@ -1,7 +1,6 @@
 """Tests of the WebDataset shards, against Python's own tar writer."""
 
 import os
-import struct
 import tarfile
 import tempfile
 from unittest import mock
@@ -259,37 +258,61 @@ class DamageTest(TarsTestCase):
         ):
             self.assertRegex(fault.reason, reason)
 
-    def test_a_cut_keeps_the_samples_before_it(self):
+    def warned(self):
+        """The store of a damaged tar, and the warning when it was indexed."""
+        with self.assertLogs("absl", "WARNING") as logs:
+            store = stores.open_store(self.path)
+        (line,) = logs.output
+        return self.everything(store), line
+
+    def test_a_truncated_tar_has_the_samples_before_the_cut(self):
         shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
         # Sample b lies in blocks 6 to 12: the cut is in its picture's data.
         os.truncate(self.path, 6 * 512 + 512 + 3)
-        found = self.everything(stores.open_store(self.path))
+        found, warning = self.warned()
         self.assertEqual(found[:1], whole[:1])
         self.assertEqual(
-            found[1:], [stores.Fault("truncated: 515 of 519 bytes")]
+            found[1:], [stores.Fault("damaged: 515 bytes that are no record")]
+        )
+        self.assertRegex(
+            warning,
+            f"{self.path} is damaged or truncated: the end is cut off. The "
+            "2 samples up to there were found",
         )
 
-    def test_a_broken_header_costs_its_sample_and_the_one_before(self):
+    def test_nothing_is_read_past_a_damaged_header(self):
         shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
-        with open(self.path, "r+b") as file:
-            file.seek(6 * 512)
-            file.write(b"\xff")
-        found = self.everything(stores.open_store(self.path))
-        self.assertEqual(found[2], whole[2])
-        self.assertRegex(found[0].reason, "damaged")
-        self.assertRegex(found[1].reason, "no picture")
+        for block in (12, 14):  # the first and the second header of sample c
+            with open(self.path, "r+b") as file:
+                file.seek(block * 512)
+                old = file.read(1)
+                file.seek(block * 512)
+                file.write(b"\xff")
+            found, warning = self.warned()
+            self.assertEqual(found[0], whole[0])
+            self.assertRegex(found[-1].reason, "damaged")
+            self.assertLen(found, 2 if block == 12 else 3)
+            self.assertIn(f"header at byte {block * 512} is invalid", warning)
+            with open(self.path, "r+b") as file:
+                file.seek(block * 512)
+                file.write(old)
 
-    def test_a_broken_first_header_is_a_fault_of_its_own(self):
+    def test_a_negative_or_absurd_size_ends_the_archive(self):
         shard_files.write_tar(self.path, self.samples())
-        whole = self.everything(stores.open_store(self.path))
-        with open(self.path, "r+b") as file:
-            file.write(struct.pack("<Q", 2**63))
-        found = self.everything(stores.open_store(self.path))
-        self.assertRegex(found[0].reason, "damaged")
-        self.assertRegex(found[1].reason, "no picture")
-        self.assertEqual(found[2:], whole[1:])
+        with open(self.path, "rb") as file:
+            data = file.read()
+        for size in (b"\xff" * 12, b"\x80" + b"\xff" * 11):
+            header = bytearray(data[12 * 512 : 13 * 512])
+            header[124:136] = size
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+            with open(self.path, "wb") as file:
+                file.write(data[: 12 * 512] + header + data[13 * 512 :])
+            found, _ = self.warned()
+            self.assertEqual(found[0].captions, (b"of a",))
+            self.assertRegex(found[-1].reason, "damaged")
 
     def test_what_is_no_tar_of_pictures_is_refused(self):
         for data in (b"x" * 5000, b"\0" * 10240, b"\x1f\x8b" * 700):

@@ -233,6 +233,20 @@ class SchemaTest(tf.test.TestCase):
 
 
 class ChecksumTest(tf.test.TestCase):
+    def test_the_masked_checksum_equals_the_bitwise_definition(self):
+        # CRC-32C of b"123456789" is 0xE3069283. Its upper 17 bits, 0x1C60D,
+        # become the lower ones, its lower 15, 0x1283, the upper ones:
+        # 0x1283 << 17 | 0x1C60D = 0x2507C60D.
+        self.assertEqual(
+            tfrecords.masked_crc32c(b"123456789"), 0x2507C60D + 0xA282EAD8
+        )
+        rng = np.random.default_rng(0)
+        for size in (*range(40), 1000):
+            data = rng.bytes(size)
+            self.assertEqual(
+                tfrecords.masked_crc32c(data), oracles.masked_crc32c(data)
+            )
+
     def test_the_size_of_a_frame_needs_its_checksum(self):
         size = struct.pack("<Q", 300)
         masked = oracles.masked_crc32c(size)
