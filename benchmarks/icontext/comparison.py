@@ -1,0 +1,215 @@
+"""Runs held against each other: scores, differences, ratios to a target."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.icontext import bootstrap, matrix, targets
+
+TEST = ("test_concept", "test_style")
+# Uniform runs by length: the final score of the first is the target, and the
+# second may reach it sooner.
+UNIFORM = ("uniform", "uniform_10000")
+LEAST_SEEDS = 3  # for an interval that has their spread
+_NORMAL_QUANTILE = 1.96  # of 95 %
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        row: its line of runs.csv.
+        steps: of each evaluation.
+        curves: scores at each evaluation, by split.
+        concepts: `bootstrap.Concepts` by split.
+    """
+
+    row: NamedTuple
+    steps: np.ndarray
+    curves: dict[str, np.ndarray]
+    concepts: dict[str, bootstrap.Concepts]
+
+    def curve(self, splits=TEST):
+        """Mean score over splits, at each evaluation."""
+        return np.mean([self.curves[split] for split in splits], axis=0)
+
+    def score(self, splits=TEST):
+        """The final score."""
+        return self.curve(splits)[-1]
+
+    @functools.cache  # noqa: B019 - runs live as long as the report
+    def resampled(self, splits=TEST):
+        """The final score, then its resamples."""
+        return bootstrap.score([self.concepts[split] for split in splits])
+
+
+class Comparison:
+    """All runs of a folder, by cell.
+
+    Args:
+        tables: `results.Tables`.
+        uniform: cell of the uniform run whose final score is the target.
+    """
+
+    def __init__(self, tables, uniform="uniform"):
+        self.uniform = uniform
+        self._cells = {}
+        runs = tables.runs.assign(
+            flops_cascade=tables.runs["flops_cascade"].fillna(0)
+        )
+        curves = dict(list(tables.curves.groupby(["cell", "seed"])))
+        concepts = dict(
+            list(tables.concepts.groupby(["cell", "seed"], observed=True))
+        )
+        for row in runs.itertuples(index=False):
+            curve = curves[row.cell, row.seed].sort_values("step")
+            by_split = curve.drop(columns=["cell", "seed", "step"])
+            run = Run(
+                row,
+                curve["step"].to_numpy(),
+                {name: values.to_numpy() for name, values in by_split.items()},
+                {
+                    split: bootstrap.Concepts(
+                        *(
+                            part[name].to_numpy(np.float64)
+                            for name in bootstrap.Concepts._fields
+                        )
+                    )
+                    for split, part in concepts[row.cell, row.seed].groupby(
+                        "split", observed=True
+                    )
+                },
+            )
+            self._cells.setdefault(row.cell, {})[row.seed] = run
+
+    def __contains__(self, cell):
+        return cell in self._cells
+
+    def of(self, cell):
+        """A cell's runs, one a seed."""
+        by_seed = self._cells.get(cell, {})
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+    def score(self, cell, splits=TEST):
+        """`Estimate` of a cell's final score; None if it was not run."""
+        runs = self.of(cell)
+        return bootstrap.estimate(_over_seeds(runs, splits)) if runs else None
+
+    def difference(self, first, second, splits=TEST):
+        """`Estimate` of one cell's score less another's, paired by seed.
+
+        With fewer than three shared seeds the resamples lack the spread
+        between seeds, and `spread` is added to the interval.
+
+        Returns:
+            None where no seed is shared.
+        """
+        sides = self._paired(first, second)
+        shared = len(sides[0])
+        if not shared:
+            return None
+        one, other = (_over_seeds(runs, splits) for runs in sides)
+        value, low, high = bootstrap.estimate(one - other)
+        if shared >= LEAST_SEEDS:
+            return bootstrap.Estimate(value, low, high)
+        ends = [
+            np.mean([run.score(splits) for run in self.of(cell)])
+            for cell in (first, second)
+        ]
+        between = _NORMAL_QUANTILE * self.spread(splits) * np.hypot(*ends)
+        between /= shared**0.5
+        return bootstrap.Estimate(
+            value,
+            float(value - np.hypot(value - low, between)),
+            float(value + np.hypot(high - value, between)),
+        )
+
+    def shared(self, first, second):
+        """How many seeds two cells share."""
+        return len(self._paired(first, second)[0])
+
+    def spread(self, splits=TEST):
+        """Standard deviation between the seeds of a cell, over its mean.
+
+        Pooled over the cells that have three seeds, without the effect that a
+        seed has on all of them; 0 where no cell has three.
+        """
+        ends = [
+            np.array([run.score(splits) for run in self.of(cell)])
+            for cell in self._cells
+            if len(self._cells[cell]) >= LEAST_SEEDS
+        ]
+        if not ends:
+            return 0.0
+        relative = np.stack([one / one.mean() - 1 for one in ends])
+        count, seeds = relative.shape
+        if count > 1:
+            relative -= relative.mean(axis=0)
+        freedom = max(1, count - 1) * (seeds - 1)
+        return float((np.sum(relative**2) / freedom) ** 0.5)
+
+    def to_target(self, cells, spent, splits=TEST, base=None):
+        """What uniform training spends over what a method spends.
+
+        Of several cells, the method at several lengths, the cheapest counts;
+        if none reaches the target, the one that comes closest.
+
+        Args:
+            cells: names.
+            spent: `(run, steps) -> cost`.
+            splits: whose mean the target is.
+            base: uniform cell whose final score is the target.
+
+        Returns:
+            `targets.Ratio`; None where a length that could reach the target
+            was not run.
+        """
+        base = base or self.uniform
+        longs = self._cells.get(base, {})
+        longer = UNIFORM[UNIFORM.index(base) + 1 :] if base in UNIFORM else ()
+        longer = [
+            self._cells[cell]
+            for cell in longer
+            if cell not in cells and {*self._cells.get(cell, ())} >= {*longs}
+        ]
+        found = []
+        for cell in cells:
+            by_seed = self._cells.get(cell, {})
+            seeds = sorted({*by_seed} & {*longs})
+            if seeds:
+                found.append(
+                    targets.ratio(
+                        *(
+                            [by[seed] for seed in seeds]
+                            for by in (by_seed, longs)
+                        ),
+                        spent,
+                        splits,
+                        [[by[seed] for seed in seeds] for by in longer],
+                    )
+                )
+        if not found:
+            return None
+        best = max(found, key=lambda one: (one.value, -one.all_steps))
+        return best if best.value or len(found) == len(cells) else None
+
+    def _paired(self, first, second):
+        """Runs of both cells, seed by seed.
+
+        A reference has one seed, which is compared with each of a learner's.
+        """
+        sides = [dict(self._cells.get(one, {})) for one in (first, second)]
+        if sides[1] and matrix.find(second).recipe == "reference":
+            (run, *_) = sides[1].values()
+            sides[1] = dict.fromkeys(sides[0], run)
+        seeds = sorted({*sides[0]} & {*sides[1]})
+        return [[side[seed] for seed in seeds] for side in sides]
+
+
+def _over_seeds(runs, splits):
+    return bootstrap.over_seeds(
+        [run.resampled(splits) for run in runs], len(splits)
+    )
