@@ -71,31 +71,23 @@ icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 
 icontext-quick: icontext-data ## a slice of the real-data benchmark
 	@echo "icontext-quick: four runs and a report, 10 minutes on 2 cores"
-	@$(BIN)/python -m benchmarks.icontext.run --matrix quick --work $(ICONTEXT) \
-	  --results $(ICONTEXT)/results $(JOBS:%=--jobs %)
+	@$(BIN)/python -m benchmarks.icontext.run --matrix quick \
+	  --work $(ICONTEXT) $(JOBS:%=--jobs %)
 	@$(BIN)/python -m benchmarks.icontext.report --matrix quick \
 	  --results $(ICONTEXT)/results
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
-	@echo "icontext-runs: what is missing of the runs; hours, with all of them"
-	@for matrix in standard diagnosis beyond seeds; do \
-	  $(BIN)/python -m benchmarks.icontext.run --matrix $$matrix \
-	    --work $(ICONTEXT) --results $(ICONTEXT)/results \
-	    $(JOBS:%=--jobs %) || exit; done
+	@echo "icontext-runs: the missing ones; 16 hours on 2 cores for all of them"
+	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT) \
+	  $(JOBS:%=--jobs %)
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report \
-	  --summary README.md --methods docs/recipes.md
+	  --pages README.md docs/recipes.md
 
-icontext: icontext-data ## data, runs, galleries and report, from nothing
-	@$(MAKE) icontext-runs || echo "icontext: not all has been run" >&2
-	@$(BIN)/python -m benchmarks.icontext.gallery --work $(ICONTEXT) \
-	  --results $(ICONTEXT)/results
-	@$(BIN)/python -m benchmarks.icontext.scoring --work $(ICONTEXT) \
-	  --results $(ICONTEXT)/results
-	@$(BIN)/python -m benchmarks.icontext.report \
-	  --results $(ICONTEXT)/results
-	@echo "icontext: see $(ICONTEXT)/results/report.html"
+icontext: icontext-runs ## data, runs and report, from nothing
+	@$(BIN)/python -m benchmarks.icontext.report --results $(ICONTEXT)/results
+	@echo "icontext: see $(ICONTEXT)/results/report.md"
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-beam .venv-peers .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache

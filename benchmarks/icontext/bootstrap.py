@@ -46,12 +46,13 @@ def score(splits):
     """
     means = []
     for place, split in enumerate(splits):
+        columns = (
+            *(split.image_mrr * split.image_queries, split.image_queries),
+            *(split.text_mrr * split.text_queries, split.text_queries),
+        )
         weights = _weights(len(split.image_queries), place)
-        for queries, ranks in (
-            (split.image_queries, split.image_mrr),
-            (split.text_queries, split.text_mrr),
-        ):
-            means.append((weights @ (ranks * queries)) / (weights @ queries))
+        image, images, text, texts = (weights @ np.stack(columns, axis=1)).T
+        means += [image / images, text / texts]
     return np.mean(means, axis=0)
 
 

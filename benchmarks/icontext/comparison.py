@@ -168,7 +168,9 @@ class Comparison:
             was not run.
         """
         base = base or self.uniform
-        longs = self._cells.get(base, {})
+        longs = self._cells.get(base)
+        if not longs:
+            return None
         longer = UNIFORM[UNIFORM.index(base) + 1 :] if base in UNIFORM else ()
         longer = [
             self._cells[cell]

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import pathlib
 
+FILE = pathlib.Path(__file__).with_name("matrix.csv")
 POOL_SIZE = 352_327  # pairs in the pool of the pinned packages
 MATRICES = ("standard", "diagnosis", "beyond", "quick", "tuning", "distilling")
 SPLITS = ("val_concept", "test_concept", "test_style")
@@ -82,8 +83,7 @@ class Cell:
 @functools.cache
 def load():
     """All cells by name, in the order of matrix.csv."""
-    path = pathlib.Path(__file__).with_name("matrix.csv")
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(FILE, encoding="utf-8", newline="") as file:
         return {line["cell"]: _cell(line) for line in csv.DictReader(file)}
 
 

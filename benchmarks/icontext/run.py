@@ -1,41 +1,38 @@
-"""Runs a matrix of cells, one process a core, and keeps compact results.
+"""Runs cells of matrix.csv, one process a core, and adds up their results.
 
     python -m benchmarks.icontext.run --work icontext-work --jobs 2
-    python -m benchmarks.icontext.run --matrix beyond
     python -m benchmarks.icontext.run --matrix quick
+    python -m benchmarks.icontext.run --cells jest_750 'stage_0_*' --seeds 0
     python -m benchmarks.icontext.run --list
 
-`make icontext-data` makes the data before that. What a cell needs, a reference
-with its sidecars or another pool, comes before it. A result that is in the
-results' folder is not made again, a run that was stopped goes on where it was,
-and a cell whose settings have changed is run anew. `--only` takes names of
-cells, with wildcards; what they need comes along. Several of these may work in
-one folder, and wait for each other's runs.
+`make icontext-data` makes the data first. What a cell needs is made before it:
+a reference with its sidecars, or another pool. Finished runs are kept, stopped
+runs continue, and a cell that has changed in matrix.csv is run again.
 """
 
 import argparse
-import dataclasses
 import fnmatch
-import functools
 import hashlib
 import os
 import pathlib
-import signal
 import sys
 
 from benchmarks.icontext import matrix, results, runner
 from jest_tf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-_EVALUATION_SPLITS = ("val_concept", "test_concept", "test_style")
-# What embedding the pool or writing another one costs, in training steps, and
-# the processor's seconds of such a step and of what a run does beside them;
-# fitted to the kept runs of two processors, for the time left alone.
+# Costs in training steps of the uniform recipe: embedding a pool or writing
+# one; processor seconds of a step and of the rest of a run, fitted to the kept
+# runs; and a step of a network twice as wide.
 _PREPARATION_STEPS = 500
 _STEP_SECONDS, _RUN_SECONDS = 0.32, 60
-# Of a net twice as wide, over the usual one, as the kept references took.
-_WIDE, _WIDE_SECONDS = "benchmarks.icontext.towers:build_wide", 2.5
+_WIDE, _WIDE_STEPS = "model.towers=benchmarks.icontext.towers:build_wide", 2.5
+# What `trainers.curate` is asked for: as many pairs as the curated set has,
+# like the validation tasks; and the fifth that is jointly easiest.
+_CURATED = {
+    "inferred": ("size=2778",),
+    "chosen": ("share=0.2", "loss=softmax"),
+}
 
 
 def main(arguments=None):
@@ -45,15 +42,14 @@ def main(arguments=None):
     )
     add = parser.add_argument
     add("--work", default="icontext-work", help="folder of data and runs")
-    add("--results", default=os.fspath(results.FOLDER))
-    add("--matrix", default="standard", choices=sorted(matrix.MATRICES))
+    add("--results", help="folder of the result tables; WORK/results")
     add(
-        "--only",
+        "--matrix",
         nargs="+",
-        default=["*"],
-        metavar="CELL",
-        help="of the matrix's cells only these, '*' for any letters",
+        default=["standard", "diagnosis", "beyond"],
+        choices=matrix.MATRICES,
     )
+    add("--cells", nargs="+", default=["*"], help="of these only; * matches")
     add("--seeds", nargs="+", type=int, help="of the cells' seeds, only these")
     add(
         "--jobs",
@@ -61,48 +57,216 @@ def main(arguments=None):
         default=len(os.sched_getaffinity(0)),
         help="processes at a time, 1.2 GB each (default: one a core)",
     )
-    add("--list", action="store_true", help="print the cells and their costs")
+    add("--list", action="store_true", help="print the tasks and their costs")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
-        parser.error(f"--jobs must be 1 or more, and is {options.jobs}")
-    work = pathlib.Path(options.work).resolve()
-    cells = matrix.MATRICES[options.matrix]
-    path = pathlib.Path(options.results).resolve() / f"{options.matrix}.jsonl"
-    splits = matrix.TUNED_ON.get(options.matrix, _EVALUATION_SPLITS)
-    tasks = plan(cells, work, path, splits)
+        parser.error(f"--jobs must be at least 1. Received: {options.jobs}")
     wanted = [
-        name(cell, seed)
-        for cell in cells
+        (cell, seed)
+        for name in options.matrix
+        for cell in matrix.cells(name)
         for seed in cell.seeds
-        if any(fnmatch.fnmatch(cell.name, one) for one in options.only)
+        if any(fnmatch.fnmatch(cell.cell, one) for one in options.cells)
         and (options.seeds is None or seed in options.seeds)
     ]
-    names = [cell.name for cell in cells]
-    unknown = [one for one in options.only if not fnmatch.filter(names, one)]
-    if unknown or not wanted:
+    if not wanted:
         parser.error(
-            f"the matrix {options.matrix!r} has no cell "
-            f"{unknown or options.only} with seeds "
-            f"{options.seeds or 'of any number'}; it has: {', '.join(names)}"
+            f"--cells must name cells of {options.matrix} with --seeds "
+            f"{options.seeds or 'of any'}. Received: {options.cells}"
         )
-    tasks = _with_needs(tasks, wanted)
+    work = pathlib.Path(options.work).resolve()
+    plan = Plan(work, pathlib.Path(options.results or work / "results"))
+    for cell, seed in wanted:
+        plan.add_run(cell, seed)
     if options.list:
-        _list(tasks, options.jobs)
+        _list(plan.tasks.values(), options.jobs)
         return
-    runner.say(
-        f"{len(wanted)} runs of {options.matrix!r} are wanted; their results "
-        f"in {str(path.parent)!r} leave {len(tasks)} tasks to do"
-    )
-    if tasks:
+    runner.say(f"{len(wanted)} runs wanted, {len(plan.tasks)} tasks to do")
+    if plan.tasks:
         _claim_data(work)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, runner.stop)
-    if not runner.Runner(tasks, work, options.jobs).run():
+    runner.exit_on_signals()
+    if not runner.Runner(plan.tasks, work, options.jobs).run():
         sys.exit(1)
 
 
+class Plan:
+    """What is left to do for some runs.
+
+    Args:
+        work: folder of data and runs.
+        tables: folder of the result tables.
+    """
+
+    def __init__(self, work, tables):
+        self.tasks = {}
+        self._work = work
+        self._tables = tables.resolve()
+        self._finished = results.finished(tables)
+
+    def add_run(self, cell, seed, for_others=False):
+        """Adds a run and what it needs; `for_others`, its weights alone.
+
+        Returns:
+            The name of its task, done or not.
+        """
+        name = f"{cell.cell}-{seed}"
+        workdir = self.workdir(cell, seed)
+        is_trained = (workdir / "final.weights.h5").exists()
+        is_collected = self._finished.get((cell.cell, seed)) == cell.digest
+        if name in self.tasks or (is_trained if for_others else is_collected):
+            return name
+        needs = [self._add_pool(source) for source in cell.sources]
+        if cell.reference:
+            needs.append(self._add_sidecars(cell.reference, cell.sources))
+        recipe = _ROOT / "configs" / f"icontext_{cell.recipe}.py"
+        settings = self.settings(cell, seed)
+        train = (
+            *("trainers.train", "--config", recipe, "--workdir", workdir),
+            *("--set", *settings),
+        )
+        collect = (
+            *("benchmarks.icontext.collect", "--workdir", workdir),
+            *("--cell", cell.cell, "--seed", seed, "--digest", cell.digest),
+            *("--results", self._tables),
+        )
+        commands = (train,) if is_collected else (train, collect)
+        self._add(name, commands, needs, cost(recipe, settings))
+        return name
+
+    def workdir(self, cell, seed):
+        """Run directory: a changed cell has another one."""
+        return self._work / "runs" / f"{cell.cell}-{seed}-{cell.digest}"
+
+    def settings(self, cell, seed):
+        """Changes to the recipe, "a.b=c" each."""
+        recipe = _ROOT / "configs" / f"icontext_{cell.recipe}.py"
+        steps = config_lib.load_config(recipe, cell.settings).steps
+        weights = ["1"] * len(cell.sources) if cell.sources[1:] else []
+        found = [
+            *(f"seed={seed}", *cell.settings),
+            f"data.train={','.join(map(self._shards, cell.sources))}",
+            f"data.weights={','.join(weights)}",
+            f"data.vocabulary={self._work}/data/vocab.txt",
+            f"evaluation.data={','.join(map(self._shards, cell.splits))}",
+            f"evaluation.every_steps={max(1, steps // cell.evaluations)}",
+        ]
+        if cell.reference:
+            folder = self._sidecar_folder(cell.reference, cell.sources)
+            found.append(f"reference.sidecar_dir={folder}")
+        return found
+
+    def _add(self, name, commands, needs, steps, done=None):
+        self.tasks[name] = runner.Task(
+            name,
+            tuple(tuple(map(str, command)) for command in commands),
+            tuple(need for need in needs if need),
+            steps,
+            done,
+        )
+
+    def _shards(self, source):
+        if source in ("reference", "pool", *matrix.SPLITS):
+            return f"{self._work}/data/{source}-*.tfrecord"
+        return f"{self._pool_folder(source)}/pool-*.tfrecord"
+
+    def _pool_folder(self, source):
+        judge = matrix.JUDGES.get(source)
+        digest = f"-{matrix.find(judge).digest}" if judge else ""
+        return self._work / "pools" / f"{source}{digest}"
+
+    def _sidecar_folder(self, reference, sources):
+        name = f"{reference}-{'-'.join(sources)}"
+        digest = matrix.find(reference).digest
+        return self._work / "sidecars" / f"{name}-{digest}"
+
+    def _add_sidecars(self, reference, sources):
+        """Embedding of sources by a reference."""
+        name = f"sidecars {reference} {' '.join(sources)}"
+        folder = self._sidecar_folder(reference, sources)
+        done = folder / "done"
+        if name not in self.tasks and not done.exists():
+            cell = matrix.find(reference)
+            needs = [self.add_run(cell, 0, for_others=True)]
+            needs += [self._add_pool(source) for source in sources]
+            command = (
+                *("trainers.embed", "--workdir", self.workdir(cell, 0)),
+                *("--output", folder),
+                *("--data", *map(self._shards, sources)),
+            )
+            self._add(name, (command,), needs, _PREPARATION_STEPS, done)
+        return name
+
+    def _add_pool(self, source):
+        """A pool that is made of the pool; None for what the data has."""
+        if source in ("reference", "pool"):
+            return None
+        name, folder = f"pool {source}", self._pool_folder(source)
+        done = folder / "done"
+        if name in self.tasks or done.exists():
+            return name
+        kind, options, needs, before = source, (), (), ()
+        if source.startswith("noise"):
+            share = int(source.removeprefix("noise")) / 100
+            kind, options = "noise", ("--share", share)
+        elif source in _CURATED:
+            manifest = self._work / "manifests" / folder.name
+            kind, options = "manifest", ("--manifest", manifest)
+            before = (self._curate(source, manifest),)
+        elif source in matrix.JUDGES:
+            kind = "distinct" if source == "distinct" else "filter"
+            sidecars = self._sidecar_folder(matrix.JUDGES[source], ("pool",))
+            options = ("--sidecars", sidecars)
+        if source in matrix.JUDGES:
+            needs = (self._add_sidecars(matrix.JUDGES[source], ("pool",)),)
+        command = (
+            *("benchmarks.icontext.variants", kind, *options),
+            *("--data", self._work / "data", "--out", folder),
+        )
+        self._add(name, (*before, command), needs, _PREPARATION_STEPS, done)
+        return name
+
+    def _curate(self, source, manifest):
+        """Command that writes the manifest of a pool."""
+        judge = matrix.find(matrix.JUDGES[source])
+        like = ()
+        if source == "inferred":
+            like = (
+                *("--like", self._shards("val_concept"), "--evaluation"),
+                *map(self._shards, ("test_concept", "test_style")),
+            )
+        return (
+            *("trainers.curate", "--data", self._shards("pool")),
+            *("--workdir", self.workdir(judge, 0), "--output", manifest),
+            *("--sidecar-dir", self._sidecar_folder(judge.cell, ("pool",))),
+            *(*like, "--set", *_CURATED[source]),
+        )
+
+
+def cost(recipe, settings):
+    """Cost of a run in uniform steps of b = 256, without stage 0.
+
+    A step on b examples costs three forward passes of each, a scored example
+    costs one, less by the area of smaller pictures.
+    """
+    config = config_lib.load_config(recipe, settings)
+    full_size = config.data.image_size
+
+    def area(view):
+        return ((view.image_size or full_size) / full_size) ** 2
+
+    views = config.model.views or (config_lib.View(),)
+    trained = sum(map(area, views)) / len(views)
+    passes = 3 * config.steps * config.batch_size * trained
+    if config.selection.needs_learner:
+        scored = config.selection.num_scored(
+            config.steps, config.data.super_batch_size
+        )
+        passes += area(config.selection.view) * scored
+    return (_WIDE_STEPS if _WIDE in settings else 1.0) * passes / (3 * 256)
+
+
 def _claim_data(work):
-    """Refuse a folder whose runs are of other data than it has now.
+    """Refuses a folder whose runs are of other data than it has now.
 
     Raises:
         SystemExit: so it is, or there are no data.
@@ -117,290 +281,21 @@ def _claim_data(work):
     mark = work / "data.sha256"
     if mark.exists() and mark.read_text() != now:
         raise SystemExit(
-            f"error: what lies in {str(work)!r} was made of other data than "
-            f"{str(stats.parent)!r} has now. Name another folder with --work, "
-            "or remove all in it but 'cache' and 'data'"
+            f"error: the runs in {str(work)!r} are of other data than it has "
+            "now. Name another folder with --work, or remove everything in it "
+            "but 'cache' and 'data'"
         )
     mark.write_text(now)
 
 
-def name(cell, seed):
-    """Name of a run."""
-    return f"{cell.name}-{seed}"
-
-
-def folder(cell, seed, work, splits=_EVALUATION_SPLITS):
-    """Where a run lies: other settings have another folder."""
-    config = resolve(cell, seed, work, splits)
-    digest = results.digest(config, work)
-    return work / "runs" / f"{name(cell, seed)}-{digest[:8]}"
-
-
-def digest(cell, seed):
-    """What tells the settings of a cell's run from others, see `results`."""
-    work = pathlib.Path("icontext-work")
-    return results.digest(resolve(cell, seed, work), work)
-
-
-@functools.cache
-def resolve(cell, seed, work, splits=_EVALUATION_SPLITS):
-    """The settings of a run, whole.
-
-    Args:
-        cell: `matrix.Cell`.
-        seed: of the run.
-        work: folder of the data.
-        splits: to evaluate a learner on; a reference sees all.
-
-    Returns:
-        `config.TrainConfig`.
-    """
-    work = pathlib.Path(work)
-    sidecars = cell.reference and os.fspath(_sidecar_folder(work, cell))
-    config = config_lib.load_config(
-        _ROOT / "configs" / f"icontext_{cell.recipe}.py",
-        (*cell.settings, f"seed={seed}"),
-    )
-    if cell.recipe == "reference":
-        splits = _EVALUATION_SPLITS
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(
-            config.data,
-            train=tuple(_shards(work, one) for one in cell.sources),
-            weights=(1.0,) * len(cell.sources) if cell.sources[1:] else (),
-            vocabulary=f"{work}/data/vocab.txt",
-        ),
-        reference=dataclasses.replace(config.reference, sidecar_dir=sidecars),
-        evaluation=dataclasses.replace(
-            config.evaluation,
-            data=tuple(f"{work}/data/{one}-*.tfrecord" for one in splits),
-            every_steps=max(1, config.steps // cell.evaluations),
-        ),
-    )
-
-
-def plan(cells, work, path, splits=_EVALUATION_SPLITS):
-    """Everything to do, `{name: Task}`; what is done is left out.
-
-    Args:
-        cells: of `matrix`.
-        work: folder of data and runs.
-        path: of the results.
-        splits: see `resolve`.
-    """
-    finished = _finished(path)
-    tasks = {}
-    for cell in cells:
-        for seed in cell.seeds:
-            config = resolve(cell, seed, work, splits)
-            needs = [_pool(tasks, one, work) for one in cell.sources]
-            if cell.reference:
-                needs.append(_sidecars(tasks, cell, work))
-            workdir = folder(cell, seed, work, splits)
-            digest = results.digest(config, work)
-            weights = workdir / "final.weights.h5"
-            is_known = digest in finished
-            is_done = is_known and (
-                cell.recipe != "reference" or weights.exists()
-            )
-            settings = work / "settings" / f"{workdir.name}.json"
-            train, collect = _training(cell, settings, workdir, work, path)
-            tasks[name(cell, seed)] = runner.Task(
-                name(cell, seed),
-                (train,) if is_known else (train, collect),
-                tuple(need for need in needs if need),
-                0.0 if is_done else cost(config),
-                weights.exists
-                if is_known
-                else functools.partial(_is_collected, path, digest),
-                settings=(config, settings),
-                is_known=is_known,
-            )
-    return tasks
-
-
-def _finished(path):
-    """Digests of the runs that have a row, a reference's in any matrix."""
-    files = {
-        path,
-        *(path.with_name(f"{one}.jsonl") for one in matrix.MATRICES),
-    }
-    return {row["digest"] for file in files for row in results.read(file)}
-
-
-def _is_collected(path, digest):
-    """Whether another runner has added the row since."""
-    return digest in _finished(path)
-
-
-def cost(config):
-    """What a run costs, in uniform steps of b = 256.
-
-    A step on b examples is three forward passes of them, and a scored example
-    is one, but a share of one from small pictures. Stage 0 of a cascade is left
-    out.
-    """
-
-    def passes_of(view):
-        size = view.image_size or config.data.image_size
-        return (size / config.data.image_size) ** 2
-
-    views = config.model.views or (config_lib.View(),)
-    trained = sum(map(passes_of, views)) / len(views)
-    passes = 3 * config.steps * config.batch_size * trained
-    if config.selection.needs_learner:
-        passes += passes_of(config.selection.view) * (
-            config.selection.num_scored(
-                config.steps, config.data.super_batch_size
-            )
-        )
-    width = _WIDE_SECONDS if config.model.towers == _WIDE else 1.0
-    return width * passes / (3 * 256)
-
-
-def _shards(work, source):
-    if source in ("reference", "pool", *_EVALUATION_SPLITS):
-        return f"{work}/data/{source}-*.tfrecord"
-    return f"{_pool_folder(work, source)}/pool-*.tfrecord"
-
-
-def _pool_folder(work, source):
-    """Where another pool lies: one that a reference made has its digest."""
-    return work / "pools" / _with_judge(work, source)
-
-
-def _with_judge(work, source):
-    if source not in matrix.JUDGES:
-        return source
-    judge = matrix.find(matrix.JUDGES[source])
-    return f"{source}-{_short_digest(judge, work)}"
-
-
-def _sidecar_folder(work, cell):
-    digest = _short_digest(matrix.find(cell.reference), work)
-    return work / "sidecars" / f"{cell.key}-{digest}"
-
-
-@functools.cache
-def _short_digest(reference, work):
-    config = resolve(reference, 0, work)
-    return results.digest(config, work)[:8]
-
-
-def _training(cell, settings, workdir, work, path):
-    """Commands that train a cell and collect what came out."""
-    collect = (
-        *("-m", "benchmarks.icontext.results", "--workdir", str(workdir)),
-        *("--work", str(work), "--cell", cell.name, "--recipe", cell.recipe),
-        *("--out", str(path)),
-    )
-    train = "-m", "trainers.train", "--config", settings, "--workdir", workdir
-    return tuple(map(str, train)), collect
-
-
-def _pool(tasks, source, work):
-    """Name of the task that makes a pool, added if need be."""
-    if source in ("reference", "pool"):
-        return None
-    out = _pool_folder(work, source)
-    kind, options, needs, before = source, (), (), ()
-    if source.startswith("noise"):
-        kind = "noise"
-        options = ("--share", f"{int(source.removeprefix('noise')) / 100}")
-    elif source in matrix.JUDGES:
-        judge = matrix.Cell("", "jest", "", reference=matrix.JUDGES[source])
-        needs = (_sidecars(tasks, judge, work),)
-        kind = "distinct" if source == "distinct" else "filter"
-        options = ("--sidecars", _sidecar_folder(work, judge))
-        if source in _CURATED:
-            kind = "manifest"
-            options = ("--manifest", work / "manifests" / out.name)
-            before = (_curation(source, judge, work, options[1]),)
-    command = (
-        *("-m", "benchmarks.icontext.variants", kind),
-        *("--data", f"{work}/data", "--out", f"{out}", *map(str, options)),
-    )
-    done = out / "done"
-    task = runner.Task(
-        *(f"pool {source}", (*before, command), needs, _PREPARATION_STEPS),
-        *(done.exists, done),
-    )
-    tasks[task.name] = task
-    return task.name
-
-
-# What `trainers.curate` is asked for: as many as are curated by hand, like the
-# tasks of the validation; or the fifth that is jointly easiest.
-_CURATED = {
-    "inferred": ("size=2778",),
-    "chosen": ("share=0.2", "loss=softmax"),
-}
-
-
-def _curation(source, judge, work, out):
-    """Command that writes the manifest of a pool."""
-    like = ()
-    if source == "inferred":
-        like = (
-            *("--like", _shards(work, "val_concept"), "--evaluation"),
-            *(_shards(work, split) for split in _EVALUATION_SPLITS[1:]),
-        )
-    return (
-        *("-m", "trainers.curate", "--data", _shards(work, "pool")),
-        *("--workdir", f"{folder(matrix.find(judge.reference), 0, work)}"),
-        *("--sidecar-dir", f"{_sidecar_folder(work, judge)}"),
-        *("--output", f"{out}", *like, "--set", *_CURATED[source]),
-    )
-
-
-def _sidecars(tasks, cell, work):
-    """Name of the task that embeds a cell's data, added if need be."""
-    judge = matrix.find(cell.reference)
-    out = _sidecar_folder(work, cell)
-    needs = [name(judge, 0)]
-    needs += [_pool(tasks, one, work) for one in cell.sources]
-    command = (
-        *("-m", "trainers.embed", "--output", f"{out}"),
-        *("--workdir", f"{folder(judge, 0, work)}"),
-        *("--data", *(_shards(work, one) for one in cell.sources)),
-    )
-    needs, done = tuple(need for need in needs if need), out / "done"
-    task = runner.Task(
-        *(f"sidecars {cell.key}", (command,), needs, _PREPARATION_STEPS),
-        *(done.exists, done),
-    )
-    tasks[task.name] = task
-    return task.name
-
-
-def _with_needs(tasks, wanted):
-    """The tasks that are wanted and not done, with all that they need."""
-    found = {}
-
-    def add(one):
-        task = tasks[one]
-        is_done = task.done.exists() if task.done else not task.steps
-        if one in found or is_done:
-            return
-        for need in task.needs:
-            add(need)
-        found[one] = task
-
-    for one in wanted:
-        if not tasks[one].is_known:
-            add(one)
-    return found
-
-
 def _list(tasks, jobs):
-    for task in tasks.values():
+    for task in tasks:
         print(f"{task.steps:8,.0f}  {task.name}")
-    total = sum(task.steps for task in tasks.values())
+    total = sum(task.steps for task in tasks)
     seconds = total * _STEP_SECONDS + len(tasks) * _RUN_SECONDS
     print(
-        f"{total:8,.0f}  uniform steps, {len(tasks)} tasks to do, about "
-        f"{seconds / jobs / 3600:.1f} h by {jobs} at a time"
+        f"{total:8,.0f}  uniform steps, {len(tasks)} tasks, about "
+        f"{seconds / jobs / 3600:.1f} h with {jobs} at a time"
     )
 
 

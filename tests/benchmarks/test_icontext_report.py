@@ -1,0 +1,381 @@
+"""IconText's statistics and report: intervals, ratios, claims, pages."""
+
+import itertools
+import pathlib
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from benchmarks.icontext import (
+    bootstrap,
+    claims,
+    comparison,
+    matrix,
+    report,
+    results,
+    targets,
+)
+
+STEPS = "jest_750", "jest_2500", "jest_5000"
+SPLITS = ("val_concept", *comparison.TEST)
+
+
+def concepts(image_mrr, text_mrr=(1.0, 1.0)):
+    """Two concepts: three pictures of the first, one of the second."""
+    return bootstrap.Concepts(
+        *map(np.array, ([3, 1], [1, 1], image_mrr, text_mrr))
+    )
+
+
+def a_run(cell, steps, scores, seed=0, mrr=((1.0, 1.0), (1.0, 1.0)), **changes):
+    """Tables of a run with the same curve and ranks on all splits."""
+    row = {
+        **{"cell": cell, "seed": seed, "digest": "", "steps": steps[-1]},
+        "batch_size": 1,
+        **dict.fromkeys(SPLITS, scores[-1]),
+        "reference": None,
+        "examples_scored": 0,
+        "examples_trained": steps[-1],
+        **{"flops_step": steps[-1], "flops_cascade": None},
+        **{"flops_forward": steps[-1], "processor_seconds": 1.0},
+        **dict.fromkeys(
+            (
+                *("emoji_first", "emoji_last", "moved_first", "moved_last"),
+                *("effective_filter_ratio", "repeat_rate"),
+            )
+        ),
+        **{"machine": "some", "versions": "keras 3"},
+    } | changes
+    key = {"cell": cell, "seed": seed}
+    by_concept = [
+        {**key, "split": split, "concept": number}
+        | dict(zip(bootstrap.Concepts._fields, values, strict=True))
+        for split in SPLITS
+        for number, values in enumerate(zip(*concepts(*mrr), strict=True))
+    ]
+    curves = [
+        {**key, "step": step, **dict.fromkeys(SPLITS, score)}
+        for step, score in zip(steps, scores, strict=True)
+    ]
+    return results.Tables(*map(pd.DataFrame, ([row], curves, by_concept)))
+
+
+def compare(*runs):
+    """A `Comparison` of runs."""
+    tables = (
+        pd.concat([getattr(run, name) for run in runs], ignore_index=True)
+        for name in ("runs", "curves", "concepts")
+    )
+    return comparison.Comparison(results.Tables(*tables))
+
+
+class BootstrapTest(tf.test.TestCase):
+    def test_a_score_is_the_mean_over_queries(self):
+        # Three pictures of mean 1/2 and one of 1; texts of 1/4 and 1.
+        values = bootstrap.score([concepts([0.5, 1.0], [0.25, 1.0])])
+        self.assertAllClose(values[0], ((3 * 0.5 + 1) / 4 + 1.25 / 2) / 2)
+        self.assertLen(values, 1 + bootstrap.RESAMPLES)
+
+    def test_a_resample_draws_concepts_with_all_their_queries(self):
+        # Of two concepts either one is drawn twice, or each once.
+        values = bootstrap.score([concepts([0.5, 1.0])])
+        images = 2 * values - 1  # the texts' part is 1
+        expected = [0.5, (3 * 0.5 + 1) / 4, 1.0]
+        self.assertAllClose(np.unique(images.round(6)), expected)
+
+    def test_seeds_are_resampled_as_well(self):
+        scores = [np.full(1 + bootstrap.RESAMPLES, end) for end in (0.0, 1.0)]
+        values = bootstrap.over_seeds(scores, 2)
+        self.assertAllClose(np.unique(values), [0.0, 0.5, 1.0])
+        self.assertEqual(values[0], 0.5)
+
+    def test_resamples_are_the_same_every_time(self):
+        split = concepts([0.5, 1.0])
+        self.assertAllEqual(bootstrap.score([split]), bootstrap.score([split]))
+
+    def test_chance_is_the_mean_over_all_orders(self):
+        sides = []
+        image, text = [0, 0, 0, 1], [0, 1]
+        for asked, answers in ((image, text), (text, image)):
+            orders = list(itertools.permutations(answers))
+            ranks = [[1 + o.index(one) for o in orders] for one in asked]
+            sides.append(np.mean(1 / np.array(ranks)))
+        found = bootstrap.chance([concepts([1.0, 1.0])])
+        self.assertAllClose(found, np.mean(sides))
+
+
+class TargetsTest(tf.test.TestCase):
+    def test_a_target_is_read_off_between_two_evaluations(self):
+        curve = [50, 100], [0.2, 0.4]
+        self.assertAllClose(
+            targets.steps_to(*curve, np.array([0.1, 0.3, 0.4, 0.5])),
+            [25.0, 75.0, 100.0, np.inf],
+        )
+        self.assertEqual(targets.steps_to(*curve, 0.0), 0.0)
+
+    def test_a_target_counts_at_the_first_time_it_is_reached(self):
+        curve = [50, 100, 200, 300], [0.2, 0.4, 0.3, 0.5]
+        found = targets.steps_to(*curve, np.array([0.35, 0.45]))
+        self.assertAllClose(found, [87.5, 275.0])
+
+    def test_a_ratio_moves_with_the_final_scores_of_a_resample(self):
+        # Better than the uniform run on the first concept, worse on the other.
+        end = ((3 * 1 + 0.25) / 4 + (1 + 0.25) / 2) / 2
+        found = compare(
+            a_run("uniform", [50, 100], [0.5, 0.5], mrr=([0.5] * 2, [0.5] * 2)),
+            a_run(
+                "jest_750", [50, 100], [0.25, end], mrr=([1, 0.25], [1, 0.25])
+            ),
+        ).to_target(("jest_750",), targets.examples)
+        reached = 50 + 50 * (0.5 - 0.25) / (end - 0.25)
+        self.assertAllClose(found.value, 50 / reached)
+        self.assertAllClose(found.all_steps, 50 / 100)
+        # With the second concept only, the score is a quarter: missed.
+        self.assertEqual(found.low, 0.0)
+        # With the first only it is 1, and the curve is scaled by 1 / end.
+        reached = 50 + 50 * (0.5 * end - 0.25) / (end - 0.25)
+        self.assertAllClose(found.high, 50 / reached)
+
+    def test_the_cheapest_length_that_reaches_the_target_counts(self):
+        runs = [
+            *(a_run("uniform", [100], [0.4], seed) for seed in range(2)),
+            *(a_run("jest_750", [50], [0.1], seed) for seed in range(2)),
+            a_run("jest_2500", [50, 80], [0.4, 0.5]),
+        ]
+        found = compare(*runs).to_target(STEPS, targets.examples)
+        self.assertEqual((found.value, found.seeds), (2.0, 1))
+        found = compare(*runs).to_target(STEPS[:1], targets.examples)
+        self.assertEqual((found.value, found.missed), (0.0, 2))
+
+    def test_a_method_with_a_missing_length_has_not_missed_the_target(self):
+        runs = compare(
+            a_run("uniform", [100], [0.4]), a_run("jest_750", [50], [0.1])
+        )
+        self.assertIsNone(runs.to_target(STEPS, targets.examples))
+
+    def test_a_longer_uniform_run_counts_if_it_gets_there_sooner(self):
+        runs = [
+            *(
+                a_run("uniform", [50, 100], [0.2, 0.4], seed)
+                for seed in range(2)
+            ),
+            *(
+                a_run("jest_750", [50, 80], [0.4, 0.5], seed)
+                for seed in range(2)
+            ),
+            # The first seed is there after 80 steps, the second never.
+            a_run("uniform_10000", [80, 200], [0.4, 0.6], 0),
+            a_run("uniform_10000", [80, 200], [0.3, 0.3], 1),
+        ]
+        found = compare(*runs).to_target(("jest_750",), targets.examples)
+        self.assertAllClose(found.value, (80 + 100) / (50 + 50))
+        # Resamples of the seeds: twice the first, or twice the second.
+        self.assertAllClose((found.low, found.high), (80 / 50, 100 / 50))
+        without = compare(*runs[:-1]).to_target(("jest_750",), targets.examples)
+        self.assertAllClose(without.value, 2.0)
+
+    def test_a_pass_is_counted_for_scoring_and_three_for_training(self):
+        costs = {"examples_scored": 5000, "examples_trained": 1000}
+        for cell, expected in (
+            ("jest_750", (3 * 1000 + 5000) / 2),
+            ("easy_reference_f80", 3 * 1000 / 2),  # scored by the cache
+        ):
+            (run,) = compare(a_run(cell, [100], [0.4], **costs)).of(cell)
+            self.assertEqual(targets.passes(run, 50), expected)
+
+    def test_a_run_can_be_charged_with_all_that_led_to_it(self):
+        names = (
+            *("reference", "reference_curated", "reference_filtered"),
+            *("best", "best_by_filtered", "filtered", "uniform"),
+        )
+        runs = compare(*(a_run(name, [100], [0.4]) for name in names))
+        spent = targets.flops_with_reference(runs)
+        # A reference's training, and its forward pass over the pool.
+        each = 100 + 1 * matrix.POOL_SIZE
+        for name, references in (
+            ("best", 1),
+            ("best_by_filtered", 2),  # whose pool another reference cut
+            ("filtered", 1),
+            ("uniform", 0),
+        ):
+            (run,) = runs.of(name)
+            self.assertEqual(spent(run, 50), 50 + references * each, name)
+
+
+class ComparisonTest(tf.test.TestCase):
+    def test_a_cell_does_not_differ_from_itself(self):
+        runs = compare(*(a_run("uniform", [9], [0.4], s) for s in range(3)))
+        found = runs.difference("uniform", "uniform")
+        self.assertAllClose(tuple(found), (0.0, 0.0, 0.0))
+
+    def test_cells_without_a_common_seed_are_not_compared(self):
+        runs = compare(
+            a_run("uniform", [9], [0.4], 0), a_run("jest_750", [9], [0.4], 1)
+        )
+        self.assertIsNone(runs.difference("jest_750", "uniform"))
+
+    def test_a_reference_is_compared_with_each_seed(self):
+        runs = compare(
+            a_run("reference", [9], [0.4]),
+            *(a_run("jest_750", [9], [0.4], seed) for seed in range(3)),
+        )
+        self.assertEqual(runs.shared("jest_750", "reference"), 3)
+
+    def test_few_seeds_have_the_spread_of_others_added(self):
+        runs = compare(
+            *(
+                a_run("uniform", [9], [end], seed)
+                for seed, end in enumerate((0.2, 0.3, 0.4))
+            ),
+            a_run("jest_750", [9], [0.3]),
+        )
+        # Of 0.2, 0.3, 0.4 around their mean: -1/3, 0, 1/3, two of them free.
+        spread = (2 / 9 / 2) ** 0.5
+        self.assertAllClose(runs.spread(), spread)
+        found = runs.difference("jest_750", "uniform")
+        wide = 1.96 * spread * np.hypot(0.3, 0.3)
+        self.assertAllClose(tuple(found), (0.0, -wide, wide))
+
+
+class ClaimsTest(tf.test.TestCase):
+    def judge(self, name, *runs):
+        (claim,) = [one for one in claims.load() if one["name"] == name]
+        return claims.judge(claim, compare(*runs))
+
+    def test_a_claim_without_its_runs_is_not_run_yet(self):
+        for claim in claims.load():
+            found = claims.judge(claim, compare(a_run("emoji", [9], [0.4])))
+            self.assertEqual(found.verdict, claims.NOT_RUN, claim["name"])
+
+    def test_a_ratio_holds_for_three_seeds_above_one(self):
+        def judge(*ends):
+            runs = [
+                run
+                for seed, end in enumerate(ends)
+                for run in (
+                    a_run("uniform", [100], [0.4], seed),
+                    *(a_run(cell, [end], [0.4], seed) for cell in STEPS),
+                )
+            ]
+            return self.judge("iterations", *runs)
+
+        self.assertEqual(judge(50), ("2.0x [2.0, 2.0]", 1, claims.OPEN))
+        # 300 steps over 125; resamples of the seeds: 300 over 3 * 50 to 3 * 25.
+        text = f"{300 / 125:.1f}x [2.0, 4.0]"
+        self.assertEqual(judge(25, 50, 50), (text, 3, claims.HOLDS))
+        self.assertEqual(judge(200, 200, 200).verdict, claims.FAILS)
+        self.assertEqual(judge(25, 50, 200).verdict, claims.OPEN)
+
+    def test_a_difference_holds_above_zero_and_fails_below(self):
+        def judge(name, first, second, ours, others):
+            return self.judge(
+                name,
+                *(
+                    a_run(cell, [9], [score], seed, ([score] * 2,) * 2)
+                    for seed in range(3)
+                    for cell, score in ((first, ours), (second, others))
+                ),
+            ).verdict
+
+        for ours, verdict in (
+            (0.5, claims.HOLDS),
+            (0.4, claims.OPEN),
+            (0.3, claims.FAILS),
+        ):
+            found = judge("joint", "jest_750", "independent", ours, 0.4)
+            self.assertEqual(found, verdict)
+        # A loss of less than a point is no worse.
+        for ours, verdict in (
+            (0.4, claims.HOLDS),
+            (0.395, claims.HOLDS),
+            (0.38, claims.FAILS),
+        ):
+            found = judge("coarse", "flexi", "jest_750", ours, 0.4)
+            self.assertEqual(found, verdict)
+
+    def test_every_cell_of_a_claim_is_in_the_matrix(self):
+        for claim in claims.load():
+            for cell in (*claim["cells"].split(), *claim["against"].split()):
+                matrix.find(cell)
+
+
+class ResultsTest(tf.test.TestCase):
+    def test_added_runs_are_read_back_and_replace_their_forerunners(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        self.assertEqual(results.finished(folder), {})
+        runs = (
+            a_run("uniform", [50, 100], [0.2, 0.4], digest="old"),
+            a_run("uniform", [50, 100], [0.1, 0.3], 1, digest="other"),
+            a_run("uniform", [50], [0.5], digest="new"),
+        )
+        for run in runs:
+            results.add(folder, run)
+        self.assertEqual(
+            results.finished(folder),
+            {("uniform", 0): "new", ("uniform", 1): "other"},
+        )
+        tables = results.load(folder)
+        one, other = comparison.Comparison(tables).of("uniform")
+        self.assertAllClose(one.curve(), [0.5])
+        self.assertAllClose(other.curve(), [0.1, 0.3])
+        self.assertAllEqual(one.concepts["test_style"].image_queries, [3, 1])
+
+
+class ReportTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir())
+
+    def write(self, *arguments):
+        report.main(["--out", str(self.folder), *arguments])
+        return (self.folder / "report.md").read_text()
+
+    def test_the_kept_report_is_what_the_command_writes(self):
+        kept = (results.FOLDER / "report.md").read_text()
+        self.assertEqual(self.write(), kept)
+
+    def test_every_kept_run_is_of_the_matrix_as_it_is(self):
+        kept = results.finished(results.FOLDER)
+        expected = {key: matrix.find(key[0]).digest for key in kept}
+        self.assertEqual(kept, expected)
+
+    def test_the_best_is_what_validation_puts_first(self):
+        tables = results.load(results.FOLDER)
+        by_cell = tables.runs.groupby("cell")["val_concept"].mean()
+        names = ["best", "best_by_filtered", "best_by_wide"]
+        self.assertEqual(by_cell[names].idxmax(), "best_by_wide")
+
+    def test_a_part_of_the_results_makes_a_report(self):
+        own = self.folder / "results"
+        results.add(own, a_run("uniform", [50, 100], [0.2, 0.4]))
+        results.add(own, a_run("jest_750", [50], [0.4]))
+        text = self.write("--results", str(own))
+        self.assertIn("These are not the results that the package keeps", text)
+        self.assertIn("| up to 13x | not run yet |", text)
+        self.assertIn("Not run yet: reference-0, ", text)
+
+    def test_a_page_has_its_block_replaced(self):
+        page = self.folder / "README.md"
+        page.write_text("Before.\n")
+        own = self.folder / "results"
+        results.add(own, a_run("uniform", [50, 100], [0.2, 0.4]))
+        for _ in range(2):
+            self.write("--results", str(own), "--pages", str(page))
+        text = page.read_text()
+        self.assertEqual(text.count("<!-- icontext: written by"), 1)
+        self.assertStartsWith(text, "Before.\n")
+        # Two marks beside the block's own lines.
+        self.assertLessEqual(len(text.splitlines()) - 2, 15)
+
+    def test_results_without_the_uniform_run_are_refused(self):
+        with self.assertRaisesRegex(SystemExit, "no results"):
+            self.write("--results", str(self.folder / "none"))
+        own = self.folder / "results"
+        results.add(own, a_run("jest_750", [50], [0.4]))
+        with self.assertRaisesRegex(SystemExit, "lacks the cell 'uniform'"):
+            self.write("--results", str(own))
+
+
+if __name__ == "__main__":
+    tf.test.main()
