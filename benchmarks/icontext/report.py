@@ -14,6 +14,7 @@ import os
 import pathlib
 
 import jinja2
+import pandas as pd
 
 from benchmarks import report as benchmark_report
 from benchmarks.icontext import (
@@ -86,7 +87,7 @@ def main(arguments=None):
         )
     out = pathlib.Path(options.out or options.results)
     out.mkdir(parents=True, exist_ok=True)
-    words = Words(comparison, tables)
+    words = Words(comparison, tables, pathlib.Path(options.results))
     is_kept = pathlib.Path(options.results).samefile(results.FOLDER)
     if options.matrix == "standard":
         draw(comparison, out)
@@ -128,10 +129,12 @@ class Words:
     Args:
         comparison: `comparison.Comparison`.
         tables: `results.Tables` that it was made of.
+        folder: of the results.
     """
 
-    def __init__(self, comparison, tables):
+    def __init__(self, comparison, tables, folder):
         self._comparison = comparison
+        self._views = folder / "views.csv"
         self._runs = tables.runs
         self._costs = claims.COSTS | {
             "flops_with_reference": targets.flops_with_reference(comparison)
@@ -150,7 +153,15 @@ class Words:
         )
         for word in (
             *("chance", "claims", "effort", "gain", "missing", "provenance"),
-            *("score", "seeds", "share", "steps", "times", "validation"),
+            *(
+                "score",
+                "seeds",
+                "share",
+                "steps",
+                "times",
+                "validation",
+                "views",
+            ),
         ):
             environment.globals[word] = getattr(self, word)
         environment.globals["find"] = matrix.find
@@ -240,6 +251,12 @@ class Words:
         ]
         there = {f"{row.cell}-{row.seed}" for row in self._runs.itertuples()}
         return [name for name in wanted if name not in there]
+
+    def views(self):
+        """Rows of views.csv, if the results have it."""
+        if not self._views.exists():
+            return []
+        return pd.read_csv(self._views).to_dict("records")
 
     def provenance(self):
         """Processors and versions of all runs."""
