@@ -27,7 +27,7 @@ from jest_tf.data import cascade, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stream as stream_lib
 from jest_tf.data.sidecars import embed, file_format
-from jest_tf.runs import log
+from jest_tf.runs import directory
 
 _COMMAND = "python -m benchmarks.bench_cascade"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -310,7 +310,7 @@ def _times_of_steps(case, steps, workdir):
         stderr=subprocess.DEVNULL,
         check=True,
     )
-    rows = log.read_log(os.path.join(workdir, "metrics.jsonl"))
+    rows = directory.read_rows(workdir, "metrics.jsonl")
     rows = [row for row in rows if row["step"] > steps // 2]
     seconds = np.array([row["time/step_seconds"] for row in rows])
     shares = np.array([row["time/input_wait_share"] for row in rows])

@@ -26,7 +26,6 @@ from benchmarks import index_growth, report
 from jest_tf import config as config_lib
 from jest_tf.data import pipeline, preprocessing, stores, stream
 from jest_tf.data.stores import tfrecords
-from jest_tf.runs import log as log_lib
 
 _COMMAND = "python -m benchmarks.bench_input"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -271,7 +270,7 @@ def wait(quick: bool) -> str:
                 *overrides,
             )
             # The first line holds what the stream had made before.
-            log = log_lib.read_log(os.path.join(workdir, "metrics.jsonl"))[1:]
+            log = directory.read_rows(workdir, "metrics.jsonl")[1:]
             size = config.data.super_batch_size
             seconds = [line["time/step_seconds"] for line in log]
             alone = [_rate_of_run(config, workdir) for _ in range(3)]

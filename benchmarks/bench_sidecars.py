@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import bench_input, report
+from jest_tf import runs
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed, file_format
@@ -126,7 +127,7 @@ def _with_the_quickstart(directory, data, repeats):
         f"data.train={_ROOT}/examples/icontext_mini/reference-*.tfrecord",
         f"data.index_dir={directory}/indexes",
     )
-    run = reference.load_run(workdir)
+    run = runs.load_run(workdir)
     store = stores.open_store(data, index_dir=f"{directory}/indexes")
     written = _write_rates(
         store,

@@ -17,6 +17,7 @@ from jest_tf import selection
 from jest_tf.data import pipeline, stores
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
+from jest_tf.runs import loading
 
 POOL = "examples/icontext_mini/pool-*.tfrecord"
 
@@ -85,7 +86,7 @@ def embed_runs(workdir: str, reference_workdir: str, data: str) -> tuple:
     store = stores.open_store([data])
     both = []
     for folder in (workdir, reference_workdir):
-        run = reference.load_run(folder)
+        run = loading.load_run(folder)
         embed = tf.function(reference.frozen(run.learner))
         batches = pipeline.examples(
             store,

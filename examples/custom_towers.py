@@ -90,9 +90,9 @@ def main(argv=None):
     train(model, pool, tokenizer, 640, steps)
 
     for name, tower in (("reference", reference), ("learner", learner)):
-        results = evaluation.evaluate_store(
+        results = evaluation.StoreEvaluation(
             tower, held_out, tokenizer=tokenizer, image_size=IMAGE_SIZE
-        )
+        ).measure()
         print(
             f"{name}: {steps} steps of 128 pairs; of {len(held_out)} held-out "
             f"pictures {results['image_to_text/recall@10']:.1%} find their "

@@ -20,9 +20,8 @@ from matplotlib import figure as mpl_figure  # noqa: E402
 from benchmarks import report as markdown  # noqa: E402
 from jest_tf import evaluation  # noqa: E402
 from jest_tf.data import stores as stores_lib  # noqa: E402
-from jest_tf.models import reference  # noqa: E402
 from jest_tf.reports import run_page  # noqa: E402
-from jest_tf.runs import log as log_lib  # noqa: E402
+from jest_tf.runs import directory, loading  # noqa: E402
 
 RECIPES = ("reference", "uniform", "jest", "best")
 PUBLISHED_BY = "python -m examples.quickstart --seeds 0 1 2 --publish"
@@ -195,8 +194,8 @@ def curves(
     for recipe in RECIPES:
         logs = [
             pd.DataFrame(
-                log_lib.read_log(
-                    workdir(runs, recipe, seed) / "evaluation.jsonl"
+                directory.read_rows(
+                    workdir(runs, recipe, seed), "evaluation.jsonl"
                 )
             )
             for seed in seeds
@@ -242,9 +241,9 @@ def pictures(run: pathlib.Path, path: pathlib.Path) -> None:
     lines = run_page.read(os.fspath(run))[-_DRAWS:]
     draws = {
         draw["step"]: draw["ids"]
-        for draw in log_lib.read_log(run / "draws.jsonl")
+        for draw in directory.read_rows(run, "draws.jsonl")
     }
-    size = reference.load_run(os.fspath(run)).config.data.super_batch_size
+    size = loading.load_run(os.fspath(run)).config.data.super_batch_size
     places = [
         (line["super_batch"], row) for line in lines for row in range(size)
     ]
@@ -291,9 +290,9 @@ def _results(runs, seeds):
     for recipe in RECIPES:
         for seed in seeds:
             run = workdir(runs, recipe, seed)
-            measures = log_lib.read_log(run / "evaluation.jsonl")[-1]
+            measures = directory.read_rows(run, "evaluation.jsonl")[-1]
             # The costs are later than those of the last evaluation.
-            last = log_lib.read_log(run / "metrics.jsonl")[-1]
+            last = directory.read_rows(run, "metrics.jsonl")[-1]
             lines.append({"recipe": recipe, "seed": seed, **measures, **last})
     frame = pd.DataFrame(lines)
     # Runs without a cascade do not log this column.
@@ -320,16 +319,16 @@ class _Collapsed:
 
 
 def _chance(run):
-    settings = reference.load_run(os.fspath(run))
+    settings = loading.load_run(os.fspath(run))
     stores = evaluation.open_stores(
         settings.config.evaluation.data, settings.config.evaluation_data
     )
-    results = evaluation.evaluate_store(
+    results = evaluation.StoreEvaluation(
         _Collapsed(),
         stores["test_concept"],
         tokenizer=settings.tokenizer,
         image_size=settings.config.data.image_size,
-    )
+    ).measure()
     return pd.DataFrame([results]).add_prefix(_TEST)
 
 
@@ -359,7 +358,7 @@ def _seed_by_seed(frame, seeds):
 
 def _kinds(run):
     """The kind of every picture of a run's training data, by id."""
-    config = json.loads((run / reference.CONFIG_FILE).read_text())
+    config = json.loads((run / directory.CONFIG_FILE).read_text())
     store = stores_lib.open_store(config["data"]["train"])
     columns = store.columns(["id", "kind"])
     kinds = (kind.decode() for kind in columns["kind"])
@@ -373,8 +372,8 @@ def _shares(runs, seeds):
             [
                 kinds[key] == _CURATED_KIND
                 for seed in seeds
-                for draw in log_lib.read_log(
-                    workdir(runs, recipe, seed) / "draws.jsonl"
+                for draw in directory.read_rows(
+                    workdir(runs, recipe, seed), "draws.jsonl"
                 )
                 for key in draw["ids"]
             ]

@@ -28,9 +28,9 @@ _HOMES = {
     ),
     "embeddings": ("Embeddings",),
     "losses": ("feature_distillation", "sigmoid_loss", "softmax_loss"),
-    "models.reference": ("load_run",),
     "models.towers": ("ImageTower", "TextTower"),
     "models.two_tower": ("TwoTower", "build_two_tower"),
+    "runs.loading": ("load_run",),
     "selection": (
         "Draw",
         "gumbel_noise",

@@ -8,6 +8,7 @@ of `CALLS`. Its output is a line with the process's number, and one with how it
 ended.
 """
 
+import glob
 import json
 import os
 import signal
@@ -102,10 +103,12 @@ def run(workdir, settings, at=None, number=signal.SIGKILL):
 
 
 def _tear(arguments, number):
-    """Half of a file that isn't yet on the disk is lost."""
-    path = str(arguments[0])
-    if number == signal.SIGKILL and path.endswith(".partial.weights.h5"):
-        os.truncate(path, os.path.getsize(path) // 2)
+    """Half of each file that has no name yet is lost."""
+    if number != signal.SIGKILL or not isinstance(arguments[0], str):
+        return
+    for path in glob.glob(f"{arguments[0]}/*") or arguments[:1]:
+        if ".partial" in path and os.path.isfile(path):
+            os.truncate(path, os.path.getsize(path) // 2)
 
 
 def main():

@@ -29,10 +29,10 @@ def build_learner(config, vocabulary_size):
 
 def stop_after(saves):
     """Saves as ever, and sends SIGTERM with the last of so many."""
-    numbers, save = itertools.count(1), checkpoints.save_weights
+    numbers, save = itertools.count(1), checkpoints.save
 
-    def counted(model, path):
-        save(model, path)
+    def counted(*arguments):
+        save(*arguments)
         if next(numbers) == saves:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -62,7 +62,7 @@ def main():
     prepare = cut_half_of_them() if flags.damaged else pictures.prepare
     with (
         mock.patch.object(models, "build_learner", build_learner),
-        mock.patch.object(checkpoints, "save_weights", saves),
+        mock.patch.object(checkpoints, "save", saves),
         mock.patch.object(pictures, "prepare", prepare),
     ):
         train.main(["--config", flags.config, "--workdir", flags.workdir])

@@ -18,11 +18,10 @@ import shard_files
 import tensorflow as tf
 
 from examples import quickstart, quickstart_report
-from jest_tf import cli, config, models
+from jest_tf import cli, config, models, runs
 from jest_tf.cli import evaluate
 from jest_tf.data import stores
-from jest_tf.models import reference
-from jest_tf.runs import checkpoints, log
+from jest_tf.runs import checkpoints, directory, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "examples" / "icontext_mini"
@@ -57,7 +56,7 @@ def run(recipe, workdir, *overrides):
 
 
 def lines(workdir, name):
-    return log.read_log(os.path.join(workdir, name))
+    return directory.read_rows(workdir, name)
 
 
 @contextlib.contextmanager
@@ -257,7 +256,7 @@ class TrainersTest(tf.test.TestCase):
             )
             self.assertEqual(ours, expected)
         ours, expected = (
-            reference.load_run(path).learner for path in (again, self.learner)
+            runs.load_run(path).learner for path in (again, self.learner)
         )
         for left, right in zip(ours.weights, expected.weights, strict=True):
             self.assertAllEqual(left, right)
@@ -267,20 +266,20 @@ class TrainersTest(tf.test.TestCase):
         stopped = os.path.join(self.folder.name, "stopped")
         with mock.patch.object(
             checkpoints,
-            "save_weights",
-            side_effect=_fail_at_the_end(checkpoints.save_weights),
+            "save",
+            side_effect=_fail_at_the_end(checkpoints.save),
         ):
             with self.assertRaises(KeyboardInterrupt):
                 run("jest", stopped, *self.jest)
         self.assertEqual(
-            os.listdir(f"{stopped}/checkpoints"), ["step-000000003.weights.h5"]
+            os.listdir(f"{stopped}/checkpoints"), ["step-000000003"]
         )
         run("jest", stopped, *self.jest)
         self.assertEqual(
             lines(stopped, "draws.jsonl"), lines(self.learner, "draws.jsonl")
         )
         ours, expected = (
-            reference.load_run(path).learner for path in (stopped, self.learner)
+            runs.load_run(path).learner for path in (stopped, self.learner)
         )
         for left, right in zip(ours.weights, expected.weights, strict=True):
             self.assertAllEqual(left, right)
@@ -319,10 +318,10 @@ class TrainersTest(tf.test.TestCase):
 def _fail_at_the_end(save):
     """Saves as ever until the last checkpoint, then stops like Ctrl-C."""
 
-    def stop(model, path):
-        if path.endswith("step-000000005.weights.h5"):
+    def stop(model, workdir, step, parts):
+        if step == 5:
             raise KeyboardInterrupt
-        save(model, path)
+        save(model, workdir, step, parts)
 
     return stop
 

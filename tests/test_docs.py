@@ -25,7 +25,7 @@ import tensorflow as tf
 
 import jest_tf
 from jest_tf import config as config_lib
-from jest_tf.runs import log as log_lib
+from jest_tf.runs import directory
 from trainers import curate, evaluate, train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -171,7 +171,7 @@ class PythonBlocksTest(DocsTestCase):
         # The page's last command continues its first run, which is done.
         self.assertEqual(runs[0], runs[-1])
         for run in set(runs):
-            log = log_lib.read_log(f"{run}/metrics.jsonl")
+            log = directory.read_rows(run, "metrics.jsonl")
             self.assertEqual(log[-1]["step"], 20)
             self.assertEqual(log[-1]["examples/trained"], 20 * 32)
 
@@ -201,7 +201,7 @@ class PythonBlocksTest(DocsTestCase):
                 f"{count} of 8,200 records are drawn: manifests/{name}",
                 printed.getvalue(),
             )
-        log = log_lib.read_log("runs/curated/metrics.jsonl")
+        log = directory.read_rows("runs/curated", "metrics.jsonl")
         self.assertEqual(log[-1]["step"], 2)
 
     def shrink(self, arguments):

@@ -132,20 +132,19 @@ def _trained_on(workdir, config):
 
 def _concepts(workdir, config):
     """Mean reciprocal ranks of each concept of each split."""
-    from jest_tf import evaluation
-    from jest_tf.models import reference
+    from jest_tf import evaluation, runs
 
-    run = reference.load_run(str(workdir))
+    run = runs.load_run(str(workdir))
     tables = []
     for split, store in evaluation.open_stores(config.evaluation.data).items():
-        found = evaluation.embed_store(
+        found = evaluation.StoreEvaluation(
             run.learner,
             store,
             tokenizer=run.tokenizer,
             image_size=config.data.image_size,
             batch_size=config.evaluation.batch_size,
             prompts=config.evaluation.prompts,
-        )
+        ).embed()
         ranks = evaluation.ranks(
             found.images, found.texts, found.image_groups, found.text_groups
         )

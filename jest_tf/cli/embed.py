@@ -76,13 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Writes the sidecars of this host's shards and reports on them."""
     _check(flags)
+    from jest_tf import runs
     from jest_tf.data import sidecars as sidecars_lib
     from jest_tf.data import stores
     from jest_tf.data.sidecars import embed, precision
     from jest_tf.models import reference
     from jest_tf.runs import interruptions, progress
 
-    teacher = reference.load_run(flags.workdir)
+    teacher = runs.load_run(flags.workdir)
     store = stores.join(
         [
             stores.open_store(

@@ -71,7 +71,7 @@ def run(flags: argparse.Namespace) -> None:
             )
         raise ValueError(f"{flags_lib.name(name)} needs --selection")
     if flags.selection:
-        from jest_tf.evaluation import draw_comparison
+        from jest_tf.runs import draw_comparison
 
         count = flags.super_batches
         results = draw_comparison.measure(
@@ -105,7 +105,7 @@ def evaluate(
     step: int | None = None,
     reading: Mapping[str, str | Sequence[str]] | None = None,
 ) -> dict[str, float]:
-    """Measures the learner of a run, as `evaluation.Evaluation` does.
+    """Measures the learner of a run, as in training.
 
     Args:
         workdir: the run directory.
@@ -122,6 +122,7 @@ def evaluate(
             or no data.
     """
     from jest_tf import evaluation, runs
+    from jest_tf.runs import evaluations
 
     trained = runs.load_run(workdir, step)
     settings = trained.config.evaluation
@@ -136,17 +137,15 @@ def evaluate(
         name: value if isinstance(value, str) else tuple(value)
         for name, value in (reading or {}).items()
     }
-    return evaluation.Evaluation(
-        trained.learner,
-        evaluation.open_stores(
-            together(settings.data),
-            dataclasses.replace(trained.config.evaluation_data, **given),
-        ),
-        settings,
-        tokenizer=trained.tokenizer,
-        image_size=trained.config.data.image_size,
-        max_image_pixels=trained.config.data.max_image_pixels,
-    ).run(trained.config.steps if step is None else step)
+    stores = evaluation.open_stores(
+        together(settings.data),
+        dataclasses.replace(trained.config.evaluation_data, **given),
+    )
+    return evaluations.measure(
+        evaluations.of_run(
+            trained.config, stores, trained.learner, trained.tokenizer
+        )
+    )
 
 
 def together(patterns: Sequence[str]) -> list[str | list[str]]:

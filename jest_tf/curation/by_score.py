@@ -36,6 +36,7 @@ from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import manifest, shards
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
+from jest_tf.runs import directory as directory_lib
 
 CRITERIA = ("easy_reference", "learnability")
 
@@ -401,9 +402,8 @@ def claimed(directory: str) -> Iterator[None]:
 def _written(workdir):
     """When a run was written, so that another one is not taken for it."""
     try:
-        return os.stat(
-            os.path.join(workdir, reference.WEIGHTS_FILE)
-        ).st_mtime_ns
+        path = directory_lib.path(workdir, directory_lib.WEIGHTS_FILE)
+        return os.stat(path).st_mtime_ns
     except OSError:
         return 0
 

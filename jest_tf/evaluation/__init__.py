@@ -1,25 +1,25 @@
-"""Evaluation of embeddings: retrieval and zero-shot classification."""
+"""Evaluation of embeddings: retrieval and zero-shot classification.
 
+Measures are plain functions of arrays; `StoreEvaluation` applies them to a
+learner and a store. When a run evaluates is decided in `runs/evaluation.py`.
+"""
+
+from jest_tf.evaluation.retrieval import ranks, retrieval_measures
 from jest_tf.evaluation.stores import (
-    Evaluation,
+    MEASURES,
     StoreEmbeddings,
-    class_embeddings,
-    embed_store,
-    evaluate_store,
+    StoreEvaluation,
     open_stores,
-    ranks,
-    retrieval,
-    zero_shot,
 )
+from jest_tf.evaluation.zero_shot import class_embeddings, zero_shot_measures
 
 __all__ = [
-    "Evaluation",
+    "MEASURES",
     "StoreEmbeddings",
+    "StoreEvaluation",
     "class_embeddings",
-    "embed_store",
-    "evaluate_store",
     "open_stores",
     "ranks",
-    "retrieval",
-    "zero_shot",
+    "retrieval_measures",
+    "zero_shot_measures",
 ]

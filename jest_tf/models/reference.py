@@ -1,16 +1,15 @@
-"""The frozen reference: live, cached, or the learner of a finished run.
+"""The frozen reference: live, cached, or the learner of a run.
 
-A reference is a function from a batch to `Embeddings` that nobody
-trains: `frozen` makes one of a tower of any make, `cached` one that reads the
-embeddings that the stream took from sidecars. What those are of, and how a
-finished run makes them, is here; how they are stored is in `data/embeddings.py`
-and `data/embed.py`.
+A reference is a function from a batch to `Embeddings` that is not trained.
+`frozen` makes one from any model, `cached` one that reads the embeddings that
+the stream took from sidecars. `describe` and `encoder` make the sidecars of a
+run, which `runs.load_run` opens.
 """
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -19,63 +18,22 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
-from jest_tf.data import preprocessing
 from jest_tf.data.sidecars import file_format
 from jest_tf.embeddings import Embeddings
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "final.weights.h5"
-
 
 class Run(NamedTuple):
-    """A finished run, read from its directory.
+    """The learner of a run, and what it needs to embed.
 
     Attributes:
-        config: the resolved settings it ran with.
-        tokenizer: what it read captions with.
-        learner: with the weights that it ended with.
+        config: the resolved settings of the run.
+        tokenizer: of the learner.
+        learner: with its weights.
     """
 
     config: config_lib.TrainConfig
     tokenizer: Callable
     learner: models.TwoTower
-
-
-def load_run(workdir: str, patch_sizes: Sequence[int] = ()) -> Run:
-    """Reads the run directory of a finished run.
-
-    Args:
-        workdir: the run directory.
-        patch_sizes: that views will ask for beside those of the settings.
-
-    Raises:
-        ValueError: where there is none, or the run has not finished.
-    """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not os.path.isfile(os.path.join(workdir, name)):
-            raise ValueError(
-                f"Expected the directory of a finished run, with {name}. "
-                f"Received: {workdir!r}"
-            )
-    run = open_run(workdir, patch_sizes)
-    run.learner.load_weights(os.path.join(workdir, WEIGHTS_FILE))
-    return run
-
-
-def open_run(workdir: str, patch_sizes: Sequence[int] = ()) -> Run:
-    """As `load_run`, of a run that need not have finished, without weights."""
-    path = os.path.join(workdir, CONFIG_FILE)
-    if not os.path.isfile(path):
-        raise ValueError(
-            f"Expected a run directory, with {CONFIG_FILE}. "
-            f"Received: {workdir!r}"
-        )
-    config = config_lib.load_config(path)
-    tokenizer = preprocessing.load_tokenizer(workdir, config.data.text_length)
-    learner = models.build_learner(
-        config, tokenizer.vocabulary_size, patch_sizes
-    )
-    return Run(config, tokenizer, learner)
 
 
 def frozen(model: Callable) -> Callable[[dict], Embeddings]:
@@ -193,7 +151,7 @@ def encoder(run: Run, batch_size: int = 256) -> Callable:
     """A finished run as `embed.write` wants a model.
 
     Args:
-        run: see `load_run`.
+        run: see `runs.load_run`.
         batch_size: pictures, and captions, a forward pass; fewer are filled
             up, so that what is traced has one shape.
 

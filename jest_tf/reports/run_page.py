@@ -10,14 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.data import cascade, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.models import reference
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import checkpoints, draw_log
-from jest_tf.runs import log as log_lib
+from jest_tf.runs import directory, draw_log
 
 # For each criterion, the headings of the highest and of the lowest scores.
 _TITLES = {
@@ -65,8 +62,8 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
             f"`num_moments` must be at least 1. Received: {num_moments}"
         )
     lines = read(workdir)
-    config = _config(workdir)
-    log = log_lib.read_log(os.path.join(workdir, checkpoints.METRICS_FILE))
+    config = directory.load_config(workdir)
+    log = directory.read_rows(workdir, directory.METRICS_FILE)
     page = rendering.render(
         "run.html",
         name=os.path.basename(os.path.abspath(workdir)),
@@ -85,13 +82,12 @@ def read(workdir: str) -> list[dict]:
     Raises:
         ValueError: there are none.
     """
-    path = os.path.join(workdir, checkpoints.TELEMETRY_FILE)
-    lines = log_lib.read_log(path) if os.path.isfile(path) else []
+    lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
     if not lines:
         raise ValueError(
             "There is no selection to show: expected a run that scores, with "
             f"`evaluation.telemetry`. Received: {workdir!r} without a line of "
-            f"{checkpoints.TELEMETRY_FILE}"
+            f"{directory.TELEMETRY_FILE}"
         )
     return lines
 
@@ -137,7 +133,7 @@ def examples(
         workdir: the run directory.
         places: the number of a super-batch and a row in it, of each.
     """
-    config = _config(workdir)
+    config = directory.load_config(workdir)
     data = config.data
     store = stores.open_stores(data)
     sidecars = None
@@ -193,16 +189,6 @@ def _card(workdir, line, row, image, caption, key):
             f"super-batch {line['super_batch']}. Received: id {key}"
         )
     return rendering.Card(image, caption, int(key), row["score"], row["kept"])
-
-
-def _config(workdir):
-    path = os.path.join(workdir, reference.CONFIG_FILE)
-    if not os.path.isfile(path):
-        raise ValueError(
-            f"Expected a run directory, with {reference.CONFIG_FILE}. "
-            f"Received: {workdir!r}"
-        )
-    return config_lib.load_config(path)
 
 
 def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:

@@ -1,15 +1,12 @@
-"""Runs: training from settings to final weights in a resumable directory."""
+"""Runs: training from settings to final weights in a resumable directory.
 
-from jest_tf.runs.run import (
-    Opened,
-    load_run,
-    open_run,
-    train,
-)
+`train` runs; `load_run` loads the learner of a run, `open_training` also its
+data and reference. `directory` owns every file name, `checkpoints` the state;
+nothing else writes to a run directory.
+"""
 
-__all__ = [
-    "Opened",
-    "load_run",
-    "open_run",
-    "train",
-]
+from jest_tf.runs.loading import load_run
+from jest_tf.runs.opening import Training, open_training
+from jest_tf.runs.run import train
+
+__all__ = ["Training", "load_run", "open_training", "train"]

@@ -1,268 +1,244 @@
-"""The directory of a run: claimed by one process, and described by itself.
+"""The run directory: its files, how they are written, and who may write.
 
-It holds the settings, resolved, and what the run began with: versions, machine
-and revision. A process that continues a run must have the same settings and
-read the same data.
+| file | content |
+|---|---|
+| `config.json` | every setting, resolved |
+| `versions.json` | versions, platform and git revision of the first process |
+| `data.json` | shards, manifest and reference that the run began with |
+| `vocab.txt` or `tokenizer.model` | the learner's tokenizer |
+| `metrics.jsonl` | a row a logged step: metrics, counts, seconds |
+| `draws.jsonl` | ids of the logged draws, with `evaluation.log_ids` |
+| `telemetry.jsonl` | scores and losses of the logged draws |
+| `evaluation.jsonl` | a row an evaluation: measures and costs |
+| `faults.jsonl` | records that could not be read |
+| `flops.json` | FLOPs of each kind of step |
+| `skipped.json` | super-batches left out after a divergence |
+| `not_finite.json` | the step that stopped the run, and its ids |
+| `checkpoints/` | state, see `runs/checkpoints.py` |
+| `tensorboard/` | the numbers of the logs, as events |
+| `final.weights.h5` | the learner after the last step |
+| `selection.json` | draws compared, by `evaluate --selection` |
+| `selection.html` | the page that shows the selection |
+| `.lock` | held by the process that trains |
+
+Other modules take names and functions from here. A file is replaced whole or
+grows by rows; a row has a `step` and is removed by `cut_back` when a run
+continues from an earlier one.
 """
 
 import contextlib
-import dataclasses
-import fcntl
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+import keras
+import tensorflow as tf
+from tensorflow.core.util import event_pb2
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.data import stores
-from jest_tf.models import reference
-from jest_tf.runs import checkpoints, interruptions
 
+CONFIG_FILE = "config.json"
 VERSIONS_FILE = "versions.json"
 DATA_FILE = "data.json"
+METRICS_FILE = "metrics.jsonl"
+DRAWS_FILE = "draws.jsonl"
+TELEMETRY_FILE = "telemetry.jsonl"
+EVALUATION_FILE = "evaluation.jsonl"
+FAULTS_FILE = "faults.jsonl"
+FLOPS_FILE = "flops.json"
+SKIPPED_FILE = "skipped.json"
+NOT_FINITE_FILE = "not_finite.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+TENSORBOARD_FOLDER = "tensorboard"
+WEIGHTS_FILE = "final.weights.h5"
+SELECTION_FILE = "selection.json"
+PAGE_FILE = "selection.html"
+LOCK_FILE = ".lock"
 
-_PACKAGES = (
-    "tensorflow",
-    "keras",
-    "tensorflow-text",
-    "tf-models-official",
-    "numpy",
-    "jest-tf",
-)
-_LOCK_FILE = ".lock"
-# A run may be continued with others of these: they say when its state is saved,
-# where things lie, on what it runs and what is measured of the machine, but not
-# what it computes, up to the last digits that depend on the devices.
-_MAY_CHANGE = (
-    "checkpoint.",
-    "data.index_dir",
-    "data.max_fault_rate",
-    "evaluation.energy",
-    "evaluation.time_parts",
-    "reference.sidecar_dir",
-    "distribution.",
-)
+# Logs that are cut back; the log of faults does so when the stream starts.
+_LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
+
+
+def path(workdir: str, name: str) -> str:
+    """The path of a file of a run directory."""
+    return os.path.join(workdir, name)
+
+
+def has(workdir: str, name: str) -> bool:
+    """Whether a run directory holds a file."""
+    return os.path.isfile(path(workdir, name))
+
+
+def read(workdir: str, name: str):
+    """The content of a JSON file of a run directory."""
+    with open(path(workdir, name), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write(workdir: str, name: str, content) -> None:
+    """Replaces a JSON file of a run directory, whole or not at all."""
+    with files.written_whole(path(workdir, name)) as partial:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+
+
+def append(workdir: str, name: str, row: dict) -> None:
+    """Adds a row to a JSON-lines file of a run directory."""
+    with open(path(workdir, name), "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(workdir: str, name: str) -> list[dict]:
+    """The rows of a JSON-lines file; [] without the file.
+
+    A row that a killed process left incomplete is skipped.
+    """
+    return [row for row, _ in _rows(path(workdir, name))]
+
+
+def load_config(workdir: str) -> config_lib.TrainConfig:
+    """The settings of a run.
+
+    Raises:
+        ValueError: if there is no run in `workdir`.
+    """
+    if not has(workdir, CONFIG_FILE):
+        raise ValueError(
+            f"Expected a run directory, with {CONFIG_FILE}. "
+            f"Received: {workdir!r}"
+        )
+    return config_lib.load_config(path(workdir, CONFIG_FILE))
+
+
+def save_learner(workdir: str, learner: keras.Model) -> None:
+    """Writes the learner of a finished run to `final.weights.h5`."""
+    # Keras asks for the suffix, so the partial file carries it too.
+    with files.written_whole(
+        path(workdir, WEIGHTS_FILE), ".weights.h5"
+    ) as partial:
+        learner.save_weights(partial)
+
+
+def sync_logs(workdir: str) -> None:
+    """Waits until all rows are on the disk."""
+    for name in (*_LOGS, FAULTS_FILE):
+        if has(workdir, name):
+            files.sync(path(workdir, name))
+
+
+def cut_back(workdir: str, step: int) -> None:
+    """Removes what the logs hold of steps after `step`."""
+    for name in _LOGS:
+        if has(workdir, name):
+            _keep_lines(path(workdir, name), step)
+    folder = path(workdir, TENSORBOARD_FOLDER)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        _keep_events(path(folder, name), step)
 
 
 @contextlib.contextmanager
-def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
-    """Holds a run directory: made, or checked to hold this very run.
+def locked(workdir: str) -> Iterator[None]:
+    """Holds the lock of a run directory, which is made.
 
-    What a killed process has left half-written is deleted. So is what a new
-    run has written down of itself when it is refused before its first step,
-    or the directory would hold on to settings that nobody can train with.
-
-    Args:
-        workdir: the run directory, which is also what `with` yields.
-        config: the run.
+    Files that a killed process left incomplete are deleted.
 
     Raises:
-        ValueError: if it holds another run, or another process holds it.
+        ValueError: if another process holds the lock.
     """
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, _LOCK_FILE), "a") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(files.locked(path(workdir, LOCK_FILE)))
         except BlockingIOError:
             raise ValueError(
                 f"Another process is training in {workdir!r}; expected a "
                 "directory that nobody else writes to"
             ) from None
-        checkpoints.delete_partial(workdir)
-        before = {*os.listdir(workdir)}
-        _claim(workdir, config)
-        try:
-            yield workdir
-        except ValueError:
-            if reference.CONFIG_FILE not in before and not _has_begun(workdir):
-                _delete_files(workdir, {*os.listdir(workdir)} - before)
-            raise
+        _delete_partial(workdir)
+        yield
 
 
 @contextlib.contextmanager
-def thrown_away() -> Iterator[str]:
-    """A folder for what a worker writes beside the one that keeps the run.
+def temporary() -> Iterator[str]:
+    """A folder that is deleted, for workers that must write but not keep.
 
-    Some of what is written is summed over the workers, so all must write.
+    Some values are reduced over the workers as they are written, so that all
+    of them take part.
     """
     with tempfile.TemporaryDirectory() as folder:
         yield folder
 
 
-def check_data(
-    workdir: str,
-    store: stores.Store,
-    reference_fingerprint: str,
-    sidecars: str = "",
-) -> None:
-    """Writes down what data a run reads, or checks that it still does.
-
-    Other shards, or the same ones written anew, would be another stream: the
-    run would go on from its step, but nowhere that it had been going.
-
-    Args:
-        workdir: the run directory.
-        store: the examples.
-        reference_fingerprint: of the reference, "" where there is none.
-        sidecars: `Sidecars.identity`, "" where there are none.
-
-    Raises:
-        ValueError: where a shard, the manifest, the reference or its sidecars
-            are not what they were.
-    """
-    shards = [
-        [os.path.basename(path), store.stamp(number)]
-        for number, path in enumerate(store.shards.paths)
-    ]
-    here = {
-        "shards": shards,
-        "reference": reference_fingerprint,
-        "manifest": store.manifest.identity if store.manifest else "",
-        "sidecars": sidecars,
-    }
-    path = os.path.join(workdir, DATA_FILE)
-    if not os.path.isfile(path):
-        interruptions.write_json(path, here)
-        return
-    with open(path, encoding="utf-8") as file:
-        before = json.load(file)
-    if len(before["shards"]) != len(shards):
-        raise ValueError(
-            f"`data.train` must match what the run in {workdir!r} began with, "
-            f"{len(before['shards'])} shards. Received: {len(shards)}"
-        )
-    for was, now in zip(before["shards"], shards, strict=True):
-        if was != now:
-            raise ValueError(
-                "`data.train` must be the data that the run in "
-                f"{workdir!r} began with, shard {was[0]} of version {was[1]}. "
-                f"Received: {now[0]} of version {now[1]}"
-            )
-    began_with = before.get("manifest", "")  # which older runs don't name
-    if began_with != here["manifest"]:
-        raise ValueError(
-            f"`data.manifest` must be the one that the run in {workdir!r} "
-            f"began with, {began_with or 'none'}. Received: "
-            f"{here['manifest'] or 'none'}"
-        )
-    if before["reference"] != here["reference"]:
-        raise ValueError(
-            f"The reference must be the one that the run in {workdir!r} began "
-            f"with, {before['reference']}. Received: {here['reference']}"
-        )
-    began_with = before.get("sidecars", sidecars)  # as above
-    if began_with != sidecars:
-        raise ValueError(
-            "The sidecars must be of the tokenizer, preprocessing, scale, bias "
-            f"and dtype of those that the run in {workdir!r} began with. "
-            "Received: others; set `reference.sidecar_dir` to the first ones"
-        )
-
-
-def _has_begun(workdir):
-    """Whether a run has made a step that anything is known of."""
-    logs = checkpoints.METRICS_FILE, interruptions.NOT_FINITE_FILE
-    paths = (os.path.join(workdir, name) for name in logs)
-    return bool(checkpoints.saved_steps(workdir)) or any(
-        os.path.isfile(path) and os.path.getsize(path) for path in paths
+def has_begun(workdir: str) -> bool:
+    """Whether any step of a run is on record."""
+    folder = path(workdir, CHECKPOINTS_FOLDER)
+    return bool(os.path.isdir(folder) and os.listdir(folder)) or any(
+        has(workdir, name) and os.path.getsize(path(workdir, name))
+        for name in (METRICS_FILE, NOT_FINITE_FILE)
     )
 
 
-def _delete_files(workdir, names):
-    for name in names:
-        path = os.path.join(workdir, name)
-        # A log says what was wrong.
-        if os.path.isfile(path) and not name.endswith(".jsonl"):
-            os.remove(path)
+def delete_new(workdir: str, before: Iterable[str]) -> None:
+    """Deletes files that are not among `before`; logs stay."""
+    for name in {*os.listdir(workdir)} - {*before}:
+        if has(workdir, name) and not name.endswith(".jsonl"):
+            os.remove(path(workdir, name))
 
 
-def _claim(workdir, config):
-    path = os.path.join(workdir, reference.CONFIG_FILE)
-    versions = os.path.join(workdir, VERSIONS_FILE)
-    if os.path.isfile(path):
-        _compare_config(workdir, config, config_lib.load_config(path))
-        _compare_versions(versions)
-    else:
-        interruptions.write_json(versions, _versions())
+def _delete_partial(workdir):
+    for part in ("", CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER):
+        folder = path(workdir, part)
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            # Sidecars may be written into this folder by another process.
+            if files.PARTIAL not in name or ".sidecar" in name:
+                continue
+            if has(folder, name):
+                os.remove(path(folder, name))
+            else:
+                shutil.rmtree(path(folder, name))
+
+
+def _rows(path):
+    """The rows of a JSON-lines file, and their lines."""
+    if not os.path.isfile(path):
+        return
+    # Bytes that a power cut left need not be UTF-8.
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and "step" in row:
+                yield row, line.rstrip("\n") + "\n"
+
+
+def _keep_lines(path, last_step):
     with files.written_whole(path) as partial:
-        config_lib.save_config(config, partial)
-
-
-def _compare_config(workdir, config, before):
-    differences = _differences(
-        dataclasses.asdict(config), dataclasses.asdict(before)
-    )
-    for name, here, there in differences:
-        if not name.startswith(_MAY_CHANGE):
-            raise ValueError(
-                f"`--workdir` {workdir!r} holds a run with other settings. "
-                f"Expected {name}={there!r}, to continue it. Received: "
-                f"{name}={here!r}; take another directory for another run"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(
+                line for row, line in _rows(path) if row["step"] <= last_step
             )
 
 
-def _differences(here, there, path=""):
-    for name, value in here.items():
-        if isinstance(value, dict):
-            yield from _differences(value, there[name], f"{path}{name}.")
-        elif value != there[name]:
-            yield path + name, value, there[name]
-
-
-def _compare_versions(path):
-    """Says with what other versions the run began: its bits may differ."""
-    if not os.path.isfile(path):
+def _keep_events(path, last_step):
+    """Removes events of later steps, and a last event that is incomplete."""
+    if all(step is not None and step <= last_step for step, _ in _events(path)):
         return
-    with open(path, encoding="utf-8") as file:
-        before = json.load(file)["versions"]
-    now = _versions()["versions"]
-    changed = [
-        f"{name} {before.get(name)}, now {now[name]}"
-        for name in now
-        if now[name] != before.get(name)
-    ]
-    if changed:
-        _say(f"this run began with {'; '.join(changed)}")
+    with files.written_whole(path) as partial:
+        with tf.io.TFRecordWriter(partial) as writer:
+            for step, event in _events(path):
+                if step is not None and step <= last_step:
+                    writer.write(event)
 
 
-def _versions():
-    """What the run ran with: versions, machine, and the code's revision."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None  # used from a checkout, say
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "git_revision": _git("rev-parse", "HEAD"),
-        "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
-    }
-
-
-def _git(*arguments):
-    """What git says of the checkout that this file lies in; None without."""
-    folder, name = os.path.split(os.path.abspath(__file__))
+def _events(path):
+    """Step and bytes of each event; (None, b"") where the file is cut off."""
     try:
-        # An installed copy may lie in the checkout of something else.
-        for command in (("ls-files", "--error-unmatch", name), arguments):
-            done = subprocess.run(
-                ["git", *command],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _say(text):
-    print(text, file=sys.stderr, flush=True)
+        for event in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            yield event_pb2.Event.FromString(event).step, event
+    except tf.errors.DataLossError:
+        yield None, b""

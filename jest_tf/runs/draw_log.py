@@ -8,8 +8,6 @@ settings and the step, the same in a run that was killed and continued.
 `evaluation/draw_comparison.py` measures more on demand.
 """
 
-import json
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +16,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import selection
 from jest_tf.data import stream
-from jest_tf.runs import checkpoints
+from jest_tf.runs import directory
 
 # The quantiles of a distribution that `telemetry.jsonl` holds.
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
@@ -34,36 +32,38 @@ _HISTOGRAM = tf.compat.v1.SummaryMetadata(
         plugin_name="histograms"
     )
 )
-# What a checkpoint carries: see `Repeats`, and whether a line is still due.
-_SEEN, _COUNTS, _DUE = "trained_before", "trained_counts", "telemetry_due"
 
 
 class Repeats:
-    """Which records a run has trained on, a bit each, and how often again.
+    """The records that a run has trained on, a bit each, and how often again.
 
     A record counts as trained before if an earlier step has trained on it. One
-    that stands in for another that can't be read counts as that.
+    that replaces an unreadable record counts as that record.
 
     Args:
         order: of the stream.
         super_batch_size: B.
-        carried: where the state is kept, `JESTModel.carried`; what it holds
-            is gone on from.
+        state: of an earlier process, to go on from.
     """
 
     def __init__(
         self,
         order: stream.Order | stream.Mixture,
         super_batch_size: int,
-        carried: dict[str, np.ndarray],
+        state: dict[str, np.ndarray] | None = None,
     ):
         self._order = order
         self._super_batch_size = super_batch_size
         num_bytes = -(-order.num_records // 8)
-        self._seen = carried.setdefault(_SEEN, np.zeros(num_bytes, np.uint8))
-        # Trained, and of them trained before, since the last line of the log;
-        # records trained on in all.
-        self._counts = carried.setdefault(_COUNTS, np.zeros(3, np.int64))
+        state = state or {}
+        self._seen = state.get("seen", np.zeros(num_bytes, np.uint8))
+        # Trained, and of them trained before, since the last row of the log;
+        # distinct records trained on in all.
+        self._counts = state.get("counts", np.zeros(3, np.int64))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays to go on from; they change with the next step."""
+        return {"seen": self._seen, "counts": self._counts}
 
     def add(self, number: int, rows: np.ndarray) -> None:
         """Counts what a step has trained on.
@@ -103,15 +103,16 @@ class Repeats:
 
 
 class Telemetry:
-    """Follows the draws of a run, driven by its ledger.
+    """Follows the draws of a run; the ledger calls it.
 
     Args:
         config: the run.
         workdir: the run directory.
         start_step: steps already done.
-        order: of the stream; None leaves out what goes by records.
-        super_batch_at: from the steps done before a step to the number of its
+        order: of the stream; None leaves out what is counted by record.
+        super_batch_at: maps the steps done before a step to the number of its
             super-batch; None is the same number.
+        state: of the checkpoint that the run continues from.
     """
 
     def __init__(
@@ -122,34 +123,27 @@ class Telemetry:
         start_step: int = 0,
         order: stream.Order | stream.Mixture | None = None,
         super_batch_at: Callable[[int], int] | None = None,
+        state: dict[str, np.ndarray] | None = None,
     ):
         self._config = config
-        self._path = os.path.join(workdir, checkpoints.TELEMETRY_FILE)
-        self._start_step = start_step
-        self._order = order
+        self._workdir = workdir
         self._super_batch_at = super_batch_at or (lambda step: step)
-        self._model = self._repeats = self._is_due = None
+        state = state or {}
+        # Whether a row is owed: state, as some workers have no file.
+        self._is_due = bool(state.get("is_due", False))
+        self._repeats = None
+        # A run that began without telemetry cannot know what it trained on.
+        if order is not None and (not start_step or "seen" in state):
+            self._repeats = Repeats(order, config.data.super_batch_size, state)
 
-    def begin(self, model) -> None:
-        """Takes up what a checkpoint has carried.
-
-        Args:
-            model: the `JESTModel` that is followed.
-        """
-        self._model = model
-        # Of a checkpoint, and not told by the file, which some workers lack.
-        self._is_due = model.carried.setdefault(_DUE, np.zeros(1, np.uint8))
-        # A run that began without can't know what it had trained on.
-        if self._order is None or (
-            self._start_step and _SEEN not in model.carried
-        ):
-            return
-        self._repeats = Repeats(
-            self._order, self._config.data.super_batch_size, model.carried
-        )
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays that a checkpoint stores."""
+        repeats = self._repeats.state() if self._repeats else {}
+        return {"is_due": np.array(self._is_due), **repeats}
 
     def follow(
         self,
+        model,
         previous: int,
         step: int,
         is_logged: bool,
@@ -161,6 +155,7 @@ class Telemetry:
         the line of `telemetry.jsonl`.
 
         Args:
+            model: the `JESTModel` that is followed.
             previous: steps done before the execution.
             step: steps done.
             is_logged: whether the log gets a line of the step.
@@ -169,15 +164,16 @@ class Telemetry:
         Returns:
             What belongs into the line of the log, by name.
         """
-        report, scalars = self._model.rows, {}
+        report, scalars = model.rows, {}
         if self._repeats is not None:
             self._count(report, previous, step)
             if is_logged:
                 scalars = self._of_records(step)
         self._is_due |= is_logged
-        if self._is_due.any() and report.is_scored:
-            scalars |= self._write(report, step, writer)
-            self._is_due[:] = 0
+        if self._is_due and report.is_scored:
+            num_replicas = model.distribute_strategy.num_replicas_in_sync
+            scalars |= self._write(report, step, num_replicas, writer)
+            self._is_due = False
         return scalars if is_logged else {}
 
     def _count(self, report, previous, step):
@@ -195,7 +191,7 @@ class Telemetry:
             scalars["select/effective_filter_ratio"] = ratio
         return scalars
 
-    def _write(self, report, step, writer):
+    def _write(self, report, step, num_replicas, writer):
         """Writes a line and histograms; returns the overlaps, by name."""
         settings = self._config.selection.at(step - 1)
         scored, drawn = report.scored(), report.drawn(step - 1)
@@ -205,7 +201,7 @@ class Telemetry:
             scored["own_score"],
             settings,
             seed=(self._config.seed, step - 1),
-            num_replicas=self._model.distribute_strategy.num_replicas_in_sync,
+            num_replicas=num_replicas,
         )
         with writer.as_default(step=step):
             for quantity, of_group in groups.items():
@@ -223,8 +219,7 @@ class Telemetry:
             },
             **extremes(scored, drawn, settings.criterion),
         }
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        directory.append(self._workdir, directory.TELEMETRY_FILE, line)
         return {f"select/overlap_{name}": one for name, one in overlaps.items()}
 
 

@@ -8,8 +8,6 @@ state on disk is the business of `runs/checkpoints.py`.
 """
 
 import contextlib
-import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,13 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import files
-from jest_tf.runs import checkpoints
+from jest_tf.runs import directory, steps
+from jest_tf.training import finite
 
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
 EXIT_CODE = 75
-SKIPPED_FILE = "skipped.json"
-NOT_FINITE_FILE = "not_finite.json"
 
 # A batch that breaks the step is rare; several in a row mean that the learner
 # itself has diverged.
@@ -147,7 +143,7 @@ class Signals(keras.callbacks.Callback):
             raise Preempted
 
 
-class FiniteCheck(checkpoints.StepCallback):
+class FiniteCheck(steps.StepCallback):
     """Ends `fit` at a loss, score or weight that is not finite.
 
     Belongs before the callbacks that log and save, so that they see nothing of
@@ -157,7 +153,7 @@ class FiniteCheck(checkpoints.StepCallback):
     only scalars are: with `optimizer.clip_norm` they tell of all.
 
     Raises:
-        checkpoint.NotFinite: from within `fit`.
+        finite.NotFinite: from within `fit`.
     """
 
     def __init__(self, start_step: int = 0):
@@ -170,7 +166,7 @@ class FiniteCheck(checkpoints.StepCallback):
         strategy = self.model.distribute_strategy
         if isinstance(strategy, tf.distribute.TPUStrategy):
             variables = [one for one in variables if not one.shape]
-        self._find = checkpoints.finder_of_not_finite(variables)
+        self._find = finite.finder(variables)
 
     def on_train_batch_end(self, batch, logs=None):
         """Looks."""
@@ -190,7 +186,7 @@ class FiniteCheck(checkpoints.StepCallback):
                 for name in ("loss", "scale", "bias")
                 if name in logs
             }
-            raise checkpoints.NotFinite(names, values)
+            raise finite.NotFinite(names, values)
 
 
 class Skipped:
@@ -203,12 +199,11 @@ class Skipped:
     """
 
     def __init__(self, workdir: str, *, writes: bool = True):
-        self._path = os.path.join(workdir, SKIPPED_FILE)
+        self._workdir = workdir
         self._writes = writes
         self._cases = []
-        if os.path.isfile(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                self._cases = json.load(file)
+        if directory.has(workdir, directory.SKIPPED_FILE):
+            self._cases = directory.read(workdir, directory.SKIPPED_FILE)
 
     @property
     def numbers(self) -> list[int]:
@@ -249,13 +244,5 @@ class Skipped:
             return False
         self._cases.append(case)
         if self._writes:
-            write_json(self._path, self._cases)
+            directory.write(self._workdir, directory.SKIPPED_FILE, self._cases)
         return True
-
-
-def write_json(path: str, content) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with files.written_whole(path) as partial:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")

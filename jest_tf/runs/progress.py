@@ -1,71 +1,108 @@
-"""How far a long piece of work is, on one line: a bar, a rate, the time left.
-
-On a terminal the line overwrites itself; in a file a new one comes now and
-then. The progress of training is in `runs/log.py`.
-"""
+"""Progress of long work: a bar on a terminal, a line now and then in a file."""
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
-# Seconds between two lines on a terminal, and in a file.
-_TERMINAL_SECONDS, _FILE_SECONDS = 0.5, 15.0
-_BAR_WIDTH = 20
+import tqdm
+
+_TERMINAL_SECONDS, _FILE_SECONDS = 0.5, 15.0  # between two updates
 
 
 class Progress:
-    """Shows `done` of `total` whenever it is called with them.
+    """Shows how much of some work is done, at what rate, and the time left.
 
-    The rate is that since the first call, so that what an earlier process did
-    is not counted.
+    The rate counts from the first call, so that neither the work of an earlier
+    process nor what happens before the first call, such as tracing, is in it.
 
     Args:
-        what: what is being done, in front of the line.
-        unit: what is counted, in the plural.
+        what: the name of the work, in front of the line.
+        unit: what is counted, in the plural; "bytes" are scaled.
         stream: where to; None is standard error.
+        clock: seconds.
     """
 
-    def __init__(self, what: str, unit: str, stream: TextIO | None = None):
+    def __init__(
+        self,
+        what: str,
+        unit: str,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._what = what
-        self._unit = unit
+        self._unit = {"unit": f" {unit}"}
+        if unit == "bytes":
+            self._unit = {"unit": "B", "unit_scale": True}
         self._stream = stream or sys.stderr
-        self._first = None
-        self._shown = None
-        self._started = time.monotonic()
+        self._clock = clock
+        self._bar = None
+        self._initial = None
+        self._started = self._shown = 0.0
 
-    def __call__(self, done: int, total: int) -> None:
-        """Writes the line if it is due; the last one always is."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self._started = done, now
-        on_terminal = self._stream.isatty()
-        pause = _TERMINAL_SECONDS if on_terminal else _FILE_SECONDS
-        if (
-            self._shown is not None
-            and now - self._shown < pause
-            and done < total
-        ):
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Updates the line if it is due; the last update always is.
+
+        Args:
+            done: work done.
+            total: all work.
+            note: shown behind the rate.
+        """
+        if self._stream.isatty():
+            self._show_bar(done, total, note)
+        else:
+            self._write_line(done, total, note)
+
+    def close(self) -> None:
+        """Leaves the bar as it is, where the work ends early."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show_bar(self, done, total, note):
+        if self._bar is None:
+            self._bar = tqdm.tqdm(
+                desc=self._what,
+                total=total,
+                initial=done,
+                file=self._stream,
+                mininterval=_TERMINAL_SECONDS,
+                dynamic_ncols=True,
+                **self._unit,
+            )
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+
+    def _write_line(self, done, total, note):
+        now = self._clock()
+        if self._initial is None:
+            self._initial, self._started = done, now
+        elif now - self._shown < _FILE_SECONDS and done < total:
             return
         self._shown = now
-        start, end = ("\r\033[K", "") if on_terminal else ("", "\n")
-        if on_terminal and done >= total:
-            end = "\n"
-        self._stream.write(start + self._line(done, total, now) + end)
+        line = tqdm.tqdm.format_meter(
+            done,
+            total,
+            now - self._started,
+            prefix=self._what,
+            ascii=True,
+            postfix=note,
+            initial=self._initial,
+            bar_format="{desc}: {n_fmt} of {total_fmt}{unit}"
+            " [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            **self._unit,
+        )
+        self._stream.write(line + "\n")
         self._stream.flush()
 
-    def _line(self, done, total, now):
-        share = min(1.0, done / total) if total else 1.0
-        filled = round(_BAR_WIDTH * share)
-        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-        line = f"{self._what} [{bar}] {done:,} of {total:,} {self._unit}"
-        rate = (done - self._first) / max(now - self._started, 1e-9)
-        if done > self._first:
-            line += f"  {rate:,.0f}/s  {clock((total - done) / rate)} left"
-        return line
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Writes a line, above a bar if there is one.
 
-def clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds, "1:02:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    Args:
+        text: the line.
+        stream: where to; None is standard error.
+    """
+    tqdm.tqdm.write(text, file=stream or sys.stderr)
+    (stream or sys.stderr).flush()

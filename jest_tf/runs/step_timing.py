@@ -1,18 +1,119 @@
-"""Seconds of the parts of a training step, each run alone.
+"""Seconds of steps, of waiting for input, and of the parts of a step.
 
-A step is one graph, in which parts overlap and a device is told of work long
-before it is done; a clock within it would be read at the wrong time. So here
-scoring, selection and training are functions of their own, compiled as the
-step is, which get a super-batch and run until their results are there. They
-leave no trace: weights, optimizer, metrics and random states are put back.
+A step is one graph, whose parts overlap and run long after the host has
+launched them, so a clock within it would be wrong. `Probe` therefore runs
+scoring, selection and training as separate functions, compiled as the step is.
+Weights, optimizer, metrics and random states are restored afterwards.
 """
 
 import time
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import training
+
+
+class InputWait:
+    """The time that the training step waits for its input.
+
+    Attributes:
+        seconds: that the consumer of the watched dataset was blocked.
+    """
+
+    def __init__(self):
+        self.seconds = 0.0
+        self._asked_at = 0.0
+
+    def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """The same dataset, with the waiting for each element counted.
+
+        It must be iterated directly, under the default strategy: others fetch
+        ahead, and the waiting of their threads would be counted.
+        """
+
+        def ask(_):
+            return tf.numpy_function(self._ask, [], tf.bool)
+
+        def get(asked, batch):
+            del asked
+            tf.numpy_function(self._get, [], tf.bool)
+            return batch
+
+        # A zip asks one input after the other, on the consumer's thread;
+        # functions with side effects are not run ahead of it.
+        watched = tf.data.Dataset.zip(
+            tf.data.Dataset.counter().map(ask), dataset
+        ).map(get)
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        return watched.with_options(options)
+
+    def _ask(self):
+        self._asked_at = time.monotonic()
+        return np.bool_(True)
+
+    def _get(self):
+        self.seconds += time.monotonic() - self._asked_at
+        return np.bool_(True)
+
+
+class StepTimes:
+    """Seconds of steps and of waiting, since the last row and in all.
+
+    An execution that traces a new kind of step is left out.
+
+    Args:
+        input_wait: watches the dataset; None leaves waiting out.
+    """
+
+    def __init__(self, input_wait: InputWait | None):
+        self._input_wait = input_wait
+        self._kinds = None
+        self._began_at = self._waited_before = 0.0
+        # Steps, their seconds, and the seconds waited.
+        self._row, self._all = np.zeros(3), np.zeros(3)
+
+    def begin(self) -> None:
+        """Starts the clock of an execution."""
+        self._began_at, self._waited_before = time.monotonic(), self._waited()
+
+    def end(self, steps: int, kinds: int) -> None:
+        """Counts an execution.
+
+        Args:
+            steps: of the execution.
+            kinds: kinds of steps that have been traced so far.
+        """
+        spent = time.monotonic() - self._began_at
+        if kinds == self._kinds:
+            waited = self._waited() - self._waited_before
+            self._row += (steps, spent, waited)
+            self._all += (steps, spent, waited)
+        self._kinds = kinds
+
+    def since_last(self) -> dict[str, float]:
+        """`time/step_seconds` and the like since the last call."""
+        values = self._values(self._row)
+        self._row = np.zeros(3)
+        return values
+
+    def total(self) -> dict[str, float]:
+        """The same of all executions."""
+        return self._values(self._all)
+
+    def _waited(self):
+        return self._input_wait.seconds if self._input_wait else 0.0
+
+    def _values(self, sums):
+        steps, spent, waited = sums
+        if not spent:
+            return {}
+        values = {"time/step_seconds": round(spent / steps, 6)}
+        if self._input_wait:
+            values["time/input_wait_share"] = round(waited / spent, 6)
+        return values
 
 
 class Probe:

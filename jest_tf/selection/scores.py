@@ -24,8 +24,8 @@ CRITERIA = ("learnability", "easy_reference", "hard_learner")
 LOSSES = ("sigmoid", "softmax")
 
 # What an error in a graph says of embeddings that can't be scored.
-_NOT_FINITE = "embeddings hold NaN or infinity"
-NOT_FINITE = re.compile(rf"`\w+` {_NOT_FINITE}")
+_NOT_FINITE = "hold NaN or infinity"
+NOT_FINITE = re.compile(rf"(?P<name>`\w+` embeddings) {_NOT_FINITE}")
 
 # A tile of logits is 4,096 x 1,024 float32, 16 MB: large enough for the matrix
 # product to run at full speed and for the loop to cost little, small beside
@@ -467,7 +467,7 @@ def _checked_embeddings(name, embeddings):
                 f"`{name}.{part}` must be a scalar. "
                 f"Received: shape {getattr(parts, part).shape}"
             )
-    message = f"`{name}` {_NOT_FINITE}"
+    message = f"`{name}` embeddings {_NOT_FINITE}"
     try:
         parts = (tf.debugging.check_numerics(part, message) for part in parts)
         return Embeddings(

@@ -45,6 +45,11 @@ class StepMetrics:
         means = list(self._means.values())
         return means + [self._sums[name] for name in self._counted]
 
+    @property
+    def every(self) -> list[keras.metrics.Metric]:
+        """All metrics."""
+        return [*self._means.values(), *self._sums.values()]
+
     def result(self, name: str) -> tf.Tensor:
         """The mean of that name so far."""
         return self._means[name].result()
@@ -94,10 +99,7 @@ class StepMetrics:
                     variable.assign(value)
 
     def _by_key(self):
-        return {
-            metric.name.replace("/", "."): metric
-            for metric in (*self._means.values(), *self._sums.values())
-        }
+        return {metric.name.replace("/", "."): metric for metric in self.every}
 
 
 def _of_draw(settings):

@@ -27,6 +27,7 @@ from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches, reference
 from jest_tf.selection import scores
 from jest_tf.training import (
+    finite,
     flops,
     micro_batches,
     optimizer,
@@ -38,9 +39,6 @@ from jest_tf.training import step as step_lib
 
 # Keeps the noise of the augmentation apart from that of the draw.
 _AUGMENT_SALT = 0x0A06
-
-# What the names of arrays that a checkpoint carries begin with.
-_CARRIED = "carried."
 
 _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
@@ -102,8 +100,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         seed: of the draws and the augmentation.
 
     Attributes:
-        carried: NumPy arrays by name that are saved and loaded with the
-            weights, for callbacks to find what they knew at the checkpoint.
         rows: what the last execution told of rows, a `row_outputs.RowReport`.
 
     Raises:
@@ -184,7 +180,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self._step_metrics = metrics_lib.StepMetrics(
             selection, distils=distillation_weight > 0.0
         )
-        self.carried = {}
         self.rows = row_outputs.RowReport(self.distribute_strategy, {})
         self._recent_draws = row_outputs.RecentDraws(None, 1, None)
         self._graphs = flops.StepGraphs()
@@ -278,6 +273,11 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """The owned metrics, reset by Keras at the start of an epoch."""
         return self._step_metrics.shown
 
+    @property
+    def step_metrics(self) -> list[keras.metrics.Metric]:
+        """All owned metrics, also those that `metrics` does not show yet."""
+        return self._step_metrics.every
+
     def build(self, input_shape):
         """Builds the learner; nothing else has weights."""
         if not self.learner.built:
@@ -306,9 +306,10 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """As `keras.Model.fit`; the dataset alone says what comes when.
 
         Raises:
-            ValueError: besides Keras' own, where a model's embeddings of a
-                super-batch are not finite, and where the replicas can't be
-                given equal shares.
+            finite.NotFinite: a model's embeddings of a super-batch are not
+                finite.
+            ValueError: besides Keras' own, where the replicas can't be given
+                equal shares.
         """
         self._check_shares(x)
         if self._schedule is not None:
@@ -319,9 +320,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             found = scores.NOT_FINITE.search(error.message)
             if found is None:
                 raise
-            raise ValueError(
-                f"{found[0]}; expected finite numbers. A model has diverged"
-            ) from error
+            raise finite.NotFinite([found["name"]]) from error
 
     def make_train_function(self, force=False):
         """Makes the function that `fit` calls, which also tells the ids."""
@@ -428,18 +427,11 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         )
 
     def save_own_variables(self, store):
-        """Saves what Keras leaves out of its files: metrics and `carried`."""
+        """Saves the running metrics, which Keras leaves out of its files."""
         self._step_metrics.save(store)
-        for name, value in self.carried.items():
-            store[_CARRIED + name] = value
 
     def load_own_variables(self, store):
-        """Loads those running metrics that the file holds, and `carried`."""
-        self.carried = {
-            name.removeprefix(_CARRIED): np.array(store[name])
-            for name in store.keys()
-            if name.startswith(_CARRIED)
-        }
+        """Loads those running metrics that the file holds."""
         self._step_metrics.load(store)
 
     def get_config(self):

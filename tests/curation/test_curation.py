@@ -30,9 +30,8 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
-from jest_tf.models import reference
 from jest_tf.reports import manifest_page
-from jest_tf.runs import checkpoints
+from jest_tf.runs import directory
 from trainers import curate as command
 from trainers import embed as embed_command
 
@@ -1027,16 +1026,14 @@ class CommandTest(tf.test.TestCase):
             data=config.DataConfig(image_size=32, text_length=16),
             model=config.ModelConfig(preset="tiny", loss=loss),
         )
-        config.save_config(recipe, os.path.join(workdir, reference.CONFIG_FILE))
+        config.save_config(recipe, os.path.join(workdir, directory.CONFIG_FILE))
         letters = "abcdefghijklmnopqrstuvwxyz"
         tokenizer = preprocessing.WordPieceTokenizer(
             ["[UNK]", "[EOS]", *letters, *(f"##{one}" for one in letters)], 16
         )
         tokenizer.save(workdir)
         learner = models.build_learner(recipe, tokenizer.vocabulary_size)
-        checkpoints.save_weights(
-            learner, os.path.join(workdir, reference.WEIGHTS_FILE)
-        )
+        directory.save_learner(workdir, learner)
 
     def path(self, name):
         return os.path.join(self.folder, name)

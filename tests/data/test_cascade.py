@@ -24,7 +24,7 @@ from jest_tf.data import (
 )
 from jest_tf.data.sidecars import embed
 from jest_tf.embeddings import Embeddings
-from jest_tf.runs import checkpoints, interruptions
+from jest_tf.runs import checkpoints, costs, directory
 from jest_tf.runs import log as log_lib
 
 
@@ -399,7 +399,7 @@ class CostTest(tf.test.TestCase):
             cascade=config.CascadeConfig(30, num_chunks=2),
         )
         self.assertEqual(
-            log_lib.examples_at(recipe, 3),
+            costs.examples_at(recipe, 3),
             {
                 "examples/cascaded": 90,
                 "examples/drawn": 36,
@@ -487,7 +487,7 @@ class RunTest(tf.test.TestCase):
         ]
 
     def assert_equal_runs(self, one, other):
-        for name in (checkpoints.METRICS_FILE, checkpoints.DRAWS_FILE):
+        for name in (directory.METRICS_FILE, directory.DRAWS_FILE):
             self.assertEqual(self.lines(one, name), self.lines(other, name))
         ours, theirs = (
             subprocesses.weight_arrays(
@@ -515,7 +515,7 @@ class RunTest(tf.test.TestCase):
 
     def test_the_log_counts_what_was_considered(self):
         workdir = self.run_in("counted", "steps=10")
-        last = self.lines(workdir, checkpoints.METRICS_FILE)[-1]
+        last = self.lines(workdir, directory.METRICS_FILE)[-1]
         self.assertEqual(last["examples/cascaded"], 300)
         self.assertEqual(last["examples/drawn"], 120)
         self.assertEqual(last["examples/scored"], 120)
@@ -532,9 +532,7 @@ class RunTest(tf.test.TestCase):
     def test_super_batches_left_out_are_hyper_batches_left_out(self):
         workdir = os.path.join(self.folder, "skipped")
         os.makedirs(workdir)
-        with open(
-            os.path.join(workdir, interruptions.SKIPPED_FILE), "w"
-        ) as file:
+        with open(os.path.join(workdir, directory.SKIPPED_FILE), "w") as file:
             json.dump([{"super_batches": [1, 3]}], file)
         self.run_in(
             "skipped", *ALONE, "steps=4", "evaluation.log_every_steps=1"
@@ -558,7 +556,7 @@ class RunTest(tf.test.TestCase):
             for batch in dataset.take(7).as_numpy_iterator()
         ]
         self.assertEqual(
-            [row["ids"] for row in self.lines(workdir, checkpoints.DRAWS_FILE)],
+            [row["ids"] for row in self.lines(workdir, directory.DRAWS_FILE)],
             [ids[number] for number in (0, 2, 4, 5)],
         )
 
@@ -577,7 +575,7 @@ class RunTest(tf.test.TestCase):
             f"reference.workdir={teacher}",
         )
         ours, theirs = (
-            self.lines(self.run_in(*run), checkpoints.DRAWS_FILE)
+            self.lines(self.run_in(*run), directory.DRAWS_FILE)
             for run in (
                 ("live-one", *settings),
                 (
@@ -603,8 +601,7 @@ class RunTest(tf.test.TestCase):
             "distribution.virtual_devices=2",
         )
         ours, theirs = (
-            self.lines(workdir, checkpoints.DRAWS_FILE)
-            for workdir in (one, two)
+            self.lines(workdir, directory.DRAWS_FILE) for workdir in (one, two)
         )
         self.assertEqual(ours, theirs)
 

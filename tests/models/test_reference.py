@@ -7,11 +7,11 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, training
+from jest_tf import config, models, runs, training
 from jest_tf.data import preprocessing
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
-from jest_tf.runs import checkpoints
+from jest_tf.runs import directory
 
 
 class FrozenTest(tf.test.TestCase):
@@ -131,7 +131,7 @@ class LoadRunTest(tf.test.TestCase):
             data=config.DataConfig(image_size=8, text_length=3),
             model=config.ModelConfig(preset="tiny", temperature=5.0),
         )
-        self.path = os.path.join(self.workdir, reference.CONFIG_FILE)
+        self.path = os.path.join(self.workdir, directory.CONFIG_FILE)
 
     def write_all(self):
         config.save_config(self.config, self.path)
@@ -140,13 +140,12 @@ class LoadRunTest(tf.test.TestCase):
         learner = models.build_learner(self.config, 12)
         for variable in learner.trainable_variables:
             variable.assign_add(0.01 * tf.ones(variable.shape))
-        path = os.path.join(self.workdir, reference.WEIGHTS_FILE)
-        checkpoints.save_weights(learner, path)
+        directory.save_learner(self.workdir, learner)
         return learner, tokenizer
 
     def test_a_finished_run_comes_back_whole(self):
         learner, tokenizer = self.write_all()
-        run = reference.load_run(self.workdir)
+        run = runs.load_run(self.workdir)
         self.assertEqual(run.config, self.config)
         texts = tf.constant(["a b c d", "j", ""])
         self.assertAllEqual(run.tokenizer(texts), tokenizer(texts))
@@ -160,7 +159,7 @@ class LoadRunTest(tf.test.TestCase):
         self,
     ):
         learner, tokenizer = self.write_all()
-        run = reference.load_run(self.workdir)
+        run = runs.load_run(self.workdir)
         random = np.random.default_rng(0)
         images = random.integers(0, 256, (7, 8, 8, 3), np.uint8)
         captions = ["a b", "c", "j i h g f", "a", "", "b", "z", "d", "e"]
@@ -174,19 +173,19 @@ class LoadRunTest(tf.test.TestCase):
 
     def test_a_description_tells_what_the_embeddings_are_of(self):
         learner, _ = self.write_all()
-        description = reference.describe(reference.load_run(self.workdir))
+        description = reference.describe(runs.load_run(self.workdir))
         self.assertEqual(description.dim, 64)
         scale = np.exp(learner.log_temperature.numpy())
         self.assertAllClose(description.scale, scale)
         self.assertEqual(description.bias, float(learner.bias.value))
         self.assertIn("WordPieceTokenizer, 12 tokens", description.tokenizer)
         self.assertIn("8 x 8", description.preprocessing)
-        again = reference.describe(reference.load_run(self.workdir))
+        again = reference.describe(runs.load_run(self.workdir))
         self.assertEqual(again, description)
 
     def test_a_description_changes_with_all_that_changes_embeddings(self):
         self.write_all()
-        run = reference.load_run(self.workdir)
+        run = runs.load_run(self.workdir)
         before = reference.describe(run)
 
         def changed(**values):
@@ -239,10 +238,10 @@ class LoadRunTest(tf.test.TestCase):
             with self.assertRaisesRegex(
                 ValueError, rf"finished run, with config.json.*'{workdir}'"
             ):
-                reference.load_run(workdir)
+                runs.load_run(workdir)
         config.save_config(self.config, self.path)
         with self.assertRaisesRegex(ValueError, "with final.weights.h5"):
-            reference.load_run(self.workdir)
+            runs.load_run(self.workdir)
 
 
 if __name__ == "__main__":

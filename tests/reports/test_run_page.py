@@ -16,7 +16,7 @@ import tiny
 from jest_tf import config
 from jest_tf.data import pipeline, preprocessing, stores
 from jest_tf.reports import run_page
-from jest_tf.runs import checkpoints
+from jest_tf.runs import directory
 
 CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
 SIZE, ROWS, B = 5, 7, 4
@@ -75,9 +75,9 @@ class PageTest(tf.test.TestCase):
 
     def write(self, lines):
         for name, rows in (
-            (checkpoints.TELEMETRY_FILE, lines),
+            (directory.TELEMETRY_FILE, lines),
             (
-                checkpoints.METRICS_FILE,
+                directory.METRICS_FILE,
                 [
                     {
                         "step": line["step"],

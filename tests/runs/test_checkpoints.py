@@ -11,19 +11,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tiny
-from tensorflow.core.util import event_pb2
 
 from jest_tf import config, training
 from jest_tf.data import pipeline, preprocessing, stores
-from jest_tf.runs import checkpoints
+from jest_tf.runs import checkpoints, directory
 from jest_tf.runs import log as log_lib
+from jest_tf.training import finite
 
 STEPS = 8
-LOGS = (
-    checkpoints.METRICS_FILE,
-    checkpoints.DRAWS_FILE,
-    checkpoints.EVALUATION_FILE,
-)
+# The files of a checkpoint.
+DATA, INDEX = "state.data-00000-of-00001", "state.index"
 
 
 class CheckpointTestCase(tf.test.TestCase):
@@ -41,10 +38,17 @@ class CheckpointTestCase(tf.test.TestCase):
         return model
 
     def callback(self, model, **settings):
-        callback = checkpoints.Checkpoints(
-            self.workdir,
-            **{"every_steps": 1, "keep": 9, "last_step": 10**11} | settings,
+        names = ("start_step", "parts", "guard", "agree")
+        options = {
+            name: settings.pop(name) for name in names if name in settings
+        }
+        run = config.TrainConfig(
+            steps=settings.pop("last_step", 10**11),
+            checkpoint=config.CheckpointConfig(
+                **{"every_steps": 1, "keep": 9} | settings
+            ),
         )
+        callback = checkpoints.Checkpoints(self.workdir, run, **options)
         callback.set_model(model)
         return callback
 
@@ -55,7 +59,7 @@ class CheckpointTestCase(tf.test.TestCase):
 
     def steps(self):
         return [
-            int(name.removeprefix("step-").removesuffix(".weights.h5"))
+            int(name.removeprefix("step-"))
             for name in sorted(os.listdir(self.folder))
         ]
 
@@ -91,21 +95,20 @@ class SavingTest(CheckpointTestCase):
 
     def test_a_save_that_fails_leaves_the_checkpoint_before(self):
         model = self.model()
-        callback = self.callback(model, keep=1)
+
+        def fail():
+            if model.optimizer.iterations == 2:
+                raise OSError("disk full")
+            return {}
+
+        callback = self.callback(model, keep=1, parts={"a": fail})
         model.optimizer.iterations.assign(1)
         callback.on_train_batch_end(0)
-
-        def half(path, *_, **__):
-            with open(path, "wb") as file:
-                file.write(b"half")
-            raise OSError("disk full")
-
-        with mock.patch.object(model, "save_weights", half):
-            with self.assertRaisesRegex(OSError, "disk full"):
-                callback.on_train_batch_end(1)
-        self.assertLen(os.listdir(self.folder), 1)
+        model.optimizer.iterations.assign(2)
+        with self.assertRaisesRegex(OSError, "disk full"):
+            callback.on_train_batch_end(1)
         again = self.model(seed=3)
-        self.assertEqual(checkpoints.restore(again, self.workdir), 1)
+        self.assertEqual(checkpoints.restore(again, self.workdir).step, 1)
         for one, same in zip(again.weights, model.weights, strict=True):
             self.assertAllEqual(one, same)
 
@@ -156,7 +159,7 @@ class SavingTest(CheckpointTestCase):
         self.assertEqual(asked, [False, True, True])
         self.assertEqual(self.steps(), [1, 3])
         # It was the best here; the others say that it was not.
-        log = os.path.join(self.workdir, checkpoints.EVALUATION_FILE)
+        log = os.path.join(self.workdir, directory.EVALUATION_FILE)
         with open(log, "a", encoding="utf-8") as file:
             file.write('{"step": 4, "m": 1.0}\n')
         callback.on_evaluation(4, {"m": 1.0})
@@ -169,7 +172,7 @@ class SavingTest(CheckpointTestCase):
             self.model(), every_steps=4, keep=1, keep_best="m"
         )
         seen = []
-        log = os.path.join(self.workdir, checkpoints.EVALUATION_FILE)
+        log = os.path.join(self.workdir, directory.EVALUATION_FILE)
         for step in range(1, 9):
             callback.on_train_batch_end(step - 1)
             if step in values:
@@ -199,10 +202,10 @@ class SavingTest(CheckpointTestCase):
         ):
             model = self.model()
             spoil(model)
-            with self.assertRaises(checkpoints.NotFinite) as error:
+            with self.assertRaises(finite.NotFinite) as error:
                 self.callback(model).on_train_batch_end(0)
             self.assertLen(error.exception.names, 1)
-            self.assertEmpty(os.listdir(self.folder))
+            self.assertEqual(checkpoints.saved_steps(self.workdir), [])
 
     def test_a_crash_anywhere_in_a_save_leaves_the_state_before_or_after(self):
         for crash_at in range(20):
@@ -219,17 +222,19 @@ class SavingTest(CheckpointTestCase):
                         callback.on_train_batch_end(1)
                 except KeyboardInterrupt:
                     crashed = True
-                checkpoints.delete_partial(self.workdir)
+                with directory.locked(self.workdir):
+                    pass  # which deletes partial files
                 again = self.model(seed=3)
-                step = checkpoints.restore(again, self.workdir)
+                step = checkpoints.restore(again, self.workdir).step
                 self.assertEqual(again.optimizer.iterations, step)
                 self.assertIn(step, (1, 2))
                 self.assertAllEqual(self.steps()[-1:], [step])
                 if not crashed:
                     self.assertEqual(self.steps(), [2])
                     break
-        # Synced, renamed, the folder synced, the old one removed.
-        self.assertEqual(crash_at, 4)
+        # Two files and their folder synced, renamed, the folder above synced,
+        # the old one renamed.
+        self.assertEqual(crash_at, 6)
 
 
 class Crash:
@@ -270,54 +275,69 @@ class DamagedTest(CheckpointTestCase):
             model.learner.bias.assign(float(step))
             self.save(model, step)
 
-    def path(self, step):
-        return os.path.join(self.folder, f"step-{step:09d}.weights.h5")
+    def path(self, step, name=DATA):
+        return os.path.join(self.folder, f"step-{step:09d}", name)
 
-    def damage(self, step, how):
-        with open(self.path(step), "r+b") as file:
+    def damage(self, step, how, name=DATA):
+        with open(self.path(step, name), "r+b") as file:
             content = file.read()
             file.seek(0)
             file.truncate()
             file.write(how(content))
 
     def test_the_one_before_a_damaged_one_is_taken(self):
-        middle = os.path.getsize(self.path(2)) // 2
-        cases = {
-            "empty": lambda content: b"",
-            "cut in half": lambda content: content[:middle],
-            "without its end": lambda content: content[:-1],
-            "a bit flipped": lambda content: (
-                content[:middle]
-                + bytes([content[middle] ^ 1])
-                + content[middle + 1 :]
-            ),
-            "zeros": lambda content: bytes(len(content)),
-        }
-        whole = open(self.path(2), "rb")
-        with whole:
-            content = whole.read()
-        for name, how in cases.items():
-            with self.subTest(name):
-                self.damage(2, how)
-                model = self.model()
-                with contextlib.redirect_stderr(io.StringIO()) as said:
-                    self.assertEqual(
-                        checkpoints.restore(model, self.workdir), 1
-                    )
-                self.assertAllEqual(model.learner.bias, 1.0)
-                lines = said.getvalue().splitlines()
-                self.assertLen(lines, 1)
-                self.assertRegex(lines[0], "step-000000002.* is damaged: ")
-                self.assertEqual(self.steps_left(), [1])
-                with open(self.path(2), "wb") as file:
-                    file.write(content)
+        def flipped(place):
+            return lambda content: (
+                content[:place]
+                + bytes([content[place] ^ 1])
+                + content[place + 1 :]
+            )
+
+        whole = os.path.join(self.get_temp_dir(), "whole")
+        shutil.copytree(self.folder, whole)
+        for name in (DATA, INDEX):
+            size = os.path.getsize(self.path(2, name))
+            cases = {
+                "empty": lambda content: b"",
+                "cut in half": lambda content: content[: len(content) // 2],
+                "without its end": lambda content: content[:-1],
+                "zeros": lambda content: bytes(len(content)),
+                **{
+                    f"bit {place} flipped": flipped(place)
+                    for place in (size // 3, size // 2, size - 1)
+                },
+            }
+            for case, how in cases.items():
+                with self.subTest(f"{name} {case}"):
+                    self.damage(2, how, name)
+                    self.check_that_the_first_is_taken()
+                shutil.rmtree(self.folder)
+                shutil.copytree(whole, self.folder)
+
+    def check_that_the_first_is_taken(self):
+        model = self.model()
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(checkpoints.restore(model, self.workdir).step, 1)
+        self.assertAllEqual(model.learner.bias, 1.0)
+        self.assertRegex(said.getvalue(), "step-000000002 is damaged: ")
+        self.assertEqual(self.steps_left(), [1])
+
+    def test_a_damaged_one_is_not_loaded_by_its_step(self):
+        self.damage(2, lambda content: content[:-1])
+        with self.assertRaisesRegex(checkpoints.Damaged, "step-000000002 is"):
+            checkpoints.load(self.model(), self.workdir, 2)
+
+    def test_those_of_version_0_1_are_refused(self):
+        os.rename(self.path(1), self.folder + "/step-000000001.weights.h5")
+        with self.assertRaisesRegex(ValueError, "those of version 0.1"):
+            checkpoints.restore(self.model(), self.workdir)
 
     def steps_left(self):
         return checkpoints.saved_steps(self.workdir)
 
     def test_if_all_are_damaged_nothing_starts_again_in_silence(self):
         for step in (1, 2):
-            self.damage(step, lambda content: content[:100])
+            self.damage(step, lambda content: content[:-1])
         with (
             contextlib.redirect_stderr(io.StringIO()),
             self.assertRaisesRegex(ValueError, r"All checkpoints.*\[1, 2\]"),
@@ -334,7 +354,8 @@ class DamagedTest(CheckpointTestCase):
         self.assertEqual(self.steps_left(), [1, 2])
 
     def test_the_name_must_tell_the_steps_that_were_made(self):
-        os.rename(self.path(2), self.path(3))
+        names = (os.path.dirname(self.path(step)) for step in (2, 3))
+        os.rename(*names)
         with self.assertRaisesRegex(ValueError, "3 steps. Received: 2 steps"):
             checkpoints.restore(self.model(), self.workdir)
 
@@ -343,7 +364,7 @@ class RestoreTest(CheckpointTestCase):
     def test_without_a_checkpoint_the_step_is_zero(self):
         model = self.model()
         before = model.get_weights()
-        self.assertEqual(checkpoints.restore(model, self.workdir), 0)
+        self.assertEqual(checkpoints.restore(model, self.workdir).step, 0)
         for old, new in zip(before, model.get_weights(), strict=True):
             self.assertAllEqual(old, new)
 
@@ -355,72 +376,40 @@ class RestoreTest(CheckpointTestCase):
             model.learner.bias.assign(float(step))
             self.save(model, step)
         for name in (
-            "step-000000011.weights.h5.partial.weights.h5",
-            "step-x.weights.h5",
+            "step-000000011.partial",
+            "step-x",
             "notes.txt",
         ):
             self.write(os.path.join("checkpoints", name), "half-written")
         again = self.model()
-        self.assertEqual(checkpoints.restore(again, self.workdir), 10**10)
+        self.assertEqual(checkpoints.restore(again, self.workdir).step, 10**10)
         self.assertAllEqual(again.learner.bias, np.float32(10**10))
-        os.remove(os.path.join(self.folder, "step-10000000000.weights.h5"))
-        self.assertEqual(checkpoints.restore(again, self.workdir), 10)
+        shutil.rmtree(os.path.join(self.folder, "step-10000000000"))
+        self.assertEqual(checkpoints.restore(again, self.workdir).step, 10)
         self.assertAllEqual(again.learner.bias, 10.0)
         self.assertEqual(again.optimizer.iterations, 10)
 
-    def test_the_logs_are_cut_back_to_the_step(self):
-        self.save(self.model(), 4)
-        whole = '{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n'
-        for tail in (
-            "",
-            '{"step": 5}\n',
-            '{"step": 5}\n{"step": 6}\n{"st',
-            '{"step": 3, "a',
-            '{"a": 1}\n',
-        ):
-            with self.subTest(tail):
-                paths = [self.write(name, whole + tail) for name in LOGS]
-                self.assertEqual(
-                    checkpoints.restore(self.model(), self.workdir), 4
-                )
-                for path in paths:
-                    with open(path, encoding="utf-8") as file:
-                        self.assertEqual(file.read(), whole)
-        self.assertLen(os.listdir(self.workdir), 4)  # nothing beside them
+    def test_the_state_of_callbacks_comes_back(self):
+        model = self.model()
+        state = {"seen": np.arange(5, dtype=np.uint8), "due": np.array(True)}
+        parts = {"a": lambda: state, "b": dict}
+        model.optimizer.iterations.assign(1)
+        self.callback(model, parts=parts).on_train_batch_end(0)
+        restored = checkpoints.restore(self.model(), self.workdir)
+        self.assertEqual(list(restored.parts), ["a"])
+        for name, value in state.items():
+            self.assertEqual(restored.parts["a"][name].dtype, value.dtype)
+            self.assertAllEqual(restored.parts["a"][name], value)
 
-    def test_a_line_that_lacks_its_end_alone_is_completed(self):
-        self.save(self.model(), 4)
-        path = self.write(checkpoints.METRICS_FILE, '{"step": 4}')
-        checkpoints.restore(self.model(), self.workdir)
-        with open(path, encoding="utf-8") as file:
-            self.assertEqual(file.read(), '{"step": 4}\n')
-
-    def test_tensorboard_is_cut_back_too(self):
-        folder = os.path.join(self.workdir, "tensorboard")
-        for numbers in ((1, 2), (3, 4, 5)):
-            writer = tf.summary.create_file_writer(folder)
-            with writer.as_default():
-                for step in numbers:
-                    tf.summary.scalar("a", 10.0 * step, step=step)
-            writer.close()
-        older, newer = sorted(os.listdir(folder))
-        with open(os.path.join(folder, newer), "ab") as file:
-            file.write(b"half an event")
-        before = os.stat(os.path.join(folder, older)).st_ino
-        self.save(self.model(), 4)
-        checkpoints.restore(self.model(), self.workdir)
-        # What needs no cut isn't written anew.
-        self.assertEqual(before, os.stat(os.path.join(folder, older)).st_ino)
-        found = [
-            event.step
-            for name in (older, newer)
-            for payload in tf.data.TFRecordDataset(
-                os.path.join(folder, name)
-            ).as_numpy_iterator()
-            for event in [event_pb2.Event.FromString(payload)]
-            if event.HasField("summary")
-        ]
-        self.assertEqual(found, [1, 2, 3, 4])
+    def test_every_variable_is_in_a_checkpoint_by_its_path(self):
+        model = self.model()
+        self.save(model, 1)
+        names = list(checkpoints.read(self.workdir, 1))
+        self.assertLen(
+            names, len(model.variables) + len(model.optimizer.variables)
+        )
+        self.assertIn("optimizer/sgd/iteration", names)
+        self.assertIn("model/two_tower/bias", names)
 
     def test_the_state_of_dropout_is_restored(self):
         def model():
@@ -445,11 +434,6 @@ class RestoreTest(CheckpointTestCase):
         self.assertNotAllEqual(states(again), states(trained))
         checkpoints.restore(again, self.workdir)
         self.assertAllEqual(states(again), states(trained))
-
-    def test_without_a_checkpoint_the_logs_start_again(self):
-        path = self.write(checkpoints.METRICS_FILE, '{"step": 1}\n')
-        checkpoints.restore(self.model(), self.workdir)
-        self.assertEqual(os.path.getsize(path), 0)
 
 
 class ResumeTest(tf.test.TestCase):
@@ -484,7 +468,9 @@ class ResumeTest(tf.test.TestCase):
         )
         model.build(None)
         model.optimizer.build(model.trainable_variables)
-        start_step = checkpoints.restore(model, workdir)
+        restored = checkpoints.restore(model, workdir)
+        start_step = restored.step
+        directory.cut_back(workdir, start_step)
         stream = pipeline.super_batches(
             self.store,
             super_batch_size=12,
@@ -493,19 +479,20 @@ class ResumeTest(tf.test.TestCase):
             image_size=tiny.IMAGE_SIZE,
             start_step=start_step,
         )
+        log = log_lib.Ledger(
+            self.config,
+            workdir,
+            start_step=start_step,
+            state=restored.parts.get("log"),
+            stream=io.StringIO(),
+        )
         callbacks = [
-            log_lib.Ledger(
-                self.config,
-                workdir,
-                start_step=start_step,
-                stream=io.StringIO(),
-            ),
+            log,
             checkpoints.Checkpoints(
                 workdir,
-                every_steps=self.config.checkpoint.every_steps,
-                keep=2,
+                self.config,
                 start_step=start_step,
-                last_step=STEPS,
+                parts={"log": log.state},
             ),
         ]
         model.fit(
@@ -535,11 +522,11 @@ class ResumeTest(tf.test.TestCase):
             self.assertAllEqual(one, same)
         self.assertEqual(model.optimizer.iterations, STEPS)
         self.assertEqual(
-            tiny.read_lines(resumed, checkpoints.DRAWS_FILE),
-            tiny.read_lines(unbroken, checkpoints.DRAWS_FILE),
+            tiny.read_lines(resumed, directory.DRAWS_FILE),
+            tiny.read_lines(unbroken, directory.DRAWS_FILE),
         )
         rows = [
-            tiny.read_lines(workdir, checkpoints.METRICS_FILE)
+            tiny.read_lines(workdir, directory.METRICS_FILE)
             for workdir in (unbroken, resumed)
         ]
         self.assertEqual([row["step"] for row in rows[0]], [4, 8])

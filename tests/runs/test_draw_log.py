@@ -15,7 +15,7 @@ from tensorflow.core.util import event_pb2
 
 from jest_tf import config, selection, training
 from jest_tf.data import stream
-from jest_tf.runs import checkpoints, draw_log
+from jest_tf.runs import directory, draw_log
 from jest_tf.runs import log as log_lib
 
 SEED = 3
@@ -71,7 +71,7 @@ class FollowTestCase(tf.test.TestCase):
         )
         model.optimizer.build(model.trainable_variables)
         model.optimizer.iterations.assign(start_step)
-        followed = draw_log.Telemetry(
+        followed = self.followed = draw_log.Telemetry(
             run, workdir, start_step=start_step, **options
         )
         log = log_lib.Ledger(
@@ -87,7 +87,7 @@ class FollowTestCase(tf.test.TestCase):
             tiny.read_lines(workdir, name)
             if os.path.isfile(os.path.join(workdir, name))
             else []
-            for name in (checkpoints.METRICS_FILE, checkpoints.TELEMETRY_FILE)
+            for name in (directory.METRICS_FILE, directory.TELEMETRY_FILE)
         ]
         return model, *lines, spy.reports
 
@@ -443,8 +443,7 @@ class RepeatsTest(FollowTestCase):
         self.assertEmpty(lines)
 
     def test_left_out_super_batches_are_passed_over(self):
-        carried = {}
-        repeats = draw_log.Repeats(self.order(), 12, carried)
+        repeats = draw_log.Repeats(self.order(), 12)
         repeats.add(0, np.arange(12))
         repeats.add(2, np.arange(12))  # positions 24 to 35
         self.assertEqual(repeats.rate(), self.by_position([0, 2])[-1] / 24)
@@ -459,38 +458,30 @@ class RepeatsTest(FollowTestCase):
             seen |= set(here)
         return totals
 
-    def test_a_checkpoint_carries_what_was_trained_on(self):
+    def test_repeats_go_on_from_the_state_of_a_checkpoint(self):
         run = settings(steps=6)
         batches = tiny.super_batches(6)
-        unbroken, expected, *_ = self.follow(run, batches, order=self.order())
+        _, expected, *_ = self.follow(run, batches, order=self.order())
+        seen = self.followed.state()["seen"]
         workdir = self.folder()
         first, *_ = self.follow(run, batches[:3], workdir, order=self.order())
-        path = os.path.join(workdir, "state.weights.h5")
-        first.save_weights(path)
-        second = training.JESTModel(
-            tiny.learner(1), tiny.learner(5), run.selection, seed=SEED
-        )
-        second.compile(keras.optimizers.SGD(0.5))
-        second.build(None)
-        second.optimizer.build(second.trainable_variables)
-        second.load_weights(path)
-        for name, value in first.carried.items():
-            self.assertAllEqual(second.carried[name], value)
-        # Step 3 lies between two lines: its count is carried, too.
+        state = {
+            name: value.copy() for name, value in self.followed.state().items()
+        }
+        # Step 3 lies between two rows: its count is in the state, too.
         _, rows, *_ = self.follow(
             run,
             batches[3:],
             workdir,
-            model=second,
+            model=first,
             start_step=3,
             order=self.order(),
+            state=state,
         )
         for row, other in zip(rows, expected, strict=True):
             for name in ("train/repeat_rate", "select/effective_filter_ratio"):
                 self.assertEqual(row[name], other[name])
-        self.assertAllEqual(
-            second.carried["trained_before"], unbroken.carried["trained_before"]
-        )
+        self.assertAllEqual(self.followed.state()["seen"], seen)
 
     def test_a_run_that_began_without_does_not_guess(self):
         run = settings(steps=6)
@@ -505,10 +496,9 @@ class RepeatsTest(FollowTestCase):
         self.assertNotIn("train/repeat_rate", rows[-1])
 
     def test_a_bit_a_record_is_all_that_is_kept(self):
-        carried = {}
-        draw_log.Repeats(stream.Order(1_000_001, 0), 8, carried)
+        state = draw_log.Repeats(stream.Order(1_000_001, 0), 8).state()
         self.assertEqual(
-            sum(value.nbytes for value in carried.values()), 125_001 + 24
+            sum(value.nbytes for value in state.values()), 125_001 + 24
         )
 
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from unittest import mock
 
 import keras
 import numpy as np
@@ -15,7 +14,8 @@ import tiny
 
 from jest_tf import config, training
 from jest_tf.runs import checkpoints as checkpoints_lib
-from jest_tf.runs import interruptions
+from jest_tf.runs import directory, interruptions
+from jest_tf.training import finite
 
 
 class SignalsTest(tf.test.TestCase):
@@ -27,6 +27,7 @@ class SignalsTest(tf.test.TestCase):
 
     def send(self, number=signal.SIGTERM):
         os.kill(os.getpid(), number)
+        return {}
 
     def test_handlers_are_put_back(self):
         with interruptions.Signals():
@@ -81,26 +82,22 @@ class SignalsTest(tf.test.TestCase):
         with interruptions.Signals() as signals:
             checkpoints = checkpoints_lib.Checkpoints(
                 self.get_temp_dir(),
-                every_steps=1,
-                keep=2,
-                last_step=9,
+                config.TrainConfig(
+                    checkpoint=config.CheckpointConfig(every_steps=1)
+                ),
+                parts={"signal": self.send},
                 guard=signals.deferred,
             )
             checkpoints.set_model(model)
             signals.on_train_begin()
             signals.on_train_batch_begin(0)
             model.optimizer.iterations.assign(1)  # what a step does
-            save = model.save_weights
-
-            def save_and_signal(path):
-                self.send()
-                save(path)
-
-            with mock.patch.object(model, "save_weights", save_and_signal):
-                with self.assertRaises(interruptions.Preempted):
-                    checkpoints.on_train_batch_end(0)
+            with self.assertRaises(interruptions.Preempted):
+                checkpoints.on_train_batch_end(0)
         self.assertEqual(checkpoints_lib.saved_steps(self.get_temp_dir()), [1])
-        self.assertEqual(checkpoints_lib.load(model, self.get_temp_dir()), 1)
+        self.assertEqual(
+            checkpoints_lib.restore(model, self.get_temp_dir()).step, 1
+        )
 
     def test_outside_of_a_step_it_raises_at_once(self):
         for number, name in (
@@ -273,7 +270,7 @@ class SkippedTest(tf.test.TestCase):
         self.assertEqual(self.skipped().numbers, [5, 6])
         self.assertEqual(self.skipped().at(5), 7)
         self.assertEqual(
-            os.listdir(self.get_temp_dir()), [interruptions.SKIPPED_FILE]
+            os.listdir(self.get_temp_dir()), [directory.SKIPPED_FILE]
         )
 
     def test_one_worker_alone_writes(self):
@@ -302,7 +299,7 @@ class FiniteCheckTest(tf.test.TestCase):
 
         seen = Seen()
         model.compile(keras.optimizers.SGD(0.1), **options)
-        with self.assertRaises(checkpoints_lib.NotFinite) as error:
+        with self.assertRaises(finite.NotFinite) as error:
             model.fit(
                 tiny.dataset(batches),
                 verbose=0,
@@ -319,7 +316,7 @@ class FiniteCheckTest(tf.test.TestCase):
                     model.learner.bias.assign(np.inf)
 
         model.compile(keras.optimizers.SGD(0.1))
-        with self.assertRaisesRegex(checkpoints_lib.NotFinite, "loss") as error:
+        with self.assertRaisesRegex(finite.NotFinite, "loss") as error:
             model.fit(
                 tiny.dataset(tiny.super_batches(4)),
                 verbose=0,

@@ -16,7 +16,7 @@ import tiny
 from tensorflow.core.util import event_pb2
 
 from jest_tf import config, training
-from jest_tf.runs import checkpoints
+from jest_tf.runs import costs, directory, step_timing
 from jest_tf.runs import log as log_lib
 
 JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
@@ -75,7 +75,7 @@ class LedgerTestCase(tf.test.TestCase):
             self.model(run).fit(
                 tiny.dataset(batches), verbose=0, callbacks=[clock, log]
             )
-        return tiny.read_lines(self.workdir, checkpoints.METRICS_FILE)
+        return tiny.read_lines(self.workdir, directory.METRICS_FILE)
 
     def values_of_each_step(self, run, batches):
         """What a twin shows where every step is a `fit` of its own."""
@@ -128,7 +128,7 @@ class RowsTest(LedgerTestCase):
             verbose=0,
             callbacks=[log],
         )
-        rows = tiny.read_lines(self.workdir, checkpoints.METRICS_FILE)
+        rows = tiny.read_lines(self.workdir, directory.METRICS_FILE)
         # The executions end after steps 2, 4, 6 and 8.
         self.assertEqual([row["step"] for row in rows], [4, 6, 8])
         self.assertEqual([row["examples/drawn"] for row in rows], [48, 72, 96])
@@ -141,7 +141,7 @@ class RowsTest(LedgerTestCase):
             self.assertNotIn("time/input_wait_share", row)
 
     def test_the_share_of_waiting_is_of_the_seconds_of_the_steps(self):
-        wait = log_lib.InputWait()
+        wait = step_timing.InputWait()
 
         class Wait(keras.callbacks.Callback):
             def on_train_batch_end(self, batch, logs=None):
@@ -160,7 +160,7 @@ class RowsTest(LedgerTestCase):
                 verbose=0,
                 callbacks=[Wait(), clock, log],
             )
-        rows = tiny.read_lines(self.workdir, checkpoints.METRICS_FILE)
+        rows = tiny.read_lines(self.workdir, directory.METRICS_FILE)
         self.assertEqual(
             [row.get("time/input_wait_share") for row in rows],
             [None, 0.25, 0.5, 0.75, 1.0],
@@ -183,7 +183,7 @@ class RowsTest(LedgerTestCase):
             (config.SelectionConfig(), 12),
         ):
             self.assertEqual(
-                log_lib.examples_at(settings(selection), 3),
+                costs.examples_at(settings(selection), 3),
                 {
                     "examples/drawn": 36,
                     "examples/scored": 36 if selection is JOINT else 0,
@@ -193,14 +193,14 @@ class RowsTest(LedgerTestCase):
 
     def test_ids_are_written_down_on_request(self):
         batches = tiny.super_batches(5)
-        path = os.path.join(self.workdir, checkpoints.DRAWS_FILE)
+        path = os.path.join(self.workdir, directory.DRAWS_FILE)
         self.fit(settings(), batches)
         self.assertFalse(os.path.exists(path))
         run = settings(log_ids=True)
         self.fit(run, batches)
         steps = self.values_of_each_step(run, batches)
         self.assertEqual(
-            tiny.read_lines(self.workdir, checkpoints.DRAWS_FILE),
+            tiny.read_lines(self.workdir, directory.DRAWS_FILE),
             [
                 {"step": step, "ids": steps[step - 1]["ids"].tolist()}
                 for step in (2, 4, 5)
@@ -215,7 +215,7 @@ class RowsTest(LedgerTestCase):
         self.assertEqual([row["step"] for row in rows], [2])
         self.assertNotIn("select/digest", rows[0])
         self.assertEqual(
-            os.path.exists(os.path.join(self.workdir, checkpoints.DRAWS_FILE)),
+            os.path.exists(os.path.join(self.workdir, directory.DRAWS_FILE)),
             False,
         )
 
@@ -259,7 +259,7 @@ class CostsTest(LedgerTestCase):
         log = log_lib.Ledger(run, self.workdir, stream=stream, **options)
         log.set_model(model)
         model.fit(tiny.dataset(batches), verbose=0, callbacks=[log])
-        rows = tiny.read_lines(self.workdir, checkpoints.METRICS_FILE)
+        rows = tiny.read_lines(self.workdir, directory.METRICS_FILE)
         return model, log, rows, stream.getvalue()
 
     def passes(self):
@@ -379,13 +379,13 @@ class InputWaitTest(tf.test.TestCase):
 
     def test_the_elements_are_the_same(self):
         dataset = tf.data.Dataset.range(5).map(lambda one: {"a": one})
-        watched = log_lib.InputWait().watch(dataset)
+        watched = step_timing.InputWait().watch(dataset)
         self.assertEqual(watched.element_spec, dataset.element_spec)
         found = [one["a"] for one in watched.as_numpy_iterator()]
         self.assertEqual(found, [0, 1, 2, 3, 4])
 
     def test_a_slow_stream_is_waited_for(self):
-        wait = log_lib.InputWait()
+        wait = step_timing.InputWait()
         started = time.monotonic()
         for _ in wait.watch(self.slow(0.02)):
             pass
@@ -393,7 +393,7 @@ class InputWaitTest(tf.test.TestCase):
         self.assertBetween(wait.seconds, 10 * 0.02, spent)
 
     def test_a_stream_that_is_ahead_is_not(self):
-        wait = log_lib.InputWait()
+        wait = step_timing.InputWait()
         watched = iter(wait.watch(self.slow(0.01).prefetch(10)))
         next(watched)
         time.sleep(0.5)  # all is there
@@ -402,7 +402,7 @@ class InputWaitTest(tf.test.TestCase):
         self.assertLess(wait.seconds - first, 9 * 0.01)
 
     def test_in_a_graph_too(self):
-        wait = log_lib.InputWait()
+        wait = step_timing.InputWait()
 
         @tf.function
         def total(dataset):

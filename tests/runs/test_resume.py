@@ -13,7 +13,7 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf.runs import checkpoints, interruptions, log
+from jest_tf.runs import checkpoints, directory, interruptions, log
 
 SEED = 1
 
@@ -70,34 +70,38 @@ class ResumeTest(tf.test.TestCase):
             )
             self.assertEqual(one, other)
         for name in (
-            checkpoints.METRICS_FILE,
-            checkpoints.DRAWS_FILE,
-            checkpoints.EVALUATION_FILE,
-            checkpoints.FAULTS_FILE,
-            checkpoints.TELEMETRY_FILE,
+            directory.METRICS_FILE,
+            directory.DRAWS_FILE,
+            directory.EVALUATION_FILE,
+            directory.FAULTS_FILE,
+            directory.TELEMETRY_FILE,
         ):
             self.assertEqual(
                 self.lines(workdir, name), self.lines(self.unbroken, name)
             )
         steps = checkpoints.saved_steps(self.unbroken)
         self.assertEqual(checkpoints.saved_steps(workdir), steps)
-        for name in (
-            "final.weights.h5",
-            *(f"checkpoints/step-{step:09d}.weights.h5" for step in steps),
-        ):
-            one, other = (
-                subprocesses.weight_arrays(os.path.join(folder, name))
+        self.assert_equal_arrays(
+            subprocesses.weight_arrays(f"{folder}/{directory.WEIGHTS_FILE}")
+            for folder in (workdir, self.unbroken)
+        )
+        for step in steps:
+            self.assert_equal_arrays(
+                checkpoints.read(folder, step)
                 for folder in (workdir, self.unbroken)
             )
-            self.assertEqual(set(one), set(other))
-            for key, value in one.items():
-                np.testing.assert_array_equal(value, other[key], key)
         found = [
             name
             for folder in (workdir, os.path.join(workdir, "checkpoints"))
             for name in os.listdir(folder)
         ]
         self.assertEmpty([name for name in found if "partial" in name])
+
+    def assert_equal_arrays(self, both):
+        one, other = both
+        self.assertEqual(set(one), set(other))
+        for key, value in one.items():
+            np.testing.assert_array_equal(value, other[key], key)
 
     def lines(self, workdir, name):
         return [
@@ -106,19 +110,19 @@ class ResumeTest(tf.test.TestCase):
                 for key, value in row.items()
                 if not log.from_clock(key)
             }
-            for row in log.read_log(os.path.join(workdir, name))
+            for row in directory.read_rows(workdir, name)
         ]
 
     def test_the_unbroken_run_is_one(self):
-        rows = self.lines(self.unbroken, checkpoints.METRICS_FILE)
+        rows = self.lines(self.unbroken, directory.METRICS_FILE)
         self.assertEqual([row["step"] for row in rows], [5, 10, 15, 20, 24])
         # Of 20 records, 12 a step: all kinds of state again.
         self.assertGreater(rows[-1]["train/repeat_rate"], 0.5)
-        followed = self.lines(self.unbroken, checkpoints.TELEMETRY_FILE)
+        followed = self.lines(self.unbroken, directory.TELEMETRY_FILE)
         self.assertEqual(
             [line["step"] for line in followed], [5, 10, 15, 20, 24]
         )
-        rows = self.lines(self.unbroken, checkpoints.EVALUATION_FILE)
+        rows = self.lines(self.unbroken, directory.EVALUATION_FILE)
         self.assertEqual([row["step"] for row in rows], [6, 12, 18, 24])
         best = checkpoints.best_step(self.unbroken, "eval/a/image_to_text/mrr")
         self.assertEqual(
@@ -126,16 +130,20 @@ class ResumeTest(tf.test.TestCase):
         )
         # Damaged records of both kinds were met, from the first steps to the
         # last, so that equal logs of them say something.
-        faults = self.lines(self.unbroken, checkpoints.FAULTS_FILE)
+        faults = self.lines(self.unbroken, directory.FAULTS_FILE)
         self.assertEqual({row["id"] for row in faults}, {102, 105})
         self.assertLen({row["reason"] for row in faults}, 2)
         self.assertLess(faults[0]["step"], 4)
         self.assertGreater(faults[-1]["step"], 20)
-        last = subprocesses.weight_arrays(
-            os.path.join(self.unbroken, "checkpoints/step-000000024.weights.h5")
-        )
+        last = checkpoints.read(self.unbroken, 24)
         # Every kind of state is there, so that equality says something.
-        for name in ("optimizer", "random_states", "loss"):
+        for name in (
+            "optimizer/",
+            "moving_mean",
+            "seed_generator_state",
+            "log/loss/",
+            "telemetry/seen",
+        ):
             with self.subTest(name):
                 self.assertTrue(any(name in key for key in last), list(last))
 

@@ -7,12 +7,12 @@ import os
 import sys
 from unittest import mock
 
-import h5py
 import keras
 import numpy as np
 import pytest
 import run_server
 import shard_files
+import subprocesses
 import tensorflow as tf
 import tiny
 
@@ -20,7 +20,13 @@ from jest_tf import models, runs
 from jest_tf.data import pipeline, stores
 from jest_tf.data.sidecars import embed
 from jest_tf.models import reference
-from jest_tf.runs import checkpoints, directory, interruptions, log
+from jest_tf.runs import (
+    checkpoints,
+    directory,
+    interruptions,
+    log,
+    provenance,
+)
 
 MRR = "eval/a/image_to_text/mrr"
 # The super-batch that some of these tests poison.
@@ -133,14 +139,14 @@ class DivergenceTest(RunsTestCase):
             r"learning rate \S+\. Its ids are in .*not_finite.json; .*",
         )
         self.assertIn("goes on from step 4 without it", message)
-        case = self.read("stop", interruptions.NOT_FINITE_FILE)
+        case = self.read("stop", directory.NOT_FINITE_FILE)
         self.assertEqual(case["super_batches"], [BAD])
         self.assertEqual(case["step"], BAD + 1)
         self.assertEqual(case["loss"], "nan")
         self.assertLen(case["ids"][0], 12)
         # Nothing is left of the step.
         self.assertEqual(checkpoints.saved_steps(self.workdir("stop")), [4])
-        rows = tiny.read_lines(self.workdir("stop"), checkpoints.METRICS_FILE)
+        rows = tiny.read_lines(self.workdir("stop"), directory.METRICS_FILE)
         self.assertEqual([row["step"] for row in rows], [5])
 
     def test_a_rollback_equals_a_run_that_never_met_the_super_batch(self):
@@ -148,14 +154,14 @@ class DivergenceTest(RunsTestCase):
         with self.poisoned_stream():
             said = self.train("rolled", rollback, build=self.poison("loss"))
         self.assertIn("Leaving it out and going on from step 4", said)
-        (case,) = self.read("rolled", interruptions.SKIPPED_FILE)
+        (case,) = self.read("rolled", directory.SKIPPED_FILE)
         self.assertEqual(case["super_batches"], [BAD])
         os.makedirs(self.workdir("never"))
         interruptions.Skipped(self.workdir("never")).add(
             {"super_batches": [BAD]}
         )
         self.train("never", build=self.poison("loss"))
-        for name in (checkpoints.METRICS_FILE, checkpoints.DRAWS_FILE):
+        for name in (directory.METRICS_FILE, directory.DRAWS_FILE):
             rolled, never = (
                 [
                     {k: v for k, v in row.items() if "train" in k or k == "ids"}
@@ -201,11 +207,9 @@ class DivergenceTest(RunsTestCase):
                 "distribution.steps_per_execution=2",
                 build=self.poison("loss"),
             )
-        (case,) = self.read("several", interruptions.SKIPPED_FILE)
+        (case,) = self.read("several", directory.SKIPPED_FILE)
         self.assertEqual(case["super_batches"], [6, 7])
-        rows = tiny.read_lines(
-            self.workdir("several"), checkpoints.METRICS_FILE
-        )
+        rows = tiny.read_lines(self.workdir("several"), directory.METRICS_FILE)
         # What is due after 5 steps comes with the sixth.
         self.assertEqual([row["step"] for row in rows], [6, 10, 12])
         self.assertEqual(
@@ -224,7 +228,7 @@ class DivergenceTest(RunsTestCase):
             self.train(
                 "diverged", "checkpoint.on_non_finite=rollback", build=build
             )
-        cases = self.read("diverged", interruptions.SKIPPED_FILE)
+        cases = self.read("diverged", directory.SKIPPED_FILE)
         self.assertEqual(
             [one["super_batches"] for one in cases], [[0], [1], [2]]
         )
@@ -234,21 +238,12 @@ class DivergenceTest(RunsTestCase):
 class CostsTest(RunsTestCase):
     def arrays(self, name):
         """The weights that a run ended with, and its state at the end."""
-        found = []
         folder = self.workdir(name)
-        for file in (
-            "final.weights.h5",
-            "checkpoints/step-000000012.weights.h5",
-        ):
-            with h5py.File(os.path.join(folder, file), "r") as opened:
-                opened.visititems(
-                    lambda key, one: (
-                        found.append((key, one[()]))
-                        if isinstance(one, h5py.Dataset)
-                        else None
-                    )
-                )
-        return found
+        weights = directory.path(folder, directory.WEIGHTS_FILE)
+        return [
+            *subprocesses.weight_arrays(weights).items(),
+            *checkpoints.read(folder, 12).items(),
+        ]
 
     def lines(self, name, file):
         """The rows without what is measured, and the measured columns."""
@@ -267,15 +262,15 @@ class CostsTest(RunsTestCase):
         ):
             self.assertEqual(one[0], other[0])
             np.testing.assert_array_equal(one[1], other[1], one[0])
-        for file in (checkpoints.METRICS_FILE, checkpoints.EVALUATION_FILE):
+        for file in (directory.METRICS_FILE, directory.EVALUATION_FILE):
             plain, timed = self.lines("plain", file), self.lines("timed", file)
             self.assertEqual(plain[0], timed[0])
         self.assertEqual(
-            self.read("plain", checkpoints.FLOPS_FILE),
-            self.read("timed", checkpoints.FLOPS_FILE),
+            self.read("plain", directory.FLOPS_FILE),
+            self.read("timed", directory.FLOPS_FILE),
         )
-        _, plain = self.lines("plain", checkpoints.METRICS_FILE)
-        _, timed = self.lines("timed", checkpoints.METRICS_FILE)
+        _, plain = self.lines("plain", directory.METRICS_FILE)
+        _, timed = self.lines("timed", directory.METRICS_FILE)
         parts = {f"time/{one}_seconds" for one in ("score", "select", "train")}
         # No step is taken for one that is traced but the first.
         self.assertEqual([one | parts for one in plain], timed)
@@ -332,9 +327,9 @@ class DirectoryTest(RunsTestCase):
         before = self.recipe("steps=4")
         after = self.recipe("steps=4", "distribution.strategy=mirrored")
         folder = self.workdir("moved")
-        with directory.claimed(folder, before):
+        with provenance.claimed(folder, before):
             pass
-        with directory.claimed(folder, after):
+        with provenance.claimed(folder, after):
             pass
         self.assertEqual(
             self.read("moved", "config.json")["distribution"]["strategy"],
@@ -355,21 +350,20 @@ class DirectoryTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "other settings"):
             self.train("refused", *bad, "steps=4")
         with self.assertRaisesRegex(ValueError, "gone"):
-            with directory.claimed(folder, self.recipe("steps=4")):
+            with provenance.claimed(folder, self.recipe("steps=4")):
                 raise ValueError("gone")
         self.assertEqual(self.read("refused", "config.json")["steps"], 4)
 
     def test_leftovers_of_a_killed_process_are_deleted(self):
         self.train("run", "steps=4")
         left = [
-            "config.json.partial",
-            "vocab.txt.partial",
-            "checkpoints/step-000000008.weights.h5.partial.weights.h5",
-            "tensorboard/events.out.tfevents.1.partial",
+            ".config.json.partial",
+            ".vocab.txt.partial",
+            "checkpoints/step-000000008.partial/state.index",
+            "tensorboard/.events.out.tfevents.1.partial",
         ]
         for name in left:
-            with open(os.path.join(self.workdir("run"), name), "w") as file:
-                file.write("half")
+            tf.io.write_file(os.path.join(self.workdir("run"), name), "half")
         self.train("run", "steps=4")
         for name in left:
             self.assertFalse(
@@ -378,10 +372,9 @@ class DirectoryTest(RunsTestCase):
 
     def test_other_versions_than_at_the_beginning_are_told(self):
         self.train("run", "steps=4")
-        path = os.path.join(self.workdir("run"), "versions.json")
         versions = self.read("run", "versions.json")
         versions["versions"]["keras"] = "1.2.3"
-        interruptions.write_json(path, versions)
+        directory.write(self.workdir("run"), "versions.json", versions)
         said = self.train("run", "steps=4")
         self.assertIn(
             f"this run began with keras 1.2.3, now {keras.__version__}", said
@@ -421,7 +414,7 @@ class DirectoryTest(RunsTestCase):
 
         train("a")
         with self.assertRaisesRegex(
-            ValueError, "The sidecars must be of the tokenizer"
+            ValueError, "The sidecars must have the tokenizer"
         ):
             train("b")
         train("aa")

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config
-from jest_tf.runs import checkpoints, interruptions, log
+from jest_tf.runs import checkpoints, directory, interruptions
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Steps that nobody waits for.
@@ -132,9 +132,7 @@ class RunsTest(tf.test.TestCase):
             self.assertGreater(steps[-1], saved[-1])
             saved = steps
             # What the steps before the checkpoint logged, without a gap.
-            logged = log.read_log(
-                os.path.join(workdir, checkpoints.METRICS_FILE)
-            )
+            logged = directory.read_rows(workdir, directory.METRICS_FILE)
             self.assertEqual(
                 [row["step"] for row in logged],
                 list(range(1, steps[-1] + 1)),
@@ -156,7 +154,7 @@ class RunsTest(tf.test.TestCase):
             r"Received: \w+Error in the step after \d+",
         )
         # That of a worker that writes nothing is in no file.
-        self.assertNotIn(checkpoints.FAULTS_FILE, said)
+        self.assertNotIn(directory.FAULTS_FILE, said)
 
     def test_a_run_goes_on_with_another_number_of_replicas(self):
         def run(name, replicas, *flags):
@@ -188,9 +186,7 @@ class RunsTest(tf.test.TestCase):
             self.assertEqual(code, 0, said)
             self.assertIn(f"steps {stopped_at} to 24", said)
             ours, theirs = (
-                log.read_log(
-                    os.path.join(self.workdir(one), checkpoints.METRICS_FILE)
-                )
+                directory.read_rows(self.workdir(one), directory.METRICS_FILE)
                 for one in (name, "unbroken")
             )
             for part in ("step", "select/digest", "examples/trained"):

@@ -18,12 +18,12 @@ import shard_files
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, training
+from jest_tf import config, models, runs, training
 from jest_tf.data import pipeline, preprocessing, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format, precision
 from jest_tf.models import reference
-from jest_tf.runs import checkpoints, interruptions
+from jest_tf.runs import directory, interruptions
 from trainers import embed as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -257,7 +257,7 @@ class CommandTest(tf.test.TestCase):
             model=config.ModelConfig(preset="tiny"),
         )
         config.save_config(
-            settings, os.path.join(cls.workdir, reference.CONFIG_FILE)
+            settings, os.path.join(cls.workdir, directory.CONFIG_FILE)
         )
         words = sorted({*"abcdefghij", "arrow", "left", "right", "circle"})
         pieces = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
@@ -267,10 +267,8 @@ class CommandTest(tf.test.TestCase):
         )
         tokenizer.save(cls.workdir)
         learner = models.build_learner(settings, tokenizer.vocabulary_size)
-        checkpoints.save_weights(
-            learner, os.path.join(cls.workdir, reference.WEIGHTS_FILE)
-        )
-        cls.run_of_reference = reference.load_run(cls.workdir)
+        directory.save_learner(cls.workdir, learner)
+        cls.run_of_reference = runs.load_run(cls.workdir)
         for shard in range(3):
             tiny.write_shard(f"{cls.directory}/{shard}.tfrecord", 30, shard)
 
@@ -288,7 +286,7 @@ class CommandTest(tf.test.TestCase):
         with (
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as shown,
-            mock.patch.object(reference, "load_run", self.load_run),
+            mock.patch.object(runs, "load_run", self.load_run),
         ):
             command.main(self.arguments(*more, **settings))
         return printed.getvalue(), shown.getvalue()

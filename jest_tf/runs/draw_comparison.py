@@ -7,21 +7,18 @@ Nothing is trained. What a run says of its draws while it trains is in
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import runs, selection
+from jest_tf import selection
 from jest_tf.config import checks, overrides
 from jest_tf.data import preprocessing
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches
-from jest_tf.runs import draw_log, interruptions
-
-SELECTION_FILE = "selection.json"
+from jest_tf.runs import directory, draw_log, opening
 
 # The noise of a second draw from the same super-batch, and that of what is
 # cropped to be scored.
@@ -92,9 +89,9 @@ def measure(
             f"Received: {num_super_batches}"
         )
     asked = [parse_view(text) for text in views]
-    opened = runs.open_run(
+    opened = opening.open_training(
         workdir,
-        step=step,
+        step,
         patch_sizes=[
             view.patch_size
             for view in asked
@@ -134,7 +131,7 @@ def measure(
             for part, of_part in values.items()
         },
     }
-    interruptions.write_json(os.path.join(workdir, SELECTION_FILE), results)
+    directory.write(workdir, directory.SELECTION_FILE, results)
     return results
 
 

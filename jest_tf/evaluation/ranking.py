@@ -1,0 +1,133 @@
+"""Ranks of queries among candidates, exact and with ties.
+
+Ties are broken at random and the expectation is returned, so that a model that
+maps everything to one point scores exactly chance. Scores are formed on the
+host for a block of queries at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Scores are [queries of a block, candidates]; 256 x 25,000 (the captions of
+# COCO's validation images) is 50 MB in float64.
+BLOCK_SIZE = 256
+
+
+class Places(NamedTuple):
+    """The place of each query's first match; int64 [queries] each.
+
+    Attributes:
+        above: candidates that do not match and score higher than any match.
+        tied: candidates that do not match and score as the best match does.
+        matching: matches that score as the best match does, at least one.
+    """
+
+    above: np.ndarray
+    tied: np.ndarray
+    matching: np.ndarray
+
+
+def places(
+    name: str,
+    queries: np.ndarray,
+    query_groups: np.ndarray,
+    candidates: np.ndarray,
+    groups: np.ndarray,
+    block_size: int = BLOCK_SIZE,
+) -> Places:
+    """Ranks candidates by their inner product with each query.
+
+    A query and a candidate match if they are of one group.
+
+    Args:
+        name: of the measure, for errors.
+        queries: float64 [Q, D].
+        query_groups: integers [Q].
+        candidates: float64 [C, D].
+        groups: integers [C].
+        block_size: queries scored at a time.
+
+    Raises:
+        ValueError: if a query has no match.
+    """
+    missing = ~np.isin(query_groups, groups)
+    if missing.any():
+        raise ValueError(
+            f"`{name}`: every query must have a match. Received: "
+            f"{missing.sum()} of {len(queries)} without one, the first in row "
+            f"{np.argmax(missing)}"
+        )
+    blocks = [
+        _places_of_block(
+            queries[start : start + block_size],
+            query_groups[start : start + block_size],
+            candidates,
+            groups,
+        )
+        for start in range(0, len(queries), block_size)
+    ]
+    return Places(*map(np.concatenate, zip(*blocks, strict=True)))
+
+
+def expected(
+    places: Places, value: Callable[[np.ndarray], np.ndarray]
+) -> float:
+    """The mean over the queries of E[value(rank)], ranks int64 [Q] from 1."""
+    above, tied, matching = places
+    total, missed = np.zeros(len(above)), np.ones(len(above))
+    for offset in range(int(tied.max()) + 1):
+        # Each candidate of equal score that is left comes next with equal
+        # probability; after the last miss comes a match for certain.
+        left = np.maximum(tied + matching - offset, matching)
+        hit = missed * matching / left
+        total += hit * value(above + offset + 1)
+        missed -= hit
+    return float(np.mean(total))
+
+
+def recall(places: Places, k: int) -> float:
+    """The expected share of queries with a match in the first k."""
+    return expected(places, lambda ranks: ranks <= k)
+
+
+def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
+    """Returns finite float64 [rows, D]; raises a ValueError otherwise."""
+    vectors = np.asarray(vectors, np.float64)
+    if vectors.ndim != 2 or not len(vectors):
+        raise ValueError(
+            f"`{name}` must be [rows, D] with at least one row. "
+            f"Received: shape={vectors.shape}"
+        )
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"`{name}` must be finite. Received: {(~finite).sum()} of "
+            f"{len(vectors)} rows with NaN or infinity"
+        )
+    return vectors
+
+
+def check_rows(name: str, values: Sequence, num_rows: int) -> Sequence:
+    """Returns `values`; raises a ValueError unless they are `num_rows`."""
+    if len(values) != num_rows:
+        raise ValueError(
+            f"`{name}` must have a value for each of {num_rows} embeddings. "
+            f"Received: {len(values)}"
+        )
+    return values
+
+
+def _places_of_block(queries, query_groups, candidates, groups):
+    # Float64 sums rounded to float32, so that equal candidates score equally
+    # in any order and any blocks.
+    scores = np.float32(queries @ candidates.T)  # [b, D] -> [b, C]
+    matches = query_groups[:, None] == groups[None, :]
+    best = np.where(matches, scores, -np.inf).max(axis=1, keepdims=True)
+    ties = scores == best
+    return (
+        (~matches & (scores > best)).sum(axis=1),
+        (~matches & ties).sum(axis=1),
+        (matches & ties).sum(axis=1),
+    )

@@ -1,0 +1,97 @@
+"""Zero-shot classification with class names as prompts.
+
+Reference: Radford et al. 2021, arXiv 2103.00020.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jest_tf import models
+from jest_tf.evaluation import ranking
+
+_ACCURACIES = (1, 5)
+
+MEASURES = tuple(f"zero_shot/accuracy@{k}" for k in _ACCURACIES)
+
+
+def zero_shot_measures(
+    image_embeddings: np.ndarray,
+    image_classes: np.ndarray,
+    class_embeddings: np.ndarray,
+    *,
+    block_size: int = ranking.BLOCK_SIZE,
+) -> dict[str, float]:
+    """Accuracy of the nearest class embeddings.
+
+    Args:
+        image_embeddings: float [N, D].
+        image_classes: integer [N], the row of each image's class.
+        class_embeddings: float [C, D].
+        block_size: images scored at a time.
+
+    Returns:
+        `MEASURES`: the share of images whose class is among the k that score
+        highest.
+
+    Raises:
+        ValueError: on shapes that do not fit, embeddings that are not finite,
+            or a class out of range.
+    """
+    images = ranking.check_vectors("image_embeddings", image_embeddings)
+    classes = ranking.check_vectors("class_embeddings", class_embeddings)
+    ranking.check_rows("image_classes", image_classes, len(images))
+    targets = np.asarray(image_classes)
+    if targets.min() < 0 or targets.max() >= len(classes):
+        raise ValueError(
+            f"`image_classes` must be in [0, {len(classes)}). Received: "
+            f"{targets.min()} to {targets.max()}"
+        )
+    places = ranking.places(
+        "zero_shot",
+        images,
+        targets,
+        classes,
+        np.arange(len(classes)),
+        block_size,
+    )
+    return {
+        f"zero_shot/accuracy@{k}": ranking.recall(places, k)
+        for k in _ACCURACIES
+    }
+
+
+def class_embeddings(
+    encode_text: Callable[[list[str]], np.ndarray],
+    class_names: Sequence[str],
+    prompts: Sequence[str] = ("{}",),
+) -> np.ndarray:
+    """Embeds class names: the mean over prompts, brought to unit length.
+
+    Args:
+        encode_text: maps n strings to unit-norm embeddings [n, D].
+        class_names: C names.
+        prompts: templates, each with one "{}" where the name goes.
+
+    Returns:
+        float32 [C, D].
+
+    Raises:
+        ValueError: if there are no names or no prompts, or a prompt does not
+            hold exactly one "{}".
+    """
+    for name, values in (("class_names", class_names), ("prompts", prompts)):
+        if not values:
+            raise ValueError(f"`{name}` must not be empty. Received: {values}")
+    for prompt in prompts:
+        if prompt.count("{}") != 1:
+            raise ValueError(
+                f'`prompts` must each hold one "{{}}". Received: {prompt!r}'
+            )
+    texts = [
+        prompt.replace("{}", name) for name in class_names for prompt in prompts
+    ]
+    embeddings = np.asarray(encode_text(texts))
+    # [C * prompts, D] -> [C, D]
+    mean = embeddings.reshape(len(class_names), len(prompts), -1).mean(axis=1)
+    return models.unit_norm(mean).numpy()

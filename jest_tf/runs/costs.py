@@ -1,0 +1,75 @@
+"""Examples and FLOPs of a number of steps, from the settings alone.
+
+Examples are counted three times: *drawn* by the stream, *scored* by the
+selection, *trained* on. FLOPs are those of the traced steps.
+"""
+
+from jest_tf import config as config_lib
+from jest_tf.runs import directory
+
+
+def examples_at(
+    config: config_lib.TrainConfig, step: int, stopped_at: int | None = None
+) -> dict[str, int]:
+    """Examples drawn, scored and trained in the first `step` steps.
+
+    Args:
+        config: the run.
+        step: steps done.
+        stopped_at: `JESTModel.stopped_at`.
+    """
+    size = config.data.super_batch_size
+    counts = {
+        "examples/drawn": step * size,
+        "examples/scored": config.selection.num_scored(step, size, stopped_at),
+        "examples/trained": step * config.batch_size,
+    }
+    if config.cascade.hyper_batch_size:
+        # What the drawn ones were chosen from.
+        counts["examples/cascaded"] = step * config.cascade.hyper_batch_size
+    return counts
+
+
+class StepFlops:
+    """FLOPs of the steps of a run, by kind of step.
+
+    They are constants of the run, known once a step of each kind is traced.
+    `flops.json` keeps them for a process that continues the run.
+
+    Args:
+        selection: of the run.
+        workdir: the run directory.
+    """
+
+    def __init__(self, selection: config_lib.SelectionConfig, workdir: str):
+        self._kinds = selection.kinds
+        self._selection = selection
+        self._workdir = workdir
+        # In the order of the kinds; None where not known.
+        self._columns = [None] * len(self._kinds)
+        if directory.has(workdir, directory.FLOPS_FILE):
+            self._columns = directory.read(workdir, directory.FLOPS_FILE)
+
+    def take(self, found: dict) -> None:
+        """Takes up what `JESTModel.step_flops` has found."""
+        columns = [
+            # A model without a sub-batch has one kind, None.
+            found.get(kind if kind.batch_size else None, known)
+            for kind, known in zip(self._kinds, self._columns, strict=True)
+        ]
+        if columns != self._columns:
+            self._columns = columns
+            directory.write(self._workdir, directory.FLOPS_FILE, columns)
+
+    def at(self, step: int, stopped_at: int | None = None) -> dict[str, int]:
+        """FLOPs of the first `step` steps, `flops/...`; {} if not known."""
+        totals = {}
+        steps = self._selection.steps_by_kind(step, stopped_at)
+        for kind, number in steps.items():
+            columns = self._columns[self._kinds.index(kind)]
+            if columns is None:
+                return {}
+            for name, value in columns.items():
+                name = f"flops/{name}"
+                totals[name] = totals.get(name, 0) + number * value
+        return totals

@@ -1,0 +1,249 @@
+"""What a run reads: its examples, its reference, and its stream."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import files
+from jest_tf.data import cascade as cascade_lib
+from jest_tf.data import pipeline, preprocessing
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores as stores_lib
+from jest_tf.models import reference
+from jest_tf.runs import directory, interruptions, loading, progress
+
+
+class Sources(NamedTuple):
+    """The examples of a run, and what scores them.
+
+    Attributes:
+        store: the examples.
+        teacher: the reference's run; None without one.
+        sidecars: the reference's embeddings; None where the reference runs.
+        cascade: chooses the super-batches; None without one.
+    """
+
+    store: stores_lib.Store
+    teacher: reference.Run | None
+    sidecars: sidecars_lib.Sidecars | None
+    cascade: cascade_lib.Cascade | None
+
+    @property
+    def reference(self) -> Callable | None:
+        """The reference as `JESTModel` takes it."""
+        if self.sidecars is not None:
+            return reference.cached(self.sidecars.scale, self.sidecars.bias)
+        return self.teacher and self.teacher.learner
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the reference; "" without one."""
+        if self.sidecars is not None:
+            return self.sidecars.fingerprint
+        if self.teacher is None:
+            return ""
+        return reference.describe(self.teacher).fingerprint
+
+
+def open_sources(
+    config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
+) -> Sources:
+    """Opens what a run reads.
+
+    Args:
+        config: the run.
+        strategy: that the reference runs under.
+
+    Raises:
+        ValueError: on data that cannot be read, or a reference that does not
+            fit.
+    """
+    store = stores_lib.open_stores(
+        config.data, progress.Progress("indexing", "bytes")
+    )
+    _warn_of_repeats(config, store)
+    teacher = sidecars = None
+    settings = config.reference
+    if config.steps_need_reference or config.cascade.hyper_batch_size:
+        if settings.workdir:
+            with strategy.scope():
+                teacher = loading.load_run(settings.workdir)
+            _warn_of_losses(config, teacher.config.model.loss)
+        if settings.sidecars:
+            expected = reference.describe(teacher) if teacher else None
+            sidecars = sidecars_lib.Sidecars(
+                store, settings.sidecar_dir, expected
+            )
+    cascade = cascade_lib.of_run(config, sidecars)
+    return Sources(store, teacher, sidecars, cascade)
+
+
+class Stream:
+    """The super-batches of a run.
+
+    Args:
+        config: the run.
+        sources: of the run.
+        tokenizer: the learner's.
+        skipped: the super-batches that are left out.
+    """
+
+    def __init__(
+        self,
+        config: config_lib.TrainConfig,
+        sources: Sources,
+        tokenizer: Callable,
+        skipped: interruptions.Skipped,
+    ):
+        self._config = config
+        self._sources = sources
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+
+    def from_step(
+        self,
+        step: int,
+        faults: pipeline.FaultLog,
+        host: int = 0,
+        num_hosts: int = 1,
+    ) -> tf.data.Dataset:
+        """The super-batches of the steps after `step` steps."""
+        first = self._skipped.at(step)
+        skipped = [number for number in self._skipped.numbers if number > first]
+        stream = None
+        # From the end, so that the log of faults starts before the first.
+        for start, stop in zip(
+            [*(number + 1 for number in reversed(skipped)), first],
+            [None, *reversed(skipped)],
+            strict=True,
+        ):
+            part = self.super_batches(start, faults, host, num_hosts)
+            if stop is None:
+                stream = part
+            else:
+                stream = part.take(stop - start).concatenate(stream)
+        return stream
+
+    def super_batches(
+        self,
+        first: int,
+        faults: pipeline.FaultLog | None = None,
+        host: int = 0,
+        num_hosts: int = 1,
+    ) -> tf.data.Dataset:
+        """All super-batches from number `first` on; none is left out."""
+        config, sources = self._config, self._sources
+        reference_view = {}
+        if sources.sidecars is None and sources.teacher is not None:
+            reference_view = {
+                "reference_tokenizer": sources.teacher.tokenizer,
+                "reference_image_size": sources.teacher.config.data.image_size,
+            }
+        if faults is None:
+            faults = pipeline.FaultLog(None, config.data.max_fault_rate)
+        return pipeline.super_batches(
+            sources.store,
+            super_batch_size=config.data.super_batch_size,
+            seed=config.seed,
+            tokenizer=self._tokenizer,
+            image_size=config.data.image_size,
+            start_step=first,
+            weights=config.data.weights,
+            shuffle_block_size=config.data.shuffle_block_size,
+            host=host,
+            num_hosts=num_hosts,
+            sidecars=sources.sidecars if config.steps_need_reference else None,
+            cascade=sources.cascade,
+            faults=faults,
+            max_image_pixels=config.data.max_image_pixels,
+            **reference_view,
+        )
+
+    def read(self, number: int) -> dict[str, tf.Tensor]:
+        """One super-batch by its number, apart from the stream of `fit`."""
+        uncounted = pipeline.FaultLog(None, 1.0)
+        return next(iter(self.super_batches(number, uncounted).take(1)))
+
+    def after(self, step: int) -> dict[str, tf.Tensor]:
+        """The super-batch of the step after `step` steps."""
+        return self.read(self._skipped.at(step))
+
+
+def tokenizer_of(
+    config: config_lib.TrainConfig,
+    store: stores_lib.Store,
+    workdir: str,
+    output: str,
+) -> Callable:
+    """The run's tokenizer: from its directory, a given file, or built.
+
+    Args:
+        config: the run.
+        store: the examples, whose captions a vocabulary is built from.
+        workdir: the run directory.
+        output: the folder that a new tokenizer is saved in.
+    """
+    length = config.data.text_length
+    if preprocessing.has_tokenizer(workdir):
+        return preprocessing.load_tokenizer(workdir, length)
+    if config.data.vocabulary:
+        tokenizer = preprocessing.read_tokenizer(config.data.vocabulary, length)
+    else:
+        progress.say(
+            f"{workdir}: building a vocabulary from {len(store):,} records"
+        )
+        vocabulary = preprocessing.build_wordpiece_vocabulary(
+            store.captions(), config.data.vocabulary_size
+        )
+        tokenizer = preprocessing.WordPieceTokenizer(vocabulary, length)
+    # It writes one file, under a name of its own.
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        for name in os.listdir(folder):
+            path = directory.path(output, name)
+            with files.written_whole(path) as partial:
+                shutil.copyfile(os.path.join(folder, name), partial)
+    return tokenizer
+
+
+def _warn_of_losses(config, learned):
+    """Warns if a score takes a loss that the reference was not trained with.
+
+    The reference has a scale and a bias for its loss only; by another its part
+    of a score may be so large that the learner's does not count.
+    """
+    asked = {}
+    if config.selection.needs_reference:
+        asked["selection.loss"] = config.selection.loss
+    if config.cascade.hyper_batch_size:
+        asked["cascade.loss"] = config.cascade.loss
+    for setting, loss in asked.items():
+        loss = loss or config.model.loss
+        if loss != learned:
+            progress.say(
+                f"warning: scores are of the {loss} loss, and the reference in "
+                f"{config.reference.workdir} has learned by the {learned} loss:"
+                f" `{setting}={learned}` scores by that"
+            )
+
+
+def _warn_of_repeats(config, store):
+    """Warns if a super-batch is larger than the data.
+
+    A record that is in it twice is its own hardest negative.
+    """
+    data = config.data
+    order = pipeline.order(
+        store, data.weights, config.seed, data.shuffle_block_size
+    )
+    if data.super_batch_size > order.num_drawn:
+        progress.say(
+            f"warning: `data.super_batch_size`={data.super_batch_size:,} is "
+            f"more than the {order.num_drawn:,} records to draw from, so that "
+            "every super-batch holds some of them several times"
+        )

@@ -1,0 +1,57 @@
+"""Loading the learner of a run, for evaluation or as a reference."""
+
+from collections.abc import Sequence
+
+from jest_tf import models, training
+from jest_tf.data import preprocessing
+from jest_tf.models import reference
+from jest_tf.runs import checkpoints, directory
+
+
+def load_run(
+    workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
+) -> reference.Run:
+    """Loads the learner of a run; only the run directory is read.
+
+    Args:
+        workdir: the run directory.
+        step: of the checkpoint to take the weights from; None takes those that
+            the run ended with.
+        patch_sizes: further ones that the learner will be called with.
+
+    Raises:
+        ValueError: if there is no run, no such checkpoint, or, without
+            `step`, the run has not finished.
+    """
+    if step is None:
+        _check_finished(workdir)
+    config = directory.load_config(workdir)
+    tokenizer = preprocessing.load_tokenizer(workdir, config.data.text_length)
+    learner = models.build_learner(
+        config, tokenizer.vocabulary_size, patch_sizes
+    )
+    if step is None:
+        learner.load_weights(directory.path(workdir, directory.WEIGHTS_FILE))
+    else:
+        # A checkpoint is of the whole model, which has no other weights.
+        model = training.build_model(
+            config, learner, reference.cached(1.0, 0.0)
+        )
+        restore(model, workdir, step)
+    return reference.Run(config, tokenizer, learner)
+
+
+def restore(model: training.JESTModel, workdir: str, step: int) -> None:
+    """Builds a compiled model and its optimizer, and loads a checkpoint."""
+    model.build(None)
+    model.optimizer.build(model.trainable_variables)
+    checkpoints.load(model, workdir, step)
+
+
+def _check_finished(workdir):
+    for name in (directory.CONFIG_FILE, directory.WEIGHTS_FILE):
+        if not directory.has(workdir, name):
+            raise ValueError(
+                f"Expected the directory of a finished run, with {name}. "
+                f"Received: {workdir!r}"
+            )

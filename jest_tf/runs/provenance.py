@@ -1,0 +1,204 @@
+"""What a run began with: settings, data and versions, checked on resuming."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+
+from jest_tf import config as config_lib
+from jest_tf import files
+from jest_tf.data import stores
+from jest_tf.runs import directory, progress
+
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tensorflow-text",
+    "tf-models-official",
+    "numpy",
+    "jest-tf",
+)
+# Settings that may differ on resuming: when state is saved, where files lie,
+# the devices, and what is measured. Results agree up to the last digits that
+# depend on the devices.
+_MAY_CHANGE = (
+    "checkpoint.",
+    "data.index_dir",
+    "data.max_fault_rate",
+    "evaluation.energy",
+    "evaluation.time_parts",
+    "reference.sidecar_dir",
+    "distribution.",
+)
+
+
+@contextlib.contextmanager
+def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
+    """Holds a run directory that is new or holds this very run.
+
+    A run that is refused before its first step leaves no settings behind, as
+    nobody could train with them.
+
+    Args:
+        workdir: the run directory, which `with` yields.
+        config: the run.
+
+    Raises:
+        ValueError: if it holds another run, or another process holds it.
+    """
+    with directory.locked(workdir):
+        before = {*os.listdir(workdir)}
+        _claim(workdir, config)
+        try:
+            yield workdir
+        except ValueError:
+            is_new = directory.CONFIG_FILE not in before
+            if is_new and not directory.has_begun(workdir):
+                directory.delete_new(workdir, before)
+            raise
+
+
+def check_data(
+    workdir: str,
+    store: stores.Store,
+    reference_fingerprint: str,
+    sidecars: str = "",
+) -> None:
+    """Records the data of a run, or checks that it is unchanged.
+
+    Other shards, or the same ones rewritten, would be another stream.
+
+    Args:
+        workdir: the run directory.
+        store: the examples.
+        reference_fingerprint: of the reference, "" without one.
+        sidecars: `Sidecars.identity`, "" without any.
+
+    Raises:
+        ValueError: if a shard, the manifest, the reference or its sidecars
+            have changed.
+    """
+    shards = [
+        [os.path.basename(path), store.stamp(number)]
+        for number, path in enumerate(store.shards.paths)
+    ]
+    now = {
+        "shards": shards,
+        "reference": reference_fingerprint,
+        "manifest": store.manifest.identity if store.manifest else "",
+        "sidecars": sidecars,
+    }
+    if not directory.has(workdir, directory.DATA_FILE):
+        directory.write(workdir, directory.DATA_FILE, now)
+        return
+    before = directory.read(workdir, directory.DATA_FILE)
+    began = f"the run in {workdir!r} began with"
+    if len(before["shards"]) != len(shards):
+        raise ValueError(
+            f"`data.train` must match what {began}, "
+            f"{len(before['shards'])} shards. Received: {len(shards)}"
+        )
+    for was, is_now in zip(before["shards"], shards, strict=True):
+        if was != is_now:
+            raise ValueError(
+                f"`data.train` must be the data that {began}, shard {was[0]} "
+                f"of version {was[1]}. Received: {is_now[0]} of version "
+                f"{is_now[1]}"
+            )
+    for name, what in (
+        ("manifest", "`data.manifest`"),
+        ("reference", "The reference"),
+    ):
+        if before[name] != now[name]:
+            raise ValueError(
+                f"{what} must be the one that {began}, "
+                f"{before[name] or 'none'}. Received: {now[name] or 'none'}"
+            )
+    if before["sidecars"] != sidecars:
+        raise ValueError(
+            "The sidecars must have the tokenizer, preprocessing, scale, bias "
+            f"and dtype of those that {began}. Received: others; set "
+            "`reference.sidecar_dir` to the first ones"
+        )
+
+
+def _claim(workdir, config):
+    if directory.has(workdir, directory.CONFIG_FILE):
+        _compare_config(workdir, config, directory.load_config(workdir))
+        _compare_versions(workdir)
+    else:
+        directory.write(workdir, directory.VERSIONS_FILE, _versions())
+    path = directory.path(workdir, directory.CONFIG_FILE)
+    with files.written_whole(path) as partial:
+        config_lib.save_config(config, partial)
+
+
+def _compare_config(workdir, config, before):
+    differences = _differences(
+        dataclasses.asdict(config), dataclasses.asdict(before)
+    )
+    for name, now, was in differences:
+        if not name.startswith(_MAY_CHANGE):
+            raise ValueError(
+                f"`--workdir` {workdir!r} holds a run with other settings. "
+                f"Expected {name}={was!r}, to continue it. Received: "
+                f"{name}={now!r}; take another directory for another run"
+            )
+
+
+def _differences(now, was, path=""):
+    for name, value in now.items():
+        if isinstance(value, dict):
+            yield from _differences(value, was[name], f"{path}{name}.")
+        elif value != was[name]:
+            yield path + name, value, was[name]
+
+
+def _compare_versions(workdir):
+    """Reports changed versions, with which the last bits may differ."""
+    if not directory.has(workdir, directory.VERSIONS_FILE):
+        return
+    before = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
+    changed = [
+        f"{name} {before.get(name)}, now {version}"
+        for name, version in _versions()["versions"].items()
+        if version != before.get(name)
+    ]
+    if changed:
+        progress.say(f"this run began with {'; '.join(changed)}")
+
+
+def _versions():
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None  # used from a checkout, say
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
+    }
+
+
+def _git(*arguments):
+    """Git's answer about the checkout that holds this file; None without."""
+    folder, name = os.path.split(os.path.abspath(__file__))
+    try:
+        # An installed copy may lie in the checkout of something else.
+        for command in (("ls-files", "--error-unmatch", name), arguments):
+            done = subprocess.run(
+                ["git", *command],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

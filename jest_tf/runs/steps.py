@@ -1,0 +1,30 @@
+"""The base of the callbacks of a run, which count its steps."""
+
+import keras
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Counts the steps of a run, over epochs and executions of several steps.
+
+    Attributes:
+        step: steps done; `previous` of them before the last execution.
+
+    Args:
+        start_step: steps done before this `fit`.
+    """
+
+    def __init__(self, start_step: int = 0):
+        super().__init__()
+        self.step = self.previous = self._epoch_start = start_step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes where the epoch starts, as Keras counts from there."""
+        self._epoch_start = self.step
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Counts the steps of the execution."""
+        self.previous, self.step = self.step, self._epoch_start + batch + 1
+
+    def passed(self, every: int | None) -> bool:
+        """Whether the last execution made a step that `every` divides."""
+        return bool(every) and self.step // every > self.previous // every

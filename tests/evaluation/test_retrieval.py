@@ -1,0 +1,218 @@
+"""Retrieval by hand, and against a sorting twin."""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import evaluation
+
+KS = (1, 5, 10)
+
+
+def first_match_by_sorting(scores, matches, value):
+    """The mean over queries of the mean of value(rank) over orders of ties.
+
+    Every order of a query's tied candidates is tried, so rows must be short.
+    """
+    means = []
+    for row, match in zip(scores, matches, strict=True):
+        values = []
+        for order in itertools.permutations(range(len(row))):
+            order = np.array(order)
+            order = order[np.argsort(-row[order], kind="stable")]
+            values.append(value(1 + int(np.argmax(match[order]))))
+        means.append(np.mean(values))
+    return np.mean(means)
+
+
+def retrieval_by_sorting(images, texts, image_groups, text_groups):
+    """The twin, for scores without ties: a full sort of every row."""
+    scores = np.asarray(images, np.float64) @ np.asarray(texts, np.float64).T
+    matches = np.equal.outer(image_groups, text_groups)
+    results = {}
+    for name, table, match in (
+        ("image_to_text", scores, matches),
+        ("text_to_image", scores.T, matches.T),
+    ):
+        order = np.argsort(-table, axis=1)
+        ranks = 1 + np.take_along_axis(match, order, axis=1).argmax(axis=1)
+        for k in KS:
+            results[f"{name}/recall@{k}"] = np.mean(ranks <= k)
+        results[f"{name}/mrr"] = np.mean(1.0 / ranks)
+    return results
+
+
+def unit_vectors(rows, dim, seed):
+    vectors = np.random.default_rng(seed).normal(size=(rows, dim))
+    return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+class RetrievalTest(tf.test.TestCase):
+    def test_three_images_and_four_texts_by_hand(self):
+        # Texts are unit axes, so an image's embedding is its row of scores:
+        #
+        #            text 0 (a)  1 (b)  2 (a)  3 (c)    rank of first match
+        # image 0 (a)    0.1      0.4    0.3    0.2     text 2: 2
+        # image 1 (b)    0.5      0.9    0.0    0.1     text 1: 1
+        # image 2 (c)    0.7      0.8    0.6    0.5     text 3: 4
+        #
+        # A column at a time: text 0 (0.1, 0.5, 0.7) matches image 0: rank 3;
+        # text 1 (0.4, 0.9, 0.8), image 1: 1; text 2 (0.3, 0.0, 0.6), image
+        # 0: 2; text 3 (0.2, 0.1, 0.5), image 2: 1.
+        images = [
+            [0.1, 0.4, 0.3, 0.2],
+            [0.5, 0.9, 0.0, 0.1],
+            [0.7, 0.8, 0.6, 0.5],
+        ]
+        found = evaluation.retrieval_measures(images, np.eye(4), "abc", "abac")
+        self.assertAllClose(
+            found,
+            {
+                "image_to_text/recall@1": 1 / 3,
+                "image_to_text/recall@5": 1.0,
+                "image_to_text/recall@10": 1.0,
+                "image_to_text/mrr": (1 / 2 + 1 + 1 / 4) / 3,
+                "text_to_image/recall@1": 2 / 4,
+                "text_to_image/recall@5": 1.0,
+                "text_to_image/recall@10": 1.0,
+                "text_to_image/mrr": (1 / 3 + 1 + 1 / 2 + 1) / 4,
+            },
+        )
+
+    def test_any_shape_equals_a_full_sort(self):
+        random = np.random.default_rng(0)
+        for num_images, num_texts, num_groups in (
+            (1, 1, 1),
+            (7, 30, 5),
+            (40, 12, 12),
+            (50, 50, 3),
+        ):
+            images = unit_vectors(num_images, 6, 1)
+            texts = unit_vectors(num_texts, 6, 2)
+            num_groups = min(num_groups, num_images, num_texts)
+            # Each group is on both sides.
+            groups = [
+                random.permutation(np.arange(rows) % num_groups)
+                for rows in (num_images, num_texts)
+            ]
+            self.assertAllClose(
+                evaluation.retrieval_measures(images, texts, *groups),
+                retrieval_by_sorting(images, texts, *groups),
+            )
+
+    def test_ranks_are_those_that_the_measures_are_made_of(self):
+        images, texts = unit_vectors(30, 4, 1), unit_vectors(12, 4, 2)
+        groups = np.arange(30) % 9, np.arange(12) % 9
+        found = evaluation.ranks(images, texts, *groups)
+        measures = evaluation.retrieval_measures(images, texts, *groups)
+        for name, ranks in found.items():
+            self.assertLen(ranks, 30 if name == "image_to_text" else 12)
+            self.assertAllClose(np.mean(1 / ranks), measures[f"{name}/mrr"])
+            for k in KS:
+                self.assertAllClose(
+                    np.mean(ranks <= k), measures[f"{name}/recall@{k}"]
+                )
+
+    def test_the_rank_of_a_tie_is_the_mean_over_its_orders(self):
+        # The score 1 is above the match; of the four tied ones two match, so
+        # the two others come before both, between or after in 6 orders: 2
+        # misses first once, 1 miss first twice, none thrice: mean 2 / 3.
+        texts = [[1.0], [0.5], [0.5], [0.5], [0.5], [0.1]]
+        images = [[1.0], [0.0], [0.0], [0.0]]
+        found = evaluation.ranks(images, texts, "abcd", "bacadb")
+        self.assertAllClose(found["image_to_text"][0], 1 + 1 + 2 / 3)
+
+    def test_ties_are_worth_the_mean_over_their_orders(self):
+        # Scores of few values, so that every row has ties, also among matches.
+        random = np.random.default_rng(0)
+        for seed in range(20):
+            images = random.integers(0, 3, (4, 6))
+            image_groups = random.permutation([0, 0, 1, 2])
+            text_groups = random.permutation([0, 0, 1, 1, 2, 2])
+            found = evaluation.retrieval_measures(
+                images, np.eye(6), image_groups, text_groups
+            )
+            matches = np.equal.outer(image_groups, text_groups)
+            for measure, value in (
+                ("mrr", lambda rank: 1 / rank),
+                ("recall@1", lambda rank: rank <= 1),
+                ("recall@5", lambda rank: rank <= 5),
+            ):
+                with self.subTest(measure, seed=seed):
+                    self.assertAllClose(
+                        found[f"image_to_text/{measure}"],
+                        first_match_by_sorting(images, matches, value),
+                    )
+                    self.assertAllClose(
+                        found[f"text_to_image/{measure}"],
+                        first_match_by_sorting(images.T, matches.T, value),
+                    )
+
+    def test_a_collapsed_model_scores_chance(self):
+        # One of 30 matches: P(rank <= k) = k / 30. The vector's products are
+        # not exact, which must not split ties.
+        same = np.tile(unit_vectors(1, 96, 0), (30, 1))
+        found = evaluation.retrieval_measures(same, same, range(30), range(30))
+        for side in ("image_to_text", "text_to_image"):
+            for k in KS:
+                self.assertAllClose(found[f"{side}/recall@{k}"], k / 30)
+            self.assertAllClose(
+                found[f"{side}/mrr"], np.mean(1 / np.arange(1, 31))
+            )
+
+    def test_several_matches_of_a_collapsed_model(self):
+        # 5 texts of each of 4 groups: P(rank > k) = C(15, k) / C(20, k), for
+        # k = 1: 15 / 20, for k = 5: 15 14 13 12 11 / (20 19 18 17 16).
+        found = evaluation.retrieval_measures(
+            np.ones([4, 3]), np.ones([20, 3]), range(4), np.arange(20) % 4
+        )
+        missed = np.prod(np.arange(15, 10, -1) / np.arange(20, 15, -1))
+        self.assertAllClose(found["image_to_text/recall@1"], 5 / 20)
+        self.assertAllClose(found["image_to_text/recall@5"], 1 - missed)
+
+    def test_blocks_equal_the_whole(self):
+        images, texts = unit_vectors(23, 5, 0), unit_vectors(23, 5, 1)
+        images[4:9] = images[4]
+        whole = evaluation.retrieval_measures(
+            images, texts, range(23), range(23)
+        )
+        for block_size in (1, 7, 23, 100):
+            blocks = evaluation.retrieval_measures(
+                images, texts, range(23), range(23), block_size=block_size
+            )
+            self.assertEqual(blocks, whole)
+
+    def test_the_order_of_rows_does_not_count(self):
+        images, texts = unit_vectors(9, 5, 0), unit_vectors(9, 5, 1)
+        order = np.random.default_rng(0).permutation(9)
+        self.assertAllClose(
+            evaluation.retrieval_measures(
+                images[order], texts, order, range(9)
+            ),
+            evaluation.retrieval_measures(images, texts, range(9), range(9)),
+        )
+
+    def test_what_does_not_fit_is_refused(self):
+        one, two = unit_vectors(2, 3, 0), unit_vectors(2, 3, 1)
+        for message, arguments in (
+            (
+                "`image_to_text`: every query.*1 of 2 .*row 1",
+                (one, two, "ab", "aa"),
+            ),
+            ("`text_to_image`: every query", (one, two, "aa", "ab")),
+            ("`text_groups` must have.*2 emb.*: 1", (one, two, "ab", "a")),
+            ("`image_groups` must have", (one, two, "abc", "ab")),
+            (r"`text_embeddings` must be \[rows", (one, two[0], "ab", "ab")),
+            (r"`image_embeddings` must be \[", (one[:0], two, "", "ab")),
+            (
+                "`image_embeddings` must be finite.*1 of 2",
+                (one * [[1], [np.nan]], two, "ab", "ab"),
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                evaluation.retrieval_measures(*arguments)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,70 @@
+"""Zero-shot classification by hand."""
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import evaluation
+
+
+class ZeroShotTest(tf.test.TestCase):
+    def test_by_hand(self):
+        # Classes are unit axes. Image 0 (class 0) ranks it first, image 1
+        # (class 5) last of six, image 2 (class 1) second.
+        images = [
+            [0.9, 0.1, 0.2, 0.3, 0.4, 0.5],
+            [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
+            [0.9, 0.8, 0.0, 0.0, 0.0, 0.0],
+        ]
+        self.assertAllClose(
+            evaluation.zero_shot_measures(images, [0, 5, 1], np.eye(6)),
+            {"zero_shot/accuracy@1": 1 / 3, "zero_shot/accuracy@5": 2 / 3},
+        )
+
+    def test_a_collapsed_model_scores_chance(self):
+        found = evaluation.zero_shot_measures(
+            np.ones([4, 3]), [0, 1, 2, 3], np.ones([20, 3])
+        )
+        self.assertAllClose(
+            found, {"zero_shot/accuracy@1": 0.05, "zero_shot/accuracy@5": 0.25}
+        )
+
+    def test_a_class_out_of_range_is_refused(self):
+        with self.assertRaisesRegex(
+            ValueError, r"`image_classes` must be in \[0, 3\).* 0 to 3"
+        ):
+            evaluation.zero_shot_measures(np.eye(3)[:2], [0, 3], np.eye(3))
+
+
+class ClassEmbeddingsTest(tf.test.TestCase):
+    def test_prompts_are_averaged_and_brought_to_unit_length(self):
+        # "cat" -> (1, 0) and "a cat" -> (0, 1): the mean points half way.
+        # "{dog}" keeps its braces.
+        table = {
+            "cat": [1.0, 0.0],
+            "a cat": [0.0, 1.0],
+            "{dog}": [0.6, 0.8],
+            "a {dog}": [0.6, 0.8],
+        }
+        found = evaluation.class_embeddings(
+            lambda texts: np.array([table[text] for text in texts]),
+            ["cat", "{dog}"],
+            ["{}", "a {}"],
+        )
+        self.assertAllClose(found, [[0.5**0.5, 0.5**0.5], [0.6, 0.8]])
+
+    def test_prompts_need_one_place_for_the_name(self):
+        for prompt in ("a cat", "{} and {}"):
+            with self.assertRaisesRegex(
+                ValueError, r"`prompts` must each hold one \"{}\".*" + prompt
+            ):
+                evaluation.class_embeddings(len, ["cat"], [prompt])
+
+    def test_names_and_prompts_must_not_be_empty(self):
+        with self.assertRaisesRegex(ValueError, "`class_names` must not be"):
+            evaluation.class_embeddings(len, [])
+        with self.assertRaisesRegex(ValueError, "`prompts` must not be"):
+            evaluation.class_embeddings(len, ["cat"], [])
+
+
+if __name__ == "__main__":
+    tf.test.main()

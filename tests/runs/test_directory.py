@@ -1,0 +1,106 @@
+"""The run directory: rows, cutting back, and the lock."""
+
+import os
+
+import tensorflow as tf
+from tensorflow.core.util import event_pb2
+
+from jest_tf.runs import directory
+
+LOGS = (
+    directory.METRICS_FILE,
+    directory.DRAWS_FILE,
+    directory.EVALUATION_FILE,
+)
+
+
+class DirectoryTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = self.get_temp_dir()
+
+    def write(self, name, text):
+        path = os.path.join(self.workdir, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    def test_what_is_written_is_read(self):
+        content = {"a": [1, 2.5, None], "b": "c"}
+        directory.write(self.workdir, directory.FLOPS_FILE, content)
+        self.assertTrue(directory.has(self.workdir, directory.FLOPS_FILE))
+        self.assertEqual(
+            directory.read(self.workdir, directory.FLOPS_FILE), content
+        )
+        self.assertEqual(os.listdir(self.workdir), [directory.FLOPS_FILE])
+
+    def test_rows_come_in_order_without_incomplete_ones(self):
+        name = directory.METRICS_FILE
+        self.assertEqual(directory.read_rows(self.workdir, name), [])
+        rows = [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.25}]
+        for row in rows:
+            directory.append(self.workdir, name, row)
+        with open(directory.path(self.workdir, name), "a") as file:
+            file.write('{"step": 3, "a"')
+        self.assertEqual(directory.read_rows(self.workdir, name), rows)
+
+    def test_one_holder_of_the_lock_at_a_time(self):
+        with directory.locked(self.workdir):
+            with self.assertRaisesRegex(ValueError, "Another process is"):
+                with directory.locked(self.workdir):
+                    pass
+        with directory.locked(self.workdir):
+            pass
+
+    def test_the_logs_are_cut_back_to_the_step(self):
+        whole = '{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n'
+        for tail in (
+            "",
+            '{"step": 5}\n',
+            '{"step": 5}\n{"step": 6}\n{"st',
+            '{"step": 3, "a',
+            '{"a": 1}\n',
+        ):
+            with self.subTest(tail):
+                paths = [self.write(name, whole + tail) for name in LOGS]
+                directory.cut_back(self.workdir, 4)
+                for path in paths:
+                    with open(path, encoding="utf-8") as file:
+                        self.assertEqual(file.read(), whole)
+        self.assertLen(os.listdir(self.workdir), 3)  # nothing beside them
+
+    def test_a_line_that_lacks_its_end_alone_is_completed(self):
+        path = self.write(directory.METRICS_FILE, '{"step": 4}')
+        directory.cut_back(self.workdir, 4)
+        with open(path, encoding="utf-8") as file:
+            self.assertEqual(file.read(), '{"step": 4}\n')
+
+    def test_tensorboard_is_cut_back_too(self):
+        folder = os.path.join(self.workdir, "tensorboard")
+        for numbers in ((1, 2), (3, 4, 5)):
+            writer = tf.summary.create_file_writer(folder)
+            with writer.as_default():
+                for step in numbers:
+                    tf.summary.scalar("a", 10.0 * step, step=step)
+            writer.close()
+        older, newer = sorted(os.listdir(folder))
+        with open(os.path.join(folder, newer), "ab") as file:
+            file.write(b"half an event")
+        before = os.stat(os.path.join(folder, older)).st_ino
+        directory.cut_back(self.workdir, 4)
+        # What needs no cut isn't written anew.
+        self.assertEqual(before, os.stat(os.path.join(folder, older)).st_ino)
+        found = [
+            event.step
+            for name in (older, newer)
+            for payload in tf.data.TFRecordDataset(
+                os.path.join(folder, name)
+            ).as_numpy_iterator()
+            for event in [event_pb2.Event.FromString(payload)]
+            if event.HasField("summary")
+        ]
+        self.assertEqual(found, [1, 2, 3, 4])
+
+
+if __name__ == "__main__":
+    tf.test.main()
