@@ -276,8 +276,9 @@ class GroupsTest(FollowTestCase):
         # A run that starts again between the two knows what it owes.
         again = self.folder()
         first, *_ = self.follow(run, batches[:2], again)
+        state = self.followed.state()
         _, _, lines_again, _ = self.follow(
-            run, batches[2:], again, model=first, start_step=2
+            run, batches[2:], again, model=first, start_step=2, state=state
         )
         self.assertEqual([line["step"] for line in lines_again], [3, 5])
 

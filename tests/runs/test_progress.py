@@ -1,7 +1,6 @@
-"""Tests of the line that tells how far a piece of work is."""
+"""Progress of long work, on a terminal and in a file."""
 
 import io
-from unittest import mock
 
 import tensorflow as tf
 
@@ -14,51 +13,61 @@ class Terminal(io.StringIO):
 
 
 class ProgressTest(tf.test.TestCase):
-    def show(self, stream, calls):
+    def show(self, calls, unit="records"):
         """`calls` are (seconds, done, total) each."""
-        with mock.patch.object(progress.time, "monotonic") as clock:
-            clock.return_value = 0.0
-            shown = progress.Progress("embedding", "records", stream)
-            for seconds, done, total in calls:
-                clock.return_value = seconds
-                shown(done, total)
-        return stream.getvalue()
+        stream, now = io.StringIO(), 0.0
+        shown = progress.Progress("embedding", unit, stream, lambda: now)
+        for now, done, total in calls:  # noqa: B007
+            shown(done, total)
+        return stream.getvalue().splitlines()
 
     def test_a_file_gets_a_line_now_and_then_and_the_last(self):
-        # Of 5,000 at the first call: 10 s later 1,000 more, so 100 a second.
+        # Of 5,000 at the first call: 15 s later 1,500 more, so 100 a second.
         calls = [(5, 5000, 9000), (10, 5500, 9000), (15, 6000, 9000)]
         calls += [(20, 6500, 9000), (21, 9000, 9000)]
         self.assertEqual(
-            self.show(io.StringIO(), calls).splitlines(),
+            self.show(calls),
             [
-                "embedding [###########.........] 5,000 of 9,000 records",
-                "embedding [##############......] 6,500 of 9,000 records"
-                "  100/s  0:00:25 left",
-                "embedding [####################] 9,000 of 9,000 records"
-                "  250/s  0:00:00 left",
+                "embedding: 5000 of 9000 records [00:00<?, ? records/s]",
+                "embedding: 6500 of 9000 records "
+                "[00:15<00:25, 100.00 records/s]",
+                "embedding: 9000 of 9000 records "
+                "[00:16<00:00, 250.00 records/s]",
             ],
         )
 
-    def test_on_a_terminal_the_line_overwrites_itself(self):
-        shown = self.show(
-            Terminal(), [(1, 0, 10), (1.1, 1, 10), (2, 5, 10), (3, 10, 10)]
+    def test_bytes_are_scaled(self):
+        self.assertEqual(
+            self.show([(0, 0, 2 * 10**9), (20, 10**9, 2 * 10**9)], "bytes")[1],
+            "embedding: 1.00G of 2.00GB [00:20<00:20, 50.0MB/s]",
         )
-        first, second, third, last = shown.split("\r\033[K")
-        self.assertEqual(first, "")
-        self.assertEndsWith(second, " 0 of 10 records")
-        self.assertEndsWith(third, "5 of 10 records  5/s  0:00:01 left")
-        self.assertEndsWith(last, "left\n")
 
     def test_nothing_to_do_is_done(self):
         self.assertEqual(
-            self.show(io.StringIO(), [(0, 0, 0)]),
-            "embedding [####################] 0 of 0 records\n",
+            self.show([(0, 0, 0)]),
+            ["embedding: 0 of 0 records [00:00<?, ? records/s]"],
         )
 
-    def test_clock(self):
-        self.assertEqual(progress.clock(0.4), "0:00:00")
-        self.assertEqual(progress.clock(3723), "1:02:03")
-        self.assertEqual(progress.clock(360000), "100:00:00")
+    def test_on_a_terminal_the_bar_overwrites_itself(self):
+        stream = Terminal()
+        shown = progress.Progress("embedding", "records", stream)
+        for done in (3, 5, 10):
+            shown(done, 10, "note")
+        first, *others = stream.getvalue().split("\r")
+        self.assertEqual(first, "")
+        self.assertStartsWith(others[0], "embedding:  30%|")
+        self.assertStartsWith(others[-1], "embedding: 100%|")
+        self.assertIn("note", others[-1])
+        self.assertEqual(stream.getvalue().count("\n"), 1)
+        self.assertEndsWith(stream.getvalue(), "\n")
+
+    def test_a_line_is_written_above_the_bar(self):
+        stream = Terminal()
+        shown = progress.Progress("embedding", "records", stream)
+        shown(3, 10)
+        progress.say("half of it", stream)
+        shown.close()
+        self.assertIn("half of it\n", stream.getvalue())
 
 
 if __name__ == "__main__":
