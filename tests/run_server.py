@@ -44,6 +44,8 @@ def recipe(folder, overrides=()):
             "min_crop_area": 0.5,
             "vocabulary_size": tiny.VOCABULARY_SIZE,
         },
+        # The learner below has no patches, but the settings are checked.
+        "model": {"patch_size": tiny.IMAGE_SIZE},
         "selection": {
             "method": "joint",
             "batch_size": 4,
