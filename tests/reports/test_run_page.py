@@ -45,6 +45,7 @@ class PageTest(tf.test.TestCase):
             data=config.DataConfig(
                 train=(self.shard,), super_batch_size=B, image_size=SIZE
             ),
+            model=config.ModelConfig(patch_size=SIZE),
             reference=config.ReferenceConfig("somewhere"),
             selection=config.SelectionConfig("joint", 2, 1),
         )
