@@ -17,8 +17,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, selection, training
-from jest_tf.evaluation import draw_comparison
-from jest_tf.runs import checkpoints
+from jest_tf.runs import checkpoints, draw_comparison
 from trainers import evaluate, train
 
 SEED = 4
