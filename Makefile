@@ -16,11 +16,7 @@ PEERS_INSTALLED := .venv-peers/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
-# pip's output with one line a download in place of some four a package.
-PIP_PROGRESS := sed -un \
-  -e '/\.metadata/d' \
-  -e 's/^ *\(Downloading\|Using cached\) \([^ ]*\/\)*\([^- ]*-[^- ]*\)[^ ]* /  \3 /p' \
-  -e 's/^Installing collected.*/  unpacking: a minute or so/p'
+PIP := -m pip install --quiet --disable-pip-version-check --no-input
 
 # Tests of a class share what it sets up, so they stay in one process. Two
 # processes, because each holds a TensorFlow.
@@ -99,25 +95,21 @@ $(INSTALLED): setup.cfg pyproject.toml
 	  "is built for. '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true)." \
 	  "Name another: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "install: TensorFlow and the rest into .venv, once; about 1 GB to" \
-	  "download, 3.5 GB on disk, one to ten minutes"
+	  "download, 3.5 GB on disk, one to ten quiet minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check \
-	  --no-input --progress-bar off --editable '.[test]' | $(PIP_PROGRESS)
+	@$(BIN)/python $(PIP) --editable '.[test]'
 	@touch $@
 	@echo "install: done"
 
 .venv/installed-icontext: $(INSTALLED)
-	@$(BIN)/python -m pip install --disable-pip-version-check \
-	  --no-input --progress-bar off --editable '.[icontext]' \
-	  | $(PIP_PROGRESS)
+	@$(BIN)/python $(PIP) --editable '.[icontext]'
 	@touch $@
 
 # Apache Beam asks for older versions of packages that the rest is tested with.
 $(BEAM_INSTALLED): $(INSTALLED)
 	@echo "install: the same with Apache Beam into .venv-beam, once"
 	@test -x $(BEAM_BIN)/python || $(PYTHON) -m venv .venv-beam
-	@$(BEAM_BIN)/python -m pip install --disable-pip-version-check \
-	  --no-input --progress-bar off --editable '.[test,beam]' | $(PIP_PROGRESS)
+	@$(BEAM_BIN)/python $(PIP) --editable '.[test,beam]'
 	@touch $@
 	@echo "install: done"
 
@@ -125,9 +117,7 @@ $(BEAM_INSTALLED): $(INSTALLED)
 $(PEERS_INSTALLED):
 	@echo "install: PyTorch and open_clip into .venv-peers, once"
 	@test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
-	@$(PEERS_BIN)/python -m pip install --disable-pip-version-check \
-	  --no-input --progress-bar off torch==2.13.* open_clip_torch==3.3.* \
-	  | $(PIP_PROGRESS)
+	@$(PEERS_BIN)/python $(PIP) torch==2.13.* open_clip_torch==3.3.*
 	@touch $@
 	@echo "install: done"
 
@@ -137,10 +127,7 @@ $(TPU_INSTALLED): requirements-tpu-compile.txt
 	@echo "install: TensorFlow for TPUs, JAX and libtpu into .venv-tpu, once;" \
 	  "about 1 GB to download, 2.5 GB on disk"
 	@test -x $(TPU_BIN)/python || $(PYTHON) -m venv .venv-tpu
-	@$(TPU_BIN)/python -m pip install --disable-pip-version-check \
-	  --no-input --progress-bar off -r $< | $(PIP_PROGRESS)
-	@$(TPU_BIN)/python -m pip install --disable-pip-version-check \
-	  --no-input --progress-bar off --no-deps tensorflow-text==2.20.1 \
-	  | $(PIP_PROGRESS)
+	@$(TPU_BIN)/python $(PIP) -r $<
+	@$(TPU_BIN)/python $(PIP) --no-deps tensorflow-text==2.20.1
 	@touch $@
 	@echo "install: done"

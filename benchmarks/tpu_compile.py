@@ -4,15 +4,15 @@
     python -m benchmarks.tpu_compile --only jest_b16 --topologies v5e:2x2
 
 Traces the step that `fit` makes under a TPUStrategy, for small twins of all
-recipes, exports it with TensorFlow's kernels for TPUs and compiles it with
-libtpu for slices that are only described: what is planned in memory, donated,
-exchanged, and what of it no TPU should be given. Nothing runs, so nothing is
-said of speed or of numbers.
+recipes, exports it with TensorFlow's TPU kernels and compiles it with libtpu
+for slices that are only described. The tables show planned memory, donated
+variables, collectives, and operations that no TPU should get. Nothing runs, so
+they say nothing about speed or numbers.
 
-Needs an environment of its own, requirements-tpu-compile.txt; `make
-tpu-compile` makes it. Each case is a line of results/tpu_compile.jsonl once it
-is done, and is skipped from then on, unless `--again` or its code is another.
-The table in docs/tpu.md is written from all lines. About a minute a case on 2
+`make tpu-compile` builds the environment, from requirements-tpu-compile.txt.
+Each finished case is a line of results/tpu_compile.jsonl and is skipped from
+then on, unless `--again` is given or its code has changed. The tables in
+benchmarks/tpu/README.md are written from all lines. About a minute a case on 2
 cores.
 """
 
@@ -20,9 +20,8 @@ import argparse
 import os
 import pathlib
 
-# For a TensorFlow that is to trace and export, and leave libtpu alone, which
-# JAX loads later; and for a libtpu that is not to ask the cloud's metadata
-# server, minutes of retries, what machine this is.
+# TensorFlow only traces and exports; JAX loads libtpu later, which must not ask
+# the cloud for the kind of the machine: that takes minutes of retries.
 ENVIRONMENT = {
     "TPU_LOAD_LIBRARY": "0",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--page",
         type=pathlib.Path,
-        default=_ROOT / "docs" / "tpu.md",
+        default=_ROOT / "benchmarks" / "tpu" / "README.md",
         help="where the table is written",
     )
     options = parser.parse_args(argv)

@@ -26,6 +26,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "legend.frameon": False,
     "grid.color": "#8883",
     "path.simplify": True,
 }
@@ -73,7 +74,7 @@ def draw(
         unit_range: shows the range [0, 1] whatever the values.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = mpl_figure.Figure(figsize=(5, 2.9), layout="constrained")
+        figure = mpl_figure.Figure(figsize=(5, 3.1), layout="constrained")
         axes = figure.subplots()
         shown = [line for line in lines if len(line.x)]
         for line in shown:
@@ -81,7 +82,10 @@ def draw(
         axes.set(xlabel=xlabel, ylim=(0, 1) if unit_range else None)
         axes.tick_params(length=0)
         if shown:
-            axes.legend(frameon=False, fontsize=10)
+            wide = sum(len(line.label) for line in shown) > 36
+            figure.legend(
+                loc="outside lower center", ncols=2 if wide else 3, fontsize=10
+            )
         written = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(

@@ -228,12 +228,14 @@ def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
         ],
         unit_range=True,
     )
-    repeats = logged("train/repeat_rate", "trained, and trained before", kept)
+    repeats = logged(
+        "train/repeat_rate", "trained, not for the first time", kept
+    )
     name = "select/effective_filter_ratio"
     if repeats.x:
         yield charts.draw(
             "Records",
-            [repeats, logged(name, "drawn and never trained", dropped)],
+            [repeats, logged(name, "drawn, never trained", dropped)],
             unit_range=True,
         )
 

@@ -19,7 +19,7 @@ from jest_tf.reports import run_page
 from jest_tf.runs import directory
 
 CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
-SIZE, ROWS, B = 5, 7, 4
+SIZE, ROWS, B = 16, 7, 4
 
 
 class PageTest(tf.test.TestCase):
