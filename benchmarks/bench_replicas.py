@@ -1,12 +1,12 @@
-"""Several replicas: what moves, what a loss holds, what bfloat16 changes.
+"""Several replicas: traffic, memory of the loss, and draws in bfloat16.
 
     python -m benchmarks.bench_replicas traffic
     python -m benchmarks.bench_replicas memory
     python -m benchmarks.bench_replicas bfloat16
 
 Each part replaces its own block of docs/distribution.md, or of the file
-`--out`. `traffic` is counted on paper; the others run here. With `--small` a
-part takes seconds, says nothing, and writes only where `--out` says so.
+`--out`. `traffic` is counted on paper; the others run here. `--small` takes
+seconds, proves nothing, and writes only to `--out`.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def traffic_table(small: bool = False) -> str:
     """Bytes, work and memory a replica at the paper's size."""
-    del small  # it is seconds as it is
+    del small  # It takes seconds anyway.
     columns = [
         _PAPER._replace(quota=quota, loss=loss)
         for loss in selection.LOSSES
@@ -162,7 +162,7 @@ def bfloat16_table(small: bool = False) -> str:
                     name: _draw(cast, models, batch, trial, loss, criterion)
                     for name, cast in _ROUNDED.items()
                 }
-                # Another seed on exact embeddings: what chance would change.
+                # Another seed on exact embeddings: the change by chance.
                 draws["another seed"] = _draw(
                     _ROUNDED["float32"],
                     models,
@@ -239,7 +239,7 @@ def _embeddings(rng, size, dim, agreement, scale, bias):
 
 def _models(size, dim, seed):
     rng = np.random.default_rng(seed)
-    # Pairs differ in how well they fit: what there is to learn.
+    # Pairs differ in how well they fit, so there is something to learn.
     agreement = rng.uniform(0.2, 0.5, (size, 1))
     return (
         _embeddings(rng, size, dim, 0.5 * agreement, 30.0, -10.0),
@@ -280,7 +280,7 @@ def _in_child(**case):
 
 
 def _measure_memory(loss, num_replicas, size, dim, block):
-    """Bytes that a step on one replica takes at its peak."""
+    """Peak bytes of a step on one replica."""
     share = size // num_replicas
     parts = _embeddings(np.random.default_rng(0), share, dim, 0.5, 10.0, -10.0)
     replicas = traffic.Echo(num_replicas) if num_replicas > 1 else None
@@ -295,7 +295,7 @@ def _measure_memory(loss, num_replicas, size, dim, block):
 
     parts = Embeddings(*map(tf.constant, parts))
     step.get_concrete_function(parts, block)
-    # A step on next to nothing first: kernels and threads aren't the loss's.
+    # A tiny step first: kernels and threads do not belong to the loss.
     step(parts._replace(image=parts.image[:8], text=parts.text[:8]), 4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step(parts, block)

@@ -1,7 +1,7 @@
-"""What the benchmarks write into README.md: blocks, tables, the machine.
+"""Blocks, tables and machine descriptions that benchmarks write into pages.
 
-A block stands between two marks that name it. Only what is between them is
-replaced; the prose around it is written by hand.
+A block lies between two marks that name it. Only the block is replaced; the
+prose around it is written by hand.
 """
 
 import importlib.metadata
@@ -21,9 +21,9 @@ def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:
 
     Args:
         path: the file.
-        name: of the block.
-        text: Markdown, what the block holds from now on.
-        command: what writes the block; it stands in its first mark.
+        name: name of the block.
+        text: Markdown that replaces the content.
+        command: command that writes the block, named in its first mark.
     """
     begin, end = (
         f"<!-- {name}: written by {command} -->",
@@ -45,8 +45,8 @@ def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:
 
 
 def environment() -> str:
-    """The processor and the versions, in a line."""
-    # Not above: most of what writes a report can do without it.
+    """The processor and the versions in one line."""
+    # Imported late: most reports need no TensorFlow.
     import tensorflow as tf
 
     packages = (
@@ -60,7 +60,7 @@ def environment() -> str:
 
 
 def processor() -> str:
-    """What the processor calls itself, and its cores."""
+    """The processor's name and its number of cores."""
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():

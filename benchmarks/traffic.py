@@ -1,8 +1,9 @@
-"""What R replicas send each other in a step, and what each computes and holds.
+"""Traffic, work and memory of R replicas in a step, counted on paper.
 
-Counted from the sizes alone; `tests/test_traffic.py` compares it, collective by
-collective, with what losses, selection and exchange really call. Gradients of
-the parameters, which any data-parallel training sums, are not here.
+Everything is counted from sizes; `tests/benchmarks/test_traffic.py` compares,
+collective by collective, with the calls that losses, selection and placement
+make. Gradients of the parameters, which any data-parallel training sums, are
+left out.
 """
 
 import math
@@ -72,15 +73,15 @@ class Setup(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Rows that a replica may send to any one."""
+        """Rows that a replica may send to another."""
         return -(-min(self.batch_size, self.held) // self.num_replicas)
 
 
 class Collective(NamedTuple):
-    """A call that every replica makes, and what each hands in.
+    """A call that every replica makes.
 
     Attributes:
-        purpose: what for.
+        purpose: use of the call.
         kind: "all_gather", "all_reduce" or "all_to_all".
         shape: of the tensor that a replica hands in.
         dtype: its dtype's name.
@@ -93,7 +94,7 @@ class Collective(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the tensor that a replica hands in."""
+        """Bytes of the tensor that a replica hands in."""
         return math.prod(self.shape) * tf.dtypes.as_dtype(self.dtype).size
 
     def received(self, num_replicas: int) -> float:

@@ -55,7 +55,7 @@ def read(page):
 
 
 def any_has(modules, path):
-    """Whether one of the modules holds the attribute at a dotted path."""
+    """True if one of the modules has the attribute at a dotted path."""
     for module in modules:
         value = importlib.import_module(module)
         try:
@@ -96,7 +96,7 @@ def header_commands(path):
 
 
 def write_pictures(folder, count):
-    """What a user has: `x.jpg`, and `x.txt` with a caption a line."""
+    """Writes pictures as a user has them: `x.jpg` and `x.txt`."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):

@@ -26,7 +26,7 @@ _TOO_MUCH = 2**42
 
 
 class Executable(NamedTuple):
-    """What the compiler says of a program that it accepted.
+    """The compiler's report on a program that it accepted.
 
     Attributes:
         device: kind of chip.
@@ -90,7 +90,7 @@ def compile_program(
 
 
 def available_memory(topology: str) -> int:
-    """Bytes of memory that the compiler plans with on a core, less its own.
+    """Bytes of a core's memory that the compiler may plan with.
 
     Found by asking for too much: the compiler says what there is.
     """

@@ -1,6 +1,6 @@
-"""Reads programs in HLO's textual form: what talks, and what should not be.
+"""Reads HLO text: collectives, and operations that a TPU should not get.
 
-Text alone, so that it is tested without a TPU compiler. A line of a
+Works on text, so it is tested without a TPU compiler. A line of a
 computation reads
 
     %name = type operation(%operand, ...), attribute=..., metadata={...}
@@ -17,7 +17,7 @@ COLLECTIVES = (
     "reduce-scatter",
     "collective-permute",
 )
-# What would stop the chip for the host in every step.
+# Operations that would stop the chip for the host in every step.
 HOST_OPERATIONS = (
     "infeed",
     "outfeed",
@@ -137,7 +137,7 @@ def dynamic_shapes(text: str) -> list[str]:
 
 
 def host_operations(text: str) -> list[str]:
-    """What would wait for the host, by operation or by what it calls."""
+    """Operations that would wait for the host."""
     found = set()
     for instructions in _computations(text).values():
         for one in instructions:
@@ -183,7 +183,7 @@ def _split_type(text):
 
 
 def _to_closing(text):
-    """What comes before the parenthesis that closes an opened one."""
+    """The text before the parenthesis that closes an opened one."""
     depth = 1
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")

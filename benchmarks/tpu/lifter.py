@@ -18,7 +18,7 @@ from tensorflow.python.eager import context
 from tensorflow.python.framework import function_def_to_graph, tensor_util
 from tensorflow.python.ops import handle_data_util
 
-# What the cluster's operations are marked with, and those that only mark.
+# The mark of the cluster's operations, and operations that only mark.
 _MARK = "_tpu_replicate"
 _SKIPPED = ("NoOp", "TPUReplicateMetadata", "TPUCompilationResult", "Assert")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
@@ -121,7 +121,7 @@ class Program:
         return results + [cell.value for cell in assigned]
 
     def _sort(self, tensor):
-        """Finds out what an input of the cluster is."""
+        """Classifies an input of the cluster."""
         sources = [tensor]
         if tensor.op.type == "TPUReplicatedInput":
             sources = list(tensor.op.inputs)
@@ -212,7 +212,7 @@ def _inputs(operations):
 
 
 def _counts_up(values):
-    """Whether values are the scalars 0, 1, ...: the ids of the replicas."""
+    """True if values are the scalars 0, 1, ...: the ids of the replicas."""
     if any(value is None or value.ndim for value in values):
         return False
     return [int(value) for value in values] == list(range(len(values)))
@@ -268,7 +268,7 @@ def _emit_operation(graph, operation, inputs):
 
 
 def _on_variable(operation, cell, *inputs):
-    """What an operation does to, or says of, a variable."""
+    """Emits an operation on a variable."""
     kind = operation.type
     if kind == "Identity":
         return [cell]

@@ -1,4 +1,4 @@
-"""All cases on all topologies, a process a case, as far as not yet done."""
+"""Runs all unfinished cases on all topologies, one process a case."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def run(
     results: pathlib.Path,
     page: pathlib.Path,
 ) -> None:
-    """Compiles what is asked for and not yet in the results.
+    """Compiles the requested cases that are not in the results.
 
     A line of the results is whole once it is there, and the last of a case and
     a topology counts. It is done as long as code, settings and replicas are
@@ -95,7 +95,7 @@ def read(path: pathlib.Path) -> dict[tuple[str, str], dict]:
 
 
 def present_code() -> str:
-    """What a line's `code` is if it is compiled now."""
+    """The `code` of a line that is compiled now."""
     command = [sys.executable, "-m", "benchmarks.tpu.worker", "--code"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.split()[-1]

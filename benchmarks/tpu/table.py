@@ -1,4 +1,4 @@
-"""What the compiler said, as a line of progress and as Markdown."""
+"""The compiler's findings, as a line of progress and as Markdown."""
 
 import textwrap
 
@@ -114,7 +114,7 @@ def _compiled(lines):
 
 
 def _talk(good):
-    """What a replica hands over, and what it keeps, on the first topology."""
+    """Collectives and donated variables on the first topology."""
     rows = []
     for case in _cases(good):
         line = next(iter(case.values()))
@@ -145,7 +145,7 @@ def _talk(good):
 
 
 def _found(good):
-    """What was looked for in all programs, and what was found, code by code."""
+    """Operations that were looked for in all programs, and found, by code."""
     by_code = {}
     for line in good:
         by_code.setdefault(_code(line), []).append(line)

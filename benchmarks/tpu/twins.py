@@ -1,4 +1,4 @@
-"""Which steps are compiled: small twins of the recipes, in every variant.
+"""Small twins of the recipes, in every variant that is compiled.
 
 A twin is a recipe with tiny towers and batches. What decides the operations of
 its step, such as the sampler, chunks, losses, augmentation and clipping, is the

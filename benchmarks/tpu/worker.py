@@ -129,7 +129,7 @@ def code() -> str:
 
 
 def bare(path: pathlib.Path) -> str:
-    """What a source does, as its syntax tree without docstrings."""
+    """A source's syntax tree without docstrings."""
     tree = ast.parse(path.read_bytes())
     documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
     for node in ast.walk(tree):
@@ -176,7 +176,7 @@ def _failure(stage, error):
 
 
 def _of_program(program, text):
-    """What is said of the program before libtpu has seen it."""
+    """Findings in the program before libtpu compiles it."""
     specs = program.specs[-len(program.handles) :]
     donated = {
         number - len(program.specs) + len(specs) for number in program.donated
