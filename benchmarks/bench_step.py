@@ -176,7 +176,7 @@ def measure_kinds(quick: bool) -> str:
         "rows at a time; the super-batch is in memory. Flexi-JEST scores in "
         "patches of 32 and trains on half of the rows in either. Three numbers "
         f"are the lowest, the median and the highest of {repeats} repeats. "
-        "FLOPs are of the matrix products in the traced step; beside them, as "
+        "FLOPs are of the step's matrix products; beside them, as "
         "shares of the uniform step's, what is counted, and the paper's two "
         "ways to count. Score, select and train are medians of each run alone, "
         "and their sum stands over the median of the whole."
@@ -198,12 +198,8 @@ def measure_view(quick: bool) -> str:
         )
         for view in (config_lib.View(), _COARSE_VIEW)
     ]
-    counts = [
-        flops.total(
-            flops.count(function.get_concrete_function(images).graph)
-        ).products
-        for function in functions
-    ]
+    spec = tf.TensorSpec(images.shape, images.dtype)
+    counts = [flops.count(function, spec)[0] for function in functions]
     for function in functions:
         step_timing.timed(function, images)
     seconds = [

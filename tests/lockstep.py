@@ -1,8 +1,8 @@
-"""Replicas without a strategy: a thread each, collectives over a barrier.
+"""Replicas without a strategy: one thread each, collectives over a barrier.
 
-What runs on them runs eagerly, at any number of replicas in milliseconds, and
-every collective is written down as it happens, inside of loops too. Tests that
-need a graph or Keras take a strategy over virtual devices.
+Code runs on them eagerly, on any number of replicas in milliseconds, and every
+collective is recorded as it happens, also inside loops. Tests that need a graph
+or Keras use a strategy over virtual devices.
 """
 
 import threading
@@ -13,10 +13,10 @@ import tensorflow as tf
 
 
 class Call(NamedTuple):
-    """One collective, as one replica sees it."""
+    """One collective, seen by one replica."""
 
     kind: str
-    shape: tuple[int, ...]  # of what this replica hands in
+    shape: tuple[int, ...]  # of this replica's tensor
     dtype: str
 
     @property
@@ -50,7 +50,7 @@ class Replicas:
         return tf.stack([sent[self._number] for sent in every])
 
     def _share(self, kind, tensor):
-        """What every replica hands in to the same call."""
+        """The tensors that all replicas pass to the same call."""
         group = self._group
         tensor = tf.convert_to_tensor(tensor)
         call = Call(kind, tuple(tensor.shape), tensor.dtype.name)
@@ -76,7 +76,7 @@ def run(num_replicas, function, *, in_loops=True):
     """Runs `function(replicas)` on every replica at once.
 
     Returns:
-        What each replica returned, and the `Call`s that each made.
+        The result of each replica, and the `Call`s that each made.
     """
     group = _Group(num_replicas)
     results, errors = [None] * num_replicas, []

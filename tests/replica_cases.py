@@ -336,7 +336,7 @@ class CollectivesTest(tf.test.TestCase):
             # Weights 1 + 2 + 3 + 4 of the square of the own row.
             self.assertAllClose(gradients[replica], [10 * 2 * values[replica]])
 
-    def test_what_can_not_be_exchanged_is_refused(self):
+    def test_tensors_that_cannot_be_exchanged_are_refused(self):
         for tensor, method, error, message in (
             (tf.constant(True), "all_reduce", TypeError, "Received: bool"),
             (tf.constant(1.0), "all_gather", ValueError, "static shape"),
@@ -576,7 +576,7 @@ class RefusalsTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             fit(build(4, settings, **more), batches_of(1, rows))
 
-    def test_sizes_that_replicas_can_not_share(self):
+    def test_sizes_that_replicas_cannot_share_are_refused(self):
         def joint(*arguments, **more):
             return config.SelectionConfig("joint", *arguments, **more)
 
@@ -594,7 +594,7 @@ class RefusalsTest(tf.test.TestCase):
         )
         self.assert_refused("b=20, B=16", joint(20, 2))
 
-    def test_models_from_outside_of_the_scope(self):
+    def test_models_from_outside_the_scope_are_refused(self):
         outside = tiny.learner(5)
         count = len(outside.variables)
         with STRATEGIES[2].scope():
@@ -647,14 +647,14 @@ class RefusalsTest(tf.test.TestCase):
                     self.assertAllClose(kernel, expected)
                     self.assertAllEqual(bias, tf.zeros([3]))
 
-    def test_what_keras_can_not_do(self):
+    def test_unsupported_keras_features_are_refused(self):
         model = build(2)
         with self.assertRaisesRegex(ValueError, "`jit_compile=True`.* 2 rep"):
             model.compile(optimizer="adam", jit_compile=True)
         with self.assertRaisesRegex(ValueError, "use `fit`.*2 replicas"):
             model.train_on_batch(tiny.super_batches(1)[0])
 
-    def test_devices_that_are_split_already(self):
+    def test_devices_are_split_only_once(self):
         same = config.DistributionConfig("mirrored", virtual_devices=DEVICES)
         self.assertIs(distribution.build_strategy(same), STRATEGIES[4])
         with self.assertRaisesRegex(

@@ -1,16 +1,23 @@
-"""Replicas: strategies, collectives, row placement and Keras' `fit`."""
+"""Training on several replicas.
 
-from jest_tf.distribution.strategy import (
+`strategy` builds the `tf.distribute.Strategy` and distributes the dataset,
+`collectives` is what replicas exchange in a step, `placement` deals the chosen
+rows to replicas, `keras_fit` corrects Keras' `fit`.
+"""
+
+from jest_tf.distribution.collectives import (
     Replicas,
     any_worker,
-    build_strategy,
     current,
-    distribute,
-    has_workers,
-    is_tpu,
     join_halves,
     placed,
     replica_id,
+)
+from jest_tf.distribution.strategy import (
+    build_strategy,
+    distribute,
+    has_workers,
+    is_tpu,
 )
 
 __all__ = [

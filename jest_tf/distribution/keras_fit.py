@@ -1,16 +1,17 @@
-"""`fit` on several replicas: what Keras 3 gets wrong there, set right.
+"""Corrections of Keras 3's `fit` on several replicas.
 
-`TrainerHooks` is for models and `AggregateThenClip` for optimizers; each says
-what it mends, and tests/replica_cases.py shows the fault in Keras beside the
-repair. `check_placed` refuses what the replicas could not run.
+`TrainerHooks` is for models, `AggregateThenClip` for optimizers. Each lists the
+faults that it corrects; tests/replica_cases.py shows each fault in Keras beside
+its correction. `check_placed` refuses models that the replicas can't run.
 
-Not here: the strategy and the collectives (distribution.py), dropout that
-differs by replica (layers.py).
+Not here: the strategy (strategy.py), the collectives (collectives.py), dropout
+that differs by replica (models/layers.py).
 """
 
 import keras
 import tensorflow as tf
 
+from jest_tf.distribution import collectives
 from jest_tf.distribution import strategy as strategy_lib
 
 
@@ -18,18 +19,20 @@ class TrainerHooks:
     """Mixin that lets `keras.Model.fit` run on several replicas.
 
     Put it before `keras.Model`, and create the model in the strategy's scope.
-    Against Keras 3.15 it
+    Unlike Keras 3.15, it
 
     - runs all steps of an execution as one graph with a loop on the host;
-      Keras nests graphs there, whose collectives then lack their keys;
-    - builds model and optimizer from the shapes of the data; Keras takes the
-      mean of a batch over replicas, which uses up the batch and fails on
-      strings, on uneven rows, and with several workers;
-    - makes a step's logs of the metrics of all replicas; Keras takes those of
-      one on TPUs and their mean elsewhere, of sums too, and fails with several
-      workers.
+      Keras nests graphs, whose collectives then lack their keys;
+    - builds model and optimizer from the shapes of the data. On several
+      replicas Keras averages a batch over them, which uses up the batch and
+      fails on strings, on uneven rows, and with several workers; on one
+      replica it creates the optimizer's variables while tracing, which traces
+      the step twice;
+    - makes a step's logs from the metrics of all replicas; Keras takes those of
+      one replica on TPUs and their mean elsewhere, even for sums, and fails
+      with several workers.
 
-    On a single replica Keras' own code runs.
+    For the rest, Keras' own code runs on a single replica.
     """
 
     def compile(self, *args, **kwargs):
@@ -58,7 +61,7 @@ class TrainerHooks:
             raise ValueError(
                 f"Keras' {type(optimizer).__name__} clips the gradient of each "
                 "replica by itself; use `optimizer.AdamW`, or a class that "
-                "inherits from `hooks.AggregateThenClip` and it. "
+                "inherits from `keras_fit.AggregateThenClip` and it. "
                 f"Received: {clips[0]} on {num_replicas} replicas"
             )
         if getattr(optimizer, "gradient_accumulation_steps", None):
@@ -75,7 +78,7 @@ class TrainerHooks:
         if context is None or context.num_replicas_in_sync == 1:
             return super().get_metrics_result()
         metrics = self.metrics
-        sums = strategy_lib.Replicas(context).all_reduce(
+        sums = collectives.Replicas(context).all_reduce(
             [
                 [tf.convert_to_tensor(one) for one in metric.variables]
                 for metric in metrics
@@ -101,11 +104,11 @@ class TrainerHooks:
         return super().train_on_batch(*args, **kwargs)
 
     def collect(self, outputs):
-        """What an execution returns, of what each local replica's step did.
+        """The result of an execution, from those of the local replicas.
 
         Args:
-            outputs: a step's result with a tuple of values, one a replica, in
-                place of each value.
+            outputs: the result of a step, with a tuple of one value a replica
+                in place of each value.
         """
         return _first(outputs)
 
@@ -136,9 +139,6 @@ class TrainerHooks:
         strategy = self.distribute_strategy
         if iterator is not None:
             _check_execution(iterator, strategy)
-        if not _needs_hooks(strategy):
-            super()._maybe_symbolic_build(iterator, data_batch)
-            return
         if self.built and (self.optimizer is None or self.optimizer.built):
             return
         if iterator is not None:
@@ -151,22 +151,22 @@ class TrainerHooks:
 
 
 class AggregateThenClip:
-    """Mixin for optimizers: the sum over replicas first, then the clipping.
+    """Mixin for optimizers that sums gradients over replicas, then clips.
 
-    Keras 3.15 clips each replica's gradient before it sums them, so that R
-    replicas take other steps than one. Put it before the optimizer.
+    Keras 3.15 clips each replica's gradient before it sums them, so R replicas
+    take different steps than one. Put it before the optimizer.
     """
 
     def _clip_gradients(self, grads):
         context = tf.distribute.get_replica_context()
         if context is not None:
-            grads = strategy_lib.placed(context, list(grads))
+            grads = collectives.placed(context, list(grads))
         pairs = [(gradient, None) for gradient in grads]
         summed = super()._all_reduce_sum_gradients(pairs)
         return super()._clip_gradients([gradient for gradient, _ in summed])
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
-        # Summed before they were clipped.
+        # They were summed before clipping.
         return list(grads_and_vars)
 
 
@@ -174,9 +174,9 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
     """Raises ValueError unless the replicas hold `model`'s variables.
 
     Args:
-        name: what the message calls it.
-        model: anything; what has no `variables` passes.
-        strategy: of the run.
+        name: the model's name in the message.
+        model: anything; an object without `variables` passes.
+        strategy: the run's strategy.
     """
     if not _needs_hooks(strategy):
         return
@@ -201,11 +201,11 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
 
 
 def _last_of(num_steps, one_step):
-    """What the last of several steps returns, all of them in one loop.
+    """The result of the last of several steps, run in one loop.
 
-    A loop wants to know beforehand what it carries, which only a step can say;
-    a first step outside would be a second program for a TPU. So the loop
-    carries an optional, of which nothing has to be known.
+    A loop must know the types that it carries before any step is traced, and a
+    first step outside would be a second program for a TPU. So the loop carries
+    an optional, whose content need not be known.
     """
     returned = []
 
@@ -213,7 +213,7 @@ def _last_of(num_steps, one_step):
         outputs = one_step()
         returned[:] = [outputs]
         flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
-        # The number as well: an optional of nothing can't be had.
+        # With the step, as an optional can't be empty.
         return step + 1, tf.raw_ops.OptionalFromValue(components=[step, *flat])
 
     _, last = tf.while_loop(
@@ -244,8 +244,8 @@ def _needs_hooks(strategy):
 
 
 def _check_execution(iterator, strategy):
-    """Keras would run past the end of an epoch to fill an execution."""
-    # On one replica it sees the end of the data itself.
+    """Refuses epochs that end within an execution; Keras would overrun."""
+    # On one replica Keras sees the end of the data itself.
     known = iterator.steps_per_epoch
     if _needs_hooks(strategy):
         known = iterator.num_batches

@@ -210,15 +210,15 @@ def held(num_rows: int, quota: str = "global", replicas=None) -> Whole:
 
 
 class Deal(NamedTuple):
-    """Which rows of a draw this replica trains on, and how they get here.
+    """The rows of a draw that this replica trains on, and how they move.
 
     Attributes:
-        places: int32 `[b/R]`, places in the draw, `Draw.indices[places]` are
-            the rows. Every place is dealt to one replica.
+        places: int32 `[b/R]`, places in the draw; the rows are
+            `Draw.indices[places]`. Every place is dealt to one replica.
         send: int32 `[R, m]`, rows held here, by the replica that they go to;
-            int32 `[b/R]` where none moves.
-        receive: int32 `[b/R]`, where those of `places` are among the `R * m`
-            that arrive; None where none moves.
+            int32 `[b/R]` if no row moves.
+        receive: int32 `[b/R]`, positions of the rows of `places` among the
+            `R * m` that arrive; None if no row moves.
     """
 
     places: tf.Tensor
@@ -233,22 +233,22 @@ def deal(
     quota: str = "global",
     replicas=None,
 ) -> Deal:
-    """Deals the rows of a draw out, b/R to a replica.
+    """Deals the rows of a draw to the replicas, b/R each.
 
-    With quota "per_replica" every replica keeps its own rows. With "global"
-    the drawn rows are put in the order of their owners, and among one owner's
-    in the order drawn; the j-th goes to replica j mod R. So no replica sends
-    more than m = ceil(min(b, B/R) / R) rows to any one, whatever the draw, and
-    one exchange of fixed size moves them. No collective is needed to deal.
+    With quota "per_replica" every row stays on its replica. With "global" the
+    drawn rows are sorted by the replica that holds them, then by the order
+    drawn; the j-th goes to replica j mod R. Whatever the draw, no replica sends
+    more than m = ceil(min(b, B/R) / R) rows to any other, and one exchange of
+    fixed size moves them. Dealing itself needs no collective.
 
     Args:
         indices: int32 `[b]`, rows of all, equal on every replica.
         super_batch_size: B.
-        quota: what the rows were drawn with.
+        quota: the quota of the draw.
         replicas: the collectives, or None.
 
     Raises:
-        ValueError: on an unknown quota, or where R does not divide b and B.
+        ValueError: on an unknown quota, or if R does not divide b and B.
     """
     _check_quota(quota)
     batch_size = indices.shape[0]
@@ -259,7 +259,7 @@ def deal(
     num_dealt = share(batch_size, num_replicas, "`batch_size`")
 
     owners = indices // held_rows  # [b]
-    # One key a place, so that the sort need not be a stable one.
+    # Distinct keys, so that the sort need not be stable.
     order = tf.argsort(owners * batch_size + tf.range(batch_size))
     if quota == "per_replica":
         places = tf.reshape(order, [num_replicas, num_dealt])[replica]
@@ -275,7 +275,7 @@ def deal(
     capacity = -(-min(batch_size, held_rows) // num_replicas)
 
     # The first of this replica's rows in `order` that goes to each replica,
-    # and every R-th from there; beyond the last of them anything may go.
+    # and every R-th from there; slots beyond its last row are ignored.
     first = starts[replica] + (every - starts[replica]) % num_replicas
     sent = first[:, tf.newaxis] + num_replicas * tf.range(capacity)
     sent = tf.gather(order, tf.minimum(sent, batch_size - 1))  # [R, m]
@@ -293,9 +293,9 @@ def deal(
 def move(
     batch: Mapping[str, tf.Tensor], dealt: Deal, replicas=None
 ) -> dict[str, tf.Tensor]:
-    """The rows dealt to this replica, of every tensor of a batch.
+    """Brings the rows dealt to this replica here, of every tensor of a batch.
 
-    One all-to-all a tensor, of `R * m` rows; nothing where no row moves.
+    Takes one all-to-all of `R * m` rows for each tensor, if rows move at all.
 
     Args:
         batch: tensors of any dtype `[B/R, ...]`, the rows held here.
@@ -328,25 +328,25 @@ def deal_parts(
     quota: str = "global",
     replicas=None,
 ) -> list[Deal]:
-    """Deals the rows of a draw out in parts of equal size, by chance.
+    """Deals the rows of a draw in random parts of equal size.
 
-    Which part a row falls to is, with quota "global" and on one replica, a
-    function of its place in the draw alone.
+    With quota "global", and on one replica, a row's part depends on its place
+    in the draw alone.
 
     Args:
         indices: int32 `[b]`, rows of all, equal on every replica.
         super_batch_size: B.
-        order: int32, a permutation by chance, equal on every replica: of all
+        order: int32, a random permutation, equal on every replica: of the
             `[b]` places, with quota "per_replica" of a replica's `[b/R]`.
         num_parts: P.
-        quota: what the rows were drawn with.
+        quota: the quota of the draw.
         replicas: the collectives, or None.
 
     Returns:
-        P deals, of b/(P R) rows each, whose `places` are those in the draw.
+        P deals of b/(P R) rows each, with `places` in the whole draw.
 
     Raises:
-        ValueError: as `deal`, and where P R does not divide b.
+        ValueError: as `deal`, and if P R does not divide b.
     """
     num_replicas = count(replicas)
     length, rest = divmod(indices.shape[0], num_parts * num_replicas)
@@ -373,15 +373,21 @@ def deal_parts(
 
 
 def count(replicas) -> int:
-    """R of the collectives that a step is handed; 1 where these are None."""
+    """R; 1 where the collectives are None."""
     return 1 if replicas is None else replicas.num_replicas
+
+
+def rows_of_all(num_rows: int, replicas=None) -> tf.Tensor:
+    """The rows held here, int32 `[num_rows]`, numbered among those of all."""
+    number = 0 if replicas is None else replicas.replica_id
+    return num_rows * number + tf.range(num_rows)
 
 
 def share(size: int, num_replicas: int, name: str) -> int:
     """`size / num_replicas`.
 
     Raises:
-        ValueError: if that is no integer; it calls `size` by `name`.
+        ValueError: if R does not divide `size`, which the message calls `name`.
     """
     if size % num_replicas:
         raise ValueError(

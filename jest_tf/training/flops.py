@@ -1,100 +1,114 @@
-"""FLOPs of a traced function, by stage of the training step.
+"""FLOPs of a training step, from one traced forward pass of each model.
 
-What is counted is read from the graph that TensorFlow has traced: the matrix
-products and convolutions that are there, with the shapes that they have there,
-in loops as often as they go round. TensorFlow's own profiler (`float_operation`
-of `tf.compat.v1.profiler`) doesn't enter loops and function calls, and knows
-no `Einsum`, so that it sees a small part of a step.
+Only matrix products and convolutions count; a multiplication and an addition
+are two FLOPs. A forward pass is counted in the graph that TensorFlow traces of
+a model, at the size of a micro-batch; everything else follows by rule:
 
-A multiplication and an addition are two FLOPs. Elementwise operations are
-counted apart from products, one a value; what moves data costs nothing. What an
-operation costs is in `training/operation_flops.py`, how the paper counts in
-`columns`.
+    score      the learner's forward pass over the candidates
+    reference  the live reference's, over the candidates or what is distilled
+    select     every candidate meets every chosen row in both directions
+    forward    the learner's forward pass over the sub-batch
+    loss       the logits of the sub-batch
+    backward   twice `forward`, and once more with micro-batches; the gradient
+               of the logits
+
+Augmentation and the optimizer have no products to speak of and are left out.
 """
 
 import dataclasses
+import functools
+import math
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf.training import operation_flops
+from jest_tf import selection
+from jest_tf.training import step as step_lib
 
-Flops = operation_flops.Flops
-
-# What a step does, in its order. "rest" is what lies in no stage:
-# augmentation, the exchange of rows, the optimizer, metrics.
-STAGES = (
-    "score",
-    "reference",
-    "select",
-    "forward",
-    "loss",
-    "backward",
-    "rest",
-)
-
-_STAGE = re.compile(rf"stage\.({'|'.join(STAGES)})(?:_\d+)?")
-# TensorFlow's own scope around the gradient of an operation.
-_GRADIENT = "gradient_tape"
-
-_LOOPS = ("While", "StatelessWhile")
-_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-_BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase")
-
-# A loop that goes round more often is taken for one that does not end.
-_MOST_ROUNDS = 10**6
+STAGES = ("score", "reference", "select", "forward", "loss", "backward")
 
 
-def stage(name: str) -> tf.name_scope:
-    """A scope whose operations are counted as that stage's.
-
-    The innermost counts. Gradients of whatever stage are "backward".
+def of_step(
+    step: step_lib.Step,
+    super_batch: Mapping[str, tf.TensorSpec],
+    num_replicas: int = 1,
+) -> dict[str, int]:
+    """FLOPs of a step on all replicas together, by column of the log.
 
     Args:
-        name: one of `STAGES`.
-    """
-    if name not in STAGES:
-        raise ValueError(f"`name` must be one of {STAGES}. Received: {name!r}")
-    return tf.name_scope(f"stage.{name}")
-
-
-def count(graph: tf.Graph) -> dict[str, Flops]:
-    """Counts what a call of a traced function does.
-
-    Operations that nothing comes of are not counted, as TensorFlow doesn't run
-    them. Of the branches of a condition that the data decides, the dearest is.
-
-    Args:
-        graph: of a concrete function, `function.graph`.
+        step: what the step is made from.
+        super_batch: the specs `[B/R, ...]` of the rows on one replica.
+        num_replicas: R.
 
     Returns:
-        The FLOPs of every stage of `STAGES`.
+        See `columns`.
 
     Raises:
-        ValueError: on a product of unknown shape, a loop whose number of
-            rounds depends on the data, or an operation that is known to be
-            costly and not to be counted here.
-
-    Example:
-        >>> @tf.function
-        ... def product(a, b):
-        ...     return tf.matmul(a, b)
-        >>> spec = tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6])
-        >>> count(product.get_concrete_function(*spec).graph)["rest"].products
-        240
+        ValueError: as `count`.
     """
-    totals = dict.fromkeys(STAGES, Flops())
-    _add(totals, _Frame(graph, {}), "rest", 1)
-    return totals
+    settings, held = step.selection, super_batch["image"].shape[0]
+    pool = trained = held
+    if settings is not None:
+        pool = (settings.candidates or held * num_replicas) // num_replicas
+        trained = settings.batch_size // num_replicas
+
+    @functools.cache
+    def forward(model, size, view=None):
+        options = {} if model is step.reference else {"training": False}
+        options |= {"view": view} if view else {}
+        specs = {
+            name: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype)
+            for name, spec in super_batch.items()
+        }
+        return count(lambda batch: model(batch, **options), specs)
+
+    def passes(model, rows, size, view=None):
+        size = size or rows
+        flops, width = forward(model, size, view)
+        return num_replicas * (rows // size) * flops, width
+
+    counts, widths = dict.fromkeys(STAGES, 0), []
+    if step.scores:
+        size = settings.scoring_batch_size
+        if settings.needs_learner:
+            view = step_lib.view_options(settings.view).get("view")
+            counts["score"], width = passes(step.learner, pool, size, view)
+            widths.append(width)
+        if settings.needs_reference:
+            counts["reference"], width = passes(step.reference, pool, size)
+            widths.append(width)
+        counts["select"] = _of_draw(
+            num_replicas * pool, settings.batch_size, sum(widths)
+        )
+    is_embedded = "reference_image" in super_batch or counts["reference"]
+    if step.distils and not is_embedded:
+        size = step.micro_batch_size
+        counts["reference"], _ = passes(step.reference, trained, size)
+    counts["forward"], width = passes(
+        step.learner, trained, step.micro_batch_size, step.views
+    )
+    counts["loss"] = 2 * (num_replicas * trained) ** 2 * width
+    # In blocks or on replicas the gradient forms the logits once more.
+    is_whole = num_replicas == 1 and not step.loss_block_size
+    counts["backward"] = 2 * counts["forward"] + (
+        (2 if is_whole else 3) * counts["loss"]
+    )
+    if step.micro_batch_size not in (None, trained):
+        counts["backward"] += counts["forward"]
+    reused = 0
+    if counts["score"]:
+        tower = getattr(step.learner, "image_tower", None)
+        patch_size = getattr(tower, "patch_size", None)
+        reused = num_reused(settings, step.views, patch_size)
+    return columns(counts, scored=num_replicas * pool, reused=reused)
 
 
 def columns(
-    counts: dict[str, Flops], *, scored: int, reused: int
+    counts: Mapping[str, int], *, scored: int, reused: int
 ) -> dict[str, int]:
-    """The counts of a step as a log wants them, and as the paper counts.
+    """The stages of a step, their sum, and the paper's two conventions.
 
     With F the forward pass over the rows that are trained on, S that over the
     rows that are scored, and T the live reference's, 0 where it is cached:
@@ -102,32 +116,25 @@ def columns(
         no_reuse: 3 F + S + T
         reuse:    3 F + S (1 - reused / scored) + T
 
-    as a gradient costs about two forward passes. The paper's figure 1 counts
-    without reuse; its table 1 takes the forward passes of the selected rows
-    from their scores. Neither is what a step here does, which is `step`.
+    The paper's figure 1 counts without reuse; its table 1 takes the forward
+    passes of the selected rows from their scores. `step` is what a step here
+    computes.
 
     Args:
-        counts: of `count`.
+        counts: FLOPs of each of `STAGES`.
         scored: rows that are scored.
         reused: of those, rows that are then trained on in the view that they
             were scored in.
 
-    Returns:
-        Matrix products of every stage of `STAGES` and of all, `step`;
-        `elementwise` work of all; and the conventions `no_reuse` and `reuse`.
-
     Reference: Evans et al. 2024, arXiv 2406.17711, figure 1 and table 1.
     """
-    stages = {name: counts[name].products for name in STAGES}
-    everything = total(counts)
-    score = stages["score"]
-    no_reuse = 3 * stages["forward"] + score + stages["reference"]
+    score = counts["score"]
+    no_reuse = 3 * counts["forward"] + score + counts["reference"]
     return {
-        **stages,
-        "step": everything.products,
-        "elementwise": everything.elementwise,
+        **{name: counts[name] for name in STAGES},
+        "step": sum(counts[name] for name in STAGES),
         "no_reuse": no_reuse,
-        "reuse": no_reuse - (score * reused // scored if scored else 0),
+        "reuse": no_reuse - (score * reused // scored if score else 0),
     }
 
 
@@ -139,9 +146,9 @@ def num_reused(
     """Rows that are trained on in the view that they were scored in.
 
     Args:
-        settings: that a step chooses by.
-        views: that it trains in, equal parts each; () is the tower's own.
-        patch_size: the tower's own, if it has one.
+        settings: the selection of the step.
+        views: its training views, equal parts each; () is the tower's default.
+        patch_size: the tower's default, if it has one.
     """
     *trained_in, scored_in = (
         dataclasses.replace(view, patch_size=view.patch_size or patch_size)
@@ -151,304 +158,123 @@ def num_reused(
     return settings.batch_size * num_parts // len(trained_in)
 
 
-class StepGraphs:
-    """The graphs that training steps of several kinds were traced in."""
-
-    def __init__(self):
-        self._graphs = {}
-        self._columns = {}
-
-    def note(self, kind: Hashable, *, scored: int = 0, reused: int = 0) -> None:
-        """Keeps the graph in which a step is being traced; none if it is run.
-
-        Args:
-            kind: of the step.
-            scored: see `columns`; likewise `reused`.
-        """
-        if tf.executing_eagerly():
-            return
-        graph = tf.compat.v1.get_default_graph()
-        known, times, _ = self._graphs.get(kind, (None, 0, {}))
-        # Replicas of a process are traced one after the other in one graph.
-        times = times + 1 if known is graph else 1
-        self._graphs[kind] = graph, times, {"scored": scored, "reused": reused}
-        self._columns.pop(kind, None)
-
-    def count(self, num_replicas: int) -> dict[Hashable, dict[str, int]]:
-        """`columns` of a step of each kind, on all replicas together.
-
-        Raises:
-            ValueError: as the function `count`.
-        """
-        for kind, (graph, times, rows) in self._graphs.items():
-            if kind in self._columns:
-                continue
-            # On TPUs one replica is traced for all, and each of several workers
-            # traces its own.
-            others, rest = divmod(num_replicas, times)
-            if rest or not others:
-                raise ValueError(
-                    "FLOPs are counted in graphs that hold a step of each "
-                    f"replica. Received: {times} steps traced into one for "
-                    f"{num_replicas} replicas"
-                )
-            counts = {
-                name: Flops().plus(one, others)
-                for name, one in count(graph).items()
-            }
-            self._columns[kind] = columns(counts, **rows)
-        return dict(self._columns)
-
-
-def total(counts: dict[str, Flops]) -> Flops:
-    """The sum over stages."""
-    result = Flops()
-    for one in counts.values():
-        result = result.plus(one)
-    return result
-
-
-class _Frame:
-    """A graph as it is called: small values that are known without running it.
+def count(function: Callable, *specs) -> tuple[int, int]:
+    """FLOPs of one call of a function, and the last dimension of its result.
 
     Args:
-        graph: what is called.
-        inputs: by the number of an input, a function that gives its value.
+        function: maps tensors to tensors; it is traced.
+        specs: nests of `tf.TensorSpec` of static shape, its arguments.
+
+    Raises:
+        ValueError: on a product of unknown shape, on a loop or branch, or on an
+            operation that is known to be costly and can't be counted here.
+
+    Example:
+        >>> count(tf.matmul, tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6]))
+        (240, 6)
     """
-
-    def __init__(self, graph, inputs):
-        self.graph = graph
-        self._inputs = {
-            graph.inputs[number].name: value for number, value in inputs.items()
-        }
-        self._known = {}
-
-    def value(self, tensor):
-        """A NumPy value, or None where it depends on the data."""
-        if tensor.name not in self._known:
-            self._known[tensor.name] = self._value(tensor)
-        return self._known[tensor.name]
-
-    def callee(self, op, name, inputs):
-        """The frame of a function that `op` calls with some of its inputs."""
-        graph = _function(self.graph, name)
-        return _Frame(
-            graph,
-            {
-                number: lambda outer=outer: self.value(outer)
-                for number, outer in enumerate(inputs)
-            },
-        )
-
-    def body(self, op):
-        """The frame of a loop's body: known is what no round changes."""
-        graph = _function(self.graph, op.get_attr("body").name)
-        return _Frame(
-            graph,
-            {
-                number: lambda outer=op.inputs[number]: self.value(outer)
-                for number in range(len(graph.inputs))
-                if _source(graph.outputs[number]) is graph.inputs[number]
-            },
-        )
-
-    def rounds(self, op, wanted=()):
-        """How often a loop goes round, and values of its variables after it.
-
-        Args:
-            op: the loop.
-            wanted: numbers of the variables that are asked for.
-        """
-        cond, body = (
-            _function(self.graph, op.get_attr(name).name)
-            for name in ("cond", "body")
-        )
-        needed = _needed(cond.outputs[0], cond)
-        todo = needed | set(wanted)
-        needed = set()
-        while todo:
-            number = todo.pop()
-            needed.add(number)
-            todo |= _needed(body.outputs[number], body) - needed
-        values = {number: self.value(op.inputs[number]) for number in needed}
-        for count in range(_MOST_ROUNDS):
-            goes_on = _at(cond, values).value(cond.outputs[0])
-            if goes_on is None or any(one is None for one in values.values()):
-                break
-            if not goes_on:
-                return count, values
-            frame = _at(body, values)
-            values = {
-                number: frame.value(body.outputs[number]) for number in needed
-            }
-        raise ValueError(
-            "FLOPs are counted in loops whose number of rounds is known when "
-            f"they are traced. Received: {op.type} {op.name!r}, which the data "
-            "ends"
-        )
-
-    def _value(self, tensor):
-        if tensor.name in self._inputs:
-            return self._inputs[tensor.name]()
-        op = tensor.op
-        if op.type in _LOOPS:
-            return self.rounds(op, [tensor.value_index])[1][tensor.value_index]
-        if op.type in _CALLS:
-            callee = self.callee(op, op.get_attr("f").name, op.inputs)
-            return callee.value(callee.graph.outputs[tensor.value_index])
-        if op.type in _ARITHMETIC:
-            values = [self.value(one) for one in op.inputs]
-            if any(one is None for one in values):
-                return None
-            return _ARITHMETIC[op.type](*values)
-        if op.type == "StridedSlice":
-            return _part(op, *(self.value(one) for one in op.inputs))
-        return tf.get_static_value(tensor)
+    traced = tf.function(function, autograph=False)
+    traced = traced.get_concrete_function(*specs)
+    first = tf.nest.flatten(traced.structured_outputs)[0]
+    return 2 * _multiplications(traced.graph), first.shape[-1]
 
 
-def _at(graph, values):
-    """The frame of a call with some of the inputs known."""
-    return _Frame(
-        graph,
-        {number: lambda value=value: value for number, value in values.items()},
-    )
+def _of_draw(candidates, batch_size, width):
+    """Of a draw and the uniform one beside it; `width` of all models."""
+    uniform = min(batch_size, selection.UNIFORM_ROWS)
+    return 4 * width * (candidates * batch_size + uniform**2)
 
 
-def _part(op, value, begin, end, strides):
-    """`value[begin:end:strides]`, as of a shape; None where it isn't known."""
-    masks = {
-        name: op.get_attr(f"{name}_mask")
-        for name in ("begin", "end", "shrink_axis", "new_axis", "ellipsis")
-    }
-    if (
-        any(one is None for one in (value, begin, end, strides))
-        or masks["new_axis"]
-        or masks["ellipsis"]
-    ):
+def _multiplications(graph):
+    total = 0
+    for op in graph.get_operations():
+        if op.type in ("PartitionedCall", "StatefulPartitionedCall"):
+            # TensorFlow has no public way from a call to the graph it calls.
+            callee = graph._get_function(op.get_attr("f").name).graph
+            total += _multiplications(callee)
+        elif op.type in _PRODUCTS:
+            number = _PRODUCTS[op.type](op)
+            if number is None:
+                raise ValueError(
+                    "FLOPs are counted from shapes that are known when the "
+                    f"function is traced. Received: {op.type} {op.name!r} of "
+                    f"{', '.join(str(one.shape) for one in op.inputs)}"
+                )
+            total += number
+        elif _REFUSED.fullmatch(op.type):
+            raise ValueError(
+                "FLOPs are counted in graphs without loops and branches, of "
+                f"these products: {', '.join(sorted(_PRODUCTS))}. "
+                f"Received: {op.type} {op.name!r}"
+            )
+    return total
+
+
+def _product(*shapes):
+    """The product of all dimensions, None where one is not known."""
+    if any(shape.rank is None for shape in shapes):
         return None
-    index = []
-    for axis in range(len(begin)):
-        has = {name: mask >> axis & 1 for name, mask in masks.items()}
-        part = slice(
-            None if has["begin"] else begin[axis],
-            None if has["end"] else end[axis],
-            strides[axis],
-        )
-        index.append(begin[axis] if has["shrink_axis"] else part)
-    return value[tuple(index)]
+    sizes = [size for shape in shapes for size in shape]
+    return None if None in sizes else math.prod(sizes)
 
 
-def _needed(tensor, graph):
-    """Numbers of the inputs that a tensor's value depends on."""
-    numbers = {one.name: number for number, one in enumerate(graph.inputs)}
-    found, seen, todo = set(), set(), [tensor]
-    while todo:
-        one = todo.pop()
-        if one.name in seen:
-            continue
-        seen.add(one.name)
-        if one.name in numbers:
-            found.add(numbers[one.name])
-        elif tf.get_static_value(one) is None:
-            todo.extend(one.op.inputs)
-    return found
+def _matmul(op):
+    """Each value of the output is a sum over the inner axis."""
+    shape = op.inputs[0].shape
+    if shape.rank is None:
+        return None
+    is_transposed = op.get_attr(
+        "transpose_a" if op.type == "MatMul" else "adj_x"
+    )
+    axis = shape.rank - (2 if is_transposed else 1)
+    return _product(op.outputs[0].shape, shape[axis : axis + 1])
 
 
-def _source(tensor):
-    """Where a tensor comes from that is handed through."""
-    while tensor.op.type == "Identity":
-        tensor = tensor.op.inputs[0]
-    return tensor
+def _einsum(op):
+    """One loop over all axes; of one input, there is nothing to multiply."""
+    if len(op.inputs) == 1:
+        return 0
+    terms = op.get_attr("equation").decode().split("->")[0].split(",")
+    sizes = {}
+    for term, tensor in zip(terms, op.inputs, strict=True):
+        shape = tensor.shape
+        if not shape.is_fully_defined():
+            return None
+        before, dots, after = term.partition("...")
+        between = shape.rank - len(before) - len(after) if dots else 0
+        # Broadcast axes align at their end.
+        labels = [*before, *range(-between, 0), *after]
+        for label, size in zip(labels, shape, strict=True):
+            sizes[label] = max(size, sizes.get(label, 1))
+    return math.prod(sizes.values())
 
 
-def _function(graph, name):
-    """The graph of a function that is called in `graph`."""
-    # TensorFlow has no public way from a name to the graph; a GraphDef would
-    # have the shapes of the nodes, but not their functions' inputs in order.
-    return graph._get_function(name).graph
+def _convolution(op):
+    """Each value of the output meets every weight of its filter.
+
+    Filters are `[..., inputs of a group, outputs]`; depthwise ones see a single
+    channel each.
+    """
+    shape = op.inputs[1].shape
+    if shape.rank is None:
+        return None
+    is_depthwise = op.type.startswith("Depthwise")
+    return _product(op.outputs[0].shape, shape[: -2 if is_depthwise else -1])
 
 
-def _add(totals, frame, default, times):
-    """Adds `times` what a frame does; `default` is the stage it lies in."""
-    for op in _live(frame.graph):
-        where = _stage_of(op.name, default)
-        if op.type in _CALLS:
-            callee = frame.callee(op, op.get_attr("f").name, op.inputs)
-            _add(totals, callee, where, times)
-        elif op.type in _LOOPS:
-            rounds, _ = frame.rounds(op)
-            _add(totals, frame.body(op), where, times * rounds)
-        elif op.type in _BRANCHES:
-            for name, flops in _dearest_branch(frame, op, where).items():
-                totals[name] = totals[name].plus(flops, times)
-        else:
-            totals[where] = totals[where].plus(operation_flops.cost(op), times)
-
-
-def _live(graph) -> Iterator[tf.Operation]:
-    """The operations that the outputs need, or that have effects."""
-    outputs = [one.op for one in graph.outputs]
-    todo = [*outputs, *graph.control_outputs]
-    seen = set()
-    while todo:
-        op = todo.pop()
-        if op.name in seen:
-            continue
-        seen.add(op.name)
-        yield op
-        todo.extend(one.op for one in op.inputs)
-        todo.extend(op.control_inputs)
-
-
-def _stage_of(name, default):
-    parts = name.split("/")
-    if _GRADIENT in parts:
-        return "backward"
-    for part in reversed(parts):
-        found = _STAGE.fullmatch(part)
-        if found:
-            return found[1]
-    return default
-
-
-def _dearest_branch(frame, op, where):
-    """The counts of the branch that is taken, or of that with most FLOPs."""
-    if op.type.endswith("If"):
-        names = [op.get_attr(f"{one}_branch") for one in ("else", "then")]
-    else:
-        names = op.get_attr("branches")
-    choice = frame.value(op.inputs[0])
-    if choice is not None:
-        choice = int(choice)
-        last = len(names) - 1
-        names = [names[choice if 0 <= choice <= last else last]]
-    found = []
-    for name in names:
-        counts = dict.fromkeys(STAGES, Flops())
-        _add(counts, frame.callee(op, name.name, op.inputs[1:]), where, 1)
-        found.append(counts)
-    return max(found, key=total)
-
-
-# What decides how often loops go round.
-_ARITHMETIC = {
-    "Identity": lambda one: one,
-    "Cast": lambda one: one,  # of counters, which are small integers
-    "Add": np.add,
-    "AddV2": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "FloorDiv": np.floor_divide,
-    "FloorMod": np.mod,
-    "Maximum": np.maximum,
-    "Minimum": np.minimum,
-    "Less": np.less,
-    "LessEqual": np.less_equal,
-    "Greater": np.greater,
-    "GreaterEqual": np.greater_equal,
-    "Equal": np.equal,
-    "NotEqual": np.not_equal,
-    "LogicalAnd": np.logical_and,
-    "LogicalOr": np.logical_or,
-    "LogicalNot": np.logical_not,
+# By type of operation, its multiplications; None where a shape is not known.
+_PRODUCTS = {
+    "MatMul": _matmul,
+    "BatchMatMul": _matmul,
+    "BatchMatMulV2": _matmul,
+    "BatchMatMulV3": _matmul,
+    "Einsum": _einsum,
+    "Conv2D": _convolution,
+    "Conv3D": _convolution,
+    "DepthwiseConv2dNative": _convolution,
 }
+_REFUSED = re.compile(
+    r"(Stateless)?(While|If|Case)|\w*MatMul\w*|Conv\w*|Quantized\w*|Xla\w*|"
+    r"Cudnn\w*|\w*FFT\w*|Cholesky\w*|Svd|Qr|SelfAdjointEig\w*|"
+    r"Matrix(Inverse|Solve\w*|TriangularSolve|Determinant)|BlockLSTM\w*"
+)

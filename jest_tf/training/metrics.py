@@ -1,7 +1,7 @@
-"""The metrics that a training step owns, on any number of replicas.
+"""The metrics that a training model owns, on any number of replicas.
 
-They are Keras metrics of one model: means over steps, of values that are equal
-on every replica, and sums over rows, of which each replica adds its own.
+Means over steps of values that are equal on every replica, and sums over rows,
+to which each replica adds its own.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from jest_tf import config as config_lib
 
 
 class StepMetrics:
-    """`loss`, `scale`, `bias`, those of the draw, and what was replaced.
+    """`loss`, `scale`, `bias`, `select/...` of a draw, `data/..._replaced`.
 
     Make it in the scope of the strategy.
 
     Args:
-        settings: of the selection; None, or one that never scores, has no
+        settings: the selection; None, or one that never scores, has no
             `select/...`.
-        distils: whether there is `distillation`, too.
+        distils: whether there is a `distillation` too.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class StepMetrics:
 
     @property
     def shown(self) -> list[keras.metrics.Metric]:
-        """Those that the batches so far have something for."""
+        """The metrics that the batches so far have values for."""
         means = list(self._means.values())
         return means + [self._sums[name] for name in self._counted]
 
@@ -55,26 +55,25 @@ class StepMetrics:
         return self._means[name].result()
 
     def update(self, values: Mapping[str, tf.Tensor], replicas=None) -> None:
-        """Takes up values of a step.
+        """Adds the values of a step.
 
         Args:
             values: scalars by name, equal on every replica.
             replicas: the collectives, or None.
         """
-        # A replica adds its share, so that sums over replicas count a step
-        # once, on any number of them.
+        # Each replica adds its share, so that a sum over replicas counts a step
+        # once on any number of them.
         weight = replicas and 1 / replicas.num_replicas
         for name, value in values.items():
             self._means[name].update_state(value, sample_weight=weight)
 
     def count_replaced(self, super_batch: Mapping[str, tf.Tensor]) -> None:
-        """Counts captions and records of the rows held here.
+        """Counts the replaced captions and records among the rows held here.
 
         Args:
-            super_batch: with bool `caption_replaced` and `record_replaced`, or
-                without.
+            super_batch: may hold bool `caption_replaced`, `record_replaced`.
         """
-        # Known when traced; from then on they are shown.
+        # Known when traced; these are shown from then on.
         self._counted = tuple(
             name for name in self._sums if name in super_batch
         )
@@ -83,14 +82,14 @@ class StepMetrics:
             self._sums[name].update_state(replaced)
 
     def save(self, store) -> None:
-        """Puts the running state into a store of a Keras file."""
+        """Writes the running state to a store of a Keras file."""
         for name, metric in self._by_key().items():
             store[name] = np.array(
                 [variable.numpy() for variable in metric.variables]
             )
 
     def load(self, store) -> None:
-        """Takes the state of those metrics that the store holds."""
+        """Reads the state of those metrics that the store holds."""
         for name, metric in self._by_key().items():
             if name in store.keys():
                 for variable, value in zip(
@@ -103,9 +102,9 @@ class StepMetrics:
 
 
 def _of_draw(settings):
-    """The names under which a step reports its draw."""
+    """The names of the metrics of a draw."""
     if settings is None or not settings.scores:
-        return ()  # with a schedule, on no step
+        return ()
     scored = (
         ("learner", settings.needs_learner),
         ("reference", settings.needs_reference),

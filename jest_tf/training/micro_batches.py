@@ -1,23 +1,39 @@
 """The gradient of a contrastive loss at the memory of a micro-batch.
 
-The loss couples all rows of a batch, so that gradients of parts of it don't add
-up to its own. But it sees the rows through their embeddings alone. So all rows
-are embedded first, a micro-batch at a time and without their activations being
-kept; then the loss gives the gradient of the embeddings; then each micro-batch
-is embedded once more and handed its part of that. The result is the gradient of
-the whole batch, for one more forward pass.
+The loss couples all rows of a batch, so gradients of its parts do not add up.
+But it sees the rows through their embeddings alone. All rows are embedded
+first, one micro-batch at a time, without keeping activations; the loss gives
+the gradient of the embeddings; each micro-batch is then embedded once more and
+backpropagates its part. The result is the gradient of the whole batch, for one
+more forward pass.
 
 Reference: Gao et al. 2021, "Scaling deep contrastive learning batch size under
 memory limited setup" (arXiv 2101.06983).
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from jest_tf import config as config_lib
 from jest_tf.embeddings import Embeddings
-from jest_tf.training import flops
+
+
+class Gradients(NamedTuple):
+    """Results of `gradients`.
+
+    Attributes:
+        terms: scalars by name, as the loss returned them.
+        embeddings: of all n rows.
+        by_variable: a gradient for each trainable variable of the learner, or
+            None where it has no part in the loss.
+    """
+
+    terms: dict[str, tf.Tensor]
+    embeddings: Embeddings
+    by_variable: list[tf.Tensor | None]
 
 
 def embed(
@@ -31,7 +47,7 @@ def embed(
         return encode(batch)
 
     def in_float32(part):
-        # A loop states its types beforehand; a tower may have any.
+        # A loop states its types beforehand; a tower may return any.
         return Embeddings(
             *(tf.cast(value, tf.float32) for value in encode(part))
         )
@@ -45,66 +61,62 @@ def embed(
     image, text = (
         tf.reshape(part, [rows, part.shape[-1]]) for part in embeddings[:2]
     )
-    # Every part tells the same scale and bias.
+    # Scale and bias are the same for every part.
     return Embeddings(image, text, embeddings.scale[0], embeddings.bias[0])
 
 
 def gradients(
     learner: keras.Model,
     batch: dict[str, tf.Tensor],
-    loss: Callable[[Embeddings], tf.Tensor],
+    loss: Callable[[Embeddings], dict[str, tf.Tensor]],
     *,
-    variables: Sequence,
     micro_batch_size: int | None = None,
     scale_loss: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
     num_replicas: int = 1,
-    **options,
-) -> tuple[tf.Tensor, Embeddings, list[tf.Tensor | None]]:
+    views: Sequence[config_lib.View] = (),
+) -> Gradients:
     """The loss of a batch and its gradient, with the learner in training mode.
 
-    With a `micro_batch_size` the learner draws the same dropout for a row both
-    times. Layers that mix the rows of a batch, as batch normalisation does, see
-    a micro-batch in place of the batch, and regularizers of activations are
-    averaged over them.
+    With a `micro_batch_size`, both passes over a row use the same dropout.
+    Layers that mix the rows of a batch, as batch normalisation does, see a
+    micro-batch instead, and activity regularizers are averaged over them.
 
     Args:
-        learner: maps a batch to `Embeddings`; its own regularizers count
-            into the gradient, but not into the loss that is returned.
+        learner: maps a batch to `Embeddings`; its regularizers enter the
+            gradient, but not the loss that is returned.
         batch: tensors with n rows.
-        loss: of the embeddings of all n rows, a scalar.
-        variables: what to differentiate by.
+        loss: maps the embeddings of all n rows to scalars by name, of which
+            `loss` is differentiated.
         micro_batch_size: rows embedded at a time; None takes all at once.
-        scale_loss: the gradient is that of `scale_loss(loss)`, as optimizers
-            for float16 want it.
-        num_replicas: how many replicas' gradients will be summed; each counts
-            its share of the regularizers.
-        options: further arguments of the learner's calls, such as a `view`.
-
-    Returns:
-        The loss, the embeddings, and a gradient a variable, None where it has
-        no part in the loss.
+        scale_loss: applied to the loss before differentiation, for float16.
+        num_replicas: replicas whose gradients will be summed; each counts its
+            share of the regularizers.
+        views: passed on to the learner's calls, if there are any.
 
     Raises:
         ValueError: if `micro_batch_size` does not divide n.
     """
+
+    def encode(part):
+        options = {"view": views} if views else {}
+        return Embeddings(*learner(part, training=True, **options))
+
+    variables = learner.trainable_variables
     rows = batch["image"].shape[0]
     if micro_batch_size in (None, rows):
         with tf.GradientTape() as tape:
-            with flops.stage("forward"):
-                embeddings = Embeddings(
-                    *learner(batch, training=True, **options)
-                )
-            with flops.stage("loss"):
-                value = loss(embeddings)
-            target = scale_loss(value + _regularizers(learner, num_replicas))
-        with flops.stage("backward"):
-            found = tape.gradient(target, variables)
-        # Rows of a lookup table come as often as a token does; clipping wants
-        # the norm of their sum.
+            embeddings = encode(batch)
+            terms = loss(embeddings)
+            target = scale_loss(
+                terms["loss"] + _regularizers(learner, num_replicas)
+            )
+        found = tape.gradient(target, variables)
+        # A lookup table's gradient repeats a row for each of its tokens;
+        # clipping needs the norm of their sum.
         dense = [
             one if one is None else tf.convert_to_tensor(one) for one in found
         ]
-        return value, embeddings, dense
+        return Gradients(terms, embeddings, dense)
     if rows % micro_batch_size:
         raise ValueError(
             "`micro_batch_size` must divide a replica's share of the "
@@ -113,59 +125,45 @@ def gradients(
         )
     state = learner.non_trainable_variables
     before = [tf.identity(tf.convert_to_tensor(one)) for one in state]
-    with flops.stage("forward"):
-        embeddings = embed(
-            lambda part: Embeddings(*learner(part, training=True, **options)),
-            batch,
-            micro_batch_size,
-        )
+    embeddings = embed(encode, batch, micro_batch_size)
     with tf.GradientTape() as tape:
         tape.watch(embeddings)
-        with flops.stage("loss"):
-            value = loss(embeddings)
-        target = scale_loss(value)
-    with flops.stage("backward"):
-        upstream = tape.gradient(
-            target,
-            embeddings,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-    # Dropout starts over, and statistics take each row in once.
+        terms = loss(embeddings)
+        target = scale_loss(terms["loss"])
+    upstream = tape.gradient(
+        target, embeddings, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    # Dropout starts over, and statistics take in each row once.
     for variable, old in zip(state, before, strict=True):
         variable.assign(old)
-    count = rows // micro_batch_size
-
-    def regularizers():
-        return scale_loss(_regularizers(learner, num_replicas * count))
-
-    return (
-        value,
+    share = num_replicas * (rows // micro_batch_size)
+    return Gradients(
+        terms,
         embeddings,
         _backward(
-            learner,
+            encode,
             _split(batch, micro_batch_size),
             _split_upstream(upstream, micro_batch_size),
             variables,
-            regularizers,
-            options,
+            lambda: scale_loss(_regularizers(learner, share)),
         ),
     )
 
 
-def _backward(learner, parts, upstream, variables, regularizers, options):
-    """Sums the gradients of the micro-batches, one after the other."""
+def _backward(encode, parts, upstream, variables, regularizers):
+    """Sums the gradients of the micro-batches, one after another."""
     count = parts["image"].shape[0]
-    unconnected = set()
+    unconnected = set()  # the same in every iteration
 
-    def step(index, sums):
+    def add(index, sums):
         with tf.GradientTape() as tape:
             part = {name: value[index] for name, value in parts.items()}
-            embeddings = Embeddings(*learner(part, training=True, **options))
-            # Its gradient by the embeddings is `upstream`.
+            embeddings = encode(part)
+            # A scalar whose gradient by the embeddings is `upstream`.
             target = regularizers()
-            for own, of_own in zip(embeddings, upstream, strict=True):
+            for one, gradient in zip(embeddings, upstream, strict=True):
                 target += tf.reduce_sum(
-                    tf.cast(own, tf.float32) * of_own[index]
+                    tf.cast(one, tf.float32) * gradient[index]
                 )
         found = tape.gradient(target, variables)
         unconnected.update(
@@ -177,13 +175,12 @@ def _backward(learner, parts, upstream, variables, regularizers, options):
         ]
 
     zeros = [tf.zeros(one.shape, one.dtype) for one in variables]
-    with flops.stage("backward"):
-        _, sums = tf.while_loop(
-            lambda index, _: index < count,
-            step,
-            (tf.constant(0), zeros),
-            parallel_iterations=1,
-        )
+    _, sums = tf.while_loop(
+        lambda index, _: index < count,
+        add,
+        (tf.constant(0), zeros),
+        parallel_iterations=1,
+    )
     return [
         None if number in unconnected else total
         for number, total in enumerate(sums)
@@ -199,7 +196,7 @@ def _split(batch, size):
 
 
 def _split_upstream(upstream, size):
-    """The gradient of the embeddings, `[count, ...]` by micro-batches."""
+    """The gradient of the embeddings, `[n / size, ...]` by micro-batch."""
     image, text = (
         tf.reshape(part, [-1, size, part.shape[-1]]) for part in upstream[:2]
     )

@@ -1,13 +1,9 @@
-"""`JESTModel`: score -> select -> gather -> step, in one graph.
+"""`JESTModel`: the training step as a `keras.Model`.
 
-The model is an ordinary `keras.Model`: compile it with an optimizer, give it a
-dataset of super-batches, call `fit`. What is here is the step; how a sub-batch
-comes about is in `training/step.py`, the scores are in `selection/samplers.py`,
-the loss in `losses.py`, the gradient by micro-batches in
-`training/micro_batches.py`, the optimizer in `training/optimizer.py`, the data
-in `jest_tf.data`. On R replicas a step is the one that a single replica makes;
-how they meet is in `distribution/strategy.py`, `distribution/keras_fit.py` and
-`distribution/placement.py`.
+Compile it with an optimizer, give it a dataset of super-batches, call `fit`.
+The step itself is `training/step.py`; this module adapts it to Keras: building,
+`fit`, metrics, saving. What `fit` needs on several replicas is in
+`distribution/keras_fit.py`.
 """
 
 import dataclasses
@@ -15,32 +11,19 @@ import functools
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, losses, selection
+from jest_tf import distribution, selection
 from jest_tf.config import overrides
 from jest_tf.data import preprocessing
 from jest_tf.distribution import keras_fit, placement
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches, reference
 from jest_tf.selection import scores
-from jest_tf.training import (
-    finite,
-    flops,
-    micro_batches,
-    optimizer,
-    row_outputs,
-    schedule,
-)
+from jest_tf.training import finite, flops, optimizer, row_outputs, schedule
 from jest_tf.training import metrics as metrics_lib
 from jest_tf.training import step as step_lib
-
-# Keeps the noise of the augmentation apart from that of the draw.
-_AUGMENT_SALT = 0x0A06
-
-_LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -49,17 +32,17 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
     and optionally `id` (for the digest of the draw) and `caption_id` (for
-    `equal_captions`). Other entries with B rows ride along, but for what only
-    the reference sees. Calling the model gives the learner's embeddings.
+    `equal_captions`). Other entries with B rows are passed through, except
+    reference-only keys. Calling the model gives the learner's embeddings.
 
     Metrics: `loss`, `scale`, `bias`, and with a selection those of
-    `selection.summarize` as `select/...`. Where the reference is distilled,
-    `loss` is with it, and `distillation` is it alone, without its weight. Each
-    is the mean over the steps since the last reset, as everywhere in Keras; of
-    steps without scores those of `select/...` take no notice. Batches with
-    `caption_replaced` add `data/captions_replaced`, how many of the captions
-    drawn were not UTF-8; with `record_replaced` likewise
-    `data/records_replaced`, how many records could not be read.
+    `selection.summarize` as `select/...`. With distillation, `loss` includes it
+    and `distillation` is its unweighted value. Each is the mean over the steps
+    since the last reset, as everywhere in Keras; `select/...` averages only
+    scoring steps. Batches with `caption_replaced` add
+    `data/captions_replaced`, the number of captions drawn that were not UTF-8;
+    `record_replaced` likewise adds `data/records_replaced`, the number of
+    records that could not be read.
 
     On R replicas, i.e. created in the scope of such a strategy, each holds B/R
     rows of a super-batch and trains on b/R of the sub-batch. Draws, loss and
@@ -69,42 +52,42 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     Args:
         learner: a `models.TwoTower`, or any Keras model that maps a batch to
             `Embeddings`.
-        reference: what scores beside it: a Keras model like the learner, or
-            any callable that maps a batch to `Embeddings`. It is
-            neither trained nor saved; give it again after loading.
+        reference: a Keras model like the learner, or any callable that maps a
+            batch to `Embeddings`. It is neither trained nor saved; attach it
+            again after loading.
         selection: a `config.SelectionConfig`; None, or one without a
             `batch_size`, trains on the super-batch as it comes. With a
             schedule, each kind of step is compiled when it first comes.
         loss: "sigmoid" or "softmax".
-        equal_captions: what two rows with the same caption are to each other:
-            "negative", "positive" or "ignore"; needs `caption_id`.
+        equal_captions: how two rows with the same caption count for each
+            other: "negative", "positive" or "ignore"; needs `caption_id`.
         loss_block_size: rows of the loss's logits held at a time, None all.
-        views: how the learner looks at the sub-batch in training: cut by chance
-            into equal parts, a part for each `config.View`, of which one loss
-            is taken. () is the learner's own way. The learner's `call` must
-            take a `view`, as must that of one whose `selection.view` is set.
+        views: training views; the sub-batch is split randomly into equal
+            parts, one part per `config.View`, under one loss. () is the
+            learner's default view. The learner's `call` must take a `view`;
+            likewise for `selection.view`.
         micro_batch_size: examples whose activations are held at a time while
             training, see `micro_batches.gradients`; must divide a replica's
-            share of the sub-batch. None holds those of the share.
-        distillation_weight: of `losses.feature_distillation` from the reference
-            into the learner, added to the loss; 0 does without. Where a step
-            has scored by the reference, or the batch holds its embeddings, that
-            costs no pass; else the reference is run on the sub-batch. What it
-            sees is not augmented.
-        distillation_steps: over which that weight falls linearly to 0; None
-            keeps it.
+            share of the sub-batch. None holds the whole share.
+        distillation_weight: adds feature distillation from the reference on
+            every trained row, with this weight; 0 turns it off. It costs a
+            pass of the reference over the sub-batch, unless the step has
+            scored by the reference or the batch holds its embeddings. The
+            reference's input is not augmented.
+        distillation_steps: steps over which that weight falls linearly to 0;
+            None keeps it.
         augment: `(images, seed, places, batch_size) -> images`, applied to the
             sub-batch in the graph. `seed` is int32 `[2]`; `places`, int32
-            `[n]`, says where the n images stand among the `batch_size` of the
+            `[n]`, are the places of the n images among the `batch_size` of the
             sub-batch, which on one replica are all.
-        seed: of the draws and the augmentation.
+        seed: seed of the draws and of the augmentation.
 
     Attributes:
-        rows: what the last execution told of rows, a `row_outputs.RowReport`.
+        rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
 
     Raises:
         ValueError: at construction or with the first batch, on settings that
-            do not fit together or to the batch.
+            do not fit to each other or to the batch.
 
     Example:
         >>> from jest_tf import models
@@ -150,20 +133,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 "KERAS_BACKEND=tensorflow before Keras is imported. Received: "
                 f"backend {keras.backend.backend()!r}"
             )
-        if loss not in _LOSSES:
-            raise ValueError(
-                f"`loss` must be one of {tuple(_LOSSES)}. Received: {loss!r}"
-            )
-        if equal_captions not in config_lib.EQUAL_CAPTIONS:
-            raise ValueError(
-                f"`equal_captions` must be one of {config_lib.EQUAL_CAPTIONS}. "
-                f"Received: {equal_captions!r}"
-            )
-        if not 0.0 <= distillation_weight < np.inf:
-            raise ValueError(
-                "`distillation_weight` must be finite and at least 0. "
-                f"Received: {distillation_weight}"
-            )
         if selection is not None and selection.batch_size is None:
             selection = None
         self.learner = learner
@@ -177,22 +146,39 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self.distillation_steps = distillation_steps
         self.augment = augment
         self.seed = seed
+        self._reference = None
+        self._step(None)  # checks the settings
+        for view in (*self.views, *([selection.view] if selection else [])):
+            if view != config_lib.View():
+                patches.check_view(learner, view)
+        keras_fit.check_placed("learner", learner, self.distribute_strategy)
+        if reference is not None:
+            self.attach_reference(reference)
+
+        self.rows = row_outputs.RowReport(self.distribute_strategy, {})
+        self._recent_draws = row_outputs.RecentDraws(None, 1, None)
         self._step_metrics = metrics_lib.StepMetrics(
             selection, distils=distillation_weight > 0.0
         )
-        self.rows = row_outputs.RowReport(self.distribute_strategy, {})
-        self._recent_draws = row_outputs.RecentDraws(None, 1, None)
-        self._graphs = flops.StepGraphs()
-        self._schedule = None
-        if selection is not None:
-            self._check_view(selection.view)
-            self._schedule = schedule.Schedule(selection)
-        for view in self.views:
-            self._check_view(view)
-        keras_fit.check_placed("learner", learner, self.distribute_strategy)
-        self._reference = None
-        if reference is not None:
-            self.attach_reference(reference)
+        self._schedule = selection and schedule.Schedule(selection)
+        self._passed = None
+        if selection is not None and selection.stop_when_passed:
+            self._passed = self.add_weight(
+                name="passed",
+                shape=(2,),
+                dtype="int32",
+                initializer=lambda shape, dtype: tf.constant(
+                    schedule.NOT_PASSED, dtype
+                ),
+                trainable=False,
+                aggregation="only_first_replica",
+            )
+        # The specs of the batches that steps were traced with, by their kind,
+        # and the FLOPs of these.
+        self._traced = {}
+        self._flops = {}
+        if learner.built:
+            self.build(None)
 
     def attach_reference(self, model: Callable) -> None:
         """Sets the reference, e.g. after loading: see the class arguments.
@@ -202,18 +188,21 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             ValueError: if the replicas can't run it.
         """
         keras_fit.check_placed("reference", model, self.distribute_strategy)
-        # Behind a function Keras doesn't see its weights, which are not the
-        # learner's to train or to save.
+        # Behind a function, Keras does not track its weights, which are
+        # neither trained nor saved.
         self._reference = reference.frozen(model)
 
     @property
     def stopped_at(self) -> int | None:
-        """The first step of those that don't select any more.
+        """The first step that no longer selects.
 
-        None where the learner has not passed the reference, or no
-        `selection.stop_when_passed` asks whether it has.
+        None while the learner has not passed the reference, or without a
+        `selection.stop_when_passed`.
         """
-        return self._schedule and self._schedule.stopped_at
+        if self._passed is None:
+            return None
+        step = int(schedule.read(self._passed)[1])
+        return None if step < 0 else step
 
     @property
     def drawn_ids(self) -> tf.Tensor | None:
@@ -225,48 +214,54 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         return None if ids is None else tf.constant(ids)
 
     def step_parts(self) -> dict[str, Callable]:
-        """What a step does, on one replica, in parts that can run alone.
+        """Parts of a step on one replica, as functions that can run alone.
 
         Returns:
             With a selection that scores, `score`, which maps a super-batch to
-            the embeddings that `score` gives, and `select`, which maps these to
-            a draw; and `train`, a step that draws uniformly and scores nothing,
+            its candidates' embeddings, and `select`, which maps these to a
+            draw; and `train`, a step that draws uniformly and scores nothing,
             super-batch to metrics.
         """
-        parts = {}
         settings = self._first_that_scores()
-        if settings is not None and settings.scores:
+        step = self._step(settings)
 
-            def score(super_batch):
-                some, _ = step_lib.candidates(super_batch, settings, None)
-                return self.score(some, settings)
+        def score(super_batch):
+            pool, _ = step_lib.candidates(step, super_batch)
+            return step_lib.score(step, pool)
 
-            def select(embeddings):
-                return self._choose(embeddings, [self.seed, 0], settings)
+        def select(embeddings):
+            return step_lib.select(step, {}, embeddings, [self.seed, 0])[1]
 
-            parts |= {"score": score, "select": select}
         uniform = settings and dataclasses.replace(settings, method="uniform")
 
         def train(super_batch):
             return self._train_step(super_batch, uniform)[0]
 
-        return parts | {"train": train}
+        scoring = {"score": score, "select": select} if step.scores else {}
+        return scoring | {"train": train}
 
     def step_flops(
         self,
     ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
-        """FLOPs of a step on all replicas, by what it chooses by.
+        """FLOPs of a step on all replicas, by its selection.
 
-        They are read from the steps' graphs: those of steps that have been
-        traced are known, and none where they are run eagerly.
+        Available only for traced steps. Each is counted once, for which the
+        models' forward passes are traced.
 
         Returns:
-            `flops.columns`, by settings without a schedule.
+            `flops.columns`, by selection without a schedule.
 
         Raises:
             ValueError: as `flops.count`.
         """
-        return self._graphs.count(self.distribute_strategy.num_replicas_in_sync)
+        for settings, super_batch in self._traced.items():
+            if settings not in self._flops:
+                self._flops[settings] = flops.of_step(
+                    self._step(settings),
+                    super_batch,
+                    self.distribute_strategy.num_replicas_in_sync,
+                )
+        return dict(self._flops)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -279,7 +274,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         return self._step_metrics.every
 
     def build(self, input_shape):
-        """Builds the learner; nothing else has weights."""
+        """Builds the learner; nothing else depends on the input's shape."""
         if not self.learner.built:
             self.learner.build(input_shape)
 
@@ -303,7 +298,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, *args, shuffle=False, **kwargs):
-        """As `keras.Model.fit`; the dataset alone says what comes when.
+        """As `keras.Model.fit`; the dataset alone orders the super-batches.
 
         Raises:
             finite.NotFinite: a model's embeddings of a super-batch are not
@@ -311,7 +306,14 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             ValueError: besides Keras' own, where the replicas can't be given
                 equal shares.
         """
-        self._check_shares(x)
+        if isinstance(x, tf.data.Dataset):
+            # B is known here; under a strategy a step sees B/R.
+            spec = self._super_batch_of(x.element_spec)
+            placement.share(
+                spec["image"].shape[0] or 0,
+                self.distribute_strategy.num_replicas_in_sync,
+                "`data.super_batch_size` (B)",
+            )
         if self._schedule is not None:
             self._schedule.restart()
         try:
@@ -323,7 +325,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             raise finite.NotFinite([found["name"]]) from error
 
     def make_train_function(self, force=False):
-        """Makes the function that `fit` calls, which also tells the ids."""
+        """Makes the function that `fit` calls, which keeps the row outputs."""
         if self.train_function is not None and not force:
             return
         functions = {}
@@ -337,34 +339,37 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             settings = self._next_selection()
             if settings not in functions:
                 functions[settings] = self._make_function(
-                    functools.partial(self._counted_step, settings=settings)
+                    functools.partial(self._train_step, settings=settings)
                 )
-            logs, told = functions[settings](iterator)
-            self.rows = row_outputs.RowReport(self.distribute_strategy, told)
+            logs, rows = functions[settings](iterator)
+            self.rows = row_outputs.RowReport(self.distribute_strategy, rows)
             return logs
 
         self.train_function = function
 
     def collect(self, outputs):
-        """Of the replicas' steps: the logs of one, what all tell of rows."""
+        """The logs of one replica's step, and the row outputs of all."""
         if not isinstance(outputs, tuple):
             return super().collect(outputs)
-        logs, told = outputs
-        return super().collect(logs), row_outputs.collect(told)
+        logs, rows = outputs
+        return super().collect(logs), row_outputs.collect(rows)
 
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means.
 
-        Of a schedule, what the step to come chooses by when this is traced.
+        With a schedule, the kind of step is decided when this is traced.
         """
-        return self._counted_step(data, self._next_selection())[0]
+        return self._train_step(data, self._next_selection())[0]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
-        batch = self._batch_of(data)
-        replicas = distribution.current()
-        embeddings = self.learner(batch, training=False)
-        loss = self._contrastive_loss(embeddings, batch, replicas)
+        batch, replicas = self._super_batch_of(data), distribution.current()
+        loss = step_lib.contrastive_loss(
+            self._step(None),
+            self.learner(batch, training=False),
+            batch,
+            replicas,
+        )
         self._step_metrics.update({"loss": loss}, replicas)
         return {"loss": self._step_metrics.result("loss")}
 
@@ -378,21 +383,23 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
         Args:
             super_batch: a dict of tensors with B rows; within a step on R
-                replicas, with the B/R rows held here. All are scored:
-                `candidates` is the step's business.
+                replicas, with the B/R rows held here. All are scored,
+                whatever `selection.candidates` is.
             seed: int32 `[2]`, (run seed, step).
-            settings: to choose by, without a schedule; None takes the model's
-                own, and of a schedule the first that scores.
+            settings: a selection without a schedule; None takes the model's,
+                and of a schedule the first that scores.
 
         Returns:
             The draw; `indices` are rows of all.
 
         Raises:
-            ValueError: on settings that do not fit together or to the batch.
+            ValueError: on settings that do not fit to each other or to the
+                batch.
         """
-        settings = settings or self._first_that_scores()
-        embeddings = self.score(super_batch, settings)
-        return self._choose(embeddings, seed, settings)
+        step, replicas = self._scoring_step(settings), distribution.current()
+        embeddings = step_lib.score(step, super_batch, replicas)
+        _, draw = step_lib.select(step, super_batch, embeddings, seed, replicas)
+        return draw
 
     def score(
         self,
@@ -403,39 +410,33 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
         Args:
             super_batch: as of `select`.
-            settings: as of `select`; `view` is how the learner looks.
+            settings: as of `select`; `view` is the learner's scoring view.
 
         Returns:
-            The learner's and the reference's of the rows held here; None for
-            one that the criterion does without.
+            The learner's and the reference's of the rows held here; None for a
+            model that the criterion does not use.
 
         Raises:
             ValueError: as `select`.
         """
-        settings = settings or self._first_that_scores()
-        if settings is None or not settings.scores:
-            raise ValueError(
-                "`select` needs a selection that scores: a `batch_size` and a "
-                f"method other than 'uniform'. Received: {settings}"
-            )
         return step_lib.score(
-            super_batch,
-            settings,
-            learner=self.learner,
-            reference=self._reference,
-            replicas=distribution.current(),
+            self._scoring_step(settings), super_batch, distribution.current()
         )
 
     def save_own_variables(self, store):
-        """Saves the running metrics, which Keras leaves out of its files."""
+        """Saves the running metrics, which Keras leaves out, and `passed`."""
         self._step_metrics.save(store)
+        if self._passed is not None:
+            store["passed"] = schedule.read(self._passed)
 
     def load_own_variables(self, store):
-        """Loads those running metrics that the file holds."""
+        """Loads those running metrics that the file holds, and `passed`."""
         self._step_metrics.load(store)
+        if self._passed is not None:
+            self._passed.assign(store["passed"])
 
     def get_config(self):
-        """The arguments but for the reference, for `.keras` files."""
+        """The arguments except the reference, for `.keras` files."""
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
@@ -472,194 +473,109 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         )
         return cls(**config)
 
-    def _check_shares(self, dataset):
-        """Checks B while it is known: under a strategy a step sees B/R."""
-        if isinstance(dataset, tf.data.Dataset):
-            spec = dataset.element_spec
-            if isinstance(spec, dict) and "image" in spec:
-                placement.share(
-                    spec["image"].shape[0] or 0,
-                    self.distribute_strategy.num_replicas_in_sync,
-                    "`data.super_batch_size` (B)",
-                )
+    def _step(self, settings):
+        """The step with this selection, which has no schedule."""
+        return step_lib.Step(
+            learner=self.learner,
+            reference=self._reference,
+            optimizer=getattr(self, "optimizer", None),
+            selection=settings,
+            loss=self.loss_name,
+            equal_captions=self.equal_captions,
+            loss_block_size=self.loss_block_size,
+            views=self.views,
+            micro_batch_size=self.micro_batch_size,
+            distillation_weight=self.distillation_weight,
+            distillation_steps=self.distillation_steps,
+            augment=self.augment,
+        )
 
-    def _batch_of(self, data):
-        """The super-batch of what `fit` hands to a step; builds the learner."""
-        batch = step_lib.super_batch_of(
+    def _train_step(self, data, settings):
+        """The logs of a step and its row outputs, see `row_outputs.py`."""
+        super_batch = self._super_batch_of(data)
+        self._traced[settings] = {
+            name: tf.TensorSpec(value.shape, value.dtype)
+            for name, value in super_batch.items()
+        }
+        replicas = distribution.current()
+        number = tf.cast(self.optimizer.iterations, tf.int32)
+        outputs = step_lib.train_step(
+            self._step(settings),
+            super_batch,
+            tf.stack([self.seed, number]),
+            replicas,
+        )
+        self._step_metrics.count_replaced(super_batch)
+        self._step_metrics.update(outputs.metrics, replicas)
+        if self._passed is not None and outputs.draw is not None:
+            state = schedule.passed(
+                self._passed.value,
+                outputs.draw,
+                number,
+                patience=self.selection.stop_when_passed,
+                num_steps=self.steps_per_execution,
+            )
+            self._passed.assign(state)
+        rows = outputs.rows
+        if distribution.has_workers(self.distribute_strategy):
+            # Gathered here, as nothing outside a step may wait for other
+            # workers: Keras reads all properties of what it saves.
+            rows = row_outputs.with_all_trained(rows, replicas)
+        rows = rows | self._recent_draws.with_draw(outputs.drawn, number)
+        return self.get_metrics_result(), rows
+
+    def _super_batch_of(self, data):
+        """The super-batch that Keras hands to a step, checked."""
+        return super_batch_of(
             data, self.distribute_strategy.num_replicas_in_sync
         )
-        if not self.built:
-            # One row, as variables can't be made inside the scoring loop.
-            row = {name: value[:1] for name, value in batch.items()}
-            self.learner(row, training=False)
-            self.build({name: value.shape for name, value in batch.items()})
-        return batch
 
-    def _check_view(self, view):
-        if view != config_lib.View():
-            patches.check_view(self.learner, view)
+    def _next_selection(self):
+        """The selection of the next execution's steps."""
+        if self._schedule is None:
+            return None
+        return self._schedule.next(
+            self.optimizer.iterations, self.steps_per_execution, self.stopped_at
+        )
 
     def _first_that_scores(self):
         kinds = () if self.selection is None else self.selection.kinds
         return next((kind for kind in kinds if kind.scores), self.selection)
 
-    def _next_selection(self):
-        """What the next execution's steps choose by, all alike."""
-        if self._schedule is None:
-            return None
-        return self._schedule.next(self.optimizer, self.steps_per_execution)
-
-    def _counted_step(self, data, settings):
-        """`_train_step`; keeps the graph that it is traced in, for FLOPs."""
-        scored = reused = 0
-        if settings is not None and settings.scores:
-            rows = self._batch_of(data)["image"].shape[0] or 0
-            replicas = distribution.current()
-            scored = settings.candidates or rows * placement.count(replicas)
-            tower = getattr(self.learner, "image_tower", None)
-            reused = flops.num_reused(
-                settings, self.views, getattr(tower, "patch_size", None)
+    def _scoring_step(self, settings):
+        settings = settings or self._first_that_scores()
+        if settings is None or not settings.scores:
+            raise ValueError(
+                "`select` needs a selection that scores: a `batch_size` and a "
+                f"method other than 'uniform'. Received: {settings}"
             )
-        self._graphs.note(settings, scored=scored, reused=reused)
-        return self._train_step(data, settings)
+        return self._step(settings)
 
-    def _train_step(self, data, settings):
-        """The logs, and what is told of rows, see `training/row_outputs.py`."""
-        super_batch = self._batch_of(data)
-        replicas = distribution.current()
-        step = tf.cast(self.optimizer.iterations, tf.int32)
-        seed = tf.stack([self.seed, step])
-        self._step_metrics.count_replaced(super_batch)
-        indices, told = None, {}
-        if settings is not None:
-            super_batch, indices, told = self._draw(
-                super_batch, settings, seed, replicas
-            )
-        batch, places = step_lib.take(
-            super_batch,
-            indices,
-            seed,
-            quota="per_replica" if settings is None else settings.quota,
-            num_views=len(self.views),
-            micro_batch_size=self.micro_batch_size,
-            distils=self.distillation_weight > 0.0,
-            replicas=replicas,
+
+def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
+    """The super-batch in what Keras hands to a step.
+
+    Args:
+        data: a batch of tensors, or their specs.
+        num_replicas: R.
+
+    Raises:
+        ValueError: if it is not a super-batch, or replicas can't share it.
+    """
+    batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
+        raise ValueError(
+            'A batch must be a dict with "image" and "text". Received: '
+            f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
         )
-        targets = None
-        if self.distillation_weight:
-            batch, targets = step_lib.targets(
-                batch, self._reference, self.micro_batch_size
-            )
-        told |= row_outputs.of_trained(batch, places)
-        if distribution.has_workers(self.distribute_strategy):
-            # Here, as nothing outside of a step may wait for other workers:
-            # Keras looks at all properties of what it saves.
-            told = row_outputs.with_trained_of_all(told, replicas)
-        if self.augment is not None:
-            images = self.augment(
-                batch["image"],
-                tf.bitwise.bitwise_xor(seed, [_AUGMENT_SALT, 0]),
-                places,
-                places.shape[0] * placement.count(replicas),
-            )
-            batch = {**batch, "image": images}
-        terms = {}
-        weight = self.distillation_weight
-        if self.distillation_steps:
-            done = tf.cast(step, tf.float32) / self.distillation_steps
-            weight *= tf.maximum(1.0 - done, 0.0)
-
-        def loss_of(embeddings):
-            loss = self._contrastive_loss(embeddings, batch, replicas)
-            if targets is None:
-                return loss
-            terms["distillation"] = losses.feature_distillation(
-                embeddings, targets, replicas=replicas
-            )
-            return loss + weight * terms["distillation"]
-
-        variables = self.trainable_variables
-        loss, embeddings, gradients = micro_batches.gradients(
-            self.learner,
-            batch,
-            loss_of,
-            variables=variables,
-            micro_batch_size=self.micro_batch_size,
-            scale_loss=self.optimizer.scale_loss,
-            num_replicas=placement.count(replicas),
-            **({"view": self.views} if self.views else {}),
+    if num_replicas > 1 and batch["image"].shape[0] is None:
+        raise ValueError(
+            "Several replicas take batches of static size, equal shares of "
+            "it each: a multiple of R rows with `drop_remainder=True`, and "
+            "with several workers from an endless dataset. "
+            f"Received: {batch['image'].shape}, R={num_replicas}"
         )
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        values = {
-            "loss": loss,
-            "scale": embeddings.scale,
-            "bias": embeddings.bias,
-            **terms,
-        }
-        self._step_metrics.update(values, replicas)
-        return self.get_metrics_result(), told
-
-    def _draw(self, super_batch, settings, seed, replicas):
-        """The rows to draw from, the draw, and what it tells of rows.
-
-        With the rows come the reference's embeddings of them if it has been
-        asked for these and will be distilled. The draw is int32 `[b]`, of all
-        rows that there are to draw from.
-        """
-        super_batch, stride = step_lib.candidates(
-            super_batch, settings, replicas
-        )
-        rows = super_batch["image"].shape[0]
-        if settings.scores:
-            embeddings = self.score(super_batch, settings)
-            draw = self._choose(embeddings, seed, settings)
-            if self.distillation_weight:
-                super_batch = step_lib.with_embeddings(
-                    super_batch, embeddings[1]
-                )
-            indices = draw.indices
-            summary = selection.summarize(draw, replicas)
-            self._step_metrics.update(
-                {f"select/{name}": value for name, value in summary.items()},
-                replicas,
-            )
-            self._schedule.note(draw, seed[1], self.steps_per_execution)
-            place = rows * distribution.replica_id() + tf.range(rows)
-            told = row_outputs.of_scored(
-                draw, stride * place, super_batch.get("id")
-            )
-        else:
-            indices = step_lib.choose_uniformly(rows, seed, settings, replicas)
-            told = {}
-        told |= self._recent_draws.with_draw(stride * indices, seed[1])
-        return super_batch, indices, told
-
-    def _choose(self, embeddings, seed, settings):
-        """The draw of `select`, given what `score` has found."""
-        return step_lib.choose(
-            embeddings,
-            seed,
-            settings,
-            loss=self.loss_name,
-            replicas=distribution.current(),
-        )
-
-    def _contrastive_loss(self, embeddings, batch, replicas):
-        ids = None
-        if self.equal_captions != "negative":
-            if "caption_id" not in batch:
-                raise ValueError(
-                    f"`equal_captions={self.equal_captions!r}` needs "
-                    f"`caption_id` in the batch. Received: {sorted(batch)}"
-                )
-            ids = batch["caption_id"]
-        return _LOSSES[self.loss_name](
-            embeddings,
-            ids=ids,
-            equal_ids=self.equal_captions,
-            block_size=self.loss_block_size,
-            replicas=replicas,
-        )
+    return batch
 
 
 def build_model(

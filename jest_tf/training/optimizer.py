@@ -1,4 +1,4 @@
-"""The optimizer that SigLIP's recipe wants, on any number of replicas."""
+"""SigLIP's optimizer, on any number of replicas."""
 
 import re
 
@@ -10,15 +10,15 @@ from jest_tf.distribution import keras_fit
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class AdamW(keras_fit.AggregateThenClip, keras.optimizers.AdamW):
-    """Keras' AdamW that decays kernels alone, and clips what all replicas say.
+    """Keras' AdamW that decays kernels only, and clips after the all-reduce.
 
     Biases, norms, embeddings, positions, the temperature and the bias of the
-    logits keep their size, as in SigLIP's published recipe.
+    logits do not decay, as in SigLIP's published recipe.
     """
 
     def _use_weight_decay(self, variable):
-        # Keras asks with its own variable, or with TensorFlow's, "a/kernel:0"
-        # and, what other replicas hold, "a/kernel/replica_1:0".
+        # Keras passes its variable, or TensorFlow's "a/kernel:0", or another
+        # replica's "a/kernel/replica_1:0".
         name = re.sub(r"(/replica_\d+)?(:\d+)?$", "", variable.name)
         return name.endswith("kernel")
 
@@ -30,7 +30,7 @@ def build_optimizer(
 
     Args:
         settings: see `config.OptimizerConfig`.
-        steps: optimizer steps in all; the schedule ends with them.
+        steps: optimizer steps of the whole run, the length of the schedule.
     """
     warmup = settings.warmup_steps
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -1,12 +1,9 @@
-"""What a training step tells of single rows, beside its metrics.
+"""Per-row outputs of a training step: draws, ids, scores and losses.
 
-The scores and losses of rows are in a step's graph anyway. It returns them, and
-they stay on the device until somebody asks: no callback runs within the graph,
-and nothing moves between replicas for it. What is made of them is in
-`runs/draw_log.py`.
-
-`of_trained`, `of_scored` and `RecentDraws` make what a step returns, groups of
-tensors by name; `RowReport` reads it.
+A step returns them as groups of tensors by name, and they stay on the device
+until a callback reads them through `RowReport`. No callback runs inside the
+graph, and nothing moves between replicas for them. `runs/draw_log.py` logs
+them.
 """
 
 from collections.abc import Mapping
@@ -15,17 +12,20 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import distribution, selection
+from jest_tf.distribution import placement
 
-# What is equal on all replicas; of other groups each tells its own rows.
+# This group is equal on every replica; in the others each has its own rows.
 _EQUAL = "equal"
 _TRAINED = "trained"
 
 
-def of_trained(batch: Mapping[str, tf.Tensor], places: tf.Tensor) -> dict:
-    """The ids of the rows that a replica trains on.
+def of_trained(
+    batch: Mapping[str, tf.Tensor], places: tf.Tensor
+) -> dict[str, dict[str, tf.Tensor]]:
+    """The ids of the rows trained on here, if the batch holds them.
 
     Args:
-        batch: with `id` `[b/R]`, or without.
+        batch: tensors `[b/R, ...]`, the rows trained on.
         places: int32 `[b/R]`, their places in the sub-batch.
     """
     if "id" not in batch:
@@ -33,32 +33,27 @@ def of_trained(batch: Mapping[str, tf.Tensor], places: tf.Tensor) -> dict:
     return {_TRAINED: {"place": places, "id": batch["id"]}}
 
 
-def with_trained_of_all(told: dict, replicas) -> dict:
-    """The same with the ids that all replicas train on, on each of them.
-
-    Args:
-        told: of a step, with the group of `of_trained` or without.
-        replicas: the collectives.
-    """
-    if _TRAINED not in told:
-        return told
-    return told | {_TRAINED: replicas.all_gather(told[_TRAINED])}
-
-
 def of_scored(
-    draw: selection.Draw, rows: tf.Tensor, ids: tf.Tensor | None
-) -> dict:
-    """The scores and losses of the rows that a replica scores.
+    pool: Mapping[str, tf.Tensor],
+    draw: selection.Draw | None,
+    stride: int,
+    replicas=None,
+) -> dict[str, dict[str, tf.Tensor]]:
+    """The scores and losses of the rows scored here.
 
     Args:
-        draw: of `n` rows, `[n/R]` held here.
-        rows: int32 `[n/R]`, where they stand in the super-batch, increasing.
-        ids: int64 `[n/R]`, or None.
+        pool: tensors `[n/R, ...]`, the candidates held here.
+        draw: of a step that scored, or None.
+        stride: every how many-th row of the super-batch is a candidate.
+        replicas: the collectives, or None.
     """
+    if draw is None:
+        return {}
+    rows = placement.rows_of_all(pool["image"].shape[0], replicas)
     groups = {
         "scored": {
-            "place": rows,
-            "id": ids,
+            "place": stride * rows,
+            "id": pool.get("id"),
             "own_score": draw.own_score,
             "learner_loss": draw.learner_loss,
             "reference_loss": draw.reference_loss,
@@ -75,12 +70,19 @@ def of_scored(
     }
 
 
+def with_all_trained(groups: dict, replicas) -> dict:
+    """The groups with the trained ids of all replicas, on each of them."""
+    if _TRAINED not in groups:
+        return groups
+    return groups | {_TRAINED: replicas.all_gather(groups[_TRAINED])}
+
+
 class RecentDraws:
-    """The draws of an execution, of which Keras hands on the last step's alone.
+    """The draws of every step of an execution; Keras returns the last alone.
 
     Args:
         strategy: that the steps run under; None will do for one step.
-        num_steps: of an execution.
+        num_steps: steps of an execution.
         batch_size: b; None where nothing is drawn.
     """
 
@@ -93,24 +95,27 @@ class RecentDraws:
         self._lines = None
         if num_steps == 1 or batch_size is None:
             return
-        # GPUs have no integers of 32 bits in variables, TPUs none of 64.
+        # GPUs have no 32-bit integer variables, TPUs no 64-bit ones.
         dtype = tf.int32 if distribution.is_tpu(strategy) else tf.int64
         with strategy.scope():
             self._lines = tf.Variable(
                 tf.zeros([num_steps, batch_size], dtype),
                 trainable=False,
-                # Each replica has its own, and all are equal.
+                # Every replica keeps a copy, and all are equal.
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
 
-    def with_draw(self, rows: tf.Tensor, step: tf.Tensor) -> dict:
-        """The rows drawn in a step, and before it in the execution.
+    def with_draw(self, rows: tf.Tensor | None, step: tf.Tensor) -> dict:
+        """The group of the rows drawn in this execution up to now.
 
         Args:
-            rows: int32 `[b]`, of the super-batch, equal on every replica.
+            rows: int32 `[b]`, rows of the super-batch that this step drew; None
+                in a step without a draw.
             step: int32 scalar, steps done before this one.
         """
+        if rows is None:
+            return {}
         if self._lines is None:
             return {_EQUAL: {"rows": rows[tf.newaxis]}}
         num_lines = self._lines.shape[0]
@@ -124,11 +129,11 @@ class RecentDraws:
         return {_EQUAL: {"rows": lines}}
 
 
-def collect(told: dict) -> dict:
-    """What the replicas of a worker told, together.
+def collect(groups: dict) -> dict:
+    """The groups of all replicas of a worker, together.
 
     Args:
-        told: a step's, with a tuple of values, one a replica, in place of each
+        groups: of a step, with a tuple of one value a replica in place of each
             value.
     """
     return {
@@ -136,29 +141,28 @@ def collect(told: dict) -> dict:
             name: parts[0] if group == _EQUAL else tf.concat(parts, 0)
             for name, parts in values.items()
         }
-        for group, values in told.items()
+        for group, values in groups.items()
     }
 
 
 class RowReport:
-    """What the last step of an execution told of rows.
+    """Reads the per-row outputs of the last step of an execution.
 
-    With several workers all must ask together for what is not of the trained
-    rows alone.
+    With several workers, all must call `scored` and `uniform` together.
 
     Args:
         strategy: that the step ran under.
-        told: what it returned; {} before the first.
+        groups: what it returned; {} before the first step.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, told: dict):
+    def __init__(self, strategy: tf.distribute.Strategy, groups: dict):
         self._strategy = strategy
-        self._told = told
+        self._groups = groups
 
     @property
     def is_scored(self) -> bool:
-        """Whether the step has scored rows."""
-        return "scored" in self._told
+        """Whether the step scored rows."""
+        return "scored" in self._groups
 
     def drawn(self, step: int) -> np.ndarray | None:
         """The rows of the super-batch that a step of the execution drew.
@@ -167,47 +171,46 @@ class RowReport:
             step: steps done before it.
 
         Returns:
-            Integers `[b]`, in the order drawn; None where nothing is drawn.
+            Integers `[b]`, in the order drawn; None without a selection.
         """
-        if _EQUAL not in self._told:
+        if _EQUAL not in self._groups:
             return None
-        lines = self._told[_EQUAL]["rows"].numpy()
+        lines = self._groups[_EQUAL]["rows"].numpy()
         return lines[step % len(lines)]
 
     def trained_ids(self) -> np.ndarray | None:
         """The ids of the sub-batch, `[b]`, in the order drawn, if known."""
-        return _ordered(self._told.get(_TRAINED)).get("id")
+        return _ordered(self._groups.get(_TRAINED)).get("id")
 
     def scored(self) -> dict[str, np.ndarray]:
-        """Of the n rows scored, by name, `[n]`.
+        """Arrays `[n]` of the n rows scored, by name; {} if none was.
 
-        `row`, where they stand in the super-batch; `own_score`, `learner_loss`
-        and `reference_loss` as of `selection.Draw`, as far as it has them; and
-        `id` where the batches hold it. Nothing where no row was scored.
+        `row` is their place in the super-batch; `own_score`, `learner_loss` and
+        `reference_loss` are those of `selection.Draw`, as far as it has them;
+        `id` is there if the batches hold it.
         """
         return self._gathered("scored", "row")
 
     def uniform(self) -> dict[str, np.ndarray]:
-        """Of rows of the uniform draw, `uniform_..._loss` as of `Draw`."""
+        """The `uniform_..._loss` of `Draw`, of rows of the uniform draw."""
         return self._gathered("uniform")
 
     def _gathered(self, group, place_name=None):
-        """What the replicas of all workers told of a group, in order."""
-        told = dict(self._told.get(group, {}))
-        if told and distribution.has_workers(self._strategy):
-            told = {
+        values = dict(self._groups.get(group, {}))
+        if values and distribution.has_workers(self._strategy):
+            values = {
                 name: self._strategy.gather(part, axis=0)
-                for name, part in told.items()
+                for name, part in values.items()
             }
-        return _ordered(told, place_name)
+        return _ordered(values, place_name)
 
 
-def _ordered(told, place_name=None):
+def _ordered(values, place_name=None):
     """NumPy arrays by name, in the order of the places."""
-    if not told:
+    if not values:
         return {}
-    parts = {name: part.numpy() for name, part in told.items()}
-    # A worker with several devices may have told its part several times.
+    parts = {name: part.numpy() for name, part in values.items()}
+    # A worker with several devices may hold its part several times.
     places, first = np.unique(parts.pop("place"), return_index=True)
     ordered = {name: part[first] for name, part in parts.items()}
     if "id" in ordered:

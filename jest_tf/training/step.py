@@ -1,79 +1,204 @@
-"""From a super-batch to the sub-batch: score, choose, and deal the rows out.
+"""One training step of JEST: score, select, gather, gradient, update.
 
-The parts of a step that `training.JESTModel` is made of, as functions of the
-rows that a replica holds. The collectives are handed in, as to `exchange.py`;
-None is one replica.
+`train_step` is Algorithm 1 of the paper on one page, a function of a `Step`, a
+super-batch and a seed. On R replicas each runs it on the B/R rows that it
+holds, and together they make the step that one replica makes.
 
-Not here: the scores and the samplers (selection.py), who holds which rows
-(exchange.py), what a step does with its sub-batch (training.py).
+Shapes: B rows in a super-batch, n of them candidates, b in the sub-batch; D
+and Dr are the embedding widths of learner and reference. `replicas` is the
+collectives (`distribution.current()`), None on one replica.
+
+Not here: the samplers and scores (selection/), which rows move where
+(distribution/placement.py), the gradient in micro-batches (micro_batches.py),
+Keras (model.py).
+
+Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import selection
+from jest_tf import losses, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
-from jest_tf.training import flops, micro_batches
+from jest_tf.training import micro_batches, row_outputs
 
-# Keeps the noise of which row gets which view apart from that of the draw.
+# Salts keep the noise of views and augmentation apart from that of the draw.
 _VIEWS_SALT = 0x0715
+_AUGMENT_SALT = 0x0A06
 
-# What of a super-batch is for its scores and counts; a step leaves it behind.
-_NOT_TRAINED_ON = ("caption_replaced", "record_replaced")
+# Keys used only for counters, and by the reference; dropped before training.
+_COUNTED = ("caption_replaced", "record_replaced")
 _FOR_REFERENCE = ("image_for_reference", "text_for_reference")
-_OF_REFERENCE = ("reference_image", "reference_text")
+_FROM_REFERENCE = ("reference_image", "reference_text")
+
+_LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
-def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
-    """The super-batch of what `fit` hands to a step.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Everything that a training step is made from, besides its data.
+
+    Attributes:
+        learner: maps a batch to `Embeddings`; its weights are updated.
+        reference: likewise, a frozen callable; may be None where neither
+            scores nor distillation need it.
+        optimizer: built for the learner's trainable variables.
+        selection: a `config.SelectionConfig` without a schedule; None trains on
+            the super-batch as it comes.
+        loss: "sigmoid" or "softmax".
+        equal_captions: "negative", "positive" or "ignore".
+        loss_block_size: rows of logits held at a time; None holds all.
+        views: training views, an equal part of the sub-batch each.
+        micro_batch_size: rows whose activations are held at a time; None holds
+            those of the replica's whole share.
+        distillation_weight: weight of the feature distillation; 0 turns it off.
+        distillation_steps: steps over which that weight falls to 0, or None.
+        augment: `(images, seed, places, batch_size) -> images`, or None.
+    """
+
+    learner: keras.Model
+    reference: Callable | None = None
+    optimizer: keras.optimizers.Optimizer | None = None
+    selection: config_lib.SelectionConfig | None = None
+    loss: str = "sigmoid"
+    equal_captions: str = "negative"
+    loss_block_size: int | None = None
+    views: tuple[config_lib.View, ...] = ()
+    micro_batch_size: int | None = None
+    distillation_weight: float = 0.0
+    distillation_steps: int | None = None
+    augment: Callable | None = None
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("loss", tuple(_LOSSES)),
+            ("equal_captions", config_lib.EQUAL_CAPTIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"`{name}` must be one of {allowed}. "
+                    f"Received: {getattr(self, name)!r}"
+                )
+        if not 0.0 <= self.distillation_weight < np.inf:
+            raise ValueError(
+                "`distillation_weight` must be finite and at least 0. "
+                f"Received: {self.distillation_weight}"
+            )
+
+    @property
+    def scores(self) -> bool:
+        """Whether this step scores the candidates before it draws."""
+        return self.selection is not None and self.selection.scores
+
+    @property
+    def quota(self) -> str:
+        """The quota of the draw; without a draw no row leaves its replica."""
+        return "per_replica" if self.selection is None else self.selection.quota
+
+    @property
+    def distils(self) -> bool:
+        """Whether the loss includes feature distillation."""
+        return self.distillation_weight > 0.0
+
+
+class Outputs(NamedTuple):
+    """Results of a step.
+
+    Attributes:
+        metrics: scalars by name, equal on every replica.
+        draw: the draw of a step that scored; None otherwise.
+        drawn: int32 `[b]`, the rows of the super-batch that were drawn, in
+            order; None without a selection.
+        rows: per-row results of this replica, see `row_outputs.py`.
+    """
+
+    metrics: dict[str, tf.Tensor]
+    draw: selection.Draw | None
+    drawn: tf.Tensor | None
+    rows: dict[str, dict[str, tf.Tensor]]
+
+
+def train_step(
+    step: Step,
+    super_batch: Mapping[str, tf.Tensor],
+    seed: tf.Tensor,
+    replicas=None,
+) -> Outputs:
+    """Trains the learner on the sub-batch chosen from one super-batch.
 
     Args:
-        data: as Keras hands it over.
-        num_replicas: R.
+        step: what the step is made from.
+        super_batch: tensors `[B/R, ...]`, the rows held here.
+        seed: int32 `[2]`, (run seed, step).
+        replicas: the collectives, or None.
 
     Raises:
-        ValueError: if it is none, or several replicas can't share it.
+        ValueError: on settings that do not fit to each other or to the batch.
     """
-    batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
-        raise ValueError(
-            'A batch must be a dict with "image" and "text". Received: '
-            f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
-        )
-    if num_replicas > 1 and batch["image"].shape[0] is None:
-        raise ValueError(
-            "Several replicas take batches of static size, equal shares of "
-            "it each: a multiple of R rows with `drop_remainder=True`, and "
-            "with several workers from an endless dataset. "
-            f"Received: {batch['image'].shape}, R={num_replicas}"
-        )
-    return batch
+    pool, stride = candidates(step, super_batch, replicas)  # [n/R, ...]
+
+    # Score: both models embed every candidate, without a gradient.
+    learner, reference = score(step, pool, replicas)  # [n/R, D], [n/R, Dr]
+
+    # Select: the b rows that are most learnable together.
+    indices, draw = select(step, pool, (learner, reference), seed, replicas)
+
+    # Gather: the sub-batch, b/R rows on each replica.
+    pool = with_reference(step, pool, reference)
+    batch, places = gather(step, pool, indices, seed, replicas)  # [b/R, ...]
+    batch, targets = distillation_targets(step, batch)  # [b/R, Dr]
+    batch = augment(step, batch, places, seed, replicas)
+
+    # Gradient: of one loss over all b rows, in micro-batches.
+    gradient = micro_batches.gradients(
+        step.learner,
+        batch,
+        lambda embeddings: objective(
+            step, embeddings, batch, targets, seed, replicas
+        ),
+        micro_batch_size=step.micro_batch_size,
+        scale_loss=step.optimizer.scale_loss,
+        num_replicas=placement.count(replicas),
+        views=step.views,
+    )
+
+    # Update: the optimizer sums over replicas, clips and steps.
+    variables = step.learner.trainable_variables
+    step.optimizer.apply_gradients(
+        zip(gradient.by_variable, variables, strict=True)
+    )
+    return Outputs(
+        metrics=_metrics(gradient, draw, replicas),
+        draw=draw,
+        drawn=None if indices is None else stride * indices,
+        rows=row_outputs.of_trained(batch, places)
+        | row_outputs.of_scored(pool, draw, stride, replicas),
+    )
 
 
 def candidates(
-    super_batch: dict, settings: config_lib.SelectionConfig, replicas=None
-) -> tuple[dict, int]:
-    """What of a super-batch is scored and drawn from: every n-th row.
+    step: Step, super_batch: Mapping[str, tf.Tensor], replicas=None
+) -> tuple[Mapping[str, tf.Tensor], int]:
+    """The rows to score and draw from: every k-th of the super-batch.
 
     They are the same on any number of replicas.
 
-    Args:
-        super_batch: tensors of B/R rows, those held here.
-        settings: to choose by, without a schedule.
-        replicas: the collectives, or None.
-
     Returns:
-        The candidates among the rows held here, and n.
+        Tensors `[n/R, ...]`, and k.
 
     Raises:
         ValueError: on sizes that do not fit to each other or to R.
     """
+    settings = step.selection
+    if settings is None:
+        return super_batch, 1
     rows = super_batch["image"].shape[0]
     num_replicas = placement.count(replicas)
     size, stride = rows * num_replicas, 1
@@ -88,7 +213,7 @@ def candidates(
         super_batch = {
             name: value[::stride] for name, value in super_batch.items()
         }
-    # What was said of B has been seen to.
+    # `candidates` was checked against B above.
     plain = dataclasses.replace(settings, candidates=None)
     plain.check_super_batch(size // stride)
     placement.share(
@@ -98,249 +223,317 @@ def candidates(
 
 
 def score(
-    super_batch: dict,
-    settings: config_lib.SelectionConfig,
-    *,
-    learner: keras.Model,
-    reference: Callable | None,
-    replicas=None,
+    step: Step, pool: Mapping[str, tf.Tensor], replicas=None
 ) -> tuple[Embeddings | None, Embeddings | None]:
-    """The embeddings that rows are scored by, in micro-batches.
+    """The embeddings that candidates are scored by, in evaluation mode.
 
     Args:
-        super_batch: tensors of the rows held here, all of which are scored.
-        settings: to choose by, one that scores; `view` is how the learner
-            looks.
-        learner: maps a batch to `Embeddings`; run in evaluation mode.
-        reference: likewise, of any make; None will do for a criterion without.
+        step: `selection.view` is the learner's scoring view.
+        pool: tensors `[n/R, ...]`, every row of which is scored.
         replicas: the collectives, or None.
 
     Returns:
-        The learner's and the reference's; None for one that the criterion does
-        without.
+        The learner's and the reference's embeddings; None for a model that the
+        criterion does not use, and both None in a step that does not score.
 
     Raises:
         ValueError: on a `scoring_batch_size` that does not divide the rows, or
-            a reference that is missing.
+            a missing reference.
     """
-    rows = super_batch["image"].shape[0]
-    size = settings.scoring_batch_size
+    if not step.scores:
+        return None, None
+    settings = step.selection
+    rows, size = pool["image"].shape[0], settings.scoring_batch_size
     if rows % (size or rows):
         raise ValueError(
             "`selection.scoring_batch_size` must divide the rows that a "
             "replica scores, B/R, or its share of the candidates. "
             f"Received: {size}, B/R={rows}, R={placement.count(replicas)}"
         )
-    if settings.needs_reference and reference is None:
+    if settings.needs_reference and step.reference is None:
         raise ValueError(
             f"`selection.criterion={settings.criterion!r}` needs a "
             "reference: pass `reference` to JESTModel, or call "
             "`attach_reference` after loading. Received: reference=None"
         )
-    # A learner that knows no views is given none.
-    is_own = settings.view == config_lib.View()
-    options = {} if is_own else {"view": settings.view}
-    # What the criterion doesn't need isn't paid for.
-    of_learner, of_reference = None, None
+    learner = reference = None
     if settings.needs_learner:
-        with flops.stage("score"):
-            of_learner = micro_batches.embed(
-                lambda part: learner(part, training=False, **options),
-                super_batch,
-                size,
-            )
+        learner = micro_batches.embed(
+            lambda part: step.learner(
+                part, training=False, **view_options(settings.view)
+            ),
+            pool,
+            size,
+        )
     if settings.needs_reference:
-        with flops.stage("reference"):
-            of_reference = micro_batches.embed(reference, super_batch, size)
-    return of_learner, of_reference
+        reference = micro_batches.embed(step.reference, pool, size)
+    return learner, reference
 
 
-def choose(
+def view_options(view: config_lib.View) -> dict[str, config_lib.View]:
+    """Arguments of a learner's call; none for the tower's default view."""
+    return {} if view == config_lib.View() else {"view": view}
+
+
+def select(
+    step: Step,
+    pool: Mapping[str, tf.Tensor],
     embeddings: tuple[Embeddings | None, Embeddings | None],
     seed: tf.Tensor,
-    settings: config_lib.SelectionConfig,
-    *,
-    loss: str,
     replicas=None,
-) -> selection.Draw:
-    """The draw that settings ask for.
+) -> tuple[tf.Tensor | None, selection.Draw | None]:
+    """Draws the sub-batch; every replica computes the same draw.
 
     Args:
+        step: `selection` names the sampler and its settings.
+        pool: tensors `[n/R, ...]`, the candidates.
         embeddings: of `score`.
         seed: int32 `[2]`, (run seed, step).
-        settings: to choose by, one that scores.
-        loss: of the pairs, where the settings name none.
         replicas: the collectives, or None.
+
+    Returns:
+        int32 `[b]`, candidates in the order drawn, or None without a
+        selection; and the `Draw` of a step that scored.
     """
-    with flops.stage("select"):
-        return selection.SAMPLERS[settings.method](
-            *embeddings,
-            batch_size=settings.batch_size,
-            num_chunks=settings.num_chunks,
-            seed=seed,
-            criterion=settings.criterion,
-            loss=settings.loss or loss,
-            first_chunk=settings.first_chunk,
-            gain=settings.gain,
-            quota=settings.quota,
-            replicas=replicas,
+    settings, num_replicas = step.selection, placement.count(replicas)
+    if settings is None:
+        return None, None
+    if not settings.scores:
+        indices = selection.uniform_rows(
+            seed,
+            settings.batch_size,
+            pool["image"].shape[0] * num_replicas,
+            num_quotas=1 if settings.quota == "global" else num_replicas,
         )
-
-
-def choose_uniformly(
-    num_rows: int,
-    seed: tf.Tensor,
-    settings: config_lib.SelectionConfig,
-    replicas=None,
-) -> tf.Tensor:
-    """A uniform draw, of which nothing is told: int32 `[b]`, rows of all.
-
-    Args:
-        num_rows: candidates held here.
-        seed: int32 `[2]`, (run seed, step).
-        settings: to choose by.
-        replicas: the collectives, or None.
-    """
-    num_replicas = placement.count(replicas)
-    return selection.uniform_rows(
-        seed,
-        settings.batch_size,
-        num_rows * num_replicas,
-        num_quotas=num_replicas if settings.quota == "per_replica" else 1,
+        return indices, None
+    draw = selection.SAMPLERS[settings.method](
+        *embeddings,
+        batch_size=settings.batch_size,
+        num_chunks=settings.num_chunks,
+        seed=seed,
+        criterion=settings.criterion,
+        loss=settings.loss or step.loss,
+        first_chunk=settings.first_chunk,
+        gain=settings.gain,
+        quota=settings.quota,
+        replicas=replicas,
     )
+    return draw.indices, draw
 
 
-def take(
-    super_batch: Mapping[str, tf.Tensor],
+def with_reference(
+    step: Step, pool: Mapping[str, tf.Tensor], reference: Embeddings | None
+) -> Mapping[str, tf.Tensor]:
+    """The candidates with the reference's embeddings, if those are distilled.
+
+    Distillation then costs no further pass of the reference.
+    """
+    if not step.distils or reference is None or _is_embedded(pool):
+        return pool
+    return dict(pool) | dict(zip(_FROM_REFERENCE, reference[:2], strict=True))
+
+
+def gather(
+    step: Step,
+    pool: Mapping[str, tf.Tensor],
     indices: tf.Tensor | None,
     seed: tf.Tensor,
-    *,
-    quota: str = "global",
-    num_views: int = 0,
-    micro_batch_size: int | None = None,
-    distils: bool = False,
     replicas=None,
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """The rows to train on here, without what is for scores and counts alone.
+    """Brings the sub-batch to the replicas that train on it.
+
+    With P training views, the sub-batch is split randomly into P equal parts,
+    and every micro-batch holds as many rows of each.
 
     Args:
-        super_batch: tensors of the rows held here.
-        indices: int32 `[b]`, the draw, equal on every replica; None takes all
-            rows, each where it is but for `num_views`.
+        step: what the step is made from.
+        pool: tensors `[n/R, ...]`, the candidates held here.
+        indices: int32 `[b]`, the draw; None takes every row.
         seed: int32 `[2]`, (run seed, step).
-        quota: what the rows were drawn with.
-        num_views: P, equal parts that chance cuts the sub-batch into, for as
-            many views; 0 leaves it in one.
-        micro_batch_size: rows that are trained on at a time, of each part as
-            many; None takes all at once.
-        distils: whether what `targets` needs comes along.
         replicas: the collectives, or None.
 
     Returns:
-        Tensors of b/R rows, part by part within a micro-batch, and int32
-        `[b/R]`, their places in the sub-batch.
+        Tensors `[b/R, ...]` without the keys that training does not use, and
+        int32 `[b/R]`, the rows' places in the sub-batch.
 
     Raises:
-        ValueError: where the parts, the micro-batches or the replicas' shares
-            can't be equal.
+        ValueError: where parts, micro-batches or shares can't be equal.
     """
-    rows = super_batch["image"].shape[0]
-    left = set(_NOT_TRAINED_ON)
-    if not distils:
-        left.update(_FOR_REFERENCE + _OF_REFERENCE)
-    elif set(_OF_REFERENCE) <= set(super_batch):
-        left.update(_FOR_REFERENCE)
-    batch = {
-        name: value for name, value in super_batch.items() if name not in left
-    }
-    super_batch_size = rows * placement.count(replicas)
+    rows = pool["image"].shape[0]
+    unused = set(_COUNTED)
+    if not step.distils:
+        unused.update(_FOR_REFERENCE + _FROM_REFERENCE)
+    elif _is_embedded(pool):
+        unused.update(_FOR_REFERENCE)
+    batch = {name: value for name, value in pool.items() if name not in unused}
+    if indices is None and not step.views:
+        return batch, placement.rows_of_all(rows, replicas)
+
+    num_rows = rows * placement.count(replicas)
     if indices is None:
-        if not num_views:
-            number = 0 if replicas is None else replicas.replica_id
-            return batch, rows * number + tf.range(rows)
-        indices = tf.range(super_batch_size)
-    options = {"quota": quota, "replicas": replicas}
-    if not num_views:
-        dealt = placement.deal(indices, super_batch_size, **options)
+        indices = tf.range(num_rows)
+    options = {"quota": step.quota, "replicas": replicas}
+    if not step.views:
+        dealt = placement.deal(indices, num_rows, **options)
         return placement.move(batch, dealt, replicas), dealt.places
     size = indices.shape[0]
-    if quota == "per_replica":
+    if step.quota == "per_replica":
         size //= placement.count(replicas)
-    order = selection.uniform_rows(
-        tf.bitwise.bitwise_xor(seed, [_VIEWS_SALT, 0]), size, size
-    )
+    order = selection.uniform_rows(_salted(seed, _VIEWS_SALT), size, size)
     parts = placement.deal_parts(
-        indices, super_batch_size, order, num_views, **options
+        indices, num_rows, order, len(step.views), **options
     )
     moved = [placement.move(batch, part, replicas) for part in parts]
-    together = {
-        name: tf.concat([part[name] for part in moved], 0) for name in batch
-    }
+    batch = {name: tf.concat([one[name] for one in moved], 0) for name in batch}
     places = tf.concat([part.places for part in parts], 0)
-    if micro_batch_size is None:
-        return together, places
-    mixed = _mixed(places.shape[0], num_views, micro_batch_size)
-    return (
-        {name: tf.gather(value, mixed) for name, value in together.items()},
-        tf.gather(places, mixed),
+    if step.micro_batch_size is None:
+        return batch, places
+    mixed = _interleaved(
+        places.shape[0], len(step.views), step.micro_batch_size
     )
+    batch = {name: tf.gather(value, mixed) for name, value in batch.items()}
+    return batch, tf.gather(places, mixed)
 
 
-def with_embeddings(super_batch: dict, of_reference: Embeddings | None) -> dict:
-    """A super-batch with what the reference has said of it, for `targets`.
-
-    Args:
-        super_batch: tensors of the rows held here.
-        of_reference: of `score`; None where it was not asked.
-    """
-    if of_reference is None or set(_OF_REFERENCE) <= set(super_batch):
-        return super_batch
-    found = zip(_OF_REFERENCE, of_reference[:2], strict=True)
-    return super_batch | dict(found)
-
-
-def targets(
-    batch: dict, reference: Callable | None, size: int | None = None
-) -> tuple[dict, Embeddings]:
-    """What the reference makes of the rows to train on.
+def distillation_targets(
+    step: Step, batch: dict[str, tf.Tensor]
+) -> tuple[dict[str, tf.Tensor], Embeddings | None]:
+    """The reference's embeddings of the sub-batch, from the batch or a pass.
 
     Args:
-        batch: of `take`, with `distils`.
-        reference: as of `score`, run on rows whose embeddings did not come
-            along.
-        size: rows a forward pass of it, None all.
+        step: `reference` runs on rows whose embeddings did not come along, in
+            micro-batches of `micro_batch_size`.
+        batch: tensors `[b/R, ...]`.
 
     Returns:
-        The batch without what is the reference's, and the embeddings.
+        The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
+        None without distillation.
 
     Raises:
-        ValueError: if there is no reference.
+        ValueError: if distillation has no reference.
     """
-    if reference is None:
+    if not step.distils:
+        return batch, None
+    if step.reference is None:
         raise ValueError(
             "`distillation_weight` needs a reference: pass `reference` to "
             "JESTModel, or call `attach_reference` after loading. Received: "
             "reference=None"
         )
-    if set(_OF_REFERENCE) <= set(batch):
-        nothing = tf.constant(0.0)
-        found = Embeddings(
-            *(batch[name] for name in _OF_REFERENCE), nothing, nothing
-        )
+    if _is_embedded(batch):
+        image, text = (batch[name] for name in _FROM_REFERENCE)
+        targets = Embeddings(image, text, tf.constant(0.0), tf.constant(0.0))
     else:
-        with flops.stage("reference"):
-            found = micro_batches.embed(reference, batch, size)
+        targets = micro_batches.embed(
+            step.reference, batch, step.micro_batch_size
+        )
     rest = {
         name: value
         for name, value in batch.items()
-        if name not in _FOR_REFERENCE + _OF_REFERENCE
+        if name not in _FOR_REFERENCE + _FROM_REFERENCE
     }
-    return rest, found
+    return rest, targets
 
 
-def _mixed(size, num_views, micro_batch_size):
-    """An order of rows part by part, in which micro-batches have all parts."""
-    # TPUs have no numbers of 64 bits.
+def augment(
+    step: Step,
+    batch: dict[str, tf.Tensor],
+    places: tf.Tensor,
+    seed: tf.Tensor,
+    replicas=None,
+) -> dict[str, tf.Tensor]:
+    """The sub-batch with its images augmented, if the step does that."""
+    if step.augment is None:
+        return batch
+    batch_size = places.shape[0] * placement.count(replicas)
+    images = step.augment(
+        batch["image"], _salted(seed, _AUGMENT_SALT), places, batch_size
+    )
+    return batch | {"image": images}
+
+
+def objective(
+    step: Step,
+    embeddings: Embeddings,
+    batch: Mapping[str, tf.Tensor],
+    targets: Embeddings | None,
+    seed: tf.Tensor,
+    replicas=None,
+) -> dict[str, tf.Tensor]:
+    """The loss that is minimised, `loss`, and its terms by name; scalars.
+
+    Args:
+        step: what the step is made from.
+        embeddings: the learner's, `[b/R, D]`.
+        batch: tensors `[b/R, ...]`.
+        targets: of `distillation_targets`.
+        seed: int32 `[2]`, (run seed, step).
+        replicas: the collectives, or None.
+    """
+    loss = contrastive_loss(step, embeddings, batch, replicas)
+    if targets is None:
+        return {"loss": loss}
+    weight = step.distillation_weight
+    if step.distillation_steps:
+        done = tf.cast(seed[1], tf.float32) / step.distillation_steps
+        weight *= tf.maximum(1.0 - done, 0.0)
+    distance = losses.feature_distillation(
+        embeddings, targets, replicas=replicas
+    )
+    return {"loss": loss + weight * distance, "distillation": distance}
+
+
+def contrastive_loss(
+    step: Step,
+    embeddings: Embeddings,
+    batch: Mapping[str, tf.Tensor],
+    replicas=None,
+) -> tf.Tensor:
+    """The contrastive loss over all b rows, a scalar.
+
+    Raises:
+        ValueError: if `equal_captions` needs a `caption_id` that is missing.
+    """
+    ids = None
+    if step.equal_captions != "negative":
+        if "caption_id" not in batch:
+            raise ValueError(
+                f"`equal_captions={step.equal_captions!r}` needs "
+                f"`caption_id` in the batch. Received: {sorted(batch)}"
+            )
+        ids = batch["caption_id"]
+    return _LOSSES[step.loss](
+        embeddings,
+        ids=ids,
+        equal_ids=step.equal_captions,
+        block_size=step.loss_block_size,
+        replicas=replicas,
+    )
+
+
+def _metrics(gradient, draw, replicas):
+    metrics = {
+        **gradient.terms,
+        "scale": gradient.embeddings.scale,
+        "bias": gradient.embeddings.bias,
+    }
+    if draw is not None:
+        summary = selection.summarize(draw, replicas)
+        metrics |= {f"select/{name}": one for name, one in summary.items()}
+    return metrics
+
+
+def _is_embedded(batch):
+    return set(_FROM_REFERENCE) <= set(batch)
+
+
+def _salted(seed, salt):
+    return tf.bitwise.bitwise_xor(seed, [salt, 0])
+
+
+def _interleaved(size, num_views, micro_batch_size):
+    """Places of rows sorted by part, reordered to mix the parts evenly."""
+    # int32, as TPUs have no 64-bit integers.
     rows = np.arange(size, dtype=np.int32).reshape([num_views, -1])
     per_view, rest = divmod(micro_batch_size, num_views)
     if rest or rows.shape[1] % max(1, per_view):

@@ -174,7 +174,7 @@ class StrategyTest(tf.test.TestCase):
         strategy = distribution.build_strategy(config.DistributionConfig())
         self.assertIs(strategy, tf.distribute.get_strategy())
 
-    def test_what_can_not_be_built_says_why(self):
+    def test_strategies_that_cannot_be_built_are_refused(self):
         def refuse(message, name, **settings):
             with self.assertRaisesRegex(ValueError, message):
                 distribution.build_strategy(
@@ -204,7 +204,7 @@ class StrategyTest(tf.test.TestCase):
                 virtual_devices=2,
             )
 
-    def test_a_tpu_that_is_not_there_says_so(self):
+    def test_a_missing_tpu_is_refused(self):
         # Looking for TPUs starts TensorFlow anew: in a process of its own.
         code = (
             "from jest_tf import config, distribution\n"
@@ -228,7 +228,7 @@ class StrategyTest(tf.test.TestCase):
                 done.stderr[-2000:],
             )
 
-    def test_a_share_is_a_whole_number(self):
+    def test_shares_must_be_whole(self):
         self.assertEqual(placement.share(12, 4, "`b`"), 3)
         with self.assertRaisesRegex(ValueError, "`b` must .*: 10, R=4"):
             placement.share(10, 4, "`b`")

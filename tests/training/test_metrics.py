@@ -16,7 +16,7 @@ def results(metrics):
 
 
 class StepMetricsTest(tf.test.TestCase):
-    def test_a_draw_is_told_as_far_as_it_is_scored(self):
+    def test_draw_metrics_cover_the_models_that_score(self):
         losses = {
             model: {
                 f"select/{model}_loss_{rows}" for rows in ("kept", "dropped")
@@ -55,7 +55,7 @@ class StepMetricsTest(tf.test.TestCase):
         totals = sum(np.array(one.shown[0].variables) for one in shares)
         self.assertAllEqual(totals, [3.5, 2.0])
 
-    def test_rows_that_were_replaced_are_shown_where_they_are_told(self):
+    def test_replaced_rows_are_counted_if_the_batch_marks_them(self):
         metrics = metrics_lib.StepMetrics(None)
         metrics.count_replaced({"image": tf.zeros([4])})
         self.assertNotIn("data/captions_replaced", results(metrics))
@@ -65,7 +65,7 @@ class StepMetricsTest(tf.test.TestCase):
         self.assertEqual(found["data/captions_replaced"], 4.0)
         self.assertNotIn("data/records_replaced", found)
 
-    def test_what_a_file_holds_goes_on(self):
+    def test_saved_metrics_continue(self):
         metrics, store = metrics_lib.StepMetrics(JOINT), {}
         metrics.update({"loss": 3.0, "select/score": 0.5})
         metrics.count_replaced({"record_replaced": [True]})

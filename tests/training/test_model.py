@@ -18,6 +18,7 @@ from jest_tf import config, losses, selection, training
 from jest_tf.data import preprocessing
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference as reference_lib
+from jest_tf.training import model as model_lib
 
 SEED, RATE = 7, 0.5
 JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
@@ -375,7 +376,7 @@ class ScoringTest(TrainingTestCase):
         gradients = tape.gradient(total, learner.trainable_variables)
         self.assertEqual(gradients, [None] * len(gradients))
 
-    def test_what_a_criterion_does_not_need_is_not_run(self):
+    def test_models_that_a_criterion_does_not_use_are_not_run(self):
         (batch,) = tiny.super_batches()
         calls = []
 
@@ -417,7 +418,7 @@ FINE, COARSE = config.View(), config.View(patch_size=4)
 
 
 class ViewsTest(TrainingTestCase):
-    def test_scores_are_made_in_the_view_for_them(self):
+    def test_scoring_uses_the_scoring_view(self):
         (batch,) = tiny.super_batches()
         settings = dataclasses.replace(JOINT, view=COARSE)
         for size in (None, 3):
@@ -431,7 +432,7 @@ class ViewsTest(TrainingTestCase):
         )
         self.assertNotEqual(list(fine), list(rows))
 
-    def test_a_mix_is_one_loss_over_the_union_of_its_parts(self):
+    def test_training_views_share_one_loss_over_all_rows(self):
         (batch,) = tiny.super_batches()
         learner, twin = tiny.flexible_learner(), tiny.flexible_learner()
         model = build(learner, views=(FINE, COARSE))
@@ -457,7 +458,7 @@ class ViewsTest(TrainingTestCase):
             variable.assign_sub(RATE * tf.convert_to_tensor(gradient))
         self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_micro_batches_hold_as_much_of_each_view(self):
+    def test_micro_batches_hold_as_many_rows_of_each_view(self):
         batches = tiny.super_batches(1)
         whole, parts = (
             build(
@@ -473,7 +474,7 @@ class ViewsTest(TrainingTestCase):
         )
         self.assert_same_weights(whole, parts, **TOLERANCE)
 
-    def test_a_batch_without_selection_is_mixed_too(self):
+    def test_training_views_work_without_selection(self):
         (batch,) = tiny.super_batches()
         model = build(tiny.flexible_learner(), None, None, views=(FINE, COARSE))
         drawn = fit_and_remember(model, [batch])[0]
@@ -513,7 +514,7 @@ class ViewsTest(TrainingTestCase):
         with self.assertRaisesRegex(ValueError, "whose `call` takes a `view`"):
             build(tiny.learner(0), views=(COARSE,))
 
-    def test_parts_that_do_not_come_out_even_are_refused(self):
+    def test_unequal_parts_are_refused(self):
         (batch,) = tiny.super_batches()
         for settings, message in (
             ({"views": (FINE, COARSE, COARSE)}, "3 views, b=4, R=1"),
@@ -573,7 +574,7 @@ class ScheduleTest(TrainingTestCase):
         )
         self.assertLen(traces, len(settings.kinds))
 
-    def test_measures_of_draws_are_of_the_steps_that_score(self):
+    def test_draw_metrics_average_only_scoring_steps(self):
         batches = tiny.super_batches(4)
         optimizer = keras.optimizers.SGD(0.0)
         model = build(
@@ -648,7 +649,7 @@ class ScheduleTest(TrainingTestCase):
 
         return embed
 
-    def test_what_has_passed_is_saved_with_the_weights(self):
+    def test_the_state_of_the_stop_is_saved_with_the_weights(self):
         batches = tiny.super_batches(3)
         path = os.path.join(self.get_temp_dir(), "passed.weights.h5")
         settings = dataclasses.replace(JOINT, stop_when_passed=2)
@@ -685,7 +686,7 @@ class ReferenceTest(TrainingTestCase):
         rows = drawn_by_hand(tiny.learner(0), reference, batch, 0, JOINT)
         self.assertAllEqual(drawn[0], batch["id"][rows])
 
-    def test_a_reference_sees_what_was_made_for_it(self):
+    def test_a_reference_sees_the_inputs_preprocessed_for_it(self):
         (batch,) = tiny.super_batches()
         (other,) = tiny.super_batches(seed=1)
         reference = tiny.learner(5)
@@ -753,7 +754,7 @@ class DistillationTest(TrainingTestCase):
         image, text, *_ = embed(reference, batch)
         return {**batch, "reference_image": image, "reference_text": text}
 
-    def test_a_step_is_drawn_to_the_reference_however_it_is_had(self):
+    def test_distillation_uses_live_scored_or_cached_embeddings(self):
         (batch,) = tiny.super_batches()
         reference = tiny.learner(5)
         rows = drawn_by_hand(tiny.learner(0), reference, batch, 0, JOINT)
@@ -792,7 +793,7 @@ class DistillationTest(TrainingTestCase):
                 )
                 self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_a_reference_with_eyes_of_its_own_is_asked_with_them(self):
+    def test_distillation_uses_the_inputs_preprocessed_for_the_reference(self):
         (batch,) = tiny.super_batches()
         (other,) = tiny.super_batches(seed=1)
         reference = tiny.learner(5)
@@ -811,7 +812,7 @@ class DistillationTest(TrainingTestCase):
         )
         self.assertAllClose(history["distillation"], [expected], **TOLERANCE)
 
-    def test_a_weight_of_zero_is_training_without(self):
+    def test_a_distillation_weight_of_zero_changes_nothing(self):
         batches = tiny.super_batches(2)
         histories = [
             fit(build(**settings), batches).history
@@ -820,7 +821,7 @@ class DistillationTest(TrainingTestCase):
         self.assertEqual(*histories)
         self.assertNotIn("distillation", histories[0])
 
-    def test_a_weight_may_fall_to_nothing(self):
+    def test_the_distillation_weight_falls_linearly_to_zero(self):
         batches = tiny.super_batches(4)
         learner, twin = tiny.learner(0), tiny.learner(0)
         reference = tiny.learner(5)
@@ -849,7 +850,7 @@ class DistillationTest(TrainingTestCase):
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
             self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_parts_graphs_and_xla_train_alike(self):
+    def test_distillation_agrees_in_micro_batches_graphs_and_xla(self):
         batches = tiny.super_batches(3)
         histories = [
             fit(
@@ -871,7 +872,7 @@ class DistillationTest(TrainingTestCase):
             for name, value in histories[0].items():
                 self.assertAllClose(history[name], value, **TOLERANCE)
 
-    def test_each_view_is_drawn_to_it(self):
+    def test_distillation_covers_each_view(self):
         (batch,) = tiny.super_batches()
         reference = tiny.learner(5)
         # Of which learner and view see the same.
@@ -888,7 +889,7 @@ class DistillationTest(TrainingTestCase):
         history = fit(model, [batch]).history
         self.assertAllClose(history["distillation"], [expected], **TOLERANCE)
 
-    def test_a_learner_comes_to_embed_as_the_reference(self):
+    def test_distillation_brings_the_embeddings_together(self):
         (batch,) = tiny.super_batches(rows=8)
         learner, reference = tiny.learner(0), tiny.learner(5)
         model = build(
@@ -909,7 +910,7 @@ class DistillationTest(TrainingTestCase):
         self.assertLess(after, 0.05 * before)
         self.assertBetween(history["distillation"][0], after, before)
 
-    def test_what_does_not_fit_is_named(self):
+    def test_invalid_distillation_settings_are_refused(self):
         (batch,) = tiny.super_batches()
         for weight in (-1.0, np.nan, np.inf):
             with self.assertRaisesRegex(
@@ -963,6 +964,24 @@ class FitTest(TrainingTestCase):
         self.assertGreater(counts[0], 0)
         self.assertEqual(counts, counts[:1] * 12)
 
+    def test_a_new_optimizer_does_not_trace_the_step_twice(self):
+        learner, traces = tiny.learner(0), []
+        call = learner.call
+
+        def counted(batch, training=None, view=None):
+            if training:
+                traces.append(batch["image"].shape)
+            return call(batch, training=training, view=view)
+
+        learner.call = counted
+        optimizer = jest_tf.AdamW(0.01)
+        fit(
+            build(learner, run_eagerly=False, optimizer=optimizer),
+            tiny.super_batches(2),
+        )
+        self.assertEqual(traces, [(4, 4, 4, 3)])
+        self.assertEqual(optimizer.iterations, 2)
+
     def test_the_same_rows_are_drawn_under_xla_and_in_eager_mode(self):
         batches = tiny.super_batches(3)
         graph, compiled, eager = (
@@ -1005,7 +1024,7 @@ class FitTest(TrainingTestCase):
         self.assertLen({tuple(seed) for seed in seeds}, 2)
         self.assertNotIn((SEED, 0), {tuple(seed) for seed in seeds})
 
-    def test_what_was_replaced_is_counted(self):
+    def test_replaced_captions_and_records_are_counted(self):
         batches = tiny.super_batches(3)
         for step, batch in enumerate(batches):
             batch["caption_replaced"] = np.arange(12) < step
@@ -1063,7 +1082,7 @@ class FitTest(TrainingTestCase):
         self.assertCountEqual(result, ["loss"])
         self.assertAllClose(result["loss"], expected, **TOLERANCE)
 
-    def test_validation_stands_beside_training(self):
+    def test_fit_reports_a_validation_loss(self):
         batches = tiny.super_batches(2)
         held_out = tiny.super_batches(1, rows=5, seed=9)
         model = build()
@@ -1254,6 +1273,10 @@ class RefusalsTest(TrainingTestCase):
             with self.subTest(message):
                 with self.assertRaisesRegex(ValueError, message):
                     fit(model, [value])
+        unknown = dict.fromkeys(("image", "text"), tf.TensorSpec([None, 2]))
+        self.assertEqual(model_lib.super_batch_of(unknown, 1), unknown)
+        with self.assertRaisesRegex(ValueError, r"static size.*None, 2.*R=2"):
+            model_lib.super_batch_of(unknown, 2)
         pairs = tf.data.Dataset.from_tensors((batch["image"], batch["text"]))
         with self.assertRaisesRegex(ValueError, "must be a dict with"):
             build().fit(pairs, verbose=0)

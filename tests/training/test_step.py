@@ -1,6 +1,6 @@
-"""Candidates, draws and rows to train on, on one replica and several.
+"""The parts of a step on one replica and several: candidates to sub-batch.
 
-How a step puts them together is in `test_training.py`.
+Whole steps under `fit` are in `test_model.py`.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ import tiny
 from jest_tf import config, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
-from jest_tf.training import step
+from jest_tf.models import reference
+from jest_tf.training import step as step_lib
 
 SEED = (7, 3)
 JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
@@ -28,9 +29,14 @@ BATCH = {
     + 0.5,
     "image_for_reference": np.zeros([ROWS, 1, 1, 3], np.uint8),
 }
+TRAINED_ON = {"image", "text", "id"}
 
 
-def own(replicas):
+def step_of(selection=JOINT, learner=None, **settings):
+    return step_lib.Step(learner, selection=selection, **settings)
+
+
+def share(replicas):
     """The rows of `BATCH` that a replica holds."""
     rows = ROWS // placement.count(replicas)
     first = 0 if replicas is None else int(replicas.replica_id) * rows
@@ -41,60 +47,48 @@ def own(replicas):
 
 
 def on_replicas(num_replicas, function):
-    """What each replica returns; of one, without collectives."""
+    """The results of all replicas; one replica has no collectives."""
     if num_replicas == 1:
         return [function(None)]
     return lockstep.run(num_replicas, function)[0]
 
 
-class SuperBatchTest(tf.test.TestCase):
-    def test_what_is_no_super_batch_is_named(self):
-        for data in (BATCH["image"], {"image": BATCH["image"]}):
-            with self.assertRaisesRegex(ValueError, 'dict with "image" and'):
-                step.super_batch_of(data, 1)
-        unknown = dict.fromkeys(("image", "text"), tf.TensorSpec([None, 2]))
-        self.assertEqual(step.super_batch_of(unknown, 1), unknown)
-        with self.assertRaisesRegex(ValueError, r"static size.*None, 2.*R=2"):
-            step.super_batch_of(unknown, 2)
-
-
 class CandidatesTest(tf.test.TestCase):
+    def candidates(self, num_replicas, **settings):
+        step = step_of(dataclasses.replace(JOINT, **settings))
+        return on_replicas(
+            num_replicas,
+            lambda replicas: step_lib.candidates(
+                step, share(replicas), replicas
+            ),
+        )
+
     def test_candidates_are_the_same_on_any_number_of_replicas(self):
-        settings = dataclasses.replace(JOINT, candidates=12)
         for num_replicas in (1, 2, 4):
-            found = on_replicas(
-                num_replicas,
-                lambda replicas: step.candidates(
-                    own(replicas), settings, replicas
-                ),
-            )
+            found = self.candidates(num_replicas, candidates=12)
             self.assertEqual({stride for _, stride in found}, {2})
-            ids = np.concatenate([some["id"] for some, _ in found])
+            ids = np.concatenate([pool["id"] for pool, _ in found])
             self.assertAllEqual(ids, BATCH["id"][::2])
-        everything, stride = step.candidates(own(None), JOINT)
+
+    def test_every_row_is_a_candidate_by_default(self):
+        ((pool, stride),) = self.candidates(1)
         self.assertEqual(stride, 1)
-        self.assertAllEqual(everything["id"], BATCH["id"])
+        self.assertAllEqual(pool["id"], BATCH["id"])
 
-    def test_sizes_that_do_not_fit_are_named(self):
-        def refuse(message, num_replicas, **settings):
-            settings = dataclasses.replace(JOINT, **settings)
+    def test_sizes_that_do_not_fit_are_refused(self):
+        for message, num_replicas, settings in (
+            ("candidates` must .* 10, B=24, R=1", 1, {"candidates": 10}),
+            # 12 rows on each replica can't be thinned to every 8th.
+            ("candidates` must .* 3, B=24, R=2", 2, {"candidates": 3}),
+            ("b=8, B=6", 1, {"candidates": 6}),
+            ("batch_size` .b. must be a mult.* 9, R=2", 2, {"batch_size": 9}),
+        ):
             with self.assertRaisesRegex(ValueError, message):
-                on_replicas(
-                    num_replicas,
-                    lambda replicas: step.candidates(
-                        own(replicas), settings, replicas
-                    ),
-                )
-
-        refuse("candidates` must .* 10, B=24, R=1", 1, candidates=10)
-        # 12 rows a replica, of which every 8th can't be taken evenly.
-        refuse("candidates` must .* 3, B=24, R=2", 2, candidates=3)
-        refuse("b=8, B=6", 1, candidates=6)
-        refuse("batch_size` .b. must be a mult.* 9, R=2", 2, batch_size=9)
+                self.candidates(num_replicas, **settings)
 
 
 class ScoreTest(tf.test.TestCase):
-    def test_a_criterion_pays_for_what_it_needs(self):
+    def test_only_the_models_that_a_criterion_uses_are_run(self):
         learner, teacher = tiny.learner(0), tiny.learner(5)
         (batch,) = tiny.super_batches()
         expected = learner(batch), teacher(batch)
@@ -104,14 +98,14 @@ class ScoreTest(tf.test.TestCase):
             ("easy_reference", (False, True)),
         ):
             for size in (None, 3):
-                found = step.score(
-                    batch,
+                step = step_of(
                     dataclasses.replace(
                         JOINT, criterion=criterion, scoring_batch_size=size
                     ),
-                    learner=learner if needed[0] else None,
-                    reference=teacher if needed[1] else None,
+                    learner if needed[0] else None,
+                    reference=reference.frozen(teacher) if needed[1] else None,
                 )
+                found = step_lib.score(step, batch)
                 for one, hand, is_needed in zip(
                     found, expected, needed, strict=True
                 ):
@@ -121,31 +115,36 @@ class ScoreTest(tf.test.TestCase):
                     for value, by_hand in zip(one, hand, strict=True):
                         self.assertAllClose(value, by_hand, 1e-6, 1e-6)
 
-    def test_what_can_not_be_scored_is_named(self):
+    def test_a_step_that_does_not_score_runs_no_model(self):
+        uniform = dataclasses.replace(JOINT, method="uniform")
+        for settings in (None, uniform):
+            found = step_lib.score(step_of(settings), share(None))
+            self.assertEqual(found, (None, None))
+
+    def test_settings_that_can_not_score_are_refused(self):
+        settings = dataclasses.replace(JOINT, scoring_batch_size=5)
         with self.assertRaisesRegex(ValueError, "must divide .* 5, B/R=24"):
-            step.score(
-                own(None),
-                dataclasses.replace(JOINT, scoring_batch_size=5),
-                learner=None,
-                reference=None,
-            )
+            step_lib.score(step_of(settings), share(None))
         with self.assertRaisesRegex(ValueError, "'learnability'` needs a ref"):
-            step.score(own(None), JOINT, learner=None, reference=None)
+            step_lib.score(step_of(), share(None))
 
 
-class ChooseTest(tf.test.TestCase):
-    def test_a_uniform_draw_is_that_of_one_replica(self):
+class SelectTest(tf.test.TestCase):
+    def test_a_uniform_draw_equals_that_of_one_replica(self):
         hand = selection.uniform_rows(SEED, 8, ROWS).numpy()
         for quota in config.QUOTAS:
-            settings = dataclasses.replace(JOINT, quota=quota)
+            step = step_of(
+                dataclasses.replace(JOINT, method="uniform", quota=quota)
+            )
             for num_replicas in (1, 2, 4):
                 held = ROWS // num_replicas
-                for rows in on_replicas(
+                for rows, draw in on_replicas(
                     num_replicas,
-                    lambda replicas, held=held, settings=settings: (
-                        step.choose_uniformly(held, SEED, settings, replicas)
+                    lambda replicas, step=step: step_lib.select(
+                        step, share(replicas), (None, None), SEED, replicas
                     ),
                 ):
+                    self.assertIsNone(draw)
                     if quota == "global" or num_replicas == 1:
                         self.assertAllEqual(rows, hand)
                     # b/R of each replica's rows, each once.
@@ -156,18 +155,24 @@ class ChooseTest(tf.test.TestCase):
                         )
                     self.assertLen(set(rows.numpy()), 8)
 
+    def test_without_a_selection_nothing_is_drawn(self):
+        found = step_lib.select(step_of(None), share(None), (None,) * 2, SEED)
+        self.assertEqual(found, (None, None))
 
-class TakeTest(tf.test.TestCase):
-    def take(self, num_replicas, indices, **settings):
+
+class GatherTest(tf.test.TestCase):
+    def gather(self, num_replicas, indices, quota="global", **settings):
+        drawn = dataclasses.replace(JOINT, batch_size=16, quota=quota)
+        step = step_of(None if indices is None else drawn, **settings)
         return on_replicas(
             num_replicas,
-            lambda replicas: step.take(
-                own(replicas), indices, SEED, replicas=replicas, **settings
+            lambda replicas: step_lib.gather(
+                step, share(replicas), indices, SEED, replicas
             ),
         )
 
     def draw(self, quota, num_replicas):
-        """Rows at random, of each replica as many."""
+        """16 rows at random, with a quota as many of each replica."""
         rng = np.random.default_rng(num_replicas)
         if quota == "global":
             return tf.constant(rng.permutation(ROWS)[:16], tf.int32)
@@ -181,98 +186,47 @@ class TakeTest(tf.test.TestCase):
     def test_every_row_of_a_draw_is_trained_on_once(self):
         for quota in config.QUOTAS:
             for num_replicas in (1, 2, 4):
-                for num_views in (0, 2):
+                for views in ((), (config.View(),) * 2):
                     indices = self.draw(quota, num_replicas)
-                    taken = self.take(
-                        num_replicas,
-                        indices,
-                        quota=quota,
-                        num_views=num_views,
+                    gathered = self.gather(
+                        num_replicas, indices, quota, views=views
                     )
-                    places = np.concatenate([places for _, places in taken])
+                    places = np.concatenate([places for _, places in gathered])
                     self.assertAllEqual(np.sort(places), np.arange(16))
-                    for batch, places in taken:
+                    for batch, places in gathered:
                         self.assertEqual(places.shape, (16 // num_replicas,))
-                        # Scores and counts have had what is theirs.
-                        self.assertEqual(set(batch), {"image", "text", "id"})
+                        self.assertEqual(set(batch), TRAINED_ON)
                         rows = tf.gather(indices, places).numpy()
                         for name, value in batch.items():
                             self.assertAllEqual(value, BATCH[name][rows])
 
-    def test_without_a_draw_every_row_stays(self):
+    def test_without_a_draw_every_row_stays_in_place(self):
         for num_replicas in (1, 2, 4):
-            taken = self.take(num_replicas, None)
-            places = np.concatenate([places for _, places in taken])
+            gathered = self.gather(num_replicas, None)
+            places = np.concatenate([places for _, places in gathered])
             self.assertAllEqual(places, np.arange(ROWS))
-            for batch, places in taken:
+            for batch, places in gathered:
                 self.assertAllEqual(batch["id"], BATCH["id"][places])
-
-    def test_what_is_distilled_comes_along(self):
-        indices = self.draw("global", 2)
-        for num_replicas in (1, 2):
-            for batch, places in self.take(num_replicas, indices, distils=True):
-                # Who has embeddings needs nothing to make them of.
-                self.assertEqual(
-                    set(batch),
-                    {
-                        "image",
-                        "text",
-                        "id",
-                        "reference_image",
-                        "reference_text",
-                    },
-                )
-                rows = tf.gather(indices, places).numpy()
-                rest, found = step.targets(batch, lambda batch: 1 / 0)
-                self.assertEqual(set(rest), {"image", "text", "id"})
-                self.assertAllEqual(found.image, BATCH["reference_image"][rows])
-                self.assertAllEqual(found.text, BATCH["reference_text"][rows])
-
-    def test_who_has_no_embeddings_is_embedded(self):
-        held = {
-            name: tf.constant(value)
-            for name, value in BATCH.items()
-            if not name.startswith("reference_")
-        }
-        batch, _ = step.take(held, None, SEED, distils=True)
-        self.assertEqual(
-            set(batch), {"image", "text", "id", "image_for_reference"}
-        )
-        sizes = []
-
-        def reference(part):
-            sizes.append(part["image_for_reference"].shape[0])
-            text = tf.cast(part["text"], tf.float32)
-            return Embeddings(2.0 * text, 3.0 * text, 1.0, 0.0)
-
-        for size, expected in ((None, ROWS), (8, 8)):
-            rest, found = step.targets(batch, reference, size)
-            self.assertEqual(set(rest), {"image", "text", "id"})
-            self.assertAllEqual(found.image, 2.0 * BATCH["text"])
-            self.assertAllEqual(found.text, 3.0 * BATCH["text"])
-            self.assertEqual(sizes[-1], expected)
-        with self.assertRaisesRegex(
-            ValueError, "`distillation_weight` needs a reference: pass"
-        ):
-            step.targets(batch, None)
 
     def test_a_rows_view_is_that_of_one_replica(self):
         indices = self.draw("global", 1)
         order = selection.uniform_rows((SEED[0] ^ 0x0715, SEED[1]), 16, 16)
         first, second = np.split(order.numpy(), 2)
         for num_replicas in (1, 2, 4):
-            taken = self.take(num_replicas, indices, num_views=2)
-            halves = [np.split(places, 2) for _, places in taken]
+            gathered = self.gather(
+                num_replicas, indices, views=(config.View(),) * 2
+            )
+            halves = [np.split(places, 2) for _, places in gathered]
             for number, part in enumerate((first, second)):
                 found = np.concatenate([half[number] for half in halves])
                 self.assertAllEqual(np.sort(found), np.sort(part))
 
-    def test_a_micro_batch_has_as_much_of_each_view(self):
-        indices = self.draw("global", 2)
-        whole = self.take(2, indices, num_views=2)
-        mixed = self.take(2, indices, num_views=2, micro_batch_size=4)
+    def test_a_micro_batch_holds_as_many_rows_of_each_view(self):
+        indices, views = self.draw("global", 2), (config.View(),) * 2
+        whole = self.gather(2, indices, views=views)
+        mixed = self.gather(2, indices, views=views, micro_batch_size=4)
         for (_, places), (batch, found) in zip(whole, mixed, strict=True):
-            # 8 rows a replica, of which 4 in each view: two micro-batches.
+            # 8 rows on each replica, 4 in each view: two micro-batches.
             first, second = np.split(places.numpy(), 2)
             self.assertAllEqual(
                 found, [*first[:2], *second[:2], *first[2:], *second[2:]]
@@ -280,18 +234,81 @@ class TakeTest(tf.test.TestCase):
             rows = tf.gather(indices, found).numpy()
             self.assertAllEqual(batch["id"], BATCH["id"][rows])
 
-    def test_parts_that_can_not_be_equal_are_named(self):
-        indices = self.draw("global", 1)
+    def test_parts_of_unequal_size_are_refused(self):
+        indices, views = self.draw("global", 1), (config.View(),) * 3
         # 16 rows in 2 views: micro-batches of an odd size, and of 3 a view.
         for size in (3, 6):
             with self.assertRaisesRegex(
                 ValueError, f"micro_batch_size` must .* {size}, 2 views, b/R=16"
             ):
-                self.take(1, indices, num_views=2, micro_batch_size=size)
+                self.gather(1, indices, views=views[:2], micro_batch_size=size)
         with self.assertRaisesRegex(
             ValueError, "equal parts. .* 3 views, b=16"
         ):
-            self.take(1, indices, num_views=3)
+            self.gather(1, indices, views=views)
+
+
+class DistillationTest(tf.test.TestCase):
+    def test_embeddings_in_the_batch_are_the_targets(self):
+        rows = np.random.default_rng(2).permutation(ROWS)[:16]
+        indices = tf.constant(rows, tf.int32)
+        step = step_of(
+            dataclasses.replace(JOINT, batch_size=16),
+            reference=lambda batch: 1 / 0,
+            distillation_weight=1.0,
+        )
+        for num_replicas in (1, 2):
+            for batch, places in on_replicas(
+                num_replicas,
+                lambda replicas: step_lib.gather(
+                    step, share(replicas), indices, SEED, replicas
+                ),
+            ):
+                # The reference's inputs are not needed beside its embeddings.
+                self.assertEqual(
+                    set(batch),
+                    TRAINED_ON | {"reference_image", "reference_text"},
+                )
+                here = rows[places]
+                rest, found = step_lib.distillation_targets(step, batch)
+                self.assertEqual(set(rest), TRAINED_ON)
+                self.assertAllEqual(found.image, BATCH["reference_image"][here])
+                self.assertAllEqual(found.text, BATCH["reference_text"][here])
+
+    def test_rows_without_embeddings_are_embedded(self):
+        held = {
+            name: tf.constant(value)
+            for name, value in BATCH.items()
+            if not name.startswith("reference_")
+        }
+        sizes = []
+
+        def teacher(part):
+            sizes.append(part["image_for_reference"].shape[0])
+            text = tf.cast(part["text"], tf.float32)
+            return Embeddings(2.0 * text, 3.0 * text, 1.0, 0.0)
+
+        for size, expected in ((None, ROWS), (8, 8)):
+            step = step_of(
+                None,
+                reference=teacher,
+                distillation_weight=1.0,
+                micro_batch_size=size,
+            )
+            batch, _ = step_lib.gather(step, held, None, SEED)
+            self.assertEqual(set(batch), TRAINED_ON | {"image_for_reference"})
+            rest, found = step_lib.distillation_targets(step, batch)
+            self.assertEqual(set(rest), TRAINED_ON)
+            self.assertAllEqual(found.image, 2.0 * BATCH["text"])
+            self.assertAllEqual(found.text, 3.0 * BATCH["text"])
+            self.assertEqual(sizes[-1], expected)
+
+    def test_distillation_without_a_reference_is_refused(self):
+        step = step_of(None, distillation_weight=1.0)
+        with self.assertRaisesRegex(
+            ValueError, "`distillation_weight` needs a reference: pass"
+        ):
+            step_lib.distillation_targets(step, share(None))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,238 @@
+"""The collectives of a step that runs on every replica at once.
+
+Losses and selection are handed a `Replicas`, or None on one replica, and
+mention `tf.distribute` nowhere.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from jest_tf.distribution import strategy as strategy_lib
+
+# Every known device sums these.
+_SUMMED = (tf.float32, tf.float16, tf.bfloat16, tf.float64, tf.int32)
+# TensorFlow gathers these on CPUs and GPUs; others are sent as bits.
+_GATHERED = (tf.float32, tf.float64, tf.int32, tf.int64)
+
+
+class Replicas:
+    """The collectives of one step, made inside replica context by `current`.
+
+    Every replica must call the same ones in the same order. Unless `in_loops`,
+    they may not stand inside a `tf.while_loop` or `tf.cond`: the mirrored
+    strategies synchronise replicas outside control flow only, so such a loop
+    must be unrolled. Each method takes a tensor or a nest of tensors, which is
+    sent in one call where possible.
+
+    Attributes:
+        num_replicas: R, a Python integer.
+        replica_id: int32 scalar tensor in [0, R).
+        in_loops: whether collectives work inside control flow, true on TPUs.
+    """
+
+    def __init__(self, context: tf.distribute.ReplicaContext):
+        self._context = context
+        self.num_replicas = context.num_replicas_in_sync
+        self.replica_id = tf.cast(context.replica_id_in_sync_group, tf.int32)
+        self.in_loops = strategy_lib.is_tpu(context.strategy)
+
+    def all_gather(self, tensors):
+        """Rows `[n, ...]` of every replica, `[R * n, ...]`, in replica order.
+
+        n must be static and the same on every replica; the dtype is numeric or
+        bool. The gradient, for float32 and float64, is the sum over replicas of
+        the gradients of this replica's rows.
+        """
+        flat = [_static(tensor) for tensor in tf.nest.flatten(tensors)]
+        is_sent_as_bits = [
+            not self.in_loops and tensor.dtype not in _GATHERED
+            for tensor in flat
+        ]
+        sent = [
+            _to_words(tensor) if as_bits else tensor
+            for tensor, as_bits in zip(flat, is_sent_as_bits, strict=True)
+        ]
+        gathered = self._context.all_gather(placed(self._context, sent), axis=0)
+        results = []
+        for rows, tensor, as_bits in zip(
+            gathered, flat, is_sent_as_bits, strict=True
+        ):
+            shape = [self.num_replicas * tensor.shape[0], *tensor.shape[1:]]
+            if as_bits:
+                rows = _from_words(rows, tensor.dtype, shape)
+            results.append(tf.ensure_shape(rows, shape))
+        return tf.nest.pack_sequence_as(tensors, results)
+
+    def all_reduce(self, tensors):
+        """The sum over replicas; its gradient is the sum of their gradients.
+
+        Raises:
+            TypeError: on a dtype other than float16, bfloat16, float32,
+                float64 and int32, which not every device sums.
+        """
+        flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(tensors)]
+        for tensor in flat:
+            if tensor.dtype not in _SUMMED:
+                raise TypeError(
+                    "`all_reduce` sums float16, bfloat16, float32, float64 and "
+                    f"int32. Received: {tensor.dtype.name}"
+                )
+        totals = [None] * len(flat)
+        # Integers live on the host and are reduced apart from the others.
+        for is_integer in (False, True):
+            numbers = [
+                number
+                for number, tensor in enumerate(flat)
+                if tensor.dtype.is_integer == is_integer
+            ]
+            if not numbers:
+                continue
+            sums = self._context.all_reduce(
+                tf.distribute.ReduceOp.SUM,
+                placed(self._context, [flat[number] for number in numbers]),
+            )
+            for number, total in zip(numbers, sums, strict=True):
+                totals[number] = tf.ensure_shape(total, flat[number].shape)
+        return tf.nest.pack_sequence_as(tensors, totals)
+
+    def all_to_all(self, tensors):
+        """Sends row d of `[R, m, ...]` to replica d; dtypes as in `all_gather`.
+
+        TPUs send just that; elsewhere every replica receives all rows and
+        keeps its own.
+
+        Returns:
+            `[R, m, ...]` of the same dtype; row s comes from replica s.
+        """
+        flat = [_static(tensor) for tensor in tf.nest.flatten(tensors)]
+        for tensor in flat:
+            if tensor.shape[0] != self.num_replicas:
+                raise ValueError(
+                    "`all_to_all` takes one row for each of the "
+                    f"{self.num_replicas} replicas. Received: {tensor.shape}"
+                )
+        if self.in_loops:
+            # A TPU numbers its devices differently: which replica is where?
+            at = _exchange_on_tpu(tf.fill([self.num_replicas], self.replica_id))
+            places = tf.math.invert_permutation(at)
+            sent = [_exchange_on_tpu(tf.gather(one, at)) for one in flat]
+            received = [tf.gather(one, places) for one in sent]
+        else:
+            everything = self.all_gather([one[tf.newaxis] for one in flat])
+            # [source, destination, m, ...] -> [source, m, ...]
+            received = [
+                tf.gather(one, self.replica_id, axis=1) for one in everything
+            ]
+        return tf.nest.pack_sequence_as(tensors, received)
+
+
+def current() -> Replicas | None:
+    """The collectives of the running step; None on one replica.
+
+    Raises:
+        ValueError: in a strategy's scope, but outside its `run`.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        raise ValueError(
+            "Replicas meet inside `strategy.run` only, where `fit` runs a "
+            "step. Received: a call from the strategy's scope"
+        )
+    return None if context.num_replicas_in_sync == 1 else Replicas(context)
+
+
+def replica_id() -> tf.Tensor:
+    """The running replica's number, int32 in [0, R); 0 where there is one."""
+    context = tf.distribute.get_replica_context()
+    number = 0 if context is None else context.replica_id_in_sync_group
+    return tf.cast(number, tf.int32)
+
+
+def placed(context: tf.distribute.ReplicaContext, tensors):
+    """The tensors, placed on the replica's device if that is its only one.
+
+    A worker with a single device does not place its tensors, but collectives
+    need the device.
+
+    Args:
+        context: of the running replica.
+        tensors: a nest of tensors, about to be exchanged.
+    """
+    if context.num_replicas_in_sync == 1:
+        return tensors
+    devices = context.strategy.extended.worker_devices
+    if len(devices) > 1:
+        return tensors
+    with tf.device(devices[0]):
+        return tf.nest.map_structure(tf.identity, tensors)
+
+
+def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
+    """A function `wish -> bool`: is it true on any worker?
+
+    All workers must call it at the same place between steps of `fit`, and get
+    the same answer, from an all-reduce of one integer. A single worker gets
+    its wish back.
+    """
+    if not strategy_lib.has_workers(strategy):
+        return bool
+
+    @tf.function
+    def count(wish):
+        def on_replica():
+            return current().all_reduce(wish)
+
+        counts = strategy.run(on_replica)
+        return strategy.experimental_local_results(counts)[0]
+
+    return lambda wish: int(count(tf.constant(int(wish)))) > 0
+
+
+def join_halves(numbers: tf.Tensor) -> tf.Tensor:
+    """int64 `[n]` from the int32 `[n, 2]` that TPUs get; others unchanged."""
+    if numbers.dtype == tf.int32 and numbers.shape.rank == 2:
+        return tf.bitcast(numbers, tf.int64)
+    return numbers
+
+
+def _static(tensor):
+    tensor = tf.convert_to_tensor(tensor)
+    if not tensor.shape.is_fully_defined() or tensor.shape.rank == 0:
+        raise ValueError(
+            "Replicas exchange rows of tensors of static shape. "
+            f"Received: shape {tensor.shape}"
+        )
+    return tensor
+
+
+def _exchange_on_tpu(tensor):
+    """Sends row d of `[R, ...]` to the TPU's device d."""
+    return tf.raw_ops.AllToAll(
+        input=tensor,
+        group_assignment=[list(range(tensor.shape[0]))],
+        concat_dimension=0,
+        split_dimension=0,
+        split_count=tensor.shape[0],
+    )
+
+
+def _to_words(tensor):
+    """The bits of rows, `[n, ...]` of any dtype -> int32 `[n, words]`."""
+    if tensor.dtype == tf.bool:
+        tensor = tf.cast(tensor, tf.uint8)
+    octets = tf.reshape(tf.bitcast(tensor, tf.uint8), [tensor.shape[0], -1])
+    octets = tf.pad(octets, [[0, 0], [0, -octets.shape[1] % 4]])
+    return tf.bitcast(tf.reshape(octets, [tensor.shape[0], -1, 4]), tf.int32)
+
+
+def _from_words(words, dtype, shape):
+    """The inverse of `_to_words`, of any number of rows."""
+    octets = tf.reshape(tf.bitcast(words, tf.uint8), [shape[0], -1])
+    size = dtype.size
+    octets = octets[:, : size * tf.TensorShape(shape[1:]).num_elements()]
+    if dtype == tf.bool:
+        return tf.cast(tf.reshape(octets, shape), dtype)
+    if size == 1:
+        return tf.bitcast(tf.reshape(octets, shape), dtype)
+    return tf.bitcast(tf.reshape(octets, [*shape, size]), dtype)
