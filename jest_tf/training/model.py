@@ -493,10 +493,11 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     def _train_step(self, data, settings):
         """The logs of a step and its row outputs, see `row_outputs.py`."""
         super_batch = self._super_batch_of(data)
-        self._traced[settings] = {
-            name: tf.TensorSpec(value.shape, value.dtype)
-            for name, value in super_batch.items()
-        }
+        if not tf.executing_eagerly():
+            self._traced[settings] = {
+                name: tf.TensorSpec(value.shape, value.dtype)
+                for name, value in super_batch.items()
+            }
         replicas = distribution.current()
         number = tf.cast(self.optimizer.iterations, tf.int32)
         outputs = step_lib.train_step(
