@@ -7,6 +7,7 @@ every file here is written once, from its first byte to its last.
 
 import contextlib
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 
 PARTIAL = ".partial"
+_PIECE = 2**24  # bytes copied at a time
 
 
 def is_remote(path: str) -> bool:
@@ -73,6 +75,38 @@ def write_whole(path: str, *parts) -> None:
 
 
 @contextlib.contextmanager
+def staged(path: str) -> Iterator[str]:
+    """Yields a local name of a file: its own, or that of a temporary copy.
+
+    Raises:
+        OSError: a remote file cannot be read.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    import tensorflow as tf
+
+    with tempfile.NamedTemporaryFile() as local:
+        try:
+            with open_file(path) as source:
+                shutil.copyfileobj(source, local, _PIECE)
+        except tf.errors.NotFoundError as error:
+            raise FileNotFoundError(error.message) from error
+        except tf.errors.OpError as error:
+            raise OSError(error.message) from error
+        local.flush()
+        yield local.name
+
+
+def delete_partial(path: str) -> None:
+    """Deletes what killed writers of a local file left; under a lock only."""
+    folder, name = os.path.split(path)
+    pattern = f".{glob.escape(name)}.*{PARTIAL}*"
+    for found in glob.glob(os.path.join(glob.escape(folder), pattern)):
+        os.remove(found)
+
+
+@contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Holds a lock until the block or its process ends.
 
@@ -112,7 +146,7 @@ def _upload(local, partial, path):
     gfile = _gfile()
     gfile.makedirs(os.path.dirname(path))
     with open(local, "rb") as source, gfile.GFile(partial, "wb") as target:
-        shutil.copyfileobj(source, target, 2**24)
+        shutil.copyfileobj(source, target, _PIECE)
     gfile.rename(partial, path, overwrite=True)
 
 

@@ -1,14 +1,12 @@
-"""Index files: where each record of a shard lies, and its id.
+"""Indexes: where each record of a shard lies, and its id.
 
-An index is built once for a shard, by its format's `scan`, and written beside
-the shard as `<shard>.index`, or into a folder of its own. Where records also
-depend on a setting of the format, such as the extension of pictures in tars,
-the name holds a hash of it, so that each setting has its index. It is a header
-and,
-for every record, three little-endian int64: two that say where it lies and its
-id. It is mapped into memory, not read. An index that does not fit its shard (by
-size, time of change, or hash of head and tail), or whose own checksums do not
-fit, is built anew. Nothing in it is believed before the checksums are compared.
+An index is built once for a shard, by its format's `scan`, and written as an
+artefact beside the shard, `<shard>.index`, or into a folder of indexes. Where
+records also depend on a setting of the format, such as the extension of
+pictures in tars, the name holds a hash of it. The artefact has one array,
+`records`, int64 [n, 3]: two numbers that say where a record lies, and its id.
+It is mapped, not loaded. An index that does not fit its shard (by size, time of
+change, or hash of head and tail), or is damaged, is built anew.
 
 A record without a stored id gets a hash of the shard's base name, the shard's
 size, head and tail, and the record's number: it outlives a move of the folder
@@ -16,7 +14,6 @@ and any change of the other shards, and differs between data sets that name
 their shards alike. It changes when the shard is renamed or written anew.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import hashlib
@@ -32,24 +29,17 @@ import tensorflow as tf
 from absl import logging
 
 from jest_tf import files
+from jest_tf.data import artefacts
 from jest_tf.data.stores import retries, shards
 
-_MAGIC = b"JESTTFIX"
-_VERSION = 1
-# Magic, version, CRC-32 of the body, records, size and mtime of the shard,
-# identity of the shard, hash of the format; then CRC-32 of all these.
-_HEADER = struct.Struct("<8sIIqqq16s16s")
-_HEADER_SIZE = 96
-_ROW_SIZE = 24
-# Head and tail of a shard that are hashed.
+_KIND = "index"
+_ARRAY = "records"
+# Bytes of a shard's head and tail that are hashed.
 _EDGE = 2**16
-# Indexes mapped at a time: each holds a file descriptor, of which a process
-# often may have only 1,024.
-_MAPS = 128
 # Threads suffice: reading, hashing and mapping release the interpreter.
 _WORKERS = 16
-# Read at a time to check a body, so that no memory is taken by it.
-_CHECK_SIZE = 2**20
+
+_maps = artefacts.Maps(_KIND, 128)
 
 
 class Index:
@@ -60,19 +50,19 @@ class Index:
         stamp: identifies this version of the shard and how it is read.
     """
 
-    def __init__(self, header, rows, form):
-        self.num_records = header.num_records
+    def __init__(self, shard, form, num_records, checksum, records):
+        self.num_records = num_records
         self.stamp = _digest(
-            header.identity,
-            struct.pack("<Iq", header.body_crc, header.num_records),
+            shard.identity,
+            struct.pack("<Iq", checksum, num_records),
             form.name.encode(),
             form.fields.encode(),
         ).hex()
-        self._rows = rows
+        self._records = records
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """Entries of records: int64 [k] -> [k, 3], a span and an id each."""
-        return np.array(self._rows()[numbers])
+        return np.array(self._records()[numbers])
 
 
 def open_indexes(
@@ -86,7 +76,7 @@ def open_indexes(
     Args:
         paths: the shards.
         formats: the format of each, see `data/stores/shards.py`.
-        index_dir: folder of the index files; "" is beside each shard.
+        index_dir: folder of the indexes; "" is beside each shard.
         progress: called with the bytes indexed so far and the bytes to index,
             from several threads but one at a time; not called where nothing
             has to be built.
@@ -98,48 +88,56 @@ def open_indexes(
         ValueError: a shard cannot be read, is empty, or is not of the format.
     """
     shown = _Progress(progress)
-    refused = _Refused()
+    unwritten: list[str] = []
 
-    def check(path, form):
+    def find(path, form):
         with _naming(path):
-            header = retries.call(lambda: _describe(path, form))
+            shard = retries.call(lambda: _describe(path))
         place = index_path(path, index_dir, form.index_variant)
-        loaded = _load(place, header)
-        if loaded is None:
-            shown.expect(header.shard_size)
-        return header, loaded
+        found = _load(place, shard, form)
+        if found is None:
+            shown.expect(shard.size)
+        return place, shard, found
 
     def build(path, form, found):
-        header, loaded = found
-        if loaded is None:
-            header, body = _build(path, form, header, shown.advance)
-            place = index_path(path, index_dir, form.index_variant)
-            try:
-                files.write_whole(place, header.pack(), body)
-                loaded = _load(place, header)
-            except (OSError, tf.errors.OpError) as error:
-                refused.add(place, error)
-            # Another version of the shard may already be there.
-            loaded = loaded or (header, lambda: body)
-        return Index(*loaded, form)
+        place, shard, index = found
+        if index is not None:
+            return index
+        records = _scan(path, form, shard, shown.advance)
+        try:
+            artefacts.write(
+                place, _KIND, _metadata(shard, form), {_ARRAY: records}
+            )
+            index = _load(place, shard, form)
+        except (OSError, tf.errors.OpError) as error:
+            unwritten.append(f"{place}: {error}")
+        # Another process may have indexed another version by now.
+        return index or _in_memory(shard, form, records)
 
     with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
         try:
-            found = list(pool.map(check, paths, formats))
+            found = list(pool.map(find, paths, formats))
             indexes = list(pool.map(build, paths, formats, found))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    refused.warn()
+    if unwritten:
+        logging.warning(
+            "%d indexes cannot be written and are kept in memory, so the next "
+            "start builds them again; set `data.index_dir` to a folder that "
+            "can be written. First: %s",
+            len(unwritten),
+            unwritten[0],
+        )
     return indexes
 
 
 def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
-    """The index file of a shard.
+    """Returns where the index of a shard lies.
 
     Args:
         path: the shard.
-        index_dir: folder of the index files; "" is beside each shard.
+        index_dir: folder of the indexes; "" is beside each shard.
         variant: of the format, see `data/stores/shards.py`.
     """
     ending = ".index"
@@ -155,34 +153,12 @@ def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
     return os.path.join(index_dir, f"{name}-{digest}{ending}")
 
 
-class _Header(NamedTuple):
-    """The numbers of an index file's header."""
+class _Shard(NamedTuple):
+    """The version of a shard: size, time of change, hash of head and tail."""
 
-    body_crc: int
-    num_records: int
-    shard_size: int
-    shard_mtime: int
+    size: int
+    mtime: int
     identity: bytes
-    format_hash: bytes
-
-    def pack(self):
-        data = _HEADER.pack(_MAGIC, _VERSION, *self)
-        data = data.ljust(_HEADER_SIZE - 4, b"\0")
-        return data + struct.pack("<I", zlib.crc32(data))
-
-    @classmethod
-    def unpack(cls, data):
-        """A header, or None where the bytes are none or are damaged."""
-        if len(data) != _HEADER_SIZE:
-            return None
-        magic, version, *numbers = _HEADER.unpack_from(data)
-        header = cls(*numbers)
-        sound = magic == _MAGIC and version == _VERSION
-        return header if sound and header.pack() == data else None
-
-    def fits(self, other):
-        """Whether both are of the same shard and format."""
-        return self[2:] == other[2:]
 
 
 class _Progress:
@@ -204,27 +180,6 @@ class _Progress:
                 self._report(self._done, self._total)
 
 
-class _Refused:
-    """Counts index files that could not be written, for one line of log."""
-
-    def __init__(self):
-        self._count, self._example = 0, ""
-
-    def add(self, place, error):
-        self._count += 1
-        self._example = self._example or f"{place}: {error}"
-
-    def warn(self):
-        if self._count:
-            logging.warning(
-                "%d index files cannot be written and are kept in memory, so "
-                "that the next start builds them again; set `data.index_dir` "
-                "to a folder that can be written. First: %s",
-                self._count,
-                self._example,
-            )
-
-
 @contextlib.contextmanager
 def _naming(path):
     """Turns a system's error about a shard into ours, with its name."""
@@ -234,50 +189,82 @@ def _naming(path):
         raise ValueError(f"Shard {path} cannot be read: {error}") from error
 
 
-def _describe(path, form):
-    """The header that a shard's index must have, but for its body."""
-    found = shards.stat(path)
-    if found.size == 0:
+def _describe(path):
+    size, mtime = shards.stat(path)
+    if size == 0:
         raise ValueError(f"Shard {path} is empty: it has no record.")
     with files.open_file(path) as file:
         head = file.read(_EDGE)
-        file.seek(max(0, found.size - _EDGE))
+        file.seek(max(0, size - _EDGE))
         tail = file.read(_EDGE)
-    return _Header(
-        0,
-        0,
-        found.size,
-        found.mtime_ns,
-        _digest(struct.pack("<q", found.size), head, tail),
-        _digest(form.index_key.encode()),
+    return _Shard(size, mtime, _digest(struct.pack("<q", size), head, tail))
+
+
+def _metadata(shard, form):
+    """What an index says that it was made from."""
+    return {
+        "size": str(shard.size),
+        "mtime_ns": str(shard.mtime),
+        "identity": shard.identity.hex(),
+        "format": _digest(form.index_key.encode()).hex(),
+    }
+
+
+def _load(place, shard, form):
+    """The index in a file; None where there is none that fits."""
+    try:
+        found = artefacts.read(place, _KIND, verify=True)
+    except (OSError, ValueError):
+        return None
+    expected = _metadata(shard, form)
+    records = found.arrays.get(_ARRAY, np.zeros([0, 3]))
+    if (
+        {name: found.metadata.get(name) for name in expected} != expected
+        or len(records) < 1
+        or records.shape[1:] != (3,)
+    ):
+        return None
+    if files.is_remote(place):
+        return _in_memory(shard, form, np.array(records))
+    _maps.forget(place)
+    checksums = found.metadata["crc32"]
+    return Index(
+        shard,
+        form,
+        len(records),
+        found.checksums[_ARRAY],
+        lambda: _maps.get(place, checksums).arrays[_ARRAY],
     )
 
 
-def _build(path, form, header, advance):
-    """The header and rows of a shard, from its records."""
+def _in_memory(shard, form, records):
+    checksum = zlib.crc32(records)
+    return Index(shard, form, len(records), checksum, lambda: records)
+
+
+def _scan(path, form, shard, advance):
+    """The rows of a shard's index, from its records; int64 [n, 3]."""
     reported = 0
 
     def report(size):
         nonlocal reported
-        size = min(size, header.shard_size - reported)
+        size = min(size, shard.size - reported)
         reported += size
         if size:
             advance(size)
 
     with _naming(path):
         entries = form.scan(path, report)
-    report(header.shard_size - reported)
+    report(shard.size - reported)
     count = len(entries.ids)
     if count == 0:
         raise ValueError(f"Shard {path} is empty: it has no record.")
-    body = np.empty((count, 3), "<i8")
-    body[:, :2] = entries.spans
-    body[:, 2] = np.where(
+    ids = np.where(
         entries.has_id,
         entries.ids,
-        _derived_ids(os.path.basename(path), header.identity, count),
+        _derived_ids(os.path.basename(path), shard.identity, count),
     )
-    return header._replace(body_crc=zlib.crc32(body), num_records=count), body
+    return np.column_stack([entries.spans, ids]).astype(np.int64, copy=False)
 
 
 def _derived_ids(name, identity, count):
@@ -289,88 +276,6 @@ def _derived_ids(name, identity, count):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
     return (mixed & np.uint64(2**63 - 1)).astype(np.int64)
-
-
-def _load(place, expected):
-    """Header and a function that gives the rows; None if they don't fit."""
-    try:
-        size = shards.stat(place).size
-        with files.open_file(place) as file:
-            header = _Header.unpack(file.read(_HEADER_SIZE))
-            if (
-                header is None
-                or not header.fits(expected)
-                or header.num_records < 1
-                or size != _HEADER_SIZE + _ROW_SIZE * header.num_records
-            ):
-                return None
-            remote = files.is_remote(place)
-            crc, parts = 0, []
-            while data := file.read(_CHECK_SIZE):
-                crc = zlib.crc32(data, crc)
-                if remote:
-                    parts.append(data)
-    except (OSError, tf.errors.OpError):
-        return None
-    if crc != header.body_crc:
-        return None
-    if remote:
-        body = np.frombuffer(b"".join(parts), "<i8").reshape(-1, 3)
-        return header, lambda: body
-    # What was just checked need not be the file that is mapped.
-    _maps.forget(place, header)
-    return header, lambda: _maps.get(place, header)
-
-
-class _Maps:
-    """The index files mapped at the moment, the latest used last."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._open = collections.OrderedDict()
-
-    def get(self, place, header):
-        key = (place, header)
-        with self._lock:
-            if key in self._open:
-                self._open.move_to_end(key)
-                return self._open[key]
-            rows = self._map(place, header)
-            self._open[key] = rows
-            while len(self._open) > _MAPS:
-                self._open.popitem(last=False)
-            return rows
-
-    def forget(self, place, header):
-        with self._lock:
-            self._open.pop((place, header), None)
-
-    def _map(self, place, header):
-        try:
-            with open(place, "rb") as file:
-                found = _Header.unpack(file.read(_HEADER_SIZE))
-                # Another process may have renewed it for a new time of change.
-                if found and found == header._replace(
-                    shard_mtime=found.shard_mtime
-                ):
-                    return np.memmap(
-                        file,
-                        "<i8",
-                        "r",
-                        _HEADER_SIZE,
-                        (header.num_records, 3),
-                    )
-        except OSError as error:
-            raise ValueError(
-                f"Index {place} cannot be read any more: {error}"
-            ) from error
-        raise ValueError(
-            f"Index {place} was replaced by that of another version of its "
-            "shard while in use: start again."
-        )
-
-
-_maps = _Maps()
 
 
 def _digest(*parts):

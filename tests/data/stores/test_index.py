@@ -3,16 +3,16 @@
 import concurrent.futures
 import errno
 import os
-import struct
 from unittest import mock
 
 import numpy as np
+import safetensors.numpy
 import shard_files
 import tensorflow as tf
 from absl import logging
 
 from jest_tf import files
-from jest_tf.data import stores
+from jest_tf.data import artefacts, stores
 from jest_tf.data.stores import index, retries, shards, tfrecords
 
 
@@ -61,9 +61,16 @@ class FileTest(IndexTestCase):
                 store._indexes[0].rows(np.array([4, 0])), expected[[4, 0]]
             )
         self.assertEqual(built.stamp(0), loaded.stamp(0))
-        # A header of 96 bytes, then 24 a record.
-        self.assertEqual(os.path.getsize(self.shard + ".index"), 96 + 24 * 5)
-        self.assertLen(os.listdir(self.directory), 2)
+        self.assertCountEqual(
+            os.listdir(self.directory), ["a.tfrecord", "a.tfrecord.index"]
+        )
+
+    def test_the_index_is_a_safetensors_file(self):
+        store, _ = self.open()
+        arrays = safetensors.numpy.load_file(self.shard + ".index")
+        self.assertAllEqual(
+            arrays["records"], store._indexes[0].rows(slice(None))
+        )
 
     def test_a_change_of_the_shard_builds_it_anew(self):
         self.open()
@@ -83,37 +90,37 @@ class FileTest(IndexTestCase):
             self.assertEqual(self.number_of_scans(), 1)
         self.assertEqual(self.number_of_scans(), 1)
 
-    def test_no_field_of_a_header_is_trusted(self):
+    def test_a_damaged_or_foreign_index_is_built_anew(self):
         self.open()
-        with open(self.shard + ".index", "rb") as file:
+        path = self.shard + ".index"
+        with open(path, "rb") as file:
             good = file.read()
-        count = struct.pack("<q", 5)
-        self.assertEqual(good[16:24], count)
-        for bad in (
-            b"",
-            good[:95],
-            good[:-1],
-            good + b"\0",
-            good[:16] + struct.pack("<q", 2**60) + good[24:],
-            b"NOTINDEX" + good[8:],
-            good[:8] + struct.pack("<I", 99) + good[12:],
-            good[:200] + b"?" + good[201:],
-        ):
-            with open(self.shard + ".index", "wb") as file:
+        foreign = safetensors.numpy.save({"records": np.zeros([5, 3], int)})
+        for bad in (b"", good[:95], good[:-1], good + b"\0", foreign):
+            with open(path, "wb") as file:
                 file.write(bad)
             self.assertEqual(self.number_of_scans(), 1)
-            with open(self.shard + ".index", "rb") as file:
-                self.assertEqual(file.read(), good)
+        for position in range(0, len(good), 9):
+            shard_files.flip(path, position)
+            self.assertEqual(self.number_of_scans(), 1)
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), good)
 
-    def test_a_header_that_claims_too_much_with_a_sound_checksum(self):
+    def test_an_index_of_other_arrays_is_built_anew(self):
         self.open()
-        with open(self.shard + ".index", "rb") as file:
-            data = file.read()
-        header = index._Header.unpack(data[:96])
-        for count in (0, -1, 4, 6, 2**60, 2**63 - 1):
-            forged = header._replace(num_records=count).pack()
-            with open(self.shard + ".index", "wb") as file:
-                file.write(forged + data[96:])
+        path = self.shard + ".index"
+        metadata = artefacts.read(path, "index").metadata
+        metadata = {
+            name: metadata[name]
+            for name in ("size", "mtime_ns", "identity", "format")
+        }
+        for arrays in (
+            {"other": np.zeros([5, 3], int)},
+            {"records": np.zeros([0, 3], int)},
+            {"records": np.zeros([5, 2], int)},
+            {"records": np.zeros([15], int)},
+        ):
+            artefacts.write(path, "index", metadata, arrays)
             self.assertEqual(self.number_of_scans(), 1)
 
     def test_an_index_folder_holds_shards_of_the_same_name_apart(self):
@@ -133,7 +140,7 @@ class FileTest(IndexTestCase):
             store, scans = self.open(paths, index_dir=self.shard)
         self.assertEqual(scans, 2)
         self.assertLen(logs.output, 1)
-        self.assertRegex(logs.output[0], "2 index files .*`data.index_dir`")
+        self.assertRegex(logs.output[0], "2 indexes .*`data.index_dir`")
         self.assertAllEqual(store.ids(np.arange(7)), [0, 1, 2, 3, 4, 0, 1])
         self.assertEqual(store.read(np.array([6]))[0].captions, (b"1",))
         beside, _ = self.open(paths)
@@ -143,10 +150,10 @@ class FileTest(IndexTestCase):
         store, _ = self.open()
         self.write("a.tfrecord", 9)
         self.open()
-        index._maps._open.clear()
-        with self.assertRaisesRegex(
-            ValueError, "was replaced by that of anoth"
-        ):
+        self.enterContext(
+            mock.patch.object(index, "_maps", artefacts.Maps("index", 1))
+        )
+        with self.assertRaisesRegex(ValueError, "was replaced by another"):
             store.read(np.array([0]))
         os.remove(self.shard + ".index")
         with self.assertRaisesRegex(ValueError, "cannot be read any more"):
@@ -154,11 +161,11 @@ class FileTest(IndexTestCase):
 
     def test_more_shards_than_may_be_mapped_at_a_time(self):
         paths = [self.write(f"{i:02}", 2) for i in range(9)]
-        with mock.patch.object(index, "_MAPS", 3):
+        with mock.patch.object(index, "_maps", artefacts.Maps("index", 3)):
             store, _ = self.open(paths)
             rows = np.random.default_rng(0).integers(0, 18, 100)
             self.assertAllEqual(store.ids(rows), rows % 2)
-            self.assertLessEqual(len(index._maps._open), 3)
+            self.assertLen(index._maps, 3)
 
     def test_several_builders_at_once_all_get_the_index(self):
         paths = [self.write(f"{i:02}", 40) for i in range(8)]
