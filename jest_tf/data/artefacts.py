@@ -203,33 +203,33 @@ class Maps:
         with self._lock:
             self._open.pop(path, None)
 
-    def get(self, path: str, checksums: str) -> Artefact:
+    def get(self, path: str, expected: Mapping[str, str]) -> Artefact:
         """Returns an artefact that was read before, by any thread.
 
         Args:
             path: of the file.
-            checksums: `metadata["crc32"]` when it was read.
+            expected: metadata that it had then.
 
         Raises:
             ValueError: the file is gone, or was replaced by another.
         """
         with self._lock:
             found = self._open.pop(path, None)
-            if found is None or found.metadata["crc32"] != checksums:
-                found = self._read(path, checksums)
+            if found is None or not expected.items() <= found.metadata.items():
+                found = self._read(path, expected)
             self._open[path] = found
             if len(self._open) > self._most:
                 self._open.popitem(last=False)
         return found
 
-    def _read(self, path, checksums):
+    def _read(self, path, expected):
         try:
             found = read(path, self._kind)
         except OSError as error:
             raise ValueError(
                 f"{path} cannot be read any more: {error}"
             ) from error
-        if found.metadata["crc32"] != checksums:
+        if not expected.items() <= found.metadata.items():
             raise ValueError(
                 f"{path} was replaced by another {self._kind} since it was "
                 "opened: start again"

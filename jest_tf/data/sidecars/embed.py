@@ -9,6 +9,7 @@ out is in `data/sidecars/file_format.py`, reading in `data/sidecars/reading.py`.
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data import pictures, preprocessing, reader, stores
 from jest_tf.data.sidecars import file_format
 from jest_tf.data.sidecars import reading as reading_lib
@@ -142,31 +144,26 @@ def write(
         )
         ```
     """
-    plan = _Plan(store, description, directory, dtype, shards, overwrite)
     workers = os.cpu_count() or 1
+    reasons: collections.Counter = collections.Counter()
 
-    def fill(shard, writer):
-        start, stop = _rows_left(store, shard, writer)
-        numbers = range(start, stop, batch_size)
+    def parts(shard):
+        start, stop = _rows_of(store, shard)
 
         def load_at(first):
             rows = np.arange(first, min(first + batch_size, stop))
             return load(store, rows, image_size, max_image_pixels)
 
-        for batch in _in_order(pool, load_at, numbers, _AHEAD + workers):
-            plan.reasons.update(batch.reasons)
+        starts = range(start, stop, batch_size)
+        for batch in _in_order(pool, load_at, starts, _AHEAD + workers):
+            reasons.update(batch.reasons)
             image, text = _encode(encode, batch, description.dim)
-            writer.append(
-                batch.ids,
-                image,
-                text,
-                captions=batch.captions,
-                valid=batch.valid,
-            )
-            plan.advance(len(batch.ids))
+            yield batch.ids, image, text, batch.captions, batch.valid
 
+    jobs = _jobs(store, description, directory, dtype, shards)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        return plan.run(fill, progress)
+        summary = _run(jobs, parts, overwrite, progress)
+    return summary._replace(reasons=dict(reasons.most_common()))
 
 
 def write_arrays(
@@ -240,22 +237,18 @@ def write_arrays(
             raise ValueError(
                 f"`{name}` must have {expected} rows. Received: {found}"
             )
-    plan = _Plan(store, description, directory, dtype, None, overwrite)
 
-    def fill(shard, writer):
-        first, stop = _rows_left(store, shard, writer)
+    def parts(shard):
+        first, stop = _rows_of(store, shard)
         for start in range(first, stop, _COPY_ROWS):
             rows = slice(start, min(start + _COPY_ROWS, stop))
-            low, high = ends[start] - counts[start], ends[rows.stop - 1]
-            writer.append(
-                store.ids(np.arange(rows.start, rows.stop)),
-                image[rows],
-                text[low:high],
-                captions=counts[rows],
-                valid=valid[rows],
-            )
+            texts = slice(ends[start] - counts[start], ends[rows.stop - 1])
+            ids = store.ids(np.arange(rows.start, rows.stop))
+            yield ids, image[rows], text[texts], counts[rows], valid[rows]
 
-    return plan.run(fill)
+    return _run(
+        _jobs(store, description, directory, dtype, None), parts, overwrite
+    )
 
 
 def load(
@@ -299,105 +292,94 @@ def load(
     )
 
 
-class _Plan:
-    """The sidecars that are to be written, and what became of them."""
+class _Job(NamedTuple):
+    """A sidecar to be written."""
 
-    def __init__(self, store, description, directory, dtype, shards, overwrite):
-        self._store = store
-        self._description = description
-        self._directory = directory
-        self._dtype = dtype
-        self._overwrite = overwrite
-        self._shards = range(len(store.shards.paths))
-        if shards is not None:
-            self._shards = list(shards)
-        self.reasons = collections.Counter()
-        self._written = self._skipped = self._rows = self._invalid = 0
-        self._busy = []
-        self._done = self._total = 0
-        self._progress = None
+    shard: int
+    path: str
+    header: file_format.Header
 
-    def run(self, fill, progress=None):
-        """Has `fill(shard, writer)` fill every sidecar that is not there."""
-        self._progress = progress
-        headers = [self._header(shard) for shard in self._shards]
-        paths = [
-            reading_lib.sidecar_path(self._store, shard, self._directory)
-            for shard in self._shards
-        ]
-        # All are looked at before any is written, to fail at once.
-        left = [
-            plan
-            for plan in zip(self._shards, paths, headers, strict=True)
-            if not self._is_there(*plan[1:])
-        ]
-        self._skipped = len(paths) - len(left)
-        self._total = sum(header.rows for _, _, header in left)
-        for shard, path, header in left:
-            self._write(fill, shard, path, header)
-        return Summary(
-            self._written,
-            self._skipped,
-            tuple(self._busy),
-            self._rows,
-            self._invalid,
-            dict(self.reasons.most_common()),
+
+def _jobs(store, description, directory, dtype, shards):
+    if shards is None:
+        shards = range(len(store.shards.paths))
+    return [
+        _Job(
+            shard,
+            reading_lib.sidecar_path(store, shard, directory),
+            file_format.Header(
+                description,
+                dtype,
+                store.stamp(shard),
+                int(store.shards.lengths[shard]),
+            ),
         )
+        for shard in shards
+    ]
 
-    def advance(self, rows):
-        """Tells of rows that are done."""
-        self._done += rows
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
-    def _write(self, fill, shard, path, header):
-        try:
-            writer = file_format.Writer(path, header)
-        except BlockingIOError:
-            self._busy.append(path)
-            self._total -= header.rows
-            return
-        with writer:
+def _run(jobs, parts, overwrite, progress=None):
+    """Writes the sidecars that are not there, from `parts(shard)`.
+
+    Those are the arguments of `Writer.append`, one call after another.
+    """
+    # All are looked at before any is written, to fail at once.
+    left = [job for job in jobs if not _is_there(job, overwrite)]
+    total = sum(job.header.rows for job in left)
+    done = rows = invalid = written = 0
+    busy = []
+    for job in left:
+        with contextlib.ExitStack() as stack:
+            folder, name = os.path.split(job.path)
+            try:
+                lock = os.path.join(folder, f".{name}.lock")
+                stack.enter_context(files.locked(lock))
+            except BlockingIOError:
+                busy.append(job.path)
+                total -= job.header.rows
+                continue
             # Another process may have finished it since it was looked for.
-            if self._is_there(path, header):
-                self._skipped += 1
-                self._total -= header.rows
-                return
-            self._total -= writer.rows_done
-            self.advance(0)
-            fill(shard, writer)
-            writer.finish()
-        self._written += 1
-        self._rows += header.rows
-        self._invalid += writer.num_invalid
+            if _is_there(job, overwrite):
+                total -= job.header.rows
+                continue
+            files.delete_partial(job.path)
+            writer = stack.enter_context(
+                file_format.written(job.path, job.header)
+            )
+            for ids, *arrays, valid in parts(job.shard):
+                if progress is not None:
+                    progress(done, total)
+                writer.append(ids, *arrays, valid)
+                done += len(ids)
+                invalid += int(np.sum(~valid))
+        if progress is not None:
+            progress(done, total)
+        written += 1
+        rows += job.header.rows
+    skipped = len(jobs) - written - len(busy)
+    return Summary(written, skipped, tuple(busy), rows, invalid, {})
 
-    def _header(self, shard):
-        return file_format.Header(
-            self._description,
-            self._dtype,
-            self._store.stamp(shard),
-            int(self._store.shards.lengths[shard]),
+
+def _is_there(job, overwrite):
+    if not os.path.exists(job.path):
+        return False
+    try:
+        reading_lib.check_header(
+            job.path, file_format.read(job.path)[0], job.header
         )
-
-    def _is_there(self, path, header):
-        if not os.path.exists(path):
+    except ValueError as error:
+        if overwrite:
             return False
-        try:
-            found = file_format.read_header(path)
-            reading_lib.check_header(path, found, header)
-        except ValueError as error:
-            if self._overwrite:
-                return False
-            raise ValueError(
-                f"{error}; to replace it, `overwrite`, or take another folder"
-            ) from error
-        return True
+        raise ValueError(
+            f"{error}; to replace it, `overwrite`, or take another folder"
+        ) from error
+    return True
 
 
-def _rows_left(store, shard, writer):
-    """The rows of a shard that a writer has not written, first and end."""
+def _rows_of(store, shard):
+    """The rows of a shard, first and end."""
     start = int(store.shards.lengths[:shard].sum())
-    return start + writer.rows_done, start + int(store.shards.lengths[shard])
+    return start, start + int(store.shards.lengths[shard])
 
 
 def _in_order(pool, function, items, ahead):

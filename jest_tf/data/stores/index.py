@@ -227,13 +227,14 @@ def _load(place, shard, form):
     if files.is_remote(place):
         return _in_memory(shard, form, np.array(records))
     _maps.forget(place)
-    checksums = found.metadata["crc32"]
+    # Not the time of change: another process may have renewed it alone.
+    known = {name: found.metadata[name] for name in ("identity", "crc32")}
     return Index(
         shard,
         form,
         len(records),
         found.checksums[_ARRAY],
-        lambda: _maps.get(place, checksums).arrays[_ARRAY],
+        lambda: _maps.get(place, known).arrays[_ARRAY],
     )
 
 
