@@ -16,6 +16,14 @@ with files.locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
+WRITER = """
+import sys
+from jest_tf import files
+with files.written_whole(sys.argv[1]) as partial:
+    open(partial, "wb").write(b"half")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 class FilesTestCase(tf.test.TestCase):
@@ -23,6 +31,17 @@ class FilesTestCase(tf.test.TestCase):
         super().setUp()
         self.folder = self.enterContext(tempfile.TemporaryDirectory())
         self.path = os.path.join(self.folder, "sub", "file")
+
+    def start(self, script):
+        """A process in the middle of a script."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, self.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.addCleanup(process.communicate)
+        self.assertEqual(process.stdout.readline(), b"held\n")
+        return process
 
     def content(self, path=None):
         with files.open_file(path or self.path) as file:
@@ -45,6 +64,16 @@ class WriteTest(FilesTestCase):
         self.assertEqual(self.content(), b"old")
         self.assertEqual(os.listdir(os.path.dirname(self.path)), ["file"])
 
+    def test_a_killed_writer_leaves_the_old_content(self):
+        files.write_whole(self.path, b"old")
+        process = self.start(WRITER)
+        process.kill()
+        process.wait()
+        self.assertEqual(self.content(), b"old")
+        self.assertLen(os.listdir(os.path.dirname(self.path)), 2)
+        files.delete_partial(self.path)
+        self.assertEqual(os.listdir(os.path.dirname(self.path)), ["file"])
+
     def test_the_temporary_name_is_hidden_and_has_the_suffix(self):
         with files.written_whole(self.path, ".h5") as partial:
             name = os.path.basename(partial)
@@ -63,24 +92,13 @@ class WriteTest(FilesTestCase):
 
 
 class LockTest(FilesTestCase):
-    def hold(self):
-        """A process that holds the lock until its input ends."""
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, self.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.addCleanup(process.communicate)
-        self.assertEqual(process.stdout.readline(), b"held\n")
-        return process
-
     def test_two_processes_cannot_hold_a_lock(self):
-        self.hold()
+        self.start(HOLDER)
         with self.assertRaises(BlockingIOError), files.locked(self.path):
             self.fail("both hold it")
 
     def test_a_killed_holder_gives_the_lock_back(self):
-        process = self.hold()
+        process = self.start(HOLDER)
         process.kill()
         process.wait()
         with files.locked(self.path):

@@ -413,7 +413,7 @@ def _dtype(store, directory):
     for shard in range(len(store.shards.paths)):
         path = sidecars_lib.sidecar_path(store, shard, directory)
         if os.path.isfile(path):
-            return file_format.read_header(path).dtype
+            return file_format.read(path)[0].dtype
     return "float16"
 
 

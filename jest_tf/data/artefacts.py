@@ -25,8 +25,8 @@ from jest_tf import files
 # How each kind is written anew.
 KINDS = {
     "index": "delete it, and it is built anew",
-    "sidecar": "write it anew with `python -m trainers.embed --overwrite`",
-    "manifest": "write it anew with `python -m trainers.curate --overwrite`",
+    "sidecar": "write it anew with `jest-tf embed --overwrite`",
+    "manifest": "write it anew with `jest-tf curate --overwrite`",
 }
 _VERSION = "1"
 _DTYPES = {"I64": "int64", "F32": "float32", "F16": "float16"}
@@ -173,8 +173,7 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
         _check(found, kind, verify)
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"{path} must be an {kind} that jest_tf wrote. Received: {error}; "
-            f"{KINDS[kind]}"
+            f"{path} must be a jest_tf {kind}. Received: {error}; {KINDS[kind]}"
         ) from error
     return found
 

@@ -3,7 +3,7 @@
 `write` runs a model over the pictures and captions of a store, `write_arrays`
 takes embeddings that are there already. The model may be of any framework: all
 it sees are NumPy arrays and strings. That of a finished run comes from
-`models/reference.py`; `trainers/embed.py` is the command. How a file is laid
+`models/reference.py`; `jest-tf embed` is the command. How a file is laid
 out is in `data/sidecars/file_format.py`, reading in `data/sidecars/reading.py`.
 """
 
@@ -162,7 +162,7 @@ def write(
 
     jobs = _jobs(store, description, directory, dtype, shards)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        summary = _run(jobs, parts, overwrite, progress)
+        summary = _run(jobs, parts, overwrite, progress or _silent)
     return summary._replace(reasons=dict(reasons.most_common()))
 
 
@@ -246,9 +246,8 @@ def write_arrays(
             ids = store.ids(np.arange(rows.start, rows.stop))
             yield ids, image[rows], text[texts], counts[rows], valid[rows]
 
-    return _run(
-        _jobs(store, description, directory, dtype, None), parts, overwrite
-    )
+    jobs = _jobs(store, description, directory, dtype, None)
+    return _run(jobs, parts, overwrite, _silent)
 
 
 def load(
@@ -318,7 +317,7 @@ def _jobs(store, description, directory, dtype, shards):
     ]
 
 
-def _run(jobs, parts, overwrite, progress=None):
+def _run(jobs, parts, overwrite, progress):
     """Writes the sidecars that are not there, from `parts(shard)`.
 
     Those are the arguments of `Writer.append`, one call after another.
@@ -346,18 +345,20 @@ def _run(jobs, parts, overwrite, progress=None):
             writer = stack.enter_context(
                 file_format.written(job.path, job.header)
             )
+            progress(done, total)
             for ids, *arrays, valid in parts(job.shard):
-                if progress is not None:
-                    progress(done, total)
                 writer.append(ids, *arrays, valid)
                 done += len(ids)
                 invalid += int(np.sum(~valid))
-        if progress is not None:
-            progress(done, total)
+                progress(done, total)
         written += 1
         rows += job.header.rows
     skipped = len(jobs) - written - len(busy)
     return Summary(written, skipped, tuple(busy), rows, invalid, {})
+
+
+def _silent(done, total):
+    """Progress that nobody watches."""
 
 
 def _is_there(job, overwrite):

@@ -391,7 +391,7 @@ def check_header(
             raise ValueError(
                 f"Sidecar {path} does not fit: expected the {what} to be "
                 f"{wanted!r}. Received: {value!r}; write it anew with "
-                "`python -m trainers.embed`"
+                "`jest-tf embed`"
             )
 
 
@@ -411,7 +411,7 @@ def _find(store, shard, directory):
 def _missing_message(store, shard, directory, path):
     message = (
         f"No sidecar of {store.shards.paths[shard]}: expected {path}, as "
-        "`python -m trainers.embed` writes it"
+        "`jest-tf embed` writes it"
     )
     if directory:
         name = glob.escape(os.path.basename(store.shards.paths[shard]))

@@ -326,9 +326,7 @@ def _missing(path, error):
             f"writing it. Expected {MANIFEST_FILE} beside the files of shards"
         )
     if name == MANIFEST_FILE:
-        return (
-            f"{message}; expected a folder that `trainers.curate` has written"
-        )
+        return f"{message}; expected a folder that `jest-tf curate` has written"
     return message
 
 

@@ -157,16 +157,16 @@ class SidecarsTest(EmbeddingsTestCase):
 
     def test_more_shards_than_may_be_mapped_are_read_all_the_same(self):
         with mock.patch.object(sidecars_lib.reading, "_MAX_MAPPED", 1):
-            for _ in range(2):
-                self.assert_reads(np.arange(sum(LENGTHS)))
-        self.assertLen(self.sidecars._mapped, 1)
+            self.sidecars = sidecars_lib.Sidecars(self.store, self.folder)
+        for _ in range(2):
+            self.assert_reads(np.arange(sum(LENGTHS)))
 
     def test_what_cannot_be_read_is_refused(self):
         read = self.sidecars.read
         for message, rows, captions, ids in (
             (r"3\.tf|record 3 of .*must have the record's id, 5. Rec.* 1021",
              [0, 3], [0, 0], [1000, 5]),
-            ("record 2 of .*0.tfrecord.* holds no embedding",
+            ("record 2 of .*0.tfrecord.* must have an embedding",
              [3, 2], [0, 0], [1021, 1014]),
             ("must have a caption 2. Received",
              [3], [2], [1021]),
@@ -187,13 +187,13 @@ class SidecarsTest(EmbeddingsTestCase):
 
     def test_damaged_offsets_never_lead_out_of_the_file(self):
         path = sidecars_lib.sidecar_path(self.store, 2, self.folder)
-        mapped = file_format.map_file(path)
+        offsets = file_format.read(path)[1].arrays["offsets"].copy()
         with open(path, "rb") as file:
             data = file.read()
-        place = data.index(mapped.offsets.tobytes())
-        captions = len(mapped.text)
+        place = data.index(offsets.tobytes())
+        captions = int(offsets[-1])
         for value in (-1, captions + 1, 2**62, -(2**63)):
-            damaged = mapped.offsets.copy()
+            damaged = offsets.copy()
             damaged[4] = value
             with open(path, "r+b") as file:
                 file.seek(place)
@@ -202,7 +202,7 @@ class SidecarsTest(EmbeddingsTestCase):
             with self.assertRaisesRegex(ValueError, "damaged: its captions"):
                 sidecars.read_rows(6, 15)
             for caption in (0, 3, 2**62):
-                with self.assertRaisesRegex(ValueError, "must have a caption"):
+                with self.assertRaisesRegex(ValueError, "must have .*caption"):
                     sidecars.read([10], [caption], [1070])
 
     def test_captions_are_chosen_of_those_not_blank(self):
@@ -250,7 +250,7 @@ class SidecarsTest(EmbeddingsTestCase):
     def test_a_sidecar_replaced_under_way_is_noticed(self):
         other = DESCRIPTION._replace(fingerprint="other")
         self.write(other, overwrite=True)
-        with self.assertRaisesRegex(ValueError, "replaced by another since"):
+        with self.assertRaisesRegex(ValueError, "was replaced by another"):
             self.sidecars.read([3], [0], [1021])
 
 
@@ -322,16 +322,9 @@ class RefusalTest(EmbeddingsTestCase):
             ):
                 sidecars_lib.Sidecars(self.store, self.folder)
 
-    def test_a_missing_or_unfinished_sidecar_is_named(self):
+    def test_a_missing_sidecar_is_named(self):
         with self.assertRaisesRegex(
-            ValueError, "No sidecar of .*0.tfrecord: expected .*trainers.embed"
-        ):
-            sidecars_lib.Sidecars(self.store, self.folder)
-        self.write()
-        path = sidecars_lib.sidecar_path(self.store, 1, self.folder)
-        os.rename(path, path + ".partial")
-        with self.assertRaisesRegex(
-            ValueError, "1.tfrecord: .*It is there unfinished; run that again"
+            ValueError, "No sidecar of .*0.tfrecord: expected .*`jest-tf embed`"
         ):
             sidecars_lib.Sidecars(self.store, self.folder)
 
@@ -339,7 +332,9 @@ class RefusalTest(EmbeddingsTestCase):
         self.write()
         path = sidecars_lib.sidecar_path(self.store, 1, self.folder)
         os.truncate(path, os.path.getsize(path) - 1)
-        with self.assertRaisesRegex(ValueError, f"{path} must be .* truncated"):
+        with self.assertRaisesRegex(
+            ValueError, f"{path} must be a jest_tf sidecar"
+        ):
             sidecars_lib.Sidecars(self.store, self.folder)
 
     def test_sidecars_of_another_version_of_a_shard_are_refused(self):

@@ -109,7 +109,7 @@ class ManifestTest(FolderTestCase):
 
     def test_it_may_lie_on_remote_storage(self):
         self.directory = "ram://manifests/one"
-        self.assert_refused("expected a folder that `trainers.curate` has")
+        self.assert_refused("expected a folder that `jest-tf curate` has")
         expected = self.write()
         found = manifest.Manifest(self.directory, self.store)
         self.assertAllEqual(found.weights, expected.weights)
@@ -147,7 +147,7 @@ class ManifestTest(FolderTestCase):
         os.remove(os.path.join(self.directory, manifest.MANIFEST_FILE))
         self.assert_refused("is unfinished: run the command again")
         self.directory = os.path.join(self.folder, "nowhere")
-        self.assert_refused("expected a folder that `trainers.curate` has")
+        self.assert_refused("expected a folder that `jest-tf curate` has")
 
     def test_every_flipped_byte_of_a_file_is_found(self):
         self.write()

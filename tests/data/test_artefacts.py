@@ -1,0 +1,169 @@
+"""Artefacts: what is written is read, and nothing in a file is believed."""
+
+import os
+import tempfile
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import shard_files
+import tensorflow as tf
+
+from jest_tf.data import artefacts
+
+METADATA = {"made from": "\u00fcber", "empty": ""}
+ARRAYS = {
+    "ids": np.arange(5),
+    "image": np.float16(np.eye(5, 3)),
+    "text": np.zeros([0, 3], np.float16),
+}
+ROWS = np.arange(36).reshape(18, 2)
+
+
+class ArtefactsTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = os.path.join(self.folder, "artefact")
+
+    def write(self, kind="index", arrays=None, path=None):
+        arrays = ARRAYS if arrays is None else arrays
+        artefacts.write(path or self.path, kind, METADATA, arrays)
+
+    def content(self):
+        with open(self.path, "rb") as file:
+            return file.read()
+
+    def assert_is_what_was_written(self, found):
+        self.assertEqual(found.metadata | METADATA, found.metadata)
+        self.assertCountEqual(found.arrays, ARRAYS)
+        for name, expected in ARRAYS.items():
+            self.assertEqual(found.arrays[name].dtype, expected.dtype)
+            self.assertAllEqual(found.arrays[name], expected)
+
+
+class ReadTest(ArtefactsTestCase):
+    def test_what_is_written_is_read(self):
+        self.write()
+        found = artefacts.read(self.path, "index", verify=True)
+        self.assert_is_what_was_written(found)
+        self.assertEqual(os.listdir(self.folder), ["artefact"])
+
+    def test_arrays_are_read_only_views_of_the_file(self):
+        self.write()
+        for values in artefacts.read(self.path, "index").arrays.values():
+            self.assertFalse(values.flags.owndata)
+            self.assertFalse(values.flags.writeable)
+
+    def test_a_remote_artefact_is_read(self):
+        path = "ram://artefacts/one"
+        self.write(path=path)
+        self.assert_is_what_was_written(artefacts.read(path, "index"))
+        with self.assertRaises(FileNotFoundError):
+            artefacts.read("ram://artefacts/none", "index")
+
+    def test_safetensors_reads_it(self):
+        self.write()
+        for name, values in safetensors.numpy.load_file(self.path).items():
+            self.assertAllEqual(values, ARRAYS[name])
+        with safetensors.safe_open(self.path, "numpy") as file:
+            self.assertEqual(file.metadata() | METADATA, file.metadata())
+
+    def test_equal_content_gives_equal_bytes(self):
+        self.write()
+        first = self.content()
+        self.write()
+        self.assertEqual(self.content(), first)
+
+    def test_every_damaged_byte_is_found(self):
+        self.write()
+        for position in range(len(self.content())):
+            shard_files.flip(self.path, position)
+            with self.assertRaisesRegex(ValueError, "must be a jest_tf index"):
+                artefacts.read(self.path, "index", verify=True)
+            shard_files.flip(self.path, position)
+        artefacts.read(self.path, "index", verify=True)
+
+    def test_a_file_of_another_size_is_refused(self):
+        self.write()
+        data = self.content()
+        for wrong in (b"", data[:7], data[:100], data[:-1], data + b"\0"):
+            with open(self.path, "wb") as file:
+                file.write(wrong)
+            with self.assertRaisesRegex(ValueError, "must be a jest_tf index"):
+                artefacts.read(self.path, "index")
+
+    def test_other_files_are_refused_with_a_way_out(self):
+        self.write(kind="sidecar")
+        with self.assertRaisesRegex(
+            ValueError, "kind 'sidecar'; write it anew with `jest-tf curate"
+        ):
+            artefacts.read(self.path, "manifest")
+        for arrays in (ARRAYS, {"a": np.zeros(3)}):
+            safetensors.numpy.save_file(arrays, self.path)
+            with self.assertRaisesRegex(
+                ValueError, "must be a jest_tf sidecar.*write it anew with"
+            ):
+                artefacts.read(self.path, "sidecar")
+
+
+class WriterTest(ArtefactsTestCase):
+    def test_rows_may_be_appended_in_pieces_of_any_size(self):
+        arrays = {"rows": ("int64", (9, 2)), "more": ("int64", (None, 2))}
+        contents = []
+        for cuts in ((0, 9), (0, 1, 2, 9), (0, 4, 4, 9)):
+            with artefacts.Writer(self.path, "index", {}, arrays) as writer:
+                for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+                    writer.append("rows", ROWS[start:stop])
+                    writer.append("more", ROWS[2 * start : 2 * stop])
+                writer.finish()
+            found = artefacts.read(self.path, "index", verify=True)
+            self.assertAllEqual(found.arrays["rows"], ROWS[:9])
+            self.assertAllEqual(found.arrays["more"], ROWS)
+            contents.append(self.content())
+        self.assertEqual(contents, contents[:1] * 3)
+
+    def test_missing_rows_are_refused(self):
+        arrays = {"rows": ("int64", (9, 2))}
+        with artefacts.Writer(self.path, "index", {}, arrays) as writer:
+            writer.append("rows", ROWS[:8])
+            with self.assertRaisesRegex(ValueError, "9 rows. Received: 8"):
+                writer.finish()
+
+
+class MapsTest(ArtefactsTestCase):
+    def test_at_most_so_many_are_kept(self):
+        maps = artefacts.Maps("index", 3)
+        paths = [f"{self.path}{number}" for number in range(5)]
+        for path in paths:
+            self.write(path=path)
+        for path in [*paths, *paths]:
+            self.assert_is_what_was_written(maps.get(path, METADATA))
+        self.assertLen(maps, 3)
+
+    def test_a_kept_artefact_is_not_read_again(self):
+        self.write()
+        maps = artefacts.Maps("index", 3)
+        first = maps.get(self.path, METADATA)
+        self.assertIs(maps.get(self.path, METADATA), first)
+        maps.forget(self.path)
+        self.assertIsNot(maps.get(self.path, METADATA), first)
+
+    def test_an_artefact_that_was_replaced_is_refused(self):
+        self.write()
+        maps = artefacts.Maps("index", 3)
+        before = maps.get(self.path, {}).metadata
+        self.write(arrays={"ids": np.arange(3)})
+        after = artefacts.read(self.path, "index").metadata
+        self.assertAllEqual(
+            maps.get(self.path, after).arrays["ids"], np.arange(3)
+        )
+        with self.assertRaisesRegex(ValueError, "was replaced by another"):
+            maps.get(self.path, before)
+        os.remove(self.path)
+        with self.assertRaisesRegex(ValueError, "cannot be read any more"):
+            maps.get(self.path, before)
+
+
+if __name__ == "__main__":
+    tf.test.main()
