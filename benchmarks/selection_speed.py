@@ -21,7 +21,7 @@ import tensorflow as tf
 from benchmarks import report
 from jest_tf import selection
 from jest_tf.embeddings import Embeddings
-from jest_tf.selection import scores as scores_lib
+from jest_tf.selection import tiles
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -124,13 +124,10 @@ def products(
     """The matrix products that a draw of `case` makes, and nothing else.
 
     For each chunk and model, all images by the chunk's texts and all texts by
-    the chunk's images, with the loops and tiles of `jest_tf/scores.py`. Of
+    the chunk's images, with the loops and tiles of `selection/tiles.py`. Of
     every tile one column is added up, lest nobody use the product. All chunks
     are as large as the first, a row more where b is not a multiple of N.
     """
-
-    def add_tile(state, rows, columns):
-        return state + tf.matmul(rows, columns, transpose_b=True)[:, 0]
 
     size = -(-case.batch_size // case.num_chunks)
     models = [model for model in (learner, teacher) if model is not None]
@@ -138,9 +135,11 @@ def products(
     def step(index, total):
         rows = (index * size + tf.range(size)) % case.super_batch_size
         for model in models:
-            chosen = tf.gather(model.text, rows), tf.gather(model.image, rows)
+            image, text = (tf.gather(part, rows) for part in model[:2])
             # The package's own loops, so that the tiles are the same.
-            total += scores_lib._fold_both_ways(add_tile, model, chosen, 0.0)
+            total += tiles.reduce_pairs(
+                lambda tile: tile[:, 0], model, image, text
+            )
         return index + 1, total
 
     _, total = tf.while_loop(
@@ -335,7 +334,7 @@ median and the highest of the repeats.
 
 The products are the ones that the draw has to make, and no more: of both models
 all B images by the chosen texts and all B texts by the chosen images, 8 B b D
-operations, chunk by chunk over the tiles of `jest_tf/scores.py`; one column of
+operations, chunk by chunk over the tiles of `selection/tiles.py`; one column of
 every tile is added up. They run in the same process before and after every
 selection, and the ratio is to the mean of the two. GFLOP/s counts the products'
 operations over the selection's median seconds. The trace is not in the seconds.

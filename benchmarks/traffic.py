@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from jest_tf import selection
-from jest_tf.selection import scores
+from jest_tf.selection import tiles
 
 _FLOAT_BYTES = 4
 
@@ -204,8 +204,7 @@ def memory(setup: Setup) -> dict[str, int]:
         for shape, dtype in setup.rows.values()
     )
     moved = setup.num_replicas * setup.capacity * row
-    tile = min(setup.held, scores._tile_rows(size))
-    tile *= min(size, scores._TILE_COLUMNS)
+    tile = min(setup.held, tiles.tile_rows(size)) * size
     return {
         "embeddings held": setup.held * widths * _FLOAT_BYTES,
         "noise of all rows": (

@@ -1,7 +1,13 @@
-"""`Embeddings`, the type in which models, losses and selection meet."""
+"""`Embeddings`, where models, losses and selection meet, and row blocks.
 
+`fold_row_blocks` is the loop with which losses and selection work on logits
+that are too many to hold at once.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -21,3 +27,71 @@ class Embeddings(NamedTuple):
     text: tf.Tensor
     scale: tf.Tensor
     bias: tf.Tensor
+
+
+def fold_row_blocks(
+    body: Callable,
+    num_rows: int,
+    block_size: int,
+    *,
+    state: tuple = (),
+    row_shapes: tuple = (),
+) -> tuple[tuple, tuple]:
+    """Runs `body` over blocks of rows, in order, one at a time.
+
+    Args:
+        body: `(state, start, size) -> (state, rows)`: `start` is an int32
+            scalar, `size` a Python int, and `rows` a tuple of float32 tensors
+            of `size` rows each. The last block may be smaller.
+        num_rows: rows in all.
+        block_size: rows a block.
+        state: tensors handed from block to block; their shapes stay.
+        row_shapes: the shape of one row of each of `rows`.
+
+    Returns:
+        The last state, and `rows` of all blocks joined, `[num_rows, ...]`.
+    """
+    if num_rows <= block_size:
+        return body(tuple(state), tf.constant(0), num_rows)
+    num_blocks, rest = divmod(num_rows, block_size)
+    arrays = tuple(
+        tf.TensorArray(
+            tf.float32, size=num_blocks, element_shape=[block_size, *shape]
+        )
+        for shape in row_shapes
+    )
+
+    def step(index, state, arrays):
+        state, rows = body(state, index * block_size, block_size)
+        written = zip(arrays, rows, strict=True)
+        arrays = tuple(array.write(index, row) for array, row in written)
+        return index + 1, state, arrays
+
+    _, state, arrays = tf.while_loop(
+        lambda index, *_: index < num_blocks,
+        step,
+        (tf.constant(0), tuple(state), arrays),
+        parallel_iterations=1,
+    )
+    rows = tuple(
+        tf.reshape(array.stack(), [num_blocks * block_size, *shape])
+        for array, shape in zip(arrays, row_shapes, strict=True)
+    )
+    if rest:
+        state, tail = body(state, tf.constant(num_blocks * block_size), rest)
+        joined = zip(rows, tail, strict=True)
+        rows = tuple(tf.concat([head, end], 0) for head, end in joined)
+    return state, rows
+
+
+def rows_from(tensor: tf.Tensor, start: tf.Tensor, size: int) -> tf.Tensor:
+    """`tensor[start : start + size]` with a static size, which XLA needs."""
+    begin = [start] + [0] * (tensor.shape.rank - 1)
+    return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
+
+
+def logaddexp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """`log(exp(left) + exp(right))`, elementwise; either may be -inf."""
+    high, low = tf.maximum(left, right), tf.minimum(left, right)
+    total = high + tf.math.log1p(tf.exp(low - high))
+    return tf.where(low > -np.inf, total, high)

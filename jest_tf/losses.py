@@ -4,25 +4,23 @@ Both take unit-norm embeddings of `b` image-text pairs, form the logits
 `scale * image @ text.T + bias` and return one float32 scalar. With a
 `block_size` they never hold a `b x b` matrix: logits are formed in blocks of
 rows, thrown away, and formed again for the gradient, which is in closed form.
-Block by block and at once give the same value and the same gradient.
+Values and gradients are the same as without blocks.
 
-With `replicas`, which are handed in, each holds b/R rows and forms the logits
-of these with all b, so that the negatives of a row are everybody's.
+With `replicas`, the collectives, each replica has b/R rows and forms their
+logits with all b: a row's negatives are the rows of all replicas.
 
-The losses know nothing of selection; `jest_tf.selection` builds on the same
-logits. Beside them stands `feature_distillation`, the distance to a reference's
-embeddings. Paper: Zhai et al. 2023, "Sigmoid loss for language image
-pre-training" (arXiv 2303.15343), section 3.
+`feature_distillation` is the distance to a reference's embeddings. Paper: Zhai
+et al. 2023, "Sigmoid loss for language image pre-training" (arXiv 2303.15343),
+section 3.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import config, embeddings
 from jest_tf.embeddings import Embeddings
 
-EQUAL_IDS = ("negative", "positive", "ignore")
+EQUAL_IDS = config.EQUAL_CAPTIONS
 
 
 def sigmoid_loss(
@@ -46,18 +44,18 @@ def sigmoid_loss(
             is computed in float32.
         ids: int `[b]`; rows with equal ids describe the same thing, as
             duplicate captions do. Or `[b, parts]`, equal in all parts.
-        equal_ids: what a pair of different rows with equal ids is:
+        equal_ids: the meaning of a pair of different rows with equal ids:
             "negative" (the paper), "positive", or "ignore" (no term).
-        block_size: rows of logits held at a time; None holds all `b`, with
-            `replicas` all `b/R`.
+        block_size: rows of logits formed at a time; None forms all `b`, with
+            `replicas` all `b/R`, at once.
         replicas: the collectives of `distribution.current()`, where each of R
-            replicas holds `[b/R, dim]` embeddings and `[b/R]` ids; None on one
-            replica. A row's negatives are then the rows of all replicas.
+            replicas has `[b/R, dim]` embeddings and `[b/R]` ids; None on one
+            replica.
 
     Returns:
         float32 scalar; with `replicas` the loss of all b rows, on every
-        replica. Its gradient is that of the own rows, and of scale and bias
-        the own rows' part: summed over replicas, as optimizers do, gradients
+        replica. Its gradient is that of the local rows, and of scale and bias
+        the local rows' part: summed over replicas, as optimizers do, gradients
         of parameters are those of the loss of all rows.
 
     Raises:
@@ -66,14 +64,7 @@ def sigmoid_loss(
 
     Reference: arXiv 2303.15343, equation 2 and algorithm 1.
     """
-    return _loss(
-        (_sigmoid_dense, _sigmoid_blockwise, _sigmoid_shared),
-        learner,
-        ids,
-        equal_ids,
-        block_size,
-        replicas,
-    )
+    return _loss(_SIGMOID, learner, ids, equal_ids, block_size, replicas)
 
 
 def softmax_loss(
@@ -94,33 +85,26 @@ def softmax_loss(
     with its id, so `-l_ii` becomes the mean of `-1/2 (l_ij + l_ji)` over them;
     with "ignore" the other rows with its id leave its normalisers.
 
-    Args, Returns, Raises: as `sigmoid_loss`. The bias has no part in the value
-    and gets a zero gradient.
+    Args, Returns, Raises: as `sigmoid_loss`. The value does not depend on the
+    bias, whose gradient is zero.
 
     Reference: Radford et al. 2021 (arXiv 2103.00020), figure 3; arXiv
     2303.15343, equation 1.
     """
     # The bias cancels out; weight zero gives it the gradient 0, not None.
     learner = learner._replace(bias=0.0 * learner.bias)
-    return _loss(
-        (_softmax_dense, _softmax_blockwise, _softmax_shared),
-        learner,
-        ids,
-        equal_ids,
-        block_size,
-        replicas,
-    )
+    return _loss(_SOFTMAX, learner, ids, equal_ids, block_size, replicas)
 
 
 def feature_distillation(
     learner: Embeddings, reference: Embeddings, *, replicas=None
 ) -> tf.Tensor:
-    """How far the learner's embeddings are from the reference's.
+    """The squared distance of the learner's embeddings to the reference's.
 
         loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
 
-    Between 0 and 8 for unit-norm rows, and 4 where they have nothing to do
-    with each other. Scales and biases have no part in it.
+    Between 0 and 8 for unit-norm rows, and 4 where the two are unrelated.
+    Scales and biases do not enter.
 
     Args:
         learner: embeddings of the batch, `[b, dim]`, any float dtype; the loss
@@ -139,15 +123,15 @@ def feature_distillation(
     """
     total = tf.constant(0.0)
     for name in ("image", "text"):
-        own, target = getattr(learner, name), getattr(reference, name)
-        if not own.shape.is_compatible_with(target.shape):
+        values, target = getattr(learner, name), getattr(reference, name)
+        if not values.shape.is_compatible_with(target.shape):
             raise ValueError(
                 "`distillation_weight` needs a reference whose embeddings are "
                 f"as wide as the learner's, and of the same rows. Received: "
-                f"`{name}` of {own.shape} and {target.shape}"
+                f"`{name}` of {values.shape} and {target.shape}"
             )
         target = tf.stop_gradient(tf.cast(target, tf.float32))
-        total += tf.reduce_sum((tf.cast(own, tf.float32) - target) ** 2)
+        total += tf.reduce_sum((tf.cast(values, tf.float32) - target) ** 2)
     num_rows = tf.cast(tf.shape(learner.image)[0], tf.float32)
     if replicas is None:
         return total / num_rows
@@ -156,81 +140,9 @@ def feature_distillation(
     return mean + tf.stop_gradient(of_others)
 
 
-def fold_row_blocks(
-    body: Callable,
-    num_rows: int,
-    block_size: int,
-    *,
-    state: tuple = (),
-    row_shapes: tuple = (),
-) -> tuple[tuple, tuple]:
-    """Runs `body` over blocks of rows, in order, one at a time.
-
-    Args:
-        body: `(state, start, size) -> (state, rows)`: `start` an int32 scalar,
-            `size` a Python int, `rows` a tuple of float32 tensors with `size`
-            rows each. The last block may be smaller than the others.
-        num_rows: rows in all.
-        block_size: rows a block.
-        state: tensors carried from block to block; their shapes stay.
-        row_shapes: the shape of one row of each of `rows`.
-
-    Returns:
-        The last state, and `rows` of all blocks joined, `[num_rows, ...]`.
-    """
-    if num_rows <= block_size:
-        return body(tuple(state), tf.constant(0), num_rows)
-    num_blocks, rest = divmod(num_rows, block_size)
-    arrays = tuple(
-        tf.TensorArray(
-            tf.float32, size=num_blocks, element_shape=[block_size, *shape]
-        )
-        for shape in row_shapes
-    )
-
-    def step(index, state, arrays):
-        state, rows = body(state, index * block_size, block_size)
-        arrays = tuple(
-            array.write(index, row)
-            for array, row in zip(arrays, rows, strict=True)
-        )
-        return index + 1, state, arrays
-
-    _, state, arrays = tf.while_loop(
-        lambda index, *_: index < num_blocks,
-        step,
-        (tf.constant(0), tuple(state), arrays),
-        parallel_iterations=1,
-    )
-    rows = tuple(
-        tf.reshape(array.stack(), [num_blocks * block_size, *shape])
-        for array, shape in zip(arrays, row_shapes, strict=True)
-    )
-    if rest:
-        state, tail = body(state, tf.constant(num_blocks * block_size), rest)
-        rows = tuple(
-            tf.concat([head, end], 0)
-            for head, end in zip(rows, tail, strict=True)
-        )
-    return state, rows
-
-
-def rows_from(tensor: tf.Tensor, start: tf.Tensor, size: int) -> tf.Tensor:
-    """`tensor[start : start + size]` with a static size, which XLA needs."""
-    begin = [start] + [0] * (tensor.shape.rank - 1)
-    return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
-
-
-def logaddexp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """`log(exp(left) + exp(right))`, elementwise; either may be -inf."""
-    high, low = tf.maximum(left, right), tf.minimum(left, right)
-    total = high + tf.math.log1p(tf.exp(low - high))
-    return tf.where(low > -np.inf, total, high)
-
-
-def _loss(forms, learner, ids, equal_ids, block_size, replicas):
-    """Checks the arguments; then the dense form, the blocks or the replicas."""
-    dense, blockwise, shared = forms
+def _loss(form, learner, ids, equal_ids, block_size, replicas):
+    """Checks the arguments, then computes the loss at once or by blocks."""
+    dense, by_blocks = form
     learner = Embeddings(*(tf.cast(part, tf.float32) for part in learner))
     if learner.image.shape.rank != 2 or not (
         learner.image.shape.is_compatible_with(learner.text.shape)
@@ -243,7 +155,9 @@ def _loss(forms, learner, ids, equal_ids, block_size, replicas):
     ids = _checked_ids(num_rows, ids, equal_ids)
     if replicas is None and block_size is None:
         size = num_rows or tf.shape(learner.image)[0]
-        return dense(learner, _pair_masks(size, ids, equal_ids))
+        logits = learner.scale * tf.matmul(*learner[:2], transpose_b=True)
+        masks = _pair_masks(size, ids, equal_ids)(0, size)
+        return dense(logits + learner.bias, *masks)
     block_size = num_rows if block_size is None else block_size
     if num_rows is None or block_size < 1:
         raise ValueError(
@@ -251,17 +165,7 @@ def _loss(forms, learner, ids, equal_ids, block_size, replicas):
             f"batch size. Received: block_size={block_size}, "
             f"batch {learner.image.shape}"
         )
-    block_size = min(block_size, num_rows)
-    if replicas is None:
-        pairs = _pair_masks(num_rows, ids, equal_ids)
-        return _with_gradient(blockwise, learner, pairs, block_size)
-    pairs = _pair_masks(
-        replicas.num_replicas * num_rows,
-        None if ids is None else replicas.all_gather(ids),
-        equal_ids,
-        replicas.replica_id * num_rows,
-    )
-    return _with_shared_gradient(shared, learner, pairs, block_size, replicas)
+    return _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas)
 
 
 def _checked_ids(num_rows, ids, equal_ids):
@@ -293,8 +197,8 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
     Args:
         num_rows: b.
         ids: int `[b]` or `[b, parts]`, or None.
-        equal_ids: what they say.
-        first_row: the row of all that `start` counts from.
+        equal_ids: the meaning of equal ids.
+        first_row: the row of the batch that `start` counts from.
     """
     parts = []
     if ids is not None:
@@ -309,7 +213,8 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
             return same, everything
         equal = everything
         for part in parts:
-            equal &= rows_from(part, start, size)[:, tf.newaxis] == part
+            of_rows = embeddings.rows_from(part, start, size)
+            equal &= of_rows[:, tf.newaxis] == part
         if equal_ids == "positive":
             return equal, everything
         return same, same | ~equal
@@ -317,250 +222,65 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
     return masks
 
 
-def _logits(learner, image):
-    cosines = tf.matmul(image, learner.text, transpose_b=True)
-    return learner.scale * cosines + learner.bias
+def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
+    """The loss over blocks of logits, with its gradient in closed form.
 
-
-def _mean_of_positives(logits, positive):
-    total = tf.reduce_sum(tf.where(positive, logits, 0.0), 1)
-    return total / tf.reduce_sum(tf.cast(positive, tf.float32), 1)
-
-
-def _sigmoid_terms(logits, positive, keep):
-    terms = tf.math.softplus(tf.where(positive, -logits, logits))
-    return tf.where(keep, terms, 0.0)
-
-
-def _sigmoid_dense(learner, pairs):
-    logits = _logits(learner, learner.image)
-    terms = _sigmoid_terms(logits, *pairs(0, tf.shape(logits)[0]))
-    return tf.reduce_mean(tf.reduce_sum(terms, 1))
-
-
-def _softmax_dense(learner, pairs):
-    logits = _logits(learner, learner.image)
-    positive, keep = pairs(0, tf.shape(logits)[0])
-    target = _mean_of_positives(logits, positive)
-    logits = tf.where(keep, logits, -np.inf)
-    rows, columns = (tf.reduce_logsumexp(logits, axis) for axis in (1, 0))
-    return tf.reduce_mean(0.5 * (rows + columns) - target)
-
-
-def _sigmoid_blockwise(learner, pairs, block_size):
-    """The value, and the function that gives d(b * value)/d(logits)."""
-
-    def block(state, start, size):
-        logits = _logits(learner, rows_from(learner.image, start, size))
-        terms = _sigmoid_terms(logits, *pairs(start, size))
-        return (state[0] + tf.reduce_sum(terms),), ()
-
-    num_rows = learner.image.shape[0]
-    (total,), _ = fold_row_blocks(
-        block, num_rows, block_size, state=(tf.constant(0.0),)
-    )
-
-    def slope(logits, start, size):
-        return _sigmoid_slopes(logits, *pairs(start, size))
-
-    return total / num_rows, slope
-
-
-def _sigmoid_slopes(logits, positive, keep):
-    # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
-    slopes = tf.where(positive, -tf.sigmoid(-logits), tf.sigmoid(logits))
-    return tf.where(keep, slopes, 0.0)
-
-
-def _softmax_blockwise(learner, pairs, block_size):
-    """The value, and the function that gives d(b * value)/d(logits)."""
-
-    def block(state, start, size):
-        total, columns = state
-        logits = _logits(learner, rows_from(learner.image, start, size))
-        positive, keep = pairs(start, size)
-        target = _mean_of_positives(logits, positive)
-        logits = tf.where(keep, logits, -np.inf)
-        rows = tf.reduce_logsumexp(logits, 1)
-        columns = logaddexp(columns, tf.reduce_logsumexp(logits, 0))
-        return (total + tf.reduce_sum(0.5 * rows - target), columns), (rows,)
-
-    num_rows = learner.image.shape[0]
-    (total, columns), (rows,) = fold_row_blocks(
-        block,
-        num_rows,
-        block_size,
-        state=(tf.constant(0.0), tf.fill([num_rows], -np.inf)),
-        row_shapes=((),),
-    )
-
-    def slope(logits, start, size):
-        normalisers = rows_from(rows, start, size), columns
-        return _softmax_slopes(logits, *normalisers, *pairs(start, size))
-
-    return (total + 0.5 * tf.reduce_sum(columns)) / num_rows, slope
-
-
-def _softmax_slopes(logits, rows, columns, positive, keep):
-    """Slopes of a block, given the log-sum-exps of its rows and columns."""
-    of_row = tf.exp(logits - rows[:, tf.newaxis])
-    of_column = tf.exp(logits - columns)
-    target = tf.cast(positive, tf.float32)
-    target /= tf.reduce_sum(target, 1, keepdims=True)
-    return tf.where(keep, 0.5 * (of_row + of_column), 0.0) - target
-
-
-def _with_gradient(blockwise, learner, pairs, block_size):
-    """A blockwise loss whose gradient forms each block of logits once more."""
+    The gradient forms every block once more. On one replica a block gives the
+    gradients of its images and its part of all texts'. On several, local
+    images x all texts give those of the images, and local texts x all images
+    those of the texts: each logit is formed twice, but no gradients `[b, dim]`
+    are added up over replicas.
+    """
     num_rows, dim = learner.image.shape
+    everyone, batch_size, first_row = learner[:2], num_rows, 0
+    if replicas is not None:
+        everyone = [
+            replicas.all_gather(tf.stop_gradient(part)) for part in everyone
+        ]
+        ids = None if ids is None else replicas.all_gather(ids)
+        batch_size *= replicas.num_replicas
+        first_row = replicas.replica_id * num_rows
+    pairs = _pair_masks(batch_size, ids, equal_ids, first_row)
 
     @tf.custom_gradient
     def loss(image, text, scale, bias):
-        parts = Embeddings(image, text, scale, bias)
-        value, slope = blockwise(parts, pairs, block_size)
+        images, texts = (image, text) if replicas is None else everyone
 
-        def block(state, start, size):
-            of_text, of_scale, of_bias = state
-            rows = rows_from(image, start, size)
-            cosines = tf.matmul(rows, text, transpose_b=True)
-            slopes = slope(scale * cosines + bias, start, size)
-            state = (
-                of_text + tf.matmul(slopes, rows, transpose_a=True),
-                of_scale + tf.reduce_sum(slopes * cosines),
-                of_bias + tf.reduce_sum(slopes),
+        def fold(rows, columns, body, state, row_shapes):
+            def block(state, start, size):
+                part = embeddings.rows_from(rows, start, size)
+                cosines = tf.matmul(part, columns, transpose_b=True)
+                return body(state, part, scale * cosines + bias, start, size)
+
+            return embeddings.fold_row_blocks(
+                block, num_rows, block_size, state=state, row_shapes=row_shapes
             )
-            return state, (tf.matmul(slopes, text),)
+
+        def pull(rows, columns, slope, state=()):
+            """Sums over columns of slope times column; of rows in `state`."""
+
+            def body(state, part, logits, start, size):
+                slopes = slope(logits, start, size)
+                if state:
+                    of_columns = tf.matmul(slopes, part, transpose_a=True)
+                    state = (state[0] + of_columns,)
+                sums = tf.matmul(slopes, columns), tf.reduce_sum(slopes, 1)
+                return state, sums
+
+            return fold(rows, columns, body, state, ((dim,), ()))
+
+        sides = (image, texts), (text, images)
+        total, slopes = by_blocks(fold, sides, pairs, replicas)
+        if replicas is not None:
+            total = replicas.all_reduce(total)
 
         def gradient(upstream):
-            zero = tf.constant(0.0)
-            (of_text, of_scale, of_bias), (of_image,) = fold_row_blocks(
-                block,
-                num_rows,
-                block_size,
-                state=(tf.zeros_like(text), zero, zero),
-                row_shapes=((dim,),),
-            )
-            upstream /= num_rows
-            return (
-                upstream * scale * of_image,
-                upstream * scale * of_text,
-                upstream * of_scale,
-                upstream * of_bias,
-            )
-
-        return value, gradient
-
-    return loss(*learner)
-
-
-def _sigmoid_shared(own, everyone, pairs, block_size, replicas):
-    """The own rows' part of b times the value, and the slopes' functions.
-
-    Args:
-        own: `Embeddings` of this replica's rows.
-        everyone: images and texts of all rows.
-
-    Returns:
-        A scalar, and for images with all texts and for texts with all images
-        the function that gives d(b * value)/d(logits).
-    """
-    _, texts = everyone
-
-    def block(state, start, size):
-        logits = _logits(
-            own._replace(text=texts), rows_from(own.image, start, size)
-        )
-        terms = _sigmoid_terms(logits, *pairs(start, size))
-        return (state[0] + tf.reduce_sum(terms),), ()
-
-    (total,), _ = fold_row_blocks(
-        block, own.image.shape[0], block_size, state=(tf.constant(0.0),)
-    )
-
-    def slope(logits, start, size):
-        # A pair and its mirror image are positive, or left out, together.
-        return _sigmoid_slopes(logits, *pairs(start, size))
-
-    return total, (slope, slope)
-
-
-def _softmax_shared(own, everyone, pairs, block_size, replicas):
-    """As `_sigmoid_shared`; every replica needs every normaliser."""
-
-    def log_sums(rows, columns):
-        def block(state, start, size):
-            logits = _logits(
-                own._replace(text=columns), rows_from(rows, start, size)
-            )
-            positive, keep = pairs(start, size)
-            target = _mean_of_positives(logits, positive)
-            logits = tf.where(keep, logits, -np.inf)
-            return state, (tf.reduce_logsumexp(logits, 1), target)
-
-        _, values = fold_row_blocks(
-            block, rows.shape[0], block_size, row_shapes=((), ())
-        )
-        return values
-
-    images, texts = everyone
-    over_texts, target = log_sums(own.image, texts)
-    over_images, _ = log_sums(own.text, images)
-    normalisers = replicas.all_gather(tf.stack([over_texts, over_images], 1))
-
-    def slope_of(own_sums, other_sums):
-        def slope(logits, start, size):
-            sums = rows_from(own_sums, start, size), other_sums
-            return _softmax_slopes(logits, *sums, *pairs(start, size))
-
-        return slope
-
-    return tf.reduce_sum(0.5 * (over_texts + over_images) - target), (
-        slope_of(over_texts, normalisers[:, 1]),
-        slope_of(over_images, normalisers[:, 0]),
-    )
-
-
-def _with_shared_gradient(shared, learner, pairs, block_size, replicas):
-    """A loss of all replicas' rows, with the gradient of the own rows.
-
-    The own images meet all texts for their gradient, and the own texts all
-    images for theirs. That forms each logit twice, but a replica needs nobody
-    else's part of a gradient: adding up `[b, dim]` of each would cost more.
-    """
-    everyone = tuple(
-        replicas.all_gather(tf.stop_gradient(part)) for part in learner[:2]
-    )
-    num_rows, dim = learner.image.shape
-    batch_size = replicas.num_replicas * num_rows
-
-    def pull(rows, columns, scale, bias, slope):
-        """Sums over columns of the slopes times the column, and of slopes."""
-
-        def block(state, start, size):
-            cosines = tf.matmul(
-                rows_from(rows, start, size), columns, transpose_b=True
-            )
-            slopes = slope(scale * cosines + bias, start, size)
-            return state, (
-                tf.matmul(slopes, columns),
-                tf.reduce_sum(slopes, 1),
-            )
-
-        _, sums = fold_row_blocks(
-            block, num_rows, block_size, row_shapes=((dim,), ())
-        )
-        return sums
-
-    @tf.custom_gradient
-    def loss(image, text, scale, bias):
-        own = Embeddings(image, text, scale, bias)
-        total, slopes = shared(own, everyone, pairs, block_size, replicas)
-        value = replicas.all_reduce(total) / batch_size
-
-        def gradient(upstream):
-            images, texts = everyone
-            of_image, of_logits = pull(image, texts, scale, bias, slopes[0])
-            of_text, _ = pull(text, images, scale, bias, slopes[1])
+            state = (tf.zeros_like(text),) if replicas is None else ()
+            state, (of_image, of_logits) = pull(*sides[0], slopes[0], state)
+            if replicas is None:
+                (of_text,) = state
+            else:
+                _, (of_text, _) = pull(*sides[1], slopes[1])
             upstream /= batch_size
             return (
                 upstream * scale * of_image,
@@ -570,6 +290,93 @@ def _with_shared_gradient(shared, learner, pairs, block_size, replicas):
                 upstream * tf.reduce_sum(of_logits),
             )
 
-        return value, gradient
+        return total / batch_size, gradient
 
     return loss(*learner)
+
+
+# Each loss has a dense form, `(logits, positive, keep) -> value`, and one by
+# blocks, `(fold, sides, pairs, replicas) -> total, slopes`: the local rows'
+# part of b times the value, and for both of `sides`, (local images, all texts)
+# and (local texts, all images), `(logits, start, size) -> d(total)/d(logits)`.
+
+
+def _sigmoid_terms(logits, positive, keep):
+    terms = tf.math.softplus(tf.where(positive, -logits, logits))
+    return tf.reduce_sum(tf.where(keep, terms, 0.0), 1)
+
+
+def _sigmoid_dense(logits, positive, keep):
+    return tf.reduce_mean(_sigmoid_terms(logits, positive, keep))
+
+
+def _sigmoid_by_blocks(fold, sides, pairs, replicas):
+    del replicas  # a row's loss needs nothing of other rows' losses
+
+    def body(state, part, logits, start, size):
+        return state, (_sigmoid_terms(logits, *pairs(start, size)),)
+
+    def slope(logits, start, size):
+        positive, keep = pairs(start, size)
+        # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
+        slopes = tf.where(positive, -tf.sigmoid(-logits), tf.sigmoid(logits))
+        return tf.where(keep, slopes, 0.0)
+
+    _, (terms,) = fold(*sides[0], body, (), ((),))
+    # A pair and its mirror image are positive, or left out, together.
+    return tf.reduce_sum(terms), (slope, slope)
+
+
+def _softmax_terms(logits, positive, keep):
+    """The mean logit of each row's positives, and the logits that count."""
+    total = tf.reduce_sum(tf.where(positive, logits, 0.0), 1)
+    target = total / tf.reduce_sum(tf.cast(positive, tf.float32), 1)
+    return target, tf.where(keep, logits, -np.inf)
+
+
+def _softmax_dense(logits, positive, keep):
+    target, logits = _softmax_terms(logits, positive, keep)
+    rows, columns = (tf.reduce_logsumexp(logits, axis) for axis in (1, 0))
+    return tf.reduce_mean(0.5 * (rows + columns) - target)
+
+
+def _softmax_by_blocks(fold, sides, pairs, replicas):
+    def body(state, part, logits, start, size):
+        target, logits = _softmax_terms(logits, *pairs(start, size))
+        if state:
+            columns = tf.reduce_logsumexp(logits, 0)
+            state = (embeddings.logaddexp(state[0], columns),)
+        return state, (tf.reduce_logsumexp(logits, 1), target)
+
+    row_shapes = ((), ())
+    if replicas is None:
+        state = (tf.fill([sides[0][1].shape[0]], -np.inf),)
+        state, (over_texts, target) = fold(*sides[0], body, state, row_shapes)
+        (over_images,) = state
+        everyone = over_texts, over_images
+    else:
+        _, (over_texts, target) = fold(*sides[0], body, (), row_shapes)
+        _, (over_images, _) = fold(*sides[1], body, (), row_shapes)
+        sums = tf.stack([over_texts, over_images], 1)
+        everyone = tf.unstack(replicas.all_gather(sums), axis=1)
+
+    def slope_of(row_sums, column_sums):
+        def slope(logits, start, size):
+            positive, keep = pairs(start, size)
+            rows = embeddings.rows_from(row_sums, start, size)
+            of_row = tf.exp(logits - rows[:, tf.newaxis])
+            of_column = tf.exp(logits - column_sums)
+            target = tf.cast(positive, tf.float32)
+            target /= tf.reduce_sum(target, 1, keepdims=True)
+            return tf.where(keep, 0.5 * (of_row + of_column), 0.0) - target
+
+        return slope
+
+    return tf.reduce_sum(0.5 * (over_texts + over_images) - target), (
+        slope_of(over_texts, everyone[1]),
+        slope_of(over_images, everyone[0]),
+    )
+
+
+_SIGMOID = _sigmoid_dense, _sigmoid_by_blocks
+_SOFTMAX = _softmax_dense, _softmax_by_blocks

@@ -21,6 +21,8 @@ from tensorflow_text.tools.wordpiece_vocab import (
     wordpiece_tokenizer_learner_lib as wordpiece_learner,
 )
 
+from jest_tf.selection import noise
+
 UNKNOWN_TOKEN = "[UNK]"
 END_TOKEN = "[EOS]"
 RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
@@ -330,9 +332,11 @@ def augment(
         return images
     height, width = images.shape[1:3]
     if places is None:
-        uniform = _uniform([5, tf.shape(images)[0]], seed)
+        uniform = noise.uniform([5, tf.shape(images)[0]], seed)
     else:
-        uniform = tf.gather(_uniform([5, batch_size], seed), places, axis=1)
+        uniform = tf.gather(
+            noise.uniform([5, batch_size], seed), places, axis=1
+        )
     area = min_area + (1 - min_area) * uniform[0]  # [b]
     limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
     root_aspect = tf.exp((uniform[1] - 0.5) * limit)
@@ -382,19 +386,6 @@ class Augmentation:
     def from_config(cls, config):
         """The augmentation that `get_config` describes."""
         return cls(**config)
-
-
-def _uniform(shape, seed):
-    """Multiples of 2**-24 in [0, 1), the same bits eagerly and under XLA.
-
-    Philox gives the same integers everywhere, but TensorFlow's kernel and XLA
-    make different floats of them.
-    """
-    bits = tf.random.stateless_uniform(
-        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
-    )
-    bits = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
-    return tf.cast(bits, tf.float32) * 2.0**-24
 
 
 def _sample_points(fraction, place, size):

@@ -1,9 +1,8 @@
-"""Who holds which rows of a super-batch, and how rows move between replicas.
+"""Placement of the rows of a draw: `deal` assigns them, `move` moves them.
 
 With R replicas the B rows of a super-batch lie B/R to a replica: row i of
-replica r is row `r * B/R + i` of all. `Whole` and `Share` hide from scores and
-samplers whether a replica holds all rows or a share of them; `deal` says which
-rows of a draw a replica trains on, and `move` brings them there.
+replica r is row `r * B/R + i` of all. `deal` assigns the rows of a draw to
+replicas to train on, and `move` brings them there.
 
 Everything works on static shapes. The collectives are handed in
 (`distribution.Replicas`, or anything with its methods); None is one replica.
@@ -15,198 +14,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-QUOTAS = ("global", "per_replica")
-
-
-class Whole:
-    """All rows of a super-batch, on the one replica that there is.
-
-    Attributes:
-        num_rows: rows held here.
-        super_batch_size: B, rows in all.
-        num_quotas: parts of the super-batch that each give as many rows to a
-            draw: 1, or R with quota "per_replica".
-        in_loops: whether `top` and `fetch` work inside a `tf.while_loop`.
-    """
-
-    def __init__(self, num_rows: int):
-        self.num_rows = self.super_batch_size = num_rows
-        self.num_quotas = 1
-        self.in_loops = True
-
-    def own(self, values: tf.Tensor) -> tf.Tensor:
-        """`[..., B]` of all rows -> `[..., B/R]` of the rows held here."""
-        return values
-
-    def top(self, keys: tf.Tensor, size: int) -> tf.Tensor:
-        """The `size` rows of all with the highest keys, highest first.
-
-        Ties go to the lower row. With quota "per_replica" they are the highest
-        `size / R` of each replica, one replica after another.
-
-        Args:
-            keys: float32 `[B/R]`, of the rows held here; -inf is never drawn.
-            size: a multiple of `num_quotas`.
-
-        Returns:
-            int32 `[size]`, rows of all, equal on every replica.
-        """
-        return tf.math.top_k(keys, size).indices
-
-    def fetch(self, tensors, rows: tf.Tensor):
-        """Rows of a structure of tensors, on every replica.
-
-        Args:
-            tensors: a nest of float tensors `[B/R, ...]`, the rows held here.
-            rows: int32 `[c]`, rows of all, equal on every replica.
-
-        Returns:
-            The nest of `[c, ...]`.
-        """
-        return tf.nest.map_structure(
-            lambda tensor: tf.gather(tensor, rows), tensors
-        )
-
-    def mask(self, rows: tf.Tensor) -> tf.Tensor:
-        """bool `[B/R]`: whether a row held here is among `rows` of all."""
-        return _mask(rows, self.num_rows)
-
-    def means(
-        self, values: dict[str, tf.Tensor], rows: tf.Tensor, kept: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """The means over `rows` of all, of float32 `[B/R]` of those held here.
-
-        Args:
-            values: by name, float32 `[B/R]`.
-            rows: int32 `[b]`, rows of all, each once.
-            kept: bool `[B/R]`, the mask of `rows`.
-        """
-        del kept
-        return {
-            name: tf.reduce_mean(tf.gather(value, rows))
-            for name, value in values.items()
-        }
-
-    def part(self, size: int) -> tf.Tensor:
-        """Places of `size` that this replica works through; int32 `[part]`.
-
-        Every place is some replica's; a place beyond the last is the last
-        once more, which `part_means` leaves out.
-        """
-        return tf.range(size)
-
-    def part_means(
-        self, values: dict[str, tf.Tensor], size: int
-    ) -> dict[str, tf.Tensor]:
-        """The means over `size` places, of float32 `[part]` of those here."""
-        del size
-        return {name: tf.reduce_mean(value) for name, value in values.items()}
-
-
-class Share(Whole):
-    """The rows of a super-batch that one of R replicas holds.
-
-    Methods as of `Whole`; all but `own`, `mask` and `part` are collectives.
-
-    Args:
-        num_rows: B/R, rows held here.
-        quota: "global" draws from all rows at once; "per_replica" as many from
-            each replica's rows.
-        replicas: the collectives.
-    """
-
-    def __init__(self, num_rows: int, quota: str, replicas):
-        super().__init__(num_rows)
-        self.super_batch_size = replicas.num_replicas * num_rows
-        self.num_quotas = 1 if quota == "global" else replicas.num_replicas
-        self.in_loops = replicas.in_loops
-        self._replicas = replicas
-        self._first = replicas.replica_id * num_rows
-
-    def own(self, values):
-        """A slice of the rows of all."""
-        leading = values.shape[:-1]
-        begin = [0] * len(leading) + [self._first]
-        return tf.slice(values, begin, [*leading, self.num_rows])
-
-    def top(self, keys, size):
-        """The best of what every replica offers of its own."""
-        offered = min(size // self.num_quotas, self.num_rows)
-        best = tf.math.top_k(keys, offered)
-        rows = self._replicas.all_gather(self._first + best.indices)
-        if self.num_quotas > 1:
-            return rows
-        # In the order of replicas, and within one of keys, then rows: of equal
-        # keys the lower row comes first here too.
-        keys = self._replicas.all_gather(best.values)
-        return tf.gather(rows, tf.math.top_k(keys, size).indices)
-
-    def fetch(self, tensors, rows):
-        """The owner's rows, everywhere."""
-        # Everybody but the owner adds zeros: b * dim a draw, not B * dim.
-        here, owned = self._local(rows)
-
-        def contribution(tensor):
-            values = tf.gather(tensor, tf.where(owned, here, 0))
-            shape = [-1] + [1] * (values.shape.rank - 1)
-            return tf.where(tf.reshape(owned, shape), values, 0.0)
-
-        return self._replicas.all_reduce(
-            tf.nest.map_structure(contribution, tensors)
-        )
-
-    def mask(self, rows):
-        """Of the rows held here."""
-        here, owned = self._local(rows)
-        # Rows of others fall on one more row, which is cut off.
-        spare = _mask(tf.where(owned, here, self.num_rows), self.num_rows + 1)
-        return spare[: self.num_rows]
-
-    def means(self, values, rows, kept):
-        """A sum of every replica's part."""
-        totals = self._replicas.all_reduce(
-            {
-                name: tf.reduce_sum(tf.where(kept, value, 0.0))
-                for name, value in values.items()
-            }
-        )
-        return {name: total / rows.shape[0] for name, total in totals.items()}
-
-    def part(self, size):
-        """The R-th of all places."""
-        return tf.minimum(self._places(size), size - 1)
-
-    def part_means(self, values, size):
-        """A sum of every replica's part."""
-        counted = self._places(size) < size
-        totals = self._replicas.all_reduce(
-            {
-                name: tf.reduce_sum(tf.where(counted, value, 0.0))
-                for name, value in values.items()
-            }
-        )
-        return {name: total / size for name, total in totals.items()}
-
-    def _local(self, rows):
-        """Rows of all as rows held here, and which of them are."""
-        here = rows - self._first
-        return here, (here >= 0) & (here < self.num_rows)
-
-    def _places(self, size):
-        length = -(-size // self._replicas.num_replicas)
-        return self._replicas.replica_id * length + tf.range(length)
-
-
-def held(num_rows: int, quota: str = "global", replicas=None) -> Whole:
-    """The rows that this replica holds, of all.
-
-    Raises:
-        ValueError: on an unknown `quota`.
-    """
-    _check_quota(quota)
-    if replicas is None:
-        return Whole(num_rows)
-    return Share(num_rows, quota, replicas)
+from jest_tf import config
 
 
 class Deal(NamedTuple):
@@ -398,14 +206,7 @@ def share(size: int, num_replicas: int, name: str) -> int:
 
 
 def _check_quota(quota):
-    if quota not in QUOTAS:
+    if quota not in config.QUOTAS:
         raise ValueError(
-            f"`quota` must be one of {QUOTAS}. Received: {quota!r}"
+            f"`quota` must be one of {config.QUOTAS}. Received: {quota!r}"
         )
-
-
-def _mask(rows, size):
-    mask = tf.zeros([size], tf.bool)
-    return tf.tensor_scatter_nd_update(
-        mask, rows[:, tf.newaxis], tf.ones_like(rows, tf.bool)
-    )

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import distribution
+from jest_tf.selection import noise
 
 # Odd, so that no two replicas get the same seed.
 _REPLICA_SALT = 0x3C6EF373
@@ -407,16 +408,8 @@ class Dropout(keras.layers.Dropout):
             return inputs
         seed = tf.cast(self.seed_generator.next(), tf.int32)
         replica = tf.stack([distribution.replica_id(), 0])
-        bits = tf.random.stateless_uniform(
-            tf.shape(inputs),
-            seed + _REPLICA_SALT * replica,
-            minval=None,
-            maxval=None,
-            dtype=tf.uint32,
-            alg="philox",
-        )
-        # Philox integers are the same bits with and without XLA.
-        uniform = tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2**-24
+        seed += _REPLICA_SALT * replica
+        uniform = noise.uniform(tf.shape(inputs), seed)
         kept = inputs * tf.cast(1 / (1 - self.rate), inputs.dtype)
         return tf.where(uniform < self.rate, tf.zeros_like(inputs), kept)
 

@@ -306,17 +306,20 @@ def select(
             num_quotas=1 if settings.quota == "global" else num_replicas,
         )
         return indices, None
-    draw = selection.SAMPLERS[settings.method](
+    draw = selection.draw(
         *embeddings,
-        batch_size=settings.batch_size,
-        num_chunks=settings.num_chunks,
-        seed=seed,
-        criterion=settings.criterion,
-        loss=settings.loss or step.loss,
-        first_chunk=settings.first_chunk,
-        gain=settings.gain,
-        quota=settings.quota,
-        replicas=replicas,
+        seed,
+        selection.Settings(
+            method=settings.method,
+            batch_size=settings.batch_size,
+            num_chunks=settings.num_chunks,
+            criterion=settings.criterion,
+            loss=settings.loss or step.loss,
+            first_chunk=settings.first_chunk,
+            gain=settings.gain,
+            quota=settings.quota,
+        ),
+        replicas,
     )
     return draw.indices, draw
 

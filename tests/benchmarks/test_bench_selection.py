@@ -228,7 +228,8 @@ class ReportTest(tf.test.TestCase):
         runs = {
             name: reference.Run(
                 config.TrainConfig(
-                    data=config.DataConfig(image_size=tiny.IMAGE_SIZE)
+                    data=config.DataConfig(image_size=tiny.IMAGE_SIZE),
+                    model=config.ModelConfig(patch_size=2),
                 ),
                 tokenizer,
                 tiny.learner(seed),

@@ -345,7 +345,7 @@ class GlobalQuotaTest(tf.test.TestCase):
             )
 
     def enter_sample_of(self, size):
-        return mock.patch.object(selection.samplers, "UNIFORM_ROWS", size)
+        return mock.patch.object(selection.report, "UNIFORM_ROWS", size)
 
     def test_a_summary_averages_over_all_rows(self):
         learner, reference = random_embeddings.models(24)

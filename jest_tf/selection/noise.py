@@ -1,0 +1,64 @@
+"""Random floats that are the same bits eagerly, in a graph and under XLA."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
+    """Uniform multiples of 2**-bits in [0, 1), float32 of `shape`.
+
+    Philox gives the same integers with and without XLA; TensorFlow's kernels
+    and XLA make different floats of them.
+
+    Args:
+        shape: of the result.
+        seed: int `[2]`.
+        bits: at most 24, the integers that float32 holds exactly.
+    """
+    integers = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+    integers = tf.bitwise.right_shift(integers, 32 - bits)
+    return tf.cast(integers, tf.float32) * 2.0**-bits
+
+
+def gumbel_noise(
+    seed: Sequence[int] | tf.Tensor, num_chunks: int, super_batch_size: int
+) -> tf.Tensor:
+    """Standard Gumbel noise for every chunk and row of a draw.
+
+    The top k rows of `logits + noise` are k rows drawn without replacement
+    with p proportional to exp(logits) (Kool et al. 2019, arXiv 1903.06059).
+
+    Args:
+        seed: two integers, (run seed, step).
+        num_chunks: N.
+        super_batch_size: B.
+
+    Returns:
+        float32 `[N, B]`, a function of its arguments alone.
+
+    Raises:
+        ValueError: unless `seed` is two integers.
+    """
+    # The middles of 2^23 cells of (0, 1): never 0 or 1, and exact in float32.
+    cells = uniform([num_chunks, super_batch_size], seed_tensor(seed), bits=23)
+    return -tf.math.log(-tf.math.log(cells + 2.0**-24))
+
+
+def seed_tensor(seed: Sequence[int] | tf.Tensor) -> tf.Tensor:
+    """The seed of a draw as int32 `[2]`.
+
+    Raises:
+        ValueError: unless it is two integers.
+    """
+    if isinstance(seed, (tuple, list)):
+        seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
+    seed = tf.cast(tf.convert_to_tensor(seed), tf.int32)
+    if seed.shape != (2,):
+        raise ValueError(
+            "`seed` must be two integers, (run seed, step). "
+            f"Received: shape {seed.shape}"
+        )
+    return seed

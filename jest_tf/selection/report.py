@@ -1,0 +1,170 @@
+"""`Draw`: a sub-batch, and the losses and scores to report about it."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.embeddings import Embeddings
+from jest_tf.selection import local_rows, noise, scores, settings
+
+# Rows of the uniform draw that a draw is compared with. For larger sub-batches
+# its score is scaled up from so many rows.
+UNIFORM_ROWS = 1024
+
+
+class Draw(NamedTuple):
+    """A sub-batch, and the losses and scores of its super-batch.
+
+    A row's loss is its share of the contrastive loss of the sub-batch; for a
+    row that was not chosen, the share it would have as one more row. The mean
+    over the chosen rows is the sub-batch's loss.
+
+    With R replicas, all have the same indices and scores. The other fields
+    cover the B/R rows of each replica, from row r * B/R of replica r on, and
+    each replica's part of the uniform draw.
+
+    Attributes:
+        indices: int32 `[b]`, rows of the super-batch in the order drawn; with
+            quota "per_replica", chunk by chunk, those of replica 0 first.
+        score: float32 scalar, the criterion of the sub-batch: for learnability
+            the learner's loss on it minus the reference's. NaN, in a graph that
+            XLA compiles, if embeddings on this replica are not finite.
+        uniform_score: float32 scalar, the same of a uniform draw of `b` rows.
+            Above 1,024 rows it is scaled up from a uniform draw of 1,024.
+        kept: bool `[B/R]`, true for the chosen rows.
+        learner_loss: float32 `[B/R]`, given the sub-batch; None without
+            learner.
+        reference_loss: float32 `[B/R]`, the same of the reference.
+        own_score: float32 `[B/R]`, the criterion of each row's own pair, by
+            which `independent_rows` draws.
+        uniform_places: int32 `[u]`, the rows of the uniform draw that the next
+            two fields cover, in the order drawn; the last may be repeated.
+        uniform_learner_loss: float32 `[u]`, of rows of the uniform draw given
+            that draw; None without learner.
+        uniform_reference_loss: float32 `[u]`, the same of the reference.
+    """
+
+    indices: tf.Tensor
+    score: tf.Tensor
+    uniform_score: tf.Tensor
+    kept: tf.Tensor
+    learner_loss: tf.Tensor | None
+    reference_loss: tf.Tensor | None
+    own_score: tf.Tensor
+    uniform_places: tf.Tensor
+    uniform_learner_loss: tf.Tensor | None
+    uniform_reference_loss: tf.Tensor | None
+
+
+def report(
+    state: scores.State,
+    indices: tf.Tensor,
+    own_score: tf.Tensor,
+    seed: tf.Tensor,
+    criterion: str,
+    local: local_rows.LocalRows,
+) -> Draw:
+    """The `Draw` of `indices`, int32 `[b]`, all of which `state` has."""
+    size = indices.shape[0]
+    row_losses = scores.row_losses(state)
+    means = local.means(row_losses, state.kept, size)
+    uniform_score, places, uniform_losses = _uniform_draw(
+        state, size, seed, criterion, local
+    )
+    # Under XLA nothing checks the embeddings, and a row whose score is NaN
+    # need not be drawn: the score of the draw shows it.
+    finite = tf.reduce_all(tf.math.is_finite(own_score))
+    score = scores.by_criterion(criterion, means)
+    return Draw(
+        indices=indices,
+        score=tf.where(finite, score, np.nan),
+        uniform_score=uniform_score,
+        kept=state.kept,
+        learner_loss=row_losses.get("learner"),
+        reference_loss=row_losses.get("reference"),
+        own_score=own_score,
+        uniform_places=places,
+        uniform_learner_loss=uniform_losses.get("learner"),
+        uniform_reference_loss=uniform_losses.get("reference"),
+    )
+
+
+def _uniform_draw(state, batch_size, seed, criterion, local):
+    """A uniform draw of `batch_size` rows: criterion, places, their losses."""
+    size = min(batch_size, UNIFORM_ROWS)
+    # Other noise than the draw's, or they would have rows in common.
+    seed = tf.bitwise.bitwise_xor(noise.seed_tensor(seed), [0x5EED, 0])
+    keys = noise.gumbel_noise(seed, 1, local.super_batch_size)[0]
+    rows = tf.math.top_k(keys, size).indices
+    sample = local.fetch(
+        {name: model.model[:2] for name, model in state.models.items()}, rows
+    )
+    places, counted = local.share(size)
+    losses = {}
+    for name, model in state.models.items():
+        image, text = (tf.gather(part, places) for part in sample[name])
+        own = type(model).start(model.model._replace(image=image, text=text))
+        losses[name] = own.add(*sample[name]).sample_losses(size, batch_size)
+    means = local.means(losses, counted, size)
+    return scores.by_criterion(criterion, means), places, losses
+
+
+def sub_batch_score(
+    learner: Embeddings | None,
+    reference: Embeddings | None,
+    rows: tf.Tensor,
+    *,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The criterion of a given sub-batch.
+
+    Args:
+        learner: embeddings of the super-batch, `[B, dim]`, or None.
+        reference: embeddings of the same rows, or None.
+        rows: int32 `[b]`, distinct.
+        criterion: as in `Settings`.
+        loss: as in `Settings`.
+
+    Returns:
+        float32 scalar, as `Draw.score`; float32 `[B]`, the score of each row
+        given the sub-batch, by which a further chunk would be drawn. It has no
+        meaning for rows of the sub-batch.
+    """
+    size = rows.shape[0]
+    settings.Settings("joint", size, criterion=criterion, loss=loss)
+    models = scores.check_models(learner, reference, criterion)
+    state = scores.start(models, loss)
+    local = local_rows.LocalRows(state.kept.shape[0])
+    state = scores.add(state, rows, local)
+    means = local.means(scores.row_losses(state), state.kept, size)
+    return (
+        scores.by_criterion(criterion, means),
+        scores.conditional(state, criterion),
+    )
+
+
+def summarize(draw: Draw, replicas=None) -> dict[str, tf.Tensor]:
+    """The scalars of a draw for a log, by name.
+
+    `score` and `uniform_score`, and for each model the mean loss of the kept
+    and of the dropped rows, 0 where there are none. With `replicas` the means
+    cover the rows of all replicas.
+    """
+    totals = {}
+    for model in ("learner", "reference"):
+        values = getattr(draw, f"{model}_loss")
+        if values is None:
+            continue
+        for name, rows in (("kept", draw.kept), ("dropped", ~draw.kept)):
+            totals[f"{model}_loss_{name}"] = (
+                tf.reduce_sum(tf.where(rows, values, 0.0)),
+                tf.reduce_sum(tf.cast(rows, tf.float32)),
+            )
+    if replicas is not None:
+        totals = replicas.all_reduce(totals)
+    means = {
+        name: tf.math.divide_no_nan(*total) for name, total in totals.items()
+    }
+    return {"score": draw.score, "uniform_score": draw.uniform_score, **means}

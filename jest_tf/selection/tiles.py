@@ -1,0 +1,129 @@
+"""Sums over the pairs of all rows with the chosen ones, tile by tile.
+
+No matrix of pairs is formed: a tile of logits is made from the embeddings,
+summed and thrown away. Work O(B b dim), memory a tile.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import embeddings
+from jest_tf.embeddings import Embeddings
+
+# A tile of logits is at most 16 MB of float32: large enough for the matrix
+# product to run at full speed and for the loop to cost little, small beside
+# the embeddings (benchmarks/bench_selection.py).
+_TILE_LOGITS = 4096 * 1024
+_TALLEST_TILE = 16384
+# Tiles from this width on are worth the launch of a fused kernel. Not from a
+# size on, which would depend on the number of replicas, and the last bit on it.
+_FUSED_COLUMNS = 32
+# Columns whose terms the fused kernel brings together before they are written.
+_GROUP = 16
+
+
+def reduce_pairs(
+    reduce: Callable, model: Embeddings, image: tf.Tensor, text: tf.Tensor
+) -> tf.Tensor:
+    """Reduces the cosines of all rows with the chosen ones, both ways.
+
+    Args:
+        reduce: `[rows, c]` cosines of a tile -> `[rows]`.
+        model: embeddings of the rows, `[B/R, dim]`.
+        image: float32 `[c, dim]`, the chosen rows' images.
+        text: float32 `[c, dim]`, the chosen rows' texts.
+
+    Returns:
+        float32 `[2, B/R]`, of images with texts, and of texts with images.
+    """
+
+    def one_way(rows, columns):
+        def tile(state, start, size):
+            part = embeddings.rows_from(rows, start, size)
+            cosines = tf.matmul(part, columns, transpose_b=True)
+            return state, (reduce(cosines),)
+
+        height = tile_rows(columns.shape[0])
+        _, (values,) = embeddings.fold_row_blocks(
+            tile, rows.shape[0], height, row_shapes=((),)
+        )
+        return values
+
+    # Stacked and not added up: TensorFlow 2.20 rewrites a chain of additions
+    # in a nested loop into temporary variables whose names collide.
+    return tf.stack([one_way(model.image, text), one_way(model.text, image)])
+
+
+def tile_rows(num_columns: int) -> int:
+    """The rows of a tile of so many columns."""
+    return min(max(1, _TILE_LOGITS // num_columns), _TALLEST_TILE)
+
+
+def sum_softplus(
+    cosines: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor
+) -> tf.Tensor:
+    """`reduce_sum(softplus(scale * cosines + bias), 1)`, to 2e-6 of itself."""
+    if cosines.shape[1] < _FUSED_COLUMNS:
+        return tf.reduce_sum(tf.math.softplus(scale * cosines + bias), 1)
+    return tf.reduce_sum(_softplus_of_groups(cosines, scale, bias), 1)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _softplus_of_groups(cosines, scale, bias):
+    """Sums of softplus over groups of columns, with one logarithm each.
+
+    softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|) <= 1, and a sum of
+    logarithms is the logarithm of the product, here of at most 2^16. Products
+    are kept less 1, which loses nothing of a small e. XLA makes one pass over
+    the tile of what are some fifteen for TensorFlow.
+
+    A group's columns lie a fixed stride apart, so that all work is elementwise
+    over contiguous parts of the tile: XLA does not vectorise reductions on
+    CPUs. Logits are formed of each part, because those of the whole tile would
+    be written before they are split. Columns of -inf, which add 0, fill the
+    last groups.
+
+    Args:
+        cosines: float32 `[rows, columns]`.
+        scale: float32 scalar, of the logits.
+        bias: float32 scalar, of the logits.
+
+    Returns:
+        float32 `[rows, ceil(columns / 16)]`.
+    """
+    num_columns = cosines.shape[1]
+    width = -(-num_columns // _GROUP)
+    padding = [[0, 0], [0, width * _GROUP - num_columns]]
+    terms = []
+    for n, part in enumerate(tf.split(tf.pad(cosines, padding), _GROUP, 1)):
+        logits = scale * part + bias
+        columns = n * width + np.arange(width)
+        if columns[-1] >= num_columns:
+            logits = tf.where(columns < num_columns, logits, -np.inf)
+        terms.append((tf.nn.relu(logits), tf.exp(-tf.abs(logits))))
+    while len(terms) > 1:
+        terms = [
+            # (1 + p)(1 + q) - 1
+            (left + right, p + q * (1.0 + p))
+            for (left, p), (right, q) in zip(
+                terms[::2], terms[1::2], strict=True
+            )
+        ]
+    positive, product = terms[0]
+    return positive + _log1p(product)
+
+
+def _log1p(values):
+    """log(1 + values) for values >= 0, to 3e-6 of itself.
+
+    XLA's log1p is slow on CPUs: with it, draws take 1.2 to 1.7 times as long.
+    """
+    # The series to the fifth power; its next term is below 4e-9 of the value.
+    series = values * (
+        1.0
+        - values
+        * (1 / 2 - values * (1 / 3 - values * (1 / 4 - values * (1 / 5))))
+    )
+    return tf.where(values < 0.03, series, tf.math.log(1.0 + values))
