@@ -24,7 +24,13 @@ import tensorflow as tf
 
 from benchmarks import index_growth, report
 from jest_tf import config as config_lib
-from jest_tf.data import pipeline, preprocessing, stores, stream
+from jest_tf.data import (
+    pictures,
+    pipeline,
+    stores,
+    stream,
+    tokenizers,
+)
 from jest_tf.data.stores import tfrecords
 
 _COMMAND = "python -m benchmarks.bench_input"
@@ -319,7 +325,7 @@ def write_pictures(directory: str, num_pictures: int) -> stores.Store:
     rng = np.random.default_rng(_SEED)
     path = os.path.join(directory, "pictures.tfrecord")
     tiles = [
-        preprocessing.decode_image(record.image, _TILE).numpy()
+        pictures.decode_image(record.image, _TILE).numpy()
         for record in pool.read(rng.permutation(len(pool))[:1024])
     ]
     captions = list(pool.columns(["caption"])["caption"])
@@ -360,7 +366,7 @@ def _rate_of_run(config, workdir):
         stores.open_store(paths, index_dir=data.index_dir),
         super_batch_size=data.super_batch_size,
         seed=config.seed,
-        tokenizer=preprocessing.load_tokenizer(workdir, data.text_length),
+        tokenizer=tokenizers.load_tokenizer(workdir, data.text_length),
         image_size=data.image_size,
     )
     return _rate(dataset, data.super_batch_size, 20)
@@ -400,8 +406,8 @@ def _bare_rate(dataset, super_batch_size, steps):
 def _stream(store, super_batch_size, size, start_step=0):
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [*letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = preprocessing.WordPieceTokenizer(
-        [*preprocessing.RESERVED_TOKENS, *vocabulary], 64
+    tokenizer = tokenizers.WordPieceTokenizer(
+        [*tokenizers.RESERVED_TOKENS, *vocabulary], 64
     )
     return pipeline.super_batches(
         store,

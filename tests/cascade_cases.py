@@ -6,15 +6,16 @@ import tempfile
 import numpy as np
 import shard_files
 import sidecar_files
+import streams
 import tensorflow as tf
 
 from jest_tf import config
 from jest_tf.data import (
     cascade,
     pipeline,
-    preprocessing,
     sidecars,
     stores,
+    tokenizers,
 )
 from jest_tf.data.sidecars import embed, file_format
 
@@ -22,7 +23,7 @@ SEED, SIZE = 5, 4
 DIM = 6  # the tiny learner's, which is drawn to these
 LENGTHS = (33, 7, 40)
 DESCRIPTION = file_format.Description("a", "b", "c", DIM, 20.0, -8.0)
-TOKENIZER = preprocessing.WordPieceTokenizer(
+TOKENIZER = tokenizers.WordPieceTokenizer(
     ["[UNK]", "[EOS]", "##0", *"abcdefghijklmnopqrstuvwxyz0123456789"], 4
 )
 # The records that the sidecars have no embedding of.
@@ -95,9 +96,7 @@ class CascadeTestCase(tf.test.TestCase):
             "image_size": SIZE,
             "faults": pipeline.FaultLog(None, 1.0),
         } | settings
-        dataset = pipeline.super_batches(
-            self.store, cascade=chooser, **settings
-        )
+        dataset = streams.super_batches(self.store, cascade=chooser, **settings)
         return list(dataset.take(count).as_numpy_iterator())
 
     def assert_equal_batches(self, ours, theirs):

@@ -15,7 +15,7 @@ import tiny
 
 import jest_tf
 from jest_tf import config, distribution, training
-from jest_tf.data import preprocessing
+from jest_tf.data import augmentation, tokenizers
 from jest_tf.distribution import keras_fit
 from jest_tf.models import layers, reference
 
@@ -387,7 +387,7 @@ def build(
             settings,
             **{
                 "seed": SEED,
-                "augment": preprocessing.Augmentation(flip=True, min_area=0.5),
+                "augment": augmentation.Augmentation(flip=True, min_area=0.5),
             }
             | more,
         )
@@ -617,7 +617,7 @@ class RefusalsTest(tf.test.TestCase):
                         config.TrainConfig(
                             data=config.DataConfig(image_size=tiny.IMAGE_SIZE)
                         ),
-                        preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3),
+                        tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
                         learner,
                     )
                 )

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, distribution, training
-from jest_tf.data import preprocessing
+from jest_tf.data import augmentation
 from jest_tf.distribution import keras_fit
 
 SELECTION = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
@@ -41,7 +41,7 @@ def train(strategy, steps_per_execution):
             tiny.learner(0),
             tiny.learner(5),
             SELECTION,
-            augment=preprocessing.Augmentation(flip=True, min_area=0.5),
+            augment=augmentation.Augmentation(flip=True, min_area=0.5),
         )
         model.compile(
             optimizer=SGD(0.05, global_clipnorm=0.3),

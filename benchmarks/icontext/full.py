@@ -321,13 +321,13 @@ def _merged(parts, styles, splits, drops):
 
 def _write_vocabulary(out, records):
     """vocab.txt, of what may be trained on; one for all runs."""
-    from jest_tf.data import preprocessing  # imports TensorFlow
+    from jest_tf.data import tokenizers  # imports TensorFlow
 
     captions = (text for record in records for text in record.row.captions)
-    vocabulary = preprocessing.build_wordpiece_vocabulary(
+    vocabulary = tokenizers.build_wordpiece_vocabulary(
         captions, VOCABULARY_SIZE
     )
-    preprocessing.WordPieceTokenizer(vocabulary, 1).save(os.fspath(out))
+    tokenizers.WordPieceTokenizer(vocabulary, 1).save(os.fspath(out))
 
 
 def _write(cache, out, splits, origin):

@@ -88,6 +88,7 @@ def run(flags: argparse.Namespace) -> None:
         [
             stores.open_store(
                 pattern,
+                max_image_pixels=flags.max_image_pixels,
                 progress=progress.Progress("indexing", "bytes"),
                 **{name: vars(flags)[name] for name in flags_lib.FORMAT_FIELDS},
             )
@@ -101,7 +102,6 @@ def run(flags: argparse.Namespace) -> None:
         description,
         flags.output,
         image_size=teacher.config.data.image_size,
-        max_image_pixels=flags.max_image_pixels,
         batch_size=flags.batch_size,
         dtype=flags.dtype,
         shards=range(flags.host, len(store.shards.paths), flags.num_hosts),
@@ -113,14 +113,7 @@ def run(flags: argparse.Namespace) -> None:
         raise SystemExit(interruptions.EXIT_CODE)
     if flags.check:
         sidecars = sidecars_lib.Sidecars(store, flags.output, description)
-        print(
-            precision.compare(
-                teacher,
-                store,
-                sidecars,
-                max_image_pixels=flags.max_image_pixels,
-            )
-        )
+        print(precision.compare(teacher, store, sidecars))
 
 
 def _check(flags):

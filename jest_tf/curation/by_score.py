@@ -160,7 +160,6 @@ class Model(NamedTuple):
             description,
             self.sidecar_dir,
             image_size=run.config.data.image_size,
-            max_image_pixels=run.config.data.max_image_pixels,
             dtype=_dtype(store, self.sidecar_dir),
             progress=progress,
         )

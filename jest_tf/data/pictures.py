@@ -1,16 +1,17 @@
-"""Checks of stored pictures before TensorFlow decodes them.
+"""Stored pictures to square uint8 arrays.
 
-`prepare` reads the size from the header, and refuses pictures that are too
-large or of an unknown format. JPEG, PNG and plain WebP pass through. Of GIF,
-BMP and any other WebP, `tf.io.decode_image` decodes some to wrong pixels or to
-memory that nobody wrote, and of animations all frames, so Pillow decodes these
-here and hands on the first frame as PNG. `decode` goes on to the pixels, one
-picture at a time; `data/pipeline.py` has the fast way.
+`prepare` comes first: it reads the size from the header and refuses pictures
+that are too large or of an unknown format. JPEG, PNG and plain WebP pass
+through. Of GIF, BMP and any other WebP, `tf.io.decode_image` decodes some to
+wrong pixels or to memory that nobody wrote, and of animations all frames, so
+Pillow decodes these here and hands on the first frame as PNG. The pixels come
+from `decode`, one picture at a time, or in a graph from `decode_batch`.
 """
 
 import io
 import re
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -79,6 +80,100 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
     except tf.errors.OpError as error:
         reason = re.sub(r"{{.*}} | \[Op:.*", "", error.message)
         return shards.Fault(f"damaged picture: {shards.one_line(reason)}")
+
+
+def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP and makes it square.
+
+    Gray becomes RGB and alpha is dropped. A picture of another size is resized
+    without regard to its aspect (SigLIP does so), bilinearly with
+    anti-aliasing, and rounded.
+
+    Args:
+        encoded: string scalar.
+        image_size: S, the side in pixels.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return resize_image(image, image_size)
+
+
+def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Squashes a picture to a square; one that fits passes untouched.
+
+    Args:
+        image: uint8 [H, W, 3].
+        image_size: S, the side in pixels.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    size = [image_size, image_size]
+
+    def resize():
+        # What `tf.image.resize(image, size, "bilinear", antialias=True)` comes
+        # to, bit for bit, without the dozen small operations around it.
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=image[tf.newaxis],
+            size=size,
+            scale=tf.cast(size, tf.float32)
+            / tf.cast(tf.shape(image)[:2], tf.float32),
+            translation=[0.0, 0.0],
+            kernel_type="triangle",
+            antialias=True,
+        )
+        # A mean of levels with positive weights: there is nothing to clip.
+        return tf.cast(tf.round(resized[0]), tf.uint8)
+
+    fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
+    square = tf.cond(fits, lambda: image, resize)
+    return tf.ensure_shape(square, [*size, 3])
+
+
+def decode_batch(
+    encoded: tf.Tensor, image_sizes: Mapping[str, int]
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Decodes many pictures; leaves out those that are damaged.
+
+    Args:
+        encoded: string [k], from `prepare`.
+        image_sizes: a name and S for each size to resize every picture to.
+
+    Returns:
+        Numbers of the pictures that decode, int64 [m], and these pictures by
+        name, uint8 [m, S, S, 3].
+    """
+
+    def decode_one(place, encoded):
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        return place, {
+            name: resize_image(image, size)
+            for name, size in image_sizes.items()
+        }
+
+    # A graph cannot catch an error, but a dataset can drop the element that
+    # raised one. If it drops all of them, the empty batch is what is left.
+    nothing = tf.data.Dataset.from_tensors(
+        (
+            tf.zeros([0], tf.int64),
+            {
+                name: tf.zeros([0, size, size, 3], tf.uint8)
+                for name, size in image_sizes.items()
+            },
+        )
+    )
+    return (
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .enumerate()
+        .map(decode_one)
+        .ignore_errors()
+        .batch(tf.size(encoded, tf.int64))
+        .concatenate(nothing)
+        .take(1)
+        .get_single_element()
+    )
 
 
 class _Refused(Exception):

@@ -1,43 +1,41 @@
-"""Records at positions of the stream, and others where they cannot be had.
+"""Records at positions of the stream, and their replacements.
 
-What stands at a position is a pure function of (seed, position) and of the
-data: of the record at the position's row, and if that cannot be had, of those
-at its substitutes, one after the other (`stream.py`). A record can be had if
-its store can read it, it has a caption that is not blank, its picture can be
-decoded, and its sidecar, where there is one, has its embeddings. Everything
-here runs in Python and NumPy; the pictures of records that turn out whole are
-decoded in `pipeline.py`.
+The example at a position is a pure function of (seed, position) and the data:
+the record at the position's row or, if it is unreadable, the first readable one
+of the position's substitutes (`data/stream.py`). A record is readable if its
+store can read it, it has a caption that is not blank, its picture decodes, and
+its sidecar, if there is one, has its embeddings. Everything here is Python and
+NumPy; `data/pipeline.py` decodes the pictures in a graph.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from jest_tf.data import fault_log, pictures, preprocessing, stores, stream
+from jest_tf.data import fault_log, pictures, stores, stream
 
 # Substitutes that are tried. At a fault rate of 10 %, 16 in a row fail once in
 # 1e16 positions.
 MAX_ATTEMPTS = 16
 
 NO_CAPTION = stores.Fault("no caption that is not blank")
-# What could not be read when its sidecar was written.
+# The record was unreadable when its sidecar was written.
 NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 
-# Keeps the choice of a caption apart from other uses of a position.
+# Separates the choice of a caption from other uses of a position.
 _CAPTION_SALT = 0x63617074696F6E
 
 
 class Chunk(NamedTuple):
-    """What was read for neighbouring positions.
+    """The records at neighbouring positions.
 
     Attributes:
-        rows: int64 [k], the records in the end.
+        rows: int64 [k], row of each record, after replacements.
         attempts: int64 [k], 0, or the number of the substitute.
         pictures: bytes [k], encoded.
-        captions: bytes [k], the chosen ones.
-        choices: int64 [k], which of the record's captions they are.
+        captions: bytes [k], the chosen captions.
+        choices: int64 [k], number of the chosen caption in its record.
     """
 
     rows: np.ndarray
@@ -54,11 +52,10 @@ class Reader:
         store: the records.
         order: `stream.Order` or `stream.Mixture` over them.
         seed: the run's seed, for the choice of captions.
-        step_size: positions of a step, which tells the step of one.
-        max_pixels: of a picture.
-        log: told of the records that cannot be had.
-        embedded: rows int64 [k] -> bool [k], which have embeddings in their
-            sidecars; None where none are needed.
+        step_size: positions of a step.
+        log: counts and logs unreadable records.
+        embedded: rows int64 [k] -> bool [k], whether the sidecars have their
+            embeddings; None needs none.
     """
 
     def __init__(
@@ -68,7 +65,6 @@ class Reader:
         *,
         seed: int,
         step_size: int,
-        max_pixels: int,
         log: fault_log.FaultLog,
         embedded: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
@@ -76,76 +72,66 @@ class Reader:
         self._order = order
         self._seed = seed
         self._step_size = step_size
-        self._max_pixels = max_pixels
         self._log = log
         self._embedded = embedded
 
     def read(self, positions: np.ndarray) -> Chunk:
-        """Reads, and replaces what is known to be bad before decoding.
+        """Reads records; replaces those found unreadable before decoding.
 
         Args:
             positions: int64 [k].
 
         Raises:
-            ValueError: too many records cannot be had.
+            ValueError: too many records are unreadable.
         """
         rows = self._order.rows(positions)
-        chunk = _empty_chunk(rows)
+        count = len(rows)
+        chunk = Chunk(
+            rows,
+            np.zeros(count, np.int64),
+            # Not arrays of type S, which would drop trailing zero bytes.
+            np.empty(count, object),
+            np.empty(count, object),
+            np.zeros(count, np.int64),
+        )
         numbers = caption_numbers(self._seed, positions).tolist()
-        bad = []
-        for i, (record, number) in enumerate(
-            zip(self._records(rows), numbers, strict=True)
-        ):
-            found = self._choose(record, number)
-            if isinstance(found, stores.Fault):
-                bad.append((i, found))
-            else:
-                chunk.pictures[i], chunk.captions[i], chunk.choices[i] = found
-        for i, fault in bad:
-            self._replace(chunk, i, int(positions[i]), numbers[i], fault)
-        self._log.count(len(positions), len(bad))
+        for i, record in enumerate(self._records(rows)):
+            fault = self._take(chunk, i, record, numbers[i])
+            if fault:
+                self._replace(chunk, i, int(positions[i]), numbers[i], fault)
+        self._log.count(count, int((chunk.attempts > 0).sum()))
         return chunk
 
     def repair(
-        self,
-        positions: np.ndarray,
-        chunk: Chunk,
-        missing: np.ndarray,
-        sizes: Sequence[int],
+        self, positions: np.ndarray, chunk: Chunk, missing: np.ndarray
     ) -> list[np.ndarray]:
-        """Replaces records whose pictures could not be decoded, in place.
+        """Replaces, in place, records whose pictures did not decode.
 
         Args:
             positions: int64 [k].
-            chunk: what `read` returned for them.
-            missing: int64 [m], those of the k that could not be decoded.
-            sizes: sides of the pictures to make.
+            chunk: the result of `read` for them.
+            missing: int64 [m], numbers of those that did not decode.
 
         Returns:
-            The pictures in place of the missing ones, uint8 [m, S, S, 3] for
-            each size.
+            m pictures in their place, uint8 [H, W, 3] each.
 
         Raises:
-            ValueError: too many records cannot be had.
+            ValueError: too many records are unreadable.
         """
         numbers = caption_numbers(self._seed, positions).tolist()
         decoded = []
         before = int((chunk.attempts > 0).sum())
         for i in missing.tolist():
-            image = pictures.decode(chunk.pictures[i], self._max_pixels)
+            image = self._decode(chunk, i)
             while isinstance(image, stores.Fault):
                 self._replace(chunk, i, int(positions[i]), numbers[i], image)
-                image = pictures.decode(chunk.pictures[i], self._max_pixels)
+                image = self._decode(chunk, i)
             decoded.append(image)
         self._log.count(0, int((chunk.attempts > 0).sum()) - before)
-        # An accelerator must not be waited for, or round otherwise.
-        with tf.device("CPU:0"):
-            return [
-                np.stack(
-                    [preprocessing.resize_image(one, size) for one in decoded]
-                )
-                for size in sizes
-            ]
+        return decoded
+
+    def _decode(self, chunk, i):
+        return pictures.decode(chunk.pictures[i], self._store.max_image_pixels)
 
     def _records(self, rows):
         found = self._store.read(rows)
@@ -154,24 +140,34 @@ class Reader:
                 found[i] = NO_EMBEDDING
         return found
 
-    def _choose(self, record, number):
-        """(picture, caption, its index) of a record, or a fault."""
+    def _take(self, chunk, i, record, number):
+        """Puts a record at place i of a chunk, or returns its fault."""
         if isinstance(record, stores.Fault):
             return record
         choices = candidates(record.captions)
         if not choices:
             return NO_CAPTION
-        picture = pictures.prepare(record.image, self._max_pixels)
+        limit = self._store.max_image_pixels
+        picture = pictures.prepare(record.image, limit)
         if isinstance(picture, stores.Fault):
             return picture
         choice = choices[number % len(choices)]
-        return picture, record.captions[choice], choice
+        chunk.pictures[i] = picture
+        chunk.captions[i] = record.captions[choice]
+        chunk.choices[i] = choice
+        return None
 
     def _replace(self, chunk, i, position, number, fault):
-        """Puts the next substitute that can be had at place i of a chunk."""
-        while isinstance(fault, stores.Fault):
+        """Puts the next readable substitute at place i of a chunk."""
+        while fault:
             row = int(chunk.rows[i])
-            self._report(position, row, fault)
+            self._log.add(
+                step=position // self._step_size,
+                position=position,
+                id=int(self._store.ids(np.array([row]))[0]),
+                place=self._store.describe(row),
+                reason=fault.reason,
+            )
             chunk.attempts[i] += 1
             attempt = int(chunk.attempts[i])
             if attempt > MAX_ATTEMPTS:
@@ -183,44 +179,23 @@ class Reader:
             rows = self._order.substitutes(np.array([position]), attempt)
             chunk.rows[i] = rows[0]
             (record,) = self._records(rows)
-            fault = self._choose(record, number)
-        chunk.pictures[i], chunk.captions[i], chunk.choices[i] = fault
-
-    def _report(self, position, row, fault):
-        self._log.add(
-            step=position // self._step_size,
-            position=position,
-            id=int(self._store.ids(np.array([row]))[0]),
-            place=self._store.describe(row),
-            reason=fault.reason,
-        )
+            fault = self._take(chunk, i, record, number)
 
 
 def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:
-    """What chooses a caption at each position; int64 [k], not negative.
+    """Hashes positions to choose captions: int64 [k], not negative.
 
-    Of m captions that are not blank it is the one at this number modulo m.
+    Of m captions that are not blank, the one at this number modulo m is chosen.
     """
     values = stream.uniform_hash(seed, positions, _CAPTION_SALT)
     return (values >> np.uint64(1)).astype(np.int64)
 
 
 def candidates(captions: Sequence[bytes]) -> list[int]:
-    """Which of a record's captions are not blank."""
+    """Returns the numbers of the captions that are not blank."""
     return [
         i
         for i, caption in enumerate(captions)
         # Bytes first: decoding is for white space beyond ASCII.
         if caption.strip() and caption.decode("utf-8", "replace").strip()
     ]
-
-
-def _empty_chunk(rows):
-    # Not arrays of type S, which would drop trailing zero bytes.
-    return Chunk(
-        rows,
-        np.zeros(len(rows), np.int64),
-        np.empty(len(rows), object),
-        np.empty(len(rows), object),
-        np.zeros(len(rows), np.int64),
-    )

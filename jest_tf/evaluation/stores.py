@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
-from jest_tf.data import pipeline, preprocessing, reader
+from jest_tf.data import pipeline, reader, tokenizers
 from jest_tf.data import stores as stores_lib
 from jest_tf.evaluation import retrieval, zero_shot
 
@@ -54,7 +54,6 @@ class StoreEvaluation:
         image_size: of the learner, in pixels a side.
         batch_size: examples a forward pass.
         prompts: templates for the labels.
-        max_image_pixels: a larger picture is refused.
     """
 
     def __init__(
@@ -66,14 +65,11 @@ class StoreEvaluation:
         image_size: int,
         batch_size: int = 256,
         prompts: Sequence[str] = ("{}",),
-        max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
     ):
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._batch_size = min(batch_size, len(store))
-        self._images = pipeline.images(
-            store, self._batch_size, image_size, max_image_pixels
-        )
+        self._images = pipeline.images(store, self._batch_size, image_size)
         self._encode_image = tf.function(
             lambda images: learner.encode_image(images, training=False)
         )
@@ -137,7 +133,7 @@ class StoreEvaluation:
         return results
 
     def _embed_texts(self, texts):
-        clean, _ = preprocessing.sanitize_captions(tf.constant(texts))
+        clean, _ = tokenizers.sanitize_captions(tf.constant(texts))
         tokens = self._tokenizer(clean)
         return np.concatenate(
             [
@@ -183,6 +179,7 @@ def open_stores(
                 image_field=data.image_field,
                 caption_fields=data.caption_fields,
                 index_dir=data.index_dir,
+                max_image_pixels=data.max_image_pixels,
             )
         except ValueError as error:
             raise ValueError(

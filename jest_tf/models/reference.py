@@ -89,7 +89,7 @@ def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
             raise ValueError(
                 "A cached reference needs `reference_image` and "
                 "`reference_text` in the batch: give the stream its sidecars, "
-                f"`pipeline.super_batches(sidecars=...)`. Received: "
+                f"`pipeline.Options(sidecars=...)`. Received: "
                 f"{sorted(batch)}"
             )
         return Embeddings(

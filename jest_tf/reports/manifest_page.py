@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.curation import by_similarity
-from jest_tf.data import pictures, preprocessing, reader, stores
+from jest_tf.data import pictures, reader, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.stores import manifest
 from jest_tf.reports import charts, rendering
@@ -32,7 +31,6 @@ _BINS = 60
 _SAMPLES, _PAIRS = 8, 12
 _LISTED = 12
 _PICTURE_SIZE = 64
-_MAX_PIXELS = config_lib.DataConfig.max_image_pixels
 _NEAR = (0.9999, 0.999, 0.99, 0.98, 0.95, 0.9)
 
 
@@ -290,7 +288,10 @@ def _cards(store, curated, shown):
     rows = np.array([row for row, _ in shown], np.int64)
     return [
         rendering.Card(
-            *_picture(record), key, number, bool(curated.weights[row] > 0)
+            *_picture(record, store.max_image_pixels),
+            key,
+            number,
+            bool(curated.weights[row] > 0),
         )
         for (row, number), record, key in zip(
             shown, store.read(rows), store.ids(rows).tolist(), strict=True
@@ -298,15 +299,15 @@ def _cards(store, curated, shown):
     ]
 
 
-def _picture(record):
+def _picture(record, max_pixels):
     """A picture, uint8 `[S, S, 3]`, and its caption; grey if unreadable."""
     grey = np.full([_PICTURE_SIZE, _PICTURE_SIZE, 3], 128, np.uint8)
     if isinstance(record, stores.Fault):
         return grey, record.reason
     texts = reader.candidates(record.captions)
     caption = record.captions[texts[0]] if texts else b""
-    image = pictures.decode(record.image, _MAX_PIXELS)
+    image = pictures.decode(record.image, max_pixels)
     if isinstance(image, stores.Fault):
         return grey, image.reason
-    resized = preprocessing.resize_image(image, _PICTURE_SIZE)
+    resized = pictures.resize_image(image, _PICTURE_SIZE)
     return np.asarray(resized), caption.decode("utf-8", "replace")

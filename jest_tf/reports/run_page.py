@@ -154,10 +154,11 @@ def examples(
         step_size=stage_0.size if stage_0 else data.super_batch_size,
         seed=config.seed,
         image_size=data.image_size,
-        weights=data.weights,
-        shuffle_block_size=data.shuffle_block_size,
-        sidecars=sidecars,
-        max_image_pixels=data.max_image_pixels,
+        options=pipeline.Options(
+            weights=data.weights,
+            shuffle_block_size=data.shuffle_block_size,
+            sidecars=sidecars,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import selection
 from jest_tf.config import checks, overrides
-from jest_tf.data import preprocessing
+from jest_tf.data import augmentation
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches
 from jest_tf.runs import directory, draw_log, opening
@@ -46,7 +46,7 @@ class Augmented:
         return {
             "image_for_reference": image,
             **super_batch,
-            "image": preprocessing.augment(
+            "image": augmentation.augment(
                 image,
                 tf.constant(seed, tf.int32),
                 flip=self.flip,

@@ -25,7 +25,6 @@ def of_run(
             image_size=config.data.image_size,
             batch_size=settings.batch_size,
             prompts=settings.prompts,
-            max_image_pixels=config.data.max_image_pixels,
         )
         for name, store in stores.items()
     }

@@ -11,7 +11,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.data import cascade as cascade_lib
-from jest_tf.data import pipeline, preprocessing
+from jest_tf.data import pipeline, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import reference
@@ -138,6 +138,7 @@ class Stream:
     ) -> tf.data.Dataset:
         """All super-batches from number `first` on; none is left out."""
         config, sources = self._config, self._sources
+        sidecars = sources.sidecars if config.steps_need_reference else None
         reference_view = {}
         if sources.sidecars is None and sources.teacher is not None:
             reference_view = {
@@ -153,15 +154,16 @@ class Stream:
             tokenizer=self._tokenizer,
             image_size=config.data.image_size,
             start_step=first,
-            weights=config.data.weights,
-            shuffle_block_size=config.data.shuffle_block_size,
-            host=host,
-            num_hosts=num_hosts,
-            sidecars=sources.sidecars if config.steps_need_reference else None,
-            cascade=sources.cascade,
-            faults=faults,
-            max_image_pixels=config.data.max_image_pixels,
-            **reference_view,
+            options=pipeline.Options(
+                weights=config.data.weights,
+                shuffle_block_size=config.data.shuffle_block_size,
+                host=host,
+                num_hosts=num_hosts,
+                sidecars=sidecars,
+                cascade=sources.cascade,
+                faults=faults,
+                **reference_view,
+            ),
         )
 
     def read(self, number: int) -> dict[str, tf.Tensor]:
@@ -189,18 +191,18 @@ def tokenizer_of(
         output: the folder that a new tokenizer is saved in.
     """
     length = config.data.text_length
-    if preprocessing.has_tokenizer(workdir):
-        return preprocessing.load_tokenizer(workdir, length)
+    if tokenizers.has_tokenizer(workdir):
+        return tokenizers.load_tokenizer(workdir, length)
     if config.data.vocabulary:
-        tokenizer = preprocessing.read_tokenizer(config.data.vocabulary, length)
+        tokenizer = tokenizers.read_tokenizer(config.data.vocabulary, length)
     else:
         progress.say(
             f"{workdir}: building a vocabulary from {len(store):,} records"
         )
-        vocabulary = preprocessing.build_wordpiece_vocabulary(
+        vocabulary = tokenizers.build_wordpiece_vocabulary(
             store.captions(), config.data.vocabulary_size
         )
-        tokenizer = preprocessing.WordPieceTokenizer(vocabulary, length)
+        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
     # It writes one file, under a name of its own.
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)

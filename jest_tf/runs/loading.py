@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jest_tf import models, training
-from jest_tf.data import preprocessing
+from jest_tf.data import tokenizers
 from jest_tf.models import reference
 from jest_tf.runs import checkpoints, directory
 
@@ -26,7 +26,7 @@ def load_run(
     if step is None:
         _check_finished(workdir)
     config = directory.load_config(workdir)
-    tokenizer = preprocessing.load_tokenizer(workdir, config.data.text_length)
+    tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
     learner = models.build_learner(
         config, tokenizer.vocabulary_size, patch_sizes
     )

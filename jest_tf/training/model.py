@@ -16,7 +16,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import distribution, selection
 from jest_tf.config import overrides
-from jest_tf.data import preprocessing
+from jest_tf.data import augmentation
 from jest_tf.distribution import keras_fit, placement
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches, reference
@@ -602,7 +602,7 @@ def build_model(
         micro_batch_size=config.model.micro_batch_size,
         distillation_weight=config.reference.distillation_weight,
         distillation_steps=config.reference.distillation_steps,
-        augment=preprocessing.Augmentation(
+        augment=augmentation.Augmentation(
             flip=config.data.flip, min_area=config.data.min_crop_area
         ),
         seed=config.seed,

@@ -19,7 +19,7 @@ from benchmarks import (
     selection_speed,
 )
 from jest_tf import config, selection
-from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 
@@ -222,7 +222,7 @@ class ReportTest(tf.test.TestCase):
 
     def test_runs_embed_every_record_with_their_own_towers(self):
         shard = tiny.write_shard(str(self.folder / "pool.tfrecord"), rows=20)
-        tokenizer = preprocessing.WordPieceTokenizer(
+        tokenizer = tokenizers.WordPieceTokenizer(
             tiny.VOCABULARY, tiny.TEXT_LENGTH
         )
         runs = {

@@ -27,7 +27,7 @@ from benchmarks.icontext import (
     variants,
 )
 from jest_tf import config as config_lib
-from jest_tf.data import preprocessing
+from jest_tf.data import tokenizers
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINI = ROOT / "examples" / "icontext_mini"
@@ -320,10 +320,10 @@ class SmallRunTest(tf.test.TestCase):
             next(folder.glob("val_concept-*")),
             folder / "test_style-00000-of-00001.tfrecord",
         )
-        vocabulary = preprocessing.build_wordpiece_vocabulary(
+        vocabulary = tokenizers.build_wordpiece_vocabulary(
             [text for one in records for text in one.row.captions], 400
         )
-        preprocessing.WordPieceTokenizer(vocabulary, 1).save(folder)
+        tokenizers.WordPieceTokenizer(vocabulary, 1).save(folder)
 
     def check(self, tables, runs):
         by_cell = tables.runs.set_index("cell")

@@ -28,7 +28,7 @@ from benchmarks.tpu import (
 )
 from jest_tf import config as config_lib
 from jest_tf import training
-from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.data import pipeline, stores, tokenizers
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -330,7 +330,7 @@ class TwinsTest(tf.test.TestCase):
             store,
             super_batch_size=data.super_batch_size,
             seed=0,
-            tokenizer=preprocessing.WordPieceTokenizer(
+            tokenizer=tokenizers.WordPieceTokenizer(
                 ["[UNK]", "[EOS]", "a"], data.text_length
             ),
             image_size=data.image_size,

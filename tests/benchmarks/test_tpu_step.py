@@ -10,7 +10,7 @@ import tiny
 import jest_tf
 from benchmarks.tpu import fake_strategy, lifter, step
 from jest_tf import config, distribution, training
-from jest_tf.data import preprocessing
+from jest_tf.data import augmentation
 from jest_tf.models import reference
 
 REPLICAS = 4
@@ -50,7 +50,7 @@ class TPUStepTest(tf.test.TestCase):
                 teacher(5),
                 settings,
                 loss,
-                augment=preprocessing.Augmentation(flip=True, min_area=0.5),
+                augment=augmentation.Augmentation(flip=True, min_area=0.5),
                 equal_captions="ignore",
                 views=views,
             )

@@ -25,7 +25,13 @@ import tensorflow as tf
 
 from jest_tf import config, curation, models, runs, selection
 from jest_tf.curation import by_similarity
-from jest_tf.data import cascade, preprocessing, reader, stores, stream
+from jest_tf.data import (
+    cascade,
+    reader,
+    stores,
+    stream,
+    tokenizers,
+)
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import manifest
@@ -1028,7 +1034,7 @@ class CommandTest(tf.test.TestCase):
         )
         config.save_config(recipe, os.path.join(workdir, directory.CONFIG_FILE))
         letters = "abcdefghijklmnopqrstuvwxyz"
-        tokenizer = preprocessing.WordPieceTokenizer(
+        tokenizer = tokenizers.WordPieceTokenizer(
             ["[UNK]", "[EOS]", *letters, *(f"##{one}" for one in letters)], 16
         )
         tokenizer.save(workdir)

@@ -548,8 +548,9 @@ class RunTest(tf.test.TestCase):
             seed=recipe.seed,
             tokenizer=cascade_cases.TOKENIZER,
             image_size=cascade_cases.SIZE,
-            cascade=chooser,
-            faults=pipeline.FaultLog(None, 1.0),
+            options=pipeline.Options(
+                cascade=chooser, faults=pipeline.FaultLog(None, 1.0)
+            ),
         )
         ids = [
             batch["id"].tolist()

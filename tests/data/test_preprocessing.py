@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from jest_tf.data import preprocessing
+from jest_tf.data import augmentation, pictures, tokenizers
 
 CAPTIONS = [
     "a red circle on a blue square",
@@ -45,7 +45,7 @@ class DecodeImageTest(tf.test.TestCase):
     def test_a_picture_of_the_size_passes_untouched(self):
         image = random_images(8, 8, 3)
         for encode in (tf.io.encode_png, self.encode_bmp):
-            decoded = preprocessing.decode_image(encode(image), 8)
+            decoded = pictures.decode_image(encode(image), 8)
             self.assertEqual(decoded.dtype, tf.uint8)
             self.assertAllEqual(decoded, image)
 
@@ -63,7 +63,7 @@ class DecodeImageTest(tf.test.TestCase):
         # Up, down, one side fitting, not square.
         for shape in ((5, 7), (16, 16), (33, 8), (8, 20)):
             image = random_images(*shape, 3)
-            resized = preprocessing.decode_image(tf.io.encode_png(image), 8)
+            resized = pictures.decode_image(tf.io.encode_png(image), 8)
             expected = resize_by_definition(image, 8)
             # Half a level of rounding, and float32 against float64.
             error = np.abs(resized.numpy() - expected).max()
@@ -74,14 +74,14 @@ class DecodeImageTest(tf.test.TestCase):
             image = random_images(*shape, 3)
             resized = tf.image.resize(image, [8, 8], antialias=True)
             self.assertAllEqual(
-                preprocessing.resize_image(image, 8),
+                pictures.resize_image(image, 8),
                 tf.saturate_cast(tf.round(resized), tf.uint8),
             )
 
     def test_a_jpeg_is_decoded(self):
         # Flat gray survives JPEG's quantisation of differences.
         image = np.full((8, 8, 3), 77, np.uint8)
-        decoded = preprocessing.decode_image(tf.io.encode_jpeg(image), 8)
+        decoded = pictures.decode_image(tf.io.encode_jpeg(image), 8)
         self.assertAllClose(decoded, image, atol=1)
 
     def test_the_first_frame_of_a_gif_is_decoded(self):
@@ -95,20 +95,20 @@ class DecodeImageTest(tf.test.TestCase):
         screen = b"GIF89a" + bytes([1, 0, 1, 0, 0x80, 0, 0])
         palette = bytes([10, 20, 30, 40, 50, 60])
         encoded = tf.constant(screen + palette + frame(0) + frame(1) + b";")
-        decoded = preprocessing.decode_image(encoded, 1)
+        decoded = pictures.decode_image(encoded, 1)
         self.assertAllEqual(decoded, [[[10, 20, 30]]])
 
     def test_gray_becomes_rgb_and_alpha_is_dropped(self):
         gray = random_images(4, 4, 1)
-        decoded = preprocessing.decode_image(tf.io.encode_png(gray), 4)
+        decoded = pictures.decode_image(tf.io.encode_png(gray), 4)
         self.assertAllEqual(decoded, np.repeat(gray, 3, 2))
         rgba = random_images(4, 4, 4)
-        decoded = preprocessing.decode_image(tf.io.encode_png(rgba), 4)
+        decoded = pictures.decode_image(tf.io.encode_png(rgba), 4)
         self.assertAllEqual(decoded, rgba[..., :3])
 
     def test_shape_is_static_in_a_graph(self):
         dataset = tf.data.Dataset.from_tensors("").map(
-            lambda encoded: preprocessing.decode_image(encoded, 8)
+            lambda encoded: pictures.decode_image(encoded, 8)
         )
         self.assertEqual(dataset.element_spec.shape, [8, 8, 3])
 
@@ -127,7 +127,7 @@ class SanitizeCaptionsTest(tf.test.TestCase):
             b"\xed\xa0\x80",  # a surrogate
             b"cut \xe2\x82",
         ]
-        valid, replaced = preprocessing.sanitize_captions(tf.constant(captions))
+        valid, replaced = tokenizers.sanitize_captions(tf.constant(captions))
         self.assertAllEqual(
             valid, [c.decode("utf-8", "replace").encode() for c in captions]
         )
@@ -139,7 +139,7 @@ class WordPieceTokenizerTest(tf.test.TestCase):
     VOCABULARY = ["[UNK]", "[EOS]", "un", "##aff", "##able", "cafe", ",", "a"]
 
     def test_tokens_then_end_of_sequence_to_the_full_length(self):
-        tokenizer = preprocessing.WordPieceTokenizer(self.VOCABULARY, 5)
+        tokenizer = tokenizers.WordPieceTokenizer(self.VOCABULARY, 5)
         tokens = tokenizer(
             tf.constant(
                 [
@@ -172,12 +172,12 @@ class WordPieceTokenizerTest(tf.test.TestCase):
         )
 
     def test_length_one_is_the_end_alone(self):
-        tokenizer = preprocessing.WordPieceTokenizer(self.VOCABULARY, 1)
+        tokenizer = tokenizers.WordPieceTokenizer(self.VOCABULARY, 1)
         self.assertAllEqual(tokenizer(tf.constant(["a", ""])), [[1], [1]])
 
     def test_tokens_equal_those_of_bert_tokenizer(self):
-        vocabulary = preprocessing.build_wordpiece_vocabulary(CAPTIONS, 120)
-        tokenizer = preprocessing.WordPieceTokenizer(vocabulary, 64)
+        vocabulary = tokenizers.build_wordpiece_vocabulary(CAPTIONS, 120)
+        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, 64)
         table = tf.lookup.StaticVocabularyTable(
             tf.lookup.KeyValueTensorInitializer(
                 vocabulary, tf.range(len(vocabulary), dtype=tf.int64)
@@ -204,7 +204,7 @@ class WordPieceTokenizerTest(tf.test.TestCase):
             self.assertAllEqual(row, tokens + [1] * (64 - len(tokens)))
 
     def test_a_dataset_gives_the_same_tokens_of_static_length(self):
-        tokenizer = preprocessing.WordPieceTokenizer(self.VOCABULARY, 5)
+        tokenizer = tokenizers.WordPieceTokenizer(self.VOCABULARY, 5)
         captions = tf.constant(["unaffable a", "", "cafe"])
         dataset = tf.data.Dataset.from_tensors(captions).map(tokenizer)
         self.assertEqual(dataset.element_spec.shape[1], 5)
@@ -213,10 +213,10 @@ class WordPieceTokenizerTest(tf.test.TestCase):
     def test_a_saved_tokenizer_loads_with_another_length(self):
         vocabulary = self.VOCABULARY + ["\u00b7", "##\u4e2d", "\x85", "\u2028"]
         with tempfile.TemporaryDirectory() as directory:
-            preprocessing.WordPieceTokenizer(vocabulary, 5).save(directory)
+            tokenizers.WordPieceTokenizer(vocabulary, 5).save(directory)
             with open(os.path.join(directory, "vocab.txt"), "rb") as file:
                 content = file.read()
-            loaded = preprocessing.load_tokenizer(directory, 3)
+            loaded = tokenizers.load_tokenizer(directory, 3)
         self.assertEqual(
             content, "".join(f"{t}\n" for t in vocabulary).encode()
         )
@@ -234,15 +234,15 @@ class WordPieceTokenizerTest(tf.test.TestCase):
             (["[UNK]", "[EOS]"], "a piece"),
         ):
             with self.assertRaisesRegex(ValueError, f"`vocabulary`.*{message}"):
-                preprocessing.WordPieceTokenizer(vocabulary, 4)
+                tokenizers.WordPieceTokenizer(vocabulary, 4)
         with self.assertRaisesRegex(ValueError, "`length`.*at least 1.*0"):
-            preprocessing.WordPieceTokenizer(self.VOCABULARY, 0)
+            tokenizers.WordPieceTokenizer(self.VOCABULARY, 0)
 
 
 class BuildWordpieceVocabularyTest(tf.test.TestCase):
     def test_the_order_and_type_of_captions_does_not_matter(self):
         captions = CAPTIONS * 3 + [f"number {n} of {n * n}" for n in range(99)]
-        expected = preprocessing.build_wordpiece_vocabulary(captions, 100)
+        expected = tokenizers.build_wordpiece_vocabulary(captions, 100)
         self.assertEqual(expected[:2], ["[UNK]", "[EOS]"])
         self.assertLessEqual(len(expected), 100)
         self.assertLen(set(expected), len(expected))
@@ -250,38 +250,38 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
             shuffled = np.random.default_rng(seed).permutation(captions)
             again = (str(c).encode() for c in shuffled)
             self.assertEqual(
-                preprocessing.build_wordpiece_vocabulary(again, 100), expected
+                tokenizers.build_wordpiece_vocabulary(again, 100), expected
             )
 
     def test_frequent_words_are_tokens_in_lower_case_without_accents(self):
-        vocabulary = preprocessing.build_wordpiece_vocabulary(
+        vocabulary = tokenizers.build_wordpiece_vocabulary(
             ["Café CIRCLE"] * 50 + ["rare"], 60
         )
         self.assertContainsSubset(["cafe", "circle"], vocabulary)
 
     def test_every_known_character_can_be_written(self):
-        vocabulary = preprocessing.build_wordpiece_vocabulary(CAPTIONS, 500)
-        tokenizer = preprocessing.WordPieceTokenizer(vocabulary, 32)
+        vocabulary = tokenizers.build_wordpiece_vocabulary(CAPTIONS, 500)
+        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, 32)
         reversed_words = [caption[::-1] for caption in CAPTIONS]
         self.assertNotIn(0, tokenizer(tf.constant(reversed_words)).numpy())
 
     def test_bad_bytes_do_not_stop_it(self):
-        vocabulary = preprocessing.build_wordpiece_vocabulary(
+        vocabulary = tokenizers.build_wordpiece_vocabulary(
             [b"caf\xe9 red", b"red"], 60
         )
         self.assertIn("red", vocabulary)
 
     def test_a_small_size_is_kept(self):
-        vocabulary = preprocessing.build_wordpiece_vocabulary(CAPTIONS, 9)
+        vocabulary = tokenizers.build_wordpiece_vocabulary(CAPTIONS, 9)
         self.assertLen(vocabulary, 9)
-        preprocessing.WordPieceTokenizer(vocabulary, 4)
+        tokenizers.WordPieceTokenizer(vocabulary, 4)
 
     def test_bad_arguments_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`size` must be over 2.*2"):
-            preprocessing.build_wordpiece_vocabulary(CAPTIONS, 2)
+            tokenizers.build_wordpiece_vocabulary(CAPTIONS, 2)
         for captions in ([], ["", "  "]):
             with self.assertRaisesRegex(ValueError, "`captions`"):
-                preprocessing.build_wordpiece_vocabulary(captions, 50)
+                tokenizers.build_wordpiece_vocabulary(captions, 50)
 
 
 def sentencepiece_model(end=b"</s>"):
@@ -324,9 +324,7 @@ def sentencepiece_model(end=b"</s>"):
 
 class SentencePieceTokenizerTest(tf.test.TestCase):
     def test_tokens_then_end_of_sequence_to_the_full_length(self):
-        tokenizer = preprocessing.SentencePieceTokenizer(
-            sentencepiece_model(), 4
-        )
+        tokenizer = tokenizers.SentencePieceTokenizer(sentencepiece_model(), 4)
         self.assertEqual(tokenizer.vocabulary_size, 8)
         self.assertEqual(tokenizer.end_id, 1)
         tokens = tokenizer(
@@ -345,9 +343,7 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
         )
 
     def test_a_dataset_gives_the_same_tokens_of_static_length(self):
-        tokenizer = preprocessing.SentencePieceTokenizer(
-            sentencepiece_model(), 4
-        )
+        tokenizer = tokenizers.SentencePieceTokenizer(sentencepiece_model(), 4)
         captions = tf.constant(["red x", ""])
         dataset = tf.data.Dataset.from_tensors(captions).map(tokenizer)
         self.assertEqual(dataset.element_spec.shape[1], 4)
@@ -356,33 +352,33 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
     def test_a_saved_tokenizer_loads(self):
         model = sentencepiece_model()
         with tempfile.TemporaryDirectory() as directory:
-            preprocessing.SentencePieceTokenizer(model, 4).save(directory)
-            loaded = preprocessing.load_tokenizer(directory, 3)
+            tokenizers.SentencePieceTokenizer(model, 4).save(directory)
+            loaded = tokenizers.load_tokenizer(directory, 3)
         self.assertEqual(loaded.model, model)
         self.assertAllEqual(loaded(tf.constant(["red"])), [[3, 1, 1]])
 
     def test_bad_arguments_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`model`.*7 bytes"):
-            preprocessing.SentencePieceTokenizer(b"garbage", 4)
+            tokenizers.SentencePieceTokenizer(b"garbage", 4)
         with self.assertRaisesRegex(ValueError, "`model`.*end-of-sequence"):
-            preprocessing.SentencePieceTokenizer(
+            tokenizers.SentencePieceTokenizer(
                 sentencepiece_model(end=b"<other>"), 4
             )
         with self.assertRaisesRegex(ValueError, "`length`"):
-            preprocessing.SentencePieceTokenizer(sentencepiece_model(), 0)
+            tokenizers.SentencePieceTokenizer(sentencepiece_model(), 0)
 
     def test_a_directory_with_no_or_two_tokenizers_is_refused(self):
         with tempfile.TemporaryDirectory() as directory:
             with self.assertRaisesRegex(ValueError, "`directory`.*neither"):
-                preprocessing.load_tokenizer(directory, 4)
-            preprocessing.SentencePieceTokenizer(sentencepiece_model(), 4).save(
+                tokenizers.load_tokenizer(directory, 4)
+            tokenizers.SentencePieceTokenizer(sentencepiece_model(), 4).save(
                 directory
             )
-            preprocessing.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4).save(
+            tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4).save(
                 directory
             )
             with self.assertRaisesRegex(ValueError, "`directory`.*both"):
-                preprocessing.load_tokenizer(directory, 4)
+                tokenizers.load_tokenizer(directory, 4)
 
 
 def augment_slowly(images, uniform, flip, min_area):
@@ -419,7 +415,7 @@ def augment_slowly(images, uniform, flip, min_area):
 class AugmentTest(tf.test.TestCase):
     def augment(self, images, seed=(1, 2), flip=True, min_area=0.3, jit=False):
         function = tf.function(
-            lambda images, seed: preprocessing.augment(
+            lambda images, seed: augmentation.augment(
                 images, seed, flip=flip, min_area=min_area
             ),
             jit_compile=jit,
@@ -480,7 +476,7 @@ class AugmentTest(tf.test.TestCase):
 
     def test_eager_graph_and_xla_agree(self):
         images = random_images(32, 8, 8, 3)
-        eager = preprocessing.augment(
+        eager = augmentation.augment(
             tf.constant(images), tf.constant([1, 2]), flip=True, min_area=0.3
         ).numpy()
         self.assertAllEqual(self.augment(images), eager)
@@ -508,7 +504,7 @@ class AugmentTest(tf.test.TestCase):
 
     def test_a_batch_of_unknown_size_keeps_its_static_sides(self):
         function = tf.function(
-            lambda images: preprocessing.augment(
+            lambda images: augmentation.augment(
                 images, tf.constant([1, 2]), flip=True, min_area=0.3
             ),
             input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8)],

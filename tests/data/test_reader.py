@@ -8,22 +8,30 @@ import tempfile
 import numpy as np
 import picture_files
 import pytest
+import streams
 import tensorflow as tf
 
-from jest_tf.data import pictures, pipeline, preprocessing, stores, stream
+from jest_tf.data import (
+    pictures,
+    pipeline,
+    stores,
+    stream,
+    tokenizers,
+)
 from jest_tf.data import reader as reader_lib
 
 SIZE = 8
 SEED = 5
-TOKENIZER = preprocessing.WordPieceTokenizer(
+TOKENIZER = tokenizers.WordPieceTokenizer(
     ["[UNK]", "[EOS]", "##0", *"abcdefghijklmnopqrstuvwxyz0123456789"], 6
 )
 
 
 class ListStore:
-    """A store in memory: what `records.Store` has, of a list of records."""
+    """A list of records with the interface of `stores.Store`."""
 
     manifest = None
+    max_image_pixels = 1000
 
     def __init__(self, found, parts=None):
         self.found = found
@@ -101,10 +109,9 @@ class ReadingTestCase(tf.test.TestCase):
             "seed": SEED,
             "tokenizer": TOKENIZER,
             "image_size": SIZE,
-            "max_image_pixels": 1000,
             "faults": log or pipeline.FaultLog(self.path, 1.0),
         } | settings
-        dataset = pipeline.super_batches(store, **settings)
+        dataset = streams.super_batches(store, **settings)
         return list(dataset.take(count).as_numpy_iterator())
 
     def values(self, batches):
@@ -152,7 +159,7 @@ class ReplacementTest(ReadingTestCase):
             self.assertEqual(values["record_replaced"][position], bool(tried))
             self.assertAllEqual(
                 values["image"][position],
-                preprocessing.decode_image(self.good[row].image, SIZE),
+                pictures.decode_image(self.good[row].image, SIZE),
             )
             if not tried:
                 for name, value in values.items():
@@ -199,7 +206,7 @@ class ReplacementTest(ReadingTestCase):
             self.assertAllEqual(np.concatenate(parts, 1).ravel(), value.ravel())
 
     def test_two_views_and_sidecars_belong_to_the_replacement(self):
-        longer = preprocessing.WordPieceTokenizer(TOKENIZER.vocabulary, 9)
+        longer = tokenizers.WordPieceTokenizer(TOKENIZER.vocabulary, 9)
         plain = self.values(self.batches(self.store, 15))
         values = self.values(
             self.batches(
@@ -224,7 +231,7 @@ class ReplacementTest(ReadingTestCase):
         )
         for row, image in zip(joined[:, 0].astype(int), small, strict=True):
             self.assertAllEqual(
-                image, preprocessing.decode_image(self.good[row].image, 5)
+                image, pictures.decode_image(self.good[row].image, 5)
             )
 
     def test_a_record_without_embeddings_cannot_be_had(self):
@@ -263,7 +270,6 @@ class ReplacementTest(ReadingTestCase):
                 stream.Order(60, SEED),
                 seed=SEED,
                 step_size=60,
-                max_pixels=1000,
                 log=pipeline.FaultLog(None, 1.0),
             )
             chunk = reader.read(np.arange(60))
@@ -351,12 +357,13 @@ class FuzzTest(ReadingTestCase):
         for row in range(0, count, 2):
             encoded = self.mutate(kinds[row // 2 % len(kinds)], rng)
             found[row] = good[row]._replace(image=encoded)
-        settings = {"super_batch_size": count, "max_image_pixels": 2**16}
-        intact = self.values(self.batches(ListStore(good), 1, **settings))
-        first, second = (
-            self.values(self.batches(ListStore(found), 1, **settings))
-            for _ in range(2)
-        )
+
+        def values_of(records):
+            store = ListStore(records)
+            store.max_image_pixels = 2**16
+            return self.values(self.batches(store, 1, super_batch_size=count))
+
+        intact, first, second = map(values_of, (good, found, found))
         # Twice the same: no picture shows memory that nobody wrote.
         self.assert_equal_values(first, second)
         rows = stream.Order(count, SEED).rows(np.arange(count))

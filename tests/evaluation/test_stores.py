@@ -7,8 +7,8 @@ import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
 from jest_tf import config, evaluation, models
-from jest_tf.data import preprocessing
 from jest_tf.data import stores as stores_lib
+from jest_tf.data import tokenizers
 
 
 class EvaluateStoreTest(tf.test.TestCase):
@@ -73,12 +73,9 @@ class EvaluateStoreTest(tf.test.TestCase):
 
     def test_a_picture_above_the_limit_is_refused(self):
         def evaluate(limit):
+            self.store.max_image_pixels = limit
             return evaluation.StoreEvaluation(
-                Oracle(),
-                self.store,
-                tokenizer=number_of,
-                image_size=2,
-                max_image_pixels=limit,
+                Oracle(), self.store, tokenizer=number_of, image_size=2
             ).measure()
 
         self.assertEqual(evaluate(4), evaluate(2**26))  # theirs are 2 x 2
@@ -88,7 +85,7 @@ class EvaluateStoreTest(tf.test.TestCase):
             evaluate(3)
 
     def test_a_real_learner_and_tokenizer(self):
-        tokenizer = preprocessing.WordPieceTokenizer(
+        tokenizer = tokenizers.WordPieceTokenizer(
             ["[UNK]", "[EOS]", "one", "two", "1", "2"], 4
         )
         learner = models.build_two_tower(

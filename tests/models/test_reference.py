@@ -8,7 +8,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, runs, training
-from jest_tf.data import preprocessing
+from jest_tf.data import tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 from jest_tf.runs import directory
@@ -135,7 +135,7 @@ class LoadRunTest(tf.test.TestCase):
 
     def write_all(self):
         config.save_config(self.config, self.path)
-        tokenizer = preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3)
+        tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3)
         tokenizer.save(self.workdir)
         learner = models.build_learner(self.config, 12)
         for variable in learner.trainable_variables:
@@ -198,7 +198,7 @@ class LoadRunTest(tf.test.TestCase):
 
         others = tiny.VOCABULARY[:2] + tiny.VOCABULARY[:1:-1]
         self.assertEqual(
-            changed(tokenizer=preprocessing.WordPieceTokenizer(others, 3)),
+            changed(tokenizer=tokenizers.WordPieceTokenizer(others, 3)),
             {"tokenizer"},
         )
         self.assertEqual(

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config
-from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.reports import run_page
 from jest_tf.runs import directory
 
@@ -101,7 +101,7 @@ class PageTest(tf.test.TestCase):
                 stores.open_stores(self.config.data),
                 super_batch_size=B,
                 seed=9,
-                tokenizer=preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3),
+                tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
                 image_size=SIZE,
             )
             .take(count)
@@ -136,8 +136,8 @@ class PageTest(tf.test.TestCase):
         (batch,) = (
             pipeline.super_batches(
                 store,
-                tokenizer=preprocessing.WordPieceTokenizer(tiny.VOCABULARY, 3),
-                faults=pipeline.FaultLog(None, 1.0),
+                tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
+                options=pipeline.Options(faults=pipeline.FaultLog(None, 1.0)),
                 **options,
             )
             .take(1)

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, training
-from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.runs import checkpoints, directory
 from jest_tf.runs import log as log_lib
 from jest_tf.training import finite
@@ -443,7 +443,7 @@ class ResumeTest(tf.test.TestCase):
             os.path.join(self.get_temp_dir(), "a.tfrecord")
         )
         self.store = stores.open_store(shard)
-        self.tokenizer = preprocessing.WordPieceTokenizer(
+        self.tokenizer = tokenizers.WordPieceTokenizer(
             tiny.VOCABULARY, tiny.TEXT_LENGTH
         )
         self.config = config.TrainConfig(

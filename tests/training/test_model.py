@@ -15,7 +15,7 @@ import tiny
 
 import jest_tf
 from jest_tf import config, losses, selection, training
-from jest_tf.data import preprocessing
+from jest_tf.data import augmentation
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference as reference_lib
 from jest_tf.training import model as model_lib
@@ -986,7 +986,7 @@ class FitTest(TrainingTestCase):
         batches = tiny.super_batches(3)
         graph, compiled, eager = (
             build(
-                augment=preprocessing.Augmentation(flip=True, min_area=1.0),
+                augment=augmentation.Augmentation(flip=True, min_area=1.0),
                 **how,
             )
             for how in (
@@ -1168,7 +1168,7 @@ class SavingTest(TrainingTestCase):
                 micro_batch_size=2,
                 distillation_weight=0.5,
                 distillation_steps=3,
-                augment=preprocessing.Augmentation(flip=True, min_area=0.5),
+                augment=augmentation.Augmentation(flip=True, min_area=0.5),
                 optimizer=jest_tf.AdamW(0.05, weight_decay=0.1),
                 run_eagerly=False,
             )
@@ -1331,7 +1331,7 @@ class RecipeTest(TrainingTestCase):
             equal_captions="positive",
             loss_block_size=2,
             seed=3,
-            augment=preprocessing.Augmentation(flip=False, min_area=0.5),
+            augment=augmentation.Augmentation(flip=False, min_area=0.5),
             optimizer=jest_tf.build_optimizer(settings.optimizer, 4),
         )
         fit(model, batches)

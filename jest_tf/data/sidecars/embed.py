@@ -19,9 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.data import pictures, preprocessing, reader, stores
+from jest_tf.data import pictures, reader, stores, tokenizers
 from jest_tf.data.sidecars import file_format
 from jest_tf.data.sidecars import reading as reading_lib
 
@@ -29,7 +28,6 @@ from jest_tf.data.sidecars import reading as reading_lib
 _COPY_ROWS = 2**16
 # Batches that wait decoded for the model, beside one in each thread.
 _AHEAD = 2
-MAX_PIXELS = config_lib.DataConfig.max_image_pixels
 
 
 class Summary(NamedTuple):
@@ -81,7 +79,6 @@ def write(
     directory: str = "",
     *,
     image_size: int,
-    max_image_pixels: int = MAX_PIXELS,
     batch_size: int = 256,
     dtype: str = "float16",
     shards: Iterable[int] | None = None,
@@ -104,7 +101,6 @@ def write(
         description: what the embeddings are of.
         directory: folder of the sidecars; "" is beside each shard.
         image_size: S, pixels a side.
-        max_image_pixels: a larger picture is not decoded.
         batch_size: records that are read at a time.
         dtype: that embeddings are stored in, "float16" or "float32".
         shards: numbers of those to write; None is all.
@@ -152,7 +148,7 @@ def write(
 
         def load_at(first):
             rows = np.arange(first, min(first + batch_size, stop))
-            return load(store, rows, image_size, max_image_pixels)
+            return load(store, rows, image_size)
 
         starts = range(start, stop, batch_size)
         for batch in _in_order(pool, load_at, starts, _AHEAD + workers):
@@ -250,17 +246,15 @@ def write_arrays(
     return _run(jobs, parts, overwrite, _silent)
 
 
-def load(
-    store: stores.Store, rows: np.ndarray, image_size: int, max_pixels: int
-) -> Batch:
+def load(store: stores.Store, rows: np.ndarray, image_size: int) -> Batch:
     """Reads and decodes records with all their captions.
 
     Args:
         store: the records.
         rows: int64 [k].
         image_size: S, pixels a side.
-        max_pixels: a larger picture is not decoded.
     """
+    max_pixels = store.max_image_pixels
     found = [_prepared(record, max_pixels) for record in store.read(rows)]
     images = _decoded(found, image_size, max_pixels)
     captions, texts, places, reasons = [], [], [], []
@@ -276,7 +270,7 @@ def load(
         captions.append(len(record.captions))
         total += len(record.captions)
     valid = [not isinstance(image, stores.Fault) for image in images]
-    texts, _ = preprocessing.sanitize_captions(tf.constant(texts, tf.string))
+    texts, _ = tokenizers.sanitize_captions(tf.constant(texts, tf.string))
     shape = [-1, image_size, image_size, 3]
     return Batch(
         ids=store.ids(rows),
@@ -431,7 +425,7 @@ def _decoder(image_size):
     spec = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
     return tf.function(
         lambda encoded: tf.map_fn(
-            lambda one: preprocessing.decode_image(one, image_size),
+            lambda one: pictures.decode_image(one, image_size),
             encoded,
             fn_output_signature=spec,
             parallel_iterations=1,
@@ -444,7 +438,7 @@ def _decode_one(encoded, image_size, max_pixels):
     image = pictures.decode(encoded, max_pixels)
     if isinstance(image, stores.Fault):
         return image
-    return preprocessing.resize_image(image, image_size).numpy()
+    return pictures.resize_image(image, image_size).numpy()
 
 
 def _encode(encode, batch, dim):

@@ -56,7 +56,6 @@ def compare(
     batch_size: int = 128,
     super_batch_size: int = 640,
     num_super_batches: int = 8,
-    max_image_pixels: int | None = None,
 ) -> Comparison:
     """Draws by sidecars and by the live reference, on the same noise.
 
@@ -72,8 +71,6 @@ def compare(
         batch_size: b; less where fewer than five times as many rows are left.
         super_batch_size: B; all records where there are fewer.
         num_super_batches: draws to compare.
-        max_image_pixels: that the sidecars were written with; None is the
-            run's.
 
     Raises:
         ValueError: the sidecars do not fit, or hold fewer than five rows.
@@ -81,15 +78,13 @@ def compare(
     encode = reference.encoder(run)
     description = reference.describe(run)
     loss = run.config.model.loss
-    if max_image_pixels is None:
-        max_image_pixels = run.config.data.max_image_pixels
     totals = np.zeros(4, np.int64)
     changes = np.zeros(2)
     for number in range(num_super_batches):
         positions = np.arange(min(super_batch_size, len(store)))
         rows = stream.Order(len(store), number).rows(positions)
         live, rows, captions, ids = _embed(
-            run, store, rows, encode, description, max_image_pixels
+            run, store, rows, encode, description
         )
         image, text = sidecars.read(rows, captions, ids)
         stored = Embeddings(
@@ -124,11 +119,9 @@ def compare(
     return Comparison(*totals.tolist(), *changes.tolist())
 
 
-def _embed(run, store, rows, encode, description, max_image_pixels):
+def _embed(run, store, rows, encode, description):
     """Live embeddings of those rows that have any; rows, captions and ids."""
-    batch = embed.load(
-        store, rows, run.config.data.image_size, max_image_pixels
-    )
+    batch = embed.load(store, rows, run.config.data.image_size)
     image, text = encode(batch.images, batch.texts)
     # The first caption that is not blank of each row that has one.
     ends = np.cumsum(batch.captions)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.data.stores import (
     delimited,
@@ -26,6 +27,7 @@ from jest_tf.data.stores import (
 
 Record = shards.Record
 Fault = shards.Fault
+MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 
 # Records of one read where all are read in order.
 _BATCH = 256
@@ -57,10 +59,13 @@ class Store:
         formats: the format of each.
         indexes: the index of each.
         parts: number of records of each joined store; None is one part.
+        max_image_pixels: limit on width times height of a picture.
 
     Attributes:
         shards: the files and the number of records in each.
         parts: as given.
+        max_image_pixels: as given. Whoever decodes the store's pictures treats
+            a larger one as a fault.
         manifest: the rows that a stream draws, and how often; None draws all
             alike.
     """
@@ -71,10 +76,12 @@ class Store:
         formats: Sequence,
         indexes: Sequence[index.Index],
         parts: Sequence[int] | None = None,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ):
         lengths = np.array([one.num_records for one in indexes], np.int64)
         self.shards = Shards(tuple(paths), lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
+        self.max_image_pixels = max_image_pixels
         self.manifest: manifest.Manifest | None = None
         self._formats = tuple(formats)
         self._indexes = tuple(indexes)
@@ -182,7 +189,10 @@ class Store:
         """Returns the store of a single shard."""
         one = slice(shard, shard + 1)
         return Store(
-            self.shards.paths[one], self._formats[one], self._indexes[one]
+            self.shards.paths[one],
+            self._formats[one],
+            self._indexes[one],
+            max_image_pixels=self.max_image_pixels,
         )
 
     def describe(self, row: int) -> str:
@@ -224,6 +234,7 @@ def open_store(
     image_field: str = "",
     caption_fields: Sequence[str] = (),
     index_dir: str = "",
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
     """Opens shards and indexes those that have no index yet.
@@ -239,6 +250,8 @@ def open_store(
         caption_fields: features, extensions, `json` fields or columns of the
             captions; () are the format's usual ones.
         index_dir: folder of the index files; "" is beside each shard.
+        max_image_pixels: limit on width times height of a picture; a larger
+            one is never decoded.
         progress: called with the bytes indexed so far and the bytes to index.
 
     Returns:
@@ -252,7 +265,12 @@ def open_store(
         patterns, format, image_field, tuple(caption_fields)
     )
     indexes = index.open_indexes(paths, formats, index_dir, progress)
-    store = Store(paths, formats, indexes)
+    if max_image_pixels < 1:
+        raise ValueError(
+            "`max_image_pixels` must be at least 1. "
+            f"Received: {max_image_pixels}"
+        )
+    store = Store(paths, formats, indexes, max_image_pixels=max_image_pixels)
     _check_readable(store, caption_fields)
     return store
 
@@ -295,7 +313,12 @@ def open_stores(
         )
     )
     stores = [
-        Store(paths, formats, [next(indexes) for _ in paths])
+        Store(
+            paths,
+            formats,
+            [next(indexes) for _ in paths],
+            max_image_pixels=config.max_image_pixels,
+        )
         for paths, formats in located
     ]
     for store in stores:
@@ -313,6 +336,7 @@ def join(stores: Sequence[Store]) -> Store:
         [form for store in stores for form in store._formats],
         [one for store in stores for one in store._indexes],
         [len(store) for store in stores],
+        min(store.max_image_pixels for store in stores),
     )
 
 

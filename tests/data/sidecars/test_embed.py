@@ -18,7 +18,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, runs, training
-from jest_tf.data import pipeline, preprocessing, stores
+from jest_tf.data import pictures, pipeline, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format, precision
 from jest_tf.models import reference
@@ -90,7 +90,7 @@ class WriteTest(tf.test.TestCase):
                 ],
             )
         self.store = stores.open_store(f"{self.directory}/*.tfrecord")
-        self.jpeg = preprocessing.decode_image(jpeg, SIZE).numpy()
+        self.jpeg = pictures.decode_image(jpeg, SIZE).numpy()
 
     def write(self, encode=encode, **settings):
         settings = {
@@ -259,7 +259,7 @@ class CommandTest(tf.test.TestCase):
         words = sorted({*"abcdefghij", "arrow", "left", "right", "circle"})
         pieces = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
         letters = [piece[2:] for piece in pieces[10:]]
-        tokenizer = preprocessing.WordPieceTokenizer(
+        tokenizer = tokenizers.WordPieceTokenizer(
             ["[UNK]", "[EOS]", *words, *letters, *pieces], 16
         )
         tokenizer.save(cls.workdir)
@@ -427,8 +427,8 @@ class DrawsTest(tf.test.TestCase):
                 data=config.DataConfig(image_size=32, text_length=16),
                 model=config.ModelConfig(preset="tiny"),
             ),
-            preprocessing.WordPieceTokenizer(
-                preprocessing.build_wordpiece_vocabulary(
+            tokenizers.WordPieceTokenizer(
+                tokenizers.build_wordpiece_vocabulary(
                     cls.store.captions(), 300
                 ),
                 16,
@@ -487,7 +487,7 @@ class DrawsTest(tf.test.TestCase):
             seed=3,
             tokenizer=run.tokenizer,
             image_size=32,
-            sidecars=sidecars,
+            options=pipeline.Options(sidecars=sidecars),
         )
         learner = models.build_two_tower(
             "tiny",

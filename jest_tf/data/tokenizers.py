@@ -1,27 +1,21 @@
-"""From stored bytes to what a tower eats: pictures, tokens, augmentation.
+"""Captions to rows of tokens: WordPiece and SentencePiece.
 
-Decoding and tokenising run on the host in `tf.data`; `augment` runs on the
-device, in the training step, after the sub-batch is chosen. Token rows have
-SigLIP's layout (Zhai et al., 2023): tokens, then end-of-sequence up to the
-full length, so that the last position is always end-of-sequence, also in a
-truncated caption, and a text tower may pool there. Padding is that same token;
-no mask is needed and none is made. Choosing a caption is in `pipeline.py`.
+Rows have SigLIP's layout (Zhai et al., 2023): tokens, then end-of-sequence up
+to the full length. The last position is always end-of-sequence, also in a
+truncated caption, so that a text tower may pool there. Padding is that same
+token; no mask is needed and none is made.
 """
 
 import collections
-import math
 import os
 from collections.abc import Iterable, Sequence
 
-import keras
 import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.python.ops import bert_tokenizer
 from tensorflow_text.tools.wordpiece_vocab import (
     wordpiece_tokenizer_learner_lib as wordpiece_learner,
 )
-
-from jest_tf.selection import noise
 
 UNKNOWN_TOKEN = "[UNK]"
 END_TOKEN = "[EOS]"
@@ -30,59 +24,6 @@ RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
 _VOCABULARY_FILE = "vocab.txt"
 _MODEL_FILE = "tokenizer.model"
 _COUNT_BATCH = 4096
-# Width over height of a crop against the picture's own, as in Inception's
-# training crops (Szegedy et al., 2015) and everywhere since.
-_MAX_LOG_ASPECT = math.log(4 / 3)
-
-
-def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP and makes it square.
-
-    Gray becomes RGB and alpha is dropped. A picture of another size is resized
-    without regard to its aspect (SigLIP does so), bilinearly with
-    anti-aliasing, and rounded.
-
-    Args:
-        encoded: string scalar.
-        image_size: S, the side in pixels.
-
-    Returns:
-        uint8 [S, S, 3].
-    """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return resize_image(image, image_size)
-
-
-def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Squashes a picture to a square; one that fits passes untouched.
-
-    Args:
-        image: uint8 [H, W, 3].
-        image_size: S, the side in pixels.
-
-    Returns:
-        uint8 [S, S, 3].
-    """
-    size = [image_size, image_size]
-
-    def resize():
-        # What `tf.image.resize(image, size, "bilinear", antialias=True)` comes
-        # to, bit for bit, without the dozen small operations around it.
-        resized = tf.raw_ops.ScaleAndTranslate(
-            images=image[tf.newaxis],
-            size=size,
-            scale=tf.cast(size, tf.float32)
-            / tf.cast(tf.shape(image)[:2], tf.float32),
-            translation=[0.0, 0.0],
-            kernel_type="triangle",
-            antialias=True,
-        )
-        # A mean of levels with positive weights: there is nothing to clip.
-        return tf.cast(tf.round(resized[0]), tf.uint8)
-
-    fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
-    square = tf.cond(fits, lambda: image, resize)
-    return tf.ensure_shape(square, [*size, 3])
 
 
 def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -291,118 +232,6 @@ def build_wordpiece_vocabulary(
         lower_thresh=1,
     )
     return learned[:size]
-
-
-def augment(
-    images: tf.Tensor,
-    seed: tf.Tensor,
-    *,
-    flip: bool,
-    min_area: float,
-    places: tf.Tensor | None = None,
-    batch_size: int | None = None,
-) -> tf.Tensor:
-    """Crops and flips each picture at random; keeps the size.
-
-    A flip comes before the crop. The crop's area is uniform in [min_area, 1]
-    of the picture's, its aspect log-uniform in [3/4, 4/3] of the picture's as
-    far as the crop fits, its place uniform. It is resized back bilinearly as
-    `rows @ image @ columns` with one small interpolation matrix a side, which
-    compiles to matrix products of static shape; a flip mirrors `columns`.
-
-    Args:
-        images: uint8 [b, H, W, 3].
-        seed: int32 [2], (run seed, step). Equal seeds give equal views.
-        flip: mirror half of the pictures left to right.
-        min_area: in (0, 1]; 1 keeps the picture whole.
-        places: int32 [b], where these pictures stand among `batch_size`, if
-            they are some of them; each then gets the view that it gets among
-            all.
-        batch_size: of all pictures; goes with `places`.
-
-    Returns:
-        uint8 [b, H, W, 3].
-
-    Raises:
-        ValueError: `min_area` is out of range.
-    """
-    if not 0 < min_area <= 1:
-        raise ValueError(f"`min_area` must be in (0, 1]. Received: {min_area}")
-    if not flip and min_area == 1:
-        return images
-    height, width = images.shape[1:3]
-    if places is None:
-        uniform = noise.uniform([5, tf.shape(images)[0]], seed)
-    else:
-        uniform = tf.gather(
-            noise.uniform([5, batch_size], seed), places, axis=1
-        )
-    area = min_area + (1 - min_area) * uniform[0]  # [b]
-    limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
-    root_aspect = tf.exp((uniform[1] - 0.5) * limit)
-    rows = _sample_points(tf.sqrt(area) / root_aspect, uniform[2], height)
-    columns = _sample_points(tf.sqrt(area) * root_aspect, uniform[3], width)
-    if flip:
-        mirrored = (uniform[4] < 0.5)[:, tf.newaxis]
-        columns = tf.where(mirrored, width - 1.0 - columns, columns)
-    views = tf.einsum(
-        "bij,bjkc,blk->bilc",
-        _interpolation(rows, height),
-        tf.cast(images, tf.float32),
-        _interpolation(columns, width),
-    )
-    return tf.saturate_cast(tf.round(views), tf.uint8)
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Augmentation:
-    """`augment` with its settings, as `training.JESTModel` wants it.
-
-    Args:
-        flip: mirror half of the images.
-        min_area: least share of the picture that a crop keeps.
-    """
-
-    def __init__(self, *, flip: bool, min_area: float):
-        self.flip = flip
-        self.min_area = min_area
-
-    def __call__(self, images, seed, places, batch_size):
-        """uint8 `[n, H, W, 3]` -> uint8 `[n, H, W, 3]`."""
-        return augment(
-            images,
-            seed,
-            flip=self.flip,
-            min_area=self.min_area,
-            places=places,
-            batch_size=batch_size,
-        )
-
-    def get_config(self):
-        """The arguments, for `.keras` files."""
-        return {"flip": self.flip, "min_area": self.min_area}
-
-    @classmethod
-    def from_config(cls, config):
-        """The augmentation that `get_config` describes."""
-        return cls(**config)
-
-
-def _sample_points(fraction, place, size):
-    """Where the pixels of a view lie along one side; [b], [b] -> [b, size].
-
-    In units of pixels, the centre of the first at 0.
-    """
-    centres = tf.range(size, dtype=tf.float32) + 0.5
-    start = place * (1 - fraction) * size
-    points = start[:, tf.newaxis] + fraction[:, tf.newaxis] * centres - 0.5
-    return tf.clip_by_value(points, 0.0, size - 1.0)
-
-
-def _interpolation(points, size):
-    """Weights of the pixels at points of one side; [b, n] -> [b, n, size]."""
-    pixels = tf.range(size, dtype=tf.float32)
-    return tf.nn.relu(1 - tf.abs(points[:, :, tf.newaxis] - pixels))
 
 
 def _lay_out(tokens, length, end_id):

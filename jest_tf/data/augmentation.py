@@ -1,0 +1,128 @@
+"""Random crops and flips of pictures, in the training step.
+
+They run on the device after the sub-batch is chosen, and are a pure function of
+(seed, step).
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from jest_tf.selection import noise
+
+# Width over height of a crop against the picture's own, as in Inception's
+# training crops (Szegedy et al., 2015) and everywhere since.
+_MAX_LOG_ASPECT = math.log(4 / 3)
+
+
+def augment(
+    images: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    flip: bool,
+    min_area: float,
+    places: tf.Tensor | None = None,
+    batch_size: int | None = None,
+) -> tf.Tensor:
+    """Crops and flips each picture at random; keeps the size.
+
+    A flip comes before the crop. The crop's area is uniform in [min_area, 1]
+    of the picture's, its aspect log-uniform in [3/4, 4/3] of the picture's as
+    far as the crop fits, its place uniform. It is resized back bilinearly as
+    `rows @ image @ columns` with one small interpolation matrix a side, which
+    compiles to matrix products of static shape; a flip mirrors `columns`.
+
+    Args:
+        images: uint8 [b, H, W, 3].
+        seed: int32 [2], (run seed, step). Equal seeds give equal views.
+        flip: mirror half of the pictures left to right.
+        min_area: in (0, 1]; 1 keeps the picture whole.
+        places: int32 [b], where these pictures stand among `batch_size`, if
+            they are some of them; each then gets the view that it gets among
+            all.
+        batch_size: of all pictures; goes with `places`.
+
+    Returns:
+        uint8 [b, H, W, 3].
+
+    Raises:
+        ValueError: `min_area` is out of range.
+    """
+    if not 0 < min_area <= 1:
+        raise ValueError(f"`min_area` must be in (0, 1]. Received: {min_area}")
+    if not flip and min_area == 1:
+        return images
+    height, width = images.shape[1:3]
+    if places is None:
+        uniform = noise.uniform([5, tf.shape(images)[0]], seed)
+    else:
+        uniform = tf.gather(
+            noise.uniform([5, batch_size], seed), places, axis=1
+        )
+    area = min_area + (1 - min_area) * uniform[0]  # [b]
+    limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
+    root_aspect = tf.exp((uniform[1] - 0.5) * limit)
+    rows = _sample_points(tf.sqrt(area) / root_aspect, uniform[2], height)
+    columns = _sample_points(tf.sqrt(area) * root_aspect, uniform[3], width)
+    if flip:
+        mirrored = (uniform[4] < 0.5)[:, tf.newaxis]
+        columns = tf.where(mirrored, width - 1.0 - columns, columns)
+    views = tf.einsum(
+        "bij,bjkc,blk->bilc",
+        _interpolation(rows, height),
+        tf.cast(images, tf.float32),
+        _interpolation(columns, width),
+    )
+    return tf.saturate_cast(tf.round(views), tf.uint8)
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Augmentation:
+    """`augment` with its settings, as `training.JESTModel` wants it.
+
+    Args:
+        flip: mirror half of the images.
+        min_area: least share of the picture that a crop keeps.
+    """
+
+    def __init__(self, *, flip: bool, min_area: float):
+        self.flip = flip
+        self.min_area = min_area
+
+    def __call__(self, images, seed, places, batch_size):
+        """uint8 `[n, H, W, 3]` -> uint8 `[n, H, W, 3]`."""
+        return augment(
+            images,
+            seed,
+            flip=self.flip,
+            min_area=self.min_area,
+            places=places,
+            batch_size=batch_size,
+        )
+
+    def get_config(self):
+        """The arguments, for `.keras` files."""
+        return {"flip": self.flip, "min_area": self.min_area}
+
+    @classmethod
+    def from_config(cls, config):
+        """The augmentation that `get_config` describes."""
+        return cls(**config)
+
+
+def _sample_points(fraction, place, size):
+    """Where the pixels of a view lie along one side; [b], [b] -> [b, size].
+
+    In units of pixels, the centre of the first at 0.
+    """
+    centres = tf.range(size, dtype=tf.float32) + 0.5
+    start = place * (1 - fraction) * size
+    points = start[:, tf.newaxis] + fraction[:, tf.newaxis] * centres - 0.5
+    return tf.clip_by_value(points, 0.0, size - 1.0)
+
+
+def _interpolation(points, size):
+    """Weights of the pixels at points of one side; [b, n] -> [b, n, size]."""
+    pixels = tf.range(size, dtype=tf.float32)
+    return tf.nn.relu(1 - tf.abs(points[:, :, tf.newaxis] - pixels))
