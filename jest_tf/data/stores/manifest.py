@@ -1,26 +1,22 @@
 """Manifests: which records of a store are drawn, how often, and why.
 
-A manifest is a folder that belongs to one version of one store. It holds a file
-for every shard, row for row,
+A manifest is a folder that belongs to one version of one store. It holds an
+artefact (`data/artefacts.py`) for every shard, row for row,
 
-    magic, version, length of the header, CRC-32 of the rest    20 bytes
-    header: JSON, see `Header`
     ids        int64 [n]
     weights    float32 [n], 0: the record is not drawn
     scores     float32 [n], NaN: the record was not scored
 
-little-endian, one after the other, and `manifest.json`, written last, which
-lists the shards with their versions and says what all was made by. Files are
-written whole or not at all, so what a killed process has left is gone on from.
-`curation/by_score.py` and `curation/by_similarity.py` make manifests,
-`stores.open_stores` gives one to a store, and `stream.py` draws by its weights.
+and `manifest.json`, written last, which lists the shards with their versions
+and checksums and says what all was made by. Files are written whole, so a
+killed process is continued. `curation/by_score.py` and
+`curation/by_similarity.py` make manifests, `stores.open_stores` gives one to a
+store, and `stream.py` draws by its weights.
 """
 
 import hashlib
 import json
 import os
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
+from jest_tf.data import artefacts
 from jest_tf.data.stores import shards
 
 if TYPE_CHECKING:
@@ -36,15 +33,13 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 SUFFIX = ".weights"
 
-_MAGIC = b"JESTMANI"
-_VERSION = 1
-_HEAD = struct.Struct("<8sIII")
-_MAX_JSON = 2**24
-_KIND = "jest_tf manifest"
+_VERSION = 2
+_KIND = "manifest"
+_DTYPES = {"ids": "int64", "weights": "float32", "scores": "float32"}
 
 
 class Header(NamedTuple):
-    """What the file of a shard is of, and what it was made by.
+    """What the file of a shard was made from.
 
     Attributes:
         shard: name of the shard's file.
@@ -97,7 +92,7 @@ class Manifest:
     def __init__(self, directory: str, store: "store_lib.Store"):
         self.directory = directory
         path = os.path.join(directory, MANIFEST_FILE)
-        text = _read(path)
+        text = _read_list(path)
         values = _parse(text, f"Manifest {path}")
         _check_shards(path, values["shards"], store)
         self.identity = hashlib.blake2b(text, digest_size=16).hexdigest()
@@ -105,21 +100,25 @@ class Manifest:
         self.counts = values["counts"]
         self.weights = np.empty(len(store), np.float32)
         self.scores = np.empty(len(store), np.float32)
-        listed = {(one["shard"], one["stamp"]): one for one in values["shards"]}
+        listed = {
+            (one["shard"], one["stamp"]): one["checksum"]
+            for one in values["shards"]
+        }
         end = 0
         for shard, length in enumerate(store.shards.lengths.tolist()):
             rows = slice(end, end + length)
             end += length
             header = describe(store, shard, self.made_by)
             place = part_path(store, shard, directory)
-            part, checksum = _read_part(place)
-            if checksum != listed[header.shard, header.stamp]["crc32"]:
+            _, part, checksum = _read_part(place)
+            if checksum != listed[header.shard, header.stamp]:
                 raise ValueError(
                     f"Manifest {path} does not list {place} as it is: it was "
                     "written anew since, or belongs to another manifest"
                 )
-            ids = store.ids(np.arange(rows.start, rows.stop))
-            _check_ids(place, part.ids, ids)
+            _check_ids(
+                place, part.ids, store.ids(np.arange(*rows.indices(end)))
+            )
             self.weights[rows] = part.weights
             self.scores[rows] = part.scores
         if not self.weights.any():
@@ -172,20 +171,21 @@ def write_part(path: str, header: Header, part: Part) -> None:
 
     Raises:
         ValueError: the arrays are not of the header's rows, a weight is
-            negative or not finite, or a score is infinite.
+            negative or not finite, or a score is infinite; or the file cannot
+            be written.
     """
-    text = json.dumps(header._asdict(), sort_keys=True).encode()
-    part = Part(
-        *(
-            np.ascontiguousarray(values, dtype)
-            for values, dtype in zip(part, ("<i8", "<f4", "<f4"), strict=True)
-        )
-    )
-    _check_part(f"Manifest {path}", header, part)
-    body = b"".join([text, *(values.tobytes() for values in part)])
-    head = _HEAD.pack(_MAGIC, _VERSION, len(text), zlib.crc32(body))
+    arrays = {
+        name: np.asarray(values, _DTYPES[name])
+        for name, values in part._asdict().items()
+    }
+    _check_part(f"Manifest {path}", header.rows, Part(**arrays))
+    metadata = {
+        "shard": header.shard,
+        "stamp": header.stamp,
+        "made_by": json.dumps(header.made_by, sort_keys=True),
+    }
     try:
-        files.write_whole(path, head, body)
+        artefacts.write(path, _KIND, metadata, arrays)
     except (OSError, tf.errors.OpError) as error:
         raise ValueError(
             f"Manifest {path} cannot be written: {error}"
@@ -198,59 +198,22 @@ def read_part(path: str) -> tuple[Header, Part]:
     Raises:
         ValueError: there is none, or it is damaged.
     """
-    data = _read(path)
-    what = f"Manifest {path}"
-    if len(data) < _HEAD.size or data[:8] != _MAGIC:
-        raise ValueError(f"{what} is no file of a manifest, or is truncated")
-    _, version, length, checksum = _HEAD.unpack_from(data)
-    if version != _VERSION:
-        raise ValueError(
-            f"{what} must be of format {_VERSION}. Received: {version}"
-        )
-    body = memoryview(data)[_HEAD.size :]
-    if zlib.crc32(body) != checksum or length > min(len(body), _MAX_JSON):
-        raise ValueError(f"{what} is damaged: it fails its checksum")
-    try:
-        header = Header(**json.loads(bytes(body[:length])))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is damaged: {error}") from error
-    rows = header.rows
-    if type(rows) is not int or len(body) != length + 16 * rows:
-        raise ValueError(f"{what} is damaged: it has not {rows} rows")
-    ends = length + rows * np.array([0, 8, 12, 16])
-    part = Part(
-        *(
-            np.frombuffer(body[start:stop], dtype)
-            for start, stop, dtype in zip(
-                ends[:-1], ends[1:], ("<i8", "<f4", "<f4"), strict=True
-            )
-        )
-    )
-    _check_part(what, header, part)
-    return header, part
+    return _read_part(path)[:2]
 
 
 def is_there(path: str, header: Header) -> bool:
-    """Whether a shard's file has been written, by the same maker.
+    """Returns whether a shard's file has been written, by the same maker.
 
     Args:
         path: of the file.
-        header: what it has to say.
+        header: what it should be made from.
 
     Raises:
-        ValueError: it is of another maker, or damaged.
+        ValueError: it was made from something else, or is damaged.
     """
     if not tf.io.gfile.exists(path):
         return False
-    found, _ = read_part(path)
-    # As JSON gives it back, where tuples are lists.
-    wanted = json.loads(json.dumps(header._asdict()))
-    for name, value in _differences(wanted, found._asdict()):
-        raise ValueError(
-            f"Manifest {path} was made by something else: expected "
-            f"{name}={value[0]!r}. Received: {value[1]!r}; take another "
-            "folder, or overwrite it"
-        )
+    _refuse_other(path, header, read_part(path)[0])
     return True
 
 
@@ -277,16 +240,17 @@ def finish(
     for shard in range(len(store.shards.paths)):
         path = part_path(store, shard, directory)
         header = describe(store, shard, made_by)
-        if not is_there(path, header):
+        if not tf.io.gfile.exists(path):
             raise ValueError(f"Manifest {directory} has no file {path} yet")
-        part, checksum = _read_part(path)
+        found, part, checksum = _read_part(path)
+        _refuse_other(path, header, found)
         listed.append(
             {
                 "shard": header.shard,
                 "stamp": header.stamp,
                 "rows": header.rows,
                 "drawn": int((part.weights > 0).sum()),
-                "crc32": checksum,
+                "checksum": checksum,
             }
         )
     drawn = sum(one["drawn"] for one in listed)
@@ -309,40 +273,68 @@ def finish(
     return Manifest(directory, store)
 
 
-def _read(path):
+def _read_list(path):
+    """The bytes of `manifest.json`."""
     try:
         with files.open_file(path) as file:
             return file.read()
     except (OSError, tf.errors.OpError) as error:
-        raise ValueError(_missing(path, error)) from error
-
-
-def _missing(path, error):
-    folder, name = os.path.split(path)
-    message = f"Manifest {path} cannot be read: {shards.one_line(error)}"
-    if name == MANIFEST_FILE and tf.io.gfile.glob(f"{folder}/*{SUFFIX}"):
-        return (
-            f"Manifest {folder} is unfinished: run the command again that was "
-            f"writing it. Expected {MANIFEST_FILE} beside the files of shards"
-        )
-    if name == MANIFEST_FILE:
-        return f"{message}; expected a folder that `jest-tf curate` has written"
-    return message
+        folder = os.path.dirname(path)
+        if tf.io.gfile.glob(f"{folder}/*{SUFFIX}"):
+            message = (
+                f"Manifest {folder} is unfinished: run the command again that "
+                f"was writing it. Expected {MANIFEST_FILE} beside the files of "
+                "shards"
+            )
+        else:
+            message = (
+                f"Manifest {path} cannot be read: {shards.one_line(error)}; "
+                "expected a folder that `jest-tf curate` has written"
+            )
+        raise ValueError(message) from error
 
 
 def _read_part(path):
-    """The arrays of a shard's file, and the checksum that it has."""
-    _, part = read_part(path)
-    checksum = 0
-    for values in part:
-        checksum = zlib.crc32(values, checksum)
-    return part, checksum
-
-
-def _check_part(what, header, part):
-    if any(values.shape != (header.rows,) for values in part):
+    """Header and arrays of a shard's file, and the checksum of all."""
+    what = f"Manifest {path}"
+    try:
+        found = artefacts.read(path, _KIND, verify=True)
+    except OSError as error:
         raise ValueError(
-            f"{what} must have {header.rows} rows. "
+            f"{what} cannot be read: {shards.one_line(error)}"
+        ) from error
+    texts, arrays = found.metadata, found.arrays
+    try:
+        if {
+            name: str(array.dtype) for name, array in arrays.items()
+        } != _DTYPES:
+            raise ValueError(f"its arrays are {sorted(arrays)}")
+        made_by = json.loads(texts["made_by"])
+        rows = arrays["ids"].size
+        header = Header(texts["shard"], texts["stamp"], rows, made_by)
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is damaged: {error}") from error
+    part = Part(**arrays)
+    _check_part(what, rows, part)
+    return header, part, texts["checksum"]
+
+
+def _refuse_other(path, header, found):
+    """Refuses the file of a shard that was made from something else."""
+    # As JSON gives it back, where tuples are lists.
+    wanted = json.loads(json.dumps(header._asdict()))
+    for name, (here, there) in _differences(wanted, found._asdict()):
+        raise ValueError(
+            f"Manifest {path} was made by something else: expected "
+            f"{name}={here!r}. Received: {there!r}; take another folder, or "
+            "overwrite it"
+        )
+
+
+def _check_part(what, rows, part):
+    if any(values.shape != (rows,) for values in part):
+        raise ValueError(
+            f"{what} must have {rows} rows. "
             f"Received: {[values.shape for values in part]}"
         )
     if not np.isfinite(part.weights).all() or (part.weights < 0).any():
@@ -360,14 +352,17 @@ def _parse(text, what):
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is damaged: {error}") from error
-    if not isinstance(values, dict) or values.get("kind") != _KIND:
+    if not isinstance(values, dict) or values.get("kind") not in (
+        _KIND,
+        "jest_tf manifest",
+    ):
         raise ValueError(f"{what} is no manifest")
     if values.get("version") != _VERSION:
         raise ValueError(
-            f"{what} must be of version {_VERSION}. "
-            f"Received: {values.get('version')!r}"
+            f"{what} must be of version {_VERSION}. Received: "
+            f"{values.get('version')!r}; {artefacts.KINDS[_KIND]}"
         )
-    kinds = {"shard": str, "stamp": str, "rows": int, "crc32": int}
+    kinds = {"shard": str, "stamp": str, "rows": int, "checksum": str}
     good = isinstance(values.get("made_by"), dict)
     good &= isinstance(values.get("counts"), dict)
     good &= isinstance(values.get("shards"), list)

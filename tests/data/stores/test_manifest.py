@@ -155,13 +155,13 @@ class ManifestTest(FolderTestCase):
         size = os.path.getsize(path)
         for position in range(size):
             shard_files.flip(path, position)
-            self.assert_refused("no file of a manifest|must be of for|damaged")
+            self.assert_refused("must be a jest_tf manifest")
             shard_files.flip(path, position)
         manifest.Manifest(self.directory, self.store)
         for length in (0, 10, 20, size - 1):
             with open(path, "r+b") as file:
                 file.truncate(length)
-            self.assert_refused("no file of a manifest|damaged")
+            self.assert_refused("must be a jest_tf manifest")
 
     def test_a_file_of_another_manifest_is_found(self):
         self.write(np.ones(40))
@@ -180,7 +180,10 @@ class ManifestTest(FolderTestCase):
             good = json.load(file)
         for change, pattern in (
             ({"kind": "x"}, "is no manifest"),
-            ({"version": 2}, "must be of version 1. Received: 2"),
+            (
+                {"version": 1},
+                "must be of version 2. Received: 1; write it anew",
+            ),
             ({"shards": None}, "damaged"),
             ({"shards": [{"shard": "0"}]}, "damaged"),
             ({"made_by": 3}, "damaged"),
