@@ -14,7 +14,6 @@ an Apache Beam pipeline. Sets that are inferred from tasks are in
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import math
@@ -376,7 +375,7 @@ def for_models(chosen_by: Settings, models: Sequence[Model]) -> Settings:
 
 @contextlib.contextmanager
 def claimed(directory: str) -> Iterator[None]:
-    """Holds the folder of a manifest.
+    """Locks the folder of a manifest.
 
     Raises:
         ValueError: another process holds it, or it is not local.
@@ -386,10 +385,10 @@ def claimed(directory: str) -> Iterator[None]:
             "The folder of a manifest must be local where one machine writes "
             f"it: copy it afterwards. Received: {directory!r}"
         )
-    os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, ".lock"), "a") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = os.path.join(directory, ".lock")
+            stack.enter_context(files.locked(lock))
         except BlockingIOError:
             raise ValueError(
                 f"Another process is writing the manifest {directory!r}; "

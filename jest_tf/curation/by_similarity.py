@@ -40,7 +40,6 @@ _BLOCK_VALUES = 2**23
 _BLOCK_ROWS = 2**13
 # Records whose pictures are read at a time.
 _READ = 256
-_MAX_ITERATIONS = 50
 
 
 @dataclass(frozen=True)
@@ -340,7 +339,7 @@ def concepts_of(
 
 
 def cluster(points: np.ndarray, count: int) -> np.ndarray:
-    """Spherical k-means from the farthest points; at most `count` labels.
+    """Clusters points by k-means; equal points give equal labels.
 
     Args:
         points: float32 [k, D] of unit length.
@@ -349,24 +348,15 @@ def cluster(points: np.ndarray, count: int) -> np.ndarray:
     Returns:
         int64 [k], every number up to the largest used.
     """
-    first = int(np.argmax(points @ points.mean(0)))
-    centres = points[[first]]
-    for _ in range(1, count):
-        farthest = int(np.argmin((points @ centres.T).max(1)))
-        centres = np.concatenate([centres, points[[farthest]]])
-    labels = np.full(len(points), -1)
-    for _ in range(_MAX_ITERATIONS):
-        found = np.argmax(points @ centres.T, 1)
-        if np.array_equal(found, labels):
-            break
-        labels = found
-        sums = np.zeros_like(centres)
-        np.add.at(sums, labels, points)
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        # A centre that has lost all its points stays where it was.
-        centres = np.where(
-            lengths > 0, sums / np.maximum(lengths, 1e-9), centres
-        )
+    # Seconds to import, and only clusters need it.
+    import sklearn.cluster
+    import threadpoolctl
+
+    count = min(count, len(np.unique(points, axis=0)))
+    means = sklearn.cluster.KMeans(count, n_init=10, random_state=0)
+    # Threads add in any order, which may change the last bits of a sum.
+    with threadpoolctl.threadpool_limits(1):
+        labels = means.fit_predict(points)
     return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
