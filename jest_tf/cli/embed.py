@@ -79,9 +79,9 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf import runs
     from jest_tf.data import sidecars as sidecars_lib
     from jest_tf.data import stores
-    from jest_tf.data.sidecars import embed, precision
+    from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
-    from jest_tf.runs import interruptions, progress
+    from jest_tf.runs import interruptions, progress, sidecar_precision
 
     teacher = runs.load_run(flags.workdir)
     store = stores.join(
@@ -113,7 +113,7 @@ def run(flags: argparse.Namespace) -> None:
         raise SystemExit(interruptions.EXIT_CODE)
     if flags.check:
         sidecars = sidecars_lib.Sidecars(store, flags.output, description)
-        print(precision.compare(teacher, store, sidecars))
+        print(sidecar_precision.compare(teacher, store, sidecars))
 
 
 def _check(flags):

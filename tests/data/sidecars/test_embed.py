@@ -20,9 +20,9 @@ import tiny
 from jest_tf import config, models, runs, training
 from jest_tf.data import pictures, pipeline, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data.sidecars import embed, file_format, precision
+from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
-from jest_tf.runs import directory, interruptions
+from jest_tf.runs import directory, interruptions, sidecar_precision
 from trainers import embed as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -463,7 +463,7 @@ class DrawsTest(tf.test.TestCase):
         )
 
     def test_float16_changes_no_draw_but_for_ties(self):
-        comparison = precision.compare(
+        comparison = sidecar_precision.compare(
             self.run_of_reference,
             self.store,
             sidecars_lib.Sidecars(self.store, f"{self.directory}/float16"),

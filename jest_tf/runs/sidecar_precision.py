@@ -1,9 +1,8 @@
-"""What keeping a reference's embeddings in sidecars does to the draws.
+"""Compares draws by float16 sidecars with draws by the live reference.
 
-Float16 has 11 bits. Rounding changes a logit in its fourth digit or so, which
-matters to a draw where two rows are about equally good. `compare` draws twice
-on the same noise, by the embeddings as the model makes them and by those of the
-sidecars, and says how far apart the draws are.
+Float16 has 11 bits: rounding changes a logit in about its fourth digit, which
+matters where two rows are about equally good. `compare` draws twice on the same
+noise.
 """
 
 from typing import NamedTuple
