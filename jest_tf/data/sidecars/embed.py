@@ -126,9 +126,9 @@ def write(
             return unit(image).cpu().numpy(), unit(text).cpu().numpy()
 
         embed.write(
-            records.open_store("data/*.tar"),
+            stores.open_store("data/*.tar"),
             encode,
-            sidecar_files.Description(
+            file_format.Description(
                 fingerprint="ViT-B-32 laion2b_s34b_b79k",
                 tokenizer="CLIP, 77 tokens",
                 preprocessing="224 pixels, squashed",
@@ -199,7 +199,7 @@ def write_arrays(
     Example:
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()
-        >>> store = records.open_store(
+        >>> store = stores.open_store(
         ...     "examples/icontext_mini/val_concept-*.tfrecord",
         ...     index_dir=folder.name,
         ... )
@@ -209,7 +209,7 @@ def write_arrays(
         ...     store,
         ...     unit[np.arange(246) % 8],
         ...     unit[np.arange(sum(counts)) % 8],
-        ...     sidecar_files.Description(
+        ...     file_format.Description(
         ...         "one-hot", "none", "none", dim=8, scale=10.0, bias=-10.0
         ...     ),
         ...     folder.name,
