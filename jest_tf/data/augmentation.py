@@ -27,10 +27,10 @@ def augment(
 ) -> tf.Tensor:
     """Crops and flips each picture at random; keeps the size.
 
-    A flip comes before the crop. The crop's area is uniform in [min_area, 1]
+    The flip comes before the crop. The crop's area is uniform in [min_area, 1]
     of the picture's, its aspect log-uniform in [3/4, 4/3] of the picture's as
-    far as the crop fits, its place uniform. It is resized back bilinearly as
-    `rows @ image @ columns` with one small interpolation matrix a side, which
+    far as the crop fits, its place uniform. The crop is resized bilinearly as
+    `rows @ image @ columns` with a small interpolation matrix a side, which
     compiles to matrix products of static shape; a flip mirrors `columns`.
 
     Args:
@@ -38,10 +38,9 @@ def augment(
         seed: int32 [2], (run seed, step). Equal seeds give equal views.
         flip: mirror half of the pictures left to right.
         min_area: in (0, 1]; 1 keeps the picture whole.
-        places: int32 [b], where these pictures stand among `batch_size`, if
-            they are some of them; each then gets the view that it gets among
-            all.
-        batch_size: of all pictures; goes with `places`.
+        places: int32 [b], places of these pictures in a larger batch, in which
+            they would get the same views; None if they are all of it.
+        batch_size: size of the larger batch; required with `places`.
 
     Returns:
         uint8 [b, H, W, 3].
@@ -79,11 +78,11 @@ def augment(
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Augmentation:
-    """`augment` with its settings, as `training.JESTModel` wants it.
+    """`augment` with its settings, for `training.JESTModel`.
 
     Args:
-        flip: mirror half of the images.
-        min_area: least share of the picture that a crop keeps.
+        flip: mirror half of the pictures.
+        min_area: smallest share of the picture that a crop keeps.
     """
 
     def __init__(self, *, flip: bool, min_area: float):
@@ -91,7 +90,7 @@ class Augmentation:
         self.min_area = min_area
 
     def __call__(self, images, seed, places, batch_size):
-        """uint8 `[n, H, W, 3]` -> uint8 `[n, H, W, 3]`."""
+        """Augments uint8 [n, H, W, 3]; see `augment`."""
         return augment(
             images,
             seed,
@@ -102,19 +101,19 @@ class Augmentation:
         )
 
     def get_config(self):
-        """The arguments, for `.keras` files."""
+        """Returns the arguments, for `.keras` files."""
         return {"flip": self.flip, "min_area": self.min_area}
 
     @classmethod
     def from_config(cls, config):
-        """The augmentation that `get_config` describes."""
+        """Makes the augmentation that `get_config` describes."""
         return cls(**config)
 
 
 def _sample_points(fraction, place, size):
-    """Where the pixels of a view lie along one side; [b], [b] -> [b, size].
+    """Places of a view's pixels along one side; [b], [b] -> [b, size].
 
-    In units of pixels, the centre of the first at 0.
+    The unit is a pixel; the centre of the first pixel is 0.
     """
     centres = tf.range(size, dtype=tf.float32) + 0.5
     start = place * (1 - fraction) * size
@@ -123,6 +122,6 @@ def _sample_points(fraction, place, size):
 
 
 def _interpolation(points, size):
-    """Weights of the pixels at points of one side; [b, n] -> [b, n, size]."""
+    """Weights of pixels at points of one side; [b, n] -> [b, n, size]."""
     pixels = tf.range(size, dtype=tf.float32)
     return tf.nn.relu(1 - tf.abs(points[:, :, tf.newaxis] - pixels))

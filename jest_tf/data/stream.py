@@ -1,21 +1,21 @@
 """The order of examples: a pure function of (seed, position).
 
-Position p stands for offset p mod n of epoch p // n, and every epoch is a
-permutation of its own. The permutation is a keyed bijection, a balanced Feistel
-network on the next power of four with cycle walking (Black and Rogaway, 2002,
-"Ciphers with arbitrary finite domains"), so that any position costs the same
-and nothing is held in memory. No records are read here.
+Position p is offset p mod n of epoch p // n, and every epoch is a different
+permutation. The permutation is a keyed bijection, a balanced Feistel network on
+the next power of four with cycle walking (Black and Rogaway, 2002, "Ciphers
+with arbitrary finite domains"), so any position costs the same and nothing is
+held in memory. No records are read here.
 
-With blocks, an epoch permutes blocks of neighbouring records, cuts that line of
-blocks into windows of 64, and permutes the records of each window, so that
-records read together lie in few places. `Mixture` gives each of several stores
-its share of the positions and an order of its own.
+With blocks, an epoch permutes blocks of neighbouring records, cuts the sequence
+of blocks into windows of 64, and permutes the records within each window, so
+that records read together lie in few places. `Mixture` gives each of several
+stores its share of the positions and a separate order.
 
-With weights of rows an epoch has as many slots as there are rows of a weight,
-which are permuted in place of the rows. The slots lie evenly on a line on which
-every row has a stretch as long as its weight, shifted by chance each epoch
-(systematic sampling): a row of k times the mean weight is drawn k times an
-epoch, up to one more or one less, and k times on average exactly.
+With row weights, an epoch has as many slots as rows with a weight, and permutes
+the slots. The slots lie evenly on a line on which every row has a stretch as
+long as its weight, randomly shifted each epoch (systematic sampling). A row of
+k times the mean weight is drawn k times an epoch, give or take one, and exactly
+k times on average.
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ _SHIFT_SALT = 0x7368696674
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
 
-# Blocks whose records are mixed. More mix better and read more places at a
-# time; benchmarks/README.md has both in numbers.
+# Blocks of a window. More blocks mix better but read more places at a time;
+# benchmarks/README.md has the numbers.
 _WINDOW_BLOCKS = 64
 
-# Positions after which the shares of a mixture come out exactly.
+# Positions after which the shares of a mixture are exact.
 _PERIOD = 2**16
-# What the mean weight of a row is in integers, two to this power.
+# The mean weight of a row is two to this power in integers.
 _SLOT_BITS = 20
 
 
@@ -53,17 +53,17 @@ class Order:
         num_records: n, the number of rows, at least 1.
         seed: the run's seed, in [0, 2**63).
         block_size: neighbouring rows that stay together, at least 1; None
-            shuffles freely. A window of 64 blocks is mixed as a whole, so B
-            positions touch about 64 blocks where B is within a window, and the
-            rows of a block are spread over 64 times the block size in
-            positions. The last block of the rows may be shorter.
-        row_weights: float [num_records], not negative: how often each row is
-            drawn, in relation to the others; rows of weight 0 never are. With
-            blocks, these are of rows that have a weight. None is all alike.
+            shuffles freely. A window of 64 blocks is mixed as a whole: B
+            positions within a window touch about 64 blocks, and the rows of a
+            block are spread over 64 times the block size in positions. The
+            last block may be shorter.
+        row_weights: float [num_records], not negative, relative frequencies of
+            the rows; rows of weight 0 are never drawn, and blocks are of the
+            other rows. None weighs all rows alike.
 
     Attributes:
         num_records: as given.
-        num_drawn: rows that are drawn at all; the positions of an epoch.
+        num_drawn: rows that are ever drawn; the positions of an epoch.
 
     Raises:
         ValueError: an argument is out of range, there is no row to draw, or a
@@ -94,7 +94,7 @@ class Order:
             self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """The rows at positions of the stream.
+        """Returns the rows at positions of the stream.
 
         Args:
             positions: int64 [k], not negative, in any order.
@@ -118,22 +118,22 @@ class Order:
         return rows
 
     def num_distinct(self, num_positions: int) -> int:
-        """How many rows the first `num_positions` positions are of.
+        """Counts the distinct rows at the first `num_positions` positions.
 
-        With unequal weights it is the number that is expected.
+        With unequal weights it is the expected number.
         """
         if self._weighted is not None:
             return self._weighted.num_distinct(num_positions)
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
-        """Rows in place of those at `positions`, where these cannot be had.
+        """Returns rows to replace unreadable ones at `positions`.
 
-        Each is a row at random, so it may be one that another position has.
+        Each is a random row, which another position may have, too.
 
         Args:
             positions: int64 [k], not negative.
-            attempt: 1, 2, ... gives one row after another.
+            attempt: 1, 2, ...; each attempt gives another row.
 
         Returns:
             int64 [k], each in [0, num_records).
@@ -147,24 +147,24 @@ class Order:
 
 
 class Mixture:
-    """A stream over several stores, which have fixed shares of the positions.
+    """A stream over several stores with fixed shares of the positions.
 
-    Of every 65,536 positions each part has the same number, its share by the
+    Every 65,536 positions have the same number of each part, its share by the
     method of the largest remainder, so shares are exact to 1 in 65,536. They
-    are spread evenly: any k neighbouring positions hold a part's share of k to
-    within the number of parts. A part's positions walk its own `Order`, which
-    goes through its epochs at its own pace.
+    are spread evenly: any k neighbouring positions have a part's share of k to
+    within the number of parts. Each part has a separate `Order` and goes
+    through its epochs at a separate pace.
 
     Args:
         lengths: rows of each part; the parts follow one another.
         weights: positive, one for each part; only their ratios matter.
         seed: the run's seed, in [0, 2**63).
         block_size: of every part, as in `Order`.
-        row_weights: of the rows of all parts, as in `Order`; they have a say
-            within a part, not about its share.
+        row_weights: of the rows of all parts, as in `Order`; they act within a
+            part and do not change its share.
 
     Raises:
-        ValueError: an argument is out of range, a weight so small that its
+        ValueError: an argument is out of range, a weight is so small that its
             part would have no position, or a part has no row to draw.
     """
 
@@ -203,7 +203,7 @@ class Mixture:
         self._parts, self._turns = parts[line], turns[line]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """The rows at positions of the stream, as `Order.rows`."""
+        """Returns the rows at positions of the stream, as `Order.rows`."""
         periods, places = np.divmod(
             _check_positions(positions).astype(np.int64), _PERIOD
         )
@@ -212,7 +212,7 @@ class Mixture:
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
 
     def num_distinct(self, num_positions: int) -> int:
-        """How many rows the first positions are of, as `Order.num_distinct`."""
+        """Counts distinct rows of the first positions, as in `Order`."""
         periods, rest = divmod(num_positions, _PERIOD)
         begun = np.bincount(self._parts[:rest], minlength=len(self._counts))
         turns = periods * self._counts + begun
@@ -222,7 +222,7 @@ class Mixture:
         )
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
-        """Rows of the same part in place of unreadable ones, as in `Order`."""
+        """Returns replacements from the same part, as in `Order`."""
         positions = _check_positions(positions)
         parts = self._parts[positions % np.uint64(_PERIOD)]
         return self._by_part(
@@ -241,9 +241,9 @@ class Mixture:
 class _Blocks:
     """An order that permutes blocks, and records within windows of blocks.
 
-    An epoch lines up its blocks in slots: the full blocks permuted, the short
-    one, if there is one, put between any two of them. Slots are cut into
-    windows; the last window takes what is left, so none is small.
+    An epoch puts its blocks into slots: the full blocks permuted, and the short
+    block, if there is one, at a random place between them. Slots are cut into
+    windows; the last window takes the rest, so that none is small.
     """
 
     def __init__(self, num_records, seed, block_size):
@@ -293,7 +293,7 @@ class _Blocks:
         return blocks * self._size + mixed - self._slot_starts(slots, tails)
 
     def _slots(self, offsets, tails):
-        """The slots that hold offsets, where the short block is in `tails`."""
+        """Slots of offsets, given that the short block is in slot `tails`."""
         starts = tails * self._size
         behind = (offsets - self._tail) // self._size + 1
         slots = np.where(offsets < starts, offsets // self._size, behind)
@@ -305,14 +305,14 @@ class _Blocks:
 
 
 class _Weighted:
-    """Rows by weight: which row each slot of an epoch is of.
+    """The row of each slot of an epoch, by weight.
 
-    On a line of integers every row has a stretch in the proportion of its
-    weight, 2**20 on average; slot s of an epoch is the row at s * 2**20 plus a
-    shift in [0, 2**20) that the epoch has by chance.
+    On a line of integers every row has a stretch in proportion to its weight,
+    2**20 on average; slot s of an epoch is the row at s * 2**20 plus the
+    epoch's random shift in [0, 2**20).
 
     Attributes:
-        drawn: int64 [m], the rows that have a weight.
+        drawn: int64 [m], the rows with a weight.
     """
 
     def __init__(self, weights, num_records, seed):
@@ -349,7 +349,7 @@ class _Weighted:
         return self.drawn[np.searchsorted(self._ends, places, side="right")]
 
     def num_distinct(self, num_positions):
-        """The expected number of rows that so many positions are of."""
+        """The expected number of distinct rows at so many positions."""
         epochs, rest = divmod(num_positions, len(self.drawn))
         whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
         part = part / (1 << _SLOT_BITS)
@@ -362,7 +362,7 @@ class _Weighted:
 
 
 def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
-    """Uniform 64-bit integers, a pure function of (seed, position, salt).
+    """Hashes (seed, position, salt) to uniform 64-bit integers.
 
     Args:
         seed: the run's seed, in [0, 2**63).
@@ -385,8 +385,8 @@ def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
 def _permute(values, sizes, keys, largest=None):
     """Keyed bijections of [0, size); integers [k] x 3 -> int64 [k].
 
-    `sizes` may be one for all; else `largest` bounds them, and the time is as
-    its ratio to them.
+    `sizes` may be a single number; otherwise `largest` bounds them, and the
+    time grows with its ratio to them.
     """
     values = values.astype(np.uint64)
     if not len(values):
@@ -400,9 +400,8 @@ def _permute(values, sizes, keys, largest=None):
         walked = _encrypt(values[pending], keys[pending], half_bits)
         values[pending] = walked
         pending = pending[walked >= sizes[pending]]
-    # A Feistel network makes even permutations only, and cycle walking lets
-    # the sign through for small n: swap 0 and 1 under half of the keys, by a
-    # key bit.
+    # A Feistel network makes only even permutations, and with cycle walking
+    # small n keep that sign. So half of the keys swap 0 and 1, by a key bit.
     swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1)).astype(bool)
     return (values ^ swaps).astype(np.int64)
 

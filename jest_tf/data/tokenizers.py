@@ -33,8 +33,8 @@ def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         captions: string [k].
 
     Returns:
-        The captions as valid UTF-8, string [k], and which of them were
-        changed, bool [k].
+        The captions as valid UTF-8, string [k], and whether each was changed,
+        bool [k].
     """
     valid = tf.strings.unicode_transcode(
         captions, "UTF-8", "UTF-8", errors="replace", replacement_char=0xFFFD
@@ -49,9 +49,9 @@ class WordPieceTokenizer:
     white space and punctuation, and each word into its longest pieces.
 
     Args:
-        vocabulary: distinct tokens, `[UNK]` and `[EOS]` among them; pieces
+        vocabulary: distinct tokens, including `[UNK]` and `[EOS]`; pieces
             within a word start with `##`.
-        length: L, tokens in a row, at least 1.
+        length: L, tokens of a row, at least 1.
 
     Raises:
         ValueError: the vocabulary or the length is unusable.
@@ -70,7 +70,7 @@ class WordPieceTokenizer:
         )
 
     def __eq__(self, other):
-        """Equal tokenizers make equal tokens of equal texts."""
+        """Compares whether equal texts get equal tokens."""
         return isinstance(other, WordPieceTokenizer) and (
             (self.vocabulary, self.length) == (other.vocabulary, other.length)
         )
@@ -100,10 +100,10 @@ class SentencePieceTokenizer:
 
     Args:
         model: serialized SentencePiece model with an end-of-sequence piece.
-        length: L, tokens in a row, at least 1.
+        length: L, tokens of a row, at least 1.
 
     Raises:
-        ValueError: the model cannot be read or ends no sequence.
+        ValueError: the model cannot be read, or has no such piece.
     """
 
     def __init__(self, model: bytes, length: int):
@@ -123,7 +123,7 @@ class SentencePieceTokenizer:
         self.end_id = int(end[0])
 
     def __eq__(self, other):
-        """Equal tokenizers make equal tokens of equal texts."""
+        """Compares whether equal texts get equal tokens."""
         return isinstance(other, SentencePieceTokenizer) and (
             (self.model, self.length) == (other.model, other.length)
         )
@@ -155,7 +155,7 @@ def read_tokenizer(
     Args:
         path: a SentencePiece model if it ends in `.model`, else a WordPiece
             vocabulary, one token a line.
-        length: L, tokens in a row.
+        length: L, tokens of a row.
 
     Raises:
         ValueError: there is no such file, or it cannot be used.
@@ -171,7 +171,7 @@ def read_tokenizer(
 
 
 def has_tokenizer(directory: str) -> bool:
-    """Whether a tokenizer was saved in `directory`."""
+    """Returns whether a directory has a saved tokenizer."""
     return bool(_tokenizer_files(directory))
 
 
@@ -182,7 +182,7 @@ def load_tokenizer(
 
     Args:
         directory: holds `vocab.txt` or `tokenizer.model`, not both.
-        length: L, tokens in a row.
+        length: L, tokens of a row.
 
     Raises:
         ValueError: the directory holds none or both.
@@ -204,12 +204,12 @@ def build_wordpiece_vocabulary(
 
     Args:
         captions: texts, bytes as UTF-8; bad bytes are read as U+FFFD.
-        size: the most tokens to return. The learner cuts at a count, so many
-            words of equal count may leave it far below.
+        size: limit on the tokens. The learner cuts at a count, so many words
+            of equal count may leave far fewer.
 
     Returns:
-        The reserved tokens, then single characters, then pieces from the most
-        frequent on.
+        The reserved tokens, then single characters, then pieces by falling
+        frequency.
 
     Raises:
         ValueError: `size` leaves no room beside the reserved tokens, or there
@@ -235,7 +235,7 @@ def build_wordpiece_vocabulary(
 
 
 def _lay_out(tokens, length, end_id):
-    """Ragged int32 [k, tokens] -> [k, length], see the module's docstring."""
+    """Ragged int32 [k, tokens] -> [k, length], see the top of the module."""
     rows = tokens.to_tensor(end_id, shape=[None, length - 1])
     return tf.pad(rows, [[0, 0], [0, 1]], constant_values=end_id)
 

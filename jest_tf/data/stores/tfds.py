@@ -2,11 +2,10 @@
 
 A prepared version is a folder, `<data_dir>/<name>[/<config>]/<version>`, with
 `dataset_info.json`, `features.json` and shards of serialized
-`tf.train.Example`s. Pictures lie there encoded and texts as strings, under
-their names joined by "/", so that they are read as `data/stores/tfrecords.py`
-reads any example and nothing of TensorFlow Datasets is imported. TFRecord
-shards and ArrayRecord shards (with the package `array_record`) are known. A
-class label is given out by its name.
+`tf.train.Example`s. Pictures are encoded there and texts are strings, under
+their names joined by "/". So `data/stores/tfrecords.py` can read them, and
+nothing of TensorFlow Datasets is imported. Shards are TFRecord or ArrayRecord
+files (with the package `array_record`). Class labels become their names.
 """
 
 import contextlib
@@ -22,9 +21,9 @@ from jest_tf import files
 from jest_tf.data.stores import shards, tfrecords
 
 _INFO = "dataset_info.json"
-# Records of an ArrayRecord shard read together to index it.
+# ArrayRecord records of one read while a shard is indexed.
 _BATCH = 256
-# Advice of the ArrayRecord package for reading at random.
+# The ArrayRecord package's advice for random access.
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -43,17 +42,17 @@ class Split(NamedTuple):
 def find(
     pattern: str, image_field: str = "", caption_fields: Sequence[str] = ()
 ) -> Split | None:
-    """The split that a pattern names, None if it names no prepared folder.
+    """Finds the split that a pattern names, None if it is no prepared folder.
 
     Args:
-        pattern: the folder of a version, or "<folder>:<split>"; without a
-            split "train", or the only one.
-        image_field: feature of the picture; "" is one of the usual names, or
-            the only feature that is a picture.
+        pattern: the folder of a version, or "<folder>:<split>"; the default
+            split is "train", or the only one.
+        image_field: feature of the picture; "" takes the usual name, or the
+            only feature that is a picture.
         caption_fields: features of the captions; () takes the usual name.
 
     Raises:
-        ValueError: the split or its shards are missing, or the files are of
+        ValueError: the split or its shards are missing, or the files have
             another format.
     """
     folder, split = pattern, ""
@@ -73,8 +72,8 @@ def find(
         form = ArrayRecords(image_field, caption_fields, labels)
     else:
         raise ValueError(
-            "A prepared data set must be of TFRecord or ArrayRecord files. "
-            f"Received: {folder}, of the file format {kind!r}"
+            "A prepared data set must have TFRecord or ArrayRecord files. "
+            f"Received: {folder}, with the file format {kind!r}"
         )
     return Split(_split_paths(folder, info, split, kind), form)
 
@@ -104,7 +103,7 @@ class ArrayRecords:
 
     def scan(self, path: str, advance) -> shards.Entries:
         """Counts the records and reads their ids."""
-        del advance  # The reader does not tell how far it is.
+        del advance  # the reader reports no progress
         _check_local(path)
         try:
             reader = _array_record().ArrayRecordReader(path, _RANDOM_ACCESS)
@@ -131,7 +130,7 @@ class ArrayRecords:
         )
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Records by number; see `data/stores/shards.py`."""
+        """Reads records by number; see `data/stores/shards.py`."""
         try:
             reader = _array_record().ArrayRecordReader(path, _RANDOM_ACCESS)
         except (RuntimeError, ValueError) as error:
@@ -151,7 +150,7 @@ class ArrayRecords:
 
 
 def _read(reader, numbers):
-    """Payloads of the records, a fault where one cannot be had."""
+    """Payloads of records, or faults."""
     try:
         return reader.read(numbers)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -161,7 +160,7 @@ def _read(reader, numbers):
 
 
 def _close(reader):
-    # It tells once more of damage that reading has come upon.
+    # It reports damage that reads have met once more.
     with contextlib.suppress(RuntimeError):
         reader.close()
 
@@ -175,7 +174,7 @@ def _split_paths(folder, info, split, kind):
             f"{folder} must have a split {split!r}; name one as "
             f"'{folder}:<split>'. Received: {', '.join(splits) or 'none'}"
         )
-    # The usual template; another only changes what is before the split.
+    # The usual template; others differ only before the split.
     part = f"-{split}.{kind}"
     paths = sorted(
         _join(folder, name)
@@ -198,7 +197,7 @@ def _split_paths(folder, info, split, kind):
 
 
 def _features(folder):
-    """The top features by name: their JSON objects."""
+    """JSON objects of the top features, by name."""
     path = _join(folder, "features.json")
     if not _exists(path):
         return {}
@@ -207,7 +206,7 @@ def _features(folder):
 
 
 def _image_feature(features):
-    """The only picture, unless there is one of a usual name."""
+    """The only picture feature, unless one has a usual name."""
     pictures = [
         name
         for name, feature in features.items()
