@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from benchmarks import report
 from jest_tf import selection
-from jest_tf.data import pipeline, stores
+from jest_tf.data import batches as batches_lib
+from jest_tf.data import stores
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 from jest_tf.runs import loading
@@ -88,7 +89,7 @@ def embed_runs(workdir: str, reference_workdir: str, data: str) -> tuple:
     for folder in (workdir, reference_workdir):
         run = loading.load_run(folder)
         embed = tf.function(reference.frozen(run.learner))
-        batches = pipeline.examples(
+        batches = batches_lib.examples(
             store,
             batch_size=512,
             tokenizer=run.tokenizer,

@@ -1,4 +1,4 @@
-"""The `tf.data` datasets: super-batches for training, batches for evaluation.
+"""The training stream: a `tf.data` dataset of super-batches.
 
 A super-batch is a pure function of (seed, step). A counter numbers chunks of
 positions, NumPy reads a chunk's records (`data/reader.py`) in the stream's
@@ -11,34 +11,30 @@ read. Selection and augmentation happen later, on the device.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import (
+    batches,
     fault_log,
     pictures,
     stores,
     stream,
     tokenizers,
 )
+from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import reader as reader_lib
 from jest_tf.data import sidecars as sidecars_lib
 
 FaultLog = fault_log.FaultLog
 
-# A tokenizer maps string [k] to int32 [k, length].
-Tokenizer = Callable[[tf.Tensor], tf.Tensor]
-
 # Records in a unit of parallel work. From 128 to 1,280 throughput is equal
 # within noise; smaller units balance better and use less memory.
 _CHUNK = 256
-# One super-batch for the device and one in the making.
-_PREFETCH = 2
 _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 
@@ -71,7 +67,7 @@ class Options:
     sidecars: sidecars_lib.Sidecars | None = None
     cascade: cascade_lib.Cascade | None = None
     faults: FaultLog | None = None
-    reference_tokenizer: Tokenizer | None = None
+    reference_tokenizer: batches.Tokenizer | None = None
     reference_image_size: int | None = None
 
 
@@ -80,7 +76,7 @@ def super_batches(
     *,
     super_batch_size: int,
     seed: int,
-    tokenizer: Tokenizer,
+    tokenizer: batches.Tokenizer,
     image_size: int,
     start_step: int = 0,
     options: Options = Options(),  # noqa: B008  (it is frozen)
@@ -116,11 +112,15 @@ def super_batches(
             `tf.errors.InvalidArgumentError` if too many records are unreadable
             or sidecars do not fit.
     """
-    _check_at_least(0, start_step=start_step)
-    _check_at_least(1, super_batch_size=super_batch_size, image_size=image_size)
+    batches.check_at_least(0, start_step=start_step)
+    batches.check_at_least(
+        1, super_batch_size=super_batch_size, image_size=image_size
+    )
     image_sizes = {"image": image_size}
     if options.reference_image_size not in (None, image_size):
-        _check_at_least(1, reference_image_size=options.reference_image_size)
+        batches.check_at_least(
+            1, reference_image_size=options.reference_image_size
+        )
         image_sizes["image_for_reference"] = options.reference_image_size
     tokenizer_of = {"text": tokenizer}
     if options.reference_tokenizer not in (None, tokenizer):
@@ -142,7 +142,7 @@ def super_batches(
 
     def load(positions):
         chunk, images = _read_chunk(reader, positions, image_sizes)
-        batch = images | _texts(chunk.captions, tokenizer_of)
+        batch = images | batches.texts_of(chunk.captions, tokenizer_of)
         batch |= _stored_beside(store, sidecars, chunk)
         batch["record_replaced"] = chunk.attempts > 0
         return batch
@@ -165,77 +165,10 @@ def super_batches(
         positions = share.cut(chosen)
     else:
         positions = share.positions(start_step)
-    chunks = _map_in_order(positions, load)
-    return _finish(
+    chunks = batches.map_in_order(positions, load)
+    return batches.finish(
         chunks.batch(share.num_chunks, drop_remainder=True).map(join)
     )
-
-
-def examples(
-    store: stores.Store,
-    *,
-    batch_size: int,
-    tokenizer: Tokenizer,
-    image_size: int,
-    metadata: Sequence[str] = (),
-) -> tf.data.Dataset:
-    """Yields every record once, in the store's order.
-
-    Args:
-        store: the records.
-        batch_size: k; the last batch may be smaller.
-        tokenizer: for `text`.
-        image_size: S, for `image`.
-        metadata: further fields to yield, such as `concept` or `label`; b""
-            where a record lacks one.
-
-    Returns:
-        A finite dataset of dicts of `image`, `text`, `id`, `caption_id` and
-        `caption_replaced` as in `super_batches`, k rows each, and each field
-        of `metadata` as string [k]. The caption is the first that is not blank.
-
-    Raises:
-        ValueError: an argument is out of range. Iteration raises
-            `tf.errors.InvalidArgumentError`, naming the record, if one has no
-            caption or no picture that decodes.
-    """
-    _check_at_least(1, batch_size=batch_size, image_size=image_size)
-
-    def load(index):
-        fetched = _fetch_rows(store, index, batch_size, ("caption", *metadata))
-        return {
-            "image": _decode_all(store, fetched, image_size),
-            **_texts(fetched["caption"], {"text": tokenizer}),
-            "id": fetched["id"],
-            **{name: fetched[name] for name in metadata},
-        }
-
-    return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
-
-
-def images(
-    store: stores.Store, batch_size: int, image_size: int
-) -> tf.data.Dataset:
-    """Yields every picture once, in the store's order, whatever its captions.
-
-    Args:
-        store: the records.
-        batch_size: k; the last batch may be smaller.
-        image_size: S.
-
-    Returns:
-        A finite dataset of uint8 [k, S, S, 3].
-
-    Raises:
-        ValueError: an argument is out of range; iteration as in `examples`.
-    """
-    _check_at_least(1, batch_size=batch_size, image_size=image_size)
-
-    def load(index):
-        fetched = _fetch_rows(store, index, batch_size, ())
-        return _decode_all(store, fetched, image_size)
-
-    return _finish(_map_in_order(_batch_numbers(store, batch_size), load))
 
 
 def order(
@@ -345,7 +278,7 @@ class _Share:
     """This host's part of every super-batch, cut into chunks."""
 
     def __init__(self, super_batch_size, host, num_hosts):
-        _check_at_least(1, num_hosts=num_hosts)
+        batches.check_at_least(1, num_hosts=num_hosts)
         if super_batch_size % num_hosts:
             raise ValueError(
                 "`num_hosts` must divide `super_batch_size`. Received: "
@@ -377,25 +310,6 @@ class _Share:
         """Cuts a dataset of int64 [size], one a step, into chunks."""
         shape = [self.num_chunks, self.chunk]
         return chosen.map(lambda rows: tf.reshape(rows, shape)).unbatch()
-
-
-def _batch_numbers(store, batch_size):
-    return tf.data.Dataset.range(-(-len(store) // batch_size))
-
-
-def _map_in_order(dataset, function):
-    # AutoGraph would rewrite the NumPy functions too, and run them slowly.
-    return dataset.map(
-        tf.autograph.experimental.do_not_convert(function),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
-def _finish(dataset):
-    options = tf.data.Options()
-    options.deterministic = True
-    return dataset.with_options(options).prefetch(_PREFETCH)
 
 
 def _chunk_size(super_batch_size):
@@ -437,13 +351,15 @@ def _read_chunk(reader, positions, image_sizes):
             whole.append(image)
         return *chunk, *whole
 
-    chunk = _call(read, [positions], specs)
+    chunk = batches.call_numpy(read, [positions], specs)
     kept, decoded = pictures.decode_batch(chunk[2], image_sizes)
     values = [*chunk, *decoded.values()]
     values = tf.cond(
         tf.equal(tf.size(kept), size),
-        lambda: _ensure(values, specs + image_specs),
-        lambda: _call(repair, [positions, kept, *values], specs + image_specs),
+        lambda: batches.ensure_shapes(values, specs + image_specs),
+        lambda: batches.call_numpy(
+            repair, [positions, kept, *values], specs + image_specs
+        ),
     )
     return (
         reader_lib.Chunk(*values[:5]),
@@ -465,105 +381,6 @@ def _stored_beside(store, sidecars, chunk):
             return (ids,)
         return ids, *sidecars.read(rows, choices, ids)
 
-    values = _call(join, [chunk.rows, chunk.choices], specs)
+    values = batches.call_numpy(join, [chunk.rows, chunk.choices], specs)
     names = ("id", "reference_image", "reference_text")
     return dict(zip(names, values, strict=False))
-
-
-def _texts(captions, tokenizer_of):
-    """Tokens, ids and validity of captions, string [k]."""
-    captions, replaced = tokenizers.sanitize_captions(captions)
-    batch = {name: make(captions) for name, make in tokenizer_of.items()}
-    batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)
-    batch["caption_replaced"] = replaced
-    return batch
-
-
-def _fetch_rows(store, index, batch_size, fields):
-    """Reads a batch in order; raises if a record is unreadable."""
-
-    def fetch(index):
-        start = index * batch_size
-        rows = np.arange(start, min(start + batch_size, len(store)))
-        columns = [np.empty(len(rows), object) for _ in ("picture", *fields)]
-        for i, record in enumerate(store.read(rows)):
-            values = _fields_of(record, fields, store.max_image_pixels)
-            if isinstance(values, stores.Fault):
-                _refuse(store, rows[i], values)
-            for column, value in zip(columns, values, strict=True):
-                column[i] = value
-        return rows, store.ids(rows), *columns
-
-    names = ("row", "id", "picture", *fields)
-    types = [tf.int64, tf.int64] + [tf.string] * (1 + len(fields))
-    specs = [tf.TensorSpec([None], dtype) for dtype in types]
-    return dict(zip(names, _call(fetch, [index], specs), strict=True))
-
-
-def _fields_of(record, fields, max_pixels):
-    """The picture and `fields` of a record, or a fault."""
-    if isinstance(record, stores.Fault):
-        return record
-    picture = pictures.prepare(record.image, max_pixels)
-    if isinstance(picture, stores.Fault):
-        return picture
-    values = [picture]
-    for name in fields:
-        if name == "caption":
-            choices = reader_lib.candidates(record.captions)
-            if not choices:
-                return reader_lib.NO_CAPTION
-            values.append(record.captions[choices[0]])
-        else:
-            values.append(record.metadata.get(name, b""))
-    return values
-
-
-def _decode_all(store, fetched, image_size):
-    """Decodes a batch; raises, naming the record, if a picture is damaged."""
-    kept, decoded = pictures.decode_batch(
-        fetched["picture"], {"image": image_size}
-    )
-
-    def refuse(rows, encoded, kept):
-        missing = int(np.setdiff1d(np.arange(len(rows)), kept)[0])
-        fault = pictures.decode(encoded[missing], store.max_image_pixels)
-        _refuse(store, rows[missing], fault)
-
-    def stop():
-        inputs = [fetched["row"], fetched["picture"], kept]
-        spec = tf.TensorSpec(decoded["image"].shape, tf.uint8)
-        return _call(refuse, inputs, [spec])[0]
-
-    whole = tf.equal(tf.size(kept), tf.size(fetched["row"]))
-    return tf.cond(whole, lambda: decoded["image"], stop)
-
-
-def _refuse(store, row, fault):
-    raise ValueError(
-        "Every record must have a picture and a caption here. Received: "
-        f"{store.describe(row)}, {fault.reason}"
-    )
-
-
-def _call(function, inputs, specs):
-    """Calls a function of NumPy arrays that returns arrays of `specs`."""
-    types = [spec.dtype for spec in specs]
-    return _ensure(
-        tf.numpy_function(function, inputs, types, stateful=False), specs
-    )
-
-
-def _ensure(values, specs):
-    return [
-        tf.ensure_shape(value, spec.shape)
-        for value, spec in zip(values, specs, strict=True)
-    ]
-
-
-def _check_at_least(least, **settings):
-    for name, value in settings.items():
-        if value < least:
-            raise ValueError(
-                f"`{name}` must be at least {least}. Received: {value}"
-            )

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
-from jest_tf.data import pipeline, reader, tokenizers
+from jest_tf.data import batches, reader, tokenizers
 from jest_tf.data import stores as stores_lib
 from jest_tf.evaluation import retrieval, zero_shot
 
@@ -69,7 +69,7 @@ class StoreEvaluation:
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._batch_size = min(batch_size, len(store))
-        self._images = pipeline.images(store, self._batch_size, image_size)
+        self._images = batches.images(store, self._batch_size, image_size)
         self._encode_image = tf.function(
             lambda images: learner.encode_image(images, training=False)
         )

@@ -19,7 +19,8 @@ from benchmarks import (
     selection_speed,
 )
 from jest_tf import config, selection
-from jest_tf.data import pipeline, stores, tokenizers
+from jest_tf.data import batches as batches_lib
+from jest_tf.data import stores, tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 
@@ -238,7 +239,7 @@ class ReportTest(tf.test.TestCase):
         }
         with mock.patch.object(reference, "load_run", runs.get):
             pair = selection_figure.embed_runs("one", "other", shard)
-        batches = pipeline.examples(
+        batches = batches_lib.examples(
             stores.open_store([shard]),
             batch_size=20,
             tokenizer=tokenizer,

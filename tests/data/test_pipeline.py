@@ -13,6 +13,7 @@ import streams
 import tensorflow as tf
 
 from jest_tf import files
+from jest_tf.data import batches as batches_lib
 from jest_tf.data import (
     fault_log,
     pictures,
@@ -235,7 +236,7 @@ class SuperBatchesTest(PipelineTestCase):
         ):  # fmt: skip
             self.assertEqual(pipeline._chunk_size(size), chunk)
 
-    def test_a_far_step_needs_no_walk_there(self):
+    def test_a_far_step_starts_at_once(self):
         batch = self.super_batches(1, start_step=10**15)[0]
         positions = np.arange(4 * 10**15, 4 * 10**15 + 4)
         self.assertAllEqual(
@@ -261,7 +262,7 @@ class SuperBatchesTest(PipelineTestCase):
     def test_two_iterations_are_equal(self):
         self.assert_equal_batches(self.super_batches(9), self.super_batches(9))
 
-    def test_a_reference_gets_its_own_preprocessing(self):
+    def test_a_reference_gets_separate_preprocessing(self):
         longer = tokenizers.WordPieceTokenizer(VOCABULARY, 6)
         plain = self.super_batches(3)
         batches = self.super_batches(
@@ -291,7 +292,7 @@ class SuperBatchesTest(PipelineTestCase):
             encoded = tf.io.encode_png(self.images[row])
             self.assertAllEqual(image, pictures.decode_image(encoded, 3))
 
-    def test_the_example_data_gives_the_batches_it_always_gave(self):
+    def test_the_example_data_gives_the_recorded_batches(self):
         # Digests of what the first release of the stream made of it: runs and
         # published numbers hang on these. Any order, caption, token or pixel
         # that changes shows here.
@@ -453,7 +454,7 @@ class BadEvaluationRecordTest(PipelineTestCase):
         os.remove(bad)
         path = os.path.join(self.directory, "c")
         shard_files.write_shard(path, payloads)
-        dataset = pipeline.examples(
+        dataset = batches_lib.examples(
             stores_lib.open_store(path),
             batch_size=2,
             tokenizer=self.tokenizer,
@@ -468,10 +469,10 @@ class BadEvaluationRecordTest(PipelineTestCase):
     def test_a_record_without_caption_is_named(self):
         for captions in (None, [], [b"", b" "]):
             store = self.refuse("no caption", caption=captions)
-            (batch,) = pipeline.images(store, 2, SIZE)
+            (batch,) = batches_lib.images(store, 2, SIZE)
             self.assertAllEqual(batch, self.images[:2])
 
-    def test_a_record_without_one_picture_is_named(self):
+    def test_a_record_without_a_single_picture_is_named(self):
         self.refuse("no picture", image=None)
         self.refuse("2 pictures", image=[b"x", b"y"])
 
@@ -487,12 +488,12 @@ class BadEvaluationRecordTest(PipelineTestCase):
             with self.assertRaisesRegex(
                 tf.errors.InvalidArgumentError, f"record 1 of .*{reason}"
             ):
-                list(pipeline.images(store, 2, SIZE))
+                list(batches_lib.images(store, 2, SIZE))
 
 
 class EvaluationTest(PipelineTestCase):
     def test_examples_come_once_in_order_with_the_first_caption(self):
-        dataset = pipeline.examples(
+        dataset = batches_lib.examples(
             self.store,
             batch_size=3,
             tokenizer=self.tokenizer,
@@ -525,7 +526,7 @@ class EvaluationTest(PipelineTestCase):
 
     def test_images_come_once_in_order(self):
         for size in (1, 3, 7, 100):
-            dataset = pipeline.images(self.store, size, SIZE)
+            dataset = batches_lib.images(self.store, size, SIZE)
             self.assertEqual(dataset.element_spec.shape[1:], [SIZE, SIZE, 3])
             batches = list(dataset.as_numpy_iterator())
             self.assertLen(batches, -(-7 // size))
@@ -535,14 +536,14 @@ class EvaluationTest(PipelineTestCase):
     def test_images_need_no_captions(self):
         self.write("b", range(3, 7), caption=None)
         store = stores_lib.open_store(os.path.join(self.directory, "b"))
-        (batch,) = pipeline.images(store, 4, SIZE)
+        (batch,) = batches_lib.images(store, 4, SIZE)
         self.assertAllEqual(batch, self.images[3:])
 
     def test_bad_settings_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`batch_size`.*0"):
-            pipeline.images(self.store, 0, SIZE)
+            batches_lib.images(self.store, 0, SIZE)
         with self.assertRaisesRegex(ValueError, "`image_size`.*0"):
-            pipeline.examples(
+            batches_lib.examples(
                 self.store,
                 batch_size=1,
                 tokenizer=self.tokenizer,

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, runs, training
-from jest_tf.data import pictures, pipeline, stores, tokenizers
+from jest_tf.data import batches, pictures, pipeline, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
@@ -310,7 +310,7 @@ class CommandTest(tf.test.TestCase):
         run, sidecars = self.run_of_reference, self.open("a")
         batch = next(
             iter(
-                pipeline.examples(
+                batches.examples(
                     stores.open_store(f"{self.directory}/1.tfrecord"),
                     batch_size=30,
                     tokenizer=run.tokenizer,

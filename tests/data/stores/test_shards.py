@@ -33,7 +33,7 @@ class FilesTestCase(tf.test.TestCase):
 
 
 class ReadTest(FilesTestCase):
-    def test_ranges_come_in_the_order_asked_for(self):
+    def test_ranges_are_returned_in_the_order_of_the_request(self):
         rng = np.random.default_rng(1)
         spans = np.stack(
             [rng.integers(0, 4 * 10**6, 50), rng.integers(0, 10**5, 50)], 1
@@ -47,7 +47,7 @@ class ReadTest(FilesTestCase):
         nothing = np.empty((0, 2), np.int64)
         self.assertEqual(shards.read_spans(self.path, nothing), [])
 
-    def test_what_cannot_be_read_is_a_fault_beside_what_can(self):
+    def test_unreadable_ranges_are_faults_among_readable_ones(self):
         spans = np.array(
             [
                 [10, 5],
@@ -72,7 +72,7 @@ class ReadTest(FilesTestCase):
         with self.assertRaisesRegex(ValueError, "none cannot be read"):
             shards.read_spans(self.path + "none", spans[:1])
 
-    def test_a_window_gives_the_bytes_and_reports_each_once(self):
+    def test_a_window_returns_bytes_and_reports_each_once(self):
         total = 0
 
         def advance(size):
@@ -159,7 +159,7 @@ class LocalTest(FilesTestCase):
                 [(0, 60), (60, 100)],
             )
 
-    def test_a_range_within_another_does_not_shorten_the_read(self):
+    def test_a_nested_range_does_not_shorten_a_joint_read(self):
         spans = np.array([[0, 1000], [10, 5], [900, 200]])
         self.assertEqual(
             shards.read_spans(self.path, spans),

@@ -61,7 +61,7 @@ class StoreTest(shard_files.FolderTestCase):
         self.assertEqual(self.store.parts, (22,))
         self.assertEqual(self.store.read(np.arange(22)), self.expected)
 
-    def test_rows_may_come_in_any_order_and_repeat(self):
+    def test_rows_may_be_read_in_any_order_and_repeat(self):
         rows = np.array([21, 0, 9, 9, 3, 21, 8, 10])
         self.assertEqual(
             self.store.read(rows), [self.expected[row] for row in rows]
@@ -91,7 +91,7 @@ class StoreTest(shard_files.FolderTestCase):
             self.store.describe(11), f"record 1 of {self.path('c.tfrecord')}"
         )
 
-    def test_captions_and_columns_are_in_order_and_leave_faults_out(self):
+    def test_captions_and_columns_are_in_order_without_faults(self):
         shard_files.write_shard(
             self.path("d"),
             [
@@ -111,7 +111,7 @@ class StoreTest(shard_files.FolderTestCase):
         self.assertEqual(columns["id"][0], -3)
         self.assertAllEqual(columns["id"], store.ids(np.arange(3)))
 
-    def test_columns_of_more_records_than_a_batch_are_whole(self):
+    def test_columns_span_several_batches(self):
         count = 2 * stores.store._BATCH + 3
         shard_files.write_shard(
             self.path("d"), map(serialize_example, range(count))
@@ -121,7 +121,7 @@ class StoreTest(shard_files.FolderTestCase):
         self.assertAllEqual(columns["id"], 1000 + np.arange(count))
         self.assertEqual(columns["name"][-1], b"n%d" % (count - 1))
 
-    def test_a_shard_that_is_gone_is_an_error_and_one_cut_off_a_fault(self):
+    def test_a_missing_shard_is_an_error_and_a_truncated_one_a_fault(self):
         os.truncate(self.path("b.tfrecord"), 13)
         found = self.store.read(np.array([8, 9]))
         self.assertEqual(found[0], self.expected[8])
@@ -207,7 +207,7 @@ class OpenTest(shard_files.FolderTestCase):
             store = stores.open_store("~/a.*")
         self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
 
-    def test_files_of_ours_beside_the_shards_are_no_shards(self):
+    def test_our_files_beside_shards_are_not_shards(self):
         before = stores.open_store(self.path("*"))
         self.assertTrue(os.path.exists(self.path("a.tfrecord.index")))
         for name in ("a.tfrecord.sidecar", "a.tfrecord.sidecar.partial"):
@@ -222,7 +222,7 @@ class OpenTest(shard_files.FolderTestCase):
             self.refuse("none-.*matches none", patterns)
         self.refuse("at least one", [])
 
-    def test_a_format_that_cannot_be_told_is_refused(self):
+    def test_an_unknown_format_is_refused(self):
         with open(self.path("b.dat"), "w") as file:
             file.write("something else")
         self.refuse("format.*must follow from.*b.dat", self.path("b.dat"))
@@ -243,7 +243,7 @@ class OpenTest(shard_files.FolderTestCase):
             file.write("picture")
         return self.path("b.csv")
 
-    def test_a_shard_without_a_telling_name_is_told_by_its_head(self):
+    def test_an_unnamed_format_follows_from_the_head_of_the_file(self):
         os.rename(self.path("a.tfrecord"), self.path("part-0"))
         store = stores.open_store(self.path("part-0"))
         self.assertLen(store, 3)
@@ -252,7 +252,7 @@ class OpenTest(shard_files.FolderTestCase):
         )
         self.assertLen(stores.open_store(tar, format="webdataset"), 1)
 
-    def test_a_store_of_nothing_but_faults_is_refused(self):
+    def test_a_store_of_only_faults_is_refused(self):
         path = shard_files.write_shard(
             self.path("b"), [shard_files.serialize(concept="x")] * 20
         )
@@ -288,7 +288,7 @@ class OpenTest(shard_files.FolderTestCase):
         with self.assertRaisesRegex(ValueError, "`data.train`"):
             stores.open_stores(Data())
 
-    def test_settings_of_the_data_reach_every_store(self):
+    def test_data_settings_apply_to_every_store(self):
         path = shard_files.write_shard(
             self.path("b"),
             [shard_files.serialize(image="x", big="y", caption="c", alt="d")],

@@ -59,7 +59,7 @@ class DelimitedTest(TablesTestCase):
             ],
         )
 
-    def test_rows_are_those_of_pythons_csv_reader(self):
+    def test_rows_equal_those_of_the_csv_module(self):
         rng = np.random.default_rng(0)
         pieces = ["a", ",", '"', "\n", "\r\n", "\t", " ", "ü", "''", ""]
         rows = [
@@ -86,7 +86,7 @@ class DelimitedTest(TablesTestCase):
                     [(row[2].encode(), row[1].encode()) for row in rows],
                 )
 
-    def test_marks_of_an_editor_and_blank_lines_are_passed_over(self):
+    def test_a_byte_order_mark_and_blank_lines_are_skipped(self):
         path = self.write(
             "a.csv",
             b"\xef\xbb\xbfimage,caption\r\n\r\nimages/1.jpg,x\r\n\n"
@@ -105,7 +105,7 @@ class DelimitedTest(TablesTestCase):
             [one.captions for one in self.read(path)], [(b"\xff\0",), (b"",)]
         )
 
-    def test_what_is_wrong_with_a_row_is_its_fault_alone(self):
+    def test_a_bad_row_is_a_fault_and_harms_no_other(self):
         path = self.write(
             "a.csv",
             b"image,caption\n"
@@ -147,7 +147,7 @@ class DelimitedTest(TablesTestCase):
         os.utime(path, (1, 1))
         self.assertEqual(self.read(path), found)
 
-    def test_ids_are_those_of_the_column_or_derived(self):
+    def test_ids_come_from_the_column_or_are_derived(self):
         path = self.write(
             "a.csv",
             b"id,image,caption\n" + b"-7,images/0.jpg,x\n"
@@ -171,7 +171,7 @@ class DelimitedTest(TablesTestCase):
         found = self.read(path, image_field="picture", caption_fields=["words"])
         self.assertEqual(found[0].captions, (b"x",))
 
-    def test_a_table_of_nothing_is_refused(self):
+    def test_an_empty_table_is_refused(self):
         self.refuse("c.csv is empty", self.write("c.csv", b""))
         self.refuse("d.csv is empty", self.write("d.csv", b"image,caption\n"))
         self.refuse("e.csv is not a table", self.write("e.csv", b"\n\n"))
@@ -335,7 +335,7 @@ class ParquetTest(TablesTestCase):
         self.assertEqual(ids[1], 12)
         self.assertLen(set(ids.tolist()), 3)
 
-    def test_what_is_no_table_of_pictures_is_refused(self):
+    def test_other_files_are_refused(self):
         self.refuse(
             "b.parquet is not a Parquet file",
             self.write("b.parquet", b"PAR1" * 9),
@@ -344,7 +344,7 @@ class ParquetTest(TablesTestCase):
         self.refuse("must have a column.*'words'", self.table(words=["x"]))
         self.refuse("image` holds int", self.table(image=[3], caption=["x"]))
 
-    def test_without_pyarrow_the_way_out_is_named(self):
+    def test_without_pyarrow_the_error_names_the_package(self):
         path = self.table(image=[b"A"], caption=["x"])
         with mock.patch.dict(sys.modules, {"pyarrow.parquet": None}):
             with self.assertRaisesRegex(ImportError, "pip install pyarrow"):

@@ -50,7 +50,7 @@ class SamplesTest(TarsTestCase):
             ],
         )
 
-    def test_every_picture_extension_is_known_in_either_case(self):
+    def test_picture_extensions_are_known_in_either_case(self):
         names = [
             "a.jpg",
             "b.jpeg",
@@ -84,7 +84,7 @@ class SamplesTest(TarsTestCase):
             ],
         )
 
-    def test_files_of_no_sample_are_passed_over(self):
+    def test_files_of_no_sample_are_skipped(self):
         found = self.read(
             [
                 ("folder", None),
@@ -130,7 +130,7 @@ class SamplesTest(TarsTestCase):
             ],
         )
 
-    def test_each_picture_extension_keeps_an_index_of_its_own(self):
+    def test_each_picture_extension_has_a_separate_index(self):
         members = []
         for i in range(3):
             members += shard_files.tar_sample(f"{i}", caption=f"{i}")
@@ -314,7 +314,7 @@ class DamageTest(TarsTestCase):
             self.assertEqual(found[0].captions, (b"of a",))
             self.assertRegex(found[-1].reason, "damaged")
 
-    def test_what_is_no_tar_of_pictures_is_refused(self):
+    def test_files_that_are_not_tars_of_pictures_are_refused(self):
         for data in (b"x" * 5000, b"\0" * 10240, b"\x1f\x8b" * 700):
             with open(self.path, "wb") as file:
                 file.write(data)

@@ -105,7 +105,7 @@ class PreparedTest(PreparedTestCase):
             [self.expected(i) for i in range(4)],
         )
 
-    def test_the_only_split_needs_no_name_and_empty_shards_no_rows(self):
+    def test_the_only_split_needs_no_name_and_empty_shards_have_no_rows(self):
         self.write({"test": [2, 0, 1]})
         self.assertLen(self.read(self.folder), 3)
 
@@ -127,7 +127,7 @@ class PreparedTest(PreparedTestCase):
         self.assertEqual(found[0].image, b"picture 0")
         self.assertEqual(found[0].metadata, {"name": b"n0"})
 
-    def test_what_does_not_fit_is_refused(self):
+    def test_mismatches_are_refused(self):
         self.write({"a": [1], "b": [1]})
         self.refuse("a split 'train'.*Received: a, b", self.folder)
         self.refuse("a split 'c'", self.folder + ":c")
@@ -175,7 +175,7 @@ class ArrayRecordTest(PreparedTestCase):
             writer.write(payload)
         writer.close()
 
-    def test_records_are_those_written_in_any_order(self):
+    def test_records_are_read_in_any_order(self):
         self.write({"train": [300, 2]}, "array_record")
         store = stores.open_store(self.folder)
         rows = np.array([301, 0, 299, 299, 7])
@@ -208,7 +208,7 @@ class ArrayRecordTest(PreparedTestCase):
             for one in found:
                 self.assertIsInstance(one, stores.Record | stores.Fault)
 
-    def test_without_the_package_it_is_named(self):
+    def test_without_the_package_the_error_names_it(self):
         self.write({"train": [1]}, "array_record")
         with mock.patch.dict(
             sys.modules, {ARRAY_RECORD.rpartition(".")[0]: None}

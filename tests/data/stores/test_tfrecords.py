@@ -64,7 +64,7 @@ class FramesTest(shard_files.FolderTestCase):
                     [f"damaged: {rest} bytes that are no record"],
                 )
 
-    def test_a_wrong_length_costs_its_record_only(self):
+    def test_a_wrong_length_costs_only_its_record(self):
         good = struct.pack("<Q", self.size - 16)
         for number in range(3):
             # Too small, plausible, beyond the file, beyond int64.
@@ -107,7 +107,7 @@ class FramesTest(shard_files.FolderTestCase):
             )
             self.patch(self.shard, byte, data[byte : byte + 1])
 
-    def test_a_payload_that_rots_after_it_was_indexed_is_noticed(self):
+    def test_damage_after_indexing_is_noticed(self):
         store = stores.open_store(self.shard)
         self.patch(self.shard, self.size + 20, b"?")
         self.assertRegex(store.read([1])[0].reason, "fail their checksum")
@@ -205,7 +205,7 @@ class SchemaTest(tf.test.TestCase):
         self.assertEqual(found.captions, (b"a", b"b", b"t"))
         self.assertEqual(found.metadata, {"image": b"small"})
 
-    def test_what_is_no_record_is_a_fault(self):
+    def test_payloads_that_are_not_records_are_faults(self):
         examples = tfrecords.Examples()
         self.assertRegex(examples.parse(b"xyz").reason, "Example: 3 other")
         self.assertRegex(

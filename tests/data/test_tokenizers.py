@@ -1,4 +1,4 @@
-"""Tests of decoding, tokenising and augmentation."""
+"""Tokenizers and vocabularies: layout of rows, files, bad arguments."""
 
 import os
 import tempfile
@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from jest_tf.data import augmentation, pictures, tokenizers
+from jest_tf.data import tokenizers
 
 CAPTIONS = [
     "a red circle on a blue square",
@@ -17,100 +17,6 @@ CAPTIONS = [
     "smiling face with sunglasses",
     "squares and circles in circled squares",
 ]
-
-
-def random_images(*shape, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, shape, np.uint8)
-
-
-def resize_by_definition(image, size):
-    """Triangle-filter resampling, stretched by the scale when shrinking."""
-
-    def weights(length):
-        scale = length / size
-        reach = max(scale, 1.0)
-        centres = (np.arange(size) + 0.5) * scale - 0.5
-        distance = np.abs(np.arange(length) - centres[:, None]) / reach
-        kernel = np.maximum(0.0, 1.0 - distance)
-        return kernel / kernel.sum(1, keepdims=True)
-
-    height, width, _ = image.shape
-    return np.einsum(
-        "ij,jkc,lk->ilc", weights(height), image.astype(float), weights(width)
-    )
-
-
-class DecodeImageTest(tf.test.TestCase):
-    def test_a_picture_of_the_size_passes_untouched(self):
-        image = random_images(8, 8, 3)
-        for encode in (tf.io.encode_png, self.encode_bmp):
-            decoded = pictures.decode_image(encode(image), 8)
-            self.assertEqual(decoded.dtype, tf.uint8)
-            self.assertAllEqual(decoded, image)
-
-    def encode_bmp(self, image):
-        """24-bit BMP of a picture whose rows need no padding."""
-        height, width, _ = image.shape
-        pixels = image[::-1, :, ::-1].tobytes()
-        fields = [54 + len(pixels), 0, 54, 40, width, height]
-        header = b"BM" + np.array(fields, "<u4").tobytes()
-        header += np.array([1, 24], "<u2").tobytes()
-        header += np.array([0, len(pixels), 0, 0, 0, 0], "<u4").tobytes()
-        return tf.constant(header + pixels)
-
-    def test_another_size_is_squashed_with_antialiasing_and_rounded(self):
-        # Up, down, one side fitting, not square.
-        for shape in ((5, 7), (16, 16), (33, 8), (8, 20)):
-            image = random_images(*shape, 3)
-            resized = pictures.decode_image(tf.io.encode_png(image), 8)
-            expected = resize_by_definition(image, 8)
-            # Half a level of rounding, and float32 against float64.
-            error = np.abs(resized.numpy() - expected).max()
-            self.assertLess(error, 0.5 + 1e-3)
-
-    def test_resizing_equals_that_of_tensorflow_bit_for_bit(self):
-        for shape in ((5, 7), (16, 16), (33, 8), (250, 301), (1, 90)):
-            image = random_images(*shape, 3)
-            resized = tf.image.resize(image, [8, 8], antialias=True)
-            self.assertAllEqual(
-                pictures.resize_image(image, 8),
-                tf.saturate_cast(tf.round(resized), tf.uint8),
-            )
-
-    def test_a_jpeg_is_decoded(self):
-        # Flat gray survives JPEG's quantisation of differences.
-        image = np.full((8, 8, 3), 77, np.uint8)
-        decoded = pictures.decode_image(tf.io.encode_jpeg(image), 8)
-        self.assertAllClose(decoded, image, atol=1)
-
-    def test_the_first_frame_of_a_gif_is_decoded(self):
-        # One pixel, a palette of two colours, two frames. LZW codes of three
-        # bits, lowest first: clear (4), the colour's index, end (5).
-        def frame(index):
-            data = (4 | index << 3 | 5 << 6).to_bytes(2, "little")
-            place = bytes([0, 0, 0, 0, 1, 0, 1, 0, 0])
-            return b"," + place + b"\2\2" + data + b"\0"
-
-        screen = b"GIF89a" + bytes([1, 0, 1, 0, 0x80, 0, 0])
-        palette = bytes([10, 20, 30, 40, 50, 60])
-        encoded = tf.constant(screen + palette + frame(0) + frame(1) + b";")
-        decoded = pictures.decode_image(encoded, 1)
-        self.assertAllEqual(decoded, [[[10, 20, 30]]])
-
-    def test_gray_becomes_rgb_and_alpha_is_dropped(self):
-        gray = random_images(4, 4, 1)
-        decoded = pictures.decode_image(tf.io.encode_png(gray), 4)
-        self.assertAllEqual(decoded, np.repeat(gray, 3, 2))
-        rgba = random_images(4, 4, 4)
-        decoded = pictures.decode_image(tf.io.encode_png(rgba), 4)
-        self.assertAllEqual(decoded, rgba[..., :3])
-
-    def test_shape_is_static_in_a_graph(self):
-        dataset = tf.data.Dataset.from_tensors("").map(
-            lambda encoded: pictures.decode_image(encoded, 8)
-        )
-        self.assertEqual(dataset.element_spec.shape, [8, 8, 3])
 
 
 class SanitizeCaptionsTest(tf.test.TestCase):
@@ -171,7 +77,7 @@ class WordPieceTokenizerTest(tf.test.TestCase):
             ],
         )
 
-    def test_length_one_is_the_end_alone(self):
+    def test_length_one_is_only_the_end_token(self):
         tokenizer = tokenizers.WordPieceTokenizer(self.VOCABULARY, 1)
         self.assertAllEqual(tokenizer(tf.constant(["a", ""])), [[1], [1]])
 
@@ -265,13 +171,13 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
         reversed_words = [caption[::-1] for caption in CAPTIONS]
         self.assertNotIn(0, tokenizer(tf.constant(reversed_words)).numpy())
 
-    def test_bad_bytes_do_not_stop_it(self):
+    def test_bad_bytes_do_not_stop_the_vocabulary(self):
         vocabulary = tokenizers.build_wordpiece_vocabulary(
             [b"caf\xe9 red", b"red"], 60
         )
         self.assertIn("red", vocabulary)
 
-    def test_a_small_size_is_kept(self):
+    def test_a_small_vocabulary_size_is_a_limit(self):
         vocabulary = tokenizers.build_wordpiece_vocabulary(CAPTIONS, 9)
         self.assertLen(vocabulary, 9)
         tokenizers.WordPieceTokenizer(vocabulary, 4)
@@ -379,145 +285,6 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
             )
             with self.assertRaisesRegex(ValueError, "`directory`.*both"):
                 tokenizers.load_tokenizer(directory, 4)
-
-
-def augment_slowly(images, uniform, flip, min_area):
-    """`augment` for one picture and pixel at a time, in float64."""
-    height, width = images.shape[1:3]
-    views = np.zeros(images.shape)
-    for n, (area, aspect, top, left, mirror) in enumerate(uniform.T):
-        area = min_area + (1 - min_area) * area
-        # The crop fits if neither side is longer than the picture's.
-        low, high = max(3 / 4, area), min(4 / 3, 1 / area)
-        aspect = low * (high / low) ** aspect
-        tall, wide = (area / aspect) ** 0.5, (area * aspect) ** 0.5
-        for i in range(height):
-            for j in range(width):
-                y = (top * (1 - tall) + (i + 0.5) / height * tall) * height
-                x = (left * (1 - wide) + (j + 0.5) / width * wide) * width
-                y = np.clip(y - 0.5, 0, height - 1)
-                x = np.clip(x - 0.5, 0, width - 1)
-                above, before = int(y), int(x)
-                below = min(above + 1, height - 1)
-                after = min(before + 1, width - 1)
-                image = images[n].astype(float)
-                if flip and mirror < 0.5:
-                    image = image[:, ::-1]
-                upper, lower = (
-                    image[row, before] * (1 - x % 1)
-                    + image[row, after] * (x % 1)
-                    for row in (above, below)
-                )
-                views[n, i, j] = upper * (1 - y % 1) + lower * (y % 1)
-    return views
-
-
-class AugmentTest(tf.test.TestCase):
-    def augment(self, images, seed=(1, 2), flip=True, min_area=0.3, jit=False):
-        function = tf.function(
-            lambda images, seed: augmentation.augment(
-                images, seed, flip=flip, min_area=min_area
-            ),
-            jit_compile=jit,
-        )
-        return function(images, tf.constant(seed, tf.int32)).numpy()
-
-    def uniform(self, count, seed=(1, 2)):
-        """The 24 high bits of the same philox integers."""
-        bits = tf.random.stateless_uniform(
-            [5, count], seed, None, None, tf.uint32, alg="philox"
-        )
-        return (bits.numpy() >> 8) / 2.0**24
-
-    def test_whole_pictures_without_flip_are_the_pictures(self):
-        images = random_images(3, 6, 5, 3)
-        self.assertAllEqual(
-            self.augment(images, flip=False, min_area=1), images
-        )
-
-    def test_whole_pictures_are_flipped_exactly_or_kept(self):
-        images = random_images(64, 7, 6, 3)
-        views = self.augment(images, min_area=1)
-        flipped = self.uniform(64)[4] < 0.5
-        self.assertBetween(flipped.mean(), 0.2, 0.8)
-        self.assertAllEqual(
-            views,
-            np.where(flipped[:, None, None, None], images[:, :, ::-1], images),
-        )
-
-    def test_crops_equal_a_slow_implementation(self):
-        for flip in (False, True):
-            for min_area in (0.05, 0.3, 0.9):
-                images = random_images(12, 9, 8, 3)
-                views = self.augment(images, flip=flip, min_area=min_area)
-                expected = augment_slowly(
-                    images, self.uniform(12), flip, min_area
-                )
-                self.assertEqual(views.dtype, np.uint8)
-                # Half a level of rounding, and float32 weights.
-                self.assertLess(np.abs(views - expected).max(), 0.5 + 0.01)
-
-    def test_crops_cover_the_areas_and_aspects_they_should(self):
-        # A ramp of slope 1 shows where a view begins and ends.
-        size = 200
-        ramp = np.arange(size, dtype=np.uint8)
-        images = np.zeros((256, size, size, 3), np.uint8)
-        images[..., 0], images[..., 1] = ramp[:, None], ramp[None, :]
-        views = self.augment(images, flip=False, min_area=0.25).astype(float)
-        # First and last pixel are one view less one view pixel apart.
-        stretch = 1 / (size - 1)
-        tall = (views[:, -1, 0, 0] - views[:, 0, 0, 0]) * stretch
-        wide = (views[:, 0, -1, 1] - views[:, 0, 0, 1]) * stretch
-        slack = 0.02  # a level of rounding at either end, doubled
-        self.assertAllInRange(tall * wide, 0.25 - slack, 1.0)
-        self.assertAllInRange(wide / tall, 3 / 4 - slack, 4 / 3 + slack)
-        # Mean area of a uniform on [1/4, 1]; five standard errors.
-        self.assertAllClose((tall * wide).mean(), 0.625, atol=0.07)
-
-    def test_eager_graph_and_xla_agree(self):
-        images = random_images(32, 8, 8, 3)
-        eager = augmentation.augment(
-            tf.constant(images), tf.constant([1, 2]), flip=True, min_area=0.3
-        ).numpy()
-        self.assertAllEqual(self.augment(images), eager)
-        # A sum in another order may round to the neighbouring level.
-        compiled = self.augment(images, jit=True).astype(int)
-        self.assertLessEqual(np.abs(compiled - eager).max(), 1)
-        self.assertLess((compiled != eager).mean(), 0.01)
-
-    def test_views_depend_on_the_seed_alone(self):
-        images = random_images(8, 8, 8, 3)
-        views = self.augment(images)
-        self.assertAllEqual(self.augment(images), views)
-        for seed in ((1, 3), (2, 2), (2, 1)):
-            self.assertNotAllEqual(self.augment(images, seed=seed), views)
-
-    def test_pictures_of_a_batch_get_views_of_their_own(self):
-        images = np.repeat(random_images(1, 8, 8, 3), 16, 0)
-        views = self.augment(images)
-        self.assertLen(np.unique(views.reshape(16, -1), axis=0), 16)
-
-    def test_extreme_values_stay_in_range(self):
-        images = np.where(random_images(8, 8, 8, 3) < 128, 0, 255)
-        views = self.augment(images.astype(np.uint8), min_area=0.01)
-        self.assertEqual((views.min(), views.max()), (0, 255))
-
-    def test_a_batch_of_unknown_size_keeps_its_static_sides(self):
-        function = tf.function(
-            lambda images: augmentation.augment(
-                images, tf.constant([1, 2]), flip=True, min_area=0.3
-            ),
-            input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8)],
-        )
-        views = function.get_concrete_function().structured_outputs
-        self.assertEqual(views.shape.as_list(), [None, 8, 8, 3])
-        images = random_images(4, 8, 8, 3)
-        self.assertAllEqual(function(images), self.augment(images))
-
-    def test_a_bad_area_is_refused(self):
-        for area in (0, -0.1, 1.1):
-            with self.assertRaisesRegex(ValueError, f"`min_area`.*{area}"):
-                self.augment(random_images(1, 2, 2, 3), min_area=area)
 
 
 if __name__ == "__main__":

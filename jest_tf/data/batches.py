@@ -1,0 +1,206 @@
+"""Batches of every record once, for evaluation; steps shared with the stream.
+
+Nothing is replaced here: an unreadable record is an error.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.data import pictures, reader, stores, tokenizers
+
+# A tokenizer maps string [k] to int32 [k, length].
+Tokenizer = Callable[[tf.Tensor], tf.Tensor]
+
+# One batch for the device and one in the making.
+_PREFETCH = 2
+
+
+def examples(
+    store: stores.Store,
+    *,
+    batch_size: int,
+    tokenizer: Tokenizer,
+    image_size: int,
+    metadata: Sequence[str] = (),
+) -> tf.data.Dataset:
+    """Yields every record once, in the store's order.
+
+    Args:
+        store: the records.
+        batch_size: k; the last batch may be smaller.
+        tokenizer: for `text`.
+        image_size: S, for `image`.
+        metadata: further fields to yield, such as `concept` or `label`; b""
+            where a record lacks one.
+
+    Returns:
+        A finite dataset of dicts of `image`, `text`, `id`, `caption_id` and
+        `caption_replaced` as in `super_batches`, k rows each, and each field
+        of `metadata` as string [k]. The caption is the first that is not blank.
+
+    Raises:
+        ValueError: an argument is out of range. Iteration raises
+            `tf.errors.InvalidArgumentError`, naming the record, if one has no
+            caption or no picture that decodes.
+    """
+    check_at_least(1, batch_size=batch_size, image_size=image_size)
+
+    def load(index):
+        fetched = _fetch_rows(store, index, batch_size, ("caption", *metadata))
+        return {
+            "image": _decode_all(store, fetched, image_size),
+            **texts_of(fetched["caption"], {"text": tokenizer}),
+            "id": fetched["id"],
+            **{name: fetched[name] for name in metadata},
+        }
+
+    return finish(map_in_order(_batch_numbers(store, batch_size), load))
+
+
+def images(
+    store: stores.Store, batch_size: int, image_size: int
+) -> tf.data.Dataset:
+    """Yields every picture once, in the store's order, whatever its captions.
+
+    Args:
+        store: the records.
+        batch_size: k; the last batch may be smaller.
+        image_size: S.
+
+    Returns:
+        A finite dataset of uint8 [k, S, S, 3].
+
+    Raises:
+        ValueError: an argument is out of range; iteration as in `examples`.
+    """
+    check_at_least(1, batch_size=batch_size, image_size=image_size)
+
+    def load(index):
+        fetched = _fetch_rows(store, index, batch_size, ())
+        return _decode_all(store, fetched, image_size)
+
+    return finish(map_in_order(_batch_numbers(store, batch_size), load))
+
+
+def texts_of(captions, tokenizer_of):
+    """Tokens, ids and validity of captions, string [k]."""
+    captions, replaced = tokenizers.sanitize_captions(captions)
+    batch = {name: make(captions) for name, make in tokenizer_of.items()}
+    batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)
+    batch["caption_replaced"] = replaced
+    return batch
+
+
+def map_in_order(dataset, function):
+    """Maps a dataset in parallel, keeping its order."""
+    # AutoGraph would rewrite the NumPy functions too, and run them slowly.
+    return dataset.map(
+        tf.autograph.experimental.do_not_convert(function),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def finish(dataset):
+    """Makes a dataset deterministic, and prefetches."""
+    options = tf.data.Options()
+    options.deterministic = True
+    return dataset.with_options(options).prefetch(_PREFETCH)
+
+
+def call_numpy(function, inputs, specs):
+    """Calls a function of NumPy arrays that returns arrays of `specs`."""
+    types = [spec.dtype for spec in specs]
+    return ensure_shapes(
+        tf.numpy_function(function, inputs, types, stateful=False), specs
+    )
+
+
+def ensure_shapes(values, specs):
+    """Sets the static shapes of tensors from their specs."""
+    return [
+        tf.ensure_shape(value, spec.shape)
+        for value, spec in zip(values, specs, strict=True)
+    ]
+
+
+def check_at_least(least, **settings):
+    """Raises ValueError if a setting is below `least`."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(
+                f"`{name}` must be at least {least}. Received: {value}"
+            )
+
+
+def _batch_numbers(store, batch_size):
+    return tf.data.Dataset.range(-(-len(store) // batch_size))
+
+
+def _fetch_rows(store, index, batch_size, fields):
+    """Reads a batch in order; raises if a record is unreadable."""
+
+    def fetch(index):
+        start = index * batch_size
+        rows = np.arange(start, min(start + batch_size, len(store)))
+        columns = [np.empty(len(rows), object) for _ in ("picture", *fields)]
+        for i, record in enumerate(store.read(rows)):
+            values = _fields_of(record, fields, store.max_image_pixels)
+            if isinstance(values, stores.Fault):
+                _refuse(store, rows[i], values)
+            for column, value in zip(columns, values, strict=True):
+                column[i] = value
+        return rows, store.ids(rows), *columns
+
+    names = ("row", "id", "picture", *fields)
+    types = [tf.int64, tf.int64] + [tf.string] * (1 + len(fields))
+    specs = [tf.TensorSpec([None], dtype) for dtype in types]
+    return dict(zip(names, call_numpy(fetch, [index], specs), strict=True))
+
+
+def _fields_of(record, fields, max_pixels):
+    """The picture and `fields` of a record, or a fault."""
+    if isinstance(record, stores.Fault):
+        return record
+    picture = pictures.prepare(record.image, max_pixels)
+    if isinstance(picture, stores.Fault):
+        return picture
+    values = [picture]
+    for name in fields:
+        if name == "caption":
+            choices = reader.candidates(record.captions)
+            if not choices:
+                return reader.NO_CAPTION
+            values.append(record.captions[choices[0]])
+        else:
+            values.append(record.metadata.get(name, b""))
+    return values
+
+
+def _decode_all(store, fetched, image_size):
+    """Decodes a batch; raises, naming the record, if a picture is damaged."""
+    kept, decoded = pictures.decode_batch(
+        fetched["picture"], {"image": image_size}
+    )
+
+    def refuse(rows, encoded, kept):
+        missing = int(np.setdiff1d(np.arange(len(rows)), kept)[0])
+        fault = pictures.decode(encoded[missing], store.max_image_pixels)
+        _refuse(store, rows[missing], fault)
+
+    def stop():
+        inputs = [fetched["row"], fetched["picture"], kept]
+        spec = tf.TensorSpec(decoded["image"].shape, tf.uint8)
+        return call_numpy(refuse, inputs, [spec])[0]
+
+    whole = tf.equal(tf.size(kept), tf.size(fetched["row"]))
+    return tf.cond(whole, lambda: decoded["image"], stop)
+
+
+def _refuse(store, row, fault):
+    raise ValueError(
+        "Every record must have a picture and a caption here. Received: "
+        f"{store.describe(row)}, {fault.reason}"
+    )
