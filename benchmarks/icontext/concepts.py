@@ -16,8 +16,6 @@ import html
 import re
 import unicodedata
 
-import numpy as np
-
 SKIN_TONES = frozenset(f"1F3F{digit}" for digit in "BCDEF")
 # Salt and percentages of the split. They never change: a model trained on one
 # build is then held out from the same concepts in every other build.
@@ -172,37 +170,6 @@ def icon_captions(name, tags=(), *, num_tags=8):
     tags = _new_words(tags, known=())
     with_tags = (_with_keywords(plain, tags[:num_tags]),) if tags else ()
     return tidy_captions((raw, *with_tags, plain))
-
-
-def taught_by_icons(names, icon_captions, emoji_captions):
-    """Which held-out concepts the pool's icons teach, and how.
-
-    Args:
-        names: of the concepts.
-        icon_captions: all captions of training pictures that are no emoji art.
-        emoji_captions: all of those that are, curated or not.
-
-    Returns:
-        bool arrays [names] by name: `named`, an icon has the concept's very
-        name; `icons_only`, icons have all words of it, of which emoji art
-        lacks at least one.
-    """
-    exact = {caption.lower() for caption in icon_captions}
-    of_icons, of_emoji = (
-        {word for caption in captions for word in _words(caption)}
-        for captions in (icon_captions, emoji_captions)
-    )
-    words = [set(_words(name)) for name in names]
-    return {
-        "named": np.array([name.lower() in exact for name in names]),
-        "icons_only": np.array(
-            [one <= of_icons and not one <= of_emoji for one in words]
-        ),
-    }
-
-
-def _words(text):
-    return re.findall("[^\\W_]+", text.lower())
 
 
 def tidy_captions(captions):

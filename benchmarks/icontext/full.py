@@ -5,30 +5,23 @@ else, large and noisy; `val_concept` and `test_concept` have held-out concepts
 in every emoji style; `test_style` has known concepts in a style that no
 training split has.
 
-Every set of the pool is rendered on its own, in some process, into a part
-file. Parts that are there are not made again, so a build that was stopped goes
-on. Duplicates between sets are found when the parts are put together.
+Every set of the pool is rendered by itself, in some process. Duplicates between
+sets are dropped when the sets are put together.
 """
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import hashlib
+import functools
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import shutil
 
-from benchmarks.icontext import (
-    concepts,
-    manifest,
-    pictures,
-    selection,
-    sources,
-)
+import tqdm
+
+from benchmarks.icontext import concepts, manifest, selection, sources
 
 SEED = 0
 REFERENCE_STYLES = ("noto", sources.FLUENT_3D_STYLE)
@@ -45,15 +38,13 @@ NUM_POOL_SHARDS = 16
 VOCABULARY_SIZE = 8192
 
 _BLOCK_SIZE = 512  # rows that the sieve compares with held-out ones at a time
-# What the sieve counts less than a pool set's description promises: hidden
-# icons, skin tones and held-out concepts. Only the time left needs them.
-_NUM_EMOJI = 1_600
-_NUM_CLIP_ART = 7_500
+# Rows of the pool sets that have no description, for the progress alone.
+_NUM_EMOJI, _NUM_CLIP_ART = 1_600, 7_500
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a build depends on, versions apart.
+    """What a build depends on, apart from versions.
 
     Attributes:
         size: side of the pictures in pixels.
@@ -70,25 +61,21 @@ class Settings:
         return license_id not in sources.NONCOMMERCIAL_LICENSES
 
 
-def build(cache, out, settings, *, jobs=1, say=None):
-    """Write the data set: shards, stats.json, tables and licences.
+def build(cache, out, settings, *, jobs=1):
+    """Write shards, vocabulary, stats.json, tables and licences.
 
     Args:
         cache: folder that `packages.fetch` filled.
-        out: folder to write to.
+        out: folder to write to; left alone if it has this data set.
         settings: `Settings`.
         jobs: processes that render.
-        say: called with lines of progress, or `None`.
 
     Raises:
         FileExistsError: another data set is there.
         FileNotFoundError: a package is missing.
-        ModuleNotFoundError: what draws is missing.
     """
-    say = say or (lambda line: None)
     out = pathlib.Path(out)
-    pictures.libraries()
-    origin = {
+    about = {
         "settings": {
             "seed": SEED,
             "num_colours": 0,
@@ -97,54 +84,47 @@ def build(cache, out, settings, *, jobs=1, say=None):
         },
         "versions": manifest.versions(cache),
     }
-    if _is_built(out, origin):
-        say(f"{str(out)!r} is there")
+    if is_built(out, about):
         return
     sieve = selection.Sieve(size=settings.size, num_colours=0)
-    table = sources.load_concepts(cache)
-    splits = _curated(cache, table, settings, sieve, say)
+    splits = _curated(cache, settings, sieve)
     styles, left_out = _pool_styles(cache, settings)
-    parts = out / f"parts-{_digest(origin)}"
-    parts.mkdir(parents=True, exist_ok=True)
-    worker = _Worker(os.fspath(cache), parts, settings.size, sieve.held_out)
-    _render_pool(worker, styles, jobs, say)
-    splits["pool"] = _merged(parts, styles, splits, sieve.drops)
-    say("making the vocabulary")
-    _write_vocabulary(out, (*splits["pool"], *splits["reference"]))
-    say("writing the shards")
-    _write(
-        cache,
-        out,
-        splits,
-        origin
-        | {
-            "dropped": dict(sorted(sieve.drops.items())),
-            "left_out": dict(sorted(left_out.items())),
-        },
+    render = functools.partial(
+        _render, os.fspath(cache), settings.size, sieve.held_out
     )
-    shutil.rmtree(parts)
-    say(f"{sum(map(len, splits.values()))} pairs in {str(out)!r}")
+    rendered = _render_pool(render, styles, jobs)
+    pool = merged([rendered[style] for style in styles], splits, sieve.drops)
+    splits["pool"] = pool
+    out.mkdir(parents=True, exist_ok=True)
+    _write_vocabulary(out, (*splits["pool"], *splits["reference"]))
+    about |= {
+        "dropped": dict(sorted(sieve.drops.items())),
+        "left_out": dict(sorted(left_out.items())),
+    }
+    manifest.write(
+        cache, out, splits, about, seed=SEED, num_pool_shards=NUM_POOL_SHARDS
+    )
 
 
-def _is_built(out, origin):
-    """Whether this data set is there, drawn by whatever versions in Python.
+def is_built(out, about):
+    """Whether this data set is there, whatever Python packages drew it.
 
     Raises:
-        FileExistsError: another one is, which runs may have been made of.
+        FileExistsError: another data set is, which may have runs.
     """
     try:
         stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    is_, wanted = (
+    there, wanted = (
         one["settings"]
         | {name: one["versions"][name] for name in ("npm", "debian")}
-        for one in (stats, origin)
+        for one in (stats, about)
     )
     other = [
-        f"{name} is {is_.get(name)!r}, wanted is {wanted[name]!r}"
-        for name in wanted
-        if is_.get(name) != wanted[name]
+        f"{name} is {there.get(name)!r}, wanted is {value!r}"
+        for name, value in wanted.items()
+        if there.get(name) != value
     ]
     if other:
         raise FileExistsError(
@@ -155,13 +135,9 @@ def _is_built(out, origin):
     return True
 
 
-def _digest(origin):
-    text = json.dumps(origin, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _curated(cache, table, settings, sieve, say):
+def _curated(cache, settings, sieve):
     """Every split but the pool, `{split: list of selection.Record}`."""
+    table = sources.load_concepts(cache)
     styles = (*REFERENCE_STYLES, *POOL_STYLES, TEST_STYLE)
     rows = {
         style: [
@@ -193,9 +169,10 @@ def _curated(cache, table, settings, sieve, say):
     }
     splits = {}
     for split, candidates in chosen.items():
-        say(f"{split}: {len(candidates)} pictures")
-        # One by one, because the held-out splits need that.
-        records = (sieve.accept(row, split) for row in candidates)
+        # One by one, as the held-out splits need it.
+        records = (
+            sieve.accept(row, split) for row in tqdm.tqdm(candidates, split)
+        )
         splits[split] = [record for record in records if record is not None]
     return splits
 
@@ -205,77 +182,49 @@ def _pool_styles(cache, settings):
     descriptions = sources.load_collections(cache)
     left_out = collections.Counter()
     styles = {}
-    for style in POOL_STYLES:
-        if settings.admits(descriptions[style]["license"].get("spdx", "")):
-            styles[style] = _NUM_EMOJI
-    for style in sources.icon_sets(cache):
+    for style in (*POOL_STYLES, *sources.icon_sets(cache)):
         description = descriptions[style]
         license_id = description["license"].get("spdx", "")
         if settings.admits(license_id):
-            styles[style] = description["total"]
-        else:
+            is_emoji = style in POOL_STYLES
+            styles[style] = _NUM_EMOJI if is_emoji else description["total"]
+        elif style not in POOL_STYLES:
             left_out[license_id or "none"] += description["total"]
     styles[sources.CLIP_ART_STYLE] = _NUM_CLIP_ART
     return styles, left_out
 
 
-def _render_pool(worker, styles, jobs, say):
-    progress = selection.Progress(say, sum(styles.values()), "pool pictures")
+def _render_pool(render, styles, jobs):
+    """`{style: (records, drops)}`."""
     # The largest first, so that no process is left with one at the end.
     order = sorted(styles, key=lambda style: (-styles[style], style))
     context = multiprocessing.get_context("spawn")  # TensorFlow can't fork
-    with contextlib.ExitStack() as stack:
-        run = map
-        if jobs > 1:
-            executor = stack.enter_context(
-                concurrent.futures.ProcessPoolExecutor(jobs, context)
-            )
-            run = executor.map
-        for style, _ in zip(order, run(worker.render, order), strict=True):
-            progress.advance(styles[style])
+    found = {}
+    with (
+        concurrent.futures.ProcessPoolExecutor(jobs, context) as executor,
+        tqdm.tqdm(total=sum(styles.values()), desc="pool") as progress,
+    ):
+        for style, made in zip(order, executor.map(render, order), strict=True):
+            found[style] = made
+            progress.update(styles[style])
+    return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """What a process needs to render a set of the pool."""
-
-    cache: str
-    parts: pathlib.Path
-    size: int
-    held_out: selection.HeldOut
-
-    def render(self, style):
-        """Write the part file of a style, unless it is there."""
-        from benchmarks.icontext import shards  # imports TensorFlow
-
-        done = _drops_file(self.parts, style)
-        if done.exists():
-            return
-        sieve = selection.Sieve(
-            size=self.size, num_colours=0, held_out=self.held_out
+def _render(cache, size, held_out, style):
+    """Records of a style, and how many rows were dropped and why."""
+    sieve = selection.Sieve(size=size, num_colours=0, held_out=held_out)
+    rows = _rows_of_style(cache, style)
+    # Blocks, until there is an empty one.
+    blocks = iter(lambda: list(itertools.islice(rows, _BLOCK_SIZE)), [])
+    records = [
+        dataclasses.replace(
+            record, row=dataclasses.replace(record.row, drawing=None)
         )
-        rows = _rows_of_style(self.cache, style)
-        # Blocks, until there is an empty one.
-        blocks = iter(lambda: list(itertools.islice(rows, _BLOCK_SIZE)), [])
-        records = (
-            record
-            for block in blocks
-            for record in sieve.accept_all(block, "pool")
-            if record is not None
-        )
-        shards.write(_part_file(self.parts, style), records)
-        # Comes last: a part with its counts is whole.
-        part = done.with_suffix(".part")
-        part.write_text(json.dumps(sieve.drops))
-        part.replace(done)
-
-
-def _part_file(parts, style):
-    return parts / f"{style}.tfrecord"
-
-
-def _drops_file(parts, style):
-    return parts / f"{style}.json"
+        for block in blocks
+        for record in sieve.accept_all(block, "pool")
+        if record is not None
+    ]
+    return records, sieve.drops
 
 
 def _rows_of_style(cache, style):
@@ -290,23 +239,22 @@ def _rows_of_style(cache, style):
         yield from sources.icon_rows(cache, style)
 
 
-def _merged(parts, styles, splits, drops):
-    """Records of all parts without the pairs that occur twice."""
-    from benchmarks.icontext import shards  # imports TensorFlow
+def merged(rendered, splits, drops):
+    """The pool: records of all styles without the pairs that occur twice.
 
+    Args:
+        rendered: (records, drops) of each style.
+        splits: records of the other splits.
+        drops: counter that is added to.
+    """
+    others = [record for records in splits.values() for record in records]
     # Equal pixels have equal files, since all are encoded the same way.
-    pairs = {
-        (record.png, record.row.captions[0])
-        for records in splits.values()
-        for record in records
-    }
-    identifiers = {
-        record.identifier for records in splits.values() for record in records
-    }
+    pairs = {(record.png, record.row.captions[0]) for record in others}
+    identifiers = {record.identifier for record in others}
     pool = []
-    for style in styles:
-        drops.update(json.loads(_drops_file(parts, style).read_text()))
-        for record in shards.read(_part_file(parts, style)):
+    for records, dropped in rendered:
+        drops.update(dropped)
+        for record in records:
             pair = record.png, record.row.captions[0]
             if pair in pairs:
                 drops["duplicate pair"] += 1
@@ -320,7 +268,7 @@ def _merged(parts, styles, splits, drops):
 
 
 def _write_vocabulary(out, records):
-    """vocab.txt, of what may be trained on; one for all runs."""
+    """One vocabulary for all runs, made of what may be trained on."""
     from jest_tf.data import tokenizers  # imports TensorFlow
 
     captions = (text for record in records for text in record.row.captions)
@@ -328,14 +276,3 @@ def _write_vocabulary(out, records):
         captions, VOCABULARY_SIZE
     )
     tokenizers.WordPieceTokenizer(vocabulary, 1).save(os.fspath(out))
-
-
-def _write(cache, out, splits, origin):
-    from benchmarks.icontext import shards  # imports TensorFlow
-
-    num_bytes = {}
-    for split, records in splits.items():
-        records = selection.shuffled(records, split, SEED)
-        count = NUM_POOL_SHARDS if split == "pool" else 1
-        num_bytes[split] = shards.write_split(out, split, records, count)
-    manifest.write(cache, out, manifest.statistics(splits, num_bytes) | origin)

@@ -1,7 +1,7 @@
-"""What stands beside the shards: stats.json, the tables and the licences.
+"""A data set's files: shards, stats.json, tables and licences.
 
-The prose of README.md is written by hand; only the part between the two
-marks below is replaced. LICENSES.md and licenses/ are made whole.
+The prose of README.md is written by hand: only the part between two marks is
+replaced. LICENSES.md and licenses/ are made whole.
 """
 
 import collections
@@ -9,23 +9,19 @@ import importlib.metadata
 import json
 import pathlib
 
-from benchmarks import report
-from benchmarks.icontext import packages, sources
+import jinja2
+
+from benchmarks.icontext import packages, selection, sources
 
 TABLES_BEGIN = "<!-- tables: written by the builder -->"
 TABLES_END = "<!-- end of tables -->"
 
-_APACHE = "Apache-2.0.txt"
-_MIT = "MIT.txt"
-_ISC = "ISC.txt"
-_CC0 = "CC0-1.0.txt"
-_PUBLIC_DOMAIN = "CC-PDDC.txt"
 _LICENSE_FILES = {
-    "MIT": _MIT,
-    "Apache-2.0": _APACHE,
-    "ISC": _ISC,
-    "CC0-1.0": _CC0,
-    sources.CLIP_ART_LICENSE: _PUBLIC_DOMAIN,
+    "MIT": "MIT.txt",
+    "Apache-2.0": "Apache-2.0.txt",
+    "ISC": "ISC.txt",
+    "CC0-1.0": "CC0-1.0.txt",
+    sources.CLIP_ART_LICENSE: "CC-PDDC.txt",
 }
 # Sets whose own notice comes with a package that also lends texts.
 _STYLE_FILES = {
@@ -34,26 +30,15 @@ _STYLE_FILES = {
     "mdi": "mdi.txt",
     "ph": "MIT-phosphor.txt",
 }
+_UNICODE = ("Unicode-3.0", "Unicode-3.0.txt")
 # Packages that lend texts: what is taken, licence, file of the notice.
 _TEXT_PACKAGES = (
-    (
-        packages.CLDR,
-        "names and keywords of emoji",
-        "Unicode-3.0",
-        "Unicode-3.0.txt",
-    ),
-    (
-        packages.CLDR_DERIVED,
-        "names and keywords of emoji sequences",
-        "Unicode-3.0",
-        "Unicode-3.0.txt",
-    ),
+    (packages.CLDR, "names and keywords of emoji", *_UNICODE),
+    (packages.CLDR_DERIVED, "names and keywords of emoji sequences", *_UNICODE),
     (packages.EMOJILIB, "more keywords of emoji", "MIT", "MIT-emojilib.txt"),
     (
-        packages.EMOJI_LIST,
-        "list of emoji and their groups",
-        "MIT",
-        "MIT-unicode-emoji-json.txt",
+        *(packages.EMOJI_LIST, "list of emoji and their groups"),
+        *("MIT", "MIT-unicode-emoji-json.txt"),
     ),
     (packages.LUCIDE, "tags of the set lucide", "ISC", "ISC-lucide.txt"),
     (packages.TABLER, "tags of the set tabler", "MIT", "MIT-tabler.txt"),
@@ -62,19 +47,86 @@ _TEXT_PACKAGES = (
 )
 
 
-def statistics(splits, num_bytes):
-    """Counts of a data set, ready for JSON.
+def write(cache, out, splits, about, *, seed, num_pool_shards=1):
+    """Write a data set, stats.json last: a folder that has it is whole.
 
     Args:
+        cache: folder that `packages.fetch` filled.
+        out: folder to write to.
         splits: `{split: list of selection.Record}`.
-        num_bytes: `{split: bytes of its shards}`.
+        about: further entries of stats.json, `settings` among them.
+        seed: of the order of the records.
+        num_pool_shards: files of the pool; the other splits have one each.
+
+    Returns:
+        The contents of stats.json.
     """
+    from benchmarks.icontext import shards  # imports TensorFlow
+
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    num_bytes = {
+        split: shards.write_split(
+            *(out, split, selection.shuffled(records, split, seed)),
+            num_pool_shards if split == "pool" else 1,
+        )
+        for split, records in splits.items()
+    }
+    stats = _statistics(splits, num_bytes) | about
+    readme = out / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    readme.write_text(_with_tables(text, tables(stats)), encoding="utf-8")
+    (out / "LICENSES.md").write_text(_licenses(cache, stats), encoding="utf-8")
+    folder = out / "licenses"
+    folder.mkdir(exist_ok=True)
+    for name, content in _license_texts(cache).items():
+        (folder / name).write_text(content, encoding="utf-8")
+    (out / "stats.json").write_text(
+        json.dumps(stats, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+    return stats
+
+
+def versions(cache):
+    """Versions of everything that the bytes depend on."""
+    return {
+        "npm": list(packages.NPM_PACKAGES),
+        "debian": {
+            packages.name_of(spec): packages.path(cache, spec, "VERSION")
+            .read_text()
+            .strip()
+            for spec in packages.DEBIAN_PACKAGES
+        },
+        "python": {
+            name: importlib.metadata.version(name)
+            for name in ("numpy", "pillow", "resvg-py", "tensorflow")
+        },
+    }
+
+
+def tables(stats):
+    """The part of README.md that lists what is in the data set."""
+    return _render("tables.md", stats, number="{:,}".format).strip()
+
+
+def _render(name, context, **functions):
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(
+            pathlib.Path(__file__).with_name("templates")
+        ),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(f"{name}.j2").render(context, **functions)
+
+
+def _statistics(splits, num_bytes):
     styles = {}
-    licenses = collections.Counter()
     for split, records in splits.items():
-        for record in records:
-            row = record.row
-            licenses[row.license] += 1
+        for row in (record.row for record in records):
             style = styles.setdefault(
                 row.style,
                 {
@@ -85,122 +137,24 @@ def statistics(splits, num_bytes):
                 },
             )
             style["pairs"][split] += 1
+    licenses = collections.Counter(
+        record.row.license for records in splits.values() for record in records
+    )
+    is_emoji = [r.row.kind == sources.EMOJI for r in splits["pool"]]
     return {
         "splits": {
             split: {
-                "pairs": len(splits[split]),
+                "pairs": len(records),
                 "bytes": num_bytes[split],
-                "kinds": _by_kind(splits[split]),
+                "kinds": _by_kind(records),
             }
-            for split in num_bytes
+            for split, records in splits.items()
         },
         "bytes": sum(num_bytes.values()),
-        "curated_share_of_pool": round(
-            sum(r.row.kind == sources.EMOJI for r in splits["pool"])
-            / len(splits["pool"]),
-            4,
-        ),
+        "curated_share_of_pool": round(sum(is_emoji) / len(is_emoji), 4),
         "licenses": dict(sorted(licenses.items())),
         "styles": dict(sorted(styles.items())),
     }
-
-
-def versions(cache):
-    """Versions of everything that the bytes depend on."""
-    debian = {
-        packages.name_of(spec): packages.path(cache, spec, "VERSION")
-        .read_text()
-        .strip()
-        for spec in packages.DEBIAN_PACKAGES
-    }
-    return {
-        "npm": list(packages.NPM_PACKAGES),
-        "debian": debian,
-        "python": {
-            name: importlib.metadata.version(name)
-            for name in ("numpy", "pillow", "resvg-py", "tensorflow")
-        },
-    }
-
-
-def write(cache, out, stats):
-    """Write stats.json, the tables of README.md, LICENSES.md and licenses/."""
-    out = pathlib.Path(out)
-    readme = out / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    readme.write_text(_with_tables(text, tables(stats)), encoding="utf-8")
-    (out / "LICENSES.md").write_text(
-        _licenses(sources.load_collections(cache), stats), encoding="utf-8"
-    )
-    folder = out / "licenses"
-    folder.mkdir(exist_ok=True)
-    for name, content in _license_texts(cache).items():
-        (folder / name).write_text(content, encoding="utf-8")
-    # Comes last: a folder with it is whole.
-    (out / "stats.json").write_text(
-        json.dumps(stats, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-
-
-def tables(stats):
-    """The part of README.md that lists what is in the data set."""
-    composition = [
-        (
-            split,
-            kind,
-            f"{counts['pairs']:,}",
-            f"{counts['pictures']:,}",
-            f"{counts['captions']:,}",
-            f"{counts['words']:.1f}",
-            f"{counts['concepts']:,}" if counts["concepts"] else "",
-            counts["styles"],
-        )
-        for split, entry in stats["splits"].items()
-        for kind, counts in entry["kinds"].items()
-    ]
-    totals = [
-        (split, f"{entry['pairs']:,}", f"{entry['bytes']:,}")
-        for split, entry in stats["splits"].items()
-    ]
-    totals.append(
-        (
-            "all",
-            f"{sum(e['pairs'] for e in stats['splits'].values()):,}",
-            f"{stats['bytes']:,}",
-        )
-    )
-    return "\n\n".join(
-        (
-            report.table(("split", "pairs", "bytes"), totals),
-            report.table(
-                (
-                    "split",
-                    "kind",
-                    "pairs",
-                    "pictures",
-                    "primary captions",
-                    "words each",
-                    "concepts",
-                    "styles",
-                ),
-                composition,
-            ),
-            f"Emoji art is {stats['curated_share_of_pool']:.1%} of the pool.",
-            report.table(
-                ("licence", "pairs"),
-                [(name, f"{n:,}") for name, n in stats["licenses"].items()],
-            ),
-            report.table(
-                ("turned away because", "pictures"),
-                [(name, f"{n:,}") for name, n in stats["dropped"].items()],
-            ),
-            report.table(
-                ("icons left out, by licence of their set", "icons"),
-                [(name, f"{n:,}") for name, n in stats["left_out"].items()],
-            ),
-        )
-    )
 
 
 def _by_kind(records):
@@ -236,75 +190,36 @@ def _with_tables(text, new):
     return before + block + after
 
 
-def _licenses(descriptions, stats):
-    pictures = []
-    for style, entry in stats["styles"].items():
-        author, address = _origin(style, descriptions)
-        license_id = entry["license"]
-        file = _STYLE_FILES.get(style, _LICENSE_FILES.get(license_id))
-        pictures.append(
-            (
-                style,
-                entry["kind"],
-                f"[{license_id}](licenses/{file})" if file else license_id,
-                author,
-                address,
-                entry["source"],
-                sum(entry["pairs"].values()),
+def _licenses(cache, stats):
+    descriptions = sources.load_collections(cache)
+
+    def origin(style):
+        """Author, and address of the terms."""
+        if style == sources.FLUENT_3D_STYLE:
+            return (
+                "Microsoft Corporation; packed by LobeHub",
+                "https://github.com/microsoft/fluentui-emoji",
             )
-        )
-    texts = [
-        (spec, what, f"[{license_id}](licenses/{file})")
-        for spec, what, license_id, file in _TEXT_PACKAGES
-    ]
-    settings = stats["settings"]
-    reduced = (
-        ", and where it is in colour reduced to at most "
-        f"{settings['num_colours']} colours"
-        if settings["num_colours"]
-        else ""
-    )
-    header = ("set", "kind", "licence", "author", "terms", "package", "pairs")
-    sections = (
-        "# Licences of the pictures and texts",
-        "Written by `benchmarks/icontext/build.py`. Each record names its own "
-        "package, set and licence in the features `source`, `style` and "
-        "`license`.",
-        "Every picture was changed: it was rendered at "
-        f"{settings['size']} x {settings['size']} pixels on white{reduced}. "
-        "Captions are names and keywords "
-        "of the packages below, tidied; of a set without keywords, they are "
-        "the names and categories of its icons. Open Clip Art has its own.",
-        "Logos are trademarks of their owners. The licences below cover the "
-        "drawings, not the marks, and some owners publish terms of their own "
-        "for their mark.",
-        "## Pictures",
-        "For each set under MIT or ISC, the notice is that of the file in "
-        "`licenses/`, with the copyright held by the author named here.",
-        report.table(header, pictures),
-        "## Texts",
-        report.table(("package", "what", "licence"), texts),
-    )
-    return "\n\n".join(sections) + "\n"
+        if style == sources.CLIP_ART_STYLE:
+            file = _LICENSE_FILES[sources.CLIP_ART_LICENSE]
+            return "authors named in each file upstream", f"licenses/{file}"
+        entry = descriptions[style]
+        author = entry["author"]["name"]
+        if "url" in entry["author"]:
+            author = f"[{author}]({entry['author']['url']})"
+        return author, entry["license"].get("url", "")
 
-
-def _origin(style, descriptions):
-    """Author, and address of the terms, of a style."""
-    if style == sources.FLUENT_3D_STYLE:
-        return (
-            "Microsoft Corporation; packed by LobeHub",
-            "https://github.com/microsoft/fluentui-emoji",
-        )
-    if style == sources.CLIP_ART_STYLE:
-        return (
-            "authors named in each file upstream",
-            "licenses/" + _PUBLIC_DOMAIN,
-        )
-    entry = descriptions[style]
-    author = entry["author"]["name"]
-    if "url" in entry["author"]:
-        author = f"[{author}]({entry['author']['url']})"
-    return author, entry["license"].get("url", "")
+    return _render(
+        "LICENSES.md",
+        stats,
+        origin=origin,
+        licence=lambda name, file: (
+            f"[{name}](licenses/{file})" if file else name
+        ),
+        style_files=_STYLE_FILES,
+        license_files=_LICENSE_FILES,
+        text_packages=_TEXT_PACKAGES,
+    )
 
 
 def _license_texts(cache):
@@ -314,15 +229,15 @@ def _license_texts(cache):
         return packages.path(cache, spec, *parts).read_text(encoding="utf-8")
 
     texts = {
-        _APACHE: read(packages.COMMON_LICENSES, *common, "Apache-2.0"),
-        _CC0: read(packages.COMMON_LICENSES, *common, "CC0-1.0"),
-        _PUBLIC_DOMAIN: read(
+        "Apache-2.0.txt": read(packages.COMMON_LICENSES, *common, "Apache-2.0"),
+        "CC0-1.0.txt": read(packages.COMMON_LICENSES, *common, "CC0-1.0"),
+        "CC-PDDC.txt": read(
             packages.OPENCLIPART,
             *("usr", "share", "doc", "openclipart-svg", "copyright"),
         ),
-        _MIT: _for_every_author(read(packages.TABLER, "LICENSE")),
+        "MIT.txt": _for_every_author(read(packages.TABLER, "LICENSE")),
         # Lucide's file goes on with the notice of a set that it grew from.
-        _ISC: _for_every_author(
+        "ISC.txt": _for_every_author(
             read(packages.LUCIDE, "LICENSE").partition("\n---")[0] + "\n"
         ),
     }

@@ -22,12 +22,11 @@ TUNED_ON = {
     "distilling": ("val_concept", "reference"),
 }
 # The reference whose embeddings cut a pool. The inferred set must owe nothing
-# to the curated one; the pool's own reference has the fewest false look-alikes.
+# to the curated one.
 JUDGES = {
     "filtered": "reference_curated",
     "chosen": "reference",
     "inferred": "reference_pool",
-    "distinct": "reference_pool",
 }
 
 

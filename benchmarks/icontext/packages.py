@@ -1,8 +1,8 @@
-"""The upstream packages: which ones, how they are fetched, where they lie.
+"""The upstream packages: names, fetching, paths.
 
-`npm` and `apt-get` fetch them; no script of any package is run. Every package
-is unpacked into a folder of its own, which appears only once it is complete,
-so that an interrupted `fetch` goes on where it stopped.
+`npm` and `apt-get` fetch them; no script of any package is run. The folder of a
+package appears once it is complete, so an interrupted `fetch` continues where
+it stopped.
 """
 
 import os
@@ -43,12 +43,12 @@ COMMON_LICENSES = "base-files"
 DEBIAN_PACKAGES = (OPENCLIPART, COMMON_LICENSES)
 
 
-def fetch(cache, report=print):
+def fetch(cache, say=print):
     """Fetch and unpack every package that the cache lacks.
 
     Args:
         cache: folder, made if need be; about 170 MB down, 1 GB unpacked.
-        report: called with one line of progress a package.
+        say: called with a line of progress for each package.
 
     Raises:
         RuntimeError: a tool is missing or a package cannot be fetched.
@@ -58,7 +58,7 @@ def fetch(cache, report=print):
     for number, (spec, fetch_one) in enumerate(jobs, start=1):
         target = _folder(cache, spec)
         if target.is_dir():
-            report(f"[{number}/{len(jobs)}] {spec} is there")
+            say(f"[{number}/{len(jobs)}] {spec} is there")
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -66,7 +66,7 @@ def fetch(cache, report=print):
         ) as part:
             fetch_one(spec, pathlib.Path(part))
             os.replace(pathlib.Path(part) / "package", target)
-        report(f"[{number}/{len(jobs)}] {spec} fetched")
+        say(f"[{number}/{len(jobs)}] {spec} fetched")
 
 
 def path(cache, spec, *parts):

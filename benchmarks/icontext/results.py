@@ -19,6 +19,9 @@ import pandas as pd
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 _RUN = ["cell", "seed"]
+_COUNTS = dict.fromkeys(
+    ("flops_step", "flops_cascade", "flops_forward"), "Int64"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +54,14 @@ def load(folder):
     if not (folder / "runs.csv").exists():
         return None
     return Tables(
-        pd.read_csv(folder / "runs.csv"),
-        pd.read_csv(folder / "curves.csv"),
+        _read_csv(folder / "runs.csv", _COUNTS),
+        _read_csv(folder / "curves.csv"),
         pd.read_parquet(folder / "concepts.parquet"),
     )
+
+
+def _read_csv(path, dtype=None):
+    return pd.read_csv(path, dtype=dtype, float_precision="round_trip")
 
 
 def finished(folder):
@@ -96,7 +103,9 @@ def save(folder, tables):
         concepts.to_parquet(path, index=False, compression="zstd")
     for name in ("curves", "runs"):
         with _replacing(folder / f"{name}.csv") as path:
-            getattr(tables, name).to_csv(path, index=False)
+            table = getattr(tables, name)
+            counts = _COUNTS if name == "runs" else {}
+            table.astype(counts).to_csv(path, index=False)
 
 
 @contextlib.contextmanager

@@ -213,7 +213,7 @@ class Plan:
             kind, options = "manifest", ("--manifest", manifest)
             before = (self._curate(source, manifest),)
         elif source in matrix.JUDGES:
-            kind = "distinct" if source == "distinct" else "filter"
+            kind = "filter"
             sidecars = self._sidecar_folder(matrix.JUDGES[source], ("pool",))
             options = ("--sidecars", sidecars)
         if source in matrix.JUDGES:

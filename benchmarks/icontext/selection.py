@@ -1,14 +1,13 @@
-"""Which rows become records: sampling, duplicates and leaks.
+"""Rows to records: sampling, duplicates and leaks.
 
 `Sieve` sees every candidate once, held-out splits first, and returns a record
-or counts why there is none. Sampling is by hash, so that what is drawn from
-one set does not depend on any other.
+or counts why there is none. Sampling is by hash, so that the draw from one set
+does not depend on any other.
 """
 
 import collections
 import dataclasses
 import hashlib
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +16,9 @@ from benchmarks.icontext import pictures, sources
 
 HELD_OUT_SPLITS = ("test_concept", "val_concept", "test_style")
 # Correlation with a held-out picture above which a training picture counts as
-# a copy of it. Open Clip Art redraws emoji more freely than icon sets do.
-# Emoji art obeys the split by concept; what is left are look-alikes with a
-# name of their own (grinning cat, grinning cat with smiling eyes), which are
-# fair questions until the pictures are all but equal.
+# a copy of it. Open Clip Art redraws emoji more freely than icon sets do. Emoji
+# art obeys the split by concept, and look-alikes with another name (grinning
+# cat, grinning cat with smiling eyes) are fair unless they are all but equal.
 COPY_ABOVE = {
     sources.EMOJI: 0.995,
     sources.MONO_ICON: 0.97,
@@ -74,18 +72,13 @@ class Sieve:
     Args:
         size: side of the pictures in pixels.
         num_colours: palette of the pictures, 0 for every colour.
-        report: called with one line of progress now and then, or `None`.
-        total: number of records to expect, for the progress.
         held_out: pictures that another sieve let into the held-out splits.
     """
 
-    def __init__(
-        self, *, size, num_colours, report=None, total=0, held_out=None
-    ):
+    def __init__(self, *, size, num_colours, held_out=None):
         self.drops = collections.Counter()
         self._size = size
         self._num_colours = num_colours
-        self._progress = Progress(report, total, "records")
         self._pairs = set()
         digests, shapes = held_out or ((), ())
         self._held_out_digests = set(digests)
@@ -164,7 +157,6 @@ class Sieve:
             self._held_out_shapes.append(rendered.shape)
             self._held_out_matrix = None
         self._pairs.add(pair)
-        self._progress.advance()
         return Record(row, self._identifier(row), rendered.png)
 
     def _drop(self, reason):
@@ -249,35 +241,3 @@ def quotas(sizes, total, floor=1):
     for name in by_remainder[: left - sum(shares.values())]:
         shares[name] += 1
     return settled | shares
-
-
-class Progress:
-    """A line every few seconds, with the time left.
-
-    Args:
-        report: called with the line, or `None`.
-        total: how many there will be.
-        what: what is counted, in the plural.
-    """
-
-    _EVERY_SECONDS = 5.0
-
-    def __init__(self, report, total, what):
-        self._report = report
-        self._total = total
-        self._what = what
-        self._done = 0
-        self._start = self._last = time.monotonic()
-
-    def advance(self, number=1):
-        """Count so many more as done."""
-        self._done += number
-        now = time.monotonic()
-        if self._report is None or now - self._last < self._EVERY_SECONDS:
-            return
-        self._last = now
-        left = (now - self._start) * (self._total / self._done - 1)
-        self._report(
-            f"{self._done} of {self._total} {self._what}, "
-            f"{max(left, 0):.0f} s left"
-        )

@@ -11,7 +11,6 @@
 | noise | pairs, a `--share` of them with the captions of other pictures |
 | emoji | emoji art |
 | filter | fifth whose pictures match their captions best, by `--sidecars` |
-| distinct | pictures without look-alikes, by `--sidecars` |
 | manifest | pairs that `--manifest` gives a weight |
 
 Records keep their ids and their order.
@@ -26,9 +25,7 @@ import numpy as np
 from benchmarks.icontext import shards, sources
 
 FILTERED_SHARE = 0.2
-# Two pictures look alike if the cosine of their embeddings is above this.
-LOOK_ALIKE = 0.95
-_KINDS = ("noise", "emoji", "filter", "distinct", "manifest")
+_KINDS = ("noise", "emoji", "filter", "manifest")
 _SEED = 0
 
 
@@ -68,8 +65,6 @@ def _kept(options, records):
     if options.kind == "manifest":
         return np.flatnonzero(_weights(options.data, options.manifest))
     rows = _read_sidecars(options.data, options.sidecars)
-    if options.kind == "distinct":
-        return np.flatnonzero(distinct(rows.image, rows.valid))
     return best(similarities(rows), FILTERED_SHARE)
 
 
@@ -102,33 +97,6 @@ def best(scores, share):
     """Rows of the highest scores, increasing."""
     count = round(share * len(scores))
     return np.sort(np.argsort(-scores, kind="stable")[:count])
-
-
-def distinct(pictures, valid, above=LOOK_ALIKE, block_size=4096):
-    """Mask of the pictures that look like none kept before them.
-
-    Args:
-        pictures: unit vectors [N, D].
-        valid: bool [N]; a row without a vector is not kept.
-        above: cosine from which two look alike.
-        block_size: pictures compared at a time.
-
-    Returns:
-        bool [N].
-    """
-    kept = np.zeros(len(pictures), bool)
-    for start in range(0, len(pictures), block_size):
-        block = np.float32(pictures[start : start + block_size])
-        is_new = valid[start : start + block_size].copy()
-        before = np.flatnonzero(kept)
-        for first in range(0, len(before), block_size):
-            others = np.float32(pictures[before[first : first + block_size]])
-            is_new &= (block @ others.T).max(axis=1) <= above
-        alike = block @ block.T > above
-        for row in np.flatnonzero(is_new):
-            is_new[row] = not (alike[row, :row] & is_new[:row]).any()
-        kept[start : start + block_size] = is_new
-    return kept
 
 
 def similarities(rows):

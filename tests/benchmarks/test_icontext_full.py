@@ -1,8 +1,9 @@
-"""Tests of the rules by which the whole IconText data set is put together.
+"""The rules of the whole IconText data set.
 
-The packages and a rasteriser are not needed: drawings here are pixels already.
+Neither packages nor a rasteriser are needed: drawings here are pixels already.
 """
 
+import collections
 import json
 import pathlib
 from unittest import mock
@@ -10,7 +11,7 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.icontext import full, pictures, selection, shards, sources
+from benchmarks.icontext import full, pictures, selection, sources
 
 
 def a_row(name, **changes):
@@ -80,7 +81,7 @@ class SieveTest(tf.test.TestCase):
             kept = {one.row.captions[0] for one in found if one is not None}
             self.assertEqual(kept, expected)
 
-    def test_rows_together_fare_as_rows_one_by_one(self):
+    def test_rows_together_are_treated_like_rows_one_by_one(self):
         names = ("b", "near a", "c", "b", "a", "d", "c")
         first = self.sieve()
         first.accept(self.rows("a")[0], "val_concept")
@@ -93,7 +94,7 @@ class SieveTest(tf.test.TestCase):
         # One copy, one leak of the very pixels, "b" and "c" twice.
         self.assertEqual(found.count(None), 4)
 
-    def test_held_out_pictures_are_not_held_against_each_other(self):
+    def test_held_out_pictures_are_not_compared_with_each_other(self):
         sieve = self.sieve()
         found = [
             sieve.accept(row, "test_concept")
@@ -104,12 +105,8 @@ class SieveTest(tf.test.TestCase):
 
 
 class MergeTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.folder = pathlib.Path(self.get_temp_dir())
-
-    def part(self, style, *pairs):
-        """A part file with pictures and captions; 2 were left out before."""
+    def made(self, style, *pairs):
+        """Records of pictures and captions, and two dropped before."""
         records = [
             selection.Record(
                 a_row(f"{style}{i}", style=style, captions=(caption, "more")),
@@ -118,40 +115,34 @@ class MergeTest(tf.test.TestCase):
             )
             for i, (png, caption) in enumerate(pairs)
         ]
-        shards.write(self.folder / f"{style}.tfrecord", records)
-        drops = json.dumps({"duplicate pair": 2})
-        self.folder.joinpath(f"{style}.json").write_text(drops)
-        return records
+        return records, {"duplicate pair": 2}
 
     def test_a_pair_that_two_sets_have_is_kept_once(self):
-        one = self.part("x", (b"1", "ant"), (b"2", "bee"))
-        two = self.part("y", (b"1", "ant"), (b"1", "bee"), (b"3", "cow"))
-        reference = [selection.Record(a_row("cow"), 5, b"3")]
-        drops = selection.collections.Counter()
-        merged = full._merged(
-            self.folder, {"x": 9, "y": 9}, {"reference": reference}, drops
+        one, other = (
+            self.made("x", (b"1", "ant"), (b"2", "bee")),
+            self.made("y", (b"1", "ant"), (b"1", "bee"), (b"3", "cow")),
         )
-        self.assertEqual(merged, [one[0], one[1], two[1]])
+        reference = [selection.Record(a_row("cow"), 5, b"3")]
+        drops = collections.Counter()
+        merged = full.merged([one, other], {"reference": reference}, drops)
+        self.assertEqual(merged, [*one[0], other[0][1]])
         self.assertEqual(drops, {"duplicate pair": 2 + 2 + 2})
 
     def test_two_rows_with_one_id_are_refused(self):
-        (record,) = self.part("x", (b"1", "ant"))
-        reference = [selection.Record(a_row("bee"), record.identifier, b"2")]
+        made = self.made("x", (b"1", "ant"))
+        reference = [
+            selection.Record(a_row("bee"), made[0][0].identifier, b"2")
+        ]
         with self.assertRaisesRegex(ValueError, "two rows have id"):
-            full._merged(
-                self.folder,
-                {"x": 1},
-                {"reference": reference},
-                selection.collections.Counter(),
-            )
+            full.merged([made], {"reference": reference}, collections.Counter())
 
 
 class SettingsTest(tf.test.TestCase):
-    def test_no_build_takes_what_forbids_commerce(self):
+    def test_no_build_takes_noncommercial_licences(self):
         self.assertFalse(full.Settings().admits("CC-BY-NC-4.0"))
         self.assertTrue(full.Settings().admits("CC-BY-SA-4.0"))
 
-    def test_a_permissive_build_takes_what_asks_for_a_notice_alone(self):
+    def test_a_permissive_build_takes_only_licences_that_ask_for_a_notice(self):
         settings = full.Settings(permissive_only=True)
         admitted = [
             name
@@ -164,18 +155,18 @@ class SettingsTest(tf.test.TestCase):
         folder = pathlib.Path(self.get_temp_dir())
         versions = {"npm": ["a@1"], "debian": {}, "python": {"numpy": "2.0"}}
         origin = {"settings": {"size": 32}, "versions": versions}
-        self.assertFalse(full._is_built(folder, origin))
+        self.assertFalse(full.is_built(folder, origin))
         stats = folder / "stats.json"
         stats.write_text(json.dumps(origin | {"bytes": 7}))
-        self.assertTrue(full._is_built(folder, origin))
+        self.assertTrue(full.is_built(folder, origin))
         newer = {"versions": versions | {"python": {"numpy": "2.1"}}}
-        self.assertTrue(full._is_built(folder, origin | newer))
+        self.assertTrue(full.is_built(folder, origin | newer))
         for change, what in (
             ({"settings": {"size": 64}}, "size is 32, wanted is 64"),
             ({"versions": versions | {"npm": ["a@2"]}}, r"npm is \['a@1'\]"),
         ):
             with self.assertRaisesRegex(FileExistsError, what):
-                full._is_built(folder, origin | change)
+                full.is_built(folder, origin | change)
 
 
 if __name__ == "__main__":

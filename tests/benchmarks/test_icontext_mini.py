@@ -1,7 +1,6 @@
-"""Tests of the shipped data set and of the rules of its builder.
+"""The shipped data set and the rules of its builder.
 
-Nothing here needs a network, the packages that the data comes from, or a
-rasteriser.
+Neither a network nor packages nor a rasteriser are needed.
 """
 
 import collections
@@ -136,7 +135,7 @@ class ShippedDataTest(tf.test.TestCase):
             if record["kind"] == "emoji":
                 self.assertIn(record["label"].encode(), record["captions"])
 
-    def test_ids_are_unique_and_hash_where_the_picture_is_from(self):
+    def test_ids_are_unique_hashes_of_the_origin(self):
         seen = set()
         for record in self.every_record():
             origin = f"{record['source']}|{record['style']}|{record['name']}"
@@ -459,7 +458,7 @@ class BuilderTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "`style` must be.*'mdi'"):
             list(sources.emoji_rows("nowhere", {}, "mdi"))
 
-    def test_a_missing_package_is_named_with_the_way_out(self):
+    def test_a_missing_package_is_named_with_its_remedy(self):
         with self.assertRaisesRegex(FileNotFoundError, "emojilib.*fetch"):
             packages.path(self.get_temp_dir(), packages.EMOJILIB)
 
@@ -468,9 +467,9 @@ class BuilderTest(tf.test.TestCase):
         packages.shutil.which = lambda program: None
         self.addCleanup(setattr, packages.shutil, "which", path)
         with self.assertRaisesRegex(RuntimeError, "`npm` is not installed"):
-            packages.fetch(self.get_temp_dir(), report=lambda line: None)
+            packages.fetch(self.get_temp_dir(), say=lambda line: None)
 
-    def test_package_names_lose_their_version_alone(self):
+    def test_package_names_lose_their_version(self):
         for spec, name in (
             ("@iconify/json@2.2.535", "@iconify/json"),
             ("emojilib@4.0.3", "emojilib"),
@@ -490,7 +489,7 @@ class BuilderTest(tf.test.TestCase):
         self.assertEqual((first["id"], first["image"]), (7, b"png"))
         self.assertEqual(first["concept"], "1F98A")
 
-    def test_the_command_line_says_in_a_line_what_is_missing(self):
+    def test_the_command_names_what_is_missing_in_one_line(self):
         folder = self.get_temp_dir()
         with (
             mock.patch.object(pictures, "libraries"),  # not in every install
@@ -500,7 +499,7 @@ class BuilderTest(tf.test.TestCase):
         ):
             build.main(["full", "--cache", folder, "--out", folder])
 
-    def test_the_command_line_needs_a_command(self):
+    def test_the_command_needs_a_subcommand(self):
         with self.assertRaises(SystemExit):
             build.main([])
 

@@ -251,25 +251,6 @@ class VariantsTest(tf.test.TestCase):
                 (new.identifier, new.png), (old.identifier, old.png)
             )
 
-    def test_the_first_of_look_alikes_is_kept(self):
-        random = np.random.default_rng(0)
-        # Around few places, so that there are chains of look-alikes.
-        places = random.normal(size=[6, 4])
-        pictures = places[random.integers(0, 6, 200)]
-        pictures = pictures + 0.2 * random.normal(size=pictures.shape)
-        pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
-        valid = random.random(200) < 0.9
-        expected = []
-        for row, picture in enumerate(pictures):
-            if valid[row] and all(
-                picture @ pictures[one] <= 0.95 for one in expected
-            ):
-                expected.append(row)
-        self.assertBetween(len(expected), 7, 150)
-        for size in (1, 7, 64, 500):
-            found = variants.distinct(pictures, valid, 0.95, size)
-            self.assertAllEqual(np.flatnonzero(found), expected)
-
     def test_the_best_stay_in_their_order(self):
         scores = np.array([0.1, 0.9, 0.5, 0.8, 0.2])
         self.assertAllEqual(variants.best(scores, 0.6), [1, 2, 3])
