@@ -1,16 +1,14 @@
-"""IconText: the uniform learner's recipe, with what has won.
+"""IconText: stage 0 of a cascade with distillation.
 
     python -m trainers.train --config configs/icontext_best.py \
         --workdir icontext-work/runs/best
 
-Before that, configs/icontext_reference.py trains the reference, and
-`trainers.embed` writes what it makes of `icontext-work/data/pool-*.tfrecord`
-beside the shards, once for all runs. By validation the better one is twice as
-wide, `--set model.towers=benchmarks.icontext.towers:build_wide`. To end well
-above the reference train longer, less of it drawn to the reference and half of
-it uniform: `--set steps=3000 reference.distillation_steps=750
-cascade.uniform_share=0.5`. What it is better than, and where not, and what each
-part of it gives: docs/recipes.md.
+First train the reference with configs/icontext_reference.py and write its
+sidecars with `trainers.embed --data 'icontext-work/data/pool-*.tfrecord'`; they
+serve all runs. Validation prefers a reference twice as wide,
+`--set model.towers=benchmarks.icontext.towers:build_wide`. To surpass the
+reference, train longer: `--set steps=3000 reference.distillation_steps=750
+cascade.uniform_share=0.5`. When this recipe pays: docs/recipes.md.
 """
 
 import dataclasses
@@ -20,9 +18,10 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Stage 0 alone chooses 256 of 6,400, and the reference is distilled.
+    """Stage 0 chooses 256 of 6,400; the reference is distilled.
 
-    No pass is spent on scores: a step has 5 % more FLOPs than a uniform one.
+    Nothing is scored by the learner: a step has 5 % more FLOPs than a uniform
+    one.
     """
     uniform = config_lib.load_config(
         pathlib.Path(__file__).with_name("icontext_uniform.py")
@@ -34,7 +33,7 @@ def config() -> config_lib.TrainConfig:
             sidecars=True, distillation_weight=16.0
         ),
         cascade=config_lib.CascadeConfig(hyper_batch_size=6400),
-        # What is drawn to a target bears a higher rate.
+        # Distillation bears a higher learning rate.
         optimizer=dataclasses.replace(
             uniform.optimizer, learning_rate=8e-3, warmup_steps=30
         ),

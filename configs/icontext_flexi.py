@@ -1,10 +1,10 @@
-"""IconText: the recipe with JEST, scored from small pictures (Flexi-JEST).
+"""IconText: JEST with scores from small pictures (Flexi-JEST).
 
     python -m trainers.train --config configs/icontext_flexi.py \
         --workdir icontext-work/runs/flexi
 
-It needs the sidecars that configs/icontext_jest.py tells of. What it costs is
-in docs/icontext.md, what comes out in benchmarks/icontext/results/report.md.
+Needs the sidecars of configs/icontext_jest.py. Cost: docs/icontext.md; results:
+benchmarks/icontext/results/report.md.
 """
 
 import dataclasses
@@ -14,10 +14,9 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Scores at 16 pixels, trains half at 16, half at 32.
+    """Scores at 16 pixels; trains half at 16, half at 32.
 
-    The towers are convolutional, so what is coarse is the picture, not the
-    patch.
+    The towers are convolutional: the coarse view is a smaller picture.
     """
     jest = config_lib.load_config(
         pathlib.Path(__file__).with_name("icontext_jest.py")

@@ -1,12 +1,12 @@
-"""IconText: the uniform learner's recipe, with JEST.
+"""IconText: JEST on the noisy pool.
 
     python -m trainers.train --config configs/icontext_jest.py \
         --workdir icontext-work/runs/jest
 
-Before that, configs/icontext_reference.py trains the reference, and
-`trainers.embed` writes what it makes of `icontext-work/data/pool-*.tfrecord`
-beside the shards, once for all runs. What it costs is in docs/icontext.md,
-what comes out in benchmarks/icontext/results/report.md.
+First train the reference with configs/icontext_reference.py and write its
+sidecars with `trainers.embed --data 'icontext-work/data/pool-*.tfrecord'`; they
+serve all runs. Cost: docs/icontext.md; results:
+benchmarks/icontext/results/report.md.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Draws 1,280, trains on the 256 that are jointly most learnable."""
+    """Draws 1,280 pairs and trains on the jointly most learnable 256."""
     uniform = config_lib.load_config(
         pathlib.Path(__file__).with_name("icontext_uniform.py")
     )

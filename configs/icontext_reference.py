@@ -1,10 +1,10 @@
-"""IconText: a reference, trained on the curated set and the noisy pool.
+"""IconText: a reference on the curated set and the noisy pool.
 
     python -m trainers.train --config configs/icontext_reference.py \
         --workdir icontext-work/runs/reference
 
-`make icontext-data` makes the data before that. What it costs is in
-docs/icontext.md, what comes out in benchmarks/icontext/results/report.md.
+First build the data with `make icontext-data`. Cost: docs/icontext.md; results:
+benchmarks/icontext/results/report.md.
 """
 
 from jest_tf import config as config_lib
@@ -13,7 +13,7 @@ DATA = "icontext-work/data"
 
 
 def config() -> config_lib.TrainConfig:
-    """Half of a batch is curated emoji art, half comes from the pool."""
+    """Half of each batch is curated emoji art, half is from the pool."""
     return config_lib.TrainConfig(
         steps=1500,
         data=config_lib.DataConfig(
@@ -22,7 +22,7 @@ def config() -> config_lib.TrainConfig:
                 f"{DATA}/pool-*.tfrecord",
             ),
             weights=(1.0, 1.0),
-            # One vocabulary for all runs, so that they differ in the method.
+            # One vocabulary for all runs: they differ in the method only.
             vocabulary=f"{DATA}/vocab.txt",
             super_batch_size=256,
             image_size=32,
@@ -32,8 +32,8 @@ def config() -> config_lib.TrainConfig:
         # Emoji art of several styles shares its captions.
         model=config_lib.ModelConfig(
             towers="benchmarks.icontext.towers:build",
-            # The uniform learner learns sooner by it than by the sigmoid loss
-            # (the cells tune_uniform_softmax and tune_uniform_2e-3).
+            # Uniform training learns sooner with it than with the sigmoid loss
+            # (cells tune_uniform_softmax and tune_uniform_2e-3).
             loss="softmax",
             equal_captions="ignore",
         ),

@@ -1,10 +1,10 @@
-"""IconText: a learner trained on the noisy pool as it comes.
+"""IconText: uniform training on the noisy pool.
 
     python -m trainers.train --config configs/icontext_uniform.py \
         --workdir icontext-work/runs/uniform
 
-`make icontext-data` makes the data before that. What it costs is in
-docs/icontext.md, what comes out in benchmarks/icontext/results/report.md.
+First build the data with `make icontext-data`. Cost: docs/icontext.md; results:
+benchmarks/icontext/results/report.md.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ DATA = "icontext-work/data"
 
 
 def config() -> config_lib.TrainConfig:
-    """The reference's recipe on the pool alone, for longer, and as it is.
+    """The reference's recipe on the pool only, longer and without crops.
 
-    What is seen a few times only needs no crops, and by validation they make
-    no difference beyond that of equal settings.
+    The pool is seen a few times only, and crops made no difference on
+    validation.
     """
     reference = config_lib.load_config(
         pathlib.Path(__file__).with_name("icontext_reference.py")

@@ -54,14 +54,10 @@ def load(folder):
     if not (folder / "runs.csv").exists():
         return None
     return Tables(
-        _read_csv(folder / "runs.csv", _COUNTS),
-        _read_csv(folder / "curves.csv"),
+        pd.read_csv(folder / "runs.csv", dtype=_COUNTS),
+        pd.read_csv(folder / "curves.csv"),
         pd.read_parquet(folder / "concepts.parquet"),
     )
-
-
-def _read_csv(path, dtype=None):
-    return pd.read_csv(path, dtype=dtype, float_precision="round_trip")
 
 
 def finished(folder):

@@ -1,12 +1,12 @@
-"""The benchmark's own towers: a convolutional net and a bag of tokens.
+"""The benchmark's towers: a convolutional network and a bag of tokens.
 
-`model.towers=benchmarks.icontext.towers:build` names them in the recipes
-`configs/icontext_*.py`. From so few steps as two cores can make they learn far
-more of drawings of 32 x 32 pixels and names of three words than the package's
-transformers of the same cost do (docs/icontext.md).
+The recipes configs/icontext_*.py name them by the setting
+`model.towers=benchmarks.icontext.towers:build`. In the few steps that two cores
+can make they learn far more of drawings of 32 x 32 pixels and names of three
+words than transformers of the same cost.
 """
 
-# Build, call and get_config are described by their class.
+# `build`, `call` and `get_config` are described by their class.
 # ruff: noqa: D102
 
 import keras
@@ -19,12 +19,12 @@ EMBEDDING_DIM = 128
 
 
 def build(config, vocabulary_size):
-    """The image and the text tower, see `config.ModelConfig`."""
+    """Returns the image and the text tower, see `config.ModelConfig`."""
     return _build(config, vocabulary_size, WIDTHS)
 
 
 def build_wide(config, vocabulary_size):
-    """Twice as wide a net: a reference that is larger than the learner."""
+    """Returns towers with an image network twice as wide, for a reference."""
     return _build(config, vocabulary_size, [2 * width for width in WIDTHS])
 
 
@@ -41,19 +41,18 @@ def _build(config, vocabulary_size, widths):
 
 @keras.saving.register_keras_serializable(package="icontext")
 class ConvolutionalTower(keras.layers.Layer):
-    """A residual net of convolutions 3 x 3, whose features are averaged.
+    """A residual network of 3 x 3 convolutions with averaged features.
 
-    The first takes pixels as they come, each stage after it halves the sides.
+    Each stage after the first halves the sides of the picture.
 
     Args:
         widths: channels of each stage.
         embedding_dim: size of an embedding.
-        seed: integer that fixes the initial weights.
+        seed: integer that sets the initial weights.
 
     Call arguments:
         images: float [B, H, W, 3] in [-1, 1].
-        view: a `config.View`; of it, `image_size` is the side in pixels that
-            images are resized to.
+        view: `config.View` with an `image_size` to resize images to, or None.
 
     Returns:
         Embeddings [B, embedding_dim], not normalised.
@@ -97,13 +96,13 @@ class ConvolutionalTower(keras.layers.Layer):
         return self.head(self.normalisation(features))
 
     def check_view(self, view):
-        """Raises ValueError on a view with more than a size of images."""
+        """Raises ValueError if a view has more than an image size."""
         if view.image_size is None or (
             view.patch_size is not None or view.keep_tokens < 1.0
         ):
             raise ValueError(
-                "a convolutional tower's `view` has an `image_size` and no "
-                f"more. Received: {view}"
+                "a convolutional tower's `view` must have an `image_size` and "
+                f"nothing else. Received: {view}"
             )
 
     def get_config(self):
@@ -120,14 +119,14 @@ class ConvolutionalTower(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="icontext")
 class BagTower(keras.layers.Layer):
-    """The mean of a text's tokens, wherever they stand, through an MLP.
+    """An MLP on the mean of a text's token vectors.
+
+    The padding, [EOS], counts in the mean; unknown tokens, id 0, do not.
 
     Args:
-        vocabulary_size: number of token ids; 0, [UNK], has no part in a mean.
-            What texts are filled up with, [EOS], has: a short one is drawn to
-            its vector.
-        embedding_dim: size of an embedding, and of a token.
-        seed: integer that fixes the initial weights.
+        vocabulary_size: number of token ids.
+        embedding_dim: size of an embedding and of a token vector.
+        seed: integer that sets the initial weights.
 
     Call arguments:
         tokens: integer [B, L].
@@ -180,7 +179,7 @@ class BagTower(keras.layers.Layer):
 
 
 class ConvolutionBlock(keras.layers.Layer):
-    """A convolution 3 x 3, its features normalised, and a ReLU."""
+    """A 3 x 3 convolution, layer normalisation and a ReLU."""
 
     def __init__(self, width, stride, *, seed, **kwargs):
         super().__init__(**kwargs)

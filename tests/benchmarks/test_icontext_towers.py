@@ -67,7 +67,7 @@ class TowersTest(tf.test.TestCase):
             atol=1e-5,
         )
         for view in (config.View(patch_size=4), config.View(keep_tokens=0.5)):
-            with self.assertRaisesRegex(ValueError, "has an `image_size` and"):
+            with self.assertRaisesRegex(ValueError, "must have an `image_size` and"):
                 model.encode_image(self.images, view=view)
 
     def test_unknown_words_and_the_order_of_tokens_are_nothing_to_a_bag(self):
