@@ -25,7 +25,7 @@ class TowersTest(tf.test.TestCase):
         pixels = random.integers(0, 256, (3, 32, 32, 3), np.uint8)
         self.images = tf.constant(pixels)
 
-    def test_a_net_of_seven_convolutions(self):
+    def test_the_network_has_seven_convolutions(self):
         model = build()
         kernels = [
             weight.shape
@@ -53,7 +53,7 @@ class TowersTest(tf.test.TestCase):
             )
             self.assertNotAllClose(one, another)
 
-    def test_a_view_is_of_the_picture_at_that_size(self):
+    def test_a_view_resizes_the_picture(self):
         model = build()
         view = config.View(image_size=16)
         small = tf.image.resize(
@@ -67,10 +67,12 @@ class TowersTest(tf.test.TestCase):
             atol=1e-5,
         )
         for view in (config.View(patch_size=4), config.View(keep_tokens=0.5)):
-            with self.assertRaisesRegex(ValueError, "must have an `image_size` and"):
+            with self.assertRaisesRegex(
+                ValueError, "must have an `image_size` and"
+            ):
                 model.encode_image(self.images, view=view)
 
-    def test_unknown_words_and_the_order_of_tokens_are_nothing_to_a_bag(self):
+    def test_a_bag_ignores_unknown_words_and_the_order_of_tokens(self):
         model = build()
         one, same, other = (
             model.encode_text(tf.constant([tokens]))
@@ -93,7 +95,7 @@ class TowersTest(tf.test.TestCase):
         empty = model.encode_text(tf.zeros([1, 5], tf.int32))
         self.assertAllEqual(tf.math.is_finite(empty), tf.ones([1, 128], bool))
 
-    def test_a_model_of_them_is_saved_and_loaded_whole(self):
+    def test_a_model_with_these_towers_saves_and_loads(self):
         model = build()
         path = os.path.join(self.get_temp_dir(), "towers.keras")
         model.save(path)
