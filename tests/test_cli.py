@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -14,8 +15,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import sentencepiece_files
 import shard_files
 import tensorflow as tf
+import tiny
 
 from examples import quickstart, quickstart_report
 from jest_tf import cli, config, models, runs
@@ -313,6 +316,154 @@ class TrainersTest(tf.test.TestCase):
                 self.assertEqual(train(*arguments), 1)
             self.assertRegex(shown.getvalue(), rf"error: .*{message}")
         self.assertFalse(os.path.exists(missing))
+
+    def test_a_dry_run_describes_the_run_and_writes_nothing(self):
+        workdir = os.path.join(self.folder.name, "planned")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = train("jest", workdir, *self.jest, flags=["--dry-run"])
+        self.assertEqual(code, 0)
+        for line in (
+            r"data +8,200 records in 1 shards",
+            r"reference +.*/reference, [\d,]+ parameters",
+            r"evaluation +246 records",
+            r"selection +joint by learnability, 8 of 24 rows",
+            r"image uint8 \[24, 32, 32, 3\], text int32 \[24, 16\]",
+            "steps +5: 120 examples drawn, 120 scored, 40 trained",
+            "writes +a new run directory, .*/planned",
+        ):
+            self.assertRegex(printed.getvalue(), line)
+        self.assertFalse(os.path.exists(workdir))
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            train("jest", self.learner, *self.jest, flags=["--dry-run"])
+        self.assertIn("would be continued", printed.getvalue())
+
+    def test_a_dry_run_refuses_what_a_run_would(self):
+        for overrides, message in (
+            (["reference.workdir=/nowhere"], "finished run"),
+            (["model.towers=no_such:build"], "can be imported.*no_such"),
+            (["reference.sidecars=true"], "No sidecar"),
+        ):
+            with self.subTest(overrides), quiet() as shown:
+                code = train(
+                    *("jest", "/nowhere/run", *self.jest, *overrides),
+                    flags=["--dry-run"],
+                )
+                self.assertEqual(code, 1)
+            self.assertRegex(shown.getvalue(), f"error: .*{message}")
+
+
+class StartTest(tf.test.TestCase):
+    """Commands before any of TensorFlow is loaded."""
+
+    def python(self, code, **environment):
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    def test_help_and_settings_load_no_tensorflow(self):
+        for code in (
+            "import jest_tf",
+            "from jest_tf import config; config.load_config(RECIPE)",
+            "from jest_tf import cli; cli.main(['--help'])",
+            "from jest_tf import cli; cli.main(['train', '--help'])",
+            "from jest_tf import cli; cli.main(['curate', '--help'])",
+        ):
+            done = self.python(
+                f"RECIPE = 'configs/quickstart_jest.py'; {code}; import sys; "
+                "assert not {'tensorflow', 'keras', 'numpy'} & {*sys.modules}"
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_help_of_train_lists_every_setting_with_its_meaning(self):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            self.assertEqual(cli.main(["train", "--help"]), 0)
+        shown = printed.getvalue()
+        settings = dataclasses.asdict(config.TrainConfig())
+        for group, values in settings.items():
+            named = {group: values}
+            if isinstance(values, dict):
+                named = {f"{group}.{name}": values[name] for name in values}
+            for name, value in named.items():
+                if not isinstance(value, dict):
+                    self.assertRegex(shown, rf"(?m)^  {name}=.*\n {{6}}\w|\"")
+        self.assertIn("\n  data.super_batch_size=1280\n      B, exampl", shown)
+        self.assertIn("\n  selection.view.keep_tokens=1.0\n", shown)
+
+    def test_what_cannot_work_is_one_line_before_anything_is_read(self):
+        workdir = os.path.join(self.get_temp_dir(), "run")
+        for more, environment, message in (
+            ([], {"KERAS_BACKEND": "jax"}, "`KERAS_BACKEND`.*Received: 'jax'"),
+            (["--workdir", "gs://a/b"], {}, "`--workdir` must be .*'gs://a/b'"),
+            (["--set", "data.train=s3://a/b"], {}, "file system.*'s3://a/b'"),
+            (["--set", "model.towers=none:b"], {}, "`model.towers`.*'none:b'"),
+            (["--set", "model.presets=b16"], {}, "mean `model.preset`"),
+            (["--set", "model.preset=b8"], {}, "`model.preset` must.*'b8'"),
+            (["--set", "data.image_size=65"], {}, "`data.image_size`: .*=65"),
+        ):
+            recipe = f"{ROOT}/configs/quickstart_uniform.py"
+            words = ["train", "--config", recipe, "--workdir", workdir, *more]
+            done = self.python(
+                f"import sys; from jest_tf import cli; "
+                f"sys.exit(cli.main({words}))",
+                **environment,
+            )
+            with self.subTest(more):
+                self.assertEqual(done.returncode, 1)
+                self.assertRegex(done.stderr, f"^error: .*{message}.*\n$")
+        self.assertFalse(os.path.exists(workdir))
+
+
+class TowersTest(shard_files.FolderTestCase):
+    """Tiny runs with towers of another make."""
+
+    def setUp(self):
+        super().setUp()
+        self.settings = [
+            *(f"evaluation.data={self.path('shard')}", "steps=1"),
+            *("data.super_batch_size=4", "optimizer.warmup_steps=0"),
+            "model.towers=examples.custom_towers:build",
+        ]
+
+    def train(self, *overrides):
+        with quiet() as shown:
+            code = cli.main(
+                [
+                    *("train", "--workdir", self.path("run"), "--config"),
+                    *(f"{ROOT}/configs/quickstart_uniform.py", "--set"),
+                    *(f"data.train={self.path('shard')}", *self.settings),
+                    *overrides,
+                ]
+            )
+        return code, shown.getvalue()
+
+    def test_they_train_with_a_sentencepiece_vocabulary(self):
+        tiny.write_shard(self.path("shard"))
+        with open(self.path("vocabulary.model"), "wb") as file:
+            file.write(sentencepiece_files.model())
+        code, shown = self.train(
+            f"data.vocabulary={self.path('vocabulary.model')}",
+            "distribution.strategy=mirrored",
+        )
+        self.assertEqual(code, 0, shown)
+        self.assertIn("found no GPU: the run uses one CPU", shown)
+        self.assertLen(lines(self.path("run"), "evaluation.jsonl"), 1)
+
+    def test_data_without_captions_is_refused_by_name(self):
+        picture = tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy()
+        payload = shard_files.serialize(image=picture, caption=" ")
+        shard_files.write_shard(self.path("shard"), [payload] * 3)
+        code, shown = self.train()
+        self.assertEqual(code, 1)
+        self.assertRegex(
+            shown,
+            "error: `data.train` must hold captions.*none in 3 records, the "
+            "first record 0 of .*/shard",
+        )
+        self.assertFalse(os.path.exists(self.path("run")))
 
 
 def _fail_at_the_end(save):

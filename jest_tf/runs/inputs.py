@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files
+from jest_tf import files, models
 from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import pipeline, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
@@ -63,9 +63,11 @@ def open_sources(
         ValueError: on data that cannot be read, or a reference that does not
             fit.
     """
+    models.towers_function(config.model.towers)  # fails before data is read
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
+    stores_lib.check_captions(store)
     _warn_of_repeats(config, store)
     teacher = sidecars = None
     settings = config.reference

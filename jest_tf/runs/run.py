@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, evaluation, models, training
+from jest_tf.config import checks
 from jest_tf.data import cascade, pipeline
 from jest_tf.runs import checkpoints as checkpoints_lib
 from jest_tf.runs import (
@@ -54,7 +55,9 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
 
 
 def _train(config, workdir, signals):
+    checks.check_local("--workdir", workdir)
     strategy = distribution.build_strategy(config.distribution)
+    _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
     sources = inputs.open_sources(config, strategy)
@@ -82,6 +85,16 @@ def _train(config, workdir, signals):
         finally:
             if energy is not None:
                 energy.close()
+
+
+def _warn_of_one_cpu(config, strategy):
+    wanted = config.distribution.strategy == "mirrored"
+    (device,) = strategy.extended.worker_devices[:1]
+    if wanted and strategy.num_replicas_in_sync == 1 and "CPU" in device:
+        progress.say(
+            "warning: `distribution.strategy=mirrored` found no GPU: the run "
+            "uses one CPU"
+        )
 
 
 class _Run:

@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import numpy as np
+import sentencepiece_files
 import tensorflow as tf
 import tensorflow_text as tf_text
 
@@ -190,47 +191,11 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
                 tokenizers.build_wordpiece_vocabulary(captions, 50)
 
 
-def sentencepiece_model(end=b"</s>"):
-    """A serialized unigram model written field by field, without the library.
-
-    Ids: 0 <pad>, 1 end, 2 <unk>, 3 "_red", 4 "_r", 5 "ed", 6 "_", 7 "x", where
-    _ is SentencePiece's mark of a word's start.
-    """
-    pieces = [
-        (b"<pad>", 0.0, 3),  # control
-        (end, 0.0, 3),
-        (b"<unk>", 0.0, 2),
-        ("\u2581red".encode(), -1.0, 1),
-        ("\u2581r".encode(), -2.0, 1),
-        (b"ed", -2.0, 1),
-        ("\u2581".encode(), -3.0, 1),
-        (b"x", -3.0, 1),
-    ]
-
-    def field(number, payload):
-        return bytes([number << 3 | 2, len(payload)]) + payload
-
-    model = b""
-    for text, score, kind in pieces:
-        number = np.array(score, "<f4").tobytes()
-        model += field(
-            1, field(1, text) + bytes([2 << 3 | 5]) + number + bytes([24, kind])
-        )
-    # TrainerSpec: model_type 3 = unigram 1; ids of unk 40, bos 41, eos 42 and
-    # pad 43, where bos is -1, off, as a ten-byte varint.
-    trainer = bytes([24, 1])
-    for number, value in ((40, 2), (42, 1), (43, 0)):
-        key = number << 3
-        trainer += bytes([key & 127 | 128, key >> 7, value])
-    key = 41 << 3
-    trainer += bytes([key & 127 | 128, key >> 7]) + b"\xff" * 9 + b"\x01"
-    normalizer = field(1, b"identity")
-    return model + field(2, trainer) + field(3, normalizer)
-
-
 class SentencePieceTokenizerTest(tf.test.TestCase):
     def test_tokens_then_end_of_sequence_to_the_full_length(self):
-        tokenizer = tokenizers.SentencePieceTokenizer(sentencepiece_model(), 4)
+        tokenizer = tokenizers.SentencePieceTokenizer(
+            sentencepiece_files.model(), 4
+        )
         self.assertEqual(tokenizer.vocabulary_size, 8)
         self.assertEqual(tokenizer.end_id, 1)
         tokens = tokenizer(
@@ -249,14 +214,16 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
         )
 
     def test_a_dataset_gives_the_same_tokens_of_static_length(self):
-        tokenizer = tokenizers.SentencePieceTokenizer(sentencepiece_model(), 4)
+        tokenizer = tokenizers.SentencePieceTokenizer(
+            sentencepiece_files.model(), 4
+        )
         captions = tf.constant(["red x", ""])
         dataset = tf.data.Dataset.from_tensors(captions).map(tokenizer)
         self.assertEqual(dataset.element_spec.shape[1], 4)
         self.assertAllEqual(next(iter(dataset)), tokenizer(captions))
 
     def test_a_saved_tokenizer_loads(self):
-        model = sentencepiece_model()
+        model = sentencepiece_files.model()
         with tempfile.TemporaryDirectory() as directory:
             tokenizers.SentencePieceTokenizer(model, 4).save(directory)
             loaded = tokenizers.load_tokenizer(directory, 3)
@@ -268,18 +235,18 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
             tokenizers.SentencePieceTokenizer(b"garbage", 4)
         with self.assertRaisesRegex(ValueError, "`model`.*end-of-sequence"):
             tokenizers.SentencePieceTokenizer(
-                sentencepiece_model(end=b"<other>"), 4
+                sentencepiece_files.model(end=b"<other>"), 4
             )
         with self.assertRaisesRegex(ValueError, "`length`"):
-            tokenizers.SentencePieceTokenizer(sentencepiece_model(), 0)
+            tokenizers.SentencePieceTokenizer(sentencepiece_files.model(), 0)
 
     def test_a_directory_with_no_or_two_tokenizers_is_refused(self):
         with tempfile.TemporaryDirectory() as directory:
             with self.assertRaisesRegex(ValueError, "`directory`.*neither"):
                 tokenizers.load_tokenizer(directory, 4)
-            tokenizers.SentencePieceTokenizer(sentencepiece_model(), 4).save(
-                directory
-            )
+            tokenizers.SentencePieceTokenizer(
+                sentencepiece_files.model(), 4
+            ).save(directory)
             tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4).save(
                 directory
             )

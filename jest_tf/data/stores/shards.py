@@ -137,6 +137,12 @@ def expand(pattern: str) -> list[str]:
     try:
         # A path that exists is itself, even if it has a `[` or `*`.
         found = [pattern] if exists(pattern) else match(pattern)
+    except tf.errors.UnimplementedError as error:
+        known = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
+        raise ValueError(
+            "`patterns` must be local or on a file system of TensorFlow, one "
+            f"of {known}. Received: {pattern!r}"
+        ) from error
     except tf.errors.OpError:
         found = []
     if found != [pattern]:

@@ -340,6 +340,29 @@ def join(stores: Sequence[Store]) -> Store:
     )
 
 
+def check_captions(store: Store) -> None:
+    """Refuses a store to train on whose records have no captions.
+
+    Looks at a few records, spread over each of its parts.
+
+    Raises:
+        ValueError: if none of a part's has one.
+    """
+    start = 0
+    for part in store.parts:
+        rows = np.linspace(start, start + part - 1, _PROBES).astype(np.int64)
+        rows, start = np.unique(rows), start + part
+        if not any(
+            any(caption.strip() for caption in getattr(record, "captions", ()))
+            for record in store.read(rows)
+        ):
+            raise ValueError(
+                "`data.train` must hold captions; `data.caption_fields` names "
+                f"their fields. Received: none in {len(rows)} records, the "
+                f"first {store.describe(int(rows[0]))}"
+            )
+
+
 def _locate(patterns, form, image_field, caption_fields):
     """Sorted shards of several patterns, and the format of each."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
