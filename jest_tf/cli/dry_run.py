@@ -55,13 +55,13 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
 
 def _reference(config, sources):
-    if sources.sidecars is not None:
-        yield f"reference   sidecars fit, {config.reference.workdir or 'no run'}"
-    elif sources.teacher is not None:
+    if sources.teacher is not None:
         yield (
             f"reference   {config.reference.workdir}, "
             f"{_count(sources.teacher.learner):,} parameters"
         )
+    if sources.sidecars is not None:
+        yield f"sidecars    all fit, embeddings of {sources.sidecars.dim}"
 
 
 def _vocabulary_size(config, workdir):
