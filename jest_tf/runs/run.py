@@ -88,9 +88,10 @@ def _train(config, workdir, signals):
 
 
 def _warn_of_one_cpu(config, strategy):
-    wanted = config.distribution.strategy == "mirrored"
-    (device,) = strategy.extended.worker_devices[:1]
-    if wanted and strategy.num_replicas_in_sync == 1 and "CPU" in device:
+    if config.distribution.strategy != "mirrored":
+        return
+    devices = strategy.extended.worker_devices
+    if len(devices) == 1 and "CPU" in devices[0]:
         progress.say(
             "warning: `distribution.strategy=mirrored` found no GPU: the run "
             "uses one CPU"
