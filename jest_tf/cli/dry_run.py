@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, models
-from jest_tf.data import preprocessing
+from jest_tf.data import tokenizers
 from jest_tf.runs import directory, inputs
 
 
@@ -66,11 +66,11 @@ def _reference(config, sources):
 
 def _vocabulary_size(config, workdir):
     length = config.data.text_length
-    if preprocessing.has_tokenizer(workdir):
-        return preprocessing.load_tokenizer(workdir, length).vocabulary_size
+    if tokenizers.has_tokenizer(workdir):
+        return tokenizers.load_tokenizer(workdir, length).vocabulary_size
     if config.data.vocabulary:
         path = config.data.vocabulary
-        return preprocessing.read_tokenizer(path, length).vocabulary_size
+        return tokenizers.read_tokenizer(path, length).vocabulary_size
     return config.data.vocabulary_size
 
 
