@@ -1,0 +1,119 @@
+"""Running scores, and the embeddings that can be scored."""
+
+import numpy as np
+import oracles
+import random_embeddings
+import tensorflow as tf
+
+from jest_tf import selection
+from jest_tf.selection import local_rows, scores
+
+
+class ScoresTest(tf.test.TestCase):
+    def test_increments_of_any_order_add_up_to_the_score_of_the_set(self):
+        # docs/method.md: sigmoid scores are exact increments of sum_ij S_ij.
+        learner, reference = random_embeddings.models(30)
+        matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
+        order = np.random.default_rng(0).permutation(30)[:9]
+        total = 0.0
+        criterion = "learnability"
+        models = scores.check_models(learner, reference, criterion)
+        state = scores.start(models, "sigmoid")
+        for row in order:
+            total += scores.conditional(state, criterion)[row]
+            state = scores.add(
+                state, tf.constant([row]), local_rows.LocalRows(30)
+            )
+        self.assertAllEqual(tf.where(state.kept)[:, 0], np.sort(order))
+        self.assertAllClose(
+            total, matrix[np.ix_(order, order)].sum(), rtol=1e-4
+        )
+
+
+class EmbeddingsTest(tf.test.TestCase):
+    def test_errors_name_the_missing_model(self):
+        learner, reference = random_embeddings.models(10)
+        for models_, criterion, name in (
+            ((learner, None), "learnability", "reference"),
+            ((None, reference), "learnability", "learner"),
+            ((learner, None), "easy_reference", "reference"),
+            ((None, reference), "hard_learner", "learner"),
+        ):
+            for sampler in selection.SAMPLERS.values():
+                with self.assertRaisesRegex(
+                    ValueError, f"needs the {name}'s embeddings"
+                ):
+                    sampler(
+                        *models_,
+                        batch_size=2,
+                        num_chunks=1,
+                        seed=(0, 0),
+                        criterion=criterion,
+                    )
+
+    def test_errors_name_embeddings_that_do_not_fit(self):
+        learner, reference = random_embeddings.models(10)
+        nan = learner.image.copy()
+        nan[3, 2] = np.nan
+        cases = (
+            (learner._replace(image=nan), "`learner` embeddings hold NaN"),
+            (
+                learner._replace(image=learner.image[0]),
+                r"must both be \[B, dim",
+            ),
+            (learner._replace(text=learner.text[:5]), r"must both be \[B, dim"),
+            (
+                learner._replace(
+                    image=np.int32(learner.image), text=np.int32(learner.text)
+                ),
+                "must hold floating-point",
+            ),
+            (learner._replace(scale=[1.0, 2.0]), "`learner.scale`"),
+            (random_embeddings.related(9, 4, 0), "same super-batch"),
+        )
+        for broken, message in cases:
+            with self.assertRaisesRegex(ValueError, message):
+                selection.select_jointly(
+                    broken, reference, batch_size=2, num_chunks=1, seed=(0, 0)
+                )
+
+    def test_nan_embeddings_stop_a_graph(self):
+        learner, reference = random_embeddings.models(10)
+
+        @tf.function
+        def draw(image):
+            return selection.select_jointly(
+                learner._replace(image=image),
+                reference,
+                batch_size=2,
+                num_chunks=1,
+                seed=(0, 0),
+            ).indices
+
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "`learner` embeddings hold NaN"
+        ):
+            draw(tf.fill(learner.image.shape, np.nan))
+
+    def test_nan_embeddings_make_the_score_nan_under_xla(self):
+        learner, reference = random_embeddings.models(10)
+
+        @tf.function(jit_compile=True)
+        def draw(image, **options):
+            found = selection.select_jointly(
+                learner._replace(image=image),
+                reference,
+                batch_size=2,
+                seed=(0, 0),
+                **options,
+            )
+            return found.indices, found.score
+
+        for options in ({"num_chunks": 1}, {"num_chunks": 2}):
+            nan = learner.image.copy()
+            _, score = draw(nan, **options)
+            self.assertTrue(np.isfinite(score))
+            nan[3, 2] = np.nan
+            rows, score = draw(nan, **options)
+            self.assertNotIn(3, rows)
+            self.assertTrue(np.isnan(score))
