@@ -54,7 +54,7 @@ class PageTest(tf.test.TestCase):
     def line(self, step, number, ids, criterion="learnability"):
         summary = {"count": 2, "mean": 0.5, "quantiles": [0.1] * 11}
 
-        def about(row):
+        def extreme(row):
             return {
                 "row": row,
                 "score": 1.5 - row,
@@ -70,8 +70,8 @@ class PageTest(tf.test.TestCase):
             "overlap_independent": 0.5,
             "overlap_uniform": 1.0,
             "learnability": {"kept": summary, "dropped": {"count": 0}},
-            "highest": [about(0), about(1)],
-            "lowest": [about(3), about(2)],
+            "highest": [extreme(0), extreme(1)],
+            "lowest": [extreme(3), extreme(2)],
         }
 
     def write(self, lines):
@@ -108,7 +108,7 @@ class PageTest(tf.test.TestCase):
             .as_numpy_iterator()
         )
 
-    def test_positions_hold_what_the_stream_yields(self):
+    def test_examples_at_positions_are_those_of_the_stream(self):
         batches = self.batches(6)
         store = stores.open_stores(self.config.data)
         positions = np.array([3, 22, 3, 8])
@@ -125,7 +125,7 @@ class PageTest(tf.test.TestCase):
             )
             self.assertEqual(caption[0], batch["caption_id"][row])
 
-    def test_records_that_stand_in_for_others_do_so_here(self):
+    def test_replaced_records_are_replaced_alike(self):
         path = os.path.join(self.workdir, "b.tfrecord")
         payloads = list(tf.data.TFRecordDataset(self.shard).as_numpy_iterator())
         broken = tf.io.encode_png(self.images[2]).numpy()[:60]
@@ -151,7 +151,7 @@ class PageTest(tf.test.TestCase):
         self.assertAllEqual(found.image, batch["image"])
         self.assertAllEqual(found.id, batch["id"])
 
-    def test_the_page_holds_the_pixels_and_captions_of_the_rows(self):
+    def test_the_page_shows_the_pixels_and_captions_of_the_rows(self):
         batches = self.batches(3)
         lines = [
             self.line(step, step - 1, batches[step - 1]["id"])
@@ -188,7 +188,7 @@ class PageTest(tf.test.TestCase):
             self.assertIn(title, text)
         self.assertIn("Most learnable", text)
 
-    def test_other_criteria_have_other_words(self):
+    def test_each_criterion_has_its_headings(self):
         ids = self.batches(1)[0]["id"]
         self.write([self.line(1, 0, ids, "easy_reference")])
         run_page.write(self.workdir, f"{self.workdir}/page.html")
@@ -201,7 +201,7 @@ class PageTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, f"id {ids[0]} in row 0"):
             run_page.moments(self.workdir, run_page.read(self.workdir))
 
-    def test_a_run_without_telemetry_is_named(self):
+    def test_a_run_without_telemetry_is_refused_by_name(self):
         with self.assertRaisesRegex(ValueError, "There is no selection to sh"):
             run_page.read(self.workdir)
         with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
