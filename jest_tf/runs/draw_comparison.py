@@ -1,8 +1,7 @@
-"""How draws compare: with other samplers', by other views, on other noise.
+"""Comparison of draws: with other samplers, views and noise.
 
-Measured on demand, on super-batches of a run's own data with its own weights.
-Nothing is trained. What a run says of its draws while it trains is in
-`runs/draw_log.py`.
+It is measured on demand, on super-batches of a run's data with its weights;
+nothing is trained. `runs/draw_log.py` follows the draws of training.
 """
 
 import dataclasses
@@ -20,14 +19,13 @@ from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches
 from jest_tf.runs import directory, draw_log, opening
 
-# The noise of a second draw from the same super-batch, and that of what is
-# cropped to be scored.
+# Salts of the noise of a second draw, and of crops.
 _OTHER_NOISE, _CROPS = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmented:
-    """A way to look that no step has: at pictures augmented as for training.
+    """A view of no step: pictures augmented as for training.
 
     Attributes:
         flip: as `data.flip`.
@@ -41,7 +39,7 @@ class Augmented:
         checks.check(self, "view", min_crop_area=checks.within("(0, 1]"))
 
     def __call__(self, super_batch: dict, seed: tuple[int, int]) -> dict:
-        """The super-batch with its pictures so; a reference sees the plain."""
+        """Augments the pictures, except for the reference."""
         image = super_batch["image"]
         return {
             "image_for_reference": image,
@@ -62,26 +60,25 @@ def measure(
     num_super_batches: int = 8,
     views: Sequence[str] = (),
 ) -> dict:
-    """Compares the draws of a run; writes `selection.json` into its directory.
+    """Compares the draws of a run and writes its `selection.json`.
 
-    Super-batches and noise are those that the run would have gone on with.
+    Super-batches and noise are those of the run's next steps.
 
     Args:
         workdir: the run directory.
-        step: of the checkpoint to take the weights from; None takes those that
-            the run ended with.
+        step: of the checkpoint; None takes the final weights.
         num_super_batches: to draw from.
-        views: further ways for the learner to look, `patch_size=32` or
-            `image_size=64,keep_tokens=0.5`, or at augmented pictures,
-            `min_crop_area=0.6,flip=true`; the run's own is there anyway.
+        views: besides the run's own, `patch_size=32` or
+            `image_size=64,keep_tokens=0.5`, or of augmented pictures,
+            `min_crop_area=0.6,flip=true`.
 
     Returns:
         `step`, `super_batches`, `settings` of the draws, and `draws` and
         `views` as of `compare`, with `mean` and `std` over the super-batches.
 
     Raises:
-        ValueError: where there is no such run, it scores nothing, or its
-            learner can't look that way.
+        ValueError: if there is no such run, it scores nothing, or its learner
+            cannot take a view.
     """
     if num_super_batches < 1:
         raise ValueError(
@@ -136,7 +133,7 @@ def measure(
 
 
 def tables(results: dict) -> str:
-    """What `measure` returns, for people."""
+    """The results of `measure` as text."""
     settings = results["settings"]
     share = settings["batch_size"] / settings["scored"]
     parts = [
@@ -160,10 +157,10 @@ def tables(results: dict) -> str:
 
 
 def parse_view(text: str) -> config_lib.View | Augmented:
-    """A view from `a=b,c=d`.
+    """Parses a view, `a=b,c=d`.
 
     Raises:
-        ValueError: on a field that a view doesn't have, or a value it can't.
+        ValueError: on an unknown field or a value out of range.
     """
     parts = text.split(",")
     of_augmented = {field.name for field in dataclasses.fields(Augmented)}
@@ -206,17 +203,17 @@ def compare(
     Args:
         model: a `JESTModel` with its reference, on one replica.
         super_batches: dicts as of a training step, of static size.
-        numbers: of those super-batches; with the model's seed the noise.
-        settings: what the run draws by, of one kind that scores.
-        views: ways for the learner to look, by name.
+        numbers: of those super-batches, which with the model's seed give the
+            noise.
+        settings: of the selection, of one kind that scores.
+        views: of the learner, by name.
 
     Returns:
-        Of each super-batch a value, in three levels. Under `draws`, by sampler:
-        its `score`; the shares of its rows that the run's draw and a uniform
-        one hold too, `overlap_run` and `overlap_uniform`, from the same noise;
-        and what its own draw from other noise holds, `overlap_other_noise`.
-        Under `views`, by name, what `compare_view` returns; nothing where the
-        criterion does without the learner.
+        A value a super-batch, in three levels. `draws`, by sampler: its
+        `score`; the shares of its rows that the run's draw and a uniform one
+        from the same noise hold, `overlap_run` and `overlap_uniform`; and the
+        share in its draw from other noise, `overlap_other_noise`. `views`, by
+        name: the values of `compare_view`; {} for a criterion without learner.
     """
     sampler = Sampler(model, settings)
     draws: dict = {name: {} for name in selection.SAMPLERS}
@@ -261,23 +258,23 @@ def compare_view(
     frozen: Embeddings | None,
     seeds: Sequence[tuple[int, int]],
 ) -> dict[str, float]:
-    """How far scores by another view agree with full ones.
+    """Agreement of the scores by another view with those by full images.
 
     Args:
-        sampler: draws.
-        full: the learner's, from the images as they are, `[B, dim]`.
-        coarse: the same from coarser or augmented ones.
+        sampler: makes the draws.
+        full: the learner's embeddings of the images as they are, `[B, dim]`.
+        coarse: the same of coarser or augmented images.
         frozen: the reference's, or None.
         seeds: of two draws.
 
     Returns:
-        `spearman_own`, the rank correlation of the scores of the rows' own
-        pairs; `spearman_conditional`, that of the scores given the draw by
-        full scores, over the rows that it leaves; `overlap`, the share of that
-        draw that the one by coarse scores holds too, from the same noise, and
-        `overlap_other_noise`, what a draw by full scores from other noise
-        holds; `score_kept`, how much of what full scores gain over a uniform
-        draw the coarse ones gain, where both are measured by full scores.
+        `spearman_own`, the rank correlation of the scores of single pairs;
+        `spearman_conditional`, that of the scores given the draw by full
+        scores, over the rows that it leaves; `overlap`, the share of that draw
+        that the draw by coarse scores from the same noise holds, and
+        `overlap_other_noise`, the share that a draw by full scores from other
+        noise holds; `score_kept`, the gain of coarse scores over a uniform
+        draw, as a share of the gain of full scores, both by full scores.
     """
     by_full, other = (sampler.draw(full, frozen, seed) for seed in seeds)
     by_coarse = sampler.draw(coarse, frozen, seeds[0])
@@ -300,11 +297,11 @@ def compare_view(
 
 
 class Sampler:
-    """Embeds and draws as the steps of a model do, in graphs of one replica.
+    """Embeds and draws as a step does, in graphs of one replica.
 
     Args:
         model: a `JESTModel` with its reference.
-        settings: what it draws by, of one kind that scores.
+        settings: of the selection, of one kind that scores.
     """
 
     def __init__(self, model, settings: config_lib.SelectionConfig):
@@ -357,7 +354,7 @@ class Sampler:
         frozen: Embeddings | None,
         rows: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """What `selection.sub_batch_score` returns of `rows`."""
+        """The `selection.sub_batch_score` of `rows`."""
 
         def score(learner, frozen, rows):
             return selection.sub_batch_score(
@@ -367,10 +364,9 @@ class Sampler:
         return self._run(("score",), score, learner, frozen, rows)
 
     def _run(self, key, function, *inputs):
-        """`function(*inputs)`, of tensors and None, in a graph made once."""
+        """`function(*inputs)` in a graph that is made once."""
         if key not in self._graphs:
-            # Concrete, as TensorFlow takes many functions of one line of code
-            # for one that is traced too often.
+            # Concrete, or TensorFlow would warn of retracing.
             self._graphs[key] = tf.function(
                 function, autograph=False
             ).get_concrete_function(*inputs)
@@ -378,15 +374,7 @@ class Sampler:
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """The rank correlation of two vectors; equal values share their rank.
-
-    Args:
-        left: [n].
-        right: [n].
-
-    Returns:
-        In [-1, 1]; NaN where one has no two different values.
-    """
+    """The rank correlation of two vectors, with ties; NaN of a constant."""
     ranks = []
     for values in (left, right):
         _, groups, counts = np.unique(
@@ -399,13 +387,13 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """The mean of values and their standard deviation, 0 of a single one."""
+    """The mean and the standard deviation, 0 of a single value."""
     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": float(deviation)}
 
 
 def _that_scores(settings, step, workdir):
-    """What the run draws by at a step, or by its last kind that scores."""
+    """The selection of a step, or the last kind that scores."""
     kinds = [kind for kind in settings.kinds if kind.scores]
     now = settings.at(step)
     if not kinds:
@@ -422,7 +410,7 @@ def _with_spread(summary):
 
 
 def _aligned(rows):
-    """Lines of columns, the first flush left and the others right."""
+    """A table in columns, the first flush left and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -1,11 +1,9 @@
-"""What the selection does, step by step: whom it keeps, drops and repeats.
+"""Telemetry of the selection: what it keeps, drops and repeats, by step.
 
-Everything is made on the host from `training/row_outputs.py`,
-so the graph of a step is the same with and without; the figures of rows are
-fetched and summed up at logged steps alone. All of it is a function of the
-settings and the step, the same in a run that was killed and continued.
-
-`evaluation/draw_comparison.py` measures more on demand.
+It is computed on the host from the outputs of a step
+(`training/row_outputs.py`), so the graph of a step is the same without it.
+Values of rows are fetched at logged steps only. Everything is a function of the
+settings and the step.
 """
 
 from collections.abc import Callable
@@ -18,13 +16,12 @@ from jest_tf import selection
 from jest_tf.data import stream
 from jest_tf.runs import directory
 
-# The quantiles of a distribution that `telemetry.jsonl` holds.
+# Quantiles of the distributions in `telemetry.jsonl`.
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 QUANTITIES = ("learnability", "learner_loss", "reference_loss")
 GROUPS = ("kept", "dropped", "uniform")
 
-# Of each logged draw, the rows with the highest and the lowest score
-# that are written down.
+# Rows with the highest and with the lowest score in a row of the telemetry.
 _EXTREMES = 8
 _BUCKETS = 30  # of a histogram, TensorBoard's default
 _HISTOGRAM = tf.compat.v1.SummaryMetadata(
@@ -66,12 +63,7 @@ class Repeats:
         return {"seen": self._seen, "counts": self._counts}
 
     def add(self, number: int, rows: np.ndarray) -> None:
-        """Counts what a step has trained on.
-
-        Args:
-            number: of the super-batch, from 0 on.
-            rows: integers `[b]`, its rows.
-        """
+        """Counts the rows `[b]` of super-batch `number` as trained on."""
         positions = number * self._super_batch_size + np.asarray(rows, np.int64)
         records = self._order.rows(positions)
         places, bits = records >> 3, np.uint8(1) << np.uint8(records & 7)
@@ -82,20 +74,13 @@ class Repeats:
         self._counts += (len(records), before.sum(), new)
 
     def rate(self) -> float:
-        """Share of the examples trained that had been trained before.
-
-        Of those since it was asked for the last time; NaN of none.
-        """
+        """Share of the examples since the last call that are repeats."""
         trained, before, _ = self._counts
         self._counts[:2] = 0
         return float(before) / trained if trained else np.nan
 
     def effective_filter_ratio(self, num_super_batches: int) -> float:
-        """1 - distinct records trained / distinct records drawn, so far.
-
-        Args:
-            num_super_batches: that the stream has given out.
-        """
+        """1 - distinct records trained / distinct records drawn, so far."""
         drawn = self._order.num_distinct(
             num_super_batches * self._super_batch_size
         )
@@ -149,20 +134,20 @@ class Telemetry:
         is_logged: bool,
         writer: tf.summary.SummaryWriter,
     ) -> dict[str, float]:
-        """Takes up an execution; to be called after each.
+        """Takes up an execution; called after each.
 
-        Of a logged step that has scored nothing, the next one that has gets
-        the line of `telemetry.jsonl`.
+        If a logged step has scored nothing, the next one that has gets the row
+        of `telemetry.jsonl`.
 
         Args:
             model: the `JESTModel` that is followed.
             previous: steps done before the execution.
             step: steps done.
-            is_logged: whether the log gets a line of the step.
+            is_logged: whether the log gets a row of the step.
             writer: of TensorBoard.
 
         Returns:
-            What belongs into the line of the log, by name.
+            Numbers for the row of the log, by name.
         """
         report, scalars = model.rows, {}
         if self._repeats is not None:
@@ -179,7 +164,7 @@ class Telemetry:
     def _count(self, report, previous, step):
         for before in range(previous, step):
             rows = report.drawn(before)
-            if rows is None:  # all of them
+            if rows is None:  # nothing is drawn
                 rows = np.arange(self._config.data.super_batch_size)
             self._repeats.add(self._super_batch_at(before), rows)
 
@@ -192,7 +177,7 @@ class Telemetry:
         return scalars
 
     def _write(self, report, step, num_replicas, writer):
-        """Writes a line and histograms; returns the overlaps, by name."""
+        """Writes a row and histograms; returns the overlaps, by name."""
         settings = self._config.selection.at(step - 1)
         scored, drawn = report.scored(), report.drawn(step - 1)
         groups = split(scored, report.uniform(), drawn)
@@ -230,15 +215,16 @@ def split(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The values of kept, dropped and uniformly drawn rows, by quantity.
 
+    Losses of kept and dropped rows are given the sub-batch, those of the
+    uniform draw given that draw.
+
     Args:
-        scored: what `row_outputs.RowReport.scored` returns.
-        uniform: what its `uniform` returns.
+        scored: of `row_outputs.RowReport.scored`.
+        uniform: of `row_outputs.RowReport.uniform`.
         drawn: integers `[b]`, the rows kept.
 
     Returns:
-        Those of `QUANTITIES` that there are, each with the values of `GROUPS`:
-        losses of kept and dropped rows are given the sub-batch, those of the
-        uniform draw given that draw.
+        The values of `GROUPS` by available quantity of `QUANTITIES`.
     """
     kept = np.isin(scored["row"], drawn)
     losses = {
@@ -274,16 +260,16 @@ def row_scores(scored: dict[str, np.ndarray], criterion: str) -> np.ndarray:
 def extremes(
     scored: dict[str, np.ndarray], drawn: np.ndarray, criterion: str
 ) -> dict[str, list[dict]]:
-    """The eight rows with the highest and the lowest score each.
+    """The eight rows with the highest scores and those with the lowest.
 
     Args:
-        scored: what `row_outputs.RowReport.scored` returns.
+        scored: of `row_outputs.RowReport.scored`.
         drawn: integers `[b]`, the rows kept.
         criterion: of the selection.
 
     Returns:
-        `highest` and `lowest`, the most extreme first: of each row its number
-        `row`, its `score`, whether it was `kept`, and its `id` if there is one.
+        `highest` and `lowest`, the most extreme first: `row`, `score`, `kept`
+        and, if there is one, `id` of each row.
     """
     scores = row_scores(scored, criterion)
     order = np.argsort(-scores, kind="stable")
@@ -306,7 +292,7 @@ def extremes(
 
 
 def overlap(left: np.ndarray, right: np.ndarray) -> float:
-    """The share of the rows of a draw that another of its size holds too."""
+    """The share of the rows of a draw that another of equal size holds."""
     return len(np.intersect1d(left, right)) / len(left)
 
 
@@ -321,15 +307,15 @@ def overlaps_of(
     """Shares of a draw that other samplers draw too, from the same noise.
 
     Args:
-        rows: integers `[b]`, the draw, places among the rows scored.
+        rows: integers `[b]`, the draw, as places among the rows scored.
         own_score: float32 `[n]` of the rows scored, see `selection.Draw`.
-        settings: the draw was made with.
-        seed: the draw was made with.
+        settings: of the draw.
+        seed: of the draw.
         num_replicas: R.
 
     Returns:
-        By `independent` and `uniform`; two draws without anything in common
-        but the rows scored share b/n on average.
+        The shares with `independent` and `uniform` draws. Unrelated draws
+        share b/n on average.
     """
     size = len(rows)
     quotas = num_replicas if settings.quota == "per_replica" else 1
@@ -360,7 +346,7 @@ def _other_rows(own_score, seed, size, gain, num_quotas):
 
 
 def _summary(values):
-    """What a line holds of a distribution: count, mean, quantiles."""
+    """Count, mean and quantiles of a distribution."""
     if not len(values):
         return {"count": 0}
     return {
@@ -380,5 +366,5 @@ def _write_histogram(name, values):
 
 
 def _short(value):
-    """Six digits, which say all that a score is known to."""
+    """Rounds to six digits, the precision of a score."""
     return float(f"{value:.6g}")

@@ -1,10 +1,9 @@
-"""What stops a run before its last step: signals, numbers that aren't finite.
+"""Interruptions of a run: signals, and numbers that are not finite.
 
 A signal lets the step in progress end and its state be saved. A loss or weight
-that is not finite ends `fit` before anything is written of its step; the
-super-batches at fault are then left out, if the run's settings say so, by a
-list in the run directory from which the super-batch of any step follows. The
-state on disk is the business of `runs/checkpoints.py`.
+that is not finite ends `fit` before anything is written of its step; if the
+settings say so, the super-batches at fault are then left out, by a list in the
+run directory from which the super-batch of any step follows.
 """
 
 import contextlib
@@ -22,8 +21,8 @@ from jest_tf.training import finite
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
 EXIT_CODE = 75
 
-# A batch that breaks the step is rare; several in a row mean that the learner
-# itself has diverged.
+# A batch that breaks the step is rare; several close together mean that the
+# learner itself has diverged.
 _MOST_SKIPS = 3
 _SKIPS_WINDOW = 1000  # super-batches
 
@@ -38,20 +37,17 @@ class Preempted(SystemExit):
 
 
 class Signals(keras.callbacks.Callback):
-    """Turns SIGTERM and the first SIGINT into `Preempted` at a step's end.
+    """Turns SIGTERM and the first SIGINT into `Preempted` at the end of a step.
 
-    A context manager, which puts the handlers back when it is left, and a
-    callback of `fit`, which belongs behind those that save and log a step and
-    before those that may take long. While no step is in progress, and in the
-    first one, which changes nothing worth saving, `Preempted` is raised at
-    once. A second SIGINT kills. Outside of the main thread, where Python lets
-    nobody handle signals, it does nothing; a signal that is ignored stays so.
-
-    With `stop_together` all workers stop at the end of the execution in which
-    the first of them had a signal, which then waits for that.
+    It is a context manager, which restores the handlers on leaving, and a
+    callback of `fit`, which belongs after those that save and log a step and
+    before slow ones. Outside of steps, and in the first one, which is slow and
+    changes nothing worth saving, `Preempted` is raised at once. A second SIGINT
+    kills. Signals that are ignored stay so, and other threads than the main one
+    handle none.
 
     Attributes:
-        received: the name of the signal, None before there was one.
+        received: the name of the signal; None before there is one.
     """
 
     def __init__(self):
@@ -66,7 +62,7 @@ class Signals(keras.callbacks.Callback):
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.getsignal(number)
-                # None is a handler that wasn't set from Python.
+                # None is a handler that was not set from Python.
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = before
             self._take()
@@ -79,7 +75,7 @@ class Signals(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Holds back what would be raised at once until the block is left."""
+        """Defers signals until the block is left."""
         at_once, self._at_once = self._at_once, False
         try:
             yield
@@ -89,15 +85,14 @@ class Signals(keras.callbacks.Callback):
             self._raise_if_received()
 
     def stop_together(self, any_worker: Callable[[bool], bool]) -> None:
-        """From now on steps that several workers make end for all of them.
+        """Makes all workers stop after the same execution.
 
         Args:
-            any_worker: whether any worker had a signal, of whether this one
-                had; asked by all at the end of each execution.
+            any_worker: returns whether any worker had a signal, given whether
+                this one had; called by all at the end of each execution.
         """
         self._any_worker = any_worker
-        # TensorFlow's service for workers has taken SIGTERM for itself, and
-        # does nothing with it.
+        # TensorFlow's service for workers takes SIGTERM and ignores it.
         self._take()
 
     def on_train_begin(self, logs=None):
@@ -105,13 +100,13 @@ class Signals(keras.callbacks.Callback):
         self._at_once, self._has_stepped = self._any_worker is None, False
 
     def on_train_batch_begin(self, batch, logs=None):
-        """From here on the state is in flux."""
+        """Defers signals, as the state changes from here on."""
         if self._any_worker is None:
             self._at_once = not self._has_stepped
             self._raise_if_received()
 
     def on_train_batch_end(self, batch, logs=None):
-        """The step is logged, and saved if it was due."""
+        """Stops if a signal came: the step is logged, and saved if due."""
         self._has_stepped = True
         if self._any_worker is None:
             self._raise_if_received()
@@ -121,7 +116,7 @@ class Signals(keras.callbacks.Callback):
             raise Preempted
 
     def on_train_end(self, logs=None):
-        """No other worker waits for what comes after the last step."""
+        """Raises at once again, as no worker waits after the last step."""
         self._at_once = True
         self._raise_if_received()
 
@@ -139,18 +134,18 @@ class Signals(keras.callbacks.Callback):
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
         if self._at_once:
-            self._at_once = False  # a second one mustn't break into saving
+            self._at_once = False  # a second signal must not break into saving
             raise Preempted
 
 
 class FiniteCheck(steps.StepCallback):
     """Ends `fit` at a loss, score or weight that is not finite.
 
-    Belongs before the callbacks that log and save, so that they see nothing of
-    that step. The weights are looked at because a gradient that is not finite
-    leaves the loss of its own step finite; it costs one pass over them, of the
-    seven or so that AdamW makes. On TPUs, where it would move them to the host,
-    only scalars are: with `optimizer.clip_norm` they tell of all.
+    Belongs before the callbacks that log and save. Weights are checked because
+    a gradient that is not finite leaves the loss of its step finite; that is
+    one pass over them, of about seven that AdamW makes. On TPUs, where weights
+    would move to the host, only scalars are checked: `optimizer.clip_norm`
+    spreads what is not finite to all of them.
 
     Raises:
         finite.NotFinite: from within `fit`.
@@ -161,7 +156,7 @@ class FiniteCheck(steps.StepCallback):
         self._find = None
 
     def on_train_begin(self, logs=None):
-        """Finds what to look at."""
+        """Finds the variables to check."""
         variables = self.model.trainable_variables
         strategy = self.model.distribute_strategy
         if isinstance(strategy, tf.distribute.TPUStrategy):
@@ -169,11 +164,11 @@ class FiniteCheck(steps.StepCallback):
         self._find = finite.finder(variables)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks."""
+        """Checks."""
         super().on_train_batch_end(batch, logs)
         logs = logs or {}
-        # XLA compiles no check of what is scored, and a draw may go around a
-        # row that is not finite: of that only the draw's score tells.
+        # XLA compiles no check of the embeddings, and a draw may avoid a row
+        # that is not finite: only the score of the draw reveals it.
         names = [
             name
             for name in ("loss", "select/score")
@@ -194,8 +189,7 @@ class Skipped:
 
     Args:
         workdir: the run directory.
-        writes: whether this process keeps the list on disk, as one of several
-            workers does.
+        writes: whether this process, of several workers, writes the list.
     """
 
     def __init__(self, workdir: str, *, writes: bool = True):
@@ -207,16 +201,16 @@ class Skipped:
 
     @property
     def numbers(self) -> list[int]:
-        """Of the super-batches left out, ascending."""
+        """The numbers of the super-batches left out, ascending."""
         return sorted(
-            number for one in self._cases for number in one["super_batches"]
+            number for case in self._cases for number in case["super_batches"]
         )
 
     def at(self, step: int) -> int:
         """The number of the super-batch that a step trains on.
 
-        Super-batches are dealt to the steps in turn, but for those left out,
-        so leaving one out changes nothing of the steps before it.
+        Steps take the super-batches in order, except for those left out, so
+        leaving one out changes nothing of the steps before it.
 
         Args:
             step: steps done before this one.
@@ -230,15 +224,15 @@ class Skipped:
         """Leaves out more super-batches.
 
         Args:
-            case: `super_batches`, their numbers, and what else is to be kept.
+            case: `super_batches`, their numbers, and what else to record.
 
         Returns:
-            False, with nothing added, where it was done three times already
-            within the thousand super-batches before: it doesn't help.
+            False, with nothing added, if there were three cases within the
+            thousand super-batches before: leaving out does not help.
         """
         start = min(case["super_batches"]) - _SKIPS_WINDOW
         recent = [
-            one for one in self._cases if max(one["super_batches"]) >= start
+            case for case in self._cases if max(case["super_batches"]) >= start
         ]
         if len(recent) >= _MOST_SKIPS:
             return False

@@ -1,7 +1,7 @@
-"""What a run takes of its machine: peak memory, and energy.
+"""Peak memory and energy of a run.
 
-Energy needs the package codecarbon
-(`pip install codecarbon`), which is imported only where it is asked for.
+Energy needs the package codecarbon, which is imported only where it is asked
+for.
 """
 
 import resource
@@ -9,21 +9,19 @@ import sys
 
 import tensorflow as tf
 
-# Of the country depends what energy means in carbon, which isn't reported.
-_COUNTRY = "USA"
+_COUNTRY = "USA"  # for the carbon, which is not reported
 _JOULES_PER_KWH = 3.6e6
 
 
 def peak_memory() -> dict[str, int]:
-    """Bytes that were in use at most since the process started.
+    """Peak bytes in use since the process started.
 
     Returns:
-        `memory/host_peak_rss_bytes`, what of this process lay in the host's
-        memory, and where devices tell, `memory/device_peak_bytes`, what
-        TensorFlow had given out on the fullest of them.
+        `memory/host_peak_rss_bytes` of this process, and, where devices report
+        it, `memory/device_peak_bytes`, TensorFlow's on the fullest device.
     """
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In KiB but for macOS.
+    # In KiB, but in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"memory/host_peak_rss_bytes": largest * unit}
     peaks = []
@@ -34,7 +32,7 @@ def peak_memory() -> dict[str, int]:
                     f"{kind}:{number}"
                 )
             except (ValueError, tf.errors.OpError):
-                continue  # not every device tells
+                continue  # not every device reports it
             peaks.append(info["peak"])
     if peaks:
         found["memory/device_peak_bytes"] = max(peaks)
@@ -42,11 +40,11 @@ def peak_memory() -> dict[str, int]:
 
 
 class EnergyMeter:
-    """Energy that the machine takes, all of it, from the start of this on.
+    """The energy that the whole machine takes from now on.
 
-    codecarbon reads the counters of GPUs and processors where there are any,
-    and estimates by the processor's rated power where there are none. It runs
-    offline: nothing is sent and no file is written.
+    codecarbon reads the counters of GPUs and processors, and estimates by the
+    processor's rated power where there are none. It runs offline and writes no
+    file.
 
     Raises:
         ValueError: without codecarbon.
@@ -66,7 +64,7 @@ class EnergyMeter:
             tracking_mode="machine",
             allow_multiple_runs=True,
             log_level="error",
-            # What the user's own settings may say otherwise.
+            # These override settings of the user's own.
             save_to_file=False,
             save_to_api=False,
             save_to_logger=False,
@@ -78,8 +76,8 @@ class EnergyMeter:
         self._tracker.start()
 
     def joules(self) -> float:
-        """Energy until now."""
-        self._tracker.flush()  # which calls `out`
+        """The energy until now."""
+        self._tracker.flush()  # calls `out`
         return self._kwh * _JOULES_PER_KWH
 
     def close(self) -> None:
@@ -87,15 +85,15 @@ class EnergyMeter:
         self._tracker.stop()
 
     def out(self, total, delta):
-        """codecarbon's: takes the total up."""
+        """Receives the total; called by codecarbon, as are the others."""
         del delta
         self._kwh = total.energy_consumed
 
     def live_out(self, total, delta):
-        """codecarbon's; nothing."""
+        """Does nothing."""
 
     def task_out(self, data, experiment_name):
-        """codecarbon's; nothing."""
+        """Does nothing."""
 
     def exit(self):
-        """codecarbon's; nothing."""
+        """Does nothing."""
