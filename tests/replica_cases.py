@@ -615,7 +615,8 @@ class RefusalsTest(tf.test.TestCase):
                 reference.describe(
                     reference.Run(
                         config.TrainConfig(
-                            data=config.DataConfig(image_size=tiny.IMAGE_SIZE)
+                            data=config.DataConfig(image_size=tiny.IMAGE_SIZE),
+                            model=config.ModelConfig(patch_size=2),
                         ),
                         tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
                         learner,

@@ -167,11 +167,9 @@ class FiniteCheck(steps.StepCallback):
         """Checks."""
         super().on_train_batch_end(batch, logs)
         logs = logs or {}
-        # XLA compiles no check of the embeddings, and a draw may avoid a row
-        # that is not finite: only the score of the draw reveals it.
         names = [
             name
-            for name in ("loss", "select/score")
+            for name in ("loss", *finite.SCORES)
             if not np.isfinite(logs.get(name, 0.0))
         ]
         names += self._find()

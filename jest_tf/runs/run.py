@@ -310,9 +310,7 @@ class _Run:
         }
         message = _describe(case, diverged)
         newest = _newest(self.workdir)
-        if not diverged.is_shared:
-            way_out = "one of several workers can't go back from within a step"
-        elif self.config.checkpoint.on_non_finite == "rollback":
+        if self.config.checkpoint.on_non_finite == "rollback":
             if self.skipped.add(case):
                 progress.say(
                     f"{message}. Leaving it out and going on from step "
@@ -336,22 +334,17 @@ class _Run:
 
 
 class _Diverged(Exception):
-    """Numbers of these steps, counted from 0, are not finite.
-
-    `is_shared` says whether every worker knows.
-    """
+    """Numbers of these steps, counted from 0, are not finite."""
 
     def __init__(
         self,
         steps: Sequence[int],
         error: finite.NotFinite,
         learning_rate: float,
-        is_shared: bool,
     ):
         super().__init__()
         self.steps, self.names = steps, error.names
         self.values = error.values | {"learning_rate": learning_rate}
-        self.is_shared = is_shared
 
 
 def _fit(model, dataset, callbacks, faults, last_step):
@@ -365,15 +358,9 @@ def _fit(model, dataset, callbacks, faults, last_step):
             callbacks=callbacks,
         )
     except finite.NotFinite as error:
-        steps, is_shared = range(check.previous, check.step), True
-        if error.__cause__ is not None:
-            # Embeddings that cannot be scored break a step off. A worker looks
-            # at its own only, in the midst of a step.
-            steps = range(check.step, check.step + model.steps_per_execution)
-            strategy = model.distribute_strategy
-            is_shared = not distribution.has_workers(strategy)
+        steps = range(check.previous, check.step)
         rate = float(model.optimizer.learning_rate)
-        raise _Diverged(steps, error, rate, is_shared) from None
+        raise _Diverged(steps, error, rate) from None
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         faults.check()
         if not distribution.has_workers(model.distribute_strategy):

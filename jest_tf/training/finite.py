@@ -3,7 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from jest_tf.embeddings import Embeddings
+
+# Metrics of a draw that are NaN if the embeddings scored are not finite.
+SCORES = (
+    "select/score",
+    "select/learner_loss_kept",
+    "select/reference_loss_kept",
+)
 
 
 class NotFinite(ValueError):
@@ -24,6 +34,32 @@ class NotFinite(ValueError):
         )
         self.names = tuple(names)
         self.values = dict(values or {})
+
+
+def cleaned(
+    embeddings: Embeddings | None,
+) -> tuple[Embeddings | None, tf.Tensor]:
+    """Embeddings with 0 in place of NaN and infinity, and if none was there.
+
+    A graph can't raise an error of its own type, and XLA and TPUs raise none at
+    all; so a step goes on, and its metrics tell.
+    """
+    if embeddings is None:
+        return None, tf.constant(True)
+    flags = [tf.math.is_finite(part) for part in embeddings]
+    parts = [
+        tf.where(flag, part, tf.zeros_like(part))
+        for flag, part in zip(flags, embeddings, strict=True)
+    ]
+    is_finite = tf.reduce_all([tf.reduce_all(flag) for flag in flags])
+    return Embeddings(*parts), is_finite
+
+
+def check_scores(logs: dict[str, tf.Tensor]) -> None:
+    """Raises `NotFinite` where the metrics of a draw are not finite."""
+    names = [name for name in SCORES if not np.isfinite(logs.get(name, 0.0))]
+    if names:
+        raise NotFinite(names)
 
 
 def shorten(names: Sequence[str]) -> str:

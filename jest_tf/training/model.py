@@ -16,14 +16,21 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import distribution, selection
 from jest_tf.config import overrides
-from jest_tf.data import augmentation
 from jest_tf.distribution import keras_fit, placement
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches, reference
-from jest_tf.selection import scores
-from jest_tf.training import finite, flops, optimizer, row_outputs, schedule
+from jest_tf.training import finite, flops, row_outputs, schedule, sub_batch
 from jest_tf.training import metrics as metrics_lib
 from jest_tf.training import step as step_lib
+
+# Arguments of `JESTModel` that go to the step, and to a file, as they are.
+_PLAIN_SETTINGS = (
+    "equal_captions",
+    "loss_block_size",
+    "micro_batch_size",
+    "distillation_weight",
+    "distillation_steps",
+)
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -38,10 +45,9 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     Metrics: `loss`, `scale`, `bias`, and with a selection those of
     `selection.summarize` as `select/...`. With distillation, `loss` includes it
     and `distillation` is its unweighted value. Each is the mean over the steps
-    since the last reset, as everywhere in Keras; `select/...` averages only
-    scoring steps. Batches with `caption_replaced` add
-    `data/captions_replaced`, the number of captions drawn that were not UTF-8;
-    `record_replaced` likewise adds `data/records_replaced`, the number of
+    since the last reset; `select/...` averages only scoring steps. Batches with
+    `caption_replaced` or `record_replaced` add `data/captions_replaced` and
+    `data/records_replaced`, counts of captions that were not UTF-8 and of
     records that could not be read.
 
     On R replicas, i.e. created in the scope of such a strategy, each holds B/R
@@ -70,9 +76,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             training, see `micro_batches.gradients`; must divide a replica's
             share of the sub-batch. None holds the whole share.
         distillation_weight: adds feature distillation from the reference on
-            every trained row, with this weight; 0 turns it off. It costs a
-            pass of the reference over the sub-batch, unless the step has
-            scored by the reference or the batch holds its embeddings. The
+            every trained row; 0 turns it off. It costs a pass of the reference,
+            unless the step scores by it or the batch holds its embeddings. The
             reference's input is not augmented.
         distillation_steps: steps over which that weight falls linearly to 0;
             None keeps it.
@@ -163,20 +168,10 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self._schedule = selection and schedule.Schedule(selection)
         self._passed = None
         if selection is not None and selection.stop_when_passed:
-            self._passed = self.add_weight(
-                name="passed",
-                shape=(2,),
-                dtype="int32",
-                initializer=lambda shape, dtype: tf.constant(
-                    schedule.NOT_PASSED, dtype
-                ),
-                trainable=False,
-                aggregation="only_first_replica",
-            )
-        # The specs of the batches that steps were traced with, by their kind,
-        # and the FLOPs of these.
-        self._traced = {}
+            self._passed = schedule.add_state(self)
+        self._traced = {}  # specs of the super-batch, by the kind of step
         self._flops = {}
+        self._last_logs = {}
         if learner.built:
             self.build(None)
 
@@ -217,49 +212,41 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """Parts of a step on one replica, as functions that can run alone.
 
         Returns:
-            With a selection that scores, `score`, which maps a super-batch to
-            its candidates' embeddings, and `select`, which maps these to a
-            draw; and `train`, a step that draws uniformly and scores nothing,
-            super-batch to metrics.
+            `train` maps a super-batch to the metrics of a step that draws
+            uniformly. With a selection that scores, `score` maps a super-batch
+            to its candidates' embeddings, and `select` these to a draw.
         """
         settings = self._first_that_scores()
+        uniform = settings and dataclasses.replace(settings, method="uniform")
         step = self._step(settings)
+        parts = {"train": lambda batch: self._train_step(batch, uniform)[0]}
+        if not step.scores:
+            return parts
 
         def score(super_batch):
-            pool, _ = step_lib.candidates(step, super_batch)
-            return step_lib.score(step, pool)
+            return step_lib.score(
+                step, step_lib.candidates(step, super_batch)[0]
+            )
 
         def select(embeddings):
             return step_lib.select(step, {}, embeddings, [self.seed, 0])[1]
 
-        uniform = settings and dataclasses.replace(settings, method="uniform")
-
-        def train(super_batch):
-            return self._train_step(super_batch, uniform)[0]
-
-        scoring = {"score": score, "select": select} if step.scores else {}
-        return scoring | {"train": train}
+        return {"score": score, "select": select} | parts
 
     def step_flops(
         self,
     ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
         """FLOPs of a step on all replicas, by its selection.
 
-        Available only for traced steps. Each is counted once, for which the
-        models' forward passes are traced.
-
-        Returns:
-            `flops.columns`, by selection without a schedule.
+        Available only for traced steps; see `flops.of_step`.
 
         Raises:
-            ValueError: as `flops.count`.
+            ValueError: if a model's graph can't be counted.
         """
         for settings, super_batch in self._traced.items():
             if settings not in self._flops:
                 self._flops[settings] = flops.of_step(
-                    self._step(settings),
-                    super_batch,
-                    self.distribute_strategy.num_replicas_in_sync,
+                    self._step(settings), super_batch, self._num_replicas
                 )
         return dict(self._flops)
 
@@ -301,28 +288,25 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """As `keras.Model.fit`; the dataset alone orders the super-batches.
 
         Raises:
-            finite.NotFinite: a model's embeddings of a super-batch are not
+            finite.NotFinite: after a step that scored embeddings that are not
                 finite.
             ValueError: besides Keras' own, where the replicas can't be given
                 equal shares.
         """
         if isinstance(x, tf.data.Dataset):
             # B is known here; under a strategy a step sees B/R.
-            spec = self._super_batch_of(x.element_spec)
+            spec = sub_batch.super_batch_of(x.element_spec, self._num_replicas)
             placement.share(
                 spec["image"].shape[0] or 0,
-                self.distribute_strategy.num_replicas_in_sync,
+                self._num_replicas,
                 "`data.super_batch_size` (B)",
             )
         if self._schedule is not None:
             self._schedule.restart()
-        try:
-            return super().fit(x, *args, shuffle=shuffle, **kwargs)
-        except tf.errors.InvalidArgumentError as error:
-            found = scores.NOT_FINITE.search(error.message)
-            if found is None:
-                raise
-            raise finite.NotFinite([found["name"]]) from error
+        self._last_logs = {}
+        history = super().fit(x, *args, shuffle=shuffle, **kwargs)
+        finite.check_scores(self._last_logs)
+        return history
 
     def make_train_function(self, force=False):
         """Makes the function that `fit` calls, which keeps the row outputs."""
@@ -336,6 +320,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         )
 
         def function(iterator):
+            # Of the execution before, so that devices need not wait for Python.
+            finite.check_scores(self._last_logs)
             settings = self._next_selection()
             if settings not in functions:
                 functions[settings] = self._make_function(
@@ -343,6 +329,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 )
             logs, rows = functions[settings](iterator)
             self.rows = row_outputs.RowReport(self.distribute_strategy, rows)
+            self._last_logs = logs
             return logs
 
         self.train_function = function
@@ -363,7 +350,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
-        batch, replicas = self._super_batch_of(data), distribution.current()
+        batch = sub_batch.super_batch_of(data, self._num_replicas)
+        replicas = distribution.current()
         loss = step_lib.contrastive_loss(
             self._step(None),
             self.learner(batch, training=False),
@@ -389,9 +377,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             settings: a selection without a schedule; None takes the model's,
                 and of a schedule the first that scores.
 
-        Returns:
-            The draw; `indices` are rows of all.
-
         Raises:
             ValueError: on settings that do not fit to each other or to the
                 batch.
@@ -408,16 +393,11 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     ) -> tuple[Embeddings | None, Embeddings | None]:
         """The embeddings that a super-batch is scored by.
 
-        Args:
-            super_batch: as of `select`.
-            settings: as of `select`; `view` is the learner's scoring view.
+        Arguments and errors as of `select`.
 
         Returns:
-            The learner's and the reference's of the rows held here; None for a
-            model that the criterion does not use.
-
-        Raises:
-            ValueError: as `select`.
+            The learner's and the reference's; None for a model that the
+            criterion does not use.
         """
         return step_lib.score(
             self._scoring_step(settings), super_batch, distribution.current()
@@ -440,17 +420,13 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
+            **{name: getattr(self, name) for name in _PLAIN_SETTINGS},
             "learner": serialize(self.learner),
             "selection": (
                 self.selection and dataclasses.asdict(self.selection)
             ),
             "loss": self.loss_name,
-            "equal_captions": self.equal_captions,
-            "loss_block_size": self.loss_block_size,
             "views": [dataclasses.asdict(view) for view in self.views],
-            "micro_batch_size": self.micro_batch_size,
-            "distillation_weight": self.distillation_weight,
-            "distillation_steps": self.distillation_steps,
             "augment": self.augment and serialize(self.augment),
             "seed": self.seed,
         }
@@ -473,6 +449,10 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         )
         return cls(**config)
 
+    @property
+    def _num_replicas(self):
+        return self.distribute_strategy.num_replicas_in_sync
+
     def _step(self, settings):
         """The step with this selection, which has no schedule."""
         return step_lib.Step(
@@ -481,18 +461,14 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             optimizer=getattr(self, "optimizer", None),
             selection=settings,
             loss=self.loss_name,
-            equal_captions=self.equal_captions,
-            loss_block_size=self.loss_block_size,
             views=self.views,
-            micro_batch_size=self.micro_batch_size,
-            distillation_weight=self.distillation_weight,
-            distillation_steps=self.distillation_steps,
             augment=self.augment,
+            **{name: getattr(self, name) for name in _PLAIN_SETTINGS},
         )
 
     def _train_step(self, data, settings):
         """The logs of a step and its row outputs, see `row_outputs.py`."""
-        super_batch = self._super_batch_of(data)
+        super_batch = sub_batch.super_batch_of(data, self._num_replicas)
         if not tf.executing_eagerly():
             self._traced[settings] = {
                 name: tf.TensorSpec(value.shape, value.dtype)
@@ -519,17 +495,11 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             self._passed.assign(state)
         rows = outputs.rows
         if distribution.has_workers(self.distribute_strategy):
-            # Gathered here, as nothing outside a step may wait for other
-            # workers: Keras reads all properties of what it saves.
+            # Here, as Keras reads all properties of a model that it saves, and
+            # nothing outside a step may wait for other workers.
             rows = row_outputs.with_all_trained(rows, replicas)
         rows = rows | self._recent_draws.with_draw(outputs.drawn, number)
         return self.get_metrics_result(), rows
-
-    def _super_batch_of(self, data):
-        """The super-batch that Keras hands to a step, checked."""
-        return super_batch_of(
-            data, self.distribute_strategy.num_replicas_in_sync
-        )
 
     def _next_selection(self):
         """The selection of the next execution's steps."""
@@ -551,65 +521,3 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 f"method other than 'uniform'. Received: {settings}"
             )
         return self._step(settings)
-
-
-def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
-    """The super-batch in what Keras hands to a step.
-
-    Args:
-        data: a batch of tensors, or their specs.
-        num_replicas: R.
-
-    Raises:
-        ValueError: if it is not a super-batch, or replicas can't share it.
-    """
-    batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
-        raise ValueError(
-            'A batch must be a dict with "image" and "text". Received: '
-            f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
-        )
-    if num_replicas > 1 and batch["image"].shape[0] is None:
-        raise ValueError(
-            "Several replicas take batches of static size, equal shares of "
-            "it each: a multiple of R rows with `drop_remainder=True`, and "
-            "with several workers from an endless dataset. "
-            f"Received: {batch['image'].shape}, R={num_replicas}"
-        )
-    return batch
-
-
-def build_model(
-    config: config_lib.TrainConfig,
-    learner: keras.Model,
-    reference: Callable | None = None,
-) -> JESTModel:
-    """The compiled model of a run.
-
-    Args:
-        config: the run.
-        learner: see `JESTModel`.
-        reference: see `JESTModel`.
-    """
-    model = JESTModel(
-        learner,
-        reference,
-        config.selection,
-        config.model.loss,
-        equal_captions=config.model.equal_captions,
-        loss_block_size=config.model.loss_block_size,
-        views=config.model.views,
-        micro_batch_size=config.model.micro_batch_size,
-        distillation_weight=config.reference.distillation_weight,
-        distillation_steps=config.reference.distillation_steps,
-        augment=augmentation.Augmentation(
-            flip=config.data.flip, min_area=config.data.min_crop_area
-        ),
-        seed=config.seed,
-    )
-    model.compile(
-        optimizer=optimizer.build_optimizer(config.optimizer, config.steps),
-        steps_per_execution=config.distribution.steps_per_execution,
-        jit_compile=config.distribution.jit_compile,
-    )
-    return model

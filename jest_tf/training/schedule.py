@@ -7,14 +7,11 @@ has passed the reference; each kind is compiled once, when it first comes.
 Not here: the settings (`config.SelectionConfig`) and the draw (selection/).
 """
 
+import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import selection as selection_lib
-
-# The state of `passed`: steps in a row in which the learner had passed the
-# reference, and the first step that no longer selects, -1 while there is none.
-NOT_PASSED = (0, -1)
 
 
 class Schedule:
@@ -53,6 +50,20 @@ class Schedule:
         return self._settings.at(step)
 
 
+def add_state(model: keras.Model) -> keras.Variable:
+    """Adds the state of `passed` to a model's weights."""
+    return model.add_weight(
+        name="passed",
+        shape=(2,),
+        dtype="int32",
+        # Steps in a row in which the learner had passed; the first step that
+        # no longer selects, -1 while there is none.
+        initializer=lambda shape, dtype: tf.constant([0, -1], dtype),
+        trainable=False,
+        aggregation="only_first_replica",
+    )
+
+
 def passed(
     state: tf.Tensor,
     draw: selection_lib.Draw,
@@ -66,7 +77,7 @@ def passed(
     It has where its loss on uniform rows is at most the reference's.
 
     Args:
-        state: int32 `[2]`, see `NOT_PASSED`.
+        state: int32 `[2]`, see `add_state`.
         draw: of the step, by learnability.
         step: int32, the step's number.
         patience: steps in a row after which selection stops.

@@ -8,8 +8,8 @@ Shapes: B rows in a super-batch, n of them candidates, b in the sub-batch; D
 and Dr are the embedding widths of learner and reference. `replicas` is the
 collectives (`distribution.current()`), None on one replica.
 
-Not here: the samplers and scores (selection/), which rows move where
-(distribution/placement.py), the gradient in micro-batches (micro_batches.py),
+Not here: the samplers and scores (selection/), the way of the chosen rows to
+their replica (sub_batch.py), the gradient in micro-batches (micro_batches.py),
 Keras (model.py).
 
 Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
@@ -27,16 +27,7 @@ from jest_tf import config as config_lib
 from jest_tf import losses, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
-from jest_tf.training import micro_batches, row_outputs
-
-# Salts keep the noise of views and augmentation apart from that of the draw.
-_VIEWS_SALT = 0x0715
-_AUGMENT_SALT = 0x0A06
-
-# Keys used only for counters, and by the reference; dropped before training.
-_COUNTED = ("caption_replaced", "record_replaced")
-_FOR_REFERENCE = ("image_for_reference", "text_for_reference")
-_FROM_REFERENCE = ("reference_image", "reference_text")
+from jest_tf.training import finite, micro_batches, row_outputs, sub_batch
 
 _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
@@ -146,15 +137,19 @@ def train_step(
 
     # Score: both models embed every candidate, without a gradient.
     learner, reference = score(step, pool, replicas)  # [n/R, D], [n/R, Dr]
+    learner, learner_is_finite = finite.cleaned(learner)
+    reference, reference_is_finite = finite.cleaned(reference)
 
     # Select: the b rows that are most learnable together.
     indices, draw = select(step, pool, (learner, reference), seed, replicas)
 
     # Gather: the sub-batch, b/R rows on each replica.
-    pool = with_reference(step, pool, reference)
-    batch, places = gather(step, pool, indices, seed, replicas)  # [b/R, ...]
-    batch, targets = distillation_targets(step, batch)  # [b/R, Dr]
-    batch = augment(step, batch, places, seed, replicas)
+    pool = sub_batch.with_reference(step, pool, reference)
+    batch, places = sub_batch.gather(
+        step, pool, indices, seed, replicas
+    )  # [b/R, ...]
+    batch, targets = sub_batch.distillation_targets(step, batch)  # [b/R, Dr]
+    batch = sub_batch.augment(step, batch, places, seed, replicas)
 
     # Gradient: of one loss over all b rows, in micro-batches.
     gradient = micro_batches.gradients(
@@ -175,7 +170,9 @@ def train_step(
         zip(gradient.by_variable, variables, strict=True)
     )
     return Outputs(
-        metrics=_metrics(gradient, draw, replicas),
+        metrics=_metrics(
+            gradient, draw, learner_is_finite, reference_is_finite, replicas
+        ),
         draw=draw,
         drawn=None if indices is None else stride * indices,
         rows=row_outputs.of_trained(batch, places)
@@ -324,137 +321,6 @@ def select(
     return draw.indices, draw
 
 
-def with_reference(
-    step: Step, pool: Mapping[str, tf.Tensor], reference: Embeddings | None
-) -> Mapping[str, tf.Tensor]:
-    """The candidates with the reference's embeddings, if those are distilled.
-
-    Distillation then costs no further pass of the reference.
-    """
-    if not step.distils or reference is None or _is_embedded(pool):
-        return pool
-    return dict(pool) | dict(zip(_FROM_REFERENCE, reference[:2], strict=True))
-
-
-def gather(
-    step: Step,
-    pool: Mapping[str, tf.Tensor],
-    indices: tf.Tensor | None,
-    seed: tf.Tensor,
-    replicas=None,
-) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Brings the sub-batch to the replicas that train on it.
-
-    With P training views, the sub-batch is split randomly into P equal parts,
-    and every micro-batch holds as many rows of each.
-
-    Args:
-        step: what the step is made from.
-        pool: tensors `[n/R, ...]`, the candidates held here.
-        indices: int32 `[b]`, the draw; None takes every row.
-        seed: int32 `[2]`, (run seed, step).
-        replicas: the collectives, or None.
-
-    Returns:
-        Tensors `[b/R, ...]` without the keys that training does not use, and
-        int32 `[b/R]`, the rows' places in the sub-batch.
-
-    Raises:
-        ValueError: where parts, micro-batches or shares can't be equal.
-    """
-    rows = pool["image"].shape[0]
-    unused = set(_COUNTED)
-    if not step.distils:
-        unused.update(_FOR_REFERENCE + _FROM_REFERENCE)
-    elif _is_embedded(pool):
-        unused.update(_FOR_REFERENCE)
-    batch = {name: value for name, value in pool.items() if name not in unused}
-    if indices is None and not step.views:
-        return batch, placement.rows_of_all(rows, replicas)
-
-    num_rows = rows * placement.count(replicas)
-    if indices is None:
-        indices = tf.range(num_rows)
-    options = {"quota": step.quota, "replicas": replicas}
-    if not step.views:
-        dealt = placement.deal(indices, num_rows, **options)
-        return placement.move(batch, dealt, replicas), dealt.places
-    size = indices.shape[0]
-    if step.quota == "per_replica":
-        size //= placement.count(replicas)
-    order = selection.uniform_rows(_salted(seed, _VIEWS_SALT), size, size)
-    parts = placement.deal_parts(
-        indices, num_rows, order, len(step.views), **options
-    )
-    moved = [placement.move(batch, part, replicas) for part in parts]
-    batch = {name: tf.concat([one[name] for one in moved], 0) for name in batch}
-    places = tf.concat([part.places for part in parts], 0)
-    if step.micro_batch_size is None:
-        return batch, places
-    mixed = _interleaved(
-        places.shape[0], len(step.views), step.micro_batch_size
-    )
-    batch = {name: tf.gather(value, mixed) for name, value in batch.items()}
-    return batch, tf.gather(places, mixed)
-
-
-def distillation_targets(
-    step: Step, batch: dict[str, tf.Tensor]
-) -> tuple[dict[str, tf.Tensor], Embeddings | None]:
-    """The reference's embeddings of the sub-batch, from the batch or a pass.
-
-    Args:
-        step: `reference` runs on rows whose embeddings did not come along, in
-            micro-batches of `micro_batch_size`.
-        batch: tensors `[b/R, ...]`.
-
-    Returns:
-        The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
-        None without distillation.
-
-    Raises:
-        ValueError: if distillation has no reference.
-    """
-    if not step.distils:
-        return batch, None
-    if step.reference is None:
-        raise ValueError(
-            "`distillation_weight` needs a reference: pass `reference` to "
-            "JESTModel, or call `attach_reference` after loading. Received: "
-            "reference=None"
-        )
-    if _is_embedded(batch):
-        image, text = (batch[name] for name in _FROM_REFERENCE)
-        targets = Embeddings(image, text, tf.constant(0.0), tf.constant(0.0))
-    else:
-        targets = micro_batches.embed(
-            step.reference, batch, step.micro_batch_size
-        )
-    rest = {
-        name: value
-        for name, value in batch.items()
-        if name not in _FOR_REFERENCE + _FROM_REFERENCE
-    }
-    return rest, targets
-
-
-def augment(
-    step: Step,
-    batch: dict[str, tf.Tensor],
-    places: tf.Tensor,
-    seed: tf.Tensor,
-    replicas=None,
-) -> dict[str, tf.Tensor]:
-    """The sub-batch with its images augmented, if the step does that."""
-    if step.augment is None:
-        return batch
-    batch_size = places.shape[0] * placement.count(replicas)
-    images = step.augment(
-        batch["image"], _salted(seed, _AUGMENT_SALT), places, batch_size
-    )
-    return batch | {"image": images}
-
-
 def objective(
     step: Step,
     embeddings: Embeddings,
@@ -469,7 +335,7 @@ def objective(
         step: what the step is made from.
         embeddings: the learner's, `[b/R, D]`.
         batch: tensors `[b/R, ...]`.
-        targets: of `distillation_targets`.
+        targets: of `sub_batch.distillation_targets`.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, or None.
     """
@@ -514,36 +380,20 @@ def contrastive_loss(
     )
 
 
-def _metrics(gradient, draw, replicas):
+def _metrics(gradient, draw, learner_is_finite, reference_is_finite, replicas):
+    """Scalars by name; NaN for scores by embeddings that are not finite."""
     metrics = {
         **gradient.terms,
         "scale": gradient.embeddings.scale,
         "bias": gradient.embeddings.bias,
     }
-    if draw is not None:
-        summary = selection.summarize(draw, replicas)
-        metrics |= {f"select/{name}": one for name, one in summary.items()}
+    if draw is None:
+        return metrics
+    for name, value in selection.summarize(draw, replicas).items():
+        is_finite = learner_is_finite & reference_is_finite
+        if name.startswith("learner"):
+            is_finite = learner_is_finite
+        elif name.startswith("reference"):
+            is_finite = reference_is_finite
+        metrics[f"select/{name}"] = tf.where(is_finite, value, np.nan)
     return metrics
-
-
-def _is_embedded(batch):
-    return set(_FROM_REFERENCE) <= set(batch)
-
-
-def _salted(seed, salt):
-    return tf.bitwise.bitwise_xor(seed, [salt, 0])
-
-
-def _interleaved(size, num_views, micro_batch_size):
-    """Places of rows sorted by part, reordered to mix the parts evenly."""
-    # int32, as TPUs have no 64-bit integers.
-    rows = np.arange(size, dtype=np.int32).reshape([num_views, -1])
-    per_view, rest = divmod(micro_batch_size, num_views)
-    if rest or rows.shape[1] % max(1, per_view):
-        raise ValueError(
-            "`micro_batch_size` must be a multiple of the number of "
-            "`views`, and divide a replica's share of the sub-batch, b/R. "
-            f"Received: {micro_batch_size}, {num_views} views, b/R={size}"
-        )
-    rows = rows.reshape([num_views, -1, per_view])
-    return rows.transpose([1, 0, 2]).reshape(-1)

@@ -188,7 +188,7 @@ class DivergenceTest(RunsTestCase):
     def test_the_gradient_and_the_scores_are_looked_at_too(self):
         for where, names in (
             ("gradient", "dense.*"),
-            ("scores", "`learner` embeddings"),
+            ("scores", "select/score, select/learner_loss_kept"),
         ):
             with self.subTest(where):
                 message = self.stopped(where, where)

@@ -15,6 +15,7 @@ from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 from jest_tf.training import step as step_lib
+from jest_tf.training import sub_batch
 
 SEED = (7, 3)
 JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
@@ -166,7 +167,7 @@ class GatherTest(tf.test.TestCase):
         step = step_of(None if indices is None else drawn, **settings)
         return on_replicas(
             num_replicas,
-            lambda replicas: step_lib.gather(
+            lambda replicas: sub_batch.gather(
                 step, share(replicas), indices, SEED, replicas
             ),
         )
@@ -260,7 +261,7 @@ class DistillationTest(tf.test.TestCase):
         for num_replicas in (1, 2):
             for batch, places in on_replicas(
                 num_replicas,
-                lambda replicas: step_lib.gather(
+                lambda replicas: sub_batch.gather(
                     step, share(replicas), indices, SEED, replicas
                 ),
             ):
@@ -270,7 +271,7 @@ class DistillationTest(tf.test.TestCase):
                     TRAINED_ON | {"reference_image", "reference_text"},
                 )
                 here = rows[places]
-                rest, found = step_lib.distillation_targets(step, batch)
+                rest, found = sub_batch.distillation_targets(step, batch)
                 self.assertEqual(set(rest), TRAINED_ON)
                 self.assertAllEqual(found.image, BATCH["reference_image"][here])
                 self.assertAllEqual(found.text, BATCH["reference_text"][here])
@@ -295,9 +296,9 @@ class DistillationTest(tf.test.TestCase):
                 distillation_weight=1.0,
                 micro_batch_size=size,
             )
-            batch, _ = step_lib.gather(step, held, None, SEED)
+            batch, _ = sub_batch.gather(step, held, None, SEED)
             self.assertEqual(set(batch), TRAINED_ON | {"image_for_reference"})
-            rest, found = step_lib.distillation_targets(step, batch)
+            rest, found = sub_batch.distillation_targets(step, batch)
             self.assertEqual(set(rest), TRAINED_ON)
             self.assertAllEqual(found.image, 2.0 * BATCH["text"])
             self.assertAllEqual(found.text, 3.0 * BATCH["text"])
@@ -308,7 +309,7 @@ class DistillationTest(tf.test.TestCase):
         with self.assertRaisesRegex(
             ValueError, "`distillation_weight` needs a reference: pass"
         ):
-            step_lib.distillation_targets(step, share(None))
+            sub_batch.distillation_targets(step, share(None))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The compiled model of a run."""
+
+from collections.abc import Callable
+
+import keras
+
+from jest_tf import config as config_lib
+from jest_tf.data import augmentation
+from jest_tf.training import model as model_lib
+from jest_tf.training import optimizer
+
+
+def build_model(
+    config: config_lib.TrainConfig,
+    learner: keras.Model,
+    reference: Callable | None = None,
+) -> model_lib.JESTModel:
+    """The compiled model of a run.
+
+    Args:
+        config: the run.
+        learner: see `JESTModel`.
+        reference: see `JESTModel`.
+    """
+    model = model_lib.JESTModel(
+        learner,
+        reference,
+        config.selection,
+        config.model.loss,
+        equal_captions=config.model.equal_captions,
+        loss_block_size=config.model.loss_block_size,
+        views=config.model.views,
+        micro_batch_size=config.model.micro_batch_size,
+        distillation_weight=config.reference.distillation_weight,
+        distillation_steps=config.reference.distillation_steps,
+        augment=augmentation.Augmentation(
+            flip=config.data.flip, min_area=config.data.min_crop_area
+        ),
+        seed=config.seed,
+    )
+    model.compile(
+        optimizer=optimizer.build_optimizer(config.optimizer, config.steps),
+        steps_per_execution=config.distribution.steps_per_execution,
+        jit_compile=config.distribution.jit_compile,
+    )
+    return model

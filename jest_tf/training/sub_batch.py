@@ -1,0 +1,207 @@
+"""The sub-batch of a training step: the chosen rows, ready to train on.
+
+`step` is a `step.Step`, `replicas` the collectives, None on one replica.
+
+Not here: which replica trains on which rows (distribution/placement.py), the
+order of a step (step.py).
+"""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import selection
+from jest_tf.distribution import placement
+from jest_tf.embeddings import Embeddings
+from jest_tf.training import micro_batches
+
+# Salts keep the noise of views and augmentation apart from that of the draw.
+_VIEWS_SALT = 0x0715
+_AUGMENT_SALT = 0x0A06
+
+# Keys used only for counters, and by the reference; dropped before training.
+_COUNTED = ("caption_replaced", "record_replaced")
+_FOR_REFERENCE = ("image_for_reference", "text_for_reference")
+_FROM_REFERENCE = ("reference_image", "reference_text")
+
+
+def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
+    """The super-batch in what Keras hands to a step.
+
+    Args:
+        data: a batch of tensors, or their specs.
+        num_replicas: R.
+
+    Raises:
+        ValueError: if it is not a super-batch, or replicas can't share it.
+    """
+    batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
+        raise ValueError(
+            'A batch must be a dict with "image" and "text". Received: '
+            f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
+        )
+    if num_replicas > 1 and batch["image"].shape[0] is None:
+        raise ValueError(
+            "Several replicas take batches of static size, equal shares of "
+            "it each: a multiple of R rows with `drop_remainder=True`, and "
+            "with several workers from an endless dataset. "
+            f"Received: {batch['image'].shape}, R={num_replicas}"
+        )
+    return batch
+
+
+def with_reference(
+    step, pool: Mapping[str, tf.Tensor], reference: Embeddings | None
+) -> Mapping[str, tf.Tensor]:
+    """The candidates with the reference's embeddings, if those are distilled.
+
+    Distillation then costs no further pass of the reference.
+    """
+    if not step.distils or reference is None or _is_embedded(pool):
+        return pool
+    return dict(pool) | dict(zip(_FROM_REFERENCE, reference[:2], strict=True))
+
+
+def gather(
+    step,
+    pool: Mapping[str, tf.Tensor],
+    indices: tf.Tensor | None,
+    seed: tf.Tensor,
+    replicas=None,
+) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    """Brings the sub-batch to the replicas that train on it.
+
+    With P training views, the sub-batch is split randomly into P equal parts,
+    and every micro-batch holds as many rows of each.
+
+    Args:
+        step: what the step is made from.
+        pool: tensors `[n/R, ...]`, the candidates held here.
+        indices: int32 `[b]`, the draw; None takes every row.
+        seed: int32 `[2]`, (run seed, step).
+        replicas: the collectives, or None.
+
+    Returns:
+        Tensors `[b/R, ...]` without the keys that training does not use, and
+        int32 `[b/R]`, the rows' places in the sub-batch.
+
+    Raises:
+        ValueError: where parts, micro-batches or shares can't be equal.
+    """
+    rows = pool["image"].shape[0]
+    unused = set(_COUNTED)
+    if not step.distils:
+        unused.update(_FOR_REFERENCE + _FROM_REFERENCE)
+    elif _is_embedded(pool):
+        unused.update(_FOR_REFERENCE)
+    batch = {name: value for name, value in pool.items() if name not in unused}
+    if indices is None and not step.views:
+        return batch, placement.rows_of_all(rows, replicas)
+
+    num_rows = rows * placement.count(replicas)
+    if indices is None:
+        indices = tf.range(num_rows)
+    options = {"quota": step.quota, "replicas": replicas}
+    if not step.views:
+        dealt = placement.deal(indices, num_rows, **options)
+        return placement.move(batch, dealt, replicas), dealt.places
+    size = indices.shape[0]
+    if step.quota == "per_replica":
+        size //= placement.count(replicas)
+    order = selection.uniform_rows(_salted(seed, _VIEWS_SALT), size, size)
+    parts = placement.deal_parts(
+        indices, num_rows, order, len(step.views), **options
+    )
+    moved = [placement.move(batch, part, replicas) for part in parts]
+    batch = {name: tf.concat([one[name] for one in moved], 0) for name in batch}
+    places = tf.concat([part.places for part in parts], 0)
+    if step.micro_batch_size is None:
+        return batch, places
+    mixed = _interleaved(
+        places.shape[0], len(step.views), step.micro_batch_size
+    )
+    batch = {name: tf.gather(value, mixed) for name, value in batch.items()}
+    return batch, tf.gather(places, mixed)
+
+
+def distillation_targets(
+    step, batch: dict[str, tf.Tensor]
+) -> tuple[dict[str, tf.Tensor], Embeddings | None]:
+    """The reference's embeddings of the sub-batch, from the batch or a pass.
+
+    Args:
+        step: `reference` runs on rows whose embeddings did not come along, in
+            micro-batches of `micro_batch_size`.
+        batch: tensors `[b/R, ...]`.
+
+    Returns:
+        The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
+        None without distillation.
+
+    Raises:
+        ValueError: if distillation has no reference.
+    """
+    if not step.distils:
+        return batch, None
+    if step.reference is None:
+        raise ValueError(
+            "`distillation_weight` needs a reference: pass `reference` to "
+            "JESTModel, or call `attach_reference` after loading. Received: "
+            "reference=None"
+        )
+    if _is_embedded(batch):
+        image, text = (batch[name] for name in _FROM_REFERENCE)
+        targets = Embeddings(image, text, tf.constant(0.0), tf.constant(0.0))
+    else:
+        targets = micro_batches.embed(
+            step.reference, batch, step.micro_batch_size
+        )
+    rest = {
+        name: value
+        for name, value in batch.items()
+        if name not in _FOR_REFERENCE + _FROM_REFERENCE
+    }
+    return rest, targets
+
+
+def augment(
+    step,
+    batch: dict[str, tf.Tensor],
+    places: tf.Tensor,
+    seed: tf.Tensor,
+    replicas=None,
+) -> dict[str, tf.Tensor]:
+    """The sub-batch with its images augmented, if the step does that."""
+    if step.augment is None:
+        return batch
+    batch_size = places.shape[0] * placement.count(replicas)
+    images = step.augment(
+        batch["image"], _salted(seed, _AUGMENT_SALT), places, batch_size
+    )
+    return batch | {"image": images}
+
+
+def _is_embedded(batch):
+    return set(_FROM_REFERENCE) <= set(batch)
+
+
+def _salted(seed, salt):
+    return tf.bitwise.bitwise_xor(seed, [salt, 0])
+
+
+def _interleaved(size, num_views, micro_batch_size):
+    """Places of rows sorted by part, reordered to mix the parts evenly."""
+    # int32, as TPUs have no 64-bit integers.
+    rows = np.arange(size, dtype=np.int32).reshape([num_views, -1])
+    per_view, rest = divmod(micro_batch_size, num_views)
+    if rest or rows.shape[1] % max(1, per_view):
+        raise ValueError(
+            "`micro_batch_size` must be a multiple of the number of "
+            "`views`, and divide a replica's share of the sub-batch, b/R. "
+            f"Received: {micro_batch_size}, {num_views} views, b/R={size}"
+        )
+    rows = rows.reshape([num_views, -1, per_view])
+    return rows.transpose([1, 0, 2]).reshape(-1)
