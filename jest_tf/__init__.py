@@ -28,8 +28,9 @@ _HOMES = {
     ),
     "embeddings": ("Embeddings",),
     "losses": ("feature_distillation", "sigmoid_loss", "softmax_loss"),
+    "models.building": ("build_two_tower",),
     "models.towers": ("ImageTower", "TextTower"),
-    "models.two_tower": ("TwoTower", "build_two_tower"),
+    "models.two_tower": ("TwoTower",),
     "runs.loading": ("load_run",),
     "selection": (
         "Draw",

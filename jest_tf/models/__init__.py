@@ -1,13 +1,12 @@
 """Two-tower models: towers, layers, patches and the frozen reference."""
 
 from jest_tf.config import PRESETS, TowerSizes
-from jest_tf.models.two_tower import (
-    TwoTower,
+from jest_tf.models.building import (
     build_learner,
     build_two_tower,
     towers_function,
-    unit_norm,
 )
+from jest_tf.models.two_tower import TwoTower, unit_norm
 
 __all__ = [
     "PRESETS",

@@ -1,206 +1,29 @@
-"""The model that joins an image and a text tower, and how to build it.
+"""The model that joins an image and a text tower.
 
 `TwoTower` turns the outputs of any two Keras layers into unit-norm embeddings
 with a scale and a bias, as SigLIP does (Zhai et al., 2023), and passes a
 `config.View` on to the image tower.
 
-Not here: the towers (towers.py), the losses (losses.py) and the training step
-(training/step.py).
+Not here: the towers (towers.py), learners from settings (building.py), the
+losses (losses.py) and the training step (training/step.py).
 """
 
 # Classes document build, call and get_config.
 # ruff: noqa: D102
 
-import contextlib
-import importlib
 import itertools
 import math
-import os
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.embeddings import Embeddings
-from jest_tf.models import layers, patches, towers
+from jest_tf.models import patches
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
 _NORM_EPSILON = 1e-8
-
-
-def build_two_tower(
-    preset: str,
-    *,
-    image_size: int,
-    vocabulary_size: int,
-    text_length: int,
-    patch_size: int | None = None,
-    patch_sizes: Sequence[int] = (),
-    dtype: str = "float32",
-    temperature: float = 10.0,
-    bias: float = -10.0,
-    seed: int | None = None,
-) -> "TwoTower":
-    """Builds a learner of a named size, with all its weights.
-
-    Args:
-        preset: a key of `config.PRESETS`: "tiny", "s16", "b16" or "l16".
-        image_size: height and width of the images in pixels.
-        vocabulary_size: number of token ids.
-        text_length: number of tokens in a text.
-        patch_size: side of a patch in pixels; `None` takes the preset's.
-        patch_sizes: further sides that views may ask for, see
-            `towers.ImageTower`.
-        dtype: dtype policy of the towers, such as "mixed_bfloat16".
-        temperature: initial scale of the logits.
-        bias: initial bias of the logits.
-        seed: integer that fixes the initial weights, or `None`.
-
-    Returns:
-        A built `TwoTower`.
-
-    Raises:
-        ValueError: on an unknown preset, or sizes that do not fit.
-
-    Example:
-        >>> model = build_two_tower(
-        ...     "tiny", image_size=32, vocabulary_size=1000, text_length=16
-        ... )
-        >>> model.encode_text(tf.zeros([2, 16], tf.int32)).shape
-        TensorShape([2, 64])
-    """
-    if preset not in config_lib.PRESETS:
-        raise ValueError(
-            f"`preset` must be one of {sorted(config_lib.PRESETS)}. "
-            f"Received: preset={preset!r}"
-        )
-    sizes = config_lib.PRESETS[preset]
-    shared = {
-        "width": sizes.width,
-        "depth": sizes.depth,
-        "num_heads": sizes.num_heads,
-        "embedding_dim": sizes.width,
-        "dtype": dtype,
-    }
-    image_tower = towers.ImageTower(
-        image_size=image_size,
-        patch_size=sizes.patch_size if patch_size is None else patch_size,
-        patch_sizes=patch_sizes,
-        seed=layers.child_seed(seed, "image_tower"),
-        name="image_tower",
-        **shared,
-    )
-    text_tower = towers.TextTower(
-        vocabulary_size=vocabulary_size,
-        length=text_length,
-        seed=layers.child_seed(seed, "text_tower"),
-        name="text_tower",
-        **shared,
-    )
-    model = TwoTower(
-        image_tower, text_tower, temperature=temperature, bias=bias
-    )
-    _build(model, image_size, text_length)
-    return model
-
-
-def build_learner(config, vocabulary_size, patch_sizes=()):
-    """Builds the learner of a run; its weights are a function of the seed.
-
-    Args:
-        config: a `config.TrainConfig`.
-        vocabulary_size: number of token ids of the run's tokenizer.
-        patch_sizes: patch sizes of views beside those of the settings, for the
-            towers of a preset.
-
-    Returns:
-        A built `TwoTower`.
-
-    Raises:
-        ValueError: on `model.towers` that cannot be imported or do not build
-            two towers.
-    """
-    settings, data = config.model, config.data
-    scalars = {"temperature": settings.temperature, "bias": settings.bias}
-    build = towers_function(settings.towers)
-    if build is None:
-        return build_two_tower(
-            settings.preset,
-            image_size=data.image_size,
-            vocabulary_size=vocabulary_size,
-            text_length=data.text_length,
-            patch_size=settings.patch_size,
-            patch_sizes=(*config.patch_sizes, *patch_sizes),
-            dtype=settings.dtype_policy,
-            seed=config.seed,
-            **scalars,
-        )
-    # Keras takes the seeds of unseeded layers from here. Its
-    # `set_random_seed` would also clear TensorFlow's kernels, and with them
-    # the SentencePiece tokenizers that exist.
-    random.seed(config.seed)
-    np.random.seed(config.seed)
-    with _default_dtype(settings.dtype_policy):
-        built = build(config, vocabulary_size)
-        if not isinstance(built, (tuple, list)) or len(built) != 2:
-            raise ValueError(
-                f"`model.towers={settings.towers!r}` must return two Keras "
-                f"layers, the image and the text tower. Received: {built!r}"
-            )
-        model = TwoTower(*built, **scalars)
-        # Under the policy as well: layers may make others when they are built.
-        _build(model, data.image_size, data.text_length)
-    return model
-
-
-def towers_function(name: str) -> Callable | None:
-    """Imports the function that `model.towers` names; None for "".
-
-    Args:
-        name: "module:function".
-
-    Raises:
-        ValueError: if it cannot be imported, or is no function.
-    """
-    if not name:
-        return None
-    module, function = name.split(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"`model.towers` must name a function of a module that can be "
-            f"imported from {os.getcwd()}. Received: {name!r} ({error})"
-        ) from error
-    if not callable(found):
-        raise ValueError(
-            f"`model.towers` must name a function. Received: {name!r}, "
-            f"a {type(found).__name__}"
-        )
-    return found
-
-
-def _build(model, image_size, text_length):
-    model.build(
-        {
-            "image": (None, image_size, image_size, 3),
-            "text": (None, text_length),
-        }
-    )
-
-
-@contextlib.contextmanager
-def _default_dtype(policy):
-    """Sets the dtype policy of layers made inside that name none."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
