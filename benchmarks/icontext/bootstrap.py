@@ -1,7 +1,7 @@
 """Intervals over held-out concepts and seeds.
 
-The concept is what is held out, so a resample draws concepts, with all their
-queries. Runs are compared on the same resamples, seed by seed.
+Concepts are held out, so a resample draws concepts, with all their queries.
+Runs are compared on the same resamples, seed by seed.
 """
 
 import functools
@@ -60,7 +60,7 @@ def over_seeds(scores, num_splits):
     """The mean of runs, which are resampled, too; float64 [1 + RESAMPLES].
 
     Args:
-        scores: of `score`, one a seed.
+        scores: of `score`, one per seed.
         num_splits: that the scores are the mean of.
     """
     scores = np.stack(scores)

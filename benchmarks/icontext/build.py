@@ -43,7 +43,7 @@ def main(arguments=None):
                 "--jobs",
                 type=int,
                 default=len(os.sched_getaffinity(0)),
-                help="processes that render (default: one a core)",
+                help="processes that render (default: one per core)",
             )
     options = parser.parse_args(arguments)
     try:

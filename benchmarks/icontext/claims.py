@@ -1,4 +1,4 @@
-"""The claims of claims.csv, held against results.
+"""Verdicts on the claims of claims.csv.
 
 A claim of a difference holds if its 95 % interval is above zero, for each of
 its pairs; a claim of a ratio, if its interval is above one and it has three
@@ -24,7 +24,7 @@ COSTS = {
 
 
 class Finding(NamedTuple):
-    """What results say of a claim.
+    """The evidence on a claim.
 
     Attributes:
         measured: the difference or ratio in words.

@@ -1,4 +1,4 @@
-"""Runs held against each other: scores, differences, ratios to a target."""
+"""Comparisons of runs: scores, differences, ratios to a target."""
 
 import dataclasses
 import functools
@@ -89,7 +89,7 @@ class Comparison:
         return cell in self._cells
 
     def of(self, cell):
-        """A cell's runs, one a seed."""
+        """Returns a cell's runs, one per seed."""
         by_seed = self._cells.get(cell, {})
         return [by_seed[seed] for seed in sorted(by_seed)]
 
@@ -152,10 +152,10 @@ class Comparison:
         return float((np.sum(relative**2) / freedom) ** 0.5)
 
     def to_target(self, cells, spent, splits=TEST, base=None):
-        """What uniform training spends over what a method spends.
+        """Cost of uniform training over the cost of a method.
 
-        Of several cells, the method at several lengths, the cheapest counts;
-        if none reaches the target, the one that comes closest.
+        Cells are a method at several lengths, of which the cheapest counts. If
+        none reaches the target, the closest does.
 
         Args:
             cells: names.

@@ -6,8 +6,8 @@ training splits. Concepts that differ only in gender, age, hair or direction
 share a group, and a whole group falls on one side of the split, so that
 "woman surfing" cannot teach what "man surfing" tests.
 
-Names and keywords are those of CLDR and emojilib. Pictures are not here
-(`sources.py`, `pictures.py`).
+Names and keywords come from CLDR and emojilib. Pictures are in `sources.py` and
+`pictures.py`.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _HAIR = frozenset("1F9B0 1F9B1 1F9B2 1F9B3".split())
 # Blond hair, beard, turban, headscarf, skullcap: portraits all the same.
 _PORTRAITS = frozenset("1F471 1F9D4 1F473 1F9D5 1F472".split())
 _CLOCK_FACES = frozenset(f"{code:X}" for code in range(0x1F550, 0x1F568))
-# Emoji of one thing that have code points of their own for each gender.
+# Emoji of the same thing with separate code points by gender.
 _SAME_THING = {
     "1F478": "1F934",  # princess, prince
     "1FAC5": "1F934",  # person with crown
@@ -45,7 +45,7 @@ _SAME_THING = {
     "1FAC4": "1F930",  # pregnant person
     "P-1F37C": "1F931",  # feeding a baby, breast-feeding
 }
-# Groups of look-alikes, which would make poor zero-shot questions.
+# Groups of look-alikes, which make poor zero-shot questions.
 _ALWAYS_TRAIN = frozenset(
     ("keycap", "clock face", "holding hands", "family", "plain person")
 )
@@ -98,7 +98,7 @@ def key_of_codes(codes):
 
 
 def has_skin_tone(key):
-    """Whether a concept key names an emoji with a skin tone."""
+    """Returns whether a concept key has a skin tone."""
     return not SKIN_TONES.isdisjoint(key.split("-"))
 
 
@@ -173,7 +173,7 @@ def icon_captions(name, tags=(), *, num_tags=8):
 
 
 def tidy_captions(captions):
-    """Distinct captions, in order, on one line each; empty ones go."""
+    """Returns distinct, non-empty captions, in order, on one line each."""
     printable = (
         "".join(
             " " if unicodedata.category(character)[0] in "CZ" else character
@@ -187,12 +187,12 @@ def tidy_captions(captions):
 
 
 def has_symbol(text):
-    """Whether a pictograph, an emoji say, stands in the text."""
+    """Returns whether the text has a pictograph, such as an emoji."""
     return any(unicodedata.category(character) == "So" for character in text)
 
 
 def slug(text):
-    """Lower-case ASCII letters and digits, every run of others one "-"."""
+    """Returns lower-case ASCII letters and digits; other runs become "-"."""
     ascii_text = (
         unicodedata.normalize("NFKD", text.replace("&", " and "))
         .encode("ascii", "ignore")

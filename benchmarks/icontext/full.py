@@ -5,8 +5,8 @@ else, large and noisy; `val_concept` and `test_concept` have held-out concepts
 in every emoji style; `test_style` has known concepts in a style that no
 training split has.
 
-Every set of the pool is rendered by itself, in some process. Duplicates between
-sets are dropped when the sets are put together.
+The sets of the pool are rendered in parallel. Duplicates between sets are
+dropped when the sets are merged.
 """
 
 import collections
@@ -44,7 +44,7 @@ _NUM_EMOJI, _NUM_CLIP_ART = 1_600, 7_500
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a build depends on, apart from versions.
+    """Settings of a build; with the versions they determine its bytes.
 
     Attributes:
         size: side of the pictures in pixels.
@@ -55,7 +55,7 @@ class Settings:
     permissive_only: bool = False
 
     def admits(self, license_id):
-        """Whether pictures under this licence are taken."""
+        """Returns whether pictures under this licence are taken."""
         if self.permissive_only:
             return license_id in sources.PERMISSIVE_LICENSES
         return license_id not in sources.NONCOMMERCIAL_LICENSES
@@ -107,10 +107,10 @@ def build(cache, out, settings, *, jobs=1):
 
 
 def is_built(out, about):
-    """Whether this data set is there, whatever Python packages drew it.
+    """Returns whether `out` has this data set; Python versions may differ.
 
     Raises:
-        FileExistsError: another data set is, which may have runs.
+        FileExistsError: it has another data set, which may have runs.
     """
     try:
         stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
@@ -169,7 +169,7 @@ def _curated(cache, settings, sieve):
     }
     splits = {}
     for split, candidates in chosen.items():
-        # One by one, as the held-out splits need it.
+        # One at a time, as held-out splits require.
         records = (
             sieve.accept(row, split) for row in tqdm.tqdm(candidates, split)
         )
@@ -178,7 +178,7 @@ def _curated(cache, settings, sieve):
 
 
 def _pool_styles(cache, settings):
-    """`{style: rows to expect}` in the order of the pool, and what is not."""
+    """`{style: rows to expect}` in pool order, and counts of those left out."""
     descriptions = sources.load_collections(cache)
     left_out = collections.Counter()
     styles = {}
@@ -196,7 +196,7 @@ def _pool_styles(cache, settings):
 
 def _render_pool(render, styles, jobs):
     """`{style: (records, drops)}`."""
-    # The largest first, so that no process is left with one at the end.
+    # Largest first, so that all processes end at about the same time.
     order = sorted(styles, key=lambda style: (-styles[style], style))
     context = multiprocessing.get_context("spawn")  # TensorFlow can't fork
     found = {}
@@ -211,7 +211,7 @@ def _render_pool(render, styles, jobs):
 
 
 def _render(cache, size, held_out, style):
-    """Records of a style, and how many rows were dropped and why."""
+    """Records of a style, and the counts of dropped rows by reason."""
     sieve = selection.Sieve(size=size, num_colours=0, held_out=held_out)
     rows = _rows_of_style(cache, style)
     # Blocks, until there is an empty one.
@@ -240,7 +240,7 @@ def _rows_of_style(cache, style):
 
 
 def merged(rendered, splits, drops):
-    """The pool: records of all styles without the pairs that occur twice.
+    """Merges the styles of the pool and drops pairs that occur twice.
 
     Args:
         rendered: (records, drops) of each style.
@@ -268,7 +268,7 @@ def merged(rendered, splits, drops):
 
 
 def _write_vocabulary(out, records):
-    """One vocabulary for all runs, made of what may be trained on."""
+    """Writes the vocabulary of all runs, from the training splits."""
     from jest_tf.data import tokenizers  # imports TensorFlow
 
     captions = (text for record in records for text in record.row.captions)

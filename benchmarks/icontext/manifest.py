@@ -23,7 +23,7 @@ _LICENSE_FILES = {
     "CC0-1.0": "CC0-1.0.txt",
     sources.CLIP_ART_LICENSE: "CC-PDDC.txt",
 }
-# Sets whose own notice comes with a package that also lends texts.
+# Sets whose notice comes with a package that also provides texts.
 _STYLE_FILES = {
     "lucide": "ISC-lucide.txt",
     "tabler": "MIT-tabler.txt",
@@ -31,7 +31,7 @@ _STYLE_FILES = {
     "ph": "MIT-phosphor.txt",
 }
 _UNICODE = ("Unicode-3.0", "Unicode-3.0.txt")
-# Packages that lend texts: what is taken, licence, file of the notice.
+# Packages that provide texts: use, licence, file of the notice.
 _TEXT_PACKAGES = (
     (packages.CLDR, "names and keywords of emoji", *_UNICODE),
     (packages.CLDR_DERIVED, "names and keywords of emoji sequences", *_UNICODE),
@@ -106,7 +106,7 @@ def versions(cache):
 
 
 def tables(stats):
-    """The part of README.md that lists what is in the data set."""
+    """Returns the part of README.md that lists the contents of the data set."""
     return _render("tables.md", stats, number="{:,}".format).strip()
 
 
@@ -236,7 +236,7 @@ def _license_texts(cache):
             *("usr", "share", "doc", "openclipart-svg", "copyright"),
         ),
         "MIT.txt": _for_every_author(read(packages.TABLER, "LICENSE")),
-        # Lucide's file goes on with the notice of a set that it grew from.
+        # Lucide's file continues with the notice of the set it is based on.
         "ISC.txt": _for_every_author(
             read(packages.LUCIDE, "LICENSE").partition("\n---")[0] + "\n"
         ),

@@ -1,4 +1,4 @@
-"""The benchmark's runs, read from matrix.csv: one line a cell.
+"""The benchmark's runs, read from matrix.csv: a line for each cell.
 
 A cell is a recipe of configs/ with some settings changed, run once for each
 seed. Runs of one seed start from the same weights and see the same stream. To
@@ -38,10 +38,10 @@ class Cell:
         cell: name.
         matrix: one of `MATRICES`.
         recipe: configs/icontext_<recipe>.py.
-        seeds: one run each.
+        seeds: a run for each.
         sources: splits and pools to train on, in equal shares.
         reference: cell whose seed 0 scores beside the learner, or "".
-        evaluations: at most so many in a run, evenly spread.
+        evaluations: about how many in a run, evenly spread.
         settings: changes to the recipe, "a.b=c" each.
         what: description for tables.
     """

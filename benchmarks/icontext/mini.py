@@ -1,6 +1,6 @@
 """The small data set that ships: examples/icontext_mini.
 
-Permissive licences only, one shard a split, at most 8 MB. A tenth of its pool
+Permissive licences only, one shard per split, at most 8 MB. A tenth of its pool
 is emoji art, a fiftieth of the full pool: at a fiftieth, so small a pool would
 hold too little of it to learn from.
 """

@@ -1,6 +1,6 @@
 """Pixels: render a drawing, reduce its colours, compare two pictures.
 
-Pillow and resvg-py are needed for rendering alone and are imported there.
+Pillow and resvg-py are imported where something is rendered.
 """
 
 import io
@@ -82,7 +82,7 @@ def encode(pixels, num_colours):
 
 
 def shape_vector(pixels):
-    """What a drawing looks like, whatever its place and scale.
+    """Returns the appearance of a drawing, independent of place and scale.
 
     The picture is cropped to what is not white, scaled to a small square,
     centred and normalised: the product of two such vectors is the correlation

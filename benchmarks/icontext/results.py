@@ -1,6 +1,6 @@
 """The results of runs as tidy tables: what the report is made of.
 
-| file | one line for each | holds |
+| file | a line for each | contents |
 | --- | --- | --- |
 | runs.csv | run | final scores, costs, what was selected, machine |
 | curves.csv | run and evaluation | score by split |
@@ -29,9 +29,9 @@ class Tables:
     """The three tables of a folder.
 
     Attributes:
-        runs: one row a run.
-        curves: one row an evaluation.
-        concepts: one row a concept of a run's final evaluation.
+        runs: a row for each run.
+        curves: a row for each evaluation.
+        concepts: a row for each concept of a final evaluation.
     """
 
     runs: pd.DataFrame
@@ -39,7 +39,7 @@ class Tables:
     concepts: pd.DataFrame
 
     def without(self, cell, seed):
-        """The tables less one run."""
+        """Returns the tables without a run."""
         return Tables(
             *(
                 table[(table["cell"] != cell) | (table["seed"] != seed)]
@@ -73,7 +73,7 @@ def finished(folder):
 def add(folder, new):
     """Adds one run's tables, replacing an earlier run of its cell and seed.
 
-    Several processes may add to one folder.
+    Several processes may add to the same folder.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

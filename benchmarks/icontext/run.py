@@ -1,12 +1,12 @@
-"""Runs cells of matrix.csv, one process a core, and adds up their results.
+"""Runs cells of matrix.csv, one process per core, and collects their results.
 
     python -m benchmarks.icontext.run --work icontext-work --jobs 2
     python -m benchmarks.icontext.run --matrix quick
     python -m benchmarks.icontext.run --cells jest_750 'stage_0_*' --seeds 0
     python -m benchmarks.icontext.run --list
 
-`make icontext-data` makes the data first. What a cell needs is made before it:
-a reference with its sidecars, or another pool. Finished runs are kept, stopped
+`make icontext-data` makes the data first. References, sidecars and pools that a
+cell needs are made before it. Finished runs are kept, stopped
 runs continue, and a cell that has changed in matrix.csv is run again.
 """
 
@@ -27,8 +27,8 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PREPARATION_STEPS = 500
 _STEP_SECONDS, _RUN_SECONDS = 0.32, 60
 _WIDE, _WIDE_STEPS = "model.towers=benchmarks.icontext.towers:build_wide", 2.5
-# What `trainers.curate` is asked for: as many pairs as the curated set has,
-# like the validation tasks; and the fifth that is jointly easiest.
+# Settings of `trainers.curate`: as many pairs as the curated set has, like the
+# validation tasks; and the fifth that is jointly easiest.
 _CURATED = {
     "inferred": ("size=2778",),
     "chosen": ("share=0.2", "loss=softmax"),
@@ -55,7 +55,7 @@ def main(arguments=None):
         "--jobs",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="processes at a time, 1.2 GB each (default: one a core)",
+        help="processes at a time, 1.2 GB each (default: one per core)",
     )
     add("--list", action="store_true", help="print the tasks and their costs")
     options = parser.parse_args(arguments)
@@ -90,7 +90,7 @@ def main(arguments=None):
 
 
 class Plan:
-    """What is left to do for some runs.
+    """The tasks that some runs still need.
 
     Args:
         work: folder of data and runs.
@@ -104,7 +104,7 @@ class Plan:
         self._finished = results.finished(tables)
 
     def add_run(self, cell, seed, for_others=False):
-        """Adds a run and what it needs; `for_others`, its weights alone.
+        """Adds a run and its needs; `for_others` needs only its weights.
 
         Returns:
             The name of its task, done or not.
@@ -197,7 +197,7 @@ class Plan:
         return name
 
     def _add_pool(self, source):
-        """A pool that is made of the pool; None for what the data has."""
+        """Adds a pool made from the pool; None for a split of the data."""
         if source in ("reference", "pool"):
             return None
         name, folder = f"pool {source}", self._pool_folder(source)

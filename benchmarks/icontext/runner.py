@@ -1,4 +1,4 @@
-"""Runs tasks that need one another, some at a time, a process a command."""
+"""Runs tasks with dependencies, a process for each command."""
 
 import concurrent.futures
 import contextlib
@@ -13,7 +13,7 @@ import threading
 import time
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-# One process a core: more threads would get in each other's way.
+# One process per core: more threads would slow each other down.
 _ONE_THREAD = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -47,12 +47,12 @@ class Task:
 class Runner:
     """Runs tasks as soon as what they need is done.
 
-    On SystemExit, as of a signal, the processes are told to stop and are waited
-    for: a training saves, and continues when the command is given again.
+    On SystemExit, as raised for a signal, it stops the processes and waits: a
+    training saves, and continues when the command is given again.
 
     Args:
         tasks: `{name: Task}`; a need that is not among them counts as done.
-        work: folder of the logs. One runner at a time works in it.
+        work: folder of the logs. Only one runner may work in it.
         jobs: processes at a time.
     """
 
@@ -167,7 +167,7 @@ def processor_seconds(workdir):
     """Processor seconds of all processes that trained a run.
 
     Returns:
-        None where one was killed together with its runner.
+        None if a process was killed together with its runner.
     """
     path = pathlib.Path(workdir) / PROCESSOR_FILE
     lines = path.read_text().split() if path.exists() else []

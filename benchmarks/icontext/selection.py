@@ -55,7 +55,7 @@ class _Rendered:
 
 
 class HeldOut(NamedTuple):
-    """What no training picture may copy.
+    """Held-out pictures, which no training picture may copy.
 
     Attributes:
         digests: SHA-256 of the pixels of each picture.
@@ -67,12 +67,12 @@ class HeldOut(NamedTuple):
 
 
 class Sieve:
-    """Renders candidates and turns away what must not enter the data.
+    """Renders candidates and rejects blanks, duplicates and leaks.
 
     Args:
         size: side of the pictures in pixels.
         num_colours: palette of the pictures, 0 for every colour.
-        held_out: pictures that another sieve let into the held-out splits.
+        held_out: held-out pictures that another sieve accepted.
     """
 
     def __init__(self, *, size, num_colours, held_out=None):
@@ -88,13 +88,13 @@ class Sieve:
 
     @property
     def held_out(self):
-        """`HeldOut` of what came into the held-out splits so far."""
+        """`HeldOut` of the pictures accepted into held-out splits so far."""
         return HeldOut(
             frozenset(self._held_out_digests), np.stack(self._held_out_shapes)
         )
 
     def accept(self, row, split):
-        """The record of a row, or `None` with the reason counted in `drops`.
+        """Returns a row's record, or None and counts the reason in `drops`.
 
         Raises:
             ValueError: two rows have the same id.
@@ -103,7 +103,7 @@ class Sieve:
         return record
 
     def accept_all(self, rows, split):
-        """`accept` of each row, faster; a list with `None` for those dropped.
+        """Does `accept` for each row, faster; dropped rows are None.
 
         Held-out rows must come one at a time, since each is compared with
         those before it.
@@ -115,7 +115,7 @@ class Sieve:
         return [one and self._record(one, split) for one in rendered]
 
     def _render(self, row, split):
-        """`_Rendered`, or `None` where there is nothing to keep."""
+        """Returns `_Rendered`, or None for a row to drop."""
         try:
             pixels = pictures.render(row.drawing, self._size)
         except ValueError:
@@ -224,7 +224,7 @@ def quotas(sizes, total, floor=1):
             f"{sum(sizes.values())}]. Received: total={total}"
         )
     # Sets whose proportional share is below the floor are settled first; each
-    # one settled lowers the shares of the rest.
+    # settled set lowers the shares of the rest.
     settled = {}
     while True:
         free = {name: n for name, n in sizes.items() if name not in settled}

@@ -10,7 +10,7 @@ _TEXTS = ("concept", "label", "kind", "style", "source", "license", "name")
 
 
 def write(path, records):
-    """Write records to one shard.
+    """Writes records to a shard.
 
     Args:
         path: file to write.
@@ -23,14 +23,14 @@ def write(path, records):
     part = f"{path}.{os.getpid()}.part"
     with tf.io.TFRecordWriter(part) as writer:
         for record in records:
-            # Maps have no order of their own; sorted keys give stable bytes.
+            # Maps have no order; sorted keys give stable bytes.
             writer.write(example(record).SerializeToString(deterministic=True))
     os.replace(part, path)  # a reader never sees half a shard
     return os.path.getsize(path)
 
 
 def write_split(folder, split, records, count):
-    """Write records to so many shards, in equal parts.
+    """Writes records to `count` shards, in equal parts.
 
     Returns:
         Number of bytes written.
@@ -46,7 +46,7 @@ def write_split(folder, split, records, count):
 
 
 def read(path):
-    """Records of a shard that `write` wrote; their rows have no drawing."""
+    """Yields the records of a shard; their rows have no drawing."""
     dataset = tf.data.TFRecordDataset(os.fspath(path))
     for serialized in dataset.as_numpy_iterator():
         feature = tf.train.Example.FromString(serialized).features.feature

@@ -1,8 +1,8 @@
-"""What the packages hold, as rows: a drawing, its texts and where it is from.
+"""Rows of the packages: a drawing, its texts and its origin.
 
-Three families of rows: emoji art (one row for a concept in a style), icon
-sets (logos among them) and Open Clip Art. Rows are made lazily and hold no
-pixels; nothing here chooses or drops a row for the sake of a split.
+There are three families: emoji art (one row for a concept in a style), icon
+sets (logos among them) and Open Clip Art. Rows are lazy and have no pixels;
+splits are made elsewhere.
 """
 
 import collections
@@ -45,7 +45,7 @@ _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 
 
 class Drawing(NamedTuple):
-    """Where the picture is: SVG text, or the path of a file."""
+    """A picture to render: SVG text, or the path of a file."""
 
     format: str  # "svg" (text), "file" (path of an SVG) or "bitmap" (path)
     data: str
@@ -121,7 +121,7 @@ def load_collections(cache):
 
 
 def emoji_rows(cache, table, style):
-    """Emoji art of one style: at most one row a concept of `table`."""
+    """Yields emoji art of a style, at most one row for a concept of `table`."""
     if style == FLUENT_3D_STYLE:
         yield from _fluent_3d_rows(cache, table)
         return
@@ -158,7 +158,7 @@ def icon_sets(cache):
 
 
 def icon_rows(cache, style):
-    """The visible icons of one iconify set."""
+    """Yields the visible icons of an iconify set."""
     description = load_collections(cache)[style]
     icons = _read_json(cache, packages.ICONIFY, "json", f"{style}.json")
     tags = _icon_tags(cache, style)

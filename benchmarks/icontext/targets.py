@@ -1,4 +1,4 @@
-"""How many times less one method spends than another, to the same score."""
+"""Ratios of the costs of two methods to reach the same score."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from benchmarks.icontext import bootstrap, matrix
 
 
 class Ratio(NamedTuple):
-    """What uniform training spends over what a method spends.
+    """Cost of uniform training over the cost of a method.
 
     Attributes:
         value: over all seeds together; 0 if a seed misses the target.
@@ -51,15 +51,14 @@ def steps_to(steps, scores, target):
 
 
 def ratio(runs, others, spent, splits, longer=()):
-    """What `others` spend to reach their final scores, over what `runs` spend.
+    """Cost of `others` to reach their final scores, over the cost of `runs`.
 
-    Each seed of `others` sets its own target. What it spends is counted up to
-    the first time its curve reaches that score, or up to the time a `longer`
-    run does, whichever is sooner. Where a resample of concepts moves a final
-    score, the curve is scaled with it.
+    Each seed of `others` sets a target for that seed. Its cost is counted up to
+    the first time its curve, or that of a `longer` run, reaches the target.
+    Where a resample of concepts moves a final score, the curve scales with it.
 
     Args:
-        runs: `Run`s, one a seed.
+        runs: `Run`s, one per seed.
         others: `Run`s of the same seeds.
         spent: `(run, steps) -> cost`, for arrays of steps as well.
         splits: whose mean is the score.
@@ -72,8 +71,8 @@ def ratio(runs, others, spent, splits, longer=()):
     theirs = np.stack([other.resampled(splits) for other in others])
 
     def crossings(rows):  # [seeds, 1 + RESAMPLES]
-        own = np.stack([row.resampled(splits) for row in rows])
-        moved = ends[:, None] * theirs / theirs[:, :1] * own[:, :1] / own
+        ours = np.stack([row.resampled(splits) for row in rows])
+        moved = ends[:, None] * theirs / theirs[:, :1] * ours[:, :1] / ours
         return np.stack(
             [
                 steps_to(row.steps, row.curve(splits), target)
@@ -81,7 +80,7 @@ def ratio(runs, others, spent, splits, longer=()):
             ]
         )
 
-    # A run reaches its own end at one step in all resamples.
+    # A run reaches its final score at the same step in all resamples.
     first = np.stack(
         [
             np.full(
@@ -116,12 +115,12 @@ def ratio(runs, others, spent, splits, longer=()):
 
 
 def examples(run, steps):
-    """Examples trained on in so many steps."""
+    """Examples trained on in `steps` steps."""
     return steps / run.row.steps * run.row.examples_trained
 
 
 def passes(run, steps):
-    """Forward passes of one example in so many steps, as in Figure 1.
+    """Forward passes in `steps` steps, counted as in the paper's Figure 1.
 
     Three for each example trained on and one for each scored by the learner.
     The cached reference and stage 0 need none; a coarse view counts in full.
@@ -133,7 +132,7 @@ def passes(run, steps):
 
 
 def flops(run, steps):
-    """FLOPs of so many steps, stage 0 included."""
+    """FLOPs of `steps` steps, stage 0 included."""
     return steps / run.row.steps * (run.row.flops_step + run.row.flops_cascade)
 
 

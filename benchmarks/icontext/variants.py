@@ -69,15 +69,15 @@ def _kept(options, records):
 
 
 def with_noise(records, share):
-    """The records, a share of them with captions of one another.
+    """Returns the records, a share of them with exchanged captions.
 
     Args:
         records: list of `selection.Record`.
-        share: of the records that get another's captions, in [0, 1].
+        share: of the records whose captions are exchanged, in [0, 1].
     """
     chosen = moved(len(records), share)
     found = list(records)
-    # A cycle through all of them, so that no record gets its own captions.
+    # A cycle through all of them, so that no record keeps its captions.
     for place, giver in zip(chosen, np.roll(chosen, 1), strict=True):
         record = records[place]
         captions = records[giver].row.captions
@@ -88,7 +88,7 @@ def with_noise(records, share):
 
 
 def moved(count, share):
-    """Rows of `with_noise` that get another's captions, in random order."""
+    """Returns the rows whose captions `with_noise` exchanges."""
     order = np.random.default_rng(_SEED).permutation(count)
     return order[: round(share * count)]
 
