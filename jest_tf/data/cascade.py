@@ -1,16 +1,16 @@
-"""Stage 0: which positions of the stream are read at all.
+"""Stage 0: the positions of the stream that a super-batch is made of.
 
-With the reference's embeddings in sidecars its part of the score needs neither
-model nor picture. So before anything is read or decoded, a step takes a
-*hyper-batch*, the next K B positions of the stream, looks at their sidecar rows
-alone, and chooses the B of its super-batch: jointly by easy-reference, with the
-sampler of `selection/samplers.py`, but for a share that is drawn uniformly from
-the rest. What stands at a position is what it would be without
-(`data/reader.py`), and so are ids, captions and replacements.
+With the reference's embeddings in sidecars, its part of the score needs neither
+a model nor a picture. So before anything is read or decoded, a step takes a
+*hyper-batch*, the next K B positions of the stream, reads their sidecar rows
+alone, and chooses the B positions of its super-batch: jointly by
+easy-reference, with the sampler of `selection/samplers.py`, but for a share
+that is drawn uniformly from the rest. The record at a position, its caption and
+its replacement are those of a stream without a cascade (`data/reader.py`).
 
-The choice is a pure function of (settings, seed, step, sidecars). Hosts need
-not hear of each other: each makes the choices of the groups that its rows come
-from, and where several have rows of one group, each makes the whole of it.
+The choice is a pure function of (settings, seed, step, sidecars), so hosts need
+not communicate. Each host chooses in the groups that its rows come from; hosts
+that share a group choose in all of it.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,12 @@ from jest_tf.data import reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
 
-# Keeps the noise of stage 0 apart from that of the selection, whose seed is
-# the same (run seed, step), and its two parts apart from each other.
+# Separate the noise of the joint and of the uniform draw from each other and
+# from that of the selection, which has the same seed (run seed, step).
 _JOINT_SALT = 0x57A6E0
 _UNIFORM_SALT = 0xF1004
 
-# Groups that are chosen from at a time: the rows of one are read while the
-# choice of another is made.
+# Groups under way at a time: rows of one are read while another is drawn.
 _CHOICES = 2
 
 
@@ -39,12 +38,11 @@ class Cascade:
 
     Args:
         settings: with a `hyper_batch_size`.
-        sidecars: of the reference, over the store that the stream is of.
-        loss: "sigmoid" or "softmax", where the settings leave it open.
+        sidecars: of the reference, for the store of the stream.
+        loss: "sigmoid" or "softmax", if the settings have none.
 
     Attributes:
-        settings: as given.
-        sidecars: as given.
+        settings, sidecars: as given.
         size: K B, positions of a hyper-batch.
 
     Raises:
@@ -78,18 +76,18 @@ class Cascade:
         seed: int,
         super_batch_size: int,
     ) -> tf.data.Dataset:
-        """The endless dataset of what is read.
+        """Returns the endless dataset of chosen positions, a step each.
 
         Args:
             start_step: the first step.
-            rows: of every super-batch, those that this host reads.
+            rows: of every super-batch that this host reads.
             store: the records.
             order: of the stream.
             seed: the run's seed.
             super_batch_size: B.
 
         Returns:
-            A dataset of the chosen positions, int64 [rows], ascending, in
+            A dataset of int64 [rows], ascending, in
             [step K B, (step + 1) K B).
 
         Raises:
@@ -115,14 +113,14 @@ class Cascade:
                 seed=(seed, group),
                 loss=self._loss,
             )
-            # In the order of the stream, so that every replica gets as many of
-            # the best.
+            # In the order of the stream, so that the best rows are spread
+            # evenly over replicas.
             return tf.sort(tf.gather(positions, places))
 
         return join_groups(choose, start_step, rows, num_rows, num_groups)
 
     def _offered(self, group, store, order, seed):
-        """Positions of a group, and the embeddings of what stands there."""
+        """Returns positions of a group, and the embeddings at them."""
         size = self.size // self.settings.num_groups
 
         def load(group):
@@ -146,11 +144,10 @@ class Cascade:
 def of_run(
     config: config_lib.TrainConfig, sidecars: sidecars_lib.Sidecars | None
 ) -> Cascade | None:
-    """The cascade that a run's settings ask for, or None.
+    """Returns the cascade of a run's settings, or None.
 
     Raises:
-        ValueError: as of `Cascade`, or a share of uniform rows is rounded to
-            none in each group.
+        ValueError: as `Cascade`, or the uniform share rounds to no row.
     """
     settings, size = config.cascade, config.data.super_batch_size
     if settings.hyper_batch_size is None:
@@ -173,15 +170,14 @@ def join_groups(
     num_rows: int,
     num_groups: int,
 ) -> tf.data.Dataset:
-    """A host's rows of every super-batch, from the groups that they come from.
+    """Joins the groups of each step, and keeps a host's rows of them.
 
     Args:
-        choose: number of a group, int64 scalar -> int64 [num_rows]; those of a
-            step are step G to step G + G - 1.
+        choose: number of a group, int64 scalar -> int64 [num_rows]; a step has
+            the groups step G to step G + G - 1.
         start_step: the first step.
-        rows: of a super-batch, which is what its groups give, one after
-            another.
-        num_rows: that each group gives.
+        rows: of a super-batch, the rows of its groups one after another.
+        num_rows: rows that each group gives.
         num_groups: G.
 
     Returns:
@@ -214,10 +210,9 @@ def load_rows(
     order: stream.Order | stream.Mixture,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The reference's embeddings of what stands at positions, ids checked.
+    """Reads the reference's embeddings at positions of the stream.
 
-    A record that the sidecars know cannot be had is replaced as the reader
-    will replace it.
+    A record without an embedding is replaced by the reader's substitute.
 
     Args:
         positions: int64 [k].
@@ -227,13 +222,13 @@ def load_rows(
         seed: the run's seed.
 
     Returns:
-        The positions in the order of their rows in the store, in which they
-        are read fastest, int64 [k], and so the embeddings of the pictures and
-        of the captions, each [k, D] in the sidecars' dtype.
+        The positions, int64 [k], sorted by their rows in the store, which
+        reads fastest; and in this order the embeddings of the pictures and of
+        the captions, each [k, D] in the sidecars' dtype.
 
     Raises:
-        ValueError: ids differ, a sidecar is damaged, or so many records in a
-            row cannot be had.
+        ValueError: ids differ, a sidecar is damaged, or too many substitutes
+            have no embedding either.
     """
     count = len(positions)
     # Equal rows stay in the order of their positions. It fits: 2^42 rows of
@@ -272,19 +267,18 @@ def draw(
     seed: tuple,
     loss: str,
 ) -> tf.Tensor:
-    """Which rows of a group become rows of the super-batch.
+    """Draws the rows of a group that go into the super-batch.
 
     Args:
         reference: embeddings of the group, [k, D].
-        settings: how the joint draw is made, see `config.CascadeConfig`.
-        batch_size: b, rows to choose.
-        num_uniform: of them, those that are drawn uniformly from what the
-            joint draw of the others has left.
+        settings: of the joint draw.
+        batch_size: b, rows to draw.
+        num_uniform: rows of the b drawn uniformly, after the joint draw.
         seed: two integers, (run seed, number of the group).
         loss: "sigmoid" or "softmax".
 
     Returns:
-        int32 [b], in the order drawn, the uniform ones last.
+        int32 [b], in the order drawn, the uniform rows last.
     """
     seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
     drawn = selection.select_jointly(
@@ -304,15 +298,15 @@ def draw(
 def with_uniform(
     drawn: selection.Draw, num_uniform: int, seed: tf.Tensor
 ) -> tf.Tensor:
-    """The rows of a draw, and some drawn uniformly from what it has left.
+    """Adds rows drawn uniformly from those that a draw has left.
 
     Args:
-        drawn: of one replica.
+        drawn: the draw, of one replica.
         num_uniform: rows to add.
-        seed: as of `uniform_seed`.
+        seed: int32 [2], (run seed, group).
 
     Returns:
-        int32 [b + num_uniform], the uniform ones last.
+        int32 [b + num_uniform], the uniform rows last.
     """
     if not num_uniform:
         return drawn.indices
@@ -324,27 +318,27 @@ def with_uniform(
 
 
 def joint_seed(seed: tf.Tensor) -> tf.Tensor:
-    """The seed of the joint draw, from (run seed, group); int32 [2]."""
+    """Returns the seed of the joint draw, from (run seed, group); int32 [2]."""
     return tf.bitwise.bitwise_xor(seed, [_JOINT_SALT, 0])
 
 
 def uniform_seed(seed: tf.Tensor) -> tf.Tensor:
-    """The seed of the uniform draw, as of `joint_seed`."""
+    """Returns the seed of the uniform draw, as `joint_seed` does."""
     return tf.bitwise.bitwise_xor(seed, [_UNIFORM_SALT, 0])
 
 
 def flops(
     settings: config_lib.CascadeConfig, super_batch_size: int, dim: int
 ) -> int:
-    """Floating-point operations of a step's stage 0, on the host.
+    """Counts the floating-point operations of a step's stage 0, on one host.
 
-    Those of its matrix products, two a multiply-add, as a model's are counted:
-    each of the K B rows with itself, and in both directions with every row of
-    its group that is drawn jointly. On one host; of G groups, H hosts make
-    G / H each where H divides G, and all of them where G is 1.
+    Counts matrix products only, two operations a multiply-add: each of the K B
+    rows with itself, and in both directions with every row of its group that is
+    drawn jointly. H hosts share G groups evenly if H divides G; with G = 1 each
+    host does all of the work.
 
     Args:
-        settings: see `config.CascadeConfig`; without a hyper-batch it is 0.
+        settings: of the cascade; 0 operations without a hyper-batch.
         super_batch_size: B.
         dim: D, the width of the reference's embeddings.
     """
