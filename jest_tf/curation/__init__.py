@@ -1,17 +1,24 @@
-"""Curation: choosing records of a whole data set into a manifest."""
+"""Curation: choosing records of a whole data set, once, into a manifest.
+
+`by_score` chooses by a model's scores, on one machine or, `with_beam`, on many;
+`by_similarity` chooses what is like examples of tasks, balanced over their
+`concepts`; `models` are the models to choose by. A choice is a pure function of
+settings, models and shards, and files are written whole, so an interrupted
+choice is continued by the same call.
+"""
 
 from jest_tf.curation.by_score import (
     CRITERIA,
-    Model,
     Settings,
     choose,
     claimed,
     curate,
-    curate_with_beam,
     describe,
     for_models,
     usable,
 )
+from jest_tf.curation.models import Model
+from jest_tf.curation.with_beam import curate_with_beam
 
 __all__ = [
     "CRITERIA",

@@ -1,15 +1,13 @@
-"""Curation: a whole data set chosen from once, into a manifest.
+"""Curation by score: records chosen as a step would, beforehand.
 
-The choice of a step, made beforehand: the records of every shard are dealt by
-chance into windows, and from each window a share is chosen jointly, by
-easy-reference or by the learnability between a learner and a reference that are
-both finished. Embeddings come from sidecars; where there are none yet, they are
-written first, and nothing else looks at a picture.
+The records of every shard are dealt at random into windows. From each window a
+share is chosen jointly, by easy-reference or by the learnability between a
+finished learner and a reference. Embeddings come from sidecars, which are
+written first where they are missing.
 
-What becomes of a shard is a function of the shard, the models and the settings,
-so shards may be done in any order, again after a kill, or on many machines, as
-an Apache Beam pipeline. Sets that are inferred from tasks are in
-`curation/by_similarity.py`, the format of a manifest is in `data/manifest.py`.
+The choice within a shard is a function of shard, models and settings, so shards
+may be done in any order, again after a kill, or on many machines
+(`curation/with_beam.py`).
 """
 
 import contextlib
@@ -21,25 +19,23 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files, runs, selection
+from jest_tf import files, selection
 from jest_tf.config import checks
+from jest_tf.curation import models as models_lib
 from jest_tf.data import cascade, reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data.sidecars import embed, file_format
-from jest_tf.data.stores import manifest, shards
+from jest_tf.data.sidecars import file_format
+from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
-from jest_tf.models import reference
-from jest_tf.runs import directory as directory_lib
 
 CRITERIA = ("easy_reference", "learnability")
 
-# Rows of sidecars that are looked at together.
+# Rows of sidecars read at a time.
 _ROWS = 2**16
 
 
@@ -49,22 +45,21 @@ class Settings:
 
     Attributes:
         criterion: "easy_reference", or "learnability", which needs a learner.
-        share: of the records that have embeddings, in (0, 1]; of each shard
-            to within one record, up or down by chance of shard and seed.
-        window: records that are chosen from jointly, about; a shard is dealt
-            into windows of equal size.
-        passes: times that everything is dealt and chosen from anew, each time
-            with one caption of each record. The weight of a record is how
-            often it was chosen, its score the mean.
-        loss: pair loss of the scores, "sigmoid" or "softmax"; None is the one
+        share: of the records with embeddings, in (0, 1]; of each shard to
+            within one record, rounded up or down at random.
+        window: about how many records are chosen from jointly; the windows of
+            a shard are of equal size.
+        passes: repetitions of dealing and choosing, each with one caption a
+            record. A record's weight counts how often it was chosen, and its
+            score is the mean.
+        loss: pair loss of the scores, "sigmoid" or "softmax"; None is the loss
             that the models' runs were trained with.
-        num_chunks: N, chunks that a joint draw is made in.
+        num_chunks: N, the chunks of a joint draw.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
-        gain: multiplies every score, the inverse of a temperature; 0 is
-            uniform.
-        uniform_share: of what is chosen, in [0, 1): drawn uniformly from what
-            the joint draw of the others has left. Of each shard to within one
-            record, as `share`; one of each window at least is drawn jointly.
+        gain: multiplies every score; an inverse temperature, 0 is uniform.
+        uniform_share: of the chosen records, in [0, 1): drawn uniformly from
+            those that the joint draw has left; rounded as `share`. At least
+            one record of each window is drawn jointly.
         seed: of windows, captions and draws.
     """
 
@@ -98,98 +93,31 @@ class Settings:
             )
 
 
-class Model(NamedTuple):
-    """Where the embeddings of a model come from.
-
-    Attributes:
-        workdir: the directory of its run, finished unless there is a `step`;
-            "" takes what the sidecars are of.
-        sidecar_dir: folder of its sidecars; "" is beside each shard.
-        step: of the checkpoint to take the weights from; None takes those that
-            the run ended with.
-    """
-
-    workdir: str = ""
-    sidecar_dir: str = ""
-    step: int | None = None
-
-    def description(self, store: stores.Store) -> file_format.Description:
-        """What its embeddings are of.
-
-        Raises:
-            ValueError: there is no such run, or no sidecars without one.
-        """
-        if self.workdir:
-            return _loaded(self.workdir, self.step, _written(self.workdir))[1]
-        return sidecars_lib.Sidecars(store, self.sidecar_dir).description
-
-    def loss(self) -> str | None:
-        """The pair loss of its run; None where there is none.
-
-        Raises:
-            ValueError: there is no such run.
-        """
-        if not self.workdir:
-            return None
-        run, _ = _loaded(self.workdir, self.step, _written(self.workdir))
-        return run.config.model.loss
-
-    def sidecars(
-        self,
-        store: stores.Store,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> sidecars_lib.Sidecars:
-        """The sidecars of a store, written first if they are not there.
-
-        Args:
-            store: the records.
-            progress: as of `embed.write`.
-
-        Raises:
-            ValueError: as of `embed.write` and `sidecars.Sidecars`.
-        """
-        if not self.workdir:
-            return sidecars_lib.Sidecars(store, self.sidecar_dir)
-        run, description = _loaded(
-            self.workdir, self.step, _written(self.workdir)
-        )
-        embed.write(
-            store,
-            reference.encoder(run),
-            description,
-            self.sidecar_dir,
-            image_size=run.config.data.image_size,
-            dtype=_dtype(store, self.sidecar_dir),
-            progress=progress,
-        )
-        return sidecars_lib.Sidecars(store, self.sidecar_dir, description)
-
-
 def curate(
     store: stores.Store,
     directory: str,
     chosen_by: Settings,
-    models: Sequence[Model],
+    models: Sequence[models_lib.Model],
     *,
     overwrite: bool = False,
     embedding: Callable[[int, int], None] | None = None,
     scoring: Callable[[int, int], None] | None = None,
 ) -> manifest.Manifest:
-    """Writes the manifest of a store; goes on where it was stopped.
+    """Writes the manifest of a store; continues what was interrupted.
 
     Args:
         store: the records.
         directory: of the manifest, local.
         chosen_by: the settings.
         models: the reference, and the learner if the criterion needs one.
-        overwrite: write all anew, whatever is there.
-        embedding: told the records embedded and to embed.
-        scoring: told the records scored and to score.
+        overwrite: write all files anew.
+        embedding: called with the records embedded and to embed.
+        scoring: called with the records scored and to score.
 
     Raises:
-        ValueError: models and settings do not fit, embeddings cannot be had,
-            two shards are one, or the folder holds another manifest, or is
-            being written to.
+        ValueError: models and settings do not fit, embeddings are missing, two
+            shards are one, or the folder holds another manifest or is being
+            written to.
     """
     chosen_by = for_models(chosen_by, models)
     manifest.check_distinct(store)
@@ -209,72 +137,15 @@ def curate(
         return manifest.finish(store, directory, made_by, {})
 
 
-def curate_with_beam(
-    data: config_lib.DataConfig,
-    directory: str,
-    chosen_by: Settings,
-    models: Sequence[Model],
-    *,
-    options: Sequence[str] = (),
-    overwrite: bool = False,
-) -> manifest.Manifest:
-    """As `curate`, the shards spread by Apache Beam over its workers.
-
-    Every worker reads the shards, the runs and the sidecars by the same paths,
-    and writes to the same folder. Sidecars that are not there are written by
-    the worker that comes to the shard, in `Model.sidecar_dir`, which may be a
-    folder of each worker's own.
-
-    Args:
-        data: the store, in `train`; and how it is read.
-        directory: of the manifest; may be remote.
-        chosen_by: as of `curate`, like `models` and `overwrite`.
-        models: the reference, and the learner if the criterion needs one.
-        options: Beam's own flags, `--runner=DataflowRunner` and the like.
-        overwrite: write all anew, whatever is there.
-
-    Raises:
-        ValueError: as of `curate`, Beam is not installed or lacks what its
-            runner needs, or it knows no such flag.
-    """
-    beam, flags = _beam_options(options)
-    chosen_by = for_models(chosen_by, models)
-    _opened.cache_clear()  # of a pipeline before, in this process
-    store = stores.open_stores(data)
-    manifest.check_distinct(store)
-    made_by = describe(
-        chosen_by, [model.description(store) for model in models]
-    )
-    work = functools.partial(
-        _curate_shard, data, directory, chosen_by, tuple(models), overwrite
-    )
-    try:
-        with beam.Pipeline(options=flags) as pipeline:
-            _ = (
-                pipeline
-                | "Shards" >> beam.Create(range(len(store.shards.paths)))
-                | "Spread" >> beam.Reshuffle()
-                | "Choose" >> beam.Map(work)
-            )
-    except ImportError as error:
-        # A runner's own packages are looked for when it is made or started.
-        raise ValueError(
-            "Apache Beam must be installed with what its runner needs, as "
-            "apache-beam[gcp] for Dataflow. Received: "
-            f"{shards.one_line(error)}"
-        ) from error
-    return manifest.finish(store, directory, made_by, {})
-
-
 def choose(
-    store: stores.Store, chosen_by: Settings, models: Sequence[Model]
+    store: stores.Store, chosen_by: Settings, models: Sequence[models_lib.Model]
 ) -> manifest.Part:
-    """The weights and scores of a store of one shard.
+    """Returns the weights and scores of a store of one shard.
 
     Records that could not be read, or have no caption, are not scored.
 
     Raises:
-        ValueError: embeddings cannot be had, or the loss is not known.
+        ValueError: embeddings are missing, or the loss is unknown.
     """
     chosen_by = for_models(chosen_by, models)
     sidecars = [model.sidecars(store) for model in models]
@@ -313,7 +184,7 @@ def choose(
 def usable(
     store: stores.Store, sidecars: Sequence[sidecars_lib.Sidecars]
 ) -> np.ndarray:
-    """The rows that all sidecars have an embedding and a caption of; int64."""
+    """Returns the rows with an embedding and a caption in all sidecars."""
     found = []
     for start in range(0, len(store), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(store)))
@@ -328,15 +199,17 @@ def usable(
 def describe(
     chosen_by: Settings, descriptions: Sequence[file_format.Description]
 ) -> dict:
-    """What a manifest says that it was made by."""
+    """Returns the `made_by` of a manifest."""
     made_by = {"choice": "joint", **dataclasses.asdict(chosen_by)}
     for name, one in zip(("reference", "learner"), descriptions, strict=False):
         made_by[name] = one._asdict()
     return made_by
 
 
-def for_models(chosen_by: Settings, models: Sequence[Model]) -> Settings:
-    """The settings with the loss that models' runs were trained with.
+def for_models(
+    chosen_by: Settings, models: Sequence[models_lib.Model]
+) -> Settings:
+    """Returns the settings with the loss that models' runs were trained with.
 
     Raises:
         ValueError: the criterion needs other models, there is no such run, or
@@ -397,83 +270,15 @@ def claimed(directory: str) -> Iterator[None]:
         yield
 
 
-def _written(workdir):
-    """When a run was written, so that another one is not taken for it."""
-    try:
-        path = directory_lib.path(workdir, directory_lib.WEIGHTS_FILE)
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _dtype(store, directory):
-    """That of the first sidecar that is there, or float16."""
-    for shard in range(len(store.shards.paths)):
-        path = sidecars_lib.sidecar_path(store, shard, directory)
-        if os.path.isfile(path):
-            return file_format.read(path)[0].dtype
-    return "float16"
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(workdir, step, written):
-    """A run and what its embeddings are of."""
-    del written
-    run = runs.load_run(workdir, step)
-    return run, reference.describe(run)
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(data):
-    return stores.open_stores(data)
-
-
-def _curate_shard(data, directory, chosen_by, models, overwrite, shard):
-    """What a worker of Beam does; returns the file's name."""
-    store = _opened(data)
-    alone = store.of_shard(shard)
-    path = manifest.part_path(store, shard, directory)
-    sidecars = [model.sidecars(alone) for model in models]
-    made_by = describe(chosen_by, [one.description for one in sidecars])
-    header = manifest.describe(store, shard, made_by)
-    if overwrite or not manifest.is_there(path, header):
-        manifest.write_part(path, header, choose(alone, chosen_by, models))
-    return path
-
-
-def _beam_options(options):
-    """Apache Beam, and its flags, all of which it knows."""
-    try:
-        import apache_beam as beam
-        from apache_beam.options import pipeline_options
-    except ImportError as error:
-        raise ValueError(
-            "`beam` needs Apache Beam: pip install apache-beam. "
-            f"Received: {shards.one_line(error)}"
-        ) from error
-    flags = pipeline_options.PipelineOptions(list(options))
-    # Beam passes over what it does not know. Only here does it hand out the
-    # parser of all its options.
-    parsers: list = []
-    flags.get_all_options(add_extra_args_fn=parsers.append)
-    unknown = parsers[0].parse_known_args(list(options))[1]
-    if unknown:
-        raise ValueError(
-            "Flags must be of this command or of Apache Beam. Received: "
-            f"{' '.join(unknown)}"
-        )
-    return beam, flags
-
-
 def _key(store, seed):
-    """An integer in [0, 2^31) of a shard's version and the seed."""
+    """Hashes a shard's version and the seed to an integer in [0, 2^31)."""
     text = f"{seed} {store.stamp(0)}".encode()
     digest = hashlib.blake2b(text, digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def _embedded(sidecars, rows, numbers, ids):
-    """`Embeddings` of rows by each model, with the same captions."""
+    """Reads `Embeddings` of rows by each model, with the same captions."""
     # Sorted ones are read fastest.
     order = np.argsort(rows)
     back = np.argsort(order)
@@ -493,12 +298,11 @@ def _embedded(sidecars, rows, numbers, ids):
 
 
 def _counts(share, sizes, key):
-    """How many are chosen of windows of these sizes, one after another.
+    """Returns how many records are chosen from each of several windows.
 
-    What rounding takes from a window is given to a later one: so many are
-    chosen of the first k as their share, to within one. Where the line of them
-    begins is by chance for each shard, so that many small shards come to their
-    share of all on average.
+    Systematic rounding: cumulative counts stay within one of the share. The
+    start is random for each shard, so that many small shards have their share
+    on average.
     """
     # In fractions: a sum of floats may come out below a whole number.
     start = Fraction(key, 2**31)
@@ -509,10 +313,10 @@ def _counts(share, sizes, key):
 
 
 def _choose_from(every, count, num_uniform, chosen_by, seed):
-    """Rows chosen from a window, and the scores of all; NumPy."""
+    """Chooses rows from a window; returns them and the scores of all."""
     dims = tuple(one.image.shape[1] for one in every)
     size = len(every[0].image)
-    # Scores are of records beside those chosen: without any, beside one.
+    # A score depends on the chosen records, so at least one is drawn.
     draw = _drawer(chosen_by, size, max(1, count), num_uniform, dims)
     models = [tf.nest.map_structure(tf.constant, one) for one in every]
     chosen, scores = draw(tf.constant(seed, tf.int32), *models)
@@ -522,7 +326,7 @@ def _choose_from(every, count, num_uniform, chosen_by, seed):
 # Shards are about equally large, so sizes of windows are few.
 @functools.lru_cache(maxsize=32)
 def _drawer(chosen_by, size, count, num_uniform, dims):
-    """A graph: seed, reference, learner -> rows chosen, scores of all."""
+    """Returns a graph: seed, reference, learner -> rows, scores of all."""
 
     def draw(seed, reference, *learners):
         learner = learners[0] if learners else None

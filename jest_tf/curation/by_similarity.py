@@ -20,20 +20,17 @@ import numpy as np
 
 from jest_tf.config import checks
 from jest_tf.curation import by_score
-from jest_tf.data import reader, stores
+from jest_tf.curation import concepts as concepts_lib
 from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores
 from jest_tf.data.stores import manifest
-
-# Fields that name the concept of an example, as evaluations use them.
-CONCEPT_FIELDS = ("concept", "label")
-CLUSTERS = "clusters"
 
 # What a manifest counts of the choice, beside what was passed over.
 ASKED_FOR = "asked for"
 CANDIDATES = "candidates"
 CONCEPTS = "concepts"
 NOT_COMPARED = "items of the evaluation without an embedding"
-COUNTED = (ASKED_FOR, CANDIDATES, CONCEPTS, CLUSTERS, NOT_COMPARED)
+COUNTED = (ASKED_FOR, CANDIDATES, CONCEPTS, concepts_lib.CLUSTERS, NOT_COMPARED)
 
 # Similarities of a block of the pool with all tasks, float32: 32 MB.
 _BLOCK_VALUES = 2**23
@@ -147,20 +144,6 @@ class Apart:
             )
 
 
-class Concepts(NamedTuple):
-    """What the choice is balanced over.
-
-    Attributes:
-        over: the field that names them, or `CLUSTERS`.
-        names: of each.
-        labels: int64 [k], which of them each example has.
-    """
-
-    over: str
-    names: list[str]
-    labels: np.ndarray
-
-
 def infer(
     pool: Source,
     tasks: Source,
@@ -202,7 +185,13 @@ def infer(
     if evaluation is not None:
         apart = Apart(evaluation)
         check_apart(tasks.store, apart, chosen_by)
-    concepts = concepts_of(tasks.store, examples, chosen_by)
+    concepts = concepts_lib.concepts_of(
+        tasks.store,
+        examples.rows,
+        examples.both,
+        chosen_by.concept_field,
+        chosen_by.num_clusters,
+    )
     made_by = _describe(pool, tasks, evaluation, chosen_by, concepts)
     with by_score.claimed(directory):
         headers = {
@@ -227,7 +216,9 @@ def infer(
         good, counts = _apart_from(pool, found, apart, chosen_by)
         chosen, repeated = take_turns(nearest, found, good, chosen_by)
         counts |= repeated | {
-            CLUSTERS if concepts.over == CLUSTERS else CONCEPTS: count,
+            concepts_lib.CLUSTERS
+            if concepts.over == concepts_lib.CLUSTERS
+            else CONCEPTS: count,
             CANDIDATES: len(found.rows),
             ASKED_FOR: chosen_by.size,
         }
@@ -299,65 +290,6 @@ def check_apart(tasks: stores.Store, apart: Apart, chosen_by: Settings) -> None:
                 f"{tasks.describe(first)} and {apart.store.describe(item)}, "
                 f"ids {ids[first]} and {apart.ids[item]}{way_out}"
             )
-
-
-def concepts_of(
-    store: stores.Store, examples: Embedded, chosen_by: Settings
-) -> Concepts:
-    """The concepts of examples, sorted.
-
-    Raises:
-        ValueError: an example lacks the field that is asked for, or that others
-            have.
-    """
-    wanted = chosen_by.concept_field
-    fields = (wanted,) if wanted else CONCEPT_FIELDS
-    if chosen_by.num_clusters is not None and not wanted:
-        fields = ()
-    columns = store.columns(fields)
-    for field in fields:
-        values = [
-            _name(field, columns[field][row]) for row in examples.rows.tolist()
-        ]
-        missing = values.count("")
-        if not missing:
-            names, labels = np.unique(np.array(values), return_inverse=True)
-            return Concepts(field, names.tolist(), labels.reshape(-1))
-        if wanted or missing < len(values):
-            row = int(examples.rows[values.index("")])
-            which = f"`concept_field` {field!r}" if wanted else f"`{field}`"
-            raise ValueError(
-                f"{which} must be a field of every example. Received: "
-                f"{missing} of {len(values)} examples without it, the first "
-                f"{store.describe(row)}; set `concept_field` to one that all "
-                "have, or `num_clusters` alone to have clusters instead"
-            )
-    count = chosen_by.num_clusters or round(len(examples.rows) ** 0.5)
-    labels = cluster(examples.both, min(count, len(examples.rows)))
-    names = [f"cluster {number}" for number in range(labels.max() + 1)]
-    return Concepts(CLUSTERS, names, labels)
-
-
-def cluster(points: np.ndarray, count: int) -> np.ndarray:
-    """Clusters points by k-means; equal points give equal labels.
-
-    Args:
-        points: float32 [k, D] of unit length.
-        count: clusters, at most k.
-
-    Returns:
-        int64 [k], every number up to the largest used.
-    """
-    # Seconds to import, and only clusters need it.
-    import sklearn.cluster
-    import threadpoolctl
-
-    count = min(count, len(np.unique(points, axis=0)))
-    means = sklearn.cluster.KMeans(count, n_init=10, random_state=0)
-    # Threads add in any order, which may change the last bits of a sum.
-    with threadpoolctl.threadpool_limits(1):
-        labels = means.fit_predict(points)
-    return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
 def find_nearest(
@@ -500,14 +432,6 @@ def _images(source):
         rows = source.sidecars.read_rows(start, stop)
         found.append(rows.image[rows.valid].astype(np.float32))
     return np.concatenate(found)
-
-
-def _name(field, value):
-    """The concept that an example's field names; "" of none."""
-    if field == "caption":
-        places = reader.candidates(value)
-        value = value[places[0]] if places else b""
-    return value.decode("utf-8", "replace").strip()
 
 
 def _apart_from(pool, found, apart, chosen_by):

@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from jest_tf import config, curation, models, runs, selection
 from jest_tf.curation import by_similarity
+from jest_tf.curation import concepts as concepts_lib
 from jest_tf.data import (
     cascade,
     reader,
@@ -941,9 +942,13 @@ class LikeTest(tf.test.TestCase):
     def test_concepts_are_a_field_a_caption_or_clusters(self):
         examples = by_similarity.load(self.tasks)
 
-        def concepts(**settings):
-            return by_similarity.concepts_of(
-                self.tasks.store, examples, by_similarity.Settings(**settings)
+        def concepts(field="", num_clusters=None):
+            return concepts_lib.concepts_of(
+                self.tasks.store,
+                examples.rows,
+                examples.both,
+                field,
+                num_clusters,
             )
 
         def assert_clusters(found):
@@ -957,11 +962,11 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(over, "concept")
         self.assertEqual(names, [f"concept {number}" for number in range(4)])
         self.assertAllEqual(labels, self.labels)
-        over, names, _ = concepts(concept_field="caption")
+        over, names, _ = concepts("caption")
         self.assertEqual(over, "caption")
         self.assertEqual(names, [f"caption {number}" for number in range(10)])
         with self.assertRaisesRegex(ValueError, "'kind' must be a field of ev"):
-            concepts(concept_field="kind")
+            concepts("kind")
         assert_clusters(concepts(num_clusters=4))
         self.tasks = self.source("plain", self.labels, range(10))
         examples = by_similarity.load(self.tasks)
@@ -990,25 +995,25 @@ class LikeTest(tf.test.TestCase):
         captions = [[blank, f" {label}\u2003"] for label in self.labels]
         store = write_set(self.folder, "spaces", range(10), captions, range(10))
         examples = by_similarity.load(self.tasks)
-        settings = by_similarity.Settings(concept_field="caption")
-        found = by_similarity.concepts_of(store, examples, settings)
+        arguments = examples.rows, examples.both, "caption"
+        found = concepts_lib.concepts_of(store, *arguments)
         self.assertEqual(found.names, ["0", "1", "2", "3"])
         captions[6] = [blank, ""]
         store = write_set(self.folder, "blank", range(10), captions, range(10))
         with self.assertRaisesRegex(
             ValueError, "'caption' must be .* 1 of 10 .* record 6 of"
         ):
-            by_similarity.concepts_of(store, examples, settings)
+            concepts_lib.concepts_of(store, *arguments)
 
     def test_clusters_of_equal_points_are_one(self):
-        labels = by_similarity.cluster(np.ones([5, 1], np.float32), 3)
+        labels = concepts_lib.cluster(np.ones([5, 1], np.float32), 3)
         self.assertAllEqual(labels, np.zeros(5))
 
     def test_clusters_are_the_same_every_time(self):
         points = sidecar_files.unit_rows(200, 1, 16)
-        first = by_similarity.cluster(points, 14)
+        first = concepts_lib.cluster(points, 14)
         self.assertAllEqual(np.unique(first), np.arange(14))
-        self.assertAllEqual(by_similarity.cluster(points, 14), first)
+        self.assertAllEqual(concepts_lib.cluster(points, 14), first)
 
     def test_settings_out_of_range_are_refused(self):
         for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):

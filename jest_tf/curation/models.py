@@ -1,0 +1,105 @@
+"""The models that curation chooses by: finished runs, or sidecars alone."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jest_tf import runs
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores
+from jest_tf.data.sidecars import embed, file_format
+from jest_tf.models import reference
+from jest_tf.runs import directory as directory_lib
+
+
+class Model(NamedTuple):
+    """Where the embeddings of a model come from.
+
+    Attributes:
+        workdir: directory of its run, finished unless there is a `step`; ""
+            takes the sidecars of any model.
+        sidecar_dir: folder of its sidecars; "" is beside each shard.
+        step: of the checkpoint with the weights; None is the end of the run.
+    """
+
+    workdir: str = ""
+    sidecar_dir: str = ""
+    step: int | None = None
+
+    def description(self, store: stores.Store) -> file_format.Description:
+        """Returns the description of its embeddings.
+
+        Raises:
+            ValueError: there is no such run, or no sidecars without one.
+        """
+        if self.workdir:
+            return _loaded(self.workdir, self.step, _written(self.workdir))[1]
+        return sidecars_lib.Sidecars(store, self.sidecar_dir).description
+
+    def loss(self) -> str | None:
+        """Returns the pair loss of its run, or None without a run.
+
+        Raises:
+            ValueError: there is no such run.
+        """
+        if not self.workdir:
+            return None
+        run, _ = _loaded(self.workdir, self.step, _written(self.workdir))
+        return run.config.model.loss
+
+    def sidecars(
+        self,
+        store: stores.Store,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> sidecars_lib.Sidecars:
+        """Opens the sidecars of a store, after writing missing ones.
+
+        Args:
+            store: the records.
+            progress: as in `embed.write`.
+
+        Raises:
+            ValueError: as `embed.write` and `sidecars.Sidecars`.
+        """
+        if not self.workdir:
+            return sidecars_lib.Sidecars(store, self.sidecar_dir)
+        run, description = _loaded(
+            self.workdir, self.step, _written(self.workdir)
+        )
+        embed.write(
+            store,
+            reference.encoder(run),
+            description,
+            self.sidecar_dir,
+            image_size=run.config.data.image_size,
+            dtype=_dtype(store, self.sidecar_dir),
+            progress=progress,
+        )
+        return sidecars_lib.Sidecars(store, self.sidecar_dir, description)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(workdir, step, written):
+    """A run and the description of its embeddings."""
+    del written
+    run = runs.load_run(workdir, step)
+    return run, reference.describe(run)
+
+
+def _written(workdir):
+    """When a run was written, so that another one is not taken for it."""
+    try:
+        path = directory_lib.path(workdir, directory_lib.WEIGHTS_FILE)
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _dtype(store, directory):
+    """Returns the dtype of the first existing sidecar, or float16."""
+    for shard in range(len(store.shards.paths)):
+        path = sidecars_lib.sidecar_path(store, shard, directory)
+        if os.path.isfile(path):
+            return file_format.read(path)[0].dtype
+    return "float16"
