@@ -1,11 +1,11 @@
-"""Reference sets inferred from tasks: the records of a pool that are like them.
+"""Curation by similarity: reference sets inferred from tasks.
 
-From a few hundred examples of the tasks that one cares about, the nearest
-records of a pool in a model's embedding space: exactly, block by block, with
-nothing of the pool's size in memory but a score a record. The tasks' concepts
-take turns in choosing, so that each gets as many records as there are to be
-had; what is in the set already, or in the tasks' evaluation, is passed over.
-The result is a manifest, as `curation/by_score.py` makes them from scores.
+From a few hundred examples of the tasks of interest, finds the nearest records
+of a pool in a model's embedding space: exactly, block by block, with one score
+a record in memory. The tasks' concepts choose in turns, so that each gets as
+many records as the pool has; a record that is already in the set, or in the
+tasks' evaluation, is passed over. The result is a manifest, as from
+`curation/by_score.py`.
 
 Evans et al. (2024, arXiv 2406.17711, section 6) leave this as future work.
 """
@@ -25,14 +25,14 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.stores import manifest
 
-# What a manifest counts of the choice, beside what was passed over.
+# Counts in a manifest, beside the reasons for passing records over.
 ASKED_FOR = "asked for"
 CANDIDATES = "candidates"
 CONCEPTS = "concepts"
 NOT_COMPARED = "items of the evaluation without an embedding"
 COUNTED = (ASKED_FOR, CANDIDATES, CONCEPTS, concepts_lib.CLUSTERS, NOT_COMPARED)
 
-# Similarities of a block of the pool with all tasks, float32: 32 MB.
+# Similarities of a block of the pool to all tasks, float32: 32 MB.
 _BLOCK_VALUES = 2**23
 _BLOCK_ROWS = 2**13
 # Records whose pictures are read at a time.
@@ -41,25 +41,24 @@ _READ = 256
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes a set that is like tasks.
+    """How records similar to tasks are chosen.
 
     Attributes:
-        size: records to choose; fewer where there are not so many.
+        size: records to choose; fewer if the pool has fewer.
         concept_field: field of the tasks that names an example's concept,
             "caption" for its first caption; "" is `concept` or `label`, or
             else clusters of their embeddings.
-        num_clusters: clusters that stand for concepts, whatever fields there
-            are beside a `concept_field`; None is the square root of the number
-            of examples, where there is no field.
-        near: pictures are near-duplicates from this cosine on, and only the
-            first of them is chosen. What is near depends on the model: one
-            that tells little apart has all cosines near 1.
-        leak: a picture is one of the evaluation from this cosine with one of
-            its pictures on; as `near`.
+        num_clusters: clusters in place of `concept` and `label`; None is the
+            root of the number of examples, if they have neither field.
+        near: pictures of at least this cosine are near-duplicates, of which
+            only the first is chosen. The right value depends on the model: a
+            weak one has all cosines near 1.
+        leak: a picture of at least this cosine with a picture of the evaluation
+            is that picture.
         oversampling: candidates of a concept, in multiples of its share of the
             set.
-        compare_ids: equal ids are equal records; false where data sets count
-            theirs, each from the same number on.
+        compare_ids: equal ids are equal records; false if each data set
+            numbers its records from the same start.
     """
 
     size: int = 1000
@@ -115,7 +114,7 @@ class Source(NamedTuple):
 
 
 class Apart:
-    """What nothing may be chosen of: every item of an evaluation.
+    """The items of an evaluation, none of which may be chosen.
 
     Args:
         source: the evaluation.
@@ -124,8 +123,8 @@ class Apart:
         store: of the source.
         ids: int64 [n], of all items.
         pictures: [n], hashes of their encoded pictures, see `digests`.
-        image: float32 [k, D], of those that have an embedding, whether they
-            have a caption or not.
+        image: float32 [k, D], of items with an embedding, even without a
+            caption.
 
     Raises:
         ValueError: no item has a picture.
@@ -162,11 +161,11 @@ def infer(
     Args:
         pool: to choose from.
         tasks: examples of the tasks.
-        evaluation: what the tasks are evaluated on; None checks nothing.
+        evaluation: of the tasks, kept out of the choice; None checks nothing.
         directory: of the manifest, local.
         chosen_by: the settings.
-        overwrite: replace what something else has made.
-        progress: told the records of the pool compared and to compare.
+        overwrite: replace another manifest.
+        progress: called with the records of the pool compared and to compare.
 
     Raises:
         ValueError: tasks and evaluation share items, an example has no concept,
@@ -237,7 +236,7 @@ def infer(
 
 
 def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
-    """The records of a source that have embeddings.
+    """Loads the records of a source that have embeddings.
 
     Args:
         source: store and sidecars.
@@ -262,8 +261,8 @@ def check_apart(tasks: stores.Store, apart: Apart, chosen_by: Settings) -> None:
     """Refuses tasks that share items with their evaluation.
 
     Raises:
-        ValueError: an id is in both, or an encoded picture; with the number of
-            examples that it holds for, and places.
+        ValueError: both have an id or an encoded picture; the message counts
+            the examples and names the first.
     """
     rows = np.arange(len(tasks))
     ids = tasks.ids(rows)
@@ -299,19 +298,19 @@ def find_nearest(
     count: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The records of a pool that are nearest to each concept.
+    """Finds the records of a pool that are nearest to each concept.
 
     Args:
         pool: store and sidecars.
         examples: of the tasks.
         labels: int64 [k], the concept of each, from 0 without gaps.
         count: m, records to find for each concept.
-        progress: told the records compared and to compare.
+        progress: called with the records compared and to compare.
 
     Returns:
         Rows of the pool, int64 [concepts, m], the nearest first, -1 where
-        there are no more; and of every row the similarity to the nearest
-        example, float32 [n], NaN where it has no embedding.
+        there are no more; and each row's similarity to its nearest example,
+        float32 [n], NaN without an embedding.
     """
     order = np.argsort(labels, kind="stable")
     tasks = examples.both[order].T  # [2 D, k]
@@ -334,7 +333,7 @@ def find_nearest(
             rows = np.take_along_axis(rows, kept, 1)
         if progress is not None:
             progress(stop, size)
-    # Of equal ones the first row first.
+    # Ties go to the lower row.
     line = np.lexsort([rows, -best], axis=1)
     rows = np.take_along_axis(rows, line, 1)
     missing = [(0, 0), (0, max(0, count - rows.shape[1]))]
@@ -347,7 +346,7 @@ def take_turns(
     good: np.ndarray,
     chosen_by: Settings,
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Concepts choose in turns, each the nearest record that is still new.
+    """Lets concepts choose in turns, each its nearest record that is new.
 
     Args:
         nearest: int64 [concepts, m], rows, the nearest first; -1 is none.
@@ -356,8 +355,8 @@ def take_turns(
         chosen_by: the settings.
 
     Returns:
-        The rows that were chosen, int64, in this order; and how many were
-        passed over because of their id, and as near-duplicates.
+        The chosen rows, int64, in order; and the numbers of records passed
+        over for their id and as near-duplicates.
     """
     counts = {"repeated ids": 0, "near-duplicates": 0}
     places = np.searchsorted(found.rows, nearest)
@@ -376,7 +375,7 @@ def take_turns(
     )
 
     def is_new(place):
-        """Whether a record may join; those that may not are counted once."""
+        """Whether a record may join; counts one that may not once."""
         if place in passed:
             return False
         passed.add(place)
@@ -406,7 +405,7 @@ def take_turns(
 
 
 def digests(store: stores.Store, rows: np.ndarray) -> np.ndarray:
-    """Hashes of the encoded pictures of records; string [k], "" of none."""
+    """Hashes the encoded pictures of records; string [k], "" without."""
     out = []
     for start in range(0, len(rows), _READ):
         for record in store.read(rows[start : start + _READ]):
@@ -417,7 +416,7 @@ def digests(store: stores.Store, rows: np.ndarray) -> np.ndarray:
 
 
 def _blocks(source, most) -> Iterator[tuple[int, Embedded]]:
-    """The row that each block ends before, and those of it with embeddings."""
+    """Yields the end of each block, and its records with embeddings."""
     size = min(_BLOCK_ROWS, most)
     for start in range(0, len(source.store), size):
         stop = min(start + size, len(source.store))
@@ -425,7 +424,7 @@ def _blocks(source, most) -> Iterator[tuple[int, Embedded]]:
 
 
 def _images(source):
-    """Embeddings of all pictures of a source that have one; float32 [k, D]."""
+    """Reads the embeddings of all pictures of a source; float32 [k, D]."""
     found = []
     for start in range(0, len(source.store), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(source.store))
@@ -435,7 +434,7 @@ def _images(source):
 
 
 def _apart_from(pool, found, apart, chosen_by):
-    """Which candidates are no items of the evaluation; and how many are."""
+    """Marks candidates that are not in the evaluation; counts the others."""
     good = np.ones(len(found.rows), bool)
     if apart is None:
         return good, {}
@@ -468,8 +467,8 @@ def _describe(pool, tasks, evaluation, chosen_by, concepts):
         "choice": "like",
         **dataclasses.asdict(chosen_by),
         "balanced_over": concepts.over,
-        # Every file of a shard says this; with a list of a pool's shards they
-        # would grow as its square.
+        # Every shard's file holds this, so a list of the pool's shards here
+        # would take space quadratic in their number.
         "pool": {
             "shards": len(pool.store.shards.paths),
             "records": len(pool.store),

@@ -1,10 +1,9 @@
-"""Writes the sidecars of a store, with a model of any make.
+"""Writes the sidecars of a store, with any model.
 
 `write` runs a model over the pictures and captions of a store, `write_arrays`
-takes embeddings that are there already. The model may be of any framework: all
-it sees are NumPy arrays and strings. That of a finished run comes from
-`models/reference.py`; `jest-tf embed` is the command. How a file is laid
-out is in `data/sidecars/file_format.py`, reading in `data/sidecars/reading.py`.
+takes finished embeddings. The model may be of any framework: it gets NumPy
+arrays and strings. `models/reference.py` makes one of a finished run, and
+`jest-tf embed` is the command.
 """
 
 import collections
@@ -26,20 +25,20 @@ from jest_tf.data.sidecars import reading as reading_lib
 
 # Rows that `write_arrays` copies at a time.
 _COPY_ROWS = 2**16
-# Batches that wait decoded for the model, beside one in each thread.
+# Decoded batches that wait for the model, beside one in each thread.
 _AHEAD = 2
 
 
 class Summary(NamedTuple):
-    """What a call of `write` or `write_arrays` did.
+    """The work of one call of `write` or `write_arrays`.
 
     Attributes:
-        written: sidecars that it finished.
-        skipped: sidecars that were there.
+        written: number of sidecars written.
+        skipped: number of sidecars that existed.
         busy: paths that another process is writing.
-        rows: rows of the sidecars that it finished.
-        invalid: how many of them could not be read.
-        reasons: why, and how many of those that this call tried itself.
+        rows: rows of the sidecars written.
+        invalid: number of these rows without an embedding.
+        reasons: why records could not be read, with counts.
     """
 
     written: int
@@ -51,15 +50,15 @@ class Summary(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Records as the model sees them.
+    """k records, prepared for a model.
 
     Attributes:
         ids: int64 [k].
-        valid: bool [k].
+        valid: bool [k], whether a record could be read.
         images: uint8 [valid, S, S, 3].
-        texts: those captions that are not blank.
-        places: int64 [len(texts)], which of all captions they are.
-        captions: int64 [k], how many each record has.
+        texts: the captions that are not blank.
+        places: int64 [len(texts)], their positions among all captions.
+        captions: int64 [k], the number of captions of each record.
         reasons: why records are not valid.
     """
 
@@ -85,34 +84,30 @@ def write(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Writes the sidecars of a store with a model of any make.
+    """Writes the sidecars of a store with any model.
 
-    Sidecars that are there are kept and those that a killed process left are
-    continued, so calling it again ends what was begun. Several processes may
-    write the sidecars of one store at once.
+    Finished sidecars are kept, so an interrupted call is continued by another
+    one, from the first unfinished shard. Several processes may write the
+    sidecars of one store at once.
 
     Args:
         store: the records, from `stores.open_store`.
         encode: the model: `(images, captions) -> (image, text)`, from uint8
             [k, S, S, 3] and a list of m strings to float [k, D] and [m, D] of
-            unit length, as NumPy arrays or what NumPy makes some of. k is 1 to
-            `batch_size`, and m any number, also 0; blank captions and records
-            that cannot be read are left out.
-        description: what the embeddings are of.
+            unit length, as NumPy arrays or convertible to them. k is 1 to
+            `batch_size`, m any number, including 0; blank captions and
+            unreadable records are left out.
+        description: of the model.
         directory: folder of the sidecars; "" is beside each shard.
         image_size: S, pixels a side.
-        batch_size: records that are read at a time.
-        dtype: that embeddings are stored in, "float16" or "float32".
-        shards: numbers of those to write; None is all.
-        overwrite: write anew sidecars that are there and do not fit.
+        batch_size: records read at a time.
+        dtype: of the stored embeddings, "float16" or "float32".
+        shards: numbers of the shards to embed; None is all.
+        overwrite: replace existing sidecars that do not fit.
         progress: called with the rows done and the rows to do.
 
-    Returns:
-        What was done.
-
     Raises:
-        ValueError: a sidecar is there that does not fit, or what `encode`
-            returns does not.
+        ValueError: an existing sidecar, or what `encode` returns, does not fit.
 
     Example:
         A PyTorch model, with `image` and `text` of unit length:
@@ -174,27 +169,24 @@ def write_arrays(
     dtype: str = "float16",
     overwrite: bool = False,
 ) -> Summary:
-    """Writes the sidecars of a store from embeddings that are there already.
+    """Writes the sidecars of a store from finished embeddings.
 
     Args:
         store: the n records, from `stores.open_store`.
         image: float [n, D], row for row, of unit length; may be mapped.
         text: float [m, D], all captions of all records in order, of unit
             length or zero where one is blank.
-        description: what the embeddings are of.
+        description: of the model.
         directory: folder of the sidecars; "" is beside each shard.
-        captions: int64 [n], how many of the m each record has; None is one
+        captions: int64 [n], the number of captions of each record; None is one
             each.
         valid: bool [n], false where there is no embedding; None is true.
-        dtype: that embeddings are stored in, "float16" or "float32".
-        overwrite: write anew sidecars that are there and do not fit.
-
-    Returns:
-        What was done.
+        dtype: of the stored embeddings, "float16" or "float32".
+        overwrite: replace existing sidecars that do not fit.
 
     Raises:
-        ValueError: shapes do not fit, a row is not of unit length, or a
-            sidecar is there that does not fit.
+        ValueError: shapes do not fit, a row is not of unit length, or an
+            existing sidecar does not fit.
 
     Example:
         >>> import tempfile
@@ -312,11 +304,8 @@ def _jobs(store, description, directory, dtype, shards):
 
 
 def _run(jobs, parts, overwrite, progress):
-    """Writes the sidecars that are not there, from `parts(shard)`.
-
-    Those are the arguments of `Writer.append`, one call after another.
-    """
-    # All are looked at before any is written, to fail at once.
+    """Writes missing sidecars; `parts(shard)` yields arguments of `append`."""
+    # All are checked before any is written, to fail early.
     left = [job for job in jobs if not _is_there(job, overwrite)]
     total = sum(job.header.rows for job in left)
     done = rows = invalid = written = 0
@@ -331,7 +320,7 @@ def _run(jobs, parts, overwrite, progress):
                 busy.append(job.path)
                 total -= job.header.rows
                 continue
-            # Another process may have finished it since it was looked for.
+            # Another process may have finished it since the check.
             if _is_there(job, overwrite):
                 total -= job.header.rows
                 continue
@@ -372,13 +361,13 @@ def _is_there(job, overwrite):
 
 
 def _rows_of(store, shard):
-    """The rows of a shard, first and end."""
+    """The first row of a shard, and the end."""
     start = int(store.shards.lengths[:shard].sum())
     return start, start + int(store.shards.lengths[shard])
 
 
 def _in_order(pool, function, items, ahead):
-    """`map`, with the results of `ahead` items in the making."""
+    """Maps a function over items in a pool, `ahead` items at a time."""
     pending = collections.deque()
     try:
         for item in items:
@@ -393,7 +382,7 @@ def _in_order(pool, function, items, ahead):
 
 
 def _prepared(record, max_pixels):
-    """The record with a picture that may be decoded, or a fault."""
+    """A record with a picture that may be decoded, or a fault."""
     if isinstance(record, stores.Fault):
         return record
     picture = pictures.prepare(record.image, max_pixels)
@@ -410,7 +399,7 @@ def _decoded(found, image_size, max_pixels):
     try:
         with tf.device("CPU:0"):
             decoded = _decoder(image_size)(encoded).numpy()
-    except tf.errors.OpError:  # of one of them, not said which
+    except tf.errors.OpError:  # does not say which picture is at fault
         decoded = [
             _decode_one(picture, image_size, max_pixels) for picture in encoded
         ]
@@ -442,7 +431,7 @@ def _decode_one(encoded, image_size, max_pixels):
 
 
 def _encode(encode, batch, dim):
-    """The embeddings of all rows and captions, zero where there is none."""
+    """Encodes a batch; embeddings of all rows and captions, or zeros."""
     image = np.zeros([len(batch.ids), dim], np.float32)
     text = np.zeros([int(batch.captions.sum()), dim], np.float32)
     if not len(batch.images):

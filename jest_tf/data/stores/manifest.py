@@ -45,7 +45,7 @@ class Header(NamedTuple):
         shard: name of the shard's file.
         stamp: the version of the shard, `Store.stamp`.
         rows: n, its records.
-        made_by: settings and the fingerprints of models; what JSON can hold.
+        made_by: settings and the fingerprints of models, as JSON values.
     """
 
     shard: str
@@ -59,8 +59,8 @@ class Part(NamedTuple):
 
     Attributes:
         ids: int64 [n], of the records.
-        weights: float32 [n], how often each is drawn in relation to others.
-        scores: float32 [n], what the choice went by; NaN where there is none.
+        weights: float32 [n], the relative frequency of each in the stream.
+        scores: float32 [n], of the choice; NaN where a record was not scored.
     """
 
     ids: np.ndarray
@@ -77,12 +77,11 @@ class Manifest:
 
     Attributes:
         directory: as given.
-        identity: 32 hexadecimal digits that tell it from every other one.
+        identity: hash of the manifest, 32 hexadecimal digits.
         weights: float32 [n], of all rows of the store; 0 is never drawn.
         scores: float32 [n], NaN where a record was not scored.
-        made_by: what the manifest was made by.
-        counts: of what was left out and why, and of what the choice was made
-            from, as its maker counted.
+        made_by: settings and models that made it.
+        counts: records considered and passed over, by reason.
 
     Raises:
         ValueError: there is none, it is unfinished or damaged, or it belongs to
@@ -129,7 +128,7 @@ class Manifest:
 
 
 def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
-    """Where a manifest has its file of a shard.
+    """Returns the path of a shard's file.
 
     The name holds a part of the shard's stamp, so that shards of one name from
     several folders have room beside one another.
@@ -139,7 +138,7 @@ def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
 
 
 def check_distinct(store: "store_lib.Store") -> None:
-    """Refuses a store of which two shards would share a file here.
+    """Refuses a store with two shards that would share a file.
 
     Raises:
         ValueError: two shards have one name and one version, with their paths.
@@ -157,7 +156,7 @@ def check_distinct(store: "store_lib.Store") -> None:
 
 
 def describe(store: "store_lib.Store", shard: int, made_by: Mapping) -> Header:
-    """The header of a shard's file."""
+    """Returns the header of a shard's file."""
     return Header(
         os.path.basename(store.shards.paths[shard]),
         store.stamp(shard),
@@ -228,8 +227,8 @@ def finish(
     Args:
         store: the records.
         directory: of the manifest.
-        made_by: as of the shards' headers.
-        counts: as of `Manifest`, by name.
+        made_by: as in the shards' headers.
+        counts: as in `Manifest`.
 
     Raises:
         ValueError: the file of a shard is missing, damaged or made by
@@ -347,7 +346,7 @@ def _check_part(what, rows, part):
 
 
 def _parse(text, what):
-    """The object of `manifest.json`, of the types that are relied on."""
+    """Parses `manifest.json`, and checks its types."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
