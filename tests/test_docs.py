@@ -181,12 +181,11 @@ class PythonBlocksTest(DocsTestCase):
         few = (*("steps=2", "optimizer.warmup_steps=1"), "evaluation.data=")
         few += ("data.super_batch_size=16", "data.vocabulary_size=64")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            for line in shell_commands("docs/curation.md"):
-                program, arguments = line[2], line[3:]
-                if program == "trainers.train":
+            for _, command, *arguments in shell_commands("docs/curation.md"):
+                if command == "train":
                     more = () if "--set" in arguments else ("--set",)
                     train.main([*arguments, *more, *few])
-                elif program == "trainers.curate":
+                elif command == "curate":
                     # A reference of two steps finds all pictures alike.
                     if "--like" in arguments:
                         arguments += ["near=1.1", "leak=1.1"]
