@@ -84,7 +84,7 @@ class TrainersTest(tf.test.TestCase):
         run("reference", cls.teacher)
         run("jest", cls.learner, *cls.jest)
 
-    def test_a_run_directory_holds_what_is_promised(self):
+    def test_a_run_directory_has_the_documented_files(self):
         held = set(os.listdir(self.learner))
         self.assertContainsSubset(
             {
@@ -113,7 +113,7 @@ class TrainersTest(tf.test.TestCase):
             versions = json.load(file)["versions"]
         self.assertEqual(versions["tensorflow"], tf.__version__)
 
-    def test_metrics_hold_a_line_a_logged_step(self):
+    def test_metrics_have_a_line_per_logged_step(self):
         rows = lines(self.learner, "metrics.jsonl")
         self.assertEqual([row["step"] for row in rows], [2, 4, 5])
         for row in rows:
@@ -131,7 +131,7 @@ class TrainersTest(tf.test.TestCase):
             self.assertLen(set(draw["ids"]), 8)
             self.assertEqual(log.digest(draw["ids"]), row["select/digest"])
 
-    def test_evaluate_measures_what_the_run_did(self):
+    def test_evaluate_repeats_the_runs_last_evaluation(self):
         row = lines(self.learner, "evaluation.jsonl")[-1]
         self.assertEqual(row["step"], 5)
         expected = {n: row[n] for n in row if n.startswith("eval/")}
@@ -152,7 +152,7 @@ class TrainersTest(tf.test.TestCase):
             )
         self.assertEqual(json.loads(printed.getvalue()), measure(3))
 
-    def test_evaluate_refuses_flags_that_would_do_nothing(self):
+    def test_evaluate_refuses_flags_without_effect(self):
         for flags, message in (
             (["--views", "patch_size=16"], "--views needs --selection"),
             (["--super-batches", "3"], "--super-batches needs --selection"),
@@ -167,7 +167,7 @@ class TrainersTest(tf.test.TestCase):
             self.assertEqual(code, 1)
             self.assertIn(message, shown.getvalue())
 
-    def test_evaluate_takes_other_data_and_prints_a_measure_a_line(self):
+    def test_evaluate_prints_a_measure_per_line_for_other_data(self):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             cli.main(
                 [
@@ -213,7 +213,7 @@ class TrainersTest(tf.test.TestCase):
             self.assertAllClose(value, expected[other])
         self.assertLen(os.listdir(f"{folder}/indexes"), 1)
 
-    def test_shards_that_the_shell_has_listed_are_one_set(self):
+    def test_shards_listed_by_the_shell_are_one_data_set(self):
         shard = f"{DATA}/val_concept-00000-of-00001.tfrecord"
         folder = os.path.join(self.folder.name, "sharded")
         os.makedirs(folder)
@@ -299,7 +299,7 @@ class TrainersTest(tf.test.TestCase):
         ):
             self.assertAllEqual(left, right)
 
-    def test_mistakes_end_with_one_clear_line(self):
+    def test_mistakes_end_in_one_line(self):
         missing = os.path.join(self.folder.name, "missing")
         cases = (
             (

@@ -1,4 +1,4 @@
-"""Settings: defaults, what is refused and how, overrides, recipes, files."""
+"""Settings: defaults, checks, overrides, recipes and files."""
 
 import collections
 import dataclasses
@@ -121,7 +121,7 @@ WRONG_TYPES = [
 
 
 class DefaultsTest(tf.test.TestCase):
-    def test_the_papers_settings(self):
+    def test_defaults_are_the_papers(self):
         settings = config.TrainConfig()
         self.assertEqual(settings.selection.num_chunks, 16)  # algorithm 1
         self.assertEqual(settings.model.temperature, 10.0)  # SigLIP, alg. 1
@@ -130,7 +130,7 @@ class DefaultsTest(tf.test.TestCase):
         self.assertEqual(settings.selection.criterion, "learnability")
         self.assertEqual(settings.model.equal_captions, "negative")
 
-    def test_without_a_sub_batch_everything_is_trained_on_and_unscored(self):
+    def test_without_a_sub_batch_all_rows_are_trained_and_none_is_scored(self):
         settings = config.TrainConfig()
         self.assertIsNone(settings.selection.batch_size)
         self.assertEqual(settings.batch_size, 1280)
@@ -143,7 +143,7 @@ class DefaultsTest(tf.test.TestCase):
         self.assertFalse(settings.needs_learner)
         self.assertFalse(settings.needs_reference)
 
-    def test_a_criterion_says_what_is_scored(self):
+    def test_a_criterion_decides_which_models_score(self):
         needs = {
             criterion: (settings.needs_learner, settings.needs_reference)
             for criterion in config.CRITERIA
@@ -158,11 +158,11 @@ class DefaultsTest(tf.test.TestCase):
             },
         )
 
-    def test_the_words_are_those_of_the_modules_that_read_them(self):
+    def test_choices_equal_those_of_the_modules_that_read_them(self):
         self.assertCountEqual(config.SAMPLERS, selection.SAMPLERS)
         self.assertIn(config.ModelConfig().preset, models.PRESETS)
 
-    def test_nothing_here_imports_tensorflow(self):
+    def test_the_package_imports_no_tensorflow(self):
         code = (
             "import sys;"
             "import jest_tf.config;"
@@ -209,12 +209,12 @@ class ScheduleTest(tf.test.TestCase):
             **settings,
         )
 
-    def test_without_a_schedule_every_step_is_alike(self):
+    def test_without_a_schedule_all_steps_have_the_same_settings(self):
         for step in (0, 1, 10**6):
             self.assertIs(self.JOINT.at(step), self.JOINT)
         self.assertEqual(self.JOINT.kinds, (self.JOINT,))
 
-    def test_a_phase_differs_from_the_settings_not_from_the_phase_before(self):
+    def test_a_phase_changes_the_settings_not_the_previous_phase(self):
         settings = self.scheduled(
             (2, None, "easy_reference", 8), (5, "uniform"), (7,)
         )
@@ -227,7 +227,7 @@ class ScheduleTest(tf.test.TestCase):
         self.assertEqual([settings.at(step) for step in range(10)], expected)
         self.assertEqual(settings.kinds, (self.JOINT, easy, uniform))
 
-    def test_every_so_many_steps_one_is_uniform(self):
+    def test_every_kth_step_is_uniform(self):
         settings = self.scheduled(uniform_every=3)
         methods = [settings.at(step).method for step in range(7)]
         joint, uniform = "joint", "uniform"
@@ -235,7 +235,7 @@ class ScheduleTest(tf.test.TestCase):
             methods, [joint, joint, uniform, joint, joint, uniform, joint]
         )
 
-    def test_scored_examples_are_those_of_the_steps_that_score(self):
+    def test_only_scoring_steps_count_scored_examples(self):
         for settings in (
             self.JOINT,
             self.scheduled((0, "uniform"), (4, "joint")),
@@ -256,7 +256,7 @@ class ScheduleTest(tf.test.TestCase):
                         settings.num_scored(steps, 16, stopped_at), scored
                     )
 
-    def test_what_some_step_needs_the_run_needs(self):
+    def test_a_run_needs_what_any_step_needs(self):
         late = config.SelectionConfig(
             "uniform",
             batch_size=4,
@@ -290,7 +290,7 @@ class ScheduleTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "`model.views` is a list of"):
             config.load_config(path, ["model.views=8"])
 
-    def test_schedules_that_make_no_sense_are_refused(self):
+    def test_invalid_schedules_are_refused(self):
         for message, make in (
             (
                 "needs `selection.batch_size`",
@@ -323,7 +323,7 @@ class ScheduleTest(tf.test.TestCase):
                 with self.assertRaisesRegex(ValueError, message):
                     make()
 
-    def test_a_run_refuses_schedules_and_views_that_do_not_fit_it(self):
+    def test_schedules_and_views_that_do_not_fit_the_run_are_refused(self):
         def run(selection=self.JOINT, model=None, **settings):
             return config.TrainConfig(
                 steps=10,
@@ -390,7 +390,7 @@ class ScheduleTest(tf.test.TestCase):
 
 
 class RefusalsTest(tf.test.TestCase):
-    def test_every_setting_that_does_not_fit_is_named_with_what_would(self):
+    def test_an_invalid_setting_is_refused_by_name_with_the_valid_values(self):
         for group, settings, message in REFUSED + WRONG_TYPES:
             with self.subTest(group=group, settings=settings):
                 name = next(iter(settings))
@@ -399,7 +399,7 @@ class RefusalsTest(tf.test.TestCase):
                 ):
                     GROUPS[group](**settings)
 
-    def test_the_least_and_the_greatest_values_are_taken(self):
+    def test_values_at_the_limits_are_valid(self):
         config.DataConfig(min_crop_area=1, text_length=2, image_size=1)
         config.CascadeConfig(1, num_chunks=1, gain=0.0, uniform_share=0.999)
         config.OptimizerConfig(
@@ -420,7 +420,7 @@ class RefusalsTest(tf.test.TestCase):
             distribution=config.DistributionConfig(steps_per_execution=2),
         )
 
-    def test_a_run_refuses_settings_that_do_not_fit_together(self):
+    def test_settings_that_contradict_each_other_are_refused(self):
         def selected(**settings):
             return {
                 "data": config.DataConfig(super_batch_size=32),
@@ -516,7 +516,7 @@ class RefusalsTest(tf.test.TestCase):
                 with self.assertRaisesRegex(ValueError, message):
                     config.TrainConfig(**settings)
 
-    def test_settings_cannot_be_changed_in_place(self):
+    def test_settings_are_immutable(self):
         with self.assertRaises(dataclasses.FrozenInstanceError):
             config.TrainConfig().steps = 3
 
@@ -588,7 +588,7 @@ class FilesTest(tf.test.TestCase):
         self.assertEqual(loaded.batch_size, 2000)
         self.assertEqual(loaded.steps, 4)  # the last one counts
 
-    def test_overrides_that_do_not_fit(self):
+    def test_invalid_overrides_are_refused(self):
         for override, message in (
             ("steps=1.5", "`steps` must be of type int. Received: '1.5'"),
             ("steps=none", "`steps` must be of type int. Received: 'none'"),
@@ -619,7 +619,7 @@ class FilesTest(tf.test.TestCase):
                 with self.assertRaisesRegex(ValueError, message):
                     self.load(override)
 
-    def test_what_is_no_recipe_is_refused(self):
+    def test_files_that_are_no_recipe_are_refused(self):
         folder = self.get_temp_dir()
         missing = os.path.join(folder, "missing.py")
         with self.assertRaisesRegex(ValueError, "No recipe at .*missing.py"):
@@ -644,7 +644,7 @@ class FilesTest(tf.test.TestCase):
                 with self.assertRaisesRegex(ValueError, message):
                     config.load_config(path)
 
-    def test_an_error_in_a_recipe_is_its_own(self):
+    def test_an_error_inside_a_recipe_is_not_wrapped(self):
         with self.assertRaises(ZeroDivisionError):
             config.load_config(self.write("error.py", "return 1 / 0"))
 
@@ -672,7 +672,7 @@ class FilesTest(tf.test.TestCase):
                 ),
             )
 
-    def test_a_file_that_was_not_saved_by_a_run_is_refused(self):
+    def test_malformed_json_is_refused(self):
         path = os.path.join(self.get_temp_dir(), "config.json")
         for values, message in (
             ('{"steps": 3', "config.json' is no JSON"),
@@ -687,7 +687,7 @@ class FilesTest(tf.test.TestCase):
                 with self.assertRaisesRegex(ValueError, message):
                     config.load_config(path)
 
-    def test_what_a_file_leaves_out_is_the_default(self):
+    def test_settings_absent_from_a_file_are_defaults(self):
         path = os.path.join(self.get_temp_dir(), "config.json")
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"steps": 3, "data": {"train": ["a"]}}, file)
@@ -700,7 +700,7 @@ class FilesTest(tf.test.TestCase):
             ),
         )
 
-    def test_parts_of_steps_are_timed_on_one_device(self):
+    def test_timing_parts_of_steps_needs_one_device(self):
         timed = config.EvaluationConfig(time_parts=True)
         config.TrainConfig(evaluation=timed)
         with self.assertRaisesRegex(
@@ -711,7 +711,7 @@ class FilesTest(tf.test.TestCase):
                 distribution=config.DistributionConfig(strategy="mirrored"),
             )
 
-    def test_steps_are_counted_by_what_they_choose_by(self):
+    def test_steps_are_counted_by_their_settings(self):
         selection = config.SelectionConfig(
             "uniform",
             batch_size=2,

@@ -49,7 +49,7 @@ def randomise(layer, seed=0):
 
 
 class TokenLayersTest(tf.test.TestCase):
-    def test_each_layer_equals_its_twin(self):
+    def test_each_layer_equals_its_numpy_twin(self):
         for name, (make, twin) in TOKEN_LAYERS.items():
             for batch, length in ((3, 5), (1, 1), (2, 7)):
                 with self.subTest(name, batch=batch, length=length):
@@ -188,7 +188,7 @@ class DropoutTest(tf.test.TestCase):
         self.assertNear(kept.mean(), 0.7, 5 * (0.3 * 0.7 / 200) ** 0.5)
         self.assertAllClose(np.array(expected)[kept], 1 / 0.7 + 0 * kept[kept])
 
-    def test_loaded_weights_go_on_with_the_next_mask(self):
+    def test_loading_weights_continues_with_the_next_mask(self):
         inputs = tokens()
         path = f"{self.get_temp_dir()}/drop.weights.h5"
         models = [
@@ -242,7 +242,7 @@ class SeedTest(tf.test.TestCase):
         kernels = [block.mlp.expand.kernel for block in first.blocks]
         self.assertNotAllClose(*kernels)
 
-    def test_no_seed_differs_from_build_to_build(self):
+    def test_without_a_seed_every_build_differs(self):
         inputs = tokens()
         self.assertNotAllClose(
             layers.SelfAttention(2)(inputs), layers.SelfAttention(2)(inputs)

@@ -70,7 +70,7 @@ class ResizeMatrixTest(tf.test.TestCase):
                 patches.resize_matrix(6, 6, antialias=antialias), np.eye(6)
             )
 
-    def test_images_are_resized_as_their_twin(self):
+    def test_resized_images_equal_the_numpy_twin(self):
         images = make_images(12, 8)
         for size in (3, 4, 8, 10, 12):
             expected = [
@@ -117,7 +117,7 @@ class KernelMatrixTest(tf.test.TestCase):
             )
             self.assertGreater(np.abs(rest).max(), 0.1)
 
-    def test_matrices_are_made_once_and_kept_from_harm(self):
+    def test_matrices_are_cached_and_read_only(self):
         matrix = patches.kernel_matrix(4, 8)
         self.assertIs(patches.kernel_matrix(4, 8), matrix)
         self.assertEqual(matrix.dtype, np.float64)
@@ -126,7 +126,7 @@ class KernelMatrixTest(tf.test.TestCase):
 
 
 class KeptPatchesTest(tf.test.TestCase):
-    def test_they_are_as_many_as_asked_for_and_in_order(self):
+    def test_the_requested_number_is_kept_in_order(self):
         for rows, columns, share, count in (
             (4, 4, 0.25, 4),
             (14, 14, 0.5, 98),
@@ -170,7 +170,7 @@ class KeptPatchesTest(tf.test.TestCase):
 
 
 class PatchEmbeddingTest(tf.test.TestCase):
-    def test_patches_equal_their_twin(self):
+    def test_patches_equal_their_numpy_twin(self):
         for size, height, width in ((2, 4, 6), (3, 3, 3), (1, 2, 2)):
             with self.subTest(size=size, height=height, width=width):
                 images = np.float32(
@@ -199,7 +199,7 @@ class PatchEmbeddingTest(tf.test.TestCase):
         ):
             patches.PatchEmbedding(3, 5)(tf.zeros([1, 4, 6, 3]))
 
-    def test_every_patch_size_equals_its_twin(self):
+    def test_every_patch_size_equals_its_numpy_twin(self):
         for height, width in ((24, 24), (24, 48)):
             images = make_images(height, width)
             layer = make_layer(images)
@@ -212,7 +212,7 @@ class PatchEmbeddingTest(tf.test.TestCase):
                         1e-4,
                     )
 
-    def test_the_own_size_is_bit_for_bit_the_layer_without_views(self):
+    def test_the_built_size_is_bit_for_bit_the_layer_without_views(self):
         images = make_images()
         for dtype in ("float32", "mixed_bfloat16"):
             layer = make_layer(images, dtype=dtype)
@@ -247,7 +247,7 @@ class PatchEmbeddingTest(tf.test.TestCase):
                 layer(larger, patch_size=size), layer(images), 1e-4, 1e-4
             )
 
-    def test_kept_tokens_are_those_of_all(self):
+    def test_kept_tokens_equal_those_of_the_full_grid(self):
         images = make_images()
         layer = make_layer(images)
         for size, share in ((4, 0.25), (4, 0.5), (8, 0.3), (24, 0.5)):
@@ -262,7 +262,7 @@ class PatchEmbeddingTest(tf.test.TestCase):
                 1e-5,
             )
 
-    def test_a_gradient_comes_back_through_the_resizing(self):
+    def test_gradients_flow_through_resizing(self):
         # With k' = P k P^T for a channel, the gradient for k is P^T g P, g
         # that for k'. Positions likewise, with their own matrix.
         images = make_images()

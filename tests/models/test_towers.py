@@ -12,7 +12,7 @@ from jest_tf.models import patches, towers
 
 
 class TowersTest(tf.test.TestCase):
-    def test_an_image_tower_equals_its_twin(self):
+    def test_an_image_tower_equals_its_numpy_twin(self):
         images = np.float32(tiny_towers.make_batch()["image"] / 127.5 - 1)
         for embedding_dim in (6, 8):  # 8, the width, leaves out the head.
             with self.subTest(embedding_dim=embedding_dim):
@@ -27,7 +27,7 @@ class TowersTest(tf.test.TestCase):
                 )
                 self.assertEqual(tower.head is None, embedding_dim == 8)
 
-    def test_a_text_tower_equals_its_twin(self):
+    def test_a_text_tower_equals_its_numpy_twin(self):
         tokens = tiny_towers.make_batch()["text"]
         for embedding_dim in (6, 8):
             with self.subTest(embedding_dim=embedding_dim):
@@ -53,7 +53,7 @@ class TowersTest(tf.test.TestCase):
             ) % tiny_towers.VOCABULARY_SIZE
             self.assertNotAllClose(tower(changed), tower(tokens))
 
-    def test_order_counts_in_both_towers(self):
+    def test_both_towers_depend_on_the_order_of_tokens(self):
         batch = tiny_towers.make_batch(1)
         images = np.float32(batch["image"])
         tower = tiny_towers.image_tower()
@@ -70,7 +70,7 @@ class TowersTest(tf.test.TestCase):
         self.assertAllEqual(tower(images, training=False), without(images))
         self.assertNotAllClose(tower(images, training=True), without(images))
 
-    def test_settings_that_do_not_fit_are_refused(self):
+    def test_invalid_settings_are_refused(self):
         for message, make in (
             (
                 "`patch_size` must divide `image_size`.*patch_size=3, image",
@@ -105,7 +105,7 @@ class TowersTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 make()
 
-    def test_inputs_that_do_not_fit_are_refused(self):
+    def test_invalid_inputs_are_refused(self):
         for message, call in (
             (
                 r"`images` must be \[B, 4, 4, 3\].*\(1, 4, 6, 3\)",
@@ -144,7 +144,7 @@ class ViewsTest(tf.test.TestCase):
         self.tower = flexible_tower()
         tiny_towers.randomise(self.tower, scale=0.2)
 
-    def test_every_view_equals_its_twin(self):
+    def test_every_view_equals_its_numpy_twin(self):
         for patch_size, share, image_size in itertools.product(
             (None, 8), (1.0, 0.4), (None, 16, 32)
         ):
@@ -255,7 +255,7 @@ class ViewsTest(tf.test.TestCase):
             encode(self.images, config.View(8))
         self.assertEqual(traced, [None, config.View(8), config.View(12)])
 
-    def test_views_that_do_not_fit_are_refused(self):
+    def test_invalid_views_are_refused(self):
         for message, view in (
             (
                 r"`view.patch_size` must be one.*\(4, 2, 8, 12\).*patch_size=6",
@@ -277,7 +277,7 @@ class ViewsTest(tf.test.TestCase):
 
 
 class CostTest(tf.test.TestCase):
-    def test_the_products_of_a_traced_tower_are_those_of_its_tokens(self):
+    def test_a_traced_tower_multiplies_matrices_of_its_token_count(self):
         images = tf.zeros([3, 24, 24, 3])
         tower = flexible_tower()
         for view, num_tokens, patch_size, resizing in (

@@ -88,7 +88,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertAllClose(embeddings.scale, 4.0)
         self.assertAllClose(embeddings.bias, -3.0)
 
-    def test_encoders_give_what_call_gives_and_other_keys_change_nothing(self):
+    def test_encoders_equal_call_and_other_keys_are_ignored(self):
         model, batch = two_tower(), tiny_towers.make_batch()
         embeddings = model(batch)
         self.assertAllEqual(
@@ -105,7 +105,7 @@ class TwoTowerTest(tf.test.TestCase):
         )
         self.assertAllEqual(more.image, embeddings.image)
 
-    def test_uint8_is_mapped_to_one_around_zero_and_floats_are_left(self):
+    def test_uint8_images_are_scaled_and_float_images_are_not(self):
         # The tower returns the first pixel's three channels as they come.
         first = keras.layers.Lambda(lambda images: images[:, 0, 0] + 2.0)
         model = models.TwoTower(first, keras.layers.Identity())
@@ -152,7 +152,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertAllClose(embeddings.image, exact.image, 0.05, 0.05)
         self.assertAllClose(embeddings.text, exact.text, 0.05, 0.05)
 
-    def test_a_bfloat16_policy_of_its_own_leaves_the_scalars_float32(self):
+    def test_a_bfloat16_policy_of_the_model_keeps_scalars_float32(self):
         model = two_tower()
         mixed = models.TwoTower(
             model.image_tower,
@@ -194,7 +194,7 @@ class TwoTowerTest(tf.test.TestCase):
         self.assertNotAllClose(noisy.image, plain.image)
         self.assertNotAllClose(noisy.text, plain.text)
 
-    def test_any_two_keras_models_make_one(self):
+    def test_any_two_keras_models_can_be_joined(self):
         inputs = keras.Input([2, 2, 3])
         hidden = keras.layers.Conv2D(4, 2, activation="relu")(inputs)
         image = keras.Model(inputs, keras.layers.Flatten()(hidden))
@@ -215,7 +215,7 @@ class TwoTowerTest(tf.test.TestCase):
         mean = np.stack([(table[1] + table[2]) / 2, table[3]])
         self.assertAllClose(embeddings.text, oracles_towers.unit_norm(mean))
 
-    def test_arguments_that_do_not_fit_are_refused(self):
+    def test_invalid_arguments_are_refused(self):
         image, text = tiny_towers.image_tower(), tiny_towers.text_tower()
         with self.assertRaisesRegex(TypeError, "`text_tower` must be a Keras"):
             models.TwoTower(image, lambda tokens: tokens)
@@ -229,7 +229,7 @@ class TwoTowerTest(tf.test.TestCase):
                 tiny_towers.make_batch()
             )
 
-    def test_batches_that_do_not_fit_are_refused(self):
+    def test_invalid_batches_are_refused(self):
         batch = tiny_towers.make_batch()
         for message, change in (
             ("equally many rows.*3 and 2", {"text": batch["text"][:2]}),
@@ -274,7 +274,7 @@ class ViewsTest(tf.test.TestCase):
         self.batch = tiny_towers.make_batch(rows=4)
         self.coarse = config.View(patch_size=4)
 
-    def test_a_view_is_the_image_towers_alone(self):
+    def test_a_view_affects_only_the_image_tower(self):
         images = np.float64(self.batch["image"]) / 127.5 - 1
         full = self.model(self.batch)
         for training in (None, False, True):
@@ -296,7 +296,7 @@ class ViewsTest(tf.test.TestCase):
             for one, same in zip(found, fixed, strict=True):
                 self.assertAllEqual(one, same)
 
-    def test_a_mix_gives_each_part_of_the_rows_its_view(self):
+    def test_several_views_split_the_rows_into_parts(self):
         fine, few = config.View(), config.View(keep_tokens=0.5)
         images = self.batch["image"]
         for views in (
@@ -315,7 +315,7 @@ class ViewsTest(tf.test.TestCase):
             self.assertAllClose(found.image, tf.concat(expected, 0), 1e-5)
             self.assertAllEqual(found.text, self.model(self.batch).text)
 
-    def test_equal_neighbours_share_a_call(self):
+    def test_equal_neighbouring_views_share_a_call(self):
         calls = []
 
         class Counting(TowerOfViews):
@@ -328,7 +328,9 @@ class ViewsTest(tf.test.TestCase):
         model.encode_image(images, view=(fine, self.coarse, self.coarse, fine))
         self.assertEqual(calls, [(None, 1), (self.coarse, 2), (None, 1)])
 
-    def test_a_mix_trains_as_one_batch_eagerly_in_a_graph_and_under_xla(self):
+    def test_several_views_train_as_one_batch_eagerly_in_a_graph_and_under_xla(
+        self,
+    ):
         def step():
             with tf.GradientTape() as tape:
                 embeddings = self.model(
@@ -352,7 +354,7 @@ class ViewsTest(tf.test.TestCase):
         expected = 1e-3 * tf.norm(eager_gradient)
         self.assertAllClose(eager_loss - step()[0], expected, 0.05)
 
-    def test_a_tower_of_another_make_takes_views_if_its_call_does(self):
+    def test_a_custom_tower_takes_views_if_its_call_does(self):
         model = models.TwoTower(TowerOfViews(), keras.layers.Identity())
         pixels = np.full([2, 1, 1, 3], 255, np.uint8)
         self.assertAllClose(
@@ -364,7 +366,7 @@ class ViewsTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "image_size` is nothing for"):
             model.check_view(config.View(image_size=8))
 
-    def test_a_tower_that_knows_no_views_is_refused_them(self):
+    def test_views_need_a_tower_whose_call_takes_them(self):
         inputs = keras.Input([4, 4, 3])
         for name, tower in (
             ("Sequential", keras.Sequential([keras.layers.Flatten()])),
@@ -389,7 +391,7 @@ class ViewsTest(tf.test.TestCase):
                 model.encode_image(self.batch["image"]),
             )
 
-    def test_views_that_do_not_fit_are_refused(self):
+    def test_invalid_views_are_refused(self):
         for kind, message, view in (
             (TypeError, "`view` must be a `View`, a tu.*Received: 4", 4),
             (TypeError, r"`view` must be a `View`.*Received: \(\)", ()),
@@ -404,7 +406,7 @@ class ViewsTest(tf.test.TestCase):
             with self.assertRaisesRegex(kind, message):
                 self.model(self.batch, view=view)
 
-    def test_weights_go_from_a_fixed_model_to_a_flexible_one_and_back(self):
+    def test_fixed_and_flexible_models_exchange_weights(self):
         path = f"{self.get_temp_dir()}/model.weights.h5"
         fixed = flexible(patch_sizes=(), seed=2)
         for source, target in ((self.model, fixed), (fixed, self.model)):
@@ -420,7 +422,7 @@ class ViewsTest(tf.test.TestCase):
             ):
                 self.assertAllEqual(one, same)
 
-    def test_a_saved_model_comes_back_flexible(self):
+    def test_a_loaded_model_is_still_flexible(self):
         path = f"{self.get_temp_dir()}/model.keras"
         self.model(self.batch)
         self.model.save(path)
@@ -433,7 +435,7 @@ class ViewsTest(tf.test.TestCase):
 
 
 class SavingTest(tf.test.TestCase):
-    def test_a_saved_model_comes_back_whole(self):
+    def test_a_loaded_model_equals_the_saved_one(self):
         batch = tiny_towers.make_batch()
         for dtype in ("float32", "mixed_bfloat16"):
             model = two_tower(dtype, temperature=3.0, learn_bias=False)
@@ -479,7 +481,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
         # the MLP; the text head.
         self.assertEqual(kernels, 24 + 2 + 2 + 6 + 1)
 
-    def test_the_towers_start_apart(self):
+    def test_the_towers_start_with_different_weights(self):
         model = self.build(seed=0)
         self.assertNotAllClose(
             model.image_tower.encoder.blocks[0].mlp.expand.kernel,
@@ -539,7 +541,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
             model=config.ModelConfig(towers=towers, temperature=2.0, bias=-1.0),
         )
 
-    def test_a_recipe_may_name_towers_of_another_make(self):
+    def test_a_recipe_may_name_custom_towers(self):
         recipe = self.recipe("examples.custom_towers:build")
         learner = models.build_learner(recipe, 9)
         images, texts = tf.ones([2, 32, 32, 3]), tf.ones([2, 4], tf.int32)
@@ -550,7 +552,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
         self.assertAllClose(embeddings.scale, 2.0)
         self.assertAllClose(embeddings.bias, -1.0)
 
-    def test_weights_of_such_towers_follow_the_seed(self):
+    def test_the_seed_fixes_the_weights_of_custom_towers(self):
         first, same, other = (
             models.build_learner(
                 self.recipe("examples.custom_towers:build", seed), 9
@@ -561,7 +563,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
             self.assertAllEqual(one, again)
         self.assertNotAllClose(first.weights[2], other.weights[2])
 
-    def test_own_towers_compute_in_the_dtype_of_the_settings(self):
+    def test_custom_towers_compute_in_the_dtype_of_the_settings(self):
         before = keras.config.dtype_policy()
         recipe = self.recipe("examples.custom_towers:build")
         changed = dataclasses.replace(
@@ -597,7 +599,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
             )
         self.assertEqual(keras.config.dtype_policy(), before)
 
-    def test_towers_that_are_not_are_refused(self):
+    def test_invalid_custom_towers_are_refused(self):
         for towers, message in (
             ("custom_towers.py", "'module:function'.*'custom_towers.py'"),
             ("no_such_module:build", "can be imported.*no_such_module"),
