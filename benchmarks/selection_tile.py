@@ -82,7 +82,8 @@ def _parts(rows, columns):
         "sum of TensorFlow's softplus": lambda x: tf.reduce_sum(
             tf.math.softplus(scale * x + bias), 1
         ),
-        "log-sum-exp": lambda x: tf.reduce_logsumexp(scale * x, 1),
+        "log-sum-exp": lambda x: tiles.log_sum_exp(x, scale),
+        "TensorFlow's log-sum-exp": lambda x: tf.reduce_logsumexp(scale * x, 1),
     }
     for name, kernel in kernels.items():
         graph = tf.function(kernel, autograph=False).get_concrete_function(tile)

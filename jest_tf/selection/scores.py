@@ -92,7 +92,7 @@ class SoftmaxScores(NamedTuple):
         """With rows of these embeddings, `[c, dim]`, among the chosen."""
         scale = self.model.scale
         more = tiles.reduce_pairs(
-            lambda cosines: tf.reduce_logsumexp(scale * cosines, 1),
+            lambda cosines: tiles.log_sum_exp(cosines, scale),
             *(self.model, image, text),
         )
         return self._replace(sums=embeddings.logaddexp(self.sums, more))

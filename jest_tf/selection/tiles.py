@@ -4,6 +4,7 @@ No matrix of pairs is formed: a tile of logits is made from the embeddings,
 summed and thrown away. Work O(B b dim), memory a tile.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -20,7 +21,7 @@ _TALLEST_TILE = 16384
 # Tiles from this width on are worth the launch of a fused kernel. Not from a
 # size on, which would depend on the number of replicas, and the last bit on it.
 _FUSED_COLUMNS = 32
-# Columns whose terms the fused kernel brings together before they are written.
+# Columns whose terms a fused kernel brings together before they are written.
 _GROUP = 16
 
 
@@ -70,49 +71,77 @@ def sum_softplus(
     return tf.reduce_sum(_softplus_of_groups(cosines, scale, bias), 1)
 
 
-@tf.function(jit_compile=True, autograph=False)
+def log_sum_exp(cosines: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """`reduce_logsumexp(scale * cosines, 1)`."""
+    if cosines.shape[1] < _FUSED_COLUMNS:
+        return tf.reduce_logsumexp(scale * cosines, 1)
+    return tf.reduce_logsumexp(_log_sum_exp_of_groups(cosines, scale), 1)
+
+
+# XLA makes one pass over the tile of some fifteen by TensorFlow.
+_fused = functools.partial(tf.function, jit_compile=True, autograph=False)
+
+
+@_fused
 def _softplus_of_groups(cosines, scale, bias):
-    """Sums of softplus over groups of columns, with one logarithm each.
+    """Sums of softplus over groups of columns, `[rows, ceil(columns / 16)]`.
 
     softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|) <= 1, and a sum of
     logarithms is the logarithm of the product, here of at most 2^16. Products
-    are kept less 1, which loses nothing of a small e. XLA makes one pass over
-    the tile of what are some fifteen for TensorFlow.
+    are kept less 1, which loses nothing of a small e.
+    """
+
+    def join(left, right):
+        # (1 + l)(1 + r) - 1
+        return left[0] + right[0], left[1] + right[1] * (1.0 + left[1])
+
+    positive, product = _join_pairs(
+        join,
+        [
+            (tf.nn.relu(logits), tf.exp(-tf.abs(logits)))
+            for logits in _in_groups(cosines, scale, bias)
+        ],
+    )
+    return positive + _log1p(product)
+
+
+@_fused
+def _log_sum_exp_of_groups(cosines, scale):
+    """Log-sum-exps over groups of columns, `[rows, ceil(columns / 16)]`."""
+    parts = _in_groups(cosines, scale, 0.0)
+    highest = _join_pairs(tf.maximum, parts)
+    sums = _join_pairs(tf.add, [tf.exp(part - highest) for part in parts])
+    return highest + tf.math.log(sums)
+
+
+def _in_groups(cosines, scale, bias):
+    """Logits as 16 tensors, each with one column of every group.
 
     A group's columns lie a fixed stride apart, so that all work is elementwise
     over contiguous parts of the tile: XLA does not vectorise reductions on
     CPUs. Logits are formed of each part, because those of the whole tile would
-    be written before they are split. Columns of -inf, which add 0, fill the
-    last groups.
-
-    Args:
-        cosines: float32 `[rows, columns]`.
-        scale: float32 scalar, of the logits.
-        bias: float32 scalar, of the logits.
-
-    Returns:
-        float32 `[rows, ceil(columns / 16)]`.
+    be written before they are split. Columns of -inf, which add nothing, fill
+    the last groups.
     """
     num_columns = cosines.shape[1]
     width = -(-num_columns // _GROUP)
     padding = [[0, 0], [0, width * _GROUP - num_columns]]
-    terms = []
+    parts = []
     for n, part in enumerate(tf.split(tf.pad(cosines, padding), _GROUP, 1)):
         logits = scale * part + bias
         columns = n * width + np.arange(width)
         if columns[-1] >= num_columns:
             logits = tf.where(columns < num_columns, logits, -np.inf)
-        terms.append((tf.nn.relu(logits), tf.exp(-tf.abs(logits))))
-    while len(terms) > 1:
-        terms = [
-            # (1 + p)(1 + q) - 1
-            (left + right, p + q * (1.0 + p))
-            for (left, p), (right, q) in zip(
-                terms[::2], terms[1::2], strict=True
-            )
-        ]
-    positive, product = terms[0]
-    return positive + _log1p(product)
+        parts.append(logits)
+    return parts
+
+
+def _join_pairs(join, parts):
+    """Joins neighbours until a single part is left; as many as a power of 2."""
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [join(left, right) for left, right in pairs]
+    return parts[0]
 
 
 def _log1p(values):

@@ -24,6 +24,12 @@ class TileTest(tf.test.TestCase):
                         rtol=1e-6,
                         atol=1e-34,
                     )
+                    self.assertAllClose(
+                        tiles.log_sum_exp(tf.constant(logits), one),
+                        np.logaddexp.reduce(exact, 1),
+                        rtol=3e-7,
+                        atol=3e-7,
+                    )
 
     def test_sums_use_scale_and_bias(self):
         random = np.random.default_rng(1)
@@ -36,6 +42,11 @@ class TileTest(tf.test.TestCase):
                 oracles.softplus(exact + bias.numpy()).sum(1),
                 rtol=2e-6,
             )
+            self.assertAllClose(
+                tiles.log_sum_exp(tf.constant(cosines), scale),
+                np.logaddexp.reduce(exact, 1),
+                rtol=1e-6,
+            )
 
     def test_sums_do_not_depend_on_the_height_of_a_tile(self):
         random = np.random.default_rng(2)
@@ -43,7 +54,7 @@ class TileTest(tf.test.TestCase):
         scale, bias = tf.constant(20.0), tf.constant(-5.0)
         for function in (
             lambda tile: tiles.sum_softplus(tile, scale, bias),
-            lambda tile: tf.reduce_logsumexp(scale * tile, 1),
+            lambda tile: tiles.log_sum_exp(tile, scale),
         ):
             parts = [cosines[:33], cosines[33:]]
             self.assertAllEqual(
