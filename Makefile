@@ -49,7 +49,7 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 
 test-slow: $(INSTALLED) $(BEAM_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
-	@$(BEAM_BIN)/python -m pytest -k beam tests/test_curate.py
+	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"

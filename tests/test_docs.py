@@ -435,6 +435,10 @@ class MakefileTest(tf.test.TestCase):
         described = re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)
         self.assertCountEqual(phony, described)
 
+    def test_every_path_to_tests_exists(self):
+        for path in re.findall(r"\btests/[\w/.]+", read("Makefile")):
+            self.assertTrue((ROOT / path).exists(), path)
+
     def test_continuous_integration_runs_every_test(self):
         script = ROOT / ".ci" / "run"
         self.assertTrue(os.access(script, os.X_OK))

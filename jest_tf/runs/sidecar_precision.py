@@ -19,13 +19,13 @@ _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
 class Comparison(NamedTuple):
-    """How far draws by sidecars are from draws by the live reference.
+    """Differences between draws by sidecars and by the live reference.
 
     Attributes:
-        draws: how many draws were compared.
-        equal: how many drew the same rows in the same order.
+        draws: number of draws compared.
+        equal: draws with the same rows in the same order.
         rows: rows drawn by the live reference, over all draws.
-        common: how many of them the draws by sidecars hold too.
+        common: rows that both drew.
         loss: the largest change of the reference's loss on the rows of a live
             draw, relative to the loss.
         logit: the largest change of a logit of a row with its own caption.
@@ -58,17 +58,17 @@ def compare(
 ) -> Comparison:
     """Draws by sidecars and by the live reference, on the same noise.
 
-    Draws are joint and by easy-reference, so that the whole score comes from
-    the embeddings that are compared. The rows of draw n are the first B of the
-    stream with seed n, each with its first caption that is not blank; those
-    that could not be read are left out.
+    Draws are joint and by easy-reference, so the whole score comes from the
+    embeddings that are compared. The rows of draw n are the first B of the
+    stream with seed n, each with its first caption that is not blank.
+    Unreadable rows are left out.
 
     Args:
         run: the reference.
         store: the records.
         sidecars: of the store and of the reference.
-        batch_size: b; less where fewer than five times as many rows are left.
-        super_batch_size: B; all records where there are fewer.
+        batch_size: b; at most a fifth of the readable rows.
+        super_batch_size: B; at most all records.
         num_super_batches: draws to compare.
 
     Raises:
@@ -119,7 +119,7 @@ def compare(
 
 
 def _embed(run, store, rows, encode, description):
-    """Live embeddings of those rows that have any; rows, captions and ids."""
+    """Live embeddings of the readable rows; these rows, captions and ids."""
     batch = embed.load(store, rows, run.config.data.image_size)
     image, text = encode(batch.images, batch.texts)
     # The first caption that is not blank of each row that has one.
@@ -138,7 +138,7 @@ def _embed(run, store, rows, encode, description):
 
 
 def _changes(live, stored, drawn, loss):
-    """Of the loss on the drawn rows, relative, and of their own logits."""
+    """Relative change of the loss on the drawn rows, and of own logits."""
     on_draw = [
         float(
             loss(each._replace(image=each.image[drawn], text=each.text[drawn]))
