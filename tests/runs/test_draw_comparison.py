@@ -17,7 +17,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, selection, training
-from jest_tf.runs import checkpoints, draw_comparison
+from jest_tf.runs import checkpoints, directory, draw_comparison
 from trainers import evaluate, train
 
 SEED = 4
@@ -267,7 +267,7 @@ class ViewTest(tf.test.TestCase):
             ("patch_size=big", "`patch_size`"),
             ("keep_tokens=0", "keep_tokens"),
             ("flip=true,keep_tokens=0.5", "and not of both"),
-            ("min_crop_area=0", "`min_crop_area` must be in"),
+            ("min_crop_area=0", "`view.min_crop_area` must be in"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 draw_comparison.parse_view(text)
@@ -317,7 +317,7 @@ class CommandTest(tf.test.TestCase):
         self.assertIn("share 33.3% of their rows", text)
         for line in (r"\ndraw +score ", r"\njoint ", r"\npatch_size=4 "):
             self.assertRegex(text, line)
-        with open(f"{self.workdir}/{draw_comparison.SELECTION_FILE}") as file:
+        with open(f"{self.workdir}/{directory.SELECTION_FILE}") as file:
             results = json.load(file)
         self.assertEqual((results["step"], results["super_batches"]), (8, 2))
         joint = results["draws"]["joint"]
