@@ -1,12 +1,12 @@
-"""What joint selection finds, and what it costs.
+"""Measures the sub-batches of joint selection, and their cost.
 
     python -m benchmarks.bench_selection figure \
         --workdir runs/uniform --reference runs/reference
     python -m benchmarks.bench_selection speed
     python -m benchmarks.bench_selection tile
 
-Each part replaces its own block of README.md in the folder `--out`. With
-`--small` it takes seconds, says nothing, and writes only where `--out` says so.
+Each part replaces its block of README.md in the folder `--out`. With `--small`
+it takes seconds, its numbers mean nothing, and it writes only with `--out`.
 """
 
 import argparse

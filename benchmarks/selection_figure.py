@@ -1,8 +1,8 @@
-"""How learnable the sub-batch is that joint selection finds.
+"""Learnability of the sub-batches that joint selection draws.
 
 Repeats figure 2 of Evans et al. 2024 (arXiv 2406.17711): learnability against
 the number of chunks, the iterations of a Gibbs sampler, which lives here alone,
-and the filter ratio. What is learned from the examples is not measured here.
+and the filter ratio. Nothing is trained here.
 """
 
 import dataclasses

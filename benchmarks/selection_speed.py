@@ -1,8 +1,8 @@
-"""How long joint selection takes, and how much memory.
+"""Time and memory of joint selection.
 
-Beside the bare matrix products that it can't do without, and beside algorithm 1
-of Evans et al. 2024 (arXiv 2406.17711) as printed, with its matrices of pairs.
-Each case runs in a process of its own, so that the memory is its own.
+The baselines are the matrix products that every form needs, and algorithm 1 of
+Evans et al. 2024 (arXiv 2406.17711) as printed, with its matrices of pairs.
+Each case runs in a separate process, so that its peak memory can be measured.
 """
 
 import dataclasses
