@@ -1,13 +1,12 @@
-"""How fast examples come, what large stores cost, how well blocks mix.
+"""Benchmarks the example stream: speed, large stores, mixing, waiting.
 
     python -m benchmarks.bench_input all
 
-`speed` runs the training stream in turn with a bare loop that decodes and
-resizes the same pictures; `growth` opens ever larger stores and starts at late
-steps; `mixing` compares orders of different block sizes; `wait` trains and asks
-the runs how long they waited for input. Each part replaces its own block of
-README.md in the folder `--out`. With `--quick` it is small, says nothing, and
-writes only where `--out` says so.
+`speed` alternates the training stream with a bare loop that decodes and resizes
+the same pictures. `growth` opens ever larger stores and starts at late steps.
+`mixing` compares orders of different block sizes. `wait` trains, and reads how
+long the runs waited for input. Each part replaces its block of README.md in the
+folder `--out`. `--quick` makes the parts small, and writes only to `--out`.
 """
 
 import argparse
@@ -42,18 +41,18 @@ _TILE = 32
 _JPEG_QUALITY = 90
 _SEED = 0
 
-# Super-batches that pass before a measurement, for buffers to be as they stay.
+# Super-batches before a measurement, to fill the buffers.
 _WARM_UP = 2
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the parts asked for and writes their blocks."""
+    """Runs the requested parts and writes their blocks."""
     parser = argparse.ArgumentParser(
         prog=_COMMAND, description="Benchmarks the example stream."
     )
     parts = {"speed": speed, "growth": growth, "mixing": mixing, "wait": wait}
     parser.add_argument("part", choices=[*parts, "all"])
-    parser.add_argument("--quick", action="store_true", help="is small")
+    parser.add_argument("--quick", action="store_true", help="a small run")
     parser.add_argument("--out", help="the folder of README.md")
     options = parser.parse_args(argv)
     out = options.out and pathlib.Path(options.out)
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def speed(quick: bool) -> str:
-    """The stream beside a bare loop of decoding and resizing, as Markdown."""
+    """Compares the stream with a bare loop; returns Markdown."""
     num_pictures, size, super_batch_size, steps, repeats = (
         (64, 224, 64, 2, 2) if quick else (2048, 224, 1024, 4, 5)
     )
@@ -122,7 +121,7 @@ time at the stream's speed.
 
 
 def growth(quick: bool) -> str:
-    """Opening ever larger stores, and starting late, as Markdown."""
+    """Measures ever larger stores and late starts; returns Markdown."""
     sizes = (
         [(10_000, 10)]
         if quick
@@ -179,7 +178,7 @@ pictures, tracing included; lowest / median / highest of the repeats.
 
 
 def mixing(quick: bool) -> str:
-    """How well orders of several block sizes mix, as Markdown."""
+    """Measures how orders of several block sizes mix; returns Markdown."""
     num_records, shard_size = (20_000, 1000) if quick else (1_000_000, 10_000)
     rows = []
     for block_size in (None, 16, 64, 256, 1024, shard_size):
@@ -215,12 +214,12 @@ nothing by any block size."""
 def mix(
     order: stream.Order, super_batch_size: int, block_size: int, shard_size: int
 ) -> dict[str, float]:
-    """How well an order mixes the shards, means over an epoch.
+    """Measures how well an order mixes the shards, on average over an epoch.
 
-    With v one random number a shard, of variance 1, the mean of a super-batch
-    has the variance sum_s (c_s / B)^2 where c_s of its rows are of shard s. Of
-    that 1 / S, the variance of the mean over all shards, is no matter of the
-    order.
+    Let v be a random number of variance 1 for each shard. The mean of v over a
+    super-batch has the variance sum_s (c_s / B)^2, where c_s of its rows are in
+    shard s. The part 1 / S, the variance of the mean over all shards, does not
+    depend on the order.
 
     Args:
         order: of n records.
@@ -256,7 +255,7 @@ def mix(
 
 
 def wait(quick: bool) -> str:
-    """What runs say of their waiting for input, as Markdown."""
+    """Reads how long runs waited for input; returns Markdown."""
     steps, skipped = (6, 2) if quick else (80, 20)
     rows = []
     with tempfile.TemporaryDirectory() as directory:
@@ -318,8 +317,8 @@ def write_pictures(directory: str, num_pictures: int) -> stores.Store:
     """Writes and opens a shard of JPEGs, patchworks of the example pictures.
 
     Args:
-        directory: where to.
-        num_pictures: how many.
+        directory: folder to write to.
+        num_pictures: number of pictures.
     """
     pool = stores.open_store(_POOL, index_dir=directory)
     rng = np.random.default_rng(_SEED)
@@ -348,7 +347,7 @@ def write_pictures(directory: str, num_pictures: int) -> stores.Store:
 
 
 def _train(recipe, workdir, *overrides):
-    """Trains by a recipe of the quickstart; returns its settings."""
+    """Trains a quickstart recipe; returns its settings."""
     command = [
         *(sys.executable, "-m", "trainers.train", "--workdir", workdir),
         *("--config", f"configs/quickstart_{recipe}.py", "--set"),
@@ -359,7 +358,7 @@ def _train(recipe, workdir, *overrides):
 
 
 def _rate_of_run(config, workdir):
-    """Examples a second of a run's stream, alone."""
+    """Examples a second of a run's stream without the run."""
     data = config.data
     paths = [str(_ROOT / pattern) for pattern in data.train]
     dataset = pipeline.super_batches(
@@ -373,7 +372,7 @@ def _rate_of_run(config, workdir):
 
 
 def _bare_loop(encoded, size):
-    """An endless dataset that decodes and resizes, a picture at a time."""
+    """An endless dataset of decoded and resized pictures."""
 
     def decode(encoded):
         image = tf.io.decode_jpeg(encoded, channels=3)

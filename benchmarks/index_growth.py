@@ -1,4 +1,4 @@
-"""What opening a store costs as its shards and records grow.
+"""Cost of opening a store as its shards and records grow.
 
 Writes synthetic TFRecord shards, then opens them in fresh processes: once to
 build the index files, once to map them.
@@ -24,18 +24,18 @@ import tensorflow as tf
 from jest_tf.data import stores
 from jest_tf.data.stores import tfrecords
 
-# Rows of a read while the time to read is measured, and how often.
+# Rows of a timed read, and the number of reads.
 _ROWS = 256
 _READS = 20
 
 
 class Cost(NamedTuple):
-    """What one process measured.
+    """Measurements of one process.
 
     Attributes:
-        records: how many the store holds.
-        shards: in how many files.
-        open_seconds: from nothing to a store.
+        records: number of records.
+        shards: number of files.
+        open_seconds: time to open the store.
         open_mebibytes: resident memory that opening added.
         read_mebibytes: resident memory that reading added to it.
         random_milliseconds: to read 256 records from all over the store.
@@ -55,7 +55,7 @@ def write_shards(directory: str, num_records: int, num_shards: int) -> str:
     """Writes equal small records, fast.
 
     Args:
-        directory: where to.
+        directory: folder to write to.
         num_records: in all; must be a multiple of `num_shards`.
         num_shards: files.
 

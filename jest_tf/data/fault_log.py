@@ -99,10 +99,7 @@ class FaultLog:
         self.check()
 
     def check(self) -> None:
-        """Raises the ValueError of `count` again.
-
-        `tf.data` wraps it in an error of its own; this gives it back.
-        """
+        """Raises the ValueError of `count` again, which `tf.data` wraps."""
         if self._error:
             raise ValueError(self._error)
 

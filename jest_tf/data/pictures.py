@@ -85,9 +85,9 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
 def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
     """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP and makes it square.
 
-    Gray becomes RGB and alpha is dropped. A picture of another size is resized
-    without regard to its aspect (SigLIP does so), bilinearly with
-    anti-aliasing, and rounded.
+    Grey becomes RGB and alpha is dropped. A picture of another size is resized
+    without regard to its aspect, as in SigLIP, bilinearly with anti-aliasing,
+    and rounded.
 
     Args:
         encoded: string scalar.
@@ -101,7 +101,7 @@ def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Squashes a picture to a square; one that fits passes untouched.
+    """Squashes a picture to a square; the right size is left unchanged.
 
     Args:
         image: uint8 [H, W, 3].
@@ -113,8 +113,8 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
     size = [image_size, image_size]
 
     def resize():
-        # What `tf.image.resize(image, size, "bilinear", antialias=True)` comes
-        # to, bit for bit, without the dozen small operations around it.
+        # Equals `tf.image.resize(image, size, "bilinear", antialias=True)` bit
+        # for bit, without the dozen small operations around it.
         resized = tf.raw_ops.ScaleAndTranslate(
             images=image[tf.newaxis],
             size=size,
