@@ -487,7 +487,6 @@ class Followed(Step):
         # As many records as the quickstart's pool.
         order = stream.Order(8200, 0)
         self._telemetry = draw_log.Telemetry(config, workdir, order=order)
-        self._telemetry.begin(self._model)
         self._writer = tf.summary.create_file_writer(workdir)
 
     @property
@@ -515,6 +514,7 @@ class Followed(Step):
             return seconds, 0.0
         start = time.monotonic()
         self._telemetry.follow(
+            self._model,
             self._step,
             self._step + 1,
             number == self._num_steps - 1,
