@@ -22,6 +22,7 @@ class Data:
     caption_fields: tuple = ()
     index_dir: str = ""
     manifest: str = ""
+    max_image_pixels: int = 2**26
 
 
 def example(i):
