@@ -1,11 +1,12 @@
 """A training step beside open_clip's, for the same towers on the same machine.
 
-    make bench-peers
+    python -m benchmarks.bench_peers
 
 Two towers of ViT-S/16 class (224 pixels, 64 tokens), sigmoid loss, AdamW,
 float32, random data, nothing selected. Each run is a process of its own; the
 two sides take turns. open_clip runs in `.venv-peers`, since PyTorch and
-TensorFlow need not share an environment. The table goes into README.md.
+TensorFlow need not share an environment; `make bench-peers` builds it first.
+The table goes into README.md.
 
 Pooling differs: our image tower pools by attention with an MLP, open_clip's by
 its class token. The parameters of both stand in the table.

@@ -1,6 +1,6 @@
 """Flexi-JEST B/16 at the paper's size: `jest_b16` with coarse patches.
 
-    python -m trainers.train --config configs/flexi_jest_b16.py \
+    jest-tf train --config configs/flexi_jest_b16.py \
         --workdir runs/flexi_jest_b16 --set 'data.train=data/pool-*.tfrecord'
 
 Scores at patches of 32 pixels, and trains on one half of the sub-batch at 16
@@ -24,7 +24,7 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """`jest_b16`, but images are looked at in two ways."""
+    """`jest_b16` with a fine and a coarse view of the images."""
     jest = config_lib.load_config(
         pathlib.Path(__file__).with_name("jest_b16.py")
     )

@@ -1,10 +1,10 @@
 """IconText: stage 0 of a cascade with distillation.
 
-    python -m trainers.train --config configs/icontext_best.py \
+    jest-tf train --config configs/icontext_best.py \
         --workdir icontext-work/runs/best
 
 First train the reference with configs/icontext_reference.py and write its
-sidecars with `trainers.embed --data 'icontext-work/data/pool-*.tfrecord'`; they
+sidecars with `jest-tf embed --data 'icontext-work/data/pool-*.tfrecord'`; they
 serve all runs. Validation prefers a reference twice as wide,
 `--set model.towers=benchmarks.icontext.towers:build_wide`. To surpass the
 reference, train longer: `--set steps=3000 reference.distillation_steps=750

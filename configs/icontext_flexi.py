@@ -1,6 +1,6 @@
 """IconText: JEST with scores from small pictures (Flexi-JEST).
 
-    python -m trainers.train --config configs/icontext_flexi.py \
+    jest-tf train --config configs/icontext_flexi.py \
         --workdir icontext-work/runs/flexi
 
 Needs the sidecars of configs/icontext_jest.py. Cost: docs/icontext.md; results:

@@ -1,10 +1,10 @@
 """IconText: JEST on the noisy pool.
 
-    python -m trainers.train --config configs/icontext_jest.py \
+    jest-tf train --config configs/icontext_jest.py \
         --workdir icontext-work/runs/jest
 
 First train the reference with configs/icontext_reference.py and write its
-sidecars with `trainers.embed --data 'icontext-work/data/pool-*.tfrecord'`; they
+sidecars with `jest-tf embed --data 'icontext-work/data/pool-*.tfrecord'`; they
 serve all runs. Cost: docs/icontext.md; results:
 benchmarks/icontext/results/report.md.
 """

@@ -1,6 +1,6 @@
 """IconText: a reference on the curated set and the noisy pool.
 
-    python -m trainers.train --config configs/icontext_reference.py \
+    jest-tf train --config configs/icontext_reference.py \
         --workdir icontext-work/runs/reference
 
 First build the data with `make icontext-data`. Cost: docs/icontext.md; results:

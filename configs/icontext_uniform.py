@@ -1,6 +1,6 @@
 """IconText: uniform training on the noisy pool.
 
-    python -m trainers.train --config configs/icontext_uniform.py \
+    jest-tf train --config configs/icontext_uniform.py \
         --workdir icontext-work/runs/uniform
 
 First build the data with `make icontext-data`. Cost: docs/icontext.md; results:

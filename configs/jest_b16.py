@@ -1,17 +1,17 @@
 """JEST B/16 at the paper's size: SigLIP's recipe, a tenth of it, with JEST.
 
-    python -m trainers.train --config configs/jest_b16.py \
+    jest-tf train --config configs/jest_b16.py \
         --workdir runs/jest_b16 --set 'data.train=data/pool-*.tfrecord'
 
-Before that, configs/siglip_b16.py trains a reference on a small curated set
-(set its `data.train`), and `trainers.embed` writes the embeddings that it has
-of the pool beside the shards.
+First, configs/siglip_b16.py trains a reference on a small curated set (set its
+`data.train`), and `jest-tf embed` writes its embeddings of the pool beside the
+shards.
 
 Hardware: 256 chips of TPU v5p, 640 examples scored and 128 trained on each.
 Time: 11 hours, if a chip reaches 40 % of its 459 TFLOP/s: 1.8e21 FLOPs, eight
 forward passes of 57 GFLOPs an example trained on; a step must be fed 163,840
 decoded pictures. NOT RUN BY US: we have neither the data nor the machine, and
-docs/tpu.md says what stands in the way on several hosts. The step of a small
+docs/tpu.md says what prevents several hosts. The step of a small
 twin is compiled for TPUs.
 
 Expected, with the paper's 4 billion examples of WebLI and a reference trained

@@ -1,6 +1,6 @@
 """JEST L/16 at the paper's size: the B/16 recipe with larger towers.
 
-    python -m trainers.train --config configs/jest_l16.py \
+    jest-tf train --config configs/jest_l16.py \
         --workdir runs/jest_l16 --set 'data.train=data/pool-*.tfrecord'
 
 Needs a reference's sidecars beside the shards, as configs/jest_b16.py does.

@@ -1,11 +1,11 @@
-"""The quickstart's learner with the most that a reference can give.
+"""Quickstart: a cascade and distillation, for half as many steps.
 
-    python -m trainers.train --config configs/quickstart_best.py \
+    jest-tf train --config configs/quickstart_best.py \
         --workdir runs/best --set reference.sidecar_dir=runs/sidecars
 
-Before that, `trainers.embed` writes what the reference makes of
+First, `jest-tf embed` writes the reference's embeddings of
 `examples/icontext_mini/pool-*.tfrecord` into `runs/sidecars`. Half a minute on
-2 CPU cores. What comes out is in docs/quickstart.md, for three seeds.
+2 CPU cores. Result of three seeds: docs/quickstart.md.
 """
 
 import dataclasses

@@ -1,10 +1,9 @@
 """Quickstart: the uniform learner's recipe, with JEST.
 
-    python -m trainers.train --config configs/quickstart_jest.py \
+    jest-tf train --config configs/quickstart_jest.py \
         --workdir runs/jest --set reference.workdir=runs/reference
 
-Two to three minutes on 2 CPU cores. What comes out is in docs/quickstart.md,
-for three seeds.
+Two to three minutes on 2 CPU cores. Result of three seeds: docs/quickstart.md.
 """
 
 import dataclasses

@@ -1,10 +1,9 @@
 """Quickstart: the reference, trained on a small curated set of pictures.
 
-    python -m trainers.train --config configs/quickstart_reference.py \
+    jest-tf train --config configs/quickstart_reference.py \
         --workdir runs/reference
 
-About a minute on 2 CPU cores. What comes out is in docs/quickstart.md, for
-three seeds.
+About a minute on 2 CPU cores. Result of three seeds: docs/quickstart.md.
 """
 
 from jest_tf import config as config_lib

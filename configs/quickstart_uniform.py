@@ -1,10 +1,9 @@
-"""Quickstart: a learner trained on the noisy pool as it comes.
+"""Quickstart: uniform training on the noisy pool.
 
-    python -m trainers.train --config configs/quickstart_uniform.py \
+    jest-tf train --config configs/quickstart_uniform.py \
         --workdir runs/uniform
 
-About a minute on 2 CPU cores. What comes out is in docs/quickstart.md, for
-three seeds.
+About a minute on 2 CPU cores. Result of three seeds: docs/quickstart.md.
 """
 
 import dataclasses

@@ -1,12 +1,12 @@
-"""SigLIP B/16 at the paper's size: the baseline, trained on what comes.
+"""SigLIP B/16 at the paper's size: the uniform baseline.
 
-    python -m trainers.train --config configs/siglip_b16.py \
+    jest-tf train --config configs/siglip_b16.py \
         --workdir runs/siglip_b16 --set 'data.train=data/pool-*.tfrecord'
 
 Hardware: 256 chips of TPU v5p, 128 examples each. Time: 1.7 days, if a chip
 reaches 40 % of its 459 TFLOP/s: 6.9e21 FLOPs, three forward passes of 57
 GFLOPs an example. NOT RUN BY US: we have neither the data nor the machine, and
-docs/tpu.md says what stands in the way on several hosts. The step of a small
+docs/tpu.md says what prevents several hosts. The step of a small
 twin is compiled for TPUs.
 
 Expected, with the paper's 40 billion examples of WebLI (Evans et al. 2024,

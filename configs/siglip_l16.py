@@ -1,6 +1,6 @@
 """SigLIP L/16 at the paper's size: the B/16 baseline with larger towers.
 
-    python -m trainers.train --config configs/siglip_l16.py \
+    jest-tf train --config configs/siglip_l16.py \
         --workdir runs/siglip_l16 --set 'data.train=data/pool-*.tfrecord'
 
 Hardware: 256 chips of TPU v5p, 128 examples each. Time: 5.9 days, if a chip

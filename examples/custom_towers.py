@@ -1,7 +1,7 @@
 """JEST with towers of your own: a small ConvNet and a bag of words.
 
     python examples/custom_towers.py --steps 40
-    python -m trainers.train --config configs/quickstart_uniform.py \\
+    jest-tf train --config configs/quickstart_uniform.py \\
         --workdir runs/convnet --set model.towers=examples.custom_towers:build
 
 Any two Keras layers or models that map to embeddings of one width will do.

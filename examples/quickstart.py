@@ -2,7 +2,7 @@
 
     python -m examples.quickstart
 
-Four runs of `trainers.train` on the pictures in `examples/icontext_mini`. The
+Four runs of `jest-tf train` on the pictures in `examples/icontext_mini`. The
 reference trains on the small curated set. Three learners start from the same
 weights and train on the noisy pool: uniform, JEST for as many steps, and for
 half as many steps a cascade with distillation of the reference. The report is
