@@ -6,7 +6,6 @@ every row keeps running sums, to which a chunk adds its part (`tiles.py`). Same
 noise, same draw. `State` is a value: `add` returns the next one.
 """
 
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +14,6 @@ import tensorflow as tf
 from jest_tf import embeddings
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import local_rows, tiles
-
-# The text of a graph's error where embeddings can't be scored.
-_NOT_FINITE = "hold NaN or infinity"
-NOT_FINITE = re.compile(rf"(?P<name>`\w+` embeddings) {_NOT_FINITE}")
 
 
 class SigmoidScores(NamedTuple):
@@ -239,7 +234,7 @@ def _checked(name, model):
             f"`{name}.text` must both be [B, dim] with a static shape, "
             f"`{name}.scale` and `{name}.bias` scalars. Received: {found}"
         )
-    message = f"`{name}` embeddings {_NOT_FINITE}"
+    message = f"`{name}` embeddings hold NaN or infinity"
     try:
         parts = (tf.debugging.check_numerics(part, message) for part in parts)
         return Embeddings(

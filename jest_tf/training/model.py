@@ -50,10 +50,9 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     `data/records_replaced`, counts of captions that were not UTF-8 and of
     records that could not be read.
 
-    On R replicas, i.e. created in the scope of such a strategy, each holds B/R
-    rows of a super-batch and trains on b/R of the sub-batch. Draws, loss and
-    metrics are of all rows, and equal to those of one replica; dropout differs.
-    R must divide B and b.
+    Created in the scope of a strategy, each of its R replicas holds B/R rows of
+    a super-batch and trains on b/R of the sub-batch. Draws, loss and metrics
+    equal those of one replica; dropout differs. R must divide B and b.
 
     Args:
         learner: a `models.TwoTower`, or any Keras model that maps a batch to
@@ -81,10 +80,9 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             reference's input is not augmented.
         distillation_steps: steps over which that weight falls linearly to 0;
             None keeps it.
-        augment: `(images, seed, places, batch_size) -> images`, applied to the
-            sub-batch in the graph. `seed` is int32 `[2]`; `places`, int32
-            `[n]`, are the places of the n images among the `batch_size` of the
-            sub-batch, which on one replica are all.
+        augment: `(images, seed, places, batch_size) -> images`, applied in the
+            graph. `seed` is int32 `[2]`; `places`, int32 `[n]`, are the places
+            of the n images among the `batch_size` of the sub-batch.
         seed: seed of the draws and of the augmentation.
 
     Attributes:
@@ -189,11 +187,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
     @property
     def stopped_at(self) -> int | None:
-        """The first step that no longer selects.
-
-        None while the learner has not passed the reference, or without a
-        `selection.stop_when_passed`.
-        """
+        """The first step that no longer selects, or None while all do."""
         if self._passed is None:
             return None
         step = int(schedule.read(self._passed)[1])
@@ -203,7 +197,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     def drawn_ids(self) -> tf.Tensor | None:
         """The `id`s of the last step's sub-batch, `[b]`, in the order drawn.
 
-        None before the first step of `fit`, or where the batches hold no `id`.
+        None before the first step, or if the batches hold no `id`.
         """
         ids = self.rows.trained_ids()
         return None if ids is None else tf.constant(ids)
@@ -396,8 +390,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         Arguments and errors as of `select`.
 
         Returns:
-            The learner's and the reference's; None for a model that the
-            criterion does not use.
+            The learner's and the reference's; None if the criterion needs none.
         """
         return step_lib.score(
             self._scoring_step(settings), super_batch, distribution.current()
