@@ -9,6 +9,7 @@ goes up, and when the picture is out of date.
 import argparse
 import ast
 import collections
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -97,13 +98,16 @@ def draw(edges, path: str) -> None:
     for floor in set(floors.values()):
         rooms = [room for room in floors if floors[room] == floor]
         for number, room in enumerate(rooms):
-            places[room] = (number - (len(rooms) - 1) / 2, floor)
+            # The ground floor is wider, for arrows that pass the others.
+            width = 1.0 if floor else 1.6
+            places[room] = (width * (number - (len(rooms) - 1) / 2), floor)
     figure = mpl_figure.Figure(figsize=(6, 7), layout="constrained")
     axes = figure.subplots()
     for room, (x, y) in places.items():
         for other in below[room] - implied[room]:
             # Around the rooms in between.
-            bend = 0.35 if y - places[other][1] > 1 else 0
+            bend = 0.45 if y - places[other][1] > 1 else 0.0
+            bend = math.copysign(bend, x - places[other][0])
             axes.annotate(
                 "",
                 xy=(places[other][0], places[other][1] + 0.3),
