@@ -151,7 +151,7 @@ class TrainConfig:
 
     @property
     def steps_need_reference(self) -> bool:
-        """Whether a step asks the reference, for scores or distillation."""
+        """True if a step asks the reference, for scores or distillation."""
         return bool(
             self.selection.needs_reference or self.reference.distillation_weight
         )

@@ -174,7 +174,7 @@ class SelectionConfig:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether the settings change during a run."""
+        """True if the settings change during a run."""
         return bool(self.phases or self.uniform_every or self.stop_when_passed)
 
     def at(self, step: int) -> "SelectionConfig":
@@ -234,21 +234,21 @@ class SelectionConfig:
 
     @property
     def scores(self) -> bool:
-        """Whether some step scores rows before it draws."""
+        """True if some step scores rows before it draws."""
         if self.is_scheduled:
             return self._any("scores")
         return self.batch_size is not None and self.method != "uniform"
 
     @property
     def needs_reference(self) -> bool:
-        """Whether some step scores with the reference."""
+        """True if some step scores with the reference."""
         if self.is_scheduled:
             return self._any("needs_reference")
         return self.scores and self.criterion != "hard_learner"
 
     @property
     def needs_learner(self) -> bool:
-        """Whether some step scores with the learner."""
+        """True if some step scores with the learner."""
         if self.is_scheduled:
             return self._any("needs_learner")
         return self.scores and self.criterion != "easy_reference"

@@ -375,7 +375,7 @@ def take_turns(
     )
 
     def is_new(place):
-        """Whether a record may join; counts one that may not once."""
+        """True if a record may join; counts one that may not once."""
         if place in passed:
             return False
         passed.add(place)

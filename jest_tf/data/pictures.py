@@ -239,6 +239,6 @@ def _transcode(encoded, max_pixels):
 
 
 def _is_plain_webp(encoded, mode):
-    """Whether TensorFlow decodes a WebP: one frame, and no alpha."""
+    """True if TensorFlow decodes a WebP: one frame, and no alpha."""
     animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
     return mode == "RGB" and not animated

@@ -40,7 +40,7 @@ _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a training stream does beyond reading its store in a shuffled order.
+    """Options of a training stream beyond the shuffled order of its store.
 
     Attributes:
         weights: shares of `store.parts` in the stream; () takes each by its

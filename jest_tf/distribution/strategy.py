@@ -92,12 +92,12 @@ def distribute(
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether steps run on TPUs, which have no 64-bit integers."""
+    """True if steps run on TPUs, which have no 64-bit integers."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def has_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Whether several processes of a TF_CONFIG run each step together."""
+    """True if several processes of a TF_CONFIG run each step together."""
     workers = tf.distribute.MultiWorkerMirroredStrategy
     return isinstance(strategy, workers) and strategy.num_replicas_in_sync > 1
 

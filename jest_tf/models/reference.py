@@ -103,7 +103,7 @@ def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
 
 
 def describe(run: Run) -> file_format.Description:
-    """What the embeddings of a finished run are of, for its sidecars.
+    """Describes the embeddings of a finished run, for its sidecars.
 
     Two runs have equal descriptions if they embed alike: the same weights,
     settings of the towers, tokenizer and preprocessing.
@@ -181,7 +181,7 @@ def encoder(run: Run, batch_size: int = 256) -> Callable:
 
 
 def _on_host(variable, function=tf.identity):
-    """Of a variable, mirrored or not, the same bits whatever holds it."""
+    """A function of a variable's value, equal for mirrored and plain ones."""
     with tf.device("CPU:0"):
         return function(tf.constant(variable.numpy()))
 

@@ -68,7 +68,7 @@ def path(workdir: str, name: str) -> str:
 
 
 def has(workdir: str, name: str) -> bool:
-    """Whether a run directory holds a file."""
+    """True if a run directory holds a file."""
     return os.path.isfile(path(workdir, name))
 
 
@@ -173,7 +173,7 @@ def temporary() -> Iterator[str]:
 
 
 def has_begun(workdir: str) -> bool:
-    """Whether any step of a run is on record."""
+    """True if any step of a run is on record."""
     folder = path(workdir, CHECKPOINTS_FOLDER)
     return bool(os.path.isdir(folder) and os.listdir(folder)) or any(
         has(workdir, name) and os.path.getsize(path(workdir, name))

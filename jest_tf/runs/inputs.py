@@ -1,4 +1,4 @@
-"""What a run reads: its examples, its reference, and its stream."""
+"""The inputs of a run: its examples, its reference, and its stream."""
 
 import os
 import shutil

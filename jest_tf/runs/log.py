@@ -31,7 +31,7 @@ _MEASURED = ("time/", "memory/", "energy/")
 
 
 def from_clock(name: str) -> bool:
-    """Whether a number of the log is measured, see above."""
+    """True if a number of the log is measured, see above."""
     return name == "seconds" or name.startswith(_MEASURED)
 
 
@@ -48,7 +48,7 @@ def digest(ids: np.ndarray) -> str:
 
 
 class Meters:
-    """What a run measures beside its steps.
+    """Measurements of a run beside its steps.
 
     Attributes:
         probe: times the parts of a step, `step_timing.Probe`, or None.

@@ -1,4 +1,4 @@
-"""What a run began with: settings, data and versions, checked on resuming."""
+"""The origin of a run: settings, data and versions, checked on resuming."""
 
 import contextlib
 import dataclasses

@@ -99,7 +99,7 @@ def _warn_of_one_cpu(config, strategy):
 
 
 class _Run:
-    """What is opened once and outlives a rollback.
+    """Parts of a run that are opened once and outlive a rollback.
 
     Args:
         config: the run.

@@ -26,5 +26,5 @@ class StepCallback(keras.callbacks.Callback):
         self.previous, self.step = self.step, self._epoch_start + batch + 1
 
     def passed(self, every: int | None) -> bool:
-        """Whether the last execution made a step that `every` divides."""
+        """True if the last execution made a step that `every` divides."""
         return bool(every) and self.step // every > self.previous // every

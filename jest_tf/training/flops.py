@@ -180,7 +180,7 @@ def count(function: Callable, *specs) -> tuple[int, int]:
 
 
 def _of_draw(candidates, batch_size, width):
-    """Of a draw and the uniform one beside it; `width` of all models."""
+    """FLOPs of a draw and its uniform one; `width` sums all models."""
     uniform = min(batch_size, selection.UNIFORM_ROWS)
     return 4 * width * (candidates * batch_size + uniform**2)
 

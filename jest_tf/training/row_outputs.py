@@ -161,7 +161,7 @@ class RowReport:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the step scored rows."""
+        """True if the step scored rows."""
         return "scored" in self._groups
 
     def drawn(self, step: int) -> np.ndarray | None:

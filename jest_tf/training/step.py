@@ -85,7 +85,7 @@ class Step:
 
     @property
     def scores(self) -> bool:
-        """Whether this step scores the candidates before it draws."""
+        """True if this step scores the candidates before it draws."""
         return self.selection is not None and self.selection.scores
 
     @property
@@ -95,7 +95,7 @@ class Step:
 
     @property
     def distils(self) -> bool:
-        """Whether the loss includes feature distillation."""
+        """True if the loss includes feature distillation."""
         return self.distillation_weight > 0.0
 
 

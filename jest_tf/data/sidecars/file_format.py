@@ -49,7 +49,7 @@ class Description(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a sidecar was made from, and its size.
+    """The origin and the size of a sidecar.
 
     Attributes:
         description: of the reference.

@@ -201,7 +201,7 @@ def _describe(path):
 
 
 def _metadata(shard, form):
-    """What an index says that it was made from."""
+    """The origin that an index states."""
     return {
         "size": str(shard.size),
         "mtime_ns": str(shard.mtime),

@@ -39,7 +39,7 @@ _DTYPES = {"ids": "int64", "weights": "float32", "scores": "float32"}
 
 
 class Header(NamedTuple):
-    """What the file of a shard was made from.
+    """The origin of a shard's file.
 
     Attributes:
         shard: name of the shard's file.
