@@ -1,8 +1,4 @@
-"""`Embeddings`, where models, losses and selection meet, and row blocks.
-
-`fold_row_blocks` is the loop with which losses and selection work on logits
-that are too many to hold at once.
-"""
+"""`Embeddings`, which models, losses and selection share, and row blocks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +15,7 @@ class Embeddings(NamedTuple):
     Attributes:
         image: float32 `[n, dim]`, unit-norm rows.
         text: float32 `[n, dim]`, unit-norm rows.
-        scale: float32 scalar, the temperature as a multiplier (SigLIP's t).
+        scale: float32 scalar, the inverse temperature (SigLIP's t).
         bias: float32 scalar (SigLIP's b; the softmax loss ignores it).
     """
 
@@ -43,9 +39,9 @@ def fold_row_blocks(
         body: `(state, start, size) -> (state, rows)`: `start` is an int32
             scalar, `size` a Python int, and `rows` a tuple of float32 tensors
             of `size` rows each. The last block may be smaller.
-        num_rows: rows in all.
-        block_size: rows a block.
-        state: tensors handed from block to block; their shapes stay.
+        num_rows: total number of rows.
+        block_size: rows per block.
+        state: tensors passed from block to block, of fixed shapes.
         row_shapes: the shape of one row of each of `rows`.
 
     Returns:
@@ -85,13 +81,13 @@ def fold_row_blocks(
 
 
 def rows_from(tensor: tf.Tensor, start: tf.Tensor, size: int) -> tf.Tensor:
-    """`tensor[start : start + size]` with a static size, which XLA needs."""
+    """Slices `tensor[start : start + size]` with a static size, for XLA."""
     begin = [start] + [0] * (tensor.shape.rank - 1)
     return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
 
 
 def logaddexp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """`log(exp(left) + exp(right))`, elementwise; either may be -inf."""
+    """Computes `log(exp(left) + exp(right))`; either may be -inf."""
     high, low = tf.maximum(left, right), tf.minimum(left, right)
     total = high + tf.math.log1p(tf.exp(low - high))
     return tf.where(low > -np.inf, total, high)

@@ -1,8 +1,7 @@
-"""Files of any scheme, written whole or not at all, and locks on them.
+"""Atomic writes of local and remote files, and file locks.
 
-A local path is opened by Python. A path with a scheme, such as `gs://`, is
-opened by `tf.io.gfile`. Object stores have no append and no change in place, so
-every file here is written once, from its first byte to its last.
+Python opens local paths, `tf.io.gfile` paths with a scheme, such as `gs://`.
+Object stores can't append or modify, so every file is written once.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ _PIECE = 2**24  # bytes copied at a time
 
 
 def is_remote(path: str) -> bool:
-    """Returns whether only `tf.io.gfile` can open the path."""
+    """Returns True if only `tf.io.gfile` can open the path."""
     return "://" in path
 
 
@@ -39,11 +38,11 @@ def written_whole(path: str, suffix: str = "") -> Iterator[str]:
     behind, hidden, with `PARTIAL` in its name.
 
     Args:
-        path: local or remote; its folder is made.
-        suffix: ending that the temporary name must have.
+        path: local or remote; its folder is created.
+        suffix: ending of the temporary name.
 
     Raises:
-        OSError, tf.errors.OpError: the file cannot be written.
+        OSError, tf.errors.OpError: if the file cannot be written.
     """
     folder, name = os.path.split(path)
     # Hidden, so that no glob takes it for data, and unique, so that several
@@ -68,7 +67,7 @@ def written_whole(path: str, suffix: str = "") -> Iterator[str]:
 
 
 def write_whole(path: str, *parts) -> None:
-    """Writes bytes or arrays, one after another, as `written_whole` does."""
+    """Writes bytes or arrays, concatenated, as `written_whole` does."""
     with written_whole(path) as partial, open(partial, "wb") as file:
         for part in parts:
             file.write(part)
@@ -79,7 +78,7 @@ def staged(path: str) -> Iterator[str]:
     """Yields a local name of a file: its own, or that of a temporary copy.
 
     Raises:
-        OSError: a remote file cannot be read.
+        OSError: if a remote file cannot be read.
     """
     if not is_remote(path):
         yield path
@@ -99,7 +98,7 @@ def staged(path: str) -> Iterator[str]:
 
 
 def delete_partial(path: str) -> None:
-    """Deletes what killed writers of a local file left; under a lock only."""
+    """Deletes partial files of killed writers of a local file. Hold a lock."""
     folder, name = os.path.split(path)
     pattern = f".{glob.escape(name)}.*{PARTIAL}*"
     for found in glob.glob(os.path.join(glob.escape(folder), pattern)):
@@ -111,10 +110,10 @@ def locked(path: str) -> Iterator[None]:
     """Holds a lock until the block or its process ends.
 
     Args:
-        path: of a local lock file; it is made, and deleted at the end.
+        path: local lock file, created here and deleted at the end.
 
     Raises:
-        BlockingIOError: another process holds the lock.
+        BlockingIOError: if another process holds the lock.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -133,7 +132,7 @@ def locked(path: str) -> Iterator[None]:
 
 
 def sync(path: str) -> None:
-    """Waits until a local file or folder is on the disk."""
+    """Flushes a local file or folder to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

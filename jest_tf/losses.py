@@ -2,16 +2,14 @@
 
 Both take unit-norm embeddings of `b` image-text pairs, form the logits
 `scale * image @ text.T + bias` and return one float32 scalar. With a
-`block_size` they never hold a `b x b` matrix: logits are formed in blocks of
-rows, thrown away, and formed again for the gradient, which is in closed form.
-Values and gradients are the same as without blocks.
+`block_size`, logits are formed in blocks of rows and formed again for the
+closed-form gradient, so no `b x b` matrix is held. The results are the same.
 
-With `replicas`, the collectives, each replica has b/R rows and forms their
-logits with all b: a row's negatives are the rows of all replicas.
+With `replicas`, the collectives, each replica forms the logits of its b/R rows
+with all b, so negatives come from all replicas.
 
-`feature_distillation` is the distance to a reference's embeddings. Paper: Zhai
-et al. 2023, "Sigmoid loss for language image pre-training" (arXiv 2303.15343),
-section 3.
+Reference: Zhai et al. 2023, "Sigmoid loss for language image pre-training"
+(arXiv 2303.15343), section 3.
 """
 
 import numpy as np
@@ -42,25 +40,24 @@ def sigmoid_loss(
     Args:
         learner: embeddings of the batch, `[b, dim]`; any float dtype, the loss
             is computed in float32.
-        ids: int `[b]`; rows with equal ids describe the same thing, as
-            duplicate captions do. Or `[b, parts]`, equal in all parts.
+        ids: int `[b]`; rows with equal ids are duplicates, e.g. of a caption.
+            Or `[b, parts]`, equal in all parts.
         equal_ids: the meaning of a pair of different rows with equal ids:
             "negative" (the paper), "positive", or "ignore" (no term).
-        block_size: rows of logits formed at a time; None forms all `b`, with
-            `replicas` all `b/R`, at once.
+        block_size: rows of logits formed at a time; None forms all local rows
+            at once.
         replicas: the collectives of `distribution.current()`, where each of R
             replicas has `[b/R, dim]` embeddings and `[b/R]` ids; None on one
             replica.
 
     Returns:
         float32 scalar; with `replicas` the loss of all b rows, on every
-        replica. Its gradient is that of the local rows, and of scale and bias
-        the local rows' part: summed over replicas, as optimizers do, gradients
-        of parameters are those of the loss of all rows.
+        replica. Each replica's gradient covers its local rows. Summed over
+        replicas, as optimizers do, it is the gradient of the whole loss.
 
     Raises:
-        ValueError: on shapes that do not fit, an unknown `equal_ids`, or an
-            `equal_ids` that needs `ids` without them.
+        ValueError: if shapes do not fit, `equal_ids` is unknown, or it needs
+            `ids` and there are none.
 
     Reference: arXiv 2303.15343, equation 2 and algorithm 1.
     """
@@ -82,8 +79,8 @@ def softmax_loss(
         l_ij = scale <image_i, text_j>
 
     With `equal_ids="positive"` the target of row i is uniform over the rows
-    with its id, so `-l_ii` becomes the mean of `-1/2 (l_ij + l_ji)` over them;
-    with "ignore" the other rows with its id leave its normalisers.
+    with its id, so `-l_ii` becomes the mean of `-1/2 (l_ij + l_ji)` over them.
+    With "ignore" the other rows with its id are left out of its normalisers.
 
     Args, Returns, Raises: as `sigmoid_loss`. The value does not depend on the
     bias, whose gradient is zero.
@@ -99,24 +96,25 @@ def softmax_loss(
 def feature_distillation(
     learner: Embeddings, reference: Embeddings, *, replicas=None
 ) -> tf.Tensor:
-    """The squared distance of the learner's embeddings to the reference's.
+    """Squared distance between the learner's and the reference's embeddings.
 
         loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
 
-    Between 0 and 8 for unit-norm rows, and 4 where the two are unrelated.
-    Scales and biases do not enter.
+    It lies in [0, 8] for unit-norm rows, and is 4 for orthogonal ones. Scales
+    and biases have no effect.
 
     Args:
         learner: embeddings of the batch, `[b, dim]`, any float dtype; the loss
             is computed in float32.
-        reference: of the same rows, as wide. No gradient flows into it.
-        replicas: as of `sigmoid_loss`, each with `[b/R, dim]` of both.
+        reference: embeddings of the same rows and width. No gradient flows
+            into it.
+        replicas: as in `sigmoid_loss`, each with `[b/R, dim]` of both.
 
     Returns:
         float32 scalar; with `replicas` as `sigmoid_loss`.
 
     Raises:
-        ValueError: on embeddings of other widths or numbers of rows.
+        ValueError: if the widths or the numbers of rows differ.
 
     Reference: Yang et al. 2024, "CLIP-KD" (arXiv 2307.12732), feature
     distillation.
@@ -169,7 +167,7 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
 
 
 def _checked_ids(num_rows, ids, equal_ids):
-    """The ids as a tensor; None where no pair depends on them."""
+    """Returns the ids as a tensor, or None if no pair depends on them."""
     if equal_ids not in EQUAL_IDS:
         raise ValueError(
             f"`equal_ids` must be one of {EQUAL_IDS}. Received: {equal_ids!r}"
@@ -192,13 +190,9 @@ def _checked_ids(num_rows, ids, equal_ids):
 
 
 def _pair_masks(num_rows, ids, equal_ids, first_row=0):
-    """`(start, size) -> positive, keep`, bool `[size, b]`, for a block.
+    """Returns `(start, size) -> positive, keep`, bool `[size, b]`.
 
-    Args:
-        num_rows: b.
-        ids: int `[b]` or `[b, parts]`, or None.
-        equal_ids: the meaning of equal ids.
-        first_row: the row of the batch that `start` counts from.
+    `start` counts from row `first_row` of the batch.
     """
     parts = []
     if ids is not None:
@@ -223,13 +217,12 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
 
 
 def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
-    """The loss over blocks of logits, with its gradient in closed form.
+    """Computes the loss over blocks of logits, with a closed-form gradient.
 
     The gradient forms every block once more. On one replica a block gives the
     gradients of its images and its part of all texts'. On several, local
-    images x all texts give those of the images, and local texts x all images
-    those of the texts: each logit is formed twice, but no gradients `[b, dim]`
-    are added up over replicas.
+    images x all texts and local texts x all images give the local gradients:
+    each logit is formed twice, but no `[b, dim]` gradient is all-reduced.
     """
     num_rows, dim = learner.image.shape
     everyone, batch_size, first_row = learner[:2], num_rows, 0
@@ -311,7 +304,7 @@ def _sigmoid_dense(logits, positive, keep):
 
 
 def _sigmoid_by_blocks(fold, sides, pairs, replicas):
-    del replicas  # a row's loss needs nothing of other rows' losses
+    del replicas  # row losses are independent of each other
 
     def body(state, part, logits, start, size):
         return state, (_sigmoid_terms(logits, *pairs(start, size)),)

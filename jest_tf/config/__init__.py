@@ -1,6 +1,6 @@
-"""Settings of a run as frozen dataclasses. Imports no TensorFlow.
+"""Settings of a run as frozen dataclasses, checked before data is read.
 
-Settings that do not fit together are refused here, before any data is read.
+Imports no TensorFlow.
 """
 
 from jest_tf.config.groups import (

@@ -1,6 +1,6 @@
 """Checks of settings: types, ranges, names, local paths.
 
-A rule is a pair, the expected value in words and a predicate:
+A rule pairs the expected value in words with a predicate:
 `check(self, "data", image_size=at_least(1), format=one_of(*FORMATS))`.
 """
 
@@ -15,17 +15,17 @@ Rule = tuple[str, Callable[[Any], bool]]
 
 
 def at_least(least: float) -> Rule:
-    """Values that are no less than `least`."""
+    """Accepts values that are at least `least`."""
     return f"at least {least}", lambda value: value >= least
 
 
 def above(bound: float) -> Rule:
-    """Values that are greater than `bound`."""
+    """Accepts values greater than `bound`."""
     return f"> {bound}", lambda value: value > bound
 
 
 def within(interval: str) -> Rule:
-    """Values in an interval, such as "(0, 1]"."""
+    """Accepts values in an interval, such as "(0, 1]"."""
     low, high = map(float, interval[1:-1].split(","))
     is_above = operator.ge if interval[0] == "[" else operator.gt
     is_below = operator.le if interval[-1] == "]" else operator.lt
@@ -36,7 +36,7 @@ def within(interval: str) -> Rule:
 
 
 def one_of(*allowed: Any) -> Rule:
-    """Values among `allowed`."""
+    """Accepts the values in `allowed`."""
     return f"one of {allowed}", lambda value: value in allowed
 
 
@@ -46,10 +46,11 @@ def check(config: Any, path: str, **rules: Rule) -> None:
     Args:
         config: the dataclass.
         path: name of the group in errors, such as "data"; "" for none.
-        **rules: by field. None passes where the annotation allows it.
+        **rules: rules by field. None passes where the annotation allows it.
 
     Raises:
-        ValueError: on a value of another type, not finite, or against a rule.
+        ValueError: if a value has the wrong type, is not finite or breaks a
+            rule.
     """
     prefix = f"{path}." if path else ""
     for name, kind in typing.get_type_hints(type(config)).items():
@@ -72,10 +73,10 @@ def check(config: Any, path: str, **rules: Rule) -> None:
 
 
 def check_local(name: str, path: str) -> None:
-    """Refuses a path that is not on a local file system.
+    """Refuses a path with a scheme, such as "gs://bucket/run".
 
     Raises:
-        ValueError: on a path with a scheme, such as "gs://bucket/run".
+        ValueError: if the path is not on a local file system.
     """
     if "://" in path:
         raise ValueError(
@@ -85,13 +86,13 @@ def check_local(name: str, path: str) -> None:
 
 
 def options(kind: Any) -> tuple:
-    """The types of a union, or the type itself."""
+    """Returns the members of a union, or the type itself."""
     is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     return typing.get_args(kind) if is_union else (kind,)
 
 
 def type_name(kind: Any) -> str:
-    """A type annotation as it is written."""
+    """Returns a type annotation as it is written."""
     return kind.__name__ if isinstance(kind, type) else str(kind)
 
 

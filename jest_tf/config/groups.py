@@ -23,7 +23,7 @@ _FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """Sizes of a preset; image and text tower are of the same class.
+    """Sizes of a preset; image and text tower share them.
 
     Attributes:
         patch_size: side of an image patch in pixels.
@@ -38,8 +38,8 @@ class TowerSizes:
     num_heads: int
 
 
-# "tiny" is ours, for 32-pixel images on a CPU. The others are the ViT classes
-# that SigLIP's released models are named after.
+# "tiny" is for 32-pixel images on a CPU. The others are the ViT classes of
+# SigLIP's released models.
 PRESETS = {
     "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
     "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
@@ -50,37 +50,37 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The training examples, and how they become tensors.
+    """The training examples and their preprocessing.
 
     Attributes:
         train: paths or globs of shards, tables or prepared TFDS directories,
             one store each (docs/data.md).
-        weights: share of each store of `train` in the stream. Empty weighs
-            stores by their size.
-        manifest: folder of a manifest of `train`, written by `jest-tf curate`:
-            only its records are drawn, as often as their weights say. Empty
+        weights: share of each store of `train` in the stream. Empty weights
+            stores by size.
+        manifest: folder of a manifest of `train`, written by `jest-tf curate`.
+            Only its records are drawn, in proportion to their weights. Empty
             draws all records equally.
         format: "tfrecord", "webdataset", "tfds" or "table"; "auto" infers it
             from the file names.
         image_field: feature, extension or column of the image. Empty takes the
-            format's usual one.
+            format's default.
         caption_fields: features, extensions, `json` fields or columns of the
-            captions. Empty takes the format's usual ones.
+            captions. Empty takes the format's default.
         index_dir: folder of the index files. Empty puts each beside its shard.
         shuffle_block_size: neighbouring records that stay together in the
             shuffled order, for local reads. None shuffles single records.
-        max_fault_rate: share of the drawn records that may be unreadable, and
-            are replaced, before the run stops.
+        max_fault_rate: share of drawn records that may be unreadable, and are
+            replaced, before the run stops.
         max_image_pixels: larger images are replaced instead of decoded.
         super_batch_size: B, examples drawn per step.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.
         vocabulary: a SentencePiece `.model` or a WordPiece `vocab.txt`. Empty
             builds a WordPiece vocabulary from the training captions.
-        vocabulary_size: tokens of a vocabulary that is built.
+        vocabulary_size: tokens in a vocabulary built from the captions.
         flip: mirror half of the training images.
-        min_crop_area: training images are random crops of at least this share
-            of the area. 1 turns cropping off.
+        min_crop_area: smallest area of the random training crop, as a share of
+            the image. 1 turns cropping off.
     """
 
     train: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ class DataConfig:
             max_image_pixels=at_least(1),
             super_batch_size=at_least(1),
             image_size=at_least(1),
-            # A caption is at least one token and the end mark.
+            # At least one token and the end mark.
             text_length=at_least(2),
             vocabulary_size=at_least(2),
             min_crop_area=within("(0, 1]"),
@@ -133,10 +133,10 @@ class ModelConfig:
 
     Attributes:
         preset: size of the towers: "tiny", "s16", "b16" or "l16".
-        towers: "module:function" that builds other towers than a preset's. The
-            module must be importable from the working directory. The function
-            takes the `TrainConfig` and the vocabulary size, and returns an
-            image and a text tower, two Keras layers (see `models.TwoTower`).
+        towers: "module:function" that builds custom towers. The module must be
+            importable from the working directory. The function takes the
+            `TrainConfig` and the vocabulary size, and returns an image and a
+            text tower, two Keras layers (see `models.TwoTower`).
         patch_size: side of an image patch in pixels. None takes the preset's.
         views: training views. The sub-batch is split randomly into equal
             parts, one per view, under one loss; empty trains on plain images.
@@ -144,13 +144,13 @@ class ModelConfig:
         dtype_policy: Keras dtype policy of the towers, "float32" or
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
         loss: "sigmoid" (SigLIP) or "softmax" (CLIP).
-        equal_captions: how the loss treats rows with the same caption:
+        equal_captions: treatment of rows with the same caption in the loss:
             "negative" (the paper), "positive" or "ignore".
-        loss_block_size: rows of logits that the loss computes at a time. None
-            computes all at once.
-        micro_batch_size: examples that a replica embeds at a time in the
-            training step, a divisor of its share of b. The gradient is that of
-            the whole sub-batch. None embeds all at once.
+        loss_block_size: rows of logits computed at a time. None computes all at
+            once.
+        micro_batch_size: examples embedded at a time on a replica in training,
+            a divisor of its share of b. The gradient is that of the whole
+            sub-batch. None embeds all at once.
         temperature: initial scale of the logits, learned in log space.
         bias: initial bias of the logits.
     """
@@ -190,20 +190,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """The frozen model whose loss says what is learnable.
+    """The frozen reference model of the learnability score.
 
     Attributes:
-        workdir: run directory that trained the reference. Empty is no
-            reference, or one that is known by its sidecars alone.
-        sidecars: read the reference's embeddings from the sidecars that
-            `jest-tf embed` wrote, instead of running the reference.
+        workdir: run directory that trained the reference. Empty means no
+            reference, or one known only through its sidecars.
+        sidecars: read the reference's embeddings from the sidecars written by
+            `jest-tf embed`, instead of running the reference.
         sidecar_dir: folder of the sidecars. Empty looks beside each shard.
         distillation_weight: weight of feature distillation from the reference
-            (`losses.feature_distillation`), on every trained row, beside 1 for
-            the contrastive loss; 0 turns it off. Reference and learner must
-            have embeddings of the same width.
+            (`losses.feature_distillation`) on every trained row; the
+            contrastive loss has weight 1. 0 turns distillation off. Reference
+            and learner must have the same embedding width.
         distillation_steps: steps over which that weight falls linearly to 0,
-            for a learner that should end above its reference. None keeps it.
+            for a learner that should surpass its reference. None keeps it.
     """
 
     workdir: str = ""
@@ -246,10 +246,10 @@ class OptimizerConfig:
     Attributes:
         learning_rate: peak rate, at the end of the warm-up.
         warmup_steps: steps of the linear warm-up from zero.
-        weight_decay: share of a weight that a step removes, times the step's
-            learning rate. Applies to variables whose name ends in `kernel`:
-            not to biases, norms, positions, embeddings or temperature. SigLIP
-            2's 1e-4, which its code does not multiply by the rate, is 0.1.
+        weight_decay: share of a weight removed per step, times the learning
+            rate. Applies to variables whose name ends in `kernel`: not to
+            biases, norms, positions, embeddings or temperature. SigLIP 2's
+            1e-4, which its code does not multiply by the rate, is 0.1.
         beta_1: decay of the first moment.
         beta_2: decay of the second moment.
         clip_norm: global norm to which gradients are clipped. None turns
@@ -278,18 +278,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation during training, and what is logged.
+    """Evaluation during training, and logging.
 
     Attributes:
         data: paths or globs of shards or tables to evaluate on. Each is a data
             set, named after its files.
-        format: of that data; None takes `data.format`.
-        image_field: of that data; None takes `data.image_field`.
-        caption_fields: of that data; None takes `data.caption_fields`.
+        format: format of that data; None takes `data.format`.
+        image_field: image field of that data; None takes `data.image_field`.
+        caption_fields: caption fields of that data; None takes
+            `data.caption_fields`.
         every_steps: steps between evaluations. None evaluates only at the end.
         batch_size: examples per forward pass.
         prompts: zero-shot templates, with one "{}" each for the class name.
-        log_every_steps: steps that a line of the log averages over.
+        log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
         time_parts: time scoring, selection and training separately on a
             super-batch, after the first step and at every evaluation. Needs
@@ -331,18 +332,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state of a run is saved.
+    """Checkpoints of a run, and recovery from values that are not finite.
 
     Attributes:
         every_steps: steps between checkpoints, a multiple of
             `distribution.steps_per_execution`. The last step is always saved.
         every_minutes: also save after this many minutes without a checkpoint,
             by the clock of the worker that writes. None turns this off.
-        keep: newest checkpoints to keep.
+        keep: number of newest checkpoints to keep.
         keep_best: a measure of `evaluation.data`, named as in
-            `evaluation.jsonl`; the checkpoint where it was highest is kept
-            too. Empty keeps none.
-        on_non_finite: at a loss, weight or score that is not finite, "stop"
+            `evaluation.jsonl`; the checkpoint with its highest value is also
+            kept. Empty keeps none.
+        on_non_finite: on a loss, weight or score that is not finite, "stop"
             the run, or "rollback" to the newest checkpoint and skip the
             super-batch, at most three times within 1,000 super-batches.
     """
@@ -366,18 +367,19 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class DistributionConfig:
-    """The devices that a run uses.
+    """The devices of a run.
 
     Attributes:
         strategy: "default" (the device that TensorFlow picks), "mirrored" (all
             GPUs of this machine), "multi_worker_mirrored" (those of all
             machines in TF_CONFIG) or "tpu".
         tpu: name or address of the TPU; "local" is this machine's.
-        virtual_devices: split the CPU into this many devices. None does not.
-        steps_per_execution: steps that run on the devices before Python sees
-            the results. Must divide `steps` and `checkpoint.every_steps`.
+        virtual_devices: number of devices to split the CPU into. None does not
+            split it.
+        steps_per_execution: steps run on the devices before Python sees the
+            results. Must divide `steps` and `checkpoint.every_steps`.
         jit_compile: compile the step with XLA, on one device only. TPUs always
-            do.
+            compile it.
     """
 
     strategy: str = "default"

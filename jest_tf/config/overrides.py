@@ -1,7 +1,7 @@
-"""Dataclasses of settings from text and as text.
+"""Conversion of settings dataclasses from and to text.
 
-Overrides such as "data.image_size=64", nested dicts from JSON, and the list of
-settings that `--help` prints. Nothing here knows a particular setting.
+Handles overrides such as "data.image_size=64", nested dicts from JSON, and the
+list that `--help` prints. Independent of any particular setting.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ def override(kind: type, values: dict, text: str) -> None:
     """Sets "a.b=c" in the nested dict `values` of a dataclass `kind`.
 
     Raises:
-        ValueError: on a field that does not exist, or a value of another type.
+        ValueError: if the field does not exist or the value has the wrong type.
     """
     path, separator, value = text.partition("=")
     path = path.strip()
@@ -40,16 +40,15 @@ def override(kind: type, values: dict, text: str) -> None:
 
 
 def build(kind: type, values: dict, path: str = "") -> Any:
-    """Makes a dataclass `kind` from nested dicts.
+    """Builds a dataclass `kind` from nested dicts.
 
     Args:
         kind: a dataclass, whose fields may be dataclasses.
-        values: of its fields, by name.
+        values: field values by name.
         path: prefix of field names in errors, such as "data.".
 
     Raises:
-        ValueError: on a field that does not exist, or a value that `kind`
-            refuses.
+        ValueError: if a field does not exist or `kind` refuses a value.
     """
     hints = typing.get_type_hints(kind)
     arguments = {}
@@ -77,7 +76,7 @@ def describe(kind: type) -> str:
             "Attributes:"; fields that are dataclasses explain their own.
 
     Returns:
-        A line "a.b=default" a setting, with its meaning indented below.
+        A line "a.b=default" per setting, with its meaning indented below.
     """
     lines = []
     for path, owner, name in _settings(kind):
@@ -102,7 +101,7 @@ def _settings(kind, prefix="") -> Iterator[tuple[str, type, str]]:
 
 
 def _attributes(kind):
-    """Meanings of the fields, from the docstring of a dataclass."""
+    """Extracts the meanings of fields from the docstring of a dataclass."""
     _, _, text = inspect.getdoc(kind).partition("\nAttributes:\n")
     text = re.split(r"\n(?=\S)", text)[0]
     parts = re.split(r"^    (\w+): ", text, flags=re.MULTILINE)[1:]
@@ -129,14 +128,14 @@ def _field_type(owner, name, path, root):
 
 
 def _unknown(owner, path, settings):
-    """The error about a setting that does not exist, with a suggestion."""
+    """Returns the error for an unknown setting, with a suggestion."""
     fields = ", ".join(typing.get_type_hints(owner))
     message = f"No setting `{path}`. Fields of {owner.__name__}: {fields}"
     by_name: dict[str, str] = {}
     for known, _, name in settings:
         by_name.setdefault(name, known)
     name = path.rpartition(".")[2]
-    # The same name in another group, a like path, or a like name.
+    # The same name in another group, a similar path, or a similar name.
     close = [by_name[name]] if name in by_name else []
     close += difflib.get_close_matches(path, by_name.values(), 1)
     close += map(by_name.get, difflib.get_close_matches(name, by_name, 1))
@@ -146,7 +145,7 @@ def _unknown(owner, path, settings):
 
 
 def _parse(kind, path, text):
-    """The value that `text` spells, of the type annotation `kind`."""
+    """Parses `text` as a value of the type annotation `kind`."""
     if dataclasses.is_dataclass(kind):
         raise ValueError(
             f"`{path}` is a group of settings; set one of its fields: "

@@ -1,8 +1,7 @@
 """Reading and writing the settings of a run.
 
 A recipe is a Python file with a function `config()` that returns a
-`TrainConfig`. A variant replaces settings of another recipe with
-`dataclasses.replace`, so the diff of two recipes is the method.
+`TrainConfig`. A variant changes another recipe with `dataclasses.replace`.
 """
 
 import dataclasses
@@ -21,16 +20,16 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     Args:
         path: a Python file with a function `config() -> TrainConfig`, or a
             `.json` file that `save_config` wrote.
-        overrides: "a.b=c" each, e.g. "selection.batch_size=64". Lists are
-            separated by commas; "none" unsets a setting. All are applied
-            before the result is checked.
+        overrides: "a.b=c" each, e.g. "selection.batch_size=64". Commas separate
+            list items; "none" unsets a setting. The result is checked once,
+            after all of them.
 
     Returns:
         The resolved, checked `TrainConfig`.
 
     Raises:
-        ValueError: on a file that is no recipe, a setting that does not exist,
-            or a value that does not fit.
+        ValueError: if the file is no recipe, a setting does not exist, or a
+            value does not fit.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):

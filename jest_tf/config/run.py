@@ -22,8 +22,8 @@ class TrainConfig:
     """A run.
 
     Attributes:
-        seed: seed of initial weights, data order, augmentation and draws;
-            together with the step it is the only source of randomness.
+        seed: seed of initial weights, data order, augmentation and draws. All
+            randomness is a function of it and the step.
         steps: optimizer steps, a multiple of
             `distribution.steps_per_execution`.
         data: see `DataConfig`; the other groups likewise.
@@ -85,7 +85,7 @@ class TrainConfig:
             )
 
     def _check_executions(self):
-        """Python saves or stops only between executions."""
+        """Checks that saves and stops fall between executions."""
         together = self.distribution.steps_per_execution
         for name, steps in (
             ("steps", self.steps),
@@ -100,7 +100,7 @@ class TrainConfig:
 
     def _check_patches(self):
         model, image_size = self.model, self.data.image_size
-        # Towers of another make have patches of their own, or none.
+        # Custom towers may have other patches, or none.
         patch_size = model.patch_size
         if not model.towers:
             patch_size = patch_size or PRESETS[model.preset].patch_size
@@ -112,7 +112,7 @@ class TrainConfig:
                 size = view.patch_size or patch_size
                 _check_divides(name, size, view.image_size or image_size)
         if not model.towers:
-            # Towers are built for whole images in patches of every size.
+            # Towers are built for whole images at every patch size.
             for size in (patch_size, *self.patch_sizes):
                 _check_divides("data.image_size", size, image_size)
         if self.batch_size % max(1, len(model.views)):
@@ -146,19 +146,19 @@ class TrainConfig:
 
     @property
     def batch_size(self) -> int:
-        """Examples trained per step, b."""
+        """b, examples trained per step."""
         return self.selection.batch_size or self.data.super_batch_size
 
     @property
     def steps_need_reference(self) -> bool:
-        """True if a step asks the reference, for scores or distillation."""
+        """True if a step uses the reference, for scores or distillation."""
         return bool(
             self.selection.needs_reference or self.reference.distillation_weight
         )
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
-        """Patch sizes of all views, for which the learner is built."""
+        """Patch sizes of all views; the learner is built for these."""
         views = (self.selection.view, *self.model.views)
         return tuple(
             sorted({view.patch_size for view in views if view.patch_size})
@@ -166,7 +166,7 @@ class TrainConfig:
 
     @property
     def evaluation_data(self) -> DataConfig:
-        """`data` with the settings by which `evaluation.data` is read."""
+        """`data` with the settings that read `evaluation.data`."""
         settings = {
             name: getattr(self.evaluation, name)
             for name in ("format", "image_field", "caption_fields")

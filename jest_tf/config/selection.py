@@ -23,7 +23,7 @@ class View:
     are never approximated.
 
     Attributes:
-        patch_size: side of a patch in pixels. None is the tower's.
+        patch_size: side of a patch in pixels. None takes the tower's.
         keep_tokens: share of the patches that become tokens, in (0, 1].
         image_size: side in pixels to which images are resized. None keeps
             their size.
@@ -51,7 +51,7 @@ class View:
 
 @dataclass(frozen=True)
 class Phase:
-    """Changes of a selection from some step on; None changes nothing.
+    """Changes of a selection from a step on; None changes nothing.
 
     Attributes:
         start: first step of the phase, counted from 0.
@@ -71,7 +71,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How the sub-batch is chosen from the super-batch, and when.
+    """Selection of the sub-batch from the super-batch, and its schedule.
 
     Attributes:
         method: "joint" (the paper's), "independent", "top", or "uniform",
@@ -84,24 +84,24 @@ class SelectionConfig:
             `model.loss`.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
         gain: factor of every score; 0 draws uniformly.
-        view: view of the images through which the learner scores. The
-            reference and texts are not approximated.
+        view: view of the images for the learner's scores. The reference and
+            texts are not approximated.
         candidates: rows of a super-batch, evenly spread, that are scored and
             drawn from; must divide B. None takes all. The filter ratio is
             1 - b / candidates.
         scoring_batch_size: examples per forward pass while scoring; must
             divide a replica's share of the candidates. None scores all at
             once.
-        quota: on several replicas, "global" draws what one replica would and
+        quota: on several replicas, "global" draws as one replica would and
             exchanges rows; "per_replica" draws b/R of each replica's rows, so
             that no image moves.
-        phases: changes from some step on, in the order of their starts. Each
-            is relative to the settings above, not to the phase before.
+        phases: changes from a step on, in the order of their starts. Each is
+            relative to the settings above, not to the previous phase.
         uniform_every: k, draw uniformly on steps k - 1, 2k - 1, ... None never
             does.
         stop_when_passed: draw uniformly for the rest of the run once the
-            learner's loss on uniform rows was at most the reference's on this
-            many steps in succession. None never stops selecting.
+            learner's loss on uniform rows has been at most the reference's for
+            this many consecutive steps. None never stops selecting.
     """
 
     method: str = "uniform"
@@ -178,9 +178,9 @@ class SelectionConfig:
         return bool(self.phases or self.uniform_every or self.stop_when_passed)
 
     def at(self, step: int) -> "SelectionConfig":
-        """The settings of a step, counted from 0; itself without a schedule.
+        """Returns the settings of a step, counted from 0, without a schedule.
 
-        Ignores `stop_when_passed`, which is no function of the step.
+        Ignores `stop_when_passed`, which does not depend on the step alone.
         """
         begun = [phase for phase in self.phases if phase.start <= step]
         every = self.uniform_every
@@ -189,12 +189,12 @@ class SelectionConfig:
 
     @property
     def stopped(self) -> "SelectionConfig":
-        """The settings once the learner has passed the reference."""
+        """Returns the settings after the learner has passed the reference."""
         return self._unscheduled(method="uniform")
 
     @property
     def kinds(self) -> tuple["SelectionConfig", ...]:
-        """All distinct settings that a step may have."""
+        """Returns all distinct settings that a step may have."""
         phases = list(self.phases)
         if not phases or phases[0].start > 0:
             phases = [None, *phases]
@@ -217,7 +217,7 @@ class SelectionConfig:
         return self._unscheduled(**changes)
 
     def _unscheduled(self, **changes):
-        """Itself without a schedule, with changes other than to None."""
+        """Removes the schedule and applies the changes that are not None."""
         changes = {
             name: value for name, value in changes.items() if value is not None
         }
@@ -264,7 +264,7 @@ class SelectionConfig:
                 None if it has not.
 
         Returns:
-            The number of steps by settings, those that occur.
+            The number of steps for each of the settings that occur.
         """
         last = steps if stopped_at is None else min(steps, stopped_at)
         counts: collections.Counter[SelectionConfig] = collections.Counter()
@@ -283,7 +283,7 @@ class SelectionConfig:
     def num_scored(
         self, steps: int, super_batch_size: int, stopped_at: int | None = None
     ) -> int:
-        """Examples scored in the first `steps` steps.
+        """Counts the examples scored in the first `steps` steps.
 
         Args:
             steps: number of steps, from step 0.
@@ -338,15 +338,14 @@ class CascadeConfig:
             `model.loss`.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
         gain: factor of every score; 0 draws uniformly.
-        uniform_share: share of the B rows, in [0, 1), that is drawn uniformly
-            from the rows that the joint draw leaves.
+        uniform_share: share of the B rows, in [0, 1), drawn uniformly from the
+            rows that the joint draw leaves.
         num_groups: G, equal parts of a hyper-batch. B / G rows are chosen
-            jointly within each, at a G-th of the cost, and hosts share the
-            groups.
+            jointly within each, at 1/G of the cost; hosts share the groups.
     """
 
     hyper_batch_size: int | None = None
-    num_chunks: int = 16  # as of the selection
+    num_chunks: int = 16  # as in `SelectionConfig`
     criterion: str = "easy_reference"
     loss: str | None = None
     first_chunk: str = "diagonal"
@@ -373,7 +372,7 @@ class CascadeConfig:
         )
 
     def num_uniform(self, super_batch_size: int) -> int:
-        """Rows of each group that are drawn uniformly."""
+        """Returns the number of rows of each group that are drawn uniformly."""
         return round(self.uniform_share * super_batch_size / self.num_groups)
 
     def check_super_batch(self, size: int) -> None:

@@ -1,9 +1,8 @@
-"""The method: joint example selection, a pure function of embeddings.
+"""Joint example selection, a pure function of embeddings.
 
-Needs `jest_tf.embeddings`, the names in `jest_tf.config.selection`, and the
-collectives that it is handed. To read it: `samplers.py` has the draw,
-`scores.py` what it draws by, `tiles.py` the arithmetic, `local_rows.py` all
-that several replicas change, `report.py` the result.
+Depends only on `jest_tf.embeddings`, names in `jest_tf.config.selection`, and
+the collectives passed in. `samplers.py` draws, `scores.py` scores, `tiles.py`
+sums over pairs, `local_rows.py` handles replicas, `report.py` has the result.
 """
 
 from jest_tf.config import CRITERIA, FIRST_CHUNKS, LOSSES, QUOTAS

@@ -1,11 +1,8 @@
-"""The rows of a super-batch on this replica, and what it takes to draw all.
+"""Rows of a super-batch on one replica, and the collectives of a draw.
 
-With R replicas the B rows of a super-batch lie B/R to a replica: row i of
-replica r is row `r * B/R + i` of all. `LocalRows` hides from scores and
-samplers whether a replica has all rows or a share of them.
-
-The collectives are handed in (`distribution.Replicas`, or anything with its
-methods); None is one replica. docs/distribution.md has the cost of each.
+R replicas hold B/R rows each: row i of replica r is row `r * B/R + i` of all.
+`LocalRows` hides from scores and samplers how many replicas there are.
+docs/distribution.md has the cost of each collective.
 """
 
 import tensorflow as tf
@@ -18,16 +15,16 @@ class LocalRows:
 
     Args:
         num_rows: B/R, rows on this replica.
-        quota: "global" draws from all rows at once, "per_replica" equally
-            many from each replica's rows.
+        quota: "global" draws from all rows at once, "per_replica" equally many
+            from each replica's rows.
         replicas: the collectives, or None.
 
     Attributes:
         num_rows: B/R.
         super_batch_size: B.
-        num_quotas: parts of the super-batch that each give equally many rows
-            to a draw: 1, or R with quota "per_replica".
-        in_loops: whether the collectives work inside a `tf.while_loop`.
+        num_quotas: parts of the super-batch that each contribute equally many
+            rows to a draw: 1, or R with quota "per_replica".
+        in_loops: True if the collectives work inside a `tf.while_loop`.
     """
 
     def __init__(self, num_rows: int, quota: str = "global", replicas=None):
@@ -44,19 +41,19 @@ class LocalRows:
         self._first = self._number * num_rows
 
     def own(self, values: tf.Tensor) -> tf.Tensor:
-        """`[..., B]` of all rows -> `[..., B/R]` of the local rows."""
+        """Slices the local rows, `[..., B] -> [..., B/R]`."""
         leading = values.shape[:-1]
         begin = [0] * len(leading) + [self._first]
         return tf.slice(values, begin, [*leading, self.num_rows])
 
     def top(self, keys: tf.Tensor, size: int) -> tf.Tensor:
-        """The `size` rows of all with the highest keys, highest first.
+        """Returns the `size` rows of all with the highest keys, highest first.
 
-        Ties go to the lower row. With quota "per_replica" these are the
-        highest `size / R` of each replica, one replica after another.
+        Ties go to the lower row. Quota "per_replica" takes `size / R` rows of
+        each replica, in replica order.
 
         Args:
-            keys: float32 `[B/R]`, of the local rows; -inf is never drawn.
+            keys: float32 `[B/R]` of the local rows; -inf is never drawn.
             size: a multiple of `num_quotas`.
 
         Returns:
@@ -69,13 +66,13 @@ class LocalRows:
         rows = self._replicas.all_gather(self._first + best.indices)
         if self.num_quotas > 1:
             return rows
-        # In the order of replicas, and within one of keys, then rows: of equal
-        # keys the lower row comes first here too.
+        # Ordered by replica, then key, then row: ties go to the lower row here
+        # too.
         keys = self._replicas.all_gather(best.values)
         return tf.gather(rows, tf.math.top_k(keys, size).indices)
 
     def fetch(self, tensors, rows: tf.Tensor):
-        """Gathers rows of a structure of tensors, on every replica.
+        """Gathers rows of a nest of tensors on every replica.
 
         Args:
             tensors: a nest of float tensors `[B/R, ...]`, the local rows.
@@ -86,7 +83,7 @@ class LocalRows:
         """
         if self._replicas is None:
             return tf.nest.map_structure(lambda x: tf.gather(x, rows), tensors)
-        # All but the owner add zeros: b * dim a draw, not B * dim.
+        # All but the owner add zeros: b * dim per draw, not B * dim.
         here, is_local = self._places_here(rows)
 
         def contribution(tensor):
@@ -99,9 +96,9 @@ class LocalRows:
         )
 
     def mask(self, rows: tf.Tensor) -> tf.Tensor:
-        """bool `[B/R]`: true for the local rows among `rows` of all."""
+        """Returns bool `[B/R]`, true for the local rows among `rows` of all."""
         here, is_local = self._places_here(rows)
-        # Rows of other replicas fall on a spare row, which is cut off.
+        # Rows of other replicas map to a spare row, which is cut off.
         here = tf.where(is_local, here, self.num_rows)
         mask = tf.tensor_scatter_nd_update(
             tf.zeros([self.num_rows + 1], tf.bool),
@@ -111,10 +108,10 @@ class LocalRows:
         return mask[: self.num_rows]
 
     def share(self, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """This replica's share of `size` places; int32 and bool `[n]`.
+        """Returns this replica's share of `size` places; int32 and bool `[n]`.
 
-        All replicas get equally many, so the last place may be repeated; the
-        second tensor is false for these repeats.
+        The shares are equally large, padded by repeating the last place; the
+        second tensor is false for the padding.
         """
         length = -(-size // self._num_replicas)
         places = self._number * length + tf.range(length)
@@ -123,12 +120,12 @@ class LocalRows:
     def means(
         self, values: dict[str, tf.Tensor], counted: tf.Tensor, size: int
     ) -> dict[str, tf.Tensor]:
-        """The means of `values` over `size` counted entries of all replicas.
+        """Averages `values` over `size` counted entries of all replicas.
 
         Args:
             values: by name, float32 `[n]`, the entries on this replica.
             counted: bool `[n]`.
-            size: of all replicas, the number of entries that are counted.
+            size: number of counted entries on all replicas.
         """
         totals = {
             name: tf.reduce_sum(tf.where(counted, value, 0.0))
@@ -139,13 +136,13 @@ class LocalRows:
         return {name: total / size for name, total in totals.items()}
 
     def _places_here(self, rows):
-        """Rows of all as local rows, and which of them are local."""
+        """Converts rows of all to local rows, with a mask of the local ones."""
         here = rows - self._first
         return here, (here >= 0) & (here < self.num_rows)
 
 
 def top_rows(keys: tf.Tensor, size: int, num_quotas: int = 1) -> tf.Tensor:
-    """As `LocalRows.top`, of keys `[B]` of all rows, without collectives."""
+    """`LocalRows.top` on keys `[B]` of all rows, without collectives."""
     parts = tf.reshape(keys, [num_quotas, -1])
     best = tf.math.top_k(parts, size // num_quotas).indices
     first = tf.range(num_quotas) * parts.shape[1]

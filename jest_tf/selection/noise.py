@@ -1,4 +1,4 @@
-"""Random floats that are the same bits eagerly, in a graph and under XLA."""
+"""Random floats that are bitwise equal eagerly, in a graph and under XLA."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import tensorflow as tf
 
 
 def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
-    """Uniform multiples of 2**-bits in [0, 1), float32 of `shape`.
+    """Draws uniform multiples of 2**-bits in [0, 1), float32 of `shape`.
 
     Philox gives the same integers with and without XLA; TensorFlow's kernels
-    and XLA make different floats of them.
+    and XLA convert them to different floats.
 
     Args:
-        shape: of the result.
+        shape: shape of the result.
         seed: int `[2]`.
         bits: at most 24, the integers that float32 holds exactly.
     """
@@ -26,7 +26,7 @@ def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
 def gumbel_noise(
     seed: Sequence[int] | tf.Tensor, num_chunks: int, super_batch_size: int
 ) -> tf.Tensor:
-    """Standard Gumbel noise for every chunk and row of a draw.
+    """Draws standard Gumbel noise for every chunk and row of a draw.
 
     The top k rows of `logits + noise` are k rows drawn without replacement
     with p proportional to exp(logits) (Kool et al. 2019, arXiv 1903.06059).
@@ -37,7 +37,7 @@ def gumbel_noise(
         super_batch_size: B.
 
     Returns:
-        float32 `[N, B]`, a function of its arguments alone.
+        float32 `[N, B]`, a deterministic function of the arguments.
 
     Raises:
         ValueError: unless `seed` is two integers.
@@ -48,7 +48,7 @@ def gumbel_noise(
 
 
 def seed_tensor(seed: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """The seed of a draw as int32 `[2]`.
+    """Converts the seed of a draw to int32 `[2]`.
 
     Raises:
         ValueError: unless it is two integers.

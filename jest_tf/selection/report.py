@@ -8,21 +8,20 @@ import tensorflow as tf
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import local_rows, noise, scores, settings
 
-# Rows of the uniform draw that a draw is compared with. For larger sub-batches
-# its score is scaled up from so many rows.
+# Most rows of the uniform draw for comparison. Larger sub-batches scale up its
+# score.
 UNIFORM_ROWS = 1024
 
 
 class Draw(NamedTuple):
     """A sub-batch, and the losses and scores of its super-batch.
 
-    A row's loss is its share of the contrastive loss of the sub-batch; for a
-    row that was not chosen, the share it would have as one more row. The mean
+    A row's loss is its share of the contrastive loss of the sub-batch. For a
+    row that was not chosen, it is the share as one additional row. The mean
     over the chosen rows is the sub-batch's loss.
 
-    With R replicas, all have the same indices and scores. The other fields
-    cover the B/R rows of each replica, from row r * B/R of replica r on, and
-    each replica's part of the uniform draw.
+    All replicas have the same indices and scores. The other fields cover the
+    B/R rows of each replica, and its part of the uniform draw.
 
     Attributes:
         indices: int32 `[b]`, rows of the super-batch in the order drawn; with
@@ -30,19 +29,19 @@ class Draw(NamedTuple):
         score: float32 scalar, the criterion of the sub-batch: for learnability
             the learner's loss on it minus the reference's. NaN, in a graph that
             XLA compiles, if embeddings on this replica are not finite.
-        uniform_score: float32 scalar, the same of a uniform draw of `b` rows.
+        uniform_score: float32 scalar, `score` of a uniform draw of `b` rows.
             Above 1,024 rows it is scaled up from a uniform draw of 1,024.
         kept: bool `[B/R]`, true for the chosen rows.
         learner_loss: float32 `[B/R]`, given the sub-batch; None without
             learner.
-        reference_loss: float32 `[B/R]`, the same of the reference.
+        reference_loss: float32 `[B/R]`, the reference's.
         own_score: float32 `[B/R]`, the criterion of each row's own pair, by
             which `independent_rows` draws.
         uniform_places: int32 `[u]`, the rows of the uniform draw that the next
             two fields cover, in the order drawn; the last may be repeated.
         uniform_learner_loss: float32 `[u]`, of rows of the uniform draw given
             that draw; None without learner.
-        uniform_reference_loss: float32 `[u]`, the same of the reference.
+        uniform_reference_loss: float32 `[u]`, the reference's.
     """
 
     indices: tf.Tensor
@@ -65,7 +64,7 @@ def report(
     criterion: str,
     local: local_rows.LocalRows,
 ) -> Draw:
-    """The `Draw` of `indices`, int32 `[b]`, all of which `state` has."""
+    """Builds the `Draw` of `indices`, int32 `[b]`, all added to `state`."""
     size = indices.shape[0]
     row_losses = scores.row_losses(state)
     means = local.means(row_losses, state.kept, size)
@@ -91,9 +90,9 @@ def report(
 
 
 def _uniform_draw(state, batch_size, seed, criterion, local):
-    """A uniform draw of `batch_size` rows: criterion, places, their losses."""
+    """Draws `batch_size` rows uniformly: criterion, places, their losses."""
     size = min(batch_size, UNIFORM_ROWS)
-    # Other noise than the draw's, or they would have rows in common.
+    # Independent of the draw's noise, which would correlate the rows.
     seed = tf.bitwise.bitwise_xor(noise.seed_tensor(seed), [0x5EED, 0])
     keys = noise.gumbel_noise(seed, 1, local.super_batch_size)[0]
     rows = tf.math.top_k(keys, size).indices
@@ -129,8 +128,8 @@ def sub_batch_score(
 
     Returns:
         float32 scalar, as `Draw.score`; float32 `[B]`, the score of each row
-        given the sub-batch, by which a further chunk would be drawn. It has no
-        meaning for rows of the sub-batch.
+        given the sub-batch, by which a further chunk would be drawn;
+        meaningless for rows of the sub-batch.
     """
     size = rows.shape[0]
     settings.Settings("joint", size, criterion=criterion, loss=loss)
@@ -146,7 +145,7 @@ def sub_batch_score(
 
 
 def summarize(draw: Draw, replicas=None) -> dict[str, tf.Tensor]:
-    """The scalars of a draw for a log, by name.
+    """Summarizes a draw for a log, scalars by name.
 
     `score` and `uniform_score`, and for each model the mean loss of the kept
     and of the dropped rows, 0 where there are none. With `replicas` the means

@@ -1,15 +1,14 @@
 """Draws of a sub-batch: jointly, independently, from the top, uniformly.
 
-JEST chooses `b` of the `B` examples of a super-batch so that the sub-batch is
-most *learnable*: hard for the learner, easy for the reference. In a
-contrastive loss an example's difficulty depends on the other examples of the
-batch, so the choice is joint: chunks are drawn one after another, each given
-the rows already chosen (Evans et al. 2024, arXiv 2406.17711, section 3 and
-algorithm 1).
+JEST chooses the `b` of `B` examples of a super-batch that are most *learnable*
+together: hard for the learner, easy for the reference. In a contrastive loss
+an example's difficulty depends on the rest of the batch, so chunks are drawn
+one after another, each given the rows already chosen (Evans et al. 2024, arXiv
+2406.17711, section 3 and algorithm 1).
 
-A draw is a pure function of embeddings, settings and seed, in float32, and
-compiles under XLA. No gradient flows through it. With R replicas each gives
-the embeddings of its B/R rows, and all compute the same draw.
+A draw is a pure function of embeddings, settings and seed, in float32, compiles
+under XLA and has no gradient. With R replicas each passes the embeddings of its
+B/R rows, and all compute the same draw.
 """
 
 from collections.abc import Sequence
@@ -38,15 +37,15 @@ def draw(
         softmax: S_ii + 1/2 (log sum_{k in C} exp(l_ik) + log sum exp(l_ki)),
                  l the logits, the criterion taken of each model's value
 
-    and a chunk is drawn without replacement with p proportional to
+    A chunk is drawn without replacement with p proportional to
     exp(gain * score): the top rows of `gain * score + Gumbel noise`. For the
-    sigmoid loss the score is the exact amount that the row adds to the sum of
-    S over all pairs of the sub-batch.
+    sigmoid loss the score is exactly what the row adds to the sum of S over all
+    pairs of the sub-batch.
 
     Args:
         learner: embeddings of the super-batch, `[B, dim]`, with `replicas` of
-            the local rows, `[B/R, dim]`. May be None for a criterion that does
-            not use it, and is then not reported either.
+            the local rows, `[B/R, dim]`. None, for a criterion that does not
+            use it, also leaves it out of the report.
         reference: embeddings of the same rows, `[B/R, other_dim]`; may be None
             for "hard_learner".
         seed: two integers, (run seed, step).
@@ -58,10 +57,10 @@ def draw(
         A `Draw`.
 
     Raises:
-        ValueError: on settings or shapes that do not fit together, and, run
-            eagerly, on embeddings that are not finite. A graph raises
-            `tf.errors.InvalidArgumentError` for these; one that XLA compiles
-            has a `score` of NaN.
+        ValueError: if settings or shapes do not fit together, or, run eagerly,
+            if embeddings are not finite. For these a graph raises
+            `tf.errors.InvalidArgumentError`; one that XLA compiles gives a
+            `score` of NaN.
 
     Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
     differs and why.
@@ -126,8 +125,8 @@ def select_independently(
 ) -> report.Draw:
     """Draws every row by its own pair: joint selection with a single chunk.
 
-    The baseline that the paper calls independent selection. Arguments and
-    result as in `select_jointly`; `num_chunks` is not used.
+    The paper's baseline. Arguments and result as in `select_jointly`;
+    `num_chunks` is unused.
     """
     settings = settings_lib.Settings("independent", **settings)
     return draw(learner, reference, seed, settings, replicas)
@@ -143,10 +142,10 @@ def select_top(
 ) -> report.Draw:
     """Takes the `batch_size` rows whose own pair scores highest.
 
-    Independent selection without chance, as RHO-LOSS selects (Mindermann et
-    al. 2022, arXiv 2206.07137). Ties go to the lower row. Arguments and result
-    as in `select_jointly`; `num_chunks`, `first_chunk` and `gain` are not used,
-    `seed` only by the uniform draw that is reported for comparison.
+    Deterministic independent selection, as in RHO-LOSS (Mindermann et al.
+    2022, arXiv 2206.07137). Ties go to the lower row. Arguments and result as
+    in `select_jointly`; `num_chunks`, `first_chunk` and `gain` are unused, and
+    `seed` only affects the uniform draw reported for comparison.
     """
     settings = settings_lib.Settings("top", **settings)
     return draw(learner, reference, seed, settings, replicas)
@@ -163,7 +162,7 @@ def select_uniformly(
     """Draws uniformly; the criterion affects only the report.
 
     Arguments and result as in `select_jointly`; `num_chunks`, `first_chunk`
-    and `gain` are not used.
+    and `gain` are unused.
     """
     settings = settings_lib.Settings("uniform", **settings)
     return draw(learner, reference, seed, settings, replicas)
@@ -184,7 +183,7 @@ def uniform_rows(
     *,
     num_quotas: int = 1,
 ) -> tf.Tensor:
-    """The rows that `select_uniformly` draws, without any scores; int32 `[b]`.
+    """Draws the rows of `select_uniformly`, without scores; int32 `[b]`.
 
     Args, Raises: as `independent_rows`, of B = `super_batch_size` rows.
     """
@@ -200,13 +199,13 @@ def independent_rows(
     gain: float = 1.0,
     num_quotas: int = 1,
 ) -> tf.Tensor:
-    """The rows that `select_independently` draws; int32 `[b]`.
+    """Draws the rows of `select_independently`; int32 `[b]`.
 
     Args:
         own_score: float32 `[B]`, `Draw.own_score` of all rows.
         seed: two integers, (run seed, step).
         batch_size: b.
-        gain: multiplies every score before the noise is added.
+        gain: factor of every score.
         num_quotas: R for quota "per_replica", 1 for "global". Neither needs a
             collective.
 
@@ -238,7 +237,7 @@ def _chunk_keys(settings, num_chunks, seed, local):
 
 
 def _draw_unrolled(draw_chunk, first, count, size, state):
-    """As `_draw_in_a_loop`, for collectives that a loop can't contain."""
+    """`_draw_in_a_loop`, unrolled for collectives that a loop can't contain."""
     drawn = []
     for chunk in range(first, first + count):
         rows, state = draw_chunk(chunk, size, state)
@@ -247,10 +246,7 @@ def _draw_unrolled(draw_chunk, first, count, size, state):
 
 
 def _draw_in_a_loop(draw_chunk, first, count, size, state):
-    """Draws `count` chunks of one size, from chunk `first` on.
-
-    A loop, because the graph would otherwise have a copy of each chunk's.
-    """
+    """Draws `count` chunks of one size, from chunk `first` on, in one graph."""
     drawn = tf.TensorArray(tf.int32, size=count, element_shape=[size])
 
     def step(chunk, drawn, state):

@@ -1,9 +1,8 @@
-"""The running score of every row of a super-batch, given the rows chosen.
+"""Scores of all rows given the chosen ones, as running sums.
 
-The paper's algorithm 1 forms the `B x B` matrix of pair scores. Only the rows
-and columns of the chunk just chosen enter the next chunk's scores, so here
-every row keeps running sums, to which a chunk adds its part (`tiles.py`). Same
-noise, same draw. `State` is a value: `add` returns the next one.
+The paper's algorithm 1 forms the `B x B` matrix of pair scores. Here a chunk
+only adds its rows and columns to running sums of every row (`tiles.py`), which
+gives the same draw for the same noise. `State` is immutable.
 """
 
 from typing import NamedTuple
@@ -32,12 +31,12 @@ class SigmoidScores(NamedTuple):
 
     @classmethod
     def start(cls, model: Embeddings) -> "SigmoidScores":
-        """No row is chosen yet."""
+        """Starts without chosen rows."""
         own = _own_logits(model)
         return cls(model, own, tf.zeros([2, *own.shape]))
 
     def add(self, image: tf.Tensor, text: tf.Tensor) -> "SigmoidScores":
-        """With rows of these embeddings, `[c, dim]`, among the chosen."""
+        """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
         scale, bias = self.model[2:]
         more = tiles.reduce_pairs(
             lambda cosines: tiles.sum_softplus(cosines, scale, bias),
@@ -46,12 +45,12 @@ class SigmoidScores(NamedTuple):
         return self._replace(sums=self.sums + more)
 
     def conditional(self) -> tf.Tensor:
-        """float32 `[B/R]`: the amount that each row would add."""
+        """float32 `[B/R]`: the loss that each row would add."""
         return tf.math.softplus(-self.own) + tf.reduce_sum(self.sums, 0)
 
     def row_losses(self, kept: tf.Tensor) -> tf.Tensor:
-        """float32 `[B/R]`: losses of rows given the chosen, `kept`, rows."""
-        # A kept row met itself as a negative, once in each direction.
+        """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
+        # `sums` counts a kept row as its own negative, once per direction.
         itself = tf.where(kept, tf.math.softplus(self.own), 0.0)
         others = tf.reduce_sum(self.sums - itself, 0)
         return tf.math.softplus(-self.own) + 0.5 * others
@@ -79,12 +78,12 @@ class SoftmaxScores(NamedTuple):
 
     @classmethod
     def start(cls, model: Embeddings) -> "SoftmaxScores":
-        """No row is chosen yet."""
+        """Starts without chosen rows."""
         own = _own_logits(model._replace(bias=0.0))
         return cls(model, own, tf.fill([2, *own.shape], -np.inf))
 
     def add(self, image: tf.Tensor, text: tf.Tensor) -> "SoftmaxScores":
-        """With rows of these embeddings, `[c, dim]`, among the chosen."""
+        """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
         scale = self.model.scale
         more = tiles.reduce_pairs(
             lambda cosines: tiles.log_sum_exp(cosines, scale),
@@ -98,8 +97,8 @@ class SoftmaxScores(NamedTuple):
         return self._loss(tf.where(self.sums > -np.inf, self.sums, 0.0))
 
     def row_losses(self, kept: tf.Tensor) -> tf.Tensor:
-        """float32 `[B/R]`: losses of rows given the chosen, `kept`, rows."""
-        # A row's normaliser has the row itself; a kept row's already does.
+        """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
+        # A row's normaliser includes the row itself; a kept row's already does.
         joined = embeddings.logaddexp(self.sums, self.own)
         return self._loss(tf.where(kept, self.sums, joined))
 
@@ -122,7 +121,7 @@ class State(NamedTuple):
 
     Attributes:
         kept: bool `[B/R]`, true for the chosen rows.
-        models: the scores by each model, by name.
+        models: the scores of each model, by name.
     """
 
     kept: tf.Tensor
@@ -130,7 +129,7 @@ class State(NamedTuple):
 
 
 def start(models: dict[str, Embeddings], loss: str) -> State:
-    """The state before any row is chosen, of models from `check_models`."""
+    """Starts without chosen rows, from the result of `check_models`."""
     kind = SigmoidScores if loss == "sigmoid" else SoftmaxScores
     num_rows = next(iter(models.values())).image.shape[0]
     return State(
@@ -140,11 +139,11 @@ def start(models: dict[str, Embeddings], loss: str) -> State:
 
 
 def add(state: State, rows: tf.Tensor, local: local_rows.LocalRows) -> State:
-    """The state with `rows`, int32 `[c]` of all, among the chosen."""
+    """Adds `rows`, int32 `[c]` of all, to the chosen."""
     chosen = local.fetch(
         {name: scores.model[:2] for name, scores in state.models.items()}, rows
     )
-    # Chunks that are unrolled share one graph of the tiles.
+    # Unrolled chunks share one graph of the tiles.
     add_chosen = _add_chosen if local.in_loops else _add_chosen_shared
     kept = state.kept | local.mask(rows)
     return State(kept, add_chosen(state.models, chosen))
@@ -158,12 +157,12 @@ def conditional(state: State, criterion: str) -> tf.Tensor:
 
 
 def row_losses(state: State) -> dict[str, tf.Tensor]:
-    """By model float32 `[B/R]`: each row's loss given the chosen rows."""
+    """Each row's loss given the chosen rows, by model; float32 `[B/R]`."""
     return {n: s.row_losses(state.kept) for n, s in state.models.items()}
 
 
 def by_criterion(criterion: str, losses: dict[str, tf.Tensor]) -> tf.Tensor:
-    """The criterion of losses by model."""
+    """Combines losses by model into the criterion."""
     if criterion == "learnability":
         return losses["learner"] - losses["reference"]
     if criterion == "easy_reference":
@@ -187,11 +186,11 @@ def _own_logits(model):
 def check_models(
     learner: Embeddings | None, reference: Embeddings | None, criterion: str
 ) -> dict[str, Embeddings]:
-    """The models given, by name, in float32 and cut from the gradient.
+    """Returns the models given, by name, in float32 without gradient.
 
     Raises:
-        ValueError: where one that the criterion needs is missing, or they do
-            not fit together.
+        ValueError: if one that the criterion needs is missing, or they do not
+            fit together.
     """
     models = {
         name: _checked(name, model)

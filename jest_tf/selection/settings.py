@@ -7,7 +7,7 @@ from jest_tf import config
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a sub-batch is drawn from a super-batch.
+    """Settings of a draw of a sub-batch from a super-batch.
 
     Attributes:
         method: "joint", "independent", "top" or "uniform".
@@ -19,14 +19,14 @@ class Settings:
         loss: pair loss of the scores, "sigmoid" or "softmax".
         first_chunk: "diagonal" draws the first chunk by the rows' own pairs,
             "uniform" uniformly.
-        gain: multiplies every score before the noise is added; 0 is uniform.
-            The methods "top" and "uniform" do without.
-        quota: on several replicas, "global" draws what one replica would;
-            "per_replica" draws b/R rows from each replica's rows, all of them
-            scored given the rows chosen on any replica.
+        gain: factor of every score before the noise is added; 0 is uniform.
+            Unused by "top" and "uniform".
+        quota: on several replicas, "global" draws as one replica would;
+            "per_replica" draws b/R of each replica's rows, scored given the
+            rows chosen on any replica.
 
     Raises:
-        ValueError: on an unknown name.
+        ValueError: if a name is unknown.
     """
 
     method: str
@@ -50,7 +50,7 @@ class Settings:
 
 
 def check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is among the allowed ones."""
+    """Raises ValueError unless `value` is in `allowed`."""
     if value not in allowed:
         raise ValueError(
             f"`{name}` must be one of {allowed}. Received: {value!r}"
@@ -64,14 +64,14 @@ def chunk_sizes(
     *,
     num_quotas: int = 1,
 ) -> list[int]:
-    """The rows that each of `num_chunks` chunks draws, `batch_size` in all.
+    """Returns the number of rows that each of `num_chunks` chunks draws.
 
     The remainder of b / N goes one row each to the first chunks. With R
-    quotas these are chunks of b/R rows, R times over.
+    quotas each chunk draws its share of b/R rows from each.
 
     Raises:
-        ValueError: unless 1 <= num_chunks <= batch_size <= super_batch_size,
-            and the same of the R-th parts, which must be integers.
+        ValueError: unless 1 <= num_chunks <= b/R <= B/R, in integers, with
+            b = `batch_size`, B = `super_batch_size` and R = `num_quotas`.
     """
     for name, size in (
         ("`batch_size`", batch_size),

@@ -1,7 +1,7 @@
 """Sums over the pairs of all rows with the chosen ones, tile by tile.
 
-No matrix of pairs is formed: a tile of logits is made from the embeddings,
-summed and thrown away. Work O(B b dim), memory a tile.
+Each tile of logits is formed from the embeddings, summed and discarded, in
+O(B b dim) operations and the memory of a tile.
 """
 
 import functools
@@ -18,10 +18,10 @@ from jest_tf.embeddings import Embeddings
 # the embeddings (benchmarks/bench_selection.py).
 _TILE_LOGITS = 4096 * 1024
 _TALLEST_TILE = 16384
-# Tiles from this width on are worth the launch of a fused kernel. Not from a
-# size on, which would depend on the number of replicas, and the last bit on it.
+# Tiles of at least this width justify launching a fused kernel. A threshold on
+# size would depend on the number of replicas, and so would the last bit.
 _FUSED_COLUMNS = 32
-# Columns whose terms a fused kernel brings together before they are written.
+# Columns whose terms a fused kernel combines before writing them.
 _GROUP = 16
 
 
@@ -37,7 +37,7 @@ def reduce_pairs(
         text: float32 `[c, dim]`, the chosen rows' texts.
 
     Returns:
-        float32 `[2, B/R]`, of images with texts, and of texts with images.
+        float32 `[2, B/R]`, image to text, then text to image.
     """
 
     def one_way(rows, columns):
@@ -58,7 +58,7 @@ def reduce_pairs(
 
 
 def tile_rows(num_columns: int) -> int:
-    """The rows of a tile of so many columns."""
+    """Returns the number of rows of a tile with `num_columns` columns."""
     return min(max(1, _TILE_LOGITS // num_columns), _TALLEST_TILE)
 
 
@@ -78,17 +78,17 @@ def log_sum_exp(cosines: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     return tf.reduce_logsumexp(_log_sum_exp_of_groups(cosines, scale), 1)
 
 
-# XLA makes one pass over the tile of some fifteen by TensorFlow.
+# XLA makes one pass over the tile, TensorFlow about fifteen.
 _fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 
 @_fused
 def _softplus_of_groups(cosines, scale, bias):
-    """Sums of softplus over groups of columns, `[rows, ceil(columns / 16)]`.
+    """Sums softplus over groups of columns, `[rows, ceil(columns / 16)]`.
 
-    softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|) <= 1, and a sum of
-    logarithms is the logarithm of the product, here of at most 2^16. Products
-    are kept less 1, which loses nothing of a small e.
+    softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|) <= 1. The sum of the
+    logarithms is the logarithm of the product, here at most 2^16. Products
+    are stored minus 1, to keep the precision of a small e.
     """
 
     def join(left, right):
@@ -118,10 +118,9 @@ def _in_groups(cosines, scale, bias):
     """Logits as 16 tensors, each with one column of every group.
 
     A group's columns lie a fixed stride apart, so that all work is elementwise
-    over contiguous parts of the tile: XLA does not vectorise reductions on
-    CPUs. Logits are formed of each part, because those of the whole tile would
-    be written before they are split. Columns of -inf, which add nothing, fill
-    the last groups.
+    over contiguous memory: XLA does not vectorise reductions on CPUs. Logits
+    are formed per part, because those of a whole tile would be written out
+    before the split. Columns of -inf, which add nothing, pad the last groups.
     """
     num_columns = cosines.shape[1]
     width = -(-num_columns // _GROUP)
@@ -137,7 +136,7 @@ def _in_groups(cosines, scale, bias):
 
 
 def _join_pairs(join, parts):
-    """Joins neighbours until a single part is left; as many as a power of 2."""
+    """Joins neighbours, a power of 2 in number, until one part is left."""
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=True)
         parts = [join(left, right) for left, right in pairs]
@@ -145,9 +144,9 @@ def _join_pairs(join, parts):
 
 
 def _log1p(values):
-    """log(1 + values) for values >= 0, to 3e-6 of itself.
+    """log(1 + values) for values >= 0, with relative error 3e-6.
 
-    XLA's log1p is slow on CPUs: with it, draws take 1.2 to 1.7 times as long.
+    XLA's log1p is slow on CPUs and makes draws take 1.2 to 1.7 times as long.
     """
     # The series to the fifth power; its next term is below 4e-9 of the value.
     series = values * (
