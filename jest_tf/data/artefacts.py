@@ -74,12 +74,14 @@ class Writer:
         self._arrays = dict(arrays)
         self._rows = dict.fromkeys(arrays, 0)
         self._checksums = dict.fromkeys(arrays, 0)
-        # Room for the longest head that there can be.
+        # Room for the longest head that there can be; this one's own checksum
+        # may have fewer digits than that of the final head.
         head = self._head(
             {name: shape[0] or 2**48 for name, (_, shape) in arrays.items()},
             dict.fromkeys(arrays, 2**32 - 1),
         )
-        self._start = -(-len(head) // _ALIGNMENT) * _ALIGNMENT
+        room = len(head) + len(str(2**32 - 1))
+        self._start = -(-room // _ALIGNMENT) * _ALIGNMENT
         self._places, end = {}, self._start
         for name, (dtype, shape) in arrays.items():
             self._places[name] = end

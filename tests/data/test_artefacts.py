@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from unittest import mock
 
 import numpy as np
 import safetensors
@@ -122,6 +123,17 @@ class WriterTest(ArtefactsTestCase):
             self.assertAllEqual(found.arrays["more"], ROWS)
             contents.append(self.content())
         self.assertEqual(contents, contents[:1] * 3)
+
+    def test_the_head_has_room_for_a_checksum_of_any_length(self):
+        for length in range(64):  # the head is padded to a multiple of it
+            with mock.patch.object(
+                artefacts, "_checksum", side_effect=["1", "1234567890"]
+            ):
+                artefacts.write(
+                    self.path, "index", {"text": length * "x"}, {"rows": ROWS}
+                )
+            found = safetensors.numpy.load_file(self.path)
+            self.assertAllEqual(found["rows"], ROWS)
 
     def test_missing_rows_are_refused(self):
         arrays = {"rows": ("int64", (9, 2))}
