@@ -1,8 +1,7 @@
 """Training on several replicas.
 
-`strategy` builds the `tf.distribute.Strategy` and distributes the dataset,
-`collectives` is what replicas exchange in a step, `placement` deals the chosen
-rows to replicas, `keras_fit` corrects Keras' `fit`.
+`strategy` builds the `tf.distribute.Strategy`, `collectives` exchange tensors,
+`placement` assigns chosen rows to replicas, `keras_fit` corrects Keras' `fit`.
 """
 
 from jest_tf.distribution.collectives import (

@@ -1,7 +1,7 @@
 """The collectives of a step that runs on every replica at once.
 
-Losses and selection are handed a `Replicas`, or None on one replica, and
-mention `tf.distribute` nowhere.
+Losses and selection receive a `Replicas`, or None on one replica, and do not
+depend on `tf.distribute`.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,17 @@ _GATHERED = (tf.float32, tf.float64, tf.int32, tf.int64)
 
 
 class Replicas:
-    """The collectives of one step, made inside replica context by `current`.
+    """The collectives of one step, created in replica context by `current`.
 
-    Every replica must call the same ones in the same order. Unless `in_loops`,
-    they may not stand inside a `tf.while_loop` or `tf.cond`: the mirrored
-    strategies synchronise replicas outside control flow only, so such a loop
-    must be unrolled. Each method takes a tensor or a nest of tensors, which is
-    sent in one call where possible.
+    Every replica must call the same ones in the same order. Each method takes
+    a tensor or a nest of tensors, sent in one call where possible. Unless
+    `in_loops`, collectives must stay out of `tf.while_loop` and `tf.cond`: the
+    mirrored strategies synchronise only outside control flow.
 
     Attributes:
         num_replicas: R, a Python integer.
         replica_id: int32 scalar tensor in [0, R).
-        in_loops: whether collectives work inside control flow, true on TPUs.
+        in_loops: True if collectives work inside control flow, as on TPUs.
     """
 
     def __init__(self, context: tf.distribute.ReplicaContext):
@@ -38,7 +37,7 @@ class Replicas:
         self.in_loops = strategy_lib.is_tpu(context.strategy)
 
     def all_gather(self, tensors):
-        """Rows `[n, ...]` of every replica, `[R * n, ...]`, in replica order.
+        """Gathers rows `[n, ...]` to `[R * n, ...]`, in replica order.
 
         n must be static and the same on every replica; the dtype is numeric or
         bool. The gradient, for float32 and float64, is the sum over replicas of
@@ -65,11 +64,11 @@ class Replicas:
         return tf.nest.pack_sequence_as(tensors, results)
 
     def all_reduce(self, tensors):
-        """The sum over replicas; its gradient is the sum of their gradients.
+        """Sums over replicas; its gradient is the sum of their gradients.
 
         Raises:
-            TypeError: on a dtype other than float16, bfloat16, float32,
-                float64 and int32, which not every device sums.
+            TypeError: if the dtype is not float16, bfloat16, float32, float64
+                or int32; some devices can't sum others.
         """
         flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(tensors)]
         for tensor in flat:
@@ -97,10 +96,9 @@ class Replicas:
         return tf.nest.pack_sequence_as(tensors, totals)
 
     def all_to_all(self, tensors):
-        """Sends row d of `[R, m, ...]` to replica d; dtypes as in `all_gather`.
+        """Sends row d of `[R, m, ...]` to replica d; dtypes as `all_gather`.
 
-        TPUs send just that; elsewhere every replica receives all rows and
-        keeps its own.
+        Outside TPUs every replica receives all rows and keeps its own.
 
         Returns:
             `[R, m, ...]` of the same dtype; row s comes from replica s.
@@ -128,7 +126,7 @@ class Replicas:
 
 
 def current() -> Replicas | None:
-    """The collectives of the running step; None on one replica.
+    """Returns the collectives of the running step; None on one replica.
 
     Raises:
         ValueError: in a strategy's scope, but outside its `run`.
@@ -143,20 +141,19 @@ def current() -> Replicas | None:
 
 
 def replica_id() -> tf.Tensor:
-    """The running replica's number, int32 in [0, R); 0 where there is one."""
+    """Returns the running replica's number, int32 in [0, R)."""
     context = tf.distribute.get_replica_context()
     number = 0 if context is None else context.replica_id_in_sync_group
     return tf.cast(number, tf.int32)
 
 
 def placed(context: tf.distribute.ReplicaContext, tensors):
-    """The tensors, placed on the replica's device if that is its only one.
+    """Places tensors on the replica's device, if it has a single one.
 
-    A worker with a single device does not place its tensors, but collectives
-    need the device.
+    Collectives need the device, which a worker with one device does not set.
 
     Args:
-        context: of the running replica.
+        context: context of the running replica.
         tensors: a nest of tensors, about to be exchanged.
     """
     if context.num_replicas_in_sync == 1:
@@ -169,11 +166,10 @@ def placed(context: tf.distribute.ReplicaContext, tensors):
 
 
 def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
-    """A function `wish -> bool`: is it true on any worker?
+    """Returns a function `wish -> bool`: true if it is on any worker.
 
-    All workers must call it at the same place between steps of `fit`, and get
-    the same answer, from an all-reduce of one integer. A single worker gets
-    its wish back.
+    All workers must call it between the same steps of `fit`. They get the same
+    answer, from an all-reduce of one integer.
     """
     if not strategy_lib.has_workers(strategy):
         return bool
@@ -190,7 +186,7 @@ def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
 
 
 def join_halves(numbers: tf.Tensor) -> tf.Tensor:
-    """int64 `[n]` from the int32 `[n, 2]` that TPUs get; others unchanged."""
+    """Joins int32 `[n, 2]`, used on TPUs, to int64 `[n]`; passes others."""
     if numbers.dtype == tf.int32 and numbers.shape.rank == 2:
         return tf.bitcast(numbers, tf.int64)
     return numbers
@@ -218,7 +214,7 @@ def _exchange_on_tpu(tensor):
 
 
 def _to_words(tensor):
-    """The bits of rows, `[n, ...]` of any dtype -> int32 `[n, words]`."""
+    """Converts rows `[n, ...]` of any dtype to bits, int32 `[n, words]`."""
     if tensor.dtype == tf.bool:
         tensor = tf.cast(tensor, tf.uint8)
     octets = tf.reshape(tf.bitcast(tensor, tf.uint8), [tensor.shape[0], -1])
@@ -227,7 +223,7 @@ def _to_words(tensor):
 
 
 def _from_words(words, dtype, shape):
-    """The inverse of `_to_words`, of any number of rows."""
+    """Inverts `_to_words`, for any number of rows."""
     octets = tf.reshape(tf.bitcast(words, tf.uint8), [shape[0], -1])
     size = dtype.size
     octets = octets[:, : size * tf.TensorShape(shape[1:]).num_elements()]

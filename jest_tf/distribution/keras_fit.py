@@ -1,11 +1,7 @@
 """Corrections of Keras 3's `fit` on several replicas.
 
-`TrainerHooks` is for models, `AggregateThenClip` for optimizers. Each lists the
-faults that it corrects; tests/replica_cases.py shows each fault in Keras beside
-its correction. `check_placed` refuses models that the replicas can't run.
-
-Not here: the strategy (strategy.py), the collectives (collectives.py), dropout
-that differs by replica (models/layers.py).
+`TrainerHooks` is for models, `AggregateThenClip` for optimizers.
+tests/replica_cases.py shows each fault in Keras beside its correction.
 """
 
 import keras
@@ -24,22 +20,20 @@ class TrainerHooks:
     - runs all steps of an execution as one graph with a loop on the host;
       Keras nests graphs, whose collectives then lack their keys;
     - builds model and optimizer from the shapes of the data. On several
-      replicas Keras averages a batch over them, which uses up the batch and
-      fails on strings, on uneven rows, and with several workers; on one
+      replicas Keras averages a batch over them, which consumes the batch and
+      fails on strings, on uneven rows, and with several workers. On one
       replica it creates the optimizer's variables while tracing, which traces
       the step twice;
-    - makes a step's logs from the metrics of all replicas; Keras takes those of
+    - computes logs from the metrics of all replicas; Keras takes those of
       one replica on TPUs and their mean elsewhere, even for sums, and fails
       with several workers.
-
-    For the rest, Keras' own code runs on a single replica.
     """
 
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`.
 
         Raises:
-            ValueError: on what Keras can't do on several replicas.
+            ValueError: on settings that Keras can't run on several replicas.
         """
         super().compile(*args, **kwargs)
         num_replicas = self.distribute_strategy.num_replicas_in_sync
@@ -73,7 +67,7 @@ class TrainerHooks:
             )
 
     def get_metrics_result(self):
-        """The metrics' values, over all replicas within a step too."""
+        """The metrics' values, over all replicas, also within a step."""
         context = tf.distribute.get_replica_context()
         if context is None or context.num_replicas_in_sync == 1:
             return super().get_metrics_result()
@@ -90,11 +84,7 @@ class TrainerHooks:
         }
 
     def train_on_batch(self, *args, **kwargs):
-        """As `keras.Model.train_on_batch`, on one replica.
-
-        Raises:
-            ValueError: on several.
-        """
+        """As `keras.Model.train_on_batch`; ValueError on several replicas."""
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if num_replicas > 1:
             raise ValueError(
@@ -104,11 +94,9 @@ class TrainerHooks:
         return super().train_on_batch(*args, **kwargs)
 
     def collect(self, outputs):
-        """The result of an execution, from those of the local replicas.
+        """Reduces the results of the local replicas to that of an execution.
 
-        Args:
-            outputs: the result of a step, with a tuple of one value a replica
-                in place of each value.
+        `outputs` has a tuple of one value per replica in place of each value.
         """
         return _first(outputs)
 
@@ -153,8 +141,8 @@ class TrainerHooks:
 class AggregateThenClip:
     """Mixin for optimizers that sums gradients over replicas, then clips.
 
-    Keras 3.15 clips each replica's gradient before it sums them, so R replicas
-    take different steps than one. Put it before the optimizer.
+    Keras 3.15 clips each replica's gradient before summing, so steps depend on
+    R. Put it before the optimizer.
     """
 
     def _clip_gradients(self, grads):
@@ -201,11 +189,11 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
 
 
 def _last_of(num_steps, one_step):
-    """The result of the last of several steps, run in one loop.
+    """Returns the result of the last of several steps, run in one loop.
 
-    A loop must know the types that it carries before any step is traced, and a
-    first step outside would be a second program for a TPU. So the loop carries
-    an optional, whose content need not be known.
+    A loop needs the types of its state before any step is traced, and a first
+    step outside would be a second program on a TPU. So the loop carries an
+    optional, whose content need not be known.
     """
     returned = []
 

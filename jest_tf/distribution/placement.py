@@ -1,12 +1,7 @@
 """Placement of the rows of a draw: `deal` assigns them, `move` moves them.
 
-With R replicas the B rows of a super-batch lie B/R to a replica: row i of
-replica r is row `r * B/R + i` of all. `deal` assigns the rows of a draw to
-replicas to train on, and `move` brings them there.
-
-Everything works on static shapes. The collectives are handed in
-(`distribution.Replicas`, or anything with its methods); None is one replica.
-What each costs is in docs/distribution.md.
+R replicas hold B/R rows each: row i of replica r is row `r * B/R + i` of all.
+All shapes are static. docs/distribution.md has the cost of each collective.
 """
 
 from collections.abc import Mapping
@@ -21,9 +16,9 @@ class Deal(NamedTuple):
     """The rows of a draw that this replica trains on, and how they move.
 
     Attributes:
-        places: int32 `[b/R]`, places in the draw; the rows are
-            `Draw.indices[places]`. Every place is dealt to one replica.
-        send: int32 `[R, m]`, rows held here, by the replica that they go to;
+        places: int32 `[b/R]`, places in the draw, disjoint across replicas; the
+            rows are `Draw.indices[places]`.
+        send: int32 `[R, m]`, local rows by the replica that they go to;
             int32 `[b/R]` if no row moves.
         receive: int32 `[b/R]`, positions of the rows of `places` among the
             `R * m` that arrive; None if no row moves.
@@ -45,9 +40,9 @@ def deal(
 
     With quota "per_replica" every row stays on its replica. With "global" the
     drawn rows are sorted by the replica that holds them, then by the order
-    drawn; the j-th goes to replica j mod R. Whatever the draw, no replica sends
-    more than m = ceil(min(b, B/R) / R) rows to any other, and one exchange of
-    fixed size moves them. Dealing itself needs no collective.
+    drawn; the j-th goes to replica j mod R. No replica sends more than
+    m = ceil(min(b, B/R) / R) rows to another, so one exchange of fixed size
+    moves them. Dealing itself needs no collective.
 
     Args:
         indices: int32 `[b]`, rows of all, equal on every replica.
@@ -56,7 +51,7 @@ def deal(
         replicas: the collectives, or None.
 
     Raises:
-        ValueError: on an unknown quota, or if R does not divide b and B.
+        ValueError: if the quota is unknown, or R does not divide b and B.
     """
     _check_quota(quota)
     batch_size = indices.shape[0]
@@ -101,12 +96,12 @@ def deal(
 def move(
     batch: Mapping[str, tf.Tensor], dealt: Deal, replicas=None
 ) -> dict[str, tf.Tensor]:
-    """Brings the rows dealt to this replica here, of every tensor of a batch.
+    """Brings the dealt rows of every tensor of a batch to this replica.
 
-    Takes one all-to-all of `R * m` rows for each tensor, if rows move at all.
+    Takes one all-to-all of `R * m` rows per tensor, if rows move at all.
 
     Args:
-        batch: tensors of any dtype `[B/R, ...]`, the rows held here.
+        batch: tensors of any dtype `[B/R, ...]`, the local rows.
         dealt: the `Deal` of the same super-batch.
         replicas: the collectives, or None.
 
@@ -138,17 +133,14 @@ def deal_parts(
 ) -> list[Deal]:
     """Deals the rows of a draw in random parts of equal size.
 
-    With quota "global", and on one replica, a row's part depends on its place
-    in the draw alone.
+    With quota "global", and on one replica, a row's part depends only on its
+    place in the draw.
 
     Args:
-        indices: int32 `[b]`, rows of all, equal on every replica.
-        super_batch_size: B.
+        indices, super_batch_size, quota, replicas: as in `deal`.
         order: int32, a random permutation, equal on every replica: of the
             `[b]` places, with quota "per_replica" of a replica's `[b/R]`.
         num_parts: P.
-        quota: the quota of the draw.
-        replicas: the collectives, or None.
 
     Returns:
         P deals of b/(P R) rows each, with `places` in the whole draw.
@@ -181,21 +173,21 @@ def deal_parts(
 
 
 def count(replicas) -> int:
-    """R; 1 where the collectives are None."""
+    """Returns R; 1 if the collectives are None."""
     return 1 if replicas is None else replicas.num_replicas
 
 
 def rows_of_all(num_rows: int, replicas=None) -> tf.Tensor:
-    """The rows held here, int32 `[num_rows]`, numbered among those of all."""
+    """Numbers the local rows among those of all, int32 `[num_rows]`."""
     number = 0 if replicas is None else replicas.replica_id
     return num_rows * number + tf.range(num_rows)
 
 
 def share(size: int, num_replicas: int, name: str) -> int:
-    """`size / num_replicas`.
+    """Returns `size / num_replicas`.
 
     Raises:
-        ValueError: if R does not divide `size`, which the message calls `name`.
+        ValueError: if R does not divide `size`, called `name` in the message.
     """
     if size % num_replicas:
         raise ValueError(

@@ -1,8 +1,4 @@
-"""The `tf.distribute.Strategy` of a run, and its dataset.
-
-Not here: the collectives of a step (collectives.py), Keras' `fit` on several
-replicas (keras_fit.py), which rows move (placement.py).
-"""
+"""The `tf.distribute.Strategy` of a run, and its dataset."""
 
 import functools
 import json
@@ -18,9 +14,9 @@ from jest_tf.distribution import placement
 def build_strategy(
     settings: config_lib.DistributionConfig,
 ) -> tf.distribute.Strategy:
-    """The strategy that `settings` names; call it before anything else runs.
+    """Builds the strategy of `settings`, before TensorFlow runs anything.
 
-    Called again, it returns the same strategy: two strategies in a process
+    Further calls return the same strategy, because two strategies in a process
     would use the same keys for different collectives.
 
     Args:
@@ -28,8 +24,8 @@ def build_strategy(
             devices if there are any, else all GPUs, else the one CPU.
 
     Raises:
-        ValueError: if it can't be built here: no such TPU, a missing or invalid
-            TF_CONFIG, TensorFlow already running.
+        ValueError: if there is no such TPU, TF_CONFIG is missing or invalid, or
+            TensorFlow is already running.
     """
     name, parts = settings.strategy, settings.virtual_devices
     if parts and name in ("multi_worker_mirrored", "tpu"):
@@ -51,7 +47,7 @@ def distribute(
     super_batches: Callable[[int, int], tf.data.Dataset],
     super_batch_size: int,
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """The dataset for `fit`; every host makes only its rows.
+    """Builds the dataset for `fit`; every host makes only its rows.
 
     Args:
         strategy: the run's strategy.
@@ -103,7 +99,7 @@ def has_workers(strategy: tf.distribute.Strategy) -> bool:
 
 
 def _in_halves(super_batches):
-    """The function with every int64 `[n]` as int32 `[n, 2]`."""
+    """Wraps a dataset function: every int64 `[n]` becomes int32 `[n, 2]`."""
 
     def halve(batch):
         return tf.nest.map_structure(

@@ -1,4 +1,4 @@
-"""Learners from the name of a preset, or from the settings of a run."""
+"""Learners from a preset, or from the settings of a run."""
 
 import contextlib
 import importlib
@@ -33,19 +33,18 @@ def build_two_tower(
         image_size: height and width of the images in pixels.
         vocabulary_size: number of token ids.
         text_length: number of tokens in a text.
-        patch_size: side of a patch in pixels; `None` takes the preset's.
-        patch_sizes: further sides that views may ask for, see
-            `towers.ImageTower`.
+        patch_size: side of a patch in pixels; None takes the preset's.
+        patch_sizes: further patch sizes of views, see `towers.ImageTower`.
         dtype: dtype policy of the towers, such as "mixed_bfloat16".
         temperature: initial scale of the logits.
         bias: initial bias of the logits.
-        seed: integer that fixes the initial weights, or `None`.
+        seed: integer seed of the initial weights, or None.
 
     Returns:
         A built `TwoTower`.
 
     Raises:
-        ValueError: on an unknown preset, or sizes that do not fit.
+        ValueError: if the preset is unknown or sizes do not fit.
 
     Example:
         >>> model = build_two_tower(
@@ -95,20 +94,19 @@ def build_learner(
     vocabulary_size: int,
     patch_sizes: Sequence[int] = (),
 ) -> two_tower.TwoTower:
-    """Builds the learner of a run; its weights are a function of the seed.
+    """Builds the learner of a run, its weights a function of the seed.
 
     Args:
         config: the settings of the run.
         vocabulary_size: number of token ids of the run's tokenizer.
-        patch_sizes: patch sizes of views beside those of the settings, for the
-            towers of a preset.
+        patch_sizes: further patch sizes of views, for the towers of a preset.
 
     Returns:
         A built `TwoTower`.
 
     Raises:
-        ValueError: on `model.towers` that cannot be imported or do not build
-            two towers.
+        ValueError: if `model.towers` cannot be imported or does not build two
+            towers.
     """
     settings, data = config.model, config.data
     scalars = {"temperature": settings.temperature, "bias": settings.bias}
@@ -144,10 +142,7 @@ def build_learner(
 
 
 def towers_function(name: str) -> Callable | None:
-    """Imports the function that `model.towers` names; None for "".
-
-    Args:
-        name: "module:function".
+    """Imports the function `model.towers`, "module:function"; None for "".
 
     Raises:
         ValueError: if it cannot be imported, or is no function.
@@ -181,7 +176,7 @@ def _build(model, image_size, text_length):
 
 @contextlib.contextmanager
 def _default_dtype(policy):
-    """Sets the dtype policy of layers made inside that name none."""
+    """Sets the default dtype policy of layers created inside."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:

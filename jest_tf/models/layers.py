@@ -3,10 +3,7 @@
 The architecture is SigLIP's (Zhai et al., 2023, section 4), after the ViT of
 Dosovitskiy et al. (2021): learned positions, pre-norm blocks, and attention
 pooling over image tokens with a learned probe. Every layer takes a `dtype`
-policy and a `seed`; the same seed gives the same initial weights.
-
-Not here: image patches (patches.py), whole towers (towers.py), embeddings,
-temperature and bias (two_tower.py).
+policy and a `seed` of its initial weights and dropout, an integer or None.
 """
 
 # Classes document build, call and get_config.
@@ -28,14 +25,14 @@ _NORM_EPSILON = 1e-6  # Flax's default, which SigLIP was trained with.
 
 
 def child_seed(seed: int | None, role: str) -> int | None:
-    """Derives the seed of one part of a layer from the seed of the whole.
+    """Derives the seed of a part of a layer from the layer's seed.
 
     Args:
-        seed: integer, or `None` for a fresh random seed.
+        seed: integer, or None for a fresh random seed.
         role: name of the part, unique within the layer.
 
     Returns:
-        An integer in [0, 2**31) that depends on both, or `None`.
+        An integer in [0, 2**31), or None.
     """
     if seed is None:
         return None
@@ -43,13 +40,10 @@ def child_seed(seed: int | None, role: str) -> int | None:
 
 
 class Configured(keras.layers.Layer):
-    """A layer whose constructor arguments are attributes of the same names.
-
-    One of them is `seed`.
-    """
+    """A layer that stores its constructor arguments, among them `seed`."""
 
     def part(self, role: str) -> dict:
-        """Arguments of the sublayer with this role: seed, dtype and name."""
+        """Returns seed, dtype and name of the sublayer with this role."""
         seed = child_seed(self.seed, role)
         return {"seed": seed, "dtype": self.dtype_policy, "name": role}
 
@@ -63,7 +57,7 @@ class Configured(keras.layers.Layer):
 
 
 class _Transformer(Configured):
-    """Settings that layers around attention and an MLP share."""
+    """Shared settings of layers with attention and an MLP."""
 
     def __init__(
         self,
@@ -90,14 +84,14 @@ class _Transformer(Configured):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class TokenEmbedding(Configured):
-    """Looks tokens up in a table and adds their positions.
+    """Looks up tokens in a table and adds their positions.
 
     Weights: `table` [vocabulary_size, width], `positions` [L, width].
 
     Args:
         vocabulary_size: number of token ids; ids are in [0, vocabulary_size).
         width: size of a token.
-        seed: integer that fixes the initial weights, or `None`.
+        seed: see the module.
 
     Call arguments:
         tokens: integer [B, L].
@@ -151,12 +145,12 @@ class TokenEmbedding(Configured):
 class SelfAttention(Configured):
     """Multi-head self-attention with a joint projection of q, k and v.
 
-    Each head computes softmax(q k^T / sqrt(width / num_heads)) v, without a
-    mask, the softmax in float32 under any policy.
+    Each head computes softmax(q k^T / sqrt(width / num_heads)) v, unmasked,
+    with the softmax in float32 under any policy.
 
     Args:
         num_heads: number of heads; must divide the width of the tokens.
-        seed: integer that fixes the initial weights, or `None`.
+        seed: see the module.
 
     Call arguments:
         tokens: float [B, T, width].
@@ -193,12 +187,12 @@ class SelfAttention(Configured):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class MLP(Configured):
-    """Two dense layers with a GELU between them, back to the input's width.
+    """Two dense layers with a GELU between them.
 
     Args:
         ratio: hidden width over the width of the tokens.
         dropout: share of hidden units dropped in training, in [0, 1).
-        seed: integer that fixes weights and dropout, or `None`.
+        seed: see the module.
 
     Call arguments:
         tokens: float [..., width].
@@ -249,7 +243,7 @@ class TransformerBlock(_Transformer):
         mlp_ratio: hidden width of the MLP over the width of the tokens.
         dropout: share of units dropped in training after attention, inside
             the MLP and after it, in [0, 1).
-        seed: integer that fixes weights and dropout, or `None`.
+        seed: see the module.
 
     Call arguments:
         tokens: float [B, T, width].
@@ -282,18 +276,13 @@ class TransformerBlock(_Transformer):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Encoder(_Transformer):
-    """A stack of transformer blocks and a last layer normalisation.
+    """A stack of transformer blocks and a final layer normalisation.
 
     Args:
         depth: number of blocks.
-        num_heads: number of attention heads; must divide the width.
-        **kwargs: as for `TransformerBlock`.
+        num_heads, **kwargs: as for `TransformerBlock`.
 
-    Call arguments:
-        tokens: float [B, T, width].
-
-    Returns:
-        Tokens [B, T, width].
+    Call arguments, Returns: as `TransformerBlock`.
     """
 
     def __init__(self, depth: int, num_heads: int, **kwargs):
@@ -332,7 +321,7 @@ class AttentionPooling(_Transformer):
         num_heads: number of attention heads; must divide the width.
         mlp_ratio: hidden width of the MLP over the width of the tokens.
         dropout: share of hidden units of the MLP dropped in training.
-        seed: integer that fixes weights and dropout, or `None`.
+        seed: see the module.
 
     Call arguments:
         tokens: float [B, T, width].
@@ -340,8 +329,7 @@ class AttentionPooling(_Transformer):
     Returns:
         Pooled tokens [B, width].
 
-    Reference:
-        Zhai et al., Scaling Vision Transformers, 2022, section 3.1.
+    Reference: Zhai et al., Scaling Vision Transformers, 2022, section 3.1.
     """
 
     def build(self, input_shape):
@@ -382,12 +370,12 @@ class AttentionPooling(_Transformer):
 def token_initializer(
     width: int, seed: int | None
 ) -> keras.initializers.Initializer:
-    """Initialises token and position tables: normal, about unit length."""
+    """Returns a normal initializer of token tables, of about unit length."""
     return keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raises a ValueError unless the argument `name` is a positive integer."""
+    """Raises ValueError unless the argument `name` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
@@ -396,11 +384,11 @@ def check_positive(name: str, value: int) -> None:
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Dropout(keras.layers.Dropout):
-    """Keras' dropout with a mask per replica, and a seed that is saved.
+    """Keras' dropout with a mask per replica and a saved seed.
 
-    Keras 3.15 draws the same mask on every replica, and does not save the seed
-    of the next mask. The mask of a call is the same eagerly, in a graph and
-    under XLA. Arguments are those of `keras.layers.Dropout` but `noise_shape`.
+    Keras 3.15 draws the same mask on every replica and does not save the next
+    seed. Masks are the same eagerly, in a graph and under XLA. Takes the
+    arguments of `keras.layers.Dropout` except `noise_shape`.
     """
 
     def call(self, inputs, training=False):
@@ -424,7 +412,7 @@ class Dropout(keras.layers.Dropout):
 
 
 def check_dropout(rate: float) -> None:
-    """Raises a ValueError unless `rate` is in [0, 1)."""
+    """Raises ValueError unless `rate` is in [0, 1)."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(
             f"`dropout` must be in [0, 1). Received: dropout={rate!r}"
@@ -434,7 +422,7 @@ def check_dropout(rate: float) -> None:
 def dense(
     units: int, layer: keras.layers.Layer, name: str
 ) -> keras.layers.Dense:
-    """A part of `layer`, which has a `seed`: a dense layer, Glorot-uniform."""
+    """Creates a Glorot-uniform dense sublayer of a seeded `layer`."""
     return keras.layers.Dense(
         units,
         kernel_initializer=keras.initializers.GlorotUniform(

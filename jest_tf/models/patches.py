@@ -1,14 +1,10 @@
 """Image patches to tokens, for any view.
 
 A `config.View` approximates images for scoring: larger patches with one set of
-weights, as in FlexiViT (Beyer et al., 2023, arXiv 2212.08013), fewer tokens, or
-fewer pixels. Flexi-JEST (Evans et al., 2024, arXiv 2406.17711) takes larger
-patches. Sizes are Python integers, so each view has its own trace with static
-shapes. Images and weights are resized by products with small matrices, computed
-once in float64 by NumPy.
-
-Not here: the tower above the tokens (towers.py), and the use of views
-(training/step.py).
+weights, as in FlexiViT (Beyer et al., 2023, arXiv 2212.08013) and Flexi-JEST
+(Evans et al., 2024, arXiv 2406.17711), fewer tokens, or fewer pixels. Sizes are
+Python integers, so each view has its own trace with static shapes. Images and
+weights are resized by products with small matrices from NumPy, in float64.
 """
 
 # Classes document build, call and get_config.
@@ -32,8 +28,8 @@ _PLASTIC = 1.324717957244746
 def check_view(model: keras.layers.Layer, view: config.View) -> None:
     """Checks that any Keras layer or model can be called with `view`.
 
-    Its `call` must have an argument `view`. Its `check_view(view)` is called if
-    there is one.
+    Its `call` must have an argument `view`. Its method `check_view(view)`, if
+    any, is called.
 
     Raises:
         ValueError: if it cannot.
@@ -50,7 +46,7 @@ def check_view(model: keras.layers.Layer, view: config.View) -> None:
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class PatchEmbedding(layers.Configured):
-    """Cuts images into square patches, projects each and adds its position.
+    """Cuts images into square patches, projects them and adds positions.
 
     Patches are numbered row by row. Weights: `kernel`
     [patch_size, patch_size, channels, width], `bias` [width] and
@@ -60,17 +56,17 @@ class PatchEmbedding(layers.Configured):
     Args:
         patch_size: side of a patch in pixels; must divide height and width.
         width: size of a token.
-        seed: integer that fixes the initial weights, or `None`.
+        seed: integer seed of the initial weights, or None.
 
     Call arguments:
         images: float [B, H, W, channels].
         patch_size: side of a patch in this call, an integer that divides H and
-            W; None is the layer's.
+            W; None takes the layer's.
         keep_tokens: share of the patches to keep, in (0, 1].
 
     Returns:
-        Tokens [B, T, width]; T is (H / patch_size) * (W / patch_size), or as
-        many of these as `kept_patches` gives.
+        Tokens [B, T, width], T = (H / patch_size) * (W / patch_size), reduced
+        to the `kept_patches`.
     """
 
     def __init__(
@@ -137,7 +133,7 @@ class PatchEmbedding(layers.Configured):
         return tokens + positions
 
     def _kernel_at(self, size):
-        """The kernel of a patch size, [size, size, channels, width]."""
+        """Resizes the kernel, [size, size, channels, width]."""
         kernel = tf.convert_to_tensor(self.kernel)
         if size != self.patch_size:
             matrix = kernel_matrix(self.patch_size, size)
@@ -145,7 +141,7 @@ class PatchEmbedding(layers.Configured):
         return tf.cast(kernel, self.compute_dtype)
 
     def _positions_at(self, rows, columns):
-        """The positions of a grid, [rows * columns, width]."""
+        """Resizes the positions to a grid, [rows * columns, width]."""
         positions = tf.convert_to_tensor(self.positions)
         stored_rows, stored_columns, _ = positions.shape
         if (rows, columns) != (stored_rows, stored_columns):
@@ -160,10 +156,10 @@ class PatchEmbedding(layers.Configured):
 
 
 def resize_images(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes images bilinearly, antialiased where they shrink.
+    """Resizes images bilinearly, antialiased when shrinking.
 
-    Equals `tf.image.resize(..., "bilinear", antialias=True)`, but XLA can
-    compile its two matrix products, and they keep the dtype.
+    Equals `tf.image.resize(..., "bilinear", antialias=True)`, but compiles
+    under XLA and keeps the dtype.
 
     Args:
         images: floating point [B, H, W, channels].
@@ -185,8 +181,8 @@ def resize_images(images: tf.Tensor, size: int) -> tf.Tensor:
 def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
     """The matrix of linear resizing along one side.
 
-    Pixel i of the target lies at x = (i + 1/2) source / target - 1/2 of the
-    source, whose pixel j has the weight max(0, 1 - |j - x| / r), normalised.
+    Target pixel i lies at x = (i + 1/2) source / target - 1/2 of the source,
+    whose pixel j has the weight max(0, 1 - |j - x| / r), normalised.
 
     Args:
         source: length before.
@@ -209,10 +205,9 @@ def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
 def kernel_matrix(source: int, target: int) -> np.ndarray:
     """The matrix of FlexiViT's pseudo-inverse resize (PI-resize), one side.
 
-    It is pinv(B^T), for the matrix B of bilinear resizing. Over patches x of
-    white noise, the kernel w' = pinv(B^T) w minimises the distance of <B x, w'>
-    from <x, w>; they are equal for every x where patches grow. Resizing
-    factors into rows and columns, and so does its pseudo-inverse.
+    It is pinv(B^T), for the matrix B of bilinear resizing. Over white-noise
+    patches x, the kernel w' = pinv(B^T) w minimises the distance between
+    <B x, w'> and <x, w>; they are equal if patches grow.
 
     Args:
         source: patch size of the weights.
@@ -221,8 +216,7 @@ def kernel_matrix(source: int, target: int) -> np.ndarray:
     Returns:
         float64 [target, source], read-only.
 
-    Reference:
-        Beyer et al., FlexiViT, 2023, section 3.4; B is not antialiased.
+    Reference: Beyer et al., FlexiViT, 2023, section 3.4; B is not antialiased.
     """
     resize = resize_matrix(source, target, antialias=False)
     return _frozen(np.linalg.pinv(resize.T))
@@ -232,18 +226,17 @@ def kernel_matrix(source: int, target: int) -> np.ndarray:
 def kept_patches(rows: int, columns: int, share: float) -> np.ndarray:
     """A fixed, evenly spread subset of the patches of a grid.
 
-    Patch (y, x) has the rank (y / p + x / p^2) modulo 1, with the plastic
-    number p, and the lowest ranks are kept. The subset is as dense everywhere,
-    and contains those of smaller shares.
+    Keeps the lowest ranks (y / p + x / p^2) modulo 1 of patches (y, x), with
+    the plastic number p. Subsets are evenly dense and nested.
 
-    FLIP (Li et al., 2023, arXiv 2212.00794) draws patches at random. A fixed
-    subset makes a score a function of the example alone, so that scores can be
-    compared between examples, micro-batches and replicas.
+    FLIP (Li et al., 2023, arXiv 2212.00794) draws patches at random. With a
+    fixed subset a score depends on the example alone, so scores are comparable
+    across examples, micro-batches and replicas.
 
     Args:
         rows: patches in a column.
         columns: patches in a row.
-        share: of the patches to keep, in (0, 1].
+        share: share of the patches to keep, in (0, 1].
 
     Returns:
         int32 [max(1, round(share * rows * columns))], ascending, read-only.
@@ -265,7 +258,7 @@ def _resize(values, rows, columns, axes):
 
 
 def _grid(shape, patch_size):
-    """Rows and columns of patches of images of a shape."""
+    """Returns rows and columns of the patches of an image shape."""
     _, height, width, _ = shape
     if (
         height is None

@@ -1,9 +1,7 @@
 """The frozen reference: live, cached, or the learner of a run.
 
 A reference is a function from a batch to `Embeddings` that is not trained.
-`frozen` makes one from any model, `cached` one that reads the embeddings that
-the stream took from sidecars. `describe` and `encoder` make the sidecars of a
-run, which `runs.load_run` opens.
+`describe` and `encoder` serve `jest-tf embed`, which writes sidecars.
 """
 
 import hashlib
@@ -27,8 +25,8 @@ class Run(NamedTuple):
 
     Attributes:
         config: the resolved settings of the run.
-        tokenizer: of the learner.
-        learner: with its weights.
+        tokenizer: the learner's tokenizer.
+        learner: the learner with its weights.
     """
 
     config: config_lib.TrainConfig
@@ -37,16 +35,15 @@ class Run(NamedTuple):
 
 
 def frozen(model: Callable) -> Callable[[dict], Embeddings]:
-    """A reference from a Keras model or any callable.
+    """Makes a reference from a Keras model or any callable.
 
-    A Keras model is called in evaluation mode. Where the batch holds
-    `image_for_reference` or `text_for_reference`, because the reference
-    preprocesses differently from the learner, the reference sees those as its
-    `image` and `text`.
+    A Keras model is called in evaluation mode. If the reference preprocesses
+    differently from the learner, the batch has `image_for_reference` or
+    `text_for_reference`, passed to the reference as `image` and `text`.
 
     Args:
-        model: maps a dict of tensors with n rows to four tensors, the fields
-            of `Embeddings`.
+        model: maps a dict of tensors with n rows to the four fields of
+            `Embeddings`.
 
     Raises:
         TypeError: if `model` can't be called.
@@ -70,16 +67,15 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
 
 
 def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
-    """A reference whose embeddings come with the batch, from sidecars.
+    """Makes a reference that reads embeddings from the batch, from sidecars.
 
     Args:
-        scale: of the reference's logits, `sidecars.Sidecars.scale`.
-        bias: of the reference's logits, `sidecars.Sidecars.bias`.
+        scale: scale of the reference's logits, `sidecars.Sidecars.scale`.
+        bias: bias of the reference's logits, `sidecars.Sidecars.bias`.
 
     Returns:
         Maps a batch with `reference_image` and `reference_text`, float [n, D]
-        each, to `Embeddings` in float32; raises ValueError on a batch
-        without.
+        each, to `Embeddings` in float32; raises ValueError without them.
     """
     scale, bias = np.float32(scale), np.float32(bias)
 
@@ -105,8 +101,8 @@ def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
 def describe(run: Run) -> file_format.Description:
     """Describes the embeddings of a finished run, for its sidecars.
 
-    Two runs have equal descriptions if they embed alike: the same weights,
-    settings of the towers, tokenizer and preprocessing.
+    Equal descriptions imply equal embeddings: the same weights, settings of
+    the towers, tokenizer and preprocessing.
     """
     size = run.config.data.image_size
     shape = [1, size, size, 3]
@@ -130,8 +126,7 @@ def fingerprint(model: keras.Model, *settings) -> str:
 
     Args:
         model: a built Keras model.
-        settings: what else decides what it computes; anything whose `repr`
-            says all of it.
+        settings: what else its outputs depend on, with a complete `repr`.
 
     Returns:
         32 hexadecimal digits: a hash of the settings and of the names, shapes,
@@ -148,12 +143,12 @@ def fingerprint(model: keras.Model, *settings) -> str:
 
 
 def encoder(run: Run, batch_size: int = 256) -> Callable:
-    """A finished run as `embed.write` wants a model.
+    """Adapts a finished run to the `model` argument of `embed.write`.
 
     Args:
         run: see `runs.load_run`.
-        batch_size: pictures, and captions, a forward pass; fewer are filled
-            up, so that what is traced has one shape.
+        batch_size: pictures, or captions, per forward pass; padded to one
+            traced shape.
 
     Returns:
         `(images, captions) -> (image, text)`: uint8 [k, S, S, 3] and m strings
@@ -181,13 +176,13 @@ def encoder(run: Run, batch_size: int = 256) -> Callable:
 
 
 def _on_host(variable, function=tf.identity):
-    """A function of a variable's value, equal for mirrored and plain ones."""
+    """Applies a function to a variable's value, mirrored or not."""
     with tf.device("CPU:0"):
         return function(tf.constant(variable.numpy()))
 
 
 def _describe_tokenizer(tokenizer):
-    """Kind, sizes and a hash of the files that it saves."""
+    """Returns kind, sizes and a hash of the tokenizer's saved files."""
     digest = hashlib.blake2b(digest_size=8)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)

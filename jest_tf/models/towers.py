@@ -1,13 +1,9 @@
 """The image and the text tower.
 
 Architecture and sizes are SigLIP's (Zhai et al., 2023, section 4): a ViT with
-attention pooling over patches, and a text transformer without a causal mask
-that is read at its last token, where the tokenizer leaves an end-of-text id.
-The image tower takes several views with one set of weights (FlexiViT, Beyer et
-al., 2023); see `config.View`.
-
-Not here: the layers (layers.py, patches.py), and the model that joins two
-towers (two_tower.py).
+attention pooling over patches, and an unmasked text transformer read at its
+last token, an end-of-text id. The image tower takes several views with one set
+of weights (FlexiViT, Beyer et al., 2023); see `config.View`.
 """
 
 # Classes document build, call and get_config.
@@ -22,7 +18,7 @@ from jest_tf.models import layers, patches
 
 
 class _Tower(layers.Configured):
-    """Settings of both towers, and the layers that they share."""
+    """Shared settings and layers of both towers."""
 
     def __init__(
         self,
@@ -62,22 +58,21 @@ class _Tower(layers.Configured):
 class ImageTower(_Tower):
     """A ViT with attention pooling.
 
-    A last dense layer maps to `embedding_dim`; it is left out where
+    A final dense layer maps to `embedding_dim`; it is omitted if
     `embedding_dim` equals `width`, as in SigLIP.
 
     Args:
         image_size: height and width of the images in pixels.
         patch_size: side of a patch in pixels; must divide `image_size`.
-        patch_sizes: further sides that views may ask for; each must divide
-            `image_size`. They add no weights: those of `patch_size` are
-            resized.
+        patch_sizes: further patch sizes of views; each must divide
+            `image_size`. They resize the weights of `patch_size` and add none.
         width: size of a token.
         depth: number of transformer blocks.
         num_heads: number of attention heads; must divide `width`.
         embedding_dim: size of an embedding.
         mlp_ratio: hidden width of the MLPs over `width`.
         dropout: share of units dropped in training, in [0, 1).
-        seed: integer that fixes the initial weights, or `None`.
+        seed: integer seed of the initial weights, or None.
 
     Call arguments:
         images: float [B, image_size, image_size, 3] in [-1, 1].
@@ -103,8 +98,7 @@ class ImageTower(_Tower):
         >>> coarse.shape
         TensorShape([1, 8])
 
-    Reference:
-        Beyer et al., FlexiViT, 2023, arXiv 2212.08013.
+    Reference: Beyer et al., FlexiViT, 2023, arXiv 2212.08013.
     """
 
     def __init__(
@@ -209,19 +203,14 @@ class ImageTower(_Tower):
 class TextTower(_Tower):
     """A text transformer without a mask, read at its last token.
 
-    The tokenizer must end every text with an end-of-text id that stays last
-    when a long text is cut (SigLIP's sticky end), and pad to `length`.
+    The tokenizer must end every text with an end-of-text id that survives
+    truncation (SigLIP's sticky end), and pad to `length`.
 
     Args:
         vocabulary_size: number of token ids.
         length: number of tokens in a text.
-        width: size of a token.
-        depth: number of transformer blocks.
-        num_heads: number of attention heads; must divide `width`.
-        embedding_dim: size of an embedding.
-        mlp_ratio: hidden width of the MLPs over `width`.
-        dropout: share of units dropped in training, in [0, 1).
-        seed: integer that fixes the initial weights, or `None`.
+        width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed: as
+            for `ImageTower`.
 
     Call arguments:
         tokens: integer [B, length].

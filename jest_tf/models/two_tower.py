@@ -1,11 +1,7 @@
 """The model that joins an image and a text tower.
 
 `TwoTower` turns the outputs of any two Keras layers into unit-norm embeddings
-with a scale and a bias, as SigLIP does (Zhai et al., 2023), and passes a
-`config.View` on to the image tower.
-
-Not here: the towers (towers.py), learners from settings (building.py), the
-losses (losses.py) and the training step (training/step.py).
+with a scale and a bias, as in SigLIP (Zhai et al., 2023).
 """
 
 # Classes document build, call and get_config.
@@ -52,10 +48,10 @@ class TwoTower(keras.Model):
     Args:
         image_tower: Keras layer or model, images [B, ...] -> [B, D].
         text_tower: Keras layer or model, texts [B, ...] -> [B, D].
-        temperature: initial scale, above 0. SigLIP's, 10, by default.
-        bias: initial bias. SigLIP's, -10, by default.
-        learn_bias: train the bias. The softmax loss does not depend on it, so
-            fix it there.
+        temperature: initial scale, above 0; the default is SigLIP's.
+        bias: initial bias; the default is SigLIP's.
+        learn_bias: train the bias. Turn this off for the softmax loss, which
+            ignores the bias.
 
     Call arguments:
         batch: dict with "image" and "text"; other keys are ignored. uint8
@@ -64,7 +60,7 @@ class TwoTower(keras.Model):
         training: passed on to the towers.
         view: a `config.View` of the images; None changes nothing. A tuple of n
             views splits the batch into n equal consecutive parts, one per
-            view; the embeddings are one batch. Texts have no view.
+            view. Texts have no view.
 
     Returns:
         `Embeddings`, with image and text [B, D] in float32.
@@ -165,8 +161,8 @@ class TwoTower(keras.Model):
             Unit-norm embeddings float32 [B, D].
 
         Raises:
-            ValueError: on images of another dtype, a view that the image tower
-                cannot take, or a number of views that does not divide B.
+            ValueError: if the dtype of the images or the view is unsupported,
+                or the number of views does not divide B.
         """
         images = tf.convert_to_tensor(images)
         if images.dtype == tf.uint8:
@@ -238,7 +234,7 @@ class TwoTower(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        """Builds the model that `get_config` describes."""
+        """Builds the model of `get_config`."""
         config = dict(config)
         for name in ("image_tower", "text_tower"):
             config[name] = keras.saving.deserialize_keras_object(config[name])

@@ -15,7 +15,7 @@ def build_model(
     learner: keras.Model,
     reference: Callable | None = None,
 ) -> model_lib.JESTModel:
-    """The compiled model of a run.
+    """Builds the compiled model of a run.
 
     Args:
         config: the run.

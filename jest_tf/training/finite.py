@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the error, and the search for them."""
+"""Detection of values that are not finite."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,11 +17,10 @@ SCORES = (
 
 
 class NotFinite(ValueError):
-    """Numbers of a run are NaN or infinite.
+    """Values of a run are NaN or infinite.
 
     Attributes:
-        names: what is not finite, such as "loss", "select/score" or names of
-            variables.
+        names: what is not finite: "loss", "select/score" or variable names.
         values: loss, temperature and bias of the step, where known.
     """
 
@@ -39,10 +38,9 @@ class NotFinite(ValueError):
 def cleaned(
     embeddings: Embeddings | None,
 ) -> tuple[Embeddings | None, tf.Tensor]:
-    """Embeddings with 0 in place of NaN and infinity, and if none was there.
+    """Replaces NaN and infinity by 0; also returns if all were finite.
 
-    A graph can't raise an error of its own type, and XLA and TPUs raise none at
-    all; so a step goes on, and its metrics tell.
+    XLA and TPUs raise no errors, so the step goes on and its metrics report it.
     """
     if embeddings is None:
         return None, tf.constant(True)
@@ -56,20 +54,20 @@ def cleaned(
 
 
 def check_scores(logs: dict[str, tf.Tensor]) -> None:
-    """Raises `NotFinite` where the metrics of a draw are not finite."""
+    """Raises `NotFinite` if metrics of a draw are not finite."""
     names = [name for name in SCORES if not np.isfinite(logs.get(name, 0.0))]
     if names:
         raise NotFinite(names)
 
 
 def shorten(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
+    """Joins the first three names, and counts the others."""
     shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
-    """Returns a function that names the variables that are not finite now."""
+    """Returns a function that names the variables that are not finite."""
     watched = [
         variable
         for variable in variables

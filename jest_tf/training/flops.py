@@ -1,18 +1,18 @@
 """FLOPs of a training step, from one traced forward pass of each model.
 
-Only matrix products and convolutions count; a multiplication and an addition
-are two FLOPs. A forward pass is counted in the graph that TensorFlow traces of
-a model, at the size of a micro-batch; everything else follows by rule:
+Only matrix products and convolutions count; a multiply-add is two FLOPs. A
+forward pass is counted in a model's traced graph, at the size of a micro-batch;
+everything else follows by rule:
 
     score      the learner's forward pass over the candidates
-    reference  the live reference's, over the candidates or what is distilled
-    select     every candidate meets every chosen row in both directions
+    reference  the live reference's, over the candidates or distilled rows
+    select     all candidates x all chosen rows, in both directions
     forward    the learner's forward pass over the sub-batch
     loss       the logits of the sub-batch
     backward   twice `forward`, and once more with micro-batches; the gradient
                of the logits
 
-Augmentation and the optimizer have no products to speak of and are left out.
+The products of augmentation and the optimizer are negligible and left out.
 """
 
 import dataclasses
@@ -35,15 +35,12 @@ def of_step(
     super_batch: Mapping[str, tf.TensorSpec],
     num_replicas: int = 1,
 ) -> dict[str, int]:
-    """FLOPs of a step on all replicas together, by column of the log.
+    """FLOPs of a step on all replicas together, by the names of `columns`.
 
     Args:
-        step: what the step is made from.
+        step: the step.
         super_batch: the specs `[B/R, ...]` of the rows on one replica.
         num_replicas: R.
-
-    Returns:
-        See `columns`.
 
     Raises:
         ValueError: as `count`.
@@ -110,21 +107,19 @@ def columns(
 ) -> dict[str, int]:
     """The stages of a step, their sum, and the paper's two conventions.
 
-    With F the forward pass over the rows that are trained on, S that over the
-    rows that are scored, and T the live reference's, 0 where it is cached:
+    With F the forward pass over the trained rows, S over the scored rows, and T
+    the live reference's, 0 if cached:
 
         no_reuse: 3 F + S + T
         reuse:    3 F + S (1 - reused / scored) + T
 
-    The paper's figure 1 counts without reuse; its table 1 takes the forward
-    passes of the selected rows from their scores. `step` is what a step here
-    computes.
+    The paper's figure 1 counts without reuse; its table 1 reuses the forward
+    passes of the selected rows. `step` is what a step here computes.
 
     Args:
         counts: FLOPs of each of `STAGES`.
-        scored: rows that are scored.
-        reused: of those, rows that are then trained on in the view that they
-            were scored in.
+        scored: number of scored rows.
+        reused: number of rows scored and trained on in the same view.
 
     Reference: Evans et al. 2024, arXiv 2406.17711, figure 1 and table 1.
     """
@@ -143,11 +138,11 @@ def num_reused(
     views: Sequence[config_lib.View],
     patch_size: int | None,
 ) -> int:
-    """Rows that are trained on in the view that they were scored in.
+    """Number of rows scored and trained on in the same view.
 
     Args:
         settings: the selection of the step.
-        views: its training views, equal parts each; () is the tower's default.
+        views: its training views; () is the tower's default.
         patch_size: the tower's default, if it has one.
     """
     *trained_in, scored_in = (
@@ -166,8 +161,8 @@ def count(function: Callable, *specs) -> tuple[int, int]:
         specs: nests of `tf.TensorSpec` of static shape, its arguments.
 
     Raises:
-        ValueError: on a product of unknown shape, on a loop or branch, or on an
-            operation that is known to be costly and can't be counted here.
+        ValueError: on a product of unknown shape, a loop, a branch, or a costly
+            operation that can't be counted here.
 
     Example:
         >>> count(tf.matmul, tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6]))
@@ -211,7 +206,7 @@ def _multiplications(graph):
 
 
 def _product(*shapes):
-    """The product of all dimensions, None where one is not known."""
+    """Product of all dimensions; None if one is unknown."""
     if any(shape.rank is None for shape in shapes):
         return None
     sizes = [size for shape in shapes for size in shape]
@@ -219,7 +214,7 @@ def _product(*shapes):
 
 
 def _matmul(op):
-    """Each value of the output is a sum over the inner axis."""
+    """Each output value is a sum over the inner axis."""
     shape = op.inputs[0].shape
     if shape.rank is None:
         return None
@@ -231,7 +226,7 @@ def _matmul(op):
 
 
 def _einsum(op):
-    """One loop over all axes; of one input, there is nothing to multiply."""
+    """One loop over all axes; a single input needs no multiplication."""
     if len(op.inputs) == 1:
         return 0
     terms = op.get_attr("equation").decode().split("->")[0].split(",")
@@ -250,10 +245,10 @@ def _einsum(op):
 
 
 def _convolution(op):
-    """Each value of the output meets every weight of its filter.
+    """Each output value uses every weight of its filter.
 
-    Filters are `[..., inputs of a group, outputs]`; depthwise ones see a single
-    channel each.
+    Filters are `[..., inputs of a group, outputs]`; depthwise filters have a
+    single input channel.
     """
     shape = op.inputs[1].shape
     if shape.rank is None:

@@ -1,8 +1,4 @@
-"""The metrics that a training model owns, on any number of replicas.
-
-Means over steps of values that are equal on every replica, and sums over rows,
-to which each replica adds its own.
-"""
+"""The metrics of `JESTModel`, on any number of replicas."""
 
 from collections.abc import Mapping
 
@@ -16,12 +12,12 @@ from jest_tf import config as config_lib
 class StepMetrics:
     """`loss`, `scale`, `bias`, `select/...` of a draw, `data/..._replaced`.
 
-    Make it in the scope of the strategy.
+    Create it in the scope of the strategy.
 
     Args:
         settings: the selection; None, or one that never scores, has no
             `select/...`.
-        distils: whether there is a `distillation` too.
+        distils: adds `distillation`.
     """
 
     def __init__(
@@ -41,7 +37,7 @@ class StepMetrics:
 
     @property
     def shown(self) -> list[keras.metrics.Metric]:
-        """The metrics that the batches so far have values for."""
+        """Metrics that have values from the batches so far."""
         means = list(self._means.values())
         return means + [self._sums[name] for name in self._counted]
 
@@ -51,16 +47,11 @@ class StepMetrics:
         return [*self._means.values(), *self._sums.values()]
 
     def result(self, name: str) -> tf.Tensor:
-        """The mean of that name so far."""
+        """Running mean of the metric `name`."""
         return self._means[name].result()
 
     def update(self, values: Mapping[str, tf.Tensor], replicas=None) -> None:
-        """Adds the values of a step.
-
-        Args:
-            values: scalars by name, equal on every replica.
-            replicas: the collectives, or None.
-        """
+        """Adds a step's scalars by name, equal on every replica."""
         # Each replica adds its share, so that a sum over replicas counts a step
         # once on any number of them.
         weight = replicas and 1 / replicas.num_replicas
@@ -68,11 +59,7 @@ class StepMetrics:
             self._means[name].update_state(value, sample_weight=weight)
 
     def count_replaced(self, super_batch: Mapping[str, tf.Tensor]) -> None:
-        """Counts the replaced captions and records among the rows held here.
-
-        Args:
-            super_batch: may hold bool `caption_replaced`, `record_replaced`.
-        """
+        """Counts local rows with `caption_replaced` or `record_replaced`."""
         # Known when traced; these are shown from then on.
         self._counted = tuple(
             name for name in self._sums if name in super_batch
@@ -89,7 +76,7 @@ class StepMetrics:
             )
 
     def load(self, store) -> None:
-        """Reads the state of those metrics that the store holds."""
+        """Reads the state of the metrics that the store has."""
         for name, metric in self._by_key().items():
             if name in store.keys():
                 for variable, value in zip(
@@ -102,7 +89,6 @@ class StepMetrics:
 
 
 def _of_draw(settings):
-    """The names of the metrics of a draw."""
     if settings is None or not settings.scores:
         return ()
     scored = (

@@ -1,10 +1,9 @@
 """The gradient of a contrastive loss at the memory of a micro-batch.
 
-The loss couples all rows of a batch, so gradients of its parts do not add up.
-But it sees the rows through their embeddings alone. All rows are embedded
-first, one micro-batch at a time, without keeping activations; the loss gives
-the gradient of the embeddings; each micro-batch is then embedded once more and
-backpropagates its part. The result is the gradient of the whole batch, for one
+The loss couples all rows of a batch, but only through their embeddings. All
+rows are first embedded without keeping activations, and the loss gives the
+gradient of the embeddings. Each micro-batch is then embedded again and
+backpropagates its part. The sum is the gradient of the whole batch, for one
 more forward pass.
 
 Reference: Gao et al. 2021, "Scaling deep contrastive learning batch size under
@@ -26,9 +25,9 @@ class Gradients(NamedTuple):
 
     Attributes:
         terms: scalars by name, as the loss returned them.
-        embeddings: of all n rows.
-        by_variable: a gradient for each trainable variable of the learner, or
-            None where it has no part in the loss.
+        embeddings: embeddings of all n rows.
+        by_variable: a gradient for each trainable variable of the learner;
+            None for those without effect on the loss.
     """
 
     terms: dict[str, tf.Tensor]
@@ -78,20 +77,20 @@ def gradients(
     """The loss of a batch and its gradient, with the learner in training mode.
 
     With a `micro_batch_size`, both passes over a row use the same dropout.
-    Layers that mix the rows of a batch, as batch normalisation does, see a
-    micro-batch instead, and activity regularizers are averaged over them.
+    Layers that mix rows, such as batch normalisation, see a micro-batch, and
+    activity regularizers are averaged over micro-batches.
 
     Args:
         learner: maps a batch to `Embeddings`; its regularizers enter the
-            gradient, but not the loss that is returned.
+            gradient, but not the returned loss.
         batch: tensors with n rows.
-        loss: maps the embeddings of all n rows to scalars by name, of which
-            `loss` is differentiated.
+        loss: maps the embeddings of all n rows to scalars by name; `loss` is
+            differentiated.
         micro_batch_size: rows embedded at a time; None takes all at once.
         scale_loss: applied to the loss before differentiation, for float16.
-        num_replicas: replicas whose gradients will be summed; each counts its
+        num_replicas: replicas whose gradients will be summed; each adds its
             share of the regularizers.
-        views: passed on to the learner's calls, if there are any.
+        views: passed to the learner's calls, if there are any.
 
     Raises:
         ValueError: if `micro_batch_size` does not divide n.
@@ -151,7 +150,7 @@ def gradients(
 
 
 def _backward(encode, parts, upstream, variables, regularizers):
-    """Sums the gradients of the micro-batches, one after another."""
+    """Sums the gradients of the micro-batches."""
     count = parts["image"].shape[0]
     unconnected = set()  # the same in every iteration
 
@@ -196,7 +195,7 @@ def _split(batch, size):
 
 
 def _split_upstream(upstream, size):
-    """The gradient of the embeddings, `[n / size, ...]` by micro-batch."""
+    """Splits the gradient of the embeddings into `[n / size, ...]`."""
     image, text = (
         tf.reshape(part, [-1, size, part.shape[-1]]) for part in upstream[:2]
     )

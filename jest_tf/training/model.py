@@ -1,9 +1,6 @@
-"""`JESTModel`: the training step as a `keras.Model`.
+"""`JESTModel`: the training step (`step.py`) as a `keras.Model`.
 
-Compile it with an optimizer, give it a dataset of super-batches, call `fit`.
-The step itself is `training/step.py`; this module adapts it to Keras: building,
-`fit`, metrics, saving. What `fit` needs on several replicas is in
-`distribution/keras_fit.py`.
+Fixes of `fit` on several replicas are in `distribution/keras_fit.py`.
 """
 
 import dataclasses
@@ -42,13 +39,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     `equal_captions`). Other entries with B rows are passed through, except
     reference-only keys. Calling the model gives the learner's embeddings.
 
-    Metrics: `loss`, `scale`, `bias`, and with a selection those of
-    `selection.summarize` as `select/...`. With distillation, `loss` includes it
-    and `distillation` is its unweighted value. Each is the mean over the steps
-    since the last reset; `select/...` averages only scoring steps. Batches with
-    `caption_replaced` or `record_replaced` add `data/captions_replaced` and
-    `data/records_replaced`, counts of captions that were not UTF-8 and of
-    records that could not be read.
+    Metrics are means over the steps since the last reset: `loss`, `scale`,
+    `bias`, and `selection.summarize` as `select/...`, over scoring steps only.
+    With distillation, `loss` includes it and `distillation` is its unweighted
+    value. Batches with `caption_replaced` or `record_replaced` add the counts
+    `data/captions_replaced` (not UTF-8) and `data/records_replaced`
+    (unreadable).
 
     Created in the scope of a strategy, each of its R replicas holds B/R rows of
     a super-batch and trains on b/R of the sub-batch. Draws, loss and metrics
@@ -61,23 +57,24 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             batch to `Embeddings`. It is neither trained nor saved; attach it
             again after loading.
         selection: a `config.SelectionConfig`; None, or one without a
-            `batch_size`, trains on the super-batch as it comes. With a
-            schedule, each kind of step is compiled when it first comes.
+            `batch_size`, trains on the whole super-batch. With a schedule, each
+            kind of step is compiled on first use.
         loss: "sigmoid" or "softmax".
-        equal_captions: how two rows with the same caption count for each
-            other: "negative", "positive" or "ignore"; needs `caption_id`.
-        loss_block_size: rows of the loss's logits held at a time, None all.
+        equal_captions: treatment of rows with the same caption in the loss:
+            "negative", "positive" or "ignore"; needs `caption_id`.
+        loss_block_size: rows of the loss's logits held at a time; None holds
+            all.
         views: training views; the sub-batch is split randomly into equal
-            parts, one part per `config.View`, under one loss. () is the
-            learner's default view. The learner's `call` must take a `view`;
-            likewise for `selection.view`.
-        micro_batch_size: examples whose activations are held at a time while
+            parts, one per `config.View`, under one loss. () is the learner's
+            default view. The learner's `call` must take a `view`; likewise for
+            `selection.view`.
+        micro_batch_size: examples whose activations are held at a time in
             training, see `micro_batches.gradients`; must divide a replica's
             share of the sub-batch. None holds the whole share.
-        distillation_weight: adds feature distillation from the reference on
-            every trained row; 0 turns it off. It costs a pass of the reference,
-            unless the step scores by it or the batch holds its embeddings. The
-            reference's input is not augmented.
+        distillation_weight: weight of feature distillation from the reference
+            on every trained row; 0 turns it off. It costs a pass of the
+            reference, unless the step scores by it or the batch holds its
+            embeddings. The reference's input is not augmented.
         distillation_steps: steps over which that weight falls linearly to 0;
             None keeps it.
         augment: `(images, seed, places, batch_size) -> images`, applied in the
@@ -89,8 +86,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
 
     Raises:
-        ValueError: at construction or with the first batch, on settings that
-            do not fit to each other or to the batch.
+        ValueError: at construction or with the first batch, if settings do not
+            fit each other or the batch.
 
     Example:
         >>> from jest_tf import models
@@ -174,7 +171,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             self.build(None)
 
     def attach_reference(self, model: Callable) -> None:
-        """Sets the reference, e.g. after loading: see the class arguments.
+        """Sets the reference, e.g. after loading; see the class.
 
         Raises:
             TypeError: if it can't be called.
@@ -187,7 +184,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
     @property
     def stopped_at(self) -> int | None:
-        """The first step that no longer selects, or None while all do."""
+        """First step that no longer selects; None while all do."""
         if self._passed is None:
             return None
         step = int(schedule.read(self._passed)[1])
@@ -197,18 +194,18 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     def drawn_ids(self) -> tf.Tensor | None:
         """The `id`s of the last step's sub-batch, `[b]`, in the order drawn.
 
-        None before the first step, or if the batches hold no `id`.
+        None before the first step, or if the batches have no `id`.
         """
         ids = self.rows.trained_ids()
         return None if ids is None else tf.constant(ids)
 
     def step_parts(self) -> dict[str, Callable]:
-        """Parts of a step on one replica, as functions that can run alone.
+        """Parts of a step on one replica, as functions to run alone.
 
         Returns:
-            `train` maps a super-batch to the metrics of a step that draws
-            uniformly. With a selection that scores, `score` maps a super-batch
-            to its candidates' embeddings, and `select` these to a draw.
+            `train` maps a super-batch to the metrics of a step with a uniform
+            draw. If the selection scores, `score` maps a super-batch to its
+            candidates' embeddings, and `select` these to a draw.
         """
         settings = self._first_that_scores()
         uniform = settings and dataclasses.replace(settings, method="uniform")
@@ -246,16 +243,16 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The owned metrics, reset by Keras at the start of an epoch."""
+        """The metrics with values; Keras resets them every epoch."""
         return self._step_metrics.shown
 
     @property
     def step_metrics(self) -> list[keras.metrics.Metric]:
-        """All owned metrics, also those that `metrics` does not show yet."""
+        """All metrics, including those not yet in `metrics`."""
         return self._step_metrics.every
 
     def build(self, input_shape):
-        """Builds the learner; nothing else depends on the input's shape."""
+        """Builds the learner; the input's shape is unused."""
         if not self.learner.built:
             self.learner.build(input_shape)
 
@@ -273,19 +270,18 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         super().compile(optimizer=optimizer, **kwargs)
 
     def compile_from_config(self, config):
-        """Compiles a loaded model as it was; its optimizer's state follows."""
+        """Compiles a loaded model as before; the optimizer's state follows."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, *args, shuffle=False, **kwargs):
-        """As `keras.Model.fit`; the dataset alone orders the super-batches.
+        """As `keras.Model.fit`, without shuffling by default.
 
         Raises:
             finite.NotFinite: after a step that scored embeddings that are not
                 finite.
-            ValueError: besides Keras' own, where the replicas can't be given
-                equal shares.
+            ValueError: besides Keras' own, if R does not divide B.
         """
         if isinstance(x, tf.data.Dataset):
             # B is known here; under a strategy a step sees B/R.
@@ -303,7 +299,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         return history
 
     def make_train_function(self, force=False):
-        """Makes the function that `fit` calls, which keeps the row outputs."""
+        """Makes the function for `fit`, which keeps the row outputs."""
         if self.train_function is not None and not force:
             return
         functions = {}
@@ -365,15 +361,14 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
         Args:
             super_batch: a dict of tensors with B rows; within a step on R
-                replicas, with the B/R rows held here. All are scored,
-                whatever `selection.candidates` is.
+                replicas, the B/R local rows. All are scored, regardless of
+                `selection.candidates`.
             seed: int32 `[2]`, (run seed, step).
             settings: a selection without a schedule; None takes the model's,
                 and of a schedule the first that scores.
 
         Raises:
-            ValueError: on settings that do not fit to each other or to the
-                batch.
+            ValueError: if settings do not fit each other or the batch.
         """
         step, replicas = self._scoring_step(settings), distribution.current()
         embeddings = step_lib.score(step, super_batch, replicas)
@@ -385,31 +380,29 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         super_batch: dict,
         settings: config_lib.SelectionConfig | None = None,
     ) -> tuple[Embeddings | None, Embeddings | None]:
-        """The embeddings that a super-batch is scored by.
-
-        Arguments and errors as of `select`.
+        """Embeds a super-batch for scoring; arguments and errors as `select`.
 
         Returns:
-            The learner's and the reference's; None if the criterion needs none.
+            The learner's and the reference's embeddings; None if unused.
         """
         return step_lib.score(
             self._scoring_step(settings), super_batch, distribution.current()
         )
 
     def save_own_variables(self, store):
-        """Saves the running metrics, which Keras leaves out, and `passed`."""
+        """Saves the running metrics, which Keras omits, and `passed`."""
         self._step_metrics.save(store)
         if self._passed is not None:
             store["passed"] = schedule.read(self._passed)
 
     def load_own_variables(self, store):
-        """Loads those running metrics that the file holds, and `passed`."""
+        """Loads the running metrics in the file, and `passed`."""
         self._step_metrics.load(store)
         if self._passed is not None:
             self._passed.assign(store["passed"])
 
     def get_config(self):
-        """The arguments except the reference, for `.keras` files."""
+        """Returns the arguments for `.keras` files, without the reference."""
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
@@ -426,7 +419,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        """The model that `get_config` describes, without its reference."""
+        """Builds the model of `get_config`, without its reference."""
         config = dict(config)
         for name in ("learner", "augment"):
             if config[name] is not None:
@@ -447,7 +440,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         return self.distribute_strategy.num_replicas_in_sync
 
     def _step(self, settings):
-        """The step with this selection, which has no schedule."""
         return step_lib.Step(
             learner=self.learner,
             reference=self._reference,

@@ -26,7 +26,7 @@ class AdamW(keras_fit.AggregateThenClip, keras.optimizers.AdamW):
 def build_optimizer(
     settings: config_lib.OptimizerConfig, steps: int
 ) -> keras.optimizers.Optimizer:
-    """AdamW with linear warm-up to the learning rate and a cosine to zero.
+    """Builds AdamW with linear warm-up and cosine decay to zero.
 
     Args:
         settings: see `config.OptimizerConfig`.

@@ -1,9 +1,7 @@
 """Per-row outputs of a training step: draws, ids, scores and losses.
 
-A step returns them as groups of tensors by name, and they stay on the device
-until a callback reads them through `RowReport`. No callback runs inside the
-graph, and nothing moves between replicas for them. `runs/draw_log.py` logs
-them.
+Groups of tensors by name, which stay on the device until a callback reads them
+through `RowReport`. They cost no callback in the graph and no collective.
 """
 
 from collections.abc import Mapping
@@ -22,11 +20,11 @@ _TRAINED = "trained"
 def of_trained(
     batch: Mapping[str, tf.Tensor], places: tf.Tensor
 ) -> dict[str, dict[str, tf.Tensor]]:
-    """The ids of the rows trained on here, if the batch holds them.
+    """Ids of the rows trained on here, if the batch has them.
 
     Args:
-        batch: tensors `[b/R, ...]`, the rows trained on.
-        places: int32 `[b/R]`, their places in the sub-batch.
+        batch: tensors `[b/R, ...]`.
+        places: int32 `[b/R]`, places of its rows in the sub-batch.
     """
     if "id" not in batch:
         return {}
@@ -39,12 +37,12 @@ def of_scored(
     stride: int,
     replicas=None,
 ) -> dict[str, dict[str, tf.Tensor]]:
-    """The scores and losses of the rows scored here.
+    """Scores and losses of the rows scored here.
 
     Args:
-        pool: tensors `[n/R, ...]`, the candidates held here.
-        draw: of a step that scored, or None.
-        stride: every how many-th row of the super-batch is a candidate.
+        pool: tensors `[n/R, ...]`, the local candidates.
+        draw: the draw of a step that scored, or None.
+        stride: k; every k-th row of the super-batch is a candidate.
         replicas: the collectives, or None.
     """
     if draw is None:
@@ -71,19 +69,19 @@ def of_scored(
 
 
 def with_all_trained(groups: dict, replicas) -> dict:
-    """The groups with the trained ids of all replicas, on each of them."""
+    """Gathers the trained ids of all replicas on each of them."""
     if _TRAINED not in groups:
         return groups
     return groups | {_TRAINED: replicas.all_gather(groups[_TRAINED])}
 
 
 class RecentDraws:
-    """The draws of every step of an execution; Keras returns the last alone.
+    """The draws of all steps of an execution; Keras returns only the last.
 
     Args:
-        strategy: that the steps run under; None will do for one step.
-        num_steps: steps of an execution.
-        batch_size: b; None where nothing is drawn.
+        strategy: the strategy of the steps; may be None for one step.
+        num_steps: steps per execution.
+        batch_size: b; None if nothing is drawn.
     """
 
     def __init__(
@@ -107,12 +105,12 @@ class RecentDraws:
             )
 
     def with_draw(self, rows: tf.Tensor | None, step: tf.Tensor) -> dict:
-        """The group of the rows drawn in this execution up to now.
+        """Adds a draw; returns the group of all draws of this execution.
 
         Args:
-            rows: int32 `[b]`, rows of the super-batch that this step drew; None
-                in a step without a draw.
-            step: int32 scalar, steps done before this one.
+            rows: int32 `[b]`, rows of the super-batch drawn in this step; None
+                without a draw.
+            step: int32 scalar, number of steps before this one.
         """
         if rows is None:
             return {}
@@ -130,11 +128,9 @@ class RecentDraws:
 
 
 def collect(groups: dict) -> dict:
-    """The groups of all replicas of a worker, together.
+    """Joins the groups of all local replicas.
 
-    Args:
-        groups: of a step, with a tuple of one value a replica in place of each
-            value.
+    `groups` has a tuple of one value per replica in place of each value.
     """
     return {
         group: {
@@ -146,13 +142,13 @@ def collect(groups: dict) -> dict:
 
 
 class RowReport:
-    """Reads the per-row outputs of the last step of an execution.
+    """Per-row outputs of the last step of an execution.
 
     With several workers, all must call `scored` and `uniform` together.
 
     Args:
-        strategy: that the step ran under.
-        groups: what it returned; {} before the first step.
+        strategy: the strategy of the step.
+        groups: outputs of the step; {} before the first one.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, groups: dict):
@@ -165,10 +161,7 @@ class RowReport:
         return "scored" in self._groups
 
     def drawn(self, step: int) -> np.ndarray | None:
-        """The rows of the super-batch that a step of the execution drew.
-
-        Args:
-            step: steps done before it.
+        """Rows of the super-batch drawn in a step, given the steps before it.
 
         Returns:
             Integers `[b]`, in the order drawn; None without a selection.
@@ -179,20 +172,20 @@ class RowReport:
         return lines[step % len(lines)]
 
     def trained_ids(self) -> np.ndarray | None:
-        """The ids of the sub-batch, `[b]`, in the order drawn, if known."""
+        """Ids of the sub-batch, `[b]`, in the order drawn, if known."""
         return _ordered(self._groups.get(_TRAINED)).get("id")
 
     def scored(self) -> dict[str, np.ndarray]:
-        """Arrays `[n]` of the n rows scored, by name; {} if none was.
+        """Arrays `[n]` of the n scored rows, by name; {} without scores.
 
-        `row` is their place in the super-batch; `own_score`, `learner_loss` and
-        `reference_loss` are those of `selection.Draw`, as far as it has them;
-        `id` is there if the batches hold it.
+        `row` is the place in the super-batch. `own_score`, `learner_loss` and
+        `reference_loss` are as in `selection.Draw`, if present there. `id` is
+        present if the batches have it.
         """
         return self._gathered("scored", "row")
 
     def uniform(self) -> dict[str, np.ndarray]:
-        """The `uniform_..._loss` of `Draw`, of rows of the uniform draw."""
+        """The `uniform_..._loss` of `Draw`, by row of the uniform draw."""
         return self._gathered("uniform")
 
     def _gathered(self, group, place_name=None):
@@ -206,7 +199,7 @@ class RowReport:
 
 
 def _ordered(values, place_name=None):
-    """NumPy arrays by name, in the order of the places."""
+    """Converts to NumPy arrays by name, in the order of the places."""
     if not values:
         return {}
     parts = {name: part.numpy() for name, part in values.items()}

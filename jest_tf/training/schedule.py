@@ -1,10 +1,7 @@
-"""The kind of step that comes next, under a selection with a schedule.
+"""The selection of the next step, under a schedule.
 
-Steps of different kinds are programs of different static shapes. So the kind is
-decided between executions, from the step's number and from whether the learner
-has passed the reference; each kind is compiled once, when it first comes.
-
-Not here: the settings (`config.SelectionConfig`) and the draw (selection/).
+Steps of different kinds have different static shapes. So the kind is chosen
+between executions, and each kind is compiled once, on first use.
 """
 
 import keras
@@ -15,29 +12,25 @@ from jest_tf import selection as selection_lib
 
 
 class Schedule:
-    """Tells which selection the next execution uses.
-
-    Args:
-        settings: the selection, with its schedule.
-    """
+    """Chooses the selection of the next execution from scheduled `settings`."""
 
     def __init__(self, settings: config_lib.SelectionConfig):
         self._settings = settings
         self._next_step = None
 
     def restart(self) -> None:
-        """Forgets the next step's number; others may have stepped since."""
+        """Forgets the step; `next` reads it again."""
         self._next_step = None
 
     def next(
         self, iterations, num_steps: int, stopped_at: int | None
     ) -> config_lib.SelectionConfig:
-        """The selection of the next `num_steps` steps, without a schedule.
+        """Returns the selection of the next `num_steps` steps.
 
         Args:
-            iterations: the optimizer's counter, read after a `restart` only.
-            num_steps: steps of an execution.
-            stopped_at: the first step that no longer selects, or None.
+            iterations: the optimizer's counter, read only after a `restart`.
+            num_steps: steps per execution.
+            stopped_at: first step that no longer selects, or None.
         """
         if not self._settings.is_scheduled:
             return self._settings
@@ -72,17 +65,18 @@ def passed(
     patience: int,
     num_steps: int,
 ) -> tf.Tensor:
-    """The state after a step: has the learner passed the reference?
+    """Returns the stop state after a step.
 
-    It has where its loss on uniform rows is at most the reference's.
+    The learner has passed if its loss on uniform rows is at most the
+    reference's.
 
     Args:
         state: int32 `[2]`, see `add_state`.
-        draw: of the step, by learnability.
+        draw: the step's draw, by learnability.
         step: int32, the step's number.
-        patience: steps in a row after which selection stops.
-        num_steps: steps of an execution, all of one kind; selection stops
-            after the execution.
+        patience: consecutive steps after which selection stops.
+        num_steps: steps per execution, all of one kind; selection stops after
+            the execution.
     """
     count, stop = tf.unstack(state)
     count = tf.where(draw.uniform_score <= 0.0, count + 1, 0)
@@ -92,6 +86,6 @@ def passed(
 
 
 def read(variable):
-    """A variable's value, on any number of replicas, also while tracing."""
+    """Reads a variable on any number of replicas, also while tracing."""
     with tf.init_scope():
         return tf.convert_to_tensor(variable.value).numpy()

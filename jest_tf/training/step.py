@@ -1,16 +1,12 @@
 """One training step of JEST: score, select, gather, gradient, update.
 
-`train_step` is Algorithm 1 of the paper on one page, a function of a `Step`, a
-super-batch and a seed. On R replicas each runs it on the B/R rows that it
-holds, and together they make the step that one replica makes.
+`train_step` is Algorithm 1 of the paper on one page. R replicas run it on B/R
+rows each, and together make the step of one replica.
 
 Shapes: B rows in a super-batch, n of them candidates, b in the sub-batch; D
-and Dr are the embedding widths of learner and reference. `replicas` is the
-collectives (`distribution.current()`), None on one replica.
-
-Not here: the samplers and scores (selection/), the way of the chosen rows to
-their replica (sub_batch.py), the gradient in micro-batches (micro_batches.py),
-Keras (model.py).
+and Dr are the embedding widths of learner and reference. `seed` is int32 `[2]`,
+(run seed, step). `replicas` is the collectives (`distribution.current()`), None
+on one replica.
 
 Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
@@ -34,21 +30,21 @@ _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Everything that a training step is made from, besides its data.
+    """Components and settings of a training step.
 
     Attributes:
         learner: maps a batch to `Embeddings`; its weights are updated.
-        reference: likewise, a frozen callable; may be None where neither
-            scores nor distillation need it.
+        reference: likewise, a frozen callable; may be None if neither scores
+            nor distillation need it.
         optimizer: built for the learner's trainable variables.
         selection: a `config.SelectionConfig` without a schedule; None trains on
-            the super-batch as it comes.
+            the whole super-batch.
         loss: "sigmoid" or "softmax".
         equal_captions: "negative", "positive" or "ignore".
         loss_block_size: rows of logits held at a time; None holds all.
-        views: training views, an equal part of the sub-batch each.
+        views: training views, each for an equal part of the sub-batch.
         micro_batch_size: rows whose activations are held at a time; None holds
-            those of the replica's whole share.
+            all local rows.
         distillation_weight: weight of the feature distillation; 0 turns it off.
         distillation_steps: steps over which that weight falls to 0, or None.
         augment: `(images, seed, places, batch_size) -> images`, or None.
@@ -90,7 +86,7 @@ class Step:
 
     @property
     def quota(self) -> str:
-        """The quota of the draw; without a draw no row leaves its replica."""
+        """Quota of the draw; without a draw no row changes its replica."""
         return "per_replica" if self.selection is None else self.selection.quota
 
     @property
@@ -105,8 +101,8 @@ class Outputs(NamedTuple):
     Attributes:
         metrics: scalars by name, equal on every replica.
         draw: the draw of a step that scored; None otherwise.
-        drawn: int32 `[b]`, the rows of the super-batch that were drawn, in
-            order; None without a selection.
+        drawn: int32 `[b]`, drawn rows of the super-batch, in order; None
+            without a selection.
         rows: per-row results of this replica, see `row_outputs.py`.
     """
 
@@ -125,13 +121,13 @@ def train_step(
     """Trains the learner on the sub-batch chosen from one super-batch.
 
     Args:
-        step: what the step is made from.
-        super_batch: tensors `[B/R, ...]`, the rows held here.
+        step: components and settings.
+        super_batch: tensors `[B/R, ...]`, the local rows.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, or None.
 
     Raises:
-        ValueError: on settings that do not fit to each other or to the batch.
+        ValueError: if settings do not fit each other or the batch.
     """
     pool, stride = candidates(step, super_batch, replicas)  # [n/R, ...]
 
@@ -183,15 +179,13 @@ def train_step(
 def candidates(
     step: Step, super_batch: Mapping[str, tf.Tensor], replicas=None
 ) -> tuple[Mapping[str, tf.Tensor], int]:
-    """The rows to score and draw from: every k-th of the super-batch.
-
-    They are the same on any number of replicas.
+    """Takes every k-th row of the super-batch, on any number of replicas.
 
     Returns:
         Tensors `[n/R, ...]`, and k.
 
     Raises:
-        ValueError: on sizes that do not fit to each other or to R.
+        ValueError: if sizes do not fit each other or R.
     """
     settings = step.selection
     if settings is None:
@@ -222,20 +216,20 @@ def candidates(
 def score(
     step: Step, pool: Mapping[str, tf.Tensor], replicas=None
 ) -> tuple[Embeddings | None, Embeddings | None]:
-    """The embeddings that candidates are scored by, in evaluation mode.
+    """Embeds the candidates for scoring, in evaluation mode.
 
     Args:
         step: `selection.view` is the learner's scoring view.
-        pool: tensors `[n/R, ...]`, every row of which is scored.
+        pool: tensors `[n/R, ...]`, the candidates.
         replicas: the collectives, or None.
 
     Returns:
-        The learner's and the reference's embeddings; None for a model that the
-        criterion does not use, and both None in a step that does not score.
+        The learner's and the reference's embeddings, `[n/R, D]` and
+        `[n/R, Dr]`; None if the criterion does not use the model.
 
     Raises:
-        ValueError: on a `scoring_batch_size` that does not divide the rows, or
-            a missing reference.
+        ValueError: if `scoring_batch_size` does not divide the rows, or the
+            reference is missing.
     """
     if not step.scores:
         return None, None
@@ -284,13 +278,13 @@ def select(
     Args:
         step: `selection` names the sampler and its settings.
         pool: tensors `[n/R, ...]`, the candidates.
-        embeddings: of `score`.
+        embeddings: result of `score`.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, or None.
 
     Returns:
-        int32 `[b]`, candidates in the order drawn, or None without a
-        selection; and the `Draw` of a step that scored.
+        int32 `[b]`, candidates in the order drawn, None without a selection;
+        and the `Draw` of a step that scored.
     """
     settings, num_replicas = step.selection, placement.count(replicas)
     if settings is None:
@@ -329,13 +323,13 @@ def objective(
     seed: tf.Tensor,
     replicas=None,
 ) -> dict[str, tf.Tensor]:
-    """The loss that is minimised, `loss`, and its terms by name; scalars.
+    """The minimised `loss` and its terms by name; scalars.
 
     Args:
-        step: what the step is made from.
+        step: components and settings.
         embeddings: the learner's, `[b/R, D]`.
         batch: tensors `[b/R, ...]`.
-        targets: of `sub_batch.distillation_targets`.
+        targets: from `sub_batch.distillation_targets`.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, or None.
     """

@@ -1,9 +1,6 @@
 """The sub-batch of a training step: the chosen rows, ready to train on.
 
-`step` is a `step.Step`, `replicas` the collectives, None on one replica.
-
-Not here: which replica trains on which rows (distribution/placement.py), the
-order of a step (step.py).
+Shapes, `step`, `seed` and `replicas` are those of `step.py`.
 """
 
 from collections.abc import Mapping
@@ -28,14 +25,10 @@ _FROM_REFERENCE = ("reference_image", "reference_text")
 
 
 def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
-    """The super-batch in what Keras hands to a step.
-
-    Args:
-        data: a batch of tensors, or their specs.
-        num_replicas: R.
+    """Extracts the super-batch from Keras' step data, tensors or their specs.
 
     Raises:
-        ValueError: if it is not a super-batch, or replicas can't share it.
+        ValueError: if it is not a super-batch, or R does not divide its rows.
     """
     batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
@@ -56,9 +49,9 @@ def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
 def with_reference(
     step, pool: Mapping[str, tf.Tensor], reference: Embeddings | None
 ) -> Mapping[str, tf.Tensor]:
-    """The candidates with the reference's embeddings, if those are distilled.
+    """Adds the reference's embeddings to the candidates for distillation.
 
-    Distillation then costs no further pass of the reference.
+    This saves distillation a pass of the reference.
     """
     if not step.distils or reference is None or _is_embedded(pool):
         return pool
@@ -75,11 +68,11 @@ def gather(
     """Brings the sub-batch to the replicas that train on it.
 
     With P training views, the sub-batch is split randomly into P equal parts,
-    and every micro-batch holds as many rows of each.
+    and every micro-batch holds equally many rows of each.
 
     Args:
-        step: what the step is made from.
-        pool: tensors `[n/R, ...]`, the candidates held here.
+        step: components and settings.
+        pool: tensors `[n/R, ...]`, the local candidates.
         indices: int32 `[b]`, the draw; None takes every row.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, or None.
@@ -89,7 +82,7 @@ def gather(
         int32 `[b/R]`, the rows' places in the sub-batch.
 
     Raises:
-        ValueError: where parts, micro-batches or shares can't be equal.
+        ValueError: if parts, micro-batches or shares can't be equal.
     """
     rows = pool["image"].shape[0]
     unused = set(_COUNTED)
@@ -130,11 +123,10 @@ def gather(
 def distillation_targets(
     step, batch: dict[str, tf.Tensor]
 ) -> tuple[dict[str, tf.Tensor], Embeddings | None]:
-    """The reference's embeddings of the sub-batch, from the batch or a pass.
+    """Separates the reference's embeddings from the batch, or computes them.
 
     Args:
-        step: `reference` runs on rows whose embeddings did not come along, in
-            micro-batches of `micro_batch_size`.
+        step: its `reference` embeds rows without embeddings, in micro-batches.
         batch: tensors `[b/R, ...]`.
 
     Returns:
@@ -174,7 +166,7 @@ def augment(
     seed: tf.Tensor,
     replicas=None,
 ) -> dict[str, tf.Tensor]:
-    """The sub-batch with its images augmented, if the step does that."""
+    """Augments the images of the sub-batch, if the step does."""
     if step.augment is None:
         return batch
     batch_size = places.shape[0] * placement.count(replicas)
@@ -193,7 +185,7 @@ def _salted(seed, salt):
 
 
 def _interleaved(size, num_views, micro_batch_size):
-    """Places of rows sorted by part, reordered to mix the parts evenly."""
+    """Reorders places of rows sorted by part, to mix the parts evenly."""
     # int32, as TPUs have no 64-bit integers.
     rows = np.arange(size, dtype=np.int32).reshape([num_views, -1])
     per_view, rest = divmod(micro_batch_size, num_views)
