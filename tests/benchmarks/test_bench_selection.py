@@ -23,6 +23,7 @@ from jest_tf.data import batches as batches_lib
 from jest_tf.data import stores, tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
+from jest_tf.runs import loading
 
 
 def main(*argv):
@@ -237,7 +238,7 @@ class ReportTest(tf.test.TestCase):
             )
             for seed, name in enumerate(("one", "other"))
         }
-        with mock.patch.object(reference, "load_run", runs.get):
+        with mock.patch.object(loading, "load_run", runs.get):
             pair = selection_figure.embed_runs("one", "other", shard)
         batches = batches_lib.examples(
             stores.open_store([shard]),
