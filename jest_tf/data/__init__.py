@@ -1,8 +1,8 @@
-"""From files to super-batches: stores, their order, decoding, the stream.
+"""Data: from files to super-batches.
 
 `stores` reads every format as one array of records, `stream` orders its rows,
 `reader` replaces unreadable records, `pictures` and `tokenizers` decode, and
-`pipeline` makes the training dataset. `sidecars` hold a reference's embeddings,
-from which `cascade` chooses what is read. A new format is a module in `stores`
+`pipeline` makes the training dataset. `cascade` chooses what is read, from the
+reference's embeddings in `sidecars`. To add a format, add a module to `stores`
 with two methods, `scan` and `read`.
 """

@@ -1,9 +1,8 @@
 """Artefacts: the file format of indexes, sidecars and manifests.
 
-An artefact is a safetensors file: named arrays, and metadata of strings that
-say its kind, its version, what it was made from, and checksums. It is written
-from its first byte to its last and then renamed, so it suits object stores; it
-is read by mapping it, or by range, as its head says where each array lies.
+An artefact is a safetensors file: named arrays, and string metadata with its
+kind, version, source and checksums. It is written sequentially and then
+renamed, which suits object stores, and is read by mapping it.
 """
 
 import collections
@@ -22,7 +21,7 @@ import safetensors
 
 from jest_tf import files
 
-# How each kind is written anew.
+# How to rebuild each kind.
 KINDS = {
     "index": "delete it, and it is built anew",
     "sidecar": "write it anew with `jest-tf embed --overwrite`",
@@ -39,7 +38,7 @@ class Artefact(NamedTuple):
     """An artefact that was read.
 
     Attributes:
-        metadata: see above; `crc32` is a JSON object of each array's checksum.
+        metadata: strings; `crc32` is a JSON object of checksums by array.
         arrays: read-only views of the mapped file, by name.
     """
 
@@ -60,7 +59,7 @@ class Writer:
         kind: one of `KINDS`.
         metadata: strings that identify what the artefact was made from.
         arrays: dtype and shape of each array by name. The last array may have
-            None as its number of rows: as many as are appended.
+            None rows: as many as are appended.
     """
 
     def __init__(
@@ -74,8 +73,7 @@ class Writer:
         self._arrays = dict(arrays)
         self._rows = dict.fromkeys(arrays, 0)
         self._checksums = dict.fromkeys(arrays, 0)
-        # Room for the longest head that there can be; this one's own checksum
-        # may have fewer digits than that of the final head.
+        # Room for the longest possible head.
         head = self._head(
             {name: shape[0] or 2**48 for name, (_, shape) in arrays.items()},
             dict.fromkeys(arrays, 2**32 - 1),
@@ -109,7 +107,7 @@ class Writer:
         self._checksums[name] = zlib.crc32(values, self._checksums[name])
 
     def finish(self) -> None:
-        """Writes the head, once all rows are there."""
+        """Writes the head; every row must have been appended."""
         for name, (_, (expected, *_)) in self._arrays.items():
             if expected not in (None, self._rows[name]):
                 raise ValueError(
@@ -145,7 +143,7 @@ def write(
     metadata: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes an artefact whole; see `Writer` and `files.written_whole`."""
+    """Writes a whole artefact; see `Writer` and `files.written_whole`."""
     shapes = {
         name: (str(values.dtype), values.shape)
         for name, values in arrays.items()
@@ -158,16 +156,16 @@ def write(
 
 
 def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
-    """Maps an artefact; a remote one is copied to a temporary file first.
+    """Maps an artefact; a remote one is first copied to a temporary file.
 
     Args:
         path: local or remote.
         kind: one of `KINDS`.
-        verify: compare the checksums of the arrays, which reads them all.
+        verify: compare the checksums, which reads all arrays.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is damaged, or no artefact of this kind.
+        ValueError: the file is damaged or not an artefact of this kind.
     """
     try:
         with files.staged(path) as local:
@@ -181,9 +179,9 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
 
 
 class Maps:
-    """Artefacts of one kind, kept mapped, the least recently used dropped.
+    """A cache of mapped artefacts that drops the least recently used.
 
-    Each holds a file descriptor, of which a process often may have only 1,024.
+    Each holds a file descriptor; processes are often limited to 1,024.
 
     Args:
         kind: one of `KINDS`.
@@ -200,19 +198,19 @@ class Maps:
         return len(self._open)
 
     def forget(self, path: str) -> None:
-        """Drops the map of a file, which may have been replaced since."""
+        """Drops the map of a file that may have been replaced."""
         with self._lock:
             self._open.pop(path, None)
 
     def get(self, path: str, expected: Mapping[str, str]) -> Artefact:
-        """Returns an artefact that was read before, by any thread.
+        """Returns an artefact that some thread has read before.
 
         Args:
             path: of the file.
-            expected: metadata that it had then.
+            expected: the metadata it had then.
 
         Raises:
-            ValueError: the file is gone, or was replaced by another.
+            ValueError: the file is gone or has been replaced.
         """
         with self._lock:
             found = self._open.pop(path, None)
@@ -239,18 +237,18 @@ class Maps:
 
 
 def _map(path):
-    """An unchecked artefact of a local file."""
+    """Maps a local file without checking it."""
     while True:
         with open(path, "rb") as file:
-            # Safetensors compares all sizes with that of the file, and there
-            # are no gaps. So the arrays are the end of the file.
+            # Safetensors checks all sizes against the file's and allows no
+            # gaps, so the arrays are the end of the file.
             with safetensors.safe_open(path, "numpy") as tensors:
                 metadata = tensors.metadata() or {}
                 slices = {
                     name: tensors.get_slice(name)
                     for name in tensors.offset_keys()
                 }
-            # It may have been replaced between the two openings.
+            # The file may have been replaced between the two openings.
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 break
@@ -280,7 +278,7 @@ def _check(found, kind, verify):
 
 
 def _checksum(metadata, shapes):
-    """CRC-32 of the head, without this checksum."""
+    """CRC-32 of the head without this checksum."""
     shapes = {name: list(shape) for name, shape in shapes.items()}
     return str(
         zlib.crc32(json.dumps([metadata, shapes], sort_keys=True).encode())

@@ -1,7 +1,6 @@
 """Random crops and flips of pictures, in the training step.
 
-They run on the device after the sub-batch is chosen, and are a pure function of
-(seed, step).
+They run on the device after selection and are a pure function of (seed, step).
 """
 
 import math
@@ -11,8 +10,8 @@ import tensorflow as tf
 
 from jest_tf.selection import noise
 
-# Width over height of a crop against the picture's own, as in Inception's
-# training crops (Szegedy et al., 2015) and everywhere since.
+# Aspect of a crop relative to the picture's, as in Inception's training crops
+# (Szegedy et al., 2015).
 _MAX_LOG_ASPECT = math.log(4 / 3)
 
 
@@ -25,21 +24,20 @@ def augment(
     places: tf.Tensor | None = None,
     batch_size: int | None = None,
 ) -> tf.Tensor:
-    """Crops and flips each picture at random; keeps the size.
+    """Flips and crops each picture at random; keeps the size.
 
-    The flip comes before the crop. The crop's area is uniform in [min_area, 1]
-    of the picture's, its aspect log-uniform in [3/4, 4/3] of the picture's as
-    far as the crop fits, its place uniform. The crop is resized bilinearly as
-    `rows @ image @ columns` with a small interpolation matrix a side, which
-    compiles to matrix products of static shape; a flip mirrors `columns`.
+    A crop's area is uniform in [min_area, 1] of the picture's, its aspect
+    log-uniform in [3/4, 4/3] of the picture's as far as it fits, and its place
+    uniform. It is resized bilinearly as `rows @ image @ columns`, two small
+    interpolation matrices, which compile to static matrix products.
 
     Args:
         images: uint8 [b, H, W, 3].
         seed: int32 [2], (run seed, step). Equal seeds give equal views.
         flip: mirror half of the pictures left to right.
         min_area: in (0, 1]; 1 keeps the picture whole.
-        places: int32 [b], places of these pictures in a larger batch, in which
-            they would get the same views; None if they are all of it.
+        places: int32 [b], places of these pictures in a larger batch, where
+            they would get the same views; None if they are the whole batch.
         batch_size: size of the larger batch; required with `places`.
 
     Returns:
@@ -82,7 +80,7 @@ class Augmentation:
 
     Args:
         flip: mirror half of the pictures.
-        min_area: smallest share of the picture that a crop keeps.
+        min_area: smallest share of the picture's area that a crop keeps.
     """
 
     def __init__(self, *, flip: bool, min_area: float):
@@ -106,14 +104,14 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, config):
-        """Makes the augmentation that `get_config` describes."""
+        """Rebuilds the augmentation from `get_config`."""
         return cls(**config)
 
 
 def _sample_points(fraction, place, size):
-    """Places of a view's pixels along one side; [b], [b] -> [b, size].
+    """Coordinates of a view's pixels on one side; [b], [b] -> [b, size].
 
-    The unit is a pixel; the centre of the first pixel is 0.
+    In pixels; the centre of the first pixel is 0.
     """
     centres = tf.range(size, dtype=tf.float32) + 0.5
     start = place * (1 - fraction) * size
@@ -122,6 +120,6 @@ def _sample_points(fraction, place, size):
 
 
 def _interpolation(points, size):
-    """Weights of pixels at points of one side; [b, n] -> [b, n, size]."""
+    """Pixel weights for points on one side; [b, n] -> [b, n, size]."""
     pixels = tf.range(size, dtype=tf.float32)
     return tf.nn.relu(1 - tf.abs(points[:, :, tf.newaxis] - pixels))

@@ -1,6 +1,6 @@
-"""Batches of every record once, for evaluation; steps shared with the stream.
+"""Batches of every record once, for evaluation; helpers shared with the stream.
 
-Nothing is replaced here: an unreadable record is an error.
+An unreadable record is an error here and is not replaced.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from jest_tf.data import pictures, reader, stores, tokenizers
 # A tokenizer maps string [k] to int32 [k, length].
 Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 
-# One batch for the device and one in the making.
+# One batch on the device and one in preparation.
 _PREFETCH = 2
 
 
@@ -32,18 +32,18 @@ def examples(
         batch_size: k; the last batch may be smaller.
         tokenizer: for `text`.
         image_size: S, for `image`.
-        metadata: further fields to yield, such as `concept` or `label`; b""
-            where a record lacks one.
+        metadata: further fields to yield, such as `concept`; b"" where a record
+            lacks one.
 
     Returns:
         A finite dataset of dicts of `image`, `text`, `id`, `caption_id` and
         `caption_replaced` as in `super_batches`, k rows each, and each field
-        of `metadata` as string [k]. The caption is the first that is not blank.
+        of `metadata` as string [k]. The caption is the first nonblank one.
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
             `tf.errors.InvalidArgumentError`, naming the record, if one has no
-            caption or no picture that decodes.
+            caption or no decodable picture.
     """
     check_at_least(1, batch_size=batch_size, image_size=image_size)
 
@@ -62,7 +62,7 @@ def examples(
 def images(
     store: stores.Store, batch_size: int, image_size: int
 ) -> tf.data.Dataset:
-    """Yields every picture once, in the store's order, whatever its captions.
+    """Yields every picture once, in the store's order; needs no captions.
 
     Args:
         store: the records.
@@ -104,14 +104,14 @@ def map_in_order(dataset, function):
 
 
 def finish(dataset):
-    """Makes a dataset deterministic, and prefetches."""
+    """Makes a dataset deterministic and prefetches."""
     options = tf.data.Options()
     options.deterministic = True
     return dataset.with_options(options).prefetch(_PREFETCH)
 
 
 def call_numpy(function, inputs, specs):
-    """Calls a function of NumPy arrays that returns arrays of `specs`."""
+    """Calls a NumPy function from a graph; `specs` describe its results."""
     types = [spec.dtype for spec in specs]
     return ensure_shapes(
         tf.numpy_function(function, inputs, types, stateful=False), specs
@@ -119,7 +119,7 @@ def call_numpy(function, inputs, specs):
 
 
 def ensure_shapes(values, specs):
-    """Sets the static shapes of tensors from their specs."""
+    """Sets static shapes from specs."""
     return [
         tf.ensure_shape(value, spec.shape)
         for value, spec in zip(values, specs, strict=True)
@@ -180,7 +180,7 @@ def _fields_of(record, fields, max_pixels):
 
 
 def _decode_all(store, fetched, image_size):
-    """Decodes a batch; raises, naming the record, if a picture is damaged."""
+    """Decodes a batch; raises if a picture is damaged."""
     kept, decoded = pictures.decode_batch(
         fetched["picture"], {"image": image_size}
     )

@@ -1,16 +1,14 @@
-"""Stage 0: the positions of the stream that a super-batch is made of.
+"""Stage 0: chooses the stream positions of a super-batch before any are read.
 
-With the reference's embeddings in sidecars, its part of the score needs neither
-a model nor a picture. So before anything is read or decoded, a step takes a
-*hyper-batch*, the next K B positions of the stream, reads their sidecar rows
-alone, and chooses the B positions of its super-batch: jointly by
-easy-reference, with the sampler of `selection/samplers.py`, but for a share
-that is drawn uniformly from the rest. The record at a position, its caption and
-its replacement are those of a stream without a cascade (`data/reader.py`).
+The reference's part of the score needs only its embeddings, which sidecars
+hold. A step takes a *hyper-batch*, the next K B positions of the stream, and
+reads their sidecar rows. From these it draws the B positions of its
+super-batch: jointly by easy-reference (`selection/samplers.py`), except a
+share drawn uniformly from the rest. Captions and replacements are those of a
+stream without a cascade (`data/reader.py`).
 
 The choice is a pure function of (settings, seed, step, sidecars), so hosts need
-not communicate. Each host chooses in the groups that its rows come from; hosts
-that share a group choose in all of it.
+not communicate. Each host draws only in the groups that its rows come from.
 """
 
 from collections.abc import Callable
@@ -24,12 +22,12 @@ from jest_tf.data import reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
 
-# Separate the noise of the joint and of the uniform draw from each other and
-# from that of the selection, which has the same seed (run seed, step).
+# Separate the noise of the joint draw, the uniform draw and the selection,
+# which all have the seed (run seed, step).
 _JOINT_SALT = 0x57A6E0
 _UNIFORM_SALT = 0xF1004
 
-# Groups under way at a time: rows of one are read while another is drawn.
+# Groups in flight: rows of one are read while another is drawn.
 _CHOICES = 2
 
 
@@ -37,8 +35,9 @@ class Cascade:
     """Chooses super-batches from hyper-batches.
 
     Args:
+    Args:
         settings: with a `hyper_batch_size`.
-        sidecars: of the reference, for the store of the stream.
+        sidecars: of the reference, over the stream's store.
         loss: "sigmoid" or "softmax", if the settings have none.
 
     Attributes:
@@ -76,11 +75,11 @@ class Cascade:
         seed: int,
         super_batch_size: int,
     ) -> tf.data.Dataset:
-        """Returns the endless dataset of chosen positions, a step each.
+        """Returns the endless dataset of chosen positions, one element a step.
 
         Args:
             start_step: the first step.
-            rows: of every super-batch that this host reads.
+            rows: the rows of every super-batch that this host reads.
             store: the records.
             order: of the stream.
             seed: the run's seed.
@@ -91,7 +90,7 @@ class Cascade:
             [step K B, (step + 1) K B).
 
         Raises:
-            ValueError: a hyper-batch is larger than what the order draws.
+            ValueError: a hyper-batch is larger than the rows the order draws.
         """
         if self.size > order.num_drawn:
             raise ValueError(
@@ -113,14 +112,13 @@ class Cascade:
                 seed=(seed, group),
                 loss=self._loss,
             )
-            # In the order of the stream, so that the best rows are spread
-            # evenly over replicas.
+            # In stream order, which spreads the best rows evenly over replicas.
             return tf.sort(tf.gather(positions, places))
 
         return join_groups(choose, start_step, rows, num_rows, num_groups)
 
     def _offered(self, group, store, order, seed):
-        """Returns positions of a group, and the embeddings at them."""
+        """Positions of a group and the embeddings at them."""
         size = self.size // self.settings.num_groups
 
         def load(group):
@@ -144,7 +142,7 @@ class Cascade:
 def of_run(
     config: config_lib.TrainConfig, sidecars: sidecars_lib.Sidecars | None
 ) -> Cascade | None:
-    """Returns the cascade of a run's settings, or None.
+    """Returns the cascade of a run's settings, or None without one.
 
     Raises:
         ValueError: as `Cascade`, or the uniform share rounds to no row.
@@ -170,13 +168,13 @@ def join_groups(
     num_rows: int,
     num_groups: int,
 ) -> tf.data.Dataset:
-    """Joins the groups of each step, and keeps a host's rows of them.
+    """Joins the groups of each step and keeps one host's rows.
 
     Args:
-        choose: number of a group, int64 scalar -> int64 [num_rows]; a step has
-            the groups step G to step G + G - 1.
+        choose: group number, int64 scalar -> int64 [num_rows]; step s has the
+            groups s G to s G + G - 1.
         start_step: the first step.
-        rows: of a super-batch, the rows of its groups one after another.
+        rows: this host's rows of a super-batch, the groups joined in order.
         num_rows: rows that each group gives.
         num_groups: G.
 
@@ -222,17 +220,16 @@ def load_rows(
         seed: the run's seed.
 
     Returns:
-        The positions, int64 [k], sorted by their rows in the store, which
-        reads fastest; and in this order the embeddings of the pictures and of
-        the captions, each [k, D] in the sidecars' dtype.
+        The positions, int64 [k], sorted by row, which reads fastest; and in
+        the same order the embeddings of the pictures and of the captions,
+        each [k, D] in the sidecars' dtype.
 
     Raises:
         ValueError: ids differ, a sidecar is damaged, or too many substitutes
-            have no embedding either.
+            in a row have no embedding.
     """
     count = len(positions)
-    # Equal rows stay in the order of their positions. It fits: 2^42 rows of
-    # which 2^21 are taken.
+    # Stable for equal rows. Fits int64: 2^21 of 2^42 rows.
     line = np.sort(order.rows(positions) * count + np.arange(count))
     rows, line = np.divmod(line, count)
     positions = positions[line]
@@ -298,7 +295,7 @@ def draw(
 def with_uniform(
     drawn: selection.Draw, num_uniform: int, seed: tf.Tensor
 ) -> tf.Tensor:
-    """Adds rows drawn uniformly from those that a draw has left.
+    """Adds rows drawn uniformly from those a draw left over.
 
     Args:
         drawn: the draw, of one replica.
@@ -330,12 +327,12 @@ def uniform_seed(seed: tf.Tensor) -> tf.Tensor:
 def flops(
     settings: config_lib.CascadeConfig, super_batch_size: int, dim: int
 ) -> int:
-    """Counts the floating-point operations of a step's stage 0, on one host.
+    """Counts a host's floating-point operations of stage 0 in one step.
 
     Counts matrix products only, two operations a multiply-add: each of the K B
-    rows with itself, and in both directions with every row of its group that is
-    drawn jointly. H hosts share G groups evenly if H divides G; with G = 1 each
-    host does all of the work.
+    rows with itself, and in both directions with each row of its group that is
+    drawn jointly. H hosts share G groups evenly if H divides G; with G = 1
+    every host does all of the work.
 
     Args:
         settings: of the cascade; 0 operations without a hyper-batch.

@@ -1,7 +1,6 @@
 """Accounting for unreadable records: counts, a log and a limit.
 
-A run goes on without a few records, which `data/reader.py` replaces, but stops
-above a set rate.
+`data/reader.py` replaces unreadable records; above a set rate the run stops.
 """
 
 import collections
@@ -12,20 +11,20 @@ import threading
 
 from jest_tf import files
 
-# Until so many positions are drawn, the limit is a share of this number, so
-# that the first fault of a run is not a rate of one.
+# Until this many positions are drawn, the limit is a share of this number, so
+# that one early fault does not exceed it.
 _MIN_DRAWN = 1024
-# Distinct reasons that are counted, and that an error names.
+# Distinct reasons counted and named in an error.
 _MAX_REASONS = 1000
 _NAMED_REASONS = 3
 
 
 class FaultLog:
-    """Counts faults and logs a line for each; may be used by several threads.
+    """Counts faults and logs a line for each; thread-safe.
 
-    A line of the log is {"step", "position", "id", "place", "reason"}; id and
-    place are those of the unreadable record. If its replacement is unreadable
-    too, that is another line of the same position.
+    A line is {"step", "position", "id", "place", "reason"}, with the id and the
+    place of the unreadable record. An unreadable replacement adds another line
+    for the same position.
 
     Args:
         path: of the log, JSON lines; None writes none.
@@ -34,7 +33,7 @@ class FaultLog:
 
     Attributes:
         num_drawn: positions drawn so far.
-        num_replaced: those of them that were replaced.
+        num_replaced: positions replaced so far.
     """
 
     def __init__(self, path: str | None, max_rate: float):
@@ -47,10 +46,10 @@ class FaultLog:
         self.num_replaced = 0
 
     def start(self, step: int, num_drawn: int) -> None:
-        """Drops the faults of `step` and later ones, which will come again.
+        """Drops the faults from `step` on, which will be drawn again.
 
         Args:
-            step: the first step to be drawn from now on.
+            step: the next step to be drawn.
             num_drawn: positions of the steps before it.
         """
         with self._lock:
@@ -79,13 +78,12 @@ class FaultLog:
             if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
                 self._reasons[kind] += 1
             if self._path:
-                # Faults are rare; an open file would have to be closed on
-                # every way out of a run.
+                # Faults are rare, so the file is not kept open.
                 with open(self._path, "a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
 
     def count(self, num_drawn: int, num_replaced: int) -> None:
-        """Counts positions, and those of them that were replaced.
+        """Adds to the counts of drawn and replaced positions.
 
         Raises:
             ValueError: the rate is above the limit.
@@ -99,7 +97,7 @@ class FaultLog:
         self.check()
 
     def check(self) -> None:
-        """Raises the ValueError of `count` again, which `tf.data` wraps."""
+        """Raises the ValueError of `count` again; `tf.data` wraps the first."""
         if self._error:
             raise ValueError(self._error)
 
@@ -107,16 +105,16 @@ class FaultLog:
         """Sorts the lines by position.
 
         Args:
-            stop_step: drops the faults of this step and later ones, which were
-                only read ahead. None keeps all.
+            stop_step: drops the faults from this step on, which were only read
+                ahead; None keeps all.
         """
         with self._lock:
             found = {}
             for line in self._read():
                 if stop_step is None or line["step"] < stop_step:
-                    # The first line of a fault that was met twice.
+                    # Keep the first line of a fault that was met twice.
                     found.setdefault((line["position"], line["place"]), line)
-            # Stable: the lines of a position stay in their order.
+            # Stable: the lines of a position keep their order.
             self._rewrite(
                 sorted(found.values(), key=lambda line: line["position"])
             )
@@ -136,7 +134,7 @@ class FaultLog:
         )
 
     def _read(self):
-        """The lines of the log; one that a kill has cut off is dropped."""
+        """The lines of the log, without a last one cut off by a kill."""
         found = []
         if self._path and os.path.isfile(self._path):
             with open(self._path, encoding="utf-8") as file:

@@ -1,11 +1,10 @@
 """Stored pictures to square uint8 arrays.
 
-`prepare` comes first: it reads the size from the header and refuses pictures
-that are too large or of an unknown format. JPEG, PNG and plain WebP pass
-through. Of GIF, BMP and any other WebP, `tf.io.decode_image` decodes some to
-wrong pixels or to memory that nobody wrote, and of animations all frames, so
-Pillow decodes these here and hands on the first frame as PNG. The pixels come
-from `decode`, one picture at a time, or in a graph from `decode_batch`.
+`prepare` reads the size from the header and refuses pictures that are too large
+or of an unknown format. JPEG, PNG and plain WebP pass through. Pillow converts
+GIF, BMP and other WebP to PNG, first frame only: `tf.io.decode_image` decodes
+some of these to wrong pixels or uninitialized memory. `decode` then gives the
+pixels of one picture, `decode_batch` those of many, in a graph.
 """
 
 import io
@@ -19,30 +18,29 @@ from PIL import Image
 
 from jest_tf.data.stores import shards
 
-# A JPEG of many scans costs a pass over all pixels for each, so that a small
-# file could occupy a worker for minutes. Encoders write about ten.
+# Each scan of a JPEG costs a pass over all pixels, so a small file could
+# occupy a worker for minutes. Encoders write about ten.
 _MAX_SCANS = 100
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # JPEG markers without a length: TEM, RST0-7, SOI (ITU-T T.81).
 _BARE_MARKERS = frozenset([0x01, *range(0xD0, 0xD9)])
-# Start of frame: C0-CF without DHT (C4), JPG (C8) and DAC (CC).
+# Start of frame: C0-CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = b"\xff\xda"
 
 
 def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
-    """Checks a picture's header.
+    """Checks a picture's header, and converts what TensorFlow decodes wrongly.
 
     Args:
         encoded: the picture as stored.
         max_pixels: limit on width times height.
 
     Returns:
-        Bytes for `tf.io.decode_image`: `encoded` itself, or a PNG of the
-        picture or of an animation's first frame. A fault if the picture must
-        not be decoded.
+        Bytes for `tf.io.decode_image`: `encoded` itself, or a PNG of the first
+        frame; a fault if the picture must not be decoded.
     """
     try:
         if encoded.startswith(_JPEG_MAGIC):
@@ -85,9 +83,8 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
 def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
     """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP and makes it square.
 
-    Grey becomes RGB and alpha is dropped. A picture of another size is resized
-    without regard to its aspect, as in SigLIP, bilinearly with anti-aliasing,
-    and rounded.
+    Grey becomes RGB and alpha is dropped. Pictures are resized without regard
+    to aspect, as in SigLIP, bilinearly with anti-aliasing, and rounded.
 
     Args:
         encoded: string scalar.
@@ -101,10 +98,10 @@ def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Squashes a picture to a square; the right size is left unchanged.
+    """Resizes a picture to a square, ignoring its aspect.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3]; unchanged if it is [S, S, 3].
         image_size: S, the side in pixels.
 
     Returns:
@@ -113,8 +110,8 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
     size = [image_size, image_size]
 
     def resize():
-        # Equals `tf.image.resize(image, size, "bilinear", antialias=True)` bit
-        # for bit, without the dozen small operations around it.
+        # Bitwise equal to `tf.image.resize(image, size, "bilinear",
+        # antialias=True)`, without a dozen small operations around it.
         resized = tf.raw_ops.ScaleAndTranslate(
             images=image[tf.newaxis],
             size=size,
@@ -124,7 +121,7 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
             kernel_type="triangle",
             antialias=True,
         )
-        # A mean of levels with positive weights: there is nothing to clip.
+        # A weighted mean of levels needs no clipping.
         return tf.cast(tf.round(resized[0]), tf.uint8)
 
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
@@ -135,14 +132,14 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
 def decode_batch(
     encoded: tf.Tensor, image_sizes: Mapping[str, int]
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Decodes many pictures; leaves out those that are damaged.
+    """Decodes many pictures, dropping damaged ones.
 
     Args:
         encoded: string [k], from `prepare`.
-        image_sizes: a name and S for each size to resize every picture to.
+        image_sizes: S by name, for each size to resize every picture to.
 
     Returns:
-        Numbers of the pictures that decode, int64 [m], and these pictures by
+        Indices of the pictures that decode, int64 [m], and these pictures by
         name, uint8 [m, S, S, 3].
     """
 
@@ -154,7 +151,7 @@ def decode_batch(
         }
 
     # A graph cannot catch an error, but a dataset can drop the element that
-    # raised one. If it drops all of them, the empty batch is what is left.
+    # raised one. The empty batch covers the case that it drops all of them.
     nothing = tf.data.Dataset.from_tensors(
         (
             tf.zeros([0], tf.int64),
@@ -216,7 +213,7 @@ def _jpeg_size(encoded):
 
 
 def _transcode(encoded, max_pixels):
-    """The first frame of a GIF, BMP or WebP as PNG; plain WebP as it is."""
+    """A GIF's, BMP's or WebP's first frame as PNG; plain WebP unchanged."""
     if not encoded:
         raise _Refused("empty picture")
     try:

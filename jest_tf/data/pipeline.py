@@ -1,13 +1,11 @@
 """The training stream: a `tf.data` dataset of super-batches.
 
-A super-batch is a pure function of (seed, step). A counter numbers chunks of
-positions, NumPy reads a chunk's records (`data/reader.py`) in the stream's
-order (`data/stream.py`), and the rest is one graph a chunk: decode
-(`data/pictures.py`) and tokenise (`data/tokenizers.py`). Only a chunk with a
-damaged picture goes back to the reader. Chunks run in parallel and are joined
-in order, so there is no shuffle buffer and no iterator state: resuming is a
-start step. A cascade (`data/cascade.py`) first chooses which positions are
-read. Selection and augmentation happen later, on the device.
+A super-batch is a pure function of (seed, step), so resuming needs only a start
+step: there is no shuffle buffer and no iterator state. A counter numbers chunks
+of positions, the reader (`data/reader.py`) reads each chunk's records in the
+stream's order (`data/stream.py`), and one graph decodes and tokenises it.
+Chunks run in parallel and are joined in order. A cascade (`data/cascade.py`)
+first chooses the positions. Selection and augmentation follow on the device.
 """
 
 import dataclasses
@@ -32,31 +30,30 @@ from jest_tf.data import sidecars as sidecars_lib
 
 FaultLog = fault_log.FaultLog
 
-# Records in a unit of parallel work. From 128 to 1,280 throughput is equal
-# within noise; smaller units balance better and use less memory.
+# Records in a unit of parallel work. Throughput is equal within noise from 128
+# to 1,280; smaller units balance better and use less memory.
 _CHUNK = 256
 _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of a training stream beyond the shuffled order of its store.
+    """Options of a training stream beyond store, seed and sizes.
 
     Attributes:
-        weights: shares of `store.parts` in the stream; () takes each by its
-            size.
-        shuffle_block_size: of `stream.Order`; None shuffles freely.
+        weights: shares of `store.parts` in the stream; () takes each by size.
+        shuffle_block_size: as in `stream.Order`; None shuffles freely.
         host: the number of this host, from 0.
         num_hosts: H, must divide B. Host h yields the rows [h B/H, (h + 1)
             B/H) of every super-batch.
         sidecars: of a reference over the same store; adds `reference_image`
             and `reference_text`.
         cascade: chooses the positions that are read; None reads all.
-        faults: counts and logs unreadable records, and stops the run if there
-            are too many; None counts with the default rate.
-        reference_tokenizer: adds `text_for_reference` unless it is the
+        faults: counts and logs unreadable records and limits their rate; None
+            counts with the default limit.
+        reference_tokenizer: adds `text_for_reference` if it differs from the
             learner's.
-        reference_image_size: adds `image_for_reference` unless it is the
+        reference_image_size: adds `image_for_reference` if it differs from the
             learner's.
     """
 
@@ -84,19 +81,19 @@ def super_batches(
     """The endless training stream; element n is super-batch start_step + n.
 
     Super-batch s has the positions [s B, (s + 1) B) of `stream.Order`, or of
-    `stream.Mixture` with weights. A cascade chooses those B of the K B
-    positions [s K B, (s + 1) K B), in this order. One of a record's captions
-    that are not blank is chosen by a hash of (seed, position). An unreadable
-    record is replaced by another, also a function of (seed, position).
+    `stream.Mixture` with weights. A cascade chooses them from the K B positions
+    [s K B, (s + 1) K B) and keeps their order. A hash of (seed, position)
+    chooses one of a record's nonblank captions, and the replacement of an
+    unreadable record.
 
     Args:
-        store: the records; with a manifest, those that are in it.
+        store: the records; a manifest restricts them.
         super_batch_size: B, over all hosts.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
         image_size: S, for `image`.
         start_step: the first step to yield.
-        options: everything else, see `Options`.
+        options: see `Options`.
 
     Returns:
         A dataset of dicts of static shape, where B is this host's share:
@@ -104,8 +101,7 @@ def super_batches(
         `caption_id` int64 [B] (equal captions have equal ids),
         `caption_replaced` bool [B] (bad UTF-8 was replaced), `record_replaced`
         bool [B] (the record is a replacement). Options add embeddings [B, D]
-        in the sidecars' dtype, and pictures and tokens for a reference that
-        preprocesses otherwise.
+        in the sidecars' dtype, and the reference's pictures and tokens.
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
@@ -181,7 +177,7 @@ def order(
 
     Raises:
         ValueError: as `stream.Order` and `stream.Mixture`, or the manifest has
-            no record of a store that has a share.
+            no record of a store with a share.
     """
     row_weights = store.manifest and store.manifest.weights
     if weights and store.manifest:
@@ -203,7 +199,7 @@ def order(
 
 
 def _check_parts(store):
-    """Refuses a manifest that has no record of a part of the store."""
+    """Refuses a manifest without records of some part of the store."""
     starts = np.cumsum([0, *store.parts[:-1]])
     parts = np.split(store.manifest.weights, starts[1:])
     for number, (part, start) in enumerate(zip(parts, starts, strict=True)):
@@ -243,11 +239,10 @@ def at_positions(
     """Returns the examples that `super_batches` yields at a few positions.
 
     Args:
-        store: as in `super_batches`, like all arguments not described here.
+        store: as in `super_batches`, like all arguments not listed.
         positions: int64 [k]; without a cascade, row i of super-batch s is
             position s B + i.
-        step_size: positions that the stream offers a step: B, or K B with a
-            cascade.
+        step_size: positions of a step: B, or K B with a cascade.
 
     Raises:
         ValueError: an example is unreadable.
@@ -313,7 +308,7 @@ class _Share:
 
 
 def _chunk_size(super_batch_size):
-    """The largest divisor of at most _CHUNK, or all if there is no good one."""
+    """The largest divisor of at most _CHUNK; all rows if it is too small."""
     divisor = max(
         size
         for size in range(1, min(_CHUNK, super_batch_size) + 1)
@@ -344,7 +339,7 @@ def _read_chunk(reader, positions, image_sizes):
         for some, spec in zip(values[5:], image_specs, strict=True):
             image = np.empty(spec.shape, np.uint8)
             image[kept] = some
-            # An accelerator must not be waited for, or round otherwise.
+            # Always on the CPU: no wait for an accelerator, same rounding.
             with tf.device("CPU:0"):
                 for i, one in zip(missing, replacements, strict=True):
                     image[i] = pictures.resize_image(one, spec.shape[1])

@@ -1,11 +1,9 @@
 """Records at positions of the stream, and their replacements.
 
 The example at a position is a pure function of (seed, position) and the data:
-the record at the position's row or, if it is unreadable, the first readable one
-of the position's substitutes (`data/stream.py`). A record is readable if its
-store can read it, it has a caption that is not blank, its picture decodes, and
-its sidecar, if there is one, has its embeddings. Everything here is Python and
-NumPy; `data/pipeline.py` decodes the pictures in a graph.
+the record at the position's row or, if it is unreadable, the first readable
+substitute (`data/stream.py`). A readable record can be read by its store, has a
+nonblank caption and a picture that decodes and, with sidecars, has embeddings.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +13,20 @@ import numpy as np
 
 from jest_tf.data import fault_log, pictures, stores, stream
 
-# Substitutes that are tried. At a fault rate of 10 %, 16 in a row fail once in
-# 1e16 positions.
+# Substitutes to try. At a fault rate of 10 %, all 16 fail once in 1e16
+# positions.
 MAX_ATTEMPTS = 16
 
 NO_CAPTION = stores.Fault("no caption that is not blank")
 # The record was unreadable when its sidecar was written.
 NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 
-# Separates the choice of a caption from other uses of a position.
+# Separates caption choice from other uses of a position.
 _CAPTION_SALT = 0x63617074696F6E
 
 
 class Chunk(NamedTuple):
-    """The records at neighbouring positions.
+    """The records at consecutive positions.
 
     Attributes:
         rows: int64 [k], row of each record, after replacements.
@@ -46,7 +44,7 @@ class Chunk(NamedTuple):
 
 
 class Reader:
-    """Reads positions of a stream; may be used by several threads.
+    """Reads positions of a stream; thread-safe.
 
     Args:
         store: the records.
@@ -55,7 +53,7 @@ class Reader:
         step_size: positions of a step.
         log: counts and logs unreadable records.
         embedded: rows int64 [k] -> bool [k], whether the sidecars have their
-            embeddings; None needs none.
+            embeddings; None requires none.
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class Reader:
         self._embedded = embedded
 
     def read(self, positions: np.ndarray) -> Chunk:
-        """Reads records; replaces those found unreadable before decoding.
+        """Reads records, replacing those found unreadable before decoding.
 
         Args:
             positions: int64 [k].
@@ -89,7 +87,7 @@ class Reader:
         chunk = Chunk(
             rows,
             np.zeros(count, np.int64),
-            # Not arrays of type S, which would drop trailing zero bytes.
+            # Not arrays of type S, which drop trailing zero bytes.
             np.empty(count, object),
             np.empty(count, object),
             np.zeros(count, np.int64),
@@ -105,12 +103,12 @@ class Reader:
     def repair(
         self, positions: np.ndarray, chunk: Chunk, missing: np.ndarray
     ) -> list[np.ndarray]:
-        """Replaces, in place, records whose pictures did not decode.
+        """Replaces, in place, records whose pictures failed to decode.
 
         Args:
             positions: int64 [k].
             chunk: the result of `read` for them.
-            missing: int64 [m], numbers of those that did not decode.
+            missing: int64 [m], indices of those that failed.
 
         Returns:
             m pictures in their place, uint8 [H, W, 3] each.
@@ -141,7 +139,7 @@ class Reader:
         return found
 
     def _take(self, chunk, i, record, number):
-        """Puts a record at place i of a chunk, or returns its fault."""
+        """Puts a record at index i of a chunk, or returns its fault."""
         if isinstance(record, stores.Fault):
             return record
         choices = candidates(record.captions)
@@ -158,7 +156,7 @@ class Reader:
         return None
 
     def _replace(self, chunk, i, position, number, fault):
-        """Puts the next readable substitute at place i of a chunk."""
+        """Puts the next readable substitute at index i of a chunk."""
         while fault:
             row = int(chunk.rows[i])
             self._log.add(
@@ -183,19 +181,19 @@ class Reader:
 
 
 def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:
-    """Hashes positions to choose captions: int64 [k], not negative.
+    """Hashes positions to nonnegative numbers, int64 [k], to choose captions.
 
-    Of m captions that are not blank, the one at this number modulo m is chosen.
+    The caption chosen is this number modulo the count of nonblank ones.
     """
     values = stream.uniform_hash(seed, positions, _CAPTION_SALT)
     return (values >> np.uint64(1)).astype(np.int64)
 
 
 def candidates(captions: Sequence[bytes]) -> list[int]:
-    """Returns the numbers of the captions that are not blank."""
+    """Returns the indices of the nonblank captions."""
     return [
         i
         for i, caption in enumerate(captions)
-        # Bytes first: decoding is for white space beyond ASCII.
+        # Bytes first: decoding is needed only for white space beyond ASCII.
         if caption.strip() and caption.decode("utf-8", "replace").strip()
     ]

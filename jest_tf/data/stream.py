@@ -1,29 +1,26 @@
 """The order of examples: a pure function of (seed, position).
 
 Position p is offset p mod n of epoch p // n, and every epoch is a different
-permutation. The permutation is a keyed bijection, a balanced Feistel network on
-the next power of four with cycle walking (Black and Rogaway, 2002, "Ciphers
-with arbitrary finite domains"), so any position costs the same and nothing is
-held in memory. No records are read here.
+permutation: a balanced Feistel network on the next power of four with cycle
+walking (Black and Rogaway, 2002, "Ciphers with arbitrary finite domains"). Any
+position costs the same, nothing is held in memory and no records are read.
 
 With blocks, an epoch permutes blocks of neighbouring records, cuts the sequence
 of blocks into windows of 64, and permutes the records within each window, so
-that records read together lie in few places. `Mixture` gives each of several
-stores its share of the positions and a separate order.
+that records read together lie in few places. `Mixture` interleaves several
+stores in fixed shares.
 
-With row weights, an epoch has as many slots as rows with a weight, and permutes
-the slots. The slots lie evenly on a line on which every row has a stretch as
-long as its weight, randomly shifted each epoch (systematic sampling). A row of
-k times the mean weight is drawn k times an epoch, give or take one, and exactly
-k times on average.
+With row weights, an epoch has as many slots as weighted rows and permutes the
+slots. Systematic sampling assigns rows to slots: a row of k times the mean
+weight is drawn k times an epoch, give or take one, and exactly k on average.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# Four rounds of a good function suffice in theory for large domains; the
-# halves of small ones have so few values that we take three times as many.
+# In theory four rounds of a good function suffice for large domains; the halves
+# of small ones have so few values that we take three times as many.
 _ROUNDS = 12
 
 # Separate the uses of one run seed.
@@ -36,8 +33,8 @@ _SHIFT_SALT = 0x7368696674
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
 
-# Blocks of a window. More blocks mix better but read more places at a time;
-# benchmarks/README.md has the numbers.
+# Blocks of a window. More blocks mix better but touch more places at a time;
+# see benchmarks/README.md.
 _WINDOW_BLOCKS = 64
 
 # Positions after which the shares of a mixture are exact.
@@ -53,17 +50,16 @@ class Order:
         num_records: n, the number of rows, at least 1.
         seed: the run's seed, in [0, 2**63).
         block_size: neighbouring rows that stay together, at least 1; None
-            shuffles freely. A window of 64 blocks is mixed as a whole: B
-            positions within a window touch about 64 blocks, and the rows of a
-            block are spread over 64 times the block size in positions. The
-            last block may be shorter.
+            shuffles freely. Windows of 64 blocks are mixed: B positions touch
+            about 64 blocks, and a block's rows spread over 64 times the block
+            size in positions. The last block may be shorter.
         row_weights: float [num_records], not negative, relative frequencies of
-            the rows; rows of weight 0 are never drawn, and blocks are of the
-            other rows. None weighs all rows alike.
+            the rows; rows of weight 0 are never drawn and not in blocks. None
+            weighs all rows alike.
 
     Attributes:
         num_records: as given.
-        num_drawn: rows that are ever drawn; the positions of an epoch.
+        num_drawn: rows with a weight; the positions of an epoch.
 
     Raises:
         ValueError: an argument is out of range, there is no row to draw, or a
@@ -118,22 +114,17 @@ class Order:
         return rows
 
     def num_distinct(self, num_positions: int) -> int:
-        """Counts the distinct rows at the first `num_positions` positions.
-
-        With unequal weights it is the expected number.
-        """
+        """Counts distinct rows of the first positions; the mean if weighted."""
         if self._weighted is not None:
             return self._weighted.num_distinct(num_positions)
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
-        """Returns rows to replace unreadable ones at `positions`.
-
-        Each is a random row, which another position may have, too.
+        """Returns random rows to replace unreadable ones at `positions`.
 
         Args:
             positions: int64 [k], not negative.
-            attempt: 1, 2, ...; each attempt gives another row.
+            attempt: 1, 2, ...; each attempt gives other rows.
 
         Returns:
             int64 [k], each in [0, num_records).
@@ -149,14 +140,12 @@ class Order:
 class Mixture:
     """A stream over several stores with fixed shares of the positions.
 
-    Every 65,536 positions have the same number of each part, its share by the
-    method of the largest remainder, so shares are exact to 1 in 65,536. They
-    are spread evenly: any k neighbouring positions have a part's share of k to
-    within the number of parts. Each part has a separate `Order` and goes
-    through its epochs at a separate pace.
+    Shares are exact in every 65,536 positions, rounded by largest remainder,
+    and spread evenly: any k consecutive positions have a part's share of k to
+    within the number of parts. Each part has a separate `Order` and epochs.
 
     Args:
-        lengths: rows of each part; the parts follow one another.
+        lengths: rows of each part, in order.
         weights: positive, one for each part; only their ratios matter.
         seed: the run's seed, in [0, 2**63).
         block_size: of every part, as in `Order`.
@@ -164,8 +153,8 @@ class Mixture:
             part and do not change its share.
 
     Raises:
-        ValueError: an argument is out of range, a weight is so small that its
-            part would have no position, or a part has no row to draw.
+        ValueError: an argument is out of range, a weight is too small for one
+            position, or a part has no row to draw.
     """
 
     def __init__(
@@ -198,12 +187,12 @@ class Mixture:
         self._counts = counts
         parts = np.repeat(numbers, counts)  # [period]
         turns = np.concatenate([np.arange(count) for count in counts])
-        # The j-th of c turns belongs in the middle of the j-th c-th.
+        # The j-th of c turns is in the middle of the j-th c-th.
         line = np.argsort((turns + 0.5) / counts[parts], kind="stable")
         self._parts, self._turns = parts[line], turns[line]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the rows at positions of the stream, as `Order.rows`."""
+        """Returns the rows at positions, as `Order.rows`."""
         periods, places = np.divmod(
             _check_positions(positions).astype(np.int64), _PERIOD
         )
@@ -241,9 +230,8 @@ class Mixture:
 class _Blocks:
     """An order that permutes blocks, and records within windows of blocks.
 
-    An epoch puts its blocks into slots: the full blocks permuted, and the short
-    block, if there is one, at a random place between them. Slots are cut into
-    windows; the last window takes the rest, so that none is small.
+    Slots hold the permuted full blocks, with the short block, if any, at a
+    random place. The last window takes the remainder, so that none is small.
     """
 
     def __init__(self, num_records, seed, block_size):
@@ -305,14 +293,11 @@ class _Blocks:
 
 
 class _Weighted:
-    """The row of each slot of an epoch, by weight.
+    """The row of each slot of an epoch, by systematic sampling.
 
-    On a line of integers every row has a stretch in proportion to its weight,
+    On a line of integers every row has a stretch proportional to its weight,
     2**20 on average; slot s of an epoch is the row at s * 2**20 plus the
-    epoch's random shift in [0, 2**20).
-
-    Attributes:
-        drawn: int64 [m], the rows with a weight.
+    epoch's random shift in [0, 2**20). `drawn` has the weighted rows, [m].
     """
 
     def __init__(self, weights, num_records, seed):
@@ -349,12 +334,12 @@ class _Weighted:
         return self.drawn[np.searchsorted(self._ends, places, side="right")]
 
     def num_distinct(self, num_positions):
-        """The expected number of distinct rows at so many positions."""
+        """Expected number of distinct rows of the first positions."""
         epochs, rest = divmod(num_positions, len(self.drawn))
         whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
         part = part / (1 << _SLOT_BITS)
         # A row has `whole` slots of an epoch, and one more with this chance;
-        # the positions of the rest of an epoch are a uniform draw of slots.
+        # the positions of a partial epoch are a uniform draw of slots.
         share = rest / len(self.drawn)
         missed = np.where(whole > 0, 0.0, 1.0 - part) ** epochs
         missed *= (1.0 - share) ** whole * (1.0 - part * share)
@@ -385,8 +370,8 @@ def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
 def _permute(values, sizes, keys, largest=None):
     """Keyed bijections of [0, size); integers [k] x 3 -> int64 [k].
 
-    `sizes` may be a single number; otherwise `largest` bounds them, and the
-    time grows with its ratio to them.
+    `sizes` may be a single number; otherwise `largest` bounds them, and time
+    grows with its ratio to them.
     """
     values = values.astype(np.uint64)
     if not len(values):
@@ -400,8 +385,8 @@ def _permute(values, sizes, keys, largest=None):
         walked = _encrypt(values[pending], keys[pending], half_bits)
         values[pending] = walked
         pending = pending[walked >= sizes[pending]]
-    # A Feistel network makes only even permutations, and with cycle walking
-    # small n keep that sign. So half of the keys swap 0 and 1, by a key bit.
+    # A Feistel network makes only even permutations, and small n keep that
+    # sign under cycle walking. So a key bit swaps 0 and 1 for half the keys.
     swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1)).astype(bool)
     return (values ^ swaps).astype(np.int64)
 
@@ -413,7 +398,7 @@ def _encrypt(values, keys, half_bits):
     left, right = values >> shift, values & mask
     for i in range(_ROUNDS):
         mixed = _mix((keys + _ROUND_KEYS[i]) ^ right)
-        # The high bits: those that a multiplication mixes best.
+        # The high bits, which a multiplication mixes best.
         mixed >>= np.uint64(64 - half_bits)
         left, right = right, left ^ mixed
     return (left << shift) | right
@@ -443,7 +428,7 @@ def _part_counts(weights, num_parts):
 
 def _largest_remainder(weights, total):
     """Integers in the proportion of positive weights; int64 [k], sum total."""
-    # Divided twice, so that the sum of large weights stays finite.
+    # Divided twice, so that a large sum stays finite.
     shares = weights / weights.max()
     shares *= total / shares.sum()
     counts = np.floor(shares).astype(np.int64)

@@ -1,9 +1,8 @@
 """Captions to rows of tokens: WordPiece and SentencePiece.
 
-Rows have SigLIP's layout (Zhai et al., 2023): tokens, then end-of-sequence up
-to the full length. The last position is always end-of-sequence, also in a
-truncated caption, so that a text tower may pool there. Padding is that same
-token; no mask is needed and none is made.
+Rows have SigLIP's layout (Zhai et al., 2023): tokens, then end-of-sequence as
+padding. The last position is always end-of-sequence, even in a truncated
+caption, so a text tower may pool there. No mask is needed.
 """
 
 import collections
@@ -43,10 +42,10 @@ def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 class WordPieceTokenizer:
-    """Lower-cased WordPiece tokens, as BERT makes them.
+    """Lower-cased WordPiece tokens, as in BERT.
 
-    Text is lower-cased, decomposed (NFD) and stripped of accents, split at
-    white space and punctuation, and each word into its longest pieces.
+    Text is lower-cased, decomposed (NFD), stripped of accents and split at
+    white space and punctuation, then each word into its longest pieces.
 
     Args:
         vocabulary: distinct tokens, including `[UNK]` and `[EOS]`; pieces
@@ -70,7 +69,7 @@ class WordPieceTokenizer:
         )
 
     def __eq__(self, other):
-        """Compares whether equal texts get equal tokens."""
+        """Returns whether equal texts get equal tokens."""
         return isinstance(other, WordPieceTokenizer) and (
             (self.vocabulary, self.length) == (other.vocabulary, other.length)
         )
@@ -123,7 +122,7 @@ class SentencePieceTokenizer:
         self.end_id = int(end[0])
 
     def __eq__(self, other):
-        """Compares whether equal texts get equal tokens."""
+        """Returns whether equal texts get equal tokens."""
         return isinstance(other, SentencePieceTokenizer) and (
             (self.model, self.length) == (other.model, other.length)
         )
@@ -158,7 +157,7 @@ def read_tokenizer(
         length: L, tokens of a row.
 
     Raises:
-        ValueError: there is no such file, or it cannot be used.
+        ValueError: there is no such file, or it is unusable.
     """
     if not os.path.isfile(path):
         raise ValueError(f"No vocabulary file at {path!r}")
@@ -178,14 +177,14 @@ def has_tokenizer(directory: str) -> bool:
 def load_tokenizer(
     directory: str, length: int
 ) -> WordPieceTokenizer | SentencePieceTokenizer:
-    """Reads the tokenizer that `save` wrote.
+    """Reads a tokenizer written by `save`.
 
     Args:
         directory: holds `vocab.txt` or `tokenizer.model`, not both.
         length: L, tokens of a row.
 
     Raises:
-        ValueError: the directory holds none or both.
+        ValueError: the directory holds neither or both.
     """
     found = _tokenizer_files(directory)
     if len(found) != 1:
@@ -203,13 +202,12 @@ def build_wordpiece_vocabulary(
     """Learns a WordPiece vocabulary; the order of captions does not matter.
 
     Args:
-        captions: texts, bytes as UTF-8; bad bytes are read as U+FFFD.
+        captions: texts; bytes are read as UTF-8, bad ones as U+FFFD.
         size: limit on the tokens. The learner cuts at a count, so many words
             of equal count may leave far fewer.
 
     Returns:
-        The reserved tokens, then single characters, then pieces by falling
-        frequency.
+        The reserved tokens, then characters, then pieces by falling frequency.
 
     Raises:
         ValueError: `size` leaves no room beside the reserved tokens, or there
@@ -224,18 +222,18 @@ def build_wordpiece_vocabulary(
     if not counts:
         raise ValueError("`captions` must hold at least one word.")
     learned = wordpiece_learner.learn(
-        # Sorted, because the learner cuts rare words by their order.
+        # Sorted, because the learner drops rare words by order.
         sorted(counts.items(), key=lambda item: (-item[1], item[0])),
         vocab_size=size,
         reserved_tokens=list(RESERVED_TOKENS),
-        # The learner's own 10 would starve small sets of words.
+        # The learner's default of 10 would starve small sets of words.
         lower_thresh=1,
     )
     return learned[:size]
 
 
 def _lay_out(tokens, length, end_id):
-    """Ragged int32 [k, tokens] -> [k, length], see the top of the module."""
+    """Ragged int32 [k, tokens] -> [k, length], padded with `end_id`."""
     rows = tokens.to_tensor(end_id, shape=[None, length - 1])
     return tf.pad(rows, [[0, 0], [0, 1]], constant_values=end_id)
 
