@@ -1,9 +1,8 @@
 """Writes the sidecars of a store, with any model.
 
-`write` runs a model over the pictures and captions of a store, `write_arrays`
-takes finished embeddings. The model may be of any framework: it gets NumPy
-arrays and strings. `models/reference.py` makes one of a finished run, and
-`jest-tf embed` is the command.
+`write` runs a model over the pictures and captions of a store; `write_arrays`
+takes finished embeddings. The model gets NumPy arrays and strings, so any
+framework will do. `jest-tf embed` is the command.
 """
 
 import collections
@@ -25,7 +24,7 @@ from jest_tf.data.sidecars import reading as reading_lib
 
 # Rows that `write_arrays` copies at a time.
 _COPY_ROWS = 2**16
-# Decoded batches that wait for the model, beside one in each thread.
+# Decoded batches waiting for the model, beside one in each thread.
 _AHEAD = 2
 
 
@@ -33,12 +32,12 @@ class Summary(NamedTuple):
     """The work of one call of `write` or `write_arrays`.
 
     Attributes:
-        written: number of sidecars written.
-        skipped: number of sidecars that existed.
+        written: sidecars written.
+        skipped: sidecars that existed.
         busy: paths that another process is writing.
         rows: rows of the sidecars written.
-        invalid: number of these rows without an embedding.
-        reasons: why records could not be read, with counts.
+        invalid: these rows without an embedding.
+        reasons: why records were unreadable, with counts.
     """
 
     written: int
@@ -54,10 +53,10 @@ class Batch(NamedTuple):
 
     Attributes:
         ids: int64 [k].
-        valid: bool [k], whether a record could be read.
+        valid: bool [k], whether a record is readable.
         images: uint8 [valid, S, S, 3].
-        texts: the captions that are not blank.
-        places: int64 [len(texts)], their positions among all captions.
+        texts: the nonblank captions.
+        places: int64 [len(texts)], their indices among all captions.
         captions: int64 [k], the number of captions of each record.
         reasons: why records are not valid.
     """
@@ -86,25 +85,23 @@ def write(
 ) -> Summary:
     """Writes the sidecars of a store with any model.
 
-    Finished sidecars are kept, so an interrupted call is continued by another
-    one, from the first unfinished shard. Several processes may write the
-    sidecars of one store at once.
+    Finished sidecars are kept, so a further call continues an interrupted one.
+    Several processes may write the sidecars of one store at once.
 
     Args:
         store: the records, from `stores.open_store`.
         encode: the model: `(images, captions) -> (image, text)`, from uint8
-            [k, S, S, 3] and a list of m strings to float [k, D] and [m, D] of
-            unit length, as NumPy arrays or convertible to them. k is 1 to
-            `batch_size`, m any number, including 0; blank captions and
+            [k, S, S, 3] and m strings to float [k, D] and [m, D] of unit
+            length. 1 <= k <= `batch_size` and m >= 0; blank captions and
             unreadable records are left out.
         description: of the model.
         directory: folder of the sidecars; "" is beside each shard.
         image_size: S, pixels a side.
         batch_size: records read at a time.
         dtype: of the stored embeddings, "float16" or "float32".
-        shards: numbers of the shards to embed; None is all.
+        shards: indices of the shards to embed; None is all.
         overwrite: replace existing sidecars that do not fit.
-        progress: called with the rows done and the rows to do.
+        progress: called with the rows done and the rows in all.
 
     Raises:
         ValueError: an existing sidecar, or what `encode` returns, does not fit.
@@ -174,8 +171,8 @@ def write_arrays(
     Args:
         store: the n records, from `stores.open_store`.
         image: float [n, D], row for row, of unit length; may be mapped.
-        text: float [m, D], all captions of all records in order, of unit
-            length or zero where one is blank.
+        text: float [m, D], of unit length, all records' captions in order;
+            zero where one is blank.
         description: of the model.
         directory: folder of the sidecars; "" is beside each shard.
         captions: int64 [n], the number of captions of each record; None is one
@@ -278,7 +275,7 @@ def load(store: stores.Store, rows: np.ndarray, image_size: int) -> Batch:
 
 
 class _Job(NamedTuple):
-    """A sidecar to be written."""
+    """A sidecar to write."""
 
     shard: int
     path: str
@@ -361,7 +358,6 @@ def _is_there(job, overwrite):
 
 
 def _rows_of(store, shard):
-    """The first row of a shard, and the end."""
     start = int(store.shards.lengths[:shard].sum())
     return start, start + int(store.shards.lengths[shard])
 
@@ -382,7 +378,6 @@ def _in_order(pool, function, items, ahead):
 
 
 def _prepared(record, max_pixels):
-    """A record with a picture that may be decoded, or a fault."""
     if isinstance(record, stores.Fault):
         return record
     picture = pictures.prepare(record.image, max_pixels)
@@ -392,7 +387,6 @@ def _prepared(record, max_pixels):
 
 
 def _decoded(found, image_size, max_pixels):
-    """The picture of each record, uint8 [S, S, 3], or a fault."""
     images = list(found)
     good = [i for i, one in enumerate(found) if type(one) is stores.Record]
     encoded = [found[i].image for i in good]
@@ -431,7 +425,7 @@ def _decode_one(encoded, image_size, max_pixels):
 
 
 def _encode(encode, batch, dim):
-    """Encodes a batch; embeddings of all rows and captions, or zeros."""
+    """Encodes a batch: embeddings of all rows and captions, or zeros."""
     image = np.zeros([len(batch.ids), dim], np.float32)
     text = np.zeros([int(batch.captions.sum()), dim], np.float32)
     if not len(batch.images):

@@ -1,4 +1,4 @@
-"""One sidecar: a frozen reference's embeddings of one shard, row for row.
+"""The file format of a sidecar: a reference's embeddings of one shard.
 
 A sidecar is an artefact (`data/artefacts.py`) with four arrays:
 
@@ -7,7 +7,7 @@ A sidecar is an artefact (`data/artefacts.py`) with four arrays:
     image     float16 or float32 [n, D], zero where the record was unreadable
     text      the same [captions, D], zero where a caption is blank
 
-The metadata holds the description of the reference and the shard's stamp.
+The metadata describes the reference and the shard's version.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from jest_tf.data import artefacts
 KIND = "sidecar"
 DTYPES = ("float16", "float32")
 
-# Allowed difference of a length from 1: two steps of bfloat16, of 8 bits.
+# Allowed deviation of a length from 1: two steps of bfloat16 (8 bits).
 _LENGTH_TOLERANCE = 2**-6
 
 
@@ -31,10 +31,10 @@ class Description(NamedTuple):
     """A reference; embeddings of equal descriptions may be mixed.
 
     Attributes:
-        fingerprint: identifies the reference and its weights; any text. For a
-            finished run, see `reference.describe`.
-        tokenizer: how captions were read; any text.
-        preprocessing: how pictures were decoded; any text.
+        fingerprint: any text that identifies the reference and its weights;
+            see `reference.describe` for a run.
+        tokenizer: any text that identifies how captions were read.
+        preprocessing: any text that identifies how pictures were decoded.
         dim: D, the width of an embedding.
         scale: of the logits `scale * image @ text.T + bias`.
         bias: of the logits.
@@ -49,12 +49,12 @@ class Description(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The origin and the size of a sidecar.
+    """The source of a sidecar, and its size.
 
     Attributes:
         description: of the reference.
         dtype: of the embeddings, "float16" or "float32".
-        stamp: the version of the shard, `Store.stamp`.
+        stamp: the version of the shard, see `Store.stamp`.
         rows: n, the records of the shard.
     """
 
@@ -65,7 +65,7 @@ class Header(NamedTuple):
 
 
 class Sidecar(NamedTuple):
-    """The arrays of a sidecar, views of the mapped file; see above.
+    """The arrays of a sidecar, as views of the mapped file.
 
     Offsets are not checked here, as that would read them all.
     """
@@ -98,12 +98,12 @@ class Writer:
         Args:
             ids: int64 [k], of the records.
             image: float [k, D], of unit length.
-            text: float [m, D], the captions of the rows in order, of unit
-                length, or zero where a caption is blank.
-            captions: int64 [k], the number of captions of each row; None is
-                one each.
-            valid: bool [k], false where a record could not be read; such a row
-                has no captions and any embedding. None is true.
+                text: float [m, D], the captions of the rows in order, of unit
+                    length, or zero where a caption is blank.
+                captions: int64 [k], the number of captions of each row; None is
+                    one each.
+                valid: bool [k], false for unreadable records, which have no
+                    captions and any embedding. None is true.
 
         Raises:
             ValueError: shapes do not fit, or an embedding is not finite or
@@ -124,14 +124,14 @@ class Writer:
 
 @contextlib.contextmanager
 def written(path: str, header: Header) -> Iterator[Writer]:
-    """Yields a writer of a sidecar, which appears once all rows are there.
+    """Yields a writer of a sidecar, which appears once it is complete.
 
     Args:
         path: of the sidecar; see `sidecars.sidecar_path`.
-        header: what it is made from.
+        header: its source.
 
     Raises:
-        ValueError: a field of the header is impossible, or rows are missing.
+        ValueError: a field of the header is invalid, or rows are missing.
     """
     _check(header)
     about, dtype, n = header.description, header.dtype, header.rows
@@ -161,7 +161,7 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
     """Reads the head of a sidecar and maps its arrays.
 
     Raises:
-        ValueError: the file cannot be read, is damaged, or is no sidecar.
+        ValueError: the file is unreadable, damaged or not a sidecar.
     """
     try:
         found = artefacts.read(path, KIND)
@@ -204,8 +204,8 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
 
 
 def is_zero(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns which rows hold nothing but zeros; int64 [k] -> bool [k]."""
-    # The first number of a row almost always shows that it is not zero.
+    """Returns which rows are all zero; int64 [k] -> bool [k]."""
+    # The first number of a row almost always settles it.
     zero = embeddings[rows, 0] == 0
     doubtful = np.flatnonzero(zero)
     zero[doubtful] = ~embeddings[rows[doubtful]].any(1)
@@ -213,7 +213,6 @@ def is_zero(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _check(header):
-    """Refuses a header with an impossible field."""
     about = header.description
     texts = {**about._asdict(), **header._asdict()}
     for name in ("fingerprint", "tokenizer", "preprocessing", "stamp"):

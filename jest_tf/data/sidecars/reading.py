@@ -1,9 +1,8 @@
-"""The sidecars of a store, opened, refused where they do not fit, and read.
+"""Reads the sidecars of a store, refusing those that do not fit.
 
-Joint scores need pairs, so what is kept of a reference are not scores but
-embeddings, with the scale and bias that make logits of them: one file a shard,
-row for row. `data/sidecars/file_format.py` has one file, `embed.py` writes
-those of a store, `pipeline.py` joins them to the stream.
+Joint scores need pairs, so a reference's embeddings are stored, with the scale
+and bias of its logits, and not its scores. `data/sidecars/file_format.py`
+describes one file.
 """
 
 import concurrent.futures
@@ -23,7 +22,7 @@ from jest_tf.data.sidecars import file_format
 SUFFIX = ".sidecar"
 
 _MAX_MAPPED = 256
-# Heads of files read at a time, for the sake of storage that answers slowly.
+# File heads read at a time, for slow storage.
 _THREADS = 16
 
 
@@ -32,8 +31,8 @@ class Rows(NamedTuple):
 
     Attributes:
         ids: int64 [k].
-        valid: bool [k], false where the record could not be read.
-        offsets: int64 [k + 1], from 0 on: row i has the captions `offsets[i]`
+        valid: bool [k], false for unreadable records.
+        offsets: int64 [k + 1], from 0: row i has the captions `offsets[i]`
             to `offsets[i + 1]` of `text`.
         image: [k, D].
         text: [captions, D].
@@ -47,15 +46,14 @@ class Rows(NamedTuple):
 
 
 class Sidecars:
-    """The sidecars of all shards of a store, as one array of rows.
+    """The sidecars of a store, as one array of rows; thread-safe.
 
-    All heads are checked here; a file is mapped when rows of it are read. May
-    be used by several threads at once.
+    All heads are checked at once; a file is mapped when it is first read.
 
     Args:
         store: the records, from `stores.open_store`.
         directory: folder of the sidecars; "" looks beside each shard.
-        expected: the reference; None takes any, if it is the same for all.
+        expected: the reference; None takes any that is the same for all.
 
     Attributes:
         description: of the reference, a `file_format.Description`.
@@ -101,9 +99,9 @@ class Sidecars:
 
     @property
     def identity(self) -> str:
-        """Equal for sidecars of the same description and dtype."""
+        """A string that is equal for equal descriptions and dtypes."""
         shown = self.description._replace(
-            # Without the digits that `check_header` lets differ.
+            # Rounded by the digits that `check_header` lets differ.
             scale=f"{self.scale:.4g}",
             bias=f"{self.bias:.4g}",
         )
@@ -117,8 +115,8 @@ class Sidecars:
 
         Args:
             rows: int64 [k], rows of the store; sorted ones are read fastest.
-            captions: int64 [k], the number of a caption of each record.
-            ids: int64 [k], the ids that the records have.
+            captions: int64 [k], the index of a caption of each record.
+            ids: int64 [k], the records' ids.
 
         Returns:
             The embeddings of the pictures and of the captions, each [k, D] in
@@ -126,8 +124,8 @@ class Sidecars:
 
         Raises:
             IndexError: a row is out of range.
-            ValueError: an id differs, a record has no such caption, or the
-                record could not be read when the sidecar was written.
+            ValueError: an id differs, there is no such caption, or a record was
+                unreadable when the sidecar was written.
         """
         rows, captions, ids = _integers(rows, captions, ids)
         image = np.empty([len(rows), self.dim], self.dtype)
@@ -160,21 +158,21 @@ class Sidecars:
     def read_numbered(
         self, rows: np.ndarray, numbers: np.ndarray, ids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Reads the embeddings of records with captions chosen by numbers.
+        """Reads the embeddings of records and of captions chosen by hashes.
 
-        The choice is that of `reader.Reader`. A record without an embedding or
-        a caption that is not blank is marked and not refused.
+        The choice is that of `reader.Reader`. Records without an embedding or a
+        nonblank caption are marked, not refused.
 
         Args:
             rows: int64 [k], rows of the store; sorted ones are read fastest.
             numbers: int64 [k], `reader.caption_numbers`.
-            ids: int64 [k], the ids that the records have.
+            ids: int64 [k], the records' ids.
 
         Returns:
-            The number of each record's caption, int64 [k], -1 where the record
-            could not be read or has none that is not blank; and the embeddings
-            of the pictures and of these captions, each [k, D] in the sidecars'
-            dtype, arbitrary where the number is -1.
+            The index of each record's caption, int64 [k], -1 if the record was
+            unreadable or has no nonblank caption; and the embeddings of the
+            pictures and captions, each [k, D] in the sidecars' dtype, arbitrary
+            where the index is -1.
 
         Raises:
             IndexError: a row is out of range.
@@ -199,7 +197,7 @@ class Sidecars:
         return captions, image, text
 
     def read_rows(self, start: int, stop: int) -> Rows:
-        """Reads neighbouring rows with all their captions, ids unchecked.
+        """Reads neighbouring rows with all their captions; ids are unchecked.
 
         Args:
             start: the first row.
@@ -250,7 +248,7 @@ class Sidecars:
         return valid
 
     def _by_shard(self, rows) -> Iterator[tuple[int, slice | np.ndarray]]:
-        """Yields each shard with the places of its rows, slice or indices."""
+        """Yields each shard with the indices of its rows in `rows`."""
         if not len(rows):
             return
         low, high = int(rows.min()), int(rows.max())
@@ -276,7 +274,7 @@ class Sidecars:
         )
 
     def _captions(self, part, shard, local, ids):
-        """Where the captions of rows start and end, within the file."""
+        """Start and end of the records' captions within the file."""
         stored = part.ids[local]
         self._require(
             shard,
@@ -288,7 +286,7 @@ class Sidecars:
         self._require(
             shard,
             local,
-            # In this order nothing that overflows decides.
+            # Ordered so that no overflow decides.
             (starts >= 0) & (starts <= ends) & (ends <= len(part.text)),
             lambda i: (
                 "have captions within the file. Received: "
@@ -298,7 +296,6 @@ class Sidecars:
         return starts, ends
 
     def _require(self, shard, local, good, message):
-        """Refuses the first row that is not good."""
         if not good.all():
             first = int(np.argmin(good))
             row = int(local[first] + self._starts[shard])
@@ -329,17 +326,17 @@ class Sidecars:
 
 
 def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
-    """Returns where the sidecar of a shard lies.
+    """Returns the path of a shard's sidecar.
 
     Args:
         store: the records.
-        shard: number of the shard.
+        shard: index of the shard.
         directory: folder of the sidecars; "" is beside the shard. In a folder
-            the name holds a part of the shard's stamp, so that shards of one
-            name from several folders have room in it.
+            the name holds part of the shard's stamp, as shards of several
+            folders may share a name.
 
     Raises:
-        ValueError: the place is not local; sidecars are mapped into memory.
+        ValueError: the path is not local; sidecars are mapped into memory.
     """
     path = store.shards.paths[shard]
     place = path + SUFFIX
@@ -357,15 +354,15 @@ def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
 def check_header(
     path: str, header: file_format.Header, expected: file_format.Header
 ) -> None:
-    """Refuses a sidecar that was made from something else.
+    """Refuses a sidecar with another source than expected.
 
     Args:
         path: of the sidecar.
-        header: what it was made from.
-        expected: what it should have been made from.
+        header: its source.
+        expected: the required source.
 
     Raises:
-        ValueError: with the first difference.
+        ValueError: names the first difference.
     """
     parts = [
         (f"`{name}` of the reference", value, wanted)
@@ -396,7 +393,7 @@ def check_header(
 
 
 def _find(store, shard, directory):
-    """Path, header and metadata of a shard's sidecar, if it fits the shard."""
+    """Path, header and metadata of a shard's sidecar, if it fits."""
     path = sidecar_path(store, shard, directory)
     if not os.path.exists(path):
         raise ValueError(_missing_message(store, shard, directory, path))
@@ -429,7 +426,7 @@ def _integers(*arrays):
 
 
 def _take(part, local, texts, image, text, places):
-    """Puts rows of a file at places of `image` and `text`."""
+    """Copies rows of a file to the indices `places` of `image` and `text`."""
     if isinstance(places, slice):
         # All indices were checked; "clip" writes straight to `out`.
         part.image.take(local, 0, image[places], "clip")
@@ -440,16 +437,10 @@ def _take(part, local, texts, image, text, places):
 
 
 def _choose(text, starts, ends, numbers):
-    """Chooses a caption by each number, of those not blank; -1 is none.
+    """Indices of captions chosen by hashes, int64 [k]; -1 if all are blank.
 
-    Args:
-        text: [captions, D], zero where blank.
-        starts: int64 [k], the first caption of each row.
-        ends: int64 [k], one beyond its last.
-        numbers: int64 [k], not negative.
-
-    Returns:
-        int64 [k].
+    Row i has the captions `starts[i]` to `ends[i]` of `text`, [captions, D],
+    zero where blank.
     """
     counts = ends - starts
     firsts = np.cumsum(counts) - counts  # of each row, in a line of all
@@ -461,7 +452,7 @@ def _choose(text, starts, ends, numbers):
         return choices
     whole = np.append(0, np.cumsum(~blank))
     counts = whole[ends - starts + firsts] - whole[firsts]
-    # The n-th caption that is not blank is where the count of them reaches n.
+    # The n-th nonblank caption is where their running count reaches n.
     wanted = whole[firsts] + numbers % np.maximum(counts, 1) + 1
     choices = np.searchsorted(whole, wanted) - 1 - firsts
     choices[counts == 0] = -1

@@ -1,9 +1,8 @@
 """CSV and TSV tables; the columns are described in `data/stores/tables.py`.
 
-The first row names the columns. Quoting follows RFC 4180: a field is quoted if
-it begins with a quotation mark, and may then hold the delimiter, line breaks
-and doubled quotation marks. Rows are located by byte offset, so that no table
-is held in memory.
+The first row names the columns. Quoting follows RFC 4180: a quoted field may
+hold the delimiter, line breaks and doubled quotation marks. Rows are located
+by byte offset, so no table is held in memory.
 """
 
 import array
@@ -14,11 +13,11 @@ import numpy as np
 
 from jest_tf.data.stores import shards, tables
 
-# In a longer row, a quotation mark was probably never closed.
+# A longer row probably has an unclosed quotation mark.
 _MAX_ROW = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# Python's limit on a field is lower, and holds for the whole process.
+# Python's default limit is lower, and process-wide.
 csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
 
 
@@ -68,7 +67,7 @@ class Delimited:
         )
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Reads rows at byte ranges, and the pictures that they name."""
+        """Reads rows at byte ranges, and the pictures they name."""
         columns = self._columns_of(path)
         parsed = [
             row if isinstance(row, shards.Fault) else self._parse(row, columns)
@@ -79,8 +78,8 @@ class Delimited:
     def _rows(self, window) -> Iterator[tuple[int, int, list[str]]]:
         """Yields offset, size and fields of every row that is not blank.
 
-        The size is negative, and there are no fields, for a line whose quote
-        is never closed. A row that `csv` refuses has no fields.
+        An unclosed quote gives a negative size and no fields; a row that `csv`
+        refuses has no fields.
         """
         mark = window.get(0, len(_BYTE_ORDER_MARK))
         start = len(mark) if mark == _BYTE_ORDER_MARK else 0
@@ -122,7 +121,6 @@ class Delimited:
         return self._columns[path]
 
     def _parse(self, row, columns):
-        """Bytes of a row -> a record whose picture is still a path."""
         text = _decode(row).rstrip("\r\n")
         try:
             values = next(csv.reader([text], delimiter=self._delimiter), [])
@@ -137,15 +135,14 @@ class Delimited:
 
 
 class _OpenRow(Exception):
-    """The quotation mark of a row is never closed."""
+    """A quotation mark of the row is never closed."""
 
 
 class _Lines:
-    """Lines of a window as text, for `csv.reader`, with their byte position.
+    """Lines of a window as text, for `csv.reader`.
 
-    Attributes:
-        position: end of the last line.
-        first_size: bytes of the row's first line.
+    `position` is the end of the last line in bytes, `first_size` the size of
+    the row's first line.
     """
 
     def __init__(self, window, position):

@@ -1,17 +1,15 @@
-"""Indexes: where each record of a shard lies, and its id.
+"""Indexes: the location and id of each record of a shard.
 
-An index is built once for a shard, by its format's `scan`, and written as an
-artefact beside the shard, `<shard>.index`, or into a folder of indexes. Where
-records also depend on a setting of the format, such as the extension of
-pictures in tars, the name holds a hash of it. The artefact has one array,
-`records`, int64 [n, 3]: two numbers that say where a record lies, and its id.
-It is mapped, not loaded. An index that does not fit its shard (by size, time of
-change, or hash of head and tail), or is damaged, is built anew.
+A format's `scan` builds the index of a shard once. It is an artefact beside
+the shard, `<shard>.index`, or in a folder of indexes; its name holds a hash of
+any format setting that records depend on. Its one array, `records`, int64
+[n, 3], has two numbers that locate a record, and its id. It is mapped, not
+loaded. An index that is damaged or does not fit its shard (size, time of
+change, hash of head and tail) is rebuilt.
 
-A record without a stored id gets a hash of the shard's base name, the shard's
-size, head and tail, and the record's number: it outlives a move of the folder
-and any change of the other shards, and differs between data sets that name
-their shards alike. It changes when the shard is renamed or written anew.
+A record without a stored id gets a hash of the shard's base name, size, head
+and tail, and the record's number. It survives a move of the folder and changes
+of other shards, but not renaming or rewriting the shard.
 """
 
 import concurrent.futures
@@ -34,19 +32,19 @@ from jest_tf.data.stores import retries, shards
 
 _KIND = "index"
 _ARRAY = "records"
-# Bytes of a shard's head and tail that are hashed.
+# Hashed bytes of a shard's head and tail.
 _EDGE = 2**16
-# Threads suffice: reading, hashing and mapping release the interpreter.
+# Threads suffice: reading, hashing and mapping release the interpreter lock.
 _WORKERS = 16
 
 _maps = artefacts.Maps(_KIND, 128)
 
 
 class Index:
-    """Where the records of one shard lie.
+    """The records of one shard.
 
     Attributes:
-        num_records: how many there are.
+        num_records: number of records.
         stamp: identifies this version of the shard and how it is read.
     """
 
@@ -61,7 +59,7 @@ class Index:
         self._records = records
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
-        """Entries of records: int64 [k] -> [k, 3], a span and an id each."""
+        """Returns spans and ids of records: int64 [k] -> [k, 3]."""
         return np.array(self._records()[numbers])
 
 
@@ -71,21 +69,20 @@ def open_indexes(
     index_dir: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Index]:
-    """Loads the index of every shard, building those that do not fit.
+    """Loads the index of every shard, building missing or stale ones.
 
     Args:
         paths: the shards.
         formats: the format of each, see `data/stores/shards.py`.
         index_dir: folder of the indexes; "" is beside each shard.
-        progress: called with the bytes indexed so far and the bytes to index,
-            from several threads but one at a time; not called where nothing
-            has to be built.
+        progress: called with the bytes indexed so far and in all, by one thread
+            at a time; not called if nothing has to be built.
 
     Returns:
         An index for each shard.
 
     Raises:
-        ValueError: a shard cannot be read, is empty, or is not of the format.
+        ValueError: a shard is unreadable, empty or not of the format.
     """
     shown = _Progress(progress)
     unwritten: list[str] = []
@@ -133,7 +130,7 @@ def open_indexes(
 
 
 def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
-    """Returns where the index of a shard lies.
+    """Returns the path of a shard's index.
 
     Args:
         path: the shard.
@@ -145,7 +142,7 @@ def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
         ending = f".{_digest(variant.encode())[:4].hex()}.index"
     if not index_dir:
         return path + ending
-    # Shards of the same name in several folders share the index folder.
+    # Shards of several folders may share a name in the index folder.
     if not files.is_remote(path):
         path = os.path.abspath(path)
     folder, name = os.path.split(path)
@@ -154,7 +151,6 @@ def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
 
 
 class _Shard(NamedTuple):
-    """The version of a shard: size, time of change, hash of head and tail."""
 
     size: int
     mtime: int
@@ -162,7 +158,7 @@ class _Shard(NamedTuple):
 
 
 class _Progress:
-    """Adds up the bytes that several threads report."""
+    """Sums the bytes reported by several threads."""
 
     def __init__(self, report):
         self._report = report
@@ -182,7 +178,7 @@ class _Progress:
 
 @contextlib.contextmanager
 def _naming(path):
-    """Turns a system's error about a shard into ours, with its name."""
+    """Turns a system error about a shard into a ValueError that names it."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
@@ -201,7 +197,7 @@ def _describe(path):
 
 
 def _metadata(shard, form):
-    """The origin that an index states."""
+    """Metadata that identify the source of an index."""
     return {
         "size": str(shard.size),
         "mtime_ns": str(shard.mtime),
@@ -211,7 +207,7 @@ def _metadata(shard, form):
 
 
 def _load(place, shard, form):
-    """The index in a file; None where there is none that fits."""
+    """The index in a file, or None if none fits."""
     try:
         found = artefacts.read(place, _KIND, verify=True)
     except (OSError, ValueError):
@@ -244,7 +240,7 @@ def _in_memory(shard, form, records):
 
 
 def _scan(path, form, shard, advance):
-    """The rows of a shard's index, from its records; int64 [n, 3]."""
+    """Records of a shard's new index; int64 [n, 3]."""
     reported = 0
 
     def report(size):

@@ -1,4 +1,4 @@
-"""Manifests: which records of a store are drawn, how often, and why.
+"""Manifests: which records of a store are drawn, and how often.
 
 A manifest is a folder that belongs to one version of one store. It holds an
 artefact (`data/artefacts.py`) for every shard, row for row,
@@ -7,11 +7,9 @@ artefact (`data/artefacts.py`) for every shard, row for row,
     weights    float32 [n], 0: the record is not drawn
     scores     float32 [n], NaN: the record was not scored
 
-and `manifest.json`, written last, which lists the shards with their versions
-and checksums and says what all was made by. Files are written whole, so a
-killed process is continued. `curation/by_score.py` and
-`curation/by_similarity.py` make manifests, `stores.open_stores` gives one to a
-store, and `stream.py` draws by its weights.
+and `manifest.json`, written last, with the shards' versions and checksums and
+the manifest's origin. Curation makes manifests, `stores.open_stores` attaches
+one to a store, and `stream.py` draws by its weights.
 """
 
 import hashlib
@@ -39,7 +37,7 @@ _DTYPES = {"ids": "int64", "weights": "float32", "scores": "float32"}
 
 
 class Header(NamedTuple):
-    """The origin of a shard's file.
+    """The source of a shard's file.
 
     Attributes:
         shard: name of the shard's file.
@@ -57,10 +55,9 @@ class Header(NamedTuple):
 class Part(NamedTuple):
     """The rows of one shard.
 
-    Attributes:
-        ids: int64 [n], of the records.
-        weights: float32 [n], the relative frequency of each in the stream.
-        scores: float32 [n], of the choice; NaN where a record was not scored.
+        ids: int64 [n].
+        weights: float32 [n], relative frequencies in the stream.
+        scores: float32 [n], NaN where a record was not scored.
     """
 
     ids: np.ndarray
@@ -69,7 +66,7 @@ class Part(NamedTuple):
 
 
 class Manifest:
-    """A finished manifest, read whole and checked against its store.
+    """A finished manifest, loaded and checked against its store.
 
     Args:
         directory: of the manifest.
@@ -84,8 +81,8 @@ class Manifest:
         counts: records considered and passed over, by reason.
 
     Raises:
-        ValueError: there is none, it is unfinished or damaged, or it belongs to
-            another store or to another version of it.
+        ValueError: the manifest is missing, unfinished, damaged, or of another
+            store or version.
     """
 
     def __init__(self, directory: str, store: "store_lib.Store"):
@@ -130,8 +127,7 @@ class Manifest:
 def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
     """Returns the path of a shard's file.
 
-    The name holds a part of the shard's stamp, so that shards of one name from
-    several folders have room beside one another.
+    It holds part of the shard's stamp, as shards may share a name.
     """
     name = os.path.basename(store.shards.paths[shard])
     return os.path.join(directory, f"{name}-{store.stamp(shard)[:8]}{SUFFIX}")
@@ -141,7 +137,7 @@ def check_distinct(store: "store_lib.Store") -> None:
     """Refuses a store with two shards that would share a file.
 
     Raises:
-        ValueError: two shards have one name and one version, with their paths.
+        ValueError: two shards have one name and one version.
     """
     found: dict[str, int] = {}
     for shard, path in enumerate(store.shards.paths):
@@ -169,9 +165,8 @@ def write_part(path: str, header: Header, part: Part) -> None:
     """Writes the file of a shard.
 
     Raises:
-        ValueError: the arrays are not of the header's rows, a weight is
-            negative or not finite, or a score is infinite; or the file cannot
-            be written.
+        ValueError: the arrays do not have the header's rows, a weight is
+            negative or not finite, a score is infinite, or writing fails.
     """
     arrays = {
         name: np.asarray(values, _DTYPES[name])
@@ -195,20 +190,20 @@ def read_part(path: str) -> tuple[Header, Part]:
     """Reads and checks the file of a shard.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: the file is missing or damaged.
     """
     return _read_part(path)[:2]
 
 
 def is_there(path: str, header: Header) -> bool:
-    """Returns whether a shard's file has been written, by the same maker.
+    """Returns whether a shard's file has been written by the same maker.
 
     Args:
         path: of the file.
-        header: what it should be made from.
+        header: its required source.
 
     Raises:
-        ValueError: it was made from something else, or is damaged.
+        ValueError: it has another source, or is damaged.
     """
     if not tf.io.gfile.exists(path):
         return False
@@ -231,8 +226,8 @@ def finish(
         counts: as in `Manifest`.
 
     Raises:
-        ValueError: the file of a shard is missing, damaged or made by
-            something else, two shards are one, or no record has a weight.
+        ValueError: a shard's file is missing, damaged or of another source,
+            two shards are one, or no record has a weight.
     """
     check_distinct(store)
     listed = []
@@ -273,7 +268,6 @@ def finish(
 
 
 def _read_list(path):
-    """The bytes of `manifest.json`."""
     try:
         with files.open_file(path) as file:
             return file.read()
@@ -319,8 +313,7 @@ def _read_part(path):
 
 
 def _refuse_other(path, header, found):
-    """Refuses the file of a shard that was made from something else."""
-    # As JSON gives it back, where tuples are lists.
+    # As JSON gives it back: tuples become lists.
     wanted = json.loads(json.dumps(header._asdict()))
     for name, (here, there) in _differences(wanted, found._asdict()):
         raise ValueError(
@@ -346,7 +339,6 @@ def _check_part(what, rows, part):
 
 
 def _parse(text, what):
-    """Parses `manifest.json`, and checks its types."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -375,7 +367,7 @@ def _parse(text, what):
 
 
 def _check_shards(path, listed: Sequence[dict], store):
-    """Refuses the manifest of another store, or of another version."""
+    """Refuses the manifest of another store or version."""
     here = {
         (os.path.basename(name), store.stamp(shard)): name
         for shard, name in enumerate(store.shards.paths)

@@ -1,6 +1,6 @@
 """Parquet tables; the columns are described in `data/stores/tables.py`.
 
-A file is read by row group, and a few groups are kept decoded. So shuffle in
+Files are read by row group, and a few groups are kept decoded. Shuffle in
 blocks (`data.shuffle_block_size`), or write small groups.
 """
 
@@ -13,10 +13,10 @@ import numpy as np
 from jest_tf import files
 from jest_tf.data.stores import retries, shards, tables
 
-# Decoded row groups kept, in bytes, and the most that one may need.
+# Limit on decoded row groups kept, in bytes, and on a single one.
 _KEPT_GROUPS = 2**28
 _MAX_GROUP = 2**33
-# More rows in a group are a damaged footer.
+# A group with more rows has a damaged footer.
 _MAX_GROUP_ROWS = 2**27
 
 
@@ -45,7 +45,7 @@ class Parquet:
         return retries.call(lambda: self._scan(path))
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Reads rows by group and number in it, and pictures they name."""
+        """Reads rows by group and number, and the pictures they name."""
         out: list = [None] * len(spans)
         for group in sorted(set(spans[:, 0].tolist())):
             places = np.flatnonzero(spans[:, 0] == group).tolist()
@@ -115,7 +115,7 @@ class Parquet:
 
 
 class _Groups:
-    """The row groups decoded last, by format, path and number."""
+    """A cache of decoded row groups, by format, path and number."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -151,7 +151,6 @@ _groups = _Groups()
 
 
 class _ArrowFile:
-    """A remote file with the methods that Arrow needs."""
 
     closed = False
 
@@ -174,7 +173,7 @@ class _ArrowFile:
 
 
 def _group_rows(path, metadata, group):
-    """Rows of a group; the footer must agree with itself."""
+    """Number of rows of a group, checked for consistency."""
     found = metadata.row_group(group)
     count = found.num_rows
     flat = {
@@ -203,7 +202,6 @@ def _row(columns, table, number):
 
 
 def _group_entries(group, count, ids):
-    """Entries of a group; `ids` may be fewer than its rows."""
     spans = np.stack([np.full(count, group), np.arange(count)], 1)
     ids = (ids + [None] * count)[:count]
     return shards.Entries(
@@ -241,7 +239,7 @@ def _open_parquet(path):
 
 
 def _corrupt():
-    """Errors of Arrow on damaged files; names and values may be no UTF-8."""
+    """Errors of Arrow on damaged files; their text may not be UTF-8."""
     _parquet()
     import pyarrow
 

@@ -1,8 +1,7 @@
-"""Retries of reads: most errors of storage pass within seconds.
+"""Retries of reads: most storage errors pass within seconds.
 
-Longer outages are left to the file system, as NFS mounts and the clients of
-object stores sit them out. After the last try, `data/stores/shards.py` makes a
-fault of the record.
+NFS mounts and clients of object stores sit out longer outages. After the last
+try, `data/stores/shards.py` makes a fault of the record.
 """
 
 import concurrent.futures
@@ -13,7 +12,7 @@ import tensorflow as tf
 
 # Errors of a local or remote file system.
 ERRORS = (OSError, tf.errors.OpError)
-# Errors about the name of a file, which a retry cannot cure.
+# Errors about a file's name, which a retry cannot cure.
 LASTING = (
     FileNotFoundError,
     IsADirectoryError,
@@ -35,15 +34,15 @@ def call_all(
     workers: int = 1,
     tries: int = 1 + len(WAITS),
 ) -> list:
-    """Calls a function of each item, and again for the items that failed.
+    """Calls a function on each item, and again on those that failed.
 
-    Failed items wait together, so that a call lasts seconds however many fail.
+    Failed items wait together, so a call lasts seconds however many fail.
 
     Args:
         function: item -> result; may raise one of `ERRORS`.
-        items: any number of them.
-        workers: calls at the same time, at most.
-        tries: calls of one item, at most.
+        items: its arguments.
+        workers: limit on simultaneous calls.
+        tries: limit on calls of one item.
 
     Returns:
         The result of each item, or its last error.
@@ -68,7 +67,7 @@ def call_all(
 
 
 def call(function: Callable):
-    """Calls a function without arguments until it returns; raises at last."""
+    """Calls a function until it returns; raises its last error."""
     (result,) = call_all(lambda _: function(), [None])
     if isinstance(result, ERRORS):
         raise result
@@ -78,7 +77,7 @@ def call(function: Callable):
 def may_pass(result) -> bool:
     """Returns whether a result is an error that a retry may cure.
 
-    An `OSError` without a number is a library's, about the data.
+    An `OSError` without a number comes from a library and is about the data.
     """
     if isinstance(result, LASTING):
         return False

@@ -1,16 +1,14 @@
 """Shards: the interface of a format, records and faults, reads of byte ranges.
 
-A shard is one file. A format is a stateless object that knows how records lie
-in a shard, with two methods
+A shard is one file. A format is a stateless object with two methods
 
     scan(path, advance) -> Entries        # once, to index the shard
     read(path, spans) -> list             # a Record or Fault for each span
 
 and four attributes: `name`; `index_key`, everything that an index depends on;
-`index_variant`, the part of it that is a setting; and `fields`, everything that
-a record depends on beside the shard. `advance` takes the bytes read since the
-last call. A span is two integers that locate a record. In formats that are byte
-sequences they are its offset and size.
+`index_variant`, the part of it that is a setting; and `fields`, everything else
+that a record depends on. `advance` takes the bytes read since the last call. A
+span is two integers that locate a record, offset and size in byte sequences.
 """
 
 import dataclasses
@@ -27,20 +25,20 @@ from jest_tf import files
 from jest_tf.data.stores import retries
 
 # A larger record is a fault, so that a wrong length cannot claim all memory.
-# The largest photographs have a tenth of it.
+# The largest photographs take a tenth of it.
 MAX_RECORD_BYTES = 2**28
 # Endings of files that this package writes beside shards.
 NO_SHARDS = (".index", ".sidecar", ".weights", files.PARTIAL, ".tmp")
-# Simultaneous requests to remote storage, for one call.
+# Simultaneous requests to remote storage in one call.
 REMOTE_REQUESTS = 16
 
-# Bytes of one read where a shard is scanned from end to end.
+# Bytes of one read in a scan.
 _WINDOW = 2**22
-# Ranges no farther apart are one read. A request to object storage costs as
-# much time as about a megabyte; a local read next to nothing.
+# Ranges no farther apart are read together. An object-storage request takes as
+# long as about a megabyte; a local read takes next to nothing.
 _LOCAL_GAP = 2**12
 _REMOTE_GAP = 2**19
-# A joint read grows no larger than this, to bound memory.
+# Limit on a joint read, to bound memory.
 _MAX_READ = 2**24
 
 
@@ -49,8 +47,8 @@ class Record(NamedTuple):
 
     Attributes:
         image: the encoded picture.
-        captions: raw captions in stored order; may be blank, may be empty.
-        metadata: other fields of one string each, by name.
+        captions: raw captions in stored order; may be blank or none.
+        metadata: other fields, a string each, by name.
     """
 
     image: bytes
@@ -59,7 +57,7 @@ class Record(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A record that cannot be read.
+    """An unreadable record.
 
     Attributes:
         reason: one line, without the location.
@@ -69,7 +67,7 @@ class Fault(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """The records of one shard, as `scan` found them.
+    """The records of one shard, as found by `scan`.
 
     Attributes:
         spans: int64 [n, 2], location of each; a negative size marks damage.
@@ -99,10 +97,9 @@ def stat(path: str) -> Stat:
 
 
 def stored_id(value: int | str | bytes | None) -> int | None:
-    """Converts a field's value to a 64-bit id, None if it has none.
+    """Converts a value to a 64-bit id, or None if it has none.
 
-    An integer or a string of decimal digits is that integer; any other string
-    is hashed.
+    Integers and decimal strings are that integer; other strings are hashed.
     """
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**63 else None
@@ -125,7 +122,7 @@ def hashed_id(value: bytes) -> int:
 def expand(pattern: str) -> list[str]:
     """Returns the files that a path or glob matches, sorted.
 
-    Index files and sidecars are left out, unless the path names one.
+    Index files and sidecars are left out unless named by path.
 
     Raises:
         ValueError: nothing matches.
@@ -135,7 +132,7 @@ def expand(pattern: str) -> list[str]:
     else:
         exists, match = os.path.isfile, glob.glob
     try:
-        # A path that exists is itself, even if it has a `[` or `*`.
+        # An existing path is itself, even with a `[` or `*`.
         found = [pattern] if exists(pattern) else match(pattern)
     except tf.errors.UnimplementedError as error:
         known = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
@@ -158,7 +155,7 @@ def expand(pattern: str) -> list[str]:
 def read_spans(
     path: str, spans: np.ndarray, tail: int = 0
 ) -> list[bytes | Fault]:
-    """Reads byte ranges of one file; neighbouring ranges in one read.
+    """Reads byte ranges of one file, neighbouring ones together.
 
     Args:
         path: the file.
@@ -166,12 +163,12 @@ def read_spans(
         tail: bytes after each range that belong to it.
 
     Returns:
-        k payloads, each with its tail. A fault where the range is marked as
-        damaged, is too large, goes beyond the end of the file, or still cannot
-        be read after `retries`.
+        k payloads with their tails. A fault replaces a range that is marked as
+        damaged, too large, beyond the end of the file, or unreadable after
+        `retries`.
 
     Raises:
-        ValueError: there is no such file, or no permission to read it.
+        ValueError: the file is missing or may not be read.
     """
     out: list = [_span_fault(size) for size in spans[:, 1].tolist()]
     good = [i for i, fault in enumerate(out) if fault is None]
@@ -208,7 +205,7 @@ class Window:
 
     Args:
         path: the file.
-        advance: called with the number of bytes that each piece adds.
+        advance: called with the size of each piece.
 
     Attributes:
         size: of the file, in bytes.
@@ -258,7 +255,7 @@ class Window:
 
 
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
-    """Reads whole files, such as the pictures that a table's rows name."""
+    """Reads whole files, such as pictures named by a table's rows."""
     remote = any(map(files.is_remote, paths))
     found = retries.call_all(
         _read_file, paths, REMOTE_REQUESTS if remote else 1
@@ -273,12 +270,11 @@ def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
 
 
 def one_line(text) -> str:
-    """Cuts an error or other foreign text to one short line."""
+    """Cuts foreign text, such as an error, to one short line."""
     return " ".join(str(text).split())[:200]
 
 
 def _span_fault(size):
-    """A fault for a size that is not to be read, else None."""
     if size < 0:
         return Fault(f"damaged: {-size} bytes that are no record")
     if size > MAX_RECORD_BYTES:
@@ -288,7 +284,7 @@ def _span_fault(size):
 
 @dataclasses.dataclass
 class _Group:
-    """Neighbouring ranges that are one read; `ranges` numbers them."""
+    """Neighbouring ranges for one read, by their indices `ranges`."""
 
     start: int
     end: int
@@ -311,7 +307,7 @@ def _groups(spans, order, gap):
 
 
 def _checked(path, data, size):
-    """A range's bytes, or the fault that they or an error amount to."""
+    """A range's bytes, or a fault for missing bytes or an error."""
     if isinstance(data, retries.LASTING):
         raise ValueError(
             f"Shard {path} cannot be read: {one_line(data)}"

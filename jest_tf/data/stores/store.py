@@ -1,8 +1,7 @@
 """A store: records in shards of any format, read as one array.
 
-Every shard is indexed once (`data/stores/index.py`), so that any row is one
-positioned read, and a pipeline needs no shuffle buffer and no iterator state.
-The order of rows is in `data/stream.py`, decoding in `data/pipeline.py`.
+Every shard is indexed once (`data/stores/index.py`), so any row is one
+positioned read, without a shuffle buffer or iterator state.
 """
 
 import os
@@ -29,9 +28,9 @@ Record = shards.Record
 Fault = shards.Fault
 MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 
-# Records of one read where all are read in order.
+# Records of one read in a sequential pass.
 _BATCH = 256
-# Records that are read as a check when a store is opened, evenly spread.
+# Records checked when a store is opened, evenly spread.
 _PROBES = 16
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 
@@ -40,7 +39,7 @@ class Shards(NamedTuple):
     """The files of a store.
 
     Attributes:
-        paths: file names, in the order of the store's rows.
+        paths: file names, in row order.
         lengths: int64 [shards], number of records in each.
     """
 
@@ -49,10 +48,9 @@ class Shards(NamedTuple):
 
 
 class Store:
-    """An array of records over shards; made by `open_store`.
+    """An array of records over shards, in order; made by `open_store`.
 
-    Rows run over the shards in order. A store has no open file, may be used by
-    several threads, and releases the interpreter lock while it reads.
+    Thread-safe; keeps no file open and reads without the interpreter lock.
 
     Args:
         paths: the shards.
@@ -62,12 +60,10 @@ class Store:
         max_image_pixels: limit on width times height of a picture.
 
     Attributes:
-        shards: the files and the number of records in each.
+        shards: the files and their numbers of records.
         parts: as given.
-        max_image_pixels: as given. Whoever decodes the store's pictures treats
-            a larger one as a fault.
-        manifest: the rows that a stream draws, and how often; None draws all
-            alike.
+        max_image_pixels: as given; decoders treat larger pictures as faults.
+        manifest: weights of the rows in a stream; None draws all alike.
     """
 
     def __init__(
@@ -139,7 +135,7 @@ class Store:
         return ids
 
     def captions(self) -> Iterator[bytes]:
-        """Yields all captions of all records in order; skips faults."""
+        """Yields all captions of all records in order, skipping faults."""
         for _, found in self._batches():
             for record in found:
                 if isinstance(record, Record):
@@ -153,8 +149,8 @@ class Store:
 
         Returns:
             `id` as int64 [n]; `caption` as n lists of bytes; any other field as
-            an object array [n] of bytes, b"" where a record lacks it. A fault
-            has only an id.
+            an object array [n] of bytes, b"" where missing. A fault has only an
+            id.
         """
         columns: dict[str, list] = {name: [] for name in names}
         for rows, found in self._batches():
@@ -180,8 +176,8 @@ class Store:
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.
 
-        It depends on the shard's size and on hashes of its head, tail and
-        index, but not on its time of change or on pictures that a table names.
+        Depends on the shard's size and hashes of its head, tail and index, but
+        not on its time of change or on pictures that a table names.
         """
         return self._indexes[shard].stamp
 
@@ -207,7 +203,7 @@ class Store:
             yield rows, self.read(rows)
 
     def _by_shard(self, rows):
-        """Yields (shard, places in `rows`, rows within the shard)."""
+        """Yields (shard, indices into `rows`, rows within the shard)."""
         rows = np.asarray(rows, np.int64)
         outside = (rows < 0) | (rows >= len(self))
         if outside.any():
@@ -240,22 +236,22 @@ def open_store(
     """Opens shards and indexes those that have no index yet.
 
     Args:
-        patterns: a path or glob, or several; each must match a file. A file
-            matched twice counts once. A prepared TFDS data set is the folder
-            of its version, or "<folder>:<split>".
-        format: "tfrecord", "webdataset", "tfds", "table", or "auto", which
-            goes by the file names.
+        patterns: a path or glob, or several; each must match a file. Duplicates
+            count once. A prepared TFDS data set is the folder of its version,
+            or "<folder>:<split>".
+        format: "tfrecord", "webdataset", "tfds", "table", or "auto", by file
+            name.
         image_field: feature, extension or column of the picture; "" is the
             format's usual one.
         caption_fields: features, extensions, `json` fields or columns of the
             captions; () are the format's usual ones.
         index_dir: folder of the index files; "" is beside each shard.
-        max_image_pixels: limit on width times height of a picture; a larger
-            one is never decoded.
-        progress: called with the bytes indexed so far and the bytes to index.
+        max_image_pixels: limit on width times height of a picture; larger ones
+            are never decoded.
+        progress: called with the bytes indexed so far and in all.
 
     Returns:
-        A store whose rows run over the shards in sorted order of their paths.
+        A store whose rows follow the sorted paths of the shards.
 
     Raises:
         ValueError: a pattern matches nothing, the format is unclear, or a
@@ -282,11 +278,11 @@ def open_stores(
 
     Args:
         config: a `DataConfig`.
-        progress: as of `open_store`, for all stores together.
+        progress: as in `open_store`, for all stores together.
 
     Returns:
-        A store whose rows run over the stores in the order of `data.train`,
-        with `parts` and the manifest of the settings.
+        A store whose rows follow the order of `data.train`, with `parts` and
+        the settings' manifest.
 
     Raises:
         ValueError: as `open_store`.
@@ -341,12 +337,10 @@ def join(stores: Sequence[Store]) -> Store:
 
 
 def check_captions(store: Store) -> None:
-    """Refuses a store to train on whose records have no captions.
-
-    Looks at a few records, spread over each of its parts.
+    """Refuses a training store whose records have no captions.
 
     Raises:
-        ValueError: if none of a part's has one.
+        ValueError: none of a few records, spread over a part, has one.
     """
     start = 0
     for part in store.parts:
@@ -364,7 +358,6 @@ def check_captions(store: Store) -> None:
 
 
 def _locate(patterns, form, image_field, caption_fields):
-    """Sorted shards of several patterns, and the format of each."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise ValueError(
@@ -378,7 +371,7 @@ def _locate(patterns, form, image_field, caption_fields):
 
 
 def _find(pattern, form, image_field, caption_fields):
-    """The shards of a pattern and their formats: a dict by path."""
+    """The format of each shard of a pattern, by path."""
     pattern = os.path.expanduser(os.fspath(pattern))
     if form in ("auto", "tfds"):
         split = tfds.find(pattern, image_field, caption_fields)
@@ -419,7 +412,7 @@ def _find(pattern, form, image_field, caption_fields):
 
 
 def _kind(path, form):
-    """The format of a file: the setting, or by its name, or by its head."""
+    """The format of a file: as set, or by its name or head."""
     name = os.path.basename(path).lower()
     table = _TABLES.get(os.path.splitext(name)[1])
     if form == "table" and table is None:
@@ -459,7 +452,7 @@ def _is_tfrecord(path):
 
 
 def _check_readable(store, caption_fields):
-    """Refuses a store whose records are all faults, before training."""
+    """Refuses a store whose records are all faults."""
     rows = np.linspace(0, len(store) - 1, _PROBES).astype(np.int64)
     rows = np.unique(rows)
     found = store.read(rows)

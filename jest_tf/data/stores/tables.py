@@ -1,11 +1,9 @@
-"""Tables: what CSV, TSV and Parquet files have in common.
+"""Tables: the common part of CSV, TSV and Parquet.
 
 A row holds a picture and captions. The picture's column holds paths, relative
-to the table's folder, or, in Parquet, encoded pictures (plain, or as the
-structs of `bytes` and `path` of Hugging Face data sets). Captions are one or
-several columns, in Parquet also lists of strings. A column `id`, if there is
-one, is the stored id. Rows are found by `data/stores/delimited.py` and
-`data/stores/parquet.py`.
+to the table's folder, or, in Parquet, encoded pictures (plain, or structs of
+`bytes` and `path` as in Hugging Face data sets). Captions are one or several
+columns, in Parquet also lists of strings. An `id` column holds the stored id.
 """
 
 import os
@@ -62,7 +60,7 @@ class Columns:
         self.taken = {self._image, *self._captions}
 
     def position(self, name: str) -> int | None:
-        """Returns the number of a column, None if there is none."""
+        """Returns the index of a column, or None."""
         return self.names.index(name) if name in self.names else None
 
     def record(self, values: Mapping) -> shards.Record | shards.Fault:
@@ -100,7 +98,7 @@ class Columns:
 
 
 def with_pictures(path: str, rows: Sequence) -> list:
-    """Replaces the paths in the records of a table by the pictures there."""
+    """Replaces the picture paths of a table's records by the pictures."""
     rows = list(rows)
     folder = os.path.dirname(path)
     wanted = [

@@ -1,12 +1,10 @@
 """WebDataset shards: uncompressed tar files as img2dataset writes them.
 
-A sample is a run of neighbouring files whose names are equal up to the first
-dot of the base name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The
-rest of the name is the extension. The picture is the file with a picture's
-extension; captions come from `.txt` or a field of `.json`. Directories, links
-and files that belong to no sample are skipped. A sample is read as one byte
-range. In a damaged or truncated archive, the samples before the damage are read
-and those after it are not.
+A sample is a run of files with equal names up to the first dot of the base
+name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
+extension. The picture is the file with a picture's extension; captions come
+from `.txt` or a field of `.json`. Other members are skipped. A sample is read
+as one byte range. In a damaged archive, the samples before the damage are read.
 """
 
 import array
@@ -27,9 +25,9 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 JSON_FIELDS = ("caption", "captions", "text", "txt")
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-# A long name or a PAX header of more bytes is damage.
+# A longer name or PAX header is damage.
 _MAX_HEADER = 2**20
-# Bytes looked through at a time for the end of padding.
+# Bytes searched at a time for the end of padding.
 _PADDING = 2**16
 # Everything that `tarfile` raises on damaged headers.
 _DAMAGE = (
@@ -114,7 +112,6 @@ class Tars:
         return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
     def _parse(self, payload):
-        """Bytes of the sample's members -> record or fault."""
         padded = payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
         archive = _Archive(io.BytesIO(padded), len(padded))
         found = {}
@@ -158,7 +155,7 @@ class Tars:
 
 
 class _Member(NamedTuple):
-    """A file of a sample; `start` is the place of its first header."""
+    """A file of a sample; `start` is the offset of its first header."""
 
     key: str
     extension: str
@@ -168,11 +165,10 @@ class _Member(NamedTuple):
 
 
 class _Archive:
-    """The files of a tar that belong to samples, up to the first damage.
+    """The sample files of a tar, up to the first damage.
 
-    Attributes:
-        damage: what ended the walk too early, or "".
-        is_torn: whether files of the last sample may be lost to it.
+    `damage` says what ended the walk early, or is ""; `is_torn` says whether
+    files of the last sample may be lost to it.
     """
 
     def __init__(self, file, size):
@@ -210,7 +206,7 @@ class _Archive:
                 return
 
     def _after_padding(self, position):
-        """The block of the first byte that is not zero, or the size."""
+        """Offset of the block with the next nonzero byte, or the size."""
         while position < self._size:
             self._file.seek(position)
             data = self._file.read(_PADDING)
@@ -252,7 +248,7 @@ def _split(name):
 
 
 def _is_caption(member):
-    # Whatever `caption_fields` says, so that rows do not depend on it.
+    # Independent of `caption_fields`, so that rows are too.
     return member.extension in ("json", *CAPTION_EXTENSIONS)
 
 

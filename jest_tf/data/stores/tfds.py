@@ -1,11 +1,10 @@
 """Data sets that TensorFlow Datasets has prepared on disk.
 
 A prepared version is a folder, `<data_dir>/<name>[/<config>]/<version>`, with
-`dataset_info.json`, `features.json` and shards of serialized
-`tf.train.Example`s. Pictures are encoded there and texts are strings, under
-their names joined by "/". So `data/stores/tfrecords.py` can read them, and
-nothing of TensorFlow Datasets is imported. Shards are TFRecord or ArrayRecord
-files (with the package `array_record`). Class labels become their names.
+`dataset_info.json`, `features.json` and TFRecord or ArrayRecord shards of
+`tf.train.Example`s, whose features are named by paths joined by "/". The
+package itself is not needed; ArrayRecord needs `array_record`. Class labels
+become their names.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from jest_tf import files
 from jest_tf.data.stores import shards, tfrecords
 
 _INFO = "dataset_info.json"
-# ArrayRecord records of one read while a shard is indexed.
+# ArrayRecord records of one read in a scan.
 _BATCH = 256
 # The ArrayRecord package's advice for random access.
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -32,7 +31,7 @@ class Split(NamedTuple):
 
     Attributes:
         paths: its shards.
-        form: the format of all of them.
+        form: their format.
     """
 
     paths: list[str]
@@ -42,7 +41,7 @@ class Split(NamedTuple):
 def find(
     pattern: str, image_field: str = "", caption_fields: Sequence[str] = ()
 ) -> Split | None:
-    """Finds the split that a pattern names, None if it is no prepared folder.
+    """Finds the split that a pattern names; None if it is no prepared folder.
 
     Args:
         pattern: the folder of a version, or "<folder>:<split>"; the default
@@ -79,12 +78,10 @@ def find(
 
 
 class ArrayRecords:
-    """Records of `tf.train.Example`s in ArrayRecord files.
+    """ArrayRecord files of `tf.train.Example`s.
 
     Args:
-        image_field: see `tfrecords.TFRecords`.
-        caption_fields: see `tfrecords.TFRecords`.
-        labels: see `tfrecords.TFRecords`.
+        image_field, caption_fields, labels: see `tfrecords.TFRecords`.
     """
 
     name = "array_record"
@@ -150,7 +147,6 @@ class ArrayRecords:
 
 
 def _read(reader, numbers):
-    """Payloads of records, or faults."""
     try:
         return reader.read(numbers)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -160,7 +156,7 @@ def _read(reader, numbers):
 
 
 def _close(reader):
-    # It reports damage that reads have met once more.
+    # Closing reports damage that reads have already met.
     with contextlib.suppress(RuntimeError):
         reader.close()
 
@@ -187,7 +183,7 @@ def _split_paths(folder, info, split, kind):
             f"Split {split!r} of {folder} must have {len(lengths)} shards, as "
             f"its {_INFO} says. Received: {len(paths)} files *{part}*"
         )
-    # A shard may be empty, where there were fewer examples than shards.
+    # A shard may be empty if there were fewer examples than shards.
     filled = [
         path for path, length in zip(paths, lengths, strict=True) if int(length)
     ]
@@ -197,7 +193,6 @@ def _split_paths(folder, info, split, kind):
 
 
 def _features(folder):
-    """JSON objects of the top features, by name."""
     path = _join(folder, "features.json")
     if not _exists(path):
         return {}

@@ -1,11 +1,10 @@
 """TFRecord shards of `tf.train.Example`s.
 
-Two schemas are known by name: ours (`image`, `caption`, `id` and string
-features) and that of img2dataset (`jpg`, `txt`, `key` and more). A shard is a
-sequence of frames, all integers little-endian: length (8 bytes), masked CRC-32C
-of those 8 bytes (4), payload, masked CRC-32C of the payload (4). Lengths are
-checked when a shard is indexed, payloads at every read. Compressed files have
-no random access and are refused.
+Two schemas are known: ours (`image`, `caption`, `id` and string features) and
+img2dataset's (`jpg`, `txt`, `key` and more). A shard is a sequence of frames,
+all integers little-endian: length (8 bytes), masked CRC-32C of those 8 bytes
+(4), payload, masked CRC-32C of the payload (4). Indexing checks lengths, every
+read its payload. Compressed files have no random access and are refused.
 """
 
 import array
@@ -36,8 +35,8 @@ class TFRecords:
             `IMAGE_FIELDS` in a record.
         caption_fields: features of the captions; () takes the first of
             `CAPTION_FIELDS`.
-        labels: class names of integer features, by feature; such a feature
-            becomes metadata by its class name.
+        labels: class names of integer features, by feature; they become
+            metadata.
     """
 
     name = "tfrecord"
@@ -97,9 +96,7 @@ class Examples:
     """Parses a serialized `tf.train.Example` into a record.
 
     Args:
-        image_field: see `TFRecords`.
-        caption_fields: see `TFRecords`.
-        labels: see `TFRecords`.
+        image_field, caption_fields, labels: see `TFRecords`.
     """
 
     def __init__(self, image_field="", caption_fields=(), labels=None):
@@ -108,7 +105,7 @@ class Examples:
         self._labels = labels or {}
 
     def parse(self, payload: bytes) -> shards.Record | shards.Fault:
-        """Returns a record, or a fault that says why there is none."""
+        """Returns a record, or a fault with the reason."""
         try:
             example = tf.train.Example.FromString(payload)
         except message.DecodeError:
@@ -146,7 +143,7 @@ class Examples:
             example = tf.train.Example.FromString(payload)
         except message.DecodeError:
             return None
-        # `in` first: looking up a feature that is not there adds it.
+        # `in` first: looking up a missing feature adds it.
         if "id" not in example.features.feature:
             return None
         feature = example.features.feature["id"]
@@ -187,9 +184,8 @@ def frame_size(header: bytes) -> int | None:
 def _frames(window):
     """Yields offset and size of every payload, and of damaged stretches.
 
-    If no frame follows a frame, its length may be wrong: where bytes of its
-    payload were lost, it covers the next header. So the search for the next
-    sound header starts within it.
+    Lost payload bytes make a frame cover the next header, so the search for
+    the next sound header starts within the frame.
     """
     position, pending = 0, None
     while position < window.size or pending:
