@@ -91,7 +91,7 @@ def write(
     Args:
         store: the records, from `stores.open_store`.
         encode: the model: `(images, captions) -> (image, text)`, from uint8
-            [k, S, S, 3] and m strings to float [k, D] and [m, D] of unit
+            [k, S, S, 3] and m strings to array-likes [k, D] and [m, D] of unit
             length. 1 <= k <= `batch_size` and m >= 0; blank captions and
             unreadable records are left out.
         description: of the model.

@@ -49,7 +49,7 @@ class Description(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The source of a sidecar, and its size.
+    """The origin and size of a sidecar.
 
     Attributes:
         description: of the reference.
@@ -98,12 +98,12 @@ class Writer:
         Args:
             ids: int64 [k], of the records.
             image: float [k, D], of unit length.
-                text: float [m, D], the captions of the rows in order, of unit
-                    length, or zero where a caption is blank.
-                captions: int64 [k], the number of captions of each row; None is
-                    one each.
-                valid: bool [k], false for unreadable records, which have no
-                    captions and any embedding. None is true.
+            text: float [m, D], the captions of the rows in order, of unit
+                length, or zero where a caption is blank.
+            captions: int64 [k], the number of captions of each row; None is
+                one each.
+            valid: bool [k], false for unreadable records, which have no
+                captions and any embedding. None is true.
 
         Raises:
             ValueError: shapes do not fit, or an embedding is not finite or
@@ -128,7 +128,7 @@ def written(path: str, header: Header) -> Iterator[Writer]:
 
     Args:
         path: of the sidecar; see `sidecars.sidecar_path`.
-        header: its source.
+        header: its origin.
 
     Raises:
         ValueError: a field of the header is invalid, or rows are missing.

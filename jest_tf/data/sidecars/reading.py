@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 class Sidecars:
     """The sidecars of a store, as one array of rows; thread-safe.
 
-    All heads are checked at once; a file is mapped when it is first read.
+    All heads are checked on opening; a file is mapped when it is first read.
 
     Args:
         store: the records, from `stores.open_store`.
@@ -101,7 +101,7 @@ class Sidecars:
     def identity(self) -> str:
         """A string that is equal for equal descriptions and dtypes."""
         shown = self.description._replace(
-            # Rounded by the digits that `check_header` lets differ.
+            # Rounded, as `check_header` lets the last digits differ.
             scale=f"{self.scale:.4g}",
             bias=f"{self.bias:.4g}",
         )
@@ -354,12 +354,12 @@ def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
 def check_header(
     path: str, header: file_format.Header, expected: file_format.Header
 ) -> None:
-    """Refuses a sidecar with another source than expected.
+    """Refuses a sidecar of another origin than expected.
 
     Args:
         path: of the sidecar.
-        header: its source.
-        expected: the required source.
+        header: its origin.
+        expected: the required origin.
 
     Raises:
         ValueError: names the first difference.

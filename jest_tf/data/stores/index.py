@@ -151,7 +151,6 @@ def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
 
 
 class _Shard(NamedTuple):
-
     size: int
     mtime: int
     identity: bytes
@@ -197,7 +196,7 @@ def _describe(path):
 
 
 def _metadata(shard, form):
-    """Metadata that identify the source of an index."""
+    """Metadata that identify the origin of an index."""
     return {
         "size": str(shard.size),
         "mtime_ns": str(shard.mtime),

@@ -37,7 +37,7 @@ _DTYPES = {"ids": "int64", "weights": "float32", "scores": "float32"}
 
 
 class Header(NamedTuple):
-    """The source of a shard's file.
+    """The origin of a shard's file.
 
     Attributes:
         shard: name of the shard's file.
@@ -55,6 +55,7 @@ class Header(NamedTuple):
 class Part(NamedTuple):
     """The rows of one shard.
 
+    Attributes:
         ids: int64 [n].
         weights: float32 [n], relative frequencies in the stream.
         scores: float32 [n], NaN where a record was not scored.
@@ -200,10 +201,10 @@ def is_there(path: str, header: Header) -> bool:
 
     Args:
         path: of the file.
-        header: its required source.
+        header: its required origin.
 
     Raises:
-        ValueError: it has another source, or is damaged.
+        ValueError: it has another origin, or is damaged.
     """
     if not tf.io.gfile.exists(path):
         return False
@@ -226,7 +227,7 @@ def finish(
         counts: as in `Manifest`.
 
     Raises:
-        ValueError: a shard's file is missing, damaged or of another source,
+        ValueError: a shard's file is missing, damaged or of another origin,
             two shards are one, or no record has a weight.
     """
     check_distinct(store)

@@ -151,7 +151,6 @@ _groups = _Groups()
 
 
 class _ArrowFile:
-
     closed = False
 
     def __init__(self, path):

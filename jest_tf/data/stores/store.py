@@ -50,7 +50,7 @@ class Shards(NamedTuple):
 class Store:
     """An array of records over shards, in order; made by `open_store`.
 
-    Thread-safe; keeps no file open and reads without the interpreter lock.
+    Thread-safe; keeps no file open and releases the interpreter lock to read.
 
     Args:
         paths: the shards.
