@@ -39,8 +39,7 @@ def fold_row_blocks(
         body: `(state, start, size) -> (state, rows)`: `start` is an int32
             scalar, `size` a Python int, and `rows` a tuple of float32 tensors
             of `size` rows each. The last block may be smaller.
-        num_rows: total number of rows.
-        block_size: rows per block.
+        num_rows, block_size: rows in total and per block.
         state: tensors passed from block to block, of fixed shapes.
         row_shapes: the shape of one row of each of `rows`.
 

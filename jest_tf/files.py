@@ -35,11 +35,8 @@ def written_whole(path: str, suffix: str = "") -> Iterator[str]:
 
     At any instant, including a power cut, `path` holds either the old content
     or the new. An error deletes the temporary file; a killed process leaves it
-    behind, hidden, with `PARTIAL` in its name.
-
-    Args:
-        path: local or remote; its folder is created.
-        suffix: ending of the temporary name.
+    behind, hidden, with `PARTIAL` in its name. The folder of `path` is created;
+    `suffix` ends the temporary name.
 
     Raises:
         OSError, tf.errors.OpError: if the file cannot be written.
@@ -75,11 +72,7 @@ def write_whole(path: str, *parts) -> None:
 
 @contextlib.contextmanager
 def staged(path: str) -> Iterator[str]:
-    """Yields a local name of a file: its own, or that of a temporary copy.
-
-    Raises:
-        OSError: if a remote file cannot be read.
-    """
+    """Yields a local name of a file: its own, or that of a temporary copy."""
     if not is_remote(path):
         yield path
         return
@@ -107,10 +100,7 @@ def delete_partial(path: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Holds a lock until the block or its process ends.
-
-    Args:
-        path: local lock file, created here and deleted at the end.
+    """Holds a local lock file, created and deleted here, until the block ends.
 
     Raises:
         BlockingIOError: if another process holds the lock.

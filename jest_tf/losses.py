@@ -167,7 +167,6 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
 
 
 def _checked_ids(num_rows, ids, equal_ids):
-    """Returns the ids as a tensor, or None if no pair depends on them."""
     if equal_ids not in EQUAL_IDS:
         raise ValueError(
             f"`equal_ids` must be one of {EQUAL_IDS}. Received: {equal_ids!r}"
@@ -219,10 +218,9 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
 def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
     """Computes the loss over blocks of logits, with a closed-form gradient.
 
-    The gradient forms every block once more. On one replica a block gives the
-    gradients of its images and its part of all texts'. On several, local
-    images x all texts and local texts x all images give the local gradients:
-    each logit is formed twice, but no `[b, dim]` gradient is all-reduced.
+    The gradient forms every block once more. On several replicas, local images
+    x all texts and local texts x all images give the local gradients: each
+    logit is formed twice, but no `[b, dim]` gradient is all-reduced.
     """
     num_rows, dim = learner.image.shape
     everyone, batch_size, first_row = learner[:2], num_rows, 0

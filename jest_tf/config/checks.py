@@ -43,10 +43,8 @@ def one_of(*allowed: Any) -> Rule:
 def check(config: Any, path: str, **rules: Rule) -> None:
     """Checks the fields of a dataclass against their annotations and rules.
 
-    Args:
-        config: the dataclass.
-        path: name of the group in errors, such as "data"; "" for none.
-        **rules: rules by field. None passes where the annotation allows it.
+    `path` names the group in errors, such as "data". Rules go by field name;
+    None passes where the annotation allows it.
 
     Raises:
         ValueError: if a value has the wrong type, is not finite or breaks a
@@ -73,11 +71,7 @@ def check(config: Any, path: str, **rules: Rule) -> None:
 
 
 def check_local(name: str, path: str) -> None:
-    """Refuses a path with a scheme, such as "gs://bucket/run".
-
-    Raises:
-        ValueError: if the path is not on a local file system.
-    """
+    """Raises ValueError for a path with a scheme, such as "gs://bucket/run"."""
     if "://" in path:
         raise ValueError(
             f"`{name}` must be a local path; only data, indexes and sidecars "

@@ -42,10 +42,7 @@ def override(kind: type, values: dict, text: str) -> None:
 def build(kind: type, values: dict, path: str = "") -> Any:
     """Builds a dataclass `kind` from nested dicts.
 
-    Args:
-        kind: a dataclass, whose fields may be dataclasses.
-        values: field values by name.
-        path: prefix of field names in errors, such as "data.".
+    `path` is the prefix of field names in errors, such as "data.".
 
     Raises:
         ValueError: if a field does not exist or `kind` refuses a value.
@@ -69,14 +66,9 @@ def build(kind: type, values: dict, path: str = "") -> Any:
 
 
 def describe(kind: type) -> str:
-    """Lists the settings of a dataclass, with defaults and meanings.
+    """Lists the settings of a dataclass, a line "a.b=default" per setting.
 
-    Args:
-        kind: a dataclass. Its docstring explains its fields under
-            "Attributes:"; fields that are dataclasses explain their own.
-
-    Returns:
-        A line "a.b=default" per setting, with its meaning indented below.
+    Below each is its meaning, from "Attributes:" of the docstring.
     """
     lines = []
     for path, owner, name in _settings(kind):
@@ -128,7 +120,6 @@ def _field_type(owner, name, path, root):
 
 
 def _unknown(owner, path, settings):
-    """Returns the error for an unknown setting, with a suggestion."""
     fields = ", ".join(typing.get_type_hints(owner))
     message = f"No setting `{path}`. Fields of {owner.__name__}: {fields}"
     by_name: dict[str, str] = {}

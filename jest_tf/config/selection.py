@@ -256,15 +256,10 @@ class SelectionConfig:
     def steps_by_kind(
         self, steps: int, stopped_at: int | None = None
     ) -> dict["SelectionConfig", int]:
-        """Counts the first `steps` steps by their settings.
+        """Counts the first `steps` steps by their settings, those that occur.
 
-        Args:
-            steps: number of steps, from step 0.
-            stopped_at: first step after the learner has passed the reference;
-                None if it has not.
-
-        Returns:
-            The number of steps for each of the settings that occur.
+        `stopped_at` is the first step after the learner has passed the
+        reference; None if it has not.
         """
         last = steps if stopped_at is None else min(steps, stopped_at)
         counts: collections.Counter[SelectionConfig] = collections.Counter()
@@ -283,12 +278,9 @@ class SelectionConfig:
     def num_scored(
         self, steps: int, super_batch_size: int, stopped_at: int | None = None
     ) -> int:
-        """Counts the examples scored in the first `steps` steps.
+        """Counts the examples scored in the first `steps` steps of B rows.
 
-        Args:
-            steps: number of steps, from step 0.
-            super_batch_size: B.
-            stopped_at: as in `steps_by_kind`.
+        `stopped_at` is as in `steps_by_kind`.
         """
         return sum(
             number * (kind.candidates or super_batch_size)

@@ -151,10 +151,6 @@ def placed(context: tf.distribute.ReplicaContext, tensors):
     """Places tensors on the replica's device, if it has a single one.
 
     Collectives need the device, which a worker with one device does not set.
-
-    Args:
-        context: context of the running replica.
-        tensors: a nest of tensors, about to be exchanged.
     """
     if context.num_replicas_in_sync == 1:
         return tensors

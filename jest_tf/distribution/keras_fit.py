@@ -30,11 +30,7 @@ class TrainerHooks:
     """
 
     def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`.
-
-        Raises:
-            ValueError: on settings that Keras can't run on several replicas.
-        """
+        """As `keras.Model.compile`; ValueError on what replicas can't run."""
         super().compile(*args, **kwargs)
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if not _needs_hooks(self.distribute_strategy):
@@ -161,10 +157,7 @@ class AggregateThenClip:
 def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
     """Raises ValueError unless the replicas hold `model`'s variables.
 
-    Args:
-        name: the model's name in the message.
-        model: anything; an object without `variables` passes.
-        strategy: the run's strategy.
+    An object without `variables` passes.
     """
     if not _needs_hooks(strategy):
         return

@@ -44,11 +44,7 @@ def deal(
     m = ceil(min(b, B/R) / R) rows to another, so one exchange of fixed size
     moves them. Dealing itself needs no collective.
 
-    Args:
-        indices: int32 `[b]`, rows of all, equal on every replica.
-        super_batch_size: B.
-        quota: the quota of the draw.
-        replicas: the collectives, or None.
+    `indices` are int32 `[b]`, rows of all, equal on every replica.
 
     Raises:
         ValueError: if the quota is unknown, or R does not divide b and B.
@@ -98,15 +94,9 @@ def move(
 ) -> dict[str, tf.Tensor]:
     """Brings the dealt rows of every tensor of a batch to this replica.
 
-    Takes one all-to-all of `R * m` rows per tensor, if rows move at all.
-
-    Args:
-        batch: tensors of any dtype `[B/R, ...]`, the local rows.
-        dealt: the `Deal` of the same super-batch.
-        replicas: the collectives, or None.
-
-    Returns:
-        By name `[b/R, ...]`, in the order of `dealt.places`.
+    Maps tensors `[B/R, ...]` of any dtype to `[b/R, ...]`, in the order of
+    `dealt.places`. Takes one all-to-all of `R * m` rows per tensor, if rows
+    move at all.
     """
     if dealt.receive is None:
         return {
@@ -131,19 +121,16 @@ def deal_parts(
     quota: str = "global",
     replicas=None,
 ) -> list[Deal]:
-    """Deals the rows of a draw in random parts of equal size.
+    """Deals the rows of a draw in P random parts of b/(P R) rows per replica.
 
     With quota "global", and on one replica, a row's part depends only on its
-    place in the draw.
+    place in the draw. Other arguments are as in `deal`, `places` in the whole
+    draw.
 
     Args:
-        indices, super_batch_size, quota, replicas: as in `deal`.
         order: int32, a random permutation, equal on every replica: of the
             `[b]` places, with quota "per_replica" of a replica's `[b/R]`.
         num_parts: P.
-
-    Returns:
-        P deals of b/(P R) rows each, with `places` in the whole draw.
 
     Raises:
         ValueError: as `deal`, and if P R does not divide b.
@@ -184,11 +171,7 @@ def rows_of_all(num_rows: int, replicas=None) -> tf.Tensor:
 
 
 def share(size: int, num_replicas: int, name: str) -> int:
-    """Returns `size / num_replicas`.
-
-    Raises:
-        ValueError: if R does not divide `size`, called `name` in the message.
-    """
+    """Returns `size / num_replicas`; ValueError about `name` if fractional."""
     if size % num_replicas:
         raise ValueError(
             f"{name} must be a multiple of the number of replicas (R). "

@@ -49,16 +49,15 @@ def distribute(
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """Builds the dataset for `fit`; every host makes only its rows.
 
+    TPUs have no 64-bit integers: for them int64 `[n]` becomes int32 `[n, 2]`,
+    see `join_halves`.
+
     Args:
         strategy: the run's strategy.
         super_batches: `(host, num_hosts) -> dataset`, an endless dataset of
             that host's share of each super-batch, the `B / num_hosts` rows from
             `host * B / num_hosts` on.
         super_batch_size: B, of all hosts together.
-
-    Returns:
-        The dataset. TPUs have no 64-bit integers, so int64 `[n]` becomes int32
-        `[n, 2]` for them, see `join_halves`.
 
     Raises:
         ValueError: if R does not divide B.

@@ -101,9 +101,6 @@ def build_learner(
         vocabulary_size: number of token ids of the run's tokenizer.
         patch_sizes: further patch sizes of views, for the towers of a preset.
 
-    Returns:
-        A built `TwoTower`.
-
     Raises:
         ValueError: if `model.towers` cannot be imported or does not build two
             towers.

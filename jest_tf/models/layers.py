@@ -25,14 +25,9 @@ _NORM_EPSILON = 1e-6  # Flax's default, which SigLIP was trained with.
 
 
 def child_seed(seed: int | None, role: str) -> int | None:
-    """Derives the seed of a part of a layer from the layer's seed.
+    """Derives the seed of a part, by its unique role, from the layer's seed.
 
-    Args:
-        seed: integer, or None for a fresh random seed.
-        role: name of the part, unique within the layer.
-
-    Returns:
-        An integer in [0, 2**31), or None.
+    The result is in [0, 2**31), or None for None.
     """
     if seed is None:
         return None
@@ -86,18 +81,8 @@ class _Transformer(Configured):
 class TokenEmbedding(Configured):
     """Looks up tokens in a table and adds their positions.
 
-    Weights: `table` [vocabulary_size, width], `positions` [L, width].
-
-    Args:
-        vocabulary_size: number of token ids; ids are in [0, vocabulary_size).
-        width: size of a token.
-        seed: see the module.
-
-    Call arguments:
-        tokens: integer [B, L].
-
-    Returns:
-        Tokens [B, L, width].
+    Weights: `table` [vocabulary_size, width], `positions` [L, width]. Maps
+    integers [B, L] in [0, vocabulary_size) to tokens [B, L, width].
     """
 
     def __init__(
@@ -146,17 +131,8 @@ class SelfAttention(Configured):
     """Multi-head self-attention with a joint projection of q, k and v.
 
     Each head computes softmax(q k^T / sqrt(width / num_heads)) v, unmasked,
-    with the softmax in float32 under any policy.
-
-    Args:
-        num_heads: number of heads; must divide the width of the tokens.
-        seed: see the module.
-
-    Call arguments:
-        tokens: float [B, T, width].
-
-    Returns:
-        Tokens [B, T, width].
+    with the softmax in float32 under any policy. Maps tokens [B, T, width] to
+    the same shape; `num_heads` must divide the width.
     """
 
     def __init__(self, num_heads: int, *, seed: int | None = None, **kwargs):
@@ -187,18 +163,12 @@ class SelfAttention(Configured):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class MLP(Configured):
-    """Two dense layers with a GELU between them.
+    """Two dense layers with a GELU between them, on tokens [..., width].
 
     Args:
         ratio: hidden width over the width of the tokens.
         dropout: share of hidden units dropped in training, in [0, 1).
         seed: see the module.
-
-    Call arguments:
-        tokens: float [..., width].
-
-    Returns:
-        Tokens [..., width].
     """
 
     def __init__(
@@ -234,7 +204,7 @@ class MLP(Configured):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class TransformerBlock(_Transformer):
-    """A pre-norm transformer block.
+    """A pre-norm transformer block on tokens [B, T, width].
 
     x <- x + attention(norm(x)), then x <- x + mlp(norm(x)).
 
@@ -244,12 +214,6 @@ class TransformerBlock(_Transformer):
         dropout: share of units dropped in training after attention, inside
             the MLP and after it, in [0, 1).
         seed: see the module.
-
-    Call arguments:
-        tokens: float [B, T, width].
-
-    Returns:
-        Tokens [B, T, width].
     """
 
     def build(self, input_shape):
@@ -276,13 +240,9 @@ class TransformerBlock(_Transformer):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Encoder(_Transformer):
-    """A stack of transformer blocks and a final layer normalisation.
+    """`depth` transformer blocks and a final layer normalisation.
 
-    Args:
-        depth: number of blocks.
-        num_heads, **kwargs: as for `TransformerBlock`.
-
-    Call arguments, Returns: as `TransformerBlock`.
+    Other arguments are as for `TransformerBlock`.
     """
 
     def __init__(self, depth: int, num_heads: int, **kwargs):
@@ -315,19 +275,9 @@ class Encoder(_Transformer):
 class AttentionPooling(_Transformer):
     """Pools tokens by attention from one learned probe (SigLIP's MAP head).
 
-    x = attention(probe, tokens), then x + mlp(norm(x)).
-
-    Args:
-        num_heads: number of attention heads; must divide the width.
-        mlp_ratio: hidden width of the MLP over the width of the tokens.
-        dropout: share of hidden units of the MLP dropped in training.
-        seed: see the module.
-
-    Call arguments:
-        tokens: float [B, T, width].
-
-    Returns:
-        Pooled tokens [B, width].
+    x = attention(probe, tokens), then x + mlp(norm(x)). Maps tokens
+    [B, T, width] to [B, width]. Arguments are as for `TransformerBlock`, but
+    dropout only acts on the hidden units of the MLP.
 
     Reference: Zhai et al., Scaling Vision Transformers, 2022, section 3.1.
     """

@@ -53,15 +53,10 @@ class PatchEmbedding(layers.Configured):
     `positions` [rows, columns, width]. For another patch size, kernel and
     positions are resized (`kernel_matrix`, `resize_matrix`).
 
-    Args:
-        patch_size: side of a patch in pixels; must divide height and width.
-        width: size of a token.
-        seed: integer seed of the initial weights, or None.
-
     Call arguments:
         images: float [B, H, W, channels].
-        patch_size: side of a patch in this call, an integer that divides H and
-            W; None takes the layer's.
+        patch_size: side of a patch in pixels, divides H and W; None takes the
+            layer's.
         keep_tokens: share of the patches to keep, in (0, 1].
 
     Returns:
@@ -156,17 +151,10 @@ class PatchEmbedding(layers.Configured):
 
 
 def resize_images(images: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes images bilinearly, antialiased when shrinking.
+    """Resizes images [B, H, W, channels] bilinearly to a side of `size` pixels.
 
     Equals `tf.image.resize(..., "bilinear", antialias=True)`, but compiles
-    under XLA and keeps the dtype.
-
-    Args:
-        images: floating point [B, H, W, channels].
-        size: new height and width in pixels.
-
-    Returns:
-        Images [B, size, size, channels] of the same dtype.
+    under XLA and keeps the floating-point dtype.
     """
     height, width = images.shape[1:3]
     return _resize(
@@ -179,16 +167,11 @@ def resize_images(images: tf.Tensor, size: int) -> tf.Tensor:
 
 @functools.cache
 def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
-    """The matrix of linear resizing along one side.
+    """The matrix of linear resizing along one side, between two lengths.
 
     Target pixel i lies at x = (i + 1/2) source / target - 1/2 of the source,
-    whose pixel j has the weight max(0, 1 - |j - x| / r), normalised.
-
-    Args:
-        source: length before.
-        target: length after.
-        antialias: r = max(1, source / target), which smooths a signal that
-            shrinks; otherwise r = 1.
+    whose pixel j has the weight max(0, 1 - |j - x| / r), normalised. With
+    `antialias` r = max(1, source / target), else r = 1.
 
     Returns:
         float64 [target, source], read-only; every row sums to 1.
@@ -205,13 +188,9 @@ def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
 def kernel_matrix(source: int, target: int) -> np.ndarray:
     """The matrix of FlexiViT's pseudo-inverse resize (PI-resize), one side.
 
-    It is pinv(B^T), for the matrix B of bilinear resizing. Over white-noise
-    patches x, the kernel w' = pinv(B^T) w minimises the distance between
-    <B x, w'> and <x, w>; they are equal if patches grow.
-
-    Args:
-        source: patch size of the weights.
-        target: patch size to resize them to.
+    It is pinv(B^T), for the matrix B of bilinear resizing between two patch
+    sizes. Over white-noise patches x, the kernel w' = pinv(B^T) w minimises the
+    distance between <B x, w'> and <x, w>; they are equal if patches grow.
 
     Returns:
         float64 [target, source], read-only.
@@ -227,16 +206,9 @@ def kept_patches(rows: int, columns: int, share: float) -> np.ndarray:
     """A fixed, evenly spread subset of the patches of a grid.
 
     Keeps the lowest ranks (y / p + x / p^2) modulo 1 of patches (y, x), with
-    the plastic number p. Subsets are evenly dense and nested.
-
-    FLIP (Li et al., 2023, arXiv 2212.00794) draws patches at random. With a
-    fixed subset a score depends on the example alone, so scores are comparable
+    the plastic number p. Subsets are nested. Unlike random ones, as in FLIP (Li
+    et al., 2023, arXiv 2212.00794), a fixed subset makes scores comparable
     across examples, micro-batches and replicas.
-
-    Args:
-        rows: patches in a column.
-        columns: patches in a row.
-        share: share of the patches to keep, in (0, 1].
 
     Returns:
         int32 [max(1, round(share * rows * columns))], ascending, read-only.

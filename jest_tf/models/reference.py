@@ -21,13 +21,7 @@ from jest_tf.embeddings import Embeddings
 
 
 class Run(NamedTuple):
-    """The learner of a run, and what it needs to embed.
-
-    Attributes:
-        config: the resolved settings of the run.
-        tokenizer: the learner's tokenizer.
-        learner: the learner with its weights.
-    """
+    """The learner of a run with its weights, and what it needs to embed."""
 
     config: config_lib.TrainConfig
     tokenizer: Callable
@@ -37,13 +31,10 @@ class Run(NamedTuple):
 def frozen(model: Callable) -> Callable[[dict], Embeddings]:
     """Makes a reference from a Keras model or any callable.
 
-    A Keras model is called in evaluation mode. If the reference preprocesses
-    differently from the learner, the batch has `image_for_reference` or
-    `text_for_reference`, passed to the reference as `image` and `text`.
-
-    Args:
-        model: maps a dict of tensors with n rows to the four fields of
-            `Embeddings`.
+    `model` maps a dict of tensors with n rows to the fields of `Embeddings`; a
+    Keras model is called in evaluation mode. If the batch has
+    `image_for_reference` or `text_for_reference`, because the reference
+    preprocesses differently from the learner, they replace `image` and `text`.
 
     Raises:
         TypeError: if `model` can't be called.
@@ -69,13 +60,9 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
 def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
     """Makes a reference that reads embeddings from the batch, from sidecars.
 
-    Args:
-        scale: scale of the reference's logits, `sidecars.Sidecars.scale`.
-        bias: bias of the reference's logits, `sidecars.Sidecars.bias`.
-
-    Returns:
-        Maps a batch with `reference_image` and `reference_text`, float [n, D]
-        each, to `Embeddings` in float32; raises ValueError without them.
+    `scale` and `bias` are those of `sidecars.Sidecars`. The reference maps a
+    batch with `reference_image` and `reference_text`, float [n, D] each, to
+    `Embeddings` in float32; it raises ValueError without them.
     """
     scale, bias = np.float32(scale), np.float32(bias)
 
@@ -122,15 +109,11 @@ def describe(run: Run) -> file_format.Description:
 
 
 def fingerprint(model: keras.Model, *settings) -> str:
-    """Identifies a model by its weights.
+    """Hashes a built model and settings, as 32 hexadecimal digits.
 
-    Args:
-        model: a built Keras model.
-        settings: what else its outputs depend on, with a complete `repr`.
-
-    Returns:
-        32 hexadecimal digits: a hash of the settings and of the names, shapes,
-        dtypes and values of the weights, in the model's order.
+    The hash covers names, shapes, dtypes and values of the weights, in the
+    model's order. Settings are what else the outputs depend on, with a
+    complete `repr`.
     """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for weight in model.weights:
@@ -145,14 +128,9 @@ def fingerprint(model: keras.Model, *settings) -> str:
 def encoder(run: Run, batch_size: int = 256) -> Callable:
     """Adapts a finished run to the `model` argument of `embed.write`.
 
-    Args:
-        run: see `runs.load_run`.
-        batch_size: pictures, or captions, per forward pass; padded to one
-            traced shape.
-
-    Returns:
-        `(images, captions) -> (image, text)`: uint8 [k, S, S, 3] and m strings
-        to float32 [k, D] and [m, D].
+    Takes uint8 images [k, S, S, 3] and m strings, and returns embeddings
+    float32 [k, D] and [m, D]. Passes are padded to `batch_size`, one traced
+    shape.
     """
     learner, size = run.learner, run.config.data.image_size
     pictures = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)

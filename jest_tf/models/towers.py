@@ -18,8 +18,6 @@ from jest_tf.models import layers, patches
 
 
 class _Tower(layers.Configured):
-    """Shared settings and layers of both towers."""
-
     def __init__(
         self,
         width: int,

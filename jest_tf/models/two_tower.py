@@ -23,13 +23,9 @@ _NORM_EPSILON = 1e-8
 
 
 def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
-    """Scales vectors to unit length: x / (|x| + 1e-8), in float32.
+    """Scales vectors [..., D] to unit length: x / (|x| + 1e-8), in float32.
 
-    Args:
-        vectors: float [..., D].
-
-    Returns:
-        float32 [..., D]. A zero vector stays zero and has a finite gradient.
+    A zero vector stays zero and has a finite gradient.
     """
     vectors = tf.cast(vectors, tf.float32)
     squares = tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True)
@@ -252,7 +248,6 @@ class TwoTower(keras.Model):
 
 
 def _views(view):
-    """The views of a call, as a tuple."""
     if view is None:
         return (config_lib.View(),)
     views = (view,) if isinstance(view, config_lib.View) else view

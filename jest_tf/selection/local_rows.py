@@ -20,8 +20,6 @@ class LocalRows:
         replicas: the collectives, or None.
 
     Attributes:
-        num_rows: B/R.
-        super_batch_size: B.
         num_quotas: parts of the super-batch that each contribute equally many
             rows to a draw: 1, or R with quota "per_replica".
         in_loops: True if the collectives work inside a `tf.while_loop`.
@@ -47,17 +45,11 @@ class LocalRows:
         return tf.slice(values, begin, [*leading, self.num_rows])
 
     def top(self, keys: tf.Tensor, size: int) -> tf.Tensor:
-        """Returns the `size` rows of all with the highest keys, highest first.
+        """Returns the rows with the `size` highest `keys`, highest first.
 
         Ties go to the lower row. Quota "per_replica" takes `size / R` rows of
-        each replica, in replica order.
-
-        Args:
-            keys: float32 `[B/R]` of the local rows; -inf is never drawn.
-            size: a multiple of `num_quotas`.
-
-        Returns:
-            int32 `[size]`, rows of all, equal on every replica.
+        each replica, in replica order. Keys are float32 `[B/R]`, -inf if never
+        drawn; the result is int32 `[size]`, rows of all, on every replica.
         """
         if self._replicas is None:
             return tf.math.top_k(keys, size).indices
@@ -72,14 +64,9 @@ class LocalRows:
         return tf.gather(rows, tf.math.top_k(keys, size).indices)
 
     def fetch(self, tensors, rows: tf.Tensor):
-        """Gathers rows of a nest of tensors on every replica.
+        """Gathers rows of a nest of tensors, `[B/R, ...] -> [c, ...]`.
 
-        Args:
-            tensors: a nest of float tensors `[B/R, ...]`, the local rows.
-            rows: int32 `[c]`, rows of all, equal on every replica.
-
-        Returns:
-            The nest of `[c, ...]`.
+        `rows`, int32 `[c]`, number all rows, equal on every replica.
         """
         if self._replicas is None:
             return tf.nest.map_structure(lambda x: tf.gather(x, rows), tensors)
@@ -120,12 +107,9 @@ class LocalRows:
     def means(
         self, values: dict[str, tf.Tensor], counted: tf.Tensor, size: int
     ) -> dict[str, tf.Tensor]:
-        """Averages `values` over `size` counted entries of all replicas.
+        """Averages `values`, float32 `[n]`, over the entries `counted`.
 
-        Args:
-            values: by name, float32 `[n]`, the entries on this replica.
-            counted: bool `[n]`.
-            size: number of counted entries on all replicas.
+        `size` of them count on all replicas together.
         """
         totals = {
             name: tf.reduce_sum(tf.where(counted, value, 0.0))

@@ -9,12 +9,8 @@ def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
     """Draws uniform multiples of 2**-bits in [0, 1), float32 of `shape`.
 
     Philox gives the same integers with and without XLA; TensorFlow's kernels
-    and XLA convert them to different floats.
-
-    Args:
-        shape: shape of the result.
-        seed: int `[2]`.
-        bits: at most 24, the integers that float32 holds exactly.
+    and XLA convert them to different floats. `seed` is int `[2]`; float32 holds
+    up to 24 `bits` exactly.
     """
     integers = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
@@ -48,11 +44,7 @@ def gumbel_noise(
 
 
 def seed_tensor(seed: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Converts the seed of a draw to int32 `[2]`.
-
-    Raises:
-        ValueError: unless it is two integers.
-    """
+    """Converts a seed to int32 `[2]`; raises ValueError unless two integers."""
     if isinstance(seed, (tuple, list)):
         seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int32)

@@ -123,13 +123,11 @@ def sub_batch_score(
         learner: embeddings of the super-batch, `[B, dim]`, or None.
         reference: embeddings of the same rows, or None.
         rows: int32 `[b]`, distinct.
-        criterion: as in `Settings`.
-        loss: as in `Settings`.
+        criterion, loss: as in `Settings`.
 
     Returns:
         float32 scalar, as `Draw.score`; float32 `[B]`, the score of each row
-        given the sub-batch, by which a further chunk would be drawn;
-        meaningless for rows of the sub-batch.
+        given the sub-batch, meaningless for rows of the sub-batch.
     """
     size = rows.shape[0]
     settings.Settings("joint", size, criterion=criterion, loss=loss)

@@ -19,10 +19,10 @@ class SigmoidScores(NamedTuple):
     """A model's running sums of sigmoid pair losses.
 
     Attributes:
-        model: the model's embeddings of the rows, `[B/R, dim]`.
-        own: float32 `[B/R]`, the logits of the rows' own pairs.
-        sums: float32 `[2, B/R]`, softplus(logit) summed over the chosen rows:
-            of each image with their texts, of each text with their images.
+        model: embeddings of the rows, `[B/R, dim]`.
+        own: float32 `[B/R]`, logits of the rows' own pairs.
+        sums: float32 `[2, B/R]`, softplus(logit) summed over the chosen rows,
+            image to text and text to image.
     """
 
     model: Embeddings
@@ -66,9 +66,9 @@ class SoftmaxScores(NamedTuple):
     """A model's running log-sum-exps of logits; methods as `SigmoidScores`.
 
     Attributes:
-        model: the model's embeddings of the rows, `[B/R, dim]`.
-        own: float32 `[B/R]`, the logits of the rows' own pairs, without bias.
-        sums: float32 `[2, B/R]`, the log-sum-exp of the logits over the chosen
+        model: embeddings of the rows, `[B/R, dim]`.
+        own: float32 `[B/R]`, logits of the rows' own pairs, without bias.
+        sums: float32 `[2, B/R]`, log-sum-exp of the logits over the chosen
             rows; -inf before the first.
     """
 
@@ -189,8 +189,7 @@ def check_models(
     """Returns the models given, by name, in float32 without gradient.
 
     Raises:
-        ValueError: if one that the criterion needs is missing, or they do not
-            fit together.
+        ValueError: if models do not fit together or the criterion lacks one.
     """
     models = {
         name: _checked(name, model)

@@ -33,8 +33,7 @@ def reduce_pairs(
     Args:
         reduce: `[rows, c]` cosines of a tile -> `[rows]`.
         model: embeddings of the rows, `[B/R, dim]`.
-        image: float32 `[c, dim]`, the chosen rows' images.
-        text: float32 `[c, dim]`, the chosen rows' texts.
+        image, text: float32 `[c, dim]`, of the chosen rows.
 
     Returns:
         float32 `[2, B/R]`, image to text, then text to image.
@@ -86,9 +85,8 @@ _fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 def _softplus_of_groups(cosines, scale, bias):
     """Sums softplus over groups of columns, `[rows, ceil(columns / 16)]`.
 
-    softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|) <= 1. The sum of the
-    logarithms is the logarithm of the product, here at most 2^16. Products
-    are stored minus 1, to keep the precision of a small e.
+    A sum of log(1 + exp(-|x|)) is the logarithm of a product of at most 2^16,
+    stored minus 1 to keep the precision of small terms.
     """
 
     def join(left, right):
@@ -119,8 +117,7 @@ def _in_groups(cosines, scale, bias):
 
     A group's columns lie a fixed stride apart, so that all work is elementwise
     over contiguous memory: XLA does not vectorise reductions on CPUs. Logits
-    are formed per part, because those of a whole tile would be written out
-    before the split. Columns of -inf, which add nothing, pad the last groups.
+    are formed per part; a whole tile would be written out before the split.
     """
     num_columns = cosines.shape[1]
     width = -(-num_columns // _GROUP)

@@ -15,13 +15,7 @@ def build_model(
     learner: keras.Model,
     reference: Callable | None = None,
 ) -> model_lib.JESTModel:
-    """Builds the compiled model of a run.
-
-    Args:
-        config: the run.
-        learner: see `JESTModel`.
-        reference: see `JESTModel`.
-    """
+    """Builds the compiled model of a run; see `JESTModel` for the others."""
     model = model_lib.JESTModel(
         learner,
         reference,

@@ -19,9 +19,8 @@ SCORES = (
 class NotFinite(ValueError):
     """Values of a run are NaN or infinite.
 
-    Attributes:
-        names: what is not finite: "loss", "select/score" or variable names.
-        values: loss, temperature and bias of the step, where known.
+    `names` lists them: "loss", "select/score" or variable names. `values` has
+    loss, temperature and bias of the step, where known.
     """
 
     def __init__(

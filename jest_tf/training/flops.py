@@ -35,12 +35,9 @@ def of_step(
     super_batch: Mapping[str, tf.TensorSpec],
     num_replicas: int = 1,
 ) -> dict[str, int]:
-    """FLOPs of a step on all replicas together, by the names of `columns`.
+    """FLOPs of a step on all R replicas together, by the names of `columns`.
 
-    Args:
-        step: the step.
-        super_batch: the specs `[B/R, ...]` of the rows on one replica.
-        num_replicas: R.
+    `super_batch` has the specs `[B/R, ...]` of the rows on one replica.
 
     Raises:
         ValueError: as `count`.
@@ -114,12 +111,9 @@ def columns(
         reuse:    3 F + S (1 - reused / scored) + T
 
     The paper's figure 1 counts without reuse; its table 1 reuses the forward
-    passes of the selected rows. `step` is what a step here computes.
-
-    Args:
-        counts: FLOPs of each of `STAGES`.
-        scored: number of scored rows.
-        reused: number of rows scored and trained on in the same view.
+    passes of the selected rows. `step` is what a step here computes. `counts`
+    has the FLOPs of each of `STAGES`; `reused` of the `scored` rows are trained
+    on in the same view.
 
     Reference: Evans et al. 2024, arXiv 2406.17711, figure 1 and table 1.
     """
@@ -140,10 +134,7 @@ def num_reused(
 ) -> int:
     """Number of rows scored and trained on in the same view.
 
-    Args:
-        settings: the selection of the step.
-        views: its training views; () is the tower's default.
-        patch_size: the tower's default, if it has one.
+    `patch_size` is the tower's default, as is the view of empty `views`.
     """
     *trained_in, scored_in = (
         dataclasses.replace(view, patch_size=view.patch_size or patch_size)
@@ -206,7 +197,6 @@ def _multiplications(graph):
 
 
 def _product(*shapes):
-    """Product of all dimensions; None if one is unknown."""
     if any(shape.rank is None for shape in shapes):
         return None
     sizes = [size for shape in shapes for size in shape]

@@ -12,12 +12,8 @@ from jest_tf import config as config_lib
 class StepMetrics:
     """`loss`, `scale`, `bias`, `select/...` of a draw, `data/..._replaced`.
 
-    Create it in the scope of the strategy.
-
-    Args:
-        settings: the selection; None, or one that never scores, has no
-            `select/...`.
-        distils: adds `distillation`.
+    Create it in the scope of the strategy. `settings` without scoring have no
+    `select/...`; `distils` adds `distillation`.
     """
 
     def __init__(

@@ -1,10 +1,9 @@
 """The gradient of a contrastive loss at the memory of a micro-batch.
 
-The loss couples all rows of a batch, but only through their embeddings. All
-rows are first embedded without keeping activations, and the loss gives the
-gradient of the embeddings. Each micro-batch is then embedded again and
-backpropagates its part. The sum is the gradient of the whole batch, for one
-more forward pass.
+The loss couples the rows of a batch only through their embeddings. All rows are
+embedded without keeping activations; the loss gives the gradient of the
+embeddings; each micro-batch is embedded again and backpropagates its part. The
+sum is the gradient of the whole batch, for one more forward pass.
 
 Reference: Gao et al. 2021, "Scaling deep contrastive learning batch size under
 memory limited setup" (arXiv 2101.06983).
@@ -150,7 +149,6 @@ def gradients(
 
 
 def _backward(encode, parts, upstream, variables, regularizers):
-    """Sums the gradients of the micro-batches."""
     count = parts["image"].shape[0]
     unconnected = set()  # the same in every iteration
 

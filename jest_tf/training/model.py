@@ -361,8 +361,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
         Args:
             super_batch: a dict of tensors with B rows; within a step on R
-                replicas, the B/R local rows. All are scored, regardless of
-                `selection.candidates`.
+                replicas, the B/R local rows. `selection.candidates` is ignored.
             seed: int32 `[2]`, (run seed, step).
             settings: a selection without a schedule; None takes the model's,
                 and of a schedule the first that scores.
@@ -487,7 +486,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         return self.get_metrics_result(), rows
 
     def _next_selection(self):
-        """The selection of the next execution's steps."""
         if self._schedule is None:
             return None
         return self._schedule.next(

@@ -22,9 +22,7 @@ def of_trained(
 ) -> dict[str, dict[str, tf.Tensor]]:
     """Ids of the rows trained on here, if the batch has them.
 
-    Args:
-        batch: tensors `[b/R, ...]`.
-        places: int32 `[b/R]`, places of its rows in the sub-batch.
+    `places`, int32 `[b/R]`, are the rows' places in the sub-batch.
     """
     if "id" not in batch:
         return {}
@@ -37,13 +35,9 @@ def of_scored(
     stride: int,
     replicas=None,
 ) -> dict[str, dict[str, tf.Tensor]]:
-    """Scores and losses of the rows scored here.
+    """Scores and losses of the rows scored here, if the step scored.
 
-    Args:
-        pool: tensors `[n/R, ...]`, the local candidates.
-        draw: the draw of a step that scored, or None.
-        stride: k; every k-th row of the super-batch is a candidate.
-        replicas: the collectives, or None.
+    Every `stride`-th row of the super-batch is a candidate, in `pool`.
     """
     if draw is None:
         return {}
@@ -78,10 +72,7 @@ def with_all_trained(groups: dict, replicas) -> dict:
 class RecentDraws:
     """The draws of all steps of an execution; Keras returns only the last.
 
-    Args:
-        strategy: the strategy of the steps; may be None for one step.
-        num_steps: steps per execution.
-        batch_size: b; None if nothing is drawn.
+    `strategy` may be None for one step, `batch_size` if nothing is drawn.
     """
 
     def __init__(
@@ -107,10 +98,7 @@ class RecentDraws:
     def with_draw(self, rows: tf.Tensor | None, step: tf.Tensor) -> dict:
         """Adds a draw; returns the group of all draws of this execution.
 
-        Args:
-            rows: int32 `[b]`, rows of the super-batch drawn in this step; None
-                without a draw.
-            step: int32 scalar, number of steps before this one.
+        `rows` are int32 `[b]`, None without a draw; `step` is int32.
         """
         if rows is None:
             return {}
@@ -144,11 +132,8 @@ def collect(groups: dict) -> dict:
 class RowReport:
     """Per-row outputs of the last step of an execution.
 
-    With several workers, all must call `scored` and `uniform` together.
-
-    Args:
-        strategy: the strategy of the step.
-        groups: outputs of the step; {} before the first one.
+    `groups` are the outputs of the step; {} before the first one. With several
+    workers, all must call `scored` and `uniform` together.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, groups: dict):
@@ -161,10 +146,9 @@ class RowReport:
         return "scored" in self._groups
 
     def drawn(self, step: int) -> np.ndarray | None:
-        """Rows of the super-batch drawn in a step, given the steps before it.
+        """Rows of the super-batch drawn in a step, `[b]`, in the order drawn.
 
-        Returns:
-            Integers `[b]`, in the order drawn; None without a selection.
+        None without a selection. `step` counts the steps before it.
         """
         if _EQUAL not in self._groups:
             return None

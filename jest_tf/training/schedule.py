@@ -27,10 +27,8 @@ class Schedule:
     ) -> config_lib.SelectionConfig:
         """Returns the selection of the next `num_steps` steps.
 
-        Args:
-            iterations: the optimizer's counter, read only after a `restart`.
-            num_steps: steps per execution.
-            stopped_at: first step that no longer selects, or None.
+        `iterations`, the optimizer's counter, is read only after a `restart`.
+        `stopped_at` is the first step that no longer selects, or None.
         """
         if not self._settings.is_scheduled:
             return self._settings
@@ -65,18 +63,11 @@ def passed(
     patience: int,
     num_steps: int,
 ) -> tf.Tensor:
-    """Returns the stop state after a step.
+    """Returns the stop state, int32 `[2]` (see `add_state`), after a step.
 
-    The learner has passed if its loss on uniform rows is at most the
-    reference's.
-
-    Args:
-        state: int32 `[2]`, see `add_state`.
-        draw: the step's draw, by learnability.
-        step: int32, the step's number.
-        patience: consecutive steps after which selection stops.
-        num_steps: steps per execution, all of one kind; selection stops after
-            the execution.
+    The learner has passed if its loss on the uniform rows of `draw`, by
+    learnability, is at most the reference's. After `patience` consecutive such
+    steps, selection stops with the execution of `num_steps` steps.
     """
     count, stop = tf.unstack(state)
     count = tf.where(draw.uniform_score <= 0.0, count + 1, 0)

@@ -39,15 +39,8 @@ class Step:
         optimizer: built for the learner's trainable variables.
         selection: a `config.SelectionConfig` without a schedule; None trains on
             the whole super-batch.
-        loss: "sigmoid" or "softmax".
-        equal_captions: "negative", "positive" or "ignore".
-        loss_block_size: rows of logits held at a time; None holds all.
-        views: training views, each for an equal part of the sub-batch.
-        micro_batch_size: rows whose activations are held at a time; None holds
-            all local rows.
-        distillation_weight: weight of the feature distillation; 0 turns it off.
-        distillation_steps: steps over which that weight falls to 0, or None.
-        augment: `(images, seed, places, batch_size) -> images`, or None.
+
+    The other attributes are arguments of `JESTModel`.
     """
 
     learner: keras.Model
@@ -216,12 +209,7 @@ def candidates(
 def score(
     step: Step, pool: Mapping[str, tf.Tensor], replicas=None
 ) -> tuple[Embeddings | None, Embeddings | None]:
-    """Embeds the candidates for scoring, in evaluation mode.
-
-    Args:
-        step: `selection.view` is the learner's scoring view.
-        pool: tensors `[n/R, ...]`, the candidates.
-        replicas: the collectives, or None.
+    """Embeds the candidates, `[n/R, ...]`, for scoring in evaluation mode.
 
     Returns:
         The learner's and the reference's embeddings, `[n/R, D]` and
@@ -273,14 +261,9 @@ def select(
     seed: tf.Tensor,
     replicas=None,
 ) -> tuple[tf.Tensor | None, selection.Draw | None]:
-    """Draws the sub-batch; every replica computes the same draw.
+    """Draws the sub-batch from the `pool`; all replicas compute the same draw.
 
-    Args:
-        step: `selection` names the sampler and its settings.
-        pool: tensors `[n/R, ...]`, the candidates.
-        embeddings: result of `score`.
-        seed: int32 `[2]`, (run seed, step).
-        replicas: the collectives, or None.
+    `embeddings` are the result of `score`.
 
     Returns:
         int32 `[b]`, candidates in the order drawn, None without a selection;
@@ -325,13 +308,8 @@ def objective(
 ) -> dict[str, tf.Tensor]:
     """The minimised `loss` and its terms by name; scalars.
 
-    Args:
-        step: components and settings.
-        embeddings: the learner's, `[b/R, D]`.
-        batch: tensors `[b/R, ...]`.
-        targets: from `sub_batch.distillation_targets`.
-        seed: int32 `[2]`, (run seed, step).
-        replicas: the collectives, or None.
+    `embeddings` are the learner's, `[b/R, D]`, of the `batch`, `[b/R, ...]`;
+    `targets` come from `sub_batch.distillation_targets`.
     """
     loss = contrastive_loss(step, embeddings, batch, replicas)
     if targets is None:
@@ -355,7 +333,7 @@ def contrastive_loss(
     """The contrastive loss over all b rows, a scalar.
 
     Raises:
-        ValueError: if `equal_captions` needs a `caption_id` that is missing.
+        ValueError: if `equal_captions` needs a missing `caption_id`.
     """
     ids = None
     if step.equal_captions != "negative":

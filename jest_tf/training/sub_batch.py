@@ -65,17 +65,11 @@ def gather(
     seed: tf.Tensor,
     replicas=None,
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Brings the sub-batch to the replicas that train on it.
+    """Brings the sub-batch, `indices` of the `pool`, to its replicas.
 
     With P training views, the sub-batch is split randomly into P equal parts,
-    and every micro-batch holds equally many rows of each.
-
-    Args:
-        step: components and settings.
-        pool: tensors `[n/R, ...]`, the local candidates.
-        indices: int32 `[b]`, the draw; None takes every row.
-        seed: int32 `[2]`, (run seed, step).
-        replicas: the collectives, or None.
+    and every micro-batch holds equally many rows of each. Without `indices`
+    every row is taken.
 
     Returns:
         Tensors `[b/R, ...]` without the keys that training does not use, and
@@ -124,10 +118,6 @@ def distillation_targets(
     step, batch: dict[str, tf.Tensor]
 ) -> tuple[dict[str, tf.Tensor], Embeddings | None]:
     """Separates the reference's embeddings from the batch, or computes them.
-
-    Args:
-        step: its `reference` embeds rows without embeddings, in micro-batches.
-        batch: tensors `[b/R, ...]`.
 
     Returns:
         The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
