@@ -131,7 +131,7 @@ def sync(path: str) -> None:
 
 
 def _upload(local, partial, path):
-    # Copied beside its place first: not every scheme makes a file appear whole.
+    # Copied beside its target first: not every scheme writes atomically.
     gfile = _gfile()
     gfile.makedirs(os.path.dirname(path))
     with open(local, "rb") as source, gfile.GFile(partial, "wb") as target:
@@ -140,6 +140,6 @@ def _upload(local, partial, path):
 
 
 def _gfile():
-    import tensorflow as tf  # local files need none
+    import tensorflow as tf  # only for remote files
 
     return tf.io.gfile

@@ -88,7 +88,7 @@ def softmax_loss(
     Reference: Radford et al. 2021 (arXiv 2103.00020), figure 3; arXiv
     2303.15343, equation 1.
     """
-    # The bias cancels out; weight zero gives it the gradient 0, not None.
+    # The bias cancels out. Weight 0 makes its gradient 0 instead of None.
     learner = learner._replace(bias=0.0 * learner.bias)
     return _loss(_SOFTMAX, learner, ids, equal_ids, block_size, replicas)
 
@@ -314,7 +314,7 @@ def _sigmoid_by_blocks(fold, sides, pairs, replicas):
         return tf.where(keep, slopes, 0.0)
 
     _, (terms,) = fold(*sides[0], body, (), ((),))
-    # A pair and its mirror image are positive, or left out, together.
+    # The masks of positive and ignored pairs are symmetric.
     return tf.reduce_sum(terms), (slope, slope)
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from jest_tf.distribution import strategy as strategy_lib
 
-# Every known device sums these.
+# All devices can sum these.
 _SUMMED = (tf.float32, tf.float16, tf.bfloat16, tf.float64, tf.int32)
 # TensorFlow gathers these on CPUs and GPUs; others are sent as bits.
 _GATHERED = (tf.float32, tf.float64, tf.int32, tf.int64)
@@ -78,7 +78,7 @@ class Replicas:
                     f"int32. Received: {tensor.dtype.name}"
                 )
         totals = [None] * len(flat)
-        # Integers live on the host and are reduced apart from the others.
+        # Integers live on the host and are reduced separately.
         for is_integer in (False, True):
             numbers = [
                 number
@@ -98,10 +98,8 @@ class Replicas:
     def all_to_all(self, tensors):
         """Sends row d of `[R, m, ...]` to replica d; dtypes as `all_gather`.
 
-        Outside TPUs every replica receives all rows and keeps its own.
-
-        Returns:
-            `[R, m, ...]` of the same dtype; row s comes from replica s.
+        Row s of the result, `[R, m, ...]`, comes from replica s. Outside TPUs
+        every replica receives all rows and keeps its own.
         """
         flat = [_static(tensor) for tensor in tf.nest.flatten(tensors)]
         for tensor in flat:
@@ -111,7 +109,7 @@ class Replicas:
                     f"{self.num_replicas} replicas. Received: {tensor.shape}"
                 )
         if self.in_loops:
-            # A TPU numbers its devices differently: which replica is where?
+            # TPU device numbers differ from replica numbers; map them.
             at = _exchange_on_tpu(tf.fill([self.num_replicas], self.replica_id))
             places = tf.math.invert_permutation(at)
             sent = [_exchange_on_tpu(tf.gather(one, at)) for one in flat]
@@ -162,7 +160,7 @@ def placed(context: tf.distribute.ReplicaContext, tensors):
 
 
 def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
-    """Returns a function `wish -> bool`: true if it is on any worker.
+    """Returns `wish -> bool`, true if `wish` is true on any worker.
 
     All workers must call it between the same steps of `fit`. They get the same
     answer, from an all-reduce of one integer.

@@ -30,7 +30,7 @@ class TrainerHooks:
     """
 
     def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`; ValueError on what replicas can't run."""
+        """As `keras.Model.compile`; raises ValueError if unsupported."""
         super().compile(*args, **kwargs)
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if not _needs_hooks(self.distribute_strategy):
@@ -80,7 +80,7 @@ class TrainerHooks:
         }
 
     def train_on_batch(self, *args, **kwargs):
-        """As `keras.Model.train_on_batch`; ValueError on several replicas."""
+        """As `keras.Model.train_on_batch`; raises ValueError with replicas."""
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if num_replicas > 1:
             raise ValueError(
@@ -109,7 +109,7 @@ class TrainerHooks:
             )
             return self.collect(outputs)
 
-        # TPUStrategy wants a name that is a name, so no lambda.
+        # TPUStrategy needs a valid function name, so no lambda.
         def steps(iterator):
             if num_steps == 1:
                 return one_step(iterator)
@@ -150,7 +150,7 @@ class AggregateThenClip:
         return super()._clip_gradients([gradient for gradient, _ in summed])
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
-        # They were summed before clipping.
+        # Already summed before clipping.
         return list(grads_and_vars)
 
 
@@ -194,7 +194,7 @@ def _last_of(num_steps, one_step):
         outputs = one_step()
         returned[:] = [outputs]
         flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
-        # With the step, as an optional can't be empty.
+        # Includes the step, because an optional can't be empty.
         return step + 1, tf.raw_ops.OptionalFromValue(components=[step, *flat])
 
     _, last = tf.while_loop(
@@ -226,7 +226,7 @@ def _needs_hooks(strategy):
 
 def _check_execution(iterator, strategy):
     """Refuses epochs that end within an execution; Keras would overrun."""
-    # On one replica Keras sees the end of the data itself.
+    # On one replica Keras detects the end of the data.
     known = iterator.steps_per_epoch
     if _needs_hooks(strategy):
         known = iterator.num_batches

@@ -171,7 +171,7 @@ def rows_of_all(num_rows: int, replicas=None) -> tf.Tensor:
 
 
 def share(size: int, num_replicas: int, name: str) -> int:
-    """Returns `size / num_replicas`; ValueError about `name` if fractional."""
+    """Returns `size / num_replicas`; raises ValueError unless integral."""
     if size % num_replicas:
         raise ValueError(
             f"{name} must be a multiple of the number of replicas (R). "

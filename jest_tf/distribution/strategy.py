@@ -16,12 +16,9 @@ def build_strategy(
 ) -> tf.distribute.Strategy:
     """Builds the strategy of `settings`, before TensorFlow runs anything.
 
-    Further calls return the same strategy, because two strategies in a process
-    would use the same keys for different collectives.
-
-    Args:
-        settings: see `config.DistributionConfig`. "mirrored" takes the virtual
-            devices if there are any, else all GPUs, else the one CPU.
+    "mirrored" takes the virtual devices if there are any, else all GPUs, else
+    the one CPU. Further calls return the same strategy, because two strategies
+    in a process would use the same keys for different collectives.
 
     Raises:
         ValueError: if there is no such TPU, TF_CONFIG is missing or invalid, or
@@ -76,7 +73,7 @@ def distribute(
             context.input_pipeline_id, context.num_input_pipelines
         )
         dataset = dataset.rebatch(rows, drop_remainder=True)
-        # From other datasets, several workers get batches of dynamic shape.
+        # Other datasets give several workers batches of dynamic shape.
         return dataset.apply(
             tf.data.experimental.assert_cardinality(
                 tf.data.INFINITE_CARDINALITY
@@ -120,7 +117,7 @@ def _strategy(name, tpu, parts):
         return tf.distribute.MirroredStrategy(
             [f"CPU:{index}" for index in range(parts)]
         )
-    # Imported here: it takes seconds and brings a second Keras.
+    # Imported late: it takes seconds and brings a second Keras.
     from official.common import distribute_utils
 
     try:

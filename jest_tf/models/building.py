@@ -120,9 +120,8 @@ def build_learner(
             seed=config.seed,
             **scalars,
         )
-    # Keras takes the seeds of unseeded layers from here. Its
-    # `set_random_seed` would also clear TensorFlow's kernels, and with them
-    # the SentencePiece tokenizers that exist.
+    # Seeds unseeded Keras layers. `set_random_seed` would also clear
+    # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     random.seed(config.seed)
     np.random.seed(config.seed)
     with _default_dtype(settings.dtype_policy):
@@ -133,7 +132,7 @@ def build_learner(
                 f"layers, the image and the text tower. Received: {built!r}"
             )
         model = two_tower.TwoTower(*built, **scalars)
-        # Under the policy as well: layers may make others when they are built.
+        # Under the policy too: layers may create others in `build`.
         _build(model, data.image_size, data.text_length)
     return model
 

@@ -21,7 +21,7 @@ from jest_tf.selection import noise
 # Odd, so that no two replicas get the same seed.
 _REPLICA_SALT = 0x3C6EF373
 
-_NORM_EPSILON = 1e-6  # Flax's default, which SigLIP was trained with.
+_NORM_EPSILON = 1e-6  # Flax's default, used by SigLIP.
 
 
 def child_seed(seed: int | None, role: str) -> int | None:
@@ -410,8 +410,8 @@ def _layer_norm(layer, name):
 
 
 def _projection(units, layer, name):
-    # Several square projections may stand side by side. Scaling by the fan-in
-    # gives each the variance that Glorot gives it alone.
+    # The kernel may join several square projections. Scaling by the fan-in
+    # gives each its Glorot variance.
     return keras.layers.Dense(
         units,
         kernel_initializer=keras.initializers.VarianceScaling(

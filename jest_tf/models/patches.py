@@ -112,7 +112,7 @@ class PatchEmbedding(layers.Configured):
         positions = self._positions_at(rows, columns)
         kept = kept_patches(rows, columns, keep_tokens)
         if len(kept) < num_tokens:
-            # Before the product, to save its cost as well.
+            # Before the product, to save its cost too.
             patches = tf.reshape(
                 patches, [-1, num_tokens, size * size * channels]
             )
@@ -247,5 +247,5 @@ def _grid(shape, patch_size):
 
 
 def _frozen(array):
-    array.flags.writeable = False  # caches hand the same array to everybody
+    array.flags.writeable = False  # caches share the array
     return array

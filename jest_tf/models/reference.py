@@ -117,7 +117,7 @@ def fingerprint(model: keras.Model, *settings) -> str:
     """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for weight in model.weights:
-        # Not its path, which says how many such models the process has made.
+        # Not its path, which counts the models made in this process.
         value = np.ascontiguousarray(weight.numpy())
         about = (weight.name, value.shape, value.dtype.name)
         digest.update(repr(about).encode())
@@ -176,7 +176,7 @@ def _describe_tokenizer(tokenizer):
 def _in_batches(encode, values, size):
     """`encode(values)`, `size` rows at a time; NumPy [n, ...] -> [n, D]."""
     parts = []
-    # One more than are needed if there are none, for the width.
+    # At least one batch, even without rows, to get the width.
     for start in range(0, max(1, len(values)), size):
         part = values[start : start + size]
         padding = [(0, size - len(part))] + [(0, 0)] * (values.ndim - 1)

@@ -29,7 +29,7 @@ def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
     """
     vectors = tf.cast(vectors, tf.float32)
     squares = tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True)
-    # The root has no gradient at 0; its least argument is far below epsilon.
+    # The root has no gradient at 0; the bound is far below epsilon.
     norm = tf.sqrt(tf.maximum(squares, 1e-30))
     return vectors / (norm + _NORM_EPSILON)
 
@@ -172,7 +172,7 @@ class TwoTower(keras.Model):
         images = tf.cast(images, self.image_tower.compute_dtype)
         self.check_view(view)
         parts = [
-            # Towers need no argument `view` for the default one.
+            # The default view needs no `view` argument in towers.
             self.image_tower(
                 rows,
                 training=training,

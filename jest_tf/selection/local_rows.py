@@ -107,9 +107,9 @@ class LocalRows:
     def means(
         self, values: dict[str, tf.Tensor], counted: tf.Tensor, size: int
     ) -> dict[str, tf.Tensor]:
-        """Averages `values`, float32 `[n]`, over the entries `counted`.
+        """Averages `values`, float32 `[n]` by name, over the entries `counted`.
 
-        `size` of them count on all replicas together.
+        `size` is the number of counted entries on all replicas.
         """
         totals = {
             name: tf.reduce_sum(tf.where(counted, value, 0.0))

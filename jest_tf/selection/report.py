@@ -92,7 +92,7 @@ def report(
 def _uniform_draw(state, batch_size, seed, criterion, local):
     """Draws `batch_size` rows uniformly: criterion, places, their losses."""
     size = min(batch_size, UNIFORM_ROWS)
-    # Independent of the draw's noise, which would correlate the rows.
+    # Independent of the draw's noise; equal noise would share rows.
     seed = tf.bitwise.bitwise_xor(noise.seed_tensor(seed), [0x5EED, 0])
     keys = noise.gumbel_noise(seed, 1, local.super_batch_size)[0]
     rows = tf.math.top_k(keys, size).indices

@@ -222,7 +222,7 @@ def _chunk_keys(settings, num_chunks, seed, local):
     """`(chunk, score) -> keys`, `[B/R]`; the highest keys are drawn."""
     if settings.method == "top":
         return lambda chunk, score: score
-    # A row's noise is that of its place among all rows.
+    # Noise depends on a row's place among all rows.
     every = noise.gumbel_noise(seed, num_chunks, local.super_batch_size)
     own = local.own(every)
     uniform = settings.method == "uniform"

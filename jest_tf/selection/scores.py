@@ -117,11 +117,9 @@ class SoftmaxScores(NamedTuple):
 
 
 class State(NamedTuple):
-    """The rows chosen so far, and the scores of all rows given them.
+    """The chosen rows and each model's scores of all rows given them.
 
-    Attributes:
-        kept: bool `[B/R]`, true for the chosen rows.
-        models: the scores of each model, by name.
+    `kept`, bool `[B/R]`, is true for the chosen rows.
     """
 
     kept: tf.Tensor

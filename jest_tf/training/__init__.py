@@ -1,8 +1,7 @@
 """The training step and its Keras model.
 
-`step.train_step` is Algorithm 1 on one page. `JESTModel` adapts it to Keras,
-and `build_model` makes the model of a run; both are public. The functions of
-`step` serve custom loops.
+`step.train_step` is Algorithm 1 on one page; the functions of `step` serve
+custom loops. `JESTModel` adapts it to Keras; `build_model` makes a run's model.
 """
 
 from jest_tf.training.build import build_model

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from jest_tf.embeddings import Embeddings
 
-# Metrics of a draw that are NaN if the embeddings scored are not finite.
+# Metrics of a draw that are NaN if scored embeddings are not finite.
 SCORES = (
     "select/score",
     "select/learner_loss_kept",

@@ -84,7 +84,7 @@ def of_step(
         step.learner, trained, step.micro_batch_size, step.views
     )
     counts["loss"] = 2 * (num_replicas * trained) ** 2 * width
-    # In blocks or on replicas the gradient forms the logits once more.
+    # In blocks or on replicas the gradient recomputes the logits.
     is_whole = num_replicas == 1 and not step.loss_block_size
     counts["backward"] = 2 * counts["forward"] + (
         (2 if is_whole else 3) * counts["loss"]
@@ -175,7 +175,7 @@ def _multiplications(graph):
     total = 0
     for op in graph.get_operations():
         if op.type in ("PartitionedCall", "StatefulPartitionedCall"):
-            # TensorFlow has no public way from a call to the graph it calls.
+            # TensorFlow has no public access to the graph of a call.
             callee = graph._get_function(op.get_attr("f").name).graph
             total += _multiplications(callee)
         elif op.type in _PRODUCTS:
@@ -227,7 +227,7 @@ def _einsum(op):
             return None
         before, dots, after = term.partition("...")
         between = shape.rank - len(before) - len(after) if dots else 0
-        # Broadcast axes align at their end.
+        # Broadcast axes are right-aligned.
         labels = [*before, *range(-between, 0), *after]
         for label, size in zip(labels, shape, strict=True):
             sizes[label] = max(size, sizes.get(label, 1))
@@ -247,7 +247,7 @@ def _convolution(op):
     return _product(op.outputs[0].shape, shape[: -2 if is_depthwise else -1])
 
 
-# By type of operation, its multiplications; None where a shape is not known.
+# Multiplications by type of operation; None if a shape is unknown.
 _PRODUCTS = {
     "MatMul": _matmul,
     "BatchMatMul": _matmul,

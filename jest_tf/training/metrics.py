@@ -48,15 +48,14 @@ class StepMetrics:
 
     def update(self, values: Mapping[str, tf.Tensor], replicas=None) -> None:
         """Adds a step's scalars by name, equal on every replica."""
-        # Each replica adds its share, so that a sum over replicas counts a step
-        # once on any number of them.
+        # Each replica adds its share, so the sum over them counts a step once.
         weight = replicas and 1 / replicas.num_replicas
         for name, value in values.items():
             self._means[name].update_state(value, sample_weight=weight)
 
     def count_replaced(self, super_batch: Mapping[str, tf.Tensor]) -> None:
         """Counts local rows with `caption_replaced` or `record_replaced`."""
-        # Known when traced; these are shown from then on.
+        # Known from tracing on.
         self._counted = tuple(
             name for name in self._sums if name in super_batch
         )

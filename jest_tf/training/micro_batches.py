@@ -22,11 +22,8 @@ from jest_tf.embeddings import Embeddings
 class Gradients(NamedTuple):
     """Results of `gradients`.
 
-    Attributes:
-        terms: scalars by name, as the loss returned them.
-        embeddings: embeddings of all n rows.
-        by_variable: a gradient for each trainable variable of the learner;
-            None for those without effect on the loss.
+    `terms` are the loss's scalars by name, `embeddings` those of all n rows.
+    `by_variable` has None for trainable variables without effect on the loss.
     """
 
     terms: dict[str, tf.Tensor]
@@ -45,7 +42,7 @@ def embed(
         return encode(batch)
 
     def in_float32(part):
-        # A loop states its types beforehand; a tower may return any.
+        # The loop fixes its types beforehand; a tower may return any.
         return Embeddings(
             *(tf.cast(value, tf.float32) for value in encode(part))
         )
@@ -109,7 +106,7 @@ def gradients(
                 terms["loss"] + _regularizers(learner, num_replicas)
             )
         found = tape.gradient(target, variables)
-        # A lookup table's gradient repeats a row for each of its tokens;
+        # A lookup table's gradient repeats a row for each token;
         # clipping needs the norm of their sum.
         dense = [
             one if one is None else tf.convert_to_tensor(one) for one in found
@@ -131,7 +128,7 @@ def gradients(
     upstream = tape.gradient(
         target, embeddings, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
-    # Dropout starts over, and statistics take in each row once.
+    # Resets dropout, and makes statistics count each row once.
     for variable, old in zip(state, before, strict=True):
         variable.assign(old)
     share = num_replicas * (rows // micro_batch_size)
@@ -156,7 +153,7 @@ def _backward(encode, parts, upstream, variables, regularizers):
         with tf.GradientTape() as tape:
             part = {name: value[index] for name, value in parts.items()}
             embeddings = encode(part)
-            # A scalar whose gradient by the embeddings is `upstream`.
+            # A scalar whose gradient in the embeddings is `upstream`.
             target = regularizers()
             for one, gradient in zip(embeddings, upstream, strict=True):
                 target += tf.reduce_sum(

@@ -20,7 +20,7 @@ from jest_tf.training import finite, flops, row_outputs, schedule, sub_batch
 from jest_tf.training import metrics as metrics_lib
 from jest_tf.training import step as step_lib
 
-# Arguments of `JESTModel` that go to the step, and to a file, as they are.
+# Arguments of `JESTModel` passed unchanged to the step and to files.
 _PLAIN_SETTINGS = (
     "equal_captions",
     "loss_block_size",
@@ -178,8 +178,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             ValueError: if the replicas can't run it.
         """
         keras_fit.check_placed("reference", model, self.distribute_strategy)
-        # Behind a function, Keras does not track its weights, which are
-        # neither trained nor saved.
+        # Wrapped in a function, so that Keras neither tracks, trains nor
+        # saves its weights.
         self._reference = reference.frozen(model)
 
     @property
@@ -310,7 +310,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         )
 
         def function(iterator):
-            # Of the execution before, so that devices need not wait for Python.
+            # From the last execution, so that devices don't wait for Python.
             finite.check_scores(self._last_logs)
             settings = self._next_selection()
             if settings not in functions:
@@ -479,7 +479,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             self._passed.assign(state)
         rows = outputs.rows
         if distribution.has_workers(self.distribute_strategy):
-            # Here, as Keras reads all properties of a model that it saves, and
+            # Inside the step: Keras reads all properties of a saved model, and
             # nothing outside a step may wait for other workers.
             rows = row_outputs.with_all_trained(rows, replicas)
         rows = rows | self._recent_draws.with_draw(outputs.drawn, number)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from jest_tf import distribution, selection
 from jest_tf.distribution import placement
 
-# This group is equal on every replica; in the others each has its own rows.
+# This group is equal on every replica; the others hold local rows.
 _EQUAL = "equal"
 _TRAINED = "trained"
 
@@ -90,7 +90,7 @@ class RecentDraws:
             self._lines = tf.Variable(
                 tf.zeros([num_steps, batch_size], dtype),
                 trainable=False,
-                # Every replica keeps a copy, and all are equal.
+                # Equal copies on all replicas.
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
@@ -187,7 +187,7 @@ def _ordered(values, place_name=None):
     if not values:
         return {}
     parts = {name: part.numpy() for name, part in values.items()}
-    # A worker with several devices may hold its part several times.
+    # A worker with several devices may repeat its part.
     places, first = np.unique(parts.pop("place"), return_index=True)
     ordered = {name: part[first] for name, part in parts.items()}
     if "id" in ordered:

@@ -47,8 +47,8 @@ def add_state(model: keras.Model) -> keras.Variable:
         name="passed",
         shape=(2,),
         dtype="int32",
-        # Steps in a row in which the learner had passed; the first step that
-        # no longer selects, -1 while there is none.
+        # Consecutive steps in which the learner had passed; first step that no
+        # longer selects, or -1.
         initializer=lambda shape, dtype: tf.constant([0, -1], dtype),
         trainable=False,
         aggregation="only_first_replica",

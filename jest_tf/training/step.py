@@ -172,10 +172,7 @@ def train_step(
 def candidates(
     step: Step, super_batch: Mapping[str, tf.Tensor], replicas=None
 ) -> tuple[Mapping[str, tf.Tensor], int]:
-    """Takes every k-th row of the super-batch, on any number of replicas.
-
-    Returns:
-        Tensors `[n/R, ...]`, and k.
+    """Takes every k-th row of the super-batch; returns `[n/R, ...]` and k.
 
     Raises:
         ValueError: if sizes do not fit each other or R.
@@ -211,9 +208,8 @@ def score(
 ) -> tuple[Embeddings | None, Embeddings | None]:
     """Embeds the candidates, `[n/R, ...]`, for scoring in evaluation mode.
 
-    Returns:
-        The learner's and the reference's embeddings, `[n/R, D]` and
-        `[n/R, Dr]`; None if the criterion does not use the model.
+    Returns the learner's and the reference's embeddings, `[n/R, D]` and
+    `[n/R, Dr]`; None if the criterion does not use the model.
 
     Raises:
         ValueError: if `scoring_batch_size` does not divide the rows, or the

@@ -14,7 +14,7 @@ from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
 from jest_tf.training import micro_batches
 
-# Salts keep the noise of views and augmentation apart from that of the draw.
+# Salts make the noise of views, augmentation and draws independent.
 _VIEWS_SALT = 0x0715
 _AUGMENT_SALT = 0x0A06
 
