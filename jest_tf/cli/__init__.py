@@ -21,13 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command in this process.
 
     Args:
-        argv: arguments without the program's name; None takes those of the
-            process.
+        argv: arguments without the program's name; None takes the process's.
 
     Returns:
-        The exit code: 0 on success, 1 on an error, whose message is printed, 2
-        on arguments that cannot be parsed, 75 where the same command should be
-        run again later.
+        The exit code: 0 on success, 1 on an error, which is printed, 2 on
+        arguments that cannot be parsed, 75 if the command should be run again.
     """
     try:
         execute(sys.argv[1:] if argv is None else argv)
@@ -40,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def execute(argv: Sequence[str]) -> None:
-    """As `main`, but ends in SystemExit unless the command succeeds.
+    """Runs a command as `main` does, but exits unless it succeeds.
 
     Raises:
         SystemExit: with "error: ..." for a ValueError, with 1 for any other
@@ -66,8 +64,8 @@ def execute(argv: Sequence[str]) -> None:
     except Exception:
         traceback.print_exc()
         code = 1
-    # The frames of an error hold iterators of tf.data, whose threads keep the
-    # process from ending. They can be freed once the handler has been left.
+    # An error's frames hold tf.data iterators, whose threads keep the process
+    # from ending. They can be freed once the handler has been left.
     gc.collect()
     sys.exit(code)
 
@@ -91,8 +89,8 @@ def _parse(argv):
             description=summary,
             epilog=rest,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            # Apache Beam, which `curate` passes options to, has some that
-            # begin like ours.
+            # Some of Apache Beam's options, which `curate` passes on, begin
+            # like ours.
             allow_abbrev=False,
         )
         command.set_defaults(run=module.run)

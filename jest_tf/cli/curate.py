@@ -213,7 +213,7 @@ def _curate_like(flags, store, reference):
 
 
 def _report_shortfall(curated):
-    """Says why fewer records were chosen than were asked for."""
+    """Prints why fewer records were chosen than requested."""
     import numpy as np
 
     from jest_tf.curation import by_similarity

@@ -15,7 +15,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
     """Checks everything that can be checked without training.
 
     Opens the data, the reference and its sidecars, and builds the learner.
-    Writes nothing: shards are indexed in a temporary folder.
+    Writes nothing; indexes go to a temporary folder.
 
     Args:
         config: the run.
@@ -25,7 +25,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
         A description of the run, a few lines.
 
     Raises:
-        ValueError: on what `jest-tf train` would refuse.
+        ValueError: `jest-tf train` would refuse the run.
     """
     with tempfile.TemporaryDirectory() as folder:
         data = dataclasses.replace(config.data, index_dir=folder)
@@ -75,7 +75,7 @@ def _vocabulary_size(config, workdir):
 
 
 def _steps(config):
-    """Shapes of a step, and what all steps draw, score and train on."""
+    """Describes the shapes of a step: rows drawn, scored and trained on."""
     data, selection, steps = config.data, config.selection, config.steps
     super_batch, sub_batch = data.super_batch_size, config.batch_size
     image = f"{data.image_size}, {data.image_size}, 3"

@@ -111,15 +111,15 @@ def evaluate(
         workdir: the run directory.
         data: paths or globs; None takes the run's `evaluation.data`.
         step: of the checkpoint to measure; None is the end of the run.
-        reading: fields of `DataConfig` that say how the data is read; the
-            others are those that the run evaluates with.
+        reading: fields of `DataConfig` that replace those of the run's
+            evaluation.
 
     Returns:
         The measures by name.
 
     Raises:
-        ValueError: if the run has not finished, or there is no such checkpoint
-            or no data.
+        ValueError: the run has not finished, or there is no such checkpoint or
+            no data.
     """
     from jest_tf import evaluation, runs
     from jest_tf.runs import evaluations
@@ -155,8 +155,8 @@ def together(patterns: Sequence[str]) -> list[str | list[str]]:
         patterns: paths or globs.
 
     Returns:
-        The patterns in order. Paths that differ only in the first number of
-        `-00000-of-00002` are one list, in the place of the first of them.
+        The patterns in order; paths that differ only in the first number of
+        `-00000-of-00002` are one list, at the first of them.
     """
     sets: dict[str, list[str]] = {}
     for pattern in patterns:

@@ -14,12 +14,12 @@ def name(field: str) -> str:
 
 
 def add_format(parser: argparse.ArgumentParser, from_run: bool = False) -> None:
-    """Adds the flags that say how data is read, as `data` does in a recipe.
+    """Adds the flags of the data format, as in `data` of a recipe.
 
     Args:
         parser: gets the flags.
-        from_run: the default is None, for the settings of the run, in place of
-            those of `DataConfig`.
+        from_run: default to None, for the run's settings, and not to those of
+            `DataConfig`.
     """
     for field in FORMAT_FIELDS:
         default = getattr(config.DataConfig, field)

@@ -1,10 +1,9 @@
 """Curation: choosing records of a whole data set, once, into a manifest.
 
 `by_score` chooses by a model's scores, on one machine or, `with_beam`, on many;
-`by_similarity` chooses what is like examples of tasks, balanced over their
-`concepts`; `models` are the models to choose by. A choice is a pure function of
-settings, models and shards, and files are written whole, so an interrupted
-choice is continued by the same call.
+`by_similarity` chooses records like examples of tasks, balanced over their
+`concepts`; `models` are the models to choose by. The result is a pure function
+of settings, models and shards; the same call continues an interrupted one.
 """
 
 from jest_tf.curation.by_score import (

@@ -1,13 +1,10 @@
-"""Curation by score: records chosen as a step would, beforehand.
+"""Curation by score: joint selection over a whole data set, before training.
 
-The records of every shard are dealt at random into windows. From each window a
-share is chosen jointly, by easy-reference or by the learnability between a
-finished learner and a reference. Embeddings come from sidecars, which are
-written first where they are missing.
-
-The choice within a shard is a function of shard, models and settings, so shards
-may be done in any order, again after a kill, or on many machines
-(`curation/with_beam.py`).
+Each shard's records are dealt at random into windows. From each window a share
+is chosen jointly, by easy-reference or by the learnability between a finished
+learner and a reference. Embeddings come from sidecars; missing ones are written
+first. Shards are independent, so they may be done in any order or on many
+machines (`curation/with_beam.py`).
 """
 
 import contextlib
@@ -45,21 +42,21 @@ class Settings:
 
     Attributes:
         criterion: "easy_reference", or "learnability", which needs a learner.
-        share: of the records with embeddings, in (0, 1]; of each shard to
+        share: of the records with embeddings, in (0, 1]; exact in each shard to
             within one record, rounded up or down at random.
-        window: about how many records are chosen from jointly; the windows of
-            a shard are of equal size.
+        window: approximate number of records chosen from jointly; a shard's
+            windows are of equal size.
         passes: repetitions of dealing and choosing, each with one caption a
             record. A record's weight counts how often it was chosen, and its
             score is the mean.
         loss: pair loss of the scores, "sigmoid" or "softmax"; None is the loss
-            that the models' runs were trained with.
+            of the models' runs.
         num_chunks: N, the chunks of a joint draw.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
         gain: multiplies every score; an inverse temperature, 0 is uniform.
-        uniform_share: of the chosen records, in [0, 1): drawn uniformly from
-            those that the joint draw has left; rounded as `share`. At least
-            one record of each window is drawn jointly.
+        uniform_share: share of the chosen records, in [0, 1), drawn uniformly
+            from the rest; rounded as `share`. At least one record of each
+            window is drawn jointly.
         seed: of windows, captions and draws.
     """
 
@@ -103,7 +100,7 @@ def curate(
     embedding: Callable[[int, int], None] | None = None,
     scoring: Callable[[int, int], None] | None = None,
 ) -> manifest.Manifest:
-    """Writes the manifest of a store; continues what was interrupted.
+    """Writes the manifest of a store, continuing an interrupted call.
 
     Args:
         store: the records.
@@ -111,13 +108,12 @@ def curate(
         chosen_by: the settings.
         models: the reference, and the learner if the criterion needs one.
         overwrite: write all files anew.
-        embedding: called with the records embedded and to embed.
-        scoring: called with the records scored and to score.
+        embedding: called with the records embedded so far and in all.
+        scoring: called with the records scored so far and in all.
 
     Raises:
         ValueError: models and settings do not fit, embeddings are missing, two
-            shards are one, or the folder holds another manifest or is being
-            written to.
+            shards are one, or the folder holds another manifest or is in use.
     """
     chosen_by = for_models(chosen_by, models)
     manifest.check_distinct(store)
@@ -140,9 +136,9 @@ def curate(
 def choose(
     store: stores.Store, chosen_by: Settings, models: Sequence[models_lib.Model]
 ) -> manifest.Part:
-    """Returns the weights and scores of a store of one shard.
+    """Returns the weights and scores of a one-shard store.
 
-    Records that could not be read, or have no caption, are not scored.
+    Records that are unreadable or have no caption are not scored.
 
     Raises:
         ValueError: embeddings are missing, or the loss is unknown.
@@ -209,11 +205,11 @@ def describe(
 def for_models(
     chosen_by: Settings, models: Sequence[models_lib.Model]
 ) -> Settings:
-    """Returns the settings with the loss that models' runs were trained with.
+    """Returns the settings with the loss of the models' runs.
 
     Raises:
-        ValueError: the criterion needs other models, there is no such run, or
-            no loss is set and the runs have none, or not the same.
+        ValueError: the criterion needs other models, a run is missing, or no
+            loss is set and the runs have none or differ.
     """
     wanted = 2 if chosen_by.criterion == "learnability" else 1
     if len(models) != wanted:
@@ -279,7 +275,7 @@ def _key(store, seed):
 
 def _embedded(sidecars, rows, numbers, ids):
     """Reads `Embeddings` of rows by each model, with the same captions."""
-    # Sorted ones are read fastest.
+    # Sorted rows are read fastest.
     order = np.argsort(rows)
     back = np.argsort(order)
     rows, numbers, ids = rows[order], numbers[order], ids[order]
@@ -298,11 +294,10 @@ def _embedded(sidecars, rows, numbers, ids):
 
 
 def _counts(share, sizes, key):
-    """Returns how many records are chosen from each of several windows.
+    """Numbers of records chosen from each window.
 
     Systematic rounding: cumulative counts stay within one of the share. The
-    start is random for each shard, so that many small shards have their share
-    on average.
+    random start gives many small shards their share on average.
     """
     # In fractions: a sum of floats may come out below a whole number.
     start = Fraction(key, 2**31)
@@ -323,10 +318,10 @@ def _choose_from(every, count, num_uniform, chosen_by, seed):
     return chosen.numpy()[:count], scores.numpy()
 
 
-# Shards are about equally large, so sizes of windows are few.
+# Shards are about equally large, so windows have few sizes.
 @functools.lru_cache(maxsize=32)
 def _drawer(chosen_by, size, count, num_uniform, dims):
-    """Returns a graph: seed, reference, learner -> rows, scores of all."""
+    """Compiles: seed, reference, learner -> rows, scores of all."""
 
     def draw(seed, reference, *learners):
         learner = learners[0] if learners else None

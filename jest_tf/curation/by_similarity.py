@@ -1,13 +1,11 @@
 """Curation by similarity: reference sets inferred from tasks.
 
-From a few hundred examples of the tasks of interest, finds the nearest records
-of a pool in a model's embedding space: exactly, block by block, with one score
-a record in memory. The tasks' concepts choose in turns, so that each gets as
-many records as the pool has; a record that is already in the set, or in the
-tasks' evaluation, is passed over. The result is a manifest, as from
-`curation/by_score.py`.
-
-Evans et al. (2024, arXiv 2406.17711, section 6) leave this as future work.
+Finds the records of a pool nearest to a few hundred task examples in a model's
+embedding space: exactly, block by block, with one score a record in memory. The
+tasks' concepts choose in turns, so that each gets as many records as the pool
+has; duplicates and items of the tasks' evaluation are passed over. The result
+is a manifest. Evans et al. (2024, arXiv 2406.17711, section 6) leave this as
+future work.
 """
 
 import dataclasses
@@ -50,15 +48,15 @@ class Settings:
             else clusters of their embeddings.
         num_clusters: clusters in place of `concept` and `label`; None is the
             root of the number of examples, if they have neither field.
-        near: pictures of at least this cosine are near-duplicates, of which
-            only the first is chosen. The right value depends on the model: a
-            weak one has all cosines near 1.
-        leak: a picture of at least this cosine with a picture of the evaluation
-            is that picture.
+        near: pictures of at least this cosine are near-duplicates; only the
+            first is chosen. Depends on the model: a weak one has all cosines
+            near 1.
+        leak: a picture of at least this cosine with an evaluation picture is
+            that picture.
         oversampling: candidates of a concept, in multiples of its share of the
             set.
-        compare_ids: equal ids are equal records; false if each data set
-            numbers its records from the same start.
+        compare_ids: equal ids are equal records; false if data sets number
+            their records from the same start.
     """
 
     size: int = 1000
@@ -102,7 +100,7 @@ class Embedded(NamedTuple):
 
     @property
     def both(self) -> np.ndarray:
-        """float32 [k, 2 D], whose products are the mean of two cosines."""
+        """Returns float32 [k, 2 D]; products are the mean of two cosines."""
         return np.concatenate([self.image, self.text], 1) * np.float32(0.5**0.5)
 
 
@@ -153,19 +151,19 @@ def infer(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> manifest.Manifest:
-    """Writes the manifest of the records of a pool that are like tasks.
+    """Writes the manifest of a pool's records that are like tasks.
 
-    The score of a record is the mean of two cosines with the task that is
-    nearest: of the pictures, and of the first captions. All weights are 1.
+    A record's score is the mean of two cosines with the nearest task: of the
+    pictures, and of the first captions. All weights are 1.
 
     Args:
-        pool: to choose from.
+        pool: the records to choose from.
         tasks: examples of the tasks.
-        evaluation: of the tasks, kept out of the choice; None checks nothing.
+        evaluation: of the tasks, excluded from the choice; None checks nothing.
         directory: of the manifest, local.
         chosen_by: the settings.
         overwrite: replace another manifest.
-        progress: called with the records of the pool compared and to compare.
+        progress: called with the pool's records compared so far and in all.
 
     Raises:
         ValueError: tasks and evaluation share items, an example has no concept,
@@ -224,8 +222,8 @@ def infer(
         weights = np.zeros(len(pool.store), np.float32)
         weights[chosen] = 1.0
         end = 0
-        # All of them: a choice is made over the whole pool, so that one file
-        # of another run would mix two.
+        # All of them: the choice spans the pool, so a file left from another
+        # run would mix two.
         for path, header in headers.items():
             rows = slice(end, end + header.rows)
             end += header.rows
@@ -261,8 +259,8 @@ def check_apart(tasks: stores.Store, apart: Apart, chosen_by: Settings) -> None:
     """Refuses tasks that share items with their evaluation.
 
     Raises:
-        ValueError: both have an id or an encoded picture; the message counts
-            the examples and names the first.
+        ValueError: counts the examples that share an id or an encoded picture,
+            and names the first.
     """
     rows = np.arange(len(tasks))
     ids = tasks.ids(rows)
@@ -298,19 +296,19 @@ def find_nearest(
     count: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the records of a pool that are nearest to each concept.
+    """Finds the records of a pool nearest to each concept.
 
     Args:
         pool: store and sidecars.
         examples: of the tasks.
         labels: int64 [k], the concept of each, from 0 without gaps.
         count: m, records to find for each concept.
-        progress: called with the records compared and to compare.
+        progress: called with the records compared so far and in all.
 
     Returns:
-        Rows of the pool, int64 [concepts, m], the nearest first, -1 where
-        there are no more; and each row's similarity to its nearest example,
-        float32 [n], NaN without an embedding.
+        Rows of the pool, int64 [concepts, m], nearest first, padded with -1;
+        and each row's similarity to its nearest example, float32 [n], NaN
+        without an embedding.
     """
     order = np.argsort(labels, kind="stable")
     tasks = examples.both[order].T  # [2 D, k]
@@ -346,12 +344,12 @@ def take_turns(
     good: np.ndarray,
     chosen_by: Settings,
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Lets concepts choose in turns, each its nearest record that is new.
+    """Lets concepts choose in turns, each its nearest new record.
 
     Args:
-        nearest: int64 [concepts, m], rows, the nearest first; -1 is none.
+        nearest: int64 [concepts, m], rows, nearest first; -1 is none.
         found: those rows, ascending.
-        good: bool [k], which of `found` may be chosen.
+        good: bool [k], whether each of `found` may be chosen.
         chosen_by: the settings.
 
     Returns:
@@ -375,7 +373,7 @@ def take_turns(
     )
 
     def is_new(place):
-        """True if a record may join; counts one that may not once."""
+        """True if a record may join; counts a refused one only once."""
         if place in passed:
             return False
         passed.add(place)
@@ -405,7 +403,7 @@ def take_turns(
 
 
 def digests(store: stores.Store, rows: np.ndarray) -> np.ndarray:
-    """Hashes the encoded pictures of records; string [k], "" without."""
+    """Hashes the encoded pictures of records; string [k], "" without one."""
     out = []
     for start in range(0, len(rows), _READ):
         for record in store.read(rows[start : start + _READ]):
@@ -424,7 +422,6 @@ def _blocks(source, most) -> Iterator[tuple[int, Embedded]]:
 
 
 def _images(source):
-    """Reads the embeddings of all pictures of a source; float32 [k, D]."""
     found = []
     for start in range(0, len(source.store), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(source.store))
@@ -434,7 +431,7 @@ def _images(source):
 
 
 def _apart_from(pool, found, apart, chosen_by):
-    """Marks candidates that are not in the evaluation; counts the others."""
+    """Marks candidates outside the evaluation; counts the others by reason."""
     good = np.ones(len(found.rows), bool)
     if apart is None:
         return good, {}
@@ -467,8 +464,8 @@ def _describe(pool, tasks, evaluation, chosen_by, concepts):
         "choice": "like",
         **dataclasses.asdict(chosen_by),
         "balanced_over": concepts.over,
-        # Every shard's file holds this, so a list of the pool's shards here
-        # would take space quadratic in their number.
+        # Every shard's file holds this, so a list of the pool's shards would
+        # take space quadratic in their number.
         "pool": {
             "shards": len(pool.store.shards.paths),
             "records": len(pool.store),
@@ -483,7 +480,7 @@ def _describe(pool, tasks, evaluation, chosen_by, concepts):
 
 
 def _check_alike(sources):
-    """Refuses sources whose embeddings are not of one model."""
+    """Refuses sources with embeddings of different models."""
     found = {source.sidecars.fingerprint for source in sources}
     if len(found) > 1:
         raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 
 from jest_tf.data import reader, stores
 
-# Fields that name the concept of an example, as evaluations use them.
+# Fields that name the concept of an example, as in evaluations.
 CONCEPT_FIELDS = ("concept", "label")
 CLUSTERS = "clusters"
 
@@ -17,7 +17,7 @@ class Concepts(NamedTuple):
     Attributes:
         over: the field that names them, or `CLUSTERS`.
         names: of the concepts.
-        labels: int64 [k], the number of each example's concept.
+        labels: int64 [k], the index of each example's concept.
     """
 
     over: str
@@ -43,7 +43,7 @@ def concepts_of(
         num_clusters: clusters without a `field`; None is the root of k.
 
     Raises:
-        ValueError: an example lacks the field that is asked for, or that others
+        ValueError: an example lacks the requested field, or one that others
             have.
     """
     wanted = field
@@ -76,25 +76,24 @@ def cluster(points: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         points: float32 [k, D] of unit length.
-        count: clusters; fewer where fewer points differ.
+        count: clusters; fewer if fewer points differ.
 
     Returns:
-        int64 [k], every number up to the largest used.
+        int64 [k], without gaps from 0.
     """
-    # Seconds to import, and only clusters need it.
+    # Imported here: it takes seconds, and only clusters need it.
     import sklearn.cluster
     import threadpoolctl
 
     count = min(count, len(np.unique(points, axis=0)))
     means = sklearn.cluster.KMeans(count, n_init=10, random_state=0)
-    # Threads add in any order, which may change the last bits of a sum.
+    # One thread: threads add in any order, which may change the last bits.
     with threadpoolctl.threadpool_limits(1):
         labels = means.fit_predict(points)
     return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
 def _name(field, value):
-    """Returns the concept that a field names, or ""."""
     if field == "caption":
         places = reader.candidates(value)
         value = value[places[0]] if places else b""

@@ -14,7 +14,7 @@ from jest_tf.runs import directory as directory_lib
 
 
 class Model(NamedTuple):
-    """Where the embeddings of a model come from.
+    """The origin of a model's embeddings.
 
     Attributes:
         workdir: directory of its run, finished unless there is a `step`; ""
@@ -53,7 +53,7 @@ class Model(NamedTuple):
         store: stores.Store,
         progress: Callable[[int, int], None] | None = None,
     ) -> sidecars_lib.Sidecars:
-        """Opens the sidecars of a store, after writing missing ones.
+        """Opens the sidecars of a store, writing missing ones.
 
         Args:
             store: the records.
@@ -81,14 +81,13 @@ class Model(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _loaded(workdir, step, written):
-    """A run and the description of its embeddings."""
     del written
     run = runs.load_run(workdir, step)
     return run, reference.describe(run)
 
 
 def _written(workdir):
-    """When a run was written, so that another one is not taken for it."""
+    """The time a run was written, which tells it from a later one."""
     try:
         path = directory_lib.path(workdir, directory_lib.WEIGHTS_FILE)
         return os.stat(path).st_mtime_ns
@@ -97,7 +96,6 @@ def _written(workdir):
 
 
 def _dtype(store, directory):
-    """Returns the dtype of the first existing sidecar, or float16."""
     for shard in range(len(store.shards.paths)):
         path = sidecars_lib.sidecar_path(store, shard, directory)
         if os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""Curation by score on many machines, the shards spread by Apache Beam."""
+"""Curation by score on many machines, with Apache Beam."""
 
 import functools
 from collections.abc import Sequence
@@ -22,8 +22,7 @@ def curate_with_beam(
     """Writes the manifest of a store, a shard at a time on Beam's workers.
 
     Workers use the same paths for shards, runs and the manifest. A worker
-    writes the missing sidecars of its shards into `Model.sidecar_dir`, which
-    need not be shared.
+    writes missing sidecars into `Model.sidecar_dir`, which need not be shared.
 
     Args:
         data: settings of the store.
@@ -57,7 +56,7 @@ def curate_with_beam(
                 | "Choose" >> beam.Map(work)
             )
     except ImportError as error:
-        # A runner's own packages are looked for when it is made or started.
+        # A runner's packages are imported when it is made or started.
         raise ValueError(
             "Apache Beam must be installed with what its runner needs, as "
             "apache-beam[gcp] for Dataflow. Received: "
@@ -89,7 +88,7 @@ def _opened(data):
 
 
 def _beam_options(options):
-    """Imports Apache Beam, and parses its flags, refusing unknown ones."""
+    """Parses Beam's flags, refusing unknown ones."""
     try:
         import apache_beam as beam
         from apache_beam.options import pipeline_options
@@ -99,8 +98,8 @@ def _beam_options(options):
             f"Received: {shards.one_line(error)}"
         ) from error
     flags = pipeline_options.PipelineOptions(list(options))
-    # Beam passes over what it does not know. Only here does it hand out the
-    # parser of all its options.
+    # Beam ignores unknown flags, and only here hands out the parser of all
+    # its options.
     parsers: list = []
     flags.get_all_options(add_extra_args_fn=parsers.append)
     unknown = parsers[0].parse_known_args(list(options))[1]

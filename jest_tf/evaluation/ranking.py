@@ -1,8 +1,7 @@
 """Ranks of queries among candidates, exact and with ties.
 
-Ties are broken at random and the expectation is returned, so that a model that
-maps everything to one point scores exactly chance. Scores are formed on the
-host for a block of queries at a time.
+Ties are broken at random in expectation, so a model that maps everything to one
+point scores exactly chance. Scores are formed on the host, block by block.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Scores are [queries of a block, candidates]; 256 x 25,000 (the captions of
-# COCO's validation images) is 50 MB in float64.
+# Scores are [block, candidates]; 256 x 25,000 (COCO's validation captions) is
+# 50 MB in float64.
 BLOCK_SIZE = 256
 
 
@@ -19,8 +18,8 @@ class Places(NamedTuple):
     """The place of each query's first match; int64 [queries] each.
 
     Attributes:
-        above: candidates that do not match and score higher than any match.
-        tied: candidates that do not match and score as the best match does.
+        above: nonmatching candidates that score higher than any match.
+        tied: nonmatching candidates that score as the best match does.
         matching: matches that score as the best match does, at least one.
     """
 
@@ -39,7 +38,7 @@ def places(
 ) -> Places:
     """Ranks candidates by their inner product with each query.
 
-    A query and a candidate match if they are of one group.
+    A query and a candidate match if their groups are equal.
 
     Args:
         name: of the measure, for errors.
@@ -50,7 +49,7 @@ def places(
         block_size: queries scored at a time.
 
     Raises:
-        ValueError: if a query has no match.
+        ValueError: a query has no match.
     """
     missing = ~np.isin(query_groups, groups)
     if missing.any():
@@ -74,12 +73,12 @@ def places(
 def expected(
     places: Places, value: Callable[[np.ndarray], np.ndarray]
 ) -> float:
-    """The mean over the queries of E[value(rank)], ranks int64 [Q] from 1."""
+    """Returns the mean over queries of E[value(rank)]; int64 ranks from 1."""
     above, tied, matching = places
     total, missed = np.zeros(len(above)), np.ones(len(above))
     for offset in range(int(tied.max()) + 1):
-        # Each candidate of equal score that is left comes next with equal
-        # probability; after the last miss comes a match for certain.
+        # Each remaining candidate of equal score comes next with equal
+        # probability; after the last miss a match is certain.
         left = np.maximum(tied + matching - offset, matching)
         hit = missed * matching / left
         total += hit * value(above + offset + 1)
@@ -88,7 +87,7 @@ def expected(
 
 
 def recall(places: Places, k: int) -> float:
-    """The expected share of queries with a match in the first k."""
+    """Returns the expected share of queries with a match in the first k."""
     return expected(places, lambda ranks: ranks <= k)
 
 

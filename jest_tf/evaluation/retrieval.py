@@ -26,11 +26,11 @@ def retrieval_measures(
     *,
     block_size: int = ranking.BLOCK_SIZE,
 ) -> dict[str, float]:
-    """Recall and mean reciprocal rank in both directions.
+    """Returns recall and mean reciprocal rank in both directions.
 
-    An image and a text match if they are of one group; a query is answered at
-    the rank of its first match. Recall@k is the share of queries answered in
-    the first k, MRR the mean of 1 / rank.
+    An image and a text match if their groups are equal; a query's rank is that
+    of its first match. Recall@k is the share of ranks up to k, MRR the mean of
+    1 / rank.
 
     Args:
         image_embeddings: float [N, D]; the score is the inner product.
@@ -43,8 +43,8 @@ def retrieval_measures(
         `MEASURES`, each in [0, 1].
 
     Raises:
-        ValueError: on shapes that do not fit, embeddings that are not finite,
-            or a query without a match on the other side.
+        ValueError: shapes do not fit, an embedding is not finite, or a query
+            has no match.
     """
     results = {}
     for name, queries in _directions(
@@ -67,14 +67,14 @@ def ranks(
     *,
     block_size: int = ranking.BLOCK_SIZE,
 ) -> dict[str, np.ndarray]:
-    """The rank of each query's first match, for statistics of the caller.
+    """Returns the rank of each query's first match.
 
     Args:
-        image_embeddings: as of `retrieval_measures`; the others likewise.
+        image_embeddings: as in `retrieval_measures`, like the others.
 
     Returns:
-        `image_to_text`, float64 [N], and `text_to_image`, float64 [M]: the
-        expected rank, from 1. It is whole unless scores are tied.
+        `image_to_text`, float64 [N], and `text_to_image`, float64 [M]: expected
+        ranks, from 1; integers unless scores are tied.
 
     Raises:
         ValueError: as `retrieval_measures`.
@@ -84,8 +84,8 @@ def ranks(
         image_embeddings, text_embeddings, image_groups, text_groups
     ):
         above, tied, matching = ranking.places(name, *queries, block_size)
-        # Of t misses among t + m in random order, t / (m + 1) come before the
-        # first of the m matches.
+        # Of t misses and m matches in random order, t / (m + 1) misses come
+        # before the first match.
         found[name] = above + 1 + tied / (matching + 1)
     return found
 

@@ -40,19 +40,18 @@ class StoreEmbeddings(NamedTuple):
 
 
 class StoreEvaluation:
-    """A store to evaluate on repeatedly: read and traced once.
+    """Evaluates a learner on a store repeatedly; reads and traces once.
 
-    Retrieval is between all images and the distinct first captions; records of
-    one `concept` are one group, and a record without a concept is a group of
-    its own. Zero-shot is over the distinct labels, if there are any, and the
-    images that have one.
+    Retrieval is between all images and the distinct first captions; a group is
+    the records of one `concept`, or a record without one. Zero-shot is over the
+    distinct labels, if any, and the images that have one.
 
     Args:
         learner: model with `encode_image` and `encode_text`.
         store: the records.
         tokenizer: the learner's.
         image_size: of the learner, in pixels a side.
-        batch_size: examples a forward pass.
+        batch_size: examples of a forward pass.
         prompts: templates for the labels.
     """
 
@@ -94,7 +93,7 @@ class StoreEvaluation:
         self._labels = columns["label"]
 
     def embed(self) -> StoreEmbeddings:
-        """Embeds the store with the learner as it is."""
+        """Embeds the store with the current weights."""
         images = np.concatenate(
             [self._embed(self._encode_image, batch) for batch in self._images]
         )
@@ -119,7 +118,7 @@ class StoreEvaluation:
         )
 
     def measure(self) -> dict[str, float]:
-        """Retrieval and, with labels, zero-shot measures; see `MEASURES`."""
+        """Returns `MEASURES`; those of zero-shot only with labels."""
         found = self.embed()
         results = retrieval.retrieval_measures(
             found.images, found.texts, found.image_groups, found.text_groups
@@ -145,8 +144,8 @@ class StoreEvaluation:
         )
 
     def _embed(self, encode, batch):
-        # The last batch is filled up with its first row, so that the function
-        # is traced for one shape only.
+        # The last batch is padded with its first row, so that only one shape is
+        # traced.
         rows = tf.range(self._batch_size)
         rows = tf.where(rows < len(batch), rows, 0)
         return encode(tf.gather(batch, rows)).numpy()[: len(batch)]
@@ -160,14 +159,14 @@ def open_stores(
 
     Args:
         patterns: paths or globs of shards or tables, or lists of them.
-        data: of which format, fields and the folder of indexes are taken, as
-            `TrainConfig.evaluation_data`; None takes the files' defaults.
+        data: format, fields and index folder, as `TrainConfig.evaluation_data`;
+            None takes the defaults.
 
     Returns:
         Stores by name: `test` for `data/test-00000-of-00002.tfrecord`.
 
     Raises:
-        ValueError: where nothing can be read or two stores share a name.
+        ValueError: nothing can be read, or two stores share a name.
     """
     data = data or config_lib.DataConfig()
     stores: dict[str, stores_lib.Store] = {}

@@ -22,7 +22,7 @@ def zero_shot_measures(
     *,
     block_size: int = ranking.BLOCK_SIZE,
 ) -> dict[str, float]:
-    """Accuracy of the nearest class embeddings.
+    """Returns the accuracy of the nearest class embeddings.
 
     Args:
         image_embeddings: float [N, D].
@@ -31,12 +31,11 @@ def zero_shot_measures(
         block_size: images scored at a time.
 
     Returns:
-        `MEASURES`: the share of images whose class is among the k that score
-        highest.
+        `MEASURES`: shares of images whose class is among the k best.
 
     Raises:
-        ValueError: on shapes that do not fit, embeddings that are not finite,
-            or a class out of range.
+        ValueError: shapes do not fit, an embedding is not finite, or a class is
+            out of range.
     """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)
@@ -66,7 +65,7 @@ def class_embeddings(
     class_names: Sequence[str],
     prompts: Sequence[str] = ("{}",),
 ) -> np.ndarray:
-    """Embeds class names: the mean over prompts, brought to unit length.
+    """Embeds class names: the mean over prompts, scaled to unit length.
 
     Args:
         encode_text: maps n strings to unit-norm embeddings [n, D].
@@ -77,8 +76,8 @@ def class_embeddings(
         float32 [C, D].
 
     Raises:
-        ValueError: if there are no names or no prompts, or a prompt does not
-            hold exactly one "{}".
+        ValueError: there are no names or prompts, or a prompt does not hold
+            exactly one "{}".
     """
     for name, values in (("class_names", class_names), ("prompts", prompts)):
         if not values:

@@ -13,7 +13,7 @@ from matplotlib import figure as mpl_figure
 KEPT, DROPPED, UNIFORM, CHANCE = "#c2410c", "#64748b", "#2563eb", "#a1a1aa"
 
 _MAX_POINTS = 500
-# Replaced by the page's own text colour, so that charts follow dark mode.
+# Replaced by the page's text colour, so that charts follow dark mode.
 _TEXT = "#010203"
 _STYLE = {
     "svg.fonttype": "none",
@@ -68,8 +68,7 @@ def draw(
 
     Args:
         title: shown above the chart.
-        lines: those without points are left out. Each is
-            thinned to 500 points, so a page stays small for any run.
+        lines: each is thinned to 500 points; empty ones are left out.
         xlabel: name of the horizontal axis.
         unit_range: shows the range [0, 1] whatever the values.
     """
@@ -100,7 +99,7 @@ def histogram(
     edges: np.ndarray,
     xlabel: str,
 ) -> Chart:
-    """Draws shares of values by bin; outliers are counted in the last bins.
+    """Draws shares of values by bin; the outer bins include outliers.
 
     Args:
         title: shown above the chart.
@@ -134,7 +133,7 @@ def _add(axes, line):
 
 
 def _inline(svg):
-    """The SVG element alone, without ids, which would repeat in a page."""
+    """The SVG element without ids, which would repeat in a page."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r' (?:id|xmlns[:\w]*|clip-path)="[^"]*"', "", element)
     element = re.sub(r"<defs>.*?</defs>", "", element, flags=re.DOTALL)

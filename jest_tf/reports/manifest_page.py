@@ -1,8 +1,8 @@
 """The page of a manifest: scores, sources, near-duplicates, samples.
 
-Scores come from the manifest, pictures and sources from the store,
-near-duplicates from sidecars; no model runs. Only a bounded number of records
-is read from a large store, and the page says how many.
+Scores come from the manifest, pictures and sources from the store, and
+near-duplicates from sidecars; no model runs. Of a large store a bounded number
+of records is read, and the page says how many.
 """
 
 import collections
@@ -20,8 +20,8 @@ from jest_tf.reports import charts, rendering
 
 SOURCE_FIELDS = ("source", "kind", "style")
 
-# At most so many records are read for the shares of sources, and so many drawn
-# records are compared with all others.
+# Limits on the records read for the shares of sources, and on the drawn records
+# compared with all others.
 _SOURCE_ROWS = 2**19
 _QUERIES = 10_000
 _BLOCK, _QUERY_BLOCK = 2**13, 2**10
@@ -46,10 +46,9 @@ def write(
     Args:
         path: of the HTML file; may be remote.
         store: the records.
-        curated: their manifest.
         sidecars: for near-duplicates; None leaves them out.
-        source_fields: metadata fields that name a record's origin; a field
-            that no record has is left out.
+        source_fields: metadata fields that name a record's origin; missing ones
+            are left out.
 
     Raises:
         ValueError: the store cannot be read, or the sidecars do not fit.
@@ -91,9 +90,8 @@ def count_sources(
         fields: of the metadata.
 
     Returns:
-        For each field that a record has and each of its values the number of
-        records and the sum of their weights, float64 `[2]`; and how many
-        records were read.
+        By field and value, the number of records and the sum of their weights,
+        float64 `[2]`; and how many records were read.
     """
     counted: dict = {
         field: collections.defaultdict(lambda: np.zeros(2)) for field in fields
@@ -125,7 +123,7 @@ def nearest_others(
         store: the records.
         sidecars: of the store.
         rows: int64 `[m]`, ascending, to search.
-        queries: int64 `[k]`, some of them.
+        queries: int64 `[k]`, among `rows`.
 
     Returns:
         The row with the highest cosine for each query, int64 `[k]`, -1 if
@@ -153,14 +151,14 @@ def nearest_others(
 
 
 def evenly(rows: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the rows, evenly spread."""
+    """Returns at most `count` of the rows, evenly spread."""
     if len(rows) <= count:
         return rows
     return rows[np.arange(count) * len(rows) // count]
 
 
 def _images(store, sidecars, rows):
-    """Image embeddings, float32 `[k, D]`, and where there are any."""
+    """Image embeddings, float32 `[k, D]`, and a mask of where they exist."""
     numbers = np.zeros(len(rows), np.int64)
     _, image, _ = sidecars.read_numbered(rows, numbers, store.ids(rows))
     valid = sidecars.valid(rows)
@@ -169,7 +167,7 @@ def _images(store, sidecars, rows):
 
 
 def _origin(name, value):
-    """A line of the page for an entry of what a manifest was made by."""
+    """A line of the page for an entry of `made_by`."""
     if name in ("reference", "learner"):
         return value["fingerprint"][:16]
     if name == "pool":
@@ -216,7 +214,7 @@ def _charts(curated) -> Iterator[charts.Chart]:
 
 
 def _shares(values):
-    """Rows of a table of sources: value, share of all, share of the drawn."""
+    """Rows of the table of sources: value, share of all, share of the drawn."""
     totals = sum(values.values())
     shares = {
         value: counts / np.maximum(totals, 1e-9)
@@ -284,7 +282,7 @@ def _deciles(store, curated) -> Iterator[dict]:
 
 
 def _cards(store, curated, shown):
-    """Cards of pairs of a row and the number that is shown with it."""
+    """Cards of pairs of a row and the number shown with it."""
     rows = np.array([row for row, _ in shown], np.int64)
     return [
         rendering.Card(

@@ -27,7 +27,7 @@ class Card(NamedTuple):
 
 
 def render(template: str, **values: object) -> bytes:
-    """The page of a template in `templates/`, as UTF-8."""
+    """Fills a template in `templates/`; returns UTF-8."""
     return _environment().get_template(template).render(values).encode()
 
 
@@ -44,6 +44,5 @@ def _environment():
 
 
 def _png(image):
-    """A picture as a data URL."""
     encoded = base64.b64encode(tf.io.encode_png(image).numpy()).decode()
     return f"data:image/png;base64,{encoded}"

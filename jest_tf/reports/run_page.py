@@ -1,7 +1,7 @@
 """The page of a run: charts of its selection, and what it kept and dropped.
 
-Made from the run directory and the run's data; no model runs, and the run may
-still be going on. `runs/draw_log.py` writes what is shown here.
+Made from the run directory and the run's data, without a model; the run may
+still be training. `runs/draw_log.py` writes what is shown.
 """
 
 import os
@@ -16,7 +16,7 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
 from jest_tf.runs import directory, draw_log
 
-# For each criterion, the headings of the highest and of the lowest scores.
+# Headings of the highest and the lowest scores, by criterion.
 _TITLES = {
     "learnability": ("Most learnable", "Least learnable"),
     "easy_reference": ("Easiest for the reference", "Hardest for it"),
@@ -77,7 +77,7 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
 
 
 def read(workdir: str) -> list[dict]:
-    """The lines of a run's `telemetry.jsonl`.
+    """Returns the lines of a run's `telemetry.jsonl`.
 
     Raises:
         ValueError: there are none.
@@ -93,7 +93,7 @@ def read(workdir: str) -> list[dict]:
 
 
 def evenly(lines: Sequence[dict], count: int) -> list[dict]:
-    """At most `count` of the lines, the first and the last among them."""
+    """Returns at most `count` of the lines, with the first and the last."""
     places = np.linspace(0, len(lines) - 1, min(count, len(lines)))
     return [lines[place] for place in np.unique(np.round(places).astype(int))]
 
@@ -106,7 +106,7 @@ def moments(workdir: str, lines: Sequence[dict]) -> list[Moment]:
         lines: some lines of `telemetry.jsonl`, see `read`.
 
     Raises:
-        ValueError: the data is not that of the run.
+        ValueError: the data is not the run's.
     """
     places = [
         (line["super_batch"], row["row"])
@@ -131,7 +131,7 @@ def examples(
 
     Args:
         workdir: the run directory.
-        places: the number of a super-batch and a row in it, of each.
+        places: super-batch number and row of each example.
     """
     config = directory.load_config(workdir)
     data = config.data
@@ -163,7 +163,7 @@ def examples(
 
 
 def _positions(config, store, stage_0, number):
-    """Stream positions of a super-batch; a cascade has chosen them."""
+    """Stream positions of a super-batch, as chosen by a cascade if any."""
     data = config.data
     size = data.super_batch_size
     if stage_0 is None:
@@ -193,7 +193,6 @@ def _card(workdir, line, row, image, caption, key):
 
 
 def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
-    """The charts that the run has numbers for."""
     kept, dropped, uniform = charts.KEPT, charts.DROPPED, charts.UNIFORM
     steps = [line["step"] for line in lines]
 
@@ -242,7 +241,7 @@ def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
 
 
 def _quantiles(lines, quantity, group):
-    """The median of a group of rows; a band from 5 to 95 %."""
+    """The median of a group of rows, with a band from 5 to 95 %."""
     label, colour = _GROUPS[group]
     found = [
         (line["step"], line[quantity][group]["quantiles"])
