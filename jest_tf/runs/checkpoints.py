@@ -3,9 +3,8 @@
 A checkpoint is a folder `step-000000100` with one TensorFlow checkpoint
 (`tf.train.load_checkpoint` reads it). It names every array of the state: the
 variables of the model, random seeds included, and of the optimizer by their
-paths, and the arrays of callbacks. Data, draws and augmentation are functions
-of (seed, step), so a run needs nothing else. TensorFlow stores a checksum with
-every array; a checkpoint that fails it is set aside for the one before.
+paths, and the arrays of callbacks. Everything else is a function of (seed,
+step). If the newest fails TensorFlow's checksums, an earlier one is used.
 """
 
 import collections
@@ -53,8 +52,8 @@ class Restored(NamedTuple):
 class Checkpoints(steps.StepCallback):
     """Saves the state when it is due, and deletes old checkpoints.
 
-    A checkpoint is due every so many steps, every so many minutes, after the
-    last step, and where an evaluation was better than all before.
+    A checkpoint is due every so many steps or minutes, after the last step, and
+    after an evaluation that is the best so far.
 
     Args:
         workdir: the run directory.
@@ -62,8 +61,8 @@ class Checkpoints(steps.StepCallback):
         start_step: steps done before this `fit`.
         parts: functions that return the state of callbacks, by name.
         guard: a context manager that defers signals while saving.
-        agree: makes all workers save if it returns True, given whether this
-            worker would; called where the step alone does not decide.
+        agree: given whether this worker would save, returns whether any
+            would; called where the step alone does not decide.
 
     Attributes:
         seconds: spent saving.
@@ -108,11 +107,11 @@ class Checkpoints(steps.StepCallback):
         """Saves the state if its evaluation was the best.
 
         Args:
-            step: the step that was evaluated.
+            step: the evaluated step.
             measures: its row of `evaluation.jsonl`.
 
         Raises:
-            ValueError: if `keep_best` is not among the measures.
+            ValueError: `keep_best` is not among the measures.
         """
         wanted = self._settings.keep_best
         if not wanted:
@@ -129,11 +128,11 @@ class Checkpoints(steps.StepCallback):
             self.save()
 
     def save(self) -> None:
-        """Saves the state as it is, unless it is saved already.
+        """Saves the current state unless it is saved already.
 
         Raises:
-            finite.NotFinite: if a weight or the optimizer's state is not
-                finite; nothing is written.
+            finite.NotFinite: a weight or the optimizer's state is not finite;
+                nothing is written.
         """
         started = time.monotonic()
         with self._guard():
@@ -167,7 +166,7 @@ class Checkpoints(steps.StepCallback):
             kept.add(best_step(self._workdir, self._settings.keep_best, saved))
         for step in saved:
             if step not in kept:
-                # At once, so that a kill leaves no half of it.
+                # Renamed first, so that a kill leaves no half of it.
                 folder = _folder(self._workdir, step)
                 doomed = folder + files.PARTIAL
                 os.replace(folder, doomed)
@@ -183,7 +182,7 @@ def save(
     """Writes a checkpoint, whole or not at all.
 
     Args:
-        model: compiled and built, its optimizer too.
+        model: compiled and built, like its optimizer.
         workdir: the run directory.
         step: steps done.
         parts: the state of callbacks, by name.
@@ -212,17 +211,16 @@ def save(
 
 
 def restore(model: keras.Model, workdir: str) -> Restored:
-    """Loads the newest checkpoint that is whole, if there is any.
+    """Loads the newest intact checkpoint, if there is any.
 
-    A damaged one is renamed, with a line on standard error, and the one before
-    it is taken.
+    Damaged ones are renamed, with a line on standard error.
 
     Args:
-        model: compiled and built, its optimizer too.
+        model: compiled and built, like its optimizer.
         workdir: the run directory.
 
     Raises:
-        ValueError: if all checkpoints are damaged, or the newest is of another
+        ValueError: all checkpoints are damaged, or the newest is of another
             model or an older version.
     """
     saved = saved_steps(workdir)
@@ -251,13 +249,13 @@ def load(model: keras.Model, workdir: str, step: int) -> Restored:
     """Loads the checkpoint of a step.
 
     Args:
-        model: compiled and built, its optimizer too.
+        model: compiled and built, like its optimizer.
         workdir: the run directory.
         step: of the checkpoint.
 
     Raises:
-        ValueError: if there is none, or it is of another model.
-        Damaged: the model is as it was.
+        ValueError: there is none, or it is of another model.
+        Damaged: it is damaged; the model is unchanged.
     """
     if step not in saved_steps(workdir):
         raise ValueError(
@@ -269,7 +267,7 @@ def load(model: keras.Model, workdir: str, step: int) -> Restored:
     _check_same(_folder(workdir, step), arrays, variables)
     for name, variable in variables.items():
         variable.assign(arrays.pop(name))
-    # In the scope of a strategy `int` of a variable fails.
+    # In the scope of a strategy, `int` of a variable fails.
     done = int(model.optimizer.iterations.numpy())
     if done != step:
         raise ValueError(
@@ -284,10 +282,10 @@ def load(model: keras.Model, workdir: str, step: int) -> Restored:
 
 
 def read(workdir: str, step: int) -> State:
-    """All arrays of a checkpoint, by name.
+    """Returns all arrays of a checkpoint, by name.
 
     Raises:
-        Damaged: if they cannot be read.
+        Damaged: they cannot be read.
     """
     folder = _folder(workdir, step)
     try:
@@ -296,16 +294,16 @@ def read(workdir: str, step: int) -> State:
             name: np.asarray(reader.get_tensor(name))
             for name in sorted(reader.get_variable_to_shape_map())
         }
-    # A file that is too short is an `IndexError`, by TensorFlow's binding.
+    # TensorFlow's binding raises `IndexError` on a file that is too short.
     except (tf.errors.OpError, IndexError, RuntimeError) as error:
         raise Damaged(f"{folder} is damaged: {error}") from error
 
 
 def saved_steps(workdir: str) -> list[int]:
-    """The steps that a run directory holds checkpoints of, ascending.
+    """Returns the steps with checkpoints, ascending.
 
     Raises:
-        ValueError: if it holds checkpoints of version 0.1.
+        ValueError: there are checkpoints of version 0.1.
     """
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     names = os.listdir(folder) if os.path.isdir(folder) else ()
@@ -326,15 +324,15 @@ def saved_steps(workdir: str) -> list[int]:
 def best_step(
     workdir: str, measure: str, among: Sequence[int] | None = None
 ) -> int | None:
-    """The step whose evaluation was highest; of equal ones the first.
+    """Returns the step with the highest evaluation, the first of equal ones.
 
     Args:
         workdir: the run directory.
         measure: its name in `evaluation.jsonl`.
-        among: steps to look at; None takes all that were evaluated.
+        among: steps to consider; None takes all evaluated ones.
 
     Returns:
-        The step, None if there is none.
+        The step, or None.
     """
     values = {}
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):
@@ -350,10 +348,10 @@ def _folder(workdir, step):
 
 
 def _variables(model):
-    """Every variable that a run must find again, by name.
+    """Every variable of a run's state, by name.
 
-    Keras numbers the names of layers by the process, so numbers are left out
-    and equal names are told apart by their order.
+    Keras numbers layer names by process, so numbers are dropped and equal names
+    are distinguished by order.
     """
     found = {}
     for group, variables in (
@@ -372,7 +370,7 @@ def _variables(model):
 
 
 def _check_same(folder, arrays, variables):
-    """Raises unless a checkpoint holds the variables of the model."""
+    """Refuses a checkpoint with other variables than the model's."""
     stored = {
         name: value.shape
         for name, value in arrays.items()

@@ -1,7 +1,7 @@
 """Examples and FLOPs of a number of steps, from the settings alone.
 
-Examples are counted three times: *drawn* by the stream, *scored* by the
-selection, *trained* on. FLOPs are those of the traced steps.
+Examples are counted as *drawn* by the stream, *scored* by the selection and
+*trained* on.
 """
 
 from jest_tf import config as config_lib
@@ -11,7 +11,7 @@ from jest_tf.runs import directory
 def examples_at(
     config: config_lib.TrainConfig, step: int, stopped_at: int | None = None
 ) -> dict[str, int]:
-    """Examples drawn, scored and trained in the first `step` steps.
+    """Counts examples drawn, scored and trained in the first `step` steps.
 
     Args:
         config: the run.
@@ -25,7 +25,7 @@ def examples_at(
         "examples/trained": step * config.batch_size,
     }
     if config.cascade.hyper_batch_size:
-        # What the drawn ones were chosen from.
+        # The positions from which the drawn examples were chosen.
         counts["examples/cascaded"] = step * config.cascade.hyper_batch_size
     return counts
 
@@ -33,8 +33,8 @@ def examples_at(
 class StepFlops:
     """FLOPs of the steps of a run, by kind of step.
 
-    They are constants of the run, known once a step of each kind is traced.
-    `flops.json` keeps them for a process that continues the run.
+    They are known once a step of each kind is traced, and kept in `flops.json`
+    for a process that continues the run.
 
     Args:
         selection: of the run.
@@ -45,13 +45,13 @@ class StepFlops:
         self._kinds = selection.kinds
         self._selection = selection
         self._workdir = workdir
-        # In the order of the kinds; None where not known.
+        # In the order of the kinds; None where unknown.
         self._columns = [None] * len(self._kinds)
         if directory.has(workdir, directory.FLOPS_FILE):
             self._columns = directory.read(workdir, directory.FLOPS_FILE)
 
     def take(self, found: dict) -> None:
-        """Takes up what `JESTModel.step_flops` has found."""
+        """Stores the result of `JESTModel.step_flops`."""
         columns = [
             # A model without a sub-batch has one kind, None.
             found.get(kind if kind.batch_size else None, known)
@@ -62,7 +62,7 @@ class StepFlops:
             directory.write(self._workdir, directory.FLOPS_FILE, columns)
 
     def at(self, step: int, stopped_at: int | None = None) -> dict[str, int]:
-        """FLOPs of the first `step` steps, `flops/...`; {} if not known."""
+        """Returns `flops/...` of the first `step` steps; {} if unknown."""
         totals = {}
         steps = self._selection.steps_by_kind(step, stopped_at)
         for kind, number in steps.items():

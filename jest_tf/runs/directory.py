@@ -22,8 +22,7 @@
 | `.lock` | held by the process that trains |
 
 Other modules take names and functions from here. A file is replaced whole or
-grows by rows; a row has a `step` and is removed by `cut_back` when a run
-continues from an earlier one.
+grows by rows; `cut_back` removes rows of later steps when a run continues.
 """
 
 import contextlib
@@ -58,22 +57,22 @@ SELECTION_FILE = "selection.json"
 PAGE_FILE = "selection.html"
 LOCK_FILE = ".lock"
 
-# Logs that are cut back; the log of faults does so when the stream starts.
+# Logs that are cut back; the fault log is when the stream starts.
 _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 
 
 def path(workdir: str, name: str) -> str:
-    """The path of a file of a run directory."""
+    """Returns the path of a file of a run directory."""
     return os.path.join(workdir, name)
 
 
 def has(workdir: str, name: str) -> bool:
-    """True if a run directory holds a file."""
+    """Returns whether a run directory has a file."""
     return os.path.isfile(path(workdir, name))
 
 
 def read(workdir: str, name: str):
-    """The content of a JSON file of a run directory."""
+    """Reads a JSON file of a run directory."""
     with open(path(workdir, name), encoding="utf-8") as file:
         return json.load(file)
 
@@ -87,24 +86,21 @@ def write(workdir: str, name: str, content) -> None:
 
 
 def append(workdir: str, name: str, row: dict) -> None:
-    """Adds a row to a JSON-lines file of a run directory."""
+    """Appends a row to a JSON-lines file of a run directory."""
     with open(path(workdir, name), "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def read_rows(workdir: str, name: str) -> list[dict]:
-    """The rows of a JSON-lines file; [] without the file.
-
-    A row that a killed process left incomplete is skipped.
-    """
+    """Reads the complete rows of a JSON-lines file; [] without the file."""
     return [row for row, _ in _rows(path(workdir, name))]
 
 
 def load_config(workdir: str) -> config_lib.TrainConfig:
-    """The settings of a run.
+    """Loads the settings of a run.
 
     Raises:
-        ValueError: if there is no run in `workdir`.
+        ValueError: there is no run in `workdir`.
     """
     if not has(workdir, CONFIG_FILE):
         raise ValueError(
@@ -116,7 +112,7 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
 
 def save_learner(workdir: str, learner: keras.Model) -> None:
     """Writes the learner of a finished run to `final.weights.h5`."""
-    # Keras asks for the suffix, so the partial file carries it too.
+    # Keras requires the suffix, so the partial file has it too.
     with files.written_whole(
         path(workdir, WEIGHTS_FILE), ".weights.h5"
     ) as partial:
@@ -131,7 +127,7 @@ def sync_logs(workdir: str) -> None:
 
 
 def cut_back(workdir: str, step: int) -> None:
-    """Removes what the logs hold of steps after `step`."""
+    """Removes rows and events of steps after `step` from the logs."""
     for name in _LOGS:
         if has(workdir, name):
             _keep_lines(path(workdir, name), step)
@@ -142,12 +138,10 @@ def cut_back(workdir: str, step: int) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Holds the lock of a run directory, which is made.
-
-    Files that a killed process left incomplete are deleted.
+    """Creates and locks a run directory, and deletes incomplete files.
 
     Raises:
-        ValueError: if another process holds the lock.
+        ValueError: another process holds the lock.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -163,17 +157,16 @@ def locked(workdir: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary() -> Iterator[str]:
-    """A folder that is deleted, for workers that must write but not keep.
+    """Yields a folder that is deleted, for workers whose output is not kept.
 
-    Some values are reduced over the workers as they are written, so that all
-    of them take part.
+    They write too, as some values are reduced over workers when written.
     """
     with tempfile.TemporaryDirectory() as folder:
         yield folder
 
 
 def has_begun(workdir: str) -> bool:
-    """True if any step of a run is on record."""
+    """Returns whether any step of a run is on record."""
     folder = path(workdir, CHECKPOINTS_FOLDER)
     return bool(os.path.isdir(folder) and os.listdir(folder)) or any(
         has(workdir, name) and os.path.getsize(path(workdir, name))
@@ -182,7 +175,7 @@ def has_begun(workdir: str) -> bool:
 
 
 def delete_new(workdir: str, before: Iterable[str]) -> None:
-    """Deletes files that are not among `before`; logs stay."""
+    """Deletes files other than logs that are not among `before`."""
     for name in {*os.listdir(workdir)} - {*before}:
         if has(workdir, name) and not name.endswith(".jsonl"):
             os.remove(path(workdir, name))
@@ -192,7 +185,7 @@ def _delete_partial(workdir):
     for part in ("", CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER):
         folder = path(workdir, part)
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            # Sidecars may be written into this folder by another process.
+            # Another process may be writing sidecars into this folder.
             if files.PARTIAL not in name or ".sidecar" in name:
                 continue
             if has(folder, name):
@@ -205,7 +198,7 @@ def _rows(path):
     """The rows of a JSON-lines file, and their lines."""
     if not os.path.isfile(path):
         return
-    # Bytes that a power cut left need not be UTF-8.
+    # Bytes left by a power cut need not be UTF-8.
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -225,7 +218,7 @@ def _keep_lines(path, last_step):
 
 
 def _keep_events(path, last_step):
-    """Removes events of later steps, and a last event that is incomplete."""
+    """Removes events of later steps, and an incomplete last event."""
     if all(step is not None and step <= last_step for step, _ in _events(path)):
         return
     with files.written_whole(path) as partial:
@@ -236,7 +229,7 @@ def _keep_events(path, last_step):
 
 
 def _events(path):
-    """Step and bytes of each event; (None, b"") where the file is cut off."""
+    """Step and bytes of each event; (None, b"") if the file is cut off."""
     try:
         for event in tf.data.TFRecordDataset(path).as_numpy_iterator():
             yield event_pb2.Event.FromString(event).step, event

@@ -1,7 +1,7 @@
-"""Comparison of draws: with other samplers, views and noise.
+"""Comparison of a run's draws with other samplers, views and noise.
 
-It is measured on demand, on super-batches of a run's data with its weights;
-nothing is trained. `runs/draw_log.py` follows the draws of training.
+Measured on demand, on super-batches of the run's data with its weights; nothing
+is trained. `runs/draw_log.py` follows the draws of training.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches
 from jest_tf.runs import directory, draw_log, opening
 
-# Salts of the noise of a second draw, and of crops.
+# Salts for the noise of a second draw and for crops.
 _OTHER_NOISE, _CROPS = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmented:
-    """A view of no step: pictures augmented as for training.
+    """A view of augmented pictures.
 
     Attributes:
         flip: as `data.flip`.
@@ -39,7 +39,7 @@ class Augmented:
         checks.check(self, "view", min_crop_area=checks.within("(0, 1]"))
 
     def __call__(self, super_batch: dict, seed: tuple[int, int]) -> dict:
-        """Augments the pictures, except for the reference."""
+        """Augments the pictures, except the reference's."""
         image = super_batch["image"]
         return {
             "image_for_reference": image,
@@ -68,16 +68,16 @@ def measure(
         workdir: the run directory.
         step: of the checkpoint; None takes the final weights.
         num_super_batches: to draw from.
-        views: besides the run's own, `patch_size=32` or
-            `image_size=64,keep_tokens=0.5`, or of augmented pictures,
+        views: besides the run's views, `patch_size=32` or
+            `image_size=64,keep_tokens=0.5`, or augmented,
             `min_crop_area=0.6,flip=true`.
 
     Returns:
         `step`, `super_batches`, `settings` of the draws, and `draws` and
-        `views` as of `compare`, with `mean` and `std` over the super-batches.
+        `views` as in `compare`, with `mean` and `std` over super-batches.
 
     Raises:
-        ValueError: if there is no such run, it scores nothing, or its learner
+        ValueError: there is no such run, it scores nothing, or its learner
             cannot take a view.
     """
     if num_super_batches < 1:
@@ -133,7 +133,7 @@ def measure(
 
 
 def tables(results: dict) -> str:
-    """The results of `measure` as text."""
+    """Formats the results of `measure` as text."""
     settings = results["settings"]
     share = settings["batch_size"] / settings["scored"]
     parts = [
@@ -160,7 +160,7 @@ def parse_view(text: str) -> config_lib.View | Augmented:
     """Parses a view, `a=b,c=d`.
 
     Raises:
-        ValueError: on an unknown field or a value out of range.
+        ValueError: a field is unknown or a value out of range.
     """
     parts = text.split(",")
     of_augmented = {field.name for field in dataclasses.fields(Augmented)}
@@ -178,7 +178,7 @@ def parse_view(text: str) -> config_lib.View | Augmented:
 
 
 def describe_view(view: config_lib.View | Augmented) -> str:
-    """The inverse of `parse_view`; "full" for the images as they are."""
+    """Inverts `parse_view`; "full" is unchanged images."""
     plain = type(view)()
     return (
         ",".join(
@@ -203,17 +203,17 @@ def compare(
     Args:
         model: a `JESTModel` with its reference, on one replica.
         super_batches: dicts as of a training step, of static size.
-        numbers: of those super-batches, which with the model's seed give the
-            noise.
+        numbers: of those super-batches; they seed the noise.
         settings: of the selection, of one kind that scores.
         views: of the learner, by name.
 
     Returns:
-        A value a super-batch, in three levels. `draws`, by sampler: its
-        `score`; the shares of its rows that the run's draw and a uniform one
-        from the same noise hold, `overlap_run` and `overlap_uniform`; and the
-        share in its draw from other noise, `overlap_other_noise`. `views`, by
-        name: the values of `compare_view`; {} for a criterion without learner.
+        A list of values, one a super-batch, by kind, name and measure. `draws`,
+        by sampler: `score`, and the shares of its rows that are also in the
+        run's draw (`overlap_run`), in a uniform draw from the same noise
+        (`overlap_uniform`), and in its draw from other noise
+        (`overlap_other_noise`). `views`, by name: `compare_view`; {} for a
+        criterion without learner.
     """
     sampler = Sampler(model, settings)
     draws: dict = {name: {} for name in selection.SAMPLERS}
@@ -258,23 +258,22 @@ def compare_view(
     frozen: Embeddings | None,
     seeds: Sequence[tuple[int, int]],
 ) -> dict[str, float]:
-    """Agreement of the scores by another view with those by full images.
+    """Compares scores of a view with those of full images.
 
     Args:
         sampler: makes the draws.
-        full: the learner's embeddings of the images as they are, `[B, dim]`.
+        full: the learner's embeddings of the images unchanged, `[B, dim]`.
         coarse: the same of coarser or augmented images.
         frozen: the reference's, or None.
         seeds: of two draws.
 
     Returns:
         `spearman_own`, the rank correlation of the scores of single pairs;
-        `spearman_conditional`, that of the scores given the draw by full
-        scores, over the rows that it leaves; `overlap`, the share of that draw
-        that the draw by coarse scores from the same noise holds, and
-        `overlap_other_noise`, the share that a draw by full scores from other
-        noise holds; `score_kept`, the gain of coarse scores over a uniform
-        draw, as a share of the gain of full scores, both by full scores.
+        `spearman_conditional`, that of the scores given the full draw, over
+        the other rows; `overlap`, the share of the full draw that is also in
+        the coarse draw from the same noise, and `overlap_other_noise`, that
+        in a full draw from other noise; `score_kept`, the ratio of the coarse
+        draw's gain over a uniform draw to the full draw's, by full scores.
     """
     by_full, other = (sampler.draw(full, frozen, seed) for seed in seeds)
     by_coarse = sampler.draw(coarse, frozen, seeds[0])
@@ -314,7 +313,7 @@ class Sampler:
         self._graphs: dict[tuple, Callable] = {}
 
     def embed(self, super_batch: dict, view: config_lib.View):
-        """The learner's and the reference's `Embeddings` of all rows."""
+        """Returns the learner's and reference's `Embeddings` of all rows."""
         settings = dataclasses.replace(self._settings, view=view)
         return self._run(
             ("embed", view, *sorted(super_batch)),
@@ -329,7 +328,7 @@ class Sampler:
         seed: tuple[int, int],
         name: str | None = None,
     ) -> selection.Draw:
-        """A draw by the settings, with the sampler `name` or their own."""
+        """Draws by the settings, with the sampler `name` if given."""
         settings = self._settings
         name = name or settings.method
 
@@ -354,7 +353,7 @@ class Sampler:
         frozen: Embeddings | None,
         rows: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The `selection.sub_batch_score` of `rows`."""
+        """Returns the `selection.sub_batch_score` of `rows`."""
 
         def score(learner, frozen, rows):
             return selection.sub_batch_score(
@@ -364,9 +363,9 @@ class Sampler:
         return self._run(("score",), score, learner, frozen, rows)
 
     def _run(self, key, function, *inputs):
-        """`function(*inputs)` in a graph that is made once."""
+        """Runs `function(*inputs)` in a graph made once for each `key`."""
         if key not in self._graphs:
-            # Concrete, or TensorFlow would warn of retracing.
+            # Concrete, as TensorFlow would warn of retracing.
             self._graphs[key] = tf.function(
                 function, autograph=False
             ).get_concrete_function(*inputs)
@@ -374,7 +373,7 @@ class Sampler:
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """The rank correlation of two vectors, with ties; NaN of a constant."""
+    """Returns the rank correlation of two vectors; NaN of a constant."""
     ranks = []
     for values in (left, right):
         _, groups, counts = np.unique(
@@ -387,7 +386,7 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """The mean and the standard deviation, 0 of a single value."""
+    """Returns mean and standard deviation, 0 of a single value."""
     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": float(deviation)}
 
@@ -422,7 +421,6 @@ def _aligned(rows):
 
 
 def _candidates(super_batch, settings):
-    """The rows of a super-batch that a step draws from."""
     size = super_batch["image"].shape[0]
     stride = size // (settings.candidates or size)
     return {name: value[::stride] for name, value in super_batch.items()}

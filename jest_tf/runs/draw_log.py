@@ -1,9 +1,8 @@
 """Telemetry of the selection: what it keeps, drops and repeats, by step.
 
-It is computed on the host from the outputs of a step
-(`training/row_outputs.py`), so the graph of a step is the same without it.
-Values of rows are fetched at logged steps only. Everything is a function of the
-settings and the step.
+Computed on the host from a step's outputs (`training/row_outputs.py`), at
+logged steps only, so the step's graph is the same without it. All values are
+functions of the settings and the step.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 QUANTITIES = ("learnability", "learner_loss", "reference_loss")
 GROUPS = ("kept", "dropped", "uniform")
 
-# Rows with the highest and with the lowest score in a row of the telemetry.
+# Rows with the highest and with the lowest score in a telemetry row.
 _EXTREMES = 8
 _BUCKETS = 30  # of a histogram, TensorBoard's default
 _HISTOGRAM = tf.compat.v1.SummaryMetadata(
@@ -32,15 +31,14 @@ _HISTOGRAM = tf.compat.v1.SummaryMetadata(
 
 
 class Repeats:
-    """The records that a run has trained on, a bit each, and how often again.
+    """The records that a run has trained on, a bit each, and repeats.
 
-    A record counts as trained before if an earlier step has trained on it. One
-    that replaces an unreadable record counts as that record.
+    A replacement counts as the unreadable record that it replaces.
 
     Args:
         order: of the stream.
         super_batch_size: B.
-        state: of an earlier process, to go on from.
+        state: of an earlier process.
     """
 
     def __init__(
@@ -54,12 +52,12 @@ class Repeats:
         num_bytes = -(-order.num_records // 8)
         state = state or {}
         self._seen = state.get("seen", np.zeros(num_bytes, np.uint8))
-        # Trained, and of them trained before, since the last row of the log;
+        # Examples trained on, and repeats, since the last row of the log;
         # distinct records trained on in all.
         self._counts = state.get("counts", np.zeros(3, np.int64))
 
     def state(self) -> dict[str, np.ndarray]:
-        """The arrays to go on from; they change with the next step."""
+        """Returns the arrays to continue from; the next step changes them."""
         return {"seen": self._seen, "counts": self._counts}
 
     def add(self, number: int, rows: np.ndarray) -> None:
@@ -74,13 +72,13 @@ class Repeats:
         self._counts += (len(records), before.sum(), new)
 
     def rate(self) -> float:
-        """Share of the examples since the last call that are repeats."""
+        """Returns the share of repeats among examples since the last call."""
         trained, before, _ = self._counts
         self._counts[:2] = 0
         return float(before) / trained if trained else np.nan
 
     def effective_filter_ratio(self, num_super_batches: int) -> float:
-        """1 - distinct records trained / distinct records drawn, so far."""
+        """Returns 1 - distinct records trained / distinct records drawn."""
         drawn = self._order.num_distinct(
             num_super_batches * self._super_batch_size
         )
@@ -94,7 +92,7 @@ class Telemetry:
         config: the run.
         workdir: the run directory.
         start_step: steps already done.
-        order: of the stream; None leaves out what is counted by record.
+        order: of the stream; None omits counts by record.
         super_batch_at: maps the steps done before a step to the number of its
             super-batch; None is the same number.
         state: of the checkpoint that the run continues from.
@@ -114,15 +112,15 @@ class Telemetry:
         self._workdir = workdir
         self._super_batch_at = super_batch_at or (lambda step: step)
         state = state or {}
-        # Whether a row is owed: state, as some workers have no file.
+        # Whether a row is owed. Kept here, as some workers have no file.
         self._is_due = bool(state.get("is_due", False))
         self._repeats = None
-        # A run that began without telemetry cannot know what it trained on.
+        # A run begun without telemetry cannot know what it trained on.
         if order is not None and (not start_step or "seen" in state):
             self._repeats = Repeats(order, config.data.super_batch_size, state)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The arrays that a checkpoint stores."""
+        """Returns the arrays that a checkpoint stores."""
         repeats = self._repeats.state() if self._repeats else {}
         return {"is_due": np.array(self._is_due), **repeats}
 
@@ -134,13 +132,13 @@ class Telemetry:
         is_logged: bool,
         writer: tf.summary.SummaryWriter,
     ) -> dict[str, float]:
-        """Takes up an execution; called after each.
+        """Follows an execution; called after each.
 
         If a logged step has scored nothing, the next one that has gets the row
         of `telemetry.jsonl`.
 
         Args:
-            model: the `JESTModel` that is followed.
+            model: the `JESTModel`.
             previous: steps done before the execution.
             step: steps done.
             is_logged: whether the log gets a row of the step.
@@ -213,7 +211,7 @@ def split(
     uniform: dict[str, np.ndarray],
     drawn: np.ndarray,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The values of kept, dropped and uniformly drawn rows, by quantity.
+    """Splits values into kept, dropped and uniformly drawn rows, by quantity.
 
     Losses of kept and dropped rows are given the sub-batch, those of the
     uniform draw given that draw.
@@ -224,7 +222,7 @@ def split(
         drawn: integers `[b]`, the rows kept.
 
     Returns:
-        The values of `GROUPS` by available quantity of `QUANTITIES`.
+        Values by available quantity of `QUANTITIES` and group of `GROUPS`.
     """
     kept = np.isin(scored["row"], drawn)
     losses = {
@@ -249,7 +247,7 @@ def split(
 
 
 def row_scores(scored: dict[str, np.ndarray], criterion: str) -> np.ndarray:
-    """The criterion of each row given the sub-batch; float32 `[n]`."""
+    """Returns each row's criterion given the sub-batch; float32 `[n]`."""
     if criterion == "learnability":
         return scored["learner_loss"] - scored["reference_loss"]
     if criterion == "easy_reference":
@@ -260,7 +258,7 @@ def row_scores(scored: dict[str, np.ndarray], criterion: str) -> np.ndarray:
 def extremes(
     scored: dict[str, np.ndarray], drawn: np.ndarray, criterion: str
 ) -> dict[str, list[dict]]:
-    """The eight rows with the highest scores and those with the lowest.
+    """Finds the eight rows with the highest and with the lowest scores.
 
     Args:
         scored: of `row_outputs.RowReport.scored`.
@@ -268,8 +266,8 @@ def extremes(
         criterion: of the selection.
 
     Returns:
-        `highest` and `lowest`, the most extreme first: `row`, `score`, `kept`
-        and, if there is one, `id` of each row.
+        `highest` and `lowest`, most extreme first: `row`, `score`, `kept` and,
+        if known, `id` of each.
     """
     scores = row_scores(scored, criterion)
     order = np.argsort(-scores, kind="stable")
@@ -292,7 +290,7 @@ def extremes(
 
 
 def overlap(left: np.ndarray, right: np.ndarray) -> float:
-    """The share of the rows of a draw that another of equal size holds."""
+    """Returns the share of a draw's rows in another draw of equal size."""
     return len(np.intersect1d(left, right)) / len(left)
 
 
@@ -304,18 +302,18 @@ def overlaps_of(
     seed: tuple[int, int],
     num_replicas: int = 1,
 ) -> dict[str, float]:
-    """Shares of a draw that other samplers draw too, from the same noise.
+    """Compares a draw with other samplers' draws from the same noise.
 
     Args:
-        rows: integers `[b]`, the draw, as places among the rows scored.
-        own_score: float32 `[n]` of the rows scored, see `selection.Draw`.
+        rows: integers `[b]`, the draw, as indices of scored rows.
+        own_score: float32 `[n]` of the scored rows, see `selection.Draw`.
         settings: of the draw.
         seed: of the draw.
         num_replicas: R.
 
     Returns:
-        The shares with `independent` and `uniform` draws. Unrelated draws
-        share b/n on average.
+        The shares of rows also drawn by `independent` and `uniform`; unrelated
+        draws share b/n on average.
     """
     size = len(rows)
     quotas = num_replicas if settings.quota == "per_replica" else 1
@@ -357,7 +355,7 @@ def _summary(values):
 
 
 def _write_histogram(name, values):
-    """As `tf.summary.histogram`, which takes ten times as long."""
+    """Like `tf.summary.histogram`, but ten times as fast."""
     if not len(values):
         return
     counts, edges = np.histogram(values, _BUCKETS)

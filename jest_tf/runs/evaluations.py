@@ -15,7 +15,7 @@ def of_run(
     learner: models.TwoTower,
     tokenizer: Callable,
 ) -> dict[str, evaluation.StoreEvaluation]:
-    """The evaluations of a run's learner, by the name of the store."""
+    """Returns evaluations of a run's learner, by the name of the store."""
     settings = config.evaluation
     return {
         name: evaluation.StoreEvaluation(
@@ -33,7 +33,7 @@ def of_run(
 def measure(
     evaluations: Mapping[str, evaluation.StoreEvaluation],
 ) -> dict[str, float]:
-    """The measures of all stores, named `eval/<store>/<measure>`."""
+    """Measures on all stores, named `eval/<store>/<measure>`."""
     return {
         f"eval/{name}/{measure}": value
         for name, one in evaluations.items()
@@ -45,12 +45,12 @@ class Evaluation(steps.StepCallback):
     """Evaluates every so many steps and after the last, each step once.
 
     Args:
-        evaluations: what to measure, by the name of the store.
-        workdir: the run directory, whose `evaluation.jsonl` gets a row a step
-            and is read first.
+        evaluations: to make, by the name of the store.
+        workdir: the run directory; `evaluation.jsonl` is read first and gets a
+            row a step.
         every_steps: steps between two evaluations; None is the last step only.
         start_step: steps done before this `fit`.
-        costs: returns what the steps up to one have cost, for the row.
+        costs: maps a step to the costs of the steps up to it, for the row.
         report: called with the step and the measures.
 
     Attributes:
@@ -84,7 +84,7 @@ class Evaluation(steps.StepCallback):
         }
 
     def on_train_begin(self, logs=None):
-        """Makes up for an evaluation that a killed process still owed."""
+        """Makes an evaluation that a killed process still owed."""
         self.previous = max(0, self.step - self.model.steps_per_execution)
         if self.step and self.passed(self._every_steps):
             self.run(self.step)
@@ -100,7 +100,7 @@ class Evaluation(steps.StepCallback):
         self.run(self.step)
 
     def run(self, step: int) -> dict[str, float]:
-        """Evaluates the learner as it is, unless `step` is done already.
+        """Evaluates the current learner, unless `step` is done already.
 
         Args:
             step: steps done.
@@ -126,7 +126,7 @@ class Evaluation(steps.StepCallback):
 
 
 def describe(store: str, results: Mapping[str, float]) -> str:
-    """The headline measures of a store on a line."""
+    """Formats the headline measures of a store on one line."""
     parts = []
     for measure, title in (
         ("image_to_text/recall@1", "image to text recall@1"),

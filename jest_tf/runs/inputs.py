@@ -19,12 +19,12 @@ from jest_tf.runs import directory, interruptions, loading, progress
 
 
 class Sources(NamedTuple):
-    """The examples of a run, and what scores them.
+    """The inputs of a run.
 
     Attributes:
         store: the examples.
         teacher: the reference's run; None without one.
-        sidecars: the reference's embeddings; None where the reference runs.
+        sidecars: the reference's embeddings; None if the reference runs.
         cascade: chooses the super-batches; None without one.
     """
 
@@ -35,7 +35,7 @@ class Sources(NamedTuple):
 
     @property
     def reference(self) -> Callable | None:
-        """The reference as `JESTModel` takes it."""
+        """Returns the reference in `JESTModel`'s form."""
         if self.sidecars is not None:
             return reference.cached(self.sidecars.scale, self.sidecars.bias)
         return self.teacher and self.teacher.learner
@@ -53,15 +53,14 @@ class Sources(NamedTuple):
 def open_sources(
     config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
 ) -> Sources:
-    """Opens what a run reads.
+    """Opens the inputs of a run.
 
     Args:
         config: the run.
-        strategy: that the reference runs under.
+        strategy: the reference's.
 
     Raises:
-        ValueError: on data that cannot be read, or a reference that does not
-            fit.
+        ValueError: data is unreadable, or the reference does not fit.
     """
     models.towers_function(config.model.towers)  # fails before data is read
     store = stores_lib.open_stores(
@@ -92,7 +91,7 @@ class Stream:
         config: the run.
         sources: of the run.
         tokenizer: the learner's.
-        skipped: the super-batches that are left out.
+        skipped: the super-batches to leave out.
     """
 
     def __init__(
@@ -114,11 +113,11 @@ class Stream:
         host: int = 0,
         num_hosts: int = 1,
     ) -> tf.data.Dataset:
-        """The super-batches of the steps after `step` steps."""
+        """Returns the super-batches of the steps after `step` steps."""
         first = self._skipped.at(step)
         skipped = [number for number in self._skipped.numbers if number > first]
         stream = None
-        # From the end, so that the log of faults starts before the first.
+        # From the end, so that the fault log starts before the first.
         for start, stop in zip(
             [*(number + 1 for number in reversed(skipped)), first],
             [None, *reversed(skipped)],
@@ -138,7 +137,7 @@ class Stream:
         host: int = 0,
         num_hosts: int = 1,
     ) -> tf.data.Dataset:
-        """All super-batches from number `first` on; none is left out."""
+        """Returns all super-batches from number `first`, leaving none out."""
         config, sources = self._config, self._sources
         sidecars = sources.sidecars if config.steps_need_reference else None
         reference_view = {}
@@ -169,12 +168,12 @@ class Stream:
         )
 
     def read(self, number: int) -> dict[str, tf.Tensor]:
-        """One super-batch by its number, apart from the stream of `fit`."""
+        """Reads one super-batch by number, apart from the stream of `fit`."""
         uncounted = pipeline.FaultLog(None, 1.0)
         return next(iter(self.super_batches(number, uncounted).take(1)))
 
     def after(self, step: int) -> dict[str, tf.Tensor]:
-        """The super-batch of the step after `step` steps."""
+        """Reads the super-batch of the step after `step` steps."""
         return self.read(self._skipped.at(step))
 
 
@@ -184,13 +183,13 @@ def tokenizer_of(
     workdir: str,
     output: str,
 ) -> Callable:
-    """The run's tokenizer: from its directory, a given file, or built.
+    """Returns the run's tokenizer: from its directory, a given file, or built.
 
     Args:
         config: the run.
-        store: the examples, whose captions a vocabulary is built from.
+        store: the examples, from whose captions a vocabulary is built.
         workdir: the run directory.
-        output: the folder that a new tokenizer is saved in.
+        output: the folder for a new tokenizer.
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
@@ -205,7 +204,7 @@ def tokenizer_of(
             store.captions(), config.data.vocabulary_size
         )
         tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
-    # It writes one file, under a name of its own.
+    # It writes one file, under a name of its choice.
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         for name in os.listdir(folder):
@@ -216,10 +215,10 @@ def tokenizer_of(
 
 
 def _warn_of_losses(config, learned):
-    """Warns if a score takes a loss that the reference was not trained with.
+    """Warns if a score uses a loss that the reference was not trained with.
 
-    The reference has a scale and a bias for its loss only; by another its part
-    of a score may be so large that the learner's does not count.
+    Its scale and bias are for its loss only; by another, its part of a score
+    may drown the learner's.
     """
     asked = {}
     if config.selection.needs_reference:
@@ -237,10 +236,7 @@ def _warn_of_losses(config, learned):
 
 
 def _warn_of_repeats(config, store):
-    """Warns if a super-batch is larger than the data.
-
-    A record that is in it twice is its own hardest negative.
-    """
+    """Warns if a super-batch exceeds the data, so that records repeat in it."""
     data = config.data
     order = pipeline.order(
         store, data.weights, config.seed, data.shuffle_block_size

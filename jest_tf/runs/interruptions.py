@@ -1,9 +1,8 @@
-"""Interruptions of a run: signals, and numbers that are not finite.
+"""Interruptions of a run: signals, and nonfinite numbers.
 
-A signal lets the step in progress end and its state be saved. A loss or weight
-that is not finite ends `fit` before anything is written of its step; if the
-settings say so, the super-batches at fault are then left out, by a list in the
-run directory from which the super-batch of any step follows.
+A signal lets the step in progress end and saves the state. A nonfinite loss or
+weight ends `fit` before anything of its step is written; the settings may then
+leave out the super-batches at fault, by a list in the run directory.
 """
 
 import contextlib
@@ -21,8 +20,8 @@ from jest_tf.training import finite
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
 EXIT_CODE = 75
 
-# A batch that breaks the step is rare; several close together mean that the
-# learner itself has diverged.
+# Few batches break a step; several close together mean that the learner itself
+# has diverged.
 _MOST_SKIPS = 3
 _SKIPS_WINDOW = 1000  # super-batches
 
@@ -39,12 +38,11 @@ class Preempted(SystemExit):
 class Signals(keras.callbacks.Callback):
     """Turns SIGTERM and the first SIGINT into `Preempted` at the end of a step.
 
-    It is a context manager, which restores the handlers on leaving, and a
-    callback of `fit`, which belongs after those that save and log a step and
-    before slow ones. Outside of steps, and in the first one, which is slow and
-    changes nothing worth saving, `Preempted` is raised at once. A second SIGINT
-    kills. Signals that are ignored stay so, and other threads than the main one
-    handle none.
+    A context manager, which restores the handlers, and a callback of `fit`,
+    which belongs after those that log and save a step and before slow ones.
+    Outside of steps and in the first one, which changes nothing worth saving,
+    `Preempted` is raised at once. A second SIGINT kills. Ignored signals stay
+    ignored, and only the main thread handles any.
 
     Attributes:
         received: the name of the signal; None before there is one.
@@ -88,15 +86,15 @@ class Signals(keras.callbacks.Callback):
         """Makes all workers stop after the same execution.
 
         Args:
-            any_worker: returns whether any worker had a signal, given whether
-                this one had; called by all at the end of each execution.
+            any_worker: given whether this worker had a signal, returns whether
+                any had; all call it at the end of each execution.
         """
         self._any_worker = any_worker
         # TensorFlow's service for workers takes SIGTERM and ignores it.
         self._take()
 
     def on_train_begin(self, logs=None):
-        """Starts anew with every `fit`."""
+        """Resets the state for a new `fit`."""
         self._at_once, self._has_stepped = self._any_worker is None, False
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -106,7 +104,7 @@ class Signals(keras.callbacks.Callback):
             self._raise_if_received()
 
     def on_train_batch_end(self, batch, logs=None):
-        """Stops if a signal came: the step is logged, and saved if due."""
+        """Stops on a signal: the step is logged, and saved if due."""
         self._has_stepped = True
         if self._any_worker is None:
             self._raise_if_received()
@@ -139,13 +137,13 @@ class Signals(keras.callbacks.Callback):
 
 
 class FiniteCheck(steps.StepCallback):
-    """Ends `fit` at a loss, score or weight that is not finite.
+    """Ends `fit` at a nonfinite loss, score or weight.
 
-    Belongs before the callbacks that log and save. Weights are checked because
-    a gradient that is not finite leaves the loss of its step finite; that is
-    one pass over them, of about seven that AdamW makes. On TPUs, where weights
-    would move to the host, only scalars are checked: `optimizer.clip_norm`
-    spreads what is not finite to all of them.
+    Belongs before the callbacks that log and save. A nonfinite gradient leaves
+    its step's loss finite, so weights are checked: one pass over them, where
+    AdamW makes about seven. On TPUs only scalars are checked, as weights would
+    move to the host; `optimizer.clip_norm` spreads nonfinite gradients to all
+    weights.
 
     Raises:
         finite.NotFinite: from within `fit`.
@@ -199,16 +197,15 @@ class Skipped:
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the super-batches left out, ascending."""
+        """Returns the numbers of the super-batches left out, ascending."""
         return sorted(
             number for case in self._cases for number in case["super_batches"]
         )
 
     def at(self, step: int) -> int:
-        """The number of the super-batch that a step trains on.
+        """Returns the number of the super-batch that a step trains on.
 
-        Steps take the super-batches in order, except for those left out, so
-        leaving one out changes nothing of the steps before it.
+        Leaving one out changes nothing of the steps before it.
 
         Args:
             step: steps done before this one.
@@ -222,11 +219,11 @@ class Skipped:
         """Leaves out more super-batches.
 
         Args:
-            case: `super_batches`, their numbers, and what else to record.
+            case: `super_batches`, their numbers, and other fields to record.
 
         Returns:
-            False, with nothing added, if there were three cases within the
-            thousand super-batches before: leaving out does not help.
+            False, with nothing added, after three cases within the last
+            thousand super-batches: leaving out does not help.
         """
         start = min(case["super_batches"]) - _SKIPS_WINDOW
         recent = [

@@ -15,13 +15,12 @@ def load_run(
 
     Args:
         workdir: the run directory.
-        step: of the checkpoint to take the weights from; None takes those that
-            the run ended with.
+        step: of the checkpoint to load; None takes the final weights.
         patch_sizes: further ones that the learner will be called with.
 
     Raises:
-        ValueError: if there is no run, no such checkpoint, or, without
-            `step`, the run has not finished.
+        ValueError: there is no run, no such checkpoint, or, without `step`, the
+            run has not finished.
     """
     if step is None:
         _check_finished(workdir)

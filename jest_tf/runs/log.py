@@ -1,8 +1,7 @@
 """The log of a run: what its steps did and cost, written while `fit` runs.
 
-In a row, `seconds` and names with `time/`, `memory/` and `energy/` are
-measured. Everything else is a function of the settings and the step, and the
-same in a run that was killed and continued.
+`seconds` and names with `time/`, `memory/` and `energy/` are measured; the rest
+is a function of the settings and the step, also in a run that was killed.
 """
 
 import hashlib
@@ -31,14 +30,12 @@ _MEASURED = ("time/", "memory/", "energy/")
 
 
 def from_clock(name: str) -> bool:
-    """True if a number of the log is measured, see above."""
+    """Returns whether a number of the log is measured; see above."""
     return name == "seconds" or name.startswith(_MEASURED)
 
 
 def digest(ids: np.ndarray) -> str:
-    """64 bits of a set of ids, as 16 hexadecimal digits.
-
-    The order of the ids does not count.
+    """Hashes a set of ids in any order to 16 hexadecimal digits (64 bits).
 
     Args:
         ids: integers, any shape.
@@ -70,14 +67,14 @@ class Meters:
         self.cascade_flops = cascade_flops
         self.input_wait = input_wait
         self.clocks = {}
-        # The meter outlives a rollback, the clocks do not.
+        # The energy meter outlives a rollback, the clocks do not.
         self._joules_before = energy.joules() if energy else 0.0
 
     def read(self, before: dict) -> dict[str, int | float]:
-        """Totals since the run began, and peaks of memory.
+        """Returns totals since the run began, and peaks of memory.
 
         Args:
-            before: the last row of the process before.
+            before: the previous process's last row.
         """
         values = {
             f"time/{name}_seconds": clock.seconds
@@ -95,19 +92,18 @@ class Ledger(steps.StepCallback):
     """Writes the rows of a run's log, and shows its progress.
 
     Every `evaluation.log_every_steps` steps, and after the last,
-    `metrics.jsonl` and TensorBoard get the model's metrics over the steps since
-    the row before, `select/digest` of the step's draw, examples drawn, scored
-    and trained, FLOPs and seconds. `time/step_seconds` is the mean of a step
-    and `time/input_wait_share` the part of it spent waiting for input; tracing,
-    evaluating and saving are in neither. `evaluation.log_ids` adds the ids of
-    these draws to `draws.jsonl`. docs/ledger.md describes each column.
+    `metrics.jsonl` and TensorBoard get a row: the model's metrics since the
+    row before, `select/digest` of the step's draw, counts of examples, FLOPs
+    and seconds. `time/step_seconds` and `time/input_wait_share` exclude
+    tracing, evaluating and saving. `evaluation.log_ids` adds the ids of these
+    draws to `draws.jsonl`. docs/ledger.md describes each column.
 
     Args:
         config: the run.
         workdir: the run directory.
         start_step: steps already done.
-        meters: what else is measured.
-        telemetry: follows the selection; None does without.
+        meters: further measurements.
+        telemetry: follows the selection; None omits it.
         state: of the checkpoint that the run continues from.
         stream: for the progress; None is standard error.
     """
@@ -145,7 +141,7 @@ class Ledger(steps.StepCallback):
         self._times = step_timing.StepTimes(self._meters.input_wait)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The running metrics, which a checkpoint stores."""
+        """Returns the running metrics, which a checkpoint stores."""
         return {
             f"{metric.name}/{number}": variable.numpy()
             for metric in self.model.step_metrics
@@ -159,7 +155,7 @@ class Ledger(steps.StepCallback):
             progress.say("compiling the step, once", self._stream)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Continues the metrics of the checkpoint, as `fit` resets them."""
+        """Restores the checkpoint's metrics, which `fit` resets."""
         super().on_epoch_begin(epoch, logs)
         state, self._state = self._state, None
         for metric in self.model.step_metrics if state else ():
@@ -204,7 +200,7 @@ class Ledger(steps.StepCallback):
             )
 
     def costs_at(self, step: int) -> dict[str, int | float]:
-        """Examples, FLOPs and seconds of the first `step` steps."""
+        """Returns examples, FLOPs and seconds of the first `step` steps."""
         return {
             **self._counts_at(step),
             "seconds": round(self._seconds(), 3),
@@ -223,13 +219,13 @@ class Ledger(steps.StepCallback):
         stopped_at = self.model.stopped_at
         counts = costs.examples_at(self._config, step, stopped_at)
         flops = self._flops.at(step, stopped_at)
-        # Alone, those of stage 0 would look like all there are.
+        # Alone, those of stage 0 would seem to be all.
         if flops and self._meters.cascade_flops:
             flops["flops/cascade"] = step * self._meters.cascade_flops
         return counts | flops
 
     def _take_flops(self):
-        """Takes up FLOPs of new graphs; returns the number of kinds traced."""
+        """Stores FLOPs of new graphs; returns the number of kinds traced."""
         if not self._counts_flops:
             return 0
         try:

@@ -1,4 +1,4 @@
-"""Opening a run with its data and its reference, to look at its steps."""
+"""Opening a run with its data and reference, to inspect its steps."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jest_tf.runs import inputs, interruptions, loading
 
 
 class Training(NamedTuple):
-    """A run opened with its data and reference, to look at its steps.
+    """A run opened with its data and reference.
 
     Attributes:
         config: the resolved settings.
@@ -30,13 +30,13 @@ class Training(NamedTuple):
 def open_training(
     workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
 ) -> Training:
-    """Opens a run on one device, with its data and its reference.
+    """Opens a run on one device, with its data and reference.
 
     Args:
-        workdir: as of `loading.load_run`; the others likewise.
+        workdir: as in `loading.load_run`, like the others.
 
     Raises:
-        ValueError: as `load_run`, or if the data cannot be read.
+        ValueError: as `load_run`, or the data is unreadable.
     """
     run = loading.load_run(workdir, step, patch_sizes)
     config = run.config

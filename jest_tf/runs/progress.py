@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a file."""
+"""Progress of long work: a bar on a terminal, occasional lines in a file."""
 
 import sys
 import time
@@ -11,16 +11,16 @@ _TERMINAL_SECONDS, _FILE_SECONDS = 0.5, 15.0  # between two updates
 
 
 class Progress:
-    """Shows how much of some work is done, at what rate, and the time left.
+    """Shows progress, rate and remaining time of some work.
 
-    The rate counts from the first call, so that neither the work of an earlier
-    process nor what happens before the first call, such as tracing, is in it.
+    The rate counts from the first call, excluding an earlier process's work and
+    anything before it, such as tracing.
 
     Args:
-        what: the name of the work, in front of the line.
-        unit: what is counted, in the plural; "bytes" are scaled.
-        stream: where to; None is standard error.
-        clock: seconds.
+        what: the name of the work.
+        unit: of the count, in the plural; "bytes" are scaled.
+        stream: output; None is standard error.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Progress:
         Args:
             done: work done.
             total: all work.
-            note: shown behind the rate.
+            note: shown after the rate.
         """
         if self._stream.isatty():
             self._show_bar(done, total, note)
@@ -54,7 +54,7 @@ class Progress:
             self._write_line(done, total, note)
 
     def close(self) -> None:
-        """Leaves the bar as it is, where the work ends early."""
+        """Leaves the bar as it is; the work ended early."""
         if self._bar is not None:
             self._bar.close()
 
@@ -102,7 +102,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
     Args:
         text: the line.
-        stream: where to; None is standard error.
+        stream: output; None is standard error.
     """
     tqdm.tqdm.write(text, file=stream or sys.stderr)
     (stream or sys.stderr).flush()

@@ -21,9 +21,8 @@ _PACKAGES = (
     "numpy",
     "jest-tf",
 )
-# Settings that may differ on resuming: when state is saved, where files lie,
-# the devices, and what is measured. Results agree up to the last digits that
-# depend on the devices.
+# Settings that may differ on resuming: saving, file locations, devices, and
+# measurements. Devices change results in the last digits.
 _MAY_CHANGE = (
     "checkpoint.",
     "data.index_dir",
@@ -37,17 +36,16 @@ _MAY_CHANGE = (
 
 @contextlib.contextmanager
 def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
-    """Holds a run directory that is new or holds this very run.
+    """Holds a run directory that is new or holds this run.
 
-    A run that is refused before its first step leaves no settings behind, as
-    nobody could train with them.
+    A run refused before its first step leaves no settings behind.
 
     Args:
         workdir: the run directory, which `with` yields.
         config: the run.
 
     Raises:
-        ValueError: if it holds another run, or another process holds it.
+        ValueError: it holds another run, or another process holds it.
     """
     with directory.locked(workdir):
         before = {*os.listdir(workdir)}
@@ -69,7 +67,7 @@ def check_data(
 ) -> None:
     """Records the data of a run, or checks that it is unchanged.
 
-    Other shards, or the same ones rewritten, would be another stream.
+    Other or rewritten shards would give another stream.
 
     Args:
         workdir: the run directory.
@@ -78,8 +76,8 @@ def check_data(
         sidecars: `Sidecars.identity`, "" without any.
 
     Raises:
-        ValueError: if a shard, the manifest, the reference or its sidecars
-            have changed.
+        ValueError: a shard, the manifest, the reference or its sidecars have
+            changed.
     """
     shards = [
         [os.path.basename(path), store.stamp(number)]
@@ -187,10 +185,10 @@ def _versions():
 
 
 def _git(*arguments):
-    """Git's answer about the checkout that holds this file; None without."""
+    """Git's output on the checkout that holds this file, or None."""
     folder, name = os.path.split(os.path.abspath(__file__))
     try:
-        # An installed copy may lie in the checkout of something else.
+        # An installed copy may lie in an unrelated checkout.
         for command in (("ls-files", "--error-unmatch", name), arguments):
             done = subprocess.run(
                 ["git", *command],

@@ -1,8 +1,4 @@
-"""Peak memory and energy of a run.
-
-Energy needs the package codecarbon, which is imported only where it is asked
-for.
-"""
+"""Peak memory and energy of a run; energy needs the package codecarbon."""
 
 import resource
 import sys
@@ -14,11 +10,11 @@ _JOULES_PER_KWH = 3.6e6
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak bytes in use since the process started.
+    """Returns peak bytes in use since the process started.
 
     Returns:
-        `memory/host_peak_rss_bytes` of this process, and, where devices report
-        it, `memory/device_peak_bytes`, TensorFlow's on the fullest device.
+        `memory/host_peak_rss_bytes` of this process and, if devices report it,
+        `memory/device_peak_bytes`, TensorFlow's on the fullest device.
     """
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # In KiB, but in bytes on macOS.
@@ -40,14 +36,13 @@ def peak_memory() -> dict[str, int]:
 
 
 class EnergyMeter:
-    """The energy that the whole machine takes from now on.
+    """The energy that the whole machine uses from now on.
 
-    codecarbon reads the counters of GPUs and processors, and estimates by the
-    processor's rated power where there are none. It runs offline and writes no
-    file.
+    codecarbon reads the counters of GPUs and processors, or estimates by the
+    processor's rated power. It runs offline and writes no file.
 
     Raises:
-        ValueError: without codecarbon.
+        ValueError: codecarbon is missing.
     """
 
     def __init__(self):
@@ -64,7 +59,7 @@ class EnergyMeter:
             tracking_mode="machine",
             allow_multiple_runs=True,
             log_level="error",
-            # These override settings of the user's own.
+            # These override the user's settings.
             save_to_file=False,
             save_to_api=False,
             save_to_logger=False,
@@ -76,16 +71,16 @@ class EnergyMeter:
         self._tracker.start()
 
     def joules(self) -> float:
-        """The energy until now."""
+        """Returns the energy until now."""
         self._tracker.flush()  # calls `out`
         return self._kwh * _JOULES_PER_KWH
 
     def close(self) -> None:
-        """Ends the measurement; `joules` stays what it was."""
+        """Ends the measurement; `joules` stays unchanged."""
         self._tracker.stop()
 
     def out(self, total, delta):
-        """Receives the total; called by codecarbon, as are the others."""
+        """Receives the total; codecarbon calls it and the methods below."""
         del delta
         self._kwh = total.energy_consumed
 

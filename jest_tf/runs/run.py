@@ -1,4 +1,4 @@
-"""A run: from settings to final weights, in a directory that it continues in.
+"""A run: from settings to final weights, in a resumable directory.
 
 A process may be killed at any instant; the next one with the same settings goes
 on from the newest checkpoint to the same end, bit for bit on the same hardware.
@@ -37,11 +37,10 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
         The measures of the final evaluation.
 
     Raises:
-        ValueError: on settings that do not fit together, data that cannot be
-            read, a directory that holds another run or is in use, or numbers
-            that are not finite.
-        interruptions.Preempted: after SIGTERM or SIGINT, to any worker, with
-            the state saved.
+        ValueError: settings do not fit together, data is unreadable, the
+            directory holds another run or is in use, or numbers are not finite.
+        interruptions.Preempted: after SIGTERM or SIGINT to any worker, with the
+            state saved.
     """
     with interruptions.Signals() as signals:
         try:
@@ -101,14 +100,8 @@ def _warn_of_one_cpu(config, strategy):
 class _Run:
     """Parts of a run that are opened once and outlive a rollback.
 
-    Args:
-        config: the run.
-        workdir: the run directory.
-        output: where this process writes: the run directory, or a temporary
-            folder for all of several workers but one.
-        strategy: that the model is made and trained under.
-        signals: that stop the run.
-        sources: that the run reads.
+    `output` is where this process writes: the run directory, or a temporary
+    folder for all of several workers but one.
     """
 
     def __init__(self, config, workdir, output, strategy, signals, sources):
@@ -130,7 +123,7 @@ class _Run:
         )
 
     def train(self):
-        """From the newest checkpoint to the end, past what must be skipped."""
+        """Trains from the newest checkpoint to the end."""
         while True:
             try:
                 return self._attempt()
@@ -192,7 +185,6 @@ class _Run:
         return measures
 
     def _callbacks(self, model, restored, input_wait):
-        """The callbacks that log, save and evaluate."""
         config, start_step = self.config, restored.step
         meters = log_lib.Meters(
             energy=self.energy,
@@ -245,7 +237,6 @@ class _Run:
         return log, checkpoints, evaluate
 
     def _telemetry(self, restored):
-        """Follows the selection, if the settings ask for it."""
         config, sources = self.config, self.sources
         if not config.evaluation.telemetry:
             return None
@@ -267,7 +258,6 @@ class _Run:
         )
 
     def _cascade_flops(self):
-        """FLOPs of stage 0 in a step; 0 without a cascade."""
         if self.sources.cascade is None:
             return 0
         return cascade.flops(
@@ -277,7 +267,7 @@ class _Run:
         )
 
     def _dataset(self, start_step, faults):
-        """The dataset of `fit`, and the watch over it if possible."""
+        """The dataset of `fit`, and a watch over it if possible."""
         dataset = distribution.distribute(
             self.strategy,
             lambda host, num_hosts: self.stream.from_step(
@@ -291,11 +281,7 @@ class _Run:
         return input_wait.watch(dataset), input_wait
 
     def _leave_out(self, diverged):
-        """Leaves out the super-batches at fault, or raises if that is no help.
-
-        Raises:
-            ValueError: with the step, its numbers and the way out.
-        """
+        """Leaves out the super-batches at fault; raises if that is no help."""
         numbers = [self.skipped.at(step) for step in diverged.steps]
         case = {
             "step": diverged.steps[-1] + 1,
@@ -348,7 +334,7 @@ class _Diverged(Exception):
 
 
 def _fit(model, dataset, callbacks, faults, last_step):
-    """`model.fit`, whose errors are turned into the run's."""
+    """Calls `model.fit` and turns its errors into the run's."""
     check = callbacks[0]
     try:
         model.fit(
@@ -372,7 +358,7 @@ def _fit(model, dataset, callbacks, faults, last_step):
         ) from error
     except tf.errors.InvalidArgumentError as error:
         faults.check()
-        # TensorFlow keeps the text of an error of the stream, and not its type.
+        # TensorFlow keeps only the text of an error of the stream.
         found = re.search(r"\bValueError: (.*)", error.message)
         if found is None:
             raise
@@ -380,7 +366,7 @@ def _fit(model, dataset, callbacks, faults, last_step):
 
 
 def _check_executions(config, start_step):
-    """Refuses a number of steps left that executions do not divide."""
+    """Refuses a number of remaining steps that executions do not divide."""
     together = config.distribution.steps_per_execution
     if (config.steps - start_step) % together:
         raise ValueError(
@@ -391,7 +377,7 @@ def _check_executions(config, start_step):
 
 
 def _check_keep_best(config, stores):
-    """Refuses a measure that no evaluation yields, before anything runs."""
+    """Refuses a measure that no evaluation yields, before training."""
     names = [
         f"eval/{store}/{measure}"
         for store in stores
@@ -420,7 +406,7 @@ def _describe(case, diverged):
 
 
 def _closing_line(workdir, steps, measures, seconds):
-    """The last line of a run: what came of it, where, and what is next."""
+    """The last line of a run: its outcome, its place, and the next command."""
     state = f"{steps:,} steps"
     if seconds is None:
         state = f"already finished, {state}"

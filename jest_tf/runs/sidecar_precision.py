@@ -1,8 +1,7 @@
 """Compares draws by float16 sidecars with draws by the live reference.
 
 Float16 has 11 bits: rounding changes a logit in about its fourth digit, which
-matters where two rows are about equally good. `compare` draws twice on the same
-noise.
+matters if two rows are about equally good.
 """
 
 from typing import NamedTuple
@@ -26,9 +25,9 @@ class Comparison(NamedTuple):
         equal: draws with the same rows in the same order.
         rows: rows drawn by the live reference, over all draws.
         common: rows that both drew.
-        loss: the largest change of the reference's loss on the rows of a live
-            draw, relative to the loss.
-        logit: the largest change of a logit of a row with its own caption.
+        loss: the largest relative change of the reference's loss on the rows of
+            a live draw.
+        logit: the largest change of a logit of a row with its caption.
     """
 
     draws: int
@@ -58,10 +57,9 @@ def compare(
 ) -> Comparison:
     """Draws by sidecars and by the live reference, on the same noise.
 
-    Draws are joint and by easy-reference, so the whole score comes from the
-    embeddings that are compared. The rows of draw n are the first B of the
-    stream with seed n, each with its first caption that is not blank.
-    Unreadable rows are left out.
+    Draws are joint and by easy-reference, so scores come from the compared
+    embeddings alone. Draw n takes the first B rows of the stream with seed n,
+    without unreadable ones, each with its first nonblank caption.
 
     Args:
         run: the reference.
@@ -122,7 +120,7 @@ def _embed(run, store, rows, encode, description):
     """Live embeddings of the readable rows; these rows, captions and ids."""
     batch = embed.load(store, rows, run.config.data.image_size)
     image, text = encode(batch.images, batch.texts)
-    # The first caption that is not blank of each row that has one.
+    # The first nonblank caption of each row that has one.
     ends = np.cumsum(batch.captions)
     owners = np.searchsorted(ends, batch.places, side="right")
     owners, firsts = np.unique(owners, return_index=True)
@@ -138,7 +136,7 @@ def _embed(run, store, rows, encode, description):
 
 
 def _changes(live, stored, drawn, loss):
-    """Relative change of the loss on the drawn rows, and of own logits."""
+    """Relative change of the loss on drawn rows, and of logits of pairs."""
     on_draw = [
         float(
             loss(each._replace(image=each.image[drawn], text=each.text[drawn]))

@@ -1,9 +1,8 @@
 """Seconds of steps, of waiting for input, and of the parts of a step.
 
-A step is one graph, whose parts overlap and run long after the host has
-launched them, so a clock within it would be wrong. `Probe` therefore runs
-scoring, selection and training as separate functions, compiled as the step is.
-Weights, optimizer, metrics and random states are restored afterwards.
+A step is one graph, whose parts overlap and run after the host has launched
+them, so a clock within it would be wrong. `Probe` runs scoring, selection and
+training as separate compiled functions, and restores the model's state.
 """
 
 import time
@@ -27,10 +26,10 @@ class InputWait:
         self._asked_at = 0.0
 
     def watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The same dataset, with the waiting for each element counted.
+        """Returns the same dataset, timing the wait for each element.
 
         It must be iterated directly, under the default strategy: others fetch
-        ahead, and the waiting of their threads would be counted.
+        ahead, and their threads' waiting would be counted.
         """
 
         def ask(_):
@@ -41,8 +40,8 @@ class InputWait:
             tf.numpy_function(self._get, [], tf.bool)
             return batch
 
-        # A zip asks one input after the other, on the consumer's thread;
-        # functions with side effects are not run ahead of it.
+        # A zip asks its inputs in order, on the consumer's thread; functions
+        # with side effects are not run ahead of it.
         watched = tf.data.Dataset.zip(
             tf.data.Dataset.counter().map(ask), dataset
         ).map(get)
@@ -65,7 +64,7 @@ class StepTimes:
     An execution that traces a new kind of step is left out.
 
     Args:
-        input_wait: watches the dataset; None leaves waiting out.
+        input_wait: watches the dataset; None omits waiting.
     """
 
     def __init__(self, input_wait: InputWait | None):
@@ -84,7 +83,7 @@ class StepTimes:
 
         Args:
             steps: of the execution.
-            kinds: kinds of steps that have been traced so far.
+            kinds: kinds of steps traced so far.
         """
         spent = time.monotonic() - self._began_at
         if kinds == self._kinds:
@@ -94,13 +93,13 @@ class StepTimes:
         self._kinds = kinds
 
     def since_last(self) -> dict[str, float]:
-        """`time/step_seconds` and the like since the last call."""
+        """Returns `time/step_seconds` and the like since the last call."""
         values = self._values(self._row)
         self._row = np.zeros(3)
         return values
 
     def total(self) -> dict[str, float]:
-        """The same of all executions."""
+        """Returns the same of all executions."""
         return self._values(self._all)
 
     def _waited(self):
@@ -120,8 +119,8 @@ class Probe:
     """Times the parts of a step of a compiled model on one device.
 
     Args:
-        model: built and compiled, its optimizer built.
-        super_batch: gives a super-batch, as a step would get it.
+        model: built and compiled, like its optimizer.
+        super_batch: returns a super-batch as a step would get it.
     """
 
     def __init__(
@@ -140,14 +139,13 @@ class Probe:
         }
 
     def __call__(self) -> dict[str, float]:
-        """Measures once; the first time everything runs twice, to be traced.
+        """Measures once; the first call runs everything twice, to trace it.
 
         Returns:
-            Seconds by name: `time/train_seconds`, of the step on the sub-batch,
-            the optimizer included; where the model scores, also
+            Seconds by name: `time/train_seconds`, of the step on the sub-batch
+            with the optimizer; if the model scores, also
             `time/score_seconds`, of learner and reference, and
-            `time/select_seconds`, of the draw. To bring the super-batch to the
-            device is not counted.
+            `time/select_seconds`, of the draw.
         """
         # Held no longer than this, as a super-batch may be large.
         batch = tf.nest.map_structure(tf.identity, self._super_batch())
@@ -184,7 +182,7 @@ class Probe:
 
 
 def timed(function, argument):
-    """`function(argument)`, and the seconds until it is there.
+    """Returns `function(argument)`, and the seconds until it is there.
 
     Args:
         function: returns a nest of tensors and of None.
@@ -194,6 +192,6 @@ def timed(function, argument):
     result = function(argument)
     for tensor in tf.nest.flatten(result):
         if tensor is not None:
-            # A device that works in order has then done all that was before.
+            # A device that works in order has then done everything before.
             tf.reshape(tensor, [-1])[:1].numpy()
     return result, time.monotonic() - start

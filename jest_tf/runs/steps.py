@@ -1,4 +1,4 @@
-"""The base of the callbacks of a run, which count its steps."""
+"""The base of the run's callbacks, which counts steps."""
 
 import keras
 
@@ -18,7 +18,7 @@ class StepCallback(keras.callbacks.Callback):
         self.step = self.previous = self._epoch_start = start_step
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Notes where the epoch starts, as Keras counts from there."""
+        """Notes the epoch's first step, from which Keras counts."""
         self._epoch_start = self.step
 
     def on_train_batch_end(self, batch, logs=None):
@@ -26,5 +26,5 @@ class StepCallback(keras.callbacks.Callback):
         self.previous, self.step = self.step, self._epoch_start + batch + 1
 
     def passed(self, every: int | None) -> bool:
-        """True if the last execution made a step that `every` divides."""
+        """Returns whether the last execution reached a multiple of `every`."""
         return bool(every) and self.step // every > self.previous // every
