@@ -3,11 +3,14 @@
 `data/reader.py` replaces unreadable records; above a set rate the run stops.
 """
 
+import array
 import collections
 import json
 import os
 import re
 import threading
+
+import numpy as np
 
 from jest_tf import files
 
@@ -53,14 +56,20 @@ class FaultLog:
             num_drawn: positions of the steps before it.
         """
         with self._lock:
-            kept = [line for line in self._read() if line["step"] < step]
-            self._rewrite(kept)
             self._error = ""
-            self._reasons = collections.Counter(
-                _kind(line["reason"]) for line in kept
-            )
+            self._reasons = collections.Counter()
+            positions = array.array("q")
+
+            def kept():
+                for _, text, line in self._read():
+                    if line["step"] < step:
+                        positions.append(line["position"])
+                        self._count(line["reason"])
+                        yield text
+
+            self._rewrite(kept())
             self.num_drawn = num_drawn
-            self.num_replaced = len({line["position"] for line in kept})
+            self.num_replaced = len(np.unique(positions))
 
     def add(
         self, *, step: int, position: int, id: int, place: str, reason: str
@@ -74,9 +83,7 @@ class FaultLog:
             "reason": reason,
         }
         with self._lock:
-            kind = _kind(reason)
-            if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
-                self._reasons[kind] += 1
+            self._count(reason)
             if self._path:
                 # Faults are rare, so the file is not kept open.
                 with open(self._path, "a", encoding="utf-8") as file:
@@ -109,15 +116,19 @@ class FaultLog:
                 ahead; None keeps all.
         """
         with self._lock:
-            found = {}
-            for line in self._read():
+            # Numbers alone are held, as the log of a long run may be large.
+            starts, positions, places = (array.array("q") for _ in range(3))
+            for start, _, line in self._read():
                 if stop_step is None or line["step"] < stop_step:
-                    # Keep the first line of a fault that was met twice.
-                    found.setdefault((line["position"], line["place"]), line)
-            # Stable: the lines of a position keep their order.
-            self._rewrite(
-                sorted(found.values(), key=lambda line: line["position"])
-            )
+                    starts.append(start)
+                    positions.append(line["position"])
+                    places.append(hash(line["place"]))
+            # The first line of a fault that was met twice.
+            faults = np.stack([positions, places], axis=1)
+            _, firsts = np.unique(faults, axis=0, return_index=True)
+            # The lines of a position stay in their order.
+            firsts = firsts[np.lexsort([firsts, faults[firsts, 0]])]
+            self._rewrite(self._lines_at(starts[i] for i in firsts))
 
     def _describe(self):
         reasons = "; ".join(
@@ -133,22 +144,43 @@ class FaultLog:
             f"{reasons}{log}"
         )
 
+    def _count(self, reason):
+        kind = _kind(reason)
+        if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
+            self._reasons[kind] += 1
+
     def _read(self):
-        """The lines of the log, without a last one cut off by a kill."""
-        found = []
-        if self._path and os.path.isfile(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                for text in file:
-                    try:
-                        found.append(json.loads(text))
-                    except ValueError:
-                        break
-        return found
+        """The place and bytes of each line, and its content.
+
+        A line that a kill has cut off is dropped.
+        """
+        if not self._path or not os.path.isfile(self._path):
+            return
+        start = 0
+        # Bytes, as what a power cut leaves need not be UTF-8.
+        with open(self._path, "rb") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    return
+                yield start, text, line
+                start += len(text)
+
+    def _lines_at(self, starts):
+        with open(self._path, "rb") as file:
+            for start in starts:
+                file.seek(start)
+                yield file.readline()
 
     def _rewrite(self, lines):
         if self._path and os.path.isfile(self._path):
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            files.write_whole(self._path, text.encode())
+            with (
+                files.written_whole(self._path) as partial,
+                open(partial, "wb") as file,
+            ):
+                # The last line may be whole but for its end.
+                file.writelines(line.rstrip(b"\n") + b"\n" for line in lines)
 
 
 def _kind(reason):

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import tempfile
+import tracemalloc
 
 import tensorflow as tf
 
@@ -69,6 +70,35 @@ class FaultLogTest(tf.test.TestCase):
         log.add(**self.line(20))
         log.close()
         self.assertEqual(self.lines(), [self.line(p) for p in (3, 19, 20)])
+
+    def test_bytes_that_a_power_cut_left_end_the_log(self):
+        for rest in (b"\xff\xfe\xfd\n", b'{"step": 0, "reason": "\xff"}\n'):
+            log = fault_log.FaultLog(self.path, 1.0)
+            for position in (3, 19):
+                log.add(**self.line(position))
+            with open(self.path, "ab") as file:
+                file.write(rest)
+            log = fault_log.FaultLog(self.path, 1.0)
+            log.start(9, num_drawn=90)
+            self.assertEqual(self.lines(), [self.line(p) for p in (3, 19)])
+            os.remove(self.path)
+
+    def test_a_long_log_is_not_held_in_memory(self):
+        line = json.dumps(self.line(0, 2000 * "long ")) + "\n"
+        with open(self.path, "w") as file:
+            file.writelines(
+                line.replace('"position": 0', f'"position": {position}')
+                for position in range(1000)
+            )
+        log = fault_log.FaultLog(self.path, 1.0)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        log.start(1, num_drawn=1000)
+        log.close()
+        _, peak = tracemalloc.get_traced_memory()
+        self.assertLen(self.lines(), 1000)
+        self.assertEqual(log.num_replaced, 1000)
+        self.assertLess(peak, os.path.getsize(self.path) / 4)
 
     def test_no_faults_make_no_file(self):
         log = fault_log.FaultLog(self.path, 0.01)
