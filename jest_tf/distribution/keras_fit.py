@@ -30,7 +30,7 @@ class TrainerHooks:
     """
 
     def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`; raises ValueError if unsupported."""
+        """As `keras.Model.compile`; refuses options that replicas can't run."""
         super().compile(*args, **kwargs)
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if not _needs_hooks(self.distribute_strategy):
@@ -80,7 +80,7 @@ class TrainerHooks:
         }
 
     def train_on_batch(self, *args, **kwargs):
-        """As `keras.Model.train_on_batch`; raises ValueError with replicas."""
+        """As `keras.Model.train_on_batch`; raises ValueError if R > 1."""
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if num_replicas > 1:
             raise ValueError(

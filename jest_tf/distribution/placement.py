@@ -124,8 +124,8 @@ def deal_parts(
     """Deals the rows of a draw in P random parts of b/(P R) rows per replica.
 
     With quota "global", and on one replica, a row's part depends only on its
-    place in the draw. Other arguments are as in `deal`, `places` in the whole
-    draw.
+    place in the draw. `places` refer to the whole draw. Other arguments are as
+    in `deal`.
 
     Args:
         order: int32, a random permutation, equal on every replica: of the

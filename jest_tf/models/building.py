@@ -172,7 +172,6 @@ def _build(model, image_size, text_length):
 
 @contextlib.contextmanager
 def _default_dtype(policy):
-    """Sets the default dtype policy of layers created inside."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:

@@ -52,8 +52,6 @@ class Configured(keras.layers.Layer):
 
 
 class _Transformer(Configured):
-    """Shared settings of layers with attention and an MLP."""
-
     def __init__(
         self,
         num_heads: int,

@@ -4,7 +4,7 @@ A `config.View` approximates images for scoring: larger patches with one set of
 weights, as in FlexiViT (Beyer et al., 2023, arXiv 2212.08013) and Flexi-JEST
 (Evans et al., 2024, arXiv 2406.17711), fewer tokens, or fewer pixels. Sizes are
 Python integers, so each view has its own trace with static shapes. Images and
-weights are resized by products with small matrices from NumPy, in float64.
+weights are resized by small matrices, computed once by NumPy in float64.
 """
 
 # Classes document build, call and get_config.
@@ -230,7 +230,6 @@ def _resize(values, rows, columns, axes):
 
 
 def _grid(shape, patch_size):
-    """Returns rows and columns of the patches of an image shape."""
     _, height, width, _ = shape
     if (
         height is None

@@ -88,8 +88,8 @@ def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
 def describe(run: Run) -> file_format.Description:
     """Describes the embeddings of a finished run, for its sidecars.
 
-    Equal descriptions imply equal embeddings: the same weights, settings of
-    the towers, tokenizer and preprocessing.
+    Runs with the same weights, tower settings, tokenizer and preprocessing have
+    equal descriptions.
     """
     size = run.config.data.image_size
     shape = [1, size, size, 3]
@@ -160,7 +160,6 @@ def _on_host(variable, function=tf.identity):
 
 
 def _describe_tokenizer(tokenizer):
-    """Returns kind, sizes and a hash of the tokenizer's saved files."""
     digest = hashlib.blake2b(digest_size=8)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)

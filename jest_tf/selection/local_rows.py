@@ -66,7 +66,7 @@ class LocalRows:
     def fetch(self, tensors, rows: tf.Tensor):
         """Gathers rows of a nest of tensors, `[B/R, ...] -> [c, ...]`.
 
-        `rows`, int32 `[c]`, number all rows, equal on every replica.
+        `rows` are int32 `[c]`, rows of all, equal on every replica.
         """
         if self._replicas is None:
             return tf.nest.map_structure(lambda x: tf.gather(x, rows), tensors)

@@ -134,7 +134,7 @@ def num_reused(
 ) -> int:
     """Number of rows scored and trained on in the same view.
 
-    `patch_size` is the tower's default, as is the view of empty `views`.
+    `patch_size` is the tower's default; empty `views` take the default view.
     """
     *trained_in, scored_in = (
         dataclasses.replace(view, patch_size=view.patch_size or patch_size)

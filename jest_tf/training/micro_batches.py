@@ -190,7 +190,6 @@ def _split(batch, size):
 
 
 def _split_upstream(upstream, size):
-    """Splits the gradient of the embeddings into `[n / size, ...]`."""
     image, text = (
         tf.reshape(part, [-1, size, part.shape[-1]]) for part in upstream[:2]
     )

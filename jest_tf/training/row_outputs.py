@@ -1,7 +1,7 @@
 """Per-row outputs of a training step: draws, ids, scores and losses.
 
-Groups of tensors by name, which stay on the device until a callback reads them
-through `RowReport`. They cost no callback in the graph and no collective.
+They are groups of tensors by name and stay on the device until a callback reads
+them through `RowReport`. They need no callback in the graph and no collective.
 """
 
 from collections.abc import Mapping
@@ -183,7 +183,6 @@ class RowReport:
 
 
 def _ordered(values, place_name=None):
-    """Converts to NumPy arrays by name, in the order of the places."""
     if not values:
         return {}
     parts = {name: part.numpy() for name, part in values.items()}

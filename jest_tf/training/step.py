@@ -4,9 +4,10 @@
 rows each, and together make the step of one replica.
 
 Shapes: B rows in a super-batch, n of them candidates, b in the sub-batch; D
-and Dr are the embedding widths of learner and reference. `seed` is int32 `[2]`,
-(run seed, step). `replicas` is the collectives (`distribution.current()`), None
-on one replica.
+and Dr are the embedding widths of learner and reference. `pool` has the local
+candidates, `[n/R, ...]`, and `batch` the local sub-batch, `[b/R, ...]`. `seed`
+is int32 `[2]`, (run seed, step). `replicas` is the collectives
+(`distribution.current()`), None on one replica.
 
 Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
@@ -304,8 +305,8 @@ def objective(
 ) -> dict[str, tf.Tensor]:
     """The minimised `loss` and its terms by name; scalars.
 
-    `embeddings` are the learner's, `[b/R, D]`, of the `batch`, `[b/R, ...]`;
-    `targets` come from `sub_batch.distillation_targets`.
+    `embeddings` are the learner's, `[b/R, D]`; `targets` come from
+    `sub_batch.distillation_targets`.
     """
     loss = contrastive_loss(step, embeddings, batch, replicas)
     if targets is None:

@@ -1,6 +1,6 @@
 """The sub-batch of a training step: the chosen rows, ready to train on.
 
-Shapes, `step`, `seed` and `replicas` are those of `step.py`.
+Arguments and shapes are those of `step.py`.
 """
 
 from collections.abc import Mapping
@@ -49,10 +49,7 @@ def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
 def with_reference(
     step, pool: Mapping[str, tf.Tensor], reference: Embeddings | None
 ) -> Mapping[str, tf.Tensor]:
-    """Adds the reference's embeddings to the candidates for distillation.
-
-    This saves distillation a pass of the reference.
-    """
+    """Attaches the reference's embeddings for distillation, to save a pass."""
     if not step.distils or reference is None or _is_embedded(pool):
         return pool
     return dict(pool) | dict(zip(_FROM_REFERENCE, reference[:2], strict=True))
