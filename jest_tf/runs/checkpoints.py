@@ -229,9 +229,7 @@ def restore(model: keras.Model, workdir: str) -> Restored:
             return load(model, workdir, step)
         except Damaged as error:
             folder = _folder(workdir, step)
-            # Another worker may have been faster.
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(folder, folder + _DAMAGED)
+            _set_aside(folder)
             progress.say(
                 f"{error}; renamed to {folder}{_DAMAGED}, looking for the "
                 "checkpoint before it"
@@ -243,6 +241,19 @@ def restore(model: keras.Model, workdir: str) -> Restored:
             f"ones of steps {saved}"
         )
     return Restored(0, {})
+
+
+def _set_aside(folder):
+    """Renames a damaged checkpoint; one of the same step is replaced."""
+    # Another worker may have been faster.
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.replace(folder, folder + _DAMAGED)
+        except FileNotFoundError:
+            raise
+        except OSError:  # no folder replaces one that is not empty
+            shutil.rmtree(folder + _DAMAGED)
+            os.replace(folder, folder + _DAMAGED)
 
 
 def load(model: keras.Model, workdir: str, step: int) -> Restored:

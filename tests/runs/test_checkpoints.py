@@ -322,6 +322,16 @@ class DamagedTest(CheckpointTestCase):
         self.assertRegex(said.getvalue(), "step-000000002 is damaged: ")
         self.assertEqual(self.steps_left(), [1])
 
+    def test_a_step_may_be_damaged_again(self):
+        for _ in range(2):
+            self.damage(2, lambda content: content[:-1])
+            with contextlib.redirect_stderr(io.StringIO()):
+                restored = checkpoints.restore(self.model(), self.workdir)
+            self.assertEqual(restored.step, 1)
+            self.assertEqual(self.steps_left(), [1])
+            folders = (os.path.dirname(self.path(step)) for step in (1, 2))
+            shutil.copytree(*folders)
+
     def test_a_damaged_one_is_not_loaded_by_its_step(self):
         self.damage(2, lambda content: content[:-1])
         with self.assertRaisesRegex(checkpoints.Damaged, "step-000000002 is"):
