@@ -213,7 +213,6 @@ def _curate_like(flags, store, reference):
 
 
 def _report_shortfall(curated):
-    """Prints why fewer records were chosen than requested."""
     import numpy as np
 
     from jest_tf.curation import by_similarity

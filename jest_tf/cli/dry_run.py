@@ -75,7 +75,6 @@ def _vocabulary_size(config, workdir):
 
 
 def _steps(config):
-    """Describes the shapes of a step: rows drawn, scored and trained on."""
     data, selection, steps = config.data, config.selection, config.steps
     super_batch, sub_batch = data.super_batch_size, config.batch_size
     image = f"{data.image_size}, {data.image_size}, 3"

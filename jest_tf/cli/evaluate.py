@@ -151,9 +151,6 @@ def evaluate(
 def together(patterns: Sequence[str]) -> list[str | list[str]]:
     """Joins the shards of a data set that a shell has listed.
 
-    Args:
-        patterns: paths or globs.
-
     Returns:
         The patterns in order; paths that differ only in the first number of
         `-00000-of-00002` are one list, at the first of them.

@@ -267,7 +267,6 @@ def claimed(directory: str) -> Iterator[None]:
 
 
 def _key(store, seed):
-    """Hashes a shard's version and the seed to an integer in [0, 2^31)."""
     text = f"{seed} {store.stamp(0)}".encode()
     digest = hashlib.blake2b(text, digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -480,7 +480,6 @@ def _describe(pool, tasks, evaluation, chosen_by, concepts):
 
 
 def _check_alike(sources):
-    """Refuses sources with embeddings of different models."""
     found = {source.sidecars.fingerprint for source in sources}
     if len(found) > 1:
         raise ValueError(

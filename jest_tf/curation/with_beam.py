@@ -66,7 +66,6 @@ def curate_with_beam(
 
 
 def _curate_shard(data, directory, chosen_by, models, overwrite, shard):
-    """Curates one shard on a worker; returns the file's name."""
     store = _opened(data)
     alone = store.of_shard(shard)
     path = manifest.part_path(store, shard, directory)
@@ -88,7 +87,6 @@ def _opened(data):
 
 
 def _beam_options(options):
-    """Parses Beam's flags, refusing unknown ones."""
     try:
         import apache_beam as beam
         from apache_beam.options import pipeline_options

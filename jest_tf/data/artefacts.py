@@ -237,7 +237,6 @@ class Maps:
 
 
 def _map(path):
-    """Maps a local file without checking it."""
     while True:
         with open(path, "rb") as file:
             # Safetensors checks all sizes against the file's and allows no
@@ -278,7 +277,6 @@ def _check(found, kind, verify):
 
 
 def _checksum(metadata, shapes):
-    """CRC-32 of the head without this checksum."""
     shapes = {name: list(shape) for name, shape in shapes.items()}
     return str(
         zlib.crc32(json.dumps([metadata, shapes], sort_keys=True).encode())

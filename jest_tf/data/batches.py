@@ -140,7 +140,6 @@ def _batch_numbers(store, batch_size):
 
 
 def _fetch_rows(store, index, batch_size, fields):
-    """Reads a batch in order; raises if a record is unreadable."""
 
     def fetch(index):
         start = index * batch_size
@@ -161,7 +160,6 @@ def _fetch_rows(store, index, batch_size, fields):
 
 
 def _fields_of(record, fields, max_pixels):
-    """The picture and `fields` of a record, or a fault."""
     if isinstance(record, stores.Fault):
         return record
     picture = pictures.prepare(record.image, max_pixels)
@@ -180,7 +178,6 @@ def _fields_of(record, fields, max_pixels):
 
 
 def _decode_all(store, fetched, image_size):
-    """Decodes a batch; raises if a picture is damaged."""
     kept, decoded = pictures.decode_batch(
         fetched["picture"], {"image": image_size}
     )

@@ -118,7 +118,6 @@ class Cascade:
         return join_groups(choose, start_step, rows, num_rows, num_groups)
 
     def _offered(self, group, store, order, seed):
-        """Positions of a group and the embeddings at them."""
         size = self.size // self.settings.num_groups
 
         def load(group):

@@ -111,9 +111,8 @@ class FaultLog:
     def close(self, stop_step: int | None = None) -> None:
         """Sorts the lines by position.
 
-        Args:
-            stop_step: drops the faults from this step on, which were only read
-                ahead; None keeps all.
+        A `stop_step` drops the faults from this step on, which were only read
+        ahead.
         """
         with self._lock:
             # Numbers alone are held, as the log of a long run may be large.
@@ -150,28 +149,15 @@ class FaultLog:
             self._reasons[kind] += 1
 
     def _read(self):
-        """The place and bytes of each line, and its content.
-
-        A line that a kill has cut off is dropped.
-        """
-        if not self._path or not os.path.isfile(self._path):
-            return
-        start = 0
-        # Bytes, as what a power cut leaves need not be UTF-8.
-        with open(self._path, "rb") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    return
-                yield start, text, line
-                start += len(text)
-
-    def _lines_at(self, starts):
-        with open(self._path, "rb") as file:
-            for start in starts:
-                file.seek(start)
-                yield file.readline()
+        found = []
+        if self._path and os.path.isfile(self._path):
+            with open(self._path, encoding="utf-8") as file:
+                for text in file:
+                    try:
+                        found.append(json.loads(text))
+                    except ValueError:
+                        break
+        return found
 
     def _rewrite(self, lines):
         if self._path and os.path.isfile(self._path):
@@ -184,5 +170,4 @@ class FaultLog:
 
 
 def _kind(reason):
-    """A reason without its numbers."""
     return re.sub(r"\d[\d,]*", "N", reason)

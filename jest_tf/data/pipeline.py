@@ -199,7 +199,6 @@ def order(
 
 
 def _check_parts(store):
-    """Refuses a manifest without records of some part of the store."""
     starts = np.cumsum([0, *store.parts[:-1]])
     parts = np.split(store.manifest.weights, starts[1:])
     for number, (part, start) in enumerate(zip(parts, starts, strict=True)):
@@ -290,7 +289,6 @@ class _Share:
         self.rows = slice(host * self.size, (host + 1) * self.size)
 
     def positions(self, start_step):
-        """A dataset of this host's positions, int64 [chunk]."""
 
         def chunk(index):
             step, number = index // self.num_chunks, index % self.num_chunks

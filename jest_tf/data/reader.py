@@ -74,10 +74,9 @@ class Reader:
         self._embedded = embedded
 
     def read(self, positions: np.ndarray) -> Chunk:
-        """Reads records, replacing those found unreadable before decoding.
+        """Reads records at positions, int64 [k], replacing unreadable ones.
 
-        Args:
-            positions: int64 [k].
+        Pictures are not decoded here; see `repair`.
 
         Raises:
             ValueError: too many records are unreadable.

@@ -90,13 +90,7 @@ class Order:
             self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the rows at positions of the stream.
-
-        Args:
-            positions: int64 [k], not negative, in any order.
-
-        Returns:
-            int64 [k], each in [0, num_records).
+        """Returns rows, int64 [k] in [0, num_records), at int64 positions [k].
 
         Raises:
             ValueError: a position is negative.
@@ -120,14 +114,11 @@ class Order:
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
-        """Returns random rows to replace unreadable ones at `positions`.
+        """Returns random rows, int64 [k], to replace unreadable ones.
 
         Args:
             positions: int64 [k], not negative.
             attempt: 1, 2, ...; each attempt gives other rows.
-
-        Returns:
-            int64 [k], each in [0, num_records).
         """
         salt = _SUBSTITUTE_SALT + attempt
         values = uniform_hash(self.seed, positions, salt)
@@ -334,7 +325,6 @@ class _Weighted:
         return self.drawn[np.searchsorted(self._ends, places, side="right")]
 
     def num_distinct(self, num_positions):
-        """Expected number of distinct rows of the first positions."""
         epochs, rest = divmod(num_positions, len(self.drawn))
         whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
         part = part / (1 << _SLOT_BITS)

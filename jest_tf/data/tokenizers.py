@@ -28,12 +28,8 @@ _COUNT_BATCH = 4096
 def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Replaces bytes that are not UTF-8 by U+FFFD.
 
-    Args:
-        captions: string [k].
-
     Returns:
-        The captions as valid UTF-8, string [k], and whether each was changed,
-        bool [k].
+        The captions, string [k] as given, and whether each changed, bool [k].
     """
     valid = tf.strings.unicode_transcode(
         captions, "UTF-8", "UTF-8", errors="replace", replacement_char=0xFFFD
@@ -69,7 +65,6 @@ class WordPieceTokenizer:
         )
 
     def __eq__(self, other):
-        """Returns whether equal texts get equal tokens."""
         return isinstance(other, WordPieceTokenizer) and (
             (self.vocabulary, self.length) == (other.vocabulary, other.length)
         )
@@ -122,7 +117,6 @@ class SentencePieceTokenizer:
         self.end_id = int(end[0])
 
     def __eq__(self, other):
-        """Returns whether equal texts get equal tokens."""
         return isinstance(other, SentencePieceTokenizer) and (
             (self.model, self.length) == (other.model, other.length)
         )

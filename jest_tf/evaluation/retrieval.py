@@ -67,10 +67,7 @@ def ranks(
     *,
     block_size: int = ranking.BLOCK_SIZE,
 ) -> dict[str, np.ndarray]:
-    """Returns the rank of each query's first match.
-
-    Args:
-        image_embeddings: as in `retrieval_measures`, like the others.
+    """Returns ranks of first matches; arguments as in `retrieval_measures`.
 
     Returns:
         `image_to_text`, float64 [N], and `text_to_image`, float64 [M]: expected
@@ -91,7 +88,6 @@ def ranks(
 
 
 def _directions(images, texts, image_groups, text_groups):
-    """Both directions by name: queries, candidates and their groups."""
     images = ranking.check_vectors("image_embeddings", images)
     texts = ranking.check_vectors("text_embeddings", texts)
     ranking.check_rows("image_groups", image_groups, len(images))

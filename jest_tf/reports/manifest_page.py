@@ -167,7 +167,6 @@ def _images(store, sidecars, rows):
 
 
 def _origin(name, value):
-    """A line of the page for an entry of `made_by`."""
     if name in ("reference", "learner"):
         return value["fingerprint"][:16]
     if name == "pool":
@@ -178,7 +177,6 @@ def _origin(name, value):
 
 
 def _charts(curated) -> Iterator[charts.Chart]:
-    """Histograms of scores and weights, and the share drawn by score."""
     scored = np.isfinite(curated.scores)
     scores, weights = curated.scores[scored], curated.weights[scored]
     if len(scores):
@@ -229,7 +227,6 @@ def _shares(values):
 
 
 def _duplicates(store, curated, sidecars, drawn):
-    """The section on near-duplicates; None without sidecars."""
     if sidecars is None or len(drawn) < 2:
         return None
     queries = evenly(drawn, _QUERIES)
@@ -282,7 +279,6 @@ def _deciles(store, curated) -> Iterator[dict]:
 
 
 def _cards(store, curated, shown):
-    """Cards of pairs of a row and the number shown with it."""
     rows = np.array([row for row, _ in shown], np.int64)
     return [
         rendering.Card(

@@ -241,7 +241,6 @@ def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
 
 
 def _quantiles(lines, quantity, group):
-    """The median of a group of rows, with a band from 5 to 95 %."""
     label, colour = _GROUPS[group]
     found = [
         (line["step"], line[quantity][group]["quantiles"])

@@ -104,11 +104,7 @@ class Checkpoints(steps.StepCallback):
             self.save()
 
     def on_evaluation(self, step: int, measures: Mapping[str, float]) -> None:
-        """Saves the state if its evaluation was the best.
-
-        Args:
-            step: the evaluated step.
-            measures: its row of `evaluation.jsonl`.
+        """Saves the state after `step` if its `measures` are the best.
 
         Raises:
             ValueError: `keep_best` is not among the measures.
@@ -381,7 +377,6 @@ def _variables(model):
 
 
 def _check_same(folder, arrays, variables):
-    """Refuses a checkpoint with other variables than the model's."""
     stored = {
         name: value.shape
         for name, value in arrays.items()

@@ -195,7 +195,6 @@ def _delete_partial(workdir):
 
 
 def _rows(path):
-    """The rows of a JSON-lines file, and their lines."""
     if not os.path.isfile(path):
         return
     # Bytes left by a power cut need not be UTF-8.
@@ -218,7 +217,6 @@ def _keep_lines(path, last_step):
 
 
 def _keep_events(path, last_step):
-    """Removes events of later steps, and an incomplete last event."""
     if all(step is not None and step <= last_step for step, _ in _events(path)):
         return
     with files.written_whole(path) as partial:

@@ -175,7 +175,6 @@ class Telemetry:
         return scalars
 
     def _write(self, report, step, num_replicas, writer):
-        """Writes a row and histograms; returns the overlaps, by name."""
         settings = self._config.selection.at(step - 1)
         scored, drawn = report.scored(), report.drawn(step - 1)
         groups = split(scored, report.uniform(), drawn)
@@ -344,7 +343,6 @@ def _other_rows(own_score, seed, size, gain, num_quotas):
 
 
 def _summary(values):
-    """Count, mean and quantiles of a distribution."""
     if not len(values):
         return {"count": 0}
     return {
@@ -364,5 +362,4 @@ def _write_histogram(name, values):
 
 
 def _short(value):
-    """Rounds to six digits, the precision of a score."""
     return float(f"{value:.6g}")

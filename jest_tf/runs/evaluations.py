@@ -100,14 +100,7 @@ class Evaluation(steps.StepCallback):
         self.run(self.step)
 
     def run(self, step: int) -> dict[str, float]:
-        """Evaluates the current learner, unless `step` is done already.
-
-        Args:
-            step: steps done.
-
-        Returns:
-            The measures, by name.
-        """
+        """Evaluates the learner unless `step` is done; returns the measures."""
         if step in self._results or not self._evaluations:
             return self._results.get(step, {})
         started = time.monotonic()

@@ -85,9 +85,8 @@ class Signals(keras.callbacks.Callback):
     def stop_together(self, any_worker: Callable[[bool], bool]) -> None:
         """Makes all workers stop after the same execution.
 
-        Args:
-            any_worker: given whether this worker had a signal, returns whether
-                any had; all call it at the end of each execution.
+        All call `any_worker` at the end of each; given whether this worker had
+        a signal, it returns whether any had.
         """
         self._any_worker = any_worker
         # TensorFlow's service for workers takes SIGTERM and ignores it.
@@ -203,12 +202,9 @@ class Skipped:
         )
 
     def at(self, step: int) -> int:
-        """Returns the number of the super-batch that a step trains on.
+        """Returns the super-batch number of the step after `step` steps.
 
         Leaving one out changes nothing of the steps before it.
-
-        Args:
-            step: steps done before this one.
         """
         number = step
         for skipped in self.numbers:
@@ -216,10 +212,7 @@ class Skipped:
         return number
 
     def add(self, case: dict) -> bool:
-        """Leaves out more super-batches.
-
-        Args:
-            case: `super_batches`, their numbers, and other fields to record.
+        """Leaves out more super-batches: `case["super_batches"]`.
 
         Returns:
             False, with nothing added, after three cases within the last

@@ -35,11 +35,7 @@ def from_clock(name: str) -> bool:
 
 
 def digest(ids: np.ndarray) -> str:
-    """Hashes a set of ids in any order to 16 hexadecimal digits (64 bits).
-
-    Args:
-        ids: integers, any shape.
-    """
+    """Hashes a set of integer ids, of any shape, to 16 hexadecimal digits."""
     ordered = np.sort(np.asarray(ids, "<i8"), axis=None)
     return hashlib.blake2b(ordered.tobytes(), digest_size=8).hexdigest()
 
@@ -73,8 +69,7 @@ class Meters:
     def read(self, before: dict) -> dict[str, int | float]:
         """Returns totals since the run began, and peaks of memory.
 
-        Args:
-            before: the previous process's last row.
+        `before` is the previous process's last row.
         """
         values = {
             f"time/{name}_seconds": clock.seconds
@@ -225,7 +220,6 @@ class Ledger(steps.StepCallback):
         return counts | flops
 
     def _take_flops(self):
-        """Stores FLOPs of new graphs; returns the number of kinds traced."""
         if not self._counts_flops:
             return 0
         try:

@@ -30,10 +30,7 @@ class Training(NamedTuple):
 def open_training(
     workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
 ) -> Training:
-    """Opens a run on one device, with its data and reference.
-
-    Args:
-        workdir: as in `loading.load_run`, like the others.
+    """Opens a run on one device; arguments as in `loading.load_run`.
 
     Raises:
         ValueError: as `load_run`, or the data is unreadable.

@@ -185,7 +185,6 @@ def _versions():
 
 
 def _git(*arguments):
-    """Git's output on the checkout that holds this file, or None."""
     folder, name = os.path.split(os.path.abspath(__file__))
     try:
         # An installed copy may lie in an unrelated checkout.

@@ -123,7 +123,6 @@ class _Run:
         )
 
     def train(self):
-        """Trains from the newest checkpoint to the end."""
         while True:
             try:
                 return self._attempt()
@@ -267,7 +266,6 @@ class _Run:
         )
 
     def _dataset(self, start_step, faults):
-        """The dataset of `fit`, and a watch over it if possible."""
         dataset = distribution.distribute(
             self.strategy,
             lambda host, num_hosts: self.stream.from_step(
@@ -334,7 +332,6 @@ class _Diverged(Exception):
 
 
 def _fit(model, dataset, callbacks, faults, last_step):
-    """Calls `model.fit` and turns its errors into the run's."""
     check = callbacks[0]
     try:
         model.fit(
@@ -377,7 +374,6 @@ def _check_executions(config, start_step):
 
 
 def _check_keep_best(config, stores):
-    """Refuses a measure that no evaluation yields, before training."""
     names = [
         f"eval/{store}/{measure}"
         for store in stores
@@ -406,7 +402,6 @@ def _describe(case, diverged):
 
 
 def _closing_line(workdir, steps, measures, seconds):
-    """The last line of a run: its outcome, its place, and the next command."""
     state = f"{steps:,} steps"
     if seconds is None:
         state = f"already finished, {state}"

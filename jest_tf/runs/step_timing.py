@@ -61,10 +61,8 @@ class InputWait:
 class StepTimes:
     """Seconds of steps and of waiting, since the last row and in all.
 
-    An execution that traces a new kind of step is left out.
-
-    Args:
-        input_wait: watches the dataset; None omits waiting.
+    An execution that traces a new kind of step is left out. An `input_wait` of
+    None omits waiting.
     """
 
     def __init__(self, input_wait: InputWait | None):

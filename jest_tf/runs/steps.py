@@ -7,10 +7,8 @@ class StepCallback(keras.callbacks.Callback):
     """Counts the steps of a run, over epochs and executions of several steps.
 
     Attributes:
-        step: steps done; `previous` of them before the last execution.
-
-    Args:
-        start_step: steps done before this `fit`.
+        step: steps done, from `start_step`.
+        previous: steps done before the last execution.
     """
 
     def __init__(self, start_step: int = 0):

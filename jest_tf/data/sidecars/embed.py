@@ -363,7 +363,6 @@ def _rows_of(store, shard):
 
 
 def _in_order(pool, function, items, ahead):
-    """Maps a function over items in a pool, `ahead` items at a time."""
     pending = collections.deque()
     try:
         for item in items:
@@ -425,7 +424,6 @@ def _decode_one(encoded, image_size, max_pixels):
 
 
 def _encode(encode, batch, dim):
-    """Encodes a batch: embeddings of all rows and captions, or zeros."""
     image = np.zeros([len(batch.ids), dim], np.float32)
     text = np.zeros([int(batch.captions.sum()), dim], np.float32)
     if not len(batch.images):

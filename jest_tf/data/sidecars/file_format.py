@@ -255,7 +255,6 @@ def _counts(captions, k, rows_left):
 
 
 def _checked(name, embeddings, shape, valid=None):
-    """Embeddings as float32, zero where not valid."""
     embeddings = np.asarray(embeddings, np.float32)
     if embeddings.shape != shape or (
         valid is not None and valid.shape != shape[:1]

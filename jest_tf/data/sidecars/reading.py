@@ -248,7 +248,6 @@ class Sidecars:
         return valid
 
     def _by_shard(self, rows) -> Iterator[tuple[int, slice | np.ndarray]]:
-        """Yields each shard with the indices of its rows in `rows`."""
         if not len(rows):
             return
         low, high = int(rows.min()), int(rows.max())
@@ -393,7 +392,6 @@ def check_header(
 
 
 def _find(store, shard, directory):
-    """Path, header and metadata of a shard's sidecar, if it fits."""
     path = sidecar_path(store, shard, directory)
     if not os.path.exists(path):
         raise ValueError(_missing_message(store, shard, directory, path))

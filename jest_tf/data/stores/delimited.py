@@ -153,7 +153,6 @@ class _Lines:
         self.first_size = 0
 
     def start_row(self) -> int:
-        """Marks the start of a row, and returns it."""
         self._row_start = self.position
         return self.position
 

@@ -196,7 +196,6 @@ def _describe(path):
 
 
 def _metadata(shard, form):
-    """Metadata that identify the origin of an index."""
     return {
         "size": str(shard.size),
         "mtime_ns": str(shard.mtime),
@@ -206,7 +205,6 @@ def _metadata(shard, form):
 
 
 def _load(place, shard, form):
-    """The index in a file, or None if none fits."""
     try:
         found = artefacts.read(place, _KIND, verify=True)
     except (OSError, ValueError):

@@ -289,7 +289,6 @@ def _read_list(path):
 
 
 def _read_part(path):
-    """Header and arrays of a shard's file, and the checksum of all."""
     what = f"Manifest {path}"
     try:
         found = artefacts.read(path, _KIND, verify=True)
@@ -368,7 +367,6 @@ def _parse(text, what):
 
 
 def _check_shards(path, listed: Sequence[dict], store):
-    """Refuses the manifest of another store or version."""
     here = {
         (os.path.basename(name), store.stamp(shard)): name
         for shard, name in enumerate(store.shards.paths)

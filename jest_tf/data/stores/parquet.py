@@ -94,7 +94,6 @@ class Parquet:
         return [_row(columns, table, number) for number in numbers]
 
     def _read_group(self, path, group):
-        """The columns and the decoded group; or None and a fault."""
         with _open_parquet(path) as file:
             columns = self._columns_of(path, file)
             size = file.metadata.row_group(group).total_byte_size

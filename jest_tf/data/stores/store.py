@@ -87,10 +87,7 @@ class Store:
         return int(self._ends[-1])
 
     def read(self, rows: np.ndarray) -> list[Record | Fault]:
-        """Reads records, in any order, repeats allowed.
-
-        Args:
-            rows: int64 [k], each in [0, len(store)).
+        """Reads records at rows, int64 [k], in any order, repeats allowed.
 
         Returns:
             k records or faults, in the order of `rows`.
@@ -118,13 +115,7 @@ class Store:
         return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Returns stable ids of records, stored or derived (`index.py`).
-
-        Args:
-            rows: int64 [k], each in [0, len(store)).
-
-        Returns:
-            int64 [k].
+        """Returns stable ids of rows, int64 [k] -> int64 [k], see `index.py`.
 
         Raises:
             IndexError: a row is out of range.
@@ -371,7 +362,6 @@ def _locate(patterns, form, image_field, caption_fields):
 
 
 def _find(pattern, form, image_field, caption_fields):
-    """The format of each shard of a pattern, by path."""
     pattern = os.path.expanduser(os.fspath(pattern))
     if form in ("auto", "tfds"):
         split = tfds.find(pattern, image_field, caption_fields)
@@ -452,7 +442,6 @@ def _is_tfrecord(path):
 
 
 def _check_readable(store, caption_fields):
-    """Refuses a store whose records are all faults."""
     rows = np.linspace(0, len(store) - 1, _PROBES).astype(np.int64)
     rows = np.unique(rows)
     found = store.read(rows)

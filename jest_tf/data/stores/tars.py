@@ -239,7 +239,6 @@ class _WindowFile:
 
 
 def _split(name):
-    """Key and extension of a member; no key if it belongs to no sample."""
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
     if not stem or not dot or stem.startswith("__"):

@@ -78,11 +78,7 @@ def find(
 
 
 class ArrayRecords:
-    """ArrayRecord files of `tf.train.Example`s.
-
-    Args:
-        image_field, caption_fields, labels: see `tfrecords.TFRecords`.
-    """
+    """ArrayRecord files of `tf.train.Example`s; see `tfrecords.TFRecords`."""
 
     name = "array_record"
     index_key = "array_record"
@@ -201,7 +197,6 @@ def _features(folder):
 
 
 def _image_feature(features):
-    """The only picture feature, unless one has a usual name."""
     pictures = [
         name
         for name, feature in features.items()

@@ -93,11 +93,7 @@ class TFRecords:
 
 
 class Examples:
-    """Parses a serialized `tf.train.Example` into a record.
-
-    Args:
-        image_field, caption_fields, labels: see `TFRecords`.
-    """
+    """Parses serialized `tf.train.Example`s; arguments as in `TFRecords`."""
 
     def __init__(self, image_field="", caption_fields=(), labels=None):
         self._image_fields = (image_field,) if image_field else IMAGE_FIELDS
@@ -213,7 +209,6 @@ def _frames(window):
 
 
 def _next_frame(window, position):
-    """Finds the next sound frame with a payload, or the end of the file."""
     while position + 12 <= window.size:
         data = window.get(position, _SEARCH + 11)
         octets = np.frombuffer(data, np.uint8)
