@@ -12,17 +12,10 @@ from jest_tf.runs import directory, inputs
 
 
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
-    """Checks everything that can be checked without training.
+    """Describes a run, after all checks that need no training.
 
     Opens the data, the reference and its sidecars, and builds the learner.
     Writes nothing; indexes go to a temporary folder.
-
-    Args:
-        config: the run.
-        workdir: the run directory, which need not exist.
-
-    Returns:
-        A description of the run, a few lines.
 
     Raises:
         ValueError: `jest-tf train` would refuse the run.

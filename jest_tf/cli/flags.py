@@ -16,10 +16,7 @@ def name(field: str) -> str:
 def add_format(parser: argparse.ArgumentParser, from_run: bool = False) -> None:
     """Adds the flags of the data format, as in `data` of a recipe.
 
-    Args:
-        parser: gets the flags.
-        from_run: default to None, for the run's settings, and not to those of
-            `DataConfig`.
+    With `from_run` they default to None, for the run's settings.
     """
     for field in FORMAT_FIELDS:
         default = getattr(config.DataConfig, field)

@@ -236,9 +236,7 @@ def infer(
 def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
     """Loads the records of a source that have embeddings.
 
-    Args:
-        source: store and sidecars.
-        rows: int64 [k], ascending; None is all.
+    `rows` are int64 [k], ascending; None is all.
     """
     store, sidecars = source
     if rows is None:

@@ -55,10 +55,6 @@ class Model(NamedTuple):
     ) -> sidecars_lib.Sidecars:
         """Opens the sidecars of a store, writing missing ones.
 
-        Args:
-            store: the records.
-            progress: as in `embed.write`.
-
         Raises:
             ValueError: as `embed.write` and `sidecars.Sidecars`.
         """

@@ -331,12 +331,7 @@ def flops(
     Counts matrix products only, two operations a multiply-add: each of the K B
     rows with itself, and in both directions with each row of its group that is
     drawn jointly. H hosts share G groups evenly if H divides G; with G = 1
-    every host does all of the work.
-
-    Args:
-        settings: of the cascade; 0 operations without a hyper-batch.
-        super_batch_size: B.
-        dim: D, the width of the reference's embeddings.
+    every host does all of the work. `dim` is D, `super_batch_size` B.
     """
     if settings.hyper_batch_size is None:
         return 0

@@ -51,9 +51,7 @@ class FaultLog:
     def start(self, step: int, num_drawn: int) -> None:
         """Drops the faults from `step` on, which will be drawn again.
 
-        Args:
-            step: the next step to be drawn.
-            num_drawn: positions of the steps before it.
+        `num_drawn` is the number of positions of the steps before it.
         """
         with self._lock:
             self._error = ""
@@ -149,15 +147,28 @@ class FaultLog:
             self._reasons[kind] += 1
 
     def _read(self):
-        found = []
-        if self._path and os.path.isfile(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                for text in file:
-                    try:
-                        found.append(json.loads(text))
-                    except ValueError:
-                        break
-        return found
+        """The place and bytes of each line, and its content.
+
+        A line that a kill has cut off is dropped.
+        """
+        if not self._path or not os.path.isfile(self._path):
+            return
+        start = 0
+        # Bytes, as what a power cut leaves need not be UTF-8.
+        with open(self._path, "rb") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    return
+                yield start, text, line
+                start += len(text)
+
+    def _lines_at(self, starts):
+        with open(self._path, "rb") as file:
+            for start in starts:
+                file.seek(start)
+                yield file.readline()
 
     def _rewrite(self, lines):
         if self._path and os.path.isfile(self._path):

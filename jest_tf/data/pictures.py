@@ -57,15 +57,7 @@ def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
 
 
 def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
-    """Decodes one picture eagerly.
-
-    Args:
-        encoded: the picture as stored.
-        max_pixels: limit on width times height.
-
-    Returns:
-        uint8 [H, W, 3], or a fault.
-    """
+    """Decodes one stored picture eagerly to uint8 [H, W, 3], or a fault."""
     prepared = prepare(encoded, max_pixels)
     if isinstance(prepared, shards.Fault):
         return prepared
@@ -81,32 +73,17 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
 
 
 def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP and makes it square.
+    """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP to uint8 [S, S, 3].
 
     Grey becomes RGB and alpha is dropped. Pictures are resized without regard
     to aspect, as in SigLIP, bilinearly with anti-aliasing, and rounded.
-
-    Args:
-        encoded: string scalar.
-        image_size: S, the side in pixels.
-
-    Returns:
-        uint8 [S, S, 3].
     """
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     return resize_image(image, image_size)
 
 
 def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Resizes a picture to a square, ignoring its aspect.
-
-    Args:
-        image: uint8 [H, W, 3]; unchanged if it is [S, S, 3].
-        image_size: S, the side in pixels.
-
-    Returns:
-        uint8 [S, S, 3].
-    """
+    """Resizes uint8 [H, W, 3] to [S, S, 3], ignoring its aspect."""
     size = [image_size, image_size]
 
     def resize():

@@ -337,15 +337,12 @@ class _Weighted:
 
 
 def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
-    """Hashes (seed, position, salt) to uniform 64-bit integers.
+    """Hashes (seed, position, salt) to uniform uint64 [k].
 
     Args:
         seed: the run's seed, in [0, 2**63).
         positions: int64 or uint64 [k], not negative.
         salt: separates different uses of a position, in [0, 2**63).
-
-    Returns:
-        uint64 [k].
 
     Raises:
         ValueError: an argument is negative or too large.

@@ -143,12 +143,10 @@ class SentencePieceTokenizer:
 def read_tokenizer(
     path: str, length: int
 ) -> WordPieceTokenizer | SentencePieceTokenizer:
-    """Reads a vocabulary file of either kind.
+    """Reads a vocabulary file of either kind, for rows of L = `length` tokens.
 
-    Args:
-        path: a SentencePiece model if it ends in `.model`, else a WordPiece
-            vocabulary, one token a line.
-        length: L, tokens of a row.
+    It is a SentencePiece model if `path` ends in `.model`, else a WordPiece
+    vocabulary, one token a line.
 
     Raises:
         ValueError: there is no such file, or it is unusable.
@@ -171,14 +169,11 @@ def has_tokenizer(directory: str) -> bool:
 def load_tokenizer(
     directory: str, length: int
 ) -> WordPieceTokenizer | SentencePieceTokenizer:
-    """Reads a tokenizer written by `save`.
-
-    Args:
-        directory: holds `vocab.txt` or `tokenizer.model`, not both.
-        length: L, tokens of a row.
+    """Reads a tokenizer written by `save`, for rows of L = `length` tokens.
 
     Raises:
-        ValueError: the directory holds neither or both.
+        ValueError: the directory holds neither `vocab.txt` nor
+            `tokenizer.model`, or both.
     """
     found = _tokenizer_files(directory)
     if len(found) != 1:

@@ -46,12 +46,7 @@ class Moment(NamedTuple):
 
 
 def write(workdir: str, path: str, num_moments: int = 8) -> None:
-    """Writes the page of a run.
-
-    Args:
-        workdir: the run directory.
-        path: of the HTML file.
-        num_moments: logged draws whose pictures are shown.
+    """Writes the page of a run, with pictures of `num_moments` logged draws.
 
     Raises:
         ValueError: `num_moments` is below 1, the run has logged no selection,
@@ -99,11 +94,7 @@ def evenly(lines: Sequence[dict], count: int) -> list[dict]:
 
 
 def moments(workdir: str, lines: Sequence[dict]) -> list[Moment]:
-    """Reads the pictures and captions of logged draws from the data.
-
-    Args:
-        workdir: the run directory.
-        lines: some lines of `telemetry.jsonl`, see `read`.
+    """Reads the pictures and captions of logged draws, lines as from `read`.
 
     Raises:
         ValueError: the data is not the run's.
@@ -127,12 +118,7 @@ def moments(workdir: str, lines: Sequence[dict]) -> list[Moment]:
 def examples(
     workdir: str, places: Sequence[tuple[int, int]]
 ) -> pipeline.Examples:
-    """Reads examples of a run's super-batches.
-
-    Args:
-        workdir: the run directory.
-        places: super-batch number and row of each example.
-    """
+    """Reads examples of a run, by super-batch number and row of each."""
     config = directory.load_config(workdir)
     data = config.data
     store = stores.open_stores(data)

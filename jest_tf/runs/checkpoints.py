@@ -207,13 +207,9 @@ def save(
 
 
 def restore(model: keras.Model, workdir: str) -> Restored:
-    """Loads the newest intact checkpoint, if there is any.
+    """Loads the newest intact checkpoint, if any, into a built model.
 
     Damaged ones are renamed, with a line on standard error.
-
-    Args:
-        model: compiled and built, like its optimizer.
-        workdir: the run directory.
 
     Raises:
         ValueError: all checkpoints are damaged, or the newest is of another
@@ -253,12 +249,7 @@ def _set_aside(folder):
 
 
 def load(model: keras.Model, workdir: str, step: int) -> Restored:
-    """Loads the checkpoint of a step.
-
-    Args:
-        model: compiled and built, like its optimizer.
-        workdir: the run directory.
-        step: of the checkpoint.
+    """Loads the checkpoint of a step into a compiled and built model.
 
     Raises:
         ValueError: there is none, or it is of another model.
@@ -337,9 +328,6 @@ def best_step(
         workdir: the run directory.
         measure: its name in `evaluation.jsonl`.
         among: steps to consider; None takes all evaluated ones.
-
-    Returns:
-        The step, or None.
     """
     values = {}
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):

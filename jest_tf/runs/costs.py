@@ -13,10 +13,7 @@ def examples_at(
 ) -> dict[str, int]:
     """Counts examples drawn, scored and trained in the first `step` steps.
 
-    Args:
-        config: the run.
-        step: steps done.
-        stopped_at: `JESTModel.stopped_at`.
+    `stopped_at` is `JESTModel.stopped_at`.
     """
     size = config.data.super_batch_size
     counts = {
@@ -35,10 +32,6 @@ class StepFlops:
 
     They are known once a step of each kind is traced, and kept in `flops.json`
     for a process that continues the run.
-
-    Args:
-        selection: of the run.
-        workdir: the run directory.
     """
 
     def __init__(self, selection: config_lib.SelectionConfig, workdir: str):

@@ -25,12 +25,7 @@ _OTHER_NOISE, _CROPS = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Augmented:
-    """A view of augmented pictures.
-
-    Attributes:
-        flip: as `data.flip`.
-        min_crop_area: as `data.min_crop_area`.
-    """
+    """A view of pictures augmented by `data.flip`, `data.min_crop_area`."""
 
     flip: bool = False
     min_crop_area: float = 1.0
@@ -298,9 +293,7 @@ def compare_view(
 class Sampler:
     """Embeds and draws as a step does, in graphs of one replica.
 
-    Args:
-        model: a `JESTModel` with its reference.
-        settings: of the selection, of one kind that scores.
+    The settings are of one kind that scores.
     """
 
     def __init__(self, model, settings: config_lib.SelectionConfig):

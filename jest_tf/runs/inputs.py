@@ -53,11 +53,7 @@ class Sources(NamedTuple):
 def open_sources(
     config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
 ) -> Sources:
-    """Opens the inputs of a run.
-
-    Args:
-        config: the run.
-        strategy: the reference's.
+    """Opens the inputs of a run, with the reference under a strategy.
 
     Raises:
         ValueError: data is unreadable, or the reference does not fit.
@@ -185,11 +181,7 @@ def tokenizer_of(
 ) -> Callable:
     """Returns the run's tokenizer: from its directory, a given file, or built.
 
-    Args:
-        config: the run.
-        store: the examples, from whose captions a vocabulary is built.
-        workdir: the run directory.
-        output: the folder for a new tokenizer.
+    One that is built, from the store's captions, is saved in `output`.
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):

@@ -182,9 +182,7 @@ class FiniteCheck(steps.StepCallback):
 class Skipped:
     """The super-batches that a run leaves out, a list in its directory.
 
-    Args:
-        workdir: the run directory.
-        writes: whether this process, of several workers, writes the list.
+    Of several workers one `writes` the list.
     """
 
     def __init__(self, workdir: str, *, writes: bool = True):

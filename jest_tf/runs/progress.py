@@ -43,10 +43,7 @@ class Progress:
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Updates the line if it is due; the last update always is.
 
-        Args:
-            done: work done.
-            total: all work.
-            note: shown after the rate.
+        `note` is shown after the rate.
         """
         if self._stream.isatty():
             self._show_bar(done, total, note)
@@ -98,11 +95,6 @@ class Progress:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Writes a line, above a bar if there is one.
-
-    Args:
-        text: the line.
-        stream: output; None is standard error.
-    """
+    """Writes a line to `stream` or standard error, above a bar if any."""
     tqdm.tqdm.write(text, file=stream or sys.stderr)
     (stream or sys.stderr).flush()

@@ -36,13 +36,9 @@ _MAY_CHANGE = (
 
 @contextlib.contextmanager
 def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
-    """Holds a run directory that is new or holds this run.
+    """Holds a run directory that is new or holds this run, and yields it.
 
     A run refused before its first step leaves no settings behind.
-
-    Args:
-        workdir: the run directory, which `with` yields.
-        config: the run.
 
     Raises:
         ValueError: it holds another run, or another process holds it.

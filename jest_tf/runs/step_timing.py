@@ -15,11 +15,7 @@ from jest_tf import training
 
 
 class InputWait:
-    """The time that the training step waits for its input.
-
-    Attributes:
-        seconds: that the consumer of the watched dataset was blocked.
-    """
+    """The seconds that the watched dataset's consumer was blocked."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -77,12 +73,7 @@ class StepTimes:
         self._began_at, self._waited_before = time.monotonic(), self._waited()
 
     def end(self, steps: int, kinds: int) -> None:
-        """Counts an execution.
-
-        Args:
-            steps: of the execution.
-            kinds: kinds of steps traced so far.
-        """
+        """Counts an execution of `steps` steps; `kinds` are traced so far."""
         spent = time.monotonic() - self._began_at
         if kinds == self._kinds:
             waited = self._waited() - self._waited_before
@@ -180,11 +171,9 @@ class Probe:
 
 
 def timed(function, argument):
-    """Returns `function(argument)`, and the seconds until it is there.
+    """Returns `function(argument)`, and the seconds until it is computed.
 
-    Args:
-        function: returns a nest of tensors and of None.
-        argument: its only one.
+    The result is a nest of tensors and of None.
     """
     start = time.monotonic()
     result = function(argument)

@@ -236,13 +236,7 @@ def write_arrays(
 
 
 def load(store: stores.Store, rows: np.ndarray, image_size: int) -> Batch:
-    """Reads and decodes records with all their captions.
-
-    Args:
-        store: the records.
-        rows: int64 [k].
-        image_size: S, pixels a side.
-    """
+    """Reads and decodes records, int64 rows [k], with all their captions."""
     max_pixels = store.max_image_pixels
     found = [_prepared(record, max_pixels) for record in store.read(rows)]
     images = _decoded(found, image_size, max_pixels)

@@ -126,10 +126,6 @@ class Writer:
 def written(path: str, header: Header) -> Iterator[Writer]:
     """Yields a writer of a sidecar, which appears once it is complete.
 
-    Args:
-        path: of the sidecar; see `sidecars.sidecar_path`.
-        header: its origin.
-
     Raises:
         ValueError: a field of the header is invalid, or rows are missing.
     """

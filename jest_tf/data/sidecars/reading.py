@@ -197,14 +197,9 @@ class Sidecars:
         return captions, image, text
 
     def read_rows(self, start: int, stop: int) -> Rows:
-        """Reads neighbouring rows with all their captions; ids are unchecked.
+        """Reads rows `start` to `stop` with all captions; ids are unchecked.
 
-        Args:
-            start: the first row.
-            stop: one beyond the last.
-
-        Returns:
-            `Rows`; within one shard its embeddings are views of the file.
+        Within one shard the embeddings are views of the file.
 
         Raises:
             IndexError: the rows are out of range.
@@ -354,11 +349,6 @@ def check_header(
     path: str, header: file_format.Header, expected: file_format.Header
 ) -> None:
     """Refuses a sidecar of another origin than expected.
-
-    Args:
-        path: of the sidecar.
-        header: its origin.
-        expected: the required origin.
 
     Raises:
         ValueError: names the first difference.

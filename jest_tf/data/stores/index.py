@@ -130,12 +130,9 @@ def open_indexes(
 
 
 def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
-    """Returns the path of a shard's index.
+    """Returns the path of a shard's index, beside it or in `index_dir`.
 
-    Args:
-        path: the shard.
-        index_dir: folder of the indexes; "" is beside each shard.
-        variant: of the format, see `data/stores/shards.py`.
+    `variant` is that of the format, see `data/stores/shards.py`.
     """
     ending = ".index"
     if variant:

@@ -135,10 +135,10 @@ def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
 
 
 def check_distinct(store: "store_lib.Store") -> None:
-    """Refuses a store with two shards that would share a file.
+    """Refuses a store with two shards of one name and version.
 
     Raises:
-        ValueError: two shards have one name and one version.
+        ValueError: two shards would share a file.
     """
     found: dict[str, int] = {}
     for shard, path in enumerate(store.shards.paths):
@@ -197,11 +197,7 @@ def read_part(path: str) -> tuple[Header, Part]:
 
 
 def is_there(path: str, header: Header) -> bool:
-    """Returns whether a shard's file has been written by the same maker.
-
-    Args:
-        path: of the file.
-        header: its required origin.
+    """Returns whether a shard's file has been written with this header.
 
     Raises:
         ValueError: it has another origin, or is damaged.

@@ -57,11 +57,7 @@ class Record(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An unreadable record.
-
-    Attributes:
-        reason: one line, without the location.
-    """
+    """An unreadable record; `reason` is one line, without the location."""
 
     reason: str
 
@@ -203,12 +199,7 @@ def read_spans(
 class Window:
     """A file read forward in large pieces, for scans.
 
-    Args:
-        path: the file.
-        advance: called with the size of each piece.
-
-    Attributes:
-        size: of the file, in bytes.
+    `advance` is called with the size of each piece; `size` is the file's.
     """
 
     def __init__(self, path: str, advance: Callable[[int], None]):

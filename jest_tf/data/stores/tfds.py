@@ -27,12 +27,7 @@ _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class Split(NamedTuple):
-    """A split of a prepared data set.
-
-    Attributes:
-        paths: its shards.
-        form: their format.
-    """
+    """The shards of a split of a prepared data set, and their format."""
 
     paths: list[str]
     form: object
