@@ -114,9 +114,6 @@ class Source(NamedTuple):
 class Apart:
     """The items of an evaluation, none of which may be chosen.
 
-    Args:
-        source: the evaluation.
-
     Attributes:
         store: of the source.
         ids: int64 [n], of all items.

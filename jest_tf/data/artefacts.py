@@ -57,7 +57,7 @@ class Writer:
     Args:
         path: a new local file, as `files.written_whole` yields it.
         kind: one of `KINDS`.
-        metadata: strings that identify what the artefact was made from.
+        metadata: strings that identify the artefact's origin.
         arrays: dtype and shape of each array by name. The last array may have
             None rows: as many as are appended.
     """
@@ -182,10 +182,6 @@ class Maps:
     """A cache of mapped artefacts that drops the least recently used.
 
     Each holds a file descriptor; processes are often limited to 1,024.
-
-    Args:
-        kind: one of `KINDS`.
-        most: artefacts mapped at a time.
     """
 
     def __init__(self, kind: str, most: int):
@@ -205,12 +201,8 @@ class Maps:
     def get(self, path: str, expected: Mapping[str, str]) -> Artefact:
         """Returns an artefact that some thread has read before.
 
-        Args:
-            path: of the file.
-            expected: the metadata it had then.
-
         Raises:
-            ValueError: the file is gone or has been replaced.
+            ValueError: the file is gone, or lacks the `expected` metadata.
         """
         with self._lock:
             found = self._open.pop(path, None)

@@ -109,10 +109,7 @@ class Augmentation:
 
 
 def _sample_points(fraction, place, size):
-    """Coordinates of a view's pixels on one side; [b], [b] -> [b, size].
-
-    In pixels; the centre of the first pixel is 0.
-    """
+    """Pixel coordinates of a view on one side, 0 is the first; [b, size]."""
     centres = tf.range(size, dtype=tf.float32) + 0.5
     start = place * (1 - fraction) * size
     points = start[:, tf.newaxis] + fraction[:, tf.newaxis] * centres - 0.5

@@ -70,10 +70,7 @@ def images(
         image_size: S.
 
     Returns:
-        A finite dataset of uint8 [k, S, S, 3].
-
-    Raises:
-        ValueError: an argument is out of range; iteration as in `examples`.
+        A finite dataset of uint8 [k, S, S, 3]; iteration raises as `examples`.
     """
     check_at_least(1, batch_size=batch_size, image_size=image_size)
 

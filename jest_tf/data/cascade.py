@@ -35,7 +35,6 @@ class Cascade:
     """Chooses super-batches from hyper-batches.
 
     Args:
-    Args:
         settings: with a `hyper_batch_size`.
         sidecars: of the reference, over the stream's store.
         loss: "sigmoid" or "softmax", if the settings have none.
@@ -86,8 +85,7 @@ class Cascade:
             super_batch_size: B.
 
         Returns:
-            A dataset of int64 [rows], ascending, in
-            [step K B, (step + 1) K B).
+            int64 [rows], ascending, in [step K B, (step + 1) K B).
 
         Raises:
             ValueError: a hyper-batch is larger than the rows the order draws.

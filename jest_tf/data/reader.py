@@ -102,12 +102,12 @@ class Reader:
     def repair(
         self, positions: np.ndarray, chunk: Chunk, missing: np.ndarray
     ) -> list[np.ndarray]:
-        """Replaces, in place, records whose pictures failed to decode.
+        """Replaces, in place, records of a chunk that `read` returned.
 
         Args:
             positions: int64 [k].
-            chunk: the result of `read` for them.
-            missing: int64 [m], indices of those that failed.
+            chunk: the records there.
+            missing: int64 [m], indices of pictures that failed to decode.
 
         Returns:
             m pictures in their place, uint8 [H, W, 3] each.

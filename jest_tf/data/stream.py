@@ -221,8 +221,8 @@ class Mixture:
 class _Blocks:
     """An order that permutes blocks, and records within windows of blocks.
 
-    Slots hold the permuted full blocks, with the short block, if any, at a
-    random place. The last window takes the remainder, so that none is small.
+    The short block, if any, is at a random place between the full ones. The
+    last window takes the remainder, so that none is small.
     """
 
     def __init__(self, num_records, seed, block_size):

@@ -44,15 +44,8 @@ class StoreEvaluation:
 
     Retrieval is between all images and the distinct first captions; a group is
     the records of one `concept`, or a record without one. Zero-shot is over the
-    distinct labels, if any, and the images that have one.
-
-    Args:
-        learner: model with `encode_image` and `encode_text`.
-        store: the records.
-        tokenizer: the learner's.
-        image_size: of the learner, in pixels a side.
-        batch_size: examples of a forward pass.
-        prompts: templates for the labels.
+    distinct labels, if any, and the images that have one. Forward passes have
+    `batch_size` examples; `prompts` are templates for the labels.
     """
 
     def __init__(

@@ -33,15 +33,7 @@ _STYLE = {
 
 
 class Line(NamedTuple):
-    """A line of a chart.
-
-    Attributes:
-        label: its name in the legend.
-        colour: of Matplotlib.
-        x: positions `[k]`.
-        y: values `[k]`.
-        band: lower and upper values, `[k]` each, shaded around the line.
-    """
+    """A line of a chart, with a shaded band of lower and upper values."""
 
     label: str
     colour: str

@@ -41,11 +41,12 @@ def write(
     sidecars: sidecars_lib.Sidecars | None = None,
     source_fields: Sequence[str] = SOURCE_FIELDS,
 ) -> None:
-    """Writes the page of a manifest.
+    """Writes the page of a manifest; `path` may be remote.
 
     Args:
-        path: of the HTML file; may be remote.
+        path: of the HTML file.
         store: the records.
+        curated: their manifest.
         sidecars: for near-duplicates; None leaves them out.
         source_fields: metadata fields that name a record's origin; missing ones
             are left out.

@@ -9,14 +9,9 @@ import tensorflow as tf
 
 
 class Card(NamedTuple):
-    """A picture with its caption.
+    """A picture, uint8 `[S, S, 3]`, with its caption and score.
 
-    Attributes:
-        image: uint8 `[S, S, 3]`.
-        caption: shown below it.
-        id: of the record.
-        score: shown above the caption.
-        kept: framed, because it was trained on or is drawn.
+    It is framed if `kept`: the record was trained on or is drawn.
     """
 
     image: np.ndarray

@@ -30,14 +30,7 @@ _GROUPS = {
 
 
 class Moment(NamedTuple):
-    """The extremes of a logged draw.
-
-    Attributes:
-        step: steps done.
-        criterion: of the draw.
-        highest: cards with the highest scores, highest first.
-        lowest: cards with the lowest scores, lowest first.
-    """
+    """The extremes of a logged draw: cards, the most extreme first."""
 
     step: int
     criterion: str

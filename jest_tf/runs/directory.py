@@ -157,7 +157,7 @@ def locked(workdir: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary() -> Iterator[str]:
-    """Yields a folder that is deleted, for workers whose output is not kept.
+    """Yields a temporary folder for workers whose output is not kept.
 
     They write too, as some values are reduced over workers when written.
     """

@@ -33,12 +33,8 @@ _HISTOGRAM = tf.compat.v1.SummaryMetadata(
 class Repeats:
     """The records that a run has trained on, a bit each, and repeats.
 
-    A replacement counts as the unreadable record that it replaces.
-
-    Args:
-        order: of the stream.
-        super_batch_size: B.
-        state: of an earlier process.
+    A replacement counts as the unreadable record that it replaces. `state`
+    comes from an earlier process.
     """
 
     def __init__(
@@ -216,8 +212,7 @@ def split(
     uniform draw given that draw.
 
     Args:
-        scored: of `row_outputs.RowReport.scored`.
-        uniform: of `row_outputs.RowReport.uniform`.
+        scored, uniform: of `row_outputs.RowReport`.
         drawn: integers `[b]`, the rows kept.
 
     Returns:
@@ -258,11 +253,6 @@ def extremes(
     scored: dict[str, np.ndarray], drawn: np.ndarray, criterion: str
 ) -> dict[str, list[dict]]:
     """Finds the eight rows with the highest and with the lowest scores.
-
-    Args:
-        scored: of `row_outputs.RowReport.scored`.
-        drawn: integers `[b]`, the rows kept.
-        criterion: of the selection.
 
     Returns:
         `highest` and `lowest`, most extreme first: `row`, `score`, `kept` and,

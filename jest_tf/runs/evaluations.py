@@ -52,9 +52,6 @@ class Evaluation(steps.StepCallback):
         start_step: steps done before this `fit`.
         costs: maps a step to the costs of the steps up to it, for the row.
         report: called with the step and the measures.
-
-    Attributes:
-        seconds: spent evaluating.
     """
 
     def __init__(

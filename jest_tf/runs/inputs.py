@@ -81,14 +81,7 @@ def open_sources(
 
 
 class Stream:
-    """The super-batches of a run.
-
-    Args:
-        config: the run.
-        sources: of the run.
-        tokenizer: the learner's.
-        skipped: the super-batches to leave out.
-    """
+    """The super-batches of a run, except the skipped ones."""
 
     def __init__(
         self,

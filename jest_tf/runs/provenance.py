@@ -63,13 +63,8 @@ def check_data(
 ) -> None:
     """Records the data of a run, or checks that it is unchanged.
 
-    Other or rewritten shards would give another stream.
-
-    Args:
-        workdir: the run directory.
-        store: the examples.
-        reference_fingerprint: of the reference, "" without one.
-        sidecars: `Sidecars.identity`, "" without any.
+    Other or rewritten shards would give another stream. A run without
+    reference or sidecars has "" for their identities.
 
     Raises:
         ValueError: a shard, the manifest, the reference or its sidecars have

@@ -100,8 +100,8 @@ def _warn_of_one_cpu(config, strategy):
 class _Run:
     """Parts of a run that are opened once and outlive a rollback.
 
-    `output` is where this process writes: the run directory, or a temporary
-    folder for all of several workers but one.
+    Of several workers, one has the run directory as `output`, the others a
+    temporary folder.
     """
 
     def __init__(self, config, workdir, output, strategy, signals, sources):

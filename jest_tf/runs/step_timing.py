@@ -105,11 +105,9 @@ class StepTimes:
 
 
 class Probe:
-    """Times the parts of a step of a compiled model on one device.
+    """Times the parts of a step of a built and compiled model on one device.
 
-    Args:
-        model: built and compiled, like its optimizer.
-        super_batch: returns a super-batch as a step would get it.
+    `super_batch` returns a super-batch as a step would get it.
     """
 
     def __init__(

@@ -425,11 +425,7 @@ def _take(part, local, texts, image, text, places):
 
 
 def _choose(text, starts, ends, numbers):
-    """Indices of captions chosen by hashes, int64 [k]; -1 if all are blank.
-
-    Row i has the captions `starts[i]` to `ends[i]` of `text`, [captions, D],
-    zero where blank.
-    """
+    """Indices of captions chosen by hashes, int64 [k]; -1 if all are blank."""
     counts = ends - starts
     firsts = np.cumsum(counts) - counts  # of each row, in a line of all
     line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())

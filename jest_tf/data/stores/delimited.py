@@ -139,11 +139,7 @@ class _OpenRow(Exception):
 
 
 class _Lines:
-    """Lines of a window as text, for `csv.reader`.
-
-    `position` is the end of the last line in bytes, `first_size` the size of
-    the row's first line.
-    """
+    """Lines of a window as text, with their positions, for `csv.reader`."""
 
     def __init__(self, window, position):
         self._window = window

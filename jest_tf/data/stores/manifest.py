@@ -126,10 +126,7 @@ class Manifest:
 
 
 def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
-    """Returns the path of a shard's file.
-
-    It holds part of the shard's stamp, as shards may share a name.
-    """
+    """Returns the path of a shard's file, which holds part of its stamp."""
     name = os.path.basename(store.shards.paths[shard])
     return os.path.join(directory, f"{name}-{store.stamp(shard)[:8]}{SUFFIX}")
 

@@ -118,7 +118,7 @@ def hashed_id(value: bytes) -> int:
 def expand(pattern: str) -> list[str]:
     """Returns the files that a path or glob matches, sorted.
 
-    Index files and sidecars are left out unless named by path.
+    Indexes and sidecars are left out unless named by path.
 
     Raises:
         ValueError: nothing matches.

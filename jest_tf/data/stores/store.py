@@ -36,12 +36,7 @@ _TABLES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 
 
 class Shards(NamedTuple):
-    """The files of a store.
-
-    Attributes:
-        paths: file names, in row order.
-        lengths: int64 [shards], number of records in each.
-    """
+    """The files of a store in row order, and int64 [shards] records in each."""
 
     paths: tuple[str, ...]
     lengths: np.ndarray
@@ -265,11 +260,7 @@ def open_store(
 def open_stores(
     config, progress: Callable[[int, int], None] | None = None
 ) -> Store:
-    """Opens all stores of `data.train` as one array of rows.
-
-    Args:
-        config: a `DataConfig`.
-        progress: as in `open_store`, for all stores together.
+    """Opens all stores of a `DataConfig`'s `train` as one array of rows.
 
     Returns:
         A store whose rows follow the order of `data.train`, with `parts` and

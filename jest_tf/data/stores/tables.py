@@ -40,10 +40,6 @@ class Columns:
         captions: the columns of captions; () takes the first of
             `CAPTION_COLUMNS`.
 
-    Attributes:
-        names: as given.
-        taken: the columns of the picture and the captions.
-
     Raises:
         ValueError: the table lacks such a column.
     """
