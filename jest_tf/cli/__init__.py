@@ -20,9 +20,6 @@ COMMANDS = ("train", "embed", "evaluate", "curate", "page")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command in this process.
 
-    Args:
-        argv: arguments without the program's name; None takes the process's.
-
     Returns:
         The exit code: 0 on success, 1 on an error, which is printed, 2 on
         arguments that cannot be parsed, 75 if the command should be run again.

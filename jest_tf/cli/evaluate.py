@@ -151,9 +151,8 @@ def evaluate(
 def together(patterns: Sequence[str]) -> list[str | list[str]]:
     """Joins the shards of a data set that a shell has listed.
 
-    Returns:
-        The patterns in order; paths that differ only in the first number of
-        `-00000-of-00002` are one list, at the first of them.
+    Paths that differ only in the first number of `-00000-of-00002` are one
+    list, at the first of them.
     """
     sets: dict[str, list[str]] = {}
     for pattern in patterns:

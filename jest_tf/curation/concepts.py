@@ -72,11 +72,10 @@ def concepts_of(
 
 
 def cluster(points: np.ndarray, count: int) -> np.ndarray:
-    """Clusters points by k-means; equal points give equal labels.
+    """Clusters points, float32 [k, D] of unit length, by k-means.
 
-    Args:
-        points: float32 [k, D] of unit length.
-        count: clusters; fewer if fewer points differ.
+    Equal points give equal labels; if fewer differ, there are fewer clusters
+    than `count`.
 
     Returns:
         int64 [k], without gaps from 0.

@@ -33,8 +33,8 @@ def curate_with_beam(
         overwrite: write all files anew.
 
     Raises:
-        ValueError: as `curate`; or Beam, or a package that its runner needs,
-            is not installed; or a flag is unknown.
+        ValueError: as `curate`; a flag is unknown; or Beam, or a package that
+            its runner needs, is not installed.
     """
     beam, flags = _beam_options(options)
     chosen_by = by_score.for_models(chosen_by, models)

@@ -158,10 +158,7 @@ def write(
 def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
     """Maps an artefact; a remote one is first copied to a temporary file.
 
-    Args:
-        path: local or remote.
-        kind: one of `KINDS`.
-        verify: compare the checksums, which reads all arrays.
+    To `verify` is to compare the checksums, which reads all arrays.
 
     Raises:
         OSError: the file cannot be read.

@@ -76,12 +76,7 @@ def augment(
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Augmentation:
-    """`augment` with its settings, for `training.JESTModel`.
-
-    Args:
-        flip: mirror half of the pictures.
-        min_area: smallest share of the picture's area that a crop keeps.
-    """
+    """`augment` with its settings, for `training.JESTModel`."""
 
     def __init__(self, *, flip: bool, min_area: float):
         self.flip = flip

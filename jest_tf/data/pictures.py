@@ -34,13 +34,10 @@ _SCAN = b"\xff\xda"
 def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
     """Checks a picture's header, and converts what TensorFlow decodes wrongly.
 
-    Args:
-        encoded: the picture as stored.
-        max_pixels: limit on width times height.
-
     Returns:
         Bytes for `tf.io.decode_image`: `encoded` itself, or a PNG of the first
-        frame; a fault if the picture must not be decoded.
+        frame; a fault if the picture must not be decoded, for example because
+        it has more than `max_pixels`.
     """
     try:
         if encoded.startswith(_JPEG_MAGIC):

@@ -152,8 +152,7 @@ def open_stores(
 
     Args:
         patterns: paths or globs of shards or tables, or lists of them.
-        data: format, fields and index folder, as `TrainConfig.evaluation_data`;
-            None takes the defaults.
+        data: format, fields and index folder, as `TrainConfig.evaluation_data`.
 
     Returns:
         Stores by name: `test` for `data/test-00000-of-00002.tfrecord`.

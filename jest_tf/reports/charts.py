@@ -56,13 +56,9 @@ def draw(
     xlabel: str = "step",
     unit_range: bool = False,
 ) -> Chart:
-    """Draws lines over their bands.
+    """Draws lines over their bands, each thinned to 500 points.
 
-    Args:
-        title: shown above the chart.
-        lines: each is thinned to 500 points; empty ones are left out.
-        xlabel: name of the horizontal axis.
-        unit_range: shows the range [0, 1] whatever the values.
+    `unit_range` shows the range [0, 1] whatever the values.
     """
     with matplotlib.rc_context(_STYLE):
         figure = mpl_figure.Figure(figsize=(5, 3.1), layout="constrained")

@@ -11,7 +11,7 @@ import tensorflow as tf
 class Card(NamedTuple):
     """A picture, uint8 `[S, S, 3]`, with its caption and score.
 
-    It is framed if `kept`: the record was trained on or is drawn.
+    Framed if `kept`: the record was trained on or is drawn.
     """
 
     image: np.ndarray

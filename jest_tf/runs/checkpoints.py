@@ -63,9 +63,6 @@ class Checkpoints(steps.StepCallback):
         guard: a context manager that defers signals while saving.
         agree: given whether this worker would save, returns whether any
             would; called where the step alone does not decide.
-
-    Attributes:
-        seconds: spent saving.
     """
 
     def __init__(
@@ -175,13 +172,9 @@ def save(
     step: int,
     parts: Mapping[str, State] | None = None,
 ) -> None:
-    """Writes a checkpoint, whole or not at all.
+    """Writes a checkpoint of a compiled and built model, whole or not at all.
 
-    Args:
-        model: compiled and built, like its optimizer.
-        workdir: the run directory.
-        step: steps done.
-        parts: the state of callbacks, by name.
+    `parts` is the state of callbacks, by name.
     """
     arrays = {
         name: variable.numpy() for name, variable in _variables(model).items()
@@ -322,12 +315,9 @@ def saved_steps(workdir: str) -> list[int]:
 def best_step(
     workdir: str, measure: str, among: Sequence[int] | None = None
 ) -> int | None:
-    """Returns the step with the highest evaluation, the first of equal ones.
+    """Returns the step with the highest measure, the first of equal ones.
 
-    Args:
-        workdir: the run directory.
-        measure: its name in `evaluation.jsonl`.
-        among: steps to consider; None takes all evaluated ones.
+    Considers the steps `among`, or all evaluated ones.
     """
     values = {}
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):

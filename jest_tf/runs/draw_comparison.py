@@ -63,9 +63,8 @@ def measure(
         workdir: the run directory.
         step: of the checkpoint; None takes the final weights.
         num_super_batches: to draw from.
-        views: besides the run's views, `patch_size=32` or
-            `image_size=64,keep_tokens=0.5`, or augmented,
-            `min_crop_area=0.6,flip=true`.
+        views: besides the run's views, `patch_size=32`,
+            `image_size=64,keep_tokens=0.5`, or `min_crop_area=0.6,flip=true`.
 
     Returns:
         `step`, `super_batches`, `settings` of the draws, and `draws` and

@@ -128,20 +128,11 @@ class Telemetry:
         is_logged: bool,
         writer: tf.summary.SummaryWriter,
     ) -> dict[str, float]:
-        """Follows an execution; called after each.
+        """Follows an execution, and returns numbers for the row of the log.
 
-        If a logged step has scored nothing, the next one that has gets the row
-        of `telemetry.jsonl`.
-
-        Args:
-            model: the `JESTModel`.
-            previous: steps done before the execution.
-            step: steps done.
-            is_logged: whether the log gets a row of the step.
-            writer: of TensorBoard.
-
-        Returns:
-            Numbers for the row of the log, by name.
+        The execution made the steps from `previous` to `step`. If a logged step
+        has scored nothing, the next one that has gets the row of
+        `telemetry.jsonl`.
         """
         report, scalars = model.rows, {}
         if self._repeats is not None:

@@ -19,13 +19,10 @@ from jest_tf.runs import directory, interruptions, loading, progress
 
 
 class Sources(NamedTuple):
-    """The inputs of a run.
+    """The inputs of a run: examples, the reference's run, sidecars and cascade.
 
-    Attributes:
-        store: the examples.
-        teacher: the reference's run; None without one.
-        sidecars: the reference's embeddings; None if the reference runs.
-        cascade: chooses the super-batches; None without one.
+    Of the last three, missing ones are None; with sidecars the reference does
+    not run.
     """
 
     store: stores_lib.Store

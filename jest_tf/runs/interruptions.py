@@ -141,8 +141,7 @@ class FiniteCheck(steps.StepCallback):
     Belongs before the callbacks that log and save. A nonfinite gradient leaves
     its step's loss finite, so weights are checked: one pass over them, where
     AdamW makes about seven. On TPUs only scalars are checked, as weights would
-    move to the host; `optimizer.clip_norm` spreads nonfinite gradients to all
-    weights.
+    move to the host; `optimizer.clip_norm` spreads nonfinite gradients to all.
 
     Raises:
         finite.NotFinite: from within `fit`.
@@ -212,9 +211,8 @@ class Skipped:
     def add(self, case: dict) -> bool:
         """Leaves out more super-batches: `case["super_batches"]`.
 
-        Returns:
-            False, with nothing added, after three cases within the last
-            thousand super-batches: leaving out does not help.
+        Returns False, with nothing added, after three cases within the last
+        thousand super-batches: leaving out does not help.
         """
         start = min(case["super_batches"]) - _SKIPS_WINDOW
         recent = [

@@ -13,12 +13,9 @@ from jest_tf.runs import inputs, interruptions, loading
 class Training(NamedTuple):
     """A run opened with its data and reference.
 
-    Attributes:
-        config: the resolved settings.
-        model: the compiled `JESTModel`, with its reference.
-        step: of its weights.
-        super_batches: maps the number of the first to a dataset of them, as
-            the run's steps get them.
+    `step` is that of the weights of `model`, the compiled `JESTModel`;
+    `super_batches` maps the number of the first to a dataset of them, as the
+    run's steps get them.
     """
 
     config: config_lib.TrainConfig

@@ -14,13 +14,7 @@ class Progress:
     """Shows progress, rate and remaining time of some work.
 
     The rate counts from the first call, excluding an earlier process's work and
-    anything before it, such as tracing.
-
-    Args:
-        what: the name of the work.
-        unit: of the count, in the plural; "bytes" are scaled.
-        stream: output; None is standard error.
-        clock: returns seconds.
+    anything before it, such as tracing. The unit "bytes" is scaled.
     """
 
     def __init__(

@@ -12,9 +12,8 @@ _JOULES_PER_KWH = 3.6e6
 def peak_memory() -> dict[str, int]:
     """Returns peak bytes in use since the process started.
 
-    Returns:
-        `memory/host_peak_rss_bytes` of this process and, if devices report it,
-        `memory/device_peak_bytes`, TensorFlow's on the fullest device.
+    `memory/host_peak_rss_bytes` is of this process; `memory/device_peak_bytes`,
+    if devices report it, is TensorFlow's on the fullest device.
     """
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # In KiB, but in bytes on macOS.

@@ -15,7 +15,7 @@ from jest_tf import training
 
 
 class InputWait:
-    """The seconds that the watched dataset's consumer was blocked."""
+    """The `seconds` that the watched dataset's consumer was blocked."""
 
     def __init__(self):
         self.seconds = 0.0

@@ -320,14 +320,10 @@ class Sidecars:
 
 
 def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
-    """Returns the path of a shard's sidecar.
+    """Returns the path of a shard's sidecar, in a folder or, for "", beside it.
 
-    Args:
-        store: the records.
-        shard: index of the shard.
-        directory: folder of the sidecars; "" is beside the shard. In a folder
-            the name holds part of the shard's stamp, as shards of several
-            folders may share a name.
+    In a folder the name holds part of the shard's stamp, as shards of several
+    folders may share a name.
 
     Raises:
         ValueError: the path is not local; sidecars are mapped into memory.

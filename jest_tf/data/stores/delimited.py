@@ -22,13 +22,7 @@ csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
 
 
 class Delimited:
-    """Rows of CSV or TSV files.
-
-    Args:
-        delimiter: one character.
-        image_field: the column of paths; "" takes the first usual name.
-        caption_fields: the columns of captions; () likewise.
-    """
+    """Rows of CSV or TSV files; columns not given have the usual names."""
 
     name = "table"
     index_variant = ""

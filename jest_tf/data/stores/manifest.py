@@ -213,12 +213,6 @@ def finish(
 ) -> Manifest:
     """Writes `manifest.json`, once the files of all shards are there.
 
-    Args:
-        store: the records.
-        directory: of the manifest.
-        made_by: as in the shards' headers.
-        counts: as in `Manifest`.
-
     Raises:
         ValueError: a shard's file is missing, damaged or of another origin,
             two shards are one, or no record has a weight.

@@ -21,13 +21,7 @@ _MAX_GROUP_ROWS = 2**27
 
 
 class Parquet:
-    """Rows of Parquet files.
-
-    Args:
-        image_field: the column of pictures or paths; "" takes the first usual
-            name.
-        caption_fields: the columns of captions; () likewise.
-    """
+    """Rows of Parquet files; columns not given have the usual names."""
 
     name = "table"
     index_variant = ""

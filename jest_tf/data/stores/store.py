@@ -110,7 +110,7 @@ class Store:
         return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Returns stable ids of rows, int64 [k] -> int64 [k], see `index.py`.
+        """Returns stable ids of rows, int64 [k] -> int64 [k]; see `index.py`.
 
         Raises:
             IndexError: a row is out of range.
@@ -128,15 +128,11 @@ class Store:
                     yield from record.captions
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list]:
-        """Reads fields of every record into memory, in the store's order.
-
-        Args:
-            names: `id`, `caption`, or names of metadata.
+        """Reads `id`, `caption` or metadata of all records, in order.
 
         Returns:
-            `id` as int64 [n]; `caption` as n lists of bytes; any other field as
-            an object array [n] of bytes, b"" where missing. A fault has only an
-            id.
+            `id` as int64 [n]; `caption` as n lists of bytes; other fields as an
+            object array [n] of bytes, b"" if missing. A fault has only an id.
         """
         columns: dict[str, list] = {name: [] for name in names}
         for rows, found in self._batches():

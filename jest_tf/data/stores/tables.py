@@ -33,12 +33,8 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title")
 class Columns:
     """The role of each column of a table.
 
-    Args:
-        path: the table.
-        names: its columns.
-        image: the column of pictures; "" takes the first of `IMAGE_COLUMNS`.
-        captions: the columns of captions; () takes the first of
-            `CAPTION_COLUMNS`.
+    An `image` of "" is the first of `IMAGE_COLUMNS`, `captions` of () the first
+    of `CAPTION_COLUMNS`.
 
     Raises:
         ValueError: the table lacks such a column.

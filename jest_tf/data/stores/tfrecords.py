@@ -31,12 +31,9 @@ class TFRecords:
     """Frames of `tf.train.Example`s.
 
     Args:
-        image_field: feature of the picture; "" takes the first of
-            `IMAGE_FIELDS` in a record.
-        caption_fields: features of the captions; () takes the first of
-            `CAPTION_FIELDS`.
-        labels: class names of integer features, by feature; they become
-            metadata.
+        image_field: feature of the picture; "" is the first of `IMAGE_FIELDS`.
+        caption_fields: those of captions; () is the first of `CAPTION_FIELDS`.
+        labels: class names of integer features, which become metadata.
     """
 
     name = "tfrecord"
