@@ -76,7 +76,7 @@ class Reader:
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads records at positions, int64 [k], replacing unreadable ones.
 
-        Pictures are not decoded here; see `repair`.
+        Pictures are not decoded; `repair` replaces those that turn out damaged.
 
         Raises:
             ValueError: too many records are unreadable.

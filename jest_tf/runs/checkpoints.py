@@ -317,7 +317,7 @@ def best_step(
 ) -> int | None:
     """Returns the step with the highest measure, the first of equal ones.
 
-    Considers the steps `among`, or all evaluated ones.
+    Considers the steps `among`, or all evaluated ones; None without any.
     """
     values = {}
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):

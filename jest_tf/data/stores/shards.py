@@ -199,7 +199,7 @@ def read_spans(
 class Window:
     """A file read forward in large pieces, for scans.
 
-    `advance` is called with the size of each piece; `size` is the file's.
+    `advance` is called with the bytes each piece adds; `size` is the file's.
     """
 
     def __init__(self, path: str, advance: Callable[[int], None]):
