@@ -120,8 +120,8 @@ def build_learner(
             seed=config.seed,
             **scalars,
         )
-    # Seeds unseeded Keras layers. `set_random_seed` would also clear
-    # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
+    # Seeds unseeded Keras layers. A run seeds TensorFlow before its tokenizer
+    # exists, because that clears the kernels of SentencePiece.
     random.seed(config.seed)
     np.random.seed(config.seed)
     with _default_dtype(settings.dtype_policy):

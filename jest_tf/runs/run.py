@@ -55,6 +55,9 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
 
 def _train(config, workdir, signals):
     checks.check_local("--workdir", workdir)
+    # For towers that draw weights by `tf.random`. Here, because it clears
+    # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
+    tf.random.set_seed(config.seed)
     strategy = distribution.build_strategy(config.distribution)
     _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):

@@ -286,6 +286,20 @@ class CostsTest(RunsTestCase):
 
 
 class DirectoryTest(RunsTestCase):
+    def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
+        drawn = []
+
+        def build(config, vocabulary_size, patch_sizes=()):
+            drawn.append(tf.random.normal([3]))
+            return run_server.build_learner(config, vocabulary_size)
+
+        for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+            uniform = "steps=3", "selection.batch_size=none", f"seed={seed}"
+            self.train(name, *uniform, build=build)
+        one, same, other = drawn
+        self.assertAllEqual(one, same)
+        self.assertNotAllClose(one, other)
+
     def test_when_it_saves_may_change_what_it_computes_may_not(self):
         self.train("run", "steps=4")
         self.train("run", "steps=4", "checkpoint.keep=1")
