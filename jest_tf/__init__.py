@@ -7,7 +7,7 @@ other, are described in docs/design.md.
 
 import importlib
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "config": (
