@@ -339,7 +339,10 @@ class TrainersTest(tf.test.TestCase):
 
     def test_a_dry_run_refuses_what_a_run_would(self):
         for overrides, message in (
-            (["reference.workdir=/nowhere"], "finished run"),
+            (
+                ["reference.workdir=/nowhere"],
+                "`reference.workdir` must be the directory of a finished run",
+            ),
             (["model.towers=no_such:build"], "can be imported.*no_such"),
             (["reference.sidecars=true"], "No sidecar"),
         ):

@@ -56,14 +56,19 @@ def open_sources(
         ValueError: data is unreadable, or the reference does not fit.
     """
     models.towers_function(config.model.towers)  # fails before data is read
+    settings = config.reference
+    needs_reference = (
+        config.steps_need_reference or config.cascade.hyper_batch_size
+    )
+    if needs_reference and settings.workdir:
+        loading.check_finished(settings.workdir, "reference.workdir")
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
     stores_lib.check_captions(store)
     _warn_of_repeats(config, store)
     teacher = sidecars = None
-    settings = config.reference
-    if config.steps_need_reference or config.cascade.hyper_batch_size:
+    if needs_reference:
         if settings.workdir:
             with strategy.scope():
                 teacher = loading.load_run(settings.workdir)

@@ -23,7 +23,7 @@ def load_run(
             run has not finished.
     """
     if step is None:
-        _check_finished(workdir)
+        check_finished(workdir)
     config = directory.load_config(workdir)
     tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
     learner = models.build_learner(
@@ -47,10 +47,19 @@ def restore(model: training.JESTModel, workdir: str, step: int) -> None:
     checkpoints.load(model, workdir, step)
 
 
-def _check_finished(workdir):
+def check_finished(workdir: str, setting: str = "workdir") -> None:
+    """Checks that a directory holds a finished run.
+
+    Args:
+        workdir: the directory.
+        setting: the setting that names it, for the error.
+
+    Raises:
+        ValueError: it holds none.
+    """
     for name in (directory.CONFIG_FILE, directory.WEIGHTS_FILE):
         if not directory.has(workdir, name):
             raise ValueError(
-                f"Expected the directory of a finished run, with {name}. "
-                f"Received: {workdir!r}"
+                f"`{setting}` must be the directory of a finished run, with "
+                f"{name}: train that first. Received: {workdir!r}"
             )
