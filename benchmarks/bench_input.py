@@ -31,6 +31,7 @@ from jest_tf.data import (
     tokenizers,
 )
 from jest_tf.data.stores import tfrecords
+from jest_tf.runs import directory as directory_lib
 
 _COMMAND = "python -m benchmarks.bench_input"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -275,7 +276,9 @@ def wait(quick: bool) -> str:
                 *overrides,
             )
             # The first line holds what the stream had made before.
-            log = directory.read_rows(workdir, "metrics.jsonl")[1:]
+            log = directory_lib.read_rows(workdir, directory_lib.METRICS_FILE)[
+                1:
+            ]
             size = config.data.super_batch_size
             seconds = [line["time/step_seconds"] for line in log]
             alone = [_rate_of_run(config, workdir) for _ in range(3)]

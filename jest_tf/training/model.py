@@ -315,7 +315,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             settings = self._next_selection()
             if settings not in functions:
                 functions[settings] = self._make_function(
-                    functools.partial(self._train_step, settings=settings)
+                    functools.partial(self._traced_step, settings=settings)
                 )
             logs, rows = functions[settings](iterator)
             self.rows = row_outputs.RowReport(self.distribute_strategy, rows)
@@ -336,7 +336,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
 
         With a schedule, the kind of step is decided when this is traced.
         """
-        return self._train_step(data, self._next_selection())[0]
+        return self._traced_step(data, self._next_selection())[0]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
@@ -450,14 +450,20 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             **{name: getattr(self, name) for name in _PLAIN_SETTINGS},
         )
 
-    def _train_step(self, data, settings):
-        """The logs of a step and its row outputs, see `row_outputs.py`."""
-        super_batch = sub_batch.super_batch_of(data, self._num_replicas)
+    def _traced_step(self, data, settings):
+        """A step whose kind `step_flops` counts."""
         if not tf.executing_eagerly():
             self._traced[settings] = {
                 name: tf.TensorSpec(value.shape, value.dtype)
-                for name, value in super_batch.items()
+                for name, value in sub_batch.super_batch_of(
+                    data, self._num_replicas
+                ).items()
             }
+        return self._train_step(data, settings)
+
+    def _train_step(self, data, settings):
+        """The logs of a step and its row outputs, see `row_outputs.py`."""
+        super_batch = sub_batch.super_batch_of(data, self._num_replicas)
         replicas = distribution.current()
         number = tf.cast(self.optimizer.iterations, tf.int32)
         outputs = step_lib.train_step(
