@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Writes the page and prints its path."""
     from jest_tf.reports import run_page
+    from jest_tf.runs import directory
 
-    path = flags.output or os.path.join(flags.workdir, "selection.html")
+    path = flags.output or os.path.join(flags.workdir, directory.PAGE_FILE)
     run_page.write(flags.workdir, path, flags.moments)
     print(path)
