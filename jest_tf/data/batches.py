@@ -3,7 +3,9 @@
 An unreadable record is an error here and is not replaced.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +17,9 @@ Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 
 # One batch on the device and one in preparation.
 _PREFETCH = 2
+
+# Texts of the latest errors in NumPy functions of datasets, of any thread.
+_raised: collections.deque = collections.deque(maxlen=64)
 
 
 def examples(
@@ -109,10 +114,34 @@ def finish(dataset):
 
 def call_numpy(function, inputs, specs):
     """Calls a NumPy function from a graph; `specs` describe its results."""
+
+    def call(*values):
+        try:
+            return function(*values)
+        except ValueError as error:
+            _raised.append(str(error))
+            raise
+
     types = [spec.dtype for spec in specs]
     return ensure_shapes(
-        tf.numpy_function(function, inputs, types, stateful=False), specs
+        tf.numpy_function(call, inputs, types, stateful=False), specs
     )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raises a dataset's own ValueError, which TensorFlow would wrap.
+
+    Raises:
+        ValueError: as the NumPy function of a dataset raised it in the block.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        for text in reversed(_raised):
+            if text in error.message:
+                raise ValueError(text) from error
+        raise
 
 
 def ensure_shapes(values, specs):

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import selection
-from jest_tf.data import reader, stores, stream
+from jest_tf.data import batches, reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
 
@@ -123,14 +123,17 @@ class Cascade:
             positions = np.arange(start, start + size)
             return load_rows(positions, self.sidecars, store, order, seed)
 
-        dtype = tf.as_dtype(self.sidecars.dtype)
-        positions, image, text = tf.numpy_function(
-            load, [group], [tf.int64, dtype, dtype], stateful=False
+        embeddings = tf.TensorSpec(
+            [size, self.sidecars.dim], tf.as_dtype(self.sidecars.dtype)
         )
-        shape = [size, self.sidecars.dim]
+        positions, image, text = batches.call_numpy(
+            load,
+            [group],
+            [tf.TensorSpec([size], tf.int64), embeddings, embeddings],
+        )
         return positions, Embeddings(
-            tf.cast(tf.ensure_shape(image, shape), tf.float32),
-            tf.cast(tf.ensure_shape(text, shape), tf.float32),
+            tf.cast(image, tf.float32),
+            tf.cast(text, tf.float32),
             tf.constant(self.sidecars.scale, tf.float32),
             tf.constant(self.sidecars.bias, tf.float32),
         )

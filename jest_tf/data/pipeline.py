@@ -254,12 +254,10 @@ def at_positions(
         log=FaultLog(None, 1.0),  # the run has counted them
         embedded=options.sidecars and options.sidecars.valid,
     )
-    try:
+    with batches.plain_errors():
         chunk, decoded = _read_chunk(
             reader, tf.constant(positions, tf.int64), {"image": image_size}
         )
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(error.message) from error
     captions, _ = tokenizers.sanitize_captions(chunk.captions)
     return Examples(
         decoded["image"].numpy(),

@@ -86,10 +86,16 @@ class StoreEvaluation:
         self._labels = columns["label"]
 
     def embed(self) -> StoreEmbeddings:
-        """Embeds the store with the current weights."""
-        images = np.concatenate(
-            [self._embed(self._encode_image, batch) for batch in self._images]
-        )
+        """Embeds the store with the current weights.
+
+        Raises:
+            ValueError: a record has no picture that decodes.
+        """
+        with batches.plain_errors():
+            parts = [
+                self._embed(self._encode_image, batch) for batch in self._images
+            ]
+        images = np.concatenate(parts)
         captions, text_groups = zip(*self._texts, strict=True)
         texts = self._embed_texts(captions)
         names = np.unique(self._labels[self._labels != b""])

@@ -4,7 +4,6 @@ A process may be killed at any instant; the next one with the same settings goes
 on from the newest checkpoint to the same end, bit for bit on the same hardware.
 """
 
-import re
 import time
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import distribution, evaluation, models, training
 from jest_tf.config import checks
-from jest_tf.data import cascade, pipeline
+from jest_tf.data import batches, cascade, pipeline
 from jest_tf.runs import checkpoints as checkpoints_lib
 from jest_tf.runs import (
     directory,
@@ -337,12 +336,13 @@ class _Diverged(Exception):
 def _fit(model, dataset, callbacks, faults, last_step):
     check = callbacks[0]
     try:
-        model.fit(
-            dataset,
-            steps_per_epoch=last_step - check.step,
-            verbose=0,
-            callbacks=callbacks,
-        )
+        with batches.plain_errors():
+            model.fit(
+                dataset,
+                steps_per_epoch=last_step - check.step,
+                verbose=0,
+                callbacks=callbacks,
+            )
     except finite.NotFinite as error:
         steps = range(check.previous, check.step)
         rate = float(model.optimizer.learning_rate)
@@ -356,13 +356,6 @@ def _fit(model, dataset, callbacks, faults, last_step):
             "can't be reached: what it said last tells why. Received: "
             f"{type(error).__name__} in the step after {check.step}"
         ) from error
-    except tf.errors.InvalidArgumentError as error:
-        faults.check()
-        # TensorFlow keeps only the text of an error of the stream.
-        found = re.search(r"\bValueError: (.*)", error.message)
-        if found is None:
-            raise
-        raise ValueError(found[1]) from error
 
 
 def _check_executions(config, start_step):

@@ -398,10 +398,16 @@ class SuperBatchesTest(PipelineTestCase):
         self.assert_equal_batches(batches, plain)
 
     def test_sidecars_that_do_not_fit_stop_it(self):
+        other = FakeSidecars(self.ids + 1)
         with self.assertRaisesRegex(
             tf.errors.InvalidArgumentError, "other ids"
         ):
-            self.super_batches(1, sidecars=FakeSidecars(self.ids + 1))
+            self.super_batches(1, sidecars=other)
+        with (
+            self.assertRaisesRegex(ValueError, "^other ids$"),
+            batches_lib.plain_errors(),
+        ):
+            self.super_batches(1, sidecars=other)
 
     def test_bad_settings_are_refused(self):
         for name, value in (

@@ -79,9 +79,7 @@ class EvaluateStoreTest(tf.test.TestCase):
             ).measure()
 
         self.assertEqual(evaluate(4), evaluate(2**26))  # theirs are 2 x 2
-        with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError, r"record 0 of .*2 x 2.*3"
-        ):
+        with self.assertRaisesRegex(ValueError, r"record 0 of .*2 x 2.*3$"):
             evaluate(3)
 
     def test_a_real_learner_and_tokenizer(self):
