@@ -7,18 +7,16 @@
         --out examples/icontext_mini
 
 `fetch` needs npm, apt-get and dpkg-deb, and continues where it stopped. `full`
-and `mini` need pillow and resvg-py (`pip install --editable '.[icontext]'`) and
-no network. The same versions give the same bytes, except for letters in clip
-art, which are drawn in the fonts of the machine.
+and `mini` need resvg-py (`pip install --editable '.[icontext]'`) and no
+network. The same versions give the same bytes, except for letters in clip art,
+which are drawn in the fonts of the machine.
 """
 
 import argparse
 import os
 import sys
 
-from benchmarks.icontext import full, mini, packages, pictures
-
-_OUT = {"full": "icontext-work/data", "mini": "examples/icontext_mini"}
+from benchmarks.icontext import full, mini, packages
 
 
 def main(arguments=None):
@@ -27,46 +25,31 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("fetch", "full", "mini"):
-        command = commands.add_parser(name)
+    fetch, whole, small = map(commands.add_parser, ("fetch", "full", "mini"))
+    for command in (fetch, whole, small):
         command.add_argument("--cache", default="icontext-work/cache")
-        if name != "fetch":
-            command.add_argument("--out", default=_OUT[name])
-        if name == "full":
-            command.add_argument("--size", type=int, default=32, help="pixels")
-            command.add_argument(
-                "--permissive-only",
-                action="store_true",
-                help="only licences that ask for no more than a notice",
-            )
-            command.add_argument(
-                "--jobs",
-                type=int,
-                default=len(os.sched_getaffinity(0)),
-                help="processes that render (default: one per core)",
-            )
-    options = parser.parse_args(arguments)
+    whole.add_argument("--out", default="icontext-work/data")
+    small.add_argument("--out", default="examples/icontext_mini")
+    whole.add_argument(
+        "--permissive-only",
+        action="store_true",
+        help="only licences that ask for no more than a notice",
+    )
+    whole.add_argument(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes that render (default: one per core)",
+    )
+    options = vars(parser.parse_args(arguments))
+    builds = {"fetch": packages.fetch, "full": full.build, "mini": mini.build}
+    build = builds[options.pop("command")]
     try:
-        _run(options)
+        build(**options)
     except (ImportError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
-
-
-def _run(options):
-    if options.command == "fetch":
-        packages.fetch(options.cache, say=_say)
-        return
-    pictures.libraries()
-    if options.command == "mini":
-        mini.build(options.cache, options.out)
-    else:
-        settings = full.Settings(options.size, options.permissive_only)
-        full.build(options.cache, options.out, settings, jobs=options.jobs)
-    _say(f"built: {options.out}")
-
-
-def _say(line):
-    print(line, file=sys.stderr, flush=True)
+    if "out" in options:
+        print(f"built: {options['out']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

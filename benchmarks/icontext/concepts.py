@@ -10,11 +10,11 @@ Names and keywords come from CLDR and emojilib. Pictures are in `sources.py` and
 `pictures.py`.
 """
 
-import dataclasses
 import hashlib
 import html
 import re
 import unicodedata
+from typing import NamedTuple
 
 SKIN_TONES = frozenset(f"1F3F{digit}" for digit in "BCDEF")
 # Salt and percentages of the split. They never change: a model trained on one
@@ -34,6 +34,10 @@ _HAIR = frozenset("1F9B0 1F9B1 1F9B2 1F9B3".split())
 # Blond hair, beard, turban, headscarf, skullcap: portraits all the same.
 _PORTRAITS = frozenset("1F471 1F9D4 1F473 1F9D5 1F472".split())
 _CLOCK_FACES = frozenset(f"{code:X}" for code in range(0x1F550, 0x1F568))
+_HOLDING_HANDS = ("1F46B", "1F46C", "1F46D")
+# Kiss, couple with heart and family, each with or without its members.
+_FAMILIES = ("1F48F", "1F491", "1F46A")
+_MEMBERS = ("2764", "1F48B", "1F46A")
 # Emoji of the same thing with separate code points by gender.
 _SAME_THING = {
     "1F478": "1F934",  # princess, prince
@@ -60,24 +64,15 @@ _STYLE_WORDS = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Concept:
-    """One emoji without skin tone.
+class Concept(NamedTuple):
+    """One emoji without skin tone."""
 
-    Attributes:
-        key: code points in hexadecimal, joined by "-", without variation
-            selectors: "1F98A".
-        name: CLDR short name, "fox".
-        keywords: CLDR keywords.
-        more_keywords: emojilib keywords.
-        category: Unicode's group, "Animals & Nature".
-    """
-
+    # Code points in hexadecimal, joined by "-", without variation selectors.
     key: str
-    name: str
-    keywords: tuple[str, ...]
-    more_keywords: tuple[str, ...]
-    category: str
+    name: str  # of CLDR
+    keywords: tuple[str, ...]  # of CLDR
+    more_keywords: tuple[str, ...]  # of emojilib
+    category: str  # Unicode's group, "Animals & Nature"
 
     @property
     def split(self):
@@ -112,15 +107,16 @@ def group_of(key):
         codes = [code for code in codes if code != _TURNED]
     codes = ["P" if code in _PERSONS else code for code in codes]
     group = "-".join(codes)
+    head, *rest = codes
     if "20E3" in codes:
         return "keycap"
-    if codes[0] in _CLOCK_FACES:
+    if head in _CLOCK_FACES:
         return "clock face"
-    if _holds_hands(codes):
+    if head in _HOLDING_HANDS or {"1F91D", "P"} <= set(codes):
         return "holding hands"
-    if _is_family(codes):
+    if group in _FAMILIES or (rest and set(codes) <= {"P", *_MEMBERS}):
         return "family"
-    if _is_portrait(codes):
+    if head in ("P", *_PORTRAITS) and (not rest or rest[0] in _HAIR):
         return "plain person"
     return _SAME_THING.get(group, group)
 
@@ -204,26 +200,6 @@ def slug(text):
 def _join_codes(codes):
     codes = (code.lstrip("0") or "0" for code in codes)
     return "-".join(code for code in codes if code not in _VARIATION_SELECTORS)
-
-
-def _holds_hands(codes):
-    return codes[0] in ("1F46B", "1F46C", "1F46D") or (
-        "1F91D" in codes and "P" in codes
-    )
-
-
-def _is_family(codes):
-    # Kiss, couple with heart and family, each with or without its members.
-    if codes in (["1F48F"], ["1F491"], ["1F46A"]):
-        return True
-    return len(codes) > 1 and set(codes) <= {"P", "2764", "1F48B", "1F46A"}
-
-
-def _is_portrait(codes):
-    head, *rest = codes
-    if head != "P" and head not in _PORTRAITS:
-        return False
-    return not rest or rest[0] in _HAIR
 
 
 def _new_words(words, *, known):

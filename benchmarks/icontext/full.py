@@ -11,9 +11,7 @@ dropped when the sets are merged.
 
 import collections
 import concurrent.futures
-import dataclasses
 import functools
-import itertools
 import json
 import multiprocessing
 import os
@@ -38,36 +36,15 @@ NUM_POOL_SHARDS = 16
 VOCABULARY_SIZE = 8192
 
 _BLOCK_SIZE = 512  # rows that the sieve compares with held-out ones at a time
-# Rows of the pool sets that have no description, for the progress alone.
-_NUM_EMOJI, _NUM_CLIP_ART = 1_600, 7_500
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of a build; with the versions they determine its bytes.
-
-    Attributes:
-        size: side of the pictures in pixels.
-        permissive_only: leave out what asks for more than a notice.
-    """
-
-    size: int = 32
-    permissive_only: bool = False
-
-    def admits(self, license_id):
-        """Returns whether pictures under this licence are taken."""
-        if self.permissive_only:
-            return license_id in sources.PERMISSIVE_LICENSES
-        return license_id not in sources.NONCOMMERCIAL_LICENSES
-
-
-def build(cache, out, settings, *, jobs=1):
+def build(cache, out, *, permissive_only=False, jobs=1):
     """Write shards, vocabulary, stats.json, tables and licences.
 
     Args:
         cache: folder that `packages.fetch` filled.
         out: folder to write to; left alone if it has this data set.
-        settings: `Settings`.
+        permissive_only: leave out what asks for more than a notice.
         jobs: processes that render.
 
     Raises:
@@ -80,21 +57,18 @@ def build(cache, out, settings, *, jobs=1):
             "seed": SEED,
             "num_colours": 0,
             "split_salt": concepts.SPLIT_SALT,
-            **dataclasses.asdict(settings),
+            "size": selection.SIZE,
+            "permissive_only": permissive_only,
         },
         "versions": manifest.versions(cache),
     }
     if is_built(out, about):
         return
-    sieve = selection.Sieve(size=settings.size, num_colours=0)
-    splits = _curated(cache, settings, sieve)
-    styles, left_out = _pool_styles(cache, settings)
-    render = functools.partial(
-        _render, os.fspath(cache), settings.size, sieve.held_out
-    )
-    rendered = _render_pool(render, styles, jobs)
-    pool = merged([rendered[style] for style in styles], splits, sieve.drops)
-    splits["pool"] = pool
+    sieve = selection.Sieve()
+    splits = _curated(cache, permissive_only, sieve)
+    styles, left_out = _pool_styles(cache, permissive_only)
+    rendered = _render_pool(cache, sieve.held_out, styles, jobs)
+    splits["pool"] = merged(rendered, splits, sieve.drops)
     out.mkdir(parents=True, exist_ok=True)
     _write_vocabulary(out, (*splits["pool"], *splits["reference"]))
     about |= {
@@ -112,10 +86,9 @@ def is_built(out, about):
     Raises:
         FileExistsError: it has another data set, which may have runs.
     """
-    try:
-        stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (out / "stats.json").exists():
         return False
+    stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
     there, wanted = (
         one["settings"]
         | {name: one["versions"][name] for name in ("npm", "debian")}
@@ -135,108 +108,72 @@ def is_built(out, about):
     return True
 
 
-def _curated(cache, settings, sieve):
+def _curated(cache, permissive_only, sieve):
     """Every split but the pool, `{split: list of selection.Record}`."""
     table = sources.load_concepts(cache)
-    styles = (*REFERENCE_STYLES, *POOL_STYLES, TEST_STYLE)
-    rows = {
-        style: [
-            row
-            for row in sources.emoji_rows(cache, table, style)
-            if settings.admits(row.license)
-        ]
-        for style in styles
-    }
-
-    def part(styles, name):
-        return [
-            row
-            for style in styles
-            for row in rows[style]
-            if table[row.concept].split == name
-        ]
-
-    chosen = {
-        "val_concept": part(styles, "val"),
-        "test_concept": part(styles, "test"),
-        # A flag is the same picture in every style.
-        "test_style": [
-            row
-            for row in part((TEST_STYLE,), "train")
-            if table[row.concept].category != "Flags"
-        ],
-        "reference": part(REFERENCE_STYLES, "train"),
-    }
+    every_style = (*REFERENCE_STYLES, *POOL_STYLES, TEST_STYLE)
     splits = {}
-    for split, candidates in chosen.items():
-        # One at a time, as held-out splits require.
-        records = (
-            sieve.accept(row, split) for row in tqdm.tqdm(candidates, split)
-        )
-        splits[split] = [record for record in records if record is not None]
+    for split, styles, part in (
+        ("val_concept", every_style, "val"),
+        ("test_concept", every_style, "test"),
+        ("test_style", (TEST_STYLE,), "train"),
+        ("reference", REFERENCE_STYLES, "train"),
+    ):
+        rows = [
+            row
+            for row in sources.emoji_of_part(cache, table, styles, part)
+            if sources.admits(row.license, permissive_only)
+            # A flag is the same picture in every style.
+            and (split, table[row.concept].category) != ("test_style", "Flags")
+        ]
+        splits[split] = list(sieve.accept(tqdm.tqdm(rows, split), split))
     return splits
 
 
-def _pool_styles(cache, settings):
-    """`{style: rows to expect}` in pool order, and counts of those left out."""
-    descriptions = sources.load_collections(cache)
+def _pool_styles(cache, permissive_only):
+    """Styles in the order of the pool, and counts of icons left out."""
     left_out = collections.Counter()
-    styles = {}
+    styles = []
     for style in (*POOL_STYLES, *sources.icon_sets(cache)):
-        description = descriptions[style]
+        description = sources.load_collections(cache)[style]
         license_id = description["license"].get("spdx", "")
-        if settings.admits(license_id):
-            is_emoji = style in POOL_STYLES
-            styles[style] = _NUM_EMOJI if is_emoji else description["total"]
+        if sources.admits(license_id, permissive_only):
+            styles.append(style)
         elif style not in POOL_STYLES:
             left_out[license_id or "none"] += description["total"]
-    styles[sources.CLIP_ART_STYLE] = _NUM_CLIP_ART
-    return styles, left_out
+    return [*styles, sources.CLIP_ART_STYLE], left_out
 
 
-def _render_pool(render, styles, jobs):
-    """`{style: (records, drops)}`."""
-    # Largest first, so that all processes end at about the same time.
-    order = sorted(styles, key=lambda style: (-styles[style], style))
+def _render_pool(cache, held_out, styles, jobs):
+    """(records, drops) of each style."""
+    descriptions = sources.load_collections(cache)
+    # Largest first, and before them clip art, which is slow, so that all
+    # processes end at about the same time.
+    order = sorted(
+        styles,
+        key=lambda style: (
+            -descriptions[style]["total"] if style in descriptions else -1e6
+        ),
+    )
+    render = functools.partial(_render, os.fspath(cache), held_out)
     context = multiprocessing.get_context("spawn")  # TensorFlow can't fork
-    found = {}
-    with (
-        concurrent.futures.ProcessPoolExecutor(jobs, context) as executor,
-        tqdm.tqdm(total=sum(styles.values()), desc="pool") as progress,
-    ):
-        for style, made in zip(order, executor.map(render, order), strict=True):
-            found[style] = made
-            progress.update(styles[style])
-    return found
+    with concurrent.futures.ProcessPoolExecutor(jobs, context) as executor:
+        made = tqdm.tqdm(executor.map(render, order), "sets", len(order))
+        found = dict(zip(order, made, strict=True))
+    return [found[style] for style in styles]
 
 
-def _render(cache, size, held_out, style):
+def _render(cache, held_out, style):
     """Records of a style, and the counts of dropped rows by reason."""
-    sieve = selection.Sieve(size=size, num_colours=0, held_out=held_out)
-    rows = _rows_of_style(cache, style)
-    # Blocks, until there is an empty one.
-    blocks = iter(lambda: list(itertools.islice(rows, _BLOCK_SIZE)), [])
-    records = [
-        dataclasses.replace(
-            record, row=dataclasses.replace(record.row, drawing=None)
-        )
-        for block in blocks
-        for record in sieve.accept_all(block, "pool")
-        if record is not None
-    ]
-    return records, sieve.drops
-
-
-def _rows_of_style(cache, style):
     if style == sources.CLIP_ART_STYLE:
-        yield from sources.clip_art_rows(cache)
+        rows = sources.clip_art_rows(cache)
     elif style in POOL_STYLES:
         table = sources.load_concepts(cache)
-        for row in sources.emoji_rows(cache, table, style):
-            if table[row.concept].split == "train":
-                yield row
+        rows = sources.emoji_of_part(cache, table, (style,), "train")
     else:
-        yield from sources.icon_rows(cache, style)
+        rows = sources.icon_rows(cache, style)
+    sieve = selection.Sieve(held_out=held_out)
+    return list(sieve.accept(rows, "pool", _BLOCK_SIZE)), sieve.drops
 
 
 def merged(rendered, splits, drops):
@@ -247,10 +184,12 @@ def merged(rendered, splits, drops):
         splits: records of the other splits.
         drops: counter that is added to.
     """
-    others = [record for records in splits.values() for record in records]
     # Equal pixels have equal files, since all are encoded the same way.
-    pairs = {(record.png, record.row.captions[0]) for record in others}
-    identifiers = {record.identifier for record in others}
+    pairs = {
+        (record.png, record.row.captions[0])
+        for records in splits.values()
+        for record in records
+    }
     pool = []
     for records, dropped in rendered:
         drops.update(dropped)
@@ -258,12 +197,9 @@ def merged(rendered, splits, drops):
             pair = record.png, record.row.captions[0]
             if pair in pairs:
                 drops["duplicate pair"] += 1
-                continue
-            if record.identifier in identifiers:
-                raise ValueError(f"two rows have id {record.identifier}")
-            pairs.add(pair)
-            identifiers.add(record.identifier)
-            pool.append(record)
+            else:
+                pairs.add(pair)
+                pool.append(record)
     return pool
 
 

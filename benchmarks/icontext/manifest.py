@@ -1,7 +1,7 @@
 """A data set's files: shards, stats.json, tables and licences.
 
-The prose of README.md is written by hand: only the part between two marks is
-replaced. LICENSES.md and licenses/ are made whole.
+The prose of README.md is written by hand: only its block of tables is replaced.
+LICENSES.md and licenses/ are made whole.
 """
 
 import collections
@@ -9,12 +9,11 @@ import importlib.metadata
 import json
 import pathlib
 
-import jinja2
-
+from benchmarks import report
 from benchmarks.icontext import packages, selection, sources
 
-TABLES_BEGIN = "<!-- tables: written by the builder -->"
-TABLES_END = "<!-- end of tables -->"
+_COMMAND = "python -m benchmarks.icontext.build"
+_TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
 _LICENSE_FILES = {
     "MIT": "MIT.txt",
@@ -60,31 +59,34 @@ def write(cache, out, splits, about, *, seed, num_pool_shards=1):
 
     Returns:
         The contents of stats.json.
+
+    Raises:
+        ValueError: two rows have the same id.
     """
     from benchmarks.icontext import shards  # imports TensorFlow
 
+    identifiers = collections.Counter(
+        record.identifier for records in splits.values() for record in records
+    )
+    if len(identifiers) < identifiers.total():
+        raise ValueError(f"two rows have id {identifiers.most_common(1)[0][0]}")
     out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "licenses").mkdir(parents=True, exist_ok=True)
     num_bytes = {
-        split: shards.write_split(
+        split: shards.write(
             *(out, split, selection.shuffled(records, split, seed)),
             num_pool_shards if split == "pool" else 1,
         )
         for split, records in splits.items()
     }
     stats = _statistics(splits, num_bytes) | about
-    readme = out / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    readme.write_text(_with_tables(text, tables(stats)), encoding="utf-8")
-    (out / "LICENSES.md").write_text(_licenses(cache, stats), encoding="utf-8")
-    folder = out / "licenses"
-    folder.mkdir(exist_ok=True)
+    report.write_block(out / "README.md", "tables", tables(stats), _COMMAND)
+    texts = {"LICENSES.md": _licenses(cache, stats)}
     for name, content in _license_texts(cache).items():
-        (folder / name).write_text(content, encoding="utf-8")
-    (out / "stats.json").write_text(
-        json.dumps(stats, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+        texts[f"licenses/{name}"] = content
+    texts["stats.json"] = json.dumps(stats, indent=1, ensure_ascii=False) + "\n"
+    for name, content in texts.items():
+        (out / name).write_text(content, encoding="utf-8")
     return stats
 
 
@@ -93,7 +95,7 @@ def versions(cache):
     return {
         "npm": list(packages.NPM_PACKAGES),
         "debian": {
-            packages.name_of(spec): packages.path(cache, spec, "VERSION")
+            spec.partition("@")[0]: packages.path(cache, spec, "VERSION")
             .read_text()
             .strip()
             for spec in packages.DEBIAN_PACKAGES
@@ -107,26 +109,16 @@ def versions(cache):
 
 def tables(stats):
     """Returns the part of README.md that lists the contents of the data set."""
-    return _render("tables.md", stats, number="{:,}".format).strip()
-
-
-def _render(name, context, **functions):
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(
-            pathlib.Path(__file__).with_name("templates")
-        ),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(f"{name}.j2").render(context, **functions)
+    return report.render(
+        _TEMPLATES, "tables.md", **stats, number="{:,}".format
+    ).strip()
 
 
 def _statistics(splits, num_bytes):
-    styles = {}
+    styles, licenses = {}, collections.Counter()
     for split, records in splits.items():
         for row in (record.row for record in records):
+            licenses[row.license] += 1
             style = styles.setdefault(
                 row.style,
                 {
@@ -137,9 +129,6 @@ def _statistics(splits, num_bytes):
                 },
             )
             style["pairs"][split] += 1
-    licenses = collections.Counter(
-        record.row.license for records in splits.values() for record in records
-    )
     is_emoji = [r.row.kind == sources.EMOJI for r in splits["pool"]]
     return {
         "splits": {
@@ -179,17 +168,6 @@ def _by_kind(records):
     }
 
 
-def _with_tables(text, new):
-    block = f"{TABLES_BEGIN}\n\n{new}\n\n{TABLES_END}"
-    if TABLES_BEGIN not in text:
-        return f"{text.rstrip()}\n\n{block}\n".lstrip()
-    before, _, rest = text.partition(TABLES_BEGIN)
-    _, end, after = rest.partition(TABLES_END)
-    if not end:
-        raise ValueError(f"README.md has {TABLES_BEGIN!r} but no end mark")
-    return before + block + after
-
-
 def _licenses(cache, stats):
     descriptions = sources.load_collections(cache)
 
@@ -209,9 +187,10 @@ def _licenses(cache, stats):
             author = f"[{author}]({entry['author']['url']})"
         return author, entry["license"].get("url", "")
 
-    return _render(
+    return report.render(
+        _TEMPLATES,
         "LICENSES.md",
-        stats,
+        **stats,
         origin=origin,
         licence=lambda name, file: (
             f"[{name}](licenses/{file})" if file else name

@@ -6,13 +6,13 @@ hold too little of it to learn from.
 """
 
 import collections
+import itertools
 
 import tqdm
 
 from benchmarks.icontext import concepts, manifest, selection, sources
 
 SEED = 0
-SIZE = 32
 NUM_COLOURS = 48  # emoji art at about 45 dB, in half the bytes
 MAX_BYTES = 8_000_000
 # Noto whole; of fluent-3d what the size leaves room for.
@@ -41,13 +41,13 @@ def build(cache, out):
         FileNotFoundError: a package is missing.
         ValueError: the shards are larger than `MAX_BYTES`.
     """
-    sieve = selection.Sieve(size=SIZE, num_colours=NUM_COLOURS)
+    sieve = selection.Sieve(NUM_COLOURS)
     left_out = collections.Counter()
     splits = _splits(cache, sieve, left_out)
     about = {
         "settings": {
             "seed": SEED,
-            "size": SIZE,
+            "size": selection.SIZE,
             "num_colours": NUM_COLOURS,
             "split_salt": concepts.SPLIT_SALT,
             "licenses": sorted(sources.PERMISSIVE_LICENSES),
@@ -72,49 +72,43 @@ def _splits(cache, sieve, left_out):
         for key, concept in sources.load_concepts(cache).items()
         if concept.category != "Flags"
     }
-    splits = {"reference": [], "pool": []}
+    splits = {
+        name: []
+        for name in ("reference", "pool", "val_concept", "test_concept")
+    }
+
+    def add(split, rows, at_most=None):
+        rows = tqdm.tqdm(rows, split, leave=False)
+        splits[split] += itertools.islice(sieve.accept(rows, split), at_most)
+
     # Held-out splits first, so that the sieve turns their copies away.
-    for split, part in (("val_concept", "val"), ("test_concept", "test")):
-        rows = _emoji_of(cache, table, HELD_OUT_STYLES, part)
-        splits[split] = _accepted(sieve, rows, split)
+    for part in ("val", "test"):
+        rows = sources.emoji_of_part(cache, table, HELD_OUT_STYLES, part)
+        add(f"{part}_concept", rows)
     for style, at_most in REFERENCE_ROWS.items():
-        rows = _emoji_of(cache, table, (style,), "train")
-        rows = selection.sampled(rows, SEED)
-        splits["reference"] += _accepted(sieve, rows, "reference", at_most)
+        rows = sources.emoji_of_part(cache, table, (style,), "train")
+        add("reference", selection.sampled(rows, SEED), at_most)
     candidates = _pool_candidates(cache, table, left_out)
     for kind, wanted in POOL_ROWS.items():
         sizes = {style: len(rows) for style, rows in candidates[kind].items()}
         shares = selection.quotas(sizes, wanted, LEAST_ROWS_OF_A_SET)
         for style, share in sorted(shares.items()):
             rows = selection.sampled(candidates[kind][style], SEED)
-            splits["pool"] += _accepted(sieve, rows, "pool", share)
+            add("pool", rows, share)
     return splits
-
-
-def _emoji_of(cache, table, styles, part):
-    """Emoji rows of one part of the split by concept."""
-    for style in styles:
-        for row in sources.emoji_rows(cache, table, style):
-            if row.license not in sources.PERMISSIVE_LICENSES:
-                raise ValueError(
-                    f"style {style!r} must have a licence of "
-                    f"{sorted(sources.PERMISSIVE_LICENSES)}. "
-                    f"Received: {row.license}"
-                )
-            if table[row.concept].split == part:
-                yield row
 
 
 def _pool_candidates(cache, table, left_out):
     """Rows that the pool may draw from, `{kind: {style: list of rows}}`."""
     candidates = collections.defaultdict(dict)
-    for row in _emoji_of(cache, table, POOL_STYLES, "train"):
-        candidates[sources.EMOJI].setdefault(row.style, []).append(row)
-    descriptions = sources.load_collections(cache)
+    for style in POOL_STYLES:
+        candidates[sources.EMOJI][style] = list(
+            sources.emoji_of_part(cache, table, (style,), "train")
+        )
     for style in sources.icon_sets(cache):
-        description = descriptions[style]
+        description = sources.load_collections(cache)[style]
         license_id = description["license"].get("spdx", "none")
-        if license_id not in sources.PERMISSIVE_LICENSES:
+        if not sources.admits(license_id, permissive_only=True):
             left_out[license_id] += description["total"]
         elif not description["license"].get("url"):
             left_out["no address of the licence"] += description["total"]
@@ -125,14 +119,3 @@ def _pool_candidates(cache, table, left_out):
         sources.clip_art_rows(cache)
     )
     return candidates
-
-
-def _accepted(sieve, rows, split, at_most=None):
-    records = []
-    for row in tqdm.tqdm(rows, split, leave=False):
-        if len(records) == at_most:
-            break
-        record = sieve.accept(row, split)
-        if record is not None:
-            records.append(record)
-    return records

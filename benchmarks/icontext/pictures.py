@@ -1,12 +1,13 @@
 """Pixels: render a drawing, reduce its colours, compare two pictures.
 
-Pillow and resvg-py are imported where something is rendered.
+resvg-py is imported where something is rendered.
 """
 
 import io
 import re
 
 import numpy as np
+from PIL import Image
 
 # Side of the square on which drawings are compared.
 _SHAPE_SIZE = 14
@@ -29,20 +30,17 @@ def render(drawing, size):
     Raises:
         ValueError: the drawing cannot be read.
     """
-    image_module, rasteriser = libraries()
     try:
         if drawing.format == "bitmap":
-            image = image_module.open(drawing.data)
+            image = Image.open(drawing.data)
         else:
-            png = rasteriser.svg_to_bytes(**_svg_arguments(drawing, size))
-            image = image_module.open(io.BytesIO(bytes(png)))
+            png = _svg_to_png(**_svg_arguments(drawing, size))
+            image = Image.open(io.BytesIO(bytes(png)))
         image = image.convert("RGBA")
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot render {drawing.data[:80]!r}") from error
-    image.thumbnail(
-        (size, size), image_module.Resampling.LANCZOS, reducing_gap=3.0
-    )
-    ground = image_module.new("RGBA", (size, size), (255, 255, 255, 255))
+    image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    ground = Image.new("RGBA", (size, size), (255, 255, 255, 255))
     corner = ((size - image.width) // 2, (size - image.height) // 2)
     ground.alpha_composite(image, corner)
     pixels = np.asarray(ground.convert("RGB"))
@@ -62,18 +60,17 @@ def encode(pixels, num_colours):
     Returns:
         PNG bytes, and the uint8 [size, size, 3] pixels that they decode to.
     """
-    image_module, _ = libraries()
     if (pixels == pixels[..., :1]).all():
-        return _png(image_module.fromarray(pixels[..., 0])), pixels
-    image = image_module.fromarray(pixels)
+        return _png(Image.fromarray(pixels[..., 0])), pixels
+    image = Image.fromarray(pixels)
     exact = _png(image)
     if not num_colours:
         return exact, pixels
     palette = image.quantize(
         num_colours,
-        method=image_module.Quantize.MEDIANCUT,
+        method=Image.Quantize.MEDIANCUT,
         kmeans=2,
-        dither=image_module.Dither.NONE,
+        dither=Image.Dither.NONE,
     )
     reduced = _png(palette)
     if len(exact) <= len(reduced):
@@ -108,22 +105,14 @@ def shape_vector(pixels):
     return (vector / (np.linalg.norm(vector) + 1e-6)).astype(np.float32)
 
 
-def libraries():
-    """Pillow's module of pictures, and resvg.
-
-    Raises:
-        ModuleNotFoundError: one is missing.
-    """
+def _svg_to_png(**arguments):
     try:
         import resvg_py
-        from PIL import Image
     except ImportError as error:
         raise ModuleNotFoundError(
-            "rendering needs pillow and resvg-py: "
-            "pip install --editable '.[icontext]'. "
-            f"Missing: {error.name}"
+            "rendering needs resvg-py: pip install --editable '.[icontext]'"
         ) from error
-    return Image, resvg_py
+    return resvg_py.svg_to_bytes(**arguments)
 
 
 def _svg_arguments(drawing, size):

@@ -1,6 +1,7 @@
 """TFRecord shards in the schema that `jest_tf.data` reads."""
 
 import os
+import pathlib
 
 import tensorflow as tf
 
@@ -9,44 +10,28 @@ from benchmarks.icontext import selection, sources
 _TEXTS = ("concept", "label", "kind", "style", "source", "license", "name")
 
 
-def write(path, records):
-    """Writes records to a shard.
-
-    Args:
-        path: file to write.
-        records: `selection.Record`s, in the order to write.
-
-    Returns:
-        Number of bytes written.
-    """
-    path = os.fspath(path)
-    part = f"{path}.{os.getpid()}.part"
-    with tf.io.TFRecordWriter(part) as writer:
-        for record in records:
-            # Maps have no order; sorted keys give stable bytes.
-            writer.write(example(record).SerializeToString(deterministic=True))
-    os.replace(part, path)  # a reader never sees half a shard
-    return os.path.getsize(path)
-
-
-def write_split(folder, split, records, count):
-    """Writes records to `count` shards, in equal parts.
+def write(folder, split, records, count=1):
+    """Writes `selection.Record`s, in order, to `count` shards of equal parts.
 
     Returns:
         Number of bytes written.
     """
     edges = [len(records) * i // count for i in range(count + 1)]
-    return sum(
-        write(
-            folder / f"{split}-{i:05d}-of-{count:05d}.tfrecord",
-            records[edges[i] : edges[i + 1]],
-        )
-        for i in range(count)
-    )
+    size = 0
+    for i in range(count):
+        name = f"{split}-{i:05d}-of-{count:05d}.tfrecord"
+        path = os.fspath(pathlib.Path(folder) / name)
+        with tf.io.TFRecordWriter(path) as writer:
+            for record in records[edges[i] : edges[i + 1]]:
+                # Maps have no order; sorted keys give stable bytes.
+                example = _example(record)
+                writer.write(example.SerializeToString(deterministic=True))
+        size += os.path.getsize(path)
+    return size
 
 
 def read(path):
-    """Yields the records of a shard; their rows have no drawing."""
+    """Yields the records of a shard."""
     dataset = tf.data.TFRecordDataset(os.fspath(path))
     for serialized in dataset.as_numpy_iterator():
         feature = tf.train.Example.FromString(serialized).features.feature
@@ -65,22 +50,14 @@ def read(path):
         )
 
 
-def example(record):
-    """`tf.train.Example` of one record."""
-    row = record.row
-    texts = {name: (getattr(row, name),) for name in _TEXTS}
-    texts["caption"] = row.captions
-    feature = {key: _bytes(*values) for key, values in texts.items()}
-    feature["image"] = _bytes(record.png)
-    feature["id"] = tf.train.Feature(
-        int64_list=tf.train.Int64List(value=[record.identifier])
-    )
-    return tf.train.Example(features=tf.train.Features(feature=feature))
-
-
-def _bytes(*values):
-    return tf.train.Feature(
-        bytes_list=tf.train.BytesList(
-            value=[v.encode() if isinstance(v, str) else v for v in values]
-        )
-    )
+def _example(record):
+    example = tf.train.Example()
+    feature = example.features.feature
+    for name in _TEXTS:
+        text = getattr(record.row, name)
+        feature[name].bytes_list.value.append(text.encode())
+    captions = [caption.encode() for caption in record.row.captions]
+    feature["caption"].bytes_list.value.extend(captions)
+    feature["image"].bytes_list.value.append(record.png)
+    feature["id"].int64_list.value.append(record.identifier)
+    return example

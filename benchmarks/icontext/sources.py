@@ -6,7 +6,6 @@ splits are made elsewhere.
 """
 
 import collections
-import dataclasses
 import functools
 import json
 import os
@@ -51,31 +50,25 @@ class Drawing(NamedTuple):
     data: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One drawing with its texts.
+class Row(NamedTuple):
+    """One drawing with its texts."""
 
-    Attributes:
-        kind: one of the five kinds named in this module.
-        style: icon set or art style.
-        source: package@version.
-        license: SPDX identifier.
-        name: upstream's name, unique in the style.
-        captions: distinct texts, the primary one first.
-        drawing: the picture to render; `None` once it is rendered.
-        concept: concept key of emoji art, else "".
-        label: concept name of emoji art, else "".
-    """
+    kind: str  # one of the five kinds named in this module
+    style: str  # icon set or art style
+    source: str  # package@version
+    license: str  # SPDX identifier
+    name: str  # upstream's name, unique in the style
+    captions: tuple[str, ...]  # distinct texts, the primary one first
+    drawing: Drawing | None  # None once it is rendered
+    concept: str = ""  # concept key of emoji art
+    label: str = ""  # concept name of emoji art
 
-    kind: str
-    style: str
-    source: str
-    license: str
-    name: str
-    captions: tuple[str, ...]
-    drawing: Drawing | None
-    concept: str = ""
-    label: str = ""
+
+def admits(license_id, permissive_only):
+    """Returns whether a data set takes pictures under a licence."""
+    if permissive_only:
+        return license_id in PERMISSIVE_LICENSES
+    return license_id not in NONCOMMERCIAL_LICENSES
 
 
 def load_concepts(cache):
@@ -86,21 +79,13 @@ def load_concepts(cache):
         (packages.CLDR_DERIVED, "annotationsDerived"),
     ):
         content = _read_json(cache, spec, part, "en", "annotations.json")
-        for text, entry in content[part]["annotations"].items():
-            annotations[concepts.key_of_text(text)] = entry
-    more = {
-        concepts.key_of_text(text): words
-        for text, words in _read_json(
-            cache, packages.EMOJILIB, "dist", "emoji-en-US.json"
-        ).items()
-    }
-    found = {}
+        annotations |= _by_key(content[part]["annotations"])
+    more = _by_key(
+        _read_json(cache, packages.EMOJILIB, "dist", "emoji-en-US.json")
+    )
     emoji = _read_json(cache, packages.EMOJI_LIST, "data-by-emoji.json")
-    for text, entry in emoji.items():
-        key = concepts.key_of_text(text)
-        if concepts.has_skin_tone(key) or "tts" not in annotations.get(key, {}):
-            continue
-        found[key] = concepts.Concept(
+    return {
+        key: concepts.Concept(
             key=key,
             name=annotations[key]["tts"][0],
             keywords=tuple(annotations[key].get("default", ())),
@@ -111,7 +96,9 @@ def load_concepts(cache):
             ),
             category=entry["group"],
         )
-    return found
+        for key, entry in _by_key(emoji).items()
+        if "tts" in annotations.get(key, {}) and not concepts.has_skin_tone(key)
+    }
 
 
 @functools.cache
@@ -121,35 +108,41 @@ def load_collections(cache):
 
 
 def emoji_rows(cache, table, style):
-    """Yields emoji art of a style, at most one row for a concept of `table`."""
+    """Yields emoji art of a style, rows of the concepts of `table`."""
     if style == FLUENT_3D_STYLE:
-        yield from _fluent_3d_rows(cache, table)
-        return
-    if style not in EMOJI_SETS:
+        source, license_id = packages.FLUENT_3D, "MIT"
+        drawn = _fluent_3d(cache)
+    elif style in EMOJI_SETS:
+        source = packages.ICONIFY
+        license_id = load_collections(cache)[style]["license"]["spdx"]
+        drawn = _emoji_icons(cache, table, style)
+    else:
         raise ValueError(
             f"`style` must be {FLUENT_3D_STYLE!r} or one of "
             f"{sorted(EMOJI_SETS)}. Received: {style!r}"
         )
-    icons = _read_json(cache, packages.ICONIFY, "json", f"{style}.json")
-    license_id = load_collections(cache)[style]["license"]["spdx"]
-    keys = _keys_by_icon_name(cache, icons, table)
-    seen = set()
-    for name, icon in icons["icons"].items():
-        key = keys.get(name)
-        if key is None or key in seen:
+    for name, key, drawing in drawn:
+        if key not in table:
             continue
-        seen.add(key)
         yield Row(
             kind=EMOJI,
             style=style,
-            source=packages.ICONIFY,
+            source=source,
             license=license_id,
             name=name,
             captions=concepts.emoji_captions(table[key]),
-            drawing=Drawing("svg", _icon_svg(icons, icon)),
+            drawing=drawing,
             concept=key,
             label=table[key].name,
         )
+
+
+def emoji_of_part(cache, table, styles, part):
+    """Yields emoji art of styles with concepts of a part: train, val, test."""
+    for style in styles:
+        for row in emoji_rows(cache, table, style):
+            if table[row.concept].split == part:
+                yield row
 
 
 def icon_sets(cache):
@@ -215,22 +208,28 @@ def _read_json(cache, spec, *parts):
         return json.load(file)
 
 
-def _fluent_3d_rows(cache, table):
+def _by_key(entries):
+    return {concepts.key_of_text(text): one for text, one in entries.items()}
+
+
+def _fluent_3d(cache):
+    """(name, concept key, drawing) of each picture."""
     folder = packages.path(cache, packages.FLUENT_3D, "assets")
     for file in sorted(folder.glob("*.webp")):
-        concept = table.get(concepts.key_of_codes(file.stem))
-        if concept is not None:
-            yield Row(
-                kind=EMOJI,
-                style=FLUENT_3D_STYLE,
-                source=packages.FLUENT_3D,
-                license="MIT",
-                name=file.stem,
-                captions=concepts.emoji_captions(concept),
-                drawing=Drawing("bitmap", os.fspath(file)),
-                concept=concept.key,
-                label=concept.name,
-            )
+        key = concepts.key_of_codes(file.stem)
+        yield file.stem, key, Drawing("bitmap", os.fspath(file))
+
+
+def _emoji_icons(cache, table, style):
+    """The same of an iconify set, one icon for each concept."""
+    icons = _read_json(cache, packages.ICONIFY, "json", f"{style}.json")
+    keys = _keys_by_icon_name(cache, icons, table)
+    seen = set()
+    for name, icon in icons["icons"].items():
+        key = keys.get(name)
+        if key not in seen:
+            seen.add(key)
+            yield name, key, Drawing("svg", _icon_svg(icons, icon))
 
 
 def _keys_by_icon_name(cache, icons, table):
@@ -242,32 +241,25 @@ def _keys_by_icon_name(cache, icons, table):
         listed = _read_json(cache, packages.ICONIFY, "json", sibling)["chars"]
     keys = {}
     for key, concept in table.items():
-        for name in _icon_names(concept):
-            keys.setdefault(name, key)
+        names = [concept.name, concept.name.replace("flag: ", "flag for ")]
+        if "-" not in key:
+            names.append(unicodedata.name(chr(int(key, 16)), ""))
+        slugs = [concepts.slug(name) for name in names]
+        for slug in slugs + [slug.replace("-", "") for slug in slugs]:
+            keys.setdefault(slug, key)
     for codes, name in (listed or {}).items():
-        key = concepts.key_of_codes(codes)
         # An icon listed under a skin tone, say, is not the concept that its
-        # name suggests.
-        keys[name] = key if key in table else None
+        # name suggests, but none of the table.
+        keys[name] = concepts.key_of_codes(codes)
     return keys
 
 
-def _icon_names(concept):
-    """Names that icon sets give a concept."""
-    names = [concept.name, concept.name.replace("flag: ", "flag for ")]
-    if "-" not in concept.key:
-        names.append(unicodedata.name(chr(int(concept.key, 16)), ""))
-    slugs = [concepts.slug(name) for name in names]
-    slugs += [slug.replace("-", "") for slug in slugs]
-    return [slug for slug in slugs if slug]
-
-
 def _icon_svg(icons, icon):
-    def measure(name, default):
-        return icon.get(name, icons.get(name, default))
-
-    left, top = measure("left", 0), measure("top", 0)
-    width, height = measure("width", 16), measure("height", 16)
+    sizes = {"left": 0, "top": 0, "width": 16, "height": 16}
+    left, top, width, height = (
+        icon.get(name, icons.get(name, default))
+        for name, default in sizes.items()
+    )
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" '
         'xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -295,9 +287,7 @@ def _icon_tags(cache, style):
             ]
             for entry in _read_json(cache, packages.MDI, "meta.json")
         }
-    if style == "ph":
-        return _phosphor_tags(cache)
-    return {}
+    return _phosphor_tags(cache) if style == "ph" else {}
 
 
 def _phosphor_tags(cache):
@@ -307,15 +297,13 @@ def _phosphor_tags(cache):
         r'readonly name: "([^"]+)";.*?readonly tags: readonly \[([^]]*)]',
         re.DOTALL,
     )
-    weights = ("", "-thin", "-light", "-bold", "-fill", "-duotone")
     tags = {}
     for name, listed in entry.findall(file.read_text(encoding="utf-8")):
-        words = [
-            word
-            for word in re.findall('"([^"]*)"', listed)
-            if not word.startswith("*")  # "*new*" and the like
-        ]
-        tags |= {name + weight: words for weight in weights}
+        words = re.findall('"([^"]*)"', listed)
+        # Without "*new*" and the like.
+        words = [word for word in words if not word.startswith("*")]
+        for weight in ("", "-thin", "-light", "-bold", "-fill", "-duotone"):
+            tags[name + weight] = words
     return tags
 
 
@@ -330,13 +318,13 @@ def _clip_art_captions(file):
     title = (work.findtext(_DC + "title") or "").strip()
     title = title or concepts.icon_captions(file.stem)[-1]
     description = (work.findtext(_DC + "description") or "").strip()
-    keywords = [
+    keywords = dict.fromkeys(
         (item.text or "").strip().replace("_", " ")
         for item in work.iter(_RDF + "li")
-    ]
+    )
     keywords = [
         word
-        for word in dict.fromkeys(keywords)
+        for word in keywords
         if word and word.lower() not in ("hash", "unsorted")
     ]
     captions = [title]

@@ -17,7 +17,6 @@ Records keep their ids and their order.
 """
 
 import argparse
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -54,7 +53,7 @@ def main(arguments=None):
         records = [records[row] for row in kept]
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    shards.write_split(out, "pool", records, len(pool))
+    shards.write(out, "pool", records, len(pool))
 
 
 def _kept(options, records):
@@ -81,9 +80,8 @@ def with_noise(records, share):
     for place, giver in zip(chosen, np.roll(chosen, 1), strict=True):
         record = records[place]
         captions = records[giver].row.captions
-        found[place] = dataclasses.replace(
-            record, row=dataclasses.replace(record.row, captions=captions)
-        )
+        row = record.row._replace(captions=captions)
+        found[place] = record._replace(row=row)
     return found
 
 

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.icontext import full, pictures, selection, sources
+from benchmarks.icontext import full, manifest, pictures, selection, sources
 
 
 def a_row(name, **changes):
@@ -53,8 +53,8 @@ class SieveTest(tf.test.TestCase):
             patch.start()
             self.addCleanup(patch.stop)
 
-    def sieve(self, held_out=None):
-        return selection.Sieve(size=14, num_colours=0, held_out=held_out)
+    def sieve(self, held_out=()):
+        return selection.Sieve(size=14, held_out=held_out)
 
     def rows(self, *names, **changes):
         return [
@@ -70,38 +70,32 @@ class SieveTest(tf.test.TestCase):
             0.99,
         )
         first = self.sieve()
-        first.accept(self.rows("a")[0], "test_style")
+        list(first.accept(self.rows("a"), "test_style"))
         for kind, expected in (
             (sources.MONO_ICON, {"b"}),
             (sources.EMOJI, {"b", "near a"}),
         ):
             second = self.sieve(first.held_out)
             rows = self.rows("a", "near a", "b", kind=kind)
-            found = second.accept_all(rows, "pool")
-            kept = {one.row.captions[0] for one in found if one is not None}
-            self.assertEqual(kept, expected)
+            found = second.accept(rows, "pool")
+            self.assertEqual({one.row.captions[0] for one in found}, expected)
 
     def test_rows_together_are_treated_like_rows_one_by_one(self):
-        names = ("b", "near a", "c", "b", "a", "d", "c")
+        rows = self.rows("b", "near a", "c", "b", "a", "d", "c")
         first = self.sieve()
-        first.accept(self.rows("a")[0], "val_concept")
+        list(first.accept(self.rows("a"), "val_concept"))
         together, single = (self.sieve(first.held_out) for _ in range(2))
-        found = together.accept_all(self.rows(*names), "pool")
-        self.assertEqual(
-            found, [single.accept(row, "pool") for row in self.rows(*names)]
-        )
+        found = list(together.accept(rows, "pool", 100))
+        self.assertEqual(found, list(single.accept(rows, "pool")))
         self.assertEqual(together.drops, single.drops)
         # One copy, one leak of the very pixels, "b" and "c" twice.
-        self.assertEqual(found.count(None), 4)
+        self.assertEqual([one.row.name for one in found], ["0", "2", "5"])
 
     def test_held_out_pictures_are_not_compared_with_each_other(self):
         sieve = self.sieve()
-        found = [
-            sieve.accept(row, "test_concept")
-            for row in self.rows("a", "near a", "a")
-        ]
+        found = sieve.accept(self.rows("a", "near a", "a"), "test_concept")
         # The last is the first, under the same caption.
-        self.assertEqual([one is None for one in found], [False, False, True])
+        self.assertEqual([one.row.name for one in found], ["0", "1"])
 
 
 class MergeTest(tf.test.TestCase):
@@ -129,27 +123,24 @@ class MergeTest(tf.test.TestCase):
         self.assertEqual(drops, {"duplicate pair": 2 + 2 + 2})
 
     def test_two_rows_with_one_id_are_refused(self):
-        made = self.made("x", (b"1", "ant"))
-        reference = [
-            selection.Record(a_row("bee"), made[0][0].identifier, b"2")
-        ]
+        pool, _ = self.made("x", (b"1", "ant"))
+        splits = {"pool": pool, "reference": pool}
         with self.assertRaisesRegex(ValueError, "two rows have id"):
-            full.merged([made], {"reference": reference}, collections.Counter())
+            manifest.write("", self.get_temp_dir(), splits, {}, seed=0)
 
 
 class SettingsTest(tf.test.TestCase):
-    def test_no_build_takes_noncommercial_licences(self):
-        self.assertFalse(full.Settings().admits("CC-BY-NC-4.0"))
-        self.assertTrue(full.Settings().admits("CC-BY-SA-4.0"))
-
-    def test_a_permissive_build_takes_only_licences_that_ask_for_a_notice(self):
-        settings = full.Settings(permissive_only=True)
-        admitted = [
-            name
-            for name in ("MIT", "CC0-1.0", "CC-BY-4.0", "GPL-3.0", "")
-            if settings.admits(name)
-        ]
-        self.assertEqual(admitted, ["MIT", "CC0-1.0"])
+    def test_no_data_set_takes_noncommercial_licences(self):
+        for license_id, always, permissive in (
+            ("MIT", True, True),
+            ("CC0-1.0", True, True),
+            ("CC-BY-SA-4.0", True, False),
+            ("GPL-3.0", True, False),
+            ("", True, False),
+            ("CC-BY-NC-4.0", False, False),
+        ):
+            found = [sources.admits(license_id, only) for only in (False, True)]
+            self.assertEqual(found, [always, permissive], license_id)
 
     def test_a_data_set_of_other_settings_is_refused_and_kept(self):
         folder = pathlib.Path(self.get_temp_dir())

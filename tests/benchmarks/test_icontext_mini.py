@@ -429,11 +429,6 @@ class SelectionTest(tf.test.TestCase):
             for name, size in sizes.items():
                 self.assertBetween(shares[name], min(4, size), size)
 
-    def test_impossible_quotas_are_refused(self):
-        for total in (7, 101):
-            with self.assertRaisesRegex(ValueError, "`total` must lie in"):
-                selection.quotas({"a": 50, "b": 50}, total, floor=4)
-
     def test_sampling_does_not_depend_on_the_order_of_the_rows(self):
         rows = [a_row(name=str(i)) for i in range(50)]
         drawn = selection.sampled(rows, 0)
@@ -463,24 +458,17 @@ class BuilderTest(tf.test.TestCase):
             packages.path(self.get_temp_dir(), packages.EMOJILIB)
 
     def test_a_missing_tool_is_named(self):
-        path = packages.shutil.which
-        packages.shutil.which = lambda program: None
-        self.addCleanup(setattr, packages.shutil, "which", path)
-        with self.assertRaisesRegex(RuntimeError, "`npm` is not installed"):
-            packages.fetch(self.get_temp_dir(), say=lambda line: None)
-
-    def test_package_names_lose_their_version(self):
-        for spec, name in (
-            ("@iconify/json@2.2.535", "@iconify/json"),
-            ("emojilib@4.0.3", "emojilib"),
-            ("base-files", "base-files"),
+        with (
+            mock.patch.dict("os.environ", PATH=""),
+            self.assertRaisesRegex(RuntimeError, "`npm` is not installed"),
         ):
-            self.assertEqual(packages.name_of(spec), name)
+            packages.fetch(self.get_temp_dir())
 
     def test_a_written_record_reads_back(self):
         record = selection.Record(a_row(), 7, b"png")
-        path = pathlib.Path(self.get_temp_dir()) / "x.tfrecord"
-        size = shards.write(path, [record, record])
+        folder = pathlib.Path(self.get_temp_dir())
+        size = shards.write(folder, "x", [record, record])
+        (path,) = folder.iterdir()
         self.assertEqual(size, path.stat().st_size)
         dataset = tf.data.TFRecordDataset([str(path)])
         first, second = map(read_record, dataset.as_numpy_iterator())
@@ -491,11 +479,8 @@ class BuilderTest(tf.test.TestCase):
 
     def test_the_command_names_what_is_missing_in_one_line(self):
         folder = self.get_temp_dir()
-        with (
-            mock.patch.object(pictures, "libraries"),  # not in every install
-            self.assertRaisesRegex(
-                SystemExit, "error: .*is not in the cache.*fetch"
-            ),
+        with self.assertRaisesRegex(
+            SystemExit, "error: .*is not in the cache.*fetch"
         ):
             build.main(["full", "--cache", folder, "--out", folder])
 

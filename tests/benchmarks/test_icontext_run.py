@@ -296,7 +296,7 @@ class SmallRunTest(tf.test.TestCase):
         for split in ("reference", "pool", "val_concept", "test_concept"):
             (file,) = MINI.glob(f"{split}-*.tfrecord")
             records = list(itertools.islice(shards.read(file), 600))
-            shards.write(folder / file.name, records)
+            shards.write(folder, split, records)
         shutil.copy(
             next(folder.glob("val_concept-*")),
             folder / "test_style-00000-of-00001.tfrecord",
