@@ -592,7 +592,7 @@ class RefusalsTest(tf.test.TestCase):
         self.assert_refused(
             "`micro_batch_size` .* 3, b/R=4, R=4", None, micro_batch_size=3
         )
-        self.assert_refused("b=20, B=16", joint(20, 2))
+        self.assert_refused("batch_size=20, B=16", joint(20, 2))
 
     def test_models_from_outside_the_scope_are_refused(self):
         outside = tiny.learner(5)

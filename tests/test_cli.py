@@ -306,7 +306,10 @@ class TrainersTest(tf.test.TestCase):
                 ("jest", missing, *self.jest, "reference.workdir=/nowhere"),
                 "finished run",
             ),
-            (("jest", missing, "selection.batch_size=25"), "b=25, B=24"),
+            (
+                ("jest", missing, "selection.batch_size=25"),
+                "batch_size=25, B=24",
+            ),
             (("jest", missing, "selection.chunks=2"), "Fields of SelectionC"),
             (("uniform", missing, "data.train=/nowhere/*"), "/nowhere"),
             (("jest", self.learner, *self.jest, "seed=1"), "seed=0"),

@@ -52,7 +52,8 @@ def execute(argv: Sequence[str]) -> None:
         _check_backend()
         # Run directories are written by rename, under a file lock.
         for name in ("workdir", "learner"):
-            checks.check_local(f"--{name}", getattr(flags, name, None) or "")
+            value = getattr(flags, name, None) or ""
+            checks.check(f"--{name}", value, checks.LOCAL)
         return flags.run(flags)
     except ValueError as error:
         code = f"error: {error}"

@@ -1,15 +1,17 @@
-"""Checks of settings: types, ranges, names, local paths.
+"""Settings that check themselves: types, ranges, names, local paths.
 
-A rule pairs the expected value in words with a predicate:
-`check(self, "data", image_size=at_least(1), format=one_of(*FORMATS))`.
+A rule pairs the expected value in words with a predicate. A field has its rules
+in its annotation: `image_size: Annotated[int, at_least(1)] = 32`.
 """
 
+import functools
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 Rule = tuple[str, Callable[[Any], bool]]
 
@@ -40,43 +42,66 @@ def one_of(*allowed: Any) -> Rule:
     return f"one of {allowed}", lambda value: value in allowed
 
 
-def check(config: Any, path: str, **rules: Rule) -> None:
-    """Checks the fields of a dataclass against their annotations and rules.
+LOCAL: Rule = (
+    "a local path; only data, indexes and sidecars may be remote",
+    lambda path: "://" not in path,
+)
+PROMPTS: Rule = (
+    'one or more texts that each hold one "{}"',
+    lambda texts: texts and all(text.count("{}") == 1 for text in texts),
+)
 
-    `path` names the group in errors, such as "data". Rules go by field name;
-    None passes where the annotation allows it.
+_FINITE: Rule = (
+    "finite",
+    lambda value: not isinstance(value, float) or math.isfinite(value),
+)
+
+Count = Annotated[int, at_least(1)]
+Seed = Annotated[int, ("in [0, 2^31)", lambda seed: 0 <= seed < 2**31)]
+
+
+def check(name: str, value: Any, rule: Rule) -> None:
+    """Raises ValueError, which names the setting, unless `rule` holds."""
+    expected, holds = rule
+    if not holds(value):
+        raise ValueError(f"`{name}` must be {expected}. Received: {value!r}")
+
+
+class Checked:
+    """A settings dataclass that checks its fields by their annotations.
+
+    None passes the rules of a field whose type allows it. `path` is that of the
+    group in a recipe, such as "data".
 
     Raises:
         ValueError: if a value has the wrong type, is not finite or breaks a
             rule.
     """
-    prefix = f"{path}." if path else ""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not any(_is_a(value, option) for option in options(kind)):
-            raise ValueError(
-                f"`{prefix}{name}` must be of type {type_name(kind)}. "
-                f"Received: {value!r}"
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(
-                f"`{prefix}{name}` must be finite. Received: {value}"
-            )
-    for name, (expected, holds) in rules.items():
-        value = getattr(config, name)
-        if value is not None and not holds(value):
-            raise ValueError(
-                f"`{prefix}{name}` must be {expected}. Received: {value!r}"
-            )
 
+    def __init_subclass__(cls, path: str = ""):
+        cls._prefix = f"{path}." if path else ""
 
-def check_local(name: str, path: str) -> None:
-    """Raises ValueError for a path with a scheme, such as "gs://bucket/run"."""
-    if "://" in path:
-        raise ValueError(
-            f"`{name}` must be a local path; only data, indexes and sidecars "
-            f"may be remote. Received: {path!r}"
-        )
+    def __post_init__(self):
+        for name, rules in _rules_of(type(self)).items():
+            value = getattr(self, name)
+            for rule in rules[:1] if value is None else rules:
+                check(self._prefix + name, value, rule)
+
+    def _expect(self, holds: bool, message: str, **received: Any) -> None:
+        """Raises ValueError unless `holds`.
+
+        The error has the values of the settings that `message` names in
+        backticks, and those in `received`.
+        """
+        if holds:
+            return
+        values = {}
+        for path in re.findall(r"`([\w.]+)`", message):
+            if path.startswith(self._prefix):
+                get = operator.attrgetter(path.removeprefix(self._prefix))
+                values[path] = get(self)
+        shown = (f"{name}={x!r}" for name, x in (values | received).items())
+        raise ValueError(f"{message}. Received: {', '.join(shown)}")
 
 
 def options(kind: Any) -> tuple:
@@ -87,13 +112,43 @@ def options(kind: Any) -> tuple:
 
 def type_name(kind: Any) -> str:
     """Returns a type annotation as it is written."""
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+    names = (
+        option.__name__ if isinstance(option, type) else str(option)
+        for option in options(kind)
+    )
+    return " | ".join(names).replace("NoneType", "None")
+
+
+@functools.cache
+def _rules_of(kind) -> dict[str, list[Rule]]:
+    """The rules of each field of a dataclass, that of its type first."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {
+        name: [
+            _of_type(hint),
+            _FINITE,
+            *(
+                rule
+                for part in options(hints[name])
+                for rule in getattr(part, "__metadata__", ())
+            ),
+        ]
+        for name, hint in typing.get_type_hints(kind).items()
+    }
+
+
+def _of_type(kind) -> Rule:
+    return (
+        f"of type {type_name(kind)}",
+        lambda value: any(_is_a(value, option) for option in options(kind)),
+    )
 
 
 def _is_a(value: Any, kind) -> bool:
     if typing.get_origin(kind) is tuple:
+        part_kind = typing.get_args(kind)[0]
         return isinstance(value, tuple) and all(
-            _is_a(part, typing.get_args(kind)[0]) for part in value
+            _is_a(part, part_kind) for part in value
         )
     if kind in (int, float) and isinstance(value, bool):
         return False

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from jest_tf.config.checks import (
+    LOCAL,
+    PROMPTS,
+    Checked,
+    Count,
     above,
     at_least,
-    check,
-    check_local,
     one_of,
     within,
 )
@@ -18,7 +21,10 @@ DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
 ON_NON_FINITE = ("stop", "rollback")
 STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
-_FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+_FUNCTION_NAME = (
+    "'module:function', such as 'my_towers:build'",
+    re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)?").fullmatch,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, path="data"):
     """The training examples and their preprocessing.
 
     Attributes:
@@ -86,49 +92,35 @@ class DataConfig:
     train: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     manifest: str = ""
-    format: str = "auto"
+    format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
     index_dir: str = ""
-    shuffle_block_size: int | None = None
-    max_fault_rate: float = 0.01
-    max_image_pixels: int = 2**26  # 8,192 x 8,192, 200 MB decoded
-    super_batch_size: int = 1280
-    image_size: int = 32
-    text_length: int = 16  # SigLIP's ablation setting (arXiv 2303.15343, 4)
-    vocabulary: str = ""
-    vocabulary_size: int = 8192
+    shuffle_block_size: Count | None = None
+    max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
+    max_image_pixels: Count = 2**26  # 8,192 x 8,192, 200 MB decoded
+    super_batch_size: Count = 1280
+    image_size: Count = 32
+    # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
+    # 2303.15343, section 4).
+    text_length: Annotated[int, at_least(2)] = 16
+    vocabulary: Annotated[str, LOCAL] = ""
+    vocabulary_size: Annotated[int, at_least(2)] = 8192
     flip: bool = True
-    min_crop_area: float = 1.0
+    min_crop_area: Annotated[float, within("(0, 1]")] = 1.0
 
     def __post_init__(self):
-        check(
-            self,
-            "data",
-            format=one_of(*FORMATS),
-            shuffle_block_size=at_least(1),
-            max_fault_rate=within("[0, 1]"),
-            max_image_pixels=at_least(1),
-            super_batch_size=at_least(1),
-            image_size=at_least(1),
-            # At least one token and the end mark.
-            text_length=at_least(2),
-            vocabulary_size=at_least(2),
-            min_crop_area=within("(0, 1]"),
+        super().__post_init__()
+        weights = self.weights
+        self._expect(
+            not weights or len(weights) == len(self.train) and min(weights) > 0,
+            "`data.weights` must hold a positive number for each store of "
+            "`data.train`",
         )
-        check_local("data.vocabulary", self.vocabulary)
-        if self.weights and (
-            len(self.weights) != len(self.train) or min(self.weights) <= 0.0
-        ):
-            raise ValueError(
-                "`data.weights` must hold a positive number for each store of "
-                f"`data.train`. Received: {self.weights} for "
-                f"{len(self.train)} stores"
-            )
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked, path="model"):
     """The learner and its loss.
 
     Attributes:
@@ -156,40 +148,28 @@ class ModelConfig:
     """
 
     preset: str = "b16"
-    towers: str = ""
-    patch_size: int | None = None
+    towers: Annotated[str, _FUNCTION_NAME] = ""
+    patch_size: Count | None = None
     views: tuple[View, ...] = ()
-    dtype_policy: str = "float32"
-    loss: str = "sigmoid"
-    equal_captions: str = "negative"
-    loss_block_size: int | None = None
-    micro_batch_size: int | None = None
-    temperature: float = 10.0  # arXiv 2303.15343, algorithm 1
+    dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
+    loss: Annotated[str, one_of(*LOSSES)] = "sigmoid"
+    equal_captions: Annotated[str, one_of(*EQUAL_CAPTIONS)] = "negative"
+    loss_block_size: Count | None = None
+    micro_batch_size: Count | None = None
+    # arXiv 2303.15343, algorithm 1
+    temperature: Annotated[float, above(0)] = 10.0
     bias: float = -10.0
 
     def __post_init__(self):
-        check(
-            self,
-            "model",
-            patch_size=at_least(1),
-            dtype_policy=one_of(*DTYPE_POLICIES),
-            loss=one_of(*LOSSES),
-            equal_captions=one_of(*EQUAL_CAPTIONS),
-            loss_block_size=at_least(1),
-            micro_batch_size=at_least(1),
-            temperature=above(0),
+        super().__post_init__()
+        self._expect(
+            self.towers or self.preset in PRESETS,
+            f"`model.preset` must be one of {tuple(PRESETS)}",
         )
-        if not self.towers:
-            check(self, "model", preset=one_of(*PRESETS))
-        elif not re.fullmatch(_FUNCTION, self.towers):
-            raise ValueError(
-                "`model.towers` must be 'module:function', such as "
-                f"'my_towers:build'. Received: {self.towers!r}"
-            )
 
 
 @dataclass(frozen=True)
-class ReferenceConfig:
+class ReferenceConfig(Checked, path="reference"):
     """The frozen reference model of the learnability score.
 
     Attributes:
@@ -206,41 +186,32 @@ class ReferenceConfig:
             for a learner that should surpass its reference. None keeps it.
     """
 
-    workdir: str = ""
+    workdir: Annotated[str, LOCAL] = ""
     sidecars: bool = False
     sidecar_dir: str = ""
-    distillation_weight: float = 0.0
-    distillation_steps: int | None = None
+    distillation_weight: Annotated[float, at_least(0)] = 0.0
+    distillation_steps: Count | None = None
 
     def __post_init__(self):
-        check(
-            self,
-            "reference",
-            distillation_weight=at_least(0),
-            distillation_steps=at_least(1),
+        super().__post_init__()
+        self._expect(
+            self.sidecars or not self.sidecar_dir,
+            "`reference.sidecar_dir` needs `reference.sidecars=true`",
         )
-        check_local("reference.workdir", self.workdir)
-        if self.sidecar_dir and not self.sidecars:
-            raise ValueError(
-                "`reference.sidecar_dir` needs `reference.sidecars=true`. "
-                f"Received: {self.sidecar_dir!r}"
-            )
-        if self.distillation_weight and not (self.workdir or self.sidecars):
-            raise ValueError(
-                "`reference.distillation_weight` needs a reference: set "
-                "`reference.workdir`, or `reference.sidecars`. Received: "
-                f"{self.distillation_weight} without"
-            )
-        if self.distillation_steps and not self.distillation_weight:
-            raise ValueError(
-                "`reference.distillation_steps` needs "
-                "`reference.distillation_weight`. Received: "
-                f"{self.distillation_steps} without"
-            )
+        self._expect(
+            self.workdir or self.sidecars or not self.distillation_weight,
+            "`reference.distillation_weight` needs a reference: set "
+            "`reference.workdir` or `reference.sidecars`",
+        )
+        self._expect(
+            self.distillation_weight or not self.distillation_steps,
+            "`reference.distillation_steps` needs "
+            "`reference.distillation_weight`",
+        )
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked, path="optimizer"):
     """AdamW with linear warm-up and cosine decay to zero.
 
     Attributes:
@@ -256,28 +227,18 @@ class OptimizerConfig:
             clipping off.
     """
 
-    learning_rate: float = 1e-3  # arXiv 2502.14786, 2.1
-    warmup_steps: int = 0
-    weight_decay: float = 0.1
-    beta_1: float = 0.9
-    beta_2: float = 0.95  # for stability at large b, arXiv 2303.15343, 4.7
-    clip_norm: float | None = 1.0
-
-    def __post_init__(self):
-        check(
-            self,
-            "optimizer",
-            learning_rate=above(0),
-            warmup_steps=at_least(0),
-            weight_decay=at_least(0),
-            beta_1=within("[0, 1)"),
-            beta_2=within("[0, 1)"),
-            clip_norm=above(0),
-        )
+    # arXiv 2502.14786, section 2.1
+    learning_rate: Annotated[float, above(0)] = 1e-3
+    warmup_steps: Annotated[int, at_least(0)] = 0
+    weight_decay: Annotated[float, at_least(0)] = 0.1
+    beta_1: Annotated[float, within("[0, 1)")] = 0.9
+    # For stability at large b, arXiv 2303.15343, section 4.7.
+    beta_2: Annotated[float, within("[0, 1)")] = 0.95
+    clip_norm: Annotated[float, above(0)] | None = 1.0
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked, path="evaluation"):
     """Evaluation during training, and logging.
 
     Attributes:
@@ -301,37 +262,21 @@ class EvaluationConfig:
     """
 
     data: tuple[str, ...] = ()
-    format: str | None = None
+    format: Annotated[str, one_of(*FORMATS)] | None = None
     image_field: str | None = None
     caption_fields: tuple[str, ...] | None = None
-    every_steps: int | None = None
-    batch_size: int = 256
-    prompts: tuple[str, ...] = ("{}",)
-    log_every_steps: int = 10
+    every_steps: Count | None = None
+    batch_size: Count = 256
+    prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)
+    log_every_steps: Count = 10
     log_ids: bool = False
     time_parts: bool = False
     energy: bool = False
     telemetry: bool = True
 
-    def __post_init__(self):
-        check(
-            self,
-            "evaluation",
-            format=one_of(None, *FORMATS),
-            every_steps=at_least(1),
-            batch_size=at_least(1),
-            log_every_steps=at_least(1),
-        )
-        for prompt in self.prompts:
-            if prompt.count("{}") != 1:
-                raise ValueError(
-                    '`evaluation.prompts` must each hold one "{}". '
-                    f"Received: {prompt!r}"
-                )
-
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked, path="checkpoint"):
     """Checkpoints of a run, and recovery from values that are not finite.
 
     Attributes:
@@ -348,25 +293,15 @@ class CheckpointConfig:
             super-batch, at most three times within 1,000 super-batches.
     """
 
-    every_steps: int = 1000
-    every_minutes: float | None = None
-    keep: int = 3
+    every_steps: Count = 1000
+    every_minutes: Annotated[float, above(0)] | None = None
+    keep: Count = 3
     keep_best: str = ""
-    on_non_finite: str = "stop"
-
-    def __post_init__(self):
-        check(
-            self,
-            "checkpoint",
-            every_steps=at_least(1),
-            every_minutes=above(0),
-            keep=at_least(1),
-            on_non_finite=one_of(*ON_NON_FINITE),
-        )
+    on_non_finite: Annotated[str, one_of(*ON_NON_FINITE)] = "stop"
 
 
 @dataclass(frozen=True)
-class DistributionConfig:
+class DistributionConfig(Checked, path="distribution"):
     """The devices of a run.
 
     Attributes:
@@ -382,17 +317,8 @@ class DistributionConfig:
             compile it.
     """
 
-    strategy: str = "default"
+    strategy: Annotated[str, one_of(*STRATEGIES)] = "default"
     tpu: str = "local"
-    virtual_devices: int | None = None
-    steps_per_execution: int = 1
+    virtual_devices: Count | None = None
+    steps_per_execution: Count = 1
     jit_compile: bool = False
-
-    def __post_init__(self):
-        check(
-            self,
-            "distribution",
-            strategy=one_of(*STRATEGIES),
-            virtual_devices=at_least(1),
-            steps_per_execution=at_least(1),
-        )

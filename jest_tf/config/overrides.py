@@ -15,6 +15,8 @@ from typing import Any
 
 from jest_tf.config import checks
 
+_BOOLS = {"true": True, "false": False}
+
 
 def override(kind: type, values: dict, text: str) -> None:
     """Sets "a.b=c" in the nested dict `values` of a dataclass `kind`.
@@ -22,8 +24,7 @@ def override(kind: type, values: dict, text: str) -> None:
     Raises:
         ValueError: if the field does not exist or the value has the wrong type.
     """
-    path, separator, value = text.partition("=")
-    path = path.strip()
+    path, separator, value = (part.strip() for part in text.partition("="))
     if not separator:
         raise ValueError(f'An override must read "a.b=c". Received: {text!r}')
     *parents, last = path.split(".")
@@ -32,36 +33,41 @@ def override(kind: type, values: dict, text: str) -> None:
         owner = _field_type(owner, parent, path, kind)
         values = values.setdefault(parent, {})
     hint = _field_type(owner, last, path, kind)
-    value = value.strip()
     if value.lower() == "none" and _default(owner, last) in (None, "", ()):
         values[last] = _default(owner, last)
     else:
         values[last] = _parse(hint, path, value)
 
 
-def build(kind: type, values: dict, path: str = "") -> Any:
+def build(kind: Any, values: Any, path: str = "") -> Any:
     """Builds a dataclass `kind` from nested dicts.
 
-    `path` is the prefix of field names in errors, such as "data.".
+    `path` is that of the values in errors, such as "data".
 
     Raises:
         ValueError: if a field does not exist or `kind` refuses a value.
     """
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise _unknown(kind, path + name, _settings(kind, path))
-        hint = hints[name]
-        if isinstance(value, (list, tuple)):  # JSON has no tuples
-            part_kind = next(iter(typing.get_args(hint)), None)
-            value = tuple(
-                _build_part(part_kind, part, f"{path}{name}.{index}")
-                for index, part in enumerate(value)
-            )
-        else:
-            value = _build_part(hint, value, path + name)
-        arguments[name] = value
+    if isinstance(values, (list, tuple)):  # JSON has no tuples
+        part_kind = next(iter(typing.get_args(kind)), None)
+        return tuple(
+            build(part_kind, part, f"{path}.{index}")
+            for index, part in enumerate(values)
+        )
+    if not dataclasses.is_dataclass(kind):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"`{path}` is a group of settings. Received: {values!r}"
+        )
+    prefix = f"{path}." if path else ""
+    arguments = {
+        name: build(
+            _field_type(kind, name, prefix + name, kind, prefix),
+            value,
+            prefix + name,
+        )
+        for name, value in values.items()
+    }
     return kind(**arguments)
 
 
@@ -77,8 +83,10 @@ def describe(kind: type) -> str:
             default = ",".join(map(str, default))
         lines.append(f"  {path}={default}")
         meaning = _attributes(owner).get(name, "")
-        lines += textwrap.wrap(
-            meaning, 79, initial_indent=" " * 6, subsequent_indent=" " * 6
+        lines.append(
+            textwrap.fill(
+                meaning, 79, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
         )
     return "\n".join(lines)
 
@@ -110,29 +118,26 @@ def _default(owner, name):
     return field.default
 
 
-def _field_type(owner, name, path, root):
+def _field_type(owner, name, path, root, prefix=""):
+    """The type of a field of `owner`, in the settings `root` at `prefix`."""
     if not dataclasses.is_dataclass(owner):
         raise ValueError(f"No setting `{path}`: nothing lies below that field")
     hints = typing.get_type_hints(owner)
-    if name not in hints:
-        raise _unknown(owner, path, _settings(root))
-    return hints[name]
-
-
-def _unknown(owner, path, settings):
-    fields = ", ".join(typing.get_type_hints(owner))
-    message = f"No setting `{path}`. Fields of {owner.__name__}: {fields}"
+    if name in hints:
+        return hints[name]
+    message = (
+        f"No setting `{path}`. Fields of {owner.__name__}: {', '.join(hints)}"
+    )
     by_name: dict[str, str] = {}
-    for known, _, name in settings:
-        by_name.setdefault(name, known)
-    name = path.rpartition(".")[2]
+    for known, _, last in _settings(root, prefix):
+        by_name.setdefault(last, known)
     # The same name in another group, a similar path, or a similar name.
     close = [by_name[name]] if name in by_name else []
     close += difflib.get_close_matches(path, by_name.values(), 1)
     close += map(by_name.get, difflib.get_close_matches(name, by_name, 1))
     if close:
         message += f". Did you mean `{close[0]}`?"
-    return ValueError(message)
+    raise ValueError(message)
 
 
 def _parse(kind, path, text):
@@ -146,33 +151,19 @@ def _parse(kind, path, text):
     if type(None) in kinds and text.lower() == "none":
         return None
     kind = kinds[0]
+    if typing.get_origin(kind) is tuple:
+        part_kind = typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(part_kind) and text:
+            raise ValueError(
+                f"`{path}` is a list of groups of settings; set it in a "
+                f"recipe, or to nothing to empty it. Received: {text!r}"
+            )
+        parts = (part.strip() for part in text.split(","))
+        return tuple(_parse(part_kind, path, part) for part in parts if part)
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind in (int, float):
-            return kind(text)
+        return _BOOLS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
         raise ValueError(
             f"`{path}` must be of type {checks.type_name(kind)}. "
             f"Received: {text!r}"
         ) from None
-    if typing.get_origin(kind) is not tuple:
-        return text
-    part_kind = typing.get_args(kind)[0]
-    if dataclasses.is_dataclass(part_kind) and text:
-        raise ValueError(
-            f"`{path}` is a list of groups of settings; set it in a recipe, or "
-            f"to nothing to empty it. Received: {text!r}"
-        )
-    parts = (part.strip() for part in text.split(","))
-    return tuple(_parse(part_kind, path, part) for part in parts if part)
-
-
-def _build_part(kind, value, path):
-    if not dataclasses.is_dataclass(kind):
-        return value
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"`{path}` is a group of settings. Received: {value!r}"
-        )
-    return build(kind, value, f"{path}.")

@@ -24,20 +24,17 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
             list items; "none" unsets a setting. The result is checked once,
             after all of them.
 
-    Returns:
-        The resolved, checked `TrainConfig`.
-
     Raises:
         ValueError: if the file is no recipe, a setting does not exist, or a
             value does not fit.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
+    read = {".json": _read_json, ".py": _run_recipe}.get(
+        os.path.splitext(path)[1]
+    )
+    if read is None or not os.path.isfile(path):
         raise ValueError(f"No recipe at {path!r}: expected a .py or .json file")
-    if path.endswith(".json"):
-        values = _read_json(path)
-    else:
-        values = dataclasses.asdict(_run_recipe(path))
+    values = read(path)
     for override in overrides:
         overrides_lib.override(TrainConfig, values, override)
     return overrides_lib.build(TrainConfig, values)
@@ -66,20 +63,13 @@ def _read_json(path):
 
 def _run_recipe(path):
     spec = importlib.util.spec_from_file_location("recipe", path)
-    if spec is None:
-        raise ValueError(f"{path!r} is no recipe: expected a .py file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = getattr(module, "config", None)
-    if not callable(config):
-        raise ValueError(
-            f"{path!r} is no recipe: expected a function `config()` that "
-            "returns a TrainConfig"
-        )
-    config = config()
+    make = getattr(module, "config", None)
+    config = make() if callable(make) else make
     if not isinstance(config, TrainConfig):
         raise ValueError(
-            f"`config()` of {path!r} must return a TrainConfig. "
-            f"Received: {type(config).__name__}"
+            f"{path!r} must have a function `config()` that returns a "
+            f"TrainConfig. Received: {type(config).__name__}"
         )
-    return config
+    return dataclasses.asdict(config)

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from jest_tf.config.checks import at_least, check
+from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
     PRESETS,
     CheckpointConfig,
@@ -18,7 +18,7 @@ from jest_tf.config.selection import CascadeConfig, SelectionConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A run.
 
     Attributes:
@@ -29,8 +29,8 @@ class TrainConfig:
         data: see `DataConfig`; the other groups likewise.
     """
 
-    seed: int = 0
-    steps: int = 1000
+    seed: Seed = 0
+    steps: Count = 1000
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -42,61 +42,63 @@ class TrainConfig:
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
 
     def __post_init__(self):
-        check(self, "", steps=at_least(1))
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(
-                f"`seed` must be in [0, 2^31). Received: {self.seed}"
-            )
+        super().__post_init__()
         self.selection.check_super_batch(self.data.super_batch_size)
         self.cascade.check_super_batch(self.data.super_batch_size)
-        self._check_reference()
-        if self.optimizer.warmup_steps >= self.steps:
-            raise ValueError(
-                "`optimizer.warmup_steps` must be less than `steps`. Received: "
-                f"{self.optimizer.warmup_steps}, steps={self.steps}"
-            )
-        strategy = self.distribution.strategy
-        if self.evaluation.time_parts and strategy != "default":
-            raise ValueError(
-                "`evaluation.time_parts` is for one device, "
-                "`distribution.strategy='default'`. Received: it with "
-                f"{strategy!r}"
-            )
-        self._check_executions()
+        self._expect(
+            self.reference.workdir
+            or self.reference.sidecars
+            or not self.selection.needs_reference,
+            "`selection.criterion` needs a reference: set `reference.workdir` "
+            "to the run directory that trained it, or `reference.sidecars`, or "
+            "take 'hard_learner'",
+        )
+        self._expect(
+            self.reference.sidecars or not self.cascade.hyper_batch_size,
+            "`cascade.hyper_batch_size` needs the reference's sidecars: write "
+            "them with `jest-tf embed` and set `reference.sidecars`",
+        )
+        self._expect(
+            self.optimizer.warmup_steps < self.steps,
+            "`optimizer.warmup_steps` must be less than `steps`",
+        )
+        self._expect(
+            self.distribution.strategy == "default"
+            or not self.evaluation.time_parts,
+            "`evaluation.time_parts` is for one device, "
+            "`distribution.strategy` 'default'",
+        )
         self._check_patches()
-        self._check_phases()
-
-    def _check_reference(self):
-        has_reference = self.reference.workdir or self.reference.sidecars
-        if self.selection.needs_reference and not has_reference:
-            raise ValueError(
-                f"`selection.criterion={self.selection.criterion!r}` needs a "
-                "reference: set `reference.workdir` to the run directory that "
-                "trained it, or `reference.sidecars`, or take criterion "
-                "'hard_learner'. Received: reference.workdir='', "
-                "reference.sidecars=False"
-            )
-        if self.cascade.hyper_batch_size and not self.reference.sidecars:
-            raise ValueError(
-                "`cascade.hyper_batch_size` needs the reference's sidecars: "
-                "write them with `jest-tf embed` and set "
-                "`reference.sidecars=true`. Received: hyper_batch_size="
-                f"{self.cascade.hyper_batch_size}, reference.sidecars=False"
-            )
+        self._check_executions()
 
     def _check_executions(self):
-        """Checks that saves and stops fall between executions."""
+        """Checks that saves, stops and phases fall between executions."""
         together = self.distribution.steps_per_execution
-        for name, steps in (
-            ("steps", self.steps),
-            ("checkpoint.every_steps", self.checkpoint.every_steps),
+        for rule, steps in (
+            ("`steps` must be a multiple", [self.steps]),
+            (
+                "`checkpoint.every_steps` must be a multiple",
+                [self.checkpoint.every_steps],
+            ),
+            (
+                "`selection.phases` must start at multiples",
+                [phase.start for phase in self.selection.phases],
+            ),
         ):
-            if steps % together:
-                raise ValueError(
-                    f"`{name}` must be a multiple of "
-                    f"`distribution.steps_per_execution`. Received: {steps}, "
-                    f"steps_per_execution={together}"
-                )
+            self._expect(
+                not any(step % together for step in steps),
+                f"{rule} of `distribution.steps_per_execution`",
+            )
+        self._expect(
+            all(phase.start < self.steps for phase in self.selection.phases),
+            "`selection.phases` must start before the last of `steps`",
+        )
+        self._expect(
+            together == 1 or not self.selection.uniform_every,
+            "`selection.uniform_every` needs "
+            "`distribution.steps_per_execution` 1: the steps of an execution "
+            "are of one kind",
+        )
 
     def _check_patches(self):
         model, image_size = self.model, self.data.image_size
@@ -104,45 +106,34 @@ class TrainConfig:
         patch_size = model.patch_size
         if not model.towers:
             patch_size = patch_size or PRESETS[model.preset].patch_size
-        for name, view in (
-            ("selection.view", self.selection.view),
-            *(("model.views", view) for view in model.views),
-        ):
-            if view.patch_size or view.image_size:
-                size = view.patch_size or patch_size
-                _check_divides(name, size, view.image_size or image_size)
+        sizes = [
+            (name, view.patch_size or patch_size, view.image_size or image_size)
+            for name, views in (
+                ("selection.view", (self.selection.view,)),
+                ("model.views", model.views),
+            )
+            for view in views
+            if view.patch_size or view.image_size
+        ]
         if not model.towers:
             # Towers are built for whole images at every patch size.
-            for size in (patch_size, *self.patch_sizes):
-                _check_divides("data.image_size", size, image_size)
-        if self.batch_size % max(1, len(model.views)):
-            raise ValueError(
-                "`model.views` must cut the sub-batch into equal parts, so "
-                "their number must divide `selection.batch_size` (b), or "
-                "`data.super_batch_size` without one. Received: "
-                f"{len(model.views)} views, b={self.batch_size}"
-            )
-
-    def _check_phases(self):
-        together = self.distribution.steps_per_execution
-        for phase in self.selection.phases:
-            if phase.start >= self.steps:
+            sizes += [
+                ("data.image_size", size, image_size)
+                for size in (patch_size, *self.patch_sizes)
+            ]
+        for name, patch_size, image_size in sizes:
+            if patch_size and image_size % patch_size:
                 raise ValueError(
-                    "`selection.phases` must start before the last of `steps`. "
-                    f"Received: start={phase.start}, steps={self.steps}"
+                    f"`{name}`: the patch size must divide the image size. "
+                    f"Received: patch_size={patch_size}, "
+                    f"image_size={image_size}"
                 )
-            if phase.start % together:
-                raise ValueError(
-                    "`selection.phases` must start at multiples of "
-                    "`distribution.steps_per_execution`. Received: "
-                    f"start={phase.start}, steps_per_execution={together}"
-                )
-        if self.selection.uniform_every and together > 1:
-            raise ValueError(
-                "`selection.uniform_every` needs "
-                "`distribution.steps_per_execution=1`: the steps of an "
-                f"execution are of one kind. Received: {together}"
-            )
+        self._expect(
+            self.batch_size % max(1, len(model.views)) == 0,
+            "`model.views` must cut the sub-batch into equal parts, so their "
+            "number must divide `selection.batch_size` (b), or "
+            "`data.super_batch_size` without one",
+        )
 
     @property
     def batch_size(self) -> int:
@@ -167,26 +158,12 @@ class TrainConfig:
     @property
     def evaluation_data(self) -> DataConfig:
         """`data` with the settings that read `evaluation.data`."""
-        settings = {
-            name: getattr(self.evaluation, name)
-            for name in ("format", "image_field", "caption_fields")
-        }
+        names = ("format", "image_field", "caption_fields")
+        own = {name: getattr(self.evaluation, name) for name in names}
         return dataclasses.replace(
             self.data,
             train=self.evaluation.data,
             weights=(),
             manifest="",
-            **{
-                name: value
-                for name, value in settings.items()
-                if value is not None
-            },
-        )
-
-
-def _check_divides(name, patch_size, image_size):
-    if patch_size and image_size % patch_size:
-        raise ValueError(
-            f"`{name}`: the patch size must divide the image size. Received: "
-            f"patch_size={patch_size}, image_size={image_size}"
+            **{name: value for name, value in own.items() if value is not None},
         )

@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from jest_tf.config.checks import at_least, check, one_of, within
+from jest_tf.config.checks import Checked, Count, at_least, one_of, within
 
 SAMPLERS = ("uniform", "joint", "independent", "top")
 CRITERIA = ("learnability", "easy_reference", "hard_learner")
@@ -13,9 +15,18 @@ LOSSES = ("sigmoid", "softmax")
 FIRST_CHUNKS = ("diagonal", "uniform")
 QUOTAS = ("global", "per_replica")
 
+Method = Annotated[str, one_of(*SAMPLERS)]
+Criterion = Annotated[str, one_of(*CRITERIA)]
+Loss = Annotated[str | None, one_of(*LOSSES, None)]
+FirstChunk = Annotated[str, one_of(*FIRST_CHUNKS)]
+_NO_LEARNER = (
+    "'easy_reference': no learner embeddings exist before the images are read",
+    lambda criterion: criterion == "easy_reference",
+)
+
 
 @dataclass(frozen=True)
-class View:
+class View(Checked, path="view"):
     """An approximation of images; the default is none.
 
     Scores may be computed on a coarse view, as in Flexi-JEST (Evans et al.,
@@ -28,29 +39,17 @@ class View:
         image_size: side in pixels to which images are resized. None keeps
             their size.
 
-    Raises:
-        ValueError: if a value is out of range.
-
     Example:
         >>> coarse = View(patch_size=32)
     """
 
-    patch_size: int | None = None
-    keep_tokens: float = 1.0
-    image_size: int | None = None
-
-    def __post_init__(self):
-        check(
-            self,
-            "view",
-            patch_size=at_least(1),
-            keep_tokens=within("(0, 1]"),
-            image_size=at_least(1),
-        )
+    patch_size: Count | None = None
+    keep_tokens: Annotated[float, within("(0, 1]")] = 1.0
+    image_size: Count | None = None
 
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(Checked, path="selection.phases"):
     """Changes of a selection from a step on; None changes nothing.
 
     Attributes:
@@ -60,17 +59,14 @@ class Phase:
         candidates: as in `SelectionConfig`.
     """
 
-    start: int = 0
-    method: str | None = None
-    criterion: str | None = None
-    candidates: int | None = None
-
-    def __post_init__(self):
-        check(self, "selection.phases", start=at_least(0))
+    start: Annotated[int, at_least(0)] = 0
+    method: Method | None = None
+    criterion: Criterion | None = None
+    candidates: Count | None = None
 
 
 @dataclass(frozen=True)
-class SelectionConfig:
+class SelectionConfig(Checked, path="selection"):
     """Selection of the sub-batch from the super-batch, and its schedule.
 
     Attributes:
@@ -104,73 +100,58 @@ class SelectionConfig:
             this many consecutive steps. None never stops selecting.
     """
 
-    method: str = "uniform"
-    batch_size: int | None = None
-    num_chunks: int = 16  # arXiv 2406.17711, algorithm 1
-    criterion: str = "learnability"
-    loss: str | None = None
-    first_chunk: str = "diagonal"
+    method: Method = "uniform"
+    batch_size: Count | None = None
+    num_chunks: Count = 16  # arXiv 2406.17711, algorithm 1
+    criterion: Criterion = "learnability"
+    loss: Loss = None
+    first_chunk: FirstChunk = "diagonal"
     gain: float = 1.0
     view: View = field(default_factory=View)
-    candidates: int | None = None
-    scoring_batch_size: int | None = None
-    quota: str = "global"
+    candidates: Count | None = None
+    scoring_batch_size: Count | None = None
+    quota: Annotated[str, one_of(*QUOTAS)] = "global"
     phases: tuple[Phase, ...] = ()
-    uniform_every: int | None = None
-    stop_when_passed: int | None = None
+    uniform_every: Annotated[int, at_least(2)] | None = None
+    stop_when_passed: Count | None = None
 
     def __post_init__(self):
-        check(
-            self,
-            "selection",
-            method=one_of(*SAMPLERS),
-            batch_size=at_least(1),
-            num_chunks=at_least(1),
-            criterion=one_of(*CRITERIA),
-            loss=one_of(*LOSSES, None),
-            first_chunk=one_of(*FIRST_CHUNKS),
-            candidates=at_least(1),
-            scoring_batch_size=at_least(1),
-            quota=one_of(*QUOTAS),
-            uniform_every=at_least(2),
-            stop_when_passed=at_least(1),
+        super().__post_init__()
+        self._expect(
+            self.method != "joint"
+            or self.num_chunks <= (self.batch_size or self.num_chunks),
+            "`selection.num_chunks` must be at most `selection.batch_size`, so "
+            "that every chunk draws a row",
         )
-        most = self.batch_size if self.method == "joint" else None
-        if most and self.num_chunks > most:
-            raise ValueError(
-                "`selection.num_chunks` must be at most "
-                "`selection.batch_size`, so that every chunk draws a row. "
-                f"Received: num_chunks={self.num_chunks}, batch_size={most}"
-            )
-        if self.is_scheduled:
-            self._check_schedule()
-
-    def _check_schedule(self):
-        if self.batch_size is None:
-            raise ValueError(
-                "A schedule (`selection.phases`, `uniform_every` or "
-                "`stop_when_passed`) needs `selection.batch_size` (b). "
-                "Received: batch_size=None"
-            )
+        if not self.is_scheduled:
+            return
+        self._expect(
+            self.batch_size is not None,
+            "A schedule (`selection.phases`, `selection.uniform_every` or "
+            "`selection.stop_when_passed`) needs `selection.batch_size` (b)",
+        )
         starts = [phase.start for phase in self.phases]
-        if starts != sorted(set(starts)):
-            raise ValueError(
-                "`selection.phases` must be in the order of their starts, "
-                f"which must differ. Received: {starts}"
-            )
-        scoring = [kind for kind in self.kinds if kind.scores]
-        if not scoring:
-            raise ValueError(
-                "A schedule of draws must score on some step. Received: "
-                "`selection.method='uniform'` throughout"
-            )
-        criteria = {kind.criterion for kind in scoring}
-        if self.stop_when_passed and criteria != {"learnability"}:
-            raise ValueError(
-                "`selection.stop_when_passed` compares the learner with the "
-                "reference, so it needs criterion 'learnability' throughout. "
-                f"Received: {sorted(criteria)}"
-            )
+        self._expect(
+            starts == sorted(set(starts)),
+            "`selection.phases` must be in the order of their starts, which "
+            "must differ",
+        )
+        self._expect(
+            self.scores,
+            "A schedule of draws must score on some step: `selection.method` "
+            "must not be 'uniform' throughout",
+        )
+        self._expect(
+            not self.stop_when_passed
+            or all(
+                kind.criterion == "learnability"
+                for kind in self.kinds
+                if kind.scores
+            ),
+            "`selection.stop_when_passed` compares the learner with the "
+            "reference, so it needs `selection.criterion` 'learnability' "
+            "throughout `selection.phases`",
+        )
 
     @property
     def is_scheduled(self) -> bool:
@@ -182,44 +163,41 @@ class SelectionConfig:
 
         Ignores `stop_when_passed`, which does not depend on the step alone.
         """
-        begun = [phase for phase in self.phases if phase.start <= step]
+        begun = [kind for start, kind in self._by_phase if start <= step]
         every = self.uniform_every
-        is_uniform = bool(every) and (step + 1) % every == 0
-        return self._kind(begun[-1] if begun else None, is_uniform)
+        is_uniform = every and (step + 1) % every == 0
+        return _uniform(begun[-1]) if is_uniform else begun[-1]
 
     @property
     def stopped(self) -> "SelectionConfig":
         """Returns the settings after the learner has passed the reference."""
-        return self._unscheduled(method="uniform")
+        return _uniform(self._unscheduled(Phase()))
 
     @property
     def kinds(self) -> tuple["SelectionConfig", ...]:
         """Returns all distinct settings that a step may have."""
-        phases = list(self.phases)
-        if not phases or phases[0].start > 0:
-            phases = [None, *phases]
-        kinds = [self._kind(phase, False) for phase in phases]
+        kinds = [kind for _, kind in self._by_phase]
         if self.uniform_every:
-            kinds += [self._kind(phase, True) for phase in phases]
+            kinds += [_uniform(kind) for kind in kinds]
         if self.stop_when_passed:
             kinds.append(self.stopped)
         return tuple(dict.fromkeys(kinds))
 
-    def _kind(self, phase, is_uniform):
+    @functools.cached_property
+    def _by_phase(self) -> list[tuple[int, "SelectionConfig"]]:
+        """The first step and the settings of all phases, from step 0 on."""
         if not self.is_scheduled:
-            return self
-        changes = {}
-        if phase is not None:
-            changes = dataclasses.asdict(phase)
-            del changes["start"]
-        if is_uniform:
-            changes["method"] = "uniform"
-        return self._unscheduled(**changes)
+            return [(0, self)]
+        phases = self.phases
+        if not phases or phases[0].start:
+            phases = (Phase(), *phases)
+        return [(phase.start, self._unscheduled(phase)) for phase in phases]
 
-    def _unscheduled(self, **changes):
-        """Removes the schedule and applies the changes that are not None."""
+    def _unscheduled(self, phase):
         changes = {
-            name: value for name, value in changes.items() if value is not None
+            name: value
+            for name, value in dataclasses.asdict(phase).items()
+            if name != "start" and value is not None
         }
         return dataclasses.replace(
             self,
@@ -229,29 +207,27 @@ class SelectionConfig:
             stop_when_passed=None,
         )
 
-    def _any(self, name):
-        return any(getattr(kind, name) for kind in self.kinds)
-
     @property
     def scores(self) -> bool:
         """True if some step scores rows before it draws."""
-        if self.is_scheduled:
-            return self._any("scores")
-        return self.batch_size is not None and self.method != "uniform"
+        return self.batch_size is not None and any(
+            kind.method != "uniform" for kind in self.kinds
+        )
 
     @property
     def needs_reference(self) -> bool:
         """True if some step scores with the reference."""
-        if self.is_scheduled:
-            return self._any("needs_reference")
-        return self.scores and self.criterion != "hard_learner"
+        return self._scores_by("learnability", "easy_reference")
 
     @property
     def needs_learner(self) -> bool:
         """True if some step scores with the learner."""
-        if self.is_scheduled:
-            return self._any("needs_learner")
-        return self.scores and self.criterion != "easy_reference"
+        return self._scores_by("learnability", "hard_learner")
+
+    def _scores_by(self, *criteria):
+        return any(
+            kind.scores and kind.criterion in criteria for kind in self.kinds
+        )
 
     def steps_by_kind(
         self, steps: int, stopped_at: int | None = None
@@ -263,15 +239,13 @@ class SelectionConfig:
         """
         last = steps if stopped_at is None else min(steps, stopped_at)
         counts: collections.Counter[SelectionConfig] = collections.Counter()
-        starts = [0, *(phase.start for phase in self.phases), last]
         every = self.uniform_every
-        for phase, (start, stop) in zip(
-            (None, *self.phases), itertools.pairwise(starts), strict=True
-        ):
+        by_phase = [*self._by_phase, (last, None)]
+        for (start, kind), (stop, _) in itertools.pairwise(by_phase):
             start, stop = min(start, last), min(stop, last)
             uniform = stop // every - start // every if every else 0
-            counts[self._kind(phase, False)] += stop - start - uniform
-            counts[self._kind(phase, True)] += uniform
+            counts[kind] += stop - start - uniform
+            counts[_uniform(kind)] += uniform
         counts[self.stopped] += steps - last
         return dict(+counts)
 
@@ -292,33 +266,36 @@ class SelectionConfig:
         """Raises ValueError unless super-batches of `size` rows fit."""
         if self.batch_size is None:
             return
-        if self.batch_size > size:
-            raise ValueError(
-                "`selection.batch_size` (b) must be at most the super-batch, "
-                f"`data.super_batch_size` (B). Received: b={self.batch_size}, "
-                f"B={size}"
-            )
+        self._expect(
+            self.batch_size <= size,
+            "`selection.batch_size` (b) must be at most the super-batch, "
+            "`data.super_batch_size` (B)",
+            B=size,
+        )
         for kind in self.kinds:
             candidates = kind.candidates or size
-            if size % candidates or candidates < self.batch_size:
-                raise ValueError(
-                    "`selection.candidates` must divide the super-batch, "
-                    "`data.super_batch_size` (B), and be at least "
-                    "`selection.batch_size` (b). Received: "
-                    f"candidates={candidates}, B={size}, b={self.batch_size}"
-                )
-            if candidates % (self.scoring_batch_size or candidates):
-                raise ValueError(
-                    "`selection.scoring_batch_size` must divide the "
-                    "candidates: `selection.candidates`, or the super-batch, "
-                    "`data.super_batch_size`. "
-                    f"Received: {self.scoring_batch_size}, B={size}, "
-                    f"candidates={candidates}"
-                )
+            kind._expect(
+                size % candidates == 0 and candidates >= self.batch_size,
+                "`selection.candidates` must divide the super-batch, "
+                "`data.super_batch_size` (B), and be at least "
+                "`selection.batch_size` (b)",
+                B=size,
+            )
+            kind._expect(
+                candidates % (self.scoring_batch_size or candidates) == 0,
+                "`selection.scoring_batch_size` must divide the candidates: "
+                "`selection.candidates`, or the super-batch, "
+                "`data.super_batch_size` (B)",
+                B=size,
+            )
+
+
+def _uniform(kind: SelectionConfig) -> SelectionConfig:
+    return dataclasses.replace(kind, method="uniform")
 
 
 @dataclass(frozen=True)
-class CascadeConfig:
+class CascadeConfig(Checked, path="cascade"):
     """Stage 0: chooses the super-batch by sidecars, before images are read.
 
     Attributes:
@@ -336,32 +313,14 @@ class CascadeConfig:
             jointly within each, at 1/G of the cost; hosts share the groups.
     """
 
-    hyper_batch_size: int | None = None
-    num_chunks: int = 16  # as in `SelectionConfig`
-    criterion: str = "easy_reference"
-    loss: str | None = None
-    first_chunk: str = "diagonal"
+    hyper_batch_size: Count | None = None
+    num_chunks: Count = 16  # as in `SelectionConfig`
+    criterion: Annotated[str, _NO_LEARNER] = "easy_reference"
+    loss: Loss = None
+    first_chunk: FirstChunk = "diagonal"
     gain: float = 1.0
-    uniform_share: float = 0.0
-    num_groups: int = 1
-
-    def __post_init__(self):
-        if self.criterion != "easy_reference":
-            raise ValueError(
-                "`cascade.criterion` must be 'easy_reference': no learner "
-                "embeddings exist before the images are read. "
-                f"Received: {self.criterion!r}"
-            )
-        check(
-            self,
-            "cascade",
-            hyper_batch_size=at_least(1),
-            num_chunks=at_least(1),
-            loss=one_of(*LOSSES, None),
-            first_chunk=one_of(*FIRST_CHUNKS),
-            uniform_share=within("[0, 1)"),
-            num_groups=at_least(1),
-        )
+    uniform_share: Annotated[float, within("[0, 1)")] = 0.0
+    num_groups: Count = 1
 
     def num_uniform(self, super_batch_size: int) -> int:
         """Returns the number of rows of each group that are drawn uniformly."""
@@ -371,25 +330,25 @@ class CascadeConfig:
         """Raises ValueError unless super-batches of `size` rows fit."""
         if self.hyper_batch_size is None:
             return
-        if self.hyper_batch_size < size:
-            raise ValueError(
-                "`cascade.hyper_batch_size` (K B) must be at least the "
-                "super-batch, `data.super_batch_size` (B). Received: "
-                f"{self.hyper_batch_size}, B={size}"
-            )
-        if self.hyper_batch_size % self.num_groups or size % self.num_groups:
-            raise ValueError(
-                "`cascade.num_groups` must divide `cascade.hyper_batch_size` "
-                "(K B) and `data.super_batch_size` (B). Received: "
-                f"num_groups={self.num_groups}, K B={self.hyper_batch_size}, "
-                f"B={size}"
-            )
+        self._expect(
+            self.hyper_batch_size >= size,
+            "`cascade.hyper_batch_size` (K B) must be at least the "
+            "super-batch, `data.super_batch_size` (B)",
+            B=size,
+        )
+        self._expect(
+            not (self.hyper_batch_size % self.num_groups)
+            and not (size % self.num_groups),
+            "`cascade.num_groups` must divide `cascade.hyper_batch_size` (K B) "
+            "and `data.super_batch_size` (B)",
+            B=size,
+        )
         jointly = size // self.num_groups - self.num_uniform(size)
-        if self.num_chunks > jointly:
-            raise ValueError(
-                "`cascade.num_chunks` must be at most the rows drawn jointly, "
-                "so that every chunk draws one. Received: num_chunks="
-                f"{self.num_chunks} for {jointly} rows, B={size} with "
-                f"uniform_share={self.uniform_share}, num_groups="
-                f"{self.num_groups}"
-            )
+        self._expect(
+            self.num_chunks <= jointly,
+            "`cascade.num_chunks` must be at most the rows of a group, of "
+            "`cascade.num_groups`, less `cascade.uniform_share`, so that every "
+            "chunk draws a row",
+            B=size,
+            rows=jointly,
+        )

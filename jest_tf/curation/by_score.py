@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Annotated
 
 import numpy as np
 import tensorflow as tf
@@ -37,7 +38,7 @@ _ROWS = 2**16
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(checks.Checked):
     """How records are chosen.
 
     Attributes:
@@ -60,34 +61,17 @@ class Settings:
         seed: of windows, captions and draws.
     """
 
-    criterion: str = "easy_reference"
-    share: float = 0.2  # the filter ratio 0.8 of arXiv 2406.17711
-    window: int = 8192
-    passes: int = 1
-    loss: str | None = None
-    num_chunks: int = 16  # arXiv 2406.17711, algorithm 1
-    first_chunk: str = "diagonal"
+    criterion: Annotated[str, checks.one_of(*CRITERIA)] = "easy_reference"
+    # The filter ratio 0.8 of arXiv 2406.17711.
+    share: Annotated[float, checks.within("(0, 1]")] = 0.2
+    window: checks.Count = 8192
+    passes: checks.Count = 1
+    loss: config_lib.Loss = None
+    num_chunks: checks.Count = 16  # arXiv 2406.17711, algorithm 1
+    first_chunk: config_lib.FirstChunk = "diagonal"
     gain: float = 1.0
-    uniform_share: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self):
-        checks.check(
-            self,
-            "",
-            criterion=checks.one_of(*CRITERIA),
-            share=checks.within("(0, 1]"),
-            window=checks.at_least(1),
-            passes=checks.at_least(1),
-            loss=checks.one_of(*config_lib.LOSSES, None),
-            num_chunks=checks.at_least(1),
-            first_chunk=checks.one_of(*config_lib.FIRST_CHUNKS),
-            uniform_share=checks.within("[0, 1)"),
-        )
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(
-                f"`seed` must be in [0, 2^31). Received: {self.seed}"
-            )
+    uniform_share: Annotated[float, checks.within("[0, 1)")] = 0.0
+    seed: checks.Seed = 0
 
 
 def curate(

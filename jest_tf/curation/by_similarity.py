@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,11 @@ _BLOCK_ROWS = 2**13
 _READ = 256
 
 
+_COSINE = "a cosine, or more than 1 for none", lambda value: value > -1
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(checks.Checked):
     """How records similar to tasks are chosen.
 
     Attributes:
@@ -59,28 +62,13 @@ class Settings:
             their records from the same start.
     """
 
-    size: int = 1000
+    size: checks.Count = 1000
     concept_field: str = ""
-    num_clusters: int | None = None
-    near: float = 0.999
-    leak: float = 0.999
-    oversampling: int = 8
+    num_clusters: checks.Count | None = None
+    near: Annotated[float, _COSINE] = 0.999
+    leak: Annotated[float, _COSINE] = 0.999
+    oversampling: checks.Count = 8
     compare_ids: bool = True
-
-    def __post_init__(self):
-        checks.check(
-            self,
-            "",
-            size=checks.at_least(1),
-            num_clusters=checks.at_least(1),
-            oversampling=checks.at_least(1),
-        )
-        for name in ("near", "leak"):
-            if not -1.0 < getattr(self, name):
-                raise ValueError(
-                    f"`{name}` must be a cosine, or more than 1 for none. "
-                    f"Received: {getattr(self, name)}"
-                )
 
 
 class Embedded(NamedTuple):

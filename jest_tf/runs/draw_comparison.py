@@ -7,6 +7,7 @@ is trained. `runs/draw_log.py` follows the draws of training.
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import tensorflow as tf
@@ -24,14 +25,11 @@ _OTHER_NOISE, _CROPS = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmented:
+class Augmented(checks.Checked, path="view"):
     """A view of pictures augmented by `data.flip`, `data.min_crop_area`."""
 
     flip: bool = False
-    min_crop_area: float = 1.0
-
-    def __post_init__(self):
-        checks.check(self, "view", min_crop_area=checks.within("(0, 1]"))
+    min_crop_area: Annotated[float, checks.within("(0, 1]")] = 1.0
 
     def __call__(self, super_batch: dict, seed: tuple[int, int]) -> dict:
         """Augments the pictures, except the reference's."""

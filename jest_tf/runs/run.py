@@ -53,7 +53,7 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
 
 
 def _train(config, workdir, signals):
-    checks.check_local("--workdir", workdir)
+    checks.check("--workdir", workdir, checks.LOCAL)
     # For towers that draw weights by `tf.random`. Here, because it clears
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)

@@ -427,7 +427,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 )
         if config["selection"] is not None:
             config["selection"] = overrides.build(
-                config_lib.SelectionConfig, config["selection"], "selection."
+                config_lib.SelectionConfig, config["selection"], "selection"
             )
         config["views"] = tuple(
             config_lib.View(**view) for view in config["views"]

@@ -49,7 +49,7 @@ REFUSED = [
     (
         "selection",
         {"num_chunks": 5, "batch_size": 4, "method": "joint"},
-        "at most `selection.batch_size`.*num_chunks=5, batch_size=4",
+        "at most `selection.batch_size`.*num_chunks=5, .*batch_size=4",
     ),
     ("cascade", {"hyper_batch_size": 0}, "must be at least 1. Received: 0"),
     ("cascade", {"num_groups": 0}, "must be at least 1. Received: 0"),
@@ -67,7 +67,7 @@ REFUSED = [
     (
         "reference",
         {"distillation_steps": 3},
-        "needs `reference.distillation_weight`. Received: 3 without",
+        "needs `reference.distillation_weight`.*steps=3, .*weight=0.0",
     ),
     ("optimizer", {"weight_decay": -0.1}, "at least 0. Received: -0.1"),
     ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
@@ -86,7 +86,11 @@ REFUSED = [
     ("distribution", {"strategy": "gpu"}, r"one of \('default', .*'gpu'"),
     ("distribution", {"virtual_devices": 0}, "must be at least 1"),
     ("data", {"format": "zip"}, r"one of \('auto', .*'zip'"),
-    ("data", {"weights": (1.0,)}, r"for each store .* for 0 stores"),
+    (
+        "data",
+        {"weights": (1.0,)},
+        r"for each store .*weights=\(1.0,\), data.train=\(\)",
+    ),
     ("data", {"max_fault_rate": 1.5}, r"in \[0, 1\]. Received: 1.5"),
     ("data", {"shuffle_block_size": 0}, "must be at least 1"),
     ("reference", {"sidecar_dir": "x"}, "needs `reference.sidecars=true`"),
@@ -95,7 +99,7 @@ REFUSED = [
     (
         "reference",
         {"distillation_weight": 1.0},
-        "needs a reference: set `reference.workdir`.*Received: 1.0 without",
+        "needs a reference: set `reference.workdir`.*1.0, .*workdir=''",
     ),
     ("selection", {"quota": "local"}, r"one of \('global', .*'local'"),
     ("checkpoint", {"every_minutes": 0.0}, "must be > 0. Received: 0.0"),
@@ -297,7 +301,7 @@ class ScheduleTest(tf.test.TestCase):
                 lambda: config.SelectionConfig(uniform_every=2),
             ),
             (
-                r"in the order of their starts.*\[4, 4\]",
+                r"in the order of their starts.*start=4, .*start=4, ",
                 lambda: self.scheduled((4, "uniform"), (4,)),
             ),
             (
@@ -305,13 +309,13 @@ class ScheduleTest(tf.test.TestCase):
                 lambda: self.scheduled((0, "uniform")),
             ),
             (
-                "needs criterion 'learnability'.*easy_reference",
+                "needs `selection.criterion` 'learnability'.*easy_reference",
                 lambda: self.scheduled(
                     (3, None, "easy_reference"), stop_when_passed=2
                 ),
             ),
             (
-                "`selection.method` must be one of .*'best'",
+                "`selection.phases.method` must be one of .*'best'",
                 lambda: self.scheduled((3, "best")),
             ),
             (
@@ -338,27 +342,27 @@ class ScheduleTest(tf.test.TestCase):
         two = config.DistributionConfig(steps_per_execution=2)
         for message, make in (
             (
-                "must start before the last.*start=10, steps=10",
+                "must start before the last.*start=10, .* steps=10",
                 lambda: run(self.scheduled((10, "uniform"))),
             ),
             (
-                "start at multiples of .*start=3, steps_per_execution=2",
+                "start at multiples of .*start=3, .*steps_per_execution=2",
                 lambda: run(self.scheduled((3, "uniform")), distribution=two),
             ),
             (
-                "`selection.uniform_every` needs .*: 2",
+                "`selection.uniform_every` needs .*steps_per_execution=2",
                 lambda: run(self.scheduled(uniform_every=4), distribution=two),
             ),
             (
-                "`selection.candidates` must divide .*candidates=6, B=16, b=4",
+                "`selection.candidates` must divide .*=6, .*size=4, B=16",
                 lambda: run(self.scheduled((3, None, None, 6))),
             ),
             (
-                "`selection.candidates` must divide .*candidates=2, B=16, b=4",
+                "`selection.candidates` must divide .*=2, .*size=4, B=16",
                 lambda: run(self.scheduled((3, None, None, 2))),
             ),
             (
-                "`selection.scoring_batch_size` must divide .*16, B=16, .*8",
+                "`selection.scoring_batch_size` must divide .*=16, .*=8, B=16",
                 lambda: run(
                     self.scheduled((3, None, None, 8), scoring_batch_size=16)
                 ),
@@ -378,7 +382,7 @@ class ScheduleTest(tf.test.TestCase):
                 ),
             ),
             (
-                "`model.views` must cut .*3 views, b=4",
+                "`model.views` must cut .*View.*View.*View.*batch_size=4",
                 lambda: run(
                     model=config.ModelConfig(views=(config.View(),) * 3)
                 ),
@@ -439,28 +443,28 @@ class RefusalsTest(tf.test.TestCase):
         for settings, message in (
             (
                 cascaded(hyper_batch_size=31),
-                "`cascade.hyper_batch_size` .* at least .*: 31, B=32",
+                "`cascade.hyper_batch_size` .* at least .*=31, B=32",
             ),
             (
                 cascaded(hyper_batch_size=64, num_chunks=33),
-                "`cascade.num_chunks` must be at most .*: num_chunks=33 for 32 "
-                "rows, B=32 with uniform_share=0.0",
+                "`cascade.num_chunks` must be at most .*num_chunks=33, "
+                ".*uniform_share=0.0, B=32, rows=32",
             ),
             (
                 cascaded(hyper_batch_size=64, num_groups=5),
-                "num_groups` must divide .*: num_groups=5, K B=64, B=32",
+                "num_groups` must divide .*num_groups=5, .*size=64, B=32",
             ),
             (
                 cascaded(hyper_batch_size=68, num_groups=8),
-                "num_groups` must divide .*: num_groups=8, K B=68, B=32",
+                "num_groups` must divide .*num_groups=8, .*size=68, B=32",
             ),
             (
                 cascaded(hyper_batch_size=64, num_groups=4),
-                "num_chunks=16 for 8 rows, B=32 .*, num_groups=4",
+                "num_chunks=16, .*num_groups=4, .*B=32, rows=8",
             ),
             (
                 cascaded(hyper_batch_size=64, uniform_share=0.6),
-                "num_chunks=16 for 13 rows, B=32 with uniform_share=0.6",
+                "num_chunks=16, .*uniform_share=0.6, B=32, rows=13",
             ),
             (
                 cascaded(sidecars=False, hyper_batch_size=64),
@@ -472,18 +476,18 @@ class RefusalsTest(tf.test.TestCase):
             ({"seed": -1}, r"`seed` must be in \[0, 2\^31\). Received: -1"),
             ({"seed": 2**31}, r"`seed` must be in .*Received: 2147483648"),
             ({"data": {}}, "`data` must be of type DataConfig. Received: {}"),
-            (selected(batch_size=33), r"at most .*Received: b=33, B=32"),
+            (selected(batch_size=33), r"at most .*batch_size=33, B=32"),
             (
                 selected(batch_size=16, scoring_batch_size=5),
-                "`selection.scoring_batch_size` must divide .*5, B=32",
+                "`selection.scoring_batch_size` must divide .*=5, .*B=32",
             ),
             (
                 selected(batch_size=16, criterion="learnability"),
-                "`selection.criterion='learnability'` needs a reference.*''",
+                "`selection.criterion` needs a reference.*='learnability', .*",
             ),
             (
                 selected(batch_size=16, criterion="easy_reference"),
-                "`selection.criterion='easy_reference'` needs a reference",
+                "`selection.criterion` needs a reference.*='easy_reference'",
             ),
             (
                 {
@@ -499,7 +503,7 @@ class RefusalsTest(tf.test.TestCase):
                         steps_per_execution=4
                     ),
                 },
-                "`steps` must be a multiple of .*10, steps_per_execution=4",
+                "`steps` must be a multiple of .*steps=10, .*execution=4",
             ),
             (
                 {
@@ -509,7 +513,7 @@ class RefusalsTest(tf.test.TestCase):
                         steps_per_execution=4
                     ),
                 },
-                "`checkpoint.every_steps` must be a multiple of .*6, steps_per",
+                "`checkpoint.every_steps` must be a multiple of .*=6, .*=4",
             ),
         ):
             with self.subTest(message=message):
@@ -594,7 +598,10 @@ class FilesTest(tf.test.TestCase):
             ("steps=none", "`steps` must be of type int. Received: 'none'"),
             ("data.vocabulary=gs://a/b", "must be a local path.*'gs://a/b'"),
             ("reference.workdir=s3://a", "must be a local path.*'s3://a'"),
-            ("model.preset=b32", r"one of \('tiny', .*Received: 'b32'"),
+            (
+                "model.preset=b32",
+                r"one of \('tiny', .*Received: model.preset='b32'",
+            ),
             ("data.image_size=65", "`data.image_size`: the patch size .*=16"),
             ("model.patch_size=x", "must be of type int. Received: 'x'"),
             ("data.flip=1", "`data.flip` must be of type bool. Received: '1'"),
@@ -629,15 +636,15 @@ class FilesTest(tf.test.TestCase):
         for path, message in (
             (
                 self.write("recipe.txt", "return 1"),
-                r"txt' is no recipe: expected a \.py file",
+                r"No recipe at .*txt': expected a \.py or \.json file",
             ),
             (
                 self.write("other.py", "return 1", name="other"),
-                r"other.py' is no recipe: expected a function `config\(\)`",
+                r"other.py' must have a function `config\(\)`.*NoneType",
             ),
             (
                 self.write("dict.py", "return {'steps': 3}"),
-                "dict.py' must return a TrainConfig. Received: dict",
+                "dict.py' must .* returns a TrainConfig. Received: dict",
             ),
         ):
             with self.subTest(path):

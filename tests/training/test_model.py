@@ -1255,8 +1255,8 @@ class RefusalsTest(TrainingTestCase):
         uneven = dataclasses.replace(JOINT, scoring_batch_size=5)
         uniform = dataclasses.replace(large, method="uniform")
         for model, value, message in (
-            (build(selection=large), batch, "b=13, B=12"),
-            (build(selection=uniform), batch, "b=13, B=12"),
+            (build(selection=large), batch, "batch_size=13, B=12"),
+            (build(selection=uniform), batch, "batch_size=13, B=12"),
             (build(selection=uneven), batch, "must divide .* 5, B=12"),
             (build(reference=None), batch, "needs a reference: pass"),
             (

@@ -81,7 +81,7 @@ class CandidatesTest(tf.test.TestCase):
             ("candidates` must .* 10, B=24, R=1", 1, {"candidates": 10}),
             # 12 rows on each replica can't be thinned to every 8th.
             ("candidates` must .* 3, B=24, R=2", 2, {"candidates": 3}),
-            ("b=8, B=6", 1, {"candidates": 6}),
+            ("batch_size=8, B=6", 1, {"candidates": 6}),
             ("batch_size` .b. must be a mult.* 9, R=2", 2, {"batch_size": 9}),
         ):
             with self.assertRaisesRegex(ValueError, message):
