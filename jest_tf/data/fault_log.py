@@ -3,14 +3,12 @@
 `data/reader.py` replaces unreadable records; above a set rate the run stops.
 """
 
-import array
 import collections
 import json
 import os
 import re
 import threading
-
-import numpy as np
+from collections.abc import Mapping
 
 from jest_tf import files
 
@@ -56,32 +54,13 @@ class FaultLog:
         with self._lock:
             self._error = ""
             self._reasons = collections.Counter()
-            positions = array.array("q")
-
-            def kept():
-                for _, text, line in self._read():
-                    if line["step"] < step:
-                        positions.append(line["position"])
-                        self._count(line["reason"])
-                        yield text
-
-            self._rewrite(kept())
             self.num_drawn = num_drawn
-            self.num_replaced = len(np.unique(positions))
+            self.num_replaced = len(set(self._sort(step)))
 
-    def add(
-        self, *, step: int, position: int, id: int, place: str, reason: str
-    ) -> None:
+    def add(self, line: Mapping) -> None:
         """Logs an unreadable record."""
-        line = {
-            "step": step,
-            "position": position,
-            "id": id,
-            "place": place,
-            "reason": reason,
-        }
         with self._lock:
-            self._count(reason)
+            self._count(line["reason"])
             if self._path:
                 # Faults are rare, so the file is not kept open.
                 with open(self._path, "a", encoding="utf-8") as file:
@@ -113,19 +92,7 @@ class FaultLog:
         ahead.
         """
         with self._lock:
-            # Numbers alone are held, as the log of a long run may be large.
-            starts, positions, places = (array.array("q") for _ in range(3))
-            for start, _, line in self._read():
-                if stop_step is None or line["step"] < stop_step:
-                    starts.append(start)
-                    positions.append(line["position"])
-                    places.append(hash(line["place"]))
-            # The first line of a fault that was met twice.
-            faults = np.stack([positions, places], axis=1)
-            _, firsts = np.unique(faults, axis=0, return_index=True)
-            # The lines of a position stay in their order.
-            firsts = firsts[np.lexsort([firsts, faults[firsts, 0]])]
-            self._rewrite(self._lines_at(starts[i] for i in firsts))
+            self._sort(stop_step)
 
     def _describe(self):
         reasons = "; ".join(
@@ -146,38 +113,39 @@ class FaultLog:
         if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
             self._reasons[kind] += 1
 
-    def _read(self):
-        """The place and bytes of each line, and its content.
+    def _sort(self, stop_step):
+        """Rewrites the log, and returns the positions of its lines.
 
-        A line that a kill has cut off is dropped.
+        Of a fault that was met twice, the first line stays.
         """
         if not self._path or not os.path.isfile(self._path):
-            return
+            return []
+        # The log of a long run may be large, so no line is held.
+        starts: dict = {}
         start = 0
-        # Bytes, as what a power cut leaves need not be UTF-8.
-        with open(self._path, "rb") as file:
-            for text in file:
+        with (
+            # Bytes, as what a power cut leaves need not be UTF-8.
+            open(self._path, "rb") as log,
+            files.written_whole(self._path) as partial,
+            open(partial, "wb") as out,
+        ):
+            for text in log:
                 try:
                     line = json.loads(text)
                 except ValueError:
-                    return
-                yield start, text, line
+                    break  # a kill has cut it off
+                if stop_step is None or line["step"] < stop_step:
+                    fault = line["position"], hash(line["place"])
+                    starts.setdefault(fault, start)
+                    self._count(line["reason"])
                 start += len(text)
-
-    def _lines_at(self, starts):
-        with open(self._path, "rb") as file:
-            for start in starts:
-                file.seek(start)
-                yield file.readline()
-
-    def _rewrite(self, lines):
-        if self._path and os.path.isfile(self._path):
-            with (
-                files.written_whole(self._path) as partial,
-                open(partial, "wb") as file,
-            ):
+            # The lines of a position stay in their order.
+            order = sorted((fault[0], start) for fault, start in starts.items())
+            for _, start in order:
+                log.seek(start)
                 # The last line may be whole but for its end.
-                file.writelines(line.rstrip(b"\n") + b"\n" for line in lines)
+                out.write(log.readline().rstrip(b"\n") + b"\n")
+        return [position for position, _ in order]
 
 
 def _kind(reason):

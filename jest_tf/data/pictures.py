@@ -24,8 +24,8 @@ _MAX_SCANS = 100
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# JPEG markers without a length: TEM, RST0-7, SOI (ITU-T T.81).
-_BARE_MARKERS = frozenset([0x01, *range(0xD0, 0xD9)])
+# JPEG markers without a length: TEM, RST0-7, SOI, EOI (ITU-T T.81), padding.
+_BARE_MARKERS = frozenset([0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 # Start of frame: C0-CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = b"\xff\xda"
@@ -39,18 +39,22 @@ def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
         frame; a fault if the picture must not be decoded, for example because
         it has more than `max_pixels`.
     """
+    if not encoded:
+        return shards.Fault("empty picture")
     try:
-        if encoded.startswith(_JPEG_MAGIC):
-            _check_size(*_jpeg_size(encoded), max_pixels)
-        elif encoded.startswith(_PNG_MAGIC):
-            _check_size(*struct.unpack_from(">II", encoded, 16), max_pixels)
-        else:
-            return _transcode(encoded, max_pixels)
+        return _prepare(encoded, max_pixels)
     except _Refused as error:
-        return shards.Fault(str(error))
-    except (IndexError, struct.error):
-        return shards.Fault(f"truncated picture: {len(encoded)} bytes")
-    return encoded
+        reason = str(error)
+    except (IndexError, ValueError, struct.error):
+        reason = f"truncated picture: {len(encoded)} bytes"
+    except Image.UnidentifiedImageError:
+        reason = (
+            "unknown picture format: neither JPEG, PNG, GIF, BMP nor WebP, or "
+            f"damaged, {len(encoded)} bytes"
+        )
+    except Exception as error:  # Pillow's decoders raise all kinds.
+        reason = f"damaged picture: {shards.one_line(error)}"
+    return shards.Fault(reason)
 
 
 def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
@@ -151,7 +155,15 @@ class _Refused(Exception):
     """The picture must not be decoded; the text says why."""
 
 
-def _check_size(width, height, max_pixels):
+def _prepare(encoded, max_pixels):
+    image = None
+    if encoded.startswith(_JPEG_MAGIC):
+        width, height = _jpeg_size(encoded)
+    elif encoded.startswith(_PNG_MAGIC):
+        width, height = struct.unpack_from(">II", encoded, 16)
+    else:
+        image = Image.open(io.BytesIO(encoded), formats=("GIF", "BMP", "WEBP"))
+        width, height = image.size
     if not width or not height:
         raise _Refused(f"picture without pixels: {width} x {height}")
     if width * height > max_pixels:
@@ -159,57 +171,28 @@ def _check_size(width, height, max_pixels):
             f"oversized picture: {width} x {height} pixels, more than "
             f"{max_pixels:,}"
         )
+    if image is None:
+        return encoded
+    # TensorFlow decodes a WebP of one frame without alpha.
+    animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
+    if image.format == "WEBP" and image.mode == "RGB" and not animated:
+        return encoded
+    png = io.BytesIO()
+    image.convert("RGB").save(png, "PNG", compress_level=1)
+    return png.getvalue()
 
 
 def _jpeg_size(encoded):
-    position = 2
-    while True:
+    position, marker = 2, 0
+    while marker not in _FRAME_MARKERS:
         # Bytes between segments are skipped, as libjpeg does.
-        position = encoded.find(b"\xff", position)
-        if position < 0:
-            raise IndexError
-        marker = encoded[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        position += 2
-        if marker in _FRAME_MARKERS:
-            break
-        if marker == 0xD9:
-            raise IndexError
-        if marker and marker not in _BARE_MARKERS:
-            position += encoded[position] << 8 | encoded[position + 1]
-    height, width = struct.unpack_from(">HH", encoded, position + 3)
+        position = encoded.index(b"\xff", position) + 1
+        marker = encoded[position]
+        if marker not in _BARE_MARKERS and marker not in _FRAME_MARKERS:
+            (length,) = struct.unpack_from(">H", encoded, position + 1)
+            position += 1 + length
     scans = encoded.count(_SCAN, position)
     if scans > _MAX_SCANS:
         raise _Refused(f"JPEG of {scans} scans, more than {_MAX_SCANS}")
+    height, width = struct.unpack_from(">HH", encoded, position + 4)
     return width, height
-
-
-def _transcode(encoded, max_pixels):
-    """A GIF's, BMP's or WebP's first frame as PNG; plain WebP unchanged."""
-    if not encoded:
-        raise _Refused("empty picture")
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=("GIF", "BMP", "WEBP"))
-        _check_size(*image.size, max_pixels)
-        if image.format == "WEBP" and _is_plain_webp(encoded, image.mode):
-            return encoded
-        png = io.BytesIO()
-        image.convert("RGB").save(png, "PNG", compress_level=1)
-        return png.getvalue()
-    except Image.UnidentifiedImageError as error:
-        raise _Refused(
-            "unknown picture format: neither JPEG, PNG, GIF, BMP nor WebP, or "
-            f"damaged, {len(encoded)} bytes"
-        ) from error
-    except _Refused:
-        raise
-    except Exception as error:  # Pillow's decoders raise all kinds.
-        raise _Refused(f"damaged picture: {shards.one_line(error)}") from error
-
-
-def _is_plain_webp(encoded, mode):
-    """True if TensorFlow decodes a WebP: one frame, and no alpha."""
-    animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
-    return mode == "RGB" and not animated

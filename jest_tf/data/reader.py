@@ -6,6 +6,7 @@ substitute (`data/stream.py`). A readable record can be read by its store, has a
 nonblank caption and a picture that decodes and, with sidecars, has embeddings.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -43,10 +44,11 @@ class Chunk(NamedTuple):
     choices: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
 class Reader:
     """Reads positions of a stream; thread-safe.
 
-    Args:
+    Attributes:
         store: the records.
         order: `stream.Order` or `stream.Mixture` over them.
         seed: the run's seed, for the choice of captions.
@@ -56,22 +58,13 @@ class Reader:
             embeddings; None requires none.
     """
 
-    def __init__(
-        self,
-        store: stores.Store,
-        order: stream.Order | stream.Mixture,
-        *,
-        seed: int,
-        step_size: int,
-        log: fault_log.FaultLog,
-        embedded: Callable[[np.ndarray], np.ndarray] | None = None,
-    ):
-        self._store = store
-        self._order = order
-        self._seed = seed
-        self._step_size = step_size
-        self._log = log
-        self._embedded = embedded
+    store: stores.Store
+    order: stream.Order | stream.Mixture
+    _: dataclasses.KW_ONLY
+    seed: int
+    step_size: int
+    log: fault_log.FaultLog
+    embedded: Callable[[np.ndarray], np.ndarray] | None = None
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads records at positions, int64 [k], replacing unreadable ones.
@@ -81,7 +74,7 @@ class Reader:
         Raises:
             ValueError: too many records are unreadable.
         """
-        rows = self._order.rows(positions)
+        rows = self.order.rows(positions)
         count = len(rows)
         chunk = Chunk(
             rows,
@@ -91,12 +84,12 @@ class Reader:
             np.empty(count, object),
             np.zeros(count, np.int64),
         )
-        numbers = caption_numbers(self._seed, positions).tolist()
+        numbers = caption_numbers(self.seed, positions).tolist()
         for i, record in enumerate(self._records(rows)):
             fault = self._take(chunk, i, record, numbers[i])
             if fault:
                 self._replace(chunk, i, int(positions[i]), numbers[i], fault)
-        self._log.count(count, int((chunk.attempts > 0).sum()))
+        self.log.count(count, int((chunk.attempts > 0).sum()))
         return chunk
 
     def repair(
@@ -115,7 +108,7 @@ class Reader:
         Raises:
             ValueError: too many records are unreadable.
         """
-        numbers = caption_numbers(self._seed, positions).tolist()
+        numbers = caption_numbers(self.seed, positions).tolist()
         decoded = []
         before = int((chunk.attempts > 0).sum())
         for i in missing.tolist():
@@ -124,16 +117,16 @@ class Reader:
                 self._replace(chunk, i, int(positions[i]), numbers[i], image)
                 image = self._decode(chunk, i)
             decoded.append(image)
-        self._log.count(0, int((chunk.attempts > 0).sum()) - before)
+        self.log.count(0, int((chunk.attempts > 0).sum()) - before)
         return decoded
 
     def _decode(self, chunk, i):
-        return pictures.decode(chunk.pictures[i], self._store.max_image_pixels)
+        return pictures.decode(chunk.pictures[i], self.store.max_image_pixels)
 
     def _records(self, rows):
-        found = self._store.read(rows)
-        if self._embedded is not None:
-            for i in np.flatnonzero(~self._embedded(rows)).tolist():
+        found = self.store.read(rows)
+        if self.embedded is not None:
+            for i in np.flatnonzero(~self.embedded(rows)).tolist():
                 found[i] = NO_EMBEDDING
         return found
 
@@ -144,7 +137,7 @@ class Reader:
         choices = candidates(record.captions)
         if not choices:
             return NO_CAPTION
-        limit = self._store.max_image_pixels
+        limit = self.store.max_image_pixels
         picture = pictures.prepare(record.image, limit)
         if isinstance(picture, stores.Fault):
             return picture
@@ -158,12 +151,14 @@ class Reader:
         """Puts the next readable substitute at index i of a chunk."""
         while fault:
             row = int(chunk.rows[i])
-            self._log.add(
-                step=position // self._step_size,
-                position=position,
-                id=int(self._store.ids(np.array([row]))[0]),
-                place=self._store.describe(row),
-                reason=fault.reason,
+            self.log.add(
+                {
+                    "step": position // self.step_size,
+                    "position": position,
+                    "id": int(self.store.ids(np.array([row]))[0]),
+                    "place": self.store.describe(row),
+                    "reason": fault.reason,
+                }
             )
             chunk.attempts[i] += 1
             attempt = int(chunk.attempts[i])
@@ -171,9 +166,9 @@ class Reader:
                 raise ValueError(
                     f"{MAX_ATTEMPTS} records in a row cannot be read in place "
                     f"of one at position {position}, the last "
-                    f"{self._store.describe(row)}: {fault.reason}"
+                    f"{self.store.describe(row)}: {fault.reason}"
                 )
-            rows = self._order.substitutes(np.array([position]), attempt)
+            rows = self.order.substitutes(np.array([position]), attempt)
             chunk.rows[i] = rows[0]
             (record,) = self._records(rows)
             fault = self._take(chunk, i, record, number)

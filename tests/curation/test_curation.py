@@ -387,7 +387,7 @@ class ResumeTest(ScoresTestCase):
         self.curate(whole)
         self.curate(folder)
         path = manifest.part_path(self.store, 0, folder)
-        header, part = manifest.read_part(path)
+        header, part, _ = manifest.read_part(path)
         manifest.write_part(
             path, header, part._replace(weights=part.weights + 1)
         )
@@ -461,7 +461,7 @@ class ResumeTest(ScoresTestCase):
         files = self.read(alone)
         self.assertEqual(self.read(spread), files)
         path = manifest.part_path(self.store, 0, spread)
-        header, part = manifest.read_part(path)
+        header, part, _ = manifest.read_part(path)
         manifest.write_part(
             path, header, part._replace(weights=part.weights + 1)
         )
@@ -757,7 +757,7 @@ class LikeTest(tf.test.TestCase):
     def test_every_file_is_written_anew(self):
         expected = self.infer()
         path = manifest.part_path(self.pool.store, 0, self.directory)
-        header, part = manifest.read_part(path)
+        header, part, _ = manifest.read_part(path)
         other = part._replace(weights=1.0 - part.weights)
         for overwrite in (False, True):
             manifest.write_part(path, header, other)

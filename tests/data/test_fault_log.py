@@ -35,10 +35,10 @@ class FaultLogTest(tf.test.TestCase):
         log = fault_log.FaultLog(self.path, 1.0)
         order = [31, 2, 17, 17, 5]
         for position in order:
-            log.add(**self.line(position))
+            log.add(self.line(position))
         self.assertEqual(self.lines(), [self.line(p) for p in order])
         # Of a fault that is met again the first line stays.
-        log.add(**self.line(31, "another reason"))
+        log.add(self.line(31, "another reason"))
         log.close()
         self.assertEqual(self.lines(), [self.line(p) for p in (2, 5, 17, 31)])
 
@@ -46,28 +46,28 @@ class FaultLogTest(tf.test.TestCase):
         log = fault_log.FaultLog(self.path, 1.0)
         lines = [self.line(7) | {"place": place} for place in "cab"]
         for line in [self.line(9), *lines]:
-            log.add(**line)
+            log.add(line)
         log.close()
         self.assertEqual(self.lines(), [*lines, self.line(9)])
 
     def test_what_was_read_ahead_is_left_out(self):
         log = fault_log.FaultLog(self.path, 1.0)
         for position in (5, 25, 29, 30):
-            log.add(**self.line(position))
+            log.add(self.line(position))
         log.close(stop_step=3)
         self.assertEqual(self.lines(), [self.line(p) for p in (5, 25, 29)])
 
     def test_a_resumed_log_goes_on_as_if_unbroken(self):
         log = fault_log.FaultLog(self.path, 0.01)
         for position in (3, 3, 19, 20, 44):
-            log.add(**self.line(position))
+            log.add(self.line(position))
         with open(self.path, "a") as file:
             file.write('{"step": 4, "posi')  # a kill in the middle of a line
         log = fault_log.FaultLog(self.path, 0.01)
         log.start(2, num_drawn=20)
-        self.assertEqual(self.lines(), [self.line(p) for p in (3, 3, 19)])
+        self.assertEqual(self.lines(), [self.line(p) for p in (3, 19)])
         self.assertEqual((log.num_drawn, log.num_replaced), (20, 2))
-        log.add(**self.line(20))
+        log.add(self.line(20))
         log.close()
         self.assertEqual(self.lines(), [self.line(p) for p in (3, 19, 20)])
 
@@ -75,7 +75,7 @@ class FaultLogTest(tf.test.TestCase):
         for rest in (b"\xff\xfe\xfd\n", b'{"step": 0, "reason": "\xff"}\n'):
             log = fault_log.FaultLog(self.path, 1.0)
             for position in (3, 19):
-                log.add(**self.line(position))
+                log.add(self.line(position))
             with open(self.path, "ab") as file:
                 file.write(rest)
             log = fault_log.FaultLog(self.path, 1.0)
@@ -127,7 +127,7 @@ class FaultLogTest(tf.test.TestCase):
         log = fault_log.FaultLog(self.path, 0.0)
         reasons = ["empty picture", *(f"truncated: {n} bytes" for n in (3, 4))]
         for position, reason in enumerate(reasons):
-            log.add(**self.line(position, reason))
+            log.add(self.line(position, reason))
         log.check()
         for _ in range(2):
             with self.assertRaisesRegex(
@@ -145,7 +145,7 @@ class FaultLogTest(tf.test.TestCase):
 
         def work(start):
             for position in range(start, start + 200):
-                log.add(**self.line(position))
+                log.add(self.line(position))
                 log.count(2, 1)
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:

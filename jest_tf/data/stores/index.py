@@ -12,6 +12,7 @@ and tail, and the record's number. It survives a move of the folder and changes
 of other shards, but not renaming or rewriting the shard.
 """
 
+import array
 import concurrent.futures
 import contextlib
 import hashlib
@@ -23,7 +24,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from jest_tf import files
@@ -40,27 +40,22 @@ _WORKERS = 16
 _maps = artefacts.Maps(_KIND, 128)
 
 
-class Index:
+class Index(NamedTuple):
     """The records of one shard.
 
     Attributes:
         num_records: number of records.
         stamp: identifies this version of the shard and how it is read.
+        records: returns int64 [n, 3], spans and ids.
     """
 
-    def __init__(self, shard, form, num_records, checksum, records):
-        self.num_records = num_records
-        self.stamp = _digest(
-            shard.identity,
-            struct.pack("<Iq", checksum, num_records),
-            form.name.encode(),
-            form.fields.encode(),
-        ).hex()
-        self._records = records
+    num_records: int
+    stamp: str
+    records: Callable[[], np.ndarray]
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """Returns spans and ids of records: int64 [k] -> [k, 3]."""
-        return np.array(self._records()[numbers])
+        return np.array(self.records()[numbers])
 
 
 def open_indexes(
@@ -84,47 +79,52 @@ def open_indexes(
     Raises:
         ValueError: a shard is unreadable, empty or not of the format.
     """
-    shown = _Progress(progress)
     unwritten: list[str] = []
+    lock = threading.Lock()
+    done = total = 0
 
     def find(path, form):
         with _naming(path):
-            shard = retries.call(lambda: _describe(path))
+            origin = retries.call(lambda: _origin(path, form))
         place = index_path(path, index_dir, form.index_variant)
-        found = _load(place, shard, form)
-        if found is None:
-            shown.expect(shard.size)
-        return place, shard, found
+        return place, origin, _load(place, origin, form)
+
+    def advance(size):
+        nonlocal done
+        with lock:
+            done += size
+            if progress is not None:
+                progress(done, total)
 
     def build(path, form, found):
-        place, shard, index = found
+        place, origin, index = found
         if index is not None:
             return index
-        records = _scan(path, form, shard, shown.advance)
+        records = _scan(path, form, origin, advance)
         try:
-            artefacts.write(
-                place, _KIND, _metadata(shard, form), {_ARRAY: records}
-            )
-            index = _load(place, shard, form)
-        except (OSError, tf.errors.OpError) as error:
+            artefacts.write(place, _KIND, origin, {_ARRAY: records})
+            index = _load(place, origin, form)
+        except retries.ERRORS as error:
             unwritten.append(f"{place}: {error}")
         # Another process may have indexed another version by now.
-        return index or _in_memory(shard, form, records)
+        return index or _in_memory(origin, form, records)
 
     with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
         try:
             found = list(pool.map(find, paths, formats))
+            total = sum(
+                int(origin["size"]) for _, origin, old in found if old is None
+            )
             indexes = list(pool.map(build, paths, formats, found))
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     if unwritten:
         logging.warning(
             "%d indexes cannot be written and are kept in memory, so the next "
             "start builds them again; set `data.index_dir` to a folder that "
             "can be written. First: %s",
-            len(unwritten),
-            unwritten[0],
+            *(len(unwritten), unwritten[0]),
         )
     return indexes
 
@@ -147,80 +147,47 @@ def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
     return os.path.join(index_dir, f"{name}-{digest}{ending}")
 
 
-class _Shard(NamedTuple):
-    size: int
-    mtime: int
-    identity: bytes
-
-
-class _Progress:
-    """Sums the bytes reported by several threads."""
-
-    def __init__(self, report):
-        self._report = report
-        self._lock = threading.Lock()
-        self._done = self._total = 0
-
-    def expect(self, size):
-        with self._lock:
-            self._total += size
-
-    def advance(self, size):
-        with self._lock:
-            self._done = min(self._done + size, self._total)
-            if self._report is not None:
-                self._report(self._done, self._total)
-
-
 @contextlib.contextmanager
 def _naming(path):
     """Turns a system error about a shard into a ValueError that names it."""
     try:
         yield
-    except (OSError, tf.errors.OpError) as error:
+    except retries.ERRORS as error:
         raise ValueError(f"Shard {path} cannot be read: {error}") from error
 
 
-def _describe(path):
-    size, mtime = shards.stat(path)
+def _origin(path, form):
+    """What an index must have been built from."""
+    size, time = shards.stat(path)
     if size == 0:
         raise ValueError(f"Shard {path} is empty: it has no record.")
     with files.open_file(path) as file:
         head = file.read(_EDGE)
         file.seek(max(0, size - _EDGE))
         tail = file.read(_EDGE)
-    return _Shard(size, mtime, _digest(struct.pack("<q", size), head, tail))
-
-
-def _metadata(shard, form):
     return {
-        "size": str(shard.size),
-        "mtime_ns": str(shard.mtime),
-        "identity": shard.identity.hex(),
+        "size": str(size),
+        "mtime_ns": str(time),
+        "identity": _digest(struct.pack("<q", size), head, tail).hex(),
         "format": _digest(form.index_key.encode()).hex(),
     }
 
 
-def _load(place, shard, form):
+def _load(place, origin, form):
     try:
         found = artefacts.read(place, _KIND, verify=True)
     except (OSError, ValueError):
         return None
-    expected = _metadata(shard, form)
-    records = found.arrays.get(_ARRAY, np.zeros([0, 3]))
-    if (
-        {name: found.metadata.get(name) for name in expected} != expected
-        or len(records) < 1
-        or records.shape[1:] != (3,)
-    ):
+    if not origin.items() <= found.metadata.items():
         return None
+    records = found.arrays[_ARRAY]
     if files.is_remote(place):
-        return _in_memory(shard, form, np.array(records))
+        return _in_memory(origin, form, np.array(records))
     _maps.forget(place)
     # Not the time of change: another process may have renewed it alone.
     known = {name: found.metadata[name] for name in ("identity", "crc32")}
-    return Index(
-        shard,
+    return _index(
+        origin,
         form,
         len(records),
         found.checksums[_ARRAY],
@@ -228,34 +195,53 @@ def _load(place, shard, form):
     )
 
 
-def _in_memory(shard, form, records):
-    checksum = zlib.crc32(records)
-    return Index(shard, form, len(records), checksum, lambda: records)
+def _in_memory(origin, form, records):
+    return _index(
+        origin, form, len(records), zlib.crc32(records), lambda: records
+    )
 
 
-def _scan(path, form, shard, advance):
+def _index(origin, form, num_records, checksum, records):
+    stamp = _digest(
+        bytes.fromhex(origin["identity"]),
+        struct.pack("<Iq", checksum, num_records),
+        form.name.encode(),
+        repr(tuple(form.fields)).encode(),
+    )
+    return Index(num_records, stamp.hex(), records)
+
+
+def _scan(path, form, origin, advance):
     """Records of a shard's new index; int64 [n, 3]."""
-    reported = 0
+    left = int(origin["size"])
 
     def report(size):
-        nonlocal reported
-        size = min(size, shard.size - reported)
-        reported += size
-        if size:
-            advance(size)
+        nonlocal left
+        size = min(size, left)
+        left -= size
+        advance(size)
 
+    spans, ids, has_id = array.array("q"), array.array("q"), bytearray()
     with _naming(path):
-        entries = form.scan(path, report)
-    report(shard.size - reported)
-    count = len(entries.ids)
-    if count == 0:
+        for place, size, stored in form.scan(path, report):
+            spans.extend((place, size))
+            ids.append(stored or 0)
+            has_id.append(stored is not None)
+    report(left)
+    if not ids:
         raise ValueError(f"Shard {path} is empty: it has no record.")
-    ids = np.where(
-        entries.has_id,
-        entries.ids,
-        _derived_ids(os.path.basename(path), shard.identity, count),
-    )
-    return np.column_stack([entries.spans, ids]).astype(np.int64, copy=False)
+    spans = np.array(spans).reshape(-1, 2)
+    damaged = -int(spans[:, 1].clip(max=0).sum())
+    if damaged:
+        logging.warning(
+            "Shard %s is damaged or cut off: %d bytes hold no records. %d "
+            "records were found.",
+            *(path, damaged, (spans[:, 1] >= 0).sum()),
+        )
+    identity = bytes.fromhex(origin["identity"])
+    derived = _derived_ids(os.path.basename(path), identity, len(ids))
+    ids = np.where(np.frombuffer(has_id, bool), np.array(ids), derived)
+    return np.column_stack([spans, ids])
 
 
 def _derived_ids(name, identity, count):

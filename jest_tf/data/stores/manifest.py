@@ -15,7 +15,7 @@ one to a store, and `stream.py` draws by its weights.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from jest_tf import files
 from jest_tf.data import artefacts
-from jest_tf.data.stores import shards
+from jest_tf.data.stores import retries, shards
 
 if TYPE_CHECKING:
     from jest_tf.data.stores import store as store_lib  # imports this module
@@ -89,40 +89,29 @@ class Manifest:
     def __init__(self, directory: str, store: "store_lib.Store"):
         self.directory = directory
         path = os.path.join(directory, MANIFEST_FILE)
-        text = _read_list(path)
-        values = _parse(text, f"Manifest {path}")
-        _check_shards(path, values["shards"], store)
+        text, values = _read_list(path)
         self.identity = hashlib.blake2b(text, digest_size=16).hexdigest()
-        self.made_by = values["made_by"]
-        self.counts = values["counts"]
-        self.weights = np.empty(len(store), np.float32)
-        self.scores = np.empty(len(store), np.float32)
-        listed = {
-            (one["shard"], one["stamp"]): one["checksum"]
-            for one in values["shards"]
-        }
-        end = 0
-        for shard, length in enumerate(store.shards.lengths.tolist()):
-            rows = slice(end, end + length)
-            end += length
-            header = describe(store, shard, self.made_by)
+        try:
+            self.made_by, self.counts = values["made_by"], values["counts"]
+            listed = {
+                (one["shard"], one["stamp"]): one["checksum"]
+                for one in values["shards"]
+            }
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Manifest {path} is damaged: {error}") from error
+        _check_shards(path, listed, store)
+        parts = []
+        for shard in range(len(store.shards.paths)):
             place = part_path(store, shard, directory)
-            _, part, checksum = _read_part(place)
-            if checksum != listed[header.shard, header.stamp]:
+            header, part, checksum = read_part(place)
+            if checksum != listed.get((header.shard, header.stamp)):
                 raise ValueError(
                     f"Manifest {path} does not list {place} as it is: it was "
                     "written anew since, or belongs to another manifest"
                 )
-            _check_ids(
-                place, part.ids, store.ids(np.arange(*rows.indices(end)))
-            )
-            self.weights[rows] = part.weights
-            self.scores[rows] = part.scores
-        if not self.weights.any():
-            raise ValueError(
-                f"Manifest {path} must have a record that is drawn. Received: "
-                f"weights of 0 for all {end:,} records"
-            )
+            parts.append(part)
+        self.weights = np.concatenate([part.weights for part in parts])
+        self.scores = np.concatenate([part.scores for part in parts])
 
 
 def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
@@ -160,37 +149,35 @@ def describe(store: "store_lib.Store", shard: int, made_by: Mapping) -> Header:
 
 
 def write_part(path: str, header: Header, part: Part) -> None:
-    """Writes the file of a shard.
-
-    Raises:
-        ValueError: the arrays do not have the header's rows, a weight is
-            negative or not finite, a score is infinite, or writing fails.
-    """
-    arrays = {
-        name: np.asarray(values, _DTYPES[name])
-        for name, values in part._asdict().items()
-    }
-    _check_part(f"Manifest {path}", header.rows, Part(**arrays))
+    """Writes the file of a shard."""
     metadata = {
         "shard": header.shard,
         "stamp": header.stamp,
         "made_by": json.dumps(header.made_by, sort_keys=True),
     }
-    try:
-        artefacts.write(path, _KIND, metadata, arrays)
-    except (OSError, tf.errors.OpError) as error:
-        raise ValueError(
-            f"Manifest {path} cannot be written: {error}"
-        ) from error
+    arrays = {
+        name: np.asarray(values, _DTYPES[name])
+        for name, values in part._asdict().items()
+    }
+    artefacts.write(path, _KIND, metadata, arrays)
 
 
-def read_part(path: str) -> tuple[Header, Part]:
-    """Reads and checks the file of a shard.
+def read_part(path: str) -> tuple[Header, Part, str]:
+    """Reads the file of a shard; returns its checksum, too.
 
     Raises:
         ValueError: the file is missing or damaged.
     """
-    return _read_part(path)[:2]
+    try:
+        found = artefacts.read(path, _KIND, verify=True)
+    except OSError as error:
+        raise ValueError(
+            f"Manifest {path} cannot be read: {shards.one_line(error)}"
+        ) from error
+    texts, part = found.metadata, Part(**found.arrays)
+    made_by = json.loads(texts["made_by"])
+    header = Header(texts["shard"], texts["stamp"], len(part.ids), made_by)
+    return header, part, texts["checksum"]
 
 
 def is_there(path: str, header: Header) -> bool:
@@ -214,17 +201,14 @@ def finish(
     """Writes `manifest.json`, once the files of all shards are there.
 
     Raises:
-        ValueError: a shard's file is missing, damaged or of another origin,
-            two shards are one, or no record has a weight.
+        ValueError: a shard's file is missing, damaged or of another origin, or
+            no record has a weight.
     """
-    check_distinct(store)
     listed = []
     for shard in range(len(store.shards.paths)):
         path = part_path(store, shard, directory)
         header = describe(store, shard, made_by)
-        if not tf.io.gfile.exists(path):
-            raise ValueError(f"Manifest {directory} has no file {path} yet")
-        found, part, checksum = _read_part(path)
+        found, part, checksum = read_part(path)
         _refuse_other(path, header, found)
         listed.append(
             {
@@ -256,47 +240,24 @@ def finish(
 
 
 def _read_list(path):
+    """The bytes and the content of `manifest.json`."""
     try:
         with files.open_file(path) as file:
-            return file.read()
-    except (OSError, tf.errors.OpError) as error:
-        folder = os.path.dirname(path)
-        if tf.io.gfile.glob(f"{folder}/*{SUFFIX}"):
-            message = (
-                f"Manifest {folder} is unfinished: run the command again that "
-                f"was writing it. Expected {MANIFEST_FILE} beside the files of "
-                "shards"
-            )
-        else:
-            message = (
-                f"Manifest {path} cannot be read: {shards.one_line(error)}; "
-                "expected a folder that `jest-tf curate` has written"
-            )
-        raise ValueError(message) from error
-
-
-def _read_part(path):
-    what = f"Manifest {path}"
-    try:
-        found = artefacts.read(path, _KIND, verify=True)
-    except OSError as error:
+            text = file.read()
+        values = json.loads(text)
+    except (*retries.ERRORS, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{what} cannot be read: {shards.one_line(error)}"
+            f"Manifest {path} cannot be read: {shards.one_line(error)}; "
+            "expected a folder that `jest-tf curate` has written. If the "
+            "command was interrupted, run it again"
         ) from error
-    texts, arrays = found.metadata, found.arrays
-    try:
-        if {
-            name: str(array.dtype) for name, array in arrays.items()
-        } != _DTYPES:
-            raise ValueError(f"its arrays are {sorted(arrays)}")
-        made_by = json.loads(texts["made_by"])
-        rows = arrays["ids"].size
-        header = Header(texts["shard"], texts["stamp"], rows, made_by)
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is damaged: {error}") from error
-    part = Part(**arrays)
-    _check_part(what, rows, part)
-    return header, part, texts["checksum"]
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != _VERSION:
+        raise ValueError(
+            f"Manifest {path} must be of version {_VERSION}. Received: "
+            f"{version!r}; {artefacts.KINDS[_KIND]}"
+        )
+    return text, values
 
 
 def _refuse_other(path, header, found):
@@ -310,90 +271,22 @@ def _refuse_other(path, header, found):
         )
 
 
-def _check_part(what, rows, part):
-    if any(values.shape != (rows,) for values in part):
-        raise ValueError(
-            f"{what} must have {rows} rows. "
-            f"Received: {[values.shape for values in part]}"
-        )
-    if not np.isfinite(part.weights).all() or (part.weights < 0).any():
-        raise ValueError(
-            f"{what} must have finite weights, not negative. Received: "
-            f"{part.weights.min()} to {part.weights.max()}"
-        )
-    if np.isinf(part.scores).any():
-        raise ValueError(f"{what} must have finite scores. Received: infinity")
-
-
-def _parse(text, what):
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is damaged: {error}") from error
-    if not isinstance(values, dict) or values.get("kind") not in (
-        _KIND,
-        "jest_tf manifest",
-    ):
-        raise ValueError(f"{what} is no manifest")
-    if values.get("version") != _VERSION:
-        raise ValueError(
-            f"{what} must be of version {_VERSION}. Received: "
-            f"{values.get('version')!r}; {artefacts.KINDS[_KIND]}"
-        )
-    kinds = {"shard": str, "stamp": str, "rows": int, "checksum": str}
-    good = isinstance(values.get("made_by"), dict)
-    good &= isinstance(values.get("counts"), dict)
-    good &= isinstance(values.get("shards"), list)
-    if not good or not all(
-        isinstance(one, dict)
-        and all(isinstance(one.get(key), kind) for key, kind in kinds.items())
-        for one in values["shards"]
-    ):
-        raise ValueError(f"{what} is damaged: it lacks what it must hold")
-    return values
-
-
-def _check_shards(path, listed: Sequence[dict], store):
+def _check_shards(path, listed, store):
     here = {
-        (os.path.basename(name), store.stamp(shard)): name
+        (os.path.basename(name), store.stamp(shard))
         for shard, name in enumerate(store.shards.paths)
     }
-    there = {(one["shard"], one["stamp"]) for one in listed}
-    stamps = dict(there)
-    for (name, stamp), whole in here.items():
-        if (name, stamp) in there:
-            continue
-        if name in stamps:
-            raise ValueError(
-                f"Manifest {path} is of another version of {whole}: expected "
-                f"the stamp {stamp}, of the shard and the fields read from "
-                f"it. Received: {stamps[name]}"
-            )
+    if here != set(listed):
         raise ValueError(
-            f"Manifest {path} is of another store: expected shard {whole}. "
-            f"Received: {len(listed)} shards, {_few(stamps)}"
-        )
-    left = sorted(name for name, stamp in there - set(here))
-    if left:
-        raise ValueError(
-            f"Manifest {path} is of a larger store: expected the "
-            f"{len(here)} shards of `data.train`. Received: {len(left)} more, "
-            f"{_few(left)}"
+            f"Manifest {path} must be of the shards of `data.train`, and of "
+            "the fields that are read from them. Expected: "
+            f"{_few(here - set(listed))}. Received: {_few(set(listed) - here)}"
         )
 
 
-def _few(names):
-    names = sorted(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _check_ids(path, found, expected):
-    if not np.array_equal(found, expected):
-        place = int(np.argmax(found != expected))
-        raise ValueError(
-            f"Manifest {path} must have the records' ids, {expected[place]} in "
-            f"row {place}. Received: {found[place]}"
-        )
+def _few(found):
+    names = [f"{name} of version {stamp}" for name, stamp in sorted(found)]
+    return ", ".join([*names[:3], *(["..."] if names[3:] else [])]) or "no more"
 
 
 def _differences(wanted, found, path=""):

@@ -5,69 +5,53 @@ blocks (`data.shuffle_block_size`), or write small groups.
 """
 
 import collections
+import itertools
 import threading
-from collections.abc import Sequence
 
 import numpy as np
 
 from jest_tf import files
 from jest_tf.data.stores import retries, shards, tables
 
-# Limit on decoded row groups kept, in bytes, and on a single one.
+# Limit on decoded row groups kept, in bytes.
 _KEPT_GROUPS = 2**28
-_MAX_GROUP = 2**33
-# A group with more rows has a damaged footer.
-_MAX_GROUP_ROWS = 2**27
 
 
 class Parquet:
-    """Rows of Parquet files; columns not given have the usual names."""
+    """Rows of Parquet files, located by row group and number."""
 
     name = "table"
+    index_key = "table parquet"
     index_variant = ""
 
-    def __init__(
-        self, image_field: str = "", caption_fields: Sequence[str] = ()
-    ):
-        self.index_key = "table parquet"
-        self.fields = repr((image_field, tuple(caption_fields)))
-        self._wanted = image_field, tuple(caption_fields)
+    def __init__(self, fields=shards.USUAL):
+        self.fields = fields
 
-    def scan(self, path: str, advance) -> shards.Entries:
+    def scan(self, path: str, advance):
         """Counts the rows of every group and reads the ids."""
         del advance
-        return retries.call(lambda: self._scan(path))
+        try:
+            with retries.call(lambda: _open(path)) as file:
+                columns = self._columns_of(path, file)
+                stored = columns.position("id") is not None
+                for group, count in enumerate(_lengths(path, file.metadata)):
+                    ids = _ids(file, group) if stored else []
+                    for number, one in itertools.zip_longest(range(count), ids):
+                        yield group, number, one
+        except (*_corrupt(), OSError) as error:
+            raise ValueError(
+                f"Shard {path} is not a Parquet file, or cannot be read: "
+                f"{shards.one_line(error)}"
+            ) from error
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads rows by group and number, and the pictures they name."""
-        out: list = [None] * len(spans)
-        for group in sorted(set(spans[:, 0].tolist())):
-            places = np.flatnonzero(spans[:, 0] == group).tolist()
+        out: dict = {}
+        for group in np.unique(spans[:, 0]).tolist():
+            places = np.flatnonzero(spans[:, 0] == group)
             rows = self._read_rows(path, group, spans[places, 1].tolist())
-            for place, row in zip(places, rows, strict=True):
-                out[place] = row
-        return tables.with_pictures(path, out)
-
-    def _scan(self, path):
-        parts = [_group_entries(0, 0, [])]
-        try:
-            with _open_parquet(path) as file:
-                columns = self._columns_of(path, file)
-                stored = columns.position("id") is not None
-                for group in range(file.metadata.num_row_groups):
-                    count = _group_rows(path, file.metadata, group)
-                    found = _group_ids(file, group) if stored else []
-                    parts.append(_group_entries(group, count, found))
-        except (*_corrupt(), OSError) as error:
-            if retries.may_pass(error):
-                raise
-            raise ValueError(
-                f"Shard {path} is not a Parquet file, or is corrupt: "
-                f"{shards.one_line(error)}"
-            ) from error
-        return shards.Entries(
-            *(np.concatenate(part) for part in zip(*parts, strict=True))
-        )
+            out |= zip(places.tolist(), rows, strict=True)
+        return tables.with_pictures(path, [out[i] for i in range(len(spans))])
 
     def _read_rows(self, path, group, numbers):
         try:
@@ -83,28 +67,27 @@ class Parquet:
         except (*_corrupt(), *retries.ERRORS, LookupError) as error:
             reason = f"unreadable row group: {shards.one_line(error)}"
             return [shards.Fault(reason)] * len(numbers)
-        if columns is None:
-            return [table] * len(numbers)
         return [_row(columns, table, number) for number in numbers]
 
     def _read_group(self, path, group):
-        with _open_parquet(path) as file:
+        import pyarrow
+
+        with _open(path) as file:
             columns = self._columns_of(path, file)
-            size = file.metadata.row_group(group).total_byte_size
-            if not 0 <= size <= _MAX_GROUP:
-                return None, shards.Fault(
-                    f"oversized: a row group of {size} bytes, more than "
-                    f"{_MAX_GROUP}"
-                )
-            taken = columns.taken | _string_columns(file)
-            names = [name for name in columns.names if name in taken]
+            names = [
+                field.name
+                for field in file.schema_arrow
+                if field.name in columns.taken
+                or pyarrow.types.is_string(field.type)
+                or pyarrow.types.is_large_string(field.type)
+            ]
             # Arrow's threads would compete with the pipeline's.
             return columns, file.read_row_group(
                 group, columns=names, use_threads=False
             )
 
     def _columns_of(self, path, file):
-        return tables.Columns(path, file.schema_arrow.names, *self._wanted)
+        return tables.Columns(path, file.schema_arrow.names, self.fields)
 
 
 class _Groups:
@@ -120,65 +103,29 @@ class _Groups:
             self._entries.move_to_end(key)
         # One thread decodes; others that want the same group wait for it.
         with entry[0]:
-            if entry[1] is None:
-                entry[1] = load()
-            value = entry[1]
+            entry[1] = entry[1] or load()
         with self._lock:
-            self._evict()
-        return value
-
-    def _evict(self):
-        sizes = {
-            key: getattr(entry[1][1], "nbytes", 0) if entry[1] else 0
-            for key, entry in self._entries.items()
-        }
-        total = sum(sizes.values())
-        for key in list(self._entries)[:-1]:
-            if total <= _KEPT_GROUPS:
-                break
-            total -= sizes[key]
-            del self._entries[key]
+            kept = 0
+            for other, (_, value) in reversed(list(self._entries.items())):
+                kept += value[1].nbytes if value else 0
+                if kept > _KEPT_GROUPS and other != key:
+                    del self._entries[other]
+        return entry[1]
 
 
 _groups = _Groups()
 
 
-class _ArrowFile:
-    closed = False
-
-    def __init__(self, path):
-        self._file = files.open_file(path)
-
-    def read(self, size=-1):
-        return self._file.read(size)
-
-    def seek(self, offset, whence=0):
-        self._file.seek(offset, whence)
-        return self._file.tell()
-
-    def tell(self):
-        return self._file.tell()
-
-    def close(self):
-        self.closed = True
-        self._file.close()
-
-
-def _group_rows(path, metadata, group):
-    """Number of rows of a group, checked for consistency."""
-    found = metadata.row_group(group)
-    count = found.num_rows
-    flat = {
-        found.column(i).num_values
-        for i in range(found.num_columns)
-        if "." not in found.column(i).path_in_schema
-    }
-    if not 0 <= count <= _MAX_GROUP_ROWS or not flat <= {count}:
+def _lengths(path, metadata):
+    """The number of rows of each group, checked for consistency."""
+    groups = range(metadata.num_row_groups)
+    lengths = [metadata.row_group(group).num_rows for group in groups]
+    if min(lengths, default=0) < 0 or sum(lengths) != metadata.num_rows:
         raise ValueError(
-            f"Shard {path} is corrupt: row group {group} claims {count} rows, "
-            f"its columns {sorted(flat)}."
+            f"Shard {path} is corrupt: its row groups claim {lengths} rows, "
+            f"the file {metadata.num_rows}."
         )
-    return count
+    return lengths
 
 
 def _row(columns, table, number):
@@ -193,56 +140,35 @@ def _row(columns, table, number):
         return shards.Fault(f"bad row: {shards.one_line(error)}")
 
 
-def _group_entries(group, count, ids):
-    spans = np.stack([np.full(count, group), np.arange(count)], 1)
-    ids = (ids + [None] * count)[:count]
-    return shards.Entries(
-        spans.astype(np.int64),
-        np.array([one or 0 for one in ids], np.int64),
-        np.array([one is not None for one in ids], bool),
-    )
-
-
-def _group_ids(file, group):
+def _ids(file, group):
     try:
-        table = file.read_row_group(group, columns=["id"], use_threads=False)
-    except (*_corrupt(), OSError):
+        table = retries.call(
+            lambda: file.read_row_group(
+                group, columns=["id"], use_threads=False
+            )
+        )
+    except (*_corrupt(), OSError) as error:
+        if getattr(error, "errno", None):
+            raise
         # The rows will be faults when they are read.
         return []
     return [shards.stored_id(value) for value in table.column("id").to_pylist()]
 
 
-def _string_columns(file):
-    import pyarrow
-
-    return {
-        field.name
-        for field in file.schema_arrow
-        if pyarrow.types.is_string(field.type)
-        or pyarrow.types.is_large_string(field.type)
-    }
-
-
-def _open_parquet(path):
-    parquet = _parquet()
-    if files.is_remote(path):
-        return parquet.ParquetFile(_ArrowFile(path))
-    return parquet.ParquetFile(path)
-
-
-def _corrupt():
-    """Errors of Arrow on damaged files; their text may not be UTF-8."""
-    _parquet()
-    import pyarrow
-
-    return pyarrow.ArrowException, UnicodeError
-
-
-def _parquet():
+def _open(path):
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
             "Parquet tables need pyarrow: pip install pyarrow"
         ) from error
-    return pyarrow.parquet
+    if files.is_remote(path):
+        path = shards.open_scan(path).detach()
+    return pyarrow.parquet.ParquetFile(path)
+
+
+def _corrupt():
+    """Errors of Arrow on damaged files; their text may not be UTF-8."""
+    import pyarrow
+
+    return pyarrow.ArrowException, UnicodeError

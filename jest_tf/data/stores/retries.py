@@ -26,12 +26,14 @@ LASTING = (
 )
 # Seconds before each further try.
 WAITS = (0.1, 1.0, 4.0)
+# Simultaneous requests to remote storage in one call.
+_REMOTE_REQUESTS = 16
 
 
 def call_all(
     function: Callable,
     items: Sequence,
-    workers: int = 1,
+    remote: bool = False,
     tries: int = 1 + len(WAITS),
 ) -> list:
     """Calls a function on each item, and again on those that failed.
@@ -41,7 +43,7 @@ def call_all(
     Args:
         function: item -> result; may raise one of `ERRORS`.
         items: its arguments.
-        workers: limit on simultaneous calls.
+        remote: whether to call it on several items at a time.
         tries: limit on calls of one item.
 
     Returns:
@@ -54,13 +56,13 @@ def call_all(
         except ERRORS as error:
             return error
 
-    out = map_parallel(attempt, items, workers)
+    out = map_parallel(attempt, items, remote)
     for wait in WAITS[: tries - 1]:
-        failed = [i for i, result in enumerate(out) if may_pass(result)]
+        failed = [i for i, result in enumerate(out) if _may_pass(result)]
         if not failed:
             break
         time.sleep(wait)
-        again = map_parallel(attempt, [items[i] for i in failed], workers)
+        again = map_parallel(attempt, [items[i] for i in failed], remote)
         for i, result in zip(failed, again, strict=True):
             out[i] = result
     return out
@@ -74,22 +76,18 @@ def call(function: Callable):
     return result
 
 
-def may_pass(result) -> bool:
-    """Returns whether a result is an error that a retry may cure.
-
-    An `OSError` without a number comes from a library and is about the data.
-    """
-    if isinstance(result, LASTING):
-        return False
-    return isinstance(result, tf.errors.OpError) or (
-        isinstance(result, OSError) and result.errno is not None
-    )
-
-
-def map_parallel(function: Callable, items: Sequence, workers: int) -> list:
-    """Maps a function over items with at most `workers` threads."""
-    workers = min(workers, len(items))
-    if workers < 2:
+def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:
+    """Maps a function over items, over several at a time if they are remote."""
+    if not remote or len(items) < 2:
         return [function(item) for item in items]
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_REMOTE_REQUESTS) as pool:
         return list(pool.map(function, items))
+
+
+def _may_pass(result):
+    # An `OSError` without a number comes from a library and is about the data.
+    return (
+        isinstance(result, ERRORS)
+        and not isinstance(result, LASTING)
+        and getattr(result, "errno", 0) is not None
+    )

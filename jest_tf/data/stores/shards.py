@@ -1,19 +1,19 @@
 """Shards: the interface of a format, records and faults, reads of byte ranges.
 
-A shard is one file. A format is a stateless object with two methods
+A shard is one file. A format is an object with two methods
 
-    scan(path, advance) -> Entries        # once, to index the shard
-    read(path, spans) -> list             # a Record or Fault for each span
+    scan(path, advance)  # yields (place, size, stored id or None) of records
+    read(path, spans)    # returns a Record or Fault for each place and size
 
-and four attributes: `name`; `index_key`, everything that an index depends on;
-`index_variant`, the part of it that is a setting; and `fields`, everything else
-that a record depends on. `advance` takes the bytes read since the last call. A
-span is two integers that locate a record, offset and size in byte sequences.
+and the attributes `name`; `fields`; `index_key`, everything that an index
+depends on; and `index_variant`, the part of it that is a setting. `advance`
+takes the bytes read since the last call. In byte sequences the place is the
+offset, and a negative size marks damage.
 """
 
-import dataclasses
 import glob
 import hashlib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -29,8 +29,6 @@ from jest_tf.data.stores import retries
 MAX_RECORD_BYTES = 2**28
 # Endings of files that this package writes beside shards.
 NO_SHARDS = (".index", ".sidecar", ".weights", files.PARTIAL, ".tmp")
-# Simultaneous requests to remote storage in one call.
-REMOTE_REQUESTS = 16
 
 # Bytes of one read in a scan.
 _WINDOW = 2**22
@@ -62,40 +60,38 @@ class Fault(NamedTuple):
     reason: str
 
 
-class Entries(NamedTuple):
-    """The records of one shard, as found by `scan`.
+class Fields(NamedTuple):
+    """The fields that hold a record; empty ones are the format's usual ones.
 
     Attributes:
-        spans: int64 [n, 2], location of each; a negative size marks damage.
-        ids: int64 [n], stored ids.
-        has_id: bool [n], whether the record stores an id.
+        image: feature, extension or column of the picture.
+        captions: features, extensions, `json` fields or columns of captions.
     """
 
-    spans: np.ndarray
-    ids: np.ndarray
-    has_id: np.ndarray
+    image: str = ""
+    captions: tuple[str, ...] = ()
 
 
-class Stat(NamedTuple):
-    """Size in bytes, and time of the last change in nanoseconds."""
-
-    size: int
-    mtime_ns: int
+USUAL = Fields()
 
 
-def stat(path: str) -> Stat:
-    """Returns size and time of a file; raises one of `retries.ERRORS`."""
+def stat(path: str) -> tuple[int, int]:
+    """Returns a file's size and time of change in nanoseconds.
+
+    Raises one of `retries.ERRORS`.
+    """
     if files.is_remote(path):
         found = tf.io.gfile.stat(path)
-        return Stat(found.length, found.mtime_nsec)
+        return found.length, found.mtime_nsec
     found = os.stat(path)
-    return Stat(found.st_size, found.st_mtime_ns)
+    return found.st_size, found.st_mtime_ns
 
 
 def stored_id(value: int | str | bytes | None) -> int | None:
     """Converts a value to a 64-bit id, or None if it has none.
 
-    Integers and decimal strings are that integer; other strings are hashed.
+    Integers and decimal strings are that integer; other strings are hashed to
+    [0, 2**63).
     """
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**63 else None
@@ -106,11 +102,6 @@ def stored_id(value: int | str | bytes | None) -> int | None:
     digits = value.strip()
     if digits.removeprefix(b"-").isdigit() and len(digits) < 19:
         return int(digits)
-    return hashed_id(value)
-
-
-def hashed_id(value: bytes) -> int:
-    """Hashes a string to an id in [0, 2**63)."""
     digest = hashlib.blake2b(value, digest_size=8).digest()
     return int.from_bytes(digest, "little") & (2**63 - 1)
 
@@ -127,137 +118,105 @@ def expand(pattern: str) -> list[str]:
         exists, match = tf.io.gfile.exists, tf.io.gfile.glob
     else:
         exists, match = os.path.isfile, glob.glob
+    reason = "which matches none; name a folder's files, such as 'folder/*.tar'"
     try:
         # An existing path is itself, even with a `[` or `*`.
-        found = [pattern] if exists(pattern) else match(pattern)
-    except tf.errors.UnimplementedError as error:
-        known = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
-        raise ValueError(
-            "`patterns` must be local or on a file system of TensorFlow, one "
-            f"of {known}. Received: {pattern!r}"
-        ) from error
-    except tf.errors.OpError:
-        found = []
-    if found != [pattern]:
-        found = [path for path in found if not path.endswith(NO_SHARDS)]
+        if exists(pattern):
+            return [pattern]
+        found = match(pattern)
+    except tf.errors.OpError as error:
+        found, reason = [], one_line(error)
+    found = sorted(
+        path
+        for path in found
+        if not path.endswith(NO_SHARDS) and not os.path.isdir(path)
+    )
     if not found:
         raise ValueError(
-            f"`patterns` must match files. Received: {pattern!r}, which "
-            "matches none"
+            "`patterns` must match files, local or on a file system of "
+            f"TensorFlow. Received: {pattern!r}, {reason}"
         )
-    return sorted(found)
+    return found
 
 
-def read_spans(
-    path: str, spans: np.ndarray, tail: int = 0
-) -> list[bytes | Fault]:
+def read_records(
+    path: str,
+    spans: np.ndarray,
+    parse: Callable[[bytes], Record | Fault],
+    tail: int = 0,
+) -> list[Record | Fault]:
     """Reads byte ranges of one file, neighbouring ones together.
 
     Args:
         path: the file.
         spans: int64 [k, 2], offsets and sizes, in any order.
+        parse: makes a record of a range's bytes.
         tail: bytes after each range that belong to it.
 
     Returns:
-        k payloads with their tails. A fault replaces a range that is marked as
-        damaged, too large, beyond the end of the file, or unreadable after
-        `retries`.
+        k records. A fault replaces a range that is marked as damaged, too
+        large, beyond the end of the file, or unreadable after `retries`.
 
     Raises:
         ValueError: the file is missing or may not be read.
     """
-    out: list = [_span_fault(size) for size in spans[:, 1].tolist()]
-    good = [i for i, fault in enumerate(out) if fault is None]
-    spans = spans + [0, tail]
+    remote = files.is_remote(path)
+    out: list = [_size_fault(size) for size in spans[:, 1].tolist()]
+    spans = (spans + [0, tail]).tolist()
+    groups = _groups(spans, out, _REMOTE_GAP if remote else _LOCAL_GAP)
 
     def read(group):
+        start, end, _ = group
         try:
             with files.open_file(path) as file:
-                file.seek(group.start)
-                return file.read(group.end - group.start)
+                file.seek(start)
+                return file.read(end - start)
         except tf.errors.OutOfRangeError:  # a seek beyond the end
             return b""
 
-    remote = files.is_remote(path)
-    workers = REMOTE_REQUESTS if remote else 1
-    groups = _groups(spans, good, _REMOTE_GAP if remote else _LOCAL_GAP)
-    found = retries.call_all(read, groups, workers)
-    for group, result in zip(groups, found, strict=True):
-        for i in group.ranges:
-            start, size = spans[i].tolist()
-            data = result
-            if not isinstance(result, Exception):
-                data = result[start - group.start :][:size]
-            elif len(group.ranges) > 1:
-                # The error may be in another range of the group.
-                alone = _Group(start, start + size, [i])
+    found = retries.call_all(read, groups, remote)
+    for (start, _, places), joint in zip(groups, found, strict=True):
+        for i in places:
+            offset, size = spans[i]
+            if not isinstance(joint, Exception):
+                data = joint[offset - start : offset - start + size]
+            elif len(places) > 1:
+                # The error may be in another range.
+                alone = offset, offset + size, [i]
                 (data,) = retries.call_all(read, [alone], tries=1)
-            out[i] = _checked(path, data, size)
+            else:
+                data = joint
+            if isinstance(data, retries.LASTING):
+                raise ValueError(
+                    f"Shard {path} cannot be read: {one_line(data)}"
+                ) from data
+            if isinstance(data, Exception):
+                out[i] = Fault(f"unreadable: {one_line(data)}")
+            elif len(data) < size:
+                out[i] = Fault(f"truncated: {len(data)} of {size} bytes")
+            else:
+                out[i] = parse(data)
     return out
 
 
-class Window:
-    """A file read forward in large pieces, for scans.
-
-    `advance` is called with the bytes each piece adds; `size` is the file's.
-    """
-
-    def __init__(self, path: str, advance: Callable[[int], None]):
-        self.size = stat(path).size
-        self._advance = advance
-        self._file = files.open_file(path)
-        self._start, self._data = 0, b""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._file.close()
-
-    def get(self, offset: int, size: int) -> bytes:
-        """Returns bytes [offset, offset + size), fewer at the file's end."""
-        if offset >= self.size:  # remote files refuse to seek there
-            return b""
-        start = offset - self._start
-        if start < 0 or start + size > len(self._data):
-            self._load(offset, max(size, _WINDOW))
-            start = 0
-        return self._data[start : start + size]
-
-    def _load(self, offset, size):
-        before = self._start + len(self._data)
-        keep = self._data[offset - self._start :]
-        if not self._start <= offset < before:
-            before, keep = offset, b""
-        end = min(offset + size, self.size)
-
-        def read():
-            self._file.seek(before)
-            return self._file.read(end - before)
-
-        try:
-            self._data = keep + retries.call(read)
-        except retries.ERRORS as error:
-            raise OSError(f"at byte {before}: {one_line(error)}") from error
-        if len(self._data) < end - offset:
-            raise OSError("it has become shorter while it was read")
-        self._start = offset
-        self._advance(max(0, offset + len(self._data) - before))
+def open_scan(
+    path: str, advance: Callable[[int], None] = lambda size: None
+) -> io.BufferedReader:
+    """Opens a file to be read forward in large pieces."""
+    return io.BufferedReader(_RetriedFile(path, advance), _WINDOW)
 
 
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
     """Reads whole files, such as pictures named by a table's rows."""
-    remote = any(map(files.is_remote, paths))
-    found = retries.call_all(
-        _read_file, paths, REMOTE_REQUESTS if remote else 1
-    )
-    for i, result in enumerate(found):
+    out = retries.call_all(_read_file, paths, any(map(files.is_remote, paths)))
+    for i, result in enumerate(out):
         if isinstance(result, retries.LASTING):
-            name = os.path.basename(paths[i])
-            found[i] = Fault(f"missing file: {name[:200]!r}")
+            out[i] = Fault(
+                f"missing file: {os.path.basename(paths[i])[:200]!r}"
+            )
         elif isinstance(result, Exception):
-            found[i] = Fault(f"unreadable: {one_line(result)}")
-    return found
+            out[i] = Fault(f"unreadable: {one_line(result)}")
+    return out
 
 
 def one_line(text) -> str:
@@ -265,7 +224,71 @@ def one_line(text) -> str:
     return " ".join(str(text).split())[:200]
 
 
-def _span_fault(size):
+class _RetriedFile(io.RawIOBase):
+    """A file whose failed reads are repeated; `advance` is told of each."""
+
+    def __init__(self, path: str, advance: Callable[[int], None]):
+        self.size, _ = stat(path)
+        self._advance = advance
+        self._file = files.open_file(path)
+        self._place = 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        start = {os.SEEK_CUR: self._place, os.SEEK_END: self.size}
+        self._place = start.get(whence, 0) + offset
+        return self._place
+
+    def readinto(self, buffer):
+        size = max(0, min(len(buffer), self.size - self._place))
+
+        def read():
+            self._file.seek(self._place)
+            return self._file.read(size)
+
+        try:
+            # Remote files refuse to seek to the end.
+            data = retries.call(read) if size else b""
+        except retries.ERRORS as error:
+            raise OSError(
+                f"at byte {self._place}: {one_line(error)}"
+            ) from error
+        if len(data) < size:
+            raise OSError("it has become shorter while it was read")
+        buffer[:size] = data
+        self._place += size
+        self._advance(size)
+        return size
+
+    def close(self):
+        super().close()
+        self._file.close()
+
+
+def _groups(spans, faults, gap):
+    """Joint reads: the start, end and indices of ranges without a fault."""
+    groups: list = []
+    for i in sorted(range(len(spans)), key=lambda i: spans[i][0]):
+        start, size = spans[i]
+        end = start + size
+        if faults[i]:
+            continue
+        if groups and start <= groups[-1][1] + gap:
+            first, last, places = groups[-1]
+            if max(end, last) - first <= _MAX_READ:
+                places.append(i)
+                groups[-1] = first, max(end, last), places
+                continue
+        groups.append((start, end, [i]))
+    return groups
+
+
+def _size_fault(size):
     if size < 0:
         return Fault(f"damaged: {-size} bytes that are no record")
     if size > MAX_RECORD_BYTES:
@@ -273,49 +296,12 @@ def _span_fault(size):
     return None
 
 
-@dataclasses.dataclass
-class _Group:
-    """Neighbouring ranges for one read, by their indices `ranges`."""
-
-    start: int
-    end: int
-    ranges: list[int]
-
-
-def _groups(spans, order, gap):
-    groups: list[_Group] = []
-    for i in sorted(order, key=lambda i: spans[i, 0]):
-        start, size = spans[i].tolist()
-        end = start + size
-        if groups and start <= groups[-1].end + gap:
-            joint = max(end, groups[-1].end)
-            if joint - groups[-1].start <= _MAX_READ:
-                groups[-1].end = joint
-                groups[-1].ranges.append(i)
-                continue
-        groups.append(_Group(start, end, [i]))
-    return groups
-
-
-def _checked(path, data, size):
-    """A range's bytes, or a fault for missing bytes or an error."""
-    if isinstance(data, retries.LASTING):
-        raise ValueError(
-            f"Shard {path} cannot be read: {one_line(data)}"
-        ) from data
-    if isinstance(data, Exception):
-        return Fault(f"unreadable: {one_line(data)}")
-    if len(data) != size:
-        return Fault(f"truncated: {len(data)} of {size} bytes")
-    return data
-
-
 def _read_file(path):
     # A pipe or device would never end.
     if not files.is_remote(path) and not os.path.isfile(path):
         raise FileNotFoundError(path)
-    size = stat(path).size
-    fault = _span_fault(size)
+    size, _ = stat(path)
+    fault = _size_fault(size)
     if fault:
         return fault
     with files.open_file(path) as file:

@@ -4,6 +4,7 @@ Every shard is indexed once (`data/stores/index.py`), so any row is one
 positioned read, without a shuffle buffer or iterator state.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -32,7 +33,16 @@ MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 _BATCH = 256
 # Records checked when a store is opened, evenly spread.
 _PROBES = 16
-_TABLES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+_FORMATS = {
+    "tfrecord": tfrecords.TFRecords,
+    "webdataset": tars.Tars,
+    "array_record": tfds.ArrayRecords,
+    "csv": functools.partial(delimited.Delimited, ","),
+    "tsv": functools.partial(delimited.Delimited, "\t"),
+    "parquet": parquet.Parquet,
+}
+_TABLES = ("csv", "tsv", "parquet")
+_ENDINGS = {".tar": "webdataset", **{f".{name}": name for name in _TABLES}}
 
 
 class Shards(NamedTuple):
@@ -48,11 +58,9 @@ class Store:
     Thread-safe; keeps no file open and releases the interpreter lock to read.
 
     Args:
-        paths: the shards.
-        formats: the format of each.
-        indexes: the index of each.
-        parts: number of records of each joined store; None is one part.
+        opened: path, format and index of each shard.
         max_image_pixels: limit on width times height of a picture.
+        parts: number of records of each joined store; None is one part.
 
     Attributes:
         shards: the files and their numbers of records.
@@ -63,19 +71,17 @@ class Store:
 
     def __init__(
         self,
-        paths: Sequence[str],
-        formats: Sequence,
-        indexes: Sequence[index.Index],
+        opened: Sequence[tuple[str, object, index.Index]],
+        max_image_pixels: int,
         parts: Sequence[int] | None = None,
-        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ):
-        lengths = np.array([one.num_records for one in indexes], np.int64)
-        self.shards = Shards(tuple(paths), lengths)
+        paths, _, self._indexes = zip(*opened, strict=True)
+        lengths = np.array([one.num_records for one in self._indexes], np.int64)
+        self.shards = Shards(paths, lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
         self.max_image_pixels = max_image_pixels
         self.manifest: manifest.Manifest | None = None
-        self._formats = tuple(formats)
-        self._indexes = tuple(indexes)
+        self._opened = tuple(opened)
         self._ends = np.cumsum(lengths)  # [shards]
 
     def __len__(self) -> int:
@@ -96,14 +102,12 @@ class Store:
 
         def read(job):
             shard, _, local = job
-            spans = self._indexes[shard].rows(local)[:, :2]
-            return self._formats[shard].read(self.shards.paths[shard], spans)
+            path, form, records = self._opened[shard]
+            return form.read(path, records.rows(local)[:, :2])
 
-        remote = any(
-            files.is_remote(self.shards.paths[shard]) for shard, _, _ in jobs
-        )
-        workers = shards.REMOTE_REQUESTS if remote else 1
-        found = retries.map_parallel(read, jobs, workers)
+        paths = [self.shards.paths[shard] for shard, _, _ in jobs]
+        remote = any(map(files.is_remote, paths))
+        found = retries.map_parallel(read, jobs, remote)
         for (_, places, _), some in zip(jobs, found, strict=True):
             for place, record in zip(places.tolist(), some, strict=True):
                 out[place] = record
@@ -124,8 +128,7 @@ class Store:
         """Yields all captions of all records in order, skipping faults."""
         for _, found in self._batches():
             for record in found:
-                if isinstance(record, Record):
-                    yield from record.captions
+                yield from getattr(record, "captions", ())
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list]:
         """Reads `id`, `caption` or metadata of all records, in order.
@@ -134,26 +137,21 @@ class Store:
             `id` as int64 [n]; `caption` as n lists of bytes; other fields as an
             object array [n] of bytes, b"" if missing. A fault has only an id.
         """
-        columns: dict[str, list] = {name: [] for name in names}
+        columns: dict = {name: [] for name in names}
         for rows, found in self._batches():
+            captions = [list(getattr(one, "captions", ())) for one in found]
             metadata = [getattr(one, "metadata", {}) for one in found]
             for name, column in columns.items():
                 if name == "id":
-                    column.append(self.ids(rows))
+                    column += self.ids(rows).tolist()
                 elif name == "caption":
-                    column += [
-                        list(getattr(one, "captions", ())) for one in found
-                    ]
+                    column += captions
                 else:
                     column += [one.get(name, b"") for one in metadata]
-        return {
-            name: np.concatenate(column)
-            if name == "id"
-            else column
-            if name == "caption"
-            else _objects(column)
-            for name, column in columns.items()
-        }
+        for name in columns.keys() - {"caption"}:
+            dtype = np.int64 if name == "id" else object
+            columns[name] = np.array(columns[name], dtype)
+        return columns
 
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.
@@ -165,19 +163,12 @@ class Store:
 
     def of_shard(self, shard: int) -> "Store":
         """Returns the store of a single shard."""
-        one = slice(shard, shard + 1)
-        return Store(
-            self.shards.paths[one],
-            self._formats[one],
-            self._indexes[one],
-            max_image_pixels=self.max_image_pixels,
-        )
+        return Store([self._opened[shard]], self.max_image_pixels)
 
     def describe(self, row: int) -> str:
         """Names a row in error messages, by shard and number within it."""
-        shard = int(self._shard_of(np.array([row]))[0])
-        first = int(self._ends[shard] - self.shards.lengths[shard])
-        return f"record {row - first} of {self.shards.paths[shard]}"
+        ((shard, _, local),) = self._by_shard([row])
+        return f"record {local[0]} of {self.shards.paths[shard]}"
 
     def _batches(self):
         for start in range(0, len(self), _BATCH):
@@ -194,15 +185,14 @@ class Store:
                 f"Received: {rows[outside][0]}"
             )
         order = np.argsort(rows, kind="stable")
-        of_shard = self._shard_of(rows[order])
-        for places in np.split(order, np.flatnonzero(np.diff(of_shard)) + 1):
-            if len(places):
-                shard = int(self._shard_of(rows[places[:1]])[0])
-                first = self._ends[shard] - self.shards.lengths[shard]
-                yield shard, places, rows[places] - first
-
-    def _shard_of(self, rows):
-        return np.searchsorted(self._ends, rows, side="right")
+        found, starts = np.unique(
+            np.searchsorted(self._ends, rows[order], side="right"),
+            return_index=True,
+        )
+        groups = np.split(order, starts[1:])
+        for shard, places in zip(found.tolist(), groups, strict=False):
+            first = self._ends[shard] - self.shards.lengths[shard]
+            yield shard, places, rows[places] - first
 
 
 def open_store(
@@ -222,7 +212,7 @@ def open_store(
             count once. A prepared TFDS data set is the folder of its version,
             or "<folder>:<split>".
         format: "tfrecord", "webdataset", "tfds", "table", or "auto", by file
-            name.
+            name; a file of an unknown name is a TFRecord.
         image_field: feature, extension or column of the picture; "" is the
             format's usual one.
         caption_fields: features, extensions, `json` fields or columns of the
@@ -236,21 +226,18 @@ def open_store(
         A store whose rows follow the sorted paths of the shards.
 
     Raises:
-        ValueError: a pattern matches nothing, the format is unclear, or a
-            shard cannot be read, is empty or has another format.
+        ValueError: a pattern matches nothing, files of a pattern have several
+            formats, or a shard cannot be read, is empty or has another format.
     """
-    paths, formats = _locate(
-        patterns, format, image_field, tuple(caption_fields)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    settings = config_lib.DataConfig(
+        format=format,
+        image_field=image_field,
+        caption_fields=tuple(caption_fields),
+        index_dir=index_dir,
+        max_image_pixels=max_image_pixels,
     )
-    indexes = index.open_indexes(paths, formats, index_dir, progress)
-    if max_image_pixels < 1:
-        raise ValueError(
-            "`max_image_pixels` must be at least 1. "
-            f"Received: {max_image_pixels}"
-        )
-    store = Store(paths, formats, indexes, max_image_pixels=max_image_pixels)
-    _check_readable(store, caption_fields)
-    return store
+    return _open([patterns], settings, progress)
 
 
 def open_stores(
@@ -265,39 +252,7 @@ def open_stores(
     Raises:
         ValueError: as `open_store`.
     """
-    if not config.train:
-        raise ValueError(
-            "`data.train` must name at least one store. Received: ()"
-        )
-    located = [
-        _locate(
-            pattern,
-            config.format,
-            config.image_field,
-            tuple(config.caption_fields),
-        )
-        for pattern in config.train
-    ]
-    indexes = iter(
-        index.open_indexes(
-            [path for paths, _ in located for path in paths],
-            [form for _, formats in located for form in formats],
-            config.index_dir,
-            progress,
-        )
-    )
-    stores = [
-        Store(
-            paths,
-            formats,
-            [next(indexes) for _ in paths],
-            max_image_pixels=config.max_image_pixels,
-        )
-        for paths, formats in located
-    ]
-    for store in stores:
-        _check_readable(store, config.caption_fields)
-    store = join(stores)
+    store = _open([[pattern] for pattern in config.train], config, progress)
     if config.manifest:
         store.manifest = manifest.Manifest(config.manifest, store)
     return store
@@ -306,11 +261,9 @@ def open_stores(
 def join(stores: Sequence[Store]) -> Store:
     """Joins stores into one with `parts`."""
     return Store(
-        [path for store in stores for path in store.shards.paths],
-        [form for store in stores for form in store._formats],
-        [one for store in stores for one in store._indexes],
-        [len(store) for store in stores],
+        [one for store in stores for one in store._opened],
         min(store.max_image_pixels for store in stores),
+        [len(store) for store in stores],
     )
 
 
@@ -320,10 +273,10 @@ def check_captions(store: Store) -> None:
     Raises:
         ValueError: none of a few records, spread over a part, has one.
     """
-    start = 0
+    end = 0
     for part in store.parts:
-        rows = np.linspace(start, start + part - 1, _PROBES).astype(np.int64)
-        rows, start = np.unique(rows), start + part
+        start, end = end, end + part
+        rows = _spread(start, end)
         if not any(
             any(caption.strip() for caption in getattr(record, "captions", ()))
             for record in store.read(rows)
@@ -335,23 +288,39 @@ def check_captions(store: Store) -> None:
             )
 
 
-def _locate(patterns, form, image_field, caption_fields):
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not patterns:
+def _open(groups, settings, progress):
+    """Opens each group of patterns, and joins them."""
+    if not groups or not all(groups):
         raise ValueError(
-            "`patterns` must name at least one shard. Received: []"
+            "`data.train` must name at least one store, and `patterns` at "
+            "least one shard. Received: none"
         )
-    found = {}
-    for pattern in patterns:
-        found |= _find(pattern, form, image_field, caption_fields)
-    paths = sorted(found)
-    return paths, [found[path] for path in paths]
+    fields = shards.Fields(settings.image_field, tuple(settings.caption_fields))
+    located = []
+    for patterns in groups:
+        found = {}
+        for pattern in patterns:
+            found |= _find(pattern, settings.format, fields)
+        located.append(sorted(found.items(), key=lambda one: one[0]))
+    paths, formats = zip(
+        *(one for part in located for one in part), strict=True
+    )
+    indexes = index.open_indexes(paths, formats, settings.index_dir, progress)
+    opened = iter(zip(paths, formats, indexes, strict=True))
+    stores = [
+        Store([next(opened) for _ in part], settings.max_image_pixels)
+        for part in located
+    ]
+    for store in stores:
+        _check_readable(store, settings.caption_fields)
+    return join(stores)
 
 
-def _find(pattern, form, image_field, caption_fields):
+def _find(pattern, form, fields):
+    """The format of each file that a pattern names, by path."""
     pattern = os.path.expanduser(os.fspath(pattern))
     if form in ("auto", "tfds"):
-        split = tfds.find(pattern, image_field, caption_fields)
+        split = tfds.find(pattern, fields)
         if split is not None:
             return dict.fromkeys(split.paths, split.form)
     if form == "tfds":
@@ -360,77 +329,33 @@ def _find(pattern, form, image_field, caption_fields):
             "version, with a file dataset_info.json, or '<folder>:<split>'. "
             f"Received: {pattern!r}"
         )
-    makers = {
-        "tfrecord": lambda: tfrecords.TFRecords(image_field, caption_fields),
-        "webdataset": lambda: tars.Tars(image_field, caption_fields),
-        "array_record": lambda: tfds.ArrayRecords(image_field, caption_fields),
-        "csv": lambda: delimited.Delimited(",", image_field, caption_fields),
-        "tsv": lambda: delimited.Delimited("\t", image_field, caption_fields),
-        "parquet": lambda: parquet.Parquet(image_field, caption_fields),
-    }
-    made: dict[str, object] = {}
-    found = {}
-    for path in shards.expand(pattern):
-        kind = _kind(path, form)
-        if kind not in made:
-            made[kind] = makers[kind]()
-        found[path] = made[kind]
-    if len(made) > 1:
-        examples = ", ".join(
-            next(path for path in found if found[path] is made[kind])
-            for kind in made
-        )
+    kinds = {path: _kind(path, form) for path in shards.expand(pattern)}
+    examples = {kind: path for path, kind in reversed(kinds.items())}
+    if len(examples) > 1:
         raise ValueError(
             "The files of a store must have one format; narrow the pattern, "
             "for example to '*.tar'. Received: "
-            f"{pattern!r}, which matches {examples}"
+            f"{pattern!r}, which matches {', '.join(sorted(examples.values()))}"
         )
-    return found
+    (kind,) = examples
+    return dict.fromkeys(kinds, _FORMATS[kind](fields))
 
 
 def _kind(path, form):
-    """The format of a file: as set, or by its name or head."""
+    """The format of a file: as set, or by its name."""
     name = os.path.basename(path).lower()
-    table = _TABLES.get(os.path.splitext(name)[1])
-    if form == "table" and table is None:
+    kind = _ENDINGS.get(os.path.splitext(name)[1], "tfrecord")
+    if form == "table" and kind not in _TABLES:
         raise ValueError(
             f"A table must be a .csv, .tsv or .parquet file. Received: {path}"
         )
     if form not in ("auto", "table"):
         return form
-    if table is not None:
-        return table
-    if name.endswith(".tar"):
-        return "webdataset"
-    if ".array_record" in name:
-        return "array_record"
-    if ".tfrecord" in name or _is_tfrecord(path):
-        return "tfrecord"
-    raise ValueError(
-        "The format of a shard must follow from its name (.tfrecord, .tar, "
-        ".csv, .tsv, .parquet) or from `data.format`. "
-        f"Received: {path}"
-    )
-
-
-def _is_tfrecord(path):
-    try:
-        if shards.stat(path).size == 0:
-            return True  # the index refuses it as empty
-        with files.open_file(path) as file:
-            return tfrecords.frame_size(file.read(12)) is not None
-    except IsADirectoryError as error:
-        raise ValueError(
-            "A folder must hold a prepared TFDS data set; name other stores by "
-            f"their files, such as '{path}/*.tar'. Received: {path}"
-        ) from error
-    except retries.ERRORS as error:
-        raise ValueError(f"Shard {path} cannot be read: {error}") from error
+    return "array_record" if ".array_record" in name else kind
 
 
 def _check_readable(store, caption_fields):
-    rows = np.linspace(0, len(store) - 1, _PROBES).astype(np.int64)
-    rows = np.unique(rows)
+    rows = _spread(0, len(store))
     found = store.read(rows)
     if all(isinstance(one, Fault) for one in found):
         raise ValueError(
@@ -448,7 +373,6 @@ def _check_readable(store, caption_fields):
         )
 
 
-def _objects(values):
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+def _spread(start, end):
+    """A few rows, evenly spread over [start, end)."""
+    return np.unique(np.linspace(start, end - 1, _PROBES).astype(np.int64))

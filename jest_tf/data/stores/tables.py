@@ -33,22 +33,24 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title")
 class Columns:
     """The role of each column of a table.
 
-    An `image` of "" is the first of `IMAGE_COLUMNS`, `captions` of () the first
-    of `CAPTION_COLUMNS`.
+    The usual picture's column is the first of `IMAGE_COLUMNS`, the usual
+    caption's the first of `CAPTION_COLUMNS`.
 
     Raises:
         ValueError: the table lacks such a column.
     """
 
-    def __init__(
-        self, path: str, names: Sequence[str], image: str, captions: tuple
-    ):
+    def __init__(self, path: str, names: Sequence[str], fields: shards.Fields):
         self.names = names
-        self._image = self._find(path, [image] if image else IMAGE_COLUMNS)
-        self._captions = [
-            self._find(path, wanted)
-            for wanted in [[name] for name in captions] or [CAPTION_COLUMNS]
+        wanted = [
+            [fields.image] if fields.image else IMAGE_COLUMNS,
+            *([name] for name in fields.captions),
         ]
+        if not fields.captions:
+            wanted.append(CAPTION_COLUMNS)
+        self._image, *self._captions = (
+            self._find(path, usual) for usual in wanted
+        )
         self.taken = {self._image, *self._captions}
 
     def position(self, name: str) -> int | None:
@@ -67,10 +69,9 @@ class Columns:
         captions = []
         for name in self._captions:
             value = values[name]
-            several = value if isinstance(value, list) else [value]
-            captions += [
-                encode(one) for one in several if isinstance(one, str | bytes)
-            ]
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, str | bytes):
+                    captions.append(encode(one))
         metadata = {
             name: encode(value)
             for name, value in values.items()
@@ -92,19 +93,14 @@ class Columns:
 def with_pictures(path: str, rows: Sequence) -> list:
     """Replaces the picture paths of a table's records by the pictures."""
     rows = list(rows)
-    folder = os.path.dirname(path)
-    wanted = [
-        i
-        for i, row in enumerate(rows)
-        if isinstance(row, shards.Record) and isinstance(row.image, str)
-    ]
-    paths = [
-        rows[i].image
-        if files.is_remote(rows[i].image)
-        else os.path.join(folder, rows[i].image)
-        for i in wanted
-    ]
-    for i, image in zip(wanted, shards.read_files(paths), strict=True):
+    named = {}
+    for i, row in enumerate(rows):
+        if isinstance(row, shards.Record) and isinstance(row.image, str):
+            # A remote path is whole.
+            folder = "" if files.is_remote(row.image) else os.path.dirname(path)
+            named[i] = os.path.join(folder, row.image)
+    pictures = shards.read_files(list(named.values()))
+    for i, image in zip(named, pictures, strict=True):
         fault = isinstance(image, shards.Fault)
         rows[i] = image if fault else rows[i]._replace(image=image)
     return rows

@@ -4,19 +4,17 @@ A sample is a run of files with equal names up to the first dot of the base
 name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
 extension. The picture is the file with a picture's extension; captions come
 from `.txt` or a field of `.json`. Other members are skipped. A sample is read
-as one byte range. In a damaged archive, the samples before the damage are read.
+as one byte range. Members with a damaged header are skipped, too.
 """
 
-import array
 import io
 import itertools
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from jest_tf.data.stores import shards
 
@@ -25,10 +23,6 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 JSON_FIELDS = ("caption", "captions", "text", "txt")
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-# A longer name or PAX header is damage.
-_MAX_HEADER = 2**20
-# Bytes searched at a time for the end of padding.
-_PADDING = 2**16
 # Everything that `tarfile` raises on damaged headers.
 _DAMAGE = (
     tarfile.TarError,
@@ -36,6 +30,7 @@ _DAMAGE = (
     ArithmeticError,
     EOFError,
     LookupError,
+    MemoryError,
     RecursionError,
 )
 
@@ -43,224 +38,133 @@ _DAMAGE = (
 class Tars:
     """Samples in tar files.
 
-    Args:
-        image_field: extension of the picture; "" takes the first picture's.
-        caption_fields: extensions, or fields of the `.json` file, strings or
-            lists of strings; () takes the first of `.txt`, `.caption`, `.text`
-            or else of the fields `caption`, `captions`, `text`, `txt`.
+    `fields` are extensions. Those of captions are also fields of the `.json`
+    file, strings or lists of strings; () takes the first of `.txt`, `.caption`,
+    `.text` or else of the fields `caption`, `captions`, `text`, `txt`.
     """
 
     name = "webdataset"
 
-    def __init__(
-        self, image_field: str = "", caption_fields: Sequence[str] = ()
-    ):
-        self.index_key = f"webdataset {image_field}"
-        self.index_variant = image_field
-        self.fields = repr((image_field, tuple(caption_fields)))
-        self._image_field = image_field.lstrip(".").lower()
-        self._captions = tuple(name.lstrip(".") for name in caption_fields)
+    def __init__(self, fields=shards.USUAL):
+        self.fields = fields
+        self.index_variant = fields.image
+        self.index_key = f"webdataset {fields.image}"
+        self._image = fields.image.lstrip(".").lower()
+        self._captions = [name.lstrip(".") for name in fields.captions]
 
-    def scan(self, path: str, advance) -> shards.Entries:
+    def scan(self, path: str, advance):
         """Walks the headers; see `data/stores/shards.py`."""
-        spans = array.array("q")
         pictures = 0
-        with shards.Window(path, advance) as window:
-            archive = _Archive(_WindowFile(window), window.size)
+        with shards.open_scan(path, advance) as file:
             for _, group in itertools.groupby(
-                archive.members(), lambda member: member.key
+                _members(file), lambda member: member.key
             ):
                 sample = list(group)
+                start, end = sample[0].start, sample[-1].end
+                torn = end > file.raw.size
                 found = [self._is_picture(one.extension) for one in sample]
-                if any(found) or any(map(_is_caption, sample)):
-                    start = sample[0].start
-                    spans.extend((start, sample[-1].data_end - start))
-                    pictures += any(found)
+                pictures += any(found)
+                # Independent of the captions' fields, so that rows are too.
+                if torn or any(found) or any(map(_is_caption, sample)):
+                    size = start - file.raw.size if torn else end - start
+                    yield start, size, None
         if not pictures:
             raise ValueError(
                 f"Shard {path} is not an uncompressed tar file that holds "
-                f"pictures: expected members like 'key."
-                f"{self._image_field or '{jpg,png,webp}'}' and 'key.txt'"
+                "pictures: expected members like "
+                f"'key.{self._image or '{jpg,png,webp}'}' and 'key.txt'"
             )
-        count = len(spans) // 2
-        if archive.damage:
-            if archive.is_torn:
-                spans[-1] = -spans[-1]
-            logging.warning(
-                "Shard %s is damaged or truncated: %s. The %d samples up to "
-                "there were found; the rest is not read.",
-                *(path, archive.damage, count),
-            )
-        return shards.Entries(
-            np.frombuffer(spans, np.int64).reshape(-1, 2),
-            np.zeros(count, np.int64),
-            np.zeros(count, bool),
-        )
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads samples at byte ranges; see `data/stores/shards.py`."""
-        return [
-            payload
-            if isinstance(payload, shards.Fault)
-            else self._parse(payload)
-            for payload in shards.read_spans(path, spans)
-        ]
+        return shards.read_records(path, spans, self._parse)
 
     def _is_picture(self, extension):
-        if self._image_field:
-            return extension == self._image_field
+        if self._image:
+            return extension == self._image
         return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
     def _parse(self, payload):
-        padded = payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
-        archive = _Archive(io.BytesIO(padded), len(padded))
+        padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
         found = {}
-        key = ""
-        for member in archive.members():
-            key = member.key
-            data = payload[member.data_start : member.data_end]
+        for member in _members(io.BytesIO(payload + padding)):
+            if not member.key:
+                return shards.Fault("damaged: a tar header is unreadable")
+            data = payload[member.data_start : member.end]
             found.setdefault(member.extension, data)
-        if archive.damage:
-            return shards.Fault("damaged: a tar header is unreadable")
         image = next(filter(self._is_picture, found), None)
         if image is None:
             return shards.Fault(
                 "no picture among the files: "
                 + shards.one_line(", ".join(sorted(found)))
             )
-        fields = {}
-        if "json" in found:
-            try:
-                fields = json.loads(found["json"])
-            except (ValueError, RecursionError) as error:
-                return shards.Fault(f"bad JSON: {shards.one_line(error)}")
-            if not isinstance(fields, dict):
-                return shards.Fault(
-                    f"bad JSON: expected an object, got {type(fields).__name__}"
-                )
-        names = self._captions or _usual_captions(found, fields)
+        try:
+            fields = json.loads(found.get("json", "{}"))
+        except (ValueError, RecursionError) as error:
+            return shards.Fault(f"bad JSON: {shards.one_line(error)}")
+        if not isinstance(fields, dict):
+            return shards.Fault(
+                f"bad JSON: expected an object, got {type(fields).__name__}"
+            )
+        names = (
+            self._captions
+            or [name for name in CAPTION_EXTENSIONS if name in found][:1]
+            or [name for name in JSON_FIELDS if name in fields][:1]
+        )
         captions = []
         for name in names:
             if name in found:
                 captions.append(found[name])
-            else:
-                captions += _strings(fields.get(name))
+                continue
+            values = fields.get(name)
+            for value in values if isinstance(values, list) else [values]:
+                if isinstance(value, str):
+                    captions.append(_encode(value))
         metadata = {
             name: _encode(value)
             for name, value in fields.items()
             if isinstance(value, str) and name not in names
         }
-        metadata.setdefault("key", _encode(key))
+        metadata.setdefault("key", _encode(member.key))
         return shards.Record(found[image], tuple(captions), metadata)
 
 
 class _Member(NamedTuple):
-    """A file of a sample; `start` is the offset of its first header."""
+    """A file of a sample, from its first header at `start` to its `end`."""
 
     key: str
     extension: str
     start: int
     data_start: int
-    data_end: int
+    end: int
 
 
-class _Archive:
-    """The sample files of a tar, up to the first damage.
-
-    `damage` says what ended the walk early, or is ""; `is_torn` says whether
-    files of the last sample may be lost to it.
-    """
-
-    def __init__(self, file, size):
-        self._file = file
-        self._size = size
-        self.damage = ""
-        self.is_torn = False
-
-    def members(self) -> Iterator[_Member]:
-        """Yields files; archives joined by `cat` are walked in turn."""
-        position = self._after_padding(0)
-        while position < self._size:
-            self.is_torn = False
-            try:
-                self._file.seek(position)
-                tar = tarfile.TarFile(fileobj=self._file, encoding="utf-8")
-                while (info := tar.next()) is not None:
-                    tar.members.clear()
-                    self.is_torn = True
-                    if info.size < 0:
-                        raise tarfile.ReadError(f"a file of {info.size} bytes")
-                    start = info.offset_data
-                    end = min(start + info.size, self._size)
-                    key, extension = _split(info.name)
-                    if key and info.type in _FILES and not info.issparse():
-                        yield _Member(key, extension, info.offset, start, end)
-                    if info.isreg() and start + info.size > self._size:
-                        raise tarfile.ReadError("the end is cut off")
-            except _DAMAGE as error:
-                self.damage = shards.one_line(error)
-                return
-            position = self._after_padding(tar.offset)
-            if position == tar.offset < self._size:
-                self.damage = f"the header at byte {position} is invalid"
-                return
-
-    def _after_padding(self, position):
-        """Offset of the block with the next nonzero byte, or the size."""
-        while position < self._size:
-            self._file.seek(position)
-            data = self._file.read(_PADDING)
-            zeros = len(data) - len(data.lstrip(b"\0"))
-            if not data or zeros < len(data):
-                return position + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
-            position += zeros
-        return position
-
-
-class _WindowFile:
-    """The methods of a file that `tarfile` needs, in bounded memory."""
-
-    def __init__(self, window):
-        self._window = window
-        self._position = 0
-
-    def tell(self):
-        return self._position
-
-    def seek(self, position):
-        self._position = position
-
-    def read(self, size):
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        data = self._window.get(self._position, size)
-        self._position += len(data)
-        return data
-
-
-def _split(name):
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not stem or not dot or stem.startswith("__"):
-        return "", ""
-    return folder + slash + stem, extension.lower()
+def _members(file) -> Iterator[_Member]:
+    """Yields the files of samples; one without a key stands for lost ones."""
+    size, end = file.seek(0, io.SEEK_END), 0
+    file.seek(0)
+    try:
+        # Not to lose what `cat` has appended, nor all after a damaged header.
+        tar = tarfile.TarFile(fileobj=file, encoding="utf-8", ignore_zeros=True)
+        while end <= size and (info := tar.next()) is not None:
+            tar.members.clear()
+            if info.size < 0:
+                raise tarfile.ReadError(f"a file of {info.size} bytes")
+            folder, slash, base = info.name.rpartition("/")
+            stem, dot, extension = base.partition(".")
+            if not stem or not dot or stem.startswith("__"):
+                continue
+            if info.type in _FILES and not info.issparse():
+                key = folder + slash + stem
+                start = info.offset_data
+                end = start + info.size
+                yield _Member(key, extension.lower(), info.offset, start, end)
+    except _DAMAGE:
+        yield _Member("", "", end, end, size + 1)
 
 
 def _is_caption(member):
-    # Independent of `caption_fields`, so that rows are too.
     return member.extension in ("json", *CAPTION_EXTENSIONS)
-
-
-def _usual_captions(found, fields):
-    names = [n for n in CAPTION_EXTENSIONS if n in found] or [
-        n for n in JSON_FIELDS if n in fields
-    ]
-    return tuple(names[:1])
-
-
-def _strings(value):
-    values = value if isinstance(value, list) else [value]
-    return [_encode(value) for value in values if isinstance(value, str)]
 
 
 def _encode(text):

@@ -8,9 +8,8 @@ become their names.
 """
 
 import contextlib
+import functools
 import json
-import os
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +21,6 @@ from jest_tf.data.stores import shards, tfrecords
 _INFO = "dataset_info.json"
 # ArrayRecord records of one read in a scan.
 _BATCH = 256
-# The ArrayRecord package's advice for random access.
-_RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class Split(NamedTuple):
@@ -33,108 +30,109 @@ class Split(NamedTuple):
     form: object
 
 
-def find(
-    pattern: str, image_field: str = "", caption_fields: Sequence[str] = ()
-) -> Split | None:
+def find(pattern: str, fields: shards.Fields = shards.USUAL) -> Split | None:
     """Finds the split that a pattern names; None if it is no prepared folder.
 
     Args:
         pattern: the folder of a version, or "<folder>:<split>"; the default
             split is "train", or the only one.
-        image_field: feature of the picture; "" takes the usual name, or the
-            only feature that is a picture.
-        caption_fields: features of the captions; () takes the usual name.
+        fields: features; the usual picture is also the only feature that is
+            one.
 
     Raises:
         ValueError: the split or its shards are missing, or the files have
             another format.
     """
-    folder, split = pattern, ""
-    if not _exists(_join(folder, _INFO)):
-        folder, _, split = pattern.rpartition(":")
-        if not folder or "/" in split or not _exists(_join(folder, _INFO)):
-            return None
-    folder = folder.rstrip("/")
-    info = _load_json(_join(folder, _INFO))
-    features = _features(folder)
-    kind = info.get("fileFormat") or "tfrecord"
-    image_field = image_field or _image_feature(features)
-    labels = _labels(folder, features)
-    if kind == "tfrecord":
-        form = tfrecords.TFRecords(image_field, caption_fields, labels)
-    elif kind == "array_record":
-        form = ArrayRecords(image_field, caption_fields, labels)
+    for folder, split in (pattern, ""), pattern.rpartition(":")[::2]:
+        folder = folder.rstrip("/")
+        if folder and "/" not in split and _exists(f"{folder}/{_INFO}"):
+            break
     else:
+        return None
+    info = _load_json(f"{folder}/{_INFO}")
+    kind = info.get("fileFormat") or "tfrecord"
+    makers = {"tfrecord": tfrecords.TFRecords, "array_record": ArrayRecords}
+    if kind not in makers:
         raise ValueError(
             "A prepared data set must have TFRecord or ArrayRecord files. "
             f"Received: {folder}, with the file format {kind!r}"
         )
-    return Split(_split_paths(folder, info, split, kind), form)
+    pictures, labels = _features(folder)
+    usual = set(pictures) & set(tfrecords.IMAGE_FIELDS)
+    if not fields.image and not usual and len(pictures) == 1:
+        fields = fields._replace(image=pictures[0])
+    paths = _split_paths(folder, info, split, kind)
+    return Split(paths, makers[kind](fields, labels))
 
 
 class ArrayRecords:
-    """ArrayRecord files of `tf.train.Example`s; see `tfrecords.TFRecords`."""
+    """ArrayRecord files of `tf.train.Example`s; see `tfrecords.parse`."""
 
-    name = "array_record"
-    index_key = "array_record"
+    name = index_key = "array_record"
     index_variant = ""
 
-    def __init__(
-        self,
-        image_field: str = "",
-        caption_fields: Sequence[str] = (),
-        labels: dict[str, Sequence[str]] | None = None,
-    ):
-        _array_record()
-        self.fields = repr((image_field, tuple(caption_fields)))
-        self._examples = tfrecords.Examples(image_field, caption_fields, labels)
+    def __init__(self, fields=shards.USUAL, labels=None):
+        self.fields = fields
+        self._parse = functools.partial(
+            tfrecords.parse, fields=fields, labels=labels
+        )
 
-    def scan(self, path: str, advance) -> shards.Entries:
+    def scan(self, path: str, advance):
         """Counts the records and reads their ids."""
         del advance  # the reader reports no progress
-        _check_local(path)
-        try:
-            reader = _array_record().ArrayRecordReader(path, _RANDOM_ACCESS)
-            count = reader.num_records()
-        except (RuntimeError, ValueError) as error:
+        if files.is_remote(path):
             raise ValueError(
-                f"Shard {path} is not an ArrayRecord file, or is corrupt: "
-                f"{shards.one_line(error)}"
-            ) from error
-        ids, has_id = [], []
-        for start in range(0, count, _BATCH):
-            numbers = list(range(start, min(start + _BATCH, count)))
-            for payload in _read(reader, numbers):
-                stored = None
-                if isinstance(payload, bytes):
-                    stored = self._examples.stored_id(payload)
-                ids.append(stored or 0)
-                has_id.append(stored is not None)
-        _close(reader)
-        spans = np.zeros((count, 2), np.int64)
-        spans[:, 0] = np.arange(count)
-        return shards.Entries(
-            spans, np.array(ids, np.int64), np.array(has_id, bool)
-        )
+                "ArrayRecord shards must be on a local disk: prepare the data "
+                f"set as TFRecord, or copy it. Received: {path}"
+            )
+        with _open(path) as reader:
+            numbers = range(reader.num_records())
+            for start in range(0, len(numbers), _BATCH):
+                batch = numbers[start : start + _BATCH]
+                for number, one in zip(
+                    batch, _read(reader, list(batch)), strict=True
+                ):
+                    stored = None
+                    if isinstance(one, bytes):
+                        stored = tfrecords.stored_id(one)
+                    yield number, 0, stored
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads records by number; see `data/stores/shards.py`."""
-        try:
-            reader = _array_record().ArrayRecordReader(path, _RANDOM_ACCESS)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"Shard {path} cannot be read: {shards.one_line(error)}"
-            ) from error
-        try:
+        with _open(path) as reader:
             payloads = _read(reader, spans[:, 0].tolist())
-        finally:
-            _close(reader)
         return [
-            payload
-            if isinstance(payload, shards.Fault)
-            else self._examples.parse(payload)
-            for payload in payloads
+            one if isinstance(one, shards.Fault) else self._parse(one)
+            for one in payloads
         ]
+
+
+@contextlib.contextmanager
+def _open(path):
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:
+        raise ImportError(
+            "ArrayRecord shards need the package array_record: pip install "
+            "array_record"
+        ) from error
+    try:
+        # The package's advice for random access.
+        reader = array_record_module.ArrayRecordReader(
+            path, "readahead_buffer_size:0,max_parallelism:0"
+        )
+        reader.num_records()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"Shard {path} is not an ArrayRecord file, or cannot be read: "
+            f"{shards.one_line(error)}"
+        ) from error
+    try:
+        yield reader
+    finally:
+        # Closing reports damage that reads have already met.
+        with contextlib.suppress(RuntimeError):
+            reader.close()
 
 
 def _read(reader, numbers):
@@ -144,12 +142,6 @@ def _read(reader, numbers):
         if len(numbers) == 1:
             return [shards.Fault(f"unreadable: {shards.one_line(error)}")]
         return [_read(reader, [number])[0] for number in numbers]
-
-
-def _close(reader):
-    # Closing reports damage that reads have already met.
-    with contextlib.suppress(RuntimeError):
-        reader.close()
 
 
 def _split_paths(folder, info, split, kind):
@@ -164,7 +156,7 @@ def _split_paths(folder, info, split, kind):
     # The usual template; others differ only before the split.
     part = f"-{split}.{kind}"
     paths = sorted(
-        _join(folder, name)
+        f"{folder}/{name}"
         for name in tf.io.gfile.listdir(folder)
         if part in name and not name.endswith(shards.NO_SHARDS)
     )
@@ -184,37 +176,19 @@ def _split_paths(folder, info, split, kind):
 
 
 def _features(folder):
-    path = _join(folder, "features.json")
-    if not _exists(path):
-        return {}
-    found = _load_json(path).get("featuresDict", {})
-    return found.get("features", {}) if isinstance(found, dict) else {}
-
-
-def _image_feature(features):
-    pictures = [
-        name
-        for name, feature in features.items()
-        if _class_name(feature) == "Image"
-    ]
-    if set(pictures) & set(tfrecords.IMAGE_FIELDS) or len(pictures) != 1:
-        return ""
-    return pictures[0]
-
-
-def _labels(folder, features):
-    labels = {}
-    for name, feature in features.items():
-        path = _join(folder, f"{name}.labels.txt")
-        if _class_name(feature) == "ClassLabel" and _exists(path):
+    """The names of the features that are pictures, and the labels' classes."""
+    pictures, labels = [], {}
+    path = f"{folder}/features.json"
+    found = _load_json(path).get("featuresDict", {}) if _exists(path) else {}
+    for name, feature in found.get("features", {}).items():
+        kind = feature.get("pythonClassName", "").rpartition(".")[2]
+        path = f"{folder}/{name}.labels.txt"
+        if kind == "Image":
+            pictures.append(name)
+        elif kind == "ClassLabel" and _exists(path):
             with tf.io.gfile.GFile(path) as file:
                 labels[name] = file.read().splitlines()
-    return labels
-
-
-def _class_name(feature):
-    name = feature.get("pythonClassName", "")
-    return name.rpartition(".")[2]
+    return pictures, labels
 
 
 def _load_json(path):
@@ -230,31 +204,8 @@ def _load_json(path):
     return found
 
 
-def _check_local(path):
-    if files.is_remote(path):
-        raise ValueError(
-            "ArrayRecord shards must be on a local disk: prepare the data set "
-            f"as TFRecord, or copy it. Received: {path}"
-        )
-
-
-def _array_record():
-    try:
-        from array_record.python import array_record_module
-    except ImportError as error:
-        raise ImportError(
-            "ArrayRecord shards need the package array_record: pip install "
-            "array_record"
-        ) from error
-    return array_record_module
-
-
 def _exists(path):
     try:
         return tf.io.gfile.exists(path)
     except tf.errors.OpError:
         return False
-
-
-def _join(folder, name):
-    return os.path.join(folder, name)

@@ -54,7 +54,7 @@ class FileTest(IndexTestCase):
         loaded, scans = self.open()
         self.assertEqual(scans, 0)
         entries = tfrecords.TFRecords().scan(self.shard, lambda size: None)
-        expected = np.concatenate([entries.spans, entries.ids[:, None]], 1)
+        expected = np.array(list(entries))
         for store in (built, loaded):
             self.assertAllEqual(store._indexes[0].rows(slice(None)), expected)
             self.assertAllEqual(
@@ -105,23 +105,6 @@ class FileTest(IndexTestCase):
             self.assertEqual(self.number_of_scans(), 1)
         with open(path, "rb") as file:
             self.assertEqual(file.read(), good)
-
-    def test_an_index_of_other_arrays_is_built_anew(self):
-        self.open()
-        path = self.shard + ".index"
-        metadata = artefacts.read(path, "index").metadata
-        metadata = {
-            name: metadata[name]
-            for name in ("size", "mtime_ns", "identity", "format")
-        }
-        for arrays in (
-            {"other": np.zeros([5, 3], int)},
-            {"records": np.zeros([0, 3], int)},
-            {"records": np.zeros([5, 2], int)},
-            {"records": np.zeros([15], int)},
-        ):
-            artefacts.write(path, "index", metadata, arrays)
-            self.assertEqual(self.number_of_scans(), 1)
 
     def test_an_index_folder_holds_shards_of_the_same_name_apart(self):
         for name in ("x", "y"):

@@ -119,15 +119,15 @@ class ManifestTest(FolderTestCase):
         self.write()
         tiny.write_shard(os.path.join(self.folder, "x.tfrecord"), seed=9)
         self.assert_refused(
-            r"manifest\.json is of another store: expected shard .*x\.tfrecord."
-            r" Received: 3 shards, 0\.tfrecord, 1\.tfrecord, 2\.tfrecord",
+            r"manifest\.json must be of the shards of `data.train`.* Expected: "
+            r"x\.tfrecord of version .* Received: no more",
             self.open(),
         )
 
     def test_a_manifest_of_a_larger_store_is_refused(self):
         self.write()
         self.assert_refused(
-            "larger store: expected the 2 shards .* Received: 1 more, 2.tfr",
+            "Expected: no more. Received: 2.tfrecord of version ",
             self.open("[01]"),
         )
 
@@ -137,15 +137,15 @@ class ManifestTest(FolderTestCase):
         tiny.write_shard(self.shard(1), rows=7, seed=8)
         store = self.open()
         self.assert_refused(
-            rf"another version of .*1\.tfrecord: expected the stamp "
-            rf"{store.stamp(1)}.* Received: {before}",
+            rf"Expected: 1\.tfrecord of version {store.stamp(1)}\. Received: "
+            rf"1\.tfrecord of version {before}",
             store,
         )
 
     def test_an_unfinished_manifest_says_what_to_do(self):
         self.write()
         os.remove(os.path.join(self.directory, manifest.MANIFEST_FILE))
-        self.assert_refused("is unfinished: run the command again")
+        self.assert_refused("If the command was interrupted, run it again")
         self.directory = os.path.join(self.folder, "nowhere")
         self.assert_refused("expected a folder that `jest-tf curate` has")
 
@@ -179,14 +179,12 @@ class ManifestTest(FolderTestCase):
         with open(path, encoding="utf-8") as file:
             good = json.load(file)
         for change, pattern in (
-            ({"kind": "x"}, "is no manifest"),
             (
                 {"version": 1},
                 "must be of version 2. Received: 1; write it anew",
             ),
             ({"shards": None}, "damaged"),
             ({"shards": [{"shard": "0"}]}, "damaged"),
-            ({"made_by": 3}, "damaged"),
         ):
             with open(path, "w", encoding="utf-8") as file:
                 json.dump(good | change, file)
@@ -194,16 +192,7 @@ class ManifestTest(FolderTestCase):
         for text in ("", "[]", "{", "[" * 10**5, "3"):
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
-            self.assert_refused("damaged|no manifest")
-
-    def test_other_ids_are_refused(self):
-        self.write()
-        path = manifest.part_path(self.store, 1, self.directory)
-        header, part = manifest.read_part(path)
-        ids = part.ids + np.int64([0, 0, 1, 0, 0, 0, 0])
-        manifest.write_part(path, header, part._replace(ids=ids))
-        with self.assertRaisesRegex(ValueError, "ids, 102 in row 2. .*: 103"):
-            manifest.finish(self.store, self.directory, shard_files.MADE_BY, {})
+            self.assert_refused("cannot be read|must be of version")
 
     def test_one_shard_under_two_folders_is_refused(self):
         copy = os.path.join(self.folder, "copy", "1.tfrecord")
@@ -213,8 +202,6 @@ class ManifestTest(FolderTestCase):
         pattern = f"two of version .*, {self.shard(1)} and {copy}; leave one"
         with self.assertRaisesRegex(ValueError, pattern):
             manifest.check_distinct(store)
-        with self.assertRaisesRegex(ValueError, pattern):
-            shard_files.write_manifest(store, self.directory, np.ones(47))
         # Another version has room beside it.
         tiny.write_shard(copy, rows=7, seed=9)
         store = stores.join([self.store, stores.open_store(copy)])
@@ -245,12 +232,7 @@ class ManifestTest(FolderTestCase):
         rows = pipeline.order(store, (), 0, None).rows(np.arange(20))
         self.assertAllEqual(np.sort(rows), np.arange(20, 40))
 
-    def test_impossible_weights_and_scores_are_refused(self):
-        for values in ([-1.0] * 40, [np.nan] * 40, [np.inf] * 40):
-            with self.assertRaisesRegex(ValueError, "finite weights, not neg"):
-                self.write(np.array(values))
-        with self.assertRaisesRegex(ValueError, "finite scores"):
-            self.write(scores=np.full(40, np.inf))
+    def test_a_manifest_that_draws_no_record_is_refused(self):
         with self.assertRaisesRegex(ValueError, "must have a record that is"):
             self.write(np.zeros(40), counts={"near-duplicates": 3})
 

@@ -1,7 +1,6 @@
 """Tests of the store, and the writer that other tests share."""
 
 import concurrent.futures
-import dataclasses
 import os
 from unittest import mock
 
@@ -9,20 +8,8 @@ import numpy as np
 import shard_files
 import tensorflow as tf
 
+from jest_tf import config
 from jest_tf.data import stores
-
-
-@dataclasses.dataclass
-class Data:
-    """As much of a `DataConfig` as `open_stores` reads."""
-
-    train: tuple = ()
-    format: str = "auto"
-    image_field: str = ""
-    caption_fields: tuple = ()
-    index_dir: str = ""
-    manifest: str = ""
-    max_image_pixels: int = 2**26
 
 
 def example(i):
@@ -226,7 +213,7 @@ class OpenTest(shard_files.FolderTestCase):
     def test_an_unknown_format_is_refused(self):
         with open(self.path("b.dat"), "w") as file:
             file.write("something else")
-        self.refuse("format.*must follow from.*b.dat", self.path("b.dat"))
+        self.refuse("b.dat is not an.*TFRecord.*`data.f", self.path("b.dat"))
         self.refuse(
             "one format.*a.tfrecord, .*b.csv",
             [self.write_csv() and self.path("*.[tc]*")],
@@ -235,7 +222,8 @@ class OpenTest(shard_files.FolderTestCase):
             "A table must be.*a.tfrec", self.path("*.t*"), format="table"
         )
         self.refuse("'tfds' must be the folder", self.directory, format="tfds")
-        self.refuse(r"name other stores.*/\*\.tar", self.directory)
+        self.refuse(r"matches none; name a folder's files", self.directory)
+        self.refuse("`data.format` must be", self.directory, format="tar")
 
     def write_csv(self):
         with open(self.path("b.csv"), "w") as file:
@@ -244,7 +232,7 @@ class OpenTest(shard_files.FolderTestCase):
             file.write("picture")
         return self.path("b.csv")
 
-    def test_an_unnamed_format_follows_from_the_head_of_the_file(self):
+    def test_a_file_of_an_unknown_name_is_a_tfrecord_unless_set(self):
         os.rename(self.path("a.tfrecord"), self.path("part-0"))
         store = stores.open_store(self.path("part-0"))
         self.assertLen(store, 3)
@@ -277,7 +265,9 @@ class OpenTest(shard_files.FolderTestCase):
             + shard_files.tar_sample("b", image=b"B", caption="y"),
         )
         tfrecord = self.path("a.tfrecord")
-        store = stores.open_stores(Data((tar, self.write_csv(), tfrecord)))
+        store = stores.open_stores(
+            config.DataConfig(train=(tar, self.write_csv(), tfrecord))
+        )
         self.assertEqual(store.parts, (2, 1, 3))
         self.assertEqual(
             [one.image for one in store.read(np.arange(6))],
@@ -287,7 +277,7 @@ class OpenTest(shard_files.FolderTestCase):
         self.assertAllEqual(store.ids(np.array([5, 3])), [1002, 1000])
         self.assertEqual(store.stamp(2), stores.open_store(tfrecord).stamp(0))
         with self.assertRaisesRegex(ValueError, "`data.train`"):
-            stores.open_stores(Data())
+            stores.open_stores(config.DataConfig())
 
     def test_data_settings_apply_to_every_store(self):
         path = shard_files.write_shard(
@@ -296,7 +286,13 @@ class OpenTest(shard_files.FolderTestCase):
         )
         folder = self.path("indexes")
         store = stores.open_stores(
-            Data((path,), "tfrecord", "big", ("alt", "caption"), folder)
+            config.DataConfig(
+                train=(path,),
+                format="tfrecord",
+                image_field="big",
+                caption_fields=("alt", "caption"),
+                index_dir=folder,
+            )
         )
         self.assertEqual(
             store.read(np.array([0])),

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import tensorflow as tf
 
 from jest_tf.data import stores
-from jest_tf.data.stores import delimited, parquet, retries, shards
+from jest_tf.data.stores import parquet, retries, shards
 
 
 class TablesTestCase(tf.test.TestCase):
@@ -76,15 +76,11 @@ class DelimitedTest(TablesTestCase):
                 writer.writerow(["image", "caption", "text"])
                 for row in rows:
                     writer.writerow(["images/0.jpg", *row[1:]])
-            # Small pieces, so that rows lie across them.
-            for size in (64, 2**20):
-                with mock.patch.object(delimited, "_MAX_ROW", size):
-                    os.utime(path, (size, size))
-                    found = self.read(path, caption_fields=["text", "caption"])
-                self.assertEqual(
-                    [one.captions for one in found],
-                    [(row[2].encode(), row[1].encode()) for row in rows],
-                )
+            found = self.read(path, caption_fields=["text", "caption"])
+            self.assertEqual(
+                [one.captions for one in found],
+                [(row[2].encode(), row[1].encode()) for row in rows],
+            )
 
     def test_a_byte_order_mark_and_blank_lines_are_skipped(self):
         path = self.write(
@@ -133,19 +129,24 @@ class DelimitedTest(TablesTestCase):
         ):
             self.assertStartsWith(fault.reason, reason)
 
-    def test_an_open_quotation_mark_costs_its_line(self):
-        lines = [b"image,caption"] + [b"images/0.jpg,good"] * 5
-        lines[3] = b'images/0.jpg,"never closed'
-        path = self.write("a.csv", b"\n".join(lines))
-        with mock.patch.object(delimited, "_MAX_ROW", 48):
-            found = self.read(path)
-        self.assertLen(found, 5)
-        self.assertEqual(
-            found[2].reason, "damaged: 27 bytes that are no record"
+    def test_an_open_quotation_mark_costs_a_megabyte_of_rows(self):
+        good = b"images/0.jpg,good\n"
+        count = 70000  # 1.2 MB
+        path = self.write(
+            "a.csv",
+            b'image,caption\n%bimages/0.jpg,"open\n%b' % (good, good * count),
         )
-        self.assertTrue(all(found[i].captions for i in (0, 1, 3, 4)))
-        os.utime(path, (1, 1))
-        self.assertEqual(self.read(path), found)
+        found = self.read(path)
+        self.assertStartsWith(found[1].reason, "bad row: field larger than")
+        self.assertTrue(all(one.captions == (b"good",) for one in found[2:]))
+        lost = count - (len(found) - 2)
+        self.assertBetween(lost * len(good), 2**20 - 100, 2**20 + 100)
+        # Up to the end of the file, if that is closer.
+        path = self.write(
+            "a.csv", b'image,caption\n%bimages/0.jpg,"open\n%b' % (good, good)
+        )
+        _, fault = self.read(path)
+        self.assertEqual(fault.reason, "bad row: 1 fields, the header has 2")
 
     def test_ids_come_from_the_column_or_are_derived(self):
         path = self.write(
@@ -156,9 +157,9 @@ class DelimitedTest(TablesTestCase):
         )
         ids = stores.open_store(path).ids(np.arange(5)).tolist()
         self.assertEqual(ids[0], -7)
-        self.assertEqual(ids[1], shards.hashed_id(b"abc"))
+        self.assertEqual(ids[1], shards.stored_id(b"abc"))
         self.assertEqual(ids[3], 0)
-        self.assertEqual(ids[4], shards.hashed_id(b"9" * 20))
+        self.assertEqual(ids[4], shards.stored_id(b"9" * 20))
         self.assertLen(set(ids), 5)
 
     def test_usual_columns_are_found_and_others_named(self):
@@ -331,7 +332,7 @@ class ParquetTest(TablesTestCase):
         ids = stores.open_store(
             self.table(**columns, id=["a", "12", None])
         ).ids(np.arange(3))
-        self.assertEqual(ids[0], shards.hashed_id(b"a"))
+        self.assertEqual(ids[0], shards.stored_id(b"a"))
         self.assertEqual(ids[1], 12)
         self.assertLen(set(ids.tolist()), 3)
 
