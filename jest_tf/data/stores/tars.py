@@ -160,7 +160,8 @@ def _members(file) -> Iterator[_Member]:
                 end = start + info.size
                 yield _Member(key, extension.lower(), info.offset, start, end)
     except _DAMAGE:
-        yield _Member("", "", end, end, size + 1)
+        if end < size:
+            yield _Member("", "", end, end, size + 1)
 
 
 def _is_caption(member):
