@@ -6,7 +6,6 @@
 """
 
 import argparse
-import json
 import pathlib
 
 import numpy as np
@@ -14,6 +13,9 @@ import pandas as pd
 
 from benchmarks import report
 from benchmarks.icontext import results, runner, variants
+from jest_tf import evaluation, runs
+from jest_tf.data import stores
+from jest_tf.runs import directory
 
 _DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -26,27 +28,16 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args(arguments)
     identity = {"cell": options.cell, "seed": options.seed}
-    results.add(
-        options.results,
-        collect(options.workdir, identity, options.digest),
-    )
+    tables = collect(options.workdir, identity, options.digest)
+    results.add(options.results, tables)
 
 
 def collect(workdir, identity, digest):
-    """`results.Tables` of one run.
-
-    Args:
-        workdir: the run directory.
-        identity: its cell and seed.
-        digest: of its cell.
-    """
-    from jest_tf import config as config_lib
-
-    workdir = pathlib.Path(workdir)
-    config = config_lib.load_config(workdir / "config.json")
-    curves = _curves(_read(workdir / "evaluation.jsonl"))
-    last = _read(workdir / "metrics.jsonl")[-1]
-    versions = json.loads((workdir / "versions.json").read_text())["versions"]
+    """`results.Tables` of the run of a cell, with its digest, and seed."""
+    config = directory.load_config(workdir)
+    curves = _curves(directory.read_rows(workdir, directory.EVALUATION_FILE))
+    last = directory.read_rows(workdir, directory.METRICS_FILE)[-1]
+    versions = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
     run = {
         **identity,
         "digest": digest,
@@ -75,41 +66,30 @@ def collect(workdir, identity, digest):
     )
 
 
-def _read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def _curves(evaluations):
     """Score of each split at each evaluation."""
+    suffix = "/image_to_text/mrr"
     splits = sorted(
-        {
-            key.split("/")[1]
-            for key in evaluations[0]
-            if key.startswith("eval/") and key.endswith("/mrr")
-        }
+        key.removeprefix("eval/").removesuffix(suffix)
+        for key in evaluations[0]
+        if key.startswith("eval/") and key.endswith(suffix)
     )
-    return pd.DataFrame(
-        [
-            {"step": row["step"]}
-            | {
-                split: np.mean(
-                    [row[f"eval/{split}/{d}/mrr"] for d in _DIRECTIONS]
-                )
-                for split in splits
-            }
-            for row in evaluations
-        ]
-    ).round(5)
+    table = pd.DataFrame(evaluations)
+    scores = {
+        split: table[[f"eval/{split}/{d}/mrr" for d in _DIRECTIONS]].mean(
+            axis=1
+        )
+        for split in splits
+    }
+    return pd.DataFrame({"step": table["step"]} | scores).round(5)
 
 
 def _trained_on(workdir, config):
     """Shares of emoji art and of moved captions, first and last fifth."""
-    from jest_tf.data import stores
-
-    path = workdir / "draws.jsonl"
-    if not path.exists():
+    rows = directory.read_rows(workdir, directory.DRAWS_FILE)
+    draws = [row["ids"] for row in rows]
+    if not draws:
         return {}
-    draws = [np.array(line["ids"]) for line in _read(path)]
     store = stores.open_stores(config.data)
     columns = store.columns(["id", "kind"])
     ids = np.asarray(columns["id"])
@@ -132,9 +112,7 @@ def _trained_on(workdir, config):
 
 def _concepts(workdir, config):
     """Mean reciprocal ranks of each concept of each split."""
-    from jest_tf import evaluation, runs
-
-    run = runs.load_run(str(workdir))
+    run = runs.load_run(workdir)
     tables = []
     for split, store in evaluation.open_stores(config.evaluation.data).items():
         found = evaluation.StoreEvaluation(
@@ -149,27 +127,18 @@ def _concepts(workdir, config):
             found.images, found.texts, found.image_groups, found.text_groups
         )
         numbers = {}
-        sides = [
-            pd.Series(1 / np.rint(ranks[direction])).groupby(
+        columns = {"split": split}
+        for side, direction, groups in (
+            ("image", "image_to_text", found.image_groups),
+            ("text", "text_to_image", found.text_groups),
+        ):
+            by_concept = pd.Series(1 / np.rint(ranks[direction])).groupby(
                 [numbers.setdefault(group, len(numbers)) for group in groups]
             )
-            for direction, groups in zip(
-                _DIRECTIONS,
-                (found.image_groups, found.text_groups),
-                strict=True,
-            )
-        ]
-        (image, text) = sides
-        table = pd.DataFrame(
-            {
-                "split": split,
-                "image_queries": image.size().astype("int16"),
-                "text_queries": text.size().astype("int16"),
-                "image_mrr": image.mean().astype("float32"),
-                "text_mrr": text.mean().astype("float32"),
-            }
-        )
-        tables.append(table.rename_axis("concept").reset_index())
+            columns[f"{side}_queries"] = by_concept.size().astype("int16")
+            columns[f"{side}_mrr"] = by_concept.mean().astype("float32")
+        table = pd.DataFrame(columns).rename_axis("concept").reset_index()
+        tables.append(table)
     return pd.concat(tables)
 
 

@@ -1,13 +1,12 @@
 """The report's pictures: grey lines, labelled where they end."""
 
+import contextlib
+
 import matplotlib
+import numpy as np
+from matplotlib import figure as mpl_figure
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-from benchmarks.icontext import targets  # noqa: E402
+from benchmarks.icontext import targets
 
 _DPI = 130
 _STYLES = (
@@ -17,16 +16,19 @@ _STYLES = (
     {"color": "black", "lw": 1.5, "ls": ":"},
     {"color": "0.55", "lw": 2.0, "ls": "--"},
 )
+_RC = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def _style():
-    return plt.rc_context(
-        {
-            "font.size": 12,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    )
+@contextlib.contextmanager
+def _axis(height, title, path, pad=6):
+    """Yields an axis to draw on; then the picture is written."""
+    with matplotlib.rc_context(_RC):
+        figure = mpl_figure.Figure(figsize=(7, height))
+        axis = figure.subplots()
+        yield axis
+        axis.set_title(title, loc="left", fontsize=13, pad=pad)
+        figure.tight_layout()
+        figure.savefig(path, dpi=_DPI)
 
 
 def frontier(comparison, cells, title, path):
@@ -39,8 +41,7 @@ def frontier(comparison, cells, title, path):
         title: of the picture, its message.
         path: PNG file.
     """
-    with _style():
-        figure, axis = plt.subplots(figsize=(7, 4.6))
+    with _axis(4.6, title, path, pad=14) as axis:
         for (cell, label), style in zip(cells.items(), _STYLES, strict=False):
             runs = comparison.of(cell)
             scores = 100 * np.mean([run.curve() for run in runs], axis=0)
@@ -65,13 +66,7 @@ def frontier(comparison, cells, title, path):
             textcoords="offset points",
         )
         axis.set_xscale("log")
-        axis.set_xlabel("examples trained on")
-        axis.set_ylabel("score")
-        axis.set_ylim(0, 40)
-        axis.set_title(title, loc="left", fontsize=13, pad=14)
-        figure.tight_layout()
-        figure.savefig(path, dpi=_DPI)
-        plt.close(figure)
+        axis.set(xlabel="examples trained on", ylabel="score", ylim=(0, 40))
 
 
 def filter_ratios(comparison, lines, base, title, path):
@@ -84,8 +79,7 @@ def filter_ratios(comparison, lines, base, title, path):
         title: of the picture, its message.
         path: PNG file.
     """
-    with _style():
-        figure, axis = plt.subplots(figsize=(7, 4.2))
+    with _axis(4.2, title, path) as axis:
         for (label, line), style in zip(lines.items(), _STYLES, strict=False):
             text, shift = label
             gains = [
@@ -114,10 +108,8 @@ def filter_ratios(comparison, lines, base, title, path):
         names = [f"{place}\nf = {1 - 1 / place:.2g}" for place in places]
         axis.set_xticks(places, names)
         axis.minorticks_off()
-        axis.set_xlim(right=2.2 * places[-1])
-        axis.set_xlabel("super-batch / sub-batch")
-        axis.set_ylabel("points above uniform")
-        axis.set_title(title, loc="left", fontsize=13)
-        figure.tight_layout()
-        figure.savefig(path, dpi=_DPI)
-        plt.close(figure)
+        axis.set(
+            xlim=(None, 2.2 * places[-1]),
+            xlabel="super-batch / sub-batch",
+            ylabel="points above uniform",
+        )

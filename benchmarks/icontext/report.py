@@ -13,7 +13,6 @@ import argparse
 import os
 import pathlib
 
-import jinja2
 import pandas as pd
 
 from benchmarks import report as benchmark_report
@@ -43,19 +42,12 @@ _CURVES = {
     "jest_5000": ("JEST", -1, (0, 10), "left"),
     "mixed_3000": ("curated and\npool, uniform", 0, (-8, -20), "center"),
 }
-_SIZES = {"f50": 2, "f80": 5, "f90": 10, "f95": 20}
 _RATIOS = {
-    (name.replace("_", "-"), shift): {
-        size: "jest_400"
-        if (name, key) == ("learnability", "f80")
-        else f"{cell}_{key}"
-        for key, size in _SIZES.items()
-    }
-    for name, cell, shift in (
-        ("learnability", "jest_400", -8),
-        ("easy_reference", "easy_reference", 8),
-        ("hard_learner", "hard_learner", 9),
-    )
+    ("learnability", -8): "jest_400_f50 jest_400 jest_400_f90 jest_400_f95",
+    ("easy-reference", 8): "easy_reference_f50 easy_reference_f80 "
+    "easy_reference_f90 easy_reference_f95",
+    ("hard-learner", 9): "hard_learner_f50 hard_learner_f80 "
+    "hard_learner_f90 hard_learner_f95",
 }
 
 
@@ -89,13 +81,11 @@ def main(arguments=None):
     out.mkdir(parents=True, exist_ok=True)
     words = Words(comparison, tables, pathlib.Path(options.results))
     is_kept = pathlib.Path(options.results).samefile(results.FOLDER)
+    name, file = f"{options.matrix}.md", f"{options.matrix}_report.md"
     if options.matrix == "standard":
         draw(comparison, out)
-        text = words.render("report.md", is_kept=is_kept)
-        (out / "report.md").write_text(text, "utf-8")
-    else:
-        text = words.render(f"{options.matrix}.md", is_kept=is_kept)
-        (out / f"{options.matrix}_report.md").write_text(text, "utf-8")
+        name = file = "report.md"
+    (out / file).write_text(words.render(name, is_kept=is_kept), "utf-8")
     for page in options.pages:
         folder = os.path.relpath(out, page.resolve().parent)
         block = words.render(page.name, results=folder)
@@ -112,11 +102,16 @@ def draw(comparison, out):
             "training on the curated set ends as high",
             out / "frontier.png",
         )
-    cells = [cell for line in _RATIOS.values() for cell in line.values()]
-    if all(cell in comparison for cell in cells):
+    lines = {
+        label: dict(zip((2, 5, 10, 20), cells.split(), strict=True))
+        for label, cells in _RATIOS.items()
+    }
+    if all(
+        cell in comparison for line in lines.values() for cell in line.values()
+    ):
         figures.filter_ratios(
             comparison,
-            _RATIOS,
+            lines,
             "uniform_400",
             "Larger super-batches teach more per step (400 steps)",
             out / "filter_ratios.png",
@@ -142,31 +137,14 @@ class Words:
 
     def render(self, name, **context):
         """A template with its numbers filled in."""
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(
-                pathlib.Path(__file__).with_name("templates")
-            ),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        for word in (
-            *("chance", "claims", "effort", "gain", "missing", "provenance"),
-            *(
-                "score",
-                "seeds",
-                "share",
-                "steps",
-                "times",
-                "validation",
-                "views",
-            ),
-        ):
-            environment.globals[word] = getattr(self, word)
-        environment.globals["find"] = matrix.find
-        environment.globals["cells"] = matrix.cells
-        return environment.get_template(f"{name}.j2").render(context)
+        words = {
+            word: getattr(self, word)
+            for word in dir(self)
+            if not word.startswith("_")
+        }
+        words |= {"find": matrix.find, "cells": matrix.cells}
+        folder = pathlib.Path(__file__).with_name("templates")
+        return benchmark_report.render(folder, name, **words, **context)
 
     def score(self, cell, *splits):
         """Final score of a cell, with its interval."""
@@ -216,14 +194,9 @@ class Words:
         passes = targets.passes(runs[0], row.steps)
         return f"{passes / (3 * row.examples_trained):.2f}"
 
-    def share(self, cell, column):
-        """Mean of a column of runs.csv over a cell's seeds, in percent."""
+    def percent(self, cell, column):
+        """Mean of a column of runs.csv over a cell's seeds, times 100."""
         values = self._runs.loc[self._runs["cell"] == cell, column].dropna()
-        return f"{100 * values.mean():.1f}" if len(values) else claims.NOT_RUN
-
-    def validation(self, cell, split="val_concept"):
-        """Final score on a split that settings are chosen on."""
-        values = self._runs.loc[self._runs["cell"] == cell, split].dropna()
         return f"{100 * values.mean():.1f}" if len(values) else claims.NOT_RUN
 
     def claims(self, source):

@@ -10,12 +10,14 @@ A score is the mean reciprocal rank of retrieval in both directions.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import pathlib
+from typing import NamedTuple
 
 import pandas as pd
+
+from jest_tf import files
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 _RUN = ["cell", "seed"]
@@ -24,28 +26,12 @@ _COUNTS = dict.fromkeys(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Tables:
-    """The three tables of a folder.
+class Tables(NamedTuple):
+    """The three tables of a folder."""
 
-    Attributes:
-        runs: a row for each run.
-        curves: a row for each evaluation.
-        concepts: a row for each concept of a final evaluation.
-    """
-
-    runs: pd.DataFrame
-    curves: pd.DataFrame
-    concepts: pd.DataFrame
-
-    def without(self, cell, seed):
-        """Returns the tables without a run."""
-        return Tables(
-            *(
-                table[(table["cell"] != cell) | (table["seed"] != seed)]
-                for table in (self.runs, self.curves, self.concepts)
-            )
-        )
+    runs: pd.DataFrame  # a row for each run
+    curves: pd.DataFrame  # a row for each evaluation
+    concepts: pd.DataFrame  # a row for each concept of a final evaluation
 
 
 def load(folder):
@@ -80,28 +66,23 @@ def add(folder, new):
     with _locked(folder):
         old = load(folder)
         if old is not None:
-            (run,) = new.runs[_RUN].itertuples(index=False)
-            old = old.without(*run)
+            (run,) = new.runs[_RUN].to_numpy()
             new = Tables(
                 *(
-                    pd.concat([getattr(old, name), getattr(new, name)])
-                    for name in ("runs", "curves", "concepts")
+                    pd.concat([table[(table[_RUN] != run).any(axis=1)], more])
+                    for table, more in zip(old, new, strict=True)
                 )
             )
-        save(folder, new)
-
-
-def save(folder, tables):
-    """Writes the tables of a folder; `runs.csv`, which lists them, last."""
-    folder = pathlib.Path(folder)
-    concepts = tables.concepts.astype({"cell": "category", "split": "category"})
-    with _replacing(folder / "concepts.parquet") as path:
-        concepts.to_parquet(path, index=False, compression="zstd")
-    for name in ("curves", "runs"):
-        with _replacing(folder / f"{name}.csv") as path:
-            table = getattr(tables, name)
-            counts = _COUNTS if name == "runs" else {}
-            table.astype(counts).to_csv(path, index=False)
+        concepts = new.concepts.astype(
+            {"cell": "category", "split": "category"}
+        )
+        # `runs.csv`, which lists them, last.
+        with files.written_whole(f"{folder}/concepts.parquet") as path:
+            concepts.to_parquet(path, index=False, compression="zstd")
+        with files.written_whole(f"{folder}/curves.csv") as path:
+            new.curves.to_csv(path, index=False)
+        with files.written_whole(f"{folder}/runs.csv") as path:
+            new.runs.astype(_COUNTS).to_csv(path, index=False)
 
 
 @contextlib.contextmanager
@@ -112,10 +93,3 @@ def _locked(folder):
         yield
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    yield partial
-    os.replace(partial, path)

@@ -12,11 +12,11 @@ runs continue, and a cell that has changed in matrix.csv is run again.
 
 import argparse
 import fnmatch
-import hashlib
 import os
 import pathlib
 import sys
 
+from benchmarks import report
 from benchmarks.icontext import matrix, results, runner
 from jest_tf import config as config_lib
 
@@ -81,9 +81,12 @@ def main(arguments=None):
     if options.list:
         _list(plan.tasks.values(), options.jobs)
         return
-    runner.say(f"{len(wanted)} runs wanted, {len(plan.tasks)} tasks to do")
-    if plan.tasks:
-        _claim_data(work)
+    report.log(f"{len(wanted)} runs wanted, {len(plan.tasks)} tasks to do")
+    if plan.tasks and not (work / "data" / "stats.json").exists():
+        raise SystemExit(
+            f"error: no data in '{work}/data'; `make icontext-data` or "
+            "`python -m benchmarks.icontext.build full` builds them"
+        )
     runner.exit_on_signals()
     if not runner.Runner(plan.tasks, work, options.jobs).run():
         sys.exit(1)
@@ -118,20 +121,22 @@ class Plan:
         needs = [self._add_pool(source) for source in cell.sources]
         if cell.reference:
             needs.append(self._add_sidecars(cell.reference, cell.sources))
-        recipe = _ROOT / "configs" / f"icontext_{cell.recipe}.py"
         settings = self.settings(cell, seed)
-        train = (
-            *("trainers.train", "--config", recipe, "--workdir", workdir),
-            *("--set", *settings),
-        )
-        collect = (
-            *("benchmarks.icontext.collect", "--workdir", workdir),
-            *("--cell", cell.cell, "--seed", seed, "--digest", cell.digest),
-            *("--results", self._tables),
-        )
-        commands = (train,) if is_collected else (train, collect)
-        self._add(name, commands, needs, cost(recipe, settings))
-        return name
+        commands = [
+            (
+                *("trainers.train", "--config", _recipe(cell)),
+                *("--workdir", workdir, "--set", *settings),
+            )
+        ]
+        if not is_collected:
+            commands.append(
+                (
+                    *("benchmarks.icontext.collect", "--workdir", workdir),
+                    *("--cell", cell.cell, "--seed", seed),
+                    *("--digest", cell.digest, "--results", self._tables),
+                )
+            )
+        return self._add(name, commands, needs, cost(_recipe(cell), settings))
 
     def workdir(self, cell, seed):
         """Run directory: a changed cell has another one."""
@@ -139,8 +144,7 @@ class Plan:
 
     def settings(self, cell, seed):
         """Changes to the recipe, "a.b=c" each."""
-        recipe = _ROOT / "configs" / f"icontext_{cell.recipe}.py"
-        steps = config_lib.load_config(recipe, cell.settings).steps
+        steps = config_lib.load_config(_recipe(cell), cell.settings).steps
         weights = ["1"] * len(cell.sources) if cell.sources[1:] else []
         found = [
             *(f"seed={seed}", *cell.settings),
@@ -155,7 +159,7 @@ class Plan:
             found.append(f"reference.sidecar_dir={folder}")
         return found
 
-    def _add(self, name, commands, needs, steps, done=None):
+    def _add(self, name, commands, needs, steps=_PREPARATION_STEPS, done=None):
         self.tasks[name] = runner.Task(
             name,
             tuple(tuple(map(str, command)) for command in commands),
@@ -163,6 +167,7 @@ class Plan:
             steps,
             done,
         )
+        return name
 
     def _shards(self, source):
         if source in ("reference", "pool", *matrix.SPLITS):
@@ -184,17 +189,16 @@ class Plan:
         name = f"sidecars {reference} {' '.join(sources)}"
         folder = self._sidecar_folder(reference, sources)
         done = folder / "done"
-        if name not in self.tasks and not done.exists():
-            cell = matrix.find(reference)
-            needs = [self.add_run(cell, 0, for_others=True)]
-            needs += [self._add_pool(source) for source in sources]
-            command = (
-                *("trainers.embed", "--workdir", self.workdir(cell, 0)),
-                *("--output", folder),
-                *("--data", *map(self._shards, sources)),
-            )
-            self._add(name, (command,), needs, _PREPARATION_STEPS, done)
-        return name
+        if name in self.tasks or done.exists():
+            return name
+        cell = matrix.find(reference)
+        needs = [self.add_run(cell, 0, for_others=True)]
+        needs += [self._add_pool(source) for source in sources]
+        command = (
+            *("trainers.embed", "--workdir", self.workdir(cell, 0)),
+            *("--output", folder, "--data", *map(self._shards, sources)),
+        )
+        return self._add(name, [command], needs, done=done)
 
     def _add_pool(self, source):
         """Adds a pool made from the pool; None for a split of the data."""
@@ -204,42 +208,43 @@ class Plan:
         done = folder / "done"
         if name in self.tasks or done.exists():
             return name
-        kind, options, needs, before = source, (), (), ()
+        commands, needs, options = [], [], ()
         if source.startswith("noise"):
             share = int(source.removeprefix("noise")) / 100
-            kind, options = "noise", ("--share", share)
-        elif source in _CURATED:
-            manifest = self._work / "manifests" / folder.name
-            kind, options = "manifest", ("--manifest", manifest)
-            before = (self._curate(source, manifest),)
+            options = ("noise", "--share", share)
         elif source in matrix.JUDGES:
-            kind = "filter"
-            sidecars = self._sidecar_folder(matrix.JUDGES[source], ("pool",))
-            options = ("--sidecars", sidecars)
-        if source in matrix.JUDGES:
-            needs = (self._add_sidecars(matrix.JUDGES[source], ("pool",)),)
-        command = (
-            *("benchmarks.icontext.variants", kind, *options),
-            *("--data", self._work / "data", "--out", folder),
-        )
-        self._add(name, (*before, command), needs, _PREPARATION_STEPS, done)
-        return name
-
-    def _curate(self, source, manifest):
-        """Command that writes the manifest of a pool."""
-        judge = matrix.find(matrix.JUDGES[source])
-        like = ()
-        if source == "inferred":
-            like = (
-                *("--like", self._shards("val_concept"), "--evaluation"),
-                *map(self._shards, ("test_concept", "test_style")),
+            judge = matrix.find(matrix.JUDGES[source])
+            sidecars = self._sidecar_folder(judge.cell, ("pool",))
+            needs.append(self._add_sidecars(judge.cell, ("pool",)))
+            options = ("filter", "--sidecars", sidecars)
+        if source in _CURATED:
+            manifest = self._work / "manifests" / folder.name
+            options = ("manifest", "--manifest", manifest)
+            like = ()
+            if source == "inferred":
+                like = (
+                    *("--like", self._shards("val_concept"), "--evaluation"),
+                    *map(self._shards, ("test_concept", "test_style")),
+                )
+            commands.append(
+                (
+                    *("trainers.curate", "--data", self._shards("pool")),
+                    *("--workdir", self.workdir(judge, 0)),
+                    *("--output", manifest, "--sidecar-dir", sidecars),
+                    *(*like, "--set", *_CURATED[source]),
+                )
             )
-        return (
-            *("trainers.curate", "--data", self._shards("pool")),
-            *("--workdir", self.workdir(judge, 0), "--output", manifest),
-            *("--sidecar-dir", self._sidecar_folder(judge.cell, ("pool",))),
-            *(*like, "--set", *_CURATED[source]),
+        commands.append(
+            (
+                *("benchmarks.icontext.variants", *(options or (source,))),
+                *("--data", self._work / "data", "--out", folder),
+            )
         )
+        return self._add(name, commands, needs, done=done)
+
+
+def _recipe(cell):
+    return _ROOT / "configs" / f"icontext_{cell.recipe}.py"
 
 
 def cost(recipe, settings):
@@ -263,29 +268,6 @@ def cost(recipe, settings):
         )
         passes += area(config.selection.view) * scored
     return (_WIDE_STEPS if _WIDE in settings else 1.0) * passes / (3 * 256)
-
-
-def _claim_data(work):
-    """Refuses a folder whose runs are of other data than it has now.
-
-    Raises:
-        SystemExit: so it is, or there are no data.
-    """
-    stats = work / "data" / "stats.json"
-    if not stats.exists():
-        raise SystemExit(
-            f"error: no data in {str(stats.parent)!r}; `make icontext-data` or "
-            "`python -m benchmarks.icontext.build full` builds them"
-        )
-    now = hashlib.sha256(stats.read_bytes()).hexdigest()
-    mark = work / "data.sha256"
-    if mark.exists() and mark.read_text() != now:
-        raise SystemExit(
-            f"error: the runs in {str(work)!r} are of other data than it has "
-            "now. Name another folder with --work, or remove everything in it "
-            "but 'cache' and 'data'"
-        )
-    mark.write_text(now)
 
 
 def _list(tasks, jobs):

@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
-import fcntl
 import os
 import pathlib
 import signal
@@ -11,6 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NamedTuple
+
+from benchmarks import report
+from jest_tf import files
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # One process per core: more threads would slow each other down.
@@ -25,23 +27,14 @@ _ONE_THREAD = {
 PROCESSOR_FILE, STARTED = "processor_seconds.txt", "started"
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One thing to do.
+class Task(NamedTuple):
+    """One thing to do."""
 
-    Attributes:
-        name: unique.
-        commands: Python modules with their arguments, one after the other.
-        needs: names of tasks that come before.
-        steps: cost, in uniform steps.
-        done: file to make at the end, or None.
-    """
-
-    name: str
-    commands: tuple[tuple[str, ...], ...]
-    needs: tuple[str, ...] = ()
-    steps: float = 0.0
-    done: pathlib.Path | None = None
+    name: str  # unique
+    commands: tuple[tuple[str, ...], ...]  # Python modules with arguments
+    needs: tuple[str, ...] = ()  # names of tasks that come before
+    steps: float = 0.0  # cost, in uniform steps
+    done: pathlib.Path | None = None  # file to make at the end
 
 
 class Runner:
@@ -70,25 +63,25 @@ class Runner:
         Raises:
             SystemExit: another runner works in the folder.
         """
-        self._work.mkdir(parents=True, exist_ok=True)
-        with open(self._work / "runner.lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SystemExit(
-                    f"error: another runner works in {str(self._work)!r}; "
-                    "wait for it or name another folder with --work"
-                ) from None
-            with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
+        try:
+            with (
+                files.locked(str(self._work / "runner.lock")),
+                concurrent.futures.ThreadPoolExecutor(self._jobs) as pool,
+            ):
                 try:
                     return self._run(pool)
                 except SystemExit:
                     self._stop()
                     raise
+        except BlockingIOError:
+            raise SystemExit(
+                f"error: another runner works in {str(self._work)!r}; "
+                "wait for it or name another folder with --work"
+            ) from None
 
     def _run(self, pool):
         waiting, running = dict(self._tasks), {}
-        done, failed = set(), []
+        done, failed = set(), False
         while waiting or running:
             ready = [
                 task
@@ -106,14 +99,14 @@ class Runner:
             for future in finished:
                 task, seconds = running.pop(future), future.result()
                 if seconds is None:
-                    failed.append(task)
-                    say(f"failed: {task.name}, see {self._log(task)}")
+                    failed = True
+                    report.log(f"failed: {task.name}, see {self._log(task)}")
                 else:
                     done.add(task.name)
                     count = f"[{len(done)}/{len(self._tasks)}]"
-                    say(f"{count} {task.name}: {seconds:,.0f} s")
+                    report.log(f"{count} {task.name}: {seconds:,.0f} s")
         for task in waiting.values():
-            say(f"not run, as what it needs failed: {task.name}")
+            report.log(f"not run, as what it needs failed: {task.name}")
         return not waiting and not failed
 
     def _execute(self, task):
@@ -147,8 +140,7 @@ class Runner:
         with self._lock:
             self._processes.remove(process.pid)
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = usage.ru_utime + usage.ru_stime
-        _note_processor(command, f"{seconds:.1f}")
+        _note_processor(command, f"{usage.ru_utime + usage.ru_stime:.1f}")
         return not process.returncode
 
     def _stop(self):
@@ -157,7 +149,7 @@ class Runner:
             for number in self._processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGTERM)
-        say("stopping; give the command again to continue")
+        report.log("stopping; give the command again to continue")
 
     def _log(self, task):
         return self._work / "logs" / f"{task.name.replace(' ', '-')}.log"
@@ -187,13 +179,4 @@ def _note_processor(command, line):
 def exit_on_signals():
     """Makes SIGINT and SIGTERM end this process by SystemExit."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit)
-
-
-def _exit(number, frame):
-    sys.exit(128 + number)
-
-
-def say(line):
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))

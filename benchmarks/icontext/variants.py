@@ -22,6 +22,8 @@ import pathlib
 import numpy as np
 
 from benchmarks.icontext import shards, sources
+from jest_tf.data import sidecars, stores
+from jest_tf.data.stores import manifest
 
 FILTERED_SHARE = 0.2
 _KINDS = ("noise", "emoji", "filter", "manifest")
@@ -61,19 +63,17 @@ def _kept(options, records):
     if options.kind == "emoji":
         is_kept = [record.row.kind == sources.EMOJI for record in records]
         return np.flatnonzero(is_kept)
+    store = stores.open_store(f"{options.data}/pool-*.tfrecord")
     if options.kind == "manifest":
-        return np.flatnonzero(_weights(options.data, options.manifest))
-    rows = _read_sidecars(options.data, options.sidecars)
+        weights = manifest.Manifest(options.manifest, store).weights
+        return np.flatnonzero(weights)
+    folder = options.sidecars
+    rows = sidecars.Sidecars(store, folder).read_rows(0, len(store))
     return best(similarities(rows), FILTERED_SHARE)
 
 
 def with_noise(records, share):
-    """Returns the records, a share of them with exchanged captions.
-
-    Args:
-        records: list of `selection.Record`.
-        share: of the records whose captions are exchanged, in [0, 1].
-    """
+    """Returns the records, a share of them with the captions of others."""
     chosen = moved(len(records), share)
     found = list(records)
     # A cycle through all of them, so that no record keeps its captions.
@@ -102,21 +102,6 @@ def similarities(rows):
     first = rows.text[rows.offsets[:-1]]
     products = np.float32(rows.image) * np.float32(first)
     return np.where(rows.valid, products.sum(axis=1), -np.inf)
-
-
-def _read_sidecars(data, folder):
-    from jest_tf.data import sidecars, stores
-
-    store = stores.open_store(f"{data}/pool-*.tfrecord")
-    return sidecars.Sidecars(store, folder).read_rows(0, len(store))
-
-
-def _weights(data, folder):
-    from jest_tf.data import stores
-    from jest_tf.data.stores import manifest
-
-    store = stores.open_store(f"{data}/pool-*.tfrecord")
-    return manifest.Manifest(folder, store).weights
 
 
 if __name__ == "__main__":

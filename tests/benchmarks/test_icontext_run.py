@@ -135,21 +135,10 @@ class PlanTest(tf.test.TestCase):
         text = "".join(call.args[0] for call in printed.write.call_args_list)
         self.assertIn("Received: ['nonsense']", text)
 
-    def test_a_folder_is_for_one_data_set(self):
+    def test_runs_without_data_are_refused(self):
         arguments = ["--work", str(self.work), "--cells", "uniform_750"]
         with self.assertRaisesRegex(SystemExit, "no data in .*icontext-data"):
             run.main(arguments)
-        stats = self.work / "data" / "stats.json"
-        stats.parent.mkdir()
-        stats.write_text("some")
-        with (
-            mock.patch.object(runner, "Runner"),
-            mock.patch.object(runner, "exit_on_signals"),
-        ):
-            run.main(arguments)
-            stats.write_text("other")
-            with self.assertRaisesRegex(SystemExit, "other data"):
-                run.main(arguments)
 
 
 class RunnerTest(tf.test.TestCase):
