@@ -23,19 +23,12 @@ class Estimate(NamedTuple):
 
 
 class Concepts(NamedTuple):
-    """A run's final evaluation on one split, arrays [concepts].
+    """A run's final evaluation on one split, arrays [concepts]."""
 
-    Attributes:
-        image_queries: pictures of each concept.
-        text_queries: texts of each concept.
-        image_mrr: mean reciprocal rank of its pictures' queries for texts.
-        text_mrr: mean reciprocal rank of its texts' queries for pictures.
-    """
-
-    image_queries: np.ndarray
-    text_queries: np.ndarray
-    image_mrr: np.ndarray
-    text_mrr: np.ndarray
+    image_queries: np.ndarray  # pictures of each concept
+    text_queries: np.ndarray  # texts of each concept
+    image_mrr: np.ndarray  # mean reciprocal rank of pictures asking for texts
+    text_mrr: np.ndarray  # and of texts asking for pictures
 
 
 def score(splits):

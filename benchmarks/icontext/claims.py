@@ -24,17 +24,11 @@ COSTS = {
 
 
 class Finding(NamedTuple):
-    """The evidence on a claim.
+    """The evidence on a claim."""
 
-    Attributes:
-        measured: the difference or ratio in words.
-        seeds: how many it is of.
-        verdict: `HOLDS`, `FAILS`, `OPEN` or `NOT_RUN`.
-    """
-
-    measured: str
-    seeds: int
-    verdict: str
+    measured: str  # the difference or ratio in words
+    seeds: int  # how many it is of
+    verdict: str  # HOLDS, FAILS, OPEN or NOT_RUN
 
 
 def load():
@@ -63,10 +57,10 @@ def _differences(comparison, pairs, least):
     if None in found:
         return None
     seeds = min(comparison.shared(*pair) for pair in pairs)
-    if all(one.low > least for one in found):
-        verdict = HOLDS
-    else:
-        verdict = FAILS if any(one.high < 0 for one in found) else OPEN
+    verdict = _verdict(
+        all(one.low > least for one in found),
+        any(one.high < 0 for one in found),
+    )
     return Finding("; ".join(map(points, found)), seeds, verdict)
 
 
@@ -74,13 +68,10 @@ def _cheaper(comparison, cells, spent, base):
     found = comparison.to_target(cells, spent, base=base)
     if found is None:
         return None
-    verdict = OPEN
     # A run that misses the target says nothing about a longer one.
-    if found.seeds >= comparison_lib.LEAST_SEEDS:
-        if found.low > 1:
-            verdict = HOLDS
-        elif found.value and found.high < 1:
-            verdict = FAILS
+    verdict = _verdict(
+        found.low > 1, found.value and found.high < 1, found.seeds
+    )
     return Finding(times(found), found.seeds, verdict)
 
 
@@ -90,26 +81,26 @@ def _cheaper_than_jest(comparison, cells):
     )
     if first is None or second is None:
         return None
-    seeds, verdict = min(first.seeds, second.seeds), OPEN
-    if seeds >= comparison_lib.LEAST_SEEDS:
-        if first.low > second.high:
-            verdict = HOLDS
-        elif first.high < second.low:
-            verdict = FAILS
-    text = f"{times(first)}, JEST {times(second)}"
-    return Finding(text, seeds, verdict)
+    seeds = min(first.seeds, second.seeds)
+    verdict = _verdict(first.low > second.high, first.high < second.low, seeds)
+    return Finding(f"{times(first)}, JEST {times(second)}", seeds, verdict)
+
+
+def _verdict(holds, fails, seeds=comparison_lib.LEAST_SEEDS):
+    if seeds < comparison_lib.LEAST_SEEDS:
+        return OPEN
+    return HOLDS if holds else FAILS if fails else OPEN
 
 
 def points(estimate):
     """An `Estimate` of a difference, in points."""
-    value, low, high = (100 * number for number in estimate)
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return interval(estimate, "+")
 
 
-def interval(estimate):
+def interval(estimate, sign=""):
     """An `Estimate` of a score, times 100."""
-    value, low, high = (100 * number for number in estimate)
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    value, low, high = (f"{100 * number:{sign}.1f}" for number in estimate)
+    return f"{value} [{low}, {high}]"
 
 
 def times(ratio):

@@ -9,28 +9,20 @@ import numpy as np
 from benchmarks.icontext import bootstrap, matrix, targets
 
 TEST = ("test_concept", "test_style")
-# Uniform runs by length: the final score of the first is the target, and the
-# second may reach it sooner.
-UNIFORM = ("uniform", "uniform_10000")
+# A longer uniform run, which may reach the score of the first sooner.
+_LONGER = {"uniform": "uniform_10000"}
 LEAST_SEEDS = 3  # for an interval that has their spread
 _NORMAL_QUANTILE = 1.96  # of 95 %
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One run.
+    """One run."""
 
-    Attributes:
-        row: its line of runs.csv.
-        steps: of each evaluation.
-        curves: scores at each evaluation, by split.
-        concepts: `bootstrap.Concepts` by split.
-    """
-
-    row: NamedTuple
-    steps: np.ndarray
-    curves: dict[str, np.ndarray]
-    concepts: dict[str, bootstrap.Concepts]
+    row: NamedTuple  # its line of runs.csv
+    steps: np.ndarray  # of each evaluation
+    curves: dict[str, np.ndarray]  # scores at each evaluation, by split
+    concepts: dict[str, bootstrap.Concepts]  # by split
 
     def curve(self, splits=TEST):
         """Mean score over splits, at each evaluation."""
@@ -57,9 +49,7 @@ class Comparison:
     def __init__(self, tables, uniform="uniform"):
         self.uniform = uniform
         self._cells = {}
-        runs = tables.runs.assign(
-            flops_cascade=tables.runs["flops_cascade"].fillna(0)
-        )
+        runs = tables.runs.fillna({"flops_cascade": 0})
         curves = dict(list(tables.curves.groupby(["cell", "seed"])))
         concepts = dict(
             list(tables.concepts.groupby(["cell", "seed"], observed=True))
@@ -67,20 +57,18 @@ class Comparison:
         for row in runs.itertuples(index=False):
             curve = curves[row.cell, row.seed].sort_values("step")
             by_split = curve.drop(columns=["cell", "seed", "step"])
+            parts = concepts[row.cell, row.seed].groupby("split", observed=True)
             run = Run(
                 row,
                 curve["step"].to_numpy(),
                 {name: values.to_numpy() for name, values in by_split.items()},
                 {
                     split: bootstrap.Concepts(
-                        *(
-                            part[name].to_numpy(np.float64)
-                            for name in bootstrap.Concepts._fields
-                        )
+                        *part[list(bootstrap.Concepts._fields)]
+                        .to_numpy(np.float64)
+                        .T
                     )
-                    for split, part in concepts[row.cell, row.seed].groupby(
-                        "split", observed=True
-                    )
+                    for split, part in parts
                 },
             )
             self._cells.setdefault(row.cell, {})[row.seed] = run
@@ -168,31 +156,21 @@ class Comparison:
             was not run.
         """
         base = base or self.uniform
-        longs = self._cells.get(base)
-        if not longs:
-            return None
-        longer = UNIFORM[UNIFORM.index(base) + 1 :] if base in UNIFORM else ()
-        longer = [
-            self._cells[cell]
-            for cell in longer
-            if cell not in cells and {*self._cells.get(cell, ())} >= {*longs}
-        ]
+        theirs = self._cells.get(base, {})
+        longer = self._cells.get(_LONGER.get(base), {})
+        if _LONGER.get(base) in cells or not {*longer} >= {*theirs}:
+            longer = {}
         found = []
         for cell in cells:
-            by_seed = self._cells.get(cell, {})
-            seeds = sorted({*by_seed} & {*longs})
+            ours = self._cells.get(cell, {})
+            seeds = sorted({*ours} & {*theirs})
             if seeds:
-                found.append(
-                    targets.ratio(
-                        *(
-                            [by[seed] for seed in seeds]
-                            for by in (by_seed, longs)
-                        ),
-                        spent,
-                        splits,
-                        [[by[seed] for seed in seeds] for by in longer],
-                    )
+                sides = (
+                    [by_seed[seed] for seed in seeds]
+                    for by_seed in (ours, theirs, longer)
+                    if by_seed
                 )
+                found.append(targets.ratio(spent, splits, *sides))
         if not found:
             return None
         best = max(found, key=lambda one: (one.value, -one.all_steps))

@@ -8,23 +8,14 @@ from benchmarks.icontext import bootstrap, matrix
 
 
 class Ratio(NamedTuple):
-    """Cost of uniform training over the cost of a method.
+    """Cost of uniform training over the cost of a method."""
 
-    Attributes:
-        value: over all seeds together; 0 if a seed misses the target.
-        low: end of the 95 % interval; 0 if the target is missed there.
-        high: the interval's upper end.
-        seeds: how many.
-        missed: how many of them miss the target.
-        all_steps: the same with all of the method's steps counted.
-    """
-
-    value: float
-    low: float
+    value: float  # over all seeds together; 0 if a seed misses the target
+    low: float  # end of the 95 % interval; 0 if the target is missed there
     high: float
-    seeds: int
-    missed: int
-    all_steps: float
+    seeds: int  # how many
+    missed: int  # how many of them miss the target
+    all_steps: float  # the value with all of the method's steps counted
 
 
 def steps_to(steps, scores, target):
@@ -50,19 +41,19 @@ def steps_to(steps, scores, target):
     return np.where(is_missed, np.inf, np.where(target <= 0, 0.0, found))
 
 
-def ratio(runs, others, spent, splits, longer=()):
+def ratio(spent, splits, runs, others, longer=None):
     """Cost of `others` to reach their final scores, over the cost of `runs`.
 
     Each seed of `others` sets a target for that seed. Its cost is counted up to
-    the first time its curve, or that of a `longer` run, reaches the target.
+    the first time its curve, or that of the `longer` run, reaches the target.
     Where a resample of concepts moves a final score, the curve scales with it.
 
     Args:
-        runs: `Run`s, one per seed.
-        others: `Run`s of the same seeds.
         spent: `(run, steps) -> cost`, for arrays of steps as well.
         splits: whose mean is the score.
-        longer: lists of `Run`s of the same seeds.
+        runs: `Run`s, one per seed.
+        others: `Run`s of the same seeds.
+        longer: `Run`s of the same seeds, if any.
 
     Returns:
         `Ratio`.
@@ -81,7 +72,7 @@ def ratio(runs, others, spent, splits, longer=()):
         )
 
     # A run reaches its final score at the same step in all resamples.
-    first = np.stack(
+    whole = np.stack(
         [
             np.full(
                 theirs.shape[1],
@@ -90,12 +81,11 @@ def ratio(runs, others, spent, splits, longer=()):
             for other, end in zip(others, ends, strict=True)
         ]
     )
+    if longer:
+        whole = np.minimum(whole, crossings(longer))
     costs, whole = (
         np.stack([spent(row, at) for row, at in zip(rows, steps, strict=True)])
-        for rows, steps in (
-            (runs, crossings(runs)),
-            (others, np.min([first, *map(crossings, longer)], axis=0)),
-        )
+        for rows, steps in ((runs, crossings(runs)), (others, whole))
     )
     drawn, places = bootstrap.draws(len(runs), len(splits))
     with np.errstate(divide="ignore"):  # a target of zero costs nothing
