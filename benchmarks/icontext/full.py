@@ -52,17 +52,14 @@ def build(cache, out, *, permissive_only=False, jobs=1):
         FileNotFoundError: a package is missing.
     """
     out = pathlib.Path(out)
-    about = {
-        "settings": {
-            "seed": SEED,
-            "num_colours": 0,
-            "split_salt": concepts.SPLIT_SALT,
-            "size": selection.SIZE,
-            "permissive_only": permissive_only,
-        },
-        "versions": manifest.versions(cache),
+    settings = {
+        "seed": SEED,
+        "num_colours": 0,
+        "split_salt": concepts.SPLIT_SALT,
+        "size": selection.SIZE,
+        "permissive_only": permissive_only,
     }
-    if is_built(out, about):
+    if is_built(out, settings, manifest.versions(cache)):
         return
     sieve = selection.Sieve()
     splits = _curated(cache, permissive_only, sieve)
@@ -71,16 +68,12 @@ def build(cache, out, *, permissive_only=False, jobs=1):
     splits["pool"] = merged(rendered, splits, sieve.drops)
     out.mkdir(parents=True, exist_ok=True)
     _write_vocabulary(out, (*splits["pool"], *splits["reference"]))
-    about |= {
-        "dropped": dict(sorted(sieve.drops.items())),
-        "left_out": dict(sorted(left_out.items())),
-    }
     manifest.write(
-        cache, out, splits, about, seed=SEED, num_pool_shards=NUM_POOL_SHARDS
+        cache, out, splits, settings, sieve.drops, left_out, NUM_POOL_SHARDS
     )
 
 
-def is_built(out, about):
+def is_built(out, settings, versions):
     """Returns whether `out` has this data set; Python versions may differ.
 
     Raises:
@@ -89,15 +82,11 @@ def is_built(out, about):
     if not (out / "stats.json").exists():
         return False
     stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
-    there, wanted = (
-        one["settings"]
-        | {name: one["versions"][name] for name in ("npm", "debian")}
-        for one in (stats, about)
-    )
+    there = stats["settings"] | stats["versions"]
     other = [
         f"{name} is {there.get(name)!r}, wanted is {value!r}"
-        for name, value in wanted.items()
-        if there.get(name) != value
+        for name, value in (settings | versions).items()
+        if name != "python" and there.get(name) != value
     ]
     if other:
         raise FileExistsError(

@@ -15,15 +15,14 @@ from benchmarks.icontext import packages, selection, sources
 _COMMAND = "python -m benchmarks.icontext.build"
 _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
-_LICENSE_FILES = {
+# Files of notices, by licence; for sets whose notice comes with a package that
+# also provides texts, by style.
+_FILES = {
     "MIT": "MIT.txt",
     "Apache-2.0": "Apache-2.0.txt",
     "ISC": "ISC.txt",
     "CC0-1.0": "CC0-1.0.txt",
     sources.CLIP_ART_LICENSE: "CC-PDDC.txt",
-}
-# Sets whose notice comes with a package that also provides texts.
-_STYLE_FILES = {
     "lucide": "ISC-lucide.txt",
     "tabler": "MIT-tabler.txt",
     "mdi": "mdi.txt",
@@ -46,15 +45,16 @@ _TEXT_PACKAGES = (
 )
 
 
-def write(cache, out, splits, about, *, seed, num_pool_shards=1):
+def write(cache, out, splits, settings, drops, left_out, num_pool_shards=1):
     """Write a data set, stats.json last: a folder that has it is whole.
 
     Args:
         cache: folder that `packages.fetch` filled.
         out: folder to write to.
         splits: `{split: list of selection.Record}`.
-        about: further entries of stats.json, `settings` among them.
-        seed: of the order of the records.
+        settings: as stats.json lists them; `seed` is that of the order.
+        drops: counts of pictures turned away, by reason.
+        left_out: counts of icons left out, by licence.
         num_pool_shards: files of the pool; the other splits have one each.
 
     Returns:
@@ -72,14 +72,18 @@ def write(cache, out, splits, about, *, seed, num_pool_shards=1):
         raise ValueError(f"two rows have id {identifiers.most_common(1)[0][0]}")
     out = pathlib.Path(out)
     (out / "licenses").mkdir(parents=True, exist_ok=True)
-    num_bytes = {
-        split: shards.write(
-            *(out, split, selection.shuffled(records, split, seed)),
-            num_pool_shards if split == "pool" else 1,
-        )
-        for split, records in splits.items()
+    sizes = {}
+    for split, records in splits.items():
+        count = num_pool_shards if split == "pool" else 1
+        records = selection.shuffled(records, split, settings["seed"])
+        sizes[split] = shards.write(out, split, records, count)
+    stats = {
+        **_statistics(splits, sizes),
+        "settings": settings,
+        "dropped": dict(sorted(drops.items())),
+        "left_out": dict(sorted(left_out.items())),
+        "versions": versions(cache),
     }
-    stats = _statistics(splits, num_bytes) | about
     report.write_block(out / "README.md", "tables", tables(stats), _COMMAND)
     texts = {"LICENSES.md": _licenses(cache, stats)}
     for name, content in _license_texts(cache).items():
@@ -114,7 +118,7 @@ def tables(stats):
     ).strip()
 
 
-def _statistics(splits, num_bytes):
+def _statistics(splits, sizes):
     styles, licenses = {}, collections.Counter()
     for split, records in splits.items():
         for row in (record.row for record in records):
@@ -134,12 +138,12 @@ def _statistics(splits, num_bytes):
         "splits": {
             split: {
                 "pairs": len(records),
-                "bytes": num_bytes[split],
+                "bytes": sizes[split],
                 "kinds": _by_kind(records),
             }
             for split, records in splits.items()
         },
-        "bytes": sum(num_bytes.values()),
+        "bytes": sum(sizes.values()),
         "curated_share_of_pool": round(sum(is_emoji) / len(is_emoji), 4),
         "licenses": dict(sorted(licenses.items())),
         "styles": dict(sorted(styles.items())),
@@ -179,7 +183,7 @@ def _licenses(cache, stats):
                 "https://github.com/microsoft/fluentui-emoji",
             )
         if style == sources.CLIP_ART_STYLE:
-            file = _LICENSE_FILES[sources.CLIP_ART_LICENSE]
+            file = _FILES[sources.CLIP_ART_LICENSE]
             return "authors named in each file upstream", f"licenses/{file}"
         entry = descriptions[style]
         author = entry["author"]["name"]
@@ -195,14 +199,14 @@ def _licenses(cache, stats):
         licence=lambda name, file: (
             f"[{name}](licenses/{file})" if file else name
         ),
-        style_files=_STYLE_FILES,
-        license_files=_LICENSE_FILES,
+        files=_FILES,
         text_packages=_TEXT_PACKAGES,
     )
 
 
 def _license_texts(cache):
     common = "usr", "share", "common-licenses"
+    documents = "usr", "share", "doc", "openclipart-svg"
 
     def read(spec, *parts):
         return packages.path(cache, spec, *parts).read_text(encoding="utf-8")
@@ -210,14 +214,11 @@ def _license_texts(cache):
     texts = {
         "Apache-2.0.txt": read(packages.COMMON_LICENSES, *common, "Apache-2.0"),
         "CC0-1.0.txt": read(packages.COMMON_LICENSES, *common, "CC0-1.0"),
-        "CC-PDDC.txt": read(
-            packages.OPENCLIPART,
-            *("usr", "share", "doc", "openclipart-svg", "copyright"),
-        ),
+        "CC-PDDC.txt": read(packages.OPENCLIPART, *documents, "copyright"),
         "MIT.txt": _for_every_author(read(packages.TABLER, "LICENSE")),
         # Lucide's file continues with the notice of the set it is based on.
         "ISC.txt": _for_every_author(
-            read(packages.LUCIDE, "LICENSE").partition("\n---")[0] + "\n"
+            read(packages.LUCIDE, "LICENSE").partition("\n---")[0]
         ),
     }
     for spec, _, _, name in _TEXT_PACKAGES:

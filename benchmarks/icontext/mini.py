@@ -44,19 +44,14 @@ def build(cache, out):
     sieve = selection.Sieve(NUM_COLOURS)
     left_out = collections.Counter()
     splits = _splits(cache, sieve, left_out)
-    about = {
-        "settings": {
-            "seed": SEED,
-            "size": selection.SIZE,
-            "num_colours": NUM_COLOURS,
-            "split_salt": concepts.SPLIT_SALT,
-            "licenses": sorted(sources.PERMISSIVE_LICENSES),
-        },
-        "dropped": dict(sorted(sieve.drops.items())),
-        "left_out": dict(sorted(left_out.items())),
-        "versions": manifest.versions(cache),
+    settings = {
+        "seed": SEED,
+        "size": selection.SIZE,
+        "num_colours": NUM_COLOURS,
+        "split_salt": concepts.SPLIT_SALT,
+        "licenses": sorted(sources.PERMISSIVE_LICENSES),
     }
-    stats = manifest.write(cache, out, splits, about, seed=SEED)
+    stats = manifest.write(cache, out, splits, settings, sieve.drops, left_out)
     if stats["bytes"] > MAX_BYTES:
         raise ValueError(
             f"the shards must not exceed {MAX_BYTES} bytes. "

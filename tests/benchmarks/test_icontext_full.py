@@ -126,7 +126,7 @@ class MergeTest(tf.test.TestCase):
         pool, _ = self.made("x", (b"1", "ant"))
         splits = {"pool": pool, "reference": pool}
         with self.assertRaisesRegex(ValueError, "two rows have id"):
-            manifest.write("", self.get_temp_dir(), splits, {}, seed=0)
+            manifest.write("", self.get_temp_dir(), splits, {}, {}, {})
 
 
 class SettingsTest(tf.test.TestCase):
@@ -144,20 +144,19 @@ class SettingsTest(tf.test.TestCase):
 
     def test_a_data_set_of_other_settings_is_refused_and_kept(self):
         folder = pathlib.Path(self.get_temp_dir())
-        versions = {"npm": ["a@1"], "debian": {}, "python": {"numpy": "2.0"}}
-        origin = {"settings": {"size": 32}, "versions": versions}
-        self.assertFalse(full.is_built(folder, origin))
-        stats = folder / "stats.json"
-        stats.write_text(json.dumps(origin | {"bytes": 7}))
-        self.assertTrue(full.is_built(folder, origin))
-        newer = {"versions": versions | {"python": {"numpy": "2.1"}}}
-        self.assertTrue(full.is_built(folder, origin | newer))
-        for change, what in (
-            ({"settings": {"size": 64}}, "size is 32, wanted is 64"),
-            ({"versions": versions | {"npm": ["a@2"]}}, r"npm is \['a@1'\]"),
+        settings = {"size": 32}
+        versions = {"npm": ["a@1"], "python": {"numpy": "2.0"}}
+        self.assertFalse(full.is_built(folder, settings, versions))
+        stats = {"settings": settings, "versions": versions, "bytes": 7}
+        (folder / "stats.json").write_text(json.dumps(stats))
+        newer = versions | {"python": {"numpy": "2.1"}}
+        self.assertTrue(full.is_built(folder, settings, newer))
+        for other, versions, what in (
+            ({"size": 64}, newer, "size is 32, wanted is 64"),
+            (settings, {"npm": ["a@2"]}, r"npm is \['a@1'\]"),
         ):
             with self.assertRaisesRegex(FileExistsError, what):
-                full.is_built(folder, origin | change)
+                full.is_built(folder, other, versions)
 
 
 if __name__ == "__main__":
