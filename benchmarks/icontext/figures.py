@@ -31,6 +31,10 @@ def _axis(height, title, path, pad=6):
         figure.savefig(path, dpi=_DPI)
 
 
+def _label(axis, text, point, shift, **options):
+    axis.annotate(text, point, shift, textcoords="offset points", **options)
+
+
 def frontier(comparison, cells, title, path):
     """Draw the score against the examples trained on.
 
@@ -38,7 +42,7 @@ def frontier(comparison, cells, title, path):
         comparison: `comparison.Comparison`.
         cells: `{cell: (label, place, shift, alignment)}`: a label stands at
             the evaluation `place`, shifted by (x, y) points.
-        title: of the picture, its message.
+        title: the picture's message.
         path: PNG file.
     """
     with _axis(4.6, title, path, pad=14) as axis:
@@ -48,23 +52,12 @@ def frontier(comparison, cells, title, path):
             examples = targets.examples(runs[0], runs[0].steps)
             axis.plot(examples, scores, **style)
             text, place, shift, alignment = label
-            axis.annotate(
-                text,
-                (examples[place], scores[place]),
-                shift,
-                textcoords="offset points",
-                va="center",
-                ha=alignment,
-            )
+            point = examples[place], scores[place]
+            _label(axis, text, point, shift, va="center", ha=alignment)
         target = 100 * comparison.score(comparison.uniform).value
         axis.axhline(target, color="0.55", lw=1)
-        axis.annotate(
-            "target",
-            (0.01, target),
-            (0, 4),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-        )
+        coordinates = "axes fraction", "data"
+        _label(axis, "target", (0.01, target), (0, 4), xycoords=coordinates)
         axis.set_xscale("log")
         axis.set(xlabel="examples trained on", ylabel="score", ylim=(0, 40))
 
@@ -76,18 +69,19 @@ def filter_ratios(comparison, lines, base, title, path):
         comparison: `comparison.Comparison`.
         lines: `{(label, its shift in points): {super-batch / b: cell}}`.
         base: the uniform cell.
-        title: of the picture, its message.
+        title: the picture's message.
         path: PNG file.
     """
     with _axis(4.2, title, path) as axis:
         for (label, line), style in zip(lines.items(), _STYLES, strict=False):
             text, shift = label
+            places = list(line)
             gains = [
                 comparison.difference(cell, base) for cell in line.values()
             ]
             values, low, high = 100 * np.array(gains).T
             axis.errorbar(
-                list(line),
+                places,
                 values,
                 (values - low, high - values),
                 marker="o",
@@ -95,16 +89,10 @@ def filter_ratios(comparison, lines, base, title, path):
                 capsize=3,
                 **style,
             )
-            axis.annotate(
-                text,
-                (list(line)[-1], values[-1]),
-                (10, shift),
-                textcoords="offset points",
-                va="center",
-            )
+            point = places[-1], values[-1]
+            _label(axis, text, point, (10, shift), va="center")
         axis.axhline(0, color="0.55", lw=1)
         axis.set_xscale("log")
-        places = list(next(iter(lines.values())))
         names = [f"{place}\nf = {1 - 1 / place:.2g}" for place in places]
         axis.set_xticks(places, names)
         axis.minorticks_off()

@@ -51,9 +51,7 @@ def finished(folder):
     tables = load(folder)
     if tables is None:
         return {}
-    runs = tables.runs
-    keys = zip(runs["cell"], runs["seed"], strict=True)
-    return dict(zip(keys, runs["digest"], strict=True))
+    return tables.runs.set_index(_RUN)["digest"].to_dict()
 
 
 def add(folder, new):

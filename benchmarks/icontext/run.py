@@ -6,8 +6,8 @@
     python -m benchmarks.icontext.run --list
 
 `make icontext-data` makes the data first. References, sidecars and pools that a
-cell needs are made before it. Finished runs are kept, stopped
-runs continue, and a cell that has changed in matrix.csv is run again.
+cell needs are made before it. Finished runs are kept, stopped runs continue,
+and a cell that has changed in matrix.csv is run again.
 """
 
 import argparse
@@ -27,11 +27,12 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PREPARATION_STEPS = 500
 _STEP_SECONDS, _RUN_SECONDS = 0.32, 60
 _WIDE, _WIDE_STEPS = "model.towers=benchmarks.icontext.towers:build_wide", 2.5
-# Settings of `trainers.curate`: as many pairs as the curated set has, like the
+# Options of `trainers.curate`: as many pairs as the curated set has, like the
 # validation tasks; and the fifth that is jointly easiest.
 _CURATED = {
-    "inferred": ("size=2778",),
-    "chosen": ("share=0.2", "loss=softmax"),
+    "inferred": "--like {val_concept} --evaluation {test_concept} {test_style} "
+    "--set size=2778",
+    "chosen": "--set share=0.2 loss=softmax",
 }
 
 
@@ -93,12 +94,7 @@ def main(arguments=None):
 
 
 class Plan:
-    """The tasks that some runs still need.
-
-    Args:
-        work: folder of data and runs.
-        tables: folder of the result tables.
-    """
+    """The tasks that some runs need, in folder `work`, beyond `tables`."""
 
     def __init__(self, work, tables):
         self.tasks = {}
@@ -160,13 +156,9 @@ class Plan:
         return found
 
     def _add(self, name, commands, needs, steps=_PREPARATION_STEPS, done=None):
-        self.tasks[name] = runner.Task(
-            name,
-            tuple(tuple(map(str, command)) for command in commands),
-            tuple(need for need in needs if need),
-            steps,
-            done,
-        )
+        commands = tuple(tuple(map(str, command)) for command in commands)
+        needs = tuple(need for need in needs if need)
+        self.tasks[name] = runner.Task(name, commands, needs, steps, done)
         return name
 
     def _shards(self, source):
@@ -220,18 +212,18 @@ class Plan:
         if source in _CURATED:
             manifest = self._work / "manifests" / folder.name
             options = ("manifest", "--manifest", manifest)
-            like = ()
-            if source == "inferred":
-                like = (
-                    *("--like", self._shards("val_concept"), "--evaluation"),
-                    *map(self._shards, ("test_concept", "test_style")),
-                )
+            shards = {split: self._shards(split) for split in matrix.SPLITS}
+            more = [one.format(**shards) for one in _CURATED[source].split()]
             commands.append(
                 (
                     *("trainers.curate", "--data", self._shards("pool")),
-                    *("--workdir", self.workdir(judge, 0)),
-                    *("--output", manifest, "--sidecar-dir", sidecars),
-                    *(*like, "--set", *_CURATED[source]),
+                    *(
+                        "--workdir",
+                        self.workdir(judge, 0),
+                        "--output",
+                        manifest,
+                    ),
+                    *("--sidecar-dir", sidecars, *more),
                 )
             )
         commands.append(

@@ -17,6 +17,7 @@ Records keep their ids and their order.
 """
 
 import argparse
+import os
 import pathlib
 
 import numpy as np
@@ -26,7 +27,6 @@ from jest_tf.data import sidecars, stores
 from jest_tf.data.stores import manifest
 
 FILTERED_SHARE = 0.2
-_KINDS = ("noise", "emoji", "filter", "manifest")
 _SEED = 0
 
 
@@ -35,7 +35,9 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("kind", choices=_KINDS)
+    parser.add_argument(
+        "kind", choices=("noise", "emoji", "filter", "manifest")
+    )
     parser.add_argument("--data", required=True, help="the whole data set")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--share", type=float)
@@ -51,11 +53,9 @@ def main(arguments=None):
     if options.kind == "noise":
         records = with_noise(records, options.share)
     else:
-        kept = _kept(options, records)
-        records = [records[row] for row in kept]
-    out = pathlib.Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    shards.write(out, "pool", records, len(pool))
+        records = [records[row] for row in _kept(options, records)]
+    os.makedirs(options.out, exist_ok=True)
+    shards.write(options.out, "pool", records, len(pool))
 
 
 def _kept(options, records):
@@ -67,9 +67,12 @@ def _kept(options, records):
     if options.kind == "manifest":
         weights = manifest.Manifest(options.manifest, store).weights
         return np.flatnonzero(weights)
-    folder = options.sidecars
-    rows = sidecars.Sidecars(store, folder).read_rows(0, len(store))
-    return best(similarities(rows), FILTERED_SHARE)
+    rows = sidecars.Sidecars(store, options.sidecars).read_rows(0, len(store))
+    # Cosine of each picture with its first caption; -inf where invalid.
+    first = rows.text[rows.offsets[:-1]]
+    products = np.float32(rows.image) * np.float32(first)
+    scores = np.where(rows.valid, products.sum(axis=1), -np.inf)
+    return best(scores, FILTERED_SHARE)
 
 
 def with_noise(records, share):
@@ -95,13 +98,6 @@ def best(scores, share):
     """Rows of the highest scores, increasing."""
     count = round(share * len(scores))
     return np.sort(np.argsort(-scores, kind="stable")[:count])
-
-
-def similarities(rows):
-    """Cosine of each picture with its first caption; -inf where invalid."""
-    first = rows.text[rows.offsets[:-1]]
-    products = np.float32(rows.image) * np.float32(first)
-    return np.where(rows.valid, products.sum(axis=1), -np.inf)
 
 
 if __name__ == "__main__":
