@@ -2,12 +2,11 @@
 
     python -m benchmarks.bench_cascade all
 
-Each part replaces its own block of README.md in the folder `--out`. About ten
+Each part replaces its own block of README.md, or of the file `--out`. About ten
 minutes on 2 quiet cores; with `--small` it takes one, says nothing, and writes
-only where `--out` says so.
+only to `--out`.
 """
 
-import argparse
 import dataclasses
 import itertools
 import os
@@ -65,16 +64,7 @@ _CASES = (
 
 def main(argv: list[str] | None = None) -> None:
     """Measures and writes the block."""
-    parser = argparse.ArgumentParser(
-        prog=_COMMAND, description="Times stage 0."
-    )
-    parser.add_argument("part", choices=[*_PARTS, "all"])
-    parser.add_argument("--small", action="store_true", help="takes a minute")
-    parser.add_argument("--out", type=pathlib.Path, help="folder of README.md")
-    options = parser.parse_args(argv)
-    out = options.out
-    if out is None and not options.small:
-        out = pathlib.Path(__file__).resolve().parent
+    options = report.parser(_COMMAND, "Times stage 0.", _PARTS).parse_args(argv)
     for name, (title, measure) in _PARTS.items():
         if options.part not in (name, "all"):
             continue
@@ -85,10 +75,8 @@ def main(argv: list[str] | None = None) -> None:
                 report.environment(),
             ]
         )
-        print(text)
-        if out is not None:
-            block = f"cascade {name}"
-            report.write_block(out / "README.md", block, text, _COMMAND)
+        page = report.page(options)
+        report.publish(page, f"cascade {name}", text, _COMMAND)
 
 
 def measure_rows(small: bool) -> str:

@@ -5,11 +5,10 @@
 `speed` alternates the training stream with a bare loop that decodes and resizes
 the same pictures. `growth` opens ever larger stores and starts at late steps.
 `mixing` compares orders of different block sizes. `wait` trains, and reads how
-long the runs waited for input. Each part replaces its block of README.md in the
-folder `--out`. `--quick` makes the parts small, and writes only to `--out`.
+long the runs waited for input. Each part replaces its block of README.md, or of
+the file `--out`. `--small` makes the parts small, and writes only to `--out`.
 """
 
-import argparse
 import gc
 import os
 import pathlib
@@ -48,32 +47,19 @@ _WARM_UP = 2
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the requested parts and writes their blocks."""
-    parser = argparse.ArgumentParser(
-        prog=_COMMAND, description="Benchmarks the example stream."
-    )
     parts = {"speed": speed, "growth": growth, "mixing": mixing, "wait": wait}
-    parser.add_argument("part", choices=[*parts, "all"])
-    parser.add_argument("--quick", action="store_true", help="a small run")
-    parser.add_argument("--out", help="the folder of README.md")
-    options = parser.parse_args(argv)
-    out = options.out and pathlib.Path(options.out)
-    if not out and not options.quick:
-        out = pathlib.Path(__file__).resolve().parent
+    description = "Benchmarks the example stream."
+    options = report.parser(_COMMAND, description, parts).parse_args(argv)
     for name, run in parts.items():
-        if options.part not in (name, "all"):
-            continue
-        text = run(options.quick)
-        print(text)
-        if out:
-            report.write_block(
-                out / "README.md", f"input {name}", text, _COMMAND
-            )
+        if options.part in (name, "all"):
+            text, page = run(options.small), report.page(options)
+            report.publish(page, f"input {name}", text, _COMMAND)
 
 
-def speed(quick: bool) -> str:
+def speed(small: bool) -> str:
     """Compares the stream with a bare loop; returns Markdown."""
     num_pictures, size, super_batch_size, steps, repeats = (
-        (64, 224, 64, 2, 2) if quick else (2048, 224, 1024, 4, 5)
+        (64, 224, 64, 2, 2) if small else (2048, 224, 1024, 4, 5)
     )
     with tempfile.TemporaryDirectory() as directory:
         store = write_pictures(directory, num_pictures)
@@ -121,11 +107,11 @@ time at the stream's speed.
 {report.environment()}"""
 
 
-def growth(quick: bool) -> str:
+def growth(small: bool) -> str:
     """Measures ever larger stores and late starts; returns Markdown."""
     sizes = (
         [(10_000, 10)]
-        if quick
+        if small
         else [(100_000, 10), (1_000_000, 100), (10_000_000, 1000)]
     )
     rows = []
@@ -158,7 +144,7 @@ def growth(quick: bool) -> str:
         rows,
     )
     starts = report.table(
-        ["first step", "seconds to its super-batch"], _start_times(quick)
+        ["first step", "seconds to its super-batch"], _start_times(small)
     )
     return f"""## What large stores cost
 
@@ -178,13 +164,13 @@ pictures, tracing included; lowest / median / highest of the repeats.
 {report.environment()}"""
 
 
-def mixing(quick: bool) -> str:
+def mixing(small: bool) -> str:
     """Measures how orders of several block sizes mix; returns Markdown."""
-    num_records, shard_size = (20_000, 1000) if quick else (1_000_000, 10_000)
+    num_records, shard_size = (20_000, 1000) if small else (1_000_000, 10_000)
     rows = []
     for block_size in (None, 16, 64, 256, 1024, shard_size):
         order = stream.Order(num_records, _SEED, block_size=block_size)
-        for size in (1280, 32_768)[: 1 if quick else 2]:
+        for size in (1280, 32_768)[: 1 if small else 2]:
             found = mix(order, size, block_size or 1, shard_size)
             rows.append(
                 [
@@ -255,9 +241,9 @@ def mix(
     }
 
 
-def wait(quick: bool) -> str:
+def wait(small: bool) -> str:
     """Reads how long runs waited for input; returns Markdown."""
-    steps, skipped = (6, 2) if quick else (80, 20)
+    steps, skipped = (6, 2) if small else (80, 20)
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         reference = os.path.join(directory, "reference")
@@ -453,8 +439,8 @@ def _order_milliseconds(num_records):
     return 1000 * seconds / repeats
 
 
-def _start_times(quick):
-    repeats = 2 if quick else 5
+def _start_times(small):
+    repeats = 2 if small else 5
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         store = write_pictures(directory, 64)

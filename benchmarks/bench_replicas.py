@@ -46,25 +46,18 @@ _PAPER = traffic.Setup(
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the parts asked for and writes their blocks."""
-    parser = argparse.ArgumentParser(
-        prog=_COMMAND, description="Counts and measures several replicas."
-    )
-    parser.add_argument("part", choices=[*_PARTS, "all"])
-    parser.add_argument("--small", action="store_true", help="takes seconds")
-    parser.add_argument("--out", help="the Markdown file that holds the blocks")
+    description = "Counts and measures several replicas."
+    parser = report.parser(_COMMAND, description, _PARTS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.case:
         print(json.dumps(_measure_memory(**json.loads(options.case))))
         return
-    out = options.out and pathlib.Path(options.out)
-    if not out and not options.small:
-        out = _ROOT / "docs" / "distribution.md"
-    for part in _PARTS if options.part == "all" else (options.part,):
-        text = _PARTS[part](options.small)
-        print(text)
-        if out:
-            report.write_block(out, part, text, f"{_COMMAND} {part}")
+    page = report.page(options, _ROOT / "docs" / "distribution.md")
+    for part, measure in _PARTS.items():
+        if options.part in (part, "all"):
+            text = measure(options.small)
+            report.publish(page, part, text, f"{_COMMAND} {part}")
 
 
 def traffic_table(small: bool = False) -> str:

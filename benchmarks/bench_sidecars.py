@@ -4,12 +4,11 @@
 
 Written by `python -m trainers.embed` in a process of its own, and by
 `embed.write` in this one, with the quickstart's reference and with none; read
-from the page cache, ids and captions checked. Replaces its block of README.md
-in the folder `--out`. With `--quick` it is small, says nothing, and writes only
-where `--out` says so.
+from the page cache, ids and captions checked. Replaces its block of README.md,
+or of the file `--out`. With `--small` it says nothing, and writes only to
+`--out`.
 """
 
-import argparse
 import os
 import pathlib
 import subprocess
@@ -60,30 +59,21 @@ class _Store:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes and reads sidecars, and writes the block."""
-    parser = argparse.ArgumentParser(
-        prog=_COMMAND, description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="is small")
-    parser.add_argument("--out", help="the folder of README.md")
-    options = parser.parse_args(argv)
-    out = options.out and pathlib.Path(options.out)
-    if not out and not options.quick:
-        out = pathlib.Path(__file__).resolve().parent
-    text = measure(options.quick)
-    print(text)
-    if out:
-        report.write_block(out / "README.md", "sidecars", text, _COMMAND)
+    description = __doc__.splitlines()[0]
+    options = report.parser(_COMMAND, description).parse_args(argv)
+    text, page = measure(options.small), report.page(options)
+    report.publish(page, "sidecars", text, _COMMAND)
 
 
-def measure(quick: bool) -> str:
+def measure(small: bool) -> str:
     """Writing and reading, as Markdown."""
-    repeats = 2 if quick else 5
+    repeats = 2 if small else 5
     with tempfile.TemporaryDirectory() as directory:
         written = [
-            _with_the_quickstart(directory, _SOME if quick else _POOL, repeats),
-            _without_a_model(directory, 64 if quick else 2048, repeats),
+            _with_the_quickstart(directory, _SOME if small else _POOL, repeats),
+            _without_a_model(directory, 64 if small else 2048, repeats),
         ]
-    shards, rows = (4, 1000) if quick else (50, 10_000)
+    shards, rows = (4, 1000) if small else (50, 10_000)
     with tempfile.TemporaryDirectory() as directory:
         read = _read_rates(directory, shards, rows, repeats)
     header = [

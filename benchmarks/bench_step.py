@@ -5,18 +5,16 @@ reference; steps on replicas.
 
     python -m benchmarks.bench_step
 
-Writes the block `step` of README.md in the folder `--out`, or with
+Writes the block `step` of README.md or of the file `--out`, or with
 `--telemetry` the block `telemetry` alone: what following the selection costs.
-About six minutes on 2 quiet cores, and four; with `--quick` it takes one,
-says nothing, and writes only where `--out` says so.
+About six minutes on 2 quiet cores, and four; with `--small` it takes one, says
+nothing, and writes only to `--out`.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
 import multiprocessing
-import pathlib
 import tempfile
 import textwrap
 import time
@@ -74,11 +72,7 @@ _QUICKSTART = Sizes(64, 3, 2, 32, 16, 8)  # of the preset "tiny"
 
 def main(argv: list[str] | None = None) -> None:
     """Measures and writes the block."""
-    parser = argparse.ArgumentParser(
-        prog=_COMMAND, description="Times training steps."
-    )
-    parser.add_argument("--quick", action="store_true", help="smaller sizes")
-    parser.add_argument("--out", type=pathlib.Path, help="folder of README.md")
+    parser = report.parser(_COMMAND, "Times training steps.")
     parser.add_argument(
         "--telemetry", action="store_true", help="its cost, and nothing else"
     )
@@ -100,16 +94,11 @@ def main(argv: list[str] | None = None) -> None:
     text = "\n\n".join(
         [
             f"## {title}\n\n    {command}",
-            *(measure(options.quick) for measure in measures),
+            *(measure(options.small) for measure in measures),
             report.environment(),
         ]
     )
-    print(text)
-    out = options.out
-    if out is None and not options.quick:
-        out = pathlib.Path(__file__).resolve().parent
-    if out is not None:
-        report.write_block(out / "README.md", name, text, command)
+    report.publish(report.page(options), name, text, command)
 
 
 def split_cpu(count: int) -> None:
@@ -126,9 +115,9 @@ def split_cpu(count: int) -> None:
         )
 
 
-def measure_kinds(quick: bool) -> str:
+def measure_kinds(small: bool) -> str:
     """Times and counts uniform, JEST and Flexi-JEST steps in turn; Markdown."""
-    sizes, b, repeats = (_QUICK, 16, 2) if quick else (_FINE, 16, 7)
+    sizes, b, repeats = (_QUICK, 16, 2) if small else (_FINE, 16, 7)
     report.log("kinds: tracing")
     joint = config_lib.SelectionConfig(
         method="joint", batch_size=b, scoring_batch_size=b
@@ -184,9 +173,9 @@ def measure_kinds(quick: bool) -> str:
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
 
-def measure_view(quick: bool) -> str:
+def measure_view(small: bool) -> str:
     """Times and counts the image tower in coarse patches; Markdown."""
-    sizes, rows, repeats = (_QUICK, 16, 2) if quick else (_FINE, 64, 9)
+    sizes, rows, repeats = (_QUICK, 16, 2) if small else (_FINE, 64, 9)
     report.log("view: tracing")
     tower = _learner(sizes).image_tower
     shape = [rows, sizes.image_size, sizes.image_size, 3]
@@ -216,9 +205,9 @@ def measure_view(quick: bool) -> str:
     return textwrap.fill(words, 80)
 
 
-def measure_ratios(quick: bool) -> str:
+def measure_ratios(small: bool) -> str:
     """Times steps of both kinds in turn; Markdown."""
-    sizes, b, repeats = (_QUICK, 16, 2) if quick else (_LARGE, 64, 3)
+    sizes, b, repeats = (_QUICK, 16, 2) if small else (_LARGE, 64, 3)
     cases = [(2, "cached"), (5, "cached"), (10, "cached"), (5, "live")]
     report.log("ratios: tracing")
     selection = config_lib.SelectionConfig(
@@ -266,14 +255,14 @@ def measure_ratios(quick: bool) -> str:
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
 
-def measure_replicas(quick: bool) -> str:
+def measure_replicas(small: bool) -> str:
     """Times steps against R, B and b; Markdown."""
-    sizes, repeats = (_QUICK, 2) if quick else (_SMALL, 10)
-    b = 16 if quick else 64
+    sizes, repeats = (_QUICK, 2) if small else (_SMALL, 10)
+    b = 16 if small else 64
     cases = [(5 * b, b, "global"), (10 * b, b, "global")]
     cases += [(10 * b, 2 * b, "global"), (5 * b, b, "per_replica")]
     kept = {1: cases[:3], 2: cases, 4: [cases[0], cases[3]]}
-    if quick:
+    if small:
         kept = {1: cases[:1], 2: cases[:1]}
     rows, alone = [], {}
     for replicas, wanted in kept.items():
@@ -303,12 +292,12 @@ def measure_replicas(quick: bool) -> str:
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
 
-def measure_telemetry(quick: bool) -> str:
+def measure_telemetry(small: bool) -> str:
     """Times steps with and without telemetry, in turn; Markdown."""
-    repeats, every = (2, 2) if quick else (5, 10)
+    repeats, every = (2, 2) if small else (5, 10)
     cases = [("quickstart", _QUICKSTART, 640, 128), ("larger", _LARGE, 320, 64)]
-    if quick:
-        cases = [("quick", _QUICK, 32, 16)]
+    if small:
+        cases = [("small", _QUICK, 32, 16)]
     rows = []
     for name, sizes, super_batch_size, batch_size in cases:
         report.log(f"telemetry: {name}")

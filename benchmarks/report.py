@@ -4,6 +4,7 @@ A block lies between two marks that name it. Only the block is replaced; the
 prose around it is written by hand.
 """
 
+import argparse
 import importlib.metadata
 import os
 import pathlib
@@ -14,6 +15,39 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
+_PAGE = pathlib.Path(__file__).with_name("README.md")
+
+
+def parser(
+    command: str, description: str, parts: Iterable[str] = ()
+) -> argparse.ArgumentParser:
+    """The options of all benchmarks: `part`, `--small` and `--out`."""
+    result = argparse.ArgumentParser(prog=command, description=description)
+    if parts:
+        result.add_argument("part", choices=[*parts, "all"])
+    result.add_argument(
+        "--small", action="store_true", help="fast; its numbers mean nothing"
+    )
+    result.add_argument(
+        "--out", type=pathlib.Path, help="the Markdown file of the blocks"
+    )
+    return result
+
+
+def page(
+    options: argparse.Namespace, default: pathlib.Path = _PAGE
+) -> pathlib.Path | None:
+    """Where blocks go: to `--out`, else, unless they are small, to a page."""
+    return options.out or (None if options.small else default)
+
+
+def publish(
+    path: pathlib.Path | None, name: str, text: str, command: str
+) -> None:
+    """Prints a block and replaces it in a page, if there is one."""
+    print(text)
+    if path:
+        write_block(path, name, text, command)
 
 
 def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:

@@ -59,7 +59,7 @@ class BenchCascadeTest(tf.test.TestCase):
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            bench_cascade.main(["all", "--small", "--out", str(out)])
+            bench_cascade.main(["all", "--small", "--out", f"{out}/README.md"])
         text = (out / "README.md").read_text()
         for part in ("rows", "choice", "steps"):
             mark = f"<!-- cascade {part}: written by python -m"

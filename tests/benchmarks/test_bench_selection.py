@@ -203,7 +203,7 @@ class ReportTest(tf.test.TestCase):
 
     def test_the_figure_command_writes_its_block_and_its_picture(self):
         self.readme.write_text("# By hand\n", "utf-8")
-        printed = main("figure", "--small", "--out", str(self.folder))
+        printed = main("figure", "--small", "--out", str(self.readme))
         text = self.readme.read_text("utf-8")
         self.assertStartsWith(text, "# By hand\n")
         self.assertIn(printed.strip(), text)
@@ -217,7 +217,7 @@ class ReportTest(tf.test.TestCase):
         self.assertGreater(height, 400)
 
     def test_the_tile_command_times_products_and_kernels(self):
-        printed = main("tile", "--small", "--out", str(self.folder))
+        printed = main("tile", "--small", "--out", str(self.readme))
         self.assertIn(printed.strip(), self.readme.read_text("utf-8"))
         for name in ("product, D = 128", "sum of softplus", "log-sum-exp"):
             self.assertIn(f"| {name} | ", printed)

@@ -185,7 +185,7 @@ class BenchStepTest(tf.test.TestCase):
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            bench_step.main(["--quick", "--out", folder])
+            bench_step.main(["--small", "--out", f"{folder}/README.md"])
             text = pathlib.Path(folder, "README.md").read_text()
         self.assertIn(printed.getvalue().strip(), text)
         self.assertStartsWith(text, "<!-- step: written by python -m bench")
@@ -195,7 +195,7 @@ class BenchStepTest(tf.test.TestCase):
     def test_following_stands_beside_not_following(self):
         with contextlib.redirect_stderr(io.StringIO()):
             text = bench_step.measure_telemetry(True)
-        (row,) = [line for line in text.splitlines() if "| quick |" in line]
+        (row,) = [line for line in text.splitlines() if "| small |" in line]
         without, followed, _, share = row.strip("| ").split(" | ")[3:]
         for times in (without, followed):
             low, median, high = map(float, times.split(" / "))
