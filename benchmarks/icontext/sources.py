@@ -112,29 +112,23 @@ def emoji_rows(cache, table, style):
     if style == FLUENT_3D_STYLE:
         source, license_id = packages.FLUENT_3D, "MIT"
         drawn = _fluent_3d(cache)
-    elif style in EMOJI_SETS:
+    else:
         source = packages.ICONIFY
         license_id = load_collections(cache)[style]["license"]["spdx"]
         drawn = _emoji_icons(cache, table, style)
-    else:
-        raise ValueError(
-            f"`style` must be {FLUENT_3D_STYLE!r} or one of "
-            f"{sorted(EMOJI_SETS)}. Received: {style!r}"
-        )
     for name, key, drawing in drawn:
-        if key not in table:
-            continue
-        yield Row(
-            kind=EMOJI,
-            style=style,
-            source=source,
-            license=license_id,
-            name=name,
-            captions=concepts.emoji_captions(table[key]),
-            drawing=drawing,
-            concept=key,
-            label=table[key].name,
-        )
+        if key in table:
+            yield Row(
+                kind=EMOJI,
+                style=style,
+                source=source,
+                license=license_id,
+                name=name,
+                captions=concepts.emoji_captions(table[key]),
+                drawing=drawing,
+                concept=key,
+                label=table[key].name,
+            )
 
 
 def emoji_of_part(cache, table, styles, part):

@@ -160,11 +160,6 @@ class ShippedDataTest(tf.test.TestCase):
             file = cells[2].partition("(")[2].rstrip(")")
             self.assertGreater(FOLDER.joinpath(file).stat().st_size, 500)
 
-    def test_no_text_of_the_data_is_under_a_share_alike_licence(self):
-        for record in self.every_record():
-            self.assertNotIn("openmoji", record["style"])
-        self.assertNotIn("openmoji", FOLDER.joinpath("LICENSES.md").read_text())
-
     def test_no_group_of_concepts_is_on_two_sides_of_the_split(self):
         groups = collections.defaultdict(set)
         for split in SPLITS:
@@ -304,17 +299,11 @@ class ConceptsTest(tf.test.TestCase):
                 self.assertEqual(concepts.group_of(key), expected)
 
     def test_the_split_is_a_percentile_of_a_hash(self):
+        parts = np.repeat(["test", "val", "train"], [20, 7, 73])
         for group in ("1F98A", "1F692", "1F3C4", "P-1F692", "2640"):
             digest = hashlib.sha256(f"icontext-1|{group}".encode()).digest()
             percentile = int.from_bytes(digest, "big") % 100
-            expected = (
-                "test"
-                if percentile < 20
-                else "val"
-                if percentile < 27
-                else "train"
-            )
-            self.assertEqual(concepts.split_of_group(group), expected)
+            self.assertEqual(concepts.split_of_group(group), parts[percentile])
 
     def test_look_alikes_and_flags_are_never_held_out(self):
         for group in ("keycap", "clock face", "family", "plain person"):
@@ -449,10 +438,6 @@ class BuilderTest(tf.test.TestCase):
             description = {"category": category, "palette": palette}
             self.assertEqual(sources.kind_of_set(description), kind)
 
-    def test_an_unknown_emoji_style_is_refused(self):
-        with self.assertRaisesRegex(ValueError, "`style` must be.*'mdi'"):
-            list(sources.emoji_rows("nowhere", {}, "mdi"))
-
     def test_a_missing_package_is_named_with_its_remedy(self):
         with self.assertRaisesRegex(FileNotFoundError, "emojilib.*fetch"):
             packages.path(self.get_temp_dir(), packages.EMOJILIB)
@@ -483,10 +468,6 @@ class BuilderTest(tf.test.TestCase):
             SystemExit, "error: .*is not in the cache.*fetch"
         ):
             build.main(["full", "--cache", folder, "--out", folder])
-
-    def test_the_command_needs_a_subcommand(self):
-        with self.assertRaises(SystemExit):
-            build.main([])
 
 
 if __name__ == "__main__":
