@@ -10,9 +10,6 @@ only to `--out`.
 import dataclasses
 import itertools
 import os
-import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 from typing import NamedTuple
@@ -29,7 +26,6 @@ from jest_tf.data.sidecars import embed, file_format
 from jest_tf.runs import directory
 
 _COMMAND = "python -m benchmarks.bench_cascade"
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
 _POOL = "examples/icontext_mini/pool-*.tfrecord"
 # The width of the quickstart's embeddings.
 _POOL_DIM = 64
@@ -264,7 +260,9 @@ runs on, so what stage 0 computes makes the step longer, waited for or not.
 
 def recipe(case: Case, folder: str, steps: int) -> config_lib.TrainConfig:
     """The run of a case, whose sidecars are in `folder`."""
-    uniform = config_lib.load_config(_ROOT / "configs/quickstart_uniform.py")
+    uniform = config_lib.load_config(
+        report.ROOT / "configs/quickstart_uniform.py"
+    )
     return dataclasses.replace(
         uniform,
         steps=steps,
@@ -290,14 +288,7 @@ def _times_of_steps(case, steps, workdir):
     """Seconds of a step, and the share of them that waits for input."""
     file = f"{workdir}.json"
     config_lib.save_config(recipe(case, os.path.dirname(workdir), steps), file)
-    subprocess.run(
-        [sys.executable, "-m", "trainers.train"]
-        + ["--config", file, "--workdir", workdir],
-        cwd=_ROOT,
-        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
+    report.command("trainers.train", "--config", file, "--workdir", workdir)
     rows = directory.read_rows(workdir, "metrics.jsonl")
     rows = [row for row in rows if row["step"] > steps // 2]
     seconds = np.array([row["time/step_seconds"] for row in rows])

@@ -11,9 +11,6 @@ the file `--out`. `--small` makes the parts small, and writes only to `--out`.
 
 import gc
 import os
-import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -33,8 +30,7 @@ from jest_tf.data.stores import tfrecords
 from jest_tf.runs import directory as directory_lib
 
 _COMMAND = "python -m benchmarks.bench_input"
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_POOL = str(_ROOT / "examples/icontext_mini/pool-*.tfrecord")
+_POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
 
 # A tile of a picture is one of the example pictures, 32 pixels a side.
 _TILE = 32
@@ -337,19 +333,18 @@ def write_pictures(directory: str, num_pictures: int) -> stores.Store:
 
 def _train(recipe, workdir, *overrides):
     """Trains a quickstart recipe; returns its settings."""
-    command = [
-        *(sys.executable, "-m", "trainers.train", "--workdir", workdir),
+    report.command(
+        *("trainers.train", "--workdir", workdir),
         *("--config", f"configs/quickstart_{recipe}.py", "--set"),
         *("evaluation.data=", "optimizer.warmup_steps=1", *overrides),
-    ]
-    subprocess.run(command, cwd=_ROOT, check=True, stderr=subprocess.DEVNULL)
+    )
     return config_lib.load_config(os.path.join(workdir, "config.json"))
 
 
 def _rate_of_run(config, workdir):
     """Examples a second of a run's stream without the run."""
     data = config.data
-    paths = [str(_ROOT / pattern) for pattern in data.train]
+    paths = [str(report.ROOT / pattern) for pattern in data.train]
     dataset = pipeline.super_batches(
         stores.open_store(paths, index_dir=data.index_dir),
         super_batch_size=data.super_batch_size,

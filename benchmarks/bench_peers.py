@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import math
 import pathlib
-import subprocess
 import sys
 import time
 
@@ -61,28 +60,17 @@ def main(argv: list[str] | None = None) -> None:
     for number in range(options.rounds):
         for side in _SIDES:
             report.log(f"round {number + 1} of {options.rounds}: {side}")
-            runs[side].append(_run_apart(side, options))
+            printed = report.command(
+                *("benchmarks.bench_peers", "--side", side),
+                *("--steps", options.steps),
+                *("--batch-size", options.batch_size),
+                python=_PEERS if side == "open_clip" else sys.executable,
+            )
+            runs[side].append(json.loads(printed.splitlines()[-1]))
     out = options.out or _ROOT / "benchmarks"
     report.write_block(
         out / "README.md", "peers", _text(runs, options, report), _COMMAND
     )
-
-
-def _run_apart(side, options):
-    """One run in a process of its own."""
-    python = _PEERS if side == "open_clip" else sys.executable
-    done = subprocess.run(
-        [
-            *(python, __file__, "--side", side),
-            *("--steps", str(options.steps)),
-            *("--batch-size", str(options.batch_size)),
-        ],
-        cwd=_ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _text(runs, options, report):

@@ -11,11 +11,7 @@ seconds, proves nothing, and writes only to `--out`.
 
 import argparse
 import json
-import os
-import pathlib
 import resource
-import subprocess
-import sys
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +21,6 @@ from jest_tf import losses, selection
 from jest_tf.embeddings import Embeddings
 
 _COMMAND = "python -m benchmarks.bench_replicas"
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # The paper's batch on a slice of 256 chips; towers of ViT-B's width.
 _PAPER = traffic.Setup(
@@ -53,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.case:
         print(json.dumps(_measure_memory(**json.loads(options.case))))
         return
-    page = report.page(options, _ROOT / "docs" / "distribution.md")
+    page = report.page(options, report.ROOT / "docs" / "distribution.md")
     for part, measure in _PARTS.items():
         if options.part in (part, "all"):
             text = measure(options.small)
@@ -114,13 +109,18 @@ def memory_table(small: bool = False) -> str:
     for loss in selection.LOSSES:
         for num_replicas, block in cases:
             report.log(f"memory: {loss}, R={num_replicas}, block {block}")
-            peak = _in_child(
-                loss=loss,
-                num_replicas=num_replicas,
-                size=size,
-                dim=dim,
-                block=block,
+            case = {
+                "loss": loss,
+                "num_replicas": num_replicas,
+                "size": size,
+                "dim": dim,
+                "block": block,
+            }
+            printed = report.command(
+                *("benchmarks.bench_replicas", "memory"),
+                *("--case", json.dumps(case)),
             )
+            peak = json.loads(printed.splitlines()[-1])
             held = block or size // num_replicas
             rows.append(
                 [
@@ -256,20 +256,6 @@ def _draw(dtype, models, batch_size, step, loss, criterion):
         criterion=criterion,
     )
     return set(draw.indices.numpy().tolist()), float(draw.score)
-
-
-def _in_child(**case):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_replicas", "memory"]
-        + ["--case", json.dumps(case)],
-        cwd=_ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{case}: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _measure_memory(loss, num_replicas, size, dim, block):

@@ -25,9 +25,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = report.parser(_COMMAND, "Benchmarks joint selection.", _PARTS)
     parser.add_argument("--workdir", help="a finished run, the learner")
     parser.add_argument("--reference", help="a finished run, the reference")
-    parser.add_argument(
-        "--data", default=selection_figure.POOL, help="shards that they embed"
-    )
     options = parser.parse_args(argv)
     if (options.workdir is None) != (options.reference is None):
         parser.error("--workdir and --reference come together")
@@ -41,7 +38,6 @@ def _figure(options):
     page = report.page(options)
     return selection_figure.run(
         options.workdir and (options.workdir, options.reference),
-        options.data,
         options.small,
         page and page.parent / "figures" / "selection.png",
         _COMMAND,

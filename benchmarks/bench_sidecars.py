@@ -10,9 +10,6 @@ or of the file `--out`. With `--small` it says nothing, and writes only to
 """
 
 import os
-import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,9 +24,8 @@ from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
 
 _COMMAND = "python -m benchmarks.bench_sidecars"
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_POOL = str(_ROOT / "examples/icontext_mini/pool-*.tfrecord")
-_SOME = str(_ROOT / "examples/icontext_mini/val_concept-*.tfrecord")
+_POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
+_SOME = str(report.ROOT / "examples/icontext_mini/val_concept-*.tfrecord")
 _SEED = 0
 # Pixels a side of the larger pictures, once decoded.
 _SIZE = 224
@@ -110,11 +106,15 @@ def _with_the_quickstart(directory, data, repeats):
     """The row of a table: the quickstart's reference on its pictures."""
     workdir = os.path.join(directory, "reference")
     # How long it was trained doesn't change how fast it embeds.
-    _command(
+    report.command(
         *("trainers.train", "--workdir", workdir),
-        *("--config", f"{_ROOT}/configs/quickstart_reference.py", "--set"),
+        *(
+            "--config",
+            f"{report.ROOT}/configs/quickstart_reference.py",
+            "--set",
+        ),
         *("steps=2", "optimizer.warmup_steps=1", "evaluation.data="),
-        f"data.train={_ROOT}/examples/icontext_mini/reference-*.tfrecord",
+        f"data.train={report.ROOT}/examples/icontext_mini/reference-*.tfrecord",
         f"data.index_dir={directory}/indexes",
     )
     run = runs.load_run(workdir)
@@ -127,14 +127,15 @@ def _with_the_quickstart(directory, data, repeats):
         run.config.data.image_size,
         repeats,
     )
-    seconds = [
-        _command(
+    seconds = []
+    for i in range(repeats):
+        start = time.perf_counter()
+        report.command(
             *("trainers.embed", "--workdir", workdir, "--data", data),
             *("--index-dir", f"{directory}/indexes"),
             *("--output", f"{directory}/command-{i}"),
         )
-        for i in range(repeats)
-    ]
+        seconds.append(time.perf_counter() - start)
     name = f"quickstart's, D = {reference.describe(run).dim}"
     return [name, *written, report.spread(seconds)]
 
@@ -176,19 +177,6 @@ def _write_rates(store, encode, description, folder, size, repeats):
         report.spread(rates[1:]),  # the first one traces
         f"{sum(map(os.path.getsize, paths)) / len(store):,.0f}",
     ]
-
-
-def _command(module, *arguments):
-    """Seconds of `python -m module`."""
-    start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=_ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    return time.perf_counter() - start
 
 
 def _read_rates(folder, shards, rows, repeats):

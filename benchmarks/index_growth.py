@@ -11,8 +11,6 @@ import json
 import os
 import resource
 import struct
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import report
 from jest_tf.data import stores
 from jest_tf.data.stores import tfrecords
 
@@ -90,13 +89,8 @@ def write_shards(directory: str, num_records: int, num_shards: int) -> str:
 
 def measure(pattern: str) -> Cost:
     """Opens a store in a process of its own and measures what it costs."""
-    output = subprocess.run(
-        [sys.executable, "-m", "benchmarks.index_growth", "--open", pattern],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    return Cost(*json.loads(output.splitlines()[-1]))
+    printed = report.command("benchmarks.index_growth", "--open", pattern)
+    return Cost(*json.loads(printed.splitlines()[-1]))
 
 
 def measure_here(pattern: str) -> Cost:

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,7 @@ import numpy as np
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
 _PAGE = pathlib.Path(__file__).with_name("README.md")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def parser(
@@ -90,6 +92,20 @@ def render(folder: pathlib.Path, name: str, **context: object) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(f"{name}.j2").render(context)
+
+
+def command(
+    module: str, *arguments: object, python: str = sys.executable
+) -> str:
+    """What `python -m module` prints, in a process of its own."""
+    return subprocess.run(
+        [python, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def environment() -> str:

@@ -238,7 +238,6 @@ def _take(embeddings, rows):
 
 def run(
     workdirs: tuple[str, str] | None,
-    data: str,
     small: bool,
     picture: pathlib.Path | None,
     command: str,
@@ -247,7 +246,6 @@ def run(
 
     Args:
         workdirs: the finished runs of learner and reference, if any.
-        data: the shards that they embed.
         small: seconds instead of minutes, and no news.
         picture: where the figure goes, if anywhere.
         command: what the block says that it was made by.
@@ -259,7 +257,7 @@ def run(
         "synthetic, early": lambda seed: synthetic("early", num_rows, seed),
     }
     if workdirs:
-        pair = embed_runs(*workdirs, data)
+        pair = embed_runs(*workdirs, POOL)
 
         def real(seed):
             random = np.random.default_rng([seed, 2])

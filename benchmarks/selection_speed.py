@@ -8,10 +8,8 @@ Each case runs in a separate process, so that its peak memory can be measured.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import resource
-import subprocess
 import sys
 import time
 
@@ -22,8 +20,6 @@ from benchmarks import report
 from jest_tf import selection
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import tiles
-
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,15 +261,8 @@ def run(small: bool, command: str) -> str:
     for case in _SMALL_CASES if small else _CASES:
         report.log(f"speed: {case}")
         fields = json.dumps(dataclasses.asdict(case))
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.selection_speed", fields],
-            cwd=_ROOT,
-            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        result = json.loads(child.stdout.splitlines()[-1])
+        printed = report.command("benchmarks.selection_speed", fields)
+        result = json.loads(printed.splitlines()[-1])
         if "matrix" in case.forms:
             matrix_rows.append(_matrix_row(case, result))
         else:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import subprocess
 import tempfile
 from unittest import mock
 
@@ -36,8 +37,8 @@ class BenchCascadeTest(tf.test.TestCase):
         runs = []
 
         def train(command, **options):
-            # Steps of 0.5 s that wait for 1 %, and before the half for all.
             del options
+            # Steps of 0.5 s that wait for 1 %, and before the half for all.
             file, workdir = command[-3], command[-1]
             recipe = config_lib.load_config(file)
             runs.append(recipe)
@@ -52,10 +53,11 @@ class BenchCascadeTest(tf.test.TestCase):
                     if step <= recipe.steps // 2:
                         row["time/input_wait_share"] = 1.0
                     log.write(json.dumps(row) + "\n")
+            return subprocess.CompletedProcess(command, 0, "")
 
         out = pathlib.Path(self.folder)
         with (
-            mock.patch.object(bench_cascade.subprocess, "run", train),
+            mock.patch.object(subprocess, "run", train),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
