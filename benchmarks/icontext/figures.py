@@ -62,12 +62,13 @@ def frontier(comparison, cells, title, path):
         axis.set(xlabel="examples trained on", ylabel="score", ylim=(0, 40))
 
 
-def filter_ratios(comparison, lines, base, title, path):
+def filter_ratios(comparison, places, lines, base, title, path):
     """Draw gains over uniform training against the size of a super-batch.
 
     Args:
         comparison: `comparison.Comparison`.
-        lines: `{(label, its shift in points): {super-batch / b: cell}}`.
+        places: of a line's cells, super-batch / b.
+        lines: `{(label, its shift in points): cells}`.
         base: the uniform cell.
         title: the picture's message.
         path: PNG file.
@@ -75,10 +76,7 @@ def filter_ratios(comparison, lines, base, title, path):
     with _axis(4.2, title, path) as axis:
         for (label, line), style in zip(lines.items(), _STYLES, strict=False):
             text, shift = label
-            places = list(line)
-            gains = [
-                comparison.difference(cell, base) for cell in line.values()
-            ]
+            gains = [comparison.difference(cell, base) for cell in line]
             values, low, high = 100 * np.array(gains).T
             axis.errorbar(
                 places,

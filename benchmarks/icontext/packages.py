@@ -80,7 +80,7 @@ def _folder(cache, spec):
 
 
 def _fetch_npm(spec, part):
-    _run("npm", "pack", "--silent", "--ignore-scripts", spec, cwd=part)
+    _run("npm", "pack", "--loglevel=error", "--ignore-scripts", spec, cwd=part)
     (archive,) = part.glob("*.tgz")
     (part / "package").mkdir()
     # An archive of npm holds one folder, by custom called "package".

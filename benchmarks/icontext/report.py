@@ -33,10 +33,8 @@ _UNIFORM = {"standard": "uniform", "quick": "quick_uniform"}
 _CURVES = {
     "uniform_10000": ("uniform", 5, (10, -4), "left"),
     "best_3000_half": (
-        "stage 0, distilled, 3,000 steps",
-        -1,
-        (-6, 10),
-        "right",
+        *("stage 0, distilled, 3,000 steps", -1),
+        *((-6, 10), "right"),
     ),
     "best_by_wide": ("stage 0, distilled,\n380 steps", -1, (-14, 22), "right"),
     "jest_5000": ("JEST", -1, (0, 10), "left"),
@@ -56,10 +54,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--results", default=str(results.FOLDER))
-    parser.add_argument("--out", help="folder to write to; the results'")
-    parser.add_argument("--matrix", default="standard", choices=_UNIFORM)
-    parser.add_argument(
+    add = parser.add_argument
+    add("--results", type=pathlib.Path, default=results.FOLDER)
+    add("--out", type=pathlib.Path, help="folder to write to; the results'")
+    add("--matrix", default="standard", choices=_UNIFORM)
+    add(
         "--pages",
         nargs="*",
         default=(),
@@ -70,17 +69,17 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     tables = results.load(options.results)
     if tables is None:
-        raise SystemExit(f"error: no results in {options.results!r}")
+        raise SystemExit(f"error: no results in '{options.results}'")
     comparison = comparison_lib.Comparison(tables, _UNIFORM[options.matrix])
     if comparison.uniform not in comparison:
         raise SystemExit(
-            f"error: {options.results!r} lacks the cell "
+            f"error: '{options.results}' lacks the cell "
             f"{comparison.uniform!r}, whose final score is the target"
         )
-    out = pathlib.Path(options.out or options.results)
+    out = options.out or options.results
     out.mkdir(parents=True, exist_ok=True)
-    words = Words(comparison, tables, pathlib.Path(options.results))
-    is_kept = pathlib.Path(options.results).samefile(results.FOLDER)
+    words = Words(comparison, tables, options.results)
+    is_kept = options.results.samefile(results.FOLDER)
     name, file = f"{options.matrix}.md", f"{options.matrix}_report.md"
     if options.matrix == "standard":
         draw(comparison, out)
@@ -102,15 +101,11 @@ def draw(comparison, out):
             "training on the curated set ends as high",
             out / "frontier.png",
         )
-    lines = {
-        label: dict(zip((2, 5, 10, 20), cells.split(), strict=True))
-        for label, cells in _RATIOS.items()
-    }
-    if all(
-        cell in comparison for line in lines.values() for cell in line.values()
-    ):
+    lines = {label: cells.split() for label, cells in _RATIOS.items()}
+    if all(cell in comparison for line in lines.values() for cell in line):
         figures.filter_ratios(
             comparison,
+            (2, 5, 10, 20),
             lines,
             "uniform_400",
             "Larger super-batches teach more per step (400 steps)",
