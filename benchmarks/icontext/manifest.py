@@ -218,7 +218,7 @@ def _license_texts(cache):
         "MIT.txt": _for_every_author(read(packages.TABLER, "LICENSE")),
         # Lucide's file continues with the notice of the set it is based on.
         "ISC.txt": _for_every_author(
-            read(packages.LUCIDE, "LICENSE").partition("\n---")[0]
+            read(packages.LUCIDE, "LICENSE").partition("\n---")[0] + "\n"
         ),
     }
     for spec, _, _, name in _TEXT_PACKAGES:
