@@ -278,21 +278,18 @@ class ClaimsTest(tf.test.TestCase):
                 ),
             ).verdict
 
-        for ours, verdict in (
-            (0.5, claims.HOLDS),
-            (0.4, claims.OPEN),
-            (0.3, claims.FAILS),
-        ):
-            found = judge("joint", "jest_750", "independent", ours, 0.4)
-            self.assertEqual(found, verdict)
+        joint = "joint", "jest_750", "independent"
         # A loss of less than a point is no worse.
-        for ours, verdict in (
-            (0.4, claims.HOLDS),
-            (0.395, claims.HOLDS),
-            (0.38, claims.FAILS),
+        coarse = "coarse", "flexi", "jest_750"
+        for claim, ours, verdict in (
+            (joint, 0.5, claims.HOLDS),
+            (joint, 0.4, claims.OPEN),
+            (joint, 0.3, claims.FAILS),
+            (coarse, 0.4, claims.HOLDS),
+            (coarse, 0.395, claims.HOLDS),
+            (coarse, 0.38, claims.FAILS),
         ):
-            found = judge("coarse", "flexi", "jest_750", ours, 0.4)
-            self.assertEqual(found, verdict)
+            self.assertEqual(judge(*claim, ours, 0.4), verdict)
 
     def test_every_cell_of_a_claim_is_in_the_matrix(self):
         for claim in claims.load():
