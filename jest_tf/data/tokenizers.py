@@ -16,6 +16,8 @@ from tensorflow_text.tools.wordpiece_vocab import (
     wordpiece_tokenizer_learner_lib as wordpiece_learner,
 )
 
+from jest_tf import files
+
 UNKNOWN_TOKEN = "[UNK]"
 END_TOKEN = "[EOS]"
 RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
@@ -84,9 +86,9 @@ class WordPieceTokenizer:
 
     def save(self, directory: str) -> None:
         """Writes `vocab.txt`, one token a line, into an existing directory."""
+        text = "".join(f"{token}\n" for token in self.vocabulary)
         path = os.path.join(directory, _VOCABULARY_FILE)
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{token}\n" for token in self.vocabulary)
+        files.write_whole(path, text.encode())
 
 
 class SentencePieceTokenizer:
@@ -136,8 +138,7 @@ class SentencePieceTokenizer:
 
     def save(self, directory: str) -> None:
         """Writes `tokenizer.model` into an existing directory."""
-        with open(os.path.join(directory, _MODEL_FILE), "wb") as file:
-            file.write(self.model)
+        files.write_whole(os.path.join(directory, _MODEL_FILE), self.model)
 
 
 def read_tokenizer(
