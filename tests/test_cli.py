@@ -251,7 +251,7 @@ class TrainersTest(tf.test.TestCase):
                     {
                         column: value
                         for column, value in line.items()
-                        if not log.from_clock(column)
+                        if not tiny.from_clock(column)
                     }
                     for line in lines(workdir, name)
                 ]

@@ -115,6 +115,11 @@ def write_shard(path, rows=20, seed=0, damaged=()):
     return shard_files.write_shard(path, payloads)
 
 
+def from_clock(name):
+    """Whether a number of the log is measured."""
+    return name == "seconds" or name.startswith(("time/", "memory/", "energy/"))
+
+
 def read_lines(workdir, name):
     """The objects of a `.jsonl` file in `workdir`."""
     with open(os.path.join(workdir, name), encoding="utf-8") as file:

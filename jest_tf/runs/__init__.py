@@ -5,8 +5,8 @@ data and reference. `directory` owns every file name, `checkpoints` the state;
 nothing else writes to a run directory.
 """
 
+from jest_tf.runs.inputs import Training, open_training
 from jest_tf.runs.loading import load_run
-from jest_tf.runs.opening import Training, open_training
 from jest_tf.runs.run import train
 
 __all__ = ["Training", "load_run", "open_training", "train"]

@@ -9,11 +9,13 @@ step). If the newest fails TensorFlow's checksums, an earlier one is used.
 
 import collections
 import contextlib
+import functools
+import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import keras
@@ -38,12 +40,7 @@ class Damaged(ValueError):
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was loaded.
-
-    Attributes:
-        step: its step; 0 without a checkpoint.
-        parts: the state of callbacks, by name.
-    """
+    """The step of a checkpoint, or 0, and the state of callbacks, by name."""
 
     step: int
     parts: dict[str, State]
@@ -83,7 +80,6 @@ class Checkpoints(steps.StepCallback):
         self._parts = dict(parts or {})
         self._guard = guard
         self._agree = agree
-        self._find_not_finite = None
         self._saved_at = time.monotonic()
 
     def on_train_begin(self, logs=None):
@@ -104,21 +100,16 @@ class Checkpoints(steps.StepCallback):
         """Saves the state after `step` if its `measures` are the best.
 
         Raises:
-            ValueError: `keep_best` is not among the measures.
+            ValueError: as `check_keep_best`.
         """
         wanted = self._settings.keep_best
-        if not wanted:
-            return
-        if wanted not in measures:
-            raise ValueError(
-                "`checkpoint.keep_best` must be a measure of the evaluation: "
-                f"one of {sorted(measures)}. Received: {wanted!r}"
-            )
-        best = best_step(self._workdir, wanted)
-        if self.step == self._last_step:
+        check_keep_best(wanted, measures)
+        if wanted and self.step == self._last_step:
             self._delete_old()  # saved when it was made
-        elif self._agree(step == self.step == best):
-            self.save()
+        elif wanted:
+            best = best_step(self._workdir, wanted)
+            if self._agree(step == self.step == best):
+                self.save()
 
     def save(self) -> None:
         """Saves the current state unless it is saved already.
@@ -130,7 +121,9 @@ class Checkpoints(steps.StepCallback):
         started = time.monotonic()
         with self._guard():
             if self.step and self.step not in saved_steps(self._workdir):
-                self._check_finite()
+                names = self._find_not_finite()
+                if names:
+                    raise finite.NotFinite(names)
                 parts = {name: part() for name, part in self._parts.items()}
                 directory.sync_logs(self._workdir)  # no older than the state
                 save(self.model, self._workdir, self.step, parts)
@@ -142,15 +135,10 @@ class Checkpoints(steps.StepCallback):
         seconds = 60.0 * self._settings.every_minutes
         return time.monotonic() - self._saved_at >= seconds
 
-    def _check_finite(self):
-        if self._find_not_finite is None:
-            model = self.model
-            self._find_not_finite = finite.finder(
-                [*model.weights, *model.optimizer.variables]
-            )
-        names = self._find_not_finite()
-        if names:
-            raise finite.NotFinite(names)
+    @functools.cached_property
+    def _find_not_finite(self):
+        model = self.model
+        return finite.finder([*model.weights, *model.optimizer.variables])
 
     def _delete_old(self):
         saved = saved_steps(self._workdir)
@@ -200,7 +188,7 @@ def save(
 
 
 def restore(model: keras.Model, workdir: str) -> Restored:
-    """Loads the newest intact checkpoint, if any, into a built model.
+    """Builds a compiled model, and loads the newest intact checkpoint if any.
 
     Damaged ones are renamed, with a line on standard error.
 
@@ -208,13 +196,18 @@ def restore(model: keras.Model, workdir: str) -> Restored:
         ValueError: all checkpoints are damaged, or the newest is of another
             model or an older version.
     """
+    _build(model)
     saved = saved_steps(workdir)
     for step in reversed(saved):
         try:
             return load(model, workdir, step)
         except Damaged as error:
             folder = _folder(workdir, step)
-            _set_aside(folder)
+            # Another worker may have been faster.
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(folder)
+                shutil.rmtree(folder + _DAMAGED, ignore_errors=True)
+                os.replace(folder, folder + _DAMAGED)
             progress.say(
                 f"{error}; renamed to {folder}{_DAMAGED}, looking for the "
                 "checkpoint before it"
@@ -228,21 +221,8 @@ def restore(model: keras.Model, workdir: str) -> Restored:
     return Restored(0, {})
 
 
-def _set_aside(folder):
-    """Renames a damaged checkpoint; one of the same step is replaced."""
-    # Another worker may have been faster.
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            os.replace(folder, folder + _DAMAGED)
-        except FileNotFoundError:
-            raise
-        except OSError:  # no folder replaces one that is not empty
-            shutil.rmtree(folder + _DAMAGED)
-            os.replace(folder, folder + _DAMAGED)
-
-
 def load(model: keras.Model, workdir: str, step: int) -> Restored:
-    """Loads the checkpoint of a step into a compiled and built model.
+    """Builds a compiled model, and loads the checkpoint of a step.
 
     Raises:
         ValueError: there is none, or it is of another model.
@@ -254,17 +234,11 @@ def load(model: keras.Model, workdir: str, step: int) -> Restored:
             f"{saved_steps(workdir)}. Received: {step}"
         )
     arrays = read(workdir, step)
+    _build(model)
     variables = _variables(model)
     _check_same(_folder(workdir, step), arrays, variables)
     for name, variable in variables.items():
         variable.assign(arrays.pop(name))
-    # In the scope of a strategy, `int` of a variable fails.
-    done = int(model.optimizer.iterations.numpy())
-    if done != step:
-        raise ValueError(
-            f"{_folder(workdir, step)} must be of a model that has made {step} "
-            f"steps. Received: {done} steps"
-        )
     parts = collections.defaultdict(dict)
     for name, value in arrays.items():
         part, _, rest = name.partition("/")
@@ -276,7 +250,8 @@ def read(workdir: str, step: int) -> State:
     """Returns all arrays of a checkpoint, by name.
 
     Raises:
-        Damaged: they cannot be read.
+        Damaged: TensorFlow cannot read them, though the files can be read.
+        OSError: the files cannot be read.
     """
     folder = _folder(workdir, step)
     try:
@@ -287,6 +262,9 @@ def read(workdir: str, step: int) -> State:
         }
     # TensorFlow's binding raises `IndexError` on a file that is too short.
     except (tf.errors.OpError, IndexError, RuntimeError) as error:
+        for name in os.listdir(folder):
+            with open(os.path.join(folder, name), "rb") as file:
+                hashlib.file_digest(file, "blake2b")  # reads all
         raise Damaged(f"{folder} is damaged: {error}") from error
 
 
@@ -298,22 +276,19 @@ def saved_steps(workdir: str) -> list[int]:
     """
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     names = os.listdir(folder) if os.path.isdir(folder) else ()
-    found = (
-        re.fullmatch(r"step-(\d+)(\.weights\.h5)?", name) for name in names
-    )
-    matches = [match for match in found if match]
-    old = [match[0] for match in matches if match[2]]
+    old = [name for name in names if name.endswith(".weights.h5")]
     if old:
         raise ValueError(
             f"The checkpoints of {workdir!r} must be of this version of "
             "jest_tf. Received: those of version 0.1, which can continue this "
             f"run, such as {old[0]}; take another directory for a new run"
         )
-    return sorted(int(match[1]) for match in matches)
+    found = (re.fullmatch(r"step-(\d+)", name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def best_step(
-    workdir: str, measure: str, among: Sequence[int] | None = None
+    workdir: str, measure: str, among: Collection[int] | None = None
 ) -> int | None:
     """Returns the step with the highest measure, the first of equal ones.
 
@@ -326,10 +301,25 @@ def best_step(
     return max(values, key=lambda step: (values[step], -step), default=None)
 
 
+def check_keep_best(wanted: str, measures: Collection[str]) -> None:
+    """Raises ValueError for a `checkpoint.keep_best` that is not measured."""
+    if wanted and wanted not in measures:
+        raise ValueError(
+            "`checkpoint.keep_best` must be a measure of `evaluation.data`: "
+            f"{', '.join(measures) or 'there is none without data'}. "
+            f"Received: {wanted!r}"
+        )
+
+
 def _folder(workdir, step):
     return os.path.join(
         workdir, directory.CHECKPOINTS_FOLDER, _NAME.format(step)
     )
+
+
+def _build(model):
+    model.build(None)
+    model.optimizer.build(model.trainable_variables)
 
 
 def _variables(model):
@@ -366,8 +356,7 @@ def _check_same(folder, arrays, variables):
     different = [
         f"{name} of shape {stored.get(name)}, and of {expected.get(name)} in "
         "the model"
-        for name in sorted({*stored, *expected})
-        if stored.get(name) != expected.get(name)
+        for name in sorted(dict(stored.items() ^ expected.items()))
     ]
     if different:
         raise ValueError(

@@ -4,6 +4,8 @@ Examples are counted as *drawn* by the stream, *scored* by the selection and
 *trained* on.
 """
 
+import collections
+
 from jest_tf import config as config_lib
 from jest_tf.runs import directory
 
@@ -35,34 +37,35 @@ class StepFlops:
     """
 
     def __init__(self, selection: config_lib.SelectionConfig, workdir: str):
-        self._kinds = selection.kinds
         self._selection = selection
         self._workdir = workdir
-        # In the order of the kinds; None where unknown.
-        self._columns = [None] * len(self._kinds)
+        self._columns = {}  # by kind
         if directory.has(workdir, directory.FLOPS_FILE):
-            self._columns = directory.read(workdir, directory.FLOPS_FILE)
+            columns = directory.read(workdir, directory.FLOPS_FILE)
+            self._columns = dict(zip(selection.kinds, columns, strict=True))
 
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
-        columns = [
+        columns = {
             # A model without a sub-batch has one kind, None.
-            found.get(kind if kind.batch_size else None, known)
-            for kind, known in zip(self._kinds, self._columns, strict=True)
-        ]
+            kind: found.get(
+                kind if kind.batch_size else None, self._columns.get(kind)
+            )
+            for kind in self._selection.kinds
+        }
         if columns != self._columns:
             self._columns = columns
-            directory.write(self._workdir, directory.FLOPS_FILE, columns)
+            known = list(columns.values())  # None where unknown
+            directory.write(self._workdir, directory.FLOPS_FILE, known)
 
     def at(self, step: int, stopped_at: int | None = None) -> dict[str, int]:
         """Returns `flops/...` of the first `step` steps; {} if unknown."""
-        totals = {}
+        totals = collections.Counter()
         steps = self._selection.steps_by_kind(step, stopped_at)
         for kind, number in steps.items():
-            columns = self._columns[self._kinds.index(kind)]
+            columns = self._columns.get(kind)
             if columns is None:
                 return {}
             for name, value in columns.items():
-                name = f"flops/{name}"
-                totals[name] = totals.get(name, 0) + number * value
-        return totals
+                totals[f"flops/{name}"] += number * value
+        return dict(totals)

@@ -1,40 +1,17 @@
 """The run directory: its files, how they are written, and who may write.
 
-| file | content |
-|---|---|
-| `config.json` | every setting, resolved |
-| `versions.json` | versions, platform and git revision of the first process |
-| `data.json` | shards, manifest and reference that the run began with |
-| `vocab.txt` or `tokenizer.model` | the learner's tokenizer |
-| `metrics.jsonl` | a row a logged step: metrics, counts, seconds |
-| `draws.jsonl` | ids of the logged draws, with `evaluation.log_ids` |
-| `telemetry.jsonl` | scores and losses of the logged draws |
-| `evaluation.jsonl` | a row an evaluation: measures and costs |
-| `faults.jsonl` | records that could not be read |
-| `flops.json` | FLOPs of each kind of step |
-| `skipped.json` | super-batches left out after a divergence |
-| `not_finite.json` | the step that stopped the run, and its ids |
-| `checkpoints/` | state, see `runs/checkpoints.py` |
-| `tensorboard/` | the numbers of the logs, as events |
-| `final.weights.h5` | the learner after the last step |
-| `selection.json` | draws compared, by `evaluate --selection` |
-| `selection.html` | the page that shows the selection |
-| `.lock` | held by the process that trains |
-
-Other modules take names and functions from here. A file is replaced whole or
-grows by rows; `cut_back` removes rows of later steps when a run continues.
+docs/data.md describes each file. Other modules take names and functions from
+here. A file is replaced whole or grows by rows; `cut_back` removes rows of
+later steps when a run continues.
 """
 
 import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 
 import keras
-import tensorflow as tf
-from tensorflow.core.util import event_pb2
 
 from jest_tf import config as config_lib
 from jest_tf import files
@@ -79,10 +56,8 @@ def read(workdir: str, name: str):
 
 def write(workdir: str, name: str, content) -> None:
     """Replaces a JSON file of a run directory, whole or not at all."""
-    with files.written_whole(path(workdir, name)) as partial:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
+    text = json.dumps(content, indent=2) + "\n"
+    files.write_whole(path(workdir, name), text.encode())
 
 
 def append(workdir: str, name: str, row: dict) -> None:
@@ -127,13 +102,18 @@ def sync_logs(workdir: str) -> None:
 
 
 def cut_back(workdir: str, step: int) -> None:
-    """Removes rows and events of steps after `step` from the logs."""
-    for name in _LOGS:
-        if has(workdir, name):
-            _keep_lines(path(workdir, name), step)
-    folder = path(workdir, TENSORBOARD_FOLDER)
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        _keep_events(path(folder, name), step)
+    """Removes rows of steps after `step` from the logs.
+
+    TensorBoard itself drops what an earlier process wrote of later steps.
+    """
+    for log in (path(workdir, name) for name in _LOGS if has(workdir, name)):
+        with (
+            files.written_whole(log) as partial,
+            open(partial, "w", encoding="utf-8") as file,
+        ):
+            file.writelines(
+                line for row, line in _rows(log) if row["step"] <= step
+            )
 
 
 @contextlib.contextmanager
@@ -155,16 +135,6 @@ def locked(workdir: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def temporary() -> Iterator[str]:
-    """Yields a temporary folder for workers whose output is not kept.
-
-    They write too, as some values are reduced over workers when written.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
 def has_begun(workdir: str) -> bool:
     """Returns whether any step of a run is on record."""
     folder = path(workdir, CHECKPOINTS_FOLDER)
@@ -182,7 +152,7 @@ def delete_new(workdir: str, before: Iterable[str]) -> None:
 
 
 def _delete_partial(workdir):
-    for part in ("", CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER):
+    for part in ("", CHECKPOINTS_FOLDER):
         folder = path(workdir, part)
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
             # Another process may be writing sidecars into this folder.
@@ -195,6 +165,7 @@ def _delete_partial(workdir):
 
 
 def _rows(path):
+    """The complete rows of a file, if any, and their lines."""
     if not os.path.isfile(path):
         return
     # Bytes left by a power cut need not be UTF-8.
@@ -206,30 +177,3 @@ def _rows(path):
                 continue
             if isinstance(row, dict) and "step" in row:
                 yield row, line.rstrip("\n") + "\n"
-
-
-def _keep_lines(path, last_step):
-    with files.written_whole(path) as partial:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(
-                line for row, line in _rows(path) if row["step"] <= last_step
-            )
-
-
-def _keep_events(path, last_step):
-    if all(step is not None and step <= last_step for step, _ in _events(path)):
-        return
-    with files.written_whole(path) as partial:
-        with tf.io.TFRecordWriter(partial) as writer:
-            for step, event in _events(path):
-                if step is not None and step <= last_step:
-                    writer.write(event)
-
-
-def _events(path):
-    """Step and bytes of each event; (None, b"") if the file is cut off."""
-    try:
-        for event in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            yield event_pb2.Event.FromString(event).step, event
-    except tf.errors.DataLossError:
-        yield None, b""

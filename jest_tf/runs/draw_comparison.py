@@ -5,45 +5,53 @@ is trained. `runs/draw_log.py` follows the draws of training.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 import tensorflow as tf
+from scipy import stats
 
 from jest_tf import config as config_lib
 from jest_tf import selection
 from jest_tf.config import checks, overrides
-from jest_tf.data import augmentation
-from jest_tf.embeddings import Embeddings
+from jest_tf.data import augmentation, batches
 from jest_tf.models import patches
-from jest_tf.runs import directory, draw_log, opening
+from jest_tf.runs import directory, draw_log, inputs
 
 # Salts for the noise of a second draw and for crops.
 _OTHER_NOISE, _CROPS = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmented(checks.Checked, path="view"):
-    """A view of pictures augmented by `data.flip`, `data.min_crop_area`."""
+class Look(config_lib.View, path="view"):
+    """A view, also of pictures augmented by `data.flip`, `data.min_crop_area`.
+
+    The reference's pictures are never augmented.
+    """
 
     flip: bool = False
     min_crop_area: Annotated[float, checks.within("(0, 1]")] = 1.0
 
-    def __call__(self, super_batch: dict, seed: tuple[int, int]) -> dict:
-        """Augments the pictures, except the reference's."""
+    @property
+    def view(self) -> config_lib.View:
+        """Returns the view alone."""
+        return config_lib.View(
+            self.patch_size, self.keep_tokens, self.image_size
+        )
+
+    def augment(self, super_batch: dict, seed: tuple[int, int]) -> dict:
+        """Augments the learner's pictures."""
         image = super_batch["image"]
-        return {
-            "image_for_reference": image,
-            **super_batch,
-            "image": augmentation.augment(
-                image,
-                tf.constant(seed, tf.int32),
-                flip=self.flip,
-                min_area=self.min_crop_area,
-            ),
-        }
+        augmented = augmentation.augment(
+            image,
+            tf.constant(seed, tf.int32),
+            flip=self.flip,
+            min_area=self.min_crop_area,
+        )
+        return {"image_for_reference": image, **super_batch, "image": augmented}
 
 
 def measure(
@@ -61,7 +69,7 @@ def measure(
         workdir: the run directory.
         step: of the checkpoint; None takes the final weights.
         num_super_batches: to draw from.
-        views: besides the run's views, `patch_size=32`,
+        views: besides the run's view, fields of `Look` such as
             `image_size=64,keep_tokens=0.5`, or `min_crop_area=0.6,flip=true`.
 
     Returns:
@@ -72,35 +80,25 @@ def measure(
         ValueError: there is no such run, it scores nothing, or its learner
             cannot take a view.
     """
-    if num_super_batches < 1:
-        raise ValueError(
-            "`num_super_batches` must be at least 1. "
-            f"Received: {num_super_batches}"
-        )
-    asked = [parse_view(text) for text in views]
-    opened = opening.open_training(
-        workdir,
-        step,
-        patch_sizes=[
-            view.patch_size
-            for view in asked
-            if isinstance(view, config_lib.View) and view.patch_size
-        ],
-    )
+    batches.check_at_least(1, num_super_batches=num_super_batches)
+    looks = [parse_view(text) for text in views]
+    sizes = [look.patch_size for look in looks if look.patch_size]
+    opened = inputs.open_training(workdir, step, patch_sizes=sizes)
     settings = _that_scores(opened.config.selection, opened.step, workdir)
-    every = {describe_view(view): view for view in (settings.view, *asked)}
+    run_look = Look(**dataclasses.asdict(settings.view))
+    every = {describe_view(look): look for look in (run_look, *looks)}
     every.pop("full", None)  # which is what they are compared with
-    for view in every.values():
-        if isinstance(view, config_lib.View):
-            patches.check_view(opened.model.learner, view)
-    numbers = range(opened.step, opened.step + num_super_batches)
-    values = compare(
+    for look in every.values():
+        if look.view != config_lib.View():
+            patches.check_view(opened.model.learner, look.view)
+    found = compare(
         opened.model,
-        opened.super_batches(opened.step),
-        numbers,
+        opened.super_batches(opened.step).take(num_super_batches),
+        opened.step,
         settings=settings,
         views=every,
     )
+    size = opened.config.data.super_batch_size
     results = {
         "step": opened.step,
         "super_batches": num_super_batches,
@@ -108,17 +106,10 @@ def measure(
             "method": settings.method,
             "criterion": settings.criterion,
             "batch_size": settings.batch_size,
-            "scored": settings.candidates
-            or opened.config.data.super_batch_size,
-            "view": describe_view(settings.view),
+            "scored": settings.candidates or size,
+            "view": describe_view(run_look),
         },
-        **{
-            part: {
-                name: {key: summarize(of) for key, of in columns.items()}
-                for name, columns in of_part.items()
-            }
-            for part, of_part in values.items()
-        },
+        **tf.nest.map_structure(lambda *values: _summary(values), *found),
     }
     directory.write(workdir, directory.SELECTION_FILE, results)
     return results
@@ -135,291 +126,191 @@ def tables(results: dict) -> str:
         f"deviation over {results['super_batches']} super-batches.\n"
         f"Draws without anything in common share {share:.1%} of their rows."
     ]
-    for part, title in (("draws", "draw"), ("views", "view")):
-        columns = list(next(iter(results[part].values()), {}))
-        if not columns:
-            continue
-        rows = [
-            [name, *(_with_spread(of[column]) for column in columns)]
-            for name, of in results[part].items()
-        ]
-        heads = [title, *(column.replace("_", " ") for column in columns)]
-        parts.append(_aligned([heads, *rows]))
+    for title in ("draws", "views"):
+        if results[title]:
+            parts.append(_table(title[:-1], results[title]))
     return "\n\n".join(parts)
 
 
-def parse_view(text: str) -> config_lib.View | Augmented:
+def parse_view(text: str) -> Look:
     """Parses a view, `a=b,c=d`.
 
     Raises:
         ValueError: a field is unknown or a value out of range.
     """
-    parts = text.split(",")
-    of_augmented = {field.name for field in dataclasses.fields(Augmented)}
-    names = {part.partition("=")[0] for part in parts}
-    if names & of_augmented and names - of_augmented:
-        raise ValueError(
-            f"A view is of augmented pictures, {sorted(of_augmented)}, or of "
-            f"coarser ones, and not of both. Received: {text!r}"
-        )
-    kind = Augmented if names <= of_augmented else config_lib.View
     values: dict = {}
-    for part in parts:
-        overrides.override(kind, values, part)
-    return overrides.build(kind, values)
+    for part in text.split(","):
+        overrides.override(Look, values, part)
+    return overrides.build(Look, values)
 
 
-def describe_view(view: config_lib.View | Augmented) -> str:
+def describe_view(look: Look) -> str:
     """Inverts `parse_view`; "full" is unchanged images."""
-    plain = type(view)()
-    return (
-        ",".join(
-            f"{field.name}={json.dumps(getattr(view, field.name))}"
-            for field in dataclasses.fields(view)
-            if getattr(view, field.name) != getattr(plain, field.name)
-        )
-        or "full"
-    )
+    plain = dataclasses.asdict(Look())
+    changed = [
+        f"{name}={json.dumps(value)}"
+        for name, value in dataclasses.asdict(look).items()
+        if value != plain[name]
+    ]
+    return ",".join(changed) or "full"
 
 
 def compare(
     model,
     super_batches: tf.data.Dataset,
-    numbers: Sequence[int],
+    first: int,
     *,
     settings: config_lib.SelectionConfig,
-    views: Mapping[str, config_lib.View | Augmented],
-) -> dict[str, dict[str, dict[str, list[float]]]]:
+    views: Mapping[str, Look],
+) -> Iterator[dict[str, dict[str, dict[str, float]]]]:
     """Draws from super-batches in several ways, and compares the draws.
 
     Args:
         model: a `JESTModel` with its reference, on one replica.
         super_batches: dicts as of a training step, of static size.
-        numbers: of those super-batches; they seed the noise.
+        first: number of the first of them; numbers seed the noise.
         settings: of the selection, of one kind that scores.
         views: of the learner, by name.
 
-    Returns:
-        A list of values, one a super-batch, by kind, name and measure. `draws`,
-        by sampler: `score`, and the shares of its rows that are also in the
-        run's draw (`overlap_run`), in a uniform draw from the same noise
+    Yields:
+        For each super-batch, values by kind, name and measure. `draws`, by
+        sampler: `score`, and the shares of its rows that are also in the run's
+        draw (`overlap_run`), in a uniform draw from the same noise
         (`overlap_uniform`), and in its draw from other noise
-        (`overlap_other_noise`). `views`, by name: `compare_view`; {} for a
-        criterion without learner.
+        (`overlap_other_noise`). `views`, by name, {} for a criterion without
+        learner: `spearman_own`, the rank correlation with full images of the
+        scores of single pairs; `spearman_conditional`, that of the scores given
+        the full draw, over the other rows; `overlap`, the share of the full
+        draw that is also in the view's from the same noise, and
+        `overlap_other_noise`, that in a full draw from other noise;
+        `score_kept`, the ratio of the view's gain over a uniform draw to the
+        full draw's, by full scores.
     """
-    sampler = Sampler(model, settings)
-    draws: dict = {name: {} for name in selection.SAMPLERS}
-    by_view: dict = {name: {} for name in views}
-    dataset = super_batches.take(len(numbers))
-    for number, super_batch in zip(numbers, dataset, strict=True):
-        super_batch = _candidates(super_batch, settings)
-        seeds = [(model.seed, number), (model.seed ^ _OTHER_NOISE, number)]
-        learner, frozen = sampler.embed(super_batch, settings.view)
-        found = {
-            name: [sampler.draw(learner, frozen, seed, name) for seed in seeds]
-            for name in draws
-        }
-        for name, (own, other) in found.items():
-            values = {
-                "score": float(own.score),
-                "overlap_run": _overlap(own, found[settings.method][0]),
-                "overlap_uniform": _overlap(own, found["uniform"][0]),
-                "overlap_other_noise": _overlap(own, other),
+    embed, draw, score = _graphs(model, settings)
+    for number, super_batch in enumerate(super_batches, first):
+        size = super_batch["image"].shape[0]
+        stride = size // (settings.candidates or size)
+        super_batch = {n: value[::stride] for n, value in super_batch.items()}
+        seeds = [
+            tf.constant([seed, number], tf.int32)
+            for seed in (model.seed, model.seed ^ _OTHER_NOISE)
+        ]
+        learner, frozen = embed(settings.view)(super_batch)
+        own, other = (draw(learner, frozen, seed) for seed in seeds)
+        found: dict = {"draws": {}, "views": {}}
+        for name in own:
+            found["draws"][name] = {
+                "score": float(own[name].score),
+                "overlap_run": _overlap(own[name], own[settings.method]),
+                "overlap_uniform": _overlap(own[name], own["uniform"]),
+                "overlap_other_noise": _overlap(own[name], other[name]),
             }
-            _append(draws[name], values)
         if learner is None or not views:
+            yield found
             continue
-        full, _ = sampler.embed(super_batch, config_lib.View())
-        for name, view in views.items():
-            seen = super_batch
-            if isinstance(view, Augmented):
-                seed = model.seed ^ _CROPS, number
-                seen, view = view(super_batch, seed), config_lib.View()
-            coarse, _ = sampler.embed(seen, view)
-            _append(
-                by_view[name],
-                compare_view(sampler, full, coarse, frozen, seeds),
-            )
-    return {"draws": draws, "views": by_view if by_view and learner else {}}
+        full, _ = embed(config_lib.View())(super_batch)
+        own, other = (draw(full, frozen, seed) for seed in seeds)
+        by_full, uniform = own[settings.method], own["uniform"].score
+        _, given = score(full, frozen, by_full.indices)
+        left = ~by_full.kept.numpy()
+        for name, look in views.items():
+            seen = look.augment(super_batch, (model.seed ^ _CROPS, number))
+            coarse, _ = embed(look.view)(seen)
+            by_view = draw(coarse, frozen, seeds[0])[settings.method]
+            gained, _ = score(full, frozen, by_view.indices)
+            _, given_view = score(coarse, frozen, by_full.indices)
+            found["views"][name] = {
+                "spearman_own": spearman(by_full.own_score, by_view.own_score),
+                "spearman_conditional": spearman(
+                    given.numpy()[left], given_view.numpy()[left]
+                ),
+                "overlap": _overlap(by_full, by_view),
+                "overlap_other_noise": _overlap(
+                    by_full, other[settings.method]
+                ),
+                "score_kept": float(
+                    (gained - uniform) / (by_full.score - uniform)
+                ),
+            }
+        yield found
 
 
-def compare_view(
-    sampler: "Sampler",
-    full: Embeddings,
-    coarse: Embeddings,
-    frozen: Embeddings | None,
-    seeds: Sequence[tuple[int, int]],
-) -> dict[str, float]:
-    """Compares scores of a view with those of full images.
-
-    Args:
-        sampler: makes the draws.
-        full: the learner's embeddings of the images unchanged, `[B, dim]`.
-        coarse: the same of coarser or augmented images.
-        frozen: the reference's, or None.
-        seeds: of two draws.
-
-    Returns:
-        `spearman_own`, the rank correlation of the scores of single pairs;
-        `spearman_conditional`, that of the scores given the full draw, over
-        the other rows; `overlap`, the share of the full draw that is also in
-        the coarse draw from the same noise, and `overlap_other_noise`, that
-        in a full draw from other noise; `score_kept`, the ratio of the coarse
-        draw's gain over a uniform draw to the full draw's, by full scores.
-    """
-    by_full, other = (sampler.draw(full, frozen, seed) for seed in seeds)
-    by_coarse = sampler.draw(coarse, frozen, seeds[0])
-    uniform = sampler.draw(full, frozen, seeds[0], "uniform").score
-    gained, _ = sampler.score(full, frozen, by_coarse.indices)
-    left = ~by_full.kept.numpy()
-    conditional = [
-        sampler.score(learner, frozen, by_full.indices)[1].numpy()[left]
-        for learner in (full, coarse)
-    ]
-    return {
-        "spearman_own": spearman(
-            by_full.own_score.numpy(), by_coarse.own_score.numpy()
-        ),
-        "spearman_conditional": spearman(*conditional),
-        "overlap": _overlap(by_full, by_coarse),
-        "overlap_other_noise": _overlap(by_full, other),
-        "score_kept": float((gained - uniform) / (by_full.score - uniform)),
+def _graphs(model, settings):
+    """How a step embeds in a view, draws by each sampler, and scores rows."""
+    settings = dataclasses.replace(settings, candidates=None)
+    kind = {
+        "criterion": settings.criterion,
+        "loss": settings.loss or model.loss_name,
     }
 
-
-class Sampler:
-    """Embeds and draws as a step does, in graphs of one replica.
-
-    The settings are of one kind that scores.
-    """
-
-    def __init__(self, model, settings: config_lib.SelectionConfig):
-        self._model = model
-        self._settings = dataclasses.replace(settings, candidates=None)
-        self._kind = {
-            "criterion": settings.criterion,
-            "loss": settings.loss or model.loss_name,
-        }
-        self._graphs: dict[tuple, Callable] = {}
-
-    def embed(self, super_batch: dict, view: config_lib.View):
-        """Returns the learner's and reference's `Embeddings` of all rows."""
-        settings = dataclasses.replace(self._settings, view=view)
-        return self._run(
-            ("embed", view, *sorted(super_batch)),
-            lambda batch: self._model.score(batch, settings),
-            super_batch,
+    @functools.cache
+    def embed(view):
+        changed = dataclasses.replace(settings, view=view)
+        return tf.function(
+            lambda super_batch: model.score(super_batch, changed),
+            autograph=False,
         )
 
-    def draw(
-        self,
-        learner: Embeddings | None,
-        frozen: Embeddings | None,
-        seed: tuple[int, int],
-        name: str | None = None,
-    ) -> selection.Draw:
-        """Draws by the settings, with the sampler `name` if given."""
-        settings = self._settings
-        name = name or settings.method
-
-        def draw(learner, frozen, seed):
-            return selection.SAMPLERS[name](
+    @tf.function(autograph=False)
+    def draw(learner, frozen, seed):
+        return {
+            name: sampler(
                 learner,
                 frozen,
+                seed=seed,
                 batch_size=settings.batch_size,
                 num_chunks=settings.num_chunks,
-                seed=seed,
                 first_chunk=settings.first_chunk,
                 gain=settings.gain,
-                **self._kind,
+                **kind,
             )
+            for name, sampler in selection.SAMPLERS.items()
+        }
 
-        seed = tf.constant(seed, tf.int32)
-        return self._run(("draw", name), draw, learner, frozen, seed)
+    @tf.function(autograph=False)
+    def score(learner, frozen, rows):
+        return selection.sub_batch_score(learner, frozen, rows, **kind)
 
-    def score(
-        self,
-        learner: Embeddings | None,
-        frozen: Embeddings | None,
-        rows: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the `selection.sub_batch_score` of `rows`."""
-
-        def score(learner, frozen, rows):
-            return selection.sub_batch_score(
-                learner, frozen, rows, **self._kind
-            )
-
-        return self._run(("score",), score, learner, frozen, rows)
-
-    def _run(self, key, function, *inputs):
-        """Runs `function(*inputs)` in a graph made once for each `key`."""
-        if key not in self._graphs:
-            # Concrete, as TensorFlow would warn of retracing.
-            self._graphs[key] = tf.function(
-                function, autograph=False
-            ).get_concrete_function(*inputs)
-        return self._graphs[key](*inputs)
+    return embed, draw, score
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
     """Returns the rank correlation of two vectors; NaN of a constant."""
-    ranks = []
-    for values in (left, right):
-        _, groups, counts = np.unique(
-            values, return_inverse=True, return_counts=True
-        )
-        middles = np.cumsum(counts) - (counts - 1) / 2
-        ranks.append(middles[groups] - (len(values) + 1) / 2)
-    norm = np.sqrt(np.prod([(one**2).sum() for one in ranks]))
-    return float((ranks[0] * ranks[1]).sum() / norm) if norm else np.nan
-
-
-def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Returns mean and standard deviation, 0 of a single value."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "std": float(deviation)}
+    ranks = [stats.rankdata(values) for values in (left, right)]
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(ranks)[0, 1])
 
 
 def _that_scores(settings, step, workdir):
     """The selection of a step, or the last kind that scores."""
-    kinds = [kind for kind in settings.kinds if kind.scores]
-    now = settings.at(step)
+    kinds = [one for one in (*settings.kinds, settings.at(step)) if one.scores]
     if not kinds:
         raise ValueError(
             "There is no selection to measure: expected a run whose "
             f"`selection` scores. Received: {workdir!r} with method "
             f"{settings.method!r}, batch_size={settings.batch_size}"
         )
-    return now if now.scores else kinds[-1]
+    return kinds[-1]
 
 
-def _with_spread(summary):
-    return f"{summary['mean']:.3f} ± {summary['std']:.3f}"
+def _summary(values):
+    """Mean and standard deviation, 0 of a single value."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": float(deviation)}
 
 
-def _aligned(rows):
-    """A table in columns, the first flush left and the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def _table(title, by_name):
+    columns = list(next(iter(by_name.values())))
+    first, width = (2 + max(map(len, names)) for names in (by_name, columns))
+    rows = {title: [column.replace("_", " ") for column in columns]} | {
+        name: [f"{of['mean']:.3f} ± {of['std']:.3f}" for of in values.values()]
+        for name, values in by_name.items()
+    }
     return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+        f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells)
+        for name, cells in rows.items()
     )
-
-
-def _candidates(super_batch, settings):
-    size = super_batch["image"].shape[0]
-    stride = size // (settings.candidates or size)
-    return {name: value[::stride] for name, value in super_batch.items()}
 
 
 def _overlap(left, right):
     return draw_log.overlap(left.indices.numpy(), right.indices.numpy())
-
-
-def _append(columns, values):
-    for name, value in values.items():
-        columns.setdefault(name, []).append(value)

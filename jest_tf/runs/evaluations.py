@@ -46,8 +46,7 @@ class Evaluation(steps.StepCallback):
 
     Args:
         evaluations: to make, by the name of the store.
-        workdir: the run directory; `evaluation.jsonl` is read first and gets a
-            row a step.
+        workdir: the run directory; `evaluation.jsonl` gets a row a step.
         every_steps: steps between two evaluations; None is the last step only.
         start_step: steps done before this `fit`.
         costs: maps a step to the costs of the steps up to it, for the row.
@@ -61,8 +60,8 @@ class Evaluation(steps.StepCallback):
         *,
         every_steps: int | None = None,
         start_step: int = 0,
-        costs: Callable[[int], dict[str, float]] | None = None,
-        report: Callable[[int, dict[str, float]], None] | None = None,
+        costs: Callable[[int], dict[str, float]],
+        report: Callable[[int, dict[str, float]], None],
     ):
         super().__init__(start_step)
         self._evaluations = evaluations
@@ -71,14 +70,6 @@ class Evaluation(steps.StepCallback):
         self.seconds = 0.0
         self._costs = costs
         self._report = report
-        self._results = {
-            row["step"]: {
-                name: value
-                for name, value in row.items()
-                if name.startswith("eval/")
-            }
-            for row in directory.read_rows(workdir, directory.EVALUATION_FILE)
-        }
 
     def on_train_begin(self, logs=None):
         """Makes an evaluation that a killed process still owed."""
@@ -98,20 +89,20 @@ class Evaluation(steps.StepCallback):
 
     def run(self, step: int) -> dict[str, float]:
         """Evaluates the learner unless `step` is done; returns the measures."""
-        if step in self._results or not self._evaluations:
-            return self._results.get(step, {})
+        rows = directory.read_rows(self._workdir, directory.EVALUATION_FILE)
+        for row in rows:
+            if row["step"] == step:
+                return {n: row[n] for n in row if n.startswith("eval/")}
+        if not self._evaluations:
+            return {}
         started = time.monotonic()
         results = measure(self._evaluations)
-        seconds = time.monotonic() - started
-        self.seconds += seconds
-        self._results[step] = results
-        costs = self._costs(step) if self._costs else {}
-        row = {"step": step, **results, **costs}
+        self.seconds += time.monotonic() - started
+        row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)
         for name in self._evaluations:
             progress.say(f"step {step:,}  {describe(name, results)}")
-        if self._report:
-            self._report(step, results)
+        self._report(step, results)
         return results
 
 

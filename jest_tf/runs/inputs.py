@@ -1,21 +1,18 @@
 """The inputs of a run: its examples, its reference, and its stream."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files, models
+from jest_tf import models, training
 from jest_tf.data import cascade as cascade_lib
-from jest_tf.data import pipeline, tokenizers
+from jest_tf.data import pipeline, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import reference
-from jest_tf.runs import directory, interruptions, loading, progress
+from jest_tf.runs import interruptions, loading, progress
 
 
 class Sources(NamedTuple):
@@ -82,6 +79,16 @@ def open_sources(
     return Sources(store, teacher, sidecars, cascade)
 
 
+def order_of(
+    config: config_lib.TrainConfig, store: stores_lib.Store
+) -> stream.Order | stream.Mixture:
+    """Returns the order of a run's stream."""
+    data = config.data
+    return pipeline.order(
+        store, data.weights, config.seed, data.shuffle_block_size
+    )
+
+
 class Stream:
     """The super-batches of a run, except the skipped ones."""
 
@@ -106,20 +113,16 @@ class Stream:
     ) -> tf.data.Dataset:
         """Returns the super-batches of the steps after `step` steps."""
         first = self._skipped.at(step)
-        skipped = [number for number in self._skipped.numbers if number > first]
-        stream = None
+        starts = [first, *(n + 1 for n in self._skipped.numbers if n > first)]
+        stops = [*(start - 1 for start in starts[1:]), None]
+        whole = None
         # From the end, so that the fault log starts before the first.
-        for start, stop in zip(
-            [*(number + 1 for number in reversed(skipped)), first],
-            [None, *reversed(skipped)],
-            strict=True,
-        ):
+        for start, stop in zip(reversed(starts), reversed(stops), strict=True):
             part = self.super_batches(start, faults, host, num_hosts)
-            if stop is None:
-                stream = part
-            else:
-                stream = part.take(stop - start).concatenate(stream)
-        return stream
+            if stop is not None:
+                part = part.take(stop - start).concatenate(whole)
+            whole = part
+        return whole
 
     def super_batches(
         self,
@@ -163,9 +166,38 @@ class Stream:
         uncounted = pipeline.FaultLog(None, 1.0)
         return next(iter(self.super_batches(number, uncounted).take(1)))
 
-    def after(self, step: int) -> dict[str, tf.Tensor]:
-        """Reads the super-batch of the step after `step` steps."""
-        return self.read(self._skipped.at(step))
+
+class Training(NamedTuple):
+    """A run opened with its data and reference.
+
+    `step` is that of the weights of `model`, the compiled `JESTModel`;
+    `super_batches` maps the number of the first to a dataset of them, as the
+    run's steps get them.
+    """
+
+    config: config_lib.TrainConfig
+    model: training.JESTModel
+    step: int
+    super_batches: Callable[[int], tf.data.Dataset]
+
+
+def open_training(
+    workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
+) -> Training:
+    """Opens a run on one device; arguments as in `loading.load_run`.
+
+    Raises:
+        ValueError: as `load_run`, or the data is unreadable.
+    """
+    run = loading.load_run(workdir, step, patch_sizes)
+    config = run.config
+    sources = open_sources(config, tf.distribute.get_strategy())
+    skipped = interruptions.Skipped(workdir, writes=False)
+    super_batches = Stream(config, sources, run.tokenizer, skipped)
+    model = training.build_model(config, run.learner, sources.reference)
+    return Training(
+        config, model, step or config.steps, super_batches.super_batches
+    )
 
 
 def tokenizer_of(
@@ -191,13 +223,7 @@ def tokenizer_of(
             store.captions(), config.data.vocabulary_size
         )
         tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
-    # It writes one file, under a name of its choice.
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        for name in os.listdir(folder):
-            path = directory.path(output, name)
-            with files.written_whole(path) as partial:
-                shutil.copyfile(os.path.join(folder, name), partial)
+    tokenizer.save(output)
     return tokenizer
 
 
@@ -224,13 +250,11 @@ def _warn_of_losses(config, learned):
 
 def _warn_of_repeats(config, store):
     """Warns if a super-batch exceeds the data, so that records repeat in it."""
-    data = config.data
-    order = pipeline.order(
-        store, data.weights, config.seed, data.shuffle_block_size
-    )
-    if data.super_batch_size > order.num_drawn:
+    size = config.data.super_batch_size
+    num_drawn = order_of(config, store).num_drawn
+    if size > num_drawn:
         progress.say(
-            f"warning: `data.super_batch_size`={data.super_batch_size:,} is "
-            f"more than the {order.num_drawn:,} records to draw from, so that "
-            "every super-batch holds some of them several times"
+            f"warning: `data.super_batch_size`={size:,} is more than the "
+            f"{num_drawn:,} records to draw from, so that every super-batch "
+            "holds some of them several times"
         )

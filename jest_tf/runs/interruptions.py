@@ -31,9 +31,6 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Preempted(SystemExit):
     """The process was asked to stop; unless caught, it exits with 75."""
 
-    def __init__(self):
-        super().__init__(EXIT_CODE)
-
 
 class Signals(keras.callbacks.Callback):
     """Turns SIGTERM and the first SIGINT into `Preempted` at the end of a step.
@@ -110,7 +107,7 @@ class Signals(keras.callbacks.Callback):
             self._at_once = True
         elif self._any_worker(self.received is not None):
             self.received = self.received or "a signal to another worker"
-            raise Preempted
+            raise Preempted(EXIT_CODE)
 
     def on_train_end(self, logs=None):
         """Raises at once again, as no worker waits after the last step."""
@@ -123,16 +120,15 @@ class Signals(keras.callbacks.Callback):
 
     def _raise_if_received(self):
         if self.received:
-            self._at_once = False
-            raise Preempted
+            self._at_once = False  # a second signal must not break into saving
+            raise Preempted(EXIT_CODE)
 
     def _handle(self, number, frame):
         self.received = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
         if self._at_once:
-            self._at_once = False  # a second signal must not break into saving
-            raise Preempted
+            self._raise_if_received()
 
 
 class FiniteCheck(steps.StepCallback):
@@ -146,10 +142,6 @@ class FiniteCheck(steps.StepCallback):
     Raises:
         finite.NotFinite: from within `fit`.
     """
-
-    def __init__(self, start_step: int = 0):
-        super().__init__(start_step)
-        self._find = None
 
     def on_train_begin(self, logs=None):
         """Finds the variables to check."""

@@ -36,27 +36,12 @@ def load_run(
         model = training.build_model(
             config, learner, reference.cached(1.0, 0.0)
         )
-        restore(model, workdir, step)
+        checkpoints.load(model, workdir, step)
     return reference.Run(config, tokenizer, learner)
 
 
-def restore(model: training.JESTModel, workdir: str, step: int) -> None:
-    """Builds a compiled model and its optimizer, and loads a checkpoint."""
-    model.build(None)
-    model.optimizer.build(model.trainable_variables)
-    checkpoints.load(model, workdir, step)
-
-
 def check_finished(workdir: str, setting: str = "workdir") -> None:
-    """Checks that a directory holds a finished run.
-
-    Args:
-        workdir: the directory.
-        setting: the setting that names it, for the error.
-
-    Raises:
-        ValueError: it holds none.
-    """
+    """Raises ValueError unless `workdir`, a `setting`, holds a finished run."""
     for name in (directory.CONFIG_FILE, directory.WEIGHTS_FILE):
         if not directory.has(workdir, name):
             raise ValueError(

@@ -6,10 +6,8 @@ is a function of the settings and the step, also in a run that was killed.
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
 
 import keras
 import numpy as np
@@ -26,61 +24,11 @@ from jest_tf.runs import (
     steps,
 )
 
-_MEASURED = ("time/", "memory/", "energy/")
-
-
-def from_clock(name: str) -> bool:
-    """Returns whether a number of the log is measured; see above."""
-    return name == "seconds" or name.startswith(_MEASURED)
-
 
 def digest(ids: np.ndarray) -> str:
     """Hashes a set of integer ids, of any shape, to 16 hexadecimal digits."""
     ordered = np.sort(np.asarray(ids, "<i8"), axis=None)
     return hashlib.blake2b(ordered.tobytes(), digest_size=8).hexdigest()
-
-
-class Meters:
-    """Measurements of a run beside its steps.
-
-    Attributes:
-        probe: times the parts of a step, `step_timing.Probe`, or None.
-        energy: `resources.EnergyMeter`, or None.
-        cascade_flops: FLOPs of stage 0 in a step, `cascade.flops`.
-        input_wait: watches the dataset, or None.
-        clocks: objects with `seconds` spent in this process, by name.
-    """
-
-    def __init__(
-        self,
-        probe: Callable[[], dict[str, float]] | None = None,
-        energy: resources.EnergyMeter | None = None,
-        cascade_flops: int = 0,
-        input_wait: step_timing.InputWait | None = None,
-    ):
-        self.probe = probe
-        self.energy = energy
-        self.cascade_flops = cascade_flops
-        self.input_wait = input_wait
-        self.clocks = {}
-        # The energy meter outlives a rollback, the clocks do not.
-        self._joules_before = energy.joules() if energy else 0.0
-
-    def read(self, before: dict) -> dict[str, int | float]:
-        """Returns totals since the run began, and peaks of memory.
-
-        `before` is the previous process's last row.
-        """
-        values = {
-            f"time/{name}_seconds": clock.seconds
-            for name, clock in self.clocks.items()
-        }
-        if self.energy is not None:
-            spent = self.energy.joules() - self._joules_before
-            values["energy/joules"] = spent
-        for name, value in values.items():
-            values[name] = round(before.get(name, 0.0) + value, 3)
-        return values | resources.peak_memory()
 
 
 class Ledger(steps.StepCallback):
@@ -97,10 +45,15 @@ class Ledger(steps.StepCallback):
         config: the run.
         workdir: the run directory.
         start_step: steps already done.
-        meters: further measurements.
         telemetry: follows the selection; None omits it.
+        input_wait: watches the dataset, or None.
+        cascade_flops: FLOPs of stage 0 in a step, `cascade.flops`.
         state: of the checkpoint that the run continues from.
-        stream: for the progress; None is standard error.
+
+    Attributes:
+        probe: times the parts of a step, `step_timing.Probe`, or None.
+        spent: functions that return what this process has spent, by column;
+            rows have the totals of the run.
     """
 
     def __init__(
@@ -109,31 +62,30 @@ class Ledger(steps.StepCallback):
         workdir: str,
         *,
         start_step: int = 0,
-        meters: Meters | None = None,
         telemetry: draw_log.Telemetry | None = None,
+        input_wait: step_timing.InputWait | None = None,
+        cascade_flops: int = 0,
         state: dict[str, np.ndarray] | None = None,
-        stream: TextIO | None = None,
     ):
         super().__init__(start_step)
+        self.probe: Callable[[], dict[str, float]] | None = None
+        self.spent: dict[str, Callable[[], float]] = {}
         self._config = config
         self._workdir = workdir
         self._telemetry = telemetry
-        self._stream = stream or sys.stderr
-        self._progress = progress.Progress(
-            "training", "steps", self._stream, lambda: time.monotonic()
-        )
+        self._cascade_flops = cascade_flops
+        self._state = state
+        self._progress = progress.Progress("training", "steps")
         rows = directory.read_rows(workdir, directory.METRICS_FILE)
         self._before = rows[-1] if rows else {}
         self._flops = costs.StepFlops(config.selection, workdir)
         self._counts_flops = True
-        self._meters = meters or Meters()
         self._parts = {}
         self._writer = tf.summary.create_file_writer(
             os.path.join(workdir, directory.TENSORBOARD_FOLDER)
         )
         self._started = time.monotonic()
-        self._state = state
-        self._times = step_timing.StepTimes(self._meters.input_wait)
+        self._times = step_timing.StepTimes(input_wait)
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns the running metrics, which a checkpoint stores."""
@@ -147,7 +99,7 @@ class Ledger(steps.StepCallback):
         """Starts the clock."""
         self._started = time.monotonic()
         if self.step < self._config.steps:
-            progress.say("compiling the step, once", self._stream)
+            progress.say("compiling the step, once")
 
     def on_epoch_begin(self, epoch, logs=None):
         """Restores the checkpoint's metrics, which `fit` resets."""
@@ -164,12 +116,13 @@ class Ledger(steps.StepCallback):
     def on_train_batch_end(self, batch, logs=None):
         """Writes a row if it is due."""
         super().on_train_batch_end(batch, logs)
-        self._times.end(self.step - self.previous, self._take_flops())
+        if self._times.end(self.step - self.previous, self._kind()):
+            self._take_flops()
         settings = self._config.evaluation
-        if self._meters.probe is not None and (
+        if self.probe is not None and (
             not self._parts or self.passed(settings.every_steps)
         ):
-            self._parts = self._meters.probe()
+            self._parts = self.probe()
         is_due = (
             self.passed(settings.log_every_steps)
             or self.step == self._config.steps
@@ -189,10 +142,7 @@ class Ledger(steps.StepCallback):
         self._progress.close()
         share = self._times.total().get("time/input_wait_share")
         if share is not None:
-            progress.say(
-                f"waited for input in {share:.1%} of the steps' time",
-                self._stream,
-            )
+            progress.say(f"waited for input in {share:.1%} of the steps' time")
 
     def costs_at(self, step: int) -> dict[str, int | float]:
         """Returns examples, FLOPs and seconds of the first `step` steps."""
@@ -210,26 +160,36 @@ class Ledger(steps.StepCallback):
                     tf.summary.scalar(name, float(value))
         self._writer.flush()  # or a kill would lose them
 
+    def _kind(self):
+        """The selection of the last execution."""
+        selection, stopped_at = self._config.selection, self.model.stopped_at
+        if stopped_at is not None and self.previous >= stopped_at:
+            return selection.stopped
+        return selection.at(self.previous)
+
     def _counts_at(self, step):
         stopped_at = self.model.stopped_at
         counts = costs.examples_at(self._config, step, stopped_at)
         flops = self._flops.at(step, stopped_at)
         # Alone, those of stage 0 would seem to be all.
-        if flops and self._meters.cascade_flops:
-            flops["flops/cascade"] = step * self._meters.cascade_flops
+        if flops and self._cascade_flops:
+            flops["flops/cascade"] = step * self._cascade_flops
         return counts | flops
 
     def _take_flops(self):
         if not self._counts_flops:
-            return 0
+            return
         try:
-            found = self.model.step_flops()
+            self._flops.take(self.model.step_flops())
         except ValueError as error:
             self._counts_flops = False
-            progress.say(f"FLOPs are not counted: {error}", self._stream)
-            return 0
-        self._flops.take(found)
-        return len(found)
+            progress.say(f"FLOPs are not counted: {error}")
+
+    def _spent(self):
+        return {
+            name: round(self._before.get(name, 0.0) + spent(), 3)
+            for name, spent in self.spent.items()
+        }
 
     def _write(self, step, followed):
         row = {"step": step}
@@ -250,7 +210,7 @@ class Ledger(steps.StepCallback):
         row |= self._counts_at(step)
         row |= self._times.since_last()
         row |= self._parts
-        row |= self._meters.read(self._before)
+        row |= self._spent() | resources.peak_memory()
         row["seconds"] = round(self._seconds(), 3)
         directory.append(self._workdir, directory.METRICS_FILE, row)
         if ids is not None and self._config.evaluation.log_ids:

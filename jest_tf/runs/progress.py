@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO
 
 import tqdm
 
@@ -11,25 +9,17 @@ _TERMINAL_SECONDS, _FILE_SECONDS = 0.5, 15.0  # between two updates
 
 
 class Progress:
-    """Shows progress, rate and remaining time of some work.
+    """Shows progress, rate and remaining time of some work on standard error.
 
     The rate counts from the first call, excluding an earlier process's work and
     anything before it, such as tracing. The unit "bytes" is scaled.
     """
 
-    def __init__(
-        self,
-        what: str,
-        unit: str,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, what: str, unit: str):
         self._what = what
         self._unit = {"unit": f" {unit}"}
         if unit == "bytes":
             self._unit = {"unit": "B", "unit_scale": True}
-        self._stream = stream or sys.stderr
-        self._clock = clock
         self._bar = None
         self._initial = None
         self._started = self._shown = 0.0
@@ -39,7 +29,7 @@ class Progress:
 
         `note` is shown after the rate.
         """
-        if self._stream.isatty():
+        if sys.stderr.isatty():
             self._show_bar(done, total, note)
         else:
             self._write_line(done, total, note)
@@ -55,7 +45,6 @@ class Progress:
                 desc=self._what,
                 total=total,
                 initial=done,
-                file=self._stream,
                 mininterval=_TERMINAL_SECONDS,
                 dynamic_ncols=True,
                 **self._unit,
@@ -66,7 +55,7 @@ class Progress:
             self._bar.close()
 
     def _write_line(self, done, total, note):
-        now = self._clock()
+        now = time.monotonic()
         if self._initial is None:
             self._initial, self._started = done, now
         elif now - self._shown < _FILE_SECONDS and done < total:
@@ -84,11 +73,10 @@ class Progress:
             " [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
             **self._unit,
         )
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        print(line, file=sys.stderr, flush=True)
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Writes a line to `stream` or standard error, above a bar if any."""
-    tqdm.tqdm.write(text, file=stream or sys.stderr)
-    (stream or sys.stderr).flush()
+def say(text: str) -> None:
+    """Writes a line to standard error, above a bar if any."""
+    tqdm.tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 import subprocess
@@ -10,8 +11,7 @@ from collections.abc import Iterator
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.data import stores
-from jest_tf.runs import directory, progress
+from jest_tf.runs import directory, inputs, progress
 
 _PACKAGES = (
     "tensorflow",
@@ -55,87 +55,73 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
             raise
 
 
-def check_data(
-    workdir: str,
-    store: stores.Store,
-    reference_fingerprint: str,
-    sidecars: str = "",
-) -> None:
+def check_data(workdir: str, sources: inputs.Sources) -> None:
     """Records the data of a run, or checks that it is unchanged.
 
-    Other or rewritten shards would give another stream. A run without
-    reference or sidecars has "" for their identities.
+    Other or rewritten shards would give another stream.
 
     Raises:
         ValueError: a shard, the manifest, the reference or its sidecars have
             changed.
     """
-    shards = [
-        [os.path.basename(path), store.stamp(number)]
-        for number, path in enumerate(store.shards.paths)
-    ]
+    store, sidecars = sources.store, sources.sidecars
     now = {
-        "shards": shards,
-        "reference": reference_fingerprint,
+        "shards": [
+            [os.path.basename(path), store.stamp(number)]
+            for number, path in enumerate(store.shards.paths)
+        ],
+        "reference": sources.fingerprint,
         "manifest": store.manifest.identity if store.manifest else "",
-        "sidecars": sidecars,
+        "sidecars": sidecars.identity if sidecars else "",
     }
     if not directory.has(workdir, directory.DATA_FILE):
         directory.write(workdir, directory.DATA_FILE, now)
         return
     before = directory.read(workdir, directory.DATA_FILE)
-    began = f"the run in {workdir!r} began with"
-    if len(before["shards"]) != len(shards):
-        raise ValueError(
-            f"`data.train` must match what {began}, "
-            f"{len(before['shards'])} shards. Received: {len(shards)}"
-        )
-    for was, is_now in zip(before["shards"], shards, strict=True):
-        if was != is_now:
-            raise ValueError(
-                f"`data.train` must be the data that {began}, shard {was[0]} "
-                f"of version {was[1]}. Received: {is_now[0]} of version "
-                f"{is_now[1]}"
-            )
+    shards = [
+        [f"shard {name} of version {stamp}" for name, stamp in one["shards"]]
+        for one in (before, now)
+    ]
+    for was, is_now in itertools.zip_longest(*shards):
+        _check_same("`data.train`", workdir, was, is_now)
     for name, what in (
         ("manifest", "`data.manifest`"),
         ("reference", "The reference"),
+        (
+            "sidecars",
+            "Tokenizer, preprocessing, scale, bias and dtype of the sidecars "
+            "in `reference.sidecar_dir`",
+        ),
     ):
-        if before[name] != now[name]:
-            raise ValueError(
-                f"{what} must be the one that {began}, "
-                f"{before[name] or 'none'}. Received: {now[name] or 'none'}"
-            )
-    if before["sidecars"] != sidecars:
+        _check_same(what, workdir, before[name], now[name])
+
+
+def _check_same(what, workdir, before, now):
+    if before != now:
         raise ValueError(
-            "The sidecars must have the tokenizer, preprocessing, scale, bias "
-            f"and dtype of those that {began}. Received: others; set "
-            "`reference.sidecar_dir` to the first ones"
+            f"{what} must be what the run in {workdir!r} began with, "
+            f"{before or 'none'}. Received: {now or 'none'}"
         )
 
 
 def _claim(workdir, config):
     if directory.has(workdir, directory.CONFIG_FILE):
-        _compare_config(workdir, config, directory.load_config(workdir))
+        before = directory.load_config(workdir)
+        for name, now, was in _differences(
+            dataclasses.asdict(config), dataclasses.asdict(before)
+        ):
+            if not name.startswith(_MAY_CHANGE):
+                raise ValueError(
+                    f"`--workdir` {workdir!r} holds a run with other settings. "
+                    f"Expected {name}={was!r}, to continue it. Received: "
+                    f"{name}={now!r}; take another directory for another run"
+                )
         _compare_versions(workdir)
     else:
         directory.write(workdir, directory.VERSIONS_FILE, _versions())
     path = directory.path(workdir, directory.CONFIG_FILE)
     with files.written_whole(path) as partial:
         config_lib.save_config(config, partial)
-
-
-def _compare_config(workdir, config, before):
-    differences = _differences(
-        dataclasses.asdict(config), dataclasses.asdict(before)
-    )
-    for name, now, was in differences:
-        if not name.startswith(_MAY_CHANGE):
-            raise ValueError(
-                f"`--workdir` {workdir!r} holds a run with other settings. "
-                f"Expected {name}={was!r}, to continue it. Received: "
-                f"{name}={now!r}; take another directory for another run"
-            )
 
 
 def _differences(now, was, path=""):
@@ -148,8 +134,6 @@ def _differences(now, was, path=""):
 
 def _compare_versions(workdir):
     """Reports changed versions, with which the last bits may differ."""
-    if not directory.has(workdir, directory.VERSIONS_FILE):
-        return
     before = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
     changed = [
         f"{name} {before.get(name)}, now {version}"

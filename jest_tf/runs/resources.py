@@ -1,5 +1,6 @@
 """Peak memory and energy of a run; energy needs the package codecarbon."""
 
+import contextlib
 import resource
 import sys
 
@@ -20,15 +21,13 @@ def peak_memory() -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"memory/host_peak_rss_bytes": largest * unit}
     peaks = []
-    for kind in ("GPU", "TPU"):
-        for number in range(len(tf.config.list_logical_devices(kind))):
-            try:
-                info = tf.config.experimental.get_memory_info(
-                    f"{kind}:{number}"
-                )
-            except (ValueError, tf.errors.OpError):
-                continue  # not every device reports it
-            peaks.append(info["peak"])
+    for device in tf.config.list_logical_devices():
+        name = device.name.rpartition("device:")[2]
+        if name.startswith("CPU"):
+            continue
+        # Not every device reports it.
+        with contextlib.suppress(ValueError, tf.errors.OpError):
+            peaks.append(tf.config.experimental.get_memory_info(name)["peak"])
     if peaks:
         found["memory/device_peak_bytes"] = max(peaks)
     return found
@@ -79,15 +78,11 @@ class EnergyMeter:
         self._tracker.stop()
 
     def out(self, total, delta):
-        """Receives the total; codecarbon calls it and the methods below."""
+        """Receives the total; codecarbon calls it, and those below."""
         del delta
         self._kwh = total.energy_consumed
 
-    def live_out(self, total, delta):
-        """Does nothing."""
+    def _nothing(self, *_):
+        pass
 
-    def task_out(self, data, experiment_name):
-        """Does nothing."""
-
-    def exit(self):
-        """Does nothing."""
+    live_out = task_out = exit = _nothing

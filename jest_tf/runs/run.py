@@ -4,8 +4,11 @@ A process may be killed at any instant; the next one with the same settings goes
 on from the newest checkpoint to the same end, bit for bit on the same hardware.
 """
 
+import contextlib
+import dataclasses
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -13,6 +16,7 @@ from jest_tf import config as config_lib
 from jest_tf import distribution, evaluation, models, training
 from jest_tf.config import checks
 from jest_tf.data import batches, cascade, pipeline
+from jest_tf.data import stores as stores_lib
 from jest_tf.runs import checkpoints as checkpoints_lib
 from jest_tf.runs import (
     directory,
@@ -62,30 +66,34 @@ def _train(config, workdir, signals):
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
     sources = inputs.open_sources(config, strategy)
-    evaluation_stores = evaluation.open_stores(
+    stores = evaluation.open_stores(
         config.evaluation.data, config.evaluation_data
     )
-    _check_keep_best(config, evaluation_stores)
-    energy = resources.EnergyMeter() if config.evaluation.energy else None
-    writes = strategy.extended.should_checkpoint
-    with (
-        provenance.claimed(workdir, config) if writes else directory.temporary()
-    ) as output:
-        if writes:
-            provenance.check_data(
-                output,
-                sources.store,
-                sources.fingerprint,
-                sources.sidecars.identity if sources.sidecars else "",
-            )
-        run = _Run(config, workdir, output, strategy, signals, sources)
-        run.evaluation_stores = evaluation_stores
-        run.energy = energy
-        try:
-            return run.train()
-        finally:
-            if energy is not None:
-                energy.close()
+    checkpoints_lib.check_keep_best(
+        config.checkpoint.keep_best,
+        [
+            f"eval/{one}/{name}"
+            for one in stores
+            for name in evaluation.MEASURES
+        ],
+    )
+    with contextlib.ExitStack() as stack:
+        energy = None
+        if config.evaluation.energy:
+            energy = resources.EnergyMeter()
+            stack.enter_context(contextlib.closing(energy))
+        if strategy.extended.should_checkpoint:
+            output = stack.enter_context(provenance.claimed(workdir, config))
+            provenance.check_data(output, sources)
+        else:  # some values are reduced over workers when written
+            output = stack.enter_context(tempfile.TemporaryDirectory())
+        run = _Run(
+            config, workdir, output, strategy, signals, sources, stores, energy
+        )
+        measures = None
+        while measures is None:
+            measures = run.attempt()
+        return measures
 
 
 def _warn_of_one_cpu(config, strategy):
@@ -99,6 +107,7 @@ def _warn_of_one_cpu(config, strategy):
         )
 
 
+@dataclasses.dataclass
 class _Run:
     """Parts of a run that are opened once and outlive a rollback.
 
@@ -106,32 +115,27 @@ class _Run:
     temporary folder.
     """
 
-    def __init__(self, config, workdir, output, strategy, signals, sources):
-        self.config = config
-        self.workdir = workdir
-        self.output = output
-        self.strategy = strategy
-        self.signals = signals
-        self.sources = sources
-        self.writes = output == workdir
-        self.evaluation_stores = {}
-        self.energy = None
+    config: config_lib.TrainConfig
+    workdir: str
+    output: str
+    strategy: tf.distribute.Strategy
+    signals: interruptions.Signals
+    sources: inputs.Sources
+    stores: Mapping[str, stores_lib.Store]
+    energy: resources.EnergyMeter | None
+
+    def __post_init__(self):
+        self.writes = self.output == self.workdir
         self.tokenizer = inputs.tokenizer_of(
-            config, sources.store, workdir, output
+            self.config, self.sources.store, self.workdir, self.output
         )
-        self.skipped = interruptions.Skipped(workdir, writes=self.writes)
+        self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
         self.stream = inputs.Stream(
-            config, sources, self.tokenizer, self.skipped
+            self.config, self.sources, self.tokenizer, self.skipped
         )
 
-    def train(self):
-        while True:
-            try:
-                return self._attempt()
-            except _Diverged as diverged:
-                self._leave_out(diverged)
-
-    def _attempt(self):
+    def attempt(self) -> dict[str, float] | None:
+        """Trains to the end; None after leaving out super-batches at fault."""
         config, workdir = self.config, self.workdir
         with self.strategy.scope():
             learner = models.build_learner(
@@ -140,19 +144,15 @@ class _Run:
             model = training.build_model(
                 config, learner, self.sources.reference
             )
-            model.build(None)
-            model.optimizer.build(model.trainable_variables)
             restored = checkpoints_lib.restore(model, workdir)
         start_step = restored.step
         if self.writes:
             directory.cut_back(workdir, start_step)
         _check_executions(config, start_step)
+        # A temporary file is of no use in a message.
+        path = directory.path(workdir, directory.FAULTS_FILE)
         faults = pipeline.FaultLog(
-            # A temporary file is of no use in a message.
-            directory.path(workdir, directory.FAULTS_FILE)
-            if self.writes
-            else None,
-            config.data.max_fault_rate,
+            path if self.writes else None, config.data.max_fault_rate
         )
         dataset, input_wait = self._dataset(start_step, faults)
         log, checkpoints, evaluate = self._callbacks(
@@ -168,6 +168,11 @@ class _Run:
             callbacks = [check, log, checkpoints, self.signals, evaluate]
             try:
                 _fit(model, dataset, callbacks, faults, config.steps)
+            except finite.NotFinite as error:
+                rate = float(model.optimizer.learning_rate)
+                error.values["learning_rate"] = rate
+                self._leave_out(range(check.previous, check.step), error)
+                return None
             except interruptions.Preempted:
                 if checkpoints.step > start_step:
                     checkpoints.save()
@@ -182,29 +187,29 @@ class _Run:
         directory.save_learner(self.output, learner)
         measures = evaluate.run(config.steps)
         spent = None if is_finished else time.monotonic() - started
-        progress.say(_closing_line(workdir, config.steps, measures, spent))
+        progress.say(_closing_line(config, workdir, measures, spent))
         return measures
 
     def _callbacks(self, model, restored, input_wait):
-        config, start_step = self.config, restored.step
-        meters = log_lib.Meters(
-            energy=self.energy,
-            cascade_flops=self._cascade_flops(),
-            input_wait=input_wait,
-        )
+        config, sources = self.config, self.sources
         telemetry = self._telemetry(restored)
         log = log_lib.Ledger(
             config,
             self.output,
-            start_step=start_step,
-            meters=meters,
+            start_step=restored.step,
             telemetry=telemetry,
+            input_wait=input_wait,
+            cascade_flops=cascade.flops(
+                config.cascade,
+                config.data.super_batch_size,
+                sources.sidecars.dim if sources.sidecars else 0,
+            ),
             state=restored.parts.get("log"),
         )
         log.set_model(model)  # for the costs
         if config.evaluation.time_parts:
-            meters.probe = step_timing.Probe(
-                model, lambda: self.stream.after(log.step)
+            log.probe = step_timing.Probe(
+                model, lambda: self.stream.read(self.skipped.at(log.step))
             )
         parts = {"log": log.state}
         if telemetry is not None:
@@ -213,7 +218,7 @@ class _Run:
         checkpoints = checkpoints_lib.Checkpoints(
             self.output,
             config,
-            start_step=start_step,
+            start_step=restored.step,
             parts=parts,
             guard=self.signals.deferred,
             # The worker that writes decides.
@@ -226,15 +231,22 @@ class _Run:
 
         evaluate = evaluations.Evaluation(
             evaluations.of_run(
-                config, self.evaluation_stores, model.learner, self.tokenizer
+                config, self.stores, model.learner, self.tokenizer
             ),
             self.output,
             every_steps=config.evaluation.every_steps,
-            start_step=start_step,
+            start_step=restored.step,
             costs=log.costs_at,
             report=report,
         )
-        meters.clocks = {"evaluation": evaluate, "save": checkpoints}
+        log.spent = {
+            "time/evaluation_seconds": lambda: evaluate.seconds,
+            "time/save_seconds": lambda: checkpoints.seconds,
+        }
+        if self.energy is not None:
+            # The meter outlives a rollback.
+            before = self.energy.joules()
+            log.spent["energy/joules"] = lambda: self.energy.joules() - before
         return log, checkpoints, evaluate
 
     def _telemetry(self, restored):
@@ -243,12 +255,7 @@ class _Run:
             return None
         order = None
         if sources.cascade is None:  # else rows do not give positions
-            order = pipeline.order(
-                sources.store,
-                config.data.weights,
-                config.seed,
-                config.data.shuffle_block_size,
-            )
+            order = inputs.order_of(config, sources.store)
         return draw_log.Telemetry(
             config,
             self.output,
@@ -256,15 +263,6 @@ class _Run:
             order=order,
             super_batch_at=self.skipped.at,
             state=restored.parts.get("telemetry"),
-        )
-
-    def _cascade_flops(self):
-        if self.sources.cascade is None:
-            return 0
-        return cascade.flops(
-            self.config.cascade,
-            self.config.data.super_batch_size,
-            self.sources.sidecars.dim,
         )
 
     def _dataset(self, start_step, faults):
@@ -280,21 +278,29 @@ class _Run:
         input_wait = step_timing.InputWait()
         return input_wait.watch(dataset), input_wait
 
-    def _leave_out(self, diverged):
+    def _leave_out(self, steps, error):
         """Leaves out the super-batches at fault; raises if that is no help."""
-        numbers = [self.skipped.at(step) for step in diverged.steps]
+        numbers = [self.skipped.at(step) for step in steps]
         case = {
-            "step": diverged.steps[-1] + 1,
+            "step": steps[-1] + 1,
             "super_batches": numbers,
-            "not_finite": list(diverged.names),
+            "not_finite": list(error.names),
             # JSON has no NaN.
-            **{name: str(value) for name, value in diverged.values.items()},
+            **{name: str(value) for name, value in error.values.items()},
             "ids": [
                 self.stream.read(number)["id"].numpy().tolist()
                 for number in numbers
             ],
         }
-        message = _describe(case, diverged)
+        values = ", ".join(
+            f"{name.replace('_', ' ')} {value:.6g}"
+            for name, value in error.values.items()
+        )
+        message = (
+            f"Step {case['step']} (super-batch {', '.join(map(str, numbers))}):"
+            " expected finite numbers. Received: "
+            f"{finite.shorten(error.names)} not finite; {values}"
+        )
         newest = _newest(self.workdir)
         if self.config.checkpoint.on_non_finite == "rollback":
             if self.skipped.add(case):
@@ -316,21 +322,7 @@ class _Run:
         raise ValueError(
             f"{message}; a lower `optimizer.learning_rate` or "
             f"`optimizer.clip_norm` may help; {way_out}"
-        )
-
-
-class _Diverged(Exception):
-    """Numbers of these steps, counted from 0, are not finite."""
-
-    def __init__(
-        self,
-        steps: Sequence[int],
-        error: finite.NotFinite,
-        learning_rate: float,
-    ):
-        super().__init__()
-        self.steps, self.names = steps, error.names
-        self.values = error.values | {"learning_rate": learning_rate}
+        ) from None
 
 
 def _fit(model, dataset, callbacks, faults, last_step):
@@ -343,10 +335,6 @@ def _fit(model, dataset, callbacks, faults, last_step):
                 verbose=0,
                 callbacks=callbacks,
             )
-    except finite.NotFinite as error:
-        steps = range(check.previous, check.step)
-        rate = float(model.optimizer.learning_rate)
-        raise _Diverged(steps, error, rate) from None
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         faults.check()
         if not distribution.has_workers(model.distribute_strategy):
@@ -369,48 +357,18 @@ def _check_executions(config, start_step):
         )
 
 
-def _check_keep_best(config, stores):
-    names = [
-        f"eval/{store}/{measure}"
-        for store in stores
-        for measure in evaluation.MEASURES
-    ]
-    wanted = config.checkpoint.keep_best
-    if wanted and wanted not in names:
-        raise ValueError(
-            "`checkpoint.keep_best` must be a measure of `evaluation.data`: "
-            f"{', '.join(names) or 'there is none without data'}. "
-            f"Received: {wanted!r}"
-        )
-
-
-def _describe(case, diverged):
-    values = ", ".join(
-        f"{name.replace('_', ' ')} {value:.6g}"
-        for name, value in diverged.values.items()
-    )
-    numbers = ", ".join(map(str, case["super_batches"]))
-    return (
-        f"Step {case['step']} (super-batch {numbers}): expected finite "
-        f"numbers. Received: {finite.shorten(diverged.names)} not finite; "
-        f"{values}"
-    )
-
-
-def _closing_line(workdir, steps, measures, seconds):
-    state = f"{steps:,} steps"
+def _closing_line(config, workdir, measures, seconds):
+    state = f"finished, {config.steps:,} steps"
     if seconds is None:
-        state = f"already finished, {state}"
+        state = f"already {state}"
     else:
         minutes, rest = divmod(round(seconds), 60)
-        state = f"finished, {state}, {minutes}:{rest:02d} in this process"
-    score = ""
+        state += f", {minutes}:{rest:02d} in this process"
     if measures:
-        name = next(iter(measures))
-        score = f"; {name} {measures[name]:.4f}"
-    return (
-        f"{workdir}: {state}{score}; next: jest-tf evaluate --workdir {workdir}"
-    )
+        name = config.checkpoint.keep_best
+        name = name if name in measures else next(iter(measures))
+        state += f"; {name} {measures[name]:.4f}"
+    return f"{workdir}: {state}; next: jest-tf evaluate --workdir {workdir}"
 
 
 def _newest(workdir):

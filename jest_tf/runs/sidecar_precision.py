@@ -7,13 +7,16 @@ matters if two rows are about equally good.
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from jest_tf import losses, selection
-from jest_tf.data import stores, stream
-from jest_tf.data.sidecars import embed, reading
+from jest_tf.data import batches, pipeline, stores
+from jest_tf.data.sidecars import reading
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 
+_SUPER_BATCH = 640
+_INPUTS = ("image", "text")
 _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
@@ -50,104 +53,83 @@ def compare(
     run: reference.Run,
     store: stores.Store,
     sidecars: reading.Sidecars,
-    *,
-    batch_size: int = 128,
-    super_batch_size: int = 640,
     num_super_batches: int = 8,
 ) -> Comparison:
-    """Draws by sidecars and by the live reference, on the same noise.
+    """Draws by sidecars and by the live reference `run`, on the same noise.
 
     Draws are joint and by easy-reference, so scores come from the compared
-    embeddings alone. Draw n takes the first B rows of the stream with seed n,
-    without unreadable ones, each with its first nonblank caption.
-
-    Args:
-        run: the reference.
-        store: the records.
-        sidecars: of the store and of the reference.
-        batch_size: b; at most a fifth of the readable rows.
-        super_batch_size: B; at most all records.
-        num_super_batches: draws to compare.
+    embeddings alone. Super-batches of at most 640 rows, from which a fifth is
+    drawn, are those of a stream over the store with seed 0.
 
     Raises:
         ValueError: the sidecars do not fit, or hold fewer than five rows.
     """
-    encode = reference.encoder(run)
-    description = reference.describe(run)
+    super_batch_size = min(_SUPER_BATCH, len(store))
+    size = super_batch_size // 5
+    if not size:
+        raise ValueError(
+            "There must be five records to draw from. Received: "
+            f"{super_batch_size}"
+        )
+    super_batches = pipeline.super_batches(
+        store,
+        super_batch_size=super_batch_size,
+        seed=0,
+        tokenizer=run.tokenizer,
+        image_size=run.config.data.image_size,
+        options=pipeline.Options(
+            sidecars=sidecars, faults=pipeline.FaultLog(None, 1.0)
+        ),
+    )
+    cached = reference.cached(sidecars.scale, sidecars.bias)
     loss = run.config.model.loss
-    totals = np.zeros(4, np.int64)
-    changes = np.zeros(2)
-    for number in range(num_super_batches):
-        positions = np.arange(min(super_batch_size, len(store)))
-        rows = stream.Order(len(store), number).rows(positions)
-        live, rows, captions, ids = _embed(
-            run, store, rows, encode, description
-        )
-        image, text = sidecars.read(rows, captions, ids)
-        stored = Embeddings(
-            image.astype(np.float32),
-            text.astype(np.float32),
-            np.float32(sidecars.scale),
-            np.float32(sidecars.bias),
-        )
-        size = min(batch_size, len(rows) // 5)
-        if not size:
-            raise ValueError(
-                "There must be five records to draw from. Received: "
-                f"{len(rows)} that can be read and have a caption"
+    totals, changes = np.zeros(4, np.int64), np.zeros(2)
+    with batches.plain_errors():
+        for number, batch in enumerate(super_batches.take(num_super_batches)):
+            live, stored = _embed(run.learner, batch, size), cached(batch)
+            drawn, by_sidecars = (
+                selection.select_jointly(
+                    None,
+                    either,
+                    batch_size=size,
+                    num_chunks=min(16, size),
+                    seed=(0, number),
+                    criterion="easy_reference",
+                    loss=loss,
+                ).indices.numpy()
+                for either in (live, stored)
             )
-        drawn, by_sidecars = (
-            selection.select_jointly(
-                None,
-                either,
-                batch_size=size,
-                num_chunks=min(16, size),
-                seed=(0, number),
-                criterion="easy_reference",
-                loss=loss,
-            ).indices.numpy()
-            for either in (live, stored)
-        )
-        common = len(np.intersect1d(drawn, by_sidecars))
-        same = np.array_equal(drawn, by_sidecars)
-        totals += (1, same, size, common)
-        change = _changes(live, stored, drawn, _LOSSES[loss])
-        changes = np.maximum(changes, change)
+            common = len(np.intersect1d(drawn, by_sidecars))
+            same = np.array_equal(drawn, by_sidecars)
+            totals += (1, same, size, common)
+            change = _changes(live, stored, drawn, _LOSSES[loss])
+            changes = np.maximum(changes, change)
     return Comparison(*totals.tolist(), *changes.tolist())
 
 
-def _embed(run, store, rows, encode, description):
-    """Live embeddings of the readable rows; these rows, captions and ids."""
-    batch = embed.load(store, rows, run.config.data.image_size)
-    image, text = encode(batch.images, batch.texts)
-    # The first nonblank caption of each row that has one.
-    ends = np.cumsum(batch.captions)
-    owners = np.searchsorted(ends, batch.places, side="right")
-    owners, firsts = np.unique(owners, return_index=True)
-    starts = (ends - batch.captions)[owners]
-    live = Embeddings(
-        image[(np.cumsum(batch.valid) - 1)[owners]],
-        text[firsts],
-        np.float32(description.scale),
-        np.float32(description.bias),
+def _embed(learner, batch, size):
+    """The embeddings of a super-batch, `size` rows at a time."""
+    parts = [
+        learner(
+            {name: batch[name][start : start + size] for name in _INPUTS},
+            training=False,
+        )
+        for start in range(0, len(batch["id"]), size)
+    ]
+    image, text = (
+        tf.concat([part[place] for part in parts], 0) for place in (0, 1)
     )
-    captions = batch.places[firsts] - starts
-    return live, rows[owners], captions, batch.ids[owners]
+    return Embeddings(image, text, *parts[0][2:])
 
 
 def _changes(live, stored, drawn, loss):
     """Relative change of the loss on drawn rows, and of logits of pairs."""
-    on_draw = [
-        float(
-            loss(each._replace(image=each.image[drawn], text=each.text[drawn]))
-        )
-        for each in (live, stored)
-    ]
-    own = [
-        each.scale * np.einsum("ij,ij->i", each.image, each.text) + each.bias
-        for each in (live, stored)
-    ]
+    losses_, logits = [], []
+    for image, text, scale, bias in (live, stored):
+        on_draw = (tf.gather(part, drawn) for part in (image, text))
+        losses_.append(loss(Embeddings(*on_draw, scale, bias)))
+        logits.append(scale * tf.reduce_sum(image * text, 1) + bias)
     return (
-        abs(on_draw[1] - on_draw[0]) / abs(on_draw[0]),
-        float(np.abs(own[1] - own[0]).max()),
+        abs(losses_[1] - losses_[0]) / abs(losses_[0]),
+        tf.reduce_max(abs(logits[1] - logits[0])),
     )

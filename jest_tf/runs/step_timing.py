@@ -6,7 +6,7 @@ training as separate compiled functions, and restores the model's state.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import tensorflow as tf
@@ -63,40 +63,42 @@ class StepTimes:
 
     def __init__(self, input_wait: InputWait | None):
         self._input_wait = input_wait
-        self._kinds = None
-        self._began_at = self._waited_before = 0.0
-        # Steps, their seconds, and the seconds waited.
-        self._row, self._all = np.zeros(3), np.zeros(3)
+        self._kinds = set()
+        self._began = np.zeros(2)
+        # Steps, their seconds, and the seconds waited: in all, and before the
+        # last row.
+        self._sums, self._before = np.zeros(3), np.zeros(3)
 
     def begin(self) -> None:
         """Starts the clock of an execution."""
-        self._began_at, self._waited_before = time.monotonic(), self._waited()
+        self._began = self._now()
 
-    def end(self, steps: int, kinds: int) -> None:
-        """Counts an execution of `steps` steps; `kinds` are traced so far."""
-        spent = time.monotonic() - self._began_at
-        if kinds == self._kinds:
-            waited = self._waited() - self._waited_before
-            self._row += (steps, spent, waited)
-            self._all += (steps, spent, waited)
-        self._kinds = kinds
+    def end(self, steps: int, kind: Hashable) -> bool:
+        """Counts an execution of `steps` steps; returns if `kind` is new."""
+        spent = self._now() - self._began
+        if kind in self._kinds:
+            self._sums += (steps, *spent)
+            return False
+        self._kinds.add(kind)
+        return True
 
     def since_last(self) -> dict[str, float]:
         """Returns `time/step_seconds` and the like since the last call."""
-        values = self._values(self._row)
-        self._row = np.zeros(3)
+        values = self._values(self._sums - self._before)
+        self._before = self._sums.copy()
         return values
 
     def total(self) -> dict[str, float]:
         """Returns the same of all executions."""
-        return self._values(self._all)
+        return self._values(self._sums)
 
-    def _waited(self):
-        return self._input_wait.seconds if self._input_wait else 0.0
+    def _now(self):
+        waited = self._input_wait.seconds if self._input_wait else 0.0
+        return np.array([time.monotonic(), waited])
 
     def _values(self, sums):
         steps, spent, waited = sums
-        if not spent:
+        if not steps:
             return {}
         values = {"time/step_seconds": round(spent / steps, 6)}
         if self._input_wait:
@@ -145,27 +147,24 @@ class Probe:
         }
 
     def _measure(self, batch):
-        seconds = {}
+        model, seconds = self._model, {}
         if "score" in self._parts:
             embeddings, seconds["score"] = timed(self._parts["score"], batch)
             _, seconds["select"] = timed(self._parts["select"], embeddings)
-        state = self._variables()
-        before = [variable.numpy() for variable in state]
+        state = [
+            (variable, variable.numpy())
+            for variable in (
+                *model.variables,
+                *model.metrics_variables,
+                *model.optimizer.variables,
+            )
+        ]
         try:
             _, seconds["train"] = timed(self._parts["train"], batch)
         finally:
-            for variable, value in zip(state, before, strict=True):
+            for variable, value in state:
                 variable.assign(value)
         return seconds
-
-    def _variables(self):
-        model = self._model
-        every = (
-            *model.variables,
-            *model.metrics_variables,
-            *model.optimizer.variables,
-        )
-        return list({id(variable): variable for variable in every}.values())
 
 
 def timed(function, argument):

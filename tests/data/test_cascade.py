@@ -25,7 +25,6 @@ from jest_tf.data import (
 from jest_tf.data.sidecars import embed
 from jest_tf.embeddings import Embeddings
 from jest_tf.runs import checkpoints, costs, directory
-from jest_tf.runs import log as log_lib
 
 
 class ChoiceTest(cascade_cases.CascadeTestCase):
@@ -481,7 +480,7 @@ class RunTest(tf.test.TestCase):
             {
                 key: value
                 for key, value in row.items()
-                if not log_lib.from_clock(key)
+                if not tiny.from_clock(key)
             }
             for row in tiny.read_lines(workdir, name)
         ]

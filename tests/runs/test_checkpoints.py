@@ -191,7 +191,7 @@ class SavingTest(CheckpointTestCase):
     def test_a_measure_that_there_is_not_is_refused(self):
         callback = self.callback(self.model(), keep_best="a/c")
         with self.assertRaisesRegex(
-            ValueError, r"keep_best` must be .* one of \['a/b'\]. .*'a/c'"
+            ValueError, "keep_best` must be a measure .*: a/b. .*'a/c'"
         ):
             callback.on_evaluation(1, {"a/b": 1.0})
 
@@ -363,11 +363,12 @@ class DamagedTest(CheckpointTestCase):
             checkpoints.restore(other, self.workdir)
         self.assertEqual(self.steps_left(), [1, 2])
 
-    def test_the_name_must_tell_the_steps_that_were_made(self):
-        names = (os.path.dirname(self.path(step)) for step in (2, 3))
-        os.rename(*names)
-        with self.assertRaisesRegex(ValueError, "3 steps. Received: 2 steps"):
+    def test_what_the_disk_does_not_give_is_no_damage(self):
+        os.remove(self.path(2))
+        os.symlink(self.path(2), self.path(2))  # it opens itself, for ever
+        with self.assertRaises(OSError):
             checkpoints.restore(self.model(), self.workdir)
+        self.assertEqual(self.steps_left(), [1, 2])
 
 
 class RestoreTest(CheckpointTestCase):
@@ -494,7 +495,6 @@ class ResumeTest(tf.test.TestCase):
             workdir,
             start_step=start_step,
             state=restored.parts.get("log"),
-            stream=io.StringIO(),
         )
         callbacks = [
             log,
@@ -542,7 +542,7 @@ class ResumeTest(tf.test.TestCase):
         self.assertEqual([row["step"] for row in rows[0]], [4, 8])
         for row in rows[0] + rows[1]:
             self.assertGreater(row["seconds"], 0.0)
-            for name in list(filter(log_lib.from_clock, row)):
+            for name in list(filter(tiny.from_clock, row)):
                 del row[name]
         self.assertEqual(rows[0], rows[1])
 

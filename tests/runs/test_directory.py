@@ -3,7 +3,6 @@
 import os
 
 import tensorflow as tf
-from tensorflow.core.util import event_pb2
 
 from jest_tf.runs import directory
 
@@ -74,32 +73,6 @@ class DirectoryTest(tf.test.TestCase):
         directory.cut_back(self.workdir, 4)
         with open(path, encoding="utf-8") as file:
             self.assertEqual(file.read(), '{"step": 4}\n')
-
-    def test_tensorboard_is_cut_back_too(self):
-        folder = os.path.join(self.workdir, "tensorboard")
-        for numbers in ((1, 2), (3, 4, 5)):
-            writer = tf.summary.create_file_writer(folder)
-            with writer.as_default():
-                for step in numbers:
-                    tf.summary.scalar("a", 10.0 * step, step=step)
-            writer.close()
-        older, newer = sorted(os.listdir(folder))
-        with open(os.path.join(folder, newer), "ab") as file:
-            file.write(b"half an event")
-        before = os.stat(os.path.join(folder, older)).st_ino
-        directory.cut_back(self.workdir, 4)
-        # What needs no cut isn't written anew.
-        self.assertEqual(before, os.stat(os.path.join(folder, older)).st_ino)
-        found = [
-            event.step
-            for name in (older, newer)
-            for payload in tf.data.TFRecordDataset(
-                os.path.join(folder, name)
-            ).as_numpy_iterator()
-            for event in [event_pb2.Event.FromString(payload)]
-            if event.HasField("summary")
-        ]
-        self.assertEqual(found, [1, 2, 3, 4])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What is followed of the selection: values by group, overlaps, repeats."""
 
+import contextlib
 import glob
 import io
 import os
@@ -75,14 +76,11 @@ class FollowTestCase(tf.test.TestCase):
             run, workdir, start_step=start_step, **options
         )
         log = log_lib.Ledger(
-            run,
-            workdir,
-            start_step=start_step,
-            telemetry=followed,
-            stream=io.StringIO(),
+            run, workdir, start_step=start_step, telemetry=followed
         )
         spy = Spy()
-        model.fit(tiny.dataset(batches), verbose=0, callbacks=[log, spy])
+        with contextlib.redirect_stderr(io.StringIO()):
+            model.fit(tiny.dataset(batches), verbose=0, callbacks=[log, spy])
         lines = [
             tiny.read_lines(workdir, name)
             if os.path.isfile(os.path.join(workdir, name))

@@ -32,7 +32,7 @@ class EvaluationTest(tf.test.TestCase):
             self.folder,
             every_steps=every_steps,
             report=self.logged.__setitem__,
-            **settings,
+            **{"costs": lambda step: {}} | settings,
         )
 
     def fit(self, callback, steps, **settings):

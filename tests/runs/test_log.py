@@ -1,8 +1,10 @@
 """The log of a run: rows, means, digests, counts, seconds and progress."""
 
+import contextlib
 import glob
 import hashlib
 import io
+import itertools
 import os
 import struct
 import time
@@ -16,7 +18,7 @@ import tiny
 from tensorflow.core.util import event_pb2
 
 from jest_tf import config, training
-from jest_tf.runs import costs, directory, step_timing
+from jest_tf.runs import costs, directory, progress, step_timing
 from jest_tf.runs import log as log_lib
 
 JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
@@ -61,18 +63,23 @@ class LedgerTestCase(tf.test.TestCase):
         model.compile(keras.optimizers.SGD(0.5), run_eagerly=True)
         return model
 
-    def fit(self, run, batches, stream=None, clock=None, **options):
+    def fit(self, run, batches, clock=None, before=(), **options):
+        """The rows; `self.said` are the lines on standard error."""
         clock = clock or Clock()
         source = types.SimpleNamespace(monotonic=clock.monotonic)
-        stream = stream or io.StringIO()
-        with (
-            mock.patch.object(log_lib, "time", source),
-            mock.patch.object(step_timing, "time", source),
-        ):
-            log = log_lib.Ledger(run, self.workdir, stream=stream, **options)
+        with contextlib.ExitStack() as stack:
+            for module in (log_lib, step_timing, progress):
+                patch = mock.patch.object(module, "time", source)
+                stack.enter_context(patch)
+            said = io.StringIO()
+            stack.enter_context(contextlib.redirect_stderr(said))
+            log = log_lib.Ledger(run, self.workdir, **options)
             self.model(run).fit(
-                tiny.dataset(batches), verbose=0, callbacks=[clock, log]
+                tiny.dataset(batches),
+                verbose=0,
+                callbacks=[*before, clock, log],
             )
+        self.said = said.getvalue().splitlines()
         return tiny.read_lines(self.workdir, directory.METRICS_FILE)
 
     def values_of_each_step(self, run, batches):
@@ -118,7 +125,7 @@ class RowsTest(LedgerTestCase):
         run = settings(steps=8, log_every_steps=3)
         model = self.model(run)
         model.compile(keras.optimizers.SGD(0.5), steps_per_execution=2)
-        log = log_lib.Ledger(run, self.workdir, stream=io.StringIO())
+        log = log_lib.Ledger(run, self.workdir)
         model.fit(
             tiny.dataset(tiny.super_batches(8)).repeat(),
             epochs=2,
@@ -145,39 +152,20 @@ class RowsTest(LedgerTestCase):
             def on_train_batch_end(self, batch, logs=None):
                 wait.seconds += SECONDS * batch / 4
 
-        stream = io.StringIO()
-        clock = Clock()
-        source = types.SimpleNamespace(monotonic=clock.monotonic)
-        run = settings(log_every_steps=1)
-        with (
-            mock.patch.object(log_lib, "time", source),
-            mock.patch.object(step_timing, "time", source),
-        ):
-            log = log_lib.Ledger(
-                run,
-                self.workdir,
-                meters=log_lib.Meters(input_wait=wait),
-                stream=stream,
-            )
-            self.model(run).fit(
-                tiny.dataset(tiny.super_batches(5)),
-                verbose=0,
-                callbacks=[Wait(), clock, log],
-            )
-        rows = tiny.read_lines(self.workdir, directory.METRICS_FILE)
+        rows = self.fit(
+            settings(log_every_steps=1),
+            tiny.super_batches(5),
+            before=[Wait()],
+            input_wait=wait,
+        )
         self.assertEqual(
             [row.get("time/input_wait_share") for row in rows],
             [None, 0.25, 0.5, 0.75, 1.0],
         )
         self.assertEqual(
-            stream.getvalue().splitlines()[-1],
+            self.said[-1],
             "waited for input in 62.5% of the steps' time",
         )
-
-    def test_what_comes_from_the_clock(self):
-        measured = ["seconds", "time/a", "memory/a", "energy/a"]
-        names = [*measured, "step", "train/seconds", "examples/a", "flops/a"]
-        self.assertEqual(list(filter(log_lib.from_clock, names)), measured)
 
     def test_what_is_not_scored_is_not_counted_as_scored(self):
         uniform = config.SelectionConfig("uniform", batch_size=4)
@@ -254,17 +242,18 @@ class RowsTest(LedgerTestCase):
 class CostsTest(LedgerTestCase):
     """Of a model in graph mode, whose steps are traced."""
 
-    def log(self, run, batches, **options):
+    def log(self, run, batches, probe=None, spent=(), **options):
         model = training.JESTModel(
             tiny.learner(0), tiny.learner(5), run.selection, seed=run.seed
         )
         model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
-        stream = io.StringIO()
-        log = log_lib.Ledger(run, self.workdir, stream=stream, **options)
-        log.set_model(model)
-        model.fit(tiny.dataset(batches), verbose=0, callbacks=[log])
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            log = log_lib.Ledger(run, self.workdir, **options)
+            log.probe, log.spent = probe, dict(spent)
+            log.set_model(model)
+            model.fit(tiny.dataset(batches), verbose=0, callbacks=[log])
         rows = tiny.read_lines(self.workdir, directory.METRICS_FILE)
-        return model, log, rows, stream.getvalue()
+        return model, log, rows, said.getvalue()
 
     def passes(self):
         """FLOPs of the two dense layers, of an example."""
@@ -316,6 +305,20 @@ class CostsTest(LedgerTestCase):
         *_, rows, _ = self.log(run, tiny.super_batches(5))
         timed = ["time/step_seconds" in row for row in rows]
         self.assertEqual(timed, [False, False, True, True, True])
+        self.assertIn("flops/step", rows[-1])
+
+    def test_nor_is_it_where_flops_are_not_counted(self):
+        selection = config.SelectionConfig(
+            "joint", batch_size=4, num_chunks=2, uniform_every=2
+        )
+        run = settings(selection, log_every_steps=1)
+        with mock.patch.object(
+            training.JESTModel, "step_flops", side_effect=ValueError
+        ):
+            *_, rows, _ = self.log(run, tiny.super_batches(5))
+        timed = ["time/step_seconds" in row for row in rows]
+        self.assertEqual(timed, [False, False, True, True, True])
+        self.assertNotIn("flops/step", rows[-1])
 
     def test_a_continued_run_knows_its_flops_before_its_first_step(self):
         *_, rows, _ = self.log(settings(steps=2), tiny.super_batches(2))
@@ -339,22 +342,20 @@ class CostsTest(LedgerTestCase):
         self.assertNotIn("flops/step", rows[-1])
 
     def test_what_is_measured_goes_on_where_the_process_before_stopped(self):
-        class Energy:
-            value = 0.0
-
-            def joules(self):
-                self.value += 10.0
-                return self.value
-
-        def meters():
-            made = log_lib.Meters(lambda: {"time/train_seconds": 0.5}, Energy())
-            made.clocks = {"save": types.SimpleNamespace(seconds=2.0)}
-            return made
+        def measured():
+            joules = itertools.count(10.0, 10.0)
+            return {
+                "probe": lambda: {"time/train_seconds": 0.5},
+                "spent": {
+                    "energy/joules": lambda: next(joules),
+                    "time/save_seconds": lambda: 2.0,
+                },
+            }
 
         batches = tiny.super_batches(5)
-        self.log(settings(), batches[:2], meters=meters())
+        self.log(settings(), batches[:2], **measured())
         *_, rows, _ = self.log(
-            settings(), batches[2:], meters=meters(), start_step=2
+            settings(), batches[2:], **measured(), start_step=2
         )
         self.assertEqual(
             [row["energy/joules"] for row in rows], [10.0, 20.0, 30.0]
@@ -437,9 +438,8 @@ class DigestTest(tf.test.TestCase):
 
 class ProgressTest(LedgerTestCase):
     def lines(self, **options):
-        stream = io.StringIO()
-        self.fit(settings(), tiny.super_batches(5), stream=stream, **options)
-        first, *lines = stream.getvalue().splitlines()
+        self.fit(settings(), tiny.super_batches(5), **options)
+        first, *lines = self.said
         self.assertEqual(first, "compiling the step, once")
         return lines
 

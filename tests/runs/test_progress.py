@@ -1,6 +1,8 @@
 """Progress of long work, on a terminal and in a file."""
 
+import contextlib
 import io
+from unittest import mock
 
 import tensorflow as tf
 
@@ -15,10 +17,14 @@ class Terminal(io.StringIO):
 class ProgressTest(tf.test.TestCase):
     def show(self, calls, unit="records"):
         """`calls` are (seconds, done, total) each."""
-        stream, now = io.StringIO(), 0.0
-        shown = progress.Progress("embedding", unit, stream, lambda: now)
-        for now, done, total in calls:  # noqa: B007
-            shown(done, total)
+        shown = progress.Progress("embedding", unit)
+        clock = mock.Mock()
+        with (
+            mock.patch.object(progress, "time", clock),
+            contextlib.redirect_stderr(io.StringIO()) as stream,
+        ):
+            for clock.monotonic.return_value, done, total in calls:
+                shown(done, total)
         return stream.getvalue().splitlines()
 
     def test_a_file_gets_a_line_now_and_then_and_the_last(self):
@@ -49,10 +55,10 @@ class ProgressTest(tf.test.TestCase):
         )
 
     def test_on_a_terminal_the_bar_overwrites_itself(self):
-        stream = Terminal()
-        shown = progress.Progress("embedding", "records", stream)
-        for done in (3, 5, 10):
-            shown(done, 10, "note")
+        with contextlib.redirect_stderr(Terminal()) as stream:
+            shown = progress.Progress("embedding", "records")
+            for done in (3, 5, 10):
+                shown(done, 10, "note")
         first, *others = stream.getvalue().split("\r")
         self.assertEqual(first, "")
         self.assertStartsWith(others[0], "embedding:  30%|")
@@ -62,11 +68,11 @@ class ProgressTest(tf.test.TestCase):
         self.assertEndsWith(stream.getvalue(), "\n")
 
     def test_a_line_is_written_above_the_bar(self):
-        stream = Terminal()
-        shown = progress.Progress("embedding", "records", stream)
-        shown(3, 10)
-        progress.say("half of it", stream)
-        shown.close()
+        with contextlib.redirect_stderr(Terminal()) as stream:
+            shown = progress.Progress("embedding", "records")
+            shown(3, 10)
+            progress.say("half of it")
+            shown.close()
         self.assertIn("half of it\n", stream.getvalue())
 
 

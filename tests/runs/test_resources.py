@@ -28,8 +28,8 @@ class MemoryTest(tf.test.TestCase):
         def info(device):
             return {"current": 1, "peak": peaks[device]}
 
-        def devices(kind):
-            return [None, None] if kind == "GPU" else []
+        def devices():
+            return [types.SimpleNamespace(name=f"/device:{n}") for n in peaks]
 
         with (
             mock.patch.object(tf.config, "list_logical_devices", devices),
@@ -39,15 +39,14 @@ class MemoryTest(tf.test.TestCase):
         self.assertEqual(found["memory/device_peak_bytes"], 7)
 
     def test_a_device_that_does_not_tell_has_no_column(self):
-        self.assertNotIn("memory/device_peak_bytes", resources.peak_memory())
-        with mock.patch.object(
-            tf.config,
-            "list_logical_devices",
-            lambda kind: [None] if kind == "TPU" else [],
-        ):
-            self.assertNotIn(
-                "memory/device_peak_bytes", resources.peak_memory()
-            )
+        device = types.SimpleNamespace(name="/device:TPU:0")
+        for devices in (tf.config.list_logical_devices("CPU"), [device]):
+            with mock.patch.object(
+                tf.config, "list_logical_devices", lambda of=devices: of
+            ):
+                self.assertNotIn(
+                    "memory/device_peak_bytes", resources.peak_memory()
+                )
 
 
 class Tracker:

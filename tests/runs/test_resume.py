@@ -13,7 +13,7 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf.runs import checkpoints, directory, interruptions, log
+from jest_tf.runs import checkpoints, directory, interruptions
 
 SEED = 1
 
@@ -108,7 +108,7 @@ class ResumeTest(tf.test.TestCase):
             {
                 key: value
                 for key, value in row.items()
-                if not log.from_clock(key)
+                if not tiny.from_clock(key)
             }
             for row in directory.read_rows(workdir, name)
         ]
