@@ -105,10 +105,14 @@ def histogram(
     return draw(title, lines, xlabel=xlabel)
 
 
+def evenly(length: int, count: int) -> np.ndarray:
+    """Returns at most `count` indices, with the first and the last."""
+    places = np.linspace(0, length - 1, min(count, length))
+    return places.round().astype(int)
+
+
 def _add(axes, line):
-    places = np.arange(len(line.x))
-    if len(places) > _MAX_POINTS:
-        places = np.linspace(0, places[-1], _MAX_POINTS).round().astype(int)
+    places = evenly(len(line.x), _MAX_POINTS)
     x, y = np.asarray(line.x)[places], np.asarray(line.y)[places]
     dashed = "--" if line.colour == CHANCE else "-"
     # The limits hold every point, so nothing is clipped; clipping needs ids.

@@ -24,7 +24,7 @@ SOURCE_FIELDS = ("source", "kind", "style")
 # compared with all others.
 _SOURCE_ROWS = 2**19
 _QUERIES = 10_000
-_BLOCK, _QUERY_BLOCK = 2**13, 2**10
+_BLOCK_VALUES = 2**24  # cosines at a time
 _READ = 2**10
 
 _BINS = 60
@@ -97,7 +97,7 @@ def count_sources(
     counted: dict = {
         field: collections.defaultdict(lambda: np.zeros(2)) for field in fields
     }
-    rows = evenly(np.arange(len(store)), _SOURCE_ROWS)
+    rows = charts.evenly(len(store), _SOURCE_ROWS)
     for start in range(0, len(rows), _READ):
         some = rows[start : start + _READ]
         for row, record in zip(some.tolist(), store.read(some), strict=True):
@@ -113,58 +113,36 @@ def count_sources(
 
 
 def nearest_others(
-    store: stores.Store,
-    sidecars: sidecars_lib.Sidecars,
-    rows: np.ndarray,
-    queries: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    source: by_similarity.Source, rows: np.ndarray, queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds each query's nearest other picture, exactly and block by block.
 
     Args:
-        store: the records.
-        sidecars: of the store.
+        source: the records and their sidecars.
         rows: int64 `[m]`, ascending, to search.
-        queries: int64 `[k]`, among `rows`.
+        queries: int64 `[n]`, among `rows`.
 
     Returns:
-        The row with the highest cosine for each query, int64 `[k]`, -1 if
-        either has no embedding; and that cosine, float32 `[k]`.
+        The queries with an embedding, int64 `[k]`; the row with the highest
+        cosine for each, int64 `[k]`; and that cosine, float32 `[k]`. -1 and
+        -inf if no other row has an embedding.
     """
-    best = np.full(len(queries), -np.inf, np.float32)
-    others = np.full(len(queries), -1)
-    wanted, _ = _images(store, sidecars, queries)
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        images, valid = _images(store, sidecars, block)
-        for first in range(0, len(queries), _QUERY_BLOCK):
-            some = slice(first, first + _QUERY_BLOCK)
-            cosines = wanted[some] @ images.T
-            cosines[:, ~valid] = -np.inf
-            cosines[queries[some, None] == block] = -np.inf
-            places = cosines.argmax(1)
-            found = cosines[np.arange(len(places)), places]
-            better = found > best[some]
-            best[some][better] = found[better]
-            others[some][better] = block[places[better]]
-    without = ~sidecars.valid(queries)
-    best[without], others[without] = -np.inf, -1
-    return others, best
-
-
-def evenly(rows: np.ndarray, count: int) -> np.ndarray:
-    """Returns at most `count` of the rows, evenly spread."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.arange(count) * len(rows) // count]
-
-
-def _images(store, sidecars, rows):
-    """Image embeddings, float32 `[k, D]`, and a mask of where they exist."""
-    numbers = np.zeros(len(rows), np.int64)
-    _, image, _ = sidecars.read_numbered(rows, numbers, store.ids(rows))
-    valid = sidecars.valid(rows)
-    image = np.where(valid[:, None], image, 0)
-    return image.astype(np.float32), valid
+    asked = by_similarity.load(source, queries)
+    best = np.full(len(asked.rows), -np.inf, np.float32)
+    others = np.full(len(asked.rows), -1)
+    size = max(1, _BLOCK_VALUES // max(1, len(asked.rows)))
+    for start in range(0, len(rows), size):
+        block = by_similarity.load(source, rows[start : start + size])
+        if not len(block.rows):
+            continue
+        cosines = asked.image @ block.image.T
+        cosines[asked.rows[:, None] == block.rows] = -np.inf
+        places = cosines.argmax(1)
+        found = cosines[np.arange(len(places)), places]
+        better = found > best
+        best[better] = found[better]
+        others[better] = block.rows[places[better]]
+    return asked.rows, others, best
 
 
 def _origin(name, value):
@@ -230,34 +208,32 @@ def _shares(values):
 def _duplicates(store, curated, sidecars, drawn):
     if sidecars is None or len(drawn) < 2:
         return None
-    queries = evenly(drawn, _QUERIES)
-    others, cosines = nearest_others(store, sidecars, drawn, queries)
-    found = cosines[others >= 0]
-    chart, shares = None, []
-    if len(found):
-        edges = np.linspace(min(float(found.min()), 0.99), 1.0, _BINS + 1)
-        chart = charts.histogram(
-            "Cosine with the nearest other picture",
-            [("drawn", charts.KEPT, found)],
-            edges,
-            "cosine",
-        )
-        shares = [(near, float((found >= near).mean())) for near in _NEAR]
+    queries, others, cosines = nearest_others(
+        by_similarity.Source(store, sidecars),
+        drawn,
+        drawn[charts.evenly(len(drawn), _QUERIES)],
+    )
+    if not (others >= 0).any():
+        return None
     pairs = {}
     for place in np.argsort(-cosines, kind="stable").tolist():
         pair = int(queries[place]), int(others[place])
-        if pair[1] >= 0 and pair[::-1] not in pairs and len(pairs) < _PAIRS:
+        if pair[::-1] not in pairs and len(pairs) < _PAIRS:
             pairs[pair] = float(cosines[place])
-    cards = _cards(
-        store,
-        curated,
-        [(row, cosine) for pair, cosine in pairs.items() for row in pair],
-    )
     return {
         "num_queries": len(queries),
-        "chart": chart,
-        "shares": shares,
-        "cards": cards,
+        "chart": charts.histogram(
+            "Cosine with the nearest other picture",
+            [("drawn", charts.KEPT, cosines)],
+            np.linspace(min(float(cosines.min()), 0.99), 1.0, _BINS + 1),
+            "cosine",
+        ),
+        "shares": [(near, float((cosines >= near).mean())) for near in _NEAR],
+        "cards": _cards(
+            store,
+            curated,
+            [(row, cosine) for pair, cosine in pairs.items() for row in pair],
+        ),
     }
 
 
@@ -269,7 +245,7 @@ def _deciles(store, curated) -> Iterator[dict]:
         return
     for rows in np.array_split(line, min(10, len(line))):
         low, high = curated.scores[rows[[-1, 0]]].tolist()
-        some = evenly(rows, _SAMPLES).tolist()
+        some = rows[charts.evenly(len(rows), _SAMPLES)].tolist()
         shown = [(row, float(curated.scores[row])) for row in some]
         yield {
             "share": float((curated.weights[rows] > 0).mean()),
@@ -280,14 +256,15 @@ def _deciles(store, curated) -> Iterator[dict]:
 
 
 def _cards(store, curated, shown):
+    """What the templates show of rows with a number each."""
     rows = np.array([row for row, _ in shown], np.int64)
     return [
-        rendering.Card(
-            *_picture(record, store.max_image_pixels),
-            key,
-            number,
-            bool(curated.weights[row] > 0),
-        )
+        {
+            "id": key,
+            "score": number,
+            "kept": bool(curated.weights[row] > 0),
+            **_picture(record, store.max_image_pixels),
+        }
         for (row, number), record, key in zip(
             shown, store.read(rows), store.ids(rows).tolist(), strict=True
         )
@@ -296,13 +273,13 @@ def _cards(store, curated, shown):
 
 def _picture(record, max_pixels):
     """A picture, uint8 `[S, S, 3]`, and its caption; grey if unreadable."""
-    grey = np.full([_PICTURE_SIZE, _PICTURE_SIZE, 3], 128, np.uint8)
-    if isinstance(record, stores.Fault):
-        return grey, record.reason
-    texts = reader.candidates(record.captions)
-    caption = record.captions[texts[0]] if texts else b""
-    image = pictures.decode(record.image, max_pixels)
+    image, caption = record, ""
+    if not isinstance(record, stores.Fault):
+        texts = [record.captions[i] for i in reader.candidates(record.captions)]
+        caption = b"".join(texts[:1]).decode("utf-8", "replace")
+        image = pictures.decode(record.image, max_pixels)
     if isinstance(image, stores.Fault):
-        return grey, image.reason
+        grey = np.full([_PICTURE_SIZE, _PICTURE_SIZE, 3], 128, np.uint8)
+        return {"image": grey, "caption": image.reason}
     resized = pictures.resize_image(image, _PICTURE_SIZE)
-    return np.asarray(resized), caption.decode("utf-8", "replace")
+    return {"image": np.asarray(resized), "caption": caption}

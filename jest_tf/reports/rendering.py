@@ -1,32 +1,13 @@
 """Fills the templates of pages; every value is escaped."""
 
 import base64
-from typing import NamedTuple
 
 import jinja2
-import numpy as np
 import tensorflow as tf
-
-
-class Card(NamedTuple):
-    """A picture, uint8 `[S, S, 3]`, with its caption and score.
-
-    Framed if `kept`: the record was trained on or is drawn.
-    """
-
-    image: np.ndarray
-    caption: str
-    id: int
-    score: float
-    kept: bool
 
 
 def render(template: str, **values: object) -> bytes:
     """Fills a template in `templates/`; returns UTF-8."""
-    return _environment().get_template(template).render(values).encode()
-
-
-def _environment():
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jest_tf.reports"),
         autoescape=True,
@@ -35,7 +16,7 @@ def _environment():
         lstrip_blocks=True,
     )
     environment.filters["png"] = _png
-    return environment
+    return environment.get_template(template).render(values).encode()
 
 
 def _png(image):

@@ -6,15 +6,14 @@ still be training. `runs/draw_log.py` writes what is shown.
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data import cascade, pipeline, stores
+from jest_tf.data import batches, cascade, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, draw_log
+from jest_tf.runs import directory, draw_log, inputs
 
 # Headings of the highest and the lowest scores, by criterion.
 _TITLES = {
@@ -29,15 +28,6 @@ _GROUPS = {
 }
 
 
-class Moment(NamedTuple):
-    """The extremes of a logged draw: cards, the most extreme first."""
-
-    step: int
-    criterion: str
-    highest: list[rendering.Card]
-    lowest: list[rendering.Card]
-
-
 def write(workdir: str, path: str, num_moments: int = 8) -> None:
     """Writes the page of a run, with pictures of `num_moments` logged draws.
 
@@ -45,20 +35,19 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
         ValueError: `num_moments` is below 1, the run has logged no selection,
             or its data has changed.
     """
-    if num_moments < 1:
-        raise ValueError(
-            f"`num_moments` must be at least 1. Received: {num_moments}"
-        )
+    batches.check_at_least(1, num_moments=num_moments)
     lines = read(workdir)
     config = directory.load_config(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
+    moments = [lines[i] for i in charts.evenly(len(lines), num_moments)][::-1]
+    add_pictures(workdir, moments)
     page = rendering.render(
         "run.html",
         name=os.path.basename(os.path.abspath(workdir)),
         config=config,
         step=lines[-1]["step"],
         charts=_charts(lines, log),
-        moments=moments(workdir, evenly(lines, num_moments))[::-1],
+        moments=moments,
         titles=_TITLES,
     )
     files.write_whole(path, page)
@@ -80,32 +69,26 @@ def read(workdir: str) -> list[dict]:
     return lines
 
 
-def evenly(lines: Sequence[dict], count: int) -> list[dict]:
-    """Returns at most `count` of the lines, with the first and the last."""
-    places = np.linspace(0, len(lines) - 1, min(count, len(lines)))
-    return [lines[place] for place in np.unique(np.round(places).astype(int))]
-
-
-def moments(workdir: str, lines: Sequence[dict]) -> list[Moment]:
-    """Reads the pictures and captions of logged draws, lines as from `read`.
+def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
+    """Adds `image`, `caption` and `id` to the rows of lines as from `read`.
 
     Raises:
         ValueError: the data is not the run's.
     """
-    places = [
-        (line["super_batch"], row["row"])
+    shown = [
+        (line["super_batch"], row)
         for line in lines
         for row in (*line["highest"], *line["lowest"])
     ]
-    found = zip(*examples(workdir, places), strict=True)
-    shown = []
-    for line in lines:
-        extremes = [
-            [_card(workdir, line, row, *next(found)) for row in line[name]]
-            for name in ("highest", "lowest")
-        ]
-        shown.append(Moment(line["step"], line["criterion"], *extremes))
-    return shown
+    found = examples(workdir, [(number, row["row"]) for number, row in shown])
+    for (number, row), image, caption, key in zip(shown, *found, strict=True):
+        if row.get("id", key) != key:
+            raise ValueError(
+                f"`data.train` must be the data that the run in {workdir!r} "
+                f"was trained on, with id {row['id']} in row {row['row']} of "
+                f"super-batch {number}. Received: id {key}"
+            )
+        row |= {"image": image, "caption": caption, "id": key}
 
 
 def examples(
@@ -143,51 +126,33 @@ def examples(
 
 def _positions(config, store, stage_0, number):
     """Stream positions of a super-batch, as chosen by a cascade if any."""
-    data = config.data
-    size = data.super_batch_size
+    size = config.data.super_batch_size
     if stage_0 is None:
         return number * size + np.arange(size)
-    order = pipeline.order(
-        store, data.weights, config.seed, data.shuffle_block_size
-    )
     chosen = stage_0.positions(
         number,
         slice(0, size),
         store=store,
-        order=order,
+        order=inputs.order_of(config, store),
         seed=config.seed,
         super_batch_size=size,
     )
     return next(iter(chosen.take(1))).numpy()
 
 
-def _card(workdir, line, row, image, caption, key):
-    if row.get("id", key) != key:
-        raise ValueError(
-            f"`data.train` must be the data that the run in {workdir!r} was "
-            f"trained on, with id {row['id']} in row {row['row']} of "
-            f"super-batch {line['super_batch']}. Received: id {key}"
-        )
-    return rendering.Card(image, caption, int(key), row["score"], row["kept"])
-
-
 def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
-    kept, dropped, uniform = charts.KEPT, charts.DROPPED, charts.UNIFORM
-    steps = [line["step"] for line in lines]
+    kept, uniform = charts.KEPT, charts.UNIFORM
 
-    def logged(name, label, colour):
-        rows = [row for row in log if name in row]
-        x = [row["step"] for row in rows]
-        return charts.Line(label, colour, x, [row[name] for row in rows])
-
-    def overlap(name, label, colour):
-        return charts.Line(label, colour, steps, [line[name] for line in lines])
+    def line(rows, name, label, colour):
+        rows = [row for row in rows if name in row]
+        steps = [row["step"] for row in rows]
+        return charts.Line(label, colour, steps, [row[name] for row in rows])
 
     yield charts.draw(
         "Score of the sub-batch",
         [
-            logged("select/score", "the draw", kept),
-            logged("select/uniform_score", "a uniform draw", uniform),
+            line(log, "select/score", "the draw", kept),
+            line(log, "select/uniform_score", "a uniform draw", uniform),
         ],
     )
     for quantity in draw_log.QUANTITIES:
@@ -197,24 +162,25 @@ def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
                 f"{name} of rows: median, and 5 to 95 %",
                 [_quantiles(lines, quantity, group) for group in _GROUPS],
             )
-    chance = [1 - line["filter_ratio"] for line in lines]
+    chance = [one | {"chance": 1 - one["filter_ratio"]} for one in lines]
+    same = "same noise"
     yield charts.draw(
         "Share of the draw that other draws contain",
         [
-            overlap("overlap_independent", "independent, same noise", kept),
-            overlap("overlap_uniform", "uniform, same noise", uniform),
-            charts.Line("chance", charts.CHANCE, steps, chance),
+            line(lines, "overlap_independent", f"independent, {same}", kept),
+            line(lines, "overlap_uniform", f"uniform, {same}", uniform),
+            line(chance, "chance", "chance", charts.CHANCE),
         ],
         unit_range=True,
     )
-    repeats = logged(
-        "train/repeat_rate", "trained, not for the first time", kept
+    repeats = line(
+        log, "train/repeat_rate", "trained, not for the first time", kept
     )
     name = "select/effective_filter_ratio"
     if repeats.x:
         yield charts.draw(
             "Records",
-            [repeats, logged(name, "drawn, never trained", dropped)],
+            [repeats, line(log, name, "drawn, never trained", charts.DROPPED)],
             unit_range=True,
         )
 

@@ -513,16 +513,18 @@ class ReportTest(ScoresTestCase):
         cosines[np.isin(queries, cascade_cases.INVALID)] = -np.inf
         expected = rows[cosines.argmax(1)]
         expected[np.isinf(cosines.max(1))] = -1
-        sidecars = sidecars_lib.Sidecars(self.store)
-        for size in (5, 2**13):
-            with mock.patch.multiple(
-                manifest_page, _BLOCK=size, _QUERY_BLOCK=size - 1
-            ):
-                others, best = manifest_page.nearest_others(
-                    self.store, sidecars, rows, queries
+        known = ~np.isin(queries, cascade_cases.INVALID)
+        source = by_similarity.Source(
+            self.store, sidecars_lib.Sidecars(self.store)
+        )
+        for values in (5 * known.sum(), 2**24):
+            with mock.patch.object(manifest_page, "_BLOCK_VALUES", values):
+                asked, others, best = manifest_page.nearest_others(
+                    source, rows, queries
                 )
-            self.assertAllEqual(others, expected)
-            self.assertAllClose(best, cosines.max(1), 1e-6, 1e-6)
+            self.assertAllEqual(asked, queries[known])
+            self.assertAllEqual(others, expected[known])
+            self.assertAllClose(best, cosines.max(1)[known], 1e-6, 1e-6)
 
     def test_sources_are_counted_by_record_and_by_weight(self):
         store = write_set(
@@ -576,11 +578,6 @@ class ReportTest(ScoresTestCase):
         self.assertIn("&lt;i&gt;", text)
         self.assertIn("Weights", text)
         self.assertNotIn("Near-duplicates", text)
-
-    def test_rows_are_taken_evenly(self):
-        rows = np.arange(10, 20)
-        self.assertAllEqual(manifest_page.evenly(rows, 12), rows)
-        self.assertAllEqual(manifest_page.evenly(rows, 4), [10, 12, 15, 17])
 
 
 def write_set(folder, name, images, captions, ids, **metadata):

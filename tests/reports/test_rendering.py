@@ -21,7 +21,14 @@ class RenderingTest(tf.test.TestCase):
     def test_hostile_captions_stay_text(self):
         image = np.zeros([2, 2, 3], np.uint8)
         cards = [
-            rendering.Card(image, caption, 1, 0.5, True) for caption in HOSTILE
+            {
+                "image": image,
+                "caption": caption,
+                "id": 1,
+                "score": 0.5,
+                "kept": True,
+            }
+            for caption in HOSTILE
         ]
         page = rendering.render(
             "manifest.html",

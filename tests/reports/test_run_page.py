@@ -199,19 +199,13 @@ class PageTest(tf.test.TestCase):
         ids = self.batches(1)[0]["id"] + 1
         self.write([self.line(1, 0, ids)])
         with self.assertRaisesRegex(ValueError, f"id {ids[0]} in row 0"):
-            run_page.moments(self.workdir, run_page.read(self.workdir))
+            run_page.write(self.workdir, "nowhere")
 
     def test_a_run_without_telemetry_is_refused_by_name(self):
         with self.assertRaisesRegex(ValueError, "There is no selection to sh"):
             run_page.read(self.workdir)
         with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
             run_page.write(self.workdir, "nowhere", 0)
-
-    def test_moments_are_spread_over_the_run(self):
-        lines = [{"step": step} for step in range(1, 12)]
-        for count, steps in ((3, [1, 6, 11]), (1, [1]), (50, range(1, 12))):
-            found = run_page.evenly(lines, count)
-            self.assertEqual([line["step"] for line in found], list(steps))
 
 
 if __name__ == "__main__":
