@@ -300,7 +300,9 @@ class DirectoryTest(RunsTestCase):
         self.assertNotAllClose(one, other)
 
     def test_when_it_saves_may_change_what_it_computes_may_not(self):
-        self.train("run", "steps=4")
+        said = self.train("run", "steps=4")
+        # `checkpoint.keep_best`, which is not the first measure.
+        self.assertRegex(said, rf"run: finished, 4 steps, .*; {MRR} 0\.\d+; ne")
         self.train("run", "steps=4", "checkpoint.keep=1")
         self.assertEqual(
             self.read("run", "config.json")["checkpoint"]["keep"], 1
