@@ -465,7 +465,7 @@ class DirectoryTest(RunsTestCase):
         )
         for overrides, message in (
             ([none], "must match files.*none-"),
-            ([unknown], "format of a shard must follow.*/x$"),
+            ([unknown], "/x is not an uncompressed TFRecord .*`data.format`"),
             ([table, "data.image_field=photo"], "t.csv must .*column 'photo'"),
             ([table, "data.caption_fields=a,b"], "t.csv must .*column 'a'"),
             ([table], "faults in all 1 .*missing file: '1.png'"),
