@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config, embeddings
+from jest_tf.config import checks
 from jest_tf.embeddings import Embeddings
 
 EQUAL_IDS = config.EQUAL_CAPTIONS
@@ -167,10 +168,7 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
 
 
 def _checked_ids(num_rows, ids, equal_ids):
-    if equal_ids not in EQUAL_IDS:
-        raise ValueError(
-            f"`equal_ids` must be one of {EQUAL_IDS}. Received: {equal_ids!r}"
-        )
+    checks.check("equal_ids", equal_ids, checks.one_of(*EQUAL_IDS))
     if equal_ids != "negative" and ids is None:
         raise ValueError(
             f"`equal_ids={equal_ids!r}` needs `ids`, one integer a row. "

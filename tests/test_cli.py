@@ -320,11 +320,17 @@ class TrainersTest(tf.test.TestCase):
             self.assertRegex(shown.getvalue(), rf"error: .*{message}")
         self.assertFalse(os.path.exists(missing))
 
-    def test_a_dry_run_describes_the_run_and_writes_nothing(self):
+    def test_a_dry_run_describes_the_run_and_writes_only_missing_indexes(self):
         workdir = os.path.join(self.folder.name, "planned")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            code = train("jest", workdir, *self.jest, flags=["--dry-run"])
-        self.assertEqual(code, 0)
+            indexes = pathlib.Path(self.folder.name, "indexes")
+            planned = (*self.jest, f"data.index_dir={indexes}")
+            code = train("jest", workdir, *planned, flags=["--dry-run"])
+            self.assertEqual(code, 0)
+            (index,) = indexes.glob("pool-*.index")
+            written = index.stat().st_mtime_ns
+            train("jest", workdir, *planned, flags=["--dry-run"])
+            self.assertEqual(index.stat().st_mtime_ns, written)
         for line in (
             r"data +8,200 records in 1 shards",
             r"reference +.*/reference, [\d,]+ parameters",

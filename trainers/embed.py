@@ -6,16 +6,11 @@
 `--help` explains the flags; `jest_tf.cli.embed` runs the command.
 """
 
-import sys
-from collections.abc import Sequence
+import functools
 
 from jest_tf import cli
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command; raises SystemExit unless it succeeds."""
-    cli.execute(["embed", *(sys.argv[1:] if argv is None else argv)])
-
+main = functools.partial(cli.execute, command="embed")
 
 if __name__ == "__main__":
     main()

@@ -5,16 +5,11 @@
 `--help` explains the flags; `jest_tf.cli.evaluate` runs the command.
 """
 
-import sys
-from collections.abc import Sequence
+import functools
 
 from jest_tf import cli
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command; raises SystemExit unless it succeeds."""
-    cli.execute(["evaluate", *(sys.argv[1:] if argv is None else argv)])
-
+main = functools.partial(cli.execute, command="evaluate")
 
 if __name__ == "__main__":
     main()

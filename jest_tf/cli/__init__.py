@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments that cannot be parsed, 75 if the command should be run again.
     """
     try:
-        execute(sys.argv[1:] if argv is None else argv)
+        execute(argv)
     except SystemExit as stopped:
         if not isinstance(stopped.code, str):
             return stopped.code or 0
@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def execute(argv: Sequence[str]) -> None:
+def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     """Runs a command as `main` does, but exits unless it succeeds.
+
+    `argv` follows the name of the command if `command` has it.
 
     Raises:
         SystemExit: with "error: ..." for a ValueError, with 1 for any other
@@ -48,7 +50,8 @@ def execute(argv: Sequence[str]) -> None:
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, os.getcwd())
     try:
-        flags = _parse(argv)
+        words = sys.argv[1:] if argv is None else argv
+        flags = _parse([command, *words] if command else words)
         _check_backend()
         # Run directories are written by rename, under a file lock.
         for name in ("workdir", "learner"):

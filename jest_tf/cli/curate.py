@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 
-from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import overrides
 
@@ -80,7 +79,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.reports import manifest_page
 
     reference = curation.Model(flags.workdir, flags.sidecar_dir, flags.step)
-    store = _open(flags, flags.data)
+    store = flags_lib.open_store(flags, flags.data)
     curate = _curate_like if flags.like else _curate_by_scores
     curated = curate(flags, store, reference)
     drawn = int((curated.weights > 0).sum())
@@ -121,26 +120,6 @@ def _check(flags):
             )
 
 
-def _data(flags, patterns):
-    """The `data` of a recipe; tasks and evaluation are read as the pool is."""
-    return config.DataConfig(
-        train=tuple(patterns),
-        format=flags.format,
-        image_field=flags.image_field,
-        caption_fields=tuple(flags.caption_fields),
-        index_dir=flags.index_dir,
-    )
-
-
-def _open(flags, patterns):
-    from jest_tf.data import stores
-    from jest_tf.runs import progress
-
-    return stores.open_stores(
-        _data(flags, patterns), progress.Progress("indexing", "bytes")
-    )
-
-
 def _settings(kind, flags, **values):
     for text in flags.set:
         overrides.override(kind, values, text)
@@ -161,7 +140,7 @@ def _curate_by_scores(flags, store, reference):
     settings = _settings(curation.Settings, flags, **values)
     if flags.beam:
         return curation.curate_with_beam(
-            _data(flags, flags.data),
+            flags_lib.data(flags, flags.data),
             flags.output,
             settings,
             models,
@@ -186,12 +165,11 @@ def _curate_like(flags, store, reference):
     settings = _settings(by_similarity.Settings, flags)
 
     def source(patterns):
-        found = _open(flags, patterns)
+        found = flags_lib.open_store(flags, patterns)
         return by_similarity.Source(found, reference.sidecars(found))
 
     tasks = source(flags.like)
-    evaluation = source(flags.evaluation) if flags.evaluation else None
-    if evaluation is None:
+    if not flags.evaluation:
         print(
             "no --evaluation: what the tasks are evaluated on may be chosen",
             file=sys.stderr,
@@ -202,7 +180,7 @@ def _curate_like(flags, store, reference):
     curated = by_similarity.infer(
         by_similarity.Source(store, sidecars),
         tasks,
-        evaluation,
+        source(flags.evaluation) if flags.evaluation else None,
         flags.output,
         settings,
         overwrite=flags.overwrite,

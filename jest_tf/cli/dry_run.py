@@ -1,7 +1,6 @@
 """Checks a recipe and its data without training, and describes the run."""
 
-import dataclasses
-import tempfile
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -15,90 +14,74 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
     """Describes a run, after all checks that need no training.
 
     Opens the data, the reference and its sidecars, and builds the learner.
-    Writes nothing; indexes go to a temporary folder.
+    Writes only indexes that are missing, as the run would.
 
     Raises:
         ValueError: `jest-tf train` would refuse the run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        data = dataclasses.replace(config.data, index_dir=folder)
-        config = dataclasses.replace(config, data=data)
-        sources = inputs.open_sources(config, tf.distribute.get_strategy())
-        lines = [
-            f"data        {len(sources.store):,} records in "
-            f"{len(sources.store.shards.paths):,} shards",
-            *_reference(config, sources),
-        ]
-        evaluated = evaluation.open_stores(
-            config.evaluation.data, config.evaluation_data
-        )
-        lines += [
-            f"evaluation  {len(store):,} records, {name}"
-            for name, store in evaluated.items()
-        ]
+    return "\n".join(
+        f"{name:<12}{text}" for name, text in _lines(config, workdir)
+    )
+
+
+def _lines(config, workdir) -> Iterator[tuple[str, str]]:
+    sources = inputs.open_sources(config, tf.distribute.get_strategy())
+    store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
+    shards = len(store.shards.paths)
+    yield "data", f"{len(store):,} records in {shards:,} shards"
+    if teacher is not None:
+        size = _count(teacher.learner)
+        yield "reference", f"{config.reference.workdir}, {size:,} parameters"
+    if sidecars is not None:
+        yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
+    evaluated = evaluation.open_stores(
+        config.evaluation.data, config.evaluation_data
+    )
+    for name, one in evaluated.items():
+        yield "evaluation", f"{len(one):,} records, {name}"
     vocabulary = _vocabulary_size(config, workdir)
-    learner = models.build_learner(config, vocabulary)
-    lines += [
-        f"learner     {_count(learner):,} parameters, "
-        f"vocabulary of at most {vocabulary:,}",
-        *_steps(config),
-        f"writes      {_state(workdir)}",
-    ]
-    return "\n".join(lines)
+    size = _count(models.build_learner(config, vocabulary))
+    yield (
+        "learner",
+        f"{size:,} parameters, vocabulary of at most {vocabulary:,}",
+    )
 
-
-def _reference(config, sources):
-    if sources.teacher is not None:
+    data, selection, steps = config.data, config.selection, config.steps
+    drawn, trained = data.super_batch_size, config.batch_size
+    if config.cascade.hyper_batch_size:
+        offered = config.cascade.hyper_batch_size
+        yield "cascade", f"{drawn:,} of {offered:,} positions by sidecars"
+    if selection.scores:
         yield (
-            f"reference   {config.reference.workdir}, "
-            f"{_count(sources.teacher.learner):,} parameters"
+            "selection",
+            f"{selection.method} by {selection.criterion}, {trained:,} of "
+            f"{selection.candidates or drawn:,} rows",
         )
-    if sources.sidecars is not None:
-        yield f"sidecars    all fit, embeddings of {sources.sidecars.dim}"
+    side = data.image_size
+    yield (
+        "step",
+        f"image uint8 [{drawn}, {side}, {side}, 3], text int32 [{drawn}, "
+        f"{data.text_length}]; trains on {trained:,}",
+    )
+    yield (
+        "steps",
+        f"{steps:,}: {steps * drawn:,} examples drawn, "
+        f"{selection.num_scored(steps, drawn):,} scored, "
+        f"{steps * trained:,} trained",
+    )
+    if directory.has(workdir, directory.CONFIG_FILE):
+        yield "writes", f"{workdir}, which holds a run that would be continued"
+    else:
+        yield "writes", f"a new run directory, {workdir}"
 
 
 def _vocabulary_size(config, workdir):
-    length = config.data.text_length
+    path, length = config.data.vocabulary, config.data.text_length
     if tokenizers.has_tokenizer(workdir):
         return tokenizers.load_tokenizer(workdir, length).vocabulary_size
-    if config.data.vocabulary:
-        path = config.data.vocabulary
+    if path:
         return tokenizers.read_tokenizer(path, length).vocabulary_size
     return config.data.vocabulary_size
-
-
-def _steps(config):
-    data, selection, steps = config.data, config.selection, config.steps
-    super_batch, sub_batch = data.super_batch_size, config.batch_size
-    image = f"{data.image_size}, {data.image_size}, 3"
-    scored = selection.num_scored(steps, super_batch)
-    lines = [
-        f"step        image uint8 [{super_batch}, {image}], "
-        f"text int32 [{super_batch}, {data.text_length}]; "
-        f"trains on {sub_batch:,}",
-        f"steps       {steps:,}: {steps * super_batch:,} examples drawn, "
-        f"{scored:,} scored, {steps * sub_batch:,} trained",
-    ]
-    if selection.scores:
-        lines.insert(
-            0,
-            f"selection   {selection.method} by {selection.criterion}, "
-            f"{sub_batch:,} of {selection.candidates or super_batch:,} rows",
-        )
-    hyper_batch = config.cascade.hyper_batch_size
-    if hyper_batch:
-        lines.insert(
-            0,
-            f"cascade     {super_batch:,} of {hyper_batch:,} positions by "
-            "sidecars",
-        )
-    return lines
-
-
-def _state(workdir):
-    if not directory.has(workdir, directory.CONFIG_FILE):
-        return f"a new run directory, {workdir}"
-    return f"{workdir}, which holds a run that would be continued"
 
 
 def _count(model):

@@ -12,6 +12,7 @@ import argparse
 
 from jest_tf import config
 from jest_tf.cli import flags as flags_lib
+from jest_tf.config import checks
 
 DTYPES = ("float16", "float32")  # as of `sidecars.file_format`
 
@@ -78,22 +79,13 @@ def run(flags: argparse.Namespace) -> None:
     _check(flags)
     from jest_tf import runs
     from jest_tf.data import sidecars as sidecars_lib
-    from jest_tf.data import stores
     from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
     from jest_tf.runs import interruptions, progress, sidecar_precision
 
     teacher = runs.load_run(flags.workdir)
-    store = stores.join(
-        [
-            stores.open_store(
-                pattern,
-                max_image_pixels=flags.max_image_pixels,
-                progress=progress.Progress("indexing", "bytes"),
-                **{name: vars(flags)[name] for name in flags_lib.FORMAT_FIELDS},
-            )
-            for pattern in flags.data
-        ]
+    store = flags_lib.open_store(
+        flags, flags.data, max_image_pixels=flags.max_image_pixels
     )
     description = reference.describe(teacher)
     summary = embed.write(
@@ -117,10 +109,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _check(flags):
-    if flags.batch_size < 1:
-        raise ValueError(
-            f"`--batch-size` must be at least 1. Received: {flags.batch_size}"
-        )
+    checks.check("--batch-size", flags.batch_size, checks.at_least(1))
     if not 0 <= flags.host < flags.num_hosts:
         raise ValueError(
             f"`--host` must be in [0, --num-hosts). Received: {flags.host} of "

@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from jest_tf.cli import flags as flags_lib
 
 _SUPER_BATCHES = 8
-_DATA_FLAGS = ("data", *flags_lib.FORMAT_FIELDS)
-_SELECTION_FLAGS = ("super_batches", "views")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Measures and prints."""
-    for name in _DATA_FLAGS if flags.selection else _SELECTION_FLAGS:
-        if getattr(flags, name) is None:
-            continue
-        if flags.selection:
-            raise ValueError(
-                f"{flags_lib.name(name)} is not for --selection, which draws "
-                "from the run's own data"
-            )
-        raise ValueError(f"{flags_lib.name(name)} needs --selection")
+    unused, reason = ("super_batches", "views"), "needs --selection"
+    if flags.selection:
+        unused = ("data", *flags_lib.FORMAT_FIELDS)
+        reason = "is not for --selection, which draws from the run's own data"
+    for name in unused:
+        if getattr(flags, name) is not None:
+            raise ValueError(f"{flags_lib.name(name)} {reason}")
     if flags.selection:
         from jest_tf.runs import draw_comparison
 
@@ -80,22 +76,16 @@ def run(flags: argparse.Namespace) -> None:
             num_super_batches=_SUPER_BATCHES if count is None else count,
             views=flags.views or (),
         )
-        shown = draw_comparison.tables
+        text = draw_comparison.tables(results)
     else:
         reading = {
-            name: value
-            for name, value in vars(flags).items()
-            if name in flags_lib.FORMAT_FIELDS and value is not None
+            name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS
         }
         results = evaluate(
             flags.workdir, flags.data, step=flags.step, reading=reading
         )
-        shown = _lines
-    print(json.dumps(results, indent=2) if flags.json else shown(results))
-
-
-def _lines(results):
-    return "\n".join(f"{value:8.4f}  {name}" for name, value in results.items())
+        text = "\n".join(f"{results[name]:8.4f}  {name}" for name in results)
+    print(json.dumps(results, indent=2) if flags.json else text)
 
 
 def evaluate(
@@ -112,7 +102,7 @@ def evaluate(
         data: paths or globs; None takes the run's `evaluation.data`.
         step: of the checkpoint to measure; None is the end of the run.
         reading: fields of `DataConfig` that replace those of the run's
-            evaluation.
+            evaluation, unless None.
 
     Returns:
         The measures by name.
@@ -136,6 +126,7 @@ def evaluate(
     given = {
         name: value if isinstance(value, str) else tuple(value)
         for name, value in (reading or {}).items()
+        if value is not None
     }
     stores = evaluation.open_stores(
         together(settings.data),

@@ -13,6 +13,24 @@ def name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
+def data(flags: argparse.Namespace, patterns, **fields) -> config.DataConfig:
+    """Returns the `data` of a recipe that reads `patterns` as the flags say."""
+    fields |= {name: getattr(flags, name) for name in FORMAT_FIELDS}
+    fields["caption_fields"] = tuple(flags.caption_fields)
+    return config.DataConfig(train=tuple(patterns), **fields)
+
+
+def open_store(flags: argparse.Namespace, patterns, **fields):
+    """Opens the store of `data`, and shows progress where it is indexed."""
+    from jest_tf.data import stores
+    from jest_tf.runs import progress
+
+    return stores.open_stores(
+        data(flags, patterns, **fields),
+        progress.Progress("indexing", "bytes"),
+    )
+
+
 def add_format(parser: argparse.ArgumentParser, from_run: bool = False) -> None:
     """Adds the flags of the data format, as in `data` of a recipe.
 

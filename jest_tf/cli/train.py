@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--dry-run",
         action="store_true",
-        help="check the recipe and its data, print the plan, write nothing",
+        help="check the recipe and its data, print the plan, do not train",
     )
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"

@@ -108,14 +108,13 @@ def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def check_rows(name: str, values: Sequence, num_rows: int) -> Sequence:
-    """Returns `values`; raises a ValueError unless they are `num_rows`."""
+def check_rows(name: str, values: Sequence, num_rows: int) -> None:
+    """Raises a ValueError unless there are `num_rows` values."""
     if len(values) != num_rows:
         raise ValueError(
             f"`{name}` must have a value for each of {num_rows} embeddings. "
             f"Received: {len(values)}"
         )
-    return values
 
 
 def _places_of_block(queries, query_groups, candidates, groups):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jest_tf import models
+from jest_tf.config import checks
 from jest_tf.evaluation import ranking
 
 _ACCURACIES = (1, 5)
@@ -79,14 +80,8 @@ def class_embeddings(
         ValueError: there are no names or prompts, or a prompt does not hold
             exactly one "{}".
     """
-    for name, values in (("class_names", class_names), ("prompts", prompts)):
-        if not values:
-            raise ValueError(f"`{name}` must not be empty. Received: {values}")
-    for prompt in prompts:
-        if prompt.count("{}") != 1:
-            raise ValueError(
-                f'`prompts` must each hold one "{{}}". Received: {prompt!r}'
-            )
+    checks.check("class_names", class_names, ("at least one name", len))
+    checks.check("prompts", prompts, checks.PROMPTS)
     texts = [
         prompt.replace("{}", name) for name in class_names for prompt in prompts
     ]

@@ -1,7 +1,7 @@
 """Joint example selection, a pure function of embeddings.
 
-Depends only on `jest_tf.embeddings`, names in `jest_tf.config.selection`, and
-the collectives passed in. `samplers.py` draws, `scores.py` scores, `tiles.py`
+Depends only on `jest_tf.embeddings`, the settings in `jest_tf.config`, and the
+collectives passed in. `samplers.py` draws, `scores.py` scores, `tiles.py`
 sums over pairs, `local_rows.py` handles replicas, `report.py` has the result.
 """
 
@@ -15,6 +15,7 @@ from jest_tf.selection.report import (
 )
 from jest_tf.selection.samplers import (
     SAMPLERS,
+    chunk_sizes,
     draw,
     independent_rows,
     select_independently,
@@ -23,7 +24,6 @@ from jest_tf.selection.samplers import (
     select_uniformly,
     uniform_rows,
 )
-from jest_tf.selection.settings import Settings, chunk_sizes
 
 __all__ = [
     "CRITERIA",
@@ -32,7 +32,6 @@ __all__ = [
     "LOSSES",
     "QUOTAS",
     "SAMPLERS",
-    "Settings",
     "UNIFORM_ROWS",
     "chunk_sizes",
     "draw",

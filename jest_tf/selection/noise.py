@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+Seed = Sequence[int] | tf.Tensor
+
 
 def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
     """Draws uniform multiples of 2**-bits in [0, 1), float32 of `shape`.
@@ -20,7 +22,7 @@ def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
 
 
 def gumbel_noise(
-    seed: Sequence[int] | tf.Tensor, num_chunks: int, super_batch_size: int
+    seed: Seed, num_chunks: int, super_batch_size: int
 ) -> tf.Tensor:
     """Draws standard Gumbel noise for every chunk and row of a draw.
 
@@ -43,7 +45,7 @@ def gumbel_noise(
     return -tf.math.log(-tf.math.log(cells + 2.0**-24))
 
 
-def seed_tensor(seed: Sequence[int] | tf.Tensor) -> tf.Tensor:
+def seed_tensor(seed: Seed) -> tf.Tensor:
     """Converts a seed to int32 `[2]`; raises ValueError unless two integers."""
     if isinstance(seed, (tuple, list)):
         seed = tf.stack([tf.cast(part, tf.int32) for part in seed])

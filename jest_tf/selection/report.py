@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf.embeddings import Embeddings
-from jest_tf.selection import local_rows, noise, scores, settings
+from jest_tf.selection import local_rows, noise, scores
 
 # Most rows of the uniform draw for comparison. Larger sub-batches scale up its
 # score.
@@ -123,19 +123,17 @@ def sub_batch_score(
         learner: embeddings of the super-batch, `[B, dim]`, or None.
         reference: embeddings of the same rows, or None.
         rows: int32 `[b]`, distinct.
-        criterion, loss: as in `Settings`.
+        criterion, loss: as in `SelectionConfig`.
 
     Returns:
         float32 scalar, as `Draw.score`; float32 `[B]`, the score of each row
         given the sub-batch, meaningless for rows of the sub-batch.
     """
-    size = rows.shape[0]
-    settings.Settings("joint", size, criterion=criterion, loss=loss)
     models = scores.check_models(learner, reference, criterion)
     state = scores.start(models, loss)
     local = local_rows.LocalRows(state.kept.shape[0])
     state = scores.add(state, rows, local)
-    means = local.means(scores.row_losses(state), state.kept, size)
+    means = local.means(scores.row_losses(state), state.kept, rows.shape[0])
     return (
         scores.by_criterion(criterion, means),
         scores.conditional(state, criterion),

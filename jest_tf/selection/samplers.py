@@ -11,21 +11,24 @@ under XLA and has no gradient. With R replicas each passes the embeddings of its
 B/R rows, and all compute the same draw.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import config
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import local_rows, noise, report, scores
-from jest_tf.selection import settings as settings_lib
+from jest_tf.selection.noise import Seed
+
+Model = Embeddings | None
+
+_SETTINGS = ("num_chunks", "criterion", "loss", "first_chunk", "gain", "quota")
 
 
 def draw(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
-    seed: Sequence[int] | tf.Tensor,
-    settings: settings_lib.Settings,
+    learner: Model,
+    reference: Model,
+    seed: Seed,
+    settings: config.SelectionConfig,
     replicas=None,
 ) -> report.Draw:
     """Draws a sub-batch in chunks, each given all rows chosen before it.
@@ -49,12 +52,10 @@ def draw(
         reference: embeddings of the same rows, `[B/R, other_dim]`; may be None
             for "hard_learner".
         seed: two integers, (run seed, step).
-        settings: how to draw.
+        settings: of the draw, with a `batch_size`; a `loss` of None is
+            "sigmoid". Views, candidates and a schedule are the caller's.
         replicas: the collectives of `distribution.current()`; None where one
             replica has all rows.
-
-    Returns:
-        A `Draw`.
 
     Raises:
         ValueError: if settings or shapes do not fit together, or, run eagerly,
@@ -67,9 +68,9 @@ def draw(
     """
     criterion = settings.criterion
     models = scores.check_models(learner, reference, criterion)
-    state = scores.start(models, settings.loss)
+    state = scores.start(models, settings.loss or "sigmoid")
     local = local_rows.LocalRows(state.kept.shape[0], settings.quota, replicas)
-    sizes = settings_lib.chunk_sizes(
+    sizes = chunk_sizes(
         settings.batch_size,
         settings.num_chunks if settings.method == "joint" else 1,
         local.super_batch_size,
@@ -95,50 +96,35 @@ def draw(
 
 
 def select_jointly(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
-    *,
-    seed: Sequence[int] | tf.Tensor,
-    replicas=None,
-    **settings,
+    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
 ) -> report.Draw:
     """Draws a sub-batch as the paper does, each chunk given those before it.
 
     Args:
         learner, reference, seed, replicas: as in `selection.draw`.
-        **settings: the fields of `selection.Settings`: `batch_size`, and any of
-            `num_chunks`, `criterion`, `loss`, `first_chunk`, `gain`, `quota`.
+        **settings: `batch_size`, and any of `num_chunks`, `criterion`, `loss`,
+            `first_chunk`, `gain` and `quota`, as in `SelectionConfig`.
 
     Returns, Raises: as `selection.draw`.
     """
-    settings = settings_lib.Settings("joint", **settings)
-    return draw(learner, reference, seed, settings, replicas)
+    return _select("joint", learner, reference, seed, replicas, **settings)
 
 
 def select_independently(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
-    *,
-    seed: Sequence[int] | tf.Tensor,
-    replicas=None,
-    **settings,
+    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
 ) -> report.Draw:
     """Draws every row by its own pair: joint selection with a single chunk.
 
     The paper's baseline. Arguments and result as in `select_jointly`;
     `num_chunks` is unused.
     """
-    settings = settings_lib.Settings("independent", **settings)
-    return draw(learner, reference, seed, settings, replicas)
+    return _select(
+        "independent", learner, reference, seed, replicas, **settings
+    )
 
 
 def select_top(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
-    *,
-    seed: Sequence[int] | tf.Tensor,
-    replicas=None,
-    **settings,
+    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
 ) -> report.Draw:
     """Takes the `batch_size` rows whose own pair scores highest.
 
@@ -147,25 +133,18 @@ def select_top(
     in `select_jointly`; `num_chunks`, `first_chunk` and `gain` are unused, and
     `seed` only affects the uniform draw reported for comparison.
     """
-    settings = settings_lib.Settings("top", **settings)
-    return draw(learner, reference, seed, settings, replicas)
+    return _select("top", learner, reference, seed, replicas, **settings)
 
 
 def select_uniformly(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
-    *,
-    seed: Sequence[int] | tf.Tensor,
-    replicas=None,
-    **settings,
+    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
 ) -> report.Draw:
     """Draws uniformly; the criterion affects only the report.
 
     Arguments and result as in `select_jointly`; `num_chunks`, `first_chunk`
     and `gain` are unused.
     """
-    settings = settings_lib.Settings("uniform", **settings)
-    return draw(learner, reference, seed, settings, replicas)
+    return _select("uniform", learner, reference, seed, replicas, **settings)
 
 
 SAMPLERS = {
@@ -177,11 +156,7 @@ SAMPLERS = {
 
 
 def uniform_rows(
-    seed: Sequence[int] | tf.Tensor,
-    batch_size: int,
-    super_batch_size: int,
-    *,
-    num_quotas: int = 1,
+    seed: Seed, batch_size: int, super_batch_size: int, *, num_quotas: int = 1
 ) -> tf.Tensor:
     """Draws the rows of `select_uniformly`, without scores; int32 `[b]`.
 
@@ -193,7 +168,7 @@ def uniform_rows(
 
 def independent_rows(
     own_score: tf.Tensor,
-    seed: Sequence[int] | tf.Tensor,
+    seed: Seed,
     batch_size: int,
     *,
     gain: float = 1.0,
@@ -213,9 +188,52 @@ def independent_rows(
         ValueError: unless 1 <= batch_size <= B, and `num_quotas` divides both.
     """
     size = own_score.shape[0]
-    settings_lib.chunk_sizes(batch_size, 1, size, num_quotas=num_quotas)
+    chunk_sizes(batch_size, 1, size, num_quotas=num_quotas)
     keys = gain * own_score + noise.gumbel_noise(seed, 1, size)[0]
     return local_rows.top_rows(keys, batch_size, num_quotas)
+
+
+def chunk_sizes(
+    batch_size: int,
+    num_chunks: int,
+    super_batch_size: int,
+    *,
+    num_quotas: int = 1,
+) -> list[int]:
+    """Returns the number of rows that each of `num_chunks` chunks draws.
+
+    The remainder of b / N goes one row each to the first chunks. With R
+    quotas each chunk draws its share of b/R rows from each.
+
+    Raises:
+        ValueError: unless 1 <= num_chunks <= b/R <= B/R, in integers, with
+            b = `batch_size`, B = `super_batch_size` and R = `num_quotas`.
+    """
+    share, rest = divmod(batch_size, num_quotas)
+    rest += super_batch_size % num_quotas
+    if rest or not 1 <= num_chunks <= share <= super_batch_size // num_quotas:
+        raise ValueError(
+            "`batch_size` (b) must be at most the super-batch (B), R divide "
+            "both, and `num_chunks` be from 1 to b/R, so that every chunk "
+            "draws a row; with `quota='per_replica'` R is the number of "
+            "replicas, or else 1. "
+            f"Received: num_chunks={num_chunks}, B={super_batch_size}, "
+            f"batch_size={batch_size}, R={num_quotas}"
+        )
+    size, rest = divmod(share, num_chunks)
+    return [num_quotas * (size + (n < rest)) for n in range(num_chunks)]
+
+
+def _select(
+    method, learner, reference, seed, replicas, *, batch_size, **settings
+):
+    if not settings.keys() <= {*_SETTINGS}:
+        raise TypeError(
+            f"The settings of a draw must be `batch_size` and of {_SETTINGS}. "
+            f"Received: {(*settings,)}"
+        )
+    settings = config.SelectionConfig(method, batch_size, **settings)
+    return draw(learner, reference, seed, settings, replicas)
 
 
 def _chunk_keys(settings, num_chunks, seed, local):

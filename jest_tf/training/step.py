@@ -280,16 +280,7 @@ def select(
     draw = selection.draw(
         *embeddings,
         seed,
-        selection.Settings(
-            method=settings.method,
-            batch_size=settings.batch_size,
-            num_chunks=settings.num_chunks,
-            criterion=settings.criterion,
-            loss=settings.loss or step.loss,
-            first_chunk=settings.first_chunk,
-            gain=settings.gain,
-            quota=settings.quota,
-        ),
+        dataclasses.replace(settings, loss=settings.loss or step.loss),
         replicas,
     )
     return draw.indices, draw

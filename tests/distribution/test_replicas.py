@@ -559,14 +559,14 @@ class ReplicaErrorTest(tf.test.TestCase):
         cases = (
             (
                 dict(batch_size=10),
-                "`batch_size`.*number of replicas.*: 10, R=4",
+                "`batch_size`.*number of replicas.*batch_size=10, R=4",
             ),
             (
                 dict(batch_size=8, num_chunks=3),
-                r"num_chunks=3, b/R=2, B/R=6 \(R=4\)",
+                "num_chunks=3, B=24, batch_size=8, R=4",
             ),
-            (dict(batch_size=28), r"b/R=7, B/R=6"),
-            (dict(batch_size=8, quota="local"), "`quota`.*'local'"),
+            (dict(batch_size=28), "B=24, batch_size=28, R=4"),
+            (dict(batch_size=8, quota="local"), "quota`.*'local'"),
         )
         for options, message in cases:
             options = (

@@ -11,13 +11,13 @@ class SettingsTest(tf.test.TestCase):
         learner, reference = random_embeddings.models(10)
         cases = (
             (dict(batch_size=11), r"`batch_size` \(b\).*B=10.*11"),
-            (dict(batch_size=0), "from 1 to"),
-            (dict(batch_size=4, num_chunks=5), "`num_chunks`.*5.*batch_size=4"),
-            (dict(batch_size=4, num_chunks=0), "`num_chunks`"),
-            (dict(batch_size=4, criterion="easy"), "`criterion`.*'easy'"),
-            (dict(batch_size=4, loss="hinge"), "`loss`.*'hinge'"),
-            (dict(batch_size=4, first_chunk="top"), "`first_chunk`.*'top'"),
-            (dict(batch_size=4, quota="host"), "`quota`.*'host'"),
+            (dict(batch_size=0), "batch_size` must be at least 1.*0"),
+            (dict(batch_size=4, num_chunks=5), "num_chunks`.*5.*batch_size=4"),
+            (dict(batch_size=4, num_chunks=0), "num_chunks` must be at least"),
+            (dict(batch_size=4, criterion="easy"), "criterion`.*'easy'"),
+            (dict(batch_size=4, loss="hinge"), "loss`.*'hinge'"),
+            (dict(batch_size=4, first_chunk="top"), "first_chunk`.*'top'"),
+            (dict(batch_size=4, quota="host"), "quota`.*'host'"),
             (dict(batch_size=4, seed=(1, 2, 3)), "`seed` must be two"),
         )
         for options, message in cases:
@@ -26,6 +26,11 @@ class SettingsTest(tf.test.TestCase):
                 with self.assertRaisesRegex(ValueError, message):
                     selection.select_jointly(learner, reference, **options)
 
-    def test_an_unknown_method_is_named(self):
-        with self.assertRaisesRegex(ValueError, "`method`.*'greedy'"):
-            selection.Settings("greedy", 4)
+    def test_settings_that_a_draw_does_not_apply_are_refused(self):
+        models = random_embeddings.models(10)
+        for options, message in (
+            (dict(batch_size=4, candidates=5), "must be .*'candidates'"),
+            (dict(num_chunks=2), "batch_size"),
+        ):
+            with self.assertRaisesRegex(TypeError, message):
+                selection.select_jointly(*models, seed=(0, 0), **options)
