@@ -126,7 +126,9 @@ def write_noise(store: stores.Store, dim: int, folder: str) -> None:
     for rows in (image, text):
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     description = file_format.Description("noise", "", "", dim, 10.0, -10.0)
-    embed.write_arrays(store, image, text, description, folder, captions=counts)
+    embed.write_arrays(
+        store, image, text, description, embed.Output(folder), captions=counts
+    )
 
 
 def _seconds_of_rows(store, sidecars, order, size, repeat):
@@ -196,13 +198,14 @@ def _seconds_of_choices(case, repeats):
 
     @tf.function(autograph=False)
     def choose(reference):
-        return cascade.draw(
+        rows, _ = cascade.draw(
             reference,
             settings,
             batch_size=case.batch_size,
             seed=(0, 0),
             loss=case.loss,
         )
+        return rows
 
     @tf.function(autograph=False)
     def multiply(reference):

@@ -163,7 +163,7 @@ def _write_rates(store, encode, description, folder, size, repeats):
         output = f"{folder}-{i}"
         os.makedirs(output)
         summary = embed.write(
-            store, encode, description, output, image_size=size
+            store, encode, description, embed.Output(output), image_size=size
         )
         rates.append(summary.rows / (time.perf_counter() - start))
     paths = [

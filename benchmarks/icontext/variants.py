@@ -67,12 +67,14 @@ def _kept(options, records):
     if options.kind == "manifest":
         weights = manifest.Manifest(options.manifest, store).weights
         return np.flatnonzero(weights)
-    rows = sidecars.Sidecars(store, options.sidecars).read_rows(0, len(store))
-    # Cosine of each picture with its first caption; -inf where invalid.
-    first = rows.text[rows.offsets[:-1]]
-    products = np.float32(rows.image) * np.float32(first)
-    scores = np.where(rows.valid, products.sum(axis=1), -np.inf)
-    return best(scores, FILTERED_SHARE)
+    found, scores = sidecars.Sidecars(store, options.sidecars), []
+    for shard in range(len(store.shards.paths)):
+        rows = found.read_shard(shard)
+        # Cosine of each picture with its first caption; -inf where invalid.
+        first = rows.text[rows.offsets[:-1]]
+        products = np.float32(rows.image) * np.float32(first)
+        scores.append(np.where(rows.valid, products.sum(axis=1), -np.inf))
+    return best(np.concatenate(scores), FILTERED_SHARE)
 
 
 def with_noise(records, share):

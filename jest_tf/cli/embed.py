@@ -92,13 +92,15 @@ def run(flags: argparse.Namespace) -> None:
         store,
         reference.encoder(teacher, flags.batch_size),
         description,
-        flags.output,
+        embed.Output(
+            flags.output,
+            flags.dtype,
+            flags.overwrite,
+            range(flags.host, len(store.shards.paths), flags.num_hosts),
+            progress.Progress("embedding", "records"),
+        ),
         image_size=teacher.config.data.image_size,
         batch_size=flags.batch_size,
-        dtype=flags.dtype,
-        shards=range(flags.host, len(store.shards.paths), flags.num_hosts),
-        overwrite=flags.overwrite,
-        progress=progress.Progress("embedding", "records"),
     )
     _report(summary)
     if summary.busy:

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files, selection
+from jest_tf import files
 from jest_tf.config import checks
 from jest_tf.curation import models as models_lib
 from jest_tf.data import cascade, reader, stores, stream
@@ -103,18 +103,31 @@ def curate(
     manifest.check_distinct(store)
     sidecars = [model.sidecars(store, embedding) for model in models]
     made_by = describe(chosen_by, [one.description for one in sidecars])
-    done = 0
     with claimed(directory):
-        for shard, length in enumerate(store.shards.lengths.tolist()):
-            path = manifest.part_path(store, shard, directory)
-            header = manifest.describe(store, shard, made_by)
-            if overwrite or not manifest.is_there(path, header):
-                part = choose(store.of_shard(shard), chosen_by, models)
-                manifest.write_part(path, header, part)
-            done += length
+        for shard, done in enumerate(np.cumsum(store.shards.lengths).tolist()):
+            write_shard(
+                store, directory, made_by, chosen_by, models, overwrite, shard
+            )
             if scoring is not None:
                 scoring(done, len(store))
         return manifest.finish(store, directory, made_by, {})
+
+
+def write_shard(
+    store: stores.Store,
+    directory: str,
+    made_by: dict,
+    chosen_by: Settings,
+    models: Sequence[models_lib.Model],
+    overwrite: bool,
+    shard: int,
+) -> None:
+    """Writes a shard's file of a manifest, unless it is there."""
+    path = manifest.part_path(store, shard, directory)
+    header = manifest.describe(store, shard, made_by)
+    if overwrite or not manifest.is_there(path, header):
+        part = choose(store.of_shard(shard), chosen_by, models)
+        manifest.write_part(path, header, part)
 
 
 def choose(
@@ -195,18 +208,20 @@ def for_models(
         ValueError: the criterion needs other models, a run is missing, or no
             loss is set and the runs have none or differ.
     """
-    wanted = 2 if chosen_by.criterion == "learnability" else 1
-    if len(models) != wanted:
+    needed = ["a reference"]
+    if chosen_by.criterion == "learnability":
+        needed.append("a learner")
+    if len(models) != len(needed):
         raise ValueError(
             f"`criterion` {chosen_by.criterion!r} needs "
-            f"{'a reference and a learner' if wanted == 2 else 'a reference'}. "
-            f"Received: {len(models)} models"
+            f"{' and '.join(needed)}. Received: {len(models)} models"
         )
-    if wanted == 2 and models[0].sidecar_dir == models[1].sidecar_dir:
+    folders = [model.sidecar_dir for model in models]
+    if len(set(folders)) < len(folders):
         raise ValueError(
             "The sidecars of reference and learner have the same names, so "
             "they need folders of their own. Received: "
-            f"{models[0].sidecar_dir!r} for both"
+            f"{folders[0]!r} for both"
         )
     if chosen_by.loss is not None:
         return chosen_by
@@ -308,21 +323,19 @@ def _drawer(chosen_by, size, count, num_uniform, dims):
 
     def draw(seed, reference, *learners):
         learner = learners[0] if learners else None
-        drawn = selection.select_jointly(
-            learner,
+        rows, drawn = cascade.draw(
             reference,
-            batch_size=count - num_uniform,
-            num_chunks=min(chosen_by.num_chunks, count - num_uniform),
-            seed=cascade.joint_seed(seed),
-            criterion=chosen_by.criterion,
+            chosen_by,
+            batch_size=count,
+            num_uniform=num_uniform,
+            seed=tf.unstack(seed),
             loss=chosen_by.loss,
-            first_chunk=chosen_by.first_chunk,
-            gain=chosen_by.gain,
+            learner=learner,
         )
         scores = -drawn.reference_loss
         if learner is not None:
             scores += drawn.learner_loss
-        return cascade.with_uniform(drawn, num_uniform, seed), scores
+        return rows, scores
 
     scalar = tf.TensorSpec([], tf.float32)
     models = [

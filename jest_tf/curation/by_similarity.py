@@ -10,7 +10,7 @@ future work.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -99,33 +99,6 @@ class Source(NamedTuple):
     sidecars: sidecars_lib.Sidecars
 
 
-class Apart:
-    """The items of an evaluation, none of which may be chosen.
-
-    Attributes:
-        store: of the source.
-        ids: int64 [n], of all items.
-        pictures: [n], hashes of their encoded pictures, see `digests`.
-        image: float32 [k, D], of items with an embedding, even without a
-            caption.
-
-    Raises:
-        ValueError: no item has a picture.
-    """
-
-    def __init__(self, source: Source):
-        self.store = source.store
-        rows = np.arange(len(source.store))
-        self.ids = source.store.ids(rows)
-        self.pictures = digests(source.store, rows)
-        self.image = _images(source)
-        if not len(self.image) and (self.pictures == "").all():
-            raise ValueError(
-                "The evaluation must have an item with a picture. Received: "
-                f"none in {self.store.describe(0)} and on"
-            )
-
-
 def infer(
     pool: Source,
     tasks: Source,
@@ -155,7 +128,13 @@ def infer(
             nothing is found, two shards of the pool are one, or the folder
             holds another manifest.
     """
-    _check_alike([pool, tasks, *([evaluation] if evaluation else [])])
+    sources = [pool, tasks, *([evaluation] if evaluation else [])]
+    found = {source.sidecars.fingerprint for source in sources}
+    if len(found) > 1:
+        raise ValueError(
+            "Pool, tasks and evaluation must have embeddings of one model. "
+            f"Received: sidecars of {', '.join(sorted(found))}"
+        )
     manifest.check_distinct(pool.store)
     examples = load(tasks)
     if not len(examples.rows):
@@ -165,8 +144,8 @@ def infer(
         )
     apart = None
     if evaluation is not None:
-        apart = Apart(evaluation)
-        check_apart(tasks.store, apart, chosen_by)
+        apart = _items(evaluation)
+        _check_apart(tasks.store, apart, chosen_by.compare_ids)
     concepts = concepts_lib.concepts_of(
         tasks.store,
         examples.rows,
@@ -187,34 +166,30 @@ def infer(
                 manifest.is_there(path, header)
         count = len(concepts.names)
         most = chosen_by.oversampling * -(-chosen_by.size // count)
+        most = min(most, len(pool.store))
         nearest, scores = find_nearest(
-            pool,
-            examples,
-            concepts.labels,
-            min(most, len(pool.store)),
-            progress,
+            pool, examples, concepts.labels, most, progress
         )
         found = load(pool, np.unique(nearest[nearest >= 0]))
-        good, counts = _apart_from(pool, found, apart, chosen_by)
-        chosen, repeated = take_turns(nearest, found, good, chosen_by)
+        good, counts = _outside(pool.store, found, apart, chosen_by)
+        chosen, repeated = _take_turns(nearest, found, good, chosen_by)
+        is_clusters = concepts.over == concepts_lib.CLUSTERS
         counts |= repeated | {
-            concepts_lib.CLUSTERS
-            if concepts.over == concepts_lib.CLUSTERS
-            else CONCEPTS: count,
+            concepts.over if is_clusters else CONCEPTS: count,
             CANDIDATES: len(found.rows),
             ASKED_FOR: chosen_by.size,
         }
         weights = np.zeros(len(pool.store), np.float32)
         weights[chosen] = 1.0
-        end = 0
+        ids = pool.store.ids(np.arange(len(pool.store)))
+        ends = np.cumsum(pool.store.shards.lengths)[:-1]
+        columns = (np.split(one, ends) for one in (ids, weights, scores))
         # All of them: the choice spans the pool, so a file left from another
         # run would mix two.
-        for path, header in headers.items():
-            rows = slice(end, end + header.rows)
-            end += header.rows
-            ids = pool.store.ids(np.arange(rows.start, rows.stop))
-            part = manifest.Part(ids, weights[rows], scores[rows])
-            manifest.write_part(path, header, part)
+        for (path, header), *part in zip(
+            headers.items(), *columns, strict=True
+        ):
+            manifest.write_part(path, header, manifest.Part(*part))
         return manifest.finish(pool.store, directory, made_by, counts)
 
 
@@ -236,40 +211,6 @@ def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
         image[good].astype(np.float32),
         text[good].astype(np.float32),
     )
-
-
-def check_apart(tasks: stores.Store, apart: Apart, chosen_by: Settings) -> None:
-    """Refuses tasks that share items with their evaluation.
-
-    Raises:
-        ValueError: counts the examples that share an id or an encoded picture,
-            and names the first.
-    """
-    rows = np.arange(len(tasks))
-    ids = tasks.ids(rows)
-    pictures = digests(tasks, rows)
-    shared = {
-        "id": np.isin(ids, apart.ids) & chosen_by.compare_ids,
-        "picture": np.isin(pictures, apart.pictures) & (pictures != ""),
-    }
-    for what, places in shared.items():
-        if places.any():
-            first = int(np.argmax(places))
-            same = apart.ids == ids[first]
-            way_out = (
-                "; set compare_ids=false where data sets count theirs, each "
-                "from the same number on"
-            )
-            if what == "picture":
-                same = apart.pictures == pictures[first]
-                way_out = ""
-            item = int(np.argmax(same))
-            raise ValueError(
-                "The tasks must have nothing in common with the evaluation. "
-                f"Received: {places.sum()} examples of equal {what}, the first "
-                f"{tasks.describe(first)} and {apart.store.describe(item)}, "
-                f"ids {ids[first]} and {apart.ids[item]}{way_out}"
-            )
 
 
 def find_nearest(
@@ -300,8 +241,10 @@ def find_nearest(
     scores = np.full(size, np.nan, np.float32)
     best = np.full([len(starts), 0], -np.inf, np.float32)
     rows = np.full([len(starts), 0], -1)
-    blocks = _blocks(pool, max(64, _BLOCK_VALUES // tasks.shape[1]))
-    for stop, block in blocks:
+    step = min(_BLOCK_ROWS, max(64, _BLOCK_VALUES // tasks.shape[1]))
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        block = load(pool, np.arange(start, stop))
         similar = np.maximum.reduceat(block.both @ tasks, starts, axis=1).T
         if len(block.rows):
             scores[block.rows] = similar.max(0)
@@ -321,36 +264,121 @@ def find_nearest(
     return np.pad(rows, missing, constant_values=-1), scores
 
 
-def take_turns(
-    nearest: np.ndarray,
-    found: Embedded,
-    good: np.ndarray,
-    chosen_by: Settings,
-) -> tuple[np.ndarray, dict[str, int]]:
+class _Items(NamedTuple):
+    """The n items of an evaluation, none of which may be chosen.
+
+    Attributes:
+        store: of the evaluation.
+        ids: int64 [n].
+        pictures: [n], see `_digests`.
+        image: float32 [k, D], of those with an embedding, even without a
+            caption.
+    """
+
+    store: stores.Store
+    ids: np.ndarray
+    pictures: np.ndarray
+    image: np.ndarray
+
+
+def _items(evaluation):
+    store, sidecars = evaluation
+    rows = np.arange(len(store))
+    parts = map(sidecars.read_shard, range(len(store.shards.paths)))
+    image = [part.image[part.valid].astype(np.float32) for part in parts]
+    items = _Items(
+        store, store.ids(rows), _digests(store, rows), np.concatenate(image)
+    )
+    if not len(items.image) and (items.pictures == "").all():
+        raise ValueError(
+            "The evaluation must have an item with a picture. Received: "
+            f"none in {store.describe(0)} and on"
+        )
+    return items
+
+
+def _digests(store, rows):
+    """Hashes of encoded pictures; string [k], "" without one."""
+    out = []
+    for start in range(0, len(rows), _READ):
+        for record in store.read(rows[start : start + _READ]):
+            image = getattr(record, "image", b"")
+            hashed = hashlib.blake2b(image, digest_size=16).hexdigest()
+            out.append(hashed if image else "")
+    return np.array(out, "U32")
+
+
+def _shared(store, rows, apart, compare_ids):
+    """Yields what is compared, whether it is an item's, own and items' values.
+
+    That is the id, if ids are compared, and the encoded picture.
+    """
+    if compare_ids:
+        ids = store.ids(rows)
+        yield "id", np.isin(ids, apart.ids), ids, apart.ids
+    pictures = _digests(store, rows)
+    places = np.isin(pictures, apart.pictures) & (pictures != "")
+    yield "picture", places, pictures, apart.pictures
+
+
+def _check_apart(tasks, apart, compare_ids):
+    """Refuses tasks that share items with their evaluation."""
+    rows = np.arange(len(tasks))
+    for what, places, own, theirs in _shared(tasks, rows, apart, compare_ids):
+        if places.any():
+            first = int(np.argmax(places))
+            item = int(np.argmax(theirs == own[first]))
+            way_out = (
+                "; set compare_ids=false where data sets count theirs, each "
+                "from the same number on"
+            )
+            raise ValueError(
+                "The tasks must have nothing in common with the evaluation. "
+                f"Received: {places.sum()} examples of equal {what}, the first "
+                f"{tasks.describe(first)} and {apart.store.describe(item)}, "
+                f"ids {tasks.ids(rows)[first]} and {apart.ids[item]}"
+                f"{way_out if what == 'id' else ''}"
+            )
+
+
+def _outside(store, found, apart, chosen_by):
+    """Marks candidates outside the evaluation; counts the others by reason."""
+    good, counts = np.ones(len(found.rows), bool), {}
+    if apart is None:
+        return good, counts
+    bad = {
+        what: places
+        for what, places, *_ in _shared(
+            store, found.rows, apart, chosen_by.compare_ids
+        )
+    }
+    closest = np.full(len(found.rows), -np.inf, np.float32)
+    size = max(64, _BLOCK_VALUES // max(1, len(apart.image)))
+    for start in range(0, len(found.rows), size):
+        block = slice(start, start + size)
+        similar = found.image[block] @ apart.image.T
+        closest[block] = similar.max(1, initial=-np.inf)
+    bad["embedding"] = closest >= chosen_by.leak
+    for reason, places in bad.items():
+        counts[f"in the evaluation, by {reason}"] = int((places & good).sum())
+        good &= ~places
+    return good, counts | {NOT_COMPARED: len(apart.ids) - len(apart.image)}
+
+
+def _take_turns(nearest, found, good, chosen_by):
     """Lets concepts choose in turns, each its nearest new record.
 
-    Args:
-        nearest: int64 [concepts, m], rows, nearest first; -1 is none.
-        found: those rows, ascending.
-        good: bool [k], whether each of `found` may be chosen.
-        chosen_by: the settings.
-
-    Returns:
-        The chosen rows, int64, in order; and the numbers of records passed
-        over for their id and as near-duplicates.
+    `nearest` are rows [concepts, m], nearest first, -1 is none; `found` are
+    those rows, ascending, and `good` says which may be chosen. Returns the
+    chosen rows, and the numbers of records passed over by reason.
     """
     counts = {"repeated ids": 0, "near-duplicates": 0}
-    places = np.searchsorted(found.rows, nearest)
-    places = np.minimum(places, max(0, len(found.rows) - 1))
-    is_there = nearest >= 0
-    if len(found.rows):
-        is_there &= (found.rows[places] == nearest) & good[places]
     lines = [
-        iter(line[there].tolist())
-        for line, there in zip(places, is_there, strict=True)
+        iter(np.searchsorted(found.rows, line[line >= 0]).tolist())
+        for line in nearest
     ]
     chosen: list[int] = []
-    ids, passed = set(), set()
+    ids, passed = set(), set(np.flatnonzero(~good).tolist())
     pictures = np.empty(
         [min(chosen_by.size, len(found.rows)), found.image.shape[1]], np.float32
     )
@@ -372,7 +400,7 @@ def take_turns(
     while lines and len(chosen) < chosen_by.size:
         left = []
         for line in lines:
-            place = next((one for one in line if is_new(one)), None)
+            place = next(filter(is_new, line), None)
             if place is None:
                 continue
             left.append(line)
@@ -383,59 +411,6 @@ def take_turns(
                 break
         lines = left
     return found.rows[np.array(chosen, np.int64)], counts
-
-
-def digests(store: stores.Store, rows: np.ndarray) -> np.ndarray:
-    """Hashes the encoded pictures of records; string [k], "" without one."""
-    out = []
-    for start in range(0, len(rows), _READ):
-        for record in store.read(rows[start : start + _READ]):
-            image = getattr(record, "image", b"")
-            hashed = hashlib.blake2b(image, digest_size=16).hexdigest()
-            out.append(hashed if image else "")
-    return np.array(out, "U32")
-
-
-def _blocks(source, most) -> Iterator[tuple[int, Embedded]]:
-    """Yields the end of each block, and its records with embeddings."""
-    size = min(_BLOCK_ROWS, most)
-    for start in range(0, len(source.store), size):
-        stop = min(start + size, len(source.store))
-        yield stop, load(source, np.arange(start, stop))
-
-
-def _images(source):
-    found = []
-    for start in range(0, len(source.store), _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, len(source.store))
-        rows = source.sidecars.read_rows(start, stop)
-        found.append(rows.image[rows.valid].astype(np.float32))
-    return np.concatenate(found)
-
-
-def _apart_from(pool, found, apart, chosen_by):
-    """Marks candidates outside the evaluation; counts the others by reason."""
-    good = np.ones(len(found.rows), bool)
-    if apart is None:
-        return good, {}
-    counts = {}
-
-    def leave_out(reason, bad):
-        counts[f"in the evaluation, by {reason}"] = int((bad & good).sum())
-        good[bad] = False
-
-    if chosen_by.compare_ids:
-        leave_out("id", np.isin(found.ids, apart.ids))
-    own = digests(pool.store, found.rows)
-    leave_out("picture", np.isin(own, apart.pictures) & (own != ""))
-    closest = np.empty(len(found.rows), np.float32)
-    size = max(64, _BLOCK_VALUES // max(1, len(apart.image)))
-    for start in range(0, len(found.rows), size):
-        block = slice(start, start + size)
-        similar = found.image[block] @ apart.image.T
-        closest[block] = similar.max(1, initial=-np.inf)
-    leave_out("embedding", closest >= chosen_by.leak)
-    return good, counts | {NOT_COMPARED: len(apart.ids) - len(apart.image)}
 
 
 def _describe(pool, tasks, evaluation, chosen_by, concepts):
@@ -460,12 +435,3 @@ def _describe(pool, tasks, evaluation, chosen_by, concepts):
         "evaluation": stamps(evaluation) if evaluation else [],
         "reference": pool.sidecars.description._asdict(),
     }
-
-
-def _check_alike(sources):
-    found = {source.sidecars.fingerprint for source in sources}
-    if len(found) > 1:
-        raise ValueError(
-            "Pool, tasks and evaluation must have embeddings of one model. "
-            f"Received: sidecars of {', '.join(sorted(found))}"
-        )

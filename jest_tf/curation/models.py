@@ -34,7 +34,7 @@ class Model(NamedTuple):
             ValueError: there is no such run, or no sidecars without one.
         """
         if self.workdir:
-            return _loaded(self.workdir, self.step, _written(self.workdir))[1]
+            return self._load()[1]
         return sidecars_lib.Sidecars(store, self.sidecar_dir).description
 
     def loss(self) -> str | None:
@@ -45,8 +45,7 @@ class Model(NamedTuple):
         """
         if not self.workdir:
             return None
-        run, _ = _loaded(self.workdir, self.step, _written(self.workdir))
-        return run.config.model.loss
+        return self._load()[0].config.model.loss
 
     def sidecars(
         self,
@@ -60,19 +59,26 @@ class Model(NamedTuple):
         """
         if not self.workdir:
             return sidecars_lib.Sidecars(store, self.sidecar_dir)
-        run, description = _loaded(
-            self.workdir, self.step, _written(self.workdir)
-        )
+        run, description = self._load()
         embed.write(
             store,
             reference.encoder(run),
             description,
-            self.sidecar_dir,
+            embed.Output(
+                self.sidecar_dir,
+                _dtype(store, self.sidecar_dir),
+                progress=progress,
+            ),
             image_size=run.config.data.image_size,
-            dtype=_dtype(store, self.sidecar_dir),
-            progress=progress,
         )
         return sidecars_lib.Sidecars(store, self.sidecar_dir, description)
+
+    def _load(self):
+        path = directory_lib.path(self.workdir, directory_lib.WEIGHTS_FILE)
+        # The time a run was written tells it from a later one.
+        is_there = os.path.exists(path)
+        written = os.stat(path).st_mtime_ns if is_there else 0
+        return _loaded(self.workdir, self.step, written)
 
 
 @functools.lru_cache(maxsize=2)
@@ -80,15 +86,6 @@ def _loaded(workdir, step, written):
     del written
     run = runs.load_run(workdir, step)
     return run, reference.describe(run)
-
-
-def _written(workdir):
-    """The time a run was written, which tells it from a later one."""
-    try:
-        path = directory_lib.path(workdir, directory_lib.WEIGHTS_FILE)
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0
 
 
 def _dtype(store, directory):

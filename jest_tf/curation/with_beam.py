@@ -45,7 +45,7 @@ def curate_with_beam(
         chosen_by, [model.description(store) for model in models]
     )
     work = functools.partial(
-        _curate_shard, data, directory, chosen_by, tuple(models), overwrite
+        _work, data, directory, made_by, chosen_by, tuple(models), overwrite
     )
     try:
         with beam.Pipeline(options=flags) as pipeline:
@@ -65,20 +65,8 @@ def curate_with_beam(
     return manifest.finish(store, directory, made_by, {})
 
 
-def _curate_shard(data, directory, chosen_by, models, overwrite, shard):
-    store = _opened(data)
-    alone = store.of_shard(shard)
-    path = manifest.part_path(store, shard, directory)
-    sidecars = [model.sidecars(alone) for model in models]
-    made_by = by_score.describe(
-        chosen_by, [one.description for one in sidecars]
-    )
-    header = manifest.describe(store, shard, made_by)
-    if overwrite or not manifest.is_there(path, header):
-        manifest.write_part(
-            path, header, by_score.choose(alone, chosen_by, models)
-        )
-    return path
+def _work(data, *arguments):
+    by_score.write_shard(_opened(data), *arguments)
 
 
 @functools.lru_cache(maxsize=1)

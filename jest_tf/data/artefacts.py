@@ -5,15 +5,14 @@ kind, version, source and checksums. It is written sequentially and then
 renamed, which suits object stores, and is read by mapping it.
 """
 
-import collections
+import contextlib
 import json
 import math
 import mmap
 import os
 import struct
-import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -51,90 +50,61 @@ class Artefact(NamedTuple):
         return json.loads(self.metadata["crc32"])
 
 
-class Writer:
-    """Writes an artefact row by row, in little memory.
+@contextlib.contextmanager
+def written(
+    path: str,
+    kind: str,
+    metadata: Mapping[str, str],
+    arrays: Mapping[str, tuple[str, tuple[int | None, ...]]],
+) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """Yields `append(name, rows)`; the artefact appears as the block ends.
 
     Args:
-        path: a new local file, as `files.written_whole` yields it.
+        path: of the artefact, see `files.written_whole`.
         kind: one of `KINDS`.
         metadata: strings that identify the artefact's origin.
         arrays: dtype and shape of each array by name. The last array may have
             None rows: as many as are appended.
+
+    Raises:
+        ValueError: an array has other rows than its shape says.
     """
+    metadata = {"kind": kind, "version": _VERSION, **metadata}
+    rows, checksums = dict.fromkeys(arrays, 0), dict.fromkeys(arrays, 0)
 
-    def __init__(
-        self,
-        path: str,
-        kind: str,
-        metadata: Mapping[str, str],
-        arrays: Mapping[str, tuple[str, tuple[int | None, ...]]],
-    ):
-        self._metadata = {"kind": kind, "version": _VERSION, **metadata}
-        self._arrays = dict(arrays)
-        self._rows = dict.fromkeys(arrays, 0)
-        self._checksums = dict.fromkeys(arrays, 0)
-        # Room for the longest possible head.
-        head = self._head(
-            {name: shape[0] or 2**48 for name, (_, shape) in arrays.items()},
-            dict.fromkeys(arrays, 2**32 - 1),
-        )
-        room = len(head) + len(str(2**32 - 1))
-        self._start = -(-room // _ALIGNMENT) * _ALIGNMENT
-        self._places, end = {}, self._start
-        for name, (dtype, shape) in arrays.items():
-            self._places[name] = end
-            end += (
-                np.dtype(dtype).itemsize
-                * math.prod(shape[1:])
-                * (shape[0] or 0)
-            )
-        self._file = open(path, "wb")
+    def layout(unknown):
+        known = {name: shape[0] for name, (_, shape) in arrays.items()}
+        return _layout(arrays, {k: n or unknown for k, n in known.items()})
 
-    def __enter__(self):
-        return self
+    # Room for the longest possible head.
+    longest = _head(metadata, layout(2**48), dict.fromkeys(arrays, 2**32 - 1))
+    room = _LENGTH.size + len(longest) + len(str(2**32 - 1))
+    start = -(-room // _ALIGNMENT) * _ALIGNMENT
+    places = {
+        name: start + one["data_offsets"][0] for name, one in layout(0).items()
+    }
 
-    def __exit__(self, *exception):
-        self._file.close()
-
-    def append(self, name: str, values: np.ndarray) -> None:
-        """Adds rows to an array."""
-        dtype = np.dtype(self._arrays[name][0]).newbyteorder("<")
+    def append(name, values):
+        dtype = np.dtype(arrays[name][0]).newbyteorder("<")
         values = np.ascontiguousarray(values, dtype)
-        self._file.seek(self._places[name])
-        self._file.write(values.data.cast("B") if values.size else b"")
-        self._places[name] += values.nbytes
-        self._rows[name] += len(values)
-        self._checksums[name] = zlib.crc32(values, self._checksums[name])
+        file.seek(places[name])
+        file.write(values.data.cast("B") if values.size else b"")
+        places[name] += values.nbytes
+        rows[name] += len(values)
+        checksums[name] = zlib.crc32(values, checksums[name])
 
-    def finish(self) -> None:
-        """Writes the head; every row must have been appended."""
-        for name, (_, (expected, *_)) in self._arrays.items():
-            if expected not in (None, self._rows[name]):
+    with files.written_whole(path) as partial, open(partial, "wb") as file:
+        yield append
+        for name, (_, (expected, *_)) in arrays.items():
+            if expected not in (None, rows[name]):
                 raise ValueError(
                     f"Array `{name}` must have {expected} rows. "
-                    f"Received: {self._rows[name]}"
+                    f"Received: {rows[name]}"
                 )
-        head = self._head(self._rows, self._checksums)
-        self._file.seek(0)
-        self._file.write(_LENGTH.pack(self._start - _LENGTH.size))
-        self._file.write(head[_LENGTH.size :].ljust(self._start - _LENGTH.size))
-
-    def _head(self, rows, checksums):
-        tensors, end = {}, 0
-        for name, (dtype, shape) in self._arrays.items():
-            shape = [rows[name], *shape[1:]]
-            start = end
-            end += np.dtype(dtype).itemsize * math.prod(shape)
-            tensors[name] = {
-                "dtype": _NAMES[dtype],
-                "shape": shape,
-                "data_offsets": [start, end],
-            }
-        metadata = self._metadata | {"crc32": json.dumps(checksums)}
-        shapes = {name: one["shape"] for name, one in tensors.items()}
-        metadata["checksum"] = _checksum(metadata, shapes)
-        text = json.dumps({"__metadata__": metadata, **tensors})
-        return bytes(_LENGTH.size) + text.encode()
+        head = _head(metadata, _layout(arrays, rows), checksums)
+        size = start - _LENGTH.size
+        file.seek(0)
+        file.write(_LENGTH.pack(size) + head.ljust(size))
 
 
 def write(
@@ -143,16 +113,14 @@ def write(
     metadata: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes a whole artefact; see `Writer` and `files.written_whole`."""
+    """Writes a whole artefact, as `written` does."""
     shapes = {
         name: (str(values.dtype), values.shape)
         for name, values in arrays.items()
     }
-    with files.written_whole(path) as partial:
-        with Writer(partial, kind, metadata, shapes) as writer:
-            for name, values in arrays.items():
-                writer.append(name, values)
-            writer.finish()
+    with written(path, kind, metadata, shapes) as append:
+        for name, values in arrays.items():
+            append(name, values)
 
 
 def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
@@ -175,54 +143,45 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
     return found
 
 
-class Maps:
-    """A cache of mapped artefacts that drops the least recently used.
+def read_again(
+    path: str, kind: str, expected: tuple[tuple[str, str], ...]
+) -> Artefact:
+    """Maps an artefact that was read before; `functools.lru_cache` fits it.
 
-    Each holds a file descriptor; processes are often limited to 1,024.
+    Raises:
+        ValueError: the file is gone, or lacks the `expected` metadata.
     """
+    try:
+        found = read(path, kind)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read any more: {error}") from error
+    if not set(expected) <= found.metadata.items():
+        raise ValueError(
+            f"{path} was replaced by another {kind} since it was opened: start "
+            "again"
+        )
+    return found
 
-    def __init__(self, kind: str, most: int):
-        self._kind = kind
-        self._most = most
-        self._open: collections.OrderedDict = collections.OrderedDict()
-        self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._open)
+def _layout(arrays, rows):
+    """Safetensors' entries of arrays with so many rows, by name."""
+    found, end = {}, 0
+    for name, (dtype, shape) in arrays.items():
+        shape, start = [rows[name], *shape[1:]], end
+        end += np.dtype(dtype).itemsize * math.prod(shape)
+        found[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    return found
 
-    def forget(self, path: str) -> None:
-        """Drops the map of a file that may have been replaced."""
-        with self._lock:
-            self._open.pop(path, None)
 
-    def get(self, path: str, expected: Mapping[str, str]) -> Artefact:
-        """Returns an artefact that some thread has read before.
-
-        Raises:
-            ValueError: the file is gone, or lacks the `expected` metadata.
-        """
-        with self._lock:
-            found = self._open.pop(path, None)
-            if found is None or not expected.items() <= found.metadata.items():
-                found = self._read(path, expected)
-            self._open[path] = found
-            if len(self._open) > self._most:
-                self._open.popitem(last=False)
-        return found
-
-    def _read(self, path, expected):
-        try:
-            found = read(path, self._kind)
-        except OSError as error:
-            raise ValueError(
-                f"{path} cannot be read any more: {error}"
-            ) from error
-        if not expected.items() <= found.metadata.items():
-            raise ValueError(
-                f"{path} was replaced by another {self._kind} since it was "
-                "opened: start again"
-            )
-        return found
+def _head(metadata, layout, checksums):
+    metadata = metadata | {"crc32": json.dumps(checksums)}
+    shapes = {name: one["shape"] for name, one in layout.items()}
+    metadata["checksum"] = _checksum(metadata, shapes)
+    return json.dumps({"__metadata__": metadata, **layout}).encode()
 
 
 def _map(path):

@@ -3,6 +3,7 @@
 They run on the device after selection and are a pure function of (seed, step).
 """
 
+import dataclasses
 import math
 
 import keras
@@ -15,15 +16,9 @@ from jest_tf.selection import noise
 _MAX_LOG_ASPECT = math.log(4 / 3)
 
 
-def augment(
-    images: tf.Tensor,
-    seed: tf.Tensor,
-    *,
-    flip: bool,
-    min_area: float,
-    places: tf.Tensor | None = None,
-    batch_size: int | None = None,
-) -> tf.Tensor:
+@keras.saving.register_keras_serializable(package="jest_tf")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
     """Flips and crops each picture at random; keeps the size.
 
     A crop's area is uniform in [min_area, 1] of the picture's, its aspect
@@ -32,70 +27,69 @@ def augment(
     interpolation matrices, which compile to static matrix products.
 
     Args:
-        images: uint8 [b, H, W, 3].
-        seed: int32 [2], (run seed, step). Equal seeds give equal views.
         flip: mirror half of the pictures left to right.
         min_area: in (0, 1]; 1 keeps the picture whole.
-        places: int32 [b], places of these pictures in a larger batch, where
-            they would get the same views; None if they are the whole batch.
-        batch_size: size of the larger batch; required with `places`.
-
-    Returns:
-        uint8 [b, H, W, 3].
 
     Raises:
         ValueError: `min_area` is out of range.
     """
-    if not 0 < min_area <= 1:
-        raise ValueError(f"`min_area` must be in (0, 1]. Received: {min_area}")
-    if not flip and min_area == 1:
-        return images
-    height, width = images.shape[1:3]
-    if places is None:
-        uniform = noise.uniform([5, tf.shape(images)[0]], seed)
-    else:
-        uniform = tf.gather(
-            noise.uniform([5, batch_size], seed), places, axis=1
+
+    flip: bool
+    min_area: float
+
+    def __post_init__(self):
+        if not 0 < self.min_area <= 1:
+            raise ValueError(
+                f"`min_area` must be in (0, 1]. Received: {self.min_area}"
+            )
+
+    def __call__(
+        self,
+        images: tf.Tensor,
+        seed: tf.Tensor,
+        places: tf.Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> tf.Tensor:
+        """Augments pictures.
+
+        Args:
+            images: uint8 [b, H, W, 3].
+            seed: int32 [2], (run seed, step). Equal seeds give equal views.
+            places: int32 [b], places of these pictures in a larger batch, where
+                they would get the same views; None if they are the whole batch.
+            batch_size: size of the larger batch; required with `places`.
+
+        Returns:
+            uint8 [b, H, W, 3].
+        """
+        if not self.flip and self.min_area == 1:
+            return images
+        height, width = images.shape[1:3]
+        if places is None:
+            uniform = noise.uniform([5, tf.shape(images)[0]], seed)
+        else:
+            uniform = tf.gather(
+                noise.uniform([5, batch_size], seed), places, axis=1
+            )
+        area = self.min_area + (1 - self.min_area) * uniform[0]  # [b]
+        limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
+        root_aspect = tf.exp((uniform[1] - 0.5) * limit)
+        rows = _sample_points(tf.sqrt(area) / root_aspect, uniform[2], height)
+        columns = _sample_points(tf.sqrt(area) * root_aspect, uniform[3], width)
+        if self.flip:
+            mirrored = (uniform[4] < 0.5)[:, tf.newaxis]
+            columns = tf.where(mirrored, width - 1.0 - columns, columns)
+        views = tf.einsum(
+            "bij,bjkc,blk->bilc",
+            _interpolation(rows, height),
+            tf.cast(images, tf.float32),
+            _interpolation(columns, width),
         )
-    area = min_area + (1 - min_area) * uniform[0]  # [b]
-    limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
-    root_aspect = tf.exp((uniform[1] - 0.5) * limit)
-    rows = _sample_points(tf.sqrt(area) / root_aspect, uniform[2], height)
-    columns = _sample_points(tf.sqrt(area) * root_aspect, uniform[3], width)
-    if flip:
-        mirrored = (uniform[4] < 0.5)[:, tf.newaxis]
-        columns = tf.where(mirrored, width - 1.0 - columns, columns)
-    views = tf.einsum(
-        "bij,bjkc,blk->bilc",
-        _interpolation(rows, height),
-        tf.cast(images, tf.float32),
-        _interpolation(columns, width),
-    )
-    return tf.saturate_cast(tf.round(views), tf.uint8)
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Augmentation:
-    """`augment` with its settings, for `training.JESTModel`."""
-
-    def __init__(self, *, flip: bool, min_area: float):
-        self.flip = flip
-        self.min_area = min_area
-
-    def __call__(self, images, seed, places, batch_size):
-        """Augments uint8 [n, H, W, 3]; see `augment`."""
-        return augment(
-            images,
-            seed,
-            flip=self.flip,
-            min_area=self.min_area,
-            places=places,
-            batch_size=batch_size,
-        )
+        return tf.saturate_cast(tf.round(views), tf.uint8)
 
     def get_config(self):
         """Returns the arguments, for `.keras` files."""
-        return {"flip": self.flip, "min_area": self.min_area}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, config):

@@ -5,6 +5,7 @@ An unreadable record is an error here and is not replaced.
 
 import collections
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,8 +27,8 @@ def examples(
     store: stores.Store,
     *,
     batch_size: int,
-    tokenizer: Tokenizer,
     image_size: int,
+    tokenizer: Tokenizer | None = None,
     metadata: Sequence[str] = (),
 ) -> tf.data.Dataset:
     """Yields every record once, in the store's order.
@@ -35,55 +36,101 @@ def examples(
     Args:
         store: the records.
         batch_size: k; the last batch may be smaller.
-        tokenizer: for `text`.
         image_size: S, for `image`.
+        tokenizer: for `text`; None yields no texts, and needs no captions.
         metadata: further fields to yield, such as `concept`; b"" where a record
             lacks one.
 
     Returns:
-        A finite dataset of dicts of `image`, `text`, `id`, `caption_id` and
-        `caption_replaced` as in `super_batches`, k rows each, and each field
-        of `metadata` as string [k]. The caption is the first nonblank one.
+        A finite dataset of dicts of `image`, `id`, each field of `metadata` as
+        string [k] and, with a tokenizer, `text`, `caption_id` and
+        `caption_replaced`, of the first nonblank caption, as in
+        `super_batches`; k rows each.
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
             `tf.errors.InvalidArgumentError`, naming the record, if one has no
-            caption or no decodable picture.
+            caption or no decodable picture; see `plain_errors`.
     """
     check_at_least(1, batch_size=batch_size, image_size=image_size)
+    specs = {
+        "image": tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
+        "id": tf.TensorSpec([None], tf.int64),
+        "caption": tf.TensorSpec([None], tf.string),
+        **dict.fromkeys(metadata, tf.TensorSpec([None], tf.string)),
+    }
 
-    def load(index):
-        fetched = _fetch_rows(store, index, batch_size, ("caption", *metadata))
-        return {
-            "image": _decode_all(store, fetched, image_size),
-            **texts_of(fetched["caption"], {"text": tokenizer}),
-            "id": fetched["id"],
-            **{name: fetched[name] for name in metadata},
-        }
+    def fetch(start):
+        rows = np.arange(start, min(start + batch_size, len(store)))
+        found, images = read(store, rows, image_size)
+        captions = [b""] * len(rows)
+        for i, record in enumerate(found):
+            if tokenizer and isinstance(record, stores.Record):
+                choices = reader.candidates(record.captions)
+                if choices:
+                    captions[i] = record.captions[choices[0]]
+                else:
+                    found[i] = reader.NO_CAPTION
+            if isinstance(found[i], stores.Fault):
+                raise ValueError(
+                    "Every record must have a picture and a caption here. "
+                    f"Received: {store.describe(rows[i])}, {found[i].reason}"
+                )
+        fields = (
+            [record.metadata.get(name, b"") for record in found]
+            for name in metadata
+        )
+        texts = [np.array(column, object) for column in (captions, *fields)]
+        return images, store.ids(rows), *texts
 
-    return finish(map_in_order(_batch_numbers(store, batch_size), load))
+    def load(start):
+        batch = call_numpy(fetch, [start], specs.values())
+        batch = dict(zip(specs, batch, strict=True))
+        captions = batch.pop("caption")
+        if tokenizer:
+            batch |= texts_of(captions, {"text": tokenizer})
+        return batch
+
+    starts = tf.data.Dataset.range(0, len(store), batch_size)
+    return finish(map_in_order(starts, load))
 
 
-def images(
-    store: stores.Store, batch_size: int, image_size: int
-) -> tf.data.Dataset:
-    """Yields every picture once, in the store's order; needs no captions.
-
-    Args:
-        store: the records.
-        batch_size: k; the last batch may be smaller.
-        image_size: S.
+def read(
+    store: stores.Store, rows: np.ndarray, image_size: int
+) -> tuple[list[stores.Record | stores.Fault], np.ndarray]:
+    """Reads and decodes the records of int64 rows [k].
 
     Returns:
-        A finite dataset of uint8 [k, S, S, 3]; iteration raises as `examples`.
+        The k records, or their faults; and the pictures of the m records that
+        have none, uint8 [m, S, S, 3].
     """
-    check_at_least(1, batch_size=batch_size, image_size=image_size)
+    found = store.read(rows)
+    for i, record in enumerate(found):
+        if isinstance(record, stores.Record):
+            image = pictures.prepare(record.image, store.max_image_pixels)
+            if isinstance(image, stores.Fault):
+                found[i] = image
+            else:
+                found[i] = record._replace(image=image)
+    good = [i for i, one in enumerate(found) if isinstance(one, stores.Record)]
+    encoded = [found[i].image for i in good] or [b""]  # which is dropped
+    with tf.device("CPU:0"):
+        kept, images = _decoder(image_size)(encoded)
+    for place in np.setdiff1d(np.arange(len(good)), kept):
+        i = good[place]
+        found[i] = pictures.decode(found[i].image, store.max_image_pixels)
+    return found, images.numpy()
 
-    def load(index):
-        fetched = _fetch_rows(store, index, batch_size, ())
-        return _decode_all(store, fetched, image_size)
 
-    return finish(map_in_order(_batch_numbers(store, batch_size), load))
+@functools.cache
+def _decoder(image_size):
+    """A compiled `pictures.decode_batch` of one size."""
+
+    def decode(encoded):
+        kept, images = pictures.decode_batch(encoded, {"image": image_size})
+        return kept, images["image"]
+
+    return tf.function(decode, [tf.TensorSpec([None], tf.string)])
 
 
 def texts_of(captions, tokenizer_of):
@@ -159,71 +206,3 @@ def check_at_least(least, **settings):
             raise ValueError(
                 f"`{name}` must be at least {least}. Received: {value}"
             )
-
-
-def _batch_numbers(store, batch_size):
-    return tf.data.Dataset.range(-(-len(store) // batch_size))
-
-
-def _fetch_rows(store, index, batch_size, fields):
-
-    def fetch(index):
-        start = index * batch_size
-        rows = np.arange(start, min(start + batch_size, len(store)))
-        columns = [np.empty(len(rows), object) for _ in ("picture", *fields)]
-        for i, record in enumerate(store.read(rows)):
-            values = _fields_of(record, fields, store.max_image_pixels)
-            if isinstance(values, stores.Fault):
-                _refuse(store, rows[i], values)
-            for column, value in zip(columns, values, strict=True):
-                column[i] = value
-        return rows, store.ids(rows), *columns
-
-    names = ("row", "id", "picture", *fields)
-    types = [tf.int64, tf.int64] + [tf.string] * (1 + len(fields))
-    specs = [tf.TensorSpec([None], dtype) for dtype in types]
-    return dict(zip(names, call_numpy(fetch, [index], specs), strict=True))
-
-
-def _fields_of(record, fields, max_pixels):
-    if isinstance(record, stores.Fault):
-        return record
-    picture = pictures.prepare(record.image, max_pixels)
-    if isinstance(picture, stores.Fault):
-        return picture
-    values = [picture]
-    for name in fields:
-        if name == "caption":
-            choices = reader.candidates(record.captions)
-            if not choices:
-                return reader.NO_CAPTION
-            values.append(record.captions[choices[0]])
-        else:
-            values.append(record.metadata.get(name, b""))
-    return values
-
-
-def _decode_all(store, fetched, image_size):
-    kept, decoded = pictures.decode_batch(
-        fetched["picture"], {"image": image_size}
-    )
-
-    def refuse(rows, encoded, kept):
-        missing = int(np.setdiff1d(np.arange(len(rows)), kept)[0])
-        fault = pictures.decode(encoded[missing], store.max_image_pixels)
-        _refuse(store, rows[missing], fault)
-
-    def stop():
-        inputs = [fetched["row"], fetched["picture"], kept]
-        spec = tf.TensorSpec(decoded["image"].shape, tf.uint8)
-        return call_numpy(refuse, inputs, [spec])[0]
-
-    whole = tf.equal(tf.size(kept), tf.size(fetched["row"]))
-    return tf.cond(whole, lambda: decoded["image"], stop)
-
-
-def _refuse(store, row, fault):
-    raise ValueError(
-        "Every record must have a picture and a caption here. Received: "
-        f"{store.describe(row)}, {fault.reason}"
-    )

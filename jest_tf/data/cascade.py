@@ -11,7 +11,8 @@ The choice is a pure function of (settings, seed, step, sidecars), so hosts need
 not communicate. Each host draws only in the groups that its rows come from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -31,38 +32,30 @@ _UNIFORM_SALT = 0xF1004
 _CHOICES = 2
 
 
+@dataclass(frozen=True)
 class Cascade:
     """Chooses super-batches from hyper-batches.
 
-    Args:
+    Attributes:
         settings: with a `hyper_batch_size`.
         sidecars: of the reference, over the stream's store.
         loss: "sigmoid" or "softmax", if the settings have none.
-
-    Attributes:
-        settings, sidecars: as given.
-        size: K B, positions of a hyper-batch.
 
     Raises:
         ValueError: a hyper-batch is larger than the store.
     """
 
-    def __init__(
-        self,
-        settings: config_lib.CascadeConfig,
-        sidecars: sidecars_lib.Sidecars,
-        loss: str,
-    ):
-        if settings.hyper_batch_size > len(sidecars):
-            raise ValueError(
-                "`cascade.hyper_batch_size` (K B) must be at most the records "
-                f"of `data.train`, {len(sidecars):,}, or it would offer some "
-                f"of them twice. Received: {settings.hyper_batch_size:,}"
-            )
-        self.settings = settings
-        self.sidecars = sidecars
-        self.size = settings.hyper_batch_size
-        self._loss = settings.loss or loss
+    settings: config_lib.CascadeConfig
+    sidecars: sidecars_lib.Sidecars
+    loss: str
+
+    def __post_init__(self):
+        self._check_size(len(self.sidecars), "of `data.train`")
+
+    @property
+    def size(self) -> int:
+        """K B, positions of a hyper-batch."""
+        return self.settings.hyper_batch_size
 
     def positions(
         self,
@@ -90,53 +83,46 @@ class Cascade:
         Raises:
             ValueError: a hyper-batch is larger than the rows the order draws.
         """
-        if self.size > order.num_drawn:
-            raise ValueError(
-                "`cascade.hyper_batch_size` (K B) must be at most the records "
-                f"that `data.manifest` has, {order.num_drawn:,}, or it would "
-                f"offer some of them twice. Received: {self.size:,}"
-            )
-        num_groups = self.settings.num_groups
+        self._check_size(order.num_drawn, "that `data.manifest` has")
+        sidecars, num_groups = self.sidecars, self.settings.num_groups
         num_rows = super_batch_size // num_groups
-        num_uniform = self.settings.num_uniform(super_batch_size)
+        size = self.size // num_groups
+        embeddings = tf.TensorSpec(
+            [size, sidecars.dim], tf.as_dtype(sidecars.dtype)
+        )
+        specs = [tf.TensorSpec([size], tf.int64), embeddings, embeddings]
+
+        def load(group):
+            positions = int(group) * size + np.arange(size)
+            return load_rows(positions, sidecars, store, order, seed)
 
         def choose(group):
-            positions, embedded = self._offered(group, store, order, seed)
-            places = draw(
-                embedded,
+            positions, image, text = batches.call_numpy(load, [group], specs)
+            places, _ = draw(
+                Embeddings(
+                    tf.cast(image, tf.float32),
+                    tf.cast(text, tf.float32),
+                    tf.constant(sidecars.scale, tf.float32),
+                    tf.constant(sidecars.bias, tf.float32),
+                ),
                 self.settings,
                 batch_size=num_rows,
-                num_uniform=num_uniform,
+                num_uniform=self.settings.num_uniform(super_batch_size),
                 seed=(seed, group),
-                loss=self._loss,
+                loss=self.settings.loss or self.loss,
             )
             # In stream order, which spreads the best rows evenly over replicas.
             return tf.sort(tf.gather(positions, places))
 
         return join_groups(choose, start_step, rows, num_rows, num_groups)
 
-    def _offered(self, group, store, order, seed):
-        size = self.size // self.settings.num_groups
-
-        def load(group):
-            start = int(group) * size
-            positions = np.arange(start, start + size)
-            return load_rows(positions, self.sidecars, store, order, seed)
-
-        embeddings = tf.TensorSpec(
-            [size, self.sidecars.dim], tf.as_dtype(self.sidecars.dtype)
-        )
-        positions, image, text = batches.call_numpy(
-            load,
-            [group],
-            [tf.TensorSpec([size], tf.int64), embeddings, embeddings],
-        )
-        return positions, Embeddings(
-            tf.cast(image, tf.float32),
-            tf.cast(text, tf.float32),
-            tf.constant(self.sidecars.scale, tf.float32),
-            tf.constant(self.sidecars.bias, tf.float32),
-        )
+    def _check_size(self, most, what):
+        if self.size > most:
+            raise ValueError(
+                "`cascade.hyper_batch_size` (K B) must be at most the records "
+                f"{what}, {most:,}, or it would offer some of them twice. "
+                f"Received: {self.size:,}"
+            )
 
 
 def of_run(
@@ -261,67 +247,50 @@ def draw(
     *,
     batch_size: int,
     num_uniform: int = 0,
-    seed: tuple,
+    seed: Sequence,
     loss: str,
-) -> tf.Tensor:
-    """Draws the rows of a group that go into the super-batch.
+    learner: Embeddings | None = None,
+) -> tuple[tf.Tensor, selection.Draw]:
+    """Draws rows jointly, and some of the rest uniformly.
 
     Args:
-        reference: embeddings of the group, [k, D].
-        settings: of the joint draw.
+        reference: embeddings of a group, [k, D].
+        settings: of the joint draw; other settings with these fields will do.
         batch_size: b, rows to draw.
         num_uniform: rows of the b drawn uniformly, after the joint draw.
         seed: two integers, (run seed, number of the group).
         loss: "sigmoid" or "softmax".
+        learner: embeddings of the same rows, if the criterion needs them.
 
     Returns:
-        int32 [b], in the order drawn, the uniform rows last.
+        int32 [b], in the order drawn, the uniform rows last; and the joint
+        draw.
     """
     seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
+    jointly = batch_size - num_uniform
     drawn = selection.select_jointly(
-        None,
+        learner,
         reference,
-        batch_size=batch_size - num_uniform,
-        num_chunks=settings.num_chunks,
+        batch_size=jointly,
+        num_chunks=min(settings.num_chunks, jointly),
         seed=joint_seed(seed),
         criterion=settings.criterion,
         loss=loss,
         first_chunk=settings.first_chunk,
         gain=settings.gain,
     )
-    return with_uniform(drawn, num_uniform, seed)
-
-
-def with_uniform(
-    drawn: selection.Draw, num_uniform: int, seed: tf.Tensor
-) -> tf.Tensor:
-    """Adds rows drawn uniformly from those a draw left over.
-
-    Args:
-        drawn: the draw, of one replica.
-        num_uniform: rows to add.
-        seed: int32 [2], (run seed, group).
-
-    Returns:
-        int32 [b + num_uniform], the uniform rows last.
-    """
     if not num_uniform:
-        return drawn.indices
-    size = drawn.kept.shape[0]
-    noise = selection.gumbel_noise(uniform_seed(seed), 1, size)[0]
+        return drawn.indices, drawn
+    seed = tf.bitwise.bitwise_xor(seed, [_UNIFORM_SALT, 0])
+    noise = selection.gumbel_noise(seed, 1, drawn.kept.shape[0])[0]
     rest = tf.where(drawn.kept, -np.inf, noise)
     uniform = tf.math.top_k(rest, num_uniform).indices
-    return tf.concat([drawn.indices, uniform], 0)
+    return tf.concat([drawn.indices, uniform], 0), drawn
 
 
 def joint_seed(seed: tf.Tensor) -> tf.Tensor:
     """Returns the seed of the joint draw, from (run seed, group); int32 [2]."""
     return tf.bitwise.bitwise_xor(seed, [_JOINT_SALT, 0])
-
-
-def uniform_seed(seed: tf.Tensor) -> tf.Tensor:
-    """Returns the seed of the uniform draw, as `joint_seed` does."""
-    return tf.bitwise.bitwise_xor(seed, [_UNIFORM_SALT, 0])
 
 
 def flops(

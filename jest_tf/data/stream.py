@@ -54,16 +54,16 @@ class Order:
             about 64 blocks, and a block's rows spread over 64 times the block
             size in positions. The last block may be shorter.
         row_weights: float [num_records], not negative, relative frequencies of
-            the rows; rows of weight 0 are never drawn and not in blocks. None
-            weighs all rows alike.
+            the rows; rows of weight 0 are never drawn and not in blocks. A
+            weight below 2**-20 of the others' mean may count as 0. None weighs
+            all rows alike.
 
     Attributes:
         num_records: as given.
         num_drawn: rows with a weight; the positions of an epoch.
 
     Raises:
-        ValueError: an argument is out of range, there is no row to draw, or a
-            weight is below 2**-20 of their mean.
+        ValueError: an argument is out of range, or there is no row to draw.
     """
 
     def __init__(
@@ -138,8 +138,7 @@ class Mixture:
     Args:
         lengths: rows of each part, in order.
         weights: positive, one for each part; only their ratios matter.
-        seed: the run's seed, in [0, 2**63).
-        block_size: of every part, as in `Order`.
+        seed, block_size: as in `Order`, of every part.
         row_weights: of the rows of all parts, as in `Order`; they act within a
             part and do not change its share.
 
@@ -157,7 +156,13 @@ class Mixture:
         block_size: int | None = None,
         row_weights: np.ndarray | None = None,
     ):
-        counts = _part_counts(weights, len(lengths))
+        weights = _check_weights("weights", weights, len(lengths))
+        counts = _largest_remainder(weights, _PERIOD)
+        if not counts.all():
+            raise ValueError(
+                f"`weights` must each be at least 1 / {_PERIOD:,} of their "
+                f"sum. Received: {weights.tolist()}"
+            )
         numbers = np.arange(len(lengths))
         part_seeds = uniform_hash(seed, numbers, _PART_SALT) >> np.uint64(1)
         ends = np.cumsum(lengths)
@@ -292,28 +297,11 @@ class _Weighted:
     """
 
     def __init__(self, weights, num_records, seed):
-        weights = np.asarray(weights, np.float64)
-        if (
-            weights.shape != (num_records,)
-            or not np.isfinite(weights).all()
-            or (weights < 0).any()
-            or not weights.any()
-        ):
-            raise ValueError(
-                "`row_weights` must hold a finite number, not negative, for "
-                f"each of {num_records} rows, and not only zeros. Received: "
-                f"shape {weights.shape}, sum {weights.sum()}"
-            )
+        weights = _check_weights("row_weights", weights, num_records)
         self.drawn = np.flatnonzero(weights)
         self._seed = seed
         weights = weights[self.drawn]
         lengths = _largest_remainder(weights, len(weights) << _SLOT_BITS)
-        if not lengths.all():
-            raise ValueError(
-                f"`row_weights` must each be 0 or at least 2**-{_SLOT_BITS} of "
-                f"the mean of the others. Received: {weights.min()}, mean "
-                f"{weights.mean()}"
-            )
         self._ends = np.cumsum(lengths)  # [m]
         self._lengths, self._numbers = np.unique(lengths, return_counts=True)
 
@@ -391,26 +379,19 @@ def _encrypt(values, keys, half_bits):
     return (left << shift) | right
 
 
-def _part_counts(weights, num_parts):
-    """Positions of a period for each part; int64 [parts], sum _PERIOD."""
+def _check_weights(name, weights, count):
     weights = np.asarray(weights, np.float64)
     if (
-        weights.shape != (num_parts,)
-        or not num_parts
+        weights.shape != (count,)
         or not np.isfinite(weights).all()
-        or (weights <= 0).any()
+        or (weights < 0).any()
+        or not weights.any()
     ):
         raise ValueError(
-            "`weights` must hold a positive number for each part. Received: "
-            f"{weights.tolist()} for {num_parts} parts"
+            f"`{name}` must hold {count} finite numbers, not negative and not "
+            f"only zeros. Received: shape {weights.shape}, sum {weights.sum()}"
         )
-    counts = _largest_remainder(weights, _PERIOD)
-    if not counts.all():
-        raise ValueError(
-            f"`weights` must each be at least 1 / {_PERIOD:,} of their sum. "
-            f"Received: {weights.tolist()}"
-        )
-    return counts
+    return weights
 
 
 def _largest_remainder(weights, total):

@@ -6,6 +6,7 @@ caption, so a text tower may pool there. No mask is needed.
 """
 
 import collections
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 
@@ -22,8 +23,6 @@ UNKNOWN_TOKEN = "[UNK]"
 END_TOKEN = "[EOS]"
 RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
 
-_VOCABULARY_FILE = "vocab.txt"
-_MODEL_FILE = "tokenizer.model"
 _COUNT_BATCH = 4096
 
 
@@ -39,7 +38,46 @@ def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return valid, tf.not_equal(valid, captions)
 
 
-class WordPieceTokenizer:
+class _Tokenizer:
+    """A tokenizer of TensorFlow Text, with rows in SigLIP's layout.
+
+    Attributes:
+        length: L, tokens of a row.
+        end_id: of the end-of-sequence token.
+        vocabulary_size: token ids are in [0, vocabulary_size).
+    """
+
+    FILE = ""
+
+    def __init__(self, tokenizer, length, end_id, vocabulary_size, content):
+        if length < 1:
+            raise ValueError(f"`length` must be at least 1. Received: {length}")
+        self.length = int(length)
+        self.end_id = end_id
+        self.vocabulary_size = vocabulary_size
+        self._tokenizer = tokenizer
+        self._content = content
+
+    def __eq__(self, other):
+        return type(self) is type(other) and (
+            (self._content, self.length) == (other._content, other.length)
+        )
+
+    def __hash__(self):
+        return hash((self._content, self.length))
+
+    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
+        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
+        tokens = self._tokenizer.tokenize(captions).merge_dims(1, -1)
+        rows = tokens.to_tensor(self.end_id, shape=[None, self.length - 1])
+        return tf.pad(rows, [[0, 0], [0, 1]], constant_values=self.end_id)
+
+    def save(self, directory: str) -> None:
+        """Writes its one file into an existing directory."""
+        files.write_whole(os.path.join(directory, self.FILE), self._content)
+
+
+class WordPieceTokenizer(_Tokenizer):
     """Lower-cased WordPiece tokens, as in BERT.
 
     Text is lower-cased, decomposed (NFD), stripped of accents and split at
@@ -54,44 +92,26 @@ class WordPieceTokenizer:
         ValueError: the vocabulary or the length is unusable.
     """
 
+    FILE = "vocab.txt"  # one token a line
+
     def __init__(self, vocabulary: Sequence[str], length: int):
         self.vocabulary = tuple(vocabulary)
-        self.length = _check_length(length)
         _check_vocabulary(self.vocabulary)
-        self.end_id = self.vocabulary.index(END_TOKEN)
-        self._tokenizer = tf_text.FastBertTokenizer(
-            list(self.vocabulary),
-            token_out_type=tf.int32,
-            unknown_token=UNKNOWN_TOKEN,
-            lower_case_nfd_strip_accents=True,
+        super().__init__(
+            tf_text.FastBertTokenizer(
+                list(self.vocabulary),
+                token_out_type=tf.int32,
+                unknown_token=UNKNOWN_TOKEN,
+                lower_case_nfd_strip_accents=True,
+            ),
+            length,
+            self.vocabulary.index(END_TOKEN),
+            len(self.vocabulary),
+            "".join(f"{token}\n" for token in self.vocabulary).encode(),
         )
 
-    def __eq__(self, other):
-        return isinstance(other, WordPieceTokenizer) and (
-            (self.vocabulary, self.length) == (other.vocabulary, other.length)
-        )
 
-    def __hash__(self):
-        return hash((self.vocabulary, self.length))
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Token ids are in [0, vocabulary_size)."""
-        return len(self.vocabulary)
-
-    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
-        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
-        tokens = self._tokenizer.tokenize(captions).merge_dims(1, -1)
-        return _lay_out(tokens, self.length, self.end_id)
-
-    def save(self, directory: str) -> None:
-        """Writes `vocab.txt`, one token a line, into an existing directory."""
-        text = "".join(f"{token}\n" for token in self.vocabulary)
-        path = os.path.join(directory, _VOCABULARY_FILE)
-        files.write_whole(path, text.encode())
-
-
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(_Tokenizer):
     """Tokens of a SentencePiece model, which also sets the normalisation.
 
     Args:
@@ -102,43 +122,22 @@ class SentencePieceTokenizer:
         ValueError: the model cannot be read, or has no such piece.
     """
 
+    FILE = "tokenizer.model"
+
     def __init__(self, model: bytes, length: int):
         self.model = bytes(model)
-        self.length = _check_length(length)
         try:
-            self._tokenizer = tf_text.SentencepieceTokenizer(self.model)
+            tokenizer = tf_text.SentencepieceTokenizer(self.model)
             ending = tf_text.SentencepieceTokenizer(self.model, add_eos=True)
             end = ending.tokenize("").numpy()
-            self._vocabulary_size = int(self._tokenizer.vocab_size())
+            size = int(tokenizer.vocab_size())
         except tf.errors.OpError as error:
             raise ValueError(
                 "`model` must be a serialized SentencePiece model with an "
                 f"end-of-sequence piece. Received: {len(self.model)} bytes "
                 f"({error.message})"
             ) from error
-        self.end_id = int(end[0])
-
-    def __eq__(self, other):
-        return isinstance(other, SentencePieceTokenizer) and (
-            (self.model, self.length) == (other.model, other.length)
-        )
-
-    def __hash__(self):
-        return hash((self.model, self.length))
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Token ids are in [0, vocabulary_size)."""
-        return self._vocabulary_size
-
-    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
-        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
-        tokens = self._tokenizer.tokenize(captions)
-        return _lay_out(tokens, self.length, self.end_id)
-
-    def save(self, directory: str) -> None:
-        """Writes `tokenizer.model` into an existing directory."""
-        files.write_whole(os.path.join(directory, _MODEL_FILE), self.model)
+        super().__init__(tokenizer, length, int(end[0]), size, self.model)
 
 
 def read_tokenizer(
@@ -179,8 +178,8 @@ def load_tokenizer(
     found = _tokenizer_files(directory)
     if len(found) != 1:
         raise ValueError(
-            f"`directory` must hold either {_VOCABULARY_FILE} or "
-            f"{_MODEL_FILE}. Received: {directory}, which holds "
+            f"`directory` must hold either {WordPieceTokenizer.FILE} or "
+            f"{SentencePieceTokenizer.FILE}. Received: {directory}, which has "
             f"{'both' if found else 'neither'}"
         )
     return read_tokenizer(found[0], length)
@@ -222,71 +221,43 @@ def build_wordpiece_vocabulary(
     return learned[:size]
 
 
-def _lay_out(tokens, length, end_id):
-    """Ragged int32 [k, tokens] -> [k, length], padded with `end_id`."""
-    rows = tokens.to_tensor(end_id, shape=[None, length - 1])
-    return tf.pad(rows, [[0, 0], [0, 1]], constant_values=end_id)
-
-
 def _count_words(captions):
     splitter = bert_tokenizer.BasicTokenizer(lower_case=True)
     counts = collections.Counter()
-    batch = []
-
-    def count():
+    captions = iter(captions)
+    while batch := list(itertools.islice(captions, _COUNT_BATCH)):
         valid, _ = sanitize_captions(tf.constant(batch, tf.string))
         counts.update(splitter.tokenize(valid).flat_values.numpy().tolist())
-        batch.clear()
-
-    for caption in captions:
-        batch.append(caption)
-        if len(batch) == _COUNT_BATCH:
-            count()
-    if batch:
-        count()
     return {word.decode("utf-8"): count for word, count in counts.items()}
 
 
 def _tokenizer_files(directory):
-    paths = (
-        os.path.join(directory, name)
-        for name in (_VOCABULARY_FILE, _MODEL_FILE)
-    )
+    kinds = (WordPieceTokenizer, SentencePieceTokenizer)
+    paths = [os.path.join(directory, kind.FILE) for kind in kinds]
     return [path for path in paths if os.path.isfile(path)]
 
 
-def _check_length(length):
-    if length < 1:
-        raise ValueError(f"`length` must be at least 1. Received: {length}")
-    return int(length)
-
-
 def _check_vocabulary(vocabulary):
+    reserved = " and ".join(RESERVED_TOKENS)
     missing = [token for token in RESERVED_TOKENS if token not in vocabulary]
-    if missing:
-        raise ValueError(
-            f"`vocabulary` must hold {' and '.join(RESERVED_TOKENS)}. "
-            f"Received: {len(vocabulary)} tokens without "
-            f"{' and '.join(missing)}"
-        )
-    if len(vocabulary) == len(RESERVED_TOKENS):
-        raise ValueError(
-            "`vocabulary` must hold a piece beside the reserved tokens. "
-            f"Received: {vocabulary}"
-        )
-    repeated = [
-        token
-        for token, count in collections.Counter(vocabulary).items()
-        if count > 1
-    ]
-    if repeated:
-        raise ValueError(
-            "`vocabulary` must not repeat a token. "
-            f"Received: {repeated[0]!r} more than once"
-        )
+    counts = collections.Counter(vocabulary)
+    repeated = [token for token, count in counts.items() if count > 1]
     broken = [token for token in vocabulary if not token or "\n" in token]
-    if broken:
-        raise ValueError(
-            "`vocabulary` must hold tokens of one line each. "
-            f"Received: {broken[0]!r}"
-        )
+    for is_wrong, expected, received in (
+        (
+            missing,
+            f"hold {reserved}",
+            f"{len(vocabulary)} tokens without {' and '.join(missing)}",
+        ),
+        (
+            len(vocabulary) == len(RESERVED_TOKENS),
+            "hold a piece beside the reserved tokens",
+            vocabulary,
+        ),
+        (repeated, "not repeat a token", f"more than once {repeated[:1]}"),
+        (broken, "hold tokens of one line each", broken[:1]),
+    ):
+        if is_wrong:
+            raise ValueError(
+                f"`vocabulary` must {expected}. Received: {received}"
+            )

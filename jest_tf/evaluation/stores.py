@@ -61,7 +61,9 @@ class StoreEvaluation:
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._batch_size = min(batch_size, len(store))
-        self._images = batches.images(store, self._batch_size, image_size)
+        self._examples = batches.examples(
+            store, batch_size=self._batch_size, image_size=image_size
+        )
         self._encode_image = tf.function(
             lambda images: learner.encode_image(images, training=False)
         )
@@ -92,10 +94,12 @@ class StoreEvaluation:
             ValueError: a record has no picture that decodes.
         """
         with batches.plain_errors():
-            parts = [
-                self._embed(self._encode_image, batch) for batch in self._images
-            ]
-        images = np.concatenate(parts)
+            images = np.concatenate(
+                [
+                    self._embed(self._encode_image, batch["image"])
+                    for batch in self._examples
+                ]
+            )
         captions, text_groups = zip(*self._texts, strict=True)
         texts = self._embed_texts(captions)
         names = np.unique(self._labels[self._labels != b""])

@@ -45,12 +45,10 @@ class Look(config_lib.View, path="view"):
     def augment(self, super_batch: dict, seed: tuple[int, int]) -> dict:
         """Augments the learner's pictures."""
         image = super_batch["image"]
-        augmented = augmentation.augment(
-            image,
-            tf.constant(seed, tf.int32),
-            flip=self.flip,
-            min_area=self.min_crop_area,
+        augment = augmentation.Augmentation(
+            flip=self.flip, min_area=self.min_crop_area
         )
+        augmented = augment(image, tf.constant(seed, tf.int32))
         return {"image_for_reference": image, **super_batch, "image": augmented}
 
 

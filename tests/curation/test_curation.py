@@ -74,7 +74,7 @@ class ScoresTestCase(tf.test.TestCase):
             cls.store,
             *cls.learner,
             file_format.Description("l", "t", "p", DIM, 5.0, -3.0),
-            cls.learner_dir,
+            embed.Output(cls.learner_dir),
             captions=counts,
         )
         cls.models = (curation.Model(), curation.Model("", cls.learner_dir))
@@ -206,7 +206,7 @@ class ChoiceTest(ScoresTestCase):
                 before, total = total, total + count / 2
                 num_uniform = math.floor(total) - math.floor(before)
                 chunks = min(3, count - num_uniform)
-                drawn = cascade.draw(
+                drawn, _ = cascade.draw(
                     self.embedded(
                         (self.image, self.text), rows, captions, 20.0, -8.0
                     ),
@@ -250,7 +250,7 @@ class ChoiceTest(ScoresTestCase):
             self.image,
             self.text[:0],
             cascade_cases.DESCRIPTION,
-            folder,
+            embed.Output(folder),
             captions=np.zeros(80, int),
             valid=np.zeros(80, bool),
         )
@@ -656,8 +656,8 @@ class LikeTest(tf.test.TestCase):
             store,
             *found,
             file_format.Description("m", "t", "p", self.DIM, 10.0, -10.0),
+            embed.Output(overwrite=True),
             valid=valid,
-            overwrite=True,
         )
         return by_similarity.Source(store, sidecars_lib.Sidecars(store))
 
@@ -675,8 +675,7 @@ class LikeTest(tf.test.TestCase):
     def similarities(self):
         """[300, 10]: the mean of both cosines, from the arrays."""
         pool, tasks = (
-            source.sidecars.read_rows(0, len(source.store))
-            for source in (self.pool, self.tasks)
+            source.sidecars.read_shard(0) for source in (self.pool, self.tasks)
         )
         pool, tasks = (
             np.concatenate([one.image, one.text], 1).astype(np.float64)
@@ -822,7 +821,7 @@ class LikeTest(tf.test.TestCase):
     def test_what_is_in_the_evaluation_is_left_out_and_counted(self):
         before = np.flatnonzero(self.infer().weights)
         by_id, by_picture, by_embedding = before[[0, 5, 9]]
-        rows = self.pool.sidecars.read_rows(0, 300)
+        rows = self.pool.sidecars.read_shard(0)
         image = self.unit(self.random.normal(size=(3, self.DIM)))
         image[2] = rows.image[by_embedding]
         evaluation = self.source(
@@ -848,7 +847,7 @@ class LikeTest(tf.test.TestCase):
     def test_items_of_the_evaluation_need_no_caption_and_no_embedding(self):
         before = np.flatnonzero(self.infer().weights)
         by_id, by_picture, by_embedding, by_both = before[[0, 5, 9, 12]]
-        rows = self.pool.sidecars.read_rows(0, 300)
+        rows = self.pool.sidecars.read_shard(0)
         image = self.unit(self.random.normal(size=(4, self.DIM)))
         image[2] = rows.image[by_embedding]
         evaluation = self.source(
@@ -928,7 +927,7 @@ class LikeTest(tf.test.TestCase):
             self.unit(np.ones([10, self.DIM])),
             self.unit(np.ones([10, self.DIM])),
             file_format.Description("n", "t", "p", self.DIM, 10.0, -10.0),
-            folder,
+            embed.Output(folder),
         )
         self.tasks = by_similarity.Source(
             store, sidecars_lib.Sidecars(store, folder)

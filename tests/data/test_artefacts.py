@@ -113,11 +113,10 @@ class WriterTest(ArtefactsTestCase):
         arrays = {"rows": ("int64", (9, 2)), "more": ("int64", (None, 2))}
         contents = []
         for cuts in ((0, 9), (0, 1, 2, 9), (0, 4, 4, 9)):
-            with artefacts.Writer(self.path, "index", {}, arrays) as writer:
+            with artefacts.written(self.path, "index", {}, arrays) as append:
                 for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-                    writer.append("rows", ROWS[start:stop])
-                    writer.append("more", ROWS[2 * start : 2 * stop])
-                writer.finish()
+                    append("rows", ROWS[start:stop])
+                    append("more", ROWS[2 * start : 2 * stop])
             found = artefacts.read(self.path, "index", verify=True)
             self.assertAllEqual(found.arrays["rows"], ROWS[:9])
             self.assertAllEqual(found.arrays["more"], ROWS)
@@ -137,44 +136,31 @@ class WriterTest(ArtefactsTestCase):
 
     def test_missing_rows_are_refused(self):
         arrays = {"rows": ("int64", (9, 2))}
-        with artefacts.Writer(self.path, "index", {}, arrays) as writer:
-            writer.append("rows", ROWS[:8])
-            with self.assertRaisesRegex(ValueError, "9 rows. Received: 8"):
-                writer.finish()
+        with (
+            self.assertRaisesRegex(ValueError, "9 rows. Received: 8"),
+            artefacts.written(self.path, "index", {}, arrays) as append,
+        ):
+            append("rows", ROWS[:8])
+        self.assertEmpty(os.listdir(self.folder))
 
 
-class MapsTest(ArtefactsTestCase):
-    def test_at_most_so_many_are_kept(self):
-        maps = artefacts.Maps("index", 3)
-        paths = [f"{self.path}{number}" for number in range(5)]
-        for path in paths:
-            self.write(path=path)
-        for path in [*paths, *paths]:
-            self.assert_is_what_was_written(maps.get(path, METADATA))
-        self.assertLen(maps, 3)
-
-    def test_a_kept_artefact_is_not_read_again(self):
-        self.write()
-        maps = artefacts.Maps("index", 3)
-        first = maps.get(self.path, METADATA)
-        self.assertIs(maps.get(self.path, METADATA), first)
-        maps.forget(self.path)
-        self.assertIsNot(maps.get(self.path, METADATA), first)
-
+class ReadAgainTest(ArtefactsTestCase):
     def test_an_artefact_that_was_replaced_is_refused(self):
+        def read_again(metadata):
+            return artefacts.read_again(
+                self.path, "index", tuple(metadata.items())
+            )
+
         self.write()
-        maps = artefacts.Maps("index", 3)
-        before = maps.get(self.path, {}).metadata
+        before = artefacts.read(self.path, "index").metadata
+        self.assert_is_what_was_written(read_again(before))
         self.write(arrays={"ids": np.arange(3)})
-        after = artefacts.read(self.path, "index").metadata
-        self.assertAllEqual(
-            maps.get(self.path, after).arrays["ids"], np.arange(3)
-        )
         with self.assertRaisesRegex(ValueError, "was replaced by another"):
-            maps.get(self.path, before)
+            read_again(before)
+        self.assertAllEqual(read_again({}).arrays["ids"], np.arange(3))
         os.remove(self.path)
         with self.assertRaisesRegex(ValueError, "cannot be read any more"):
-            maps.get(self.path, before)
+            read_again(before)
 
 
 if __name__ == "__main__":

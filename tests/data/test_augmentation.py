@@ -45,9 +45,7 @@ def augment_slowly(images, uniform, flip, min_area):
 class AugmentTest(tf.test.TestCase):
     def augment(self, images, seed=(1, 2), flip=True, min_area=0.3, jit=False):
         function = tf.function(
-            lambda images, seed: augmentation.augment(
-                images, seed, flip=flip, min_area=min_area
-            ),
+            augmentation.Augmentation(flip=flip, min_area=min_area),
             jit_compile=jit,
         )
         return function(images, tf.constant(seed, tf.int32)).numpy()
@@ -106,9 +104,8 @@ class AugmentTest(tf.test.TestCase):
 
     def test_eager_graph_and_xla_agree(self):
         images = random_images(32, 8, 8, 3)
-        eager = augmentation.augment(
-            tf.constant(images), tf.constant([1, 2]), flip=True, min_area=0.3
-        ).numpy()
+        augment = augmentation.Augmentation(flip=True, min_area=0.3)
+        eager = augment(tf.constant(images), tf.constant([1, 2])).numpy()
         self.assertAllEqual(self.augment(images), eager)
         # A sum in another order may round to the neighbouring level.
         compiled = self.augment(images, jit=True).astype(int)
@@ -133,10 +130,9 @@ class AugmentTest(tf.test.TestCase):
         self.assertEqual((views.min(), views.max()), (0, 255))
 
     def test_a_batch_of_unknown_size_keeps_its_static_sides(self):
+        augment = augmentation.Augmentation(flip=True, min_area=0.3)
         function = tf.function(
-            lambda images: augmentation.augment(
-                images, tf.constant([1, 2]), flip=True, min_area=0.3
-            ),
+            lambda images: augment(images, tf.constant([1, 2])),
             input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8)],
         )
         views = function.get_concrete_function().structured_outputs

@@ -400,12 +400,13 @@ class MixtureTest(tf.test.TestCase):
 
     def test_bad_weights_are_refused(self):
         for weights in (
-            (1,), (1, 2, 3), (1, 0), (1, -1), (1, np.nan), (1, np.inf), (),
+            (1,), (1, 2, 3), (0, 0), (1, -1), (1, np.nan), (1, np.inf), (),
         ):  # fmt: skip
-            with self.assertRaisesRegex(ValueError, "`weights`.* for 2 parts"):
+            with self.assertRaisesRegex(ValueError, "`weights` must hold 2 fi"):
                 stream.Mixture((3, 4), weights, 0)
-        with self.assertRaisesRegex(ValueError, "`weights`.*1 / 65,536"):
-            stream.Mixture((3, 4), (1, 1e-6), 0)
+        for weights in ((1, 0), (1, 1e-6)):
+            with self.assertRaisesRegex(ValueError, "`weights`.*1 / 65,536"):
+                stream.Mixture((3, 4), weights, 0)
 
 
 if __name__ == "__main__":

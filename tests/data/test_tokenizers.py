@@ -135,7 +135,7 @@ class WordPieceTokenizerTest(tf.test.TestCase):
         for vocabulary, message in (
             (["[UNK]", "a"], r"without \[EOS\]"),
             (["a"], r"without \[UNK\] and \[EOS\]"),
-            (["[UNK]", "[EOS]", "a", "a"], "'a' more than once"),
+            (["[UNK]", "[EOS]", "a", "a"], "more than once .'a'"),
             (["[UNK]", "[EOS]", "a\nb"], "one line"),
             (["[UNK]", "[EOS]", ""], "one line"),
             (["[UNK]", "[EOS]"], "a piece"),

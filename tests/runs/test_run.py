@@ -413,9 +413,8 @@ class DirectoryTest(RunsTestCase):
                     store,
                     reference.encoder(run),
                     reference.describe(run),
-                    self.workdir(twin),
+                    embed.Output(self.workdir(twin), dtype),
                     image_size=tiny.IMAGE_SIZE,
-                    dtype=dtype,
                 )
         settings = (
             *("steps=8", "selection.criterion=learnability"),

@@ -8,17 +8,16 @@ framework will do. `jest-tf embed` is the command.
 import collections
 import concurrent.futures
 import contextlib
-import functools
-import itertools
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.data import pictures, reader, stores, tokenizers
+from jest_tf.data import batches, reader, stores, tokenizers
 from jest_tf.data.sidecars import file_format
 from jest_tf.data.sidecars import reading as reading_lib
 
@@ -26,6 +25,25 @@ from jest_tf.data.sidecars import reading as reading_lib
 _COPY_ROWS = 2**16
 # Decoded batches waiting for the model, beside one in each thread.
 _AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how sidecars are written.
+
+    Attributes:
+        directory: folder of the sidecars; "" is beside each shard.
+        dtype: of the stored embeddings, "float16" or "float32".
+        overwrite: replace existing sidecars that do not fit.
+        shards: indices of the shards to embed; None is all.
+        progress: called with the rows done and the rows in all.
+    """
+
+    directory: str = ""
+    dtype: str = "float16"
+    overwrite: bool = False
+    shards: Iterable[int] | None = None
+    progress: Callable[[int, int], None] | None = None
 
 
 class Summary(NamedTuple):
@@ -74,14 +92,10 @@ def write(
     store: stores.Store,
     encode: Callable[[np.ndarray, list[str]], tuple[np.ndarray, np.ndarray]],
     description: file_format.Description,
-    directory: str = "",
+    output: Output = Output(),  # noqa: B008  (it is frozen)
     *,
     image_size: int,
     batch_size: int = 256,
-    dtype: str = "float16",
-    shards: Iterable[int] | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Writes the sidecars of a store with any model.
 
@@ -95,13 +109,9 @@ def write(
             length. 1 <= k <= `batch_size` and m >= 0; blank captions and
             unreadable records are left out.
         description: of the model.
-        directory: folder of the sidecars; "" is beside each shard.
+        output: see `Output`.
         image_size: S, pixels a side.
         batch_size: records read at a time.
-        dtype: of the stored embeddings, "float16" or "float32".
-        shards: indices of the shards to embed; None is all.
-        overwrite: replace existing sidecars that do not fit.
-        progress: called with the rows done and the rows in all.
 
     Raises:
         ValueError: an existing sidecar, or what `encode` returns, does not fit.
@@ -148,9 +158,8 @@ def write(
             image, text = _encode(encode, batch, description.dim)
             yield batch.ids, image, text, batch.captions, batch.valid
 
-    jobs = _jobs(store, description, directory, dtype, shards)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        summary = _run(jobs, parts, overwrite, progress or _silent)
+        summary = _write(store, description, output, parts)
     return summary._replace(reasons=dict(reasons.most_common()))
 
 
@@ -159,12 +168,10 @@ def write_arrays(
     image: np.ndarray,
     text: np.ndarray,
     description: file_format.Description,
-    directory: str = "",
+    output: Output = Output(),  # noqa: B008  (it is frozen)
     *,
     captions: np.ndarray | None = None,
     valid: np.ndarray | None = None,
-    dtype: str = "float16",
-    overwrite: bool = False,
 ) -> Summary:
     """Writes the sidecars of a store from finished embeddings.
 
@@ -174,12 +181,10 @@ def write_arrays(
         text: float [m, D], of unit length, all records' captions in order;
             zero where one is blank.
         description: of the model.
-        directory: folder of the sidecars; "" is beside each shard.
+        output: see `Output`.
         captions: int64 [n], the number of captions of each record; None is one
             each.
         valid: bool [n], false where there is no embedding; None is true.
-        dtype: of the stored embeddings, "float16" or "float32".
-        overwrite: replace existing sidecars that do not fit.
 
     Raises:
         ValueError: shapes do not fit, a row is not of unit length, or an
@@ -201,27 +206,29 @@ def write_arrays(
         ...     file_format.Description(
         ...         "one-hot", "none", "none", dim=8, scale=10.0, bias=-10.0
         ...     ),
-        ...     folder.name,
+        ...     Output(folder.name),
         ...     captions=counts,
         ... )
         >>> summary.written, summary.rows
         (1, 246)
         >>> folder.cleanup()
     """
-    n = len(store)
+    n, dim = len(store), description.dim
     counts = np.ones(n, np.int64) if captions is None else np.asarray(captions)
     valid = np.ones(n, bool) if valid is None else np.asarray(valid, bool)
+    if counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise ValueError(
+            "`captions` must be integers, none negative. "
+            f"Received: {counts.tolist()}"
+        )
     ends = np.cumsum(counts)
     for name, found, expected in (
-        ("image", len(image), n),
-        ("captions", len(counts), n),
-        ("valid", len(valid), n),
-        ("text", len(text), int(ends[-1])),
+        ("image", image, (n, dim)),
+        ("captions", counts, (n,)),
+        ("valid", valid, (n,)),
+        ("text", text, (int(counts.sum()), dim)),
     ):
-        if found != expected:
-            raise ValueError(
-                f"`{name}` must have {expected} rows. Received: {found}"
-            )
+        _check_shape(f"`{name}` must be", found, expected)
 
     def parts(shard):
         first, stop = _rows_of(store, shard)
@@ -231,20 +238,17 @@ def write_arrays(
             ids = store.ids(np.arange(rows.start, rows.stop))
             yield ids, image[rows], text[texts], counts[rows], valid[rows]
 
-    jobs = _jobs(store, description, directory, dtype, None)
-    return _run(jobs, parts, overwrite, _silent)
+    return _write(store, description, output, parts)
 
 
 def load(store: stores.Store, rows: np.ndarray, image_size: int) -> Batch:
     """Reads and decodes records, int64 rows [k], with all their captions."""
-    max_pixels = store.max_image_pixels
-    found = [_prepared(record, max_pixels) for record in store.read(rows)]
-    images = _decoded(found, image_size, max_pixels)
+    found, images = batches.read(store, rows, image_size)
     captions, texts, places, reasons = [], [], [], []
     total = 0
-    for record, image in zip(found, images, strict=True):
-        if isinstance(image, stores.Fault):
-            reasons.append(image.reason)
+    for record in found:
+        if isinstance(record, stores.Fault):
+            reasons.append(record.reason)
             captions.append(0)
             continue
         choices = reader.candidates(record.captions)
@@ -252,15 +256,11 @@ def load(store: stores.Store, rows: np.ndarray, image_size: int) -> Batch:
         texts += [record.captions[choice] for choice in choices]
         captions.append(len(record.captions))
         total += len(record.captions)
-    valid = [not isinstance(image, stores.Fault) for image in images]
     texts, _ = tokenizers.sanitize_captions(tf.constant(texts, tf.string))
-    shape = [-1, image_size, image_size, 3]
     return Batch(
         ids=store.ids(rows),
-        valid=np.array(valid),
-        images=np.reshape(
-            np.array(list(itertools.compress(images, valid)), np.uint8), shape
-        ),
+        valid=np.array([not isinstance(one, stores.Fault) for one in found]),
+        images=images,
         texts=[text.decode("utf-8", "replace") for text in texts.numpy()],
         places=np.array(places, np.int64),
         captions=np.array(captions, np.int64),
@@ -268,80 +268,58 @@ def load(store: stores.Store, rows: np.ndarray, image_size: int) -> Batch:
     )
 
 
-class _Job(NamedTuple):
-    """A sidecar to write."""
-
-    shard: int
-    path: str
-    header: file_format.Header
-
-
-def _jobs(store, description, directory, dtype, shards):
+def _write(store, description, output, parts):
+    """Writes missing sidecars; `parts(shard)` yields arguments of `append`."""
+    shards = output.shards
     if shards is None:
         shards = range(len(store.shards.paths))
-    return [
-        _Job(
+    jobs = [
+        (
             shard,
-            reading_lib.sidecar_path(store, shard, directory),
-            file_format.Header(
-                description,
-                dtype,
-                store.stamp(shard),
-                int(store.shards.lengths[shard]),
-            ),
+            reading_lib.sidecar_path(store, shard, output.directory),
+            reading_lib.header_of(store, shard, description, output.dtype),
         )
         for shard in shards
     ]
-
-
-def _run(jobs, parts, overwrite, progress):
-    """Writes missing sidecars; `parts(shard)` yields arguments of `append`."""
     # All are checked before any is written, to fail early.
-    left = [job for job in jobs if not _is_there(job, overwrite)]
-    total = sum(job.header.rows for job in left)
+    left = [job for job in jobs if not _is_there(*job[1:], output.overwrite)]
+    total = sum(header.rows for _, _, header in left)
     done = rows = invalid = written = 0
+    progress = output.progress or (lambda done, total: None)
     busy = []
-    for job in left:
+    for shard, path, header in left:
         with contextlib.ExitStack() as stack:
-            folder, name = os.path.split(job.path)
+            folder, name = os.path.split(path)
             try:
                 lock = os.path.join(folder, f".{name}.lock")
                 stack.enter_context(files.locked(lock))
             except BlockingIOError:
-                busy.append(job.path)
-                total -= job.header.rows
+                busy.append(path)
+                total -= header.rows
                 continue
             # Another process may have finished it since the check.
-            if _is_there(job, overwrite):
-                total -= job.header.rows
+            if _is_there(path, header, output.overwrite):
+                total -= header.rows
                 continue
-            files.delete_partial(job.path)
-            writer = stack.enter_context(
-                file_format.written(job.path, job.header)
-            )
+            files.delete_partial(path)
+            append = stack.enter_context(file_format.written(path, header))
             progress(done, total)
-            for ids, *arrays, valid in parts(job.shard):
-                writer.append(ids, *arrays, valid)
+            for ids, *arrays, valid in parts(shard):
+                append(ids, *arrays, valid)
                 done += len(ids)
                 invalid += int(np.sum(~valid))
                 progress(done, total)
         written += 1
-        rows += job.header.rows
+        rows += header.rows
     skipped = len(jobs) - written - len(busy)
     return Summary(written, skipped, tuple(busy), rows, invalid, {})
 
 
-def _silent(done, total):
-    """Progress that nobody watches."""
-
-
-def _is_there(job, overwrite):
-    if not os.path.exists(job.path):
+def _is_there(path, header, overwrite):
+    if not os.path.exists(path):
         return False
     try:
-        reading_lib.check_header(
-            job.path, file_format.read(job.path)[0], job.header
-        )
+        reading_lib.check_header(path, file_format.read(path)[0], header)
     except ValueError as error:
         if overwrite:
             return False
@@ -358,63 +336,12 @@ def _rows_of(store, shard):
 
 def _in_order(pool, function, items, ahead):
     pending = collections.deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > ahead:
             yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def _prepared(record, max_pixels):
-    if isinstance(record, stores.Fault):
-        return record
-    picture = pictures.prepare(record.image, max_pixels)
-    if isinstance(picture, stores.Fault):
-        return picture
-    return record._replace(image=picture)
-
-
-def _decoded(found, image_size, max_pixels):
-    images = list(found)
-    good = [i for i, one in enumerate(found) if type(one) is stores.Record]
-    encoded = [found[i].image for i in good]
-    try:
-        with tf.device("CPU:0"):
-            decoded = _decoder(image_size)(encoded).numpy()
-    except tf.errors.OpError:  # does not say which picture is at fault
-        decoded = [
-            _decode_one(picture, image_size, max_pixels) for picture in encoded
-        ]
-    for i, image in zip(good, decoded, strict=True):
-        images[i] = image
-    return images
-
-
-@functools.cache
-def _decoder(image_size):
-    """A compiled function: string [k] -> uint8 [k, S, S, 3]."""
-    spec = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
-    return tf.function(
-        lambda encoded: tf.map_fn(
-            lambda one: pictures.decode_image(one, image_size),
-            encoded,
-            fn_output_signature=spec,
-            parallel_iterations=1,
-        ),
-        [tf.TensorSpec([None], tf.string)],
-    )
-
-
-def _decode_one(encoded, image_size, max_pixels):
-    image = pictures.decode(encoded, max_pixels)
-    if isinstance(image, stores.Fault):
-        return image
-    return pictures.resize_image(image, image_size).numpy()
+    for future in pending:
+        yield future.result()
 
 
 def _encode(encode, batch, dim):
@@ -428,15 +355,17 @@ def _encode(encode, batch, dim):
             "`encode` must return the embeddings of images and of captions. "
             f"Received: {len(found)} values"
         )
-    shapes = ((len(batch.images), dim), (len(batch.texts), dim))
-    parts = [np.asarray(part, np.float32) for part in found]
-    for name, part, shape in zip(
-        ("images", "captions"), parts, shapes, strict=True
+    for name, part, given in zip(
+        ("images", "captions"), found, (batch.images, batch.texts), strict=True
     ):
-        if part.shape != shape:
-            raise ValueError(
-                f"`encode` must return {list(shape)} for its {name}. "
-                f"Received: {list(part.shape)}"
-            )
-    image[batch.valid], text[batch.places] = parts
+        expected = (len(given), dim)
+        _check_shape(f"`encode` must return for its {name}", part, expected)
+    image[batch.valid], text[batch.places] = found
     return image, text
+
+
+def _check_shape(what, values, expected):
+    if np.shape(values) != expected:
+        raise ValueError(
+            f"{what} {list(expected)}. Received: {list(np.shape(values))}"
+        )

@@ -12,12 +12,12 @@ The metadata describes the reference and the shard's version.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from jest_tf import files
+from jest_tf.config import checks
 from jest_tf.data import artefacts
 
 KIND = "sidecar"
@@ -64,73 +64,31 @@ class Header(NamedTuple):
     rows: int
 
 
-class Sidecar(NamedTuple):
-    """The arrays of a sidecar, as views of the mapped file.
-
-    Offsets are not checked here, as that would read them all.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    image: np.ndarray
-    text: np.ndarray
-
-
-class Writer:
-    """Appends rows to a sidecar; made by `written`."""
-
-    def __init__(self, out: artefacts.Writer, header: Header):
-        self._out = out
-        self._header = header
-        self._rows = self._captions = 0
-        out.append("offsets", np.zeros(1, np.int64))
-
-    def append(
-        self,
-        ids: np.ndarray,
-        image: np.ndarray,
-        text: np.ndarray,
-        captions: np.ndarray | None = None,
-        valid: np.ndarray | None = None,
-    ) -> None:
-        """Adds the next k rows.
-
-        Args:
-            ids: int64 [k], of the records.
-            image: float [k, D], of unit length.
-            text: float [m, D], the captions of the rows in order, of unit
-                length, or zero where a caption is blank.
-            captions: int64 [k], the number of captions of each row; None is
-                one each.
-            valid: bool [k], false for unreadable records, which have no
-                captions and any embedding. None is true.
-
-        Raises:
-            ValueError: shapes do not fit, or an embedding is not finite or
-                not of unit length.
-        """
-        k, dim = len(ids), self._header.description.dim
-        counts = _counts(captions, k, self._header.rows - self._rows)
-        valid = np.ones(k, bool) if valid is None else np.asarray(valid, bool)
-        image = _checked("image", image, (k, dim), valid)
-        text = _checked("text", text, (int(counts.sum()), dim))
-        self._out.append("ids", np.asarray(ids, np.int64))
-        self._out.append("offsets", self._captions + np.cumsum(counts))
-        self._out.append("image", image)
-        self._out.append("text", text)
-        self._rows += k
-        self._captions += len(text)
+Append = Callable[
+    [np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None
+]
 
 
 @contextlib.contextmanager
-def written(path: str, header: Header) -> Iterator[Writer]:
-    """Yields a writer of a sidecar, which appears once it is complete.
+def written(path: str, header: Header) -> Iterator[Append]:
+    """Yields `append(ids, image, text, captions, valid)` of a new sidecar.
+
+    It adds k rows: ids int64 [k]; image [k, D] and text [m, D] of unit length,
+    the captions of the rows in order, zero where one is blank; captions int64
+    [k], their numbers; valid bool [k], false for unreadable records, which have
+    no captions and any picture. The sidecar appears as the block ends.
 
     Raises:
-        ValueError: a field of the header is invalid, or rows are missing.
+        ValueError: a field of the header is invalid, rows are missing, or an
+            embedding is not finite or not of unit length.
     """
-    _check(header)
     about, dtype, n = header.description, header.dtype, header.rows
+    text = "a string", lambda value: isinstance(value, str)
+    finite = "finite", math.isfinite
+    rules = (text, text, text, checks.at_least(1), finite, finite)
+    for name, value, rule in zip(about._fields, about, rules, strict=True):
+        checks.check(name, value, rule)
+    checks.check("dtype", dtype, checks.one_of(*DTYPES))
     metadata = {
         "fingerprint": about.fingerprint,
         "tokenizer": about.tokenizer,
@@ -145,12 +103,24 @@ def written(path: str, header: Header) -> Iterator[Writer]:
         "image": (dtype, (n, about.dim)),
         "text": (dtype, (None, about.dim)),
     }
-    with (
-        files.written_whole(path) as partial,
-        artefacts.Writer(partial, KIND, metadata, arrays) as out,
-    ):
-        yield Writer(out, header)
-        out.finish()
+    with artefacts.written(path, KIND, metadata, arrays) as add:
+        total = np.zeros(1, np.int64)
+        add("offsets", total)
+
+        def append(ids, image, text, captions, valid):
+            image, text = (
+                np.asarray(part, np.float32) for part in (image, text)
+            )
+            image = np.where(valid[:, None], image, np.float32(0))
+            _check_lengths("image", image, ~valid)
+            _check_lengths("text", text, True)
+            add("ids", ids)
+            add("offsets", total + np.cumsum(captions))
+            add("image", image)
+            add("text", text)
+            total[0] += len(text)
+
+        yield append
 
 
 def read(path: str) -> tuple[Header, artefacts.Artefact]:
@@ -165,37 +135,16 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
         raise ValueError(
             f"Sidecar {path} cannot be read: {error.strerror}"
         ) from error
-    texts, arrays = found.metadata, found.arrays
-    try:
-        n, dim = arrays["image"].shape
-        header = Header(
-            Description(
-                texts["fingerprint"],
-                texts["tokenizer"],
-                texts["preprocessing"],
-                dim,
-                float(texts["scale"]),
-                float(texts["bias"]),
-            ),
-            str(arrays["image"].dtype),
-            texts["stamp"],
-            n,
-        )
-        _check(header)
-        captions = int(arrays["offsets"][-1])
-        shapes = {
-            "ids": ((n,), "int64"),
-            "offsets": ((n + 1,), "int64"),
-            "image": ((n, dim), header.dtype),
-            "text": ((captions, dim), header.dtype),
-        }
-        for name, expected in shapes.items():
-            if (arrays[name].shape, str(arrays[name].dtype)) != expected:
-                raise ValueError(f"its `{name}` is not {expected}")
-    except (KeyError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"Sidecar {path} is damaged: {error}; {artefacts.KINDS[KIND]}"
-        ) from error
+    texts, image = found.metadata, found.arrays["image"]
+    description = Description(
+        texts["fingerprint"],
+        texts["tokenizer"],
+        texts["preprocessing"],
+        image.shape[1],
+        float(texts["scale"]),
+        float(texts["bias"]),
+    )
+    header = Header(description, str(image.dtype), texts["stamp"], len(image))
     return header, found
 
 
@@ -208,67 +157,13 @@ def is_zero(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return zero
 
 
-def _check(header):
-    about = header.description
-    texts = {**about._asdict(), **header._asdict()}
-    for name in ("fingerprint", "tokenizer", "preprocessing", "stamp"):
-        if not isinstance(texts[name], str):
-            raise ValueError(
-                f"`{name}` of a sidecar must be a string. "
-                f"Received: {texts[name]!r}"
-            )
-    for name, is_good, expected in (
-        ("dtype", header.dtype in DTYPES, f"one of {DTYPES}"),
-        ("dim", about.dim >= 1, "at least 1"),
-        ("rows", header.rows >= 1, "at least 1"),
-        ("scale", math.isfinite(about.scale), "finite"),
-        ("bias", math.isfinite(about.bias), "finite"),
-    ):
-        if not is_good:
-            raise ValueError(
-                f"`{name}` of a sidecar must be {expected}. "
-                f"Received: {texts[name]!r}"
-            )
-
-
-def _counts(captions, k, rows_left):
-    if k > rows_left:
-        raise ValueError(
-            f"`ids` must be of at most the {rows_left} rows that are left. "
-            f"Received: {k}"
-        )
-    counts = np.ones(k, np.int64) if captions is None else np.asarray(captions)
-    if (
-        counts.shape != (k,)
-        or counts.dtype.kind not in "iu"
-        or (counts < 0).any()
-    ):
-        raise ValueError(
-            f"`captions` must be {k} integers, none negative. "
-            f"Received: {counts.tolist()}"
-        )
-    return counts.astype(np.int64)
-
-
-def _checked(name, embeddings, shape, valid=None):
-    embeddings = np.asarray(embeddings, np.float32)
-    if embeddings.shape != shape or (
-        valid is not None and valid.shape != shape[:1]
-    ):
-        raise ValueError(
-            f"`{name}` must be {list(shape)}, with `valid` alike. "
-            f"Received: {list(embeddings.shape)}"
-        )
-    if valid is not None:
-        embeddings = np.where(valid[:, None], embeddings, np.float32(0))
+def _check_lengths(name, embeddings, may_be_zero):
     squares = np.einsum("ij,ij->i", embeddings, embeddings)
     good = np.abs(squares - 1) <= _LENGTH_TOLERANCE
-    # A blank caption, or a record that was not read.
-    good |= (squares == 0) & (True if valid is None else ~valid)
+    good |= (squares == 0) & may_be_zero
     if not good.all():
         length = math.sqrt(squares[np.argmin(good)])
         raise ValueError(
             f"`{name}` must be of unit length, so that scale and bias make "
             f"logits of it. Received: a row of length {length:.6g}"
         )
-    return embeddings

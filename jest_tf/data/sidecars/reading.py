@@ -6,6 +6,7 @@ describes one file.
 """
 
 import concurrent.futures
+import functools
 import glob
 import hashlib
 import math
@@ -21,19 +22,20 @@ from jest_tf.data.sidecars import file_format
 
 SUFFIX = ".sidecar"
 
+# Each holds a file descriptor; processes are often limited to 1,024.
 _MAX_MAPPED = 256
 # File heads read at a time, for slow storage.
 _THREADS = 16
 
 
 class Rows(NamedTuple):
-    """Neighbouring rows of sidecars.
+    """The rows of one shard's sidecar, as views of the file.
 
     Attributes:
         ids: int64 [k].
         valid: bool [k], false for unreadable records.
-        offsets: int64 [k + 1], from 0: row i has the captions `offsets[i]`
-            to `offsets[i + 1]` of `text`.
+        offsets: int64 [k + 1]; row i has the captions `offsets[i]` to
+            `offsets[i + 1]` of `text`.
         image: [k, D].
         text: [captions, D].
     """
@@ -74,25 +76,23 @@ class Sidecars:
         self._store = store
         self._ends = np.cumsum(store.shards.lengths)
         self._starts = self._ends - store.shards.lengths
-
+        shards = range(len(self._ends))
+        find = functools.partial(_find, store, directory)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            shards = range(len(self._ends))
-            found = list(
-                pool.map(lambda shard: _find(store, shard, directory), shards)
-            )
+            found = list(pool.map(find, shards))
         self._paths, headers, self._heads = zip(*found, strict=True)
-        first = headers[0]
-        wanted = expected or first.description
-        for path, header in zip(self._paths, headers, strict=True):
-            alike = header._replace(description=wanted, dtype=first.dtype)
-            check_header(path, header, alike)
-        self.description = first.description
-        self.fingerprint = first.description.fingerprint
-        self.dim = first.description.dim
-        self.scale = first.description.scale
-        self.bias = first.description.bias
-        self.dtype = first.dtype
-        self._maps = artefacts.Maps(file_format.KIND, _MAX_MAPPED)
+        self.description, self.dtype = headers[0].description, headers[0].dtype
+        for shard, path, header in zip(
+            shards, self._paths, headers, strict=True
+        ):
+            wanted = header_of(
+                store, shard, expected or self.description, self.dtype
+            )
+            check_header(path, header, wanted)
+        self.fingerprint, _, _, self.dim, self.scale, self.bias = (
+            self.description
+        )
+        self._map = functools.lru_cache(_MAX_MAPPED)(artefacts.read_again)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -128,31 +128,19 @@ class Sidecars:
                 unreadable when the sidecar was written.
         """
         rows, captions, ids = _integers(rows, captions, ids)
-        image = np.empty([len(rows), self.dim], self.dtype)
-        text = np.empty_like(image)
-        for shard, places in self._by_shard(rows):
-            part = self._part(shard)
-            local = rows[places] - self._starts[shard]
-            starts, ends = self._captions(part, shard, local, ids[places])
+
+        def given(text, starts, ends, places):
             chosen = captions[places]
-            self._require(
-                shard,
-                local,
-                ~file_format.is_zero(part.image, local),
-                lambda i: (
-                    "have an embedding. Received: zeros, as the record "
-                    "could not be read when the sidecar was written"
-                ),
-            )
-            self._require(
-                shard,
-                local,
-                (chosen >= 0) & (chosen < ends - starts),
-                lambda i, chosen=chosen, counts=ends - starts: (
-                    f"have a caption {chosen[i]}. Received: {counts[i]} in all"
-                ),
-            )
-            _take(part, local, starts + chosen, image, text, places)
+            return np.where(chosen < ends - starts, chosen, -1)
+
+        found, image, text = self._read(rows, ids, given)
+        self._require(
+            found >= 0,
+            rows,
+            "an embedding of caption {}. Received: none, as the record could "
+            "not be read when the sidecar was written, or has fewer captions",
+            captions,
+        )
         return image, text
 
     def read_numbered(
@@ -164,9 +152,8 @@ class Sidecars:
         nonblank caption are marked, not refused.
 
         Args:
-            rows: int64 [k], rows of the store; sorted ones are read fastest.
+            rows: as in `read`, like `ids`.
             numbers: int64 [k], `reader.caption_numbers`.
-            ids: int64 [k], the records' ids.
 
         Returns:
             The index of each record's caption, int64 [k], -1 if the record was
@@ -179,55 +166,19 @@ class Sidecars:
             ValueError: an id differs, or a sidecar is damaged.
         """
         rows, numbers, ids = _integers(rows, numbers, ids)
-        captions = np.empty(len(rows), np.int64)
-        image = np.empty([len(rows), self.dim], self.dtype)
-        text = np.empty_like(image)
-        for shard, places in self._by_shard(rows):
-            part = self._part(shard)
-            local = rows[places] - self._starts[shard]
-            starts, ends = self._captions(part, shard, local, ids[places])
-            chosen = _choose(part.text, starts, ends, numbers[places])
-            chosen[file_format.is_zero(part.image, local)] = -1
-            captions[places] = chosen
-            if chosen.min() < 0:
-                good = chosen >= 0
-                places = np.arange(len(rows))[places][good]
-                local, starts, chosen = local[good], starts[good], chosen[good]
-            _take(part, local, starts + chosen, image, text, places)
-        return captions, image, text
-
-    def read_rows(self, start: int, stop: int) -> Rows:
-        """Reads rows `start` to `stop` with all captions; ids are unchecked.
-
-        Within one shard the embeddings are views of the file.
-
-        Raises:
-            IndexError: the rows are out of range.
-            ValueError: a sidecar is damaged.
-        """
-        if not 0 <= start < stop <= len(self):
-            raise IndexError(
-                f"`start` and `stop` must be in [0, {len(self)}], one below "
-                f"the other. Received: {start} and {stop}"
-            )
-        first, last = np.searchsorted(
-            self._ends, [start, stop - 1], side="right"
+        return self._read(
+            rows,
+            ids,
+            lambda text, starts, ends, places: _choose(
+                text, starts, ends, numbers[places]
+            ),
         )
-        parts = [
-            self._slice(
-                shard,
-                max(0, start - int(self._starts[shard])),
-                min(stop, int(self._ends[shard])) - int(self._starts[shard]),
-            )
-            for shard in range(first, last + 1)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        counts = np.concatenate([np.diff(part.offsets) for part in parts])
-        joined = Rows(
-            *(np.concatenate(part) for part in zip(*parts, strict=True))
-        )
-        return joined._replace(offsets=np.append(0, np.cumsum(counts)))
+
+    def read_shard(self, shard: int) -> Rows:
+        """Returns all rows of a shard, with all captions, unchecked."""
+        part = self._part(shard)
+        rows = np.arange(len(part["ids"]))
+        return Rows(valid=~file_format.is_zero(part["image"], rows), **part)
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
         """Returns which rows have embeddings; int64 [k] -> bool [k].
@@ -235,12 +186,47 @@ class Sidecars:
         Raises:
             IndexError: a row is out of range.
         """
-        rows = np.asarray(rows, np.int64)
+        (rows,) = _integers(rows)
         valid = np.empty(len(rows), bool)
         for shard, places in self._by_shard(rows):
             local = rows[places] - self._starts[shard]
-            valid[places] = ~file_format.is_zero(self._part(shard).image, local)
+            image = self._part(shard)["image"]
+            valid[places] = ~file_format.is_zero(image, local)
         return valid
+
+    def _read(self, rows, ids, choose):
+        """`read_numbered`, by `choose(text, starts, ends, places)`."""
+        captions = np.empty(len(rows), np.int64)
+        image = np.empty([len(rows), self.dim], self.dtype)
+        text = np.empty_like(image)
+        for shard, places in self._by_shard(rows):
+            part = self._part(shard)
+            local = rows[places] - self._starts[shard]
+            self._require(
+                part["ids"][local] == ids[places],
+                rows[places],
+                "the record's id, {}. Received: {}",
+                ids[places],
+                part["ids"][local],
+            )
+            starts, ends = part["offsets"][local], part["offsets"][local + 1]
+            self._require(
+                # Ordered so that no overflow decides.
+                (starts >= 0) & (starts <= ends) & (ends <= len(part["text"])),
+                rows[places],
+                "captions within the file. Received: {} to {}",
+                starts,
+                ends,
+            )
+            chosen = choose(part["text"], starts, ends, places)
+            chosen[file_format.is_zero(part["image"], local)] = -1
+            captions[places] = chosen
+            if chosen.min() < 0:
+                good = chosen >= 0
+                places = np.arange(len(rows))[places][good]
+                local, starts, chosen = local[good], starts[good], chosen[good]
+            _take(part, local, starts + chosen, image, text, places)
+        return captions, image, text
 
     def _by_shard(self, rows) -> Iterator[tuple[int, slice | np.ndarray]]:
         if not len(rows):
@@ -261,62 +247,21 @@ class Sidecars:
             places = slice(start, end)
             yield int(shards[start]), places if order is None else order[places]
 
-    def _part(self, shard) -> file_format.Sidecar:
-        found = self._maps.get(self._paths[shard], self._heads[shard])
-        return file_format.Sidecar(
-            *(found.arrays[name] for name in file_format.Sidecar._fields)
-        )
+    def _part(self, shard) -> dict[str, np.ndarray]:
+        return self._map(
+            self._paths[shard], file_format.KIND, self._heads[shard]
+        ).arrays
 
-    def _captions(self, part, shard, local, ids):
-        """Start and end of the records' captions within the file."""
-        stored = part.ids[local]
-        self._require(
-            shard,
-            local,
-            stored == ids,
-            lambda i: f"have the record's id, {ids[i]}. Received: {stored[i]}",
-        )
-        starts, ends = part.offsets[local], part.offsets[local + 1]
-        self._require(
-            shard,
-            local,
-            # Ordered so that no overflow decides.
-            (starts >= 0) & (starts <= ends) & (ends <= len(part.text)),
-            lambda i: (
-                "have captions within the file. Received: "
-                f"{starts[i]} to {ends[i]} of {len(part.text)}"
-            ),
-        )
-        return starts, ends
-
-    def _require(self, shard, local, good, message):
+    def _require(self, good, rows, expected, *values):
         if not good.all():
             first = int(np.argmin(good))
-            row = int(local[first] + self._starts[shard])
+            row = int(rows[first])
+            shard = int(np.searchsorted(self._ends, row, side="right"))
+            expected = expected.format(*(each[first] for each in values))
             raise ValueError(
                 f"Sidecar {self._paths[shard]}, of {self._store.describe(row)},"
-                f" must {message(first)}"
+                f" must have {expected}"
             )
-
-    def _slice(self, shard, start, stop):
-        part = self._part(shard)
-        offsets = part.offsets[start : stop + 1]
-        low, high = int(offsets[0]), int(offsets[-1])
-        if (
-            not 0 <= low <= high <= len(part.text)
-            or (np.diff(offsets) < 0).any()
-        ):
-            raise ValueError(
-                f"Sidecar {self._paths[shard]} is damaged: its captions do not "
-                f"run from 0 to {len(part.text)}"
-            )
-        return Rows(
-            part.ids[start:stop],
-            ~file_format.is_zero(part.image, np.arange(start, stop)),
-            offsets - low,
-            part.image[start:stop],
-            part.text[low:high],
-        )
 
 
 def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
@@ -341,6 +286,17 @@ def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
     return place
 
 
+def header_of(
+    store: stores.Store,
+    shard: int,
+    description: file_format.Description,
+    dtype: str,
+) -> file_format.Header:
+    """Returns the header that a shard's sidecar must have."""
+    rows = int(store.shards.lengths[shard])
+    return file_format.Header(description, dtype, store.stamp(shard), rows)
+
+
 def check_header(
     path: str, header: file_format.Header, expected: file_format.Header
 ) -> None:
@@ -349,60 +305,44 @@ def check_header(
     Raises:
         ValueError: names the first difference.
     """
-    parts = [
-        (f"`{name}` of the reference", value, wanted)
-        for name, value, wanted in zip(
-            file_format.Description._fields,
-            header.description,
-            expected.description,
-            strict=True,
-        )
-    ]
-    parts += [
-        ("number of rows", header.rows, expected.rows),
-        ("stamp, as of the present shard,", header.stamp, expected.stamp),
-        ("dtype", header.dtype, expected.dtype),
-    ]
-    for what, value, wanted in parts:
+    values = header.description._asdict() | header._asdict()
+    for name, wanted in (
+        expected.description._asdict() | expected._asdict()
+    ).items():
+        value = values[name]
         # The last bit of a scale depends on the hardware that computed it.
-        if isinstance(wanted, float) and math.isclose(
+        is_close = name in ("scale", "bias") and math.isclose(
             value, wanted, rel_tol=1e-6
-        ):
-            continue
-        if value != wanted:
+        )
+        if name != "description" and value != wanted and not is_close:
+            what = "stamp of the present shard" if name == "stamp" else name
             raise ValueError(
-                f"Sidecar {path} does not fit: expected the {what} to be "
+                f"Sidecar {path} does not fit: expected the {what}, "
                 f"{wanted!r}. Received: {value!r}; write it anew with "
                 "`jest-tf embed`"
             )
 
 
-def _find(store, shard, directory):
+def _find(store, directory, shard):
+    """The path of a shard's sidecar, its header, and what tells its content."""
     path = sidecar_path(store, shard, directory)
-    if not os.path.exists(path):
-        raise ValueError(_missing_message(store, shard, directory, path))
-    header, found = file_format.read(path)
-    of_the_shard = header._replace(
-        stamp=store.stamp(shard), rows=int(store.shards.lengths[shard])
-    )
-    check_header(path, header, of_the_shard)
-    return path, header, found.metadata
-
-
-def _missing_message(store, shard, directory, path):
+    if os.path.exists(path):
+        header, found = file_format.read(path)
+        known = ("checksum", "crc32")
+        return path, header, tuple((key, found.metadata[key]) for key in known)
     message = (
         f"No sidecar of {store.shards.paths[shard]}: expected {path}, as "
         "`jest-tf embed` writes it"
     )
     if directory:
-        name = glob.escape(os.path.basename(store.shards.paths[shard]))
-        others = glob.glob(f"{glob.escape(directory)}/{name}-*{SUFFIX}")
-        if others:
-            return (
-                f"{message}. Received: {min(others)}, which is of another "
-                "version of the shard, or of other fields of it"
+        name = os.path.basename(store.shards.paths[shard])
+        place = glob.escape(os.path.join(directory, name))
+        if others := glob.glob(f"{place}-*{SUFFIX}"):
+            message += (
+                f". Received: {min(others)}, which is of another version of "
+                "the shard, or of other fields of it"
             )
-    return message
+    raise ValueError(message)
 
 
 def _integers(*arrays):
@@ -413,11 +353,11 @@ def _take(part, local, texts, image, text, places):
     """Copies rows of a file to the indices `places` of `image` and `text`."""
     if isinstance(places, slice):
         # All indices were checked; "clip" writes straight to `out`.
-        part.image.take(local, 0, image[places], "clip")
-        part.text.take(texts, 0, text[places], "clip")
+        part["image"].take(local, 0, image[places], "clip")
+        part["text"].take(texts, 0, text[places], "clip")
     else:
-        image[places] = part.image[local]
-        text[places] = part.text[texts]
+        image[places] = part["image"][local]
+        text[places] = part["text"][texts]
 
 
 def _choose(text, starts, ends, numbers):

@@ -15,6 +15,7 @@ of other shards, but not renaming or rewriting the shard.
 import array
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import os
 import struct
@@ -37,7 +38,8 @@ _EDGE = 2**16
 # Threads suffice: reading, hashing and mapping release the interpreter lock.
 _WORKERS = 16
 
-_maps = artefacts.Maps(_KIND, 128)
+# Each holds a file descriptor; processes are often limited to 1,024.
+_map = functools.lru_cache(128)(artefacts.read_again)
 
 
 class Index(NamedTuple):
@@ -80,6 +82,7 @@ def open_indexes(
         ValueError: a shard is unreadable, empty or not of the format.
     """
     unwritten: list[str] = []
+    _map.cache_clear()  # a mapped file may have been damaged in its place
     lock = threading.Lock()
     done = total = 0
 
@@ -183,15 +186,14 @@ def _load(place, origin, form):
     records = found.arrays[_ARRAY]
     if files.is_remote(place):
         return _in_memory(origin, form, np.array(records))
-    _maps.forget(place)
     # Not the time of change: another process may have renewed it alone.
-    known = {name: found.metadata[name] for name in ("identity", "crc32")}
+    known = tuple((key, found.metadata[key]) for key in ("identity", "crc32"))
     return _index(
         origin,
         form,
         len(records),
         found.checksums[_ARRAY],
-        lambda: _maps.get(place, known).arrays[_ARRAY],
+        lambda: _map(place, _KIND, known).arrays[_ARRAY],
     )
 
 

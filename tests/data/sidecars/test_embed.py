@@ -93,28 +93,33 @@ class WriteTest(tf.test.TestCase):
         self.jpeg = pictures.decode_image(jpeg, SIZE).numpy()
 
     def write(self, encode=encode, **settings):
-        settings = {
-            "image_size": SIZE,
-            "batch_size": 2,
-            "dtype": "float32",
-        } | settings
+        batch_size = settings.pop("batch_size", 2)
         return embed.write(
-            self.store, encode, DESCRIPTION, self.folder, **settings
+            self.store,
+            encode,
+            DESCRIPTION,
+            embed.Output(self.folder, **{"dtype": "float32"} | settings),
+            image_size=SIZE,
+            batch_size=batch_size,
         )
 
     def assert_right(self):
         sidecars = sidecars_lib.Sidecars(self.store, self.folder, DESCRIPTION)
-        rows = sidecars.read_rows(0, 9)
-        self.assertAllEqual(rows.ids, np.arange(9))
+        parts = [sidecars.read_shard(shard) for shard in range(2)]
+        self.assertAllEqual(
+            np.concatenate([part.ids for part in parts]), np.arange(9)
+        )
         bad = [4, 6]
-        self.assertAllEqual(np.flatnonzero(~rows.valid), bad)
+        valid = np.concatenate([part.valid for part in parts])
+        self.assertAllEqual(np.flatnonzero(~valid), bad)
         for row in range(9):
-            text = rows.text[rows.offsets[row] : rows.offsets[row + 1]]
+            part, place = parts[row >= 5], row % 5
+            text = part.text[part.offsets[place] : part.offsets[place + 1]]
             if row in bad:
                 self.assertEmpty(text)
                 continue
             image = self.jpeg if row == 7 else picture(row)
-            self.assertAllClose(rows.image[row], embed_picture(image))
+            self.assertAllClose(part.image[place], embed_picture(image))
             captions = self.captions[row]
             self.assertLen(text, len(captions))
             for vector, caption in zip(text, captions, strict=True):
@@ -209,7 +214,7 @@ class WriteTest(tf.test.TestCase):
     def test_what_does_not_fit_is_kept_unless_it_may_be_replaced(self):
         self.write(dtype="float16")
         with self.assertRaisesRegex(
-            ValueError, "expected the dtype to be 'float32'.*`overwrite`"
+            ValueError, "expected the dtype, 'float32'.*`overwrite`"
         ):
             self.write()
         sidecars = sidecars_lib.Sidecars(self.store, self.folder)
@@ -221,11 +226,11 @@ class WriteTest(tf.test.TestCase):
         for message, model in (
             ("Received: 1 values", lambda *_: encode(*_)[:1]),
             (
-                r"must return \[2, 5\] for its images. Received: \[1, 5\]",
+                r"must return for its images \[2, 5\]. Received: \[1, 5\]",
                 lambda i, c: encode(i[:1], c),
             ),
             (
-                r"must return \[4, 5\] for its captions. Received: \[4, 4\]",
+                r"must return for its captions \[4, 5\]. Received: \[4, 4\]",
                 lambda i, c: (encode(i, c)[0], encode(i, c)[1][:, :4]),
             ),
             ("of unit length", lambda *_: [3 * part for part in encode(*_)]),
@@ -378,13 +383,16 @@ class CommandTest(tf.test.TestCase):
     @pytest.mark.slow
     def test_killed_and_started_again_it_ends_with_the_same_files(self):
         script = (
+            "from jest_tf.models import reference\n"
             "from trainers import embed\n"
-            "from jest_tf.data.sidecars import file_format\n"
-            "append = file_format.Writer.append\n"
-            "def slow(*arguments, **settings):\n"
-            "    append(*arguments, **settings)\n"
-            "    print('row', flush=True)\n"
-            "file_format.Writer.append = slow\n"
+            "encoder = reference.encoder\n"
+            "def told(*arguments):\n"
+            "    encode = encoder(*arguments)\n"
+            "    def tell(*values):\n"
+            "        print('batch', flush=True)\n"
+            "        return encode(*values)\n"
+            "    return tell\n"
+            "reference.encoder = told\n"
             f"embed.main({self.arguments(output='k')})\n"
         )
         with subprocess.Popen(
@@ -395,7 +403,7 @@ class CommandTest(tf.test.TestCase):
         ) as child:
             # In the middle of the second shard, 30 records of eight a batch.
             for _ in range(6):
-                self.assertEqual(child.stdout.readline(), b"row\n")
+                self.assertEqual(child.stdout.readline(), b"batch\n")
             child.send_signal(signal.SIGKILL)
         self.run_command(output="k")
         self.run_command(output="whole")
@@ -445,20 +453,19 @@ class DrawsTest(tf.test.TestCase):
             cls.store,
             reference.encoder(cls.run_of_reference),
             description,
-            f"{cls.directory}/float32",
+            embed.Output(f"{cls.directory}/float32", "float32"),
             image_size=32,
-            dtype="float32",
         )
         cls.sidecars = sidecars_lib.Sidecars(
             cls.store, f"{cls.directory}/float32"
         )
-        rows = cls.sidecars.read_rows(0, len(cls.store))
+        rows = cls.sidecars.read_shard(0)  # it is the only one
         embed.write_arrays(
             cls.store,
             rows.image,
             rows.text,
             description,
-            f"{cls.directory}/float16",
+            embed.Output(f"{cls.directory}/float16"),
             captions=np.diff(rows.offsets),
         )
 

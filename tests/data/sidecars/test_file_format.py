@@ -7,7 +7,6 @@ import numpy as np
 import sidecar_files
 import tensorflow as tf
 
-from jest_tf.data import artefacts
 from jest_tf.data.sidecars import file_format
 
 ROWS = 21
@@ -29,9 +28,9 @@ class SidecarFilesTestCase(tf.test.TestCase):
         self.image = sidecar_files.unit_rows(ROWS)
         self.text = sidecar_files.unit_rows(int(self.counts.sum()), 1)
 
-    def append(self, writer, start, stop):
+    def append(self, append, start, stop):
         first = self.ends[start] - self.counts[start]
-        writer.append(
+        append(
             self.ids[start:stop],
             self.image[start:stop],
             self.text[first : self.ends[stop - 1]],
@@ -40,9 +39,9 @@ class SidecarFilesTestCase(tf.test.TestCase):
         )
 
     def write(self, cuts=(0, 5, 8, ROWS), header=HEADER):
-        with file_format.written(self.path, header) as writer:
+        with file_format.written(self.path, header) as append:
             for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-                self.append(writer, start, stop)
+                self.append(append, start, stop)
 
     def content(self):
         with open(self.path, "rb") as file:
@@ -85,8 +84,8 @@ class WriteTest(SidecarFilesTestCase):
 
     def test_an_error_leaves_no_file(self):
         with self.assertRaises(KeyboardInterrupt):
-            with file_format.written(self.path, HEADER) as writer:
-                self.append(writer, 0, 6)
+            with file_format.written(self.path, HEADER) as append:
+                self.append(append, 0, 6)
                 raise KeyboardInterrupt
         self.assertEmpty(os.listdir(self.folder))
 
@@ -97,16 +96,10 @@ class WriteTest(SidecarFilesTestCase):
             "image": unit_rows(2),
             "text": unit_rows(3),
             "captions": [1, 2],
-            "valid": [True, True],
+            "valid": np.array([True, True]),
         }
         infinite = np.float32([[np.inf, 0, 0, 0], [1, 0, 0, 0]])
         for message, changed in {
-            r"`image` must be \[2, 4\]": {"image": unit_rows(3)},
-            r"`text` must be \[3, 4\]": {"text": unit_rows(2)},
-            r"with `valid` alike": {"valid": [True]},
-            r"`captions` must be 2 int.*\[1, 1, 1\]": {"captions": [1, 1, 1]},
-            r"none negative. Received: \[4, -1\]": {"captions": [4, -1]},
-            "at most the 21 rows": {"ids": np.arange(22)},
             "length 0.5": {"image": unit_rows(2) / 2},
             "`text` must be of unit length.*2": {"text": 2 * unit_rows(3)},
             "a row of length inf": {"image": infinite},
@@ -114,8 +107,8 @@ class WriteTest(SidecarFilesTestCase):
             "a row of length 0$": {"image": np.zeros((2, 4))},
         }.items():
             with self.assertRaisesRegex(ValueError, message):
-                with file_format.written(self.path, HEADER) as writer:
-                    writer.append(**good | changed)
+                with file_format.written(self.path, HEADER) as append:
+                    append(**good | changed)
         with self.assertRaisesRegex(ValueError, "21 rows. Received: 20"):
             self.write((0, 20))
         self.assertEmpty(os.listdir(self.folder))
@@ -124,14 +117,13 @@ class WriteTest(SidecarFilesTestCase):
         describe = sidecar_files.DESCRIPTION._replace
         for message, header in {
             "`dtype` .* Received: 'int8'": HEADER._replace(dtype="int8"),
-            "`rows` .* Received: 0": HEADER._replace(rows=0),
             "`dim` .* Received: 0": HEADER._replace(
                 description=describe(dim=0)
             ),
             "`scale` .* Received: nan": HEADER._replace(
                 description=describe(scale=float("nan"))
             ),
-            "`fingerprint` .* a string. Received: 1": HEADER._replace(
+            "`fingerprint` must be a string. Received: 1": HEADER._replace(
                 description=describe(fingerprint=1)
             ),
         }.items():
@@ -157,36 +149,6 @@ class ReadTest(SidecarFilesTestCase):
             with open(self.path, "wb") as file:
                 file.write(wrong)
             self.assert_refused("must be a jest_tf sidecar")
-
-    def test_arrays_that_do_not_fit_one_another_are_refused(self):
-        self.write()
-        _, found = file_format.read(self.path)
-        for name, wrong in (
-            ("ids", self.ids[1:]),
-            ("ids", np.zeros([ROWS, 2], np.int64)),
-            ("offsets", np.append(0, self.ends + 1)),
-            ("offsets", self.ends),
-            ("image", np.zeros([ROWS, 5], np.float32)),
-            ("image", np.zeros(ROWS, np.float32)),
-            ("text", self.text.astype(np.float16)),
-        ):
-            metadata = {
-                key: value
-                for key, value in found.metadata.items()
-                if key not in ("kind", "version", "crc32", "checksum")
-            }
-            arrays = {
-                key: np.array(value) for key, value in found.arrays.items()
-            }
-            artefacts.write(
-                self.path, "sidecar", metadata, arrays | {name: wrong}
-            )
-            self.assert_refused("Sidecar .* is damaged")
-
-    def test_metadata_that_cannot_be_read_is_refused(self):
-        arrays = {"image": np.ones([1, 1], np.float32)}
-        artefacts.write(self.path, "sidecar", {}, arrays)
-        self.assert_refused("is damaged: 'fingerprint'")
 
 
 if __name__ == "__main__":

@@ -62,15 +62,16 @@ class EmbeddingsTestCase(tf.test.TestCase):
             os.path.join(self.directory, "*.tfrecord"), caption_fields=()
         )
 
-    def write(self, description=DESCRIPTION, **settings):
-        settings = {
-            "directory": self.folder,
-            "captions": self.counts,
-            "valid": self.valid,
-            "dtype": self.dtype,
-        } | settings
+    def write(self, description=DESCRIPTION, *, arrays=(), **output):
+        output = {"directory": self.folder, "dtype": self.dtype} | output
+        arrays = {"captions": self.counts, "valid": self.valid} | dict(arrays)
         return embed.write_arrays(
-            self.store, self.image, self.text, description, **settings
+            self.store,
+            self.image,
+            self.text,
+            description,
+            embed.Output(**output),
+            **arrays,
         )
 
     def pick(self, rows, seed=0):
@@ -122,9 +123,9 @@ class SidecarsTest(EmbeddingsTestCase):
         self.assertEqual((image.shape, text.shape), ((0, DIM), (0, DIM)))
         self.assertAllEqual(self.sidecars.valid(empty), [])
 
-    def test_neighbouring_rows_come_with_all_their_captions(self):
-        for start, stop in ((0, 5), (2, 4), (5, 6), (3, 8), (0, 15), (14, 15)):
-            rows = self.sidecars.read_rows(start, stop)
+    def test_a_shard_comes_with_all_its_captions(self):
+        for shard, (start, stop) in enumerate(((0, 5), (5, 6), (6, 15))):
+            rows = self.sidecars.read_shard(shard)
             self.assertAllEqual(rows.ids, 1000 + 7 * np.arange(start, stop))
             self.assertAllEqual(rows.valid, self.valid[start:stop])
             self.assertAllEqual(
@@ -137,7 +138,7 @@ class SidecarsTest(EmbeddingsTestCase):
             self.assertAllEqual(
                 rows.text, self.text[first : self.ends[stop - 1]]
             )
-        self.assertFalse(self.sidecars.read_rows(6, 9).image.flags.owndata)
+            self.assertFalse(rows.image.flags.owndata)
 
     def test_rows_without_embeddings_are_told(self):
         rows = np.array([11, 0, 2, 14, 2])
@@ -166,11 +167,10 @@ class SidecarsTest(EmbeddingsTestCase):
         for message, rows, captions, ids in (
             (r"3\.tf|record 3 of .*must have the record's id, 5. Rec.* 1021",
              [0, 3], [0, 0], [1000, 5]),
-            ("record 2 of .*0.tfrecord.* must have an embedding",
+            ("record 2 of .*0.tfrecord.* must have an embedding of caption 0",
              [3, 2], [0, 0], [1021, 1014]),
-            ("must have a caption 2. Received",
-             [3], [2], [1021]),
-            ("must have a caption -1. Received", [3], [-1], [1021]),
+            ("an embedding of caption 2. Received: none", [3], [2], [1021]),
+            ("an embedding of caption -1. Received", [3], [-1], [1021]),
         ):  # fmt: skip
             with self.assertRaisesRegex(ValueError, message):
                 read(rows, captions, ids)
@@ -181,9 +181,6 @@ class SidecarsTest(EmbeddingsTestCase):
                 read(rows, [0] * len(rows), [0] * len(rows))
             with self.assertRaisesRegex(IndexError, r"\[0, 15\)"):
                 self.sidecars.valid(rows)
-        for start, stop in ((0, 0), (-1, 2), (0, 16)):
-            with self.assertRaisesRegex(IndexError, f"{start} and {stop}"):
-                self.sidecars.read_rows(start, stop)
 
     def test_damaged_offsets_never_lead_out_of_the_file(self):
         path = sidecars_lib.sidecar_path(self.store, 2, self.folder)
@@ -199,8 +196,6 @@ class SidecarsTest(EmbeddingsTestCase):
                 file.seek(place)
                 file.write(damaged.tobytes())
             sidecars = sidecars_lib.Sidecars(self.store, self.folder)
-            with self.assertRaisesRegex(ValueError, "damaged: its captions"):
-                sidecars.read_rows(6, 15)
             for caption in (0, 3, 2**62):
                 with self.assertRaisesRegex(ValueError, "must have .*caption"):
                     sidecars.read([10], [caption], [1070])
@@ -269,9 +264,8 @@ class RefusalTest(EmbeddingsTestCase):
             expected = DESCRIPTION._replace(**{name: value})
             with self.assertRaisesRegex(
                 ValueError,
-                rf"0.tfrecord-.*sidecar does not fit: expected the `{name}` of "
-                rf"the reference to be {value!r}. Received: "
-                rf"{getattr(DESCRIPTION, name)!r}",
+                rf"0.tfrecord-.*sidecar does not fit: expected the {name}, "
+                rf"{value!r}. Received: {getattr(DESCRIPTION, name)!r}",
             ):
                 sidecars_lib.Sidecars(self.store, self.folder, expected)
 
@@ -299,12 +293,11 @@ class RefusalTest(EmbeddingsTestCase):
 
     def test_sidecars_of_several_references_are_not_mixed(self):
         self.write()
-        for changes, what in (
-            ({"description": DESCRIPTION._replace(scale=9.0)}, "`scale`"),
-            ({"dtype": "float16"}, "dtype"),
+        for (description, dtype), what in (
+            ((DESCRIPTION._replace(scale=9.0), "float32"), "scale"),
+            ((DESCRIPTION, "float16"), "dtype"),
         ):
             os.remove(sidecars_lib.sidecar_path(self.store, 2, self.folder))
-            settings = {"description": DESCRIPTION} | changes
             store = stores.open_store(
                 os.path.join(self.directory, "2.tfrecord")
             )
@@ -313,9 +306,9 @@ class RefusalTest(EmbeddingsTestCase):
                 store,
                 self.image[6:],
                 self.text[first:],
-                directory=self.folder,
+                description,
+                embed.Output(self.folder, dtype),
                 captions=self.counts[6:],
-                **{"dtype": "float32"} | settings,
             )
             with self.assertRaisesRegex(
                 ValueError, f"2.tfrecord-.*does not fit: expected the {what}"
@@ -351,7 +344,7 @@ class RefusalTest(EmbeddingsTestCase):
             sidecars_lib.Sidecars(changed, self.folder)
         with self.assertRaisesRegex(
             ValueError,
-            "1.tfrecord.sidecar does not fit: expected the stamp, as of the "
+            "1.tfrecord.sidecar does not fit: expected the stamp of the "
             "present shard",
         ):
             sidecars_lib.Sidecars(changed)
@@ -395,7 +388,7 @@ class WriteArraysTest(EmbeddingsTestCase):
 
     def test_one_caption_a_record_is_the_default(self):
         self.text = sidecar_files.unit_rows(15, 9)
-        self.write(captions=None, valid=None)
+        self.write(arrays={"captions": None, "valid": None})
         sidecars = sidecars_lib.Sidecars(self.store, self.folder)
         rows = np.arange(15)
         image, text = sidecars.read(rows, 0 * rows, 1000 + 7 * rows)
@@ -404,18 +397,24 @@ class WriteArraysTest(EmbeddingsTestCase):
 
     def test_arrays_of_another_length_are_refused(self):
         for name, message in (
-            ("image", "`image` must have 15 rows. Received: 14"),
-            ("text", f"`text` must have {self.ends[-1]} rows"),
+            ("image", r"`image` must be \[15, 4\]. Received: \[14, 4\]"),
+            ("text", rf"`text` must be \[{self.ends[-1]}, 4\]"),
         ):
             whole = getattr(self, name)
             setattr(self, name, whole[1:])
             with self.assertRaisesRegex(ValueError, message):
                 self.write()
             setattr(self, name, whole)
-        with self.assertRaisesRegex(ValueError, "`valid` must have 15 rows"):
-            self.write(valid=self.valid[1:])
-        with self.assertRaisesRegex(ValueError, "`captions` must have 15 rows"):
-            self.write(captions=self.counts[1:])
+        for name, values, message in (
+            ("valid", self.valid[1:], r"be \[15\]. Received: \[14\]"),
+            ("captions", self.counts[1:], r"be \[15\]. Received: \[14\]"),
+            ("captions", -self.counts, r"integers, none negative. Rec.*\[-"),
+            ("captions", self.counts / 2, "integers"),
+        ):
+            with self.assertRaisesRegex(
+                ValueError, f"`{name}` must.* {message}"
+            ):
+                self.write(arrays={name: values})
         self.assertFalse(os.path.exists(self.folder))
 
 

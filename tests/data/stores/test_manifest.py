@@ -335,12 +335,16 @@ class WeightedOrderTest(tf.test.TestCase):
         atol = 5 * np.sqrt(2**13 / 4) / 2**16
         self.assertAllClose(shares, expected, atol=atol)
 
+    def test_a_weight_that_is_next_to_nothing_counts_as_none(self):
+        order = stream.Order(4, 0, row_weights=np.float32([1, 2, 1, 1e-30]))
+        rows = order.rows(np.arange(4000))
+        self.assertAllEqual(np.bincount(rows), [1000, 2000, 1000])
+        self.assertEqual(order.num_distinct(4000), 3)
+
     def test_weights_that_cannot_be_are_refused(self):
         for weights in ([1.0] * 3, [0.0] * 4, [-1, 1, 1, 1], [np.nan, 1, 1, 1]):
             with self.assertRaisesRegex(ValueError, "`row_weights` must hold"):
                 stream.Order(4, 0, row_weights=np.array(weights))
-        with self.assertRaisesRegex(ValueError, r"at least 2\*\*-20 of the me"):
-            stream.Order(4, 0, row_weights=np.array([1, 1, 1, 1e-8]))
         with self.assertRaisesRegex(ValueError, "`row_weights` must hold"):
             stream.Mixture((2, 2), (1, 1), 0, row_weights=[1, 1, 0, 0])
 
