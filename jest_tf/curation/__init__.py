@@ -12,9 +12,7 @@ from jest_tf.curation.by_score import (
     choose,
     claimed,
     curate,
-    describe,
     for_models,
-    usable,
 )
 from jest_tf.curation.models import Model
 from jest_tf.curation.with_beam import curate_with_beam
@@ -27,7 +25,5 @@ __all__ = [
     "claimed",
     "curate",
     "curate_with_beam",
-    "describe",
     "for_models",
-    "usable",
 ]

@@ -161,15 +161,16 @@ def choose(
         line = rows[order.rows(positions)]
         numbers = reader.caption_numbers(key, positions)
         for number, places in enumerate(windows, turn * num_windows):
-            window = line[places]
-            chosen, scores = _choose_from(
-                _embedded(sidecars, window, numbers[places], ids[window]),
-                counts[number],
-                min(uniform[number], max(0, counts[number] - 1)),
+            window, count = line[places], counts[number]
+            # A score depends on the chosen records, so at least one is drawn.
+            draw = _drawer(
                 chosen_by,
-                (key, number),
+                max(1, count),
+                min(uniform[number], max(0, count - 1)),
             )
-            weights[window[chosen]] += 1.0
+            embedded = _embedded(sidecars, window, numbers[places], ids[window])
+            chosen, scores = draw(tf.constant([key, number]), *embedded)
+            weights[window[chosen.numpy()[:count]]] += 1.0
             totals[window] += scores
     return manifest.Part(ids, weights, totals / np.float32(chosen_by.passes))
 
@@ -282,10 +283,10 @@ def _embedded(sidecars, rows, numbers, ids):
     every += [one.read(rows, captions, ids) for one in sidecars[1:]]
     return [
         Embeddings(
-            image[back].astype(np.float32),
-            text[back].astype(np.float32),
-            np.float32(one.scale),
-            np.float32(one.bias),
+            tf.constant(image[back], tf.float32),
+            tf.constant(text[back], tf.float32),
+            tf.constant(one.scale, tf.float32),
+            tf.constant(one.bias, tf.float32),
         )
         for one, (image, text) in zip(sidecars, every, strict=True)
     ]
@@ -305,20 +306,9 @@ def _counts(share, sizes, key):
     return np.diff([math.floor(end) for end in ends]).tolist()
 
 
-def _choose_from(every, count, num_uniform, chosen_by, seed):
-    """Chooses rows from a window; returns them and the scores of all."""
-    dims = tuple(one.image.shape[1] for one in every)
-    size = len(every[0].image)
-    # A score depends on the chosen records, so at least one is drawn.
-    draw = _drawer(chosen_by, size, max(1, count), num_uniform, dims)
-    models = [tf.nest.map_structure(tf.constant, one) for one in every]
-    chosen, scores = draw(tf.constant(seed, tf.int32), *models)
-    return chosen.numpy()[:count], scores.numpy()
-
-
 # Shards are about equally large, so windows have few sizes.
 @functools.lru_cache(maxsize=32)
-def _drawer(chosen_by, size, count, num_uniform, dims):
+def _drawer(chosen_by, count, num_uniform):
     """Compiles: seed, reference, learner -> rows, scores of all."""
 
     def draw(seed, reference, *learners):
@@ -337,13 +327,4 @@ def _drawer(chosen_by, size, count, num_uniform, dims):
             scores += drawn.learner_loss
         return rows, scores
 
-    scalar = tf.TensorSpec([], tf.float32)
-    models = [
-        Embeddings(
-            *[tf.TensorSpec([size, dim], tf.float32)] * 2, scalar, scalar
-        )
-        for dim in dims
-    ]
-    return tf.function(draw, autograph=False).get_concrete_function(
-        tf.TensorSpec([2], tf.int32), *models
-    )
+    return tf.function(draw, autograph=False)

@@ -5,10 +5,12 @@ They run on the device after selection and are a pure function of (seed, step).
 
 import dataclasses
 import math
+from typing import Annotated
 
 import keras
 import tensorflow as tf
 
+from jest_tf.config import checks
 from jest_tf.selection import noise
 
 # Aspect of a crop relative to the picture's, as in Inception's training crops
@@ -18,7 +20,7 @@ _MAX_LOG_ASPECT = math.log(4 / 3)
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(checks.Checked):
     """Flips and crops each picture at random; keeps the size.
 
     A crop's area is uniform in [min_area, 1] of the picture's, its aspect
@@ -35,13 +37,7 @@ class Augmentation:
     """
 
     flip: bool
-    min_area: float
-
-    def __post_init__(self):
-        if not 0 < self.min_area <= 1:
-            raise ValueError(
-                f"`min_area` must be in (0, 1]. Received: {self.min_area}"
-            )
+    min_area: Annotated[float, checks.within("(0, 1]")]
 
     def __call__(
         self,

@@ -6,11 +6,12 @@ An unreadable record is an error here and is not replaced.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
+from jest_tf.config import checks
 from jest_tf.data import pictures, reader, stores, tokenizers
 
 # A tokenizer maps string [k] to int32 [k, length].
@@ -29,7 +30,6 @@ def examples(
     batch_size: int,
     image_size: int,
     tokenizer: Tokenizer | None = None,
-    metadata: Sequence[str] = (),
 ) -> tf.data.Dataset:
     """Yields every record once, in the store's order.
 
@@ -38,26 +38,23 @@ def examples(
         batch_size: k; the last batch may be smaller.
         image_size: S, for `image`.
         tokenizer: for `text`; None yields no texts, and needs no captions.
-        metadata: further fields to yield, such as `concept`; b"" where a record
-            lacks one.
 
     Returns:
-        A finite dataset of dicts of `image`, `id`, each field of `metadata` as
-        string [k] and, with a tokenizer, `text`, `caption_id` and
-        `caption_replaced`, of the first nonblank caption, as in
-        `super_batches`; k rows each.
+        A finite dataset of dicts of `image`, `id` and, with a tokenizer,
+        `text`, `caption_id` and `caption_replaced` of the first nonblank
+        caption, as in `super_batches`; k rows each.
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
             `tf.errors.InvalidArgumentError`, naming the record, if one has no
             caption or no decodable picture; see `plain_errors`.
     """
-    check_at_least(1, batch_size=batch_size, image_size=image_size)
+    checks.check("batch_size", batch_size, checks.at_least(1))
+    checks.check("image_size", image_size, checks.at_least(1))
     specs = {
         "image": tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
         "id": tf.TensorSpec([None], tf.int64),
         "caption": tf.TensorSpec([None], tf.string),
-        **dict.fromkeys(metadata, tf.TensorSpec([None], tf.string)),
     }
 
     def fetch(start):
@@ -76,12 +73,7 @@ def examples(
                     "Every record must have a picture and a caption here. "
                     f"Received: {store.describe(rows[i])}, {found[i].reason}"
                 )
-        fields = (
-            [record.metadata.get(name, b"") for record in found]
-            for name in metadata
-        )
-        texts = [np.array(column, object) for column in (captions, *fields)]
-        return images, store.ids(rows), *texts
+        return images, store.ids(rows), np.array(captions, object)
 
     def load(start):
         batch = call_numpy(fetch, [start], specs.values())
@@ -197,12 +189,3 @@ def ensure_shapes(values, specs):
         tf.ensure_shape(value, spec.shape)
         for value, spec in zip(values, specs, strict=True)
     ]
-
-
-def check_at_least(least, **settings):
-    """Raises ValueError if a setting is below `least`."""
-    for name, value in settings.items():
-        if value < least:
-            raise ValueError(
-                f"`{name}` must be at least {least}. Received: {value}"
-            )

@@ -16,13 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf.config import checks
 from jest_tf.data import (
     batches,
     fault_log,
     pictures,
     stores,
     stream,
-    tokenizers,
 )
 from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import reader as reader_lib
@@ -108,22 +108,29 @@ def super_batches(
             `tf.errors.InvalidArgumentError` if too many records are unreadable
             or sidecars do not fit.
     """
-    batches.check_at_least(0, start_step=start_step)
-    batches.check_at_least(
-        1, super_batch_size=super_batch_size, image_size=image_size
-    )
+    for name, value, least in (
+        ("start_step", start_step, 0),
+        ("super_batch_size", super_batch_size, 1),
+        ("image_size", image_size, 1),
+    ):
+        checks.check(name, value, checks.at_least(least))
+    host, num_hosts = options.host, options.num_hosts
+    if not 0 <= host < num_hosts or super_batch_size % num_hosts:
+        raise ValueError(
+            "`host` must be in [0, `num_hosts`), which must divide "
+            f"`super_batch_size`. Received: host={host}, "
+            f"num_hosts={num_hosts}, super_batch_size={super_batch_size}"
+        )
+    size = super_batch_size // num_hosts
+    own = slice(host * size, (host + 1) * size)
     image_sizes = {"image": image_size}
     if options.reference_image_size not in (None, image_size):
-        batches.check_at_least(
-            1, reference_image_size=options.reference_image_size
-        )
         image_sizes["image_for_reference"] = options.reference_image_size
     tokenizer_of = {"text": tokenizer}
     if options.reference_tokenizer not in (None, tokenizer):
         tokenizer_of["text_for_reference"] = options.reference_tokenizer
-    share = _Share(super_batch_size, options.host, options.num_hosts)
     faults = options.faults or FaultLog(None, _MAX_FAULT_RATE)
-    faults.start(start_step, start_step * share.size)
+    faults.start(start_step, start_step * size)
     places = order(store, options.weights, seed, options.shuffle_block_size)
     cascade, sidecars = options.cascade, options.sidecars
     embedded = sidecars or (cascade and cascade.sidecars)
@@ -139,31 +146,50 @@ def super_batches(
     def load(positions):
         chunk, images = _read_chunk(reader, positions, image_sizes)
         batch = images | batches.texts_of(chunk.captions, tokenizer_of)
-        batch |= _stored_beside(store, sidecars, chunk)
+        (batch["id"],) = batches.call_numpy(
+            lambda rows: [store.ids(rows)],
+            [chunk.rows],
+            [tf.TensorSpec(chunk.rows.shape, tf.int64)],
+        )
+        if sidecars is not None:
+            spec = tf.TensorSpec(
+                [*chunk.rows.shape, sidecars.dim], tf.as_dtype(sidecars.dtype)
+            )
+            batch["reference_image"], batch["reference_text"] = (
+                batches.call_numpy(
+                    sidecars.read,
+                    [chunk.rows, chunk.choices, batch["id"]],
+                    [spec, spec],
+                )
+            )
         batch["record_replaced"] = chunk.attempts > 0
         return batch
 
     def join(batch):
         return {
-            name: tf.reshape(value, [share.size, *value.shape[2:]])
+            name: tf.reshape(value, [size, *value.shape[2:]])
             for name, value in batch.items()
         }
 
     if cascade:
-        chosen = cascade.positions(
+        positions = cascade.positions(
             start_step,
-            share.rows,
+            own,
             store=store,
             order=places,
             seed=seed,
             super_batch_size=super_batch_size,
         )
-        positions = share.cut(chosen)
     else:
-        positions = share.positions(start_step)
+        rows = np.arange(own.start, own.stop)
+        positions = tf.data.Dataset.counter(start_step).map(
+            lambda step: step * super_batch_size + rows
+        )
+    shape = [-1, _chunk_size(size)]
+    positions = positions.map(lambda step: tf.reshape(step, shape)).unbatch()
     chunks = batches.map_in_order(positions, load)
     return batches.finish(
-        chunks.batch(share.num_chunks, drop_remainder=True).map(join)
+        chunks.batch(size // shape[1], drop_remainder=True).map(join)
     )
 
 
@@ -179,37 +205,23 @@ def order(
         ValueError: as `stream.Order` and `stream.Mixture`, or the manifest has
             no record of a store with a share.
     """
-    row_weights = store.manifest and store.manifest.weights
-    if weights and store.manifest:
-        _check_parts(store)
+    settings = {"block_size": shuffle_block_size}
+    ends, parts = np.cumsum(store.parts), []
+    if store.manifest:
+        settings["row_weights"] = store.manifest.weights
+        parts = np.split(store.manifest.weights, ends[:-1])
     if not weights:
-        return stream.Order(
-            len(store),
-            seed,
-            block_size=shuffle_block_size,
-            row_weights=row_weights,
-        )
-    return stream.Mixture(
-        store.parts,
-        weights,
-        seed,
-        block_size=shuffle_block_size,
-        row_weights=row_weights,
-    )
-
-
-def _check_parts(store):
-    starts = np.cumsum([0, *store.parts[:-1]])
-    parts = np.split(store.manifest.weights, starts[1:])
-    for number, (part, start) in enumerate(zip(parts, starts, strict=True)):
+        return stream.Order(len(store), seed, **settings)
+    for number, part in enumerate(parts):
         if not part.any():
+            start = store.describe(int(ends[number]) - len(part))
             raise ValueError(
                 "`data.manifest` must have a record of each pattern of "
                 "`data.train` where `data.weights` give it a share. Received: "
                 f"{store.manifest.directory!r} with none of the {len(part):,} "
-                f"of `data.train[{number}]`, from {store.describe(int(start))} "
-                "on"
+                f"of `data.train[{number}]`, from {start} on"
             )
+    return stream.Mixture(store.parts, weights, seed, **settings)
 
 
 class Examples(NamedTuple):
@@ -254,53 +266,16 @@ def at_positions(
         log=FaultLog(None, 1.0),  # the run has counted them
         embedded=options.sidecars and options.sidecars.valid,
     )
-    with batches.plain_errors():
-        chunk, decoded = _read_chunk(
-            reader, tf.constant(positions, tf.int64), {"image": image_size}
-        )
-    captions, _ = tokenizers.sanitize_captions(chunk.captions)
+    chunk = reader.read(positions)
+    # It decodes those that it keeps, too.
+    images = reader.repair(positions, chunk, np.arange(len(positions)))
+    with tf.device("CPU:0"):
+        images = [pictures.resize_image(one, image_size) for one in images]
     return Examples(
-        decoded["image"].numpy(),
-        [one.decode("utf-8") for one in captions.numpy().tolist()],
-        store.ids(chunk.rows.numpy()),
+        np.stack(images),
+        [one.decode("utf-8", "replace") for one in chunk.captions],
+        store.ids(chunk.rows),
     )
-
-
-class _Share:
-    """This host's part of every super-batch, cut into chunks."""
-
-    def __init__(self, super_batch_size, host, num_hosts):
-        batches.check_at_least(1, num_hosts=num_hosts)
-        if super_batch_size % num_hosts:
-            raise ValueError(
-                "`num_hosts` must divide `super_batch_size`. Received: "
-                f"{num_hosts} and {super_batch_size}"
-            )
-        if not 0 <= host < num_hosts:
-            raise ValueError(
-                f"`host` must be in [0, {num_hosts}). Received: {host}"
-            )
-        self.size = super_batch_size // num_hosts
-        self.chunk = _chunk_size(self.size)
-        self.num_chunks = self.size // self.chunk
-        self._super_batch_size = super_batch_size
-        self.rows = slice(host * self.size, (host + 1) * self.size)
-
-    def positions(self, start_step):
-
-        def chunk(index):
-            step, number = index // self.num_chunks, index % self.num_chunks
-            start = step * self._super_batch_size + self.rows.start
-            start += number * self.chunk
-            return start + tf.range(self.chunk, dtype=tf.int64)
-
-        chunks = tf.data.Dataset.counter(start_step * self.num_chunks)
-        return chunks.map(chunk)
-
-    def cut(self, chosen):
-        """Cuts a dataset of int64 [size], one a step, into chunks."""
-        shape = [self.num_chunks, self.chunk]
-        return chosen.map(lambda rows: tf.reshape(rows, shape)).unbatch()
 
 
 def _chunk_size(super_batch_size):
@@ -356,22 +331,3 @@ def _read_chunk(reader, positions, image_sizes):
         reader_lib.Chunk(*values[:5]),
         dict(zip(image_sizes, values[5:], strict=True)),
     )
-
-
-def _stored_beside(store, sidecars, chunk):
-    """Ids and, from sidecars, the reference's embeddings of a chunk."""
-    rows = chunk.rows.shape[0]
-    specs = [tf.TensorSpec([rows], tf.int64)]
-    if sidecars is not None:
-        dtype = tf.as_dtype(sidecars.dtype)
-        specs += [tf.TensorSpec([rows, sidecars.dim], dtype)] * 2
-
-    def join(rows, choices):
-        ids = store.ids(rows)
-        if sidecars is None:
-            return (ids,)
-        return ids, *sidecars.read(rows, choices, ids)
-
-    values = batches.call_numpy(join, [chunk.rows, chunk.choices], specs)
-    names = ("id", "reference_image", "reference_text")
-    return dict(zip(names, values, strict=False))

@@ -18,6 +18,7 @@ from tensorflow_text.tools.wordpiece_vocab import (
 )
 
 from jest_tf import files
+from jest_tf.config import checks
 
 UNKNOWN_TOKEN = "[UNK]"
 END_TOKEN = "[EOS]"
@@ -50,8 +51,7 @@ class _Tokenizer:
     FILE = ""
 
     def __init__(self, tokenizer, length, end_id, vocabulary_size, content):
-        if length < 1:
-            raise ValueError(f"`length` must be at least 1. Received: {length}")
+        checks.check("length", length, checks.at_least(1))
         self.length = int(length)
         self.end_id = end_id
         self.vocabulary_size = vocabulary_size

@@ -225,13 +225,13 @@ class ChoiceTest(ScoresTestCase):
         # A tenth of two: rounded by itself, it would be none of any window.
         settings = {"share": 0.5, "window": 4, "uniform_share": 0.1}
         taken = []
-        choose_from = curation.by_score._choose_from
+        drawer = curation.by_score._drawer
 
-        def noted(every, count, num_uniform, *others):
+        def noted(chosen_by, count, num_uniform):
             taken.append((count, num_uniform))
-            return choose_from(every, count, num_uniform, *others)
+            return drawer(chosen_by, count, num_uniform)
 
-        with mock.patch.object(curation.by_score, "_choose_from", noted):
+        with mock.patch.object(curation.by_score, "_drawer", noted):
             self.curate(self.output(), **settings, passes=4)
         counts, uniform = np.sum(taken, axis=0)
         self.assertAllInRange(np.diff(taken), -3, -1)  # one drawn jointly

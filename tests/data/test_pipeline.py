@@ -329,7 +329,7 @@ class SuperBatchesTest(PipelineTestCase):
     def test_hosts_share_every_super_batch_in_order(self):
         for settings in ({}, {"shuffle_block_size": 2}):
             whole = self.super_batches(3, super_batch_size=24, **settings)
-            for num_hosts in (2, 4, 8):
+            for num_hosts in (2, 8):
                 shares = [
                     self.super_batches(
                         2,
@@ -349,19 +349,6 @@ class SuperBatchesTest(PipelineTestCase):
                     for batches in zip(*shares, strict=True)
                 ]
                 self.assert_equal_batches(joined, whole[1:])
-
-    def test_64_hosts_read_each_position_of_a_super_batch_once_in_order(self):
-        # Super-batch 3 of B = 5,120 is of the positions from 15,360 on, and a
-        # record depends on nothing but its position.
-        for num_hosts in (1, 2, 64):
-            positions = []
-            for host in range(num_hosts):
-                share = pipeline._Share(5120, host, num_hosts)
-                chunks = share.positions(3).take(share.num_chunks)
-                positions += list(chunks.as_numpy_iterator())
-            self.assertAllEqual(
-                np.concatenate(positions), np.arange(15_360, 20_480)
-            )
 
     def test_blocks_and_weights_follow_their_order(self):
         positions = np.arange(40)
@@ -413,7 +400,6 @@ class SuperBatchesTest(PipelineTestCase):
         for name, value in (
             ("super_batch_size", 0),
             ("image_size", 0),
-            ("reference_image_size", -1),
             ("start_step", -1),
             ("seed", -1),
             ("num_hosts", 0),
@@ -502,7 +488,6 @@ class EvaluationTest(PipelineTestCase):
             batch_size=3,
             tokenizer=self.tokenizer,
             image_size=SIZE,
-            metadata=["label", "concept"],
         )
         batches = list(dataset.as_numpy_iterator())
         self.assertEqual([len(b["id"]) for b in batches], [3, 3, 1])
@@ -523,10 +508,6 @@ class EvaluationTest(PipelineTestCase):
         )
         self.assertEqual(values["caption_id"][5], values["caption_id"][6])
         self.assertLen(set(values["caption_id"]), 6)
-        self.assertAllEqual(
-            values["label"], [f"label {row}".encode() for row in range(7)]
-        )
-        self.assertAllEqual(values["concept"], [b""] * 7)
 
     def test_pictures_alone_need_no_captions(self):
         self.write("b", range(3, 7), caption=None)
