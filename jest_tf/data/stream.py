@@ -389,7 +389,7 @@ def _check_weights(name, weights, count):
     ):
         raise ValueError(
             f"`{name}` must hold {count} finite numbers, not negative and not "
-            f"only zeros. Received: {weights.shape}, first {weights[:4].tolist()}"
+            f"only zeros. Received: {weights.size}, {weights[:4].tolist()} first"
         )
     return weights
 
