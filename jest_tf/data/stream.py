@@ -389,7 +389,8 @@ def _check_weights(name, weights, count):
     ):
         raise ValueError(
             f"`{name}` must hold {count} finite numbers, not negative and not "
-            f"only zeros. Received: {weights.size}, {weights[:4].tolist()} first"
+            f"only zeros. Received: {weights.size}, such as "
+            f"{weights.ravel()[:4].tolist()}"
         )
     return weights
 
