@@ -15,9 +15,8 @@ from jest_tf import files
 # Until this many positions are drawn, the limit is a share of this number, so
 # that one early fault does not exceed it.
 _MIN_DRAWN = 1024
-# Distinct reasons counted and named in an error.
+# Distinct reasons counted.
 _MAX_REASONS = 1000
-_NAMED_REASONS = 3
 
 
 class FaultLog:
@@ -97,7 +96,7 @@ class FaultLog:
     def _describe(self):
         reasons = "; ".join(
             f"{count} x {reason}"
-            for reason, count in self._reasons.most_common(_NAMED_REASONS)
+            for reason, count in self._reasons.most_common(3)
         )
         log = f"; all of them are in {self._path}" if self._path else ""
         return (
@@ -109,7 +108,7 @@ class FaultLog:
         )
 
     def _count(self, reason):
-        kind = _kind(reason)
+        kind = re.sub(r"\d[\d,]*", "N", reason)
         if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
             self._reasons[kind] += 1
 
@@ -146,7 +145,3 @@ class FaultLog:
                 # The last line may be whole but for its end.
                 out.write(log.readline().rstrip(b"\n") + b"\n")
         return [position for position, _ in order]
-
-
-def _kind(reason):
-    return re.sub(r"\d[\d,]*", "N", reason)

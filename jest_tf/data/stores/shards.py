@@ -203,7 +203,9 @@ def open_scan(
     path: str, advance: Callable[[int], None] = lambda size: None
 ) -> io.BufferedReader:
     """Opens a file to be read forward in large pieces."""
-    return io.BufferedReader(_RetriedFile(path, advance), _WINDOW)
+    size, _ = stat(path)
+    file = _RetriedFile(files.open_file(path), size, advance)
+    return io.BufferedReader(file, _WINDOW)
 
 
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
@@ -227,10 +229,9 @@ def one_line(text) -> str:
 class _RetriedFile(io.RawIOBase):
     """A file whose failed reads are repeated; `advance` is told of each."""
 
-    def __init__(self, path: str, advance: Callable[[int], None]):
-        self.size, _ = stat(path)
-        self._advance = advance
-        self._file = files.open_file(path)
+    def __init__(self, file, size, advance):
+        self.size = size
+        self._file, self._advance = file, advance
         self._place = 0
 
     def readable(self):

@@ -320,9 +320,9 @@ def _find(pattern, form, fields):
     """The format of each file that a pattern names, by path."""
     pattern = os.path.expanduser(os.fspath(pattern))
     if form in ("auto", "tfds"):
-        split = tfds.find(pattern, fields)
-        if split is not None:
-            return dict.fromkeys(split.paths, split.form)
+        found = tfds.find(pattern, fields)
+        if found is not None:
+            return found
     if form == "tfds":
         raise ValueError(
             "A store of format 'tfds' must be the folder of a prepared "

@@ -13,19 +13,8 @@ from jest_tf import files
 from jest_tf.data.stores import shards
 
 IMAGE_COLUMNS = (
-    "image",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "image_path",
-    "filepath",
-    "file_path",
-    "filename",
-    "file_name",
-    "image_file",
-    "file",
-    "path",
+    *("image", "jpg", "jpeg", "png", "webp", "image_path", "filepath"),
+    *("file_path", "filename", "file_name", "image_file", "file", "path"),
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title")
 

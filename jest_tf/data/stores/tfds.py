@@ -10,7 +10,6 @@ become their names.
 import contextlib
 import functools
 import json
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -23,15 +22,12 @@ _INFO = "dataset_info.json"
 _BATCH = 256
 
 
-class Split(NamedTuple):
-    """The shards of a split of a prepared data set, and their format."""
+def find(
+    pattern: str, fields: shards.Fields = shards.USUAL
+) -> dict[str, object] | None:
+    """Returns the shards of the split that a pattern names, and their format.
 
-    paths: list[str]
-    form: object
-
-
-def find(pattern: str, fields: shards.Fields = shards.USUAL) -> Split | None:
-    """Finds the split that a pattern names; None if it is no prepared folder.
+    None if the pattern names no prepared folder.
 
     Args:
         pattern: the folder of a version, or "<folder>:<split>"; the default
@@ -62,7 +58,7 @@ def find(pattern: str, fields: shards.Fields = shards.USUAL) -> Split | None:
     if not fields.image and not usual and len(pictures) == 1:
         fields = fields._replace(image=pictures[0])
     paths = _split_paths(folder, info, split, kind)
-    return Split(paths, makers[kind](fields, labels))
+    return dict.fromkeys(paths, makers[kind](fields, labels))
 
 
 class ArrayRecords:
@@ -194,14 +190,9 @@ def _features(folder):
 def _load_json(path):
     try:
         with tf.io.gfile.GFile(path) as file:
-            found = json.loads(file.read())
-    except (ValueError, tf.errors.OpError) as error:
+            return dict(json.loads(file.read()))
+    except (TypeError, ValueError, tf.errors.OpError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} must hold a JSON object. Received: {type(found).__name__}"
-        )
-    return found
 
 
 def _exists(path):

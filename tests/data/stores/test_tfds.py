@@ -141,7 +141,7 @@ class PreparedTest(PreparedTestCase):
         info = os.path.join(self.folder, "dataset_info.json")
         for text, message in (
             ("{", "dataset_info.json cannot be read"),
-            ("[]", "must hold a JSON object.*list"),
+            ("[3]", "dataset_info.json cannot be read"),
             ('{"fileFormat": "riegeli"}', "file format 'riegeli'"),
         ):
             with open(info, "w") as file:
