@@ -583,7 +583,8 @@ class RefusalsTest(tf.test.TestCase):
         self.assert_refused(r"\(B\) must be .* 18, R=4", rows=18)
         self.assert_refused(r"\(b\) must be .* 6, R=4", joint(6, 2))
         self.assert_refused(
-            "num_chunks=3, b/R=2, B/R=4", joint(8, 3, quota="per_replica")
+            "num_chunks=3, B=16, batch_size=8, R=4",
+            joint(8, 3, quota="per_replica"),
         )
         self.assert_refused(
             "`selection.scoring_batch_size` .* 8, B/R=4, R=4",
