@@ -78,6 +78,11 @@ def encode(pixels, num_colours):
     return reduced, np.asarray(palette.convert("RGB"))
 
 
+def decode(png):
+    """uint8 [height, width, 3] of a PNG file's bytes."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
 def shape_vector(pixels):
     """Returns the appearance of a drawing, independent of place and scale.
 

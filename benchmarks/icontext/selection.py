@@ -35,6 +35,7 @@ class Record(NamedTuple):
     row: sources.Row
     identifier: int  # 63 bits, the same in every build of the same version
     png: bytes
+    noise: str = ""  # its kind, of `noise.add`
 
 
 class Sieve:

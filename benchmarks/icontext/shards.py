@@ -56,6 +56,8 @@ def _example(record):
     for name in _TEXTS:
         text = getattr(record.row, name)
         feature[name].bytes_list.value.append(text.encode())
+    if record.noise:
+        feature["noise"].bytes_list.value.append(record.noise.encode())
     captions = [caption.encode() for caption in record.row.captions]
     feature["caption"].bytes_list.value.extend(captions)
     feature["image"].bytes_list.value.append(record.png)

@@ -28,13 +28,19 @@ def build_wide(config, vocabulary_size):
     return _build(config, vocabulary_size, [2 * width for width in WIDTHS])
 
 
-def _build(config, vocabulary_size, widths):
+def build_small(config, vocabulary_size):
+    """Returns towers of a tenth of the cost, for runs of 20,000 steps."""
+    return _build(config, vocabulary_size, WIDTHS, StridedTower)
+
+
+def _build(config, vocabulary_size, widths, image_tower=None):
     image_seed, text_seed = (
         layers.child_seed(config.seed, name)
         for name in ("image_tower", "text_tower")
     )
+    image_tower = image_tower or ConvolutionalTower
     return (
-        ConvolutionalTower(widths, EMBEDDING_DIM, seed=image_seed),
+        image_tower(widths, EMBEDDING_DIM, seed=image_seed),
         BagTower(vocabulary_size, EMBEDDING_DIM, seed=text_seed),
     )
 
@@ -115,6 +121,53 @@ class ConvolutionalTower(keras.layers.Layer):
 
     def _seed(self, name):
         return layers.child_seed(self.seed, name)
+
+
+@keras.saving.register_keras_serializable(package="icontext")
+class StridedTower(ConvolutionalTower):
+    """A stride of 2 in every convolution, then an MLP on the last grid.
+
+    Arguments are as for `ConvolutionalTower`, at about a tenth of its cost for
+    pictures of 32 x 32 pixels.
+    """
+
+    def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
+        keras.layers.Layer.__init__(self, **kwargs)
+        self.widths = tuple(widths)
+        self.embedding_dim = embedding_dim
+        self.seed = seed
+        self.blocks = [
+            ConvolutionBlock(width, 2, seed=self._seed(f"block{place}"))
+            for place, width in enumerate(self.widths)
+        ]
+        self.hidden = _dense(2 * embedding_dim, self._seed("hidden"), "gelu")
+        self.head = _dense(embedding_dim, self._seed("head"))
+
+    def build(self, input_shape):
+        _, height, width, channels = input_shape
+        for block in self.blocks:
+            block.build((None, height, width, channels))
+            height, width, channels = (
+                -(-height // 2),
+                -(-width // 2),
+                block.width,
+            )
+        self.hidden.build((None, height * width * channels))
+        self.head.build((None, 2 * self.embedding_dim))
+        self.built = True
+
+    def call(self, images, training=None, view=None):
+        if view is not None:
+            raise ValueError(
+                "a tower that reads its whole grid has no other view. "
+                f"Received: {view}"
+            )
+        features = images
+        for block in self.blocks:
+            features = block(features)
+        _, height, width, channels = features.shape
+        features = tf.reshape(features, [-1, height * width * channels])
+        return self.head(self.hidden(features))
 
 
 @keras.saving.register_keras_serializable(package="icontext")

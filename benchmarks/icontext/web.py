@@ -1,0 +1,229 @@
+"""The web-like data: a noisy pool, a small curated set, broad tests.
+
+    python -m benchmarks.icontext.web --data icontext-work/data \
+        --out icontext-work/web
+
+Made of the whole data set (`full.py`), whose pool is cut by icon set:
+
+| split | pairs |
+| --- | --- |
+| pool00 to pool90 | all sets but the held-out ones, at five levels of noise |
+| curated | 4,000 clean pairs of the pool's icons, no longer in the pool |
+| val_sets, test_sets | captions of icon sets that nobody trains on |
+| val_concept, test_concept | emoji art of held-out concepts, as in `full.py` |
+| val_style, test_style | emoji art in styles that nobody trains on |
+
+Settings are chosen on the `val` splits. Logos are in no pool: they are the
+noise of another domain (`noise.py`). Pictures of the pool that copy a held-out
+one are dropped.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from benchmarks.icontext import noise, pictures, selection, shards, sources
+
+LEVELS = (0, 30, 50, 70, 90)
+NUM_CURATED = 4_000
+VAL_STYLE = "emojione"
+SEED = 0
+# Families of icon sets held out, and the pairs taken from them.
+NUM_FAMILIES = {"test_sets": 14, "val_sets": 7}
+NUM_HELD_OUT = {"test_sets": 2_500, "val_sets": 1_500}
+# Families much larger would take too much from the pool.
+_FAMILY_SIZES = range(300, 4_001)
+_MAX_WORDS = 6
+_ICONS = (sources.MONO_ICON, sources.COLOUR_ICON)
+_NUM_SHARDS = 16
+_BLOCK_SIZE = 4_096  # pictures compared with all held-out ones at a time
+_VOCABULARY_SIZE = 8_192
+
+
+def main(arguments=None):
+    """Write the data."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", default="icontext-work/data")
+    parser.add_argument("--out", default="icontext-work/web")
+    options = parser.parse_args(arguments)
+    build(pathlib.Path(options.data), pathlib.Path(options.out))
+
+
+def build(data, out):
+    """Writes all splits, the vocabulary and, last, stats.json."""
+    splits, foreign, dropped = split(data)
+    out.mkdir(parents=True, exist_ok=True)
+    pool = splits.pop("pool")
+    _write_vocabulary(out, (*pool, *splits["curated"]))
+    sizes = {name: len(records) for name, records in splits.items()}
+    for name, records in splits.items():
+        shards.write(out, name, records, 1)
+    for level in LEVELS:
+        name = f"pool{level:02d}"
+        records = noise.add(pool, level / 100, foreign)
+        (out / name).mkdir(exist_ok=True)
+        shards.write(out / name, "pool", records, _NUM_SHARDS)
+        kinds = collections.Counter(record.noise for record in records)
+        sizes[name] = {kind or "pairs": kinds[kind] for kind in sorted(kinds)}
+    stats = {
+        "seed": SEED,
+        "data": hashlib.sha256((data / "stats.json").read_bytes()).hexdigest(),
+        "sizes": sizes,
+        "held_out": {
+            name: sorted({record.row.style for record in splits[name]})
+            for name in NUM_FAMILIES
+        },
+        "dropped": dropped,
+        "noise": noise.CRAWL,
+    }
+    text = json.dumps(stats, indent=1) + "\n"
+    (out / "stats.json").write_text(text, encoding="utf-8")
+
+
+def split(data):
+    """Splits the whole data set.
+
+    Returns:
+        `{split: list of selection.Record}` with a `pool` without noise, the
+        records of another domain, and counts of dropped pictures by reason.
+    """
+    records = {
+        name: [
+            record
+            for file in sorted(data.glob(f"{name}-*.tfrecord"))
+            for record in shards.read(file)
+        ]
+        for name in ("pool", "val_concept", "test_concept", "test_style")
+    }
+    everything = records.pop("pool")
+    held_out = families(everything)
+    of_split = {
+        style: name for name, styles in held_out.items() for style in styles
+    }
+    parts = collections.defaultdict(list)
+    for record in everything:
+        row = record.row
+        if row.style in of_split:
+            name = of_split[row.style]
+        elif row.style == VAL_STYLE:
+            name = "val_style"
+        else:
+            name = "foreign" if row.kind == sources.LOGO else "pool"
+        parts[name].append(record)
+    foreign, pool = _sampled(parts["foreign"]), parts["pool"]
+    splits = records | {
+        "val_style": parts["val_style"],
+        **{
+            name: _distinct(parts[name], count)
+            for name, count in NUM_HELD_OUT.items()
+        },
+    }
+    tests = [record for some in splits.values() for record in some]
+    is_copy = copies(pool, tests)
+    pool = [
+        record for record, drop in zip(pool, is_copy, strict=True) if not drop
+    ]
+    candidates = [record for record in _sampled(pool) if _is_plain(record.row)]
+    splits["curated"] = candidates[:NUM_CURATED]
+    taken = {record.identifier for record in splits["curated"]}
+    splits["pool"] = [
+        record for record in pool if record.identifier not in taken
+    ]
+    dropped = {"copies of a held-out picture": int(sum(is_copy))}
+    return splits, foreign, dropped
+
+
+def families(records):
+    """Icon sets to hold out, `{split: list of styles}`, whole families.
+
+    Sets of one family, such as fa6-solid and fa6-brands, share their drawings.
+    """
+    sizes = collections.Counter(
+        record.row.style for record in records if record.row.kind in _ICONS
+    )
+    of_family = collections.defaultdict(list)
+    for style in sizes:
+        of_family[_family(style)].append(style)
+    fitting = sorted(
+        (
+            name
+            for name, styles in of_family.items()
+            if sum(map(sizes.get, styles)) in _FAMILY_SIZES
+        ),
+        key=lambda name: hashlib.sha256(f"{SEED}|{name}".encode()).digest(),
+    )
+    found, start = {}, 0
+    for split_name, count in NUM_FAMILIES.items():
+        some = fitting[start : start + count]
+        found[split_name] = [
+            style for name in some for style in of_family[name]
+        ]
+        start += count
+    return found
+
+
+def copies(records, held_out):
+    """Whether each picture copies a held-out one, bool [records]."""
+    # [held-out, 588]
+    others = np.stack([_shape(record) for record in held_out])
+    found = np.zeros(len(records), bool)
+    for start in range(0, len(records), _BLOCK_SIZE):
+        block = records[start : start + _BLOCK_SIZE]
+        shapes = np.stack([_shape(record) for record in block])
+        limits = [selection.COPY_ABOVE[record.row.kind] for record in block]
+        closest = (shapes @ others.T).max(axis=1)
+        found[start : start + len(block)] = closest > limits
+    return found
+
+
+def _family(style):
+    return re.sub(r"\d+$", "", style.split("-")[0])
+
+
+def _distinct(records, count):
+    """Plain pairs with distinct captions, sampled."""
+    first = {}
+    for record in _sampled(records):
+        if _is_plain(record.row):
+            first.setdefault(record.row.captions[0].lower(), record)
+    return list(first.values())[:count]
+
+
+def _sampled(records):
+    """Records in a pseudo-random order that depends on each alone."""
+    return selection.shuffled(records, "web", SEED)
+
+
+def _is_plain(row):
+    """Whether it is an icon with a name of a few words."""
+    words = re.findall(r"[a-z]+|\d+", row.captions[0].lower())
+    return (
+        row.kind in _ICONS
+        and 1 <= len(words) <= _MAX_WORDS
+        and any(len(word) > 2 and word.isalpha() for word in words)
+    )
+
+
+def _shape(record):
+    return pictures.shape_vector(pictures.decode(record.png))
+
+
+def _write_vocabulary(out, records):
+    from jest_tf.data import tokenizers  # imports TensorFlow
+
+    captions = (text for record in records for text in record.row.captions)
+    vocabulary = tokenizers.build_wordpiece_vocabulary(
+        captions, _VOCABULARY_SIZE
+    )
+    tokenizers.WordPieceTokenizer(vocabulary, 1).save(str(out))
+
+
+if __name__ == "__main__":
+    main()
