@@ -67,7 +67,7 @@ def build(cache, out, *, permissive_only=False, jobs=1):
     rendered = _render_pool(cache, sieve.held_out, styles, jobs)
     splits["pool"] = merged(rendered, splits, sieve.drops)
     out.mkdir(parents=True, exist_ok=True)
-    _write_vocabulary(out, (*splits["pool"], *splits["reference"]))
+    write_vocabulary(out, (*splits["pool"], *splits["reference"]))
     manifest.write(
         cache, out, splits, settings, sieve.drops, left_out, NUM_POOL_SHARDS
     )
@@ -192,8 +192,8 @@ def merged(rendered, splits, drops):
     return pool
 
 
-def _write_vocabulary(out, records):
-    """Writes the vocabulary of all runs, from the training splits."""
+def write_vocabulary(out, records):
+    """Writes vocab.txt, from the records of the training splits."""
     from jest_tf.data import tokenizers  # imports TensorFlow
 
     captions = (text for record in records for text in record.row.captions)

@@ -27,7 +27,14 @@ import re
 
 import numpy as np
 
-from benchmarks.icontext import noise, pictures, selection, shards, sources
+from benchmarks.icontext import (
+    full,
+    noise,
+    pictures,
+    selection,
+    shards,
+    sources,
+)
 
 LEVELS = (0, 30, 50, 70, 90)
 NUM_CURATED = 4_000
@@ -37,12 +44,11 @@ SEED = 0
 NUM_FAMILIES = {"test_sets": 14, "val_sets": 7}
 NUM_HELD_OUT = {"test_sets": 2_500, "val_sets": 1_500}
 # Families much larger would take too much from the pool.
-_FAMILY_SIZES = range(300, 4_001)
+FAMILY_SIZES = range(300, 4_001)
 _MAX_WORDS = 6
 _ICONS = (sources.MONO_ICON, sources.COLOUR_ICON)
 _NUM_SHARDS = 16
 _BLOCK_SIZE = 4_096  # pictures compared with all held-out ones at a time
-_VOCABULARY_SIZE = 8_192
 
 
 def main(arguments=None):
@@ -61,7 +67,7 @@ def build(data, out):
     splits, foreign, dropped = split(data)
     out.mkdir(parents=True, exist_ok=True)
     pool = splits.pop("pool")
-    _write_vocabulary(out, (*pool, *splits["curated"]))
+    full.write_vocabulary(out, (*pool, *splits["curated"]))
     sizes = {name: len(records) for name, records in splits.items()}
     for name, records in splits.items():
         shards.write(out, name, records, 1)
@@ -155,7 +161,7 @@ def families(records):
         (
             name
             for name, styles in of_family.items()
-            if sum(map(sizes.get, styles)) in _FAMILY_SIZES
+            if sum(map(sizes.get, styles)) in FAMILY_SIZES
         ),
         key=lambda name: hashlib.sha256(f"{SEED}|{name}".encode()).digest(),
     )
@@ -213,16 +219,6 @@ def _is_plain(row):
 
 def _shape(record):
     return pictures.shape_vector(pictures.decode(record.png))
-
-
-def _write_vocabulary(out, records):
-    from jest_tf.data import tokenizers  # imports TensorFlow
-
-    captions = (text for record in records for text in record.row.captions)
-    vocabulary = tokenizers.build_wordpiece_vocabulary(
-        captions, _VOCABULARY_SIZE
-    )
-    tokenizers.WordPieceTokenizer(vocabulary, 1).save(str(out))
 
 
 if __name__ == "__main__":
