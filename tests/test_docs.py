@@ -259,7 +259,8 @@ class CommandsTest(DocsTestCase):
                 path
                 for folder in ("examples", "benchmarks")
                 for path in ROOT.glob(f"{folder}/**/*.py")
-                if "import argparse" in path.read_text(encoding="utf-8")
+                if {"argparse", "__main__"}
+                <= set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
             ),
         ]
         for path in programs:
