@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data import batches, cascade, pipeline, stores
+from jest_tf.config import checks
+from jest_tf.data import cascade, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
 from jest_tf.runs import directory, draw_log, inputs
@@ -35,7 +36,7 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
         ValueError: `num_moments` is below 1, the run has logged no selection,
             or its data has changed.
     """
-    batches.check_at_least(1, num_moments=num_moments)
+    checks.check("num_moments", num_moments, checks.at_least(1))
     lines = read(workdir)
     config = directory.load_config(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)

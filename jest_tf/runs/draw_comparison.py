@@ -17,7 +17,7 @@ from scipy import stats
 from jest_tf import config as config_lib
 from jest_tf import selection
 from jest_tf.config import checks, overrides
-from jest_tf.data import augmentation, batches
+from jest_tf.data import augmentation
 from jest_tf.models import patches
 from jest_tf.runs import directory, draw_log, inputs
 
@@ -78,7 +78,7 @@ def measure(
         ValueError: there is no such run, it scores nothing, or its learner
             cannot take a view.
     """
-    batches.check_at_least(1, num_super_batches=num_super_batches)
+    checks.check("num_super_batches", num_super_batches, checks.at_least(1))
     looks = [parse_view(text) for text in views]
     sizes = [look.patch_size for look in looks if look.patch_size]
     opened = inputs.open_training(workdir, step, patch_sizes=sizes)
