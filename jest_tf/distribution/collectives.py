@@ -4,14 +4,13 @@ Losses and selection receive a `Replicas`, or None on one replica, and do not
 depend on `tf.distribute`.
 """
 
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from jest_tf.distribution import strategy as strategy_lib
 
-# All devices can sum these.
-_SUMMED = (tf.float32, tf.float16, tf.bfloat16, tf.float64, tf.int32)
 # TensorFlow gathers these on CPUs and GPUs; others are sent as bits.
 _GATHERED = (tf.float32, tf.float64, tf.int32, tf.int64)
 
@@ -44,21 +43,19 @@ class Replicas:
         the gradients of this replica's rows.
         """
         flat = [_static(tensor) for tensor in tf.nest.flatten(tensors)]
-        is_sent_as_bits = [
-            not self.in_loops and tensor.dtype not in _GATHERED
-            for tensor in flat
-        ]
+
+        def is_sent_as_bits(tensor):
+            return not self.in_loops and tensor.dtype not in _GATHERED
+
         sent = [
-            _to_words(tensor) if as_bits else tensor
-            for tensor, as_bits in zip(flat, is_sent_as_bits, strict=True)
+            _to_words(tensor) if is_sent_as_bits(tensor) else tensor
+            for tensor in flat
         ]
         gathered = self._context.all_gather(placed(self._context, sent), axis=0)
         results = []
-        for rows, tensor, as_bits in zip(
-            gathered, flat, is_sent_as_bits, strict=True
-        ):
+        for rows, tensor in zip(gathered, flat, strict=True):
             shape = [self.num_replicas * tensor.shape[0], *tensor.shape[1:]]
-            if as_bits:
+            if is_sent_as_bits(tensor):
                 rows = _from_words(rows, tensor.dtype, shape)
             results.append(tf.ensure_shape(rows, shape))
         return tf.nest.pack_sequence_as(tensors, results)
@@ -66,33 +63,17 @@ class Replicas:
     def all_reduce(self, tensors):
         """Sums over replicas; its gradient is the sum of their gradients.
 
-        Raises:
-            TypeError: if the dtype is not float16, bfloat16, float32, float64
-                or int32; some devices can't sum others.
+        All devices can sum float16, bfloat16, float32 and float64, or int32,
+        but not both in one call: integers live on the host.
         """
         flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(tensors)]
-        for tensor in flat:
-            if tensor.dtype not in _SUMMED:
-                raise TypeError(
-                    "`all_reduce` sums float16, bfloat16, float32, float64 and "
-                    f"int32. Received: {tensor.dtype.name}"
-                )
-        totals = [None] * len(flat)
-        # Integers live on the host and are reduced separately.
-        for is_integer in (False, True):
-            numbers = [
-                number
-                for number, tensor in enumerate(flat)
-                if tensor.dtype.is_integer == is_integer
-            ]
-            if not numbers:
-                continue
-            sums = self._context.all_reduce(
-                tf.distribute.ReduceOp.SUM,
-                placed(self._context, [flat[number] for number in numbers]),
-            )
-            for number, total in zip(numbers, sums, strict=True):
-                totals[number] = tf.ensure_shape(total, flat[number].shape)
+        totals = self._context.all_reduce(
+            tf.distribute.ReduceOp.SUM, placed(self._context, flat)
+        )
+        totals = [
+            tf.ensure_shape(total, one.shape)
+            for total, one in zip(totals, flat, strict=True)
+        ]
         return tf.nest.pack_sequence_as(tensors, totals)
 
     def all_to_all(self, tensors):
@@ -102,12 +83,6 @@ class Replicas:
         every replica receives all rows and keeps its own.
         """
         flat = [_static(tensor) for tensor in tf.nest.flatten(tensors)]
-        for tensor in flat:
-            if tensor.shape[0] != self.num_replicas:
-                raise ValueError(
-                    "`all_to_all` takes one row for each of the "
-                    f"{self.num_replicas} replicas. Received: {tensor.shape}"
-                )
         if self.in_loops:
             # TPU device numbers differ from replica numbers; map them.
             at = _exchange_on_tpu(tf.fill([self.num_replicas], self.replica_id))
@@ -218,11 +193,9 @@ def _to_words(tensor):
 
 def _from_words(words, dtype, shape):
     """Inverts `_to_words`, for any number of rows."""
+    size = [dtype.size] if dtype.size > 1 else []
     octets = tf.reshape(tf.bitcast(words, tf.uint8), [shape[0], -1])
-    size = dtype.size
-    octets = octets[:, : size * tf.TensorShape(shape[1:]).num_elements()]
-    if dtype == tf.bool:
-        return tf.cast(tf.reshape(octets, shape), dtype)
-    if size == 1:
-        return tf.bitcast(tf.reshape(octets, shape), dtype)
-    return tf.bitcast(tf.reshape(octets, [*shape, size]), dtype)
+    octets = octets[:, : math.prod([*shape[1:], *size])]
+    octets = tf.reshape(octets, [*shape, *size])
+    convert = tf.cast if dtype == tf.bool else tf.bitcast
+    return convert(octets, dtype)

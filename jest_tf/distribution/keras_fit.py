@@ -4,6 +4,8 @@
 tests/replica_cases.py shows each fault in Keras beside its correction.
 """
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -32,34 +34,31 @@ class TrainerHooks:
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`; refuses options that replicas can't run."""
         super().compile(*args, **kwargs)
-        num_replicas = self.distribute_strategy.num_replicas_in_sync
         if not _needs_hooks(self.distribute_strategy):
             return
         if kwargs.get("jit_compile") is True:
-            raise ValueError(
+            self._refuse(
                 "`jit_compile=True` is for one device; TPUs compile every step "
-                f"without it. Received: it on {num_replicas} replicas"
+                "without it",
+                "it",
             )
         self.jit_compile = False
         optimizer = self.optimizer
-        clips = [
-            f"{name}={getattr(optimizer, name)}"
-            for name in ("clipnorm", "global_clipnorm", "clipvalue")
-            if getattr(optimizer, name, None)
-        ]
-        if clips and not isinstance(optimizer, AggregateThenClip):
-            raise ValueError(
-                f"Keras' {type(optimizer).__name__} clips the gradient of each "
-                "replica by itself; use `optimizer.AdamW`, or a class that "
-                "inherits from `keras_fit.AggregateThenClip` and it. "
-                f"Received: {clips[0]} on {num_replicas} replicas"
-            )
-        if getattr(optimizer, "gradient_accumulation_steps", None):
-            raise ValueError(
+        for name in ("clipnorm", "global_clipnorm", "clipvalue"):
+            clip = getattr(optimizer, name, None)
+            if clip and not isinstance(optimizer, AggregateThenClip):
+                self._refuse(
+                    f"Keras' {type(optimizer).__name__} clips the gradient of "
+                    "each replica by itself; use `optimizer.AdamW`, or a class "
+                    "that inherits from `keras_fit.AggregateThenClip` and it",
+                    f"{name}={clip}",
+                )
+        accumulated = getattr(optimizer, "gradient_accumulation_steps", None)
+        if accumulated:
+            self._refuse(
                 "`gradient_accumulation_steps` does not work on several "
-                "replicas; `micro_batch_size` saves memory there. Received: "
-                f"{optimizer.gradient_accumulation_steps} on {num_replicas} "
-                "replicas"
+                "replicas; `micro_batch_size` saves memory there",
+                accumulated,
             )
 
     def get_metrics_result(self):
@@ -81,20 +80,19 @@ class TrainerHooks:
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; raises ValueError if R > 1."""
-        num_replicas = self.distribute_strategy.num_replicas_in_sync
-        if num_replicas > 1:
-            raise ValueError(
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            self._refuse(
                 "`train_on_batch` hands every replica the same batch; use "
-                f"`fit`. Received: {num_replicas} replicas"
+                "`fit`",
+                "a batch",
             )
         return super().train_on_batch(*args, **kwargs)
 
-    def collect(self, outputs):
-        """Reduces the results of the local replicas to that of an execution.
-
-        `outputs` has a tuple of one value per replica in place of each value.
-        """
-        return _first(outputs)
+    def _refuse(self, reason, received):
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        raise ValueError(
+            f"{reason}. Received: {received} on {num_replicas} replicas"
+        )
 
     def _make_function(self, step_function):
         strategy = self.distribute_strategy
@@ -104,16 +102,13 @@ class TrainerHooks:
 
         def one_step(iterator):
             outputs = strategy.run(step_function, args=(next(iterator),))
-            outputs = tf.nest.map_structure(
-                strategy.experimental_local_results, outputs
-            )
-            return self.collect(outputs)
+            return _collected(outputs, strategy)
 
         # TPUStrategy needs a valid function name, so no lambda.
         def steps(iterator):
             if num_steps == 1:
                 return one_step(iterator)
-            return _last_of(num_steps, lambda: one_step(iterator))
+            return _last_of(num_steps, functools.partial(one_step, iterator))
 
         if self.run_eagerly:
             return steps
@@ -161,24 +156,41 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
     """
     if not _needs_hooks(strategy):
         return
-    variables = list(getattr(model, "variables", ()))
-    outside = [
-        one
-        for one in variables
-        if not strategy.extended.variable_created_in_scope(
-            getattr(one, "value", one)
-            if isinstance(one, keras.Variable)
-            else one
-        )
+    variables = [
+        one.value if isinstance(one, keras.Variable) else one
+        for one in getattr(model, "variables", ())
     ]
+    is_inside = strategy.extended.variable_created_in_scope
+    outside = sum(not is_inside(one) for one in variables)
     if outside:
         raise ValueError(
             f"`{name}` must be created in the scope of the strategy it runs "
-            f"under, `with strategy.scope():`. Received: {len(outside)} of its "
+            f"under, `with strategy.scope():`. Received: {outside} of its "
             f"{len(variables)} variables from elsewhere, "
             f"{type(strategy).__name__} with {strategy.num_replicas_in_sync} "
             "replicas"
         )
+
+
+def _collected(outputs, strategy):
+    """The result of a step on the local replicas.
+
+    A nest of values is equal on all; of a pair of nests, the second has rows.
+    """
+
+    def first(value):
+        return strategy.experimental_local_results(value)[0]
+
+    def joined(value):
+        return tf.concat(strategy.experimental_local_results(value), 0)
+
+    if not isinstance(outputs, tuple):
+        return tf.nest.map_structure(first, outputs)
+    equal, rows = outputs
+    return (
+        tf.nest.map_structure(first, equal),
+        tf.nest.map_structure(joined, rows),
+    )
 
 
 def _last_of(num_steps, one_step):
@@ -188,14 +200,12 @@ def _last_of(num_steps, one_step):
     step outside would be a second program on a TPU. So the loop carries an
     optional, whose content need not be known.
     """
-    returned = []
+    traced = {}
 
     def body(step, _):
-        outputs = one_step()
-        returned[:] = [outputs]
-        flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
-        # Includes the step, because an optional can't be empty.
-        return step + 1, tf.raw_ops.OptionalFromValue(components=[step, *flat])
+        traced["outputs"] = one_step()
+        values = tf.nest.flatten(traced["outputs"])
+        return step + 1, tf.raw_ops.OptionalFromValue(components=values)
 
     _, last = tf.while_loop(
         lambda step, _: step < num_steps,
@@ -203,21 +213,13 @@ def _last_of(num_steps, one_step):
         (tf.constant(0), tf.raw_ops.OptionalNone()),
         parallel_iterations=1,
     )
-    (outputs,) = returned
-    flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(outputs)]
-    _, *values = tf.raw_ops.OptionalGetValue(
+    flat = tf.nest.flatten(traced["outputs"])
+    values = tf.raw_ops.OptionalGetValue(
         optional=last,
-        output_types=[tf.int32, *(one.dtype for one in flat)],
-        output_shapes=[tf.TensorShape([]), *(one.shape for one in flat)],
+        output_types=[one.dtype for one in flat],
+        output_shapes=[one.shape for one in flat],
     )
-    return tf.nest.pack_sequence_as(outputs, values)
-
-
-def _first(outputs):
-    """The first local replica's value of each tuple of values."""
-    if isinstance(outputs, dict):
-        return {name: _first(value) for name, value in outputs.items()}
-    return outputs[0]
+    return tf.nest.pack_sequence_as(traced["outputs"], values)
 
 
 def _needs_hooks(strategy):
@@ -230,10 +232,10 @@ def _check_execution(iterator, strategy):
     known = iterator.steps_per_epoch
     if _needs_hooks(strategy):
         known = iterator.num_batches
-    if known and known % iterator.steps_per_execution:
+    together = iterator.steps_per_execution
+    if known and known % together:
         raise ValueError(
             "The steps of an epoch must be a multiple of "
             "`steps_per_execution`. Received: "
-            f"{known} steps, steps_per_execution="
-            f"{iterator.steps_per_execution}"
+            f"{known} steps, steps_per_execution={together}"
         )

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from jest_tf import config
-
 
 class Deal(NamedTuple):
     """The rows of a draw that this replica trains on, and how they move.
@@ -47,9 +45,8 @@ def deal(
     `indices` are int32 `[b]`, rows of all, equal on every replica.
 
     Raises:
-        ValueError: if the quota is unknown, or R does not divide b and B.
+        ValueError: if R does not divide b and B.
     """
-    _check_quota(quota)
     batch_size = indices.shape[0]
     if replicas is None:
         return Deal(tf.range(batch_size), indices, None)
@@ -115,7 +112,7 @@ def move(
 def deal_parts(
     indices: tf.Tensor,
     super_batch_size: int,
-    order: tf.Tensor,
+    order: tf.Tensor | None,
     num_parts: int,
     *,
     quota: str = "global",
@@ -130,11 +127,14 @@ def deal_parts(
     Args:
         order: int32, a random permutation, equal on every replica: of the
             `[b]` places, with quota "per_replica" of a replica's `[b/R]`.
+            None makes one part.
         num_parts: P.
 
     Raises:
         ValueError: as `deal`, and if P R does not divide b.
     """
+    if order is None:
+        return [deal(indices, super_batch_size, quota=quota, replicas=replicas)]
     num_replicas = count(replicas)
     length, rest = divmod(indices.shape[0], num_parts * num_replicas)
     if rest:
@@ -178,10 +178,3 @@ def share(size: int, num_replicas: int, name: str) -> int:
             f"Received: {size}, R={num_replicas}"
         )
     return size // num_replicas
-
-
-def _check_quota(quota):
-    if quota not in config.QUOTAS:
-        raise ValueError(
-            f"`quota` must be one of {config.QUOTAS}. Received: {quota!r}"
-        )

@@ -1,7 +1,6 @@
 """The `tf.distribute.Strategy` of a run, and its dataset."""
 
 import functools
-import json
 import os
 from collections.abc import Callable
 
@@ -60,16 +59,19 @@ def distribute(
         ValueError: if R does not divide B.
     """
     replicas = strategy.num_replicas_in_sync
-    if is_tpu(strategy):
-        super_batches = _in_halves(super_batches)
-    if replicas == 1:
-        return super_batches(0, 1)
     rows = placement.share(
         super_batch_size, replicas, "`data.super_batch_size` (B)"
     )
 
-    def of_host(context):
-        dataset = super_batches(
+    def on_host(host, num_hosts):
+        dataset = super_batches(host, num_hosts)
+        return dataset.map(_in_halves) if is_tpu(strategy) else dataset
+
+    if replicas == 1:
+        return on_host(0, 1)
+
+    def of_context(context):
+        dataset = on_host(
             context.input_pipeline_id, context.num_input_pipelines
         )
         dataset = dataset.rebatch(rows, drop_remainder=True)
@@ -80,7 +82,7 @@ def distribute(
             )
         )
 
-    return strategy.distribute_datasets_from_function(of_host)
+    return strategy.distribute_datasets_from_function(of_context)
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
@@ -94,21 +96,11 @@ def has_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, workers) and strategy.num_replicas_in_sync > 1
 
 
-def _in_halves(super_batches):
-    """Wraps a dataset function: every int64 `[n]` becomes int32 `[n, 2]`."""
-
-    def halve(batch):
-        return tf.nest.map_structure(
-            lambda one: (
-                tf.bitcast(one, tf.int32) if one.dtype == tf.int64 else one
-            ),
-            batch,
-        )
-
-    def halved(host, num_hosts):
-        return super_batches(host, num_hosts).map(halve)
-
-    return halved
+def _in_halves(batch):
+    return {
+        name: tf.bitcast(one, tf.int32) if one.dtype == tf.int64 else one
+        for name, one in batch.items()
+    }
 
 
 @functools.cache
@@ -152,20 +144,15 @@ def _split_cpu(parts):
 
 
 def _check_tf_config():
-    text = os.environ.get("TF_CONFIG", "")
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
-        config = json.loads(text or "{}")
-        workers = config["cluster"]["worker"]
-        count = len(workers) + len(config["cluster"].get("chief", ()))
-        index = config["task"]["index"]
-        known = len(config["cluster"][config["task"]["type"]])
-        fits = count > 0 and 0 <= int(index) < known
-    except (ValueError, KeyError, TypeError):
-        fits = False
-    if not fits:
+        resolver.cluster_spec().task_address(
+            resolver.task_type, resolver.task_id
+        )
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             "`distribution.strategy='multi_worker_mirrored'` needs TF_CONFIG, "
             'a JSON object with "cluster": {"worker": ["host:port", ...]} and '
             '"task": {"type": "worker", "index": ...}, one of these. '
-            f"Received: {text!r}"
-        )
+            f"Received: {os.environ.get('TF_CONFIG', '')!r}"
+        ) from error

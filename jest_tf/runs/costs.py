@@ -47,10 +47,7 @@ class StepFlops:
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
         columns = {
-            # A model without a sub-batch has one kind, None.
-            kind: found.get(
-                kind if kind.batch_size else None, self._columns.get(kind)
-            )
+            kind: found.get(kind, self._columns.get(kind))
             for kind in self._selection.kinds
         }
         if columns != self._columns:

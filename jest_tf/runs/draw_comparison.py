@@ -238,7 +238,7 @@ def _graphs(model, settings):
     settings = dataclasses.replace(settings, candidates=None)
     kind = {
         "criterion": settings.criterion,
-        "loss": settings.loss or model.loss_name,
+        "loss": settings.loss or model.step.loss,
     }
 
     @functools.cache

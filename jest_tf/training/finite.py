@@ -44,10 +44,7 @@ def cleaned(
     if embeddings is None:
         return None, tf.constant(True)
     flags = [tf.math.is_finite(part) for part in embeddings]
-    parts = [
-        tf.where(flag, part, tf.zeros_like(part))
-        for flag, part in zip(flags, embeddings, strict=True)
-    ]
+    parts = map(tf.where, flags, embeddings, map(tf.zeros_like, embeddings))
     is_finite = tf.reduce_all([tf.reduce_all(flag) for flag in flags])
     return Embeddings(*parts), is_finite
 
@@ -67,27 +64,19 @@ def shorten(names: Sequence[str]) -> str:
 
 def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
     """Returns a function that names the variables that are not finite."""
-    watched = [
-        variable
-        for variable in variables
-        if tf.as_dtype(variable.dtype).is_floating
-    ]
+    watched = [one for one in variables if tf.as_dtype(one.dtype).is_floating]
 
     @tf.function
-    def finite():
-        return tf.stack(
-            [
-                tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(variable)))
-                for variable in watched
-            ]
-        )
+    def are_finite():
+        values = [tf.convert_to_tensor(one) for one in watched]
+        return tf.stack([tf.reduce_all(tf.math.is_finite(x)) for x in values])
 
     def find():
-        flags = finite().numpy() if watched else ()
+        flags = are_finite().numpy() if watched else ()
         return [
             variable.path
-            for variable, flag in zip(watched, flags, strict=True)
-            if not flag
+            for variable, is_finite in zip(watched, flags, strict=True)
+            if not is_finite
         ]
 
     return find

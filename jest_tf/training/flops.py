@@ -43,10 +43,8 @@ def of_step(
         ValueError: as `count`.
     """
     settings, held = step.selection, super_batch["image"].shape[0]
-    pool = trained = held
-    if settings is not None:
-        pool = (settings.candidates or held * num_replicas) // num_replicas
-        trained = settings.batch_size // num_replicas
+    pool = (settings.candidates or held * num_replicas) // num_replicas
+    trained = (settings.batch_size or held * num_replicas) // num_replicas
 
     @functools.cache
     def forward(model, size, view=None):
@@ -64,7 +62,7 @@ def of_step(
         return num_replicas * (rows // size) * flops, width
 
     counts, widths = dict.fromkeys(STAGES, 0), []
-    if step.scores:
+    if settings.scores:
         size = settings.scoring_batch_size
         if settings.needs_learner:
             view = step_lib.view_options(settings.view).get("view")

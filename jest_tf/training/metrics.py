@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -18,12 +17,11 @@ class StepMetrics:
 
     def __init__(
         self,
-        settings: config_lib.SelectionConfig | None,
+        settings: config_lib.SelectionConfig,
         distils: bool = False,
     ):
-        names = ["loss", "scale", "bias", *_of_draw(settings)]
-        if distils:
-            names.insert(1, "distillation")
+        distillation = ["distillation"] if distils else []
+        names = ["loss", *distillation, "scale", "bias", *_of_draw(settings)]
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         self._sums = {
             name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
@@ -63,40 +61,13 @@ class StepMetrics:
             replaced = tf.cast(super_batch[name], tf.float32)
             self._sums[name].update_state(replaced)
 
-    def save(self, store) -> None:
-        """Writes the running state to a store of a Keras file."""
-        for name, metric in self._by_key().items():
-            store[name] = np.array(
-                [variable.numpy() for variable in metric.variables]
-            )
-
-    def load(self, store) -> None:
-        """Reads the state of the metrics that the store has."""
-        for name, metric in self._by_key().items():
-            if name in store.keys():
-                for variable, value in zip(
-                    metric.variables, store[name], strict=True
-                ):
-                    variable.assign(value)
-
-    def _by_key(self):
-        return {metric.name.replace("/", "."): metric for metric in self.every}
-
 
 def _of_draw(settings):
-    if settings is None or not settings.scores:
-        return ()
-    scored = (
-        ("learner", settings.needs_learner),
-        ("reference", settings.needs_reference),
-    )
-    return (
-        "select/score",
-        "select/uniform_score",
-        *(
-            f"select/{model}_loss_{rows}"
-            for model, needed in scored
-            if needed
-            for rows in ("kept", "dropped")
-        ),
-    )
+    names = []
+    if settings.scores:
+        names += ["score", "uniform_score"]
+        if settings.needs_learner:
+            names += ["learner_loss_kept", "learner_loss_dropped"]
+        if settings.needs_reference:
+            names += ["reference_loss_kept", "reference_loss_dropped"]
+    return [f"select/{name}" for name in names]

@@ -131,18 +131,19 @@ def gradients(
     # Resets dropout, and makes statistics count each row once.
     for variable, old in zip(state, before, strict=True):
         variable.assign(old)
+    parts, *upstream_parts = _split((batch, *upstream[:2]), micro_batch_size)
+    # Scale and bias belong to the batch: the first micro-batch takes theirs.
+    once = tf.one_hot(0, rows // micro_batch_size)
+    upstream_parts += [once * upstream.scale, once * upstream.bias]
     share = num_replicas * (rows // micro_batch_size)
-    return Gradients(
-        terms,
-        embeddings,
-        _backward(
-            encode,
-            _split(batch, micro_batch_size),
-            _split_upstream(upstream, micro_batch_size),
-            variables,
-            lambda: scale_loss(_regularizers(learner, share)),
-        ),
+    by_variable = _backward(
+        encode,
+        parts,
+        upstream_parts,
+        variables,
+        lambda: scale_loss(_regularizers(learner, share)),
     )
+    return Gradients(terms, embeddings, by_variable)
 
 
 def _backward(encode, parts, upstream, variables, regularizers):
@@ -181,21 +182,11 @@ def _backward(encode, parts, upstream, variables, regularizers):
     ]
 
 
-def _split(batch, size):
-    """Tensors `[n, ...]` -> `[n / size, size, ...]`."""
-    return {
-        name: tf.reshape(value, [-1, size, *value.shape[1:]])
-        for name, value in batch.items()
-    }
-
-
-def _split_upstream(upstream, size):
-    image, text = (
-        tf.reshape(part, [-1, size, part.shape[-1]]) for part in upstream[:2]
+def _split(tensors, size):
+    """A nest of tensors `[n, ...]` -> `[n / size, size, ...]`."""
+    return tf.nest.map_structure(
+        lambda one: tf.reshape(one, [-1, size, *one.shape[1:]]), tensors
     )
-    # Scale and bias belong to the batch: the first micro-batch takes theirs.
-    once = tf.one_hot(0, image.shape[0])
-    return Embeddings(image, text, once * upstream.scale, once * upstream.bias)
 
 
 def _regularizers(learner, share):

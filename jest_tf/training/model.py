@@ -11,23 +11,14 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, selection
+from jest_tf import distribution
 from jest_tf.config import overrides
-from jest_tf.distribution import keras_fit, placement
+from jest_tf.distribution import keras_fit
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches, reference
 from jest_tf.training import finite, flops, row_outputs, schedule, sub_batch
 from jest_tf.training import metrics as metrics_lib
 from jest_tf.training import step as step_lib
-
-# Arguments of `JESTModel` passed unchanged to the step and to files.
-_PLAIN_SETTINGS = (
-    "equal_captions",
-    "loss_block_size",
-    "micro_batch_size",
-    "distillation_weight",
-    "distillation_steps",
-)
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -59,30 +50,21 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         selection: a `config.SelectionConfig`; None, or one without a
             `batch_size`, trains on the whole super-batch. With a schedule, each
             kind of step is compiled on first use.
-        loss: "sigmoid" or "softmax".
-        equal_captions: treatment of rows with the same caption in the loss:
-            "negative", "positive" or "ignore"; needs `caption_id`.
-        loss_block_size: rows of the loss's logits held at a time; None holds
-            all.
-        views: training views; the sub-batch is split randomly into equal
-            parts, one per `config.View`, under one loss. () is the learner's
-            default view. The learner's `call` must take a `view`; likewise for
-            `selection.view`.
-        micro_batch_size: examples whose activations are held at a time in
-            training, see `micro_batches.gradients`; must divide a replica's
-            share of the sub-batch. None holds the whole share.
-        distillation_weight: weight of feature distillation from the reference
-            on every trained row; 0 turns it off. It costs a pass of the
-            reference, unless the step scores by it or the batch holds its
-            embeddings. The reference's input is not augmented.
-        distillation_steps: steps over which that weight falls linearly to 0;
-            None keeps it.
+        loss, equal_captions, loss_block_size, views, micro_batch_size: as in
+            `config.ModelConfig`. Views, and `selection.view`, need a learner
+            whose `call` takes a `view`.
+        distillation_weight, distillation_steps: as in `config.ReferenceConfig`.
+            Distillation costs a pass of the reference, unless the step scores
+            by it or the batch holds its embeddings. The reference's input is
+            not augmented.
         augment: `(images, seed, places, batch_size) -> images`, applied in the
             graph. `seed` is int32 `[2]`; `places`, int32 `[n]`, are the places
             of the n images among the `batch_size` of the sub-batch.
         seed: seed of the draws and of the augmentation.
 
     Attributes:
+        step: a `training.step.Step` with the arguments; of a schedule, it has
+            the first kind of selection that scores.
         rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
 
     Raises:
@@ -133,22 +115,24 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 "KERAS_BACKEND=tensorflow before Keras is imported. Received: "
                 f"backend {keras.backend.backend()!r}"
             )
-        if selection is not None and selection.batch_size is None:
-            selection = None
         self.learner = learner
-        self.selection = selection
-        self.loss_name = loss
-        self.equal_captions = equal_captions
-        self.loss_block_size = loss_block_size
-        self.views = tuple(views)
-        self.micro_batch_size = micro_batch_size
-        self.distillation_weight = distillation_weight
-        self.distillation_steps = distillation_steps
-        self.augment = augment
+        self.selection = selection or config_lib.SelectionConfig()
         self.seed = seed
-        self._reference = None
-        self._step(None)  # checks the settings
-        for view in (*self.views, *([selection.view] if selection else [])):
+        kinds = self.selection.kinds
+        self.step = step_lib.Step(
+            learner,
+            selection=next((kind for kind in kinds if kind.scores), kinds[0]),
+            loss=loss,
+            equal_captions=equal_captions,
+            loss_block_size=loss_block_size,
+            views=tuple(views),
+            micro_batch_size=micro_batch_size,
+            distillation_weight=distillation_weight,
+            distillation_steps=distillation_steps,
+            augment=augment,
+            seed=(seed, 0),
+        )
+        for view in (*self.step.views, self.selection.view):
             if view != config_lib.View():
                 patches.check_view(learner, view)
         keras_fit.check_placed("learner", learner, self.distribute_strategy)
@@ -156,15 +140,15 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             self.attach_reference(reference)
 
         self.rows = row_outputs.RowReport(self.distribute_strategy, {})
-        self._recent_draws = row_outputs.RecentDraws(None, 1, None)
+        self._recent_draws = None
         self._step_metrics = metrics_lib.StepMetrics(
-            selection, distils=distillation_weight > 0.0
+            self.selection, self.step.distils
         )
-        self._schedule = selection and schedule.Schedule(selection)
         self._passed = None
-        if selection is not None and selection.stop_when_passed:
+        if self.selection.stop_when_passed:
             self._passed = schedule.add_state(self)
-        self._traced = {}  # specs of the super-batch, by the kind of step
+        self._next_step = None  # of the schedule; read when `fit` begins
+        self._specs = {}  # of the super-batch, by the kind of step
         self._flops = {}
         self._last_logs = {}
         if learner.built:
@@ -178,9 +162,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             ValueError: if the replicas can't run it.
         """
         keras_fit.check_placed("reference", model, self.distribute_strategy)
-        # Wrapped in a function, so that Keras neither tracks, trains nor
-        # saves its weights.
-        self._reference = reference.frozen(model)
+        self._change_step(reference=reference.frozen(model))
 
     @property
     def stopped_at(self) -> int | None:
@@ -207,37 +189,35 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             draw. If the selection scores, `score` maps a super-batch to its
             candidates' embeddings, and `select` these to a draw.
         """
-        settings = self._first_that_scores()
-        uniform = settings and dataclasses.replace(settings, method="uniform")
-        step = self._step(settings)
-        parts = {"train": lambda batch: self._train_step(batch, uniform)[0]}
-        if not step.scores:
-            return parts
+        step = self.step
+        uniform = dataclasses.replace(step.selection, method="uniform")
 
-        def score(super_batch):
-            return step_lib.score(
-                step, step_lib.candidates(step, super_batch)[0]
-            )
+        def score(batch):
+            return step_lib.score(step, step_lib.candidates(step, batch)[0])
 
         def select(embeddings):
-            return step_lib.select(step, {}, embeddings, [self.seed, 0])[1]
+            return step_lib.select(step, {}, *embeddings)[1]
 
-        return {"score": score, "select": select} | parts
+        def train(batch):
+            return self._train_step(batch, uniform)[0]["logs"]
 
-    def step_flops(
-        self,
-    ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
+        scores = step.selection.scores
+        parts = {"score": score, "select": select} if scores else {}
+        return parts | {"train": train}
+
+    def step_flops(self) -> dict[config_lib.SelectionConfig, dict[str, int]]:
         """FLOPs of a step on all replicas, by its selection.
 
-        Available only for traced steps; see `flops.of_step`.
+        Available only for traced steps of `fit`; see `flops.of_step`.
 
         Raises:
             ValueError: if a model's graph can't be counted.
         """
-        for settings, super_batch in self._traced.items():
+        for settings, super_batch in self._specs.items():
             if settings not in self._flops:
+                step = dataclasses.replace(self.step, selection=settings)
                 self._flops[settings] = flops.of_step(
-                    self._step(settings), super_batch, self._num_replicas
+                    step, super_batch, self._num_replicas
                 )
         return dict(self._flops)
 
@@ -268,6 +248,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 f"Received: loss={kwargs['loss']!r}"
             )
         super().compile(optimizer=optimizer, **kwargs)
+        self._change_step(optimizer=self.optimizer)
 
     def compile_from_config(self, config):
         """Compiles a loaded model as before; the optimizer's state follows."""
@@ -275,26 +256,17 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, *args, shuffle=False, **kwargs):
+    def fit(self, *args, shuffle=False, **kwargs):
         """As `keras.Model.fit`, without shuffling by default.
 
         Raises:
             finite.NotFinite: after a step that scored embeddings that are not
                 finite.
-            ValueError: besides Keras' own, if R does not divide B.
+            ValueError: besides Keras' own, if B varies or R does not divide it.
         """
-        if isinstance(x, tf.data.Dataset):
-            # B is known here; under a strategy a step sees B/R.
-            spec = sub_batch.super_batch_of(x.element_spec, self._num_replicas)
-            placement.share(
-                spec["image"].shape[0] or 0,
-                self._num_replicas,
-                "`data.super_batch_size` (B)",
-            )
-        if self._schedule is not None:
-            self._schedule.restart()
+        self._next_step = None
         self._last_logs = {}
-        history = super().fit(x, *args, shuffle=shuffle, **kwargs)
+        history = super().fit(*args, shuffle=shuffle, **kwargs)
         finite.check_scores(self._last_logs)
         return history
 
@@ -302,211 +274,172 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """Makes the function for `fit`, which keeps the row outputs."""
         if self.train_function is not None and not force:
             return
-        functions = {}
-        self._recent_draws = row_outputs.RecentDraws(
-            self.distribute_strategy,
-            self.steps_per_execution,
-            self.selection and self.selection.batch_size,
-        )
+        self._recent_draws = None
+        if self.selection.batch_size and self.steps_per_execution > 1:
+            self._recent_draws = row_outputs.recent_draws(
+                self.distribute_strategy,
+                self.steps_per_execution,
+                self.selection.batch_size,
+            )
+
+        @functools.cache
+        def execution(settings):
+            def step(data):
+                super_batch = self._super_batch(data)
+                if not tf.executing_eagerly():
+                    self._specs[settings] = tf.nest.map_structure(
+                        tf.TensorSpec.from_tensor, super_batch
+                    )
+                return self._train_step(super_batch, settings)
+
+            return self._make_function(step)
 
         def function(iterator):
             # From the last execution, so that devices don't wait for Python.
             finite.check_scores(self._last_logs)
-            settings = self._next_selection()
-            if settings not in functions:
-                functions[settings] = self._make_function(
-                    functools.partial(self._traced_step, settings=settings)
-                )
-            logs, rows = functions[settings](iterator)
-            self.rows = row_outputs.RowReport(self.distribute_strategy, rows)
-            self._last_logs = logs
-            return logs
+            equal, rows = execution(self._next_selection())(iterator)
+            self.rows = row_outputs.RowReport(
+                self.distribute_strategy, rows, equal.get("draws")
+            )
+            self._last_logs = equal["logs"]
+            return equal["logs"]
 
         self.train_function = function
-
-    def collect(self, outputs):
-        """The logs of one replica's step, and the row outputs of all."""
-        if not isinstance(outputs, tuple):
-            return super().collect(outputs)
-        logs, rows = outputs
-        return super().collect(logs), row_outputs.collect(rows)
 
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means.
 
         With a schedule, the kind of step is decided when this is traced.
         """
-        return self._traced_step(data, self._next_selection())[0]
+        super_batch = self._super_batch(data)
+        return self._train_step(super_batch, self._next_selection())[0]["logs"]
 
     def test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
-        batch = sub_batch.super_batch_of(data, self._num_replicas)
-        replicas = distribution.current()
-        loss = step_lib.contrastive_loss(
-            self._step(None),
-            self.learner(batch, training=False),
-            batch,
-            replicas,
-        )
-        self._step_metrics.update({"loss": loss}, replicas)
+        may_vary = self._num_replicas == 1
+        batch = sub_batch.super_batch_of(data, self._num_replicas, may_vary)
+        step = dataclasses.replace(self.step, replicas=distribution.current())
+        embeddings = self.learner(batch, training=False)
+        loss = step_lib.contrastive_loss(step, embeddings, batch)
+        self._step_metrics.update({"loss": loss}, step.replicas)
         return {"loss": self._step_metrics.result("loss")}
-
-    def select(
-        self,
-        super_batch: dict,
-        seed: tf.Tensor,
-        settings: config_lib.SelectionConfig | None = None,
-    ) -> selection.Draw:
-        """Scores a super-batch and draws from it, as a step does.
-
-        Args:
-            super_batch: a dict of tensors with B rows; within a step on R
-                replicas, the B/R local rows. `selection.candidates` is ignored.
-            seed: int32 `[2]`, (run seed, step).
-            settings: a selection without a schedule; None takes the model's,
-                and of a schedule the first that scores.
-
-        Raises:
-            ValueError: if settings do not fit each other or the batch.
-        """
-        step, replicas = self._scoring_step(settings), distribution.current()
-        embeddings = step_lib.score(step, super_batch, replicas)
-        _, draw = step_lib.select(step, super_batch, embeddings, seed, replicas)
-        return draw
 
     def score(
         self,
         super_batch: dict,
         settings: config_lib.SelectionConfig | None = None,
     ) -> tuple[Embeddings | None, Embeddings | None]:
-        """Embeds a super-batch for scoring; arguments and errors as `select`.
+        """Embeds a super-batch for scoring, as a step does.
+
+        Args:
+            super_batch: a dict of tensors with B rows; within a step on R
+                replicas, the B/R local rows. `selection.candidates` is ignored.
+            settings: a selection without a schedule; None takes that of `step`.
 
         Returns:
             The learner's and the reference's embeddings; None if unused.
+
+        Raises:
+            ValueError: if settings do not fit each other or the batch.
         """
-        return step_lib.score(
-            self._scoring_step(settings), super_batch, distribution.current()
+        step = dataclasses.replace(
+            self.step, selection=settings or self.step.selection
         )
+        return step_lib.score(step, super_batch)
 
     def save_own_variables(self, store):
-        """Saves the running metrics, which Keras omits, and `passed`."""
-        self._step_metrics.save(store)
+        """Saves the state of `stop_when_passed`."""
         if self._passed is not None:
             store["passed"] = schedule.read(self._passed)
 
     def load_own_variables(self, store):
-        """Loads the running metrics in the file, and `passed`."""
-        self._step_metrics.load(store)
+        """Loads the state of `stop_when_passed`."""
         if self._passed is not None:
             self._passed.assign(store["passed"])
 
     def get_config(self):
         """Returns the arguments for `.keras` files, without the reference."""
         serialize = keras.saving.serialize_keras_object
+        step = dict(vars(self.step))
+        del step["reference"], step["optimizer"], step["replicas"]
         return {
             **super().get_config(),
-            **{name: getattr(self, name) for name in _PLAIN_SETTINGS},
+            **step,
             "learner": serialize(self.learner),
-            "selection": (
-                self.selection and dataclasses.asdict(self.selection)
-            ),
-            "loss": self.loss_name,
-            "views": [dataclasses.asdict(view) for view in self.views],
-            "augment": self.augment and serialize(self.augment),
+            "selection": dataclasses.asdict(self.selection),
+            "views": [dataclasses.asdict(view) for view in step["views"]],
+            "augment": serialize(step["augment"]),
             "seed": self.seed,
         }
 
     @classmethod
     def from_config(cls, config):
         """Builds the model of `get_config`, without its reference."""
-        config = dict(config)
-        for name in ("learner", "augment"):
-            if config[name] is not None:
-                config[name] = keras.saving.deserialize_keras_object(
-                    config[name]
-                )
-        if config["selection"] is not None:
-            config["selection"] = overrides.build(
-                config_lib.SelectionConfig, config["selection"], "selection"
-            )
-        config["views"] = tuple(
-            config_lib.View(**view) for view in config["views"]
+        config = keras.saving.deserialize_keras_object(config)
+        config["selection"] = overrides.build(
+            config_lib.SelectionConfig, config["selection"] or {}, "selection"
         )
+        config["views"] = [config_lib.View(**view) for view in config["views"]]
         return cls(**config)
 
     @property
     def _num_replicas(self):
         return self.distribute_strategy.num_replicas_in_sync
 
-    def _step(self, settings):
-        return step_lib.Step(
-            learner=self.learner,
-            reference=self._reference,
-            optimizer=getattr(self, "optimizer", None),
-            selection=settings,
-            loss=self.loss_name,
-            views=self.views,
-            augment=self.augment,
-            **{name: getattr(self, name) for name in _PLAIN_SETTINGS},
-        )
+    def _change_step(self, **changes):
+        # Keras neither tracks, trains nor saves what is within a dataclass.
+        self.step = dataclasses.replace(self.step, **changes)
 
-    def _traced_step(self, data, settings):
-        """A step whose kind `step_flops` counts."""
-        if not tf.executing_eagerly():
-            self._traced[settings] = {
-                name: tf.TensorSpec(value.shape, value.dtype)
-                for name, value in sub_batch.super_batch_of(
-                    data, self._num_replicas
-                ).items()
-            }
-        return self._train_step(data, settings)
+    def _super_batch(self, data):
+        return sub_batch.super_batch_of(data, self._num_replicas)
 
-    def _train_step(self, data, settings):
-        """The logs of a step and its row outputs, see `row_outputs.py`."""
-        super_batch = sub_batch.super_batch_of(data, self._num_replicas)
+    def _train_step(self, super_batch, settings):
+        """A step's results equal on all replicas, and its row outputs."""
         replicas = distribution.current()
         number = tf.cast(self.optimizer.iterations, tf.int32)
-        outputs = step_lib.train_step(
-            self._step(settings),
-            super_batch,
-            tf.stack([self.seed, number]),
-            replicas,
+        step = dataclasses.replace(
+            self.step,
+            selection=settings,
+            seed=tf.stack([self.seed, number]),
+            replicas=replicas,
         )
+        outputs = step_lib.train_step(step, super_batch)
         self._step_metrics.count_replaced(super_batch)
         self._step_metrics.update(outputs.metrics, replicas)
         if self._passed is not None and outputs.draw is not None:
-            state = schedule.passed(
-                self._passed.value,
+            schedule.update(
+                self._passed,
                 outputs.draw,
                 number,
                 patience=self.selection.stop_when_passed,
                 num_steps=self.steps_per_execution,
             )
-            self._passed.assign(state)
         rows = outputs.rows
-        if distribution.has_workers(self.distribute_strategy):
+        is_shared = distribution.has_workers(self.distribute_strategy)
+        if is_shared and "trained" in rows:
             # Inside the step: Keras reads all properties of a saved model, and
             # nothing outside a step may wait for other workers.
-            rows = row_outputs.with_all_trained(rows, replicas)
-        rows = rows | self._recent_draws.with_draw(outputs.drawn, number)
-        return self.get_metrics_result(), rows
+            rows["trained"] = replicas.all_gather(rows["trained"])
+        equal = {"logs": self.get_metrics_result()}
+        if outputs.drawn is not None:
+            equal["draws"] = row_outputs.with_draw(
+                self._recent_draws, outputs.drawn, number
+            )
+        return equal, rows
 
     def _next_selection(self):
-        if self._schedule is None:
-            return None
-        return self._schedule.next(
-            self.optimizer.iterations, self.steps_per_execution, self.stopped_at
+        """The selection of the next execution.
+
+        Steps of different kinds have different static shapes. So the kind is
+        chosen between executions, and each is compiled once, on first use.
+        """
+        settings = self.selection
+        if not settings.is_scheduled:
+            return settings
+        if self._next_step is None:
+            self._next_step = int(schedule.read(self.optimizer.iterations))
+        step = self._next_step
+        self._next_step += self.steps_per_execution
+        return (
+            settings.at(step) if self.stopped_at is None else settings.stopped
         )
-
-    def _first_that_scores(self):
-        kinds = () if self.selection is None else self.selection.kinds
-        return next((kind for kind in kinds if kind.scores), self.selection)
-
-    def _scoring_step(self, settings):
-        settings = settings or self._first_that_scores()
-        if settings is None or not settings.scores:
-            raise ValueError(
-                "`select` needs a selection that scores: a `batch_size` and a "
-                f"method other than 'uniform'. Received: {settings}"
-            )
-        return self._step(settings)

@@ -1,7 +1,8 @@
-"""Per-row outputs of a training step: draws, ids, scores and losses.
+"""Per-row outputs of a training step: ids, scores and losses.
 
-They are groups of tensors by name and stay on the device until a callback reads
-them through `RowReport`. They need no callback in the graph and no collective.
+They are groups of tensors by name, local rows of each replica, and stay on the
+device until a callback reads them through `RowReport`. They need no callback in
+the graph and no collective.
 """
 
 from collections.abc import Mapping
@@ -11,10 +12,6 @@ import tensorflow as tf
 
 from jest_tf import distribution, selection
 from jest_tf.distribution import placement
-
-# This group is equal on every replica; the others hold local rows.
-_EQUAL = "equal"
-_TRAINED = "trained"
 
 
 def of_trained(
@@ -26,7 +23,7 @@ def of_trained(
     """
     if "id" not in batch:
         return {}
-    return {_TRAINED: {"place": places, "id": batch["id"]}}
+    return {"trained": {"place": places, "id": batch["id"]}}
 
 
 def of_scored(
@@ -44,7 +41,7 @@ def of_scored(
     rows = placement.rows_of_all(pool["image"].shape[0], replicas)
     groups = {
         "scored": {
-            "place": stride * rows,
+            "row": stride * rows,
             "id": pool.get("id"),
             "own_score": draw.own_score,
             "learner_loss": draw.learner_loss,
@@ -62,83 +59,62 @@ def of_scored(
     }
 
 
-def with_all_trained(groups: dict, replicas) -> dict:
-    """Gathers the trained ids of all replicas on each of them."""
-    if _TRAINED not in groups:
-        return groups
-    return groups | {_TRAINED: replicas.all_gather(groups[_TRAINED])}
+def recent_draws(
+    strategy: tf.distribute.Strategy, num_steps: int, batch_size: int
+) -> tf.Variable:
+    """Makes a variable for the draws of an execution, `[num_steps, b]`.
 
-
-class RecentDraws:
-    """The draws of all steps of an execution; Keras returns only the last.
-
-    `strategy` may be None for one step, `batch_size` if nothing is drawn.
+    Keras returns only the outputs of the last step.
     """
-
-    def __init__(
-        self,
-        strategy: tf.distribute.Strategy | None,
-        num_steps: int,
-        batch_size: int | None,
-    ):
-        self._lines = None
-        if num_steps == 1 or batch_size is None:
-            return
-        # GPUs have no 32-bit integer variables, TPUs no 64-bit ones.
-        dtype = tf.int32 if distribution.is_tpu(strategy) else tf.int64
-        with strategy.scope():
-            self._lines = tf.Variable(
-                tf.zeros([num_steps, batch_size], dtype),
-                trainable=False,
-                # Equal copies on all replicas.
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-
-    def with_draw(self, rows: tf.Tensor | None, step: tf.Tensor) -> dict:
-        """Adds a draw; returns the group of all draws of this execution.
-
-        `rows` are int32 `[b]`, None without a draw; `step` is int32.
-        """
-        if rows is None:
-            return {}
-        if self._lines is None:
-            return {_EQUAL: {"rows": rows[tf.newaxis]}}
-        num_lines = self._lines.shape[0]
-        is_now = tf.equal(tf.range(num_lines), step % num_lines)
-        lines = tf.where(
-            is_now[:, tf.newaxis],
-            tf.cast(rows, self._lines.dtype)[tf.newaxis],
-            tf.convert_to_tensor(self._lines),
+    # GPUs have no 32-bit integer variables, TPUs no 64-bit ones.
+    dtype = tf.int32 if distribution.is_tpu(strategy) else tf.int64
+    with strategy.scope():
+        return tf.Variable(
+            tf.zeros([num_steps, batch_size], dtype),
+            trainable=False,
+            # Equal copies on all replicas.
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
-        self._lines.assign(lines)
-        return {_EQUAL: {"rows": lines}}
 
 
-def collect(groups: dict) -> dict:
-    """Joins the groups of all local replicas.
+def with_draw(
+    draws: tf.Variable | None, rows: tf.Tensor, step: tf.Tensor
+) -> tf.Tensor:
+    """Adds a draw, int32 `[b]`, to `recent_draws`, and returns them all.
 
-    `groups` has a tuple of one value per replica in place of each value.
+    `draws` may be None for executions of one step; `step` is int32.
     """
-    return {
-        group: {
-            name: parts[0] if group == _EQUAL else tf.concat(parts, 0)
-            for name, parts in values.items()
-        }
-        for group, values in groups.items()
-    }
+    if draws is None:
+        return rows[tf.newaxis]
+    num_lines = draws.shape[0]
+    is_now = tf.equal(tf.range(num_lines), step % num_lines)
+    lines = tf.where(
+        is_now[:, tf.newaxis],
+        tf.cast(rows, draws.dtype)[tf.newaxis],
+        tf.convert_to_tensor(draws),
+    )
+    draws.assign(lines)
+    return lines
 
 
 class RowReport:
     """Per-row outputs of the last step of an execution.
 
-    `groups` are the outputs of the step; {} before the first one. With several
-    workers, all must call `scored` and `uniform` together.
+    `groups` are the outputs of the step, of all local replicas; {} before the
+    first one. `draws`, `[steps, b]`, are those of the whole execution. With
+    several workers, all must call `scored` and `uniform` together.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, groups: dict):
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        groups: dict,
+        draws: tf.Tensor | None = None,
+    ):
         self._strategy = strategy
         self._groups = groups
+        self._draws = draws
 
     @property
     def is_scored(self) -> bool:
@@ -150,14 +126,13 @@ class RowReport:
 
         None without a selection. `step` counts the steps before it.
         """
-        if _EQUAL not in self._groups:
+        if self._draws is None:
             return None
-        lines = self._groups[_EQUAL]["rows"].numpy()
-        return lines[step % len(lines)]
+        return self._draws[step % len(self._draws)].numpy()
 
     def trained_ids(self) -> np.ndarray | None:
         """Ids of the sub-batch, `[b]`, in the order drawn, if known."""
-        return _ordered(self._groups.get(_TRAINED)).get("id")
+        return _ordered(self._groups.get("trained", {}), "place").get("id")
 
     def scored(self) -> dict[str, np.ndarray]:
         """Arrays `[n]` of the n scored rows, by name; {} without scores.
@@ -169,27 +144,28 @@ class RowReport:
         return self._gathered("scored", "row")
 
     def uniform(self) -> dict[str, np.ndarray]:
-        """The `uniform_..._loss` of `Draw`, by row of the uniform draw."""
-        return self._gathered("uniform")
+        """The `uniform_..._loss` of `Draw`, by `place` in the uniform draw."""
+        return self._gathered("uniform", "place")
 
-    def _gathered(self, group, place_name=None):
-        values = dict(self._groups.get(group, {}))
-        if values and distribution.has_workers(self._strategy):
+    def _gathered(self, group, key):
+        values = self._groups.get(group, {})
+        if distribution.has_workers(self._strategy):
             values = {
                 name: self._strategy.gather(part, axis=0)
                 for name, part in values.items()
             }
-        return _ordered(values, place_name)
+        return _ordered(values, key)
 
 
-def _ordered(values, place_name=None):
+def _ordered(values, key):
+    """Sorts rows by the column `key`, each once; joins ids."""
     if not values:
         return {}
     parts = {name: part.numpy() for name, part in values.items()}
     # A worker with several devices may repeat its part.
-    places, first = np.unique(parts.pop("place"), return_index=True)
+    _, first = np.unique(parts[key], return_index=True)
     ordered = {name: part[first] for name, part in parts.items()}
     if "id" in ordered:
         ids = distribution.join_halves(tf.constant(ordered["id"]))
         ordered["id"] = ids.numpy()
-    return ordered | ({place_name: places} if place_name else {})
+    return ordered

@@ -5,16 +5,14 @@ rows each, and together make the step of one replica.
 
 Shapes: B rows in a super-batch, n of them candidates, b in the sub-batch; D
 and Dr are the embedding widths of learner and reference. `pool` has the local
-candidates, `[n/R, ...]`, and `batch` the local sub-batch, `[b/R, ...]`. `seed`
-is int32 `[2]`, (run seed, step). `replicas` is the collectives
-(`distribution.current()`), None on one replica.
+candidates, `[n/R, ...]`, and `batch` the local sub-batch, `[b/R, ...]`.
 
 Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -22,6 +20,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import losses, selection
+from jest_tf.config import checks
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
 from jest_tf.training import finite, micro_batches, row_outputs, sub_batch
@@ -38,8 +37,11 @@ class Step:
         reference: likewise, a frozen callable; may be None if neither scores
             nor distillation need it.
         optimizer: built for the learner's trainable variables.
-        selection: a `config.SelectionConfig` without a schedule; None trains on
-            the whole super-batch.
+        selection: a `config.SelectionConfig` without a schedule; without a
+            `batch_size`, the step trains on the whole super-batch.
+        seed: int32 `[2]`, (run seed, step).
+        replicas: the collectives, `distribution.current()`; None on one
+            replica.
 
     The other attributes are arguments of `JESTModel`.
     """
@@ -47,7 +49,7 @@ class Step:
     learner: keras.Model
     reference: Callable | None = None
     optimizer: keras.optimizers.Optimizer | None = None
-    selection: config_lib.SelectionConfig | None = None
+    selection: config_lib.SelectionConfig = config_lib.SelectionConfig()
     loss: str = "sigmoid"
     equal_captions: str = "negative"
     loss_block_size: int | None = None
@@ -56,37 +58,41 @@ class Step:
     distillation_weight: float = 0.0
     distillation_steps: int | None = None
     augment: Callable | None = None
+    seed: Any = (0, 0)
+    replicas: Any = None
 
     def __post_init__(self):
-        for name, allowed in (
-            ("loss", tuple(_LOSSES)),
-            ("equal_captions", config_lib.EQUAL_CAPTIONS),
+        for name, rule in (
+            ("loss", checks.one_of(*_LOSSES)),
+            ("equal_captions", checks.one_of(*config_lib.EQUAL_CAPTIONS)),
+            ("distillation_weight", checks.within("[0, inf)")),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"`{name}` must be one of {allowed}. "
-                    f"Received: {getattr(self, name)!r}"
-                )
-        if not 0.0 <= self.distillation_weight < np.inf:
-            raise ValueError(
-                "`distillation_weight` must be finite and at least 0. "
-                f"Received: {self.distillation_weight}"
-            )
-
-    @property
-    def scores(self) -> bool:
-        """True if this step scores the candidates before it draws."""
-        return self.selection is not None and self.selection.scores
+            checks.check(name, getattr(self, name), rule)
 
     @property
     def quota(self) -> str:
         """Quota of the draw; without a draw no row changes its replica."""
-        return "per_replica" if self.selection is None else self.selection.quota
+        draws = self.selection.batch_size is not None
+        return self.selection.quota if draws else "per_replica"
 
     @property
     def distils(self) -> bool:
         """True if the loss includes feature distillation."""
         return self.distillation_weight > 0.0
+
+    @property
+    def num_replicas(self) -> int:
+        """R."""
+        return placement.count(self.replicas)
+
+    def check_reference(self, setting: str) -> None:
+        """Raises ValueError if there is no reference, which `setting` needs."""
+        if self.reference is None:
+            raise ValueError(
+                f"`{setting}` needs a reference: pass `reference` to "
+                "JESTModel, or call `attach_reference` after loading. "
+                "Received: reference=None"
+            )
 
 
 class Outputs(NamedTuple):
@@ -106,51 +112,38 @@ class Outputs(NamedTuple):
     rows: dict[str, dict[str, tf.Tensor]]
 
 
-def train_step(
-    step: Step,
-    super_batch: Mapping[str, tf.Tensor],
-    seed: tf.Tensor,
-    replicas=None,
-) -> Outputs:
+def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
     """Trains the learner on the sub-batch chosen from one super-batch.
 
-    Args:
-        step: components and settings.
-        super_batch: tensors `[B/R, ...]`, the local rows.
-        seed: int32 `[2]`, (run seed, step).
-        replicas: the collectives, or None.
+    `super_batch` has the local rows, `[B/R, ...]`.
 
     Raises:
         ValueError: if settings do not fit each other or the batch.
     """
-    pool, stride = candidates(step, super_batch, replicas)  # [n/R, ...]
+    pool, stride = candidates(step, super_batch)  # [n/R, ...]
 
     # Score: both models embed every candidate, without a gradient.
-    learner, reference = score(step, pool, replicas)  # [n/R, D], [n/R, Dr]
+    learner, reference = score(step, pool)  # [n/R, D], [n/R, Dr]
     learner, learner_is_finite = finite.cleaned(learner)
     reference, reference_is_finite = finite.cleaned(reference)
 
     # Select: the b rows that are most learnable together.
-    indices, draw = select(step, pool, (learner, reference), seed, replicas)
+    indices, draw = select(step, pool, learner, reference)
 
     # Gather: the sub-batch, b/R rows on each replica.
     pool = sub_batch.with_reference(step, pool, reference)
-    batch, places = sub_batch.gather(
-        step, pool, indices, seed, replicas
-    )  # [b/R, ...]
+    batch, places = sub_batch.gather(step, pool, indices)  # [b/R, ...]
     batch, targets = sub_batch.distillation_targets(step, batch)  # [b/R, Dr]
-    batch = sub_batch.augment(step, batch, places, seed, replicas)
+    batch = sub_batch.augment(step, batch, places)
 
     # Gradient: of one loss over all b rows, in micro-batches.
     gradient = micro_batches.gradients(
         step.learner,
         batch,
-        lambda embeddings: objective(
-            step, embeddings, batch, targets, seed, replicas
-        ),
+        lambda embeddings: objective(step, embeddings, batch, targets),
         micro_batch_size=step.micro_batch_size,
         scale_loss=step.optimizer.scale_loss,
-        num_replicas=placement.count(replicas),
+        num_replicas=step.num_replicas,
         views=step.views,
     )
 
@@ -159,19 +152,21 @@ def train_step(
     step.optimizer.apply_gradients(
         zip(gradient.by_variable, variables, strict=True)
     )
-    return Outputs(
-        metrics=_metrics(
-            gradient, draw, learner_is_finite, reference_is_finite, replicas
-        ),
-        draw=draw,
-        drawn=None if indices is None else stride * indices,
-        rows=row_outputs.of_trained(batch, places)
-        | row_outputs.of_scored(pool, draw, stride, replicas),
-    )
+
+    metrics = {
+        **gradient.terms,
+        "scale": gradient.embeddings.scale,
+        "bias": gradient.embeddings.bias,
+        **_of_draw(step, draw, learner_is_finite, reference_is_finite),
+    }
+    drawn = None if indices is None else stride * indices
+    rows = row_outputs.of_trained(batch, places)
+    rows |= row_outputs.of_scored(pool, draw, stride, step.replicas)
+    return Outputs(metrics, draw, drawn, rows)
 
 
 def candidates(
-    step: Step, super_batch: Mapping[str, tf.Tensor], replicas=None
+    step: Step, super_batch: Mapping[str, tf.Tensor]
 ) -> tuple[Mapping[str, tf.Tensor], int]:
     """Takes every k-th row of the super-batch; returns `[n/R, ...]` and k.
 
@@ -179,33 +174,24 @@ def candidates(
         ValueError: if sizes do not fit each other or R.
     """
     settings = step.selection
-    if settings is None:
+    if settings.batch_size is None:
         return super_batch, 1
-    rows = super_batch["image"].shape[0]
-    num_replicas = placement.count(replicas)
-    size, stride = rows * num_replicas, 1
-    if settings.candidates:
-        stride, rest = divmod(size, settings.candidates)
-        if rest or rows % stride:
-            raise ValueError(
-                "`selection.candidates` must divide the super-batch (B), and R "
-                f"the candidates. Received: {settings.candidates}, B={size}, "
-                f"R={num_replicas}"
-            )
-        super_batch = {
-            name: value[::stride] for name, value in super_batch.items()
-        }
-    # `candidates` was checked against B above.
-    plain = dataclasses.replace(settings, candidates=None)
-    plain.check_super_batch(size // stride)
-    placement.share(
-        settings.batch_size, num_replicas, "`selection.batch_size` (b)"
-    )
-    return super_batch, stride
+    size = super_batch["image"].shape[0] * step.num_replicas
+    settings.check_super_batch(size)
+    for name, number in (
+        ("`selection.batch_size` (b)", settings.batch_size),
+        ("`selection.candidates`", settings.candidates or size),
+    ):
+        placement.share(number, step.num_replicas, name)
+    stride = size // (settings.candidates or size)
+    if stride == 1:
+        return super_batch, 1
+    pool = {name: value[::stride] for name, value in super_batch.items()}
+    return pool, stride
 
 
 def score(
-    step: Step, pool: Mapping[str, tf.Tensor], replicas=None
+    step: Step, pool: Mapping[str, tf.Tensor]
 ) -> tuple[Embeddings | None, Embeddings | None]:
     """Embeds the candidates, `[n/R, ...]`, for scoring in evaluation mode.
 
@@ -216,33 +202,24 @@ def score(
         ValueError: if `scoring_batch_size` does not divide the rows, or the
             reference is missing.
     """
-    if not step.scores:
+    settings, learner, reference = step.selection, None, None
+    if not settings.scores:
         return None, None
-    settings = step.selection
     rows, size = pool["image"].shape[0], settings.scoring_batch_size
     if rows % (size or rows):
         raise ValueError(
             "`selection.scoring_batch_size` must divide the rows that a "
             "replica scores, B/R, or its share of the candidates. "
-            f"Received: {size}, B/R={rows}, R={placement.count(replicas)}"
-        )
-    if settings.needs_reference and step.reference is None:
-        raise ValueError(
-            f"`selection.criterion={settings.criterion!r}` needs a "
-            "reference: pass `reference` to JESTModel, or call "
-            "`attach_reference` after loading. Received: reference=None"
-        )
-    learner = reference = None
-    if settings.needs_learner:
-        learner = micro_batches.embed(
-            lambda part: step.learner(
-                part, training=False, **view_options(settings.view)
-            ),
-            pool,
-            size,
+            f"Received: {size}, B/R={rows}, R={step.num_replicas}"
         )
     if settings.needs_reference:
+        step.check_reference(f"selection.criterion={settings.criterion!r}")
         reference = micro_batches.embed(step.reference, pool, size)
+    if settings.needs_learner:
+        options = {"training": False, **view_options(settings.view)}
+        learner = micro_batches.embed(
+            lambda part: step.learner(part, **options), pool, size
+        )
     return learner, reference
 
 
@@ -254,34 +231,34 @@ def view_options(view: config_lib.View) -> dict[str, config_lib.View]:
 def select(
     step: Step,
     pool: Mapping[str, tf.Tensor],
-    embeddings: tuple[Embeddings | None, Embeddings | None],
-    seed: tf.Tensor,
-    replicas=None,
+    learner: Embeddings | None,
+    reference: Embeddings | None,
 ) -> tuple[tf.Tensor | None, selection.Draw | None]:
     """Draws the sub-batch from the `pool`; all replicas compute the same draw.
 
-    `embeddings` are the result of `score`.
+    `learner` and `reference` are the results of `score`.
 
     Returns:
         int32 `[b]`, candidates in the order drawn, None without a selection;
         and the `Draw` of a step that scored.
     """
-    settings, num_replicas = step.selection, placement.count(replicas)
-    if settings is None:
+    settings = step.selection
+    if settings.batch_size is None:
         return None, None
     if not settings.scores:
         indices = selection.uniform_rows(
-            seed,
+            step.seed,
             settings.batch_size,
-            pool["image"].shape[0] * num_replicas,
-            num_quotas=1 if settings.quota == "global" else num_replicas,
+            pool["image"].shape[0] * step.num_replicas,
+            num_quotas=1 if settings.quota == "global" else step.num_replicas,
         )
         return indices, None
     draw = selection.draw(
-        *embeddings,
-        seed,
+        learner,
+        reference,
+        step.seed,
         dataclasses.replace(settings, loss=settings.loss or step.loss),
-        replicas,
+        step.replicas,
     )
     return draw.indices, draw
 
@@ -291,32 +268,27 @@ def objective(
     embeddings: Embeddings,
     batch: Mapping[str, tf.Tensor],
     targets: Embeddings | None,
-    seed: tf.Tensor,
-    replicas=None,
 ) -> dict[str, tf.Tensor]:
     """The minimised `loss` and its terms by name; scalars.
 
     `embeddings` are the learner's, `[b/R, D]`; `targets` come from
     `sub_batch.distillation_targets`.
     """
-    loss = contrastive_loss(step, embeddings, batch, replicas)
+    loss = contrastive_loss(step, embeddings, batch)
     if targets is None:
         return {"loss": loss}
     weight = step.distillation_weight
     if step.distillation_steps:
-        done = tf.cast(seed[1], tf.float32) / step.distillation_steps
+        done = tf.cast(step.seed[1], tf.float32) / step.distillation_steps
         weight *= tf.maximum(1.0 - done, 0.0)
     distance = losses.feature_distillation(
-        embeddings, targets, replicas=replicas
+        embeddings, targets, replicas=step.replicas
     )
     return {"loss": loss + weight * distance, "distillation": distance}
 
 
 def contrastive_loss(
-    step: Step,
-    embeddings: Embeddings,
-    batch: Mapping[str, tf.Tensor],
-    replicas=None,
+    step: Step, embeddings: Embeddings, batch: Mapping[str, tf.Tensor]
 ) -> tf.Tensor:
     """The contrastive loss over all b rows, a scalar.
 
@@ -336,24 +308,18 @@ def contrastive_loss(
         ids=ids,
         equal_ids=step.equal_captions,
         block_size=step.loss_block_size,
-        replicas=replicas,
+        replicas=step.replicas,
     )
 
 
-def _metrics(gradient, draw, learner_is_finite, reference_is_finite, replicas):
-    """Scalars by name; NaN for scores by embeddings that are not finite."""
-    metrics = {
-        **gradient.terms,
-        "scale": gradient.embeddings.scale,
-        "bias": gradient.embeddings.bias,
-    }
+def _of_draw(step, draw, learner_is_finite, reference_is_finite):
+    """Metrics of a draw; NaN for scores by embeddings that are not finite."""
     if draw is None:
-        return metrics
-    for name, value in selection.summarize(draw, replicas).items():
-        is_finite = learner_is_finite & reference_is_finite
-        if name.startswith("learner"):
-            is_finite = learner_is_finite
-        elif name.startswith("reference"):
-            is_finite = reference_is_finite
+        return {}
+    by_model = {"learner": learner_is_finite, "reference": reference_is_finite}
+    of_both = learner_is_finite & reference_is_finite
+    metrics = {}
+    for name, value in selection.summarize(draw, step.replicas).items():
+        is_finite = by_model.get(name.split("_")[0], of_both)
         metrics[f"select/{name}"] = tf.where(is_finite, value, np.nan)
     return metrics

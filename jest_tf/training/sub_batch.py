@@ -24,11 +24,14 @@ _FOR_REFERENCE = ("image_for_reference", "text_for_reference")
 _FROM_REFERENCE = ("reference_image", "reference_text")
 
 
-def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
-    """Extracts the super-batch from Keras' step data, tensors or their specs.
+def super_batch_of(
+    data, num_replicas: int, may_vary: bool = False
+) -> dict[str, tf.Tensor]:
+    """Extracts the super-batch from Keras' step data.
 
     Raises:
-        ValueError: if it is not a super-batch, or R does not divide its rows.
+        ValueError: if it is not a super-batch, or of a size that is known only
+            when the step runs, unless it `may_vary`.
     """
     batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
@@ -36,12 +39,13 @@ def super_batch_of(data, num_replicas: int) -> dict[str, tf.Tensor]:
             'A batch must be a dict with "image" and "text". Received: '
             f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
         )
-    if num_replicas > 1 and batch["image"].shape[0] is None:
+    if batch["image"].shape[0] is None and not may_vary:
+        # TensorFlow also cuts into unknown sizes what R does not divide.
         raise ValueError(
-            "Several replicas take batches of static size, equal shares of "
-            "it each: a multiple of R rows with `drop_remainder=True`, and "
-            "with several workers from an endless dataset. "
-            f"Received: {batch['image'].shape}, R={num_replicas}"
+            "The size of a super-batch (B) must be static and a multiple of "
+            "the number of replicas (R): batch with `drop_remainder=True`, "
+            "and take an endless dataset with several workers. "
+            f"Received: images {batch['image'].shape}, R={num_replicas}"
         )
     return batch
 
@@ -59,8 +63,6 @@ def gather(
     step,
     pool: Mapping[str, tf.Tensor],
     indices: tf.Tensor | None,
-    seed: tf.Tensor,
-    replicas=None,
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
     """Brings the sub-batch, `indices` of the `pool`, to its replicas.
 
@@ -83,26 +85,29 @@ def gather(
         unused.update(_FOR_REFERENCE)
     batch = {name: value for name, value in pool.items() if name not in unused}
     if indices is None and not step.views:
-        return batch, placement.rows_of_all(rows, replicas)
+        return batch, placement.rows_of_all(rows, step.replicas)
 
-    num_rows = rows * placement.count(replicas)
+    num_rows = rows * step.num_replicas
     if indices is None:
         indices = tf.range(num_rows)
-    options = {"quota": step.quota, "replicas": replicas}
-    if not step.views:
-        dealt = placement.deal(indices, num_rows, **options)
-        return placement.move(batch, dealt, replicas), dealt.places
-    size = indices.shape[0]
-    if step.quota == "per_replica":
-        size //= placement.count(replicas)
-    order = selection.uniform_rows(_salted(seed, _VIEWS_SALT), size, size)
+    order = None
+    if step.views:
+        size = indices.shape[0]
+        if step.quota == "per_replica":
+            size //= step.num_replicas
+        order = selection.uniform_rows(_salted(step, _VIEWS_SALT), size, size)
     parts = placement.deal_parts(
-        indices, num_rows, order, len(step.views), **options
+        indices,
+        num_rows,
+        order,
+        len(step.views),
+        quota=step.quota,
+        replicas=step.replicas,
     )
-    moved = [placement.move(batch, part, replicas) for part in parts]
+    moved = [placement.move(batch, part, step.replicas) for part in parts]
     batch = {name: tf.concat([one[name] for one in moved], 0) for name in batch}
     places = tf.concat([part.places for part in parts], 0)
-    if step.micro_batch_size is None:
+    if not step.views or step.micro_batch_size is None:
         return batch, places
     mixed = _interleaved(
         places.shape[0], len(step.views), step.micro_batch_size
@@ -125,12 +130,7 @@ def distillation_targets(
     """
     if not step.distils:
         return batch, None
-    if step.reference is None:
-        raise ValueError(
-            "`distillation_weight` needs a reference: pass `reference` to "
-            "JESTModel, or call `attach_reference` after loading. Received: "
-            "reference=None"
-        )
+    step.check_reference("distillation_weight")
     if _is_embedded(batch):
         image, text = (batch[name] for name in _FROM_REFERENCE)
         targets = Embeddings(image, text, tf.constant(0.0), tf.constant(0.0))
@@ -147,18 +147,14 @@ def distillation_targets(
 
 
 def augment(
-    step,
-    batch: dict[str, tf.Tensor],
-    places: tf.Tensor,
-    seed: tf.Tensor,
-    replicas=None,
+    step, batch: dict[str, tf.Tensor], places: tf.Tensor
 ) -> dict[str, tf.Tensor]:
     """Augments the images of the sub-batch, if the step does."""
     if step.augment is None:
         return batch
-    batch_size = places.shape[0] * placement.count(replicas)
+    batch_size = places.shape[0] * step.num_replicas
     images = step.augment(
-        batch["image"], _salted(seed, _AUGMENT_SALT), places, batch_size
+        batch["image"], _salted(step, _AUGMENT_SALT), places, batch_size
     )
     return batch | {"image": images}
 
@@ -167,8 +163,8 @@ def _is_embedded(batch):
     return set(_FROM_REFERENCE) <= set(batch)
 
 
-def _salted(seed, salt):
-    return tf.bitwise.bitwise_xor(seed, [salt, 0])
+def _salted(step, salt):
+    return tf.bitwise.bitwise_xor(step.seed, [salt, 0])
 
 
 def _interleaved(size, num_views, micro_batch_size):

@@ -207,6 +207,7 @@ class TowersTest(tf.test.TestCase):
         )
 
     def of_step(self, settings=None, rows=ROWS, num_replicas=1, **options):
+        settings = settings or config_lib.SelectionConfig()
         step = step_lib.Step(self.learner, selection=settings, **options)
         return flops.of_step(step, self.specs(rows), num_replicas)
 

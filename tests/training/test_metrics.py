@@ -8,6 +8,7 @@ import tensorflow as tf
 from jest_tf import config
 from jest_tf.training import metrics as metrics_lib
 
+WITHOUT = config.SelectionConfig()
 JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
 
 
@@ -25,7 +26,7 @@ class StepMetricsTest(tf.test.TestCase):
         }
         scores = {"select/score", "select/uniform_score"}
         for settings, more in (
-            (None, set()),
+            (WITHOUT, set()),
             (config.SelectionConfig("uniform", batch_size=8), set()),
             (JOINT, scores | losses["learner"] | losses["reference"]),
             (
@@ -41,8 +42,8 @@ class StepMetricsTest(tf.test.TestCase):
             )
 
     def test_the_shares_of_replicas_add_up_to_one_replicas_steps(self):
-        alone = metrics_lib.StepMetrics(None)
-        shares = [metrics_lib.StepMetrics(None) for _ in range(4)]
+        alone = metrics_lib.StepMetrics(WITHOUT)
+        shares = [metrics_lib.StepMetrics(WITHOUT) for _ in range(4)]
         replicas = types.SimpleNamespace(num_replicas=4)
         for value in (1.0, 2.5):
             alone.update({"loss": value})
@@ -56,7 +57,7 @@ class StepMetricsTest(tf.test.TestCase):
         self.assertAllEqual(totals, [3.5, 2.0])
 
     def test_replaced_rows_are_counted_if_the_batch_marks_them(self):
-        metrics = metrics_lib.StepMetrics(None)
+        metrics = metrics_lib.StepMetrics(WITHOUT)
         metrics.count_replaced({"image": tf.zeros([4])})
         self.assertNotIn("data/captions_replaced", results(metrics))
         for _ in range(2):
@@ -64,23 +65,6 @@ class StepMetricsTest(tf.test.TestCase):
         found = results(metrics)
         self.assertEqual(found["data/captions_replaced"], 4.0)
         self.assertNotIn("data/records_replaced", found)
-
-    def test_saved_metrics_continue(self):
-        metrics, store = metrics_lib.StepMetrics(JOINT), {}
-        metrics.update({"loss": 3.0, "select/score": 0.5})
-        metrics.count_replaced({"record_replaced": [True]})
-        metrics.save(store)
-        self.assertAllEqual(store["select.score"], [0.5, 1.0])
-        self.assertIn("data.captions_replaced", store)
-        del store["loss"]  # of a file that knows it not
-        loaded = metrics_lib.StepMetrics(JOINT)
-        loaded.load(store)
-        loaded.count_replaced({"record_replaced": [True]})
-        loaded.update({"loss": 1.0, "select/score": 1.5})
-        found = results(loaded)
-        self.assertEqual(found["data/records_replaced"], 2.0)
-        self.assertEqual(found["select/score"], 1.0)
-        self.assertEqual(found["loss"], 1.0)
 
 
 if __name__ == "__main__":

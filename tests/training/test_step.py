@@ -34,7 +34,12 @@ TRAINED_ON = {"image", "text", "id"}
 
 
 def step_of(selection=JOINT, learner=None, **settings):
-    return step_lib.Step(learner, selection=selection, **settings)
+    selection = selection or config.SelectionConfig()
+    return step_lib.Step(learner, selection=selection, seed=SEED, **settings)
+
+
+def on(replicas, step):
+    return dataclasses.replace(step, replicas=replicas)
 
 
 def share(replicas):
@@ -60,7 +65,7 @@ class CandidatesTest(tf.test.TestCase):
         return on_replicas(
             num_replicas,
             lambda replicas: step_lib.candidates(
-                step, share(replicas), replicas
+                on(replicas, step), share(replicas)
             ),
         )
 
@@ -78,10 +83,14 @@ class CandidatesTest(tf.test.TestCase):
 
     def test_sizes_that_do_not_fit_are_refused(self):
         for message, num_replicas, settings in (
-            ("candidates` must .* 10, B=24, R=1", 1, {"candidates": 10}),
-            # 12 rows on each replica can't be thinned to every 8th.
-            ("candidates` must .* 3, B=24, R=2", 2, {"candidates": 3}),
-            ("batch_size=8, B=6", 1, {"candidates": 6}),
+            ("must divide .*candidates=10, .*B=24", 1, {"candidates": 10}),
+            ("must divide .*candidates=6, .*B=24", 1, {"candidates": 6}),
+            # 8 rows on each replica can't be thinned to every 3rd.
+            (
+                "candidates` must be a mult.* 8, R=3",
+                3,
+                {"candidates": 8, "batch_size": 6},
+            ),
             ("batch_size` .b. must be a mult.* 9, R=2", 2, {"batch_size": 9}),
         ):
             with self.assertRaisesRegex(ValueError, message):
@@ -142,7 +151,7 @@ class SelectTest(tf.test.TestCase):
                 for rows, draw in on_replicas(
                     num_replicas,
                     lambda replicas, step=step: step_lib.select(
-                        step, share(replicas), (None, None), SEED, replicas
+                        on(replicas, step), share(replicas), None, None
                     ),
                 ):
                     self.assertIsNone(draw)
@@ -157,7 +166,7 @@ class SelectTest(tf.test.TestCase):
                     self.assertLen(set(rows.numpy()), 8)
 
     def test_without_a_selection_nothing_is_drawn(self):
-        found = step_lib.select(step_of(None), share(None), (None,) * 2, SEED)
+        found = step_lib.select(step_of(None), share(None), None, None)
         self.assertEqual(found, (None, None))
 
 
@@ -168,7 +177,7 @@ class GatherTest(tf.test.TestCase):
         return on_replicas(
             num_replicas,
             lambda replicas: sub_batch.gather(
-                step, share(replicas), indices, SEED, replicas
+                on(replicas, step), share(replicas), indices
             ),
         )
 
@@ -262,7 +271,7 @@ class DistillationTest(tf.test.TestCase):
             for batch, places in on_replicas(
                 num_replicas,
                 lambda replicas: sub_batch.gather(
-                    step, share(replicas), indices, SEED, replicas
+                    on(replicas, step), share(replicas), indices
                 ),
             ):
                 # The reference's inputs are not needed beside its embeddings.
@@ -296,7 +305,7 @@ class DistillationTest(tf.test.TestCase):
                 distillation_weight=1.0,
                 micro_batch_size=size,
             )
-            batch, _ = sub_batch.gather(step, held, None, SEED)
+            batch, _ = sub_batch.gather(step, held, None)
             self.assertEqual(set(batch), TRAINED_ON | {"image_for_reference"})
             rest, found = sub_batch.distillation_targets(step, batch)
             self.assertEqual(set(rest), TRAINED_ON)
