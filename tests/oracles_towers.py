@@ -1,7 +1,8 @@
 """NumPy twins of the towers' layers, in float64 and from their formulas.
 
 They share no code with the package. Weights are read from a built layer by
-name; heads are looped over, and queries, keys and values taken apart.
+name; blocks and heads are looped over, and queries, keys and values taken
+apart.
 """
 
 import math
@@ -13,15 +14,23 @@ def weight(variable):
     return np.float64(variable.numpy())
 
 
+def parameters(layer, index=...):
+    """The weights of a transformer layer, or of one block, by name."""
+    return {name: weight(one)[index] for name, one in layer.parameters.items()}
+
+
 def dense(layer, values):
     return values @ weight(layer.kernel) + weight(layer.bias)
 
 
-def layer_norm(layer, values):
+def project(weights, name, values):
+    return values @ weights[f"{name}_kernel"] + weights[f"{name}_bias"]
+
+
+def layer_norm(values, gamma, beta):
     mean = values.mean(axis=-1, keepdims=True)
     variance = ((values - mean) ** 2).mean(axis=-1, keepdims=True)
-    normal = (values - mean) / np.sqrt(variance + 1e-6)
-    return normal * weight(layer.gamma) + weight(layer.beta)
+    return (values - mean) / np.sqrt(variance + 1e-6) * gamma + beta
 
 
 def gelu(values):
@@ -29,8 +38,13 @@ def gelu(values):
     return 0.5 * values * (1.0 + np.tanh(inner))
 
 
-def mlp(layer, tokens):
-    return dense(layer.contract, gelu(dense(layer.expand, tokens)))
+def mlp(weights, tokens):
+    """With the normalisation before it."""
+    tokens = layer_norm(
+        tokens, weights["mlp_norm_gamma"], weights["mlp_norm_beta"]
+    )
+    hidden = gelu(project(weights, "mlp_expand", tokens))
+    return project(weights, "mlp_contract", hidden)
 
 
 def attention(query, key, value, num_heads):
@@ -46,38 +60,39 @@ def attention(query, key, value, num_heads):
     return np.concatenate(parts, axis=1)
 
 
-def self_attention(layer, tokens):
+def self_attention(weights, tokens, num_heads):
     outputs = []
     for example in tokens:
-        query, key, value = np.split(dense(layer.qkv, example), 3, axis=1)
-        outputs.append(
-            dense(layer.out, attention(query, key, value, layer.num_heads))
-        )
+        qkv = project(weights, "attention_qkv", example)
+        mixed = attention(*np.split(qkv, 3, axis=1), num_heads)
+        outputs.append(project(weights, "attention_out", mixed))
     return np.stack(outputs)
 
 
-def block(layer, tokens):
-    tokens = tokens + self_attention(
-        layer.attention, layer_norm(layer.attention_norm, tokens)
+def block(weights, tokens, num_heads):
+    normal = layer_norm(
+        tokens, weights["attention_norm_gamma"], weights["attention_norm_beta"]
     )
-    return tokens + mlp(layer.mlp, layer_norm(layer.mlp_norm, tokens))
+    tokens = tokens + self_attention(weights, normal, num_heads)
+    return tokens + mlp(weights, tokens)
 
 
 def encoder(layer, tokens):
-    for one in layer.blocks:
-        tokens = block(one, tokens)
-    return layer_norm(layer.norm, tokens)
+    for index in range(layer.depth):
+        tokens = block(parameters(layer, index), tokens, layer.num_heads)
+    return layer_norm(tokens, weight(layer.norm.gamma), weight(layer.norm.beta))
 
 
 def pooling(layer, tokens):
-    query = dense(layer.query, weight(layer.probe))
+    weights = parameters(layer)
+    query = project(weights, "query", weights["probe"])
     outputs = []
     for example in tokens:
-        key, value = np.split(dense(layer.key_value, example), 2, axis=1)
+        key, value = np.split(project(weights, "key_value", example), 2, axis=1)
         mixed = attention(query, key, value, layer.num_heads)
-        outputs.append(dense(layer.out, mixed)[0])
+        outputs.append(project(weights, "out", mixed)[0])
     pooled = np.stack(outputs)
-    return pooled + mlp(layer.mlp, layer_norm(layer.mlp_norm, pooled))
+    return pooled + mlp(weights, pooled)
 
 
 def nearest_four(source, target):

@@ -6,6 +6,7 @@ caption, so a text tower may pool there. No mask is needed.
 """
 
 import collections
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -210,7 +211,8 @@ def build_wordpiece_vocabulary(
     counts = _count_words(captions)
     if not counts:
         raise ValueError("`captions` must hold at least one word.")
-    learned = wordpiece_learner.learn(
+    learn = functools.partial(
+        wordpiece_learner.learn,
         # Sorted, because the learner drops rare words by order.
         sorted(counts.items(), key=lambda item: (-item[1], item[0])),
         vocab_size=size,
@@ -218,6 +220,11 @@ def build_wordpiece_vocabulary(
         # The learner's default of 10 would starve small sets of words.
         lower_thresh=1,
     )
+    # Of small sets all pieces fit, where the search for the least count that a
+    # piece needs would end after a dozen trials.
+    learned = learn(upper_thresh=1)
+    if len(learned) > size:
+        learned = learn()
     return learned[:size]
 
 

@@ -9,8 +9,10 @@ policy and a `seed` of its initial weights and dropout, an integer or None.
 # Classes document build, call and get_config.
 # ruff: noqa: D102
 
+import functools
 import inspect
 import zlib
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -18,8 +20,9 @@ import tensorflow as tf
 from jest_tf import distribution
 from jest_tf.selection import noise
 
-# Odd, so that no two replicas get the same seed.
+# Odd, so that no two replicas or masks get the same seed.
 _REPLICA_SALT = 0x3C6EF373
+_MASK_SALT = 0x1B873593
 
 _NORM_EPSILON = 1e-6  # Flax's default, used by SigLIP.
 
@@ -52,6 +55,14 @@ class Configured(keras.layers.Layer):
 
 
 class _Transformer(Configured):
+    """Attention and an MLP, one after the other.
+
+    `parameters` has the weights by name: of one block, or stacked over the
+    `depth` of an encoder.
+    """
+
+    depth = None
+
     def __init__(
         self,
         num_heads: int,
@@ -63,16 +74,68 @@ class _Transformer(Configured):
     ):
         super().__init__(**kwargs)
         check_positive("num_heads", num_heads)
-        check_dropout(dropout)
+        check_positive("mlp_ratio", mlp_ratio)
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(
+                f"`dropout` must be in [0, 1). Received: dropout={dropout!r}"
+            )
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.dropout = dropout
         self.seed = seed
+        self.drop = Dropout(dropout, **self.part("drop"))
+        self.parameters = {}
 
-    def _mlp(self):
-        return MLP(
-            ratio=self.mlp_ratio, dropout=self.dropout, **self.part("mlp")
+    def build(self, input_shape):
+        width = input_shape[-1]
+        if width % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide the width of the tokens. "
+                f"Received: num_heads={self.num_heads}, width={width}"
+            )
+        hidden = self.mlp_ratio * width
+        self._add_norm("mlp_norm", width)
+        self._add_dense("mlp/expand", width, hidden, mode="fan_avg")
+        self._add_dense("mlp/contract", hidden, width, mode="fan_avg")
+        self.built = True
+
+    def _add(self, name, shape, initializer, **options):
+        stack = () if self.depth is None else (self.depth,)
+        self.parameters[name] = self.add_weight(
+            name=name, shape=stack + shape, initializer=initializer, **options
         )
+
+    def _add_norm(self, name, width):
+        self._add(f"{name}_gamma", (width,), "ones", autocast=False)
+        self._add(f"{name}_beta", (width,), "zeros", autocast=False)
+
+    def _add_dense(self, role, inputs, units, mode="fan_in"):
+        """Adds a Glorot-uniform kernel, of its own seed a block, and a bias.
+
+        The kernel may join several square projections; "fan_in" gives each its
+        Glorot variance.
+        """
+        seeds = [self.seed]
+        if self.depth is not None:
+            seeds = [
+                child_seed(self.seed, f"block_{index}")
+                for index in range(self.depth)
+            ]
+
+        def initial(shape, dtype):
+            kernels = [
+                keras.initializers.VarianceScaling(
+                    mode=mode,
+                    distribution="uniform",
+                    seed=functools.reduce(child_seed, role.split("/"), seed),
+                )(shape[-2:], dtype)
+                for seed in seeds
+            ]
+            return tf.reshape(tf.stack(kernels), shape)
+
+        name = role.replace("/", "_")
+        self._add(f"{name}_kernel", (inputs, units), initial)
+        self._add(f"{name}_bias", (units,), "zeros")
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -120,127 +183,27 @@ class TokenEmbedding(Configured):
         return tf.gather(table, tokens) + self.positions
 
 
-# Measured with TensorFlow 2.20 and Keras 3.15 on two CPU cores in graph mode,
-# forward / forward and backward: for [256, 16, 96] with three heads this layer
-# takes 3.9 / 7.2 ms and keras.layers.MultiHeadAttention 3.7 / 10.2 ms; for
-# [1280, 16, 96] 12.4 / 28.0 ms against 12.6 / 61.5 ms.
 @keras.saving.register_keras_serializable(package="jest_tf")
-class SelfAttention(Configured):
-    """Multi-head self-attention with a joint projection of q, k and v.
+class Encoder(_Transformer):
+    """`depth` pre-norm transformer blocks and a final layer normalisation.
 
-    Each head computes softmax(q k^T / sqrt(width / num_heads)) v, unmasked,
-    with the softmax in float32 under any policy. Maps tokens [B, T, width] to
-    the same shape; `num_heads` must divide the width.
-    """
+    A block maps tokens [B, T, width] to the same shape: x <- x +
+    attention(norm(x)), then x <- x + mlp(norm(x)). Each attention head computes
+    softmax(q k^T / sqrt(width / num_heads)) v, unmasked, with the softmax in
+    float32 under any policy.
 
-    def __init__(self, num_heads: int, *, seed: int | None = None, **kwargs):
-        super().__init__(**kwargs)
-        check_positive("num_heads", num_heads)
-        self.num_heads = num_heads
-        self.seed = seed
-
-    def build(self, input_shape):
-        width = input_shape[-1]
-        _check_heads(self.num_heads, width)
-        self.qkv = _projection(3 * width, self, "qkv")
-        self.out = _projection(width, self, "out")
-        self.qkv.build(input_shape)
-        self.out.build(input_shape)
-        self.built = True
-
-    def call(self, tokens):
-        length, width = tokens.shape[1:]
-        qkv = tf.reshape(
-            self.qkv(tokens),
-            [-1, length, 3, self.num_heads, width // self.num_heads],
-        )
-        # [B, T, 3, heads, D] -> 3 x [B, heads, T, D]
-        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
-        return self.out(_attend(query, key, value))
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class MLP(Configured):
-    """Two dense layers with a GELU between them, on tokens [..., width].
+    One block is traced, and looped over with weights stacked over depth, such
+    as `attention_qkv_kernel` [depth, width, 3 width]: tracing and compiling
+    take the time of one block at any depth. A factor per block, of the learning
+    rate for instance, is a [depth, 1, ...] array times a weight's update.
 
     Args:
-        ratio: hidden width over the width of the tokens.
-        dropout: share of hidden units dropped in training, in [0, 1).
-        seed: see the module.
-    """
-
-    def __init__(
-        self,
-        *,
-        ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        check_positive("ratio", ratio)
-        check_dropout(dropout)
-        self.ratio = ratio
-        self.dropout = dropout
-        self.seed = seed
-
-    def build(self, input_shape):
-        width = input_shape[-1]
-        hidden_shape = (*input_shape[:-1], self.ratio * width)
-        self.expand = dense(hidden_shape[-1], self, "expand")
-        self.contract = dense(width, self, "contract")
-        self.drop = Dropout(self.dropout, **self.part("drop"))
-        self.expand.build(input_shape)
-        self.contract.build(hidden_shape)
-        self.built = True
-
-    def call(self, tokens, training=None):
-        # The tanh form is Flax's default, hence SigLIP's.
-        hidden = tf.nn.gelu(self.expand(tokens), approximate=True)
-        return self.contract(self.drop(hidden, training=training))
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class TransformerBlock(_Transformer):
-    """A pre-norm transformer block on tokens [B, T, width].
-
-    x <- x + attention(norm(x)), then x <- x + mlp(norm(x)).
-
-    Args:
+        depth: number of blocks.
         num_heads: number of attention heads; must divide the width.
         mlp_ratio: hidden width of the MLP over the width of the tokens.
         dropout: share of units dropped in training after attention, inside
             the MLP and after it, in [0, 1).
         seed: see the module.
-    """
-
-    def build(self, input_shape):
-        self.attention_norm = _layer_norm(self, "attention_norm")
-        self.attention = SelfAttention(self.num_heads, **self.part("attention"))
-        self.attention_drop = Dropout(
-            self.dropout, **self.part("attention_drop")
-        )
-        self.mlp_norm = _layer_norm(self, "mlp_norm")
-        self.mlp = self._mlp()
-        self.mlp_drop = Dropout(self.dropout, **self.part("mlp_drop"))
-        self.attention_norm.build(input_shape)
-        self.attention.build(input_shape)
-        self.mlp_norm.build(input_shape)
-        self.mlp.build(input_shape)
-        self.built = True
-
-    def call(self, tokens, training=None):
-        update = self.attention(self.attention_norm(tokens))
-        tokens += self.attention_drop(update, training=training)
-        update = self.mlp(self.mlp_norm(tokens), training=training)
-        return tokens + self.mlp_drop(update, training=training)
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Encoder(_Transformer):
-    """`depth` transformer blocks and a final layer normalisation.
-
-    Other arguments are as for `TransformerBlock`.
     """
 
     def __init__(self, depth: int, num_heads: int, **kwargs):
@@ -249,24 +212,60 @@ class Encoder(_Transformer):
         self.depth = depth
 
     def build(self, input_shape):
-        self.blocks = [
-            TransformerBlock(
-                self.num_heads,
-                mlp_ratio=self.mlp_ratio,
-                dropout=self.dropout,
-                **self.part(f"block_{index}"),
-            )
-            for index in range(self.depth)
-        ]
-        self.norm = _layer_norm(self, "norm")
-        for layer in (*self.blocks, self.norm):
-            layer.build(input_shape)
-        self.built = True
+        super().build(input_shape)
+        width = input_shape[-1]
+        self._add_norm("attention_norm", width)
+        self._add_dense("attention/qkv", width, 3 * width)
+        self._add_dense("attention/out", width, width)
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=_NORM_EPSILON, dtype=self.dtype_policy, name="norm"
+        )
+        self.norm.build(input_shape)
 
     def call(self, tokens, training=None):
-        for block in self.blocks:
-            tokens = block(tokens, training=training)
+        # Lists, whose gradient writes an element; that of a slice would add up
+        # zeros for all other blocks.
+        stacks = {
+            name: tf.TensorArray(
+                value.dtype,
+                self.depth,
+                element_shape=value.shape[1:],
+                clear_after_read=False,
+            ).unstack(value)
+            for name, value in _tensors(self.parameters).items()
+        }
+        drop = self.drop.draw(training)
+
+        def block(index, tokens):
+            weights = {name: one.read(index) for name, one in stacks.items()}
+            update = self._attention(
+                _normalise(tokens, weights, "attention_norm"), weights
+            )
+            tokens += drop(update, 3 * index)
+            update = _mlp(
+                tokens, weights, lambda hidden: drop(hidden, 3 * index + 1)
+            )
+            return index + 1, tokens + drop(update, 3 * index + 2)
+
+        # XLA and FLOPs need the number of iterations.
+        _, tokens = tf.while_loop(
+            lambda *_: True,
+            block,
+            (tf.constant(0), tokens),
+            maximum_iterations=self.depth,
+        )
         return self.norm(tokens)
+
+    def _attention(self, tokens, weights):
+        length, width = tokens.shape[1:]
+        qkv = tf.reshape(
+            _dense(tokens, weights, "attention_qkv"),
+            [-1, length, 3, self.num_heads, width // self.num_heads],
+        )
+        # [B, T, 3, heads, D] -> 3 x [B, heads, T, D]
+        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+        mixed = attend(query, key, value)
+        return _dense(mixed, weights, "attention_out")
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -274,45 +273,90 @@ class AttentionPooling(_Transformer):
     """Pools tokens by attention from one learned probe (SigLIP's MAP head).
 
     x = attention(probe, tokens), then x + mlp(norm(x)). Maps tokens
-    [B, T, width] to [B, width]. Arguments are as for `TransformerBlock`, but
-    dropout only acts on the hidden units of the MLP.
+    [B, T, width] to [B, width]. Arguments are as for `Encoder`, but dropout
+    only acts on the hidden units of the MLP.
 
     Reference: Zhai et al., Scaling Vision Transformers, 2022, section 3.1.
     """
 
     def build(self, input_shape):
+        super().build(input_shape)
         width = input_shape[-1]
-        _check_heads(self.num_heads, width)
-        self.probe = self.add_weight(
-            name="probe",
-            shape=(1, width),
-            initializer=keras.initializers.GlorotUniform(
-                child_seed(self.seed, "probe")
-            ),
-        )
-        self.query = _projection(width, self, "query")
-        self.key_value = _projection(2 * width, self, "key_value")
-        self.out = _projection(width, self, "out")
-        self.mlp_norm = _layer_norm(self, "mlp_norm")
-        self.mlp = self._mlp()
-        self.key_value.build(input_shape)
-        for layer in (self.query, self.out, self.mlp_norm, self.mlp):
-            layer.build((None, width))
-        self.built = True
+        seed = child_seed(self.seed, "probe")
+        self._add("probe", (1, width), keras.initializers.GlorotUniform(seed))
+        self._add_dense("query", width, width)
+        self._add_dense("key_value", width, 2 * width)
+        self._add_dense("out", width, width)
 
     def call(self, tokens, training=None):
+        weights = _tensors(self.parameters)
         length, width = tokens.shape[1:]
         heads, depth = self.num_heads, width // self.num_heads
         # The probe is the same for every image: [1, heads, 1, D] broadcasts.
-        query = self.query(tf.convert_to_tensor(self.probe))
+        query = _dense(weights["probe"], weights, "query")
         query = tf.reshape(query, [1, heads, 1, depth])
         key_value = tf.reshape(
-            self.key_value(tokens), [-1, length, 2, heads, depth]
+            _dense(tokens, weights, "key_value"), [-1, length, 2, heads, depth]
         )
         # [B, T, 2, heads, D] -> 2 x [B, heads, T, D]
         key, value = tf.unstack(tf.transpose(key_value, [2, 0, 3, 1, 4]))
-        pooled = self.out(_attend(query, key, value)[:, 0])
-        return pooled + self.mlp(self.mlp_norm(pooled), training=training)
+        pooled = _dense(attend(query, key, value)[:, 0], weights, "out")
+        return pooled + _mlp(pooled, weights, self.drop.draw(training))
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Dropout(keras.layers.Dropout):
+    """Keras' dropout with a mask per replica and a saved seed.
+
+    Keras 3.15 draws the same mask on every replica and does not save the next
+    seed. Masks are the same eagerly, in a graph and under XLA. Takes the
+    arguments of `keras.layers.Dropout` except `noise_shape`.
+    """
+
+    def call(self, inputs, training=False):
+        return self.draw(training)(inputs)
+
+    def draw(self, training: bool) -> Callable:
+        """Takes the next seed, and returns the function that drops by it.
+
+        The function takes values, and a number that tells masks of one seed
+        apart; it may be called in a loop.
+        """
+        if not training or not self.rate:
+            return lambda inputs, number=0: inputs
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        seed += _REPLICA_SALT * tf.stack([distribution.replica_id(), 0])
+
+        def drop(inputs, number=0):
+            one = seed + _MASK_SALT * tf.stack([number, 0])
+            uniform = noise.uniform(tf.shape(inputs), one)
+            kept = inputs * tf.cast(1 / (1 - self.rate), inputs.dtype)
+            return tf.where(uniform < self.rate, tf.zeros_like(inputs), kept)
+
+        return drop
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.rate:
+            store["seed"] = self.seed_generator.state.numpy()
+
+    def load_own_variables(self, store):
+        if self.rate:
+            self.seed_generator.state.assign(store["seed"])
+
+
+def dense(
+    units: int, layer: keras.layers.Layer, name: str
+) -> keras.layers.Dense:
+    """Creates a Glorot-uniform dense sublayer of a seeded `layer`."""
+    return keras.layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.GlorotUniform(
+            child_seed(layer.seed, name)
+        ),
+        dtype=layer.dtype_policy,
+        name=name,
+    )
 
 
 def token_initializer(
@@ -330,59 +374,40 @@ def check_positive(name: str, value: int) -> None:
         )
 
 
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Dropout(keras.layers.Dropout):
-    """Keras' dropout with a mask per replica and a saved seed.
+def _tensors(variables):
+    return {name: tf.convert_to_tensor(one) for name, one in variables.items()}
 
-    Keras 3.15 draws the same mask on every replica and does not save the next
-    seed. Masks are the same eagerly, in a graph and under XLA. Takes the
-    arguments of `keras.layers.Dropout` except `noise_shape`.
+
+def _dense(values, weights, name):
+    """values [..., inputs] @ kernel + bias, as one product of matrices."""
+    kernel = weights[f"{name}_kernel"]
+    rows = tf.matmul(tf.reshape(values, [-1, values.shape[-1]]), kernel)
+    rows = tf.nn.bias_add(rows, weights[f"{name}_bias"])
+    return tf.reshape(rows, [-1, *values.shape[1:-1], kernel.shape[-1]])
+
+
+def _normalise(values, weights, name):
+    """Layer normalisation, in float32 under any policy."""
+    exact = tf.cast(values, tf.float32)
+    exact -= tf.reduce_mean(exact, axis=-1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(exact), axis=-1, keepdims=True)
+    exact *= tf.math.rsqrt(variance + _NORM_EPSILON)
+    exact = exact * weights[f"{name}_gamma"] + weights[f"{name}_beta"]
+    return tf.cast(exact, values.dtype)
+
+
+def _mlp(tokens, weights, drop):
+    hidden = _normalise(tokens, weights, "mlp_norm")
+    # The tanh form is Flax's default, hence SigLIP's.
+    hidden = tf.nn.gelu(_dense(hidden, weights, "mlp_expand"), approximate=True)
+    return _dense(drop(hidden), weights, "mlp_contract")
+
+
+def attend(query, key, value):
+    """[b, heads, S, D] over [B, heads, T, D] -> [B, S, width]; b is B or 1.
+
+    The softmax is in float32 under any policy.
     """
-
-    def call(self, inputs, training=False):
-        if not training or not self.rate:
-            return inputs
-        seed = tf.cast(self.seed_generator.next(), tf.int32)
-        replica = tf.stack([distribution.replica_id(), 0])
-        seed += _REPLICA_SALT * replica
-        uniform = noise.uniform(tf.shape(inputs), seed)
-        kept = inputs * tf.cast(1 / (1 - self.rate), inputs.dtype)
-        return tf.where(uniform < self.rate, tf.zeros_like(inputs), kept)
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        if self.rate:
-            store["seed"] = self.seed_generator.state.numpy()
-
-    def load_own_variables(self, store):
-        if self.rate:
-            self.seed_generator.state.assign(store["seed"])
-
-
-def check_dropout(rate: float) -> None:
-    """Raises ValueError unless `rate` is in [0, 1)."""
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(
-            f"`dropout` must be in [0, 1). Received: dropout={rate!r}"
-        )
-
-
-def dense(
-    units: int, layer: keras.layers.Layer, name: str
-) -> keras.layers.Dense:
-    """Creates a Glorot-uniform dense sublayer of a seeded `layer`."""
-    return keras.layers.Dense(
-        units,
-        kernel_initializer=keras.initializers.GlorotUniform(
-            child_seed(layer.seed, name)
-        ),
-        dtype=layer.dtype_policy,
-        name=name,
-    )
-
-
-def _attend(query, key, value):
-    """[b, heads, S, D] over [B, heads, T, D] -> [B, S, width]; b is B or 1."""
     heads, num_queries, depth = query.shape[1:]
     query *= tf.cast(depth**-0.5, query.dtype)
     # [B, heads, S, D] x [B, heads, T, D] -> [B, heads, S, T]
@@ -391,33 +416,3 @@ def _attend(query, key, value):
     # [B, heads, S, D] -> [B, S, heads * D]
     mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
     return tf.reshape(mixed, [-1, num_queries, heads * depth])
-
-
-def _check_heads(num_heads, width):
-    if width % num_heads:
-        raise ValueError(
-            f"`num_heads` must divide the width of the tokens. "
-            f"Received: num_heads={num_heads}, width={width}"
-        )
-
-
-def _layer_norm(layer, name):
-    return keras.layers.LayerNormalization(
-        epsilon=_NORM_EPSILON, dtype=layer.dtype_policy, name=name
-    )
-
-
-def _projection(units, layer, name):
-    # The kernel may join several square projections. Scaling by the fan-in
-    # gives each its Glorot variance.
-    return keras.layers.Dense(
-        units,
-        kernel_initializer=keras.initializers.VarianceScaling(
-            scale=1.0,
-            mode="fan_in",
-            distribution="uniform",
-            seed=child_seed(layer.seed, name),
-        ),
-        dtype=layer.dtype_policy,
-        name=name,
-    )

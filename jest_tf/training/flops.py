@@ -150,8 +150,9 @@ def count(function: Callable, *specs) -> tuple[int, int]:
         specs: nests of `tf.TensorSpec` of static shape, its arguments.
 
     Raises:
-        ValueError: on a product of unknown shape, a loop, a branch, or a costly
-            operation that can't be counted here.
+        ValueError: on a product of unknown shape, a loop without
+            `maximum_iterations`, a branch, or a costly operation that can't be
+            counted here.
 
     Example:
         >>> count(tf.matmul, tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6]))
@@ -176,6 +177,9 @@ def _multiplications(graph):
             # TensorFlow has no public access to the graph of a call.
             callee = graph._get_function(op.get_attr("f").name).graph
             total += _multiplications(callee)
+        elif op.type in ("While", "StatelessWhile"):
+            body = graph._get_function(op.get_attr("body").name).graph
+            total += _iterations(op) * _multiplications(body)
         elif op.type in _PRODUCTS:
             number = _PRODUCTS[op.type](op)
             if number is None:
@@ -187,11 +191,26 @@ def _multiplications(graph):
             total += number
         elif _REFUSED.fullmatch(op.type):
             raise ValueError(
-                "FLOPs are counted in graphs without loops and branches, of "
-                f"these products: {', '.join(sorted(_PRODUCTS))}. "
+                "FLOPs are counted in graphs without branches, of these "
+                f"products: {', '.join(sorted(_PRODUCTS))}. "
                 f"Received: {op.type} {op.name!r}"
             )
     return total
+
+
+def _iterations(op):
+    """The constant `maximum_iterations` of a `tf.while_loop`.
+
+    It is the loop's second input, or -1 there. A loop may end earlier, which
+    those of models do not.
+    """
+    number = tf.get_static_value(op.inputs[1])
+    if number is None or number.shape or number < 0:
+        raise ValueError(
+            "FLOPs are counted in loops with a constant `maximum_iterations`. "
+            f"Received: {op.type} {op.name!r}"
+        )
+    return int(number)
 
 
 def _product(*shapes):
@@ -257,7 +276,7 @@ _PRODUCTS = {
     "DepthwiseConv2dNative": _convolution,
 }
 _REFUSED = re.compile(
-    r"(Stateless)?(While|If|Case)|\w*MatMul\w*|Conv\w*|Quantized\w*|Xla\w*|"
+    r"(Stateless)?(If|Case)|\w*MatMul\w*|Conv\w*|Quantized\w*|Xla\w*|"
     r"Cudnn\w*|\w*FFT\w*|Cholesky\w*|Svd|Qr|SelfAdjointEig\w*|"
     r"Matrix(Inverse|Solve\w*|TriangularSolve|Determinant)|BlockLSTM\w*"
 )

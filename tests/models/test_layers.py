@@ -7,22 +7,14 @@ import tensorflow as tf
 
 from jest_tf.models import layers
 
-# Every layer with tokens in and out: how to make it, and its twin.
+# Every layer of transformer blocks: how to make it, and its twin.
 TOKEN_LAYERS = {
-    "attention": (
-        lambda **settings: layers.SelfAttention(2, **settings),
-        oracles_towers.self_attention,
-    ),
-    "mlp": (
-        lambda **settings: layers.MLP(ratio=3, **settings),
-        oracles_towers.mlp,
-    ),
-    "block": (
-        lambda **settings: layers.TransformerBlock(2, **settings),
-        oracles_towers.block,
-    ),
     "encoder": (
-        lambda **settings: layers.Encoder(2, 2, **settings),
+        lambda **settings: layers.Encoder(2, 2, mlp_ratio=3, **settings),
+        oracles_towers.encoder,
+    ),
+    "one block": (
+        lambda **settings: layers.Encoder(1, 4, **settings),
         oracles_towers.encoder,
     ),
     "pooling": (
@@ -61,28 +53,25 @@ class TokenLayersTest(tf.test.TestCase):
                     )
 
     def test_attention_by_hand(self):
-        # Width 2, one head. q = x, k = x, v = 10 x, out = identity. For the
-        # tokens (1, 0) and (0, 1), q k^T / sqrt(2) is I / sqrt(2); a token
-        # gives itself the weight p = e^a / (e^a + 1), a = 1 / sqrt(2).
-        layer = layers.SelfAttention(1)
-        layer.build((None, 2, 2))
-        eye = np.eye(2, dtype=np.float32)
-        layer.qkv.kernel.assign(np.concatenate([eye, eye, 10 * eye], axis=1))
-        layer.out.kernel.assign(eye)
+        # Width 2, one head, q = k = (1, 0), (0, 1) and v = 10 q: q k^T /
+        # sqrt(2) is I / sqrt(2); a token gives itself the weight
+        # p = e^a / (e^a + 1), a = 1 / sqrt(2).
+        eye = tf.eye(2)[None, None]
         p = np.exp(0.5**0.5) / (np.exp(0.5**0.5) + 1)
         self.assertAllClose(
-            layer(eye[None]), [[[10 * p, 10 - 10 * p], [10 - 10 * p, 10 * p]]]
+            layers.attend(eye, eye, 10 * eye),
+            [[[10 * p, 10 - 10 * p], [10 - 10 * p, 10 * p]]],
         )
 
     def test_huge_logits_stay_finite(self):
-        layer = layers.SelfAttention(2, seed=0)
+        layer = layers.AttentionPooling(2, seed=0)
         self.assertTrue(np.isfinite(layer(1e6 * tokens())).all())
 
-    def test_permuting_tokens_permutes_a_block_and_keeps_the_pool(self):
+    def test_permuting_tokens_permutes_blocks_and_keeps_the_pool(self):
         inputs, order = tokens(), [3, 0, 4, 1, 2]
-        block = layers.TransformerBlock(2, seed=0)
+        encoder = layers.Encoder(2, 2, seed=0)
         self.assertAllClose(
-            block(inputs[:, order]), tf.gather(block(inputs), order, axis=1)
+            encoder(inputs[:, order]), tf.gather(encoder(inputs), order, axis=1)
         )
         pool = layers.AttentionPooling(2, seed=0)
         self.assertAllClose(pool(inputs[:, order]), pool(inputs))
@@ -149,8 +138,6 @@ class DropoutTest(tf.test.TestCase):
     def test_only_training_drops(self):
         inputs = tokens()
         for make in (
-            lambda rate: layers.MLP(dropout=rate, seed=0),
-            lambda rate: layers.TransformerBlock(2, dropout=rate, seed=0),
             lambda rate: layers.Encoder(1, 2, dropout=rate, seed=0),
             lambda rate: layers.AttentionPooling(2, dropout=rate, seed=0),
         ):
@@ -160,18 +147,31 @@ class DropoutTest(tf.test.TestCase):
             self.assertAllEqual(without(inputs, training=True), expected)
             self.assertNotAllClose(layer(inputs, training=True), expected)
 
-    def test_dropping_a_hidden_unit_scales_up_the_rest(self):
-        # The hidden units are all gelu(1) and the output is their sum: of
-        # 4 x 250 units each is 0 or doubled with probability 1/2, so the mean
-        # of the sum is that of no dropout, and its deviation sqrt(1000) units.
-        layer = layers.MLP(dropout=0.5, seed=0)
-        layer.build((1, 250))
-        layer.expand.kernel.assign(tf.zeros([250, 1000]))
-        layer.expand.bias.assign(tf.ones([1000]))
-        layer.contract.kernel.assign(tf.ones([1000, 250]))
-        unit = oracles_towers.gelu(1.0)
-        total = layer(tf.zeros([1, 250]), training=True)[0, 0]
-        self.assertNear(total, 1000 * unit, 4 * np.sqrt(1000) * unit)
+    def test_every_block_has_its_own_masks(self):
+        # All updates are 1, so a unit of a token is the number of updates that
+        # were kept, of two a block, before the normalisation.
+        def num_values(depth):
+            encoder = layers.Encoder(depth, 1, dropout=0.5, seed=0)
+            encoder.build((1, 1, 200))
+            for name, weight in encoder.parameters.items():
+                is_update = name in ("attention_out_bias", "mlp_contract_bias")
+                weight.assign(tf.fill(weight.shape, 1.0 * is_update))
+            outputs = encoder(tf.zeros([1, 1, 200]), training=True)
+            return len(np.unique(np.round(outputs, 3)))
+
+        self.assertEqual(num_values(1), 3)
+        self.assertEqual(num_values(2), 5)
+
+    def test_an_encoder_drops_the_same_eagerly_in_a_graph_and_under_xla(self):
+        inputs = tokens()
+        for how in (None, {"jit_compile": False}, {"jit_compile": True}):
+            encoder = layers.Encoder(3, 2, dropout=0.5, seed=0)
+            call = encoder if how is None else tf.function(encoder, **how)
+            outputs = [call(inputs, training=True).numpy() for _ in range(2)]
+            self.assertNotAllClose(*outputs)
+            if how is None:
+                expected = outputs
+            self.assertAllClose(outputs, expected, 1e-5, 1e-5)
 
     def test_a_mask_is_the_same_eagerly_in_a_graph_and_under_xla(self):
         inputs = tf.ones([4, 25])
@@ -192,7 +192,7 @@ class DropoutTest(tf.test.TestCase):
         inputs = tokens()
         path = f"{self.get_temp_dir()}/drop.weights.h5"
         models = [
-            keras.Sequential([layers.MLP(dropout=0.5, seed=0)])
+            keras.Sequential([layers.Encoder(2, 2, dropout=0.5, seed=0)])
             for _ in range(2)
         ]
         for model in models:
@@ -207,7 +207,7 @@ class DropoutTest(tf.test.TestCase):
     def test_a_rate_out_of_range_is_refused(self):
         for rate in (-0.1, 1.0):
             with self.assertRaisesRegex(ValueError, r"`dropout` must be in"):
-                layers.MLP(dropout=rate)
+                layers.Encoder(1, 1, dropout=rate)
 
 
 class TokenEmbeddingTest(tf.test.TestCase):
@@ -237,15 +237,14 @@ class SeedTest(tf.test.TestCase):
             strict=True,
         ):
             self.assertAllEqual(one, same)
-            if one.ndim == 2:  # Biases and norms start at constants.
+            if one.ndim == 3:  # Biases and norms start at constants.
                 self.assertNotAllClose(one, new)
-        kernels = [block.mlp.expand.kernel for block in first.blocks]
-        self.assertNotAllClose(*kernels)
+                self.assertNotAllClose(*one)  # nor are two blocks equal
 
     def test_without_a_seed_every_build_differs(self):
         inputs = tokens()
         self.assertNotAllClose(
-            layers.SelfAttention(2)(inputs), layers.SelfAttention(2)(inputs)
+            layers.Encoder(1, 2)(inputs), layers.Encoder(1, 2)(inputs)
         )
 
     def test_child_seeds_depend_on_seed_and_role(self):
@@ -262,9 +261,9 @@ class SeedTest(tf.test.TestCase):
     def test_a_fused_projection_starts_like_its_parts_alone(self):
         # Glorot for a square [W, W]: uniform in +-sqrt(6 / 2W), so the
         # variance is 1 / W, here of 3 W^2 draws.
-        layer = layers.SelfAttention(1, seed=0)
+        layer = layers.Encoder(1, 1, seed=0)
         layer.build((None, 1, 64))
-        kernel = layer.qkv.kernel.numpy()
+        kernel = layer.parameters["attention_qkv_kernel"].numpy()
         self.assertNear(kernel.var(), 1 / 64, 0.05 / 64)
         self.assertNear(np.abs(kernel).max(), np.sqrt(3 / 64), 1e-3)
 
@@ -274,9 +273,9 @@ class ArgumentsTest(tf.test.TestCase):
         for name, make in {
             "width": lambda value: layers.TokenEmbedding(4, value),
             "vocabulary_size": lambda value: layers.TokenEmbedding(value, 8),
-            "num_heads": lambda value: layers.SelfAttention(value),
+            "num_heads": lambda value: layers.AttentionPooling(value),
             "depth": lambda value: layers.Encoder(value, 2),
-            "ratio": lambda value: layers.MLP(ratio=value),
+            "mlp_ratio": lambda value: layers.Encoder(1, 2, mlp_ratio=value),
         }.items():
             for value in (0, -1, 1.5, True):
                 with self.assertRaisesRegex(
@@ -285,7 +284,7 @@ class ArgumentsTest(tf.test.TestCase):
                     make(value)
 
     def test_heads_must_divide_the_width(self):
-        for layer in (layers.SelfAttention(3), layers.AttentionPooling(3)):
+        for layer in (layers.Encoder(1, 3), layers.AttentionPooling(3)):
             with self.assertRaisesRegex(
                 ValueError, r"`num_heads` must divide.*num_heads=3, width=8"
             ):

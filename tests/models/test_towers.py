@@ -1,5 +1,6 @@
 """The towers against NumPy twins, in every view."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ import tiny_towers
 
 from jest_tf import config
 from jest_tf.models import patches, towers
+from jest_tf.training import flops
 
 
 class TowersTest(tf.test.TestCase):
@@ -278,7 +280,6 @@ class ViewsTest(tf.test.TestCase):
 
 class CostTest(tf.test.TestCase):
     def test_a_traced_tower_multiplies_matrices_of_its_token_count(self):
-        images = tf.zeros([3, 24, 24, 3])
         tower = flexible_tower()
         for view, num_tokens, patch_size, resizing in (
             (config.View(), 36, 4, 0),
@@ -299,19 +300,16 @@ class CostTest(tf.test.TestCase):
             ),
         ):
             with self.subTest(view):
-                graph = tf.function(tower).get_concrete_function(
-                    images, training=False, view=view
-                )
-                found = sum(
-                    multiplications(operation)
-                    for operation in graph.graph.get_operations()
+                found, _ = flops.count(
+                    functools.partial(tower, training=False, view=view),
+                    tf.TensorSpec([3, 24, 24, 3]),
                 )
                 rows = 3 * tower_products(
                     num_tokens, patch_size, **tiny_towers.SIZES
                 )
                 once = tiny_towers.SIZES["width"] ** 2  # The pool's probe.
                 head = 3 * tiny_towers.SIZES["width"] * 6
-                self.assertEqual(found, rows + once + head + resizing)
+                self.assertEqual(found, 2 * (rows + once + head + resizing))
 
     def test_patches_of_32_pixels_cost_a_quarter_of_those_of_16(self):
         # ViT-B/16 at 256 pixels: 256 tokens against 64. A little less than
@@ -352,28 +350,6 @@ def resizes(sizes, depth):
     """Multiplications of resizing a square of `depth` values a pixel."""
     source, target = sizes
     return target * source * depth * (source + target)
-
-
-def multiplications(operation):
-    """Those of a product in a graph, from the shapes of what goes in."""
-    shapes = [one.shape.as_list() for one in operation.inputs]
-    if operation.type == "MatMul":
-        rows, inner = shapes[0]
-        self_transposed = operation.get_attr("transpose_a")
-        assert not self_transposed
-        columns = shapes[1][0 if operation.get_attr("transpose_b") else 1]
-        return rows * inner * columns
-    if operation.type == "BatchMatMulV2":
-        *batch, _, columns = operation.outputs[0].shape
-        rows, inner = shapes[0][-2:]
-        return int(np.prod(batch)) * rows * inner * columns
-    if operation.type == "Einsum":
-        letters = operation.get_attr("equation").decode().split("->")[0]
-        sizes = {}
-        for names, shape in zip(letters.split(","), shapes, strict=True):
-            sizes.update(zip(names, shape, strict=True))
-        return int(np.prod(list(sizes.values())))
-    return 0
 
 
 if __name__ == "__main__":

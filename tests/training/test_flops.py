@@ -99,18 +99,44 @@ class CountTest(tf.test.TestCase):
         specs = tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6])
         self.assertEqual(flops.count(tf.matmul, *specs), (2 * 4 * 5 * 6, 6))
 
-    def test_graphs_that_cannot_be_counted_are_refused(self):
+    def test_a_loop_counts_its_maximum_iterations(self):
         def loop(a):
+            return tf.while_loop(
+                lambda value: tf.reduce_sum(value) > 1.0,
+                lambda value: (inner(value, a),),
+                (a,),
+                maximum_iterations=3,
+            )
+
+        def inner(value, a):
+            mapped = tf.map_fn(lambda row: tf.matmul(row[None], a)[0], value)
+            return tf.matmul(mapped, a)
+
+        self.assertEqual(products(loop, [4, 4]), 2 * 3 * (4 * 4**2 + 4**3))
+
+    def test_graphs_that_cannot_be_counted_are_refused(self):
+        def loop(a, number=None):
             return tf.while_loop(
                 lambda value: tf.reduce_sum(value) > 1.0,
                 lambda value: (tf.matmul(value, a),),
                 (a,),
+                maximum_iterations=number,
             )
+
+        def branch(a):
+            return tf.cond(
+                tf.reduce_sum(a) > 1.0, lambda: tf.matmul(a, a), lambda: a
+            )
+
+        def data_dependent(a):
+            return loop(a, tf.cast(a[0, 0], tf.int32))
 
         for function, shapes, message in (
             (tf.matmul, ([None, 5], [5, 6]), "MatMul 'MatMul' of"),
             (tf.linalg.cholesky, ([4, 4],), "Received: Cholesky"),
-            (loop, ([4, 4],), "without loops and branches"),
+            (loop, ([4, 4],), "`maximum_iterations`"),
+            (data_dependent, ([4, 4],), "`maximum_iterations`"),
+            (branch, ([4, 4],), "without branches"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 products(function, *shapes)
