@@ -20,6 +20,7 @@ from jest_tf.config import checks, overrides
 from jest_tf.data import augmentation
 from jest_tf.models import patches
 from jest_tf.runs import directory, draw_log, inputs
+from jest_tf.training import step as step_lib
 
 # Salts for the noise of a second draw and for crops.
 _OTHER_NOISE, _CROPS = 1, 2
@@ -243,10 +244,11 @@ def _graphs(model, settings):
 
     @functools.cache
     def embed(view):
-        changed = dataclasses.replace(settings, view=view)
+        step = dataclasses.replace(
+            model.step, selection=dataclasses.replace(settings, view=view)
+        )
         return tf.function(
-            lambda super_batch: model.score(super_batch, changed),
-            autograph=False,
+            functools.partial(step_lib.score, step), autograph=False
         )
 
     @tf.function(autograph=False)

@@ -5,6 +5,7 @@ them, so a clock within it would be wrong. `Probe` runs scoring, selection and
 training as separate compiled functions, and restores the model's state.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Hashable
 
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import training
+from jest_tf.training import step as step_lib
 
 
 class InputWait:
@@ -124,7 +126,7 @@ class Probe:
                 autograph=False,
                 jit_compile=bool(model.jit_compile) or None,
             )
-            for name, function in model.step_parts().items()
+            for name, function in _parts(model).items()
         }
 
     def __call__(self) -> dict[str, float]:
@@ -155,7 +157,6 @@ class Probe:
             (variable, variable.numpy())
             for variable in (
                 *model.variables,
-                *model.metrics_variables,
                 *model.optimizer.variables,
             )
         ]
@@ -165,6 +166,30 @@ class Probe:
             for variable, value in state:
                 variable.assign(value)
         return seconds
+
+
+def _parts(model):
+    """The parts of a step, as functions to run alone."""
+    scoring = model.step
+
+    def score(super_batch):
+        pool, _ = step_lib.candidates(scoring, super_batch)
+        return step_lib.score(scoring, pool)
+
+    def select(embeddings):
+        return step_lib.select(scoring, {}, *embeddings)[1]
+
+    def train(super_batch):
+        number = tf.cast(model.optimizer.iterations, tf.int32)
+        uniform = dataclasses.replace(
+            scoring,
+            selection=dataclasses.replace(scoring.selection, method="uniform"),
+            seed=tf.stack([model.seed, number]),
+        )
+        return step_lib.train_step(uniform, super_batch).metrics
+
+    parts = {"score": score, "select": select}
+    return (parts if scoring.selection.scores else {}) | {"train": train}
 
 
 def timed(function, argument):

@@ -14,7 +14,6 @@ from jest_tf import config as config_lib
 from jest_tf import distribution
 from jest_tf.config import overrides
 from jest_tf.distribution import keras_fit
-from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches, reference
 from jest_tf.training import finite, flops, row_outputs, schedule, sub_batch
 from jest_tf.training import metrics as metrics_lib
@@ -181,30 +180,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         ids = self.rows.trained_ids()
         return None if ids is None else tf.constant(ids)
 
-    def step_parts(self) -> dict[str, Callable]:
-        """Parts of a step on one replica, as functions to run alone.
-
-        Returns:
-            `train` maps a super-batch to the metrics of a step with a uniform
-            draw. If the selection scores, `score` maps a super-batch to its
-            candidates' embeddings, and `select` these to a draw.
-        """
-        step = self.step
-        uniform = dataclasses.replace(step.selection, method="uniform")
-
-        def score(batch):
-            return step_lib.score(step, step_lib.candidates(step, batch)[0])
-
-        def select(embeddings):
-            return step_lib.select(step, {}, *embeddings)[1]
-
-        def train(batch):
-            return self._train_step(batch, uniform)[0]["logs"]
-
-        scores = step.selection.scores
-        parts = {"score": score, "select": select} if scores else {}
-        return parts | {"train": train}
-
     def step_flops(self) -> dict[config_lib.SelectionConfig, dict[str, int]]:
         """FLOPs of a step on all replicas, by its selection.
 
@@ -323,29 +298,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         loss = step_lib.contrastive_loss(step, embeddings, batch)
         self._step_metrics.update({"loss": loss}, step.replicas)
         return {"loss": self._step_metrics.result("loss")}
-
-    def score(
-        self,
-        super_batch: dict,
-        settings: config_lib.SelectionConfig | None = None,
-    ) -> tuple[Embeddings | None, Embeddings | None]:
-        """Embeds a super-batch for scoring, as a step does.
-
-        Args:
-            super_batch: a dict of tensors with B rows; within a step on R
-                replicas, the B/R local rows. `selection.candidates` is ignored.
-            settings: a selection without a schedule; None takes that of `step`.
-
-        Returns:
-            The learner's and the reference's embeddings; None if unused.
-
-        Raises:
-            ValueError: if settings do not fit each other or the batch.
-        """
-        step = dataclasses.replace(
-            self.step, selection=settings or self.step.selection
-        )
-        return step_lib.score(step, super_batch)
 
     def save_own_variables(self, store):
         """Saves the state of `stop_when_passed`."""

@@ -1,6 +1,7 @@
 """Draws compared: rank correlation, overlaps, views, the command."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ import tiny
 
 from jest_tf import config, models, selection, training
 from jest_tf.runs import checkpoints, directory, draw_comparison
+from jest_tf.training import step as step_lib
 from trainers import evaluate, train
 
 SEED = 4
@@ -126,7 +128,7 @@ class CompareTest(tf.test.TestCase):
             zip(batches, found, strict=True)
         ):
             batch = {n: tf.constant(value) for n, value in batch.items()}
-            learner, frozen = model.score(batch)
+            learner, frozen = step_lib.score(model.step, batch)
             own, other = (
                 {
                     name: sampler(
@@ -167,10 +169,10 @@ class CompareTest(tf.test.TestCase):
         values = found["views"]["coarse"]
         batch = {n: tf.constant(value) for n, value in batch.items()}
         model = self.model()
-        full, frozen = model.score(batch)
-        looked, _ = model.score(
-            batch,
-            config.SelectionConfig("joint", 8, 2, view=look.view),
+        full, frozen = step_lib.score(model.step, batch)
+        looking = config.SelectionConfig("joint", 8, 2, view=look.view)
+        looked, _ = step_lib.score(
+            dataclasses.replace(model.step, selection=looking), batch
         )
         matrices = [
             oracles.pair_losses(one) - oracles.pair_losses(frozen)
@@ -224,8 +226,8 @@ class CompareTest(tf.test.TestCase):
         model = self.model()
         seen = look.augment(batch, (SEED ^ draw_comparison._CROPS, 3))
         self.assertNotAllEqual(seen["image"], batch["image"])
-        full, frozen = model.score(batch)
-        cropped, same = model.score(seen)
+        full, frozen = step_lib.score(model.step, batch)
+        cropped, same = step_lib.score(model.step, seen)
         for one, other in zip(frozen, same, strict=True):
             self.assertAllEqual(one, other)
         own = [

@@ -18,6 +18,7 @@ from jest_tf import config, losses, selection, training
 from jest_tf.data import augmentation
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference as reference_lib
+from jest_tf.training import step as step_lib
 
 SEED, RATE = 7, 0.5
 JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
@@ -80,7 +81,10 @@ def embed(learner, batch):
 def draw(model, batch, step=0):
     """The `Draw` of a joint step, of which `fit` keeps the rows."""
     return selection.select_jointly(
-        *model.score(batch), batch_size=4, num_chunks=2, seed=(SEED, step)
+        *step_lib.score(model.step, batch),
+        batch_size=4,
+        num_chunks=2,
+        seed=(SEED, step),
     )
 
 
@@ -222,23 +226,6 @@ class StepTest(TrainingTestCase):
                     step_by_hand(twin, rows_of(batch, rows), loss=by_hand)
                 self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_every_sampler_compiles_to_a_graph(self):
-        batches = tiny.super_batches(2)
-        for method, loss in zip(
-            config.SAMPLERS, ("sigmoid", "softmax") * 2, strict=True
-        ):
-            settings = dataclasses.replace(JOINT, method=method)
-            eager, graph = (
-                fit_and_remember(
-                    build(
-                        selection=settings, loss=loss, run_eagerly=run_eagerly
-                    ),
-                    batches,
-                )
-                for run_eagerly in (True, False)
-            )
-            self.assertAllEqual(eager, graph)
-
     def test_the_scores_may_use_another_loss_than_the_training(self):
         (batch,) = tiny.super_batches()
         settings = dataclasses.replace(JOINT, loss="softmax", gain=3.0)
@@ -249,17 +236,6 @@ class StepTest(TrainingTestCase):
         step_by_hand(twin, rows_of(batch, rows))
         self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_micro_batches_of_any_size_draw_what_the_whole_draws(self):
-        batches = tiny.super_batches(3)
-        models, drawn = [], []
-        for size in (None, 1, 4, 6, 12):
-            settings = dataclasses.replace(JOINT, scoring_batch_size=size)
-            models.append(build(selection=settings))
-            drawn.append(fit_and_remember(models[-1], batches))
-        for model, ids in zip(models[1:], drawn[1:], strict=True):
-            self.assertAllEqual(ids, drawn[0])
-            self.assert_same_weights(model, models[0], **TOLERANCE)
-
     def test_a_sub_batch_as_large_as_the_super_batch_drops_nothing(self):
         (batch,) = tiny.super_batches()
         settings = dataclasses.replace(JOINT, batch_size=12)
@@ -268,27 +244,6 @@ class StepTest(TrainingTestCase):
         self.assertAllEqual(np.sort(drawn[0]), np.sort(batch["id"]))
         fit(plain, [batch])
         self.assert_same_weights(model, plain, **TOLERANCE)
-
-    def test_equal_captions_are_known_by_their_id(self):
-        (batch,) = tiny.super_batches()
-        for loss, oracle in (
-            ("sigmoid", oracles.sigmoid_loss),
-            ("softmax", oracles.softmax_loss),
-        ):
-            values = {}
-            for mode in config.EQUAL_CAPTIONS:
-                model = build(
-                    selection=None,
-                    loss=loss,
-                    equal_captions=mode,
-                    loss_block_size=5,
-                )
-                expected = oracle(
-                    embed(model.learner, batch), batch["caption_id"], mode
-                )
-                values[mode] = fit(model, [batch]).history["loss"][0]
-                self.assertAllClose(values[mode], expected, **TOLERANCE)
-            self.assertLen(set(values.values()), 3)
 
     def test_the_ids_of_equal_captions_follow_the_draw(self):
         (batch,) = tiny.super_batches()
@@ -381,21 +336,6 @@ class ScoringTest(TrainingTestCase):
         gradients = tape.gradient(total, learner.trainable_variables)
         self.assertEqual(gradients, [None] * len(gradients))
 
-    def test_models_that_a_criterion_does_not_use_are_not_run(self):
-        (batch,) = tiny.super_batches()
-        calls = []
-
-        def reference(part):
-            calls.append(part)
-            return tiny.learner(5)(part)
-
-        settings = dataclasses.replace(JOINT, criterion="hard_learner")
-        fit(build(reference=reference, selection=settings), [batch])
-        fit(build(reference=reference, selection=None), [batch])
-        uniform = dataclasses.replace(JOINT, method="uniform")
-        fit(build(reference=reference, selection=uniform), [batch])
-        self.assertEmpty(calls)
-
     def test_scores_that_are_not_finite_stop_training(self):
         batches = tiny.super_batches(2)
 
@@ -463,48 +403,11 @@ class ViewsTest(TrainingTestCase):
             variable.assign_sub(RATE * tf.convert_to_tensor(gradient))
         self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_micro_batches_hold_as_many_rows_of_each_view(self):
-        batches = tiny.super_batches(1)
-        whole, parts = (
-            build(
-                tiny.flexible_learner(),
-                selection=dataclasses.replace(JOINT, batch_size=8),
-                views=(FINE, COARSE),
-                micro_batch_size=size,
-            )
-            for size in (None, 4)
-        )
-        self.assertAllEqual(
-            fit_and_remember(whole, batches), fit_and_remember(parts, batches)
-        )
-        self.assert_same_weights(whole, parts, **TOLERANCE)
-
     def test_training_views_work_without_selection(self):
         (batch,) = tiny.super_batches()
         model = build(tiny.flexible_learner(), None, None, views=(FINE, COARSE))
         drawn = fit_and_remember(model, [batch])[0]
         self.assertAllEqual(drawn, batch["id"])
-
-    def test_eager_mode_graphs_and_xla_agree(self):
-        batches = tiny.super_batches(2)
-        settings = dataclasses.replace(JOINT, view=COARSE)
-        drawn, trained = [], []
-        for how in (
-            {"run_eagerly": True},
-            {"run_eagerly": False},
-            {"run_eagerly": False, "jit_compile": True},
-        ):
-            model = build(
-                tiny.flexible_learner(),
-                selection=settings,
-                views=(FINE, COARSE),
-                **how,
-            )
-            drawn.append(fit_and_remember(model, batches))
-            trained.append(model)
-        for ids, model in zip(drawn[1:], trained[1:], strict=True):
-            self.assertAllEqual(ids, drawn[0])
-            self.assert_same_weights(model, trained[0], **TOLERANCE)
 
     def test_views_that_a_learner_cannot_take_are_refused(self):
         for settings, message in (
@@ -518,15 +421,6 @@ class ViewsTest(TrainingTestCase):
                 build(tiny.flexible_learner(), **settings)
         with self.assertRaisesRegex(ValueError, "whose `call` takes a `view`"):
             build(tiny.learner(0), views=(COARSE,))
-
-    def test_unequal_parts_are_refused(self):
-        (batch,) = tiny.super_batches()
-        for settings, message in (
-            ({"views": (FINE, COARSE, COARSE)}, "3 views, b=4, R=1"),
-            ({"views": (FINE, COARSE), "micro_batch_size": 1}, ": 1, 2 views"),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                fit(build(tiny.flexible_learner(), **settings), [batch])
 
 
 class ScheduleTest(TrainingTestCase):
@@ -798,34 +692,6 @@ class DistillationTest(TrainingTestCase):
                 )
                 self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_distillation_uses_the_inputs_preprocessed_for_the_reference(self):
-        (batch,) = tiny.super_batches()
-        (other,) = tiny.super_batches(seed=1)
-        reference = tiny.learner(5)
-        model = build(
-            reference=reference,
-            selection=None,
-            distillation_weight=self.WEIGHT,
-        )
-        given = {
-            "image_for_reference": other["image"],
-            "text_for_reference": other["text"],
-        }
-        history = fit(model, [batch | given]).history
-        expected = oracles.feature_distillation(
-            embed(tiny.learner(0), batch), embed(reference, other)
-        )
-        self.assertAllClose(history["distillation"], [expected], **TOLERANCE)
-
-    def test_a_distillation_weight_of_zero_changes_nothing(self):
-        batches = tiny.super_batches(2)
-        histories = [
-            fit(build(**settings), batches).history
-            for settings in ({}, {"distillation_weight": 0.0})
-        ]
-        self.assertEqual(*histories)
-        self.assertNotIn("distillation", histories[0])
-
     def test_the_distillation_weight_falls_linearly_to_zero(self):
         batches = tiny.super_batches(4)
         learner, twin = tiny.learner(0), tiny.learner(0)
@@ -854,28 +720,6 @@ class DistillationTest(TrainingTestCase):
             history = fit(model, [batch]).history
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
             self.assert_same_weights(learner, twin, **TOLERANCE)
-
-    def test_distillation_agrees_in_micro_batches_graphs_and_xla(self):
-        batches = tiny.super_batches(3)
-        histories = [
-            fit(
-                build(
-                    distillation_weight=self.WEIGHT,
-                    micro_batch_size=size,
-                    **how,
-                ),
-                batches,
-            ).history
-            for size, how in (
-                (None, {}),
-                (2, {}),
-                (None, {"run_eagerly": False}),
-                (2, {"run_eagerly": False, "jit_compile": True}),
-            )
-        ]
-        for history in histories[1:]:
-            for name, value in histories[0].items():
-                self.assertAllClose(history[name], value, **TOLERANCE)
 
     def test_distillation_covers_each_view(self):
         (batch,) = tiny.super_batches()
@@ -940,6 +784,42 @@ class DistillationTest(TrainingTestCase):
 
 
 class FitTest(TrainingTestCase):
+    def test_eager_mode_graphs_xla_and_micro_batches_agree(self):
+        batches = tiny.super_batches(3)
+        settings = dataclasses.replace(JOINT, view=COARSE)
+        whole, *others = (
+            build(
+                tiny.flexible_learner(),
+                selection=settings,
+                views=(FINE, COARSE),
+                augment=augmentation.Augmentation(flip=True, min_area=1.0),
+                distillation_weight=3.0,
+                **how,
+            )
+            for how in (
+                {"run_eagerly": True},
+                {"run_eagerly": True, "micro_batch_size": 2},
+                {"run_eagerly": False},
+                {"run_eagerly": False, "micro_batch_size": 2},
+                {"run_eagerly": False, "jit_compile": True},
+                {
+                    "run_eagerly": False,
+                    "jit_compile": True,
+                    "micro_batch_size": 2,
+                },
+            )
+        )
+        remembered = DrawnIds()
+        history = fit(whole, batches, callbacks=[remembered]).history
+        for model in others:
+            again = DrawnIds()
+            found = fit(model, batches, callbacks=[again]).history
+            self.assertAllEqual(again.steps, remembered.steps)
+            self.assert_same_weights(model, whole, **TOLERANCE)
+            self.assertCountEqual(found, history)
+            for name, value in history.items():
+                self.assertAllClose(found[name], value, **TOLERANCE)
+
     def test_two_runs_are_equal_and_another_seed_draws_otherwise(self):
         batches = tiny.super_batches(4)
         models, drawn = [], []
@@ -987,24 +867,6 @@ class FitTest(TrainingTestCase):
         self.assertEqual(traces, [(4, 4, 4, 3)])
         self.assertEqual(optimizer.iterations, 2)
 
-    def test_the_same_rows_are_drawn_under_xla_and_in_eager_mode(self):
-        batches = tiny.super_batches(3)
-        graph, compiled, eager = (
-            build(
-                augment=augmentation.Augmentation(flip=True, min_area=1.0),
-                **how,
-            )
-            for how in (
-                {"run_eagerly": False},
-                {"run_eagerly": False, "jit_compile": True},
-                {"run_eagerly": True},
-            )
-        )
-        drawn = fit_and_remember(graph, batches)
-        for model in (compiled, eager):
-            self.assertAllEqual(fit_and_remember(model, batches), drawn)
-            self.assert_same_weights(model, graph, rtol=1e-4, atol=1e-5)
-
     def test_the_augmentation_changes_the_trained_images_alone(self):
         batches = tiny.super_batches(2)
         seeds, sizes = [], []
@@ -1038,15 +900,6 @@ class FitTest(TrainingTestCase):
             history = fit(build(selection=settings), batches).history
             self.assertEqual(history["data/captions_replaced"], [3.0])
             self.assertEqual(history["data/records_replaced"], [6.0])
-
-    def test_micro_batches_train_as_whole_ones(self):
-        batches = tiny.super_batches(3)
-        whole = build(run_eagerly=False)
-        drawn = fit_and_remember(whole, batches)
-        for options in ({}, {"jit_compile": True}):
-            model = build(micro_batch_size=2, run_eagerly=False, **options)
-            self.assertAllEqual(fit_and_remember(model, batches), drawn)
-            self.assert_same_weights(model, whole, **TOLERANCE)
 
     def test_batches_without_ids_train_alike(self):
         batches = tiny.super_batches(2)
@@ -1287,10 +1140,6 @@ class RefusalsTest(TrainingTestCase):
             build().fit(pairs, verbose=0)
 
 
-if __name__ == "__main__":
-    tf.test.main()
-
-
 class RecipeTest(TrainingTestCase):
     def test_the_gradient_is_clipped_to_its_global_norm(self):
         (batch,) = tiny.super_batches()
@@ -1345,3 +1194,7 @@ class RecipeTest(TrainingTestCase):
         self.assertEqual(model.steps_per_execution, 2)
         self.assertEqual(model.step.micro_batch_size, 2)
         self.assertFalse(model.jit_compile)
+
+
+if __name__ == "__main__":
+    tf.test.main()
