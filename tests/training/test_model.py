@@ -799,14 +799,8 @@ class FitTest(TrainingTestCase):
             for how in (
                 {"run_eagerly": True},
                 {"run_eagerly": True, "micro_batch_size": 2},
-                {"run_eagerly": False},
                 {"run_eagerly": False, "micro_batch_size": 2},
                 {"run_eagerly": False, "jit_compile": True},
-                {
-                    "run_eagerly": False,
-                    "jit_compile": True,
-                    "micro_batch_size": 2,
-                },
             )
         )
         remembered = DrawnIds()
