@@ -85,7 +85,7 @@ class SharedLossTest(tf.test.TestCase):
             LOSSES, losses.EQUAL_IDS, (1, 2, 4, 8)
         ):
             # None; a row at a time; an uneven last block for 24, 12, 6, 3 rows.
-            for block_size in (None, 1, 5, 2):
+            for block_size in (None, 1, 2 if num_replicas == 8 else 5):
                 with self.subTest(
                     loss=name,
                     mode=mode,
@@ -706,10 +706,6 @@ class VirtualDevicesTest(tf.test.TestCase):
     @pytest.mark.slow
     def test_two_devices_find_what_one_finds(self):
         self.check(2)
-
-    @pytest.mark.slow
-    def test_four_devices_find_what_one_finds(self):
-        self.check(4)
 
     @pytest.mark.slow
     def test_eight_devices_find_what_one_finds(self):
