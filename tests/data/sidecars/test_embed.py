@@ -1,6 +1,7 @@
 """Tests of writing the sidecars of a store: by any model, by the command."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -17,12 +18,13 @@ import shard_files
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, runs, training
+from jest_tf import config, models, runs
 from jest_tf.data import batches, pictures, pipeline, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
 from jest_tf.runs import directory, interruptions, sidecar_precision
+from jest_tf.training import step as step_lib
 from trainers import embed as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -507,23 +509,27 @@ class DrawsTest(tf.test.TestCase):
             method="joint", batch_size=16, num_chunks=4
         )
         live, cached = (
-            training.JESTModel(learner, either, settings)
+            step_lib.Step(learner, either, selection=settings)
             for either in (
                 run.learner,
                 reference.cached(sidecars.scale, sidecars.bias),
             )
         )
-        for step, batch in enumerate(stream.take(2)):
+        for number, batch in enumerate(stream.take(2)):
             self.assertAllClose(
                 batch["reference_image"],
                 run.learner(batch).image,
                 rtol=0,
                 atol=1e-6,
             )
-            self.assertAllEqual(
-                live.select(batch, (3, step)).indices,
-                cached.select(batch, (3, step)).indices,
+            rows, same = (
+                step_lib.select(one, batch, *step_lib.score(one, batch))
+                for one in (
+                    dataclasses.replace(either, seed=(3, number))
+                    for either in (live, cached)
+                )
             )
+            self.assertAllEqual(rows[0], same[0])
 
 
 if __name__ == "__main__":
