@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from jest_tf import config as config_lib
+from jest_tf.config import checks
 from jest_tf.models import layers, towers, two_tower
 
 
@@ -40,9 +41,6 @@ def build_two_tower(
         bias: initial bias of the logits.
         seed: integer seed of the initial weights, or None.
 
-    Returns:
-        A built `TwoTower`.
-
     Raises:
         ValueError: if the preset is unknown or sizes do not fit.
 
@@ -54,11 +52,7 @@ def build_two_tower(
         >>> model.encode_text(tf.zeros([2, 16], tf.int32)).shape
         TensorShape([2, 64])
     """
-    if preset not in config_lib.PRESETS:
-        raise ValueError(
-            f"`preset` must be one of {sorted(config_lib.PRESETS)}. "
-            f"Received: preset={preset!r}"
-        )
+    checks.check("preset", preset, checks.one_of(*sorted(config_lib.PRESETS)))
     sizes = config_lib.PRESETS[preset]
     shared = {
         "width": sizes.width,

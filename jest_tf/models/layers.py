@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import distribution
+from jest_tf.config import checks
 from jest_tf.selection import noise
 
 # Odd, so that no two replicas or masks get the same seed.
@@ -25,6 +26,11 @@ _REPLICA_SALT = 0x3C6EF373
 _MASK_SALT = 0x1B873593
 
 _NORM_EPSILON = 1e-6  # Flax's default, used by SigLIP.
+
+_POSITIVE = (
+    "a positive integer",
+    lambda value: type(value) is int and value > 0,
+)
 
 
 def child_seed(seed: int | None, role: str) -> int | None:
@@ -73,12 +79,8 @@ class _Transformer(Configured):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_positive("num_heads", num_heads)
-        check_positive("mlp_ratio", mlp_ratio)
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(
-                f"`dropout` must be in [0, 1). Received: dropout={dropout!r}"
-            )
+        check_positive(num_heads=num_heads, mlp_ratio=mlp_ratio)
+        checks.check("dropout", dropout, checks.within("[0, 1)"))
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.dropout = dropout
@@ -137,6 +139,15 @@ class _Transformer(Configured):
         self._add(f"{name}_kernel", (inputs, units), initial)
         self._add(f"{name}_bias", (units,), "zeros")
 
+    def _split_heads(self, projected, parts):
+        """[B, T, parts * width] -> parts x [B, heads, T, D]."""
+        length, units = projected.shape[1:]
+        depth = units // (parts * self.num_heads)
+        split = tf.reshape(
+            projected, [-1, length, parts, self.num_heads, depth]
+        )
+        return tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]))
+
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class TokenEmbedding(Configured):
@@ -155,8 +166,7 @@ class TokenEmbedding(Configured):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_positive("vocabulary_size", vocabulary_size)
-        check_positive("width", width)
+        check_positive(vocabulary_size=vocabulary_size, width=width)
         self.vocabulary_size = vocabulary_size
         self.width = width
         self.seed = seed
@@ -208,7 +218,7 @@ class Encoder(_Transformer):
 
     def __init__(self, depth: int, num_heads: int, **kwargs):
         super().__init__(num_heads, **kwargs)
-        check_positive("depth", depth)
+        check_positive(depth=depth)
         self.depth = depth
 
     def build(self, input_shape):
@@ -238,10 +248,10 @@ class Encoder(_Transformer):
 
         def block(index, tokens):
             weights = {name: one.read(index) for name, one in stacks.items()}
-            update = self._attention(
-                _normalise(tokens, weights, "attention_norm"), weights
-            )
-            tokens += drop(update, 3 * index)
+            hidden = _normalise(tokens, weights, "attention_norm")
+            qkv = _dense(hidden, weights, "attention_qkv")
+            mixed = attend(*self._split_heads(qkv, 3))
+            tokens += drop(_dense(mixed, weights, "attention_out"), 3 * index)
             update = _mlp(
                 tokens, weights, lambda hidden: drop(hidden, 3 * index + 1)
             )
@@ -255,17 +265,6 @@ class Encoder(_Transformer):
             maximum_iterations=self.depth,
         )
         return self.norm(tokens)
-
-    def _attention(self, tokens, weights):
-        length, width = tokens.shape[1:]
-        qkv = tf.reshape(
-            _dense(tokens, weights, "attention_qkv"),
-            [-1, length, 3, self.num_heads, width // self.num_heads],
-        )
-        # [B, T, 3, heads, D] -> 3 x [B, heads, T, D]
-        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
-        mixed = attend(query, key, value)
-        return _dense(mixed, weights, "attention_out")
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -290,16 +289,11 @@ class AttentionPooling(_Transformer):
 
     def call(self, tokens, training=None):
         weights = _tensors(self.parameters)
-        length, width = tokens.shape[1:]
-        heads, depth = self.num_heads, width // self.num_heads
         # The probe is the same for every image: [1, heads, 1, D] broadcasts.
         query = _dense(weights["probe"], weights, "query")
-        query = tf.reshape(query, [1, heads, 1, depth])
-        key_value = tf.reshape(
-            _dense(tokens, weights, "key_value"), [-1, length, 2, heads, depth]
-        )
-        # [B, T, 2, heads, D] -> 2 x [B, heads, T, D]
-        key, value = tf.unstack(tf.transpose(key_value, [2, 0, 3, 1, 4]))
+        (query,) = self._split_heads(query[tf.newaxis], 1)
+        key_value = _dense(tokens, weights, "key_value")
+        key, value = self._split_heads(key_value, 2)
         pooled = _dense(attend(query, key, value)[:, 0], weights, "out")
         return pooled + _mlp(pooled, weights, self.drop.draw(training))
 
@@ -366,12 +360,10 @@ def token_initializer(
     return keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raises ValueError unless the argument `name` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}"
-        )
+def check_positive(**values: int) -> None:
+    """Raises ValueError unless all arguments are positive integers."""
+    for name, value in values.items():
+        checks.check(name, value, _POSITIVE)
 
 
 def _tensors(variables):

@@ -68,8 +68,7 @@ class PatchEmbedding(layers.Configured):
         self, patch_size: int, width: int, *, seed: int | None = None, **kwargs
     ):
         super().__init__(**kwargs)
-        layers.check_positive("patch_size", patch_size)
-        layers.check_positive("width", width)
+        layers.check_positive(patch_size=patch_size, width=width)
         self.patch_size = patch_size
         self.width = width
         self.seed = seed
@@ -231,12 +230,7 @@ def _resize(values, rows, columns, axes):
 
 def _grid(shape, patch_size):
     _, height, width, _ = shape
-    if (
-        height is None
-        or width is None
-        or height % patch_size
-        or width % patch_size
-    ):
+    if None in (height, width) or height % patch_size or width % patch_size:
         raise ValueError(
             f"`patch_size` must divide the image's height and width. "
             f"Received: patch_size={patch_size}, images of shape "

@@ -44,9 +44,8 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
             "`reference` must be a Keras model or a callable that maps a batch "
             f"to Embeddings. Received: {model!r}"
         )
-    options = (
-        {"training": False} if isinstance(model, keras.layers.Layer) else {}
-    )
+    is_layer = isinstance(model, keras.layers.Layer)
+    options = {"training": False} if is_layer else {}
 
     def embed(batch):
         view = dict(batch)

@@ -20,17 +20,18 @@ from jest_tf.models import layers, patches
 class _Tower(layers.Configured):
     def __init__(
         self,
+        *,
         width: int,
         depth: int,
         num_heads: int,
         embedding_dim: int,
-        mlp_ratio: int,
-        dropout: float,
-        seed: int | None,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        layers.check_positive("embedding_dim", embedding_dim)
+        layers.check_positive(embedding_dim=embedding_dim)
         self.width = width
         self.depth = depth
         self.num_heads = num_heads
@@ -48,8 +49,12 @@ class _Tower(layers.Configured):
             **self.part(role),
         )
 
-    def _make_encoder(self):
-        return self._transformer(layers.Encoder, "encoder", self.depth)
+    def _check_shape(self, name, shape, *expected):
+        if len(shape) != 1 + len(expected) or tuple(shape[1:]) != expected:
+            raise ValueError(
+                f"`{name}` must be [B, {', '.join(map(str, expected))}]. "
+                f"Received: shape={tuple(shape)}"
+            )
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -105,43 +110,28 @@ class ImageTower(_Tower):
         image_size: int,
         patch_size: int,
         patch_sizes: Sequence[int] = (),
-        width: int,
-        depth: int,
-        num_heads: int,
-        embedding_dim: int,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(
-            width,
-            depth,
-            num_heads,
-            embedding_dim,
-            mlp_ratio,
-            dropout,
-            seed,
-            **kwargs,
-        )
-        layers.check_positive("image_size", image_size)
+        super().__init__(**kwargs)
+        layers.check_positive(image_size=image_size)
         _check_divides("patch_size", patch_size, image_size)
         for size in patch_sizes:
             _check_divides("patch_sizes", size, image_size)
+        self._image_shape = (image_size, image_size, 3)
         self.image_size = image_size
         self.patch_size = patch_size
         self.patch_sizes = tuple(patch_sizes)
         self.patches = patches.PatchEmbedding(
-            patch_size, width, **self.part("patches")
+            patch_size, self.width, **self.part("patches")
         )
-        self.encoder = self._make_encoder()
+        self.encoder = self._transformer(layers.Encoder, "encoder", self.depth)
         self.pooling = self._transformer(layers.AttentionPooling, "pooling")
         self.head = None
-        if embedding_dim != width:
-            self.head = layers.dense(embedding_dim, self, "head")
+        if self.embedding_dim != self.width:
+            self.head = layers.dense(self.embedding_dim, self, "head")
 
     def build(self, input_shape):
-        self._check_shape(input_shape)
+        self._check_shape("images", input_shape, *self._image_shape)
         num_tokens = (self.image_size // self.patch_size) ** 2
         self.patches.build(input_shape)
         self.encoder.build((None, num_tokens, self.width))
@@ -151,7 +141,7 @@ class ImageTower(_Tower):
         self.built = True
 
     def call(self, images, training=None, view=None):
-        self._check_shape(images.shape)
+        self._check_shape("images", images.shape, *self._image_shape)
         if not images.dtype.is_floating:
             raise ValueError(
                 f"`images` must be floating point in [-1, 1]; `TwoTower` maps "
@@ -188,14 +178,6 @@ class ImageTower(_Tower):
                 f"{size}. Received: {view}"
             )
 
-    def _check_shape(self, shape):
-        expected = (self.image_size, self.image_size, 3)
-        if len(shape) != 4 or tuple(shape[1:]) != expected:
-            raise ValueError(
-                f"`images` must be [B, {self.image_size}, {self.image_size}, "
-                f"3]. Received: shape={tuple(shape)}"
-            )
-
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class TextTower(_Tower):
@@ -217,49 +199,26 @@ class TextTower(_Tower):
         Embeddings [B, embedding_dim], not normalised.
     """
 
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        length: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        embedding_dim: int,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(
-            width,
-            depth,
-            num_heads,
-            embedding_dim,
-            mlp_ratio,
-            dropout,
-            seed,
-            **kwargs,
-        )
-        layers.check_positive("vocabulary_size", vocabulary_size)
-        layers.check_positive("length", length)
+    def __init__(self, *, vocabulary_size: int, length: int, **kwargs):
+        super().__init__(**kwargs)
+        layers.check_positive(length=length)
         self.vocabulary_size = vocabulary_size
         self.length = length
         self.tokens = layers.TokenEmbedding(
-            vocabulary_size, width, **self.part("tokens")
+            vocabulary_size, self.width, **self.part("tokens")
         )
-        self.encoder = self._make_encoder()
-        self.head = layers.dense(embedding_dim, self, "head")
+        self.encoder = self._transformer(layers.Encoder, "encoder", self.depth)
+        self.head = layers.dense(self.embedding_dim, self, "head")
 
     def build(self, input_shape):
-        self._check_shape(input_shape)
+        self._check_shape("tokens", input_shape, self.length)
         self.tokens.build(input_shape)
         self.encoder.build((None, self.length, self.width))
         self.head.build((None, self.width))
         self.built = True
 
     def call(self, tokens, training=None):
-        self._check_shape(tokens.shape)
+        self._check_shape("tokens", tokens.shape, self.length)
         if not tokens.dtype.is_integer:
             raise ValueError(
                 f"`tokens` must be integers. Received: "
@@ -268,16 +227,9 @@ class TextTower(_Tower):
         encoded = self.encoder(self.tokens(tokens), training=training)
         return self.head(encoded[:, -1])
 
-    def _check_shape(self, shape):
-        if len(shape) != 2 or shape[1] != self.length:
-            raise ValueError(
-                f"`tokens` must be [B, {self.length}]. "
-                f"Received: shape={tuple(shape)}"
-            )
-
 
 def _check_divides(name, size, image_size):
-    layers.check_positive(name, size)
+    layers.check_positive(**{name: size})
     if image_size % size:
         raise ValueError(
             f"`{name}` must divide `image_size`. Received: {name}={size}, "

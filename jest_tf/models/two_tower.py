@@ -15,8 +15,11 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf.config import checks
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import patches
+
+_TOWERS = ("image_tower", "text_tower")
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
 _NORM_EPSILON = 1e-8
@@ -92,22 +95,15 @@ class TwoTower(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, tower in (
-            ("image_tower", image_tower),
-            ("text_tower", text_tower),
-        ):
-            if not isinstance(tower, keras.layers.Layer):
-                raise TypeError(
-                    f"`{name}` must be a Keras layer or model. "
-                    f"Received: {tower!r}"
-                )
-        if not temperature > 0:
-            raise ValueError(
-                f"`temperature` must be above 0. "
-                f"Received: temperature={temperature!r}"
-            )
         self.image_tower = image_tower
         self.text_tower = text_tower
+        for name in _TOWERS:
+            if not isinstance(getattr(self, name), keras.layers.Layer):
+                raise TypeError(
+                    f"`{name}` must be a Keras layer or model. "
+                    f"Received: {getattr(self, name)!r}"
+                )
+        checks.check("temperature", temperature, checks.above(0))
         self.temperature = temperature
         self.initial_bias = bias
         self.learn_bias = learn_bias
@@ -145,16 +141,10 @@ class TwoTower(keras.Model):
         training: bool | None = None,
         view: config_lib.View | Sequence[config_lib.View] | None = None,
     ) -> tf.Tensor:
-        """Embeds images.
+        """Embeds images, of a shape that the image tower takes.
 
-        Args:
-            images: uint8 in [0, 255] or floating point in [-1, 1]
-                [B, H, W, 3], or another shape that the image tower takes.
-            training: passed on to the image tower.
-            view: as in a call of the model.
-
-        Returns:
-            Unit-norm embeddings float32 [B, D].
+        Arguments are as in a call of the model. Returns unit-norm embeddings,
+        float32 [B, D].
 
         Raises:
             ValueError: if the dtype of the images or the view is unsupported,
@@ -185,15 +175,7 @@ class TwoTower(keras.Model):
     def encode_text(
         self, tokens: tf.Tensor, training: bool | None = None
     ) -> tf.Tensor:
-        """Embeds texts.
-
-        Args:
-            tokens: integer [B, L].
-            training: passed on to the text tower.
-
-        Returns:
-            Unit-norm embeddings float32 [B, D].
-        """
+        """Embeds integer tokens [B, L] to unit norm, float32 [B, D]."""
         tokens = tf.convert_to_tensor(tokens)
         if not tokens.dtype.is_integer:
             raise ValueError(
@@ -217,12 +199,10 @@ class TwoTower(keras.Model):
                 patches.check_view(self.image_tower, one)
 
     def get_config(self):
+        serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "image_tower": keras.saving.serialize_keras_object(
-                self.image_tower
-            ),
-            "text_tower": keras.saving.serialize_keras_object(self.text_tower),
+            **{name: serialize(getattr(self, name)) for name in _TOWERS},
             "temperature": self.temperature,
             "bias": self.initial_bias,
             "learn_bias": self.learn_bias,
@@ -231,10 +211,9 @@ class TwoTower(keras.Model):
     @classmethod
     def from_config(cls, config):
         """Builds the model of `get_config`."""
-        config = dict(config)
-        for name in ("image_tower", "text_tower"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)
+        deserialize = keras.saving.deserialize_keras_object
+        towers = {name: deserialize(config[name]) for name in _TOWERS}
+        return cls(**config | towers)
 
     def _add_scalar(self, name, value, trainable):
         return self.add_weight(
@@ -250,12 +229,8 @@ class TwoTower(keras.Model):
 def _views(view):
     if view is None:
         return (config_lib.View(),)
-    views = (view,) if isinstance(view, config_lib.View) else view
-    if (
-        not isinstance(views, (tuple, list))
-        or not views
-        or not all(isinstance(one, config_lib.View) for one in views)
-    ):
+    views = view if isinstance(view, (tuple, list)) else (view,)
+    if not views or not all(isinstance(one, config_lib.View) for one in views):
         raise TypeError(
             f"`view` must be a `View`, a tuple of them or None. "
             f"Received: {view!r}"
@@ -291,20 +266,14 @@ def _check_keys(batch):
 
 
 def _check_embeddings(image_shape, text_shape):
-    if (
-        len(image_shape) != 2
-        or len(text_shape) != 2
-        or image_shape[1] != text_shape[1]
-    ):
+    if len(image_shape) != 2 or text_shape[1:] != image_shape[1:]:
         raise ValueError(
             f"`image_tower` and `text_tower` must both map to [B, D] of one "
             f"D. Received: image {tuple(image_shape)}, text "
             f"{tuple(text_shape)}"
         )
-    if None not in (image_shape[0], text_shape[0]) and (
-        image_shape[0] != text_shape[0]
-    ):
+    rows = image_shape[0], text_shape[0]
+    if None not in rows and rows[0] != rows[1]:
         raise ValueError(
-            f"`image` and `text` must have equally many rows. Received: "
-            f"{image_shape[0]} and {text_shape[0]}"
+            f"`image` and `text` must have equally many rows. Received: {rows}"
         )

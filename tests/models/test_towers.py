@@ -83,11 +83,11 @@ class TowersTest(tf.test.TestCase):
                 lambda: tiny_towers.image_tower(patch_sizes=(4, 3)),
             ),
             (
-                "`patch_sizes` must be a pos.*patch_sizes=2.0",
+                "`patch_sizes` must be a pos.*Received: 2.0",
                 lambda: tiny_towers.image_tower(patch_sizes=(2.0,)),
             ),
             (
-                "`width` must be a pos.*width=0",
+                "`width` must be a pos.*Received: 0",
                 lambda: tiny_towers.text_tower(width=0),
             ),
             (

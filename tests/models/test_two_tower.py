@@ -232,7 +232,7 @@ class TwoTowerTest(tf.test.TestCase):
     def test_invalid_batches_are_refused(self):
         batch = tiny_towers.make_batch()
         for message, change in (
-            ("equally many rows.*3 and 2", {"text": batch["text"][:2]}),
+            (r"equally many rows.*\(3, 2\)", {"text": batch["text"][:2]}),
             (
                 "`image` must be uint8.*int32",
                 {"image": np.int32(batch["image"])},
