@@ -110,9 +110,25 @@ class ImageTower(_Tower):
         image_size: int,
         patch_size: int,
         patch_sizes: Sequence[int] = (),
+        width: int,
+        depth: int,
+        num_heads: int,
+        embedding_dim: int,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            embedding_dim=embedding_dim,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            seed=seed,
+            **kwargs,
+        )
         layers.check_positive(image_size=image_size)
         _check_divides("patch_size", patch_size, image_size)
         for size in patch_sizes:
@@ -199,8 +215,30 @@ class TextTower(_Tower):
         Embeddings [B, embedding_dim], not normalised.
     """
 
-    def __init__(self, *, vocabulary_size: int, length: int, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        length: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        embedding_dim: int,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            embedding_dim=embedding_dim,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            seed=seed,
+            **kwargs,
+        )
         layers.check_positive(length=length)
         self.vocabulary_size = vocabulary_size
         self.length = length
