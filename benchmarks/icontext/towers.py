@@ -124,7 +124,7 @@ class ConvolutionalTower(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="icontext")
-class StridedTower(ConvolutionalTower):
+class StridedTower(layers.Configured):
     """A stride of 2 in every convolution, then an MLP on the last grid.
 
     Arguments are as for `ConvolutionalTower`, at about a tenth of its cost for
@@ -132,16 +132,20 @@ class StridedTower(ConvolutionalTower):
     """
 
     def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
-        keras.layers.Layer.__init__(self, **kwargs)
+        super().__init__(**kwargs)
         self.widths = tuple(widths)
         self.embedding_dim = embedding_dim
         self.seed = seed
         self.blocks = [
-            ConvolutionBlock(width, 2, seed=self._seed(f"block{place}"))
+            ConvolutionBlock(
+                width, 2, seed=layers.child_seed(seed, f"block{place}")
+            )
             for place, width in enumerate(self.widths)
         ]
-        self.hidden = _dense(2 * embedding_dim, self._seed("hidden"), "gelu")
-        self.head = _dense(embedding_dim, self._seed("head"))
+        self.hidden = _dense(
+            2 * embedding_dim, layers.child_seed(seed, "hidden"), "gelu"
+        )
+        self.head = _dense(embedding_dim, layers.child_seed(seed, "head"))
 
     def build(self, input_shape):
         _, height, width, channels = input_shape
@@ -156,12 +160,7 @@ class StridedTower(ConvolutionalTower):
         self.head.build((None, 2 * self.embedding_dim))
         self.built = True
 
-    def call(self, images, training=None, view=None):
-        if view is not None:
-            raise ValueError(
-                "a tower that reads its whole grid has no other view. "
-                f"Received: {view}"
-            )
+    def call(self, images, training=None):
         features = images
         for block in self.blocks:
             features = block(features)

@@ -15,9 +15,12 @@ from benchmarks.icontext import (
     selection,
     shards,
     sources,
+    towers,
     web,
 )
+from jest_tf import config
 from jest_tf.data import stores
+from jest_tf.training import flops
 
 
 def record(style, number, caption=None, kind=sources.MONO_ICON, seed=None):
@@ -186,6 +189,21 @@ class CopiesTest(tf.test.TestCase):
     def test_only_a_picture_like_a_held_out_one_is_a_copy(self):
         one, other = record("set", 1), record("set", 2)
         self.assertAllEqual(web.copies([other, one], [one]), [False, True])
+
+
+class SmallTowersTest(tf.test.TestCase):
+    def test_they_cost_about_a_tenth_and_survive_their_configuration(self):
+        images = tf.TensorSpec([4, 32, 32, 3], tf.float32)
+        towers_of = [
+            build(config.TrainConfig(), 100)[0]
+            for build in (towers.build, towers.build_small)
+        ]
+        usual, small = (flops.count(one, images)[0] for one in towers_of)
+        self.assertBetween(usual / small, 7, 13)
+        small = towers_of[1]
+        again = type(small).from_config(small.get_config())
+        pictures = tf.random.stateless_uniform([4, 32, 32, 3], (0, 1))
+        self.assertAllEqual(again(pictures), small(pictures))
 
 
 if __name__ == "__main__":
