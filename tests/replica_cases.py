@@ -199,6 +199,44 @@ class KerasTest(tf.test.TestCase):
             for other in ours[:index]:
                 self.assertNear(np.mean(mask == other), 0.5, 0.125)
 
+    def test_the_average_of_the_weights_is_exchanged_to_the_bit(self):
+        class Exchanging(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                self.seen, self.kept = [], []
+
+            def on_train_batch_end(self, batch, logs=None):
+                kernel = self.model.line.kernel
+                before = kernel.numpy()
+                with self.model.averaged():
+                    self.seen.append(float(kernel.numpy()[0, 0]))
+                self.kept.append(np.array_equal(before, kernel.numpy()))
+
+        # A step leaves 0.9 of what is missing to 3; half the average is new.
+        weights = [3 * (1 - 0.9**step) for step in (1, 2, 3, 4)]
+        expected = weights[:1]
+        for weight in weights[1:]:
+            expected.append(0.5 * expected[-1] + 0.5 * weight)
+        for num_replicas in (1, 2):
+            with STRATEGIES[num_replicas].scope():
+                model = built(Line)()
+                model.compile(SGD(0.05, use_ema=True, ema_momentum=0.5))
+            callback = Exchanging()
+            data = line_data()
+            model.fit(data, verbose=0, shuffle=False, callbacks=[callback])
+            self.assertAllClose(callback.seen, expected)
+            self.assertEqual(callback.kept, [True] * 4)
+            # At its end, `fit` puts the average in place.
+            self.assertAllClose(model.line.kernel, [[expected[-1]]])
+        # Sums lose what is small beside the average.
+        kernel = model.line.kernel
+        kernel.assign([[1e-3 * expected[-1]]])
+        before = kernel.numpy()
+        stock = keras.callbacks.SwapEMAWeights()
+        stock.set_model(model)
+        stock.on_test_begin()
+        stock.on_test_end()
+        self.assertNotAllEqual(kernel, before, self.gone("exchange"))
+
     def test_accumulated_gradients_are_refused(self):
         settings = {"gradient_accumulation_steps": 2}
         with self.assertRaisesRegex(

@@ -52,7 +52,7 @@ def recipe(folder, overrides=()):
             "num_chunks": 2,
             "criterion": "hard_learner",
         },
-        "optimizer": {"learning_rate": 0.05, "warmup_steps": 2},
+        "optimizer": {"learning_rate": 0.05, "warmup_steps": 2, "ema": 0.8},
         "evaluation": {
             "data": (shard,),
             "every_steps": 6,

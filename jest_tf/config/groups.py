@@ -225,6 +225,10 @@ class OptimizerConfig(Checked, path="optimizer"):
         beta_2: decay of the second moment.
         clip_norm: global norm to which gradients are clipped. None turns
             clipping off.
+        ema: decay per step of an exponential moving average of the trained
+            weights, which then is what evaluations measure and what the run
+            ends with. It begins with the weights after the first step. None
+            keeps no average.
     """
 
     # arXiv 2502.14786, section 2.1
@@ -235,6 +239,7 @@ class OptimizerConfig(Checked, path="optimizer"):
     # For stability at large b, arXiv 2303.15343, section 4.7.
     beta_2: Annotated[float, within("[0, 1)")] = 0.95
     clip_norm: Annotated[float, above(0)] | None = 1.0
+    ema: Annotated[float, within("[0, 1)")] | None = None
 
 
 @dataclass(frozen=True)

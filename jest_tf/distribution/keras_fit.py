@@ -4,7 +4,9 @@
 tests/replica_cases.py shows each fault in Keras beside its correction.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -28,7 +30,9 @@ class TrainerHooks:
       the step twice;
     - computes logs from the metrics of all replicas; Keras takes those of
       one replica on TPUs and their mean elsewhere, even for sums, and fails
-      with several workers.
+      with several workers;
+    - gives evaluations the moving average of the weights to the bit. Keras'
+      `SwapEMAWeights` exchanges by sums and differences, which round.
     """
 
     def compile(self, *args, **kwargs):
@@ -77,6 +81,37 @@ class TrainerHooks:
             metric.name: metric.stateless_result(variables)
             for metric, variables in zip(metrics, sums, strict=True)
         }
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context manager that gives the model its averaged weights.
+
+        The average is the optimizer's, with `use_ema=True`; without one, or
+        before the first step, nothing changes. Average and weights are
+        exchanged, and exchanged back to the same bits, so neither train nor
+        save a checkpoint in between. Other variables, such as statistics of
+        batch normalisation, are not averaged.
+        """
+        self._exchange_average()
+        try:
+            yield
+        finally:
+            self._exchange_average()
+
+    def _exchange_average(self):
+        optimizer = self.optimizer
+        # Before the first step, Keras' averages are zeros.
+        if not optimizer.use_ema or not int(optimizer.iterations.numpy()):
+            return
+        with self.distribute_strategy.scope():
+            for variable, average in zip(
+                optimizer._trainable_variables,
+                optimizer._model_variables_moving_average,
+                strict=True,
+            ):
+                kept = variable.numpy()
+                variable.assign(average.numpy())
+                average.assign(kept)
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; raises ValueError if R > 1."""

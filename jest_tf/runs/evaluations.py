@@ -1,5 +1,6 @@
 """Evaluations of a run: the callback that makes them, and their rows."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 
@@ -51,6 +52,8 @@ class Evaluation(steps.StepCallback):
         start_step: steps done before this `fit`.
         costs: maps a step to the costs of the steps up to it, for the row.
         report: called with the step and the measures.
+        weights: a context manager that gives the learner the weights to
+            measure.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Evaluation(steps.StepCallback):
         start_step: int = 0,
         costs: Callable[[int], dict[str, float]],
         report: Callable[[int, dict[str, float]], None],
+        weights: Callable = contextlib.nullcontext,
     ):
         super().__init__(start_step)
         self._evaluations = evaluations
@@ -70,6 +74,7 @@ class Evaluation(steps.StepCallback):
         self.seconds = 0.0
         self._costs = costs
         self._report = report
+        self._weights = weights
 
     def on_train_begin(self, logs=None):
         """Makes an evaluation that a killed process still owed."""
@@ -96,7 +101,8 @@ class Evaluation(steps.StepCallback):
         if not self._evaluations:
             return {}
         started = time.monotonic()
-        results = measure(self._evaluations)
+        with self._weights():
+            results = measure(self._evaluations)
         self.seconds += time.monotonic() - started
         row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)

@@ -37,6 +37,8 @@ def load_run(
             config, learner, reference.cached(1.0, 0.0)
         )
         checkpoints.load(model, workdir, step)
+        # With `optimizer.ema`, the average, as evaluations have it.
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     return reference.Run(config, tokenizer, learner)
 
 

@@ -184,7 +184,8 @@ class _Run:
                 "drawn could not be read and were replaced: "
                 f"{directory.FAULTS_FILE}"
             )
-        directory.save_learner(self.output, learner)
+        with model.averaged():
+            directory.save_learner(self.output, learner)
         measures = evaluate.run(config.steps)
         spent = None if is_finished else time.monotonic() - started
         progress.say(_closing_line(config, workdir, measures, spent))
@@ -238,6 +239,7 @@ class _Run:
             start_step=restored.step,
             costs=log.costs_at,
             report=report,
+            weights=model.averaged,
         )
         log.spent = {
             "time/evaluation_seconds": lambda: evaluate.seconds,

@@ -45,4 +45,6 @@ def build_optimizer(
         beta_1=settings.beta_1,
         beta_2=settings.beta_2,
         global_clipnorm=settings.clip_norm,
+        use_ema=settings.ema is not None,
+        ema_momentum=settings.ema or 0.0,
     )

@@ -139,6 +139,7 @@ class ResumeTest(tf.test.TestCase):
         # Every kind of state is there, so that equality says something.
         for name in (
             "optimizer/",
+            "kernel_average",
             "moving_mean",
             "seed_generator_state",
             "log/loss/",

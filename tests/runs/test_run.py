@@ -400,6 +400,34 @@ class DirectoryTest(RunsTestCase):
         said = self.train("other", "steps=4", "data.super_batch_size=20")
         self.assertNotIn("`data.super_batch_size`", said)
 
+    @pytest.mark.slow
+    def test_the_average_of_the_weights_is_evaluated_and_kept(self):
+        def load(step=None):
+            with mock.patch.object(
+                models, "build_learner", run_server.build_learner
+            ):
+                return runs.load_run(self.workdir("run"), step).learner
+
+        self.train("run", "steps=4")
+        last = checkpoints.read(self.workdir("run"), 4)
+        average, raw = (
+            next(last[name] for name in last if name.endswith(end))
+            for end in ("log_temperature_average", "/log_temperature")
+        )
+        final = load()
+        self.assertNotEqual(average, raw)
+        self.assertEqual(final.log_temperature.numpy(), average)
+        # Also after a process that ended before it wrote the weights.
+        os.remove(
+            os.path.join(self.workdir("run"), directory.WEIGHTS_FILE)
+        )
+        self.train("run", "steps=4")
+        for again in (load(), load(4)):
+            for one, other in zip(
+                again.get_weights(), final.get_weights(), strict=True
+            ):
+                self.assertAllEqual(one, other)
+
     def test_a_run_goes_on_with_sidecars_that_say_the_same_alone(self):
         self.train("reference", "steps=4", "selection.batch_size=none")
         with mock.patch.object(

@@ -54,6 +54,29 @@ class OptimizerTest(tf.test.TestCase):
             [0.5, 0.8, 0.7, 3.0],
         )
 
+    def test_the_average_starts_with_the_first_step_and_fades(self):
+        learner = tiny.learner(0)
+        settings = config.OptimizerConfig(learning_rate=0.3, ema=0.75)
+        optimizer = jest_tf.build_optimizer(settings, 4)
+        variables = learner.trainable_variables
+        optimizer.build(variables)
+        expected = None
+        random = np.random.default_rng(0)
+        for _ in range(3):
+            gradients = [
+                tf.constant(random.normal(size=one.shape), tf.float32)
+                for one in variables
+            ]
+            optimizer.apply(gradients, variables)
+            now = [one.numpy() for one in variables]
+            expected = [
+                0.75 * average + 0.25 * weight
+                for average, weight in zip(expected or now, now, strict=True)
+            ]
+        optimizer.finalize_variable_values(variables)
+        for variable, average in zip(variables, expected, strict=True):
+            self.assertAllClose(variable, average)
+
     def test_kernels_alone_decay(self):
         learner = tiny.learner(
             0, extra=[keras.layers.LayerNormalization()], learn_bias=True
