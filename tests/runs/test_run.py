@@ -418,9 +418,7 @@ class DirectoryTest(RunsTestCase):
         self.assertNotEqual(average, raw)
         self.assertEqual(final.log_temperature.numpy(), average)
         # Also after a process that ended before it wrote the weights.
-        os.remove(
-            os.path.join(self.workdir("run"), directory.WEIGHTS_FILE)
-        )
+        os.remove(os.path.join(self.workdir("run"), directory.WEIGHTS_FILE))
         self.train("run", "steps=4")
         for again in (load(), load(4)):
             for one, other in zip(
