@@ -19,8 +19,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "jest_tf"
 # From the ground up: a room imports rooms to its left only.
 ROOMS = (
     *("files", "embeddings", "config", "losses", "selection", "distribution"),
-    *("data", "models", "training", "evaluation", "runs", "curation"),
-    *("reports", "cli"),
+    *("data", "models", "training", "evaluation", "runs", "inference"),
+    *("curation", "reports", "cli"),
 )
 
 

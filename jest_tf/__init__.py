@@ -30,6 +30,7 @@ _HOMES = {
     "losses": ("feature_distillation", "sigmoid_loss", "softmax_loss"),
     "models.building": ("build_two_tower",),
     "models.towers": ("ImageTower", "TextTower"),
+    "inference": ("Embedder", "load"),
     "models.two_tower": ("TwoTower",),
     "runs.loading": ("load_run",),
     "selection": (

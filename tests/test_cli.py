@@ -14,12 +14,15 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import picture_files
 import pytest
+import safetensors.numpy
 import sentencepiece_files
 import shard_files
 import tensorflow as tf
 import tiny
 
+import jest_tf
 from examples import quickstart, quickstart_report
 from jest_tf import cli, config, models, runs
 from jest_tf.cli import evaluate
@@ -240,6 +243,51 @@ class TrainersTest(tf.test.TestCase):
         self.assertEqual(
             evaluate.together([shards[0], other]), [shards[0], other]
         )
+
+    def test_a_folder_of_pictures_is_embedded_and_the_damaged_are_listed(self):
+        folder = os.path.join(self.folder.name, "photos")
+        os.makedirs(folder)
+        encoded = picture_files.every_kind()
+        for name in ("png", "bmp"):
+            pathlib.Path(folder, f"x.{name}").write_bytes(encoded[name])
+        pathlib.Path(folder, "cut.png").write_bytes(encoded["png"][:20])
+        output = os.path.join(self.folder.name, "photos.parquet")
+        command = ("embed", "--workdir", self.learner, "--folder")
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            code = cli.main([*command, folder, "--output", output])
+        self.assertEqual(code, 0)
+        self.assertRegex(printed.getvalue(), "  cut.png: truncated picture")
+        self.assertIn(f"{output}: 2 pictures embedded", printed.getvalue())
+        model = jest_tf.load(self.learner)
+        images = [encoded["png"]]
+        hits = model.search(model.embed_images(images), output, 1)
+        self.assertEqual(hits.names, [["x.png"]])
+        # float16
+        self.assertAllClose(hits.scores, [[1.0]], 1e-3, 1e-3)
+
+    def test_a_run_is_exported(self):
+        path = os.path.join(self.folder.name, "best.safetensors")
+        command = ["export", "--model", self.learner, "--output", path]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = cli.main([*command, "--format", "weights"])
+        self.assertEqual(code, 0)
+        self.assertIn("embeddings of width 64", printed.getvalue())
+        arrays = safetensors.numpy.load_file(path)
+        learner = runs.load_run(self.learner).learner
+        self.assertAllEqual(
+            arrays["text_tower/tokens/table"],
+            learner.text_tower.tokens.weights[0],
+        )
+        for words, message in (
+            (["--format", "weights"], "must not exist yet"),
+            (["--format", "onnx", "--dtype", "float16"], "`--dtype` is for"),
+        ):
+            with quiet() as shown:
+                self.assertEqual(cli.main([*command, *words]), 1)
+            self.assertIn(message, shown.getvalue())
 
     @pytest.mark.slow
     def test_the_same_command_gives_the_same_bits(self):

@@ -24,6 +24,7 @@ import pytest
 import tensorflow as tf
 
 import jest_tf
+from jest_tf import cli
 from jest_tf import config as config_lib
 from jest_tf.runs import directory
 from trainers import curate, evaluate, train
@@ -37,6 +38,7 @@ PAGES = tuple(
     )
 )
 TRAINING = "docs/training.md"
+AFTER_TRAINING = "docs/after_training.md"
 # A block of these starts with a comment that names the file that it is.
 FILE_BLOCK = re.compile(r"# (\w+\.py)\n")
 MODULES = {}  # by their last name, which several may share
@@ -159,6 +161,26 @@ class PythonBlocksTest(DocsTestCase):
         self.check_table_of_the_run_directory(run)
 
     @pytest.mark.slow
+    def test_the_page_on_trained_models_uses_a_run(self):
+        write_pictures(self.folder / "photos", 4)
+        recipe = str(ROOT / "configs/quickstart_uniform.py")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            train.main(
+                ["--config", recipe, "--workdir", "runs/best", "--set"]
+                + ["steps=2", "optimizer.warmup_steps=1"]
+                + ["data.vocabulary_size=64", "evaluation.data="]
+            )
+            for program, *arguments in shell_commands(AFTER_TRAINING):
+                if program == "jest-tf":
+                    self.assertEqual(cli.main(arguments), 0)
+        self.assertIn("photos.npy: 4 pictures embedded", printed.getvalue())
+        namespace = self.run_blocks(AFTER_TRAINING)
+        self.assertAllClose(
+            namespace["served"].embed_texts(["a"])["embeddings"],
+            namespace["model"].embed_texts(["a"]),
+        )
+
+    @pytest.mark.slow
     def test_the_page_on_data_trains_on_every_format(self):
         self.run_blocks("docs/data.md")
         runs = []
@@ -230,7 +252,7 @@ class PythonBlocksTest(DocsTestCase):
 
     def test_the_blocks_of_every_other_page_run(self):
         for page in PAGES:
-            if page != TRAINING:
+            if page not in (TRAINING, AFTER_TRAINING):
                 with self.subTest(page):
                     self.run_blocks(page)
 

@@ -1,4 +1,4 @@
-"""The command `jest-tf`: train, embed, evaluate, curate and page.
+"""The command `jest-tf`: train, embed, evaluate, curate, page and export.
 
 A command is a module with `add_arguments(parser)` and `run(flags)`. Parsing and
 `--help` load no TensorFlow: `run` imports what it needs.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from jest_tf.config import checks
 
-COMMANDS = ("train", "embed", "evaluate", "curate", "page")
+COMMANDS = ("train", "embed", "evaluate", "curate", "page", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Write the sidecars of a data set, with a finished run as the reference.
+"""Embed a data set into sidecars, or a folder of pictures into one file.
 
 A sidecar holds the reference's embeddings of one shard. A run with
 `reference.sidecars=true` reads them instead of running the reference. Existing
@@ -6,6 +6,10 @@ sidecars are kept, and an interrupted one is continued by the same command. If
 another process is writing some of them, the command exits with code 75, "try
 again later". On several hosts give each its `--host` and `--num-hosts`. The
 format flags must equal `data` in the training recipe.
+
+With `--folder` all pictures under a folder become one file, which
+`jest_tf.load(...).search` takes. Pictures that cannot be read are listed and
+left out.
 """
 
 import argparse
@@ -21,18 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
     add("--workdir", required=True, help="the reference's run directory")
-    add(
-        "--data",
-        required=True,
-        **flags_lib.SEVERAL,
-        metavar="GLOB",
-        help="the shards",
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data", **flags_lib.SEVERAL, metavar="GLOB", help="the shards"
     )
+    source.add_argument("--folder", metavar="DIR", help="of pictures")
     add(
         "--output",
         default="",
-        metavar="DIR",
-        help="folder of the sidecars (default: beside each shard)",
+        metavar="PATH",
+        help="folder of the sidecars (default: beside each shard); with "
+        "--folder, a file .parquet or .npy",
     )
     add(
         "--dtype",
@@ -77,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Writes the sidecars of this host's shards and reports on them."""
     _check(flags)
+    if flags.folder:
+        return _embed_folder(flags)
     from jest_tf import runs
     from jest_tf.data import sidecars as sidecars_lib
     from jest_tf.data.sidecars import embed
@@ -110,6 +115,32 @@ def run(flags: argparse.Namespace) -> None:
         print(sidecar_precision.compare(teacher, store, sidecars))
 
 
+def _embed_folder(flags):
+    from jest_tf import inference
+    from jest_tf.inference import collection as collection_lib
+    from jest_tf.runs import progress
+
+    collection_lib.check_output(flags.output)
+    model = inference.load(flags.workdir, batch_size=flags.batch_size)
+    collection, reasons = collection_lib.embed_folder(
+        model,
+        flags.folder,
+        dtype=flags.dtype,
+        progress=progress.Progress("embedding", "pictures"),
+    )
+    if reasons:
+        print(f"{len(reasons):,} pictures could not be read:")
+    for name, reason in reasons.items():
+        print(f"  {name}: {reason}")
+    if not collection.names:
+        raise ValueError(
+            "`--folder` must hold a picture that can be read. Received: "
+            f"{flags.folder!r}"
+        )
+    collection_lib.write(flags.output, collection)
+    print(f"{flags.output}: {len(collection.names):,} pictures embedded")
+
+
 def _check(flags):
     checks.check("--batch-size", flags.batch_size, checks.at_least(1))
     if not 0 <= flags.host < flags.num_hosts:
@@ -117,6 +148,13 @@ def _check(flags):
             f"`--host` must be in [0, --num-hosts). Received: {flags.host} of "
             f"{flags.num_hosts}"
         )
+    for name, used in (
+        ("check", flags.check),
+        ("overwrite", flags.overwrite),
+        ("num_hosts", flags.num_hosts > 1),
+    ):
+        if flags.folder and used:
+            raise ValueError(f"{flags_lib.name(name)} is not for --folder")
     if flags.check and flags.num_hosts > 1:
         raise ValueError(
             "`--check` reads the sidecars of all shards: run it once more on "

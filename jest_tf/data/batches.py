@@ -6,7 +6,7 @@ An unreadable record is an error here and is not replaced.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -97,21 +97,35 @@ def read(
         have none, uint8 [m, S, S, 3].
     """
     found = store.read(rows)
-    for i, record in enumerate(found):
-        if isinstance(record, stores.Record):
-            image = pictures.prepare(record.image, store.max_image_pixels)
-            if isinstance(image, stores.Fault):
-                found[i] = image
-            else:
-                found[i] = record._replace(image=image)
     good = [i for i, one in enumerate(found) if isinstance(one, stores.Record)]
-    encoded = [found[i].image for i in good] or [b""]  # which is dropped
+    faults, images = decode(
+        [found[i].image for i in good], store.max_image_pixels, image_size
+    )
+    for i, fault in zip(good, faults, strict=True):
+        found[i] = fault or found[i]
+    return found, images
+
+
+def decode(
+    encoded: Sequence[bytes], max_pixels: int, image_size: int
+) -> tuple[list[stores.Fault | None], np.ndarray]:
+    """Decodes k stored pictures of any format in `pictures`.
+
+    Returns:
+        The fault of each picture, or None; and the m pictures that have none,
+        uint8 [m, S, S, 3].
+    """
+    found = [pictures.prepare(one, max_pixels) for one in encoded]
+    good = [i for i, one in enumerate(found) if isinstance(one, bytes)]
     with tf.device("CPU:0"):
-        kept, images = _decoder(image_size)(encoded)
+        kept, images = _decoder(image_size)(
+            [found[i] for i in good] or [b""]  # which is dropped
+        )
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
-        found[i] = pictures.decode(found[i].image, store.max_image_pixels)
-    return found, images.numpy()
+        found[i] = pictures.decode(found[i], max_pixels)
+    faults = [one if isinstance(one, stores.Fault) else None for one in found]
+    return faults, images.numpy()
 
 
 @functools.cache

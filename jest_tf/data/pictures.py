@@ -83,6 +83,28 @@ def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
     return resize_image(image, image_size)
 
 
+def decode_all(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Decodes strings [k] to uint8 [k, S, S, 3] by TensorFlow alone.
+
+    For graphs that leave this package. JPEG, PNG and still, opaque WebP have
+    the pixels that `prepare` and `decode_batch` give. All else, which `prepare`
+    converts or refuses, raises `tf.errors.InvalidArgumentError`.
+    """
+
+    def decode_one(encoded):
+        message = "Pictures must be JPEG, PNG, or still, opaque WebP."
+        check = tf.debugging.Assert(_decodes_alike(encoded), [message])
+        with tf.control_dependencies([check]):
+            return decode_image(encoded, image_size)
+
+    shape = [image_size, image_size, 3]
+    return tf.map_fn(
+        tf.autograph.experimental.do_not_convert(decode_one),
+        encoded,
+        fn_output_signature=tf.TensorSpec(shape, tf.uint8),
+    )
+
+
 def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
     """Resizes uint8 [H, W, 3] to [S, S, 3], ignoring its aspect."""
     size = [image_size, image_size]
@@ -180,6 +202,35 @@ def _prepare(encoded, max_pixels):
     png = io.BytesIO()
     image.convert("RGB").save(png, "PNG", compress_level=1)
     return png.getvalue()
+
+
+def _decodes_alike(encoded):
+    """Whether `_prepare` passes a picture through, as a tensor."""
+    head = tf.io.decode_raw(
+        tf.strings.substr(tf.strings.join([encoded, "\0" * 25]), 0, 25),
+        tf.uint8,
+    )
+
+    def has(start, magic):
+        return tf.reduce_all(head[start : start + len(magic)] == [*magic])
+
+    def lacks(place, flags):
+        return tf.bitwise.bitwise_and(head[place], flags) == 0
+
+    # Flags: of VP8L alpha, of VP8X alpha and animation.
+    return (
+        has(0, _JPEG_MAGIC)
+        | has(0, _PNG_MAGIC)
+        | (
+            has(0, b"RIFF")
+            & has(8, b"WEBPVP8")
+            & (
+                has(15, b" ")
+                | (has(15, b"L") & lacks(24, 0x10))
+                | (has(15, b"X") & lacks(20, 0x12))
+            )
+        )
+    )
 
 
 def _jpeg_size(encoded):

@@ -73,6 +73,11 @@ class _Tokenizer:
         rows = tokens.to_tensor(self.end_id, shape=[None, self.length - 1])
         return tf.pad(rows, [[0, 0], [0, 1]], constant_values=self.end_id)
 
+    @property
+    def trackable(self) -> tf.Module:
+        """Holds the resources that a SavedModel with this tokenizer needs."""
+        return self._tokenizer
+
     def save(self, directory: str) -> None:
         """Writes its one file into an existing directory."""
         files.write_whole(os.path.join(directory, self.FILE), self._content)

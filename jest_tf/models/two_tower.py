@@ -121,6 +121,9 @@ class TwoTower(keras.Model):
         )
         text = self.text_tower(keras.KerasTensor(input_shape["text"], "int32"))
         _check_embeddings(image.shape, text.shape)
+        self._image_shape, self._text_shape = (
+            (None, *input_shape[name][1:]) for name in ("image", "text")
+        )
         self.built = True
 
     def call(self, batch, training=None, view=None) -> Embeddings:
@@ -197,6 +200,54 @@ class TwoTower(keras.Model):
         for one in _views(view):
             if one != config_lib.View():
                 patches.check_view(self.image_tower, one)
+
+    def export(
+        self,
+        filepath,
+        format="tf_saved_model",
+        verbose=None,
+        input_signature=None,
+        **kwargs,
+    ):
+        """Exports the model as `keras.Model.export` does.
+
+        Inputs are uint8 images in [0, 255] and int32 token ids, unless
+        `input_signature` says otherwise. `jest-tf export` writes a SavedModel
+        that takes encoded pictures and strings.
+
+        Raises:
+            ValueError: if the model has not been built.
+        """
+        if input_signature is None:
+            input_signature = [self._input_specs()]
+        super().export(filepath, format, verbose, input_signature, **kwargs)
+
+    @property
+    def _default_save_signature(self):
+        # Keras takes all inputs of a subclassed model for floats.
+        specs = [self._input_specs()]
+        return tf.function(lambda batch: self(batch)._asdict(), specs)
+
+    def _input_specs(self):
+        dtypes = {"image": tf.uint8, "text": tf.int32}
+        return {
+            name: tf.TensorSpec(shape, dtypes[name], name)
+            for name, shape in self.input_shapes.items()
+        }
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of `image` and `text` that the model was built for.
+
+        Raises:
+            ValueError: if the model has not been built.
+        """
+        if not self.built:
+            raise ValueError(
+                "The model must be built first: call it on a batch, or `build` "
+                "it."
+            )
+        return {"image": self._image_shape, "text": self._text_shape}
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -317,31 +317,37 @@ def _folder(workdir, step):
     )
 
 
+def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
+    """Names variables by their paths, equally in every process.
+
+    Keras numbers layer names by process, so numbers are dropped and equal names
+    are distinguished by order.
+    """
+    found, counts = {}, collections.Counter()
+    for variable in variables:
+        name = re.sub(r"_\d+(?=[/_]|$)", "", variable.path)
+        counts[name] += 1
+        if counts[name] > 1:
+            name += f".{counts[name]}"
+        found[name] = variable
+    return found
+
+
 def _build(model):
     model.build(None)
     model.optimizer.build(model.trainable_variables)
 
 
 def _variables(model):
-    """Every variable of a run's state, by name.
-
-    Keras numbers layer names by process, so numbers are dropped and equal names
-    are distinguished by order.
-    """
-    found = {}
-    for group, variables in (
-        ("model", model.variables),
-        ("optimizer", model.optimizer.variables),
-    ):
-        counts = collections.Counter()
-        for variable in variables:
-            path = re.sub(r"_\d+(?=[/_]|$)", "", variable.path)
-            name = f"{group}/{path}"
-            counts[name] += 1
-            if counts[name] > 1:
-                name += f".{counts[name]}"
-            found[name] = variable
-    return found
+    """Every variable of a run's state, by name."""
+    return {
+        f"{group}/{name}": variable
+        for group, variables in (
+            ("model", model.variables),
+            ("optimizer", model.optimizer.variables),
+        )
+        for name, variable in named(variables).items()
+    }
 
 
 def _check_same(folder, arrays, variables):

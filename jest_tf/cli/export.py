@@ -1,0 +1,55 @@
+"""Export a trained learner for programs without this package.
+
+A `saved_model` takes encoded pictures and strings, and runs with TensorFlow and
+TensorFlow Text. `onnx` has both towers, which take pixels and tokens. `weights`
+is one safetensors file of NumPy arrays. docs/after_training.md loads each.
+"""
+
+import argparse
+
+FORMATS = ("saved_model", "onnx", "weights")
+DTYPES = ("float32", "float16")  # as of `inference.export`
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        help="a finished run's directory, or a .keras file",
+    )
+    add("--format", required=True, choices=FORMATS, help="what is written")
+    add(
+        "--output",
+        required=True,
+        metavar="PATH",
+        help="the folder of a saved_model or onnx, or the file of the weights",
+    )
+    add(
+        "--dtype",
+        default="float32",
+        choices=DTYPES,
+        help="of the weights in a saved_model (default: float32)",
+    )
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Writes the export and says where."""
+    if flags.dtype != "float32" and flags.format != "saved_model":
+        raise ValueError(
+            "`--dtype` is for --format saved_model. Received: "
+            f"--format {flags.format} --dtype {flags.dtype}"
+        )
+    from jest_tf import inference
+    from jest_tf.inference import export
+
+    model = inference.load(flags.model)
+    options = {}
+    if flags.format == "saved_model":
+        options["dtype"] = flags.dtype
+    getattr(export, flags.format)(model, flags.output, **options)
+    print(
+        f"{flags.output}: {flags.format} of {flags.model}, embeddings of width "
+        f"{model.dim}, scale {model.scale:.3f}, bias {model.bias:.3f}"
+    )

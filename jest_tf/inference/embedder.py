@@ -1,0 +1,424 @@
+"""A trained learner with its tokenizer and its preprocessing of pictures.
+
+Pictures are decoded and resized as in training (`data/pictures.py`), to the
+same pixels. Embeddings equal those of evaluations and sidecars to the bit for
+the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from jest_tf import config as config_lib
+from jest_tf import evaluation, models, runs
+from jest_tf.config import checks
+from jest_tf.data import batches, pictures, stores, tokenizers
+from jest_tf.inference import collection as collection_lib
+from jest_tf.models import reference
+
+# A file name, an encoded picture, an image of Pillow, or uint8 pixels.
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+class Classification(NamedTuple):
+    """Pictures classified by labels.
+
+    Attributes:
+        labels: the most probable label of each of n pictures.
+        probabilities: float32 [n, labels]; rows sum to 1.
+    """
+
+    labels: list[str]
+    probabilities: np.ndarray
+
+
+class Hits(NamedTuple):
+    """The nearest embeddings of m queries, best first.
+
+    Attributes:
+        rows: int64 [m, k], rows of the collection.
+        scores: float32 [m, k], cosine similarities.
+        names: of each query, the k names; None without names.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    names: list[list[str]] | None
+
+
+class Embedder:
+    """Embeds pictures and texts, classifies pictures, and searches.
+
+    Args:
+        learner: a built two-tower model of square RGB pictures.
+        tokenizer: maps valid UTF-8 string [k] to int32 [k, L]; None if there
+            are no texts to embed.
+        batch_size: pictures or texts of a forward pass.
+        max_image_pixels: larger pictures are refused.
+
+    Raises:
+        ValueError: the learner does not take square RGB pictures.
+
+    Example:
+        >>> learner = models.build_two_tower(
+        ...     "tiny", image_size=32, vocabulary_size=4, text_length=8
+        ... )
+        >>> words = tokenizers.WordPieceTokenizer(
+        ...     ["[UNK]", "[EOS]", "a", "cat"], 8
+        ... )
+        >>> model = Embedder(learner, words)
+        >>> model.embed_texts(["a cat"]).shape
+        (1, 64)
+        >>> grey = np.full([20, 30], 128, np.uint8)
+        >>> model.classify([grey], ["cat", "dog"]).probabilities.shape
+        (1, 2)
+    """
+
+    def __init__(
+        self,
+        learner: models.TwoTower,
+        tokenizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        *,
+        batch_size: int = 256,
+        max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
+    ):
+        checks.check("batch_size", batch_size, checks.at_least(1))
+        self.learner = learner
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.max_image_pixels = max_image_pixels
+        _, height, width, channels = (*learner.input_shapes["image"], 0, 0)[:4]
+        if channels != 3 or height != width or not height:
+            raise ValueError(
+                "`learner` must take square RGB pictures, [B, S, S, 3]. "
+                f"Received: {learner.input_shapes['image']}"
+            )
+        self._encode_image = tf.function(
+            lambda images: learner.encode_image(images, training=False),
+            [tf.TensorSpec([None, height, width, 3], tf.uint8)],
+        )
+        self._encode_text = tf.function(
+            lambda tokens: learner.encode_text(tokens, training=False),
+            [tf.TensorSpec(learner.input_shapes["text"], tf.int32)],
+        )
+
+    @property
+    def image_size(self) -> int:
+        """S, the side that pictures are resized to, in pixels."""
+        return self.learner.input_shapes["image"][1]
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """D, the width of the embeddings."""
+        return self._encode_image.get_concrete_function().output_shapes[-1]
+
+    @property
+    def scale(self) -> float:
+        """Factor of the cosine similarities in the logits."""
+        return float(tf.exp(self.learner.log_temperature.value))
+
+    @property
+    def bias(self) -> float:
+        """Bias of the logits."""
+        return float(self.learner.bias.value)
+
+    def embed_images(self, images: Iterable[Picture]) -> np.ndarray:
+        """Embeds n pictures to unit norm, float32 [n, D].
+
+        Args:
+            images: names of files, encoded pictures as bytes, images of Pillow,
+                or uint8 arrays [H, W, 3], [H, W, 4] or [H, W], of any size and
+                also mixed. Grey becomes RGB, and alpha is dropped.
+
+        Raises:
+            ValueError: a picture cannot be read; the text names it.
+        """
+        images = _list("images", images)
+        parts, done = [np.zeros([0, self.dim], np.float32)], 0
+        for faults, part in self.embed_parts(images):
+            for number, fault in enumerate(faults, done):
+                if fault:
+                    raise ValueError(
+                        "`images` must be pictures that can be read. Received: "
+                        f"images[{number}], {_name(images[number])}: "
+                        f"{fault.reason}"
+                    )
+            parts.append(part)
+            done += len(faults)
+        return np.concatenate(parts)
+
+    def embed_parts(
+        self, images: Sequence[Picture]
+    ) -> Iterator[tuple[list[stores.Fault | None], np.ndarray]]:
+        """Embeds pictures some at a time, skipping those that are damaged.
+
+        Yields:
+            The fault of each picture, or None, for at most `batch_size`
+            pictures; and float32 [m, D] of the m of them without one.
+        """
+        workers = os.cpu_count() or 1
+        starts = range(0, len(images), self.batch_size)
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            waiting = collections.deque()
+            for start in starts:
+                part = images[start : start + self.batch_size]
+                waiting.append(pool.submit(self._read, part))
+                if len(waiting) > workers:
+                    yield self._embed_read(waiting.popleft().result())
+            for one in waiting:
+                yield self._embed_read(one.result())
+
+    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+        """Embeds m texts to unit norm, float32 [m, D].
+
+        Raises:
+            ValueError: the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "`embed_texts` needs a tokenizer, and the model was loaded "
+                "without one: load a run directory, or put vocab.txt or "
+                "tokenizer.model beside the .keras file."
+            )
+        texts = _list("texts", texts)
+        parts = [np.zeros([0, self.dim], np.float32)]
+        for start in range(0, len(texts), self.batch_size):
+            clean, _ = tokenizers.sanitize_captions(
+                tf.constant(texts[start : start + self.batch_size], tf.string)
+            )
+            parts.append(self._encode_text(self.tokenizer(clean)).numpy())
+        return np.concatenate(parts)
+
+    def classify(
+        self,
+        images: Iterable[Picture] | np.ndarray,
+        labels: Sequence[str],
+        prompts: Sequence[str] = ("{}",),
+    ) -> Classification:
+        """Classifies pictures by the texts of their labels.
+
+        Probabilities are softmax(scale cosine) over the labels: exactly one of
+        them is taken to be right. A label's embedding is the mean over prompts,
+        at unit norm, as in `evaluation.class_embeddings`.
+
+        Args:
+            images: as of `embed_images`, or embeddings, float [n, D].
+            labels: C class names.
+            prompts: templates, each with one "{}" where the name goes.
+
+        Raises:
+            ValueError: as `embed_images`; labels are missing; a prompt does not
+                hold exactly one "{}".
+        """
+        labels = _list("labels", labels)
+        classes = evaluation.class_embeddings(self.embed_texts, labels, prompts)
+        if not _are_embeddings(images):
+            images = self.embed_images(images)
+        logits = self.scale * self._checked("images", images) @ classes.T
+        best = np.argmax(logits, axis=1)
+        return Classification(
+            [labels[place] for place in best], tf.nn.softmax(logits).numpy()
+        )
+
+    def search(
+        self,
+        queries: Iterable[str] | np.ndarray,
+        collection: "str | collection_lib.Collection | np.ndarray",
+        k: int = 10,
+    ) -> Hits:
+        """Finds the k nearest of n embeddings, exactly, by cosine similarity.
+
+        Args:
+            queries: texts, or embeddings float [m, D], of pictures for
+                instance.
+            collection: embeddings [n, D], or what `jest-tf embed --folder`
+                wrote, as a file name or read.
+            k: hits of a query; all of them if there are fewer.
+
+        Returns:
+            `Hits`; of equal scores the lower row comes first.
+
+        Raises:
+            ValueError: widths differ, or another model wrote the collection.
+        """
+        checks.check("k", k, checks.at_least(1))
+        names = None
+        if isinstance(collection, (str, os.PathLike)):
+            collection = collection_lib.read(collection)
+        if isinstance(collection, collection_lib.Collection):
+            collection.check_model(self.fingerprint)
+            names, collection = collection.names, collection.embeddings
+        candidates = self._checked("collection", collection)
+        if not _are_embeddings(queries):
+            queries = self.embed_texts(queries)
+        queries = self._checked("queries", queries)
+        k = min(k, len(candidates))
+        found = [
+            tf.math.top_k(part @ candidates.T, k)
+            for part in np.split(
+                queries, range(_QUERIES, len(queries), _QUERIES)
+            )
+        ]
+        scores, rows = (np.concatenate(one) for one in zip(*found, strict=True))
+        if names is not None:
+            names = [[names[row] for row in one] for one in rows]
+        return Hits(rows.astype(np.int64), scores, names)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of weights and preprocessing, 32 hexadecimal digits.
+
+        Embeddings of equal fingerprints may be compared.
+        """
+        return reference.fingerprint(
+            self.learner,
+            self.image_size,
+            self.learner.image_tower.compute_dtype,
+        )
+
+    def _read(self, images):
+        """Returns faults, and the pixels of the rest, uint8 [m, S, S, 3]."""
+        images = [_read(one) for one in images]
+        encoded = [one for one in images if isinstance(one, bytes)]
+        faults, decoded = batches.decode(
+            encoded, self.max_image_pixels, self.image_size
+        )
+        faults, decoded = iter(faults), iter(decoded)
+        found, rows = [], []
+        for one in images:
+            fault = one if isinstance(one, stores.Fault) else None
+            if isinstance(one, bytes):
+                fault = next(faults)
+            found.append(fault)
+            if fault is None and isinstance(one, bytes):
+                rows.append(next(decoded))
+            elif fault is None:
+                with tf.device("CPU:0"):
+                    rows.append(
+                        pictures.resize_image(one, self.image_size).numpy()
+                    )
+        shape = [-1, self.image_size, self.image_size, 3]
+        return found, np.array(rows, np.uint8).reshape(shape)
+
+    def _embed_read(self, read):
+        faults, pixels = read
+        if not len(pixels):
+            return faults, np.zeros([0, self.dim], np.float32)
+        return faults, self._encode_image(pixels).numpy()
+
+    def _checked(self, name, embeddings):
+        embeddings = np.asarray(embeddings, np.float32)
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
+            raise ValueError(
+                f"`{name}` must be embeddings [rows, {self.dim}]. Received: "
+                f"shape={embeddings.shape}"
+            )
+        return embeddings
+
+
+def load(source: str | os.PathLike, *, batch_size: int = 256) -> Embedder:
+    """Loads a trained learner for use.
+
+    Args:
+        source: a finished run's directory, or a `.keras` file of a `TwoTower`
+            or `JESTModel`. The tokenizer of a `.keras` file is `vocab.txt` or
+            `tokenizer.model` beside it, if there is one.
+        batch_size: pictures or texts of a forward pass.
+
+    Raises:
+        ValueError: `source` is neither.
+
+    Example:
+        ```python
+        model = jest_tf.load("runs/jest")
+        model.embed_images(["cat.jpg"]) @ model.embed_texts(["a cat"]).T
+        ```
+    """
+    source = os.fspath(source)
+    if os.path.isdir(source):
+        run = runs.load_run(source)
+        return Embedder(
+            run.learner,
+            run.tokenizer,
+            batch_size=batch_size,
+            max_image_pixels=run.config.data.max_image_pixels,
+        )
+    if not source.endswith(".keras") or not os.path.isfile(source):
+        raise ValueError(
+            "`source` must be the directory of a finished run or a .keras "
+            f"file. Received: {source!r}"
+        )
+    learner = keras.models.load_model(source, compile=False)
+    learner = getattr(learner, "learner", learner)
+    if not isinstance(learner, models.TwoTower):
+        raise ValueError(
+            "`source` must hold a `TwoTower` or a `JESTModel`. Received: "
+            f"{source!r}, a {type(learner).__name__}"
+        )
+    folder, tokenizer = os.path.dirname(source) or ".", None
+    if tokenizers.has_tokenizer(folder):
+        length = learner.input_shapes["text"][1]
+        tokenizer = tokenizers.load_tokenizer(folder, length)
+    return Embedder(learner, tokenizer, batch_size=batch_size)
+
+
+# Queries scored at a time; 256 x 1,000,000 scores are 1 GB.
+_QUERIES = 256
+
+
+def _read(picture):
+    """Returns bytes, uint8 [H, W, 3] or a fault."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, (str, os.PathLike)):
+        try:
+            with open(picture, "rb") as file:
+                return file.read()
+        except OSError as error:
+            return stores.Fault(error.strerror or str(error))
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8:
+        return stores.Fault(
+            f"pixels must be uint8 in [0, 255], not {pixels.dtype}"
+        )
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., np.newaxis], 3, axis=-1)
+    if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4) or not pixels.size:
+        return stores.Fault(
+            "pixels must be [H, W, 3], [H, W, 4] or [H, W], not "
+            f"{list(pixels.shape)}"
+        )
+    return pixels[..., :3]
+
+
+def _name(picture):
+    if isinstance(picture, (str, os.PathLike)):
+        return repr(os.fspath(picture))
+    if isinstance(picture, bytes):
+        return f"{len(picture)} bytes"
+    return f"a {type(picture).__name__}"
+
+
+def _are_embeddings(values):
+    return isinstance(values, (np.ndarray, tf.Tensor)) and (
+        np.ndim(values) == 2 and np.asarray(values).dtype.kind == "f"
+    )
+
+
+def _list(name, values):
+    if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
+        raise ValueError(
+            f"`{name}` must be a list; write [x] for one. Received: "
+            f"{_name(values)}"
+        )
+    return list(values)

@@ -1,0 +1,356 @@
+"""Embedding, classifying and searching with a trained learner."""
+
+import io
+import os
+import pathlib
+import tempfile
+
+import keras
+import numpy as np
+import picture_files
+import tensorflow as tf
+import tiny_towers
+from PIL import Image
+
+import jest_tf
+from jest_tf import evaluation, models
+from jest_tf.data import pictures, stores, tokenizers
+from jest_tf.inference import collection as collection_lib
+from jest_tf.inference import embedder as embedder_lib
+
+DATA = pathlib.Path(__file__).parents[2] / "examples/icontext_mini"
+WORDS = ["[UNK]", "[EOS]", "a", "cat", "dog", "red", "##s"]
+
+
+def learner(seed=0):
+    """A built learner of pictures of 4 pixels and texts of 5 tokens."""
+    model = models.TwoTower(
+        tiny_towers.image_tower(name="image_tower"),
+        tiny_towers.text_tower(name="text_tower"),
+        temperature=4.0,
+        bias=-2.0,
+    )
+    model(tiny_towers.make_batch())
+    for number, tower in enumerate((model.image_tower, model.text_tower)):
+        tiny_towers.randomise(tower, 2 * seed + number)
+    return model
+
+
+def tokenizer():
+    return tokenizers.WordPieceTokenizer(WORDS, tiny_towers.LENGTH)
+
+
+def embedder(seed=0, **options):
+    return jest_tf.Embedder(learner(seed), tokenizer(), **options)
+
+
+class EmbedImagesTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.model = embedder()
+
+    def test_embeddings_are_the_learners_of_decoded_resized_pictures(self):
+        for name, encoded in picture_files.every_kind().items():
+            pixels = pictures.decode(encoded, 10**6)
+            square = pictures.resize_image(tf.constant(pixels), 4)
+            expected = self.model.learner.encode_image(square[tf.newaxis])
+            self.assertAllClose(
+                self.model.embed_images([encoded]), expected, msg=name
+            )
+
+    def test_a_picture_is_the_same_as_a_file_bytes_pixels_or_pillows(self):
+        encoded = picture_files.every_kind()["rgba"]
+        image = Image.open(io.BytesIO(encoded))
+        path = (
+            pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+            / "x.png"
+        )
+        path.write_bytes(encoded)
+        rgba = np.asarray(image)
+        found = self.model.embed_images(
+            [path, str(path), encoded, image, rgba, rgba[..., :3]]
+        )
+        for row in found[1:]:
+            self.assertAllClose(row, found[0], 1e-6, 1e-6)
+
+    def test_grey_pixels_become_rgb(self):
+        grey = picture_files.smooth_picture()[..., 0]
+        rgb = np.stack([grey] * 3, axis=-1)
+        palette = Image.fromarray(grey).convert("P")
+        found = self.model.embed_images([grey, rgb, palette])
+        self.assertAllClose(found[0], found[1], 1e-6, 1e-6)
+        self.assertAllClose(found[0], found[2], 1e-6, 1e-6)
+
+    def test_order_is_kept_over_batches(self):
+        images = [picture_files.smooth_picture(seed) for seed in range(11)]
+        whole = self.model.embed_images(images)
+        parts = jest_tf.Embedder(self.model.learner, batch_size=2)
+        self.assertAllClose(parts.embed_images(images), whole, 1e-6, 1e-6)
+        self.assertAllClose(np.linalg.norm(whole, axis=1), np.ones(11))
+
+    def test_evaluations_embed_to_the_same_bits(self):
+        store = stores.open_store(
+            f"{DATA}/val_concept-*.tfrecord",
+            index_dir=self.enterContext(tempfile.TemporaryDirectory()),
+        )
+        size = 64
+        evaluated = evaluation.StoreEvaluation(
+            self.model.learner,
+            store,
+            tokenizer=self.model.tokenizer,
+            image_size=4,
+            batch_size=size,
+        ).embed()
+        records = store.read(np.arange(size))
+        images = self.model.embed_images([one.image for one in records])
+        self.assertAllEqual(images, evaluated.images[:size])
+
+    def test_none_are_none(self):
+        self.assertEqual(self.model.embed_images([]).shape, (0, 6))
+        self.assertEqual(self.model.embed_texts([]).shape, (0, 6))
+
+    def test_errors_name_the_picture(self):
+        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        good = picture_files.every_kind()["png"]
+        (folder / "cut.png").write_bytes(good[:20])
+        (folder / "text.jpg").write_text("no picture")
+        for bad, message in (
+            (str(folder / "cut.png"), r"images\[1\], '.*cut.png': truncated"),
+            (folder / "text.jpg", r"text.jpg': unknown picture format"),
+            (folder / "none.jpg", r"none.jpg': No such file"),
+            (folder, r"Is a directory"),
+            (good[:-30], rf"images\[1\], {len(good) - 30} bytes: damaged"),
+            (np.zeros([4, 4, 3]), "a ndarray: pixels must be uint8 .* float64"),
+            (
+                np.zeros([4, 3, 2], np.uint8),
+                r"must be \[H, W, 3\], .*\[4, 3, 2",
+            ),
+            (np.zeros([0, 3, 3], np.uint8), r"not \[0, 3, 3\]"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                self.model.embed_images([good, bad])
+        for single in ("x.png", folder, good):
+            with self.assertRaisesRegex(ValueError, "`images` must be a list"):
+                self.model.embed_images(single)
+        small = jest_tf.Embedder(self.model.learner, max_image_pixels=100)
+        with self.assertRaisesRegex(ValueError, "oversized picture: 16 x 12"):
+            small.embed_images([good])
+
+    def test_damaged_pictures_can_be_skipped(self):
+        good = picture_files.every_kind()["png"]
+        model = jest_tf.Embedder(self.model.learner, batch_size=2)
+        parts = list(model.embed_parts([good, b"", b"x", b"y", good]))
+        self.assertEqual(
+            [[bool(fault) for fault in faults] for faults, _ in parts],
+            [[False, True], [True, True], [False]],
+        )
+        self.assertEqual([len(part) for _, part in parts], [1, 0, 1])
+
+
+class EmbedTextsTest(tf.test.TestCase):
+    def test_embeddings_are_the_learners_of_tokens(self):
+        model = embedder(batch_size=2)
+        texts = ["a cat", "Red DOGS", "", "\u732b x"]
+        tokens = model.tokenizer(tf.constant(texts))
+        self.assertAllClose(
+            model.embed_texts(texts), model.learner.encode_text(tokens)
+        )
+
+    def test_without_a_tokenizer(self):
+        model = jest_tf.Embedder(learner())
+        with self.assertRaisesRegex(ValueError, "needs a tokenizer"):
+            model.embed_texts(["a"])
+        with self.assertRaisesRegex(ValueError, "`texts` must be a list"):
+            embedder().embed_texts("a cat")
+
+
+class ClassifyTest(tf.test.TestCase):
+    def test_probabilities_are_a_softmax_of_scaled_cosines(self):
+        model = embedder()
+        images = [picture_files.smooth_picture(seed) for seed in range(3)]
+        found = model.classify(images, ["cat", "dog"], ["a {}", "red {}s"])
+        embedded = model.embed_images(images)
+        classes = []
+        for name in ("cat", "dog"):
+            mean = model.embed_texts([f"a {name}", f"red {name}s"]).mean(0)
+            classes.append(mean / np.linalg.norm(mean))
+        # temperature 4
+        weights = np.exp(4.0 * embedded @ np.transpose(classes))
+        expected = weights / weights.sum(1, keepdims=True)
+        self.assertAllClose(found.probabilities, expected)
+        self.assertEqual(
+            found.labels, [["cat", "dog"][row.argmax()] for row in expected]
+        )
+        again = model.classify(embedded, ["cat", "dog"], ["a {}", "red {}s"])
+        self.assertAllEqual(again.probabilities, found.probabilities)
+
+    def test_refuses_bad_labels_prompts_and_embeddings(self):
+        model, image = embedder(), [np.zeros([4, 4], np.uint8)]
+        for arguments, message in (
+            ((image, []), "`class_names` must be at least one name"),
+            ((image, "cat"), "`labels` must be a list"),
+            ((image, ["cat"], ["a cat"]), "`prompts` must be"),
+            ((np.zeros([2, 5]), ["cat"]), r"`images` .* \[rows, 6\].*\(2, 5\)"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                model.classify(*arguments)
+
+
+class SearchTest(tf.test.TestCase):
+    def test_hits_are_the_highest_cosines_best_first(self):
+        model = embedder()
+        random = np.random.default_rng(0).normal(size=(300, 6))
+        unit = np.float32(random / np.linalg.norm(random, axis=1)[:, None])
+        # More queries than are scored at a time.
+        found = model.search(unit, unit[:50], 3)
+        cosines = unit @ unit[:50].T
+        rows = np.argsort(-cosines, axis=1, kind="stable")[:, :3]
+        self.assertAllEqual(found.rows, rows)
+        self.assertAllClose(
+            found.scores, np.take_along_axis(cosines, rows, axis=1)
+        )
+        self.assertIsNone(found.names)
+
+    def test_texts_search_and_equal_scores_keep_their_order(self):
+        model = embedder()
+        texts = ["a cat", "a dog", "a cat", "red"]
+        found = model.search(["a cat"], model.embed_texts(texts), 9)
+        self.assertAllEqual(found.rows[0, :2], [0, 2])
+        self.assertLen(found.rows[0], 4)
+
+    def test_refuses_other_widths_and_other_models(self):
+        model = embedder()
+        with self.assertRaisesRegex(ValueError, r"`collection` .*\(3, 5\)"):
+            model.search(["a"], np.zeros([3, 5]))
+        with self.assertRaisesRegex(ValueError, r"`queries` .*\(1, 5\)"):
+            model.search(np.zeros([1, 5]), np.zeros([3, 6]))
+        with self.assertRaisesRegex(ValueError, "`k` must be at least 1"):
+            model.search(["a"], np.zeros([3, 6]), 0)
+        other = collection_lib.Collection(
+            ["x"], np.zeros([1, 6]), {"model": embedder(seed=1).fingerprint}
+        )
+        with self.assertRaisesRegex(ValueError, "by the model that searches"):
+            model.search(["a"], other)
+
+
+class CollectionTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+        self.pictures = self.folder / "pictures"
+        every = picture_files.every_kind()
+        for name, encoded in (
+            ("b.png", every["png"]),
+            ("a.JPG", every["jpeg"]),
+            ("sub/c.gif", every["gif"]),
+            ("sub/cut.webp", every["webp"][:30]),
+            (".hidden/d.png", every["png"]),
+            ("notes.txt", b"no picture"),
+        ):
+            path = self.pictures / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded)
+
+    def test_a_folder_is_embedded_written_read_and_searched(self):
+        model, done = embedder(batch_size=2), []
+        found, reasons = collection_lib.embed_folder(
+            model,
+            str(self.pictures),
+            progress=lambda *counts: done.append(counts),
+        )
+        names = ["a.JPG", "b.png", "sub/c.gif"]
+        self.assertEqual(found.names, names)
+        self.assertEqual([*reasons], ["sub/cut.webp"])
+        self.assertEqual(done, [(2, 4), (4, 4)])
+        paths = [self.pictures / name for name in names]
+        self.assertAllClose(
+            found.embeddings, model.embed_images(paths), 1e-6, 1e-6
+        )
+        for file in ("x.npy", "x.parquet"):
+            path = str(self.folder / file)
+            collection_lib.write(path, found)
+            again = collection_lib.read(path)
+            self.assertEqual(again.names, names)
+            self.assertAllEqual(again.embeddings, found.embeddings)
+            self.assertEqual(again.about, found.about)
+            hits = model.search(found.embeddings[1:2], path, 1)
+            self.assertEqual(hits.names, [["b.png"]])
+
+    def test_half_precision_is_kept(self):
+        found, _ = collection_lib.embed_folder(
+            embedder(), str(self.pictures), dtype="float16"
+        )
+        for file in ("x.npy", "x.parquet"):
+            path = str(self.folder / file)
+            collection_lib.write(path, found)
+            again = collection_lib.read(path).embeddings
+            self.assertEqual(again.dtype, np.float16)
+            self.assertAllEqual(again, found.embeddings)
+
+    def test_refuses_folders_without_pictures_and_other_files(self):
+        with self.assertRaisesRegex(ValueError, "`folder` must hold pictures"):
+            collection_lib.find_pictures(str(self.folder / "nothing"))
+        with self.assertRaisesRegex(ValueError, "must end in .parquet or .npy"):
+            collection_lib.check_output("x.csv")
+        np.save(self.folder / "other.npy", np.zeros([2, 2]))
+        (self.folder / "other.parquet").write_text("no table")
+        for name in ("other.npy", "other.parquet", "missing.npy"):
+            with self.assertRaisesRegex(ValueError, f"wrote. Received.*{name}"):
+                collection_lib.read(self.folder / name)
+
+
+class LoadTest(tf.test.TestCase):
+    def test_a_keras_file_takes_the_vocabulary_beside_it(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        model = embedder()
+        path = os.path.join(folder, "learner.keras")
+        model.learner.save(path)
+        image = [picture_files.smooth_picture()]
+        alone = jest_tf.load(path)
+        self.assertAllEqual(
+            alone.embed_images(image), model.embed_images(image)
+        )
+        self.assertIsNone(alone.tokenizer)
+        model.tokenizer.save(folder)
+        texts = ["a cat"]
+        whole = jest_tf.load(pathlib.Path(path))
+        self.assertAllEqual(whole.embed_texts(texts), model.embed_texts(texts))
+        self.assertEqual(whole.fingerprint, model.fingerprint)
+        self.assertEqual(
+            (whole.scale, whole.bias, whole.dim, whole.image_size),
+            (model.scale, -2.0, 6, 4),
+        )
+
+    def test_a_jest_model_gives_its_learner(self):
+        path = os.path.join(
+            self.enterContext(tempfile.TemporaryDirectory()), "model.keras"
+        )
+        model = embedder()
+        jest_tf.JESTModel(model.learner).save(path)
+        self.assertEqual(jest_tf.load(path).fingerprint, model.fingerprint)
+
+    def test_refuses_what_is_no_model(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        other = os.path.join(folder, "other.keras")
+        keras.Sequential([keras.Input([3]), keras.layers.Dense(2)]).save(other)
+        for source, message in (
+            (folder, "finished run"),
+            ("/nowhere", "`source` must be the directory of a finished run"),
+            (other, "must hold a `TwoTower` or a `JESTModel`. .*Sequential"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                embedder_lib.load(source)
+
+    def test_refuses_learners_of_other_inputs(self):
+        model = models.TwoTower(
+            keras.layers.Dense(3),
+            keras.layers.Embedding(3, 3),
+        )
+        with self.assertRaisesRegex(ValueError, "must be built first"):
+            jest_tf.Embedder(model)
+
+
+if __name__ == "__main__":
+    tf.test.main()

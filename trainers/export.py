@@ -1,0 +1,16 @@
+"""The command `jest-tf export` as a module.
+
+    python -m trainers.export --model runs/jest --format saved_model \
+        --output exported/jest
+
+`--help` explains the flags; `jest_tf.cli.export` runs the command.
+"""
+
+import functools
+
+from jest_tf import cli
+
+main = functools.partial(cli.execute, command="export")
+
+if __name__ == "__main__":
+    main()
