@@ -247,9 +247,9 @@ class TrainersTest(tf.test.TestCase):
     def test_a_folder_of_pictures_is_embedded_and_the_damaged_are_listed(self):
         folder = os.path.join(self.folder.name, "photos")
         os.makedirs(folder)
-        encoded = picture_files.every_kind()
-        for name in ("png", "bmp"):
-            pathlib.Path(folder, f"x.{name}").write_bytes(encoded[name])
+        encoded, other = (picture_files.every_kind(seed) for seed in (0, 9))
+        pathlib.Path(folder, "x.png").write_bytes(encoded["png"])
+        pathlib.Path(folder, "y.bmp").write_bytes(other["bmp"])
         pathlib.Path(folder, "cut.png").write_bytes(encoded["png"][:20])
         output = os.path.join(self.folder.name, "photos.parquet")
         command = ("embed", "--workdir", self.learner, "--folder")
