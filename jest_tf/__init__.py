@@ -19,6 +19,7 @@ _HOMES = {
         "ModelConfig",
         "OptimizerConfig",
         "Phase",
+        "RateFactor",
         "ReferenceConfig",
         "SelectionConfig",
         "TrainConfig",

@@ -16,6 +16,7 @@ from jest_tf.config.groups import (
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
+    RateFactor,
     ReferenceConfig,
     TowerSizes,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "PRESETS",
     "Phase",
     "QUOTAS",
+    "RateFactor",
     "ReferenceConfig",
     "SAMPLERS",
     "STRATEGIES",

@@ -5,8 +5,10 @@ in its annotation: `image_size: Annotated[int, at_least(1)] = 32`.
 """
 
 import functools
+import importlib
 import math
 import operator
+import os
 import re
 import types
 import typing
@@ -51,6 +53,11 @@ PROMPTS: Rule = (
     lambda texts: texts and all(text.count("{}") == 1 for text in texts),
 )
 
+FUNCTION: Rule = (
+    "'module:function', such as 'my_towers:build'",
+    re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)?").fullmatch,
+)
+
 _FINITE: Rule = (
     "finite",
     lambda value: not isinstance(value, float) or math.isfinite(value),
@@ -65,6 +72,37 @@ def check(name: str, value: Any, rule: Rule) -> None:
     expected, holds = rule
     if not holds(value):
         raise ValueError(f"`{name}` must be {expected}. Received: {value!r}")
+
+
+def name_or_function(*names: str) -> Rule:
+    """Accepts the `names`, and "module:function"."""
+    expected, holds = FUNCTION
+    return (
+        f"one of {names}, or {expected}",
+        lambda value: value in names or (value and holds(value)),
+    )
+
+
+def load_function(setting: str, name: str) -> Callable:
+    """Imports "module:function", the value of a `setting`.
+
+    Raises:
+        ValueError: it cannot be imported, or is no function.
+    """
+    module, function = name.split(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"`{setting}` must name a function of a module that can be "
+            f"imported from {os.getcwd()}. Received: {name!r} ({error})"
+        ) from error
+    if not callable(found):
+        raise ValueError(
+            f"`{setting}` must name a function. Received: {name!r}, "
+            f"a {type(found).__name__}"
+        )
+    return found
 
 
 class Checked:

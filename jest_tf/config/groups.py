@@ -1,10 +1,10 @@
 """Settings of the data, model, reference, optimizer, logs and devices."""
 
-import re
 from dataclasses import dataclass
 from typing import Annotated
 
 from jest_tf.config.checks import (
+    FUNCTION,
     LOCAL,
     PROMPTS,
     Checked,
@@ -21,10 +21,6 @@ DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
 ON_NON_FINITE = ("stop", "rollback")
 STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
-_FUNCTION_NAME = (
-    "'module:function', such as 'my_towers:build'",
-    re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)?").fullmatch,
-)
 
 
 @dataclass(frozen=True)
@@ -145,10 +141,13 @@ class ModelConfig(Checked, path="model"):
             sub-batch. None embeds all at once.
         temperature: initial scale of the logits, learned in log space.
         bias: initial bias of the logits.
+        frozen: names of variables that are not trained, such as "image_tower"
+            for locked-image tuning (LiT); `*` stands for any characters
+            (docs/training.md).
     """
 
     preset: str = "b16"
-    towers: Annotated[str, _FUNCTION_NAME] = ""
+    towers: Annotated[str, FUNCTION] = ""
     patch_size: Count | None = None
     views: tuple[View, ...] = ()
     dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
@@ -159,6 +158,7 @@ class ModelConfig(Checked, path="model"):
     # arXiv 2303.15343, algorithm 1
     temperature: Annotated[float, above(0)] = 10.0
     bias: float = -10.0
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -211,6 +211,19 @@ class ReferenceConfig(Checked, path="reference"):
 
 
 @dataclass(frozen=True)
+class RateFactor(Checked, path="optimizer.rate_factors"):
+    """A factor of the learning rate of some variables.
+
+    Attributes:
+        pattern: of the variables' names, as in `ModelConfig.frozen`.
+        factor: of their learning rate, and so of their weight decay.
+    """
+
+    pattern: str = "*"
+    factor: Annotated[float, at_least(0)] = 1.0
+
+
+@dataclass(frozen=True)
 class OptimizerConfig(Checked, path="optimizer"):
     """AdamW with linear warm-up and cosine decay to zero.
 
@@ -225,6 +238,11 @@ class OptimizerConfig(Checked, path="optimizer"):
         beta_2: decay of the second moment.
         clip_norm: global norm to which gradients are clipped. None turns
             clipping off.
+        rate_factors: factors of the learning rate by variable. Those of all
+            patterns that match a variable are multiplied.
+        layer_decay: factor of the learning rate from each transformer block to
+            the one before it, in both towers, as in BEiT. None trains all
+            blocks at one rate.
         ema: decay per step of an exponential moving average of the trained
             weights, which then is what evaluations measure and what the run
             ends with. It begins with the weights after the first step. None
@@ -239,6 +257,8 @@ class OptimizerConfig(Checked, path="optimizer"):
     # For stability at large b, arXiv 2303.15343, section 4.7.
     beta_2: Annotated[float, within("[0, 1)")] = 0.95
     clip_norm: Annotated[float, above(0)] | None = 1.0
+    rate_factors: tuple[RateFactor, ...] = ()
+    layer_decay: Annotated[float, within("(0, 1]")] | None = None
     ema: Annotated[float, within("[0, 1)")] | None = None
 
 

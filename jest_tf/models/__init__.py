@@ -1,11 +1,7 @@
 """Two-tower models: towers, layers, patches and the frozen reference."""
 
 from jest_tf.config import PRESETS, TowerSizes
-from jest_tf.models.building import (
-    build_learner,
-    build_two_tower,
-    towers_function,
-)
+from jest_tf.models.building import build_learner, build_two_tower
 from jest_tf.models.two_tower import TwoTower, unit_norm
 
 __all__ = [
@@ -14,6 +10,5 @@ __all__ = [
     "TwoTower",
     "build_learner",
     "build_two_tower",
-    "towers_function",
     "unit_norm",
 ]

@@ -1,17 +1,15 @@
 """Learners from a preset, or from the settings of a run."""
 
 import contextlib
-import importlib
-import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from jest_tf import config as config_lib
 from jest_tf.config import checks
-from jest_tf.models import layers, towers, two_tower
+from jest_tf.models import layers, parts, towers, two_tower
 
 
 def build_two_tower(
@@ -97,13 +95,12 @@ def build_learner(
 
     Raises:
         ValueError: if `model.towers` cannot be imported or does not build two
-            towers.
+            towers, or `model.frozen` matches nothing.
     """
     settings, data = config.model, config.data
     scalars = {"temperature": settings.temperature, "bias": settings.bias}
-    build = towers_function(settings.towers)
-    if build is None:
-        return build_two_tower(
+    if not settings.towers:
+        model = build_two_tower(
             settings.preset,
             image_size=data.image_size,
             vocabulary_size=vocabulary_size,
@@ -114,6 +111,9 @@ def build_learner(
             seed=config.seed,
             **scalars,
         )
+        parts.freeze(model, settings.frozen)
+        return model
+    build = checks.load_function("model.towers", settings.towers)
     # Seeds unseeded Keras layers. A run seeds TensorFlow before its tokenizer
     # exists, because that clears the kernels of SentencePiece.
     random.seed(config.seed)
@@ -128,31 +128,8 @@ def build_learner(
         model = two_tower.TwoTower(*built, **scalars)
         # Under the policy too: layers may create others in `build`.
         _build(model, data.image_size, data.text_length)
+    parts.freeze(model, settings.frozen)
     return model
-
-
-def towers_function(name: str) -> Callable | None:
-    """Imports the function `model.towers`, "module:function"; None for "".
-
-    Raises:
-        ValueError: if it cannot be imported, or is no function.
-    """
-    if not name:
-        return None
-    module, function = name.split(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"`model.towers` must name a function of a module that can be "
-            f"imported from {os.getcwd()}. Received: {name!r} ({error})"
-        ) from error
-    if not callable(found):
-        raise ValueError(
-            f"`model.towers` must name a function. Received: {name!r}, "
-            f"a {type(found).__name__}"
-        )
-    return found
 
 
 def _build(model, image_size, text_length):

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import models, training
+from jest_tf import training
+from jest_tf.config import checks
 from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import pipeline, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
@@ -52,7 +53,8 @@ def open_sources(
     Raises:
         ValueError: data is unreadable, or the reference does not fit.
     """
-    models.towers_function(config.model.towers)  # fails before data is read
+    _check_functions(config)
+    training.check_parts(config)
     settings = config.reference
     needs_reference = (
         config.steps_need_reference or config.cascade.hyper_batch_size
@@ -225,6 +227,13 @@ def tokenizer_of(
         tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
     tokenizer.save(output)
     return tokenizer
+
+
+def _check_functions(config):
+    """Imports what settings name, before data is read."""
+    for setting, name in (("model.towers", config.model.towers),):
+        if ":" in name:
+            checks.load_function(setting, name)
 
 
 def _warn_of_losses(config, learned):

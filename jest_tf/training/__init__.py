@@ -4,10 +4,11 @@
 custom loops. `JESTModel` adapts it to Keras; `build_model` makes a run's model.
 """
 
-from jest_tf.training.build import build_model
+from jest_tf.training.build import build_model, check_parts
 from jest_tf.training.model import JESTModel
 
 __all__ = [
     "JESTModel",
     "build_model",
+    "check_parts",
 ]

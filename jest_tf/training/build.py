@@ -5,9 +5,24 @@ from collections.abc import Callable
 import keras
 
 from jest_tf import config as config_lib
+from jest_tf import models
 from jest_tf.data import augmentation
+from jest_tf.models import parts
 from jest_tf.training import model as model_lib
 from jest_tf.training import optimizer
+
+
+def check_parts(config: config_lib.TrainConfig) -> None:
+    """Checks names of parts, on a learner without weights.
+
+    Raises:
+        ValueError: as `models.build_learner` and `parts.rate_factors`.
+    """
+    rules = config.optimizer.rate_factors, config.optimizer.layer_decay
+    if config.model.frozen or any(rules):
+        with keras.StatelessScope(initialize_variables=False):
+            learner = models.build_learner(config, config.data.vocabulary_size)
+        parts.rate_factors(learner, config.optimizer)
 
 
 def build_model(
@@ -33,7 +48,11 @@ def build_model(
         seed=config.seed,
     )
     model.compile(
-        optimizer=optimizer.build_optimizer(config.optimizer, config.steps),
+        optimizer=optimizer.build_optimizer(
+            config.optimizer,
+            config.steps,
+            parts.rate_factors(learner, config.optimizer),
+        ),
         steps_per_execution=config.distribution.steps_per_execution,
         jit_compile=config.distribution.jit_compile,
     )

@@ -9,8 +9,8 @@ everything else follows by rule:
     select     all candidates x all chosen rows, in both directions
     forward    the learner's forward pass over the sub-batch
     loss       the logits of the sub-batch
-    backward   twice `forward`, and once more with micro-batches; the gradient
-               of the logits
+    backward   twice `forward`, without towers that are frozen, and once more
+               with micro-batches; the gradient of the logits
 
 The products of augmentation and the optimizer are negligible and left out.
 """
@@ -84,7 +84,11 @@ def of_step(
     counts["loss"] = 2 * (num_replicas * trained) ** 2 * width
     # In blocks or on replicas the gradient recomputes the logits.
     is_whole = num_replicas == 1 and not step.loss_block_size
-    counts["backward"] = 2 * counts["forward"] + (
+    frozen = sum(
+        passes(encode, trained, step.micro_batch_size, step.views)[0]
+        for encode in _frozen(step.learner)
+    )
+    counts["backward"] = 2 * (counts["forward"] - frozen) + (
         (2 if is_whole else 3) * counts["loss"]
     )
     if step.micro_batch_size not in (None, trained):
@@ -162,6 +166,24 @@ def count(function: Callable, *specs) -> tuple[int, int]:
     traced = traced.get_concrete_function(*specs)
     first = tf.nest.flatten(traced.structured_outputs)[0]
     return 2 * _multiplications(traced.graph), first.shape[-1]
+
+
+def _frozen(learner):
+    """The forward passes of towers with nothing to train, of a batch."""
+
+    def encode_image(batch, **options):
+        return learner.encode_image(batch["image"], **options)
+
+    def encode_text(batch, training, view=None):
+        return learner.encode_text(batch["text"], training)
+
+    for name, encode in (
+        ("image_tower", encode_image),
+        ("text_tower", encode_text),
+    ):
+        tower = getattr(learner, name, None)
+        if tower is not None and not tower.trainable_variables:
+            yield encode
 
 
 def _of_draw(candidates, batch_size, width):

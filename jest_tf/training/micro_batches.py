@@ -9,6 +9,7 @@ Reference: Gao et al. 2021, "Scaling deep contrastive learning batch size under
 memory limited setup" (arXiv 2101.06983).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def gradients(
     variables = learner.trainable_variables
     rows = batch["image"].shape[0]
     if micro_batch_size in (None, rows):
-        with tf.GradientTape() as tape:
+        with _tape_of(variables) as tape:
             embeddings = encode(batch)
             terms = loss(embeddings)
             target = scale_loss(
@@ -151,7 +152,7 @@ def _backward(encode, parts, upstream, variables, regularizers):
     unconnected = set()  # the same in every iteration
 
     def add(index, sums):
-        with tf.GradientTape() as tape:
+        with _tape_of(variables) as tape:
             part = {name: value[index] for name, value in parts.items()}
             embeddings = encode(part)
             # A scalar whose gradient in the embeddings is `upstream`.
@@ -180,6 +181,14 @@ def _backward(encode, parts, upstream, variables, regularizers):
         None if number in unconnected else total
         for number, total in enumerate(sums)
     ]
+
+
+@contextlib.contextmanager
+def _tape_of(variables):
+    """A tape on which other variables, of frozen parts, leave nothing."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([one.value for one in variables])
+        yield tape
 
 
 def _split(tensors, size):

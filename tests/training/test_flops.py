@@ -251,6 +251,20 @@ class TowersTest(tf.test.TestCase):
             for name in ("score", "reference", "select"):
                 self.assertEqual(found[name], 0)
 
+    def test_a_frozen_tower_has_no_backward_pass(self):
+        text = self.ROWS * text_products(
+            self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH
+        )
+        logits = 2 * self.ROWS**2 * self.WIDTH
+        tower = self.learner.image_tower
+        tower.trainable = False
+        try:
+            found = self.of_step()
+        finally:
+            tower.trainable = True
+        self.assertEqual(found["forward"], self.forward())
+        self.assertEqual(found["backward"], 2 * text + 2 * logits)
+
     def test_micro_batches_embed_once_more_in_the_backward_pass(self):
         logits = 2 * self.ROWS**2 * self.WIDTH
         found = self.of_step(micro_batch_size=2)

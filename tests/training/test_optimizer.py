@@ -77,6 +77,36 @@ class OptimizerTest(tf.test.TestCase):
         for variable, average in zip(variables, expected, strict=True):
             self.assertAllClose(variable, average)
 
+    def test_a_factor_scales_the_rate_of_a_variable_or_of_its_blocks(self):
+        def train(rate, shapes, factors=None, **settings):
+            optimizer = jest_tf.AdamW(rate, weight_decay=0.5, **settings)
+            optimizer.rate_factors = factors
+            variables = [
+                keras.Variable(np.ones(shape, np.float32), name="kernel")
+                for shape in shapes
+            ]
+            optimizer.build(variables)
+            # Factors are among the settings of a saved model.
+            config = optimizer.get_config()
+            again = jest_tf.AdamW.from_config(config)
+            self.assertEqual(again.get_config(), config)
+            for step in range(3):
+                optimizer.apply(
+                    [tf.fill(one.shape, 1.0 + step) for one in variables],
+                    variables,
+                )
+            return variables
+
+        factors = [[0.5, 1.0, 0.0], 0.25]
+        stack, other = train(0.1, [(3, 2, 2), (2,)], factors)
+        for block, factor in zip(stack.numpy(), factors[0], strict=True):
+            (alone,) = train(0.1 * factor, [(2, 2)])
+            self.assertAllClose(block, alone)
+        (alone,) = train(0.1 * 0.25, [(2,)])
+        self.assertAllClose(other, alone)
+        with self.assertRaisesRegex(ValueError, "each of the 1 variables.*2"):
+            train(0.1, [(2,)], factors)
+
     def test_kernels_alone_decay(self):
         learner = tiny.learner(
             0, extra=[keras.layers.LayerNormalization()], learn_bias=True

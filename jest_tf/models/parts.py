@@ -1,0 +1,169 @@
+"""Parts of a learner by name: what is frozen, and factors of the learning rate.
+
+A variable's name is its tower's role and its path there, such as
+`image_tower/encoder/attention_qkv_kernel`; `log_temperature` and `bias` stand
+alone. A pattern matches whole names, or the folders above them: `*` stands for
+any characters, so `image_tower` and `image_tower/*` are the image tower.
+"""
+
+import fnmatch
+import re
+from collections.abc import Sequence
+
+import keras
+
+from jest_tf import config as config_lib
+from jest_tf.models import layers
+
+_ROLES = ("image_tower", "text_tower")
+
+# Numbered transformer blocks: KerasHub's `encoder_block_3`, and the like.
+_BLOCK = re.compile(r"(?:^|/)\w*?(?:block|layer)s?_?(\d+)/")
+
+
+def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
+    """Makes variables untrainable: no gradient, no state of the optimizer.
+
+    A layer whose trainable variables are all frozen runs in evaluation mode
+    where it tells the two apart, as Keras' batch normalisation does.
+
+    Args:
+        learner: built, with an image and a text tower.
+        patterns: of names, see the module.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing is left to train.
+    """
+    if not patterns:
+        return
+    names = _names(learner)
+    before = [
+        layer
+        for layer in learner._flatten_layers(include_self=False)
+        if layer.trainable_variables
+    ]
+    for pattern in patterns:
+        for number in _matches("model.frozen", pattern, names):
+            learner.variables[number].trainable = False
+    for layer in before:
+        if not layer.trainable_variables:
+            layer.trainable = False
+    if not learner.trainable_variables:
+        raise ValueError(
+            "`model.frozen` must leave something to train. Received: "
+            f"{', '.join(patterns)}, which freeze all {len(names)} variables"
+        )
+
+
+def rate_factors(
+    learner: keras.Model, settings: config_lib.OptimizerConfig
+) -> list[float | list[float]] | None:
+    """Returns the factors of the learning rate of the trained variables.
+
+    The factors of all patterns that match a variable are multiplied, and that
+    of `layer_decay`: with n blocks in a tower, decay^(n + 1) for what comes
+    before its first block, decay^(n - i) for block i = 0, 1, ..., and 1 for the
+    rest.
+
+    Returns:
+        A number for each trainable variable, in the learner's order; a list
+        for variables stacked over blocks, a number a block. None if all are 1.
+
+    Raises:
+        ValueError: a pattern matches nothing, or `layer_decay` finds no blocks.
+    """
+    decay = settings.layer_decay
+    if decay is None and not settings.rate_factors:
+        return None
+    names = _names(learner)
+    factors = [[1.0] for _ in names]
+    if decay is not None:
+        factors = _by_depth(learner, names, decay)
+    for rule in settings.rate_factors:
+        where = "optimizer.rate_factors"
+        for number in _matches(where, rule.pattern, names):
+            factors[number] = [rule.factor * one for one in factors[number]]
+    trained = {id(one) for one in learner.trainable_variables}
+    return [
+        factor if len(factor) > 1 else factor[0]
+        for variable, factor in zip(learner.variables, factors, strict=True)
+        if id(variable) in trained
+    ]
+
+
+def _names(learner) -> list[str]:
+    """The names of the learner's variables, in its order."""
+    towers = {
+        id(variable): (f"{role}/", tower.name)
+        for role in _ROLES
+        if (tower := getattr(learner, role, None)) is not None
+        for variable in tower.variables
+    }
+    names = []
+    for variable in learner.variables:
+        role, owner = towers.get(id(variable), ("", learner.name))
+        # A functional tower's variables do not name the tower.
+        _, _, inside = f"/{variable.path}".partition(f"/{owner}/")
+        names.append(role + (inside or variable.path))
+    return names
+
+
+def _matches(setting, pattern, names):
+    found = [
+        number
+        for number, name in enumerate(names)
+        if fnmatch.fnmatchcase(name, pattern)
+        or fnmatch.fnmatchcase(name, f"{pattern}/*")
+    ]
+    if not found:
+        known = dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)
+        raise ValueError(
+            f"`{setting}` must match names of the learner's variables: "
+            f"{', '.join(known)}. Received: {pattern!r}"
+        )
+    return found
+
+
+def _by_depth(learner, names, decay):
+    stacked = {
+        id(variable): layer.depth
+        for layer in learner._flatten_layers()
+        if isinstance(layer, layers.Encoder)
+        for variable in layer.parameters.values()
+    }
+    factors = [[1.0] for _ in names]
+    for role in _ROLES:
+        inside = [
+            number
+            for number, name in enumerate(names)
+            if name.startswith(f"{role}/")
+        ]
+        # The blocks that a variable belongs to.
+        blocks = {}
+        for number in inside:
+            found = _BLOCK.search(names[number])
+            depth = stacked.get(id(learner.variables[number]))
+            if depth is not None:
+                blocks[number] = range(depth)
+            elif found:
+                blocks[number] = range(int(found[1]), int(found[1]) + 1)
+        if not blocks:
+            if all(not learner.variables[one].trainable for one in inside):
+                continue
+            known = dict.fromkeys(names[one].split("/")[1] for one in inside)
+            raise ValueError(
+                "`optimizer.layer_decay` needs towers of numbered transformer "
+                "blocks, such as `encoder_block_0`, or the package's own. "
+                f"Received: a {role} of {', '.join(known)}; set "
+                "`optimizer.rate_factors` by name"
+            )
+        depth = 1 + max(max(one) for one in blocks.values())
+        first = min(blocks)
+        for number in inside:
+            if number in blocks:
+                factors[number] = [
+                    decay ** (depth - block) for block in blocks[number]
+                ]
+            elif number < first:
+                factors[number] = [decay ** (depth + 1)]
+    return factors

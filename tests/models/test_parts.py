@@ -1,0 +1,182 @@
+"""Parts of a learner by name: frozen, and factors of the learning rate."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
+from jest_tf import config, models, training
+from jest_tf.models import parts
+
+BLOCKS = 3  # of a tower of the preset "tiny"
+
+
+def preset(**settings):
+    return config.TrainConfig(
+        steps=4,
+        data=config.DataConfig(image_size=8, text_length=3),
+        model=config.ModelConfig(
+            preset="tiny", frozen=settings.pop("frozen", ())
+        ),
+        optimizer=config.OptimizerConfig(**settings),
+    )
+
+
+def numbered_learner():
+    """Two functional towers with the names of KerasHub's encoders."""
+
+    def tower(role, inputs, first):
+        values = first(inputs)
+        for block in range(2):
+            values = keras.layers.Dense(4, name=f"encoder_block_{block}")(
+                values
+            )
+        values = keras.layers.Dense(4, name="head")(values)
+        return keras.Model(inputs, values, name=role)
+
+    image = tower(
+        "image_tower",
+        keras.Input([4, 4, 3]),
+        keras.Sequential(
+            [keras.layers.Flatten(), keras.layers.Dense(4)], name="embedding"
+        ),
+    )
+    text = tower(
+        "text_tower",
+        keras.Input([3], dtype="int32"),
+        keras.Sequential(
+            [keras.layers.Embedding(12, 4), keras.layers.Flatten()],
+            name="embedding",
+        ),
+    )
+    learner = models.TwoTower(image, text)
+    learner.build({"image": (None, 4, 4, 3), "text": (None, 3)})
+    return learner
+
+
+def factors_by_name(learner, **settings):
+    """The factors of trainable variables, under paths without numbers."""
+    factors = parts.rate_factors(learner, config.OptimizerConfig(**settings))
+    trained = [one.path for one in learner.trainable_variables]
+    return list(zip(trained, factors, strict=True))
+
+
+class FreezeTest(tf.test.TestCase):
+    def test_a_tower_is_named_alike_whatever_its_layers(self):
+        for learner in (
+            models.build_learner(preset(), 12),
+            numbered_learner(),
+            tiny.learner(),
+        ):
+            for pattern in ("image_tower", "image_tower/*"):
+                learner.trainable = True
+                parts.freeze(learner, [pattern])
+                self.assertEmpty(learner.image_tower.trainable_variables)
+                self.assertLen(
+                    learner.text_tower.trainable_variables,
+                    len(learner.text_tower.variables),
+                )
+                self.assertTrue(learner.log_temperature.trainable)
+
+    def test_single_variables_are_named(self):
+        learner = numbered_learner()
+        parts.freeze(learner, ["bias", "text_tower/*_1/kernel"])
+        frozen = [one for one in learner.variables if not one.trainable]
+        block = learner.text_tower.get_layer("encoder_block_1")
+        self.assertEqual(
+            [id(one) for one in frozen],
+            [id(one) for one in (learner.bias, block.kernel)],
+        )
+
+    def test_a_frozen_layer_keeps_its_statistics(self):
+        extra = [keras.layers.BatchNormalization()]
+        learner = tiny.learner(extra=extra)
+        parts.freeze(learner, ["image_tower"])
+        before = extra[0].moving_mean.numpy()
+        learner(tiny.super_batches()[0], training=True)
+        self.assertAllEqual(extra[0].moving_mean, before)
+
+    def test_patterns_that_match_nothing_list_the_names(self):
+        with self.assertRaisesRegex(
+            ValueError,
+            "`model.frozen` must match names .*: log_temperature, bias, "
+            r"image_tower/patches/kernel, .*Received: 'image_towr/\*'",
+        ):
+            models.build_learner(preset(frozen=("image_towr/*",)), 12)
+        with self.assertRaisesRegex(ValueError, "something to train"):
+            parts.freeze(tiny.learner(), ["*"])
+
+    def test_frozen_parts_cost_no_gradient_and_no_state(self):
+        settings = preset(frozen=("image_tower",))
+        learner = models.build_learner(settings, 12)
+        model = training.build_model(settings, learner)
+        batch = tiny.super_batches()[0]
+        batch["image"] = np.repeat(np.repeat(batch["image"], 2, 1), 2, 2)
+        before = learner.get_weights()
+        model.fit(tiny.dataset([batch]), verbose=0)
+        moved = {
+            one.path
+            for one, old in zip(learner.weights, before, strict=True)
+            if np.any(one != old)
+        }
+        trained = {one.path for one in learner.trainable_variables}
+        self.assertEqual(moved, trained)
+        self.assertFalse(any("image_tower" in one for one in moved))
+        # Two moments a variable, the iteration.
+        self.assertLen(model.optimizer.variables, 2 * len(trained) + 1)
+        tape = training.micro_batches.gradients(
+            learner,
+            {name: tf.constant(value) for name, value in batch.items()},
+            lambda embeddings: {"loss": tf.reduce_sum(embeddings.image)},
+        )
+        # The loss depends on frozen weights only.
+        self.assertEqual(tape.by_variable, [None] * len(trained))
+
+
+class RateFactorsTest(tf.test.TestCase):
+    def test_layer_decay_by_hand(self):
+        half = {"layer_decay": 0.5}
+        stacked = models.build_learner(preset(), 12)
+        for path, factor in factors_by_name(stacked, **half):
+            if "/encoder/norm" in path or "/encoder/" not in path:
+                is_first = "/patches/" in path or "/tokens/" in path
+                expected = 0.5**4 if is_first else 1.0
+            else:  # blocks 0, 1 and 2 of three
+                expected = [0.125, 0.25, 0.5]
+            self.assertEqual(factor, expected, path)
+        for path, factor in factors_by_name(numbered_learner(), **half):
+            parent = path.split("/")[-2]
+            expected = {"encoder_block_0": 0.25, "encoder_block_1": 0.5}
+            if "embedding" in path:
+                expected[parent] = 0.125
+            self.assertEqual(factor, expected.get(parent, 1.0), path)
+
+    def test_matching_factors_multiply(self):
+        rules = (
+            config.RateFactor("text_tower", 0.5),
+            config.RateFactor("*/encoder_block_0", 0.25),
+        )
+        for path, factor in factors_by_name(
+            numbered_learner(), rate_factors=rules
+        ):
+            expected = 0.25 if "encoder_block_0" in path else 1.0
+            self.assertIn(factor, (expected, 0.5 * expected), path)
+        self.assertIsNone(
+            parts.rate_factors(tiny.learner(), config.OptimizerConfig())
+        )
+
+    def test_what_does_not_fit_is_refused(self):
+        with self.assertRaisesRegex(
+            ValueError, "numbered transformer blocks.* a image_tower|an image"
+        ):
+            factors_by_name(tiny.learner(), layer_decay=0.5)
+        with self.assertRaisesRegex(
+            ValueError, "`optimizer.rate_factors` must match.*'head'"
+        ):
+            factors_by_name(
+                tiny.learner(), rate_factors=(config.RateFactor("head", 0.5),)
+            )
+
+
+if __name__ == "__main__":
+    tf.test.main()
