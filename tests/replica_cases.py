@@ -182,6 +182,23 @@ class KerasTest(tf.test.TestCase):
             ):
                 step(Line, keras.optimizers.SGD, **settings)
 
+    def test_factors_of_the_rate(self):
+        def scaled(learning_rate):
+            optimizer = jest_tf.AdamW(learning_rate, weight_decay=0.5)
+            optimizer.rate_factors = [[0.25]]
+            return optimizer
+
+        # Adam's first step is its rate, and there is nothing to decay.
+        for num_replicas in (1, 2):
+            kernel = self.weights(
+                Line,
+                optimizer=scaled,
+                num_replicas=num_replicas,
+                data=line_data().take(1),
+                learning_rate=1.0,
+            )
+            self.assertAllClose(kernel, [[0.25]], 1e-5, 1e-5)
+
     def test_dropout_that_differs_by_replica(self):
         masks = {}
         for kind in (keras.layers.Dropout, layers.Dropout):

@@ -87,6 +87,22 @@ class TrainersTest(tf.test.TestCase):
         run("reference", cls.teacher)
         run("jest", cls.learner, *cls.jest)
 
+    def test_a_run_is_extended_or_continued_without_its_recipe(self):
+        for words, message in (
+            (["--extend", "3"], "`--workdir` must be the directory of a fin"),
+            (["--extend", "0"], "`--extend` must be at least 1"),
+            (["--extend", "3", "--dry-run"], "`--workdir` alone beside it"),
+            ([], "`--config` must name a recipe, unless `--workdir` holds"),
+        ):
+            with quiet() as shown:
+                code = cli.main(["train", "--workdir", "nothing", *words])
+            self.assertEqual(code, 1)
+            self.assertIn(message, shown.getvalue())
+        with quiet() as shown:
+            code = cli.main(["train", "--workdir", self.teacher])
+        self.assertEqual(code, 0)
+        self.assertIn("already finished, 5 steps", shown.getvalue())
+
     def test_a_run_directory_has_the_documented_files(self):
         held = set(os.listdir(self.learner))
         self.assertContainsSubset(

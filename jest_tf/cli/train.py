@@ -8,16 +8,21 @@ with code 75; the same command continues. A second Ctrl-C kills.
 """
 
 import argparse
+import os
 
 from jest_tf import config
 from jest_tf.cli import flags as flags_lib
-from jest_tf.config import overrides
+from jest_tf.config import checks, overrides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags, and the settings to the epilog of its help."""
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="a recipe")
+    add(
+        "--config",
+        metavar="FILE",
+        help="a recipe (default: the settings of the run in the directory)",
+    )
     add("--workdir", required=True, help="the run directory")
     add(
         "--set",
@@ -31,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check the recipe and its data, print the plan, do not train",
     )
+    add(
+        "--extend",
+        type=int,
+        metavar="STEPS",
+        help="train the finished run in the directory for further steps, with "
+        "the schedule of the learning rate begun anew",
+    )
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
         f"{overrides.describe(config.TrainConfig)}"
@@ -39,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Trains, or prints what would be done."""
-    recipe = config.load_config(flags.config, flags.set)
+    if flags.extend is not None:
+        _extend(flags)
+        return
+    recipe = config.load_config(flags.config or _settings(flags), flags.set)
     if flags.dry_run:
         from jest_tf.cli import dry_run
 
@@ -48,3 +63,26 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf import runs
 
     runs.train(recipe, flags.workdir)
+
+
+def _settings(flags):
+    path = os.path.join(flags.workdir, "config.json")
+    if not os.path.isfile(path):
+        raise ValueError(
+            "`--config` must name a recipe, unless `--workdir` holds a run "
+            f"to continue. Received: no recipe, {flags.workdir!r}"
+        )
+    return path
+
+
+def _extend(flags):
+    checks.check("--extend", flags.extend, checks.at_least(1))
+    if flags.config or flags.set or flags.dry_run:
+        raise ValueError(
+            "`--extend` goes on with the settings of the run: expected "
+            "`--workdir` alone beside it. Received: --config, --set or "
+            "--dry-run"
+        )
+    from jest_tf import runs
+
+    runs.extend(flags.workdir, flags.extend)

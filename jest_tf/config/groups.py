@@ -11,6 +11,7 @@ from jest_tf.config.checks import (
     Count,
     above,
     at_least,
+    name_or_function,
     one_of,
     within,
 )
@@ -20,6 +21,8 @@ EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
 ON_NON_FINITE = ("stop", "rollback")
+OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor")
+SCHEDULES = ("cosine", "linear", "constant")
 STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
 
 
@@ -132,6 +135,9 @@ class ModelConfig(Checked, path="model"):
         dtype_policy: Keras dtype policy of the towers, "float32" or
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
         loss: "sigmoid" (SigLIP) or "softmax" (CLIP).
+        loss_function: "module:function" of another training loss, with the
+            arguments of `losses.sigmoid_loss`; scores still go by `loss`.
+            Empty trains on `loss`.
         equal_captions: treatment of rows with the same caption in the loss:
             "negative" (the paper), "positive" or "ignore".
         loss_block_size: rows of logits computed at a time. None computes all at
@@ -152,6 +158,7 @@ class ModelConfig(Checked, path="model"):
     views: tuple[View, ...] = ()
     dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
     loss: Annotated[str, one_of(*LOSSES)] = "sigmoid"
+    loss_function: Annotated[str, FUNCTION] = ""
     equal_captions: Annotated[str, one_of(*EQUAL_CAPTIONS)] = "negative"
     loss_block_size: Count | None = None
     micro_batch_size: Count | None = None
@@ -225,17 +232,25 @@ class RateFactor(Checked, path="optimizer.rate_factors"):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Checked, path="optimizer"):
-    """AdamW with linear warm-up and cosine decay to zero.
+    """The optimizer and its learning rate; AdamW under a cosine by default.
 
     Attributes:
+        name: "adamw", "sgd", "lion" or "adafactor", which are Keras', or the
+            "module:function" that builds an optimizer (docs/training.md).
+        schedule: the rate after the warm-up: "cosine" or "linear" to zero at
+            the last step, "constant", or the "module:function" that builds a
+            schedule.
         learning_rate: peak rate, at the end of the warm-up.
         warmup_steps: steps of the linear warm-up from zero.
+        restarts: steps at which the schedule begins anew, with its warm-up;
+            each ends at the next. `jest-tf train --extend` adds to them.
         weight_decay: share of a weight removed per step, times the learning
             rate. Applies to variables whose name ends in `kernel`: not to
             biases, norms, positions, embeddings or temperature. SigLIP 2's
             1e-4, which its code does not multiply by the rate, is 0.1.
-        beta_1: decay of the first moment.
-        beta_2: decay of the second moment.
+        beta_1: decay of the first moment; the momentum of "sgd". "adafactor"
+            keeps none.
+        beta_2: decay of the second moment, of "adamw" and "lion".
         clip_norm: global norm to which gradients are clipped. None turns
             clipping off.
         rate_factors: factors of the learning rate by variable. Those of all
@@ -249,9 +264,12 @@ class OptimizerConfig(Checked, path="optimizer"):
             keeps no average.
     """
 
+    name: Annotated[str, name_or_function(*OPTIMIZERS)] = "adamw"
+    schedule: Annotated[str, name_or_function(*SCHEDULES)] = "cosine"
     # arXiv 2502.14786, section 2.1
     learning_rate: Annotated[float, above(0)] = 1e-3
     warmup_steps: Annotated[int, at_least(0)] = 0
+    restarts: tuple[int, ...] = ()
     weight_decay: Annotated[float, at_least(0)] = 0.1
     beta_1: Annotated[float, within("[0, 1)")] = 0.9
     # For stability at large b, arXiv 2303.15343, section 4.7.

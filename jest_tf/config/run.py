@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
+from jest_tf.config import checks
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
     PRESETS,
@@ -26,11 +27,14 @@ class TrainConfig(Checked):
             randomness is a function of it and the step.
         steps: optimizer steps, a multiple of
             `distribution.steps_per_execution`.
+        callbacks: Keras callbacks of the run, each a "module:function" that
+            takes the settings and the run directory.
         data: see `DataConfig`; the other groups likewise.
     """
 
     seed: Seed = 0
     steps: Count = 1000
+    callbacks: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -43,6 +47,8 @@ class TrainConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        for number, name in enumerate(self.callbacks):
+            checks.check(f"callbacks.{number}", name, checks.FUNCTION)
         self.selection.check_super_batch(self.data.super_batch_size)
         self.cascade.check_super_batch(self.data.super_batch_size)
         self._expect(
@@ -58,9 +64,15 @@ class TrainConfig(Checked):
             "`cascade.hyper_batch_size` needs the reference's sidecars: write "
             "them with `jest-tf embed` and set `reference.sidecars`",
         )
+        lengths = [end - start for start, end in self.schedules]
         self._expect(
-            self.optimizer.warmup_steps < self.steps,
-            "`optimizer.warmup_steps` must be less than `steps`",
+            min(lengths) > 0,
+            "`optimizer.restarts` must rise, from above 0 to below `steps`",
+        )
+        self._expect(
+            self.optimizer.warmup_steps < min(lengths),
+            "`optimizer.warmup_steps` must be less than `steps`, and than the "
+            "steps between `optimizer.restarts`",
         )
         self._expect(
             self.distribution.strategy == "default"
@@ -134,6 +146,12 @@ class TrainConfig(Checked):
             "number must divide `selection.batch_size` (b), or "
             "`data.super_batch_size` without one",
         )
+
+    @property
+    def schedules(self) -> list[tuple[int, int]]:
+        """First step and end of each schedule of the learning rate."""
+        starts = (0, *self.optimizer.restarts)
+        return list(zip(starts, (*starts[1:], self.steps), strict=True))
 
     @property
     def batch_size(self) -> int:

@@ -231,7 +231,13 @@ def tokenizer_of(
 
 def _check_functions(config):
     """Imports what settings name, before data is read."""
-    for setting, name in (("model.towers", config.model.towers),):
+    for setting, name in (
+        ("model.towers", config.model.towers),
+        ("model.loss_function", config.model.loss_function),
+        ("optimizer.name", config.optimizer.name),
+        ("optimizer.schedule", config.optimizer.schedule),
+        *(("callbacks", name) for name in config.callbacks),
+    ):
         if ":" in name:
             checks.load_function(setting, name)
 

@@ -24,6 +24,7 @@ _PACKAGES = (
 # Settings that may differ on resuming: saving, file locations, devices, and
 # measurements. Devices change results in the last digits.
 _MAY_CHANGE = (
+    "callbacks",
     "checkpoint.",
     "data.index_dir",
     "data.max_fault_rate",
@@ -53,6 +54,19 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
             if is_new and not directory.has_begun(workdir):
                 directory.delete_new(workdir, before)
             raise
+
+
+def extend(workdir: str, config: config_lib.TrainConfig) -> None:
+    """Makes a finished run an unfinished one, of the settings `config`.
+
+    Raises:
+        ValueError: another process holds the directory.
+    """
+    with directory.locked(workdir):
+        # In this order a kill in between leaves a run that only has to write
+        # its weights again.
+        os.remove(directory.path(workdir, directory.WEIGHTS_FILE))
+        _save_config(workdir, config)
 
 
 def check_data(workdir: str, sources: inputs.Sources) -> None:
@@ -119,6 +133,10 @@ def _claim(workdir, config):
         _compare_versions(workdir)
     else:
         directory.write(workdir, directory.VERSIONS_FILE, _versions())
+    _save_config(workdir, config)
+
+
+def _save_config(workdir, config):
     path = directory.path(workdir, directory.CONFIG_FILE)
     with files.written_whole(path) as partial:
         config_lib.save_config(config, partial)

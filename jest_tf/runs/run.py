@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 
+import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -24,6 +25,7 @@ from jest_tf.runs import (
     evaluations,
     inputs,
     interruptions,
+    loading,
     progress,
     provenance,
     resources,
@@ -54,6 +56,34 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
                 f"goes on from step {_newest(workdir):,}"
             )
             raise
+
+
+def extend(workdir: str, steps: int) -> dict[str, float]:
+    """Trains a finished run for further `steps`, as `train`.
+
+    The schedule of the learning rate begins anew, with its warm-up: a step of
+    `optimizer.restarts`. The run equals one that had these settings from its
+    first step.
+
+    Raises:
+        ValueError: as `train`; or the run has not finished.
+    """
+    loading.check_finished(workdir, "--workdir")
+    before = directory.load_config(workdir)
+    optimizer = dataclasses.replace(
+        before.optimizer,
+        restarts=(*before.optimizer.restarts, before.steps),
+    )
+    config = dataclasses.replace(
+        before, steps=before.steps + steps, optimizer=optimizer
+    )
+    provenance.extend(workdir, config)
+    progress.say(
+        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
+        f"the learning rate begins anew: {optimizer.warmup_steps:,} steps of "
+        f"warm-up to {optimizer.learning_rate:g}, then {optimizer.schedule}"
+    )
+    return train(config, workdir)
 
 
 def _train(config, workdir, signals):
@@ -155,6 +185,7 @@ class _Run:
             path if self.writes else None, config.data.max_fault_rate
         )
         dataset, input_wait = self._dataset(start_step, faults)
+        self.own_callbacks = _own_callbacks(config, workdir)
         log, checkpoints, evaluate = self._callbacks(
             model, restored, input_wait
         )
@@ -166,6 +197,7 @@ class _Run:
             progress.say(f"{workdir}: steps {start_step:,} to {config.steps:,}")
             check = interruptions.FiniteCheck(start_step)
             callbacks = [check, log, checkpoints, self.signals, evaluate]
+            callbacks += self.own_callbacks
             try:
                 _fit(model, dataset, callbacks, faults, config.steps)
             except finite.NotFinite as error:
@@ -229,6 +261,9 @@ class _Run:
         def report(step, measures):
             log.log_scalars(step, measures)
             checkpoints.on_evaluation(step, measures)
+            for one in self.own_callbacks:
+                if hasattr(one, "on_evaluation"):
+                    one.on_evaluation(step, measures)
 
         evaluate = evaluations.Evaluation(
             evaluations.of_run(
@@ -325,6 +360,23 @@ class _Run:
             f"{message}; a lower `optimizer.learning_rate` or "
             f"`optimizer.clip_norm` may help; {way_out}"
         ) from None
+
+
+def _own_callbacks(config, workdir):
+    """The callbacks that the settings name.
+
+    One with `on_evaluation(step, measures)` gets the measures, too.
+    """
+    found = []
+    for name in config.callbacks:
+        one = checks.load_function("callbacks", name)(config, workdir)
+        if not isinstance(one, keras.callbacks.Callback):
+            raise ValueError(
+                "`callbacks` must name functions that return a Keras callback. "
+                f"Received: {one!r}, of {name}"
+            )
+        found.append(one)
+    return found
 
 
 def _fit(model, dataset, callbacks, faults, last_step):

@@ -6,6 +6,7 @@ import keras
 
 from jest_tf import config as config_lib
 from jest_tf import models
+from jest_tf.config import checks
 from jest_tf.data import augmentation
 from jest_tf.models import parts
 from jest_tf.training import model as model_lib
@@ -31,11 +32,17 @@ def build_model(
     reference: Callable | None = None,
 ) -> model_lib.JESTModel:
     """Builds the compiled model of a run; see `JESTModel` for the others."""
+    loss_function = None
+    if config.model.loss_function:
+        loss_function = checks.load_function(
+            "model.loss_function", config.model.loss_function
+        )
     model = model_lib.JESTModel(
         learner,
         reference,
         config.selection,
         config.model.loss,
+        loss_function=loss_function,
         equal_captions=config.model.equal_captions,
         loss_block_size=config.model.loss_block_size,
         views=config.model.views,

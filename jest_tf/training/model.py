@@ -50,8 +50,9 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             `batch_size`, trains on the whole super-batch. With a schedule, each
             kind of step is compiled on first use.
         loss, equal_captions, loss_block_size, views, micro_batch_size: as in
-            `config.ModelConfig`. Views, and `selection.view`, need a learner
-            whose `call` takes a `view`.
+            `config.ModelConfig`; `loss_function` is the function.
+            Views, and `selection.view`, need a learner whose `call` takes a
+            `view`.
         distillation_weight, distillation_steps: as in `config.ReferenceConfig`.
             Distillation costs a pass of the reference, unless the step scores
             by it or the batch holds its embeddings. The reference's input is
@@ -97,6 +98,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         selection: config_lib.SelectionConfig | None = None,
         loss: str = "sigmoid",
         *,
+        loss_function: Callable | None = None,
         equal_captions: str = "negative",
         loss_block_size: int | None = None,
         views: Sequence[config_lib.View] = (),
@@ -122,6 +124,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             learner,
             selection=next((kind for kind in kinds if kind.scores), kinds[0]),
             loss=loss,
+            loss_function=loss_function,
             equal_captions=equal_captions,
             loss_block_size=loss_block_size,
             views=tuple(views),
@@ -321,6 +324,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             "selection": dataclasses.asdict(self.selection),
             "views": [dataclasses.asdict(view) for view in step["views"]],
             "augment": serialize(step["augment"]),
+            "loss_function": serialize(step["loss_function"]),
             "seed": self.seed,
         }
 

@@ -1,12 +1,14 @@
-"""SigLIP's optimizer, on any number of replicas."""
+"""Optimizers and schedules of runs, on any number of replicas."""
 
 import re
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf.config import checks
 from jest_tf.distribution import keras_fit
 
 
@@ -84,33 +86,171 @@ class AdamW(RecipeOptimizer, keras.optimizers.AdamW):
     """Keras' AdamW with the rules of `RecipeOptimizer`."""
 
 
+@keras.saving.register_keras_serializable(package="jest_tf")
+class SGD(RecipeOptimizer, keras.optimizers.SGD):
+    """Keras' SGD with the rules of `RecipeOptimizer`."""
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Lion(RecipeOptimizer, keras.optimizers.Lion):
+    """Keras' Lion with the rules of `RecipeOptimizer`."""
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Adafactor(RecipeOptimizer, keras.optimizers.Adafactor):
+    """Keras' Adafactor with the rules of `RecipeOptimizer`.
+
+    It bounds the update of a variable by its root mean square; a stack of
+    blocks is one variable.
+    """
+
+
+_KINDS = {kind.__name__.lower(): kind for kind in (AdamW, SGD, Lion, Adafactor)}
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Joined(keras.optimizers.schedules.LearningRateSchedule):
+    """Schedules one after the other, each counted from its first step.
+
+    Args:
+        schedules: Keras' schedules.
+        starts: the first step of each, rising from 0.
+    """
+
+    def __init__(self, schedules, starts):
+        self.schedules = list(schedules)
+        self.starts = list(starts)
+
+    def __call__(self, step):
+        """Returns the rate of a step."""
+        step = tf.cast(step, tf.float32)
+        rate = self.schedules[0](step)
+        for schedule, start in zip(
+            self.schedules[1:], self.starts[1:], strict=True
+        ):
+            later = schedule(tf.maximum(step - start, 0.0))
+            rate = tf.where(step < start, rate, later)
+        return rate
+
+    def get_config(self):
+        """Returns the arguments, for `.keras` files."""
+        schedules = map(keras.saving.serialize_keras_object, self.schedules)
+        return {"schedules": list(schedules), "starts": self.starts}
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the schedule from `get_config`."""
+        schedules = map(
+            keras.saving.deserialize_keras_object, config["schedules"]
+        )
+        return cls(schedules, config["starts"])
+
+
+def build_schedule(
+    settings: config_lib.OptimizerConfig, steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Builds the learning rate of a run of so many `steps`.
+
+    Raises:
+        ValueError: `optimizer.schedule` names no function, or one that returns
+            no schedule.
+    """
+    starts = [0, *settings.restarts]
+    lengths = np.diff([*starts, steps]).tolist()
+    schedules = [_from_warmup(settings, length) for length in lengths]
+    if len(schedules) == 1:
+        return schedules[0]
+    return Joined(schedules, starts)
+
+
+def _from_warmup(settings, steps):
+    """One schedule of so many steps, its warm-up included."""
+    kinds = keras.optimizers.schedules
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    if settings.schedule == "cosine":
+        return kinds.CosineDecay(
+            0.0 if warmup else peak,
+            decay_steps=steps - warmup,
+            warmup_target=peak if warmup else None,
+            warmup_steps=warmup,
+        )
+    if settings.schedule in config_lib.SCHEDULES:
+        end = peak if settings.schedule == "constant" else 0.0
+        after = kinds.PolynomialDecay(peak, steps - warmup, end)
+        if not warmup:
+            return after
+        return Joined(
+            [kinds.PolynomialDecay(0.0, warmup, peak), after], [0, warmup]
+        )
+    build = checks.load_function("optimizer.schedule", settings.schedule)
+    schedule = build(settings, steps)
+    if not isinstance(schedule, kinds.LearningRateSchedule):
+        raise ValueError(
+            "`optimizer.schedule` must name a function that returns a Keras "
+            f"LearningRateSchedule. Received: {schedule!r}, of "
+            f"{settings.schedule}"
+        )
+    return schedule
+
+
 def build_optimizer(
     settings: config_lib.OptimizerConfig,
     steps: int,
     rate_factors: Sequence[float | Sequence[float]] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Builds AdamW with linear warm-up and cosine decay to zero.
+    """Builds the optimizer of a run, by default AdamW under a cosine.
 
     Args:
         settings: see `config.OptimizerConfig`.
-        steps: optimizer steps of the whole run, the length of the schedule.
+        steps: optimizer steps of the whole run, the end of the schedule.
         rate_factors: as in `RecipeOptimizer`; `models.parts` computes them.
+
+    Raises:
+        ValueError: a function that the settings name cannot be imported, or
+            builds something else; or it builds an optimizer without factors.
     """
-    warmup = settings.warmup_steps
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else settings.learning_rate,
-        decay_steps=steps - warmup,
-        warmup_target=settings.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    optimizer = AdamW(
-        learning_rate=schedule,
-        weight_decay=settings.weight_decay,
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        global_clipnorm=settings.clip_norm,
-        use_ema=settings.ema is not None,
-        ema_momentum=settings.ema or 0.0,
-    )
+    schedule = build_schedule(settings, steps)
+    kind = _KINDS.get(settings.name)
+    if kind is None:
+        optimizer = _of_function(settings, schedule)
+        if not isinstance(optimizer, RecipeOptimizer):
+            if rate_factors is None:
+                return optimizer
+            raise ValueError(
+                "`optimizer.rate_factors` and `optimizer.layer_decay` need an "
+                "optimizer that takes factors: let its class inherit from "
+                "`optimizer.RecipeOptimizer`, too. "
+                f"Received: {type(optimizer).__name__}, of {settings.name}"
+            )
+    else:
+        moments = {
+            "adamw": {"beta_1": settings.beta_1, "beta_2": settings.beta_2},
+            "lion": {"beta_1": settings.beta_1, "beta_2": settings.beta_2},
+            "sgd": {"momentum": settings.beta_1},
+        }
+        optimizer = kind(
+            learning_rate=schedule,
+            weight_decay=settings.weight_decay,
+            global_clipnorm=settings.clip_norm,
+            use_ema=settings.ema is not None,
+            ema_momentum=settings.ema or 0.0,
+            **moments.get(settings.name, {}),
+        )
     optimizer.rate_factors = rate_factors
+    return optimizer
+
+
+def _of_function(settings, schedule):
+    build = checks.load_function("optimizer.name", settings.name)
+    optimizer = build(settings, schedule)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(
+            "`optimizer.name` must name a function that returns a Keras "
+            f"optimizer. Received: {optimizer!r}, of {settings.name}"
+        )
+    if settings.ema is not None and not optimizer.use_ema:
+        raise ValueError(
+            "`optimizer.ema` needs an optimizer with `use_ema=True`. "
+            f"Received: {type(optimizer).__name__}, of {settings.name}"
+        )
     return optimizer

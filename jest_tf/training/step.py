@@ -51,6 +51,7 @@ class Step:
     optimizer: keras.optimizers.Optimizer | None = None
     selection: config_lib.SelectionConfig = config_lib.SelectionConfig()
     loss: str = "sigmoid"
+    loss_function: Callable | None = None
     equal_captions: str = "negative"
     loss_block_size: int | None = None
     views: tuple[config_lib.View, ...] = ()
@@ -303,7 +304,8 @@ def contrastive_loss(
                 f"`caption_id` in the batch. Received: {sorted(batch)}"
             )
         ids = batch["caption_id"]
-    return _LOSSES[step.loss](
+    loss = step.loss_function or _LOSSES[step.loss]
+    return loss(
         embeddings,
         ids=ids,
         equal_ids=step.equal_captions,

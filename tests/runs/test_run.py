@@ -1,10 +1,13 @@
 """A run in its directory: divergence, what may change, mistakes, cleaning."""
 
 import contextlib
+import functools
+import glob
 import io
 import json
 import os
 import sys
+import types
 from unittest import mock
 
 import keras
@@ -16,7 +19,8 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import models, runs
+from examples import callbacks
+from jest_tf import losses, models, runs
 from jest_tf.data import pipeline, stores
 from jest_tf.data.sidecars import embed
 from jest_tf.models import reference
@@ -35,6 +39,10 @@ BAD = 7
 @tf.custom_gradient
 def break_gradient(values):
     return values, lambda gradient: gradient * np.nan
+
+
+def twice_the_loss(embeddings, **options):
+    return 2.0 * losses.sigmoid_loss(embeddings, **options)
 
 
 class Trap(keras.layers.Layer):
@@ -425,6 +433,101 @@ class DirectoryTest(RunsTestCase):
                 again.get_weights(), final.get_weights(), strict=True
             ):
                 self.assertAllEqual(one, other)
+
+    @pytest.mark.slow
+    def test_an_extended_run_equals_one_with_a_restart(self):
+        self.train("whole", "steps=8", "optimizer.restarts=4")
+        self.train("run", "steps=4")
+        said = io.StringIO()
+        with (
+            mock.patch.object(
+                models, "build_learner", run_server.build_learner
+            ),
+            contextlib.redirect_stderr(said),
+        ):
+            runs.extend(self.workdir("run"), 4)
+        self.assertIn(
+            "extended from 4 to 8 steps; the learning rate begins anew: 2 "
+            "steps of warm-up to 0.05, then cosine",
+            said.getvalue(),
+        )
+        self.assertEqual(
+            *(
+                directory.load_config(self.workdir(name))
+                for name in ("run", "whole")
+            )
+        )
+        extended, whole = (
+            checkpoints.read(self.workdir(name), 8) for name in ("run", "whole")
+        )
+        self.assertEqual(set(extended), set(whole))
+        for name, value in whole.items():
+            if name.startswith(("model/", "optimizer/")):
+                self.assertAllEqual(extended[name], value, name)
+
+    @pytest.mark.slow
+    def test_hooks_of_a_recipe(self):
+        logged = []
+        service = types.ModuleType("wandb")
+
+        def init(dir, config):
+            self.assertEqual(dir, self.workdir("run"))
+            self.assertEqual(config["steps"], 4)
+            return types.SimpleNamespace(log=logged.append)
+
+        service.init = init
+        with (
+            mock.patch.dict(sys.modules, wandb=service),
+            mock.patch.object(
+                callbacks,
+                "profile",
+                functools.partial(callbacks.profile, first=1, last=2),
+            ),
+        ):
+            self.train(
+                "run",
+                "steps=4",
+                "model.loss_function=test_run:twice_the_loss",
+                "callbacks=examples.callbacks:weights_and_biases,"
+                "examples.callbacks:profile",
+            )
+        steps = [one for one in logged if "loss" in one]
+        self.assertLen(steps, 4)
+        self.assertAllGreater([one["loss"] for one in steps], 0.0)
+        self.assertEqual(
+            [one[MRR] for one in logged if MRR in one],
+            [tiny.read_lines(self.workdir("run"), "evaluation.jsonl")[0][MRR]],
+        )
+        traces = glob.glob(
+            self.workdir("run") + "/tensorboard/**/*.xplane.pb", recursive=True
+        )
+        self.assertLen(traces, 1)
+        self.train("plain", "steps=4")
+        self.assertAllClose(
+            *(
+                factor
+                * tiny.read_lines(self.workdir(name), "metrics.jsonl")[0][
+                    "train/loss"
+                ]
+                for factor, name in ((1, "run"), (2, "plain"))
+            ),
+            rtol=0.2,  # other gradients from the second step on
+        )
+
+    def test_hooks_are_imported_before_data_is_read(self):
+        for setting in (
+            "callbacks=examples.callbacks:profil",
+            "model.loss_function=test_run:none",
+            "optimizer.name=test_run:none",
+            "optimizer.schedule=nowhere:none",
+        ):
+            name, _, value = setting.partition("=")
+            with self.assertRaisesRegex(
+                ValueError, f"`{name}` must name a function .*{value}"
+            ):
+                self.train("run", setting, "data.train=missing.tfrecord")
+        with self.assertRaisesRegex(ValueError, "`callbacks.0` must be"):
+            self.recipe("callbacks=profile")
 
     def test_a_run_goes_on_with_sidecars_that_say_the_same_alone(self):
         self.train("reference", "steps=4", "selection.batch_size=none")

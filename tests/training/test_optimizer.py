@@ -9,6 +9,21 @@ import tiny
 
 import jest_tf
 from jest_tf import config, models
+from jest_tf.training import optimizer as optimizer_lib
+
+
+def build_rmsprop(settings, schedule):
+    return keras.optimizers.RMSprop(schedule)
+
+
+def build_halving(settings, steps):
+    return keras.optimizers.schedules.ExponentialDecay(
+        settings.learning_rate, 1, 0.5
+    )
+
+
+def build_nothing(settings, steps):
+    return settings.learning_rate
 
 
 class OptimizerTest(tf.test.TestCase):
@@ -32,6 +47,81 @@ class OptimizerTest(tf.test.TestCase):
                     1e-5,
                     1e-7,
                 )
+
+    def test_other_schedules_by_hand(self):
+        def rates(steps, **settings):
+            schedule = optimizer_lib.build_schedule(
+                config.OptimizerConfig(learning_rate=0.5, **settings), steps
+            )
+            again = keras.saving.deserialize_keras_object(
+                keras.saving.serialize_keras_object(schedule)
+            )
+            values = [float(schedule(step)) for step in range(steps)]
+            self.assertAllEqual(
+                values, [float(again(step)) for step in range(steps)]
+            )
+            return values
+
+        self.assertAllClose(
+            rates(6, schedule="linear", warmup_steps=2),
+            [0.0, 0.25, 0.5, 0.375, 0.25, 0.125],
+        )
+        self.assertAllClose(
+            rates(4, schedule="constant", warmup_steps=2), [0, 0.25, 0.5, 0.5]
+        )
+        # A restart is the schedule of a run that begins there.
+        for name in config.SCHEDULES:
+            settings = {"schedule": name, "warmup_steps": 1}
+            self.assertAllClose(
+                rates(9, restarts=(4,), **settings),
+                rates(4, **settings) + rates(5, **settings),
+            )
+
+    def test_other_optimizers_train_by_their_names(self):
+        self.assertEqual(config.OPTIMIZERS, tuple(optimizer_lib._KINDS))
+        self.assertEqual(
+            jest_tf.build_optimizer(
+                config.OptimizerConfig(name="sgd", beta_1=0.7), 9
+            ).momentum,
+            0.7,
+        )
+        for name in config.OPTIMIZERS:
+            settings = config.OptimizerConfig(name=name, learning_rate=0.1)
+            optimizer = jest_tf.build_optimizer(settings, 9, [0.0, 1.0])
+            still, moved = (
+                keras.Variable(np.ones([2, 2], np.float32), name="kernel")
+                for _ in range(2)
+            )
+            optimizer.build([still, moved])
+            optimizer.apply([tf.ones([2, 2])] * 2)
+            self.assertAllEqual(still, np.ones([2, 2]))
+            self.assertAllLess(moved, 1.0)
+
+    def test_optimizers_and_schedules_of_ones_own(self):
+        def build(rate_factors=None, **names):
+            names = {key: f"{__name__}:{name}" for key, name in names.items()}
+            return jest_tf.build_optimizer(
+                config.OptimizerConfig(learning_rate=0.3, **names),
+                9,
+                rate_factors,
+            )
+
+        optimizer = build(name="build_rmsprop", schedule="build_halving")
+        self.assertIsInstance(optimizer, keras.optimizers.RMSprop)
+        for step in (0, 1, 3):
+            optimizer.iterations.assign(step)
+            self.assertAllClose(optimizer.learning_rate, 0.3 * 0.5**step)
+        for message, settings in (
+            (
+                "that takes factors",
+                {"name": "build_rmsprop", "rate_factors": [1.0]},
+            ),
+            ("a Keras optimizer. Received: 0.3", {"name": "build_nothing"}),
+            ("LearningRateSchedule.*0.3", {"schedule": "build_nothing"}),
+            ("`optimizer.name`.*imported", {"name": "build_none"}),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                build(**settings)
 
     def test_settings_reach_the_optimizer(self):
         optimizer = jest_tf.build_optimizer(
