@@ -126,8 +126,10 @@ def feature_distillation(
         if not values.shape.is_compatible_with(target.shape):
             raise ValueError(
                 "`distillation_weight` needs a reference whose embeddings are "
-                f"as wide as the learner's, and of the same rows. Received: "
-                f"`{name}` of {values.shape} and {target.shape}"
+                "as wide as the learner's, and of the same rows; "
+                "`reference.projection`, the reference's width, has the "
+                "learner's projected. "
+                f"Received: `{name}` of {values.shape} and {target.shape}"
             )
         target = tf.stop_gradient(tf.cast(target, tf.float32))
         total += tf.reduce_sum((tf.cast(values, tf.float32) - target) ** 2)

@@ -188,7 +188,12 @@ class ReferenceConfig(Checked, path="reference"):
         distillation_weight: weight of feature distillation from the reference
             (`losses.feature_distillation`) on every trained row; the
             contrastive loss has weight 1. 0 turns distillation off. Reference
-            and learner must have the same embedding width.
+            and learner must have the same embedding width, unless there is a
+            `projection`.
+        projection: the width of the reference's embeddings, where it is not the
+            learner's: learned linear maps take the learner's embeddings there
+            for distillation. They are in checkpoints, not in the learner. None
+            uses none.
         distillation_steps: steps over which that weight falls linearly to 0,
             for a learner that should surpass its reference. None keeps it.
     """
@@ -198,6 +203,7 @@ class ReferenceConfig(Checked, path="reference"):
     sidecar_dir: str = ""
     distillation_weight: Annotated[float, at_least(0)] = 0.0
     distillation_steps: Count | None = None
+    projection: Count | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -214,6 +220,10 @@ class ReferenceConfig(Checked, path="reference"):
             self.distillation_weight or not self.distillation_steps,
             "`reference.distillation_steps` needs "
             "`reference.distillation_weight`",
+        )
+        self._expect(
+            self.distillation_weight or not self.projection,
+            "`reference.projection` needs `reference.distillation_weight`",
         )
 
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf.config import checks
 from jest_tf.embeddings import Embeddings
-from jest_tf.models import patches
+from jest_tf.models import layers, patches
 
 _TOWERS = ("image_tower", "text_tower")
 
@@ -124,6 +124,7 @@ class TwoTower(keras.Model):
         self._image_shape, self._text_shape = (
             (None, *input_shape[name][1:]) for name in ("image", "text")
         )
+        self.embedding_dim = image.shape[-1]
         self.built = True
 
     def call(self, batch, training=None, view=None) -> Embeddings:
@@ -328,3 +329,46 @@ def _check_embeddings(image_shape, text_shape):
         raise ValueError(
             f"`image` and `text` must have equally many rows. Received: {rows}"
         )
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Projection(keras.layers.Layer):
+    """Learned linear maps of embeddings to another width, of unit norm again.
+
+    Weights: `image_kernel` and `text_kernel`, [D, dim] in float32. Maps
+    `Embeddings` of width D to width `dim`.
+
+    Args:
+        dim: width of the result.
+        seed: integer seed of the initial weights, or None.
+    """
+
+    def __init__(self, dim: int, *, seed: int | None = None, **kwargs):
+        super().__init__(**{"dtype": "float32"} | kwargs)
+        layers.check_positive(dim=dim)
+        self.dim = dim
+        self.seed = seed
+
+    def build(self, input_shape):
+        self.kernels = [
+            self.add_weight(
+                name=f"{name}_kernel",
+                shape=(input_shape[-1], self.dim),
+                initializer=keras.initializers.GlorotUniform(
+                    layers.child_seed(self.seed, f"projection/{name}")
+                ),
+            )
+            for name in ("image", "text")
+        ]
+        self.built = True
+
+    def project(self, embeddings: Embeddings) -> Embeddings:
+        """Projects embeddings [b, D] to [b, dim]; the layer must be built."""
+        image, text = (
+            unit_norm(tf.matmul(tf.cast(values, tf.float32), kernel))
+            for values, kernel in zip(embeddings[:2], self.kernels, strict=True)
+        )
+        return embeddings._replace(image=image, text=text)
+
+    def get_config(self):
+        return super().get_config() | {"dim": self.dim, "seed": self.seed}

@@ -49,16 +49,19 @@ def build_model(
         micro_batch_size=config.model.micro_batch_size,
         distillation_weight=config.reference.distillation_weight,
         distillation_steps=config.reference.distillation_steps,
+        projection_dim=config.reference.projection,
         augment=augmentation.Augmentation(
             flip=config.data.flip, min_area=config.data.min_crop_area
         ),
         seed=config.seed,
     )
+    factors = parts.rate_factors(learner, config.optimizer)
+    if factors is not None:
+        others = len(model.step.variables) - len(factors)
+        factors += [1.0] * others
     model.compile(
         optimizer=optimizer.build_optimizer(
-            config.optimizer,
-            config.steps,
-            parts.rate_factors(learner, config.optimizer),
+            config.optimizer, config.steps, factors
         ),
         steps_per_execution=config.distribution.steps_per_execution,
         jit_compile=config.distribution.jit_compile,

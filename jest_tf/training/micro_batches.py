@@ -70,6 +70,7 @@ def gradients(
     scale_loss: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
     num_replicas: int = 1,
     views: Sequence[config_lib.View] = (),
+    projection: keras.layers.Layer | None = None,
 ) -> Gradients:
     """The loss of a batch and its gradient, with the learner in training mode.
 
@@ -88,6 +89,8 @@ def gradients(
         num_replicas: replicas whose gradients will be summed; each adds its
             share of the regularizers.
         views: passed to the learner's calls, if there are any.
+        projection: a layer with variables that the loss uses; their gradients
+            follow those of the learner's.
 
     Raises:
         ValueError: if `micro_batch_size` does not divide n.
@@ -98,15 +101,16 @@ def gradients(
         return Embeddings(*learner(part, training=True, **options))
 
     variables = learner.trainable_variables
+    of_loss = projection.trainable_variables if projection else []
     rows = batch["image"].shape[0]
     if micro_batch_size in (None, rows):
-        with _tape_of(variables) as tape:
+        with _tape_of(variables + of_loss) as tape:
             embeddings = encode(batch)
             terms = loss(embeddings)
             target = scale_loss(
                 terms["loss"] + _regularizers(learner, num_replicas)
             )
-        found = tape.gradient(target, variables)
+        found = tape.gradient(target, variables + of_loss)
         # A lookup table's gradient repeats a row for each token;
         # clipping needs the norm of their sum.
         dense = [
@@ -122,12 +126,14 @@ def gradients(
     state = learner.non_trainable_variables
     before = [tf.identity(tf.convert_to_tensor(one)) for one in state]
     embeddings = embed(encode, batch, micro_batch_size)
-    with tf.GradientTape() as tape:
+    with _tape_of(of_loss) as tape:
         tape.watch(embeddings)
         terms = loss(embeddings)
         target = scale_loss(terms["loss"])
-    upstream = tape.gradient(
-        target, embeddings, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    upstream, own = tape.gradient(
+        target,
+        (embeddings, of_loss),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
     # Resets dropout, and makes statistics count each row once.
     for variable, old in zip(state, before, strict=True):
@@ -144,7 +150,7 @@ def gradients(
         variables,
         lambda: scale_loss(_regularizers(learner, share)),
     )
-    return Gradients(terms, embeddings, by_variable)
+    return Gradients(terms, embeddings, by_variable + own)
 
 
 def _backward(encode, parts, upstream, variables, regularizers):

@@ -14,7 +14,7 @@ from jest_tf import config as config_lib
 from jest_tf import distribution
 from jest_tf.config import overrides
 from jest_tf.distribution import keras_fit
-from jest_tf.models import patches, reference
+from jest_tf.models import patches, reference, two_tower
 from jest_tf.training import finite, flops, row_outputs, schedule, sub_batch
 from jest_tf.training import metrics as metrics_lib
 from jest_tf.training import step as step_lib
@@ -57,6 +57,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             Distillation costs a pass of the reference, unless the step scores
             by it or the batch holds its embeddings. The reference's input is
             not augmented.
+        projection_dim: `projection` of `config.ReferenceConfig`; the learner
+            must be a `TwoTower`. Its maps are the attribute `projection`.
         augment: `(images, seed, places, batch_size) -> images`, applied in the
             graph. `seed` is int32 `[2]`; `places`, int32 `[n]`, are the places
             of the n images among the `batch_size` of the sub-batch.
@@ -105,6 +107,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         micro_batch_size: int | None = None,
         distillation_weight: float = 0.0,
         distillation_steps: int | None = None,
+        projection_dim: int | None = None,
         augment: Callable | None = None,
         seed: int = 0,
         **kwargs,
@@ -119,6 +122,9 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self.learner = learner
         self.selection = selection or config_lib.SelectionConfig()
         self.seed = seed
+        self.projection = None
+        if projection_dim is not None:
+            self.projection = two_tower.Projection(projection_dim, seed=seed)
         kinds = self.selection.kinds
         self.step = step_lib.Step(
             learner,
@@ -131,6 +137,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             micro_batch_size=micro_batch_size,
             distillation_weight=distillation_weight,
             distillation_steps=distillation_steps,
+            projection=self.projection,
             augment=augment,
             seed=(seed, 0),
         )
@@ -213,6 +220,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """Builds the learner; the input's shape is unused."""
         if not self.learner.built:
             self.learner.build(input_shape)
+        if self.projection is not None and not self.projection.built:
+            self.projection.build((None, self.learner.embedding_dim))
 
     def call(self, batch, training=None):
         """The learner's `Embeddings` of a batch."""
@@ -316,13 +325,15 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """Returns the arguments for `.keras` files, without the reference."""
         serialize = keras.saving.serialize_keras_object
         step = dict(vars(self.step))
-        del step["reference"], step["optimizer"], step["replicas"]
+        for name in ("reference", "optimizer", "replicas", "projection"):
+            del step[name]
         return {
             **super().get_config(),
             **step,
             "learner": serialize(self.learner),
             "selection": dataclasses.asdict(self.selection),
             "views": [dataclasses.asdict(view) for view in step["views"]],
+            "projection_dim": self.projection and self.projection.dim,
             "augment": serialize(step["augment"]),
             "loss_function": serialize(step["loss_function"]),
             "seed": self.seed,

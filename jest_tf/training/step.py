@@ -23,6 +23,7 @@ from jest_tf import losses, selection
 from jest_tf.config import checks
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
+from jest_tf.models import two_tower
 from jest_tf.training import finite, micro_batches, row_outputs, sub_batch
 
 _LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
@@ -36,7 +37,9 @@ class Step:
         learner: maps a batch to `Embeddings`; its weights are updated.
         reference: likewise, a frozen callable; may be None if neither scores
             nor distillation need it.
-        optimizer: built for the learner's trainable variables.
+        optimizer: built for the trained `variables`.
+        projection: a built `two_tower.Projection` of the learner's embeddings
+            to the reference's width, for distillation; None if it is equal.
         selection: a `config.SelectionConfig` without a schedule; without a
             `batch_size`, the step trains on the whole super-batch.
         seed: int32 `[2]`, (run seed, step).
@@ -49,6 +52,7 @@ class Step:
     learner: keras.Model
     reference: Callable | None = None
     optimizer: keras.optimizers.Optimizer | None = None
+    projection: two_tower.Projection | None = None
     selection: config_lib.SelectionConfig = config_lib.SelectionConfig()
     loss: str = "sigmoid"
     loss_function: Callable | None = None
@@ -80,6 +84,14 @@ class Step:
     def distils(self) -> bool:
         """True if the loss includes feature distillation."""
         return self.distillation_weight > 0.0
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The trained variables: the learner's, then the projection's."""
+        return [
+            *self.learner.trainable_variables,
+            *(self.projection.trainable_variables if self.projection else ()),
+        ]
 
     @property
     def num_replicas(self) -> int:
@@ -146,12 +158,12 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
         scale_loss=step.optimizer.scale_loss,
         num_replicas=step.num_replicas,
         views=step.views,
+        projection=step.projection,
     )
 
     # Update: the optimizer sums over replicas, clips and steps.
-    variables = step.learner.trainable_variables
     step.optimizer.apply_gradients(
-        zip(gradient.by_variable, variables, strict=True)
+        zip(gradient.by_variable, step.variables, strict=True)
     )
 
     metrics = {
@@ -282,6 +294,8 @@ def objective(
     if step.distillation_steps:
         done = tf.cast(step.seed[1], tf.float32) / step.distillation_steps
         weight *= tf.maximum(1.0 - done, 0.0)
+    if step.projection is not None:
+        embeddings = step.projection.project(embeddings)
     distance = losses.feature_distillation(
         embeddings, targets, replicas=step.replicas
     )

@@ -759,6 +759,55 @@ class DistillationTest(TrainingTestCase):
         self.assertLess(after, 0.05 * before)
         self.assertBetween(history["distillation"][0], after, before)
 
+    def test_a_projection_takes_the_learner_to_the_references_width(self):
+        (batch,) = tiny.super_batches(rows=8)
+        learner, twin = tiny.learner(0), tiny.learner(0)
+        reference = tiny.learner(5, dim=3)
+        target = Embeddings(*map(tf.constant, embed(reference, batch)))
+        models = [
+            build(
+                one,
+                reference,
+                None,
+                distillation_weight=self.WEIGHT,
+                projection_dim=3,
+                micro_batch_size=size,
+            )
+            for one, size in ((learner, None), (tiny.learner(0), 2))
+        ]
+        kernels = [one.numpy() for one in models[0].projection.kernels]
+        own = [tf.Variable(one) for one in kernels]
+
+        def loss(found):
+            values = [
+                tf.math.l2_normalize(tf.matmul(one, kernel), -1)
+                for one, kernel in zip(found[:2], own, strict=True)
+            ]
+            distance = losses.feature_distillation(
+                found._replace(image=values[0], text=values[1]), target
+            )
+            return losses.sigmoid_loss(found) + self.WEIGHT * distance
+
+        with tf.GradientTape() as tape:
+            value = loss(twin(batch, training=True))
+        variables = [*twin.trainable_variables, *own]
+        for variable, gradient in zip(
+            variables, tape.gradient(value, variables), strict=True
+        ):
+            variable.assign_sub(RATE * tf.convert_to_tensor(gradient))
+        for model in models:
+            history = fit(model, [batch]).history
+            self.assertAllClose(history["loss"], [value], **TOLERANCE)
+            self.assert_same_weights(model.learner, twin, **TOLERANCE)
+            for kernel, expected in zip(
+                model.projection.kernels, own, strict=True
+            ):
+                self.assertAllClose(kernel, expected, **TOLERANCE)
+        path = os.path.join(self.get_temp_dir(), "model.keras")
+        models[0].save(path)
+        loaded = keras.saving.load_model(path)
+        self.assert_same_weights(loaded, models[0])
+
     def test_invalid_distillation_settings_are_refused(self):
         (batch,) = tiny.super_batches()
         for weight in (-1.0, np.nan, np.inf):
