@@ -24,7 +24,14 @@ DTYPES = ("float16", "float32")  # as of `sidecars.file_format`
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
-    add("--workdir", required=True, help="the reference's run directory")
+    add(
+        *("--model", "--workdir"),
+        required=True,
+        dest="model",
+        metavar="NAME",
+        help="the reference: a run directory, a .keras file, or a public model "
+        "such as keras_hub:siglip2_base_patch16_224",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--data", **flags_lib.SEVERAL, metavar="GLOB", help="the shards"
@@ -88,7 +95,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.models import reference
     from jest_tf.runs import interruptions, progress, sidecar_precision
 
-    teacher = runs.load_run(flags.workdir)
+    teacher = runs.load_model(flags.model)
     store = flags_lib.open_store(
         flags, flags.data, max_image_pixels=flags.max_image_pixels
     )
@@ -104,7 +111,7 @@ def run(flags: argparse.Namespace) -> None:
             range(flags.host, len(store.shards.paths), flags.num_hosts),
             progress.Progress("embedding", "records"),
         ),
-        image_size=teacher.config.data.image_size,
+        image_size=teacher.picture,
         batch_size=flags.batch_size,
     )
     _report(summary)
@@ -121,7 +128,7 @@ def _embed_folder(flags):
     from jest_tf.runs import progress
 
     collection_lib.check_output(flags.output)
-    model = inference.load(flags.workdir, batch_size=flags.batch_size)
+    model = inference.load(flags.model, batch_size=flags.batch_size)
     collection, reasons = collection_lib.embed_folder(
         model,
         flags.folder,

@@ -48,6 +48,16 @@ LOCAL: Rule = (
     "a local path; only data, indexes and sidecars may be remote",
     lambda path: "://" not in path,
 )
+# The sources of pretrained models, before the colon of a name.
+MODEL_SOURCES = ("keras_hub",)
+MODEL: Rule = (
+    "a local run directory, a .keras file or a name after one of "
+    f"{', '.join(f'{source}:' for source in MODEL_SOURCES)}",
+    lambda name: (
+        name.startswith(tuple(f"{source}:" for source in MODEL_SOURCES))
+        or not re.match(r"[a-z_]{2,}:", name)
+    ),
+)
 PROMPTS: Rule = (
     'one or more texts that each hold one "{}"',
     lambda texts: texts and all(text.count("{}") == 1 for text in texts),

@@ -6,6 +6,7 @@ from typing import Annotated
 from jest_tf.config.checks import (
     FUNCTION,
     LOCAL,
+    MODEL,
     PROMPTS,
     Checked,
     Count,
@@ -180,8 +181,11 @@ class ReferenceConfig(Checked, path="reference"):
     """The frozen reference model of the learnability score.
 
     Attributes:
-        workdir: run directory that trained the reference. Empty means no
-            reference, or one known only through its sidecars.
+        model: the reference: a run directory, a `.keras` file with its
+            tokenizer beside it, or a public model by name, such as
+            "keras_hub:siglip2_base_patch16_224" (docs/models.md). Empty means
+            no reference, or one known only through its sidecars.
+        workdir: another spelling of `model`, for a run directory.
         sidecars: read the reference's embeddings from the sidecars written by
             `jest-tf embed`, instead of running the reference.
         sidecar_dir: folder of the sidecars. Empty looks beside each shard.
@@ -198,6 +202,7 @@ class ReferenceConfig(Checked, path="reference"):
             for a learner that should surpass its reference. None keeps it.
     """
 
+    model: Annotated[str, MODEL] = ""
     workdir: Annotated[str, LOCAL] = ""
     sidecars: bool = False
     sidecar_dir: str = ""
@@ -212,9 +217,14 @@ class ReferenceConfig(Checked, path="reference"):
             "`reference.sidecar_dir` needs `reference.sidecars=true`",
         )
         self._expect(
-            self.workdir or self.sidecars or not self.distillation_weight,
+            not self.workdir or not self.model,
+            "`reference.model` and `reference.workdir` are two spellings of "
+            "one setting: set one of them",
+        )
+        self._expect(
+            self.name or self.sidecars or not self.distillation_weight,
             "`reference.distillation_weight` needs a reference: set "
-            "`reference.workdir` or `reference.sidecars`",
+            "`reference.model` or `reference.sidecars`",
         )
         self._expect(
             self.distillation_weight or not self.distillation_steps,
@@ -238,6 +248,11 @@ class RateFactor(Checked, path="optimizer.rate_factors"):
 
     pattern: str = "*"
     factor: Annotated[float, at_least(0)] = 1.0
+
+    @property
+    def name(self) -> str:
+        """Returns the reference's name, by whichever setting."""
+        return self.model or self.workdir
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,12 @@ class TrainConfig(Checked):
         self.selection.check_super_batch(self.data.super_batch_size)
         self.cascade.check_super_batch(self.data.super_batch_size)
         self._expect(
-            self.reference.workdir
+            self.reference.name
             or self.reference.sidecars
             or not self.selection.needs_reference,
-            "`selection.criterion` needs a reference: set `reference.workdir` "
-            "to the run directory that trained it, or `reference.sidecars`, or "
-            "take 'hard_learner'",
+            "`selection.criterion` needs a reference: set `reference.model` to "
+            "a run directory or the name of a model, or `reference.sidecars`, "
+            "or take 'hard_learner'",
         )
         self._expect(
             self.reference.sidecars or not self.cascade.hyper_batch_size,

@@ -45,7 +45,7 @@ class Model(NamedTuple):
         """
         if not self.workdir:
             return None
-        return self._load()[0].config.model.loss
+        return self._load()[0].loss
 
     def sidecars(
         self,
@@ -69,7 +69,7 @@ class Model(NamedTuple):
                 _dtype(store, self.sidecar_dir),
                 progress=progress,
             ),
-            image_size=run.config.data.image_size,
+            image_size=run.picture,
         )
         return sidecars_lib.Sidecars(store, self.sidecar_dir, description)
 

@@ -28,7 +28,7 @@ def examples(
     store: stores.Store,
     *,
     batch_size: int,
-    image_size: int,
+    image_size: int | pictures.Form,
     tokenizer: Tokenizer | None = None,
 ) -> tf.data.Dataset:
     """Yields every record once, in the store's order.
@@ -36,7 +36,7 @@ def examples(
     Args:
         store: the records.
         batch_size: k; the last batch may be smaller.
-        image_size: S, for `image`.
+        image_size: S, for `image`, or a form of pictures.
         tokenizer: for `text`; None yields no texts, and needs no captions.
 
     Returns:
@@ -50,16 +50,16 @@ def examples(
             caption or no decodable picture; see `plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
-    checks.check("image_size", image_size, checks.at_least(1))
+    form = pictures.form_of(image_size)
     specs = {
-        "image": tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
+        "image": tf.TensorSpec([None, *form.shape], form.dtype),
         "id": tf.TensorSpec([None], tf.int64),
         "caption": tf.TensorSpec([None], tf.string),
     }
 
     def fetch(start):
         rows = np.arange(start, min(start + batch_size, len(store)))
-        found, images = read(store, rows, image_size)
+        found, images = read(store, rows, form)
         captions = [b""] * len(rows)
         for i, record in enumerate(found):
             if tokenizer and isinstance(record, stores.Record):
@@ -88,18 +88,18 @@ def examples(
 
 
 def read(
-    store: stores.Store, rows: np.ndarray, image_size: int
+    store: stores.Store, rows: np.ndarray, form: pictures.Form
 ) -> tuple[list[stores.Record | stores.Fault], np.ndarray]:
     """Reads and decodes the records of int64 rows [k].
 
     Returns:
         The k records, or their faults; and the pictures of the m records that
-        have none, uint8 [m, S, S, 3].
+        have none, [m, *form.shape].
     """
     found = store.read(rows)
     good = [i for i, one in enumerate(found) if isinstance(one, stores.Record)]
     faults, images = decode(
-        [found[i].image for i in good], store.max_image_pixels, image_size
+        [found[i].image for i in good], store.max_image_pixels, form
     )
     for i, fault in zip(good, faults, strict=True):
         found[i] = fault or found[i]
@@ -107,18 +107,18 @@ def read(
 
 
 def decode(
-    encoded: Sequence[bytes], max_pixels: int, image_size: int
+    encoded: Sequence[bytes], max_pixels: int, form: pictures.Form
 ) -> tuple[list[stores.Fault | None], np.ndarray]:
     """Decodes k stored pictures of any format in `pictures`.
 
     Returns:
         The fault of each picture, or None; and the m pictures that have none,
-        uint8 [m, S, S, 3].
+        [m, *form.shape].
     """
     found = [pictures.prepare(one, max_pixels) for one in encoded]
     good = [i for i, one in enumerate(found) if isinstance(one, bytes)]
     with tf.device("CPU:0"):
-        kept, images = _decoder(image_size)(
+        kept, images = _decoder(form)(
             [found[i] for i in good] or [b""]  # which is dropped
         )
     for place in np.setdiff1d(np.arange(len(good)), kept):
@@ -129,11 +129,11 @@ def decode(
 
 
 @functools.cache
-def _decoder(image_size):
-    """A compiled `pictures.decode_batch` of one size."""
+def _decoder(form):
+    """A compiled `pictures.decode_batch` of one form."""
 
     def decode(encoded):
-        kept, images = pictures.decode_batch(encoded, {"image": image_size})
+        kept, images = pictures.decode_batch(encoded, {"image": form})
         return kept, images["image"]
 
     return tf.function(decode, [tf.TensorSpec([None], tf.string)])

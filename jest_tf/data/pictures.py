@@ -7,15 +7,19 @@ some of these to wrong pixels or uninitialized memory. `decode` then gives the
 pixels of one picture, `decode_batch` those of many, in a graph.
 """
 
+import dataclasses
 import io
 import re
 import struct
 from collections.abc import Mapping
+from typing import Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from jest_tf.config import checks
 from jest_tf.data.stores import shards
 
 # Each scan of a JPEG costs a pass over all pixels, so a small file could
@@ -29,6 +33,78 @@ _BARE_MARKERS = frozenset([0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 # Start of frame: C0-CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = b"\xff\xda"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """Resizes decoded pictures to a square, as a model expects them.
+
+    The defaults are SigLIP's (Zhai et al., 2023): the aspect is ignored. Other
+    values do what `keras.layers.Resizing` does to 8-bit pictures. In a graph
+    that layer itself does not round.
+
+    Attributes:
+        size: S, pixels a side.
+        interpolation: "bilinear", "bicubic", "nearest", "lanczos3" or
+            "lanczos5".
+        antialias: filter before reducing.
+        crop_to_aspect_ratio: keep the aspect; what is too long is cut off.
+    """
+
+    size: int
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    crop_to_aspect_ratio: bool = False
+
+    dtype = tf.uint8
+
+    def __post_init__(self):
+        checks.check("image_size", self.size, checks.at_least(1))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Returns the shape of a resized picture."""
+        return self.size, self.size, 3
+
+    def __call__(self, image: tf.Tensor) -> tf.Tensor:
+        """Resizes uint8 [H, W, 3] to uint8 [S, S, 3]."""
+        if self == Resizing(self.size):
+            return resize_image(image, self.size)
+        options = dataclasses.asdict(self)
+        size = options.pop("size")
+        levels = keras.ops.image.resize(
+            tf.cast(image, tf.float32), (size, size), **options
+        )
+        levels = tf.saturate_cast(tf.round(levels), tf.uint8)
+        return tf.ensure_shape(levels, self.shape)
+
+    def __str__(self):
+        shape = "cropped" if self.crop_to_aspect_ratio else "squashed"
+        text = f"RGB, {shape} to {self.size} x {self.size}"
+        if self == Resizing(self.size):
+            return f"{text} by preprocessing.py"
+        kind = "with" if self.antialias else "without"
+        return f"{text}, {self.interpolation} {kind} antialiasing"
+
+
+class Form(Protocol):
+    """Maps a picture, uint8 [H, W, 3], to a tensor for a model.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor.
+    """
+
+    shape: tuple[int, ...]
+    dtype: tf.DType
+
+    def __call__(self, image: tf.Tensor) -> tf.Tensor:
+        """Makes the tensor, in a graph."""
+
+
+def form_of(image_size: int | Form) -> Form:
+    """Returns a form as it is, and the package's `Resizing` for a size."""
+    return image_size if callable(image_size) else Resizing(image_size)
 
 
 def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
@@ -130,25 +206,22 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def decode_batch(
-    encoded: tf.Tensor, image_sizes: Mapping[str, int]
+    encoded: tf.Tensor, forms: Mapping[str, Form]
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """Decodes many pictures, dropping damaged ones.
 
     Args:
         encoded: string [k], from `prepare`.
-        image_sizes: S by name, for each size to resize every picture to.
+        forms: of the pictures, by name; each picture is made in every form.
 
     Returns:
         Indices of the pictures that decode, int64 [m], and these pictures by
-        name, uint8 [m, S, S, 3].
+        name, [m, *form.shape] in the form's dtype.
     """
 
     def decode_one(place, encoded):
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return place, {
-            name: resize_image(image, size)
-            for name, size in image_sizes.items()
-        }
+        return place, {name: form(image) for name, form in forms.items()}
 
     # A graph cannot catch an error, but a dataset can drop the element that
     # raised one. The empty batch covers the case that it drops all of them.
@@ -156,8 +229,8 @@ def decode_batch(
         (
             tf.zeros([0], tf.int64),
             {
-                name: tf.zeros([0, size, size, 3], tf.uint8)
-                for name, size in image_sizes.items()
+                name: tf.zeros([0, *form.shape], form.dtype)
+                for name, form in forms.items()
             },
         )
     )

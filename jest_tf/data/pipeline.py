@@ -53,8 +53,8 @@ class Options:
             counts with the default limit.
         reference_tokenizer: adds `text_for_reference` if it differs from the
             learner's.
-        reference_image_size: adds `image_for_reference` if it differs from the
-            learner's.
+        reference_image: form of the reference's pictures; adds
+            `image_for_reference` if it differs from the learner's.
     """
 
     weights: Sequence[float] = ()
@@ -65,7 +65,7 @@ class Options:
     cascade: cascade_lib.Cascade | None = None
     faults: FaultLog | None = None
     reference_tokenizer: batches.Tokenizer | None = None
-    reference_image_size: int | None = None
+    reference_image: pictures.Form | None = None
 
 
 def super_batches(
@@ -74,7 +74,7 @@ def super_batches(
     super_batch_size: int,
     seed: int,
     tokenizer: batches.Tokenizer,
-    image_size: int,
+    image_size: int | pictures.Form,
     start_step: int = 0,
     options: Options = Options(),  # noqa: B008  (it is frozen)
 ) -> tf.data.Dataset:
@@ -91,7 +91,7 @@ def super_batches(
         super_batch_size: B, over all hosts.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
-        image_size: S, for `image`.
+        image_size: S, for `image`, or a form of pictures.
         start_step: the first step to yield.
         options: see `Options`.
 
@@ -111,7 +111,6 @@ def super_batches(
     for name, value, least in (
         ("start_step", start_step, 0),
         ("super_batch_size", super_batch_size, 1),
-        ("image_size", image_size, 1),
     ):
         checks.check(name, value, checks.at_least(least))
     host, num_hosts = options.host, options.num_hosts
@@ -123,9 +122,9 @@ def super_batches(
         )
     size = super_batch_size // num_hosts
     own = slice(host * size, (host + 1) * size)
-    image_sizes = {"image": image_size}
-    if options.reference_image_size not in (None, image_size):
-        image_sizes["image_for_reference"] = options.reference_image_size
+    forms = {"image": pictures.form_of(image_size)}
+    if options.reference_image not in (None, forms["image"]):
+        forms["image_for_reference"] = options.reference_image
     tokenizer_of = {"text": tokenizer}
     if options.reference_tokenizer not in (None, tokenizer):
         tokenizer_of["text_for_reference"] = options.reference_tokenizer
@@ -144,7 +143,7 @@ def super_batches(
     )
 
     def load(positions):
-        chunk, images = _read_chunk(reader, positions, image_sizes)
+        chunk, images = _read_chunk(reader, positions, forms)
         batch = images | batches.texts_of(chunk.captions, tokenizer_of)
         (batch["id"],) = batches.call_numpy(
             lambda rows: [store.ids(rows)],
@@ -244,7 +243,7 @@ def at_positions(
     *,
     step_size: int,
     seed: int,
-    image_size: int,
+    image_size: int | pictures.Form,
     options: Options = Options(),  # noqa: B008  (it is frozen)
 ) -> Examples:
     """Returns the examples that `super_batches` yields at a few positions.
@@ -270,7 +269,7 @@ def at_positions(
     # It decodes those that it keeps, too.
     images = reader.repair(positions, chunk, np.arange(len(positions)))
     with tf.device("CPU:0"):
-        images = [pictures.resize_image(one, image_size) for one in images]
+        images = [pictures.form_of(image_size)(one) for one in images]
     return Examples(
         np.stack(images),
         [one.decode("utf-8", "replace") for one in chunk.captions],
@@ -288,14 +287,14 @@ def _chunk_size(super_batch_size):
     return divisor if 8 * divisor >= _CHUNK else super_batch_size
 
 
-def _read_chunk(reader, positions, image_sizes):
+def _read_chunk(reader, positions, forms):
     """A `reader.Chunk` of tensors and its pictures, for positions int64 [k]."""
     size = positions.shape[0]
     types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
     specs = [tf.TensorSpec([size], dtype) for dtype in types]
     image_specs = [
-        tf.TensorSpec([size, side, side, 3], tf.uint8)
-        for side in image_sizes.values()
+        tf.TensorSpec([size, *form.shape], form.dtype)
+        for form in forms.values()
     ]
 
     def read(positions):
@@ -307,18 +306,18 @@ def _read_chunk(reader, positions, image_sizes):
         missing = np.setdiff1d(np.arange(size), kept)
         replacements = reader.repair(positions, chunk, missing)
         whole = []
-        for some, spec in zip(values[5:], image_specs, strict=True):
-            image = np.empty(spec.shape, np.uint8)
+        for some, form in zip(values[5:], forms.values(), strict=True):
+            image = np.empty([size, *form.shape], some.dtype)
             image[kept] = some
             # Always on the CPU: no wait for an accelerator, same rounding.
             with tf.device("CPU:0"):
                 for i, one in zip(missing, replacements, strict=True):
-                    image[i] = pictures.resize_image(one, spec.shape[1])
+                    image[i] = form(one)
             whole.append(image)
         return *chunk, *whole
 
     chunk = batches.call_numpy(read, [positions], specs)
-    kept, decoded = pictures.decode_batch(chunk[2], image_sizes)
+    kept, decoded = pictures.decode_batch(chunk[2], forms)
     values = [*chunk, *decoded.values()]
     values = tf.cond(
         tf.equal(tf.size(kept), size),
@@ -329,5 +328,5 @@ def _read_chunk(reader, positions, image_sizes):
     )
     return (
         reader_lib.Chunk(*values[:5]),
-        dict(zip(image_sizes, values[5:], strict=True)),
+        dict(zip(forms, values[5:], strict=True)),
     )

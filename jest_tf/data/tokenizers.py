@@ -1,16 +1,22 @@
-"""Captions to rows of tokens: WordPiece and SentencePiece.
+"""Captions to rows of tokens: WordPiece, SentencePiece, and KerasHub's own.
 
-Rows have SigLIP's layout (Zhai et al., 2023): tokens, then end-of-sequence as
-padding. The last position is always end-of-sequence, even in a truncated
-caption, so a text tower may pool there. No mask is needed.
+Rows of the first two have SigLIP's layout (Zhai et al., 2023): tokens, then
+end-of-sequence as padding. The last position is always end-of-sequence, even in
+a truncated caption, so a text tower may pool there. No mask is needed.
+`KerasHubTokenizer` does what the preprocessor of a pretrained model does.
 """
 
+import base64
 import collections
 import functools
 import itertools
+import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 
+import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.python.ops import bert_tokenizer
@@ -51,12 +57,12 @@ class _Tokenizer:
 
     FILE = ""
 
-    def __init__(self, tokenizer, length, end_id, vocabulary_size, content):
+    def __init__(self, make, length, end_id, vocabulary_size, content):
         checks.check("length", length, checks.at_least(1))
         self.length = int(length)
         self.end_id = end_id
         self.vocabulary_size = vocabulary_size
-        self._tokenizer = tokenizer
+        self._make = make
         self._content = content
 
     def __eq__(self, other):
@@ -69,18 +75,29 @@ class _Tokenizer:
 
     def __call__(self, captions: tf.Tensor) -> tf.Tensor:
         """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
-        tokens = self._tokenizer.tokenize(captions).merge_dims(1, -1)
-        rows = tokens.to_tensor(self.end_id, shape=[None, self.length - 1])
-        return tf.pad(rows, [[0, 0], [0, 1]], constant_values=self.end_id)
+        return self._graph(captions)
 
-    @property
-    def trackable(self) -> tf.Module:
-        """Holds the resources that a SavedModel with this tokenizer needs."""
-        return self._tokenizer
+    @functools.cached_property
+    def _graph(self):
+        def tokenize(captions):
+            tokens = self._make().tokenize(captions).merge_dims(1, -1)
+            rows = tokens.to_tensor(self.end_id, shape=[None, self.length - 1])
+            return tf.pad(rows, [[0, 0], [0, 1]], constant_values=self.end_id)
+
+        return _in_graph(tokenize)
 
     def save(self, directory: str) -> None:
         """Writes its one file into an existing directory."""
         files.write_whole(os.path.join(directory, self.FILE), self._content)
+
+
+def _in_graph(tokenize):
+    """Compiles `tokenize`, which makes its tokenizer itself.
+
+    A new seed (`tf.random.set_seed`) destroys the resource of a SentencePiece
+    tokenizer outside of a graph.
+    """
+    return tf.function(tokenize, [tf.TensorSpec([None], tf.string)])
 
 
 class WordPieceTokenizer(_Tokenizer):
@@ -104,7 +121,8 @@ class WordPieceTokenizer(_Tokenizer):
         self.vocabulary = tuple(vocabulary)
         _check_vocabulary(self.vocabulary)
         super().__init__(
-            tf_text.FastBertTokenizer(
+            functools.partial(
+                tf_text.FastBertTokenizer,
                 list(self.vocabulary),
                 token_out_type=tf.int32,
                 unknown_token=UNKNOWN_TOKEN,
@@ -143,22 +161,167 @@ class SentencePieceTokenizer(_Tokenizer):
                 f"end-of-sequence piece. Received: {len(self.model)} bytes "
                 f"({error.message})"
             ) from error
-        super().__init__(tokenizer, length, int(end[0]), size, self.model)
+        super().__init__(
+            functools.partial(tf_text.SentencepieceTokenizer, self.model),
+            length,
+            int(end[0]),
+            size,
+            self.model,
+        )
 
 
-def read_tokenizer(
-    path: str, length: int
-) -> WordPieceTokenizer | SentencePieceTokenizer:
-    """Reads a vocabulary file of either kind, for rows of L = `length` tokens.
+class KerasHubTokenizer:
+    """Tokens of a KerasHub preprocessor: canonicalised, tokenised, packed.
 
-    It is a SentencePiece model if `path` ends in `.model`, else a WordPiece
-    vocabulary, one token a line.
+    Args:
+        content: JSON of the preprocessor and its files, see `of`.
+        length: L, tokens of a row, at least 1.
+
+    Attributes:
+        length: L.
+        vocabulary_size: token ids are in [0, vocabulary_size).
+
+    Raises:
+        ValueError: KerasHub is not installed.
+    """
+
+    FILE = "preprocessor.json"
+
+    def __init__(self, content: bytes, length: int):
+        checks.check("length", length, checks.at_least(1))
+        import_keras_hub(self.FILE)
+        self.length = int(length)
+        self._content = content
+        self._preprocessor = self._make()
+        self.vocabulary_size = self._preprocessor.tokenizer.vocabulary_size()
+
+    @classmethod
+    def of(cls, preprocessor: keras.layers.Layer, length: int):
+        """Returns that of a preprocessor, from `prompts` to `token_ids`."""
+        config = keras.saving.serialize_keras_object(preprocessor)
+        config["config"].pop("image_converter", None)
+        for part in (config, config["config"]["tokenizer"]):
+            del part["config"]["name"]  # which counts layers of a process
+        content = {
+            "preprocessor": config,
+            "assets": _read_assets(preprocessor.tokenizer),
+        }
+        text = json.dumps(content, indent=1, sort_keys=True)
+        return cls(text.encode(), length)
+
+    def __eq__(self, other):
+        return isinstance(other, KerasHubTokenizer) and (
+            (self._content, self.length) == (other._content, other.length)
+        )
+
+    def __hash__(self):
+        return hash((self._content, self.length))
+
+    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
+        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
+        return self._graph(captions)
+
+    @functools.cached_property
+    def _graph(self):
+        hub = import_keras_hub(self.FILE)
+        if isinstance(
+            self._preprocessor.tokenizer, hub.tokenizers.BytePairTokenizer
+        ):
+            # KerasHub's graph of BPE splits numbers and lower-cases otherwise
+            # than CLIP does; its eager path is CLIP's.
+            def tokenize(captions):
+                return tf.numpy_function(
+                    lambda texts: np.array(self._tokens(texts), np.int32),
+                    [captions],
+                    tf.int32,
+                    stateful=False,
+                )
+        else:
+
+            def tokenize(captions):
+                return self._tokens(captions, self._make())
+
+        def rows(captions):
+            return tf.ensure_shape(tokenize(captions), [None, self.length])
+
+        return _in_graph(rows)
+
+    def _tokens(self, captions, preprocessor=None):
+        return (preprocessor or self._preprocessor)(
+            {"prompts": captions, "images": None}, sequence_length=self.length
+        )["token_ids"]
+
+    def _make(self):
+        found = json.loads(self._content)
+        preprocessor = keras.saving.deserialize_keras_object(
+            found["preprocessor"]
+        )
+        _load_assets(preprocessor.tokenizer, found["assets"])
+        return preprocessor
+
+    def save(self, directory: str) -> None:
+        """Writes its one file into an existing directory."""
+        files.write_whole(os.path.join(directory, self.FILE), self._content)
+
+
+def import_keras_hub(name: str):
+    """Imports KerasHub, which `name` needs.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise ValueError(
+            f"{name!r} needs KerasHub: pip install 'jest-tf[keras_hub]'. "
+            f"Received: {error}"
+        ) from error
+    return keras_hub
+
+
+def _read_assets(tokenizer):
+    """The files of a tokenizer of KerasHub, in base64, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_assets(folder)
+        assets = {}
+        for name in sorted(os.listdir(folder)):
+            with open(os.path.join(folder, name), "rb") as file:
+                assets[name] = base64.b64encode(file.read()).decode()
+    return assets
+
+
+def _load_assets(tokenizer, assets):
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in assets.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(base64.b64decode(content))
+        tokenizer.load_assets(folder)
+
+
+_FILES = (
+    WordPieceTokenizer.FILE,
+    SentencePieceTokenizer.FILE,
+    KerasHubTokenizer.FILE,
+)
+Tokenizer = WordPieceTokenizer | SentencePieceTokenizer | KerasHubTokenizer
+
+
+def read_tokenizer(path: str, length: int) -> Tokenizer:
+    """Reads a vocabulary file of any kind, for rows of L = `length` tokens.
+
+    It is a SentencePiece model if `path` ends in `.model`, KerasHub's
+    preprocessor if it ends in `.json`, else a WordPiece vocabulary, one token a
+    line.
 
     Raises:
         ValueError: there is no such file, or it is unusable.
     """
     if not os.path.isfile(path):
         raise ValueError(f"No vocabulary file at {path!r}")
+    if path.endswith(".json"):
+        with open(path, "rb") as file:
+            return KerasHubTokenizer(file.read(), length)
     if path.endswith(".model"):
         with open(path, "rb") as file:
             return SentencePieceTokenizer(file.read(), length)
@@ -172,21 +335,19 @@ def has_tokenizer(directory: str) -> bool:
     return bool(_tokenizer_files(directory))
 
 
-def load_tokenizer(
-    directory: str, length: int
-) -> WordPieceTokenizer | SentencePieceTokenizer:
+def load_tokenizer(directory: str, length: int) -> Tokenizer:
     """Reads a tokenizer written by `save`, for rows of L = `length` tokens.
 
     Raises:
-        ValueError: the directory holds neither `vocab.txt` nor
-            `tokenizer.model`, or both.
+        ValueError: the directory does not hold one of `vocab.txt`,
+            `tokenizer.model` and `preprocessor.json`, and one only.
     """
     found = _tokenizer_files(directory)
     if len(found) != 1:
+        names = " and ".join(os.path.basename(path) for path in found)
         raise ValueError(
-            f"`directory` must hold either {WordPieceTokenizer.FILE} or "
-            f"{SentencePieceTokenizer.FILE}. Received: {directory}, which has "
-            f"{'both' if found else 'neither'}"
+            f"`directory` must hold one of {', '.join(_FILES)}. "
+            f"Received: {directory}, which has {names or 'none'}"
         )
     return read_tokenizer(found[0], length)
 
@@ -244,8 +405,7 @@ def _count_words(captions):
 
 
 def _tokenizer_files(directory):
-    kinds = (WordPieceTokenizer, SentencePieceTokenizer)
-    paths = [os.path.join(directory, kind.FILE) for kind in kinds]
+    paths = [os.path.join(directory, name) for name in _FILES]
     return [path for path in paths if os.path.isfile(path)]
 
 

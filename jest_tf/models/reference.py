@@ -1,11 +1,13 @@
-"""The frozen reference: live, cached, or the learner of a run.
+"""The frozen reference: live, cached, the learner of a run, or a public model.
 
 A reference is a function from a batch to `Embeddings` that is not trained.
-`describe` and `encoder` serve `jest-tf embed`, which writes sidecars.
+`describe` and `encoder` serve `jest-tf embed`, which writes sidecars; they take
+a `Run` or a `Pretrained`.
 """
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +18,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
+from jest_tf.data import pictures
 from jest_tf.data.sidecars import file_format
 from jest_tf.embeddings import Embeddings
 
@@ -26,6 +29,45 @@ class Run(NamedTuple):
     config: config_lib.TrainConfig
     tokenizer: Callable
     learner: models.TwoTower
+    name: str = ""
+
+    @property
+    def picture(self) -> pictures.Form:
+        """Returns the form of its pictures."""
+        return pictures.Resizing(self.config.data.image_size)
+
+    @property
+    def loss(self) -> str:
+        """Returns the pair loss that it was trained with."""
+        return self.config.model.loss
+
+    @property
+    def settings(self) -> tuple:
+        """Returns what its embeddings depend on beside weights and inputs."""
+        model = self.config.model
+        towers = (model.towers or model.preset, model.patch_size)
+        return towers, model.dtype_policy
+
+
+class Pretrained(NamedTuple):
+    """A public model with its weights, and what it needs to embed.
+
+    Attributes:
+        name: as it was asked for.
+        learner: a `TwoTower`, or an object with its `encode_image`,
+            `encode_text`, `log_temperature`, `bias` and `weights`.
+        tokenizer: maps valid UTF-8, string [k], to int32 [k, L].
+        picture: the form of its pictures.
+        loss: "sigmoid" or "softmax", by which it was trained.
+        settings: what its embeddings depend on beside weights and inputs.
+    """
+
+    name: str
+    learner: models.TwoTower
+    tokenizer: Callable
+    picture: pictures.Form
+    loss: str
+    settings: tuple = ()
 
 
 def frozen(model: Callable) -> Callable[[dict], Embeddings]:
@@ -84,26 +126,21 @@ def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
     return embed
 
 
-def describe(run: Run) -> file_format.Description:
-    """Describes the embeddings of a finished run, for its sidecars.
+def describe(run: Run | Pretrained) -> file_format.Description:
+    """Describes the embeddings of a model, for its sidecars.
 
-    Runs with the same weights, tower settings, tokenizer and preprocessing have
-    equal descriptions.
+    Models with the same weights, tower settings, tokenizer and preprocessing
+    have equal descriptions but for their names.
     """
-    size = run.config.data.image_size
-    shape = [1, size, size, 3]
-    dim = run.learner.encode_image(tf.zeros(shape, tf.uint8)).shape[-1]
-    model = run.config.model
-    settings = (model.towers or model.preset, model.patch_size)
+    zeros = tf.zeros([1, *run.picture.shape], run.picture.dtype)
     return file_format.Description(
-        fingerprint=fingerprint(
-            run.learner, settings, run.config.model.dtype_policy
-        ),
+        fingerprint=fingerprint(run.learner, *run.settings),
         tokenizer=_describe_tokenizer(run.tokenizer),
-        preprocessing=f"RGB, squashed to {size} x {size} by preprocessing.py",
-        dim=int(dim),
+        preprocessing=str(run.picture),
+        dim=int(run.learner.encode_image(zeros).shape[-1]),
         scale=float(_on_host(run.learner.log_temperature, tf.exp)),
         bias=float(_on_host(run.learner.bias)),
+        name=run.name,
     )
 
 
@@ -116,27 +153,28 @@ def fingerprint(model: keras.Model, *settings) -> str:
     """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for weight in model.weights:
-        # Not its path, which counts the models made in this process.
+        # Neither its path nor the end of a name such as `variable_3`, which
+        # count what was made in this process.
         value = np.ascontiguousarray(weight.numpy())
-        about = (weight.name, value.shape, value.dtype.name)
+        name = re.sub(r"_\d+$", "", weight.name)
+        about = (name, value.shape, value.dtype.name)
         digest.update(repr(about).encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
 
 
-def encoder(run: Run, batch_size: int = 256) -> Callable:
-    """Adapts a finished run to the `model` argument of `embed.write`.
+def encoder(run: Run | Pretrained, batch_size: int = 256) -> Callable:
+    """Adapts a model to the `encode` argument of `embed.write`.
 
-    Takes uint8 images [k, S, S, 3] and m strings, and returns embeddings
+    Takes images [k, *run.picture.shape] and m strings, and returns embeddings
     float32 [k, D] and [m, D]. Passes are padded to `batch_size`, one traced
     shape.
     """
-    learner, size = run.learner, run.config.data.image_size
-    pictures = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
-    length = run.config.data.text_length
-    tokens = tf.TensorSpec([batch_size, length], tf.int32)
+    learner, form = run.learner, run.picture
+    images = tf.TensorSpec([batch_size, *form.shape], form.dtype)
+    tokens = tf.TensorSpec([batch_size, run.tokenizer.length], tf.int32)
     encode_image = tf.function(
-        lambda part: learner.encode_image(part, training=False), [pictures]
+        lambda part: learner.encode_image(part, training=False), [images]
     )
     encode_text = tf.function(
         lambda part: learner.encode_text(part, training=False), [tokens]

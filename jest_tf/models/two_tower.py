@@ -51,11 +51,14 @@ class TwoTower(keras.Model):
         bias: initial bias; the default is SigLIP's.
         learn_bias: train the bias. Turn this off for the softmax loss, which
             ignores the bias.
+        pixels: pair of a scale and an offset, a number or one a channel each:
+            uint8 images become `image * scale + offset`. None maps [0, 255] to
+            [-1, 1], as `image / 127.5 - 1`.
 
     Call arguments:
         batch: dict with "image" and "text"; other keys are ignored. uint8
-            images are mapped from [0, 255] to [-1, 1] in the image tower's
-            compute dtype; floating-point images are not changed.
+            images are mapped by `pixels`, in float32; floating-point images are
+            not changed.
         training: passed on to the towers.
         view: a `config.View` of the images; None changes nothing. A tuple of n
             views splits the batch into n equal consecutive parts, one per
@@ -92,6 +95,7 @@ class TwoTower(keras.Model):
         temperature: float = 10.0,
         bias: float = -10.0,
         learn_bias: bool = True,
+        pixels: tuple | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -107,6 +111,7 @@ class TwoTower(keras.Model):
         self.temperature = temperature
         self.initial_bias = bias
         self.learn_bias = learn_bias
+        self.pixels = pixels
         self.log_temperature = self._add_scalar(
             "log_temperature", math.log(temperature), trainable=True
         )
@@ -156,12 +161,16 @@ class TwoTower(keras.Model):
         """
         images = tf.convert_to_tensor(images)
         if images.dtype == tf.uint8:
-            # 127.5 maps to 0; the division is in float32 under any policy.
-            images = tf.cast(images, tf.float32) / 127.5 - 1.0
+            images = tf.cast(images, tf.float32)  # under any policy
+            if self.pixels is None:
+                images = images / 127.5 - 1.0  # 127.5 maps to 0
+            else:
+                scale, offset = self.pixels
+                images = images * tf.constant(scale) + tf.constant(offset)
         elif not images.dtype.is_floating:
             raise ValueError(
-                f"`image` must be uint8 in [0, 255] or floating point in "
-                f"[-1, 1]. Received: dtype={images.dtype.name}"
+                f"`image` must be uint8 in [0, 255] or floating point. "
+                f"Received: dtype={images.dtype.name}"
             )
         images = tf.cast(images, self.image_tower.compute_dtype)
         self.check_view(view)
@@ -258,6 +267,7 @@ class TwoTower(keras.Model):
             "temperature": self.temperature,
             "bias": self.initial_bias,
             "learn_bias": self.learn_bias,
+            "pixels": self.pixels,
         }
 
     @classmethod

@@ -17,14 +17,14 @@ from jest_tf.runs import interruptions, loading, progress
 
 
 class Sources(NamedTuple):
-    """The inputs of a run: examples, the reference's run, sidecars and cascade.
+    """The inputs of a run: examples, the reference, sidecars and cascade.
 
     Of the last three, missing ones are None; with sidecars the reference does
     not run.
     """
 
     store: stores_lib.Store
-    teacher: reference.Run | None
+    teacher: reference.Run | reference.Pretrained | None
     sidecars: sidecars_lib.Sidecars | None
     cascade: cascade_lib.Cascade | None
 
@@ -59,8 +59,9 @@ def open_sources(
     needs_reference = (
         config.steps_need_reference or config.cascade.hyper_batch_size
     )
-    if needs_reference and settings.workdir:
-        loading.check_finished(settings.workdir, "reference.workdir")
+    if needs_reference and settings.name:
+        setting = "model" if settings.model else "workdir"
+        loading.check_model(settings.name, f"reference.{setting}")
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
@@ -68,10 +69,10 @@ def open_sources(
     _warn_of_repeats(config, store)
     teacher = sidecars = None
     if needs_reference:
-        if settings.workdir:
+        if settings.name:
             with strategy.scope():
-                teacher = loading.load_run(settings.workdir)
-            _warn_of_losses(config, teacher.config.model.loss)
+                teacher = loading.load_model(settings.name)
+            _warn_of_losses(config, teacher.loss)
         if settings.sidecars:
             expected = reference.describe(teacher) if teacher else None
             sidecars = sidecars_lib.Sidecars(
@@ -140,7 +141,7 @@ class Stream:
         if sources.sidecars is None and sources.teacher is not None:
             reference_view = {
                 "reference_tokenizer": sources.teacher.tokenizer,
-                "reference_image_size": sources.teacher.config.data.image_size,
+                "reference_image": sources.teacher.picture,
             }
         if faults is None:
             faults = pipeline.FaultLog(None, config.data.max_fault_rate)
@@ -258,7 +259,7 @@ def _warn_of_losses(config, learned):
         if loss != learned:
             progress.say(
                 f"warning: scores are of the {loss} loss, and the reference in "
-                f"{config.reference.workdir} has learned by the {learned} loss:"
+                f"{config.reference.name} has learned by the {learned} loss:"
                 f" `{setting}={learned}` scores by that"
             )
 

@@ -1,10 +1,10 @@
-"""Loading the learner of a run, for evaluation or as a reference."""
+"""Loading models: the learner of a run, or any model by name."""
 
 from collections.abc import Sequence
 
 from jest_tf import models, training
 from jest_tf.data import tokenizers
-from jest_tf.models import reference
+from jest_tf.models import pretrained, reference
 from jest_tf.runs import checkpoints, directory
 
 
@@ -39,7 +39,29 @@ def load_run(
         checkpoints.load(model, workdir, step)
         # With `optimizer.ema`, the average, as evaluations have it.
         model.optimizer.finalize_variable_values(model.trainable_variables)
-    return reference.Run(config, tokenizer, learner)
+    return reference.Run(config, tokenizer, learner, workdir)
+
+
+def load_model(name: str) -> reference.Run | reference.Pretrained:
+    """Loads a model by name: a finished run's learner, or a pretrained one.
+
+    Args:
+        name: a run directory, or a name that `pretrained.load` takes.
+
+    Raises:
+        ValueError: there is no such model, or what it needs is not installed.
+    """
+    if pretrained.is_name(name):
+        return pretrained.load(name)
+    return load_run(name)
+
+
+def check_model(name: str, setting: str) -> None:
+    """Raises ValueError unless `load_model` knows `name`, a `setting`."""
+    if pretrained.is_name(name):
+        pretrained.check(name, setting)
+    else:
+        check_finished(name, setting)
 
 
 def check_finished(workdir: str, setting: str = "workdir") -> None:

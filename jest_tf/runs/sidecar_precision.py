@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    run: reference.Run,
+    run: reference.Run | reference.Pretrained,
     store: stores.Store,
     sidecars: reading.Sidecars,
     num_super_batches: int = 8,
@@ -76,13 +76,13 @@ def compare(
         super_batch_size=super_batch_size,
         seed=0,
         tokenizer=run.tokenizer,
-        image_size=run.config.data.image_size,
+        image_size=run.picture,
         options=pipeline.Options(
             sidecars=sidecars, faults=pipeline.FaultLog(None, 1.0)
         ),
     )
     cached = reference.cached(sidecars.scale, sidecars.bias)
-    loss = run.config.model.loss
+    loss = run.loss
     totals, changes = np.zeros(4, np.int64), np.zeros(2)
     with batches.plain_errors():
         for number, batch in enumerate(super_batches.take(num_super_batches)):

@@ -99,7 +99,7 @@ REFUSED = [
     (
         "reference",
         {"distillation_weight": 1.0},
-        "needs a reference: set `reference.workdir`.*1.0, .*workdir=''",
+        "needs a reference: set `reference.model`.*1.0, .*model=''",
     ),
     ("selection", {"quota": "local"}, r"one of \('global', .*'local'"),
     ("checkpoint", {"every_minutes": 0.0}, "must be > 0. Received: 0.0"),

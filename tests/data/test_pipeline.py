@@ -266,7 +266,7 @@ class SuperBatchesTest(PipelineTestCase):
         longer = tokenizers.WordPieceTokenizer(VOCABULARY, 6)
         plain = self.super_batches(3)
         batches = self.super_batches(
-            3, reference_tokenizer=longer, reference_image_size=9
+            3, reference_tokenizer=longer, reference_image=pictures.Resizing(9)
         )
         for batch, before in zip(batches, plain, strict=True):
             text = batch.pop("text_for_reference")
@@ -280,7 +280,8 @@ class SuperBatchesTest(PipelineTestCase):
 
     def test_a_reference_that_preprocesses_alike_adds_nothing(self):
         spec = self.super_batches(
-            reference_tokenizer=self.tokenizer, reference_image_size=SIZE
+            reference_tokenizer=self.tokenizer,
+            reference_image=pictures.Resizing(SIZE),
         ).element_spec
         self.assertEqual(spec, self.super_batches().element_spec)
 

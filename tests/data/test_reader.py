@@ -212,7 +212,7 @@ class ReplacementTest(ReadingTestCase):
             self.batches(
                 self.store,
                 15,
-                reference_image_size=5,
+                reference_image=pictures.Resizing(5),
                 reference_tokenizer=longer,
                 sidecars=SumSidecars(),
             )

@@ -242,7 +242,9 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
 
     def test_a_directory_with_no_or_two_tokenizers_is_refused(self):
         with tempfile.TemporaryDirectory() as directory:
-            with self.assertRaisesRegex(ValueError, "`directory`.*neither"):
+            with self.assertRaisesRegex(
+                ValueError, "one of vocab.txt, tokenizer.model.*none"
+            ):
                 tokenizers.load_tokenizer(directory, 4)
             tokenizers.SentencePieceTokenizer(
                 sentencepiece_files.model(), 4
@@ -250,7 +252,9 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
             tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4).save(
                 directory
             )
-            with self.assertRaisesRegex(ValueError, "`directory`.*both"):
+            with self.assertRaisesRegex(
+                ValueError, "has vocab.txt and tokenizer.model"
+            ):
                 tokenizers.load_tokenizer(directory, 4)
 
 

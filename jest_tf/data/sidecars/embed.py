@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.data import batches, reader, stores, tokenizers
+from jest_tf.data import batches, pictures, reader, stores, tokenizers
 from jest_tf.data.sidecars import file_format
 from jest_tf.data.sidecars import reading as reading_lib
 
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
     Attributes:
         ids: int64 [k].
         valid: bool [k], whether a record is readable.
-        images: uint8 [valid, S, S, 3].
+        images: [valid, S, S, 3], uint8 unless the form is another.
         texts: the nonblank captions.
         places: int64 [len(texts)], their indices among all captions.
         captions: int64 [k], the number of captions of each record.
@@ -94,7 +94,7 @@ def write(
     description: file_format.Description,
     output: Output = Output(),  # noqa: B008  (it is frozen)
     *,
-    image_size: int,
+    image_size: int | pictures.Form,
     batch_size: int = 256,
 ) -> Summary:
     """Writes the sidecars of a store with any model.
@@ -110,7 +110,7 @@ def write(
             unreadable records are left out.
         description: of the model.
         output: see `Output`.
-        image_size: S, pixels a side.
+        image_size: S, pixels a side, or a form of pictures.
         batch_size: records read at a time.
 
     Raises:
@@ -142,6 +142,7 @@ def write(
         )
         ```
     """
+    form = pictures.form_of(image_size)
     workers = os.cpu_count() or 1
     reasons: collections.Counter = collections.Counter()
 
@@ -150,7 +151,7 @@ def write(
 
         def load_at(first):
             rows = np.arange(first, min(first + batch_size, stop))
-            return load(store, rows, image_size)
+            return load(store, rows, form)
 
         starts = range(start, stop, batch_size)
         for batch in _in_order(pool, load_at, starts, _AHEAD + workers):
@@ -241,9 +242,9 @@ def write_arrays(
     return _write(store, description, output, parts)
 
 
-def load(store: stores.Store, rows: np.ndarray, image_size: int) -> Batch:
+def load(store: stores.Store, rows: np.ndarray, form: pictures.Form) -> Batch:
     """Reads and decodes records, int64 rows [k], with all their captions."""
-    found, images = batches.read(store, rows, image_size)
+    found, images = batches.read(store, rows, form)
     captions, texts, places, reasons = [], [], [], []
     total = 0
     for record in found:

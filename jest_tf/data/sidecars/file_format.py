@@ -38,6 +38,7 @@ class Description(NamedTuple):
         dim: D, the width of an embedding.
         scale: of the logits `scale * image @ text.T + bias`.
         bias: of the logits.
+        name: of the reference, for people; it may differ.
     """
 
     fingerprint: str
@@ -46,6 +47,7 @@ class Description(NamedTuple):
     dim: int
     scale: float
     bias: float
+    name: str = ""
 
 
 class Header(NamedTuple):
@@ -85,7 +87,7 @@ def written(path: str, header: Header) -> Iterator[Append]:
     about, dtype, n = header.description, header.dtype, header.rows
     text = "a string", lambda value: isinstance(value, str)
     finite = "finite", math.isfinite
-    rules = (text, text, text, checks.at_least(1), finite, finite)
+    rules = (text, text, text, checks.at_least(1), finite, finite, text)
     for name, value, rule in zip(about._fields, about, rules, strict=True):
         checks.check(name, value, rule)
     checks.check("dtype", dtype, checks.one_of(*DTYPES))
@@ -95,6 +97,7 @@ def written(path: str, header: Header) -> Iterator[Append]:
         "preprocessing": about.preprocessing,
         "scale": repr(float(about.scale)),
         "bias": repr(float(about.bias)),
+        "name": about.name,
         "stamp": header.stamp,
     }
     arrays = {
@@ -143,6 +146,7 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
         image.shape[1],
         float(texts["scale"]),
         float(texts["bias"]),
+        texts.get("name", ""),
     )
     header = Header(description, str(image.dtype), texts["stamp"], len(image))
     return header, found

@@ -89,9 +89,9 @@ class Sidecars:
                 store, shard, expected or self.description, self.dtype
             )
             check_header(path, header, wanted)
-        self.fingerprint, _, _, self.dim, self.scale, self.bias = (
-            self.description
-        )
+        about = self.description
+        self.fingerprint, self.dim = about.fingerprint, about.dim
+        self.scale, self.bias = about.scale, about.bias
         self._map = functools.lru_cache(_MAX_MAPPED)(artefacts.read_again)
 
     def __len__(self) -> int:
@@ -104,6 +104,7 @@ class Sidecars:
             # Rounded, as `check_header` lets the last digits differ.
             scale=f"{self.scale:.4g}",
             bias=f"{self.bias:.4g}",
+            name="",
         )
         text = repr((shown, self.dtype))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -314,13 +315,18 @@ def check_header(
         is_close = name in ("scale", "bias") and math.isclose(
             value, wanted, rel_tol=1e-6
         )
-        if name != "description" and value != wanted and not is_close:
-            what = "stamp of the present shard" if name == "stamp" else name
-            raise ValueError(
-                f"Sidecar {path} does not fit: expected the {what}, "
-                f"{wanted!r}. Received: {value!r}; write it anew with "
-                "`jest-tf embed`"
-            )
+        if name in ("description", "name") or value == wanted or is_close:
+            continue
+        what = "stamp of the present shard" if name == "stamp" else name
+        writers = [
+            f" of {one.description.name}" if one.description.name else ""
+            for one in (expected, header)
+        ]
+        raise ValueError(
+            f"Sidecar {path} does not fit: expected the {what}{writers[0]}, "
+            f"{wanted!r}. Received: {value!r}{writers[1]}; write it anew with "
+            "`jest-tf embed`"
+        )
 
 
 def _find(store, directory, shard):

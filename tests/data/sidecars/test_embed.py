@@ -290,12 +290,12 @@ class CommandTest(tf.test.TestCase):
         with (
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as shown,
-            mock.patch.object(runs, "load_run", self.load_run),
+            mock.patch.object(runs, "load_model", self.load_model),
         ):
             command.main(self.arguments(*more, **settings))
         return printed.getvalue(), shown.getvalue()
 
-    def load_run(self, workdir):
+    def load_model(self, workdir):
         """The run of `setUpClass`, which need not be read every time."""
         self.assertEqual(workdir, self.workdir)
         return self.run_of_reference

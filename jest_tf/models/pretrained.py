@@ -1,0 +1,183 @@
+"""Pretrained models by name.
+
+`keras_hub:NAME` is a preset of KerasHub with two towers: SigLIP, SigLIP 2, CLIP
+or MetaCLIP 2. NAME is that of a built-in preset, a folder that `save_to_preset`
+wrote, or a handle such as `hf://keras/siglip2_base_patch16_224`. Tokens and
+pixels are those of the preset's own preprocessor.
+"""
+
+import difflib
+import functools
+import os
+
+import keras
+import tensorflow as tf
+
+from jest_tf.data import pictures, tokenizers
+from jest_tf.models import reference, two_tower
+
+KERAS_HUB = "keras_hub:"
+
+
+def is_name(name: str) -> bool:
+    """Returns whether `name` has the prefix of a source of models."""
+    return name.startswith(KERAS_HUB)
+
+
+def check(name: str, setting: str = "model") -> None:
+    """Checks a name without loading weights.
+
+    Raises:
+        ValueError: what it needs is not installed, or there is no such model;
+            the error lists what is known.
+    """
+    hub = tokenizers.import_keras_hub(name)
+    preset = name.removeprefix(KERAS_HUB)
+    if "://" in preset or os.path.isdir(preset):
+        return
+    known = _known(hub)
+    if preset not in known:
+        close = difflib.get_close_matches(preset, known, 1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"`{setting}` must name a preset of KerasHub with two towers, a "
+            f"folder or a handle. {hint}Known: {', '.join(known)}. "
+            f"Received: {name!r}"
+        )
+
+
+def load(name: str) -> reference.Pretrained:
+    """Loads a pretrained model; a further call in the process returns the same.
+
+    Raises:
+        ValueError: as `check`; or the preset cannot be loaded, has no two
+            towers, or its tokenizer does not belong to them.
+
+    Example:
+        ```python
+        model = pretrained.load("keras_hub:siglip2_base_patch16_224")
+        tokens = model.tokenizer(tf.constant(["a photo of a dog"]))
+        model.learner.encode_text(tokens)  # [1, 768], of unit length
+        ```
+    """
+    check(name)
+    path = name.removeprefix(KERAS_HUB)
+    stamp = os.stat(path).st_mtime_ns if os.path.isdir(path) else 0
+    return _load(name, stamp, tf.distribute.get_strategy())
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name, stamp, strategy):
+    del stamp, strategy  # They tell a model from a later one.
+    hub = tokenizers.import_keras_hub(name)
+    preset = name.removeprefix(KERAS_HUB)
+    try:
+        backbone = hub.models.Backbone.from_preset(preset)
+        _check_towers(name, backbone)
+        preprocessor = hub.models.CausalLMPreprocessor.from_preset(preset)
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{name!r} cannot be loaded by KerasHub. Received: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    tokenizer = tokenizers.KerasHubTokenizer.of(
+        preprocessor,
+        min(
+            preprocessor.sequence_length,
+            backbone.text_encoder.max_sequence_length,
+        ),
+    )
+    _check_tokenizer(name, backbone, tokenizer)
+    learner, loss = _two_tower(backbone, preprocessor.image_converter)
+    return reference.Pretrained(
+        name,
+        learner,
+        tokenizer,
+        _resizing(name, backbone, preprocessor.image_converter),
+        loss,
+        (type(backbone).__name__, learner.pixels),
+    )
+
+
+def _known(hub):
+    kinds = (hub.models.SigLIPBackbone, hub.models.CLIPBackbone)
+    kinds += (hub.models.MetaCLIP2Backbone,)
+    return [name for kind in kinds for name in kind.presets]
+
+
+def _check_towers(name, backbone):
+    if not hasattr(backbone, "get_vision_embeddings"):
+        raise ValueError(
+            "A pretrained model must have two towers, as SigLIP and CLIP. "
+            f"Received: {name!r}, a {type(backbone).__name__}"
+        )
+
+
+def _check_tokenizer(name, backbone, tokenizer):
+    rows = backbone.text_encoder.vocabulary_size
+    if tokenizer.vocabulary_size > rows:
+        raise ValueError(
+            f"The tokenizer of {name!r} does not belong to its towers: "
+            f"expected token ids below {rows:,}. Received: "
+            f"{tokenizer.vocabulary_size:,} tokens"
+        )
+
+
+def _two_tower(backbone, converter):
+    """The backbone as a `TwoTower` with its weights, and its loss."""
+    image = keras.Input(backbone.vision_encoder.image_shape)
+    tokens = keras.Input([None], dtype="int32")
+    (head,) = (
+        layer for layer in backbone.layers if hasattr(layer, "logit_scale")
+    )
+    pixels = (1.0, 0.0)
+    if converter is not None:
+        pixels = tuple(
+            default if value is None else value
+            for value, default in (
+                (converter.scale, 1.0),
+                (converter.offset, 0.0),
+            )
+        )
+    has_bias = hasattr(head, "logit_bias")
+    learner = two_tower.TwoTower(
+        keras.Model(
+            image, backbone.get_vision_embeddings(image), name="image_tower"
+        ),
+        keras.Model(
+            tokens, backbone.get_text_embeddings(tokens), name="text_tower"
+        ),
+        bias=0.0,
+        learn_bias=has_bias,
+        pixels=pixels,
+    )
+    learner.build({"image": image.shape, "text": tokens.shape})
+    learner.log_temperature.assign(head.logit_scale)
+    if has_bias:
+        learner.bias.assign(head.logit_bias)
+    return learner, "sigmoid" if has_bias else "softmax"
+
+
+def _resizing(name, backbone, converter):
+    size = backbone.vision_encoder.image_shape[0]
+    if converter is None:
+        raise ValueError(
+            f"{name!r} must have an image converter, as KerasHub's presets do: "
+            "save it with its `save_to_preset`. Received: none"
+        )
+    if converter.image_size != (size, size):
+        raise ValueError(
+            f"The image converter of {name!r} must give pictures of the "
+            f"tower's size, {size} x {size}. Received: {converter.image_size}"
+        )
+    if converter.pad_to_aspect_ratio:
+        raise ValueError(
+            f"The image converter of {name!r} must not pad: Keras cannot, with "
+            "8-bit pictures. Received: pad_to_aspect_ratio=True"
+        )
+    return pictures.Resizing(
+        size,
+        converter.interpolation,
+        converter.antialias,
+        converter.crop_to_aspect_ratio,
+    )

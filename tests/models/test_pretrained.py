@@ -1,0 +1,234 @@
+"""Pretrained models by name, beside KerasHub's own preprocessor and backbone.
+
+Weights are random; loading, tokens and pixels are those of real presets.
+"""
+
+import os
+import tempfile
+
+import keras
+import numpy as np
+import presets
+import tensorflow as tf
+from keras_hub import models as hub_models
+
+from jest_tf.data import pictures, tokenizers
+from jest_tf.models import pretrained, reference
+
+FAMILIES = ("siglip", "siglip2", "clip")
+CAPTIONS = [
+    "A photo of a Dog, running!",
+    "two  cats",
+    "",
+    "THE QUICK brown fox: jumps over the lazy dog " * 3,
+    "CAF\u00c9 don't, 12 of 2023 \u65e5\u672c: e\u0301\u00a0\u3000\ufb01",
+]
+
+
+class KerasHubTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        random = np.random.default_rng(0)
+        cls.images = [
+            random.integers(0, 256, (*size, 3), np.uint8)
+            for size in ((50, 40), (32, 32), (20, 70), (32, 31), (9, 9))
+        ]
+        cls.names = {}
+        for family in FAMILIES:
+            path = presets.save(os.path.join(cls.folder, family), family)
+            cls.names[family] = f"keras_hub:{path}"
+
+    def of_keras_hub(self, family):
+        """KerasHub's own inputs and logits of the examples."""
+        path = self.names[family].removeprefix("keras_hub:")
+        preprocessor = hub_models.CausalLMPreprocessor.from_preset(path)
+        backbone = hub_models.Backbone.from_preset(path)
+        inputs = [
+            preprocessor(
+                {"images": image[np.newaxis], "prompts": [caption]},
+                sequence_length=presets.LENGTH,
+            )
+            for image, caption in zip(self.images, CAPTIONS, strict=True)
+        ]
+        inputs = {
+            name: tf.concat([one[name] for one in inputs], 0)
+            for name in ("images", "token_ids")
+        }
+        return inputs, backbone
+
+    def test_tokens_pixels_and_embeddings_are_those_of_keras_hub(self):
+        for family, name in self.names.items():
+            inputs, backbone = self.of_keras_hub(family)
+            model = pretrained.load(name)
+            with self.subTest(family):
+                tokens = model.tokenizer(tf.constant(CAPTIONS))
+                self.assertAllEqual(tokens, inputs["token_ids"])
+                images = tf.stack([model.picture(one) for one in self.images])
+                self.assertEqual(images.dtype, tf.uint8)
+                scale, offset = model.learner.pixels
+                pixels = tf.cast(images, tf.float32) * scale + offset
+                self.assertAllEqual(pixels, inputs["images"])
+
+                ours = model.learner({"image": images, "text": tokens})
+                for found, expected in (
+                    (ours.image, backbone.get_vision_embeddings),
+                    (ours.text, backbone.get_text_embeddings),
+                ):
+                    key = "images" if found is ours.image else "token_ids"
+                    vectors = expected(inputs[key])
+                    squares = tf.reduce_sum(vectors**2, -1, keepdims=True)
+                    self.assertAllEqual(found, vectors / tf.sqrt(squares))
+                logits = ours.scale * ours.image @ tf.transpose(ours.text)
+                self.assertAllClose(
+                    logits + ours.bias,
+                    backbone(inputs)["vision_logits"],
+                    atol=1e-5,
+                )
+
+    def test_tokens_are_padded_and_cut_as_each_family_does(self):
+        rows = {
+            family: pretrained.load(name).tokenizer(tf.constant(CAPTIONS))
+            for family, name in self.names.items()
+        }
+        self.assertAllEqual(rows["siglip"][1, -3:], [1, 1, 1])  # the end
+        self.assertAllEqual(rows["siglip2"][1, -3:], [0, 0, 0])  # <pad>
+        for row in (rows["siglip"][3], rows["siglip2"][3]):
+            self.assertEqual(row[-1], 1)  # a caption that is cut ends, too
+        start, end = 518, 519
+        self.assertAllEqual(rows["clip"][2], [start] + [end] * 15)
+        self.assertEqual(rows["clip"][3, -1], end)
+
+    def test_a_model_is_loaded_once_a_process(self):
+        first = pretrained.load(self.names["siglip"])
+        self.assertIs(pretrained.load(self.names["siglip"]), first)
+        self.assertIsNot(pretrained.load(self.names["siglip2"]), first)
+
+    def test_the_description_has_the_name_and_depends_on_the_weights(self):
+        one, two = (
+            reference.describe(
+                pretrained.load(
+                    "keras_hub:"
+                    + presets.save(
+                        os.path.join(self.folder, f"seed{seed}"),
+                        "siglip",
+                        seed=seed,
+                    )
+                )
+            )
+            for seed in (0, 1)
+        )
+        again = reference.describe(pretrained.load(self.names["siglip"]))
+        self.assertEqual(one, again._replace(name=one.name))
+        self.assertEqual(again.name, self.names["siglip"])
+        self.assertNotEqual(one.fingerprint, two.fingerprint)
+        self.assertEqual(
+            one.preprocessing,
+            "RGB, squashed to 32 x 32, bicubic with antialiasing",
+        )
+        self.assertAllClose(one.scale, 30.0)
+        self.assertEqual((one.bias, one.dim), (-5.5, presets.WIDTH))
+
+    def test_softmax_models_have_no_bias(self):
+        model = pretrained.load(self.names["clip"])
+        self.assertEqual(model.loss, "softmax")
+        self.assertAllClose(tf.exp(model.learner.log_temperature), 1 / 0.07)
+        self.assertFalse(model.learner.bias.trainable)
+        self.assertEqual(pretrained.load(self.names["siglip"]).loss, "sigmoid")
+
+    def test_a_saved_learner_and_tokenizer_come_back(self):
+        for name in self.names.values():
+            model = pretrained.load(name)
+            folder = self.enterContext(tempfile.TemporaryDirectory())
+            model.tokenizer.save(folder)
+            again = tokenizers.load_tokenizer(folder, presets.LENGTH)
+            self.assertEqual(again, model.tokenizer)
+            texts = tf.constant(CAPTIONS)
+            self.assertAllEqual(again(texts), model.tokenizer(texts))
+            path = os.path.join(folder, "learner.keras")
+            model.learner.save(path)
+            batch = {
+                "image": np.stack([model.picture(one) for one in self.images]),
+                "text": again(texts),
+            }
+            for one, same in zip(
+                keras.saving.load_model(path)(batch),
+                model.learner(batch),
+                strict=True,
+            ):
+                self.assertAllEqual(one, same)
+
+    def test_captions_are_tokenised_in_a_dataset_after_a_new_seed(self):
+        tokenizer = pretrained.load(self.names["siglip"]).tokenizer
+        expected = tokenizer(tf.constant(CAPTIONS))
+        data = tf.data.Dataset.from_tensors(CAPTIONS).repeat().map(tokenizer)
+        data = iter(data)
+        for seed in range(3):
+            self.assertAllEqual(next(data), expected)
+            # Destroys what SentencePiece has outside of graphs.
+            tf.random.set_seed(seed)
+            self.assertAllEqual(tokenizer(tf.constant(CAPTIONS)), expected)
+
+    def test_unknown_names_are_refused_with_what_is_known(self):
+        for name, message in (
+            (
+                "keras_hub:siglip2_base_patch16_22",
+                "Did you mean 'siglip2_base_patch16_224'.*Known: siglip_base_"
+                "patch16_224, .*clip_vit_base_patch16.*Received: 'keras_hub:",
+            ),
+            ("keras_hub:/missing", "`model` must name a preset.*/missing"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                pretrained.load(name)
+
+    def test_folders_without_a_model_of_two_towers_are_refused(self):
+        with self.assertRaisesRegex(ValueError, "has no config.json"):
+            pretrained.load(f"keras_hub:{self.folder}")
+        path = os.path.join(self.folder, "vision")
+        vision = hub_models.Backbone.from_preset(
+            self.names["siglip"].removeprefix("keras_hub:")
+        ).vision_encoder
+        vision.save_to_preset(path)
+        with self.assertRaisesRegex(ValueError, "two towers.*SigLIPVision"):
+            pretrained.load(f"keras_hub:{path}")
+
+    def test_a_tokenizer_of_another_model_is_refused(self):
+        path = presets.save(os.path.join(self.folder, "mixed"), "siglip")
+        vocabulary = [f"{letter}{n}" for letter in "abc" for n in range(300)]
+        vocabulary += ["a", "0", "<|startoftext|>", "<|endoftext|>"]
+        hub_models.CLIPTokenizer(
+            {token: number for number, token in enumerate(vocabulary)},
+            ["a 0"],
+        ).save_to_preset(path)
+        with self.assertRaisesRegex(
+            ValueError, "does not belong to its towers.*below 600.*: 904 tok"
+        ):
+            pretrained.load(f"keras_hub:{path}")
+
+
+class ResizingTest(tf.test.TestCase):
+    def test_pictures_are_resized_as_keras_does(self):
+        image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+        for options in (
+            {"crop_to_aspect_ratio": True, "interpolation": "bicubic"},
+            {"antialias": False},
+            {"interpolation": "lanczos3"},
+        ):
+            form = pictures.Resizing(12, **options)
+            layer = keras.layers.Resizing(
+                12, 12, **{"antialias": True} | options
+            )
+            self.assertAllEqual(form(image), layer(image))
+            data = tf.data.Dataset.from_tensors(image).map(form)
+            self.assertAllEqual(next(iter(data)), layer(image))
+            self.assertEqual(data.element_spec.dtype, tf.uint8)
+        self.assertAllEqual(
+            pictures.Resizing(12)(image), pictures.resize_image(image, 12)
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()

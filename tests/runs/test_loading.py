@@ -1,0 +1,169 @@
+"""Public models by name in runs and commands."""
+
+import contextlib
+import io
+import os
+import tempfile
+
+import numpy as np
+import presets
+import tensorflow as tf
+import tiny
+
+from jest_tf import cli, runs
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores
+from jest_tf.models import pretrained, reference
+from jest_tf.runs import directory
+
+RECIPE = """
+from jest_tf import config as c
+
+
+def config():
+    return c.TrainConfig(
+        steps=2,
+        data=c.DataConfig(
+            train=({data!r},),
+            super_batch_size=12,
+            image_size=8,
+            text_length=4,
+            vocabulary_size=40,
+        ),
+        model=c.ModelConfig(preset="tiny"),
+        reference=c.ReferenceConfig(model="keras_hub:clip_vit_base_patch16"),
+        selection=c.SelectionConfig(
+            method="joint", batch_size=4, num_chunks=2
+        ),
+        evaluation=c.EvaluationConfig(log_ids=True, log_every_steps=1),
+    )
+"""
+
+
+class ReferenceByNameTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.names = {
+            family: "keras_hub:" + presets.save(cls.path(family), family)
+            for family in ("siglip", "clip")
+        }
+        cls.data = tiny.write_shard(cls.path("pool.tfrecord"), 20)
+        cls.recipe = cls.path("recipe.py")
+        with open(cls.recipe, "w", encoding="utf-8") as file:
+            file.write(RECIPE.format(data=cls.path("pool.tfrecord")))
+
+    @classmethod
+    def path(cls, name):
+        return os.path.join(cls.folder, name)
+
+    def command(self, *words):
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(printed),
+        ):
+            code = cli.main(words)
+        return code, printed.getvalue()
+
+    def embed(self, family):
+        return self.command(
+            *("embed", "--model", self.names[family], "--dtype", "float32"),
+            *("--data", self.path("pool.tfrecord")),
+            *("--output", self.path("sidecars")),
+        )
+
+    def train(self, name, *settings):
+        return self.command(
+            *("train", "--config", self.recipe, "--workdir", self.path(name)),
+            *("--set", *settings),
+        )
+
+    def test_a_run_draws_the_same_by_the_model_and_by_its_sidecars(self):
+        name = f"reference.model={self.names['siglip']}"
+        code, printed = self.embed("siglip")
+        self.assertEqual(code, 0, printed)
+        self.assertIn("1 sidecars written, 20 records", printed)
+        model = pretrained.load(self.names["siglip"])
+        store = stores.open_store(self.path("pool.tfrecord"))
+        sidecars = sidecars_lib.Sidecars(
+            store, self.path("sidecars"), reference.describe(model)
+        )
+        self.assertEqual(sidecars.description.name, self.names["siglip"])
+        rows = np.arange(20)
+        image, text = sidecars.read(rows, 0 * rows, store.ids(rows))
+        images = [
+            model.picture(tf.io.decode_image(one.image, channels=3))
+            for one in store.read(rows)
+        ]
+        captions = [one.captions[0] for one in store.read(rows)]
+        self.assertAllClose(image, model.learner.encode_image(images))
+        tokens = model.tokenizer(tf.constant(captions))
+        self.assertAllClose(text, model.learner.encode_text(tokens))
+
+        folder = f"reference.sidecar_dir={self.path('sidecars')}"
+        for run, settings in (
+            ("live", [name]),
+            ("cached", [name, "reference.sidecars=true", folder]),
+            (
+                "sidecars",
+                ["reference.model=none", "reference.sidecars=true", folder],
+            ),
+        ):
+            code, printed = self.train(run, *settings)
+            self.assertEqual(code, 0, printed)
+        drawn = [
+            [
+                row["ids"]
+                for row in directory.read_rows(self.path(run), "draws.jsonl")
+            ]
+            for run in ("live", "cached", "sidecars")
+        ]
+        self.assertLen(drawn[0], 2)
+        self.assertEqual(drawn[0], drawn[1])
+        self.assertEqual(drawn[0], drawn[2])
+
+        other = f"reference.model={self.names['clip']}"
+        code, printed = self.train(
+            "other", other, "reference.sidecars=true", folder
+        )
+        self.assertEqual(code, 1)
+        self.assertRegex(
+            printed,
+            f"does not fit: expected the fingerprint of {self.names['clip']}, "
+            f".*Received: .* of {self.names['siglip']}",
+        )
+        self.assertFalse(os.path.exists(self.path("other")))
+
+    def test_bad_names_are_refused_before_data_is_read(self):
+        for settings, message in (
+            (
+                ["reference.model=keras_hub:siglip2_base"],
+                "`reference.model` must name a preset.*Did you mean 'siglip2_",
+            ),
+            (
+                ["reference.model=onnx:model"],
+                "`reference.model` must be a local run directory.*keras_hub:",
+            ),
+            (
+                ["reference.model=runs/missing"],
+                "`reference.model` must be the directory of a finished run",
+            ),
+            (
+                ["reference.model=a", "reference.workdir=b"],
+                "two spellings of one setting.*model='a', .*workdir='b'",
+            ),
+        ):
+            code, printed = self.train("bad", *settings, "data.train=missing")
+            self.assertEqual(code, 1)
+            self.assertRegex(printed, message)
+
+    def test_a_run_is_loaded_by_its_directory(self):
+        with self.assertRaisesRegex(ValueError, "finished run.*'missing'"):
+            runs.load_model("missing")
+
+
+if __name__ == "__main__":
+    tf.test.main()
