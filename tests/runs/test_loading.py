@@ -7,6 +7,7 @@ import tempfile
 
 import numpy as np
 import presets
+import pytest
 import tensorflow as tf
 import tiny
 
@@ -81,8 +82,7 @@ class ReferenceByNameTest(tf.test.TestCase):
             *("--set", *settings),
         )
 
-    def test_a_run_draws_the_same_by_the_model_and_by_its_sidecars(self):
-        name = f"reference.model={self.names['siglip']}"
+    def test_embed_writes_what_the_model_says_and_who_it_is(self):
         code, printed = self.embed("siglip")
         self.assertEqual(code, 0, printed)
         self.assertIn("1 sidecars written, 20 records", printed)
@@ -103,6 +103,10 @@ class ReferenceByNameTest(tf.test.TestCase):
         tokens = model.tokenizer(tf.constant(captions))
         self.assertAllClose(text, model.learner.encode_text(tokens))
 
+    @pytest.mark.slow
+    def test_a_run_draws_the_same_by_the_model_and_by_its_sidecars(self):
+        self.embed("siglip")
+        name = f"reference.model={self.names['siglip']}"
         folder = f"reference.sidecar_dir={self.path('sidecars')}"
         for run, settings in (
             ("live", [name]),
@@ -125,9 +129,13 @@ class ReferenceByNameTest(tf.test.TestCase):
         self.assertEqual(drawn[0], drawn[1])
         self.assertEqual(drawn[0], drawn[2])
 
-        other = f"reference.model={self.names['clip']}"
+    def test_sidecars_of_another_model_are_refused_by_both_names(self):
+        self.embed("siglip")
         code, printed = self.train(
-            "other", other, "reference.sidecars=true", folder
+            "other",
+            f"reference.model={self.names['clip']}",
+            "reference.sidecars=true",
+            f"reference.sidecar_dir={self.path('sidecars')}",
         )
         self.assertEqual(code, 1)
         self.assertRegex(
