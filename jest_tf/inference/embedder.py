@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
@@ -23,6 +22,7 @@ from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.inference import collection as collection_lib
 from jest_tf.models import reference
+from jest_tf.runs import loading
 
 # A file name, an encoded picture, an image of Pillow, or uint8 pixels.
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -61,6 +61,7 @@ class Embedder:
         learner: a built two-tower model of square RGB pictures.
         tokenizer: maps valid UTF-8 string [k] to int32 [k, L]; None if there
             are no texts to embed.
+        picture: the form of its pictures; None resizes them as in training.
         batch_size: pictures or texts of a forward pass.
         max_image_pixels: larger pictures are refused.
 
@@ -87,6 +88,7 @@ class Embedder:
         learner: models.TwoTower,
         tokenizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
         *,
+        picture: pictures.Form | None = None,
         batch_size: int = 256,
         max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
     ):
@@ -101,6 +103,7 @@ class Embedder:
                 "`learner` must take square RGB pictures, [B, S, S, 3]. "
                 f"Received: {learner.input_shapes['image']}"
             )
+        self.picture = picture or pictures.Resizing(height)
         self._encode_image = tf.function(
             lambda images: learner.encode_image(images, training=False),
             [tf.TensorSpec([None, height, width, 3], tf.uint8)],
@@ -280,7 +283,7 @@ class Embedder:
         """
         return reference.fingerprint(
             self.learner,
-            self.image_size,
+            str(self.picture),
             self.learner.image_tower.compute_dtype,
         )
 
@@ -289,7 +292,7 @@ class Embedder:
         images = [_read(one) for one in images]
         encoded = [one for one in images if isinstance(one, bytes)]
         faults, decoded = batches.decode(
-            encoded, self.max_image_pixels, self.image_size
+            encoded, self.max_image_pixels, self.picture
         )
         faults, decoded = iter(faults), iter(decoded)
         found, rows = [], []
@@ -302,9 +305,7 @@ class Embedder:
                 rows.append(next(decoded))
             elif fault is None:
                 with tf.device("CPU:0"):
-                    rows.append(
-                        pictures.resize_image(one, self.image_size).numpy()
-                    )
+                    rows.append(self.picture(one).numpy())
         shape = [-1, self.image_size, self.image_size, 3]
         return found, np.array(rows, np.uint8).reshape(shape)
 
@@ -328,13 +329,14 @@ def load(source: str | os.PathLike, *, batch_size: int = 256) -> Embedder:
     """Loads a trained learner for use.
 
     Args:
-        source: a finished run's directory, or a `.keras` file of a `TwoTower`
-            or `JESTModel`. The tokenizer of a `.keras` file is `vocab.txt` or
-            `tokenizer.model` beside it, if there is one.
+        source: a finished run's directory, a public model by name
+            (docs/models.md), or a `.keras` file of a `TwoTower` or `JESTModel`.
+            The tokenizer of a `.keras` file is the one beside it, if there is
+            one, as a run directory has it.
         batch_size: pictures or texts of a forward pass.
 
     Raises:
-        ValueError: `source` is neither.
+        ValueError: `source` is none of these.
 
     Example:
         ```python
@@ -343,31 +345,18 @@ def load(source: str | os.PathLike, *, batch_size: int = 256) -> Embedder:
         ```
     """
     source = os.fspath(source)
-    if os.path.isdir(source):
-        run = runs.load_run(source)
-        return Embedder(
-            run.learner,
-            run.tokenizer,
-            batch_size=batch_size,
-            max_image_pixels=run.config.data.max_image_pixels,
-        )
-    if not source.endswith(".keras") or not os.path.isfile(source):
-        raise ValueError(
-            "`source` must be the directory of a finished run or a .keras "
-            f"file. Received: {source!r}"
-        )
-    learner = keras.models.load_model(source, compile=False)
-    learner = getattr(learner, "learner", learner)
-    if not isinstance(learner, models.TwoTower):
-        raise ValueError(
-            "`source` must hold a `TwoTower` or a `JESTModel`. Received: "
-            f"{source!r}, a {type(learner).__name__}"
-        )
-    folder, tokenizer = os.path.dirname(source) or ".", None
-    if tokenizers.has_tokenizer(folder):
-        length = learner.input_shapes["text"][1]
-        tokenizer = tokenizers.load_tokenizer(folder, length)
-    return Embedder(learner, tokenizer, batch_size=batch_size)
+    loading.check_model(source, "source")
+    model = runs.load_model(source)
+    limit = config_lib.DataConfig.max_image_pixels
+    if isinstance(model, reference.Run):
+        limit = model.config.data.max_image_pixels
+    return Embedder(
+        model.learner,
+        model.tokenizer,
+        picture=model.picture,
+        batch_size=batch_size,
+        max_image_pixels=limit,
+    )
 
 
 # Queries scored at a time; 256 x 1,000,000 scores are 1 GB.

@@ -154,8 +154,6 @@ class _Module(tf.Module):
         ]
         self.scale = tf.Variable(embedder.scale, name="scale")
         self.bias = tf.Variable(embedder.bias, name="bias")
-        # Tracked, because SentencePiece keeps its model in a resource.
-        self._tokenizer = getattr(embedder.tokenizer, "trackable", None)
 
         def encode(function, values):
             mapping = [

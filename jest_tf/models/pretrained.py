@@ -4,6 +4,9 @@
 or MetaCLIP 2. NAME is that of a built-in preset, a folder that `save_to_preset`
 wrote, or a handle such as `hf://keras/siglip2_base_patch16_224`. Tokens and
 pixels are those of the preset's own preprocessor.
+
+`NAME.keras` is a file of a `TwoTower` or a `JESTModel`, with the files of its
+tokenizer beside it, as a run directory has them.
 """
 
 import difflib
@@ -17,11 +20,12 @@ from jest_tf.data import pictures, tokenizers
 from jest_tf.models import reference, two_tower
 
 KERAS_HUB = "keras_hub:"
+KERAS = ".keras"
 
 
 def is_name(name: str) -> bool:
-    """Returns whether `name` has the prefix of a source of models."""
-    return name.startswith(KERAS_HUB)
+    """Returns whether `name` is a `.keras` file or has a source's prefix."""
+    return name.startswith(KERAS_HUB) or name.endswith(KERAS)
 
 
 def check(name: str, setting: str = "model") -> None:
@@ -31,6 +35,10 @@ def check(name: str, setting: str = "model") -> None:
         ValueError: what it needs is not installed, or there is no such model;
             the error lists what is known.
     """
+    if name.endswith(KERAS):
+        if not os.path.isfile(name):
+            raise ValueError(f"`{setting}`: no file at {name!r}")
+        return
     hub = tokenizers.import_keras_hub(name)
     preset = name.removeprefix(KERAS_HUB)
     if "://" in preset or os.path.isdir(preset):
@@ -62,13 +70,19 @@ def load(name: str) -> reference.Pretrained:
     """
     check(name)
     path = name.removeprefix(KERAS_HUB)
-    stamp = os.stat(path).st_mtime_ns if os.path.isdir(path) else 0
+    # A folder changes as files are added, a file as it is written.
+    places = (path, os.path.dirname(path) or ".")
+    stamp = tuple(
+        os.stat(one).st_mtime_ns for one in places if os.path.exists(one)
+    )
     return _load(name, stamp, tf.distribute.get_strategy())
 
 
 @functools.lru_cache(maxsize=2)
 def _load(name, stamp, strategy):
     del stamp, strategy  # They tell a model from a later one.
+    if name.endswith(KERAS):
+        return _of_keras_file(name)
     hub = tokenizers.import_keras_hub(name)
     preset = name.removeprefix(KERAS_HUB)
     try:
@@ -88,7 +102,9 @@ def _load(name, stamp, strategy):
         ),
     )
     _check_tokenizer(name, backbone, tokenizer)
-    learner, loss = _two_tower(backbone, preprocessor.image_converter)
+    learner, loss = _two_tower(
+        backbone, preprocessor.image_converter, tokenizer.length
+    )
     return reference.Pretrained(
         name,
         learner,
@@ -96,6 +112,31 @@ def _load(name, stamp, strategy):
         _resizing(name, backbone, preprocessor.image_converter),
         loss,
         (type(backbone).__name__, learner.pixels),
+    )
+
+
+def _of_keras_file(path):
+    model = keras.models.load_model(path, compile=False)
+    learner = getattr(model, "learner", model)
+    if not isinstance(learner, two_tower.TwoTower):
+        raise ValueError(
+            "A .keras file must hold a `TwoTower` or a `JESTModel`. Received: "
+            f"{path!r}, a {type(learner).__name__}"
+        )
+    loss = "sigmoid" if learner.learn_bias else "softmax"
+    if learner is not model:
+        loss = model.step.loss
+    tokenizer, folder = None, os.path.dirname(path) or "."
+    if tokenizers.has_tokenizer(folder):
+        length = learner.input_shapes["text"][1]
+        tokenizer = tokenizers.load_tokenizer(folder, length)
+    return reference.Pretrained(
+        path,
+        learner,
+        tokenizer,
+        pictures.Resizing(learner.input_shapes["image"][1]),
+        loss,
+        (learner.image_tower.compute_dtype, learner.pixels),
     )
 
 
@@ -123,10 +164,10 @@ def _check_tokenizer(name, backbone, tokenizer):
         )
 
 
-def _two_tower(backbone, converter):
+def _two_tower(backbone, converter, length):
     """The backbone as a `TwoTower` with its weights, and its loss."""
     image = keras.Input(backbone.vision_encoder.image_shape)
-    tokens = keras.Input([None], dtype="int32")
+    tokens = keras.Input([length], dtype="int32")
     (head,) = (
         layer for layer in backbone.layers if hasattr(layer, "logit_scale")
     )

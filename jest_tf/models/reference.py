@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
-from jest_tf.data import pictures
+from jest_tf.data import pictures, tokenizers
 from jest_tf.data.sidecars import file_format
 from jest_tf.embeddings import Embeddings
 
@@ -50,13 +50,14 @@ class Run(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """A public model with its weights, and what it needs to embed.
+    """A model with its weights, and what it needs to embed.
 
     Attributes:
         name: as it was asked for.
         learner: a `TwoTower`, or an object with its `encode_image`,
             `encode_text`, `log_temperature`, `bias` and `weights`.
-        tokenizer: maps valid UTF-8, string [k], to int32 [k, L].
+        tokenizer: maps valid UTF-8, string [k], to int32 [k, L]; None if it is
+            not known.
         picture: the form of its pictures.
         loss: "sigmoid" or "softmax", by which it was trained.
         settings: what its embeddings depend on beside weights and inputs.
@@ -131,7 +132,16 @@ def describe(run: Run | Pretrained) -> file_format.Description:
 
     Models with the same weights, tower settings, tokenizer and preprocessing
     have equal descriptions but for their names.
+
+    Raises:
+        ValueError: the tokenizer is not known.
     """
+    if run.tokenizer is None:
+        raise ValueError(
+            "A reference needs its tokenizer: expected its file, such as "
+            f"{tokenizers.WordPieceTokenizer.FILE}, beside {run.name!r}. "
+            "Received: none"
+        )
     zeros = tf.zeros([1, *run.picture.shape], run.picture.dtype)
     return file_format.Description(
         fingerprint=fingerprint(run.learner, *run.settings),
