@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, models
+from jest_tf import evaluation
 from jest_tf.data import tokenizers
-from jest_tf.runs import directory, inputs
+from jest_tf.runs import directory, inputs, loading
 
 
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
@@ -25,6 +25,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
 
 def _lines(config, workdir) -> Iterator[tuple[str, str]]:
+    start = loading.open_start(config, workdir)
     sources = inputs.open_sources(config, tf.distribute.get_strategy())
     store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
     shards = len(store.shards.paths)
@@ -39,8 +40,11 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     )
     for name, one in evaluated.items():
         yield "evaluation", f"{len(one):,} records, {name}"
-    vocabulary = _vocabulary_size(config, workdir)
-    size = _count(models.build_learner(config, vocabulary))
+    if start.tokenizer is not None:
+        vocabulary = start.tokenizer.vocabulary_size
+    else:
+        vocabulary = _vocabulary_size(config, workdir)
+    size = _count(start.build(vocabulary))
     yield (
         "learner",
         f"{size:,} parameters, vocabulary of at most {vocabulary:,}",

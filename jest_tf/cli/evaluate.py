@@ -134,7 +134,11 @@ def evaluate(
     )
     return evaluations.measure(
         evaluations.of_run(
-            trained.config, stores, trained.learner, trained.tokenizer
+            trained.config,
+            stores,
+            trained.learner,
+            trained.tokenizer,
+            trained.picture,
         )
     )
 

@@ -129,6 +129,10 @@ class ModelConfig(Checked, path="model"):
             importable from the working directory. The function takes the
             `TrainConfig` and the vocabulary size, and returns an image and a
             text tower, two Keras layers (see `models.TwoTower`).
+        init_from: the model that the learner starts as, by name, as in
+            `reference.model`: its towers, weights, temperature, bias, tokenizer
+            and resizing of pictures. `preset` and `patch_size` then have no
+            effect. Positions of pictures are resized to `data.image_size`.
         patch_size: side of an image patch in pixels. None takes the preset's.
         views: training views. The sub-batch is split randomly into equal
             parts, one per view, under one loss; empty trains on plain images.
@@ -155,6 +159,7 @@ class ModelConfig(Checked, path="model"):
 
     preset: str = "b16"
     towers: Annotated[str, FUNCTION] = ""
+    init_from: Annotated[str, MODEL] = ""
     patch_size: Count | None = None
     views: tuple[View, ...] = ()
     dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
@@ -170,6 +175,11 @@ class ModelConfig(Checked, path="model"):
 
     def __post_init__(self):
         super().__post_init__()
+        self._expect(
+            not self.towers or not self.init_from,
+            "`model.init_from` and `model.towers` both say what the learner "
+            "is: set one of them",
+        )
         self._expect(
             self.towers or self.preset in PRESETS,
             f"`model.preset` must be one of {tuple(PRESETS)}",
@@ -236,6 +246,11 @@ class ReferenceConfig(Checked, path="reference"):
             "`reference.projection` needs `reference.distillation_weight`",
         )
 
+    @property
+    def name(self) -> str:
+        """Returns the reference's name, by whichever setting."""
+        return self.model or self.workdir
+
 
 @dataclass(frozen=True)
 class RateFactor(Checked, path="optimizer.rate_factors"):
@@ -248,11 +263,6 @@ class RateFactor(Checked, path="optimizer.rate_factors"):
 
     pattern: str = "*"
     factor: Annotated[float, at_least(0)] = 1.0
-
-    @property
-    def name(self) -> str:
-        """Returns the reference's name, by whichever setting."""
-        return self.model or self.workdir
 
 
 @dataclass(frozen=True)

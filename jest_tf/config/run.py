@@ -70,6 +70,11 @@ class TrainConfig(Checked):
             "`optimizer.restarts` must rise, from above 0 to below `steps`",
         )
         self._expect(
+            not self.model.init_from or not self.data.vocabulary,
+            "`model.init_from` comes with its tokenizer: leave "
+            "`data.vocabulary` empty",
+        )
+        self._expect(
             self.optimizer.warmup_steps < min(lengths),
             "`optimizer.warmup_steps` must be less than `steps`, and than the "
             "steps between `optimizer.restarts`",
@@ -116,7 +121,8 @@ class TrainConfig(Checked):
         model, image_size = self.model, self.data.image_size
         # Custom towers may have other patches, or none.
         patch_size = model.patch_size
-        if not model.towers:
+        is_own = not model.towers and not model.init_from
+        if is_own:
             patch_size = patch_size or PRESETS[model.preset].patch_size
         sizes = [
             (name, view.patch_size or patch_size, view.image_size or image_size)
@@ -127,7 +133,7 @@ class TrainConfig(Checked):
             for view in views
             if view.patch_size or view.image_size
         ]
-        if not model.towers:
+        if is_own:
             # Towers are built for whole images at every patch size.
             sizes += [
                 ("data.image_size", size, image_size)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
-from jest_tf.data import batches, reader, tokenizers
+from jest_tf.data import batches, pictures, reader, tokenizers
 from jest_tf.data import stores as stores_lib
 from jest_tf.evaluation import retrieval, zero_shot
 
@@ -54,7 +54,7 @@ class StoreEvaluation:
         store: stores_lib.Store,
         *,
         tokenizer: Callable,
-        image_size: int,
+        image_size: int | pictures.Form,
         batch_size: int = 256,
         prompts: Sequence[str] = ("{}",),
     ):

@@ -1,7 +1,13 @@
 """Two-tower models: towers, layers, patches and the frozen reference."""
 
 from jest_tf.config import PRESETS, TowerSizes
-from jest_tf.models.building import build_learner, build_two_tower
+from jest_tf.models.building import (
+    build_learner,
+    build_two_tower,
+    from_json,
+    start_from,
+    to_json,
+)
 from jest_tf.models.two_tower import TwoTower, unit_norm
 
 __all__ = [
@@ -10,5 +16,8 @@ __all__ = [
     "TwoTower",
     "build_learner",
     "build_two_tower",
+    "from_json",
+    "start_from",
+    "to_json",
     "unit_norm",
 ]

@@ -1,11 +1,14 @@
 """Learners from a preset, or from the settings of a run."""
 
 import contextlib
+import json
+import math
 import random
 from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.config import checks
@@ -95,8 +98,14 @@ def build_learner(
 
     Raises:
         ValueError: if `model.towers` cannot be imported or does not build two
-            towers, or `model.frozen` matches nothing.
+            towers, or `model.frozen` matches nothing; or with
+            `model.init_from`, which `start_from` builds.
     """
+    if config.model.init_from:
+        raise ValueError(
+            "A learner with `model.init_from` is built by `start_from`. "
+            f"Received: {config.model.init_from!r}"
+        )
     settings, data = config.model, config.data
     scalars = {"temperature": settings.temperature, "bias": settings.bias}
     if not settings.towers:
@@ -130,6 +139,106 @@ def build_learner(
         _build(model, data.image_size, data.text_length)
     parts.freeze(model, settings.frozen)
     return model
+
+
+def start_from(
+    initial: two_tower.TwoTower, config: config_lib.TrainConfig
+) -> two_tower.TwoTower:
+    """Builds a learner that starts as another model.
+
+    It has the towers, weights, temperature and bias of `initial`, under the
+    dtype policy of `config.model`, for pictures of `data.image_size`. The
+    learned positions of patches are resized to it, bilinearly.
+
+    Raises:
+        ValueError: if patches do not divide the image size, positions are not
+            those of patches in a square, or `model.frozen` matches nothing.
+    """
+    before, size = initial.input_shapes["image"][1], config.data.image_size
+    settings = json.loads(to_json(initial))
+    _set_dtype(settings, config.model.dtype_policy)
+    if size != before:
+        _set_image_size(settings, before, size)
+    learner = from_json(json.dumps(settings))
+    for one, new in zip(initial.variables, learner.variables, strict=True):
+        if one.shape == new.shape:
+            new.assign(one.numpy())
+        elif not new.path.endswith("position_ids"):  # which are counted
+            new.assign(_resized(one.numpy(), new, before, size))
+    parts.freeze(learner, config.model.frozen)
+    return learner
+
+
+def to_json(learner: two_tower.TwoTower) -> str:
+    """Returns the architecture of a built learner, without its weights."""
+    config = keras.saving.serialize_keras_object(learner)
+    return json.dumps({"learner": config, "input_shapes": learner.input_shapes})
+
+
+def from_json(text: str) -> two_tower.TwoTower:
+    """Builds a learner from `to_json`, with new weights."""
+    found = json.loads(text)
+    learner = keras.saving.deserialize_keras_object(found["learner"])
+    learner.build({k: tuple(v) for k, v in found["input_shapes"].items()})
+    return learner
+
+
+def _set_dtype(settings, policy):
+    """Sets the dtype policy of all layers, in place."""
+    if isinstance(settings, list):
+        for value in settings:
+            _set_dtype(value, policy)
+    if isinstance(settings, dict):
+        if settings.get("class_name") == "DTypePolicy":
+            if settings["config"]["name"] in config_lib.DTYPE_POLICIES:
+                settings["config"]["name"] = policy
+        for value in settings.values():
+            _set_dtype(value, policy)
+
+
+def _set_image_size(settings, before, size):
+    """Sets the size of pictures wherever it stands, in place."""
+    if isinstance(settings, dict):
+        patch_size = settings.get("patch_size")
+        if patch_size and size % patch_size:
+            raise ValueError(
+                "`data.image_size` must be a multiple of the patch size of "
+                f"`model.init_from`, {patch_size}. Received: {size}"
+            )
+        if settings.get("image_size") == before:
+            settings["image_size"] = size
+    shape = [before, before, 3]
+    is_dict = isinstance(settings, dict)
+    for key, value in list(
+        settings.items() if is_dict else enumerate(settings)
+    ):
+        if isinstance(value, list) and value[-3:] == shape:
+            settings[key] = [*value[:-3], size, size, 3]
+        elif isinstance(value, (dict, list)):
+            _set_image_size(value, before, size)
+
+
+def _resized(positions, variable, before, size):
+    """Resizes learned positions [n, D] from one square to another.
+
+    Positions before those of the patches, as of a class token, stay.
+    """
+    count, new = positions.shape[-2], variable.shape[-2]
+    for extra in (0, 1):
+        sides = [math.isqrt(number - extra) for number in (count, new)]
+        if [side * side + extra for side in sides] == [count, new]:
+            break
+    else:
+        raise ValueError(
+            f"`model.init_from` cannot take pictures of another size: expected "
+            f"{before}, because {variable.path} of {list(positions.shape)} are "
+            f"not positions in a square. Received: data.image_size={size}"
+        )
+    flat = positions.reshape(count, -1)
+    grid = flat[extra:].reshape(1, sides[0], sides[0], -1)
+    grid = tf.image.resize(grid, [sides[1]] * 2, antialias=True).numpy()
+    found = np.concatenate([flat[:extra], grid.reshape(sides[1] ** 2, -1)])
+    return found.reshape(variable.shape)
 
 
 def _build(model, image_size, text_length):

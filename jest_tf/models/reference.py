@@ -30,11 +30,12 @@ class Run(NamedTuple):
     tokenizer: Callable
     learner: models.TwoTower
     name: str = ""
+    resizing: pictures.Resizing | None = None
 
     @property
-    def picture(self) -> pictures.Form:
+    def picture(self) -> pictures.Resizing:
         """Returns the form of its pictures."""
-        return pictures.Resizing(self.config.data.image_size)
+        return self.resizing or pictures.Resizing(self.config.data.image_size)
 
     @property
     def loss(self) -> str:
@@ -45,6 +46,8 @@ class Run(NamedTuple):
     def settings(self) -> tuple:
         """Returns what its embeddings depend on beside weights and inputs."""
         model = self.config.model
+        if model.init_from:
+            return self.learner.pixels, model.dtype_policy
         towers = (model.towers or model.preset, model.patch_size)
         return towers, model.dtype_policy
 

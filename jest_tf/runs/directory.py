@@ -17,6 +17,7 @@ from jest_tf import config as config_lib
 from jest_tf import files
 
 CONFIG_FILE = "config.json"
+LEARNER_FILE = "learner.json"
 VERSIONS_FILE = "versions.json"
 DATA_FILE = "data.json"
 METRICS_FILE = "metrics.jsonl"

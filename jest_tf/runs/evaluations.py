@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, models
+from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
 from jest_tf.runs import directory, progress, steps
 
@@ -15,6 +16,7 @@ def of_run(
     stores: Mapping[str, stores_lib.Store],
     learner: models.TwoTower,
     tokenizer: Callable,
+    picture: pictures.Form,
 ) -> dict[str, evaluation.StoreEvaluation]:
     """Returns evaluations of a run's learner, by the name of the store."""
     settings = config.evaluation
@@ -23,7 +25,7 @@ def of_run(
             learner,
             store,
             tokenizer=tokenizer,
-            image_size=config.data.image_size,
+            image_size=picture,
             batch_size=settings.batch_size,
             prompts=settings.prompts,
         )

@@ -9,7 +9,7 @@ from jest_tf import config as config_lib
 from jest_tf import training
 from jest_tf.config import checks
 from jest_tf.data import cascade as cascade_lib
-from jest_tf.data import pipeline, stream, tokenizers
+from jest_tf.data import pictures, pipeline, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import reference
@@ -54,7 +54,8 @@ def open_sources(
         ValueError: data is unreadable, or the reference does not fit.
     """
     _check_functions(config)
-    training.check_parts(config)
+    if not config.model.init_from:  # which `loading.open_start` checks
+        training.check_parts(config)
     settings = config.reference
     needs_reference = (
         config.steps_need_reference or config.cascade.hyper_batch_size
@@ -100,11 +101,13 @@ class Stream:
         config: config_lib.TrainConfig,
         sources: Sources,
         tokenizer: Callable,
+        picture: pictures.Form,
         skipped: interruptions.Skipped,
     ):
         self._config = config
         self._sources = sources
         self._tokenizer = tokenizer
+        self._picture = picture
         self._skipped = skipped
 
     def from_step(
@@ -150,7 +153,7 @@ class Stream:
             super_batch_size=config.data.super_batch_size,
             seed=config.seed,
             tokenizer=self._tokenizer,
-            image_size=config.data.image_size,
+            image_size=self._picture,
             start_step=first,
             options=pipeline.Options(
                 weights=config.data.weights,
@@ -196,7 +199,7 @@ def open_training(
     config = run.config
     sources = open_sources(config, tf.distribute.get_strategy())
     skipped = interruptions.Skipped(workdir, writes=False)
-    super_batches = Stream(config, sources, run.tokenizer, skipped)
+    super_batches = Stream(config, sources, run.tokenizer, run.picture, skipped)
     model = training.build_model(config, run.learner, sources.reference)
     return Training(
         config, model, step or config.steps, super_batches.super_batches
@@ -208,15 +211,21 @@ def tokenizer_of(
     store: stores_lib.Store,
     workdir: str,
     output: str,
+    initial: Callable | None = None,
 ) -> Callable:
-    """Returns the run's tokenizer: from its directory, a given file, or built.
+    """Returns the run's tokenizer.
+
+    It comes from the run directory, is `initial`, that of `model.init_from`, or
+    comes from a given file, or is built.
 
     One that is built, from the store's captions, is saved in `output`.
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
         return tokenizers.load_tokenizer(workdir, length)
-    if config.data.vocabulary:
+    if initial is not None:
+        tokenizer = initial
+    elif config.data.vocabulary:
         tokenizer = tokenizers.read_tokenizer(config.data.vocabulary, length)
     else:
         progress.say(

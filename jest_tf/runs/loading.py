@@ -1,11 +1,18 @@
 """Loading models: the learner of a run, or any model by name."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import keras
+
+from jest_tf import config as config_lib
 from jest_tf import models, training
-from jest_tf.data import tokenizers
-from jest_tf.models import pretrained, reference
-from jest_tf.runs import checkpoints, directory
+from jest_tf.data import pictures, tokenizers
+from jest_tf.models import parts, pretrained, reference
+from jest_tf.runs import checkpoints, directory, progress
 
 
 def load_run(
@@ -26,9 +33,14 @@ def load_run(
         check_finished(workdir)
     config = directory.load_config(workdir)
     tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
-    learner = models.build_learner(
-        config, tokenizer.vocabulary_size, patch_sizes
-    )
+    if config.model.init_from:
+        learner, picture = _read_learner(workdir)
+        parts.freeze(learner, config.model.frozen)
+    else:
+        learner = models.build_learner(
+            config, tokenizer.vocabulary_size, patch_sizes
+        )
+        picture = None
     if step is None:
         learner.load_weights(directory.path(workdir, directory.WEIGHTS_FILE))
     else:
@@ -39,7 +51,7 @@ def load_run(
         checkpoints.load(model, workdir, step)
         # With `optimizer.ema`, the average, as evaluations have it.
         model.optimizer.finalize_variable_values(model.trainable_variables)
-    return reference.Run(config, tokenizer, learner, workdir)
+    return reference.Run(config, tokenizer, learner, workdir, picture)
 
 
 def load_model(name: str) -> reference.Run | reference.Pretrained:
@@ -62,6 +74,103 @@ def check_model(name: str, setting: str) -> None:
         pretrained.check(name, setting)
     else:
         check_finished(name, setting)
+
+
+class Start(NamedTuple):
+    """The start of a run's learner.
+
+    Attributes:
+        build: maps the vocabulary's size to the learner.
+        picture: the form of its pictures.
+        tokenizer: that of `model.init_from`; None without it, or where the run
+            directory has it.
+    """
+
+    build: Callable[[int], models.TwoTower]
+    picture: pictures.Form
+    tokenizer: Callable | None
+
+
+def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
+    """Opens `model.init_from`, unless the run has a checkpoint.
+
+    Raises:
+        ValueError: there is no such model, it does not fit the settings, or
+            `model.frozen` and `optimizer.rate_factors` do not fit it.
+    """
+    name, data = config.model.init_from, config.data
+    if not name:
+        return Start(
+            functools.partial(models.build_learner, config),
+            pictures.Resizing(data.image_size),
+            None,
+        )
+    if checkpoints.saved_steps(workdir):
+
+        def build(vocabulary_size):
+            del vocabulary_size
+            learner = _read_learner(workdir)[0]
+            parts.freeze(learner, config.model.frozen)
+            return learner
+
+        return Start(build, _read_learner(workdir)[1], None)
+    check_model(name, "model.init_from")
+    initial = load_model(name)
+    _check_fits(initial, config)
+    with keras.StatelessScope(initialize_variables=False):
+        learner = models.start_from(initial.learner, config)
+    parts.rate_factors(learner, config.optimizer)
+    picture = dataclasses.replace(initial.picture, size=data.image_size)
+    if picture != initial.picture:
+        old, new = (
+            f"{one.size} x {one.size}" for one in (initial.picture, picture)
+        )
+        progress.say(
+            f"{name}: positions of pictures are resized, from {old} to {new}"
+        )
+    return Start(
+        lambda _: models.start_from(initial.learner, config),
+        picture,
+        initial.tokenizer,
+    )
+
+
+def write_learner(
+    workdir: str, learner: models.TwoTower, picture: pictures.Form
+) -> None:
+    """Writes the architecture of a learner with `model.init_from`."""
+    content = json.loads(models.to_json(learner))
+    content["picture"] = dataclasses.asdict(picture)
+    directory.write(workdir, directory.LEARNER_FILE, content)
+
+
+def _read_learner(workdir):
+    content = directory.read(workdir, directory.LEARNER_FILE)
+    picture = pictures.Resizing(**content.pop("picture"))
+    text = json.dumps(content)
+    if "keras_hub" in text:  # whose classes Keras must know
+        tokenizers.import_keras_hub(workdir)
+    return models.from_json(text), picture
+
+
+def _check_fits(initial, config):
+    name, data = config.model.init_from, config.data
+    if not isinstance(initial.learner, models.TwoTower):
+        raise ValueError(
+            "`model.init_from` must be a model of Keras; others only embed. "
+            f"Received: {name!r}"
+        )
+    if initial.tokenizer is None:
+        raise ValueError(
+            "`model.init_from` needs its tokenizer beside it. "
+            f"Received: {name!r}"
+        )
+    if initial.tokenizer.length != data.text_length:
+        raise ValueError(
+            f"`data.text_length` must be that of `model.init_from`, "
+            f"{initial.tokenizer.length} tokens for {name!r}. Received: "
+            f"{data.text_length}"
+        )
 
 
 def check_finished(workdir: str, setting: str = "workdir") -> None:

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, evaluation, models, training
+from jest_tf import distribution, evaluation, training
 from jest_tf.config import checks
 from jest_tf.data import batches, cascade, pipeline
 from jest_tf.data import stores as stores_lib
@@ -95,6 +95,7 @@ def _train(config, workdir, signals):
     _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
+    start = loading.open_start(config, workdir)
     sources = inputs.open_sources(config, strategy)
     stores = evaluation.open_stores(
         config.evaluation.data, config.evaluation_data
@@ -118,7 +119,15 @@ def _train(config, workdir, signals):
         else:  # some values are reduced over workers when written
             output = stack.enter_context(tempfile.TemporaryDirectory())
         run = _Run(
-            config, workdir, output, strategy, signals, sources, stores, energy
+            config,
+            workdir,
+            output,
+            strategy,
+            signals,
+            start,
+            sources,
+            stores,
+            energy,
         )
         measures = None
         while measures is None:
@@ -150,6 +159,7 @@ class _Run:
     output: str
     strategy: tf.distribute.Strategy
     signals: interruptions.Signals
+    start: loading.Start
     sources: inputs.Sources
     stores: Mapping[str, stores_lib.Store]
     energy: resources.EnergyMeter | None
@@ -157,20 +167,28 @@ class _Run:
     def __post_init__(self):
         self.writes = self.output == self.workdir
         self.tokenizer = inputs.tokenizer_of(
-            self.config, self.sources.store, self.workdir, self.output
+            self.config,
+            self.sources.store,
+            self.workdir,
+            self.output,
+            self.start.tokenizer,
         )
         self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
         self.stream = inputs.Stream(
-            self.config, self.sources, self.tokenizer, self.skipped
+            self.config,
+            self.sources,
+            self.tokenizer,
+            self.start.picture,
+            self.skipped,
         )
 
     def attempt(self) -> dict[str, float] | None:
         """Trains to the end; None after leaving out super-batches at fault."""
         config, workdir = self.config, self.workdir
         with self.strategy.scope():
-            learner = models.build_learner(
-                config, self.tokenizer.vocabulary_size
-            )
+            learner = self.start.build(self.tokenizer.vocabulary_size)
+            if config.model.init_from:
+                loading.write_learner(self.output, learner, self.start.picture)
             model = training.build_model(
                 config, learner, self.sources.reference
             )
@@ -267,7 +285,11 @@ class _Run:
 
         evaluate = evaluations.Evaluation(
             evaluations.of_run(
-                config, self.stores, model.learner, self.tokenizer
+                config,
+                self.stores,
+                model.learner,
+                self.tokenizer,
+                self.start.picture,
             ),
             self.output,
             every_steps=config.evaluation.every_steps,

@@ -1,6 +1,7 @@
 """Public models by name in runs and commands."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import tempfile
@@ -163,10 +164,67 @@ class ReferenceByNameTest(tf.test.TestCase):
                 ["reference.model=a", "reference.workdir=b"],
                 "two spellings of one setting.*model='a', .*workdir='b'",
             ),
+            (
+                [f"model.init_from={self.names['siglip']}"],
+                "`data.text_length` must be that of .*, 16 tokens.*: 4",
+            ),
+            (
+                [
+                    f"model.init_from={self.names['siglip']}",
+                    "data.text_length=16",
+                    "data.image_size=33",
+                ],
+                "`data.image_size` must be a multiple of the patch size .*: 33",
+            ),
+            (
+                ["model.init_from=keras_hub:clip_vit"],
+                "`model.init_from` must name a preset",
+            ),
+            (
+                ["model.init_from=runs/a", "data.vocabulary=a.model"],
+                "comes with its tokenizer.*vocabulary='a.model'",
+            ),
         ):
             code, printed = self.train("bad", *settings, "data.train=missing")
             self.assertEqual(code, 1)
             self.assertRegex(printed, message)
+
+    @pytest.mark.slow
+    def test_a_learner_starts_as_a_model_and_goes_on(self):
+        name = self.names["clip"]
+        initial = pretrained.load(name)
+        settings = (
+            *(f"model.init_from={name}", "selection.batch_size=none"),
+            *("selection.method=uniform", "reference.model=none"),
+            *("data.image_size=48", f"data.text_length={presets.LENGTH}"),
+            *("model.loss=softmax", "optimizer.learning_rate=1e-9"),
+        )
+        code, printed = self.train("tuned", *settings, "steps=1")
+        self.assertEqual(code, 0, printed)
+        self.assertIn("resized, from 32 x 32 to 48 x 48", printed)
+        run = runs.load_run(self.path("tuned"))
+        self.assertEqual(run.tokenizer, initial.tokenizer)
+        self.assertEqual(
+            run.picture, dataclasses.replace(initial.picture, size=48)
+        )
+        texts = initial.tokenizer(tf.constant(["a dog", "12 cats"]))
+        self.assertAllClose(
+            run.learner.encode_text(texts), initial.learner.encode_text(texts)
+        )
+        self.assertAllClose(
+            run.learner.log_temperature, initial.learner.log_temperature
+        )
+        for one, new in zip(
+            initial.learner.variables, run.learner.variables, strict=True
+        ):
+            if one.shape == new.shape and "position" not in new.path:
+                self.assertAllClose(one, new)
+        code, printed = self.command(
+            *("embed", "--model", self.path("tuned"), "--check"),
+            *("--data", self.path("pool.tfrecord")),
+            *("--output", self.path("of_tuned")),
+        )
+        self.assertEqual(code, 0, printed)
 
     def test_a_run_is_loaded_by_its_directory(self):
         with self.assertRaisesRegex(ValueError, "finished run.*'missing'"):
