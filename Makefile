@@ -13,6 +13,8 @@ BEAM_BIN := .venv-beam/bin
 BEAM_INSTALLED := .venv-beam/installed
 PEERS_BIN := .venv-peers/bin
 PEERS_INSTALLED := .venv-peers/installed
+HF_BIN := .venv-transformers/bin
+HF_INSTALLED := .venv-transformers/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
@@ -47,9 +49,10 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
-test-slow: $(INSTALLED) $(BEAM_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam
+test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam, Hugging Face
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
 	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
+	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"
@@ -86,7 +89,7 @@ icontext: icontext-runs ## data, runs and report, from nothing
 	@echo "icontext: see $(ICONTEXT)/results/report.md"
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-beam .venv-peers .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam .venv-transformers .venv-peers .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -110,6 +113,14 @@ $(BEAM_INSTALLED): $(INSTALLED)
 	@echo "install: the same with Apache Beam into .venv-beam, once"
 	@test -x $(BEAM_BIN)/python || $(PYTHON) -m venv .venv-beam
 	@$(BEAM_BIN)/python $(PIP) --editable '.[test,beam]'
+	@touch $@
+	@echo "install: done"
+
+$(HF_INSTALLED): $(INSTALLED)
+	@echo "install: the same with PyTorch and transformers into" \
+	  ".venv-transformers, once"
+	@test -x $(HF_BIN)/python || $(PYTHON) -m venv .venv-transformers
+	@$(HF_BIN)/python $(PIP) --editable '.[test,transformers]'
 	@touch $@
 	@echo "install: done"
 

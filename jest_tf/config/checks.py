@@ -49,7 +49,7 @@ LOCAL: Rule = (
     lambda path: "://" not in path,
 )
 # The sources of pretrained models, before the colon of a name.
-MODEL_SOURCES = ("keras_hub",)
+MODEL_SOURCES = ("keras_hub", "hf")
 MODEL: Rule = (
     "a local run directory, a .keras file or a name after one of "
     f"{', '.join(f'{source}:' for source in MODEL_SOURCES)}",

@@ -5,6 +5,9 @@ or MetaCLIP 2. NAME is that of a built-in preset, a folder that `save_to_preset`
 wrote, or a handle such as `hf://keras/siglip2_base_patch16_224`. Tokens and
 pixels are those of the preset's own preprocessor.
 
+`hf:OWNER/NAME` is a model of Hugging Face in PyTorch, to embed with
+(`models/hugging_face.py`).
+
 `NAME.keras` is a file of a `TwoTower` or a `JESTModel`, with the files of its
 tokenizer beside it, as a run directory has them.
 """
@@ -17,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf.data import pictures, tokenizers
-from jest_tf.models import reference, two_tower
+from jest_tf.models import hugging_face, reference, two_tower
 
 KERAS_HUB = "keras_hub:"
 KERAS = ".keras"
@@ -25,7 +28,8 @@ KERAS = ".keras"
 
 def is_name(name: str) -> bool:
     """Returns whether `name` is a `.keras` file or has a source's prefix."""
-    return name.startswith(KERAS_HUB) or name.endswith(KERAS)
+    prefixes = (KERAS_HUB, hugging_face.PREFIX)
+    return name.startswith(prefixes) or name.endswith(KERAS)
 
 
 def check(name: str, setting: str = "model") -> None:
@@ -39,6 +43,8 @@ def check(name: str, setting: str = "model") -> None:
         if not os.path.isfile(name):
             raise ValueError(f"`{setting}`: no file at {name!r}")
         return
+    if name.startswith(hugging_face.PREFIX):
+        return hugging_face.check(name, setting)
     hub = tokenizers.import_keras_hub(name)
     preset = name.removeprefix(KERAS_HUB)
     if "://" in preset or os.path.isdir(preset):
@@ -69,7 +75,7 @@ def load(name: str) -> reference.Pretrained:
         ```
     """
     check(name)
-    path = name.removeprefix(KERAS_HUB)
+    path = name.removeprefix(KERAS_HUB).removeprefix(hugging_face.PREFIX)
     # A folder changes as files are added, a file as it is written.
     places = (path, os.path.dirname(path) or ".")
     stamp = tuple(
@@ -83,6 +89,8 @@ def _load(name, stamp, strategy):
     del stamp, strategy  # They tell a model from a later one.
     if name.endswith(KERAS):
         return _of_keras_file(name)
+    if name.startswith(hugging_face.PREFIX):
+        return hugging_face.load(name)
     hub = tokenizers.import_keras_hub(name)
     preset = name.removeprefix(KERAS_HUB)
     try:

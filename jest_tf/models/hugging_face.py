@@ -1,0 +1,249 @@
+"""Two-tower models of Hugging Face, in PyTorch, to embed with.
+
+The model's own processor makes tokens and pixels, and its own code embeds. So
+TensorFlow calls Python here: on one machine, not under XLA, without gradients.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import reference
+
+PREFIX = "hf:"
+
+
+def check(name: str, setting: str = "model") -> None:
+    """Checks that a name can be loaded, without loading it.
+
+    Raises:
+        ValueError: PyTorch or transformers is not installed, or a path is no
+            folder of a model.
+    """
+    _import(name)
+    path = name.removeprefix(PREFIX)
+    is_path = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if is_path and not os.path.isfile(os.path.join(path, "config.json")):
+        raise ValueError(
+            f"`{setting}` must name a model of Hugging Face, 'hf:OWNER/NAME', "
+            "or a folder that `save_pretrained` wrote, with config.json. "
+            f"Received: {name!r}"
+        )
+
+
+def load(name: str) -> reference.Pretrained:
+    """Loads a model such as `hf:google/siglip2-base-patch16-224`.
+
+    Raises:
+        ValueError: as `check`; or it cannot be loaded, or has no two towers.
+    """
+    check(name)
+    torch, transformers = _import(name)
+    path = name.removeprefix(PREFIX)
+    try:
+        model = transformers.AutoModel.from_pretrained(path).eval()
+        processor = transformers.AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name!r} cannot be loaded by transformers. Received: {error}"
+        ) from error
+    if not hasattr(model, "get_image_features"):
+        raise ValueError(
+            "A pretrained model must have two towers, as SigLIP and CLIP. "
+            f"Received: {name!r}, a {type(model).__name__}"
+        )
+    tokenizer = Tokenizer(
+        processor.tokenizer, model.config.text_config.max_position_embeddings
+    )
+    rows = model.config.text_config.vocab_size
+    if tokenizer.vocabulary_size > rows:
+        raise ValueError(
+            f"The tokenizer of {name!r} does not belong to its towers: "
+            f"expected token ids below {rows:,}. Received: "
+            f"{tokenizer.vocabulary_size:,} tokens"
+        )
+    learner = TwoTower(torch, model)
+    return reference.Pretrained(
+        name,
+        learner,
+        tokenizer,
+        Pixels(processor.image_processor),
+        "sigmoid" if hasattr(model, "logit_bias") else "softmax",
+        (type(model).__name__,),
+    )
+
+
+class Pixels:
+    """The form of pictures of an image processor, float32 [3, S, S]."""
+
+    dtype = tf.float32
+
+    def __init__(self, processor: Callable):
+        self._processor = processor
+        self.shape = self._pixels(np.zeros([8, 8, 3], np.uint8)).shape
+
+    def __call__(self, image: tf.Tensor) -> tf.Tensor:
+        """Maps uint8 [H, W, 3] to pixels, in a graph."""
+        pixels = tf.numpy_function(
+            self._pixels, [image], self.dtype, stateful=False
+        )
+        return tf.ensure_shape(pixels, self.shape)
+
+    def __str__(self):
+        settings = self._processor.to_json_string().encode()
+        return (
+            f"{type(self._processor).__name__} to {list(self.shape)}, "
+            f"{hashlib.blake2b(settings, digest_size=8).hexdigest()}"
+        )
+
+    def _pixels(self, image):
+        found = self._processor(
+            images=image, return_tensors="np", input_data_format="channels_last"
+        )
+        return np.asarray(found["pixel_values"][0], np.float32)
+
+
+class Tokenizer:
+    """Maps captions to rows of a tokenizer of Hugging Face.
+
+    Where the tokenizer masks a position, the row has -1 - id.
+
+    Attributes:
+        length: L, tokens of a row.
+        vocabulary_size: token ids are in [0, vocabulary_size).
+    """
+
+    def __init__(self, tokenizer: Callable, length: int):
+        self._tokenizer = tokenizer
+        self.length = length
+        self.vocabulary_size = len(tokenizer)
+
+    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
+        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
+        rows = tf.numpy_function(
+            self._rows, [captions], tf.int32, stateful=False
+        )
+        return tf.ensure_shape(rows, [None, self.length])
+
+    def save(self, directory: str) -> None:
+        """Writes its files into an existing directory."""
+        self._tokenizer.save_pretrained(directory)
+
+    def _rows(self, captions):
+        if not len(captions):
+            return np.zeros([0, self.length], np.int32)
+        found = self._tokenizer(
+            [caption.decode() for caption in captions],
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="np",
+        )
+        rows = np.asarray(found["input_ids"], np.int32)
+        return np.where(found.get("attention_mask", 1), rows, -1 - rows)
+
+
+class TwoTower:
+    """A two-tower model of Hugging Face with the methods of `models.TwoTower`.
+
+    Attributes:
+        log_temperature: float32 scalar.
+        bias: float32 scalar, 0 for a model without one.
+        weights: for a fingerprint.
+    """
+
+    def __init__(self, torch, model):
+        self._torch = torch
+        self._model = model
+        self.log_temperature = tf.constant(_number(model.logit_scale))
+        self.bias = tf.constant(_number(getattr(model, "logit_bias", 0.0)))
+        self.weights = [
+            _Weight(name, value) for name, value in model.state_dict().items()
+        ]
+        self.trainable_weights = []
+
+    def __call__(self, batch: dict, training=False) -> Embeddings:
+        """Embeds a batch, frozen."""
+        del training
+        return Embeddings(
+            self.encode_image(batch["image"]),
+            self.encode_text(batch["text"]),
+            tf.exp(self.log_temperature),
+            self.bias,
+        )
+
+    def encode_image(self, pixels: tf.Tensor, training=False) -> tf.Tensor:
+        """Embeds pixels [B, 3, S, S] to unit norm, float32 [B, D]."""
+        del training
+        return self._call(self._model.get_image_features, _pixels_of, pixels)
+
+    def encode_text(self, rows: tf.Tensor, training=False) -> tf.Tensor:
+        """Embeds rows of `Tokenizer` [B, L] to unit norm, float32 [B, D]."""
+        del training
+        return self._call(self._model.get_text_features, _inputs_of, rows)
+
+    def _call(self, embed, inputs_of, values):
+        torch = self._torch
+
+        def call(values):
+            inputs = {
+                name: torch.from_numpy(value.copy())
+                for name, value in inputs_of(values).items()
+            }
+            with torch.no_grad():
+                found = embed(**inputs)
+                found = getattr(found, "pooler_output", found)
+                return (found / found.norm(p=2, dim=-1, keepdim=True)).numpy()
+
+        found = tf.numpy_function(call, [values], tf.float32, stateful=False)
+        return tf.ensure_shape(found, [values.shape[0], self._dim])
+
+    @property
+    def _dim(self):
+        projection = getattr(self._model.config, "projection_dim", None)
+        return projection or self._model.config.vision_config.hidden_size
+
+
+class _Weight:
+    """A weight in the form that `reference.fingerprint` takes."""
+
+    def __init__(self, name, value):
+        self.name = name
+        self._value = value
+
+    def numpy(self):
+        return self._value.cpu().numpy()
+
+
+def _pixels_of(pixels):
+    return {"pixel_values": pixels}
+
+
+def _inputs_of(rows):
+    mask = rows >= 0
+    inputs = {"input_ids": np.where(mask, rows, -1 - rows).astype(np.int64)}
+    if not mask.all():
+        inputs["attention_mask"] = mask.astype(np.int64)
+    return inputs
+
+
+def _number(value):
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy().reshape(())
+    return np.float32(value)
+
+
+def _import(name):
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            f"{name!r} needs PyTorch and transformers: pip install "
+            f"'jest-tf[transformers]'. Received: {error}"
+        ) from error
+    return torch, transformers
