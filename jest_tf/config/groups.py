@@ -22,6 +22,7 @@ EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
 ON_NON_FINITE = ("stop", "rollback")
+POLICIES = ("randaugment", "trivialaugment", "autoaugment")
 OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor")
 SCHEDULES = ("cosine", "linear", "constant")
 STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
@@ -87,6 +88,9 @@ class DataConfig(Checked, path="data"):
         flip: mirror half of the training images.
         min_crop_area: smallest area of the random training crop, as a share of
             the image. 1 turns cropping off.
+        augment: distortions after flip and crop: "randaugment",
+            "trivialaugment" or "autoaugment", of Model Garden's operations, or
+            the "module:function" that builds an augmentation. Empty makes none.
     """
 
     train: tuple[str, ...] = ()
@@ -108,6 +112,7 @@ class DataConfig(Checked, path="data"):
     vocabulary_size: Annotated[int, at_least(2)] = 8192
     flip: bool = True
     min_crop_area: Annotated[float, within("(0, 1]")] = 1.0
+    augment: Annotated[str, name_or_function("", *POLICIES)] = ""
 
     def __post_init__(self):
         super().__post_init__()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from jest_tf.config import checks
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
+    POLICIES,
     PRESETS,
     CheckpointConfig,
     DataConfig,
@@ -84,6 +85,14 @@ class TrainConfig(Checked):
             or not self.evaluation.time_parts,
             "`evaluation.time_parts` is for one device, "
             "`distribution.strategy` 'default'",
+        )
+        self._expect(
+            self.data.augment not in POLICIES
+            or self.distribution.strategy != "tpu"
+            and not self.distribution.jit_compile,
+            "`data.augment` has operations that XLA cannot compile, by name: "
+            "on TPUs and with `distribution.jit_compile` take a "
+            "'module:function' of other operations",
         )
         self._check_patches()
         self._check_executions()

@@ -5,6 +5,7 @@ They run on the device after selection and are a pure function of (seed, step).
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import keras
@@ -16,6 +17,9 @@ from jest_tf.selection import noise
 # Aspect of a crop relative to the picture's, as in Inception's training crops
 # (Szegedy et al., 2015).
 _MAX_LOG_ASPECT = math.log(4 / 3)
+
+# Makes the noise of the parts of a chain independent.
+_SALT = 0x2545F49
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -91,6 +95,45 @@ class Augmentation(checks.Checked):
     def from_config(cls, config):
         """Rebuilds the augmentation from `get_config`."""
         return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Chain:
+    """Augmentations one after the other, each with noise of its own.
+
+    Args:
+        parts: callables with the arguments of `Augmentation`.
+
+    Raises:
+        TypeError: a part cannot be called.
+    """
+
+    def __init__(self, parts: Sequence[Callable]):
+        self.parts = list(parts)
+        for part in self.parts:
+            if not callable(part):
+                raise TypeError(
+                    "An augmentation must be a callable that takes images, "
+                    f"seed, places and batch size. Received: {part!r}"
+                )
+
+    def __call__(self, images, seed, places=None, batch_size=None):
+        """Augments pictures, as `Augmentation`."""
+        for number, part in enumerate(self.parts):
+            salted = tf.bitwise.bitwise_xor(seed, [number * _SALT, 0])
+            images = part(images, salted, places, batch_size)
+        return images
+
+    def get_config(self):
+        """Returns the arguments, for `.keras` files."""
+        return {
+            "parts": [*map(keras.saving.serialize_keras_object, self.parts)]
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the chain from `get_config`."""
+        return cls(map(keras.saving.deserialize_keras_object, config["parts"]))
 
 
 def _sample_points(fraction, place, size):

@@ -242,6 +242,7 @@ def tokenizer_of(
 def _check_functions(config):
     """Imports what settings name, before data is read."""
     for setting, name in (
+        ("data.augment", config.data.augment),
         ("model.towers", config.model.towers),
         ("model.loss_function", config.model.loss_function),
         ("optimizer.name", config.optimizer.name),

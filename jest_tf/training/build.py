@@ -7,7 +7,7 @@ import keras
 from jest_tf import config as config_lib
 from jest_tf import models
 from jest_tf.config import checks
-from jest_tf.data import augmentation
+from jest_tf.data import augmentation, policies
 from jest_tf.models import parts
 from jest_tf.training import model as model_lib
 from jest_tf.training import optimizer
@@ -50,9 +50,7 @@ def build_model(
         distillation_weight=config.reference.distillation_weight,
         distillation_steps=config.reference.distillation_steps,
         projection_dim=config.reference.projection,
-        augment=augmentation.Augmentation(
-            flip=config.data.flip, min_area=config.data.min_crop_area
-        ),
+        augment=_augmentation(config),
         seed=config.seed,
     )
     factors = parts.rate_factors(learner, config.optimizer)
@@ -67,3 +65,16 @@ def build_model(
         jit_compile=config.distribution.jit_compile,
     )
     return model
+
+
+def _augmentation(config):
+    first = augmentation.Augmentation(
+        flip=config.data.flip, min_area=config.data.min_crop_area
+    )
+    name = config.data.augment
+    if not name:
+        return first
+    if name in config_lib.POLICIES:
+        return augmentation.Chain([first, policies.Policy(name=name)])
+    build = checks.load_function("data.augment", name)
+    return augmentation.Chain([first, build(config)])
