@@ -82,8 +82,10 @@ class DataConfig(Checked, path="data"):
         super_batch_size: B, examples drawn per step.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.
-        vocabulary: a SentencePiece `.model` or a WordPiece `vocab.txt`. Empty
-            builds a WordPiece vocabulary from the training captions.
+        vocabulary: a SentencePiece `.model`, a WordPiece `vocab.txt`, the
+            `preprocessor.json` of KerasHub's in another run, or the
+            "module:function" that builds a tokenizer. Empty builds a WordPiece
+            vocabulary from the training captions.
         vocabulary_size: tokens in a vocabulary built from the captions.
         flip: mirror half of the training images.
         min_crop_area: smallest area of the random training crop, as a share of

@@ -264,6 +264,59 @@ class KerasHubTokenizer:
         files.write_whole(os.path.join(directory, self.FILE), self._content)
 
 
+class FunctionTokenizer:
+    """A tokenizer of one's own, by "module:function".
+
+    Args:
+        name: of a function that takes L and returns a callable, from valid
+            UTF-8, string [k], to token ids [k, L], with the attribute
+            `vocabulary_size`.
+        length: L, tokens of a row, at least 1.
+
+    Attributes:
+        length: L.
+        vocabulary_size: token ids are in [0, vocabulary_size).
+
+    Raises:
+        ValueError: the function cannot be imported, or returns something else.
+    """
+
+    FILE = "tokenizer.function"
+
+    def __init__(self, name: str, length: int):
+        checks.check("length", length, checks.at_least(1))
+        self.name = name
+        self.length = int(length)
+        build = checks.load_function("data.vocabulary", name)
+        self._tokenize = build(self.length)
+        size = getattr(self._tokenize, "vocabulary_size", None)
+        if not callable(self._tokenize) or not isinstance(size, int):
+            raise ValueError(
+                "`data.vocabulary` must name a function that returns a "
+                "callable with an integer `vocabulary_size`. "
+                f"Received: {self._tokenize!r}, of {name}"
+            )
+        self.vocabulary_size = size
+
+    def __eq__(self, other):
+        return isinstance(other, FunctionTokenizer) and (
+            (self.name, self.length) == (other.name, other.length)
+        )
+
+    def __hash__(self):
+        return hash((self.name, self.length))
+
+    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
+        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
+        rows = tf.cast(self._tokenize(captions), tf.int32)
+        return tf.ensure_shape(rows, [None, self.length])
+
+    def save(self, directory: str) -> None:
+        """Writes its one file, the name, into an existing directory."""
+        path = os.path.join(directory, self.FILE)
+        files.write_whole(path, f"{self.name}\n".encode())
+
+
 def import_keras_hub(name: str):
     """Imports KerasHub, which `name` needs.
 
@@ -303,22 +356,33 @@ _FILES = (
     WordPieceTokenizer.FILE,
     SentencePieceTokenizer.FILE,
     KerasHubTokenizer.FILE,
+    FunctionTokenizer.FILE,
 )
-Tokenizer = WordPieceTokenizer | SentencePieceTokenizer | KerasHubTokenizer
+Tokenizer = (
+    WordPieceTokenizer
+    | SentencePieceTokenizer
+    | KerasHubTokenizer
+    | FunctionTokenizer
+)
 
 
 def read_tokenizer(path: str, length: int) -> Tokenizer:
-    """Reads a vocabulary file of any kind, for rows of L = `length` tokens.
+    """Reads a tokenizer of any kind, for rows of L = `length` tokens.
 
     It is a SentencePiece model if `path` ends in `.model`, KerasHub's
     preprocessor if it ends in `.json`, else a WordPiece vocabulary, one token a
-    line.
+    line. "module:function" is a tokenizer of one's own.
 
     Raises:
         ValueError: there is no such file, or it is unusable.
     """
     if not os.path.isfile(path):
+        if ":" in path and checks.FUNCTION[1](path):
+            return FunctionTokenizer(path, length)
         raise ValueError(f"No vocabulary file at {path!r}")
+    if path.endswith(FunctionTokenizer.FILE):
+        with open(path, encoding="utf-8") as file:
+            return FunctionTokenizer(file.read().strip(), length)
     if path.endswith(".json"):
         with open(path, "rb") as file:
             return KerasHubTokenizer(file.read(), length)
@@ -340,7 +404,8 @@ def load_tokenizer(directory: str, length: int) -> Tokenizer:
 
     Raises:
         ValueError: the directory does not hold one of `vocab.txt`,
-            `tokenizer.model` and `preprocessor.json`, and one only.
+            `tokenizer.model`, `preprocessor.json` and `tokenizer.function`, and
+            one only.
     """
     found = _tokenizer_files(directory)
     if len(found) != 1:

@@ -243,13 +243,14 @@ def _check_functions(config):
     """Imports what settings name, before data is read."""
     for setting, name in (
         ("data.augment", config.data.augment),
+        ("data.vocabulary", config.data.vocabulary),
         ("model.towers", config.model.towers),
         ("model.loss_function", config.model.loss_function),
         ("optimizer.name", config.optimizer.name),
         ("optimizer.schedule", config.optimizer.schedule),
         *(("callbacks", name) for name in config.callbacks),
     ):
-        if ":" in name:
+        if ":" in name and checks.FUNCTION[1](name):
             checks.load_function(setting, name)
 
 

@@ -191,6 +191,48 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
                 tokenizers.build_wordpiece_vocabulary(captions, 50)
 
 
+class Letters:
+    """Tokens are letters, from 1 on; 0 is padding."""
+
+    vocabulary_size = 27
+
+    def __init__(self, length):
+        self.length = length
+
+    def __call__(self, captions):
+        codes = tf.strings.unicode_decode(captions, "UTF-8") - (ord("a") - 1)
+        return codes.to_tensor(0, shape=[None, self.length])
+
+
+def nothing(length):
+    return length
+
+
+class FunctionTokenizerTest(tf.test.TestCase):
+    def test_a_function_by_name_is_saved_as_its_name(self):
+        name = f"{__name__}:Letters"
+        tokenizer = tokenizers.read_tokenizer(name, 4)
+        folder = self.get_temp_dir()
+        tokenizer.save(folder)
+        self.assertEqual(os.listdir(folder), ["tokenizer.function"])
+        again = tokenizers.load_tokenizer(folder, 4)
+        self.assertEqual(again, tokenizer)
+        self.assertNotEqual(tokenizers.load_tokenizer(folder, 5), tokenizer)
+        self.assertEqual(again.vocabulary_size, 27)
+        rows = tf.function(again)(tf.constant(["abc", "zzzzzz"]))
+        self.assertAllEqual(rows, [[1, 2, 3, 0], [26] * 4])
+        self.assertEqual(rows.dtype, tf.int32)
+
+    def test_what_is_no_tokenizer_is_refused(self):
+        for name, message in (
+            (f"{__name__}:nothing", "`vocabulary_size`. Received: 4"),
+            (f"{__name__}:none", "`data.vocabulary` must name a function of"),
+            ("none", "No vocabulary file at 'none'"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                tokenizers.read_tokenizer(name, 4)
+
+
 class SentencePieceTokenizerTest(tf.test.TestCase):
     def test_tokens_then_end_of_sequence_to_the_full_length(self):
         tokenizer = tokenizers.SentencePieceTokenizer(
