@@ -44,7 +44,9 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         vocabulary = start.tokenizer.vocabulary_size
     else:
         vocabulary = _vocabulary_size(config, workdir)
-    size = _count(start.build(vocabulary))
+    learner = start.build(vocabulary)
+    inputs.check_widths(config, sources, learner)
+    size = _count(learner)
     yield (
         "learner",
         f"{size:,} parameters, vocabulary of at most {vocabulary:,}",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import training
+from jest_tf import models, training
 from jest_tf.config import checks
 from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import pictures, pipeline, stream, tokenizers
@@ -34,6 +34,14 @@ class Sources(NamedTuple):
         if self.sidecars is not None:
             return reference.cached(self.sidecars.scale, self.sidecars.bias)
         return self.teacher and self.teacher.learner
+
+    @property
+    def dim(self) -> int | None:
+        """Returns the width of the reference's embeddings, if it is known."""
+        if self.sidecars is not None:
+            return self.sidecars.dim
+        learner = self.teacher and self.teacher.learner
+        return getattr(learner, "embedding_dim", None)
 
     @property
     def fingerprint(self) -> str:
@@ -81,6 +89,27 @@ def open_sources(
             )
     cascade = cascade_lib.of_run(config, sidecars)
     return Sources(store, teacher, sidecars, cascade)
+
+
+def check_widths(
+    config: config_lib.TrainConfig, sources: Sources, learner: models.TwoTower
+) -> None:
+    """Checks that the learner's embeddings can be distilled to.
+
+    Raises:
+        ValueError: they are not as wide as the reference's, nor is
+            `reference.projection`.
+    """
+    settings, dim = config.reference, sources.dim
+    width = settings.projection or learner.embedding_dim
+    if settings.distillation_weight and dim not in (None, width):
+        raise ValueError(
+            "`reference.distillation_weight` needs embeddings as wide as the "
+            f"reference's: set `reference.projection={dim}`, for a learned "
+            f"projection. Received: a learner of width "
+            f"{learner.embedding_dim}, reference.projection="
+            f"{settings.projection}"
+        )
 
 
 def order_of(

@@ -192,6 +192,7 @@ class _Run:
             model = training.build_model(
                 config, learner, self.sources.reference
             )
+            inputs.check_widths(config, self.sources, learner)
             restored = checkpoints_lib.restore(model, workdir)
         start_step = restored.step
         if self.writes:

@@ -27,6 +27,7 @@ from jest_tf.models import reference
 from jest_tf.runs import (
     checkpoints,
     directory,
+    inputs,
     interruptions,
     provenance,
 )
@@ -513,6 +514,25 @@ class DirectoryTest(RunsTestCase):
             ),
             rtol=0.2,  # other gradients from the second step on
         )
+
+    def test_a_projection_is_offered_where_widths_differ(self):
+        learner = tiny.learner(dim=6)
+        sources = inputs.Sources(
+            None, types.SimpleNamespace(learner=tiny.learner(dim=3)), None, None
+        )
+        distils = (
+            "reference.workdir=somewhere",
+            "reference.distillation_weight=1",
+        )
+        for projection in ("none", "6"):
+            recipe = self.recipe(*distils, f"reference.projection={projection}")
+            with self.assertRaisesRegex(
+                ValueError, "`reference.projection=3`.*a learner of width 6"
+            ):
+                inputs.check_widths(recipe, sources, learner)
+        recipe = self.recipe(*distils, "reference.projection=3")
+        inputs.check_widths(recipe, sources, learner)
+        inputs.check_widths(self.recipe(), sources, learner)
 
     def test_hooks_are_imported_before_data_is_read(self):
         for setting in (
