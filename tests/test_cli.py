@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 import picture_files
+import presets
 import pytest
 import safetensors.numpy
 import sentencepiece_files
@@ -674,3 +675,58 @@ def _run_quickstart(runs):
     ]
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         quickstart.main(["--runs", str(runs), "--set", *shrunk])
+
+
+@pytest.mark.slow
+class TransferTest(tf.test.TestCase):
+    """Recipes that begin with public models, with tiny ones in their place."""
+
+    SMALL = (
+        *SHRUNK,
+        f"data.train={DATA}/pool-*.tfrecord",
+        f"data.image_size={presets.SIZE}",
+        f"data.text_length={presets.LENGTH}",
+        "model.dtype_policy=float32",
+    )
+
+    def main(self, *words):
+        with quiet() as shown:
+            code = cli.main([str(word) for word in words])
+        self.assertEqual(code, 0, shown.getvalue())
+        return shown.getvalue()
+
+    def train(self, recipe, workdir, *overrides):
+        path = f"{ROOT}/configs/{recipe}.py"
+        where = ("--config", path, "--workdir", workdir)
+        self.main("train", *where, "--set", *self.SMALL, *overrides)
+
+    def test_a_small_learner_is_distilled_from_a_wider_public_model(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        model = presets.save(folder / "large", "siglip2", width=24)
+        name = f"keras_hub:{model}"
+        data = ("--data", f"{DATA}/pool-*.tfrecord")
+        self.main("embed", "--model", name, *data, "--output", folder / "side")
+        own = (
+            "model.preset=tiny",
+            f"reference.model={name}",
+            f"reference.sidecar_dir={folder / 'side'}",
+            "cascade.hyper_batch_size=96",
+        )
+        with self.assertRaisesRegex(AssertionError, "projection=24"):
+            self.train("distil_s16", folder / "wrong", *own)
+        self.train(
+            "distil_s16", folder / "run", *own, "reference.projection=24"
+        )
+        *_, last = lines(folder / "run", directory.METRICS_FILE)
+        self.assertBetween(last["train/distillation"], 0.0, 8.0)
+        # The projection stays in the checkpoint.
+        self.assertEqual(
+            runs.load_run(folder / "run").learner.embedding_dim, 64
+        )
+        arrays = checkpoints.read(folder / "run", 5)
+        shapes = [
+            value.shape
+            for name, value in arrays.items()
+            if "projection" in name
+        ]
+        self.assertIn((64, 24), shapes)
