@@ -700,6 +700,40 @@ class TransferTest(tf.test.TestCase):
         where = ("--config", path, "--workdir", workdir)
         self.main("train", *where, "--set", *self.SMALL, *overrides)
 
+    def test_a_public_model_is_tuned_as_a_whole_or_with_locked_images(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        name = f"keras_hub:{presets.save(folder / 'public', 'siglip2')}"
+        start = f"model.init_from={name}"
+        teacher = folder / "reference"
+        self.train(
+            "tune_siglip2_b16",
+            teacher,
+            start,
+            "selection.batch_size=none",
+            "selection.method=uniform",
+            "reference.model=none",
+        )
+        own = (
+            *(start, f"reference.model={teacher}", "selection.batch_size=8"),
+            *("selection.num_chunks=2", "optimizer.learning_rate=0.01"),
+            "optimizer.ema=none",
+        )
+        self.train("tune_siglip2_b16", folder / "tuned", *own)
+        self.train(
+            "lit_b16",
+            folder / "lit",
+            start,
+            "data.vocabulary_size=400",
+            "model.preset=tiny",
+        )
+        batch = tf.zeros([2, presets.SIZE, presets.SIZE, 3], tf.uint8)
+        before, tuned, lit = (
+            runs.load_model(one).learner.encode_image(batch)
+            for one in (name, str(folder / "tuned"), str(folder / "lit"))
+        )
+        self.assertAllClose(lit, before, 1e-5, 1e-5)
+        self.assertNotAllClose(tuned, before, 1e-5, 1e-5)
+
     def test_a_small_learner_is_distilled_from_a_wider_public_model(self):
         folder = pathlib.Path(self.get_temp_dir())
         model = presets.save(folder / "large", "siglip2", width=24)

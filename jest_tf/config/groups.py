@@ -140,6 +140,10 @@ class ModelConfig(Checked, path="model"):
             `reference.model`: its towers, weights, temperature, bias, tokenizer
             and resizing of pictures. `preset` and `patch_size` then have no
             effect. Positions of pictures are resized to `data.image_size`.
+        init_tower: "image_tower" or "text_tower" takes this tower alone from
+            `init_from`, with its tokenizer or its pictures' form; the other one
+            is that of `preset`, new, of the same embedding width, and so are
+            `temperature` and `bias`. Empty takes both.
         patch_size: side of an image patch in pixels. None takes the preset's.
         views: training views. The sub-batch is split randomly into equal
             parts, one per view, under one loss; empty trains on plain images.
@@ -167,6 +171,7 @@ class ModelConfig(Checked, path="model"):
     preset: str = "b16"
     towers: Annotated[str, FUNCTION] = ""
     init_from: Annotated[str, MODEL] = ""
+    init_tower: Annotated[str, one_of("", "image_tower", "text_tower")] = ""
     patch_size: Count | None = None
     views: tuple[View, ...] = ()
     dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
@@ -186,6 +191,10 @@ class ModelConfig(Checked, path="model"):
             not self.towers or not self.init_from,
             "`model.init_from` and `model.towers` both say what the learner "
             "is: set one of them",
+        )
+        self._expect(
+            self.init_from or not self.init_tower,
+            "`model.init_tower` needs `model.init_from`",
         )
         self._expect(
             self.towers or self.preset in PRESETS,

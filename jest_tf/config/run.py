@@ -71,7 +71,9 @@ class TrainConfig(Checked):
             "`optimizer.restarts` must rise, from above 0 to below `steps`",
         )
         self._expect(
-            not self.model.init_from or not self.data.vocabulary,
+            not self.model.init_from
+            or self.model.init_tower == "image_tower"
+            or not self.data.vocabulary,
             "`model.init_from` comes with its tokenizer: leave "
             "`data.vocabulary` empty",
         )
@@ -130,7 +132,8 @@ class TrainConfig(Checked):
         model, image_size = self.model, self.data.image_size
         # Custom towers may have other patches, or none.
         patch_size = model.patch_size
-        is_own = not model.towers and not model.init_from
+        is_new = not model.init_from or model.init_tower == "text_tower"
+        is_own = not model.towers and is_new
         if is_own:
             patch_size = patch_size or PRESETS[model.preset].patch_size
         sizes = [

@@ -53,13 +53,44 @@ def build_two_tower(
         >>> model.encode_text(tf.zeros([2, 16], tf.int32)).shape
         TensorShape([2, 64])
     """
+    model = two_tower.TwoTower(
+        *_towers(
+            preset,
+            image_size=image_size,
+            vocabulary_size=vocabulary_size,
+            text_length=text_length,
+            patch_size=patch_size,
+            patch_sizes=patch_sizes,
+            dtype=dtype,
+            seed=seed,
+        ),
+        temperature=temperature,
+        bias=bias,
+    )
+    _build(model, image_size, text_length)
+    return model
+
+
+def _towers(
+    preset,
+    *,
+    image_size,
+    vocabulary_size,
+    text_length,
+    patch_size,
+    patch_sizes,
+    dtype,
+    seed,
+    embedding_dim=None,
+):
+    """The image and the text tower of a preset; arguments as there."""
     checks.check("preset", preset, checks.one_of(*sorted(config_lib.PRESETS)))
     sizes = config_lib.PRESETS[preset]
     shared = {
         "width": sizes.width,
         "depth": sizes.depth,
         "num_heads": sizes.num_heads,
-        "embedding_dim": sizes.width,
+        "embedding_dim": embedding_dim or sizes.width,
         "dtype": dtype,
     }
     image_tower = towers.ImageTower(
@@ -77,11 +108,7 @@ def build_two_tower(
         name="text_tower",
         **shared,
     )
-    model = two_tower.TwoTower(
-        image_tower, text_tower, temperature=temperature, bias=bias
-    )
-    _build(model, image_size, text_length)
-    return model
+    return image_tower, text_tower
 
 
 def build_learner(
@@ -142,19 +169,25 @@ def build_learner(
 
 
 def start_from(
-    initial: two_tower.TwoTower, config: config_lib.TrainConfig
+    initial: two_tower.TwoTower,
+    config: config_lib.TrainConfig,
+    vocabulary_size: int,
 ) -> two_tower.TwoTower:
     """Builds a learner that starts as another model.
 
     It has the towers, weights, temperature and bias of `initial`, under the
     dtype policy of `config.model`, for pictures of `data.image_size`. The
-    learned positions of patches are resized to it, bilinearly.
+    learned positions of patches are resized to it, bilinearly. With
+    `model.init_tower` only that tower is of `initial`; the other one is new,
+    for `vocabulary_size` token ids if it is that of texts.
 
     Raises:
         ValueError: if patches do not divide the image size, positions are not
             those of patches in a square, or `model.frozen` matches nothing.
     """
     before, size = initial.input_shapes["image"][1], config.data.image_size
+    if config.model.init_tower == "text_tower":
+        size = before
     settings = json.loads(to_json(initial))
     _set_dtype(settings, config.model.dtype_policy)
     if size != before:
@@ -165,8 +198,42 @@ def start_from(
             new.assign(one.numpy())
         elif not new.path.endswith("position_ids"):  # which are counted
             new.assign(_resized(one.numpy(), new, before, size))
+    if config.model.init_tower:
+        learner = _with_new_tower(learner, config, vocabulary_size)
     parts.freeze(learner, config.model.frozen)
     return learner
+
+
+def _with_new_tower(learner, config, vocabulary_size):
+    """`learner` with the other tower than `init_tower` of the preset, new."""
+    settings, data = config.model, config.data
+    towers = dict(
+        zip(
+            ("image_tower", "text_tower"),
+            _towers(
+                settings.preset,
+                image_size=data.image_size,
+                vocabulary_size=vocabulary_size,
+                text_length=data.text_length,
+                patch_size=settings.patch_size,
+                patch_sizes=config.patch_sizes,
+                dtype=settings.dtype_policy,
+                seed=config.seed,
+                embedding_dim=learner.embedding_dim,
+            ),
+            strict=True,
+        )
+    )
+    taken = settings.init_tower
+    towers[taken] = getattr(learner, taken)
+    model = two_tower.TwoTower(
+        **towers,
+        temperature=settings.temperature,
+        bias=settings.bias,
+        pixels=learner.pixels if taken == "image_tower" else None,
+    )
+    _build(model, data.image_size, data.text_length)
+    return model
 
 
 def to_json(learner: two_tower.TwoTower) -> str:

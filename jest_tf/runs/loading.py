@@ -99,6 +99,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
             `model.frozen` and `optimizer.rate_factors` do not fit it.
     """
     name, data = config.model.init_from, config.data
+    taken = config.model.init_tower
     if not name:
         return Start(
             functools.partial(models.build_learner, config),
@@ -118,10 +119,15 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
     initial = load_model(name)
     _check_fits(initial, config)
     with keras.StatelessScope(initialize_variables=False):
-        learner = models.start_from(initial.learner, config)
+        learner = models.start_from(
+            initial.learner, config, data.vocabulary_size
+        )
     parts.rate_factors(learner, config.optimizer)
-    picture = dataclasses.replace(initial.picture, size=data.image_size)
-    if picture != initial.picture:
+    if taken == "text_tower":
+        picture = pictures.Resizing(data.image_size)
+    else:
+        picture = dataclasses.replace(initial.picture, size=data.image_size)
+    if taken != "text_tower" and picture != initial.picture:
         old, new = (
             f"{one.size} x {one.size}" for one in (initial.picture, picture)
         )
@@ -129,9 +135,9 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
             f"{name}: positions of pictures are resized, from {old} to {new}"
         )
     return Start(
-        lambda _: models.start_from(initial.learner, config),
+        functools.partial(models.start_from, initial.learner, config),
         picture,
-        initial.tokenizer,
+        None if taken == "image_tower" else initial.tokenizer,
     )
 
 
@@ -160,6 +166,8 @@ def _check_fits(initial, config):
             "`model.init_from` must be a model of Keras; others only embed. "
             f"Received: {name!r}"
         )
+    if config.model.init_tower == "image_tower":
+        return
     if initial.tokenizer is None:
         raise ValueError(
             "`model.init_from` needs its tokenizer beside it. "

@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from jest_tf import cli, runs
+from jest_tf import cli, config, runs
+from jest_tf.data import pictures, stores
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data import stores
 from jest_tf.models import pretrained, reference
-from jest_tf.runs import directory
+from jest_tf.runs import directory, loading
 
 RECIPE = """
 from jest_tf import config as c
@@ -188,6 +188,48 @@ class ReferenceByNameTest(tf.test.TestCase):
             code, printed = self.train("bad", *settings, "data.train=missing")
             self.assertEqual(code, 1)
             self.assertRegex(printed, message)
+
+    def test_one_tower_is_taken_and_the_other_is_new(self):
+        initial = pretrained.load(self.names["clip"]).learner
+        width = initial.embedding_dim
+        tokens = tf.zeros([2, presets.LENGTH], tf.int32)
+        images = tf.zeros([2, presets.SIZE, presets.SIZE, 3], tf.uint8)
+        for taken, length in (
+            ("image_tower", 5),
+            ("text_tower", presets.LENGTH),
+        ):
+            settings = config.TrainConfig(
+                data=config.DataConfig(
+                    image_size=presets.SIZE, text_length=length
+                ),
+                model=config.ModelConfig(
+                    preset="tiny",
+                    init_from=self.names["clip"],
+                    init_tower=taken,
+                    frozen=(taken,),
+                ),
+            )
+            start = loading.open_start(settings, self.path("new"))
+            learner = start.build(40)
+            self.assertEqual(learner.embedding_dim, width)
+            self.assertAllClose(learner.log_temperature, np.log(10.0))
+            found, expected = (
+                one.encode_image(images)
+                if taken == "image_tower"
+                else one.encode_text(tokens)
+                for one in (learner, initial)
+            )
+            self.assertAllClose(found, expected)
+            self.assertEmpty(getattr(learner, taken).trainable_variables)
+            new = {"image_tower", "text_tower"} - {taken}
+            self.assertNotEmpty(getattr(learner, new.pop()).trainable_variables)
+            if taken == "image_tower":
+                self.assertIsNone(start.tokenizer)
+                self.assertIsNotNone(learner.pixels)
+            else:
+                self.assertEqual(start.tokenizer.length, 16)
+                self.assertIsNone(learner.pixels)
+                self.assertEqual(start.picture, pictures.Resizing(presets.SIZE))
 
     @pytest.mark.slow
     def test_a_learner_starts_as_a_model_and_goes_on(self):
