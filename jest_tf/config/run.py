@@ -28,14 +28,13 @@ class TrainConfig(Checked):
             randomness is a function of it and the step.
         steps: optimizer steps, a multiple of
             `distribution.steps_per_execution`.
+        data: see `DataConfig`; the other groups likewise.
         callbacks: Keras callbacks of the run, each a "module:function" that
             takes the settings and the run directory.
-        data: see `DataConfig`; the other groups likewise.
     """
 
     seed: Seed = 0
     steps: Count = 1000
-    callbacks: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -45,6 +44,7 @@ class TrainConfig(Checked):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
+    callbacks: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
