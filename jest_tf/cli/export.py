@@ -1,13 +1,15 @@
 """Export a trained learner for programs without this package.
 
 A `saved_model` takes encoded pictures and strings, and runs with TensorFlow and
-TensorFlow Text. `onnx` has both towers, which take pixels and tokens. `weights`
-is one safetensors file of NumPy arrays. docs/after_training.md loads each.
+TensorFlow Text. `onnx` has both towers, which take pixels and tokens. A
+`keras_hub` preset can be named wherever a model is asked for, if the towers are
+KerasHub's. `weights` is one safetensors file of NumPy arrays.
+docs/after_training.md loads each.
 """
 
 import argparse
 
-FORMATS = ("saved_model", "onnx", "weights")
+FORMATS = ("saved_model", "onnx", "keras_hub", "weights")
 DTYPES = ("float32", "float16")  # as of `inference.export`
 
 
@@ -17,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         required=True,
-        help="a finished run's directory, or a .keras file",
+        help="a finished run's directory, a public model by name "
+        "(docs/models.md), or a .keras file",
     )
     add("--format", required=True, choices=FORMATS, help="what is written")
     add(
@@ -45,10 +48,11 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.inference import export
 
     model = inference.load(flags.model)
-    options = {}
     if flags.format == "saved_model":
-        options["dtype"] = flags.dtype
-    getattr(export, flags.format)(model, flags.output, **options)
+        functions = export.saved_model(model, flags.output, dtype=flags.dtype)
+        print(f"functions: {', '.join(functions)}")
+    else:
+        getattr(export, flags.format)(model, flags.output)
     print(
         f"{flags.output}: {flags.format} of {flags.model}, embeddings of width "
         f"{model.dim}, scale {model.scale:.3f}, bias {model.bias:.3f}"

@@ -159,8 +159,8 @@ def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
     return resize_image(image, image_size)
 
 
-def decode_all(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Decodes strings [k] to uint8 [k, S, S, 3] by TensorFlow alone.
+def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
+    """Decodes strings [k] to [k, *form.shape] by TensorFlow alone.
 
     For graphs that leave this package. JPEG, PNG and still, opaque WebP have
     the pixels that `prepare` and `decode_batch` give. All else, which `prepare`
@@ -171,13 +171,15 @@ def decode_all(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
         message = "Pictures must be JPEG, PNG, or still, opaque WebP."
         check = tf.debugging.Assert(_decodes_alike(encoded), [message])
         with tf.control_dependencies([check]):
-            return decode_image(encoded, image_size)
+            image = tf.io.decode_image(
+                encoded, channels=3, expand_animations=False
+            )
+        return form(image)
 
-    shape = [image_size, image_size, 3]
     return tf.map_fn(
         tf.autograph.experimental.do_not_convert(decode_one),
         encoded,
-        fn_output_signature=tf.TensorSpec(shape, tf.uint8),
+        fn_output_signature=tf.TensorSpec(form.shape, form.dtype),
     )
 
 

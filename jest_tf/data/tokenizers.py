@@ -251,6 +251,11 @@ class KerasHubTokenizer:
             {"prompts": captions, "images": None}, sequence_length=self.length
         )["token_ids"]
 
+    @property
+    def layer(self) -> keras.layers.Layer:
+        """Returns KerasHub's tokenizer, anew."""
+        return self._make().tokenizer
+
     def _make(self):
         found = json.loads(self._content)
         preprocessor = keras.saving.deserialize_keras_object(

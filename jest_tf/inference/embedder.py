@@ -58,7 +58,7 @@ class Embedder:
     """Embeds pictures and texts, classifies pictures, and searches.
 
     Args:
-        learner: a built two-tower model of square RGB pictures.
+        learner: a built two-tower model.
         tokenizer: maps valid UTF-8 string [k] to int32 [k, L]; None if there
             are no texts to embed.
         picture: the form of its pictures; None resizes them as in training.
@@ -66,7 +66,8 @@ class Embedder:
         max_image_pixels: larger pictures are refused.
 
     Raises:
-        ValueError: the learner does not take square RGB pictures.
+        ValueError: without `picture`, the learner does not take square RGB
+            pictures.
 
     Example:
         >>> learner = models.build_two_tower(
@@ -97,26 +98,16 @@ class Embedder:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_image_pixels = max_image_pixels
-        _, height, width, channels = (*learner.input_shapes["image"], 0, 0)[:4]
-        if channels != 3 or height != width or not height:
-            raise ValueError(
-                "`learner` must take square RGB pictures, [B, S, S, 3]. "
-                f"Received: {learner.input_shapes['image']}"
-            )
-        self.picture = picture or pictures.Resizing(height)
+        self.picture = picture or _squashed(learner)
+        length = getattr(tokenizer, "length", None)
         self._encode_image = tf.function(
             lambda images: learner.encode_image(images, training=False),
-            [tf.TensorSpec([None, height, width, 3], tf.uint8)],
+            [tf.TensorSpec([None, *self.picture.shape], self.picture.dtype)],
         )
         self._encode_text = tf.function(
             lambda tokens: learner.encode_text(tokens, training=False),
-            [tf.TensorSpec(learner.input_shapes["text"], tf.int32)],
+            [tf.TensorSpec([None, length], tf.int32)],
         )
-
-    @property
-    def image_size(self) -> int:
-        """S, the side that pictures are resized to, in pixels."""
-        return self.learner.input_shapes["image"][1]
 
     @functools.cached_property
     def dim(self) -> int:
@@ -126,12 +117,12 @@ class Embedder:
     @property
     def scale(self) -> float:
         """Factor of the cosine similarities in the logits."""
-        return float(tf.exp(self.learner.log_temperature.value))
+        return float(np.exp(self.learner.log_temperature.numpy()))
 
     @property
     def bias(self) -> float:
         """Bias of the logits."""
-        return float(self.learner.bias.value)
+        return float(self.learner.bias.numpy())
 
     def embed_images(self, images: Iterable[Picture]) -> np.ndarray:
         """Embeds n pictures to unit norm, float32 [n, D].
@@ -281,20 +272,15 @@ class Embedder:
 
         Embeddings of equal fingerprints may be compared.
         """
-        return reference.fingerprint(
-            self.learner,
-            str(self.picture),
-            self.learner.image_tower.compute_dtype,
-        )
+        return reference.fingerprint(self.learner, str(self.picture))
 
     def _read(self, images):
-        """Returns faults, and the pixels of the rest, uint8 [m, S, S, 3]."""
+        """Returns faults, and the rest, [m, *picture.shape]."""
         images = [_read(one) for one in images]
         encoded = [one for one in images if isinstance(one, bytes)]
-        faults, decoded = batches.decode(
-            encoded, self.max_image_pixels, self.picture
+        faults, decoded = map(
+            iter, batches.decode(encoded, self.max_image_pixels, self.picture)
         )
-        faults, decoded = iter(faults), iter(decoded)
         found, rows = [], []
         for one in images:
             fault = one if isinstance(one, stores.Fault) else None
@@ -305,15 +291,14 @@ class Embedder:
                 rows.append(next(decoded))
             elif fault is None:
                 with tf.device("CPU:0"):
-                    rows.append(self.picture(one).numpy())
-        shape = [-1, self.image_size, self.image_size, 3]
-        return found, np.array(rows, np.uint8).reshape(shape)
+                    rows.append(self.picture(tf.constant(one)).numpy())
+        return found, rows
 
     def _embed_read(self, read):
-        faults, pixels = read
-        if not len(pixels):
+        faults, rows = read
+        if not rows:
             return faults, np.zeros([0, self.dim], np.float32)
-        return faults, self._encode_image(pixels).numpy()
+        return faults, self._encode_image(np.stack(rows)).numpy()
 
     def _checked(self, name, embeddings):
         embeddings = np.asarray(embeddings, np.float32)
@@ -326,7 +311,7 @@ class Embedder:
 
 
 def load(source: str | os.PathLike, *, batch_size: int = 256) -> Embedder:
-    """Loads a trained learner for use.
+    """Loads a trained learner, or a public model, for use.
 
     Args:
         source: a finished run's directory, a public model by name
@@ -357,6 +342,16 @@ def load(source: str | os.PathLike, *, batch_size: int = 256) -> Embedder:
         batch_size=batch_size,
         max_image_pixels=limit,
     )
+
+
+def _squashed(learner):
+    shape = learner.input_shapes["image"]
+    if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+        raise ValueError(
+            "`learner` must take square RGB pictures, [B, S, S, 3], or "
+            f"`picture` must be given. Received: {shape}"
+        )
+    return pictures.Resizing(shape[1])
 
 
 # Queries scored at a time; 256 x 1,000,000 scores are 1 GB.

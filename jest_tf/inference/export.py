@@ -19,45 +19,54 @@ from jest_tf import files
 from jest_tf.config import checks
 from jest_tf.data import pictures, tokenizers
 from jest_tf.inference import embedder as embedder_lib
+from jest_tf.models import pretrained
 from jest_tf.runs import checkpoints
 
 DTYPES = ("float32", "float16")
+_FUNCTIONS = ("embed_images", "embed_pixels", "embed_texts", "embed_tokens")
 _OPSET = 18  # the newest that tf2onnx writes
 
 
 def saved_model(
     embedder: embedder_lib.Embedder, path: str, *, dtype: str = "float32"
-) -> None:
-    """Writes a SavedModel with pictures, pixels and strings as inputs.
+) -> tuple[str, ...]:
+    """Writes a SavedModel with pictures, pixels, strings and tokens as inputs.
 
     Functions, also as signatures whose output is named `embeddings`:
 
         embed_images(images)   encoded pictures, string [n] -> float32 [n, D]
         embed_pixels(pixels)   uint8 [n, S, S, 3] -> float32 [n, D]
         embed_texts(texts)     UTF-8, string [m] -> float32 [m, D]
+        embed_tokens(tokens)   int32 [m, L] -> float32 [m, D]
 
     Attributes `scale` and `bias` are float32 scalars: the logits are scale
     image text^T + bias. See `pictures.decode_all` for the formats of pictures.
 
     Args:
-        embedder: of the learner, with its tokenizer, if any; `embed_texts` is
-            left out without one.
+        embedder: of the learner, with its tokenizer, if any.
         path: of a folder that does not exist.
         dtype: of the stored weights. Computation keeps the learner's own dtype
             policy, so "float16" halves the size and rounds the weights.
 
+    Returns:
+        The names of the functions. `embed_texts` is not among them without a
+        tokenizer, or if that runs in Python, as CLIP's of KerasHub does.
+
     Raises:
-        ValueError: `path` exists, or `dtype` is neither.
+        ValueError: `path` exists, `dtype` is neither, or the learner is no
+            Keras model.
     """
     checks.check("dtype", dtype, checks.one_of(*DTYPES))
+    _check_keras(embedder)
     module = _Module(embedder, dtype)
     signatures = {
         name: getattr(module, name)
-        for name in ("embed_images", "embed_pixels", "embed_texts")
+        for name in _FUNCTIONS
         if hasattr(module, name)
     }
     with _written_folder(path) as partial:
         tf.saved_model.save(module, partial, signatures)
+    return tuple(signatures)
 
 
 def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
@@ -65,15 +74,16 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
 
     The image tower maps `pixels`, uint8 [n, S, S, 3], the text tower `tokens`,
     int32 [n, L], to `embeddings`, float32 [n, D] of unit norm. The metadata of
-    both have `scale` and `bias`. The vocabulary is written beside them.
+    both have `scale` and `bias`. The tokenizer's file is written beside them.
+    Towers compute in float32, whatever the dtype policy of training.
 
     Args:
         embedder: of the learner.
         path: of a folder that does not exist.
 
     Raises:
-        ValueError: `path` exists, tf2onnx is missing, or a tower computes in
-            another dtype than float32, which many runtimes cannot.
+        ValueError: `path` exists, tf2onnx is missing, or the learner is no
+            Keras model.
     """
     try:
         import tf2onnx
@@ -81,26 +91,19 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
         raise ValueError(
             "ONNX needs tf2onnx: pip install 'jest-tf[onnx]'"
         ) from error
-    learner = embedder.learner
+    _check_keras(embedder)
+    learner = _in_float32(embedder.learner)
     about = {"scale": str(embedder.scale), "bias": str(embedder.bias)}
-    shapes = learner.input_shapes
+    pixels, tokens = _specs(embedder)
     towers = {
-        "image_tower.onnx": (
-            learner.encode_image,
-            tf.TensorSpec(shapes["image"], tf.uint8, "pixels"),
-        ),
-        "text_tower.onnx": (
-            learner.encode_text,
-            tf.TensorSpec(shapes["text"], tf.int32, "tokens"),
-        ),
+        "image_tower.onnx": (learner.encode_image, pixels),
+        "text_tower.onnx": (learner.encode_text, tokens),
     }
     with _written_folder(path) as partial:
         os.makedirs(partial)
         for name, (encode, spec) in towers.items():
-            function = _named_output(encode, spec)
-            _check_float32(function)
             model, _ = tf2onnx.convert.from_function(
-                function, [spec], opset=_OPSET
+                _named_output(encode, spec), [spec], opset=_OPSET
             )
             for key, value in about.items():
                 model.metadata_props.add(key=key, value=value)
@@ -111,17 +114,31 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
             embedder.tokenizer.save(partial)
 
 
+def keras_hub(embedder: embedder_lib.Embedder, path: str) -> None:
+    """Writes a preset of KerasHub, which `keras_hub:PATH` names.
+
+    See `pretrained.save`.
+
+    Raises:
+        ValueError: `path` exists, or the model is none of KerasHub's.
+    """
+    _check_keras(embedder)
+    with _written_folder(path) as partial:
+        pretrained.save(embedder, partial)
+
+
 def weights(embedder: embedder_lib.Embedder, path: str) -> None:
     """Writes all weights as one safetensors file of NumPy arrays.
 
     `safetensors.numpy.load_file` reads it. Names are paths in the learner, such
-    as `image_tower/encoder/attention_qkv_kernel`. The metadata has the image
-    size, the scale and the bias.
+    as `image_tower/encoder/attention_qkv_kernel`. The metadata has `picture`,
+    the form of pictures in words, `scale`, `bias` and the learner's `config`.
 
     Raises:
-        ValueError: `path` exists.
+        ValueError: `path` exists, or the learner is no Keras model.
     """
     _check_free(path)
+    _check_keras(embedder)
     learner = embedder.learner
     arrays = {
         name: np.asarray(getattr(learner, name).numpy())
@@ -130,7 +147,7 @@ def weights(embedder: embedder_lib.Embedder, path: str) -> None:
     for role in ("image_tower", "text_tower"):
         arrays |= _arrays(learner, role)
     about = {
-        "image_size": str(embedder.image_size),
+        "picture": str(embedder.picture),
         "scale": str(embedder.scale),
         "bias": str(embedder.bias),
         "config": json.dumps(keras.saving.serialize_keras_object(learner)),
@@ -143,7 +160,7 @@ class _Module(tf.Module):
 
     def __init__(self, embedder, dtype):
         super().__init__()
-        learner, size = embedder.learner, embedder.image_size
+        learner = embedder.learner
         variables = checkpoints.named(learner.variables)
         self.stored = [
             tf.Variable(
@@ -165,24 +182,61 @@ class _Module(tf.Module):
             with keras.StatelessScope(mapping):
                 return {"embeddings": function(values, training=False)}
 
-        pixels = tf.TensorSpec([None, size, size, 3], tf.uint8, "pixels")
+        pixels, tokens = _specs(embedder)
         self.embed_pixels = tf.function(
             lambda pixels: encode(learner.encode_image, pixels), [pixels]
         )
         self.embed_images = tf.function(
             lambda images: encode(
-                learner.encode_image, pictures.decode_all(images, size)
+                learner.encode_image,
+                pictures.decode_all(images, embedder.picture),
             ),
             [tf.TensorSpec([None], tf.string, "images")],
         )
-        if embedder.tokenizer is not None:
+        self.embed_tokens = tf.function(
+            lambda tokens: encode(learner.encode_text, tokens), [tokens]
+        )
+        tokenize = _in_graph(embedder.tokenizer)
+        if tokenize is not None:
             self.embed_texts = tf.function(
-                lambda texts: encode(
-                    learner.encode_text,
-                    embedder.tokenizer(tokenizers.sanitize_captions(texts)[0]),
-                ),
+                lambda texts: encode(learner.encode_text, tokenize(texts)),
                 [tf.TensorSpec([None], tf.string, "texts")],
             )
+
+
+def _in_graph(tokenizer):
+    """The tokenizer of any bytes as a `tf.function`, or None in Python."""
+    if tokenizer is None:
+        return None
+    function = tf.function(
+        lambda texts: tokenizer(tokenizers.sanitize_captions(texts)[0]),
+        [tf.TensorSpec([None], tf.string)],
+    )
+    graph = function.get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node]
+    for one in graph.library.function:
+        nodes += one.node_def
+    return None if any("PyFunc" in node.op for node in nodes) else function
+
+
+def _specs(embedder):
+    """The inputs of both towers."""
+    picture = embedder.picture
+    length = getattr(embedder.tokenizer, "length", None)
+    if length is None:
+        length = embedder.learner.input_shapes["text"][1]
+    return (
+        tf.TensorSpec([None, *picture.shape], picture.dtype, "pixels"),
+        tf.TensorSpec([None, length], tf.int32, "tokens"),
+    )
+
+
+def _check_keras(embedder):
+    if not isinstance(embedder.learner, keras.Model):
+        raise ValueError(
+            "An export needs a Keras model: take the same weights from "
+            f"KerasHub. Received: a {type(embedder.learner).__name__}"
+        )
 
 
 def _is_float(variable):
@@ -195,14 +249,27 @@ def _named_output(encode, spec):
     )
 
 
-def _check_float32(function):
-    graph = str(function.get_concrete_function().graph.as_graph_def())
-    for dtype in ("bfloat16", "half"):
-        if f"DT_{dtype.upper()}" in graph:
-            raise ValueError(
-                "ONNX is written of towers that compute in float32. Received: "
-                f"towers with {dtype}"
-            )
+def _in_float32(learner):
+    """The learner, or if its layers have other policies, a twin in float32."""
+    config = keras.saving.serialize_keras_object(learner)
+    replaced = _with_float32(config)
+    if replaced == config:
+        return learner
+    twin = keras.saving.deserialize_keras_object(replaced)
+    twin.build(learner.input_shapes)
+    twin.set_weights(learner.get_weights())
+    return twin
+
+
+def _with_float32(config):
+    """A configuration whose dtype policies are all float32."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float32"}}
+        return {name: _with_float32(one) for name, one in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_with_float32(one) for one in config)
+    return config
 
 
 def _arrays(learner, role):

@@ -12,6 +12,7 @@ pixels are those of the preset's own preprocessor.
 tokenizer beside it, as a run directory has them.
 """
 
+import dataclasses
 import difflib
 import functools
 import os
@@ -176,9 +177,7 @@ def _two_tower(backbone, converter, length):
     """The backbone as a `TwoTower` with its weights, and its loss."""
     image = keras.Input(backbone.vision_encoder.image_shape)
     tokens = keras.Input([length], dtype="int32")
-    (head,) = (
-        layer for layer in backbone.layers if hasattr(layer, "logit_scale")
-    )
+    head = _head(backbone)
     pixels = (1.0, 0.0)
     if converter is not None:
         pixels = tuple(
@@ -207,6 +206,14 @@ def _two_tower(backbone, converter, length):
     return learner, "sigmoid" if has_bias else "softmax"
 
 
+def _head(backbone):
+    """The layer with scale and bias."""
+    (head,) = (
+        layer for layer in backbone.layers if hasattr(layer, "logit_scale")
+    )
+    return head
+
+
 def _resizing(name, backbone, converter):
     size = backbone.vision_encoder.image_shape[0]
     if converter is None:
@@ -229,4 +236,76 @@ def _resizing(name, backbone, converter):
         converter.interpolation,
         converter.antialias,
         converter.crop_to_aspect_ratio,
+    )
+
+
+def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
+    """Saves a model of KerasHub's towers as a preset, which `load` reads.
+
+    The towers are those of `load`, or SigLIP's encoders of KerasHub themselves,
+    as a recipe's `model.towers` may build them. A run's own vocabulary must be
+    a SentencePiece model then.
+
+    Raises:
+        ValueError: KerasHub is not installed, or the towers or the tokenizer
+            are not KerasHub's.
+    """
+    hub = tokenizers.import_keras_hub(KERAS_HUB)
+    learner = model.learner
+    for kind in ("SigLIP", "CLIP", "MetaCLIP2"):
+        encoders = [
+            _part(tower, getattr(hub.models, f"{kind}{name}Encoder"))
+            for tower, name in (
+                (learner.image_tower, "Vision"),
+                (learner.text_tower, "Text"),
+            )
+        ]
+        if all(encoders):
+            break
+    else:
+        raise ValueError(
+            "A preset is saved of towers of KerasHub: SigLIP, CLIP or "
+            f"MetaCLIP 2. Received: {type(learner.image_tower).__name__} and "
+            f"{type(learner.text_tower).__name__}"
+        )
+    text = _preset_tokenizer(hub, kind, model.tokenizer)
+    options = {}
+    if kind != "SigLIP":
+        options["projection_dim"] = learner.image_tower.output_shape[-1]
+    backbone = getattr(hub.models, f"{kind}Backbone")(*encoders, **options)
+    # Projections are new; the encoders are the learner's.
+    whole, _ = _two_tower(backbone, None, model.tokenizer.length)
+    whole.set_weights(learner.get_weights())
+    head = _head(backbone)
+    head.logit_scale.assign(learner.log_temperature)
+    if hasattr(head, "logit_bias"):
+        head.logit_bias.assign(learner.bias)
+    scale, offset = learner.pixels or (1 / 127.5, -1.0)
+    resizing = dataclasses.asdict(model.picture)
+    size = resizing.pop("size")
+    pictures_of = getattr(hub.layers, f"{kind}ImageConverter")(
+        image_size=(size, size), scale=scale, offset=offset, **resizing
+    )
+    for part in (backbone, text, pictures_of):
+        part.save_to_preset(folder)
+
+
+def _part(tower, kind):
+    """The tower, or its layer, of a class, or None."""
+    for layer in (tower, *getattr(tower, "layers", ())):
+        if isinstance(layer, kind):
+            return layer
+    return None
+
+
+def _preset_tokenizer(hub, kind, tokenizer):
+    if isinstance(tokenizer, tokenizers.KerasHubTokenizer):
+        return tokenizer.layer
+    if kind == "SigLIP" and isinstance(
+        tokenizer, tokenizers.SentencePieceTokenizer
+    ):
+        return hub.models.SigLIPTokenizer(tokenizer.model, add_eos=True)
+    raise ValueError(
+        "A preset needs KerasHub's tokenizer, or SigLIP's towers and a "
+        f"SentencePiece vocabulary. Received: a {type(tokenizer).__name__}"
     )

@@ -319,8 +319,8 @@ class LoadTest(tf.test.TestCase):
         self.assertAllEqual(whole.embed_texts(texts), model.embed_texts(texts))
         self.assertEqual(whole.fingerprint, model.fingerprint)
         self.assertEqual(
-            (whole.scale, whole.bias, whole.dim, whole.image_size),
-            (model.scale, -2.0, 6, 4),
+            (whole.scale, whole.bias, whole.dim, whole.picture.shape),
+            (model.scale, -2.0, 6, (4, 4, 3)),
         )
 
     def test_a_jest_model_gives_its_learner(self):
@@ -337,7 +337,8 @@ class LoadTest(tf.test.TestCase):
         keras.Sequential([keras.Input([3]), keras.layers.Dense(2)]).save(other)
         for source, message in (
             (folder, "finished run"),
-            ("/nowhere", "`source` must be the directory of a finished run"),
+            ("/nowhere", "finished run.*Received: '/nowhere'"),
+            ("none.keras", "none.keras"),
             (other, "must hold a `TwoTower` or a `JESTModel`. .*Sequential"),
         ):
             with self.assertRaisesRegex(ValueError, message):

@@ -9,6 +9,7 @@ import warnings
 
 import keras
 import numpy as np
+import onnxruntime
 import oracles_towers
 import picture_files
 import pytest
@@ -18,8 +19,10 @@ import tensorflow as tf
 import test_embedder
 import tiny
 import tiny_towers
+from absl.testing import parameterized
 
 import jest_tf
+from jest_tf import models
 from jest_tf.data import tokenizers
 from jest_tf.inference import export
 
@@ -52,12 +55,46 @@ for tower, value in (("image", "pixels"), ("text", "tokens")):
     )
     about = session.get_modelmeta().custom_metadata_map
     found["onnx/scalars"] = [float(about["scale"]), float(about["bias"])]
+for name, array in safetensors.numpy.load_file("x.safetensors").items():
+    found[f"weights/{name}"] = array
 loaded = tf.saved_model.load("served")
 served = loaded.serve({"image": inputs["pixels"], "text": inputs["tokens"]})
 for name in ("image", "text", "scale", "bias"):
     found[f"served/{name}"] = getattr(served, name)
 np.savez("outputs.npz", **found)
 """
+
+
+# KerasHub knows a preset of ours by its own code.
+KERAS_HUB = """
+import sys
+
+sys.modules["jest_tf"] = None
+import numpy as np
+from keras_hub import models
+
+inputs = np.load("inputs.npz")
+backbone = models.Backbone.from_preset("again")
+prepare = models.CausalLMPreprocessor.from_preset("again").image_converter
+found = {
+    "image": backbone.get_vision_embeddings(prepare(inputs["pixels"])),
+    "text": backbone.get_text_embeddings(inputs["tokens"]),
+}
+np.savez("outputs.npz", **found)
+"""
+
+
+def run_elsewhere(code, folder):
+    """Runs a program without paths of ours; returns what it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise AssertionError(done.stderr[-1500:])
+    return np.load(pathlib.Path(folder, "outputs.npz"))
 
 
 @pytest.mark.slow
@@ -91,25 +128,16 @@ class ElsewhereTest(tf.test.TestCase):
             export.saved_model(cls.model, path, dtype=dtype)
         export.saved_model(cls.pieces, str(cls.folder / "sentencepiece"))
         export.onnx(cls.model, str(cls.folder / "onnx"))
+        export.weights(cls.model, str(cls.folder / "x.safetensors"))
         learner.export(str(cls.folder / "served"), verbose=False)
-        # Now, because a test begins with a new seed, which ends SentencePiece.
-        cls.pieces_texts = cls.pieces.embed_texts(cls.texts)
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", ELSEWHERE],
-            cwd=cls.folder,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise AssertionError(done.stderr[-1500:])
-        cls.found = np.load(cls.folder / "outputs.npz")
+        cls.found = run_elsewhere(ELSEWHERE, cls.folder)
 
     def test_a_saved_model_embeds_pictures_pixels_and_strings(self):
         images = self.model.embed_images(self.images)
         pixels = self.model.learner.encode_image(self.pixels)
         for name, texts in (
             ("float32", self.model.embed_texts(self.texts)),
-            ("sentencepiece", self.pieces_texts),
+            ("sentencepiece", self.pieces.embed_texts(self.texts)),
         ):
             for kind, expected in (
                 ("images", images),
@@ -150,6 +178,12 @@ class ElsewhereTest(tf.test.TestCase):
         beside = (self.folder / "onnx" / "vocab.txt").read_text()
         self.assertEqual(beside.split(), test_embedder.WORDS)
 
+    def test_weights_are_arrays_by_name(self):
+        learner = self.model.learner
+        for variable in learner.weights:
+            _, _, name = variable.path.partition("/")
+            self.assertAllEqual(self.found[f"weights/{name}"], variable)
+
     def test_kerass_own_export_serves_the_model(self):
         expected = self.model.learner(
             {"image": self.pixels, "text": self.tokens}
@@ -184,7 +218,28 @@ class WeightsTest(tf.test.TestCase):
             about = file.metadata()
         self.assertEqual(float(about["scale"]), model.scale)
         self.assertEqual(float(about["bias"]), -2.0)
-        self.assertEqual(about["image_size"], "4")
+        self.assertIn("squashed to 4 x 4", about["picture"])
+
+
+class OnnxTest(tf.test.TestCase):
+    def test_towers_of_any_policy_compute_in_float32(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        path = os.path.join(folder, "onnx")
+        model = jest_tf.Embedder(tiny.learner(dtype="mixed_bfloat16"))
+        exact = tiny.learner()
+        exact.set_weights(model.learner.get_weights())
+        export.onnx(model, path)
+        (batch,) = tiny.super_batches(rows=3)
+        for tower, value, expected in (
+            ("image", {"pixels": batch["image"]}, exact(batch).image),
+            ("text", {"tokens": batch["text"]}, exact(batch).text),
+        ):
+            session = onnxruntime.InferenceSession(f"{path}/{tower}_tower.onnx")
+            (found,) = session.run(["embeddings"], value)
+            self.assertAllClose(found, expected, 1e-5, 1e-6)
+        self.assertNotAllClose(
+            model.learner(batch).image, exact(batch).image, 1e-5, 1e-6
+        )
 
 
 class SavedModelTest(tf.test.TestCase):
@@ -206,7 +261,66 @@ class SavedModelTest(tf.test.TestCase):
         self.assertEqual(none.shape, (0, 6))
 
 
+@pytest.mark.slow
+class PresetsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters("siglip", "siglip2", "clip")
+    def test_public_models_are_exported_and_saved_anew(self, family):
+        import presets
+
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        path = presets.save(f"{folder}/{family}", family)
+        model = jest_tf.load(f"keras_hub:{path}")
+        every = picture_files.every_kind()
+        images = [every["jpeg"], every["rgba"]]
+        texts = ["A photo of a red dog, running!", ""]
+        embedded = model.embed_images(images), model.embed_texts(texts)
+
+        again = f"{folder}/again"
+        export.keras_hub(model, again)
+        other = jest_tf.load(f"keras_hub:{again}")
+        self.assertEqual(other.fingerprint, model.fingerprint)
+        self.assertAllEqual(other.embed_images(images), embedded[0])
+        self.assertAllEqual(other.embed_texts(texts), embedded[1])
+        self.assertEqual((other.scale, other.bias), (model.scale, model.bias))
+
+        tokens = model.tokenizer(tf.constant(texts)).numpy()
+        pixels = np.stack([picture_files.smooth_picture(n) for n in (0, 1)])
+        pixels = np.repeat(pixels, 3, axis=1)[:, :32, :16].repeat(2, axis=2)
+        np.savez(f"{folder}/inputs.npz", pixels=pixels, tokens=tokens)
+        found = run_elsewhere(KERAS_HUB, folder)
+        for name, expected in (
+            ("image", model.learner.encode_image(pixels)),
+            ("text", embedded[1]),
+        ):
+            unit = models.unit_norm(found[name])
+            self.assertAllClose(unit, expected, 1e-5, 1e-6)
+
+        functions = export.saved_model(model, f"{folder}/saved")
+        # CLIP's tokenizer runs in Python.
+        self.assertEqual("embed_texts" in functions, family != "clip")
+        loaded = tf.saved_model.load(f"{folder}/saved")
+        for name, values, expected in (
+            ("embed_images", images, embedded[0]),
+            ("embed_texts", texts, embedded[1]),
+            ("embed_tokens", tokens, embedded[1]),
+        ):
+            if name in functions:
+                found = getattr(loaded, name)(tf.constant(values))["embeddings"]
+                self.assertAllClose(found, expected, 1e-6, 1e-6)
+
+        export.onnx(model, f"{folder}/onnx")
+        session = onnxruntime.InferenceSession(f"{folder}/onnx/text_tower.onnx")
+        (found,) = session.run(None, {"tokens": tokens})
+        self.assertAllClose(found, embedded[1], 1e-5, 1e-6)
+
+
 class ErrorsTest(tf.test.TestCase):
+    def test_presets_are_of_keras_hubs_towers_and_tokenizers(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        with self.assertRaisesRegex(ValueError, "towers of KerasHub.*ImageTow"):
+            export.keras_hub(test_embedder.embedder(), f"{folder}/x")
+        self.assertEmpty(os.listdir(folder))
+
     def test_what_exists_is_kept(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())
         model = jest_tf.Embedder(tiny.learner())
@@ -223,12 +337,18 @@ class ErrorsTest(tf.test.TestCase):
             export.saved_model(model, os.path.join(folder, "x"))
         self.assertEmpty(os.listdir(folder))
 
-    def test_unknown_and_unsupported_dtypes(self):
+    def test_models_of_other_frameworks_are_refused(self):
+        model = jest_tf.Embedder(tiny.learner())
+        # As those of Hugging Face, it only embeds.
+        model.learner = object()
+        for name in ("saved_model", "onnx", "keras_hub", "weights"):
+            with self.assertRaisesRegex(ValueError, "needs a Keras model"):
+                getattr(export, name)(model, "new")
+
+    def test_unknown_dtypes(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())
         path = os.path.join(folder, "x")
-        model = jest_tf.Embedder(tiny.learner(dtype="mixed_bfloat16"))
-        with self.assertRaisesRegex(ValueError, "in float32.*with bfloat16"):
-            export.onnx(model, path)
+        model = jest_tf.Embedder(tiny.learner())
         with self.assertRaisesRegex(ValueError, "`dtype` must be one of"):
             export.saved_model(model, path, dtype="int8")
         self.assertEmpty(os.listdir(folder))
@@ -249,8 +369,6 @@ class ErrorsTest(tf.test.TestCase):
 
 class KerasExportTest(tf.test.TestCase):
     def test_export_to_onnx_and_saved_model_after_loading(self):
-        import onnxruntime
-
         folder = self.enterContext(tempfile.TemporaryDirectory())
         path = os.path.join(folder, "x.keras")
         tiny.learner().save(path)
