@@ -1,7 +1,11 @@
 """Tiny presets of KerasHub with random weights, saved by its own code."""
 
+import contextlib
 import io
+import os
+from unittest import mock
 
+import kagglehub
 import keras
 import numpy as np
 import sentencepiece
@@ -15,21 +19,34 @@ TEXTS = (
 )
 
 
-def save(folder, family, size=SIZE, width=WIDTH, seed=0, **settings):
+def save(folder, family, length=LENGTH, seed=0):
     """Saves a preset of "siglip", "siglip2" or "clip"; returns its folder."""
     keras.utils.set_random_seed(seed)
     make = {"siglip": _siglip, "siglip2": _siglip2, "clip": _clip}[family]
-    for part in make(size, width, **settings):
+    for part in make(length):
         part.save_to_preset(str(folder))
     return str(folder)
 
 
-def _siglip(size, width, tokenizer=None):
+@contextlib.contextmanager
+def hub_of(folder):
+    """Lets Kaggle have a preset under every handle; yields those asked for."""
+    folder, asked = folder.removeprefix("keras_hub:"), []
+
+    def download(handle, path):
+        asked.append(handle)
+        place = os.path.join(folder, path)
+        if not os.path.exists(place):
+            raise ValueError(f"{path} is not present in the model files")
+        return place
+
+    with mock.patch.object(kagglehub, "model_download", download):
+        yield asked
+
+
+def _siglip(length, tokenizer=None):
     vision, text = _encoders(
-        models.SigLIPVisionEncoder,
-        models.SigLIPTextEncoder,
-        size,
-        width,
+        models.SigLIPVisionEncoder, models.SigLIPTextEncoder, length
     )
     backbone = models.SigLIPBackbone(vision, text)
     backbone.siglip_head.logit_scale.assign(np.log(30.0))
@@ -39,7 +56,7 @@ def _siglip(size, width, tokenizer=None):
         proto = sentence_piece("unigram", unk_id=0, eos_id=1, bos_id=-1)
         tokenizer = models.SigLIPTokenizer(proto, add_eos=True)
     converter = layers.SigLIPImageConverter(
-        image_size=(size, size),
+        image_size=(SIZE, SIZE),
         scale=[1 / 255 / 0.5] * 3,
         offset=[-1.0] * 3,
         interpolation="bicubic",
@@ -49,20 +66,20 @@ def _siglip(size, width, tokenizer=None):
     return backbone, tokenizer, converter
 
 
-def _siglip2(size, width):
+def _siglip2(length):
     """As `_siglip`, with the tokenizer of Gemma: BPE, padded with 0."""
     pieces = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
     names = {"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"}
     proto = sentence_piece("bpe", **pieces, **names)
-    return _siglip(size, width, models.GemmaTokenizer(proto))
+    return _siglip(length, models.GemmaTokenizer(proto))
 
 
-def _clip(size, width):
+def _clip(length):
     """Another width of tokens than of embeddings, as in ViT-B/32."""
     vision, text = _encoders(
-        models.CLIPVisionEncoder, models.CLIPTextEncoder, size, width
+        models.CLIPVisionEncoder, models.CLIPTextEncoder, length
     )
-    backbone = models.CLIPBackbone(vision, text, projection_dim=width // 2)
+    backbone = models.CLIPBackbone(vision, text, projection_dim=WIDTH // 2)
     # GPT-2's characters for the 256 bytes.
     codes = [*range(33, 127), *range(161, 173), *range(174, 512)][:256]
     letters = [chr(code) for code in codes]
@@ -77,7 +94,7 @@ def _clip(size, width):
     )
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     converter = layers.CLIPImageConverter(
-        image_size=(size, size),
+        image_size=(SIZE, SIZE),
         scale=[1 / 255 / value for value in std],
         offset=[-m / s for m, s in zip(mean, std, strict=True)],
         interpolation="bicubic",
@@ -85,15 +102,15 @@ def _clip(size, width):
     return backbone, tokenizer, converter
 
 
-def _encoders(vision, text, size, width):
-    sizes = {"hidden_dim": width, "num_layers": 2, "num_heads": 2}
-    sizes["intermediate_dim"] = 2 * width
+def _encoders(vision, text, length):
+    sizes = {"hidden_dim": WIDTH, "num_layers": 2, "num_heads": 2}
+    sizes["intermediate_dim"] = 2 * WIDTH
     return (
-        vision(patch_size=8, image_shape=(size, size, 3), **sizes),
+        vision(patch_size=8, image_shape=(SIZE, SIZE, 3), **sizes),
         text(
             vocabulary_size=600,
-            embedding_dim=width,
-            max_sequence_length=LENGTH,
+            embedding_dim=WIDTH,
+            max_sequence_length=length,
             **sizes,
         ),
     )

@@ -22,12 +22,13 @@ import tempfile
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 
 import jest_tf
 from jest_tf import cli
 from jest_tf import config as config_lib
 from jest_tf.runs import directory
-from trainers import curate, evaluate, train
+from trainers import curate, embed, evaluate, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = tuple(
@@ -179,6 +180,41 @@ class PythonBlocksTest(DocsTestCase):
             namespace["served"].embed_texts(["a"])["embeddings"],
             namespace["model"].embed_texts(["a"]),
         )
+
+    @pytest.mark.slow
+    def test_the_page_on_models_embeds_and_trains_by_name(self):
+        # Imported here, because KerasHub takes a while.
+        import presets
+
+        preset = presets.save(self.folder / "preset", "siglip2", length=64)
+        tiny.write_shard("pool-00000-of-00001.tfrecord", 24)
+        for block in blocks(TRAINING, "python"):
+            if named := FILE_BLOCK.match(block):
+                (self.folder / named[1]).write_text(block, encoding="utf-8")
+        printed = io.StringIO()
+        with (
+            presets.hub_of(preset),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
+            for _, command, *arguments in shell_commands("docs/models.md"):
+                if command == "train":
+                    train.main([*arguments, *self.shrink(arguments)[1:]])
+                else:
+                    embed.main(arguments)
+        self.assertIn("1 sidecars written, 24 records", printed.getvalue())
+        self.assertIn("from 32 x 32 to 16 x 16", printed.getvalue())
+        for run in ("photos_jest", "photos_cached", "photos_tuned"):
+            log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
+            self.assertEqual(log[-1]["step"], 2)
+        jest, cached = (
+            [
+                row["ids"]
+                for row in directory.read_rows(f"runs/{run}", "draws.jsonl")
+            ]
+            for run in ("photos_jest", "photos_cached")
+        )
+        self.assertEqual(jest, cached)
 
     @pytest.mark.slow
     def test_the_page_on_data_trains_on_every_format(self):

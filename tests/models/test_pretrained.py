@@ -4,7 +4,9 @@ Weights are random; loading, tokens and pixels are those of real presets.
 """
 
 import os
+import sys
 import tempfile
+from unittest import mock
 
 import keras
 import numpy as np
@@ -171,6 +173,61 @@ class KerasHubTest(tf.test.TestCase):
             # Destroys what SentencePiece has outside of graphs.
             tf.random.set_seed(seed)
             self.assertAllEqual(tokenizer(tf.constant(CAPTIONS)), expected)
+
+    def test_every_size_of_every_family_is_known_by_name(self):
+        names = {
+            *hub_models.SigLIPBackbone.presets,
+            *hub_models.CLIPBackbone.presets,
+            *hub_models.MetaCLIP2Backbone.presets,
+        }
+        self.assertGreater(len(names), 35)
+        self.assertIn("siglip2_giant_opt_patch16_384", names)
+        for name in names:
+            pretrained.check(f"keras_hub:{name}")
+
+    def test_built_in_names_are_loaded_from_their_hub(self):
+        expected = reference.describe(pretrained.load(self.names["siglip"]))
+        for name in ("siglip2_base_patch16_224", "siglip_large_patch16_384"):
+            with presets.hub_of(self.names["siglip"]) as asked:
+                found = pretrained.load(f"keras_hub:{name}")
+            self.assertContainsSubset([f"keras/siglip/keras/{name}/1"], asked)
+            self.assertEqual(
+                reference.describe(found)._replace(name=expected.name), expected
+            )
+
+    def test_without_keras_hub_the_error_says_what_to_install(self):
+        with (
+            mock.patch.dict(sys.modules, {"keras_hub": None}),
+            self.assertRaisesRegex(
+                ValueError,
+                "'keras_hub:clip_vit_base_patch16' needs KerasHub: pip "
+                r"install 'jest-tf\[keras_hub\]'",
+            ),
+        ):
+            pretrained.load("keras_hub:clip_vit_base_patch16")
+
+    def test_without_transformers_the_error_says_what_to_install(self):
+        with (
+            mock.patch.dict(sys.modules, {"torch": None}),
+            self.assertRaisesRegex(
+                ValueError, r"needs PyTorch .*'jest-tf\[transformers\]'"
+            ),
+        ):
+            pretrained.load("hf:google/siglip2-base-patch16-224")
+
+    def test_a_keras_file_needs_a_two_tower_model_and_its_tokenizer(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        path = os.path.join(folder, "learner.keras")
+        model = pretrained.load(self.names["siglip2"])
+        model.learner.save(path)
+        with self.assertRaisesRegex(ValueError, "needs its tokenizer.*vocab"):
+            reference.describe(pretrained.load(path))
+        model.tokenizer.save(folder)
+        found = pretrained.load(path)
+        self.assertEqual(found.tokenizer, model.tokenizer)
+        self.assertAllClose(reference.describe(found).scale, 30.0)
+        with self.assertRaisesRegex(ValueError, "no file at '/missing.keras'"):
+            pretrained.load("/missing.keras")
 
     def test_unknown_names_are_refused_with_what_is_known(self):
         for name, message in (
