@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import shutil
 import tempfile
 
 import numpy as np
@@ -267,6 +268,38 @@ class ReferenceByNameTest(tf.test.TestCase):
             *("--output", self.path("of_tuned")),
         )
         self.assertEqual(code, 0, printed)
+
+    @pytest.mark.slow
+    def test_a_killed_run_goes_on_to_the_same_bits_without_the_original(self):
+        preset = presets.save(self.path("gone"), "siglip2")
+        settings = (
+            *(f"model.init_from=keras_hub:{preset}", "reference.model=none"),
+            *("selection.batch_size=none", "selection.method=uniform"),
+            *(f"data.image_size={presets.SIZE}", "checkpoint.every_steps=1"),
+            *(f"data.text_length={presets.LENGTH}", "steps=2"),
+            "model.dtype_policy=mixed_bfloat16",
+        )
+        code, printed = self.train("whole", *settings)
+        self.assertEqual(code, 0, printed)
+        shutil.copytree(self.path("whole"), self.path("killed"))
+        shutil.rmtree(self.path("killed/checkpoints/step-000000002"))
+        os.remove(self.path("killed/final.weights.h5"))
+        shutil.rmtree(preset)
+        code, printed = self.train("killed", *settings)
+        self.assertEqual(code, 0, printed)
+        whole, killed = (
+            runs.load_run(self.path(name)) for name in ("whole", "killed")
+        )
+        for one, same in zip(
+            whole.learner.variables, killed.learner.variables, strict=True
+        ):
+            self.assertAllEqual(one, same)
+        tower = whole.learner.image_tower
+        self.assertEqual(tower.layers[-1].compute_dtype, "bfloat16")
+        self.assertEqual(
+            reference.describe(whole)._replace(name=""),
+            reference.describe(killed)._replace(name=""),
+        )
 
     def test_a_run_is_loaded_by_its_directory(self):
         with self.assertRaisesRegex(ValueError, "finished run.*'missing'"):
