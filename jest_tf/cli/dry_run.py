@@ -1,5 +1,6 @@
 """Checks a recipe and its data without training, and describes the run."""
 
+import math
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -91,6 +92,4 @@ def _vocabulary_size(config, workdir):
 
 
 def _count(model):
-    return sum(
-        tf.size(weight).numpy().item() for weight in model.trainable_weights
-    )
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)

@@ -224,32 +224,53 @@ class KerasHubTokenizer:
     @functools.cached_property
     def _graph(self):
         hub = import_keras_hub(self.FILE)
-        if isinstance(
-            self._preprocessor.tokenizer, hub.tokenizers.BytePairTokenizer
-        ):
-            # KerasHub's graph of BPE splits numbers and lower-cases otherwise
-            # than CLIP does; its eager path is CLIP's.
-            def tokenize(captions):
-                return tf.numpy_function(
-                    lambda texts: np.array(self._tokens(texts), np.int32),
-                    [captions],
-                    tf.int32,
-                    stateful=False,
-                )
+        tokenizer = self._preprocessor.tokenizer
+        if isinstance(tokenizer, hub.tokenizers.BytePairTokenizer):
+            make, tokenize = lambda: self._preprocessor, self._byte_pairs
         else:
+            make, tokenize = self._make, self._whole
+        return _in_graph(
+            lambda captions: tf.ensure_shape(
+                tokenize(make(), captions), [None, self.length]
+            )
+        )
 
-            def tokenize(captions):
-                return self._tokens(captions, self._make())
-
-        def rows(captions):
-            return tf.ensure_shape(tokenize(captions), [None, self.length])
-
-        return _in_graph(rows)
-
-    def _tokens(self, captions, preprocessor=None):
-        return (preprocessor or self._preprocessor)(
+    def _whole(self, preprocessor, captions):
+        return preprocessor(
             {"prompts": captions, "images": None}, sequence_length=self.length
         )["token_ids"]
+
+    def _byte_pairs(self, preprocessor, captions):
+        """Tokenises in Python and packs in the graph.
+
+        KerasHub's graph of BPE splits numbers and lower-cases otherwise than
+        CLIP does; its Python is CLIP's.
+        """
+
+        def pieces(captions):
+            found = preprocessor.tokenizer.tokenize(
+                [caption.decode() for caption in captions]
+            )
+            return (
+                np.array(list(itertools.chain(*found)), np.int32),
+                np.array([len(one) for one in found], np.int64),
+            )
+
+        if getattr(preprocessor, "to_lower", False):
+            captions = tf.strings.lower(captions)
+        values, lengths = tf.numpy_function(
+            pieces, [captions], [tf.int32, tf.int64], stateful=False
+        )
+        rows = tf.RaggedTensor.from_row_lengths(
+            tf.ensure_shape(values, [None]), tf.ensure_shape(lengths, [None])
+        )
+        preprocessor.build(None)  # makes the packer
+        return preprocessor.packer(
+            rows,
+            sequence_length=self.length,
+            add_start_value=preprocessor.add_start_token,
+            add_end_value=preprocessor.add_end_token,
+        )[0]
 
     @property
     def layer(self) -> keras.layers.Layer:

@@ -164,7 +164,6 @@ class TwoTower:
         self.weights = [
             _Weight(name, value) for name, value in model.state_dict().items()
         ]
-        self.trainable_weights = []
 
     def __call__(self, batch: dict, training=False) -> Embeddings:
         """Embeds a batch, frozen."""
@@ -203,6 +202,11 @@ class TwoTower:
         return tf.ensure_shape(found, [values.shape[0], self._dim])
 
     @property
+    def trainable_weights(self) -> list:
+        """The weights, to be counted; nothing trains them."""
+        return self.weights
+
+    @property
     def _dim(self):
         projection = getattr(self._model.config, "projection_dim", None)
         return projection or self._model.config.vision_config.hidden_size
@@ -214,6 +218,10 @@ class _Weight:
     def __init__(self, name, value):
         self.name = name
         self._value = value
+
+    @property
+    def shape(self):
+        return tuple(self._value.shape)
 
     def numpy(self):
         return self._value.cpu().numpy()
