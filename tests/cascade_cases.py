@@ -96,7 +96,8 @@ class CascadeTestCase(tf.test.TestCase):
             "image_size": SIZE,
             "faults": pipeline.FaultLog(None, 1.0),
         } | settings
-        dataset = streams.super_batches(self.store, cascade=chooser, **settings)
+        store = settings.pop("store", self.store)
+        dataset = streams.super_batches(store, cascade=chooser, **settings)
         return list(dataset.take(count).as_numpy_iterator())
 
     def assert_equal_batches(self, ours, theirs):

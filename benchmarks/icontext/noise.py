@@ -2,10 +2,10 @@
 
 | kind | share of the noise | what takes a pair's place |
 | --- | --- | --- |
-| moved | 1/2 | the pair with the captions of another picture |
-| uninformative | 1/4 | the pair with a file name or a hash as its caption |
-| wrong domain | 1/8 | a logo with the name of its brand |
-| near-duplicate | 1/8 | one of a few pairs again, its picture shifted |
+| moved | 10/14 | the pair with the captions of another picture |
+| uninformative | 2/14 | the pair with a file name or a hash as its caption |
+| wrong domain | 1/14 | a logo with the name of its brand |
+| near-duplicate | 1/14 | one of a few pairs again, its picture shifted |
 
 The pool keeps its size. A record's `noise` names the kind, and is empty where
 the pair is what it was: an oracle can see it, a run does not look at it.
@@ -23,10 +23,10 @@ WRONG_DOMAIN = "wrong domain"
 NEAR_DUPLICATE = "near-duplicate"
 # Kinds with their shares of the noise, the last one takes the remainder.
 CRAWL = {
-    MOVED: 0.5,
-    UNINFORMATIVE: 0.25,
-    WRONG_DOMAIN: 0.125,
-    NEAR_DUPLICATE: 0.125,
+    MOVED: 10 / 14,
+    UNINFORMATIVE: 2 / 14,
+    WRONG_DOMAIN: 1 / 14,
+    NEAR_DUPLICATE: 1 / 14,
 }
 # Pictures that are repeated: each as often as the level asks.
 _NUM_REPEATED = 500

@@ -31,6 +31,7 @@ from jest_tf.config.selection import (
     LOSSES,
     QUOTAS,
     SAMPLERS,
+    BootstrapConfig,
     CascadeConfig,
     FirstChunk,
     Loss,
@@ -40,6 +41,7 @@ from jest_tf.config.selection import (
 )
 
 __all__ = [
+    "BootstrapConfig",
     "CRITERIA",
     "CascadeConfig",
     "CheckpointConfig",

@@ -64,6 +64,10 @@ class DataConfig(Checked, path="data"):
             one store each (docs/data.md).
         weights: share of each store of `train` in the stream. Empty weights
             stores by size.
+        curated: further shards, of the curated set. They enter every sub-batch
+            as they come, beside the rows that are chosen from `train`.
+        curated_rows: c, rows of every super-batch and of every sub-batch that
+            come from `curated`; must divide B.
         manifest: folder of a manifest of `train`, written by `jest-tf curate`.
             Only its records are drawn, in proportion to their weights. Empty
             draws all records equally.
@@ -97,6 +101,8 @@ class DataConfig(Checked, path="data"):
 
     train: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    curated: tuple[str, ...] = ()
+    curated_rows: Annotated[int, at_least(0)] = 0
     manifest: str = ""
     format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
@@ -123,6 +129,16 @@ class DataConfig(Checked, path="data"):
             not weights or len(weights) == len(self.train) and min(weights) > 0,
             "`data.weights` must hold a positive number for each store of "
             "`data.train`",
+        )
+        self._expect(
+            not self.curated or not self.manifest,
+            "`data.curated` can't be combined with `data.manifest`, which "
+            "covers `data.train` alone",
+        )
+        self._expect(
+            self.curated_rows < self.super_batch_size,
+            "`data.curated_rows` (c) must be less than the super-batch, "
+            "`data.super_batch_size` (B), to leave rows of `data.train` in it",
         )
 
 

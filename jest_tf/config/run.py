@@ -16,7 +16,11 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     ReferenceConfig,
 )
-from jest_tf.config.selection import CascadeConfig, SelectionConfig
+from jest_tf.config.selection import (
+    BootstrapConfig,
+    CascadeConfig,
+    SelectionConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class TrainConfig(Checked):
     model: ModelConfig = field(default_factory=ModelConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -50,21 +55,25 @@ class TrainConfig(Checked):
         super().__post_init__()
         for number, name in enumerate(self.callbacks):
             checks.check(f"callbacks.{number}", name, checks.FUNCTION)
-        self.selection.check_super_batch(self.data.super_batch_size)
-        self.cascade.check_super_batch(self.data.super_batch_size)
         self._expect(
-            self.reference.name
-            or self.reference.sidecars
+            self.has_first_reference
+            or self.bootstrap.renew_at
             or not self.selection.needs_reference,
             "`selection.criterion` needs a reference: set `reference.model` to "
             "a run directory or the name of a model, or `reference.sidecars`, "
-            "or take 'hard_learner'",
+            "or `bootstrap.renew_at`, or take 'hard_learner'",
         )
         self._expect(
-            self.reference.sidecars or not self.cascade.hyper_batch_size,
+            self.reference.sidecars
+            or self.bootstrap.renew_at
+            or not self.cascade.hyper_batch_size,
             "`cascade.hyper_batch_size` needs the reference's sidecars: write "
-            "them with `jest-tf embed` and set `reference.sidecars`",
+            "them with `jest-tf embed` and set `reference.sidecars`, or renew "
+            "the reference, `bootstrap.renew_at`",
         )
+        self._check_bootstrap()
+        for step in (0, *self.bootstrap.renew_at):
+            self._check_curated(step)
         lengths = [end - start for start, end in self.schedules]
         self._expect(
             min(lengths) > 0,
@@ -109,6 +118,10 @@ class TrainConfig(Checked):
                 [self.checkpoint.every_steps],
             ),
             (
+                "`bootstrap.renew_at` must be multiples",
+                self.bootstrap.renew_at,
+            ),
+            (
                 "`selection.phases` must start at multiples",
                 [phase.start for phase in self.selection.phases],
             ),
@@ -126,6 +139,68 @@ class TrainConfig(Checked):
             "`selection.uniform_every` needs "
             "`distribution.steps_per_execution` 1: the steps of an execution "
             "are of one kind",
+        )
+
+    def _check_curated(self, step):
+        """Checks the curated rows of the step after `step`, and what is chosen.
+
+        The number of these rows, c, may be 0.
+        """
+        curated_rows, size = self.curated_rows(step), self.data.super_batch_size
+        where = (
+            "bootstrap" if curated_rows != self.data.curated_rows else "data"
+        )
+        self._expect(
+            not curated_rows or size % curated_rows == 0,
+            f"`{where}.curated_rows` (c) must divide the super-batch, "
+            "`data.super_batch_size` (B)",
+        )
+        self._expect(
+            not curated_rows or bool(self.data.curated),
+            f"`{where}.curated_rows` needs `data.curated`, the shards that "
+            "these rows come from",
+        )
+        self._expect(
+            not curated_rows
+            or not self.model.views
+            or not self.selection.batch_size,
+            "`model.views` can't be combined with curated rows beside a "
+            f"selection: `{where}.curated_rows` and `selection.batch_size`",
+        )
+        self.selection.check_super_batch(size, curated_rows)
+        if self.num_cascaded(step + 1) > self.num_cascaded(step):
+            self.cascade.check_super_batch(size, curated_rows)
+
+    def _check_bootstrap(self):
+        renew_at = self.bootstrap.renew_at
+        if not renew_at:
+            return
+        self._expect(
+            renew_at[-1] < self.steps,
+            "`bootstrap.renew_at` must be before the last of `steps`",
+        )
+        self._expect(
+            self.selection.needs_reference or self.cascade.hyper_batch_size,
+            "`bootstrap.renew_at` needs a use for the reference: set "
+            "`cascade.hyper_batch_size`, or `selection.criterion` and "
+            "`selection.batch_size`",
+        )
+        self._expect(
+            not self.reference.name or self.reference.sidecars,
+            "`bootstrap.renew_at` embeds the records once for many steps, and "
+            "so must the first reference: set `reference.sidecars`",
+        )
+        early = self.selection.at(renew_at[0] - 1), self.selection.at(0)
+        self._expect(
+            self.has_first_reference
+            or not any(kind.scores and kind.needs_reference for kind in early),
+            "`selection.phases` must be 'uniform' before the first of "
+            "`bootstrap.renew_at`, as there is no reference yet",
+        )
+        self._expect(
+            self.distribution.strategy in ("default", "mirrored"),
+            "`bootstrap.renew_at` needs `distribution.strategy` 'default' or "
+            "'mirrored': one process embeds the records",
         )
 
     def _check_patches(self):
@@ -177,6 +252,26 @@ class TrainConfig(Checked):
         return self.selection.batch_size or self.data.super_batch_size
 
     @property
+    def has_first_reference(self) -> bool:
+        """True if a reference exists from the first step on."""
+        return bool(self.reference.name or self.reference.sidecars)
+
+    def curated_rows(self, step: int) -> int:
+        """Returns c in the step after `step` steps."""
+        first = self.bootstrap.curated_rows
+        if first is None or self.bootstrap.num_renewals(step):
+            return self.data.curated_rows
+        return first
+
+    def num_cascaded(self, step: int) -> int:
+        """Counts those of the first `step` steps that have a cascade."""
+        if not self.cascade.hyper_batch_size:
+            return 0
+        if self.reference.sidecars:
+            return step
+        return max(0, step - self.bootstrap.renew_at[0])
+
+    @property
     def steps_need_reference(self) -> bool:
         """True if a step uses the reference, for scores or distillation."""
         return bool(
@@ -200,6 +295,8 @@ class TrainConfig(Checked):
             self.data,
             train=self.evaluation.data,
             weights=(),
+            curated=(),
+            curated_rows=0,
             manifest="",
             **{name: value for name, value in own.items() if value is not None},
         )

@@ -1,5 +1,6 @@
 """Settings of the selection: views, phases, sub-batches and the cascade."""
 
+import bisect
 import collections
 import dataclasses
 import functools
@@ -262,8 +263,11 @@ class SelectionConfig(Checked, path="selection"):
             if kind.scores
         )
 
-    def check_super_batch(self, size: int) -> None:
-        """Raises ValueError unless super-batches of `size` rows fit."""
+    def check_super_batch(self, size: int, curated_rows: int = 0) -> None:
+        """Raises ValueError unless super-batches of `size` rows fit.
+
+        `curated_rows` of them, c, are in every sub-batch.
+        """
         if self.batch_size is None:
             return
         self._expect(
@@ -271,6 +275,19 @@ class SelectionConfig(Checked, path="selection"):
             "`selection.batch_size` (b) must be at most the super-batch, "
             "`data.super_batch_size` (B)",
             B=size,
+        )
+        self._expect(
+            not curated_rows or not any(kind.candidates for kind in self.kinds),
+            "`selection.candidates` can't be combined with curated rows, "
+            "`data.curated_rows`",
+        )
+        self._expect(
+            not curated_rows
+            or curated_rows + self.num_chunks <= self.batch_size,
+            "`selection.num_chunks` must be at most `selection.batch_size` (b) "
+            "less the curated rows, `data.curated_rows` (c), so that every "
+            "chunk draws a row",
+            c=curated_rows,
         )
         for kind in self.kinds:
             candidates = kind.candidates or size
@@ -322,12 +339,18 @@ class CascadeConfig(Checked, path="cascade"):
     uniform_share: Annotated[float, within("[0, 1)")] = 0.0
     num_groups: Count = 1
 
-    def num_uniform(self, super_batch_size: int) -> int:
-        """Returns the number of rows of each group that are drawn uniformly."""
-        return round(self.uniform_share * super_batch_size / self.num_groups)
+    def num_uniform(self, size: int) -> int:
+        """Counts the rows of each group that are drawn uniformly.
 
-    def check_super_batch(self, size: int) -> None:
-        """Raises ValueError unless super-batches of `size` rows fit."""
+        `size` is B without the curated rows.
+        """
+        return round(self.uniform_share * size / self.num_groups)
+
+    def check_super_batch(self, size: int, curated_rows: int = 0) -> None:
+        """Raises ValueError unless super-batches of `size` rows fit.
+
+        `curated_rows` of them, c, are not chosen.
+        """
         if self.hyper_batch_size is None:
             return
         self._expect(
@@ -343,7 +366,16 @@ class CascadeConfig(Checked, path="cascade"):
             "and `data.super_batch_size` (B)",
             B=size,
         )
-        jointly = size // self.num_groups - self.num_uniform(size)
+        self._expect(
+            not curated_rows
+            or not (self.hyper_batch_size % curated_rows)
+            and not (curated_rows % self.num_groups),
+            "The curated rows (c) must divide `cascade.hyper_batch_size` (K B) "
+            "and be a multiple of `cascade.num_groups`",
+            c=curated_rows,
+        )
+        jointly = size - curated_rows
+        jointly = jointly // self.num_groups - self.num_uniform(jointly)
         self._expect(
             self.num_chunks <= jointly,
             "`cascade.num_chunks` must be at most the rows of a group, of "
@@ -352,3 +384,38 @@ class CascadeConfig(Checked, path="cascade"):
             B=size,
             rows=jointly,
         )
+
+
+@dataclass(frozen=True)
+class BootstrapConfig(Checked, path="bootstrap"):
+    """A run that renews its reference from its own learner.
+
+    Attributes:
+        renew_at: steps, ascending, after which the learner embeds the records
+            of `data.train` and is the reference of the steps that follow; with
+            `optimizer.ema`, by its averaged weights. Empty keeps the first
+            reference, of `reference`. Without one, the steps before the first
+            renewal have no cascade, and `selection.phases` must begin with the
+            method "uniform".
+        share: share of the records that a renewal embeds, chosen anew each
+            time; only these are drawn until the next renewal. A small share
+            costs little, and still offers each step other records.
+        curated_rows: `data.curated_rows` before the first renewal, when nothing
+            is chosen yet. None keeps it.
+    """
+
+    renew_at: tuple[int, ...] = ()
+    share: Annotated[float, within("(0, 1]")] = 1.0
+    curated_rows: Annotated[int, at_least(0)] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._expect(
+            [*self.renew_at] == sorted({*self.renew_at})
+            and min(self.renew_at, default=1) > 0,
+            "`bootstrap.renew_at` must be ascending steps from 1 on",
+        )
+
+    def num_renewals(self, step: int) -> int:
+        """Returns the number of renewals before the step after `step` steps."""
+        return bisect.bisect_right(self.renew_at, step)

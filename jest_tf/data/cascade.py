@@ -63,7 +63,7 @@ class Cascade:
         rows: slice,
         *,
         store: stores.Store,
-        order: stream.Order | stream.Mixture,
+        order: stream.AnyOrder,
         seed: int,
         super_batch_size: int,
     ) -> tf.data.Dataset:
@@ -78,7 +78,8 @@ class Cascade:
             super_batch_size: B.
 
         Returns:
-            int64 [rows], ascending, in [step K B, (step + 1) K B).
+            int64 [rows] in [step K B, (step + 1) K B), ascending but for the
+            curated rows among them, which are at every B/c-th place.
 
         Raises:
             ValueError: a hyper-batch is larger than the rows the order draws.
@@ -87,13 +88,21 @@ class Cascade:
         sidecars, num_groups = self.sidecars, self.settings.num_groups
         num_rows = super_batch_size // num_groups
         size = self.size // num_groups
+        # As many curated positions as every hyper-batch's group has.
+        every, curated_rows = size, 0
+        if isinstance(order, stream.WithCurated):
+            every = order.every
+            curated_rows = size // every
+        offered = size - curated_rows
         embeddings = tf.TensorSpec(
-            [size, sidecars.dim], tf.as_dtype(sidecars.dtype)
+            [offered, sidecars.dim], tf.as_dtype(sidecars.dtype)
         )
-        specs = [tf.TensorSpec([size], tf.int64), embeddings, embeddings]
+        specs = [tf.TensorSpec([offered], tf.int64), embeddings, embeddings]
 
         def load(group):
             positions = int(group) * size + np.arange(size)
+            if curated_rows:
+                positions = positions[~order.is_curated(positions)]
             return load_rows(positions, sidecars, store, order, seed)
 
         def choose(group):
@@ -106,13 +115,22 @@ class Cascade:
                     tf.constant(sidecars.bias, tf.float32),
                 ),
                 self.settings,
-                batch_size=num_rows,
-                num_uniform=self.settings.num_uniform(super_batch_size),
+                batch_size=num_rows - curated_rows,
+                num_uniform=self.settings.num_uniform(
+                    super_batch_size - num_groups * curated_rows
+                ),
                 seed=(seed, group),
                 loss=self.settings.loss or self.loss,
             )
             # In stream order, which spreads the best rows evenly over replicas.
-            return tf.sort(tf.gather(positions, places))
+            chosen = tf.sort(tf.gather(positions, places))
+            if not curated_rows:
+                return chosen
+            curated = group * size + np.arange(every - 1, size, every)
+            parts = [
+                tf.reshape(one, [curated_rows, -1]) for one in (chosen, curated)
+            ]
+            return tf.reshape(tf.concat(parts, 1), [num_rows])
 
         return join_groups(choose, start_step, rows, num_rows, num_groups)
 
@@ -133,7 +151,8 @@ def of_run(
     Raises:
         ValueError: as `Cascade`, or the uniform share rounds to no row.
     """
-    settings, size = config.cascade, config.data.super_batch_size
+    settings, data = config.cascade, config.data
+    size = data.super_batch_size - data.curated_rows
     if settings.hyper_batch_size is None:
         return None
     if settings.uniform_share and not settings.num_uniform(size):
@@ -191,7 +210,7 @@ def load_rows(
     positions: np.ndarray,
     sidecars: sidecars_lib.Sidecars,
     store: stores.Store,
-    order: stream.Order | stream.Mixture,
+    order: stream.AnyOrder,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads the reference's embeddings at positions of the stream.
@@ -294,17 +313,22 @@ def joint_seed(seed: tf.Tensor) -> tf.Tensor:
 
 
 def flops(
-    settings: config_lib.CascadeConfig, super_batch_size: int, dim: int
+    settings: config_lib.CascadeConfig,
+    super_batch_size: int,
+    dim: int,
+    curated_rows: int = 0,
 ) -> int:
     """Counts a host's floating-point operations of stage 0 in one step.
 
     Counts matrix products only, two operations a multiply-add: each of the K B
     rows with itself, and in both directions with each row of its group that is
     drawn jointly. H hosts share G groups evenly if H divides G; with G = 1
-    every host does all of the work. `dim` is D, `super_batch_size` B.
+    every host does all of the work. `dim` is D, `super_batch_size` B, of which
+    `curated_rows` are not chosen.
     """
     if settings.hyper_batch_size is None:
         return 0
-    jointly = super_batch_size // settings.num_groups
-    jointly -= settings.num_uniform(super_batch_size)
-    return 2 * settings.hyper_batch_size * dim * (1 + 2 * jointly)
+    chosen = super_batch_size - curated_rows
+    jointly = chosen // settings.num_groups - settings.num_uniform(chosen)
+    offered = settings.hyper_batch_size - curated_rows
+    return 2 * offered * dim * (1 + 2 * jointly)

@@ -9,7 +9,7 @@ first chooses the positions. Selection and augmentation follow on the device.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,8 @@ FaultLog = fault_log.FaultLog
 # Records in a unit of parallel work. Throughput is equal within noise from 128
 # to 1,280; smaller units balance better and use less memory.
 _CHUNK = 256
+# Separates the curated set's order from the pool's.
+_CURATED_SALT = 0x63757261
 _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 
@@ -48,6 +50,11 @@ class Options:
             B/H) of every super-batch.
         sidecars: of a reference over the same store; adds `reference_image`
             and `reference_text`.
+        rows: bool [n], the rows of the store that are drawn; None draws all.
+        num_curated: parts of the store, its last ones, that are the curated
+            set; not drawn without `curated_rows`.
+        curated_rows: c, rows of every super-batch from the curated set, at
+            every B/c-th place. A cascade does not choose them.
         cascade: chooses the positions that are read; None reads all.
         faults: counts and logs unreadable records and limits their rate; None
             counts with the default limit.
@@ -62,10 +69,19 @@ class Options:
     host: int = 0
     num_hosts: int = 1
     sidecars: sidecars_lib.Sidecars | None = None
+    rows: np.ndarray | None = None
+    num_curated: int = 0
+    curated_rows: int = 0
     cascade: cascade_lib.Cascade | None = None
     faults: FaultLog | None = None
     reference_tokenizer: batches.Tokenizer | None = None
     reference_image: pictures.Form | None = None
+
+    @property
+    def embedded(self) -> Callable | None:
+        """Maps rows to whether sidecars embed them; None without sidecars."""
+        sidecars = self.sidecars or (self.cascade and self.cascade.sidecars)
+        return sidecars and sidecars.valid
 
 
 def super_batches(
@@ -130,16 +146,15 @@ def super_batches(
         tokenizer_of["text_for_reference"] = options.reference_tokenizer
     faults = options.faults or FaultLog(None, _MAX_FAULT_RATE)
     faults.start(start_step, start_step * size)
-    places = order(store, options.weights, seed, options.shuffle_block_size)
+    places = order(store, seed, super_batch_size, options)
     cascade, sidecars = options.cascade, options.sidecars
-    embedded = sidecars or (cascade and cascade.sidecars)
     reader = reader_lib.Reader(
         store,
         places,
         seed=seed,
         step_size=cascade.size if cascade else super_batch_size,
         log=faults,
-        embedded=embedded and embedded.valid,
+        embedded=options.embedded,
     )
 
     def load(positions):
@@ -193,24 +208,46 @@ def super_batches(
 
 
 def order(
-    store: stores.Store,
-    weights: Sequence[float],
-    seed: int,
-    shuffle_block_size: int | None,
-) -> stream.Order | stream.Mixture:
-    """Returns the order of a training stream; arguments as in `Options`.
+    store: stores.Store, seed: int, super_batch_size: int, options: Options
+) -> stream.AnyOrder:
+    """Returns the order of a training stream.
 
     Raises:
         ValueError: as `stream.Order` and `stream.Mixture`, or the manifest has
             no record of a store with a share.
     """
-    settings = {"block_size": shuffle_block_size}
-    ends, parts = np.cumsum(store.parts), []
+    pool = store.parts[: len(store.parts) - options.num_curated]
+    curated = store.parts[len(pool) :]
+    places = _order_of_pool(store, pool, seed, options)
+    if not options.curated_rows:
+        return places
+    size = options.cascade.size if options.cascade else super_batch_size
+    return stream.WithCurated(
+        places,
+        stream.Order(
+            sum(curated),
+            int(stream.uniform_hash(seed, np.zeros(1, int), _CURATED_SALT)[0])
+            >> 1,
+            block_size=options.shuffle_block_size,
+        ),
+        size // options.curated_rows,
+    )
+
+
+def _order_of_pool(store, lengths, seed, options):
+    weights = options.weights
+    settings = {"block_size": options.shuffle_block_size}
+    ends, parts = np.cumsum(lengths), []
+    row_weights = options.rows
     if store.manifest:
-        settings["row_weights"] = store.manifest.weights
-        parts = np.split(store.manifest.weights, ends[:-1])
+        row_weights = store.manifest.weights
+        parts = np.split(row_weights, ends[:-1])
+        if options.rows is not None:
+            row_weights = np.where(options.rows, row_weights, 0.0)
+    if row_weights is not None:
+        settings["row_weights"] = row_weights[: ends[-1]]
     if not weights:
-        return stream.Order(len(store), seed, **settings)
+        return stream.Order(int(ends[-1]), seed, **settings)
     for number, part in enumerate(parts):
         if not part.any():
             start = store.describe(int(ends[number]) - len(part))
@@ -220,7 +257,7 @@ def order(
                 f"{store.manifest.directory!r} with none of the {len(part):,} "
                 f"of `data.train[{number}]`, from {start} on"
             )
-    return stream.Mixture(store.parts, weights, seed, **settings)
+    return stream.Mixture(lengths, weights, seed, **settings)
 
 
 class Examples(NamedTuple):
@@ -259,11 +296,11 @@ def at_positions(
     """
     reader = reader_lib.Reader(
         store,
-        order(store, options.weights, seed, options.shuffle_block_size),
+        order(store, seed, step_size, options),
         seed=seed,
         step_size=step_size,
         log=FaultLog(None, 1.0),  # the run has counted them
-        embedded=options.sidecars and options.sidecars.valid,
+        embedded=options.embedded,
     )
     chunk = reader.read(positions)
     # It decodes those that it keeps, too.

@@ -59,7 +59,7 @@ class Reader:
     """
 
     store: stores.Store
-    order: stream.Order | stream.Mixture
+    order: stream.AnyOrder
     _: dataclasses.KW_ONLY
     seed: int
     step_size: int

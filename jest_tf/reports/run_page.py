@@ -106,39 +106,46 @@ def examples(
         sidecars = sidecars_lib.Sidecars(
             store, config.reference.sidecar_dir, None
         )
-    stage_0 = cascade.of_run(config, sidecars)
-    positions = {
-        number: _positions(config, store, stage_0, number)
-        for number in {number for number, _ in places}
-    }
-    return pipeline.at_positions(
+    first = inputs.Sources(
         store,
-        np.array([positions[number][row] for number, row in places], np.int64),
-        step_size=stage_0.size if stage_0 else data.super_batch_size,
-        seed=config.seed,
-        image_size=data.image_size,
-        options=pipeline.Options(
-            weights=data.weights,
-            shuffle_block_size=data.shuffle_block_size,
-            sidecars=sidecars,
-        ),
+        None,
+        sidecars,
+        sidecars and cascade.of_run(config, sidecars),
+        curated_rows=config.curated_rows(0),
     )
+    found = [None] * len(places)
+    for number in {number for number, _ in places}:
+        sources = inputs.at_step(config, first, workdir, number)
+        positions, step_size = _positions(config, sources, number)
+        here = [i for i, place in enumerate(places) if place[0] == number]
+        some = pipeline.at_positions(
+            store,
+            positions[[places[i][1] for i in here]],
+            step_size=step_size,
+            seed=config.seed,
+            image_size=data.image_size,
+            options=inputs.options_of(config, sources),
+        )
+        for i, *example in zip(here, *some, strict=True):
+            found[i] = example
+    image, caption, ids = zip(*found, strict=True)
+    return pipeline.Examples(np.stack(image), list(caption), np.array(ids))
 
 
-def _positions(config, store, stage_0, number):
-    """Stream positions of a super-batch, as chosen by a cascade if any."""
-    size = config.data.super_batch_size
+def _positions(config, sources, number):
+    """Stream positions of a super-batch, and how many a step has."""
+    size, stage_0 = config.data.super_batch_size, sources.cascade
     if stage_0 is None:
-        return number * size + np.arange(size)
+        return number * size + np.arange(size), size
     chosen = stage_0.positions(
         number,
         slice(0, size),
-        store=store,
-        order=inputs.order_of(config, store),
+        store=sources.store,
+        order=inputs.order_of(config, sources),
         seed=config.seed,
         super_batch_size=size,
     )
-    return next(iter(chosen.take(1))).numpy()
+    return next(iter(chosen.take(1))).numpy(), stage_0.size
 
 
 def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:

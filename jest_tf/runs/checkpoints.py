@@ -49,8 +49,9 @@ class Restored(NamedTuple):
 class Checkpoints(steps.StepCallback):
     """Saves the state when it is due, and deletes old checkpoints.
 
-    A checkpoint is due every so many steps or minutes, after the last step, and
-    after an evaluation that is the best so far.
+    A checkpoint is due every so many steps or minutes, before the reference is
+    renewed, after the last step, and after an evaluation that is the best so
+    far.
 
     Args:
         workdir: the run directory.
@@ -77,6 +78,7 @@ class Checkpoints(steps.StepCallback):
         self._workdir = workdir
         self._settings = config.checkpoint
         self._last_step = config.steps
+        self._stops = {config.steps, *config.bootstrap.renew_at}
         self._parts = dict(parts or {})
         self._guard = guard
         self._agree = agree
@@ -91,7 +93,7 @@ class Checkpoints(steps.StepCallback):
         super().on_train_batch_end(batch, logs)
         if (
             self.passed(self._settings.every_steps)
-            or self.step == self._last_step
+            or self.step in self._stops
             or (self._settings.every_minutes and self._agree(self._is_late()))
         ):
             self.save()

@@ -11,7 +11,9 @@ from jest_tf.runs import directory
 
 
 def examples_at(
-    config: config_lib.TrainConfig, step: int, stopped_at: int | None = None
+    config: config_lib.TrainConfig,
+    step: int,
+    stopped_at: int | None = None,
 ) -> dict[str, int]:
     """Counts examples drawn, scored and trained in the first `step` steps.
 
@@ -20,12 +22,16 @@ def examples_at(
     size = config.data.super_batch_size
     counts = {
         "examples/drawn": step * size,
-        "examples/scored": config.selection.num_scored(step, size, stopped_at),
+        "examples/scored": config.selection.num_scored(
+            step, size - config.data.curated_rows, stopped_at
+        ),
         "examples/trained": step * config.batch_size,
     }
     if config.cascade.hyper_batch_size:
         # The positions from which the drawn examples were chosen.
-        counts["examples/cascaded"] = step * config.cascade.hyper_batch_size
+        counts["examples/cascaded"] = (
+            config.num_cascaded(step) * config.cascade.hyper_batch_size
+        )
     return counts
 
 

@@ -39,7 +39,7 @@ class Repeats:
 
     def __init__(
         self,
-        order: stream.Order | stream.Mixture,
+        order: stream.AnyOrder,
         super_batch_size: int,
         state: dict[str, np.ndarray] | None = None,
     ):
@@ -100,7 +100,7 @@ class Telemetry:
         workdir: str,
         *,
         start_step: int = 0,
-        order: stream.Order | stream.Mixture | None = None,
+        order: stream.AnyOrder | None = None,
         super_batch_at: Callable[[int], int] | None = None,
         state: dict[str, np.ndarray] | None = None,
     ):

@@ -1,8 +1,10 @@
 """The inputs of a run: its examples, its reference, and its stream."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -13,20 +15,23 @@ from jest_tf.data import pictures, pipeline, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import reference
-from jest_tf.runs import interruptions, loading, progress
+from jest_tf.runs import bootstrap, interruptions, loading, progress
 
 
 class Sources(NamedTuple):
     """The inputs of a run: examples, the reference, sidecars and cascade.
 
-    Of the last three, missing ones are None; with sidecars the reference does
-    not run.
+    Missing ones of teacher, sidecars and cascade are None; with sidecars the
+    reference does not run. `rows` are those drawn, bool [n]; None draws all.
+    `curated_rows` are c.
     """
 
     store: stores_lib.Store
     teacher: reference.Run | reference.Pretrained | None
     sidecars: sidecars_lib.Sidecars | None
     cascade: cascade_lib.Cascade | None
+    rows: np.ndarray | None = None
+    curated_rows: int = 0
 
     @property
     def reference(self) -> Callable | None:
@@ -65,7 +70,7 @@ def open_sources(
     if not config.model.init_from:  # which `loading.open_start` checks
         training.check_parts(config)
     settings = config.reference
-    needs_reference = (
+    needs_reference = config.has_first_reference and (
         config.steps_need_reference or config.cascade.hyper_batch_size
     )
     if needs_reference and settings.name:
@@ -87,8 +92,50 @@ def open_sources(
             sidecars = sidecars_lib.Sidecars(
                 store, settings.sidecar_dir, expected
             )
-    cascade = cascade_lib.of_run(config, sidecars)
-    return Sources(store, teacher, sidecars, cascade)
+    cascade = sidecars and cascade_lib.of_run(config, sidecars)
+    return Sources(
+        store, teacher, sidecars, cascade, curated_rows=config.curated_rows(0)
+    )
+
+
+def at_step(
+    config: config_lib.TrainConfig,
+    sources: Sources,
+    workdir: str,
+    step: int,
+) -> Sources:
+    """Returns the inputs of the steps after `step` steps.
+
+    These are the first `sources` until the reference is renewed.
+
+    Raises:
+        ValueError: as `bootstrap.sidecars_at`.
+    """
+    sidecars = bootstrap.sidecars_at(config, sources.store, workdir, step)
+    if sidecars is None:
+        return sources
+    return sources._replace(
+        teacher=None,
+        sidecars=sidecars,
+        cascade=cascade_lib.of_run(config, sidecars),
+        rows=bootstrap.rows_at(config, sources.store, step),
+        curated_rows=config.curated_rows(step),
+    )
+
+
+def options_of(
+    config: config_lib.TrainConfig, sources: Sources
+) -> pipeline.Options:
+    """Returns the options of a run's stream that say what is drawn."""
+    return pipeline.Options(
+        weights=config.data.weights,
+        shuffle_block_size=config.data.shuffle_block_size,
+        sidecars=sources.sidecars if config.steps_need_reference else None,
+        rows=sources.rows,
+        num_curated=len(config.data.curated),
+        curated_rows=sources.curated_rows,
+        cascade=sources.cascade,
+    )
 
 
 def check_widths(
@@ -113,12 +160,14 @@ def check_widths(
 
 
 def order_of(
-    config: config_lib.TrainConfig, store: stores_lib.Store
-) -> stream.Order | stream.Mixture:
+    config: config_lib.TrainConfig, sources: Sources
+) -> stream.AnyOrder:
     """Returns the order of a run's stream."""
-    data = config.data
     return pipeline.order(
-        store, data.weights, config.seed, data.shuffle_block_size
+        sources.store,
+        config.seed,
+        config.data.super_batch_size,
+        options_of(config, sources),
     )
 
 
@@ -168,7 +217,6 @@ class Stream:
     ) -> tf.data.Dataset:
         """Returns all super-batches from number `first`, leaving none out."""
         config, sources = self._config, self._sources
-        sidecars = sources.sidecars if config.steps_need_reference else None
         reference_view = {}
         if sources.sidecars is None and sources.teacher is not None:
             reference_view = {
@@ -184,13 +232,10 @@ class Stream:
             tokenizer=self._tokenizer,
             image_size=self._picture,
             start_step=first,
-            options=pipeline.Options(
-                weights=config.data.weights,
-                shuffle_block_size=config.data.shuffle_block_size,
+            options=dataclasses.replace(
+                options_of(config, sources),
                 host=host,
                 num_hosts=num_hosts,
-                sidecars=sidecars,
-                cascade=sources.cascade,
                 faults=faults,
                 **reference_view,
             ),
@@ -227,9 +272,13 @@ def open_training(
     run = loading.load_run(workdir, step, patch_sizes)
     config = run.config
     sources = open_sources(config, tf.distribute.get_strategy())
+    # Of the last step done, whose super-batch may be asked for.
+    last = (config.steps if step is None else step) - 1
+    sources = at_step(config, sources, workdir, max(0, last))
     skipped = interruptions.Skipped(workdir, writes=False)
     super_batches = Stream(config, sources, run.tokenizer, run.picture, skipped)
     model = training.build_model(config, run.learner, sources.reference)
+    model.curated_rows = sources.curated_rows
     return Training(
         config, model, step or config.steps, super_batches.super_batches
     )
@@ -307,7 +356,10 @@ def _warn_of_losses(config, learned):
 def _warn_of_repeats(config, store):
     """Warns if a super-batch exceeds the data, so that records repeat in it."""
     size = config.data.super_batch_size
-    num_drawn = order_of(config, store).num_drawn
+    sources = Sources(
+        store, None, None, None, curated_rows=config.curated_rows(0)
+    )
+    num_drawn = order_of(config, sources).num_drawn
     if size > num_drawn:
         progress.say(
             f"warning: `data.super_batch_size`={size:,} is more than the "

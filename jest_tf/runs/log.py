@@ -7,7 +7,7 @@ is a function of the settings and the step, also in a run that was killed.
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.runs import (
+    bootstrap,
     costs,
     directory,
     draw_log,
@@ -48,6 +49,7 @@ class Ledger(steps.StepCallback):
         telemetry: follows the selection; None omits it.
         input_wait: watches the dataset, or None.
         cascade_flops: FLOPs of stage 0 in a step, `cascade.flops`.
+        renewals: of the reference, so far.
         state: of the checkpoint that the run continues from.
 
     Attributes:
@@ -65,6 +67,7 @@ class Ledger(steps.StepCallback):
         telemetry: draw_log.Telemetry | None = None,
         input_wait: step_timing.InputWait | None = None,
         cascade_flops: int = 0,
+        renewals: Sequence[bootstrap.Renewal] = (),
         state: dict[str, np.ndarray] | None = None,
     ):
         super().__init__(start_step)
@@ -74,6 +77,7 @@ class Ledger(steps.StepCallback):
         self._workdir = workdir
         self._telemetry = telemetry
         self._cascade_flops = cascade_flops
+        self._renewals = renewals
         self._state = state
         self._progress = progress.Progress("training", "steps")
         rows = directory.read_rows(workdir, directory.METRICS_FILE)
@@ -171,9 +175,16 @@ class Ledger(steps.StepCallback):
         stopped_at = self.model.stopped_at
         counts = costs.examples_at(self._config, step, stopped_at)
         flops = self._flops.at(step, stopped_at)
-        # Alone, those of stage 0 would seem to be all.
-        if flops and self._cascade_flops:
-            flops["flops/cascade"] = step * self._cascade_flops
+        # Alone, those of stage 0 and of renewals would seem to be all.
+        if flops and self._config.cascade.hyper_batch_size:
+            flops["flops/cascade"] = (
+                self._config.num_cascaded(step) * self._cascade_flops
+            )
+        if self._config.bootstrap.renew_at:
+            past = [one for one in self._renewals if one.step < step]
+            counts["examples/embedded"] = sum(one.images for one in past)
+            if flops:
+                flops["flops/renewals"] = sum(one.flops for one in past)
         return counts | flops
 
     def _take_flops(self):
@@ -186,10 +197,15 @@ class Ledger(steps.StepCallback):
             progress.say(f"FLOPs are not counted: {error}")
 
     def _spent(self):
-        return {
+        spent = {
             name: round(self._before.get(name, 0.0) + spent(), 3)
             for name, spent in self.spent.items()
         }
+        if self._config.bootstrap.renew_at:
+            spent["time/renewal_seconds"] = sum(
+                one.seconds for one in self._renewals
+            )
+        return spent
 
     def _write(self, step, followed):
         row = {"step": step}

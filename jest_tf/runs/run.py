@@ -18,8 +18,9 @@ from jest_tf import distribution, evaluation, training
 from jest_tf.config import checks
 from jest_tf.data import batches, cascade, pipeline
 from jest_tf.data import stores as stores_lib
-from jest_tf.runs import checkpoints as checkpoints_lib
+from jest_tf.models import reference
 from jest_tf.runs import (
+    bootstrap,
     directory,
     draw_log,
     evaluations,
@@ -31,6 +32,7 @@ from jest_tf.runs import (
     resources,
     step_timing,
 )
+from jest_tf.runs import checkpoints as checkpoints_lib
 from jest_tf.runs import log as log_lib
 from jest_tf.training import finite
 
@@ -174,27 +176,25 @@ class _Run:
             self.start.tokenizer,
         )
         self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
-        self.stream = inputs.Stream(
-            self.config,
-            self.sources,
-            self.tokenizer,
-            self.start.picture,
-            self.skipped,
-        )
+        self.started = time.monotonic()
 
     def attempt(self) -> dict[str, float] | None:
-        """Trains to the end; None after leaving out super-batches at fault."""
+        """Trains to the end, or to where another attempt must go on.
+
+        Returns:
+            The final measures; None before the reference is renewed, and after
+            leaving out super-batches at fault.
+        """
         config, workdir = self.config, self.workdir
         with self.strategy.scope():
             learner = self.start.build(self.tokenizer.vocabulary_size)
             if config.model.init_from:
                 loading.write_learner(self.output, learner, self.start.picture)
-            model = training.build_model(
-                config, learner, self.sources.reference
-            )
+            model = training.build_model(config, learner)
             inputs.check_widths(config, self.sources, learner)
             restored = checkpoints_lib.restore(model, workdir)
         start_step = restored.step
+        self._open_segment(model, start_step)
         if self.writes:
             directory.cut_back(workdir, start_step)
         _check_executions(config, start_step)
@@ -211,14 +211,14 @@ class _Run:
         is_finished = start_step == config.steps and directory.has(
             workdir, directory.WEIGHTS_FILE
         )
-        started = time.monotonic()
+        stop = bootstrap.end_of(config, start_step)
         if start_step < config.steps:
-            progress.say(f"{workdir}: steps {start_step:,} to {config.steps:,}")
+            progress.say(f"{workdir}: steps {start_step:,} to {stop:,}")
             check = interruptions.FiniteCheck(start_step)
             callbacks = [check, log, checkpoints, self.signals, evaluate]
             callbacks += self.own_callbacks
             try:
-                _fit(model, dataset, callbacks, faults, config.steps)
+                _fit(model, dataset, callbacks, faults, stop)
             except finite.NotFinite as error:
                 rate = float(model.optimizer.learning_rate)
                 error.values["learning_rate"] = rate
@@ -228,6 +228,8 @@ class _Run:
                 if checkpoints.step > start_step:
                     checkpoints.save()
                 raise
+        if stop < config.steps:
+            return None
         faults.close(self.skipped.at(config.steps))
         if faults.num_replaced:
             progress.say(
@@ -238,12 +240,36 @@ class _Run:
         with model.averaged():
             directory.save_learner(self.output, learner)
         measures = evaluate.run(config.steps)
-        spent = None if is_finished else time.monotonic() - started
+        spent = None if is_finished else time.monotonic() - self.started
         progress.say(_closing_line(config, workdir, measures, spent))
         return measures
 
+    def _open_segment(self, model, step):
+        """Opens the inputs of the steps up to the next renewal."""
+        config = self.config
+        run = reference.Run(
+            config,
+            self.tokenizer,
+            model.learner,
+            f"the learner after {step} steps",
+            self.start.picture,
+        )
+        with model.averaged():
+            bootstrap.renew(run, self.workdir, self.sources.store, step)
+        self.segment = inputs.at_step(config, self.sources, self.workdir, step)
+        model.curated_rows = self.segment.curated_rows
+        if self.segment.reference is not None:
+            model.attach_reference(self.segment.reference)
+        self.stream = inputs.Stream(
+            config,
+            self.segment,
+            self.tokenizer,
+            self.start.picture,
+            self.skipped,
+        )
+
     def _callbacks(self, model, restored, input_wait):
-        config, sources = self.config, self.sources
+        config, sources = self.config, self.segment
         telemetry = self._telemetry(restored)
         log = log_lib.Ledger(
             config,
@@ -255,7 +281,9 @@ class _Run:
                 config.cascade,
                 config.data.super_batch_size,
                 sources.sidecars.dim if sources.sidecars else 0,
+                sources.curated_rows,
             ),
+            renewals=bootstrap.renewals(config, self.workdir),
             state=restored.parts.get("log"),
         )
         log.set_model(model)  # for the costs
@@ -310,12 +338,12 @@ class _Run:
         return log, checkpoints, evaluate
 
     def _telemetry(self, restored):
-        config, sources = self.config, self.sources
+        config, sources = self.config, self.segment
         if not config.evaluation.telemetry:
             return None
         order = None
         if sources.cascade is None:  # else rows do not give positions
-            order = inputs.order_of(config, sources.store)
+            order = inputs.order_of(config, sources)
         return draw_log.Telemetry(
             config,
             self.output,

@@ -43,7 +43,8 @@ def of_step(
         ValueError: as `count`.
     """
     settings, held = step.selection, super_batch["image"].shape[0]
-    pool = (settings.candidates or held * num_replicas) // num_replicas
+    offered = held * num_replicas - step.curated_rows
+    pool = (settings.candidates or offered) // num_replicas
     trained = (settings.batch_size or held * num_replicas) // num_replicas
 
     @functools.cache
@@ -72,7 +73,9 @@ def of_step(
             counts["reference"], width = passes(step.reference, pool, size)
             widths.append(width)
         counts["select"] = _of_draw(
-            num_replicas * pool, settings.batch_size, sum(widths)
+            num_replicas * pool,
+            settings.batch_size - step.curated_rows,
+            sum(widths),
         )
     is_embedded = "reference_image" in super_batch or counts["reference"]
     if step.distils and not is_embedded:

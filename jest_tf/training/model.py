@@ -62,6 +62,8 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         augment: `(images, seed, places, batch_size) -> images`, applied in the
             graph. `seed` is int32 `[2]`; `places`, int32 `[n]`, are the places
             of the n images among the `batch_size` of the sub-batch.
+        curated_rows: c, rows of a super-batch, at every B/c-th place, that are
+            in every sub-batch beside the chosen ones; R must divide c.
         seed: seed of the draws and of the augmentation.
 
     Attributes:
@@ -109,6 +111,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         distillation_steps: int | None = None,
         projection_dim: int | None = None,
         augment: Callable | None = None,
+        curated_rows: int = 0,
         seed: int = 0,
         **kwargs,
     ):
@@ -139,6 +142,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             distillation_steps=distillation_steps,
             projection=self.projection,
             augment=augment,
+            curated_rows=curated_rows,
             seed=(seed, 0),
         )
         for view in (*self.step.views, self.selection.view):
@@ -162,6 +166,15 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self._last_logs = {}
         if learner.built:
             self.build(None)
+
+    @property
+    def curated_rows(self) -> int:
+        """c, curated rows of a super-batch, see `config.DataConfig`."""
+        return self.step.curated_rows
+
+    @curated_rows.setter
+    def curated_rows(self, count: int) -> None:
+        self._change_step(curated_rows=count)
 
     def attach_reference(self, model: Callable) -> None:
         """Sets the reference, e.g. after loading; see the class.

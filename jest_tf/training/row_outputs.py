@@ -5,7 +5,7 @@ device until a callback reads them through `RowReport`. They need no callback in
 the graph and no collective.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -29,19 +29,19 @@ def of_trained(
 def of_scored(
     pool: Mapping[str, tf.Tensor],
     draw: selection.Draw | None,
-    stride: int,
+    row_of: Callable,
     replicas=None,
 ) -> dict[str, dict[str, tf.Tensor]]:
     """Scores and losses of the rows scored here, if the step scored.
 
-    Every `stride`-th row of the super-batch is a candidate, in `pool`.
+    `pool` and `row_of` are those of `step.candidates`.
     """
     if draw is None:
         return {}
     rows = placement.rows_of_all(pool["image"].shape[0], replicas)
     groups = {
         "scored": {
-            "row": stride * rows,
+            "row": row_of(rows),
             "id": pool.get("id"),
             "own_score": draw.own_score,
             "learner_loss": draw.learner_loss,

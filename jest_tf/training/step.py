@@ -42,6 +42,9 @@ class Step:
             to the reference's width, for distillation; None if it is equal.
         selection: a `config.SelectionConfig` without a schedule; without a
             `batch_size`, the step trains on the whole super-batch.
+        curated_rows: c, rows of the super-batch, at every B/c-th place, that
+            are in every sub-batch; only the others are scored. 0 without a
+            selection.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, `distribution.current()`; None on one
             replica.
@@ -63,6 +66,7 @@ class Step:
     distillation_weight: float = 0.0
     distillation_steps: int | None = None
     augment: Callable | None = None
+    curated_rows: int = 0
     seed: Any = (0, 0)
     replicas: Any = None
 
@@ -133,19 +137,20 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
     Raises:
         ValueError: if settings do not fit each other or the batch.
     """
-    pool, stride = candidates(step, super_batch)  # [n/R, ...]
+    pool, row_of = candidates(step, super_batch)  # [n/R, ...]
 
     # Score: both models embed every candidate, without a gradient.
     learner, reference = score(step, pool)  # [n/R, D], [n/R, Dr]
     learner, learner_is_finite = finite.cleaned(learner)
     reference, reference_is_finite = finite.cleaned(reference)
 
-    # Select: the b rows that are most learnable together.
+    # Select: the rows that are most learnable together.
     indices, draw = select(step, pool, learner, reference)
 
     # Gather: the sub-batch, b/R rows on each replica.
     pool = sub_batch.with_reference(step, pool, reference)
     batch, places = sub_batch.gather(step, pool, indices)  # [b/R, ...]
+    batch, places = sub_batch.add_curated(step, super_batch, batch, places)
     batch, targets = sub_batch.distillation_targets(step, batch)  # [b/R, Dr]
     batch = sub_batch.augment(step, batch, places)
 
@@ -172,35 +177,41 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
         "bias": gradient.embeddings.bias,
         **_of_draw(step, draw, learner_is_finite, reference_is_finite),
     }
-    drawn = None if indices is None else stride * indices
+    drawn = sub_batch.drawn_rows(step, super_batch, indices, row_of)
     rows = row_outputs.of_trained(batch, places)
-    rows |= row_outputs.of_scored(pool, draw, stride, step.replicas)
+    rows |= row_outputs.of_scored(pool, draw, row_of, step.replicas)
     return Outputs(metrics, draw, drawn, rows)
 
 
 def candidates(
     step: Step, super_batch: Mapping[str, tf.Tensor]
-) -> tuple[Mapping[str, tf.Tensor], int]:
-    """Takes every k-th row of the super-batch; returns `[n/R, ...]` and k.
+) -> tuple[Mapping[str, tf.Tensor], Callable]:
+    """Takes the rows to choose from: every k-th, or all but the curated ones.
+
+    Returns:
+        Tensors `[n/R, ...]`, and a function that maps the number of a
+        candidate, of all n, to its row of the super-batch.
 
     Raises:
         ValueError: if sizes do not fit each other or R.
     """
     settings = step.selection
     if settings.batch_size is None:
-        return super_batch, 1
+        return super_batch, lambda number: number
     size = super_batch["image"].shape[0] * step.num_replicas
-    settings.check_super_batch(size)
+    settings.check_super_batch(size, step.curated_rows)
     for name, number in (
         ("`selection.batch_size` (b)", settings.batch_size),
         ("`selection.candidates`", settings.candidates or size),
     ):
         placement.share(number, step.num_replicas, name)
+    if step.curated_rows:
+        return sub_batch.without_curated(step, super_batch)
     stride = size // (settings.candidates or size)
     if stride == 1:
-        return super_batch, 1
+        return super_batch, lambda number: number
     pool = {name: value[::stride] for name, value in super_batch.items()}
-    return pool, stride
+    return pool, lambda number: stride * number
 
 
 def score(
@@ -252,12 +263,17 @@ def select(
     `learner` and `reference` are the results of `score`.
 
     Returns:
-        int32 `[b]`, candidates in the order drawn, None without a selection;
-        and the `Draw` of a step that scored.
+        int32 `[b - c]`, candidates in the order drawn, None without a
+        selection; and the `Draw` of a step that scored.
     """
     settings = step.selection
     if settings.batch_size is None:
         return None, None
+    settings = dataclasses.replace(
+        settings,
+        batch_size=settings.batch_size - step.curated_rows,
+        loss=settings.loss or step.loss,
+    )
     if not settings.scores:
         indices = selection.uniform_rows(
             step.seed,
@@ -267,11 +283,7 @@ def select(
         )
         return indices, None
     draw = selection.draw(
-        learner,
-        reference,
-        step.seed,
-        dataclasses.replace(settings, loss=settings.loss or step.loss),
-        step.replicas,
+        learner, reference, step.seed, settings, step.replicas
     )
     return draw.indices, draw
 

@@ -3,7 +3,7 @@
 Arguments and shapes are those of `step.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
@@ -56,6 +56,8 @@ def with_reference(
     """Attaches the reference's embeddings for distillation, to save a pass."""
     if not step.distils or reference is None or _is_embedded(pool):
         return pool
+    if step.curated_rows:
+        return pool  # they were not scored
     return dict(pool) | dict(zip(_FROM_REFERENCE, reference[:2], strict=True))
 
 
@@ -116,6 +118,62 @@ def gather(
     return batch, tf.gather(places, mixed)
 
 
+def without_curated(
+    step, super_batch: Mapping[str, tf.Tensor]
+) -> tuple[dict[str, tf.Tensor], Callable]:
+    """Leaves out the curated rows; returns as `step.candidates`.
+
+    Raises:
+        ValueError: if R does not divide c.
+    """
+    every = _every(step, super_batch)
+
+    def others(value):
+        kept = tf.reshape(value, [-1, every, *value.shape[1:]])[:, :-1]
+        return tf.reshape(kept, [-1, *value.shape[1:]])
+
+    pool = {name: others(value) for name, value in super_batch.items()}
+    return pool, lambda number: number + number // (every - 1)
+
+
+def add_curated(
+    step,
+    super_batch: Mapping[str, tf.Tensor],
+    batch: dict[str, tf.Tensor],
+    places: tf.Tensor,
+) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    """Appends the curated rows to the chosen ones; returns as `gather`."""
+    if not step.curated_rows or step.selection.batch_size is None:
+        return batch, places
+    every = _every(step, super_batch)
+    batch = {
+        name: tf.concat([value, super_batch[name][every - 1 :: every]], 0)
+        for name, value in batch.items()
+    }
+    own = placement.rows_of_all(
+        step.curated_rows // step.num_replicas, step.replicas
+    )
+    chosen = step.selection.batch_size - step.curated_rows
+    return batch, tf.concat([places, chosen + own], 0)
+
+
+def drawn_rows(
+    step,
+    super_batch: Mapping[str, tf.Tensor],
+    indices: tf.Tensor | None,
+    row_of: Callable,
+) -> tf.Tensor | None:
+    """Rows of the super-batch that are in the sub-batch, int32 `[b]`.
+
+    `indices` are the chosen candidates; None without a selection.
+    """
+    if indices is None or not step.curated_rows:
+        return indices if indices is None else row_of(indices)
+    every = _every(step, super_batch)
+    curated = tf.range(step.curated_rows) * every + every - 1
+    return tf.concat([row_of(indices), curated], 0)
+
+
 def distillation_targets(
     step, batch: dict[str, tf.Tensor]
 ) -> tuple[dict[str, tf.Tensor], Embeddings | None]:
@@ -157,6 +215,14 @@ def augment(
         batch["image"], _salted(step, _AUGMENT_SALT), places, batch_size
     )
     return batch | {"image": images}
+
+
+def _every(step, super_batch):
+    """B/c: every so many rows one is curated, on each replica."""
+    share = placement.share(
+        step.curated_rows, step.num_replicas, "`data.curated_rows` (c)"
+    )
+    return super_batch["image"].shape[0] // share
 
 
 def _is_embedded(batch):

@@ -612,7 +612,7 @@ class FilesTest(tf.test.TestCase):
             (
                 "data.imagesize=3",
                 "No setting `data.imagesize`. Fields of DataConfig: train, "
-                "weights, manifest, format, .*mean `data.image_size`",
+                "weights, curated, .*mean `data.image_size`",
             ),
             ("image_size=3", "No setting `image_size`.*`data.image_size`"),
             ("model.batch_size=3", "Did you mean `selection.batch_size`"),

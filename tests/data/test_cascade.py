@@ -321,6 +321,67 @@ class StreamTest(cascade_cases.CascadeTestCase):
                 own = batch["id"][~batch["record_replaced"]] - 1000
                 self.assertEmpty(set(own) - set(rows))
 
+    def test_curated_rows_are_not_chosen(self):
+        """4 of 12 rows; the last shard, of 40 records, is the curated set."""
+        store = stores.join(
+            [stores.open_store(path) for path in self.store.shards.paths]
+        )
+        options = pipeline.Options(
+            num_curated=1,
+            curated_rows=4,
+            cascade=self.cascade(hyper_batch_size=28),
+        )
+        order = pipeline.order(store, cascade_cases.SEED, 12, options)
+        for step, batch in enumerate(
+            self.batches(
+                3,
+                options.cascade,
+                store=store,
+                num_curated=1,
+                curated_rows=4,
+            )
+        ):
+            offered = np.arange(28 * step, 28 * (step + 1))
+            curated = offered[6::7]
+            self.assertTrue(order.is_curated(curated).all())
+            # A curated row that cannot be read has a curated substitute.
+            self.assertAllInRange(batch["id"][2::3] - 1000, 40, 79)
+            readable = ~batch["record_replaced"][2::3]
+            self.assertAllEqual(
+                (batch["id"][2::3] - 1000)[readable],
+                order.rows(curated)[readable],
+            )
+            # The others are the joint draw from the pool's 24 positions.
+            pool = offered[~order.is_curated(offered)]
+            rows = order.rows(pool)
+            pool = pool[np.argsort(rows, kind="stable")]
+            places, _ = cascade.draw(
+                Embeddings(
+                    *(
+                        np.float32(part)
+                        for part in cascade.load_rows(
+                            pool,
+                            self.sidecars,
+                            self.store,
+                            order,
+                            cascade_cases.SEED,
+                        )[1:]
+                    ),
+                    20.0,
+                    -8.0,
+                ),
+                options.cascade.settings,
+                batch_size=8,
+                seed=(cascade_cases.SEED, step),
+                loss="sigmoid",
+            )
+            chosen = np.sort(pool[places])
+            others = np.delete(batch["id"], np.arange(2, 12, 3)) - 1000
+            replaced = np.delete(batch["record_replaced"], np.arange(2, 12, 3))
+            self.assertAllEqual(
+                others[~replaced], order.rows(chosen)[~replaced]
+            )
+
     def test_faults_are_logged_with_the_step_that_met_them(self):
         path = os.path.join(self.get_temp_dir(), "faults.jsonl")
         log = pipeline.FaultLog(path, 1.0)

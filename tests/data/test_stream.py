@@ -409,5 +409,46 @@ class MixtureTest(tf.test.TestCase):
                 stream.Mixture((3, 4), weights, 0)
 
 
+class WithCuratedTest(tf.test.TestCase):
+    def order(self, every=4):
+        pool, curated = stream.Order(50, 3), stream.Order(7, 4)
+        return stream.WithCurated(pool, curated, every), pool, curated
+
+    def test_both_sets_walk_their_own_orders(self):
+        for every in (1, 2, 4):
+            order, pool, curated = self.order(every)
+            positions = np.arange(240)
+            rows = order.rows(positions)
+            turns = np.arange(240 // every)
+            self.assertAllEqual(
+                rows[every - 1 :: every], 50 + curated.rows(turns)
+            )
+            rest = np.delete(rows, np.arange(every - 1, 240, every))
+            self.assertAllEqual(rest, pool.rows(np.arange(len(rest))))
+            self.assertAllEqual(order.is_curated(positions), rows >= 50)
+
+    def test_any_position_can_be_asked_for(self):
+        order, _, _ = self.order()
+        rows = order.rows(np.arange(300))
+        some = np.random.default_rng(0).permutation(300)[:40]
+        self.assertAllEqual(order.rows(some), rows[some])
+
+    def test_distinct_rows_are_counted(self):
+        order, _, _ = self.order()
+        rows = order.rows(np.arange(300))
+        for count in (0, 1, 5, 29, 66, 300):
+            self.assertEqual(
+                order.num_distinct(count), len(np.unique(rows[:count]))
+            )
+
+    def test_substitutes_are_of_the_same_set(self):
+        order, _, _ = self.order()
+        positions = np.arange(200)
+        for attempt in (1, 2):
+            found = order.substitutes(positions, attempt)
+            self.assertAllEqual(found >= 50, order.is_curated(positions))
+            self.assertTrue((found < 57).all())
+
+
 if __name__ == "__main__":
     tf.test.main()

@@ -4,6 +4,7 @@ Whole steps under `fit` are in `test_model.py`.
 """
 
 import dataclasses
+from unittest import mock
 
 import lockstep
 import numpy as np
@@ -72,13 +73,15 @@ class CandidatesTest(tf.test.TestCase):
     def test_candidates_are_the_same_on_any_number_of_replicas(self):
         for num_replicas in (1, 2, 4):
             found = self.candidates(num_replicas, candidates=12)
-            self.assertEqual({stride for _, stride in found}, {2})
+            self.assertEqual(
+                [row_of(5) for _, row_of in found], len(found) * [10]
+            )
             ids = np.concatenate([pool["id"] for pool, _ in found])
             self.assertAllEqual(ids, BATCH["id"][::2])
 
     def test_every_row_is_a_candidate_by_default(self):
-        ((pool, stride),) = self.candidates(1)
-        self.assertEqual(stride, 1)
+        ((pool, row_of),) = self.candidates(1)
+        self.assertEqual(row_of(5), 5)
         self.assertAllEqual(pool["id"], BATCH["id"])
 
     def test_sizes_that_do_not_fit_are_refused(self):
@@ -256,6 +259,65 @@ class GatherTest(tf.test.TestCase):
             ValueError, "equal parts. .* 3 views, b=16"
         ):
             self.gather(1, indices, views=views)
+
+
+class CuratedTest(tf.test.TestCase):
+    """Every sixth of 24 rows is curated: 4 in a sub-batch of 8."""
+
+    CURATED = np.arange(5, ROWS, 6)
+    OTHERS = np.delete(np.arange(ROWS), CURATED)
+
+    def sub_batch(self, num_replicas, quota):
+        step = step_of(
+            dataclasses.replace(JOINT, method="uniform", quota=quota),
+            curated_rows=4,
+        )
+
+        def choose(replicas):
+            here, batch = on(replicas, step), share(replicas)
+            pool, row_of = step_lib.candidates(here, batch)
+            indices, _ = step_lib.select(here, pool, None, None)
+            found = sub_batch.gather(here, pool, indices)
+            drawn = sub_batch.drawn_rows(here, batch, indices, row_of)
+            return pool, drawn, *sub_batch.add_curated(here, batch, *found)
+
+        return on_replicas(num_replicas, choose)
+
+    def test_curated_rows_are_never_candidates(self):
+        for num_replicas in (1, 2, 4):
+            found = self.sub_batch(num_replicas, "global")
+            ids = np.concatenate([pool["id"] for pool, *_ in found])
+            self.assertAllEqual(ids, BATCH["id"][self.OTHERS])
+
+    def test_every_sub_batch_has_the_drawn_rows_and_the_curated_ones(self):
+        hand = self.OTHERS[selection.uniform_rows(SEED, 4, len(self.OTHERS))]
+        for quota in config.QUOTAS:
+            for num_replicas in (1, 2, 4):
+                found = self.sub_batch(num_replicas, quota)
+                drawn = found[0][1].numpy()
+                self.assertAllEqual(drawn[4:], self.CURATED)
+                self.assertNoCommonElements(drawn[:4], self.CURATED)
+                if quota == "global" or num_replicas == 1:
+                    self.assertAllEqual(drawn[:4], hand)
+                places = np.concatenate([places for *_, places in found])
+                self.assertAllEqual(np.sort(places), np.arange(8))
+                for _, rows, batch, places in found:
+                    self.assertLen(places, 8 // num_replicas)
+                    rows = rows.numpy()[places]
+                    self.assertEqual(set(batch), TRAINED_ON)
+                    for name, value in batch.items():
+                        self.assertAllEqual(value, BATCH[name][rows])
+
+    def test_replicas_must_divide_them(self):
+        step = step_of(JOINT, curated_rows=4)
+        with self.assertRaisesRegex(
+            ValueError,
+            "`data.curated_rows` [(]c[)] must be a multiple.* 4, R=8",
+        ):
+            sub_batch.without_curated(
+                dataclasses.replace(step, replicas=mock.Mock(num_replicas=8)),
+                share(None),
+            )
 
 
 class DistillationTest(tf.test.TestCase):

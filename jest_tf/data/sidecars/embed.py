@@ -8,6 +8,8 @@ framework will do. `jest-tf embed` is the command.
 import collections
 import concurrent.futures
 import contextlib
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ class Output:
         overwrite: replace existing sidecars that do not fit.
         shards: indices of the shards to embed; None is all.
         progress: called with the rows done and the rows in all.
+        rows: bool [n], the rows of the store to embed; the others are marked
+            as unreadable. None embeds all.
     """
 
     directory: str = ""
@@ -44,6 +48,7 @@ class Output:
     overwrite: bool = False
     shards: Iterable[int] | None = None
     progress: Callable[[int, int], None] | None = None
+    rows: np.ndarray | None = None
 
 
 class Summary(NamedTuple):
@@ -148,16 +153,30 @@ def write(
 
     def parts(shard):
         start, stop = _rows_of(store, shard)
+        wanted = np.arange(start, stop)
+        if output.rows is not None:
+            wanted = wanted[output.rows[start:stop]]
+        # Each span has `batch_size` of the wanted rows.
+        edges = [start, *wanted[batch_size::batch_size], stop]
 
-        def load_at(first):
-            rows = np.arange(first, min(first + batch_size, stop))
-            return load(store, rows, form)
+        def load_span(span):
+            rows = wanted[slice(*np.searchsorted(wanted, span))]
+            return span, rows, load(store, rows, form)
 
-        starts = range(start, stop, batch_size)
-        for batch in _in_order(pool, load_at, starts, _AHEAD + workers):
+        spans = itertools.pairwise(edges)
+        for span, rows, batch in _in_order(
+            pool, load_span, spans, _AHEAD + workers
+        ):
             reasons.update(batch.reasons)
             image, text = _encode(encode, batch, description.dim)
-            yield batch.ids, image, text, batch.captions, batch.valid
+            spread = functools.partial(_spread, rows - span[0], span)
+            yield (
+                store.ids(np.arange(*span)),
+                spread(image),
+                text,
+                spread(batch.captions),
+                spread(batch.valid),
+            )
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         summary = _write(store, description, output, parts)
@@ -260,7 +279,9 @@ def load(store: stores.Store, rows: np.ndarray, form: pictures.Form) -> Batch:
     texts, _ = tokenizers.sanitize_captions(tf.constant(texts, tf.string))
     return Batch(
         ids=store.ids(rows),
-        valid=np.array([not isinstance(one, stores.Fault) for one in found]),
+        valid=np.array(
+            [not isinstance(one, stores.Fault) for one in found], bool
+        ),
         images=images,
         texts=[text.decode("utf-8", "replace") for text in texts.numpy()],
         places=np.array(places, np.int64),
@@ -343,6 +364,14 @@ def _in_order(pool, function, items, ahead):
             yield pending.popleft().result()
     for future in pending:
         yield future.result()
+
+
+def _spread(places, span, values):
+    """Places values of some rows among zeros for all rows of a span."""
+    start, stop = span
+    spread = np.zeros([stop - start, *values.shape[1:]], values.dtype)
+    spread[places] = values
+    return spread
 
 
 def _encode(encode, batch, dim):

@@ -243,16 +243,17 @@ def open_store(
 def open_stores(
     config, progress: Callable[[int, int], None] | None = None
 ) -> Store:
-    """Opens all stores of a `DataConfig`'s `train` as one array of rows.
+    """Opens all stores of a `DataConfig` as one array of rows.
 
     Returns:
-        A store whose rows follow the order of `data.train`, with `parts` and
-        the settings' manifest.
+        A store whose rows follow the order of `data.train` and `data.curated`,
+        with `parts` and the settings' manifest.
 
     Raises:
         ValueError: as `open_store`.
     """
-    store = _open([[pattern] for pattern in config.train], config, progress)
+    patterns = [[one] for one in (*config.train, *config.curated)]
+    store = _open(patterns, config, progress)
     if config.manifest:
         store.manifest = manifest.Manifest(config.manifest, store)
     return store

@@ -56,7 +56,7 @@ def encode(images, captions):
     )
 
 
-class WriteTest(tf.test.TestCase):
+class StoreTestCase(tf.test.TestCase):
     """Two shards with records of every kind, good and bad."""
 
     def setUp(self):
@@ -132,6 +132,8 @@ class WriteTest(tf.test.TestCase):
                     expected = embed_caption(caption)
                 self.assertAllClose(vector, expected)
 
+
+class WriteTest(StoreTestCase):
     def test_every_picture_and_caption_is_embedded(self):
         for batch_size in (1, 2, 3, 100):
             self.folder = os.path.join(self.directory, str(batch_size))
@@ -243,6 +245,42 @@ class WriteTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.write(model)
+
+
+class RowsTest(StoreTestCase):
+    """Some rows of a store only."""
+
+    def test_the_others_have_no_embedding(self):
+        wanted = np.array([0, 1, 0, 0, 0, 0, 0, 1, 1], bool)
+        sizes = []
+
+        def counted(images, captions):
+            sizes.append(len(images))
+            return encode(images, captions)
+
+        self.write()
+        every = sidecars_lib.Sidecars(self.store, self.folder)
+        self.folder += "-some"
+        self.write(counted, rows=wanted)
+        some = sidecars_lib.Sidecars(self.store, self.folder)
+        # Full passes: two of the second shard's rows at once.
+        self.assertEqual(sizes, [1, 2])
+        self.assertAllEqual(some.valid(np.arange(9)), wanted)
+        for row in np.flatnonzero(wanted):
+            ids = self.store.ids(np.array([row]))
+            number = np.array([0])
+            ours, theirs = (
+                one.read_numbered(np.array([row]), number, ids)
+                for one in (some, every)
+            )
+            for one, other in zip(ours, theirs, strict=True):
+                self.assertAllEqual(one, other)
+
+    def test_a_shard_without_any(self):
+        self.write(rows=np.arange(9) > 4)
+        some = sidecars_lib.Sidecars(self.store, self.folder)
+        self.assertFalse(some.valid(np.arange(5)).any())
+        self.assertTrue(some.valid(np.array([7, 8])).all())
 
 
 class CommandTest(tf.test.TestCase):

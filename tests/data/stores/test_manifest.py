@@ -104,7 +104,7 @@ class ManifestTest(FolderTestCase):
         shard_files.write_manifest(store, self.directory, [0, 1, 0, 2, 0])
         data = config.DataConfig(train=(path,), manifest=self.directory)
         opened = stores.open_stores(data)
-        order = pipeline.order(opened, (), 3, None)
+        order = pipeline.order(opened, 3, 1, pipeline.Options())
         self.assertAllEqual(np.unique(order.rows(np.arange(8))), [1, 3])
 
     def test_it_may_lie_on_remote_storage(self):
@@ -227,9 +227,11 @@ class ManifestTest(FolderTestCase):
             f"`data.manifest` must have.*{self.directory}' with none of the 20 "
             rf"of `data.train\[0\]`, from record 0 of {self.shard(0)} on",
         ):
-            pipeline.order(store, data.weights, 0, None)
+            pipeline.order(store, 0, 1, pipeline.Options(weights=data.weights))
         # By their size, what is left out has no share.
-        rows = pipeline.order(store, (), 0, None).rows(np.arange(20))
+        rows = pipeline.order(store, 0, 1, pipeline.Options()).rows(
+            np.arange(20)
+        )
         self.assertAllEqual(np.sort(rows), np.arange(20, 40))
 
     def test_a_manifest_that_draws_no_record_is_refused(self):

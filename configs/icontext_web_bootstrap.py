@@ -1,0 +1,30 @@
+"""IconText's web-like benchmark: one run that makes its own reference.
+
+    jest-tf train --config configs/icontext_web_bootstrap.py \
+        --workdir icontext-work/runs/web-bootstrap
+
+First build the data, see configs/icontext_web.py. The run starts on the curated
+set and renews its reference three times (docs/bootstrap.md).
+"""
+
+import dataclasses
+
+from configs import icontext_web
+from jest_tf import config as config_lib
+
+
+def config() -> config_lib.TrainConfig:
+    """Trains on what its own earlier selves find easy."""
+    baseline = icontext_web.config()
+    return dataclasses.replace(
+        baseline,
+        steps=1400,
+        data=dataclasses.replace(
+            baseline.data,
+            curated=(f"{icontext_web.DATA}/curated-*.tfrecord",),
+        ),
+        cascade=config_lib.CascadeConfig(hyper_batch_size=1280),
+        bootstrap=config_lib.BootstrapConfig(
+            renew_at=(150, 300, 600), share=0.3, curated_rows=256
+        ),
+    )

@@ -1,0 +1,313 @@
+"""A run that renews its reference from its own learner."""
+
+import os
+import tempfile
+
+import cascade_cases
+import numpy as np
+import pytest
+import subprocesses
+import tensorflow as tf
+import tiny
+
+from jest_tf import config
+from jest_tf.data import cascade, pipeline, stores
+from jest_tf.runs import bootstrap, checkpoints, directory
+
+STEPS, RENEW_AT, HYPER, SUPER = 24, (8, 16), 32, 12
+SETTINGS = (
+    "selection.batch_size=none",
+    "selection.method=uniform",
+    "selection.phases=",
+    "selection.uniform_every=none",
+    "bootstrap.renew_at=8,16",
+    "bootstrap.share=0.7",
+    "optimizer.ema=none",
+    "bootstrap.curated_rows=6",
+    f"cascade.hyper_batch_size={HYPER}",
+    "cascade.num_chunks=2",
+    "data.curated_rows=4",
+    "evaluation.log_every_steps=1",
+    "checkpoint.keep=9",
+)
+
+
+@pytest.mark.slow
+class RunTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        tiny.write_shard(f"{cls.folder}/a.tfrecord", rows=60)
+        tiny.write_shard(
+            f"{cls.folder}/damaged.tfrecord", rows=8, seed=1, damaged=(2, 5)
+        )
+        tiny.write_shard(f"{cls.folder}/curated.tfrecord", rows=10, seed=2)
+        cls.settings = (
+            *SETTINGS,
+            f"data.curated={cls.folder}/curated.tfrecord",
+        )
+        cls.server = subprocesses.Server()
+        cls.addClassCleanup(cls.server.close)
+        cls.unbroken = os.path.join(cls.folder, "unbroken")
+        cls.run_in(cls.unbroken)
+        cls.config = directory.load_config(cls.unbroken)
+        cls.store = stores.open_stores(cls.config.data)
+
+    @classmethod
+    def run_in(cls, workdir, *overrides, ended=0, **options):
+        code = cls.server.run(workdir, *cls.settings, *overrides, **options)
+        with open(f"{workdir}.log", encoding="utf-8") as file:
+            said = file.read()
+        if code != ended:
+            raise AssertionError(f"ended with {code}: {said}")
+        return said
+
+    def lines(self, workdir, name):
+        return [
+            {
+                key: value
+                for key, value in row.items()
+                if not tiny.from_clock(key)
+            }
+            for row in tiny.read_lines(workdir, name)
+        ]
+
+    def drawn(self):
+        rows = self.lines(self.unbroken, directory.DRAWS_FILE)
+        return {row["step"]: row["ids"] for row in rows}
+
+    def test_the_rows_of_every_segment_are_the_streams(self):
+        """Half are curated at first; then the cascade chooses 8 of 12 rows."""
+        drawn = self.drawn()
+        starts = (0, *RENEW_AT)
+        for start, stop, curated_rows in zip(
+            starts, (*RENEW_AT, STEPS), (6, 4, 4), strict=True
+        ):
+            found = chooser = None
+            if start:
+                found = bootstrap.sidecars_at(
+                    self.config, self.store, self.unbroken, start
+                )
+                chooser = cascade.Cascade(self.config.cascade, found, "sigmoid")
+            dataset = pipeline.super_batches(
+                self.store,
+                super_batch_size=SUPER,
+                seed=self.config.seed,
+                tokenizer=cascade_cases.TOKENIZER,
+                image_size=tiny.IMAGE_SIZE,
+                start_step=start,
+                options=pipeline.Options(
+                    cascade=chooser,
+                    rows=bootstrap.rows_at(self.config, self.store, start),
+                    num_curated=1,
+                    curated_rows=curated_rows,
+                    faults=pipeline.FaultLog(None, 1.0),
+                ),
+            )
+            for step, batch in enumerate(dataset.take(stop - start), start + 1):
+                self.assertEqual(drawn[step], batch["id"].numpy().tolist())
+        self.assertLen(drawn, STEPS)
+
+    def test_a_reference_is_the_learner_of_its_step(self):
+        for step in RENEW_AT:
+            found = bootstrap.sidecars_at(
+                self.config, self.store, self.unbroken, step
+            )
+            state = checkpoints.read(self.unbroken, step)
+            (temperature,) = (
+                value
+                for name, value in state.items()
+                if name.startswith("model/") and "temperature" in name
+            )
+            self.assertAllClose(found.scale, np.exp(temperature), rtol=1e-6)
+            rows = bootstrap.rows_at(self.config, self.store, step)
+            damaged = {62, 65}
+            self.assertEqual(
+                set(np.flatnonzero(found.valid(np.arange(78)))),
+                set(np.flatnonzero(rows)) - damaged,
+            )
+
+    def test_each_renewal_embeds_other_rows_and_all_curated_ones(self):
+        first, second = (
+            bootstrap.rows_at(self.config, self.store, step)
+            for step in RENEW_AT
+        )
+        self.assertNotAllEqual(first[:68], second[:68])
+        for rows in (first, second):
+            self.assertTrue(rows[68:].all())
+            # Six standard deviations of 68 rows at 0.7.
+            self.assertAllClose(rows[:68].mean(), 0.7, atol=6 * 0.056)
+        self.assertIsNone(bootstrap.rows_at(self.config, self.store, 7))
+
+    def test_every_pass_is_in_the_log(self):
+        rows = self.lines(self.unbroken, directory.METRICS_FILE)
+        by_step = {row["step"]: row for row in rows}
+        done = bootstrap.renewals(self.config, self.unbroken)
+        self.assertEqual([one.step for one in done], list(RENEW_AT))
+        self.assertEqual(
+            [by_step[step]["examples/embedded"] for step in (8, 9, 16, 17)],
+            [
+                0,
+                done[0].images,
+                done[0].images,
+                done[0].images + done[1].images,
+            ],
+        )
+        self.assertEqual(
+            by_step[24]["flops/renewals"], done[0].flops + done[1].flops
+        )
+        self.assertEqual(by_step[24]["examples/cascaded"], 16 * HYPER)
+        # Pictures and captions, one each, of the tiny learner: one product.
+        dim, tokens = 6, tiny.TEXT_LENGTH
+        pixels = 3 * tiny.IMAGE_SIZE**2
+        self.assertIn(
+            done[0].flops / done[0].images,
+            [2 * dim * (pixels + tokens * dim)],
+        )
+
+    def test_a_killed_run_ends_as_the_unbroken_one(self):
+        killed = os.path.join(self.folder, "killed")
+        for place in (20, 34, 42, 48, 55):
+            self.run_in(killed, at=place, ended=-9)
+        self.run_in(killed)
+        for name in (directory.METRICS_FILE, directory.DRAWS_FILE):
+            self.assertEqual(
+                self.lines(killed, name), self.lines(self.unbroken, name)
+            )
+        ours, theirs = (
+            subprocesses.weight_arrays(f"{one}/{directory.WEIGHTS_FILE}")
+            for one in (killed, self.unbroken)
+        )
+        self.assertEqual(set(ours), set(theirs))
+        for name, value in ours.items():
+            np.testing.assert_array_equal(value, theirs[name], name)
+        for step in RENEW_AT:
+            ours, theirs = (
+                bootstrap.sidecars_at(self.config, self.store, one, step)
+                for one in (killed, self.unbroken)
+            )
+            self.assertEqual(ours.identity, theirs.identity)
+            for shard in range(3):
+                for one, other in zip(
+                    ours.read_shard(shard),
+                    theirs.read_shard(shard),
+                    strict=True,
+                ):
+                    np.testing.assert_array_equal(one, other)
+
+    def test_references_that_no_checkpoint_needs_are_deleted(self):
+        workdir = os.path.join(self.folder, "gone")
+        settings = ("steps=20", "checkpoint.keep=1", "checkpoint.keep_best=")
+        self.run_in(workdir, *settings)
+        kept = [
+            [name for name in os.listdir(folder) if "sidecar" in name]
+            for folder in (
+                os.path.join(workdir, "references", f"step-{step:09d}")
+                for step in RENEW_AT
+            )
+        ]
+        self.assertEqual([len(names) for names in kept], [0, 3])
+        self.assertLen(bootstrap.renewals(self.config, workdir), 2)
+
+        # One that is needed and gone is named.
+        os.remove(
+            os.path.join(
+                workdir, "references/step-000000016", directory.RENEWAL_FILE
+            )
+        )
+        os.remove(os.path.join(workdir, directory.WEIGHTS_FILE))
+        said = self.run_in(workdir, *settings, ended=1)
+        self.assertIn("must have the reference of the steps after 20", said)
+
+
+class SettingsTest(tf.test.TestCase):
+    def test_what_does_not_fit_is_refused(self):
+        base = {"steps": 10}
+        cascade = config.CascadeConfig(hyper_batch_size=256)
+        data = config.DataConfig(super_batch_size=64)
+        for message, settings in (
+            ("ascending steps from 1 on.*[(]3, 2[)]", {"renew_at": (3, 2)}),
+            ("ascending steps from 1 on", {"renew_at": (0, 2)}),
+            ("before the last of `steps`", {"renew_at": (10,)}),
+            ("share` must be in [(]0, 1]", {"renew_at": (1,), "share": 0.0}),
+            (
+                "`bootstrap.curated_rows` needs `data.curated`",
+                {"renew_at": (1,), "curated_rows": 8},
+            ),
+            (
+                "`bootstrap.curated_rows` [(]c[)] must divide the super-batch.*"
+                "curated_rows=7",
+                {"renew_at": (1,), "curated_rows": 7},
+            ),
+        ):
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                config.TrainConfig(
+                    **base,
+                    data=data,
+                    cascade=cascade,
+                    bootstrap=config.BootstrapConfig(**settings),
+                )
+
+    def test_a_renewal_needs_a_use_and_no_reference_before_it(self):
+        once = config.BootstrapConfig(renew_at=(4,))
+        joint = config.SelectionConfig(method="joint", batch_size=16)
+        for message, settings in (
+            ("needs a use for the reference", {}),
+            ("must be 'uniform' before the first", {"selection": joint}),
+            (
+                "needs `distribution.strategy` 'default' or",
+                {
+                    "cascade": config.CascadeConfig(hyper_batch_size=1280),
+                    "distribution": config.DistributionConfig(strategy="tpu"),
+                },
+            ),
+            (
+                "so must the first reference",
+                {
+                    "selection": joint,
+                    "reference": config.ReferenceConfig(workdir="teacher"),
+                },
+            ),
+        ):
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                config.TrainConfig(bootstrap=once, **settings)
+        phases = (config.Phase(method="uniform"), config.Phase(start=4))
+        config.TrainConfig(
+            bootstrap=once,
+            selection=config.SelectionConfig(
+                method="joint", batch_size=16, phases=phases
+            ),
+        )
+
+    def test_curated_rows_beside_a_selection(self):
+        for message, settings in (
+            ("must be less than the super-batch", {"curated_rows": 64}),
+            ("must divide the super-batch", {"curated_rows": 24}),
+            ("less the curated rows.*c=16", {"curated_rows": 16}),
+        ):
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                config.TrainConfig(
+                    data=config.DataConfig(
+                        super_batch_size=64, curated=("c",), **settings
+                    ),
+                    selection=config.SelectionConfig(
+                        method="joint",
+                        batch_size=16,
+                        num_chunks=4,
+                        criterion="hard_learner",
+                    ),
+                )
+        with self.assertRaisesRegex(ValueError, "can't be combined.*manifest"):
+            config.DataConfig(curated=("c",), manifest="m")
