@@ -99,6 +99,10 @@ def _train(config, workdir, signals):
         signals.stop_together(distribution.any_worker(strategy))
     start = loading.open_start(config, workdir)
     sources = inputs.open_sources(config, strategy)
+    if config.reference.distillation_weight and not config.model.towers:
+        with keras.StatelessScope(initialize_variables=False):
+            learner = start.build(config.data.vocabulary_size)
+        inputs.check_widths(config, sources, learner)
     stores = evaluation.open_stores(
         config.evaluation.data, config.evaluation_data
     )
