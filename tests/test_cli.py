@@ -776,7 +776,7 @@ class TransferTest(tf.test.TestCase):
 
     def test_a_small_learner_is_distilled_from_a_wider_public_model(self):
         folder = pathlib.Path(self.get_temp_dir())
-        model = presets.save(folder / "large", "siglip2", width=24)
+        model = presets.save(folder / "large", "siglip2")
         name = f"keras_hub:{model}"
         data = ("--data", f"{DATA}/pool-*.tfrecord")
         self.main("embed", "--model", name, *data, "--output", folder / "side")
@@ -786,11 +786,11 @@ class TransferTest(tf.test.TestCase):
             f"reference.sidecar_dir={folder / 'side'}",
             "cascade.hyper_batch_size=96",
         )
-        with self.assertRaisesRegex(AssertionError, "projection=24") as caught:
+        with self.assertRaisesRegex(AssertionError, "projection=16") as caught:
             self.train("distil_s16", folder / "wrong", *own)
         self.assertNotIn("building a vocabulary", str(caught.exception))
         self.train(
-            "distil_s16", folder / "run", *own, "reference.projection=24"
+            "distil_s16", folder / "run", *own, "reference.projection=16"
         )
         *_, last = lines(folder / "run", directory.METRICS_FILE)
         self.assertBetween(last["train/distillation"], 0.0, 8.0)
@@ -804,4 +804,4 @@ class TransferTest(tf.test.TestCase):
             for name, value in arrays.items()
             if "projection" in name
         ]
-        self.assertIn((64, 24), shapes)
+        self.assertIn((64, presets.WIDTH), shapes)
