@@ -7,6 +7,7 @@ has run another test. Not collected by itself; to run it alone:
 """
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -540,6 +541,14 @@ class TrainingTest(tf.test.TestCase):
         self.assertGreater(history["distillation"][0], 0.0)
         # Nothing has asked the reference before: it is run on what is trained.
         self.assert_replicas_train_as_one({2: 1}, None, **weight)
+        # By way of a projection to another width.
+        self.assert_replicas_train_as_one(
+            {2: 1},
+            None,
+            teacher=functools.partial(tiny.learner, dim=3),
+            projection_dim=3,
+            **weight,
+        )
 
     def test_uniform_draws_and_whole_batches(self):
         uniform = config.SelectionConfig("uniform", batch_size=8)
