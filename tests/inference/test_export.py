@@ -1,5 +1,7 @@
 """Exports are loaded in a process without `jest_tf` and compared in value."""
 
+import contextlib
+import io
 import os
 import pathlib
 import subprocess
@@ -22,7 +24,7 @@ import tiny_towers
 from absl.testing import parameterized
 
 import jest_tf
-from jest_tf import models
+from jest_tf import cli, models
 from jest_tf.data import tokenizers
 from jest_tf.inference import export
 
@@ -219,6 +221,47 @@ class WeightsTest(tf.test.TestCase):
         self.assertEqual(float(about["scale"]), model.scale)
         self.assertEqual(float(about["bias"]), -2.0)
         self.assertIn("squashed to 4 x 4", about["picture"])
+
+
+@pytest.mark.slow
+class TunedTest(tf.test.TestCase):
+    def test_a_public_model_that_a_run_has_tuned_is_a_preset_again(self):
+        import presets
+
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        path = presets.save(f"{folder}/public", "siglip2")
+        recipe = pathlib.Path(__file__).parents[2] / "configs"
+        settings = [f"model.init_from=keras_hub:{path}", "steps=2"]
+        settings += ["optimizer.warmup_steps=1", "data.super_batch_size=16"]
+        settings += ["evaluation.data="]
+        for command in (
+            [
+                *("train", "--workdir", f"{folder}/run", "--config"),
+                *(f"{recipe}/quickstart_uniform.py", "--set", *settings),
+            ],
+            [
+                *("export", "--model", f"{folder}/run"),
+                *("--format", "keras_hub", "--output", f"{folder}/tuned"),
+            ],
+        ):
+            with contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.redirect_stderr(io.StringIO()):
+                    self.assertEqual(cli.main(command), 0)
+        public, run, tuned = (
+            jest_tf.load(name)
+            for name in (
+                f"keras_hub:{path}",
+                f"{folder}/run",
+                f"keras_hub:{folder}/tuned",
+            )
+        )
+        texts = ["A photo of a red dog, running!"]
+        self.assertAllEqual(tuned.embed_texts(texts), run.embed_texts(texts))
+        self.assertNotAllClose(
+            public.embed_texts(texts), run.embed_texts(texts)
+        )
+        self.assertEqual(tuned.fingerprint, run.fingerprint)
+        self.assertEqual((tuned.scale, tuned.bias), (run.scale, run.bias))
 
 
 class OnnxTest(tf.test.TestCase):
