@@ -50,7 +50,7 @@ def collect(workdir, identity, digest):
         },
         **{
             f"flops_{what}": last.get(f"flops/{what}")
-            for what in ("step", "cascade", "forward")
+            for what in ("step", "cascade", "forward", "renewals")
         },
         "processor_seconds": runner.processor_seconds(workdir),
         **_trained_on(workdir, config),
@@ -85,16 +85,21 @@ def _curves(evaluations):
 
 
 def _trained_on(workdir, config):
-    """Shares of emoji art and of moved captions, first and last fifth."""
+    """Shares of the rows trained on, in the first and in the last fifth.
+
+    Of emoji art and of moved captions; of the web-like data, of clean pairs.
+    """
     rows = directory.read_rows(workdir, directory.DRAWS_FILE)
     draws = [row["ids"] for row in rows]
     if not draws:
         return {}
     store = stores.open_stores(config.data)
-    columns = store.columns(["id", "kind"])
+    columns = store.columns(["id", "kind", "noise"])
     ids = np.asarray(columns["id"])
-    flags = {"emoji": np.array([kind == b"emoji" for kind in columns["kind"]])}
     folder = pathlib.Path(config.data.train[0]).parent.name
+    flags = {"emoji": columns["kind"] == b"emoji"}
+    if folder.startswith("pool"):
+        flags = {"clean": columns["noise"] == b""}
     if folder.startswith("noise"):
         moved = flags["moved"] = np.zeros(len(ids), bool)
         share = int(folder.removeprefix("noise")) / 100

@@ -13,13 +13,19 @@ import pathlib
 
 FILE = pathlib.Path(__file__).with_name("matrix.csv")
 POOL_SIZE = 352_327  # pairs in the pool of the pinned packages
-MATRICES = ("standard", "diagnosis", "beyond", "quick", "tuning", "distilling")
+MATRICES = (
+    *("standard", "diagnosis", "beyond", "quick", "tuning", "distilling"),
+    "web_tuning",
+)
 SPLITS = ("val_concept", "test_concept", "test_style")
+# Splits of the web-like data, on which no setting is chosen by the tests.
+WEB_VALIDATION = ("val_sets", "val_concept", "val_style")
 # Settings are chosen without the test splits. `reference`, the curated set, is
 # held out from learners, but not from their references.
 TUNED_ON = {
     "tuning": ("val_concept",),
     "distilling": ("val_concept", "reference"),
+    "web_tuning": WEB_VALIDATION,
 }
 # The reference whose embeddings cut a pool. The inferred set must owe nothing
 # to the curated one.
@@ -55,6 +61,11 @@ class Cell:
     evaluations: int
     settings: tuple[str, ...]
     what: str
+
+    @property
+    def data(self):
+        """Folder of the splits: "data", or "web" for the web-like data."""
+        return "web" if self.matrix.startswith("web") else "data"
 
     @property
     def judges(self):

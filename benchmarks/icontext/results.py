@@ -22,7 +22,8 @@ from jest_tf import files
 FOLDER = pathlib.Path(__file__).parent / "results"
 _RUN = ["cell", "seed"]
 _COUNTS = dict.fromkeys(
-    ("flops_step", "flops_cascade", "flops_forward"), "Int64"
+    ("flops_step", "flops_cascade", "flops_forward", "flops_renewals"),
+    "Int64",
 )
 
 

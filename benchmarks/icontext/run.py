@@ -17,7 +17,7 @@ import pathlib
 import sys
 
 from benchmarks import report
-from benchmarks.icontext import matrix, results, runner
+from benchmarks.icontext import matrix, results, runner, web
 from jest_tf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,6 +27,8 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PREPARATION_STEPS = 500
 _STEP_SECONDS, _RUN_SECONDS = 0.32, 60
 _WIDE, _WIDE_STEPS = "model.towers=benchmarks.icontext.towers:build_wide", 2.5
+_SMALL, _SMALL_STEPS = "benchmarks.icontext.towers:build_small", 0.17
+_WEB_POOLS = tuple(f"pool{level:02d}" for level in web.LEVELS)
 # Options of `trainers.curate`: as many pairs as the curated set has, like the
 # validation tasks; and the fifth that is jointly easiest.
 _CURATED = {
@@ -43,7 +45,11 @@ def main(arguments=None):
     )
     add = parser.add_argument
     add("--work", default="icontext-work", help="folder of data and runs")
-    add("--results", help="folder of the result tables; WORK/results")
+    add(
+        "--results",
+        help="folder of the result tables; WORK/results, or WORK/results-web "
+        "for the web-like data",
+    )
     add(
         "--matrix",
         nargs="+",
@@ -76,17 +82,26 @@ def main(arguments=None):
             f"{options.seeds or 'of any'}. Received: {options.cells}"
         )
     work = pathlib.Path(options.work).resolve()
-    plan = Plan(work, pathlib.Path(options.results or work / "results"))
+    folders = {cell.data for cell, _ in wanted}
+    if len(folders) > 1:
+        parser.error(
+            "--matrix must name matrices of one data set: all of 'web_...', or "
+            f"none. Received: {options.matrix}"
+        )
+    (data,) = folders
+    tables = work / ("results-web" if data == "web" else "results")
+    plan = Plan(work, pathlib.Path(options.results or tables))
     for cell, seed in wanted:
         plan.add_run(cell, seed)
     if options.list:
         _list(plan.tasks.values(), options.jobs)
         return
     report.log(f"{len(wanted)} runs wanted, {len(plan.tasks)} tasks to do")
-    if plan.tasks and not (work / "data" / "stats.json").exists():
+    if plan.tasks and not (work / data / "stats.json").exists():
         raise SystemExit(
-            f"error: no data in '{work}/data'; `make icontext-data` or "
-            "`python -m benchmarks.icontext.build full` builds them"
+            f"error: no data in '{work / data}'; `make icontext-data` or "
+            "`python -m benchmarks.icontext.build full` builds them, then "
+            "`python -m benchmarks.icontext.web` the web-like ones"
         )
     runner.exit_on_signals()
     if not runner.Runner(plan.tasks, work, options.jobs).run():
@@ -140,16 +155,22 @@ class Plan:
 
     def settings(self, cell, seed):
         """Changes to the recipe, "a.b=c" each."""
-        steps = config_lib.load_config(_recipe(cell), cell.settings).steps
+        config = config_lib.load_config(_recipe(cell), cell.settings)
+        data = self._work / cell.data
         weights = ["1"] * len(cell.sources) if cell.sources[1:] else []
+        evaluated = ",".join(f"{data}/{one}-*.tfrecord" for one in cell.splits)
+        every_steps = max(1, config.steps // cell.evaluations)
         found = [
-            *(f"seed={seed}", *cell.settings),
+            f"seed={seed}",
             f"data.train={','.join(map(self._shards, cell.sources))}",
             f"data.weights={','.join(weights)}",
-            f"data.vocabulary={self._work}/data/vocab.txt",
-            f"evaluation.data={','.join(map(self._shards, cell.splits))}",
-            f"evaluation.every_steps={max(1, steps // cell.evaluations)}",
+            f"data.vocabulary={data}/vocab.txt",
+            f"evaluation.data={evaluated}",
+            f"evaluation.every_steps={every_steps}",
+            *cell.settings,
         ]
+        if config.data.curated:
+            found.append(f"data.curated={self._shards('curated')}")
         if cell.reference:
             folder = self._sidecar_folder(cell.reference, cell.sources)
             found.append(f"reference.sidecar_dir={folder}")
@@ -164,6 +185,10 @@ class Plan:
     def _shards(self, source):
         if source in ("reference", "pool", *matrix.SPLITS):
             return f"{self._work}/data/{source}-*.tfrecord"
+        if source == "curated":
+            return f"{self._work}/web/curated-*.tfrecord"
+        if source in _WEB_POOLS:
+            return f"{self._work}/web/{source}/pool-*.tfrecord"
         return f"{self._pool_folder(source)}/pool-*.tfrecord"
 
     def _pool_folder(self, source):
@@ -194,16 +219,20 @@ class Plan:
 
     def _add_pool(self, source):
         """Adds a pool made from the pool; None for a split of the data."""
-        if source in ("reference", "pool"):
+        if source in ("reference", "pool", "curated", *_WEB_POOLS):
             return None
         name, folder = f"pool {source}", self._pool_folder(source)
         done = folder / "done"
         if name in self.tasks or done.exists():
             return name
         commands, needs, options = [], [], ()
+        data = self._work / "data"
         if source.startswith("noise"):
             share = int(source.removeprefix("noise")) / 100
             options = ("noise", "--share", share)
+        elif source.startswith("oracle"):
+            options = ("clean",)
+            data = self._work / "web" / source.replace("oracle", "pool")
         elif source in matrix.JUDGES:
             judge = matrix.find(matrix.JUDGES[source])
             sidecars = self._sidecar_folder(judge.cell, ("pool",))
@@ -229,7 +258,7 @@ class Plan:
         commands.append(
             (
                 *("benchmarks.icontext.variants", *(options or (source,))),
-                *("--data", self._work / "data", "--out", folder),
+                *("--data", data, "--out", folder),
             )
         )
         return self._add(name, commands, needs, done=done)
@@ -259,7 +288,10 @@ def cost(recipe, settings):
             config.steps, config.data.super_batch_size
         )
         passes += area(config.selection.view) * scored
-    return (_WIDE_STEPS if _WIDE in settings else 1.0) * passes / (3 * 256)
+    steps = _WIDE_STEPS if _WIDE in settings else 1.0
+    if config.model.towers == _SMALL:
+        steps = _SMALL_STEPS
+    return steps * passes / (3 * 256)
 
 
 def _list(tasks, jobs):

@@ -10,6 +10,7 @@
 | --- | --- |
 | noise | pairs, a `--share` of them with the captions of other pictures |
 | emoji | emoji art |
+| clean | pairs that are not noise, of a pool of `web.py` |
 | filter | fifth whose pictures match their captions best, by `--sidecars` |
 | manifest | pairs that `--manifest` gives a weight |
 
@@ -36,7 +37,7 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "kind", choices=("noise", "emoji", "filter", "manifest")
+        "kind", choices=("noise", "emoji", "clean", "filter", "manifest")
     )
     parser.add_argument("--data", required=True, help="the whole data set")
     parser.add_argument("--out", required=True, help="folder to write to")
@@ -64,6 +65,8 @@ def _kept(options, records):
         is_kept = [record.row.kind == sources.EMOJI for record in records]
         return np.flatnonzero(is_kept)
     store = stores.open_store(f"{options.data}/pool-*.tfrecord")
+    if options.kind == "clean":
+        return np.flatnonzero(store.columns(["noise"])["noise"] == b"")
     if options.kind == "manifest":
         weights = manifest.Manifest(options.manifest, store).weights
         return np.flatnonzero(weights)

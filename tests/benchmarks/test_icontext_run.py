@@ -65,10 +65,22 @@ class MatrixTest(tf.test.TestCase):
         for name in matrix.TUNED_ON:
             for cell in matrix.cells(name):
                 seen = self.resolve(cell.cell).evaluation.data
-                self.assertNoCommonElements(
-                    seen,
-                    [f"/w/data/{one}-*.tfrecord" for one in comparison.TEST],
-                )
+                self.assertTrue(seen)
+                self.assertFalse([one for one in seen if "test_" in one])
+
+    def test_the_web_like_data_is_in_a_folder_of_its_own(self):
+        recipe = self.resolve("web_bootstrap_1400")
+        self.assertEqual(recipe.data.train, ("/w/web/pool70/pool-*.tfrecord",))
+        self.assertEqual(recipe.data.curated, ("/w/web/curated-*.tfrecord",))
+        self.assertEqual(recipe.data.vocabulary, "/w/web/vocab.txt")
+        self.assertEqual(
+            recipe.evaluation.data,
+            tuple(f"/w/web/{one}-*.tfrecord" for one in matrix.WEB_VALIDATION),
+        )
+        oracle = self.resolve("web_oracle_1400")
+        self.assertEqual(
+            oracle.data.train, ("/w/pools/oracle70/pool-*.tfrecord",)
+        )
 
     def test_runs_of_a_cell_differ_in_nothing_but_the_seed(self):
         one, other = (self.resolve("jest_750", seed) for seed in range(2))
