@@ -55,14 +55,34 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
 
     data, selection, steps = config.data, config.selection, config.steps
     drawn, trained = data.super_batch_size, config.batch_size
+    if config.bootstrap.renew_at:
+        renewals = ", ".join(f"{step:,}" for step in config.bootstrap.renew_at)
+        pool = sum(store.parts[: len(data.train)])
+        number = round(config.bootstrap.share * pool) + len(store) - pool
+        yield (
+            "bootstrap",
+            f"the learner embeds {number:,} records after steps {renewals}",
+        )
+    curated = data.curated_rows
+    if data.curated:
+        early = config.curated_rows(0)
+        yield (
+            "curated",
+            f"{curated:,} rows of every sub-batch"
+            + (f", {early:,} before the first renewal" * (early != curated)),
+        )
     if config.cascade.hyper_batch_size:
-        offered = config.cascade.hyper_batch_size
-        yield "cascade", f"{drawn:,} of {offered:,} positions by sidecars"
+        offered = config.cascade.hyper_batch_size - curated
+        yield (
+            "cascade",
+            f"{drawn - curated:,} of {offered:,} positions by sidecars",
+        )
     if selection.scores:
         yield (
             "selection",
-            f"{selection.method} by {selection.criterion}, {trained:,} of "
-            f"{selection.candidates or drawn:,} rows",
+            f"{selection.method} by {selection.criterion}, "
+            f"{trained - curated:,} of "
+            f"{selection.candidates or drawn - curated:,} rows",
         )
     side = data.image_size
     yield (
@@ -73,7 +93,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     yield (
         "steps",
         f"{steps:,}: {steps * drawn:,} examples drawn, "
-        f"{selection.num_scored(steps, drawn):,} scored, "
+        f"{selection.num_scored(steps, drawn - curated):,} scored, "
         f"{steps * trained:,} trained",
     )
     if directory.has(workdir, directory.CONFIG_FILE):

@@ -88,7 +88,7 @@ class Cascade:
         sidecars, num_groups = self.sidecars, self.settings.num_groups
         num_rows = super_batch_size // num_groups
         size = self.size // num_groups
-        # As many curated positions as every hyper-batch's group has.
+        # The curated positions of a group, which are not chosen from.
         every, curated_rows = size, 0
         if isinstance(order, stream.WithCurated):
             every = order.every
