@@ -81,7 +81,10 @@ def add(folder, new):
         with files.written_whole(f"{folder}/curves.csv") as path:
             new.curves.to_csv(path, index=False)
         with files.written_whole(f"{folder}/runs.csv") as path:
-            new.runs.astype(_COUNTS).to_csv(path, index=False)
+            known = {
+                name: kind for name, kind in _COUNTS.items() if name in new.runs
+            }
+            new.runs.astype(known).to_csv(path, index=False)
 
 
 @contextlib.contextmanager

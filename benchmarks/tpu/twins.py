@@ -118,6 +118,7 @@ def twin(
         if recipe.steps_need_reference
         else config_lib.ReferenceConfig(),
         cascade=config_lib.CascadeConfig(),
+        bootstrap=config_lib.BootstrapConfig(),
         selection=selection,
         optimizer=dataclasses.replace(
             config_lib.OptimizerConfig(clip_norm=recipe.optimizer.clip_norm),

@@ -4,6 +4,7 @@ import os
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tiny
 
@@ -88,6 +89,7 @@ class CachedTest(tf.test.TestCase):
         ):
             reference.cached(1.0, 0.0)(batch)
 
+    @pytest.mark.slow
     def test_training_draws_as_with_the_live_reference(self):
         batches = tiny.super_batches(3, rows=24)
         teacher = tiny.learner(1, dim=5)

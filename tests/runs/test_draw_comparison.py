@@ -12,6 +12,7 @@ from unittest import mock
 import keras
 import numpy as np
 import oracles
+import pytest
 import random_embeddings
 import run_server
 import tensorflow as tf
@@ -335,6 +336,7 @@ class CommandTest(tf.test.TestCase):
         self.assertIn(f"{joint['score']['mean']:.3f} ±", text)
         self.assertEqual(json.loads(self.evaluate(*flags, "--json")), results)
 
+    @pytest.mark.slow
     def test_the_weights_of_a_checkpoint(self):
         steps = checkpoints.saved_steps(self.workdir)
         final, last, first = (

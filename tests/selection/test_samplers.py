@@ -6,6 +6,7 @@ from unittest import mock
 import graphs
 import numpy as np
 import oracles
+import pytest
 import random_embeddings
 import tensorflow as tf
 
@@ -283,6 +284,7 @@ class SamplerTest(tf.test.TestCase):
 
 
 class PurityTest(tf.test.TestCase):
+    @pytest.mark.slow
     def test_eager_graph_and_xla_draw_the_same_rows(self):
         learner, reference = random_embeddings.models(150)
         for loss in selection.LOSSES:
