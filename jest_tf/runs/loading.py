@@ -10,6 +10,7 @@ import keras
 
 from jest_tf import config as config_lib
 from jest_tf import models, training
+from jest_tf.config import checks
 from jest_tf.data import pictures, tokenizers
 from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
@@ -63,6 +64,7 @@ def load_model(name: str) -> reference.Run | reference.Pretrained:
     Raises:
         ValueError: there is no such model, or what it needs is not installed.
     """
+    check_model(name, "model")
     if pretrained.is_name(name):
         return pretrained.load(name)
     return load_run(name)
@@ -70,6 +72,7 @@ def load_model(name: str) -> reference.Run | reference.Pretrained:
 
 def check_model(name: str, setting: str) -> None:
     """Raises ValueError unless `load_model` knows `name`, a `setting`."""
+    checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         pretrained.check(name, setting)
     else:

@@ -147,6 +147,12 @@ class ReferenceByNameTest(tf.test.TestCase):
         )
         self.assertFalse(os.path.exists(self.path("other")))
 
+    def test_a_source_that_is_not_known_gets_those_that_are(self):
+        with self.assertRaisesRegex(
+            ValueError, "`model` must be .* keras_hub:, hf:.*model_garden:vit"
+        ):
+            runs.load_model("model_garden:vit_b16")
+
     def test_bad_names_are_refused_before_data_is_read(self):
         for settings, message in (
             (
