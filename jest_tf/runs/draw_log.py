@@ -158,6 +158,7 @@ class Telemetry:
     def _write(self, report, step, num_replicas, writer):
         settings = self._config.selection.at(step - 1)
         scored, drawn = report.scored(), report.drawn(step - 1)
+        drawn = drawn[np.isin(drawn, scored["row"])]  # not the curated rows
         overlaps = overlaps_of(
             np.searchsorted(scored["row"], drawn),
             scored["own_score"],

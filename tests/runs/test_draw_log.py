@@ -91,6 +91,30 @@ class FollowTestCase(tf.test.TestCase):
 
 
 class GroupsTest(FollowTestCase):
+    def test_curated_rows_are_trained_on_and_not_compared(self):
+        """Rows 5 and 11 of 12 are curated; 2 of the other 10 are chosen."""
+        model = training.JESTModel(
+            tiny.learner(0), tiny.learner(5), JOINT, curated_rows=2, seed=SEED
+        )
+        _, _, lines, reports = self.follow(
+            settings(), tiny.super_batches(2), model=model
+        )
+        drawn, scored = reports[1].drawn(1), reports[1].scored()
+        self.assertAllEqual(drawn[2:], [5, 11])
+        self.assertAllEqual(scored["row"], np.delete(np.arange(12), [5, 11]))
+        (line,) = lines
+        self.assertAllClose(line["filter_ratio"], 1 - 2 / 10)
+        for group, count in (("kept", 2), ("dropped", 8)):
+            self.assertEqual(line["learner_loss"][group]["count"], count)
+        expected = draw_log.overlaps_of(
+            np.searchsorted(scored["row"], drawn[:2]),
+            scored["own_score"],
+            JOINT,
+            seed=(SEED, 1),
+        )
+        for name, value in expected.items():
+            self.assertEqual(line[f"overlap_{name}"], value)
+
     def test_a_line_sums_up_the_rows_of_its_step(self):
         run = settings()
         batches = tiny.super_batches(4)
