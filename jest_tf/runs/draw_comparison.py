@@ -186,10 +186,9 @@ def compare(
         full draw's, by full scores.
     """
     embed, draw, score = _graphs(model, settings)
+    step = dataclasses.replace(model.step, selection=settings)
     for number, super_batch in enumerate(super_batches, first):
-        size = super_batch["image"].shape[0]
-        stride = size // (settings.candidates or size)
-        super_batch = {n: value[::stride] for n, value in super_batch.items()}
+        super_batch, _ = step_lib.candidates(step, super_batch)
         seeds = [
             tf.constant([seed, number], tf.int32)
             for seed in (model.seed, model.seed ^ _OTHER_NOISE)
@@ -236,7 +235,11 @@ def compare(
 
 def _graphs(model, settings):
     """How a step embeds in a view, draws by each sampler, and scores rows."""
-    settings = dataclasses.replace(settings, candidates=None)
+    settings = dataclasses.replace(
+        settings,
+        candidates=None,
+        batch_size=settings.batch_size - model.curated_rows,
+    )
     kind = {
         "criterion": settings.criterion,
         "loss": settings.loss or model.step.loss,
