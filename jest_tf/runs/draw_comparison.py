@@ -97,14 +97,15 @@ def measure(
         settings=settings,
         views=every,
     )
-    size = opened.config.data.super_batch_size
+    curated_rows = opened.model.curated_rows
+    size = opened.config.data.super_batch_size - curated_rows
     results = {
         "step": opened.step,
         "super_batches": num_super_batches,
         "settings": {
             "method": settings.method,
             "criterion": settings.criterion,
-            "batch_size": settings.batch_size,
+            "batch_size": settings.batch_size - curated_rows,
             "scored": settings.candidates or size,
             "view": describe_view(run_look),
         },
