@@ -5,7 +5,7 @@ within the run directory, and is the reference of the steps that follow. A run
 ends its `fit` there, saves a checkpoint and goes on from it as if it had been
 killed, so a renewal is a function of the checkpoint and resuming is exact.
 
-Evans et al. (2024, arXiv 2406.17711, section 5) call the effect "data quality
+Evans et al. (2024, arXiv 2406.17711) call the effect "data quality
 bootstrapping": a learner that was trained on a choice chooses better than the
 reference that made the choice.
 """
