@@ -2,7 +2,12 @@
 
     python -m benchmarks.icontext.collect --cell jest_750 --seed 0 \
         --digest 0123abcd --workdir icontext-work/runs/jest_750-0-0123abcd \
+        --splits 'icontext-work/data/test_style-*.tfrecord' \
         --results icontext-work/results
+
+The final weights are evaluated on `--splits`, which a run may not have seen
+while it trained. `--embedded` names the sidecars that led to the run: they
+cost what their model takes for each picture and caption in them.
 """
 
 import argparse
@@ -10,12 +15,14 @@ import pathlib
 
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from benchmarks import report
-from benchmarks.icontext import results, runner, variants
+from benchmarks.icontext import matrix, results, runner, variants
 from jest_tf import evaluation, runs
-from jest_tf.data import stores
+from jest_tf.data import sidecars, stores
 from jest_tf.runs import directory
+from jest_tf.training import flops
 
 _DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -26,24 +33,51 @@ def main(arguments=None):
     for flag in ("--workdir", "--cell", "--digest", "--results"):
         parser.add_argument(flag, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--splits", nargs="+", required=True)
+    parser.add_argument(
+        "--embedded",
+        nargs="*",
+        default=(),
+        help="run directory, sidecar folder and shards, three for each model",
+    )
     options = parser.parse_args(arguments)
     identity = {"cell": options.cell, "seed": options.seed}
-    tables = collect(options.workdir, identity, options.digest)
+    tables = collect(
+        options.workdir,
+        identity,
+        options.digest,
+        options.splits,
+        zip(*[iter(options.embedded)] * 3, strict=True),
+    )
     results.add(options.results, tables)
 
 
-def collect(workdir, identity, digest):
-    """`results.Tables` of the run of a cell, with its digest, and seed."""
+def collect(workdir, identity, digest, splits, embedded=()):
+    """`results.Tables` of the run of a cell.
+
+    Args:
+        workdir: of the run.
+        identity: its cell and seed.
+        digest: of the cell.
+        splits: patterns of the shards of the final evaluation.
+        embedded: `(run directory, sidecar folder, patterns of its shards)` of
+            each model whose embeddings chose for the run.
+    """
     config = directory.load_config(workdir)
-    curves = _curves(directory.read_rows(workdir, directory.EVALUATION_FILE))
-    last = directory.read_rows(workdir, directory.METRICS_FILE)[-1]
+    metrics = directory.read_rows(workdir, directory.METRICS_FILE)
+    curves = _curves(
+        directory.read_rows(workdir, directory.EVALUATION_FILE), metrics
+    )
+    concepts = _concepts(workdir, config, splits)
+    last = metrics[-1]
     versions = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
     run = {
         **identity,
         "digest": digest,
         "steps": config.steps,
         "batch_size": config.batch_size,
-        **curves.drop(columns="step").iloc[-1].to_dict(),
+        **_ends(concepts),
+        **_scores(curves).iloc[-1].to_dict(),
         **{
             f"examples_{what}": last[f"examples/{what}"]
             for what in ("drawn", "scored", "trained")
@@ -52,6 +86,7 @@ def collect(workdir, identity, digest):
             f"flops_{what}": last.get(f"flops/{what}")
             for what in ("step", "cascade", "forward", "renewals")
         },
+        "flops_embedded": sum(_embedding_flops(*one) for one in embedded),
         "processor_seconds": runner.processor_seconds(workdir),
         **_trained_on(workdir, config),
         "effective_filter_ratio": last.get("select/effective_filter_ratio"),
@@ -62,12 +97,32 @@ def collect(workdir, identity, digest):
     return results.Tables(
         pd.DataFrame([run]),
         curves.assign(**identity),
-        _concepts(workdir, config).assign(**identity),
+        concepts.assign(**identity),
     )
 
 
-def _curves(evaluations):
-    """Score of each split at each evaluation."""
+def _scores(curves):
+    return curves.drop(columns=["step", *results.COSTS])
+
+
+def _ends(concepts):
+    """Final score of each split."""
+    found = {}
+    for split, part in concepts.groupby("split"):
+        sides = [
+            np.average(part[f"{side}_mrr"], weights=part[f"{side}_queries"])
+            for side in ("image", "text")
+        ]
+        found[split] = round(float(np.mean(sides)), 5)
+    return found
+
+
+def _curves(evaluations, metrics):
+    """Score of each split and FLOPs so far at each evaluation.
+
+    FLOPs are those of the next row of the metrics, which are at most
+    `evaluation.log_every_steps` later.
+    """
     suffix = "/image_to_text/mrr"
     splits = sorted(
         key.removeprefix("eval/").removesuffix(suffix)
@@ -81,7 +136,38 @@ def _curves(evaluations):
         )
         for split in splits
     }
-    return pd.DataFrame({"step": table["step"]} | scores).round(5)
+    steps = [row["step"] for row in metrics]
+    after = np.searchsorted(steps, table["step"]).clip(max=len(steps) - 1)
+    costs = {
+        name: [metrics[place].get(name.replace("_", "/")) for place in after]
+        for name in results.COSTS
+    }
+    return (
+        pd.DataFrame({"step": table["step"]} | scores).round(5).assign(**costs)
+    )
+
+
+def _embedding_flops(workdir, folder, patterns):
+    """FLOPs of the pictures and captions in a folder of sidecars."""
+    run = runs.load_run(workdir)
+    picture = tf.TensorSpec([1, *run.picture.shape], run.picture.dtype)
+    tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)
+    of_picture, of_caption = (
+        flops.count(lambda part, e=encode: e(part, training=False), spec)[0]
+        for encode, spec in (
+            (run.learner.encode_image, picture),
+            (run.learner.encode_text, tokens),
+        )
+    )
+    total = 0
+    for pattern in patterns.split(","):
+        store = stores.open_store(pattern)
+        found = sidecars.Sidecars(store, folder)
+        for shard in range(len(store.shards.paths)):
+            rows = found.read_shard(shard)
+            total += int(rows.valid.sum()) * of_picture
+            total += len(rows.text) * of_caption
+    return total
 
 
 def _trained_on(workdir, config):
@@ -98,7 +184,7 @@ def _trained_on(workdir, config):
     ids = np.asarray(columns["id"])
     folder = pathlib.Path(config.data.train[0]).parent.name
     flags = {"emoji": columns["kind"] == b"emoji"}
-    if folder.startswith("pool"):
+    if matrix.web_pool(folder.partition("-")[0]):
         flags = {"clean": columns["noise"] == b""}
     if folder.startswith("noise"):
         moved = flags["moved"] = np.zeros(len(ids), bool)
@@ -115,11 +201,11 @@ def _trained_on(workdir, config):
     return found
 
 
-def _concepts(workdir, config):
+def _concepts(workdir, config, splits):
     """Mean reciprocal ranks of each concept of each split."""
     run = runs.load_run(workdir)
     tables = []
-    for split, store in evaluation.open_stores(config.evaluation.data).items():
+    for split, store in evaluation.open_stores(splits).items():
         found = evaluation.StoreEvaluation(
             run.learner,
             store,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.icontext import bootstrap, matrix, targets
+from benchmarks.icontext import bootstrap, matrix, results, targets
 
 TEST = ("test_concept", "test_style")
 # A longer uniform run, which may reach the score of the first sooner.
@@ -23,6 +23,7 @@ class Run:
     steps: np.ndarray  # of each evaluation
     curves: dict[str, np.ndarray]  # scores at each evaluation, by split
     concepts: dict[str, bootstrap.Concepts]  # by split
+    costs: dict[str, np.ndarray]  # FLOPs so far at each evaluation
 
     def curve(self, splits=TEST):
         """Mean score over splits, at each evaluation."""
@@ -49,14 +50,17 @@ class Comparison:
     def __init__(self, tables, uniform="uniform"):
         self.uniform = uniform
         self._cells = {}
-        runs = tables.runs.fillna({"flops_cascade": 0})
+        flops = [*results.COSTS, "flops_embedded"]
+        runs = tables.runs.reindex(columns=tables.runs.columns.union(flops))
+        runs = runs.fillna(dict.fromkeys(flops, 0))
         curves = dict(list(tables.curves.groupby(["cell", "seed"])))
         concepts = dict(
             list(tables.concepts.groupby(["cell", "seed"], observed=True))
         )
         for row in runs.itertuples(index=False):
             curve = curves[row.cell, row.seed].sort_values("step")
-            by_split = curve.drop(columns=["cell", "seed", "step"])
+            known = ["cell", "seed", "step", *results.COSTS]
+            by_split = curve.drop(columns=known, errors="ignore")
             parts = concepts[row.cell, row.seed].groupby("split", observed=True)
             run = Run(
                 row,
@@ -70,6 +74,7 @@ class Comparison:
                     )
                     for split, part in parts
                 },
+                {name: _costs(row, curve, name) for name in results.COSTS},
             )
             self._cells.setdefault(row.cell, {})[row.seed] = run
 
@@ -187,6 +192,13 @@ class Comparison:
             sides[1] = dict.fromkeys(sides[0], run)
         seeds = sorted({*sides[0]} & {*sides[1]})
         return [[side[seed] for seed in seeds] for side in sides]
+
+
+def _costs(row, curve, name):
+    """FLOPs so far at each evaluation; in proportion where not recorded."""
+    if name in curve and curve[name].notna().all():
+        return curve[name].to_numpy(np.float64)
+    return curve["step"].to_numpy() / row.steps * getattr(row, name)
 
 
 def _over_seeds(runs, splits):

@@ -3,6 +3,10 @@
 A cell is a recipe of configs/ with some settings changed, run once for each
 seed. Runs of one seed start from the same weights and see the same stream. To
 add a cell, add a line; finished runs stay.
+
+Cells of the web-like data train with validation splits alone. Their tests are
+looked at once, when a finished run is collected for a matrix other than
+`web_tuning`. So a cell that leaves `web_tuning` for `web` is not trained again.
 """
 
 import csv
@@ -10,16 +14,19 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import re
 
 FILE = pathlib.Path(__file__).with_name("matrix.csv")
 POOL_SIZE = 352_327  # pairs in the pool of the pinned packages
 MATRICES = (
     *("standard", "diagnosis", "beyond", "quick", "tuning", "distilling"),
-    "web_tuning",
+    *("web", "web_levels", "web_quick", "web_tuning"),
 )
+# One seed of each cell.
+_ONE_SEED = ("web_quick",)
 SPLITS = ("val_concept", "test_concept", "test_style")
-# Splits of the web-like data, on which no setting is chosen by the tests.
 WEB_VALIDATION = ("val_sets", "val_concept", "val_style")
+WEB_TESTS = ("test_sets", "test_concept", "test_style")
 # Settings are chosen without the test splits. `reference`, the curated set, is
 # held out from learners, but not from their references.
 TUNED_ON = {
@@ -27,6 +34,12 @@ TUNED_ON = {
     "distilling": ("val_concept", "reference"),
     "web_tuning": WEB_VALIDATION,
 }
+WEB_POOL_SIZE = 282_137  # pairs of each pool of the web-like data
+# Pools made of the web-like ones by `variants.py`, such as filtered70_30: the
+# best-matching 30 % of the pool with 70 % of noise.
+_MADE_OF_WEB = re.compile(
+    r"(oracle|deduplicated|balanced|filtered)(\d\d)(?:_(\d\d))?"
+)
 # The reference whose embeddings cut a pool. The inferred set must owe nothing
 # to the curated one.
 JUDGES = {
@@ -34,6 +47,7 @@ JUDGES = {
     "chosen": "reference",
     "inferred": "reference_pool",
 }
+_WEB_JUDGE = "web_curated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +56,7 @@ class Cell:
 
     Attributes:
         cell: name.
-        matrix: one of `MATRICES`.
+        matrices: some of `MATRICES`.
         recipe: configs/icontext_<recipe>.py.
         seeds: a run for each.
         sources: splits and pools to train on, in equal shares.
@@ -53,7 +67,7 @@ class Cell:
     """
 
     cell: str
-    matrix: str
+    matrices: tuple[str, ...]
     recipe: str
     seeds: tuple[int, ...]
     sources: tuple[str, ...]
@@ -65,17 +79,33 @@ class Cell:
     @property
     def data(self):
         """Folder of the splits: "data", or "web" for the web-like data."""
-        return "web" if self.matrix.startswith("web") else "data"
+        return "web" if self.matrices[0].startswith("web") else "data"
 
     @property
     def judges(self):
         """References that this cell's pools were cut by."""
-        return [JUDGES[name] for name in self.sources if name in JUDGES]
+        return [judge(name) for name in self.sources if judge(name)]
+
+    @property
+    def watched(self):
+        """Splits that a run is evaluated on while it trains."""
+        return WEB_VALIDATION if self.data == "web" else self.splits
 
     @property
     def splits(self):
-        """Splits that a run is evaluated on."""
-        return TUNED_ON.get(self.matrix, SPLITS)
+        """Splits that a finished run is evaluated on."""
+        if self.matrices[0] in TUNED_ON:
+            return TUNED_ON[self.matrices[0]]
+        return WEB_VALIDATION + WEB_TESTS if self.data == "web" else SPLITS
+
+    @property
+    def level(self):
+        """Share of noise in the pool; None without a web-like pool."""
+        pools = [web_pool(name) for name in self.sources]
+        levels = [
+            int(name.removeprefix("pool")) / 100 for name in pools if name
+        ]
+        return levels[0] if levels else None
 
     @property
     def digest(self):
@@ -98,20 +128,24 @@ def load():
 
 
 def _cell(line):
-    return Cell(
-        **line
-        | {
-            "seeds": tuple(map(int, line["seeds"].split())),
-            "sources": tuple(line["sources"].split()),
-            "evaluations": int(line["evaluations"]),
-            "settings": tuple(line["settings"].split()),
-        }
-    )
+    changes = {
+        "seeds": tuple(map(int, line["seeds"].split())),
+        "evaluations": int(line["evaluations"]),
+        "matrices": tuple(line.pop("matrix").split()),
+        **{name: tuple(line[name].split()) for name in ("sources", "settings")},
+    }
+    return Cell(**line | changes)
 
 
 def cells(matrix):
-    """The cells of a matrix."""
-    return [cell for cell in load().values() if cell.matrix == matrix]
+    """The cells of a matrix, with the seeds that it asks for."""
+    return [
+        dataclasses.replace(cell, seeds=cell.seeds[:1])
+        if matrix in _ONE_SEED
+        else cell
+        for cell in load().values()
+        if matrix in cell.matrices
+    ]
 
 
 def find(name):
@@ -125,3 +159,23 @@ def find(name):
             f"`name` must be a cell of matrix.csv. Received: {name!r}"
         )
     return load()[name]
+
+
+def judge(source):
+    """The cell whose embeddings cut a pool; None for other pools."""
+    if source.startswith("filtered") and web_pool(source):
+        return _WEB_JUDGE
+    return JUDGES.get(source)
+
+
+def web_pool(source):
+    """The web-like pool that a source is or is made of; None for others."""
+    made = _MADE_OF_WEB.fullmatch(source)
+    if made:
+        return f"pool{made[2]}"
+    return source if re.fullmatch(r"pool\d\d", source) else None
+
+
+def share(source):
+    """The share of its pool that a filtered one keeps."""
+    return int(_MADE_OF_WEB.fullmatch(source)[3]) / 100

@@ -215,7 +215,7 @@ class Words:
             f"{cell.cell}-{seed}"
             for cell in matrix.load().values()
             for seed in cell.seeds
-            if cell.matrix in main
+            if cell.matrices[0] in main
         ]
         there = {f"{row.cell}-{row.seed}" for row in self._runs.itertuples()}
         return [name for name in wanted if name not in there]

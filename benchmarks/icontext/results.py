@@ -3,7 +3,7 @@
 | file | a line for each | contents |
 | --- | --- | --- |
 | runs.csv | run | final scores, costs, what was selected, machine |
-| curves.csv | run and evaluation | score by split |
+| curves.csv | run and evaluation | score by split, FLOPs so far |
 | concepts.parquet | run, split and concept | mean reciprocal ranks |
 
 A score is the mean reciprocal rank of retrieval in both directions.
@@ -21,10 +21,9 @@ from jest_tf import files
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 _RUN = ["cell", "seed"]
-_COUNTS = dict.fromkeys(
-    ("flops_step", "flops_cascade", "flops_forward", "flops_renewals"),
-    "Int64",
-)
+# FLOPs at an evaluation, which curves have as well.
+COSTS = ("flops_step", "flops_cascade", "flops_renewals")
+_COUNTS = dict.fromkeys((*COSTS, "flops_forward", "flops_embedded"), "Int64")
 
 
 class Tables(NamedTuple):
@@ -42,17 +41,20 @@ def load(folder):
         return None
     return Tables(
         pd.read_csv(folder / "runs.csv", dtype=_COUNTS),
-        pd.read_csv(folder / "curves.csv"),
+        pd.read_csv(folder / "curves.csv", dtype=_COUNTS),
         pd.read_parquet(folder / "concepts.parquet"),
     )
 
 
 def finished(folder):
-    """`{(cell, seed): digest of the cell when it was run}`."""
+    """`{(cell, seed): (digest of the cell when it was run, splits)}`."""
     tables = load(folder)
     if tables is None:
         return {}
-    return tables.runs.set_index(_RUN)["digest"].to_dict()
+    splits = tables.concepts.groupby(_RUN, observed=True)["split"]
+    splits = splits.agg(frozenset).to_dict()
+    digests = tables.runs.set_index(_RUN)["digest"].to_dict()
+    return {run: (digest, splits[run]) for run, digest in digests.items()}
 
 
 def add(folder, new):
@@ -79,12 +81,14 @@ def add(folder, new):
         with files.written_whole(f"{folder}/concepts.parquet") as path:
             concepts.to_parquet(path, index=False, compression="zstd")
         with files.written_whole(f"{folder}/curves.csv") as path:
-            new.curves.to_csv(path, index=False)
+            _with_counts(new.curves).to_csv(path, index=False)
         with files.written_whole(f"{folder}/runs.csv") as path:
-            known = {
-                name: kind for name, kind in _COUNTS.items() if name in new.runs
-            }
-            new.runs.astype(known).to_csv(path, index=False)
+            _with_counts(new.runs).to_csv(path, index=False)
+
+
+def _with_counts(table):
+    """A table whose counts are integers, also where some are missing."""
+    return table.astype({n: k for n, k in _COUNTS.items() if n in table})
 
 
 @contextlib.contextmanager

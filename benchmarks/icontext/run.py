@@ -3,11 +3,12 @@
     python -m benchmarks.icontext.run --work icontext-work --jobs 2
     python -m benchmarks.icontext.run --matrix quick
     python -m benchmarks.icontext.run --cells jest_750 'stage_0_*' --seeds 0
-    python -m benchmarks.icontext.run --list
+    python -m benchmarks.icontext.run --matrix web_quick --list
 
 `make icontext-data` makes the data first. References, sidecars and pools that a
 cell needs are made before it. Finished runs are kept, stopped runs continue,
-and a cell that has changed in matrix.csv is run again.
+and a cell that has changed in matrix.csv is run again. A finished run of which
+only some splits are in the tables is evaluated on all, not trained.
 """
 
 import argparse
@@ -17,18 +18,25 @@ import pathlib
 import sys
 
 from benchmarks import report
-from benchmarks.icontext import matrix, results, runner, web
+from benchmarks.icontext import matrix, results, runner, variants, web
 from jest_tf import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Costs in training steps of the uniform recipe: embedding a pool or writing
-# one; processor seconds of a step and of the rest of a run, fitted to the kept
-# runs; and a step of a network twice as wide.
+# Costs in training steps of the data's uniform recipe: embedding a pool or
+# writing one; processor seconds of a step and of the rest of a run, fitted to
+# the kept runs; and a step of a network twice as wide.
 _PREPARATION_STEPS = 500
-_STEP_SECONDS, _RUN_SECONDS = 0.32, 60
+_STEP_SECONDS = {"data": 0.32, "web": 0.067}
+_RUN_SECONDS = {"data": 60, "web": 15}
 _WIDE, _WIDE_STEPS = "model.towers=benchmarks.icontext.towers:build_wide", 2.5
-_SMALL, _SMALL_STEPS = "benchmarks.icontext.towers:build_small", 0.17
 _WEB_POOLS = tuple(f"pool{level:02d}" for level in web.LEVELS)
+# Options of `variants.py` by the start of the pool's name.
+_WEB_VARIANTS = {
+    "oracle": "clean",
+    "deduplicated": "deduplicate",
+    "balanced": "balance",
+    "filtered": "filter",
+}
 # Options of `trainers.curate`: as many pairs as the curated set has, like the
 # validation tasks; and the fifth that is jointly easiest.
 _CURATED = {
@@ -94,7 +102,7 @@ def main(arguments=None):
     for cell, seed in wanted:
         plan.add_run(cell, seed)
     if options.list:
-        _list(plan.tasks.values(), options.jobs)
+        _list(plan.tasks.values(), options.jobs, data)
         return
     report.log(f"{len(wanted)} runs wanted, {len(plan.tasks)} tasks to do")
     if plan.tasks and not (work / data / "stats.json").exists():
@@ -126,7 +134,8 @@ class Plan:
         name = f"{cell.cell}-{seed}"
         workdir = self.workdir(cell, seed)
         is_trained = (workdir / "final.weights.h5").exists()
-        is_collected = self._finished.get((cell.cell, seed)) == cell.digest
+        digest, splits = self._finished.get((cell.cell, seed), ("", ()))
+        is_collected = digest == cell.digest and {*cell.splits} <= {*splits}
         if name in self.tasks or (is_trained if for_others else is_collected):
             return name
         needs = [self._add_pool(source) for source in cell.sources]
@@ -145,9 +154,12 @@ class Plan:
                     *("benchmarks.icontext.collect", "--workdir", workdir),
                     *("--cell", cell.cell, "--seed", seed),
                     *("--digest", cell.digest, "--results", self._tables),
+                    *("--splits", *self._held_out(cell, cell.splits)),
+                    *("--embedded", *self._embedded(cell)),
                 )
             )
-        return self._add(name, commands, needs, cost(_recipe(cell), settings))
+        steps = 0 if is_trained else cost(_recipe(cell), settings)
+        return self._add(name, commands, needs, steps)
 
     def workdir(self, cell, seed):
         """Run directory: a changed cell has another one."""
@@ -158,7 +170,7 @@ class Plan:
         config = config_lib.load_config(_recipe(cell), cell.settings)
         data = self._work / cell.data
         weights = ["1"] * len(cell.sources) if cell.sources[1:] else []
-        evaluated = ",".join(f"{data}/{one}-*.tfrecord" for one in cell.splits)
+        evaluated = ",".join(self._held_out(cell, cell.watched))
         every_steps = max(1, config.steps // cell.evaluations)
         found = [
             f"seed={seed}",
@@ -176,6 +188,34 @@ class Plan:
             found.append(f"reference.sidecar_dir={folder}")
         return found
 
+    def _held_out(self, cell, splits):
+        """Patterns of the shards of splits."""
+        return [f"{self._work}/{cell.data}/{one}-*.tfrecord" for one in splits]
+
+    def _embedded(self, cell):
+        """Where the embeddings that a cell needs are, and of which model.
+
+        Returns:
+            Run directory, sidecar folder and shards, for each reference.
+        """
+        needs = [
+            (judge, (matrix.web_pool(source) or "pool",))
+            for source in cell.sources
+            for judge in [matrix.judge(source)]
+            if judge
+        ]
+        if cell.reference:
+            needs.append((cell.reference, cell.sources))
+        return [
+            part
+            for name, sources in dict.fromkeys(needs)
+            for part in (
+                self.workdir(matrix.find(name), 0),
+                self._sidecar_folder(name, sources),
+                ",".join(map(self._shards, sources)),
+            )
+        ]
+
     def _add(self, name, commands, needs, steps=_PREPARATION_STEPS, done=None):
         commands = tuple(tuple(map(str, command)) for command in commands)
         needs = tuple(need for need in needs if need)
@@ -192,7 +232,7 @@ class Plan:
         return f"{self._pool_folder(source)}/pool-*.tfrecord"
 
     def _pool_folder(self, source):
-        judge = matrix.JUDGES.get(source)
+        judge = matrix.judge(source)
         digest = f"-{matrix.find(judge).digest}" if judge else ""
         return self._work / "pools" / f"{source}{digest}"
 
@@ -225,19 +265,21 @@ class Plan:
         done = folder / "done"
         if name in self.tasks or done.exists():
             return name
-        commands, needs, options = [], [], ()
-        data = self._work / "data"
+        commands, needs, options = [], [], (source,)
+        data, pool = self._work / "data", matrix.web_pool(source)
+        if pool:
+            data = self._work / "web" / pool
+            options = (_WEB_VARIANTS[source.partition(pool[-2:])[0]],)
         if source.startswith("noise"):
             share = int(source.removeprefix("noise")) / 100
             options = ("noise", "--share", share)
-        elif source.startswith("oracle"):
-            options = ("clean",)
-            data = self._work / "web" / source.replace("oracle", "pool")
-        elif source in matrix.JUDGES:
-            judge = matrix.find(matrix.JUDGES[source])
-            sidecars = self._sidecar_folder(judge.cell, ("pool",))
-            needs.append(self._add_sidecars(judge.cell, ("pool",)))
-            options = ("filter", "--sidecars", sidecars)
+        judge = matrix.judge(source) and matrix.find(matrix.judge(source))
+        if judge:
+            judged = (pool or "pool",)
+            sidecars = self._sidecar_folder(judge.cell, judged)
+            needs.append(self._add_sidecars(judge.cell, judged))
+            share = matrix.share(source) if pool else variants.FILTERED_SHARE
+            options = ("filter", "--sidecars", sidecars, "--share", share)
         if source in _CURATED:
             manifest = self._work / "manifests" / folder.name
             options = ("manifest", "--manifest", manifest)
@@ -246,18 +288,14 @@ class Plan:
             commands.append(
                 (
                     *("trainers.curate", "--data", self._shards("pool")),
-                    *(
-                        "--workdir",
-                        self.workdir(judge, 0),
-                        "--output",
-                        manifest,
-                    ),
+                    *("--workdir", self.workdir(judge, 0)),
+                    *("--output", manifest),
                     *("--sidecar-dir", sidecars, *more),
                 )
             )
         commands.append(
             (
-                *("benchmarks.icontext.variants", *(options or (source,))),
+                *("benchmarks.icontext.variants", *options),
                 *("--data", data, "--out", folder),
             )
         )
@@ -271,8 +309,8 @@ def _recipe(cell):
 def cost(recipe, settings):
     """Cost of a run in uniform steps of b = 256, without stage 0.
 
-    A step on b examples costs three forward passes of each, a scored example
-    costs one, less by the area of smaller pictures.
+    A step on b examples costs three forward passes of each, a scored or
+    embedded example costs one, less by the area of smaller pictures.
     """
     config = config_lib.load_config(recipe, settings)
     full_size = config.data.image_size
@@ -288,17 +326,17 @@ def cost(recipe, settings):
             config.steps, config.data.super_batch_size
         )
         passes += area(config.selection.view) * scored
+    embedded = config.bootstrap.share * matrix.WEB_POOL_SIZE
+    passes += config.bootstrap.num_renewals(config.steps) * embedded
     steps = _WIDE_STEPS if _WIDE in settings else 1.0
-    if config.model.towers == _SMALL:
-        steps = _SMALL_STEPS
     return steps * passes / (3 * 256)
 
 
-def _list(tasks, jobs):
+def _list(tasks, jobs, data):
     for task in tasks:
         print(f"{task.steps:8,.0f}  {task.name}")
     total = sum(task.steps for task in tasks)
-    seconds = total * _STEP_SECONDS + len(tasks) * _RUN_SECONDS
+    seconds = total * _STEP_SECONDS[data] + len(tasks) * _RUN_SECONDS[data]
     print(
         f"{total:8,.0f}  uniform steps, {len(tasks)} tasks, about "
         f"{seconds / jobs / 3600:.1f} h with {jobs} at a time"

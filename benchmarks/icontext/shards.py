@@ -47,6 +47,7 @@ def read(path):
             ),
             feature["id"].int64_list.value[0],
             feature["image"].bytes_list.value[0],
+            b"".join(feature["noise"].bytes_list.value).decode(),
         )
 
 

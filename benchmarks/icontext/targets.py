@@ -126,6 +126,19 @@ def flops(run, steps):
     return steps / run.row.steps * (run.row.flops_step + run.row.flops_cascade)
 
 
+def flops_at(run, steps):
+    """FLOPs of the first `steps` steps and their stage 0, as recorded."""
+    spent = run.costs["flops_step"] + run.costs["flops_cascade"]
+    found = np.interp(steps, np.append(0, run.steps), np.append(0.0, spent))
+    return np.where(np.isinf(steps), np.inf, found)
+
+
+def renewals_at(run, steps):
+    """FLOPs of the renewals up to the first evaluation from `steps` on."""
+    place = np.searchsorted(run.steps, steps).clip(max=len(run.steps) - 1)
+    return run.costs["flops_renewals"][place]
+
+
 def flops_with_reference(comparison):
     """`flops` with everything that led to a run charged to it.
 

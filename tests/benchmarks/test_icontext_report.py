@@ -310,7 +310,10 @@ class ResultsTest(tf.test.TestCase):
             results.add(folder, run)
         self.assertEqual(
             results.finished(folder),
-            {("uniform", 0): "new", ("uniform", 1): "other"},
+            {
+                ("uniform", 0): ("new", {*SPLITS}),
+                ("uniform", 1): ("other", {*SPLITS}),
+            },
         )
         tables = results.load(folder)
         one, other = comparison.Comparison(tables).of("uniform")
@@ -334,8 +337,9 @@ class ReportTest(tf.test.TestCase):
 
     def test_every_kept_run_is_of_the_matrix_as_it_is(self):
         kept = results.finished(results.FOLDER)
-        expected = {key: matrix.find(key[0]).digest for key in kept}
-        self.assertEqual(kept, expected)
+        for (name, _), (digest, splits) in kept.items():
+            cell = matrix.find(name)
+            self.assertEqual((digest, splits), (cell.digest, {*cell.splits}))
 
     def test_the_best_is_what_validation_puts_first(self):
         tables = results.load(results.FOLDER)

@@ -47,11 +47,13 @@ class MatrixTest(tf.test.TestCase):
 
     def test_every_cell_resolves_and_names_a_matrix_and_its_needs(self):
         for cell in matrix.load().values():
-            self.assertIn(cell.matrix, matrix.MATRICES)
+            self.assertContainsSubset(cell.matrices, matrix.MATRICES)
             self.assertGreater(self.resolve(cell.cell).steps, 0)
             for name in (cell.reference, *cell.judges):
                 if name:
-                    self.assertEqual(matrix.find(name).recipe, "reference")
+                    needed = matrix.find(name)
+                    self.assertEqual(needed.data, cell.data)
+                    self.assertIn(needed.recipe, ("reference", "web"))
 
     def test_a_digest_changes_with_a_cell_and_with_its_reference(self):
         cells = {
@@ -67,6 +69,36 @@ class MatrixTest(tf.test.TestCase):
                 seen = self.resolve(cell.cell).evaluation.data
                 self.assertTrue(seen)
                 self.assertFalse([one for one in seen if "test_" in one])
+                self.assertEqual(cell.splits, matrix.TUNED_ON[name])
+
+    def test_tests_of_the_web_like_data_are_not_seen_in_training(self):
+        for name in ("web", "web_levels", "web_quick"):
+            for cell in matrix.cells(name):
+                self.assertEqual(cell.watched, matrix.WEB_VALIDATION)
+                self.assertContainsSubset(matrix.WEB_TESTS, cell.splits)
+        seen = self.resolve("web_uniform_1125").evaluation.data
+        self.assertEqual(
+            seen,
+            tuple(f"/w/web/{one}-*.tfrecord" for one in matrix.WEB_VALIDATION),
+        )
+
+    def test_the_quick_matrix_has_one_seed_of_each_cell(self):
+        for cell in matrix.cells("web_quick"):
+            self.assertEqual(cell.seeds, (0,))
+            self.assertEqual(matrix.find(cell.cell).seeds, (0, 1, 2))
+            self.assertEqual(cell.digest, matrix.find(cell.cell).digest)
+
+    def test_a_cell_has_the_noise_of_its_pool(self):
+        levels = {
+            "web_uniform_4500": 0.7,
+            "web_filtered_30_4500": 0.7,
+            "web30_oracle_1400": 0.3,
+            "web00_uniform_4500": 0.0,
+            "web_curated": None,
+            "uniform_noise50": None,
+        }
+        for name, level in levels.items():
+            self.assertEqual(matrix.find(name).level, level)
 
     def test_the_web_like_data_is_in_a_folder_of_its_own(self):
         recipe = self.resolve("web_bootstrap_1400")
@@ -105,9 +137,13 @@ class PlanTest(tf.test.TestCase):
         super().setUp()
         self.work = pathlib.Path(self.get_temp_dir())
 
-    def plan(self, name, finished=()):
-        """Tasks for the first seed of a cell."""
-        found = {(one, 0): matrix.find(one).digest for one in finished}
+    def plan(self, name, finished=(), splits=()):
+        """Tasks for the first seed of a cell; finished ones have `splits`."""
+        found = {
+            (one, 0): (cell.digest, splits or cell.splits)
+            for one in finished
+            for cell in [matrix.find(one)]
+        }
         with mock.patch.object(results, "finished", return_value=found):
             plan = run.Plan(self.work, self.work / "results")
         plan.add_run(matrix.find(name), 0)
@@ -132,6 +168,45 @@ class PlanTest(tf.test.TestCase):
         self.assertLen(tasks["reference-0"].commands, 1)
         self.assertLen(tasks["jest_750-0"].commands, 2)
         self.assertEqual(self.plan("reference", ["reference"]), {})
+
+    def test_a_trained_run_is_collected_again_on_splits_that_it_lacks(self):
+        name = "web_oracle_1400"
+        pool = run.Plan(self.work, self.work)._pool_folder("oracle70")
+        pool.mkdir(parents=True)
+        (pool / "done").touch()
+        tasks = self.plan(name, [name], matrix.WEB_VALIDATION)
+        _, collect = tasks[f"{name}-0"].commands
+        at = collect.index("--splits") + 1
+        self.assertEqual(
+            [pathlib.Path(one).name for one in collect[at : at + 6]],
+            [f"{one}-*.tfrecord" for one in matrix.find(name).splits],
+        )
+        self.assertEqual(tasks[f"{name}-0"].steps, 1400)
+        workdir = run.Plan(self.work, self.work).workdir(matrix.find(name), 0)
+        workdir.mkdir(parents=True)
+        (workdir / "final.weights.h5").touch()
+        tasks = self.plan(name, [name], matrix.WEB_VALIDATION)
+        self.assertEqual(tasks[f"{name}-0"].steps, 0)
+        self.assertEqual(self.plan(name, [name]), {})
+
+    def test_a_filtered_web_like_pool_is_cut_by_the_curated_reference(self):
+        tasks = self.plan("web_filtered_30_4500")
+        self.assertEqual(
+            list(tasks),
+            [
+                *("web_curated-0", "sidecars web_curated pool70"),
+                *("pool filtered70_30", "web_filtered_30_4500-0"),
+            ],
+        )
+        (command,) = tasks["pool filtered70_30"].commands
+        self.assertIn(str(self.work / "web" / "pool70"), command)
+        self.assertEqual(command[command.index("--share") + 1], "0.3")
+        collect = tasks["web_filtered_30_4500-0"].commands[-1]
+        embedded = collect[collect.index("--embedded") + 1 :]
+        self.assertLen(embedded, 3)
+        self.assertEqual(
+            embedded[2], str(self.work / "web/pool70/pool-*.tfrecord")
+        )
 
     def test_curated_pools_are_written_from_a_manifest(self):
         task = self.plan("uniform_chosen")["pool chosen"]
@@ -252,6 +327,45 @@ class VariantsTest(tf.test.TestCase):
             self.assertEqual(
                 (new.identifier, new.png), (old.identifier, old.png)
             )
+
+    def test_noise_survives_a_copy(self):
+        (file,) = MINI.glob("val_concept-*.tfrecord")
+        records = list(itertools.islice(shards.read(file), 2))
+        records[1] = records[1]._replace(noise="moved")
+        folder = pathlib.Path(self.get_temp_dir())
+        shards.write(folder, "pool", records)
+        variants.main(
+            ["clean", "--data", str(folder), "--out", str(folder / "clean")]
+        )
+        self.assertEqual(
+            list(shards.read(next(folder.glob("pool-*")))), records
+        )
+        kept = next((folder / "clean").glob("pool-*"))
+        self.assertEqual(list(shards.read(kept)), records[:1])
+
+    def test_of_equal_drawings_the_first_stays(self):
+        shapes = np.eye(4, dtype=np.float32)[[0, 1, 0, 2, 1, 3]]
+        self.assertAllEqual(variants.distinct(shapes, 2), [0, 1, 3, 5])
+
+    def test_balance_prefers_words_that_were_chosen_least(self):
+        concepts = [{"cat"}] * 6 + [{"dog"}, set()]
+        found = variants.balanced(concepts, 1, batch=8, chosen=2)
+        # Four passes, each with a cat and the dog; no pair without a word.
+        self.assertLen(found, 8)
+        self.assertEqual(np.sum(found == 6), 4)
+        self.assertAllLess(found, 7)
+
+    def test_words_of_few_pairs_are_no_concepts(self):
+        concepts = [{"cat"}] * 3 + [{"rare"}]
+        found = variants.balanced(concepts, 2, batch=4, chosen=2)
+        self.assertAllLess(found, 3)
+
+    def test_words_are_letters_alone(self):
+        captions = ("Arrow-left 24", "img_03.png"), ("dsc00123",)
+        self.assertEqual(
+            [variants.words(one) for one in captions],
+            [{"arrow", "left", "img", "png"}, {"dsc"}],
+        )
 
     def test_the_best_stay_in_their_order(self):
         scores = np.array([0.1, 0.9, 0.5, 0.8, 0.2])

@@ -1,0 +1,639 @@
+"""Tables of the web-like benchmark: scores, leads, ratios and bills.
+
+    python -m benchmarks.icontext.summary \
+        --results benchmarks/icontext/results/web
+    python -m benchmarks.icontext.summary --splits val \
+        --results icontext-work/results-web --out icontext-work/results-web
+
+Writes `summary.json` and `summary.md`, or `validation.json` and
+`validation.md`, from the result tables alone. Every line is a method at one
+length, with the seeds that were run.
+
+- **Score**: mean reciprocal rank on icon sets that nobody trains on. Held-out
+  concepts and styles stand beside it. Each `{mean, low, high}` is a mean over
+  seeds with a 95 % interval over seeds and concepts; with one seed, over
+  concepts only.
+- **Uniform training at a cost**: between the ends of its full schedules, linear
+  in the logarithm of the steps; never a point of a longer run's curve. Lines of
+  fewer seeds are compared with uniform training of these seeds.
+- **Lead**: the score less uniform training's at equal steps. **Slope**: what
+  uniform training gains there by doubling its steps. 2^(lead / slope) is how
+  many times longer uniform training would take, if it went on like that.
+- **Target**: uniform training's best end, at the length that validation chose.
+  A ratio is the cost of reaching it by uniform training, or by the best
+  mixture, over that by the method's full schedules up to the line's length:
+  between two of them where the shorter one misses, and never less than the
+  shortest. It is null where the line misses the target or the mixture does. The
+  best mixture is the one that reaches the target soonest on validation, or else
+  ends highest.
+- `first_crossings` have the same ratios by curves: the cost when a run, of
+  whatever length, first crosses the target of its seed. Tests are looked at
+  once, at the end of a run, so these are of validation splits.
+- `equal_scores` are ratios to the line's own end, or to the target if that is
+  lower; null below uniform training's shortest schedule.
+- **FLOPs**, three ways. `scores`: steps, with the learner's scores, and stage
+  0. `reference`: and the training of all references, those by which pools were
+  cut and the references' own. `all`: and every embedding of the pool, by them
+  or by the run's own renewals. Examples are those that the learner trains on.
+- **Oracle's share**: the score over that of training without noise, at equal
+  steps; null beyond the lengths that were run.
+
+Rows of a cell that has changed in matrix.csv since are left out.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.icontext import bootstrap, matrix, results, targets
+from benchmarks.icontext import comparison as comparison_lib
+
+KINDS = ("scores", "reference", "all")
+UNIFORM, ORACLE, MIXTURE = "uniform", "oracle", "mixed_"
+_DOMAIN = "icontext"
+_FILES = {"test": "summary", "val": "validation"}
+_VALIDATION = ("val_sets",)
+
+
+def main(arguments=None):
+    """Parse the flags and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--results", type=pathlib.Path, default=results.FOLDER / "web")
+    add("--out", type=pathlib.Path, default=results.FOLDER)
+    add("--splits", choices=[*_FILES], default="test")
+    options = parser.parse_args(arguments)
+    tables = results.load(options.results)
+    if tables is None:
+        raise SystemExit(f"error: no results in '{options.results}'")
+    found = Summary(tables, options.splits)
+    if not found.lines:
+        raise SystemExit(
+            f"error: no run in '{options.results}' has the split "
+            f"'{options.splits}_sets'; run a matrix of the web-like data first"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / _FILES[options.splits]
+    text = json.dumps(found.values(), indent=1, allow_nan=False) + "\n"
+    path.with_suffix(".json").write_text(text, "utf-8")
+    path.with_suffix(".md").write_text(found.page(), "utf-8")
+
+
+class Line(NamedTuple):
+    """A method at one length and one level of noise."""
+
+    level: float
+    method: str
+    what: str  # the method in words
+    steps: int
+    runs: dict[int, comparison_lib.Run]  # by seed
+
+
+class Base(NamedTuple):
+    """What the lines of a level are compared with."""
+
+    uniform: list[Line]  # by length
+    best: int  # place of uniform training's best end
+    mixture: list[Line]  # of the best mixture, by length; maybe none
+    oracle: list[Line]  # by length; maybe none
+
+
+class Summary:
+    """The lines of the tables of the web-like data.
+
+    Args:
+        tables: `results.Tables`.
+        splits: "test" or "val".
+
+    Attributes:
+        lines: `Line`s, by level, then as in matrix.csv.
+    """
+
+    def __init__(self, tables, splits="test"):
+        self._prefix = splits
+        self._score = (f"{splits}_sets",)
+        self._comparison = comparison_lib.Comparison(tables)
+        self.lines = self._lines()
+        levels = dict.fromkeys(line.level for line in self.lines)
+        self._bases = {level: self._base(level) for level in levels}
+
+    def values(self):
+        """The content of summary.json."""
+        return {
+            "split": self._prefix,
+            "targets": [
+                self._target(level, base)
+                for level, base in self._bases.items()
+                if base
+            ],
+            "rows": [self._row(line) for line in self.lines],
+            "first_crossings": [
+                self._key(line) | self._first_crossing(line)
+                for line in self.lines
+            ],
+            "equal_scores": [
+                self._key(line) | self._equal_score(line) for line in self.lines
+            ],
+        }
+
+    def _lines(self):
+        found = {}
+        for cell in matrix.load().values():
+            runs = {
+                run.row.seed: run
+                for run in self._comparison.of(cell.cell)
+                if run.row.digest == cell.digest
+                and self._score[0] in run.concepts
+            }
+            if cell.data == "web" and runs:
+                steps = next(iter(runs.values())).row.steps
+                key = cell.level, method_of(cell.cell), steps
+                found[key] = Line(*key[:2], cell.what, steps, runs)
+        levels = sorted({level for level, *_ in found} - {None})
+        # A method that sees no pool has no noise: it stands at all levels.
+        return [
+            line._replace(level=level)
+            for level in levels
+            for line in found.values()
+            if line.level in (level, None)
+        ]
+
+    def _base(self, level):
+        """`Base` of a level; None without uniform training."""
+        ladders = {}
+        for line in self.lines:
+            if line.level == level:
+                ladders.setdefault(line.method, []).append(line)
+        for ladder in ladders.values():
+            ladder.sort(key=lambda line: line.steps)
+        uniform = ladders.get(UNIFORM)
+        if not uniform:
+            return None
+        ends = _ends(uniform, _VALIDATION)[:, 0]
+        best = int(np.argmax(ends))
+
+        def rank(ladder):
+            """Soonest at the target, or else highest."""
+            ours = _ends(ladder, _VALIDATION)[:, :1]
+            needed = steps_to_end(_lengths(ladder), ours, ends[best:][:1])
+            return needed[0], -ours.max()
+
+        mixtures = [
+            ladder
+            for method, ladder in ladders.items()
+            if method.startswith(MIXTURE)
+        ]
+        return Base(
+            uniform,
+            best,
+            min(mixtures, key=rank, default=[]),
+            ladders.get(ORACLE, []),
+        )
+
+    def _key(self, line):
+        return {
+            "domain": _DOMAIN,
+            "noise": line.level,
+            "method": line.method,
+            "seeds": len(line.runs),
+            "steps": line.steps,
+        }
+
+    def _row(self, line):
+        """A row of summary.json."""
+        base = self._bases[line.level]
+        lead = slope = share = np.array([np.nan])  # is null
+        score = _ends([line], self._score)[0]
+        if base:
+            lengths = _lengths(base.uniform)
+            ends = _ends(base.uniform, self._score, line.runs)
+            lead = score - end_at(lengths, ends, line.steps)
+            slope = slope_at(lengths, ends, line.steps)
+            if base.oracle:
+                oracle = _ends(base.oracle, self._score, line.runs)
+                lengths = _lengths(base.oracle)
+                share = score / end_at(lengths, oracle, line.steps)
+        return self._key(line) | {
+            "score": _estimate(score),
+            "lead": _estimate(lead),
+            "slope": _estimate(slope),
+            **self._ratios(line),
+            "oracle_share": _estimate(share),
+        }
+
+    def _target(self, level, base):
+        """The costs of the target by uniform training and by mixing."""
+        best = base.uniform[base.best]
+        values = {
+            "domain": _DOMAIN,
+            "noise": level,
+            "steps": best.steps,
+            "score": _estimate(_ends([best], self._score)[0]),
+            "mixture": None,
+            "mixture_steps": None,
+        }
+        if base.mixture:
+            values["mixture"] = base.mixture[0].method
+            needed = self._needed(base.mixture, self._target_score(base))
+            values["mixture_steps"] = _estimate(needed)
+        return values
+
+    def _target_score(self, base, seeds=None):
+        return _ends(base.uniform, self._score, seeds)[base.best]
+
+    def _needed(self, ladder, target, seeds=None):
+        ends = _ends(ladder, self._score, seeds)
+        return steps_to_end(_lengths(ladder), ends, target)
+
+    def _ratios(self, line):
+        """Ratios to the target by full schedules."""
+        base = self._bases[line.level]
+        if not base:
+            return _no_ratios() | {"mixture_ratio": _nothing("examples", "all")}
+        target = self._target_score(base, line.runs)
+        ladder = [
+            one
+            for one in self.lines
+            if (one.level, one.method) == (line.level, line.method)
+            and one.steps <= line.steps
+        ]
+        ladder.sort(key=lambda one: one.steps)
+        ours = self._needed(ladder, target, line.runs)
+        spent = {
+            kind: np.where(
+                np.isinf(ours),
+                np.inf,
+                np.interp(
+                    ours,
+                    _lengths(ladder),
+                    [self._bill(one, kind, line.runs) for one in ladder],
+                ),
+            )
+            for kind in KINDS
+        }
+        uniform = self._needed(base.uniform, target, line.runs)
+        found = self._over(base.uniform[base.best], uniform, ours, spent)
+        mixed = _nothing("examples", "all")
+        if base.mixture:
+            needed = self._needed(base.mixture, target, line.runs)
+            ratios = self._over(base.mixture[-1], needed, ours, spent)
+            mixed = {
+                "examples": ratios["examples_ratio"],
+                "all": ratios["flops_ratio"]["all"],
+            }
+        return found | {"mixture_ratio": mixed}
+
+    def _over(self, other, theirs, ours, spent):
+        """Ratios of the costs of `theirs` steps of a line without a reference.
+
+        Args:
+            other: the line.
+            theirs: steps.
+            ours: steps, of as many examples.
+            spent: FLOPs by kind.
+        """
+        a_step = self._bill(other, "all") / other.steps
+        return {
+            "examples_ratio": _ratio(theirs, ours),
+            "flops_ratio": {
+                kind: _ratio(a_step * theirs, spent[kind]) for kind in KINDS
+            },
+        }
+
+    def _equal_score(self, line):
+        base = self._bases[line.level]
+        if not base:
+            return _no_ratios()
+        ends = _ends(base.uniform, self._score, line.runs)
+        score = _ends([line], self._score)[0]
+        score = np.minimum(score, ends[base.best])
+        needed = steps_to_end(_lengths(base.uniform), ends, score)
+        needed = np.where(score < ends[0], np.nan, needed)
+        spent = {kind: self._bill(line, kind) for kind in KINDS}
+        best = base.uniform[base.best]
+        return self._over(best, needed, line.steps, spent)
+
+    def _first_crossing(self, line):
+        base = self._bases[line.level]
+        if not base:
+            return _no_ratios()
+        theirs = base.uniform[base.best].runs
+        seeds = sorted({*line.runs} & {*theirs})
+        if not seeds:
+            return _no_ratios()
+        sides = [[runs[seed] for seed in seeds] for runs in (line.runs, theirs)]
+
+        def ratio(spent):
+            found = targets.ratio(spent, _VALIDATION, *sides)
+            if not found.value:
+                return None
+            return _numbers(found.value, found.low, found.high)
+
+        return {
+            "examples_ratio": ratio(targets.examples),
+            "flops_ratio": {
+                kind: ratio(functools.partial(self._spent, kind))
+                for kind in KINDS
+            },
+        }
+
+    def _bill(self, line, kind, seeds=None):
+        """Mean FLOPs of the full schedules of a line."""
+        runs = _of_seeds(line, seeds)
+        return np.mean([self._spent(kind, run, run.row.steps) for run in runs])
+
+    def _spent(self, kind, run, steps):
+        """FLOPs until after `steps` steps of a run, an array or a number."""
+        total = targets.flops_at(run, steps)
+        needed = self._chain(run.row.cell)
+        if kind != "scores":
+            total += sum(targets.flops_at(one, one.row.steps) for one in needed)
+        if kind == "all":
+            total += targets.renewals_at(run, steps) + run.row.flops_embedded
+            for one in needed:
+                total += targets.renewals_at(one, one.row.steps)
+                total += one.row.flops_embedded
+        return total
+
+    def _chain(self, cell):
+        """Runs of all models whose embeddings chose for a cell."""
+        names, left = {}, [cell]
+        while left:
+            found = matrix.find(left.pop())
+            new = {*found.judges, found.reference} - {"", *names}
+            names |= dict.fromkeys(sorted(new))
+            left += new
+        for name in names:
+            if not self._comparison.of(name):
+                raise ValueError(
+                    f"The tables must have the runs of {name!r}, which is "
+                    f"charged to {cell!r}. Received: none"
+                )
+        return [self._comparison.of(name)[0] for name in names]
+
+    def page(self):
+        """The content of summary.md."""
+        return "\n".join(
+            part
+            for level, base in self._bases.items()
+            for part in self._section(level, base)
+        )
+
+    def _section(self, level, base):
+        lines = [line for line in self.lines if line.level == level]
+        yield f"## {_NATURAL if not level else f'{level:.0%} of noise'}\n"
+        if base:
+            yield f"{self._target_in_words(level, base)}\n"
+        yield report.table(_SCORES, map(self._scores, lines)) + "\n"
+        if base:
+            yield report.table(_COSTS, map(self._costs, lines)) + "\n"
+
+    def _target_in_words(self, level, base):
+        target = self._target(level, base)
+        text = (
+            f"Uniform training ends best at {target['steps']:,} steps, with "
+            f"{_percent(target['score'])}: the target."
+        )
+        if target["mixture_steps"]:
+            text += (
+                f" The best mixture is `{target['mixture']}`, which is there "
+                f"after {target['mixture_steps']['mean']:,.0f} steps."
+            )
+        elif target["mixture"]:
+            text += (
+                f" The best mixture is `{target['mixture']}`, which never "
+                "gets there."
+            )
+        return text
+
+    def _scores(self, line):
+        row = self._row(line)
+        lead, slope = row["lead"], row["slope"]
+        times = "-"
+        if lead and slope and slope["mean"] > 0:
+            times = f"{2 ** (lead['mean'] / slope['mean']):.1f}x"
+        return (
+            line.what,
+            f"{line.steps:,}",
+            len(line.runs),
+            _percent(row["score"]),
+            *(
+                _percent(
+                    _estimate(_ends([line], (f"{self._prefix}_{what}",))[0])
+                )
+                for what in ("concept", "style")
+            ),
+            self._clean(line),
+            _plain(row["oracle_share"], 2),
+            _percent(lead),
+            _plain(slope, 1, 100),
+            times,
+        )
+
+    def _clean(self, line):
+        """Share of clean pairs in the first and last fifth of training."""
+        rows = [run.row for run in line.runs.values()]
+        columns = [
+            [getattr(row, name, np.nan) for row in rows]
+            for name in ("clean_first", "clean_last")
+        ]
+        if np.isnan(columns).any():
+            return "-"
+        return " to ".join(f"{np.mean(values):.2f}" for values in columns)
+
+    def _costs(self, line):
+        base = self._bases[line.level]
+        best = base.uniform[base.best]
+        a_step = self._bill(best, "all") / best.steps
+        row = self._ratios(line)
+        first, equal = self._first_crossing(line), self._equal_score(line)
+        bill = self._bill(line, "all") / a_step
+        ends = _ends(base.uniform, self._score, line.runs)
+        ends = np.maximum.accumulate(ends)
+        lengths = _lengths(base.uniform)
+        at_cost = end_at(lengths, ends, min(bill, lengths[-1]))
+        return (
+            line.what,
+            f"{line.steps:,}",
+            " / ".join(
+                f"{self._bill(line, kind) / a_step:,.0f}" for kind in KINDS
+            ),
+            _percent(_estimate(at_cost)),
+            *(
+                f"{_plain(found['examples_ratio'])} / "
+                f"{_plain(found['flops_ratio']['all'])}"
+                for found in (equal, first)
+            ),
+            _times(row["examples_ratio"]),
+            *(_times(row["flops_ratio"][kind]) for kind in KINDS),
+            *(
+                _times(row["mixture_ratio"][what])
+                for what in ("examples", "all")
+            ),
+        )
+
+
+_NATURAL = "No noise added"
+_SCORES = (
+    *("method", "steps", "seeds", "score", "concepts", "styles"),
+    *("clean pairs, first to last", "of the oracle's", "lead", "slope"),
+    "2^(lead / slope)",
+)
+_COSTS = (
+    *("method", "steps", "bill in uniform steps: scores / reference / all"),
+    "uniform at this bill",
+    "to its own end: examples / FLOPs",
+    "first crossing: examples / FLOPs",
+    *("examples", "FLOPs, scores", "with reference", "all"),
+    *("mixture's examples", "and FLOPs"),
+)
+
+
+def method_of(cell):
+    """The method of a cell, web_jest_1400 or web30_jest_1400: jest."""
+    return re.sub(r"^web\d*_|_\d{3,}$", "", cell)
+
+
+def end_at(lengths, ends, steps):
+    """Ends of full schedules between those that were run.
+
+    Args:
+        lengths: steps [k], increasing.
+        ends: scores [k, n].
+        steps: number.
+
+    Returns:
+        Scores [n], linear in the logarithm of the steps; NaN beyond `lengths`.
+    """
+    if not lengths[0] <= steps <= lengths[-1]:
+        return np.full(ends.shape[1], np.nan)
+    place = max(1, int(np.searchsorted(lengths, steps)))
+    if len(lengths) == 1:
+        return ends[0]
+    share = np.log(steps / lengths[place - 1])
+    share /= np.log(lengths[place] / lengths[place - 1])
+    return ends[place - 1] + share * (ends[place] - ends[place - 1])
+
+
+def slope_at(lengths, ends, steps):
+    """Gain [n] of `end_at` by a doubling from `steps` on.
+
+    That of the last two lengths from the last one on; NaN below the first.
+    """
+    if steps < lengths[0] or len(lengths) == 1:
+        return np.full(ends.shape[1], np.nan)
+    place = int(np.searchsorted(lengths, steps, "right"))
+    place = min(place, len(lengths) - 1)
+    doublings = np.log2(lengths[place] / lengths[place - 1])
+    return (ends[place] - ends[place - 1]) / doublings
+
+
+def steps_to_end(lengths, ends, target):
+    """Shortest full schedules whose ends, as of `end_at`, reach a target.
+
+    Args:
+        lengths: steps [k], increasing.
+        ends: scores [k, n].
+        target: scores [n].
+
+    Returns:
+        Steps [n], at least the first length; inf where none reaches it.
+    """
+    is_reached = ends >= target
+    after = is_reached.argmax(axis=0)
+    before, places = np.maximum(after - 1, 0), np.arange(ends.shape[1])
+    low, high = ends[before, places], ends[after, places]
+    rise = np.where(after > before, high - low, 1.0)
+    share = np.where(after > before, (target - low) / rise, 0.0)
+    doublings = np.log2(lengths[after] / lengths[before])
+    found = lengths[before] * 2.0 ** (share * doublings)
+    return np.where(is_reached.any(axis=0), found, np.inf)
+
+
+def _lengths(ladder):
+    return np.array([line.steps for line in ladder])
+
+
+def _of_seeds(line, seeds):
+    """Runs of the seeds that were run; all if none of them was."""
+    some = [run for seed, run in line.runs.items() if seed in (seeds or ())]
+    return some or list(line.runs.values())
+
+
+def _ends(ladder, splits, seeds=None):
+    """Scores of full schedules with resamples, [lines, 1 + RESAMPLES]."""
+    return np.stack(
+        [
+            bootstrap.over_seeds(
+                [run.resampled(splits) for run in _of_seeds(line, seeds)],
+                len(splits),
+            )
+            for line in ladder
+        ]
+    )
+
+
+def _ratio(theirs, ours):
+    """Estimate of a ratio of costs; None where the target is missed."""
+    theirs, ours = np.broadcast_arrays(theirs, ours)
+    if not (np.isfinite(theirs[0]) and np.isfinite(ours[0])):
+        return None
+    # A resample in which only the method misses it counts as 0.
+    ratios = np.where(np.isinf(ours), 0.0, theirs / ours)
+    return _estimate(ratios)
+
+
+def _estimate(values):
+    if not np.isfinite(values[0]):
+        return None
+    # Without interpolation, which infinite resamples do not bear.
+    ends = np.percentile(values[1:], bootstrap.PERCENTILES, method="nearest")
+    return _numbers(values[0], *ends)
+
+
+def _numbers(mean, low, high):
+    """An estimate as in summary.json; an infinite end is null."""
+    numbers = {"mean": mean, "low": low, "high": high}
+    return {
+        name: float(f"{value:.5g}") if np.isfinite(value) else None
+        for name, value in numbers.items()
+    }
+
+
+def _nothing(*names):
+    return dict.fromkeys(names)
+
+
+def _no_ratios():
+    return {"examples_ratio": None, "flops_ratio": _nothing(*KINDS)}
+
+
+def _percent(found):
+    return _plain(found, 1, 100, interval=True)
+
+
+def _times(found):
+    return _plain(found, interval=True)
+
+
+def _plain(found, digits=1, factor=1, interval=False):
+    if not found:
+        return "-"
+    values = [found["mean"], *(found[end] for end in ("low", "high"))]
+    mean, *ends = (
+        "?" if value is None else f"{factor * value:.{digits}f}"
+        for value in values
+    )
+    return f"{mean} [{', '.join(ends)}]" if interval else mean
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""IconText's web-like benchmark: JEST with scores from small pictures.
+
+    jest-tf train --config configs/icontext_web_flexi.py \
+        --workdir icontext-work/runs/web-flexi \
+        --set reference.sidecar_dir=icontext-work/sidecars/web-curated
+
+First build the data and train a reference on the curated set with
+configs/icontext_web.py, `--set data.train=icontext-work/web/curated-*.tfrecord
+steps=1000`, and write its sidecars of the pool with `jest-tf embed`.
+"""
+
+import dataclasses
+
+from configs import icontext_web
+from jest_tf import config as config_lib
+
+
+def config() -> config_lib.TrainConfig:
+    """Scores at 16 pixels; trains half at 16, half at 32."""
+    baseline = icontext_web.config()
+    fine, coarse = config_lib.View(), config_lib.View(image_size=16)
+    return dataclasses.replace(
+        baseline,
+        data=dataclasses.replace(baseline.data, super_batch_size=1280),
+        model=dataclasses.replace(baseline.model, views=(fine, coarse)),
+        reference=config_lib.ReferenceConfig(sidecars=True),
+        selection=config_lib.SelectionConfig(
+            method="joint", batch_size=256, view=coarse
+        ),
+    )
