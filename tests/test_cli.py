@@ -43,6 +43,18 @@ SHRUNK = (
     "checkpoint.every_steps=3",
     "steps=5",
 )
+SUITE = f"""
+root = "{DATA}"
+[icons]
+task = ["zero_shot", "retrieval", "few_shot"]
+data = "val_concept-*.tfrecord"
+train = "val_concept-*.tfrecord"
+label_field = "style"
+shots = [1, 5]
+[draws]
+task = "selection"
+clean = "style"
+"""
 
 
 def train(recipe, workdir, *overrides, flags=()):
@@ -85,7 +97,10 @@ class TrainersTest(tf.test.TestCase):
             "selection.num_chunks=3",
             f"reference.workdir={cls.teacher}",
         )
-        run("reference", cls.teacher)
+        cls.suite = os.path.join(cls.folder.name, "suite.toml")
+        with open(cls.suite, "w", encoding="utf-8") as file:
+            file.write(SUITE)
+        run("reference", cls.teacher, f"evaluation.suite={cls.suite}")
         run("jest", cls.learner, *cls.jest)
 
     def test_a_run_is_extended_or_continued_without_its_recipe(self):
@@ -161,9 +176,10 @@ class TrainersTest(tf.test.TestCase):
 
     def test_evaluate_measures_a_checkpoint(self):
         def measure(step):
-            return evaluate.evaluate(self.learner, step=step)
+            model = runs.load_run(self.learner, step)
+            return evaluate.evaluate(model, model.config.evaluation.data)
 
-        final = evaluate.evaluate(self.learner)
+        final = measure(None)
         self.assertEqual(measure(5), final)
         self.assertNotEqual(measure(3), final)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -181,6 +197,7 @@ class TrainersTest(tf.test.TestCase):
                 ["--selection", "--image-field", "a"],
                 "--image-field is not for --selection",
             ),
+            (["--selection", "--suite", "a"], "--suite is not for --selection"),
         ):
             with quiet() as shown:
                 code = cli.main(["evaluate", "--workdir", self.learner, *flags])
@@ -198,8 +215,39 @@ class TrainersTest(tf.test.TestCase):
         found = re.findall(
             r"^ +([\d.]+)  eval/test_concept/(\S+)$", printed.getvalue(), re.M
         )
-        self.assertLen(found, 10)
+        self.assertLen(found, 11)
         self.assertAllInRange([float(value) for value, _ in found], 0.0, 1.0)
+
+    def test_a_suite_is_measured_as_in_training_and_written(self):
+        row = lines(self.teacher, "evaluation.jsonl")[-1]
+        for name in ("zero_shot/mean_per_class", "few_shot/5_shots"):
+            self.assertBetween(row[f"eval/icons/{name}"], 0.0, 1.0)
+        self.assertFalse(os.path.exists(f"{self.teacher}/embeddings"))
+        words = ["evaluate", "--workdir", self.learner, "--suite"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            self.assertEqual(cli.main([*words, self.suite, "--json"]), 0)
+        found = json.loads(printed.getvalue())
+        results = directory.read(self.learner, "evaluation.json")
+        self.assertEqual(
+            [(one["dataset"], one["task"]) for one in results],
+            [
+                ("icons", "zeroshot_classification"),
+                ("icons", "zeroshot_retrieval"),
+                ("icons", "few_shot"),
+                ("draws", "selection"),
+            ],
+        )
+        self.assertEqual(results[0]["pretrained"], self.learner)
+        self.assertEqual(
+            results[0]["metrics"]["acc1"],
+            found["eval/icons/zero_shot/accuracy@1"],
+        )
+        # Draws of steps 2, 4 and 5, of 8 rows each.
+        drawn = found["eval/draws/selection/effective_records"]
+        self.assertBetween(drawn, 8.0, 24.0)
+        with open(f"{self.learner}/evaluation.html", encoding="utf-8") as file:
+            self.assertIn("icons: classes", file.read())
+        self.assertLen(os.listdir(f"{self.learner}/embeddings"), 1)
 
     def test_evaluate_takes_data_of_another_format_and_other_fields(self):
         shipped = stores.open_store(f"{DATA}/val_concept-*.tfrecord")
@@ -247,7 +295,7 @@ class TrainersTest(tf.test.TestCase):
                 for payload in payloads[number::2]:
                     writer.write(payload)
         results = [
-            evaluate.evaluate(self.learner, data)
+            evaluate.evaluate(runs.load_run(self.learner), data)
             for data in ([*shards], [f"{folder}/val-*.tfrecord"])
         ]
         self.assertEqual(results[0], results[1])

@@ -182,6 +182,34 @@ class PythonBlocksTest(DocsTestCase):
         )
 
     @pytest.mark.slow
+    def test_the_page_on_evaluation_measures_a_run_on_its_suites(self):
+        recipe = str(ROOT / "configs/quickstart_uniform.py")
+        for block in blocks("docs/evaluation.md", "toml"):
+            name = re.match(r"# (\w+\.toml)\n", block)[1]
+            (self.folder / name).write_text(block, encoding="utf-8")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            train.main(
+                ["--config", recipe, "--workdir", "runs/best", "--set"]
+                + ["steps=2", "optimizer.warmup_steps=1"]
+                + ["data.vocabulary_size=64", "evaluation.data="]
+                + ["evaluation.log_ids=true", "evaluation.log_every_steps=1"]
+            )
+            for _, _, *arguments in shell_commands("docs/evaluation.md"):
+                if "--model" not in arguments:
+                    evaluate.main(arguments)
+        for name in (
+            "emoji/zero_shot/mean_per_class",
+            "emoji/text_to_image/recall@10",
+            "styles/few_shot/10_shots_std",
+            "styles/linear_probe/accuracy@1",
+            "draws/selection/effective_share",
+            "draws/selection/concept_coverage",
+        ):
+            self.assertRegex(
+                printed.getvalue(), rf"(?m)^ *[\d.]+  eval/{name}$"
+            )
+
+    @pytest.mark.slow
     def test_the_page_on_models_embeds_and_trains_by_name(self):
         # Imported here, because KerasHub takes a while.
         import presets

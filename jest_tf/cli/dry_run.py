@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation
 from jest_tf.data import tokenizers
-from jest_tf.runs import directory, inputs, loading
+from jest_tf.runs import directory, evaluations, inputs, loading
 
 
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
@@ -36,11 +35,12 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         yield "reference", f"{config.reference.name}, {size:,} parameters"
     if sidecars is not None:
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
-    evaluated = evaluation.open_stores(
-        config.evaluation.data, config.evaluation_data
-    )
-    for name, one in evaluated.items():
+    evaluated = evaluations.open_data(config)
+    for name, one in evaluated.stores.items():
         yield "evaluation", f"{len(one):,} records, {name}"
+    for name, one in evaluated.entries.items():
+        tasks = ", ".join(one.entry.task)
+        yield "evaluation", f"{len(one.data.store):,} records, {name}: {tasks}"
     if start.tokenizer is not None:
         vocabulary = start.tokenizer.vocabulary_size
     else:

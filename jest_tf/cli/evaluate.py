@@ -1,7 +1,12 @@
-"""Measure the learner of a run on held-out data.
+"""Measure the learner of a run, or a public model, on held-out data.
 
 Settings, vocabulary and weights come from the run directory; `--step` takes
 the weights of a checkpoint. Prints a measure a line, or JSON with `--json`.
+
+`--suite` takes a file of data sets and tasks (docs/evaluation.md): zero-shot
+classification, retrieval, probes. It also writes `evaluation.json`, in the form
+of CLIP_benchmark, and `evaluation.html` into the run directory or `--output`.
+Embeddings are kept there, for the next evaluation of the same weights.
 
 With `--selection` the command measures the run's draws instead of its learner,
 on super-batches of the run's data: how they compare with draws of other
@@ -23,13 +28,31 @@ _SUPER_BATCHES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
-    parser.add_argument("--workdir", required=True, help="the run directory")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--workdir", help="the run directory")
+    model.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a .keras file or a public model, such as "
+        "keras_hub:siglip2_base_patch16_224; for --suite",
+    )
     parser.add_argument(
         "--data",
         **flags_lib.SEVERAL,
         metavar="GLOB",
         help="shards or tables, each a data set; shards of one set, as the "
         "shell lists them, are joined (default: the run's `evaluation.data`)",
+    )
+    parser.add_argument(
+        "--suite",
+        metavar="FILE",
+        help="a .toml or .json file of data sets and tasks (default, without "
+        "--data: the run's `evaluation.suite`)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="with a suite, where its files go (default: the run directory)",
     )
     flags_lib.add_format(parser, from_run=True)
     parser.add_argument(
@@ -61,11 +84,18 @@ def run(flags: argparse.Namespace) -> None:
     """Measures and prints."""
     unused, reason = ("super_batches", "views"), "needs --selection"
     if flags.selection:
-        unused = ("data", *flags_lib.FORMAT_FIELDS)
+        unused = ("data", "suite", "output", "model", *flags_lib.FORMAT_FIELDS)
         reason = "is not for --selection, which draws from the run's own data"
+    elif flags.model:
+        unused += ("data", "step", *flags_lib.FORMAT_FIELDS)
+        reason = "is not for --model, which is measured on a --suite"
     for name in unused:
         if getattr(flags, name) is not None:
             raise ValueError(f"{flags_lib.name(name)} {reason}")
+    if flags.model and not (flags.suite and flags.output):
+        raise ValueError(
+            "`--model` needs `--suite`, and `--output` for its files"
+        )
     if flags.selection:
         from jest_tf.runs import draw_comparison
 
@@ -78,29 +108,51 @@ def run(flags: argparse.Namespace) -> None:
         )
         text = draw_comparison.tables(results)
     else:
-        reading = {
-            name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS
-        }
-        results = evaluate(
-            flags.workdir, flags.data, step=flags.step, reading=reading
-        )
+        results = _measured(flags)
         text = "\n".join(f"{results[name]:8.4f}  {name}" for name in results)
     print(json.dumps(results, indent=2) if flags.json else text)
 
 
+def _measured(flags):
+    from jest_tf import runs
+    from jest_tf.runs import directory
+
+    if flags.model:
+        model = runs.load_model(flags.model)
+        return evaluate_suite(model, flags.suite, flags.output)
+    settings = directory.load_config(flags.workdir).evaluation
+    data, suite = flags.data, flags.suite
+    if not data and not suite:
+        data, suite = settings.data, settings.suite
+    if not data and not suite:
+        raise ValueError(
+            "There is nothing to evaluate on: expected `--data`, `--suite`, or "
+            "a run with `evaluation.data` or `evaluation.suite`. Received: "
+            f"{flags.workdir!r} without any"
+        )
+    model = runs.load_run(flags.workdir, flags.step)
+    results = {}
+    if data:
+        reading = {
+            name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS
+        }
+        results = evaluate(model, data, reading)
+    if suite:
+        output = flags.output or flags.workdir
+        results |= evaluate_suite(model, suite, output, flags.step)
+    return results
+
+
 def evaluate(
-    workdir: str,
-    data: Sequence[str] | None = None,
-    *,
-    step: int | None = None,
+    model,
+    data: Sequence[str],
     reading: Mapping[str, str | Sequence[str]] | None = None,
 ) -> dict[str, float]:
     """Measures the learner of a run, as in training.
 
     Args:
-        workdir: the run directory.
-        data: paths or globs; None takes the run's `evaluation.data`.
-        step: of the checkpoint to measure; None is the end of the run.
+        model: of `runs.load_run`.
+        data: paths or globs.
         reading: fields of `DataConfig` that replace those of the run's
             evaluation, unless None.
 
@@ -108,39 +160,79 @@ def evaluate(
         The measures by name.
 
     Raises:
-        ValueError: the run has not finished, or there is no such checkpoint or
-            no data.
+        ValueError: data cannot be read.
     """
-    from jest_tf import evaluation, runs
+    from jest_tf import evaluation
     from jest_tf.runs import evaluations
 
-    trained = runs.load_run(workdir, step)
-    settings = trained.config.evaluation
-    if data:
-        settings = dataclasses.replace(settings, data=tuple(data))
-    if not settings.data:
-        raise ValueError(
-            "There is nothing to evaluate on: expected `--data`, or a run with "
-            f"`evaluation.data`. Received: {workdir!r} without either"
-        )
     given = {
         name: value if isinstance(value, str) else tuple(value)
         for name, value in (reading or {}).items()
         if value is not None
     }
     stores = evaluation.open_stores(
-        together(settings.data),
-        dataclasses.replace(trained.config.evaluation_data, **given),
+        together(data),
+        dataclasses.replace(model.config.evaluation_data, **given),
     )
-    return evaluations.measure(
-        evaluations.of_run(
-            trained.config,
-            stores,
-            trained.learner,
-            trained.tokenizer,
-            trained.picture,
+    return evaluations.Evaluations(
+        model.config,
+        evaluations.Opened(stores, {}),
+        model.learner,
+        model.tokenizer,
+        model.picture,
+    ).measure()
+
+
+def evaluate_suite(
+    model,
+    suite: str,
+    output: str,
+    step: int | None = None,
+) -> dict[str, float]:
+    """Measures a model on a suite, and writes its files.
+
+    Args:
+        model: of `runs.load_model`, or `runs.load_run` with `step`.
+        suite: a file, as `evaluation.suite`.
+        output: folder of `evaluation.json`, `evaluation.html` and the embedded
+            data.
+        step: of the model's run.
+
+    Returns:
+        The measures by name, as in training.
+
+    Raises:
+        ValueError: the suite does not fit, or its data is missing.
+    """
+    from jest_tf import config as config_lib
+    from jest_tf import evaluation
+    from jest_tf.reports import evaluation_page
+    from jest_tf.runs import directory, evaluations
+
+    about = evaluations.loaded(model, step)
+    opened = evaluation.open_suite(suite, about.prompts)
+    for one in opened.values():
+        one.attach(about.encoder)
+    folder = directory.path(output, directory.EMBEDDINGS_FOLDER)
+    with about.encoder.fixed(folder, keep=True):
+        outcomes = {name: one.outcomes() for name, one in opened.items()}
+        for name, entry in config_lib.load_suite(suite).items():
+            if "selection" in entry.task:
+                drawn = evaluations.draws(model.name, entry)
+                outcomes.setdefault(name, []).append(drawn)
+        found = evaluation.results(outcomes, about.model, about.pretrained)
+        directory.write(output, directory.RESULTS_FILE, found)
+        evaluation_page.write(
+            directory.path(output, directory.RESULTS_PAGE_FILE),
+            f"{about.model} {about.pretrained}".strip(),
+            found,
+            opened,
         )
-    )
+    return {
+        f"eval/{name}/{measure}": value
+        for name, some in outcomes.items()
+        for measure, value in evaluation.flattened(some).items()
+    }
 
 
 def together(patterns: Sequence[str]) -> list[str | list[str]]:

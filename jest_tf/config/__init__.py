@@ -39,6 +39,7 @@ from jest_tf.config.selection import (
     SelectionConfig,
     View,
 )
+from jest_tf.config.suite import TASKS, Entry, load_suite
 
 __all__ = [
     "BootstrapConfig",
@@ -49,6 +50,7 @@ __all__ = [
     "DataConfig",
     "DistributionConfig",
     "EQUAL_CAPTIONS",
+    "Entry",
     "EvaluationConfig",
     "FIRST_CHUNKS",
     "FORMATS",
@@ -69,9 +71,11 @@ __all__ = [
     "SCHEDULES",
     "STRATEGIES",
     "SelectionConfig",
+    "TASKS",
     "TowerSizes",
     "TrainConfig",
     "View",
     "load_config",
+    "load_suite",
     "save_config",
 ]

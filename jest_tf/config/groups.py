@@ -358,6 +358,9 @@ class EvaluationConfig(Checked, path="evaluation"):
         image_field: image field of that data; None takes `data.image_field`.
         caption_fields: caption fields of that data; None takes
             `data.caption_fields`.
+        suite: a .toml or .json file of further data sets and their tasks:
+            classification, retrieval, probes (docs/evaluation.md). Empty has
+            none.
         every_steps: steps between evaluations. None evaluates only at the end.
         batch_size: examples per forward pass.
         prompts: zero-shot templates, with one "{}" each for the class name.
@@ -375,6 +378,7 @@ class EvaluationConfig(Checked, path="evaluation"):
     format: Annotated[str, one_of(*FORMATS)] | None = None
     image_field: str | None = None
     caption_fields: tuple[str, ...] | None = None
+    suite: str = ""
     every_steps: Count | None = None
     batch_size: Count = 256
     prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)

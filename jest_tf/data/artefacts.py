@@ -1,4 +1,4 @@
-"""Artefacts: the file format of indexes, sidecars and manifests.
+"""Artefacts: the file format of indexes, sidecars, manifests and embeddings.
 
 An artefact is a safetensors file: named arrays, and string metadata with its
 kind, version, source and checksums. It is written sequentially and then
@@ -22,6 +22,7 @@ from jest_tf import files
 
 # How to rebuild each kind.
 KINDS = {
+    "embeddings": "delete it, and it is made anew",
     "index": "delete it, and it is built anew",
     "sidecar": "write it anew with `jest-tf embed --overwrite`",
     "manifest": "write it anew with `jest-tf curate --overwrite`",

@@ -1,9 +1,13 @@
-"""Evaluation of embeddings: retrieval and zero-shot classification.
+"""Evaluation of embeddings: retrieval, zero-shot classification, probes.
 
 Measures are plain functions of arrays; `StoreEvaluation` applies them to a
-learner and a store. When a run evaluates is decided in `runs/evaluation.py`.
+learner and a store, `EntryEvaluation` to a learner and an entry of a suite.
+When a run evaluates is decided in `runs/evaluations.py`.
 """
 
+from jest_tf.evaluation.draws import draw_measures
+from jest_tf.evaluation.embedding import Encoder
+from jest_tf.evaluation.probes import few_shot_measures, linear_probe_measures
 from jest_tf.evaluation.retrieval import ranks, retrieval_measures
 from jest_tf.evaluation.stores import (
     MEASURES,
@@ -11,15 +15,31 @@ from jest_tf.evaluation.stores import (
     StoreEvaluation,
     open_stores,
 )
+from jest_tf.evaluation.suite import (
+    EntryEvaluation,
+    Outcome,
+    flattened,
+    open_suite,
+    results,
+)
 from jest_tf.evaluation.zero_shot import class_embeddings, zero_shot_measures
 
 __all__ = [
+    "Encoder",
+    "EntryEvaluation",
     "MEASURES",
+    "Outcome",
     "StoreEmbeddings",
     "StoreEvaluation",
     "class_embeddings",
+    "draw_measures",
+    "few_shot_measures",
+    "flattened",
+    "linear_probe_measures",
     "open_stores",
+    "open_suite",
     "ranks",
+    "results",
     "retrieval_measures",
     "zero_shot_measures",
 ]

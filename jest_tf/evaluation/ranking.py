@@ -70,10 +70,19 @@ def places(
     return Places(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
+def scores(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Returns inner products, float32 [b, C], of float64 [b, D] and [C, D].
+
+    Float64 sums are rounded to float32, so that equal candidates score equally
+    in any order and any blocks.
+    """
+    return np.float32(queries @ candidates.T)
+
+
 def expected(
     places: Places, value: Callable[[np.ndarray], np.ndarray]
-) -> float:
-    """Returns the mean over queries of E[value(rank)]; int64 ranks from 1."""
+) -> np.ndarray:
+    """Returns E[value(rank)] of each query, float64; int64 ranks from 1."""
     above, tied, matching = places
     total, missed = np.zeros(len(above)), np.ones(len(above))
     for offset in range(int(tied.max()) + 1):
@@ -83,12 +92,12 @@ def expected(
         hit = missed * matching / left
         total += hit * value(above + offset + 1)
         missed -= hit
-    return float(np.mean(total))
+    return total
 
 
 def recall(places: Places, k: int) -> float:
     """Returns the expected share of queries with a match in the first k."""
-    return expected(places, lambda ranks: ranks <= k)
+    return float(np.mean(expected(places, lambda ranks: ranks <= k)))
 
 
 def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
@@ -118,14 +127,12 @@ def check_rows(name: str, values: Sequence, num_rows: int) -> None:
 
 
 def _places_of_block(queries, query_groups, candidates, groups):
-    # Float64 sums rounded to float32, so that equal candidates score equally
-    # in any order and any blocks.
-    scores = np.float32(queries @ candidates.T)  # [b, D] -> [b, C]
+    table = scores(queries, candidates)
     matches = query_groups[:, None] == groups[None, :]
-    best = np.where(matches, scores, -np.inf).max(axis=1, keepdims=True)
-    ties = scores == best
+    best = np.where(matches, table, -np.inf).max(axis=1, keepdims=True)
+    ties = table == best
     return (
-        (~matches & (scores > best)).sum(axis=1),
+        (~matches & (table > best)).sum(axis=1),
         (~matches & ties).sum(axis=1),
         (matches & ties).sum(axis=1),
     )

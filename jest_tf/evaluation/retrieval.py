@@ -53,8 +53,8 @@ def retrieval_measures(
         places = ranking.places(name, *queries, block_size)
         for k in _RECALLS:
             results[f"{name}/recall@{k}"] = ranking.recall(places, k)
-        results[f"{name}/mrr"] = ranking.expected(
-            places, lambda ranks: 1 / ranks
+        results[f"{name}/mrr"] = float(
+            np.mean(ranking.expected(places, lambda ranks: 1 / ranks))
         )
     return results
 

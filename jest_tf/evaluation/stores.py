@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
-from jest_tf.data import batches, pictures, reader, tokenizers
+from jest_tf.data import pictures, reader
 from jest_tf.data import stores as stores_lib
-from jest_tf.evaluation import retrieval, zero_shot
+from jest_tf.evaluation import embedding, retrieval, zero_shot
 
 MEASURES = (*retrieval.MEASURES, *zero_shot.MEASURES)
 
@@ -58,18 +57,11 @@ class StoreEvaluation:
         batch_size: int = 256,
         prompts: Sequence[str] = ("{}",),
     ):
-        self._tokenizer = tokenizer
+        self._encoder = embedding.Encoder(
+            learner, tokenizer, image_size, min(batch_size, len(store))
+        )
+        self._store = store
         self._prompts = prompts
-        self._batch_size = min(batch_size, len(store))
-        self._examples = batches.examples(
-            store, batch_size=self._batch_size, image_size=image_size
-        )
-        self._encode_image = tf.function(
-            lambda images: learner.encode_image(images, training=False)
-        )
-        self._encode_text = tf.function(
-            lambda tokens: learner.encode_text(tokens, training=False)
-        )
         columns = store.columns(["caption", "concept", "label", "id"])
         self._groups = [
             ("concept", concept) if concept else ("id", str(number).encode())
@@ -93,20 +85,14 @@ class StoreEvaluation:
         Raises:
             ValueError: a record has no picture that decodes.
         """
-        with batches.plain_errors():
-            images = np.concatenate(
-                [
-                    self._embed(self._encode_image, batch["image"])
-                    for batch in self._examples
-                ]
-            )
+        images = self._encoder.images(self._store)
         captions, text_groups = zip(*self._texts, strict=True)
-        texts = self._embed_texts(captions)
+        texts = self._encoder.texts(captions)
         names = np.unique(self._labels[self._labels != b""])
         classes = np.zeros([0, images.shape[1]], np.float32)
         if len(names):
             classes = zero_shot.class_embeddings(
-                self._embed_texts,
+                self._encoder.texts,
                 [name.decode("utf-8", "replace") for name in names],
                 self._prompts,
             )
@@ -133,25 +119,6 @@ class StoreEvaluation:
                 found.images[labelled], classes, found.classes
             )
         return results
-
-    def _embed_texts(self, texts):
-        clean, _ = tokenizers.sanitize_captions(tf.constant(texts))
-        tokens = self._tokenizer(clean)
-        return np.concatenate(
-            [
-                self._embed(
-                    self._encode_text, tokens[start : start + self._batch_size]
-                )
-                for start in range(0, len(texts), self._batch_size)
-            ]
-        )
-
-    def _embed(self, encode, batch):
-        # The last batch is padded with its first row, so that only one shape is
-        # traced.
-        rows = tf.range(self._batch_size)
-        rows = tf.where(rows < len(batch), rows, 0)
-        return encode(tf.gather(batch, rows)).numpy()[: len(batch)]
 
 
 def open_stores(

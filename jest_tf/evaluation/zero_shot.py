@@ -13,7 +13,10 @@ from jest_tf.evaluation import ranking
 
 _ACCURACIES = (1, 5)
 
-MEASURES = tuple(f"zero_shot/accuracy@{k}" for k in _ACCURACIES)
+MEASURES = (
+    *(f"zero_shot/accuracy@{k}" for k in _ACCURACIES),
+    "zero_shot/mean_per_class",
+)
 
 
 def zero_shot_measures(
@@ -32,7 +35,9 @@ def zero_shot_measures(
         block_size: images scored at a time.
 
     Returns:
-        `MEASURES`: shares of images whose class is among the k best.
+        `MEASURES`: shares of images whose class is among the k best, and the
+        mean over classes, of those that have images, of the share for k = 1. A
+        tie counts as its mean over all orders.
 
     Raises:
         ValueError: shapes do not fit, an embedding is not finite, or a class is
@@ -55,10 +60,39 @@ def zero_shot_measures(
         np.arange(len(classes)),
         block_size,
     )
-    return {
+    results = {
         f"zero_shot/accuracy@{k}": ranking.recall(places, k)
         for k in _ACCURACIES
     }
+    hits = ranking.expected(places, lambda ranks: ranks <= 1)
+    counts = np.bincount(targets, minlength=len(classes))
+    shares = np.bincount(targets, hits, len(classes))[counts > 0]
+    results["zero_shot/mean_per_class"] = float(
+        np.mean(shares / counts[counts > 0])
+    )
+    return results
+
+
+def nearest(
+    image_embeddings: np.ndarray,
+    class_embeddings: np.ndarray,
+    *,
+    block_size: int = ranking.BLOCK_SIZE,
+) -> np.ndarray:
+    """Returns the nearest class of each image, int64 [N].
+
+    Of equal ones the lower row is taken. Arguments as in `zero_shot_measures`.
+    """
+    images = ranking.check_vectors("image_embeddings", image_embeddings)
+    classes = ranking.check_vectors("class_embeddings", class_embeddings)
+    return np.concatenate(
+        [
+            ranking.scores(images[start : start + block_size], classes).argmax(
+                axis=1
+            )
+            for start in range(0, len(images), block_size)
+        ]
+    )
 
 
 def class_embeddings(

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import files
+from jest_tf.data import stores
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _KEY = b"jest_tf"  # of Parquet's metadata
 
 
@@ -43,35 +43,10 @@ class Collection(NamedTuple):
             )
 
 
-def find_pictures(folder: str) -> list[str]:
-    """Returns the paths of all pictures under a folder, relative and sorted.
-
-    Pictures are told by their extension, one of `PICTURES` in any case; hidden
-    files and folders are left out.
-
-    Raises:
-        ValueError: there is none.
-    """
-    names = []
-    for root, folders, found in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            os.path.relpath(os.path.join(root, name), folder)
-            for name in found
-            if name.lower().endswith(PICTURES) and not name.startswith(".")
-        ]
-    if not names:
-        raise ValueError(
-            f"`folder` must hold pictures, {', '.join(PICTURES)}. Received: "
-            f"{folder!r}"
-        )
-    return sorted(names)
-
-
 def embed_folder(
     embedder, folder: str, *, dtype: str = "float32", progress=None
 ) -> tuple[Collection, dict[str, str]]:
-    """Embeds all pictures under a folder, see `find_pictures`.
+    """Embeds all pictures under a folder, see `stores.find_pictures`.
 
     Args:
         embedder: an `Embedder`.
@@ -86,7 +61,7 @@ def embed_folder(
     Raises:
         ValueError: there are no pictures.
     """
-    names = find_pictures(folder)
+    names = stores.find_pictures(folder)
     paths = [os.path.join(folder, name) for name in names]
     parts, reasons, done = [], {}, 0
     for faults, part in embedder.embed_parts(paths):

@@ -148,7 +148,7 @@ def describe(run: Run | Pretrained) -> file_format.Description:
     zeros = tf.zeros([1, *run.picture.shape], run.picture.dtype)
     return file_format.Description(
         fingerprint=fingerprint(run.learner, *run.settings),
-        tokenizer=_describe_tokenizer(run.tokenizer),
+        tokenizer=describe_tokenizer(run.tokenizer),
         preprocessing=str(run.picture),
         dim=int(run.learner.encode_image(zeros).shape[-1]),
         scale=float(_on_host(run.learner.log_temperature, tf.exp)),
@@ -209,7 +209,8 @@ def _on_host(variable, function=tf.identity):
         return function(tf.constant(variable.numpy()))
 
 
-def _describe_tokenizer(tokenizer):
+def describe_tokenizer(tokenizer: Callable) -> str:
+    """Describes a tokenizer by its kind, its files and its length."""
     digest = hashlib.blake2b(digest_size=8)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)

@@ -13,8 +13,8 @@ import numpy as np
 
 from jest_tf import files
 from jest_tf.curation import by_similarity
-from jest_tf.data import pictures, reader, stores
 from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data import stores
 from jest_tf.data.stores import manifest
 from jest_tf.reports import charts, rendering
 
@@ -30,7 +30,6 @@ _READ = 2**10
 _BINS = 60
 _SAMPLES, _PAIRS = 8, 12
 _LISTED = 12
-_PICTURE_SIZE = 64
 _NEAR = (0.9999, 0.999, 0.99, 0.98, 0.95, 0.9)
 
 
@@ -263,23 +262,9 @@ def _cards(store, curated, shown):
             "id": key,
             "score": number,
             "kept": bool(curated.weights[row] > 0),
-            **_picture(record, store.max_image_pixels),
+            **rendering.thumbnail(record, store.max_image_pixels),
         }
         for (row, number), record, key in zip(
             shown, store.read(rows), store.ids(rows).tolist(), strict=True
         )
     ]
-
-
-def _picture(record, max_pixels):
-    """A picture, uint8 `[S, S, 3]`, and its caption; grey if unreadable."""
-    image, caption = record, ""
-    if not isinstance(record, stores.Fault):
-        texts = [record.captions[i] for i in reader.candidates(record.captions)]
-        caption = b"".join(texts[:1]).decode("utf-8", "replace")
-        image = pictures.decode(record.image, max_pixels)
-    if isinstance(image, stores.Fault):
-        grey = np.full([_PICTURE_SIZE, _PICTURE_SIZE, 3], 128, np.uint8)
-        return {"image": grey, "caption": image.reason}
-    resized = pictures.resize_image(image, _PICTURE_SIZE)
-    return {"image": np.asarray(resized), "caption": caption}

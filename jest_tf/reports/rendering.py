@@ -3,7 +3,12 @@
 import base64
 
 import jinja2
+import numpy as np
 import tensorflow as tf
+
+from jest_tf.data import pictures, reader, stores
+
+_PICTURE_SIZE = 64
 
 
 def render(template: str, **values: object) -> bytes:
@@ -17,6 +22,22 @@ def render(template: str, **values: object) -> bytes:
     )
     environment.filters["png"] = _png
     return environment.get_template(template).render(values).encode()
+
+
+def thumbnail(
+    record: stores.Record | stores.Fault, max_pixels: int
+) -> dict[str, object]:
+    """Returns `image`, uint8 [64, 64, 3], grey if unreadable, and `caption`."""
+    image, caption = record, ""
+    if not isinstance(record, stores.Fault):
+        texts = [record.captions[i] for i in reader.candidates(record.captions)]
+        caption = b"".join(texts[:1]).decode("utf-8", "replace")
+        image = pictures.decode(record.image, max_pixels)
+    if isinstance(image, stores.Fault):
+        grey = np.full([_PICTURE_SIZE, _PICTURE_SIZE, 3], 128, np.uint8)
+        return {"image": grey, "caption": image.reason}
+    resized = pictures.resize_image(image, _PICTURE_SIZE)
+    return {"image": np.asarray(resized), "caption": caption}
 
 
 def _png(image):

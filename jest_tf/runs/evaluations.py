@@ -3,52 +3,182 @@
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, models
 from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
+from jest_tf.models import reference
 from jest_tf.runs import directory, progress, steps
 
 
-def of_run(
-    config: config_lib.TrainConfig,
-    stores: Mapping[str, stores_lib.Store],
-    learner: models.TwoTower,
-    tokenizer: Callable,
-    picture: pictures.Form,
-) -> dict[str, evaluation.StoreEvaluation]:
-    """Returns evaluations of a run's learner, by the name of the store."""
-    settings = config.evaluation
-    return {
-        name: evaluation.StoreEvaluation(
-            learner,
-            store,
-            tokenizer=tokenizer,
-            image_size=picture,
-            batch_size=settings.batch_size,
-            prompts=settings.prompts,
+class Opened(NamedTuple):
+    """The data of a run's evaluations, by name."""
+
+    stores: Mapping[str, stores_lib.Store]
+    entries: Mapping[str, evaluation.EntryEvaluation]
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of the measures, as in `evaluation.jsonl`."""
+        by_name = dict.fromkeys(self.stores, evaluation.MEASURES) | {
+            name: one.measures for name, one in self.entries.items()
+        }
+        return [
+            f"eval/{name}/{measure}"
+            for name, measures in by_name.items()
+            for measure in measures
+        ]
+
+
+def open_data(config: config_lib.TrainConfig) -> Opened:
+    """Opens `evaluation.data` and the entries of `evaluation.suite`.
+
+    Raises:
+        ValueError: something cannot be read, or two share a name.
+    """
+    settings, entries = config.evaluation, {}
+    stores = evaluation.open_stores(settings.data, config.evaluation_data)
+    if settings.suite:
+        entries = evaluation.open_suite(settings.suite, settings.prompts)
+    both = sorted({*stores} & {*entries})
+    if both:
+        raise ValueError(
+            "`evaluation.data` and `evaluation.suite` must have different "
+            f"names. Received: {', '.join(both)} in both"
         )
-        for name, store in stores.items()
-    }
+    return Opened(stores, entries)
 
 
-def measure(
-    evaluations: Mapping[str, evaluation.StoreEvaluation],
-) -> dict[str, float]:
-    """Measures on all stores, named `eval/<store>/<measure>`."""
-    return {
-        f"eval/{name}/{measure}": value
-        for name, one in evaluations.items()
-        for measure, value in one.measure().items()
-    }
+class Evaluations:
+    """Evaluations of a learner on opened data, by name.
+
+    Args:
+        config: of the run; its `evaluation` is used.
+        opened: the data.
+        learner: the learner; its current weights are measured.
+        tokenizer: of its texts.
+        picture: the form of its pictures.
+    """
+
+    def __init__(
+        self,
+        config: config_lib.TrainConfig,
+        opened: Opened,
+        learner: models.TwoTower,
+        tokenizer: Callable,
+        picture: pictures.Form,
+    ):
+        settings = config.evaluation
+        self._encoder = evaluation.Encoder(
+            learner, tokenizer, picture, settings.batch_size
+        )
+        self.by_name: dict = {
+            name: evaluation.StoreEvaluation(
+                learner,
+                store,
+                tokenizer=tokenizer,
+                image_size=picture,
+                batch_size=settings.batch_size,
+                prompts=settings.prompts,
+            )
+            for name, store in opened.stores.items()
+        }
+        self._fixed = contextlib.nullcontext
+        for name, entry in opened.entries.items():
+            entry.attach(self._encoder)
+            self.by_name[name] = entry
+            self._fixed = self._encoder.fixed
+
+    def measure(self, folder: str = "") -> dict[str, float]:
+        """Measures on all data, named `eval/<name>/<measure>`.
+
+        Embeddings of the suite are kept in `folder` until all is measured.
+        """
+        with self._fixed(folder):
+            return {
+                f"eval/{name}/{measure}": value
+                for name, one in self.by_name.items()
+                for measure, value in one.measure().items()
+            }
+
+
+class Loaded(NamedTuple):
+    """A model to evaluate.
+
+    Attributes:
+        encoder: embeds with its weights.
+        prompts: templates for class names.
+        model: what it is, such as a preset.
+        pretrained: where its weights are from; "" for a public model.
+    """
+
+    encoder: evaluation.Encoder
+    prompts: tuple[str, ...]
+    model: str
+    pretrained: str
+
+
+def loaded(model: reference.Run | reference.Pretrained, step=None) -> Loaded:
+    """Prepares a model, of the `step` of its run, for `evaluation.Encoder`."""
+    settings, name, pretrained = config_lib.EvaluationConfig(), model.name, ""
+    if isinstance(model, reference.Run):
+        settings = model.config.evaluation
+        of = model.config.model
+        name = of.init_from or of.towers or of.preset
+        pretrained = model.name + f", step {step}" * (step is not None)
+    encoder = evaluation.Encoder(
+        model.learner, model.tokenizer, model.picture, settings.batch_size
+    )
+    return Loaded(encoder, settings.prompts, name, pretrained)
+
+
+def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
+    """Measures what a run drew, by its `draws.jsonl` and its data.
+
+    Args:
+        workdir: the run directory.
+        entry: with the fields of `clean` records and of `concept`.
+
+    Raises:
+        ValueError: the run has not logged its draws, or its data has changed.
+    """
+    rows = directory.read_rows(workdir, directory.DRAWS_FILE)
+    if not rows:
+        raise ValueError(
+            "`task` 'selection' needs the draws of a run: train with "
+            f"`evaluation.log_ids=true`. Received: {workdir!r} without "
+            f"{directory.DRAWS_FILE}"
+        )
+    store = stores_lib.open_stores(directory.load_config(workdir).data)
+    columns = store.columns(["id", entry.clean, entry.concept])
+    ids, times = np.unique(
+        np.concatenate([row["ids"] for row in rows]), return_counts=True
+    )
+    order = np.argsort(columns["id"], kind="stable")
+    places = np.searchsorted(columns["id"], ids, sorter=order)
+    found = order[np.minimum(places, len(order) - 1)]
+    if not np.array_equal(columns["id"][found], ids):
+        raise ValueError(
+            "`data.train` must be the data that the run was trained on. "
+            f"Received: data without some of the ids in {workdir!r}"
+        )
+    counts = np.zeros(len(store), np.int64)
+    counts[found] = times
+    measures = evaluation.draw_measures(
+        counts, columns[entry.clean] == b"", columns[entry.concept]
+    )
+    return evaluation.Outcome("selection", "", measures)
 
 
 class Evaluation(steps.StepCallback):
     """Evaluates every so many steps and after the last, each step once.
 
     Args:
-        evaluations: to make, by the name of the store.
+        evaluations: to make.
         workdir: the run directory; `evaluation.jsonl` gets a row a step.
         every_steps: steps between two evaluations; None is the last step only.
         start_step: steps done before this `fit`.
@@ -60,7 +190,7 @@ class Evaluation(steps.StepCallback):
 
     def __init__(
         self,
-        evaluations: Mapping[str, evaluation.StoreEvaluation],
+        evaluations: Evaluations,
         workdir: str,
         *,
         every_steps: int | None = None,
@@ -74,6 +204,7 @@ class Evaluation(steps.StepCallback):
         self._workdir = workdir
         self._every_steps = every_steps
         self.seconds = 0.0
+        self._started = time.monotonic()
         self._costs = costs
         self._report = report
         self._weights = weights
@@ -100,16 +231,24 @@ class Evaluation(steps.StepCallback):
         for row in rows:
             if row["step"] == step:
                 return {n: row[n] for n in row if n.startswith("eval/")}
-        if not self._evaluations:
+        if not self._evaluations.by_name:
             return {}
         started = time.monotonic()
         with self._weights():
-            results = measure(self._evaluations)
-        self.seconds += time.monotonic() - started
+            results = self._evaluations.measure(
+                directory.path(self._workdir, directory.EMBEDDINGS_FOLDER)
+            )
+        spent = time.monotonic() - started
+        self.seconds += spent
         row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)
-        for name in self._evaluations:
+        for name in self._evaluations.by_name:
             progress.say(f"step {step:,}  {describe(name, results)}")
+        share = self.seconds / (time.monotonic() - self._started)
+        progress.say(
+            f"step {step:,}  evaluated in {spent:.1f} s; evaluations take "
+            f"{share:.1%} of the time"
+        )
         self._report(step, results)
         return results
 
@@ -121,6 +260,8 @@ def describe(store: str, results: Mapping[str, float]) -> str:
         ("image_to_text/recall@1", "image to text recall@1"),
         ("text_to_image/recall@1", "text to image recall@1"),
         ("zero_shot/accuracy@1", "zero-shot accuracy"),
+        ("few_shot/10_shots", "10-shot accuracy"),
+        ("linear_probe/accuracy@1", "linear probe"),
     ):
         value = results.get(f"eval/{store}/{measure}")
         if value is not None:

@@ -8,16 +8,14 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, evaluation, training
+from jest_tf import distribution, training
 from jest_tf.config import checks
 from jest_tf.data import batches, cascade, pipeline
-from jest_tf.data import stores as stores_lib
 from jest_tf.models import reference
 from jest_tf.runs import (
     bootstrap,
@@ -103,16 +101,9 @@ def _train(config, workdir, signals):
         with keras.StatelessScope(initialize_variables=False):
             learner = start.build(config.data.vocabulary_size)
         inputs.check_widths(config, sources, learner)
-    stores = evaluation.open_stores(
-        config.evaluation.data, config.evaluation_data
-    )
+    opened = evaluations.open_data(config)
     checkpoints_lib.check_keep_best(
-        config.checkpoint.keep_best,
-        [
-            f"eval/{one}/{name}"
-            for one in stores
-            for name in evaluation.MEASURES
-        ],
+        config.checkpoint.keep_best, opened.measures
     )
     with contextlib.ExitStack() as stack:
         energy = None
@@ -132,7 +123,7 @@ def _train(config, workdir, signals):
             signals,
             start,
             sources,
-            stores,
+            opened,
             energy,
         )
         measures = None
@@ -167,7 +158,7 @@ class _Run:
     signals: interruptions.Signals
     start: loading.Start
     sources: inputs.Sources
-    stores: Mapping[str, stores_lib.Store]
+    evaluated: evaluations.Opened
     energy: resources.EnergyMeter | None
 
     def __post_init__(self):
@@ -317,9 +308,9 @@ class _Run:
                     one.on_evaluation(step, measures)
 
         evaluate = evaluations.Evaluation(
-            evaluations.of_run(
+            evaluations.Evaluations(
                 config,
-                self.stores,
+                self.evaluated,
                 model.learner,
                 self.tokenizer,
                 self.start.picture,

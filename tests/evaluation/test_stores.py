@@ -56,6 +56,7 @@ class EvaluateStoreTest(tf.test.TestCase):
                     / 4,
                     "zero_shot/accuracy@1": 1.0,
                     "zero_shot/accuracy@5": 1.0,
+                    "zero_shot/mean_per_class": 1.0,
                 },
             )
 

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import evaluation
+from jest_tf.evaluation import zero_shot
 
 
 class ZeroShotTest(tf.test.TestCase):
@@ -17,15 +18,35 @@ class ZeroShotTest(tf.test.TestCase):
         ]
         self.assertAllClose(
             evaluation.zero_shot_measures(images, [0, 5, 1], np.eye(6)),
-            {"zero_shot/accuracy@1": 1 / 3, "zero_shot/accuracy@5": 2 / 3},
+            {
+                "zero_shot/accuracy@1": 1 / 3,
+                "zero_shot/accuracy@5": 2 / 3,
+                "zero_shot/mean_per_class": 1 / 3,
+            },
         )
+
+    def test_the_mean_per_class_is_over_classes_that_have_images(self):
+        # Class 0: three images, one right, one tied with another class, half
+        # right, one wrong: 1 / 2. Class 2: its one image is right. Class 1 has
+        # none.
+        images = [[0.9, 0.0, 0.1], [0.5, 0.0, 0.5], [0.1, 0.9, 0.0]]
+        images.append([0.0, 0.0, 1.0])
+        found = evaluation.zero_shot_measures(images, [0, 0, 0, 2], np.eye(3))
+        self.assertAllClose(found["zero_shot/accuracy@1"], 2.5 / 4)
+        self.assertAllClose(found["zero_shot/mean_per_class"], (0.5 + 1.0) / 2)
+        self.assertAllEqual(zero_shot.nearest(images, np.eye(3)), [0, 0, 1, 2])
 
     def test_a_collapsed_model_scores_chance(self):
         found = evaluation.zero_shot_measures(
             np.ones([4, 3]), [0, 1, 2, 3], np.ones([20, 3])
         )
         self.assertAllClose(
-            found, {"zero_shot/accuracy@1": 0.05, "zero_shot/accuracy@5": 0.25}
+            found,
+            {
+                "zero_shot/accuracy@1": 0.05,
+                "zero_shot/accuracy@5": 0.25,
+                "zero_shot/mean_per_class": 0.05,
+            },
         )
 
     def test_a_class_out_of_range_is_refused(self):

@@ -7,7 +7,8 @@ import keras
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
-from jest_tf import evaluation
+from jest_tf import config
+from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
 from jest_tf.runs import directory, evaluations
 
@@ -23,12 +24,13 @@ class EvaluationTest(tf.test.TestCase):
 
     def make(self, every_steps=None, **settings):
         return evaluations.Evaluation(
-            {
-                name: evaluation.StoreEvaluation(
-                    Oracle(), store, tokenizer=number_of, image_size=2
-                )
-                for name, store in self.stores.items()
-            },
+            evaluations.Evaluations(
+                config.TrainConfig(),
+                evaluations.Opened(self.stores, {}),
+                Oracle(),
+                number_of,
+                pictures.Resizing(2),
+            ),
             self.folder,
             every_steps=every_steps,
             report=self.logged.__setitem__,
@@ -101,7 +103,7 @@ class EvaluationTest(tf.test.TestCase):
         again = self.make(costs=costs)
         for one in (callback.run(3), again.run(3), self.logged[3]):
             self.assertNotIn("flops/step", one)
-            self.assertLen(one, 10)
+            self.assertLen(one, 11)
 
     def test_no_stores_measure_nothing(self):
         self.stores = {}
@@ -109,6 +111,55 @@ class EvaluationTest(tf.test.TestCase):
         self.assertEqual(callback.run(3), {})
         self.assertEqual(self.logged, {})
         self.assertNotIn(directory.EVALUATION_FILE, os.listdir(self.folder))
+
+
+class DrawsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.get_temp_dir()
+        path = f"{self.folder}/data.tfrecord"
+        # Ids are 100 to 104; the field `label` stands for noise.
+        write_shard(path, ROWS)
+        settings = config.TrainConfig(
+            data=config.DataConfig(train=(path,)),
+            selection=config.SelectionConfig(criterion="hard_learner"),
+        )
+        config.save_config(settings, f"{self.folder}/config.json")
+        self.entry = config.Entry(task=("selection",), clean="label")
+
+    def log(self, step, ids):
+        row = {"step": step, "ids": ids}
+        directory.append(self.folder, directory.DRAWS_FILE, row)
+
+    def test_ids_are_looked_up_in_the_data(self):
+        self.log(2, [101, 104])
+        self.log(4, [100, 101])
+        found = evaluations.draws(self.folder, self.entry)
+        # Counts 1, 2, 0, 0, 1. Rows 1, 3 and 4 have no label; the concept of
+        # rows 0 and 1 was drawn, that of row 2 was not.
+        self.assertEqual(found.task, "selection")
+        self.assertAllClose(
+            found.measures,
+            {
+                "selection/effective_records": 16 / 6,
+                "selection/effective_share": 4 / 6,
+                "selection/share_clean": 3 / 4,
+                "selection/share_clean_data": 3 / 5,
+                "selection/concept_coverage": 1 / 2,
+                "selection/effective_concepts": 1.0,
+            },
+        )
+
+    def test_a_run_without_draws_or_with_other_data_is_refused(self):
+        other = config.Entry(task=("selection",))
+        folder = os.path.join(self.folder, "nothing")
+        with self.assertRaisesRegex(
+            ValueError, "evaluation.log_ids=true.*nothing' without draws.jsonl"
+        ):
+            evaluations.draws(folder, other)
+        self.log(2, [101, 999])
+        with self.assertRaisesRegex(ValueError, "`data.train` must be the"):
+            evaluations.draws(self.folder, other)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stores: records in shards of any format, read as one array."""
 
+from jest_tf.data.stores.listed import Listed, find_pictures
 from jest_tf.data.stores.store import (
     Fault,
     Record,
@@ -13,10 +14,12 @@ from jest_tf.data.stores.store import (
 
 __all__ = [
     "Fault",
+    "Listed",
     "Record",
     "Shards",
     "Store",
     "check_captions",
+    "find_pictures",
     "join",
     "open_store",
     "open_stores",

@@ -80,6 +80,7 @@ class Parquet:
                 if field.name in columns.taken
                 or pyarrow.types.is_string(field.type)
                 or pyarrow.types.is_large_string(field.type)
+                or field.name in shards.CLASS_NUMBERS
             ]
             # Arrow's threads would compete with the pipeline's.
             return columns, file.read_row_group(

@@ -30,6 +30,9 @@ MAX_RECORD_BYTES = 2**28
 # Endings of files that this package writes beside shards.
 NO_SHARDS = (".index", ".sidecar", ".weights", files.PARTIAL, ".tmp")
 
+# Integers of these names are numbers of classes, and become metadata `cls`.
+CLASS_NUMBERS = ("label", "cls")
+
 # Bytes of one read in a scan.
 _WINDOW = 2**22
 # Ranges no farther apart are read together. An object-storage request takes as

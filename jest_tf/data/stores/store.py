@@ -161,6 +161,11 @@ class Store:
         """
         return self._indexes[shard].stamp
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the records of all shards, see `stamp`."""
+        return " ".join(self.stamp(i) for i in range(len(self.shards.paths)))
+
     def of_shard(self, shard: int) -> "Store":
         """Returns the store of a single shard."""
         return Store([self._opened[shard]], self.max_image_pixels)

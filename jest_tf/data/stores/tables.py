@@ -3,7 +3,8 @@
 A row holds a picture and captions. The picture's column holds paths, relative
 to the table's folder, or, in Parquet, encoded pictures (plain, or structs of
 `bytes` and `path` as in Hugging Face data sets). Captions are one or several
-columns, in Parquet also lists of strings. An `id` column holds the stored id.
+columns, in Parquet also lists of strings; a table with a column `label` or
+`cls` may have none. An `id` column holds the stored id.
 """
 
 import os
@@ -23,7 +24,7 @@ class Columns:
     """The role of each column of a table.
 
     The usual picture's column is the first of `IMAGE_COLUMNS`, the usual
-    caption's the first of `CAPTION_COLUMNS`.
+    caption's the first of `CAPTION_COLUMNS`, which labelled pictures may lack.
 
     Raises:
         ValueError: the table lacks such a column.
@@ -35,7 +36,11 @@ class Columns:
             [fields.image] if fields.image else IMAGE_COLUMNS,
             *([name] for name in fields.captions),
         ]
-        if not fields.captions:
+        # Labelled pictures need no captions.
+        is_labelled = {*names} & {*shards.CLASS_NUMBERS} - {fields.image}
+        if not fields.captions and (
+            not is_labelled or {*names} & {*CAPTION_COLUMNS}
+        ):
             wanted.append(CAPTION_COLUMNS)
         self._image, *self._captions = (
             self._find(path, usual) for usual in wanted
@@ -66,6 +71,9 @@ class Columns:
             for name, value in values.items()
             if name not in self.taken and isinstance(value, str)
         }
+        for name in shards.CLASS_NUMBERS:
+            if type(values.get(name)) is int:
+                metadata["cls"] = encode(str(values[name]))
         return shards.Record(image, tuple(captions), metadata)
 
     def _find(self, path, wanted):

@@ -3,8 +3,9 @@
 A sample is a run of files with equal names up to the first dot of the base
 name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
 extension. The picture is the file with a picture's extension; captions come
-from `.txt` or a field of `.json`. Other members are skipped. A sample is read
-as one byte range. Members with a damaged header are skipped, too.
+from `.txt` or a field of `.json`; `.cls`, the number of a class, is metadata.
+Other members are skipped. A sample is read as one byte range. Members with a
+damaged header are skipped, too.
 """
 
 import io
@@ -125,6 +126,8 @@ class Tars:
             for name, value in fields.items()
             if isinstance(value, str) and name not in names
         }
+        if "cls" in found:
+            metadata["cls"] = found["cls"].strip()
         metadata.setdefault("key", _encode(member.key))
         return shards.Record(found[image], tuple(captions), metadata)
 

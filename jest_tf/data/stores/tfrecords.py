@@ -121,6 +121,8 @@ def parse(
         elif labels and name in labels and len(numbers) == 1:
             if 0 <= numbers[0] < len(labels[name]):
                 metadata[name] = labels[name][numbers[0]].encode()
+        elif name in shards.CLASS_NUMBERS and len(numbers) == 1:
+            metadata["cls"] = str(numbers[0]).encode()
     return shards.Record(pictures[0], tuple(captions), metadata)
 
 

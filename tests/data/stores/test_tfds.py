@@ -125,7 +125,7 @@ class PreparedTest(PreparedTestCase):
         self.refuse("no picture: expected photo among", self.folder)
         found = self.read(self.folder, image_field="image")
         self.assertEqual(found[0].image, b"picture 0")
-        self.assertEqual(found[0].metadata, {"name": b"n0"})
+        self.assertEqual(found[0].metadata, {"name": b"n0", "cls": b"0"})
 
     def test_mismatches_are_refused(self):
         self.write({"a": [1], "b": [1]})

@@ -1,0 +1,246 @@
+"""A suite: the tasks that a model is evaluated on, from a TOML or JSON file."""
+
+import dataclasses
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from typing import Annotated
+
+from jest_tf.config import overrides
+from jest_tf.config.checks import (
+    PROMPTS,
+    Checked,
+    Count,
+    Rule,
+    above,
+    check,
+    one_of,
+)
+from jest_tf.config.groups import FORMATS
+
+TASKS = ("zero_shot", "retrieval", "few_shot", "linear_probe", "selection")
+
+_TASKS: Rule = (
+    f"one or more of {TASKS}",
+    lambda tasks: tasks and {*tasks} <= {*TASKS},
+)
+_SHOTS: Rule = (
+    "one or more numbers of at least 1",
+    lambda shots: shots and min(shots) >= 1,
+)
+# Where the ImageNets lie below the suite's root, as they are unpacked, as TFDS
+# prepares them, and as CLIP_benchmark's tars.
+_IMAGENETS = {
+    "imagenet": (
+        "imagenet/val",
+        "imagenet2012/*:validation",
+        "ILSVRC/Data/CLS-LOC/val",
+        "wds_imagenet1k",
+    ),
+    "imagenet_v2": (
+        "imagenetv2-matched-frequency-format-val",
+        "imagenet_v2/matched-frequency/*:test",
+        "wds_imagenetv2",
+    ),
+    "imagenet_a": ("imagenet-a", "imagenet_a/*:test", "wds_imagenet-a"),
+    "imagenet_r": ("imagenet-r", "imagenet_r/*:test", "wds_imagenet-r"),
+    "imagenet_sketch": (
+        *("imagenet-sketch", "sketch", "imagenet_sketch/*:test"),
+        "wds_imagenet_sketch",
+    ),
+}
+# Fields of entries with these names; a suite's own values replace them. The
+# classes of `imagenet_a` and `imagenet_r` are 200 of the 1,000.
+NAMED = {
+    name: {
+        "task": ("zero_shot",),
+        "data": places,
+        "classes": "imagenet",
+        "templates": "imagenet",
+        "classes_present": name in ("imagenet_a", "imagenet_r"),
+    }
+    for name, places in _IMAGENETS.items()
+} | {
+    # The papers' counts: 25,000 captions of COCO's test split, not 25,010.
+    "coco": {
+        "task": ("retrieval",),
+        "data": ("coco/dataset_coco.json",),
+        "images": "coco",
+        "max_captions": 5,
+    },
+    "flickr30k": {
+        "task": ("retrieval",),
+        "data": ("flickr30k/dataset_flickr30k.json",),
+        "images": "flickr30k/flickr30k-images",
+        "max_captions": 5,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Entry(Checked):
+    """A data set of a suite and the tasks on it.
+
+    Attributes:
+        task: "zero_shot", "retrieval", "few_shot", "linear_probe" and
+            "selection", one or more.
+        data: the examples: a folder with a subfolder a class, a folder of
+            CLIP_benchmark's tars, Karpathy's JSON, Crossmodal-3600's JSON
+            lines, or paths and globs as `evaluation.data` (docs/evaluation.md).
+            Of several the first that exists is taken.
+        train: labelled examples that probes learn from, like `data`.
+        images: folder of the pictures that a JSON names. Empty is its own.
+        split: of Karpathy's JSON and of CLIP_benchmark's tars.
+        format: as `data.format`.
+        image_field: as `data.image_field`.
+        caption_fields: as `data.caption_fields`.
+        label_field: the field of labels.
+        classes: file of class names, a line a name, or JSON: a list, or an
+            object of names by label. "imagenet" is OpenAI's names, from
+            open_clip. Empty takes the data's own.
+        classes_present: only classes that `data` has are to choose from.
+        templates: file of templates, one a line, or a JSON list. "imagenet" is
+            OpenAI's 80, from open_clip. Empty takes `prompts`, the data's own
+            or `evaluation.prompts`.
+        prompts: templates, each with one "{}" for the class name.
+        max_captions: captions of a picture, the first ones; None takes all.
+        languages: of Crossmodal-3600's captions, none is all of them; of other
+            data, the one to report.
+        shots: labelled pictures of a class, for "few_shot".
+        seeds: draws of these pictures.
+        l2: weight of the squared coefficients in "few_shot".
+        clean: field that is blank in clean records, for "selection".
+        concept: field of a record's concept, for "selection".
+    """
+
+    task: Annotated[tuple[str, ...], _TASKS] = ("zero_shot",)
+    data: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    images: str = ""
+    split: str = "test"
+    format: Annotated[str, one_of(*FORMATS)] = "auto"
+    image_field: str = ""
+    caption_fields: tuple[str, ...] = ()
+    label_field: str = "label"
+    classes: str = ""
+    classes_present: bool = False
+    templates: str = ""
+    prompts: tuple[str, ...] = ()
+    max_captions: Count | None = None
+    languages: tuple[str, ...] = ()
+    # big_vision's, as reported for SigLIP and its kin.
+    shots: Annotated[tuple[int, ...], _SHOTS] = (1, 5, 10, 25, 50)
+    seeds: Count = 3
+    l2: Annotated[float, above(0)] = 1024.0
+    clean: str = "noise"
+    concept: str = "concept"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompts:
+            check("prompts", self.prompts, PROMPTS)
+        self._expect(
+            not self.prompts or not self.templates,
+            "`prompts` and `templates` are two ways to say the same: set one",
+        )
+        probes = {"few_shot", "linear_probe"} & {*self.task}
+        self._expect(
+            self.train or not probes,
+            "`train` must name labelled examples for `task` "
+            f"{', '.join(sorted(probes))}",
+        )
+        self._expect(
+            self.data or {*self.task} == {"selection"},
+            "`data` must name examples; without it the entry must be one of "
+            f"{', '.join(NAMED)}, which know where theirs lie",
+        )
+
+
+def load_suite(path: str) -> dict[str, Entry]:
+    """Reads a suite: the entries by name, with absolute paths.
+
+    The file is TOML or JSON, a table an entry. A string may stand for a list of
+    one. `root`, beside the tables, is the folder that paths start from; it is
+    the file's own folder unless given.
+
+    Raises:
+        ValueError: there is no such file, or an entry does not fit.
+    """
+    values = _read(path)
+    root = os.path.join(os.path.dirname(path), _root(path, values))
+    entries = {}
+    for name, given in values.items():
+        try:
+            if not isinstance(given, dict):
+                raise ValueError(f"expected a table. Received: {given!r}")
+            entry = overrides.build(Entry, NAMED.get(name, {}) | _listed(given))
+        except ValueError as error:
+            raise ValueError(f"{path}, [{name}]: {error}") from None
+        entries[name] = _below(root, entry)
+    if not entries:
+        raise ValueError(
+            f"`evaluation.suite` must have an entry, such as [imagenet]. "
+            f"Received: {path}, without one"
+        )
+    return entries
+
+
+def _read(path):
+    parse = {".json": json.loads, ".toml": tomllib.loads}.get(
+        os.path.splitext(path)[1]
+    )
+    if parse is None or not os.path.isfile(path):
+        raise ValueError(
+            "`evaluation.suite` must be a .toml or .json file "
+            f"(docs/evaluation.md). Received: {path!r}"
+        )
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = parse(file.read())
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a table an entry.")
+    return values
+
+
+def _root(path, values):
+    root = values.pop("root", "")
+    if not isinstance(root, str):
+        raise ValueError(f"{path}: `root` must be a folder. Received: {root!r}")
+    return os.path.expanduser(root)
+
+
+def _listed(given):
+    """The values with lists where the field is a tuple."""
+    lists = {
+        field.name
+        for field in dataclasses.fields(Entry)
+        if isinstance(field.default, tuple)
+    }
+    return {
+        name: [value]
+        if name in lists and not isinstance(value, list)
+        else value
+        for name, value in given.items()
+    }
+
+
+def _below(root, entry):
+    def place(path):
+        if not path or "://" in path:
+            return path
+        return os.path.join(root, os.path.expanduser(path))
+
+    return dataclasses.replace(
+        entry,
+        data=tuple(map(place, entry.data)),
+        train=tuple(map(place, entry.train)),
+        images=place(entry.images),
+        **{
+            name: value if value == "imagenet" else place(value)
+            for name in ("classes", "templates")
+            for value in [getattr(entry, name)]
+        },
+    )

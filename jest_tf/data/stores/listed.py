@@ -1,0 +1,107 @@
+"""Picture files with their captions and metadata, as an array of records.
+
+Unlike a `Store` it has no index and is not trained on: reading a row opens a
+file. It has the part of a `Store` that evaluations use.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from jest_tf import config as config_lib
+from jest_tf.data.stores import shards
+
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+
+
+class Listed:
+    """Records of picture files, in the order given.
+
+    Args:
+        records: path, captions and metadata of each.
+        max_image_pixels: limit on width times height of a picture.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[shards.Record],
+        max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
+    ):
+        self._records = list(records)
+        self.max_image_pixels = max_image_pixels
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, rows: np.ndarray) -> list[shards.Record | shards.Fault]:
+        """Reads records at rows, as `Store.read`."""
+        rows = np.asarray(rows, np.int64).tolist()
+        found = shards.read_files([self._records[row].image for row in rows])
+        return [
+            one
+            if isinstance(one, shards.Fault)
+            else self._records[row]._replace(image=one)
+            for row, one in zip(rows, found, strict=True)
+        ]
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the rows themselves, int64 [k]."""
+        return np.array(rows, np.int64)
+
+    def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list]:
+        """Returns columns, as `Store.columns`, without opening a picture."""
+        columns: dict = {}
+        for name in names:
+            if name == "id":
+                columns[name] = np.arange(len(self))
+            elif name == "caption":
+                columns[name] = [list(one.captions) for one in self._records]
+            else:
+                columns[name] = np.array(
+                    [one.metadata.get(name, b"") for one in self._records],
+                    object,
+                )
+        return columns
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the files by path, size and time of change."""
+        digest = hashlib.blake2b(digest_size=16)
+        for one in self._records:
+            try:
+                about = shards.stat(one.image)
+            except OSError:
+                about = ()
+            digest.update(repr((one.image, about)).encode())
+        return digest.hexdigest()
+
+    def describe(self, row: int) -> str:
+        """Names a row in error messages."""
+        return str(self._records[row].image)
+
+
+def find_pictures(folder: str) -> list[str]:
+    """Returns the paths of all pictures under a folder, relative and sorted.
+
+    Pictures are told by their extension, one of `PICTURES` in any case; hidden
+    files and folders are left out.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = []
+    for root, folders, found in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [
+            os.path.relpath(os.path.join(root, name), folder)
+            for name in found
+            if name.lower().endswith(PICTURES) and not name.startswith(".")
+        ]
+    if not names:
+        raise ValueError(
+            f"`folder` must hold pictures, {', '.join(PICTURES)}. Received: "
+            f"{folder!r}"
+        )
+    return sorted(names)

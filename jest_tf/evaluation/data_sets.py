@@ -1,0 +1,432 @@
+"""Data of a suite's entries: records, captions, labels, class names, templates.
+
+Forms, beside those of `evaluation.data`: a folder with a subfolder a class;
+CLIP_benchmark's tars, with `classnames.txt` and
+`zeroshot_classification_templates.txt` beside them; Karpathy's JSON; and
+Crossmodal-3600's JSON lines. A record has one label: hierarchies and several
+labels are not read.
+"""
+
+import collections
+import glob
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jest_tf import config as config_lib
+from jest_tf.data import reader
+from jest_tf.data import stores as stores_lib
+
+# Files of CLIP_benchmark beside its tars.
+_CLASSES_FILE = "classnames.txt"
+_TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+_TYPE_FILE = "dataset_type.txt"
+_SLOT = re.compile(r"\{c?\}")  # ours, and CLIP_benchmark's
+
+
+class DataSet(NamedTuple):
+    """The data of an entry.
+
+    Attributes:
+        store: the records.
+        captions: bytes, of each record a list; by language.
+        labels: bytes [n] each, by kind: `name`, or `number` of the class.
+        classes, templates: files that came with the data; "" without.
+    """
+
+    store: stores_lib.Store | stores_lib.Listed
+    captions: Mapping[str, Sequence[Sequence[bytes]]]
+    labels: Mapping[str, np.ndarray]
+    classes: str = ""
+    templates: str = ""
+
+
+class Classes(NamedTuple):
+    """Class names, and the label that each has in the data."""
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def open_data(entry: config_lib.Entry, paths: Sequence[str]) -> DataSet:
+    """Opens the first of an entry's `data`, or `train`, that exists.
+
+    Raises:
+        ValueError: none exists, or it cannot be read.
+    """
+    path = next(filter(None, map(_find, paths)), None)
+    if path is None:
+        raise ValueError(
+            "the data is not there. Expected one of "
+            f"{', '.join(map(repr, paths))}: a folder with a subfolder a "
+            "class, a folder of tars, a JSON file, or shards "
+            "(docs/evaluation.md#preparing-data)"
+        )
+    if path.endswith(".jsonl"):
+        return _crossmodal(path, entry)
+    if path.endswith(".json"):
+        return _karpathy(path, entry)
+    if os.path.isdir(path) and not os.path.exists(f"{path}/dataset_info.json"):
+        tars = _tars(path, entry.split)
+        if not tars:
+            return _folder(path)
+        return _with_files(_stored(tars, entry), os.path.dirname(tars))
+    return _stored(path, entry)
+
+
+def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
+    """Returns the class of every record, int64 [n], rows of `classes`.
+
+    A label is the one of a class, its name, or the class' number, from 0.
+
+    Raises:
+        ValueError: a record has no label, or one of no class.
+    """
+    rows = {str(number): number for number in range(len(classes.names))}
+    by_number = dict(rows)
+    rows |= {name: row for row, name in reversed([*enumerate(classes.names)])}
+    rows |= {name: row for row, name in enumerate(classes.labels)}
+    found = np.full(len(data.store), -1)
+    unknown: dict = collections.Counter()
+    for place, (name, number) in enumerate(
+        zip(data.labels["name"], data.labels["number"], strict=True)
+    ):
+        label = (name or number).decode("utf-8", "replace")
+        if not label:
+            raise ValueError(
+                f"every record must have a label, in `{field}` or, in tars, in "
+                f"a .cls file. Received: {data.store.describe(place)}, without"
+            )
+        found[place] = (rows if name else by_number).get(label, -1)
+        unknown[label] += found[place] < 0
+    unknown = {label: count for label, count in unknown.items() if count}
+    if unknown:
+        shown = ", ".join(map(repr, [*unknown][:5]))
+        raise ValueError(
+            f"`classes` must name the class of every label. Received: "
+            f"{len(classes.names)} classes, {classes.labels[0]!r} and on, and "
+            f"labels of {sum(unknown.values()):,} records that none has: "
+            f"{shown}. A JSON object of names by label, as `classes`, pairs "
+            "them"
+        )
+    return found
+
+
+def read_classes(entry: config_lib.Entry, data: DataSet) -> Classes:
+    """Returns an entry's classes: as set, the data's own, or its labels.
+
+    With `classes_present` they are those that the data has.
+
+    Raises:
+        ValueError: the file cannot be read, or names are missing.
+    """
+    path = entry.classes or data.classes
+    if path == "imagenet":
+        classes = Classes(
+            tuple(_open_clip("IMAGENET_CLASSNAMES", "classes")), _synsets()
+        )
+    elif path:
+        found = _read_list("classes", path)
+        if isinstance(found, dict):
+            classes = Classes(tuple(found.values()), tuple(found))
+        else:
+            classes = Classes(tuple(found), tuple(found))
+    else:
+        labels = {one.decode("utf-8", "replace") for one in data.labels["name"]}
+        labels = tuple(sorted(labels - {""}))
+        if not labels:
+            raise ValueError(
+                "`classes` must name a file of class names: the data has "
+                f"labels by number, or none in `{entry.label_field}`"
+            )
+        classes = Classes(labels, labels)
+    if entry.classes_present:
+        rows = np.unique(labels_of(data, classes, entry.label_field))
+        classes = Classes(
+            *(tuple(some[row] for row in rows) for some in classes)
+        )
+    return classes
+
+
+def read_templates(
+    entry: config_lib.Entry, data: DataSet, default: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns the templates of an entry, each with one "{}".
+
+    Raises:
+        ValueError: the file cannot be read, or a template has no slot.
+    """
+    if entry.prompts:
+        return entry.prompts
+    path = entry.templates or data.templates
+    if not path:
+        return tuple(default)
+    if path == "imagenet":
+        made = _open_clip("OPENAI_IMAGENET_TEMPLATES", "templates")
+        return tuple(template("{}") for template in made)
+    templates = _read_list("templates", path)
+    if isinstance(templates, dict):
+        raise ValueError(
+            f"`templates` must be a list, the same for all classes. Received: "
+            f"an object, {path}"
+        )
+    for number, template in enumerate(templates, 1):
+        if len(_SLOT.findall(template)) != 1:
+            raise ValueError(
+                '`templates` must each have one slot for the class name, "{}" '
+                f'or "{{c}}". Received: {template!r}, number {number} of {path}'
+            )
+    return tuple(_SLOT.sub("{}", template) for template in templates)
+
+
+def captions_of(
+    data: DataSet, language: str, most: int | None
+) -> tuple[list[bytes], np.ndarray]:
+    """Returns the captions that are not blank, and the row of each.
+
+    Raises:
+        ValueError: a record has none.
+    """
+    texts: list[bytes] = []
+    rows: list[int] = []
+    for row, captions in enumerate(data.captions[language]):
+        choices = reader.candidates(captions)[:most]
+        if not choices:
+            raise ValueError(
+                "every picture must have a caption that is not blank"
+                + f", in language {language!r}" * bool(language)
+                + f". Received: {data.store.describe(row)}, without"
+            )
+        texts += [captions[choice] for choice in choices]
+        rows += [row] * len(choices)
+    return texts, np.array(rows)
+
+
+def _find(path):
+    """The path, a glob's last match, or None; globs of files stay globs."""
+    base, colon, split = path.rpartition(":")
+    if not colon or "/" in split:
+        base, colon, split = path, "", ""
+    if "://" in path or os.path.exists(path):
+        return path
+    found = sorted(glob.glob(base))
+    folders = [one for one in found if os.path.isdir(one)]
+    if folders:
+        return folders[-1] + colon + split  # the newest version
+    return path if found and not colon else None
+
+
+def _stored(path, entry):
+    store = stores_lib.open_store(
+        path,
+        format=entry.format,
+        image_field=entry.image_field,
+        caption_fields=entry.caption_fields,
+    )
+    columns = store.columns(["caption", entry.label_field, "cls"])
+    labels = {"name": columns[entry.label_field], "number": columns["cls"]}
+    language = (*entry.languages, "")[0]
+    return DataSet(store, {language: columns["caption"]}, labels)
+
+
+def _tars(folder, split):
+    """The glob of a folder's tars, or of its split's; "" if it has none."""
+    for place in (folder, os.path.join(folder, split)):
+        pattern = os.path.join(glob.escape(place), "*.tar")
+        if glob.glob(pattern):
+            return pattern
+    return ""
+
+
+def _with_files(data, folder):
+    """Adds the files that lie beside CLIP_benchmark's tars, or one above."""
+
+    def beside(name):
+        for place in (folder, os.path.dirname(folder)):
+            if os.path.isfile(os.path.join(place, name)):
+                return os.path.join(place, name)
+        return ""
+
+    kind = beside(_TYPE_FILE)
+    kind = _text(kind).strip() if kind else "classification"
+    if kind == "multilabel":
+        raise ValueError(
+            f"pictures with several labels are not evaluated. Received: "
+            f"{folder}, of type {kind!r}"
+        )
+    if kind == "retrieval":
+        captions = {
+            language: [
+                [line for text in texts for line in text.splitlines()]
+                for texts in of
+            ]
+            for language, of in data.captions.items()
+        }
+        return data._replace(captions=captions)
+    return data._replace(
+        classes=beside(_CLASSES_FILE), templates=beside(_TEMPLATES_FILE)
+    )
+
+
+def _folder(path):
+    """A folder with a subfolder a class."""
+    names = stores_lib.find_pictures(path)
+    labels = [name.split(os.sep)[0].encode() for name in names]
+    loose = [name for name in names if os.sep not in name]
+    if loose:
+        raise ValueError(
+            "a folder of classes must have its pictures in subfolders, one a "
+            f"class, named by its label. Received: {path}, with {loose[0]!r} "
+            "in no class"
+        )
+    return _listed(
+        [os.path.join(path, name) for name in names],
+        {"": [()] * len(names)},
+        labels,
+    )
+
+
+def _karpathy(path, entry):
+    found = _json(path)
+    images = found.get("images") if isinstance(found, dict) else None
+    if not isinstance(images, list):
+        raise ValueError(
+            f"a JSON must be Karpathy's, with `images`. Received: {path}"
+        )
+    splits = collections.Counter(one.get("split") for one in images)
+    images = [one for one in images if one.get("split") == entry.split]
+    if not images:
+        raise ValueError(
+            f"`split` must be one of {path}: "
+            f"{', '.join(sorted(map(str, splits)))}. Received: {entry.split!r}"
+        )
+    folder = entry.images or os.path.dirname(path)
+    places = [
+        os.path.join(folder, one.get("filepath", ""), one["filename"])
+        for one in images
+    ]
+    captions = [
+        [sentence["raw"].encode() for sentence in one.get("sentences", ())]
+        for one in images
+    ]
+    _check_pictures(places, path)
+    language = (*entry.languages, "")[0]
+    return _listed(places, {language: captions})
+
+
+def _crossmodal(path, entry):
+    lines = [json.loads(one) for one in _text(path).splitlines() if one.strip()]
+    if not lines or not all("image/key" in one for one in lines):
+        raise ValueError(
+            "JSON lines must be Crossmodal-3600's, an object a picture with "
+            f"`image/key`. Received: {path}"
+        )
+    languages = [
+        name
+        for name, value in lines[0].items()
+        if isinstance(value, dict) and "caption" in value
+    ]
+    wanted = entry.languages or languages
+    missing = sorted({*wanted} - {*languages})
+    if missing:
+        raise ValueError(
+            f"`languages` must be some of {', '.join(languages)}, of {path}. "
+            f"Received: {', '.join(missing)}"
+        )
+    folder = entry.images or os.path.dirname(path)
+    places = [os.path.join(folder, f"{one['image/key']}.jpg") for one in lines]
+    _check_pictures(places, path)
+    captions = {
+        language: [
+            [text.encode() for text in one.get(language, {}).get("caption", ())]
+            for one in lines
+        ]
+        for language in wanted
+    }
+    return _listed(places, captions)
+
+
+def _check_pictures(places, path):
+    missing = [place for place in places if not os.path.isfile(place)]
+    if missing:
+        raise ValueError(
+            f"`images` must be the folder of the pictures that {path} names. "
+            f"Received: {len(missing):,} of {len(places):,} that are not "
+            f"there, the first {missing[0]!r}"
+        )
+
+
+def _listed(places, captions, labels=None):
+    records = [stores_lib.Record(place, (), {}) for place in places]
+    names = np.array(labels or [b""] * len(records), object)
+    numbers = np.array([b""] * len(records), object)
+    return DataSet(
+        stores_lib.Listed(records), captions, {"name": names, "number": numbers}
+    )
+
+
+def _read_list(setting, path):
+    """The lines of a text file, or a JSON list or object of strings."""
+    if path.endswith(".json"):
+        found = _json(path)
+        values = found.values() if isinstance(found, dict) else found
+    else:
+        found = values = [
+            line.strip() for line in _text(path).splitlines() if line.strip()
+        ]
+    if not values or not all(isinstance(one, str) for one in values):
+        raise ValueError(
+            f"`{setting}` must be a file of texts, one a line, or of JSON. "
+            f"Received: {path}"
+        )
+    return found
+
+
+def _json(path):
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+
+
+def _text(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _open_clip(name, setting):
+    """A list of open_clip's, which is MIT, without importing PyTorch."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None:
+        raise ValueError(
+            f"`{setting}`='imagenet' is read from open_clip: pip install "
+            "open_clip_torch, or name a file (docs/evaluation.md#imagenet)"
+        )
+    path = os.path.join(os.path.dirname(spec.origin), "zero_shot_metadata.py")
+    spec = importlib.util.spec_from_file_location("zero_shot_metadata", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def _synsets():
+    """ImageNet's 1,000 synsets in order, from TensorFlow Datasets."""
+    spec = importlib.util.find_spec("tensorflow_datasets")
+    path = spec and os.path.join(
+        os.path.dirname(spec.origin), "datasets", "imagenet2012", "labels.txt"
+    )
+    if not path or not os.path.isfile(path):
+        raise ValueError(
+            "ImageNet's synsets are read from tensorflow-datasets: pip install "
+            "tensorflow-datasets, or name a JSON of names by synset as "
+            "`classes`"
+        )
+    return tuple(_text(path).split())

@@ -1,0 +1,197 @@
+"""Embeddings of whole data sets by a learner, cached by what they depend on."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import models
+from jest_tf.data import artefacts, batches, pictures, stores, tokenizers
+from jest_tf.models import reference
+
+# Rows of a part, which is computed again if the process is killed within it.
+_PART = 2**14
+
+
+class Encoder:
+    """Embeds stores and texts, in padded batches.
+
+    Within `fixed` the weights don't change: what was embedded is not embedded
+    again, in this process or, with a folder, in the next one.
+
+    Args:
+        learner: a built two-tower model.
+        tokenizer: maps valid UTF-8 string [k] to int32 [k, L].
+        picture: the form of its pictures, or their side in pixels.
+        batch_size: pictures or texts of a forward pass.
+    """
+
+    def __init__(
+        self,
+        learner: models.TwoTower,
+        tokenizer: Callable,
+        picture: int | pictures.Form,
+        batch_size: int = 256,
+    ):
+        self._learner = learner
+        self._tokenizer = tokenizer
+        self._picture = pictures.form_of(picture)
+        self._batch_size = batch_size
+        self._encode_image = tf.function(
+            lambda images: learner.encode_image(images, training=False)
+        )
+        self._encode_text = tf.function(
+            lambda tokens: learner.encode_text(tokens, training=False)
+        )
+        self._memory: dict[str, np.ndarray] | None = None
+        self._folder = ""
+        self._examples = functools.lru_cache(None)(self._examples_from)
+
+    @contextlib.contextmanager
+    def fixed(self, folder: str = "", keep: bool = False) -> Iterator[None]:
+        """Keeps embeddings within the block.
+
+        Args:
+            folder: of files that a killed process leaves to the next; "" keeps
+                them in memory alone.
+            keep: whether the files stay when the block has succeeded.
+        """
+        self._memory = {}
+        if folder:
+            self._folder = os.path.join(folder, self._fingerprint())
+        try:
+            yield
+            if folder and not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            self._memory, self._folder = None, ""
+
+    def images(self, store: stores.Store | stores.Listed) -> np.ndarray:
+        """Embeds the pictures of all records, float32 [n, D].
+
+        Raises:
+            ValueError: a record has no picture that decodes.
+        """
+        return self._kept(
+            lambda: f"image {store.fingerprint}",
+            len(store),
+            lambda start: self._image_parts(store, start),
+        )
+
+    def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:
+        """Embeds texts, float32 [m, D]."""
+        texts = [
+            text.encode() if isinstance(text, str) else text for text in texts
+        ]
+
+        def key():
+            digest = hashlib.blake2b(digest_size=16)
+            for text in texts:
+                digest.update(len(text).to_bytes(8, "little") + text)
+            return f"text {digest.hexdigest()}"
+
+        return self._kept(
+            key, len(texts), lambda start: self._text_parts(texts, start)
+        )
+
+    def _kept(self, key, num_rows, parts):
+        """Rows from memory, from files as far as they go, and computed."""
+        if self._memory is None:
+            return np.concatenate(list(parts(0)))
+        key = key()
+        if key not in self._memory:
+            found = list(self._read(key))
+            start = sum(map(len, found))
+            if start < num_rows:
+                for part in parts(start):
+                    self._write(key, start, part)
+                    found.append(part)
+                    start += len(part)
+            self._memory[key] = np.concatenate(found)
+        return self._memory[key]
+
+    def _image_parts(self, store, start):
+        size = self._size(len(store))
+        with batches.plain_errors():
+            yield from _joined(
+                self._padded(self._encode_image, batch["image"], size)
+                for batch in self._examples(store, size, start)
+            )
+
+    def _examples_from(self, store, size, start):
+        return batches.examples(
+            store, batch_size=size, image_size=self._picture, start=start
+        )
+
+    def _text_parts(self, texts, start):
+        size = self._size(len(texts))
+
+        def embed(first):
+            clean, _ = tokenizers.sanitize_captions(
+                tf.constant(texts[first : first + size])
+            )
+            return self._padded(self._encode_text, self._tokenizer(clean), size)
+
+        yield from _joined(map(embed, range(start, len(texts), size)))
+
+    def _size(self, num_rows):
+        """Rows of a pass: few sizes, so that few shapes are traced."""
+        return min(self._batch_size, 2 ** (num_rows - 1).bit_length())
+
+    def _padded(self, encode, batch, size):
+        # The last batch is padded with its first row, so that only one shape is
+        # traced.
+        rows = tf.range(size)
+        rows = tf.where(rows < len(batch), rows, 0)
+        return encode(tf.gather(batch, rows)).numpy()[: len(batch)]
+
+    def _fingerprint(self):
+        described = ""
+        if self._tokenizer is not None and hasattr(self._tokenizer, "save"):
+            described = reference.describe_tokenizer(self._tokenizer)
+        return reference.fingerprint(
+            self._learner, str(self._picture), described
+        )
+
+    def _path(self, key, start):
+        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        return os.path.join(self._folder, f"{digest}-{start}.embeddings")
+
+    def _read(self, key):
+        start = 0
+        while self._folder:
+            try:
+                part = artefacts.read(
+                    self._path(key, start), "embeddings", verify=True
+                ).arrays["embeddings"]
+            except (OSError, ValueError):
+                return
+            yield np.array(part)
+            start += len(part)
+
+    def _write(self, key, start, part):
+        if self._folder:
+            artefacts.write(
+                self._path(key, start),
+                "embeddings",
+                {"of": key},
+                {"embeddings": part},
+            )
+
+
+def _joined(arrays):
+    """Joins arrays to parts of at least `_PART` rows, but for the last."""
+    part, rows = [], 0
+    for array in arrays:
+        part.append(array)
+        rows += len(array)
+        if rows >= _PART:
+            yield np.concatenate(part)
+            part, rows = [], 0
+    if part:
+        yield np.concatenate(part)

@@ -1,0 +1,279 @@
+"""Evaluation of a learner on the entries of a suite.
+
+Names of results are CLIP_benchmark's, so that its tools read the file: one
+object a data set, task and language.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jest_tf import config as config_lib
+from jest_tf.evaluation import (
+    data_sets,
+    embedding,
+    probes,
+    retrieval,
+    zero_shot,
+)
+
+# CLIP_benchmark's names of tasks and measures. Image retrieval goes from a text
+# to the images.
+_TASKS = {
+    "zero_shot": "zeroshot_classification",
+    "retrieval": "zeroshot_retrieval",
+}
+_MEASURES = {
+    "zero_shot/accuracy@1": "acc1",
+    "zero_shot/accuracy@5": "acc5",
+    "zero_shot/mean_per_class": "mean_per_class_recall",
+    "linear_probe/accuracy@1": "lp_acc1",
+    "linear_probe/accuracy@5": "lp_acc5",
+    "linear_probe/mean_per_class": "lp_mean_per_class_recall",
+} | {
+    name: f"{side}_retrieval_{name.rpartition('/')[2]}"
+    for name in retrieval.MEASURES
+    for side in ["text" if name.startswith("image_to") else "image"]
+}
+
+
+class Outcome(NamedTuple):
+    """The measures of a task, by our names; `language` may be ""."""
+
+    task: str
+    language: str
+    measures: dict[str, float]
+
+
+class Labelled(NamedTuple):
+    """Labelled pictures and the classes to choose from.
+
+    Attributes:
+        images: float32 [N, D].
+        targets: int64 [N], the row of each image's class.
+        classes: float32 [C, D], of class names in templates.
+        names: the C class names.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    classes: np.ndarray
+    names: tuple[str, ...]
+
+
+class Captioned(NamedTuple):
+    """Pictures and their captions.
+
+    Attributes:
+        images: float32 [N, D].
+        texts: float32 [M, D], of all captions.
+        rows: int64 [M], the image of each caption.
+        captions: the M captions.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
+    rows: np.ndarray
+    captions: list[bytes]
+
+
+class EntryEvaluation:
+    """Evaluates an attached learner on an entry, repeatedly.
+
+    Data is opened, and labels, class names, templates and captions are
+    checked, when it is made.
+
+    Args:
+        entry: of the suite.
+        prompts: templates of an entry without its own.
+
+    Attributes:
+        entry: as given.
+        data: the examples.
+
+    Raises:
+        ValueError: data is missing, or does not fit the entry's tasks.
+    """
+
+    def __init__(
+        self, entry: config_lib.Entry, prompts: Sequence[str] = ("{}",)
+    ):
+        self.entry = entry
+        self._encoder: embedding.Encoder | None = None
+        self.data = data_sets.open_data(entry, entry.data)
+        self._tasks = [task for task in entry.task if task != "selection"]
+        if {*self._tasks} - {"retrieval"}:
+            self._classes = data_sets.read_classes(entry, self.data)
+            self._targets = self._labels_of(self.data)
+        if "zero_shot" in self._tasks:
+            self._templates = data_sets.read_templates(
+                entry, self.data, prompts
+            )
+        if {*self._tasks} & {"few_shot", "linear_probe"}:
+            self._train = data_sets.open_data(entry, entry.train)
+            self._train_targets = self._labels_of(self._train)
+        self._captions = {}
+        if "retrieval" in self._tasks:
+            self._captions = {
+                language: data_sets.captions_of(
+                    self.data, language, entry.max_captions
+                )
+                for language in self.data.captions
+            }
+
+    def attach(self, encoder: embedding.Encoder) -> None:
+        """Sets the learner, which is measured with its current weights."""
+        self._encoder = encoder
+
+    def measure(self) -> dict[str, float]:
+        """Returns all measures by name.
+
+        Those of several languages are prefixed, and their means are not.
+        """
+        return flattened(self.outcomes())
+
+    def outcomes(self) -> list[Outcome]:
+        """Returns the measures of each task and language."""
+        found = []
+        for task in self._tasks:
+            for language in self._captions if task == "retrieval" else [""]:
+                measures = getattr(self, f"_{task}")(language)
+                found.append(Outcome(task, language, measures))
+        return found
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what `measure` returns, means of languages only."""
+        names: list[str] = []
+        for task in self._tasks:
+            if task == "zero_shot":
+                names += zero_shot.MEASURES
+            elif task == "retrieval":
+                names += retrieval.MEASURES
+            elif task == "few_shot":
+                names += [f"few_shot/{k}_shots" for k in self.entry.shots]
+            else:
+                names += probes.MEASURES
+        return tuple(names)
+
+    def labelled(self) -> Labelled:
+        """Embeds the pictures and the classes."""
+        names = self._classes.names
+        return Labelled(
+            self._encoder.images(self.data.store),
+            self._targets,
+            zero_shot.class_embeddings(
+                self._encoder.texts, names, self._templates
+            ),
+            names,
+        )
+
+    def captioned(self, language: str | None = None) -> Captioned:
+        """Embeds the pictures and the captions of a language, or the first."""
+        if language is None:
+            language = next(iter(self._captions))
+        captions, rows = self._captions[language]
+        return Captioned(
+            self._encoder.images(self.data.store),
+            self._encoder.texts(captions),
+            rows,
+            captions,
+        )
+
+    def _zero_shot(self, language):
+        del language
+        found = self.labelled()
+        measures = zero_shot.zero_shot_measures(
+            found.images, found.targets, found.classes
+        )
+        if len(found.names) < 5:
+            del measures["zero_shot/accuracy@5"]  # always 1
+        return measures
+
+    def _retrieval(self, language):
+        found = self.captioned(language)
+        return retrieval.retrieval_measures(
+            found.images, found.texts, range(len(found.images)), found.rows
+        )
+
+    def _few_shot(self, language):
+        del language
+        return probes.few_shot_measures(
+            *self._probed(),
+            num_classes=len(self._classes.names),
+            shots=self.entry.shots,
+            num_seeds=self.entry.seeds,
+            l2=self.entry.l2,
+        )
+
+    def _linear_probe(self, language):
+        del language
+        return probes.linear_probe_measures(*self._probed())
+
+    def _probed(self):
+        return (
+            self._encoder.images(self._train.store),
+            self._train_targets,
+            self._encoder.images(self.data.store),
+            self._targets,
+        )
+
+    def _labels_of(self, data):
+        return data_sets.labels_of(data, self._classes, self.entry.label_field)
+
+
+def open_suite(
+    path: str, prompts: Sequence[str] = ("{}",)
+) -> dict[str, EntryEvaluation]:
+    """Opens the entries of a suite that have data, by name.
+
+    Raises:
+        ValueError: a file, an entry or its data does not fit; the text names
+            the entry.
+    """
+    opened = {}
+    for name, entry in config_lib.load_suite(path).items():
+        if not entry.data:
+            continue
+        try:
+            opened[name] = EntryEvaluation(entry, prompts)
+        except ValueError as error:
+            raise ValueError(f"{path}, [{name}]: {error}") from error
+    return opened
+
+
+def flattened(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Joins outcomes to measures by name, see `EntryEvaluation.measure`."""
+    several = len({one.language for one in outcomes if one.language}) > 1
+    found: dict = {}
+    for one in outcomes:
+        for name, value in one.measures.items():
+            found.setdefault(name, []).append(value)
+    results = {name: float(np.mean(values)) for name, values in found.items()}
+    for one in outcomes if several else ():
+        for name, value in one.measures.items():
+            if one.language:
+                results[f"{one.language}/{name}"] = value
+    return results
+
+
+def results(
+    outcomes: Mapping[str, Sequence[Outcome]], model: str, pretrained: str
+) -> list[dict]:
+    """Returns outcomes by entry in CLIP_benchmark's form."""
+    return [
+        {
+            "dataset": name,
+            "model": model,
+            "pretrained": pretrained,
+            "task": _TASKS.get(one.task, one.task),
+            "metrics": {
+                _MEASURES.get(measure, measure.partition("/")[2]): value
+                for measure, value in one.measures.items()
+            },
+            "language": one.language or "en",
+        }
+        for name, of_entry in outcomes.items()
+        for one in of_entry
+    ]

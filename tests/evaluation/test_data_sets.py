@@ -1,0 +1,263 @@
+"""Data of suites: every form, class names, templates, and bad input."""
+
+import json
+import pathlib
+import sys
+from unittest import mock
+
+import pandas as pd
+import shard_files
+import suite_files
+import tensorflow as tf
+
+from jest_tf import config
+from jest_tf.evaluation import data_sets
+
+
+class DataSetsTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.create_tempdir())
+
+    def create_tempdir(self):
+        folder = pathlib.Path(self.get_temp_dir()) / self.id()
+        folder.mkdir(parents=True)
+        return folder
+
+    def entry(self, **fields):
+        fields = {"data": (str(self.folder / "data"),)} | fields
+        return config.Entry(**fields)
+
+    def opened(self, **fields):
+        entry = self.entry(**fields)
+        return entry, data_sets.open_data(entry, entry.data)
+
+    def rows(self, **fields):
+        entry, data = self.opened(**fields)
+        classes = data_sets.read_classes(entry, data)
+        rows = data_sets.labels_of(data, classes, entry.label_field)
+        return classes.names, rows.tolist()
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+        return str(self.folder / name)
+
+    def test_a_folder_of_classes_is_labelled_by_its_subfolders(self):
+        suite_files.write_classes(self.folder / "data", {"b": [1], "a": [2, 3]})
+        self.assertEqual(self.rows(), (("a", "b"), [0, 0, 1]))
+        names = self.write("names.json", json.dumps({"b": "bee", "a": "ant"}))
+        self.assertEqual(self.rows(classes=names), (("bee", "ant"), [1, 1, 0]))
+        _, data = self.opened()
+        pixels = [
+            int(tf.io.decode_png(one.image)[0, 0, 0])
+            for one in data.store.read([2, 0])
+        ]
+        self.assertEqual(pixels, [1, 2])
+
+    def test_folders_named_by_number_are_not_sorted_as_text(self):
+        # ImageNet v2's are "0" to "999", of which "10" sorts before "2".
+        suite_files.write_classes(
+            self.folder / "data", {"0": [1], "10": [2], "2": [3]}
+        )
+        lines = self.write(
+            "names.txt", "\n".join(map("class {}".format, range(11)))
+        )
+        self.assertEqual(self.rows(classes=lines)[1], [0, 10, 2])
+
+    def test_classes_that_the_data_lacks_are_left_out_if_asked_for(self):
+        suite_files.write_classes(self.folder / "data", {"b": [1], "d": [2]})
+        lines = self.write("names.txt", "a\nb\nc\nd\n")
+        self.assertEqual(
+            self.rows(classes=lines), (("a", "b", "c", "d"), [1, 3])
+        )
+        self.assertEqual(
+            self.rows(classes=lines, classes_present=True), (("b", "d"), [0, 1])
+        )
+
+    def test_tars_have_numbers_and_come_with_names_and_templates(self):
+        # The names are digits, but `.cls` is a place in the list.
+        suite_files.write_tars(
+            self.folder / "data",
+            [(1, {"cls": "1"}), (2, {"cls": "0\n"})],
+            {
+                "classnames.txt": "1\n0\n",
+                "zeroshot_classification_templates.txt": "a {c}.\nthe {c}\n",
+            },
+        )
+        self.assertEqual(self.rows(), (("1", "0"), [1, 0]))
+        entry, data = self.opened()
+        self.assertEqual(
+            data_sets.read_templates(entry, data, ("{}",)), ("a {}.", "the {}")
+        )
+
+    def test_tables_and_records_may_have_labels_alone(self):
+        (self.folder / "1.png").write_bytes(suite_files.picture(1))
+        names = self.write("names.txt", "a\nb\nc\n")
+        for ending, labels, expected in (
+            ("csv", ["b", "a"], ("a", "b")),
+            ("csv", ["2", "0"], ("0", "2")),
+            ("parquet", [2, 0], None),
+        ):
+            path = self.folder / f"{labels[0]}.{ending}"
+            table = pd.DataFrame({"image": ["1.png", "1.png"], "label": labels})
+            if ending == "csv":
+                table.to_csv(path, index=False)
+            else:
+                table.to_parquet(path)
+            if expected:
+                self.assertEqual(
+                    self.rows(data=(str(path),)), (expected, [1, 0])
+                )
+            found = self.rows(data=(str(path),), classes=names)[1]
+            self.assertEqual(found, [1, 0] if labels[0] == "b" else [2, 0])
+        path = str(self.folder / "some.tfrecord")
+        shard_files.write_shard(
+            path,
+            [
+                shard_files.serialize(image=suite_files.picture(1), label=label)
+                for label in (2, 1)
+            ],
+        )
+        self.assertEqual(self.rows(data=(path,), classes=names)[1], [2, 1])
+
+    def test_tars_of_captions_have_one_a_line(self):
+        suite_files.write_tars(
+            self.folder / "data",
+            [(1, {"txt": "one\nuno"}), (2, {"txt": "two"})],
+            {"dataset_type.txt": "retrieval\n"},
+        )
+        _, data = self.opened(task=("retrieval",))
+        texts, rows = data_sets.captions_of(data, "", None)
+        self.assertEqual(texts, [b"one", b"uno", b"two"])
+        self.assertEqual(rows.tolist(), [0, 0, 1])
+
+    def test_karpathys_split_has_all_captions_or_the_first_ones(self):
+        path = suite_files.write_karpathy(
+            self.folder / "data",
+            [
+                (1, "train", ["no"]),
+                (2, "test", ["b", " ", "c", "d"]),
+                (3, "test", ["e"]),
+            ],
+        )
+        _, data = self.opened(data=(path,), task=("retrieval",))
+        texts, rows = data_sets.captions_of(data, "", None)
+        self.assertEqual(texts, [b"b", b"c", b"d", b"e"])
+        self.assertEqual(rows.tolist(), [0, 0, 0, 1])
+        texts, rows = data_sets.captions_of(data, "", 2)
+        self.assertEqual(texts, [b"b", b"c", b"e"])
+        with self.assertRaisesRegex(ValueError, "`split` must be.*test, train"):
+            self.opened(data=(path,), split="dev")
+        (self.folder / "data" / "val" / "1.png").unlink()
+        with self.assertRaisesRegex(ValueError, "1 of 2 that are.*1.png"):
+            self.opened(data=(path,))
+
+    def test_crossmodal_has_captions_by_language(self):
+        path = suite_files.write_crossmodal(
+            self.folder / "data",
+            [(1, {"de": ["eins"], "fr": ["un", "une"]}), (2, {"de": ["zwei"]})],
+        )
+        _, data = self.opened(data=(path,), languages=("de",))
+        self.assertEqual(list(data.captions), ["de"])
+        self.assertEqual(
+            data_sets.captions_of(data, "de", None)[0], [b"eins", b"zwei"]
+        )
+        _, data = self.opened(data=(path,))
+        self.assertEqual(list(data.captions), ["de", "fr"])
+        with self.assertRaisesRegex(
+            ValueError, "every picture must have.*'fr'.*1.jpg"
+        ):
+            data_sets.captions_of(data, "fr", None)
+        with self.assertRaisesRegex(ValueError, "some of de, fr.*Rec.*: it"):
+            self.opened(data=(path,), languages=("it",))
+
+    def test_the_first_place_that_exists_is_taken(self):
+        suite_files.write_classes(self.folder / "data", {"a": [1]})
+        suite_files.write_classes(self.folder / "v1" / "2.0.0", {"b": [1]})
+        found = self.rows(
+            data=(f"{self.folder}/no", f"{self.folder}/v1/*", "/data")
+        )
+        self.assertEqual(found[0], ("b",))
+        with self.assertRaisesRegex(ValueError, "is not there.*'/no/such'"):
+            self.opened(data=("/no/such", "/no/*:test"))
+
+    def test_labels_of_no_class_are_refused(self):
+        suite_files.write_classes(
+            self.folder / "data", {"a": [1], "x": [2, 3], "7": [4]}
+        )
+        names = self.write("names.txt", "a\nb\n")
+        with self.assertRaisesRegex(
+            ValueError, "2 classes, 'a' and.*3 records.*'7', 'x'.*JSON object"
+        ):
+            self.rows(classes=names)
+
+    def test_a_record_without_a_label_is_refused(self):
+        suite_files.write_tars(
+            self.folder / "data",
+            [(1, {"cls": "0"}), (2, {"txt": "one"})],
+            {"classnames.txt": "a\n"},
+        )
+        with self.assertRaisesRegex(
+            ValueError, "must have a label, in `label`.*record 1 of"
+        ):
+            self.rows()
+
+    def test_numbers_without_names_are_refused(self):
+        suite_files.write_tars(self.folder / "data", [(1, {"cls": "0"})])
+        with self.assertRaisesRegex(ValueError, "`classes` must name a file"):
+            self.rows()
+
+    def test_a_template_without_a_slot_is_refused(self):
+        suite_files.write_classes(self.folder / "data", {"a": [1]})
+        for text in ("a {}\nphoto\n", "a {c}\n{} or {}\n"):
+            path = self.write("templates.txt", text)
+            entry, data = self.opened(templates=path)
+            with self.assertRaisesRegex(
+                ValueError, "`templates` must each have one slot.*number 2 of"
+            ):
+                data_sets.read_templates(entry, data, ())
+        path = self.write("templates.json", '["the {c}"]')
+        entry, data = self.opened(templates=path)
+        self.assertEqual(data_sets.read_templates(entry, data, ()), ("the {}",))
+
+    def test_pictures_in_no_class_are_refused(self):
+        suite_files.write_classes(self.folder / "data", {"a": [1]})
+        (self.folder / "data" / "b.png").write_bytes(suite_files.picture(1))
+        with self.assertRaisesRegex(
+            ValueError, "must have its pic.*'b.png' in"
+        ):
+            self.opened()
+
+    def test_several_labels_are_refused(self):
+        suite_files.write_tars(
+            self.folder / "data",
+            [(1, {"cls": "0"})],
+            {"dataset_type.txt": "multilabel"},
+        )
+        with self.assertRaisesRegex(ValueError, "several labels are not"):
+            self.opened()
+
+    def test_imagenets_classes_are_paired_by_synset(self):
+        suite_files.write_classes(
+            self.folder / "data", {"n01443537": [1], "n01440764": [2]}
+        )
+        package = self.folder / "open_clip"
+        package.mkdir()
+        (package / "__init__.py").write_text("raise ImportError")
+        (package / "zero_shot_metadata.py").write_text(
+            "OPENAI_IMAGENET_TEMPLATES = (lambda c: f'a {c}.',)\n"
+            "IMAGENET_CLASSNAMES = ['tench', 'goldfish', *map(str, range(998))]"
+        )
+        with self.assertRaisesRegex(ValueError, "pip install open_clip_torch"):
+            self.rows(classes="imagenet")
+        with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
+            names, rows = self.rows(classes="imagenet", classes_present=True)
+            entry, data = self.opened(templates="imagenet")
+            templates = data_sets.read_templates(entry, data, ())
+        # n01440764 is the first synset, the tench; subfolders are sorted.
+        self.assertEqual((names, rows), (("tench", "goldfish"), [0, 1]))
+        self.assertEqual(templates, ("a {}.",))
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,193 @@
+"""Entries of a suite, from files to measures in CLIP_benchmark's names."""
+
+import pathlib
+
+import numpy as np
+import suite_files
+import tensorflow as tf
+from evaluation_cases import Oracle, number_of
+
+from jest_tf import evaluation
+
+
+class SuiteTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir()) / self.id()
+        self.folder.mkdir()
+
+    def write(self, text):
+        path = self.folder / "suite.toml"
+        path.write_text(text)
+        return str(path)
+
+    def outcomes(self, text, prompts=("{}",)):
+        opened = evaluation.open_suite(self.write(text), prompts)
+        encoder = evaluation.Encoder(Oracle(), number_of, 4)
+        for one in opened.values():
+            one.attach(encoder)
+        return {name: one.outcomes() for name, one in opened.items()}
+
+    def test_zero_shot_by_hand(self):
+        # Oracle sees the gray and reads the last number. Of class 1 two of
+        # three pictures are right, of class 2 one of one; a 3 is tied between
+        # both, which is half right.
+        suite_files.write_classes(
+            self.folder / "data", {"class 1": [1, 1, 3], "class 2": [2]}
+        )
+        found = self.outcomes('[numbers]\ndata = "data"\n')
+        self.assertAllClose(
+            found["numbers"][0].measures,
+            {
+                "zero_shot/accuracy@1": 3.5 / 4,
+                "zero_shot/mean_per_class": (2.5 / 3 + 1) / 2,
+            },
+        )
+        (result,) = evaluation.results(found, "tiny", "runs/one")
+        self.assertAllClose(
+            result.pop("metrics"),
+            {"acc1": 3.5 / 4, "mean_per_class_recall": (2.5 / 3 + 1) / 2},
+        )
+        self.assertEqual(
+            result,
+            {
+                "dataset": "numbers",
+                "model": "tiny",
+                "pretrained": "runs/one",
+                "task": "zeroshot_classification",
+                "language": "en",
+            },
+        )
+
+    def test_templates_are_averaged_as_openai_does(self):
+        # A template that ends in 7 maps every class to one place, at unit norm:
+        # (e_c + e_7) / sqrt 2, so that a 7 is tied between all classes.
+        suite_files.write_classes(
+            self.folder / "data", {"class 1": [1, 7], "class 2": [2, 7]}
+        )
+        found = self.outcomes('[numbers]\ndata = "data"\n', ("{}", "{} or 7"))
+        self.assertAllClose(
+            found["numbers"][0].measures["zero_shot/accuracy@1"], 3 / 4
+        )
+
+    def test_every_caption_of_a_picture_is_a_query_and_an_answer(self):
+        # Picture 1: "9" is not found before "1"; picture 2 has two "2".
+        path = suite_files.write_karpathy(
+            self.folder / "data",
+            [(1, "test", ["the 9", "a 1"]), (2, "test", ["a 2", "the 2"])],
+        )
+        found = self.outcomes(f'[pairs]\ntask = "retrieval"\ndata = "{path}"\n')
+        measures = found["pairs"][0].measures
+        self.assertAllClose(
+            {name: measures[name] for name in measures if "@1" in name},
+            {
+                "image_to_text/recall@1": 1.0,
+                "image_to_text/recall@10": 1.0,
+                # "9" is like neither picture, a tie of both.
+                "text_to_image/recall@1": 3.5 / 4,
+                "text_to_image/recall@10": 1.0,
+            },
+        )
+        (result,) = evaluation.results(found, "tiny", "")
+        self.assertEqual(result["task"], "zeroshot_retrieval")
+        self.assertAllClose(
+            result["metrics"]["image_retrieval_recall@1"], 3.5 / 4
+        )
+        self.assertAllClose(result["metrics"]["text_retrieval_mrr"], 1.0)
+
+    def test_languages_have_results_and_a_mean(self):
+        path = suite_files.write_crossmodal(
+            self.folder / "data",
+            [
+                (1, {"de": ["eins 1"], "fr": ["deux 2"]}),
+                (2, {"de": ["zwei 2"], "fr": ["un 1"]}),
+            ],
+        )
+        found = self.outcomes(f'[xm]\ntask = "retrieval"\ndata = "{path}"\n')
+        results = evaluation.results(found, "tiny", "")
+        self.assertEqual([one["language"] for one in results], ["de", "fr"])
+        flat = evaluation.flattened(found["xm"])
+        for name, share in (("", 0.5), ("de/", 1.0), ("fr/", 0.0)):
+            self.assertAllClose(flat[f"{name}image_to_text/recall@1"], share)
+
+    def test_probes_learn_from_their_own_pictures(self):
+        suite_files.write_classes(
+            self.folder / "train", {"a": [1, 1, 2], "b": [4, 4, 5]}
+        )
+        suite_files.write_classes(
+            self.folder / "test", {"a": [1, 2, 4], "b": [4, 4, 5]}
+        )
+        found = self.outcomes(
+            "[numbers]\n"
+            'task = ["few_shot", "linear_probe"]\n'
+            'data = "test"\ntrain = "train"\nshots = [3]\nl2 = 1.0\n'
+        )
+        few, linear = found["numbers"]
+        self.assertAllClose(few.measures["few_shot/3_shots"], 5 / 6)
+        self.assertAllClose(linear.measures["linear_probe/accuracy@1"], 5 / 6)
+        results = evaluation.results(found, "tiny", "")
+        self.assertEqual(
+            [one["task"] for one in results], ["few_shot", "linear_probe"]
+        )
+        self.assertIn("3_shots", results[0]["metrics"])
+        self.assertIn("lp_acc1", results[1]["metrics"])
+
+    def test_names_of_measures_are_known_before_anything_is_embedded(self):
+        suite_files.write_classes(
+            self.folder / "data", {str(n): [n, n] for n in range(5)}
+        )
+        opened = evaluation.open_suite(
+            self.write(
+                "[numbers]\n"
+                'task = ["zero_shot", "few_shot", "linear_probe"]\n'
+                'data = "data"\ntrain = "data"\nshots = [2]\n'
+            )
+        )["numbers"]
+        opened.attach(evaluation.Encoder(Oracle(), number_of, 4))
+        measured = set(opened.measure()) - {"few_shot/2_shots_std"}
+        self.assertEqual(measured, set(opened.measures))
+
+    def test_errors_name_the_entry(self):
+        with self.assertRaisesRegex(
+            ValueError,
+            r"suite.toml, \[imagenet_a\]: the data is not there.*"
+            r"imagenet-a'.*docs/evaluation.md",
+        ):
+            self.outcomes("[imagenet_a]\n")
+
+
+class DrawsTest(tf.test.TestCase):
+    def test_by_hand(self):
+        # Of four records three were drawn, 1, 2 and 1 times: (4)^2 / 6. Both
+        # draws of record 1 and the one of record 3 are clean. Concepts: a
+        # once, b three times, c never: (4)^2 / 10.
+        counts = np.array([1, 2, 0, 1])
+        self.assertAllClose(
+            evaluation.draw_measures(
+                counts,
+                np.array([False, True, True, True]),
+                np.array([b"a", b"b", b"c", b"b"], object),
+            ),
+            {
+                "selection/effective_records": 16 / 6,
+                "selection/effective_share": 4 / 6,
+                "selection/share_clean": 3 / 4,
+                "selection/share_clean_data": 3 / 4,
+                "selection/concept_coverage": 2 / 3,
+                "selection/effective_concepts": 16 / 10,
+            },
+        )
+
+    def test_what_the_data_does_not_say_is_left_out(self):
+        nothing = np.array([b"", b""], object)
+        self.assertAllClose(
+            evaluation.draw_measures([3, 3], nothing == b"", nothing),
+            {
+                "selection/effective_records": 2.0,
+                "selection/effective_share": 1 / 3,
+            },
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()
