@@ -476,6 +476,7 @@ class ReferencesTest(tf.test.TestCase):
                             "json",
                             "jsonl",
                             "html",
+                            "toml",
                         )
                     ):
                         continue
