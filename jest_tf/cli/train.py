@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train the finished run in the directory for further steps, with "
         "the schedule of the learning rate begun anew",
     )
+    add(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="train a chain of up to N runs in the directory, each the "
+        "reference of the next (docs/bootstrap.md)",
+    )
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
         f"{overrides.describe(config.TrainConfig)}"
@@ -62,7 +69,10 @@ def run(flags: argparse.Namespace) -> None:
         return
     from jest_tf import runs
 
-    runs.train(recipe, flags.workdir)
+    if flags.rounds is not None:
+        runs.train_rounds(recipe, flags.workdir, flags.rounds)
+    else:
+        runs.train(recipe, flags.workdir)
 
 
 def _settings(flags):
@@ -77,11 +87,11 @@ def _settings(flags):
 
 def _extend(flags):
     checks.check("--extend", flags.extend, checks.at_least(1))
-    if flags.config or flags.set or flags.dry_run:
+    if flags.config or flags.set or flags.dry_run or flags.rounds:
         raise ValueError(
             "`--extend` goes on with the settings of the run: expected "
-            "`--workdir` alone beside it. Received: --config, --set or "
-            "--dry-run"
+            "`--workdir` alone beside it. Received: --config, --set, "
+            "--dry-run or --rounds"
         )
     from jest_tf import runs
 

@@ -173,6 +173,14 @@ class TrainConfig(Checked):
 
     def _check_bootstrap(self):
         renew_at = self.bootstrap.renew_at
+        self._expect(
+            self.cascade.criterion == "easy_reference"
+            or renew_at
+            and self.bootstrap.renews == "learner",
+            "`cascade.criterion` other than 'easy_reference' scores by the "
+            "learner before images are read: set `bootstrap.renew_at`, and "
+            "`bootstrap.renews=learner`",
+        )
         if not renew_at:
             return
         self._expect(
@@ -189,6 +197,13 @@ class TrainConfig(Checked):
             not self.reference.name or self.reference.sidecars,
             "`bootstrap.renew_at` embeds the records once for many steps, and "
             "so must the first reference: set `reference.sidecars`",
+        )
+        self._expect(
+            self.bootstrap.renews == "reference"
+            or self.reference.sidecars
+            and self.cascade.criterion != "easy_reference",
+            "`bootstrap.renews` 'learner' needs `reference.sidecars`, and a "
+            "`cascade.criterion` that scores by the learner",
         )
         early = self.selection.at(renew_at[0] - 1), self.selection.at(0)
         self._expect(

@@ -20,10 +20,8 @@ Method = Annotated[str, one_of(*SAMPLERS)]
 Criterion = Annotated[str, one_of(*CRITERIA)]
 Loss = Annotated[str | None, one_of(*LOSSES, None)]
 FirstChunk = Annotated[str, one_of(*FIRST_CHUNKS)]
-_NO_LEARNER = (
-    "'easy_reference': no learner embeddings exist before the images are read",
-    lambda criterion: criterion == "easy_reference",
-)
+# What the embeddings of a renewal are for.
+ROLES = ("reference", "learner")
 
 
 @dataclass(frozen=True)
@@ -319,7 +317,10 @@ class CascadeConfig(Checked, path="cascade"):
         hyper_batch_size: K B, positions of the stream from which a step
             chooses its super-batch of B. None reads every position.
         num_chunks: N, chunks of the joint draw.
-        criterion: "easy_reference", the only one that needs no learner.
+        criterion: "easy_reference" needs no learner. The others score by the
+            learner's embeddings of the last renewal, so they need
+            `bootstrap.renews` "learner"; steps before the first renewal choose
+            by "easy_reference".
         loss: pair loss of the scores, "sigmoid" or "softmax". None takes
             `model.loss`.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
@@ -332,7 +333,7 @@ class CascadeConfig(Checked, path="cascade"):
 
     hyper_batch_size: Count | None = None
     num_chunks: Count = 16  # as in `SelectionConfig`
-    criterion: Annotated[str, _NO_LEARNER] = "easy_reference"
+    criterion: Criterion = "easy_reference"
     loss: Loss = None
     first_chunk: FirstChunk = "diagonal"
     gain: float = 1.0
@@ -388,7 +389,7 @@ class CascadeConfig(Checked, path="cascade"):
 
 @dataclass(frozen=True)
 class BootstrapConfig(Checked, path="bootstrap"):
-    """A run that renews its reference from its own learner.
+    """A run that embeds records with its own learner, again and again.
 
     Attributes:
         renew_at: steps, ascending, after which the learner embeds the records
@@ -397,6 +398,9 @@ class BootstrapConfig(Checked, path="bootstrap"):
             reference, of `reference`. Without one, the steps before the first
             renewal have no cascade, and `selection.phases` must begin with the
             method "uniform".
+        renews: "reference", as above; or "learner", whose embeddings are the
+            learner's part of stage 0's score until the next renewal. The
+            reference is then that of `reference.sidecars` throughout.
         share: share of the records that a renewal embeds, chosen anew each
             time; only these are drawn until the next renewal. A small share
             costs little, and still offers each step other records.
@@ -405,6 +409,7 @@ class BootstrapConfig(Checked, path="bootstrap"):
     """
 
     renew_at: tuple[int, ...] = ()
+    renews: Annotated[str, one_of(*ROLES)] = "reference"
     share: Annotated[float, within("(0, 1]")] = 1.0
     curated_rows: Annotated[int, at_least(0)] | None = None
 

@@ -1,16 +1,18 @@
 """Stage 0: chooses the stream positions of a super-batch before any are read.
 
 The reference's part of the score needs only its embeddings, which sidecars
-hold. A step takes a *hyper-batch*, the next K B positions of the stream, and
-reads their sidecar rows. From these it draws the B positions of its
-super-batch: jointly by easy-reference (`selection/samplers.py`), except a
-share drawn uniformly from the rest. Captions and replacements are those of a
-stream without a cascade (`data/reader.py`).
+hold; the learner's part, if it counts, takes sidecars of an earlier step. A
+step takes a *hyper-batch*, the next K B positions of the stream, and reads
+their sidecar rows. From these it draws the B positions of its super-batch:
+jointly (`selection/samplers.py`), except a share drawn uniformly from the rest.
+Captions and replacements are those of a stream without a cascade
+(`data/reader.py`).
 
 The choice is a pure function of (settings, seed, step, sidecars), so hosts need
 not communicate. Each host draws only in the groups that its rows come from.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +42,8 @@ class Cascade:
         settings: with a `hyper_batch_size`.
         sidecars: of the reference, over the stream's store.
         loss: "sigmoid" or "softmax", if the settings have none.
+        learner: sidecars of the learner at an earlier step, over the same
+            store, if the criterion needs them.
 
     Raises:
         ValueError: a hyper-batch is larger than the store.
@@ -48,6 +52,7 @@ class Cascade:
     settings: config_lib.CascadeConfig
     sidecars: sidecars_lib.Sidecars
     loss: str
+    learner: sidecars_lib.Sidecars | None = None
 
     def __post_init__(self):
         self._check_size(len(self.sidecars), "of `data.train`")
@@ -94,26 +99,37 @@ class Cascade:
             every = order.every
             curated_rows = size // every
         offered = size - curated_rows
-        embeddings = tf.TensorSpec(
-            [offered, sidecars.dim], tf.as_dtype(sidecars.dtype)
-        )
-        specs = [tf.TensorSpec([offered], tf.int64), embeddings, embeddings]
+        read = [sidecars, *([self.learner] if self.learner else [])]
+        specs = [tf.TensorSpec([offered], tf.int64)]
+        for one in read:
+            shape, dtype = [offered, one.dim], tf.as_dtype(one.dtype)
+            specs += 2 * [tf.TensorSpec(shape, dtype)]
 
         def load(group):
             positions = int(group) * size + np.arange(size)
             if curated_rows:
                 positions = positions[~order.is_curated(positions)]
-            return load_rows(positions, sidecars, store, order, seed)
+            # Equal positions in equal order, whatever is read.
+            parts = [
+                load_rows(positions, one, store, order, seed) for one in read
+            ]
+            rows = [values for part in parts for values in part[1:]]
+            return (parts[0][0], *rows)
 
         def choose(group):
-            positions, image, text = batches.call_numpy(load, [group], specs)
-            places, _ = draw(
+            positions, *rows = batches.call_numpy(load, [group], specs)
+            reference, *learner = [
                 Embeddings(
-                    tf.cast(image, tf.float32),
-                    tf.cast(text, tf.float32),
-                    tf.constant(sidecars.scale, tf.float32),
-                    tf.constant(sidecars.bias, tf.float32),
-                ),
+                    *(tf.cast(part, tf.float32) for part in parts),
+                    tf.constant(one.scale, tf.float32),
+                    tf.constant(one.bias, tf.float32),
+                )
+                for one, parts in zip(
+                    read, zip(rows[::2], rows[1::2], strict=True), strict=True
+                )
+            ]
+            places, _ = draw(
+                reference,
                 self.settings,
                 batch_size=num_rows - curated_rows,
                 num_uniform=self.settings.num_uniform(
@@ -121,6 +137,7 @@ class Cascade:
                 ),
                 seed=(seed, group),
                 loss=self.settings.loss or self.loss,
+                learner=learner[0] if learner else None,
             )
             # In stream order, which spreads the best rows evenly over replicas.
             chosen = tf.sort(tf.gather(positions, places))
@@ -144,9 +161,13 @@ class Cascade:
 
 
 def of_run(
-    config: config_lib.TrainConfig, sidecars: sidecars_lib.Sidecars | None
+    config: config_lib.TrainConfig,
+    sidecars: sidecars_lib.Sidecars | None,
+    learner: sidecars_lib.Sidecars | None = None,
 ) -> Cascade | None:
     """Returns the cascade of a run's settings, or None without one.
+
+    Without `learner` it chooses by easy-reference.
 
     Raises:
         ValueError: as `Cascade`, or the uniform share rounds to no row.
@@ -163,7 +184,9 @@ def of_run(
             "`data.super_batch_size` (B). Received: uniform_share="
             f"{settings.uniform_share}, B={size}, G={settings.num_groups}"
         )
-    return Cascade(settings, sidecars, config.model.loss)
+    if learner is None:
+        settings = dataclasses.replace(settings, criterion="easy_reference")
+    return Cascade(settings, sidecars, config.model.loss, learner)
 
 
 def join_groups(
@@ -312,6 +335,28 @@ def joint_seed(seed: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(seed, [_JOINT_SALT, 0])
 
 
+def flops_at(config: config_lib.TrainConfig, dim: int, step: int) -> int:
+    """Counts a host's operations of stage 0 in the first `step` steps.
+
+    `dim` is as in `flops`.
+    """
+    renew_at = config.bootstrap.renew_at
+    first = min(step, *renew_at[:1]) if renew_at else step
+    total = 0
+    for start, stop in ((0, first), (first, step)):
+        settings = config.cascade
+        if not config.bootstrap.num_renewals(start):
+            settings = dataclasses.replace(settings, criterion="easy_reference")
+        number = config.num_cascaded(stop) - config.num_cascaded(start)
+        total += number * flops(
+            settings,
+            config.data.super_batch_size,
+            dim,
+            config.curated_rows(start),
+        )
+    return total
+
+
 def flops(
     settings: config_lib.CascadeConfig,
     super_batch_size: int,
@@ -322,13 +367,14 @@ def flops(
 
     Counts matrix products only, two operations a multiply-add: each of the K B
     rows with itself, and in both directions with each row of its group that is
-    drawn jointly. H hosts share G groups evenly if H divides G; with G = 1
-    every host does all of the work. `dim` is D, `super_batch_size` B, of which
-    `curated_rows` are not chosen.
+    drawn jointly; by learnability, of two models. H hosts share G groups evenly
+    if H divides G; with G = 1 every host does all of the work. `dim` is D,
+    `super_batch_size` B, of which `curated_rows` are not chosen.
     """
     if settings.hyper_batch_size is None:
         return 0
     chosen = super_batch_size - curated_rows
     jointly = chosen // settings.num_groups - settings.num_uniform(chosen)
     offered = settings.hyper_batch_size - curated_rows
-    return 2 * offered * dim * (1 + 2 * jointly)
+    num_models = 2 if settings.criterion == "learnability" else 1
+    return 2 * offered * dim * (1 + 2 * jointly) * num_models

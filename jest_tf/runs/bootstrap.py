@@ -5,6 +5,9 @@ within the run directory, and is the reference of the steps that follow. A run
 ends its `fit` there, saves a checkpoint and goes on from it as if it had been
 killed, so a renewal is a function of the checkpoint and resuming is exact.
 
+A learner that recognises fewer pairs than the reference before it does not
+replace it, so a run that goes astray keeps a reference that has not.
+
 Evans et al. (2024, arXiv 2406.17711) call the effect "data quality
 bootstrapping": a learner that was trained on a choice chooses better than the
 reference that made the choice.
@@ -21,7 +24,7 @@ from jest_tf import config as config_lib
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data import stream
-from jest_tf.data.sidecars import embed
+from jest_tf.data.sidecars import embed, recognition
 from jest_tf.models import reference
 from jest_tf.runs import checkpoints, directory, progress
 from jest_tf.training import flops
@@ -39,6 +42,9 @@ class Renewal(NamedTuple):
         captions: captions embedded.
         flops: operations of both.
         seconds: time taken by the process that ended it.
+        recognised: share of the pairs that the learner recognises, see
+            `recognition.recognised_share`.
+        kept: whether the learner became the reference.
     """
 
     step: int
@@ -46,6 +52,8 @@ class Renewal(NamedTuple):
     captions: int
     flops: int
     seconds: float
+    recognised: float
+    kept: bool
 
 
 def end_of(config: config_lib.TrainConfig, step: int) -> int:
@@ -65,13 +73,24 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
 
 
 def renew(
-    run: reference.Run, workdir: str, store: stores_lib.Store, step: int
+    run: reference.Run,
+    workdir: str,
+    store: stores_lib.Store,
+    step: int,
+    first: sidecars_lib.Sidecars | None = None,
 ) -> None:
     """Makes the learner, as it is after `step` steps, the reference.
 
     Does nothing if that has been done, or if nothing is due. Continues a
     renewal that was interrupted, a shard at a time. References that no
     checkpoint needs are deleted.
+
+    Args:
+        run: the run, with the learner.
+        workdir: its directory.
+        store: the records of the pool and of the curated set.
+        step: steps done.
+        first: the reference before all renewals, if there is one.
     """
     config = run.config
     if step not in config.bootstrap.renew_at:
@@ -79,19 +98,67 @@ def renew(
     folder = _folder(workdir, step)
     if directory.has(folder, directory.RENEWAL_FILE):
         return
-    rows = rows_at(config, store, step)
+    rows = embedded_rows(config, store, step)
     number = len(store) if rows is None else int(rows.sum())
     progress.say(
-        f"step {step:,}: the learner becomes the reference and embeds "
-        f"{number:,} of {len(store):,} records"
+        f"step {step:,}: the learner embeds {number:,} of {len(store):,} "
+        "records"
     )
+    cost = embed_records(run, store, folder, rows)
+    recognised = recognised_share(
+        config, store, sidecars_lib.Sidecars(store, folder), rows
+    )
+    before = _last_kept(config, workdir, step - 1)
+    if before is not None:
+        least = before.recognised
+    else:
+        least = recognised_share(config, store, first) if first else 0.0
+    is_reference = config.bootstrap.renews == "reference"
+    renewal = Renewal(
+        step, *cost, recognised, recognised >= least or not is_reference
+    )
+    directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
+    outcome = ""
+    if is_reference:
+        outcome = "it is the reference now"
+    if not renewal.kept:
+        outcome = "the reference stays"
+    progress.say(
+        f"step {step:,}: the learner recognises {recognised:.1%} of the pairs, "
+        f"the one before {least:.1%}" + (f"; {outcome}" if outcome else "")
+    )
+    _delete_old(config, workdir)
+
+
+class Cost(NamedTuple):
+    """What it takes to embed records; attributes as of `Renewal`."""
+
+    images: int
+    captions: int
+    flops: int
+    seconds: float
+
+
+def embed_records(
+    run: reference.Run,
+    store: stores_lib.Store,
+    folder: str,
+    rows: np.ndarray | None = None,
+) -> Cost:
+    """Writes sidecars of a run's learner, or what is missing of them.
+
+    Args:
+        run: the run.
+        store: the records.
+        folder: of the sidecars.
+        rows: bool [n], the records to embed; None embeds all.
+    """
     started = time.monotonic()
-    description = reference.describe(run)
     os.makedirs(folder, exist_ok=True)
     embed.write(
         store,
         reference.encoder(run, _BATCH_SIZE),
-        description,
+        reference.describe(run),
         embed.Output(
             folder,
             rows=rows,
@@ -102,15 +169,29 @@ def renew(
     )
     images, captions = _count(store, folder)
     of_image, of_caption = _flops(run)
-    renewal = Renewal(
-        step,
+    return Cost(
         images,
         captions,
         images * of_image + captions * of_caption,
         round(time.monotonic() - started, 3),
     )
-    directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
-    _delete_old(config, workdir)
+
+
+def recognised_share(
+    config: config_lib.TrainConfig,
+    store: stores_lib.Store,
+    sidecars: sidecars_lib.Sidecars,
+    rows: np.ndarray | None = None,
+) -> float:
+    """Returns the share of the pool's pairs that a reference recognises.
+
+    Arguments as of `recognition.recognised_share`; curated records do not
+    count.
+    """
+    rows = np.ones(len(store), bool) if rows is None else rows.copy()
+    rows[_num_pool(config, store) :] = False
+    share = recognition.recognised_share(sidecars, store, rows, config.seed)
+    return round(share, 5)
 
 
 def sidecars_at(
@@ -118,48 +199,68 @@ def sidecars_at(
     store: stores_lib.Store,
     workdir: str,
     step: int,
-) -> sidecars_lib.Sidecars | None:
-    """Opens the sidecars of the last renewal before the step after `step`.
+) -> tuple[sidecars_lib.Sidecars, np.ndarray | None] | None:
+    """Opens the sidecars that the step after `step` steps chooses by.
 
-    None stands for no renewal.
+    Returns:
+        The sidecars, and the rows with embeddings, bool [n], None for all of
+        them. None stands for the reference before all renewals.
 
     Raises:
         ValueError: they are missing or damaged.
     """
-    count = config.bootstrap.num_renewals(step)
-    if not count:
+    last = _last_kept(config, workdir, step)
+    if last is None:
         return None
-    folder = _folder(workdir, config.bootstrap.renew_at[count - 1])
-    if not directory.has(folder, directory.RENEWAL_FILE):
-        raise ValueError(
-            f"The folder {folder!r} must have the reference of the steps after "
-            f"{step:,}, with {directory.RENEWAL_FILE}. Received: none; delete "
-            "the later checkpoints, and the same command makes it anew"
-        )
-    return sidecars_lib.Sidecars(store, folder)
+    sidecars = sidecars_lib.Sidecars(store, _folder(workdir, last.step))
+    return sidecars, embedded_rows(config, store, last.step)
 
 
-def rows_at(
+def embedded_rows(
     config: config_lib.TrainConfig, store: stores_lib.Store, step: int
 ) -> np.ndarray | None:
-    """Returns the rows that the last renewal by a step embeds, bool [n].
+    """Returns the rows that the renewal after `step` steps embeds, bool [n].
 
-    None stands for all of them, and for no renewal.
+    None stands for all of them.
     """
     settings = config.bootstrap
-    count = settings.num_renewals(step)
-    if not count:
-        return None
     drawn = store.manifest and store.manifest.weights > 0
     if settings.share == 1.0:
         return drawn
-    salt = _ROWS_SALT + count - 1
+    salt = _ROWS_SALT + settings.renew_at.index(step)
     values = stream.uniform_hash(config.seed, np.arange(len(store)), salt)
     rows = values < np.uint64(settings.share * 2.0**64)
     if config.data.curated:
         # Their embeddings may be read too.
-        rows[sum(store.parts[: len(config.data.train)]) :] = True
+        rows[_num_pool(config, store) :] = True
     return rows if drawn is None else rows & drawn
+
+
+def _num_pool(config, store):
+    """Records of `data.train`, which stand before the curated ones."""
+    return sum(store.parts[: len(config.data.train)])
+
+
+def _last_kept(config, workdir, step):
+    """The last renewal by a step that was kept; None if none was due.
+
+    Raises:
+        ValueError: a renewal is not on record.
+    """
+    settings = config.bootstrap
+    last = None
+    for due in settings.renew_at[: settings.num_renewals(step)]:
+        folder = _folder(workdir, due)
+        if not directory.has(folder, directory.RENEWAL_FILE):
+            raise ValueError(
+                f"The folder {folder!r} must have the reference of the steps "
+                f"after {due:,}, with {directory.RENEWAL_FILE}. Received: "
+                "none; delete the later checkpoints, and the same command "
+                "makes it anew"
+            )
+        found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        last = found if found.kept else last
+    return last
 
 
 def _folder(workdir, step):
@@ -196,10 +297,13 @@ def _flops(run):
 
 
 def _delete_old(config, workdir):
-    """Deletes references of steps before the oldest checkpoint's."""
+    """Deletes references that no checkpoint needs."""
     oldest = min(checkpoints.saved_steps(workdir))
-    needed = max(0, config.bootstrap.num_renewals(oldest) - 1)
-    for step in config.bootstrap.renew_at[:needed]:
-        for name in os.listdir(_folder(workdir, step)):
+    needed = _last_kept(config, workdir, oldest)
+    for renewal in renewals(config, workdir):
+        if renewal.step > oldest or renewal == needed:
+            continue
+        folder = _folder(workdir, renewal.step)
+        for name in os.listdir(folder):
             if name.endswith(sidecars_lib.SUFFIX):
-                os.remove(os.path.join(_folder(workdir, step), name))
+                os.remove(os.path.join(folder, name))

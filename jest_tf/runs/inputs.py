@@ -111,14 +111,22 @@ def at_step(
     Raises:
         ValueError: as `bootstrap.sidecars_at`.
     """
-    sidecars = bootstrap.sidecars_at(config, sources.store, workdir, step)
-    if sidecars is None:
-        return sources
+    found = bootstrap.sidecars_at(config, sources.store, workdir, step)
+    if found is None:
+        curated_rows = config.curated_rows(step)
+        return sources._replace(curated_rows=curated_rows)
+    sidecars, rows = found
+    if config.bootstrap.renews == "learner":
+        return sources._replace(
+            cascade=cascade_lib.of_run(config, sources.sidecars, sidecars),
+            rows=rows,
+            curated_rows=config.curated_rows(step),
+        )
     return sources._replace(
         teacher=None,
         sidecars=sidecars,
         cascade=cascade_lib.of_run(config, sidecars),
-        rows=bootstrap.rows_at(config, sources.store, step),
+        rows=rows,
         curated_rows=config.curated_rows(step),
     )
 

@@ -48,7 +48,7 @@ class Ledger(steps.StepCallback):
         start_step: steps already done.
         telemetry: follows the selection; None omits it.
         input_wait: watches the dataset, or None.
-        cascade_flops: FLOPs of stage 0 in a step, `cascade.flops`.
+        cascade_flops: given a step, returns the FLOPs of stage 0 up to there.
         renewals: of the reference, so far.
         state: of the checkpoint that the run continues from.
 
@@ -66,7 +66,7 @@ class Ledger(steps.StepCallback):
         start_step: int = 0,
         telemetry: draw_log.Telemetry | None = None,
         input_wait: step_timing.InputWait | None = None,
-        cascade_flops: int = 0,
+        cascade_flops: Callable[[int], int] = lambda step: 0,
         renewals: Sequence[bootstrap.Renewal] = (),
         state: dict[str, np.ndarray] | None = None,
     ):
@@ -177,14 +177,14 @@ class Ledger(steps.StepCallback):
         flops = self._flops.at(step, stopped_at)
         # Alone, those of stage 0 and of renewals would seem to be all.
         if flops and self._config.cascade.hyper_batch_size:
-            flops["flops/cascade"] = (
-                self._config.num_cascaded(step) * self._cascade_flops
-            )
+            flops["flops/cascade"] = self._cascade_flops(step)
         if self._config.bootstrap.renew_at:
             past = [one for one in self._renewals if one.step < step]
             counts["examples/embedded"] = sum(one.images for one in past)
             if flops:
                 flops["flops/renewals"] = sum(one.flops for one in past)
+            if past:
+                counts["bootstrap/recognised"] = past[-1].recognised
         return counts | flops
 
     def _take_flops(self):

@@ -6,6 +6,7 @@ on from the newest checkpoint to the same end, bit for bit on the same hardware.
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import time
 
@@ -250,7 +251,13 @@ class _Run:
             self.start.picture,
         )
         with model.averaged():
-            bootstrap.renew(run, self.workdir, self.sources.store, step)
+            bootstrap.renew(
+                run,
+                self.workdir,
+                self.sources.store,
+                step,
+                self.sources.sidecars,
+            )
         self.segment = inputs.at_step(config, self.sources, self.workdir, step)
         model.curated_rows = self.segment.curated_rows
         if self.segment.reference is not None:
@@ -272,11 +279,10 @@ class _Run:
             start_step=restored.step,
             telemetry=telemetry,
             input_wait=input_wait,
-            cascade_flops=cascade.flops(
-                config.cascade,
-                config.data.super_batch_size,
+            cascade_flops=functools.partial(
+                cascade.flops_at,
+                config,
                 sources.sidecars.dim if sources.sidecars else 0,
-                sources.curated_rows,
             ),
             renewals=bootstrap.renewals(config, self.workdir),
             state=restored.parts.get("log"),

@@ -28,8 +28,9 @@ from jest_tf.runs import checkpoints, costs, directory
 
 
 class ChoiceTest(cascade_cases.CascadeTestCase):
-    def reference(self, order, positions):
+    def reference(self, order, positions, arrays=None):
         """The embeddings of what stands at positions, from the arrays."""
+        images, texts = arrays or (self.image, self.text)
         image, text = [], []
         for position in positions:
             row, attempt = int(order.rows(position[None])[0]), 0
@@ -42,8 +43,8 @@ class ChoiceTest(cascade_cases.CascadeTestCase):
                 stream.uniform_hash(cascade_cases.SEED, position[None], salt)[0]
             )
             choice = choices[number // 2 % len(choices)]
-            image.append(self.image[row])
-            text.append(self.text[self.starts[row] + choice])
+            image.append(images[row])
+            text.append(texts[self.starts[row] + choice])
         # As the sidecars keep them.
         image, text = (
             np.float32(np.float16(values)) for values in (image, text)
@@ -75,6 +76,48 @@ class ChoiceTest(cascade_cases.CascadeTestCase):
             good = ~np.isin(rows, (*cascade_cases.INVALID, cascade_cases.BLANK))
             self.assertAllEqual(batch["id"][good], 1000 + rows[good])
             self.assertAllEqual(batch["record_replaced"], ~good)
+
+    def test_the_learners_part_is_of_its_sidecars(self):
+        image, text = self.image[::-1].copy(), self.text[:, ::-1].copy()
+        about = cascade_cases.DESCRIPTION._replace(scale=5.0, bias=-1.0)
+        with tempfile.TemporaryDirectory() as folder:
+            embed.write_arrays(
+                self.store,
+                image,
+                text,
+                about,
+                embed.Output(folder),
+                captions=np.diff(self.starts),
+                valid=~np.isin(np.arange(80), cascade_cases.INVALID),
+            )
+            learner = sidecars.Sidecars(self.store, folder)
+            order = stream.Order(80, cascade_cases.SEED)
+            positions = self.offered(order, 0)
+            reference = self.reference(order, positions)
+            of_learner = self.reference(order, positions, (image, text))
+            of_learner = of_learner._replace(scale=about.scale, bias=about.bias)
+            for criterion in ("learnability", "hard_learner"):
+                settings = config.CascadeConfig(30, 3, criterion)
+                (batch,) = self.batches(
+                    1,
+                    cascade.Cascade(
+                        settings, self.sidecars, "sigmoid", learner
+                    ),
+                )
+                draw = selection.select_jointly(
+                    of_learner,
+                    reference,
+                    batch_size=12,
+                    num_chunks=3,
+                    seed=cascade.joint_seed(
+                        tf.constant([cascade_cases.SEED, 0])
+                    ),
+                    criterion=criterion,
+                )
+                rows = order.rows(np.sort(positions[draw.indices]))
+                lost = (*cascade_cases.INVALID, cascade_cases.BLANK)
+                good = ~np.isin(rows, lost)
+                self.assertAllEqual(batch["id"][good], 1000 + rows[good])
 
     def test_what_stands_at_a_position_is_what_it_was(self):
         # All of it: pictures, captions, embeddings, replacements.
@@ -478,6 +521,25 @@ class CostTest(tf.test.TestCase):
         own = 2 * 500 * 16
         self.assertEqual(cascade.flops(settings, 100, 16), products + own)
         self.assertEqual(cascade.flops(config.CascadeConfig(), 100, 16), 0)
+
+    def test_steps_are_counted_by_what_they_choose_by(self):
+        recipe = config.TrainConfig(
+            steps=100,
+            data=config.DataConfig(super_batch_size=12),
+            cascade=config.CascadeConfig(30, 3, "learnability"),
+            reference=config.ReferenceConfig(sidecars=True),
+            bootstrap=config.BootstrapConfig(
+                renew_at=(10, 20), renews="learner"
+            ),
+        )
+        easy = 2 * 30 * 8 * (1 + 2 * 12)
+        for step, expected in (
+            (0, 0),
+            (4, 4 * easy),
+            (10, 10 * easy),
+            (25, 10 * easy + 15 * 2 * easy),
+        ):
+            self.assertEqual(cascade.flops_at(recipe, 8, step), expected)
 
     def test_groups_cost_their_part_of_the_products(self):
         one, five = (

@@ -2,17 +2,20 @@
 
 import os
 import tempfile
+from unittest import mock
 
 import cascade_cases
 import numpy as np
 import pytest
+import run_server
 import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import config
-from jest_tf.data import cascade, pipeline, stores
-from jest_tf.runs import bootstrap, checkpoints, directory
+from jest_tf import config, models
+from jest_tf.data import cascade, pipeline, sidecars, stores
+from jest_tf.data.sidecars import recognition
+from jest_tf.runs import bootstrap, checkpoints, directory, loading
 
 STEPS, RENEW_AT, HYPER, SUPER = 24, (8, 16), 32, 12
 SETTINGS = (
@@ -87,8 +90,9 @@ class RunTest(tf.test.TestCase):
             starts, (*RENEW_AT, STEPS), (6, 4, 4), strict=True
         ):
             found = chooser = None
+            rows = None
             if start:
-                found = bootstrap.sidecars_at(
+                found, rows = bootstrap.sidecars_at(
                     self.config, self.store, self.unbroken, start
                 )
                 chooser = cascade.Cascade(self.config.cascade, found, "sigmoid")
@@ -101,7 +105,7 @@ class RunTest(tf.test.TestCase):
                 start_step=start,
                 options=pipeline.Options(
                     cascade=chooser,
-                    rows=bootstrap.rows_at(self.config, self.store, start),
+                    rows=rows,
                     num_curated=1,
                     curated_rows=curated_rows,
                     faults=pipeline.FaultLog(None, 1.0),
@@ -113,9 +117,7 @@ class RunTest(tf.test.TestCase):
 
     def test_a_reference_is_the_learner_of_its_step(self):
         for step in RENEW_AT:
-            found = bootstrap.sidecars_at(
-                self.config, self.store, self.unbroken, step
-            )
+            found = self.sidecars_of(self.unbroken, step)
             state = checkpoints.read(self.unbroken, step)
             (temperature,) = (
                 value
@@ -123,7 +125,7 @@ class RunTest(tf.test.TestCase):
                 if name.startswith("model/") and "temperature" in name
             )
             self.assertAllClose(found.scale, np.exp(temperature), rtol=1e-6)
-            rows = bootstrap.rows_at(self.config, self.store, step)
+            rows = bootstrap.embedded_rows(self.config, self.store, step)
             damaged = {62, 65}
             self.assertEqual(
                 set(np.flatnonzero(found.valid(np.arange(78)))),
@@ -132,7 +134,7 @@ class RunTest(tf.test.TestCase):
 
     def test_each_renewal_embeds_other_rows_and_all_curated_ones(self):
         first, second = (
-            bootstrap.rows_at(self.config, self.store, step)
+            bootstrap.embedded_rows(self.config, self.store, step)
             for step in RENEW_AT
         )
         self.assertNotAllEqual(first[:68], second[:68])
@@ -140,7 +142,36 @@ class RunTest(tf.test.TestCase):
             self.assertTrue(rows[68:].all())
             # Six standard deviations of 68 rows at 0.7.
             self.assertAllClose(rows[:68].mean(), 0.7, atol=6 * 0.056)
-        self.assertIsNone(bootstrap.rows_at(self.config, self.store, 7))
+
+    def test_a_learner_that_recognises_less_does_not_become_the_reference(self):
+        done = bootstrap.renewals(self.config, self.unbroken)
+        for one in done:
+            rows = bootstrap.embedded_rows(self.config, self.store, one.step)
+            rows[68:] = False  # the curated ones
+            share = recognition.recognised_share(
+                self.sidecars_of(self.unbroken, one.step), self.store, rows
+            )
+            self.assertAllClose(one.recognised, share, atol=1e-5)
+        first, second = done
+        self.assertTrue(first.kept)
+        self.assertEqual(second.kept, second.recognised >= first.recognised)
+        used = second.step if second.kept else first.step
+        self.assertIsNone(
+            bootstrap.sidecars_at(self.config, self.store, self.unbroken, 7)
+        )
+        for step, expected in ((8, 8), (15, 8), (16, used), (24, used)):
+            _, rows = bootstrap.sidecars_at(
+                self.config, self.store, self.unbroken, step
+            )
+            self.assertAllEqual(
+                rows,
+                bootstrap.embedded_rows(self.config, self.store, expected),
+            )
+
+    def sidecars_of(self, workdir, step):
+        """Those of a renewal, kept or not."""
+        folder = os.path.join(workdir, "references", f"step-{step:09d}")
+        return sidecars.Sidecars(self.store, folder)
 
     def test_every_pass_is_in_the_log(self):
         rows = self.lines(self.unbroken, directory.METRICS_FILE)
@@ -186,8 +217,7 @@ class RunTest(tf.test.TestCase):
             np.testing.assert_array_equal(value, theirs[name], name)
         for step in RENEW_AT:
             ours, theirs = (
-                bootstrap.sidecars_at(self.config, self.store, one, step)
-                for one in (killed, self.unbroken)
+                self.sidecars_of(one, step) for one in (killed, self.unbroken)
             )
             self.assertEqual(ours.identity, theirs.identity)
             for shard in range(3):
@@ -197,6 +227,58 @@ class RunTest(tf.test.TestCase):
                     strict=True,
                 ):
                     np.testing.assert_array_equal(one, other)
+
+    def test_the_learners_embeddings_score_beside_a_reference(self):
+        """Killed as well; steps before the first renewal have none."""
+        reference = os.path.join(self.folder, "of a reference")
+        self.run_in(os.path.join(self.folder, "teacher"), "seed=7")
+        with mock.patch.object(
+            models, "build_learner", run_server.build_learner
+        ):
+            teacher = loading.load_run(os.path.join(self.folder, "teacher"))
+        bootstrap.embed_records(teacher, self.store, reference)
+        settings = (
+            "bootstrap.renews=learner",
+            "cascade.criterion=learnability",
+            "reference.sidecars=true",
+            f"reference.sidecar_dir={reference}",
+            "bootstrap.curated_rows=4",
+        )
+        workdir = os.path.join(self.folder, "by learnability")
+        self.run_in(workdir, *settings, at=22, ended=-9)
+        self.run_in(workdir, *settings)
+        recipe = directory.load_config(workdir)
+        drawn = {
+            row["step"]: row["ids"]
+            for row in self.lines(workdir, directory.DRAWS_FILE)
+        }
+        fixed = sidecars.Sidecars(self.store, reference)
+        for start in (0, *RENEW_AT):
+            chooser, rows = cascade.of_run(recipe, fixed), None
+            self.assertEqual(chooser.settings.criterion, "easy_reference")
+            if start:
+                learner = self.sidecars_of(workdir, start)
+                rows = bootstrap.embedded_rows(recipe, self.store, start)
+                chooser = cascade.Cascade(
+                    recipe.cascade, fixed, "sigmoid", learner
+                )
+            dataset = pipeline.super_batches(
+                self.store,
+                super_batch_size=SUPER,
+                seed=recipe.seed,
+                tokenizer=cascade_cases.TOKENIZER,
+                image_size=tiny.IMAGE_SIZE,
+                start_step=start,
+                options=pipeline.Options(
+                    cascade=chooser,
+                    rows=rows,
+                    num_curated=1,
+                    curated_rows=4,
+                    faults=pipeline.FaultLog(None, 1.0),
+                ),
+            )
+            for step, batch in enumerate(dataset.take(8), start + 1):
+                self.assertEqual(drawn[step], batch["id"].numpy().tolist())
 
     def test_references_that_no_checkpoint_needs_are_deleted(self):
         workdir = os.path.join(self.folder, "gone")
@@ -209,8 +291,10 @@ class RunTest(tf.test.TestCase):
                 for step in RENEW_AT
             )
         ]
-        self.assertEqual([len(names) for names in kept], [0, 3])
-        self.assertLen(bootstrap.renewals(self.config, workdir), 2)
+        first, second = bootstrap.renewals(self.config, workdir)
+        self.assertEqual(
+            [len(names) for names in kept], [0, 3] if second.kept else [3, 0]
+        )
 
         # One that is needed and gone is named.
         os.remove(
@@ -220,7 +304,7 @@ class RunTest(tf.test.TestCase):
         )
         os.remove(os.path.join(workdir, directory.WEIGHTS_FILE))
         said = self.run_in(workdir, *settings, ended=1)
-        self.assertIn("must have the reference of the steps after 20", said)
+        self.assertIn("must have the reference of the steps after 16", said)
 
 
 class SettingsTest(tf.test.TestCase):
@@ -253,6 +337,45 @@ class SettingsTest(tf.test.TestCase):
                     cascade=cascade,
                     bootstrap=config.BootstrapConfig(**settings),
                 )
+
+    def test_scores_of_an_earlier_learner_need_its_embeddings(self):
+        learnability = config.CascadeConfig(1280, criterion="learnability")
+        by_learner = config.BootstrapConfig(renew_at=(4,), renews="learner")
+        by_sidecars = config.ReferenceConfig(sidecars=True)
+        config.TrainConfig(
+            cascade=learnability, bootstrap=by_learner, reference=by_sidecars
+        )
+        for message, settings in (
+            (
+                "set `bootstrap.renew_at`, and `bootstrap.renews=learner`",
+                {"cascade": learnability, "reference": by_sidecars},
+            ),
+            (
+                "set `bootstrap.renew_at`, and `bootstrap.renews=learner`",
+                {
+                    "cascade": learnability,
+                    "reference": by_sidecars,
+                    "bootstrap": config.BootstrapConfig(renew_at=(4,)),
+                },
+            ),
+            (
+                "'learner' needs `reference.sidecars`",
+                {"cascade": learnability, "bootstrap": by_learner},
+            ),
+            (
+                "a `cascade.criterion` that scores by the learner",
+                {
+                    "cascade": config.CascadeConfig(1280),
+                    "bootstrap": by_learner,
+                    "reference": by_sidecars,
+                },
+            ),
+        ):
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                config.TrainConfig(**settings)
 
     def test_a_renewal_needs_a_use_and_no_reference_before_it(self):
         once = config.BootstrapConfig(renew_at=(4,))
