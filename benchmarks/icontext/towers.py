@@ -45,8 +45,29 @@ def _build(config, vocabulary_size, widths, image_tower=None):
     )
 
 
+class _ImageTower(keras.layers.Layer):
+    """A tower whose coarse view is a smaller picture."""
+
+    def check_view(self, view):
+        """Raises ValueError if a view has more than an image size."""
+        if view.image_size is None or (
+            view.patch_size is not None or view.keep_tokens < 1.0
+        ):
+            raise ValueError(
+                "a convolutional tower's `view` must have an `image_size` and "
+                f"nothing else. Received: {view}"
+            )
+
+    def seen(self, images, view):
+        """Returns images as a view, `config.View` or None, shows them."""
+        if view is None:
+            return images
+        self.check_view(view)
+        return patches.resize_images(images, view.image_size)
+
+
 @keras.saving.register_keras_serializable(package="icontext")
-class ConvolutionalTower(keras.layers.Layer):
+class ConvolutionalTower(_ImageTower):
     """A residual network of 3 x 3 convolutions with averaged features.
 
     Each stage after the first halves the sides of the picture.
@@ -91,25 +112,12 @@ class ConvolutionalTower(keras.layers.Layer):
         self.built = True
 
     def call(self, images, training=None, view=None):
-        if view is not None:
-            self.check_view(view)
-            images = patches.resize_images(images, view.image_size)
-        features = self.stem(images)
+        features = self.stem(self.seen(images, view))
         for halve, refine in self.stages:
             features = halve(features)
             features += refine(features)
         features = tf.reduce_mean(features, axis=[1, 2])
         return self.head(self.normalisation(features))
-
-    def check_view(self, view):
-        """Raises ValueError if a view has more than an image size."""
-        if view.image_size is None or (
-            view.patch_size is not None or view.keep_tokens < 1.0
-        ):
-            raise ValueError(
-                "a convolutional tower's `view` must have an `image_size` and "
-                f"nothing else. Received: {view}"
-            )
 
     def get_config(self):
         return {
@@ -124,11 +132,11 @@ class ConvolutionalTower(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="icontext")
-class StridedTower(layers.Configured):
+class StridedTower(_ImageTower, layers.Configured):
     """A stride of 2 in every convolution, then an MLP on the last grid.
 
     Arguments are as for `ConvolutionalTower`, at about a tenth of its cost for
-    pictures of 32 x 32 pixels.
+    pictures of 32 x 32 pixels. The grid of a smaller picture is stretched.
     """
 
     def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
@@ -156,15 +164,19 @@ class StridedTower(layers.Configured):
                 -(-width // 2),
                 block.width,
             )
+        self.grid = height, width
         self.hidden.build((None, height * width * channels))
         self.head.build((None, 2 * self.embedding_dim))
         self.built = True
 
-    def call(self, images, training=None):
-        features = images
+    def call(self, images, training=None, view=None):
+        features = self.seen(images, view)
         for block in self.blocks:
             features = block(features)
         _, height, width, channels = features.shape
+        if (height, width) != self.grid:
+            height, width = self.grid
+            features = tf.image.resize(features, self.grid, "nearest")
         features = tf.reshape(features, [-1, height * width * channels])
         return self.head(self.hidden(features))
 

@@ -72,6 +72,21 @@ class TowersTest(tf.test.TestCase):
             ):
                 model.encode_image(self.images, view=view)
 
+    def test_a_small_tower_stretches_the_grid_of_a_small_picture(self):
+        tower = build(name="build_small").image_tower
+        view = config.View(image_size=16)
+        seen = tower.seen(tf.cast(self.images, tf.float32), view)
+        self.assertEqual(seen.shape, (3, 16, 16, 3))
+        features = seen
+        for block in tower.blocks:
+            features = block(features)
+        self.assertEqual(features.shape, (3, 1, 1, 128))
+        expected = tower.head(tower.hidden(tf.tile(features[:, 0, 0], [1, 4])))
+        found = tower(tf.cast(self.images, tf.float32), view=view)
+        self.assertAllClose(found, expected, atol=1e-5)
+        with self.assertRaisesRegex(ValueError, "must have an `image_size`"):
+            tower(self.images, view=config.View(keep_tokens=0.5))
+
     def test_a_bag_ignores_unknown_words_and_the_order_of_tokens(self):
         model = build()
         one, same, other = (
