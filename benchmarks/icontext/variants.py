@@ -158,11 +158,8 @@ def balanced(
         chosen: rows chosen of each; there are batch / chosen passes.
     """
     counts = collections.Counter(word for one in concepts for word in one)
-    known = {
-        word: number
-        for number, word in enumerate(sorted(counts))
-        if counts[word] >= least
-    }
+    known = sorted(word for word in counts if counts[word] >= least)
+    known = {word: number for number, word in enumerate(known)}
     numbers = [sorted(known[w] for w in one if w in known) for one in concepts]
     random, found = np.random.default_rng(_SEED), []
     for _ in range(batch // chosen):

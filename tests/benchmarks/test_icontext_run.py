@@ -356,7 +356,7 @@ class VariantsTest(tf.test.TestCase):
         self.assertAllLess(found, 7)
 
     def test_words_of_few_pairs_are_no_concepts(self):
-        concepts = [{"cat"}] * 3 + [{"rare"}]
+        concepts = [{"cat"}] * 3 + [{"aardvark"}]
         found = variants.balanced(concepts, 2, batch=4, chosen=2)
         self.assertAllLess(found, 3)
 
