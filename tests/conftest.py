@@ -3,5 +3,9 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Of TensorFlow's gs://, which tests use on a fake bucket: retries at once (any
+# other delay adds up to a second at random), and small requests.
+os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "0")
+os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**17))
 
 import lockstep  # noqa: E402, F401  Splits the CPU, for tests of replicas.

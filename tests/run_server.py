@@ -4,8 +4,9 @@ Importing TensorFlow takes most of the time of a tiny run, so this process
 imports it once and forks for each run that a line of its input asks for. A line
 is an object: `workdir`, `settings`, overrides like those of `--set`, and the
 `number` of a signal that the run is to get `at` a place, counted in the calls
-of `CALLS`. Its output is a line with the process's number, and one with how it
-ended.
+of `CALLS`, or of `REMOTE_CALLS` with a remote `workdir`. Then `local` begins
+the names of local files, and a dead run's lease expires in two seconds. Its
+output is a line with the process's number, and one with how it ended.
 """
 
 import glob
@@ -21,12 +22,14 @@ import tiny
 
 from jest_tf import config, models
 from jest_tf.config import overrides as overrides_lib
+from jest_tf.files import leases, remote
 from jest_tf.runs import checkpoints
 from trainers import train
 
 # What makes a run's state durable or deletes it; between two of them nothing
 # that counts changes.
 CALLS = ("fsync", "replace", "remove")
+REMOTE_CALLS = ("upload", "remove")
 
 
 def recipe(folder, overrides=()):
@@ -80,7 +83,7 @@ def build_learner(config, vocabulary_size, patch_sizes=()):
     return tiny.learner(config.seed, extra=extra)
 
 
-def run(workdir, settings, at=None, number=signal.SIGKILL):
+def run(workdir, settings, at=None, number=signal.SIGKILL, local=None):
     """As `python -m trainers.train`."""
     calls = 0
 
@@ -96,11 +99,16 @@ def run(workdir, settings, at=None, number=signal.SIGKILL):
         return call
 
     folder = os.path.dirname(workdir)
-    config_file = f"{workdir}.json"
+    config_file = f"{local or workdir}.json"
     config.save_config(recipe(folder, settings), config_file)
     with mock.patch.object(models, "build_learner", build_learner):
-        for name in CALLS:
-            setattr(checkpoints.os, name, counted(getattr(os, name)))
+        if local:
+            leases.BEAT, leases.EXPIRY, leases.SETTLE = 0.5, 2.0, 0.05
+            module, names = remote, REMOTE_CALLS
+        else:
+            module, names = checkpoints.os, CALLS
+        for name in names:
+            setattr(module, name, counted(getattr(module, name)))
         train.main(["--config", config_file, "--workdir", workdir])
 
 
@@ -125,9 +133,8 @@ def main():
 
 
 def _child(request):
-    log = os.open(
-        f"{request['workdir']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    )
+    name = request.get("local", request["workdir"])
+    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     # A shell that starts the tests in the background has them ignore it.

@@ -12,8 +12,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jest_tf.config import checks
-
 COMMANDS = ("train", "embed", "evaluate", "curate", "page", "export")
 
 
@@ -46,6 +44,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     # TensorFlow and Keras read these when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**21))
     # As under `python -m`: settings may name modules of the working directory.
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, os.getcwd())
@@ -53,10 +52,6 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         words = sys.argv[1:] if argv is None else argv
         flags = _parse([command, *words] if command else words)
         _check_backend()
-        # Run directories are written by rename, under a file lock.
-        for name in ("workdir", "learner"):
-            value = getattr(flags, name, None) or ""
-            checks.check(f"--{name}", value, checks.LOCAL)
         return flags.run(flags)
     except ValueError as error:
         code = f"error: {error}"

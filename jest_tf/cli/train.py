@@ -10,7 +10,7 @@ with code 75; the same command continues. A second Ctrl-C kills.
 import argparse
 import os
 
-from jest_tf import config
+from jest_tf import config, files
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks, overrides
 
@@ -77,7 +77,7 @@ def run(flags: argparse.Namespace) -> None:
 
 def _settings(flags):
     path = os.path.join(flags.workdir, "config.json")
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise ValueError(
             "`--config` must name a recipe, unless `--workdir` holds a run "
             f"to continue. Received: no recipe, {flags.workdir!r}"

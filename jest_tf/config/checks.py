@@ -44,18 +44,14 @@ def one_of(*allowed: Any) -> Rule:
     return f"one of {allowed}", lambda value: value in allowed
 
 
-LOCAL: Rule = (
-    "a local path; only data, indexes and sidecars may be remote",
-    lambda path: "://" not in path,
-)
 # The sources of pretrained models, before the colon of a name.
 MODEL_SOURCES = ("keras_hub", "hf")
 MODEL: Rule = (
-    "a local run directory, a .keras file or a name after one of "
+    "a run directory, a .keras file or a name after one of "
     f"{', '.join(f'{source}:' for source in MODEL_SOURCES)}",
     lambda name: (
         name.startswith(tuple(f"{source}:" for source in MODEL_SOURCES))
-        or not re.match(r"[a-z_]{2,}:", name)
+        or not re.match(r"[a-z_]{2,}:(?!//)", name)
     ),
 )
 PROMPTS: Rule = (

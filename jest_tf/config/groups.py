@@ -5,7 +5,6 @@ from typing import Annotated
 
 from jest_tf.config.checks import (
     FUNCTION,
-    LOCAL,
     MODEL,
     PROMPTS,
     Checked,
@@ -116,7 +115,7 @@ class DataConfig(Checked, path="data"):
     # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
     # 2303.15343, section 4).
     text_length: Annotated[int, at_least(2)] = 16
-    vocabulary: Annotated[str, LOCAL] = ""
+    vocabulary: str = ""
     vocabulary_size: Annotated[int, at_least(2)] = 8192
     flip: bool = True
     min_crop_area: Annotated[float, within("(0, 1]")] = 1.0
@@ -245,7 +244,7 @@ class ReferenceConfig(Checked, path="reference"):
     """
 
     model: Annotated[str, MODEL] = ""
-    workdir: Annotated[str, LOCAL] = ""
+    workdir: str = ""
     sidecars: bool = False
     sidecar_dir: str = ""
     distillation_weight: Annotated[float, at_least(0)] = 0.0

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 
+from jest_tf import files
 from jest_tf.config import overrides as overrides_lib
 from jest_tf.config.run import TrainConfig
 
@@ -32,9 +33,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     read = {".json": _read_json, ".py": _run_recipe}.get(
         os.path.splitext(path)[1]
     )
-    if read is None or not os.path.isfile(path):
+    if read is None or not files.is_file(path):
         raise ValueError(f"No recipe at {path!r}: expected a .py or .json file")
-    values = read(path)
+    with files.staged(path) as local:
+        values = read(local)
     for override in overrides:
         overrides_lib.override(TrainConfig, values, override)
     return overrides_lib.build(TrainConfig, values)

@@ -247,13 +247,8 @@ def claimed(directory: str) -> Iterator[None]:
     """Locks the folder of a manifest.
 
     Raises:
-        ValueError: another process holds it, or it is not local.
+        ValueError: another process holds it.
     """
-    if files.is_remote(directory):
-        raise ValueError(
-            "The folder of a manifest must be local where one machine writes "
-            f"it: copy it afterwards. Received: {directory!r}"
-        )
     with contextlib.ExitStack() as stack:
         try:
             lock = os.path.join(directory, ".lock")

@@ -1,11 +1,10 @@
 """The models that curation chooses by: finished runs, or sidecars alone."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jest_tf import runs
+from jest_tf import files, runs
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed, file_format
@@ -76,8 +75,7 @@ class Model(NamedTuple):
     def _load(self):
         path = directory_lib.path(self.workdir, directory_lib.WEIGHTS_FILE)
         # The time a run was written tells it from a later one.
-        is_there = os.path.exists(path)
-        written = os.stat(path).st_mtime_ns if is_there else 0
+        written = files.stat(path)[1] if files.is_file(path) else 0
         return _loaded(self.workdir, self.step, written)
 
 
@@ -91,6 +89,6 @@ def _loaded(workdir, step, written):
 def _dtype(store, directory):
     for shard in range(len(store.shards.paths)):
         path = sidecars_lib.sidecar_path(store, shard, directory)
-        if os.path.isfile(path):
+        if files.is_file(path):
             return file_format.read(path)[0].dtype
     return "float16"

@@ -32,6 +32,40 @@ _DTYPES = {"I64": "int64", "F32": "float32", "F16": "float16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH = struct.Struct("<Q")  # of the head, which follows
 _ALIGNMENT = 64  # a cache line
+_HEAD = 2**14  # bytes of a remote file that hold most heads
+
+
+class RemoteArray:
+    """An array in a remote file, of which rows are read by range.
+
+    Args:
+        path: of the file.
+        offset: of the array in it.
+        dtype, shape: of the array.
+    """
+
+    def __init__(self, path: str, offset: int, dtype: np.dtype, shape: tuple):
+        self.dtype, self.shape = dtype, shape
+        self._path, self._offset = path, offset
+        self._size = dtype.itemsize * math.prod(shape[1:])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Reads ascending rows, int64 [k], none twice."""
+        if not len(rows):
+            return np.empty([0, *self.shape[1:]], self.dtype)
+        # Runs of consecutive rows.
+        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+        first = rows[np.append(0, cuts)]
+        last = rows[np.append(cuts, len(rows)) - 1]
+        ranges = np.stack([first, last + 1], axis=1) * self._size
+        data = files.read_ranges(self._path, ranges + self._offset)
+        return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+
+    def __array__(self, dtype=None, copy=None):
+        return self[np.arange(len(self))]
 
 
 class Artefact(NamedTuple):
@@ -39,11 +73,12 @@ class Artefact(NamedTuple):
 
     Attributes:
         metadata: strings; `crc32` is a JSON object of checksums by array.
-        arrays: read-only views of the mapped file, by name.
+        arrays: read-only views of the mapped file, by name; of a remote file
+            that was not verified, `RemoteArray`s.
     """
 
     metadata: dict[str, str]
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray | RemoteArray]
 
     @property
     def checksums(self) -> dict[str, int]:
@@ -125,19 +160,26 @@ def write(
 
 
 def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
-    """Maps an artefact; a remote one is first copied to a temporary file.
+    """Maps an artefact.
 
-    To `verify` is to compare the checksums, which reads all arrays.
+    To `verify` is to compare the checksums, which reads all arrays; a remote
+    file is copied to a temporary one before. Otherwise it is read by range.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: the file is damaged or not an artefact of this kind.
     """
     try:
-        with files.staged(path) as local:
-            found = _map(local)
+        if files.is_remote(path) and not verify:
+            found = _open_remote(path)
+        else:
+            with files.staged(path) as local:
+                found = _map(local)
         _check(found, kind, verify)
-    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+    except (
+        *(KeyError, ValueError, TypeError, struct.error),
+        safetensors.SafetensorError,
+    ) as error:
         raise ValueError(
             f"{path} must be a jest_tf {kind}. Received: {error}; {KINDS[kind]}"
         ) from error
@@ -208,6 +250,33 @@ def _map(path):
         place -= dtype.itemsize * count
         values = np.frombuffer(data, dtype, count, place)
         arrays[name] = values.reshape(shape)
+    return Artefact(metadata, arrays)
+
+
+def _open_remote(path):
+    size, _ = files.stat(path)
+    head = files.read_ranges(path, np.array([[0, min(size, _HEAD)]]))
+    (length,) = _LENGTH.unpack_from(head)
+    start = _LENGTH.size + length
+    if start > size:
+        raise ValueError("a file that is too short for its head")
+    if start > len(head):
+        head = files.read_ranges(path, np.array([[0, start]]))
+    entries = json.loads(head[_LENGTH.size : start])
+    metadata = entries.pop("__metadata__", {})
+    arrays, end = {}, 0
+    for name, one in sorted(
+        entries.items(), key=lambda item: item[1]["data_offsets"]
+    ):
+        dtype = np.dtype(_DTYPES[one["dtype"]]).newbyteorder("<")
+        shape = tuple(one["shape"])
+        place = end
+        end += dtype.itemsize * math.prod(shape)
+        if one["data_offsets"] != [place, end]:
+            raise ValueError(f"a wrong place of `{name}`")
+        arrays[name] = RemoteArray(path, start + place, dtype, shape)
+    if start + end != size:
+        raise ValueError(f"{size} bytes, where the head has {start + end}")
     return Artefact(metadata, arrays)
 
 

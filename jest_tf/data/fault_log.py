@@ -5,7 +5,6 @@
 
 import collections
 import json
-import os
 import re
 import threading
 from collections.abc import Mapping
@@ -62,7 +61,8 @@ class FaultLog:
             self._count(line["reason"])
             if self._path:
                 # Faults are rare, so the file is not kept open.
-                with open(self._path, "a", encoding="utf-8") as file:
+                log = files.appendable(self._path)
+                with open(log, "a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
 
     def count(self, num_drawn: int, num_replaced: int) -> None:
@@ -117,14 +117,15 @@ class FaultLog:
 
         Of a fault that was met twice, the first line stays.
         """
-        if not self._path or not os.path.isfile(self._path):
+        if not self._path or not files.is_file(self._path):
             return []
         # The log of a long run may be large, so no line is held.
         starts: dict = {}
         start = 0
         with (
             # Bytes, as what a power cut leaves need not be UTF-8.
-            open(self._path, "rb") as log,
+            files.staged(self._path) as local,
+            open(local, "rb") as log,
             files.written_whole(self._path) as partial,
             open(partial, "wb") as out,
         ):

@@ -9,6 +9,7 @@ a truncated caption, so a text tower may pool there. No mask is needed.
 import base64
 import collections
 import functools
+import io
 import itertools
 import json
 import os
@@ -402,22 +403,19 @@ def read_tokenizer(path: str, length: int) -> Tokenizer:
     Raises:
         ValueError: there is no such file, or it is unusable.
     """
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         if ":" in path and checks.FUNCTION[1](path):
             return FunctionTokenizer(path, length)
         raise ValueError(f"No vocabulary file at {path!r}")
+    content = files.read_whole(path)
     if path.endswith(FunctionTokenizer.FILE):
-        with open(path, encoding="utf-8") as file:
-            return FunctionTokenizer(file.read().strip(), length)
+        return FunctionTokenizer(content.decode().strip(), length)
     if path.endswith(".json"):
-        with open(path, "rb") as file:
-            return KerasHubTokenizer(file.read(), length)
+        return KerasHubTokenizer(content, length)
     if path.endswith(".model"):
-        with open(path, "rb") as file:
-            return SentencePieceTokenizer(file.read(), length)
-    with open(path, encoding="utf-8", newline="\n") as file:
-        tokens = [line.rstrip("\r\n") for line in file]
-    return WordPieceTokenizer(tokens, length)
+        return SentencePieceTokenizer(content, length)
+    lines = io.StringIO(content.decode(), newline="\n")
+    return WordPieceTokenizer([line.rstrip("\r\n") for line in lines], length)
 
 
 def has_tokenizer(directory: str) -> bool:
@@ -497,7 +495,7 @@ def _count_words(captions):
 
 def _tokenizer_files(directory):
     paths = [os.path.join(directory, name) for name in _FILES]
-    return [path for path in paths if os.path.isfile(path)]
+    return [path for path in paths if files.is_file(path)]
 
 
 def _check_vocabulary(vocabulary):

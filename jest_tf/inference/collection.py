@@ -76,7 +76,7 @@ def embed_folder(
         "model": embedder.fingerprint,
         "scale": embedder.scale,
         "bias": embedder.bias,
-        "folder": os.path.abspath(folder),
+        "folder": files.absolute(folder),
     }
     kept = [name for name in names if name not in reasons]
     return Collection(kept, np.concatenate(parts), about), reasons
@@ -132,12 +132,12 @@ def read(path: str | os.PathLike) -> Collection:
     check_output(path)
     try:
         if path.endswith(".npy"):
-            with open(_beside(path), encoding="utf-8") as file:
-                about = json.load(file)
-            return Collection(
-                about.pop("names"), np.load(path, mmap_mode="r"), about
-            )
-        table = _pyarrow().parquet.read_table(path)
+            about = json.loads(files.read_whole(_beside(path)))
+            with files.staged(path) as local:
+                embeddings = np.load(local, mmap_mode="r")
+            return Collection(about.pop("names"), embeddings, about)
+        with files.staged(path) as local:
+            table = _pyarrow().parquet.read_table(local)
         column = table["embedding"].combine_chunks()
         width = column.type.list_size
         return Collection(

@@ -17,7 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, models, runs
+from jest_tf import evaluation, files, models, runs
 from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.inference import collection as collection_lib
@@ -364,8 +364,7 @@ def _read(picture):
         return picture
     if isinstance(picture, (str, os.PathLike)):
         try:
-            with open(picture, "rb") as file:
-                return file.read()
+            return files.read_whole(os.fspath(picture))
         except OSError as error:
             return stores.Fault(error.strerror or str(error))
     if isinstance(picture, Image.Image):

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 
 import keras
 import numpy as np
@@ -100,7 +99,6 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
         "text_tower.onnx": (learner.encode_text, tokens),
     }
     with _written_folder(path) as partial:
-        os.makedirs(partial)
         for name, (encode, spec) in towers.items():
             model, _ = tf2onnx.convert.from_function(
                 _named_output(encode, spec), [spec], opset=_OPSET
@@ -284,7 +282,7 @@ def _arrays(learner, role):
 
 
 def _check_free(path):
-    if os.path.exists(path):
+    if files.is_file(path) or files.is_folder(path):
         raise ValueError(
             f"The output must not exist yet: delete it, or take another name. "
             f"Received: {path!r}"
@@ -295,11 +293,5 @@ def _check_free(path):
 def _written_folder(path):
     """Yields a name that becomes `path` on success; deletes it on an error."""
     _check_free(path)
-    partial = f"{path.rstrip(os.sep)}{files.PARTIAL}"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    try:
+    with files.written_folder(path) as partial:
         yield partial
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

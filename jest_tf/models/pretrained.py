@@ -20,6 +20,7 @@ import os
 import keras
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data import pictures, tokenizers
 from jest_tf.models import hugging_face, reference, two_tower
 
@@ -41,7 +42,7 @@ def check(name: str, setting: str = "model") -> None:
             the error lists what is known.
     """
     if name.endswith(KERAS):
-        if not os.path.isfile(name):
+        if not files.is_file(name):
             raise ValueError(f"`{setting}`: no file at {name!r}")
         return
     if name.startswith(hugging_face.PREFIX):
@@ -82,6 +83,8 @@ def load(name: str) -> reference.Pretrained:
     stamp = tuple(
         os.stat(one).st_mtime_ns for one in places if os.path.exists(one)
     )
+    if files.is_remote(name):
+        stamp = files.stat(name)
     return _load(name, stamp, tf.distribute.get_strategy())
 
 
@@ -125,7 +128,8 @@ def _load(name, stamp, strategy):
 
 
 def _of_keras_file(path):
-    model = keras.models.load_model(path, compile=False)
+    with files.staged(path) as local:
+        model = keras.models.load_model(local, compile=False)
     learner = getattr(model, "learner", model)
     if not isinstance(learner, two_tower.TwoTower):
         raise ValueError(

@@ -57,7 +57,7 @@ def write(
     counted, looked_at = count_sources(store, curated.weights, source_fields)
     page = rendering.render(
         "manifest.html",
-        name=os.path.basename(os.path.abspath(curated.directory)),
+        name=os.path.basename(files.absolute(curated.directory).rstrip("/")),
         made_by={
             name: _origin(name, value)
             for name, value in curated.made_by.items()

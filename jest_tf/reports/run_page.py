@@ -44,7 +44,7 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
     add_pictures(workdir, moments)
     page = rendering.render(
         "run.html",
-        name=os.path.basename(os.path.abspath(workdir)),
+        name=os.path.basename(files.absolute(workdir).rstrip("/")),
         config=config,
         step=lines[-1]["step"],
         charts=_charts(lines, log),

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data import stream
@@ -154,7 +155,7 @@ def embed_records(
         rows: bool [n], the records to embed; None embeds all.
     """
     started = time.monotonic()
-    os.makedirs(folder, exist_ok=True)
+    files.make_folder(folder)
     embed.write(
         store,
         reference.encoder(run, _BATCH_SIZE),
@@ -304,6 +305,6 @@ def _delete_old(config, workdir):
         if renewal.step > oldest or renewal == needed:
             continue
         folder = _folder(workdir, renewal.step)
-        for name in os.listdir(folder):
+        for name in files.list_folder(folder):
             if name.endswith(sidecars_lib.SUFFIX):
-                os.remove(os.path.join(folder, name))
+                files.remove(os.path.join(folder, name))

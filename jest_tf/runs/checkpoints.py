@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -149,11 +148,7 @@ class Checkpoints(steps.StepCallback):
             kept.add(best_step(self._workdir, self._settings.keep_best, saved))
         for step in saved:
             if step not in kept:
-                # Renamed first, so that a kill leaves no half of it.
-                folder = _folder(self._workdir, step)
-                doomed = folder + files.PARTIAL
-                os.replace(folder, doomed)
-                shutil.rmtree(doomed)
+                files.remove_folder(_folder(self._workdir, step))
 
 
 def save(
@@ -171,22 +166,16 @@ def save(
     }
     for part, state in (parts or {}).items():
         arrays |= {f"{part}/{name}": value for name, value in state.items()}
-    folder = _folder(workdir, step)
-    partial = folder + files.PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    with tf.device("CPU:0"):
+    with (
+        files.written_folder(_folder(workdir, step)) as partial,
+        tf.device("CPU:0"),
+    ):
         tf.raw_ops.SaveV2(
             prefix=os.path.join(partial, _STATE),
             tensor_names=list(arrays),
             shape_and_slices=[""] * len(arrays),
             tensors=[tf.constant(value) for value in arrays.values()],
         )
-    for name in os.listdir(partial):
-        files.sync(os.path.join(partial, name))
-    files.sync(partial)
-    os.replace(partial, folder)
-    files.sync(os.path.dirname(folder))
 
 
 def restore(model: keras.Model, workdir: str) -> Restored:
@@ -207,9 +196,7 @@ def restore(model: keras.Model, workdir: str) -> Restored:
             folder = _folder(workdir, step)
             # Another worker may have been faster.
             with contextlib.suppress(FileNotFoundError):
-                os.stat(folder)
-                shutil.rmtree(folder + _DAMAGED, ignore_errors=True)
-                os.replace(folder, folder + _DAMAGED)
+                files.move_folder(folder, folder + _DAMAGED)
             progress.say(
                 f"{error}; renamed to {folder}{_DAMAGED}, looking for the "
                 "checkpoint before it"
@@ -256,18 +243,19 @@ def read(workdir: str, step: int) -> State:
         OSError: the files cannot be read.
     """
     folder = _folder(workdir, step)
-    try:
-        reader = tf.train.load_checkpoint(os.path.join(folder, _STATE))
-        return {
-            name: np.asarray(reader.get_tensor(name))
-            for name in sorted(reader.get_variable_to_shape_map())
-        }
-    # TensorFlow's binding raises `IndexError` on a file that is too short.
-    except (tf.errors.OpError, IndexError, RuntimeError) as error:
-        for name in os.listdir(folder):
-            with open(os.path.join(folder, name), "rb") as file:
-                hashlib.file_digest(file, "blake2b")  # reads all
-        raise Damaged(f"{folder} is damaged: {error}") from error
+    with files.staged_folder(folder) as local:
+        try:
+            reader = tf.train.load_checkpoint(os.path.join(local, _STATE))
+            return {
+                name: np.asarray(reader.get_tensor(name))
+                for name in sorted(reader.get_variable_to_shape_map())
+            }
+        # TensorFlow's binding raises `IndexError` on a file that is too short.
+        except (tf.errors.OpError, IndexError, RuntimeError) as error:
+            for name in os.listdir(local):
+                with open(os.path.join(local, name), "rb") as file:
+                    hashlib.file_digest(file, "blake2b")  # reads all
+            raise Damaged(f"{folder} is damaged: {error}") from error
 
 
 def saved_steps(workdir: str) -> list[int]:
@@ -277,7 +265,7 @@ def saved_steps(workdir: str) -> list[int]:
         ValueError: there are checkpoints of version 0.1.
     """
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
-    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    names = files.list_folder(folder)
     old = [name for name in names if name.endswith(".weights.h5")]
     if old:
         raise ValueError(
@@ -286,7 +274,15 @@ def saved_steps(workdir: str) -> list[int]:
             f"run, such as {old[0]}; take another directory for a new run"
         )
     found = (re.fullmatch(r"step-(\d+)", name) for name in names)
-    return sorted(int(match[1]) for match in found if match)
+    steps = sorted(int(match[1]) for match in found if match)
+    if files.is_remote(workdir):
+        # The index is uploaded last and deleted first.
+        steps = [
+            step
+            for step in steps
+            if files.is_file(f"{_folder(workdir, step)}/{_STATE}.index")
+        ]
+    return steps
 
 
 def best_step(

@@ -8,7 +8,6 @@ later steps when a run continues.
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 
 import keras
@@ -52,13 +51,12 @@ def path(workdir: str, name: str) -> str:
 
 def has(workdir: str, name: str) -> bool:
     """Returns whether a run directory has a file."""
-    return os.path.isfile(path(workdir, name))
+    return files.is_file(path(workdir, name))
 
 
 def read(workdir: str, name: str):
     """Reads a JSON file of a run directory."""
-    with open(path(workdir, name), encoding="utf-8") as file:
-        return json.load(file)
+    return json.loads(files.read_whole(path(workdir, name)))
 
 
 def write(workdir: str, name: str, content) -> None:
@@ -68,8 +66,9 @@ def write(workdir: str, name: str, content) -> None:
 
 
 def append(workdir: str, name: str, row: dict) -> None:
-    """Appends a row to a JSON-lines file of a run directory."""
-    with open(path(workdir, name), "a", encoding="utf-8") as file:
+    """Appends a row to a JSON-lines file of a locked run directory."""
+    log = files.appendable(path(workdir, name))
+    with open(log, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -102,10 +101,12 @@ def save_learner(workdir: str, learner: keras.Model) -> None:
 
 
 def sync_logs(workdir: str) -> None:
-    """Waits until all rows are on the disk."""
+    """Waits until all rows are on the disk, or uploaded."""
     for name in (*_LOGS, FAULTS_FILE):
         if has(workdir, name):
             files.sync(path(workdir, name))
+    if files.is_remote(workdir):
+        files.sync(path(workdir, TENSORBOARD_FOLDER))
 
 
 def cut_back(workdir: str, step: int) -> None:
@@ -128,16 +129,24 @@ def locked(workdir: str) -> Iterator[None]:
     """Creates and locks a run directory, and deletes incomplete files.
 
     Raises:
-        ValueError: another process holds the lock.
+        ValueError: another process holds the lock, or the directory cannot be
+            written to.
     """
     with contextlib.ExitStack() as stack:
         try:
+            if files.is_file(workdir):
+                raise NotADirectoryError("it is a file")
             stack.enter_context(files.locked(path(workdir, LOCK_FILE)))
         except BlockingIOError:
             raise ValueError(
                 f"Another process is training in {workdir!r}; expected a "
                 "directory that nobody else writes to"
             ) from None
+        except OSError as error:
+            raise ValueError(
+                "`--workdir` must be a directory that can be written to. "
+                f"Received: {workdir!r}, {type(error).__name__}: {error}"
+            ) from error
         _delete_partial(workdir)
         yield
 
@@ -145,38 +154,41 @@ def locked(workdir: str) -> Iterator[None]:
 def has_begun(workdir: str) -> bool:
     """Returns whether any step of a run is on record."""
     folder = path(workdir, CHECKPOINTS_FOLDER)
-    return bool(os.path.isdir(folder) and os.listdir(folder)) or any(
-        has(workdir, name) and os.path.getsize(path(workdir, name))
+    return bool(files.list_folder(folder)) or any(
+        has(workdir, name) and files.stat(path(workdir, name))[0]
         for name in (METRICS_FILE, NOT_FINITE_FILE)
     )
 
 
 def delete_new(workdir: str, before: Iterable[str]) -> None:
     """Deletes files other than logs that are not among `before`."""
-    for name in {*os.listdir(workdir)} - {*before}:
+    for name in {*files.list_folder(workdir)} - {*before, LOCK_FILE}:
         if has(workdir, name) and not name.endswith(".jsonl"):
-            os.remove(path(workdir, name))
+            files.remove(path(workdir, name))
 
 
 def _delete_partial(workdir):
     for part in ("", CHECKPOINTS_FOLDER):
         folder = path(workdir, part)
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        for name in files.list_folder(folder):
             # Another process may be writing sidecars into this folder.
             if files.PARTIAL not in name or ".sidecar" in name:
                 continue
             if has(folder, name):
-                os.remove(path(folder, name))
+                files.remove(path(folder, name))
             else:
-                shutil.rmtree(path(folder, name))
+                files.remove_folder(path(folder, name))
 
 
 def _rows(path):
     """The complete rows of a file, if any, and their lines."""
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         return
     # Bytes left by a power cut need not be UTF-8.
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with (
+        files.staged(path) as local,
+        open(local, encoding="utf-8", errors="replace") as file,
+    ):
         for line in file:
             try:
                 row = json.loads(line)

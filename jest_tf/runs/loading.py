@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 
 from jest_tf import config as config_lib
-from jest_tf import models, training
+from jest_tf import files, models, training
 from jest_tf.config import checks
 from jest_tf.data import pictures, tokenizers
 from jest_tf.models import parts, pretrained, reference
@@ -43,7 +43,9 @@ def load_run(
         )
         picture = None
     if step is None:
-        learner.load_weights(directory.path(workdir, directory.WEIGHTS_FILE))
+        path = directory.path(workdir, directory.WEIGHTS_FILE)
+        with files.staged(path) as local:
+            learner.load_weights(local)
     else:
         # A checkpoint is of the whole model, which has no other weights.
         model = training.build_model(

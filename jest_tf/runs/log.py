@@ -5,7 +5,6 @@ is a function of the settings and the step, also in a run that was killed.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.runs import (
     bootstrap,
     costs,
@@ -86,7 +86,9 @@ class Ledger(steps.StepCallback):
         self._counts_flops = True
         self._parts = {}
         self._writer = tf.summary.create_file_writer(
-            os.path.join(workdir, directory.TENSORBOARD_FOLDER)
+            files.appendable(
+                directory.path(workdir, directory.TENSORBOARD_FOLDER)
+            )
         )
         self._started = time.monotonic()
         self._times = step_timing.StepTimes(input_wait)

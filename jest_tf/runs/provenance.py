@@ -45,7 +45,7 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
         ValueError: it holds another run, or another process holds it.
     """
     with directory.locked(workdir):
-        before = {*os.listdir(workdir)}
+        before = {*files.list_folder(workdir)}
         _claim(workdir, config)
         try:
             yield workdir
@@ -65,7 +65,7 @@ def extend(workdir: str, config: config_lib.TrainConfig) -> None:
     with directory.locked(workdir):
         # In this order a kill in between leaves a run that only has to write
         # its weights again.
-        os.remove(directory.path(workdir, directory.WEIGHTS_FILE))
+        files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
         _save_config(workdir, config)
 
 

@@ -88,7 +88,6 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
 
 
 def _train(config, workdir, signals):
-    checks.check("--workdir", workdir, checks.LOCAL)
     # For towers that draw weights by `tf.random`. Here, because it clears
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)

@@ -22,7 +22,7 @@ from jest_tf.data import (
     tokenizers,
 )
 from jest_tf.data import stores as stores_lib
-from jest_tf.data.stores import retries
+from jest_tf.files import retries
 
 SIZE = 6
 VOCABULARY = ["[UNK]", "[EOS]", *"abcdefghijklmnopqrstuvwxyz0123456789", "##0"]

@@ -136,7 +136,7 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
         found = artefacts.read(path, KIND)
     except OSError as error:
         raise ValueError(
-            f"Sidecar {path} cannot be read: {error.strerror}"
+            f"Sidecar {path} cannot be read: {error.strerror or error}"
         ) from error
     texts, image = found.metadata, found.arrays["image"]
     description = Description(

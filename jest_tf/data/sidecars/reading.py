@@ -19,6 +19,7 @@ import numpy as np
 from jest_tf import files
 from jest_tf.data import artefacts, stores
 from jest_tf.data.sidecars import file_format
+from jest_tf.files import retries
 
 SUFFIX = ".sidecar"
 
@@ -177,7 +178,10 @@ class Sidecars:
 
     def read_shard(self, shard: int) -> Rows:
         """Returns all rows of a shard, with all captions, unchecked."""
-        part = self._part(shard)
+        part = {
+            name: np.asarray(values)
+            for name, values in self._part(shard).items()
+        }
         rows = np.arange(len(part["ids"]))
         return Rows(valid=~file_format.is_zero(part["image"], rows), **part)
 
@@ -192,6 +196,9 @@ class Sidecars:
         for shard, places in self._by_shard(rows):
             local = rows[places] - self._starts[shard]
             image = self._part(shard)["image"]
+            if isinstance(image, artefacts.RemoteArray):
+                found, local = np.unique(local, return_inverse=True)
+                image = image[found]
             valid[places] = ~file_format.is_zero(image, local)
         return valid
 
@@ -200,9 +207,7 @@ class Sidecars:
         captions = np.empty(len(rows), np.int64)
         image = np.empty([len(rows), self.dim], self.dtype)
         text = np.empty_like(image)
-        for shard, places in self._by_shard(rows):
-            part = self._part(shard)
-            local = rows[places] - self._starts[shard]
+        for places, part, local in self._excerpts(rows):
             self._require(
                 part["ids"][local] == ids[places],
                 rows[places],
@@ -211,14 +216,7 @@ class Sidecars:
                 part["ids"][local],
             )
             starts, ends = part["offsets"][local], part["offsets"][local + 1]
-            self._require(
-                # Ordered so that no overflow decides.
-                (starts >= 0) & (starts <= ends) & (ends <= len(part["text"])),
-                rows[places],
-                "captions within the file. Received: {} to {}",
-                starts,
-                ends,
-            )
+            self._check_spans(part, rows[places], starts, ends)
             chosen = choose(part["text"], starts, ends, places)
             chosen[file_format.is_zero(part["image"], local)] = -1
             captions[places] = chosen
@@ -253,6 +251,57 @@ class Sidecars:
             self._paths[shard], file_format.KIND, self._heads[shard]
         ).arrays
 
+    def _excerpts(self, rows):
+        """The places of rows of a shard, arrays that have them, and where."""
+        pieces = self._by_shard(rows)
+        if any(map(files.is_remote, self._paths)):
+            yield from retries.map_parallel(
+                lambda one: (one[1], *self._excerpt(one[0], rows[one[1]])),
+                list(pieces),
+                True,
+            )
+            return
+        for shard, places in pieces:  # one mapped at a time
+            yield places, self._part(shard), rows[places] - self._starts[shard]
+
+    def _excerpt(self, shard, rows):
+        """`_excerpts` of a shard with a remote sidecar."""
+        part, local = self._part(shard), rows - self._starts[shard]
+        if not isinstance(part["ids"], artefacts.RemoteArray):
+            return part, local
+        found, places = np.unique(local, return_inverse=True)
+        edges = np.unique([found, found + 1])
+        ids, edge, image = retries.map_parallel(
+            lambda one: part[one[0]][one[1]],
+            [("ids", found), ("offsets", edges), ("image", found)],
+            True,
+        )
+        at = np.searchsorted(edges, found)
+        starts, ends = edge[at], edge[at + 1]
+        self._check_spans(part, found + self._starts[shard], starts, ends)
+        counts = ends - starts
+        offsets = np.append(0, np.cumsum(counts))
+        texts = np.arange(offsets[-1]) + np.repeat(
+            starts - offsets[:-1], counts
+        )
+        excerpt = {
+            "ids": ids,
+            "offsets": offsets,
+            "image": image,
+            "text": part["text"][texts],
+        }
+        return excerpt, places
+
+    def _check_spans(self, part, rows, starts, ends):
+        self._require(
+            # Ordered so that no overflow decides.
+            (starts >= 0) & (starts <= ends) & (ends <= len(part["text"])),
+            rows,
+            "captions within the file. Received: {} to {}",
+            starts,
+            ends,
+        )
+
     def _require(self, good, rows, expected, *values):
         if not good.all():
             first = int(np.argmin(good))
@@ -270,20 +319,12 @@ def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
 
     In a folder the name holds part of the shard's stamp, as shards of several
     folders may share a name.
-
-    Raises:
-        ValueError: the path is not local; sidecars are mapped into memory.
     """
     path = store.shards.paths[shard]
     place = path + SUFFIX
     if directory:
         name = f"{os.path.basename(path)}-{store.stamp(shard)[:8]}{SUFFIX}"
         place = os.path.join(directory, name)
-    if files.is_remote(place):
-        raise ValueError(
-            "The folder of the sidecars must be local: copy them and set "
-            f"`reference.sidecar_dir`, or `--output`. Received: {place}"
-        )
     return place
 
 
@@ -332,7 +373,7 @@ def check_header(
 def _find(store, directory, shard):
     """The path of a shard's sidecar, its header, and what tells its content."""
     path = sidecar_path(store, shard, directory)
-    if os.path.exists(path):
+    if files.is_file(path):
         header, found = file_format.read(path)
         known = ("checksum", "crc32")
         return path, header, tuple((key, found.metadata[key]) for key in known)
@@ -343,7 +384,7 @@ def _find(store, directory, shard):
     if directory:
         name = os.path.basename(store.shards.paths[shard])
         place = glob.escape(os.path.join(directory, name))
-        if others := glob.glob(f"{place}-*{SUFFIX}"):
+        if others := files.find(f"{place}-*{SUFFIX}"):
             message += (
                 f". Received: {min(others)}, which is of another version of "
                 "the shard, or of other fields of it"

@@ -9,7 +9,8 @@ import csv
 
 import numpy as np
 
-from jest_tf.data.stores import retries, shards, tables
+from jest_tf.data.stores import shards, tables
+from jest_tf.files import retries
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A longer line or field probably has an unclosed quotation mark.

@@ -29,7 +29,7 @@ from absl import logging
 
 from jest_tf import files
 from jest_tf.data import artefacts
-from jest_tf.data.stores import retries, shards
+from jest_tf.files import retries
 
 _KIND = "index"
 _ARRAY = "records"
@@ -161,7 +161,7 @@ def _naming(path):
 
 def _origin(path, form):
     """What an index must have been built from."""
-    size, time = shards.stat(path)
+    size, time = files.stat(path)
     if size == 0:
         raise ValueError(f"Shard {path} is empty: it has no record.")
     with files.open_file(path) as file:

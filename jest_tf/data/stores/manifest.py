@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from jest_tf import files
 from jest_tf.data import artefacts
-from jest_tf.data.stores import retries, shards
+from jest_tf.data.stores import shards
+from jest_tf.files import retries
 
 if TYPE_CHECKING:
     from jest_tf.data.stores import store as store_lib  # imports this module
@@ -186,7 +186,7 @@ def is_there(path: str, header: Header) -> bool:
     Raises:
         ValueError: it has another origin, or is damaged.
     """
-    if not tf.io.gfile.exists(path):
+    if not files.is_file(path):
         return False
     _refuse_other(path, header, read_part(path)[0])
     return True
@@ -242,8 +242,7 @@ def finish(
 def _read_list(path):
     """The bytes and the content of `manifest.json`."""
     try:
-        with files.open_file(path) as file:
-            text = file.read()
+        text = files.read_whole(path)
         values = json.loads(text)
     except (*retries.ERRORS, ValueError, RecursionError) as error:
         raise ValueError(

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data.stores import retries, shards, tables
+from jest_tf.data.stores import shards, tables
+from jest_tf.files import retries
 
 # Limit on decoded row groups kept, in bytes.
 _KEPT_GROUPS = 2**28

@@ -11,7 +11,6 @@ takes the bytes read since the last call. In byte sequences the place is the
 offset, and a negative size marks damage.
 """
 
-import glob
 import hashlib
 import io
 import os
@@ -22,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.data.stores import retries
+from jest_tf.files import retries
 
 # A larger record is a fault, so that a wrong length cannot claim all memory.
 # The largest photographs take a tenth of it.
@@ -78,18 +77,6 @@ class Fields(NamedTuple):
 USUAL = Fields()
 
 
-def stat(path: str) -> tuple[int, int]:
-    """Returns a file's size and time of change in nanoseconds.
-
-    Raises one of `retries.ERRORS`.
-    """
-    if files.is_remote(path):
-        found = tf.io.gfile.stat(path)
-        return found.length, found.mtime_nsec
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
-
-
 def stored_id(value: int | str | bytes | None) -> int | None:
     """Converts a value to a 64-bit id, or None if it has none.
 
@@ -117,17 +104,13 @@ def expand(pattern: str) -> list[str]:
     Raises:
         ValueError: nothing matches.
     """
-    if files.is_remote(pattern):
-        exists, match = tf.io.gfile.exists, tf.io.gfile.glob
-    else:
-        exists, match = os.path.isfile, glob.glob
     reason = "which matches none; name a folder's files, such as 'folder/*.tar'"
     try:
         # An existing path is itself, even with a `[` or `*`.
-        if exists(pattern):
+        if files.is_file(pattern):
             return [pattern]
-        found = match(pattern)
-    except tf.errors.OpError as error:
+        found = files.find(pattern)
+    except OSError as error:
         found, reason = [], one_line(error)
     found = sorted(
         path
@@ -206,7 +189,7 @@ def open_scan(
     path: str, advance: Callable[[int], None] = lambda size: None
 ) -> io.BufferedReader:
     """Opens a file to be read forward in large pieces."""
-    size, _ = stat(path)
+    size, _ = files.stat(path)
     file = _RetriedFile(files.open_file(path), size, advance)
     return io.BufferedReader(file, _WINDOW)
 
@@ -304,7 +287,7 @@ def _read_file(path):
     # A pipe or device would never end.
     if not files.is_remote(path) and not os.path.isfile(path):
         raise FileNotFoundError(path)
-    size, _ = stat(path)
+    size, _ = files.stat(path)
     fault = _size_fault(size)
     if fault:
         return fault

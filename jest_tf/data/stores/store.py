@@ -18,12 +18,12 @@ from jest_tf.data.stores import (
     index,
     manifest,
     parquet,
-    retries,
     shards,
     tars,
     tfds,
     tfrecords,
 )
+from jest_tf.files import retries
 
 Record = shards.Record
 Fault = shards.Fault

@@ -349,12 +349,14 @@ class RefusalTest(EmbeddingsTestCase):
         ):
             sidecars_lib.Sidecars(changed)
 
-    def test_sidecars_lie_on_a_local_disk(self):
+    def test_sidecars_lie_beside_a_shard_or_in_a_folder(self):
         store = mock.Mock()
         store.shards.paths = ("gs://bucket/0.tfrecord",)
         store.stamp.return_value = "0123456789abcdef"
-        with self.assertRaisesRegex(ValueError, "local.*Received: gs://"):
-            sidecars_lib.sidecar_path(store, 0)
+        self.assertEqual(
+            sidecars_lib.sidecar_path(store, 0),
+            "gs://bucket/0.tfrecord.sidecar",
+        )
         self.assertEqual(
             sidecars_lib.sidecar_path(store, 0, "/folder"),
             "/folder/0.tfrecord-01234567.sidecar",

@@ -14,7 +14,8 @@ from absl import logging
 
 from jest_tf import files
 from jest_tf.data import artefacts, stores
-from jest_tf.data.stores import index, retries, shards, tfrecords
+from jest_tf.data.stores import index, shards, tfrecords
+from jest_tf.files import retries
 
 
 class IndexTestCase(shard_files.FolderTestCase):

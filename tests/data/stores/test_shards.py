@@ -11,7 +11,8 @@ import shard_files
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.data.stores import retries, shards
+from jest_tf.data.stores import shards
+from jest_tf.files import retries
 
 
 class FilesTestCase(tf.test.TestCase):

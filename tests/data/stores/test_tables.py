@@ -13,7 +13,8 @@ import pyarrow.parquet
 import tensorflow as tf
 
 from jest_tf.data import stores
-from jest_tf.data.stores import parquet, retries, shards
+from jest_tf.data.stores import parquet, shards
+from jest_tf.files import retries
 
 
 class TablesTestCase(tf.test.TestCase):

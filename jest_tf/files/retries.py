@@ -1,20 +1,25 @@
-"""Retries of reads: most storage errors pass within seconds.
+"""Retries: most errors of storage pass within seconds.
 
-NFS mounts and clients of object stores sit out longer outages. After the last
-try, `data/stores/shards.py` makes a fault of the record.
+NFS mounts and clients of object stores sit out longer outages. What they give
+up on is tried again here, with growing waits, which are logged. After the last
+try, `data/stores/shards.py` makes a fault of a record; anything else ends the
+command.
 """
 
 import concurrent.futures
+import errno
 import time
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
+from absl import logging
 
 # Errors of a local or remote file system.
 ERRORS = (OSError, tf.errors.OpError)
 # Errors about a file's name, which a retry cannot cure.
 LASTING = (
     FileNotFoundError,
+    FileExistsError,
     IsADirectoryError,
     NotADirectoryError,
     PermissionError,
@@ -24,8 +29,9 @@ LASTING = (
     tf.errors.UnimplementedError,
     tf.errors.InvalidArgumentError,
 )
-# Seconds before each further try.
+# Seconds before each further try: of records, and of whole files.
 WAITS = (0.1, 1.0, 4.0)
+FILE_WAITS = (1.0, 4.0, 16.0, 60.0)
 # Simultaneous requests to remote storage in one call.
 _REMOTE_REQUESTS = 16
 
@@ -58,7 +64,7 @@ def call_all(
 
     out = map_parallel(attempt, items, remote)
     for wait in WAITS[: tries - 1]:
-        failed = [i for i, result in enumerate(out) if _may_pass(result)]
+        failed = [i for i, result in enumerate(out) if may_pass(result)]
         if not failed:
             break
         time.sleep(wait)
@@ -76,6 +82,28 @@ def call(function: Callable):
     return result
 
 
+def persist(what: str, function: Callable):
+    """Calls a function on a remote file until it returns, for some minutes.
+
+    `what` is done, for the log: "upload gs://bucket/file".
+
+    Raises:
+        OSError: the last error, of Python's kind for a missing file, one that
+            may not be touched, or one that exists.
+    """
+    for wait in (*FILE_WAITS, None):
+        try:
+            return function()
+        except ERRORS as error:
+            if wait is None or not may_pass(error):
+                raise python_error(error) from error
+            logging.warning(
+                "To %s failed, and is tried again in %g s: %s",
+                *(what, wait, " ".join(str(error).split())[:200]),
+            )
+        time.sleep(wait)
+
+
 def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:
     """Maps a function over items, over several at a time if they are remote."""
     if not remote or len(items) < 2:
@@ -84,10 +112,34 @@ def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:
         return list(pool.map(function, items))
 
 
-def _may_pass(result):
+def may_pass(result) -> bool:
+    """Returns whether a result is an error that a retry may cure."""
+    if _is_expired_token(result):
+        return True
     # An `OSError` without a number comes from a library and is about the data.
     return (
         isinstance(result, ERRORS)
         and not isinstance(result, LASTING)
         and getattr(result, "errno", 0) is not None
     )
+
+
+def python_error(error: Exception) -> OSError:
+    """Returns the error of TensorFlow's file systems as Python has it."""
+    if isinstance(error, OSError):
+        return error
+    kinds = {
+        tf.errors.NotFoundError: (FileNotFoundError, errno.ENOENT),
+        tf.errors.AlreadyExistsError: (FileExistsError, errno.EEXIST),
+        tf.errors.PermissionDeniedError: (PermissionError, errno.EACCES),
+        tf.errors.UnauthenticatedError: (PermissionError, errno.EACCES),
+    }
+    kind, number = kinds.get(type(error), (OSError, errno.EIO))
+    return kind(number, " ".join(error.message.split()))
+
+
+def _is_expired_token(error):
+    # The next request asks for a new one.
+    return isinstance(
+        error, tf.errors.PermissionDeniedError | tf.errors.UnauthenticatedError
+    ) and ("response code 401" in error.message)

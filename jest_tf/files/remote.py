@@ -1,0 +1,295 @@
+"""Remote file systems: TensorFlow's, and fsspec's for all other schemes.
+
+Each function is retried as `retries.persist` says, and raises Python's errors.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import secrets
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.files import retries
+
+# TensorFlow's file systems on which a file appears whole, when it is closed.
+_WHOLE = ("gs://",)
+# Bytes of a request. TensorFlow's gs:// fetches as many from where a read
+# begins, by default 64 MB; the command `jest-tf` sets 2 MB.
+READAHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
+PIECE = int(os.environ.get(READAHEAD, 2**26)) - 1
+
+
+def open_file(path: str, mode: str):
+    """Opens a file; its reads are not retried."""
+    return _of(path).open(path, mode)
+
+
+def read(path: str) -> bytes:
+    """Reads a whole file."""
+
+    def attempt():
+        with open_file(path, "rb") as file:
+            return file.read()
+
+    return retries.persist(f"read {path}", attempt)
+
+
+def stat(path: str) -> tuple[int, int]:
+    """Returns size and time of change in nanoseconds, by the server's clock."""
+    return retries.persist(f"look up {path}", lambda: _of(path).stat(path))
+
+
+def is_file(path: str) -> bool:
+    """Returns whether a path is a file."""
+    return retries.persist(f"look up {path}", lambda: _of(path).is_file(path))
+
+
+def is_folder(path: str) -> bool:
+    """Returns whether a path is a folder."""
+    return retries.persist(f"look up {path}", lambda: _of(path).is_folder(path))
+
+
+def names(path: str) -> list[str]:
+    """Returns the names in a folder."""
+    return retries.persist(f"list {path}", lambda: _of(path).names(path))
+
+
+def tree(path: str) -> list[str]:
+    """Returns the files under a folder, relative to it."""
+    return retries.persist(f"list {path}", lambda: _of(path).tree(path))
+
+
+def find(pattern: str) -> list[str]:
+    """Returns the paths that match a glob."""
+    return retries.persist(
+        f"list {pattern}", lambda: _of(pattern).find(pattern)
+    )
+
+
+def remove(path: str) -> None:
+    """Deletes a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        retries.persist(f"delete {path}", lambda: _of(path).remove(path))
+
+
+def remove_empty(path: str) -> None:
+    """Deletes what stands for a folder without files, if anything does."""
+    with contextlib.suppress(FileNotFoundError):
+        retries.persist(f"delete {path}", lambda: _of(path).remove_empty(path))
+
+
+def upload(local: str, path: str) -> None:
+    """Copies a local file to a path, where it appears whole."""
+    retries.persist(f"upload {path}", lambda: _of(path).upload(local, path))
+
+
+def download(path: str, local: str) -> None:
+    """Copies a file to a local path, in parallel pieces."""
+    size, _ = stat(path)
+
+    def copy(start):
+        content = _read_range(path, start, min(start + PIECE, size))
+        os.pwrite(file.fileno(), content, start)
+
+    with open(local, "wb") as file:
+        retries.map_parallel(copy, range(0, size, PIECE), True)
+
+
+def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
+    """Reads byte ranges, neighbouring ones together, several at a time.
+
+    Args:
+        path: the file.
+        ranges: int64 [k, 2], starts and ends, ascending, none overlapping.
+        gap: bytes between ranges that are rather read than asked for twice.
+
+    Returns:
+        The bytes of all ranges, one after another.
+    """
+    starts, ends = ranges.T
+    is_new = starts[1:] - ends[:-1] > gap
+    first = np.flatnonzero(np.append(True, is_new))
+    last = np.append(first[1:], len(ranges)) - 1
+    pieces = [
+        (place, min(place + PIECE, end))
+        for start, end in zip(starts[first], ends[last], strict=True)
+        for place in range(start, end, PIECE)
+    ]
+    joint = b"".join(
+        retries.map_parallel(lambda one: _read_range(path, *one), pieces, True)
+    )
+    if len(pieces) == 1 and len(joint) == int((ends - starts).sum()):
+        return joint
+    # Where each range begins among the bytes read.
+    base = np.cumsum(np.append(0, ends[last] - starts[first]))[:-1]
+    group = np.cumsum(np.append(0, is_new))
+    places = starts - starts[first][group] + base[group]
+    sizes = ends - starts
+    return b"".join(
+        joint[place : place + size]
+        for place, size in zip(places.tolist(), sizes.tolist(), strict=True)
+    )
+
+
+def _read_range(path, start, end):
+    def attempt():
+        with open_file(path, "rb") as file:
+            file.seek(int(start))
+            return file.read(int(end - start))
+
+    content = retries.persist(f"read {path}", attempt)
+    if len(content) < end - start:
+        raise OSError(
+            errno.EIO, f"{path} has {len(content)} of {end - start} bytes"
+        )
+    return content
+
+
+class _TensorFlow:
+    """The schemes of `tf.io.gfile`."""
+
+    open = staticmethod(tf.io.gfile.GFile)
+    is_folder = staticmethod(tf.io.gfile.isdir)
+    find = staticmethod(tf.io.gfile.glob)
+    remove = staticmethod(tf.io.gfile.remove)
+
+    def stat(self, path):
+        found = tf.io.gfile.stat(path)
+        return found.length, found.mtime_nsec
+
+    def is_file(self, path):
+        with contextlib.suppress(tf.errors.NotFoundError):
+            return not tf.io.gfile.stat(path).is_directory
+        return False
+
+    def remove_empty(self, path):
+        # On object stores a folder without files is none.
+        if not path.startswith(_WHOLE):
+            tf.io.gfile.rmtree(path)
+
+    def names(self, path):
+        with contextlib.suppress(tf.errors.NotFoundError):
+            # A marker of the folder itself has no name.
+            found = (name.rstrip("/") for name in tf.io.gfile.listdir(path))
+            return [name for name in found if name]
+        return []
+
+    def tree(self, path):
+        return [
+            os.path.relpath(os.path.join(root, name), path)
+            for root, _, names in tf.io.gfile.walk(path)
+            for name in names
+            if name
+        ]
+
+    def upload(self, local, path):
+        # Copied without Python, so no signal can cut it short and leave half.
+        target = path
+        if not path.startswith(_WHOLE):
+            folder, name = os.path.split(path)
+            target = f"{folder}/.{name}.{secrets.token_hex(8)}.partial"
+            tf.io.gfile.makedirs(folder)
+        tf.io.gfile.copy(local, target, overwrite=True)
+        if target != path:
+            tf.io.gfile.rename(target, path, overwrite=True)
+
+
+class _Fsspec:
+    """A file system of fsspec, which calls remove the scheme for."""
+
+    def __init__(self, system):
+        self._system = system
+
+    def open(self, path, mode):
+        # Callers read ranges, which nothing need read ahead of.
+        with _naming(path):
+            return self._system.open(path, mode, cache_type="none")
+
+    def stat(self, path):
+        with _naming(path):
+            found = self._system.info(path)
+        time = found.get("mtime") or found.get("LastModified")
+        time = time or found.get("created") or 0.0
+        seconds = time if isinstance(time, int | float) else time.timestamp()
+        return found["size"], int(seconds * 1e9)
+
+    def is_file(self, path):
+        with _naming(path):
+            return self._system.isfile(path)
+
+    def is_folder(self, path):
+        with _naming(path):
+            return self._system.isdir(path)
+
+    def names(self, path):
+        with _naming(path), contextlib.suppress(FileNotFoundError):
+            found = self._system.ls(path, detail=False)
+            return [os.path.basename(name.rstrip("/")) for name in found]
+        return []
+
+    def tree(self, path):
+        with _naming(path):
+            start = self._system._strip_protocol(path)
+            found = self._system.find(path)
+        return [os.path.relpath(name, start) for name in found]
+
+    def find(self, pattern):
+        with _naming(pattern):
+            found = self._system.glob(pattern)
+        return [self._system.unstrip_protocol(name) for name in found]
+
+    def remove(self, path):
+        with _naming(path):
+            self._system.rm_file(path)
+
+    def remove_empty(self, path):
+        with _naming(path), contextlib.suppress(OSError):
+            self._system.rmdir(path)
+
+    def upload(self, local, path):
+        with _naming(path):
+            self._system.put_file(local, path)
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Gives errors of libraries the number of an input or output error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            error.errno = errno.EIO
+        raise
+    except Exception as error:
+        raise OSError(
+            errno.EIO, f"{type(error).__name__}: {error}", path
+        ) from error
+
+
+def _of(path):
+    return _system(path.partition("://")[0])
+
+
+@functools.cache
+def _system(scheme):
+    if scheme in tf.io.gfile.get_registered_schemes():
+        return _TensorFlow()
+    import fsspec
+
+    try:
+        return _Fsspec(fsspec.filesystem(scheme, use_listings_cache=False))
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            "A path must be local, or of a scheme that TensorFlow opens, "
+            f"{', '.join(_schemes())}, or fsspec with the library of the "
+            "scheme, as s3:// with pip install 'jest-tf[s3]'. Received: "
+            f"{scheme}:// ({error})"
+        ) from error
+
+
+def _schemes():
+    found = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
+    return [f"{scheme}://" for scheme in found]

@@ -1,0 +1,279 @@
+"""Files are written whole or not at all, wherever they are."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import remote_files
+import tensorflow as tf
+
+from jest_tf import files
+
+HOLDER = """
+import sys
+from jest_tf import files
+with files.locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+WRITER = """
+import sys
+from jest_tf import files
+with files.written_whole(sys.argv[1]) as partial:
+    open(partial, "wb").write(b"half")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class FilesTestCase(remote_files.Local, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = os.path.join(self.folder, "sub", "file")
+
+    def start(self, script):
+        """A process in the middle of a script."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, self.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.addCleanup(process.communicate)
+        self.assertEqual(process.stdout.readline(), b"held\n")
+        return process
+
+
+class AnySchemeTest(FilesTestCase):
+    """These hold on every kind of storage; subclasses name others."""
+
+    def names(self):
+        return files.list_folder(os.path.dirname(self.path))
+
+    def test_a_file_holds_its_parts_one_after_another(self):
+        files.write_whole(self.path, b"one ", memoryview(b"two"))
+        self.assertEqual(files.read_whole(self.path), b"one two")
+        self.assertEqual(self.names(), ["file"])
+
+    def test_a_file_is_replaced(self):
+        for content in (b"one", b"another"):
+            files.write_whole(self.path, content)
+            self.assertEqual(files.read_whole(self.path), content)
+        self.assertEqual(self.names(), ["file"])
+
+    def test_an_error_leaves_the_old_content_and_no_other_file(self):
+        files.write_whole(self.path, b"old")
+        with self.assertRaises(KeyboardInterrupt):
+            with files.written_whole(self.path) as partial:
+                with open(partial, "wb") as file:
+                    file.write(b"new")
+                raise KeyboardInterrupt
+        self.assertEqual(files.read_whole(self.path), b"old")
+        self.assertEqual(self.names(), ["file"])
+
+    def test_files_and_folders_are_told_apart(self):
+        files.write_whole(self.path, b"123")
+        folder = os.path.dirname(self.path)
+        self.assertTrue(files.is_file(self.path))
+        self.assertFalse(files.is_folder(self.path))
+        self.assertFalse(files.is_file(folder))
+        self.assertTrue(files.is_folder(folder))
+        for missing in (f"{self.path}x", f"{self.folder}/none"):
+            self.assertFalse(files.is_file(missing))
+            self.assertFalse(files.is_folder(missing))
+            self.assertEqual(files.list_folder(missing), [])
+            with self.assertRaises(FileNotFoundError):
+                files.read_whole(missing)
+        self.assertEqual(files.stat(self.path)[0], 3)
+
+    def test_files_are_found_and_listed_in_order(self):
+        for name in ("b.x", "a.x", "a.y", "deep/a.x"):
+            files.write_whole(f"{self.folder}/{name}", name.encode())
+        self.assertEqual(
+            files.list_folder(self.folder), ["a.x", "a.y", "b.x", "deep"]
+        )
+        self.assertEqual(
+            files.find(f"{self.folder}/*.x"),
+            [f"{self.folder}/a.x", f"{self.folder}/b.x"],
+        )
+        self.assertEqual(
+            files.tree(self.folder), ["a.x", "a.y", "b.x", "deep/a.x"]
+        )
+
+    def test_a_folder_is_written_moved_and_deleted(self):
+        one, other = f"{self.folder}/one", f"{self.folder}/other"
+        with files.written_folder(one) as local:
+            for name in ("data", "index"):
+                with open(os.path.join(local, name), "w") as file:
+                    file.write(name)
+        self.assertEqual(files.tree(one), ["data", "index"])
+        files.move_folder(one, other)
+        self.assertEqual(files.list_folder(self.folder), ["other"])
+        with files.staged_folder(other) as local:
+            self.assertEqual(files.tree(local), ["data", "index"])
+        files.remove_folder(other)
+        self.assertEqual(files.list_folder(self.folder), [])
+        files.remove_folder(other)
+        with self.assertRaises(FileNotFoundError):
+            files.move_folder(one, other)
+
+    def test_a_folder_that_fails_is_not_written(self):
+        with self.assertRaises(KeyboardInterrupt):
+            with files.written_folder(f"{self.folder}/one"):
+                raise KeyboardInterrupt
+        self.assertEqual(files.list_folder(self.folder), [])
+
+    def test_a_missing_file_may_be_deleted(self):
+        files.write_whole(self.path, b"")
+        for _ in range(2):
+            files.remove(self.path)
+        self.assertFalse(files.is_file(self.path))
+
+    def test_a_locked_folder_has_logs_to_append_to(self):
+        log = f"{self.folder}/log"
+        files.write_whole(log, b"one\n")
+        with files.locked(f"{self.folder}/.lock"):
+            for row in ("two\n", "three\n"):
+                with open(files.appendable(log), "a") as file:
+                    file.write(row)
+                files.sync(log)
+            with open(files.appendable(log), "a") as file:
+                file.write("four\n")
+            self.assertEqual(files.read_whole(log), b"one\ntwo\nthree\nfour\n")
+            files.write_whole(log, b"anew\n")
+            with open(files.appendable(log), "a") as file:
+                file.write("more\n")
+        self.assertEqual(files.read_whole(log), b"anew\nmore\n")
+        self.assertEqual(files.list_folder(self.folder), ["log"])
+
+    def test_a_lock_is_held_once(self):
+        lock = f"{self.folder}/.lock"
+        for _ in range(2):
+            with files.locked(lock):
+                with self.assertRaises(BlockingIOError), files.locked(lock):
+                    self.fail("both hold it")
+        self.assertFalse(files.is_file(lock))
+
+
+class RamTest(remote_files.Ram, AnySchemeTest):
+    pass
+
+
+class GcsTest(remote_files.Gcs, AnySchemeTest):
+    pass
+
+
+class LocalTest(FilesTestCase):
+    def test_a_killed_writer_leaves_the_old_content(self):
+        files.write_whole(self.path, b"old")
+        process = self.start(WRITER)
+        process.kill()
+        process.wait()
+        self.assertEqual(files.read_whole(self.path), b"old")
+        self.assertLen(os.listdir(os.path.dirname(self.path)), 2)
+        files.delete_partial(self.path)
+        self.assertEqual(os.listdir(os.path.dirname(self.path)), ["file"])
+
+    def test_the_temporary_name_is_hidden_and_has_the_suffix(self):
+        with files.written_whole(self.path, ".h5") as partial:
+            name = os.path.basename(partial)
+            self.assertStartsWith(name, ".file.")
+            self.assertEndsWith(name, ".partial.h5")
+            with open(partial, "wb") as file:
+                file.write(b"new")
+        self.assertEqual(files.read_whole(self.path), b"new")
+
+    def test_two_processes_cannot_hold_a_lock(self):
+        self.start(HOLDER)
+        with self.assertRaises(BlockingIOError), files.locked(self.path):
+            self.fail("both hold it")
+
+    def test_a_killed_holder_gives_the_lock_back(self):
+        process = self.start(HOLDER)
+        process.kill()
+        process.wait()
+        with files.locked(self.path):
+            pass
+
+
+class RemoteTest(tf.test.TestCase):
+    def test_a_scheme_that_nobody_opens_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "ram://.*Received: nope://"):
+            files.read_whole("nope://a/b")
+
+    def test_only_a_locked_folder_has_logs(self):
+        with self.assertRaisesRegex(ValueError, "locked. Received: ram://a/b"):
+            files.appendable("ram://a/b")
+
+
+class FaultTest(remote_files.Gcs, tf.test.TestCase):
+    """What a bucket may do for a while."""
+
+    def setUp(self):
+        super().setUp()
+        self.path = f"{self.folder}/file"
+        self.content = os.urandom(300_000)
+
+    def test_a_bucket_that_is_busy_is_asked_again(self):
+        for status in (429, 503):
+            with self.subTest(status):
+                for match in ("PUT ", "POST ", "GET storage"):
+                    self.server.fail(match, status=status, times=3)
+                files.write_whole(self.path, self.content)
+                self.assertEqual(files.read_whole(self.path), self.content)
+
+    def test_a_long_outage_is_sat_out_and_said(self):
+        files.write_whole(self.path, self.content)
+        # More than TensorFlow's own ten retries.
+        self.server.fail("GET storage", times=11)
+        with self.assertLogs("absl", "WARNING") as log:
+            self.assertEqual(files.read_whole(self.path), self.content)
+        self.assertRegex(log.output[0], "To read gs://.* tried again in 0 s")
+
+    def test_an_outage_without_end_is_an_error(self):
+        files.write_whole(self.path, self.content)
+        self.server.fail("GET storage", times=1000)
+        with self.assertLogs("absl"), self.assertRaises(OSError):
+            files.read_whole(self.path)
+
+    def test_a_connection_that_ends_in_mid_read_loses_nothing(self):
+        files.write_whole(self.path, self.content)
+        self.server.fail("GET storage", cut=100_000, times=3)
+        self.assertEqual(files.read_whole(self.path), self.content)
+        self.server.fail("GET storage", cut=0, times=3)
+        with files.staged(self.path) as local:
+            self.assertEqual(files.read_whole(local), self.content)
+
+    def test_an_upload_that_is_cut_off_is_continued(self):
+        files.write_whole(self.path, b"old")
+        self.server.fail("PUT ", cut=0, times=2)
+        files.write_whole(self.path, self.content)
+        self.assertEqual(files.read_whole(self.path), self.content)
+
+    def test_a_token_that_has_expired_is_renewed(self):
+        files.write_whole(self.path, self.content)
+        self.server.fail("GET storage", status=401)
+        with self.assertLogs("absl", "WARNING"):
+            self.assertEqual(files.read_whole(self.path), self.content)
+
+    def test_what_may_not_be_read_is_said_at_once(self):
+        files.write_whole(self.path, self.content)
+        self.server.fail("GET storage", status=403)
+        with self.assertRaises(PermissionError):
+            files.read_whole(self.path)
+        with self.assertRaises(FileNotFoundError):
+            files.write_whole("gs://missing/file", b"")
+
+    @pytest.mark.slow
+    def test_ranges_are_read_at_a_distance(self):
+        self.server.set(latency=0.2)
+        files.write_whole(self.path, self.content)
+        ranges = [[5, 10], [20, 25], [250_000, 300_000]]
+        self.assertEqual(
+            files.read_ranges(self.path, tf.constant(ranges).numpy()),
+            b"".join(self.content[start:end] for start, end in ranges),
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()
