@@ -25,7 +25,11 @@ class Server:
         )
 
     def start(self, workdir, *overrides, **options):
-        """Starts a run; returns the number of its process."""
+        """Starts a run; returns the number of its process.
+
+        With a remote `workdir` give `local`, what names of local files begin
+        with.
+        """
         request = {"workdir": workdir, "settings": overrides, **options}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()

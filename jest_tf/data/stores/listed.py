@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data.stores import shards
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
@@ -71,7 +72,7 @@ class Listed:
         digest = hashlib.blake2b(digest_size=16)
         for one in self._records:
             try:
-                about = shards.stat(one.image)
+                about = files.stat(one.image)
             except OSError:
                 about = ()
             digest.update(repr((one.image, about)).encode())
@@ -91,17 +92,14 @@ def find_pictures(folder: str) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    names = []
-    for root, folders, found in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            os.path.relpath(os.path.join(root, name), folder)
-            for name in found
-            if name.lower().endswith(PICTURES) and not name.startswith(".")
-        ]
+    names = [
+        name
+        for name in files.tree(folder)
+        if name.lower().endswith(PICTURES) and "/." not in f"/{name}"
+    ]
     if not names:
         raise ValueError(
             f"`folder` must hold pictures, {', '.join(PICTURES)}. Received: "
             f"{folder!r}"
         )
-    return sorted(names)
+    return names
