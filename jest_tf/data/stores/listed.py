@@ -5,7 +5,6 @@ file. It has the part of a `Store` that evaluations use.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 
 import numpy as np
