@@ -98,7 +98,7 @@ def run(workdir, settings, at=None, number=signal.SIGKILL, local=None):
 
         return call
 
-    folder = os.path.dirname(workdir)
+    folder = os.path.dirname(local or workdir)
     config_file = f"{local or workdir}.json"
     config.save_config(recipe(folder, settings), config_file)
     with mock.patch.object(models, "build_learner", build_learner):

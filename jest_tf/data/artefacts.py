@@ -42,11 +42,19 @@ class RemoteArray:
         path: of the file.
         offset: of the array in it.
         dtype, shape: of the array.
+        state: size and time of change of the file.
     """
 
-    def __init__(self, path: str, offset: int, dtype: np.dtype, shape: tuple):
+    def __init__(
+        self,
+        path: str,
+        offset: int,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+        state: tuple[int, int],
+    ):
         self.dtype, self.shape = dtype, shape
-        self._path, self._offset = path, offset
+        self._path, self._offset, self._state = path, offset, state
         self._size = dtype.itemsize * math.prod(shape[1:])
 
     def __len__(self):
@@ -63,6 +71,14 @@ class RemoteArray:
         ranges = np.stack([first, last + 1], axis=1) * self._size
         data = files.read_ranges(self._path, ranges + self._offset)
         return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError if another file has taken the place of this one."""
+        if files.stat(self._path) != self._state:
+            raise ValueError(
+                f"{self._path} was replaced by another file since it was "
+                "opened: start again"
+            )
 
     def __array__(self, dtype=None, copy=None):
         return self[np.arange(len(self))]
@@ -254,7 +270,7 @@ def _map(path):
 
 
 def _open_remote(path):
-    size, _ = files.stat(path)
+    size, _ = state = files.stat(path)
     head = files.read_ranges(path, np.array([[0, min(size, _HEAD)]]))
     (length,) = _LENGTH.unpack_from(head)
     start = _LENGTH.size + length
@@ -274,7 +290,7 @@ def _open_remote(path):
         end += dtype.itemsize * math.prod(shape)
         if one["data_offsets"] != [place, end]:
             raise ValueError(f"a wrong place of `{name}`")
-        arrays[name] = RemoteArray(path, start + place, dtype, shape)
+        arrays[name] = RemoteArray(path, start + place, dtype, shape, state)
     if start + end != size:
         raise ValueError(f"{size} bytes, where the head has {start + end}")
     return Artefact(metadata, arrays)

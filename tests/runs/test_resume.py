@@ -7,19 +7,23 @@ import signal
 import tempfile
 import time
 
+import fake_gcs
 import numpy as np
 import pytest
+import remote_files
 import subprocesses
 import tensorflow as tf
 import tiny
 
+from jest_tf import files
 from jest_tf.runs import checkpoints, directory, interruptions
 
 SEED = 1
 
 
-@pytest.mark.slow
-class ResumeTest(tf.test.TestCase):
+class ResumeTestCase(tf.test.TestCase):
+    settings = ()
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -37,7 +41,7 @@ class ResumeTest(tf.test.TestCase):
         cls.addClassCleanup(cls.server.close)
         cls.unbroken = os.path.join(cls.folder, "unbroken")
         started = time.monotonic()
-        code = cls.server.run(cls.unbroken)
+        code = cls.server.run(cls.unbroken, *cls.settings)
         cls.seconds = time.monotonic() - started
         if code:
             raise AssertionError(cls.said_in(cls.unbroken))
@@ -61,11 +65,14 @@ class ResumeTest(tf.test.TestCase):
         self.assertEqual(
             self.server.run(workdir, *overrides), 0, self.said_in(workdir)
         )
+        self.assert_alike(workdir, *overrides)
+
+    def assert_alike(self, workdir, *overrides):
         for name in ("config.json", "vocab.txt"):
             if overrides and name == "config.json":
                 continue
             one, other = (
-                tf.io.read_file(os.path.join(folder, name)).numpy()
+                files.read_whole(os.path.join(folder, name))
                 for folder in (workdir, self.unbroken)
             )
             self.assertEqual(one, other)
@@ -81,20 +88,20 @@ class ResumeTest(tf.test.TestCase):
             )
         steps = checkpoints.saved_steps(self.unbroken)
         self.assertEqual(checkpoints.saved_steps(workdir), steps)
-        self.assert_equal_arrays(
-            subprocesses.weight_arrays(f"{folder}/{directory.WEIGHTS_FILE}")
-            for folder in (workdir, self.unbroken)
-        )
+        with files.staged(f"{workdir}/{directory.WEIGHTS_FILE}") as weights:
+            self.assert_equal_arrays(
+                subprocesses.weight_arrays(path)
+                for path in (
+                    weights,
+                    f"{self.unbroken}/{directory.WEIGHTS_FILE}",
+                )
+            )
         for step in steps:
             self.assert_equal_arrays(
                 checkpoints.read(folder, step)
                 for folder in (workdir, self.unbroken)
             )
-        found = [
-            name
-            for folder in (workdir, os.path.join(workdir, "checkpoints"))
-            for name in os.listdir(folder)
-        ]
+        found = files.tree(workdir)
         self.assertEmpty([name for name in found if "partial" in name])
 
     def assert_equal_arrays(self, both):
@@ -113,6 +120,9 @@ class ResumeTest(tf.test.TestCase):
             for row in directory.read_rows(workdir, name)
         ]
 
+
+@pytest.mark.slow
+class ResumeTest(ResumeTestCase):
     def test_the_unbroken_run_is_one(self):
         rows = self.lines(self.unbroken, directory.METRICS_FILE)
         self.assertEqual([row["step"] for row in rows], [5, 10, 15, 20, 24])
@@ -208,6 +218,77 @@ class ResumeTest(tf.test.TestCase):
         self.assertIn("Another process is training", self.said_in(workdir))
         os.kill(process, signal.SIGKILL)
         self.assertEqual(self.server.wait(), -signal.SIGKILL)
+
+
+@pytest.mark.slow
+class BucketResumeTest(ResumeTestCase):
+    """A run on a bucket, killed, ends as the unbroken local run."""
+
+    # Fewer, for runs are many.
+    settings = (
+        "steps=8",
+        "checkpoint.every_steps=2",
+        "evaluation.every_steps=4",
+        "evaluation.log_every_steps=3",
+    )
+
+    @classmethod
+    def setUpClass(cls):
+        cls.bucket = remote_files.server()
+        super().setUpClass()
+
+    def place(self, name):
+        """A run directory, and what the names of its local files begin with."""
+        return f"gs://{fake_gcs.BUCKET}/resume/{name}", self.workdir(name)
+
+    def run_at(self, place, **options):
+        workdir, local = place
+        return self.server.run(workdir, *self.settings, local=local, **options)
+
+    def test_killed_at_random_moments(self):
+        self.check_kills("random", 1, 25, self.kill_at_a_moment)
+
+    def test_killed_while_it_writes(self):
+        self.check_kills("writing", 2, 25, self.kill_at_a_write)
+
+    def kill_at_a_moment(self, place, random_):
+        workdir, local = place
+        process = self.server.start(workdir, *self.settings, local=local)
+        time.sleep(random_.uniform(0.0, self.seconds))
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(process, signal.SIGKILL)
+        return self.server.wait()
+
+    def kill_at_a_write(self, place, random_):
+        return self.run_at(place, at=random_.randrange(30))
+
+    def check_kills(self, name, seed, count, kill):
+        random_, kills, runs, code = random.Random(seed), 0, 0, -1
+        while kills < count or code:
+            # A run that has ended is followed by another.
+            workdir, local = place = self.place(f"{name}-{runs}")
+            if kills < count:
+                code = kill(place, random_)
+            else:
+                code = self.run_at(place)
+            self.assertIn(code, (-signal.SIGKILL, 0), self.said_in(local))
+            if code:
+                kills += 1
+            else:
+                self.assert_alike(workdir)
+                runs += 1
+
+    def test_sigterm_saves_and_exits_with_its_own_code(self):
+        workdir, local = place = self.place("sigterm")
+        code = self.run_at(place, at=15, number=signal.SIGTERM)
+        said = self.said_in(local)
+        self.assertEqual(code, interruptions.EXIT_CODE, said)
+        (step,) = checkpoints.saved_steps(workdir)[-1:]
+        self.assertIn(f"the same command goes on from step {step}", said)
+        # The lease was given back, so nobody waits for it.
+        self.assertFalse(files.is_file(f"{workdir}/.lock"))
+        self.assertEqual(self.run_at(place), 0)
+        self.assert_alike(workdir)
 
 
 if __name__ == "__main__":

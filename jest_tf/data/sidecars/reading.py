@@ -276,6 +276,7 @@ class Sidecars:
             [("ids", found), ("offsets", edges), ("image", found)],
             True,
         )
+        part["ids"].check_unchanged()
         at = np.searchsorted(edges, found)
         starts, ends = edge[at], edge[at + 1]
         self._check_spans(part, found + self._starts[shard], starts, ends)
@@ -284,11 +285,12 @@ class Sidecars:
         texts = np.arange(offsets[-1]) + np.repeat(
             starts - offsets[:-1], counts
         )
+        text = part["text"][texts]
         excerpt = {
             "ids": ids,
             "offsets": offsets,
             "image": image,
-            "text": part["text"][texts],
+            "text": text,
         }
         return excerpt, places
 

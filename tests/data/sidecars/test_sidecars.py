@@ -5,11 +5,15 @@ import os
 import tempfile
 from unittest import mock
 
+import fake_gcs
 import numpy as np
+import pytest
+import remote_files
 import shard_files
 import sidecar_files
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed, file_format
@@ -42,7 +46,10 @@ class EmbeddingsTestCase(tf.test.TestCase):
         self.valid[[2, 11]] = False
         self.image = sidecar_files.unit_rows(len(self.store), 3)
         self.text = sidecar_files.unit_rows(int(self.ends[-1]), 4)
-        self.folder = os.path.join(self.directory, "sidecars")
+        self.folder = self.sidecar_folder()
+
+    def sidecar_folder(self):
+        return os.path.join(self.directory, "sidecars")
 
     def write_shard(self, shard, rows):
         shard_files.write_shard(
@@ -138,7 +145,8 @@ class SidecarsTest(EmbeddingsTestCase):
             self.assertAllEqual(
                 rows.text, self.text[first : self.ends[stop - 1]]
             )
-            self.assertFalse(rows.image.flags.owndata)
+            if not files.is_remote(self.folder):
+                self.assertFalse(rows.image.flags.owndata)
 
     def test_rows_without_embeddings_are_told(self):
         rows = np.array([11, 0, 2, 14, 2])
@@ -184,17 +192,15 @@ class SidecarsTest(EmbeddingsTestCase):
 
     def test_damaged_offsets_never_lead_out_of_the_file(self):
         path = sidecars_lib.sidecar_path(self.store, 2, self.folder)
-        offsets = file_format.read(path)[1].arrays["offsets"].copy()
-        with open(path, "rb") as file:
-            data = file.read()
+        offsets = np.array(file_format.read(path)[1].arrays["offsets"])
+        data = files.read_whole(path)
         place = data.index(offsets.tobytes())
         captions = int(offsets[-1])
         for value in (-1, captions + 1, 2**62, -(2**63)):
             damaged = offsets.copy()
             damaged[4] = value
-            with open(path, "r+b") as file:
-                file.seek(place)
-                file.write(damaged.tobytes())
+            rest = data[place + damaged.nbytes :]
+            files.write_whole(path, data[:place], damaged.tobytes(), rest)
             sidecars = sidecars_lib.Sidecars(self.store, self.folder)
             for caption in (0, 3, 2**62):
                 with self.assertRaisesRegex(ValueError, "must have .*caption"):
@@ -208,7 +214,7 @@ class SidecarsTest(EmbeddingsTestCase):
             self.text[starts[row] : starts[row] + min(row % 3, count)] = 0.0
         (last,) = np.flatnonzero(self.counts == 3)[-1:]
         self.text[starts[last] + 2] = np.eye(self.text.shape[1])[-1]
-        folder = os.path.join(self.directory, "blank")
+        folder = os.path.join(self.folder, "blank")
         self.write(directory=folder)
         sidecars = sidecars_lib.Sidecars(self.store, folder)
         random = np.random.default_rng(0)
@@ -247,6 +253,50 @@ class SidecarsTest(EmbeddingsTestCase):
         self.write(other, overwrite=True)
         with self.assertRaisesRegex(ValueError, "was replaced by another"):
             self.sidecars.read([3], [0], [1021])
+
+
+class RamSidecarsTest(SidecarsTest):
+    def setUp(self):
+        remote_files.hurry(self)
+        super().setUp()
+
+    def sidecar_folder(self):
+        return f"ram://{self.id()}"
+
+    def test_a_sidecar_replaced_while_it_is_read_is_noticed(self):
+        self.assert_reads([3])
+        self.text = np.concatenate([self.text] * 2)
+        self.write(
+            DESCRIPTION._replace(fingerprint="other"),
+            overwrite=True,
+            arrays={"captions": 2 * self.counts},
+        )
+        with self.assertRaisesRegex(ValueError, "was replaced by another"):
+            self.sidecars.read([3], [0], [1021])
+
+
+@pytest.mark.slow
+class GcsSidecarsTest(SidecarsTest):
+    def setUp(self):
+        remote_files.hurry(self)
+        self.bucket = remote_files.server()
+        super().setUp()
+
+    def sidecar_folder(self):
+        return f"gs://{fake_gcs.BUCKET}/{self.id()}"
+
+    def test_only_the_rows_are_read(self):
+        self.assert_reads([3])
+        self.bucket.requests()
+        self.assert_reads([3])
+        found = [
+            line.split()
+            for line in self.bucket.requests()
+            if "GET storage" in line
+        ]
+        # Its id, two offsets, a picture, and the captions, and for each the
+        # end of so small a file.
+        self.assertLessEqual(len(found), 8)
 
 
 class RefusalTest(EmbeddingsTestCase):
