@@ -17,15 +17,18 @@ length, with the seeds that were run.
   in the logarithm of the steps; never a point of a longer run's curve. Lines of
   fewer seeds are compared with uniform training of these seeds.
 - **Lead**: the score less uniform training's at equal steps. **Slope**: what
-  uniform training gains there by doubling its steps. 2^(lead / slope) is how
-  many times longer uniform training would take, if it went on like that.
+  uniform training gains by a doubling, in the mean from these steps to its best
+  end. 2^(lead / slope) is how many times longer uniform training would take, if
+  all its doublings were worth the same.
 - **Target**: uniform training's best end, at the length that validation chose.
   A ratio is the cost of reaching it by uniform training, or by the best
   mixture, over that by the method's full schedules up to the line's length:
   between two of them where the shorter one misses, and never less than the
-  shortest. It is null where the line misses the target or the mixture does. The
-  best mixture is the one that reaches the target soonest on validation, or else
-  ends highest.
+  shortest. Uniform training and mixtures may stop early, too: where one of
+  their validation curves is at the target's before, that is their cost. A ratio
+  is null where the line misses the target or the mixture does. The best mixture
+  is the one that reaches the target soonest on validation, or else ends
+  highest.
 - `first_crossings` have the same ratios by curves: the cost when a run, of
   whatever length, first crosses the target of its seed. Tests are looked at
   once, at the end of a run, so these are of validation splits.
@@ -216,7 +219,9 @@ class Summary:
             lengths = _lengths(base.uniform)
             ends = _ends(base.uniform, self._score, line.runs)
             lead = score - end_at(lengths, ends, line.steps)
-            slope = slope_at(lengths, ends, line.steps)
+            doublings = np.log2(lengths[base.best] / line.steps)
+            if doublings > 0:
+                slope = (ends[base.best] - score + lead) / doublings
             if base.oracle:
                 oracle = _ends(base.oracle, self._score, line.runs)
                 lengths = _lengths(base.oracle)
@@ -237,13 +242,14 @@ class Summary:
             "noise": level,
             "steps": best.steps,
             "score": _estimate(_ends([best], self._score)[0]),
+            "reached": _estimate(self._target_steps(base.uniform, base)),
             "mixture": None,
-            "mixture_steps": None,
+            "mixture_reached": None,
         }
         if base.mixture:
             values["mixture"] = base.mixture[0].method
-            needed = self._needed(base.mixture, self._target_score(base))
-            values["mixture_steps"] = _estimate(needed)
+            needed = self._target_steps(base.mixture, base)
+            values["mixture_reached"] = _estimate(needed)
         return values
 
     def _target_score(self, base, seeds=None):
@@ -252,6 +258,27 @@ class Summary:
     def _needed(self, ladder, target, seeds=None):
         ends = _ends(ladder, self._score, seeds)
         return steps_to_end(_lengths(ladder), ends, target)
+
+    def _target_steps(self, ladder, base, seeds=None):
+        """Steps to the target by a baseline, which may stop early."""
+        full = self._needed(ladder, self._target_score(base, seeds), seeds)
+        best = base.uniform[base.best]
+        usual = np.mean([run.score(_VALIDATION) for run in best.runs.values()])
+        ends = {s: run.score(_VALIDATION) for s, run in best.runs.items()}
+        early = [
+            np.mean(
+                [
+                    targets.steps_to(
+                        run.steps,
+                        run.curve(_VALIDATION),
+                        ends.get(run.row.seed, usual),
+                    )
+                    for run in _of_seeds(line, seeds)
+                ]
+            )
+            for line in ladder
+        ]
+        return np.minimum(full, min(early))
 
     def _ratios(self, line):
         """Ratios to the target by full schedules."""
@@ -279,11 +306,11 @@ class Summary:
             )
             for kind in KINDS
         }
-        uniform = self._needed(base.uniform, target, line.runs)
+        uniform = self._target_steps(base.uniform, base, line.runs)
         found = self._over(base.uniform[base.best], uniform, ours, spent)
         mixed = _nothing("examples", "all")
         if base.mixture:
-            needed = self._needed(base.mixture, target, line.runs)
+            needed = self._target_steps(base.mixture, base, line.runs)
             ratios = self._over(base.mixture[-1], needed, ours, spent)
             mixed = {
                 "examples": ratios["examples_ratio"],
@@ -317,6 +344,8 @@ class Summary:
         score = np.minimum(score, ends[base.best])
         needed = steps_to_end(_lengths(base.uniform), ends, score)
         needed = np.where(score < ends[0], np.nan, needed)
+        stopped = self._target_steps(base.uniform, base, line.runs)
+        needed = np.minimum(needed, stopped)
         spent = {kind: self._bill(line, kind) for kind in KINDS}
         best = base.uniform[base.best]
         return self._over(best, needed, line.steps, spent)
@@ -400,12 +429,13 @@ class Summary:
         target = self._target(level, base)
         text = (
             f"Uniform training ends best at {target['steps']:,} steps, with "
-            f"{_percent(target['score'])}: the target."
+            f"{_percent(target['score'])}: the target. It might have stopped "
+            f"after {target['reached']['mean']:,.0f} steps."
         )
-        if target["mixture_steps"]:
+        if target["mixture_reached"]:
             text += (
                 f" The best mixture is `{target['mixture']}`, which is there "
-                f"after {target['mixture_steps']['mean']:,.0f} steps."
+                f"after {target['mixture_reached']['mean']:,.0f} steps."
             )
         elif target["mixture"]:
             text += (
@@ -521,19 +551,6 @@ def end_at(lengths, ends, steps):
     share = np.log(steps / lengths[place - 1])
     share /= np.log(lengths[place] / lengths[place - 1])
     return ends[place - 1] + share * (ends[place] - ends[place - 1])
-
-
-def slope_at(lengths, ends, steps):
-    """Gain [n] of `end_at` by a doubling from `steps` on.
-
-    That of the last two lengths from the last one on; NaN below the first.
-    """
-    if steps < lengths[0] or len(lengths) == 1:
-        return np.full(ends.shape[1], np.nan)
-    place = int(np.searchsorted(lengths, steps, "right"))
-    place = min(place, len(lengths) - 1)
-    doublings = np.log2(lengths[place] / lengths[place - 1])
-    return (ends[place] - ends[place - 1]) / doublings
 
 
 def steps_to_end(lengths, ends, target):
