@@ -38,6 +38,9 @@ length, with the seeds that were run.
   0. `reference`: and the training of all references, those by which pools were
   cut and the references' own. `all`: and every embedding of the pool, by them
   or by the run's own renewals. Examples are those that the learner trains on.
+- `bills` are the FLOPs of a line in uniform steps, the best end of uniform
+  training at that bill or a lower one, and the score over it and over the
+  target.
 - **Oracle's share**: the score over that of training without noise, at equal
   steps; null beyond the lengths that were run.
 
@@ -144,6 +147,11 @@ class Summary:
             ],
             "equal_scores": [
                 self._key(line) | self._equal_score(line) for line in self.lines
+            ],
+            "bills": [
+                self._key(line) | self._bills(line)
+                for line in self.lines
+                if self._bases[line.level]
             ],
         }
 
@@ -350,6 +358,24 @@ class Summary:
         best = base.uniform[base.best]
         return self._over(best, needed, line.steps, spent)
 
+    def _bills(self, line):
+        """What uniform training does with the bill of a line."""
+        base = self._bases[line.level]
+        best = base.uniform[base.best]
+        a_step = self._bill(best, "all") / best.steps
+        steps = {kind: self._bill(line, kind) / a_step for kind in KINDS}
+        lengths = _lengths(base.uniform)
+        ends = _ends(base.uniform, self._score, line.runs)
+        score = _ends([line], self._score)[0]
+        highest = np.maximum.accumulate(ends)
+        uniform = end_at(lengths, highest, min(steps["all"], lengths[-1]))
+        return {
+            "uniform_steps": {kind: round(steps[kind]) for kind in KINDS},
+            "uniform_score": _estimate(uniform),
+            "over_uniform": _estimate(score / uniform),
+            "over_target": _estimate(score / ends[base.best]),
+        }
+
     def _first_crossing(self, line):
         base = self._bases[line.level]
         if not base:
@@ -480,23 +506,16 @@ class Summary:
         return " to ".join(f"{np.mean(values):.2f}" for values in columns)
 
     def _costs(self, line):
-        base = self._bases[line.level]
-        best = base.uniform[base.best]
-        a_step = self._bill(best, "all") / best.steps
-        row = self._ratios(line)
+        row, bills = self._ratios(line), self._bills(line)
         first, equal = self._first_crossing(line), self._equal_score(line)
-        bill = self._bill(line, "all") / a_step
-        ends = _ends(base.uniform, self._score, line.runs)
-        ends = np.maximum.accumulate(ends)
-        lengths = _lengths(base.uniform)
-        at_cost = end_at(lengths, ends, min(bill, lengths[-1]))
         return (
             line.what,
             f"{line.steps:,}",
             " / ".join(
-                f"{self._bill(line, kind) / a_step:,.0f}" for kind in KINDS
+                f"{steps:,}" for steps in bills["uniform_steps"].values()
             ),
-            _percent(_estimate(at_cost)),
+            _percent(bills["uniform_score"]),
+            _plain(bills["over_target"], 2, interval=True),
             *(
                 f"{_plain(found['examples_ratio'])} / "
                 f"{_plain(found['flops_ratio']['all'])}"
@@ -519,7 +538,7 @@ _SCORES = (
 )
 _COSTS = (
     *("method", "steps", "bill in uniform steps: scores / reference / all"),
-    "uniform at this bill",
+    *("uniform at this bill", "score over the target"),
     "to its own end: examples / FLOPs",
     "first crossing: examples / FLOPs",
     *("examples", "FLOPs, scores", "with reference", "all"),

@@ -51,9 +51,7 @@ class MatrixTest(tf.test.TestCase):
             self.assertGreater(self.resolve(cell.cell).steps, 0)
             for name in (cell.reference, *cell.judges):
                 if name:
-                    needed = matrix.find(name)
-                    self.assertEqual(needed.data, cell.data)
-                    self.assertIn(needed.recipe, ("reference", "web"))
+                    self.assertEqual(matrix.find(name).data, cell.data)
 
     def test_a_digest_changes_with_a_cell_and_with_its_reference(self):
         cells = {

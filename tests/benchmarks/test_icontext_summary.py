@@ -264,6 +264,26 @@ class SummaryTest(tf.test.TestCase):
         found = row(values, "curated", 1000, "equal_scores")
         self.check(found["examples_ratio"], None)
 
+    def test_a_bill_is_compared_with_what_uniform_training_buys(self):
+        values = summarise(
+            *uniform(), CURATED, cascade(1400, 0.10), cascade(4500, 0.16)
+        ).values()
+        found = row(values, "cascade_curated", 1400, "bills")
+        self.assertEqual(
+            found["uniform_steps"],
+            {"scores": 1540, "reference": 2540, "all": 2940},
+        )
+        other = 0.04 * (1 + np.log2(2940 / 2250))
+        self.check(found["uniform_score"], other)
+        self.check(found["over_uniform"], 0.10 / other)
+        self.check(found["over_target"], 0.10 / 0.12)
+        # Whoever can pay for 18,000 steps takes the better 9,000.
+        found = row(values, "uniform", 18000, "bills")
+        self.check(found["uniform_score"], 0.12)
+        # 1,000 steps buy less than uniform training's shortest schedule.
+        found = row(values, "curated", 1000, "bills")
+        self.check(found["uniform_score"], None)
+
     def test_renewals_are_charged_to_all_alone(self):
         run = a_run("web_bootstrap_1400", 1400, 0.12, flops_renewals=600)
         values = summarise(*uniform(), run).values()
@@ -416,6 +436,15 @@ class CommandTest(tf.test.TestCase):
         self.write()
         values = json.loads((self.folder / "summary.json").read_text())
         self.assertLen(values["rows"], 1)
+
+    def test_kept_summaries_are_what_the_command_writes(self):
+        for splits, name in (("test", "summary"), ("val", "validation")):
+            kept = results.FOLDER / f"{name}.json"
+            if kept.exists():
+                summary.main(["--out", str(self.folder), "--splits", splits])
+                for path in (kept, kept.with_suffix(".md")):
+                    written = (self.folder / path.name).read_text()
+                    self.assertEqual(written, path.read_text())
 
     def test_no_results_are_refused(self):
         with self.assertRaisesRegex(SystemExit, "no results in"):
