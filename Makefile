@@ -12,7 +12,7 @@ INSTALLED := .venv/installed
 BEAM_BIN := .venv-beam/bin
 BEAM_INSTALLED := .venv-beam/installed
 PEERS_BIN := .venv-peers/bin
-PEERS_INSTALLED := .venv-peers/installed
+PEERS_INSTALLED := .venv-peers/installed-evaluation
 HF_BIN := .venv-transformers/bin
 HF_INSTALLED := .venv-transformers/installed
 TPU_BIN := .venv-tpu/bin
@@ -34,7 +34,7 @@ ICONTEXT ?= icontext-work
 ICONTEXT_DATA ?=
 JOBS ?=
 
-.PHONY: help quickstart test test-slow bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
+.PHONY: help quickstart test test-slow test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -53,6 +53,9 @@ test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) ## run the tests that 
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
 	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
 	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
+
+test-peers: $(INSTALLED) $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
+	@$(BIN)/python -m pytest -m slow tests/evaluation/test_peers.py
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"
@@ -124,11 +127,14 @@ $(HF_INSTALLED): $(INSTALLED)
 	@touch $@
 	@echo "install: done"
 
-# PyTorch and TensorFlow need not share an environment.
+# PyTorch and TensorFlow need not share an environment. CLIP_benchmark imports
+# requests without asking for it, and fails with NumPy 2.4.
 $(PEERS_INSTALLED):
-	@echo "install: PyTorch and open_clip into .venv-peers, once"
+	@echo "install: PyTorch, open_clip and CLIP_benchmark into" \
+	  ".venv-peers, once"
 	@test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
-	@$(PEERS_BIN)/python $(PIP) torch==2.13.* open_clip_torch==3.3.*
+	@$(PEERS_BIN)/python $(PIP) torch==2.13.* open_clip_torch==3.3.* \
+	  clip_benchmark==1.6.* requests 'numpy<2.4'
 	@touch $@
 	@echo "install: done"
 

@@ -190,6 +190,6 @@ def _logistic(features, labels, inverse):
 
 
 def _checked(name, vectors, labels):
-    vectors = ranking.check_vectors(name, vectors)
+    vectors = np.float64(ranking.check_vectors(name, vectors))
     ranking.check_rows(f"{name}_labels", labels, len(vectors))
     return vectors, np.asarray(labels)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Scores are [block, candidates]; 256 x 25,000 (COCO's validation captions) is
-# 50 MB in float64.
+# Scores are [block, tile]; 256 x 16,384 are 34 MB in float64, whatever the
+# numbers of queries and candidates.
 BLOCK_SIZE = 256
+_TILE = 2**14
 
 
 class Places(NamedTuple):
@@ -42,9 +43,9 @@ def places(
 
     Args:
         name: of the measure, for errors.
-        queries: float64 [Q, D].
+        queries: floats [Q, D].
         query_groups: integers [Q].
-        candidates: float64 [C, D].
+        candidates: floats [C, D].
         groups: integers [C].
         block_size: queries scored at a time.
 
@@ -58,25 +59,32 @@ def places(
             f"{missing.sum()} of {len(queries)} without one, the first in row "
             f"{np.argmax(missing)}"
         )
-    blocks = [
-        _places_of_block(
-            queries[start : start + block_size],
-            query_groups[start : start + block_size],
-            candidates,
-            groups,
+    order = np.argsort(groups, kind="stable")
+    by_group = groups[order]
+    blocks = []
+    for start in range(0, len(queries), block_size):
+        rows = slice(start, start + block_size)
+        own = np.unique(query_groups[rows])
+        first = np.searchsorted(by_group, own)
+        last = np.searchsorted(by_group, own, side="right")
+        matches = np.concatenate(
+            [order[i:j] for i, j in zip(first, last, strict=True)]
         )
-        for start in range(0, len(queries), block_size)
-    ]
+        blocks.append(
+            _places_of_block(
+                queries[rows], query_groups[rows], candidates, groups, matches
+            )
+        )
     return Places(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
 def scores(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Returns inner products, float32 [b, C], of float64 [b, D] and [C, D].
+    """Returns inner products, float32 [b, C], of floats [b, D] and [C, D].
 
     Float64 sums are rounded to float32, so that equal candidates score equally
     in any order and any blocks.
     """
-    return np.float32(queries @ candidates.T)
+    return np.float32(np.float64(queries) @ np.float64(candidates).T)
 
 
 def expected(
@@ -101,14 +109,20 @@ def recall(places: Places, k: int) -> float:
 
 
 def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
-    """Returns finite float64 [rows, D]; raises a ValueError otherwise."""
-    vectors = np.asarray(vectors, np.float64)
+    """Returns finite floats [rows, D], float32 as it is, or raises ValueError.
+
+    Others become float64.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.dtype != np.float32:
+        vectors = vectors.astype(np.float64)
     if vectors.ndim != 2 or not len(vectors):
         raise ValueError(
             f"`{name}` must be [rows, D] with at least one row. "
             f"Received: shape={vectors.shape}"
         )
-    finite = np.isfinite(vectors).all(axis=1)
+    # Sums of large numbers may overflow, not those of embeddings.
+    finite = np.isfinite(vectors.sum(axis=1, dtype=np.float64))
     if not finite.all():
         raise ValueError(
             f"`{name}` must be finite. Received: {(~finite).sum()} of "
@@ -126,13 +140,26 @@ def check_rows(name: str, values: Sequence, num_rows: int) -> None:
         )
 
 
-def _places_of_block(queries, query_groups, candidates, groups):
-    table = scores(queries, candidates)
-    matches = query_groups[:, None] == groups[None, :]
-    best = np.where(matches, table, -np.inf).max(axis=1, keepdims=True)
-    ties = table == best
-    return (
-        (~matches & (table > best)).sum(axis=1),
-        (~matches & ties).sum(axis=1),
-        (matches & ties).sum(axis=1),
-    )
+def _places_of_block(queries, query_groups, candidates, groups, matches):
+    """Places of a few queries; `matches` are the rows of any one's group."""
+    best = np.full(len(queries), -np.inf, np.float32)
+    matching = np.zeros(len(queries), np.int64)
+    for rows in _tiles(matches):
+        table = scores(queries, candidates[rows])  # [b, tile]
+        table[query_groups[:, None] != groups[rows]] = -np.inf
+        highest = table.max(axis=1)
+        higher, lower = highest > best, highest < best
+        best = np.maximum(best, highest)
+        count = (table == best[:, None]).sum(axis=1)
+        matching = np.where(higher, 0, matching) + np.where(lower, 0, count)
+    above, tied = np.zeros_like(matching), np.zeros_like(matching)
+    for rows in _tiles(np.arange(len(candidates))):
+        table = scores(queries, candidates[rows])
+        table[query_groups[:, None] == groups[rows]] = -np.inf
+        above += (table > best[:, None]).sum(axis=1)
+        tied += (table == best[:, None]).sum(axis=1)
+    return above, tied, matching
+
+
+def _tiles(rows):
+    return np.split(rows, range(_TILE, len(rows), _TILE))

@@ -1,0 +1,217 @@
+"""Our measures beside CLIP_benchmark's and open_clip's, on equal embeddings.
+
+`make test-peers` builds the environment that they run in and starts this. The
+data is real: scikit-learn's digits and the shipped emoji, as plain pixels.
+Texts are made up from the pictures, so that they are neither right nor wrong
+throughout.
+"""
+
+import json
+import pathlib
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn import datasets
+from sklearn.feature_extraction import text as text_features
+
+from jest_tf import config, evaluation
+from jest_tf.data import pictures, stores
+from jest_tf.evaluation import data_sets
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+PEERS = ROOT / ".venv-peers"
+TEMPLATES = ["a {}", "the {}", "{}!"]
+CLASSES = [f"digit {number}" for number in range(10)]
+PROMPTS = [
+    template.replace("{}", name) for name in CLASSES for template in TEMPLATES
+]
+
+
+def unit(vectors):
+    return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def digits():
+    """Pixels, labels, and embeddings of the prompts of each class."""
+    images, labels = datasets.load_digits(return_X_y=True)
+    random = np.random.default_rng(0)
+    means = [images[:500][labels[:500] == one].mean(0) for one in range(10)]
+    prompts = np.repeat(means, len(TEMPLATES), axis=0)
+    prompts += random.normal(0, 3, prompts.shape)
+    return {
+        "pixels": np.uint8(images),
+        "digits_images": unit(images),
+        "digits_labels": labels,
+        "digits_prompts": unit(prompts),
+    }
+
+
+def icons():
+    """Pixels of the emoji, and of each caption words mixed with pixels."""
+    store = stores.open_store(
+        str(ROOT / "examples/icontext_mini/test_concept-*.tfrecord"),
+        index_dir=str(ROOT / ".pytest_cache"),
+    )
+    records = store.read(range(len(store)))
+    small = [
+        pictures.resize_image(pictures.decode(one.image, 2**26), 8)
+        for one in records
+    ]
+    images = np.float64(small).reshape(len(small), -1)
+    images = unit(images - images.mean(axis=0))
+    captions = [text for one in records for text in one.captions]
+    rows = np.repeat(
+        np.arange(len(records)), [len(one.captions) for one in records]
+    )
+    words = text_features.HashingVectorizer(
+        analyzer="char", ngram_range=(2, 4), n_features=images.shape[1]
+    ).transform(captions)
+    texts = unit(words.toarray() + 0.35 * images[rows])
+    return {"icons_images": images, "icons_texts": texts, "icons_rows": rows}
+
+
+@pytest.mark.slow
+class PeersTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if not list(PEERS.glob("lib/*/site-packages/clip_benchmark")):
+            raise cls.skipTest(cls(), "make test-peers installs the peers")
+        cls.given = {
+            "classes": CLASSES,
+            "templates": TEMPLATES,
+            "prompts": PROMPTS,
+            **digits(),
+            **icons(),
+        }
+        # All classes are one point, and all pictures are of the last class.
+        same = unit(np.ones([30, 64]))
+        cls.given |= {
+            "tied_images": same,
+            "tied_labels": np.full(30, 9),
+            "tied_prompts": same,
+        }
+        cls.folder = pathlib.Path(cls.create_folder())
+        np.savez(cls.folder / "given.npz", **cls.given)
+        subprocess.run(
+            [PEERS / "bin/python", ROOT / "tests/peer_metrics.py", cls.folder],
+            check=True,
+            cwd=cls.folder,
+        )
+        cls.found = json.loads((cls.folder / "found.json").read_text())
+
+    @classmethod
+    def create_folder(cls):
+        import tempfile
+
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        return folder.name
+
+    def classify(self, name):
+        table = dict(zip(PROMPTS, self.given[f"{name}_prompts"], strict=True))
+        classes = evaluation.class_embeddings(
+            lambda texts: np.array([table[text] for text in texts]),
+            CLASSES,
+            TEMPLATES,
+        )
+        measures = evaluation.zero_shot_measures(
+            self.given[f"{name}_images"], self.given[f"{name}_labels"], classes
+        )
+        return classes, measures
+
+    def check_digits_printed(self, ours, theirs):
+        # Theirs are float32 means, of six digits and a part of the seventh.
+        self.assertBetween(theirs, 0.05, 0.999)
+        self.assertEqual(f"{ours:.6f}", f"{theirs:.6f}")
+
+    def test_zero_shot_classification(self):
+        classes, measures = self.classify("digits")
+        found = self.found["digits"]
+        self.assertAllClose(classes, found["weights"], atol=1e-6)
+        outcome = evaluation.Outcome("zero_shot", "", measures)
+        (result,) = evaluation.results({"digits": [outcome]}, "pixels", "")
+        self.assertLen(result["metrics"], 3)
+        for name, ours in result["metrics"].items():
+            with self.subTest(name):
+                self.check_digits_printed(ours, found[name])
+        for k in (1, 5):
+            self.check_digits_printed(
+                result["metrics"][f"acc{k}"], found[f"open_clip_acc{k}"]
+            )
+
+    def test_retrieval_with_all_captions(self):
+        images, texts = self.given["icons_images"], self.given["icons_texts"]
+        measures = evaluation.retrieval_measures(
+            images, texts, range(len(images)), self.given["icons_rows"]
+        )
+        outcome = evaluation.Outcome("retrieval", "", measures)
+        (result,) = evaluation.results({"icons": [outcome]}, "pixels", "")
+        names = [name for name in result["metrics"] if "recall" in name]
+        self.assertLen(names, 6)
+        for name in names:
+            with self.subTest(name):
+                self.check_digits_printed(
+                    result["metrics"][name], self.found["icons"][name]
+                )
+
+    def test_retrieval_with_the_first_captions(self):
+        images = self.given["icons_images"]
+        _, first = np.unique(self.given["icons_rows"], return_index=True)
+        arguments = images, self.given["icons_texts"][first]
+        numbers = range(len(images)), range(len(images))
+        measures = evaluation.retrieval_measures(*arguments, *numbers)
+        ranks = evaluation.ranks(*arguments, *numbers)
+        for side in ("image_to_text", "text_to_image"):
+            found = {
+                name.removeprefix(f"{side}_"): value
+                for name, value in self.found["icons"].items()
+                if name.startswith(side)
+            }
+            for k in (1, 5, 10):
+                self.check_digits_printed(
+                    measures[f"{side}/recall@{k}"], found[f"R@{k}"]
+                )
+            self.assertAllClose(np.mean(ranks[side]), found["mean_rank"])
+            self.assertEqual(
+                np.floor(np.median(ranks[side])), found["median_rank"]
+            )
+
+    def test_theirs_depends_on_the_order_of_tied_classes(self):
+        # The fair share of ten tied classes is a tenth. They give each picture
+        # to one class, here never to the last one.
+        _, measures = self.classify("tied")
+        self.assertAllClose(measures["zero_shot/accuracy@1"], 0.1)
+        self.assertAllClose(measures["zero_shot/accuracy@5"], 0.5)
+        self.assertEqual(self.found["tied"]["acc1"], 0.0)
+
+    def test_tars_that_clip_benchmark_writes(self):
+        labels = self.given["digits_labels"][:30]
+        entry = config.Entry(data=(str(self.folder / "labelled"),))
+        data = data_sets.open_data(entry, entry.data)
+        classes = data_sets.read_classes(entry, data)
+        self.assertEqual(classes.names, tuple(CLASSES))
+        self.assertAllEqual(data_sets.labels_of(data, classes, "label"), labels)
+        self.assertEqual(
+            data_sets.read_templates(entry, data, ()), ("a {}.", "the {}")
+        )
+        found = data.store.read(range(30))
+        for record, pixels in zip(found, self.given["pixels"], strict=False):
+            gray = tf.io.decode_png(record.image)[:, :, 0]
+            self.assertAllEqual(gray, pixels.reshape(8, 8) * 15)
+        entry = config.Entry(
+            task=("retrieval",), data=(str(self.folder / "captioned"),)
+        )
+        data = data_sets.open_data(entry, entry.data)
+        texts, rows = data_sets.captions_of(data, "", None)
+        self.assertAllEqual(rows, np.repeat(np.arange(30), 2))
+        self.assertEqual(
+            [text.decode() for text in texts],
+            [f"{word} {label}" for label in labels for word in ("a", "the")],
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()
