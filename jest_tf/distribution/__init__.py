@@ -17,6 +17,7 @@ from jest_tf.distribution.strategy import (
     distribute,
     has_workers,
     is_tpu,
+    spread,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "join_halves",
     "placed",
     "replica_id",
+    "spread",
 ]

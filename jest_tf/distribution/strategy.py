@@ -85,6 +85,35 @@ def distribute(
     return strategy.distribute_datasets_from_function(of_context)
 
 
+def spread(
+    strategy: tf.distribute.Strategy, function: Callable[[tf.Tensor], tf.Tensor]
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Compiles a function of rows, and runs it on every replica's share.
+
+    Of several workers each computes all rows, on one of its devices.
+
+    Args:
+        strategy: R replicas.
+        function: maps [n, ...] to [n, ...], row by row.
+
+    Returns:
+        A function of [R * n, ...] to [R * n, ...].
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    if num_replicas == 1 or has_workers(strategy):
+        return tf.function(function)
+    run = tf.function(lambda rows: strategy.run(function, (rows,)))
+
+    def call(rows):
+        shares = tf.split(rows, num_replicas)
+        mine = strategy.experimental_distribute_values_from_function(
+            lambda context: shares[context.replica_id_in_sync_group]
+        )
+        return tf.concat(strategy.experimental_local_results(run(mine)), axis=0)
+
+    return call
+
+
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     """True if steps run on TPUs, which have no 64-bit integers."""
     return isinstance(strategy, tf.distribute.TPUStrategy)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import models
+from jest_tf import distribution, models
 from jest_tf.data import artefacts, batches, pictures, stores, tokenizers
 from jest_tf.models import reference
 
@@ -29,6 +29,7 @@ class Encoder:
         tokenizer: maps valid UTF-8 string [k] to int32 [k, L].
         picture: the form of its pictures, or their side in pixels.
         batch_size: pictures or texts of a forward pass.
+        strategy: that of the learner; its replicas share a pass.
     """
 
     def __init__(
@@ -37,16 +38,19 @@ class Encoder:
         tokenizer: Callable,
         picture: int | pictures.Form,
         batch_size: int = 256,
+        strategy: tf.distribute.Strategy | None = None,
     ):
+        strategy = strategy or tf.distribute.get_strategy()
         self._learner = learner
         self._tokenizer = tokenizer
         self._picture = pictures.form_of(picture)
+        self._num_replicas = strategy.num_replicas_in_sync
         self._batch_size = batch_size
-        self._encode_image = tf.function(
-            lambda images: learner.encode_image(images, training=False)
+        self._encode_image = distribution.spread(
+            strategy, lambda rows: learner.encode_image(rows, training=False)
         )
-        self._encode_text = tf.function(
-            lambda tokens: learner.encode_text(tokens, training=False)
+        self._encode_text = distribution.spread(
+            strategy, lambda rows: learner.encode_text(rows, training=False)
         )
         self._memory: dict[str, np.ndarray] | None = None
         self._folder = ""
@@ -141,7 +145,8 @@ class Encoder:
 
     def _size(self, num_rows):
         """Rows of a pass: few sizes, so that few shapes are traced."""
-        return min(self._batch_size, 2 ** (num_rows - 1).bit_length())
+        size = min(self._batch_size, 2 ** (num_rows - 1).bit_length())
+        return -(-size // self._num_replicas) * self._num_replicas
 
     def _padded(self, encode, batch, size):
         # The last batch is padded with its first row, so that only one shape is

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import models
@@ -44,7 +45,8 @@ class StoreEvaluation:
     Retrieval is between all images and the distinct first captions; a group is
     the records of one `concept`, or a record without one. Zero-shot is over the
     distinct labels, if any, and the images that have one. Forward passes have
-    `batch_size` examples; `prompts` are templates for the labels.
+    `batch_size` examples, shared by the replicas of `strategy`; `prompts` are
+    templates for the labels.
     """
 
     def __init__(
@@ -56,9 +58,14 @@ class StoreEvaluation:
         image_size: int | pictures.Form,
         batch_size: int = 256,
         prompts: Sequence[str] = ("{}",),
+        strategy: tf.distribute.Strategy | None = None,
     ):
         self._encoder = embedding.Encoder(
-            learner, tokenizer, image_size, min(batch_size, len(store))
+            learner,
+            tokenizer,
+            image_size,
+            min(batch_size, len(store)),
+            strategy,
         )
         self._store = store
         self._prompts = prompts

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, models
@@ -62,6 +63,7 @@ class Evaluations:
         learner: the learner; its current weights are measured.
         tokenizer: of its texts.
         picture: the form of its pictures.
+        strategy: that of the learner.
     """
 
     def __init__(
@@ -71,10 +73,11 @@ class Evaluations:
         learner: models.TwoTower,
         tokenizer: Callable,
         picture: pictures.Form,
+        strategy: tf.distribute.Strategy | None = None,
     ):
         settings = config.evaluation
         self._encoder = evaluation.Encoder(
-            learner, tokenizer, picture, settings.batch_size
+            learner, tokenizer, picture, settings.batch_size, strategy
         )
         self.by_name: dict = {
             name: evaluation.StoreEvaluation(
@@ -84,6 +87,7 @@ class Evaluations:
                 image_size=picture,
                 batch_size=settings.batch_size,
                 prompts=settings.prompts,
+                strategy=strategy,
             )
             for name, store in opened.stores.items()
         }

@@ -319,6 +319,7 @@ class _Run:
                 model.learner,
                 self.tokenizer,
                 self.start.picture,
+                self.strategy,
             ),
             self.output,
             every_steps=config.evaluation.every_steps,

@@ -4,11 +4,12 @@ import os
 import pathlib
 from unittest import mock
 
+import lockstep
 import numpy as np
 import tensorflow as tf
 import tiny
 
-from jest_tf import evaluation
+from jest_tf import distribution, evaluation
 from jest_tf.data import stores, tokenizers
 from jest_tf.evaluation import embedding
 
@@ -24,12 +25,12 @@ class EncoderTest(tf.test.TestCase):
         self.learner = tiny.learner()
         self.kept = str(self.folder / "kept")
 
-    def encoder(self, learner=None):
+    def encoder(self, learner=None, strategy=None):
         tokenizer = tokenizers.WordPieceTokenizer(
             tiny.VOCABULARY, tiny.TEXT_LENGTH
         )
         return evaluation.Encoder(
-            learner or self.learner, tokenizer, tiny.IMAGE_SIZE, 4
+            learner or self.learner, tokenizer, tiny.IMAGE_SIZE, 4, strategy
         )
 
     def count(self, encoder):
@@ -58,6 +59,30 @@ class EncoderTest(tf.test.TestCase):
             encoder.texts(["a b", b"c", "d"] * 3)[:3],
             encoder.texts(["a b", "c", "d"]),
         )
+
+    def test_replicas_share_a_batch_and_find_what_one_finds(self):
+        one = self.encoder()
+        texts = ["a b", "c", "d e", "f", "g"]
+        for count in (2, 3):
+            strategy = lockstep.mirrored(count)
+            with strategy.scope():
+                encoder = self.encoder(tiny.learner(), strategy)
+            seen = []
+
+            def watch(rows, encoder=encoder, seen=seen):
+                device = tf.distribute.get_replica_context()
+                seen.append((rows.shape[0], device.replica_id_in_sync_group))
+                return rows
+
+            spread = distribution.spread(strategy, watch)
+            self.assertAllEqual(spread(tf.range(6)), tf.range(6))
+            self.assertEqual({rows for rows, _ in seen}, {6 // count})
+            self.assertAllClose(
+                encoder.images(self.store), one.images(self.store), atol=1e-6
+            )
+            self.assertAllClose(
+                encoder.texts(texts), one.texts(texts), atol=1e-6
+            )
 
     def test_nothing_is_embedded_twice_with_fixed_weights(self):
         encoder = self.encoder()
