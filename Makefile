@@ -55,7 +55,7 @@ test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) ## run the tests that 
 	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
 
 test-peers: $(INSTALLED) $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
-	@$(BIN)/python -m pytest -m slow tests/evaluation/test_peers.py
+	@$(BIN)/python -m pytest tests/evaluation/test_peers.py
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -248,6 +249,30 @@ class TrainersTest(tf.test.TestCase):
         with open(f"{self.learner}/evaluation.html", encoding="utf-8") as file:
             self.assertIn("icons: classes", file.read())
         self.assertLen(os.listdir(f"{self.learner}/embeddings"), 1)
+
+    def test_a_keras_file_is_measured_on_a_suite(self):
+        folder = os.path.join(self.folder.name, "keras_file")
+        os.makedirs(folder)
+        runs.load_run(self.learner).learner.save(f"{folder}/a.keras")
+        shutil.copy(f"{self.learner}/vocab.txt", folder)
+        with open(f"{folder}/suite.toml", "w", encoding="utf-8") as file:
+            file.write(SUITE.partition("[draws]")[0])
+        results = []
+        for model in (
+            ["--model", f"{folder}/a.keras", "--output", f"{folder}/results"],
+            ["--workdir", self.learner],
+        ):
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                suite = ["--suite", f"{folder}/suite.toml"]
+                code = cli.main(["evaluate", *model, *suite, "--json"])
+            self.assertEqual(code, 0)
+            results.append(json.loads(printed.getvalue()))
+        self.assertAllClose(*results, atol=2e-3)
+        written = directory.read(f"{folder}/results", "evaluation.json")
+        self.assertEqual(written[0]["model"], f"{folder}/a.keras")
+        with quiet() as shown:
+            cli.main(["evaluate", "--model", "a.keras"])
+        self.assertIn("`--model` needs `--suite`, and", shown.getvalue())
 
     def test_evaluate_takes_data_of_another_format_and_other_fields(self):
         shipped = stores.open_store(f"{DATA}/val_concept-*.tfrecord")

@@ -10,6 +10,7 @@ from jest_tf.evaluation import zero_shot
 from jest_tf.reports import rendering
 
 _PAIRS, _CARDS = 15, 12
+_MATRIX = 2048  # classes; a picture of so many pixels is a few megabytes
 
 
 def write(
@@ -59,22 +60,22 @@ def _tables(results):
 def _confusions(one):
     found = one.labelled()
     nearest = zero_shot.nearest(found.images, found.classes)
-    num_classes = len(found.names)
-    counts = np.bincount(
-        found.targets * num_classes + nearest, minlength=num_classes**2
-    ).reshape(num_classes, num_classes)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    wrong = np.where(np.eye(num_classes, dtype=bool), 0, counts)
-    pairs = [
+    totals = np.bincount(found.targets, minlength=len(found.names))
+    pairs, counts = np.unique(
+        np.stack([found.targets, nearest], axis=1), axis=0, return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")
+    wrong = [place for place in order.tolist() if np.ptp(pairs[place])]
+    hardest = [
         {
             "true": found.names[i],
             "chosen": found.names[j],
-            "count": int(counts[i, j]),
-            "share": float(shares[i, j]),
+            "count": int(counts[place]),
+            "share": float(counts[place] / totals[i]),
             "cosine": float(found.classes[i] @ found.classes[j]),
         }
-        for i, j in zip(*_largest(wrong, _PAIRS), strict=True)
-        if wrong[i, j]
+        for place in wrong[:_PAIRS]
+        for i, j in [pairs[place]]
     ]
     margins = np.einsum(
         "nd,nd->n",
@@ -87,11 +88,10 @@ def _confusions(one):
         f"{found.names[nearest[row]]}"
         for row in rows
     ]
-    colours = matplotlib.colormaps["magma_r"](shares)[..., :3]
     return {
         "kind": "zero_shot",
-        "confusion": np.uint8(np.round(255 * colours)),
-        "pairs": pairs,
+        "confusion": _matrix(pairs, counts / totals[pairs[:, 0]], len(totals)),
+        "pairs": hardest,
         "cards": _cards(one, rows, margins[rows], texts),
     }
 
@@ -132,10 +132,14 @@ def _worst(values, is_wrong):
     return [row for row in order.tolist() if is_wrong[row]][:_CARDS]
 
 
-def _largest(table, count):
-    """Indices of the largest numbers of a table, largest first."""
-    flat = np.argsort(-table, axis=None, kind="stable")[:count]
-    return [part.tolist() for part in np.unravel_index(flat, table.shape)]
+def _matrix(pairs, shares, num_classes):
+    """A picture of shares, uint8 [C, C, 3]; None of more than 2,048 classes."""
+    if num_classes > _MATRIX:
+        return None
+    table = np.zeros([num_classes, num_classes])
+    table[tuple(pairs.T)] = shares
+    colours = matplotlib.colormaps["magma_r"](table)[..., :3]
+    return np.uint8(np.round(255 * colours))
 
 
 def _cards(one, rows, values, texts):

@@ -6,9 +6,11 @@ import sys
 from unittest import mock
 
 import pandas as pd
+import pyarrow as pa
 import shard_files
 import suite_files
 import tensorflow as tf
+from pyarrow import parquet
 
 from jest_tf import config
 from jest_tf.evaluation import data_sets
@@ -119,6 +121,21 @@ class DataSetsTest(tf.test.TestCase):
             ],
         )
         self.assertEqual(self.rows(data=(path,), classes=names)[1], [2, 1])
+
+    def test_hugging_faces_tables_name_their_classes(self):
+        picture = {"bytes": suite_files.picture(1), "path": None}
+        table = pa.table({"image": [picture] * 2, "fine_label": [1, 0]})
+        kind = {"_type": "ClassLabel", "names": ["zebra", "ape"]}
+        about = {"info": {"features": {"fine_label": kind}}}
+        path = str(self.folder / "test.parquet")
+        parquet.write_table(
+            table.replace_schema_metadata({"huggingface": json.dumps(about)}),
+            path,
+        )
+        self.assertEqual(
+            self.rows(data=(path,), label_field="fine_label"),
+            (("ape", "zebra"), [0, 1]),
+        )
 
     def test_tars_of_captions_have_one_a_line(self):
         suite_files.write_tars(

@@ -9,6 +9,9 @@ throughout.
 import json
 import pathlib
 import subprocess
+import sys
+import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -104,8 +107,6 @@ class PeersTest(tf.test.TestCase):
 
     @classmethod
     def create_folder(cls):
-        import tempfile
-
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         return folder.name
@@ -186,6 +187,28 @@ class PeersTest(tf.test.TestCase):
         self.assertAllClose(measures["zero_shot/accuracy@1"], 0.1)
         self.assertAllClose(measures["zero_shot/accuracy@5"], 0.5)
         self.assertEqual(self.found["tied"]["acc1"], 0.0)
+
+    def test_imagenets_names_and_templates_are_open_clips(self):
+        (packages,) = PEERS.glob("lib/*/site-packages")
+        # Last, so that nothing else is taken from there.
+        with mock.patch.object(sys, "path", [*sys.path, str(packages)]):
+            entry = config.Entry(
+                data=("data",), classes="imagenet", templates="imagenet"
+            )
+            data = data_sets.DataSet(None, {}, {})
+            classes = data_sets.read_classes(entry, data)
+            templates = data_sets.read_templates(entry, data, ())
+        self.assertLen(templates, 80)
+        self.assertIn("a photo of many {}.", templates)
+        self.assertLen(classes.names, 1000)
+        names = dict(zip(classes.labels, classes.names, strict=True))
+        for synset, name in (
+            ("n01440764", "tench"),
+            ("n02123045", "tabby cat"),
+            ("n07753592", "banana"),
+            ("n15075141", "toilet paper"),
+        ):
+            self.assertEqual(names[synset], name)
 
     def test_tars_that_clip_benchmark_writes(self):
         labels = self.given["digits_labels"][:30]

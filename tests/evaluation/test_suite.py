@@ -1,6 +1,7 @@
 """Entries of a suite, from files to measures in CLIP_benchmark's names."""
 
 import pathlib
+from unittest import mock
 
 import numpy as np
 import suite_files
@@ -8,6 +9,7 @@ import tensorflow as tf
 from evaluation_cases import Oracle, number_of
 
 from jest_tf import evaluation
+from jest_tf.evaluation import data_sets
 
 
 class SuiteTest(tf.test.TestCase):
@@ -146,6 +148,40 @@ class SuiteTest(tf.test.TestCase):
         opened.attach(evaluation.Encoder(Oracle(), number_of, 4))
         measured = set(opened.measure()) - {"few_shot/2_shots_std"}
         self.assertEqual(measured, set(opened.measures))
+
+    def test_the_imagenets_are_found_as_they_are_unpacked(self):
+        # Pictures of synsets 0 and 1; v2's folders are numbers.
+        synsets = {"n01440764": [1], "n01443537": [2]}
+        for folder in ("imagenet/val", "imagenet-a", "imagenet-r", "sketch"):
+            suite_files.write_classes(self.folder / folder, synsets)
+        suite_files.write_classes(
+            self.folder / "imagenetv2-matched-frequency-format-val",
+            {"0": [1], "1": [2]},
+        )
+        names = [f"class {number}" for number in range(1, 1001)]
+        packaged = {
+            "IMAGENET_CLASSNAMES": names,
+            "OPENAI_IMAGENET_TEMPLATES": [lambda name: f"a {name}"],
+        }
+        entries = ["imagenet"]
+        entries += [f"imagenet_{one}" for one in ("v2", "a", "r", "sketch")]
+        with mock.patch.object(
+            data_sets, "_open_clip", lambda name, setting: packaged[name]
+        ):
+            opened = evaluation.open_suite(
+                self.write("".join(f"[{one}]\n" for one in entries))
+            )
+        self.assertEqual([*opened], entries)
+        encoder = evaluation.Encoder(Oracle(), number_of, 4)
+        for name, one in opened.items():
+            one.attach(encoder)
+            # Oracle tells sixteen numbers apart, and no others.
+            self.assertEqual(one.labelled().targets.tolist(), [0, 1], name)
+            count = 2 if name in ("imagenet_a", "imagenet_r") else 1000
+            self.assertLen(one.labelled().names, count)
+            self.assertAllClose(
+                one.measure()["zero_shot/accuracy@1"], 1.0, msg=name
+            )
 
     def test_errors_name_the_entry(self):
         with self.assertRaisesRegex(

@@ -6,6 +6,7 @@ blocks (`data.shuffle_block_size`), or write small groups.
 
 import collections
 import itertools
+import json
 import threading
 
 import numpy as np
@@ -81,7 +82,7 @@ class Parquet:
                 if field.name in columns.taken
                 or pyarrow.types.is_string(field.type)
                 or pyarrow.types.is_large_string(field.type)
-                or field.name in shards.CLASS_NUMBERS
+                or field.name in (*shards.CLASS_NUMBERS, *columns.classes)
             ]
             # Arrow's threads would compete with the pipeline's.
             return columns, file.read_row_group(
@@ -89,7 +90,10 @@ class Parquet:
             )
 
     def _columns_of(self, path, file):
-        return tables.Columns(path, file.schema_arrow.names, self.fields)
+        schema = file.schema_arrow
+        return tables.Columns(
+            path, schema.names, self.fields, _class_names(schema.metadata)
+        )
 
 
 class _Groups:
@@ -128,6 +132,20 @@ def _lengths(path, metadata):
             f"the file {metadata.num_rows}."
         )
     return lengths
+
+
+def _class_names(metadata):
+    """Class names by column, where Hugging Face's metadata has them."""
+    try:
+        about = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        features = about.get("info", {}).get("features", {})
+        return {
+            name: one["names"]
+            for name, one in features.items()
+            if one.get("_type") == "ClassLabel"
+        }
+    except (AttributeError, LookupError, ValueError):
+        return {}
 
 
 def _row(columns, table, number):

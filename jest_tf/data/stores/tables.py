@@ -25,19 +25,28 @@ class Columns:
 
     The usual picture's column is the first of `IMAGE_COLUMNS`, the usual
     caption's the first of `CAPTION_COLUMNS`, which labelled pictures may lack.
+    `classes` are the names of numbered classes, by column.
 
     Raises:
         ValueError: the table lacks such a column.
     """
 
-    def __init__(self, path: str, names: Sequence[str], fields: shards.Fields):
+    def __init__(
+        self,
+        path: str,
+        names: Sequence[str],
+        fields: shards.Fields,
+        classes: Mapping[str, Sequence[str]] | None = None,
+    ):
         self.names = names
+        self.classes = classes or {}
         wanted = [
             [fields.image] if fields.image else IMAGE_COLUMNS,
             *([name] for name in fields.captions),
         ]
         # Labelled pictures need no captions.
-        is_labelled = {*names} & {*shards.CLASS_NUMBERS} - {fields.image}
+        labels = {*shards.CLASS_NUMBERS, *self.classes} - {fields.image}
+        is_labelled = {*names} & labels
         if not fields.captions and (
             not is_labelled or {*names} & {*CAPTION_COLUMNS}
         ):
@@ -71,7 +80,11 @@ class Columns:
             for name, value in values.items()
             if name not in self.taken and isinstance(value, str)
         }
-        for name in shards.CLASS_NUMBERS:
+        for name, known in self.classes.items():
+            number = values.get(name)
+            if isinstance(number, int) and 0 <= number < len(known):
+                metadata[name] = encode(known[number])
+        for name in {*shards.CLASS_NUMBERS} - {*self.classes}:
             if type(values.get(name)) is int:
                 metadata["cls"] = encode(str(values[name]))
         return shards.Record(image, tuple(captions), metadata)
