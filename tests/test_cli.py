@@ -51,6 +51,7 @@ task = ["zero_shot", "retrieval", "few_shot"]
 data = "val_concept-*.tfrecord"
 train = "val_concept-*.tfrecord"
 label_field = "style"
+prompts = ["an icon of {{}}"]
 shots = [1, 5]
 [draws]
 task = "selection"
@@ -250,6 +251,7 @@ class TrainersTest(tf.test.TestCase):
             self.assertIn("icons: classes", file.read())
         self.assertLen(os.listdir(f"{self.learner}/embeddings"), 1)
 
+    @pytest.mark.slow
     def test_a_keras_file_is_measured_on_a_suite(self):
         folder = os.path.join(self.folder.name, "keras_file")
         os.makedirs(folder)
