@@ -9,10 +9,11 @@ Writes `summary.json` and `summary.md`, or `validation.json` and
 `validation.md`, from the result tables alone. Every line is a method at one
 length, with the seeds that were run.
 
-- **Score**: mean reciprocal rank on icon sets that nobody trains on. Held-out
-  concepts and styles stand beside it. Each `{mean, low, high}` is a mean over
-  seeds with a 95 % interval over seeds and concepts; with one seed, over
-  concepts only.
+- **Score**: mean reciprocal rank on icon sets that nobody trains on. Each
+  `{mean, low, high}` is a mean over seeds with a 95 % interval over seeds and
+  concepts; with one seed, over concepts only. `held_out` has the scores on
+  held-out concepts and styles, and what is won or lost there against uniform
+  training's best end.
 - **Uniform training at a cost**: between the ends of its full schedules, linear
   in the logarithm of the steps; never a point of a longer run's curve. Lines of
   fewer seeds are compared with uniform training of these seeds.
@@ -148,6 +149,9 @@ class Summary:
             "equal_scores": [
                 self._key(line) | self._equal_score(line) for line in self.lines
             ],
+            "held_out": [
+                self._key(line) | self._held_out(line) for line in self.lines
+            ],
             "bills": [
                 self._key(line) | self._bills(line)
                 for line in self.lines
@@ -241,6 +245,20 @@ class Summary:
             **self._ratios(line),
             "oracle_share": _estimate(share),
         }
+
+    def _held_out(self, line):
+        """Scores of the other splits, beside those of the target's runs."""
+        base, found = self._bases[line.level], {}
+        for what in ("concept", "style"):
+            splits = (f"{self._prefix}_{what}",)
+            scores = _ends([line], splits)[0]
+            gain = np.array([np.nan])
+            if base:
+                best = [base.uniform[base.best]]
+                gain = scores - _ends(best, splits, line.runs)[0]
+            found |= {f"{what}s": _estimate(scores)}
+            found |= {f"{what}s_over_target": _estimate(gain)}
+        return found
 
     def _target(self, level, base):
         """The costs of the target by uniform training and by mixing."""
@@ -481,12 +499,7 @@ class Summary:
             f"{line.steps:,}",
             len(line.runs),
             _percent(row["score"]),
-            *(
-                _percent(
-                    _estimate(_ends([line], (f"{self._prefix}_{what}",))[0])
-                )
-                for what in ("concept", "style")
-            ),
+            *map(_percent, self._held_out(line).values()),
             self._clean(line),
             _plain(row["oracle_share"], 2),
             _percent(lead),
@@ -532,7 +545,8 @@ class Summary:
 
 _NATURAL = "No noise added"
 _SCORES = (
-    *("method", "steps", "seeds", "score", "concepts", "styles"),
+    *("method", "steps", "seeds", "score"),
+    *("concepts", "less the target's", "styles", "less the target's"),
     *("clean pairs, first to last", "of the oracle's", "lead", "slope"),
     "2^(lead / slope)",
 )

@@ -336,6 +336,15 @@ class SummaryTest(tf.test.TestCase):
         share = 0.03 / (0.1 * (1 + np.log2(1000 / 700)))
         self.check(row(values, "curated", 1000)["oracle_share"], share)
 
+    def test_other_splits_are_compared_with_the_targets_runs(self):
+        values = summarise(
+            *uniform(), a_run("web_mixed_8_4500", 4500, 0.1)
+        ).values()
+        found = row(values, "mixed_8", 4500, "held_out")
+        for what in ("concepts", "styles"):
+            self.check(found[what], 0.1)
+            self.check(found[f"{what}_over_target"], 0.1 - 0.12)
+
     def test_seeds_are_compared_with_uniform_runs_of_the_same_seeds(self):
         higher = {steps: 2 * end for steps, end in UNIFORM.items()}
         values = summarise(
