@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import Annotated
 
+from jest_tf import files
 from jest_tf.config import overrides
 from jest_tf.config.checks import (
     PROMPTS,
@@ -168,7 +169,7 @@ def load_suite(path: str) -> dict[str, Entry]:
         ValueError: there is no such file, or an entry does not fit.
     """
     values = _read(path)
-    root = os.path.join(os.path.dirname(path), _root(path, values))
+    root = _joined(os.path.dirname(path), _root(path, values))
     entries = {}
     for name, given in values.items():
         try:
@@ -190,16 +191,15 @@ def _read(path):
     parse = {".json": json.loads, ".toml": tomllib.loads}.get(
         os.path.splitext(path)[1]
     )
-    if parse is None or not os.path.isfile(path):
+    if parse is None or not files.is_file(path):
         raise ValueError(
             "`evaluation.suite` must be a .toml or .json file "
             f"(docs/evaluation.md). Received: {path!r}"
         )
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = parse(file.read())
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+    try:
+        values = parse(files.read_whole(path).decode())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a table an entry.")
     return values
@@ -209,7 +209,7 @@ def _root(path, values):
     root = values.pop("root", "")
     if not isinstance(root, str):
         raise ValueError(f"{path}: `root` must be a folder. Received: {root!r}")
-    return os.path.expanduser(root)
+    return root
 
 
 def _listed(given):
@@ -227,11 +227,15 @@ def _listed(given):
     }
 
 
+def _joined(folder, path):
+    if files.is_remote(path):
+        return path
+    return os.path.join(folder, os.path.expanduser(path))
+
+
 def _below(root, entry):
     def place(path):
-        if not path or "://" in path:
-            return path
-        return os.path.join(root, os.path.expanduser(path))
+        return path and _joined(root, path)
 
     return dataclasses.replace(
         entry,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data import reader
 from jest_tf.data import stores as stores_lib
 
@@ -26,6 +27,7 @@ from jest_tf.data import stores as stores_lib
 _CLASSES_FILE = "classnames.txt"
 _TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 _TYPE_FILE = "dataset_type.txt"
+_INFO_FILE = "dataset_info.json"  # of TFDS
 _SLOT = re.compile(r"\{c?\}")  # ours, and CLIP_benchmark's
 
 
@@ -71,12 +73,13 @@ def open_data(entry: config_lib.Entry, paths: Sequence[str]) -> DataSet:
         return _crossmodal(path, entry)
     if path.endswith(".json"):
         return _karpathy(path, entry)
-    if os.path.isdir(path) and not os.path.exists(f"{path}/dataset_info.json"):
-        tars = _tars(path, entry.split)
-        if not tars:
-            return _folder(path)
-        return _with_files(_stored(tars, entry), os.path.dirname(tars))
-    return _stored(path, entry)
+    if not files.is_folder(path) or files.is_file(f"{path}/{_INFO_FILE}"):
+        return _stored(path, entry)
+    for folder in (path, os.path.join(path, entry.split)):
+        pattern = os.path.join(glob.escape(folder), "*.tar")
+        if files.find(pattern):
+            return _with_files(_stored(pattern, entry), folder)
+    return _folder(path)
 
 
 def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
@@ -212,10 +215,10 @@ def _find(path):
     base, colon, split = path.rpartition(":")
     if not colon or "/" in split:
         base, colon, split = path, "", ""
-    if "://" in path or os.path.exists(path):
+    if files.is_file(path) or files.is_folder(path):
         return path
-    found = sorted(glob.glob(base))
-    folders = [one for one in found if os.path.isdir(one)]
+    found = files.find(base)
+    folders = [one for one in found if files.is_folder(one)]
     if folders:
         return folders[-1] + colon + split  # the newest version
     return path if found and not colon else None
@@ -234,21 +237,12 @@ def _stored(path, entry):
     return DataSet(store, {language: columns["caption"]}, labels)
 
 
-def _tars(folder, split):
-    """The glob of a folder's tars, or of its split's; "" if it has none."""
-    for place in (folder, os.path.join(folder, split)):
-        pattern = os.path.join(glob.escape(place), "*.tar")
-        if glob.glob(pattern):
-            return pattern
-    return ""
-
-
 def _with_files(data, folder):
     """Adds the files that lie beside CLIP_benchmark's tars, or one above."""
 
     def beside(name):
         for place in (folder, os.path.dirname(folder)):
-            if os.path.isfile(os.path.join(place, name)):
+            if files.is_file(os.path.join(place, name)):
                 return os.path.join(place, name)
         return ""
 
@@ -352,7 +346,12 @@ def _crossmodal(path, entry):
 
 
 def _check_pictures(places, path):
-    missing = [place for place in places if not os.path.isfile(place)]
+    there = {
+        os.path.join(folder, name)
+        for folder in {os.path.dirname(place) for place in places}
+        for name in files.list_folder(folder)
+    }
+    missing = [place for place in places if place not in there]
     if missing:
         raise ValueError(
             f"`images` must be the folder of the pictures that {path} names. "
@@ -396,9 +395,8 @@ def _json(path):
 
 def _text(path):
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError as error:
+        return files.read_whole(path).decode()
+    except (OSError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 

@@ -4,13 +4,12 @@ import contextlib
 import functools
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import distribution, models
+from jest_tf import distribution, files, models
 from jest_tf.data import artefacts, batches, pictures, stores, tokenizers
 from jest_tf.models import reference
 
@@ -71,7 +70,7 @@ class Encoder:
         try:
             yield
             if folder and not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                files.remove_folder(folder)
         finally:
             self._memory, self._folder = None, ""
 

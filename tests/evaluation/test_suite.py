@@ -61,6 +61,24 @@ class SuiteTest(tf.test.TestCase):
             },
         )
 
+    def test_data_may_lie_on_any_file_system(self):
+        # TensorFlow's own, in memory.
+        for name, gray in (("class 1/a", 1), ("class 2/b", 2), ("x/c", 1)):
+            folder = f"ram://suite/{name.rpartition('/')[0]}"
+            tf.io.gfile.makedirs(folder)
+            with tf.io.gfile.GFile(f"ram://suite/{name}.png", "wb") as file:
+                file.write(suite_files.picture(gray))
+        with tf.io.gfile.GFile("ram://suite/names.json", "w") as file:
+            file.write('{"class 1": "a 1", "class 2": "a 2", "x": "the 3"}')
+        found = self.outcomes(
+            'root = "ram://"\n[numbers]\ndata = "suite"\n'
+            'classes = "suite/names.json"\n'
+        )
+        # The last picture is a 1 and is said to be a 3.
+        self.assertAllClose(
+            found["numbers"][0].measures["zero_shot/accuracy@1"], 2 / 3
+        )
+
     def test_templates_are_averaged_as_openai_does(self):
         # A template that ends in 7 maps every class to one place, at unit norm:
         # (e_c + e_7) / sqrt 2, so that a 7 is tied between all classes.
