@@ -49,7 +49,6 @@ Rows of a cell that has changed in matrix.csv since are left out.
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import re
@@ -57,11 +56,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import report
-from benchmarks.icontext import bootstrap, matrix, results, targets
-from benchmarks.icontext import comparison as comparison_lib
+from benchmarks.icontext import (
+    bootstrap,
+    comparison,
+    ladders,
+    matrix,
+    results,
+    summary_page,
+    targets,
+)
 
-KINDS = ("scores", "reference", "all")
 UNIFORM, ORACLE, MIXTURE = "uniform", "oracle", "mixed_"
 _DOMAIN = "icontext"
 _FILES = {"test": "summary", "val": "validation"}
@@ -89,28 +93,20 @@ def main(arguments=None):
         )
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / _FILES[options.splits]
-    text = json.dumps(found.values(), indent=1, allow_nan=False) + "\n"
+    values = found.values()
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     path.with_suffix(".json").write_text(text, "utf-8")
-    path.with_suffix(".md").write_text(found.page(), "utf-8")
-
-
-class Line(NamedTuple):
-    """A method at one length and one level of noise."""
-
-    level: float
-    method: str
-    what: str  # the method in words
-    steps: int
-    runs: dict[int, comparison_lib.Run]  # by seed
+    page = summary_page.render(values, found.lines)
+    path.with_suffix(".md").write_text(page, "utf-8")
 
 
 class Base(NamedTuple):
     """What the lines of a level are compared with."""
 
-    uniform: list[Line]  # by length
+    uniform: list[ladders.Line]  # by length
     best: int  # place of uniform training's best end
-    mixture: list[Line]  # of the best mixture, by length; maybe none
-    oracle: list[Line]  # by length; maybe none
+    mixture: list[ladders.Line]  # of the best mixture, by length; maybe none
+    oracle: list[ladders.Line]  # by length; maybe none
 
 
 class Summary:
@@ -121,42 +117,34 @@ class Summary:
         splits: "test" or "val".
 
     Attributes:
-        lines: `Line`s, by level, then as in matrix.csv.
+        lines: `ladders.Line`s, by level, then as in matrix.csv.
     """
 
     def __init__(self, tables, splits="test"):
         self._prefix = splits
         self._score = (f"{splits}_sets",)
-        self._comparison = comparison_lib.Comparison(tables)
+        self._comparison = comparison.Comparison(tables)
+        self._spent = targets.flops_three_ways(self._comparison)
         self.lines = self._lines()
         levels = dict.fromkeys(line.level for line in self.lines)
         self._bases = {level: self._base(level) for level in levels}
 
     def values(self):
-        """The content of summary.json."""
+        """The content of summary.json; a row for each line in all lists."""
+        bases = self._bases.items()
         return {
             "split": self._prefix,
-            "targets": [
-                self._target(level, base)
-                for level, base in self._bases.items()
-                if base
-            ],
-            "rows": [self._row(line) for line in self.lines],
-            "first_crossings": [
-                self._key(line) | self._first_crossing(line)
-                for line in self.lines
-            ],
-            "equal_scores": [
-                self._key(line) | self._equal_score(line) for line in self.lines
-            ],
-            "held_out": [
-                self._key(line) | self._held_out(line) for line in self.lines
-            ],
-            "bills": [
-                self._key(line) | self._bills(line)
-                for line in self.lines
-                if self._bases[line.level]
-            ],
+            "targets": [self._target(*one) for one in bases if one[1]],
+            **{
+                name: [self._key(line) | row(line) for line in self.lines]
+                for name, row in (
+                    ("rows", self._row),
+                    ("first_crossings", self._first_crossing),
+                    ("equal_scores", self._equal_score),
+                    ("held_out", self._held_out),
+                    ("bills", self._bills),
+                )
+            },
         }
 
     def _lines(self):
@@ -171,7 +159,7 @@ class Summary:
             if cell.data == "web" and runs:
                 steps = next(iter(runs.values())).row.steps
                 key = cell.level, method_of(cell.cell), steps
-                found[key] = Line(*key[:2], cell.what, steps, runs)
+                found[key] = ladders.Line(*key[:2], cell.what, steps, runs)
         levels = sorted({level for level, *_ in found} - {None})
         # A method that sees no pool has no noise: it stands at all levels.
         return [
@@ -183,34 +171,36 @@ class Summary:
 
     def _base(self, level):
         """`Base` of a level; None without uniform training."""
-        ladders = {}
+        methods = {}
         for line in self.lines:
             if line.level == level:
-                ladders.setdefault(line.method, []).append(line)
-        for ladder in ladders.values():
+                methods.setdefault(line.method, []).append(line)
+        for ladder in methods.values():
             ladder.sort(key=lambda line: line.steps)
-        uniform = ladders.get(UNIFORM)
+        uniform = methods.get(UNIFORM)
         if not uniform:
             return None
-        ends = _ends(uniform, _VALIDATION)[:, 0]
+        ends = ladders.ends(uniform, _VALIDATION)[:, 0]
         best = int(np.argmax(ends))
 
         def rank(ladder):
             """Soonest at the target, or else highest."""
-            ours = _ends(ladder, _VALIDATION)[:, :1]
-            needed = steps_to_end(_lengths(ladder), ours, ends[best:][:1])
+            ours = ladders.ends(ladder, _VALIDATION)[:, :1]
+            needed = ladders.steps_to_end(
+                ladders.lengths(ladder), ours, ends[best:][:1]
+            )
             return needed[0], -ours.max()
 
         mixtures = [
             ladder
-            for method, ladder in ladders.items()
+            for method, ladder in methods.items()
             if method.startswith(MIXTURE)
         ]
         return Base(
             uniform,
             best,
             min(mixtures, key=rank, default=[]),
-            ladders.get(ORACLE, []),
+            methods.get(ORACLE, []),
         )
 
     def _key(self, line):
@@ -226,19 +216,19 @@ class Summary:
         """A row of summary.json."""
         base = self._bases[line.level]
         lead = slope = share = np.array([np.nan])  # is null
-        score = _ends([line], self._score)[0]
+        score = ladders.ends([line], self._score)[0]
         if base:
-            lengths = _lengths(base.uniform)
-            ends = _ends(base.uniform, self._score, line.runs)
-            lead = score - end_at(lengths, ends, line.steps)
+            lengths = ladders.lengths(base.uniform)
+            ends = ladders.ends(base.uniform, self._score, line.runs)
+            lead = score - ladders.end_at(lengths, ends, line.steps)
             doublings = np.log2(lengths[base.best] / line.steps)
             if doublings > 0:
                 slope = (ends[base.best] - score + lead) / doublings
             if base.oracle:
-                oracle = _ends(base.oracle, self._score, line.runs)
-                lengths = _lengths(base.oracle)
-                share = score / end_at(lengths, oracle, line.steps)
-        return self._key(line) | {
+                oracle = ladders.ends(base.oracle, self._score, line.runs)
+                lengths = ladders.lengths(base.oracle)
+                share = score / ladders.end_at(lengths, oracle, line.steps)
+        return {
             "score": _estimate(score),
             "lead": _estimate(lead),
             "slope": _estimate(slope),
@@ -251,11 +241,11 @@ class Summary:
         base, found = self._bases[line.level], {}
         for what in ("concept", "style"):
             splits = (f"{self._prefix}_{what}",)
-            scores = _ends([line], splits)[0]
+            scores = ladders.ends([line], splits)[0]
             gain = np.array([np.nan])
             if base:
                 best = [base.uniform[base.best]]
-                gain = scores - _ends(best, splits, line.runs)[0]
+                gain = scores - ladders.ends(best, splits, line.runs)[0]
             found |= {f"{what}s": _estimate(scores)}
             found |= {f"{what}s_over_target": _estimate(gain)}
         return found
@@ -267,7 +257,7 @@ class Summary:
             "domain": _DOMAIN,
             "noise": level,
             "steps": best.steps,
-            "score": _estimate(_ends([best], self._score)[0]),
+            "score": _estimate(ladders.ends([best], self._score)[0]),
             "reached": _estimate(self._target_steps(base.uniform, base)),
             "mixture": None,
             "mixture_reached": None,
@@ -279,11 +269,11 @@ class Summary:
         return values
 
     def _target_score(self, base, seeds=None):
-        return _ends(base.uniform, self._score, seeds)[base.best]
+        return ladders.ends(base.uniform, self._score, seeds)[base.best]
 
     def _needed(self, ladder, target, seeds=None):
-        ends = _ends(ladder, self._score, seeds)
-        return steps_to_end(_lengths(ladder), ends, target)
+        ends = ladders.ends(ladder, self._score, seeds)
+        return ladders.steps_to_end(ladders.lengths(ladder), ends, target)
 
     def _target_steps(self, ladder, base, seeds=None):
         """Steps to the target by a baseline, which may stop early."""
@@ -299,7 +289,7 @@ class Summary:
                         run.curve(_VALIDATION),
                         ends.get(run.row.seed, usual),
                     )
-                    for run in _of_seeds(line, seeds)
+                    for run in ladders.of_seeds(line, seeds)
                 ]
             )
             for line in ladder
@@ -326,11 +316,11 @@ class Summary:
                 np.inf,
                 np.interp(
                     ours,
-                    _lengths(ladder),
+                    ladders.lengths(ladder),
                     [self._bill(one, kind, line.runs) for one in ladder],
                 ),
             )
-            for kind in KINDS
+            for kind in targets.KINDS
         }
         uniform = self._target_steps(base.uniform, base, line.runs)
         found = self._over(base.uniform[base.best], uniform, ours, spent)
@@ -357,7 +347,8 @@ class Summary:
         return {
             "examples_ratio": _ratio(theirs, ours),
             "flops_ratio": {
-                kind: _ratio(a_step * theirs, spent[kind]) for kind in KINDS
+                kind: _ratio(a_step * theirs, spent[kind])
+                for kind in targets.KINDS
             },
         }
 
@@ -365,30 +356,43 @@ class Summary:
         base = self._bases[line.level]
         if not base:
             return _no_ratios()
-        ends = _ends(base.uniform, self._score, line.runs)
-        score = _ends([line], self._score)[0]
+        ends = ladders.ends(base.uniform, self._score, line.runs)
+        score = ladders.ends([line], self._score)[0]
         score = np.minimum(score, ends[base.best])
-        needed = steps_to_end(_lengths(base.uniform), ends, score)
+        needed = ladders.steps_to_end(
+            ladders.lengths(base.uniform), ends, score
+        )
         needed = np.where(score < ends[0], np.nan, needed)
         stopped = self._target_steps(base.uniform, base, line.runs)
         needed = np.minimum(needed, stopped)
-        spent = {kind: self._bill(line, kind) for kind in KINDS}
+        spent = {kind: self._bill(line, kind) for kind in targets.KINDS}
         best = base.uniform[base.best]
         return self._over(best, needed, line.steps, spent)
 
     def _bills(self, line):
         """What uniform training does with the bill of a line."""
         base = self._bases[line.level]
+        if not base:
+            return _nothing(
+                *("uniform_steps", "uniform_score", "over_uniform"),
+                "over_target",
+            )
         best = base.uniform[base.best]
         a_step = self._bill(best, "all") / best.steps
-        steps = {kind: self._bill(line, kind) / a_step for kind in KINDS}
-        lengths = _lengths(base.uniform)
-        ends = _ends(base.uniform, self._score, line.runs)
-        score = _ends([line], self._score)[0]
+        steps = {
+            kind: self._bill(line, kind) / a_step for kind in targets.KINDS
+        }
+        lengths = ladders.lengths(base.uniform)
+        ends = ladders.ends(base.uniform, self._score, line.runs)
+        score = ladders.ends([line], self._score)[0]
         highest = np.maximum.accumulate(ends)
-        uniform = end_at(lengths, highest, min(steps["all"], lengths[-1]))
+        uniform = ladders.end_at(
+            lengths, highest, min(steps["all"], lengths[-1])
+        )
         return {
-            "uniform_steps": {kind: round(steps[kind]) for kind in KINDS},
+            "uniform_steps": {
+                kind: round(steps[kind]) for kind in targets.KINDS
+            },
             "uniform_score": _estimate(uniform),
             "over_uniform": _estimate(score / uniform),
             "over_target": _estimate(score / ends[base.best]),
@@ -413,222 +417,20 @@ class Summary:
         return {
             "examples_ratio": ratio(targets.examples),
             "flops_ratio": {
-                kind: ratio(functools.partial(self._spent, kind))
-                for kind in KINDS
+                kind: ratio(spent) for kind, spent in self._spent.items()
             },
         }
 
     def _bill(self, line, kind, seeds=None):
         """Mean FLOPs of the full schedules of a line."""
-        runs = _of_seeds(line, seeds)
-        return np.mean([self._spent(kind, run, run.row.steps) for run in runs])
-
-    def _spent(self, kind, run, steps):
-        """FLOPs until after `steps` steps of a run, an array or a number."""
-        total = targets.flops_at(run, steps)
-        needed = self._chain(run.row.cell)
-        if kind != "scores":
-            total += sum(targets.flops_at(one, one.row.steps) for one in needed)
-        if kind == "all":
-            total += targets.renewals_at(run, steps) + run.row.flops_embedded
-            for one in needed:
-                total += targets.renewals_at(one, one.row.steps)
-                total += one.row.flops_embedded
-        return total
-
-    def _chain(self, cell):
-        """Runs of all models whose embeddings chose for a cell."""
-        names, left = {}, [cell]
-        while left:
-            found = matrix.find(left.pop())
-            new = {*found.judges, found.reference} - {"", *names}
-            names |= dict.fromkeys(sorted(new))
-            left += new
-        for name in names:
-            if not self._comparison.of(name):
-                raise ValueError(
-                    f"The tables must have the runs of {name!r}, which is "
-                    f"charged to {cell!r}. Received: none"
-                )
-        return [self._comparison.of(name)[0] for name in names]
-
-    def page(self):
-        """The content of summary.md."""
-        return "\n".join(
-            part
-            for level, base in self._bases.items()
-            for part in self._section(level, base)
-        )
-
-    def _section(self, level, base):
-        lines = [line for line in self.lines if line.level == level]
-        yield f"## {_NATURAL if not level else f'{level:.0%} of noise'}\n"
-        if base:
-            yield f"{self._target_in_words(level, base)}\n"
-        yield report.table(_SCORES, map(self._scores, lines)) + "\n"
-        if base:
-            yield report.table(_COSTS, map(self._costs, lines)) + "\n"
-
-    def _target_in_words(self, level, base):
-        target = self._target(level, base)
-        text = (
-            f"Uniform training ends best at {target['steps']:,} steps, with "
-            f"{_percent(target['score'])}: the target. It might have stopped "
-            f"after {target['reached']['mean']:,.0f} steps."
-        )
-        if target["mixture_reached"]:
-            text += (
-                f" The best mixture is `{target['mixture']}`, which is there "
-                f"after {target['mixture_reached']['mean']:,.0f} steps."
-            )
-        elif target["mixture"]:
-            text += (
-                f" The best mixture is `{target['mixture']}`, which never "
-                "gets there."
-            )
-        return text
-
-    def _scores(self, line):
-        row = self._row(line)
-        lead, slope = row["lead"], row["slope"]
-        times = "-"
-        if lead and slope and slope["mean"] > 0:
-            times = f"{2 ** (lead['mean'] / slope['mean']):.1f}x"
-        return (
-            line.what,
-            f"{line.steps:,}",
-            len(line.runs),
-            _percent(row["score"]),
-            *map(_percent, self._held_out(line).values()),
-            self._clean(line),
-            _plain(row["oracle_share"], 2),
-            _percent(lead),
-            _plain(slope, 1, 100),
-            times,
-        )
-
-    def _clean(self, line):
-        """Share of clean pairs in the first and last fifth of training."""
-        rows = [run.row for run in line.runs.values()]
-        columns = [
-            [getattr(row, name, np.nan) for row in rows]
-            for name in ("clean_first", "clean_last")
-        ]
-        if np.isnan(columns).any():
-            return "-"
-        return " to ".join(f"{np.mean(values):.2f}" for values in columns)
-
-    def _costs(self, line):
-        row, bills = self._ratios(line), self._bills(line)
-        first, equal = self._first_crossing(line), self._equal_score(line)
-        return (
-            line.what,
-            f"{line.steps:,}",
-            " / ".join(
-                f"{steps:,}" for steps in bills["uniform_steps"].values()
-            ),
-            _percent(bills["uniform_score"]),
-            _plain(bills["over_target"], 2, interval=True),
-            *(
-                f"{_plain(found['examples_ratio'])} / "
-                f"{_plain(found['flops_ratio']['all'])}"
-                for found in (equal, first)
-            ),
-            _times(row["examples_ratio"]),
-            *(_times(row["flops_ratio"][kind]) for kind in KINDS),
-            *(
-                _times(row["mixture_ratio"][what])
-                for what in ("examples", "all")
-            ),
-        )
-
-
-_NATURAL = "No noise added"
-_SCORES = (
-    *("method", "steps", "seeds", "score"),
-    *("concepts", "less the target's", "styles", "less the target's"),
-    *("clean pairs, first to last", "of the oracle's", "lead", "slope"),
-    "2^(lead / slope)",
-)
-_COSTS = (
-    *("method", "steps", "bill in uniform steps: scores / reference / all"),
-    *("uniform at this bill", "score over the target"),
-    "to its own end: examples / FLOPs",
-    "first crossing: examples / FLOPs",
-    *("examples", "FLOPs, scores", "with reference", "all"),
-    *("mixture's examples", "and FLOPs"),
-)
+        runs = ladders.of_seeds(line, seeds)
+        spent = self._spent[kind]
+        return np.mean([spent(run, run.row.steps) for run in runs])
 
 
 def method_of(cell):
     """The method of a cell, web_jest_1400 or web30_jest_1400: jest."""
     return re.sub(r"^web\d*_|_\d{3,}$", "", cell)
-
-
-def end_at(lengths, ends, steps):
-    """Ends of full schedules between those that were run.
-
-    Args:
-        lengths: steps [k], increasing.
-        ends: scores [k, n].
-        steps: number.
-
-    Returns:
-        Scores [n], linear in the logarithm of the steps; NaN beyond `lengths`.
-    """
-    if not lengths[0] <= steps <= lengths[-1]:
-        return np.full(ends.shape[1], np.nan)
-    place = max(1, int(np.searchsorted(lengths, steps)))
-    if len(lengths) == 1:
-        return ends[0]
-    share = np.log(steps / lengths[place - 1])
-    share /= np.log(lengths[place] / lengths[place - 1])
-    return ends[place - 1] + share * (ends[place] - ends[place - 1])
-
-
-def steps_to_end(lengths, ends, target):
-    """Shortest full schedules whose ends, as of `end_at`, reach a target.
-
-    Args:
-        lengths: steps [k], increasing.
-        ends: scores [k, n].
-        target: scores [n].
-
-    Returns:
-        Steps [n], at least the first length; inf where none reaches it.
-    """
-    is_reached = ends >= target
-    after = is_reached.argmax(axis=0)
-    before, places = np.maximum(after - 1, 0), np.arange(ends.shape[1])
-    low, high = ends[before, places], ends[after, places]
-    rise = np.where(after > before, high - low, 1.0)
-    share = np.where(after > before, (target - low) / rise, 0.0)
-    doublings = np.log2(lengths[after] / lengths[before])
-    found = lengths[before] * 2.0 ** (share * doublings)
-    return np.where(is_reached.any(axis=0), found, np.inf)
-
-
-def _lengths(ladder):
-    return np.array([line.steps for line in ladder])
-
-
-def _of_seeds(line, seeds):
-    """Runs of the seeds that were run; all if none of them was."""
-    some = [run for seed, run in line.runs.items() if seed in (seeds or ())]
-    return some or list(line.runs.values())
-
-
-def _ends(ladder, splits, seeds=None):
-    """Scores of full schedules with resamples, [lines, 1 + RESAMPLES]."""
-    return np.stack(
-        [
-            bootstrap.over_seeds(
-                [run.resampled(splits) for run in _of_seeds(line, seeds)],
-                len(splits),
-            )
-            for line in ladder
-        ]
-    )
 
 
 def _ratio(theirs, ours):
@@ -663,26 +465,7 @@ def _nothing(*names):
 
 
 def _no_ratios():
-    return {"examples_ratio": None, "flops_ratio": _nothing(*KINDS)}
-
-
-def _percent(found):
-    return _plain(found, 1, 100, interval=True)
-
-
-def _times(found):
-    return _plain(found, interval=True)
-
-
-def _plain(found, digits=1, factor=1, interval=False):
-    if not found:
-        return "-"
-    values = [found["mean"], *(found[end] for end in ("low", "high"))]
-    mean, *ends = (
-        "?" if value is None else f"{factor * value:.{digits}f}"
-        for value in values
-    )
-    return f"{mean} [{', '.join(ends)}]" if interval else mean
+    return {"examples_ratio": None, "flops_ratio": _nothing(*targets.KINDS)}
 
 
 if __name__ == "__main__":

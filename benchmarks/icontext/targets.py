@@ -6,6 +6,9 @@ import numpy as np
 
 from benchmarks.icontext import bootstrap, matrix
 
+# Ways to count FLOPs, see `flops_three_ways`.
+KINDS = ("scores", "reference", "all")
+
 
 class Ratio(NamedTuple):
     """Cost of uniform training over the cost of a method."""
@@ -124,6 +127,49 @@ def passes(run, steps):
 def flops(run, steps):
     """FLOPs of `steps` steps, stage 0 included."""
     return steps / run.row.steps * (run.row.flops_step + run.row.flops_cascade)
+
+
+def flops_three_ways(comparison):
+    """Costs by kind, each `(run, steps) -> FLOPs`.
+
+    "scores" are of steps and stage 0; "reference" has the training of all
+    models whose embeddings chose for the run, or for those models; "all" has
+    every embedding, of theirs and of the run's renewals.
+
+    Args:
+        comparison: `Comparison` that has the models' runs. Where it has not,
+            the costs raise ValueError.
+    """
+
+    def chain(cell):
+        names, left = {}, [cell]
+        while left:
+            found = matrix.find(left.pop())
+            new = {*found.judges, found.reference} - {"", *names}
+            names |= dict.fromkeys(sorted(new))
+            left += new
+        for name in names:
+            if name not in comparison:
+                raise ValueError(
+                    f"The tables must have the runs of {name!r}, which is "
+                    f"charged to {cell!r}. Received: none"
+                )
+        return [comparison.of(name)[0] for name in names]
+
+    def embedding(run, steps):
+        return renewals_at(run, steps) + run.row.flops_embedded
+
+    def with_reference(run, steps):
+        needed = chain(run.row.cell)
+        trained = sum(flops_at(one, one.row.steps) for one in needed)
+        return flops_at(run, steps) + trained
+
+    def everything(run, steps):
+        needed = chain(run.row.cell)
+        embedded = sum(embedding(one, one.row.steps) for one in needed)
+        return with_reference(run, steps) + embedding(run, steps) + embedded
+
+    return dict(zip(KINDS, (flops_at, with_reference, everything), strict=True))
 
 
 def flops_at(run, steps):

@@ -430,6 +430,13 @@ class SmallRunTest(tf.test.TestCase):
         self.assertEqual(jest["examples_scored"], 4 * 64)
         self.assertEqual(jest["examples_trained"], 4 * 32)
         self.assertBetween(jest["emoji_first"], 0.0, 1.0)
+        # Its pool of 600 was embedded to be cut, then the fifth that is left.
+        # Records have a caption or more.
+        a_pair = jest["flops_forward"] / jest["examples_trained"]
+        self.assertGreaterEqual(jest["flops_embedded"], 720 * a_pair)
+        self.assertEqual(by_cell.loc["quick_uniform", "flops_embedded"], 0)
+        curve = tables.curves.set_index("cell").loc["quick_jest"]
+        self.assertEqual(curve["flops_step"].iloc[-1], jest["flops_step"])
         (workdir,) = runs.glob("quick_jest-0-*")
         last = json.loads(
             (workdir / "evaluation.jsonl").read_text().splitlines()[-1]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from benchmarks.icontext import matrix, results, summary
+from benchmarks.icontext import ladders, matrix, results, summary, targets
 
 SPLITS = (*matrix.WEB_VALIDATION, *matrix.WEB_TESTS)
 # A step of uniform training costs one, stage 0 a tenth of it.
@@ -92,7 +92,7 @@ class CurveTest(tf.test.TestCase):
             *((1000, [0.1, 0.3]), (2000, [0.2, 0.2]), (4000, [0.4, 0.3])),
             *((8000, [0.6, 0.4]), (999, [np.nan] * 2), (8001, [np.nan] * 2)),
         ):
-            found = summary.end_at(self.lengths, self.ends, steps)
+            found = ladders.end_at(self.lengths, self.ends, steps)
             self.assertAllClose(found, expected)
 
     def test_a_target_is_reached_by_the_shortest_schedule_that_does(self):
@@ -101,16 +101,16 @@ class CurveTest(tf.test.TestCase):
             *(([0.4, 0.25], [4000, 1000]), ([0.05, 0.35], [1000, 5656.85])),
             ([0.6, 0.45], [8000, np.inf]),
         ):
-            found = summary.steps_to_end(
+            found = ladders.steps_to_end(
                 self.lengths, self.ends, np.array(target)
             )
             self.assertAllClose(found, expected, rtol=1e-5)
 
     def test_one_length_is_a_curve_of_one_point(self):
         one = self.lengths[:1], self.ends[:1]
-        self.assertAllClose(summary.end_at(*one, 1000), [0.1, 0.3])
+        self.assertAllClose(ladders.end_at(*one, 1000), [0.1, 0.3])
         self.assertAllEqual(
-            summary.steps_to_end(*one, np.array([0.1, 0.4])), [1000, np.inf]
+            ladders.steps_to_end(*one, np.array([0.1, 0.4])), [1000, np.inf]
         )
 
     def test_a_method_is_a_cells_name_without_its_length(self):
@@ -387,7 +387,7 @@ class SummaryTest(tf.test.TestCase):
             ],
         )
         self.assertEqual(
-            list(values["rows"][3]["flops_ratio"]), [*summary.KINDS]
+            list(values["rows"][3]["flops_ratio"]), [*targets.KINDS]
         )
         self.assertEqual(
             list(values["rows"][3]["score"]), ["mean", "low", "high"]

@@ -1,0 +1,133 @@
+"""The tables of the web-like data in Markdown, of `summary.py`'s numbers."""
+
+import numpy as np
+
+from benchmarks import report
+
+_SCORES = (
+    *("method", "steps", "seeds", "score"),
+    *("concepts", "less the target's", "styles", "less the target's"),
+    *("clean pairs, first to last", "of the oracle's", "lead", "slope"),
+    "2^(lead / slope)",
+)
+_COSTS = (
+    *("method", "steps", "bill in uniform steps: scores / reference / all"),
+    *("uniform at this bill", "score over the target"),
+    "to its own end: examples / FLOPs",
+    "first crossing: examples / FLOPs",
+    *("examples", "FLOPs, scores", "with reference", "all"),
+    *("mixture's examples", "and FLOPs"),
+)
+
+
+def render(values, lines):
+    """The content of summary.md.
+
+    Args:
+        values: the content of summary.json.
+        lines: `ladders.Line`s, of which `values` has a row in each list.
+    """
+    targets = {one["noise"]: one for one in values["targets"]}
+    parts = []
+    for level in dict.fromkeys(line.level for line in lines):
+        places = [n for n, line in enumerate(lines) if line.level == level]
+        scores = [_scores(lines[place], values, place) for place in places]
+        title = f"{level:.0%} of noise" if level else "No noise added"
+        parts += [f"## {title}", report.table(_SCORES, scores)]
+        if level in targets:
+            costs = [_costs(lines[place], values, place) for place in places]
+            parts.insert(-1, _target(targets[level]))
+            parts.append(report.table(_COSTS, costs))
+    return "\n\n".join(parts) + "\n"
+
+
+def _target(target):
+    words = (
+        f"Uniform training ends best at {target['steps']:,} steps, with "
+        f"{_percent(target['score'])}: the target. It might have stopped "
+        f"after {target['reached']['mean']:,.0f} steps."
+    )
+    if target["mixture"]:
+        words += f" The best mixture is `{target['mixture']}`, which "
+        reached = target["mixture_reached"]
+        words += (
+            f"is there after {reached['mean']:,.0f} steps."
+            if reached
+            else "never gets there."
+        )
+    return words
+
+
+def _scores(line, values, place):
+    row, held_out = values["rows"][place], dict(values["held_out"][place])
+    lead, slope = row["lead"], row["slope"]
+    times = "-"
+    if lead and slope and slope["mean"] > 0:
+        times = f"{2 ** (lead['mean'] / slope['mean']):.1f}x"
+    return (
+        line.what,
+        f"{line.steps:,}",
+        len(line.runs),
+        _percent(row["score"]),
+        *(
+            _percent(held_out[f"{what}s{over}"])
+            for what in ("concept", "style")
+            for over in ("", "_over_target")
+        ),
+        _clean(line),
+        _number(row["oracle_share"], 2),
+        _percent(lead),
+        _number(slope, 1, 100),
+        times,
+    )
+
+
+def _clean(line):
+    """Share of clean pairs in the first and last fifth of training."""
+    ends = [
+        [getattr(run.row, name, np.nan) for run in line.runs.values()]
+        for name in ("clean_first", "clean_last")
+    ]
+    if np.isnan(ends).any():
+        return "-"
+    return " to ".join(f"{np.mean(values):.2f}" for values in ends)
+
+
+def _costs(line, values, place):
+    row, bills = values["rows"][place], values["bills"][place]
+    curves = [
+        values[name][place] for name in ("equal_scores", "first_crossings")
+    ]
+    return (
+        line.what,
+        f"{line.steps:,}",
+        " / ".join(f"{one:,}" for one in bills["uniform_steps"].values()),
+        _percent(bills["uniform_score"]),
+        _interval(bills["over_target"], 2),
+        *(
+            f"{_number(one['examples_ratio'])} / "
+            f"{_number(one['flops_ratio']['all'])}"
+            for one in curves
+        ),
+        _interval(row["examples_ratio"]),
+        *map(_interval, row["flops_ratio"].values()),
+        *map(_interval, row["mixture_ratio"].values()),
+    )
+
+
+def _percent(found):
+    return _interval(found, 1, 100)
+
+
+def _interval(found, digits=1, factor=1):
+    if not found:
+        return "-"
+    ends = (
+        "?" if found[end] is None else f"{factor * found[end]:.{digits}f}"
+        for end in ("low", "high")
+    )
+    return f"{_number(found, digits, factor)} [{', '.join(ends)}]"
+
+
+def _number(found, digits=1, factor=1):
+    return f"{factor * found['mean']:.{digits}f}" if found else "-"
