@@ -200,6 +200,8 @@ class TrainersTest(tf.test.TestCase):
                 "--image-field is not for --selection",
             ),
             (["--selection", "--suite", "a"], "--suite is not for --selection"),
+            (["--suite", "a", "--format", "tfds"], "--format needs --data"),
+            (["--output", "a"], "--output needs --suite"),
         ):
             with quiet() as shown:
                 code = cli.main(["evaluate", "--workdir", self.learner, *flags])
@@ -465,6 +467,7 @@ class TrainersTest(tf.test.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             indexes = pathlib.Path(self.folder.name, "indexes")
             planned = (*self.jest, f"data.index_dir={indexes}")
+            planned += (f"evaluation.suite={self.suite}",)
             code = train("jest", workdir, *planned, flags=["--dry-run"])
             self.assertEqual(code, 0)
             (index,) = indexes.glob("pool-*.index")
@@ -474,7 +477,8 @@ class TrainersTest(tf.test.TestCase):
         for line in (
             r"data +8,200 records in 1 shards",
             r"reference +.*/reference, [\d,]+ parameters",
-            r"evaluation +246 records",
+            r"evaluation +246 records, val_concept\n",
+            r"evaluation +246 records, icons: zero_shot, retrieval, few_shot",
             r"selection +joint by learnability, 8 of 24 rows",
             r"image uint8 \[24, 32, 32, 3\], text int32 \[24, 16\]",
             "steps +5: 120 examples drawn, 120 scored, 40 trained",

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from jest_tf.cli import flags as flags_lib
 
 _SUPER_BATCHES = 8
+# Of the data of a suite, its entries say this.
+_READING = ("format", "image_field", "caption_fields")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +89,7 @@ def run(flags: argparse.Namespace) -> None:
         unused = ("data", "suite", "output", "model", *flags_lib.FORMAT_FIELDS)
         reason = "is not for --selection, which draws from the run's own data"
     elif flags.model:
-        unused += ("data", "step", *flags_lib.FORMAT_FIELDS)
+        unused += ("data", "step", *_READING)
         reason = "is not for --model, which is measured on a --suite"
     for name in unused:
         if getattr(flags, name) is not None:
@@ -119,7 +121,9 @@ def _measured(flags):
 
     if flags.model:
         model = runs.load_model(flags.model)
-        return evaluate_suite(model, flags.suite, flags.output)
+        return evaluate_suite(
+            model, flags.suite, flags.output, index_dir=flags.index_dir
+        )
     settings = directory.load_config(flags.workdir).evaluation
     data, suite = flags.data, flags.suite
     if not data and not suite:
@@ -130,6 +134,12 @@ def _measured(flags):
             "a run with `evaluation.data` or `evaluation.suite`. Received: "
             f"{flags.workdir!r} without any"
         )
+    unused = [] if data else list(_READING)
+    unused += [] if suite else ["output"]
+    for name in unused:
+        if getattr(flags, name) is not None:
+            needed = "--data" if name in _READING else "--suite"
+            raise ValueError(f"{flags_lib.name(name)} needs {needed}")
     model = runs.load_run(flags.workdir, flags.step)
     results = {}
     if data:
@@ -139,7 +149,9 @@ def _measured(flags):
         results = evaluate(model, data, reading)
     if suite:
         output = flags.output or flags.workdir
-        results |= evaluate_suite(model, suite, output, flags.step)
+        results |= evaluate_suite(
+            model, suite, output, step=flags.step, index_dir=flags.index_dir
+        )
     return results
 
 
@@ -187,7 +199,9 @@ def evaluate_suite(
     model,
     suite: str,
     output: str,
+    *,
     step: int | None = None,
+    index_dir: str | None = None,
 ) -> dict[str, float]:
     """Measures a model on a suite, and writes its files.
 
@@ -197,6 +211,7 @@ def evaluate_suite(
         output: folder of `evaluation.json`, `evaluation.html` and the embedded
             data.
         step: of the model's run.
+        index_dir: as `data.index_dir`; None takes the run's.
 
     Returns:
         The measures by name, as in training.
@@ -210,7 +225,9 @@ def evaluate_suite(
     from jest_tf.runs import directory, evaluations
 
     about = evaluations.loaded(model, step)
-    opened = evaluation.open_suite(suite, about.prompts)
+    if index_dir is None:
+        index_dir = about.index_dir
+    opened = evaluation.open_suite(suite, about.prompts, index_dir)
     for one in opened.values():
         one.attach(about.encoder)
     folder = directory.path(output, directory.EMBEDDINGS_FOLDER)

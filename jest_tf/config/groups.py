@@ -398,9 +398,9 @@ class CheckpointConfig(Checked, path="checkpoint"):
         every_minutes: also save after this many minutes without a checkpoint,
             by the clock of the worker that writes. None turns this off.
         keep: number of newest checkpoints to keep.
-        keep_best: a measure of `evaluation.data`, named as in
-            `evaluation.jsonl`; the checkpoint with its highest value is also
-            kept. Empty keeps none.
+        keep_best: a measure of `evaluation.data` or `evaluation.suite`, named
+            as in `evaluation.jsonl`; the checkpoint with its highest value is
+            also kept. Empty keeps none.
         on_non_finite: on a loss, weight or score that is not finite, "stop"
             the run, or "rollback" to the newest checkpoint and skip the
             super-batch, at most three times within 1,000 super-batches.

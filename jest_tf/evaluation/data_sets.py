@@ -55,8 +55,15 @@ class Classes(NamedTuple):
     labels: tuple[str, ...]
 
 
-def open_data(entry: config_lib.Entry, paths: Sequence[str]) -> DataSet:
+def open_data(
+    entry: config_lib.Entry, paths: Sequence[str], index_dir: str = ""
+) -> DataSet:
     """Opens the first of an entry's `data`, or `train`, that exists.
+
+    Args:
+        entry: its fields say how to read.
+        paths: the places.
+        index_dir: folder of the index files; "" is beside each shard.
 
     Raises:
         ValueError: none exists, or it cannot be read.
@@ -74,11 +81,11 @@ def open_data(entry: config_lib.Entry, paths: Sequence[str]) -> DataSet:
     if path.endswith(".json"):
         return _karpathy(path, entry)
     if not files.is_folder(path) or files.is_file(f"{path}/{_INFO_FILE}"):
-        return _stored(path, entry)
+        return _stored(path, entry, index_dir)
     for folder in (path, os.path.join(path, entry.split)):
         pattern = os.path.join(glob.escape(folder), "*.tar")
         if files.find(pattern):
-            return _with_files(_stored(pattern, entry), folder)
+            return _with_files(_stored(pattern, entry, index_dir), folder)
     return _folder(path)
 
 
@@ -224,12 +231,13 @@ def _find(path):
     return path if found and not colon else None
 
 
-def _stored(path, entry):
+def _stored(path, entry, index_dir):
     store = stores_lib.open_store(
         path,
         format=entry.format,
         image_field=entry.image_field,
         caption_fields=entry.caption_fields,
+        index_dir=index_dir,
     )
     columns = store.columns(["caption", entry.label_field, "cls"])
     labels = {"name": columns[entry.label_field], "number": columns["cls"]}

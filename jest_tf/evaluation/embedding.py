@@ -87,7 +87,17 @@ class Encoder:
         )
 
     def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:
-        """Embeds texts, float32 [m, D]."""
+        """Embeds texts, float32 [m, D].
+
+        Raises:
+            ValueError: the model has no tokenizer.
+        """
+        if self._tokenizer is None:
+            raise ValueError(
+                "Texts need the model's tokenizer: put vocab.txt or "
+                "tokenizer.model beside the .keras file. Received: a model "
+                "without one"
+            )
         texts = [
             text.encode() if isinstance(text, str) else text for text in texts
         ]

@@ -87,6 +87,7 @@ class EntryEvaluation:
     Args:
         entry: of the suite.
         prompts: templates of an entry without its own.
+        index_dir: folder of the index files; "" is beside each shard.
 
     Attributes:
         entry: as given.
@@ -97,11 +98,14 @@ class EntryEvaluation:
     """
 
     def __init__(
-        self, entry: config_lib.Entry, prompts: Sequence[str] = ("{}",)
+        self,
+        entry: config_lib.Entry,
+        prompts: Sequence[str] = ("{}",),
+        index_dir: str = "",
     ):
         self.entry = entry
         self._encoder: embedding.Encoder | None = None
-        self.data = data_sets.open_data(entry, entry.data)
+        self.data = data_sets.open_data(entry, entry.data, index_dir)
         self._tasks = [task for task in entry.task if task != "selection"]
         if {*self._tasks} - {"retrieval"}:
             self._classes = data_sets.read_classes(entry, self.data)
@@ -111,7 +115,7 @@ class EntryEvaluation:
                 entry, self.data, prompts
             )
         if {*self._tasks} & {"few_shot", "linear_probe"}:
-            self._train = data_sets.open_data(entry, entry.train)
+            self._train = data_sets.open_data(entry, entry.train, index_dir)
             self._train_targets = self._labels_of(self._train)
         self._captions = {}
         if "retrieval" in self._tasks:
@@ -224,9 +228,11 @@ class EntryEvaluation:
 
 
 def open_suite(
-    path: str, prompts: Sequence[str] = ("{}",)
+    path: str, prompts: Sequence[str] = ("{}",), index_dir: str = ""
 ) -> dict[str, EntryEvaluation]:
     """Opens the entries of a suite that have data, by name.
+
+    Arguments as of `EntryEvaluation`.
 
     Raises:
         ValueError: a file, an entry or its data does not fit; the text names
@@ -237,7 +243,7 @@ def open_suite(
         if not entry.data:
             continue
         try:
-            opened[name] = EntryEvaluation(entry, prompts)
+            opened[name] = EntryEvaluation(entry, prompts, index_dir)
         except ValueError as error:
             raise ValueError(f"{path}, [{name}]: {error}") from error
     return opened

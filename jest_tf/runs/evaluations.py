@@ -44,7 +44,9 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
     settings, entries = config.evaluation, {}
     stores = evaluation.open_stores(settings.data, config.evaluation_data)
     if settings.suite:
-        entries = evaluation.open_suite(settings.suite, settings.prompts)
+        entries = evaluation.open_suite(
+            settings.suite, settings.prompts, config.data.index_dir
+        )
     both = sorted({*stores} & {*entries})
     if both:
         raise ValueError(
@@ -116,28 +118,31 @@ class Loaded(NamedTuple):
     Attributes:
         encoder: embeds with its weights.
         prompts: templates for class names.
+        index_dir: folder of index files.
         model: what it is, such as a preset.
         pretrained: where its weights are from; "" for a public model.
     """
 
     encoder: evaluation.Encoder
     prompts: tuple[str, ...]
+    index_dir: str
     model: str
     pretrained: str
 
 
 def loaded(model: reference.Run | reference.Pretrained, step=None) -> Loaded:
     """Prepares a model, of the `step` of its run, for `evaluation.Encoder`."""
-    settings, name, pretrained = config_lib.EvaluationConfig(), model.name, ""
+    config, name, pretrained = config_lib.TrainConfig(), model.name, ""
     if isinstance(model, reference.Run):
-        settings = model.config.evaluation
-        of = model.config.model
+        config, of = model.config, model.config.model
         name = of.init_from or of.towers or of.preset
         pretrained = model.name + f", step {step}" * (step is not None)
     encoder = evaluation.Encoder(
-        model.learner, model.tokenizer, model.picture, settings.batch_size
+        *(model.learner, model.tokenizer, model.picture),
+        config.evaluation.batch_size,
     )
-    return Loaded(encoder, settings.prompts, name, pretrained)
+    prompts = config.evaluation.prompts
+    return Loaded(encoder, prompts, config.data.index_dir, name, pretrained)
 
 
 def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
-from jest_tf import config
+from jest_tf import config, evaluation
 from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
 from jest_tf.runs import directory, evaluations
@@ -111,6 +111,42 @@ class EvaluationTest(tf.test.TestCase):
         self.assertEqual(callback.run(3), {})
         self.assertEqual(self.logged, {})
         self.assertNotIn(directory.EVALUATION_FILE, os.listdir(self.folder))
+
+
+class OpenDataTest(tf.test.TestCase):
+    def test_names_are_of_the_data_and_of_the_suite(self):
+        folder = self.get_temp_dir()
+        write_shard(f"{folder}/some.tfrecord", ROWS[:3])
+        indexes = f"{folder}/indexes"
+
+        def opened(name):
+            with open(f"{folder}/suite.toml", "w", encoding="utf-8") as file:
+                file.write(
+                    f"[{name}]\ntask = ['retrieval', 'few_shot']\n"
+                    "data = 'some.tfrecord'\ntrain = 'some.tfrecord'\n"
+                    "label_field = 'concept'\nshots = [2]\n"
+                )
+            return evaluations.open_data(
+                config.TrainConfig(
+                    data=config.DataConfig(index_dir=indexes),
+                    selection=config.SelectionConfig(criterion="hard_learner"),
+                    evaluation=config.EvaluationConfig(
+                        data=(f"{folder}/some.tfrecord",),
+                        suite=f"{folder}/suite.toml",
+                    ),
+                )
+            )
+
+        measures = opened("other").measures
+        self.assertLen(measures, len(evaluation.MEASURES) + 8 + 1)
+        self.assertIn("eval/some/zero_shot/mean_per_class", measures)
+        self.assertIn("eval/other/text_to_image/mrr", measures)
+        self.assertEqual(measures[-1], "eval/other/few_shot/2_shots")
+        self.assertLen(os.listdir(indexes), 1)
+        with self.assertRaisesRegex(
+            ValueError, "different names.*some in both"
+        ):
+            opened("some")
 
 
 class DrawsTest(tf.test.TestCase):
