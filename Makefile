@@ -15,6 +15,8 @@ PEERS_BIN := .venv-peers/bin
 PEERS_INSTALLED := .venv-peers/installed-evaluation
 HF_BIN := .venv-transformers/bin
 HF_INSTALLED := .venv-transformers/installed
+S3_BIN := .venv-s3/bin
+S3_INSTALLED := .venv-s3/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
@@ -49,10 +51,11 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
-test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam, Hugging Face
+test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) $(S3_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam, Hugging Face, S3
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
 	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
 	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
+	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
 
 test-peers: $(INSTALLED) $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py
@@ -92,7 +95,7 @@ icontext: icontext-runs ## data, runs and report, from nothing
 	@echo "icontext: see $(ICONTEXT)/results/report.md"
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-beam .venv-transformers .venv-peers .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam .venv-transformers .venv-s3 .venv-peers .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -124,6 +127,14 @@ $(HF_INSTALLED): $(INSTALLED)
 	  ".venv-transformers, once"
 	@test -x $(HF_BIN)/python || $(PYTHON) -m venv .venv-transformers
 	@$(HF_BIN)/python $(PIP) --editable '.[test,transformers]'
+	@touch $@
+	@echo "install: done"
+
+# As Beam, s3fs and moto ask for older versions of some packages.
+$(S3_INSTALLED): $(INSTALLED)
+	@echo "install: the same with s3fs and a fake S3 into .venv-s3, once"
+	@test -x $(S3_BIN)/python || $(PYTHON) -m venv .venv-s3
+	@$(S3_BIN)/python $(PIP) --editable '.[test,s3]' 'moto[server]>=5'
 	@touch $@
 	@echo "install: done"
 

@@ -28,9 +28,9 @@ with files.written_whole(sys.argv[1]) as partial:
 
 
 class FilesTestCase(remote_files.Local, tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.path = os.path.join(self.folder, "sub", "file")
+    @property
+    def path(self):
+        return os.path.join(self.folder, "sub", "file")
 
     def start(self, script):
         """A process in the middle of a script."""
