@@ -5,7 +5,7 @@ imports it once and forks for each run that a line of its input asks for. A line
 is an object: `workdir`, `settings`, overrides like those of `--set`, and the
 `number` of a signal that the run is to get `at` a place, counted in the calls
 of `CALLS`, or of `REMOTE_CALLS` with a remote `workdir`. Then `local` begins
-the names of local files, and a dead run's lease expires in two seconds. Its
+the names of local files, and a dead run's lease expires in a second. Its
 output is a line with the process's number, and one with how it ended.
 """
 
@@ -103,7 +103,7 @@ def run(workdir, settings, at=None, number=signal.SIGKILL, local=None):
     config.save_config(recipe(folder, settings), config_file)
     with mock.patch.object(models, "build_learner", build_learner):
         if local:
-            leases.BEAT, leases.EXPIRY, leases.SETTLE = 0.5, 2.0, 0.05
+            leases.BEAT, leases.EXPIRY, leases.SETTLE = 0.4, 1.0, 0.05
             module, names = remote, REMOTE_CALLS
         else:
             module, names = checkpoints.os, CALLS

@@ -1,0 +1,275 @@
+"""Ready-made jobs: valid settings, known fields, scripts that do as told."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+import tensorflow as tf
+import yaml
+
+from jest_tf import cli, config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "deploy"
+GCLOUD = """#!/bin/bash
+echo "$@" >>calls
+case "$*" in
+  *" describe "*)
+    state=$(head -1 states)
+    sed -i 1d states
+    [[ $state == NONE ]] && exit 1
+    echo "$state" ;;
+  "storage ls "*) [[ ! -s states ]] ;;
+  *" create "*)
+    for word in "$@"; do
+      case $word in
+        --metadata-from-file=startup-script=*) cp "${word##*=}" startup ;;
+      esac
+    done ;;
+esac
+"""
+
+
+def containers(job):
+    """The containers of a JobSet or a Vertex job."""
+    if "workerPoolSpecs" in job:
+        return [pool["containerSpec"] for pool in job["workerPoolSpecs"]]
+    return [
+        container
+        for part in job["spec"]["replicatedJobs"]
+        for container in part["template"]["spec"]["template"]["spec"][
+            "containers"
+        ]
+    ]
+
+
+class DeployTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+
+    def script(self, name, text):
+        path = os.path.join(self.folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write(text)
+        os.chmod(path, 0o755)
+        return path
+
+    def read(self, name):
+        with open(os.path.join(self.folder, name)) as file:
+            return file.read()
+
+
+class JobsTest(DeployTestCase):
+    jobs = {
+        path.name: yaml.safe_load(path.read_text())
+        for path in sorted(DEPLOY.glob("*.yaml"))
+    }
+
+    def test_there_are_jobs(self):
+        self.assertEqual(
+            list(self.jobs),
+            ["jobset-gpu.yaml", "jobset-tpu.yaml", "vertex.yaml"],
+        )
+
+    def test_their_arguments_are_those_of_a_run(self):
+        for name, job in self.jobs.items():
+            for container in containers(job):
+                with self.subTest(name):
+                    flags = cli._parse(container["args"])
+                    self.assertStartsWith(flags.workdir, "gs://")
+                    settings = config.load_config(
+                        str(ROOT / flags.config), flags.set
+                    )
+                    self.assertNotEqual(
+                        settings.distribution.strategy, "default"
+                    )
+
+    def test_jobsets_restart_as_kubernetes_allows(self):
+        for name in ("jobset-gpu.yaml", "jobset-tpu.yaml"):
+            job = self.jobs[name]
+            self.assertEqual(
+                (job["apiVersion"], job["kind"]),
+                ("jobset.x-k8s.io/v1alpha2", "JobSet"),
+            )
+            self.assertGreater(job["spec"]["failurePolicy"]["maxRestarts"], 0)
+            for part in job["spec"]["replicatedJobs"]:
+                spec = part["template"]["spec"]
+                pod = spec["template"]["spec"]
+                # Else neither a policy nor JobSet would see exit codes.
+                self.assertEqual(pod["restartPolicy"], "Never")
+                named = {one["name"] for one in pod["containers"]}
+                rules = spec.get("podFailurePolicy", {}).get("rules", ())
+                for rule in rules:
+                    if codes := rule.get("onExitCodes"):
+                        self.assertIn(codes["containerName"], named)
+                        self.assertEqual(codes["values"], [75])
+
+    def test_workers_know_each_other(self):
+        (container,) = containers(self.jobs["jobset-gpu.yaml"])
+        self.script("deploy/entrypoint.sh", 'echo "$TF_CONFIG"; echo "$@" >&2')
+        done = subprocess.run(
+            [*container["command"], *container["args"]],
+            cwd=self.folder,
+            env={**os.environ, "JOB_COMPLETION_INDEX": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.assertEqual(
+            json.loads(done.stdout),
+            {
+                "cluster": {
+                    "worker": [
+                        f"jest-gpu-worker-0-{number}.jest-gpu:2222"
+                        for number in range(2)
+                    ]
+                },
+                "task": {"type": "worker", "index": 1},
+            },
+        )
+        self.assertEqual(done.stderr.split(), container["args"])
+
+    def test_vertex_knows_every_field(self):
+        # Model Garden brings Google's client, with descriptions of services.
+        documents = pytest.importorskip("googleapiclient.discovery_cache")
+        path = pathlib.Path(documents.__file__).parent / "documents"
+        with open(path / "aiplatform.v1.json") as file:
+            schemas = json.load(file)["schemas"]
+
+        def check(value, schema, place):
+            schema = schemas.get(schema.get("$ref"), schema)
+            if schema["type"] == "object":
+                for key, one in value.items():
+                    self.assertIn(key, schema["properties"], place)
+                    check(one, schema["properties"][key], f"{place}.{key}")
+            elif schema["type"] == "array":
+                for one in value:
+                    check(one, schema["items"], place)
+            else:
+                self.assertIn(value, schema.get("enum", [value]), place)
+                # 64-bit integers are strings in JSON; both are taken.
+                kinds = {"string": (str, int), "integer": int, "boolean": bool}
+                self.assertIsInstance(value, kinds[schema["type"]], place)
+
+        spec = schemas["GoogleCloudAiplatformV1CustomJobSpec"]
+        check(self.jobs["vertex.yaml"], spec, "spec")
+
+
+class EntrypointTest(DeployTestCase):
+    def start(self, *arguments, **environment):
+        return subprocess.Popen(
+            ["bash", str(DEPLOY / "entrypoint.sh"), *arguments],
+            cwd=self.folder,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def test_it_runs_again_on_exit_code_75_alone(self):
+        self.script("codes", "75\n75\n3\n")
+        command = self.script(
+            "command",
+            "#!/bin/bash\necho $@ >>said\ncode=$(head -1 codes)\n"
+            "sed -i 1d codes\nexit $code\n",
+        )
+        process = self.start("train", "a b", JEST_TF=command)
+        process.communicate()
+        self.assertEqual(process.returncode, 3)
+        self.assertEqual(self.read("said"), 3 * "train a b\n")
+
+    def test_a_sigterm_is_passed_on_and_ends_it(self):
+        command = self.script(
+            "command",
+            "#!/bin/bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\n"
+            "echo begun\nwhile true; do sleep 0.05; done\n",
+        )
+        process = self.start(JEST_TF=command)
+        self.assertEqual(process.stdout.readline(), "begun\n")
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+        self.assertEqual((said, process.returncode), ("saved\n", 75))
+
+    def test_it_starts_the_command(self):
+        command = self.script(
+            "command",
+            f"#!{sys.executable}\nimport sys\nfrom jest_tf import cli\n"
+            "sys.exit(cli.main())\n",
+        )
+        process = self.start(
+            "train", "--help", JEST_TF=command, PYTHONPATH=str(ROOT)
+        )
+        said, _ = process.communicate()
+        self.assertEqual(process.returncode, 0)
+        self.assertIn("--workdir", said)
+
+
+class QueueTest(DeployTestCase):
+    def test_it_asks_again_until_the_run_is_finished(self):
+        self.script("bin/gcloud", GCLOUD)
+        states = ["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED"]
+        self.script("states", "\n".join([*states, "NONE", "ACTIVE"]) + "\n")
+        started = time.monotonic()
+        done = subprocess.run(
+            [
+                *("bash", str(DEPLOY / "queued_tpu.sh"), "jest"),
+                *("gs://bucket/run", "--config", "my recipe.py"),
+            ],
+            cwd=self.folder,
+            env={
+                **os.environ,
+                "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
+                "IMAGE": "image:tpu",
+                "ZONE": "zone",
+                "ACCELERATOR": "v5litepod-8",
+                "VERSION": "v2-alpha-tpuv5-lite",
+                "EVERY": "0",
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        self.assertLess(time.monotonic() - started, 60.0)
+        self.assertIn("gs://bucket/run is finished", done.stdout)
+        calls = self.read("calls").splitlines()
+        verbs = [
+            words[3]
+            for words in map(str.split, calls)
+            if words[2] == "queued-resources"
+        ]
+        self.assertEqual(
+            [verb for verb in verbs if verb != "describe"],
+            ["create", "delete", "create", "delete"],
+        )
+        create = next(line for line in calls if " create " in line)
+        for flag in ("--spot", "--zone=zone", "--accelerator-type=v5litepod-8"):
+            self.assertIn(flag, create)
+        startup = os.path.join(self.folder, "startup")
+        subprocess.run(["bash", "-n", startup], check=True)
+        self.script("bin/docker", '#!/bin/bash\nprintf "%s\\n" "$@"\n')
+        said = subprocess.run(
+            ["bash", startup],
+            env={"PATH": f"{self.folder}/bin:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        self.assertEqual(
+            said[-6:],
+            [
+                *("image:tpu", "train", "--workdir", "gs://bucket/run"),
+                *("--config", "my recipe.py"),
+            ],
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()
