@@ -8,12 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import models, training
+from jest_tf import files, models, training
 from jest_tf.config import checks
 from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import pictures, pipeline, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
+from jest_tf.data.stores import shards
 from jest_tf.models import reference
 from jest_tf.runs import bootstrap, interruptions, loading, progress
 
@@ -87,6 +88,7 @@ def open_sources(
             with strategy.scope():
                 teacher = loading.load_model(settings.name)
             _warn_of_losses(config, teacher.loss)
+            _warn_of_seen_records(config, teacher)
         if settings.sidecars:
             expected = reference.describe(teacher) if teacher else None
             sidecars = sidecars_lib.Sidecars(
@@ -359,6 +361,39 @@ def _warn_of_losses(config, learned):
                 f"{config.reference.name} has learned by the {learned} loss:"
                 f" `{setting}={learned}` scores by that"
             )
+
+
+def _warn_of_seen_records(config, teacher):
+    """Warns if the reference has learned the records that it is to choose from.
+
+    Whatever chose its own examples may have kept from it what is wrong.
+    """
+    if not isinstance(teacher, reference.Run):
+        return
+    theirs = teacher.config
+    if theirs.selection.scores or theirs.cascade.hyper_batch_size:
+        return
+    own, seen = (_shards_of(one.data.train) for one in (config, theirs))
+    seen &= own
+    if seen:
+        progress.say(
+            f"warning: the reference, {config.reference.name}, was trained on "
+            f"{len(seen):,} of the {len(own):,} shards of `data.train`, on "
+            "every record: it has learned what is wrong in them too, and "
+            "chooses worse than one of curated records alone "
+            "(docs/bootstrap.md)"
+        )
+
+
+def _shards_of(patterns):
+    """The files of `data.train`; what is not a file is itself."""
+    found = set()
+    for pattern in patterns:
+        try:
+            found |= {files.absolute(one) for one in shards.expand(pattern)}
+        except ValueError:  # such as a data set of TFDS, or shards now gone
+            found.add(pattern)
+    return found
 
 
 def _warn_of_repeats(config, store):

@@ -594,6 +594,32 @@ class DirectoryTest(RunsTestCase):
         said = self.train("other", *learnability, "selection.loss=softmax")
         self.assertNotIn("warning: scores", said)
 
+    def test_a_reference_that_has_learned_the_pool_is_warned_of(self):
+        chosen = "steps=4", "selection.criterion=hard_learner"
+        uniform = "steps=4", "selection.batch_size=none"
+        for name, settings, expected in (
+            ("uniform", uniform, True),
+            ("chose its own", chosen, False),
+            (
+                "of other records",
+                (*uniform, f"data.train={self.folder}/b.tfrecord"),
+                False,
+            ),
+        ):
+            with self.subTest(name):
+                tiny.write_shard(f"{self.folder}/b.tfrecord", rows=20)
+                self.train(name, *settings)
+                said = self.train(
+                    f"by {name}",
+                    *("steps=4", "selection.criterion=learnability"),
+                    f"reference.workdir={self.workdir(name)}",
+                    f"data.train={self.folder}/a.tfrecord",
+                )
+                self.assertEqual(
+                    "was trained on 1 of the 1 shards of `data.train`" in said,
+                    expected,
+                )
+
     def test_a_measure_that_no_evaluation_has_is_refused_before_all(self):
         for name in ("mrr", "eval/b/image_to_text/mrr", "eval/a/loss"):
             with self.assertRaisesRegex(
