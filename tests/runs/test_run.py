@@ -594,6 +594,7 @@ class DirectoryTest(RunsTestCase):
         said = self.train("other", *learnability, "selection.loss=softmax")
         self.assertNotIn("warning: scores", said)
 
+    @pytest.mark.slow
     def test_a_reference_that_has_learned_the_pool_is_warned_of(self):
         chosen = "steps=4", "selection.criterion=hard_learner"
         uniform = "steps=4", "selection.batch_size=none"
