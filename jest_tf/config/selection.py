@@ -22,6 +22,8 @@ Loss = Annotated[str | None, one_of(*LOSSES, None)]
 FirstChunk = Annotated[str, one_of(*FIRST_CHUNKS)]
 # What the embeddings of a renewal are for.
 ROLES = ("reference", "learner")
+# The captions that stage 0 scores.
+CAPTIONS = ("drawn", "best")
 
 
 @dataclass(frozen=True)
@@ -321,6 +323,11 @@ class CascadeConfig(Checked, path="cascade"):
             learner's embeddings of the last renewal, so they need
             `bootstrap.renews` "learner"; steps before the first renewal choose
             by "easy_reference".
+        captions: "drawn" scores a record with the caption that the step would
+            train on. "best" scores it with the caption most similar to its
+            picture; the step trains on the drawn one all the same. Records
+            are then chosen, not captions, and hard captions of good records
+            are learned too.
         loss: pair loss of the scores, "sigmoid" or "softmax". None takes
             `model.loss`.
         first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
@@ -334,6 +341,7 @@ class CascadeConfig(Checked, path="cascade"):
     hyper_batch_size: Count | None = None
     num_chunks: Count = 16  # as in `SelectionConfig`
     criterion: Criterion = "easy_reference"
+    captions: Annotated[str, one_of(*CAPTIONS)] = "drawn"
     loss: Loss = None
     first_chunk: FirstChunk = "diagonal"
     gain: float = 1.0

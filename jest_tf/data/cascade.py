@@ -110,8 +110,10 @@ class Cascade:
             if curated_rows:
                 positions = positions[~order.is_curated(positions)]
             # Equal positions in equal order, whatever is read.
+            is_best = self.settings.captions == "best"
             parts = [
-                load_rows(positions, one, store, order, seed) for one in read
+                load_rows(positions, one, store, order, seed, is_best=is_best)
+                for one in read
             ]
             rows = [values for part in parts for values in part[1:]]
             return (parts[0][0], *rows)
@@ -235,6 +237,8 @@ def load_rows(
     store: stores.Store,
     order: stream.AnyOrder,
     seed: int,
+    *,
+    is_best: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads the reference's embeddings at positions of the stream.
 
@@ -246,6 +250,7 @@ def load_rows(
         store: the records.
         order: of the stream.
         seed: the run's seed.
+        is_best: read each record's best caption, not the drawn one.
 
     Returns:
         The positions, int64 [k], sorted by row, which reads fastest; and in
@@ -262,17 +267,19 @@ def load_rows(
     rows, line = np.divmod(line, count)
     positions = positions[line]
     numbers = reader.caption_numbers(seed, positions)
-    captions, image, text = sidecars.read_numbered(
-        rows, numbers, store.ids(rows)
-    )
+
+    def read(rows, numbers):
+        if is_best:
+            return sidecars.read_best(rows, store.ids(rows))
+        return sidecars.read_numbered(rows, numbers, store.ids(rows))
+
+    captions, image, text = read(rows, numbers)
     missing = np.flatnonzero(captions < 0)
     for attempt in range(1, reader.MAX_ATTEMPTS + 1):
         if not len(missing):
             break
         rows = order.substitutes(positions[missing], attempt)
-        captions, image[missing], text[missing] = sidecars.read_numbered(
-            rows, numbers[missing], store.ids(rows)
-        )
+        captions, image[missing], text[missing] = read(rows, numbers[missing])
         missing = missing[captions < 0]
     if len(missing):
         raise ValueError(

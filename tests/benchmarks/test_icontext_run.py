@@ -99,7 +99,7 @@ class MatrixTest(tf.test.TestCase):
             self.assertEqual(matrix.find(name).level, level)
 
     def test_the_web_like_data_is_in_a_folder_of_its_own(self):
-        recipe = self.resolve("web_bootstrap_1400")
+        recipe = self.resolve("web_bootstrapped_1400")
         self.assertEqual(recipe.data.train, ("/w/web/pool70/pool-*.tfrecord",))
         self.assertEqual(recipe.data.curated, ("/w/web/curated-*.tfrecord",))
         self.assertEqual(recipe.data.vocabulary, "/w/web/vocab.txt")

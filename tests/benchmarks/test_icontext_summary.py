@@ -285,16 +285,16 @@ class SummaryTest(tf.test.TestCase):
         self.check(found["uniform_score"], None)
 
     def test_renewals_are_charged_to_all_alone(self):
-        run = a_run("web_bootstrap_1400", 1400, 0.12, flops_renewals=600)
+        run = a_run("web_bootstrapped_1400", 1400, 0.12, flops_renewals=600)
         values = summarise(*uniform(), run).values()
-        found = row(values, "bootstrap", 1400)["flops_ratio"]
+        found = row(values, "bootstrapped", 1400)["flops_ratio"]
         self.check(found["scores"], 9000 / 1400)
         self.check(found["reference"], 9000 / 1400)
         self.check(found["all"], 9000 / 2000)
 
     def test_recorded_renewals_count_from_the_evaluation_after_them(self):
         run = a_run(
-            *("web_bootstrap_1400", 1400, 0.24),
+            *("web_bootstrapped_1400", 1400, 0.24),
             curve={700: 0.06, 1400: 0.24},
             flops_renewals=600,
         )
@@ -302,7 +302,7 @@ class SummaryTest(tf.test.TestCase):
         spent["flops_cascade"] = 0
         run = run._replace(curves=run.curves.assign(**spent))
         values = summarise(*uniform(), run).values()
-        found = row(values, "bootstrap", 1400, "first_crossings")
+        found = row(values, "bootstrapped", 1400, "first_crossings")
         # 0.12 is a third of the way from 0.06 to 0.24, at 933 steps.
         steps = 700 * 4 / 3
         self.check(found["flops_ratio"]["scores"], 9000 / steps)

@@ -77,6 +77,40 @@ class ChoiceTest(cascade_cases.CascadeTestCase):
             self.assertAllEqual(batch["id"][good], 1000 + rows[good])
             self.assertAllEqual(batch["record_replaced"], ~good)
 
+    def test_records_may_be_chosen_by_their_best_captions(self):
+        """The captions that come are those of a stream without a cascade."""
+        order = stream.Order(80, cascade_cases.SEED)
+        positions = self.offered(order, 0)
+        reference = self.reference(order, positions)
+        images = np.float32(np.float16(self.image))
+        text = []
+        for picture in reference.image:
+            # Of a substitute, where the record has no embedding.
+            (row,) = np.flatnonzero((images == picture).all(1))
+            own = self.text[self.starts[row] : self.starts[row + 1]]
+            own = np.float32(np.float16(own))
+            similarity = np.where(own.any(1), own @ picture, -9)
+            text.append(own[np.argmax(similarity)])
+        draw = selection.select_jointly(
+            None,
+            reference._replace(text=np.stack(text)),
+            batch_size=12,
+            num_chunks=3,
+            seed=cascade.joint_seed(tf.constant([cascade_cases.SEED, 0])),
+            criterion="easy_reference",
+        )
+        chosen = np.sort(positions[draw.indices])
+        (batch,) = self.batches(1, self.cascade(captions="best"))
+        good = ~np.isin(
+            order.rows(chosen), (*cascade_cases.INVALID, cascade_cases.BLANK)
+        )
+        self.assertAllEqual(batch["id"][good], 1000 + order.rows(chosen)[good])
+        (offered,) = self.batches(1, None, super_batch_size=30)
+        whole = {position: offered["text"][position] for position in range(30)}
+        self.assertAllEqual(
+            batch["text"], [whole[position] for position in chosen]
+        )
+
     def test_the_learners_part_is_of_its_sidecars(self):
         image, text = self.image[::-1].copy(), self.text[:, ::-1].copy()
         about = cascade_cases.DESCRIPTION._replace(scale=5.0, bias=-1.0)

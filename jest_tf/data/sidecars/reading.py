@@ -131,7 +131,8 @@ class Sidecars:
         """
         rows, captions, ids = _integers(rows, captions, ids)
 
-        def given(text, starts, ends, places):
+        def given(part, local, starts, ends, places):
+            del part, local
             chosen = captions[places]
             return np.where(chosen < ends - starts, chosen, -1)
 
@@ -171,10 +172,37 @@ class Sidecars:
         return self._read(
             rows,
             ids,
-            lambda text, starts, ends, places: _choose(
-                text, starts, ends, numbers[places]
+            lambda part, local, starts, ends, places: _choose(
+                part["text"], starts, ends, numbers[places]
             ),
         )
+
+    def read_best(
+        self, rows: np.ndarray, ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Reads the embeddings of records and of their best captions.
+
+        The best caption of a record is the one most similar to its picture, the
+        first of equal ones.
+
+        Args:
+            rows: as in `read`, like `ids`.
+
+        Returns:
+            As `read_numbered`.
+
+        Raises:
+            IndexError: a row is out of range.
+            ValueError: an id differs, or a sidecar is damaged.
+        """
+        rows, ids = _integers(rows, ids)
+
+        def choose(part, local, starts, ends, places):
+            del places
+            pictures = part["image"][local]
+            return _choose_best(part["text"], starts, ends, pictures)
+
+        return self._read(rows, ids, choose)
 
     def read_shard(self, shard: int) -> Rows:
         """Returns all rows of a shard, with all captions, unchecked."""
@@ -203,7 +231,7 @@ class Sidecars:
         return valid
 
     def _read(self, rows, ids, choose):
-        """`read_numbered`, by `choose(text, starts, ends, places)`."""
+        """`read_numbered`, by `choose(part, local, starts, ends, places)`."""
         captions = np.empty(len(rows), np.int64)
         image = np.empty([len(rows), self.dim], self.dtype)
         text = np.empty_like(image)
@@ -217,7 +245,7 @@ class Sidecars:
             )
             starts, ends = part["offsets"][local], part["offsets"][local + 1]
             self._check_spans(part, rows[places], starts, ends)
-            chosen = choose(part["text"], starts, ends, places)
+            chosen = choose(part, local, starts, ends, places)
             chosen[file_format.is_zero(part["image"], local)] = -1
             captions[places] = chosen
             if chosen.min() < 0:
@@ -425,4 +453,25 @@ def _choose(text, starts, ends, numbers):
     wanted = whole[firsts] + numbers % np.maximum(counts, 1) + 1
     choices = np.searchsorted(whole, wanted) - 1 - firsts
     choices[counts == 0] = -1
+    return choices
+
+
+def _choose_best(text, starts, ends, pictures):
+    """Indices of the captions most like the pictures; -1 if all are blank."""
+    counts = ends - starts
+    firsts = np.cumsum(counts) - counts  # of each row, in a line of all
+    line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())
+    owners = np.repeat(np.arange(len(counts)), counts)
+    captions = np.asarray(text[line], np.float32)
+    similarity = np.einsum(
+        "cd,cd->c", captions, np.asarray(pictures, np.float32)[owners]
+    )
+    similarity[~captions.any(1)] = -np.inf
+    choices = np.full(len(counts), -1)
+    # Of each row in turn, the most similar first; the sort is stable.
+    order = np.lexsort((-similarity, owners))
+    has_some = counts > 0
+    best = order[firsts[has_some]]
+    best = np.where(np.isneginf(similarity[best]), -1, best)
+    choices[has_some] = np.where(best < 0, -1, best - firsts[has_some])
     return choices

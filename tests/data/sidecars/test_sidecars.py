@@ -206,6 +206,31 @@ class SidecarsTest(EmbeddingsTestCase):
                 with self.assertRaisesRegex(ValueError, "must have .*caption"):
                     sidecars.read([10], [caption], [1070])
 
+    def test_the_best_caption_is_the_most_similar_one(self):
+        starts = self.ends - self.counts
+        twice = np.flatnonzero(self.counts == 3)[0]
+        picture = self.image[twice]
+        self.text[starts[twice]] = 0.0  # blank
+        self.text[starts[twice] + 1 : starts[twice] + 3] = picture
+        folder = os.path.join(self.folder, "best")
+        self.write(directory=folder)
+        sidecars = sidecars_lib.Sidecars(self.store, folder)
+        rows = np.random.default_rng(3).permutation(sum(LENGTHS))
+        for some in (rows, np.sort(rows), rows[:0]):
+            found, image, text = sidecars.read_best(some, 1000 + 7 * some)
+            for place, row in enumerate(some):
+                own = self.text[starts[row] : self.ends[row]]
+                expected = -1
+                if self.valid[row] and own.any():
+                    blank = ~own.any(1)
+                    similarity = np.where(blank, -9, own @ self.image[row])
+                    expected = np.argmax(similarity)
+                self.assertEqual(found[place], expected)
+                if expected >= 0:
+                    self.assertAllEqual(image[place], self.image[row])
+                    self.assertAllEqual(text[place], own[expected])
+        self.assertEqual(sidecars.read_best([twice], [1000 + 7 * twice])[0], 1)
+
     def test_captions_are_chosen_of_those_not_blank(self):
         # Of some rows the first is blank, of some two are, of some all; and
         # zeros ahead of other numbers are no blank caption.
