@@ -4,8 +4,9 @@ Settings, vocabulary and weights come from the run directory; `--step` takes
 the weights of a checkpoint. Prints a measure a line, or JSON with `--json`.
 
 `--suite` takes a file of data sets and tasks (docs/evaluation.md): zero-shot
-classification, retrieval, probes. It also writes `evaluation.json`, in the form
-of CLIP_benchmark, and `evaluation.html` into the run directory or `--output`.
+classification, retrieval, probes. It also writes `evaluation.json` and its
+parts, `evaluation/`, in the form of CLIP_benchmark, and `evaluation.html` into
+the run directory or `--output`.
 Embeddings are kept there, for the next evaluation of the same weights.
 
 With `--selection` the command measures the run's draws instead of its learner,
@@ -208,8 +209,8 @@ def evaluate_suite(
     Args:
         model: of `runs.load_model`, or `runs.load_run` with `step`.
         suite: a file, as `evaluation.suite`.
-        output: folder of `evaluation.json`, `evaluation.html` and the embedded
-            data.
+        output: folder of `evaluation.json`, `evaluation/`, `evaluation.html`
+            and the embedded data.
         step: of the model's run.
         index_dir: as `data.index_dir`; None takes the run's.
 
@@ -238,7 +239,7 @@ def evaluate_suite(
                 drawn = evaluations.draws(model.name, entry)
                 outcomes.setdefault(name, []).append(drawn)
         found = evaluation.results(outcomes, about.model, about.pretrained)
-        directory.write(output, directory.RESULTS_FILE, found)
+        evaluations.write_results(output, found)
         evaluation_page.write(
             directory.path(output, directory.RESULTS_PAGE_FILE),
             f"{about.model} {about.pretrained}".strip(),

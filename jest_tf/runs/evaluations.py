@@ -2,14 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, models
+from jest_tf import evaluation, files, models
 from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import reference
@@ -143,6 +143,20 @@ def loaded(model: reference.Run | reference.Pretrained, step=None) -> Loaded:
     )
     prompts = config.evaluation.prompts
     return Loaded(encoder, prompts, config.data.index_dir, name, pretrained)
+
+
+def write_results(output: str, found: Sequence[Mapping]) -> None:
+    """Writes results, as of `evaluation.results`, into a folder.
+
+    `evaluation.json` has all of them. `evaluation/` has a file for each, which
+    `clip_benchmark build` takes; what was there before is deleted.
+    """
+    directory.write(output, directory.RESULTS_FILE, found)
+    folder = directory.path(output, directory.RESULTS_FOLDER)
+    files.remove_folder(folder)
+    for one in found:
+        name = "_".join(one[part] for part in ("dataset", "task", "language"))
+        directory.write(folder, f"{name.replace('/', '-')}.json", one)
 
 
 def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:

@@ -14,6 +14,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from sklearn import datasets
@@ -22,6 +23,7 @@ from sklearn.feature_extraction import text as text_features
 from jest_tf import config, evaluation
 from jest_tf.data import pictures, stores
 from jest_tf.evaluation import data_sets
+from jest_tf.runs import evaluations
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PEERS = ROOT / ".venv-peers"
@@ -209,6 +211,36 @@ class PeersTest(tf.test.TestCase):
             ("n15075141", "toilet paper"),
         ):
             self.assertEqual(names[synset], name)
+
+    def test_clip_benchmark_builds_its_table_of_our_results(self):
+        outcomes = {
+            "a/digits": [
+                evaluation.Outcome("zero_shot", "", self.classify("digits")[1])
+            ],
+            "xm": [
+                evaluation.Outcome("retrieval", language, {"x/recall@1": value})
+                for language, value in (("de", 0.5), ("fr", 0.25))
+            ],
+        }
+        found = evaluation.results(outcomes, "tiny", "runs/best")
+        evaluations.write_results(str(self.folder / "results"), found)
+        subprocess.run(
+            [PEERS / "bin/python", "-m", "clip_benchmark.cli", "build"]
+            + ["results/evaluation", "--output", "table.csv"],
+            check=True,
+            cwd=self.folder,
+        )
+        table = pd.read_csv(self.folder / "table.csv")
+        table = table.sort_values(["dataset", "language"])
+        self.assertEqual(
+            table["model_fullname"].tolist(), ["tiny runs/best"] * 3
+        )
+        self.assertEqual(table["language"].tolist(), ["en", "de", "fr"])
+        self.assertAllClose(
+            table["acc1"][table["dataset"] == "a/digits"],
+            [found[0]["metrics"]["acc1"]],
+        )
+        self.assertAllClose(table["recall@1"].tolist()[1:], [0.5, 0.25])
 
     def test_tars_that_clip_benchmark_writes(self):
         labels = self.given["digits_labels"][:30]
