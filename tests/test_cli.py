@@ -554,6 +554,14 @@ class StartTest(tf.test.TestCase):
         self.assertIn("\n  data.super_batch_size=1280\n      B, exampl", shown)
         self.assertIn("\n  selection.view.keep_tokens=1.0\n", shown)
 
+    def test_help_of_evaluate_lists_the_fields_of_an_entry(self):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            self.assertEqual(cli.main(["evaluate", "--help"]), 0)
+        for field in dataclasses.fields(config.Entry):
+            self.assertRegex(
+                printed.getvalue(), rf"(?m)^  {field.name}=.*\n {{6}}\w|\""
+            )
+
     def test_what_cannot_work_is_one_line_before_anything_is_read(self):
         workdir = os.path.join(self.get_temp_dir(), "run")
         for more, environment, message in (

@@ -22,7 +22,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+from jest_tf import config
 from jest_tf.cli import flags as flags_lib
+from jest_tf.config import overrides
 
 _SUPER_BATCHES = 8
 # Of the data of a suite, its entries say this.
@@ -30,7 +32,11 @@ _READING = ("format", "image_field", "caption_fields")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
+    """Adds the command's flags, and an entry's fields to the help's epilog."""
+    parser.epilog = (
+        f"{parser.epilog}\nfields of a suite's entry and their defaults:\n"
+        f"{overrides.describe(config.Entry)}"
+    )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--workdir", help="the run directory")
     model.add_argument(
@@ -220,7 +226,6 @@ def evaluate_suite(
     Raises:
         ValueError: the suite does not fit, or its data is missing.
     """
-    from jest_tf import config as config_lib
     from jest_tf import evaluation
     from jest_tf.reports import evaluation_page
     from jest_tf.runs import directory, evaluations
@@ -234,7 +239,7 @@ def evaluate_suite(
     folder = directory.path(output, directory.EMBEDDINGS_FOLDER)
     with about.encoder.fixed(folder, keep=True):
         outcomes = {name: one.outcomes() for name, one in opened.items()}
-        for name, entry in config_lib.load_suite(suite).items():
+        for name, entry in config.load_suite(suite).items():
             if "selection" in entry.task:
                 drawn = evaluations.draws(model.name, entry)
                 outcomes.setdefault(name, []).append(drawn)

@@ -383,13 +383,13 @@ def _read_list(setting, path):
         found = _json(path)
         values = found.values() if isinstance(found, dict) else found
     else:
-        found = values = [
-            line.strip() for line in _text(path).splitlines() if line.strip()
-        ]
-    if not values or not all(isinstance(one, str) for one in values):
+        lines = _text(path).rstrip().splitlines()
+        found = values = [line.strip() for line in lines]
+    # A line is the number of a class, so none may be blank.
+    if not values or not all(one and isinstance(one, str) for one in values):
         raise ValueError(
-            f"`{setting}` must be a file of texts, one a line, or of JSON. "
-            f"Received: {path}"
+            f"`{setting}` must be a file of texts, one a line and none blank, "
+            f"or of JSON. Received: {path}"
         )
     return found
 

@@ -224,6 +224,21 @@ class DataSetsTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "`classes` must name a file"):
             self.rows()
 
+    def test_a_blank_class_name_is_refused(self):
+        # It would move the numbers of the classes after it.
+        suite_files.write_classes(self.folder / "data", {"a": [1]})
+        for name, text in (
+            ("names.txt", "a\n\nb\n"),
+            ("names.json", '["a", 1]'),
+            ("empty.txt", "\n"),
+        ):
+            with self.assertRaisesRegex(ValueError, "`classes` must be a file"):
+                self.rows(classes=self.write(name, text))
+        with self.assertRaisesRegex(ValueError, "is no JSON file"):
+            self.rows(classes=self.write("names.json", "a"))
+        with self.assertRaisesRegex(ValueError, "nothing.txt cannot be read"):
+            self.rows(classes=str(self.folder / "nothing.txt"))
+
     def test_a_template_without_a_slot_is_refused(self):
         suite_files.write_classes(self.folder / "data", {"a": [1]})
         for text in ("a {}\nphoto\n", "a {c}\n{} or {}\n"):
