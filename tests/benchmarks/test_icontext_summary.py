@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pandas as pd
+import pytest
 import tensorflow as tf
 
 from benchmarks.icontext import ladders, matrix, results, summary, targets
@@ -446,6 +447,7 @@ class CommandTest(tf.test.TestCase):
         values = json.loads((self.folder / "summary.json").read_text())
         self.assertLen(values["rows"], 1)
 
+    @pytest.mark.slow
     def test_kept_summaries_are_what_the_command_writes(self):
         for splits, name in (("test", "summary"), ("val", "validation")):
             kept = results.FOLDER / f"{name}.json"
