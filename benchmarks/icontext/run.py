@@ -20,6 +20,7 @@ import sys
 from benchmarks import report
 from benchmarks.icontext import matrix, results, runner, variants, web
 from jest_tf import config as config_lib
+from jest_tf.runs import directory
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Costs in training steps of the data's uniform recipe: embedding a pool or
@@ -142,12 +143,12 @@ class Plan:
         if cell.reference:
             needs.append(self._add_sidecars(cell.reference, cell.sources))
         settings = self.settings(cell, seed)
-        commands = [
-            (
-                *("trainers.train", "--config", _recipe(cell)),
-                *("--workdir", workdir, "--set", *settings),
-            )
-        ]
+        train = (
+            *("trainers.train", "--config", _recipe(cell)),
+            *("--workdir", workdir, "--set", *settings),
+        )
+        is_finished = is_trained and _is_evaluated(workdir)
+        commands = [] if is_finished else [train]
         if not is_collected:
             commands.append(
                 (
@@ -158,7 +159,7 @@ class Plan:
                     *("--embedded", *self._embedded(cell)),
                 )
             )
-        steps = 0 if is_trained else cost(_recipe(cell), settings)
+        steps = 0 if is_finished else cost(_recipe(cell), settings)
         return self._add(name, commands, needs, steps)
 
     def workdir(self, cell, seed):
@@ -300,6 +301,13 @@ class Plan:
             )
         )
         return self._add(name, commands, needs, done=done)
+
+
+def _is_evaluated(workdir):
+    """Whether a run's evaluations go up to its last step."""
+    rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
+    last = directory.load_config(workdir).steps
+    return bool(rows) and rows[-1]["step"] == last
 
 
 def _recipe(cell):

@@ -183,7 +183,18 @@ class PlanTest(tf.test.TestCase):
         workdir = run.Plan(self.work, self.work).workdir(matrix.find(name), 0)
         workdir.mkdir(parents=True)
         (workdir / "final.weights.h5").touch()
-        tasks = self.plan(name, [name], matrix.WEB_VALIDATION)
+        recipe = ROOT / "configs" / "icontext_web.py"
+        settings = config_lib.load_config(recipe, ["steps=1400"])
+        (workdir / "config.json").write_text(
+            json.dumps(dataclasses.asdict(settings))
+        )
+        evaluations = workdir / "evaluation.jsonl"
+        # A run may be stopped before its last evaluation.
+        for step, commands in ((1300, 2), (1400, 1)):
+            evaluations.write_text(json.dumps({"step": step}) + "\n")
+            tasks = self.plan(name, [name], matrix.WEB_VALIDATION)
+            self.assertLen(tasks[f"{name}-0"].commands, commands)
+        self.assertEqual(tasks[f"{name}-0"].commands, (collect,))
         self.assertEqual(tasks[f"{name}-0"].steps, 0)
         self.assertEqual(self.plan(name, [name]), {})
 
