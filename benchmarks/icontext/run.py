@@ -281,6 +281,7 @@ class Plan:
             needs.append(self._add_sidecars(judge.cell, judged))
             share = matrix.share(source) if pool else variants.FILTERED_SHARE
             options = ("filter", "--sidecars", sidecars, "--share", share)
+            options += ("--captions", "best") if pool else ()
         if source in _CURATED:
             manifest = self._work / "manifests" / folder.name
             options = ("manifest", "--manifest", manifest)

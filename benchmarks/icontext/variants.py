@@ -57,6 +57,12 @@ def main(arguments=None):
     parser.add_argument("--data", required=True, help="the whole data set")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--share", type=float, default=FILTERED_SHARE)
+    parser.add_argument(
+        "--captions",
+        choices=("first", "best"),
+        default="first",
+        help="the caption that is matched",
+    )
     for flag in ("--sidecars", "--manifest"):
         parser.add_argument(flag, help="of the pool")
     options = parser.parse_args(arguments)
@@ -94,11 +100,7 @@ def _matching(options, records):
     store = _store(options)
     found, scores = sidecars.Sidecars(store, options.sidecars), []
     for shard in range(len(store.shards.paths)):
-        rows = found.read_shard(shard)
-        # Cosine of each picture with its first caption; -inf where invalid.
-        first = rows.text[rows.offsets[:-1]]
-        products = np.float32(rows.image) * np.float32(first)
-        scores.append(np.where(rows.valid, products.sum(axis=1), -np.inf))
+        scores.append(matches(found.read_shard(shard), options.captions))
     return best(np.concatenate(scores), options.share)
 
 
@@ -126,6 +128,23 @@ _KEPT = {
     "deduplicate": _distinct,
     "balance": _balanced,
 }
+
+
+def matches(rows, captions="first"):
+    """Cosine of each picture with a caption, float32 [n]; -inf where invalid.
+
+    Args:
+        rows: of a shard of sidecars.
+        captions: "first", or "best" for the one that matches best.
+    """
+    starts = rows.offsets[:-1]
+    owners = np.repeat(np.arange(len(starts)), np.diff(rows.offsets))
+    cosines = np.float32(rows.image)[owners] * np.float32(rows.text)
+    cosines = cosines.sum(axis=1)
+    found = cosines[starts]
+    if captions == "best":
+        found = np.maximum.reduceat(cosines, starts)
+    return np.where(rows.valid, found, -np.inf)
 
 
 def distinct(shapes, num_clusters=_NUM_CLUSTERS):

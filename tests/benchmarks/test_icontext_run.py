@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from unittest import mock
 
 import numpy as np
@@ -210,6 +211,7 @@ class PlanTest(tf.test.TestCase):
         (command,) = tasks["pool filtered70_30"].commands
         self.assertIn(str(self.work / "web" / "pool70"), command)
         self.assertEqual(command[command.index("--share") + 1], "0.3")
+        self.assertEqual(command[-6:-4], ("--captions", "best"))
         collect = tasks["web_filtered_30_4500-0"].commands[-1]
         embedded = collect[collect.index("--embedded") + 1 :]
         self.assertLen(embedded, 3)
@@ -351,6 +353,16 @@ class VariantsTest(tf.test.TestCase):
         )
         kept = next((folder / "clean").glob("pool-*"))
         self.assertEqual(list(shards.read(kept)), records[:1])
+
+    def test_a_picture_is_matched_with_its_first_or_best_caption(self):
+        rows = types.SimpleNamespace(
+            image=np.eye(3, dtype=np.float16),
+            text=np.eye(3, dtype=np.float16)[[1, 0, 1, 2]],
+            offsets=np.array([0, 2, 3, 4]),
+            valid=np.array([True, True, False]),
+        )
+        self.assertAllEqual(variants.matches(rows), [0, 1, -np.inf])
+        self.assertAllEqual(variants.matches(rows, "best"), [1, 1, -np.inf])
 
     def test_of_equal_drawings_the_first_stays(self):
         shapes = np.eye(4, dtype=np.float32)[[0, 1, 0, 2, 1, 3]]
