@@ -227,6 +227,10 @@ class TrainersTest(tf.test.TestCase):
         for name in ("zero_shot/mean_per_class", "few_shot/5_shots"):
             self.assertBetween(row[f"eval/icons/{name}"], 0.0, 1.0)
         self.assertFalse(os.path.exists(f"{self.teacher}/embeddings"))
+        kept = config.load_suite(f"{self.teacher}/suite.json")
+        self.assertEqual(
+            kept, {"icons": config.load_suite(self.suite)["icons"]}
+        )
         words = ["evaluate", "--workdir", self.learner, "--suite"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             self.assertEqual(cli.main([*words, self.suite, "--json"]), 0)

@@ -1,6 +1,7 @@
 """Evaluations of a run: the callback that makes them, and their rows."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -54,6 +55,16 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
             f"names. Received: {', '.join(both)} in both"
         )
     return Opened(stores, entries)
+
+
+def keep_suite(workdir: str, opened: Opened) -> None:
+    """Writes the entries to `suite.json`, if there are any."""
+    entries = {
+        name: dataclasses.asdict(one.entry)
+        for name, one in opened.entries.items()
+    }
+    if entries:
+        directory.write(workdir, directory.SUITE_FILE, entries)
 
 
 class Evaluations:

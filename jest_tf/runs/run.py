@@ -113,6 +113,7 @@ def _train(config, workdir, signals):
         if strategy.extended.should_checkpoint:
             output = stack.enter_context(provenance.claimed(workdir, config))
             provenance.check_data(output, sources)
+            evaluations.keep_suite(output, opened)
         else:  # some values are reduced over workers when written
             output = stack.enter_context(tempfile.TemporaryDirectory())
         run = _Run(
