@@ -12,6 +12,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from jest_tf import files
+
 COMMANDS = ("train", "embed", "evaluate", "curate", "page", "export")
 
 
@@ -57,6 +59,11 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         code = f"error: {error}"
     except SystemExit as stopped:
         code = stopped.code
+    except OSError as error:
+        code = f"error: {error}"
+        if not files.is_remote(code):  # a bucket says what it refuses
+            traceback.print_exc()
+            code = 1
     except Exception:
         traceback.print_exc()
         code = 1

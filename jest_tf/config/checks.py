@@ -54,6 +54,10 @@ MODEL: Rule = (
         or not re.match(r"[a-z_]{2,}:(?!//)", name)
     ),
 )
+STEPS: Rule = (
+    "empty, or two steps, the first at least 0 and less than the second",
+    lambda steps: not steps or (len(steps) == 2 and 0 <= steps[0] < steps[1]),
+)
 PROMPTS: Rule = (
     'one or more texts that each hold one "{}"',
     lambda texts: texts and all(text.count("{}") == 1 for text in texts),

@@ -7,6 +7,7 @@ from jest_tf.config.checks import (
     FUNCTION,
     MODEL,
     PROMPTS,
+    STEPS,
     Checked,
     Count,
     above,
@@ -368,6 +369,8 @@ class EvaluationConfig(Checked, path="evaluation"):
         time_parts: time scoring, selection and training separately on a
             super-batch, after the first step and at every evaluation. Needs
             one device; costs about two steps each time.
+        profile: two steps, as 10,13: the steps after the first, up to the
+            second, are traced for TensorBoard's profiler. Empty traces none.
         energy: measure the machine's energy (`pip install codecarbon`).
         telemetry: log repeats and overlaps of draws, `telemetry.jsonl` and
             TensorBoard histograms (docs/telemetry.md).
@@ -384,6 +387,7 @@ class EvaluationConfig(Checked, path="evaluation"):
     log_every_steps: Count = 10
     log_ids: bool = False
     time_parts: bool = False
+    profile: Annotated[tuple[int, ...], STEPS] = ()
     energy: bool = False
     telemetry: bool = True
 

@@ -14,6 +14,7 @@ from jest_tf.distribution.collectives import (
 )
 from jest_tf.distribution.strategy import (
     build_strategy,
+    describe,
     distribute,
     has_workers,
     is_tpu,
@@ -24,6 +25,7 @@ __all__ = [
     "Replicas",
     "any_worker",
     "build_strategy",
+    "describe",
     "current",
     "distribute",
     "has_workers",

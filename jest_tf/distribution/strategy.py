@@ -114,6 +114,29 @@ def spread(
     return call
 
 
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Names the devices of a strategy, for people."""
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
+        devices = [
+            ":".join(device.split(":")[-2:])
+            for device in strategy.extended.worker_devices
+        ]
+    except RuntimeError:  # the default strategy has none
+        devices = ["GPU:0" if gpus else "CPU:0"]
+    kinds = {
+        tf.config.experimental.get_device_details(gpu).get("device_name")
+        for gpu in gpus
+    } - {None}
+    text = ", ".join(devices)
+    if kinds:
+        text += f" ({', '.join(sorted(kinds))})"
+    replicas = strategy.num_replicas_in_sync
+    if replicas > len(devices):  # of all workers
+        text += f", of {replicas} replicas"
+    return text
+
+
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     """True if steps run on TPUs, which have no 64-bit integers."""
     return isinstance(strategy, tf.distribute.TPUStrategy)

@@ -103,8 +103,9 @@ class Lease:
         pairs = [(local, path)]
         if os.path.isdir(local):
             pairs = [
-                (os.path.join(local, name), f"{path}/{name}")
-                for name in sorted(os.listdir(local))
+                (os.path.join(root, name), f"{path}{root[len(local) :]}/{name}")
+                for root, _, names in os.walk(local)
+                for name in names
             ]
         for source, target in pairs:
             if not os.path.exists(source):

@@ -29,6 +29,7 @@ _MAY_CHANGE = (
     "data.index_dir",
     "data.max_fault_rate",
     "evaluation.energy",
+    "evaluation.profile",
     "evaluation.time_parts",
     "reference.sidecar_dir",
     "distribution.",

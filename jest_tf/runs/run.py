@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, training
+from jest_tf import distribution, files, training
 from jest_tf.config import checks
 from jest_tf.data import batches, cascade, pipeline
 from jest_tf.models import reference
@@ -92,6 +92,10 @@ def _train(config, workdir, signals):
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)
     strategy = distribution.build_strategy(config.distribution)
+    progress.say(
+        f"{workdir}: strategy {config.distribution.strategy} on "
+        f"{distribution.describe(strategy)}"
+    )
     _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
@@ -212,6 +216,17 @@ class _Run:
             progress.say(f"{workdir}: steps {start_step:,} to {stop:,}")
             check = interruptions.FiniteCheck(start_step)
             callbacks = [check, log, checkpoints, self.signals, evaluate]
+            if config.evaluation.profile:
+                folder = directory.path(
+                    self.output, directory.TENSORBOARD_FOLDER
+                )
+                callbacks.append(
+                    step_timing.Profile(
+                        files.appendable(folder),
+                        config.evaluation.profile,
+                        start_step,
+                    )
+                )
             callbacks += self.own_callbacks
             try:
                 _fit(model, dataset, callbacks, faults, stop)

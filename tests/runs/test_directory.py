@@ -2,8 +2,11 @@
 
 import os
 
+import remote_files
 import tensorflow as tf
 
+from jest_tf import files
+from jest_tf.files import leases
 from jest_tf.runs import directory
 
 LOGS = (
@@ -73,6 +76,59 @@ class DirectoryTest(tf.test.TestCase):
         directory.cut_back(self.workdir, 4)
         with open(path, encoding="utf-8") as file:
             self.assertEqual(file.read(), '{"step": 4}\n')
+
+
+class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):
+    """A run directory on a bucket that does not do is refused, unharmed."""
+
+    def assert_refused(self, workdir, message):
+        before = self.server.names()
+        with self.assertRaisesRegex(ValueError, message):
+            with directory.locked(workdir):
+                self.fail("it is held")
+        self.assertEqual(self.server.names(), before)
+
+    def test_a_missing_bucket(self):
+        self.assert_refused(
+            "gs://missing/run", "written to.*'gs://missing/run'"
+        )
+
+    def test_a_bucket_that_may_not_be_written(self):
+        self.server.fail("POST ", status=403, times=9)
+        self.assert_refused(self.folder, "PermissionError.*403")
+
+    def test_a_bucket_that_may_not_be_read(self):
+        self.server.fail("GET ", status=403, times=9)
+        self.assert_refused(self.folder, "PermissionError.*403")
+
+    def test_a_file(self):
+        files.write_whole(self.folder, b"not a folder")
+        self.assert_refused(self.folder, "NotADirectoryError: it is a file")
+
+    def test_two_runs(self):
+        with directory.locked(self.folder):
+            self.assert_refused(self.folder, "Another process is training")
+
+    def test_a_lease_lost_in_mid_run(self):
+        with self.assertRaisesRegex(OSError, "The lease .* was lost"):
+            with directory.locked(self.folder):
+                directory.append(self.folder, LOGS[0], {"step": 1})
+                leases._write(f"{self.folder}/.lock", "another", 0)
+                directory.sync_logs(self.folder)
+        self.assertEqual(files.list_folder(self.folder), [".lock"])
+
+    def test_rows_are_appended_cut_back_and_read(self):
+        with directory.locked(self.folder):
+            for step in range(4):
+                directory.append(self.folder, LOGS[0], {"step": step})
+            directory.sync_logs(self.folder)
+            directory.cut_back(self.folder, 2)
+            directory.append(self.folder, LOGS[0], {"step": 3, "again": True})
+        self.assertEqual(
+            directory.read_rows(self.folder, LOGS[0]),
+            [{"step": 0}, {"step": 1}, {"step": 2}, {"step": 3, "again": True}],
+        )
+        self.assertTrue(directory.has_begun(self.folder))
 
 
 if __name__ == "__main__":

@@ -280,7 +280,10 @@ class BucketResumeTest(ResumeTestCase):
 
     def test_sigterm_saves_and_exits_with_its_own_code(self):
         workdir, local = place = self.place("sigterm")
-        code = self.run_at(place, at=15, number=signal.SIGTERM)
+        process = self.server.start(workdir, *self.settings, local=local)
+        self.wait_for(lambda: checkpoints.saved_steps(workdir))
+        os.kill(process, signal.SIGTERM)
+        code = self.server.wait()
         said = self.said_in(local)
         self.assertEqual(code, interruptions.EXIT_CODE, said)
         (step,) = checkpoints.saved_steps(workdir)[-1:]

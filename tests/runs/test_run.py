@@ -311,6 +311,7 @@ class DirectoryTest(RunsTestCase):
     def test_when_it_saves_may_change_what_it_computes_may_not(self):
         said = self.train("run", "steps=4")
         # `checkpoint.keep_best`, which is not the first measure.
+        self.assertRegex(said.splitlines()[0], "run: strategy default on CPU:0")
         self.assertRegex(said, rf"run: finished, 4 steps, .*; {MRR} 0\.\d+; ne")
         self.train("run", "steps=4", "checkpoint.keep=1")
         self.assertEqual(

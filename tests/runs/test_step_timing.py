@@ -1,5 +1,7 @@
 """Timing parts of a step: their names, their sum, and that no trace is left."""
 
+from unittest import mock
+
 import keras
 import numpy as np
 import pytest
@@ -34,6 +36,38 @@ def state_of(model):
             *model.optimizer.variables,
         )
     ]
+
+
+class ProfileTest(tf.test.TestCase):
+    def test_the_steps_asked_for_are_traced(self):
+        folder = self.get_temp_dir()
+        traced = []
+        with (
+            mock.patch.object(
+                tf.profiler.experimental,
+                "start",
+                lambda place: traced.append((place, profile.step)),
+            ),
+            mock.patch.object(
+                tf.profiler.experimental,
+                "stop",
+                lambda: traced.append(profile.step),
+            ),
+        ):
+            for start, of, expected in (
+                (0, (2, 4), [(folder, 2), 4]),
+                (3, (2, 4), [(folder, 3), 4]),
+                (4, (2, 4), []),
+                (0, (4, 9), [(folder, 4), 6]),
+            ):
+                profile = step_timing.Profile(folder, of, start)
+                traced.clear()
+                profile.on_epoch_begin(0)
+                for batch in range(6 - start):
+                    profile.on_train_batch_begin(batch)
+                    profile.on_train_batch_end(batch)
+                profile.on_train_end()
+                self.assertEqual(traced, expected)
 
 
 class ProbeTest(tf.test.TestCase):
