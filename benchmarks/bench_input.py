@@ -1,18 +1,21 @@
-"""Benchmarks the example stream: speed, large stores, mixing, waiting.
+"""Benchmarks the example stream: speed, size, mixing, distance, waiting.
 
     python -m benchmarks.bench_input all
 
 `speed` alternates the training stream with a bare loop that decodes and resizes
 the same pictures. `growth` opens ever larger stores and starts at late steps.
-`mixing` compares orders of different block sizes. `wait` trains, and reads how
-long the runs waited for input. Each part replaces its block of README.md, or of
-the file `--out`. `--small` makes the parts small, and writes only to `--out`.
+`mixing` compares orders of different block sizes. `distance` reads as from a
+bucket, with latency and bandwidth put in. `wait` trains, and reads how long the
+runs waited for input. Each part replaces its block of README.md, or of the file
+`--out`. `--small` makes the parts small, and writes only to `--out`.
 """
 
 import gc
 import os
 import tempfile
+import threading
 import time
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +30,7 @@ from jest_tf.data import (
     tokenizers,
 )
 from jest_tf.data.stores import tfrecords
+from jest_tf.files import remote
 from jest_tf.runs import directory as directory_lib
 
 _COMMAND = "python -m benchmarks.bench_input"
@@ -36,6 +40,7 @@ _POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
 _TILE = 32
 _JPEG_QUALITY = 90
 _SEED = 0
+_READAHEAD = 2**21  # as `jest-tf` sets it
 
 # Super-batches before a measurement, to fill the buffers.
 _WARM_UP = 2
@@ -43,7 +48,13 @@ _WARM_UP = 2
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the requested parts and writes their blocks."""
-    parts = {"speed": speed, "growth": growth, "mixing": mixing, "wait": wait}
+    parts = {
+        "speed": speed,
+        "growth": growth,
+        "mixing": mixing,
+        "distance": distance,
+        "wait": wait,
+    }
     description = "Benchmarks the example stream."
     options = report.parser(_COMMAND, description, parts).parse_args(argv)
     for name, run in parts.items():
@@ -237,6 +248,101 @@ def mix(
     }
 
 
+class Link:
+    """Puts the latency and bandwidth of a bucket into remote reads.
+
+    Args:
+        latency: seconds to an answer's first byte.
+        bandwidth: bytes a second, of all requests together.
+    """
+
+    def __init__(self, latency: float, bandwidth: float = 125e6):
+        self._latency, self._bandwidth = latency, bandwidth
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+        self.requests = self.bytes = 0
+
+    def open(self, path, mode):
+        """Opens a file whose reads take their time."""
+        file = tf.io.gfile.GFile(path, mode)
+        read, size = file.read, tf.io.gfile.stat(path).length
+
+        def delayed(count):
+            # A request brings at least as much as TensorFlow reads ahead.
+            count = min(max(count, _READAHEAD), size - file.tell())
+            now = time.monotonic()
+            with self._lock:
+                begin = max(now, self._free_at)
+                self._free_at = begin + count / self._bandwidth
+                self.requests += 1
+                self.bytes += count
+            time.sleep(self._latency + self._free_at - now)
+            return read(count)
+
+        file.read = lambda count: delayed(count)[:count]
+        return file
+
+
+def distance(small: bool) -> str:
+    """Compares reads at a distance with local ones; returns Markdown."""
+    num_pictures, size, super_batch_size, steps = (
+        (256, 32, 64, 2) if small else (8192, 224, 1024, 4)
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        local = write_pictures(directory, num_pictures)
+        path = local.shards.paths[0]
+        copy = f"ram://{os.path.basename(directory)}/pictures.tfrecord"
+        tf.io.gfile.copy(path, copy, overwrite=True)
+        remote_store = stores.open_store(copy)
+        for block in (None, 64, 256):
+            base = _rate(
+                _stream(local, super_batch_size, size, block=block),
+                super_batch_size,
+                steps,
+            )
+            row = [block or "none", f"{base:,.0f}"]
+            for latency in (0.0, 0.02, 0.1):
+                report.log(f"distance: blocks {block}, {latency} s")
+                link = Link(latency)
+                with (
+                    mock.patch.object(remote, "open_file", link.open),
+                    mock.patch.object(remote, "PIECE", _READAHEAD - 1),
+                ):
+                    rate = _rate(
+                        _stream(
+                            remote_store, super_batch_size, size, block=block
+                        ),
+                        super_batch_size,
+                        steps,
+                    )
+                row.append(f"{rate / base:.2f}")
+            drawn = super_batch_size * (steps + _WARM_UP)
+            row.append(f"{link.bytes / drawn / 1000:,.0f}")
+            rows.append(row)
+            gc.collect()
+        kilobytes = os.path.getsize(path) / num_pictures / 1000
+    table = report.table(
+        [
+            "`shuffle_block_size`",
+            "local, images a second",
+            *("0 ms", "20 ms", "100 ms"),
+            "kB fetched an image",
+        ],
+        rows,
+    )
+    return (
+        "## What distance costs\n\n"
+        f"    {_COMMAND} distance\n\n"
+        f"{super_batch_size:,} images of {size} pixels a super-batch, "
+        f"{kilobytes:.0f} kB each, {os.cpu_count()} cores. A link of 1 Gbit/s "
+        "with latency per request is put into reads of memory; each request "
+        f"brings at least {_READAHEAD / 2**20:.0f} MB, as TensorFlow's gs:// "
+        "under `jest-tf` does. The columns are shares of the local speed.\n\n"
+        f"{table}"
+    )
+
+
 def wait(small: bool) -> str:
     """Reads how long runs waited for input; returns Markdown."""
     steps, skipped = (6, 2) if small else (80, 20)
@@ -386,7 +492,7 @@ def _bare_rate(dataset, super_batch_size, steps):
     return super_batch_size * steps / _seconds(lambda: take(count).numpy())
 
 
-def _stream(store, super_batch_size, size, start_step=0):
+def _stream(store, super_batch_size, size, start_step=0, block=None):
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [*letters, *(f"##{letter}" for letter in letters)]
     tokenizer = tokenizers.WordPieceTokenizer(
@@ -399,6 +505,7 @@ def _stream(store, super_batch_size, size, start_step=0):
         tokenizer=tokenizer,
         image_size=size,
         start_step=start_step,
+        options=pipeline.Options(shuffle_block_size=block),
     )
 
 

@@ -51,6 +51,7 @@ def config():
     )
 """
 JEST = (
+    "selection.method=joint",
     "selection.batch_size=4",
     "selection.num_chunks=2",
     "reference.sidecars=true",

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
+from jest_tf.files import remote as remote_files
 from jest_tf.files import retries
 
 # A larger record is a fault, so that a wrong length cannot claim all memory.
@@ -149,7 +150,11 @@ def read_records(
     remote = files.is_remote(path)
     out: list = [_size_fault(size) for size in spans[:, 1].tolist()]
     spans = (spans + [0, tail]).tolist()
-    groups = _groups(spans, out, _REMOTE_GAP if remote else _LOCAL_GAP)
+    # Remote pieces are read at a time, a request each.
+    gap, limit = _LOCAL_GAP, _MAX_READ
+    if remote:
+        gap, limit = _REMOTE_GAP, min(_MAX_READ, remote_files.PIECE)
+    groups = _groups(spans, out, gap, limit)
 
     def read(group):
         start, end, _ = group
@@ -257,7 +262,7 @@ class _RetriedFile(io.RawIOBase):
         self._file.close()
 
 
-def _groups(spans, faults, gap):
+def _groups(spans, faults, gap, limit):
     """Joint reads: the start, end and indices of ranges without a fault."""
     groups: list = []
     for i in sorted(range(len(spans)), key=lambda i: spans[i][0]):
@@ -267,7 +272,7 @@ def _groups(spans, faults, gap):
             continue
         if groups and start <= groups[-1][1] + gap:
             first, last, places = groups[-1]
-            if max(end, last) - first <= _MAX_READ:
+            if max(end, last) - first <= limit:
                 places.append(i)
                 groups[-1] = first, max(end, last), places
                 continue
