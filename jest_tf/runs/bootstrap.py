@@ -124,9 +124,10 @@ def renew(
         outcome = "it is the reference now"
     if not renewal.kept:
         outcome = "the reference stays"
+    compared = f", the one before {least:.1%}" if least else ""
     progress.say(
-        f"step {step:,}: the learner recognises {recognised:.1%} of the pairs, "
-        f"the one before {least:.1%}" + (f"; {outcome}" if outcome else "")
+        f"step {step:,}: the learner recognises {recognised:.1%} of the pairs"
+        f"{compared}" + (f"; {outcome}" if outcome else "")
     )
     _delete_old(config, workdir)
 
