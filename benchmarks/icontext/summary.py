@@ -23,16 +23,16 @@ length, with the seeds that were run.
   all its doublings were worth the same.
 - **Target**: uniform training's best end, at the length that validation chose.
   A ratio is the cost of reaching it by uniform training, or by the best
-  mixture, over that by the method's full schedules up to the line's length:
-  between two of them where the shorter one misses, and never less than the
-  shortest. Uniform training and mixtures may stop early, too: where one of
-  their validation curves is at the target's before, that is their cost. A ratio
-  is null where the line misses the target or the mixture does. The best mixture
-  is the one that reaches the target soonest on validation, or else ends
-  highest.
-- `first_crossings` have the same ratios by curves: the cost when a run, of
-  whatever length, first crosses the target of its seed. Tests are looked at
-  once, at the end of a run, so these are of validation splits.
+  mixture, over that by the method's, both by ends of full schedules: between
+  two lengths where the shorter one misses, never less than the shortest, and
+  the method's up to the line's length. A ratio is null where the line misses
+  the target or the mixture does. The best mixture is the one that reaches the
+  target soonest on validation, or else ends highest.
+- `first_crossings` have the same ratios by curves, on both sides: the cost when
+  a run, of whatever length, first crosses the target of its seed, as if it had
+  been stopped there. Tests are looked at once, at the end of a run, so these
+  are of validation splits. `targets` have the steps at which a curve of uniform
+  training, or of the mixture, is first at the target (`reached`).
 - `equal_scores` are ratios to the line's own end, or to the target if that is
   lower; null below uniform training's shortest schedule.
 - **FLOPs**, three ways. `scores`: steps, with the learner's scores, and stage
@@ -276,7 +276,7 @@ class Summary:
         return ladders.steps_to_end(ladders.lengths(ladder), ends, target)
 
     def _target_steps(self, ladder, base, seeds=None):
-        """Steps to the target by a baseline, which may stop early."""
+        """Steps to the target by a baseline that may stop early."""
         full = self._needed(ladder, self._target_score(base, seeds), seeds)
         best = base.uniform[base.best]
         usual = np.mean([run.score(_VALIDATION) for run in best.runs.values()])
@@ -322,11 +322,11 @@ class Summary:
             )
             for kind in targets.KINDS
         }
-        uniform = self._target_steps(base.uniform, base, line.runs)
+        uniform = self._needed(base.uniform, target, line.runs)
         found = self._over(base.uniform[base.best], uniform, ours, spent)
         mixed = _nothing("examples", "all")
         if base.mixture:
-            needed = self._target_steps(base.mixture, base, line.runs)
+            needed = self._needed(base.mixture, target, line.runs)
             ratios = self._over(base.mixture[-1], needed, ours, spent)
             mixed = {
                 "examples": ratios["examples_ratio"],
@@ -363,8 +363,6 @@ class Summary:
             ladders.lengths(base.uniform), ends, score
         )
         needed = np.where(score < ends[0], np.nan, needed)
-        stopped = self._target_steps(base.uniform, base, line.runs)
-        needed = np.minimum(needed, stopped)
         spent = {kind: self._bill(line, kind) for kind in targets.KINDS}
         best = base.uniform[base.best]
         return self._over(best, needed, line.steps, spent)

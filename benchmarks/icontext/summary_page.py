@@ -44,8 +44,8 @@ def render(values, lines):
 def _target(target):
     words = (
         f"Uniform training ends best at {target['steps']:,} steps, with "
-        f"{_percent(target['score'])}: the target. It might have stopped "
-        f"after {target['reached']['mean']:,.0f} steps."
+        f"{_percent(target['score'])}: the target. A curve is there "
+        f"first after {target['reached']['mean']:,.0f} steps."
     )
     if target["mixture"]:
         words += f" The best mixture is `{target['mixture']}`, which "

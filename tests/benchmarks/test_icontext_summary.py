@@ -217,7 +217,7 @@ class SummaryTest(tf.test.TestCase):
         self.check(found["mixture_ratio"]["examples"], None)
         self.check(found["examples_ratio"], 9000 / 1400)
 
-    def test_baselines_may_stop_early(self):
+    def test_ratios_are_of_full_schedules_and_curves_stand_beside_them(self):
         curve = {6000: 0.12, 7000: 0.13, 9000: 0.12}
         values = summarise(
             *uniform({4500: 0.08}),
@@ -230,10 +230,11 @@ class SummaryTest(tf.test.TestCase):
         self.check(target["reached"], 6000)
         self.check(target["mixture_reached"], 4500)
         found = row(values, "cascade_curated", 1400)
-        self.check(found["examples_ratio"], 6000 / 1400)
-        self.check(found["mixture_ratio"]["examples"], 4500 / 1400)
+        self.check(found["examples_ratio"], 9000 / 1400)
+        # There is one mixture, whose shortest schedule ends above the target.
+        self.check(found["mixture_ratio"]["examples"], 9000 / 1400)
         found = row(values, "cascade_curated", 1400, "equal_scores")
-        self.check(found["examples_ratio"], 6000 / 1400)
+        self.check(found["examples_ratio"], 9000 / 1400)
 
     def test_first_crossings_are_read_on_validation_curves(self):
         values = summarise(
