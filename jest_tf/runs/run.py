@@ -92,10 +92,6 @@ def _train(config, workdir, signals):
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)
     strategy = distribution.build_strategy(config.distribution)
-    progress.say(
-        f"{workdir}: strategy {config.distribution.strategy} on "
-        f"{distribution.describe(strategy)}"
-    )
     _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
@@ -108,6 +104,11 @@ def _train(config, workdir, signals):
     opened = evaluations.open_data(config)
     checkpoints_lib.check_keep_best(
         config.checkpoint.keep_best, opened.measures
+    )
+    # After what may be refused, whose message stands alone.
+    progress.say(
+        f"{workdir}: strategy {config.distribution.strategy} on "
+        f"{distribution.describe(strategy)}"
     )
     with contextlib.ExitStack() as stack:
         energy = None

@@ -161,7 +161,7 @@ class ReferenceByNameTest(tf.test.TestCase):
             ),
             (
                 ["reference.model=onnx:model"],
-                "`reference.model` must be a local run directory.*keras_hub:",
+                "`reference.model` must be a run directory, .*keras_hub:",
             ),
             (
                 ["reference.model=runs/missing"],

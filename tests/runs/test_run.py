@@ -294,6 +294,7 @@ class CostsTest(RunsTestCase):
 
 
 class DirectoryTest(RunsTestCase):
+    @pytest.mark.slow
     def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
         drawn = []
 
@@ -311,7 +312,8 @@ class DirectoryTest(RunsTestCase):
     def test_when_it_saves_may_change_what_it_computes_may_not(self):
         said = self.train("run", "steps=4")
         # `checkpoint.keep_best`, which is not the first measure.
-        self.assertRegex(said.splitlines()[0], "run: strategy default on CPU:0")
+        lines = [one for one in said.splitlines() if "indexing" not in one]
+        self.assertRegex(lines[0], "run: strategy default on CPU:0")
         self.assertRegex(said, rf"run: finished, 4 steps, .*; {MRR} 0\.\d+; ne")
         self.train("run", "steps=4", "checkpoint.keep=1")
         self.assertEqual(
@@ -404,6 +406,7 @@ class DirectoryTest(RunsTestCase):
             f"this run began with keras 1.2.3, now {keras.__version__}", said
         )
 
+    @pytest.mark.slow
     def test_a_super_batch_of_more_than_there_is_is_warned_of(self):
         said = self.train("run", "steps=4", "data.super_batch_size=21")
         self.assertIn("`data.super_batch_size`=21 is more than the 20", said)
@@ -550,6 +553,7 @@ class DirectoryTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "`callbacks.0` must be"):
             self.recipe("callbacks=profile")
 
+    @pytest.mark.slow
     def test_a_run_goes_on_with_sidecars_that_say_the_same_alone(self):
         self.train("reference", "steps=4", "selection.batch_size=none")
         with mock.patch.object(
@@ -582,6 +586,7 @@ class DirectoryTest(RunsTestCase):
             train("b")
         train("aa")
 
+    @pytest.mark.slow
     def test_scores_of_a_loss_that_the_reference_lacks_are_warned_of(self):
         uniform = "steps=4", "selection.batch_size=none"
         self.train("reference", *uniform, "model.loss=softmax")
