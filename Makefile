@@ -130,11 +130,15 @@ $(HF_INSTALLED): $(INSTALLED)
 	@touch $@
 	@echo "install: done"
 
-# As Beam, s3fs and moto ask for older versions of some packages.
+# As Beam, s3fs asks for older versions of some packages, which pip cannot settle
+# beside the fake S3: the rest is read from .venv.
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 $(S3_INSTALLED): $(INSTALLED)
-	@echo "install: the same with s3fs and a fake S3 into .venv-s3, once"
+	@echo "install: s3fs and a fake S3 into .venv-s3, once"
 	@test -x $(S3_BIN)/python || $(PYTHON) -m venv .venv-s3
-	@$(S3_BIN)/python $(PIP) --editable '.[test,s3]' 'moto[server]>=5'
+	@$(BIN)/python $(PURELIB) > \
+	  "$$($(S3_BIN)/python $(PURELIB))/packages_of_venv.pth"
+	@$(S3_BIN)/python $(PIP) 's3fs>=2024.12' 'moto[server]>=5'
 	@touch $@
 	@echo "install: done"
 
