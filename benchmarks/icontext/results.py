@@ -40,7 +40,8 @@ def load(folder):
     if not (folder / "runs.csv").exists():
         return None
     return Tables(
-        pd.read_csv(folder / "runs.csv", dtype=_COUNTS),
+        # A digest such as "71892e99" is no number.
+        pd.read_csv(folder / "runs.csv", dtype=_COUNTS | {"digest": str}),
         pd.read_csv(folder / "curves.csv", dtype=_COUNTS),
         pd.read_parquet(folder / "concepts.parquet"),
     )

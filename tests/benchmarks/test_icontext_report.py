@@ -303,16 +303,16 @@ class ResultsTest(tf.test.TestCase):
         self.assertEqual(results.finished(folder), {})
         runs = (
             a_run("uniform", [50, 100], [0.2, 0.4], digest="old"),
-            a_run("uniform", [50, 100], [0.1, 0.3], 1, digest="other"),
-            a_run("uniform", [50], [0.5], digest="new"),
+            a_run("uniform", [50, 100], [0.1, 0.3], 1, digest="00120034"),
+            a_run("uniform", [50], [0.5], digest="71892e99"),
         )
         for run in runs:
             results.add(folder, run)
         self.assertEqual(
             results.finished(folder),
             {
-                ("uniform", 0): ("new", {*SPLITS}),
-                ("uniform", 1): ("other", {*SPLITS}),
+                ("uniform", 0): ("71892e99", {*SPLITS}),
+                ("uniform", 1): ("00120034", {*SPLITS}),
             },
         )
         tables = results.load(folder)
