@@ -366,7 +366,7 @@ def _warn_of_losses(config, learned):
 def _warn_of_seen_records(config, teacher):
     """Warns if the reference has learned the records that it is to choose from.
 
-    Whatever chose its own examples may have kept from it what is wrong.
+    A reference that was trained on chosen records is not warned of.
     """
     if not isinstance(teacher, reference.Run):
         return
@@ -379,9 +379,8 @@ def _warn_of_seen_records(config, teacher):
         progress.say(
             f"warning: the reference, {config.reference.name}, was trained on "
             f"{len(seen):,} of the {len(own):,} shards of `data.train`, on "
-            "every record: it has learned what is wrong in them too, and "
-            "chooses worse than one of curated records alone "
-            "(docs/bootstrap.md)"
+            "every record: what is wrong in them it may have learned, too; "
+            "one of curated records alone has not (docs/bootstrap.md)"
         )
 
 

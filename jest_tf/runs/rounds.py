@@ -79,11 +79,13 @@ def train_rounds(
                 ),
             )
         recognised = _recognised(settings, store)
-        if number > 1 and recognised <= (found[-1].recognised or 0.0):
+        # None of a first reference without sidecars, which ends nothing.
+        before = found[-1].recognised if found else None
+        if before is not None and recognised <= before:
             progress.say(
                 f"{workdir}: the learner of round {number - 1} recognises "
                 f"{recognised:.1%} of the pairs, no more than its reference, "
-                f"{found[-1].recognised:.1%}: no further round"
+                f"{before:.1%}: no further round"
             )
             found.append(Round(folder, recognised, cost, None))
             _write(workdir, found)

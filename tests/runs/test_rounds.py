@@ -133,6 +133,18 @@ class RoundsTest(tf.test.TestCase):
             self.assertIn("of the pairs, no more than its reference", said)
             self.assertFalse(os.path.exists(found[-1].workdir))
 
+    def test_a_first_reference_without_sidecars_ends_nothing(self):
+        live = run_server.recipe(
+            self.folder,
+            (
+                *("steps=4", "selection.criterion=learnability"),
+                f"reference.workdir={self.teacher}",
+            ),
+        )
+        found, _ = self.chain("live", 2, (0.0,), live)
+        self.assertEqual([one.recognised for one in found], [None, 0.0])
+        self.assertIsNotNone(found[-1].measures)
+
     def test_a_chain_goes_on_where_it_was_stopped(self):
         train = rounds.run.train
 
