@@ -96,23 +96,11 @@ class RunTest(tf.test.TestCase):
                     self.config, self.store, self.unbroken, start
                 )
                 chooser = cascade.Cascade(self.config.cascade, found, "sigmoid")
-            dataset = pipeline.super_batches(
-                self.store,
-                super_batch_size=SUPER,
-                seed=self.config.seed,
-                tokenizer=cascade_cases.TOKENIZER,
-                image_size=tiny.IMAGE_SIZE,
-                start_step=start,
-                options=pipeline.Options(
-                    cascade=chooser,
-                    rows=rows,
-                    num_curated=1,
-                    curated_rows=curated_rows,
-                    faults=pipeline.FaultLog(None, 1.0),
-                ),
-            )
-            for step, batch in enumerate(dataset.take(stop - start), start + 1):
-                self.assertEqual(drawn[step], batch["id"].numpy().tolist())
+            for step in range(start + 1, stop + 1):
+                ids = self.ids_at(
+                    self.config, step, chooser, rows, curated_rows
+                )
+                self.assertEqual(drawn[step], ids)
         self.assertLen(drawn, STEPS)
 
     def test_a_reference_is_the_learner_of_its_step(self):
@@ -167,6 +155,26 @@ class RunTest(tf.test.TestCase):
                 rows,
                 bootstrap.embedded_rows(self.config, self.store, expected),
             )
+
+    def ids_at(self, recipe, step, chooser, rows, curated_rows):
+        """Ids of a step's super-batch, by the stream alone."""
+        dataset = pipeline.super_batches(
+            self.store,
+            super_batch_size=SUPER,
+            seed=recipe.seed,
+            tokenizer=cascade_cases.TOKENIZER,
+            image_size=tiny.IMAGE_SIZE,
+            start_step=step - 1,
+            options=pipeline.Options(
+                cascade=chooser,
+                rows=rows,
+                num_curated=1,
+                curated_rows=curated_rows,
+                faults=pipeline.FaultLog(None, 1.0),
+            ),
+        )
+        (batch,) = dataset.take(1)
+        return batch["id"].numpy().tolist()
 
     def sidecars_of(self, workdir, step):
         """Those of a renewal, kept or not."""
@@ -262,23 +270,9 @@ class RunTest(tf.test.TestCase):
                 chooser = cascade.Cascade(
                     recipe.cascade, fixed, "sigmoid", learner
                 )
-            dataset = pipeline.super_batches(
-                self.store,
-                super_batch_size=SUPER,
-                seed=recipe.seed,
-                tokenizer=cascade_cases.TOKENIZER,
-                image_size=tiny.IMAGE_SIZE,
-                start_step=start,
-                options=pipeline.Options(
-                    cascade=chooser,
-                    rows=rows,
-                    num_curated=1,
-                    curated_rows=4,
-                    faults=pipeline.FaultLog(None, 1.0),
-                ),
-            )
-            for step, batch in enumerate(dataset.take(8), start + 1):
-                self.assertEqual(drawn[step], batch["id"].numpy().tolist())
+            for step in range(start + 1, start + 9):
+                ids = self.ids_at(recipe, step, chooser, rows, 4)
+                self.assertEqual(drawn[step], ids)
 
     def test_references_that_no_checkpoint_needs_are_deleted(self):
         workdir = os.path.join(self.folder, "gone")
