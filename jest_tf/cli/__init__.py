@@ -1,4 +1,4 @@
-"""The command `jest-tf`: train, embed, evaluate, curate, page and export.
+"""The command `jest-tf`: train, embed, evaluate, curate, page, export, worker.
 
 A command is a module with `add_arguments(parser)` and `run(flags)`. Parsing and
 `--help` load no TensorFlow: `run` imports what it needs.
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 
 from jest_tf import files
 
-COMMANDS = ("train", "embed", "evaluate", "curate", "page", "export")
+COMMANDS = (
+    *("train", "embed", "evaluate", "curate", "page", "export"),
+    "worker",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

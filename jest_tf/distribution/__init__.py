@@ -14,6 +14,7 @@ from jest_tf.distribution.collectives import (
 )
 from jest_tf.distribution.strategy import (
     build_strategy,
+    connect,
     describe,
     distribute,
     has_workers,
@@ -25,6 +26,7 @@ __all__ = [
     "Replicas",
     "any_worker",
     "build_strategy",
+    "connect",
     "describe",
     "current",
     "distribute",

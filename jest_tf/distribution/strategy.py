@@ -2,6 +2,7 @@
 
 import functools
 import os
+import socket
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -36,6 +37,33 @@ def build_strategy(
     if name == "multi_worker_mirrored":
         _check_tf_config()
     return _strategy(name, settings.tpu, parts)
+
+
+def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
+    """Connects to the servers of a TPU's hosts, all devices of which it adds.
+
+    TensorFlow would tell the hosts that this process is at "localhost", where
+    only hosts on the same machine find it. Python ops of their datasets call
+    it back, so they are told its address in their network.
+
+    Args:
+        tpu: as `DistributionConfig.tpu`, except for "local".
+    """
+    make = functools.partial(
+        tf.distribute.cluster_resolver.TPUClusterResolver, tpu
+    )
+    host, port = make().cluster_spec().task_address("worker", 0).split(":")
+    # Nothing is sent; the system chooses the address to send from.
+    with socket.socket(type=socket.SOCK_DGRAM) as towards:
+        towards.connect((host, int(port)))
+        address, _ = towards.getsockname()
+    with socket.create_server(("", 0)) as free:
+        _, port = free.getsockname()
+    resolver = make(
+        coordinator_name="localhost", coordinator_address=f"{address}:{port}"
+    )
+    tf.config.experimental_connect_to_cluster(resolver)
+    return resolver
 
 
 def distribute(
@@ -165,6 +193,10 @@ def _strategy(name, tpu, parts):
     from official.common import distribute_utils
 
     try:
+        if name == "tpu" and tpu not in ("", "local"):
+            resolver = connect(tpu)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            return tf.distribute.TPUStrategy(resolver)
         return distribute_utils.get_distribution_strategy(
             name,
             num_gpus=len(tf.config.list_physical_devices("GPU")),

@@ -1,0 +1,39 @@
+"""Serve a host of a TPU slice to the process that trains.
+
+Run it on every host of a slice of several, then `jest-tf train` on one of them,
+with `distribution.tpu=grpc://HOST:PORT,grpc://HOST:PORT` (docs/tpu.md). It is
+TensorFlow's server with the ops of TensorFlow Text, and runs until it is
+stopped. Whoever reaches the port may run any code of TensorFlow's: keep it
+within the slice's network.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    parser.add_argument(
+        "--port", type=int, default=8470, help="to listen at (default: 8470)"
+    )
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Serves until the process is stopped.
+
+    Raises:
+        ValueError: the port cannot be listened at.
+    """
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  (its import registers its ops)
+
+    try:
+        # The process that trains says what number this host has.
+        server = tf.distribute.Server(
+            {"worker": [f"0.0.0.0:{flags.port}"]}, "worker", 0
+        )
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"`--port` must be free. Received: {flags.port} ({error.message})"
+        ) from error
+    print(f"serving at port {flags.port}", flush=True)
+    server.join()

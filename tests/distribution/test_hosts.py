@@ -1,0 +1,140 @@
+"""Datasets on the hosts of a slice: servers in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import coordinator
+import numpy as np
+import pytest
+import shard_files
+import subprocesses
+import tensorflow as tf
+
+STEPS = 4
+# A server with TensorFlow alone.
+PLAIN = (
+    "import sys, tensorflow as tf\n"
+    "address = f'127.0.0.1:{sys.argv[1]}'\n"
+    "tf.distribute.Server({'worker': [address]}, 'worker', 0).join()\n"
+)
+
+
+def write_pictures(path, num_records):
+    """A shard of PNGs that do not compress, and their sizes in bytes."""
+    rng = np.random.default_rng(0)
+    pictures = [
+        tf.io.encode_png(rng.integers(0, 256, (64, 64, 3), np.uint8)).numpy()
+        for _ in range(num_records)
+    ]
+    shard_files.write_shard(
+        path,
+        [
+            shard_files.serialize(image=one, caption=f"a {number}", id=number)
+            for number, one in enumerate(pictures)
+        ],
+    )
+    return [len(one) for one in pictures]
+
+
+@pytest.mark.slow
+class HostsTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = tf.compat.v1.test.get_temp_dir()
+        cls.data = os.path.join(cls.folder, "pictures.tfrecord")
+        cls.sizes = write_pictures(cls.data, 100)
+        cls.servers = []
+        cls.addClassCleanup(cls.stop)
+        cls.workers = cls.serve(
+            *("-c", "from jest_tf import cli; cli.execute()"),
+            *("worker", "--port"),
+        )
+
+    @classmethod
+    def stop(cls):
+        for one in cls.servers:
+            one.kill()
+            one.wait()
+
+    @classmethod
+    def serve(cls, *command):
+        """Starts two servers; returns their addresses."""
+        ports = subprocesses.free_ports(2)
+        cls.servers += [
+            subprocess.Popen(
+                [sys.executable, *command, str(port)],
+                env=subprocesses.environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for port in ports
+        ]
+        return [f"127.0.0.1:{port}" for port in ports]
+
+    def pull(self, hosts, **options):
+        """What arrives from the hosts, or the coordinator's errors."""
+        output = os.path.join(self.folder, "arrived.npz")
+        settings = {"hosts": hosts, "data": self.data, "steps": STEPS}
+        settings |= {"options": options, "output": output}
+        done = subprocess.run(
+            [
+                sys.executable,
+                os.path.join(subprocesses.TESTS, "coordinator.py"),
+                json.dumps(settings),
+            ],
+            env=subprocesses.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode:
+            return done.stderr
+        return np.load(output)
+
+    def assert_local(self, found):
+        """Checks that each host made its half of the local stream."""
+        if isinstance(found, str):
+            self.fail(found[-4000:])
+        self.assertEqual(
+            [one.split("/")[-2] for one in found["devices"]],
+            ["task:0", "task:1"],
+        )
+        local = coordinator.super_batches(self.data)
+        for step, batch in enumerate(local.take(STEPS)):
+            for name, value in batch.items():
+                arrived = found[f"batch/{name}"][step]
+                self.assertAllEqual(arrived, value, name)
+
+    def encoded_bytes(self, found):
+        return sum(self.sizes[number] for number in found["batch/id"].ravel())
+
+    def test_hosts_call_back_for_what_python_reads(self):
+        found = self.pull(self.workers)
+        self.assert_local(found)
+        # Encoded pictures pass the coordinator, decoded ones do not.
+        self.assertGreater(found["bytes"], self.encoded_bytes(found))
+
+    def test_the_coordinator_is_where_hosts_can_reach_it(self):
+        # What TensorFlow tells them, "localhost", is themselves.
+        code = (
+            "import sys\n"
+            "from jest_tf import distribution\n"
+            "from tensorflow.python.eager import context\n"
+            "distribution.connect(sys.argv[1])\n"
+            "print(context.get_server_def().cluster)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"grpc://{self.workers[0]}"],
+            env=subprocesses.environment(),
+            capture_output=True,
+            text=True,
+        )
+        self.assertNotIn("localhost:", done.stdout)
+        self.assertEqual(done.stdout.count('"127.0.0.1:'), 2, done.stderr)
+
+
+if __name__ == "__main__":
+    tf.test.main()
