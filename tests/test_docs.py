@@ -16,6 +16,7 @@ import pathlib
 import pkgutil
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 
@@ -27,8 +28,9 @@ import tiny
 import jest_tf
 from jest_tf import cli
 from jest_tf import config as config_lib
+from jest_tf.curation.advice import ROWS
 from jest_tf.runs import directory
-from trainers import curate, embed, evaluate, train
+from trainers import advise, curate, embed, evaluate, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = tuple(
@@ -289,6 +291,23 @@ class PythonBlocksTest(DocsTestCase):
         log = directory.read_rows("runs/curated", "metrics.jsonl")
         self.assertEqual(log[-1]["step"], 2)
 
+    @pytest.mark.slow
+    def test_the_pages_on_advice_advise(self):
+        (self.folder / "configs").symlink_to(ROOT / "configs")
+        for page in ("docs/advise.md", "docs/recipes.md"):
+            (line,) = [
+                words
+                for words in shell_commands(page)
+                if words[:2] == ["jest-tf", "advise"]
+            ]
+            arguments = [*line[2:], "--set", "sample=500"]
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                advise.main(arguments)
+            self.assertIn("DO NOT SELECT", printed.getvalue())
+            self.assertTrue((self.folder / "advice/advice.html").exists())
+            # The next page's towers are others.
+            shutil.rmtree(self.folder / "advice")
+
     def shrink(self, arguments):
         settings = list(SHRUNK)
         if "selection.batch_size=none" not in arguments:
@@ -495,6 +514,12 @@ class ReferencesTest(tf.test.TestCase):
             ):
                 with self.subTest(page=page, path=path):
                     self.assertTrue((ROOT / path).exists())
+
+    def test_the_recipes_are_the_decisions_of_advise(self):
+        rows = re.findall(
+            r"^\| ([^|]+) \| ([^|]+) \| ", read("docs/recipes.md"), re.M
+        )
+        self.assertEqual(rows[2:], [(row.when, row.do) for row in ROWS])
 
     def test_the_readme_has_the_quickstarts_marks_once(self):
         for mark in ("<!-- quickstart: written by", "<!-- end quickstart -->"):

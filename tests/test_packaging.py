@@ -200,7 +200,7 @@ class WheelTest(tf.test.TestCase):
 
     def test_the_wheel_and_nothing_else_lists_its_commands(self):
         shown = self.run_command("--help")
-        for name in ("train", "embed", "evaluate", "curate", "page"):
+        for name in ("train", "embed", "curate", "advise", "page"):
             self.assertRegex(shown, rf"(?m)^    {name} ")
         where = self.check(
             self.folder / "venv" / "bin" / "python",
@@ -209,7 +209,8 @@ class WheelTest(tf.test.TestCase):
         )
         self.assertIn("/venv/lib/", where)
         package = pathlib.Path(where.strip()).parent
-        self.assertTrue((package / "py.typed").exists())
+        for name in ("py.typed", "curation/evidence.json"):
+            self.assertTrue((package / name).exists(), name)
 
     def test_it_trains_evaluates_and_writes_a_page_outside_of_a_clone(self):
         train = ("train", "--config", "recipe.py", "--workdir", "run")

@@ -17,6 +17,7 @@ import pandas as pd
 
 from benchmarks import report as benchmark_report
 from benchmarks.icontext import (
+    advice,
     bootstrap,
     claims,
     figures,
@@ -124,6 +125,7 @@ class Words:
 
     def __init__(self, comparison, tables, folder):
         self._comparison = comparison
+        self._folder = folder
         self._views = folder / "views.csv"
         self._runs = tables.runs
         self._costs = claims.COSTS | {
@@ -194,6 +196,25 @@ class Words:
         values = self._runs.loc[self._runs["cell"] == cell, column].dropna()
         return f"{100 * values.mean():.1f}" if len(values) else claims.NOT_RUN
 
+    def rows(self):
+        """The decision table of `jest-tf advise`."""
+        return advice.ROWS
+
+    def web(self, method, level=None):
+        """Gains of a method on the web-like data, of its longest runs."""
+        longest = {}
+        for cell in advice.measured(self._folder):
+            if cell.method == method and level in (None, cell.noise):
+                longest[cell.noise] = cell
+        return "; ".join(map(_gains, longest.values())) or claims.NOT_RUN
+
+    def estimated(self, level):
+        """The matched share that is estimated at a level of noise."""
+        found = advice.estimated(self._folder).get(level)
+        if not found:
+            return claims.NOT_RUN
+        return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
+
     def claims(self, source):
         """`(line of claims.csv, claims.Finding)` of each claim of a source."""
         return [
@@ -233,6 +254,24 @@ class Words:
             for column in ("machine", "versions")
         )
         return f"Machines: {machines}. Versions: {versions}."
+
+
+def _gains(cell):
+    """An `advice.Cell` in words."""
+    parts = [
+        f"{part['mean']:.1f} [{part['low']:.1f}, {part['high']:.1f}] times {of}"
+        for part, of in (
+            (cell.over_uniform, "uniform training's score at equal FLOPs"),
+            (cell.over_target, "its best end"),
+        )
+        if part and None not in part.values()
+    ]
+    seeds = f"{cell.seeds} seed{'s' * (cell.seeds > 1)}"
+    split = ", validation" * (cell.split == "val")
+    return (
+        f"at {cell.noise:.0%} of noise {', '.join(parts)} "
+        f"({cell.steps:,} steps, {seeds}{split})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `jest-tf`: train, embed, evaluate, curate, page, export, worker.
+"""The command `jest-tf`: its subcommands and their errors.
 
 A command is a module with `add_arguments(parser)` and `run(flags)`. Parsing and
 `--help` load no TensorFlow: `run` imports what it needs.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from jest_tf import files
 
 COMMANDS = (
-    *("train", "embed", "evaluate", "curate", "page", "export"),
+    *("train", "embed", "evaluate", "curate", "advise", "page", "export"),
     "worker",
 )
 

@@ -228,10 +228,10 @@ def _duplicates(store, curated, sidecars, drawn):
             "cosine",
         ),
         "shares": [(near, float((cosines >= near).mean())) for near in _NEAR],
-        "cards": _cards(
+        "cards": rendering.cards(
             store,
-            curated,
             [(row, cosine) for pair, cosine in pairs.items() for row in pair],
+            curated.weights > 0,
         ),
     }
 
@@ -250,21 +250,5 @@ def _deciles(store, curated) -> Iterator[dict]:
             "share": float((curated.weights[rows] > 0).mean()),
             "low": low,
             "high": high,
-            "cards": _cards(store, curated, shown),
+            "cards": rendering.cards(store, shown, curated.weights > 0),
         }
-
-
-def _cards(store, curated, shown):
-    """What the templates show of rows with a number each."""
-    rows = np.array([row for row, _ in shown], np.int64)
-    return [
-        {
-            "id": key,
-            "score": number,
-            "kept": bool(curated.weights[row] > 0),
-            **rendering.thumbnail(record, store.max_image_pixels),
-        }
-        for (row, number), record, key in zip(
-            shown, store.read(rows), store.ids(rows).tolist(), strict=True
-        )
-    ]

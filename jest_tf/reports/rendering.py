@@ -1,6 +1,7 @@
 """Fills the templates of pages; every value is escaped."""
 
 import base64
+from collections.abc import Sequence
 
 import jinja2
 import numpy as np
@@ -38,6 +39,30 @@ def thumbnail(
         return {"image": grey, "caption": image.reason}
     resized = pictures.resize_image(image, _PICTURE_SIZE)
     return {"image": np.asarray(resized), "caption": caption}
+
+
+def cards(
+    store: stores.Store, shown: Sequence[tuple[int, float]], kept: np.ndarray
+) -> list[dict[str, object]]:
+    """Returns what `card_grid` shows of rows with a number each.
+
+    Args:
+        store: the records.
+        shown: rows, and the number below each picture.
+        kept: bool [n], rows of the store that are framed.
+    """
+    rows = np.array([row for row, _ in shown], np.int64)
+    return [
+        {
+            "id": key,
+            "score": number,
+            "kept": bool(kept[row]),
+            **thumbnail(record, store.max_image_pixels),
+        }
+        for (row, number), record, key in zip(
+            shown, store.read(rows), store.ids(rows).tolist(), strict=True
+        )
+    ]
 
 
 def _png(image):

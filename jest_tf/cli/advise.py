@@ -1,0 +1,307 @@
+"""Say whether selection will pay on a pool, and how to select.
+
+Embeds samples of the pool and of curated pairs by a reference, and estimates,
+without labels, the share of pairs that match, near-duplicates, breadth, and
+what a choice would gain. Without `--reference` a small one is trained on seven
+eighths of the curated set first, in a minute or two on a CPU. Prints a verdict,
+and writes advice.json and advice.html, with pictures of what it calls noise and
+of what it would choose (docs/advise.md). The same command goes on after a stop.
+`--set` takes fields of `curation.survey.Settings`, such as sample=4096.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+
+from jest_tf import config, files
+from jest_tf.cli import flags as flags_lib
+from jest_tf.config import overrides
+
+ADVICE_FILE = "advice.json"
+PAGE_FILE = "advice.html"
+REFERENCE_FOLDER = "reference"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add, several = parser.add_argument, flags_lib.SEVERAL
+    add(
+        "--config",
+        metavar="FILE",
+        help="recipe of the learner: its pool, towers, batch and steps "
+        "(default: small towers for pictures of 32 pixels)",
+    )
+    add(
+        "--pool",
+        **several,
+        metavar="GLOB",
+        help="shards of the pool (default: `data.train` of the recipe)",
+    )
+    add(
+        "--curated",
+        required=True,
+        **several,
+        metavar="GLOB",
+        help="shards of curated pairs",
+    )
+    add(
+        "--tests",
+        **several,
+        metavar="GLOB",
+        help="examples of the tests, to see whether they are of the curated "
+        "set's kind",
+    )
+    add(
+        "--reference",
+        default="",
+        metavar="NAME",
+        help="a run directory or a public model (docs/models.md), which must "
+        "not have been trained on the curated pairs (default: a quick one)",
+    )
+    add("--output", required=True, metavar="DIR", help="folder of the advice")
+    add("--set", **several, default=[], metavar="A=B", help="settings")
+    flags_lib.add_format(parser, from_run=True)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Surveys, writes the page and prints the verdict."""
+    recipe = _recipe(flags)
+    from jest_tf import runs
+    from jest_tf.curation import advice as advice_lib
+    from jest_tf.curation import survey as survey_lib
+    from jest_tf.reports import advice_page
+    from jest_tf.runs import loading, progress
+
+    values: dict = {}
+    for text in flags.set:
+        overrides.override(survey_lib.Settings, values, text)
+    settings = overrides.build(survey_lib.Settings, values)
+    if flags.reference:
+        loading.check_model(flags.reference, "--reference")
+        _check_unseen(flags.reference, flags.curated)
+    data = survey_lib.Data(
+        _open(recipe, recipe.data.train),
+        _open(recipe, flags.curated),
+        _open(recipe, flags.tests) if flags.tests else None,
+    )
+    name, unseen = flags.reference, None
+    if not name:
+        unseen = survey_lib.held_out(data.curated)
+        name = survey_lib.quick_reference(
+            recipe,
+            data.curated,
+            tuple(flags.curated),
+            os.path.join(flags.output, REFERENCE_FOLDER),
+        )
+    found = survey_lib.survey(
+        data,
+        runs.load_model(name),
+        settings,
+        unseen=unseen,
+        progress=progress.Progress("embedding", "records"),
+    )
+    found = found._replace(
+        facts=found.facts._replace(
+            pool=recipe.data.train,
+            curated=tuple(flags.curated),
+            reference=name,
+            is_quick=not flags.reference,
+        )
+    )
+    advice = advice_lib.advise(found.facts, recipe)
+    command = _command(flags, advice)
+    page = os.path.join(flags.output, PAGE_FILE)
+    advice_page.write(page, data.pool, found, advice, command)
+    files.write_whole(
+        os.path.join(flags.output, ADVICE_FILE),
+        _json(found, advice, command).encode(),
+    )
+    print(_verdict(found, advice, command))
+    print(page)
+
+
+def _recipe(flags):
+    """The recipe, with the data of the flags."""
+    if not flags.config and not flags.pool:
+        raise ValueError(
+            "`--pool` must name the shards of the pool, or `--config` a recipe "
+            "with them. Received: neither"
+        )
+    if flags.config:
+        recipe = config.load_config(flags.config)
+    else:
+        # That of configs/quickstart_reference.py.
+        recipe = config.TrainConfig(
+            steps=1000,
+            data=config.DataConfig(
+                train=tuple(flags.pool),
+                super_batch_size=128,
+                min_crop_area=0.6,
+            ),
+            model=config.ModelConfig(preset="tiny", equal_captions="ignore"),
+            optimizer=config.OptimizerConfig(
+                learning_rate=3e-3, warmup_steps=50, weight_decay=0.05
+            ),
+        )
+    given = {"train": flags.pool, "weights": () if flags.pool else None}
+    given |= {name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS}
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    return dataclasses.replace(
+        recipe, data=dataclasses.replace(recipe.data, **fields)
+    )
+
+
+def _open(recipe, patterns):
+    from jest_tf.data import stores
+    from jest_tf.runs import progress
+
+    return stores.open_stores(
+        dataclasses.replace(
+            recipe.data,
+            train=tuple(patterns),
+            weights=(),
+            curated=(),
+            curated_rows=0,
+            manifest="",
+        ),
+        progress.Progress("indexing", "bytes"),
+    )
+
+
+def _check_unseen(reference, curated):
+    """Refuses a run that was trained on the curated shards."""
+    from jest_tf.data.stores import shards
+    from jest_tf.runs import directory
+
+    if not directory.has(reference, directory.CONFIG_FILE):
+        return
+    data = directory.load_config(reference).data
+    seen, given = (
+        {
+            files.absolute(path)
+            for pattern in patterns
+            for path in shards.expand(pattern)
+        }
+        for patterns in ((*data.train, *data.curated), curated)
+    )
+    if seen & given:
+        raise ValueError(
+            "`--reference` must not have been trained on the curated pairs, "
+            "which would look more similar than pairs of the pool that match "
+            f"as well. Received: {reference!r}, trained on "
+            f"{min(seen & given)}; leave `--reference` out, or give "
+            "`--curated` pairs that it has not seen"
+        )
+
+
+def _command(flags, advice):
+    """The commands that do what is advised."""
+    lines = []
+    if advice.before:
+        lines.append(shlex.join(["jest-tf", *advice.before]))
+    recipe = flags.config or "RECIPE"
+    words = ["jest-tf", "train", "--config", recipe, "--workdir", "WORKDIR"]
+    if advice.settings:
+        words += ["--set", *advice.settings]
+    return "\n".join([*lines, shlex.join(words)])
+
+
+def _json(found, advice, command):
+    from jest_tf.curation.advice import plain
+
+    facts = found.facts
+    return (
+        json.dumps(
+            {
+                "advice": advice.row.name,
+                "selects": advice.row.selects,
+                "when": advice.row.when,
+                "do": plain(advice.row.do),
+                "command": command.splitlines(),
+                "matched": facts.matched._asdict(),
+                "precision": {
+                    str(factor): round(value, 4)
+                    for factor, value in facts.precision.items()
+                },
+                "hyper_batch_factor": facts.factor,
+                "filter_ratio": round(1.0 - 1.0 / facts.factor, 3),
+                "power": round(facts.power, 4),
+                "apart": round(facts.apart, 4),
+                "covered": facts.covered,
+                "near_duplicates": {
+                    "share": round(found.duplicates.share, 5),
+                    "copies": round(found.duplicates.copies, 3),
+                },
+                "breadth": {
+                    name: round(value, 2)
+                    for name, value in found.breadth.items()
+                },
+                "sizes": found.sizes,
+                "reference": facts.reference,
+                "expected": [
+                    one._asdict() | {"value": one.value._asdict()}
+                    for one in advice.expected
+                ],
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+def _verdict(found, advice, command):
+    from jest_tf.curation.advice import plain
+
+    facts, sizes, row = found.facts, found.sizes, advice.row
+    share = "{:.0%} [{:.0%}, {:.0%}]".format(*facts.matched)
+    best = min(1.0, facts.factor * facts.matched.mean)
+    breadth = ", ".join(
+        f"{name} {value:.0f}" for name, value in found.breadth.items()
+    )
+    lines = {
+        "matched pairs": ("at least " if facts.is_apart else "")
+        + f"{share}, of {sizes['sampled']:,} sampled of {sizes['pool']:,}",
+        "headroom": f"K = {facts.factor}: "
+        f"{facts.precision[facts.factor]:.0%} matched by this reference, "
+        f"{best:.0%} at best",
+        "near-duplicates": f"{found.duplicates.share:.1%} of the sample, about "
+        f"{found.duplicates.copies:.2f} a picture in the pool",
+        "breadth": f"effective clusters: {breadth}",
+        "kind": f"{facts.apart:.0%} of curated pictures are nearer to their "
+        "own set than to the pool",
+    }
+    if facts.covered is not None:
+        lines["kind"] += f", {facts.covered:.0%} of the tests'"
+    lines |= _expectations(advice)
+    lines["command"] = command.replace("\n", f"\n{'':19}")
+    return "\n".join(
+        [
+            f"{'SELECT' if row.selects else 'DO NOT SELECT'}: {row.when}",
+            f"  {plain(row.do)}",
+            *(f"  {name:15}  {text}" for name, text in lines.items()),
+        ]
+    )
+
+
+def _expectations(advice):
+    """By method, what it gained on IconText."""
+    found: dict = {}
+    for one in advice.expected:
+        value = "{:.1f} [{:.1f}, {:.1f}]".format(*one.value)
+        levels = ", ".join(f"{level:.0%}" for level in one.levels)
+        words = {
+            "over_uniform": f"after {one.steps:,} steps {value} times the "
+            "score of uniform training at equal FLOPs",
+            "over_target": f"{value} times that of its best end "
+            f"(measured at {levels} of noise"
+            f"{'' if one.is_inside else ', not around yours'})",
+        }
+        method = f"IconText, {one.method}"
+        found.setdefault(method, []).append(words[one.measure])
+    return {method: ", ".join(words) for method, words in found.items()}

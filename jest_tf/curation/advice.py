@@ -1,0 +1,413 @@
+"""Advice on a pool: whether selection will pay, how to select, what to expect.
+
+`ROWS` is the decision table; the first row that applies is the advice, and
+docs/recipes.md shows the same rows with their evidence. What to expect is
+interpolated between the measured cells of evidence.json, which `python -m
+benchmarks.icontext.advice evidence` writes: cells of IconText's web-like data,
+at several levels of noise. It is honest about nothing else.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jest_tf import config as config_lib
+from jest_tf.curation.estimates import Estimate
+
+EVIDENCE = pathlib.Path(__file__).with_name("evidence.json")
+
+# A pool without noise was estimated at 0.89 to 0.99 (docs/advise.md).
+CLEAN = 0.85
+# Pictures that are so often nearer to the curated set than to the pool are of
+# another kind than the pool; 0.5 is no difference.
+APART = 2 / 3
+# A choice by the reference must have so many times the pool's matched pairs,
+# of what a perfect one has above it.
+LEAST_POWER = 0.1
+# Learners for which a choice made once is cheaper than one for each.
+SEVERAL = 3
+_LEAST_K, _MOST_K = 2, 10
+# Of the steps of a run; as measured, `web_bootstrapped_1400`.
+_RENEWALS = (0.11, 0.21, 0.43)
+_CURATED_SHARE = 1 / 8
+_DIGITS = 3
+_MEASURES = ("over_uniform", "over_target")
+CLEAN_ROW, ORACLE = "clean", "oracle"
+
+
+class Facts(NamedTuple):
+    """What the decision depends on.
+
+    Attributes:
+        matched: share of the pool's pairs that match.
+        precision: by K, the expected share of matched pairs among the best
+            1 / K of the pool, by the reference.
+        apart: share of the curated pictures that are nearer to others of their
+            set than to as many of the pool.
+        covered: the same of the tests' pictures; None without tests.
+        pool: patterns of the pool's shards.
+        curated: patterns of the curated set's.
+        reference: name of the reference.
+        is_quick: whether it was trained for this advice only.
+        learners: models that will be trained on the pool.
+    """
+
+    matched: Estimate
+    precision: Mapping[int, float]
+    apart: float = 0.5
+    covered: float | None = None
+    pool: tuple[str, ...] = ()
+    curated: tuple[str, ...] = ()
+    reference: str = ""
+    is_quick: bool = True
+    learners: int = 1
+
+    @property
+    def is_apart(self) -> bool:
+        """Returns whether curated set and pool differ in kind.
+
+        Pairs of the pool then are harder for a reference of the curated set
+        than its own, so that the matched share is a lower bound.
+        """
+        return self.apart >= APART
+
+    @property
+    def is_covered(self) -> bool:
+        """Returns whether the tests are of the kind of such a curated set."""
+        if self.covered is None:
+            return self.is_apart
+        return self.covered >= APART
+
+    @property
+    def factor(self) -> int:
+        """Returns K: as many candidates as hold one matched pair."""
+        wanted = round(1.0 / max(self.matched.mean, 1e-9))
+        return min(max(wanted, _LEAST_K), _MOST_K)
+
+    @property
+    def power(self) -> float:
+        """Returns the reference's gain of matched pairs, of a perfect one's.
+
+        0 is a choice by chance, 1 a choice without a mismatched pair.
+        """
+        perfect = min(1.0, self.factor * self.matched.mean)
+        room = perfect - self.matched.mean
+        gain = self.precision[self.factor] - self.matched.mean
+        return gain / room if room > 0.01 else 0.0
+
+
+class Row(NamedTuple):
+    """A row of the decision table.
+
+    Attributes:
+        name: of the row.
+        when: the condition in words.
+        do: the advice in words; may contain links relative to docs/.
+        applies: the condition.
+        selects: whether it advises to select.
+        method: of evidence.json, what to expect; "" has none.
+        settings: for `jest-tf train --set`.
+        before: the words of a command to run before, if there is one.
+    """
+
+    name: str
+    when: str
+    do: str
+    applies: Callable[[Facts], bool]
+    selects: bool
+    method: str
+    settings: Callable[[Facts, config_lib.TrainConfig], list[str]]
+    before: Callable[[Facts], list[str]] = lambda facts: []
+
+
+def _mixture(share):
+    def settings(facts, recipe):
+        rows = max(1, round(share * recipe.batch_size))
+        return [_curated(facts), f"data.curated_rows={rows}"]
+
+    return settings
+
+
+def _embed(facts):
+    return ["embed", "--model", facts.reference, "--data", *facts.pool]
+
+
+def _curate(facts):
+    return [
+        *("curate", "--workdir", facts.reference, "--data", *facts.pool),
+        *("--output", "MANIFEST", "--set", f"share={facts.matched.mean:.2f}"),
+    ]
+
+
+def _curated(facts):
+    return f"data.curated={','.join(facts.curated)}"
+
+
+def _nothing(facts, recipe):
+    return []
+
+
+def _cascade(facts, recipe):
+    return [
+        f"data.super_batch_size={recipe.batch_size}",
+        f"cascade.hyper_batch_size={facts.factor * recipe.batch_size}",
+    ]
+
+
+def _from_reference(facts, recipe):
+    return [
+        f"reference.model={facts.reference}",
+        "reference.sidecars=true",
+        *_cascade(facts, recipe),
+        "cascade.captions=best",
+    ]
+
+
+def _bootstrapped(facts, recipe):
+    steps = sorted({max(1, round(s * recipe.steps)) for s in _RENEWALS})
+    return [
+        _curated(facts),
+        *_cascade(facts, recipe),
+        "cascade.captions=best",
+        f"bootstrap.renew_at={','.join(map(str, steps))}",
+        "bootstrap.share=0.3",
+        f"bootstrap.curated_rows={recipe.batch_size}",
+        "optimizer.ema=0.98",
+    ]
+
+
+def _manifest(facts, recipe):
+    return ["data.manifest=MANIFEST"]
+
+
+ROWS = (
+    Row(
+        "covered",
+        "a curated set of another kind than the pool, and tests of its kind",
+        "do not select: train on half curated rows and half pool, "
+        "`data.curated_rows`",
+        lambda facts: facts.is_covered,
+        False,
+        "",
+        _mixture(1 / 2),
+    ),
+    Row(
+        CLEAN_ROW,
+        "a pool of which at least 85 % of the pairs match",
+        "do not select: train uniformly; there is little to gain",
+        lambda facts: facts.matched.mean >= CLEAN,
+        False,
+        "bootstrapped",
+        _nothing,
+    ),
+    Row(
+        "weak",
+        "a reference that hardly tells the pool's pairs from mismatched ones",
+        "do not select by it: mix an eighth of curated rows in, "
+        "`data.curated_rows`, or name a [public model](models.md)",
+        lambda facts: facts.power < LEAST_POWER,
+        False,
+        "mixed_8",
+        _mixture(_CURATED_SHARE),
+    ),
+    Row(
+        "several",
+        f"a noisy pool and {SEVERAL} or more learners to train on it",
+        "choose once by the reference, [`jest-tf curate`](curation.md) with "
+        "`share` the matched share, and train by `data.manifest`",
+        lambda facts: facts.learners >= SEVERAL,
+        True,
+        "filtered",
+        _manifest,
+        _curate,
+    ),
+    Row(
+        "reference",
+        "a noisy pool and a reference that is there already",
+        "[sidecars](data.md#the-references-embeddings) and stage 0 of a "
+        "[cascade](cascade.md) alone, K = 1 / matched share",
+        lambda facts: not facts.is_quick,
+        True,
+        "cascade_curated",
+        _from_reference,
+        _embed,
+    ),
+    Row(
+        "bootstrapped",
+        "a noisy pool and a curated sample, no reference",
+        "a cascade that [renews its own reference](bootstrap.md), begun on "
+        "the curated set, K = 1 / matched share",
+        lambda facts: True,
+        True,
+        "bootstrapped",
+        _bootstrapped,
+    ),
+)
+
+
+class Cell(NamedTuple):
+    """A measured run of IconText's web-like data, in evidence.json.
+
+    Attributes:
+        noise: share of the pool that is noise.
+        method: as in the benchmark's summary.
+        steps: of the run.
+        seeds: that were run.
+        split: "test" or "val".
+        score: mean reciprocal rank, {mean, low, high}.
+        lead: score less that of uniform training of as many steps.
+        over_uniform: score over the best of uniform training at no more FLOPs,
+            those of scoring and of references counted.
+        over_target: score over uniform training's best end at any length.
+    """
+
+    noise: float
+    method: str
+    steps: int
+    seeds: int
+    split: str
+    score: dict
+    lead: dict | None
+    over_uniform: dict | None
+    over_target: dict | None
+
+
+class Expectation(NamedTuple):
+    """What a method gained where it was measured, at a share of noise.
+
+    Attributes:
+        method: of the cells.
+        steps: of the cells.
+        measure: a field of `Cell`.
+        value: interpolated between the levels of noise.
+        levels: of the cells, ascending.
+        is_inside: whether the share of noise lies between them.
+        seeds: the fewest of the cells used.
+    """
+
+    method: str
+    steps: int
+    measure: str
+    value: Estimate
+    levels: tuple[float, ...]
+    is_inside: bool
+    seeds: int
+
+
+class Advice(NamedTuple):
+    """The advice for a pool.
+
+    Attributes:
+        row: of `ROWS`.
+        settings: for `jest-tf train --set`.
+        before: the words of a command to run first; [] without one.
+        expected: of the row's method and, if it selects, of an oracle without
+            noise, for the longest runs that were measured.
+    """
+
+    row: Row
+    settings: list[str]
+    before: list[str]
+    expected: list[Expectation]
+
+
+def plain(words: str) -> str:
+    """Returns the words of a row without Markdown's marks."""
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", words).replace("`", "")
+
+
+def evidence() -> list[Cell]:
+    """Reads the measured cells of evidence.json."""
+    values = json.loads(EVIDENCE.read_text("utf-8"))
+    return [Cell(**cell) for cell in values["cells"]]
+
+
+def advise(
+    facts: Facts,
+    recipe: config_lib.TrainConfig,
+    cells: Sequence[Cell] | None = None,
+) -> Advice:
+    """Decides by the first row that applies.
+
+    A row that selects gives way to "clean" where its method was measured below
+    uniform training at this share of noise.
+
+    Args:
+        facts: of the pool.
+        recipe: of the learner, for its batch and its steps.
+        cells: to expect by; None takes those of `evidence`.
+    """
+    cells = evidence() if cells is None else cells
+    noise = 1.0 - facts.matched.mean
+    row = next(row for row in ROWS if row.applies(facts))
+    if row.selects and _is_pointless(cells, row.method, noise):
+        row = next(row for row in ROWS if row.name == CLEAN_ROW)
+    expected = [
+        found[-1]
+        for method in (row.method, *[ORACLE] * row.selects)
+        for measure in _MEASURES
+        if (found := expect(cells, method, noise, measure))
+    ]
+    return Advice(row, row.settings(facts, recipe), row.before(facts), expected)
+
+
+def _is_pointless(cells, method, noise):
+    """True if what was measured around this noise is below uniform training."""
+    found = expect(cells, method, noise, _MEASURES[0])
+    return bool(found) and all(
+        one.is_inside and one.value.high < 1.0 for one in found
+    )
+
+
+def expect(
+    cells: Sequence[Cell], method: str, noise: float, measure: str
+) -> list[Expectation]:
+    """Interpolates a measure of a method at a share of noise.
+
+    Linearly between the measured levels, for each length of the runs; beyond
+    them the nearest level's value is taken, and `is_inside` is false.
+
+    Args:
+        cells: measured ones.
+        method: of the cells.
+        noise: share of pairs that do not match, in [0, 1].
+        measure: "score", "lead", "over_uniform" or "over_target".
+
+    Returns:
+        One for each length that was measured, shortest first.
+    """
+    found: dict[int, dict[float, Cell]] = {}
+    for cell in cells:
+        if cell.method == method and getattr(cell, measure) is not None:
+            found.setdefault(cell.steps, {})[cell.noise] = cell
+    return [_between(found[steps], noise, measure) for steps in sorted(found)]
+
+
+def _between(by_level, noise, measure):
+    levels = sorted(by_level)
+    # A number without an end of its interval is its own end.
+    values = [
+        [
+            part[end] if part[end] is not None else part["mean"]
+            for end in Estimate._fields
+        ]
+        for part in (getattr(by_level[level], measure) for level in levels)
+    ]
+    ends = [
+        float(np.interp(noise, levels, column))
+        for column in zip(*values, strict=True)
+    ]
+    cell = by_level[levels[0]]
+    return Expectation(
+        cell.method,
+        cell.steps,
+        measure,
+        Estimate(*(round(end, _DIGITS) for end in ends)),
+        tuple(levels),
+        levels[0] <= noise <= levels[-1],
+        min(one.seeds for one in by_level.values()),
+    )

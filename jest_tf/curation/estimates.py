@@ -1,0 +1,298 @@
+"""Estimates of a pool from embeddings of samples, without labels.
+
+A pool is a mixture: some of its pairs match, and are as similar as curated
+pairs that the reference has not seen; the others are as similar as a picture
+and the caption of another. With m the mean similarity of the pool's pairs, m1
+that of unseen curated pairs and m0 that of mismatched ones, the share of the
+pairs that match is (m - m0) / (m1 - m0).
+
+Similarities are standardised among mismatched pairs of the same picture and of
+the same caption, because some pictures and captions are similar to everything.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jest_tf.curation import concepts
+
+RESAMPLES = 1_000
+_PERCENTILES = (2.5, 97.5)
+_BLOCK = 1_024  # rows of the matrix of similarities at a time
+# Pictures that are clustered for the breadth; clusters are about their root.
+_CLUSTERED = 1_024
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Similarities(NamedTuple):
+    """Standardised similarities of n pairs; mismatched ones have a mean of 0.
+
+    Attributes:
+        matched: float32 [n], of each picture with its own caption.
+        mismatched: float32 [n], of each picture with another's caption.
+    """
+
+    matched: np.ndarray
+    mismatched: np.ndarray
+
+
+def similarities(image: np.ndarray, text: np.ndarray) -> Similarities:
+    """Standardises the cosine similarities of pairs.
+
+    The cosine of a pair, less the mean of all mismatched pairs with its
+    picture, over their standard deviation; the same with its caption; the mean
+    of both.
+
+    Args:
+        image: float32 [n, D], of unit length.
+        text: float32 [n, D], row for row.
+
+    Raises:
+        ValueError: there are fewer than three pairs.
+    """
+    n = len(image)
+    if n < 3:
+        raise ValueError(
+            f"At least three pairs must have embeddings. Received: {n}"
+        )
+    rows, columns = np.zeros([2, n]), np.zeros([2, n])
+    for start in range(0, n, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        cosines = (image[block] @ text.T).astype(np.float64)
+        places = np.arange(len(cosines))
+        cosines[places, start + places] = 0.0
+        for power in (1, 2):
+            rows[power - 1, block] = (cosines**power).sum(1)
+            columns[power - 1] += (cosines**power).sum(0)
+    of_image, of_text = (_moments(sums, n - 1) for sums in (rows, columns))
+
+    def standardised(caption):
+        cosines = np.einsum("nd,nd->n", image, text[caption])
+        one = (cosines - of_image[0]) / of_image[1]
+        other = (cosines - of_text[0][caption]) / of_text[1][caption]
+        return ((one + other) / 2).astype(np.float32)
+
+    places = np.arange(n)
+    return Similarities(standardised(places), standardised(np.roll(places, 1)))
+
+
+def _moments(sums, count):
+    """Mean and standard deviation, [n] each, from sums of powers."""
+    mean = sums[0] / count
+    variance = np.maximum(sums[1] / count - mean**2, 0.0)
+    return mean, np.maximum(np.sqrt(variance), 1e-6)
+
+
+def matched_share(
+    pool: np.ndarray, curated: np.ndarray, seed: int = 0
+) -> Estimate:
+    """Estimates the share of a pool's pairs that match.
+
+    Args:
+        pool: float [n], `Similarities.matched` of a sample of the pool.
+        curated: float [m], those of curated pairs that the reference has not
+            seen.
+        seed: of the resamples of both, whose percentiles are the interval.
+
+    Returns:
+        A share in [0, 1]. Matched pairs that are harder for the reference than
+        the curated ones count in part.
+
+    Raises:
+        ValueError: the reference finds the curated pairs no more similar than
+            mismatched ones, so it can say nothing of the pool.
+    """
+    random = np.random.default_rng(seed)
+    error = curated.std() / len(curated) ** 0.5
+    if curated.mean() <= 2.0 * error:
+        raise ValueError(
+            "The reference must find unseen curated pairs more similar than "
+            f"mismatched ones. Received: {curated.mean():.3f} standard "
+            f"deviations more, with a standard error of {error:.3f}; take a "
+            "reference that was trained for longer, or a public model, or "
+            "more curated pairs"
+        )
+    ratios = [
+        _resampled_mean(random, pool) / _resampled_mean(random, curated)
+        for _ in range(RESAMPLES)
+    ]
+    ends = np.percentile(ratios, _PERCENTILES)
+    values = np.clip([pool.mean() / curated.mean(), *ends], 0.0, 1.0)
+    return Estimate(*values.tolist())
+
+
+def _resampled_mean(random, values):
+    return values[random.integers(0, len(values), len(values))].mean()
+
+
+def posterior(
+    pool: Similarities, curated: np.ndarray, share: float
+) -> np.ndarray:
+    """Estimates for each pair the probability that it matches.
+
+    The ratio of the two densities, of matched and of mismatched similarities,
+    is fitted as a rising function by isotonic regression; `share` is the prior.
+
+    Args:
+        pool: similarities of the n pairs.
+        curated: float [m], as of `matched_share`.
+        share: of `matched_share`.
+
+    Returns:
+        float64 [n].
+    """
+    # Imported here: it takes seconds.
+    from sklearn import isotonic
+
+    values = np.concatenate([curated, pool.mismatched])
+    labels = np.repeat([1.0, 0.0], [len(curated), len(pool.mismatched)])
+    # Both kinds weigh the same, so that the odds are the ratio of densities.
+    weights = np.repeat(
+        [1.0 / len(curated), 1.0 / len(pool.mismatched)],
+        [len(curated), len(pool.mismatched)],
+    )
+    fitted = isotonic.IsotonicRegression(out_of_bounds="clip").fit(
+        values, labels, weights
+    )
+    # Neither is ever certain by so few pairs.
+    least = 1.0 / (len(curated) + 1)
+    chance = np.clip(fitted.predict(pool.matched), least, 1.0 - least)
+    odds = chance / (1.0 - chance) * share / max(1.0 - share, 1e-9)
+    return odds / (1.0 + odds)
+
+
+def precision(
+    similarity: np.ndarray, probability: np.ndarray, factor: float
+) -> float:
+    """Expects the share of matched pairs in the best 1 / `factor` of a pool.
+
+    Args:
+        similarity: float [n], by which pairs are chosen.
+        probability: float [n], of `posterior`.
+        factor: K, so many candidates for each chosen pair.
+    """
+    count = max(1, int(len(similarity) / factor))
+    best = np.argpartition(-similarity, count - 1)[:count]
+    return float(probability[best].mean())
+
+
+class Duplicates(NamedTuple):
+    """Near-duplicates of a sample.
+
+    Attributes:
+        share: of the sample's pictures with a near-duplicate in the sample.
+        copies: expected number of near-duplicates of a picture in the pool.
+        pairs: int64 [k, 2], places of the nearest pairs, nearest first.
+        cosines: float32 [k], of these.
+    """
+
+    share: float
+    copies: float
+    pairs: np.ndarray
+    cosines: np.ndarray
+
+
+def duplicates(
+    image: np.ndarray, size: int, near: float, listed: int = 12
+) -> Duplicates:
+    """Finds near-duplicates, pictures of at least a cosine.
+
+    Args:
+        image: float32 [n, D], a random sample of a pool's pictures.
+        size: N, pictures in the pool, of which each pair is in the sample with
+            a probability of about (n / N)^2.
+        near: cosine.
+        listed: pairs to return at most.
+    """
+    n = len(image)
+    counts = np.zeros(n, np.int64)
+    found, cosines = [], []
+    for start in range(0, n, _BLOCK):
+        similar = image[start : start + _BLOCK] @ image.T
+        places = np.arange(len(similar))
+        similar[places, start + places] = -1.0
+        is_near = similar >= near
+        counts[start : start + _BLOCK] = is_near.sum(1)
+        best = similar.argmax(1)
+        found.append(np.stack([start + places, best], 1))
+        cosines.append(similar[places, best])
+    pairs, values = np.concatenate(found), np.concatenate(cosines)
+    # A pair is found from both sides; each is listed once.
+    pairs, first = np.unique(np.sort(pairs, 1), axis=0, return_index=True)
+    values = values[first]
+    order = np.argsort(-values, kind="stable")
+    order = order[values[order] >= near][:listed]
+    return Duplicates(
+        float((counts > 0).mean()),
+        float(counts.mean() * (size - 1) / max(1, n - 1)),
+        pairs[order],
+        values[order],
+    )
+
+
+def breadth(groups: Sequence[np.ndarray], seed: int = 0) -> list[float]:
+    """Measures how broad samples of pictures are, in effective clusters.
+
+    The first group is clustered by k-means; every group's pictures go to the
+    nearest cluster. exp(entropy) of a group's shares is the number of clusters
+    among which it is spread evenly.
+
+    Args:
+        groups: float32 [n, D] each, of unit length; the pool first. Of each
+            equally many are taken, at random, because few pictures cannot be
+            spread among many clusters.
+        seed: of these.
+
+    Returns:
+        The number of each group, of about sqrt(1,024) clusters.
+    """
+    random = np.random.default_rng(seed)
+    shuffled = [group[random.permutation(len(group))] for group in groups]
+    # The clusters' own pictures would be spread more evenly than others.
+    count = min(_CLUSTERED, len(groups[0]) // 2)
+    basis = shuffled[0][:count]
+    labels = concepts.cluster(basis, max(1, round(count**0.5)))
+    centres = np.stack(
+        [basis[labels == one].mean(0) for one in range(labels.max() + 1)]
+    )
+    shuffled[0] = shuffled[0][count:]
+    size = min(map(len, shuffled))
+    return [_effective(group[:size], centres) for group in shuffled]
+
+
+def _effective(image, centres):
+    distance = (centres**2).sum(1) - 2.0 * image @ centres.T
+    counts = np.bincount(distance.argmin(1), minlength=len(centres))
+    shares = counts[counts > 0] / len(image)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def nearer(
+    queries: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0
+) -> float:
+    """Measures the share of pictures that are nearer to the first of two sets.
+
+    Of the larger set as many are taken at random as the smaller has, so that
+    0.5 says that both sets are equally like the queries.
+
+    Args:
+        queries: float32 [k, D], of unit length.
+        first: float32 [n, D], without the queries.
+        second: float32 [m, D].
+        seed: of the choice.
+    """
+    random = np.random.default_rng(seed)
+    size = min(len(first), len(second))
+    best = [
+        (queries @ group[random.permutation(len(group))[:size]].T).max(1)
+        for group in (first, second)
+    ]
+    return float(((best[0] > best[1]) + 0.5 * (best[0] == best[1])).mean())

@@ -1,0 +1,105 @@
+"""The page of an advice: estimates, the decision, and pictures of both sides.
+
+The least probable pairs of the sample are shown as noise, and pairs of the best
+1 / K as the choice, so that the user can see what the reference cannot tell.
+"""
+
+import numpy as np
+
+from jest_tf import files
+from jest_tf.curation import advice as advice_lib
+from jest_tf.curation import survey as survey_lib
+from jest_tf.data import stores
+from jest_tf.reports import charts, rendering
+
+_SHOWN = 24
+_BINS = 60
+
+
+def write(
+    path: str,
+    store: stores.Store,
+    found: survey_lib.Survey,
+    advice: advice_lib.Advice,
+    command: str,
+) -> None:
+    """Writes the page; `path` may be remote.
+
+    Args:
+        path: of the HTML file.
+        store: the pool.
+        found: the survey of it.
+        advice: of the survey.
+        command: to train as advised.
+    """
+    order = np.argsort(-found.similarity.matched, kind="stable")
+    chosen = order[: max(1, len(order) // found.facts.factor)]
+    kept = np.zeros(len(store), bool)
+    kept[found.rows[chosen]] = True
+
+    def shown(places):
+        numbers = found.posterior[places].tolist()
+        rows = found.rows[places].tolist()
+        pairs = list(zip(rows, numbers, strict=True))
+        return rendering.cards(store, pairs, kept)
+
+    pairs = found.duplicates.pairs.reshape(-1)
+    cosines = np.repeat(found.duplicates.cosines, 2).tolist()
+    page = rendering.render(
+        "advice.html",
+        found=found,
+        facts=found.facts,
+        advice=advice,
+        command=command,
+        rows=[
+            (row.name, row.when, advice_lib.plain(row.do))
+            for row in advice_lib.ROWS
+        ],
+        charts=_charts(found),
+        noise=shown(order[::-1][:_SHOWN]),
+        chosen=shown(chosen[charts.evenly(len(chosen), _SHOWN)]),
+        duplicates=rendering.cards(
+            store,
+            list(zip(found.rows[pairs].tolist(), cosines, strict=True)),
+            kept,
+        ),
+    )
+    files.write_whole(path, page)
+
+
+def _charts(found):
+    values = found.similarity.matched, found.curated
+    low, high = np.percentile(np.concatenate(values), [0.5, 99.5]).tolist()
+    edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
+    precision = found.facts.precision
+    factors, expected = zip(*precision.items(), strict=True)
+    share = found.facts.matched.mean
+    return [
+        charts.histogram(
+            "Similarity of pairs, standardised",
+            [
+                ("pool", charts.KEPT, found.similarity.matched),
+                ("curated, unseen", charts.UNIFORM, found.curated),
+                ("mismatched", charts.DROPPED, found.similarity.mismatched),
+            ],
+            edges,
+            "standard deviations above mismatched pairs",
+        ),
+        charts.draw(
+            "Matched pairs among the best 1 / K",
+            [
+                charts.Line("by the reference", charts.KEPT, factors, expected),
+                charts.Line(
+                    "by a perfect choice",
+                    charts.DROPPED,
+                    factors,
+                    [min(1.0, factor * share) for factor in factors],
+                ),
+                charts.Line(
+                    "by chance", charts.CHANCE, factors, [share] * len(factors)
+                ),
+            ],
+            xlabel="K",
+            unit_range=True,
+        ),
+    ]

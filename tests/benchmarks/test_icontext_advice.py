@@ -1,0 +1,173 @@
+"""IconText's check of the advice: cells, levels left out, verdicts."""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.icontext import advice, results
+from jest_tf.curation import advice as package
+
+
+def number(mean):
+    return {"mean": mean, "low": 0.9 * mean, "high": 1.1 * mean}
+
+
+def cell(noise, gain, method="bootstrapped", steps=1400):
+    values = [number(0.1), None, number(gain), None]
+    return package.Cell(noise, method, steps, 1, "val", *values)
+
+
+def level(noise, share=None):
+    share = 1.0 - noise if share is None else share
+    precision = {
+        str(factor): min(1.0, share * factor) for factor in range(2, 11)
+    }
+    return {
+        "noise": noise,
+        "matched": {"mean": share, "low": share, "high": share},
+        "labelled_matched": 1.0 - noise,
+        "precision": precision,
+        "labelled_precision": precision,
+        "apart": 0.5,
+    }
+
+
+def check(cells, *noises):
+    return advice.check(cells, {noise: level(noise) for noise in noises})
+
+
+class FolderTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
+
+    def write(self, name, noise=0.7, **scores):
+        """A summary of one run of each method, of this score."""
+        rows = [
+            {
+                "noise": noise,
+                "method": method,
+                "steps": 1400,
+                "seeds": 1,
+                "score": number(score),
+                "lead": None,
+            }
+            for method, score in scores.items()
+        ]
+        bill = {"over_uniform": number(2.0), "over_target": None}
+        content = {"rows": rows, "bills": [bill] * len(rows)}
+        (self.folder / name).write_text(json.dumps(content))
+
+
+class EvidenceTest(FolderTestCase):
+    def test_tests_come_before_validation(self):
+        self.write("summary.json", uniform=0.1)
+        self.write("validation.json", uniform=0.2, oracle=0.3)
+        found = advice.measured(self.folder)
+        self.assertEqual(
+            [(one.method, one.split, one.score["mean"]) for one in found],
+            [("oracle", "val", 0.3), ("uniform", "test", 0.1)],
+        )
+
+    def test_a_pool_cut_to_its_clean_share_is_one_method_at_all_levels(self):
+        self.write("summary.json", filtered_30=0.1, filtered_10=0.2)
+        self.write("validation.json", 0.9, filtered_10=0.3)
+        self.assertEqual(
+            [one[:2] for one in advice.measured(self.folder)],
+            [(0.7, "filtered"), (0.7, "filtered_10"), (0.9, "filtered")],
+        )
+
+    def test_the_package_carries_the_cells_of_the_results(self):
+        self.assertEqual(
+            package.evidence(),
+            advice.measured(results.FOLDER),
+            "python -m benchmarks.icontext.advice evidence",
+        )
+
+
+class CheckTest(FolderTestCase):
+    def test_a_level_is_expected_from_the_others_alone(self):
+        cells = [cell(0.3, 1.0), cell(0.5, 9.0), cell(0.7, 3.0)]
+        found = check(cells, 0.3, 0.5, 0.7)
+        # The ends from the nearest other level, the middle from both.
+        expected = [miss.expected for miss in found.misses]
+        self.assertAllClose(expected, [9.0, 2.0, 9.0])
+        self.assertAllClose([one.measured for one in found.misses], [1, 9, 3])
+        self.assertAllClose(found.rank_correlation(), -np.sqrt(3) / 2)
+        # Nine times too much is worse than 4.5 times too little.
+        self.assertEqual(found.worst().cell.noise, 0.3)
+
+    def test_the_estimated_noise_is_asked_for(self):
+        cells = [cell(0.3, 1.0), cell(0.5, 1.0), cell(0.7, 3.0)]
+        levels = {0.5: level(0.5, share=0.6)}
+        (miss,) = advice.check(cells, levels).misses
+        self.assertAllClose(miss.expected, 1.5)
+
+    def test_methods_and_lengths_are_not_mixed(self):
+        cells = [
+            *(cell(0.3, 1.0), cell(0.5, 2.0), cell(0.7, 3.0)),
+            *(cell(0.5, 8.0, "oracle"), cell(0.5, 8.0, steps=9)),
+            *(cell(noise, 1.0, "uniform") for noise in (0.3, 0.5)),
+        ]
+        (miss,) = check(cells, 0.5).misses
+        self.assertEqual((miss.expected, miss.measured), (2.0, 2.0))
+
+    def test_a_verdict_is_right_if_selecting_won_where_it_was_advised(self):
+        cells = [cell(0.0, 0.8), cell(0.05, 1.3), cell(0.7, 3.0)]
+        cells += [cell(0.5, 0.7), cell(0.5, 1.1, "cascade_curated")]
+        found = check(cells, 0.0, 0.05, 0.5, 0.7, 0.9)
+        self.assertEqual(
+            found.verdicts,
+            {
+                0.0: (False, 0.8),
+                0.05: (False, 1.3),
+                0.5: (True, 1.1),
+                0.7: (True, 3.0),
+                0.9: (True, None),
+            },
+        )
+        self.assertEqual(found.wrong(), [0.05])
+
+    def test_one_level_leaves_nothing_to_expect_from(self):
+        found = check([cell(0.7, 3.0)], 0.7)
+        self.assertEmpty(found.misses)
+        self.assertIsNone(found.worst())
+        self.assertIsNone(found.rank_correlation())
+        self.assertIn("none can be left out", found.render())
+
+    def test_the_files_have_what_was_found(self):
+        self.write("validation.json", bootstrapped=0.2)
+        levels = {"sample": 10, "levels": [level(0.7), level(0.0)]}
+        (self.folder / "estimates.json").write_text(json.dumps(levels))
+        advice.main(["check", "--results", str(self.folder)])
+        content = json.loads((self.folder / "advice.json").read_text())
+        self.assertEqual(
+            content["verdicts"],
+            [
+                {"noise": 0.0, "selects": False, "best_gain": None},
+                {"noise": 0.7, "selects": True, "best_gain": 2.0},
+            ],
+        )
+        page = (self.folder / "advice.md").read_text()
+        self.assertIn("| 70% | select | 2.00 | yes |", page)
+        out = self.folder / "evidence.json"
+        arguments = ["--results", str(self.folder), "--out", str(out)]
+        advice.main(["evidence", *arguments])
+        (found,) = json.loads(out.read_text())["cells"]
+        self.assertEqual(found["over_uniform"], number(2.0))
+
+    def test_without_estimates_there_is_nothing_to_check(self):
+        with self.assertRaisesRegex(SystemExit, "run `estimate` on"):
+            advice.main(["check", "--results", str(self.folder)])
+
+    def test_the_block_has_estimates_beside_labels(self):
+        text = advice.block({"sample": 10, "levels": [level(0.7)]})
+        self.assertIn("| 70% | 0.30 | 0.30 [0.30, 0.30] | 0.90 / 0.90 |", text)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,194 @@
+"""Advice: which row applies, what it sets, what is expected of it."""
+
+import json
+import pathlib
+
+import tensorflow as tf
+
+from jest_tf import config
+from jest_tf.config import overrides
+from jest_tf.curation import advice
+from jest_tf.curation.estimates import Estimate
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPE = config.TrainConfig(
+    steps=1000,
+    data=config.DataConfig(train=("pool",), super_batch_size=64),
+)
+
+
+def facts(share=0.3, power=0.5, **changes):
+    """Facts of a pool whose reference has a share of the room above chance."""
+    found = advice.Facts(
+        Estimate(share, share - 0.05, share + 0.05),
+        {},
+        pool=("pool-*.tar",),
+        curated=("a.tar", "b.tar"),
+        reference="runs/r",
+    )._replace(**changes)
+    factor = found.factor
+    best = min(1.0, factor * share)
+    return found._replace(precision={factor: share + power * (best - share)})
+
+
+def cell(noise, method="bootstrapped", steps=1000, gain=2.0, **changes):
+    spread = {"mean": gain, "low": 0.9 * gain, "high": 1.2 * gain}
+    values = dict.fromkeys(("score", "lead", "over_uniform"), spread)
+    values["over_target"] = None
+    return advice.Cell(noise, method, steps, 1, "val", **values | changes)
+
+
+class RowsTest(tf.test.TestCase):
+    def test_the_first_row_that_applies_is_the_advice(self):
+        for expected, found in (
+            ("bootstrapped", facts()),
+            ("reference", facts(is_quick=False)),
+            ("several", facts(learners=3)),
+            ("several", facts(learners=3, is_quick=False)),
+            ("weak", facts(power=0.05, learners=3)),
+            ("clean", facts(0.9)),
+            ("clean", facts(0.99, power=0.0)),
+            ("covered", facts(covered=0.7)),
+            ("covered", facts(apart=0.7)),
+            # The tests decide, where there are some.
+            ("bootstrapped", facts(apart=0.7, covered=0.5)),
+            ("clean", facts(0.95, covered=0.5)),
+        ):
+            row = advice.advise(found, RECIPE, []).row
+            self.assertEqual(row.name, expected, found)
+        names = [row.name for row in advice.ROWS]
+        self.assertLessEqual(len(names), 7)
+        self.assertLen({*names}, len(names))
+
+    def test_half_of_the_rows_say_do_not_select(self):
+        refused = [row.name for row in advice.ROWS if not row.selects]
+        self.assertEqual(refused, ["covered", "clean", "weak"])
+        for row in advice.ROWS:
+            self.assertEqual("do not select" in row.do, not row.selects)
+
+    def test_k_is_the_candidates_that_hold_one_matched_pair(self):
+        for share, factor in (
+            *((0.5, 2), (0.34, 3), (0.2, 5), (0.01, 10), (0.0, 10)),
+            (0.9, 2),
+        ):
+            self.assertEqual(facts(share).factor, factor)
+
+    def test_power_is_of_the_room_between_chance_and_a_perfect_choice(self):
+        for power in (0.0, 0.4, 1.0):
+            for share in (0.1, 0.3, 0.7):
+                self.assertAllClose(facts(share, power).power, power)
+        self.assertEqual(facts(1.0, 0.5).power, 0.0)
+
+    def test_settings_are_those_of_a_recipe(self):
+        for found, expected in (
+            (facts(0.9), {}),
+            (facts(covered=0.9), {"data.curated_rows": 32}),
+            (facts(power=0.0), {"data.curated_rows": 8}),
+            (
+                facts(),
+                {
+                    "data.curated": ("a.tar", "b.tar"),
+                    "data.super_batch_size": 64,
+                    "cascade.hyper_batch_size": 192,
+                    "bootstrap.renew_at": (110, 210, 430),
+                    "bootstrap.curated_rows": 64,
+                },
+            ),
+            (
+                facts(0.2, is_quick=False),
+                {
+                    "reference.model": "runs/r",
+                    "reference.sidecars": True,
+                    "cascade.hyper_batch_size": 320,
+                },
+            ),
+            (facts(learners=9), {"data.manifest": "MANIFEST"}),
+        ):
+            settings = advice.advise(found, RECIPE, []).settings
+            values = {"steps": 1000, "data": {"train": ("pool",)}}
+            for text in settings:
+                overrides.override(config.TrainConfig, values, text)
+            recipe = overrides.build(config.TrainConfig, values)
+            for name, value in expected.items():
+                group, field = name.split(".")
+                found = getattr(getattr(recipe, group), field)
+                self.assertEqual(found, value, name)
+
+    def test_a_command_comes_first_where_a_choice_or_sidecars_are_needed(self):
+        for found, expected in (
+            (facts(), []),
+            (
+                facts(is_quick=False),
+                "embed --model runs/r --data pool-*.tar".split(),
+            ),
+            (
+                facts(learners=3),
+                "curate --workdir runs/r --data pool-*.tar --output MANIFEST "
+                "--set share=0.30".split(),
+            ),
+        ):
+            self.assertEqual(advice.advise(found, RECIPE, []).before, expected)
+
+    def test_words_lose_their_marks(self):
+        words = "a [cascade](cascade.md) of `K = 3`, [sets](x.md#a)"
+        self.assertEqual(advice.plain(words), "a cascade of K = 3, sets")
+
+
+class ExpectationTest(tf.test.TestCase):
+    def expect(self, cells, noise):
+        return advice.expect(cells, "bootstrapped", noise, "over_uniform")
+
+    def test_it_is_linear_between_levels(self):
+        cells = [cell(0.3, gain=1.0), cell(0.7, gain=3.0), cell(0.5, "other")]
+        (found,) = self.expect(cells, 0.6)
+        self.assertAllClose([*found.value], (2.5, 0.9 * 2.5, 1.2 * 2.5))
+        self.assertEqual(found.levels, (0.3, 0.7))
+        self.assertTrue(found.is_inside)
+
+    def test_beyond_the_levels_it_is_the_nearest_and_says_so(self):
+        cells = [cell(0.3, gain=1.0), cell(0.7, gain=3.0)]
+        for noise, gain in ((0.1, 1.0), (0.9, 3.0)):
+            (found,) = self.expect(cells, noise)
+            self.assertAllClose(found.value.mean, gain)
+            self.assertFalse(found.is_inside)
+
+    def test_lengths_are_apart_and_what_was_not_measured_is_left_out(self):
+        cells = [
+            cell(0.3, steps=2000, gain=1.0),
+            cell(0.3, gain=2.0),
+            cell(0.7, steps=3000, over_uniform=None),
+            cell(0.7, over_uniform={"mean": 4.0, "low": None, "high": 5.0}),
+        ]
+        short, long = self.expect(cells, 0.7)
+        self.assertEqual((short.steps, long.steps), (1000, 2000))
+        self.assertAllClose([*short.value], (4.0, 4.0, 5.0))
+        self.assertAllClose(long.value.mean, 1.0)
+        self.assertEmpty(self.expect([], 0.5))
+
+    def test_a_method_that_was_measured_to_lose_is_not_advised(self):
+        for gain, expected in ((0.8, "clean"), (0.9, "bootstrapped")):
+            cells = [cell(noise, gain=gain) for noise in (0.5, 0.9)]
+            found = advice.advise(facts(), RECIPE, cells)
+            self.assertEqual(found.row.name, expected)
+        # Only where it was measured around this noise.
+        found = advice.advise(facts(), RECIPE, [cell(0.5, gain=0.5)])
+        self.assertEqual(found.row.name, "bootstrapped")
+
+    def test_the_longest_runs_are_shown_beside_an_oracle(self):
+        cells = [cell(0.7), cell(0.7, steps=3000), cell(0.7, "oracle", 700)]
+        found = advice.advise(facts(), RECIPE, cells).expected
+        self.assertEqual(
+            [(one.method, one.steps) for one in found],
+            [("bootstrapped", 3000), ("oracle", 700)],
+        )
+
+    def test_the_evidence_is_what_the_package_carries(self):
+        content = json.loads(advice.EVIDENCE.read_text("utf-8"))["cells"]
+        cells = advice.evidence()
+        self.assertLen(cells, len(content))
+        methods = {one.method for one in cells}
+        self.assertContainsSubset({"uniform", "bootstrapped"}, methods)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,17 @@
+"""The command `jest-tf advise` as a module.
+
+    python -m trainers.advise --pool 'examples/icontext_mini/pool-*.tfrecord' \
+        --curated 'examples/icontext_mini/reference-*.tfrecord' \
+        --output advice
+
+`--help` explains the flags; `jest_tf.cli.advise` runs the command.
+"""
+
+import functools
+
+from jest_tf import cli
+
+main = functools.partial(cli.execute, command="advise")
+
+if __name__ == "__main__":
+    main()
