@@ -29,8 +29,14 @@ def config() -> config_lib.TrainConfig:
             loss="softmax",
             equal_captions="ignore",
         ),
+        # At a constant rate a run can be prolonged, and ends as well as after a
+        # cosine once its weights are averaged.
         optimizer=config_lib.OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=100, weight_decay=0.05
+            learning_rate=2e-3,
+            schedule="constant",
+            warmup_steps=100,
+            weight_decay=0.05,
+            ema=0.98,
         ),
         evaluation=config_lib.EvaluationConfig(
             data=(f"{DATA}/val_sets-*.tfrecord",),

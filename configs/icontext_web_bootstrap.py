@@ -24,7 +24,6 @@ def config() -> config_lib.TrainConfig:
             curated=(f"{icontext_web.DATA}/curated-*.tfrecord",),
         ),
         cascade=config_lib.CascadeConfig(hyper_batch_size=768, captions="best"),
-        optimizer=dataclasses.replace(baseline.optimizer, ema=0.98),
         bootstrap=config_lib.BootstrapConfig(
             renew_at=(150, 300, 600), share=0.3, curated_rows=256
         ),

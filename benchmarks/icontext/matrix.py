@@ -61,7 +61,8 @@ class Cell:
         seeds: a run for each.
         sources: splits and pools to train on, in equal shares.
         reference: cell whose seed 0 scores beside the learner, or "".
-        evaluations: about how many in a run, evenly spread.
+        evaluations: about how many in a run, evenly spread; 0 leaves it to
+            the recipe.
         settings: changes to the recipe, "a.b=c" each.
         what: description for tables.
     """
@@ -130,7 +131,7 @@ def load():
 def _cell(line):
     changes = {
         "seeds": tuple(map(int, line["seeds"].split())),
-        "evaluations": int(line["evaluations"]),
+        "evaluations": int(line["evaluations"] or 0),
         "matrices": tuple(line.pop("matrix").split()),
         **{name: tuple(line[name].split()) for name in ("sources", "settings")},
     }
@@ -146,6 +147,12 @@ def cells(matrix):
         for cell in load().values()
         if matrix in cell.matrices
     ]
+
+
+def but_for_steps(cell):
+    """What a cell trains on, and how, without the number of steps."""
+    settings = [s for s in cell.settings if not s.startswith("steps=")]
+    return (cell.recipe, cell.sources, cell.reference, cell.watched, settings)
 
 
 def find(name):

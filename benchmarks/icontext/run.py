@@ -12,6 +12,7 @@ only some splits are in the tables is evaluated on all, not trained.
 """
 
 import argparse
+import dataclasses
 import fnmatch
 import os
 import pathlib
@@ -143,10 +144,18 @@ class Plan:
         if cell.reference:
             needs.append(self._add_sidecars(cell.reference, cell.sources))
         settings = self.settings(cell, seed)
+        shorter = self._shorter(cell, seed)
         train = (
             *("trainers.train", "--config", _recipe(cell)),
             *("--workdir", workdir, "--set", *settings),
         )
+        if shorter:
+            needs.append(self.add_run(shorter, seed, for_others=True))
+            steps = config_lib.load_config(_recipe(cell), settings).steps
+            train = (
+                *(runner.PROLONG, "--source", self.workdir(shorter, seed)),
+                *("--workdir", workdir, "--steps", steps),
+            )
         is_finished = is_trained and _is_evaluated(workdir)
         commands = [] if is_finished else [train]
         if not is_collected:
@@ -160,7 +169,24 @@ class Plan:
                 )
             )
         steps = 0 if is_finished else cost(_recipe(cell), settings)
+        if shorter and not is_finished:
+            steps -= cost(_recipe(cell), self.settings(shorter, seed))
         return self._add(name, commands, needs, steps)
+
+    def _shorter(self, cell, seed):
+        """The longest cell that this one only prolongs, at a constant rate."""
+        ours = config_lib.load_config(_recipe(cell), self.settings(cell, seed))
+        if ours.optimizer.schedule != "constant":
+            return None
+        found = {}
+        for other in matrix.load().values():
+            if matrix.but_for_steps(other) == matrix.but_for_steps(cell):
+                settings = self.settings(other, seed)
+                config = config_lib.load_config(_recipe(other), settings)
+                if dataclasses.replace(config, steps=ours.steps) == ours:
+                    found[config.steps] = other
+        lengths = [steps for steps in found if steps < ours.steps]
+        return found[max(lengths)] if lengths else None
 
     def workdir(self, cell, seed):
         """Run directory: a changed cell has another one."""
@@ -172,16 +198,17 @@ class Plan:
         data = self._work / cell.data
         weights = ["1"] * len(cell.sources) if cell.sources[1:] else []
         evaluated = ",".join(self._held_out(cell, cell.watched))
-        every_steps = max(1, config.steps // cell.evaluations)
         found = [
             f"seed={seed}",
             f"data.train={','.join(map(self._shards, cell.sources))}",
             f"data.weights={','.join(weights)}",
             f"data.vocabulary={data}/vocab.txt",
             f"evaluation.data={evaluated}",
-            f"evaluation.every_steps={every_steps}",
             *cell.settings,
         ]
+        if cell.evaluations:
+            every_steps = max(1, config.steps // cell.evaluations)
+            found.append(f"evaluation.every_steps={every_steps}")
         if config.data.curated:
             found.append(f"data.curated={self._shards('curated')}")
         if cell.reference:

@@ -25,6 +25,7 @@ _ONE_THREAD = {
 # Two lines in a run directory for each process that trained it: that it
 # started, and its processor seconds once it had ended.
 PROCESSOR_FILE, STARTED = "processor_seconds.txt", "started"
+PROLONG = "benchmarks.icontext.prolong"
 
 
 class Task(NamedTuple):
@@ -169,7 +170,7 @@ def processor_seconds(workdir):
 
 
 def _note_processor(command, line):
-    if command[0] == "trainers.train":
+    if command[0] in ("trainers.train", PROLONG):
         workdir = pathlib.Path(command[command.index("--workdir") + 1])
         workdir.mkdir(parents=True, exist_ok=True)
         with open(workdir / PROCESSOR_FILE, "a", encoding="utf-8") as file:

@@ -310,7 +310,8 @@ class OptimizerConfig(Checked, path="optimizer"):
         learning_rate: peak rate, at the end of the warm-up.
         warmup_steps: steps of the linear warm-up from zero.
         restarts: steps at which the schedule begins anew, with its warm-up;
-            each ends at the next. `jest-tf train --extend` adds to them.
+            each ends at the next. `jest-tf train --extend` adds to them,
+            except at a constant rate.
         weight_decay: share of a weight removed per step, times the learning
             rate. Applies to variables whose name ends in `kernel`: not to
             biases, norms, positions, embeddings or temperature. SigLIP 2's

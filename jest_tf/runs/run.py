@@ -62,27 +62,33 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
 def extend(workdir: str, steps: int) -> dict[str, float]:
     """Trains a finished run for further `steps`, as `train`.
 
-    The schedule of the learning rate begins anew, with its warm-up: a step of
-    `optimizer.restarts`. The run equals one that had these settings from its
-    first step.
+    A constant learning rate goes on. Any other schedule begins anew, with its
+    warm-up: a step of `optimizer.restarts`. The run equals one that had these
+    settings from its first step.
 
     Raises:
         ValueError: as `train`; or the run has not finished.
     """
     loading.check_finished(workdir, "--workdir")
     before = directory.load_config(workdir)
-    optimizer = dataclasses.replace(
-        before.optimizer,
-        restarts=(*before.optimizer.restarts, before.steps),
-    )
+    optimizer = before.optimizer
+    if optimizer.schedule == "constant":
+        rate = f"goes on at {optimizer.learning_rate:g}"
+    else:
+        optimizer = dataclasses.replace(
+            optimizer, restarts=(*optimizer.restarts, before.steps)
+        )
+        rate = (
+            f"begins anew: {optimizer.warmup_steps:,} steps of warm-up to "
+            f"{optimizer.learning_rate:g}, then {optimizer.schedule}"
+        )
     config = dataclasses.replace(
         before, steps=before.steps + steps, optimizer=optimizer
     )
     provenance.extend(workdir, config)
     progress.say(
         f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
-        f"the learning rate begins anew: {optimizer.warmup_steps:,} steps of "
-        f"warm-up to {optimizer.learning_rate:g}, then {optimizer.schedule}"
+        f"the learning rate {rate}"
     )
     return train(config, workdir)
 

@@ -169,7 +169,7 @@ class PlanTest(tf.test.TestCase):
         self.assertEqual(self.plan("reference", ["reference"]), {})
 
     def test_a_trained_run_is_collected_again_on_splits_that_it_lacks(self):
-        name = "web_oracle_1400"
+        name = "web_oracle_700"
         pool = run.Plan(self.work, self.work)._pool_folder("oracle70")
         pool.mkdir(parents=True)
         (pool / "done").touch()
@@ -180,18 +180,18 @@ class PlanTest(tf.test.TestCase):
             [pathlib.Path(one).name for one in collect[at : at + 6]],
             [f"{one}-*.tfrecord" for one in matrix.find(name).splits],
         )
-        self.assertEqual(tasks[f"{name}-0"].steps, 1400)
+        self.assertEqual(tasks[f"{name}-0"].steps, 700)
         workdir = run.Plan(self.work, self.work).workdir(matrix.find(name), 0)
         workdir.mkdir(parents=True)
         (workdir / "final.weights.h5").touch()
         recipe = ROOT / "configs" / "icontext_web.py"
-        settings = config_lib.load_config(recipe, ["steps=1400"])
+        settings = config_lib.load_config(recipe, ["steps=700"])
         (workdir / "config.json").write_text(
             json.dumps(dataclasses.asdict(settings))
         )
         evaluations = workdir / "evaluation.jsonl"
         # A run may be stopped before its last evaluation.
-        for step, commands in ((1300, 2), (1400, 1)):
+        for step, commands in ((600, 2), (700, 1)):
             evaluations.write_text(json.dumps({"step": step}) + "\n")
             tasks = self.plan(name, [name], matrix.WEB_VALIDATION)
             self.assertLen(tasks[f"{name}-0"].commands, commands)
@@ -218,6 +218,33 @@ class PlanTest(tf.test.TestCase):
         self.assertEqual(
             embedded[2], str(self.work / "web/pool70/pool-*.tfrecord")
         )
+
+    def test_a_longer_run_at_a_constant_rate_prolongs_the_shorter_one(self):
+        tasks = self.plan("web_uniform_4500")
+        names = [f"web_uniform_{steps}-0" for steps in (1125, 2250, 4500)]
+        self.assertEqual([*tasks], names)
+        self.assertEqual([tasks[one].steps for one in names], [1125, 1125, 2250])
+        self.assertEqual(tasks[names[0]].commands[0][0], "trainers.train")
+        longest = tasks[names[2]]
+        self.assertEqual(longest.needs, (names[1],))
+        command = longest.commands[0]
+        self.assertEqual(command[0], runner.PROLONG)
+        flags = dict(zip(command[1::2], command[2::2], strict=True))
+        folders = [
+            str(run.Plan(self.work, self.work).workdir(matrix.find(one), 0))
+            for one in ("web_uniform_2250", "web_uniform_4500")
+        ]
+        self.assertEqual(
+            flags,
+            {
+                "--source": folders[0],
+                "--workdir": folders[1],
+                "--steps": "4500",
+            },
+        )
+        # Not one that renews elsewhere, nor one with a cosine.
+        for name in ("web_bootstrapped_2700", "web_uniform_cosine_18000"):
+            self.assertEqual([*self.plan(name)], [f"{name}-0"])
 
     def test_curated_pools_are_written_from_a_manifest(self):
         task = self.plan("uniform_chosen")["pool chosen"]
@@ -400,6 +427,7 @@ class SmallRunTest(tf.test.TestCase):
         self.make_data(work / "data")
         file = work / "matrix.csv"
         small = "steps=4 optimizer.warmup_steps=1 data.super_batch_size"
+        flat = f"{small}=32 optimizer.schedule=constant"
         file.write_text(
             "cell,matrix,recipe,seeds,sources,reference,evaluations,settings,"
             "what\n"
@@ -408,6 +436,8 @@ class SmallRunTest(tf.test.TestCase):
             f"quick_jest,quick,jest,0,filtered,reference_curated,2,{small}=64 "
             "selection.batch_size=32,\n"
             f"chosen,quick,uniform,0,chosen,,2,{small}=32,\n"
+            f"flat_4,quick,uniform,0,pool,,,{flat},\n"
+            f"flat_8,quick,uniform,0,pool,,,{flat} steps=8,\n"
         )
         tables = work / "results"
         arguments = ["--work", str(work), "--matrix", "quick", "--jobs", "1"]
@@ -447,8 +477,17 @@ class SmallRunTest(tf.test.TestCase):
         by_cell = tables.runs.set_index("cell")
         self.assertCountEqual(
             by_cell.index,
-            ["reference_curated", "quick_uniform", "quick_jest", "chosen"],
+            [
+                *("reference_curated", "quick_uniform", "quick_jest"),
+                *("chosen", "flat_4", "flat_8"),
+            ],
         )
+        self.assertEqual(by_cell.loc["flat_8", "steps"], 8)
+        for what in ("examples_trained", "flops_step"):
+            short, long = (by_cell.loc[f"flat_{n}", what] for n in (4, 8))
+            self.assertEqual(long, 2 * short, what)
+        curve = tables.curves.set_index("cell").loc["flat_8"]
+        self.assertEqual(curve["step"].tolist(), [4, 8])
         jest = by_cell.loc["quick_jest"]
         self.assertEqual(jest["examples_scored"], 4 * 64)
         self.assertEqual(jest["examples_trained"], 4 * 32)

@@ -441,8 +441,21 @@ class DirectoryTest(RunsTestCase):
 
     @pytest.mark.slow
     def test_an_extended_run_equals_one_with_a_restart(self):
-        self.train("whole", "steps=8", "optimizer.restarts=4")
-        self.train("run", "steps=4")
+        self.check_extended(
+            ("optimizer.restarts=4",),
+            (),
+            "begins anew: 2 steps of warm-up to 0.05, then cosine",
+        )
+
+    @pytest.mark.slow
+    def test_a_constant_rate_goes_on_in_an_extended_run(self):
+        constant = ("optimizer.schedule=constant",)
+        self.check_extended(constant, constant, "goes on at 0.05")
+
+    def check_extended(self, whole, run, rate):
+        """Checks a run of 4 steps and 4 more against a whole one."""
+        self.train("whole", "steps=8", *whole)
+        self.train("run", "steps=4", *run)
         said = io.StringIO()
         with (
             mock.patch.object(
@@ -452,8 +465,7 @@ class DirectoryTest(RunsTestCase):
         ):
             runs.extend(self.workdir("run"), 4)
         self.assertIn(
-            "extended from 4 to 8 steps; the learning rate begins anew: 2 "
-            "steps of warm-up to 0.05, then cosine",
+            f"extended from 4 to 8 steps; the learning rate {rate}\n",
             said.getvalue(),
         )
         self.assertEqual(
