@@ -223,7 +223,9 @@ class PlanTest(tf.test.TestCase):
         tasks = self.plan("web_uniform_4500")
         names = [f"web_uniform_{steps}-0" for steps in (1125, 2250, 4500)]
         self.assertEqual([*tasks], names)
-        self.assertEqual([tasks[one].steps for one in names], [1125, 1125, 2250])
+        self.assertEqual(
+            [tasks[one].steps for one in names], [1125, 1125, 2250]
+        )
         self.assertEqual(tasks[names[0]].commands[0][0], "trainers.train")
         longest = tasks[names[2]]
         self.assertEqual(longest.needs, (names[1],))
