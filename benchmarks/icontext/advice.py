@@ -48,7 +48,9 @@ _GAIN = "over_uniform"
 _RECIPE = config_lib.TrainConfig(
     steps=1000, data=config_lib.DataConfig(train=("pool",))
 )
-_ESTIMATE_COMMAND = "python -m benchmarks.icontext.advice estimate"
+_ESTIMATE_COMMAND = (
+    "python -m benchmarks.icontext.advice estimate --page docs/advise.md"
+)
 _YES_NO = {True: "yes", False: "no"}
 _HEADER = (
     *("noise", "estimated", "method", "steps", "expected", "measured"),
@@ -269,7 +271,7 @@ class Check(NamedTuple):
             "# The advice on levels that it was not fitted to\n\n"
             "A gain is a score over the best of uniform training at no more "
             f"FLOPs, everything counted.\n\n{words}\n\n"
-            f"{report.table(_HEADER, rows)}\n\n"
+            + (f"{report.table(_HEADER, rows)}\n\n" if rows else "")
             + report.table(
                 ("noise", "advice", "best gain by selecting", "right"),
                 verdicts,

@@ -224,7 +224,10 @@ def _json(found, advice, command):
                 "when": advice.row.when,
                 "do": plain(advice.row.do),
                 "command": command.splitlines(),
-                "matched": facts.matched._asdict(),
+                "matched": {
+                    name: round(value, 4)
+                    for name, value in facts.matched._asdict().items()
+                },
                 "precision": {
                     str(factor): round(value, 4)
                     for factor, value in facts.precision.items()
@@ -244,6 +247,7 @@ def _json(found, advice, command):
                 },
                 "sizes": found.sizes,
                 "reference": facts.reference,
+                "cautions": advice.cautions,
                 "expected": [
                     one._asdict() | {"value": one.value._asdict()}
                     for one in advice.expected
@@ -267,7 +271,7 @@ def _verdict(found, advice, command):
     lines = {
         "matched pairs": ("at least " if facts.is_apart else "")
         + f"{share}, of {sizes['sampled']:,} sampled of {sizes['pool']:,}",
-        "headroom": f"K = {facts.factor}: "
+        "headroom": f"K = {facts.factor}, f = {1 - 1 / facts.factor:.2f}: "
         f"{facts.precision[facts.factor]:.0%} matched by this reference, "
         f"{best:.0%} at best",
         "near-duplicates": f"{found.duplicates.share:.1%} of the sample, about "
@@ -278,6 +282,8 @@ def _verdict(found, advice, command):
     }
     if facts.covered is not None:
         lines["kind"] += f", {facts.covered:.0%} of the tests'"
+    cautions = f"\n{'':19}".join(advice.cautions)
+    lines |= {"caution": cautions} if cautions else {}
     lines |= _expectations(advice)
     lines["command"] = command.replace("\n", f"\n{'':19}")
     return "\n".join(

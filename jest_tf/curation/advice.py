@@ -28,11 +28,18 @@ APART = 2 / 3
 # A choice by the reference must have so many times the pool's matched pairs,
 # of what a perfect one has above it.
 LEAST_POWER = 0.1
+# Cautions: curated sets narrower than this, of the pool's breadth; more
+# near-duplicates; wider intervals of the matched share.
+_NARROW, _REPEATED, _UNSURE = 0.5, 0.1, 0.3
 # Learners for which a choice made once is cheaper than one for each.
 SEVERAL = 3
 _LEAST_K, _MOST_K = 2, 10
-# Of the steps of a run; as measured, `web_bootstrapped_1400`.
-_RENEWALS = (0.11, 0.21, 0.43)
+# Renewals: the first, in shares of a run, but not before so many steps; each
+# later one at twice the steps of the one before, up to a share of the run.
+_FIRST_RENEWAL, _LEAST_RENEWAL, _LAST_RENEWAL = 1 / 30, 100, 0.6
+# What embedding for all renewals may cost, in shares of the run's steps.
+_RENEWALS_COST = 1 / 4
+_LEAST_SHARE = 0.02
 _CURATED_SHARE = 1 / 8
 _DIGITS = 3
 _MEASURES = ("over_uniform", "over_target")
@@ -49,6 +56,9 @@ class Facts(NamedTuple):
         apart: share of the curated pictures that are nearer to others of their
             set than to as many of the pool.
         covered: the same of the tests' pictures; None without tests.
+        breadth: effective clusters of the curated pictures, over the pool's.
+        duplicates: share of the sample with a near-duplicate in it.
+        size: records of the pool.
         pool: patterns of the pool's shards.
         curated: patterns of the curated set's.
         reference: name of the reference.
@@ -60,6 +70,9 @@ class Facts(NamedTuple):
     precision: Mapping[int, float]
     apart: float = 0.5
     covered: float | None = None
+    breadth: float = 1.0
+    duplicates: float = 0.0
+    size: int = 0
     pool: tuple[str, ...] = ()
     curated: tuple[str, ...] = ()
     reference: str = ""
@@ -168,16 +181,36 @@ def _from_reference(facts, recipe):
 
 
 def _bootstrapped(facts, recipe):
-    steps = sorted({max(1, round(s * recipe.steps)) for s in _RENEWALS})
+    steps = renewals(recipe.steps)
     return [
         _curated(facts),
         *_cascade(facts, recipe),
         "cascade.captions=best",
         f"bootstrap.renew_at={','.join(map(str, steps))}",
-        "bootstrap.share=0.3",
+        f"bootstrap.share={_share(facts, recipe, len(steps)):.2g}",
         f"bootstrap.curated_rows={recipe.batch_size}",
         "optimizer.ema=0.98",
     ]
+
+
+def renewals(steps: int) -> list[int]:
+    """Returns the steps at which a run of so many should renew its reference.
+
+    For 4,500 steps they are 150, 300, 600, 1,200 and 2,400.
+    """
+    found = [round(max(_FIRST_RENEWAL * steps, _LEAST_RENEWAL))]
+    while 2 * found[-1] <= _LAST_RENEWAL * steps:
+        found.append(2 * found[-1])
+    return found if found[0] < steps else [max(1, steps // 2)]
+
+
+def _share(facts, recipe, count):
+    """The share of the pool that each of `count` renewals can afford.
+
+    Embedding a record is a third of a training step on it.
+    """
+    records = _RENEWALS_COST * recipe.steps * 3 * recipe.batch_size / count
+    return min(1.0, max(_LEAST_SHARE, records / max(1, facts.size)))
 
 
 def _manifest(facts, recipe):
@@ -249,6 +282,30 @@ ROWS = (
 )
 
 
+# What the user should know of the estimates, and when.
+_CAUTIONS: tuple[tuple[Callable[[Facts], bool], str], ...] = (
+    (
+        lambda facts: facts.is_apart,
+        "the curated set is of another kind than the pool, whose matched pairs "
+        "are harder for the reference: the matched share is a lower bound",
+    ),
+    (
+        lambda facts: facts.matched.high - facts.matched.low > _UNSURE,
+        "the matched share is uncertain: more curated pairs would narrow it",
+    ),
+    (
+        lambda facts: facts.breadth < _NARROW,
+        "the curated set is narrow: a choice by its reference would be, too; "
+        "cascade.uniform_share=0.5 keeps half of the breadth",
+    ),
+    (
+        lambda facts: facts.duplicates > _REPEATED,
+        "the pool repeats pictures, or the reference finds different ones "
+        "alike: look at the pairs on the page",
+    ),
+)
+
+
 class Cell(NamedTuple):
     """A measured run of IconText's web-like data, in evidence.json.
 
@@ -305,6 +362,7 @@ class Advice(NamedTuple):
         row: of `ROWS`.
         settings: for `jest-tf train --set`.
         before: the words of a command to run first; [] without one.
+        cautions: on the estimates, in words.
         expected: of the row's method and, if it selects, of an oracle without
             noise, for the longest runs that were measured.
     """
@@ -312,6 +370,7 @@ class Advice(NamedTuple):
     row: Row
     settings: list[str]
     before: list[str]
+    cautions: list[str]
     expected: list[Expectation]
 
 
@@ -352,7 +411,13 @@ def advise(
         for measure in _MEASURES
         if (found := expect(cells, method, noise, measure))
     ]
-    return Advice(row, row.settings(facts, recipe), row.before(facts), expected)
+    return Advice(
+        row,
+        row.settings(facts, recipe),
+        row.before(facts),
+        [words for applies, words in _CAUTIONS if applies(facts)],
+        expected,
+    )
 
 
 def _is_pointless(cells, method, noise):
@@ -368,14 +433,15 @@ def expect(
 ) -> list[Expectation]:
     """Interpolates a measure of a method at a share of noise.
 
-    Linearly between the measured levels, for each length of the runs; beyond
-    them the nearest level's value is taken, and `is_inside` is false.
+    For each length of the runs, the logarithm of the ratio is linear in the
+    logarithm of the share of pairs that match, between the measured levels and
+    for a factor of two beyond them, where `is_inside` is false.
 
     Args:
         cells: measured ones.
         method: of the cells.
-        noise: share of pairs that do not match, in [0, 1].
-        measure: "score", "lead", "over_uniform" or "over_target".
+        noise: share of pairs that do not match, in [0, 1).
+        measure: "over_uniform" or "over_target".
 
     Returns:
         One for each length that was measured, shortest first.
@@ -397,17 +463,32 @@ def _between(by_level, noise, measure):
         ]
         for part in (getattr(by_level[level], measure) for level in levels)
     ]
-    ends = [
-        float(np.interp(noise, levels, column))
-        for column in zip(*values, strict=True)
-    ]
+    halvings, place = (
+        -np.log2(np.maximum(1.0 - np.array(one), _LEAST_SHARE))
+        for one in (levels, noise)
+    )
+    ends = 2.0 ** _line(place, halvings, np.log2(values))
     cell = by_level[levels[0]]
     return Expectation(
         cell.method,
         cell.steps,
         measure,
-        Estimate(*(round(end, _DIGITS) for end in ends)),
+        Estimate(*ends.round(_DIGITS).tolist()),
         tuple(levels),
         levels[0] <= noise <= levels[-1],
         min(one.seeds for one in by_level.values()),
     )
+
+
+def _line(place, places, values):
+    """Lines through values [k, m] at ascending places [k], at a place; [m].
+
+    Ends are continued by one at most.
+    """
+    if len(places) == 1:
+        return values[0]
+    place = np.clip(place, places[0] - 1.0, places[-1] + 1.0)
+    after = int(np.clip(np.searchsorted(places, place), 1, len(places) - 1))
+    width = places[after] - places[after - 1]
+    share = (place - places[after - 1]) / width
+    return (1.0 - share) * values[after - 1] + share * values[after]

@@ -4,7 +4,6 @@ import json
 import pathlib
 import tempfile
 
-import numpy as np
 import tensorflow as tf
 
 from benchmarks.icontext import advice, results
@@ -91,29 +90,31 @@ class EvidenceTest(FolderTestCase):
 
 class CheckTest(FolderTestCase):
     def test_a_level_is_expected_from_the_others_alone(self):
-        cells = [cell(0.3, 1.0), cell(0.5, 9.0), cell(0.7, 3.0)]
-        found = check(cells, 0.3, 0.5, 0.7)
-        # The ends from the nearest other level, the middle from both.
+        cells = [cell(0.5, 1.0), cell(0.75, 9.0), cell(0.875, 4.0)]
+        found = check(cells, 0.5, 0.75, 0.875)
+        # Lines through the two others: 9 and 4 back to 20.25, 1 and 4 between
+        # which is 2, 1 and 9 on to 81. All in logarithms, to three digits.
         expected = [miss.expected for miss in found.misses]
-        self.assertAllClose(expected, [9.0, 2.0, 9.0])
-        self.assertAllClose([one.measured for one in found.misses], [1, 9, 3])
-        self.assertAllClose(found.rank_correlation(), -np.sqrt(3) / 2)
-        # Nine times too much is worse than 4.5 times too little.
-        self.assertEqual(found.worst().cell.noise, 0.3)
+        self.assertAllClose(expected, [20.25, 2.0, 81.0], 1e-3)
+        self.assertAllClose([one.measured for one in found.misses], [1, 9, 4])
+        # Ranks 2, 1, 3 and 1, 3, 2.
+        self.assertAllClose(found.rank_correlation(), -0.5)
+        # Twenty times too much is worse than 4.5 times too little.
+        self.assertEqual(found.worst().cell.noise, 0.5)
 
     def test_the_estimated_noise_is_asked_for(self):
-        cells = [cell(0.3, 1.0), cell(0.5, 1.0), cell(0.7, 3.0)]
-        levels = {0.5: level(0.5, share=0.6)}
+        cells = [cell(0.5, 1.0), cell(0.75, 1.0), cell(0.875, 4.0)]
+        levels = {0.75: level(0.75, share=2**-2.5)}
         (miss,) = advice.check(cells, levels).misses
-        self.assertAllClose(miss.expected, 1.5)
+        self.assertAllClose(miss.expected, 2**1.5, 1e-3)
 
     def test_methods_and_lengths_are_not_mixed(self):
         cells = [
-            *(cell(0.3, 1.0), cell(0.5, 2.0), cell(0.7, 3.0)),
-            *(cell(0.5, 8.0, "oracle"), cell(0.5, 8.0, steps=9)),
-            *(cell(noise, 1.0, "uniform") for noise in (0.3, 0.5)),
+            *(cell(0.5, 1.0), cell(0.75, 2.0), cell(0.875, 4.0)),
+            *(cell(0.75, 8.0, "oracle"), cell(0.75, 8.0, steps=9)),
+            *(cell(noise, 1.0, "uniform") for noise in (0.5, 0.75)),
         ]
-        (miss,) = check(cells, 0.5).misses
+        (miss,) = check(cells, 0.75).misses
         self.assertEqual((miss.expected, miss.measured), (2.0, 2.0))
 
     def test_a_verdict_is_right_if_selecting_won_where_it_was_advised(self):

@@ -22,6 +22,7 @@ def facts(share=0.3, power=0.5, **changes):
     found = advice.Facts(
         Estimate(share, share - 0.05, share + 0.05),
         {},
+        size=100_000,
         pool=("pool-*.tar",),
         curated=("a.tar", "b.tar"),
         reference="runs/r",
@@ -90,7 +91,10 @@ class RowsTest(tf.test.TestCase):
                     "data.curated": ("a.tar", "b.tar"),
                     "data.super_batch_size": 64,
                     "cascade.hyper_batch_size": 192,
-                    "bootstrap.renew_at": (110, 210, 430),
+                    "bootstrap.renew_at": (100, 200, 400),
+                    # A quarter of 1,000 steps is three renewals of as many
+                    # records as 250 steps embed, 250 * 3 * 64 / 3.
+                    "bootstrap.share": 0.16,
                     "bootstrap.curated_rows": 64,
                 },
             ),
@@ -114,6 +118,21 @@ class RowsTest(tf.test.TestCase):
                 found = getattr(getattr(recipe, group), field)
                 self.assertEqual(found, value, name)
 
+    def test_renewals_double_from_the_thirtieth_part_of_the_steps(self):
+        for steps, expected in (
+            (4500, [150, 300, 600, 1200, 2400]),
+            (1400, [100, 200, 400, 800]),
+            (150, [100]),
+            (100, [50]),
+            (1, [1]),
+        ):
+            self.assertEqual(advice.renewals(steps), expected)
+
+    def test_a_small_pool_is_embedded_whole(self):
+        for size, share in ((1000, "1"), (10**8, "0.02")):
+            settings = advice.advise(facts(size=size), RECIPE, []).settings
+            self.assertIn(f"bootstrap.share={share}", settings)
+
     def test_a_command_comes_first_where_a_choice_or_sidecars_are_needed(self):
         for found, expected in (
             (facts(), []),
@@ -129,6 +148,18 @@ class RowsTest(tf.test.TestCase):
         ):
             self.assertEqual(advice.advise(found, RECIPE, []).before, expected)
 
+    def test_what_is_wrong_with_the_estimates_is_said(self):
+        wide = facts()._replace(matched=Estimate(0.3, 0.1, 0.5))
+        for found, words in (
+            (facts(apart=0.7, covered=0.5), "a lower bound"),
+            (wide, "more curated pairs"),
+            (facts(breadth=0.4), "cascade.uniform_share=0.5"),
+            (facts(duplicates=0.2), "look at the pairs"),
+        ):
+            (caution,) = advice.advise(found, RECIPE, []).cautions
+            self.assertIn(words, caution)
+        self.assertEmpty(advice.advise(facts(), RECIPE, []).cautions)
+
     def test_words_lose_their_marks(self):
         words = "a [cascade](cascade.md) of `K = 3`, [sets](x.md#a)"
         self.assertEqual(advice.plain(words), "a cascade of K = 3, sets")
@@ -138,19 +169,34 @@ class ExpectationTest(tf.test.TestCase):
     def expect(self, cells, noise):
         return advice.expect(cells, "bootstrapped", noise, "over_uniform")
 
-    def test_it_is_linear_between_levels(self):
-        cells = [cell(0.3, gain=1.0), cell(0.7, gain=3.0), cell(0.5, "other")]
-        (found,) = self.expect(cells, 0.6)
-        self.assertAllClose([*found.value], (2.5, 0.9 * 2.5, 1.2 * 2.5))
-        self.assertEqual(found.levels, (0.3, 0.7))
+    def test_logarithms_are_linear_between_levels(self):
+        # Halves, quarters and eighths match.
+        cells = [cell(0.5, gain=1.0), cell(0.875, gain=4.0), cell(0, "other")]
+        (found,) = self.expect(cells, 0.75)
+        self.assertAllClose([*found.value], (2.0, 1.8, 2.4))
+        self.assertEqual(found.levels, (0.5, 0.875))
         self.assertTrue(found.is_inside)
 
-    def test_beyond_the_levels_it_is_the_nearest_and_says_so(self):
-        cells = [cell(0.3, gain=1.0), cell(0.7, gain=3.0)]
-        for noise, gain in ((0.1, 1.0), (0.9, 3.0)):
+    def test_the_nearest_line_is_taken(self):
+        cells = [
+            cell(noise, gain=gain)
+            for noise, gain in ((0.5, 1.0), (0.75, 1.0), (0.875, 4.0))
+        ]
+        for noise, gain in ((0.6, 1.0), (1 - 2**-2.5, 2.0)):
             (found,) = self.expect(cells, noise)
             self.assertAllClose(found.value.mean, gain)
+
+    def test_beyond_the_levels_lines_go_on_for_a_factor_of_two(self):
+        cells = [cell(0.5, gain=1.0), cell(0.75, gain=2.0)]
+        for noise, gain in (
+            *((0.875, 4.0), (0.99, 4.0), (1.0, 4.0)),
+            *((1 - 2**-0.5, 2**-0.5), (0.0, 0.5)),
+        ):
+            (found,) = self.expect(cells, noise)
+            self.assertAllClose(found.value.mean, gain, 1e-3)
             self.assertFalse(found.is_inside)
+        (found,) = self.expect(cells[:1], 0.0)
+        self.assertAllClose(found.value.mean, 1.0)
 
     def test_lengths_are_apart_and_what_was_not_measured_is_left_out(self):
         cells = [

@@ -176,8 +176,9 @@ class SurveyTest(KnownTestCase):
 
     def test_seen_pairs_are_not_compared(self):
         unseen = np.arange(200) < 30
-        found = self.survey(self.noisy, unseen=unseen)
+        found = self.survey(self.noisy, unseen=unseen, learners=4)
         self.assertLen(found.curated, 30)
+        self.assertEqual(found.facts.learners, 4)
 
     def test_tests_of_the_curated_sets_kind_are_noticed(self):
         narrow = write_pairs(self.path("narrow"), 100, 1.0, codes=8)
@@ -218,12 +219,6 @@ class CommandTest(KnownTestCase):
         self.assertGreater(content["matched"]["low"], 0.9)
         self.assertNotIn("--set", content["command"][0])
 
-    def test_several_learners_have_one_choice(self):
-        words = ("--pool", self.noisy, "--set", "learners=3", "sample=300")
-        _, content, _ = self.advise(*words)
-        self.assertEqual(content["advice"], "several")
-        self.assertEqual(content["sizes"]["sampled"], 300)
-
     def test_a_recipe_names_the_pool_and_the_batch(self):
         recipe = os.path.join(self.folder, "recipe.json")
         config.save_config(
@@ -235,8 +230,10 @@ class CommandTest(KnownTestCase):
             ),
             recipe,
         )
-        _, content, _ = self.advise("--config", recipe)
+        words = ("--config", recipe, "--set", "sample=300")
+        _, content, _ = self.advise(*words)
         self.assertEqual(content["sizes"]["pool"], 600)
+        self.assertEqual(content["sizes"]["sampled"], 300)
         self.assertIn("cascade.hyper_batch_size=96", content["command"][1])
 
     def test_what_cannot_work_is_refused(self):
