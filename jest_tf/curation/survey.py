@@ -142,6 +142,7 @@ def quick_reference(
             bootstrap=config_lib.BootstrapConfig(),
             evaluation=config_lib.EvaluationConfig(),
             checkpoint=config_lib.CheckpointConfig(),
+            distribution=config_lib.DistributionConfig(),
             callbacks=(),
         ),
         workdir,
@@ -180,77 +181,53 @@ def survey(
         ValueError: too few records have embeddings, or the reference says
             nothing of curated pairs.
     """
-    random = np.random.default_rng([settings.seed, _SAMPLE_SALT])
     if unseen is None:
         unseen = np.ones(len(data.curated), bool)
-
-    def some(rows, count):
-        return np.sort(random.permutation(rows)[:count])
-
-    rows = {
-        "pool": some(len(data.pool), settings.sample),
-        "curated": some(np.flatnonzero(unseen), settings.curated_sample),
-        "seen": some(np.flatnonzero(~unseen), settings.curated_sample),
-        "tests": some(len(data.tests or ()), settings.tests_sample),
-    }
-    encode, form = reference_lib.encoder(model, _BATCH), model.picture
-    total, done = sum(map(len, rows.values())), 0
-    found = {}
-    for name, wanted in rows.items():
-        store = data.curated if name == "seen" else getattr(data, name)
-        parts = [_no_rows(model)]
-        for start in range(0, len(wanted), _BATCH):
-            part = wanted[start : start + _BATCH]
-            parts.append(_embed(store, part, encode, form))
-            done += len(part)
-            if progress is not None:
-                progress(done, total)
-        found[name] = by_similarity.Embedded(
-            *(np.concatenate(column) for column in zip(*parts, strict=True))
-        )
+    found = _embed_samples(data, model, settings, unseen, progress)
     pool, curated = found["pool"], found["curated"]
     similarity = estimates.similarities(pool.image, pool.text)
     of_curated = estimates.similarities(curated.image, curated.text).matched
     share = estimates.matched_share(similarity.matched, of_curated)
     posterior = estimates.posterior(similarity, of_curated, share.mean)
+    precision = {
+        factor: estimates.precision(similarity.matched, posterior, factor)
+        for factor in _FACTORS
+    }
+    duplicates = estimates.duplicates(pool.image, len(data.pool), settings.near)
     kinds = {
         "pool": pool.image,
         "curated": np.concatenate([curated.image, found["seen"].image]),
         "tests": found["tests"].image,
     }
     kinds = {name: image for name, image in kinds.items() if len(image)}
-    duplicates = estimates.duplicates(pool.image, len(data.pool), settings.near)
     breadth = dict(
         zip(kinds, estimates.breadth([*kinds.values()]), strict=True)
     )
+    halves = [kinds["curated"][start::2] for start in (0, 1)]
     covered = None
     if "tests" in kinds:
         covered = estimates.nearer(
             kinds["tests"], kinds["curated"], kinds["pool"]
         )
-    halves = [kinds["curated"][start::2] for start in (0, 1)]
+    facts = advice.Facts(
+        share,
+        precision,
+        apart=estimates.nearer(*halves, kinds["pool"]),
+        covered=covered,
+        breadth=breadth["curated"] / breadth["pool"],
+        duplicates=duplicates.share,
+        size=len(data.pool),
+        learners=settings.learners,
+    )
+    sizes = {
+        "pool": len(data.pool),
+        "sampled": len(pool.rows),
+        "curated": len(data.curated),
+        "curated pairs compared": len(curated.rows),
+    }
     return Survey(
-        advice.Facts(
-            share,
-            {
-                factor: estimates.precision(
-                    similarity.matched, posterior, factor
-                )
-                for factor in _FACTORS
-            },
-            estimates.nearer(*halves, kinds["pool"]),
-            covered,
-            breadth["curated"] / breadth["pool"],
-            duplicates.share,
-            size=len(data.pool),
-            learners=settings.learners,
-        ),
-        {
-            "pool": len(data.pool),
-            "sampled": len(pool.rows),
-            "curated": len(data.curated),
-            "curated pairs compared": len(curated.rows),
-        },
+        facts,
+        sizes,
         duplicates,
         breadth,
         pool.rows,
@@ -258,6 +235,41 @@ def survey(
         of_curated,
         posterior,
     )
+
+
+def _embed_samples(data, model, settings, unseen, progress):
+    """`by_similarity.Embedded` of pool, curated, seen and tests, by name."""
+    random = np.random.default_rng([settings.seed, _SAMPLE_SALT])
+
+    def some(rows, count):
+        size = rows if isinstance(rows, int) else len(rows)
+        count = min(count, size)
+        found = random.choice(rows, count, replace=False) if count else []
+        return np.sort(np.array(found, np.int64))
+
+    unseen, seen = np.flatnonzero(unseen), np.flatnonzero(~unseen)
+    samples = {
+        "pool": (data.pool, some(len(data.pool), settings.sample)),
+        "curated": (data.curated, some(unseen, settings.curated_sample)),
+        "seen": (data.curated, some(seen, settings.curated_sample)),
+    }
+    tests = len(data.tests) if data.tests is not None else 0
+    samples["tests"] = data.tests, some(tests, settings.tests_sample)
+    encode, form = reference_lib.encoder(model, _BATCH), model.picture
+    total, done = sum(len(rows) for _, rows in samples.values()), 0
+    found = {}
+    for name, (store, rows) in samples.items():
+        parts = [_no_rows(model)]
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            parts.append(_embed(store, part, encode, form))
+            done += len(part)
+            if progress is not None:
+                progress(done, total)
+        found[name] = by_similarity.Embedded(
+            *(np.concatenate(column) for column in zip(*parts, strict=True))
+        )
+    return found
 
 
 def _write_manifest(store, drawn, folder):

@@ -34,17 +34,17 @@ def write(
     """
     order = np.argsort(-found.similarity.matched, kind="stable")
     chosen = order[: max(1, len(order) // found.facts.factor)]
-    kept = np.zeros(len(store), bool)
-    kept[found.rows[chosen]] = True
+    is_chosen = np.isin(np.arange(len(order)), chosen)
 
-    def shown(places):
-        numbers = found.posterior[places].tolist()
-        rows = found.rows[places].tolist()
-        pairs = list(zip(rows, numbers, strict=True))
-        return rendering.cards(store, pairs, kept)
+    def cards(places, numbers):
+        columns = found.rows[places], numbers, is_chosen[places]
+        rows = zip(*(one.tolist() for one in columns), strict=True)
+        return rendering.cards(store, list(rows))
+
+    def likely(places):
+        return cards(places, found.posterior[places])
 
     pairs = found.duplicates.pairs.reshape(-1)
-    cosines = np.repeat(found.duplicates.cosines, 2).tolist()
     page = rendering.render(
         "advice.html",
         found=found,
@@ -56,13 +56,9 @@ def write(
             for row in advice_lib.ROWS
         ],
         charts=_charts(found),
-        noise=shown(order[::-1][:_SHOWN]),
-        chosen=shown(chosen[charts.evenly(len(chosen), _SHOWN)]),
-        duplicates=rendering.cards(
-            store,
-            list(zip(found.rows[pairs].tolist(), cosines, strict=True)),
-            kept,
-        ),
+        noise=likely(order[::-1][:_SHOWN]),
+        chosen=likely(chosen[charts.evenly(len(chosen), _SHOWN)]),
+        duplicates=cards(pairs, np.repeat(found.duplicates.cosines, 2)),
     )
     files.write_whole(path, page)
 

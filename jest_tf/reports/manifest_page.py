@@ -73,7 +73,7 @@ def write(
         looked_at=looked_at,
         size=len(store),
         drawn=len(drawn),
-        duplicates=_duplicates(store, curated, sidecars, drawn),
+        duplicates=_duplicates(store, sidecars, drawn),
         deciles=list(_deciles(store, curated)),
     )
     files.write_whole(path, page)
@@ -204,7 +204,7 @@ def _shares(values):
     return [(value, *share.tolist()) for value, share in listed]
 
 
-def _duplicates(store, curated, sidecars, drawn):
+def _duplicates(store, sidecars, drawn):
     if sidecars is None or len(drawn) < 2:
         return None
     queries, others, cosines = nearest_others(
@@ -230,8 +230,11 @@ def _duplicates(store, curated, sidecars, drawn):
         "shares": [(near, float((cosines >= near).mean())) for near in _NEAR],
         "cards": rendering.cards(
             store,
-            [(row, cosine) for pair, cosine in pairs.items() for row in pair],
-            curated.weights > 0,
+            [
+                (row, cosine, True)
+                for pair, cosine in pairs.items()
+                for row in pair
+            ],
         ),
     }
 
@@ -245,10 +248,13 @@ def _deciles(store, curated) -> Iterator[dict]:
     for rows in np.array_split(line, min(10, len(line))):
         low, high = curated.scores[rows[[-1, 0]]].tolist()
         some = rows[charts.evenly(len(rows), _SAMPLES)].tolist()
-        shown = [(row, float(curated.scores[row])) for row in some]
+        shown = [
+            (row, float(curated.scores[row]), bool(curated.weights[row] > 0))
+            for row in some
+        ]
         yield {
             "share": float((curated.weights[rows] > 0).mean()),
             "low": low,
             "high": high,
-            "cards": rendering.cards(store, shown, curated.weights > 0),
+            "cards": rendering.cards(store, shown),
         }

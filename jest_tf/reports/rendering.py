@@ -42,24 +42,23 @@ def thumbnail(
 
 
 def cards(
-    store: stores.Store, shown: Sequence[tuple[int, float]], kept: np.ndarray
+    store: stores.Store, shown: Sequence[tuple[int, float, bool]]
 ) -> list[dict[str, object]]:
-    """Returns what `card_grid` shows of rows with a number each.
+    """Returns what `card_grid` shows of records.
 
     Args:
         store: the records.
-        shown: rows, and the number below each picture.
-        kept: bool [n], rows of the store that are framed.
+        shown: of each its row, the number below it, and whether it is framed.
     """
-    rows = np.array([row for row, _ in shown], np.int64)
+    rows = np.array([row for row, *_ in shown], np.int64)
     return [
         {
             "id": key,
             "score": number,
-            "kept": bool(kept[row]),
+            "kept": kept,
             **thumbnail(record, store.max_image_pixels),
         }
-        for (row, number), record, key in zip(
+        for (_, number, kept), record, key in zip(
             shown, store.read(rows), store.ids(rows).tolist(), strict=True
         )
     ]
