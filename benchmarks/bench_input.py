@@ -3,11 +3,12 @@
     python -m benchmarks.bench_input all
 
 `speed` alternates the training stream with a bare loop that decodes and resizes
-the same pictures. `growth` opens ever larger stores and starts at late steps.
-`mixing` compares orders of different block sizes. `distance` reads as from a
-bucket, with latency and bandwidth put in. `wait` trains, and reads how long the
-runs waited for input. Each part replaces its block of README.md, or of the file
-`--out`. `--small` makes the parts small, and writes only to `--out`.
+the same pictures, and `ops` its two readers. `growth` opens ever larger stores
+and starts at late steps. `mixing` compares orders of different block sizes.
+`distance` reads as from a bucket, with latency and bandwidth put in. `wait`
+trains, and reads how long the runs waited for input. Each part replaces its
+block of README.md, or of the file `--out`. `--small` makes the parts small, and
+writes only to `--out`.
 """
 
 import gc
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the requested parts and writes their blocks."""
     parts = {
         "speed": speed,
+        "ops": ops,
         "growth": growth,
         "mixing": mixing,
         "distance": distance,
@@ -110,6 +112,44 @@ JPEG of quality {_JPEG_QUALITY} ({bytes_read / 1000:.0f} kB on average), resized
 to {size} x {size}. To compare the checksum of one of them takes
 {1e6 * np.median(checks):.0f} microseconds of a core, {share:.1%} of the cores'
 time at the stream's speed.
+
+{report.environment()}"""
+
+
+def ops(small: bool) -> str:
+    """Compares the stream by ops with that by NumPy; returns Markdown."""
+    num_pictures, size, super_batch_size, steps, repeats = (
+        (64, 32, 64, 2, 2) if small else (2048, 224, 1024, 3, 5)
+    )
+    readers = ("numpy", "ops")
+    with tempfile.TemporaryDirectory() as directory:
+        store = write_pictures(directory, num_pictures)
+        rates = {one: [] for one in readers}
+        cores = {one: [] for one in readers}
+        for i in range(repeats):
+            report.log(f"ops: repeat {i + 1} of {repeats}")
+            for one in readers:
+                dataset = _stream(store, super_batch_size, size, reader=one)
+                before = time.process_time()
+                rates[one].append(_rate(dataset, super_batch_size, steps))
+                spent = time.process_time() - before
+                drawn = super_batch_size * (steps + _WARM_UP)
+                cores[one].append(1000 * spent / drawn)
+                gc.collect()
+    rows = [
+        [f"`{one}`", report.spread(rates[one]), report.spread(cores[one])]
+        for one in readers
+    ]
+    header = ["`data.reader`", "images/s", "CPU, ms an image"]
+    return f"""## How fast ops read
+
+    {_COMMAND} ops
+
+{report.table(header, rows)}
+
+Lowest / median / highest of {repeats} repeats, in turn, of
+{super_batch_size * steps:,} pictures each, as in `speed`, of {size} x {size}
+pixels. CPU time is that of the whole process, with what was read ahead.
 
 {report.environment()}"""
 
@@ -492,7 +532,9 @@ def _bare_rate(dataset, super_batch_size, steps):
     return super_batch_size * steps / _seconds(lambda: take(count).numpy())
 
 
-def _stream(store, super_batch_size, size, start_step=0, block=None):
+def _stream(
+    store, super_batch_size, size, start_step=0, block=None, reader="numpy"
+):
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [*letters, *(f"##{letter}" for letter in letters)]
     tokenizer = tokenizers.WordPieceTokenizer(
@@ -505,7 +547,7 @@ def _stream(store, super_batch_size, size, start_step=0, block=None):
         tokenizer=tokenizer,
         image_size=size,
         start_step=start_step,
-        options=pipeline.Options(shuffle_block_size=block),
+        options=pipeline.Options(shuffle_block_size=block, reader=reader),
     )
 
 

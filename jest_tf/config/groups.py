@@ -20,6 +20,7 @@ from jest_tf.config.selection import LOSSES, View
 
 EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
+READERS = ("numpy", "ops")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
 ON_NON_FINITE = ("stop", "rollback")
 POLICIES = ("randaugment", "trivialaugment", "autoaugment")
@@ -78,6 +79,11 @@ class DataConfig(Checked, path="data"):
         caption_fields: features, extensions, `json` fields or columns of the
             captions. Empty takes the format's default.
         index_dir: folder of the index files. Empty puts each beside its shard.
+        reader: "numpy", or "ops" to read TFRecords by TensorFlow's ops alone:
+            the same stream, on hosts of a TPU slice without Python
+            (docs/distribution.md).
+        token_field: feature of token ids made beforehand, `text_length` to a
+            caption, that "ops" reads. Empty tokenises.
         shuffle_block_size: neighbouring records that stay together in the
             shuffled order, for local reads. None shuffles single records.
         max_fault_rate: share of drawn records that may be unreadable, and are
@@ -108,6 +114,8 @@ class DataConfig(Checked, path="data"):
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
     index_dir: str = ""
+    reader: Annotated[str, one_of(*READERS)] = "numpy"
+    token_field: str = ""
     shuffle_block_size: Count | None = None
     max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
     max_image_pixels: Count = 2**26  # 8,192 x 8,192, 200 MB decoded
@@ -134,6 +142,17 @@ class DataConfig(Checked, path="data"):
             not self.curated or not self.manifest,
             "`data.curated` can't be combined with `data.manifest`, which "
             "covers `data.train` alone",
+        )
+        self._expect(
+            self.reader == "ops" or not self.token_field,
+            "`data.token_field` needs `data.reader` 'ops'",
+        )
+        self._expect(
+            self.reader == "numpy"
+            or not (self.weights or self.manifest or self.curated_rows),
+            "`data.reader` 'ops' draws all records alike: leave "
+            "`data.weights`, `data.manifest` and `data.curated_rows` empty, or "
+            "take 'numpy'",
         )
         self._expect(
             self.curated_rows < self.super_batch_size,

@@ -71,6 +71,13 @@ class TrainConfig(Checked):
             "them with `jest-tf embed` and set `reference.sidecars`, or renew "
             "the reference, `bootstrap.renew_at`",
         )
+        self._expect(
+            self.data.reader == "numpy"
+            or not (self.cascade.hyper_batch_size or self.bootstrap.renew_at),
+            "`data.reader` 'ops' has no cascade and no renewed reference: "
+            "leave `cascade.hyper_batch_size` and `bootstrap.renew_at` empty, "
+            "or take 'numpy'",
+        )
         self._check_bootstrap()
         for step in (0, *self.bootstrap.renew_at):
             self._check_curated(step)

@@ -13,7 +13,7 @@ from jest_tf import files
 
 # Until this many positions are drawn, the limit is a share of this number, so
 # that one early fault does not exceed it.
-_MIN_DRAWN = 1024
+MIN_DRAWN = 1024
 # Distinct reasons counted.
 _MAX_REASONS = 1000
 
@@ -31,13 +31,14 @@ class FaultLog:
             of the first 1,024 positions, that share of 1,024.
 
     Attributes:
+        max_rate: as given.
         num_drawn: positions drawn so far.
         num_replaced: positions replaced so far.
     """
 
     def __init__(self, path: str | None, max_rate: float):
         self._path = path
-        self._max_rate = max_rate
+        self.max_rate = max_rate
         self._lock = threading.Lock()
         self._error = ""
         self._reasons = collections.Counter()
@@ -74,7 +75,7 @@ class FaultLog:
         with self._lock:
             self.num_drawn += num_drawn
             self.num_replaced += num_replaced
-            limit = self._max_rate * max(self.num_drawn, _MIN_DRAWN)
+            limit = self.max_rate * max(self.num_drawn, MIN_DRAWN)
             if self.num_replaced > limit and not self._error:
                 self._error = self._describe()
         self.check()
@@ -103,7 +104,7 @@ class FaultLog:
             f"Too many records cannot be read: {self.num_replaced:,} of "
             f"{self.num_drawn:,} drawn, "
             f"{self.num_replaced / self.num_drawn:.2%}. Expected at most "
-            f"`data.max_fault_rate`={self._max_rate}. The commonest reasons: "
+            f"`data.max_fault_rate`={self.max_rate}. The commonest reasons: "
             f"{reasons}{log}"
         )
 

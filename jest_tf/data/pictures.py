@@ -24,15 +24,15 @@ from jest_tf.data.stores import shards
 
 # Each scan of a JPEG costs a pass over all pixels, so a small file could
 # occupy a worker for minutes. Encoders write about ten.
-_MAX_SCANS = 100
+MAX_SCANS = 100
 
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # JPEG markers without a length: TEM, RST0-7, SOI, EOI (ITU-T T.81), padding.
 _BARE_MARKERS = frozenset([0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 # Start of frame: C0-CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_SCAN = b"\xff\xda"
+SCAN = b"\xff\xda"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
 
     def decode_one(encoded):
         message = "Pictures must be JPEG, PNG, or still, opaque WebP."
-        check = tf.debugging.Assert(_decodes_alike(encoded), [message])
+        check = tf.debugging.Assert(decodes_alike(encoded), [message])
         with tf.control_dependencies([check]):
             image = tf.io.decode_image(
                 encoded, channels=3, expand_animations=False
@@ -254,9 +254,9 @@ class _Refused(Exception):
 
 def _prepare(encoded, max_pixels):
     image = None
-    if encoded.startswith(_JPEG_MAGIC):
+    if encoded.startswith(JPEG_MAGIC):
         width, height = _jpeg_size(encoded)
-    elif encoded.startswith(_PNG_MAGIC):
+    elif encoded.startswith(PNG_MAGIC):
         width, height = struct.unpack_from(">II", encoded, 16)
     else:
         image = Image.open(io.BytesIO(encoded), formats=("GIF", "BMP", "WEBP"))
@@ -279,7 +279,7 @@ def _prepare(encoded, max_pixels):
     return png.getvalue()
 
 
-def _decodes_alike(encoded):
+def decodes_alike(encoded):
     """Whether `_prepare` passes a picture through, as a tensor."""
     head = tf.io.decode_raw(
         tf.strings.substr(tf.strings.join([encoded, "\0" * 25]), 0, 25),
@@ -294,8 +294,8 @@ def _decodes_alike(encoded):
 
     # Flags: of VP8L alpha, of VP8X alpha and animation.
     return (
-        has(0, _JPEG_MAGIC)
-        | has(0, _PNG_MAGIC)
+        has(0, JPEG_MAGIC)
+        | has(0, PNG_MAGIC)
         | (
             has(0, b"RIFF")
             & has(8, b"WEBPVP8")
@@ -317,8 +317,8 @@ def _jpeg_size(encoded):
         if marker not in _BARE_MARKERS and marker not in _FRAME_MARKERS:
             (length,) = struct.unpack_from(">H", encoded, position + 1)
             position += 1 + length
-    scans = encoded.count(_SCAN, position)
-    if scans > _MAX_SCANS:
-        raise _Refused(f"JPEG of {scans} scans, more than {_MAX_SCANS}")
+    scans = encoded.count(SCAN, position)
+    if scans > MAX_SCANS:
+        raise _Refused(f"JPEG of {scans} scans, more than {MAX_SCANS}")
     height, width = struct.unpack_from(">HH", encoded, position + 4)
     return width, height

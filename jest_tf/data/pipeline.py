@@ -20,6 +20,7 @@ from jest_tf.config import checks
 from jest_tf.data import (
     batches,
     fault_log,
+    ops_reader,
     pictures,
     stores,
     stream,
@@ -62,6 +63,9 @@ class Options:
             learner's.
         reference_image: form of the reference's pictures; adds
             `image_for_reference` if it differs from the learner's.
+        reader: "numpy", or "ops" for TensorFlow's ops alone, see
+            `ops_reader.py`; without a cascade or weights.
+        token_field: feature of token ids that "ops" reads; "" tokenises.
     """
 
     weights: Sequence[float] = ()
@@ -76,6 +80,8 @@ class Options:
     faults: FaultLog | None = None
     reference_tokenizer: batches.Tokenizer | None = None
     reference_image: pictures.Form | None = None
+    reader: str = "numpy"
+    token_field: str = ""
 
     @property
     def embedded(self) -> Callable | None:
@@ -148,6 +154,9 @@ def super_batches(
     faults.start(start_step, start_step * size)
     places = order(store, seed, super_batch_size, options)
     cascade, sidecars = options.cascade, options.sidecars
+    by_ops = None
+    if options.reader == "ops":
+        by_ops = _ops_reader(store, places, seed, forms, tokenizer_of, options)
     reader = reader_lib.Reader(
         store,
         places,
@@ -156,6 +165,13 @@ def super_batches(
         log=faults,
         embedded=options.embedded,
     )
+
+    def load_by_ops(positions):
+        batch = by_ops.read(positions)
+        captions, tokens = batch.pop("caption"), batch.pop("tokens", None)
+        if tokens is None:
+            return batch | batches.texts_of(captions, tokenizer_of)
+        return batch | batches.texts_of(captions, {}) | {"text": tokens}
 
     def load(positions):
         chunk, images = _read_chunk(reader, positions, forms)
@@ -201,9 +217,32 @@ def super_batches(
         )
     shape = [-1, _chunk_size(size)]
     positions = positions.map(lambda step: tf.reshape(step, shape)).unbatch()
-    chunks = batches.map_in_order(positions, load)
-    return batches.finish(
-        chunks.batch(size // shape[1], drop_remainder=True).map(join)
+    chunks = batches.map_in_order(positions, load_by_ops if by_ops else load)
+    whole = chunks.batch(size // shape[1], drop_remainder=True).map(join)
+    if by_ops:
+        whole = ops_reader.limited(whole, faults.max_rate)
+    return batches.finish(whole)
+
+
+def _ops_reader(store, places, seed, forms, tokenizer_of, options):
+    if options.cascade or options.rows is not None:
+        raise ValueError(
+            "`data.reader` 'ops' draws all records alike: a cascade and a "
+            "renewed reference need 'numpy'"
+        )
+    if options.token_field and len(tokenizer_of) > 1:
+        raise ValueError(
+            "`data.token_field` holds the tokens of one tokenizer, but the "
+            "reference's differs from the learner's: leave it empty"
+        )
+    return ops_reader.OpsReader(
+        store,
+        places,
+        seed=seed,
+        forms=forms,
+        token_field=options.token_field,
+        length=tokenizer_of["text"].length,
+        sidecars=options.sidecars,
     )
 
 

@@ -23,7 +23,7 @@ NO_CAPTION = stores.Fault("no caption that is not blank")
 NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 
 # Separates caption choice from other uses of a position.
-_CAPTION_SALT = 0x63617074696F6E
+CAPTION_SALT = 0x63617074696F6E
 
 
 class Chunk(NamedTuple):
@@ -179,7 +179,7 @@ def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:
 
     The caption chosen is this number modulo the count of nonblank ones.
     """
-    values = stream.uniform_hash(seed, positions, _CAPTION_SALT)
+    values = stream.uniform_hash(seed, positions, CAPTION_SALT)
     return (values >> np.uint64(1)).astype(np.int64)
 
 

@@ -19,23 +19,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# `stream_ops.py` has the order in TensorFlow's ops, with these constants.
+
 # In theory four rounds of a good function suffice for large domains; the halves
 # of small ones have so few values that we take three times as many.
 _ROUNDS = 12
 
 # Separate the uses of one run seed.
-_ORDER_SALT = 0x6F72646572
-_WINDOW_SALT = 0x77696E646F77
-_TAIL_SALT = 0x7461696C
+ORDER_SALT = 0x6F72646572
+WINDOW_SALT = 0x77696E646F77
+TAIL_SALT = 0x7461696C
 _PART_SALT = 0x70617274
-_SUBSTITUTE_SALT = 0x696E7374656164
+SUBSTITUTE_SALT = 0x696E7374656164
 _SHIFT_SALT = 0x7368696674
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Shifts and factors of SplitMix64's finaliser.
+MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * GOLDEN
 
 # Blocks of a window. More blocks mix better but touch more places at a time;
 # see benchmarks/README.md.
-_WINDOW_BLOCKS = 64
+WINDOW_BLOCKS = 64
 
 # Positions after which the shares of a mixture are exact.
 _PERIOD = 2**16
@@ -59,7 +63,8 @@ class Order:
             all rows alike.
 
     Attributes:
-        num_records: as given.
+        num_records, seed, block_size: as given.
+        is_weighted: True with row weights.
         num_drawn: rows with a weight; the positions of an epoch.
 
     Raises:
@@ -81,10 +86,12 @@ class Order:
         self.num_records = int(num_records)
         self.seed = _check_seed(seed)
         self.num_drawn = self.num_records
+        self.is_weighted = row_weights is not None
         self._weighted = None
         if row_weights is not None:
             self._weighted = _Weighted(row_weights, num_records, self.seed)
             self.num_drawn = len(self._weighted.drawn)
+        self.block_size = block_size
         self._blocks = None
         if block_size is not None:
             self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
@@ -101,7 +108,7 @@ class Order:
             rows = self._blocks.rows(epochs, offsets.astype(np.int64))
         else:
             # One key a position and round; epochs differ within a batch.
-            keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
+            keys = uniform_hash(self.seed, epochs, ORDER_SALT)
             rows = _permute(offsets, self.num_drawn, keys)
         if self._weighted is not None:
             rows = self._weighted.rows(epochs, rows)
@@ -120,7 +127,7 @@ class Order:
             positions: int64 [k], not negative.
             attempt: 1, 2, ...; each attempt gives other rows.
         """
-        salt = _SUBSTITUTE_SALT + attempt
+        salt = SUBSTITUTE_SALT + attempt
         values = uniform_hash(self.seed, positions, salt)
         rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
         if self._weighted is not None:
@@ -305,31 +312,31 @@ class _Blocks:
         self._num_full, self._tail = divmod(num_records, self._size)
         self._num_records, self._seed = num_records, seed
         slots = self._num_full + bool(self._tail)
-        self._num_windows = max(1, slots // _WINDOW_BLOCKS)
-        last = slots - (self._num_windows - 1) * _WINDOW_BLOCKS
+        self._num_windows = max(1, slots // WINDOW_BLOCKS)
+        last = slots - (self._num_windows - 1) * WINDOW_BLOCKS
         self._largest_window = min(num_records, last * self._size)
 
     def rows(self, epochs, offsets):
         """Rows at int64 offsets of uint64 epochs; int64 [k]."""
         tails = np.full(len(epochs), self._num_full)  # slots of the short block
         if self._tail:
-            places = uniform_hash(self._seed, epochs, _TAIL_SALT)
+            places = uniform_hash(self._seed, epochs, TAIL_SALT)
             places %= np.uint64(self._num_full + 1)
             tails = places.astype(np.int64)
         windows = np.minimum(
-            self._slots(offsets, tails) // _WINDOW_BLOCKS, self._num_windows - 1
+            self._slots(offsets, tails) // WINDOW_BLOCKS, self._num_windows - 1
         )
-        starts = self._slot_starts(windows * _WINDOW_BLOCKS, tails)
+        starts = self._slot_starts(windows * WINDOW_BLOCKS, tails)
         ends = np.where(
             windows == self._num_windows - 1,
             self._num_records,
-            self._slot_starts((windows + 1) * _WINDOW_BLOCKS, tails),
+            self._slot_starts((windows + 1) * WINDOW_BLOCKS, tails),
         )
-        keys = uniform_hash(self._seed, epochs, _WINDOW_SALT)
+        keys = uniform_hash(self._seed, epochs, WINDOW_SALT)
         mixed = starts + _permute(
             offsets - starts,
             ends - starts,
-            _mix(keys + windows.astype(np.uint64) * _GOLDEN),
+            _mix(keys + windows.astype(np.uint64) * GOLDEN),
             self._largest_window,
         )
         slots = self._slots(mixed, tails)
@@ -338,7 +345,7 @@ class _Blocks:
         blocks[full] = _permute(
             slots[full] - (slots[full] > tails[full]),
             self._num_full,
-            uniform_hash(self._seed, epochs[full], _ORDER_SALT),
+            uniform_hash(self._seed, epochs[full], ORDER_SALT),
         )
         return blocks * self._size + mixed - self._slot_starts(slots, tails)
 
@@ -403,9 +410,9 @@ def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
     """
     values = _check_positions(positions)
     start = np.array([_check_seed(seed), _check_seed(salt, "salt")], np.uint64)
-    keys = _mix(start + _GOLDEN)
+    keys = _mix(start + GOLDEN)
     key = _mix(keys[:1] + np.uint64(3) * keys[1:])
-    return _mix(_mix(values + _GOLDEN) ^ key)
+    return _mix(_mix(values + GOLDEN) ^ key)
 
 
 def _permute(values, sizes, keys, largest=None):
@@ -438,7 +445,7 @@ def _encrypt(values, keys, half_bits):
     mask = np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
     for i in range(_ROUNDS):
-        mixed = _mix((keys + _ROUND_KEYS[i]) ^ right)
+        mixed = _mix((keys + ROUND_KEYS[i]) ^ right)
         # The high bits, which a multiplication mixes best.
         mixed >>= np.uint64(64 - half_bits)
         left, right = right, left ^ mixed
@@ -474,12 +481,8 @@ def _largest_remainder(weights, total):
 
 def _mix(values):
     """The finaliser of SplitMix64: a bijection of uint64 that avalanches."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(
-        0xBF58476D1CE4E5B9
-    )
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(
-        0x94D049BB133111EB
-    )
+    for shift, factor in MIXING:
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
     return values ^ (values >> np.uint64(31))
 
 

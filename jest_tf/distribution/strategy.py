@@ -84,7 +84,7 @@ def distribute(
         super_batch_size: B, of all hosts together.
 
     Raises:
-        ValueError: if R does not divide B.
+        ValueError: if R does not divide B, or a host lacks ops.
     """
     replicas = strategy.num_replicas_in_sync
     rows = placement.share(
@@ -103,6 +103,9 @@ def distribute(
             context.input_pipeline_id, context.num_input_pipelines
         )
         dataset = dataset.rebatch(rows, drop_remainder=True)
+        if context.num_input_pipelines > 1:
+            for _ in dataset.take(0):  # finds ops that this host lacks
+                pass
         # Other datasets give several workers batches of dynamic shape.
         return dataset.apply(
             tf.data.experimental.assert_cardinality(
@@ -110,7 +113,17 @@ def distribute(
             )
         )
 
-    return strategy.distribute_datasets_from_function(of_context)
+    try:
+        return strategy.distribute_datasets_from_function(of_context)
+    except tf.errors.NotFoundError as error:
+        if "Op type not registered" not in error.message:
+            raise
+        raise ValueError(
+            "The server of every host must have the ops of its dataset: start "
+            "it by `jest-tf worker`, or read tokens made beforehand, with "
+            "`data.reader` 'ops' and `data.token_field`. Received: "
+            f"{error.message.partition('. ')[0]}"
+        ) from error
 
 
 def spread(

@@ -11,7 +11,7 @@ from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import checks
 from jest_tf.data import cascade as cascade_lib
-from jest_tf.data import pictures, pipeline, stream, tokenizers
+from jest_tf.data import ops_reader, pictures, pipeline, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
@@ -145,6 +145,8 @@ def options_of(
         num_curated=len(config.data.curated),
         curated_rows=sources.curated_rows,
         cascade=sources.cascade,
+        reader=config.data.reader,
+        token_field=config.data.token_field,
     )
 
 
@@ -182,7 +184,11 @@ def order_of(
 
 
 class Stream:
-    """The super-batches of a run, except the skipped ones."""
+    """The super-batches of a run, except the skipped ones.
+
+    Raises:
+        ValueError: `data.token_field` is not of the tokenizer.
+    """
 
     def __init__(
         self,
@@ -197,6 +203,10 @@ class Stream:
         self._tokenizer = tokenizer
         self._picture = picture
         self._skipped = skipped
+        if config.data.token_field:
+            ops_reader.check_tokens(
+                sources.store, tokenizer, config.data.token_field
+            )
 
     def from_step(
         self,

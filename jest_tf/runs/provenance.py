@@ -28,6 +28,8 @@ _MAY_CHANGE = (
     "checkpoint.",
     "data.index_dir",
     "data.max_fault_rate",
+    "data.reader",
+    "data.token_field",
     "evaluation.energy",
     "evaluation.profile",
     "evaluation.time_parts",

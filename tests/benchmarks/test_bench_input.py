@@ -70,11 +70,12 @@ class ReportTest(tf.test.TestCase):
                     ["all", "--small", "--out", f"{directory}/README.md"]
                 )
             text = (pathlib.Path(directory) / "README.md").read_text()
-        for name in ("speed", "growth", "mixing", "distance", "wait"):
+        for name in ("speed", "ops", "growth", "mixing", "distance", "wait"):
             begin = f"<!-- input {name}: written by {bench_input._COMMAND} -->"
             self.assertEqual(text.count(begin), 1)
         for title in (
-            "How fast",
+            "How fast examples come",
+            "How fast ops read",
             "What large stores",
             "How well blocks mix",
             "What distance costs",

@@ -440,6 +440,14 @@ class RefusalsTest(tf.test.TestCase):
 
         for settings, message in (
             (
+                {
+                    "data": config.DataConfig(reader="ops"),
+                    "reference": config.ReferenceConfig(sidecars=True),
+                    "cascade": config.CascadeConfig(hyper_batch_size=2560),
+                },
+                "`data.reader` 'ops' has no cascade .*hyper_batch_size=2560",
+            ),
+            (
                 cascaded(hyper_batch_size=31),
                 "`cascade.hyper_batch_size` .* at least .*=31, B=32",
             ),
@@ -517,6 +525,18 @@ class RefusalsTest(tf.test.TestCase):
             with self.subTest(message=message):
                 with self.assertRaisesRegex(ValueError, message):
                     config.TrainConfig(**settings)
+
+    def test_the_reader_by_ops_draws_all_records_alike(self):
+        for settings in (
+            {"train": ("a",), "weights": (1.0,)},
+            {"manifest": "m"},
+            {"curated": ("a",), "curated_rows": 1},
+        ):
+            config.DataConfig(**settings)
+            with self.assertRaisesRegex(ValueError, "'ops' draws all .*'ops'"):
+                config.DataConfig(reader="ops", **settings)
+        with self.assertRaisesRegex(ValueError, "token_field='a'"):
+            config.DataConfig(token_field="a")
 
     def test_settings_are_immutable(self):
         with self.assertRaises(dataclasses.FrozenInstanceError):

@@ -155,7 +155,7 @@ class SuperBatchesTest(PipelineTestCase):
     def test_an_unreadable_record_is_replaced_like_a_damaged_one(self):
         path = os.path.join(self.directory, "b")
         store = stores_lib.open_store(path)
-        offset, size = store._indexes[0].rows([2])[0, :2].tolist()
+        offset, size = store.indexes[0].rows([2])[0, :2].tolist()
         sector = shard_files.BadSector(offset + size // 2, offset + size)
         log = os.path.join(self.directory, "log")
         found, lines = {}, {}

@@ -12,7 +12,7 @@ import shard_files
 import subprocesses
 import tensorflow as tf
 
-STEPS = 4
+STEPS = 8
 # A server with TensorFlow alone.
 PLAIN = (
     "import sys, tensorflow as tf\n"
@@ -31,10 +31,18 @@ def write_pictures(path, num_records):
     shard_files.write_shard(
         path,
         [
-            shard_files.serialize(image=one, caption=f"a {number}", id=number)
+            shard_files.serialize(
+                image=one,
+                caption=caption,
+                id=number,
+                tokens=coordinator.TOKENIZER([caption]).numpy()[0].tolist(),
+            )
             for number, one in enumerate(pictures)
+            for caption in ["a b"[: 1 + number % 3]]
         ],
     )
+    # A damaged payload: the host replaces the record, too.
+    shard_files.flip(path, 2000)
     return [len(one) for one in pictures]
 
 
@@ -109,13 +117,32 @@ class HostsTest(tf.test.TestCase):
                 self.assertAllEqual(arrived, value, name)
 
     def encoded_bytes(self, found):
-        return sum(self.sizes[number] for number in found["batch/id"].ravel())
+        """Of the steps whose bytes were counted."""
+        return sum(self.sizes[n] for n in found["batch/id"][1:].ravel())
 
     def test_hosts_call_back_for_what_python_reads(self):
         found = self.pull(self.workers)
         self.assert_local(found)
         # Encoded pictures pass the coordinator, decoded ones do not.
-        self.assertGreater(found["bytes"], self.encoded_bytes(found))
+        self.assertGreater(found["bytes"], 0.5 * self.encoded_bytes(found))
+
+    def test_what_ops_read_passes_no_coordinator(self):
+        found = self.pull(self.workers, reader="ops")
+        self.assert_local(found)
+        self.assertLess(found["bytes"], 0.01 * self.encoded_bytes(found))
+
+    def test_hosts_with_tensorflow_alone_read_tokens(self):
+        plain = self.serve("-c", PLAIN)
+        found = self.pull(plain, reader="ops", token_field="tokens")
+        self.assert_local(found)
+        self.assertLess(found["bytes"], 0.01 * self.encoded_bytes(found))
+        for options in ({}, {"reader": "ops"}):
+            with self.subTest(**options):
+                self.assertRegex(
+                    self.pull(plain, **options),
+                    "ValueError: The server of every host must have the ops of "
+                    "its dataset: start it by `jest-tf worker`",
+                )
 
     def test_the_coordinator_is_where_hosts_can_reach_it(self):
         # What TensorFlow tells them, "localhost", is themselves.

@@ -48,6 +48,19 @@ class Rows(NamedTuple):
     text: np.ndarray
 
 
+class Layout(NamedTuple):
+    """Where the arrays of one shard's sidecar begin in its file, in bytes.
+
+    `ids` and `offsets` follow one another from `start`.
+    """
+
+    path: str
+    start: int
+    image: int
+    text: int
+    size: int
+
+
 class Sidecars:
     """The sidecars of a store, as one array of rows; thread-safe.
 
@@ -203,6 +216,19 @@ class Sidecars:
             return _choose_best(part["text"], starts, ends, pictures)
 
         return self._read(rows, ids, choose)
+
+    def layouts(self) -> list[Layout]:
+        """Returns where each shard's embeddings are, for other readers."""
+        width = self.dim * np.dtype(self.dtype).itemsize
+        found = []
+        for shard, path in enumerate(self._paths):
+            part, (size, _) = self._part(shard), files.stat(path)
+            rows = len(part["ids"])
+            text = size - len(part["text"]) * width
+            image = text - rows * width
+            start = image - 8 * (rows + rows + 1)
+            found.append(Layout(path, start, image, text, size))
+        return found
 
     def read_shard(self, shard: int) -> Rows:
         """Returns all rows of a shard, with all captions, unchecked."""

@@ -49,11 +49,13 @@ class Index(NamedTuple):
         num_records: number of records.
         stamp: identifies this version of the shard and how it is read.
         records: returns int64 [n, 3], spans and ids.
+        path: of its file; "" if it could not be written.
     """
 
     num_records: int
     stamp: str
     records: Callable[[], np.ndarray]
+    path: str = ""
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """Returns spans and ids of records: int64 [k] -> [k, 3]."""
@@ -185,7 +187,8 @@ def _load(place, origin, form):
         return None
     records = found.arrays[_ARRAY]
     if files.is_remote(place):
-        return _in_memory(origin, form, np.array(records))
+        found = _in_memory(origin, form, np.array(records))
+        return found._replace(path=place)
     # Not the time of change: another process may have renewed it alone.
     known = tuple((key, found.metadata[key]) for key in ("identity", "crc32"))
     return _index(
@@ -194,7 +197,7 @@ def _load(place, origin, form):
         len(records),
         found.checksums[_ARRAY],
         lambda: _map(place, _KIND, known).arrays[_ARRAY],
-    )
+    )._replace(path=place)
 
 
 def _in_memory(origin, form, records):

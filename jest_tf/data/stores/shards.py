@@ -130,6 +130,7 @@ def read_records(
     path: str,
     spans: np.ndarray,
     parse: Callable[[bytes], Record | Fault],
+    head: int = 0,
     tail: int = 0,
 ) -> list[Record | Fault]:
     """Reads byte ranges of one file, neighbouring ones together.
@@ -138,7 +139,7 @@ def read_records(
         path: the file.
         spans: int64 [k, 2], offsets and sizes, in any order.
         parse: makes a record of a range's bytes.
-        tail: bytes after each range that belong to it.
+        head, tail: bytes before and after each range that belong to it.
 
     Returns:
         k records. A fault replaces a range that is marked as damaged, too
@@ -149,7 +150,7 @@ def read_records(
     """
     remote = files.is_remote(path)
     out: list = [_size_fault(size) for size in spans[:, 1].tolist()]
-    spans = (spans + [0, tail]).tolist()
+    spans = (spans + [-head, head + tail]).tolist()
     # Remote pieces are read at a time, a request each.
     gap, limit = _LOCAL_GAP, _MAX_READ
     if remote:

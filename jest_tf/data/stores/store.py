@@ -64,6 +64,7 @@ class Store:
 
     Attributes:
         shards: the files and their numbers of records.
+        formats, indexes: of each of them.
         parts: as given.
         max_image_pixels: as given; decoders treat larger pictures as faults.
         manifest: weights of the rows in a stream; None draws all alike.
@@ -75,8 +76,8 @@ class Store:
         max_image_pixels: int,
         parts: Sequence[int] | None = None,
     ):
-        paths, _, self._indexes = zip(*opened, strict=True)
-        lengths = np.array([one.num_records for one in self._indexes], np.int64)
+        paths, self.formats, self.indexes = zip(*opened, strict=True)
+        lengths = np.array([one.num_records for one in self.indexes], np.int64)
         self.shards = Shards(paths, lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
         self.max_image_pixels = max_image_pixels
@@ -121,7 +122,7 @@ class Store:
         """
         ids = np.empty(len(rows), np.int64)
         for shard, places, local in self._by_shard(rows):
-            ids[places] = self._indexes[shard].rows(local)[:, 2]
+            ids[places] = self.indexes[shard].rows(local)[:, 2]
         return ids
 
     def captions(self) -> Iterator[bytes]:
@@ -159,7 +160,7 @@ class Store:
         Depends on the shard's size and hashes of its head, tail and index, but
         not on its time of change or on pictures that a table names.
         """
-        return self._indexes[shard].stamp
+        return self.indexes[shard].stamp
 
     @property
     def fingerprint(self) -> str:

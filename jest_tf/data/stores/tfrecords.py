@@ -4,7 +4,7 @@ Two schemas are known: ours (`image`, `caption`, `id` and string features) and
 img2dataset's (`jpg`, `txt`, `key` and more). A shard is a sequence of frames,
 all integers little-endian: length (8 bytes), masked CRC-32C of those 8 bytes
 (4), payload, masked CRC-32C of the payload (4). Indexing checks lengths, every
-read its payload. A damaged length ends the shard. Compressed files have no
+read its whole frame. A damaged length ends the shard. Compressed files have no
 random access and are refused.
 """
 
@@ -24,6 +24,8 @@ CAPTION_FIELDS = ("caption", "txt", "text", "captions", "captions/text")
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
+# Bytes of a frame before its payload, and beside it.
+HEAD, FRAME = _HEADER.size, _HEADER.size + _CHECKSUM.size
 
 
 class TFRecords:
@@ -64,14 +66,19 @@ class TFRecords:
         """Reads records at byte ranges; see `data/stores/shards.py`."""
 
         def parse(frame):
-            payload, (checksum,) = frame[:-4], _CHECKSUM.unpack(frame[-4:])
+            payload = frame[HEAD : HEAD - FRAME]
+            if frame_size(frame[:HEAD]) != len(payload):
+                return shards.Fault(
+                    f"damaged: the length before {len(payload)} bytes"
+                )
+            (checksum,) = _CHECKSUM.unpack(frame[HEAD - FRAME :])
             if masked_crc32c(payload) != checksum:
                 return shards.Fault(
                     f"damaged: {len(payload)} bytes that fail their checksum"
                 )
             return self._parse(payload)
 
-        return shards.read_records(path, spans, parse, _CHECKSUM.size)
+        return shards.read_records(path, spans, parse, HEAD, FRAME - HEAD)
 
 
 def parse(

@@ -58,9 +58,9 @@ class FileTest(IndexTestCase):
         entries = tfrecords.TFRecords().scan(self.shard, lambda size: None)
         expected = np.array(list(entries))
         for store in (built, loaded):
-            self.assertAllEqual(store._indexes[0].rows(slice(None)), expected)
+            self.assertAllEqual(store.indexes[0].rows(slice(None)), expected)
             self.assertAllEqual(
-                store._indexes[0].rows(np.array([4, 0])), expected[[4, 0]]
+                store.indexes[0].rows(np.array([4, 0])), expected[[4, 0]]
             )
         self.assertEqual(built.stamp(0), loaded.stamp(0))
         self.assertCountEqual(
@@ -71,7 +71,7 @@ class FileTest(IndexTestCase):
         store, _ = self.open()
         arrays = safetensors.numpy.load_file(self.shard + ".index")
         self.assertAllEqual(
-            arrays["records"], store._indexes[0].rows(slice(None))
+            arrays["records"], store.indexes[0].rows(slice(None))
         )
 
     def test_a_change_of_the_shard_builds_it_anew(self):

@@ -113,7 +113,7 @@ class StoreTest(shard_files.FolderTestCase):
         os.truncate(self.path("b.tfrecord"), 13)
         found = self.store.read(np.array([8, 9]))
         self.assertEqual(found[0], self.expected[8])
-        self.assertRegex(found[1].reason, "truncated: 1 of ")
+        self.assertRegex(found[1].reason, "truncated: 13 of ")
         os.remove(self.path("b.tfrecord"))
         with self.assertRaisesRegex(ValueError, "b.tfrecord cannot be read"):
             self.store.read(np.array([9]))

@@ -52,10 +52,10 @@ class FramesTest(shard_files.FolderTestCase):
             self.assertEqual(found[:number], self.whole[:number])
             payload = self.size - 16
             if rest >= 12:
-                # Of the payload and its checksum.
+                # Of the frame.
                 self.assertEqual(
                     [fault.reason for fault in found[number:]],
-                    [f"truncated: {rest - 12} of {payload + 4} bytes"],
+                    [f"truncated: {rest} of {payload + 16} bytes"],
                 )
             elif rest:
                 self.assertEqual(

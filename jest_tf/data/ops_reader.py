@@ -1,0 +1,625 @@
+"""Records at positions of the stream, by TensorFlow's ops alone.
+
+A dataset of these ops runs on a server that has TensorFlow and nothing else,
+and what it reads passes no other process (docs/distribution.md). Its rows,
+captions, pictures and replacements are those of `data/reader.py`.
+
+TensorFlow's own reader of TFRecords, started at an offset of the index, checks
+a frame's checksums. A graph cannot catch an error, but a dataset can drop the
+element that raised one: so every fault is an error here, and what is missing
+then is replaced in a further round.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import files
+from jest_tf.data import (
+    batches,
+    fault_log,
+    pictures,
+    stores,
+    stream,
+    stream_ops,
+    tokenizers,
+)
+from jest_tf.data import reader as reader_lib
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data.stores import shards, tfrecords
+
+# Records that a chunk reads at the same time. Remote reads mostly wait; chunks
+# run in parallel anyway.
+_REMOTE_READS, _LOCAL_READS = 64, 1
+# What `str.strip` takes for white space.
+_BLANK = (
+    r"[\x{09}-\x{0d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
+    r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]*"
+)
+_SHARDS_AT_A_TIME = 64
+# Records whose tokens are compared with the tokenizer's.
+_PROBES = 16
+
+
+class OpsReader:
+    """Reads positions of a stream; to be made on the device that reads.
+
+    The indexes are read on that device and stay there, 24 bytes a record.
+
+    Args:
+        store: shards of TFRecords, with indexes in files.
+        order: a `stream.Order` without weights.
+        seed: the run's seed, for the choice of captions.
+        forms: of the pictures, by name.
+        token_field: feature of token ids, L for each caption; "" has none.
+        length: L.
+        sidecars: of a reference over the store; None has none. 24 bytes a
+            record of them are held, too.
+
+    Raises:
+        ValueError: the store, the order or the sidecars cannot be read by ops.
+    """
+
+    def __init__(
+        self,
+        store: stores.Store,
+        order: stream.AnyOrder,
+        *,
+        seed: int,
+        forms: Mapping[str, pictures.Form],
+        token_field: str = "",
+        length: int = 0,
+        sidecars: sidecars_lib.Sidecars | None = None,
+    ):
+        check(store, order)
+        self._order = stream_ops.Order(
+            order.num_records, order.seed, order.block_size
+        )
+        self._seed, self._forms = seed, forms
+        self._token_field, self._length = token_field, length
+        self._fields = store.formats[0].fields
+        self._max_pixels = store.max_image_pixels
+        paths = [files.absolute(path) for path in store.shards.paths]
+        self._paths = tf.constant(paths)
+        self._ends = tf.constant(store.shards.lengths.cumsum())
+        remote = any(map(files.is_remote, paths))
+        self._parallel = _REMOTE_READS if remote else _LOCAL_READS
+        try:
+            self._records = _read_indexes(
+                tf.constant([files.absolute(i.path) for i in store.indexes]),
+                len(store),
+            )
+        except tf.errors.OpError as error:
+            raise ValueError(
+                "`data.reader` 'ops' needs indexes that every host can read; "
+                "`data.index_dir` is their folder. Received: "
+                f"{shards.one_line(error.message)}"
+            ) from error
+        self._sidecars = None
+        if sidecars is not None:
+            self._sidecars = _Sidecars(
+                sidecars, store, self._records[:, 2], self._ends
+            )
+
+    def read(self, positions: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Reads and decodes records at positions, int64 [k], in a graph.
+
+        Returns:
+            `id`; `caption`, string [k]; `tokens`, int32 [k, L], with a token
+            field; `record_replaced`; pictures and embeddings, as in
+            `pipeline.super_batches`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: at iteration, a record is readable
+                by NumPy's reader alone, or too many cannot be read in a row.
+        """
+        size = positions.shape[0]
+        numbers = stream_ops.caption_numbers(self._seed, positions)
+        whole = {
+            "row": tf.zeros([size], tf.int64),
+            "record_replaced": tf.zeros([size], tf.bool),
+            **{
+                name: tf.zeros([size, *spec.shape], spec.dtype)
+                for name, spec in self._specs.items()
+            },
+        }
+
+        def pending(attempt, missing, whole):
+            del whole
+            return (tf.size(missing) > 0) & (attempt <= reader_lib.MAX_ATTEMPTS)
+
+        def fill(attempt, missing, whole):
+            here = tf.gather(positions, missing)
+            rows = tf.cond(
+                attempt > 0,
+                lambda: self._order.substitutes(here, attempt),
+                lambda: self._order.rows(here),
+            )
+            kept, found = self._load(rows, tf.gather(numbers, missing))
+            found["row"] = tf.gather(rows, kept)
+            found["record_replaced"] = tf.fill(tf.shape(kept), attempt > 0)
+            places = tf.gather(missing, kept)[:, tf.newaxis]
+            whole = {
+                name: tf.tensor_scatter_nd_update(value, places, found[name])
+                for name, value in whole.items()
+            }
+            left = tf.raw_ops.ListDiff(
+                x=tf.range(tf.size(missing, tf.int64)),
+                y=kept,
+                out_idx=tf.int64,
+            ).out
+            with tf.control_dependencies([self._refuse(tf.gather(rows, left))]):
+                missing = tf.gather(missing, left)
+            return attempt + 1, missing, whole
+
+        _, missing, whole = tf.while_loop(
+            pending,
+            fill,
+            [tf.zeros([], tf.int64), tf.range(size, dtype=tf.int64), whole],
+            shape_invariants=[
+                tf.TensorShape([]),
+                tf.TensorShape([None]),
+                {name: value.shape for name, value in whole.items()},
+            ],
+        )
+        some = tf.strings.as_string(tf.gather(positions, missing[:1]))
+        text = tf.strings.join(
+            [
+                f"{reader_lib.MAX_ATTEMPTS} records of `data.train` in a row "
+                "cannot be read in place of one at position ",
+                tf.strings.reduce_join(some),
+            ]
+        )
+        check = tf.debugging.Assert(tf.size(missing) == 0, [text])
+        with tf.control_dependencies([check]):
+            whole["id"] = tf.gather(self._records[:, 2], whole.pop("row"))
+        return whole
+
+    @property
+    def _specs(self):
+        specs = {
+            name: tf.TensorSpec(form.shape, form.dtype)
+            for name, form in self._forms.items()
+        }
+        specs["caption"] = tf.TensorSpec([], tf.string)
+        if self._token_field:
+            specs["tokens"] = tf.TensorSpec([self._length], tf.int32)
+        if self._sidecars:
+            for name in ("reference_image", "reference_text"):
+                specs[name] = self._sidecars.spec
+        return specs
+
+    def _load(self, rows, numbers):
+        """Indices of readable rows, int64 [m], and their records by name."""
+
+        def load(place, row, number):
+            found, choice = self._decode(self.payload(row), number)
+            if self._sidecars:
+                found |= self._sidecars.read(row, choice)
+            return place, found
+
+        size = tf.size(rows, tf.int64)
+        nothing = tf.data.Dataset.from_tensors(
+            (
+                tf.zeros([0], tf.int64),
+                {
+                    name: tf.zeros([0, *spec.shape], spec.dtype)
+                    for name, spec in self._specs.items()
+                },
+            )
+        )
+        return (
+            tf.data.Dataset.from_tensor_slices((tf.range(size), rows, numbers))
+            .map(load, self._parallel, deterministic=True)
+            .ignore_errors()
+            .batch(size)
+            .concatenate(nothing)
+            .take(1)
+            .get_single_element()
+        )
+
+    def payload(self, row):
+        """Reads the bytes of a record by its row, int64 []; checks them."""
+        place, size = self._records[row, 0], self._records[row, 1]
+        shard = tf.searchsorted(self._ends, row[tf.newaxis], "right")
+        with tf.control_dependencies(
+            [
+                tf.debugging.Assert(
+                    (size >= 0) & (size <= shards.MAX_RECORD_BYTES), ["size"]
+                )
+            ]
+        ):
+            frames = tf.raw_ops.TFRecordDatasetV2(
+                filenames=tf.gather(self._paths, shard),
+                compression_type="",
+                buffer_size=size + tfrecords.FRAME,
+                byte_offsets=[place - tfrecords.HEAD],
+            )
+        payload = (
+            tf.data.experimental.from_variant(
+                frames, tf.TensorSpec([], tf.string)
+            )
+            .take(1)
+            .get_single_element()
+        )
+        # Another file may have taken the shard's place.
+        length = tf.cast(tf.strings.length(payload), tf.int64)
+        return _if(length == size, payload)
+
+    def _decode(self, payload, number):
+        """A readable record's tensors by name, and the number of its caption.
+
+        An error for any other record.
+        """
+        features = _features(payload)
+        encoded = self._picture(features)
+        captions = _captions(features, self._fields.captions)
+        choices = tf.where(~_is_blank(captions))[:, 0]
+        number = _if(tf.size(choices) > 0, number)
+        choice = choices[number % tf.size(choices, tf.int64)]
+        found = {"caption": captions[choice]}
+        if self._token_field:
+            tokens = _integers(features, self._token_field)
+            tokens = tf.reshape(tokens, [tf.size(captions), self._length])
+            found["tokens"] = tf.cast(tokens[choice], tf.int32)
+        encoded = _if(_is_decodable(encoded, self._max_pixels), encoded)
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        # A WebP's size is known only now.
+        pixels = tf.reduce_prod(tf.shape(image, tf.int64)[:2])
+        image = _if(pixels <= self._max_pixels, image)
+        found |= {name: form(image) for name, form in self._forms.items()}
+        return found, choice
+
+    def _picture(self, features):
+        wanted = tfrecords.IMAGE_FIELDS
+        if self._fields.image:
+            wanted = (self._fields.image,)
+        found = _strings(features, _first(features, wanted))
+        return _if(tf.size(found) == 1, found)[0]
+
+    def _refuse(self, rows):
+        """Raises if a row is one that NumPy's reader can read."""
+
+        def reason(row):
+            features = _features(self.payload(row))
+            reason = tf.where(
+                _needs_pillow(self._picture(features)),
+                "a GIF, a BMP, or an animated or transparent WebP",
+                "",
+            )
+            if self._token_field:
+                captions = _captions(features, self._fields.captions)
+                tokens = _integers(features, self._token_field)
+                lacks = tf.size(tokens) != self._length * tf.size(captions)
+                text = f"no {self._length} integers to a caption in its "
+                text += f"`data.token_field`, {self._token_field}"
+                reason = tf.where(lacks, text, reason)
+            if self._sidecars:
+                count = self._sidecars.num_captions(row)
+                captions = _captions(features, self._fields.captions)
+                reason = tf.where(
+                    (count > 0) & (count < tf.size(captions, tf.int64)),
+                    "it has more captions than its sidecar",
+                    reason,
+                )
+            return row, reason
+
+        refused = (
+            tf.data.Dataset.from_tensor_slices(rows)
+            .map(reason)
+            .ignore_errors()
+            .filter(lambda row, reason: reason != "")
+            .take(1)
+        )
+
+        def describe(state, refused):
+            del state
+            row, reason = refused
+            shard = tf.searchsorted(self._ends, row[tf.newaxis], "right")[0]
+            return tf.strings.join(
+                [
+                    "`data.reader=ops` cannot read record ",
+                    *(tf.strings.as_string(row), " of the store, in "),
+                    *(self._paths[shard], ": ", reason),
+                ]
+            )
+
+        message = refused.reduce("", describe)
+        return tf.debugging.Assert(message == "", [message])
+
+
+class _Sidecars:
+    """Reads embeddings of rows; `data/sidecars/file_format.py` has the format.
+
+    Attributes:
+        spec: of an embedding.
+    """
+
+    def __init__(self, sidecars, store, ids, ends):
+        self.spec = tf.TensorSpec([sidecars.dim], tf.as_dtype(sidecars.dtype))
+        self._width = sidecars.dim * self.spec.dtype.size
+        paths, *places = zip(*sidecars.layouts(), strict=True)
+        self._paths = tf.constant([files.absolute(path) for path in paths])
+        starts, self._images, self._texts, self._sizes = (
+            tf.constant(one, tf.int64) for one in places
+        )
+        self._ends = ends
+        lengths = tf.constant(store.shards.lengths)
+        self._starts = ends - lengths  # rows before a shard
+        theirs, self._first, self._last = _read_spans(
+            self._paths, starts, self._sizes, lengths
+        )
+        if not tf.reduce_all(theirs == ids):
+            row = int(tf.argmax(theirs != ids))
+            raise ValueError(
+                "Sidecars must have the records' ids. Received: another in "
+                f"that of {store.describe(row)}"
+            )
+
+    def num_captions(self, row):
+        return self._last[row] - self._first[row]
+
+    def read(self, row, choice):
+        """The embeddings of a row; an error, a fault, if it has none."""
+        shard = tf.searchsorted(self._ends, row[tf.newaxis], "right")[0]
+        local = row - self._starts[shard]
+        caption = _if(
+            choice < self.num_captions(row), self._first[row] + choice
+        )
+
+        def embedding(start, number):
+            data = _read_range(
+                self._paths[shard],
+                start + number * self._width,
+                self._width,
+                self._sizes[shard],
+            )
+            values = tf.io.decode_raw(data, self.spec.dtype)
+            return tf.ensure_shape(values, self.spec.shape)
+
+        image = embedding(self._images[shard], local)
+        image = _if(tf.reduce_any(image != 0), image)
+        text = embedding(self._texts[shard], caption)
+        return {"reference_image": image, "reference_text": text}
+
+
+@tf.function
+def _read_spans(paths, starts, sizes, lengths):
+    """Ids, first captions and ends of captions, of all shards; int64 [n]."""
+    data = tf.map_fn(
+        lambda one: _read_range(*one[:2], 16 * one[3] + 8, one[2]),
+        (paths, starts, sizes, lengths),
+        fn_output_signature=tf.string,
+        parallel_iterations=_SHARDS_AT_A_TIME,
+    )
+    return [
+        tf.io.decode_raw(
+            tf.strings.reduce_join(tf.strings.substr(data, place, 8 * lengths)),
+            tf.int64,
+        )
+        for place in (tf.zeros_like(lengths), 8 * lengths, 8 * lengths + 8)
+    ]
+
+
+def _read_range(path, place, count, size):
+    """Bytes [place, place + count) of a file of a known size."""
+    count = tf.cast(count, tf.int64)
+    ranges = tf.raw_ops.FixedLengthRecordDatasetV2(
+        filenames=path[tf.newaxis],
+        header_bytes=place,
+        record_bytes=count,
+        footer_bytes=size - place - count,
+        buffer_size=count,
+        compression_type="",
+    )
+    spec = tf.TensorSpec([], tf.string)
+    return tf.data.experimental.from_variant(ranges, spec).get_single_element()
+
+
+def check(store: stores.Store, order: stream.AnyOrder) -> None:
+    """Refuses what cannot be read by ops.
+
+    Raises:
+        ValueError: the records are no TFRecords, or have weights, or an index
+            is not in a file.
+    """
+    names = sorted({form.name for form in store.formats})
+    if names != ["tfrecord"]:
+        raise ValueError(
+            "`data.reader` 'ops' reads TFRecords. Received: shards of format "
+            f"{', '.join(names)}"
+        )
+    if not isinstance(order, stream.Order) or order.is_weighted:
+        raise ValueError(
+            "`data.reader` 'ops' draws all records alike: leave `data.weights`,"
+            " `data.manifest` and `data.curated_rows` empty, or take 'numpy'"
+        )
+    for path, one in zip(store.shards.paths, store.indexes, strict=True):
+        if not one.path:
+            raise ValueError(
+                "`data.reader` 'ops' needs indexes in files: set "
+                "`data.index_dir` to a folder that can be written and that "
+                f"every host can read. Received: none of {path}"
+            )
+
+
+def check_tokens(
+    store: stores.Store, tokenizer: batches.Tokenizer, token_field: str
+) -> None:
+    """Compares the tokens of a few records with a tokenizer's.
+
+    Raises:
+        ValueError: they differ, or are missing.
+    """
+    first = store.of_shard(0)
+    # Not on a host that may lack the tokenizer's ops.
+    with tf.device(None):
+        order = stream.Order(len(first), 0)
+        reader = OpsReader(first, order, seed=0, forms={})
+        for row in np.unique(
+            np.linspace(0, len(first) - 1, _PROBES, dtype=int)
+        ):
+            try:
+                features = _features(reader.payload(tf.constant(row)))
+                captions = _captions(features, first.formats[0].fields.captions)
+                tokens = _integers(features, token_field).numpy()
+            except tf.errors.OpError:
+                continue  # a fault
+            captions, _ = tokenizers.sanitize_captions(captions)
+            expected = tokenizer(captions).numpy().ravel()
+            if not np.array_equal(tokens, expected):
+                raise ValueError(
+                    "`data.token_field` must hold the tokens of the run's "
+                    f"tokenizer, {tokenizer.length} for each caption. "
+                    f"Received: {tokens[: tokenizer.length].tolist()} in "
+                    f"{first.describe(int(row))}, expected "
+                    f"{expected[: tokenizer.length].tolist()}"
+                )
+
+
+def limited(dataset: tf.data.Dataset, max_rate: float) -> tf.data.Dataset:
+    """Stops a dataset of super-batches at too many replacements.
+
+    As `fault_log.FaultLog`, but of this dataset's positions alone.
+    """
+
+    def count(state, batch):
+        replaced = batch["record_replaced"]
+        drawn = state[0] + tf.size(replaced, tf.int64)
+        count = state[1] + tf.math.count_nonzero(replaced)
+        least = tf.maximum(drawn, fault_log.MIN_DRAWN)
+        limit = max_rate * tf.cast(least, tf.float64)
+        text = tf.strings.format(
+            "Too many records cannot be read: {} of {} drawn. Expected at most "
+            f"`data.max_fault_rate`={max_rate}",
+            (count, drawn),
+        )
+        check = tf.debugging.Assert(tf.cast(count, tf.float64) <= limit, [text])
+        with tf.control_dependencies([check]):
+            return tf.nest.map_structure(tf.identity, ((drawn, count), batch))
+
+    start = tf.zeros([], tf.int64), tf.zeros([], tf.int64)
+    return dataset.scan(start, tf.autograph.experimental.do_not_convert(count))
+
+
+@tf.function
+def _read_indexes(paths, num_records):
+    """The records of all shards, int64 [n, 3], from their indexes' files."""
+    # A file's first eight bytes are the size of the head, which follows.
+    whole = tf.map_fn(
+        tf.io.read_file, paths, parallel_iterations=_SHARDS_AT_A_TIME
+    )
+    heads = tf.io.decode_raw(tf.strings.substr(whole, 0, 8), tf.int64)
+    starts = 8 + heads[:, 0]
+    sizes = tf.cast(tf.strings.length(whole), tf.int64) - starts
+    arrays = tf.strings.substr(whole, starts, sizes)
+    numbers = tf.io.decode_raw(tf.strings.reduce_join(arrays), tf.int64)
+    records = tf.reshape(numbers, [-1, 3])
+    tf.debugging.Assert(
+        tf.shape(records)[0] == num_records, ["an index was replaced"]
+    )
+    return records
+
+
+def _if(condition, value):
+    """The value; an error, which is a fault, unless the condition holds."""
+    with tf.control_dependencies([tf.debugging.Assert(condition, ["fault"])]):
+        return tf.identity(value)
+
+
+def _features(payload):
+    """Keys and serialized values of a `tf.train.Example`, strings [m]."""
+    features = _join(_field("Example", "features", payload))
+    entries = _field("Features", "feature", features)
+    _, (keys, values) = tf.io.decode_proto(
+        entries,
+        "tensorflow.Features.FeatureEntry",
+        ["key", "value"],
+        [tf.string, tf.string],
+    )
+    return _join(keys), _join(values)
+
+
+def _field(message, name, data, dtype=tf.string):
+    """The values of a field of a serialized message, [k]."""
+    _, (values,) = tf.io.decode_proto(
+        data, f"tensorflow.{message}", [name], [dtype]
+    )
+    return values
+
+
+def _join(values):
+    """Strings [..., 0 or 1] without their last axis; "" for a missing one."""
+    return tf.strings.reduce_join(values, axis=-1)
+
+
+def _value(features, name):
+    """A feature's serialized value, of several the last; "" without one."""
+    keys, values = features
+    found = tf.where(keys == name)[:, 0]
+    return _join(tf.gather(values, found[-1:]))
+
+
+def _strings(features, name):
+    found = _join(_field("Feature", "bytes_list", _value(features, name)))
+    return _field("BytesList", "value", found)
+
+
+def _integers(features, name):
+    found = _join(_field("Feature", "int64_list", _value(features, name)))
+    return _field("Int64List", "value", found, tf.int64)
+
+
+def _first(features, names):
+    """The first of names that a record has; "" if it has none."""
+    has = tf.reduce_any(features[0] == tf.constant(names)[:, tf.newaxis], 1)
+    return _join(tf.boolean_mask(names, has)[:1])
+
+
+def _captions(features, names):
+    if names:
+        return tf.concat([_strings(features, one) for one in names], 0)
+    return _strings(features, _first(features, tfrecords.CAPTION_FIELDS))
+
+
+def _is_blank(captions):
+    valid = tf.strings.unicode_transcode(captions, "UTF-8", "UTF-8")
+    return tf.strings.regex_full_match(valid, _BLANK)
+
+
+def _is_decodable(encoded, max_pixels):
+    """Whether `pictures.prepare` would pass a picture on as it is."""
+
+    def of_jpeg():
+        size = tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
+        scans = tf.size(tf.strings.split(encoded, pictures.SCAN)) - 1
+        return size, scans <= pictures.MAX_SCANS
+
+    def of_png():
+        data = tf.strings.substr(encoded, 16, 8)
+        size = tf.io.decode_raw(data, tf.int32, little_endian=False)
+        return tf.cast(size, tf.int64), True
+
+    def of_webp():
+        return tf.ones([2], tf.int64), pictures.decodes_alike(encoded)
+
+    size, sound = tf.case(
+        [
+            (_starts(encoded, pictures.JPEG_MAGIC), of_jpeg),
+            (_starts(encoded, pictures.PNG_MAGIC), of_png),
+        ],
+        of_webp,
+    )
+    pixels = tf.reduce_prod(size)
+    return sound & tf.reduce_all(size > 0) & (pixels <= max_pixels)
+
+
+def _needs_pillow(encoded):
+    is_kind = [_starts(encoded, one) for one in (b"GIF8", b"BM", b"RIFF")]
+    return tf.reduce_any(is_kind) & ~pictures.decodes_alike(encoded)
+
+
+def _starts(encoded, magic):
+    size = tf.minimum(len(magic), tf.strings.length(encoded))
+    return tf.strings.substr(encoded, 0, size) == magic

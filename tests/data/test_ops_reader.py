@@ -1,0 +1,296 @@
+"""The stream by ops equals the stream by NumPy, damage included."""
+
+import os
+from unittest import mock
+
+import numpy as np
+import picture_files
+import pytest
+import shard_files
+import sidecar_files
+import streams
+import tensorflow as tf
+
+from jest_tf.data import batches, fault_log, ops_reader, stores, tokenizers
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data.sidecars import embed
+
+SEED, SIZE, LENGTH = 11, 8, 4
+TOKENIZER = tokenizers.WordPieceTokenizer(
+    ["[UNK]", "[EOS]", *"abcdefghijklmnopqrstuvwxyz0123456789"], LENGTH
+)
+KINDS = picture_files.every_kind()
+PILLOW = (
+    *("gif", "animated gif", "bmp", "grey bmp"),
+    *("webp alpha", "lossless webp alpha", "animated webp"),
+)
+PLAIN = [kind for kind in KINDS if kind not in PILLOW]
+PNG = KINDS["png"]
+
+
+def example(picture=PNG, captions=(b"a",), **more):
+    features = {"image": picture, "caption": list(captions), **more}
+    return shard_files.serialize(
+        **{name: one for name, one in features.items() if one is not None}
+    )
+
+
+def comb(scans):
+    """A JPEG that says that it has so many scans."""
+    whole = KINDS["jpeg"]
+    return whole + b"\xff\xda" * (scans - whole.count(b"\xff\xda"))
+
+
+# Each in a record; all that can be wrong with one, and all that only looks so.
+CAPTIONS = {
+    "several": [b"a", b"b", b"c"],
+    "some blank": [b" ", b"", b"d", b"\t\n", "\u3000\u00a0".encode(), b"e"],
+    "blank": [b" ", "\u2003\x1c".encode()],
+    "not UTF-8": [b"bad \xff", b"\xff"],
+    "only a byte order mark": ["\ufeff".encode()],
+    "only a null": [b"\0"],
+    "none": [],
+}
+PICTURES = {
+    **{kind: KINDS[kind] for kind in PLAIN},
+    "empty": b"",
+    "no picture": b"hello, world" * 10,
+    "a cut png": PNG[: len(PNG) // 2],
+    "a cut jpeg": KINDS["jpeg"][:300],
+    "a head of a png": PNG[:20],
+    "a head of a jpeg": KINDS["jpeg"][:3],
+    "a cut webp": KINDS["webp"][:30],
+    "a large png": picture_files.encode(np.zeros([40, 50, 3], "u1"), "PNG"),
+    "a large jpeg": picture_files.encode(np.zeros([40, 50, 3], "u1"), "JPEG"),
+    "a large webp": picture_files.encode(np.zeros([40, 50, 3], "u1"), "WEBP"),
+    "many scans": comb(100),
+    "too many scans": comb(101),
+}
+PAYLOADS = {
+    **{kind: example(captions=one) for kind, one in CAPTIONS.items()},
+    **{kind: example(one) for kind, one in PICTURES.items()},
+    "no feature": b"",
+    "no example": b"\xff" * 40,
+    "no picture's feature": example(None),
+    "no caption's feature": example(captions=(), caption=None),
+    "two pictures": example([PNG, PNG]),
+    "a number for a picture": example(7),
+    "a number for a caption": example(caption=7),
+    "other names": shard_files.serialize(jpg=KINDS["jpeg"], txt="x", id=5),
+    "the first name is empty": example([], jpg=PNG),
+    "the first caption is empty": example(caption=[], txt="x"),
+    "a stored id": example(id=-3),
+    "a feature more": example(label="x", tokens=[1, 2]),
+}
+MAX_PIXELS = 1000
+
+
+class OpsReaderTest(shard_files.FolderTestCase):
+    def open(self, *shards, **settings):
+        paths = [
+            shard_files.write_shard(self.path(f"{number}.tfrecord"), payloads)
+            for number, payloads in enumerate(shards)
+        ]
+        return stores.open_store(paths, max_image_pixels=MAX_PIXELS, **settings)
+
+    def stream(self, store, reader, count, **settings):
+        settings = {
+            "super_batch_size": 6,
+            "seed": SEED,
+            "tokenizer": TOKENIZER,
+            "image_size": SIZE,
+            "faults": fault_log.FaultLog(None, 1.0),
+        } | settings
+        dataset = streams.super_batches(store, reader=reader, **settings)
+        with batches.plain_errors():
+            return list(dataset.take(count).as_numpy_iterator())
+
+    def assert_equal_streams(self, store, count=12, token_field="", **settings):
+        found = self.stream(
+            store, "ops", count, token_field=token_field, **settings
+        )
+        expected = self.stream(store, "numpy", count, **settings)
+        for one, other in zip(found, expected, strict=True):
+            self.assertEqual(one.keys(), other.keys())
+            for name, value in one.items():
+                self.assertEqual(value.dtype, other[name].dtype, name)
+                self.assertAllEqual(value, other[name], name)
+        return expected
+
+    def damage(self, store, row, place):
+        """Flips a byte of a record, counted from its payload's start."""
+        (start, _, _), *_ = store.indexes[0].rows([row])
+        shard_files.flip(store.shards.paths[0], int(start) + place)
+
+    def test_the_streams_are_equal_whatever_is_wrong_with_records(self):
+        good = [example(KINDS["jpeg"], [b"x%d" % i]) for i in range(60)]
+        store = self.open([*PAYLOADS.values(), *good[:40]], good[40:])
+        first = len(PAYLOADS)
+        # A length, its checksum, a payload, its checksum.
+        for row, place in enumerate((-12, -2, 30), first):
+            self.damage(store, row, place)
+        self.damage(store, first + 4, -13)  # the checksum of the one before
+        num_rows = len(store)
+        found = self.assert_equal_streams(store, 2 * num_rows // 6)
+        replaced = sum(one["record_replaced"].sum() for one in found)
+        # Of two epochs; "the head" and its kin are all there.
+        self.assertGreater(replaced, 2 * 20)
+        self.assertIn(-3, np.concatenate([one["id"] for one in found]))
+
+    @pytest.mark.slow
+    def test_a_torn_shard_has_a_record_that_is_replaced(self):
+        path = self.path("0.tfrecord")
+        self.open([example(captions=[b"%d" % i]) for i in range(20)])
+        os.truncate(path, os.path.getsize(path) - 3)
+        store = stores.open_store(path, max_image_pixels=MAX_PIXELS)
+        self.assert_equal_streams(store)
+        with open(path, "ab") as file:
+            file.write(b"\0" * 40)
+        store = stores.open_store(path, max_image_pixels=MAX_PIXELS)
+        self.assert_equal_streams(store)
+
+    @pytest.mark.slow
+    def test_a_stream_goes_on_anywhere_on_any_host(self):
+        store = self.open([example(captions=[b"%d" % i]) for i in range(20)])
+        for settings in ({"start_step": 12345}, {"host": 1, "num_hosts": 2}):
+            self.assert_equal_streams(store, shuffle_block_size=3, **settings)
+        # Chunks of a larger super-batch.
+        self.assert_equal_streams(store, 2, super_batch_size=512)
+
+    @pytest.mark.slow
+    def test_named_fields_are_read(self):
+        store = self.open(
+            [
+                shard_files.serialize(pixels=PNG, image=b"no", en="e", de="d"),
+                shard_files.serialize(pixels=PNG, de=["f", "g"], en="h"),
+                shard_files.serialize(pixels=PNG, en="i"),
+            ],
+            image_field="pixels",
+            caption_fields=("de", "en"),
+        )
+        self.assert_equal_streams(store)
+
+    @pytest.mark.slow
+    def test_tokens_made_beforehand_are_those_of_the_caption(self):
+        captions = [[b"a", b"", b"%c" % letter] for letter in b"bcdefghijkl"]
+        payloads = [
+            example(captions=one, ids=TOKENIZER(one).numpy().ravel().tolist())
+            for one in captions
+        ]
+        store = self.open(payloads)
+        ops_reader.check_tokens(store, TOKENIZER, "ids")
+        self.assert_equal_streams(store, token_field="ids")
+        other = tokenizers.WordPieceTokenizer(["a", "[EOS]", "[UNK]"], LENGTH)
+        for tokenizer, name in ((other, "ids"), (TOKENIZER, "none")):
+            with self.assertRaisesRegex(
+                ValueError, "`data.token_field` must hold .*record 0 of"
+            ):
+                ops_reader.check_tokens(store, tokenizer, name)
+        payloads[7] = example(captions=captions[7], ids=[1, 2])
+        with self.assertRaisesRegex(
+            ValueError,
+            "cannot read record 7 of .*no 4 integers to a caption .*, ids",
+        ):
+            self.stream(self.open(payloads), "ops", 12, token_field="ids")
+
+    def test_embeddings_come_with_the_records(self):
+        counts = np.array([1 + row % 3 for row in range(14)])
+        payloads = [
+            example(captions=[b"%d" % i for i in range(count)], id=50 + row)
+            for row, count in enumerate(counts)
+        ]
+        store = self.open(payloads[:9], payloads[9:])
+        valid = np.arange(14) != 4
+        embed.write_arrays(
+            store,
+            sidecar_files.unit_rows(14),
+            sidecar_files.unit_rows(counts.sum(), 1),
+            sidecar_files.DESCRIPTION,
+            captions=counts,
+            valid=valid,
+        )
+        sidecars = sidecars_lib.Sidecars(store)
+        found = self.assert_equal_streams(store, 5, sidecars=sidecars)
+        self.assertNotIn(54, np.concatenate([one["id"] for one in found]))
+        # Another store of as many records.
+        others = [example(id=row) for row in range(14)]
+        sidecars = mock.Mock(wraps=sidecars)
+        sidecars.dim, sidecars.dtype = sidecar_files.DIM, "float16"
+        other = self.open(others[:9], others[9:])
+        with self.assertRaisesRegex(ValueError, "ids. .* record 0 of"):
+            self.stream(other, "ops", 1, sidecars=sidecars)
+
+    @pytest.mark.slow
+    def test_what_pillow_must_convert_stops_the_stream(self):
+        for kind in ("gif", "animated webp"):
+            store = self.open([example()] * 3 + [example(KINDS[kind])])
+            with (
+                self.subTest(kind),
+                self.assertRaisesRegex(
+                    ValueError,
+                    "`data.reader=ops` cannot read record 3 of the store, in "
+                    ".*0.tfrecord: a GIF, a BMP, or an animated or",
+                ),
+            ):
+                self.stream(store, "ops", 4)
+
+    @pytest.mark.slow
+    def test_too_many_faults_stop_the_stream(self):
+        store = self.open([example()] * 9 + [example(b"")])
+        faults = fault_log.FaultLog(None, 0.01)
+        # A tenth of 6 a step: the limit of the first 1,024 is 10.
+        with self.assertRaisesRegex(
+            ValueError,
+            "^Too many records cannot be read: 12 of .*_rate`=0.01$",
+        ):
+            self.stream(store, "ops", 40, faults=faults)
+        store = self.open([example(b"\xff\xd8\xff")] * 3)
+        with self.assertRaisesRegex(ValueError, "^16 records .* position 0$"):
+            self.stream(store, "ops", 1)
+
+    def test_no_op_is_of_python_or_of_tensorflow_text(self):
+        tokens = TOKENIZER([b"a"]).numpy().ravel().tolist()
+        store = self.open([example(ids=tokens)] * 4)
+        dataset = streams.super_batches(
+            store,
+            super_batch_size=4,
+            seed=SEED,
+            tokenizer=TOKENIZER,
+            image_size=SIZE,
+            reader="ops",
+            token_field="ids",
+        )
+        graph = tf.compat.v1.GraphDef.FromString(
+            tf.raw_ops.DatasetToGraphV2(
+                input_dataset=tf.data.experimental.to_variant(dataset)
+            ).numpy()
+        )
+        ops = {node.op for node in graph.node}
+        for function in graph.library.function:
+            ops |= {node.op for node in function.node_def}
+        self.assertIn("TFRecordDatasetV2", ops)
+        self.assertEqual(
+            {op for op in ops if "Py" in op or "Bert" in op}, set()
+        )
+
+    def test_what_ops_cannot_read_is_refused(self):
+        store = self.open([example()] * 4)
+        for settings in (
+            {"rows": np.ones(4, bool)},
+            {"cascade": mock.Mock(sidecars=None)},
+        ):
+            with self.assertRaisesRegex(ValueError, "draws all records alike"):
+                self.stream(store, "ops", 1, **settings)
+        with self.assertRaisesRegex(ValueError, "draws all records alike"):
+            self.stream(store, "ops", 1, weights=(1.0,))
+        path = self.path("a.tar")
+        shard_files.write_tar(path, shard_files.tar_sample("a", caption="b"))
+        with self.assertRaisesRegex(ValueError, "Received: .* webdataset"):
+            self.stream(stores.open_store(path), "ops", 1)
+        os.remove(store.indexes[0].path)
+        with self.assertRaisesRegex(ValueError, "indexes that every host can"):
+            self.stream(store, "ops", 1)
+
+
+if __name__ == "__main__":
+    tf.test.main()
