@@ -148,13 +148,6 @@ class DataConfig(Checked, path="data"):
             "`data.token_field` needs `data.reader` 'ops'",
         )
         self._expect(
-            self.reader == "numpy"
-            or not (self.weights or self.manifest or self.curated_rows),
-            "`data.reader` 'ops' draws all records alike: leave "
-            "`data.weights`, `data.manifest` and `data.curated_rows` empty, or "
-            "take 'numpy'",
-        )
-        self._expect(
             self.curated_rows < self.super_batch_size,
             "`data.curated_rows` (c) must be less than the super-batch, "
             "`data.super_batch_size` (B), to leave rows of `data.train` in it",

@@ -72,11 +72,9 @@ class TrainConfig(Checked):
             "the reference, `bootstrap.renew_at`",
         )
         self._expect(
-            self.data.reader == "numpy"
-            or not (self.cascade.hyper_batch_size or self.bootstrap.renew_at),
-            "`data.reader` 'ops' has no cascade and no renewed reference: "
-            "leave `cascade.hyper_batch_size` and `bootstrap.renew_at` empty, "
-            "or take 'numpy'",
+            self.data.reader == "numpy" or not self.cascade.hyper_batch_size,
+            "`data.reader` 'ops' has no cascade: leave "
+            "`cascade.hyper_batch_size` empty, or take 'numpy'",
         )
         self._check_bootstrap()
         for step in (0, *self.bootstrap.renew_at):

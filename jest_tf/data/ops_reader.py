@@ -49,7 +49,7 @@ class OpsReader:
 
     Args:
         store: shards of TFRecords, with indexes in files.
-        order: a `stream.Order` without weights.
+        order: of the stream; row weights are held, 16 bytes a drawn record.
         seed: the run's seed, for the choice of captions.
         forms: of the pictures, by name.
         token_field: feature of token ids, L for each caption; "" has none.
@@ -58,7 +58,7 @@ class OpsReader:
             record of them are held, too.
 
     Raises:
-        ValueError: the store, the order or the sidecars cannot be read by ops.
+        ValueError: the store or the sidecars cannot be read by ops.
     """
 
     def __init__(
@@ -72,10 +72,8 @@ class OpsReader:
         length: int = 0,
         sidecars: sidecars_lib.Sidecars | None = None,
     ):
-        check(store, order)
-        self._order = stream_ops.Order(
-            order.num_records, order.seed, order.block_size
-        )
+        check(store)
+        self._order = stream_ops.of(order)
         self._seed, self._forms = seed, forms
         self._token_field, self._length = token_field, length
         self._fields = store.formats[0].fields
@@ -417,23 +415,17 @@ def _read_range(path, place, count, size):
     return tf.data.experimental.from_variant(ranges, spec).get_single_element()
 
 
-def check(store: stores.Store, order: stream.AnyOrder) -> None:
+def check(store: stores.Store) -> None:
     """Refuses what cannot be read by ops.
 
     Raises:
-        ValueError: the records are no TFRecords, or have weights, or an index
-            is not in a file.
+        ValueError: the records are no TFRecords, or an index is not in a file.
     """
     names = sorted({form.name for form in store.formats})
     if names != ["tfrecord"]:
         raise ValueError(
             "`data.reader` 'ops' reads TFRecords. Received: shards of format "
             f"{', '.join(names)}"
-        )
-    if not isinstance(order, stream.Order) or order.is_weighted:
-        raise ValueError(
-            "`data.reader` 'ops' draws all records alike: leave `data.weights`,"
-            " `data.manifest` and `data.curated_rows` empty, or take 'numpy'"
         )
     for path, one in zip(store.shards.paths, store.indexes, strict=True):
         if not one.path:

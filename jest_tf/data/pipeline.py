@@ -64,7 +64,7 @@ class Options:
         reference_image: form of the reference's pictures; adds
             `image_for_reference` if it differs from the learner's.
         reader: "numpy", or "ops" for TensorFlow's ops alone, see
-            `ops_reader.py`; without a cascade or weights.
+            `ops_reader.py`; without a cascade.
         token_field: feature of token ids that "ops" reads; "" tokenises.
     """
 
@@ -225,10 +225,10 @@ def super_batches(
 
 
 def _ops_reader(store, places, seed, forms, tokenizer_of, options):
-    if options.cascade or options.rows is not None:
+    if options.cascade:
         raise ValueError(
-            "`data.reader` 'ops' draws all records alike: a cascade and a "
-            "renewed reference need 'numpy'"
+            "`data.reader` 'ops' has no cascade: leave "
+            "`cascade.hyper_batch_size` empty, or take 'numpy'"
         )
     if options.token_field and len(tokenizer_of) > 1:
         raise ValueError(

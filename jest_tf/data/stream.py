@@ -31,7 +31,7 @@ WINDOW_SALT = 0x77696E646F77
 TAIL_SALT = 0x7461696C
 _PART_SALT = 0x70617274
 SUBSTITUTE_SALT = 0x696E7374656164
-_SHIFT_SALT = 0x7368696674
+SHIFT_SALT = 0x7368696674
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Shifts and factors of SplitMix64's finaliser.
 MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -42,9 +42,9 @@ ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * GOLDEN
 WINDOW_BLOCKS = 64
 
 # Positions after which the shares of a mixture are exact.
-_PERIOD = 2**16
+PERIOD = 2**16
 # The mean weight of a row is two to this power in integers.
-_SLOT_BITS = 20
+SLOT_BITS = 20
 
 
 class Order:
@@ -64,7 +64,7 @@ class Order:
 
     Attributes:
         num_records, seed, block_size: as given.
-        is_weighted: True with row weights.
+        weighted: the rows of slots; None without row weights.
         num_drawn: rows with a weight; the positions of an epoch.
 
     Raises:
@@ -86,11 +86,10 @@ class Order:
         self.num_records = int(num_records)
         self.seed = _check_seed(seed)
         self.num_drawn = self.num_records
-        self.is_weighted = row_weights is not None
-        self._weighted = None
+        self.weighted = None
         if row_weights is not None:
-            self._weighted = _Weighted(row_weights, num_records, self.seed)
-            self.num_drawn = len(self._weighted.drawn)
+            self.weighted = _Weighted(row_weights, num_records, self.seed)
+            self.num_drawn = len(self.weighted.drawn)
         self.block_size = block_size
         self._blocks = None
         if block_size is not None:
@@ -110,14 +109,14 @@ class Order:
             # One key a position and round; epochs differ within a batch.
             keys = uniform_hash(self.seed, epochs, ORDER_SALT)
             rows = _permute(offsets, self.num_drawn, keys)
-        if self._weighted is not None:
-            rows = self._weighted.rows(epochs, rows)
+        if self.weighted is not None:
+            rows = self.weighted.rows(epochs, rows)
         return rows
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions; the mean if weighted."""
-        if self._weighted is not None:
-            return self._weighted.num_distinct(num_positions)
+        if self.weighted is not None:
+            return self.weighted.num_distinct(num_positions)
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
@@ -130,8 +129,8 @@ class Order:
         salt = SUBSTITUTE_SALT + attempt
         values = uniform_hash(self.seed, positions, salt)
         rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
-        if self._weighted is not None:
-            rows = self._weighted.rows(values, rows)
+        if self.weighted is not None:
+            rows = self.weighted.rows(values, rows)
         return rows
 
 
@@ -149,6 +148,13 @@ class Mixture:
         row_weights: of the rows of all parts, as in `Order`; they act within a
             part and do not change its share.
 
+    Attributes:
+        num_records, num_drawn: as in `Order`, of all parts.
+        orders, starts: of each part, and the rows before it.
+        counts: int64 [parts], positions of each part in every 65,536.
+        parts, turns: int64 [65536], the part of each of these positions, and
+            its number among the part's.
+
     Raises:
         ValueError: an argument is out of range, a weight is too small for one
             position, or a part has no row to draw.
@@ -164,10 +170,10 @@ class Mixture:
         row_weights: np.ndarray | None = None,
     ):
         weights = _check_weights("weights", weights, len(lengths))
-        counts = _largest_remainder(weights, _PERIOD)
+        counts = _largest_remainder(weights, PERIOD)
         if not counts.all():
             raise ValueError(
-                f"`weights` must each be at least 1 / {_PERIOD:,} of their "
+                f"`weights` must each be at least 1 / {PERIOD:,} of their "
                 f"sum. Received: {weights.tolist()}"
             )
         numbers = np.arange(len(lengths))
@@ -176,7 +182,7 @@ class Mixture:
         of_parts = [None] * len(lengths)
         if row_weights is not None:
             of_parts = np.split(np.asarray(row_weights), ends[:-1])
-        self._orders = [
+        self.orders = [
             Order(
                 length, int(part_seed), block_size=block_size, row_weights=rows
             )
@@ -185,38 +191,38 @@ class Mixture:
             )
         ]
         self.num_records = int(sum(lengths))
-        self.num_drawn = sum(order.num_drawn for order in self._orders)
-        self._starts = ends - lengths
-        self._counts = counts
+        self.num_drawn = sum(order.num_drawn for order in self.orders)
+        self.starts = ends - lengths
+        self.counts = counts
         parts = np.repeat(numbers, counts)  # [period]
         turns = np.concatenate([np.arange(count) for count in counts])
         # The j-th of c turns is in the middle of the j-th c-th.
         line = np.argsort((turns + 0.5) / counts[parts], kind="stable")
-        self._parts, self._turns = parts[line], turns[line]
+        self.parts, self.turns = parts[line], turns[line]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
         periods, places = np.divmod(
-            _check_positions(positions).astype(np.int64), _PERIOD
+            _check_positions(positions).astype(np.int64), PERIOD
         )
-        parts = self._parts[places]
-        turns = periods * self._counts[parts] + self._turns[places]
+        parts = self.parts[places]
+        turns = periods * self.counts[parts] + self.turns[places]
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions, as in `Order`."""
-        periods, rest = divmod(num_positions, _PERIOD)
-        begun = np.bincount(self._parts[:rest], minlength=len(self._counts))
-        turns = periods * self._counts + begun
+        periods, rest = divmod(num_positions, PERIOD)
+        begun = np.bincount(self.parts[:rest], minlength=len(self.counts))
+        turns = periods * self.counts + begun
         return sum(
             order.num_distinct(int(turn))
-            for order, turn in zip(self._orders, turns, strict=True)
+            for order, turn in zip(self.orders, turns, strict=True)
         )
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
         positions = _check_positions(positions)
-        parts = self._parts[positions % np.uint64(_PERIOD)]
+        parts = self.parts[positions % np.uint64(PERIOD)]
         return self._by_part(
             parts,
             lambda order, here: order.substitutes(positions[here], attempt),
@@ -226,7 +232,7 @@ class Mixture:
         rows = np.empty(len(parts), np.int64)
         for part in np.unique(parts):
             here = parts == part
-            rows[here] = self._starts[part] + find(self._orders[part], here)
+            rows[here] = self.starts[part] + find(self.orders[part], here)
         return rows
 
 
@@ -242,7 +248,7 @@ class WithCurated:
         every: k, at least 2.
 
     Attributes:
-        every: as given.
+        pool, curated, every: as given.
         num_records, num_drawn: as in `Order`, of both.
     """
 
@@ -250,7 +256,7 @@ class WithCurated:
         self.num_records = pool.num_records + curated.num_records
         self.num_drawn = pool.num_drawn + curated.num_drawn
         self.every = every
-        self._pool, self._curated = pool, curated
+        self.pool, self.curated = pool, curated
 
     def is_curated(self, positions: np.ndarray) -> np.ndarray:
         """Returns which positions are of the curated set; [k] -> bool [k]."""
@@ -270,9 +276,9 @@ class WithCurated:
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions, as in `Order`."""
         turns = num_positions // self.every
-        return self._pool.num_distinct(
+        return self.pool.num_distinct(
             num_positions - turns
-        ) + self._curated.num_distinct(turns)
+        ) + self.curated.num_distinct(turns)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same set, as in `Order`."""
@@ -286,9 +292,9 @@ class WithCurated:
     def _of_both(self, positions, find, of_pool, of_curated):
         is_curated = self.is_curated(positions)
         rows = np.empty(len(positions), np.int64)
-        rows[~is_curated] = find(self._pool, ~is_curated, of_pool)
-        rows[is_curated] = self._pool.num_records + find(
-            self._curated, is_curated, of_curated
+        rows[~is_curated] = find(self.pool, ~is_curated, of_pool)
+        rows[is_curated] = self.pool.num_records + find(
+            self.curated, is_curated, of_curated
         )
         return rows
 
@@ -366,7 +372,8 @@ class _Weighted:
 
     On a line of integers every row has a stretch proportional to its weight,
     2**20 on average; slot s of an epoch is the row at s * 2**20 plus the
-    epoch's random shift in [0, 2**20). `drawn` has the weighted rows, [m].
+    epoch's random shift in [0, 2**20). `drawn` has the weighted rows, [m], and
+    `ends` the ends of their stretches.
     """
 
     def __init__(self, weights, num_records, seed):
@@ -374,21 +381,21 @@ class _Weighted:
         self.drawn = np.flatnonzero(weights)
         self._seed = seed
         weights = weights[self.drawn]
-        lengths = _largest_remainder(weights, len(weights) << _SLOT_BITS)
-        self._ends = np.cumsum(lengths)  # [m]
+        lengths = _largest_remainder(weights, len(weights) << SLOT_BITS)
+        self.ends = np.cumsum(lengths)  # [m]
         self._lengths, self._numbers = np.unique(lengths, return_counts=True)
 
     def rows(self, epochs, slots):
         """Rows of int64 slots [k] of uint64 epochs [k]; int64 [k]."""
-        shifts = uniform_hash(self._seed, epochs, _SHIFT_SALT)
-        shifts = (shifts >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
-        places = (slots << _SLOT_BITS) + shifts
-        return self.drawn[np.searchsorted(self._ends, places, side="right")]
+        shifts = uniform_hash(self._seed, epochs, SHIFT_SALT)
+        shifts = (shifts >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
+        places = (slots << SLOT_BITS) + shifts
+        return self.drawn[np.searchsorted(self.ends, places, side="right")]
 
     def num_distinct(self, num_positions):
         epochs, rest = divmod(num_positions, len(self.drawn))
-        whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
-        part = part / (1 << _SLOT_BITS)
+        whole, part = np.divmod(self._lengths, 1 << SLOT_BITS)
+        part = part / (1 << SLOT_BITS)
         # A row has `whole` slots of an epoch, and one more with this chance;
         # the positions of a partial epoch are a uniform draw of slots.
         share = rest / len(self.drawn)

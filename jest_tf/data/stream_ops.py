@@ -1,10 +1,9 @@
 """The order of examples in TensorFlow's ops, bit for bit that of `stream.py`.
 
 For datasets that run where Python does not: see `data/ops_reader.py`. NumPy's
-order is the definition; this is the part of it without mixtures and weights.
+order is the definition; `of` makes its twin, which has the same methods and
+takes and gives int64 tensors [k].
 """
-
-import dataclasses
 
 import numpy as np
 import tensorflow as tf
@@ -12,41 +11,62 @@ import tensorflow as tf
 from jest_tf.data import reader, stream
 
 
-@dataclasses.dataclass(frozen=True)
+def of(order: stream.AnyOrder) -> "Order | Mixture | WithCurated":
+    """Returns the twin of an order; holds its row weights as tensors."""
+    kinds = {
+        stream.Order: Order,
+        stream.Mixture: Mixture,
+        stream.WithCurated: WithCurated,
+    }
+    return kinds[type(order)](order)
+
+
 class Order:
-    """`stream.Order` without row weights, of tensors.
+    """The twin of a `stream.Order`."""
 
-    Attributes:
-        num_records: n.
-        seed: the run's seed.
-        block_size: as in `stream.Order`.
-    """
-
-    num_records: int
-    seed: int
-    block_size: int | None = None
+    def __init__(self, order: stream.Order):
+        self._num_drawn, self._seed = order.num_drawn, order.seed
+        self._block_size = order.block_size
+        self._weighted = None
+        if order.weighted is not None:
+            self._weighted = [
+                tf.constant(one, tf.int64)
+                for one in (order.weighted.drawn, order.weighted.ends)
+            ]
 
     def rows(self, positions: tf.Tensor) -> tf.Tensor:
-        """Returns rows, int64 [k] in [0, n), at int64 positions [k]."""
-        epochs = _unsigned(positions // self.num_records)
-        offsets = positions % self.num_records
-        if self.block_size is not None:
-            return self._rows_in_blocks(epochs, offsets)
-        keys = uniform_hash(self.seed, epochs, stream.ORDER_SALT)
-        return _permute(offsets, self.num_records, keys)
+        """Returns the rows at positions."""
+        epochs = _unsigned(positions // self._num_drawn)
+        offsets = positions % self._num_drawn
+        if self._block_size is not None:
+            rows = self._rows_in_blocks(epochs, offsets)
+        else:
+            keys = uniform_hash(self._seed, epochs, stream.ORDER_SALT)
+            rows = _permute(offsets, self._num_drawn, keys)
+        return self._rows_of_slots(epochs, rows)
 
     def substitutes(self, positions: tf.Tensor, attempt: tf.Tensor):
-        """Returns random rows, int64 [k]; see `stream.Order.substitutes`.
-
-        `attempt` is int64 [].
-        """
+        """Returns random rows; `attempt` is int64 []."""
         salt = stream.SUBSTITUTE_SALT + attempt
-        values = uniform_hash(self.seed, _unsigned(positions), salt)
-        return _signed(values % _unsigned(self.num_records))
+        values = uniform_hash(self._seed, _unsigned(positions), salt)
+        rows = _signed(values % _unsigned(self._num_drawn))
+        return self._rows_of_slots(values, rows)
+
+    def _rows_of_slots(self, epochs, slots):
+        """As `_Weighted.rows` of `stream.py`."""
+        if self._weighted is None:
+            return slots
+        drawn, ends = self._weighted
+        shifts = uniform_hash(self._seed, epochs, stream.SHIFT_SALT)
+        shifts = tf.bitwise.right_shift(
+            shifts, np.uint64(64 - stream.SLOT_BITS)
+        )
+        places = slots * 2**stream.SLOT_BITS + _signed(shifts)
+        return tf.gather(drawn, tf.searchsorted(ends, places, "right"))
 
     def _rows_in_blocks(self, epochs, offsets):
         """As `_Blocks.rows` of `stream.py`, line by line."""
-        n, size = self.num_records, min(self.block_size, self.num_records)
+        n, size = self._num_drawn, min(self._block_size, self._num_drawn)
         num_full, tail = divmod(n, size)
         num_slots = num_full + bool(tail)
         num_windows = max(1, num_slots // stream.WINDOW_BLOCKS)
@@ -66,7 +86,7 @@ class Order:
 
         tails = tf.fill(tf.shape(offsets), tf.constant(num_full, tf.int64))
         if tail:
-            places = uniform_hash(self.seed, epochs, stream.TAIL_SALT)
+            places = uniform_hash(self._seed, epochs, stream.TAIL_SALT)
             tails = _signed(places % _unsigned(num_full + 1))
         windows = tf.minimum(
             slots_of(offsets) // stream.WINDOW_BLOCKS, num_windows - 1
@@ -77,7 +97,7 @@ class Order:
             tf.constant(n, tf.int64),
             starts_of((windows + 1) * stream.WINDOW_BLOCKS),
         )
-        keys = uniform_hash(self.seed, epochs, stream.WINDOW_SALT)
+        keys = uniform_hash(self._seed, epochs, stream.WINDOW_SALT)
         keys = _mix(keys + _unsigned(windows) * _GOLDEN)
         mixed = starts + _permute(
             offsets - starts, ends - starts, keys, largest
@@ -85,12 +105,73 @@ class Order:
         slots = slots_of(mixed)
         blocks = tf.fill(tf.shape(slots), tf.constant(num_full, tf.int64))
         if num_full:
-            keys = uniform_hash(self.seed, epochs, stream.ORDER_SALT)
+            keys = uniform_hash(self._seed, epochs, stream.ORDER_SALT)
             full = slots != tails
             # The short block's own number is replaced again.
             numbers = tf.where(full, slots - _signed(slots > tails), 0)
             blocks = tf.where(full, _permute(numbers, num_full, keys), blocks)
         return blocks * size + mixed - starts_of(slots)
+
+
+class Mixture:
+    """The twin of a `stream.Mixture`."""
+
+    def __init__(self, order: stream.Mixture):
+        self._orders = [Order(one) for one in order.orders]
+        self._starts, self._counts, self._parts, self._turns = (
+            tf.constant(one, tf.int64)
+            for one in (order.starts, order.counts, order.parts, order.turns)
+        )
+
+    def rows(self, positions: tf.Tensor) -> tf.Tensor:
+        """Returns the rows at positions."""
+        periods, places = positions // stream.PERIOD, positions % stream.PERIOD
+        parts = tf.gather(self._parts, places)
+        counts = tf.gather(self._counts, parts)
+        turns = periods * counts + tf.gather(self._turns, places)
+        return self._by_part(parts, [one.rows(turns) for one in self._orders])
+
+    def substitutes(self, positions: tf.Tensor, attempt: tf.Tensor):
+        """Returns random rows of the same part."""
+        return self._by_part(
+            tf.gather(self._parts, positions % stream.PERIOD),
+            [one.substitutes(positions, attempt) for one in self._orders],
+        )
+
+    def _by_part(self, parts, rows):
+        """Of rows of every part, those of the positions' parts."""
+        places = tf.stack([parts, tf.range(tf.size(parts, tf.int64))], 1)
+        chosen = tf.gather_nd(tf.stack(rows), places)
+        return tf.gather(self._starts, parts) + chosen
+
+
+class WithCurated:
+    """The twin of a `stream.WithCurated`."""
+
+    def __init__(self, order: stream.WithCurated):
+        self._pool, self._curated = of(order.pool), of(order.curated)
+        self._every, self._size = order.every, order.pool.num_records
+
+    def rows(self, positions: tf.Tensor) -> tf.Tensor:
+        """Returns the rows at positions."""
+        turns = positions // self._every
+        return self._of_both(
+            positions,
+            self._pool.rows(positions - turns),
+            self._curated.rows(turns),
+        )
+
+    def substitutes(self, positions: tf.Tensor, attempt: tf.Tensor):
+        """Returns random rows of the same set."""
+        return self._of_both(
+            positions,
+            self._pool.substitutes(positions, attempt),
+            self._curated.substitutes(positions, attempt),
+        )
+
+    def _of_both(self, positions, pool, curated):
+        is_curated = positions % self._every == self._every - 1
+        return tf.where(is_curated, self._size + curated, pool)
 
 
 def caption_numbers(seed: int, positions: tf.Tensor) -> tf.Tensor:

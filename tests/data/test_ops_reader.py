@@ -158,6 +158,25 @@ class OpsReaderTest(shard_files.FolderTestCase):
         self.assert_equal_streams(store, 2, super_batch_size=512)
 
     @pytest.mark.slow
+    def test_shares_weights_and_curated_rows_are_those_of_the_stream(self):
+        parts = []
+        for part, size in enumerate((7, 9, 5)):
+            payloads = [
+                example(captions=[b"%d" % row], id=100 * part + row)
+                for row in range(size)
+            ]
+            payloads[3] = b""  # replaced from its own part
+            path = self.path(f"{part}.tfrecord")
+            shard_files.write_shard(path, payloads)
+            parts.append(stores.open_store(path))
+        curated = {"num_curated": 1, "curated_rows": 2}
+        store = stores.join(parts)
+        store.manifest = mock.Mock(weights=np.linspace(0, 2, 21))
+        self.assert_equal_streams(store, weights=(1.0, 3.0), **curated)
+        rows = np.arange(21) % 4 > 0
+        self.assert_equal_streams(store, rows=rows)
+
+    @pytest.mark.slow
     def test_named_fields_are_read(self):
         store = self.open(
             [
@@ -275,14 +294,8 @@ class OpsReaderTest(shard_files.FolderTestCase):
 
     def test_what_ops_cannot_read_is_refused(self):
         store = self.open([example()] * 4)
-        for settings in (
-            {"rows": np.ones(4, bool)},
-            {"cascade": mock.Mock(sidecars=None)},
-        ):
-            with self.assertRaisesRegex(ValueError, "draws all records alike"):
-                self.stream(store, "ops", 1, **settings)
-        with self.assertRaisesRegex(ValueError, "draws all records alike"):
-            self.stream(store, "ops", 1, weights=(1.0,))
+        with self.assertRaisesRegex(ValueError, "'ops' has no cascade"):
+            self.stream(store, "ops", 1, cascade=mock.Mock(sidecars=None))
         path = self.path("a.tar")
         shard_files.write_tar(path, shard_files.tar_sample("a", caption="b"))
         with self.assertRaisesRegex(ValueError, "Received: .* webdataset"):

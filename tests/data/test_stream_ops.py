@@ -9,35 +9,51 @@ SEED = 2**62 + 12345
 
 
 class StreamOpsTest(tf.test.TestCase):
-    def positions(self, size):
+    def assert_equal(self, order):
+        size = order.num_records
         rng = np.random.default_rng(size)
         far = rng.integers(0, 5 * size + 10, 200)
-        return np.concatenate([np.arange(200), far, [2**45]])
+        positions = np.concatenate([np.arange(200), far, [2**45]])
+        twin = stream_ops.of(order)
+        self.assertAllEqual(
+            tf.function(twin.rows)(positions), order.rows(positions)
+        )
+        for attempt in (1, 16):
+            self.assertAllEqual(
+                twin.substitutes(positions, tf.constant(attempt, tf.int64)),
+                order.substitutes(positions, attempt),
+            )
 
-    def test_rows_are_equal_for_sizes_and_blocks_of_every_kind(self):
+    def test_orders_are_equal_for_sizes_and_blocks_of_every_kind(self):
         for size, block_size in (
-            *((1, None), (2, None), (7, None), (1000, None)),
-            (10**9 + 7, None),
-            # One block, whole blocks, a short one, several windows.
-            *((3, 5), (5, 2), (1, 1), (4096, 16), (1001, 7), (130, 1)),
+            *((1, None), (2, None), (1000, None), (10**9 + 7, None)),
+            # One block, a short one, several windows.
+            *((3, 5), (5, 2), (4096, 16), (1001, 7)),
         ):
             with self.subTest(size=size, block_size=block_size):
-                expected = stream.Order(size, SEED, block_size=block_size)
-                order = stream_ops.Order(size, SEED, block_size)
-                positions = self.positions(size)
-                self.assertAllEqual(
-                    tf.function(order.rows)(positions), expected.rows(positions)
+                self.assert_equal(
+                    stream.Order(size, SEED, block_size=block_size)
                 )
 
-    def test_substitutes_and_numbers_of_captions_are_equal(self):
-        positions = self.positions(1000)
-        for attempt in (1, 2, 16):
-            self.assertAllEqual(
-                stream_ops.Order(1000, SEED).substitutes(
-                    positions, tf.constant(attempt, tf.int64)
-                ),
-                stream.Order(1000, SEED).substitutes(positions, attempt),
-            )
+    def test_row_weights_mixtures_and_curated_rows_are_equal(self):
+        weights = np.random.default_rng(0).exponential(size=1000)
+        weights[::3] = 0
+        weighted = stream.Order(1000, SEED, row_weights=weights)
+        mixture = stream.Mixture(
+            *((300, 500, 200), (1.0, 2.0, 0.01), SEED),
+            block_size=16,
+            row_weights=weights,
+        )
+        for order in (
+            weighted,
+            mixture,
+            stream.WithCurated(mixture, stream.Order(70, SEED), 4),
+        ):
+            with self.subTest(type(order).__name__):
+                self.assert_equal(order)
+
+    def test_numbers_of_captions_are_equal(self):
+        positions = np.arange(1000)
         self.assertAllEqual(
             stream_ops.caption_numbers(SEED, positions),
             reader.caption_numbers(SEED, positions),
