@@ -81,6 +81,8 @@ def open_sources(
         config.data, progress.Progress("indexing", "bytes")
     )
     stores_lib.check_captions(store)
+    if config.data.reader == "ops":
+        ops_reader.check(store)
     _warn_of_repeats(config, store)
     teacher = sidecars = None
     if needs_reference:

@@ -154,6 +154,9 @@ class OpsReaderTest(shard_files.FolderTestCase):
         store = self.open([example(captions=[b"%d" % i]) for i in range(20)])
         for settings in ({"start_step": 12345}, {"host": 1, "num_hosts": 2}):
             self.assert_equal_streams(store, shuffle_block_size=3, **settings)
+        remote = f"ram://{self.path('pictures').strip('/')}.tfrecord"
+        tf.io.gfile.copy(store.shards.paths[0], remote, overwrite=True)
+        self.assert_equal_streams(stores.open_store(remote))
         # Chunks of a larger super-batch.
         self.assert_equal_streams(store, 2, super_batch_size=512)
 

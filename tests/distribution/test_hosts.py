@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -56,10 +57,7 @@ class HostsTest(tf.test.TestCase):
         cls.sizes = write_pictures(cls.data, 100)
         cls.servers = []
         cls.addClassCleanup(cls.stop)
-        cls.workers = cls.serve(
-            *("-c", "from jest_tf import cli; cli.execute()"),
-            *("worker", "--port"),
-        )
+        cls.workers = cls.serve("-m", "trainers.worker", "--port")
 
     @classmethod
     def stop(cls):
@@ -143,6 +141,18 @@ class HostsTest(tf.test.TestCase):
                     "ValueError: The server of every host must have the ops of "
                     "its dataset: start it by `jest-tf worker`",
                 )
+
+    def test_a_port_in_use_is_refused(self):
+        with socket.create_server(("", 0)) as other:
+            port = other.getsockname()[1]
+            done = subprocess.run(
+                [sys.executable, "-m", "trainers.worker", f"--port={port}"],
+                env=subprocesses.environment(),
+                capture_output=True,
+                text=True,
+            )
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, f"`--port` must be free.*: {port}")
 
     def test_the_coordinator_is_where_hosts_can_reach_it(self):
         # What TensorFlow tells them, "localhost", is themselves.
