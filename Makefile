@@ -17,6 +17,8 @@ HF_BIN := .venv-transformers/bin
 HF_INSTALLED := .venv-transformers/installed
 S3_BIN := .venv-s3/bin
 S3_INSTALLED := .venv-s3/installed
+DOCS_BIN := .venv-docs/bin
+DOCS_INSTALLED := .venv-docs/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
@@ -36,7 +38,7 @@ ICONTEXT ?= icontext-work
 ICONTEXT_DATA ?=
 JOBS ?=
 
-.PHONY: help quickstart test test-slow test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
+.PHONY: help quickstart docs test test-slow test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -45,13 +47,17 @@ quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
 	@echo "quickstart: four runs and a report, some minutes on 2 cores"
 	@$(BIN)/python -m examples.quickstart
 
+docs: $(DOCS_INSTALLED) ## build the site into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict --quiet
+	@echo "docs: see site/index.html"
+
 test: $(INSTALLED) ## check the format, lint and run the tests
 	@echo "test: format, lint, and the tests, some minutes on 2 cores"
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
-test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) $(S3_INSTALLED) ## run the tests that take long: whole runs, kills, fuzzing, Beam, Hugging Face, S3
+test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) $(S3_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, Beam, Hugging Face, S3; build the site
 	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
 	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
 	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
@@ -95,7 +101,7 @@ icontext: icontext-runs ## data, runs and report, from nothing
 	@echo "icontext: see $(ICONTEXT)/results/report.md"
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-beam .venv-transformers .venv-s3 .venv-peers .venv-tpu build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam .venv-transformers .venv-s3 .venv-docs .venv-peers .venv-tpu build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -139,6 +145,17 @@ $(S3_INSTALLED): $(INSTALLED)
 	@$(BIN)/python $(PURELIB) > \
 	  "$$($(S3_BIN)/python $(PURELIB))/packages_of_venv.pth"
 	@$(S3_BIN)/python $(PIP) 's3fs>=2024.12' 'moto[server]>=5'
+	@touch $@
+	@echo "install: done"
+
+# The extra alone: the site is made without TensorFlow.
+$(DOCS_INSTALLED): setup.cfg
+	@echo "install: MkDocs into .venv-docs, once"
+	@test -x $(DOCS_BIN)/python || $(PYTHON) -m venv .venv-docs
+	@$(DOCS_BIN)/python -c "import configparser; c = configparser.ConfigParser(); \
+	  c.read('setup.cfg'); print(c['options.extras_require']['docs'])" \
+	  > .venv-docs/requirements.txt
+	@$(DOCS_BIN)/python $(PIP) -r .venv-docs/requirements.txt
 	@touch $@
 	@echo "install: done"
 

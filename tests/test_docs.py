@@ -8,6 +8,7 @@ commands of docs/training.md run, shrunk.
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import inspect
 import io
 import itertools
@@ -28,6 +29,7 @@ import tiny
 import jest_tf
 from jest_tf import cli
 from jest_tf import config as config_lib
+from jest_tf.config import overrides
 from jest_tf.curation.advice import ROWS
 from jest_tf.runs import directory
 from trainers import advise, curate, embed, evaluate, train
@@ -42,6 +44,10 @@ PAGES = tuple(
 )
 TRAINING = "docs/training.md"
 AFTER_TRAINING = "docs/after_training.md"
+FIRST_RUN = "docs/tutorials/first_run.md"
+PHOTOS = "docs/tutorials/photos.md"
+SIGLIP2 = "docs/tutorials/siglip2.md"
+CLOUD = "docs/tutorials/cloud.md"
 # A block of these starts with a comment that names the file that it is.
 FILE_BLOCK = re.compile(r"# (\w+\.py)\n")
 MODULES = {}  # by their last name, which several may share
@@ -308,6 +314,94 @@ class PythonBlocksTest(DocsTestCase):
             # The next page's towers are others.
             shutil.rmtree(self.folder / "advice")
 
+    @pytest.mark.slow
+    def test_the_first_run_is_looked_at_and_used(self):
+        write_pictures(self.folder / "photos", 1)
+        (self.folder / "configs").symlink_to(ROOT / "configs")
+        few = (*("steps=2", "optimizer.warmup_steps=1"), "evaluation.data=")
+        few += ("data.vocabulary_size=64", "evaluation.log_every_steps=1")
+        with contextlib.redirect_stdout(io.StringIO()):
+            for name in ("reference", "jest"):
+                recipe = f"configs/quickstart_{name}.py"
+                command = ["train", "--config", recipe]
+                command += ["--workdir", f"runs/{name}", "--set", *few]
+                self.assertEqual(cli.main(command), 0)
+            self.run_commands(FIRST_RUN, few)
+        self.assertTrue((self.folder / "runs/jest/selection.html").exists())
+        self.assertEqual(
+            self.run_blocks(FIRST_RUN)["texts"].shape,
+            (2, 64),
+        )
+
+    @pytest.mark.slow
+    def test_the_tutorial_on_photos_has_a_reference_by_name(self):
+        # Imported here, because KerasHub takes a while.
+        import presets
+
+        preset = presets.save(self.folder / "preset", "siglip2", length=64)
+        self.run_blocks(PHOTOS)
+        few = (*("steps=4", "optimizer.warmup_steps=1"),)
+        few += ("evaluation.every_steps=2", "evaluation.log_every_steps=1")
+        with (
+            presets.hub_of(preset),
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
+            self.run_commands(PHOTOS, few)
+        self.assertIn("1 sidecars written, 720 records", printed.getvalue())
+        self.assertTrue((self.folder / "runs/photos/selection.html").exists())
+        log = directory.read_rows("runs/photos", "metrics.jsonl")
+        self.assertEqual(log[-1]["examples/trained"], 4 * 32)
+        self.assertEqual(log[-1]["examples/drawn"], 4 * 160)
+
+    @pytest.mark.slow
+    def test_the_tutorial_on_siglip2_tunes_and_exports(self):
+        import presets
+
+        preset = presets.save(self.folder / "preset", "siglip2", length=64)
+        (self.folder / "configs").symlink_to(ROOT / "configs")
+        (self.folder / "data").mkdir()
+        for name, count in (("curated", 16), ("pool", 24), ("held_out", 9)):
+            tiny.write_shard(f"data/{name}-00000-of-00001.tfrecord", count)
+        (suite,) = blocks(SIGLIP2, "toml")
+        (self.folder / "tuning.toml").write_text(suite, encoding="utf-8")
+        few = (*("steps=2", "optimizer.warmup_steps=1"), "data.image_size=32")
+        few += ("data.super_batch_size=8", "evaluation.log_ids=true")
+        few += ("evaluation.log_every_steps=1",)
+        some = ("selection.batch_size=4", "selection.num_chunks=2")
+        with (
+            presets.hub_of(preset),
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
+            self.run_commands(SIGLIP2, few, some)
+        # The start, and what it became.
+        self.assertLen(
+            re.findall(
+                r"eval/held_out/image_to_text/recall@1\n", printed.getvalue()
+            ),
+            2,
+        )
+        self.assertTrue((self.folder / "tuned_preset/config.json").exists())
+
+    @pytest.mark.slow
+    def test_the_rehearsal_of_a_cloud_job_runs(self):
+        (self.folder / "configs").symlink_to(ROOT / "configs")
+        few = (*("steps=2", "optimizer.warmup_steps=1"), "evaluation.data=")
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            self.run_commands(CLOUD, few)
+        self.assertIn("already finished", printed.getvalue())
+
+    def run_commands(self, page, settings, of_selections=()):
+        """Runs the `jest-tf` commands of a page with these settings."""
+        for program, *arguments in shell_commands(page):
+            if program != "jest-tf":
+                continue
+            if arguments[0] == "train":
+                arguments += ["--set", *settings]
+                if "selection.batch_size=none" not in arguments:
+                    arguments += of_selections
+            with self.subTest(shlex.join(arguments)):
+                self.assertEqual(cli.main(arguments), 0)
+
     def shrink(self, arguments):
         settings = list(SHRUNK)
         if "selection.batch_size=none" not in arguments:
@@ -335,7 +429,7 @@ class PythonBlocksTest(DocsTestCase):
 
     def test_the_blocks_of_every_other_page_run(self):
         for page in PAGES:
-            if page not in (TRAINING, AFTER_TRAINING):
+            if page not in (TRAINING, AFTER_TRAINING, FIRST_RUN):
                 with self.subTest(page):
                     self.run_blocks(page)
 
@@ -529,6 +623,92 @@ class ReferencesTest(tf.test.TestCase):
         changelog = read("CHANGELOG.md")
         for name in jest_tf.__all__:
             self.assertRegex(changelog, rf"`{name}`")
+
+
+class SiteTest(tf.test.TestCase):
+    """The pages that docs/hooks.py makes; `make docs` checks their links."""
+
+    def setUp(self):
+        super().setUp()
+        place = ROOT / "docs" / "hooks.py"
+        spec = importlib.util.spec_from_file_location("hooks", place)
+        self.hooks = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.hooks)
+
+    def test_every_setting_has_its_default_rule_and_meaning(self):
+        page = self.hooks.settings_page()
+        parts = re.split(r"^#+ `([\w.]+)`\n", page, flags=re.MULTILINE)[1:]
+        shown = dict(zip(parts[::2], parts[1::2], strict=True))
+        listed = [
+            *overrides.settings(config_lib.TrainConfig),
+            *overrides.settings(config_lib.Entry),
+        ]
+        for setting in listed:
+            with self.subTest(setting.path):
+                self.assertNotEmpty(setting.meaning)
+                default, meaning = shown[setting.path].split("\n\n")[:2]
+                written = overrides.text_of(setting.default)
+                self.assertIn(f"`{written}`" if written else "empty", default)
+                self.assertIn(setting.meaning[1:20], meaning)
+        self.assertIn("in [0, 1]", shown["data.max_fault_rate"])
+        self.assertIn("`adamw`, `sgd`", shown["optimizer.name"])
+        # Of the checks across settings.
+        self.assertIn("`reference.sidecar_dir` needs", page)
+
+    def test_every_command_has_all_of_its_flags(self):
+        page = self.hooks.commands_page()
+        for command in cli.COMMANDS:
+            _, _, part = page.partition(f"\n## `jest-tf {command}`\n")
+            part, _, _ = part.partition("\n## ")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                cli.main([command, "--help"])
+            flags = re.findall(r"^  (--[\w-]+)", printed.getvalue(), re.M)
+            self.assertNotEmpty(flags)
+            for flag in flags:
+                with self.subTest(command=command, flag=flag):
+                    self.assertRegex(part, rf"(?m)^\| `.*{flag}\b")
+
+    def test_every_public_name_is_in_the_reference(self):
+        page = self.hooks.python_page()
+        named = re.findall(r"^::: (\S+)$", page, re.M)
+        of_settings = re.findall(r"^\| `(\w+)` \|", page, re.M)
+        self.assertCountEqual(
+            [*(name.rpartition(".")[2] for name in named), *of_settings],
+            jest_tf.__all__,
+        )
+        for name in named:
+            module, _, last = name.rpartition(".")
+            self.assertIs(
+                getattr(importlib.import_module(module), last),
+                getattr(jest_tf, last),
+            )
+
+    def test_files_and_columns_of_a_run_are_collected(self):
+        page = self.hooks.run_directory_page()
+        for name in (
+            *("config.json", "final.weights.h5", "examples/drawn"),
+            *("select/score", "flops/step", "filter_ratio", "zero_shot"),
+        ):
+            self.assertIn(f"`{name}`", page)
+
+    def test_links_out_of_docs_stay_on_the_site(self):
+        for text, there in (
+            ("(../configs/lit_b16.py)", "(source/configs/lit_b16.py.md)"),
+            ("(../README.md#licence)", "(source/README.md#licence)"),
+            ("(../jest_tf/config)", "(reference/settings.md)"),
+            ("(data.md#order)", "(data.md#order)"),
+            ("(https://arxiv.org)", "(https://arxiv.org)"),
+        ):
+            self.assertEqual(
+                self.hooks.relinked(f"[a]{text}", "docs/index.md", "index.md"),
+                f"[a]{there}",
+            )
+        self.assertEqual(
+            self.hooks.relinked(
+                "[a](docs/data.md)", "README.md", "source/README.md"
+            ),
+            "[a](../data.md)",
+        )
 
 
 class DoctestsTest(tf.test.TestCase):

@@ -76,14 +76,15 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     sys.exit(code)
 
 
-def _parse(argv):
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the whole command line."""
+    whole = argparse.ArgumentParser(
         "jest-tf",
         description="Joint example selection for TensorFlow and Keras.",
         epilog="`jest-tf COMMAND --help` describes a command.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(
+    commands = whole.add_subparsers(
         dest="command", required=True, metavar="COMMAND"
     )
     for name in COMMANDS:
@@ -101,9 +102,14 @@ def _parse(argv):
         )
         command.set_defaults(run=module.run)
         module.add_arguments(command)
-    flags, rest = parser.parse_known_args(argv)
+    return whole
+
+
+def _parse(argv):
+    known = parser()
+    flags, rest = known.parse_known_args(argv)
     if rest and not getattr(flags, "beam", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        known.error(f"unrecognized arguments: {' '.join(rest)}")
     flags.beam_options = rest
     return flags
 

@@ -130,7 +130,7 @@ class Checked:
         cls._prefix = f"{path}." if path else ""
 
     def __post_init__(self):
-        for name, rules in _rules_of(type(self)).items():
+        for name, rules in _all_rules_of(type(self)).items():
             value = getattr(self, name)
             for rule in rules[:1] if value is None else rules:
                 check(self._prefix + name, value, rule)
@@ -167,20 +167,26 @@ def type_name(kind: Any) -> str:
     return " | ".join(names).replace("NoneType", "None")
 
 
-@functools.cache
-def _rules_of(kind) -> dict[str, list[Rule]]:
-    """The rules of each field of a dataclass, that of its type first."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+def rules_of(kind: type) -> dict[str, list[Rule]]:
+    """Returns the rules in the annotation of each field of a dataclass."""
     return {
         name: [
-            _of_type(hint),
-            _FINITE,
-            *(
-                rule
-                for part in options(hints[name])
-                for rule in getattr(part, "__metadata__", ())
-            ),
+            rule
+            for part in options(hint)
+            for rule in getattr(part, "__metadata__", ())
         ]
+        for name, hint in typing.get_type_hints(
+            kind, include_extras=True
+        ).items()
+    }
+
+
+@functools.cache
+def _all_rules_of(kind) -> dict[str, list[Rule]]:
+    """As `rules_of`, after the rule of the type and that it is finite."""
+    own = rules_of(kind)
+    return {
+        name: [_of_type(hint), _FINITE, *own[name]]
         for name, hint in typing.get_type_hints(kind).items()
     }
 

@@ -11,11 +11,29 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from jest_tf.config import checks
 
 _BOOLS = {"true": True, "false": False}
+
+
+class Setting(NamedTuple):
+    """A setting, as help and documentation list it.
+
+    Attributes:
+        path: "a.b".
+        type: as the annotation is written.
+        default: None if there is none.
+        rules: the values that it accepts, in words, beside those of its type.
+        meaning: from "Attributes:" of the docstring.
+    """
+
+    path: str
+    type: str
+    default: Any
+    rules: tuple[str, ...]
+    meaning: str
 
 
 def override(kind: type, values: dict, text: str) -> None:
@@ -71,33 +89,46 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
     return kind(**arguments)
 
 
+def settings(kind: type, prefix: str = "") -> Iterator[Setting]:
+    """Yields the settings of a dataclass and of the groups in it."""
+    rules, meanings = checks.rules_of(kind), _attributes(kind)
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from settings(hint, f"{prefix}{name}.")
+        else:
+            yield Setting(
+                prefix + name,
+                checks.type_name(hint),
+                _default(kind, name),
+                tuple(words for words, _ in rules[name]),
+                meanings.get(name, ""),
+            )
+
+
 def describe(kind: type) -> str:
     """Lists the settings of a dataclass, a line "a.b=default" per setting.
 
-    Below each is its meaning, from "Attributes:" of the docstring.
+    Below each is its meaning.
     """
     lines = []
-    for path, owner, name in _settings(kind):
-        default = _default(owner, name)
-        if isinstance(default, tuple):
-            default = ",".join(map(str, default))
-        lines.append(f"  {path}={default}")
-        meaning = _attributes(owner).get(name, "")
+    for setting in settings(kind):
+        lines.append(f"  {setting.path}={text_of(setting.default)}")
         lines.append(
             textwrap.fill(
-                meaning, 79, initial_indent=" " * 6, subsequent_indent=" " * 6
+                setting.meaning,
+                79,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
             )
         )
     return "\n".join(lines)
 
 
-def _settings(kind, prefix="") -> Iterator[tuple[str, type, str]]:
-    """Yields (path, dataclass, field name) of every setting."""
-    for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _settings(hint, f"{prefix}{name}.")
-        else:
-            yield prefix + name, kind, name
+def text_of(value: Any) -> str:
+    """Returns a value as it is written in an override."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
 
 
 def _attributes(kind):
@@ -115,7 +146,7 @@ def _default(owner, name):
     field = owner.__dataclass_fields__[name]
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return field.default
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _field_type(owner, name, path, root, prefix=""):
@@ -129,8 +160,8 @@ def _field_type(owner, name, path, root, prefix=""):
         f"No setting `{path}`. Fields of {owner.__name__}: {', '.join(hints)}"
     )
     by_name: dict[str, str] = {}
-    for known, _, last in _settings(root, prefix):
-        by_name.setdefault(last, known)
+    for setting in settings(root, prefix):
+        by_name.setdefault(setting.path.rpartition(".")[2], setting.path)
     # The same name in another group, a similar path, or a similar name.
     close = [by_name[name]] if name in by_name else []
     close += difflib.get_close_matches(path, by_name.values(), 1)
