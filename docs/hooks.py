@@ -237,7 +237,7 @@ def _plain(rule):
         r"\(([^()]*'[^()]*)\)",
         lambda found: ", ".join(
             f"`{value}`" if value else "empty"
-            for value in re.findall(r"'([^']*)'|(?:None)", found[1])
+            for value in re.findall(r"(None|(?<=')[^',]*(?='))", found[1])
         ),
         rule,
     )
@@ -331,7 +331,7 @@ def _flag(action):
         value = action.metavar or action.dest.upper()
         if action.choices:
             value = "{" + ",".join(action.choices) + "}"
-        written += f" {value}{' ...' if action.nargs == '+' else ''}"
+        written += f" {value}{' ...' if action.nargs in ('+', '*') else ''}"
     help_text = (action.help or "").replace("%%", "%")
     required = " Required." if action.required else ""
     meaning = f"{help_text[:1].upper()}{help_text[1:]}.{required}"
@@ -391,9 +391,7 @@ def _dataclasses(names):
         if kind in places:
             fields = f"[settings](settings.md#{places[kind]})"
             summary = inspect.getdoc(kind).partition("\n")[0]
-            lines.append(
-                f"| `{kind.__name__}` | {fields} | {summary} |"
-            )
+            lines.append(f"| `{kind.__name__}` | {fields} | {summary} |")
     return [*lines, ""]
 
 
