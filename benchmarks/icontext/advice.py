@@ -10,7 +10,8 @@ block of docs/advise.md with `--page`.
 
 `evidence` writes the measured cells of `results/summary.json`, and of
 `results/validation.json` where there is no test of a cell, to the package, for
-what the advice expects: `jest_tf/curation/evidence.json`.
+what the advice expects, with the accuracy that `check` finds:
+`jest_tf/curation/evidence.json`.
 
 `check` leaves one level of noise out at a time, expects its cells from the
 others at the share of noise that `estimate` found, and compares with what was
@@ -92,8 +93,7 @@ def main(arguments=None):
                 options.page, "advise", block(found), _ESTIMATE_COMMAND
             )
     elif options.part == "evidence":
-        cells = [cell._asdict() for cell in measured(options.results)]
-        _write(options.out or advice.EVIDENCE, {"cells": cells})
+        _write(options.out or advice.EVIDENCE, evidence(options.results))
     else:
         levels = estimated(options.results)
         if not levels:
@@ -144,6 +144,19 @@ def _method(name, noise):
     return name
 
 
+def evidence(folder):
+    """The content of evidence.json: the cells, and how well they are expected.
+
+    Args:
+        folder: of the summaries and of estimates.json.
+    """
+    cells = measured(folder)
+    return {
+        "accuracy": check(cells, estimated(folder)).accuracy()._asdict(),
+        "cells": [cell._asdict() for cell in cells],
+    }
+
+
 class Miss(NamedTuple):
     """A cell that was left out, and what the others make of it.
 
@@ -166,6 +179,11 @@ class Miss(NamedTuple):
     def ratio(self):
         """Expected over measured."""
         return self.expected / self.measured
+
+    @property
+    def factor(self):
+        """The larger of both over the other."""
+        return max(self.ratio, 1.0 / self.ratio)
 
 
 class Check(NamedTuple):
@@ -191,11 +209,16 @@ class Check(NamedTuple):
         return value if np.isfinite(value) else None
 
     def worst(self):
-        """The miss with the largest error, as a factor; None without any."""
-        return max(
-            self.misses,
-            key=lambda miss: abs(np.log(miss.ratio)),
-            default=None,
+        """The miss with the largest factor; None without any."""
+        return max(self.misses, key=lambda miss: miss.factor, default=None)
+
+    def accuracy(self):
+        """`advice.Accuracy`."""
+        correlation, worst = self.rank_correlation(), self.worst()
+        return advice.Accuracy(
+            len(self.misses),
+            None if correlation is None else round(correlation, 3),
+            worst and round(worst.factor, 3),
         )
 
     def wrong(self):
@@ -220,8 +243,7 @@ class Check(NamedTuple):
                 }
                 for miss in self.misses
             ],
-            "rank_correlation": self.rank_correlation(),
-            "worst": self.worst() and round(self.worst().ratio, 3),
+            "accuracy": self.accuracy()._asdict(),
             "verdicts": [
                 {"noise": level, "selects": selects, "best_gain": gain}
                 for level, (selects, gain) in self.verdicts.items()
@@ -242,7 +264,7 @@ class Check(NamedTuple):
             words = (
                 f"{len(self.misses)} cells, each expected from the other "
                 f"levels of noise alone: rank correlation {shown}, worst miss "
-                f"a factor of {np.exp(abs(np.log(worst.ratio))):.2f} "
+                f"a factor of {worst.factor:.2f} "
                 f"(`{worst.cell.method}`, {worst.cell.steps:,} steps at "
                 f"{worst.cell.noise:.0%} of noise)."
             )

@@ -297,6 +297,8 @@ def _verdict(found, advice, command):
 
 def _expectations(advice):
     """By method, what it gained on IconText."""
+    from jest_tf.curation import advice as advice_lib
+
     found: dict = {}
     for one in advice.expected:
         value = "{:.1f} [{:.1f}, {:.1f}]".format(*one.value)
@@ -310,4 +312,12 @@ def _expectations(advice):
         }
         method = f"IconText, {one.method}"
         found.setdefault(method, []).append(words[one.measure])
-    return {method: ", ".join(words) for method, words in found.items()}
+    lines = {method: ", ".join(words) for method, words in found.items()}
+    accuracy = advice_lib.accuracy()
+    if lines and accuracy.worst:
+        lines["accuracy"] = (
+            f"levels of noise that were left out were missed by up to "
+            f"{accuracy.worst:.1f}x, rank correlation "
+            f"{accuracy.rank_correlation or 0.0:.2f}"
+        )
+    return lines

@@ -385,6 +385,26 @@ def evidence() -> list[Cell]:
     return [Cell(**cell) for cell in values["cells"]]
 
 
+class Accuracy(NamedTuple):
+    """How well cells were expected from other levels of noise alone.
+
+    Attributes:
+        cells: that were left out in turn; 0 if one level was measured.
+        rank_correlation: of expected and measured gains; None of too few.
+        worst: largest factor between them; None without cells.
+    """
+
+    cells: int
+    rank_correlation: float | None
+    worst: float | None
+
+
+def accuracy() -> Accuracy:
+    """Reads the check of the expectations from evidence.json."""
+    values = json.loads(EVIDENCE.read_text("utf-8"))
+    return Accuracy(**values["accuracy"])
+
+
 def advise(
     facts: Facts,
     recipe: config_lib.TrainConfig,

@@ -82,8 +82,8 @@ class EvidenceTest(FolderTestCase):
 
     def test_the_package_carries_the_cells_of_the_results(self):
         self.assertEqual(
-            package.evidence(),
-            advice.measured(results.FOLDER),
+            json.loads(package.EVIDENCE.read_text()),
+            advice.evidence(results.FOLDER),
             "python -m benchmarks.icontext.advice evidence",
         )
 
@@ -101,6 +101,7 @@ class CheckTest(FolderTestCase):
         self.assertAllClose(found.rank_correlation(), -0.5)
         # Twenty times too much is worse than 4.5 times too little.
         self.assertEqual(found.worst().cell.noise, 0.5)
+        self.assertAllClose([*found.accuracy()], (3, -0.5, 20.25), 1e-3)
 
     def test_the_estimated_noise_is_asked_for(self):
         cells = [cell(0.5, 1.0), cell(0.75, 1.0), cell(0.875, 4.0)]
@@ -158,7 +159,9 @@ class CheckTest(FolderTestCase):
         out = self.folder / "evidence.json"
         arguments = ["--results", str(self.folder), "--out", str(out)]
         advice.main(["evidence", *arguments])
-        (found,) = json.loads(out.read_text())["cells"]
+        content = json.loads(out.read_text())
+        self.assertEqual(content["accuracy"]["cells"], 0)
+        (found,) = content["cells"]
         self.assertEqual(found["over_uniform"], number(2.0))
 
     def test_without_estimates_there_is_nothing_to_check(self):

@@ -232,6 +232,7 @@ class ExpectationTest(tf.test.TestCase):
         content = json.loads(advice.EVIDENCE.read_text("utf-8"))["cells"]
         cells = advice.evidence()
         self.assertLen(cells, len(content))
+        self.assertBetween(advice.accuracy().cells, 0, len(cells))
         methods = {one.method for one in cells}
         self.assertContainsSubset({"uniform", "bootstrapped"}, methods)
 
