@@ -71,6 +71,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf import runs
     from jest_tf.curation import advice as advice_lib
     from jest_tf.curation import survey as survey_lib
+    from jest_tf.models import pretrained
     from jest_tf.reports import advice_page
     from jest_tf.runs import loading, progress
 
@@ -95,9 +96,10 @@ def run(flags: argparse.Namespace) -> None:
             tuple(flags.curated),
             os.path.join(flags.output, REFERENCE_FOLDER),
         )
+    model = runs.load_model(name)
     found = survey_lib.survey(
         data,
-        runs.load_model(name),
+        model,
         settings,
         unseen=unseen,
         progress=progress.Progress("embedding", "records"),
@@ -108,6 +110,7 @@ def run(flags: argparse.Namespace) -> None:
             curated=tuple(flags.curated),
             reference=name,
             is_quick=not flags.reference,
+            loss=model.loss if pretrained.is_name(name) else "",
         )
     )
     advice = advice_lib.advise(found.facts, recipe)
@@ -202,9 +205,7 @@ def _check_unseen(reference, curated):
 
 def _command(flags, advice):
     """The commands that do what is advised."""
-    lines = []
-    if advice.before:
-        lines.append(shlex.join(["jest-tf", *advice.before]))
+    lines = [shlex.join(["jest-tf", *words]) for words in advice.before]
     recipe = flags.config or "RECIPE"
     words = ["jest-tf", "train", "--config", recipe, "--workdir", "WORKDIR"]
     if advice.settings:

@@ -63,6 +63,7 @@ class Facts(NamedTuple):
         curated: patterns of the curated set's.
         reference: name of the reference.
         is_quick: whether it was trained for this advice only.
+        loss: by which a public model was trained; "" for a run.
         learners: models that will be trained on the pool.
     """
 
@@ -77,6 +78,7 @@ class Facts(NamedTuple):
     curated: tuple[str, ...] = ()
     reference: str = ""
     is_quick: bool = True
+    loss: str = ""
     learners: int = 1
 
     @property
@@ -124,7 +126,7 @@ class Row(NamedTuple):
         selects: whether it advises to select.
         method: of evidence.json, what to expect; "" has none.
         settings: for `jest-tf train --set`.
-        before: the words of a command to run before, if there is one.
+        before: the words of commands of `jest-tf` to run before.
     """
 
     name: str
@@ -134,7 +136,7 @@ class Row(NamedTuple):
     selects: bool
     method: str
     settings: Callable[[Facts, config_lib.TrainConfig], list[str]]
-    before: Callable[[Facts], list[str]] = lambda facts: []
+    before: Callable[[Facts], list[list[str]]] = lambda facts: []
 
 
 def _mixture(share):
@@ -146,14 +148,16 @@ def _mixture(share):
 
 
 def _embed(facts):
-    return ["embed", "--model", facts.reference, "--data", *facts.pool]
+    return [["embed", "--model", facts.reference, "--data", *facts.pool]]
 
 
 def _curate(facts):
-    return [
-        *("curate", "--workdir", facts.reference, "--data", *facts.pool),
-        *("--output", "MANIFEST", "--set", f"share={facts.matched.mean:.2f}"),
-    ]
+    share = f"share={facts.matched.mean:.2f}"
+    words = ["curate", "--data", *facts.pool, "--output", "MANIFEST"]
+    if not facts.loss:
+        return [[*words, "--workdir", facts.reference, "--set", share]]
+    # Of a public model curation knows the sidecars only.
+    return [*_embed(facts), [*words, "--set", share, f"loss={facts.loss}"]]
 
 
 def _curated(facts):
@@ -361,7 +365,7 @@ class Advice(NamedTuple):
     Attributes:
         row: of `ROWS`.
         settings: for `jest-tf train --set`.
-        before: the words of a command to run first; [] without one.
+        before: the words of commands of `jest-tf` to run first.
         cautions: on the estimates, in words.
         expected: of the row's method and, if it selects, of an oracle without
             noise, for the longest runs that were measured.
@@ -369,7 +373,7 @@ class Advice(NamedTuple):
 
     row: Row
     settings: list[str]
-    before: list[str]
+    before: list[list[str]]
     cautions: list[str]
     expected: list[Expectation]
 

@@ -133,20 +133,21 @@ class RowsTest(tf.test.TestCase):
             settings = advice.advise(facts(size=size), RECIPE, []).settings
             self.assertIn(f"bootstrap.share={share}", settings)
 
-    def test_a_command_comes_first_where_a_choice_or_sidecars_are_needed(self):
+    def test_commands_come_first_where_a_choice_or_sidecars_are_needed(self):
+        embed = "embed --model runs/r --data pool-*.tar"
+        curate = "curate --data pool-*.tar --output MANIFEST"
+        share = "share=0.30"
         for found, expected in (
             (facts(), []),
+            (facts(is_quick=False), [embed]),
+            (facts(learners=3), [f"{curate} --workdir runs/r --set {share}"]),
             (
-                facts(is_quick=False),
-                "embed --model runs/r --data pool-*.tar".split(),
-            ),
-            (
-                facts(learners=3),
-                "curate --workdir runs/r --data pool-*.tar --output MANIFEST "
-                "--set share=0.30".split(),
+                facts(learners=3, loss="softmax"),
+                [embed, f"{curate} --set {share} loss=softmax"],
             ),
         ):
-            self.assertEqual(advice.advise(found, RECIPE, []).before, expected)
+            before = advice.advise(found, RECIPE, []).before
+            self.assertEqual([" ".join(words) for words in before], expected)
 
     def test_what_is_wrong_with_the_estimates_is_said(self):
         wide = facts()._replace(matched=Estimate(0.3, 0.1, 0.5))
