@@ -308,12 +308,13 @@ def _expectations(advice):
             "over_uniform": f"after {one.steps:,} steps {value} times the "
             "score of uniform training at equal FLOPs",
             "over_target": f"{value} times that of its best end "
-            f"(measured at {levels} of noise"
-            f"{'' if one.is_inside else ', not around yours'})",
+            f"(measured at {levels} of noise)",
         }
         method = f"IconText, {one.method}"
         found.setdefault(method, []).append(words[one.measure])
     lines = {method: ", ".join(words) for method, words in found.items()}
+    if not lines and advice.row.method:
+        lines["IconText"] = "nothing was measured around this share of noise"
     accuracy = advice_lib.accuracy()
     if lines and accuracy.worst:
         lines["accuracy"] = (

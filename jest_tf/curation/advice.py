@@ -42,6 +42,8 @@ _RENEWALS_COST = 1 / 4
 _LEAST_SHARE = 0.02
 _CURATED_SHARE = 1 / 8
 _DIGITS = 3
+# Shares of noise no further from a measured one are as good as measured.
+_AROUND = 0.05
 _MEASURES = ("over_uniform", "over_target")
 CLEAN_ROW, ORACLE = "clean", "oracle"
 
@@ -234,7 +236,8 @@ ROWS = (
     ),
     Row(
         CLEAN_ROW,
-        "a pool of which at least 85 % of the pairs match",
+        "a pool with little noise: at least 85 % of its pairs match, or "
+        "selecting was measured not to pay",
         "do not select: train uniformly; there is little to gain",
         lambda facts: facts.matched.mean >= CLEAN,
         False,
@@ -346,7 +349,7 @@ class Expectation(NamedTuple):
         measure: a field of `Cell`.
         value: interpolated between the levels of noise.
         levels: of the cells, ascending.
-        is_inside: whether the share of noise lies between them.
+        is_inside: whether the share of noise lies between them, or next to one.
         seeds: the fewest of the cells used.
     """
 
@@ -368,7 +371,8 @@ class Advice(NamedTuple):
         before: the words of commands of `jest-tf` to run first.
         cautions: on the estimates, in words.
         expected: of the row's method and, if it selects, of an oracle without
-            noise, for the longest runs that were measured.
+            noise, for the longest runs; nothing that was not measured around
+            this share of noise.
     """
 
     row: Row
@@ -433,7 +437,7 @@ def advise(
         found[-1]
         for method in (row.method, *[ORACLE] * row.selects)
         for measure in _MEASURES
-        if (found := expect(cells, method, noise, measure))
+        if (found := _inside(expect(cells, method, noise, measure)))
     ]
     return Advice(
         row,
@@ -446,10 +450,12 @@ def advise(
 
 def _is_pointless(cells, method, noise):
     """True if what was measured around this noise is below uniform training."""
-    found = expect(cells, method, noise, _MEASURES[0])
-    return bool(found) and all(
-        one.is_inside and one.value.high < 1.0 for one in found
-    )
+    found = _inside(expect(cells, method, noise, _MEASURES[0]))
+    return bool(found) and all(one.value.high < 1.0 for one in found)
+
+
+def _inside(expectations):
+    return [one for one in expectations if one.is_inside]
 
 
 def expect(
@@ -499,7 +505,7 @@ def _between(by_level, noise, measure):
         measure,
         Estimate(*ends.round(_DIGITS).tolist()),
         tuple(levels),
-        levels[0] <= noise <= levels[-1],
+        levels[0] - _AROUND <= noise <= levels[-1] + _AROUND,
         min(one.seeds for one in by_level.values()),
     )
 

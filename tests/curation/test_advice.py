@@ -217,7 +217,7 @@ class ExpectationTest(tf.test.TestCase):
             cells = [cell(noise, gain=gain) for noise in (0.5, 0.9)]
             found = advice.advise(facts(), RECIPE, cells)
             self.assertEqual(found.row.name, expected)
-        # Only where it was measured around this noise.
+        # Only where it was measured around this noise, 0.7.
         found = advice.advise(facts(), RECIPE, [cell(0.5, gain=0.5)])
         self.assertEqual(found.row.name, "bootstrapped")
 
@@ -228,6 +228,9 @@ class ExpectationTest(tf.test.TestCase):
             [(one.method, one.steps) for one in found],
             [("bootstrapped", 3000), ("oracle", 700)],
         )
+        for share, count in ((0.33, 2), (0.36, 0), (0.9, 0)):
+            found = advice.advise(facts(share), RECIPE, cells).expected
+            self.assertLen(found, count)
 
     def test_the_evidence_is_what_the_package_carries(self):
         content = json.loads(advice.EVIDENCE.read_text("utf-8"))["cells"]
