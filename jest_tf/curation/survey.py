@@ -134,7 +134,12 @@ def quick_reference(
                 super_batch_size=size,
             ),
             optimizer=dataclasses.replace(
-                recipe.optimizer, warmup_steps=_WARMUP, restarts=(), ema=None
+                recipe.optimizer,
+                # The best end of so short a run.
+                schedule="cosine",
+                warmup_steps=_WARMUP,
+                restarts=(),
+                ema=None,
             ),
             selection=config_lib.SelectionConfig(),
             reference=config_lib.ReferenceConfig(),
