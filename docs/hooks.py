@@ -293,7 +293,7 @@ def commands_page() -> str:
         "`jest-tf COMMAND --help` prints the same.",
         "",
     ]
-    for command, parser in _commands().items():
+    for command, parser in parsers().items():
         about, _, _ = (parser.epilog or "").partition("\nsettings")
         usage = parser.format_usage().removeprefix("usage: ")
         usage = textwrap.dedent(re.sub(r"\n +", "\n    ", usage)).rstrip()
@@ -310,7 +310,8 @@ def commands_page() -> str:
     return "\n".join(lines)
 
 
-def _commands():
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Returns the parser of each command."""
     (commands,) = (
         action
         for action in cli.parser()._actions
