@@ -352,6 +352,11 @@ class PythonBlocksTest(DocsTestCase):
         log = directory.read_rows("runs/photos", "metrics.jsonl")
         self.assertEqual(log[-1]["examples/trained"], 4 * 32)
         self.assertEqual(log[-1]["examples/drawn"], 4 * 160)
+        # The reference has every column of the logs.
+        listed = re.findall(r"`([^`]+)`", load_hooks().run_directory_page())
+        for file in ("metrics.jsonl", "telemetry.jsonl"):
+            for row in directory.read_rows("runs/photos", file):
+                self.assertLessEqual({*row}, {*listed})
 
     @pytest.mark.slow
     def test_the_tutorial_on_siglip2_tunes_and_exports(self):
@@ -630,10 +635,7 @@ class SiteTest(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        place = ROOT / "docs" / "hooks.py"
-        spec = importlib.util.spec_from_file_location("hooks", place)
-        self.hooks = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.hooks)
+        self.hooks = load_hooks()
 
     def test_every_setting_has_its_default_rule_and_meaning(self):
         page = self.hooks.settings_page()
@@ -757,6 +759,15 @@ def anchors(path):
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         for heading in headings
     }
+
+
+def load_hooks():
+    """The module docs/hooks.py, which is in no package."""
+    place = ROOT / "docs" / "hooks.py"
+    spec = importlib.util.spec_from_file_location("hooks", place)
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    return hooks
 
 
 def setting_names():
