@@ -418,32 +418,32 @@ def run_directory_page() -> str:
             "",
             "## Files",
             "",
-            *_tables("data.md", "What a run directory holds"),
+            *_table("data.md", "What a run directory holds"),
             "## Columns of `metrics.jsonl`",
             "",
             "[What a run selects](../telemetry.md) and [what it",
             "costs](../ledger.md) explain them.",
             "",
-            *_tables("telemetry.md", "While it trains", 1),
-            *_tables("ledger.md", "", 1),
+            *_table("telemetry.md", "While it trains"),
+            *_table("ledger.md", ""),
             "FLOPs by part:",
             "",
-            *_tables("ledger.md", "FLOPs", 1),
+            *_table("ledger.md", "FLOPs"),
             "## Fields of `telemetry.jsonl`",
             "",
-            *_tables("telemetry.md", "While it trains")[-8:],
+            *_table("telemetry.md", "While it trains", 1),
             "## Measures of `evaluation.jsonl`",
             "",
             "Their names begin with `eval/` and the name of the data set: that",
             "of its files, or of the entry of a suite.",
             "",
-            *_tables("evaluation.md", "Tasks"),
+            *_table("evaluation.md", "Tasks"),
         ]
     )
 
 
-def _tables(page, heading, count=None):
-    """The first tables below a heading, with links from reference/."""
+def _table(page, heading, number=0):
+    """A table below a heading, with links from reference/."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     if heading:
         _, found, text = text.partition(f"\n## {heading}\n")
@@ -451,14 +451,11 @@ def _tables(page, heading, count=None):
             raise ValueError(f"docs/{page} has no heading {heading!r}")
     text, _, _ = text.partition("\n## ")
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    if not tables:
-        raise ValueError(f"docs/{page} has no table below {heading!r}")
-    lines = []
-    for table in tables[:count]:
-        table = re.sub(
-            r"\]\(([\w./]*)(#[^)]*)?\)",
-            lambda link: f"](../{link[1] or page}{link[2] or ''})",
-            table,
-        )
-        lines += [*table.splitlines(), ""]
-    return lines
+    if len(tables) <= number:
+        raise ValueError(f"docs/{page} has no such table below {heading!r}")
+    table = re.sub(
+        r"\]\(([\w./]*)(#[^)]*)?\)",
+        lambda link: f"](../{link[1] or page}{link[2] or ''})",
+        tables[number],
+    )
+    return [*table.splitlines(), ""]
