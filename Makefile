@@ -47,8 +47,9 @@ quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
 	@echo "quickstart: four runs and a report, some minutes on 2 cores"
 	@$(BIN)/python -m examples.quickstart
 
+# Not --quiet, which would hide warnings from --strict, too.
 docs: $(DOCS_INSTALLED) ## build the site into site/; a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict
 	@echo "docs: see site/index.html"
 
 test: $(INSTALLED) ## check the format, lint and run the tests
