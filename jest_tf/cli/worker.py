@@ -8,6 +8,8 @@ within the slice's network.
 """
 
 import argparse
+import signal
+import time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,5 +37,8 @@ def run(flags: argparse.Namespace) -> None:
         raise ValueError(
             f"`--port` must be free. Received: {flags.port} ({error.message})"
         ) from error
-    print(f"serving at port {flags.port}", flush=True)
-    server.join()
+    print(f"serving at {server.target}", flush=True)
+    while True:
+        # A run that is served takes SIGTERM for itself, and would keep it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(1)

@@ -104,8 +104,7 @@ def distribute(
         )
         dataset = dataset.rebatch(rows, drop_remainder=True)
         if context.num_input_pipelines > 1:
-            for _ in dataset.take(0):  # finds ops that this host lacks
-                pass
+            iter(dataset.take(0))  # finds ops that this host lacks
         # Other datasets give several workers batches of dynamic shape.
         return dataset.apply(
             tf.data.experimental.assert_cardinality(

@@ -215,6 +215,7 @@ class OpsReaderTest(shard_files.FolderTestCase):
         ):
             self.stream(self.open(payloads), "ops", 12, token_field="ids")
 
+    @pytest.mark.slow
     def test_embeddings_come_with_the_records(self):
         counts = np.array([1 + row % 3 for row in range(14)])
         payloads = [

@@ -62,8 +62,10 @@ class HostsTest(tf.test.TestCase):
     @classmethod
     def stop(cls):
         for one in cls.servers:
-            one.kill()
-            one.wait()
+            # A plain server that has served does not end at SIGTERM.
+            (one.terminate if "trainers.worker" in one.args else one.kill)()
+        for one in cls.servers:
+            one.wait(10)
 
     @classmethod
     def serve(cls, *command):
@@ -94,7 +96,7 @@ class HostsTest(tf.test.TestCase):
             env=subprocesses.environment(),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         if done.returncode:
             return done.stderr
