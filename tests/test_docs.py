@@ -692,6 +692,11 @@ class SiteTest(tf.test.TestCase):
         ):
             self.assertIn(f"`{name}`", page)
 
+    def test_every_page_is_in_the_list_of_the_site(self):
+        listed = re.findall(r"^ +- (\S+\.md)$", read("mkdocs.yml"), re.M)
+        for page in ROOT.glob("docs/**/*.md"):
+            self.assertIn(page.relative_to(ROOT / "docs").as_posix(), listed)
+
     def test_links_out_of_docs_stay_on_the_site(self):
         for text, there in (
             ("(../configs/lit_b16.py)", "(source/configs/lit_b16.py.md)"),
