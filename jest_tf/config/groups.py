@@ -273,7 +273,7 @@ class ReferenceConfig(Checked, path="reference"):
         self._expect(
             not self.workdir or not self.model,
             "`reference.model` and `reference.workdir` are two spellings of "
-            "one setting: set one of them",
+            "one setting: set one of them, the other to none",
         )
         self._expect(
             self.name or self.sidecars or not self.distillation_weight,

@@ -216,9 +216,10 @@ def _strategy(name, tpu, parts):
         )
     except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
         place = f" at {tpu!r}" if name == "tpu" else ""
+        way_out = "; docs/tpu.md has what a TPU needs" if name == "tpu" else ""
         raise ValueError(
             f"`distribution.strategy={name!r}` can't be built{place}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{str(error).strip().splitlines()[0]}{way_out}"
         ) from error
 
 

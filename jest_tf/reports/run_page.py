@@ -58,8 +58,9 @@ def read(workdir: str) -> list[dict]:
     """Returns the lines of a run's `telemetry.jsonl`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or it is no run directory.
     """
+    directory.load_config(workdir)
     lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
     if not lines:
         raise ValueError(

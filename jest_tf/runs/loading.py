@@ -77,8 +77,14 @@ def check_model(name: str, setting: str) -> None:
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         pretrained.check(name, setting)
-    else:
+    elif "/" in name or directory.has(name, directory.CONFIG_FILE):
         check_finished(name, setting)
+    else:
+        kinds, _ = checks.MODEL
+        raise ValueError(
+            f"`{setting}` must be {kinds}. Received: {name!r}, which is no run "
+            "directory"
+        )
 
 
 class Start(NamedTuple):

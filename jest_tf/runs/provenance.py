@@ -128,10 +128,16 @@ def _claim(workdir, config):
             dataclasses.asdict(config), dataclasses.asdict(before)
         ):
             if not name.startswith(_MAY_CHANGE):
+                way_out = "take another directory for another run"
+                if name == "steps" and now > was:
+                    way_out = (
+                        f"to train it further, `jest-tf train --workdir "
+                        f"{workdir} --extend {now - was}`"
+                    )
                 raise ValueError(
                     f"`--workdir` {workdir!r} holds a run with other settings. "
                     f"Expected {name}={was!r}, to continue it. Received: "
-                    f"{name}={now!r}; take another directory for another run"
+                    f"{name}={now!r}; {way_out}"
                 )
         _compare_versions(workdir)
     else:

@@ -164,6 +164,11 @@ class ReferenceByNameTest(tf.test.TestCase):
                 "`reference.model` must be a run directory, .*keras_hub:",
             ),
             (
+                ["reference.model=siglip2_base"],
+                "`reference.model` must be a run directory, .*'siglip2_base', "
+                "which is no run",
+            ),
+            (
                 ["reference.model=runs/missing"],
                 "`reference.model` must be the directory of a finished run",
             ),

@@ -376,6 +376,10 @@ class DirectoryTest(RunsTestCase):
         # One that has begun keeps its settings, whatever it is refused for.
         with self.assertRaisesRegex(ValueError, "other settings"):
             self.train("refused", *bad, "steps=4")
+        with self.assertRaisesRegex(
+            ValueError, f"Received: steps=7; .*--workdir {folder} --extend 3`$"
+        ):
+            self.train("refused", "steps=7")
         with self.assertRaisesRegex(ValueError, "gone"):
             with provenance.claimed(folder, self.recipe("steps=4")):
                 raise ValueError("gone")
@@ -650,15 +654,19 @@ class DirectoryTest(RunsTestCase):
         self.assertFalse(os.path.exists(self.workdir("run")))
 
     def test_data_that_does_not_do_is_refused_before_all(self):
-        for name, text in (("t.csv", "image,caption\n1.png,a\n"), ("x", "x")):
+        for name, text in (
+            *(("t.csv", "image,caption\n1.png,a\n"), ("x", "x")),
+            ("x.tar.gz", "x"),
+        ):
             tf.io.write_file(os.path.join(self.folder, name), text)
-        table, unknown, none = (
+        table, unknown, none, compressed = (
             f"data.train={self.folder}/{name}"
-            for name in ("t.csv", "x", "none-*.tfrecord")
+            for name in ("t.csv", "x", "none-*.tfrecord", "x.tar.gz")
         )
         for overrides, message in (
-            ([none], "must match files.*none-"),
+            ([none], "`data.train`, must match files.*none-"),
             ([unknown], "/x is not an uncompressed TFRecord .*`data.format`"),
+            ([compressed], "must not be compressed.*`gunzip`.*x.tar.gz"),
             ([table, "data.image_field=photo"], "t.csv must .*column 'photo'"),
             ([table, "data.caption_fields=a,b"], "t.csv must .*column 'a'"),
             ([table], "faults in all 1 .*missing file: '1.png'"),

@@ -120,8 +120,8 @@ def expand(pattern: str) -> list[str]:
     )
     if not found:
         raise ValueError(
-            "`patterns` must match files, local or on a file system of "
-            f"TensorFlow. Received: {pattern!r}, {reason}"
+            "Data patterns, such as `data.train`, must match files, local or "
+            f"on a file system of TensorFlow. Received: {pattern!r}, {reason}"
         )
     return found
 

@@ -42,6 +42,7 @@ _FORMATS = {
     "parquet": parquet.Parquet,
 }
 _TABLES = ("csv", "tsv", "parquet")
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 _ENDINGS = {".tar": "webdataset", **{f".{name}": name for name in _TABLES}}
 
 
@@ -351,6 +352,11 @@ def _find(pattern, form, fields):
 def _kind(path, form):
     """The format of a file: as set, or by its name."""
     name = os.path.basename(path).lower()
+    if name.endswith(_COMPRESSED):
+        raise ValueError(
+            "Shards must not be compressed, so that records can be read in any "
+            f"order: unpack them first, as `gunzip` does. Received: {path}"
+        )
     kind = _ENDINGS.get(os.path.splitext(name)[1], "tfrecord")
     if form == "table" and kind not in _TABLES:
         raise ValueError(
