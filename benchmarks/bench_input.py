@@ -12,17 +12,21 @@ writes only to `--out`.
 """
 
 import gc
+import io
 import os
 import tempfile
 import threading
 import time
 from unittest import mock
 
+import fsspec
 import numpy as np
 import tensorflow as tf
+from fsspec.implementations import local
 
 from benchmarks import index_growth, report
 from jest_tf import config as config_lib
+from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import (
     pictures,
     pipeline,
@@ -30,8 +34,10 @@ from jest_tf.data import (
     stream,
     tokenizers,
 )
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import tfrecords
-from jest_tf.files import remote
+from jest_tf.files import remote, retries
 from jest_tf.runs import directory as directory_lib
 
 _COMMAND = "python -m benchmarks.bench_input"
@@ -42,6 +48,10 @@ _TILE = 32
 _JPEG_QUALITY = 90
 _SEED = 0
 _READAHEAD = 2**21  # as `jest-tf` sets it
+_LATENCIES = (0.0, 0.02, 0.1)  # seconds
+_ROUNDS = 2
+_WIDTH = 768  # of the embeddings in sidecars
+_CASCADE = 4  # rows that a cascade chooses one from
 
 # Super-batches before a measurement, to fill the buffers.
 _WARM_UP = 2
@@ -288,99 +298,192 @@ def mix(
     }
 
 
-class Link:
-    """Puts the latency and bandwidth of a bucket into remote reads.
+class _FarFile(io.FileIO):
+    """A local file at the end of the link."""
 
-    Args:
+    def read(self, count=-1):
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        # A request brings as much as TensorFlow reads ahead.
+        Link.transfer(min(max(count if count >= 0 else left, _READAHEAD), left))
+        return super().read(count)
+
+
+class Link(local.LocalFileSystem):
+    """Local files at a distance, with the scheme `far://`.
+
+    Attributes:
         latency: seconds to an answer's first byte.
         bandwidth: bytes a second, of all requests together.
+        requests, bytes: what was read.
     """
 
-    def __init__(self, latency: float, bandwidth: float = 125e6):
-        self._latency, self._bandwidth = latency, bandwidth
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-        self.requests = self.bytes = 0
+    protocol = "far"
+    latency = 0.0
+    bandwidth = 125e6
+    requests = bytes = 0
+    _lock = threading.Lock()
+    _free_at = 0.0
 
-    def open(self, path, mode):
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("far://"))
+
+    def info(self, path, **options):
+        """Looks up a file, in one request."""
+        time.sleep(self.latency)
+        return super().info(path, **options)
+
+    def open(self, path, mode="rb", **options):
         """Opens a file whose reads take their time."""
-        file = tf.io.gfile.GFile(path, mode)
-        read, size = file.read, tf.io.gfile.stat(path).length
+        del options
+        return _FarFile(self._strip_protocol(path), mode)
 
-        def delayed(count):
-            # A request brings at least as much as TensorFlow reads ahead.
-            count = min(max(count, _READAHEAD), size - file.tell())
-            now = time.monotonic()
-            with self._lock:
-                begin = max(now, self._free_at)
-                self._free_at = begin + count / self._bandwidth
-                self.requests += 1
-                self.bytes += count
-            time.sleep(self._latency + self._free_at - now)
-            return read(count)
-
-        file.read = lambda count: delayed(count)[:count]
-        return file
+    @classmethod
+    def transfer(cls, count):
+        """Waits as long as a request for so many bytes takes."""
+        now = time.monotonic()
+        with cls._lock:
+            begin = max(now + cls.latency, cls._free_at)
+            cls._free_at = begin + count / cls.bandwidth
+            cls.requests += 1
+            cls.bytes += count
+            end = cls._free_at
+        time.sleep(end - now)
 
 
 def distance(small: bool) -> str:
     """Compares reads at a distance with local ones; returns Markdown."""
-    num_pictures, size, super_batch_size, steps = (
-        (256, 32, 64, 2) if small else (8192, 224, 1024, 4)
+    num_pictures, copies, size, batch_size, steps = (
+        (256, 1, 32, 64, 2) if small else (8192, 8, 224, 1024, 16)
     )
-    rows = []
+    fsspec.register_implementation(Link.protocol, Link, clobber=True)
     with tempfile.TemporaryDirectory() as directory:
-        local = write_pictures(directory, num_pictures)
-        path = local.shards.paths[0]
-        copy = f"ram://{os.path.basename(directory)}/pictures.tfrecord"
-        tf.io.gfile.copy(path, copy, overwrite=True)
-        remote_store = stores.open_store(copy)
-        for block in (None, 64, 256):
-            base = _rate(
-                _stream(local, super_batch_size, size, block=block),
-                super_batch_size,
-                steps,
+        shards = write_pictures(directory, num_pictures).shards
+        kilobytes = os.path.getsize(shards.paths[0]) / num_pictures / 1000
+        for i in range(copies):
+            os.symlink(shards.paths[0], f"{directory}/{i}.rec")
+        measure = _Distances(directory, size, batch_size, steps)
+        stream_rows, ahead_rows, sidecar_rows = [], [], []
+        for block in (64, 256):
+            stream_rows.append([block, *measure.row({"block": block})])
+        # Takes a step, as each needs a minute.
+        measure.steps, measure.rounds = 1, 1
+        stream_rows.insert(0, ["none", *measure.row({"block": None})])
+        measure.steps = steps
+        for requests in (1, 4, 16):
+            with mock.patch.object(retries, "_REMOTE_REQUESTS", requests):
+                ahead_rows.append([requests, *measure.row({"block": 256})])
+        for kind in ("selection", "cascade"):
+            sidecar_rows.append(
+                [kind, *measure.row({"block": 256, "kind": kind})]
             )
-            row = [block or "none", f"{base:,.0f}"]
-            for latency in (0.0, 0.02, 0.1):
-                report.log(f"distance: blocks {block}, {latency} s")
-                link = Link(latency)
-                with (
-                    mock.patch.object(remote, "open_file", link.open),
-                    mock.patch.object(remote, "PIECE", _READAHEAD - 1),
-                ):
-                    rate = _rate(
-                        _stream(
-                            remote_store, super_batch_size, size, block=block
-                        ),
-                        super_batch_size,
-                        steps,
-                    )
-                row.append(f"{rate / base:.2f}")
-            drawn = super_batch_size * (steps + _WARM_UP)
-            row.append(f"{link.bytes / drawn / 1000:,.0f}")
-            rows.append(row)
-            gc.collect()
-        kilobytes = os.path.getsize(path) / num_pictures / 1000
-    table = report.table(
-        [
-            "`shuffle_block_size`",
-            "local, images a second",
-            *("0 ms", "20 ms", "100 ms"),
-            "kB fetched an image",
-        ],
-        rows,
-    )
-    return (
-        "## What distance costs\n\n"
-        f"    {_COMMAND} distance\n\n"
-        f"{super_batch_size:,} images of {size} pixels a super-batch, "
-        f"{kilobytes:.0f} kB each, {os.cpu_count()} cores. A link of 1 Gbit/s "
-        "with latency per request is put into reads of memory; each request "
-        f"brings at least {_READAHEAD / 2**20:.0f} MB, as TensorFlow's gs:// "
-        "under `jest-tf` does. The columns are shares of the local speed.\n\n"
-        f"{table}"
-    )
+    latencies = [f"{1000 * one:.0f} ms" for one in _LATENCIES]
+    header = ["local, images a second", *latencies, "kB fetched an image"]
+    return f"""## What distance costs
+
+    {_COMMAND} distance
+
+The columns of latencies are shares of the local speed.
+
+{report.table(["`shuffle_block_size`", *header], stream_rows)}
+
+With blocks of 256, by the requests at a time that one read may make
+(16 by default):
+
+{report.table(["requests", *header], ahead_rows)}
+
+With blocks of 256 and sidecars at the same distance, of a reference of width
+{_WIDTH} in float16: for a selection, which takes them with the pictures, and
+for a cascade, which chooses from {_CASCADE} times as many rows:
+
+{report.table(["sidecars of a", *header], sidecar_rows)}
+
+`pipeline.super_batches`, B = {batch_size:,}, {size} pixels,
+{kilobytes:.0f} kB a picture, {num_pictures * copies:,} records, {copies}
+shards. At a distance local files are read through a link of 1 Gbit/s, shared
+by all requests. Each of these, lookups included, has the latency and brings
+at least {_READAHEAD / 2**20:.0f} MB, as those of `gs://` under `jest-tf`. Local
+and far streams take turns, each {steps} super-batches after {_WARM_UP} (without
+blocks one), and the median of {_ROUNDS} rounds counts.
+
+{report.environment()}"""
+
+
+class _Distances:
+    """Measures streams of one store, local and at a distance."""
+
+    def __init__(self, directory, size, batch_size, steps):
+        self.steps, self.rounds = steps, _ROUNDS
+        self._directory, self._size = directory, size
+        self._batch_size = batch_size
+        indexes = f"{directory}/indexes"
+        self._stores = [
+            stores.open_store(
+                f"{scheme}{directory}/*.rec",
+                format="tfrecord",
+                index_dir=indexes,
+            )
+            for scheme in ("", "far://")
+        ]
+        rng = np.random.default_rng(_SEED)
+        n = len(self._stores[0])
+        unit = rng.normal(size=[1024, _WIDTH])
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        unit = unit[np.arange(n) % len(unit)]
+        captions = [
+            len(one) for one in self._stores[0].columns(["caption"])["caption"]
+        ]
+        description = file_format.Description(
+            "random", "none", "none", _WIDTH, 10.0, -10.0
+        )
+        embed.write_arrays(
+            self._stores[0],
+            unit,
+            np.repeat(unit, captions, axis=0),
+            description,
+            embed.Output(f"{directory}/sidecars"),
+            captions=captions,
+        )
+
+    def row(self, case):
+        """The local speed, its shares, and what was fetched an image."""
+        rates = {latency: [] for latency in (None, *_LATENCIES)}
+        for _ in range(self.rounds):
+            for latency, found in rates.items():
+                report.log(f"distance: {case}, {latency} s")
+                Link.latency = latency or 0.0
+                Link.bytes = 0
+                found.append(self._rate(latency is not None, **case))
+                gc.collect()
+        base, *far = (np.median(found) for found in rates.values())
+        drawn = self._batch_size * (self.steps + _WARM_UP)
+        return [
+            f"{base:,.0f}",
+            *(f"{rate / base:.2f}" for rate in far),
+            f"{Link.bytes / drawn / 1000:,.0f}",
+        ]
+
+    def _rate(self, is_far, block, kind=""):
+        store = self._stores[is_far]
+        options = {"shuffle_block_size": block}
+        remote.PAGES = remote.Pages()
+        if kind:
+            scheme = "far://" if is_far else ""
+            found = sidecars_lib.Sidecars(
+                store, f"{scheme}{self._directory}/sidecars"
+            )
+            options["sidecars"] = found
+        if kind == "cascade":
+            settings = config_lib.CascadeConfig(
+                hyper_batch_size=_CASCADE * self._batch_size
+            )
+            del options["sidecars"]
+            options["cascade"] = cascade_lib.Cascade(settings, found, "sigmoid")
+        return _rate(
+            _stream(store, self._batch_size, self._size, **options),
+            self._batch_size,
+            self.steps,
+        )
 
 
 def wait(small: bool) -> str:
@@ -532,9 +635,7 @@ def _bare_rate(dataset, super_batch_size, steps):
     return super_batch_size * steps / _seconds(lambda: take(count).numpy())
 
 
-def _stream(
-    store, super_batch_size, size, start_step=0, block=None, reader="numpy"
-):
+def _stream(store, super_batch_size, size, start_step=0, **options):
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [*letters, *(f"##{letter}" for letter in letters)]
     tokenizer = tokenizers.WordPieceTokenizer(
@@ -547,7 +648,7 @@ def _stream(
         tokenizer=tokenizer,
         image_size=size,
         start_step=start_step,
-        options=pipeline.Options(shuffle_block_size=block, reader=reader),
+        options=pipeline.Options(**options),
     )
 
 

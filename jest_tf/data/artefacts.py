@@ -36,32 +36,30 @@ _HEAD = 2**14  # bytes of a remote file that hold most heads
 
 
 class RemoteArray:
-    """An array in a remote file, of which rows are read by range.
+    """An array in a remote file, of which rows are read by pages.
 
     Args:
-        path: of the file.
+        file: from `files.open_pages`.
         offset: of the array in it.
         dtype, shape: of the array.
-        state: size and time of change of the file.
     """
 
     def __init__(
-        self,
-        path: str,
-        offset: int,
-        dtype: np.dtype,
-        shape: tuple[int, ...],
-        state: tuple[int, int],
+        self, file, offset: int, dtype: np.dtype, shape: tuple[int, ...]
     ):
         self.dtype, self.shape = dtype, shape
-        self._path, self._offset, self._state = path, offset, state
+        self._file, self._offset = file, offset
         self._size = dtype.itemsize * math.prod(shape[1:])
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Reads ascending rows, int64 [k], none twice."""
+        """Reads ascending rows, int64 [k], none twice.
+
+        Raises:
+            ValueError: another file has taken the place of this one.
+        """
         if not len(rows):
             return np.empty([0, *self.shape[1:]], self.dtype)
         # Runs of consecutive rows.
@@ -69,16 +67,8 @@ class RemoteArray:
         first = rows[np.append(0, cuts)]
         last = rows[np.append(cuts, len(rows)) - 1]
         ranges = np.stack([first, last + 1], axis=1) * self._size
-        data = files.read_ranges(self._path, ranges + self._offset)
+        data = self._file.read(ranges + self._offset)
         return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
-
-    def check_unchanged(self) -> None:
-        """Raises ValueError if another file has taken the place of this one."""
-        if files.stat(self._path) != self._state:
-            raise ValueError(
-                f"{self._path} was replaced by another file since it was "
-                "opened: start again"
-            )
 
     def __array__(self, dtype=None, copy=None):
         return self[np.arange(len(self))]
@@ -270,7 +260,8 @@ def _map(path):
 
 
 def _open_remote(path):
-    size, _ = state = files.stat(path)
+    file = files.open_pages(path)
+    size = file.size
     head = files.read_ranges(path, np.array([[0, min(size, _HEAD)]]))
     (length,) = _LENGTH.unpack_from(head)
     start = _LENGTH.size + length
@@ -290,7 +281,7 @@ def _open_remote(path):
         end += dtype.itemsize * math.prod(shape)
         if one["data_offsets"] != [place, end]:
             raise ValueError(f"a wrong place of `{name}`")
-        arrays[name] = RemoteArray(path, start + place, dtype, shape, state)
+        arrays[name] = RemoteArray(file, start + place, dtype, shape)
     if start + end != size:
         raise ValueError(f"{size} bytes, where the head has {start + end}")
     return Artefact(metadata, arrays)

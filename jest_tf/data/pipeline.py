@@ -34,6 +34,9 @@ FaultLog = fault_log.FaultLog
 # Records in a unit of parallel work. Throughput is equal within noise from 128
 # to 1,280; smaller units balance better and use less memory.
 _CHUNK = 256
+# Chunks of a bucket that are read ahead: those of half a window, so that the
+# blocks of the next window are on their way before the first of them is needed.
+_MIN_AHEAD, _MAX_AHEAD = 8, 32
 # Separates the curated set's order from the pool's.
 _CURATED_SALT = 0x63757261
 _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
@@ -164,7 +167,15 @@ def super_batches(
         step_size=cascade.size if cascade else super_batch_size,
         log=faults,
         embedded=options.embedded,
+        blocks=_blocks(store, options),
     )
+    chunk_size = _chunk_size(size)
+    ahead = None
+    if _is_distant(store, options) and not by_ops:
+        window = (options.shuffle_block_size or 1) * stream.WINDOW_BLOCKS
+        depth = window // 2 // chunk_size
+        depth = min(max(depth, _MIN_AHEAD), _MAX_AHEAD)
+        ahead = reader_lib.Ahead(reader.read, depth)
 
     def load_by_ops(positions):
         batch = by_ops.read(positions)
@@ -174,7 +185,7 @@ def super_batches(
         return batch | batches.texts_of(captions, {}) | {"text": tokens}
 
     def load(positions):
-        chunk, images = _read_chunk(reader, positions, forms)
+        chunk, images = _read_chunk(reader, ahead, positions, forms)
         batch = images | batches.texts_of(chunk.captions, tokenizer_of)
         (batch["id"],) = batches.call_numpy(
             lambda rows: [store.ids(rows)],
@@ -215,10 +226,12 @@ def super_batches(
         positions = tf.data.Dataset.counter(start_step).map(
             lambda step: step * super_batch_size + rows
         )
-    shape = [-1, _chunk_size(size)]
+    shape = [-1, chunk_size]
     positions = positions.map(lambda step: tf.reshape(step, shape)).unbatch()
+    if ahead:
+        positions = positions.map(_starting(ahead)).prefetch(depth)
     chunks = batches.map_in_order(positions, load_by_ops if by_ops else load)
-    whole = chunks.batch(size // shape[1], drop_remainder=True).map(join)
+    whole = chunks.batch(size // chunk_size, drop_remainder=True).map(join)
     if by_ops:
         whole = ops_reader.limited(whole, faults.max_rate)
     return batches.finish(whole)
@@ -363,7 +376,49 @@ def _chunk_size(super_batch_size):
     return divisor if 8 * divisor >= _CHUNK else super_batch_size
 
 
-def _read_chunk(reader, positions, forms):
+def _is_distant(store, options):
+    """Whether a stream reads anything from a bucket."""
+    sidecars = options.sidecars or (
+        options.cascade and options.cascade.sidecars
+    )
+    return store.is_remote or bool(sidecars and sidecars.is_remote)
+
+
+def _blocks(store, options):
+    """Whole blocks of a store on a bucket; None elsewhere or without blocks."""
+    if not (options.shuffle_block_size and store.is_remote):
+        return None
+    pool = len(store.parts) - options.num_curated
+    # Without weights the pool is one order; the curated set always is.
+    firsts = [*range(pool if options.weights else 1)]
+    if options.num_curated:
+        firsts.append(pool)
+    starts = np.cumsum([0, *store.parts])[firsts]
+    return reader_lib.Blocks(
+        store,
+        options.shuffle_block_size,
+        starts,
+        # An epoch's last window has almost two windows' blocks.
+        kept=3 * stream.WINDOW_BLOCKS * len(starts),
+        once=store.manifest is None and options.rows is None,
+    )
+
+
+def _starting(ahead):
+    """A map over chunks of positions that begins to read them."""
+
+    def start(positions):
+        ahead.start(positions)
+        return (positions,)
+
+    def call(positions):
+        spec = tf.TensorSpec(positions.shape, positions.dtype)
+        return batches.call_numpy(start, [positions], [spec])[0]
+
+    return tf.autograph.experimental.do_not_convert(call)
+
+
+def _read_chunk(reader, ahead, positions, forms):
     """A `reader.Chunk` of tensors and its pictures, for positions int64 [k]."""
     size = positions.shape[0]
     types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
@@ -374,7 +429,7 @@ def _read_chunk(reader, positions, forms):
     ]
 
     def read(positions):
-        return tuple(reader.read(positions))
+        return tuple((ahead or reader).read(positions))
 
     def repair(positions, kept, *values):
         # TensorFlow's arrays must not be written to.

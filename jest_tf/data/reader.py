@@ -4,9 +4,14 @@ The example at a position is a pure function of (seed, position) and the data:
 the record at the position's row or, if it is unreadable, the first readable
 substitute (`data/stream.py`). A readable record can be read by its store, has a
 nonblank caption and a picture that decodes and, with sidecars, has embeddings.
+
+What lies on a bucket is read ahead (`Ahead`), by whole blocks (`Blocks`).
 """
 
+import collections
+import concurrent.futures
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -56,6 +61,8 @@ class Reader:
         log: counts and logs unreadable records.
         embedded: rows int64 [k] -> bool [k], whether the sidecars have their
             embeddings; None requires none.
+        blocks: read the records of the order, though not their substitutes;
+            None reads each from the store.
     """
 
     store: stores.Store
@@ -65,6 +72,7 @@ class Reader:
     step_size: int
     log: fault_log.FaultLog
     embedded: Callable[[np.ndarray], np.ndarray] | None = None
+    blocks: "Blocks | None" = None
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads records at positions, int64 [k], replacing unreadable ones.
@@ -85,7 +93,7 @@ class Reader:
             np.zeros(count, np.int64),
         )
         numbers = caption_numbers(self.seed, positions).tolist()
-        for i, record in enumerate(self._records(rows)):
+        for i, record in enumerate(self._records(rows, self.blocks)):
             fault = self._take(chunk, i, record, numbers[i])
             if fault:
                 self._replace(chunk, i, int(positions[i]), numbers[i], fault)
@@ -123,8 +131,8 @@ class Reader:
     def _decode(self, chunk, i):
         return pictures.decode(chunk.pictures[i], self.store.max_image_pixels)
 
-    def _records(self, rows):
-        found = self.store.read(rows)
+    def _records(self, rows, source=None):
+        found = (source or self.store).read(rows)
         if self.embedded is not None:
             for i in np.flatnonzero(~self.embedded(rows)).tolist():
                 found[i] = NO_EMBEDDING
@@ -172,6 +180,128 @@ class Reader:
             chunk.rows[i] = rows[0]
             (record,) = self._records(rows)
             fault = self._take(chunk, i, record, number)
+
+
+class Blocks:
+    """Reads a store by blocks of neighbouring records; thread-safe.
+
+    A request to a bucket costs as much as a megabyte, and a stream by blocks
+    comes back to a block for its neighbours. So a block is read whole when its
+    first record is asked for, and the latest blocks are kept.
+
+    Args:
+        store: the records.
+        size: records of a block.
+        starts: int64 [p], ascending, the first row of each part of the store;
+            blocks are counted from there.
+        kept: number of blocks.
+        once: whether records are dropped as they are returned. Asked for again
+            before its block is, one is read alone.
+    """
+
+    def __init__(
+        self,
+        store: stores.Store,
+        size: int,
+        starts: np.ndarray,
+        *,
+        kept: int,
+        once: bool,
+    ):
+        self._store, self._size = store, size
+        self._kept, self._once = kept, once
+        self._starts = np.asarray(starts)
+        self._ends = np.append(starts[1:], len(store))
+        # A future of each block's records by row.
+        self._found: collections.OrderedDict = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, rows: np.ndarray) -> list[stores.Record | stores.Fault]:
+        """Reads records at rows, int64 [k], as `Store.read`."""
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        firsts = rows - (rows - self._starts[parts]) % self._size
+        lasts = np.minimum(firsts + self._size, self._ends[parts])
+        ends = dict(zip(firsts.tolist(), lasts.tolist(), strict=True))
+        found, missing = {}, []
+        with self._lock:
+            for first in sorted(ends):
+                if first not in self._found:
+                    self._found[first] = concurrent.futures.Future()
+                    missing.append(first)
+                self._found.move_to_end(first)
+                found[first] = self._found[first]
+            while len(self._found) > max(self._kept, len(found)):
+                self._found.popitem(last=False)
+        if missing:
+            self._fetch(missing, ends, found)
+        out, again = [], []
+        for i, (row, first) in enumerate(
+            zip(rows.tolist(), firsts.tolist(), strict=True)
+        ):
+            block = found[first].result()
+            take = block.pop if self._once else block.get
+            out.append(take(row, None))
+            if out[i] is None:
+                again.append(i)
+            if not block:
+                self._drop([first])
+        if again:
+            alone = self._store.read(rows[again])
+            for i, record in zip(again, alone, strict=True):
+                out[i] = record
+        return out
+
+    def _fetch(self, missing, ends, found):
+        """Reads missing blocks, all at once, into their futures."""
+        wanted = [np.arange(first, ends[first]) for first in missing]
+        try:
+            records = self._store.read(np.concatenate(wanted))
+        except BaseException as error:
+            self._drop(missing)
+            for first in missing:
+                found[first].set_exception(error)
+            raise
+        records = iter(records)
+        for first, rows in zip(missing, wanted, strict=True):
+            # Strict would take a record too many.
+            found[first].set_result(
+                dict(zip(rows.tolist(), records, strict=False))
+            )
+
+    def _drop(self, firsts):
+        with self._lock:
+            for first in firsts:
+                self._found.pop(first, None)
+
+
+class Ahead:
+    """Reads chunks before they are asked for; thread-safe.
+
+    Args:
+        read: `Reader.read`.
+        depth: chunks that are read at a time.
+    """
+
+    def __init__(self, read: Callable[[np.ndarray], Chunk], depth: int):
+        self._read, self._depth = read, depth
+        self._pool = concurrent.futures.ThreadPoolExecutor(depth)
+        self._found: collections.OrderedDict = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def start(self, positions: np.ndarray) -> None:
+        """Begins to read the chunk at positions, int64 [k]."""
+        future = self._pool.submit(self._read, positions.copy())
+        with self._lock:
+            self._found[positions.tobytes()] = future
+            # Those that nobody asked for, as an iterator was given up.
+            while len(self._found) > 2 * self._depth:
+                self._found.popitem(last=False)[1].cancel()
+
+    def read(self, positions: np.ndarray) -> Chunk:
+        """Returns the chunk at positions, int64 [k], as `Reader.read`."""
+        with self._lock:
+            future = self._found.pop(positions.tobytes(), None)
+        return future.result() if future else self._read(positions)
 
 
 def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:

@@ -55,6 +55,11 @@ def read_ranges(path: str, ranges) -> bytes:
     return _remote().read_ranges(path, ranges)
 
 
+def open_pages(path: str):
+    """Opens a remote file to be read by pages; see `remote.PagedFile`."""
+    return _remote().PagedFile(path)
+
+
 def stat(path: str) -> tuple[int, int]:
     """Returns a file's size and time of change in nanoseconds.
 

@@ -3,11 +3,14 @@
 Each function is retried as `retries.persist` says, and raises Python's errors.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import errno
 import functools
 import os
 import secrets
+import threading
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +23,9 @@ _WHOLE = ("gs://",)
 # begins, by default 64 MB; the command `jest-tf` sets 2 MB.
 READAHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
 PIECE = int(os.environ.get(READAHEAD, 2**26)) - 1
+# Bytes of a page, which is kept, and of all pages.
+_PAGE = 2**19
+_KEPT = 2**30
 
 
 def open_file(path: str, mode: str):
@@ -132,6 +138,108 @@ def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
         joint[place : place + size]
         for place, size in zip(places.tolist(), sizes.tolist(), strict=True)
     )
+
+
+class Pages:
+    """Reads byte ranges of remote files by pages, the latest of which are kept.
+
+    What lies near is read together, once, however many threads ask for it.
+    Thread-safe.
+    """
+
+    def __init__(self, page: int = _PAGE, kept: int = _KEPT):
+        self._page, self._most = page, kept // page
+        self._found: collections.OrderedDict = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, file: "PagedFile", ranges: np.ndarray) -> bytes:
+        """Reads byte ranges of a file; see `PagedFile.read`."""
+        first, last = (
+            ranges[:, 0] // self._page,
+            (ranges[:, 1] - 1) // (self._page),
+        )
+        counts = last - first + 1
+        line = np.arange(counts.sum()) - np.repeat(
+            np.cumsum(counts) - counts, counts
+        )
+        numbers = np.unique(np.repeat(first, counts) + line).tolist()
+        found, missing = {}, []
+        with self._lock:
+            for number in numbers:
+                key = file, number
+                if key not in self._found:
+                    self._found[key] = concurrent.futures.Future()
+                    missing.append(number)
+                self._found.move_to_end(key)
+                found[number] = self._found[key]
+            while len(self._found) > max(self._most, len(numbers)):
+                self._found.popitem(last=False)
+        if missing:
+            self._fetch(file, missing, found)
+        parts = []
+        for (start, end), one, other in zip(
+            ranges.tolist(), first.tolist(), last.tolist(), strict=True
+        ):
+            joint = b"".join(found[n].result() for n in range(one, other + 1))
+            begin = one * self._page
+            parts.append(joint[start - begin : end - begin])
+        return b"".join(parts)
+
+    def _fetch(self, file, missing, found):
+        """Reads the missing pages of a file into their futures."""
+        spans = np.array(missing)[:, None] * self._page + [0, self._page]
+        spans = np.minimum(spans, file.size)
+        try:
+            content = read_ranges(file.path, spans, gap=0)
+            file.check_unchanged()
+        except BaseException as error:
+            with self._lock:
+                for number in missing:
+                    self._found.pop((file, number), None)
+            for number in missing:
+                found[number].set_exception(error)
+            raise
+        place = 0
+        for number, (start, end) in zip(missing, spans.tolist(), strict=True):
+            found[number].set_result(content[place : place + end - start])
+            place += end - start
+
+
+# Of all files, such as sidecars of a learner and a reference.
+PAGES = Pages()
+
+
+class PagedFile:
+    """A remote file that is read by pages, as it was when it was opened.
+
+    Attributes:
+        path: of the file.
+        size: bytes.
+    """
+
+    def __init__(self, path: str):
+        self.path, self._state = path, stat(path)
+        self.size, _ = self._state
+
+    def read(self, ranges: np.ndarray) -> bytes:
+        """Reads byte ranges, int64 [k, 2], none of them empty.
+
+        Returns:
+            The bytes of all ranges, one after another.
+
+        Raises:
+            OSError: they cannot be read.
+            ValueError: another file has taken the place of this one.
+        """
+        return PAGES.read(self, ranges)
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError if another file has taken the place of this one."""
+        if stat(self.path) != self._state:
+            raise ValueError(
+                f"{self.path} was replaced by another file since it was "
+                "opened: start again"
+            )
 
 
 def _read_range(path, start, end):

@@ -421,6 +421,7 @@ class FakeSidecars:
 
     dim = 3
     dtype = "float16"
+    is_remote = False
 
     def __init__(self, ids):
         self.ids = ids

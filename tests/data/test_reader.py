@@ -1,9 +1,13 @@
 """Tests of records that cannot be had: replaced, logged, limited; a fuzz."""
 
+import concurrent.futures
 import itertools
 import json
 import os
 import tempfile
+import threading
+import time
+from unittest import mock
 
 import numpy as np
 import picture_files
@@ -32,6 +36,7 @@ class ListStore:
 
     manifest = None
     max_image_pixels = 1000
+    is_remote = False
 
     def __init__(self, found, parts=None):
         self.found = found
@@ -57,6 +62,7 @@ class SumSidecars:
 
     dim = 2
     dtype = "float32"
+    is_remote = False
 
     def __init__(self, without=()):
         self.without = without
@@ -279,6 +285,119 @@ class ReplacementTest(ReadingTestCase):
         # where the substitute is bad too, two.
         self.assertBetween(counts[1], 60 + 7, 60 + 16)
         self.assertEqual((chunk.attempts > 0).sum(), 7)
+
+
+class FarTest(ReadingTestCase):
+    """Blocks and chunks that are read ahead are those of the store."""
+
+    def setUp(self):
+        super().setUp()
+        found = [good_record(row) for row in range(23)]
+        found[5] = stores.Fault("gone")
+        self.store = ListStore(found)
+
+    def blocks(self, *, size=4, starts=(0,), kept=9, once=True):
+        return reader_lib.Blocks(
+            self.store, size, np.array(starts), kept=kept, once=once
+        )
+
+    def test_records_are_those_of_the_store_in_any_order(self):
+        rows = np.random.default_rng(0).integers(23, size=200)
+        for once in (True, False):
+            blocks = self.blocks(once=once, starts=(0, 9), kept=3)
+            for some in np.split(rows, 20):
+                self.assertEqual(blocks.read(some), self.store.read(some))
+
+    def test_a_block_is_read_whole_and_once_an_epoch(self):
+        blocks = self.blocks()
+        order = np.random.default_rng(0).permutation(23)
+        for epoch in (1, 2):
+            for rows in np.array_split(order, 5):
+                blocks.read(rows)
+            self.assertEqual(self.store.reads, 23 * epoch)
+
+    def test_blocks_end_with_their_part(self):
+        blocks = self.blocks(starts=(0, 10))
+        blocks.read(np.array([9]))
+        self.assertEqual(self.store.reads, 2)  # 8 and 9
+        blocks.read(np.array([10]))
+        self.assertEqual(self.store.reads, 6)  # 10 to 13
+
+    def test_rows_drawn_again_are_in_blocks_that_keep_them(self):
+        blocks = self.blocks(once=False)
+        for _ in range(3):
+            blocks.read(np.array([0, 1, 1]))
+        self.assertEqual(self.store.reads, 4)
+
+    def test_no_more_blocks_are_kept_than_asked_for(self):
+        blocks = self.blocks(once=False, kept=2)
+        for row in (0, 4, 8, 4, 0):
+            blocks.read(np.array([row]))
+        self.assertEqual(self.store.reads, 4 * 4)  # that of row 0 twice
+
+    def test_a_failed_read_is_tried_anew(self):
+        blocks = self.blocks()
+        with mock.patch.object(self.store, "read", side_effect=ValueError):
+            with self.assertRaises(ValueError):
+                blocks.read(np.array([1]))
+        self.assertEqual(
+            blocks.read(np.array([1])), self.store.read(np.array([1]))
+        )
+
+    def test_threads_share_a_read(self):
+        ready, read = threading.Barrier(4), self.store.read
+
+        def slow(rows):
+            time.sleep(0.05)
+            return read(rows)
+
+        def ask(row):
+            ready.wait(10)
+            return blocks.read(np.array([row]))
+
+        blocks = self.blocks()
+        with (
+            mock.patch.object(self.store, "read", slow),
+            concurrent.futures.ThreadPoolExecutor(4) as pool,
+        ):
+            found = list(pool.map(ask, range(4)))
+        self.assertEqual(self.store.reads, 4)
+        self.assertEqual(found, [[self.store.found[row]] for row in range(4)])
+
+    def test_chunks_read_ahead_are_the_readers(self):
+        asked = []
+
+        def read(positions):
+            asked.append(positions.tolist())
+            if positions[0] == 6:
+                raise ValueError("too many")
+            return positions + 1
+
+        ahead = reader_lib.Ahead(read, 2)
+        chunks = np.arange(8).reshape(4, 2)
+        for chunk in chunks:
+            ahead.start(chunk)
+        for chunk in chunks[:3]:
+            self.assertAllEqual(ahead.read(chunk), chunk + 1)
+        with self.assertRaisesRegex(ValueError, "too many"):
+            ahead.read(chunks[3])
+        self.assertCountEqual(asked, chunks.tolist())
+        # One that was not started, or was given up, is read.
+        self.assertAllEqual(ahead.read(chunks[0]), chunks[0] + 1)
+
+    def test_a_stream_read_ahead_equals_one_that_is_not(self):
+        for settings in (
+            {"shuffle_block_size": 2, "rows": np.arange(23) % 3 > 0},
+            {"sidecars": SumSidecars(without=(7,))},
+            {"shuffle_block_size": 2, "num_curated": 1, "curated_rows": 4},
+        ):
+            values = []
+            for is_remote in (False, True):
+                store = ListStore(self.store.found, (11, 12))
+                store.is_remote = is_remote
+                batches = self.batches(store, 6, **settings)
+                values.append(self.values(batches))
+            self.assert_equal_values(*values)
 
 
 class LimitTest(ReadingTestCase):

@@ -1,14 +1,19 @@
 """Files are written whole or not at all, wherever they are."""
 
+import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
+from unittest import mock
 
+import numpy as np
 import pytest
 import remote_files
 import tensorflow as tf
 
 from jest_tf import files
+from jest_tf.files import remote
 
 HOLDER = """
 import sys
@@ -204,6 +209,80 @@ class RemoteTest(tf.test.TestCase):
     def test_only_a_locked_folder_has_logs(self):
         with self.assertRaisesRegex(ValueError, "locked. Received: ram://a/b"):
             files.appendable("ram://a/b")
+
+
+class PagesTest(remote_files.Ram, tf.test.TestCase):
+    """Pages of 10 bytes of a file of 95."""
+
+    def setUp(self):
+        super().setUp()
+        self.path = f"{self.folder}/file"
+        self.content = bytes(range(95))
+        files.write_whole(self.path, self.content)
+        self.file = files.open_pages(self.path)
+        self.fetched = []
+        read = remote.read_ranges
+
+        def read_ranges(path, ranges, gap):
+            self.fetched += [tuple(one) for one in ranges.tolist()]
+            return read(path, ranges, gap)
+
+        self.enterContext(mock.patch.object(remote, "read_ranges", read_ranges))
+        self.enterContext(
+            mock.patch.object(remote, "PAGES", remote.Pages(page=10, kept=30))
+        )
+
+    def read(self, *ranges):
+        found = self.file.read(np.array(ranges))
+        expected = b"".join(self.content[start:end] for start, end in ranges)
+        self.assertEqual(found, expected)
+
+    def test_ranges_within_and_across_pages_are_read(self):
+        self.read((3, 4), (8, 12), (12, 13), (35, 61), (94, 95))
+        self.read((0, 95))
+
+    def test_a_page_that_is_kept_is_not_fetched(self):
+        self.read((3, 4), (25, 26))
+        self.read((5, 9), (20, 30))
+        self.assertEqual(self.fetched, [(0, 10), (20, 30)])
+        self.read((5, 25))
+        self.assertEqual(self.fetched[2:], [(10, 20)])
+
+    def test_the_pages_used_last_are_kept(self):
+        for place in (0, 10, 20, 0, 30):  # drops 10
+            self.read((place, place + 1))
+        del self.fetched[:]
+        for place in (0, 20, 30):
+            self.read((place, place + 1))
+        self.assertEqual(self.fetched, [])
+        self.read((10, 11))
+        self.assertEqual(self.fetched, [(10, 20)])
+
+    def test_a_failed_fetch_is_tried_anew(self):
+        with mock.patch.object(remote, "open_file", side_effect=OSError("no")):
+            with self.assertRaisesRegex(OSError, "no"):
+                self.read((3, 4))
+        self.read((3, 4))
+
+    def test_a_file_in_the_place_of_another_is_noticed(self):
+        self.read((3, 4))
+        self.content = bytes(94)
+        files.write_whole(self.path, self.content)
+        with self.assertRaisesRegex(ValueError, "was replaced by another"):
+            self.read((13, 14))
+        self.file = files.open_pages(self.path)
+        self.read((3, 4))
+
+    def test_threads_share_a_fetch(self):
+        ready = threading.Barrier(4)
+
+        def ask(place):
+            ready.wait(10)
+            self.read((place, place + 1))
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(4)))
+        self.assertEqual(self.fetched, [(0, 10)])
 
 
 class FaultTest(remote_files.Gcs, tf.test.TestCase):

@@ -112,6 +112,11 @@ class Sidecars:
         return int(self._ends[-1])
 
     @property
+    def is_remote(self) -> bool:
+        """Whether any is read from a bucket; what is read is kept a while."""
+        return any(map(files.is_remote, self._paths))
+
+    @property
     def identity(self) -> str:
         """A string that is equal for equal descriptions and dtypes."""
         shown = self.description._replace(
@@ -247,13 +252,8 @@ class Sidecars:
         """
         (rows,) = _integers(rows)
         valid = np.empty(len(rows), bool)
-        for shard, places in self._by_shard(rows):
-            local = rows[places] - self._starts[shard]
-            image = self._part(shard)["image"]
-            if isinstance(image, artefacts.RemoteArray):
-                found, local = np.unique(local, return_inverse=True)
-                image = image[found]
-            valid[places] = ~file_format.is_zero(image, local)
+        for places, part, local in self._excerpts(rows):
+            valid[places] = ~file_format.is_zero(part["image"], local)
         return valid
 
     def _read(self, rows, ids, choose):
@@ -308,7 +308,7 @@ class Sidecars:
     def _excerpts(self, rows):
         """The places of rows of a shard, arrays that have them, and where."""
         pieces = self._by_shard(rows)
-        if any(map(files.is_remote, self._paths)):
+        if self.is_remote:
             yield from retries.map_parallel(
                 lambda one: (one[1], *self._excerpt(one[0], rows[one[1]])),
                 list(pieces),
@@ -330,7 +330,6 @@ class Sidecars:
             [("ids", found), ("offsets", edges), ("image", found)],
             True,
         )
-        part["ids"].check_unchanged()
         at = np.searchsorted(edges, found)
         starts, ends = edge[at], edge[at + 1]
         self._check_spans(part, found + self._starts[shard], starts, ends)

@@ -89,6 +89,11 @@ class Store:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any shard is on a bucket."""
+        return any(map(files.is_remote, self.shards.paths))
+
     def read(self, rows: np.ndarray) -> list[Record | Fault]:
         """Reads records at rows, int64 [k], in any order, repeats allowed.
 
