@@ -19,6 +19,8 @@ S3_BIN := .venv-s3/bin
 S3_INSTALLED := .venv-s3/installed
 DOCS_BIN := .venv-docs/bin
 DOCS_INSTALLED := .venv-docs/installed
+OLDEST_BIN := .venv-oldest/bin
+OLDEST_INSTALLED := .venv-oldest/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
@@ -38,7 +40,7 @@ ICONTEXT ?= icontext-work
 ICONTEXT_DATA ?=
 JOBS ?=
 
-.PHONY: help quickstart docs test test-slow test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
+.PHONY: help quickstart docs test test-slow test-oldest test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -63,6 +65,9 @@ test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) $(S3_INSTALLED) docs #
 	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
 	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
+
+test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows
+	@$(OLDEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
 test-peers: $(INSTALLED) $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py
@@ -102,7 +107,9 @@ icontext: icontext-runs ## data, runs and report, from nothing
 	@echo "icontext: see $(ICONTEXT)/results/report.md"
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-beam .venv-transformers .venv-s3 .venv-docs .venv-peers .venv-tpu build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-beam .venv-transformers .venv-s3 .venv-docs \
+	  .venv-oldest .venv-peers .venv-tpu build dist site *.egg-info \
+	  .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -113,7 +120,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@echo "install: TensorFlow and the rest into .venv, once; about 1 GB to" \
 	  "download, 3.5 GB on disk, one to ten quiet minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python $(PIP) --editable '.[test]'
+	@$(BIN)/python $(PIP) --editable '.[test,keras_hub]'
 	@touch $@
 	@echo "install: done"
 
@@ -126,6 +133,15 @@ $(BEAM_INSTALLED): $(INSTALLED)
 	@echo "install: the same with Apache Beam into .venv-beam, once"
 	@test -x $(BEAM_BIN)/python || $(PYTHON) -m venv .venv-beam
 	@$(BEAM_BIN)/python $(PIP) --editable '.[test,beam]'
+	@touch $@
+	@echo "install: done"
+
+$(OLDEST_INSTALLED): setup.cfg constraints-oldest.txt
+	@echo "install: the oldest versions that setup.cfg allows into" \
+	  ".venv-oldest, once"
+	@test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
+	@$(OLDEST_BIN)/python $(PIP) --constraint constraints-oldest.txt \
+	  --editable '.[test]'
 	@touch $@
 	@echo "install: done"
 

@@ -112,6 +112,18 @@ class DeclaredTest(tf.test.TestCase):
                 with self.subTest(path=path.name, module=name):
                     self.assertNotEmpty(known & declared)
 
+    def test_the_oldest_versions_are_the_lower_bounds(self):
+        options = settings()
+        bounds = options["options"]["install_requires"]
+        bounds += options["options.extras_require"]["tables"]
+        least = dict(re.findall(r"([\w-]+)>=([\d.]+)", bounds))
+        text = (ROOT / "constraints-oldest.txt").read_text()
+        pins = dict(re.findall(r"([\w-]+)==([\d.]+)\.\*", text))
+        # Optional, and a table of the benchmarks.
+        self.assertEqual(pins.pop("pandas"), "2")
+        least.pop("markupsafe")  # of Jinja
+        self.assertEqual(pins, least)
+
     def test_versions_of_the_package_and_its_metadata_agree(self):
         text = (ROOT / "jest_tf" / "__init__.py").read_text()
         version = re.search(r'^__version__ = "(.*)"$', text, re.M)[1]

@@ -11,11 +11,13 @@ from unittest import mock
 import keras
 import numpy as np
 import presets
+import pytest
 import tensorflow as tf
-from keras_hub import models as hub_models
 
 from jest_tf.data import pictures, tokenizers
 from jest_tf.models import pretrained, reference
+
+hub_models = pytest.importorskip("keras_hub.models")
 
 FAMILIES = ("siglip", "siglip2", "clip")
 CAPTIONS = [
