@@ -49,7 +49,6 @@ _JPEG_QUALITY = 90
 _SEED = 0
 _READAHEAD = 2**21  # as `jest-tf` sets it
 _LATENCIES = (0.0, 0.02, 0.1)  # seconds
-_ROUNDS = 2
 _WIDTH = 768  # of the embeddings in sidecars
 _CASCADE = 4  # rows that a cascade chooses one from
 
@@ -354,7 +353,7 @@ class Link(local.LocalFileSystem):
 def distance(small: bool) -> str:
     """Compares reads at a distance with local ones; returns Markdown."""
     num_pictures, copies, size, batch_size, steps = (
-        (256, 1, 32, 64, 2) if small else (8192, 8, 224, 1024, 16)
+        (256, 1, 32, 64, 2) if small else (8192, 8, 224, 1024, 8)
     )
     fsspec.register_implementation(Link.protocol, Link, clobber=True)
     with tempfile.TemporaryDirectory() as directory:
@@ -362,21 +361,20 @@ def distance(small: bool) -> str:
         kilobytes = os.path.getsize(shards.paths[0]) / num_pictures / 1000
         for i in range(copies):
             os.symlink(shards.paths[0], f"{directory}/{i}.rec")
-        measure = _Distances(directory, size, batch_size, steps)
-        stream_rows, ahead_rows, sidecar_rows = [], [], []
-        for block in (64, 256):
-            stream_rows.append([block, *measure.row({"block": block})])
-        # Takes a step, as each needs a minute.
-        measure.steps, measure.rounds = 1, 1
-        stream_rows.insert(0, ["none", *measure.row({"block": None})])
-        measure.steps = steps
-        for requests in (1, 4, 16):
+        measure = _Distances(directory, size, batch_size)
+        stream_rows = [
+            # Every record costs a request, so this takes long.
+            ["none", *measure.row(None, 1, latencies=(0.02,))],
+            [64, *measure.row(64, steps, rounds=2)],
+            # A window is four times as long.
+            [256, *measure.row(256, 2 * steps)],
+        ]
+        request_rows, sidecar_rows = [], []
+        for requests in (1, 4):
             with mock.patch.object(retries, "_REMOTE_REQUESTS", requests):
-                ahead_rows.append([requests, *measure.row({"block": 256})])
+                request_rows.append([requests, *measure.row(64, steps)])
         for kind in ("selection", "cascade"):
-            sidecar_rows.append(
-                [kind, *measure.row({"block": 256, "kind": kind})]
-            )
+            sidecar_rows.append([kind, *measure.row(64, steps, kind=kind)])
     latencies = [f"{1000 * one:.0f} ms" for one in _LATENCIES]
     header = ["local, images a second", *latencies, "kB fetched an image"]
     return f"""## What distance costs
@@ -387,12 +385,11 @@ The columns of latencies are shares of the local speed.
 
 {report.table(["`shuffle_block_size`", *header], stream_rows)}
 
-With blocks of 256, by the requests at a time that one read may make
-(16 by default):
+With blocks of 64, by the requests at a time that one read may make, 16 above:
 
-{report.table(["requests", *header], ahead_rows)}
+{report.table(["requests", *header], request_rows)}
 
-With blocks of 256 and sidecars at the same distance, of a reference of width
+With blocks of 64 and sidecars at the same distance, of a reference of width
 {_WIDTH} in float16: for a selection, which takes them with the pictures, and
 for a cascade, which chooses from {_CASCADE} times as many rows:
 
@@ -403,8 +400,8 @@ for a cascade, which chooses from {_CASCADE} times as many rows:
 shards. At a distance local files are read through a link of 1 Gbit/s, shared
 by all requests. Each of these, lookups included, has the latency and brings
 at least {_READAHEAD / 2**20:.0f} MB, as those of `gs://` under `jest-tf`. Local
-and far streams take turns, each {steps} super-batches after {_WARM_UP} (without
-blocks one), and the median of {_ROUNDS} rounds counts.
+and far streams take turns, each {steps} super-batches after {_WARM_UP}; with
+blocks of 256 {2 * steps}, without blocks one.
 
 {report.environment()}"""
 
@@ -412,8 +409,7 @@ blocks one), and the median of {_ROUNDS} rounds counts.
 class _Distances:
     """Measures streams of one store, local and at a distance."""
 
-    def __init__(self, directory, size, batch_size, steps):
-        self.steps, self.rounds = steps, _ROUNDS
+    def __init__(self, directory, size, batch_size):
         self._directory, self._size = directory, size
         self._batch_size = batch_size
         indexes = f"{directory}/indexes"
@@ -445,25 +441,28 @@ class _Distances:
             captions=captions,
         )
 
-    def row(self, case):
+    def row(self, block, steps, *, latencies=_LATENCIES, rounds=1, kind=""):
         """The local speed, its shares, and what was fetched an image."""
-        rates = {latency: [] for latency in (None, *_LATENCIES)}
-        for _ in range(self.rounds):
+        rates = {latency: [] for latency in (None, *latencies)}
+        for _ in range(rounds):
             for latency, found in rates.items():
-                report.log(f"distance: {case}, {latency} s")
+                report.log(f"distance: {block}, {kind}, {latency} s")
                 Link.latency = latency or 0.0
                 Link.bytes = 0
-                found.append(self._rate(latency is not None, **case))
+                is_far = latency is not None
+                found.append(self._rate(is_far, block, steps, kind))
                 gc.collect()
-        base, *far = (np.median(found) for found in rates.values())
-        drawn = self._batch_size * (self.steps + _WARM_UP)
+        medians = {name: np.median(found) for name, found in rates.items()}
+        base = medians.pop(None)
+        shares = {name: f"{rate / base:.2f}" for name, rate in medians.items()}
+        drawn = self._batch_size * (steps + _WARM_UP)
         return [
             f"{base:,.0f}",
-            *(f"{rate / base:.2f}" for rate in far),
+            *(shares.get(latency, "") for latency in _LATENCIES),
             f"{Link.bytes / drawn / 1000:,.0f}",
         ]
 
-    def _rate(self, is_far, block, kind=""):
+    def _rate(self, is_far, block, steps, kind):
         store = self._stores[is_far]
         options = {"shuffle_block_size": block}
         remote.PAGES = remote.Pages()
@@ -482,7 +481,7 @@ class _Distances:
         return _rate(
             _stream(store, self._batch_size, self._size, **options),
             self._batch_size,
-            self.steps,
+            steps,
         )
 
 

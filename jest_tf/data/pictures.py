@@ -1,9 +1,10 @@
 """Stored pictures to square uint8 arrays.
 
 `prepare` reads the size from the header and refuses pictures that are too large
-or of an unknown format. JPEG, PNG and plain WebP pass through. Pillow converts
-GIF, BMP and other WebP to PNG, first frame only: `tf.io.decode_image` decodes
-some of these to wrong pixels or uninitialized memory. `decode` then gives the
+or of an unknown format. JPEG, PNG and, with a TensorFlow that reads it, plain
+WebP pass through. Pillow converts GIF, BMP and other WebP to PNG, first frame
+only: `tf.io.decode_image` decodes some of these to wrong pixels or
+uninitialized memory. `decode` then gives the
 pixels of one picture, `decode_batch` those of many, in a graph.
 """
 
@@ -33,6 +34,8 @@ _BARE_MARKERS = frozenset([0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 # Start of frame: C0-CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SCAN = b"\xff\xda"
+# Whether this TensorFlow reads WebP; 2.18 does not, 2.20 does.
+READS_WEBP = hasattr(tf.io, "decode_webp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +165,9 @@ def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
 def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
     """Decodes strings [k] to [k, *form.shape] by TensorFlow alone.
 
-    For graphs that leave this package. JPEG, PNG and still, opaque WebP have
-    the pixels that `prepare` and `decode_batch` give. All else, which `prepare`
+    For graphs that leave this package. JPEG, PNG and, if this TensorFlow reads
+    it, still, opaque WebP have the pixels that `prepare` and `decode_batch`
+    give. All else, which `prepare`
     converts or refuses, raises `tf.errors.InvalidArgumentError`.
     """
 
@@ -272,7 +276,8 @@ def _prepare(encoded, max_pixels):
         return encoded
     # TensorFlow decodes a WebP of one frame without alpha.
     animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
-    if image.format == "WEBP" and image.mode == "RGB" and not animated:
+    plain = image.format == "WEBP" and image.mode == "RGB" and not animated
+    if plain and READS_WEBP:
         return encoded
     png = io.BytesIO()
     image.convert("RGB").save(png, "PNG", compress_level=1)
@@ -297,7 +302,8 @@ def decodes_alike(encoded):
         has(0, JPEG_MAGIC)
         | has(0, PNG_MAGIC)
         | (
-            has(0, b"RIFF")
+            READS_WEBP
+            & has(0, b"RIFF")
             & has(8, b"WEBPVP8")
             & (
                 has(15, b" ")

@@ -146,7 +146,9 @@ def _apply(name, image, level, sign):
         side = 100.0 / _SIDE * image.shape[1]
         arguments = (side * level * sign, _GREY)
     elif name == "Contrast":
-        arguments = (1.8 * level + 0.1,)
+        # As Model Garden since 2.20; before that it took Python numbers, and a
+        # mean that grew with the picture.
+        return tf.image.adjust_contrast(image, 1.8 * level + 0.1)
     elif name == "Posterize":
         arguments = (tf.cast(4.0 * level, tf.uint8),)
     elif name == "Solarize":

@@ -57,7 +57,8 @@ class DecodeTest(tf.test.TestCase):
 
     def test_what_tensorflow_decodes_passes_through(self):
         kinds = picture_files.every_kind()
-        for name in ("jpeg", "cmyk", "png", "16 bits", "webp"):
+        names = ("jpeg", "cmyk", "png", "16 bits", "webp")
+        for name in names[: 5 if pictures.READS_WEBP else 4]:
             self.assertEqual(
                 pictures.prepare(kinds[name], MAX_PIXELS), kinds[name]
             )
