@@ -33,6 +33,9 @@ PYTEST_WORKERS ?= --numprocesses 2 --dist loadscope
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
+# The tests that `make test-oldest` runs; all without.
+OLDEST_TESTS ?=
+
 # Where the benchmark on real data keeps packages, data and runs: 10 GB if all
 # of them are made.
 ICONTEXT ?= icontext-work
@@ -67,7 +70,8 @@ test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) $(S3_INSTALLED) docs #
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
 
 test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows
-	@$(OLDEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
+	@$(OLDEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS) \
+	  $(OLDEST_TESTS)
 
 test-peers: $(INSTALLED) $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py

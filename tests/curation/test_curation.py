@@ -291,7 +291,7 @@ class ChoiceTest(ScoresTestCase):
         # One by chance of a fifth, or of two fifths, a shard: four standard
         # deviations about 20 of 100. At least one a shard would be 80.
         error = 4 * np.sqrt(60 * 0.2 * 0.8 + 20 * 0.4 * 0.6)
-        self.assertAllInRange(found.weights.sum(), 20 - error, 20 + error)
+        self.assertAllInRange([found.weights.sum()], 20 - error, 20 + error)
         self.assertAllEqual(np.isfinite(found.scores), np.ones(100, bool))
         for shard in (0, 7, 61):
             alone = curation.choose(

@@ -968,7 +968,7 @@ class FitTest(TrainingTestCase):
         fit(build(learner, run_eagerly=False), batches)  # and scores
         for variable in learner.weights:
             self.assertEqual(variable.dtype, "float32")
-            self.assertAllInRange(variable, -10.0, 10.0)
+            self.assertAllInRange(tf.reshape(variable, [-1]), -10.0, 10.0)
 
     def test_evaluate_gives_the_loss_in_evaluation_mode(self):
         batches = tiny.super_batches(3)
