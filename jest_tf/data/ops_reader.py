@@ -40,6 +40,12 @@ _BLANK = (
 _SHARDS_AT_A_TIME = 64
 # Records whose tokens are compared with the tokenizer's.
 _PROBES = 16
+# What TensorFlow does not read, or not as Pillow does.
+_NEEDS_PILLOW = (
+    "a GIF, a BMP, or an animated or transparent WebP"
+    if pictures.READS_WEBP
+    else "a GIF, a BMP or a WebP"
+)
 
 
 class OpsReader:
@@ -283,7 +289,7 @@ class OpsReader:
             features = _features(self.payload(row))
             reason = tf.where(
                 _needs_pillow(self._picture(features)),
-                "a GIF, a BMP, or an animated or transparent WebP",
+                _NEEDS_PILLOW,
                 "",
             )
             if self._token_field:

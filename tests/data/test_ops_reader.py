@@ -11,7 +11,14 @@ import sidecar_files
 import streams
 import tensorflow as tf
 
-from jest_tf.data import batches, fault_log, ops_reader, stores, tokenizers
+from jest_tf.data import (
+    batches,
+    fault_log,
+    ops_reader,
+    pictures,
+    stores,
+    tokenizers,
+)
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed
 
@@ -23,6 +30,7 @@ KINDS = picture_files.every_kind()
 PILLOW = (
     *("gif", "animated gif", "bmp", "grey bmp"),
     *("webp alpha", "lossless webp alpha", "animated webp"),
+    *(() if pictures.READS_WEBP else ("webp", "lossless webp")),
 )
 PLAIN = [kind for kind in KINDS if kind not in PILLOW]
 PNG = KINDS["png"]
@@ -66,6 +74,8 @@ PICTURES = {
     "many scans": comb(100),
     "too many scans": comb(101),
 }
+if not pictures.READS_WEBP:
+    del PICTURES["a cut webp"], PICTURES["a large webp"]
 PAYLOADS = {
     **{kind: example(captions=one) for kind, one in CAPTIONS.items()},
     **{kind: example(one) for kind, one in PICTURES.items()},
