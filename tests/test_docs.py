@@ -744,9 +744,11 @@ class MakefileTest(tf.test.TestCase):
         script = ROOT / ".ci" / "run"
         self.assertTrue(os.access(script, os.X_OK))
         targets = re.findall(r"make ([a-z-]+)", script.read_text())
-        self.assertEqual(targets, ["test", "test-slow"])
+        self.assertEqual(targets, ["test", "test-oldest", "test-slow"])
         chosen = re.findall(r'-m pytest -m "?([a-z ]+)', read("Makefile"))
-        self.assertEqual([c.strip() for c in chosen], ["not slow", "slow"])
+        chosen = [c.strip() for c in chosen]
+        # Those of `make test`, `make test-slow` and `make test-oldest`.
+        self.assertEqual(chosen, ["not slow", "slow", "not slow"])
 
     def test_the_makefile_accepts_this_python(self):
         lowest, below = re.search(
