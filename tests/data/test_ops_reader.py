@@ -132,6 +132,7 @@ class OpsReaderTest(shard_files.FolderTestCase):
         (start, _, _), *_ = store.indexes[0].rows([row])
         shard_files.flip(store.shards.paths[0], int(start) + place)
 
+    @pytest.mark.slow
     def test_the_streams_are_equal_whatever_is_wrong_with_records(self):
         good = [example(KINDS["jpeg"], [b"x%d" % i]) for i in range(60)]
         store = self.open([*PAYLOADS.values(), *good[:40]], good[40:])

@@ -1,6 +1,7 @@
 """The order in TensorFlow's ops is NumPy's, bit for bit."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from jest_tf.data import reader, stream, stream_ops
@@ -35,6 +36,7 @@ class StreamOpsTest(tf.test.TestCase):
                     stream.Order(size, SEED, block_size=block_size)
                 )
 
+    @pytest.mark.slow
     def test_row_weights_mixtures_and_curated_rows_are_equal(self):
         weights = np.random.default_rng(0).exponential(size=1000)
         weights[::3] = 0
