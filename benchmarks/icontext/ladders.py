@@ -1,4 +1,7 @@
-"""Ladders: full schedules of a method at several lengths."""
+"""Ladders: full schedules of a method at several lengths.
+
+At a constant rate with averaged weights, a run of every length is a full one.
+"""
 
 from typing import NamedTuple
 

@@ -258,6 +258,7 @@ class Summary:
             "noise": level,
             "steps": best.steps,
             "score": _estimate(ladders.ends([best], self._score)[0]),
+            "is_longest": base.best + 1 == len(base.uniform),
             "reached": _estimate(self._target_steps(base.uniform, base)),
             "mixture": None,
             "mixture_reached": None,

@@ -47,6 +47,11 @@ def _target(target):
         f"{_percent(target['score'])}: the target. A curve is there "
         f"first after {target['reached']['mean']:,.0f} steps."
     )
+    if target["is_longest"]:
+        words += (
+            " It is the longest length that was run: a longer one may end "
+            "higher, and ratios to that end would be others."
+        )
     if target["mixture"]:
         words += f" The best mixture is `{target['mixture']}`, which "
         reached = target["mixture_reached"]

@@ -228,6 +228,7 @@ class SummaryTest(tf.test.TestCase):
         ).values()
         (target,) = values["targets"]
         self.check(target["reached"], 6000)
+        self.assertTrue(target["is_longest"])
         self.check(target["mixture_reached"], 4500)
         found = row(values, "cascade_curated", 1400)
         self.check(found["examples_ratio"], 9000 / 1400)
