@@ -354,7 +354,7 @@ def import_keras_hub(name: str):
         import keras_hub
     except ImportError as error:
         raise ValueError(
-            f"{name!r} needs KerasHub: pip install 'jest-tf[keras_hub]'. "
+            f"{name!r} needs KerasHub: pip install 'jest-tf[keras-hub]'. "
             f"Received: {error}"
         ) from error
     return keras_hub

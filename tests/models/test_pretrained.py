@@ -203,7 +203,7 @@ class KerasHubTest(tf.test.TestCase):
             self.assertRaisesRegex(
                 ValueError,
                 "'keras_hub:clip_vit_base_patch16' needs KerasHub: pip "
-                r"install 'jest-tf\[keras_hub\]'",
+                r"install 'jest-tf\[keras-hub\]'",
             ),
         ):
             pretrained.load("keras_hub:clip_vit_base_patch16")
