@@ -313,7 +313,7 @@ class ReferenceByNameTest(tf.test.TestCase):
         )
 
     def test_a_run_is_loaded_by_its_directory(self):
-        with self.assertRaisesRegex(ValueError, "finished run.*'missing'"):
+        with self.assertRaisesRegex(ValueError, "a run directory, .*'missing'"):
             runs.load_model("missing")
 
 
