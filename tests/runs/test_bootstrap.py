@@ -137,7 +137,10 @@ class RunTest(tf.test.TestCase):
             rows = bootstrap.embedded_rows(self.config, self.store, one.step)
             rows[68:] = False  # the curated ones
             share = recognition.recognised_share(
-                self.sidecars_of(self.unbroken, one.step), self.store, rows
+                self.sidecars_of(self.unbroken, one.step),
+                self.store,
+                rows,
+                self.config.seed,
             )
             self.assertAllClose(one.recognised, share, atol=1e-5)
         first, second = done
