@@ -29,8 +29,8 @@ def config() -> config_lib.TrainConfig:
             loss="softmax",
             equal_captions="ignore",
         ),
-        # At a constant rate a run can be prolonged, and ends as well as after a
-        # cosine once its weights are averaged.
+        # At a constant rate a run can be prolonged; averaged weights take the
+        # place of a decay.
         optimizer=config_lib.OptimizerConfig(
             learning_rate=2e-3,
             schedule="constant",

@@ -4,7 +4,7 @@
 docs/recipes.md shows the same rows with their evidence. What to expect is
 interpolated between the measured cells of evidence.json, which `python -m
 benchmarks.icontext.advice evidence` writes: cells of IconText's web-like data,
-at several levels of noise. It is honest about nothing else.
+at several levels of noise. They say nothing of other data.
 """
 
 import json

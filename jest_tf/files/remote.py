@@ -154,10 +154,8 @@ class Pages:
 
     def read(self, file: "PagedFile", ranges: np.ndarray) -> bytes:
         """Reads byte ranges of a file; see `PagedFile.read`."""
-        first, last = (
-            ranges[:, 0] // self._page,
-            (ranges[:, 1] - 1) // (self._page),
-        )
+        first = ranges[:, 0] // self._page
+        last = (ranges[:, 1] - 1) // self._page
         counts = last - first + 1
         line = np.arange(counts.sum()) - np.repeat(
             np.cumsum(counts) - counts, counts

@@ -129,9 +129,10 @@ def _claim(workdir, config):
         ):
             if not name.startswith(_MAY_CHANGE):
                 way_out = "take another directory for another run"
-                if name == "steps" and now > was:
+                is_finished = directory.has(workdir, directory.WEIGHTS_FILE)
+                if name == "steps" and now > was and is_finished:
                     way_out = (
-                        f"to train it further, `jest-tf train --workdir "
+                        "to train it further, `jest-tf train --workdir "
                         f"{workdir} --extend {now - was}`"
                     )
                 raise ValueError(
