@@ -20,7 +20,7 @@ from jest_tf.curation.estimates import Estimate
 
 EVIDENCE = pathlib.Path(__file__).with_name("evidence.json")
 
-# A pool without noise was estimated at 0.89 to 0.99 (docs/advise.md).
+# The low end of the estimate of a pool without noise (docs/advise.md), rounded.
 CLEAN = 0.85
 # Pictures that are so often nearer to the curated set than to the pool are of
 # another kind than the pool; 0.5 is no difference.

@@ -22,8 +22,7 @@ from jest_tf.data.sidecars import embed
 from jest_tf.data.stores import manifest
 from jest_tf.models import reference as reference_lib
 
-# Of the quick reference. On IconText 300 steps estimate every matched share to
-# within 0.04; 100 steps estimate up to 0.11 too low.
+# Of the quick reference, as that of docs/advise.md.
 _STEPS, _WARMUP = 300, 50
 _HELD_OUT = 1 / 8
 _HELD_OUT_SALT = 0x616476697365
