@@ -33,7 +33,9 @@ from benchmarks import report
 from benchmarks.icontext import results
 from jest_tf import config as config_lib
 from jest_tf.curation import advice
+from jest_tf.curation import evidence as evidence_lib
 from jest_tf.curation.advice import ROWS
+from jest_tf.curation.estimates import Estimate
 
 ESTIMATES_FILE = "estimates.json"
 _SUMMARIES = {"test": "summary.json", "val": "validation.json"}
@@ -93,7 +95,7 @@ def main(arguments=None):
                 options.page, "advise", block(found), _ESTIMATE_COMMAND
             )
     elif options.part == "evidence":
-        _write(options.out or advice.EVIDENCE, evidence(options.results))
+        _write(options.out or evidence_lib.FILE, evidence(options.results))
     else:
         levels = estimated(options.results)
         if not levels:
@@ -113,7 +115,7 @@ def _write(path, content):
 
 
 def measured(folder):
-    """The cells of the summaries in a folder, `advice.Cell`s."""
+    """The cells of the summaries in a folder, `evidence.Cell`s."""
     found = {}
     for split, name in _SUMMARIES.items():
         path = folder / name
@@ -121,7 +123,7 @@ def measured(folder):
             continue
         values = json.loads(path.read_text("utf-8"))
         for row, bill in zip(values["rows"], values["bills"], strict=True):
-            cell = advice.Cell(
+            cell = evidence_lib.Cell(
                 row["noise"],
                 _method(row["method"], row["noise"]),
                 row["steps"],
@@ -161,12 +163,12 @@ class Miss(NamedTuple):
     """A cell that was left out, and what the others make of it.
 
     Attributes:
-        cell: `advice.Cell`.
+        cell: `evidence.Cell`.
         noise: share of noise that was estimated of its pool.
         expected: gain, from the other levels.
     """
 
-    cell: advice.Cell
+    cell: evidence_lib.Cell
     noise: float
     expected: float
 
@@ -213,9 +215,9 @@ class Check(NamedTuple):
         return max(self.misses, key=lambda miss: miss.factor, default=None)
 
     def accuracy(self):
-        """`advice.Accuracy`."""
+        """`evidence.Accuracy`."""
         correlation, worst = self.rank_correlation(), self.worst()
-        return advice.Accuracy(
+        return evidence_lib.Accuracy(
             len(self.misses),
             None if correlation is None else round(correlation, 3),
             worst and round(worst.factor, 3),
@@ -306,7 +308,7 @@ def check(cells, estimates):
     """Leaves each level out.
 
     Args:
-        cells: `advice.Cell`s.
+        cells: `evidence.Cell`s.
         estimates: by level of noise, as of `estimated`.
 
     Returns:
@@ -326,7 +328,9 @@ def check(cells, estimates):
                 continue
             (*same,) = (
                 one
-                for one in advice.expect(others, cell.method, noise, _GAIN)
+                for one in evidence_lib.expect(
+                    others, cell.method, noise, _GAIN
+                )
                 if one.steps == cell.steps
             )
             misses += [Miss(cell, noise, one.value.mean) for one in same]
@@ -336,7 +340,7 @@ def check(cells, estimates):
             if cell.method in _SELECTING
         ]
         facts = advice.Facts(
-            advice.Estimate(**found["matched"]),
+            Estimate(**found["matched"]),
             {int(factor): one for factor, one in found["precision"].items()},
         )
         row = advice.advise(facts, _RECIPE, others).row

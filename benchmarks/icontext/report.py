@@ -257,7 +257,7 @@ class Words:
 
 
 def _gains(cell):
-    """An `advice.Cell` in words."""
+    """An `evidence.Cell` in words."""
     parts = [
         f"{part['mean']:.1f} [{part['low']:.1f}, {part['high']:.1f}] times {of}"
         for part, of in (

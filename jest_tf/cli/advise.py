@@ -298,7 +298,7 @@ def _verdict(found, advice, command):
 
 def _expectations(advice):
     """By method, what it gained on IconText."""
-    from jest_tf.curation import advice as advice_lib
+    from jest_tf.curation import evidence
 
     found: dict = {}
     for one in advice.expected:
@@ -315,7 +315,7 @@ def _expectations(advice):
     lines = {method: ", ".join(words) for method, words in found.items()}
     if not lines and advice.row.method:
         lines["IconText"] = "nothing was measured around this share of noise"
-    accuracy = advice_lib.accuracy()
+    accuracy = evidence.accuracy()
     if lines and accuracy.worst:
         lines["accuracy"] = (
             f"levels of noise that were left out were missed by up to "

@@ -1,24 +1,16 @@
 """Advice on a pool: whether selection will pay, how to select, what to expect.
 
 `ROWS` is the decision table; the first row that applies is the advice, and
-docs/recipes.md shows the same rows with their evidence. What to expect is
-interpolated between the measured cells of evidence.json, which `python -m
-benchmarks.icontext.advice evidence` writes: cells of IconText's web-like data,
-at several levels of noise. They say nothing of other data.
+docs/recipes.md shows the same rows with their evidence.
 """
 
-import json
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from jest_tf import config as config_lib
+from jest_tf.curation import evidence
 from jest_tf.curation.estimates import Estimate
-
-EVIDENCE = pathlib.Path(__file__).with_name("evidence.json")
 
 # The low end of the estimate of a pool without noise (docs/advise.md), rounded.
 CLEAN = 0.85
@@ -41,9 +33,6 @@ _FIRST_RENEWAL, _LEAST_RENEWAL, _LAST_RENEWAL = 1 / 30, 100, 0.6
 _RENEWALS_COST = 1 / 4
 _LEAST_SHARE = 0.02
 _CURATED_SHARE = 1 / 8
-_DIGITS = 3
-# Shares of noise no further from a measured one are as good as measured.
-_AROUND = 0.05
 _MEASURES = ("over_uniform", "over_target")
 CLEAN_ROW, ORACLE = "clean", "oracle"
 
@@ -313,55 +302,6 @@ _CAUTIONS: tuple[tuple[Callable[[Facts], bool], str], ...] = (
 )
 
 
-class Cell(NamedTuple):
-    """A measured run of IconText's web-like data, in evidence.json.
-
-    Attributes:
-        noise: share of the pool that is noise.
-        method: as in the benchmark's summary.
-        steps: of the run.
-        seeds: that were run.
-        split: "test" or "val".
-        score: mean reciprocal rank, {mean, low, high}.
-        lead: score less that of uniform training of as many steps.
-        over_uniform: score over the best of uniform training at no more FLOPs,
-            those of scoring and of references counted.
-        over_target: score over uniform training's best end at any length.
-    """
-
-    noise: float
-    method: str
-    steps: int
-    seeds: int
-    split: str
-    score: dict
-    lead: dict | None
-    over_uniform: dict | None
-    over_target: dict | None
-
-
-class Expectation(NamedTuple):
-    """What a method gained where it was measured, at a share of noise.
-
-    Attributes:
-        method: of the cells.
-        steps: of the cells.
-        measure: a field of `Cell`.
-        value: interpolated between the levels of noise.
-        levels: of the cells, ascending.
-        is_inside: whether the share of noise lies between them, or next to one.
-        seeds: the fewest of the cells used.
-    """
-
-    method: str
-    steps: int
-    measure: str
-    value: Estimate
-    levels: tuple[float, ...]
-    is_inside: bool
-    seeds: int
-
-
 class Advice(NamedTuple):
     """The advice for a pool.
 
@@ -379,7 +319,7 @@ class Advice(NamedTuple):
     settings: list[str]
     before: list[list[str]]
     cautions: list[str]
-    expected: list[Expectation]
+    expected: list[evidence.Expectation]
 
 
 def plain(words: str) -> str:
@@ -387,36 +327,10 @@ def plain(words: str) -> str:
     return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", words).replace("`", "")
 
 
-def evidence() -> list[Cell]:
-    """Reads the measured cells of evidence.json."""
-    values = json.loads(EVIDENCE.read_text("utf-8"))
-    return [Cell(**cell) for cell in values["cells"]]
-
-
-class Accuracy(NamedTuple):
-    """How well cells were expected from other levels of noise alone.
-
-    Attributes:
-        cells: that were left out in turn; 0 if one level was measured.
-        rank_correlation: of expected and measured gains; None of too few.
-        worst: largest factor between them; None without cells.
-    """
-
-    cells: int
-    rank_correlation: float | None
-    worst: float | None
-
-
-def accuracy() -> Accuracy:
-    """Reads the check of the expectations from evidence.json."""
-    values = json.loads(EVIDENCE.read_text("utf-8"))
-    return Accuracy(**values["accuracy"])
-
-
 def advise(
     facts: Facts,
     recipe: config_lib.TrainConfig,
-    cells: Sequence[Cell] | None = None,
+    cells: Sequence[evidence.Cell] | None = None,
 ) -> Advice:
     """Decides by the first row that applies.
 
@@ -426,9 +340,9 @@ def advise(
     Args:
         facts: of the pool.
         recipe: of the learner, for its batch and its steps.
-        cells: to expect by; None takes those of `evidence`.
+        cells: to expect by; None takes those of evidence.json.
     """
-    cells = evidence() if cells is None else cells
+    cells = evidence.cells() if cells is None else cells
     noise = 1.0 - facts.matched.mean
     row = next(row for row in ROWS if row.applies(facts))
     if row.selects and _is_pointless(cells, row.method, noise):
@@ -437,7 +351,7 @@ def advise(
         found[-1]
         for method in (row.method, *[ORACLE] * row.selects)
         for measure in _MEASURES
-        if (found := _inside(expect(cells, method, noise, measure)))
+        if (found := _inside(evidence.expect(cells, method, noise, measure)))
     ]
     return Advice(
         row,
@@ -450,75 +364,9 @@ def advise(
 
 def _is_pointless(cells, method, noise):
     """True if what was measured around this noise is below uniform training."""
-    found = _inside(expect(cells, method, noise, _MEASURES[0]))
+    found = _inside(evidence.expect(cells, method, noise, _MEASURES[0]))
     return bool(found) and all(one.value.high < 1.0 for one in found)
 
 
 def _inside(expectations):
     return [one for one in expectations if one.is_inside]
-
-
-def expect(
-    cells: Sequence[Cell], method: str, noise: float, measure: str
-) -> list[Expectation]:
-    """Interpolates a measure of a method at a share of noise.
-
-    For each length of the runs, the logarithm of the ratio is linear in the
-    logarithm of the share of pairs that match, between the measured levels and
-    for a factor of two beyond them, where `is_inside` is false.
-
-    Args:
-        cells: measured ones.
-        method: of the cells.
-        noise: share of pairs that do not match, in [0, 1).
-        measure: "over_uniform" or "over_target".
-
-    Returns:
-        One for each length that was measured, shortest first.
-    """
-    found: dict[int, dict[float, Cell]] = {}
-    for cell in cells:
-        if cell.method == method and getattr(cell, measure) is not None:
-            found.setdefault(cell.steps, {})[cell.noise] = cell
-    return [_between(found[steps], noise, measure) for steps in sorted(found)]
-
-
-def _between(by_level, noise, measure):
-    levels = sorted(by_level)
-    # A number without an end of its interval is its own end.
-    values = [
-        [
-            part[end] if part[end] is not None else part["mean"]
-            for end in Estimate._fields
-        ]
-        for part in (getattr(by_level[level], measure) for level in levels)
-    ]
-    halvings, place = (
-        -np.log2(np.maximum(1.0 - np.array(one), _LEAST_SHARE))
-        for one in (levels, noise)
-    )
-    ends = 2.0 ** _line(place, halvings, np.log2(values))
-    cell = by_level[levels[0]]
-    return Expectation(
-        cell.method,
-        cell.steps,
-        measure,
-        Estimate(*ends.round(_DIGITS).tolist()),
-        tuple(levels),
-        levels[0] - _AROUND <= noise <= levels[-1] + _AROUND,
-        min(one.seeds for one in by_level.values()),
-    )
-
-
-def _line(place, places, values):
-    """Lines through values [k, m] at ascending places [k], at a place; [m].
-
-    Ends are continued by one at most.
-    """
-    if len(places) == 1:
-        return values[0]
-    place = np.clip(place, places[0] - 1.0, places[-1] + 1.0)
-    after = int(np.clip(np.searchsorted(places, place), 1, len(places) - 1))
-    width = places[after] - places[after - 1]
-    share = (place - places[after - 1]) / width
-    return (1.0 - share) * values[after - 1] + share * values[after]

@@ -7,7 +7,7 @@ import tempfile
 import tensorflow as tf
 
 from benchmarks.icontext import advice, results
-from jest_tf.curation import advice as package
+from jest_tf.curation import evidence
 
 
 def number(mean):
@@ -16,7 +16,7 @@ def number(mean):
 
 def cell(noise, gain, method="bootstrapped", steps=1400):
     values = [number(0.1), None, number(gain), None]
-    return package.Cell(noise, method, steps, 1, "val", *values)
+    return evidence.Cell(noise, method, steps, 1, "val", *values)
 
 
 def level(noise, share=None):
@@ -82,7 +82,7 @@ class EvidenceTest(FolderTestCase):
 
     def test_the_package_carries_the_cells_of_the_results(self):
         self.assertEqual(
-            json.loads(package.EVIDENCE.read_text()),
+            json.loads(evidence.FILE.read_text()),
             advice.evidence(results.FOLDER),
             "python -m benchmarks.icontext.advice evidence",
         )

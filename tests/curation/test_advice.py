@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from jest_tf import config
 from jest_tf.config import overrides
-from jest_tf.curation import advice
+from jest_tf.curation import advice, evidence
 from jest_tf.curation.estimates import Estimate
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def cell(noise, method="bootstrapped", steps=1000, gain=2.0, **changes):
     spread = {"mean": gain, "low": 0.9 * gain, "high": 1.2 * gain}
     values = dict.fromkeys(("score", "lead", "over_uniform"), spread)
     values["over_target"] = None
-    return advice.Cell(noise, method, steps, 1, "val", **values | changes)
+    return evidence.Cell(noise, method, steps, 1, "val", **values | changes)
 
 
 class RowsTest(tf.test.TestCase):
@@ -168,7 +168,7 @@ class RowsTest(tf.test.TestCase):
 
 class ExpectationTest(tf.test.TestCase):
     def expect(self, cells, noise):
-        return advice.expect(cells, "bootstrapped", noise, "over_uniform")
+        return evidence.expect(cells, "bootstrapped", noise, "over_uniform")
 
     def test_logarithms_are_linear_between_levels(self):
         # Halves, quarters and eighths match.
@@ -233,10 +233,10 @@ class ExpectationTest(tf.test.TestCase):
             self.assertLen(found, count)
 
     def test_the_evidence_is_what_the_package_carries(self):
-        content = json.loads(advice.EVIDENCE.read_text("utf-8"))["cells"]
-        cells = advice.evidence()
+        content = json.loads(evidence.FILE.read_text("utf-8"))["cells"]
+        cells = evidence.cells()
         self.assertLen(cells, len(content))
-        self.assertBetween(advice.accuracy().cells, 0, len(cells))
+        self.assertBetween(evidence.accuracy().cells, 0, len(cells))
         methods = {one.method for one in cells}
         self.assertContainsSubset({"uniform", "bootstrapped"}, methods)
 
