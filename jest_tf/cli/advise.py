@@ -179,20 +179,13 @@ def _open(recipe, patterns):
 
 def _check_unseen(reference, curated):
     """Refuses a run that was trained on the curated shards."""
-    from jest_tf.data.stores import shards
-    from jest_tf.runs import directory
+    from jest_tf.runs import directory, inputs
 
     if not directory.has(reference, directory.CONFIG_FILE):
         return
     data = directory.load_config(reference).data
-    seen, given = (
-        {
-            files.absolute(path)
-            for pattern in patterns
-            for path in shards.expand(pattern)
-        }
-        for patterns in ((*data.train, *data.curated), curated)
-    )
+    seen = inputs.shards_of((*data.train, *data.curated))
+    given = inputs.shards_of(curated)
     if seen & given:
         raise ValueError(
             "`--reference` must not have been trained on the curated pairs, "

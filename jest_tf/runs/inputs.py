@@ -385,7 +385,7 @@ def _warn_of_seen_records(config, teacher):
     theirs = teacher.config
     if theirs.selection.scores or theirs.cascade.hyper_batch_size:
         return
-    own, seen = (_shards_of(one.data.train) for one in (config, theirs))
+    own, seen = (shards_of(one.data.train) for one in (config, theirs))
     seen &= own
     if seen:
         progress.say(
@@ -396,8 +396,8 @@ def _warn_of_seen_records(config, teacher):
         )
 
 
-def _shards_of(patterns):
-    """The files of `data.train`; what is not a file is itself."""
+def shards_of(patterns: Sequence[str]) -> set[str]:
+    """Returns the files of `data.train`; what is not a file is itself."""
     found = set()
     for pattern in patterns:
         try:

@@ -268,7 +268,8 @@ class CommandTest(KnownTestCase):
             config.TrainConfig(
                 steps=2,
                 data=config.DataConfig(
-                    train=(self.clean,),
+                    # Other shards may be gone.
+                    train=(self.clean, "gone-*.tfrecord"),
                     curated=(self.curated,),
                     super_batch_size=8,
                     curated_rows=4,
