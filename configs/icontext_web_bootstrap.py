@@ -25,6 +25,6 @@ def config() -> config_lib.TrainConfig:
         ),
         cascade=config_lib.CascadeConfig(hyper_batch_size=768, captions="best"),
         bootstrap=config_lib.BootstrapConfig(
-            renew_at=(150, 300, 600), share=0.3, curated_rows=256
+            renew_at=(150, 300, 600), shares=(0.3,), curated_rows=256
         ),
     )

@@ -362,8 +362,9 @@ def cost(recipe, settings):
             config.steps, config.data.super_batch_size
         )
         passes += area(config.selection.view) * scored
-    embedded = config.bootstrap.share * matrix.WEB_POOL_SIZE
-    passes += config.bootstrap.num_renewals(config.steps) * embedded
+    renewals = config.bootstrap.renew_at
+    embedded = sum(map(config.bootstrap.share, renewals))
+    passes += embedded * matrix.WEB_POOL_SIZE
     steps = _WIDE_STEPS if _WIDE in settings else 1.0
     return steps * passes / (3 * 256)
 

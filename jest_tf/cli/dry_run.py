@@ -56,12 +56,21 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     data, selection, steps = config.data, config.selection, config.steps
     drawn, trained = data.super_batch_size, config.batch_size
     if config.bootstrap.renew_at:
-        renewals = ", ".join(f"{step:,}" for step in config.bootstrap.renew_at)
         pool = sum(store.parts[: len(data.train)])
-        number = round(config.bootstrap.share * pool) + len(store) - pool
+        renewals = [
+            (
+                round(config.bootstrap.share(step) * pool) + len(store) - pool,
+                step,
+            )
+            for step in config.bootstrap.renew_at
+        ]
         yield (
             "bootstrap",
-            f"the learner embeds {number:,} records after steps {renewals}",
+            "the learner embeds "
+            + ", ".join(
+                f"{number:,} records after step {step:,}"
+                for number, step in renewals
+            ),
         )
     curated = data.curated_rows
     if data.curated:

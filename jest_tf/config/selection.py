@@ -8,7 +8,14 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from jest_tf.config.checks import Checked, Count, at_least, one_of, within
+from jest_tf.config.checks import (
+    SHARES,
+    Checked,
+    Count,
+    at_least,
+    one_of,
+    within,
+)
 
 SAMPLERS = ("uniform", "joint", "independent", "top")
 CRITERIA = ("learnability", "easy_reference", "hard_learner")
@@ -409,25 +416,41 @@ class BootstrapConfig(Checked, path="bootstrap"):
         renews: "reference", as above; or "learner", whose embeddings are the
             learner's part of stage 0's score until the next renewal. The
             reference is then that of `reference.sidecars` throughout.
-        share: share of the records that a renewal embeds, chosen anew each
-            time; only these are drawn until the next renewal. A small share
-            costs little, and still offers each step other records.
+        shares: share of the records that each renewal embeds, chosen anew
+            each time; only these are drawn until the next renewal. A single
+            share holds for all renewals. A small share costs little, and
+            still offers each step other records; late renewals, which serve
+            more steps by a better learner, are worth a larger one.
         curated_rows: `data.curated_rows` before the first renewal, when nothing
             is chosen yet. None keeps it.
     """
 
     renew_at: tuple[int, ...] = ()
     renews: Annotated[str, one_of(*ROLES)] = "reference"
-    share: Annotated[float, within("(0, 1]")] = 1.0
+    shares: Annotated[tuple[float, ...], SHARES] = (1.0,)
     curated_rows: Annotated[int, at_least(0)] | None = None
 
     def __post_init__(self):
         super().__post_init__()
         self._expect(
+            len(self.shares) in (1, len(self.renew_at)),
+            "`bootstrap.shares` must be a single share, or one for each of "
+            f"the {len(self.renew_at)} steps of `bootstrap.renew_at`",
+        )
+        self._expect(
             [*self.renew_at] == sorted({*self.renew_at})
             and min(self.renew_at, default=1) > 0,
             "`bootstrap.renew_at` must be ascending steps from 1 on",
         )
+
+    def share(self, step: int) -> float:
+        """Returns the share that the renewal after `step` steps embeds.
+
+        Raises:
+            ValueError: `step` is not in `renew_at`.
+        """
+        number = self.renew_at.index(step)
+        return self.shares[number if len(self.shares) > 1 else 0]
 
     def num_renewals(self, step: int) -> int:
         """Returns the number of renewals before the step after `step` steps."""

@@ -182,7 +182,7 @@ def _bootstrapped(facts, recipe):
         *_cascade(facts, recipe),
         "cascade.captions=best",
         f"bootstrap.renew_at={','.join(map(str, steps))}",
-        f"bootstrap.share={_share(facts, recipe, len(steps)):.2g}",
+        f"bootstrap.shares={_share(facts, recipe, len(steps)):.2g}",
         f"bootstrap.curated_rows={recipe.batch_size}",
         "optimizer.ema=0.98",
     ]

@@ -227,11 +227,12 @@ def embedded_rows(
     """
     settings = config.bootstrap
     drawn = store.manifest and store.manifest.weights > 0
-    if settings.share == 1.0:
+    share = settings.share(step)
+    if share == 1.0:
         return drawn
     salt = _ROWS_SALT + settings.renew_at.index(step)
     values = stream.uniform_hash(config.seed, np.arange(len(store)), salt)
-    rows = values < np.uint64(settings.share * 2.0**64)
+    rows = values < np.uint64(share * 2.0**64)
     if config.data.curated:
         # Their embeddings may be read too.
         rows[_num_pool(config, store) :] = True

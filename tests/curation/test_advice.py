@@ -94,7 +94,7 @@ class RowsTest(tf.test.TestCase):
                     "bootstrap.renew_at": (100, 200, 400),
                     # A quarter of 1,000 steps is three renewals of as many
                     # records as 250 steps embed, 250 * 3 * 64 / 3.
-                    "bootstrap.share": 0.16,
+                    "bootstrap.shares": (0.16,),
                     "bootstrap.curated_rows": 64,
                 },
             ),
@@ -131,7 +131,7 @@ class RowsTest(tf.test.TestCase):
     def test_a_small_pool_is_embedded_whole(self):
         for size, share in ((1000, "1"), (10**8, "0.02")):
             settings = advice.advise(facts(size=size), RECIPE, []).settings
-            self.assertIn(f"bootstrap.share={share}", settings)
+            self.assertIn(f"bootstrap.shares={share}", settings)
 
     def test_commands_come_first_where_a_choice_or_sidecars_are_needed(self):
         embed = "embed --model runs/r --data pool-*.tar"

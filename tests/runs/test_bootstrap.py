@@ -24,7 +24,7 @@ SETTINGS = (
     "selection.phases=",
     "selection.uniform_every=none",
     "bootstrap.renew_at=8,16",
-    "bootstrap.share=0.7",
+    "bootstrap.shares=0.7,1",
     "optimizer.ema=none",
     "bootstrap.curated_rows=6",
     f"cascade.hyper_batch_size={HYPER}",
@@ -313,7 +313,14 @@ class SettingsTest(tf.test.TestCase):
             ("ascending steps from 1 on.*[(]3, 2[)]", {"renew_at": (3, 2)}),
             ("ascending steps from 1 on", {"renew_at": (0, 2)}),
             ("before the last of `steps`", {"renew_at": (10,)}),
-            ("share` must be in [(]0, 1]", {"renew_at": (1,), "share": 0.0}),
+            (
+                "shares` must be one or more shares in [(]0, 1].*[(]0.0,[)]",
+                {"renew_at": (1,), "shares": (0.0,)},
+            ),
+            (
+                "a single share, or one for each of the 3 steps.*0.3, 1.0",
+                {"renew_at": (1, 2, 3), "shares": (0.3, 1.0)},
+            ),
             (
                 "`bootstrap.curated_rows` needs `data.curated`",
                 {"renew_at": (1,), "curated_rows": 8},
