@@ -21,6 +21,8 @@ DOCS_BIN := .venv-docs/bin
 DOCS_INSTALLED := .venv-docs/installed
 OLDEST_BIN := .venv-oldest/bin
 OLDEST_INSTALLED := .venv-oldest/installed
+DIST_BIN := .venv-dist/bin
+DIST_INSTALLED := .venv-dist/installed
 TPU_BIN := .venv-tpu/bin
 TPU_INSTALLED := .venv-tpu/installed
 
@@ -43,7 +45,7 @@ ICONTEXT ?= icontext-work
 ICONTEXT_DATA ?=
 JOBS ?=
 
-.PHONY: help quickstart docs test test-slow test-oldest test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -84,6 +86,13 @@ tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without one
 	@echo "tpu-compile: about a minute a case; what is done is skipped"
 	@$(TPU_BIN)/python -m benchmarks.tpu_compile
 
+dist: $(INSTALLED) $(DIST_INSTALLED) ## build the sdist and the wheel into dist/, and try them
+	@rm -rf dist
+	@$(BIN)/python -m pytest tests/test_packaging.py
+	@$(DIST_BIN)/python -m build --outdir dist
+	@$(DIST_BIN)/python -m twine check --strict dist/*
+	@echo "dist: see dist/"
+
 icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
 	@$(BIN)/python -m benchmarks.icontext.build fetch --cache $(ICONTEXT)/cache
@@ -112,7 +121,7 @@ icontext: icontext-runs ## data, runs and report, from nothing
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-beam .venv-transformers .venv-s3 .venv-docs \
-	  .venv-oldest .venv-peers .venv-tpu build dist site *.egg-info \
+	  .venv-oldest .venv-peers .venv-dist .venv-tpu build dist site *.egg-info \
 	  .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -179,6 +188,11 @@ $(DOCS_INSTALLED): setup.cfg
 	@$(DOCS_BIN)/python $(PIP) -r .venv-docs/requirements.txt
 	@touch $@
 	@echo "install: done"
+
+$(DIST_INSTALLED):
+	@test -x $(DIST_BIN)/python || $(PYTHON) -m venv .venv-dist
+	@$(DIST_BIN)/python $(PIP) build twine
+	@touch $@
 
 # PyTorch and TensorFlow need not share an environment. CLIP_benchmark imports
 # requests without asking for it, and fails with NumPy 2.4.
