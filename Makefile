@@ -133,7 +133,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@echo "install: TensorFlow and the rest into .venv, once; about 1 GB to" \
 	  "download, 3.5 GB on disk, one to ten quiet minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python $(PIP) --editable '.[test,keras-hub]'
+	@$(BIN)/python $(PIP) --editable '.[test,keras-hub,notebook]'
 	@touch $@
 	@echo "install: done"
 

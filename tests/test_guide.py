@@ -1,0 +1,131 @@
+"""examples/guide.ipynb is made from examples/guide.py, and runs.
+
+PYTHONPATH=. python tests/test_guide.py --write
+
+makes the notebook: it executes the script's cells in a new kernel.
+"""
+
+import os
+import pathlib
+import re
+import sys
+
+import pytest
+import tensorflow as tf
+
+jupytext = pytest.importorskip("jupytext")
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "examples" / "guide.py"
+NOTEBOOK = ROOT / "examples" / "guide.ipynb"
+LARGEST = 300_000  # bytes
+
+
+def made():
+    """The notebook of the script, without outputs."""
+    notebook = jupytext.reads(SCRIPT.read_text("utf-8"), "py:percent")
+    del notebook.metadata["jupytext"]
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # random otherwise
+        cell.metadata.clear()
+    return notebook
+
+
+def executed():
+    """The notebook of the script, with the outputs of a new kernel."""
+    notebook = made()
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        record_timing=False,
+        resources={"metadata": {"path": str(SCRIPT.parent)}},
+    )
+    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
+    notebook.metadata.pop("language_info")  # the version of this Python
+    for cell in code(notebook):
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if output.get("name") != "stderr"  # TensorFlow's remarks
+        ]
+    return notebook
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def without_outputs(notebook):
+    for cell in code(notebook):
+        cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def printed(notebook):
+    """The text that the cells print."""
+    return "".join(
+        output.text
+        for cell in code(notebook)
+        for output in cell.outputs
+        if output.output_type == "stream"
+    )
+
+
+def pictures(notebook):
+    """The pictures that the cells show, as PNG in base64."""
+    return [
+        output.data["image/png"]
+        for cell in code(notebook)
+        for output in cell.outputs
+        if output.output_type == "display_data"
+    ]
+
+
+class GuideTest(tf.test.TestCase):
+    def test_the_notebook_has_the_cells_of_the_script(self):
+        written = nbformat.read(NOTEBOOK, as_version=4)
+        self.assertEqual(without_outputs(written), made())
+
+    def test_the_notebook_has_the_outputs_of_one_run_and_is_small(self):
+        written = nbformat.read(NOTEBOOK, as_version=4)
+        self.assertEqual(
+            [cell.execution_count for cell in code(written)],
+            [1 + number for number in range(len(code(written)))],
+        )
+        self.assertLen(pictures(written), 2)
+        self.check_claims(printed(written))
+        self.assertLess(NOTEBOOK.stat().st_size, LARGEST)
+
+    @pytest.mark.slow
+    def test_a_new_kernel_runs_it_and_selection_drops_wrong_captions(self):
+        notebook = executed()
+        self.assertLen(pictures(notebook), 2)
+        self.check_claims(printed(notebook))
+
+    def check_claims(self, text):
+        """The guide's prose holds for what its cells print."""
+        wrong = {
+            name: float(share)
+            for name, share in re.findall(
+                r"(\w+): ([\d.]+)% of the captions are wrong", text
+            )
+        }
+        self.assertBetween(wrong["offered"], 38.0, 42.0)
+        self.assertLess(wrong["chosen"], wrong["offered"] / 2)
+        losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", text)]
+        self.assertEqual(losses, sorted(losses, reverse=True))
+        recall = {
+            name: float(share)
+            for name, share in re.findall(r"(\w+): recall ([\d.]+)%", text)
+        }
+        self.assertLess(1.3 * recall["uniform"], recall["JEST"])
+        self.assertLess(recall["JEST"], recall["reference"])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        nbformat.write(executed(), NOTEBOOK)
+    else:
+        tf.test.main()
