@@ -461,7 +461,7 @@ class TrainersTest(tf.test.TestCase):
                 ("jest", missing, "selection.batch_size=25"),
                 "batch_size=25, B=24",
             ),
-            (("jest", missing, "selection.chunks=2"), "Fields of SelectionC"),
+            (("jest", missing, "selection.chunks=2"), "`selection.num_chunks`"),
             (("uniform", missing, "data.train=/nowhere/*"), "/nowhere"),
             (("jest", self.learner, *self.jest, "seed=1"), "seed=0"),
         )

@@ -8,11 +8,13 @@ import argparse
 import gc
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 
 from jest_tf import files
+from jest_tf.config import checks, overrides
 
 COMMANDS = (
     *("train", "embed", "evaluate", "curate", "advise", "page", "export"),
@@ -64,7 +66,8 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         code = stopped.code
     except OSError as error:
         code = f"error: {error}"
-        if not files.is_remote(code):  # a bucket says what it refuses
+        # The system and a bucket say what they refuse, and where.
+        if error.filename is None and not files.is_remote(code):
             traceback.print_exc()
             code = 1
     except Exception:
@@ -78,7 +81,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the whole command line."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         "jest-tf",
         description="Joint example selection for TensorFlow and Keras.",
         epilog="`jest-tf COMMAND --help` describes a command.",
@@ -105,12 +108,70 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line and say what was probably meant."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        # Before what is required, which a misspelt flag may have given.
+        for place, word in enumerate(args or () if self._is_command else ()):
+            flag = word.partition("=")[0]
+            if re.fullmatch("--?[A-Za-z][^ ]*", flag) and not (
+                flag in self._option_string_actions or "--beam" in args
+            ):
+                self.error(
+                    f"unknown flag {flag}{self._meant(flag, args[place:])}"
+                )
+        flags, rest = super().parse_known_args(args, namespace)
+        if rest and self._is_command and not getattr(flags, "beam", False):
+            self.error(self._misplaced(rest))
+        return flags, rest
+
+    def error(self, message):
+        if not message.endswith("?"):
+            message += f". See `{self.prog} --help`"
+        self.exit(2, f"error: {message}\n")
+
+    @property
+    def _is_command(self):
+        return " " in self.prog
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or action.metavar
+            rule = checks.one_of(*action.choices)
+            try:
+                checks.check(name, value, rule)
+            except ValueError as error:
+                self.error(str(error))
+
+    def _meant(self, flag, words):
+        """Says which flag or setting `flag`, the first of `words`, may be."""
+        known = [one.lstrip("-") for one in self._option_string_actions]
+        name = flag.lstrip("-").replace("-", "_").removeprefix("config.")
+        close, setting = checks.nearest(name.replace("_", "-"), known), ""
+        if settings := self.get_default("settings"):
+            setting = overrides.similar(settings, name)
+        is_named = setting.rpartition(".")[2] == name.rpartition(".")[2]
+        if close and (close == name or not is_named):
+            return f". Did you mean --{close}?"
+        if setting or "set" in known:
+            _, _, value = words[0].partition("=")
+            value = value or next(iter(words[1:2]), "...")
+            return f". Did you mean `--set {setting or name}={value}`?"
+        return ""
+
+    def _misplaced(self, words):
+        message = f"unexpected {' '.join(words)}"
+        flags = self._option_string_actions
+        if "--set" in flags and all("=" in word for word in words):
+            return f"{message}. Did you mean `--set {' '.join(words)}`?"
+        if "--config" in flags and words[0].endswith((".py", ".json")):
+            return f"{message}. Did you mean `--config {words[0]}`?"
+        return message
+
+
 def _parse(argv):
-    known = parser()
-    flags, rest = known.parse_known_args(argv)
-    if rest and not getattr(flags, "beam", False):
-        known.error(f"unrecognized arguments: {' '.join(rest)}")
-    flags.beam_options = rest
+    flags, flags.beam_options = parser().parse_known_args(argv)
     return flags
 
 

@@ -83,9 +83,11 @@ def run(flags: argparse.Namespace) -> None:
         loading.check_model(flags.reference, "--reference")
         _check_unseen(flags.reference, flags.curated)
     data = survey_lib.Data(
-        _open(recipe, recipe.data.train),
-        _open(recipe, flags.curated),
-        _open(recipe, flags.tests) if flags.tests else None,
+        _open(
+            recipe, recipe.data.train, "--pool" if flags.pool else "data.train"
+        ),
+        _open(recipe, flags.curated, "--curated"),
+        _open(recipe, flags.tests, "--tests") if flags.tests else None,
     )
     name, unseen = flags.reference, None
     if not name:
@@ -160,7 +162,7 @@ def _recipe(flags):
     )
 
 
-def _open(recipe, patterns):
+def _open(recipe, patterns, setting):
     from jest_tf.data import stores
     from jest_tf.runs import progress
 
@@ -174,6 +176,7 @@ def _open(recipe, patterns):
             manifest="",
         ),
         progress.Progress("indexing", "bytes"),
+        setting,
     )
 
 

@@ -164,11 +164,11 @@ def _curate_like(flags, store, reference):
 
     settings = _settings(by_similarity.Settings, flags)
 
-    def source(patterns):
-        found = flags_lib.open_store(flags, patterns)
+    def source(patterns, setting):
+        found = flags_lib.open_store(flags, patterns, setting)
         return by_similarity.Source(found, reference.sidecars(found))
 
-    tasks = source(flags.like)
+    tasks = source(flags.like, "--like")
     if not flags.evaluation:
         print(
             "no --evaluation: what the tasks are evaluated on may be chosen",
@@ -180,7 +180,7 @@ def _curate_like(flags, store, reference):
     curated = by_similarity.infer(
         by_similarity.Source(store, sidecars),
         tasks,
-        source(flags.evaluation) if flags.evaluation else None,
+        source(flags.evaluation, "--evaluation") if flags.evaluation else None,
         flags.output,
         settings,
         overwrite=flags.overwrite,

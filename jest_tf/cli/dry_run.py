@@ -112,11 +112,9 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
 
 
 def _vocabulary_size(config, workdir):
-    path, length = config.data.vocabulary, config.data.text_length
     if tokenizers.has_tokenizer(workdir):
+        length = config.data.text_length
         return tokenizers.load_tokenizer(workdir, length).vocabulary_size
-    if path:
-        return tokenizers.read_tokenizer(path, length).vocabulary_size
     return config.data.vocabulary_size
 
 

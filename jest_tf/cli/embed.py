@@ -93,8 +93,14 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.data import sidecars as sidecars_lib
     from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
-    from jest_tf.runs import interruptions, progress, sidecar_precision
+    from jest_tf.runs import (
+        interruptions,
+        loading,
+        progress,
+        sidecar_precision,
+    )
 
+    loading.check_model(flags.model, "--model")
     teacher = runs.load_model(flags.model)
     store = flags_lib.open_store(
         flags, flags.data, max_image_pixels=flags.max_image_pixels
@@ -125,9 +131,10 @@ def run(flags: argparse.Namespace) -> None:
 def _embed_folder(flags):
     from jest_tf import inference
     from jest_tf.inference import collection as collection_lib
-    from jest_tf.runs import progress
+    from jest_tf.runs import loading, progress
 
-    collection_lib.check_output(flags.output)
+    collection_lib.check_output(flags.output, "--output")
+    loading.check_model(flags.model, "--model")
     model = inference.load(flags.model, batch_size=flags.batch_size)
     collection, reasons = collection_lib.embed_folder(
         model,

@@ -192,6 +192,7 @@ def evaluate(
     stores = evaluation.open_stores(
         together(data),
         dataclasses.replace(model.config.evaluation_data, **given),
+        "--data",
     )
     return evaluations.Evaluations(
         model.config,

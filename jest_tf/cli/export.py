@@ -46,7 +46,9 @@ def run(flags: argparse.Namespace) -> None:
         )
     from jest_tf import inference
     from jest_tf.inference import export
+    from jest_tf.runs import loading
 
+    loading.check_model(flags.model, "--model")
     model = inference.load(flags.model)
     if flags.format == "saved_model":
         functions = export.saved_model(model, flags.output, dtype=flags.dtype)

@@ -20,14 +20,20 @@ def data(flags: argparse.Namespace, patterns, **fields) -> config.DataConfig:
     return config.DataConfig(train=tuple(patterns), **fields)
 
 
-def open_store(flags: argparse.Namespace, patterns, **fields):
-    """Opens the store of `data`, and shows progress where it is indexed."""
+def open_store(
+    flags: argparse.Namespace, patterns, setting: str = "--data", **fields
+):
+    """Opens the store of `data`, and shows progress where it is indexed.
+
+    `setting` is the flag that gives the patterns.
+    """
     from jest_tf.data import stores
     from jest_tf.runs import progress
 
     return stores.open_stores(
         data(flags, patterns, **fields),
         progress.Progress("indexing", "bytes"),
+        setting,
     )
 
 

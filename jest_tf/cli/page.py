@@ -8,6 +8,8 @@ the run directory and the run's data. The run may still be training.
 import argparse
 import os
 
+from jest_tf.config import checks
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Writes the page and prints its path."""
+    checks.check("--moments", flags.moments, checks.at_least(1))
     from jest_tf.reports import run_page
     from jest_tf.runs import directory
 

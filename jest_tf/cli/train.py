@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train a chain of up to N runs in the directory, each the "
         "reference of the next (docs/bootstrap.md)",
     )
+    parser.set_defaults(settings=config.TrainConfig)
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
         f"{overrides.describe(config.TrainConfig)}"

@@ -4,6 +4,7 @@ A rule pairs the expected value in words with a predicate. A field has its rules
 in its annotation: `image_size: Annotated[int, at_least(1)] = 32`.
 """
 
+import difflib
 import functools
 import importlib
 import math
@@ -12,7 +13,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -41,7 +42,38 @@ def within(interval: str) -> Rule:
 
 def one_of(*allowed: Any) -> Rule:
     """Accepts the values in `allowed`."""
-    return f"one of {allowed}", lambda value: value in allowed
+    return f"one of {allowed}", _OneOf(allowed)
+
+
+class _OneOf:
+    """Whether a value is among the `names`."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __call__(self, value):
+        return value in self.names
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Returns the name that a misspelt word was probably meant to be, or "".
+
+    A word of initials, such as `lr`, stands for `learning_rate`.
+    """
+    names = list(names)
+    close = difflib.get_close_matches(word, names, 1)
+    close += [
+        name
+        for name in names
+        if word == "".join(part[0] for part in name.split("_") if part)
+    ]
+    return close[0] if close else ""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Returns a question with the `nearest` of the names, or ""."""
+    name = nearest(word, names)
+    return f". Did you mean {name!r}?" if name else ""
 
 
 # The sources of pretrained models, before the colon of a name.
@@ -84,8 +116,13 @@ Seed = Annotated[int, ("in [0, 2^31)", lambda seed: 0 <= seed < 2**31)]
 def check(name: str, value: Any, rule: Rule) -> None:
     """Raises ValueError, which names the setting, unless `rule` holds."""
     expected, holds = rule
-    if not holds(value):
-        raise ValueError(f"`{name}` must be {expected}. Received: {value!r}")
+    if holds(value):
+        return
+    hint = ""
+    if isinstance(value, str):
+        names = (one for one in getattr(holds, "names", ()) if one)
+        hint = did_you_mean(value, names)
+    raise ValueError(f"`{name}` must be {expected}. Received: {value!r}{hint}")
 
 
 def name_or_function(*names: str) -> Rule:
@@ -104,12 +141,15 @@ def load_function(setting: str, name: str) -> Callable:
         ValueError: it cannot be imported, or is no function.
     """
     module, function = name.split(":")
+    imported = None
     try:
-        found = getattr(importlib.import_module(module), function)
+        imported = importlib.import_module(module)
+        found = getattr(imported, function)
     except (ImportError, AttributeError) as error:
+        hint = did_you_mean(function, vars(imported)) if imported else ""
         raise ValueError(
             f"`{setting}` must name a function of a module that can be "
-            f"imported from {os.getcwd()}. Received: {name!r} ({error})"
+            f"imported from {os.getcwd()}. Received: {name!r} ({error}){hint}"
         ) from error
     if not callable(found):
         raise ValueError(

@@ -12,6 +12,7 @@ from jest_tf.config.checks import (
     Count,
     above,
     at_least,
+    check,
     name_or_function,
     one_of,
     within,
@@ -224,10 +225,8 @@ class ModelConfig(Checked, path="model"):
             self.init_from or not self.init_tower,
             "`model.init_tower` needs `model.init_from`",
         )
-        self._expect(
-            self.towers or self.preset in PRESETS,
-            f"`model.preset` must be one of {tuple(PRESETS)}",
-        )
+        if not self.towers:
+            check("model.preset", self.preset, one_of(*PRESETS))
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,8 @@ class ReferenceConfig(Checked, path="reference"):
         self._expect(
             not self.workdir or not self.model,
             "`reference.model` and `reference.workdir` are two spellings of "
-            "one setting: set one of them, the other to none",
+            "one setting: set one of them, and the other to none, as "
+            "reference.workdir=none",
         )
         self._expect(
             self.name or self.sidecars or not self.distillation_weight,

@@ -5,7 +5,6 @@ list that `--help` prints. Independent of any particular setting.
 """
 
 import dataclasses
-import difflib
 import inspect
 import re
 import textwrap
@@ -44,7 +43,10 @@ def override(kind: type, values: dict, text: str) -> None:
     """
     path, separator, value = (part.strip() for part in text.partition("="))
     if not separator:
-        raise ValueError(f'An override must read "a.b=c". Received: {text!r}')
+        raise ValueError(
+            'An override must read "a.b=c", without spaces around "=". '
+            f"Received: {text!r}"
+        )
     *parents, last = path.split(".")
     owner = kind
     for parent in parents:
@@ -105,6 +107,24 @@ def settings(kind: type, prefix: str = "") -> Iterator[Setting]:
             )
 
 
+def similar(kind: type, path: str, prefix: str = "") -> str:
+    """Returns the setting of a dataclass that `path` probably means, or ""."""
+    by_group: dict[str, list[str]] = {}
+    by_name: dict[str, str] = {}
+    for setting in settings(kind, prefix):
+        group, _, name = setting.path.rpartition(".")
+        by_group.setdefault(group, []).append(name)
+        by_name.setdefault(name, setting.path)
+    group, _, name = path.rpartition(".")
+    if group not in by_group:
+        group = checks.nearest(group, by_group)
+    here = by_group.get(group, [])
+    close = name if name in here else checks.nearest(name, here)
+    if close and (close == name or name not in by_name):
+        return f"{group}.{close}".lstrip(".")
+    return by_name.get(name) or by_name.get(checks.nearest(name, by_name), "")
+
+
 def describe(kind: type) -> str:
     """Lists the settings of a dataclass, a line "a.b=default" per setting.
 
@@ -156,19 +176,11 @@ def _field_type(owner, name, path, root, prefix=""):
     hints = typing.get_type_hints(owner)
     if name in hints:
         return hints[name]
-    message = (
+    if close := similar(root, path, prefix):
+        raise ValueError(f"No setting `{path}`. Did you mean `{close}`?")
+    raise ValueError(
         f"No setting `{path}`. Fields of {owner.__name__}: {', '.join(hints)}"
     )
-    by_name: dict[str, str] = {}
-    for setting in settings(root, prefix):
-        by_name.setdefault(setting.path.rpartition(".")[2], setting.path)
-    # The same name in another group, a similar path, or a similar name.
-    close = [by_name[name]] if name in by_name else []
-    close += difflib.get_close_matches(path, by_name.values(), 1)
-    close += map(by_name.get, difflib.get_close_matches(name, by_name, 1))
-    if close:
-        message += f". Did you mean `{close[0]}`?"
-    raise ValueError(message)
 
 
 def _parse(kind, path, text):
@@ -194,7 +206,9 @@ def _parse(kind, path, text):
     try:
         return _BOOLS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
+        expected = checks.type_name(kind)
+        if kind is bool:
+            expected += f", {' or '.join(_BOOLS)}"
         raise ValueError(
-            f"`{path}` must be of type {checks.type_name(kind)}. "
-            f"Received: {text!r}"
+            f"`{path}` must be of type {expected}. Received: {text!r}"
         ) from None

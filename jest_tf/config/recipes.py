@@ -8,9 +8,11 @@ import dataclasses
 import importlib.util
 import json
 import os
+import traceback
 from collections.abc import Sequence
 
 from jest_tf import files
+from jest_tf.config import checks
 from jest_tf.config import overrides as overrides_lib
 from jest_tf.config.run import TrainConfig
 
@@ -26,15 +28,18 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
             after all of them.
 
     Raises:
-        ValueError: if the file is no recipe, a setting does not exist, or a
-            value does not fit.
+        ValueError: if the file is no recipe or fails, a setting does not
+            exist, or a value does not fit.
     """
     path = os.fspath(path)
     read = {".json": _read_json, ".py": _run_recipe}.get(
         os.path.splitext(path)[1]
     )
     if read is None or not files.is_file(path):
-        raise ValueError(f"No recipe at {path!r}: expected a .py or .json file")
+        raise ValueError(
+            f"No recipe at {path!r}: expected a .py or .json file"
+            f"{_similar(path)}"
+        )
     with files.staged(path) as local:
         values = read(local)
     for override in overrides:
@@ -47,6 +52,21 @@ def save_config(config: TrainConfig, path: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(config), file, indent=2)
         file.write("\n")
+
+
+def _similar(path):
+    """A question with the recipe of a similar path, or ""."""
+    folder, name = os.path.split(path)
+    found = {}
+    for place in (os.path.join(folder, "configs"), folder):
+        if os.path.isdir(place or "."):
+            found |= {
+                one: os.path.join(place, one)
+                for one in os.listdir(place or ".")
+                if one.endswith((".py", ".json"))
+            }
+    close = checks.nearest(os.path.splitext(name)[0] + ".py", found)
+    return f". Did you mean {found[close]!r}?" if close else ""
 
 
 def _read_json(path):
@@ -66,12 +86,31 @@ def _read_json(path):
 def _run_recipe(path):
     spec = importlib.util.spec_from_file_location("recipe", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, "config", None)
-    config = make() if callable(make) else make
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, "config", None)
+        config = make() if callable(make) else make
+    except Exception as error:
+        raise ValueError(_error_in(path, error)) from error
     if not isinstance(config, TrainConfig):
         raise ValueError(
             f"{path!r} must have a function `config()` that returns a "
             f"TrainConfig. Received: {type(config).__name__}"
         )
     return dataclasses.asdict(config)
+
+
+def _error_in(path, error):
+    """Says what went wrong in a recipe, and in which of its lines."""
+    text = str(error)
+    if isinstance(error, SyntaxError):
+        return f"Recipe {path!r}: {text}"
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
+    where = f", line {lines[-1]}" if lines else ""
+    return f"Recipe {path!r}{where}: {text}"

@@ -279,10 +279,17 @@ class KerasHubTokenizer:
         return self._make().tokenizer
 
     def _make(self):
-        found = json.loads(self._content)
-        preprocessor = keras.saving.deserialize_keras_object(
-            found["preprocessor"]
-        )
+        try:
+            found = json.loads(self._content)
+            preprocessor = keras.saving.deserialize_keras_object(
+                found["preprocessor"]
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                "A vocabulary that ends in .json must be one that a run with "
+                "a model of KerasHub has written. Received: another file "
+                f"({type(error).__name__}: {error})"
+            ) from error
         _load_assets(preprocessor.tokenizer, found["assets"])
         return preprocessor
 
@@ -406,7 +413,11 @@ def read_tokenizer(path: str, length: int) -> Tokenizer:
     if not files.is_file(path):
         if ":" in path and checks.FUNCTION[1](path):
             return FunctionTokenizer(path, length)
-        raise ValueError(f"No vocabulary file at {path!r}")
+        what = ", a folder" if files.is_folder(path) else ""
+        raise ValueError(
+            "`data.vocabulary` must be a file, .txt, .model or .json, or "
+            f"'module:function'. Received: {path!r}{what or ', no file'}"
+        )
     content = files.read_whole(path)
     if path.endswith(FunctionTokenizer.FILE):
         return FunctionTokenizer(content.decode().strip(), length)

@@ -131,12 +131,14 @@ class StoreEvaluation:
 def open_stores(
     patterns: Sequence[str | Sequence[str]],
     data: config_lib.DataConfig | None = None,
+    setting: str = "evaluation.data",
 ) -> dict[str, stores_lib.Store]:
     """Opens one store for every pattern, named after its first file.
 
     Args:
         patterns: paths or globs of shards or tables, or lists of them.
         data: format, fields and index folder, as `TrainConfig.evaluation_data`.
+        setting: name of the patterns in errors.
 
     Returns:
         Stores by name: `test` for `data/test-00000-of-00002.tfrecord`.
@@ -155,7 +157,10 @@ def open_stores(
                 caption_fields=data.caption_fields,
                 index_dir=data.index_dir,
                 max_image_pixels=data.max_image_pixels,
+                setting=setting,
             )
+        except stores_lib.NoFiles:
+            raise
         except ValueError as error:
             raise ValueError(
                 f"Evaluation data {pattern} cannot be opened, as format "

@@ -82,11 +82,15 @@ def embed_folder(
     return Collection(kept, np.concatenate(parts), about), reasons
 
 
-def check_output(path: str) -> None:
-    """Raises ValueError unless a collection can be written to `path`."""
+def check_output(path: str, setting: str = "path") -> None:
+    """Raises ValueError unless a collection can be written to `path`.
+
+    `setting` is its name in errors.
+    """
     if not path.endswith((".parquet", ".npy")):
         raise ValueError(
-            f"The output must end in .parquet or .npy. Received: {path!r}"
+            f"`{setting}` must be a file that ends in .parquet or .npy. "
+            f"Received: {path!r}"
         )
     if path.endswith(".parquet"):
         _pyarrow()

@@ -12,15 +12,17 @@ pixels are those of the preset's own preprocessor.
 tokenizer beside it, as a run directory has them.
 """
 
+import contextlib
 import dataclasses
-import difflib
 import functools
 import os
+import re
 
 import keras
 import tensorflow as tf
 
 from jest_tf import files
+from jest_tf.config import checks
 from jest_tf.data import pictures, tokenizers
 from jest_tf.models import hugging_face, reference, two_tower
 
@@ -53,13 +55,25 @@ def check(name: str, setting: str = "model") -> None:
         return
     known = _known(hub)
     if preset not in known:
-        close = difflib.get_close_matches(preset, known, 1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
+        close = checks.nearest(preset, known)
+        hint = f"Did you mean {KERAS_HUB + close!r}? " if close else ""
         raise ValueError(
             f"`{setting}` must name a preset of KerasHub with two towers, a "
             f"folder or a handle. {hint}Known: {', '.join(known)}. "
             f"Received: {name!r}"
         )
+
+
+def similar(name: str) -> str:
+    """Returns the name that one without its prefix stands for, or ""."""
+    if re.fullmatch(r"(google|openai|facebook|laion|timm)/[\w.-]+", name):
+        return hugging_face.PREFIX + name
+    if re.search("clip|siglip", name) and "/" not in name:
+        with contextlib.suppress(ValueError):
+            known = _known(tokenizers.import_keras_hub(name))
+            if close := checks.nearest(name, known):
+                return KERAS_HUB + close
+    return ""
 
 
 def load(name: str) -> reference.Pretrained:

@@ -14,6 +14,7 @@ import keras
 
 from jest_tf import config as config_lib
 from jest_tf import files
+from jest_tf.config import checks
 
 CONFIG_FILE = "config.json"
 LEARNER_FILE = "learner.json"
@@ -87,10 +88,39 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
     """
     if not has(workdir, CONFIG_FILE):
         raise ValueError(
-            f"Expected a run directory, with {CONFIG_FILE}. "
-            f"Received: {workdir!r}"
+            f"`--workdir` must be a run directory, with {CONFIG_FILE}. "
+            f"Received: {received(workdir)}"
         )
     return config_lib.load_config(path(workdir, CONFIG_FILE))
+
+
+def received(workdir: str) -> str:
+    """Shows a path that is no run directory, and the run that may be meant."""
+    if files.is_remote(workdir):
+        return repr(workdir)
+    above, name = os.path.split(os.path.normpath(workdir))
+    if os.path.isfile(workdir):
+        what, near = "a file", []
+    elif os.path.isdir(workdir):
+        what, near = "a folder without it", _runs_in(workdir)
+    else:
+        what = "which does not exist"
+        near = [
+            one
+            for one in _runs_in(above or ".")
+            if checks.nearest(name, [os.path.basename(one)])
+        ]
+    outer = (above, os.path.dirname(above))
+    near = [one for one in outer if one and has(one, CONFIG_FILE)] + near
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    return f"{workdir!r}, {what}{hint}"
+
+
+def _runs_in(folder):
+    inner = (
+        os.path.normpath(path(folder, one)) for one in files.list_folder(folder)
+    )
+    return [one for one in inner if has(one, CONFIG_FILE)]
 
 
 def save_learner(workdir: str, learner: keras.Model) -> None:

@@ -315,18 +315,14 @@ def tokenizer_of(
 ) -> Callable:
     """Returns the run's tokenizer.
 
-    It comes from the run directory, is `initial`, that of `model.init_from`, or
-    comes from a given file, or is built.
-
-    One that is built, from the store's captions, is saved in `output`.
+    It comes from the run directory, is `initial`, that of a model or a file, or
+    is built from the store's captions. A new one is saved in `output`.
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
         return tokenizers.load_tokenizer(workdir, length)
     if initial is not None:
         tokenizer = initial
-    elif config.data.vocabulary:
-        tokenizer = tokenizers.read_tokenizer(config.data.vocabulary, length)
     else:
         progress.say(
             f"{workdir}: building a vocabulary from {len(store):,} records"

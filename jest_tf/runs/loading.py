@@ -76,15 +76,18 @@ def check_model(name: str, setting: str) -> None:
     """Raises ValueError unless `load_model` knows `name`, a `setting`."""
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
-        pretrained.check(name, setting)
-    elif "/" in name or directory.has(name, directory.CONFIG_FILE):
-        check_finished(name, setting)
-    else:
+        return pretrained.check(name, setting)
+    meant = ""
+    if not directory.has(name, directory.CONFIG_FILE):
+        meant = pretrained.similar(name)
+    if meant or "/" not in name and not files.is_folder(name):
         kinds, _ = checks.MODEL
+        hint = f". Did you mean {meant!r}?" if meant else ""
         raise ValueError(
             f"`{setting}` must be {kinds}. Received: {name!r}, which is no run "
-            "directory"
+            f"directory{hint}"
         )
+    check_finished(name, setting)
 
 
 class Start(NamedTuple):
@@ -93,8 +96,8 @@ class Start(NamedTuple):
     Attributes:
         build: maps the vocabulary's size to the learner.
         picture: the form of its pictures.
-        tokenizer: that of `model.init_from`; None without it, or where the run
-            directory has it.
+        tokenizer: that of `model.init_from` or `data.vocabulary`; None without
+            both, or where the run directory has it.
     """
 
     build: Callable[[int], models.TwoTower]
@@ -103,19 +106,22 @@ class Start(NamedTuple):
 
 
 def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
-    """Opens `model.init_from`, unless the run has a checkpoint.
+    """Opens `data.vocabulary`, and `model.init_from`, unless the run has them.
 
     Raises:
-        ValueError: there is no such model, it does not fit the settings, or
-            `model.frozen` and `optimizer.rate_factors` do not fit it.
+        ValueError: there is no such model or vocabulary, it does not fit the
+            settings, or `model.frozen` and `optimizer.rate_factors` do not fit
+            the model.
     """
     name, data = config.model.init_from, config.data
-    taken = config.model.init_tower
+    taken, tokenizer = config.model.init_tower, None
+    if data.vocabulary and not tokenizers.has_tokenizer(workdir):
+        tokenizer = tokenizers.read_tokenizer(data.vocabulary, data.text_length)
     if not name:
         return Start(
             functools.partial(models.build_learner, config),
             pictures.Resizing(data.image_size),
-            None,
+            tokenizer,
         )
     if checkpoints.saved_steps(workdir):
 
@@ -148,7 +154,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
     return Start(
         functools.partial(models.start_from, initial.learner, config),
         picture,
-        None if taken == "image_tower" else initial.tokenizer,
+        tokenizer if taken == "image_tower" else initial.tokenizer,
     )
 
 
@@ -192,11 +198,16 @@ def _check_fits(initial, config):
         )
 
 
-def check_finished(workdir: str, setting: str = "workdir") -> None:
+def check_finished(workdir: str, setting: str = "--workdir") -> None:
     """Raises ValueError unless `workdir`, a `setting`, holds a finished run."""
-    for name in (directory.CONFIG_FILE, directory.WEIGHTS_FILE):
-        if not directory.has(workdir, name):
-            raise ValueError(
-                f"`{setting}` must be the directory of a finished run, with "
-                f"{name}: train that first. Received: {workdir!r}"
-            )
+    expected = f"`{setting}` must be the directory of a finished run"
+    if not directory.has(workdir, directory.CONFIG_FILE):
+        raise ValueError(
+            f"{expected}, with {directory.CONFIG_FILE}. Received: "
+            f"{directory.received(workdir)}"
+        )
+    if not directory.has(workdir, directory.WEIGHTS_FILE):
+        raise ValueError(
+            f"{expected}, with {directory.WEIGHTS_FILE}: `jest-tf train "
+            f"--workdir {workdir}` finishes it. Received: {workdir!r}"
+        )

@@ -292,7 +292,7 @@ class CollectionTest(tf.test.TestCase):
     def test_refuses_folders_without_pictures_and_other_files(self):
         with self.assertRaisesRegex(ValueError, "`folder` must hold pictures"):
             stores.find_pictures(str(self.folder / "nothing"))
-        with self.assertRaisesRegex(ValueError, "must end in .parquet or .npy"):
+        with self.assertRaisesRegex(ValueError, "ends in .parquet or .npy"):
             collection_lib.check_output("x.csv")
         np.save(self.folder / "other.npy", np.zeros([2, 2]))
         (self.folder / "other.parquet").write_text("no table")

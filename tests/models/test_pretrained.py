@@ -235,7 +235,7 @@ class KerasHubTest(tf.test.TestCase):
         for name, message in (
             (
                 "keras_hub:siglip2_base_patch16_22",
-                "Did you mean 'siglip2_base_patch16_224'.*Known: siglip_base_"
+                "mean 'keras_hub:siglip2_base_patch16_224'.*Known: siglip_base_"
                 "patch16_224, .*clip_vit_base_patch16.*Received: 'keras_hub:",
             ),
             ("keras_hub:/missing", "`model` must name a preset.*/missing"),

@@ -204,7 +204,7 @@ class PageTest(tf.test.TestCase):
     def test_a_run_without_telemetry_is_refused_by_name(self):
         with self.assertRaisesRegex(ValueError, "There is no selection to sh"):
             run_page.read(self.workdir)
-        with self.assertRaisesRegex(ValueError, "Expected a run directory"):
+        with self.assertRaisesRegex(ValueError, "must be a run directory"):
             run_page.read(f"{self.workdir}/none")
         with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
             run_page.write(self.workdir, "nowhere", 0)

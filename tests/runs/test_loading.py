@@ -157,7 +157,7 @@ class ReferenceByNameTest(tf.test.TestCase):
         for settings, message in (
             (
                 ["reference.model=keras_hub:siglip2_base"],
-                "`reference.model` must name a preset.*Did you mean 'siglip2_",
+                "`reference.model` must name a preset.*you mean 'keras_hub:",
             ),
             (
                 ["reference.model=onnx:model"],

@@ -664,7 +664,7 @@ class DirectoryTest(RunsTestCase):
             for name in ("t.csv", "x", "none-*.tfrecord", "x.tar.gz")
         )
         for overrides, message in (
-            ([none], "`data.train`, must match files.*none-"),
+            ([none], "`data.train` must match files.*none-"),
             ([unknown], "/x is not an uncompressed TFRecord .*`data.format`"),
             ([compressed], "must not be compressed.*`gunzip`.*x.tar.gz"),
             ([table, "data.image_field=photo"], "t.csv must .*column 'photo'"),
@@ -672,7 +672,7 @@ class DirectoryTest(RunsTestCase):
             ([table], "faults in all 1 .*missing file: '1.png'"),
             (
                 ["evaluation.data=" + none.partition("=")[2]],
-                "Evaluation data .*none-.*must match files",
+                "`evaluation.data` must match files.*none-",
             ),
             (
                 ["reference.sidecars=true", "selection.criterion=learnability"],

@@ -348,7 +348,7 @@ def _is_there(path, header, overwrite):
         if overwrite:
             return False
         raise ValueError(
-            f"{error}; to replace it, `overwrite`, or take another folder"
+            f"{error}; `--overwrite` replaces it, another `--output` keeps it"
         ) from error
     return True
 

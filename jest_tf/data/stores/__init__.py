@@ -3,6 +3,7 @@
 from jest_tf.data.stores.listed import Listed, find_pictures
 from jest_tf.data.stores.store import (
     Fault,
+    NoFiles,
     Record,
     Shards,
     Store,
@@ -15,6 +16,7 @@ from jest_tf.data.stores.store import (
 __all__ = [
     "Fault",
     "Listed",
+    "NoFiles",
     "Record",
     "Shards",
     "Store",

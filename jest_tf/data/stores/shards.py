@@ -11,6 +11,7 @@ takes the bytes read since the last call. In byte sequences the place is the
 offset, and a negative size marks damage.
 """
 
+import glob
 import hashlib
 import io
 import os
@@ -32,6 +33,15 @@ NO_SHARDS = (".index", ".sidecar", ".weights", files.PARTIAL, ".tmp")
 
 # Integers of these names are numbers of classes, and become metadata `cls`.
 CLASS_NUMBERS = ("label", "cls")
+
+# First bytes of files that are no shards.
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ\0": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 
 # Bytes of one read in a scan.
 _WINDOW = 2**22
@@ -97,15 +107,19 @@ def stored_id(value: int | str | bytes | None) -> int | None:
     return int.from_bytes(digest, "little") & (2**63 - 1)
 
 
-def expand(pattern: str) -> list[str]:
+class NoFiles(ValueError):
+    """A pattern matches no file."""
+
+
+def expand(pattern: str, setting: str = "data.train") -> list[str]:
     """Returns the files that a path or glob matches, sorted.
 
     Indexes and sidecars are left out unless named by path.
 
     Raises:
-        ValueError: nothing matches.
+        NoFiles: nothing matches the pattern, a `setting`.
     """
-    reason = "which matches none; name a folder's files, such as 'folder/*.tar'"
+    reason = ""
     try:
         # An existing path is itself, even with a `[` or `*`.
         if files.is_file(pattern):
@@ -119,11 +133,45 @@ def expand(pattern: str) -> list[str]:
         if not path.endswith(NO_SHARDS) and not os.path.isdir(path)
     )
     if not found:
-        raise ValueError(
-            "Data patterns, such as `data.train`, must match files, local or "
-            f"on a file system of TensorFlow. Received: {pattern!r}, {reason}"
+        raise NoFiles(
+            f"`{setting}` must match files. Received: {pattern!r}, "
+            f"{reason or _unmatched(pattern)}"
         )
     return found
+
+
+def _unmatched(pattern):
+    """Says why a pattern matches no file."""
+    if files.is_folder(pattern):
+        shown = os.path.join(pattern, "*.tar")
+        return f"a folder: name files in it, such as {shown!r}"
+    folder = os.path.dirname(pattern) or "."
+    if glob.has_magic(folder) or files.is_remote(pattern):
+        return "which matches none"
+    if not os.path.isdir(folder):
+        return f"which matches none: there is no folder {folder!r}"
+    held = [
+        one for one in files.list_folder(folder) if not one.endswith(NO_SHARDS)
+    ]
+    shown = ", ".join(held[:3]) + ", ..." * (len(held) > 3)
+    return f"which matches none: the folder holds {shown or 'nothing'}"
+
+
+def contents(path: str) -> str:
+    """Says what a file is, by its first bytes, and what it needs; or ""."""
+    with files.open_file(path) as file:
+        head = file.read(512)
+    for start, command in _COMPRESSIONS.items():
+        if head.startswith(start):
+            return f"it is compressed: `{command} < {path} > NEW` unpacks it"
+    if head[257:262] == b"ustar":
+        return "it is a tar: set `data.format=webdataset`, or name it .tar"
+    if head.startswith(_PICTURES):
+        return (
+            "it is a picture: name pictures in a table, .csv or .parquet, "
+            "with the columns `image` and `caption`"
+        )
+    return ""
 
 
 def read_records(

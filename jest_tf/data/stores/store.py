@@ -13,6 +13,7 @@ import numpy as np
 
 from jest_tf import config as config_lib
 from jest_tf import files
+from jest_tf.config import checks
 from jest_tf.data.stores import (
     delimited,
     index,
@@ -27,6 +28,7 @@ from jest_tf.files import retries
 
 Record = shards.Record
 Fault = shards.Fault
+NoFiles = shards.NoFiles
 MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 
 # Records of one read in a sequential pass.
@@ -216,6 +218,7 @@ def open_store(
     index_dir: str = "",
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     progress: Callable[[int, int], None] | None = None,
+    setting: str = "patterns",
 ) -> Store:
     """Opens shards and indexes those that have no index yet.
 
@@ -233,6 +236,7 @@ def open_store(
         max_image_pixels: limit on width times height of a picture; larger ones
             are never decoded.
         progress: called with the bytes indexed so far and in all.
+        setting: name of the patterns in errors.
 
     Returns:
         A store whose rows follow the sorted paths of the shards.
@@ -249,13 +253,17 @@ def open_store(
         index_dir=index_dir,
         max_image_pixels=max_image_pixels,
     )
-    return _open([patterns], settings, progress)
+    return _open([(setting, patterns)], settings, progress)
 
 
 def open_stores(
-    config, progress: Callable[[int, int], None] | None = None
+    config,
+    progress: Callable[[int, int], None] | None = None,
+    setting: str = "data.train",
 ) -> Store:
     """Opens all stores of a `DataConfig` as one array of rows.
+
+    Errors call `data.train` the `setting`.
 
     Returns:
         A store whose rows follow the order of `data.train` and `data.curated`,
@@ -264,8 +272,11 @@ def open_stores(
     Raises:
         ValueError: as `open_store`.
     """
-    patterns = [[one] for one in (*config.train, *config.curated)]
-    store = _open(patterns, config, progress)
+    named = [
+        *((setting, [one]) for one in config.train),
+        *(("data.curated", [one]) for one in config.curated),
+    ]
+    store = _open(named, config, progress)
     if config.manifest:
         store.manifest = manifest.Manifest(config.manifest, store)
     return store
@@ -290,30 +301,31 @@ def check_captions(store: Store) -> None:
     for part in store.parts:
         start, end = end, end + part
         rows = _spread(start, end)
+        found = store.read(rows)
         if not any(
             any(caption.strip() for caption in getattr(record, "captions", ()))
-            for record in store.read(rows)
+            for record in found
         ):
             raise ValueError(
                 "`data.train` must hold captions; `data.caption_fields` names "
                 f"their fields. Received: none in {len(rows)} records, the "
-                f"first {store.describe(int(rows[0]))}"
+                f"first {store.describe(int(rows[0]))}{_texts(found)}"
             )
 
 
 def _open(groups, settings, progress):
-    """Opens each group of patterns, and joins them."""
-    if not groups or not all(groups):
+    """Opens each group of patterns, after its setting, and joins them."""
+    if not groups or not all(patterns for _, patterns in groups):
         raise ValueError(
             "`data.train` must name at least one store, and `patterns` at "
             "least one shard. Received: none"
         )
     fields = shards.Fields(settings.image_field, tuple(settings.caption_fields))
     located = []
-    for patterns in groups:
+    for setting, patterns in groups:
         found = {}
         for pattern in patterns:
-            found |= _find(pattern, settings.format, fields)
+            found |= _find(pattern, settings.format, fields, setting)
         located.append(sorted(found.items(), key=lambda one: one[0]))
     paths, formats = zip(
         *(one for part in located for one in part), strict=True
@@ -329,7 +341,7 @@ def _open(groups, settings, progress):
     return join(stores)
 
 
-def _find(pattern, form, fields):
+def _find(pattern, form, fields, setting):
     """The format of each file that a pattern names, by path."""
     pattern = os.path.expanduser(os.fspath(pattern))
     if form in ("auto", "tfds"):
@@ -342,7 +354,9 @@ def _find(pattern, form, fields):
             "version, with a file dataset_info.json, or '<folder>:<split>'. "
             f"Received: {pattern!r}"
         )
-    kinds = {path: _kind(path, form) for path in shards.expand(pattern)}
+    kinds = {
+        path: _kind(path, form) for path in shards.expand(pattern, setting)
+    }
     examples = {kind: path for path, kind in reversed(kinds.items())}
     if len(examples) > 1:
         raise ValueError(
@@ -380,6 +394,7 @@ def _check_readable(store, caption_fields):
             f"A store must hold records. Received: faults in all {len(rows)} "
             f"of its {len(store)} records that were checked, the first in "
             f"{store.describe(int(rows[0]))}: {found[0].reason}"
+            + _way_out(found[0].reason)
         )
     if caption_fields and not any(
         getattr(one, "captions", ()) for one in found
@@ -387,8 +402,28 @@ def _check_readable(store, caption_fields):
         raise ValueError(
             f"`data.caption_fields` must name captions. Received: "
             f"{tuple(caption_fields)}, of which the {len(rows)} records that "
-            f"were checked have none, the first {store.describe(int(rows[0]))}"
+            "were checked have none, the first "
+            f"{store.describe(int(rows[0]))}{_texts(found, caption_fields)}"
         )
+
+
+def _way_out(reason):
+    if reason.startswith("no picture"):
+        return "; `data.image_field` names the field of the picture"
+    if reason.startswith("missing file"):
+        return "; paths in a table begin at its folder, or with /"
+    return ""
+
+
+def _texts(found, names=()):
+    """Says which fields records have, as one may hold the captions."""
+    known = sorted(
+        {name for one in found for name in getattr(one, "metadata", {})}
+    )
+    close = names and checks.nearest(names[0], known)
+    if close:
+        return f". Did you mean {close!r}?"
+    return f"; its fields are {', '.join(map(repr, known))}" if known else ""
 
 
 def _spread(start, end):

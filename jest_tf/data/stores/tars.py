@@ -70,10 +70,15 @@ class Tars:
                     size = start - file.raw.size if torn else end - start
                     yield start, size, None
         if not pictures:
+            reason = shards.contents(path)
+            if not reason or "is a tar" in reason:
+                reason = (
+                    "expected members like "
+                    f"'key.{self._image or '{jpg,png,webp}'}' and 'key.txt'"
+                )
             raise ValueError(
                 f"Shard {path} is not an uncompressed tar file that holds "
-                "pictures: expected members like "
-                f"'key.{self._image or '{jpg,png,webp}'}' and 'key.txt'"
+                f"pictures: {reason}"
             )
 
     def read(self, path: str, spans: np.ndarray) -> list:

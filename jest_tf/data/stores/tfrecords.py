@@ -54,10 +54,13 @@ class TFRecords:
                 place += size + _CHECKSUM.size
                 file.seek(place)
         if place == 0:
+            reason = shards.contents(path) or (
+                "the length at byte 0 fails its checksum. Files of other "
+                "formats need their usual endings, or `data.format`"
+            )
             raise ValueError(
                 f"Shard {path} is not an uncompressed TFRecord file, or is "
-                "corrupt: the length at byte 0 fails its checksum. Files of "
-                "other formats need their usual endings, or `data.format`"
+                f"corrupt: {reason}"
             )
         if place < end:
             yield place, place - end, None
