@@ -55,13 +55,13 @@ class _OneOf:
         return value in self.names
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
+def nearest(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
     """Returns the name that a misspelt word was probably meant to be, or "".
 
     A word of initials, such as `lr`, stands for `learning_rate`.
     """
     names = list(names)
-    close = difflib.get_close_matches(word, names, 1)
+    close = difflib.get_close_matches(word, names, 1, likeness)
     close += [
         name
         for name in names

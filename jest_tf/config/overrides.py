@@ -122,7 +122,8 @@ def similar(kind: type, path: str, prefix: str = "") -> str:
     close = name if name in here else checks.nearest(name, here)
     if close and (close == name or name not in by_name):
         return f"{group}.{close}".lstrip(".")
-    return by_name.get(name) or by_name.get(checks.nearest(name, by_name), "")
+    elsewhere = checks.nearest(name, by_name, 0.75)
+    return by_name.get(name) or by_name.get(elsewhere, "")
 
 
 def describe(kind: type) -> str:

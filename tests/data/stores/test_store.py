@@ -222,7 +222,7 @@ class OpenTest(shard_files.FolderTestCase):
             "A table must be.*a.tfrec", self.path("*.t*"), format="table"
         )
         self.refuse("'tfds' must be the folder", self.directory, format="tfds")
-        self.refuse(r"matches none; name a folder's files", self.directory)
+        self.refuse(r"a folder: name files in it", self.directory)
         self.refuse("`data.format` must be", self.directory, format="tar")
 
     def write_csv(self):

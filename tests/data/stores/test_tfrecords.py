@@ -42,7 +42,7 @@ class FramesTest(shard_files.FolderTestCase):
         self.refuse("Shard .*s is empty")
         os.remove(self.shard)
         os.mkdir(self.shard)
-        self.refuse("s', which matches none; name a folder's files")
+        self.refuse("s', a folder: name files in it")
 
     def test_every_truncation_keeps_the_records_before_it(self):
         for size in range(3 * self.size - 1, self.size + 11, -1):
