@@ -66,7 +66,7 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
 test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) $(S3_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, Beam, Hugging Face, S3; build the site
-	@$(BIN)/python -m pytest -m slow $(PYTEST_WORKERS)
+	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS)
 	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
 	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py

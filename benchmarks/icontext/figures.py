@@ -62,6 +62,41 @@ def frontier(comparison, cells, title, path):
         axis.set(xlabel="examples trained on", ylabel="score", ylim=(0, 40))
 
 
+def ladders(lines, places, title, path):
+    """Draw the scores of full schedules against all FLOPs that they took.
+
+    Args:
+        lines: `{label: (uniform steps of as many FLOPs, scores)}`.
+        places: `{label: (place, shift, alignment)}`, where a label stands.
+        title: the picture's message.
+        path: PNG file.
+    """
+    with _axis(4.4, title, path, pad=12) as axis:
+        ticks = set()
+        for (label, (bills, scores)), style in zip(
+            lines.items(), _STYLES, strict=False
+        ):
+            axis.plot(bills, scores, marker="o", ms=4, **style)
+            place, shift, alignment = places[label]
+            point = bills[place], scores[place]
+            _label(axis, label, point, shift, va="center", ha=alignment)
+            ticks |= {*bills}
+        axis.set_xscale("log", base=2)
+        first, last = min(ticks), max(ticks)
+        marks = [
+            mark
+            for mark in (500, 1000, 2000, 4000, 8000, 16_000, 32_000)
+            if first / 1.5 <= mark <= 1.5 * last
+        ]
+        axis.set_xticks(marks, [f"{mark:,}" for mark in marks])
+        axis.minorticks_off()
+        axis.set(
+            xlabel="FLOPs, everything counted, in uniform steps",
+            ylabel="score",
+            ylim=(0, None),
+        )
+
+
 def filter_ratios(comparison, places, lines, base, title, path):
     """Draw gains over uniform training against the size of a super-batch.
 

@@ -23,6 +23,7 @@ from benchmarks.icontext import (
     figures,
     matrix,
     results,
+    summary,
     targets,
 )
 from benchmarks.icontext import comparison as comparison_lib
@@ -40,6 +41,15 @@ _CURVES = {
     "best_by_wide": ("stage 0, distilled,\n380 steps", -1, (-14, 22), "right"),
     "jest_5000": ("JEST", -1, (0, 10), "left"),
     "mixed_3000": ("curated and\npool, uniform", 0, (-8, -20), "center"),
+}
+# The web-like data, with as much noise as a crawl has.
+_LEVEL = 0.7
+# Method: its label, and where that stands.
+_WEB = {
+    "oracle": ("no noise (oracle)", (-1, (0, 12), "right")),
+    "bootstrapped": ("bootstrapped cascade", (0, (-8, 6), "right")),
+    "mixed_8": ("an eighth curated", (-1, (0, 12), "center")),
+    "uniform": ("uniform", (-1, (0, -14), "center")),
 }
 _RATIOS = {
     ("learnability", -8): "jest_400_f50 jest_400 jest_400_f90 jest_400_f95",
@@ -83,7 +93,7 @@ def main(arguments=None):
     is_kept = options.results.samefile(results.FOLDER)
     name, file = f"{options.matrix}.md", f"{options.matrix}_report.md"
     if options.matrix == "standard":
-        draw(comparison, out)
+        draw(comparison, summary.load(options.results), out)
         name = file = "report.md"
     (out / file).write_text(words.render(name, is_kept=is_kept), "utf-8")
     for page in options.pages:
@@ -92,8 +102,31 @@ def main(arguments=None):
         benchmark_report.write_block(page, "icontext", block, _COMMAND)
 
 
-def draw(comparison, out):
-    """Draw the pictures whose cells have been run."""
+def draw(comparison, web, out):
+    """Draw the pictures whose cells have been run.
+
+    Args:
+        comparison: `comparison.Comparison`.
+        web: the content of summary.json, or None.
+        out: folder to write to.
+    """
+    ladders = {
+        method: [
+            (bill["uniform_steps"]["all"], 100 * row["score"]["mean"])
+            for row, bill in _web_lines(web, method)
+        ]
+        for method in _WEB
+    }
+    if all(map(len, ladders.values())):
+        figures.ladders(
+            {
+                label: tuple(zip(*ladders[method], strict=True))
+                for method, (label, _) in _WEB.items()
+            },
+            dict(_WEB.values()),
+            "A run that renews its own reference",
+            out / "web.png",
+        )
     if all(cell in comparison for cell in _CURVES):
         figures.frontier(
             comparison,
@@ -114,6 +147,19 @@ def draw(comparison, out):
         )
 
 
+def _web_lines(web, method):
+    """`(row, bill)` of each length of a method, shortest first."""
+    pairs = zip(web["rows"], web["bills"], strict=True) if web else ()
+    return sorted(
+        (
+            pair
+            for pair in pairs
+            if (pair[0]["noise"], pair[0]["method"]) == (_LEVEL, method)
+        ),
+        key=lambda pair: pair[0]["steps"],
+    )
+
+
 class Words:
     """Results in words, by the names that templates use.
 
@@ -127,6 +173,7 @@ class Words:
         self._comparison = comparison
         self._folder = folder
         self._views = folder / "views.csv"
+        self._web = summary.load(folder)
         self._runs = tables.runs
         self._costs = claims.COSTS | {
             "flops_with_reference": targets.flops_with_reference(comparison)
@@ -208,6 +255,32 @@ class Words:
                 longest[cell.noise] = cell
         return "; ".join(map(_gains, longest.values())) or claims.NOT_RUN
 
+    def web_row(self, method):
+        """Columns of a method's longest run on the web-like data, in words."""
+        lines = _web_lines(self._web, method)
+        if not lines:
+            return None
+        row, bill = lines[-1]
+        share = row["oracle_share"]
+        return {
+            "steps": f"{row['steps']:,}",
+            "seeds": row["seeds"],
+            "score": _interval(row["score"], 100),
+            "examples": _interval(row["examples_ratio"]) or "missed",
+            "flops": _interval(row["flops_ratio"]["all"]) or "missed",
+            "bill": f"{bill['uniform_steps']['all']:,}",
+            "oracle": f"{share['mean']:.2f}" if share else "",
+        }
+
+    def web_target(self):
+        """The target on the web-like data, as of summary.json; or None."""
+        targets = self._web["targets"] if self._web else ()
+        return next((one for one in targets if one["noise"] == _LEVEL), None)
+
+    def web_split(self):
+        """The split of the web-like results, "test" or "val"."""
+        return self._web["split"] if self._web else None
+
     def estimated(self, level):
         """The matched share that is estimated at a level of noise."""
         found = advice.estimated(self._folder).get(level)
@@ -254,6 +327,18 @@ class Words:
             for column in ("machine", "versions")
         )
         return f"Machines: {machines}. Versions: {versions}."
+
+
+def _interval(found, factor=1):
+    """An estimate of summary.json in words, empty of none."""
+    if not found:
+        return ""
+    mean, low, high = (
+        "?" if found[end] is None else f"{factor * found[end]:.1f}"
+        for end in ("mean", "low", "high")
+    )
+    unit = "x" if factor == 1 else ""
+    return f"{mean}{unit} [{low}, {high}]"
 
 
 def _gains(cell):

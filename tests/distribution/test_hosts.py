@@ -152,6 +152,7 @@ class HostsTest(tf.test.TestCase):
                 env=subprocesses.environment(),
                 capture_output=True,
                 text=True,
+                timeout=300,
             )
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, f"`--port` must be free.*: {port}")
@@ -170,6 +171,7 @@ class HostsTest(tf.test.TestCase):
             env=subprocesses.environment(),
             capture_output=True,
             text=True,
+            timeout=300,
         )
         self.assertNotIn("localhost:", done.stdout)
         self.assertEqual(done.stdout.count('"127.0.0.1:'), 2, done.stderr)
