@@ -47,7 +47,7 @@ _LEVEL = 0.7
 # Method: its label, and where that stands.
 _WEB = {
     "oracle": ("no noise (oracle)", (-1, (0, 12), "right")),
-    "bootstrapped": ("bootstrapped cascade", (0, (-8, 6), "right")),
+    "bootstrapped": ("bootstrapped cascade", (-1, (8, 0), "left")),
     "mixed_8": ("an eighth curated", (-1, (0, 12), "center")),
     "uniform": ("uniform", (-1, (0, -14), "center")),
 }
