@@ -7,6 +7,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import pathlib
 import posixpath
 import re
@@ -64,7 +65,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Leads links to files of the repository to their places on the site."""
     path = path_of(page.file.src_uri)
-    if path.endswith(".md"):
+    if path.endswith((".md", ".ipynb")):
         return relinked(markdown, path, page.file.src_uri)
     return markdown
 
@@ -112,6 +113,8 @@ def shown(path: str) -> str | None:
         return "\n".join([f"# {path}", "", *lines, ""])
     if file.suffix == ".md":
         return file.read_text(encoding="utf-8")
+    if file.suffix == ".ipynb":
+        return notebook_page(file.read_text(encoding="utf-8"))
     if file.suffix not in LANGUAGES or file.stat().st_size > MOST_SHOWN:
         return None
     text = file.read_text(encoding="utf-8")
@@ -143,7 +146,7 @@ def linked() -> list[str]:
         for _, target in targets(text, path):
             if target not in found:
                 found[target] = None
-                if target.endswith(".md"):
+                if target.endswith((".md", ".ipynb")):
                     pages.append(target)
     return [
         path
@@ -164,7 +167,25 @@ def relinked(text: str, path: str, place: str) -> str:
     )
 
 
-# Pages made from the code
+# Pages made from notebooks and from the code
+
+
+def notebook_page(notebook: str) -> str:
+    """Returns the texts, code and outputs of a notebook as Markdown."""
+    parts = []
+    for cell in json.loads(notebook)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            else:
+                png = output["data"]["image/png"].replace("\n", "")
+                parts.append(f"![Picture](data:image/png;base64,{png})")
+    return "\n\n".join(parts) + "\n"
 
 
 def settings_page() -> str:

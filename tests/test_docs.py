@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import io
 import itertools
+import json
 import os
 import pathlib
 import pkgutil
@@ -697,9 +698,25 @@ class SiteTest(tf.test.TestCase):
         for page in ROOT.glob("docs/**/*.md"):
             self.assertIn(page.relative_to(ROOT / "docs").as_posix(), listed)
 
+    def test_a_notebook_is_a_page_with_its_outputs(self):
+        outputs = [
+            {"output_type": "stream", "text": ["2\n"]},
+            {"output_type": "display_data", "data": {"image/png": "aGk=\n"}},
+        ]
+        cells = [
+            {"cell_type": "markdown", "source": ["# A\n", "b"]},
+            {"cell_type": "code", "source": ["1 + 1"], "outputs": outputs},
+        ]
+        self.assertEqual(
+            self.hooks.notebook_page(json.dumps({"cells": cells})),
+            "# A\nb\n\n```python\n1 + 1\n```\n\n```text\n2\n```\n\n"
+            "![Picture](data:image/png;base64,aGk=)\n",
+        )
+
     def test_links_out_of_docs_stay_on_the_site(self):
         for text, there in (
             ("(../configs/lit_b16.py)", "(source/configs/lit_b16.py.md)"),
+            ("(../examples/guide.ipynb)", "(source/examples/guide.ipynb.md)"),
             ("(../README.md#licence)", "(source/README.md#licence)"),
             ("(../jest_tf/config)", "(reference/settings.md)"),
             ("(data.md#order)", "(data.md#order)"),

@@ -94,14 +94,14 @@ class GuideTest(tf.test.TestCase):
             [cell.execution_count for cell in code(written)],
             [1 + number for number in range(len(code(written)))],
         )
-        self.assertLen(pictures(written), 2)
+        self.assertLen(pictures(written), 3)
         self.check_claims(printed(written))
         self.assertLess(NOTEBOOK.stat().st_size, LARGEST)
 
     @pytest.mark.slow
     def test_a_new_kernel_runs_it_and_selection_drops_wrong_captions(self):
         notebook = executed()
-        self.assertLen(pictures(notebook), 2)
+        self.assertLen(pictures(notebook), 3)
         self.check_claims(printed(notebook))
 
     def check_claims(self, text):
@@ -113,15 +113,15 @@ class GuideTest(tf.test.TestCase):
             )
         }
         self.assertBetween(wrong["offered"], 38.0, 42.0)
-        self.assertLess(wrong["chosen"], wrong["offered"] / 2)
+        self.assertLess(wrong["chosen"], 0.6 * wrong["offered"])
         losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", text)]
         self.assertEqual(losses, sorted(losses, reverse=True))
         recall = {
             name: float(share)
             for name, share in re.findall(r"(\w+): recall ([\d.]+)%", text)
         }
-        self.assertLess(1.3 * recall["uniform"], recall["JEST"])
-        self.assertLess(recall["JEST"], recall["reference"])
+        self.assertGreater(recall["uniform"], 1.0)  # chance
+        self.assertGreater(recall["JEST"], 1.5 * recall["uniform"])
 
 
 if __name__ == "__main__":
