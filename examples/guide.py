@@ -361,9 +361,9 @@ that did not. The reference, which saw right captions only, shows what these
 towers can learn here.
 
 Selection is not free. Each JEST step embeds 640 pairs with both models to train
-on 128, and the reference took steps of its own. If you may train on the curated
-set, mix it into the pool first. [Which settings when](../docs/recipes.md) says
-when selection pays.
+on 128, and the reference took steps of its own. Where you may train on the
+curated set, compare with mixing it into the pool, too. [Which settings
+when](../docs/recipes.md) says when selection pays.
 
 ## Where to go on
 

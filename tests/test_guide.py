@@ -40,6 +40,7 @@ def executed():
         notebook,
         timeout=600,
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(SCRIPT.parent)}},
     )
     client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
