@@ -6,6 +6,7 @@ other, are described in docs/design.md.
 """
 
 import importlib
+import sys
 
 __version__ = "0.2.0"
 
@@ -52,7 +53,11 @@ __all__ = sorted(_HOME_OF)
 
 def __getattr__(name):
     if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}",
+            name=name,  # for "Did you mean"
+            obj=sys.modules[__name__],
+        )
     home = importlib.import_module(f"{__name__}.{_HOME_OF[name]}")
     value = globals()[name] = getattr(home, name)
     return value

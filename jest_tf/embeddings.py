@@ -25,6 +25,23 @@ class Embeddings(NamedTuple):
     bias: tf.Tensor
 
 
+def of_model(setting: str, output) -> Embeddings:
+    """Returns the output of a model, a `setting`, as `Embeddings`.
+
+    Raises:
+        TypeError: it has not the four fields.
+    """
+    if not isinstance(output, tuple | list) or len(output) != 4:
+        shown = type(output).__name__
+        if isinstance(output, tuple | list):
+            shown += f" of {len(output)}"
+        raise TypeError(
+            f"`{setting}` must map a batch to Embeddings(image, text, scale, "
+            f"bias), as `TwoTower` does. Received: {shown}"
+        )
+    return Embeddings(*output)
+
+
 def fold_row_blocks(
     body: Callable,
     num_rows: int,

@@ -12,13 +12,16 @@ import os
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
+import keras
 import numpy as np
 import shard_files
 import tensorflow as tf
 import tiny
 
-from jest_tf import cli
+import jest_tf
+from jest_tf import cli, config, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPE = f"{ROOT}/configs/quickstart_uniform.py"
@@ -239,6 +242,19 @@ DATA = (
         r"expected jpg among caption, id, image; `data.image_field` names",
     ),
     (
+        "TRAIN data.train=$/text.tfrecord",
+        r"`data.train` must hold encoded pictures; .*: unknown picture format",
+    ),
+    ("TRAIN data.train=gcs://a/*.tar", r"Did you mean gs://?"),
+    (
+        "curate --data $/pool-* --output $/x",
+        r"'sigmoid' or 'softmax', .*without a run; `--set loss=sigmoid` sets",
+    ),
+    (
+        "train --workdir $/run --extend 3 --dry-run --set seed=1",
+        r"`--workdir` alone beside it. Received: --set, --dry-run",
+    ),
+    (
         "TRAIN evaluation.data=$/nowhere/*",
         r"`evaluation.data` must match files",
     ),
@@ -377,10 +393,96 @@ class CommandsTest(tf.test.TestCase):
     def test_data(self):
         self.check(DATA, 1)
 
+    def test_memory_that_does_not_suffice(self):
+        full = tf.errors.ResourceExhaustedError(
+            None, None, "{{node a}} OOM when allocating tensor with shape[9,9]"
+        )
+        with mock.patch.object(runs, "train", side_effect=full):
+            self.check(
+                [
+                    (
+                        "JEST reference.workdir=$/run",
+                        r"`selection.scoring_batch_size` and .*B=4, b=2, .*"
+                        r"\(OOM when allocating tensor with shape\[9,9\]\)",
+                    )
+                ],
+                1,
+            )
+
+
+class PythonTest(tf.test.TestCase):
+    """Mistakes in a Keras program; tests/training/test_model.py has more."""
+
+    def fit(self, learner, batch, **settings):
+        model = jest_tf.JESTModel(learner, **settings)
+        model.compile("sgd")
+        model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+
+    def test_parts_of_a_model(self):
+        learner = tiny.learner()
+        towers = learner.image_tower, learner.text_tower
+        for arguments, message in (
+            ((towers,), r"`learner` must be .*TwoTower\(image_tower, text_to"),
+            ((learner, None, "joint"), "`selection` must be .*: 'joint'"),
+            ((learner, None, {"batch_size": 2}), "`selection` must be a Sel"),
+            ((learner, config.SelectionConfig()), "`reference` must be a Ke"),
+        ):
+            with self.assertRaisesRegex(TypeError, message):
+                jest_tf.JESTModel(*arguments)
+        model = jest_tf.JESTModel(learner)
+        with self.assertRaisesRegex(ValueError, "metrics of its own.*'acc"):
+            model.compile("sgd", metrics=["accuracy"])
+
+    def test_what_a_learner_returns(self):
+        class Pairs(keras.Model):
+            def call(self, batch, training=False):
+                return batch["image"], batch["text"]
+
+        (batch,) = tiny.super_batches()
+        with self.assertRaisesRegex(
+            TypeError, r"`learner` must map a batch to Emb.*: tuple of 2"
+        ):
+            self.fit(Pairs(), batch)
+        with self.assertRaisesRegex(
+            TypeError, "`reference` must map a .* dict"
+        ):
+            self.fit(
+                tiny.learner(),
+                batch,
+                reference=dict,
+                selection=config.SelectionConfig(
+                    "joint", 4, 2, "easy_reference"
+                ),
+            )
+
+    def test_batches(self):
+        (batch,) = tiny.super_batches()
+        one = {name: value[0] for name, value in batch.items()}
+        for value, message in (
+            (one, r"`.batch\(B, drop_remainder.*image \(4, 4, 3\), .*id \(\)"),
+            (batch | {"text": batch["text"][:5]}, r"text \(5, 3\)"),
+            (
+                {"pixels": batch["image"], "text": batch["text"]},
+                r"'pixels', 'text'\]; `dataset.map` can rename",
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                self.fit(tiny.learner(), value)
+
+    def test_names_and_settings(self):
+        for overrides in ("steps=3", {"steps": 3}):
+            with self.assertRaisesRegex(ValueError, "must be a list of texts"):
+                jest_tf.load_config(RECIPE, overrides)
+        with self.assertRaises(AttributeError) as caught:
+            jest_tf.JestModel  # noqa: B018
+        self.assertIs(caught.exception.obj, jest_tf)
+
 
 def _write_files(folder):
     shard = pathlib.Path(tiny.write_shard(str(folder / "pool-00000.tfrecord")))
     picture = tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy()
+    texts = [shard_files.serialize(image="text", caption="a")] * 3
+    shard_files.write_shard(str(folder / "text.tfrecord"), texts)
     members = shard_files.tar_sample("0", image=picture, caption="a b")
     tar = shard_files.write_tar(str(folder / "tar.tfrecord"), members)
     for name in ("folder", "table"):

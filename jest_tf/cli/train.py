@@ -9,6 +9,7 @@ with code 75; the same command continues. A second Ctrl-C kills.
 
 import argparse
 import os
+import re
 
 from jest_tf import config, files
 from jest_tf.cli import flags as flags_lib
@@ -70,10 +71,29 @@ def run(flags: argparse.Namespace) -> None:
         return
     from jest_tf import runs
 
-    if flags.rounds is not None:
-        runs.train_rounds(recipe, flags.workdir, flags.rounds)
-    else:
-        runs.train(recipe, flags.workdir)
+    try:
+        if flags.rounds is not None:
+            runs.train_rounds(recipe, flags.workdir, flags.rounds)
+        else:
+            runs.train(recipe, flags.workdir)
+    except Exception as error:
+        # TensorFlow's, which may be of any device and step.
+        if type(error).__name__ != "ResourceExhaustedError":
+            raise
+        raise ValueError(_out_of_memory(recipe, str(error))) from error
+
+
+def _out_of_memory(recipe, text):
+    found = re.search("(OOM|Out of memory|RESOURCE_EXHAUSTED)[^\n]*", text)
+    reason = found[0][:200] if found else " ".join(text.split())[:200]
+    return (
+        "The memory does not suffice: `selection.scoring_batch_size` and "
+        "`model.micro_batch_size` embed fewer rows at a time, "
+        "`model.dtype_policy=mixed_bfloat16` halves what they take. Received: "
+        f"B={recipe.data.super_batch_size}, b={recipe.batch_size}, "
+        f"selection.scoring_batch_size={recipe.selection.scoring_batch_size}, "
+        f"model.micro_batch_size={recipe.model.micro_batch_size} ({reason})"
+    )
 
 
 def _settings(flags):
@@ -88,11 +108,12 @@ def _settings(flags):
 
 def _extend(flags):
     checks.check("--extend", flags.extend, checks.at_least(1))
-    if flags.config or flags.set or flags.dry_run or flags.rounds:
+    others = ("config", "set", "dry_run", "rounds")
+    given = [flags_lib.name(one) for one in others if getattr(flags, one)]
+    if given:
         raise ValueError(
             "`--extend` goes on with the settings of the run: expected "
-            "`--workdir` alone beside it. Received: --config, --set, "
-            "--dry-run or --rounds"
+            f"`--workdir` alone beside it. Received: {', '.join(given)}"
         )
     from jest_tf import runs
 

@@ -31,6 +31,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
         ValueError: if the file is no recipe or fails, a setting does not
             exist, or a value does not fit.
     """
+    if isinstance(overrides, str | dict):
+        raise ValueError(
+            '`overrides` must be a list of texts, such as ["steps=3"]. '
+            f"Received: {overrides!r}"
+        )
     path = os.fspath(path)
     read = {".json": _read_json, ".py": _run_recipe}.get(
         os.path.splitext(path)[1]

@@ -237,7 +237,7 @@ def for_models(
         raise ValueError(
             "`loss` must be 'sigmoid' or 'softmax', as what scores was "
             "trained, unless it is a run, or two of one loss. Received: none, "
-            f"with {' and '.join(names)}"
+            f"with {' and '.join(names)}; `--set loss=sigmoid` sets it"
         )
     return dataclasses.replace(chosen_by, loss=found.pop())
 

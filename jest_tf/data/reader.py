@@ -31,6 +31,26 @@ NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 CAPTION_SALT = 0x63617074696F6E
 
 
+def check_pictures(store: stores.Store) -> None:
+    """Refuses a training store whose pictures do not decode.
+
+    Raises:
+        ValueError: none of a few records, spread over it, has one that does.
+    """
+    rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
+    for record in store.read(rows):
+        fault = record
+        if not isinstance(record, stores.Fault):
+            fault = pictures.decode(record.image, store.max_image_pixels)
+        if not isinstance(fault, stores.Fault):
+            return
+    raise ValueError(
+        "`data.train` must hold encoded pictures; `data.image_field` names "
+        f"their field. Received: none that decodes in {len(rows)} records, the "
+        f"last {store.describe(int(rows[-1]))}: {fault.reason}"
+    )
+
+
 class Chunk(NamedTuple):
     """The records at consecutive positions.
 

@@ -6,6 +6,7 @@ Each function is retried as `retries.persist` says, and raises Python's errors.
 import collections
 import concurrent.futures
 import contextlib
+import difflib
 import errno
 import functools
 import os
@@ -388,11 +389,13 @@ def _system(scheme):
     try:
         return _Fsspec(fsspec.filesystem(scheme, use_listings_cache=False))
     except (ImportError, ValueError) as error:
+        close = difflib.get_close_matches(scheme, ("gs", "s3", "file"), 1)
+        hint = f". Did you mean {close[0]}://?" if close else ""
         raise ValueError(
             "A path must be local, or of a scheme that TensorFlow opens, "
             f"{', '.join(_schemes())}, or fsspec with the library of the "
             "scheme, as s3:// with pip install 'jest-tf[s3]'. Received: "
-            f"{scheme}:// ({error})"
+            f"{scheme}:// ({error}){hint}"
         ) from error
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import models
+from jest_tf import embeddings, models
 from jest_tf.data import pictures, tokenizers
 from jest_tf.data.sidecars import file_format
 from jest_tf.embeddings import Embeddings
@@ -97,7 +97,7 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
         view = dict(batch)
         for name in ("image", "text"):
             view[name] = view.pop(f"{name}_for_reference", view[name])
-        return Embeddings(*model(view, **options))
+        return embeddings.of_model("reference", model(view, **options))
 
     return embed
 

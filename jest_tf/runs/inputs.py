@@ -11,7 +11,14 @@ from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import checks
 from jest_tf.data import cascade as cascade_lib
-from jest_tf.data import ops_reader, pictures, pipeline, stream, tokenizers
+from jest_tf.data import (
+    ops_reader,
+    pictures,
+    pipeline,
+    reader,
+    stream,
+    tokenizers,
+)
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
@@ -81,6 +88,7 @@ def open_sources(
         config.data, progress.Progress("indexing", "bytes")
     )
     stores_lib.check_captions(store)
+    reader.check_pictures(store)
     if config.data.reader == "ops":
         ops_reader.check(store)
     _warn_of_repeats(config, store)

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import embeddings as embeddings_lib
 from jest_tf.embeddings import Embeddings
 
 
@@ -98,7 +99,8 @@ def gradients(
 
     def encode(part):
         options = {"view": views} if views else {}
-        return Embeddings(*learner(part, training=True, **options))
+        output = learner(part, training=True, **options)
+        return embeddings_lib.of_model("learner", output)
 
     variables = learner.trainable_variables
     of_loss = projection.trainable_variables if projection else []

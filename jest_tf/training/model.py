@@ -72,6 +72,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
 
     Raises:
+        TypeError: `learner`, `reference` or `selection` is of another type.
         ValueError: at construction or with the first batch, if settings do not
             fit each other or the batch.
 
@@ -121,6 +122,18 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 "JESTModel needs Keras to run on TensorFlow: set "
                 "KERAS_BACKEND=tensorflow before Keras is imported. Received: "
                 f"backend {keras.backend.backend()!r}"
+            )
+        if not isinstance(learner, keras.layers.Layer):
+            raise TypeError(
+                "`learner` must be a Keras model that maps a batch to "
+                "Embeddings, such as TwoTower(image_tower, text_tower). "
+                f"Received: {learner!r}"
+            )
+        if not isinstance(selection, config_lib.SelectionConfig | None):
+            raise TypeError(
+                "`selection` must be a SelectionConfig, such as "
+                'SelectionConfig("joint", batch_size=64), or None. '
+                f"Received: {selection!r}"
             )
         self.learner = learner
         self.selection = selection or config_lib.SelectionConfig()
@@ -247,6 +260,13 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 "The loss is an argument of JESTModel, not of `compile`. "
                 f"Received: loss={kwargs['loss']!r}"
             )
+        for name in ("metrics", "weighted_metrics"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"JESTModel has metrics of its own, and none of `{name}`, "
+                    "which compare with labels: expected `compile` without "
+                    f"it. Received: {name}={kwargs[name]!r}"
+                )
         super().compile(optimizer=optimizer, **kwargs)
         self._change_step(optimizer=self.optimizer)
 

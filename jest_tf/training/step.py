@@ -22,7 +22,7 @@ from jest_tf import config as config_lib
 from jest_tf import losses, selection
 from jest_tf.config import checks
 from jest_tf.distribution import placement
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, of_model
 from jest_tf.models import two_tower
 from jest_tf.training import finite, micro_batches, row_outputs, sub_batch
 
@@ -242,7 +242,9 @@ def score(
     if settings.needs_learner:
         options = {"training": False, **view_options(settings.view)}
         learner = micro_batches.embed(
-            lambda part: step.learner(part, **options), pool, size
+            lambda part: of_model("learner", step.learner(part, **options)),
+            pool,
+            size,
         )
     return learner, reference
 

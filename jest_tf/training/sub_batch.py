@@ -37,7 +37,21 @@ def super_batch_of(
     if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
         raise ValueError(
             'A batch must be a dict with "image" and "text". Received: '
-            f"{sorted(batch) if isinstance(batch, dict) else type(batch)}"
+            f"{sorted(batch) if isinstance(batch, dict) else type(data)}; "
+            "`dataset.map` can rename what it holds"
+        )
+    shapes = {
+        name: tf.TensorShape(batch[name].shape)
+        for name in ("image", "text", "id", "caption_id")
+        if name in batch
+    }
+    rows = {shape[0] if shape.rank else 0 for shape in shapes.values()}
+    if len(rows - {None}) > 1:
+        shown = (f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            "The entries of a batch must have its B rows each: batch the "
+            "dataset, `.batch(B, drop_remainder=True)`. Received: "
+            f"{', '.join(shown)}"
         )
     if batch["image"].shape[0] is None and not may_vary:
         # TensorFlow also cuts into unknown sizes what R does not divide.

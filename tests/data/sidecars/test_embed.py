@@ -218,7 +218,7 @@ class WriteTest(StoreTestCase):
     def test_what_does_not_fit_is_kept_unless_it_may_be_replaced(self):
         self.write(dtype="float16")
         with self.assertRaisesRegex(
-            ValueError, "expected the dtype, 'float32'.*`overwrite`"
+            ValueError, "expected the dtype, 'float32'.*`--overwrite`"
         ):
             self.write()
         sidecars = sidecars_lib.Sidecars(self.store, self.folder)
