@@ -433,6 +433,7 @@ class PythonBlocksTest(DocsTestCase):
         names = {name.strip("/") for row in listed for name in row}
         self.assertLessEqual({path.name for path in run.iterdir()}, names)
 
+    @pytest.mark.slow
     def test_the_blocks_of_every_other_page_run(self):
         for page in PAGES:
             if page not in (TRAINING, AFTER_TRAINING, FIRST_RUN):

@@ -202,6 +202,7 @@ class BenchStepTest(tf.test.TestCase):
             self.assertTrue(0.0 < low <= median <= high)
         self.assertBetween(float(share.removesuffix(" %")), 0.001, 99.9)
 
+    @pytest.mark.slow
     def test_a_real_step_trains(self):
         selection = config_lib.SelectionConfig(
             "joint", batch_size=4, num_chunks=2
