@@ -162,7 +162,7 @@ $(HF_INSTALLED): $(INSTALLED)
 	@echo "install: the same with PyTorch and transformers into" \
 	  ".venv-transformers, once"
 	@test -x $(HF_BIN)/python || $(PYTHON) -m venv .venv-transformers
-	@$(HF_BIN)/python $(PIP) --editable '.[test,transformers]'
+	@$(HF_BIN)/python $(PIP) --editable '.[test,keras-hub,transformers]'
 	@touch $@
 	@echo "install: done"
 
