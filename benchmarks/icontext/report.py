@@ -48,7 +48,7 @@ _LEVEL = 0.7
 _WEB = {
     "oracle": ("no noise (oracle)", (-1, (0, 12), "right")),
     "bootstrapped": ("bootstrapped cascade", (-1, (8, 0), "left")),
-    "mixed_8": ("an eighth curated", (-1, (0, 12), "center")),
+    "mixed_8": ("an eighth curated", (0, (26, 22), "right")),
     "uniform": ("uniform", (-1, (0, -14), "center")),
 }
 _RATIOS = {
@@ -124,7 +124,7 @@ def draw(comparison, web, out):
                 for method, (label, _) in _WEB.items()
             },
             dict(_WEB.values()),
-            "A run that renews its own reference",
+            "Noise of 70 %: a run that renews its own reference",
             out / "web.png",
         )
     if all(cell in comparison for cell in _CURVES):
