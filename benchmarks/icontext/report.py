@@ -260,7 +260,7 @@ class Words:
         lines = _web_lines(self._web, method)
         if not lines:
             return None
-        row, bill = lines[-1]
+        row, _ = lines[-1]
         share = row["oracle_share"]
         return {
             "steps": f"{row['steps']:,}",
@@ -268,14 +268,8 @@ class Words:
             "score": _interval(row["score"], 100),
             "examples": _interval(row["examples_ratio"]) or "missed",
             "flops": _interval(row["flops_ratio"]["all"]) or "missed",
-            "bill": f"{bill['uniform_steps']['all']:,}",
             "oracle": f"{share['mean']:.2f}" if share else "",
         }
-
-    def web_target(self):
-        """The target on the web-like data, as of summary.json; or None."""
-        targets = self._web["targets"] if self._web else ()
-        return next((one for one in targets if one["noise"] == _LEVEL), None)
 
     def web_split(self):
         """The split of the web-like results, "test" or "val"."""
