@@ -185,7 +185,7 @@ MODELS = (
     ),
     (
         "evaluate --workdir $/rnu",
-        r"`--workdir` must be .*/rnu', which does not .* mean '.*/run'?",
+        r"`workdir` must be .*/rnu', which does not .* mean '.*/run'?",
     ),
     (
         "evaluate --workdir $/run --data $/pool-* --step 7",
@@ -193,7 +193,7 @@ MODELS = (
     ),
     (
         "page --workdir $/folder",
-        r"`--workdir` must be a run directory, with config.json",
+        r"`workdir` must be a run directory, with config.json",
     ),
     (
         "page --workdir $/run --moments 0",

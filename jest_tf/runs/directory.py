@@ -88,7 +88,7 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
     """
     if not has(workdir, CONFIG_FILE):
         raise ValueError(
-            f"`--workdir` must be a run directory, with {CONFIG_FILE}. "
+            f"`workdir` must be a run directory, with {CONFIG_FILE}. "
             f"Received: {received(workdir)}"
         )
     return config_lib.load_config(path(workdir, CONFIG_FILE))

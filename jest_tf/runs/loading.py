@@ -198,7 +198,7 @@ def _check_fits(initial, config):
         )
 
 
-def check_finished(workdir: str, setting: str = "--workdir") -> None:
+def check_finished(workdir: str, setting: str = "workdir") -> None:
     """Raises ValueError unless `workdir`, a `setting`, holds a finished run."""
     expected = f"`{setting}` must be the directory of a finished run"
     if not directory.has(workdir, directory.CONFIG_FILE):

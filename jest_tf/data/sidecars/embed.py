@@ -348,7 +348,8 @@ def _is_there(path, header, overwrite):
         if overwrite:
             return False
         raise ValueError(
-            f"{error}; `--overwrite` replaces it, another `--output` keeps it"
+            f"{error}; `overwrite` (`--overwrite`) replaces it, another "
+            "folder keeps it"
         ) from error
     return True
 
