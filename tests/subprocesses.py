@@ -66,6 +66,8 @@ def environment(**more):
         **os.environ,
         "PYTHONPATH": path,
         "CUDA_VISIBLE_DEVICES": "",
+        # Nobody listens there: servers must not go through a proxy.
+        "http_proxy": "http://127.0.0.1:9",
         **more,
     }
 

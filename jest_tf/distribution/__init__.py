@@ -14,6 +14,7 @@ from jest_tf.distribution.collectives import (
 )
 from jest_tf.distribution.strategy import (
     build_strategy,
+    bypass_proxy,
     connect,
     describe,
     distribute,
@@ -26,6 +27,7 @@ __all__ = [
     "Replicas",
     "any_worker",
     "build_strategy",
+    "bypass_proxy",
     "connect",
     "describe",
     "current",

@@ -36,6 +36,7 @@ def build_strategy(
         return tf.distribute.get_strategy()
     if name == "multi_worker_mirrored":
         _check_tf_config()
+        bypass_proxy()
     return _strategy(name, settings.tpu, parts)
 
 
@@ -49,6 +50,7 @@ def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     Args:
         tpu: as `DistributionConfig.tpu`, except for "local".
     """
+    bypass_proxy()
     make = functools.partial(
         tf.distribute.cluster_resolver.TPUClusterResolver, tpu
     )
@@ -64,6 +66,16 @@ def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     )
     tf.config.experimental_connect_to_cluster(resolver)
     return resolver
+
+
+def bypass_proxy() -> None:
+    """Makes TensorFlow's servers connect to each other without a proxy.
+
+    gRPC sends everything through the proxy of `http_proxy` or `https_proxy`,
+    and workers behind one would wait for each other forever. To use a proxy
+    all the same, set `grpc_proxy`.
+    """
+    os.environ.setdefault("grpc_proxy", "")
 
 
 def distribute(

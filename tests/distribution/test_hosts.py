@@ -68,13 +68,13 @@ class HostsTest(tf.test.TestCase):
             one.wait(10)
 
     @classmethod
-    def serve(cls, *command):
+    def serve(cls, *command, **environment):
         """Starts two servers; returns their addresses."""
         ports = subprocesses.free_ports(2)
         cls.servers += [
             subprocess.Popen(
                 [sys.executable, *command, str(port)],
-                env=subprocesses.environment(),
+                env=subprocesses.environment(**environment),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -132,7 +132,7 @@ class HostsTest(tf.test.TestCase):
         self.assertLess(found["bytes"], 0.01 * self.encoded_bytes(found))
 
     def test_hosts_with_tensorflow_alone_read_tokens(self):
-        plain = self.serve("-c", PLAIN)
+        plain = self.serve("-c", PLAIN, grpc_proxy="")
         found = self.pull(plain, reader="ops", token_field="tokens")
         self.assert_local(found)
         self.assertLess(found["bytes"], 0.01 * self.encoded_bytes(found))

@@ -112,9 +112,11 @@ class RunsTest(tf.test.TestCase):
         for stopped in (1, 0):
             with self.two_workers(recipe, workdir) as workers:
                 # Not before a save that the clock asks for, on both at once.
+                deadline = time.monotonic() + 300
                 while checkpoints.saved_steps(workdir)[-1:] <= saved[-1:]:
                     if not all(worker.is_running() for worker in workers):
                         break
+                    self.assertLess(time.monotonic(), deadline)
                     time.sleep(0.1)
                 workers[stopped].send(signal.SIGTERM)
                 for index, worker in enumerate(workers):
