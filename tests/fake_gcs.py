@@ -200,6 +200,8 @@ class _Storage(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
+    # An answer is written in two parts; the second would wait 40 ms.
+    disable_nagle_algorithm = True
     host = None  # Google's host that is being played, after CONNECT
 
     def log_message(self, *_):

@@ -82,9 +82,8 @@ def renew(
 ) -> None:
     """Makes the learner, as it is after `step` steps, the reference.
 
-    Does nothing if that has been done, or if nothing is due. Continues a
-    renewal that was interrupted, a shard at a time. References that no
-    checkpoint needs are deleted.
+    Does nothing if nothing is due. Continues a renewal that was interrupted, a
+    shard at a time. Sidecars that no checkpoint needs are deleted.
 
     Args:
         run: the run, with the learner.
@@ -98,6 +97,7 @@ def renew(
         return
     folder = _folder(workdir, step)
     if directory.has(folder, directory.RENEWAL_FILE):
+        _delete_old(config, workdir)  # a kill may have left some of them
         return
     rows = embedded_rows(config, store, step)
     number = len(store) if rows is None else int(rows.sum())

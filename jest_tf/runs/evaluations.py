@@ -209,7 +209,7 @@ def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
 
 
 class Evaluation(steps.StepCallback):
-    """Evaluates every so many steps and after the last, each step once.
+    """Evaluates every so many steps and after a `fit`, each step once.
 
     Args:
         evaluations: to make.
@@ -220,6 +220,10 @@ class Evaluation(steps.StepCallback):
         report: called with the step and the measures.
         weights: a context manager that gives the learner the weights to
             measure.
+
+    Attributes:
+        follows: whether `start_step` was the last of a `fit` before this one,
+            whose evaluation a killed process may still owe.
     """
 
     def __init__(
@@ -242,11 +246,12 @@ class Evaluation(steps.StepCallback):
         self._costs = costs
         self._report = report
         self._weights = weights
+        self.follows = False
 
     def on_train_begin(self, logs=None):
         """Makes an evaluation that a killed process still owed."""
         self.previous = max(0, self.step - self.model.steps_per_execution)
-        if self.step and self.passed(self._every_steps):
+        if self.step and (self.follows or self.passed(self._every_steps)):
             self.run(self.step)
 
     def on_train_batch_end(self, batch, logs=None):

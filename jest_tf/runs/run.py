@@ -351,6 +351,7 @@ class _Run:
             report=report,
             weights=model.averaged,
         )
+        evaluate.follows = restored.step in config.bootstrap.renew_at
         log.spent = {
             "time/evaluation_seconds": lambda: evaluate.seconds,
             "time/save_seconds": lambda: checkpoints.seconds,

@@ -81,6 +81,12 @@ class EvaluationTest(tf.test.TestCase):
         self.fit(self.make(every_steps=4, start_step=4), 2)
         self.assertEqual(list(self.logged), [4, 6])
 
+    def test_it_makes_up_for_the_last_step_of_the_fit_before(self):
+        callback = self.make(start_step=3)
+        callback.follows = True
+        self.fit(callback, 2)
+        self.assertEqual(list(self.logged), [3, 5])
+
     def test_what_is_written_is_not_evaluated_again(self):
         callback = self.make(every_steps=2)
         self.fit(callback, 4)

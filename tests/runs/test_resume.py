@@ -16,7 +16,9 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import files
-from jest_tf.runs import checkpoints, directory, interruptions
+from jest_tf.data import sidecars
+from jest_tf.data.sidecars import file_format
+from jest_tf.runs import bootstrap, checkpoints, directory, interruptions
 
 SEED = 1
 
@@ -292,6 +294,116 @@ class BucketResumeTest(ResumeTestCase):
         self.assertFalse(files.is_file(f"{workdir}/.lock"))
         self.assertEqual(self.run_at(place), 0)
         self.assert_alike(workdir)
+
+
+@pytest.mark.slow
+class BucketBootstrapTest(ResumeTestCase):
+    """A run that renews its reference, on a bucket with all of its data.
+
+    Every process is on another machine: it has nothing of the one before but
+    the bucket.
+    """
+
+    settings = (
+        "steps=6",
+        "selection.method=uniform",
+        "selection.batch_size=none",
+        "bootstrap.renew_at=2,4",
+        "bootstrap.shares=0.8",
+        "cascade.hyper_batch_size=18",
+        "cascade.num_chunks=2",
+        "checkpoint.every_steps=6",
+        "checkpoint.keep=1",
+        "checkpoint.keep_best=",
+        "evaluation.every_steps=3",
+        "evaluation.log_every_steps=1",
+    )
+
+    @classmethod
+    def setUpClass(cls):
+        remote_files.server()
+        super().setUpClass()
+        cls.bucket = f"gs://{fake_gcs.BUCKET}/bootstrap"
+        names = "a.tfrecord", "damaged.tfrecord"
+        for name in names:
+            with open(f"{cls.folder}/{name}", "rb") as shard:
+                files.write_whole(f"{cls.bucket}/{name}", shard.read())
+        cls.data = (
+            "data.train=" + ",".join(f"{cls.bucket}/{one}" for one in names),
+            f"evaluation.data={cls.bucket}/{names[0]}",
+        )
+
+    def lines(self, workdir, name):
+        rows = super().lines(workdir, name)
+        for row in rows:
+            if "place" in row:
+                row["place"] = os.path.basename(row["place"])
+        return rows
+
+    def run_on(self, machine, **options):
+        local = self.workdir(machine)
+        code = self.server.run(
+            *(f"{self.bucket}/run", *self.settings, *self.data),
+            local=local,
+            **options,
+        )
+        return code, self.said_in(local)
+
+    def sidecars(self, workdir, step):
+        """The arrays of a renewal's sidecars, by name."""
+        folder = f"{workdir}/references/step-{step:09d}"
+        return {
+            name: {
+                key: np.asarray(values)
+                for key, values in file_format.read(f"{folder}/{name}")[
+                    1
+                ].arrays.items()
+            }
+            for name in files.list_folder(folder)
+            if name.endswith(sidecars.SUFFIX)
+        }
+
+    def test_killed_while_it_renews_and_continued_elsewhere(self):
+        workdir = f"{self.bucket}/run"
+        first, second = "step-000000002", "step-000000004"
+        # The unbroken run has deleted the sidecars of one of them.
+        (doomed,) = (
+            step for step in (2, 4) if not self.sidecars(self.unbroken, step)
+        )
+        for number, touching in enumerate(
+            (
+                # One sidecar is there, and then both.
+                f"{first}/damaged.tfrecord",
+                f"{first}/{directory.RENEWAL_FILE}",
+                # In the steps that choose by it: half a checkpoint.
+                f"checkpoints/{second}/state.index",
+                # None is, in the next renewal; then one was deleted.
+                f"{second}/a.tfrecord",
+                f"step-{doomed:09d}/damaged.tfrecord",
+            )
+        ):
+            code, said = self.run_on(f"{number}", touching=touching, at=0)
+            self.assertEqual(code, -signal.SIGKILL, said)
+        code, said = self.run_on("last")
+        self.assertEqual(code, 0, said)
+        self.assert_alike(workdir, *self.data)
+        for step in (2, 4):
+            found, expected = (
+                self.sidecars(one, step) for one in (workdir, self.unbroken)
+            )
+            self.assertEqual(list(found), list(expected))
+            for name, arrays in expected.items():
+                self.assert_equal_arrays((found[name], arrays))
+        found, expected = (
+            [
+                one._replace(seconds=0.0)
+                for one in bootstrap.renewals(
+                    directory.load_config(workdir), folder
+                )
+            ]
+            for folder in (workdir, self.unbroken)
+        )
+        self.assertEqual(found, expected)
 
 
 if __name__ == "__main__":
