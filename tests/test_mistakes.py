@@ -429,6 +429,10 @@ class PythonTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(TypeError, message):
                 jest_tf.JESTModel(*arguments)
+        with self.assertWarnsRegex(UserWarning, "`reference` is not used"):
+            jest_tf.JESTModel(
+                learner, learner, config.SelectionConfig(batch_size=2)
+            )
         model = jest_tf.JESTModel(learner)
         with self.assertRaisesRegex(ValueError, "metrics of its own.*'acc"):
             model.compile("sgd", metrics=["accuracy"])

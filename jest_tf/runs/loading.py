@@ -48,9 +48,7 @@ def load_run(
             learner.load_weights(local)
     else:
         # A checkpoint is of the whole model, which has no other weights.
-        model = training.build_model(
-            config, learner, reference.cached(1.0, 0.0)
-        )
+        model = training.build_model(config, learner)
         checkpoints.load(model, workdir, step)
         # With `optimizer.ema`, the average, as evaluations have it.
         model.optimizer.finalize_variable_values(model.trainable_variables)

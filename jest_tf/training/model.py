@@ -5,6 +5,7 @@ Fixes of `fit` on several replicas are in `distribution/keras_fit.py`.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 
 import keras
@@ -164,6 +165,13 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         keras_fit.check_placed("learner", learner, self.distribute_strategy)
         if reference is not None:
             self.attach_reference(reference)
+            if not self.selection.scores and not distillation_weight:
+                warnings.warn(
+                    "`reference` is not used: the draw is uniform, and "
+                    "`distillation_weight` is 0. To select, set "
+                    'selection=SelectionConfig("joint", batch_size=...)',
+                    stacklevel=2,
+                )
 
         self.rows = row_outputs.RowReport(self.distribute_strategy, {})
         self._recent_draws = None

@@ -64,8 +64,9 @@ class FollowTestCase(tf.test.TestCase):
         """Fits; returns the model, the log, the telemetry and the reports."""
         workdir = workdir or self.folder()
         if model is None:
+            reference = tiny.learner(5) if run.selection.scores else None
             model = training.JESTModel(
-                tiny.learner(0), tiny.learner(5), run.selection, seed=SEED
+                tiny.learner(0), reference, run.selection, seed=SEED
             )
         model.compile(
             keras.optimizers.SGD(0.5), steps_per_execution=steps_per_execution

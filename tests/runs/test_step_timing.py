@@ -18,8 +18,10 @@ JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
 
 def model_of(selection, learner=None, seed=3):
     learner = learner or run_server.build_learner(config.TrainConfig(), 0)
+    scores = selection is not None and selection.scores
+    reference = tiny.learner(5) if scores else None
     model = training.JESTModel(
-        learner, tiny.learner(5), selection, seed=seed, micro_batch_size=2
+        learner, reference, selection, seed=seed, micro_batch_size=2
     )
     model.compile(optimizer.AdamW(1e-2), jit_compile=False)
     model.build(None)

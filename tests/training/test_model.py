@@ -27,7 +27,9 @@ TOLERANCE = {"rtol": 1e-5, "atol": 5e-6}
 
 
 def build(learner=None, reference="learner", selection=JOINT, **settings):
-    """A compiled model with plain SGD, and a reference unless told."""
+    """A compiled model with plain SGD, and a reference if it selects."""
+    if reference == "learner":
+        reference = tiny.learner(5) if selection else None
     options = {
         name: settings.pop(name)
         for name in ("jit_compile", "run_eagerly", "optimizer")
@@ -35,7 +37,7 @@ def build(learner=None, reference="learner", selection=JOINT, **settings):
     }
     model = training.JESTModel(
         learner or tiny.learner(0),
-        tiny.learner(5) if reference == "learner" else reference,
+        reference,
         selection,
         **{"seed": SEED} | settings,
     )
@@ -1156,7 +1158,7 @@ class RefusalsTest(TrainingTestCase):
         uniform = dataclasses.replace(large, method="uniform")
         for model, value, message in (
             (build(selection=large), batch, "batch_size=13, B=12"),
-            (build(selection=uniform), batch, "batch_size=13, B=12"),
+            (build(None, None, uniform), batch, "batch_size=13, B=12"),
             (build(selection=uneven), batch, "must divide .*=5, .*B=12"),
             (build(reference=None), batch, "needs a reference: pass"),
             (
