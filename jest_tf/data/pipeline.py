@@ -394,13 +394,19 @@ def _blocks(store, options):
     if options.num_curated:
         firsts.append(pool)
     starts = np.cumsum([0, *store.parts])[firsts]
+    size, window = options.shuffle_block_size, stream.WINDOW_BLOCKS
     return reader_lib.Blocks(
         store,
-        options.shuffle_block_size,
+        size,
         starts,
         # An epoch's last window has almost two windows' blocks.
-        kept=3 * stream.WINDOW_BLOCKS * len(starts),
-        once=store.manifest is None and options.rows is None,
+        kept=3 * window * len(starts),
+        # Otherwise blocks are not used up; or all are kept, and not many.
+        once=store.manifest is None
+        and options.rows is None
+        and options.cascade is None
+        and options.num_hosts == 1
+        and len(store) > 1.5 * window * size,
     )
 
 

@@ -215,8 +215,8 @@ class Blocks:
         starts: int64 [p], ascending, the first row of each part of the store;
             blocks are counted from there.
         kept: number of blocks.
-        once: whether records are dropped as they are returned. Asked for again
-            before its block is, one is read alone.
+        once: whether records are dropped as they are returned. Asked for again,
+            as in the next epoch, one brings its whole block.
     """
 
     def __init__(
@@ -242,10 +242,13 @@ class Blocks:
         firsts = rows - (rows - self._starts[parts]) % self._size
         lasts = np.minimum(firsts + self._size, self._ends[parts])
         ends = dict(zip(firsts.tolist(), lasts.tolist(), strict=True))
+        wanted = collections.defaultdict(list)
+        for row, first in zip(rows.tolist(), firsts.tolist(), strict=True):
+            wanted[first].append(row)
         found, missing = {}, []
         with self._lock:
             for first in sorted(ends):
-                if first not in self._found:
+                if self._lacks(first, wanted[first]):
                     self._found[first] = concurrent.futures.Future()
                     missing.append(first)
                 self._found.move_to_end(first)
@@ -260,24 +263,31 @@ class Blocks:
         ):
             block = found[first].result()
             take = block.pop if self._once else block.get
-            out.append(take(row, None))
-            if out[i] is None:
+            out.append(stores.parsed(take(row, None)))
+            if out[i] is None:  # taken a moment ago
                 again.append(i)
             if not block:
-                self._drop([first])
+                self._drop([first], found)
         if again:
             alone = self._store.read(rows[again])
             for i, record in zip(again, alone, strict=True):
                 out[i] = record
         return out
 
+    def _lacks(self, first, rows):
+        """Whether a block must be read for these of its rows."""
+        if first not in self._found:
+            return True
+        future = self._found[first]
+        return future.done() and not set(rows) <= future.result().keys()
+
     def _fetch(self, missing, ends, found):
         """Reads missing blocks, all at once, into their futures."""
         wanted = [np.arange(first, ends[first]) for first in missing]
         try:
-            records = self._store.read(np.concatenate(wanted))
+            records = self._store.read_unparsed(np.concatenate(wanted))
         except BaseException as error:
-            self._drop(missing)
+            self._drop(missing, found)
             for first in missing:
                 found[first].set_exception(error)
             raise
@@ -288,10 +298,12 @@ class Blocks:
                 dict(zip(rows.tolist(), records, strict=False))
             )
 
-    def _drop(self, firsts):
+    def _drop(self, firsts, found):
         with self._lock:
             for first in firsts:
-                self._found.pop(first, None)
+                # Another may have taken its place.
+                if self._found.get(first) is found[first]:
+                    del self._found[first]
 
 
 class Ahead:

@@ -50,6 +50,12 @@ class ListStore:
         self.reads += len(rows)
         return [self.found[row] for row in rows]
 
+    def read_unparsed(self, rows):
+        return [
+            one if row % 2 else (lambda one=one: one)
+            for row, one in zip(rows, self.read(rows), strict=True)
+        ]
+
     def ids(self, rows):
         return 1000 + np.asarray(rows)
 
@@ -316,6 +322,25 @@ class FarTest(ReadingTestCase):
                 blocks.read(rows)
             self.assertEqual(self.store.reads, 23 * epoch)
 
+    def test_a_record_asked_for_again_brings_its_whole_block(self):
+        """As in the next epoch of a cascade, which leaves most of a block."""
+        blocks = self.blocks()
+        for rows in ([0, 2], [2, 3], [1, 0], [3]):
+            found = blocks.read(np.array(rows))
+            self.assertEqual(found, [good_record(row) for row in rows])
+        self.assertEqual(self.store.reads, 3 * 4)
+
+    def test_only_what_is_asked_for_is_parsed(self):
+        parsed = []
+
+        def read_unparsed(rows):
+            return [lambda row=row: parsed.append(row) or row for row in rows]
+
+        self.store.read_unparsed = read_unparsed
+        found = self.blocks().read(np.array([3, 2, 6]))
+        self.assertEqual(found, [3, 2, 6])
+        self.assertEqual(parsed, [3, 2, 6])
+
     def test_blocks_end_with_their_part(self):
         blocks = self.blocks(starts=(0, 10))
         blocks.read(np.array([9]))
@@ -398,6 +423,13 @@ class FarTest(ReadingTestCase):
                 batches = self.batches(store, 6, **settings)
                 values.append(self.values(batches))
             self.assert_equal_values(*values)
+
+    def test_a_small_store_is_read_once(self):
+        """All of its blocks are kept over the epochs."""
+        store = ListStore([good_record(row) for row in range(23)])
+        store.is_remote = True
+        self.batches(store, 6, shuffle_block_size=2)
+        self.assertEqual(store.reads, 23)
 
 
 class LimitTest(ReadingTestCase):

@@ -11,6 +11,7 @@ from jest_tf.data.stores.store import (
     join,
     open_store,
     open_stores,
+    parsed,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "join",
     "open_store",
     "open_stores",
+    "parsed",
 ]

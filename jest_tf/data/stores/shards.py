@@ -3,7 +3,8 @@
 A shard is one file. A format is an object with two methods
 
     scan(path, advance)  # yields (place, size, stored id or None) of records
-    read(path, spans)    # returns a Record or Fault for each place and size
+    read(path, spans)    # returns a Record or Fault for each place and size,
+                         # or a function that returns it
 
 and the attributes `name`; `fields`; `index_key`, everything that an index
 depends on; and `index_variant`, the part of it that is a setting. `advance`
@@ -11,6 +12,7 @@ takes the bytes read since the last call. In byte sequences the place is the
 offset, and a negative size marks damage.
 """
 
+import functools
 import glob
 import hashlib
 import io
@@ -180,7 +182,8 @@ def read_records(
     parse: Callable[[bytes], Record | Fault],
     head: int = 0,
     tail: int = 0,
-) -> list[Record | Fault]:
+    later: bool = False,
+) -> list[Record | Fault | Callable[[], Record | Fault]]:
     """Reads byte ranges of one file, neighbouring ones together.
 
     Args:
@@ -188,10 +191,12 @@ def read_records(
         spans: int64 [k, 2], offsets and sizes, in any order.
         parse: makes a record of a range's bytes.
         head, tail: bytes before and after each range that belong to it.
+        later: whether to leave parsing to the caller.
 
     Returns:
-        k records. A fault replaces a range that is marked as damaged, too
-        large, beyond the end of the file, or unreadable after `retries`.
+        k records, or functions that parse them. A fault replaces a range that
+        is marked as damaged, too large, beyond the end of the file, or
+        unreadable after `retries`.
 
     Raises:
         ValueError: the file is missing or may not be read.
@@ -235,7 +240,9 @@ def read_records(
             elif len(data) < size:
                 out[i] = Fault(f"truncated: {len(data)} of {size} bytes")
             else:
-                out[i] = parse(data)
+                out[i] = (
+                    functools.partial(parse, data) if later else parse(data)
+                )
     return out
 
 

@@ -83,7 +83,7 @@ class Tars:
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads samples at byte ranges; see `data/stores/shards.py`."""
-        return shards.read_records(path, spans, self._parse)
+        return shards.read_records(path, spans, self._parse, later=True)
 
     def _is_picture(self, extension):
         if self._image:

@@ -81,7 +81,9 @@ class TFRecords:
                 )
             return self._parse(payload)
 
-        return shards.read_records(path, spans, parse, HEAD, FRAME - HEAD)
+        return shards.read_records(
+            path, spans, parse, HEAD, FRAME - HEAD, later=True
+        )
 
 
 def parse(
