@@ -3,14 +3,17 @@
 import os
 from unittest import mock
 
+import fake_gcs
 import numpy as np
 import picture_files
 import pytest
+import remote_files
 import shard_files
 import sidecar_files
 import streams
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data import (
     batches,
     fault_log,
@@ -281,6 +284,68 @@ class OpsReaderTest(shard_files.FolderTestCase):
         store = self.open([example(b"\xff\xd8\xff")] * 3)
         with self.assertRaisesRegex(ValueError, "^16 records .* position 0$"):
             self.stream(store, "ops", 1)
+
+    @pytest.mark.slow
+    def test_a_bucket_is_read_as_local_files_are(self):
+        remote_files.hurry(self)
+        bucket = remote_files.server()
+        self.addCleanup(bucket.heal)
+        counts = np.array([1 + row % 3 for row in range(24)])
+        payloads = [
+            example(
+                KINDS["jpeg"] if row % 2 else PNG,
+                captions=[b"%d" % i for i in range(count)],
+                id=50 + row,
+            )
+            for row, count in enumerate(counts)
+        ]
+        payloads[3] = PAYLOADS["a cut jpeg"]
+        local = self.open(payloads[:10], payloads[10:])
+        self.damage(local, 7, 30)
+        folder = f"gs://{fake_gcs.BUCKET}/{self.id()}"
+        for path in local.shards.paths:
+            with open(path, "rb") as shard:
+                files.write_whole(
+                    f"{folder}/{os.path.basename(path)}", shard.read()
+                )
+        far = stores.open_store(
+            f"{folder}/*.tfrecord", max_image_pixels=MAX_PIXELS
+        )
+        for store in (local, far):
+            embed.write_arrays(
+                store,
+                sidecar_files.unit_rows(24),
+                sidecar_files.unit_rows(counts.sum(), 1),
+                sidecar_files.DESCRIPTION,
+                captions=counts,
+                valid=np.arange(24) != 14,
+            )
+        expected, numpy = (
+            self.stream(
+                store, "numpy", 8, sidecars=sidecars_lib.Sidecars(store)
+            )
+            for store in (local, far)
+        )
+        sidecars = sidecars_lib.Sidecars(far)
+        bucket.requests()
+        # Two of the ops' own requests fail.
+        for fault in ({"status": 503}, {"cut": 100}):
+            bucket.fail("GET storage.*[.]tfrecord$", **fault)
+        ops = self.stream(far, "ops", 8, sidecars=sidecars)
+        answers = [
+            tuple(line.split()[2:])
+            for line in bucket.requests()
+            if "GET storage" in line and ".tfrecord " in line
+        ]
+        self.assertIn("503", {status for status, _ in answers})
+        self.assertIn(("206", "100"), answers)
+        for found in (numpy, ops):
+            for one, other in zip(found, expected, strict=True):
+                self.assertEqual(one.keys(), other.keys())
+                for name, value in one.items():
+                    self.assertAllEqual(value, other[name], name)
+        replaced = sum(one["record_replaced"].sum() for one in ops)
+        self.assertEqual(replaced, 2 * 3)
 
     def test_no_op_is_of_python_or_of_tensorflow_text(self):
         tokens = TOKENIZER([b"a"]).numpy().ravel().tolist()
