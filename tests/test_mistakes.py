@@ -166,6 +166,20 @@ MODELS = (
         r"`reference.model` must be a run directory, .*'kerashub:clip'",
     ),
     (
+        "JEST reference.workdir=none reference.model=hf:gs://bucket/model "
+        "data.train=/missing",
+        r"`reference.model` must .* a local folder, .*Received: 'hf:gs://bu",
+    ),
+    (
+        "JEST reference.workdir=none reference.model=keras_hub:s3://bucket/a "
+        "data.train=/missing",
+        r"a local folder or a path of file, gs, hf, .*Received: 'keras_hub:s3",
+    ),
+    (
+        "embed --model hf:s3://bucket/model --data /missing",
+        r"`--model` must .* a local folder, .*Received: 'hf:s3://bucket/model'",
+    ),
+    (
         "JEST reference.workdir=$/rnu",
         r"`reference.workdir` must be the directory of a finished run, "
         r".*/rnu', which does not exist. Did you mean '.*/run'?",

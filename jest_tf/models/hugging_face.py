@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 
@@ -22,10 +23,16 @@ def check(name: str, setting: str = "model") -> None:
 
     Raises:
         ValueError: PyTorch or transformers is not installed, or a path is no
-            folder of a model.
+            local folder of a model.
     """
-    _import(name)
     path = name.removeprefix(PREFIX)
+    if files.is_remote(path):
+        raise ValueError(
+            f"`{setting}` must name a model of Hugging Face by 'hf:OWNER/NAME' "
+            "or by a local folder, as transformers reads no bucket: copy it. "
+            f"Received: {name!r}"
+        )
+    _import(name)
     is_path = path.startswith((".", "/", "~")) or path.count("/") != 1
     if is_path and not os.path.isfile(os.path.join(path, "config.json")):
         raise ValueError(

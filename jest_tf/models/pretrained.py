@@ -49,9 +49,16 @@ def check(name: str, setting: str = "model") -> None:
         return
     if name.startswith(hugging_face.PREFIX):
         return hugging_face.check(name, setting)
-    hub = tokenizers.import_keras_hub(name)
     preset = name.removeprefix(KERAS_HUB)
-    if "://" in preset or os.path.isdir(preset):
+    scheme, separator, _ = preset.partition("://")
+    if separator and scheme not in _schemes():
+        raise ValueError(
+            f"`{setting}` must name a preset of KerasHub by a name, a local "
+            f"folder or a path of {', '.join(_schemes())}: copy the preset to "
+            f"one. Received: {name!r}"
+        )
+    hub = tokenizers.import_keras_hub(name)
+    if separator or os.path.isdir(preset):
         return
     known = _known(hub)
     if preset not in known:
@@ -165,6 +172,12 @@ def _of_keras_file(path):
         loss,
         (learner.image_tower.compute_dtype, learner.pixels),
     )
+
+
+def _schemes():
+    """Schemes that KerasHub opens: those of its hosts, and TensorFlow's."""
+    registered = filter(None, tf.io.gfile.get_registered_schemes())
+    return sorted({"kaggle", "hf", "modelscope", *registered})
 
 
 def _known(hub):

@@ -347,6 +347,9 @@ def _open(groups, settings, progress):
     paths, formats = zip(
         *(one for part in located for one in part), strict=True
     )
+    for path, form in zip(paths, formats, strict=True):
+        if isinstance(form, tfds.ArrayRecords):
+            form.check(path)
     indexes = index.open_indexes(paths, formats, settings.index_dir, progress)
     opened = iter(zip(paths, formats, indexes, strict=True))
     stores = [

@@ -12,7 +12,6 @@ import functools
 import json
 
 import numpy as np
-import tensorflow as tf
 
 from jest_tf import files
 from jest_tf.data.stores import shards, tfrecords
@@ -73,14 +72,17 @@ class ArrayRecords:
             tfrecords.parse, fields=fields, labels=labels
         )
 
-    def scan(self, path: str, advance):
-        """Counts the records and reads their ids."""
-        del advance  # the reader reports no progress
+    def check(self, path: str) -> None:
+        """Raises ValueError for a shard that is not on a local disk."""
         if files.is_remote(path):
             raise ValueError(
                 "ArrayRecord shards must be on a local disk: prepare the data "
                 f"set as TFRecord, or copy it. Received: {path}"
             )
+
+    def scan(self, path: str, advance):
+        """Counts the records and reads their ids."""
+        del advance  # the reader reports no progress
         with _open(path) as reader:
             numbers = range(reader.num_records())
             for start in range(0, len(numbers), _BATCH):
@@ -153,7 +155,7 @@ def _split_paths(folder, info, split, kind):
     part = f"-{split}.{kind}"
     paths = sorted(
         f"{folder}/{name}"
-        for name in tf.io.gfile.listdir(folder)
+        for name in files.list_folder(folder)
         if part in name and not name.endswith(shards.NO_SHARDS)
     )
     lengths = splits[split].get("shardLengths", ())
@@ -182,21 +184,19 @@ def _features(folder):
         if kind == "Image":
             pictures.append(name)
         elif kind == "ClassLabel" and _exists(path):
-            with tf.io.gfile.GFile(path) as file:
-                labels[name] = file.read().splitlines()
+            labels[name] = files.read_whole(path).decode().splitlines()
     return pictures, labels
 
 
 def _load_json(path):
     try:
-        with tf.io.gfile.GFile(path) as file:
-            return dict(json.loads(file.read()))
-    except (TypeError, ValueError, tf.errors.OpError) as error:
+        return dict(json.loads(files.read_whole(path)))
+    except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _exists(path):
     try:
-        return tf.io.gfile.exists(path)
-    except tf.errors.OpError:
+        return files.is_file(path)
+    except OSError:
         return False

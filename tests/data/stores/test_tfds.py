@@ -11,6 +11,7 @@ import pytest
 import shard_files
 import tensorflow as tf
 
+from jest_tf import config, files
 from jest_tf.data import stores
 from jest_tf.data.stores import shards
 
@@ -104,6 +105,18 @@ class PreparedTest(PreparedTestCase):
             self.read(self.folder + ":val", format="tfds"),
             [self.expected(i) for i in range(4)],
         )
+
+    def test_a_folder_on_a_bucket_is_read_by_any_library(self):
+        self.write({"train": [3, 2], "val": [4]})
+        expected = self.read(self.folder)
+        for scheme in ("ram", "memory"):  # TensorFlow's and fsspec's
+            bucket = f"{scheme}://{self.id()}"
+            for name in files.list_folder(self.folder):
+                files.write_whole(
+                    f"{bucket}/{name}",
+                    files.read_whole(f"{self.folder}/{name}"),
+                )
+            self.assertEqual(self.read(f"{bucket}:train"), expected)
 
     def test_the_only_split_needs_no_name_and_empty_shards_have_no_rows(self):
         self.write({"test": [2, 0, 1]})
@@ -217,6 +230,36 @@ class ArrayRecordTest(PreparedTestCase):
                 ImportError, "pip install array_record"
             ):
                 stores.open_store(self.folder)
+
+
+class RemoteArrayRecordTest(PreparedTestCase):
+    def test_shards_on_a_bucket_are_refused_before_any_is_read(self):
+        local = shard_files.write_shard(
+            os.path.join(self.folder, "a.tfrecord"), [self.payload(0)]
+        )
+        bucket = f"ram://{self.id()}"
+        shard = f"{bucket}/a.array_record-00000-of-00001"
+        files.write_whole(shard, b"records")
+        files.write_whole(
+            f"{bucket}/prepared/x-train.array_record-00000-of-00001", b"records"
+        )
+        files.write_whole(
+            f"{bucket}/prepared/dataset_info.json",
+            json.dumps(
+                {
+                    "fileFormat": "array_record",
+                    "splits": [{"name": "train", "shardLengths": ["1"]}],
+                }
+            ).encode(),
+        )
+        files.write_whole(f"{bucket}/prepared/features.json", b"{}")
+        for pattern in (shard, f"{bucket}/prepared"):
+            with self.assertRaisesRegex(
+                ValueError,
+                "ArrayRecord shards must be on a local disk: .*Received: ram:",
+            ):
+                stores.open_stores(config.DataConfig(train=(local, pattern)))
+        self.assertFalse(os.path.exists(f"{local}.index"))
 
 
 class WrittenByTFDSTest(PreparedTestCase):
