@@ -47,7 +47,7 @@ _POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
 _TILE = 32
 _JPEG_QUALITY = 90
 _SEED = 0
-_READAHEAD = 2**21  # as `jest-tf` sets it
+_READAHEAD = 2**20 + 1  # as `jest-tf` sets it
 _LATENCIES = (0.0, 0.02, 0.1)  # seconds
 _PADDED = 44_000  # bytes of a picture that decodes at once
 _WIDTH = 768  # of the embeddings in sidecars
@@ -357,7 +357,10 @@ def distance(small: bool) -> str:
         (256, 1, 64, 1, (0.02,)) if small else (2048, 24, 1024, 8, _LATENCIES)
     )
     fsspec.register_implementation(Link.protocol, Link, clobber=True)
-    with tempfile.TemporaryDirectory() as directory:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.object(remote, "PIECE", _READAHEAD - 1),
+    ):
         _write_padded(f"{directory}/padded", num_records, copies)
         padded = _Distances(f"{directory}/padded", 8, batch_size, latencies)
         block_rows = [

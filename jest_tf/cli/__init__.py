@@ -51,7 +51,8 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     # TensorFlow and Keras read these when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**21))
+    # A page of `files/remote.py`, and the byte before it.
+    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20 + 1))
     # As under `python -m`: settings may name modules of the working directory.
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, os.getcwd())

@@ -20,12 +20,17 @@ from jest_tf.files import retries
 
 # TensorFlow's file systems on which a file appears whole, when it is closed.
 _WHOLE = ("gs://",)
-# Bytes of a request. TensorFlow's gs:// fetches as many from where a read
-# begins, by default 64 MB; the command `jest-tf` sets 2 MB.
+# TensorFlow's gs:// fetches as many bytes from where a read begins, by default
+# 64 MB; the command `jest-tf` sets another number.
 READAHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
-PIECE = int(os.environ.get(READAHEAD, 2**26)) - 1
+_FETCHED = int(os.environ.get(READAHEAD, 2**26))
+# A read skips to its start by reading the byte before it, and goes on by so
+# many bytes. A byte more than was fetched is fetched by a further request.
+_STRIDE = 2**19
+# Bytes that one request brings.
+PIECE = (_FETCHED - 1) // _STRIDE * _STRIDE or _FETCHED - 1
 # Bytes of a page, which is kept, and of all pages.
-_PAGE = 2**19
+_PAGE = 2**20
 _KEPT = 2**30
 
 

@@ -1,15 +1,18 @@
 """Files are written whole or not at all, wherever they are."""
 
 import concurrent.futures
+import json
 import os
 import subprocess
 import sys
 import threading
+import urllib.parse
 from unittest import mock
 
 import numpy as np
 import pytest
 import remote_files
+import subprocesses
 import tensorflow as tf
 
 from jest_tf import files
@@ -29,6 +32,16 @@ with files.written_whole(sys.argv[1]) as partial:
     open(partial, "wb").write(b"half")
     print("held", flush=True)
     sys.stdin.read()
+"""
+READER = """
+import json, sys
+from jest_tf import cli
+cli.main(["--help"])  # as all commands, it sets what a request brings
+import numpy as np
+from jest_tf import files
+for start, end in json.loads(sys.argv[2]):
+    path = f"{sys.argv[1]}/{start}"
+    assert len(files.read_ranges(path, np.array([[start, end]]))) == end - start
 """
 
 
@@ -166,6 +179,36 @@ class RamTest(remote_files.Ram, AnySchemeTest):
 
 class GcsTest(remote_files.Gcs, AnySchemeTest):
     pass
+
+
+@pytest.mark.slow
+class RequestsTest(remote_files.Gcs, tf.test.TestCase):
+    def test_under_a_command_requests_bring_what_is_asked_for_and_no_more(self):
+        size = 2**23
+        ranges = ((0, size), (2**20 + 7, size), (77, 77 + 2**20))
+        for start, _ in ranges:
+            files.write_whole(f"{self.folder}/{start}", os.urandom(size))
+        environment = subprocesses.environment()
+        del environment[remote.READAHEAD]  # the tests' own
+        self.server.requests()
+        subprocess.run(
+            [sys.executable, "-c", READER, self.folder, json.dumps(ranges)],
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        lines = [
+            urllib.parse.unquote(line)
+            for line in self.server.requests()
+            if "GET storage" in line
+        ]
+        for start, end in ranges:
+            sizes = [
+                int(line.split()[3]) for line in lines if f"/{start} " in line
+            ]
+            # A megabyte each, and the byte before it.
+            self.assertLen(sizes, -(-(end - start) // 2**20))
+            self.assertLessEqual(sum(sizes), end - start + 2**20)
 
 
 class LocalTest(FilesTestCase):
