@@ -176,6 +176,10 @@ MODELS = (
         r"a local folder or a path of file, gs, hf, .*Received: 'keras_hub:s3",
     ),
     (
+        "TRAIN data.reader=ops data.train=s3://bucket/*.tfrecord",
+        r"'ops' reads what TensorFlow opens, .*Received: s3://bucket/",
+    ),
+    (
         "embed --model hf:s3://bucket/model --data /missing",
         r"`--model` must .* a local folder, .*Received: 'hf:s3://bucket/model'",
     ),

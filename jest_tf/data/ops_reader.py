@@ -10,7 +10,7 @@ element that raised one: so every fault is an error here, and what is missing
 then is replaced in a further round.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -344,6 +344,7 @@ class _Sidecars:
         self.spec = tf.TensorSpec([sidecars.dim], tf.as_dtype(sidecars.dtype))
         self._width = sidecars.dim * self.spec.dtype.size
         paths, *places = zip(*sidecars.layouts(), strict=True)
+        check_schemes(paths)
         self._paths = tf.constant([files.absolute(path) for path in paths])
         starts, self._images, self._texts, self._sizes = (
             tf.constant(one, tf.int64) for one in places
@@ -421,12 +422,32 @@ def _read_range(path, place, count, size):
     return tf.data.experimental.from_variant(ranges, spec).get_single_element()
 
 
+def check_schemes(paths: Iterable[str]) -> None:
+    """Refuses paths that TensorFlow does not open, such as `s3://`.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    registered = tf.io.gfile.get_registered_schemes()
+    for path in paths:
+        scheme, separator, _ = path.partition("://")
+        if separator and scheme not in registered:
+            raise ValueError(
+                "`data.reader` 'ops' reads what TensorFlow opens, gs:// and "
+                "folders that all hosts share: copy the data there, or take "
+                f"'numpy'. Received: {path}"
+            )
+
+
 def check(store: stores.Store) -> None:
     """Refuses what cannot be read by ops.
 
     Raises:
-        ValueError: the records are no TFRecords, or an index is not in a file.
+        ValueError: the records are no TFRecords, an index is not in a file, or
+            TensorFlow does not open a path.
     """
+    check_schemes(store.shards.paths)
+    check_schemes(index.path for index in store.indexes)
     names = sorted({form.name for form in store.formats})
     if names != ["tfrecord"]:
         raise ValueError(

@@ -84,6 +84,10 @@ def open_sources(
     if needs_reference and settings.name:
         setting = "model" if settings.model else "workdir"
         loading.check_model(settings.name, f"reference.{setting}")
+    if config.data.reader == "ops":
+        ops_reader.check_schemes(
+            (*config.data.train, *config.data.curated, config.data.index_dir)
+        )
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )

@@ -380,6 +380,14 @@ class OpsReaderTest(shard_files.FolderTestCase):
         shard_files.write_tar(path, shard_files.tar_sample("a", caption="b"))
         with self.assertRaisesRegex(ValueError, "Received: .* webdataset"):
             self.stream(stores.open_store(path), "ops", 1)
+        remote = f"memory://{self.id()}/0.tfrecord"  # fsspec's
+        with open(store.shards.paths[0], "rb") as shard:
+            files.write_whole(remote, shard.read())
+        other = stores.open_store(remote, index_dir=self.directory)
+        with self.assertRaisesRegex(
+            ValueError, "'ops' reads what TensorFlow opens, .*: memory://"
+        ):
+            self.stream(other, "ops", 1)
         os.remove(store.indexes[0].path)
         with self.assertRaisesRegex(ValueError, "indexes that every host can"):
             self.stream(store, "ops", 1)
