@@ -109,7 +109,7 @@ class Comparison:
         if shared >= LEAST_SEEDS:
             return bootstrap.Estimate(value, low, high)
         ends = [
-            np.mean([run.score(splits) for run in self.of(cell)])
+            np.mean([run.resampled(splits)[0] for run in self.of(cell)])
             for cell in (first, second)
         ]
         between = _NORMAL_QUANTILE * self.spread(splits) * np.hypot(*ends)
@@ -131,7 +131,7 @@ class Comparison:
         seed has on all of them; 0 where no cell has three.
         """
         ends = [
-            np.array([run.score(splits) for run in self.of(cell)])
+            np.array([run.resampled(splits)[0] for run in self.of(cell)])
             for cell in self._cells
             if len(self._cells[cell]) >= LEAST_SEEDS
         ]

@@ -6,10 +6,12 @@
 
 Fills the numbers of templates/ in: report.md beside the results, with its
 pictures, and the block of each page, from the template of the page's name. No
-run and no data are needed.
+run and no data are needed. The web-like data's numbers are those of the
+folder's summary.json, see `summary.py`; without it, report.md leaves them out.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 
@@ -27,6 +29,7 @@ from benchmarks.icontext import (
     targets,
 )
 from benchmarks.icontext import comparison as comparison_lib
+from benchmarks.icontext import web as web_lib
 
 _COMMAND = (
     "python -m benchmarks.icontext.report --pages README.md docs/recipes.md"
@@ -42,8 +45,6 @@ _CURVES = {
     "jest_5000": ("JEST", -1, (0, 10), "left"),
     "mixed_3000": ("curated and\npool, uniform", 0, (-8, -20), "center"),
 }
-# The web-like data, with as much noise as a crawl has.
-_LEVEL = 0.7
 # Method: its label, and where that stands.
 _WEB = {
     "oracle": ("no noise (oracle)", (-1, (0, 12), "right")),
@@ -51,13 +52,23 @@ _WEB = {
     "mixed_8": ("an eighth curated", (0, (26, 22), "right")),
     "uniform": ("uniform", (-1, (0, -14), "center")),
 }
-_RATIOS = {
-    ("learnability", -8): "jest_400_f50 jest_400 jest_400_f90 jest_400_f95",
-    ("easy-reference", 8): "easy_reference_f50 easy_reference_f80 "
-    "easy_reference_f90 easy_reference_f95",
-    ("hard-learner", 9): "hard_learner_f50 hard_learner_f80 "
-    "hard_learner_f90 hard_learner_f95",
+# Rows of the web-like table: method and its training in words.
+_ROWS = {
+    "uniform": "uniform, to its best end",
+    "mixed_8": "an eighth of every batch curated, the best mixture",
+    "cascade_curated": "cascade by a reference of the curated set",
+    "bootstrapped": "**cascade that renews its own reference**",
+    "oracle": "uniform without the noise, the oracle",
 }
+_METHOD = "bootstrapped"  # of which the goals are asked
+# What is asked: the least value, its digits, what it is of, and its name.
+_GOALS = (
+    (13.1, 1, "x fewer examples than uniform training", "examples"),
+    (9.9, 1, "x fewer FLOPs than uniform training", "flops"),
+    (5.0, 1, "x fewer examples than the best mixture", "mixture"),
+    (1.5, 2, " times uniform training's best score", "over_target"),
+    (0.9, 2, " of the oracle's score", "oracle"),
+)
 
 
 def main(arguments=None):
@@ -113,7 +124,7 @@ def draw(comparison, web, out):
     ladders = {
         method: [
             (bill["uniform_steps"]["all"], 100 * row["score"]["mean"])
-            for row, bill in _web_lines(web, method)
+            for row, bill, _ in _web_lines(web, method)
         ]
         for method in _WEB
     }
@@ -135,28 +146,19 @@ def draw(comparison, web, out):
             "training on the curated set ends as high",
             out / "frontier.png",
         )
-    lines = {label: cells.split() for label, cells in _RATIOS.items()}
-    if all(cell in comparison for line in lines.values() for cell in line):
-        figures.filter_ratios(
-            comparison,
-            (2, 5, 10, 20),
-            lines,
-            "uniform_400",
-            "Larger super-batches teach more per step (400 steps)",
-            out / "filter_ratios.png",
-        )
 
 
-def _web_lines(web, method):
-    """`(row, bill)` of each length of a method, shortest first."""
-    pairs = zip(web["rows"], web["bills"], strict=True) if web else ()
+def _web_lines(web, method, level=claims.LEVEL):
+    """`(row, bill, held_out)` of each length of a method, shortest first."""
+    names = "rows", "bills", "held_out"
+    lists = [web[name] for name in names] if web else []
     return sorted(
         (
-            pair
-            for pair in pairs
-            if (pair[0]["noise"], pair[0]["method"]) == (_LEVEL, method)
+            line
+            for line in zip(*lists, strict=True)
+            if (line[0]["noise"], line[0]["method"]) == (level, method)
         ),
-        key=lambda pair: pair[0]["steps"],
+        key=lambda line: line[0]["steps"],
     )
 
 
@@ -173,7 +175,8 @@ class Words:
         self._comparison = comparison
         self._folder = folder
         self._views = folder / "views.csv"
-        self._web = summary.load(folder)
+        self._evidence = claims.evidence(comparison, folder)
+        self._web = self._evidence.summary
         self._runs = tables.runs
         self._costs = claims.COSTS | {
             "flops_with_reference": targets.flops_with_reference(comparison)
@@ -255,20 +258,101 @@ class Words:
                 longest[cell.noise] = cell
         return "; ".join(map(_gains, longest.values())) or claims.NOT_RUN
 
-    def web_row(self, method):
-        """Columns of a method's longest run on the web-like data, in words."""
-        lines = _web_lines(self._web, method)
+    def web_rows(self):
+        """`web_row` of each method of the table that was run."""
+        rows = [(what, self.web_row(name)) for name, what in _ROWS.items()]
+        return [row | {"what": what} for what, row in rows if row]
+
+    def web_row(self, method, level=claims.LEVEL, steps=None):
+        """What the web-like data say of a method, in words.
+
+        Args:
+            method: as in summary.json.
+            level: share of noise.
+            steps: None is the longest length.
+
+        Returns:
+            dict; None if it was not run.
+        """
+        lines = _web_lines(self._web, method, level)
+        if steps:
+            lines = [line for line in lines if line[0]["steps"] == steps]
         if not lines:
             return None
-        row, _ = lines[-1]
-        share = row["oracle_share"]
+        row, bill, held_out = lines[-1]
+        share, lead, slope = row["oracle_share"], row["lead"], row["slope"]
+        told, ratios = claims.told, row["mixture_ratio"]
+        times = None
+        if lead and slope and slope["mean"] > 0:
+            times = f"{2 ** (lead['mean'] / slope['mean']):.1f}"
         return {
             "steps": f"{row['steps']:,}",
             "seeds": row["seeds"],
-            "score": _interval(row["score"], 100),
-            "examples": _interval(row["examples_ratio"]) or "missed",
-            "flops": _interval(row["flops_ratio"]["all"]) or "missed",
+            "score": told(row["score"], factor=100),
+            "examples": told(row["examples_ratio"], "x") or "missed",
+            "flops": told(row["flops_ratio"]["all"], "x") or "missed",
+            "mixture": told(ratios["examples"], "x") or "missed",
+            "mixture_flops": told(ratios["all"], "x") or "missed",
             "oracle": f"{share['mean']:.2f}" if share else "",
+            "lead": told(lead, factor=100, sign="+"),
+            "slope": f"{100 * slope['mean']:.1f}" if slope else "",
+            "times": times,
+            "uniform": told(bill["uniform_score"], factor=100),
+            "over_uniform": told(bill["over_uniform"]),
+            "concepts": told(
+                held_out["concepts_over_target"], factor=100, sign="+"
+            ),
+            "styles": told(
+                held_out["styles_over_target"], factor=100, sign="+"
+            ),
+        }
+
+    def goals(self):
+        """`(goal, value, whether it is met)` of each goal, in words."""
+        lines = _web_lines(self._web, _METHOD)
+        if not lines:
+            return []
+        row, bill, _ = lines[-1]
+        values = {
+            "examples": row["examples_ratio"],
+            "flops": row["flops_ratio"]["all"],
+            "mixture": row["mixture_ratio"]["examples"],
+            "over_target": bill["over_target"],
+            "oracle": row["oracle_share"],
+        }
+        return [
+            (
+                f"{least:g}{what}",
+                claims.told(values[name], digits=digits) or "never there",
+                bool(values[name]) and values[name]["mean"] >= least,
+            )
+            for least, digits, what, name in _GOALS
+        ]
+
+    def web_target(self):
+        """The entry of `targets` in summary.json at the main level."""
+        found = self._web["targets"] if self._web else ()
+        return next((t for t in found if t["noise"] == claims.LEVEL), None)
+
+    def web_methods(self):
+        """`(run, all)`: how many methods of matrix `web` have results."""
+        rows = self._web["rows"] if self._web else ()
+        known = {summary.method_of(c.cell) for c in matrix.cells("web")}
+        return len({row["method"] for row in rows} & known), len(known)
+
+    def web_levels(self):
+        """Levels of noise of the web-like results."""
+        rows = self._web["rows"] if self._web else ()
+        return sorted({row["noise"] for row in rows})
+
+    def web_pool(self):
+        """Pairs of the pool, share of noise and curated pairs, in words."""
+        sizes = matrix.WEB_POOL_SIZE, web_lib.NUM_CURATED
+        pool, curated = (f"{size:,}" for size in sizes)
+        return {
+            "pool": pool,
+            "curated": curated,
+            "noise": f"{claims.LEVEL:.0%}".replace("%", " %"),
         }
 
     def web_split(self):
@@ -282,12 +366,41 @@ class Words:
             return claims.NOT_RUN
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
 
-    def claims(self, source):
-        """`(line of claims.csv, claims.Finding)` of each claim of a source."""
+    def claims(self):
+        """The paper's claims and what became of them.
+
+        Returns:
+            dicts: claim, paper, the results on emoji art and on the web-like
+            data in words, and a note.
+        """
         return [
-            (claim, claims.judge(claim, self._comparison))
-            for claim in claims.load()
-            if claim["source"] == source
+            {
+                "claim": lines[0]["claim"],
+                "paper": lines[0]["paper"],
+                "emoji": _findings(judged, "emoji"),
+                "web": _findings(judged, "web"),
+                "note": " ".join(
+                    line["note"]
+                    for line, found in judged
+                    if line["note"] and line["explains"] == found.verdict
+                ),
+            }
+            for lines, judged in self._judged()
+        ]
+
+    def verdicts(self):
+        """How many tests of the paper's claims have a verdict."""
+        found = [one.verdict for _, lines in self._judged() for _, one in lines]
+        return sum(one not in ("", claims.NOT_RUN) for one in found)
+
+    @functools.cache  # noqa: B019 - lives as long as the report
+    def _judged(self):
+        return [
+            (
+                lines,
+                [(line, claims.judge(line, self._evidence)) for line in lines],
+            )
+            for lines in claims.load().values()
         ]
 
     def chance(self):
@@ -308,11 +421,12 @@ class Words:
         there = {f"{row.cell}-{row.seed}" for row in self._runs.itertuples()}
         return [name for name in wanted if name not in there]
 
-    def views(self):
-        """Rows of views.csv, if the results have it."""
+    def kept(self, cell, view):
+        """Share of a choice's gain that scoring on a view keeps."""
         if not self._views.exists():
-            return []
-        return pd.read_csv(self._views).to_dict("records")
+            return claims.NOT_RUN
+        rows = pd.read_csv(self._views).query("cell == @cell & view == @view")
+        return f"{rows['gain_kept'].mean():.2f}"
 
     def provenance(self):
         """Processors and versions of all runs."""
@@ -323,16 +437,26 @@ class Words:
         return f"Machines: {machines}. Versions: {versions}."
 
 
-def _interval(found, factor=1):
-    """An estimate of summary.json in words, empty of none."""
+def _findings(judged, data):
+    """The findings of a claim on one of the data, in words."""
+    found = [
+        (line["part"], one) for line, one in judged if line["data"] == data
+    ]
     if not found:
-        return ""
-    mean, low, high = (
-        "?" if found[end] is None else f"{factor * found[end]:.1f}"
-        for end in ("mean", "low", "high")
+        return "-"
+    if all(one.verdict == claims.NOT_RUN for _, one in found):
+        return claims.NOT_RUN
+    return "; ".join(
+        f"{part + ': ' if part else ''}{_finding(one)}" for part, one in found
     )
-    unit = "x" if factor == 1 else ""
-    return f"{mean}{unit} [{low}, {high}]"
+
+
+def _finding(found):
+    if found.verdict == claims.NOT_RUN:
+        return claims.NOT_RUN
+    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
+    verdict = f"**{found.verdict}**" if found.verdict else f"({seeds})"
+    return f"{found.measured} {verdict}"
 
 
 def _gains(cell):

@@ -112,6 +112,12 @@ def load(folder):
     return None
 
 
+def current(runs):
+    """The rows of runs.csv whose cell has not changed in matrix.csv since."""
+    digests = {name: cell.digest for name, cell in matrix.load().items()}
+    return runs[runs["digest"] == runs["cell"].map(digests)]
+
+
 class Base(NamedTuple):
     """What the lines of a level are compared with."""
 
@@ -135,6 +141,7 @@ class Summary:
     def __init__(self, tables, splits="test"):
         self._prefix = splits
         self._score = (f"{splits}_sets",)
+        tables = tables._replace(runs=current(tables.runs))
         self._comparison = comparison.Comparison(tables)
         self._spent = targets.flops_three_ways(self._comparison)
         self.lines = self._lines()
@@ -165,8 +172,7 @@ class Summary:
             runs = {
                 run.row.seed: run
                 for run in self._comparison.of(cell.cell)
-                if run.row.digest == cell.digest
-                and self._score[0] in run.concepts
+                if self._score[0] in run.concepts
             }
             if cell.data == "web" and runs:
                 steps = next(iter(runs.values())).row.steps

@@ -1,6 +1,7 @@
 """IconText's statistics and report: intervals, ratios, claims, pages."""
 
 import itertools
+import json
 import pathlib
 
 import numpy as np
@@ -28,12 +29,19 @@ def concepts(image_mrr, text_mrr=(1.0, 1.0)):
     )
 
 
+WEB_SPLITS = (*matrix.WEB_VALIDATION, *matrix.WEB_TESTS)
+
+
 def a_run(cell, steps, scores, seed=0, mrr=((1.0, 1.0), (1.0, 1.0)), **changes):
     """Tables of a run with the same curve and ranks on all splits."""
+    is_web = cell.startswith("web")
+    splits = WEB_SPLITS if is_web else SPLITS
+    # Tests of the web-like data are not looked at while a run trains.
+    watched = matrix.WEB_VALIDATION if is_web else SPLITS
     row = {
         **{"cell": cell, "seed": seed, "digest": "", "steps": steps[-1]},
         "batch_size": 1,
-        **dict.fromkeys(SPLITS, scores[-1]),
+        **dict.fromkeys(splits, scores[-1]),
         "reference": None,
         "examples_scored": 0,
         "examples_trained": steps[-1],
@@ -51,11 +59,11 @@ def a_run(cell, steps, scores, seed=0, mrr=((1.0, 1.0), (1.0, 1.0)), **changes):
     by_concept = [
         {**key, "split": split, "concept": number}
         | dict(zip(bootstrap.Concepts._fields, values, strict=True))
-        for split in SPLITS
+        for split in splits
         for number, values in enumerate(zip(*concepts(*mrr), strict=True))
     ]
     curves = [
-        {**key, "step": step, **dict.fromkeys(SPLITS, score)}
+        {**key, "step": step, **dict.fromkeys(watched, score)}
         for step, score in zip(steps, scores, strict=True)
     ]
     return results.Tables(*map(pd.DataFrame, ([row], curves, by_concept)))
@@ -68,6 +76,72 @@ def compare(*runs):
         for name in ("runs", "curves", "concepts")
     )
     return comparison.Comparison(results.Tables(*tables))
+
+
+def estimate(mean, low=None, high=None):
+    """An estimate of summary.json."""
+    if mean is None:
+        return None
+    low, high = (mean if end is None else end for end in (low, high))
+    return {"mean": mean, "low": low, "high": high}
+
+
+def ratios(examples, flops, **names):
+    return {
+        "examples_ratio": estimate(examples),
+        "flops_ratio": {"all": estimate(flops)},
+        **names,
+    }
+
+
+def web_line(method, steps, score, examples=None, seeds=3, **changes):
+    """A line of a method in the lists of summary.json.
+
+    Args:
+        method: name.
+        steps: its length.
+        score: mean.
+        examples: ratio to the target; that of FLOPs is its half.
+        seeds: how many.
+        **changes: other numbers, by name.
+    """
+    numbers = dict.fromkeys(("oracle", "lead", "slope", "mixture"))
+    numbers |= {"over_uniform": 1.0, "over_target": 1.0, "own": 2.0}
+    numbers |= {"noise": claims.LEVEL} | changes
+    half = examples and examples / 2
+    key = {"noise": numbers["noise"], "method": method, "seeds": seeds}
+    key |= {"steps": steps}
+    row = ratios(examples, half, score=estimate(score)) | {
+        **{name: estimate(numbers[name]) for name in ("lead", "slope")},
+        "oracle_share": estimate(numbers["oracle"]),
+        "mixture_ratio": {
+            "examples": estimate(numbers["mixture"]),
+            "all": estimate(numbers["mixture"]),
+        },
+    }
+    over = "over_uniform", "over_target"
+    bill = {name: estimate(numbers[name]) for name in over}
+    bill |= {"uniform_steps": {"all": steps}, "uniform_score": estimate(score)}
+    held_out = "concepts_over_target", "styles_over_target"
+    return {
+        "rows": key | row,
+        "bills": key | bill,
+        "held_out": key | dict.fromkeys(held_out, estimate(0.01)),
+        "equal_scores": key | ratios(numbers["own"], numbers["own"] / 2),
+    }
+
+
+def web_summary(*lines):
+    """The content of summary.json of lines."""
+    names = "rows", "bills", "held_out", "equal_scores"
+    target = {"noise": claims.LEVEL, "steps": 18000, "is_longest": True}
+    return {
+        **{"split": "test", "targets": [target]},
+        **{name: [line[name] for line in lines] for name in names},
+    }
+
+
+NOTHING = compare(a_run("emoji", [9], [0.4]))  # that a claim asks for
 
 
 class BootstrapTest(tf.test.TestCase):
@@ -225,10 +299,10 @@ class ComparisonTest(tf.test.TestCase):
     def test_few_seeds_have_the_spread_of_others_added(self):
         runs = compare(
             *(
-                a_run("uniform", [9], [end], seed)
+                a_run("uniform", [9], [end], seed, ([end] * 2,) * 2)
                 for seed, end in enumerate((0.2, 0.3, 0.4))
             ),
-            a_run("jest_750", [9], [0.3]),
+            a_run("jest_750", [9], [0.3], 1, ([0.3] * 2,) * 2),
         )
         # Of 0.2, 0.3, 0.4 around their mean: -1/3, 0, 1/3, two of them free.
         spread = (2 / 9 / 2) ** 0.5
@@ -240,13 +314,25 @@ class ComparisonTest(tf.test.TestCase):
 
 class ClaimsTest(tf.test.TestCase):
     def judge(self, name, *runs):
-        (claim,) = [one for one in claims.load() if one["name"] == name]
-        return claims.judge(claim, compare(*runs))
+        evidence = claims.Evidence(compare(*runs))
+        return claims.judge(claims.load()[name][0], evidence)
+
+    def test_the_paper_has_twelve_claims(self):
+        self.assertLen(claims.load(), 12)
 
     def test_a_claim_without_its_runs_is_not_run_yet(self):
-        for claim in claims.load():
-            found = claims.judge(claim, compare(a_run("emoji", [9], [0.4])))
-            self.assertEqual(found.verdict, claims.NOT_RUN, claim["name"])
+        runs = compare(a_run("web_curated", [9], [0.4]))
+        values = web_summary(web_line("uniform", 18000, 0.1))
+        for evidence in (
+            claims.Evidence(NOTHING),
+            claims.Evidence(NOTHING, runs),
+            claims.Evidence(NOTHING, None, values),
+            claims.Evidence(NOTHING, runs, values),
+        ):
+            for name, lines in claims.load().items():
+                for line in lines:
+                    found = claims.judge(line, evidence)
+                    self.assertEqual(found.verdict, claims.NOT_RUN, name)
 
     def test_a_ratio_holds_for_three_seeds_above_one(self):
         def judge(*ends):
@@ -260,7 +346,7 @@ class ClaimsTest(tf.test.TestCase):
             ]
             return self.judge("iterations", *runs)
 
-        self.assertEqual(judge(50), ("2.0x [2.0, 2.0]", 1, claims.OPEN))
+        self.assertEqual(judge(50), ("2.0x [2.0, 2.0]", 1, ""))
         # 300 steps over 125; resamples of the seeds: 300 over 3 * 50 to 3 * 25.
         text = f"{300 / 125:.1f}x [2.0, 4.0]"
         self.assertEqual(judge(25, 50, 50), (text, 3, claims.HOLDS))
@@ -291,10 +377,91 @@ class ClaimsTest(tf.test.TestCase):
         ):
             self.assertEqual(judge(*claim, ours, 0.4), verdict)
 
+    def test_a_difference_of_two_seeds_has_no_verdict(self):
+        runs = [
+            a_run(cell, [9], [score], seed, ([score] * 2,) * 2)
+            for seed in range(2)
+            for cell, score in (("jest_750", 0.5), ("independent", 0.4))
+        ]
+        found = self.judge("joint", *runs)
+        self.assertEqual(found, ("+10.0 [+10.0, +10.0]", 2, ""))
+
+    def on_web(self, test, *lines, cells="web_flexi_1400", against=""):
+        line = {"data": "web", "test": test, "cells": cells, "against": against}
+        evidence = claims.Evidence(NOTHING, None, web_summary(*lines))
+        return tuple(claims.judge(line, evidence))
+
+    def test_web_ratios_are_those_of_the_summary(self):
+        lines = [
+            web_line("flexi", 1400, 0.1, 6.0),
+            web_line("flexi", 4500, 0.1, 9.0),
+            web_line("flexi", 1400, 0.1, 3.0, noise=0.3),
+        ]
+        found = self.on_web("examples", *lines)
+        self.assertEqual(found, ("6.0x [6.0, 6.0]", 3, claims.HOLDS))
+        found = self.on_web("flops", *lines)
+        self.assertEqual(found, ("3.0x [3.0, 3.0]", 3, claims.HOLDS))
+
+    def test_a_web_ratio_below_one_fails_and_few_seeds_leave_it_open(self):
+        for seeds, verdict in ((3, claims.FAILS), (2, "")):
+            line = web_line("flexi", 1400, 0.1, 1.0, seeds=seeds)
+            found = self.on_web("flops", line)
+            self.assertEqual(found, ("0.5x [0.5, 0.5]", seeds, verdict))
+
+    def test_a_web_line_has_no_more_seeds_than_its_target(self):
+        uniform = web_line("uniform", 18000, 0.1, 1.0, seeds=2)
+        shorter = web_line("uniform", 1125, 0.1, seeds=1)
+        line = web_line("flexi", 1400, 0.1, 6.0)
+        found = self.on_web("examples", uniform, shorter, line)
+        self.assertEqual(found, ("6.0x [6.0, 6.0]", 2, ""))
+
+    def test_a_web_line_that_misses_the_target_counts_to_its_own_end(self):
+        line = web_line("flexi", 1400, 0.1, own=4.0)
+        text = "4.0x [4.0, 4.0] to its own end"
+        found = self.on_web("examples", line)
+        self.assertEqual(found, (text, 3, claims.HOLDS))
+
+    def test_two_web_lines_are_compared_if_their_ends_are_the_same(self):
+        def judge(first, second):
+            return self.on_web(
+                "flops_against",
+                web_line("flexi", 1400, 0.1, first),
+                web_line("jest_curated", 1400, 0.1, second),
+                against="web_jest_curated_1400",
+            )
+
+        text = "4.0x [4.0, 4.0], JEST 2.0x [2.0, 2.0]"
+        self.assertEqual(judge(8.0, 4.0), (text, 3, claims.HOLDS))
+        self.assertEqual(judge(4.0, 8.0)[2], claims.FAILS)
+        self.assertEqual(judge(4.0, 4.0)[2], claims.OPEN)
+        self.assertEqual(judge(8.0, None)[2], claims.OPEN)
+
+    def test_web_leads_are_points_and_scores_at_equal_flops_are_times(self):
+        line = web_line("flexi", 1400, 0.1, lead=0.05, over_uniform=0.8)
+        self.assertEqual(
+            self.on_web("lead", line), ("+5.0 [+5.0, +5.0]", 3, claims.HOLDS)
+        )
+        self.assertEqual(
+            self.on_web("over_uniform", line),
+            ("0.8 times its score [0.8, 0.8]", 3, claims.FAILS),
+        )
+
+    def test_web_differences_are_of_the_tests_by_seed(self):
+        runs = [
+            a_run(cell, [9], [0.9], seed, ([score] * 2,) * 2)
+            for seed in range(3)
+            for cell, score in (("web_flexi_1400", 0.4), ("web_curated", 0.1))
+        ]
+        evidence = claims.Evidence(NOTHING, compare(*runs), web_summary())
+        line = {"data": "web", "test": "better", "cells": "web_flexi_1400"}
+        found = claims.judge(line | {"against": "web_curated"}, evidence)
+        self.assertEqual(found, ("+30.0 [+30.0, +30.0]", 3, claims.HOLDS))
+
     def test_every_cell_of_a_claim_is_in_the_matrix(self):
-        for claim in claims.load():
-            for cell in (*claim["cells"].split(), *claim["against"].split()):
-                matrix.find(cell)
+        for line in itertools.chain(*claims.load().values()):
+            for name in (*line["cells"].split(), *line["against"].split()):
+                is_web = matrix.find(name).data == "web"
+                self.assertEqual(line["data"] == "web", is_web, name)
 
 
 class ResultsTest(tf.test.TestCase):
@@ -353,8 +520,59 @@ class ReportTest(tf.test.TestCase):
         results.add(own, a_run("jest_750", [50], [0.4]))
         text = self.write("--results", str(own))
         self.assertIn("These are not the results that the package keeps", text)
-        self.assertIn("| up to 13x | not run yet |", text)
+        self.assertIn("far target: not run yet | not run yet |", text)
+        self.assertNotIn("web-like data* has", text)
         self.assertIn("Not run yet: reference-0, ", text)
+
+    def web_report(self, *lines):
+        """The report of one uniform run on emoji art and of web-like lines."""
+        own = self.folder / "results"
+        results.add(own, a_run("uniform", [50, 100], [0.2, 0.4]))
+        text = json.dumps(web_summary(*lines))
+        (own / "summary.json").write_text(text)
+        return self.write("--results", str(own))
+
+    def test_the_summary_is_filled_from_the_web_like_results(self):
+        uniform = web_line("uniform", 18000, 0.1, 1.0)
+
+        def write(examples, over_target, seeds=3):
+            cascade = web_line(
+                *("bootstrapped", 4500, 0.2, examples, seeds),
+                **{"oracle": 0.91, "lead": 0.08, "slope": 0.04},
+                **{"mixture": 3.0, "over_target": over_target},
+            )
+            return self.web_report(uniform, cascade)
+
+        text = write(20.0, 1.4)
+        self.assertIn("takes 20.0x [20.0, 20.0]\n  fewer examples", text)
+        self.assertIn("10.0x [10.0, 10.0] fewer FLOPs", text)
+        self.assertIn("2^(lead / gain) is 4.0", text)
+        self.assertIn("uniform training: 20.0 [20.0, 20.0], met", text)
+        self.assertIn("best score: 1.40 [1.40, 1.40], **missed**", text)
+        self.assertIn("oracle's score: 0.91 [0.91, 0.91], met", text)
+        self.assertIn("bootstrapped: 20.0x [20.0, 20.0] **holds**", text)
+        text = write(12.0, 1.6, seeds=2)
+        self.assertIn("takes 12.0x [12.0, 12.0]", text)
+        self.assertIn("(2 of 3 seeds so far)", text)
+        self.assertIn("uniform training: 12.0 [12.0, 12.0], **missed**", text)
+        self.assertIn("best score: 1.60 [1.60, 1.60], met", text)
+        self.assertIn("bootstrapped: 12.0x [12.0, 12.0] (2 seeds)", text)
+        text = write(None, 0.5)
+        self.assertIn("uniform training: never there, **missed**", text)
+
+    def test_the_map_needs_two_levels_of_noise(self):
+        uniform = web_line("uniform", 18000, 0.1, 1.0)
+        cascade = web_line("bootstrapped", 4500, 0.2, 9.0)
+        title = "## The map"
+        self.assertNotIn(title, self.web_report(uniform, cascade))
+        clean = web_line("bootstrapped", 2700, 0.3, 2.0, slope=0.05, noise=0.0)
+        text = self.web_report(uniform, cascade, clean)
+        self.assertIn(title, text)
+        self.assertIn(
+            "| 0 % | cascade that renews its reference | 2,700 | 3 | "
+            "30.0 [30.0, 30.0] | 2.0x [2.0, 2.0] | 1.0 [1.0, 1.0] | 5.0 |",
+            text,
+        )
 
     def test_a_page_has_its_block_replaced(self):
         page = self.folder / "README.md"
