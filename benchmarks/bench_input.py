@@ -52,6 +52,7 @@ _LATENCIES = (0.0, 0.02, 0.1)  # seconds
 _PADDED = 44_000  # bytes of a picture that decodes at once
 _WIDTH = 768  # of the embeddings in sidecars
 _CASCADE = 4  # rows that a cascade chooses one from
+_PACE = 450  # records a second, half of what two cores decode
 
 # Super-batches before a measurement, to fill the buffers.
 _WARM_UP = 2
@@ -377,6 +378,8 @@ def distance(small: bool) -> str:
             request_rows.append([requests, *row])
         for kind in ("selection", "cascade"):
             sidecar_rows.append([kind, *padded.row(64, steps, kind=kind)])
+        pace = padded.row(64, steps, kind="cascade", pace=_PACE)
+        sidecar_rows.append([f"cascade, at {_PACE} a second", *pace])
     header = [
         "local",
         *(f"{1000 * one:.0f} ms" for one in latencies),
@@ -396,7 +399,8 @@ With blocks of 64, by the requests at a time that one read may make, 16 above:
 
 With blocks of 64 and sidecars at the same distance, of a reference of width
 {_WIDTH} in float16: for a selection, which takes them with the pictures, and
-for a cascade, which chooses from {_CASCADE} times as many rows:
+for a cascade, which chooses from {_CASCADE} times as many rows, read as fast as
+possible, or by steps that take {_PACE} records a second:
 
 {report.table(["sidecars of a", *header], sidecar_rows)}
 
@@ -466,7 +470,7 @@ class _Distances:
             captions=captions,
         )
 
-    def row(self, block, steps, *, only=_LATENCIES, kind=""):
+    def row(self, block, steps, *, only=_LATENCIES, kind="", pace=None):
         """Records a second, local and far, and what was fetched for one."""
         wanted = [one for one in self._latencies if one in only]
         rates = dict.fromkeys((None, *wanted))
@@ -474,7 +478,7 @@ class _Distances:
             report.log(f"distance: {block}, {kind}, {latency} s")
             Link.latency, Link.bytes = latency or 0.0, 0
             is_far = latency is not None
-            rates[latency] = self._rate(is_far, block, steps, kind)
+            rates[latency] = self._rate(is_far, block, steps, kind, pace)
             gc.collect()
         drawn = self._batch_size * (steps + _WARM_UP)
         return [
@@ -485,7 +489,7 @@ class _Distances:
             f"{Link.bytes / drawn / 1000:,.0f}",
         ]
 
-    def _rate(self, is_far, block, steps, kind):
+    def _rate(self, is_far, block, steps, kind, pace):
         store = self._stores[is_far]
         options = {"shuffle_block_size": block}
         remote.PAGES = remote.Pages()
@@ -505,6 +509,7 @@ class _Distances:
             _stream(store, self._batch_size, self._size, **options),
             self._batch_size,
             steps,
+            pace,
         )
 
 
@@ -674,13 +679,21 @@ def _stream(store, super_batch_size, size, start_step=0, **options):
     )
 
 
-def _rate(dataset, super_batch_size, steps):
-    """Images a second of a stream that has been running for a while."""
+def _rate(dataset, super_batch_size, steps, pace=None):
+    """Images a second of a stream that has been running for a while.
+
+    `pace` is how many of them a step takes a second, None as many as come.
+    """
     iterator = iter(dataset)
     for _ in range(_WARM_UP):
         next(iterator)
-    seconds = _seconds(lambda: [next(iterator) for _ in range(steps)][-1])
-    return super_batch_size * steps / seconds
+
+    def take():
+        for _ in range(steps):
+            next(iterator)
+            time.sleep(super_batch_size / pace if pace else 0.0)
+
+    return super_batch_size * steps / _seconds(take)
 
 
 def _checksum_seconds(encoded):
