@@ -159,7 +159,7 @@ def _words(test, estimate, where):
     if test == "lead":
         return told(estimate, factor=100, sign="+")
     if test == "over_uniform":
-        return told(estimate, unit=" times its score")
+        return told(estimate, unit=" times as high")
     return told(estimate, unit="x") + where
 
 

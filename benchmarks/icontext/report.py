@@ -60,6 +60,7 @@ _ROWS = {
     "bootstrapped": "**cascade that renews its own reference**",
     "oracle": "uniform without the noise, the oracle",
 }
+_LISTS = "rows", "bills", "held_out", "first_crossings"  # of summary.json
 _METHOD = "bootstrapped"  # of which the goals are asked
 # What is asked: the least value, its digits, what it is of, and its name.
 _GOALS = (
@@ -124,7 +125,7 @@ def draw(comparison, web, out):
     ladders = {
         method: [
             (bill["uniform_steps"]["all"], 100 * row["score"]["mean"])
-            for row, bill, _ in _web_lines(web, method)
+            for row, bill, *_ in _web_lines(web, method)
         ]
         for method in _WEB
     }
@@ -149,9 +150,8 @@ def draw(comparison, web, out):
 
 
 def _web_lines(web, method, level=claims.LEVEL):
-    """`(row, bill, held_out)` of each length of a method, shortest first."""
-    names = "rows", "bills", "held_out"
-    lists = [web[name] for name in names] if web else []
+    """A method's entries in `_LISTS` for each length, shortest first."""
+    lists = [web[name] for name in _LISTS] if web else []
     return sorted(
         (
             line
@@ -205,21 +205,16 @@ class Words:
         )
         return claims.points(found) if found else claims.NOT_RUN
 
-    def times(self, cells, cost, *splits, base=None, all_steps=False):
+    def times(self, cells, cost):
         """How many times less a method spends than uniform training."""
         try:
             found = self._comparison.to_target(
-                tuple(cells.split()),
-                self._costs[cost],
-                splits or comparison_lib.TEST,
-                base,
+                tuple(cells.split()), self._costs[cost]
             )
         except ValueError:  # the reference that is charged was not run
             found = None
         if found is None:
             return claims.NOT_RUN
-        if all_steps:
-            return f"{found.all_steps:.1f}x" if found.value else ""
         few = found.value and found.seeds < comparison_lib.LEAST_SEEDS
         return claims.times(found) + ", 1 seed" * bool(few)
 
@@ -260,7 +255,12 @@ class Words:
 
     def web_rows(self):
         """`web_row` of each method of the table that was run."""
-        rows = [(what, self.web_row(name)) for name, what in _ROWS.items()]
+        target = self.web_target()
+        ends = {summary.UNIFORM: target["steps"]} if target else {}
+        rows = [
+            (what, self.web_row(name, steps=ends.get(name)))
+            for name, what in _ROWS.items()
+        ]
         return [row | {"what": what} for what, row in rows if row]
 
     def web_row(self, method, level=claims.LEVEL, steps=None):
@@ -279,12 +279,12 @@ class Words:
             lines = [line for line in lines if line[0]["steps"] == steps]
         if not lines:
             return None
-        row, bill, held_out = lines[-1]
+        row, bill, held_out, crossing = lines[-1]
         share, lead, slope = row["oracle_share"], row["lead"], row["slope"]
         told, ratios = claims.told, row["mixture_ratio"]
-        times = None
+        doublings = 0.0
         if lead and slope and slope["mean"] > 0:
-            times = f"{2 ** (lead['mean'] / slope['mean']):.1f}"
+            doublings = lead["mean"] / slope["mean"]
         return {
             "steps": f"{row['steps']:,}",
             "seeds": row["seeds"],
@@ -293,11 +293,14 @@ class Words:
             "flops": told(row["flops_ratio"]["all"], "x") or "missed",
             "mixture": told(ratios["examples"], "x") or "missed",
             "mixture_flops": told(ratios["all"], "x") or "missed",
+            "crossing": told(crossing["examples_ratio"], "x") or "missed",
+            "crossing_flops": told(crossing["flops_ratio"]["all"], "x")
+            or "missed",
             "oracle": f"{share['mean']:.2f}" if share else "",
-            "lead": told(lead, factor=100, sign="+"),
+            "lead": told(lead, factor=100),
             "slope": f"{100 * slope['mean']:.1f}" if slope else "",
-            "times": times,
-            "uniform": told(bill["uniform_score"], factor=100),
+            "doublings": f"{doublings:.1f}",
+            "times": f"{2**doublings:.1f}x",
             "over_uniform": told(bill["over_uniform"]),
             "concepts": told(
                 held_out["concepts_over_target"], factor=100, sign="+"
@@ -312,7 +315,7 @@ class Words:
         lines = _web_lines(self._web, _METHOD)
         if not lines:
             return []
-        row, bill, _ = lines[-1]
+        row, bill, *_ = lines[-1]
         values = {
             "examples": row["examples_ratio"],
             "flops": row["flops_ratio"]["all"],
@@ -334,11 +337,17 @@ class Words:
         found = self._web["targets"] if self._web else ()
         return next((t for t in found if t["noise"] == claims.LEVEL), None)
 
-    def web_methods(self):
-        """`(run, all)`: how many methods of matrix `web` have results."""
+    def web_run(self, start=""):
+        """How many methods of matrix `web` have results, of how many.
+
+        Args:
+            start: of the methods' names.
+        """
         rows = self._web["rows"] if self._web else ()
-        known = {summary.method_of(c.cell) for c in matrix.cells("web")}
-        return len({row["method"] for row in rows} & known), len(known)
+        methods = {summary.method_of(c.cell) for c in matrix.cells("web")}
+        methods = {name for name in methods if name.startswith(start)}
+        run = methods & {row["method"] for row in rows}
+        return f"{len(run)} of {len(methods)}"
 
     def web_levels(self):
         """Levels of noise of the web-like results."""
@@ -444,16 +453,17 @@ def _findings(judged, data):
     ]
     if not found:
         return "-"
-    if all(one.verdict == claims.NOT_RUN for _, one in found):
+    done = [line for line in found if line[1].verdict != claims.NOT_RUN]
+    if not done:
         return claims.NOT_RUN
-    return "; ".join(
-        f"{part + ': ' if part else ''}{_finding(one)}" for part, one in found
-    )
+    words = [f"{part + ': ' * bool(part)}{_finding(one)}" for part, one in done]
+    left = [part for part, one in found if one.verdict == claims.NOT_RUN]
+    if left:
+        words.append(f"{', '.join(left)}: {claims.NOT_RUN}")
+    return "; ".join(words)
 
 
 def _finding(found):
-    if found.verdict == claims.NOT_RUN:
-        return claims.NOT_RUN
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
     verdict = f"**{found.verdict}**" if found.verdict else f"({seeds})"
     return f"{found.measured} {verdict}"

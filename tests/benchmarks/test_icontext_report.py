@@ -107,6 +107,7 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
     """
     numbers = dict.fromkeys(("oracle", "lead", "slope", "mixture"))
     numbers |= {"over_uniform": 1.0, "over_target": 1.0, "own": 2.0}
+    numbers |= {"crossing": 3.0}
     numbers |= {"noise": claims.LEVEL} | changes
     half = examples and examples / 2
     key = {"noise": numbers["noise"], "method": method, "seeds": seeds}
@@ -128,12 +129,13 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
         "bills": key | bill,
         "held_out": key | dict.fromkeys(held_out, estimate(0.01)),
         "equal_scores": key | ratios(numbers["own"], numbers["own"] / 2),
+        "first_crossings": key | ratios(numbers["crossing"], 0.5),
     }
 
 
 def web_summary(*lines):
     """The content of summary.json of lines."""
-    names = "rows", "bills", "held_out", "equal_scores"
+    names = "rows", "bills", "held_out", "equal_scores", "first_crossings"
     target = {"noise": claims.LEVEL, "steps": 18000, "is_longest": True}
     return {
         **{"split": "test", "targets": [target]},
@@ -443,7 +445,7 @@ class ClaimsTest(tf.test.TestCase):
         )
         self.assertEqual(
             self.on_web("over_uniform", line),
-            ("0.8 times its score [0.8, 0.8]", 3, claims.FAILS),
+            ("0.8 times as high [0.8, 0.8]", 3, claims.FAILS),
         )
 
     def test_web_differences_are_of_the_tests_by_seed(self):
@@ -546,7 +548,8 @@ class ReportTest(tf.test.TestCase):
         text = write(20.0, 1.4)
         self.assertIn("takes 20.0x [20.0, 20.0]\n  fewer examples", text)
         self.assertIn("10.0x [10.0, 10.0] fewer FLOPs", text)
-        self.assertIn("2^(lead / gain) is 4.0", text)
+        self.assertIn("2.0 doublings: 4.0x.", text)
+        self.assertIn("takes 3.0x [3.0, 3.0] and 0.5x [0.5, 0.5] fewer.", text)
         self.assertIn("uniform training: 20.0 [20.0, 20.0], met", text)
         self.assertIn("best score: 1.40 [1.40, 1.40], **missed**", text)
         self.assertIn("oracle's score: 0.91 [0.91, 0.91], met", text)
@@ -559,6 +562,16 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("bootstrapped: 12.0x [12.0, 12.0] (2 seeds)", text)
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
+
+    def test_uniform_training_stands_in_the_table_at_its_best_end(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("uniform", 36000, 0.09, 1.0),
+            web_line("bootstrapped", 4500, 0.2, 9.0),
+        )
+        self.assertIn("| uniform, to its best end | 18,000 | 3 | 10.0 ", text)
+        self.assertIn("So far 2 of ", text)
+        self.assertNotIn("36,000", text)
 
     def test_the_map_needs_two_levels_of_noise(self):
         uniform = web_line("uniform", 18000, 0.1, 1.0)
