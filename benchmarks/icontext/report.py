@@ -55,12 +55,19 @@ _WEB = {
 # Rows of the web-like table: method and its training in words.
 _ROWS = {
     "uniform": "uniform, to its best end",
-    "mixed_8": "an eighth of every batch curated, the best mixture",
+    "mixture": "{} of every batch curated, the best mixture",
     "cascade_curated": "cascade by a reference of the curated set",
     "bootstrapped": "**cascade that renews its own reference**",
     "oracle": "uniform without the noise, the oracle",
 }
 _LISTS = "rows", "bills", "held_out", "first_crossings"  # of summary.json
+# How much of a batch each mixture takes from the curated set.
+_SHARES = {
+    "mixed_16": "a sixteenth",
+    "mixed_8": "an eighth",
+    "mixed_4": "a quarter",
+    "mixed_2": "a half",
+}
 _METHOD = "bootstrapped"  # of which the goals are asked
 # What is asked: the least value, its digits, what it is of, and its name.
 _GOALS = (
@@ -255,21 +262,25 @@ class Words:
 
     def web_rows(self):
         """`web_row` of each method of the table that was run."""
-        target = self.web_target()
-        ends = {summary.UNIFORM: target["steps"]} if target else {}
+        target = self.web_target() or {"steps": None, "mixture": None}
+        places = {
+            summary.UNIFORM: (summary.UNIFORM, target["steps"]),
+            "mixture": (target["mixture"], None),
+        }
+        share = _SHARES.get(target["mixture"])
         rows = [
-            (what, self.web_row(name, steps=ends.get(name)))
+            (what, self.web_row(*places.get(name, (name, None))))
             for name, what in _ROWS.items()
         ]
-        return [row | {"what": what} for what, row in rows if row]
+        return [row | {"what": what.format(share)} for what, row in rows if row]
 
-    def web_row(self, method, level=claims.LEVEL, steps=None):
+    def web_row(self, method, steps=None, level=claims.LEVEL):
         """What the web-like data say of a method, in words.
 
         Args:
             method: as in summary.json.
-            level: share of noise.
             steps: None is the longest length.
+            level: share of noise.
 
         Returns:
             dict; None if it was not run.

@@ -137,6 +137,7 @@ def web_summary(*lines):
     """The content of summary.json of lines."""
     names = "rows", "bills", "held_out", "equal_scores", "first_crossings"
     target = {"noise": claims.LEVEL, "steps": 18000, "is_longest": True}
+    target |= {"mixture": "mixed_4"}
     return {
         **{"split": "test", "targets": [target]},
         **{name: [line[name] for line in lines] for name in names},
@@ -562,6 +563,20 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("bootstrapped: 12.0x [12.0, 12.0] (2 seeds)", text)
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
+
+    def test_the_mixture_is_the_one_that_the_summary_calls_best(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("mixed_8", 9000, 0.11, 2.0),
+            web_line("mixed_4", 4500, 0.12, 3.0),
+            web_line("bootstrapped", 4500, 0.2, 9.0, mixture=4.0),
+        )
+        row = "| a quarter of every batch curated, the best mixture | 4,500 |"
+        self.assertIn(row, text)
+        self.assertIn("takes 4.0x [4.0, 4.0] fewer examples and", text)
+        self.assertIn("The mixture ends at 12.0 [12.0, 12.0]", text)
+        # Nor is there a lead's worth without a slope.
+        self.assertNotIn("doublings", text)
 
     def test_uniform_training_stands_in_the_table_at_its_best_end(self):
         text = self.web_report(
