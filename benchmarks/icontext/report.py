@@ -74,7 +74,12 @@ _GOALS = (
     (13.1, 1, "x fewer examples than uniform training", "examples"),
     (9.9, 1, "x fewer FLOPs than uniform training", "flops"),
     (5.0, 1, "x fewer examples than the best mixture", "mixture"),
-    (1.5, 2, " times uniform training's best score", "over_target"),
+    (
+        1.5,
+        2,
+        " times uniform training's best score, at no higher cost",
+        "over_target",
+    ),
     (0.9, 2, " of the oracle's score", "oracle"),
 )
 
@@ -312,6 +317,7 @@ class Words:
             "slope": f"{100 * slope['mean']:.1f}" if slope else "",
             "doublings": f"{doublings:.1f}",
             "times": f"{2**doublings:.1f}x",
+            "bill": f"{bill['uniform_steps']['all']:,}",
             "over_uniform": told(bill["over_uniform"]),
             "concepts": told(
                 held_out["concepts_over_target"], factor=100, sign="+"

@@ -552,14 +552,14 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("2.0 doublings: 4.0x.", text)
         self.assertIn("takes 3.0x [3.0, 3.0] and 0.5x [0.5, 0.5] fewer.", text)
         self.assertIn("uniform training: 20.0 [20.0, 20.0], met", text)
-        self.assertIn("best score: 1.40 [1.40, 1.40], **missed**", text)
+        self.assertIn("higher cost: 1.40 [1.40, 1.40], **missed**", text)
         self.assertIn("oracle's score: 0.91 [0.91, 0.91], met", text)
         self.assertIn("bootstrapped: 20.0x [20.0, 20.0] **holds**", text)
         text = write(12.0, 1.6, seeds=2)
         self.assertIn("takes 12.0x [12.0, 12.0]", text)
         self.assertIn("(2 of 3 seeds so far)", text)
         self.assertIn("uniform training: 12.0 [12.0, 12.0], **missed**", text)
-        self.assertIn("best score: 1.60 [1.60, 1.60], met", text)
+        self.assertIn("higher cost: 1.60 [1.60, 1.60], met", text)
         self.assertIn("bootstrapped: 12.0x [12.0, 12.0] (2 seeds)", text)
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
@@ -571,6 +571,7 @@ class ReportTest(tf.test.TestCase):
             web_line("mixed_4", 4500, 0.12, 3.0),
             web_line("bootstrapped", 4500, 0.2, 9.0, mixture=4.0),
         )
+        self.assertIn("as many FLOPs as 4,500 uniform steps", text)
         row = "| a quarter of every batch curated, the best mixture | 4,500 |"
         self.assertIn(row, text)
         self.assertIn("takes 4.0x [4.0, 4.0] fewer examples and", text)
