@@ -4,12 +4,13 @@
     python -m benchmarks.icontext.build full --cache icontext-work/cache \
         --out icontext-work/data
     python -m benchmarks.icontext.build mini --cache icontext-work/cache \
-        --out examples/icontext_mini
+        --data icontext-work/data --out examples/icontext_mini
 
 `fetch` needs npm, apt-get and dpkg-deb, and continues where it stopped. `full`
 and `mini` need resvg-py (`pip install --editable '.[icontext]'`) and no
-network. The same versions give the same bytes, except for letters in clip art,
-which are drawn in the fonts of the machine.
+network; `mini` samples what `full` built. The same versions give the same
+bytes, except for letters in clip art, which are drawn in the fonts of the
+machine.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main(arguments=None):
     for command in (fetch, whole, small):
         command.add_argument("--cache", default="icontext-work/cache")
     whole.add_argument("--out", default="icontext-work/data")
+    small.add_argument("--data", default="icontext-work/data")
     small.add_argument("--out", default="examples/icontext_mini")
     whole.add_argument(
         "--permissive-only",

@@ -133,7 +133,6 @@ def _statistics(splits, sizes):
                 },
             )
             style["pairs"][split] += 1
-    is_emoji = [r.row.kind == sources.EMOJI for r in splits["pool"]]
     return {
         "splits": {
             split: {
@@ -144,10 +143,18 @@ def _statistics(splits, sizes):
             for split, records in splits.items()
         },
         "bytes": sum(sizes.values()),
-        "curated_share_of_pool": round(sum(is_emoji) / len(is_emoji), 4),
+        **_of_pool(splits["pool"]),
         "licenses": dict(sorted(licenses.items())),
         "styles": dict(sorted(styles.items())),
     }
+
+
+def _of_pool(records):
+    noise = collections.Counter(record.noise or "pairs" for record in records)
+    if noise["pairs"] < len(records):
+        return {"noise_of_pool": dict(sorted(noise.items()))}
+    is_emoji = [record.row.kind == sources.EMOJI for record in records]
+    return {"curated_share_of_pool": round(sum(is_emoji) / len(is_emoji), 4)}
 
 
 def _by_kind(records):

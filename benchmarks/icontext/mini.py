@@ -1,57 +1,65 @@
 """The small data set that ships: examples/icontext_mini.
 
-Permissive licences only, one shard per split, at most 8 MB. A tenth of its pool
-is emoji art, a fiftieth of the full pool: at a fiftieth, so small a pool would
-hold too little of it to learn from.
+The web-like data (`web.py`), small: what has a permissive licence, sampled.
+
+| split | pairs |
+| --- | --- |
+| pool | 18,000, of which seven tenths are noise (`noise.py`) |
+| reference | 2,000 clean pairs of the pool's icons, no longer in the pool |
+| val, test | captions of icon sets that nobody trains on |
+
+One shard per split, at most 16 MB.
 """
 
 import collections
-import itertools
+import hashlib
+import pathlib
 
-import tqdm
-
-from benchmarks.icontext import concepts, manifest, selection, sources
+from benchmarks.icontext import manifest, noise, selection, sources, web
 
 SEED = 0
-NUM_COLOURS = 48  # emoji art at about 45 dB, in half the bytes
-MAX_BYTES = 8_000_000
-# Noto whole; of fluent-3d what the size leaves room for.
-REFERENCE_ROWS = {"noto": None, "fluent-3d": 300}
-HELD_OUT_STYLES = ("noto", "fluent-3d", "fluent-emoji-flat")
-POOL_STYLES = ("fluent-emoji-flat", "fluent-emoji", "noto-v1")
-# Kinds other than emoji art are in the proportions of the full pool.
-POOL_ROWS = {
-    sources.EMOJI: 820,
-    sources.MONO_ICON: 5_950,
-    sources.LOGO: 870,
-    sources.COLOUR_ICON: 430,
-    sources.CLIP_ART: 130,
+NOISE_LEVEL = 0.7
+MAX_BYTES = 16_000_000
+# Splits of the web-like data that are sampled, and how many pairs at most.
+_SPLITS = {
+    "reference": ("curated", 2_000),
+    "pool": ("pool", 18_000),
+    "val": ("val_sets", 1_300),
+    "test": ("test_sets", 1_300),
 }
-LEAST_ROWS_OF_A_SET = 4
 
 
-def build(cache, out):
+def build(cache, data, out):
     """Write shards, stats.json, tables and licences.
 
     Args:
         cache: folder that `packages.fetch` filled.
+        data: folder of the whole data set, made from the same packages.
         out: folder to write to; a README.md there keeps its prose.
 
     Raises:
-        FileNotFoundError: a package is missing.
+        FileNotFoundError: a package or the whole data set is missing.
         ValueError: the shards are larger than `MAX_BYTES`.
     """
-    sieve = selection.Sieve(NUM_COLOURS)
-    left_out = collections.Counter()
-    splits = _splits(cache, sieve, left_out)
+    data = pathlib.Path(data)
+    if not (data / "stats.json").exists():
+        raise FileNotFoundError(
+            f"{str(data)!r} does not hold the whole data set. Build it with "
+            f"`build full --out {data}`, or name its folder with --data"
+        )
     settings = {
         "seed": SEED,
         "size": selection.SIZE,
-        "num_colours": NUM_COLOURS,
-        "split_salt": concepts.SPLIT_SALT,
+        "num_colours": 0,
+        "noise_level": NOISE_LEVEL,
+        "noise": noise.CRAWL,
         "licenses": sorted(sources.PERMISSIVE_LICENSES),
+        "data": hashlib.sha256((data / "stats.json").read_bytes()).hexdigest(),
     }
-    stats = manifest.write(cache, out, splits, settings, sieve.drops, left_out)
+    descriptions = sources.load_collections(cache)
+    whole, foreign, dropped = web.split(data)
+    splits, left_out = sampled(whole, foreign, descriptions)
+    stats = manifest.write(cache, out, splits, settings, dropped, left_out)
     if stats["bytes"] > MAX_BYTES:
         raise ValueError(
             f"the shards must not exceed {MAX_BYTES} bytes. "
@@ -59,58 +67,50 @@ def build(cache, out):
         )
 
 
-def _splits(cache, sieve, left_out):
-    """Records of every split, `{split: list of selection.Record}`."""
-    # A flag is the same picture in every style: nothing to learn from.
-    table = {
-        key: concept
-        for key, concept in sources.load_concepts(cache).items()
-        if concept.category != "Flags"
-    }
+def sampled(whole, foreign, descriptions):
+    """Samples the splits, and adds the noise to the pool.
+
+    Args:
+        whole: `{split: list of selection.Record}`, as `web.split` returns.
+        foreign: records of another domain.
+        descriptions: iconify's description of each set.
+
+    Returns:
+        `{split: list of selection.Record}`, and counts of the pairs left out,
+        by licence.
+    """
+    left_out = collections.Counter()
+
+    def permissive(records):
+        found = []
+        for record in records:
+            reason = _objection(record.row, descriptions)
+            if reason:
+                left_out[reason] += 1
+            else:
+                found.append(record)
+        return selection.shuffled(found, "mini", SEED)
+
     splits = {
-        name: []
-        for name in ("reference", "pool", "val_concept", "test_concept")
+        name: permissive(whole[source])[:at_most]
+        for name, (source, at_most) in _SPLITS.items()
     }
-
-    def add(split, rows, at_most=None):
-        rows = tqdm.tqdm(rows, split, leave=False)
-        splits[split] += itertools.islice(sieve.accept(rows, split), at_most)
-
-    # Held-out splits first, so that the sieve turns their copies away.
-    for part in ("val", "test"):
-        rows = sources.emoji_of_part(cache, table, HELD_OUT_STYLES, part)
-        add(f"{part}_concept", rows)
-    for style, at_most in REFERENCE_ROWS.items():
-        rows = sources.emoji_of_part(cache, table, (style,), "train")
-        add("reference", selection.sampled(rows, SEED), at_most)
-    candidates = _pool_candidates(cache, table, left_out)
-    for kind, wanted in POOL_ROWS.items():
-        sizes = {style: len(rows) for style, rows in candidates[kind].items()}
-        shares = selection.quotas(sizes, wanted, LEAST_ROWS_OF_A_SET)
-        for style, share in sorted(shares.items()):
-            rows = selection.sampled(candidates[kind][style], SEED)
-            add("pool", rows, share)
-    return splits
+    # Some sets have logos among their icons.
+    foreign = permissive(foreign)
+    is_copy = web.copies(foreign, splits["val"] + splits["test"])
+    foreign = [
+        record
+        for record, drop in zip(foreign, is_copy, strict=True)
+        if not drop
+    ]
+    splits["pool"] = noise.add(splits["pool"], NOISE_LEVEL, foreign)
+    return splits, left_out
 
 
-def _pool_candidates(cache, table, left_out):
-    """Rows that the pool may draw from, `{kind: {style: list of rows}}`."""
-    candidates = collections.defaultdict(dict)
-    for style in POOL_STYLES:
-        candidates[sources.EMOJI][style] = list(
-            sources.emoji_of_part(cache, table, (style,), "train")
-        )
-    for style in sources.icon_sets(cache):
-        description = sources.load_collections(cache)[style]
-        license_id = description["license"].get("spdx", "none")
-        if not sources.admits(license_id, permissive_only=True):
-            left_out[license_id] += description["total"]
-        elif not description["license"].get("url"):
-            left_out["no address of the licence"] += description["total"]
-        else:
-            kind = sources.kind_of_set(description)
-            candidates[kind][style] = list(sources.icon_rows(cache, style))
-    candidates[sources.CLIP_ART][sources.CLIP_ART_STYLE] = list(
-        sources.clip_art_rows(cache)
-    )
-    return candidates
+def _objection(row, descriptions):
+    """Why the licence of a row is not permissive enough, or ""."""
+    if not sources.admits(row.license, permissive_only=True):
+        return row.license or "none"
+    # Emoji in 3D and clip art come with a notice of their own.
+    terms = descriptions.get(row.style, {"license": {"url": "its package"}})
+    return "" if terms["license"].get("url") else "no address of the licence"

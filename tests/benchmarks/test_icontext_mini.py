@@ -16,6 +16,8 @@ from benchmarks.icontext import (
     build,
     concepts,
     manifest,
+    mini,
+    noise,
     packages,
     pictures,
     selection,
@@ -24,12 +26,29 @@ from benchmarks.icontext import (
 )
 
 FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "icontext_mini"
-SPLITS = ("reference", "pool", "val_concept", "test_concept")
+SPLITS = ("reference", "pool", "val", "test")
 TRAINING = ("reference", "pool")
-HELD_OUT = ("val_concept", "test_concept")
-KINDS = {"emoji", "mono icon", "logo", "colour icon", "clip art"}
+HELD_OUT = ("val", "test")
+ICONS = {"mono icon", "colour icon"}
+KINDS = {*ICONS, "emoji", "logo", "clip art"}
 PERMISSIVE = {"MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-PDDC"}
 TEXTS = ("concept", "label", "kind", "style", "source", "license", "name")
+
+
+def a_record(number, **changes):
+    """An icon with random pixels, with changes of its row."""
+    random = np.random.default_rng(number)
+    png, _ = pictures.encode(random.integers(0, 200, [32, 32, 3], np.uint8), 0)
+    icon = {
+        "kind": "mono icon",
+        "style": "lines",
+        "name": f"icon {number}",
+        "captions": (f"icon {number}",),
+        "drawing": None,
+        "concept": "",
+        "label": "",
+    }
+    return selection.Record(a_row(**(icon | changes)), number, png)
 
 
 def read_record(serialized):
@@ -41,6 +60,9 @@ def read_record(serialized):
     (record["id"],) = features["id"].int64_list.value
     (record["image"],) = features["image"].bytes_list.value
     record["names"] = set(features)
+    if "noise" in features:
+        (kind,) = features["noise"].bytes_list.value
+        record["noise"] = kind.decode()
     return record
 
 
@@ -79,40 +101,41 @@ class ShippedDataTest(tf.test.TestCase):
             for split, files in cls.files.items()
         }
         cls.pixels = {
-            split: [
-                tf.io.decode_image(record["image"], channels=3).numpy()
-                for record in records
-            ]
+            split: [pictures.decode(record["image"]) for record in records]
             for split, records in cls.records.items()
         }
 
     def every_record(self):
         return [record for split in SPLITS for record in self.records[split]]
 
-    def test_all_shards_belong_to_a_split_and_fit_in_eight_megabytes(self):
+    def styles(self, *splits):
+        return {r["style"] for split in splits for r in self.records[split]}
+
+    def test_all_shards_belong_to_a_split_and_fit_in_16_megabytes(self):
         listed = [file for files in self.files.values() for file in files]
         self.assertCountEqual(listed, FOLDER.rglob("*.tfrecord"))
         sizes = {
             split: sum(file.stat().st_size for file in files)
             for split, files in self.files.items()
         }
-        self.assertLessEqual(sum(sizes.values()), 8_000_000)
+        self.assertLessEqual(sum(sizes.values()), 16_000_000)
         self.assertEqual(sum(sizes.values()), self.stats["bytes"])
         for split, size in sizes.items():
             self.assertEqual(size, self.stats["splits"][split]["bytes"])
 
     def test_every_picture_decodes_to_32_pixels_and_shows_something(self):
         for split in SPLITS:
-            for pixels in self.pixels[split]:
-                self.assertEqual(pixels.shape, (32, 32, 3))
-                self.assertEqual(pixels.dtype, np.uint8)
-            deviations = np.std(self.pixels[split], axis=(1, 2, 3))
-            self.assertGreaterEqual(deviations.min(), 1.5)
+            # One array, so that all have one shape.
+            pixels = np.stack(self.pixels[split])
+            self.assertEqual(pixels.shape[1:], (32, 32, 3))
+            self.assertEqual(pixels.dtype, np.uint8)
+            rows = pixels.reshape(len(pixels), -1).astype(np.float32)
+            self.assertGreaterEqual(rows.std(axis=1).min(), 1.0)
 
     def test_every_record_has_the_features_of_the_schema_and_no_other(self):
         names = {"image", "caption", "id", *TEXTS}
         for record in self.every_record():
-            self.assertEqual(record["names"], names)
+            self.assertEqual(record["names"] - {"noise"}, names)
             self.assertIn(record["kind"], KINDS)
             for name in ("style", "source", "license", "name"):
                 self.assertNotEqual(record[name], "")
@@ -129,11 +152,6 @@ class ShippedDataTest(tf.test.TestCase):
                 self.assertNotEmpty(text)
                 self.assertEqual(text, " ".join(text.split()))
                 self.assertNotIn("\ufffd", text)
-
-    def test_the_label_of_an_emoji_is_one_of_its_captions(self):
-        for record in self.every_record():
-            if record["kind"] == "emoji":
-                self.assertIn(record["label"].encode(), record["captions"])
 
     def test_ids_are_unique_hashes_of_the_origin(self):
         seen = set()
@@ -156,39 +174,38 @@ class ShippedDataTest(tf.test.TestCase):
             self.assertIn(record["license"], PERMISSIVE)
             cells = rows[record["style"]]
             self.assertStartsWith(cells[2], f"[{record['license']}]")
+            self.assertNotEqual(cells[4], "")
             self.assertEqual(cells[5], record["source"])
             file = cells[2].partition("(")[2].rstrip(")")
             self.assertGreater(FOLDER.joinpath(file).stat().st_size, 500)
 
-    def test_no_group_of_concepts_is_on_two_sides_of_the_split(self):
-        groups = collections.defaultdict(set)
-        for split in SPLITS:
-            for record in self.records[split]:
-                if record["concept"]:
-                    group = concepts.group_of(record["concept"])
-                    groups[group].add("train" if split in TRAINING else split)
-                    sides = {"train": TRAINING, "val": HELD_OUT[:1]}
-                    side = concepts.split_of_group(group)
-                    self.assertIn(split, sides.get(side, HELD_OUT[1:]))
-        self.assertEqual({len(sides) for sides in groups.values()}, {1})
+    def test_the_sets_of_val_and_test_are_in_no_other_split(self):
+        training = self.styles(*TRAINING)
+        self.assertEmpty(training & self.styles(*HELD_OUT))
+        self.assertEmpty(self.styles("val") & self.styles("test"))
+        self.assertGreaterEqual(len(self.styles("val")), 8)
+        self.assertGreaterEqual(len(self.styles("test")), 8)
 
-    def test_the_held_out_splits_have_many_concepts_in_several_styles(self):
-        for split, least in (("val_concept", 80), ("test_concept", 250)):
+    def test_val_and_test_are_icons_with_distinct_captions(self):
+        for split in HELD_OUT:
             records = self.records[split]
-            self.assertGreaterEqual(len({r["concept"] for r in records}), least)
-            self.assertGreaterEqual(len({r["style"] for r in records}), 3)
+            self.assertBetween(len(records), 1_000, 1_300)
+            self.assertContainsSubset({r["kind"] for r in records}, ICONS)
+            captions = {r["captions"][0].lower() for r in records}
+            self.assertLen(captions, len(records))
 
     def test_no_training_picture_has_the_pixels_of_a_held_out_one(self):
-        held_out = [
-            pixels.tobytes() for s in HELD_OUT for pixels in self.pixels[s]
-        ]
-        training = {
-            pixels.tobytes() for s in TRAINING for pixels in self.pixels[s]
-        }
-        self.assertLen(set(held_out), len(held_out))
-        self.assertEmpty(training.intersection(held_out))
+        held_out, training = (
+            {
+                pixels.tobytes()
+                for split in splits
+                for pixels in self.pixels[split]
+            }
+            for splits in (HELD_OUT, TRAINING)
+        )
+        self.assertEmpty(training & held_out)
 
-    def test_no_training_icon_draws_the_same_as_a_held_out_picture(self):
+    def test_no_training_picture_draws_the_same_as_a_held_out_one(self):
         held_out = np.stack(
             [
                 pictures.shape_vector(pixels)
@@ -197,28 +214,44 @@ class ShippedDataTest(tf.test.TestCase):
             ]
         )
         for split in TRAINING:
+            some = slice(None, None, 4)  # all of them take four times as long
             shapes = np.stack(
-                [pictures.shape_vector(p) for p in self.pixels[split]]
+                [pictures.shape_vector(p) for p in self.pixels[split][some]]
             )
             closest = (shapes @ held_out.T).max(axis=1)
             limit = {"emoji": 0.995, "clip art": 0.93}
-            limits = [limit.get(r["kind"], 0.97) for r in self.records[split]]
+            limits = [
+                limit.get(r["kind"], 0.97) for r in self.records[split][some]
+            ]
             self.assertAllLess(closest - np.array(limits), 1e-5)
 
-    def test_the_curated_share_of_the_pool_is_the_one_stated(self):
-        kinds = [record["kind"] for record in self.records["pool"]]
-        share = kinds.count("emoji") / len(kinds)
-        self.assertBetween(share, 0.08, 0.12)
-        self.assertAllClose(self.stats["curated_share_of_pool"], share, 1e-3)
-        readme = FOLDER.joinpath("README.md").read_text()
-        self.assertIn("between 8 and 12 % of this pool", readme)
-        self.assertIn(f"Emoji art is {share:.1%} of the pool.", readme)
+    def test_the_pool_has_its_noise_and_the_other_splits_have_none(self):
+        for split in ("reference", *HELD_OUT):
+            for record in self.records[split]:
+                self.assertNotIn("noise", record["names"])
+        pool = self.records["pool"]
+        self.assertLen(pool, 18_000)
+        kinds = collections.Counter(r.get("noise", "pairs") for r in pool)
+        self.assertEqual(self.stats["noise_of_pool"], dict(kinds))
+        self.assertEqual(kinds["pairs"], round((1 - 0.7) * 18_000))
+        for kind, share in noise.CRAWL.items():
+            expected = share * (18_000 - kinds["pairs"])
+            # Four standard deviations of a binomial number.
+            spread = 4 * np.sqrt(expected * (1 - share))
+            self.assertNear(kinds[kind], expected, spread)
+        self.assertEqual(
+            {r["kind"] for r in pool if r.get("noise") == noise.WRONG_DOMAIN},
+            {"logo"},
+        )
 
-    def test_the_reference_has_emoji_only_and_the_pool_every_kind(self):
-        self.assertGreaterEqual(len(self.records["pool"]), 8_000)
-        for split, kinds in (("reference", {"emoji"}), ("pool", KINDS)):
-            found = {record["kind"] for record in self.records[split]}
-            self.assertEqual(found, kinds)
+    def test_the_reference_is_of_the_kind_of_the_clean_pool(self):
+        self.assertLen(self.records["reference"], 2_000)
+        kinds = {record["kind"] for record in self.records["reference"]}
+        self.assertEqual(kinds, ICONS)
+        clean = [r for r in self.records["pool"] if "noise" not in r]
+        icons = [r["kind"] in ICONS for r in clean]
+        self.assertGreater(np.mean(icons), 0.9)
+        self.assertContainsSubset(self.styles("reference"), self.styles("pool"))
 
     def test_statistics_are_those_of_the_shards(self):
         for split in SPLITS:
@@ -425,6 +458,91 @@ class SelectionTest(tf.test.TestCase):
         self.assertNotEqual(drawn, rows)
         self.assertNotEqual(drawn, selection.sampled(rows, 1))
         self.assertCountEqual(drawn, rows)
+
+
+class MiniTest(tf.test.TestCase):
+    DESCRIPTIONS = {
+        "lines": {"license": {"url": "https://example.com"}},
+        "nameless": {"license": {}},
+    }
+
+    def sampled(self, reverse=False):
+        pool = [a_record(number) for number in range(50)]
+        # Each for a reason of its own.
+        pool += [
+            a_record(50, license="GPL-3.0"),
+            a_record(51, style="nameless"),
+        ]
+        pool += [a_record(52, license=""), a_record(53, license="CC-BY-4.0")]
+        # Two of the logos are drawn like held-out icons.
+        logos = [
+            a_record(number, kind="logo", name=f"logo {number}")
+            for number in (100, 101, 110, *range(300, 310))
+        ]
+        whole = {
+            "curated": [a_record(number) for number in range(60, 80)],
+            "pool": pool[::-1] if reverse else pool,
+            "val_sets": [a_record(number) for number in range(100, 103)],
+            "test_sets": [a_record(number) for number in range(110, 113)],
+        }
+        splits = {
+            "reference": ("curated", 7),
+            "pool": ("pool", 40),
+            "val": ("val_sets", 9),
+            "test": ("test_sets", 2),
+        }
+        with mock.patch.object(mini, "_SPLITS", splits):
+            return mini.sampled(whole, logos, self.DESCRIPTIONS)
+
+    def test_splits_have_at_most_their_sizes(self):
+        splits, _ = self.sampled()
+        sizes = {name: len(records) for name, records in splits.items()}
+        self.assertEqual(
+            sizes, {"reference": 7, "pool": 40, "val": 3, "test": 2}
+        )
+
+    def test_what_is_not_permissive_is_left_out_and_counted(self):
+        splits, left_out = self.sampled()
+        self.assertEqual(
+            left_out,
+            {
+                "GPL-3.0": 1,
+                "no address of the licence": 1,
+                "none": 1,
+                "CC-BY-4.0": 1,
+            },
+        )
+        for record in splits["pool"]:
+            self.assertEqual(record.row.license, "MIT")
+            self.assertEqual(record.row.style, "lines")
+
+    def test_seven_tenths_of_the_pool_are_noise(self):
+        splits, _ = self.sampled()
+        noisy = {
+            name: sum(record.noise != "" for record in records)
+            for name, records in splits.items()
+        }
+        self.assertEqual(
+            noisy, {"reference": 0, "pool": 28, "val": 0, "test": 0}
+        )
+
+    def test_a_logo_like_a_held_out_icon_is_no_noise(self):
+        with mock.patch.object(noise, "add", wraps=noise.add) as add:
+            splits, _ = self.sampled()
+        foreign = add.call_args.args[2]
+        tests = {record.identifier for record in splits["val"] + splits["test"]}
+        expected = {100, 101, 110, *range(300, 310)} - tests
+        self.assertEqual({record.identifier for record in foreign}, expected)
+
+    def test_the_order_of_the_pool_does_not_matter(self):
+        self.assertEqual(self.sampled(), self.sampled(reverse=True))
+
+    def test_the_whole_data_set_must_be_there(self):
+        folder = self.get_temp_dir()
+        with self.assertRaisesRegex(
+            SystemExit, "error: .*whole data set.*build full.*--data"
+        ):
+            build.main(["mini", "--data", folder, "--out", folder])
 
 
 class BuilderTest(tf.test.TestCase):
