@@ -252,7 +252,7 @@ def measure_steps(small: bool) -> str:
             ]
         )
     header = ["", "K B", "B", "step, ms", "waits for input, %"]
-    return f"""Steps of the quickstart's learner on its pool (8,200 pictures of
+    return f"""Steps of the quickstart's learner on its pool (18,000 pictures of
 32 pixels, b = {_BATCH_SIZE}, sidecars of noise of width {_POOL_DIM}), each run
 {steps} steps in a process of its own, the first half not counted; lowest /
 median / highest of {repeats}. Here the learner trains on the cores that stage 0

@@ -25,7 +25,7 @@ from jest_tf.models import reference
 
 _COMMAND = "python -m benchmarks.bench_sidecars"
 _POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
-_SOME = str(report.ROOT / "examples/icontext_mini/val_concept-*.tfrecord")
+_SOME = str(report.ROOT / "examples/icontext_mini/val-*.tfrecord")
 _SEED = 0
 # Pixels a side of the larger pictures, once decoded.
 _SIZE = 224

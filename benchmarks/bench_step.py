@@ -474,7 +474,7 @@ class Followed(Step):
             reference=config_lib.ReferenceConfig(sidecars=True),
         )
         # As many records as the quickstart's pool.
-        order = stream.Order(8200, 0)
+        order = stream.Order(18_000, 0)
         self._telemetry = draw_log.Telemetry(config, workdir, order=order)
         self._writer = tf.summary.create_file_writer(workdir)
 

@@ -12,7 +12,7 @@ DATA = "examples/icontext_mini"
 
 
 def config() -> config_lib.TrainConfig:
-    """1,568 emoji of two styles with full captions."""
+    """2,000 clean pairs of a pool's icons."""
     return config_lib.TrainConfig(
         steps=500,
         data=config_lib.DataConfig(
@@ -22,15 +22,15 @@ def config() -> config_lib.TrainConfig:
             text_length=16,
             min_crop_area=0.6,
         ),
-        # Two styles of one emoji share their captions.
+        # Icons of several sets share their names.
         model=config_lib.ModelConfig(preset="tiny", equal_captions="ignore"),
         optimizer=config_lib.OptimizerConfig(
             learning_rate=3e-3, warmup_steps=50, weight_decay=0.05
         ),
         evaluation=config_lib.EvaluationConfig(
             data=(
-                f"{DATA}/val_concept-*.tfrecord",
-                f"{DATA}/test_concept-*.tfrecord",
+                f"{DATA}/val-*.tfrecord",
+                f"{DATA}/test-*.tfrecord",
             ),
             every_steps=100,
             prompts=("{}", "{} icon", "a picture of {}"),

@@ -15,7 +15,7 @@ DATA = "examples/icontext_mini"
 
 
 def config() -> config_lib.TrainConfig:
-    """The reference's recipe on other data: 8,200 icons, logos and clip art."""
+    """The reference's recipe on 18,000 pairs, of which 5,400 are clean."""
     reference = config_lib.load_config(
         pathlib.Path(__file__).with_name("quickstart_reference.py")
     )

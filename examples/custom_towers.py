@@ -70,7 +70,7 @@ def main(argv=None):
     keras.utils.set_random_seed(0)
     curated, pool, held_out = (
         stores.open_store(f"{DATA}/{name}-*.tfrecord")
-        for name in ("reference", "pool", "test_concept")
+        for name in ("reference", "pool", "test")
     )
     captions = [
         caption

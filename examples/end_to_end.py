@@ -25,8 +25,8 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = "examples/icontext_mini"
 QUERIES = (
-    *("smiling face", "man walking", "woman with hair", "keycap"),
-    *("a red heart", "clock"),
+    *("arrow left", "heart", "clock", "shopping cart"),
+    *("user", "calendar"),
 )
 
 

@@ -44,7 +44,7 @@ _CLOCK = {
     "waiting for input, %": ("time/input_wait_share", 1e-2, ".1f"),
     "peak, GB": ("memory/host_peak_rss_bytes", 1e9, ".1f"),
 }
-_TEST = "eval/test_concept/"
+_TEST = "eval/test/"
 _MRR = {
     "image→text MRR": (f"{_TEST}image_to_text/mrr", 1e-2, ".1f"),
     "text→image MRR": (f"{_TEST}text_to_image/mrr", 1e-2, ".1f"),
@@ -177,7 +177,7 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
                 ("learner", *_CLOCK),
                 [(name, *_spreads(rows, _CLOCK)) for name, rows in groups],
             ),
-            f"Held-out concepts, `test_concept`, percent ({count}).",
+            f"Held-out icon sets, `test`, percent ({count}).",
             markdown.table(("learner", *_QUALITY), quality),
             *_seed_by_seed(frame, seeds),
             _provenance(workdir(runs, "jest", seeds[0])),
@@ -204,8 +204,8 @@ def curves(
             [
                 log[
                     [
-                        "eval/val_concept/image_to_text/mrr",
-                        "eval/val_concept/text_to_image/mrr",
+                        "eval/val/image_to_text/mrr",
+                        "eval/val/text_to_image/mrr",
                     ]
                 ].mean(axis=1)
                 for log in logs
@@ -227,7 +227,7 @@ def curves(
                 ha="right" if above else "left",
                 **style,
             )
-    panels[0].set(xlabel="steps", ylabel="mean MRR on val_concept, %")
+    panels[0].set(xlabel="steps", ylabel="mean MRR on val, %")
     panels[1].set(xlabel="TFLOPs of training")
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -325,7 +325,7 @@ def _chance(run):
     )
     results = evaluation.StoreEvaluation(
         _Collapsed(),
-        stores["test_concept"],
+        stores["test"],
         tokenizer=settings.tokenizer,
         image_size=settings.config.data.image_size,
     ).measure()

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import pathlib
 import tarfile
 import tempfile
 
@@ -34,6 +35,18 @@ def write_shard(path, payloads):
         for payload in payloads:
             writer.write(payload)
     return path
+
+
+def write_shipped(folder, **counts):
+    """Writes the first records of splits of the shipped pictures."""
+    shipped = pathlib.Path(__file__).parents[1] / "examples" / "icontext_mini"
+    for split, count in counts.items():
+        name = f"{split}-00000-of-00001.tfrecord"
+        records = tf.data.TFRecordDataset(os.fspath(shipped / name))
+        write_shard(
+            os.path.join(folder, name),
+            records.take(count).as_numpy_iterator(),
+        )
 
 
 def flip(path, position):

@@ -32,10 +32,11 @@ from jest_tf.data import stores
 from jest_tf.runs import checkpoints, directory, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DATA = ROOT / "examples" / "icontext_mini"
+_FOLDER = tempfile.TemporaryDirectory()
+DATA = _FOLDER.name  # a part of the shipped pictures
 # A run of seconds: a few small steps.
 SHRUNK = (
-    f"evaluation.data={DATA}/val_concept-*.tfrecord",
+    f"evaluation.data={DATA}/val-*.tfrecord",
     "evaluation.every_steps=none",
     "evaluation.log_every_steps=2",
     "data.vocabulary_size=400",
@@ -48,8 +49,8 @@ SUITE = f"""
 root = "{DATA}"
 [icons]
 task = ["zero_shot", "retrieval", "few_shot"]
-data = "val_concept-*.tfrecord"
-train = "val_concept-*.tfrecord"
+data = "val-*.tfrecord"
+train = "val-*.tfrecord"
 label_field = "style"
 prompts = ["an icon of {{}}"]
 shots = [1, 5]
@@ -59,12 +60,22 @@ clean = "style"
 """
 
 
+def setUpModule():
+    counts = {"reference": 200, "pool": 400, "val": 250, "test": 250}
+    shard_files.write_shipped(DATA, **counts)
+
+
+def tearDownModule():
+    _FOLDER.cleanup()
+
+
 def train(recipe, workdir, *overrides, flags=()):
+    split = "reference" if recipe == "reference" else "pool"
     return cli.main(
         [
             *("train", "--config", f"{ROOT}/configs/quickstart_{recipe}.py"),
-            *("--workdir", workdir, *flags),
-            *("--set", *SHRUNK, *overrides),
+            *("--workdir", workdir, *flags, "--set", *SHRUNK),
+            *(f"data.train={DATA}/{split}-*.tfrecord", *overrides),
         ]
     )
 
@@ -213,13 +224,13 @@ class TrainersTest(tf.test.TestCase):
             cli.main(
                 [
                     *("evaluate", "--workdir", self.learner),
-                    *("--data", f"{DATA}/test_concept-*.tfrecord"),
+                    *("--data", f"{DATA}/test-*.tfrecord"),
                 ]
             )
         found = re.findall(
-            r"^ +([\d.]+)  eval/test_concept/(\S+)$", printed.getvalue(), re.M
+            r"^ +([\d.]+)  eval/test/(\S+)$", printed.getvalue(), re.M
         )
-        self.assertLen(found, 11)
+        self.assertLen(found, 8)
         self.assertAllInRange([float(value) for value, _ in found], 0.0, 1.0)
 
     def test_a_suite_is_measured_as_in_training_and_written(self):
@@ -288,20 +299,18 @@ class TrainersTest(tf.test.TestCase):
         self.assertIn("`--model` needs `--suite`, and", shown.getvalue())
 
     def test_evaluate_takes_data_of_another_format_and_other_fields(self):
-        shipped = stores.open_store(f"{DATA}/val_concept-*.tfrecord")
+        shipped = stores.open_store(f"{DATA}/val-*.tfrecord")
         folder = os.path.join(self.folder.name, "table")
         os.makedirs(folder)
-        columns = shipped.columns(["id", "concept"])
+        numbers = shipped.columns(["id"])["id"]
         with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["id", "photo", "words", "concept"])
+            table.writerow(["id", "photo", "words"])
             for row, record in enumerate(shipped.read(range(len(shipped)))):
                 path = pathlib.Path(folder) / f"{row}.png"
                 path.write_bytes(record.image)
                 words = record.captions[0].decode()
-                concept = columns["concept"][row].decode()
-                number = columns["id"][row]
-                table.writerow([number, path.name, words, concept])
+                table.writerow([numbers[row], path.name, words])
         expected = lines(self.learner, "evaluation.jsonl")[-1]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             cli.main(
@@ -315,12 +324,11 @@ class TrainersTest(tf.test.TestCase):
         found = json.loads(printed.getvalue())
         self.assertNotEmpty(found)
         for name, value in found.items():
-            other = name.replace("eval/val/", "eval/val_concept/")
-            self.assertAllClose(value, expected[other])
+            self.assertAllClose(value, expected[name])
         self.assertLen(os.listdir(f"{folder}/indexes"), 1)
 
     def test_shards_listed_by_the_shell_are_one_data_set(self):
-        shard = f"{DATA}/val_concept-00000-of-00001.tfrecord"
+        shard = f"{DATA}/val-00000-of-00001.tfrecord"
         folder = os.path.join(self.folder.name, "sharded")
         os.makedirs(folder)
         shards = [
@@ -484,10 +492,10 @@ class TrainersTest(tf.test.TestCase):
             train("jest", workdir, *planned, flags=["--dry-run"])
             self.assertEqual(index.stat().st_mtime_ns, written)
         for line in (
-            r"data +8,200 records in 1 shards",
+            r"data +400 records in 1 shards",
             r"reference +.*/reference, [\d,]+ parameters",
-            r"evaluation +246 records, val_concept\n",
-            r"evaluation +246 records, icons: zero_shot, retrieval, few_shot",
+            r"evaluation +250 records, val\n",
+            r"evaluation +250 records, icons: zero_shot, retrieval, few_shot",
             r"selection +joint by learnability, 8 of 24 rows",
             r"image uint8 \[24, 32, 32, 3\], text int32 \[24, 16\]",
             "steps +5: 120 examples drawn, 120 scored, 40 trained",
@@ -655,7 +663,7 @@ class ErrorsTest(tf.test.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         shard = os.path.join(folder.name, "half-00000.tfrecord")
-        shipped = stores.open_store(f"{DATA}/val_concept-*.tfrecord")
+        shipped = stores.open_store(f"{DATA}/val-*.tfrecord")
         shard_files.write_shard(
             shard,
             [
@@ -769,7 +777,7 @@ class QuickstartTest(tf.test.TestCase):
         ]
         self.assertLess(distances[-1], distances[0])
         measured = lines(self.runs / "jest", "evaluation.jsonl")[-1]
-        mrr = measured["eval/test_concept/image_to_text/mrr"]
+        mrr = measured["eval/test/image_to_text/mrr"]
         for table in (tables[0], tables[3]):
             self.assertIn(f" {100 * mrr:.1f} ", table)
         # Curves may be drawn over what the steps up to an evaluation cost.
@@ -797,8 +805,7 @@ class QuickstartTest(tf.test.TestCase):
 
 def _run_quickstart(runs):
     shrunk = [
-        f"evaluation.data={DATA}/val_concept-*.tfrecord,"
-        f"{DATA}/test_concept-*.tfrecord",
+        f"evaluation.data={DATA}/val-*.tfrecord,{DATA}/test-*.tfrecord",
         "steps=4",
         "data.super_batch_size=24",
         "data.vocabulary_size=400",

@@ -32,18 +32,19 @@ class ReportTest(tf.test.TestCase):
         for rate in rates:
             low, median, high = map(float, rate)
             self.assertTrue(0.0 < low <= median <= high)
-        # 246 records and 64: 16 bytes and two of each number and dimension,
+        # 1,300 records and 64: 16 bytes and two of each number and dimension,
         # a bit, and what a file has beside; a kilobyte at most for the one,
         # the padding of arrays for both.
         for name, records, dim in (
-            ("quickstart's", 246, 64),
+            ("quickstart's", 1300, 64),
             ("none", 64, 128),
         ):
             found = re.search(
-                rf"\| {name}, D = {dim} \| (\d+) \| ([\d.]+) \| .* \| (\d+) \|",
+                rf"\| {name}, D = {dim} \| ([\d,]+) \| ([\d.]+) \| .*"
+                r" \| (\d+) \|",
                 text,
             )
-            self.assertEqual(int(found[1]), records)
+            self.assertEqual(int(found[1].replace(",", "")), records)
             least = 16 + 2 * dim * (1 + float(found[2]) - 0.05)
             self.assertBetween(
                 int(found[3]), least, least + 0.2 * dim + 2000 / records

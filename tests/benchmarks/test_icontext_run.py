@@ -347,7 +347,7 @@ class RunnerTest(tf.test.TestCase):
 
 class VariantsTest(tf.test.TestCase):
     def test_noise_moves_the_captions_of_a_share_and_nothing_else(self):
-        (file,) = MINI.glob("val_concept-*.tfrecord")
+        (file,) = MINI.glob("val-*.tfrecord")
         # No two with the same captions, so that none can get its own.
         by_captions = {one.row.captions: one for one in shards.read(file)}
         records = list(by_captions.values())
@@ -369,7 +369,7 @@ class VariantsTest(tf.test.TestCase):
             )
 
     def test_noise_survives_a_copy(self):
-        (file,) = MINI.glob("val_concept-*.tfrecord")
+        (file,) = MINI.glob("val-*.tfrecord")
         records = list(itertools.islice(shards.read(file), 2))
         records[1] = records[1]._replace(noise="moved")
         folder = pathlib.Path(self.get_temp_dir())
@@ -462,8 +462,13 @@ class SmallRunTest(tf.test.TestCase):
     def make_data(self, folder):
         folder.mkdir()
         shutil.copy(MINI / "stats.json", folder)
-        for split in ("reference", "pool", "val_concept", "test_concept"):
-            (file,) = MINI.glob(f"{split}-*.tfrecord")
+        for split, shipped in (
+            ("reference", "reference"),
+            ("pool", "pool"),
+            ("val_concept", "val"),
+            ("test_concept", "test"),
+        ):
+            (file,) = MINI.glob(f"{shipped}-*.tfrecord")
             records = list(itertools.islice(shards.read(file), 600))
             shards.write(folder, split, records)
         shutil.copy(

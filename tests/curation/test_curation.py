@@ -44,7 +44,6 @@ from trainers import curate as command
 from trainers import embed as embed_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MINI = f"{ROOT}/examples/icontext_mini"
 DIM = cascade_cases.DIM
 BAD = (*cascade_cases.INVALID, cascade_cases.BLANK)
 needs_beam = pytest.mark.skipif(
@@ -1028,6 +1027,8 @@ class CommandTest(tf.test.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
+        counts = {"reference": 500, "val": 250, "test": 250}
+        shard_files.write_shipped(cls.folder, **counts)
         for seed, name in enumerate(("reference", "learner")):
             cls.write_run(name, seed)
 
@@ -1052,10 +1053,10 @@ class CommandTest(tf.test.TestCase):
     def path(self, name):
         return os.path.join(self.folder, name)
 
-    def arguments(self, output, *more, data="val_concept"):
+    def arguments(self, output, *more, data="val"):
         return [
             *("--workdir", self.path("reference")),
-            *("--data", f"{MINI}/{data}-*.tfrecord"),
+            *("--data", self.path(f"{data}-*.tfrecord")),
             *("--sidecar-dir", self.path("sidecars")),
             *("--index-dir", self.path("index")),
             *("--output", self.path(output)),
@@ -1082,7 +1083,7 @@ class CommandTest(tf.test.TestCase):
         return text, found
 
     def test_sidecars_of_either_dtype_are_taken_and_settings_add_up(self):
-        data = f"{MINI}/val_concept-*.tfrecord"
+        data = self.path("val-*.tfrecord")
         embed_command.main(
             [
                 *("--workdir", self.path("reference"), "--dtype", "float32"),
@@ -1095,7 +1096,7 @@ class CommandTest(tf.test.TestCase):
             *("--sidecar-dir", self.path("float32"), "--no-report"),
             *("--set", "share=0.5", "--set", "window=100", "loss=softmax"),
         )
-        self.assertRegex(printed, r"\b12\d of 246 records are drawn")
+        self.assertRegex(printed, r"\b12\d of 250 records are drawn")
         self.assertNotIn("embedding", shown)
 
     def test_it_writes_what_the_library_does_and_a_report(self):
@@ -1104,11 +1105,11 @@ class CommandTest(tf.test.TestCase):
             *("--sidecar-dir", self.path("anew")),
             *("--set", "share=0.25", "window=100", "seed=4"),
         )
-        self.assertRegex(printed, r"\b6\d of 246 records are drawn: .*easy")
-        self.assertRegex(shown, r"(?s)embedding.* 246 .*scoring.* 246 of 246")
+        self.assertRegex(printed, r"\b6\d of 250 records are drawn: .*easy")
+        self.assertRegex(shown, r"(?s)embedding.* 250 .*scoring.* 250 of 250")
         self.assertIn("report.html", printed)
         data = config.DataConfig(
-            train=(f"{MINI}/val_concept-*.tfrecord",),
+            train=(self.path("val-*.tfrecord"),),
             index_dir=self.path("index"),
             manifest=self.path("easy"),
         )
@@ -1124,7 +1125,11 @@ class CommandTest(tf.test.TestCase):
         text, found = self.read_page("easy")
         # Eight of each decile, and twelve pairs.
         self.assertLen(found.images, 80 + 24)
-        for wanted in ("easy_reference", '<td dir="auto">emoji', "noto"):
+        for wanted in (
+            "easy_reference",
+            '<td dir="auto">mono icon',
+            "heroicons",
+        ):
             self.assertIn(wanted, text)
         # Those of the pairs are all drawn.
         self.assertGreater(text.count('class="card kept"'), 24)
@@ -1137,7 +1142,7 @@ class CommandTest(tf.test.TestCase):
             "--no-report",
         )
         store = stores.open_store(
-            f"{MINI}/val_concept-*.tfrecord", index_dir=self.path("index")
+            self.path("val-*.tfrecord"), index_dir=self.path("index")
         )
         found = manifest.Manifest(self.path("learnable"), store)
         self.assertEqual(found.made_by["criterion"], "learnability")
@@ -1147,7 +1152,7 @@ class CommandTest(tf.test.TestCase):
         }
         self.assertLen(fingerprints, 2)
         self.assertFalse(os.path.exists(self.path("learnable/report.html")))
-        self.assertIn(found.weights.sum(), (49, 50))  # of one shard, 49.2
+        self.assertEqual(found.weights.sum(), 50)
 
     def test_the_loss_is_the_one_that_the_runs_were_trained_with(self):
         self.write_run("softmax", 2, "softmax")
@@ -1175,7 +1180,7 @@ class CommandTest(tf.test.TestCase):
             *("--sidecar-dir", self.path("softmax_sidecars")),
         )
         store = stores.open_store(
-            f"{MINI}/val_concept-*.tfrecord", index_dir=self.path("index")
+            self.path("val-*.tfrecord"), index_dir=self.path("index")
         )
         found = manifest.Manifest(self.path("by_softmax"), store)
         self.assertEqual(found.made_by["loss"], "softmax")
@@ -1187,7 +1192,7 @@ class CommandTest(tf.test.TestCase):
         printed, _ = self.run_command(
             "spread", *arguments, "--beam", "--runner=DirectRunner"
         )
-        self.assertRegex(printed, "of 246 records are drawn: .*spread")
+        self.assertRegex(printed, "of 250 records are drawn: .*spread")
         names = os.listdir(self.path("spread"))
         self.assertLen(names, 2)  # one shard and the list
         for name in names:
@@ -1209,7 +1214,7 @@ class CommandTest(tf.test.TestCase):
             [
                 *("steps=2", "optimizer.warmup_steps=1"),
                 *("data.super_batch_size=8", "data.vocabulary_size=64"),
-                f"data.train={MINI}/val_concept-*.tfrecord",
+                f"data.train={self.path('val-*.tfrecord')}",
                 f"data.index_dir={self.path('index')}",
                 *("evaluation.data=", "checkpoint.every_steps=1"),
             ],
@@ -1252,13 +1257,13 @@ class CommandTest(tf.test.TestCase):
     def test_like_tasks_without_anything_of_their_evaluation(self):
         printed, _ = self.run_command(
             "like",
-            *("--like", f"{MINI}/val_concept-*.tfrecord"),
-            *("--evaluation", f"{MINI}/test_concept-*.tfrecord"),
+            *("--like", self.path("val-*.tfrecord")),
+            *("--evaluation", self.path("test-*.tfrecord")),
             *("--set", "size=150", "near=1.1", "leak=1.1"),
             data="reference",
         )
         self.assertRegex(printed, "150 of .* records are drawn")
-        self.assertIn("  concepts", printed)
+        self.assertIn("  clusters", printed)
         self.assertIn("in the evaluation, by picture", printed)
         text, _ = self.read_page("like")
         self.assertIn("passed over: in the evaluation, by id", text)
@@ -1269,7 +1274,7 @@ class CommandTest(tf.test.TestCase):
     def test_like_without_an_evaluation_says_what_is_not_compared(self):
         _, told = self.run_command(
             "unchecked",
-            *("--like", f"{MINI}/val_concept-*.tfrecord", "--no-report"),
+            *("--like", self.path("val-*.tfrecord"), "--no-report"),
             *("--set", "size=10"),
             data="reference",
         )
@@ -1280,11 +1285,11 @@ class CommandTest(tf.test.TestCase):
         # The model was never trained and finds many pictures alike.
         for output, size, near, reason in (
             ("all", 10**5, 1.1, "that is all that the pool has"),
-            ("few", 99, 0.9, "the candidates ran out: a larger `oversampli"),
+            ("few", 99, 0.5, "the candidates ran out: a larger `oversampli"),
         ):
             printed, told = self.run_command(
                 output,
-                *("--like", f"{MINI}/val_concept-*.tfrecord", "--no-report"),
+                *("--like", self.path("val-*.tfrecord"), "--no-report"),
                 *("--set", f"size={size}", f"near={near}"),
                 data="reference",
             )
@@ -1309,11 +1314,11 @@ class CommandTest(tf.test.TestCase):
             (["--set", "size=2"], "No setting `size`"),
             (
                 [
-                    *("--like", f"{MINI}/val_concept-*.tfrecord"),
-                    *("--evaluation", f"{MINI}/val_concept-*.tfrecord"),
+                    *("--like", self.path("val-*.tfrecord")),
+                    *("--evaluation", self.path("val-*.tfrecord")),
                 ],
                 "The tasks must have nothing in common with the evaluation. "
-                "Received: 246 examples of equal id",
+                "Received: 250 examples of equal id",
             ),
         ):
             with self.assertRaises(SystemExit) as stopped:

@@ -288,18 +288,15 @@ class CommandTest(KnownTestCase):
         printed, content, page = self.advise(
             *("--config", f"{ROOT}/configs/quickstart_uniform.py"),
             *("--pool", f"{MINI}/pool-*.tfrecord"),
-            *("--tests", f"{MINI}/val_concept-*.tfrecord"),
+            *("--tests", f"{MINI}/val-*.tfrecord"),
             *("--set", "sample=1000"),
             curated=f"{MINI}/reference-*.tfrecord",
             reference=False,
         )
-        # Emoji, a pool of other drawings, and tests on emoji.
-        self.assertEqual(content["advice"], "covered")
-        self.assertStartsWith(printed, "DO NOT SELECT: a curated set of ano")
-        self.assertIn("data.curated_rows=64", content["command"][0])
-        self.assertBetween(content["matched"]["mean"], 0.05, 0.5)
-        self.assertGreater(content["apart"], 2 / 3)
-        self.assertIn("at least", printed)
+        # Three tenths are clean; near-duplicates of clean pairs match, too.
+        self.assertBetween(content["matched"]["mean"], 0.2, 0.5)
+        self.assertLess(content["apart"], 2 / 3)
+        self.assertStartsWith(printed, "SELECT")
         html_elements.parse(page)
 
 

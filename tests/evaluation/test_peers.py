@@ -1,7 +1,7 @@
 """Our measures beside CLIP_benchmark's and open_clip's, on equal embeddings.
 
 `make test-peers` builds the environment that they run in and starts this. The
-data is real: scikit-learn's digits and the shipped emoji, as plain pixels.
+data is real: scikit-learn's digits and the shipped icons, as plain pixels.
 Texts are made up from the pictures, so that they are neither right nor wrong
 throughout.
 """
@@ -54,9 +54,9 @@ def digits():
 
 
 def icons():
-    """Pixels of the emoji, and of each caption words mixed with pixels."""
+    """Pixels of the icons, and of each caption words mixed with pixels."""
     store = stores.open_store(
-        str(ROOT / "examples/icontext_mini/test_concept-*.tfrecord"),
+        str(ROOT / "examples/icontext_mini/test-*.tfrecord"),
         index_dir=str(ROOT / ".pytest_cache"),
     )
     records = store.read(range(len(store)))

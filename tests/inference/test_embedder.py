@@ -8,6 +8,7 @@ import tempfile
 import keras
 import numpy as np
 import picture_files
+import shard_files
 import tensorflow as tf
 import tiny_towers
 from PIL import Image
@@ -18,7 +19,6 @@ from jest_tf.data import pictures, stores, tokenizers
 from jest_tf.inference import collection as collection_lib
 from jest_tf.inference import embedder as embedder_lib
 
-DATA = pathlib.Path(__file__).parents[2] / "examples/icontext_mini"
 WORDS = ["[UNK]", "[EOS]", "a", "cat", "dog", "red", "##s"]
 
 
@@ -90,10 +90,9 @@ class EmbedImagesTest(tf.test.TestCase):
         self.assertAllClose(np.linalg.norm(whole, axis=1), np.ones(11))
 
     def test_evaluations_embed_to_the_same_bits(self):
-        store = stores.open_store(
-            f"{DATA}/val_concept-*.tfrecord",
-            index_dir=self.enterContext(tempfile.TemporaryDirectory()),
-        )
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        shard_files.write_shipped(folder, val=100)
+        store = stores.open_store(f"{folder}/val-*.tfrecord")
         size = 64
         evaluated = evaluation.StoreEvaluation(
             self.model.learner,

@@ -28,7 +28,6 @@ from jest_tf.training import step as step_lib
 from trainers import embed as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-DATA = f"{ROOT}/examples/icontext_mini"
 SIZE, DIM = 6, 5
 DESCRIPTION = file_format.Description("f", "t", "p", DIM, 4.0, -2.0)
 
@@ -467,9 +466,8 @@ class DrawsTest(tf.test.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.directory = folder.name
-        cls.store = stores.open_store(
-            f"{DATA}/test_concept-*.tfrecord", index_dir=cls.directory
-        )
+        shard_files.write_shipped(cls.directory, test=800)
+        cls.store = stores.open_store(f"{cls.directory}/test-*.tfrecord")
         cls.run_of_reference = reference.Run(
             config.TrainConfig(
                 data=config.DataConfig(image_size=32, text_length=16),
