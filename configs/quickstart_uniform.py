@@ -3,7 +3,7 @@
     jest-tf train --config configs/quickstart_uniform.py \
         --workdir runs/uniform
 
-About a minute on 2 CPU cores. Result of three seeds: docs/quickstart.md.
+A minute or two on 2 CPU cores. Result of three seeds: docs/quickstart.md.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ def config() -> config_lib.TrainConfig:
     )
     return dataclasses.replace(
         reference,
-        steps=400,
+        steps=1500,
         data=dataclasses.replace(
             reference.data, train=(f"{DATA}/pool-*.tfrecord",)
         ),

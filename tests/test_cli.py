@@ -766,16 +766,15 @@ class QuickstartTest(tf.test.TestCase):
                 *(f"{one / 1e12:,.1f}" for one in counted),
             ],
         )
-        best = re.findall(r"^\| cascade, distilled *\|(.*)$", text, re.M)[1]
+        cascade = re.findall(r"^\| bootstrapped cascade *\|(.*)$", text, re.M)
         self.assertEqual(
-            [cell.strip() for cell in best.split("|")[:5]],
-            ["4", f"{4 * 1280:,}", "96", "0", "32"],
+            [cell.strip() for cell in cascade[1].split("|")[:5]],
+            # Nothing is cascaded before the renewal.
+            ["4", f"{2 * 16}", "32", "0", "32"],
         )
-        distances = [
-            row["train/distillation"]
-            for row in lines(self.runs / "best", "metrics.jsonl")
-        ]
-        self.assertLess(distances[-1], distances[0])
+        found = lines(self.runs / "bootstrap", "metrics.jsonl")[-1]
+        pool, curated = 18_000, 2_000
+        self.assertEqual(found["examples/embedded"], pool + curated)
         measured = lines(self.runs / "jest", "evaluation.jsonl")[-1]
         mrr = measured["eval/test/image_to_text/mrr"]
         for table in (tables[0], tables[3]):
@@ -807,16 +806,30 @@ def _run_quickstart(runs):
     shrunk = [
         f"evaluation.data={DATA}/val-*.tfrecord,{DATA}/test-*.tfrecord",
         "steps=4",
-        "data.super_batch_size=24",
+        "data.super_batch_size=8",
         "data.vocabulary_size=400",
         "optimizer.warmup_steps=1",
         "evaluation.every_steps=2",
         "evaluation.log_every_steps=2",
+    ]
+    scores = [
+        "data.super_batch_size=24",
         "selection.num_chunks=4",
         "selection.batch_size=8",
     ]
+    renews = [
+        "data.curated_rows=2",
+        "cascade.hyper_batch_size=18",
+        "cascade.num_chunks=2",
+        "bootstrap.renew_at=2",
+        "bootstrap.curated_rows=8",
+    ]
+    overrides = dict.fromkeys(quickstart_report.RECIPES, shrunk)
+    overrides["jest"] = shrunk + scores
+    overrides["bootstrap"] = shrunk + renews
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
-        quickstart.main(["--runs", str(runs), "--set", *shrunk])
+        quickstart.train(runs, 0, overrides)
+        quickstart_report.write(runs, [0])
 
 
 @pytest.mark.slow
