@@ -147,8 +147,8 @@ def summary(runs: pathlib.Path, seeds: Sequence[int]) -> str:
         f"{mrr['bootstrap']:.1f} % mean MRR, uniform training at "
         f"{mrr['uniform']:.1f} % and JEST, by a reference of the curated set "
         f"that has {mrr['reference']:.1f} % itself, at {mrr['jest']:.1f} %. "
-        "*Clean pairs*: share of what a learner trained on whose captions are "
-        "the pictures' own."
+        "*Clean pairs*: share of what a learner trained on that is none of the "
+        "pool's noise."
     )
 
 
@@ -263,8 +263,8 @@ def curves(
 def pictures(run: pathlib.Path, path: pathlib.Path) -> None:
     """Draws random pairs of the pool, and random ones that a run chose.
 
-    As many are clean as of all that were offered or chosen. Captions of the
-    others are red.
+    As many are clean as of all that were offered or chosen. Captions of noise
+    are red.
     """
     store, noise = _pool(run)
     rows = {key: row for row, key in enumerate(noise)}

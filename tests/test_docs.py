@@ -176,7 +176,7 @@ class PythonBlocksTest(DocsTestCase):
         recipe = str(ROOT / "configs/quickstart_uniform.py")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             train.main(
-                ["--config", recipe, "--workdir", "runs/best", "--set"]
+                ["--config", recipe, "--workdir", "runs/bootstrap", "--set"]
                 + ["steps=2", "optimizer.warmup_steps=1"]
                 + ["data.vocabulary_size=64", "evaluation.data="]
             )
@@ -198,7 +198,7 @@ class PythonBlocksTest(DocsTestCase):
             (self.folder / name).write_text(block, encoding="utf-8")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             train.main(
-                ["--config", recipe, "--workdir", "runs/best", "--set"]
+                ["--config", recipe, "--workdir", "runs/bootstrap", "--set"]
                 + ["steps=2", "optimizer.warmup_steps=1"]
                 + ["data.vocabulary_size=64", "evaluation.data="]
                 + ["evaluation.log_ids=true", "evaluation.log_every_steps=1"]
