@@ -23,13 +23,15 @@ def config() -> config_lib.TrainConfig:
     )
     return dataclasses.replace(
         uniform,
-        steps=1270,
+        steps=1360,
         data=dataclasses.replace(
             uniform.data, curated=(CURATED,), curated_rows=32
         ),
         cascade=config_lib.CascadeConfig(hyper_batch_size=768, captions="best"),
         bootstrap=config_lib.BootstrapConfig(
-            renew_at=(100, 200, 300, 450, 600, 800), curated_rows=256
+            renew_at=(100, 200, 300, 450, 600, 800),
+            shares=(0.4,),
+            curated_rows=256,
         ),
         evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
     )
