@@ -47,7 +47,7 @@ class Case(NamedTuple):
     selects: bool
 
 
-# b = 128 in all of them, as in the quickstart.
+# b in all of them.
 _BATCH_SIZE = 128
 _CASES = (
     Case("uniform", None, 128, False),

@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_vocabulary(vocabulary)
     train(
         *("reference", reference, f"data.vocabulary={vocabulary}"),
-        *("model.towers=examples.end_to_end:towers", *flags.set),
+        *("model.towers=examples.end_to_end:towers", "model.loss=sigmoid"),
+        *flags.set,
     )
     if not preset.exists():
         export("keras_hub", reference, preset)
@@ -66,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         *("--data", f"{DATA}/pool-*.tfrecord"),
     )
     train(
-        *("best", learner, f"reference.model={name}", "steps=1000"),
-        *(f"reference.sidecar_dir={runs / 'sidecars'}", *flags.set),
+        *("uniform", learner, f"reference.model={name}", "steps=1000"),
+        *("reference.sidecars=true", "reference.distillation_weight=16"),
+        *(f"reference.sidecar_dir={runs / 'sidecars'}", "model.loss=sigmoid"),
+        *("cascade.hyper_batch_size=1280", *flags.set),
     )
     if not exported.exists():
         export("saved_model", learner, exported)
