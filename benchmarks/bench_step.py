@@ -67,7 +67,7 @@ _QUICK = Sizes(16, 1, 2, 32, 4)
 # 110 % want it, see docs/ledger.md.
 _FINE = Sizes(384, 6, 6, 256, 12)
 _COARSE_VIEW = config_lib.View(patch_size=32)
-_QUICKSTART = Sizes(64, 3, 2, 32, 16, 8)  # of the preset "tiny"
+_TINY = Sizes(64, 3, 2, 32, 16, 8)  # of the preset "tiny"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -295,7 +295,7 @@ def measure_replicas(small: bool) -> str:
 def measure_telemetry(small: bool) -> str:
     """Times steps with and without telemetry, in turn; Markdown."""
     repeats, every = (2, 2) if small else (5, 10)
-    cases = [("quickstart", _QUICKSTART, 640, 128), ("larger", _LARGE, 320, 64)]
+    cases = [("tiny", _TINY, 640, 128), ("larger", _LARGE, 320, 64)]
     if small:
         cases = [("small", _QUICK, 32, 16)]
     rows = []
@@ -325,10 +325,10 @@ def measure_telemetry(small: bool) -> str:
         f"A step of JEST with and without telemetry, in turn in one process: "
         f"means over {every} steps, of which the last is logged as a run logs "
         "it, with the line of `telemetry.jsonl` and the histograms. Without, "
-        "the graph of the step doesn't tell of rows either. The quickstart's "
-        f"sizes are width {_QUICKSTART.width}, depth {_QUICKSTART.depth} and "
-        f"{_QUICKSTART.image_size} pixels in patches of "
-        f"{_QUICKSTART.patch_size}; the larger ones are those of the table "
+        "the graph of the step doesn't tell of rows either. The tiny "
+        f"sizes are width {_TINY.width}, depth {_TINY.depth} and "
+        f"{_TINY.image_size} pixels in patches of "
+        f"{_TINY.patch_size}; the larger ones are those of the table "
         "of JEST's step beside a uniform one. Cached reference. Three numbers "
         f"are the lowest, the median and the highest of {repeats} repeats, "
         "whose noise is larger than what is looked for; the last column is "
@@ -473,7 +473,7 @@ class Followed(Step):
             selection=selection,
             reference=config_lib.ReferenceConfig(sidecars=True),
         )
-        # As many records as the quickstart's pool.
+        # As many records as a small pool.
         order = stream.Order(18_000, 0)
         self._telemetry = draw_log.Telemetry(config, workdir, order=order)
         self._writer = tf.summary.create_file_writer(workdir)
