@@ -770,7 +770,7 @@ class QuickstartTest(tf.test.TestCase):
         self.assertEqual(
             [cell.strip() for cell in cascade[1].split("|")[:5]],
             # Nothing is cascaded before the renewal.
-            ["4", f"{2 * 16}", "32", "0", "32"],
+            ["4", f"{2 * 18}", "32", "0", "32"],
         )
         found = lines(self.runs / "bootstrap", "metrics.jsonl")[-1]
         pool, curated = 18_000, 2_000
