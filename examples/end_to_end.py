@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         *("uniform", learner, f"reference.model={name}", "steps=1000"),
         *("reference.sidecars=true", "reference.distillation_weight=16"),
         *(f"reference.sidecar_dir={runs / 'sidecars'}", "model.loss=sigmoid"),
-        *("cascade.hyper_batch_size=1280", *flags.set),
+        *("reference.projection=64", "cascade.hyper_batch_size=1280"),
+        *flags.set,
     )
     if not exported.exists():
         export("saved_model", learner, exported)
