@@ -774,7 +774,9 @@ class QuickstartTest(tf.test.TestCase):
         )
         found = lines(self.runs / "bootstrap", "metrics.jsonl")[-1]
         pool, curated = 18_000, 2_000
-        self.assertEqual(found["examples/embedded"], pool + curated)
+        self.assertAllClose(
+            found["examples/embedded"], 0.4 * pool + curated, rtol=0.02
+        )
         measured = lines(self.runs / "jest", "evaluation.jsonl")[-1]
         mrr = measured["eval/test/image_to_text/mrr"]
         for table in (tables[0], tables[3]):
