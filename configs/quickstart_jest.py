@@ -13,7 +13,7 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Draws 1,280, trains on the 256 that are jointly most learnable."""
+    """Draws 2,560, trains on the 256 that are jointly most learnable."""
     uniform = config_lib.load_config(
         pathlib.Path(__file__).with_name("quickstart_uniform.py")
     )
