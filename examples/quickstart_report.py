@@ -76,8 +76,8 @@ def workdir(runs: pathlib.Path, recipe: str, seed: int) -> pathlib.Path:
 def write(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     """Writes the report into `runs`; returns its summary, for a terminal."""
     curves(runs, seeds, runs / "curves.png")
-    pictures(workdir(runs, "bootstrap", seeds[0]), runs / "pictures.png")
     jest = workdir(runs, "jest", seeds[0])
+    pictures(jest, runs / "pictures.png")
     run_page.write(os.fspath(jest), os.fspath(runs / "selection.html"))
     summary_lines = summary(runs, seeds)
     (runs / "report.md").write_text(
@@ -286,13 +286,15 @@ def pictures(run: pathlib.Path, path: pathlib.Path) -> None:
         part.suptitle(
             f"{name}: {share:.0%} clean", x=0.01, ha="left", weight="bold"
         )
-        count = min(_COLUMNS * _LINES, len(places))
+        count = min(_COLUMNS * _LINES, len({*places}))
         num_clean = round(share * count)
+        # A pair that was chosen in several steps is shown once.
+        ones, others = (
+            list(dict.fromkeys(random.permutation(some).tolist()))
+            for some in (clean, noisy)
+        )
         some = random.permutation(
-            [
-                *random.choice(clean, num_clean),
-                *random.choice(noisy, count - num_clean),
-            ]
+            [*ones[:num_clean], *others[: count - num_clean]]
         ).astype(int)
         axes = part.subplots(_LINES, _COLUMNS).flat
         for axis in part.axes:
