@@ -43,6 +43,7 @@ PAGES = tuple(
         for page in ROOT.glob(pattern)
     )
 )
+README = "README.md"
 TRAINING = "docs/training.md"
 AFTER_TRAINING = "docs/after_training.md"
 FIRST_RUN = "docs/tutorials/first_run.md"
@@ -254,6 +255,33 @@ class PythonBlocksTest(DocsTestCase):
         self.assertEqual(jest, cached)
 
     @pytest.mark.slow
+    def test_the_readme_selects_by_a_public_model(self):
+        # Imported here, because KerasHub takes a while.
+        import presets
+
+        preset = presets.save(self.folder / "preset", "siglip2", length=64)
+        tiny.write_shard("pool-00000-of-00001.tfrecord", 24)
+        (code,) = blocks(README, "python")
+        for size, small in (
+            ('"s16", image_size=224', '"tiny", image_size=32'),
+            ("super_batch_size=1280", "super_batch_size=20"),
+            ('"joint"', '"joint", num_chunks=2'),
+            ("batch_size=256", "batch_size=4"),
+            ("steps_per_epoch=1000", "steps_per_epoch=2"),
+        ):
+            self.assertEqual(code.count(size), 1)
+            code = code.replace(size, small)
+        namespace = {}
+        with (
+            presets.hub_of(preset) as asked,
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
+            exec(code, namespace)
+        self.assertIn("siglip2_base_patch16_224", asked[0])
+        self.assertIn("loss", printed.getvalue())
+        self.assertEqual(namespace["model"].drawn_ids.shape, [4])
+
+    @pytest.mark.slow
     def test_the_page_on_data_trains_on_every_format(self):
         self.run_blocks("docs/data.md")
         runs = []
@@ -436,7 +464,7 @@ class PythonBlocksTest(DocsTestCase):
     @pytest.mark.slow
     def test_the_blocks_of_every_other_page_run(self):
         for page in PAGES:
-            if page not in (TRAINING, AFTER_TRAINING, FIRST_RUN):
+            if page not in (README, TRAINING, AFTER_TRAINING, FIRST_RUN):
                 with self.subTest(page):
                     self.run_blocks(page)
 
