@@ -61,6 +61,8 @@ clean = "style"
 
 
 def setUpModule():
+    # Tests of other modules may come between those of this one.
+    os.makedirs(DATA, exist_ok=True)
     counts = {"reference": 200, "pool": 400, "val": 250, "test": 250}
     shard_files.write_shipped(DATA, **counts)
 

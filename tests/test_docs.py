@@ -180,6 +180,7 @@ class PythonBlocksTest(DocsTestCase):
                 ["--config", recipe, "--workdir", "runs/bootstrap", "--set"]
                 + ["steps=2", "optimizer.warmup_steps=1"]
                 + ["data.vocabulary_size=64", "evaluation.data="]
+                + ["model.towers="]
             )
             for program, *arguments in shell_commands(AFTER_TRAINING):
                 if program == "jest-tf" and "keras_hub" not in str(arguments):
@@ -359,7 +360,7 @@ class PythonBlocksTest(DocsTestCase):
         self.assertTrue((self.folder / "runs/jest/selection.html").exists())
         self.assertEqual(
             self.run_blocks(FIRST_RUN)["texts"].shape,
-            (2, 64),
+            (2, 128),
         )
 
     @pytest.mark.slow

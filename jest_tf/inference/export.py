@@ -101,7 +101,10 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
     with _written_folder(path) as partial:
         for name, (encode, spec) in towers.items():
             model, _ = tf2onnx.convert.from_function(
-                _named_output(encode, spec), [spec], opset=_OPSET
+                _named_output(encode, spec),
+                [spec],
+                opset=_OPSET,
+                custom_op_handlers={"Erfc": (_erfc, [])},
             )
             for key, value in about.items():
                 model.metadata_props.add(key=key, value=value)
@@ -239,6 +242,25 @@ def _check_keras(embedder):
 
 def _is_float(variable):
     return tf.as_dtype(variable.dtype).is_floating
+
+
+def _erfc(graph, node, name, arguments):
+    """Erfc, of exact GELUs, which ONNX lacks, as 1 - Erf."""
+    (output,) = node.output
+    form = {
+        "shapes": [graph.get_shape(output)],
+        "dtypes": [graph.get_dtype(output)],
+    }
+    erf = graph.make_node("Erf", node.input, **form)
+    one = graph.make_const(f"{name}/one", np.float32(1.0))
+    graph.remove_node(node.name)
+    graph.make_node(
+        "Sub",
+        [one.output[0], erf.output[0]],
+        outputs=[output],
+        name=name,
+        **form,
+    )
 
 
 def _named_output(encode, spec):

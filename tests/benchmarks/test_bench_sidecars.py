@@ -36,7 +36,7 @@ class ReportTest(tf.test.TestCase):
         # a bit, and what a file has beside; a kilobyte at most for the one,
         # the padding of arrays for both.
         for name, records, dim in (
-            ("quickstart's", 1300, 64),
+            ("quickstart's", 1300, 128),
             ("none", 64, 128),
         ):
             found = re.search(

@@ -1214,6 +1214,8 @@ class CommandTest(tf.test.TestCase):
             [
                 *("steps=2", "optimizer.warmup_steps=1"),
                 *("data.super_batch_size=8", "data.vocabulary_size=64"),
+                # As of the reference.
+                *("model.loss=sigmoid", "model.equal_captions=negative"),
                 f"data.train={self.path('val-*.tfrecord')}",
                 f"data.index_dir={self.path('index')}",
                 *("evaluation.data=", "checkpoint.every_steps=1"),
