@@ -180,7 +180,7 @@ class PythonBlocksTest(DocsTestCase):
                 ["--config", recipe, "--workdir", "runs/bootstrap", "--set"]
                 + ["steps=2", "optimizer.warmup_steps=1"]
                 + ["data.vocabulary_size=64", "evaluation.data="]
-                + ["model.towers="]
+                + ["model.towers=", "model.preset=tiny"]
             )
             for program, *arguments in shell_commands(AFTER_TRAINING):
                 if program == "jest-tf" and "keras_hub" not in str(arguments):
