@@ -218,6 +218,10 @@ MODELS = (
         r"`--moments` must be at least 1. Received: 0",
     ),
     (
+        "page --workdir $/run --watch 0",
+        r"`--watch` must be at least 1. Received: 0",
+    ),
+    (
         "export --model nothing --output $/x --format weights",
         r"`--model` must be a run directory, .*'nothing', which is no run",
     ),

@@ -2,12 +2,16 @@
 
 One HTML file that needs no server and no network: the examples with the highest
 and the lowest scores over time, and charts of the selection. It is made from
-the run directory and the run's data. The run may still be training.
+the run directory and the run's data. The run may still be training: `--watch`
+then writes the page again until the run has finished.
 """
 
 import argparse
 import os
+import pathlib
+import sys
 
+from jest_tf import files
 from jest_tf.config import checks
 
 
@@ -24,16 +28,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="logged draws to show (default: 8)",
+        help="logged draws to show (default: 8; the newest alone while "
+        "--watch goes on)",
+    )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=30,
+        metavar="SECONDS",
+        help="every so many seconds (30 without a number), write the page "
+        "again if the run has logged more; the browser reloads it. Ends with "
+        "the run; waits for a run that has not begun or has stopped",
     )
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Writes the page and prints its path."""
+    """Writes the page and prints its path, or first and as an address."""
     checks.check("--moments", flags.moments, checks.at_least(1))
-    from jest_tf.reports import run_page
-    from jest_tf.runs import directory
+    if flags.watch is None:
+        _write(flags)
+        return
+    checks.check("--watch", flags.watch, checks.at_least(1))
+    try:
+        _watch(flags)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
-    path = flags.output or os.path.join(flags.workdir, directory.PAGE_FILE)
+
+def _write(flags):
+    from jest_tf.reports import run_page
+
+    path = _path(flags)
     run_page.write(flags.workdir, path, flags.moments)
     print(path)
+
+
+def _watch(flags):
+    from jest_tf.reports import run_page
+
+    path = shown = _path(flags)
+    if not files.is_remote(path):
+        shown = pathlib.Path(path).absolute().as_uri()
+    print(f"open {shown}, renewed until the run ends", flush=True)
+    run_page.watch(flags.workdir, path, flags.moments, flags.watch)
+
+
+def _path(flags):
+    from jest_tf.runs import directory
+
+    return flags.output or os.path.join(flags.workdir, directory.PAGE_FILE)

@@ -4,17 +4,21 @@ Made from the run directory and the run's data, without a model; the run may
 still be training. `runs/draw_log.py` writes what is shown.
 """
 
+import copy
 import os
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import tqdm
 
 from jest_tf import files
 from jest_tf.config import checks
 from jest_tf.data import cascade, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, draw_log, inputs
+from jest_tf.runs import directory, draw_log, inputs, progress
+from jest_tf.runs import evaluations as evaluations_lib
 
 # Headings of the highest and the lowest scores, by criterion.
 _TITLES = {
@@ -27,6 +31,9 @@ _GROUPS = {
     "dropped": ("dropped", charts.DROPPED),
     "uniform": ("a uniform draw", charts.UNIFORM),
 }
+_OFFERED = 8  # rows of a super-batch that the page opens with
+_RATE_ROWS = 10  # of the log, for the time left
+_MEASURES = (charts.KEPT, charts.UNIFORM, charts.DROPPED, "#15803d", "#7e22ce")
 
 
 def write(workdir: str, path: str, num_moments: int = 8) -> None:
@@ -37,21 +44,49 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
             or its data has changed.
     """
     checks.check("num_moments", num_moments, checks.at_least(1))
-    lines = read(workdir)
-    config = directory.load_config(workdir)
-    log = directory.read_rows(workdir, directory.METRICS_FILE)
-    moments = [lines[i] for i in charts.evenly(len(lines), num_moments)][::-1]
-    add_pictures(workdir, moments)
-    page = rendering.render(
-        "run.html",
-        name=os.path.basename(files.absolute(workdir).rstrip("/")),
-        config=config,
-        step=lines[-1]["step"],
-        charts=_charts(lines, log),
-        moments=moments,
-        titles=_TITLES,
-    )
-    files.write_whole(path, page)
+    directory.load_config(workdir)
+    logs = [tail.read() for tail in _tails(workdir)]
+    _check_any(workdir, logs[0])
+    moments = _moments(workdir, logs[0], num_moments)
+    _write(workdir, path, logs, moments)
+
+
+def watch(
+    workdir: str, path: str, num_moments: int = 8, seconds: int = 30
+) -> None:
+    """Writes the page whenever a run has logged more, until it has finished.
+
+    The run may begin later, stop and continue. Until its end the page shows
+    the pictures of the newest logged draw, and browsers load it again every
+    `seconds`. Pictures that cannot be read are left out with the reason.
+
+    Raises:
+        ValueError: `num_moments` or `seconds` is below 1.
+    """
+    checks.check("num_moments", num_moments, checks.at_least(1))
+    checks.check("seconds", seconds, checks.at_least(1))
+    tails, shown = _tails(workdir), None
+    if not directory.has(workdir, directory.CONFIG_FILE):
+        progress.say(f"waiting for a run in {directory.received(workdir)}")
+    while True:
+        # Before the logs, which are then complete.
+        finished = directory.has(workdir, directory.WEIGHTS_FILE)
+        logs = [tail.read() for tail in tails]
+        now = finished, [rows[-1:] for rows in logs]
+        if now != shown and directory.has(workdir, directory.CONFIG_FILE):
+            moments, problem = [], ""
+            try:
+                moments = _moments(
+                    workdir, logs[0], num_moments if finished else 1
+                )
+            except (ValueError, OSError) as error:
+                problem = str(error)
+            refresh = None if finished else seconds
+            _write(workdir, path, logs, moments, problem, refresh)
+            shown = now
+        if finished:
+            return
+        time.sleep(seconds)
 
 
 def read(workdir: str) -> list[dict]:
@@ -62,17 +97,14 @@ def read(workdir: str) -> list[dict]:
     """
     directory.load_config(workdir)
     lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
-    if not lines:
-        raise ValueError(
-            "There is no selection to show: expected a run that scores, with "
-            f"`evaluation.telemetry`. Received: {workdir!r} without a line of "
-            f"{directory.TELEMETRY_FILE}"
-        )
+    _check_any(workdir, lines)
     return lines
 
 
 def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
     """Adds `image`, `caption` and `id` to the rows of lines as from `read`.
+
+    These are the rows under `highest`, `lowest` and, if any, `offered`.
 
     Raises:
         ValueError: the data is not the run's.
@@ -80,7 +112,11 @@ def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
     shown = [
         (line["super_batch"], row)
         for line in lines
-        for row in (*line["highest"], *line["lowest"])
+        for row in (
+            *line["highest"],
+            *line["lowest"],
+            *line.get("offered", ()),
+        )
     ]
     found = examples(workdir, [(number, row["row"]) for number, row in shown])
     for (number, row), image, caption, key in zip(shown, *found, strict=True):
@@ -133,6 +169,94 @@ def examples(
     return pipeline.Examples(np.stack(image), list(caption), np.array(ids))
 
 
+def _tails(workdir):
+    """Readers of the logs: telemetry, metrics and evaluations."""
+    return [
+        directory.Tail(workdir, name)
+        for name in (
+            directory.TELEMETRY_FILE,
+            directory.METRICS_FILE,
+            directory.EVALUATION_FILE,
+        )
+    ]
+
+
+def _check_any(workdir, lines):
+    if not lines:
+        raise ValueError(
+            "There is no selection to show: expected a run that scores, with "
+            f"`evaluation.telemetry`. Received: {workdir!r} without a line of "
+            f"{directory.TELEMETRY_FILE}"
+        )
+
+
+def _moments(workdir, lines, count):
+    """Up to `count` lines with pictures, newest first and with offered rows."""
+    if not lines:
+        return []
+    # In the order of `evenly` the last is the newest, also if it is the only.
+    chosen = [lines[-1 - i] for i in charts.evenly(len(lines), count)]
+    moments = copy.deepcopy(chosen)  # lines without pictures are kept
+    size = directory.load_config(workdir).data.super_batch_size
+    moments[0]["offered"] = [
+        {"row": int(row), "score": None, "kept": False}
+        for row in charts.evenly(size, _OFFERED)
+    ]
+    add_pictures(workdir, moments)
+    return moments
+
+
+def _write(workdir, path, logs, moments, problem="", refresh=None):
+    lines, log, evaluations = logs
+    config = directory.load_config(workdir)
+    metrics = directory.path(workdir, directory.METRICS_FILE)
+    logged_at = ""
+    if log:
+        changed = time.localtime(files.stat(metrics)[1] / 1e9)
+        logged_at = time.strftime("%d %b, %H:%M:%S %Z", changed)
+    page = rendering.render(
+        "run.html",
+        name=os.path.basename(files.absolute(workdir).rstrip("/")),
+        workdir=workdir,
+        config=config,
+        step=log[-1]["step"] if log else 0,
+        last=log[-1] if log else {},
+        time_left=_time_left(config, log),
+        logged_at=logged_at,
+        evaluated=_evaluated(evaluations),
+        charts=_charts(lines, log, evaluations),
+        moments=moments,
+        titles=_TITLES,
+        problem=problem,
+        refresh=refresh,
+    )
+    files.write_whole(path, page)
+
+
+def _time_left(config, log):
+    """Time to the last step, by the rate of the last rows; "" if unknown."""
+    if len(log) < 2 or log[-1]["step"] >= config.steps:
+        return ""
+    then, now = log[-_RATE_ROWS:][0], log[-1]
+    rate = (now["seconds"] - then["seconds"]) / (now["step"] - then["step"])
+    return tqdm.tqdm.format_interval(rate * (config.steps - now["step"]))
+
+
+def _evaluated(rows):
+    """The headline measures of the last evaluation, a line a store."""
+    if not rows:
+        return []
+    return [
+        f"Step {rows[-1]['step']:,}, {evaluations_lib.describe(one, rows[-1])}"
+        for one in _stores(rows)
+    ]
+
+
+def _stores(rows):
+    names = (name for name in rows[-1] if name.startswith("eval/"))
+    return list(dict.fromkeys(name.split("/")[1] for name in names))
+
+
 def _positions(config, sources, number):
     """Stream positions of a super-batch, and how many a step has."""
     size, stage_0 = config.data.super_batch_size, sources.cascade
@@ -149,7 +273,9 @@ def _positions(config, sources, number):
     return next(iter(chosen.take(1))).numpy(), stage_0.size
 
 
-def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
+def _charts(
+    lines: list[dict], log: list[dict], evaluations: list[dict]
+) -> Iterator[charts.Chart]:
     kept, uniform = charts.KEPT, charts.UNIFORM
 
     def line(rows, name, label, colour):
@@ -157,13 +283,26 @@ def _charts(lines: list[dict], log: list[dict]) -> Iterator[charts.Chart]:
         steps = [row["step"] for row in rows]
         return charts.Line(label, colour, steps, [row[name] for row in rows])
 
-    yield charts.draw(
-        "Score of the sub-batch",
-        [
-            line(log, "select/score", "the draw", kept),
-            line(log, "select/uniform_score", "a uniform draw", uniform),
-        ],
-    )
+    if lines:
+        yield charts.draw(
+            "Score of the sub-batch",
+            [
+                line(log, "select/score", "the draw", kept),
+                line(log, "select/uniform_score", "a uniform draw", uniform),
+            ],
+        )
+    elif log:
+        yield charts.draw("Loss", [line(log, "train/loss", "training", kept)])
+    for store in _stores(evaluations) if len(evaluations) > 1 else ():
+        measures = [
+            line(evaluations, f"eval/{store}/{measure}", title, colour)
+            for (measure, title), colour in zip(
+                evaluations_lib.HEADLINES, _MEASURES, strict=True
+            )
+        ]
+        yield charts.draw(f"Evaluation on {store}", measures)
+    if not lines:
+        return
     for quantity in draw_log.QUANTITIES:
         if quantity in lines[0]:
             name = quantity.replace("_", " ").capitalize()

@@ -16,6 +16,15 @@ from jest_tf.data import stores as stores_lib
 from jest_tf.models import reference
 from jest_tf.runs import directory, progress, steps
 
+# Measures of a store, if it has them, and their titles.
+HEADLINES = (
+    ("image_to_text/recall@1", "image to text recall@1"),
+    ("text_to_image/recall@1", "text to image recall@1"),
+    ("zero_shot/accuracy@1", "zero-shot accuracy"),
+    ("few_shot/10_shots", "10-shot accuracy"),
+    ("linear_probe/accuracy@1", "linear probe"),
+)
+
 
 class Opened(NamedTuple):
     """The data of a run's evaluations, by name."""
@@ -295,13 +304,7 @@ class Evaluation(steps.StepCallback):
 def describe(store: str, results: Mapping[str, float]) -> str:
     """Formats the headline measures of a store on one line."""
     parts = []
-    for measure, title in (
-        ("image_to_text/recall@1", "image to text recall@1"),
-        ("text_to_image/recall@1", "text to image recall@1"),
-        ("zero_shot/accuracy@1", "zero-shot accuracy"),
-        ("few_shot/10_shots", "10-shot accuracy"),
-        ("linear_probe/accuracy@1", "linear probe"),
-    ):
+    for measure, title in HEADLINES:
         value = results.get(f"eval/{store}/{measure}")
         if value is not None:
             parts.append(f"{title} {value:.3f}")

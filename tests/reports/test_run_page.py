@@ -1,19 +1,28 @@
 """The page of a run shows the run's own examples, escaped."""
 
 import base64
+import contextlib
+import io
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
+from unittest import mock
 
 import html_elements
 import markupsafe
 import numpy as np
+import pytest
 import shard_files
+import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import config
+from jest_tf import cli, config
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.reports import run_page
 from jest_tf.runs import directory
@@ -82,6 +91,7 @@ class PageTest(tf.test.TestCase):
                 [
                     {
                         "step": line["step"],
+                        "seconds": 2.0 * line["step"],
                         "select/score": 1.0,
                         "select/uniform_score": -1.0,
                         "train/repeat_rate": 0.25,
@@ -167,9 +177,9 @@ class PageTest(tf.test.TestCase):
         self.assertEmpty(found.open)
         self.assertNotIn("script", found.tags)
         self.assertEmpty(re.findall(r"(?:src|href)=\"(?!data:)", text))
-        self.assertLen(found.images, 8)
-        # Newest first; the highest, then the lowest.
-        expected = [
+        # First all rows offered; newest first; the highest, then the lowest.
+        expected = [(batches[2], row) for row in range(B)]
+        expected += [
             (batches[number], row) for number in (2, 0) for row in (0, 1, 3, 2)
         ]
         captions = {c for several in CAPTIONS for c in several}
@@ -208,6 +218,290 @@ class PageTest(tf.test.TestCase):
             run_page.read(f"{self.workdir}/none")
         with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
             run_page.write(self.workdir, "nowhere", 0)
+
+    def watch(self, *stages, seconds=7):
+        """The pages at which `watch` waits, and the last.
+
+        Each wait brings the run to the next stage, a function.
+        """
+        path, pages, stages = f"{self.workdir}/page.html", [], list(stages)
+
+        def look():
+            pages.append("")
+            if os.path.exists(path):
+                with open(path, encoding="utf-8") as file:
+                    pages[-1] = file.read()
+                html_elements.parse(pages[-1])
+
+        def wait(given):
+            self.assertEqual(given, seconds)
+            look()
+            stages.pop(0)()
+
+        with mock.patch.object(run_page.time, "sleep", wait):
+            run_page.watch(self.workdir, path, seconds=seconds)
+        look()
+        self.assertEmpty(stages)
+        return pages
+
+    def finish(self):
+        self.append(directory.WEIGHTS_FILE, "")
+
+    def append(self, name, text):
+        with open(f"{self.workdir}/{name}", "a") as file:
+            file.write(text)
+
+    def test_a_page_follows_its_run_from_before_the_beginning_to_the_end(self):
+        batches = self.batches(3)
+        lines = [
+            self.line(step, step - 1, batches[step - 1]["id"])
+            for step in (1, 2, 3)
+        ]
+        rows = [
+            {"step": 2 * step, "train/loss": 0.5 / step, "seconds": 30.0 * step}
+            for step in (1, 2, 3)
+        ]
+        text = [json.dumps(row) + "\n" for row in rows]
+        draw = [json.dumps(line) + "\n" for line in lines]
+        log, telemetry = directory.METRICS_FILE, directory.TELEMETRY_FILE
+        os.rename(f"{self.workdir}/config.json", f"{self.workdir}/later")
+
+        def begin():
+            os.rename(f"{self.workdir}/later", f"{self.workdir}/config.json")
+
+        def first():
+            self.append(telemetry, draw[0])
+            self.append(log, text[0] + text[1][:9])
+
+        def second():
+            self.append(log, text[1][9:])
+
+        def cut_back():  # as a run does that continues
+            directory.cut_back(self.workdir, 2)
+
+        def third():
+            self.append(telemetry, "".join(draw[1:]))
+            self.append(log, text[1] + text[2])
+
+        def nothing():
+            pass
+
+        none, waiting, one, two, cut, three, same, last = self.watch(
+            begin, first, second, cut_back, third, nothing, self.finish
+        )
+        self.assertEqual(none, "")
+        self.assertIn("Waiting for the first logged step", waiting)
+        self.assertIn("0 of 6", waiting)
+        for page, step, loss, left in (
+            (one, 2, "0.5", None),
+            (two, 4, "0.25", "00:30"),
+            (cut, 2, "0.5", None),
+            (three, 6, "0.1667", None),
+        ):
+            self.assertNotIn("Waiting", page)
+            self.assertIn(f"<dd>{step} of 6</dd>", page)
+            self.assertIn(f"<dd>{loss}</dd>", page)
+            if left is None:
+                self.assertNotIn("time left", page)
+            else:
+                self.assertIn(f"<dd>{left}</dd>", page)
+        refresh = '<meta http-equiv="refresh" content="7">'
+        for page in (waiting, one, two, cut, three):
+            self.assertIn(refresh, page)
+        # While it is watched the newest draw alone, in the end all.
+        self.assertEqual(one.count('class="card kept"'), 2)
+        self.assertEqual(three.count('class="card kept"'), 2)
+        self.assertIn("in step 3<", three)
+        self.assertEqual(same, three)
+        self.assertEqual(last.count('class="card kept"'), 6)
+        self.assertNotIn("refresh", last)
+
+    def test_a_page_is_not_written_again_before_more_is_logged(self):
+        self.append(directory.METRICS_FILE, '{"step": 1, "seconds": 1}\n')
+        inodes = []
+
+        def look():
+            inodes.append(os.stat(f"{self.workdir}/page.html").st_ino)
+
+        self.watch(look, look, self.finish)
+        self.assertLen(set(inodes), 1)
+
+    def test_a_run_without_selection_is_watched_by_its_loss_and_scores(self):
+        for step in (1, 2):
+            row = {"step": step, "train/loss": 0.25, "seconds": step}
+            self.append(directory.METRICS_FILE, json.dumps(row) + "\n")
+            measures = {
+                "eval/held/image_to_text/recall@1": 0.125 * step,
+                "eval/held/zero_shot/accuracy@1": 0.5,
+                "eval/held/zero_shot/mean_per_class": 0.5,
+            }
+            row = json.dumps({"step": step} | measures) + "\n"
+            self.append(directory.EVALUATION_FILE, row)
+        self.finish()
+        (page,) = self.watch()
+        self.assertIn(
+            "Step 2, held: image to text recall@1 0.250, zero-shot accuracy "
+            "0.500",
+            page,
+        )
+        titles = re.findall("<figcaption>(.*?)</figcaption>", page)
+        self.assertEqual(titles, ["Loss", "Evaluation on held"])
+        self.assertNotIn("Offered", page)
+
+    def test_a_watched_page_says_why_it_has_no_pictures(self):
+        ids = self.batches(1)[0]["id"]
+        self.write([self.line(1, 0, ids)])
+        self.finish()
+        os.rename(self.shard, f"{self.workdir}/b.tfrecord")
+        (page,) = self.watch()
+        self.assertIn("The pictures cannot be shown here: ", page)
+        self.assertIn("a.tfrecord", page)
+        self.assertIn("Score of the sub-batch", page)
+        with self.assertRaisesRegex(ValueError, "a.tfrecord"):
+            run_page.write(self.workdir, f"{self.workdir}/page.html")
+
+    def test_ctrl_c_ends_watching_quietly(self):
+        command = ["page", "--workdir", self.workdir, "--watch"]
+        with (
+            mock.patch.object(run_page.time, "sleep", side_effect=_interrupt),
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
+            self.assertEqual(cli.main(command), 130)
+        self.assertEqual(
+            printed.getvalue(),
+            f"open file://{self.workdir}/selection.html, renewed until the "
+            "run ends\n",
+        )
+        with open(f"{self.workdir}/selection.html", encoding="utf-8") as file:
+            self.assertIn('"refresh" content="30"', file.read())
+
+
+def _interrupt(seconds):
+    del seconds
+    raise KeyboardInterrupt
+
+
+RECIPE = """
+from jest_tf import config as c
+
+def config():
+    return c.TrainConfig(
+        steps=30,
+        data=c.DataConfig(
+            train=("a.tfrecord",),
+            super_batch_size=12,
+            image_size=16,
+            text_length=4,
+            vocabulary_size=12,
+        ),
+        model=c.ModelConfig(preset="tiny"),
+        evaluation=c.EvaluationConfig(
+            data=("a.tfrecord",), log_every_steps=1, every_steps=10
+        ),
+    )
+"""
+JEST = (
+    *("selection.method=joint", "selection.batch_size=4"),
+    *("selection.num_chunks=2", "selection.criterion=hard_learner"),
+)
+# A frame as wide as a screen, which says how wide its page is.
+FRAME = """<!doctype html><body><iframe width="{width}" height="844"
+srcdoc="{page}" onload="document.body.dataset.widths = [
+this.clientWidth, this.contentDocument.documentElement.scrollWidth]"></iframe>
+"""
+
+
+@pytest.mark.slow
+class WatchedRunTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        tiny.write_shard(f"{self.folder}/a.tfrecord", rows=40)
+        with open(f"{self.folder}/recipe.py", "w") as file:
+            file.write(RECIPE)
+
+    def start(self, module, *arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"trainers.{module}", *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=subprocesses.environment(),
+        )
+        self.addCleanup(process.kill)
+        return process
+
+    def test_a_run_is_watched_until_both_end(self):
+        watching = self.start("page", "--workdir", "run", "--watch", "1")
+        training = self.start(
+            *("train", "--config", "recipe.py", "--workdir", "run"),
+            *("--set", *JEST),
+        )
+        path, live = f"{self.folder}/run/selection.html", 0
+        while watching.poll() is None:
+            if os.path.exists(path):
+                with open(path, encoding="utf-8") as file:
+                    text = file.read()
+                html_elements.parse(text)
+                live += "refresh" in text
+            time.sleep(0.1)
+        said = watching.communicate()[0]
+        self.assertEqual(watching.returncode, 0, said)
+        self.assertEqual(training.wait(), 0, training.communicate()[0])
+        self.assertIn(f"open file://{path}, renewed", said)
+        self.assertGreater(live, 0)
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        self.assertNotIn("refresh", text)
+        self.assertIn("<dd>30 of 30</dd>", text)
+        self.assertIn("Step 30, a: image to text recall@1", text)
+        found = html_elements.parse(text)
+        self.assertLen(found.images, 8 * (1 + 2 * 8))
+        self.look(path, text)
+
+    def look(self, path, text):
+        if not shutil.which("chromium"):
+            self.skipTest("screenshots need the command `chromium`")
+        for width, height in ((390, 844), (1280, 900)):
+            picture = f"{self.folder}/{width}.png"
+            self.chromium(
+                f"--screenshot={picture}",
+                f"--window-size={width},{height}",
+                f"file://{path}",
+            )
+            with open(picture, "rb") as file:
+                pixels = tf.io.decode_png(file.read(), channels=3).numpy()
+            self.assertEqual(pixels.shape, (height, width, 3))
+            # Something in each quarter of the height, also in colour.
+            for part in np.split(pixels[: height // 4 * 4], 4):
+                self.assertGreater(np.std(part), 5.0)
+            self.assertGreater(np.ptp(np.int32(pixels), -1).max(), 100)
+            frame = f"{self.folder}/frame.html"
+            with open(frame, "w", encoding="utf-8") as file:
+                page = markupsafe.escape(text)
+                file.write(FRAME.format(width=width, page=page))
+            dumped = self.chromium("--dump-dom", f"file://{frame}")
+            shown = re.search(r'data-widths="(\d+),(\d+)"', dumped)
+            self.assertEqual(int(shown[1]), width)
+            # Less the scroll bar at the right.
+            self.assertLessEqual(int(shown[2]), width)
+
+    def chromium(self, *arguments):
+        with tempfile.TemporaryDirectory() as profile:
+            return subprocess.run(
+                [
+                    *("chromium", "--headless", "--no-sandbox"),
+                    *("--disable-gpu", "--disable-background-networking"),
+                    *("--no-first-run", "--hide-scrollbars"),
+                    *(f"--user-data-dir={profile}", *arguments),
+                ],
+                check=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                timeout=120,
+            ).stdout
 
 
 if __name__ == "__main__":
