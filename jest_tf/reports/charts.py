@@ -1,7 +1,9 @@
 """Line charts as inline SVG, drawn by matplotlib without a display."""
 
+import contextlib
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +15,8 @@ from matplotlib import figure as mpl_figure
 KEPT, DROPPED, UNIFORM, CHANCE = "#c2410c", "#64748b", "#2563eb", "#a1a1aa"
 
 _MAX_POINTS = 500
+# Names of lines: letters of a row, and its height as a share of the chart's.
+_NAME_WIDTH, _NAME_HEIGHT = 15, 0.085
 # Replaced by the page's text colour, so that charts follow dark mode.
 _TEXT = "#010203"
 _STYLE = {
@@ -26,6 +30,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.xmargin": 0.01,
     "legend.frameon": False,
     "grid.color": "#8883",
     "path.simplify": True,
@@ -56,29 +61,18 @@ def draw(
     xlabel: str = "step",
     unit_range: bool = False,
 ) -> Chart:
-    """Draws lines over their bands, each thinned to 500 points.
+    """Draws lines over their bands, each thinned to 500 points and named.
 
-    `unit_range` shows the range [0, 1] whatever the values.
+    The name of a line is beside its last point. `unit_range` shows the range
+    [0, 1] whatever the values.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = mpl_figure.Figure(figsize=(5, 3.1), layout="constrained")
-        axes = figure.subplots()
+    with _figure() as (figure, axes):
         shown = [line for line in lines if len(line.x)]
         for line in shown:
             _add(axes, line)
         axes.set(xlabel=xlabel, ylim=(0, 1) if unit_range else None)
-        axes.tick_params(length=0)
-        if shown:
-            wide = sum(len(line.label) for line in shown) > 36
-            figure.legend(
-                loc="outside lower center", ncols=2 if wide else 3, fontsize=10
-            )
-        written = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(
-            written, format="svg", transparent=True, metadata=nothing
-        )
-    return Chart(title, _inline(written.getvalue()))
+        _name(axes, shown)
+        return Chart(title, _svg(figure))
 
 
 def histogram(
@@ -96,13 +90,16 @@ def histogram(
         xlabel: name of the horizontal axis.
     """
     middles = (edges[:-1] + edges[1:]) / 2
-    lines = []
-    for label, colour, values in groups:
-        clipped = np.clip(values, edges[0], edges[-1])
-        shares = np.histogram(clipped, edges)[0] / max(1, len(values))
-        band = (np.zeros_like(shares), shares)
-        lines.append(Line(label, colour, middles, shares, band))
-    return draw(title, lines, xlabel=xlabel)
+    with _figure() as (figure, axes):
+        for label, colour, values in groups:
+            clipped = np.clip(values, edges[0], edges[-1])
+            shares = np.histogram(clipped, edges)[0] / max(1, len(values))
+            band = (np.zeros_like(shares), shares)
+            _add(axes, Line(label, colour, middles, shares, band))
+        axes.set(xlabel=xlabel)
+        # Histograms end together, so names beside their ends would not tell.
+        figure.legend(loc="outside lower center", ncols=3, fontsize=10)
+        return Chart(title, _svg(figure))
 
 
 def evenly(length: int, count: int) -> np.ndarray:
@@ -111,13 +108,60 @@ def evenly(length: int, count: int) -> np.ndarray:
     return places.round().astype(int)
 
 
+@contextlib.contextmanager
+def _figure():
+    with matplotlib.rc_context(_STYLE):
+        figure = mpl_figure.Figure(figsize=(4.4, 2.9), layout="constrained")
+        axes = figure.subplots()
+        axes.tick_params(length=0)
+        yield figure, axes
+
+
+def _name(axes, lines):
+    """Writes the names of lines at the right, from below without overlaps."""
+    low, high = axes.get_ylim()
+    lines = sorted(lines, key=lambda line: line.y[-1])
+    wrapped = [textwrap.fill(line.label, _NAME_WIDTH) for line in lines]
+    heights = [_NAME_HEIGHT * (1 + text.count("\n")) for text in wrapped]
+    places, free = [], 0.0
+    for line, height in zip(lines, heights, strict=True):
+        end = (line.y[-1] - low) / (high - low)
+        places.append(max(end, free + height / 2))
+        free = places[-1] + height / 2
+    free = 1.0
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], free - heights[i] / 2)
+        free = places[i] - heights[i] / 2
+    for line, text, place in zip(lines, wrapped, places, strict=True):
+        axes.annotate(
+            text,
+            (1, place),
+            (5, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=line.colour,
+            fontsize=10,
+            linespacing=1.0,
+            va="center",
+        )
+
+
+def _svg(figure):
+    written = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    return _inline(written.getvalue())
+
+
 def _add(axes, line):
     places = evenly(len(line.x), _MAX_POINTS)
     x, y = np.asarray(line.x)[places], np.asarray(line.y)[places]
     dashed = "--" if line.colour == CHANCE else "-"
     # The limits hold every point, so nothing is clipped; clipping needs ids.
     style = {"color": line.colour, "clip_on": False}
-    axes.plot(x, y, dashed, label=line.label, **style)
+    # Width tells the main line from others where colours do not.
+    width = 2.2 if line.colour == KEPT else 1.3
+    axes.plot(x, y, dashed, label=line.label, linewidth=width, **style)
     if line.band is not None:
         lower, upper = (np.asarray(one)[places] for one in line.band)
         around = np.concatenate([lower, upper[::-1]])

@@ -307,7 +307,7 @@ def _charts(
         if quantity in lines[0]:
             name = quantity.replace("_", " ").capitalize()
             yield charts.draw(
-                f"{name} of rows: median, and 5 to 95 %",
+                f"{name} of rows: median, 5 to 95\N{NO-BREAK SPACE}%",
                 [_quantiles(lines, quantity, group) for group in _GROUPS],
             )
     chance = [one | {"chance": 1 - one["filter_ratio"]} for one in lines]
