@@ -368,6 +368,47 @@ class CostsTest(LedgerTestCase):
             self.assertGreater(row["memory/host_peak_rss_bytes"], 0)
 
 
+class DoubtTest(LedgerTestCase):
+    ROW = {
+        "select/score": 2.0,
+        "select/uniform_score": -1.0,
+        "select/learner_loss_kept": 5.0,
+        "select/learner_loss_dropped": 5.5,
+        "select/reference_loss_kept": 3.0,
+        "select/reference_loss_dropped": 6.0,
+    }
+
+    def test_a_choice_that_is_nearly_uniform(self):
+        self.assertEqual(log_lib.doubt(self.ROW), "")
+        # 0.05 of 6.0 are 0.3.
+        for uniform, is_doubted in ((1.69, False), (1.71, True), (2.5, True)):
+            row = self.ROW | {"select/uniform_score": uniform}
+            said = log_lib.doubt(row)
+            self.assertEqual("nearly uniform" in said, is_doubted, uniform)
+
+    def test_a_learner_that_has_passed_its_reference(self):
+        for loss, is_doubted in ((3.01, False), (3.0, True), (1.0, True)):
+            row = self.ROW | {"select/learner_loss_kept": loss}
+            said = log_lib.doubt(row)
+            self.assertEqual("passed its reference" in said, is_doubted, loss)
+
+    def test_a_row_without_a_reference_is_not_doubted(self):
+        alone = {name: 0.0 for name in self.ROW if "reference" not in name}
+        self.assertEqual(log_lib.doubt(alone), "")
+        self.assertEqual(log_lib.doubt({"train/loss": 1.0}), "")
+
+    def test_a_doubt_is_said_once_after_three_rows(self):
+        run = settings(steps=12)
+        with mock.patch.object(log_lib, "_LEAST_LIFT", 1e9):
+            self.fit(run, tiny.super_batches(12))
+        said = [line for line in self.said if "warning: " in line]
+        self.assertLen(said, 1)
+        self.assertRegex(said[0], "^warning: step 6: the chosen rows score ")
+        with mock.patch.object(log_lib, "_LEAST_LIFT", -1e9):
+            self.fit(run, tiny.super_batches(12))
+        self.assertNotIn("nearly uniform", "".join(self.said))
+
+
 class InputWaitTest(tf.test.TestCase):
     def slow(self, seconds):
         """The numbers 0 to 9, one every `seconds`."""
