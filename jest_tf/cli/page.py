@@ -7,6 +7,7 @@ then writes the page again until the run has finished.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -65,8 +66,13 @@ def _write(flags):
 
 
 def _watch(flags):
+    import tensorflow as tf
+
     from jest_tf.reports import run_page
 
+    # The memory of an accelerator is the run's; refused once it is in use.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
     path = shown = _path(flags)
     if not files.is_remote(path):
         shown = pathlib.Path(path).absolute().as_uri()

@@ -65,7 +65,7 @@ def watch(
     """
     checks.check("num_moments", num_moments, checks.at_least(1))
     checks.check("seconds", seconds, checks.at_least(1))
-    tails, shown = _tails(workdir), None
+    tails, shown, sources = _tails(workdir), None, None
     if not directory.has(workdir, directory.CONFIG_FILE):
         progress.say(f"waiting for a run in {directory.received(workdir)}")
     while True:
@@ -76,8 +76,10 @@ def watch(
         if now != shown and directory.has(workdir, directory.CONFIG_FILE):
             moments, problem = [], ""
             try:
+                if logs[0] and sources is None:
+                    sources = _sources(directory.load_config(workdir))
                 moments = _moments(
-                    workdir, logs[0], num_moments if finished else 1
+                    workdir, logs[0], num_moments if finished else 1, sources
                 )
             except (ValueError, OSError) as error:
                 problem = str(error)
@@ -101,10 +103,13 @@ def read(workdir: str) -> list[dict]:
     return lines
 
 
-def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
+def add_pictures(
+    workdir: str, lines: Sequence[dict], sources: inputs.Sources | None = None
+) -> None:
     """Adds `image`, `caption` and `id` to the rows of lines as from `read`.
 
     These are the rows under `highest`, `lowest` and, if any, `offered`.
+    `sources` are those of the run's first step; None opens them.
 
     Raises:
         ValueError: the data is not the run's.
@@ -118,7 +123,8 @@ def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
             *line.get("offered", ()),
         )
     ]
-    found = examples(workdir, [(number, row["row"]) for number, row in shown])
+    places = [(number, row["row"]) for number, row in shown]
+    found = examples(workdir, places, sources)
     for (number, row), image, caption, key in zip(shown, *found, strict=True):
         if row.get("id", key) != key:
             raise ValueError(
@@ -130,26 +136,18 @@ def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
 
 
 def examples(
-    workdir: str, places: Sequence[tuple[int, int]]
+    workdir: str,
+    places: Sequence[tuple[int, int]],
+    sources: inputs.Sources | None = None,
 ) -> pipeline.Examples:
-    """Reads examples of a run, by super-batch number and row of each."""
+    """Reads examples of a run, by super-batch number and row of each.
+
+    `sources` are those of the run's first step; None opens them.
+    """
     config = directory.load_config(workdir)
     data = config.data
-    store = stores.open_stores(data)
-    sidecars = None
-    if config.reference.sidecars and (
-        config.steps_need_reference or config.cascade.hyper_batch_size
-    ):
-        sidecars = sidecars_lib.Sidecars(
-            store, config.reference.sidecar_dir, None
-        )
-    first = inputs.Sources(
-        store,
-        None,
-        sidecars,
-        sidecars and cascade.of_run(config, sidecars),
-        curated_rows=config.curated_rows(0),
-    )
+    first = _sources(config) if sources is None else sources
+    store = first.store
     found = [None] * len(places)
     for number in {number for number, _ in places}:
         sources = inputs.at_step(config, first, workdir, number)
@@ -167,6 +165,24 @@ def examples(
             found[i] = example
     image, caption, ids = zip(*found, strict=True)
     return pipeline.Examples(np.stack(image), list(caption), np.array(ids))
+
+
+def _sources(config):
+    """The data and the sidecars of a run's first step."""
+    store, sidecars = stores.open_stores(config.data), None
+    if config.reference.sidecars and (
+        config.steps_need_reference or config.cascade.hyper_batch_size
+    ):
+        sidecars = sidecars_lib.Sidecars(
+            store, config.reference.sidecar_dir, None
+        )
+    return inputs.Sources(
+        store,
+        None,
+        sidecars,
+        sidecars and cascade.of_run(config, sidecars),
+        curated_rows=config.curated_rows(0),
+    )
 
 
 def _tails(workdir):
@@ -190,7 +206,7 @@ def _check_any(workdir, lines):
         )
 
 
-def _moments(workdir, lines, count):
+def _moments(workdir, lines, count, sources=None):
     """Up to `count` lines with pictures, newest first and with offered rows."""
     if not lines:
         return []
@@ -202,7 +218,7 @@ def _moments(workdir, lines, count):
         {"row": int(row), "score": None, "kept": False}
         for row in charts.evenly(size, _OFFERED)
     ]
-    add_pictures(workdir, moments)
+    add_pictures(workdir, moments, sources)
     return moments
 
 

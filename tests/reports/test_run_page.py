@@ -286,9 +286,13 @@ class PageTest(tf.test.TestCase):
         def nothing():
             pass
 
-        none, waiting, one, two, cut, three, same, last = self.watch(
-            begin, first, second, cut_back, third, nothing, self.finish
-        )
+        with mock.patch.object(
+            run_page.stores, "open_stores", wraps=stores.open_stores
+        ) as opened:
+            none, waiting, one, two, cut, three, same, last = self.watch(
+                begin, first, second, cut_back, third, nothing, self.finish
+            )
+        opened.assert_called_once()
         self.assertEqual(none, "")
         self.assertIn("Waiting for the first logged step", waiting)
         self.assertIn("0 of 6", waiting)
@@ -364,9 +368,11 @@ class PageTest(tf.test.TestCase):
         command = ["page", "--workdir", self.workdir, "--watch"]
         with (
             mock.patch.object(run_page.time, "sleep", side_effect=_interrupt),
+            mock.patch.object(tf.config, "set_visible_devices") as visible,
             contextlib.redirect_stdout(io.StringIO()) as printed,
         ):
             self.assertEqual(cli.main(command), 130)
+        visible.assert_called_once_with([], "GPU")
         self.assertEqual(
             printed.getvalue(),
             f"open file://{self.workdir}/selection.html, renewed until the "
@@ -440,6 +446,8 @@ class WatchedRunTest(tf.test.TestCase):
         )
         path, live = f"{self.folder}/run/selection.html", 0
         while watching.poll() is None:
+            if training.poll():
+                self.fail(training.communicate()[0])
             if os.path.exists(path):
                 with open(path, encoding="utf-8") as file:
                     text = file.read()
@@ -500,7 +508,7 @@ class WatchedRunTest(tf.test.TestCase):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                timeout=120,
+                timeout=300,
             ).stdout
 
 

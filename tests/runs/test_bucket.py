@@ -143,8 +143,20 @@ class BucketTest(tf.test.TestCase):
             time.sleep(0.05)
         process.kill()
         process.communicate()
+        watched = f"{self.bucket}/watched.html"
+        watching, _ = self.start(
+            "third",
+            ("page", "--workdir", workdir, "--watch", "1", "--output", watched),
+        )
         said = self.run_commands("another", self.train(self.bucket))
         self.assertNotIn("steps 0 to", said)
+        said, _ = watching.communicate(timeout=300)
+        self.assertEqual(watching.returncode, 0, said)
+        self.assertIn(f"open {watched}, renewed", said)
+        page = files.read_whole(watched).decode()
+        self.assertIn("<dd>6 of 6</dd>", page)
+        self.assertNotIn("cannot be shown", page)
+        self.assertNotIn("refresh", page)
         for name in (directory.METRICS_FILE, directory.EVALUATION_FILE):
             self.assertEqual(
                 *(
