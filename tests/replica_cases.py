@@ -430,10 +430,13 @@ def build(
     optimizer=SGD,
     **more,
 ):
+    is_needed = more.get("distillation_weight") or (
+        settings is not None and settings.scores
+    )
     with STRATEGIES[num_replicas].scope():
         model = training.JESTModel(
             learner(0),
-            teacher(5),
+            teacher(5) if is_needed else None,
             settings,
             **{
                 "seed": SEED,

@@ -264,7 +264,8 @@ class PythonBlocksTest(DocsTestCase):
         tiny.write_shard("pool-00000-of-00001.tfrecord", 24)
         (code,) = blocks(README, "python")
         for size, small in (
-            ('"s16", image_size=224', '"tiny", image_size=32'),
+            ('"s16"', '"tiny"'),
+            ("image_size=224", "image_size=32"),
             ("super_batch_size=1280", "super_batch_size=20"),
             ('"joint"', '"joint", num_chunks=2'),
             ("batch_size=256", "batch_size=4"),
@@ -523,6 +524,8 @@ class CommandsTest(DocsTestCase):
             self.assertIn(arguments[0], ("format", "check"))
         elif program == "pip":
             self.assertEqual(arguments[0], "install")
+        elif program == "cp":
+            self.assertEqual([arguments[0], len(arguments)], ["-r", 3])
         elif program == "python" and arguments[:2] == ["-m", "pytest"]:
             for argument in arguments[2:]:
                 self.check_test(argument)
