@@ -62,6 +62,32 @@ class StepMetrics:
             self._sums[name].update_state(replaced)
 
 
+class ProgressBar(keras.callbacks.ProgbarLogger):
+    """Keras' bar with the losses and the two scores of the draw alone.
+
+    `History` and other callbacks get every metric.
+    """
+
+    async_safe = True  # as Keras' own, so that steps are not waited for
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Updates the bar."""
+        super().on_train_batch_end(batch, _short(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Ends the bar."""
+        super().on_epoch_end(epoch, _short(logs))
+
+
+def _short(logs):
+    shown = ("loss", "distillation", "select/score", "select/uniform_score")
+    return {
+        name: value
+        for name, value in (logs or {}).items()
+        if name in shown or name.startswith("val_")
+    }
+
+
 def _of_draw(settings):
     names = []
     if settings.scores:

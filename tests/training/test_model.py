@@ -1,11 +1,14 @@
 """`JESTModel` under `fit`: steps by hand, and what Keras makes of it."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
+import io
 import itertools
 import math
 import os
+import re
 
 import keras
 import numpy as np
@@ -971,6 +974,20 @@ class FitTest(TrainingTestCase):
         for variable in learner.weights:
             self.assertEqual(variable.dtype, "float32")
             self.assertAllInRange(tf.reshape(variable, [-1]), -10.0, 10.0)
+
+    def test_the_bar_is_short_and_the_history_whole(self):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            history = fit(build(), tiny.super_batches(2), verbose=2).history
+        self.assertEqual(
+            re.findall(r"([\w/]+): ", printed.getvalue()),
+            ["loss", "select/score", "select/uniform_score"],
+        )
+        self.assertContainsSubset(
+            ["loss", "scale", "bias", "select/reference_loss_kept"], history
+        )
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            fit(build(), tiny.super_batches(2), verbose=0)
+        self.assertEqual(printed.getvalue(), "")
 
     def test_evaluate_gives_the_loss_in_evaluation_mode(self):
         batches = tiny.super_batches(3)
