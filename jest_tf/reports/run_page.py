@@ -34,6 +34,8 @@ _GROUPS = {
 _OFFERED = 8  # rows of a super-batch that the page opens with
 _RATE_ROWS = 10  # of the log, for the time left
 _MEASURES = (charts.KEPT, charts.UNIFORM, charts.DROPPED, "#15803d", "#7e22ce")
+# Looks at a finished run's logs, on a bucket, before the page does without.
+_MOST_LATE = 20
 
 
 def write(workdir: str, path: str, num_moments: int = 8) -> None:
@@ -68,10 +70,15 @@ def watch(
     tails, shown, sources = _tails(workdir), None, None
     if not directory.has(workdir, directory.CONFIG_FILE):
         progress.say(f"waiting for a run in {directory.received(workdir)}")
+    late = 0
     while True:
-        # Before the logs, which are then complete.
+        # Before the logs, which are then complete, or on a bucket will be soon.
         finished = directory.has(workdir, directory.WEIGHTS_FILE)
         logs = [tail.read() for tail in tails]
+        if finished and files.is_remote(workdir) and late < _MOST_LATE:
+            steps = directory.load_config(workdir).steps
+            finished = [row["step"] for row in logs[1][-1:]] == [steps]
+            late += not finished
         now = finished, [rows[-1:] for rows in logs]
         if now != shown and directory.has(workdir, directory.CONFIG_FILE):
             moments, problem = [], ""
