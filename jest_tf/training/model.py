@@ -296,13 +296,17 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self._last_logs = {}
         callbacks = kwargs.get("callbacks")
         # Positional ones and a list of Keras' own kind are left as they are.
-        if len(args) < 5 and isinstance(callbacks, list | tuple | None):
-            if kwargs.get("verbose", "auto") != 0 and not any(
+        if (
+            len(args) < 5
+            and isinstance(callbacks, list | tuple | None)
+            and kwargs.get("verbose", "auto") != 0
+            and not any(
                 isinstance(one, keras.callbacks.ProgbarLogger)
                 for one in callbacks or ()
-            ):
-                bar = metrics_lib.ProgressBar()
-                kwargs["callbacks"] = [*(callbacks or ()), bar]
+            )
+        ):
+            bar = metrics_lib.ProgressBar()
+            kwargs["callbacks"] = [*(callbacks or ()), bar]
         history = super().fit(*args, shuffle=shuffle, **kwargs)
         finite.check_scores(self._last_logs)
         return history
