@@ -229,8 +229,6 @@ class Evaluation(steps.StepCallback):
         report: called with the step and the measures.
         weights: a context manager that gives the learner the weights to
             measure.
-
-    Attributes:
         follows: whether `start_step` was the last of a `fit` before this one,
             whose evaluation a killed process may still owe.
     """
@@ -245,6 +243,7 @@ class Evaluation(steps.StepCallback):
         costs: Callable[[int], dict[str, float]],
         report: Callable[[int, dict[str, float]], None],
         weights: Callable = contextlib.nullcontext,
+        follows: bool = False,
     ):
         super().__init__(start_step)
         self._evaluations = evaluations
@@ -255,12 +254,12 @@ class Evaluation(steps.StepCallback):
         self._costs = costs
         self._report = report
         self._weights = weights
-        self.follows = False
+        self._follows = follows
 
     def on_train_begin(self, logs=None):
         """Makes an evaluation that a killed process still owed."""
         self.previous = max(0, self.step - self.model.steps_per_execution)
-        if self.step and (self.follows or self.passed(self._every_steps)):
+        if self.step and (self._follows or self.passed(self._every_steps)):
             self.run(self.step)
 
     def on_train_batch_end(self, batch, logs=None):

@@ -350,8 +350,8 @@ class _Run:
             costs=log.costs_at,
             report=report,
             weights=model.averaged,
+            follows=restored.step in config.bootstrap.renew_at,
         )
-        evaluate.follows = restored.step in config.bootstrap.renew_at
         log.spent = {
             "time/evaluation_seconds": lambda: evaluate.seconds,
             "time/save_seconds": lambda: checkpoints.seconds,

@@ -82,9 +82,7 @@ class EvaluationTest(tf.test.TestCase):
         self.assertEqual(list(self.logged), [4, 6])
 
     def test_it_makes_up_for_the_last_step_of_the_fit_before(self):
-        callback = self.make(start_step=3)
-        callback.follows = True
-        self.fit(callback, 2)
+        self.fit(self.make(start_step=3, follows=True), 2)
         self.assertEqual(list(self.logged), [3, 5])
 
     def test_what_is_written_is_not_evaluated_again(self):
