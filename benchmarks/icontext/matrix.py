@@ -20,7 +20,7 @@ FILE = pathlib.Path(__file__).with_name("matrix.csv")
 POOL_SIZE = 352_327  # pairs in the pool of the pinned packages
 MATRICES = (
     *("standard", "diagnosis", "beyond", "quick", "tuning", "distilling"),
-    *("web", "web_levels", "web_quick", "web_tuning"),
+    *("web", "web_levels", "web_claims", "web_quick", "web_tuning"),
 )
 # One seed of each cell.
 _ONE_SEED = ("web_quick",)

@@ -32,6 +32,7 @@ _STEP_SECONDS = {"data": 0.32, "web": 0.067}
 _RUN_SECONDS = {"data": 60, "web": 15}
 _WIDE, _WIDE_STEPS = "model.towers=benchmarks.icontext.towers:build_wide", 2.5
 _WEB_POOLS = tuple(f"pool{level:02d}" for level in web.LEVELS)
+_WEB_CURATED = ("curated", *(f"curated{size}" for size in web.FEWER_CURATED))
 # Options of `variants.py` by the start of the pool's name.
 _WEB_VARIANTS = {
     "oracle": "clean",
@@ -209,8 +210,10 @@ class Plan:
         if cell.evaluations:
             every_steps = max(1, config.steps // cell.evaluations)
             found.append(f"evaluation.every_steps={every_steps}")
-        if config.data.curated:
-            found.append(f"data.curated={self._shards('curated')}")
+        for pattern in config.data.curated:
+            # The recipe's has a folder, a cell's is a name.
+            name = pathlib.PurePath(pattern).name.partition("-")[0]
+            found.append(f"data.curated={self._shards(name)}")
         if cell.reference:
             folder = self._sidecar_folder(cell.reference, cell.sources)
             found.append(f"reference.sidecar_dir={folder}")
@@ -253,8 +256,8 @@ class Plan:
     def _shards(self, source):
         if source in ("reference", "pool", *matrix.SPLITS):
             return f"{self._work}/data/{source}-*.tfrecord"
-        if source == "curated":
-            return f"{self._work}/web/curated-*.tfrecord"
+        if source in _WEB_CURATED:
+            return f"{self._work}/web/{source}-*.tfrecord"
         if source in _WEB_POOLS:
             return f"{self._work}/web/{source}/pool-*.tfrecord"
         return f"{self._pool_folder(source)}/pool-*.tfrecord"
@@ -287,7 +290,7 @@ class Plan:
 
     def _add_pool(self, source):
         """Adds a pool made from the pool; None for a split of the data."""
-        if source in ("reference", "pool", "curated", *_WEB_POOLS):
+        if source in ("reference", "pool", *_WEB_CURATED, *_WEB_POOLS):
             return None
         name, folder = f"pool {source}", self._pool_folder(source)
         done = folder / "done"

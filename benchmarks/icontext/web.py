@@ -9,6 +9,7 @@ Made of the whole data set (`full.py`), whose pool is cut by icon set:
 | --- | --- |
 | pool00 to pool90 | all sets but the held-out ones, at five levels of noise |
 | curated | 4,000 clean pairs of the pool's icons, no longer in the pool |
+| curated1000, curated250 | the first of these |
 | val_sets, test_sets | captions of icon sets that nobody trains on |
 | val_concept, test_concept | emoji art of held-out concepts, as in `full.py` |
 | val_style, test_style | emoji art in styles that nobody trains on |
@@ -38,6 +39,7 @@ from benchmarks.icontext import (
 
 LEVELS = (0, 30, 50, 70, 90)
 NUM_CURATED = 4_000
+FEWER_CURATED = (1_000, 250)
 VAL_STYLE = "emojione"
 SEED = 0
 # Families of icon sets held out, and the pairs taken from them.
@@ -137,6 +139,8 @@ def split(data):
         record for record, drop in zip(pool, is_copy, strict=True) if not drop
     ]
     candidates = [record for record in _sampled(pool) if _is_plain(record.row)]
+    for count in FEWER_CURATED:
+        splits[f"curated{count}"] = candidates[:count]
     splits["curated"] = candidates[:NUM_CURATED]
     taken = {record.identifier for record in splits["curated"]}
     splits["pool"] = [

@@ -71,7 +71,7 @@ class MatrixTest(tf.test.TestCase):
                 self.assertEqual(cell.splits, matrix.TUNED_ON[name])
 
     def test_tests_of_the_web_like_data_are_not_seen_in_training(self):
-        for name in ("web", "web_levels", "web_quick"):
+        for name in ("web", "web_levels", "web_claims", "web_quick"):
             for cell in matrix.cells(name):
                 self.assertEqual(cell.watched, matrix.WEB_VALIDATION)
                 self.assertContainsSubset(matrix.WEB_TESTS, cell.splits)
@@ -108,6 +108,8 @@ class MatrixTest(tf.test.TestCase):
             recipe.evaluation.data,
             tuple(f"/w/web/{one}-*.tfrecord" for one in matrix.WEB_VALIDATION),
         )
+        fewer = self.resolve("web_curated250_bootstrapped_2700")
+        self.assertEqual(fewer.data.curated, ("/w/web/curated250-*.tfrecord",))
         oracle = self.resolve("web_oracle_1400")
         self.assertEqual(
             oracle.data.train, ("/w/pools/oracle70/pool-*.tfrecord",)

@@ -134,6 +134,7 @@ class WebTest(tf.test.TestCase):
         with mock.patch.multiple(
             web,
             NUM_CURATED=30,
+            FEWER_CURATED=(10,),
             NUM_FAMILIES={"test_sets": 2, "val_sets": 1},
             NUM_HELD_OUT={"test_sets": 25, "val_sets": 10},
             FAMILY_SIZES=range(20, 41),
@@ -170,6 +171,9 @@ class WebTest(tf.test.TestCase):
         pool = {one.identifier for one in self.read("pool00/*")}
         self.assertLen(curated, 30)
         self.assertEmpty(curated & pool)
+        fewer = {one.identifier for one in self.read("curated10-*")}
+        self.assertLen(fewer, 10)
+        self.assertContainsSubset(fewer, curated)
 
     def test_every_level_has_its_noise_in_the_metadata(self):
         for level in web.LEVELS:
