@@ -312,7 +312,8 @@ def check(cells, estimates):
         estimates: by level of noise, as of `estimated`.
 
     Returns:
-        `Check`, of the methods that select and of mixing.
+        `Check`, of all that the advice tells expectations of: the methods that
+        select, mixing, and the oracle.
     """
     misses, verdicts = [], {}
     for level, found in sorted(estimates.items()):

@@ -3,9 +3,11 @@
 import contextlib
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from matplotlib import figure as mpl_figure
 
+from benchmarks.icontext import gains as gains_lib
 from benchmarks.icontext import targets
 
 _DPI = 130
@@ -95,3 +97,141 @@ def ladders(lines, places, title, path):
             ylabel="score",
             ylim=(0, None),
         )
+
+
+# Marks of `gains.LABELS`, in every panel.
+_MARKS = {
+    "oracle": {"color": "0.55", "ls": "--", "marker": "D"},
+    "bootstrapped": {"color": "black", "ls": "-", "marker": "o"},
+    "cascade_curated": {"color": "0.35", "ls": ":", "marker": "s"},
+    "mixed_8": {"color": "0.55", "ls": "-", "marker": "^"},
+}
+_SIZES = {"lw": 1.8, "ms": 5}
+# Ratios of examples whose rays are drawn; the paper's own is in bold.
+_RAYS, _PAPER = (2, 4, 13), 13
+_LABELLED = "bootstrapped"  # by the noise, in the panel of leads
+
+
+def gains(found, level, path):
+    """Draw when selection pays: over noise, curated pairs and compute.
+
+    The fourth panel has the lead at equal steps over the baseline's slope: on a
+    ray from the corner the ratio of examples, 2^(lead / slope), is the same.
+
+    Args:
+        found: `gains.Gains`.
+        level: share of noise of the panels of one level.
+        path: PNG file.
+    """
+    with matplotlib.rc_context(_RC | {"font.size": 10}):
+        figure = mpl_figure.Figure(figsize=(9, 8))
+        (by_noise, by_curated), (by_compute, leads) = figure.subplots(2, 2)
+        lines = {
+            method: (
+                [(100 * one.noise, one.gain) for one in found.by_noise(method)],
+                [
+                    (pairs, one.gain)
+                    for pairs, one in found.by_curated(method, level)
+                ],
+                [
+                    (one.bill, one.gain)
+                    for one in found.by_compute(method, level)
+                ],
+            )
+            for method in _MARKS
+        }
+        at_level = f"at {100 * level:.0f} % of noise"
+        for place, (axis, title, words) in enumerate(
+            (
+                (by_noise, "Noise", "noise in the pool, %"),
+                (
+                    *(by_curated, "Curated pairs"),
+                    f"curated pairs, {at_level}",
+                ),
+                (
+                    *(by_compute, "Compute"),
+                    f"all FLOPs, in uniform steps, {at_level}",
+                ),
+            )
+        ):
+            for method, marks in _MARKS.items():
+                _gain(axis, lines[method][place], marks)
+            axis.set_title(title, loc="left", fontsize=11)
+            axis.set(xlabel=words, ylabel="score over uniform's, equal FLOPs")
+            axis.axhline(1.0, color="0.3", lw=1)
+            axis.set_yscale("log", base=2)
+            _marked(axis.yaxis, (0.25, 0.5, 1, 2, 4, 8), "{:g}x")
+        for axis in (by_curated, by_compute):
+            axis.set_xscale("log", base=2)
+            _marked(axis.xaxis, (250, 1000, 4000, 16_000), "{:,}")
+        _leads(leads, found)
+        handles = [
+            by_noise.plot([], [], **marks, **_SIZES)[0]
+            for marks in _MARKS.values()
+        ]
+        figure.tight_layout(rect=(0, 0, 1, 0.95), h_pad=2, w_pad=2)
+        figure.legend(
+            *(handles, [gains_lib.LABELS[method] for method in _MARKS]),
+            **{"loc": "upper center", "ncols": len(_MARKS), "frameon": False},
+        )
+        figure.savefig(path, dpi=_DPI)
+
+
+def _gain(axis, points, marks):
+    """A line with its interval."""
+    if not points:
+        return
+    places, gain = zip(*points, strict=True)
+    mean, low, high = (
+        [one[end] for one in gain] for end in ("mean", "low", "high")
+    )
+    axis.plot(places, mean, **marks, **_SIZES)
+    axis.fill_between(places, low, high, color=marks["color"], alpha=0.12, lw=0)
+
+
+def _marked(axis, ticks, form):
+    """Those of the ticks that an axis shows, and no others."""
+    low, high = axis.get_view_interval()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(shown, map(form.format, shown))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def _leads(axis, found):
+    """Leads over slopes, with the rays of equal ratios."""
+    highest = widest = 0.0
+    for method, marks in _MARKS.items():
+        lines = [
+            line
+            for line in found.by_noise(method)
+            if line.lead is not None and line.slope
+        ]
+        for line in lines:
+            axis.plot(line.slope, line.lead, **marks, **_SIZES)
+            if method == _LABELLED:
+                noise = f"{100 * line.noise:.0f} %"
+                point = line.slope, line.lead
+                _label(axis, noise, point, (6, 0), va="center", fontsize=8)
+            widest = max(widest, line.slope)
+            highest = max(highest, line.lead)
+    axis.axhline(0.0, color="0.3", lw=1)
+    if not widest:
+        return
+    axis.set_xlim(0, 1.2 * widest)
+    axis.set_ylim(top=1.2 * highest)
+    for ratio in _RAYS:
+        doublings = np.log2(ratio)
+        x = min(1.2 * widest, 1.1 * highest / doublings)
+        bold = {"fontweight": "bold"} if ratio == _PAPER else {}
+        axis.plot([0, x], [0, x * doublings], color="0.8", lw=1, zorder=0)
+        words = f"{ratio}x" + " as in the paper" * (ratio == _PAPER)
+        _label(
+            *(axis, words, (x, x * doublings), (-2, 2)),
+            **{"ha": "right", "fontsize": 8, "color": "0.45"},
+            **bold,
+        )
+    axis.set_title("Why: a ratio is 2^(lead / slope)", loc="left", fontsize=11)
+    axis.set(
+        xlabel="slope: points that uniform gains by a doubling",
+        ylabel="lead in points at equal steps",
+    )

@@ -23,6 +23,7 @@ from benchmarks.icontext import (
     bootstrap,
     claims,
     figures,
+    gains,
     matrix,
     results,
     summary,
@@ -151,6 +152,9 @@ def draw(comparison, web, out):
             "Noise of 70 %: a run that renews its own reference",
             out / "web.png",
         )
+    found = web and gains.Gains(web)
+    if found and len(found.levels) > 1:
+        figures.gains(found, claims.LEVEL, out / "map.png")
     if all(cell in comparison for cell in _CURVES):
         figures.frontier(
             comparison,
@@ -297,6 +301,11 @@ class Words:
             return None
         row, bill, held_out, crossing = lines[-1]
         share, lead, slope = row["oracle_share"], row["lead"], row["slope"]
+        oracle = [
+            line[0]["lead"]["mean"]
+            for line in _web_lines(self._web, summary.ORACLE, level)
+            if line[0]["steps"] == row["steps"] and line[0]["lead"]
+        ]
         told, ratios = claims.told, row["mixture_ratio"]
         doublings = 0.0
         if lead and slope and slope["mean"] > 0:
@@ -313,6 +322,9 @@ class Words:
             "crossing_flops": told(crossing["flops_ratio"]["all"], "x")
             or "missed",
             "oracle": f"{share['mean']:.2f}" if share else "",
+            "headroom": f"{lead['mean'] / oracle[0]:.2f}"
+            if lead and oracle and oracle[0] > 0
+            else "",
             "lead": told(lead, factor=100),
             "slope": f"{100 * slope['mean']:.1f}" if slope else "",
             "doublings": f"{doublings:.1f}",
@@ -366,10 +378,12 @@ class Words:
         run = methods & {row["method"] for row in rows}
         return f"{len(run)} of {len(methods)}"
 
-    def web_levels(self):
-        """Levels of noise of the web-like results."""
-        rows = self._web["rows"] if self._web else ()
-        return sorted({row["noise"] for row in rows})
+    def map(self):
+        """Levels of noise and `gains.Gains.words`; None of a single level."""
+        found = self._web and gains.Gains(self._web)
+        if not found or len(found.levels) < 2:
+            return None
+        return {"levels": found.levels} | found.words(_METHOD, claims.LEVEL)
 
     def web_pool(self):
         """Pairs of the pool, share of noise and curated pairs, in words."""

@@ -594,14 +594,63 @@ class ReportTest(tf.test.TestCase):
         cascade = web_line("bootstrapped", 4500, 0.2, 9.0)
         title = "## The map"
         self.assertNotIn(title, self.web_report(uniform, cascade))
+        self.assertFalse((self.folder / "map.png").exists())
         clean = web_line("bootstrapped", 2700, 0.3, 2.0, slope=0.05, noise=0.0)
         text = self.web_report(uniform, cascade, clean)
         self.assertIn(title, text)
         self.assertIn(
             "| 0 % | cascade that renews its reference | 2,700 | 3 | "
-            "30.0 [30.0, 30.0] | 2.0x [2.0, 2.0] | 1.0 [1.0, 1.0] | 5.0 |",
+            "30.0 [30.0, 30.0] | 2.0x [2.0, 2.0] | 1.0 [1.0, 1.0] | 5.0 |  |",
             text,
         )
+        self.assertTrue((self.folder / "map.png").exists())
+
+    def test_the_headroom_is_a_share_of_the_oracles_lead_at_equal_steps(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("bootstrapped", 4500, 0.2, 9.0, lead=0.06),
+            web_line("bootstrapped", 1400, 0.2, 9.0, noise=0.0),
+            web_line("oracle", 1400, 0.3, 9.0, lead=0.5),
+            web_line("oracle", 4500, 0.3, 9.0, lead=0.08),
+        )
+        self.assertIn("| 9.0x [9.0, 9.0] | 1.0 [1.0, 1.0] |  | 0.75 |", text)
+
+    def test_the_map_says_where_selection_pays(self):
+        def line(
+            steps, gain, noise=claims.LEVEL, method="bootstrapped", **more
+        ):
+            gains = {"over_uniform": gain, "noise": noise} | more
+            return web_line(method, steps, 0.2, 2.0, **gains)
+
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            *(line(2700, 0.5, 0.0), line(2700, 1.0, 0.3)),
+            *(line(2700, 1.5, 0.5), line(2700, 2.5), line(2700, 3.0, 0.9)),
+            # A length of one level alone is not beside the others.
+            *(line(1400, 0.1, 0.9), line(4500, 2.0)),
+            line(2700, 1.2, method="curated250_bootstrapped"),
+            line(2700, 1.7, method="curated1000_bootstrapped"),
+        )
+        for words in (
+            "reference gains at 50, 70 and 90 % of noise. At 0 % it loses",
+            "score is 2.5 times uniform training's, with 250 and 1,000\n"
+            "  it is 1.2 and 1.7 times.",
+            "At the FLOPs of 2,700 and 4,500 uniform steps it gains\n"
+            "  2.5 and 2.0 times.",
+        ):
+            self.assertIn(words, text)
+        self.assertNotIn("**Slope.**", text)
+
+    def test_a_slope_stands_beside_its_lead(self):
+        lines = [
+            web_line(
+                *("bootstrapped", 2700, 0.2, 2.0),
+                **{"noise": noise, "lead": 0.06, "slope": slope},
+            )
+            for noise, slope in ((0.5, 0.03), (claims.LEVEL, 0.02))
+        ]
+        text = self.web_report(web_line("uniform", 18000, 0.1, 1.0), *lines)
+        self.assertIn("these are 6.0 / 3.0 at 50 % and 6.0 / 2.0 at 70 %", text)
 
     def test_a_page_has_its_block_replaced(self):
         page = self.folder / "README.md"
