@@ -224,16 +224,27 @@ def _variable_spec(handle):
 
 
 def _emit(graph, operations, env):
-    """Emits operations in order; `env` maps ids of tensors to their values."""
-    for operation in operations:
-        if operation.type in _SKIPPED:
-            continue
+    """Emits operations in order; `env` maps ids of tensors to their values.
+
+    An operation whose inputs come later brings these forward: the gradient of a
+    loop adds to its inputs what it creates only then.
+    """
+    own = {id(operation) for operation in operations}
+
+    def emit(operation):
         if operation.outputs and all(id(t) in env for t in operation.outputs):
-            continue  # a placeholder that has been given its value
+            return  # brought forward, or a placeholder that has its value
+        for tensor in operation.inputs:
+            if id(tensor) not in env and id(tensor.op) in own:
+                emit(tensor.op)
         inputs = [env[id(tensor)] for tensor in operation.inputs]
         outputs = _emit_operation(graph, operation, inputs)
         for tensor, value in zip(operation.outputs, outputs, strict=True):
             env[id(tensor)] = value
+
+    for operation in operations:
+        if operation.type not in _SKIPPED:
+            emit(operation)
 
 
 def _emit_operation(graph, operation, inputs):

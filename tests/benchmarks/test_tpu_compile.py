@@ -62,7 +62,26 @@ class Toy:
             rows = rows * 2.0
         else:
             self.total.assign_add(tf.reduce_sum(rows))
-        return tf.reduce_sum(rows, 0), tf.size(self.table) + self.count
+        return (
+            tf.reduce_sum(rows, 0),
+            tf.size(self.table) + self.count,
+            self.slope(rows),
+        )
+
+    def slope(self, rows):
+        """The gradient through a loop, which keeps the values of its turns."""
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            _, bent = tf.while_loop(
+                lambda *_: True,
+                lambda turn, rows: (
+                    turn + 1,
+                    tf.sin(rows) * self.never_assigned,
+                ),
+                (tf.constant(0), rows),
+                maximum_iterations=3,
+            )
+        return tape.gradient(bent, rows)
 
 
 def trace(strategy, function, *specs):
