@@ -44,6 +44,13 @@ class Executable(NamedTuple):
     text: str
 
 
+class Shortage(NamedTuple):
+    """Bytes of a core's memory that a refused program needs, and there are."""
+
+    needed: int
+    available: int
+
+
 def export(program: lifter.Program) -> bytes:
     """A program as serialised HLO, made by TensorFlow's kernels for TPUs.
 
@@ -110,22 +117,29 @@ def available_memory(topology: str) -> int:
             try:
                 _compile(ir.Module.parse(module), topology, 1)
             except Exception as error:
-                return read_available_memory(str(error))
+                return read_memory(str(error)).available
     raise RuntimeError(f"{topology} took a program of {_TOO_MUCH} bytes")
 
 
-def read_available_memory(message: str) -> int:
-    """The bytes in the compiler's "... exceeds available HBM (15.75G)".
+def read_memory(message: str) -> Shortage:
+    """The bytes in the compiler's "(8.00T) exceeds available HBM (15.75G)".
 
     Raises:
         ValueError: if the message says nothing like it.
     """
-    found = re.search(r"available HBM \(([\d.]+)([MGT])\)", message)
+    size = r"([\d.]+)([KMGT])\)"
+    found = re.search(f"{size} exceeds available HBM \\({size}", message)
     if found is None:
         raise ValueError(
-            f'Expected "available HBM (...)" in a message. Received: {message}'
+            'Expected "(...) exceeds available HBM (...)" in a message. '
+            f"Received: {message}"
         )
-    return round(float(found[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[found[2]])
+    return Shortage(
+        *(
+            round(float(number) * 2 ** (10 * "_KMGT".index(unit)))
+            for number, unit in (found.group(1, 2), found.group(3, 4))
+        )
+    )
 
 
 @contextlib.contextmanager

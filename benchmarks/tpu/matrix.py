@@ -1,4 +1,4 @@
-"""Runs all unfinished cases on all topologies, one process a case."""
+"""Runs all unfinished cases on their topologies, one process a case."""
 
 import json
 import os
@@ -33,7 +33,8 @@ def run(
     they are compiled again. Lines of cases that are no more stay out.
 
     Args:
-        topologies: such as "v5e:2x2".
+        topologies: such as "v5e:2x2"; the first is for all cases, the others
+            for those that are compiled everywhere.
         replicas: R of every case.
         only: part of the names of the cases that are wanted.
         again: also compile what is done.
@@ -60,10 +61,13 @@ def run(
         line = done.get((case.name, topology), {})
         return made_by(case).items() <= line.items()
 
+    def planned(case):
+        return topologies if case.is_everywhere else topologies[:1]
+
     for number, case in enumerate(wanted, 1):
         left = [
             topology
-            for topology in topologies
+            for topology in planned(case)
             if again or not is_current(case, topology)
         ]
         place = f"{number}/{len(wanted)} {case.name}"
@@ -79,7 +83,7 @@ def run(
     lines = [
         done[case.name, topology] | {"is_current": is_current(case, topology)}
         for case in cases
-        for topology in topologies
+        for topology in planned(case)
         if (case.name, topology) in done
     ]
     report.write_block(page, "tpu-compile", table.markdown(lines), _COMMAND)

@@ -73,9 +73,10 @@ def super_batches(config: config_lib.TrainConfig) -> tf.data.Dataset:
     if config.reference.sidecars:
         dim = _REFERENCE_DIM
         if config.reference.distillation_weight:
-            learner = models.build_learner(config, data.vocabulary_size)
-            tokens = tf.zeros([1, data.text_length], tf.int32)
-            dim = learner.encode_text(tokens).shape[-1]
+            dim = config.reference.projection
+            if dim is None:
+                learner = models.build_learner(config, data.vocabulary_size)
+                dim = learner.embedding_dim
         shapes["reference_image"] = ([dim], tf.float16)
         shapes["reference_text"] = ([dim], tf.float16)
     batch = {

@@ -21,6 +21,11 @@ _LOOKED_FOR = """\
 
 def describe(line: dict) -> str:
     """A result in a line."""
+    if "needed" in line:
+        return (
+            f"{line['topology']}: needs {_size(line['needed'])} of "
+            f"{_gib(line['available'])}"
+        )
     if "error" in line:
         return (
             f"{line['topology']}: does not compile ({line['stage']}): "
@@ -28,7 +33,7 @@ def describe(line: dict) -> str:
         )
     return (
         f"{line['topology']}: compiles in {line['seconds']['compile']:.0f} s, "
-        f"{_mib(planned(line['memory']))} of {_gib(line['available'])}, "
+        f"{_size(planned(line['memory']))} of {_gib(line['available'])}, "
         f"{line['donated']} variables donated"
     )
 
@@ -54,24 +59,35 @@ def markdown(lines: list[dict]) -> str:
     if not lines:
         return "Nothing is compiled yet."
     good = [line for line in lines if "error" not in line]
-    parts = [_summary(lines, good), _compiled(lines)]
+    full_size = [line for line in lines if "size" in line["variant"]]
+    twins = [line for line in lines if "size" not in line["variant"]]
+    parts = [_summary(lines, good)]
+    parts += [_at_full_size(full_size)] if full_size else []
+    parts += [_compiled(twins)] if twins else []
+    parts += _notes(lines)
     if good:
         parts += [_talk(good), _found(good), _footer(good)]
     return "\n\n".join(parts)
 
 
 def _summary(lines, good):
-    topologies = list(dict.fromkeys(line["topology"] for line in lines))
+    short = sum("needed" in line for line in lines)
     parts = [
-        f"{len(good)} of {len(lines)} compile. Memory a core, as the compiler "
-        "plans it (arguments and results with what is donated counted once, "
-        "temporary values, code), of what it has: "
+        f"{len(good)} of {len(lines)} programs compile"
+        + (f"; {short} need more memory than a core has" if short else "")
+        + ". Memory is a core's, as the compiler plans it (arguments and "
+        "results with what is donated counted once, temporary values, code), "
+        "of what there is: "
     ]
-    available = {line["topology"]: line["available"] for line in good}
+    available = {
+        line["topology"]: line["available"]
+        for line in lines
+        if "available" in line
+    }
     parts.append(
         ", ".join(
             f"{topology} {_gib(available[topology])}"
-            for topology in topologies
+            for topology in _topologies(lines)
             if topology in available
         )
         + "."
@@ -88,29 +104,80 @@ def _summary(lines, good):
     return textwrap.fill("".join(parts), 80)
 
 
-def _compiled(lines):
-    topologies = list(dict.fromkeys(line["topology"] for line in lines))
-    rows, errors = [], []
+def _at_full_size(lines):
+    """Planned memory of the paper's recipes, nothing small but the replicas."""
+    rows = []
     for case in _cases(lines):
-        cells = []
-        for topology in topologies:
-            line = case.get(topology)
-            if line is None:
-                cells.append("not tried")
-            elif "error" in line:
-                errors.append(line)
-                cells.append(f"no [{len(errors)}]")
-            else:
-                cells.append(f"yes, {_mib(planned(line['memory']))}")
         first = next(iter(case.values()))
-        codes = dict.fromkeys(map(_code, case.values()))
-        rows.append([*_names(first), *cells, ", ".join(codes)])
-    table = report.table([*_HEAD, *topologies, "code"], rows)
-    notes = [
-        f"[{number}] {line['topology']}, {line['stage']}: `{line['error']}`"
-        for number, line in enumerate(errors, 1)
+        scored, trained = "-", "-"
+        if "super_batch_size" in first:
+            scored, trained = (
+                first[name] // first["replicas"]
+                for name in ("super_batch_size", "batch_size")
+            )
+        rows.append(
+            [
+                ", ".join(first["recipes"]),
+                first["variant"]["size"],
+                f"{scored} / {trained}",
+                *_cells(case, _topologies(lines)),
+                _codes(case),
+            ]
+        )
+    words = (
+        "The paper's recipes at full size, on as many rows a core as each of "
+        "the 256 chips gets that they are written for. What grows with the "
+        "number of replicas, the embeddings of all rows and the scores of "
+        f"chunks, is that of {lines[0]['replicas']}."
+    )
+    head = ["recipe", "passes", "rows scored / trained"]
+    table = report.table([*head, *_topologies(lines), "code"], rows)
+    return f"{textwrap.fill(words, 80)}\n\n{table}"
+
+
+def _compiled(lines):
+    rows = []
+    for case in _cases(lines):
+        first = next(iter(case.values()))
+        cells = _cells(case, _topologies(lines))
+        rows.append([*_names(first), *cells, _codes(case)])
+    words = "Small twins of the recipes; a dash is a program left out."
+    table = report.table([*_HEAD, *_topologies(lines), "code"], rows)
+    return f"{words}\n\n{table}"
+
+
+def _topologies(lines):
+    return list(dict.fromkeys(line["topology"] for line in lines))
+
+
+def _cells(case, topologies):
+    """What became of a case, a topology each."""
+    return [
+        _cell(case[topology]) if topology in case else "-"
+        for topology in topologies
     ]
-    return "\n\n".join([table, *notes])
+
+
+def _cell(line):
+    if "needed" in line:
+        return f"no, needs {_size(line['needed'])}"
+    if "error" in line:
+        return f"no ({line['stage']})"
+    return f"yes, {_size(planned(line['memory']))}"
+
+
+def _codes(case):
+    return ", ".join(dict.fromkeys(map(_code, case.values())))
+
+
+def _notes(lines):
+    """Errors other than a lack of memory, in full."""
+    return [
+        f"{line['case']}, {line['topology']}, {line['stage']}: "
+        f"`{line['error']}`"
+        for line in lines
+        if "error" in line and "needed" not in line
+    ]
 
 
 def _talk(good):
@@ -125,7 +192,7 @@ def _talk(good):
                 f"{line['super_batch_size']} / {line['batch_size']}",
                 f"{line['compiled_replicas']}",
                 f"{line['donated']} of {line['variables']}, "
-                f"{_mib(line['memory']['donated'])}",
+                f"{_size(line['memory']['donated'])}",
                 *(
                     _traffic(traffic.get(kind))
                     for kind in ("all-reduce", "all-to-all", "all-gather")
@@ -262,7 +329,9 @@ def _kib(size):
     return f"{size / 2**10:.1f} KiB"
 
 
-def _mib(size):
+def _size(size):
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
     return f"{size / 2**20:.0f} MiB"
 
 

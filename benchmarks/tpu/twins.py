@@ -1,15 +1,15 @@
-"""Small twins of the recipes, in every variant that is compiled.
+"""What is compiled: small twins of all recipes, and the paper's at full size.
 
 A twin is a recipe with tiny towers and batches. What decides the operations of
 its step, such as the sampler, chunks, losses, augmentation and clipping, is the
 recipe's; what decides their sizes alone is small, and what no step sees, such
 as paths and rates, is dropped, so that recipes with the same step have the same
-twin.
+twin. At full size nothing is small but the number of replicas: each has the
+share that a chip of the recipe's slice has.
 """
 
 import dataclasses
 import hashlib
-import itertools
 import pathlib
 from typing import NamedTuple
 
@@ -22,36 +22,47 @@ RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 # the 16 chunks of the paper a row each on 4 replicas.
 _SHARE = 16
 
-_CROSS = tuple(
-    itertools.product(config_lib.LOSSES, config_lib.QUOTAS, ("sidecar", "live"))
+# Kinds of step that recipes leave out are those of the paper's recipe with
+# other values: with its own, every two meet.
+_PAPER = "jest_b16"
+_OTHERS = (
+    ("sigmoid", "per_replica", "live"),
+    ("softmax", "global", "live"),
+    ("softmax", "per_replica", "sidecar"),
 )
-# Which of them a recipe with JEST is compiled in: the paper's in all, the other
-# one of its size in those in which every two values meet, and all others in two
-# that hold every value. They differ from these in the pictures' augmentation
-# and in equal captions, which know neither quota nor reference.
-_PAIRS = tuple(_CROSS[number] for number in (0, 3, 5, 6))
-_VALUES = tuple(_CROSS[number] for number in (1, 6))
-_CROSSED = {"jest_b16": _CROSS, "flexi_jest_b16": _PAIRS}
-# Those that are compiled once more in parts, with a schedule, and with the
-# reference distilled.
-_IN_PARTS = ("siglip_b16", "jest_b16", "flexi_jest_b16")
-_SCHEDULED = ("jest_b16",)
-_DISTILLED = ("jest_b16",)
+# Compiled at full size too. Their headers name this slice.
+_FULL_SIZE = (_PAPER, "jest_l16")
+CHIPS = 256
+_MICRO_BATCH = 32
+# Of SigLIP's vocabulary, which these recipes name.
+_VOCABULARY_SIZE = 32_000
+# Settings of the data that a step sees.
+_SEEN = (
+    "super_batch_size",
+    "image_size",
+    "text_length",
+    "vocabulary_size",
+    "flip",
+    "min_crop_area",
+    "augment",
+)
 
 
 class Case(NamedTuple):
     """A step to compile.
 
     Attributes:
-        recipes: names of the recipes whose twin it is.
-        variant: what was varied, by name: loss, quota, reference, parts,
-            schedule, distilled.
+        recipes: names of the recipes whose step it is.
+        variant: loss, quota and reference, and by name what else was varied:
+            parts, schedule, size.
         config: the run.
+        is_everywhere: compiled for all kinds of chips, not for the first alone.
     """
 
     recipes: tuple[str, ...]
     variant: dict[str, str]
     config: config_lib.TrainConfig
+    is_everywhere: bool = False
 
     @property
     def name(self) -> str:
@@ -60,8 +71,16 @@ class Case(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Eight digits that tell its settings from others."""
-        return hashlib.sha256(repr(self.config).encode()).hexdigest()[:8]
+        """Eight digits that tell the settings of its step from others."""
+        config = self.config
+        settings = (
+            config.steps,
+            [(name, getattr(config.data, name)) for name in _SEEN],
+            models.PRESETS[config.model.preset],
+            *(config.model, config.reference, config.selection),
+            *(config.optimizer, config.distribution),
+        )
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
 def twin(
@@ -84,24 +103,10 @@ def twin(
     selection = dataclasses.replace(
         recipe.selection, view=_small_view(recipe, recipe.selection.view)
     )
-    if selection.batch_size is not None:
-        selection = dataclasses.replace(
-            selection,
-            batch_size=batch_size,
-            num_chunks=min(selection.num_chunks, batch_size),
-            scoring_batch_size=None,
-        )
-    return dataclasses.replace(
+    config = dataclasses.replace(
         recipe,
-        seed=0,
-        steps=1000,
-        data=config_lib.DataConfig(
-            super_batch_size=ratio * batch_size,
-            image_size=32,
-            text_length=16,
-            vocabulary_size=512,
-            flip=recipe.data.flip,
-            min_crop_area=recipe.data.min_crop_area,
+        data=dataclasses.replace(
+            recipe.data, image_size=32, text_length=16, vocabulary_size=512
         ),
         model=dataclasses.replace(
             recipe.model,
@@ -112,84 +117,132 @@ def twin(
             loss_block_size=None,
             micro_batch_size=None,
         ),
-        reference=_reference(
-            recipe, "sidecar" if recipe.reference.sidecars else "live"
+        selection=selection,
+    )
+    return _seen(config, ratio * batch_size, batch_size)
+
+
+def full_size(
+    recipe: config_lib.TrainConfig, num_replicas: int
+) -> config_lib.TrainConfig:
+    """A recipe on the batches of that many of its slice's chips.
+
+    Args:
+        recipe: one with a SentencePiece vocabulary.
+        num_replicas: R, of the `CHIPS` that the recipe is written for.
+    """
+    data = dataclasses.replace(recipe.data, vocabulary_size=_VOCABULARY_SIZE)
+    return _seen(
+        dataclasses.replace(recipe, data=data),
+        recipe.data.super_batch_size * num_replicas // CHIPS,
+        recipe.batch_size * num_replicas // CHIPS,
+    )
+
+
+def _seen(config, super_batch_size, batch_size):
+    """Settings that a step sees, on other batches; the rest is dropped."""
+    data = {name: getattr(config.data, name) for name in _SEEN}
+    selection = config.selection
+    if selection.batch_size is not None:
+        selection = dataclasses.replace(
+            selection,
+            batch_size=batch_size,
+            num_chunks=min(selection.num_chunks, batch_size),
+            scoring_batch_size=None,
         )
-        if recipe.steps_need_reference
+    optimizer = config_lib.OptimizerConfig()
+    return config_lib.TrainConfig(
+        data=config_lib.DataConfig(
+            **data | {"super_batch_size": super_batch_size}
+        ),
+        # Towers of public weights are not built here: they are the preset's.
+        model=dataclasses.replace(config.model, init_from="", init_tower=""),
+        reference=_reference(
+            config, "sidecar" if config.reference.sidecars else "live"
+        )
+        if config.steps_need_reference
         else config_lib.ReferenceConfig(),
-        cascade=config_lib.CascadeConfig(),
-        bootstrap=config_lib.BootstrapConfig(),
         selection=selection,
         optimizer=dataclasses.replace(
-            config_lib.OptimizerConfig(clip_norm=recipe.optimizer.clip_norm),
-            warmup_steps=min(recipe.optimizer.warmup_steps, 10),
+            config.optimizer,
+            learning_rate=optimizer.learning_rate,
+            weight_decay=optimizer.weight_decay,
+            warmup_steps=min(config.optimizer.warmup_steps, 10),
+            restarts=(),
         ),
-        evaluation=config_lib.EvaluationConfig(),
-        checkpoint=config_lib.CheckpointConfig(),
         distribution=config_lib.DistributionConfig(strategy="tpu"),
     )
 
 
 def cases(num_replicas: int) -> list[Case]:
-    """Every recipe's twin in its variants, equal twins once.
+    """Every recipe's twin, equal twins once; then variants of the paper's.
 
-    Both losses; with a selection that scores both quotas too, and the reference
-    from sidecars and live, see `_CROSSED`. Those of the paper's size once more
-    with everything in parts: micro-batches while scoring and training, the loss
-    by blocks, two steps an execution. And with a schedule, of whose steps each
-    kind is a program, and with the reference distilled.
+    The paper's recipe is compiled once more with other losses, quotas and
+    references, in parts (micro-batches while scoring and training, the loss by
+    blocks, two steps an execution), with a schedule, of whose steps each kind
+    is a program, and at full size.
     """
-    recipes_of = {}
-    for path in sorted(RECIPES.glob("*.py")):
-        small = twin(config_lib.load_config(path), num_replicas)
-        recipes_of.setdefault(small, []).append(path.stem)
-    return [
-        Case(tuple(names), variant, config)
-        for small, names in recipes_of.items()
-        for variant, config in _variants(small, names, num_replicas)
+    recipes = {
+        path.stem: config_lib.load_config(path)
+        for path in sorted(RECIPES.glob("*.py"))
+    }
+    names_of = {}
+    for name, recipe in recipes.items():
+        names_of.setdefault(twin(recipe, num_replicas), []).append(name)
+    found = [
+        Case(tuple(names), _values(small), small, _PAPER in names)
+        for small, names in names_of.items()
     ]
-
-
-def _variants(small, names, num_replicas):
-    found = []
-    if small.selection.scores:
-        crossed = next(
-            (_CROSSED[name] for name in names if name in _CROSSED), _VALUES
-        )
-        for loss, quota, reference in crossed:
-            variant = {"loss": loss, "quota": quota, "reference": reference}
-            found.append((variant, _varied(small, **variant)))
-    else:
-        for loss in config_lib.LOSSES:
-            found.append(({"loss": loss}, _varied(small, loss)))
-    variant, config = found[0]
-    if set(names) & set(_IN_PARTS):
-        found.append(
-            ({**variant, "parts": "in parts"}, _in_parts(config, num_replicas))
-        )
-    if set(names) & set(_SCHEDULED):
-        found += [
-            ({**variant, "schedule": kind}, scheduled)
-            for kind, scheduled in _scheduled(config).items()
-        ]
-    if set(names) & set(_DISTILLED):
-        own = dataclasses.replace(config.reference, distillation_weight=1.0)
-        distilled = dataclasses.replace(config, reference=own)
-        found.append(({**variant, "distilled": "distilled"}, distilled))
+    (paper,) = (case for case in found if _PAPER in case.recipes)
+    found += [
+        Case(paper.recipes, _values(config) | more, config)
+        for more, config in _variants(paper.config, num_replicas)
+    ]
+    for name in _FULL_SIZE:
+        whole = full_size(recipes[name], num_replicas)
+        for size, config in (
+            ("whole batches", whole),
+            (f"micro-batches of {_MICRO_BATCH}", _in_micro_batches(whole)),
+        ):
+            variant = _values(config) | {"size": size}
+            found.append(Case((name,), variant, config, True))
     return found
 
 
-def _varied(config, loss, quota=None, reference=None):
-    selection = config.selection
-    if quota is not None:
-        selection = dataclasses.replace(selection, quota=quota)
-        config = dataclasses.replace(
-            config, reference=_reference(config, reference)
-        )
+def _values(config):
+    values = {"loss": config.model.loss}
+    if config.selection.scores:
+        values["quota"] = config.selection.quota
+        kind = "sidecar" if config.reference.sidecars else "live"
+        values["reference"] = kind
+    return values
+
+
+def _variants(config, num_replicas):
+    """What is varied beside the values, and the settings."""
+    yield {"parts": "in parts"}, _in_parts(config, num_replicas)
+    for loss, quota, reference in _OTHERS:
+        yield {}, _varied(config, loss, quota, reference)
+    for kind, scheduled in _scheduled(config).items():
+        yield {"schedule": kind}, scheduled
+
+
+def _varied(config, loss, quota, reference):
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, loss=loss),
-        selection=selection,
+        selection=dataclasses.replace(config.selection, quota=quota),
+        reference=_reference(config, reference),
+    )
+
+
+def _in_micro_batches(config):
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, micro_batch_size=_MICRO_BATCH),
+        selection=dataclasses.replace(
+            config.selection, scoring_batch_size=_MICRO_BATCH
+        ),
     )
 
 
@@ -239,12 +292,7 @@ def _small_view(recipe, view):
 
 
 def _in_parts(config, num_replicas):
-    selection = config.selection
-    if selection.scores:
-        share = config.data.super_batch_size // num_replicas
-        selection = dataclasses.replace(
-            selection, scoring_batch_size=share // 2
-        )
+    share = config.data.super_batch_size // num_replicas
     return dataclasses.replace(
         config,
         model=dataclasses.replace(
@@ -253,7 +301,9 @@ def _in_parts(config, num_replicas):
             # An uneven last block.
             loss_block_size=_SHARE // 2 - 1,
         ),
-        selection=selection,
+        selection=dataclasses.replace(
+            config.selection, scoring_batch_size=share // 2
+        ),
         distribution=dataclasses.replace(
             config.distribution, steps_per_execution=2
         ),
@@ -262,5 +312,8 @@ def _in_parts(config, num_replicas):
 
 def _reference(config, kind):
     where = {"sidecar": {"sidecars": True}, "live": {"workdir": "live"}}[kind]
-    weight = bool(config.reference.distillation_weight)
-    return config_lib.ReferenceConfig(distillation_weight=1.0 * weight, **where)
+    return config_lib.ReferenceConfig(
+        distillation_weight=1.0 * bool(config.reference.distillation_weight),
+        projection=config.reference.projection,
+        **where,
+    )

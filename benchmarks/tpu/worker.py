@@ -26,19 +26,47 @@ from benchmarks.tpu import compiler, fake_strategy, hlo, lifter, step, twins
 
 PACKAGES = ("tensorflow-tpu", "keras", "jax", "libtpu")
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Those of this repository that a step and its executable are made by.
-_SOURCES = sorted(
-    pathlib.Path(path).resolve().relative_to(_ROOT)
-    for path in {
-        __file__,
-        *(
-            module.__file__
-            for name, module in sys.modules.items()
-            if name.split(".")[0] in ("benchmarks", "jest_tf")
-        ),
-    }
-    if path  # a folder without __init__.py has none
+# Where the operations of a step and its executable are made. Readers of data
+# and settings make none; settings' values are in the digest of a case.
+_MAKERS = (
+    "benchmarks/tpu/",
+    "jest_tf/config/selection.py",
+    "jest_tf/data/augmentation.py",
+    "jest_tf/data/policies.py",
+    "jest_tf/distribution/",
+    "jest_tf/embeddings.py",
+    "jest_tf/losses.py",
+    "jest_tf/models/",
+    "jest_tf/selection/",
+    "jest_tf/training/",
 )
+_NO_MAKERS = ("benchmarks/tpu/twins.py", "jest_tf/training/flops.py")
+
+
+def _sources():
+    """The makers among the loaded modules, and the towers that recipes name."""
+    files = [__file__, *(getattr(m, "__file__", None) for m in _loaded())]
+    paths = {pathlib.Path(file).resolve() for file in files if file}
+    names = {
+        path.relative_to(_ROOT).as_posix()
+        for path in paths
+        if path.is_relative_to(_ROOT)
+    }
+    return sorted(
+        {name for name in names - set(_NO_MAKERS) if name.startswith(_MAKERS)}
+        | {"benchmarks/icontext/towers.py"}
+    )
+
+
+def _loaded():
+    return [
+        module
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in ("benchmarks", "jest_tf")
+    ]
+
+
+_SOURCES = _sources()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -107,7 +135,7 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
                 exported, program.donated, topology, num_replicas
             )
         except Exception as error:
-            yield line | _failure("compile", error)
+            yield line | _failure("compile", error) | _shortage(error)
             continue
         times = seconds | {"compile": round(executable.seconds, 1)}
         yield (
@@ -173,6 +201,14 @@ def _timed(seconds, name):
 def _failure(stage, error):
     message = " ".join(str(error).split())
     return {"stage": stage, "error": f"{type(error).__name__}: {message[:600]}"}
+
+
+def _shortage(error):
+    """How much memory a refused program needs, if that is why."""
+    try:
+        return compiler.read_memory(str(error))._asdict()
+    except ValueError:
+        return {}
 
 
 def _of_program(program, text):

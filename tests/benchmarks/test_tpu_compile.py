@@ -245,27 +245,22 @@ class TwinsTest(tf.test.TestCase):
             # On 256 chips every replica has its share.
             self.assertEqual(163_840 % 256, 0)
 
-    def test_every_recipe_is_compiled_in_every_variant_once(self):
+    def test_every_recipe_is_compiled_once_and_the_papers_in_every_way(self):
         recipes = {path.stem for path in twins.RECIPES.glob("*.py")}
         self.assertEqual(
             {name for case in self.cases for name in case.recipes}, recipes
         )
         names = [case.name for case in self.cases]
         self.assertLen(set(names), len(names))
-        jest = [
-            tuple(case.variant.values())
-            for case in self.cases
-            if "jest_b16" in case.recipes
-        ]
-        # 2 losses, 2 quotas, 2 references; once in parts, two kinds of steps,
-        # once distilled.
-        self.assertLen(jest, 12)
-        self.assertIn(("softmax", "per_replica", "live"), jest)
-        flexi = [c for c in self.cases if "flexi_jest_b16" in c.recipes]
+        paper = [case for case in self.cases if "jest_b16" in case.recipes]
+        # Any two values of loss, quota and reference meet.
         pairs = {
             pair
-            for case in flexi
-            for pair in itertools.combinations(case.variant.values(), 2)
+            for case in paper
+            for pair in itertools.combinations(
+                [case.variant[name] for name in ("loss", "quota", "reference")],
+                2,
+            )
         }
         for some, others in itertools.combinations(
             (config_lib.LOSSES, config_lib.QUOTAS, ("sidecar", "live")), 2
@@ -273,18 +268,72 @@ class TwinsTest(tf.test.TestCase):
             self.assertContainsSubset(
                 set(itertools.product(some, others)), pairs
             )
-        # Both values of all that a recipe's step knows.
-        for case in self.cases:
-            for name in {"loss", "quota", "reference"} & set(case.variant):
-                values = {
-                    other.variant[name]
-                    for other in self.cases
-                    if other.recipes == case.recipes
-                }
-                self.assertLen(values, 2, (case.name, name))
-        self.assertLessEqual(len(self.cases), 46)  # a minute each, and more
-        siglip = [c for c in self.cases if "siglip_b16" in c.recipes]
-        self.assertLen(siglip, 3)
+        more = [
+            value
+            for case in paper
+            for name, value in case.variant.items()
+            if name not in ("loss", "quota", "reference")
+        ]
+        self.assertCountEqual(
+            more,
+            [
+                "in parts",
+                *("schedule, drawn jointly", "schedule, drawn uniformly"),
+                *("whole batches", "micro-batches of 32"),
+            ],
+        )
+        # Others in what they are alone, on the first topology.
+        others = [case for case in self.cases if "lit_b16" in case.recipes]
+        self.assertLen(others, 1)
+        everywhere = [case.name for case in self.cases if case.is_everywhere]
+        self.assertLen(everywhere, 5)
+        self.assertIn("jest_b16 jest_l16 sigmoid global sidecar", everywhere)
+        # A minute each, and more.
+        self.assertLessEqual(len(self.cases) + 3 * len(everywhere), 60)
+
+    def test_at_full_size_a_replica_has_the_rows_of_a_chip(self):
+        whole, parts = (
+            case.config
+            for case in self.cases
+            if case.recipes == ("jest_l16",) and "size" in case.variant
+        )
+        recipe = config_lib.load_config(ROOT / "configs" / "jest_l16.py")
+        # 640 scored and 128 trained on, as the recipe's header says.
+        self.assertEqual(whole.data.super_batch_size, 4 * 640)
+        self.assertEqual(whole.batch_size, 4 * 128)
+        self.assertEqual(whole.model, recipe.model)
+        self.assertEqual(whole.data.image_size, recipe.data.image_size)
+        self.assertEqual(whole.data.text_length, recipe.data.text_length)
+        self.assertEqual(parts.model.micro_batch_size, 32)
+        self.assertEqual(parts.selection.scoring_batch_size, 32)
+
+    def test_a_twin_starts_from_no_public_weights(self):
+        (case,) = (case for case in self.cases if "lit_b16" in case.recipes)
+        self.assertEqual(case.config.model.init_from, "")
+        self.assertEqual(case.config.model.frozen, ("image_tower",))
+        (case,) = (case for case in self.cases if "distil_s16" in case.recipes)
+        self.assertEqual(case.config.reference.projection, 1152)
+        spec = step.super_batches(case.config).element_spec
+        self.assertEqual(spec["reference_image"].shape[-1], 1152)
+
+    def test_a_digest_knows_the_settings_of_the_step_alone(self):
+        case = self.cases[0]
+
+        def digest(**groups):
+            changed = dataclasses.replace(case.config, **groups)
+            return case._replace(config=changed).digest
+
+        self.assertEqual(
+            digest(
+                evaluation=config_lib.EvaluationConfig(batch_size=7),
+                data=dataclasses.replace(case.config.data, index_dir="there"),
+            ),
+            case.digest,
+        )
+        self.assertNotEqual(
+            digest(data=dataclasses.replace(case.config.data, image_size=64)),
+            case.digest,
+        )
 
     def test_a_twin_keeps_the_operations_and_shrinks_the_sizes(self):
         recipe = config_lib.load_config(ROOT / "configs" / "jest_b16.py")
@@ -340,9 +389,7 @@ class TwinsTest(tf.test.TestCase):
             str(ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord")
         )
         (case,) = (
-            case
-            for case in self.cases
-            if case.name.startswith("quickstart_jest sigmoid global live")
+            case for case in self.cases if "quickstart_jest" in case.recipes
         )
         data = case.config.data
         real = pipeline.super_batches(
@@ -462,10 +509,12 @@ class HloTest(tf.test.TestCase):
                 self.assertEqual(hlo.host_operations(module), host)
 
     def test_the_memory_that_the_compiler_names(self):
-        message = "needs 8.00T) exceeds available HBM (15.75G). See"
-        self.assertEqual(compiler.read_available_memory(message), 15.75 * 2**30)
+        message = "needs (8.00T) exceeds available HBM (15.75G). See"
+        self.assertEqual(
+            compiler.read_memory(message), (8 * 2**40, 15.75 * 2**30)
+        )
         with self.assertRaisesRegex(ValueError, "Received: no memory at all"):
-            compiler.read_available_memory("no memory at all")
+            compiler.read_memory("no memory at all")
 
 
 CODE = "0c0de123"
@@ -524,16 +573,15 @@ class ResultsTest(tf.test.TestCase):
         self.options = types.SimpleNamespace(
             topologies=["v5e:2x2", "v4:2x2x1"],
             replicas=4,
-            only="siglip_b16 siglip_l16 s",
+            only="whole batches",
             again=False,
             minutes=1.0,
             results=self.folder / "new" / "results.jsonl",
             page=self.folder / "tpu.md",
         )
+        # Two, each everywhere.
         self.cases = [
-            case
-            for case in twins.cases(4)
-            if case.name.startswith("siglip_b16 siglip_l16")
+            case for case in twins.cases(4) if "whole batches" in case.name
         ]
         self.compiled = []
         self.code = CODE
@@ -561,46 +609,54 @@ class ResultsTest(tf.test.TestCase):
         self.options.topologies = ["v5e:2x2", "v4:2x2x1"]
         printed = self.run_matrix()
         self.assertEqual(
-            self.compiled[3:], [(case.name, "v4:2x2x1") for case in self.cases]
+            self.compiled[2:], [(case.name, "v4:2x2x1") for case in self.cases]
         )
         self.assertIn("v4:2x2x1: compiles in 3 s, 13 MiB of 16.00", printed)
-        self.assertIn("1/3", printed)
+        self.assertIn("1/2", printed)
         self.run_matrix()
-        self.assertLen(self.compiled, 6)
+        self.assertLen(self.compiled, 4)
         self.options.again = True
         self.run_matrix()
-        self.assertLen(self.compiled, 12)
+        self.assertLen(self.compiled, 8)
         # The last line of each counts.
-        self.assertLen(matrix.read(self.options.results), 6)
+        self.assertLen(matrix.read(self.options.results), 4)
         page = self.options.page.read_text()
-        self.assertIn("6 of 6 compile.", page)
-        self.assertEqual(page.count("| siglip_b16, siglip_l16 "), 6)
+        self.assertIn("4 of 4 programs compile. ", page)
+        self.assertEqual(
+            page.count("| jest_b16 | whole batches | 80 / 16 |"), 1
+        )
         self.assertIn("written by python -m benchmarks.tpu_compile", page)
+
+    def test_what_differs_little_is_compiled_for_the_first_topology(self):
+        self.options.only = "lit_b16"
+        self.run_matrix()
+        self.assertEqual(self.compiled, [("lit_b16 sigmoid", "v5e:2x2")])
 
     def test_what_other_code_made_is_shown_until_it_is_done_again(self):
         self.options.topologies = ["v5e:2x2"]
         self.run_matrix()
         self.code = "abcdef01"
-        self.options.only += "oftmax"
+        whole = self.options.only
+        self.options.only = self.cases[0].name
         self.run_matrix()
-        self.assertLen(self.compiled, 4)
+        self.assertLen(self.compiled, 3)
         page = " ".join(self.options.page.read_text().split())
-        self.assertIn("but for 2 marked *, of earlier code.", page)
+        self.assertIn("but for 1 marked *, of earlier code.", page)
         self.assertIn(
             f"code {CODE}* of revision a1b2c3d, {self.code} of revision", page
         )
-        self.assertEqual(page.count(f"| {CODE}* |"), 2)
+        self.assertEqual(page.count(f"| {CODE}* |"), 1)
         self.assertEqual(page.count(f"| {self.code} |"), 1)
-        self.options.only = self.options.only.removesuffix("oftmax")
+        self.options.only = whole
         self.run_matrix()
-        self.assertLen(self.compiled, 6)
+        self.assertLen(self.compiled, 4)
         page = " ".join(self.options.page.read_text().split())
         self.assertIn("when this was written in every line.", page)
         # So does another number of replicas.
         line = next(iter(matrix.read(self.options.results).values()))
         matrix.append(self.options.results, line | {"replicas": 2})
         self.run_matrix()
-        self.assertLen(self.compiled, 7)
+        self.assertLen(self.compiled, 5)
 
     def test_the_code_is_that_of_the_sources_that_a_case_needs(self):
         sources = set(map(str, worker._SOURCES))
@@ -608,8 +664,18 @@ class ResultsTest(tf.test.TestCase):
             {
                 "jest_tf/training/step.py",
                 "jest_tf/losses.py",
+                "benchmarks/icontext/towers.py",
                 "benchmarks/tpu/lifter.py",
                 "benchmarks/tpu/worker.py",
+            },
+            sources,
+        )
+        # Readers of data and settings make no operation of a step.
+        self.assertNoCommonElements(
+            {
+                "jest_tf/config/overrides.py",
+                "jest_tf/data/stores/index.py",
+                "benchmarks/tpu/twins.py",
             },
             sources,
         )
@@ -669,28 +735,32 @@ class ResultsTest(tf.test.TestCase):
             self.run_matrix()
 
     def test_the_table_says_what_was_found(self):
-        case, other = self.cases[:2]
+        other, case = (
+            case
+            for case in twins.cases(4)
+            if {"siglip_b16", "lit_b16"} & set(case.recipes)
+        )
         lines = [
             result(case, "v5e:2x2"),
             failure(case, "v4:2x2x1", "Too: much"),
             result(other, "v5e:2x2", wide={"f64": {"Cast": 20}}),
         ]
         text = table.markdown(lines)
-        self.assertIn("2 of 3 compile.", text)
+        self.assertIn("2 of 3 programs compile. Memory is a core's", text)
         rows = [
             [cell.strip() for cell in line.strip("|").split("|")]
             for line in text.splitlines()
-            if line.startswith("| siglip")
+            if line.startswith(("| siglip", "| lit"))
         ]
         name = "siglip_b16, siglip_l16"
         # 8 + 6 - 5 + 3 + 1 MiB.
         self.assertEqual(
             rows[0],
-            [name, "sigmoid", "-", "-", "yes, 13 MiB", "no [1]", CODE],
+            [name, "sigmoid", "-", "-", "yes, 13 MiB", "no (compile)", CODE],
         )
         self.assertEqual(
             rows[1],
-            [name, "softmax", "-", "-", "yes, 13 MiB", "not tried", CODE],
+            ["lit_b16", "sigmoid", "-", "-", "yes, 13 MiB", "-", CODE],
         )
         self.assertEqual(
             rows[2][4:],
@@ -699,7 +769,7 @@ class ResultsTest(tf.test.TestCase):
                 *("3: 2.0 KiB + 1: 0.5 KiB", "none", "none", "none"),
             ],
         )
-        self.assertIn("[1] v4:2x2x1, compile: `Too: much`", text)
+        self.assertIn(f"{case.name}, v4:2x2x1, compile: `Too: much`", text)
         self.assertLessEqual(
             max(len(line) for line in text.splitlines() if line[:1] != "|"), 80
         )
@@ -717,6 +787,25 @@ class ResultsTest(tf.test.TestCase):
             f"libtpu 0.0.52; code {CODE} of revision a1b2c3d; 2026-11-24.", text
         )
         self.assertEqual(table.markdown([]), "Nothing is compiled yet.")
+
+    def test_a_lack_of_memory_is_a_result(self):
+        case = self.cases[0]
+        short = failure(case, "v4:2x2x1", "E1000: too much") | {
+            "needed": 36 * 2**30,
+            "available": 2**34,
+        }
+        memory = dict.fromkeys(
+            ("arguments", "results", "donated", "temporary", "code"), 12 * 2**30
+        )
+        text = table.markdown([result(case, "v5e:2x2", memory=memory), short])
+        self.assertIn("| yes, 36.0 GiB | no, needs 36.0 GiB |", text)
+        self.assertNotIn("E1000", text)
+        text = " ".join(text.split())
+        self.assertIn("1 of 2 programs compile; 1 need more memory", text)
+        self.assertIn("v5e:2x2 16.00 GiB, v4:2x2x1 16.00 GiB.", text)
+        self.assertEqual(
+            table.describe(short), "v4:2x2x1: needs 36.0 GiB of 16.00 GiB"
+        )
 
 
 if __name__ == "__main__":
