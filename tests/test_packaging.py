@@ -124,6 +124,15 @@ class DeclaredTest(tf.test.TestCase):
         least.pop("markupsafe")  # of Jinja
         self.assertEqual(pins, least)
 
+    def test_the_requirements_on_tpus_hold_those_of_the_package(self):
+        text = (ROOT / "requirements-tpu.txt").read_text()
+        apart = set(re.findall(r"([\w-]+)==", text))  # by --no-deps, or pinned
+        needed = required(settings()["options"]["install_requires"])
+        self.assertIn("tensorflow-tpu", required(text))
+        self.assertContainsSubset(
+            needed - {"tensorflow"}, required(text) | apart
+        )
+
     def test_versions_of_the_package_and_its_metadata_agree(self):
         text = (ROOT / "jest_tf" / "__init__.py").read_text()
         version = re.search(r'^__version__ = "(.*)"$', text, re.M)[1]
