@@ -4,10 +4,10 @@
     python -m benchmarks.tpu_compile --only jest_b16 --topologies v5e:2x2
 
 Traces the step that `fit` makes under a TPUStrategy, for small twins of all
-recipes, exports it with TensorFlow's TPU kernels and compiles it with libtpu
-for slices that are only described. The tables show planned memory, donated
-variables, collectives, and operations that no TPU should get. Nothing runs, so
-they say nothing about speed or numbers.
+recipes and for the paper's at full size, exports it with TensorFlow's TPU
+kernels and compiles it with libtpu for slices that are only described. The
+tables show planned memory, donated variables, collectives, and operations that
+no TPU should get. Nothing runs, so they say nothing about speed or numbers.
 
 `make tpu-compile` builds the environment, from requirements-tpu-compile.txt.
 Each finished case is a line of results/tpu_compile.jsonl and is skipped from
@@ -43,7 +43,12 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m benchmarks.tpu_compile",
         description="Compiles JEST's training step for TPUs.",
     )
-    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    parser.add_argument(
+        "--topologies",
+        nargs="+",
+        default=TOPOLOGIES,
+        help="the first is for all cases, others for the paper's recipe",
+    )
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument(
         "--only", default="", help="cases whose name holds this"
