@@ -3,8 +3,9 @@
 A checkpoint is a folder `step-000000100` with one TensorFlow checkpoint
 (`tf.train.load_checkpoint` reads it). It names every array of the state: the
 variables of the model, random seeds included, and of the optimizer by their
-paths, and the arrays of callbacks. Everything else is a function of (seed,
-step). If the newest fails TensorFlow's checksums, an earlier one is used.
+paths, and the arrays of callbacks. The names are the same for every version of
+Keras. Everything else is a function of (seed, step). If the newest fails
+TensorFlow's checksums, an earlier one is used.
 """
 
 import collections
@@ -321,9 +322,13 @@ def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
     Keras numbers layer names by process, so numbers are dropped and equal names
     are distinguished by order.
     """
+    return _distinct([variable.path for variable in variables], variables)
+
+
+def _distinct(paths, variables):
     found, counts = {}, collections.Counter()
-    for variable in variables:
-        name = re.sub(r"_\d+(?=[/_]|$)", "", variable.path)
+    for path, variable in zip(paths, variables, strict=True):
+        name = re.sub(r"_\d+(?=[/_]|$)", "", path)
         counts[name] += 1
         if counts[name] > 1:
             name += f".{counts[name]}"
@@ -331,20 +336,46 @@ def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
     return found
 
 
+def _optimizer_paths(optimizer):
+    """Paths of an optimizer's variables that name its class.
+
+    Keras' own have its name, whose default depends on Keras' version: an AdamW
+    is `adamw` in 3.12 and `adam_w` in 3.15.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # loss scaling
+    kinds = {
+        one.name: _snake_case(type(one).__name__) for one in (optimizer, inner)
+    }
+    return [
+        "/".join(kinds.get(part, part) for part in variable.path.split("/"))
+        for variable in optimizer.variables
+    ]
+
+
+def _snake_case(name):
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
 def _build(model):
     model.build(None)
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # loss scaling's makes its state again
+        model.optimizer.build(model.trainable_variables)
 
 
 def _variables(model):
     """Every variable of a run's state, by name."""
+    optimizer = model.optimizer
+    groups = {
+        "model": named(model.variables),
+        "optimizer": _distinct(
+            _optimizer_paths(optimizer), optimizer.variables
+        ),
+    }
     return {
         f"{group}/{name}": variable
-        for group, variables in (
-            ("model", model.variables),
-            ("optimizer", model.optimizer.variables),
-        )
-        for name, variable in named(variables).items()
+        for group, variables in groups.items()
+        for name, variable in variables.items()
     }
 
 

@@ -16,11 +16,23 @@ from jest_tf import config, training
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.runs import checkpoints, directory
 from jest_tf.runs import log as log_lib
-from jest_tf.training import finite
+from jest_tf.training import finite, optimizer
 
 STEPS = 8
 # The files of a checkpoint.
 DATA, INDEX = "state.data-00000-of-00001", "state.index"
+
+
+class OfUser(keras.optimizers.SGD):
+    """What a user would write."""
+
+
+def one_layer(optimizer):
+    """A model with an optimizer, both built."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(optimizer)
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
 class CheckpointTestCase(tf.test.TestCase):
@@ -421,6 +433,46 @@ class RestoreTest(CheckpointTestCase):
         )
         self.assertIn("optimizer/sgd/iteration", names)
         self.assertIn("model/two_tower/bias", names)
+
+    def test_names_of_optimizers_may_differ(self):
+        """As default names do between versions of Keras."""
+        kinds = keras.optimizers
+
+        def scaled(**name):
+            return kinds.LossScaleOptimizer(kinds.SGD(0.1, **name))
+
+        # The class in paths, and the default names of Keras 3.12 and 3.15.
+        for kind, part, *names in (
+            (kinds.SGD, "sgd", "SGD", "sgd"),
+            (optimizer.AdamW, "adam_w", "adamw", "adam_w"),
+            (scaled, "sgd", "SGD", "sgd"),
+            (OfUser, "of_user", "SGD", "of_user"),
+        ):
+            for one, other in (names, reversed(names)):
+                with self.subTest(part=part, one=one):
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    saved = one_layer(kind(name=one))
+                    variables = saved.optimizer.variables
+                    for place, variable in enumerate(variables):
+                        value = tf.fill(variable.shape, place)
+                        variable.assign(tf.cast(value, variable.dtype))
+                    checkpoints.save(saved, self.workdir, 7)
+                    names = checkpoints.read(self.workdir, 7)
+                    self.assertIn(f"optimizer/{part}/learning_rate", names)
+                    for again in (kind(name=other), kind()):
+                        checkpoints.restore(one_layer(again), self.workdir)
+                        for value, same in zip(
+                            again.variables, variables, strict=True
+                        ):
+                            self.assertAllEqual(value, same)
+
+    def test_the_state_of_another_kind_of_optimizer_is_refused(self):
+        kinds = keras.optimizers
+        saved = one_layer(kinds.SGD(0.1, momentum=0.9, name="same"))
+        checkpoints.save(saved, self.workdir, 7)
+        other = one_layer(kinds.Lion(0.1, name="same"))
+        with self.assertRaisesRegex(ValueError, "of this very model"):
+            checkpoints.restore(other, self.workdir)
 
     def test_the_state_of_dropout_is_restored(self):
         def model():
