@@ -19,6 +19,8 @@ from jest_tf import files
 from jest_tf.data import (
     batches,
     fault_log,
+    ops_records,
+    ops_sidecars,
     pictures,
     stores,
     stream,
@@ -32,11 +34,6 @@ from jest_tf.data.stores import shards, tfrecords
 # Records that a chunk reads at the same time. Remote reads mostly wait; chunks
 # run in parallel anyway.
 _REMOTE_READS, _LOCAL_READS = 64, 1
-# What `str.strip` takes for white space.
-_BLANK = (
-    r"[\x{09}-\x{0d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
-    r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]*"
-)
 _SHARDS_AT_A_TIME = 64
 # Records whose tokens are compared with the tokenizer's.
 _PROBES = 16
@@ -102,8 +99,10 @@ class OpsReader:
             ) from error
         self._sidecars = None
         if sidecars is not None:
-            self._sidecars = _Sidecars(
-                sidecars, store, self._records[:, 2], self._ends
+            layouts = sidecars.layouts()
+            check_schemes(layout.path for layout in layouts)
+            self._sidecars = ops_sidecars.Sidecars(
+                sidecars, layouts, store, self._records[:, 2], self._ends
             )
 
     def read(self, positions: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -249,29 +248,31 @@ class OpsReader:
         )
         # Another file may have taken the shard's place.
         length = tf.cast(tf.strings.length(payload), tf.int64)
-        return _if(length == size, payload)
+        return ops_records.required(length == size, payload)
 
     def _decode(self, payload, number):
         """A readable record's tensors by name, and the number of its caption.
 
         An error for any other record.
         """
-        features = _features(payload)
+        features = ops_records.features(payload)
         encoded = self._picture(features)
-        captions = _captions(features, self._fields.captions)
-        choices = tf.where(~_is_blank(captions))[:, 0]
-        number = _if(tf.size(choices) > 0, number)
+        captions = ops_records.captions(features, self._fields.captions)
+        choices = tf.where(~ops_records.is_blank(captions))[:, 0]
+        number = ops_records.required(tf.size(choices) > 0, number)
         choice = choices[number % tf.size(choices, tf.int64)]
         found = {"caption": captions[choice]}
         if self._token_field:
-            tokens = _integers(features, self._token_field)
+            tokens = ops_records.integers(features, self._token_field)
             tokens = tf.reshape(tokens, [tf.size(captions), self._length])
             found["tokens"] = tf.cast(tokens[choice], tf.int32)
-        encoded = _if(_is_decodable(encoded, self._max_pixels), encoded)
+        encoded = ops_records.required(
+            ops_records.is_decodable(encoded, self._max_pixels), encoded
+        )
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         # A WebP's size is known only now.
         pixels = tf.reduce_prod(tf.shape(image, tf.int64)[:2])
-        image = _if(pixels <= self._max_pixels, image)
+        image = ops_records.required(pixels <= self._max_pixels, image)
         found |= {name: form(image) for name, form in self._forms.items()}
         return found, choice
 
@@ -279,29 +280,31 @@ class OpsReader:
         wanted = tfrecords.IMAGE_FIELDS
         if self._fields.image:
             wanted = (self._fields.image,)
-        found = _strings(features, _first(features, wanted))
-        return _if(tf.size(found) == 1, found)[0]
+        found = ops_records.strings(
+            features, ops_records.first(features, wanted)
+        )
+        return ops_records.required(tf.size(found) == 1, found)[0]
 
     def _refuse(self, rows):
         """Raises if a row is one that NumPy's reader can read."""
 
         def reason(row):
-            features = _features(self.payload(row))
+            features = ops_records.features(self.payload(row))
             reason = tf.where(
-                _needs_pillow(self._picture(features)),
+                ops_records.needs_pillow(self._picture(features)),
                 _NEEDS_PILLOW,
                 "",
             )
             if self._token_field:
-                captions = _captions(features, self._fields.captions)
-                tokens = _integers(features, self._token_field)
+                captions = ops_records.captions(features, self._fields.captions)
+                tokens = ops_records.integers(features, self._token_field)
                 lacks = tf.size(tokens) != self._length * tf.size(captions)
                 text = f"no {self._length} integers to a caption in its "
                 text += f"`data.token_field`, {self._token_field}"
                 reason = tf.where(lacks, text, reason)
             if self._sidecars:
                 count = self._sidecars.num_captions(row)
-                captions = _captions(features, self._fields.captions)
+                captions = ops_records.captions(features, self._fields.captions)
                 reason = tf.where(
                     (count > 0) & (count < tf.size(captions, tf.int64)),
                     "it has more captions than its sidecar",
@@ -331,95 +334,6 @@ class OpsReader:
 
         message = refused.reduce("", describe)
         return tf.debugging.Assert(message == "", [message])
-
-
-class _Sidecars:
-    """Reads embeddings of rows; `data/sidecars/file_format.py` has the format.
-
-    Attributes:
-        spec: of an embedding.
-    """
-
-    def __init__(self, sidecars, store, ids, ends):
-        self.spec = tf.TensorSpec([sidecars.dim], tf.as_dtype(sidecars.dtype))
-        self._width = sidecars.dim * self.spec.dtype.size
-        paths, *places = zip(*sidecars.layouts(), strict=True)
-        check_schemes(paths)
-        self._paths = tf.constant([files.absolute(path) for path in paths])
-        starts, self._images, self._texts, self._sizes = (
-            tf.constant(one, tf.int64) for one in places
-        )
-        self._ends = ends
-        lengths = tf.constant(store.shards.lengths)
-        self._starts = ends - lengths  # rows before a shard
-        theirs, self._first, self._last = _read_spans(
-            self._paths, starts, self._sizes, lengths
-        )
-        if not tf.reduce_all(theirs == ids):
-            row = int(tf.argmax(theirs != ids))
-            raise ValueError(
-                "Sidecars must have the records' ids. Received: another in "
-                f"that of {store.describe(row)}"
-            )
-
-    def num_captions(self, row):
-        return self._last[row] - self._first[row]
-
-    def read(self, row, choice):
-        """The embeddings of a row; an error, a fault, if it has none."""
-        shard = tf.searchsorted(self._ends, row[tf.newaxis], "right")[0]
-        local = row - self._starts[shard]
-        caption = _if(
-            choice < self.num_captions(row), self._first[row] + choice
-        )
-
-        def embedding(start, number):
-            data = _read_range(
-                self._paths[shard],
-                start + number * self._width,
-                self._width,
-                self._sizes[shard],
-            )
-            values = tf.io.decode_raw(data, self.spec.dtype)
-            return tf.ensure_shape(values, self.spec.shape)
-
-        image = embedding(self._images[shard], local)
-        image = _if(tf.reduce_any(image != 0), image)
-        text = embedding(self._texts[shard], caption)
-        return {"reference_image": image, "reference_text": text}
-
-
-@tf.function
-def _read_spans(paths, starts, sizes, lengths):
-    """Ids, first captions and ends of captions, of all shards; int64 [n]."""
-    data = tf.map_fn(
-        lambda one: _read_range(*one[:2], 16 * one[3] + 8, one[2]),
-        (paths, starts, sizes, lengths),
-        fn_output_signature=tf.string,
-        parallel_iterations=_SHARDS_AT_A_TIME,
-    )
-    return [
-        tf.io.decode_raw(
-            tf.strings.reduce_join(tf.strings.substr(data, place, 8 * lengths)),
-            tf.int64,
-        )
-        for place in (tf.zeros_like(lengths), 8 * lengths, 8 * lengths + 8)
-    ]
-
-
-def _read_range(path, place, count, size):
-    """Bytes [place, place + count) of a file of a known size."""
-    count = tf.cast(count, tf.int64)
-    ranges = tf.raw_ops.FixedLengthRecordDatasetV2(
-        filenames=path[tf.newaxis],
-        header_bytes=place,
-        record_bytes=count,
-        footer_bytes=size - place - count,
-        buffer_size=count,
-        compression_type="",
-    )
-    spec = tf.TensorSpec([], tf.string)
-    return tf.data.experimental.from_variant(ranges, spec).get_single_element()
 
 
 def check_schemes(paths: Iterable[str]) -> None:
@@ -480,9 +394,13 @@ def check_tokens(
             np.linspace(0, len(first) - 1, _PROBES, dtype=int)
         ):
             try:
-                features = _features(reader.payload(tf.constant(row)))
-                captions = _captions(features, first.formats[0].fields.captions)
-                tokens = _integers(features, token_field).numpy()
+                features = ops_records.features(
+                    reader.payload(tf.constant(row))
+                )
+                captions = ops_records.captions(
+                    features, first.formats[0].fields.captions
+                )
+                tokens = ops_records.integers(features, token_field).numpy()
             except tf.errors.OpError:
                 continue  # a fault
             captions, _ = tokenizers.sanitize_captions(captions)
@@ -539,106 +457,3 @@ def _read_indexes(paths, num_records):
         tf.shape(records)[0] == num_records, ["an index was replaced"]
     )
     return records
-
-
-def _if(condition, value):
-    """The value; an error, which is a fault, unless the condition holds."""
-    with tf.control_dependencies([tf.debugging.Assert(condition, ["fault"])]):
-        return tf.identity(value)
-
-
-def _features(payload):
-    """Keys and serialized values of a `tf.train.Example`, strings [m]."""
-    features = _join(_field("Example", "features", payload))
-    entries = _field("Features", "feature", features)
-    _, (keys, values) = tf.io.decode_proto(
-        entries,
-        "tensorflow.Features.FeatureEntry",
-        ["key", "value"],
-        [tf.string, tf.string],
-    )
-    return _join(keys), _join(values)
-
-
-def _field(message, name, data, dtype=tf.string):
-    """The values of a field of a serialized message, [k]."""
-    _, (values,) = tf.io.decode_proto(
-        data, f"tensorflow.{message}", [name], [dtype]
-    )
-    return values
-
-
-def _join(values):
-    """Strings [..., 0 or 1] without their last axis; "" for a missing one."""
-    return tf.strings.reduce_join(values, axis=-1)
-
-
-def _value(features, name):
-    """A feature's serialized value, of several the last; "" without one."""
-    keys, values = features
-    found = tf.where(keys == name)[:, 0]
-    return _join(tf.gather(values, found[-1:]))
-
-
-def _strings(features, name):
-    found = _join(_field("Feature", "bytes_list", _value(features, name)))
-    return _field("BytesList", "value", found)
-
-
-def _integers(features, name):
-    found = _join(_field("Feature", "int64_list", _value(features, name)))
-    return _field("Int64List", "value", found, tf.int64)
-
-
-def _first(features, names):
-    """The first of names that a record has; "" if it has none."""
-    has = tf.reduce_any(features[0] == tf.constant(names)[:, tf.newaxis], 1)
-    return _join(tf.boolean_mask(names, has)[:1])
-
-
-def _captions(features, names):
-    if names:
-        return tf.concat([_strings(features, one) for one in names], 0)
-    return _strings(features, _first(features, tfrecords.CAPTION_FIELDS))
-
-
-def _is_blank(captions):
-    valid = tf.strings.unicode_transcode(captions, "UTF-8", "UTF-8")
-    return tf.strings.regex_full_match(valid, _BLANK)
-
-
-def _is_decodable(encoded, max_pixels):
-    """Whether `pictures.prepare` would pass a picture on as it is."""
-
-    def of_jpeg():
-        size = tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
-        scans = tf.size(tf.strings.split(encoded, pictures.SCAN)) - 1
-        return size, scans <= pictures.MAX_SCANS
-
-    def of_png():
-        data = tf.strings.substr(encoded, 16, 8)
-        size = tf.io.decode_raw(data, tf.int32, little_endian=False)
-        return tf.cast(size, tf.int64), True
-
-    def of_webp():
-        return tf.ones([2], tf.int64), pictures.decodes_alike(encoded)
-
-    size, sound = tf.case(
-        [
-            (_starts(encoded, pictures.JPEG_MAGIC), of_jpeg),
-            (_starts(encoded, pictures.PNG_MAGIC), of_png),
-        ],
-        of_webp,
-    )
-    pixels = tf.reduce_prod(size)
-    return sound & tf.reduce_all(size > 0) & (pixels <= max_pixels)
-
-
-def _needs_pillow(encoded):
-    is_kind = [_starts(encoded, one) for one in (b"GIF8", b"BM", b"RIFF")]
-    return tf.reduce_any(is_kind) & ~pictures.decodes_alike(encoded)
-
-
-def _starts(encoded, magic):
-    size = tf.minimum(len(magic), tf.strings.length(encoded))
-    return tf.strings.substr(encoded, 0, size) == magic
