@@ -47,23 +47,20 @@ def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return valid, tf.not_equal(valid, captions)
 
 
-class _Tokenizer:
-    """A tokenizer of TensorFlow Text, with rows in SigLIP's layout.
+class Tokenizer:
+    """A tokenizer of one file; two are equal if their files and lengths are.
 
     Attributes:
         length: L, tokens of a row.
-        end_id: of the end-of-sequence token.
         vocabulary_size: token ids are in [0, vocabulary_size).
     """
 
     FILE = ""
+    vocabulary_size: int
 
-    def __init__(self, make, length, end_id, vocabulary_size, content):
+    def __init__(self, length, content):
         checks.check("length", length, checks.at_least(1))
         self.length = int(length)
-        self.end_id = end_id
-        self.vocabulary_size = vocabulary_size
-        self._make = make
         self._content = content
 
     def __eq__(self, other):
@@ -78,6 +75,24 @@ class _Tokenizer:
         """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
         return self._graph(captions)
 
+    def save(self, directory: str) -> None:
+        """Writes its one file into an existing directory."""
+        files.write_whole(os.path.join(directory, self.FILE), self._content)
+
+
+class _TextTokenizer(Tokenizer):
+    """A tokenizer of TensorFlow Text, with rows in SigLIP's layout.
+
+    Attributes:
+        end_id: of the end-of-sequence token.
+    """
+
+    def __init__(self, make, length, end_id, vocabulary_size, content):
+        super().__init__(length, content)
+        self.end_id = end_id
+        self.vocabulary_size = vocabulary_size
+        self._make = make
+
     @functools.cached_property
     def _graph(self):
         def tokenize(captions):
@@ -86,10 +101,6 @@ class _Tokenizer:
             return tf.pad(rows, [[0, 0], [0, 1]], constant_values=self.end_id)
 
         return _in_graph(tokenize)
-
-    def save(self, directory: str) -> None:
-        """Writes its one file into an existing directory."""
-        files.write_whole(os.path.join(directory, self.FILE), self._content)
 
 
 def _in_graph(tokenize):
@@ -101,7 +112,7 @@ def _in_graph(tokenize):
     return tf.function(tokenize, [tf.TensorSpec([None], tf.string)])
 
 
-class WordPieceTokenizer(_Tokenizer):
+class WordPieceTokenizer(_TextTokenizer):
     """Lower-cased WordPiece tokens, as in BERT.
 
     Text is lower-cased, decomposed (NFD), stripped of accents and split at
@@ -136,7 +147,7 @@ class WordPieceTokenizer(_Tokenizer):
         )
 
 
-class SentencePieceTokenizer(_Tokenizer):
+class SentencePieceTokenizer(_TextTokenizer):
     """Tokens of a SentencePiece model, which also sets the normalisation.
 
     Args:
@@ -171,16 +182,12 @@ class SentencePieceTokenizer(_Tokenizer):
         )
 
 
-class KerasHubTokenizer:
+class KerasHubTokenizer(Tokenizer):
     """Tokens of a KerasHub preprocessor: canonicalised, tokenised, packed.
 
     Args:
         content: JSON of the preprocessor and its files, see `of`.
         length: L, tokens of a row, at least 1.
-
-    Attributes:
-        length: L.
-        vocabulary_size: token ids are in [0, vocabulary_size).
 
     Raises:
         ValueError: KerasHub is not installed.
@@ -189,10 +196,8 @@ class KerasHubTokenizer:
     FILE = "preprocessor.json"
 
     def __init__(self, content: bytes, length: int):
-        checks.check("length", length, checks.at_least(1))
+        super().__init__(length, content)
         import_keras_hub(self.FILE)
-        self.length = int(length)
-        self._content = content
         self._preprocessor = self._make()
         self.vocabulary_size = self._preprocessor.tokenizer.vocabulary_size()
 
@@ -209,18 +214,6 @@ class KerasHubTokenizer:
         }
         text = json.dumps(content, indent=1, sort_keys=True)
         return cls(text.encode(), length)
-
-    def __eq__(self, other):
-        return isinstance(other, KerasHubTokenizer) and (
-            (self._content, self.length) == (other._content, other.length)
-        )
-
-    def __hash__(self):
-        return hash((self._content, self.length))
-
-    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
-        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
-        return self._graph(captions)
 
     @functools.cached_property
     def _graph(self):
@@ -293,12 +286,8 @@ class KerasHubTokenizer:
         _load_assets(preprocessor.tokenizer, found["assets"])
         return preprocessor
 
-    def save(self, directory: str) -> None:
-        """Writes its one file into an existing directory."""
-        files.write_whole(os.path.join(directory, self.FILE), self._content)
 
-
-class FunctionTokenizer:
+class FunctionTokenizer(Tokenizer):
     """A tokenizer of one's own, by "module:function".
 
     Args:
@@ -307,10 +296,6 @@ class FunctionTokenizer:
             `vocabulary_size`.
         length: L, tokens of a row, at least 1.
 
-    Attributes:
-        length: L.
-        vocabulary_size: token ids are in [0, vocabulary_size).
-
     Raises:
         ValueError: the function cannot be imported, or returns something else.
     """
@@ -318,9 +303,8 @@ class FunctionTokenizer:
     FILE = "tokenizer.function"
 
     def __init__(self, name: str, length: int):
-        checks.check("length", length, checks.at_least(1))
+        super().__init__(length, f"{name}\n".encode())
         self.name = name
-        self.length = int(length)
         build = checks.load_function("data.vocabulary", name)
         self._tokenize = build(self.length)
         size = getattr(self._tokenize, "vocabulary_size", None)
@@ -332,23 +316,9 @@ class FunctionTokenizer:
             )
         self.vocabulary_size = size
 
-    def __eq__(self, other):
-        return isinstance(other, FunctionTokenizer) and (
-            (self.name, self.length) == (other.name, other.length)
-        )
-
-    def __hash__(self):
-        return hash((self.name, self.length))
-
-    def __call__(self, captions: tf.Tensor) -> tf.Tensor:
-        """Tokenises valid UTF-8 string [k] to int32 [k, L]."""
+    def _graph(self, captions):
         rows = tf.cast(self._tokenize(captions), tf.int32)
         return tf.ensure_shape(rows, [None, self.length])
-
-    def save(self, directory: str) -> None:
-        """Writes its one file, the name, into an existing directory."""
-        path = os.path.join(directory, self.FILE)
-        files.write_whole(path, f"{self.name}\n".encode())
 
 
 def import_keras_hub(name: str):
@@ -391,12 +361,6 @@ _FILES = (
     SentencePieceTokenizer.FILE,
     KerasHubTokenizer.FILE,
     FunctionTokenizer.FILE,
-)
-Tokenizer = (
-    WordPieceTokenizer
-    | SentencePieceTokenizer
-    | KerasHubTokenizer
-    | FunctionTokenizer
 )
 
 
