@@ -59,14 +59,15 @@ def markdown(lines: list[dict]) -> str:
     if not lines:
         return "Nothing is compiled yet."
     good = [line for line in lines if "error" not in line]
+    read = [line for line in good if line["is_read"]]
     full_size = [line for line in lines if "size" in line["variant"]]
     twins = [line for line in lines if "size" not in line["variant"]]
     parts = [_summary(lines, good)]
     parts += [_at_full_size(full_size)] if full_size else []
     parts += [_compiled(twins)] if twins else []
     parts += _notes(lines)
-    if good:
-        parts += [_talk(good), _found(good), _footer(good)]
+    if read:
+        parts += [_talk(read), _found(read), _footer(good)]
     return "\n\n".join(parts)
 
 
@@ -92,6 +93,12 @@ def _summary(lines, good):
         )
         + "."
     )
+    unread = sum(not line["is_read"] for line in good)
+    if unread:
+        parts.append(
+            f" JAX can't read back {unread} of the executables: their "
+            "collectives and operations are not known."
+        )
     stale = sum(not line["is_current"] for line in lines)
     parts.append(
         " The code is that of the repository when this was written"
@@ -182,9 +189,11 @@ def _notes(lines):
 
 def _talk(good):
     """Collectives and donated variables on the first topology."""
+    topology = good[0]["topology"]
     rows = []
-    for case in _cases(good):
-        line = next(iter(case.values()))
+    for line in good:
+        if line["topology"] != topology:
+            continue
         traffic = line["collectives"]
         rows.append(
             [
@@ -201,7 +210,6 @@ def _talk(good):
             ]
         )
     head = [*_HEAD, "B / b", "R", "variables donated", *_SHOWN, "others"]
-    topology = good[0]["topology"]
     words = (
         f"The executables for {topology}: collectives, with the bytes that a "
         "replica hands over in a step, and after the plus those inside of "
@@ -218,7 +226,8 @@ def _found(good):
         by_code.setdefault(_code(line), []).append(line)
     return "\n\n".join(
         [
-            f"Looked for in all {len(good)} programs:\n\n{_LOOKED_FOR}",
+            f"Looked for in the {len(good)} programs that can be read:\n\n"
+            f"{_LOOKED_FOR}",
             *(
                 f"Found in the {len(lines)} of code {code}:\n\n"
                 f"{_found_in(lines)}"

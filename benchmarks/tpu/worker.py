@@ -229,17 +229,25 @@ def _of_program(program, text):
 
 
 def _of_executable(executable):
-    return {
+    found = {
         "device": executable.device,
         "compiled_replicas": executable.num_replicas,
         "memory": executable.memory,
+        "is_read": executable.text is not None,
+    }
+    return found | (_of_text(executable.text) if executable.text else {})
+
+
+def _of_text(text):
+    """Findings in the optimised HLO."""
+    return {
         "collectives": {
             kind: traffic._asdict()
-            for kind, traffic in hlo.collectives(executable.text).items()
+            for kind, traffic in hlo.collectives(text).items()
         },
-        "compiled_dynamic_shapes": hlo.dynamic_shapes(executable.text),
-        "compiled_host_operations": hlo.host_operations(executable.text),
-        "compiled_wide": hlo.wide_numbers(executable.text),
+        "compiled_dynamic_shapes": hlo.dynamic_shapes(text),
+        "compiled_host_operations": hlo.host_operations(text),
+        "compiled_wide": hlo.wide_numbers(text),
     }
 
 

@@ -539,6 +539,7 @@ def result(case, topology, **fields):
             "temporary": 3 * 2**20,
             "code": 2**20,
         },
+        "is_read": True,
         "variables": 9,
         "donated": 7,
         "around": ["IteratorGetNext"],
@@ -787,6 +788,20 @@ class ResultsTest(tf.test.TestCase):
             f"libtpu 0.0.52; code {CODE} of revision a1b2c3d; 2026-11-24.", text
         )
         self.assertEqual(table.markdown([]), "Nothing is compiled yet.")
+
+    def test_an_executable_that_cannot_be_read_back_has_its_memory(self):
+        first, second = (
+            case for case in self.cases if case.name.endswith("whole batches")
+        )
+        unread = result(second, "v5e:2x2", is_read=False)
+        del unread["collectives"]
+        text = table.markdown([result(first, "v5e:2x2"), unread])
+        self.assertEqual(text.count("| yes, 13 MiB |"), 2)
+        self.assertEqual(text.count("| 3: 2.0 KiB"), 1)
+        self.assertIn("Looked for in the 1 programs that can be", text)
+        text = " ".join(text.split())
+        self.assertIn("2 of 2 programs compile. ", text)
+        self.assertIn("JAX can't read back 1 of the executables", text)
 
     def test_a_lack_of_memory_is_a_result(self):
         case = self.cases[0]
