@@ -457,8 +457,8 @@ class RestoreTest(CheckpointTestCase):
                         value = tf.fill(variable.shape, place)
                         variable.assign(tf.cast(value, variable.dtype))
                     checkpoints.save(saved, self.workdir, 7)
-                    names = checkpoints.read(self.workdir, 7)
-                    self.assertIn(f"optimizer/{part}/learning_rate", names)
+                    arrays = checkpoints.read(self.workdir, 7)
+                    self.assertIn(f"optimizer/{part}/learning_rate", arrays)
                     for again in (kind(name=other), kind()):
                         checkpoints.restore(one_layer(again), self.workdir)
                         for value, same in zip(
