@@ -59,7 +59,7 @@ def markdown(lines: list[dict]) -> str:
     if not lines:
         return "Nothing is compiled yet."
     good = [line for line in lines if "error" not in line]
-    read = [line for line in good if line["is_read"]]
+    read = [line for line in good if line.get("is_read", True)]
     full_size = [line for line in lines if "size" in line["variant"]]
     twins = [line for line in lines if "size" not in line["variant"]]
     parts = [_summary(lines, good)]
@@ -93,7 +93,7 @@ def _summary(lines, good):
         )
         + "."
     )
-    unread = sum(not line["is_read"] for line in good)
+    unread = sum(not line.get("is_read", True) for line in good)
     if unread:
         parts.append(
             f" JAX can't read back {unread} of the executables: their "
