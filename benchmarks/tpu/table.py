@@ -3,6 +3,7 @@
 import textwrap
 
 from benchmarks import report
+from benchmarks.tpu import twins
 
 # Elements of what is a counter or a seed, and no example's.
 _SMALL = 8
@@ -61,10 +62,10 @@ def markdown(lines: list[dict]) -> str:
     good = [line for line in lines if "error" not in line]
     read = [line for line in good if line.get("is_read", True)]
     full_size = [line for line in lines if "size" in line["variant"]]
-    twins = [line for line in lines if "size" not in line["variant"]]
+    small = [line for line in lines if "size" not in line["variant"]]
     parts = [_summary(lines, good)]
     parts += [_at_full_size(full_size)] if full_size else []
-    parts += [_compiled(twins)] if twins else []
+    parts += [_compiled(small)] if small else []
     parts += _notes(lines)
     if read:
         parts += [_talk(read), _found(read), _footer(good)]
@@ -132,10 +133,10 @@ def _at_full_size(lines):
             ]
         )
     words = (
-        "The paper's recipes at full size, on as many rows a core as each of "
-        "the 256 chips gets that they are written for. What grows with the "
-        "number of replicas, the embeddings of all rows and the scores of "
-        f"chunks, is that of {lines[0]['replicas']}."
+        "The paper's recipes at full size, with the rows of one of the "
+        f"{twins.CHIPS} chips that they are written for. What grows with the "
+        "number of replicas (the embeddings of all rows, the scores of "
+        f"chunks) is that of {lines[0]['replicas']}."
     )
     head = ["recipe", "passes", "rows scored / trained"]
     table = report.table([*head, *_topologies(lines), "code"], rows)
