@@ -236,7 +236,7 @@ class ChoiceTest(ScoresTestCase):
         counts, uniform = np.sum(taken, axis=0)
         self.assertAllInRange(np.diff(taken), -3, -1)  # one drawn jointly
         # To within one of each of three shards.
-        self.assertAllInRange(uniform, 0.1 * counts - 3, 0.1 * counts + 3)
+        self.assertBetween(uniform, 0.1 * counts - 3, 0.1 * counts + 3)
         self.assertGreater(0.1 * counts, 10)
 
     def test_all_may_be_chosen(self):
