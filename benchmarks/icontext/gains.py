@@ -16,7 +16,6 @@ LABELS = {
     "cascade_curated": "cascade, curated reference",
     "mixed_8": "an eighth curated",
 }
-_ORACLE = "oracle"
 _CHANGES = "lead", "slope"
 # A method that begins on fewer curated pairs: curated250_bootstrapped.
 _FEWER = re.compile(r"curated(\d+)_(.*)")

@@ -635,8 +635,8 @@ class ReportTest(tf.test.TestCase):
             "reference gains at 50, 70 and 90 % of noise. At 0 % it loses",
             "score is 2.5 times uniform training's, with 250 and 1,000\n"
             "  it is 1.2 and 1.7 times.",
-            "At the FLOPs of 2,700 and 4,500 uniform steps it gains\n"
-            "  2.5 and 2.0 times.",
+            "FLOPs of 2,700 and 4,500 uniform steps its score is\n"
+            "  2.5 and 2.0 times uniform training's.",
         ):
             self.assertIn(words, text)
         self.assertNotIn("**Slope.**", text)
