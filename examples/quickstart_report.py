@@ -143,12 +143,11 @@ def summary(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     return (
         f"{markdown.table(header, rows)}\n\n"
         f"At equal cost (within {most / least - 1:.0%}; references, scores and "
-        "embeddings counted) the bootstrapped cascade ends at "
-        f"{mrr['bootstrap']:.1f} % mean MRR, uniform training at "
-        f"{mrr['uniform']:.1f} % and JEST, by a reference of the curated set "
-        f"that has {mrr['reference']:.1f} % itself, at {mrr['jest']:.1f} %. "
-        "*Clean pairs*: share of what a learner trained on that is none of the "
-        "pool's noise."
+        f"embeddings counted), the mean MRR is {mrr['bootstrap']:.1f} % for "
+        f"the bootstrapped cascade, {mrr['jest']:.1f} % for JEST and "
+        f"{mrr['uniform']:.1f} % for uniform training. The reference of JEST "
+        f"has {mrr['reference']:.1f} %. *Clean pairs*: the share of the "
+        "training examples that are not noise."
     )
 
 

@@ -194,11 +194,12 @@ class Check(NamedTuple):
     Attributes:
         misses: a `Miss` for each cell.
         verdicts: by level, whether it was advised to select, and the best
-            measured gain of selecting there; None where nothing was run.
+            measured gain of selecting there, {mean, low, high}; None where
+            nothing was run.
     """
 
     misses: list[Miss]
-    verdicts: dict[float, tuple[bool, float | None]]
+    verdicts: dict[float, tuple[bool, dict | None]]
 
     def rank_correlation(self):
         """Spearman's, of expected and measured gains; None of too few."""
@@ -224,11 +225,11 @@ class Check(NamedTuple):
         )
 
     def wrong(self):
-        """Levels whose verdict the measured cells contradict."""
+        """Levels whose verdict the interval of the best gain contradicts."""
         return [
             level
             for level, (selects, gain) in self.verdicts.items()
-            if gain is not None and selects != (gain > 1.0)
+            if gain and (gain["high"] < 1 if selects else gain["low"] > 1)
         ]
 
     def values(self):
@@ -286,8 +287,10 @@ class Check(NamedTuple):
             (
                 f"{level:.0%}",
                 "select" if selects else "do not select",
-                "-" if gain is None else f"{gain:.2f}",
-                "-" if gain is None else _YES_NO[level not in self.wrong()],
+                "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**gain)
+                if gain
+                else "-",
+                _YES_NO[level not in self.wrong()] if gain else "-",
             )
             for level, (selects, gain) in self.verdicts.items()
         ]
@@ -336,16 +339,15 @@ def check(cells, estimates):
             )
             misses += [Miss(cell, noise, one.value.mean) for one in same]
         gains = [
-            getattr(cell, _GAIN)["mean"]
-            for cell in here
-            if cell.method in _SELECTING
+            getattr(cell, _GAIN) for cell in here if cell.method in _SELECTING
         ]
         facts = advice.Facts(
             Estimate(**found["matched"]),
             {int(factor): one for factor, one in found["precision"].items()},
         )
         row = advice.advise(facts, _RECIPE, others).row
-        verdicts[level] = row.selects, max(gains, default=None)
+        best = max(gains, key=lambda gain: gain["mean"], default=None)
+        verdicts[level] = row.selects, best
     return Check(misses, verdicts)
 
 

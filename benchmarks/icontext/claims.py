@@ -3,7 +3,8 @@
 A claim has a line for each test of it, on emoji art or on the web-like data. A
 difference holds if its 95 % interval is above zero, for each of its pairs; a
 ratio, if its interval is above one. "No worse" allows a loss of one point.
-There is no verdict on fewer than three seeds.
+There is no verdict on fewer than three seeds, nor on a method that the claim is
+not about: a line whose `judged` is "no" stands beside the claim for comparison.
 
 On emoji art a ratio is of the costs up to a curve's first crossing of the
 target. On the web-like data it is of full schedules, as in summary.json: to the
@@ -37,7 +38,7 @@ class Finding(NamedTuple):
 
     measured: str  # the difference or ratio in words
     seeds: int  # how many it is of
-    verdict: str  # HOLDS, FAILS, OPEN or NOT_RUN; empty of too few seeds
+    verdict: str  # HOLDS, FAILS, OPEN or NOT_RUN; empty if there is none
 
 
 class Evidence(NamedTuple):
@@ -81,7 +82,10 @@ def judge(line, found):
     judges = {"emoji": _on_emoji, "web": _on_web}
     cells, against = line["cells"].split(), line["against"].split()
     finding = judges[line["data"]](line["test"], cells, against, found)
-    return finding or Finding(NOT_RUN, 0, NOT_RUN)
+    if not finding:
+        return Finding(NOT_RUN, 0, NOT_RUN)
+    is_judged = line["judged"] != "no"
+    return finding if is_judged else finding._replace(verdict="")
 
 
 def _on_emoji(test, cells, against, found):
@@ -109,7 +113,9 @@ def _on_web(test, cells, against, found):
     (first, _), (other, _), *_ = *values, (ends, "")
     # Ratios to different ends do not compare.
     is_comparable = len({where for _, where in values}) == 1
-    seeds = min(line["seeds"] for line in (*lines, *_baseline(found.summary)))
+    shorter = [] if test in ("lead", "over_uniform") else _shorter(lines, found)
+    used = *lines, *shorter, *_baseline(found.summary)
+    seeds = min(line["seeds"] for line in used)
     verdict = _verdict(
         is_comparable and _end(first, "low") > _end(other, "high"),
         is_comparable and _end(first, "high") < _end(other, "low"),
@@ -129,6 +135,17 @@ def _line(found, cell):
         if key == (LEVEL, summary.method_of(cell), steps):
             return bill | row | {"equal": equal}
     return None
+
+
+def _shorter(lines, found):
+    """Rows of the shorter lengths, which ratios are interpolated from."""
+    return [
+        row
+        for row in found.summary["rows"]
+        for line in lines
+        if row["steps"] < line["steps"]
+        and all(row[name] == line[name] for name in ("noise", "method"))
+    ]
 
 
 def _baseline(found):
@@ -189,7 +206,7 @@ def _differences(comparison, pairs, test, splits):
     seeds = min(comparison.shared(*pair) for pair in pairs)
     verdict = _verdict(
         all(one.low > least for one in found),
-        any(one.high < 0 for one in found),
+        any(one.high < least for one in found),
         seeds,
     )
     return Finding("; ".join(map(points, found)), seeds, verdict)
@@ -213,7 +230,11 @@ def _cheaper_than(comparison, cells, others):
     if first is None or second is None:
         return None
     seeds = min(first.seeds, second.seeds)
-    verdict = _verdict(first.low > second.high, first.high < second.low, seeds)
+    verdict = _verdict(
+        first.low > second.high,
+        first.value and first.high < second.low,
+        seeds,
+    )
     return Finding(f"{times(first)}, JEST {times(second)}", seeds, verdict)
 
 

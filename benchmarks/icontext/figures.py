@@ -156,6 +156,8 @@ def gains(found, level, path):
         ):
             for method, marks in _MARKS.items():
                 _gain(axis, lines[method][place], marks)
+            if not any(panels[place] for panels in lines.values()):
+                axis.text(0.5, 0.6, "not run yet", transform=axis.transAxes)
             axis.set_title(title, loc="left", fontsize=11)
             axis.set(xlabel=words, ylabel="score over uniform's, equal FLOPs")
             axis.axhline(1.0, color="0.3", lw=1)

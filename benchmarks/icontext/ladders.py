@@ -3,6 +3,7 @@
 At a constant rate with averaged weights, a run of every length is a full one.
 """
 
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -31,17 +32,31 @@ def of_seeds(line, seeds):
     return some or list(line.runs.values())
 
 
-def ends(ladder, splits, seeds=None):
-    """Scores of full schedules with resamples, [lines, 1 + RESAMPLES]."""
-    return np.stack(
-        [
-            bootstrap.over_seeds(
-                [run.resampled(splits) for run in of_seeds(line, seeds)],
-                len(splits),
-            )
-            for line in ladder
-        ]
+def ends(ladder, splits, seeds=None, spread=0.0):
+    """Scores of full schedules with resamples, [lines, 1 + RESAMPLES].
+
+    Args:
+        ladder: `Line`s.
+        splits: whose mean the score is.
+        seeds: of which runs are taken, if there are any.
+        spread: standard deviation between seeds, over the mean. Resamples of
+            fewer than three runs lack it, and are scaled by it.
+    """
+    return np.stack([_end(line, splits, seeds, spread) for line in ladder])
+
+
+def _end(line, splits, seeds, spread):
+    runs = of_seeds(line, seeds)
+    scores = bootstrap.over_seeds(
+        [run.resampled(splits) for run in runs], len(splits)
     )
+    if len(runs) < comparison.LEAST_SEEDS:
+        # The same in every comparison of the line, and its own.
+        key = zlib.crc32(repr((line.level, line.method, line.steps)).encode())
+        draws = np.random.default_rng(key).normal(size=bootstrap.RESAMPLES)
+        scale = 1.0 + spread / len(runs) ** 0.5 * draws
+        scores[1:] *= np.maximum(scale, 0.0)
+    return scores
 
 
 def end_at(lengths, ends, steps):

@@ -56,7 +56,7 @@ _WEB = {
 # Rows of the web-like table: method and its training in words.
 _ROWS = {
     "uniform": "uniform, to its best end",
-    "mixture": "{} of every batch curated, the best mixture",
+    "mixture": "{} of every batch curated, {}",
     "cascade_curated": "cascade by a reference of the curated set",
     "bootstrapped": "**cascade that renews its own reference**",
     "oracle": "uniform without the noise, the oracle",
@@ -232,7 +232,7 @@ class Words:
         if found is None:
             return claims.NOT_RUN
         few = found.value and found.seeds < comparison_lib.LEAST_SEEDS
-        return claims.times(found) + ", 1 seed" * bool(few)
+        return claims.times(found) + f", {_seeds(found.seeds)}" * bool(few)
 
     def seeds(self, first, second=None):
         """How many seeds a score or a difference is of."""
@@ -276,12 +276,20 @@ class Words:
             summary.UNIFORM: (summary.UNIFORM, target["steps"]),
             "mixture": (target["mixture"], None),
         }
-        share = _SHARES.get(target["mixture"])
+        run = self._methods_run("mixed_")
+        words = (
+            _SHARES.get(target["mixture"]),
+            f"the best of {len(run)} mixtures"
+            if len(run) > 1
+            else "the only mixture run",
+        )
         rows = [
             (what, self.web_row(*places.get(name, (name, None))))
             for name, what in _ROWS.items()
         ]
-        return [row | {"what": what.format(share)} for what, row in rows if row]
+        return [
+            row | {"what": what.format(*words)} for what, row in rows if row
+        ]
 
     def web_row(self, method, steps=None, level=claims.LEVEL):
         """What the web-like data say of a method, in words.
@@ -344,12 +352,18 @@ class Words:
         lines = _web_lines(self._web, _METHOD)
         if not lines:
             return []
-        row, bill, *_ = lines[-1]
+        row, *_ = lines[-1]
+        most = self.web_target()["steps"]
+        cheap = [
+            bill
+            for _, bill, *_ in lines
+            if bill["uniform_steps"]["all"] <= most
+        ]
         values = {
             "examples": row["examples_ratio"],
             "flops": row["flops_ratio"]["all"],
             "mixture": row["mixture_ratio"]["examples"],
-            "over_target": bill["over_target"],
+            "over_target": cheap[-1]["over_target"] if cheap else None,
             "oracle": row["oracle_share"],
         }
         return [
@@ -372,11 +386,17 @@ class Words:
         Args:
             start: of the methods' names.
         """
-        rows = self._web["rows"] if self._web else ()
         methods = {summary.method_of(c.cell) for c in matrix.cells("web")}
         methods = {name for name in methods if name.startswith(start)}
-        run = methods & {row["method"] for row in rows}
-        return f"{len(run)} of {len(methods)}"
+        return f"{len(methods & self._methods_run(start))} of {len(methods)}"
+
+    def _methods_run(self, start):
+        rows = self._web["rows"] if self._web else ()
+        return {
+            row["method"]
+            for row in rows
+            if row["noise"] == claims.LEVEL and row["method"].startswith(start)
+        }
 
     def map(self):
         """Levels of noise and `gains.Gains.words`; None of a single level."""
@@ -495,9 +515,12 @@ def _findings(judged, data):
 
 
 def _finding(found):
-    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
-    verdict = f"**{found.verdict}**" if found.verdict else f"({seeds})"
-    return f"{found.measured} {verdict}"
+    verdict = f"**{found.verdict}**" if found.verdict else ""
+    return f"{found.measured} {verdict or f'({_seeds(found.seeds)})'}"
+
+
+def _seeds(count):
+    return f"{count} seed{'s' * (count > 1)}"
 
 
 def _gains(cell):
@@ -510,11 +533,10 @@ def _gains(cell):
         )
         if part and None not in part.values()
     ]
-    seeds = f"{cell.seeds} seed{'s' * (cell.seeds > 1)}"
     split = ", validation" * (cell.split == "val")
     return (
         f"at {cell.noise:.0%} of noise {', '.join(parts)} "
-        f"({cell.steps:,} steps, {seeds}{split})"
+        f"({cell.steps:,} steps, {_seeds(cell.seeds)}{split})"
     )
 
 

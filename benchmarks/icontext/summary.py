@@ -11,7 +11,8 @@ length, with the seeds that were run.
 
 - **Score**: mean reciprocal rank on icon sets that nobody trains on. Each
   `{mean, low, high}` is a mean over seeds with a 95 % interval over seeds and
-  concepts; with one seed, over concepts only. `held_out` has the scores on
+  concepts; with one seed or two, the usual spread between seeds is added, that
+  of the cells with three. `held_out` has the scores on
   held-out concepts and styles, and what is won or lost there against uniform
   training's best end.
 - **Uniform training at a cost**: between the ends of its full schedules, linear
@@ -144,6 +145,7 @@ class Summary:
         tables = tables._replace(runs=current(tables.runs))
         self._comparison = comparison.Comparison(tables)
         self._spent = targets.flops_three_ways(self._comparison)
+        self._spreads = {}
         self.lines = self._lines()
         levels = dict.fromkeys(line.level for line in self.lines)
         self._bases = {level: self._base(level) for level in levels}
@@ -198,12 +200,12 @@ class Summary:
         uniform = methods.get(UNIFORM)
         if not uniform:
             return None
-        ends = ladders.ends(uniform, _VALIDATION)[:, 0]
+        ends = self._ends(uniform, _VALIDATION)[:, 0]
         best = int(np.argmax(ends))
 
         def rank(ladder):
             """Soonest at the target, or else highest."""
-            ours = ladders.ends(ladder, _VALIDATION)[:, :1]
+            ours = self._ends(ladder, _VALIDATION)[:, :1]
             needed = ladders.steps_to_end(
                 ladders.lengths(ladder), ours, ends[best:][:1]
             )
@@ -221,6 +223,11 @@ class Summary:
             methods.get(ORACLE, []),
         )
 
+    def _ends(self, ladder, splits, seeds=None):
+        if splits not in self._spreads:
+            self._spreads[splits] = self._comparison.spread(splits)
+        return ladders.ends(ladder, splits, seeds, self._spreads[splits])
+
     def _key(self, line):
         return {
             "domain": _DOMAIN,
@@ -234,16 +241,16 @@ class Summary:
         """A row of summary.json."""
         base = self._bases[line.level]
         lead = slope = share = np.array([np.nan])  # is null
-        score = ladders.ends([line], self._score)[0]
+        score = self._ends([line], self._score)[0]
         if base:
             lengths = ladders.lengths(base.uniform)
-            ends = ladders.ends(base.uniform, self._score, line.runs)
+            ends = self._ends(base.uniform, self._score, line.runs)
             lead = score - ladders.end_at(lengths, ends, line.steps)
             doublings = np.log2(lengths[base.best] / line.steps)
             if doublings > 0:
                 slope = (ends[base.best] - score + lead) / doublings
             if base.oracle:
-                oracle = ladders.ends(base.oracle, self._score, line.runs)
+                oracle = self._ends(base.oracle, self._score, line.runs)
                 lengths = ladders.lengths(base.oracle)
                 share = score / ladders.end_at(lengths, oracle, line.steps)
         return {
@@ -259,11 +266,11 @@ class Summary:
         base, found = self._bases[line.level], {}
         for what in ("concept", "style"):
             splits = (f"{self._prefix}_{what}",)
-            scores = ladders.ends([line], splits)[0]
+            scores = self._ends([line], splits)[0]
             gain = np.array([np.nan])
             if base:
                 best = [base.uniform[base.best]]
-                gain = scores - ladders.ends(best, splits, line.runs)[0]
+                gain = scores - self._ends(best, splits, line.runs)[0]
             found |= {f"{what}s": _estimate(scores)}
             found |= {f"{what}s_over_target": _estimate(gain)}
         return found
@@ -275,7 +282,7 @@ class Summary:
             "domain": _DOMAIN,
             "noise": level,
             "steps": best.steps,
-            "score": _estimate(ladders.ends([best], self._score)[0]),
+            "score": _estimate(self._ends([best], self._score)[0]),
             "is_longest": base.best + 1 == len(base.uniform),
             "reached": _estimate(self._target_steps(base.uniform, base)),
             "mixture": None,
@@ -288,10 +295,10 @@ class Summary:
         return values
 
     def _target_score(self, base, seeds=None):
-        return ladders.ends(base.uniform, self._score, seeds)[base.best]
+        return self._ends(base.uniform, self._score, seeds)[base.best]
 
     def _needed(self, ladder, target, seeds=None):
-        ends = ladders.ends(ladder, self._score, seeds)
+        ends = self._ends(ladder, self._score, seeds)
         return ladders.steps_to_end(ladders.lengths(ladder), ends, target)
 
     def _target_steps(self, ladder, base, seeds=None):
@@ -375,13 +382,16 @@ class Summary:
         base = self._bases[line.level]
         if not base:
             return _no_ratios()
-        ends = ladders.ends(base.uniform, self._score, line.runs)
-        score = ladders.ends([line], self._score)[0]
+        ends = self._ends(base.uniform, self._score, line.runs)
+        score = self._ends([line], self._score)[0]
         score = np.minimum(score, ends[base.best])
         needed = ladders.steps_to_end(
             ladders.lengths(base.uniform), ends, score
         )
-        needed = np.where(score < ends[0], np.nan, needed)
+        # Below the shortest schedule the cost is not known: 0 is the least.
+        needed = np.where(score < ends[0], 0.0, needed)
+        if score[0] < ends[0, 0]:
+            return _no_ratios()
         spent = {kind: self._bill(line, kind) for kind in targets.KINDS}
         best = base.uniform[base.best]
         return self._over(best, needed, line.steps, spent)
@@ -400,8 +410,8 @@ class Summary:
             kind: self._bill(line, kind) / a_step for kind in targets.KINDS
         }
         lengths = ladders.lengths(base.uniform)
-        ends = ladders.ends(base.uniform, self._score, line.runs)
-        score = ladders.ends([line], self._score)[0]
+        ends = self._ends(base.uniform, self._score, line.runs)
+        score = self._ends([line], self._score)[0]
         highest = np.maximum.accumulate(ends)
         uniform = ladders.end_at(
             lengths, highest, min(steps["all"], lengths[-1])
@@ -456,7 +466,9 @@ def _ratio(theirs, ours):
     if not (np.isfinite(theirs[0]) and np.isfinite(ours[0])):
         return None
     # A resample in which only the method misses it counts as 0.
-    ratios = np.where(np.isinf(ours), 0.0, theirs / ours)
+    there = np.isfinite(ours)
+    ratios = np.zeros(ours.shape)
+    np.divide(theirs, ours, out=ratios, where=there)
     return _estimate(ratios)
 
 

@@ -210,6 +210,11 @@ class TrainConfig(Checked):
             "`bootstrap.renews` 'learner' needs `reference.sidecars`, and a "
             "`cascade.criterion` that scores by the learner",
         )
+        self._expect(
+            self.bootstrap.renews == "learner" or not self.reference.projection,
+            "`reference.projection` must be empty with `bootstrap.renew_at`: "
+            "the reference becomes the learner, whose embeddings need none",
+        )
         early = self.selection.at(renew_at[0] - 1), self.selection.at(0)
         self._expect(
             self.has_first_reference

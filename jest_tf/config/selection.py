@@ -455,3 +455,7 @@ class BootstrapConfig(Checked, path="bootstrap"):
     def num_renewals(self, step: int) -> int:
         """Returns the number of renewals before the step after `step` steps."""
         return bisect.bisect_right(self.renew_at, step)
+
+    def renewed_at(self, step: int) -> int:
+        """Returns the step of the last renewal before then; 0 without one."""
+        return (0, *self.renew_at)[self.num_renewals(step)]

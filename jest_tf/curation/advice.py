@@ -31,7 +31,8 @@ _LEAST_K, _MOST_K = 2, 10
 _FIRST_RENEWAL, _LEAST_RENEWAL, _LAST_RENEWAL = 1 / 30, 100, 0.6
 # What embedding for all renewals may cost, in shares of the run's steps.
 _RENEWALS_COST = 1 / 4
-_LEAST_SHARE = 0.02
+# Hyper-batches that a renewal must embed, for a choice among many records.
+_LEAST_HYPER_BATCHES = 10
 _CURATED_SHARE = 1 / 8
 _MEASURES = ("over_uniform", "over_target")
 CLEAN_ROW, ORACLE = "clean", "oracle"
@@ -162,8 +163,16 @@ def _nothing(facts, recipe):
 def _cascade(facts, recipe):
     return [
         f"data.super_batch_size={recipe.batch_size}",
-        f"cascade.hyper_batch_size={facts.factor * recipe.batch_size}",
+        f"cascade.hyper_batch_size={_hyper_batch_size(facts, recipe)}",
     ]
+
+
+def _hyper_batch_size(facts, recipe):
+    """K B, but no more than the pool has."""
+    factor = facts.factor
+    if facts.size:
+        factor = max(1, min(factor, facts.size // recipe.batch_size))
+    return factor * recipe.batch_size
 
 
 def _from_reference(facts, recipe):
@@ -205,7 +214,8 @@ def _share(facts, recipe, count):
     Embedding a record is a third of a training step on it.
     """
     records = _RENEWALS_COST * recipe.steps * 3 * recipe.batch_size / count
-    return min(1.0, max(_LEAST_SHARE, records / max(1, facts.size)))
+    least = _LEAST_HYPER_BATCHES * _hyper_batch_size(facts, recipe)
+    return min(1.0, max(least, records) / max(1, facts.size))
 
 
 def _manifest(facts, recipe):

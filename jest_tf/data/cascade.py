@@ -172,12 +172,23 @@ def of_run(
     Without `learner` it chooses by easy-reference.
 
     Raises:
-        ValueError: as `Cascade`, or the uniform share rounds to no row.
+        ValueError: as `Cascade` and `check_uniform_share`.
     """
+    settings = config.cascade
+    if settings.hyper_batch_size is None:
+        return None
+    check_uniform_share(config)
+    if learner is None:
+        settings = dataclasses.replace(settings, criterion="easy_reference")
+    return Cascade(settings, sidecars, config.model.loss, learner)
+
+
+def check_uniform_share(config: config_lib.TrainConfig) -> None:
+    """Raises ValueError if the uniform share of stage 0 rounds to no row."""
     settings, data = config.cascade, config.data
     size = data.super_batch_size - data.curated_rows
     if settings.hyper_batch_size is None:
-        return None
+        return
     if settings.uniform_share and not settings.num_uniform(size):
         raise ValueError(
             "`cascade.uniform_share` must be 0, or more than half a row of the "
@@ -186,9 +197,6 @@ def of_run(
             "`data.super_batch_size` (B). Received: uniform_share="
             f"{settings.uniform_share}, B={size}, G={settings.num_groups}"
         )
-    if learner is None:
-        settings = dataclasses.replace(settings, criterion="easy_reference")
-    return Cascade(settings, sidecars, config.model.loss, learner)
 
 
 def join_groups(
@@ -342,23 +350,29 @@ def joint_seed(seed: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(seed, [_JOINT_SALT, 0])
 
 
-def flops_at(config: config_lib.TrainConfig, dim: int, step: int) -> int:
+def flops_at(
+    config: config_lib.TrainConfig,
+    dims: Sequence[tuple[int, tuple[int, ...]]],
+    step: int,
+) -> int:
     """Counts a host's operations of stage 0 in the first `step` steps.
 
-    `dim` is as in `flops`.
+    Args:
+        config: the run.
+        dims: the steps, ascending from 0, from which on stage 0 scores by
+            other models, with their widths as in `flops`.
+        step: number of steps.
     """
-    renew_at = config.bootstrap.renew_at
-    first = min(step, *renew_at[:1]) if renew_at else step
     total = 0
-    for start, stop in ((0, first), (first, step)):
-        settings = config.cascade
-        if not config.bootstrap.num_renewals(start):
-            settings = dataclasses.replace(settings, criterion="easy_reference")
-        number = config.num_cascaded(stop) - config.num_cascaded(start)
-        total += number * flops(
-            settings,
+    starts = [start for start, _ in dims]
+    for (start, widths), stop in zip(dims, [*starts[1:], step], strict=True):
+        before, after = (
+            config.num_cascaded(min(one, step)) for one in (start, stop)
+        )
+        total += (after - before) * flops(
+            config.cascade,
             config.data.super_batch_size,
-            dim,
+            widths,
             config.curated_rows(start),
         )
     return total
@@ -367,21 +381,20 @@ def flops_at(config: config_lib.TrainConfig, dim: int, step: int) -> int:
 def flops(
     settings: config_lib.CascadeConfig,
     super_batch_size: int,
-    dim: int,
+    dims: tuple[int, ...],
     curated_rows: int = 0,
 ) -> int:
     """Counts a host's floating-point operations of stage 0 in one step.
 
     Counts matrix products only, two operations a multiply-add: each of the K B
     rows with itself, and in both directions with each row of its group that is
-    drawn jointly; by learnability, of two models. H hosts share G groups evenly
-    if H divides G; with G = 1 every host does all of the work. `dim` is D,
-    `super_batch_size` B, of which `curated_rows` are not chosen.
+    drawn jointly. H hosts share G groups evenly if H divides G; with G = 1
+    every host does all of the work. `dims` has the D of each model that scores,
+    `super_batch_size` is B, of which `curated_rows` are not chosen.
     """
     if settings.hyper_batch_size is None:
         return 0
     chosen = super_batch_size - curated_rows
     jointly = chosen // settings.num_groups - settings.num_uniform(chosen)
     offered = settings.hyper_batch_size - curated_rows
-    num_models = 2 if settings.criterion == "learnability" else 1
-    return 2 * offered * dim * (1 + 2 * jointly) * num_models
+    return 2 * offered * sum(dims) * (1 + 2 * jointly)

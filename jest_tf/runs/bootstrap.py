@@ -15,6 +15,7 @@ reference that made the choice.
 
 import os
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,33 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
         for folder in folders
         if directory.has(folder, directory.RENEWAL_FILE)
     ]
+
+
+def cascade_dims(
+    config: config_lib.TrainConfig,
+    renewals: Sequence[Renewal],
+    first: int,
+    learner: int,
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Returns the widths of what stage 0 scores by, as of `cascade.flops_at`.
+
+    Args:
+        config: the run.
+        renewals: so far.
+        first: width of the first reference; 0 without one.
+        learner: width of the learner.
+    """
+    found = [(0, (first,))]
+    for renewal in renewals:
+        dims = found[-1][1]
+        if config.bootstrap.renews == "learner":
+            dims = (first, learner)
+            if config.cascade.criterion != "learnability":
+                dims = (learner,)
+        elif renewal.kept:
+            dims = (learner,)
+        found.append((renewal.step, dims))
+    return found
 
 
 def renew(

@@ -22,9 +22,7 @@ def examples_at(
     size = config.data.super_batch_size
     counts = {
         "examples/drawn": step * size,
-        "examples/scored": config.selection.num_scored(
-            step, size - config.data.curated_rows, stopped_at
-        ),
+        "examples/scored": _num_scored(config, step, stopped_at),
         "examples/trained": step * config.batch_size,
     }
     if config.cascade.hyper_batch_size:
@@ -35,40 +33,77 @@ def examples_at(
     return counts
 
 
+def _num_scored(config, step, stopped_at):
+    """Before the first renewal, other curated rows stand beside the scored."""
+
+    def scored(steps, at):
+        rows = config.data.super_batch_size - config.curated_rows(at)
+        return config.selection.num_scored(steps, rows, stopped_at)
+
+    first = min([step, *config.bootstrap.renew_at])
+    return scored(first, 0) + scored(step, step) - scored(first, step)
+
+
 class StepFlops:
     """FLOPs of the steps of a run, by kind of step.
 
     They are known once a step of each kind is traced, and kept in `flops.json`
-    for a process that continues the run.
+    for a process that continues the run. A renewed reference changes them.
+
+    Args:
+        selection: settings of the run.
+        workdir: the run directory.
+        start: steps done when the reference was last renewed.
     """
 
-    def __init__(self, selection: config_lib.SelectionConfig, workdir: str):
+    def __init__(
+        self,
+        selection: config_lib.SelectionConfig,
+        workdir: str,
+        start: int = 0,
+    ):
         self._selection = selection
         self._workdir = workdir
-        self._columns = {}  # by kind
+        self._start = start
+        self._columns = {}  # by the steps done before them and by kind
         if directory.has(workdir, directory.FLOPS_FILE):
-            columns = directory.read(workdir, directory.FLOPS_FILE)
-            self._columns = dict(zip(selection.kinds, columns, strict=True))
+            found = directory.read(workdir, directory.FLOPS_FILE)
+            self._columns = {
+                int(first): dict(zip(selection.kinds, columns, strict=True))
+                for first, columns in found.items()
+            }
 
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
+        before = self._columns.get(self._start, {})
         columns = {
-            kind: found.get(kind, self._columns.get(kind))
+            kind: found.get(kind, before.get(kind))
             for kind in self._selection.kinds
         }
-        if columns != self._columns:
-            self._columns = columns
-            known = list(columns.values())  # None where unknown
+        if columns != before:
+            self._columns[self._start] = columns
+            known = {  # None where unknown
+                str(first): list(columns.values())
+                for first, columns in sorted(self._columns.items())
+            }
             directory.write(self._workdir, directory.FLOPS_FILE, known)
 
     def at(self, step: int, stopped_at: int | None = None) -> dict[str, int]:
         """Returns `flops/...` of the first `step` steps; {} if unknown."""
         totals = collections.Counter()
-        steps = self._selection.steps_by_kind(step, stopped_at)
-        for kind, number in steps.items():
-            columns = self._columns.get(kind)
-            if columns is None:
-                return {}
-            for name, value in columns.items():
-                totals[f"flops/{name}"] += number * value
+        starts = sorted({0, self._start, *self._columns})
+        for start, stop in zip(starts, [*starts[1:], step], strict=True):
+            before, after = (
+                self._selection.steps_by_kind(min(one, step), stopped_at)
+                for one in (start, stop)
+            )
+            for kind, number in after.items():
+                number -= before.get(kind, 0)
+                if not number:
+                    continue
+                columns = self._columns.get(start, {}).get(kind)
+                if columns is None:
+                    return {}
+                for name, value in columns.items():
+                    totals[f"flops/{name}"] += number * value
         return dict(totals)

@@ -143,7 +143,9 @@ class Telemetry:
                 repeats.add(self._super_batch_at(before), rows)
         if repeats is not None and is_logged:
             scalars["train/repeat_rate"] = repeats.rate()
-            if self._config.selection.batch_size is not None:
+            # A renewal of a share of the records changes what is drawn from.
+            draws_all = min(self._config.bootstrap.shares) == 1.0
+            if self._config.selection.batch_size is not None and draws_all:
                 ratio = repeats.effective_filter_ratio(
                     self._super_batch_at(step - 1) + 1
                 )

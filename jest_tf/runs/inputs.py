@@ -108,10 +108,37 @@ def open_sources(
             sidecars = sidecars_lib.Sidecars(
                 store, settings.sidecar_dir, expected
             )
+    cascade_lib.check_uniform_share(config)
     cascade = sidecars and cascade_lib.of_run(config, sidecars)
-    return Sources(
+    sources = Sources(
         store, teacher, sidecars, cascade, curated_rows=config.curated_rows(0)
     )
+    _check_renewals(config, sources)
+    return sources
+
+
+def _check_renewals(config, sources):
+    """Refuses a hyper-batch with more records than a renewal embeds."""
+    size = config.cascade.hyper_batch_size
+    for step in config.bootstrap.renew_at if size else ():
+        number = config.bootstrap.share(step) * len(sources.store)
+        if number > 2 * size and not sources.store.manifest:
+            continue  # enough, whatever the draw of the rows is
+        rows = bootstrap.embedded_rows(config, sources.store, step)
+        embedded = sources._replace(
+            rows=rows, curated_rows=config.curated_rows(step)
+        )
+        pool = slice(sum(sources.store.parts[: len(config.data.train)]))
+        drawn = 0
+        if rows is None or rows[pool].any():
+            drawn = order_of(config, embedded).num_drawn
+        if size > drawn:
+            raise ValueError(
+                "`cascade.hyper_batch_size` (K B) must be at most the records "
+                f"that the renewal after {step:,} steps embeds, {drawn:,}, or "
+                "it would offer some of them twice: take a larger share, "
+                f"`bootstrap.shares`. Received: {size:,}"
+            )
 
 
 def at_step(
@@ -306,9 +333,9 @@ def open_training(
     run = loading.load_run(workdir, step, patch_sizes)
     config = run.config
     sources = open_sources(config, tf.distribute.get_strategy())
-    # Of the last step done, whose super-batch may be asked for.
-    last = (config.steps if step is None else step) - 1
-    sources = at_step(config, sources, workdir, max(0, last))
+    sources = at_step(
+        config, sources, workdir, config.steps if step is None else step
+    )
     skipped = interruptions.Skipped(workdir, writes=False)
     super_batches = Stream(config, sources, run.tokenizer, run.picture, skipped)
     model = training.build_model(config, run.learner, sources.reference)

@@ -85,6 +85,8 @@ class Ledger(steps.StepCallback):
         cascade_flops: given a step, returns the FLOPs of stage 0 up to there.
         renewals: of the reference, so far.
         state: of the checkpoint that the run continues from.
+        before: the ledger of the steps before, of this process. What it spent
+            after its last row is carried over.
 
     Attributes:
         probe: times the parts of a step, `step_timing.Probe`, or None.
@@ -103,6 +105,7 @@ class Ledger(steps.StepCallback):
         cascade_flops: Callable[[int], int] = lambda step: 0,
         renewals: Sequence[bootstrap.Renewal] = (),
         state: dict[str, np.ndarray] | None = None,
+        before: "Ledger | None" = None,
     ):
         super().__init__(start_step)
         self.probe: Callable[[], dict[str, float]] | None = None
@@ -116,7 +119,8 @@ class Ledger(steps.StepCallback):
         self._progress = progress.Progress("training", "steps")
         rows = directory.read_rows(workdir, directory.METRICS_FILE)
         self._before = rows[-1] if rows else {}
-        self._flops = costs.StepFlops(config.selection, workdir)
+        renewed_at = config.bootstrap.renewed_at(start_step)
+        self._flops = costs.StepFlops(config.selection, workdir, renewed_at)
         self._counts_flops = True
         self._parts = {}
         self._doubtful = 0  # rows of the log in succession
@@ -125,7 +129,10 @@ class Ledger(steps.StepCallback):
                 directory.path(workdir, directory.TENSORBOARD_FOLDER)
             )
         )
-        self._started = time.monotonic()
+        self._started = None
+        self._written = None  # time of the last row, and spent until then
+        if before is not None:
+            self._go_on(before)
         self._times = step_timing.StepTimes(input_wait)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -137,8 +144,9 @@ class Ledger(steps.StepCallback):
         }
 
     def on_train_begin(self, logs=None):
-        """Starts the clock."""
-        self._started = time.monotonic()
+        """Starts the clock, unless it goes on."""
+        if self._started is None:
+            self._started = time.monotonic()
         if self.step < self._config.steps:
             progress.say("compiling the step, once")
 
@@ -233,10 +241,22 @@ class Ledger(steps.StepCallback):
             self._counts_flops = False
             progress.say(f"FLOPs are not counted: {error}")
 
-    def _spent(self):
+    def _go_on(self, before):
+        """Takes over the clock of a ledger, and what it spent, unwritten."""
+        written = before._written
+        if written is None:  # it has no row
+            self._before = before._before
+            written = before._started, dict.fromkeys(before.spent, 0.0)
+        self._started, spent = written
+        self._before = self._before | {
+            name: self._before.get(name, 0.0) + before.spent[name]() - value
+            for name, value in spent.items()
+        }
+
+    def _spent(self, spent):
         spent = {
-            name: round(self._before.get(name, 0.0) + spent(), 3)
-            for name, spent in self.spent.items()
+            name: round(self._before.get(name, 0.0) + value, 3)
+            for name, value in spent.items()
         }
         if self._config.bootstrap.renew_at:
             spent["time/renewal_seconds"] = sum(
@@ -263,7 +283,9 @@ class Ledger(steps.StepCallback):
         row |= self._counts_at(step)
         row |= self._times.since_last()
         row |= self._parts
-        row |= self._spent() | resources.peak_memory()
+        spent = {name: found() for name, found in self.spent.items()}
+        self._written = time.monotonic(), spent
+        row |= self._spent(spent) | resources.peak_memory()
         row["seconds"] = round(self._seconds(), 3)
         directory.append(self._workdir, directory.METRICS_FILE, row)
         if ids is not None and self._config.evaluation.log_ids:
@@ -283,4 +305,5 @@ class Ledger(steps.StepCallback):
 
     def _seconds(self):
         before = self._before.get("seconds", 0.0)
-        return before + time.monotonic() - self._started
+        now = time.monotonic()
+        return before + now - (self._started or now)

@@ -118,6 +118,12 @@ def _check(config):
             f"reference.model={config.reference.name!r}, reference.sidecars="
             f"{config.reference.sidecars}"
         )
+    if config.reference.projection:
+        raise ValueError(
+            "`reference.projection` must be empty with `--rounds`: the "
+            "reference of a later round is a learner, whose embeddings need "
+            f"none. Received: {config.reference.projection}"
+        )
 
 
 def _with_reference(config, store, name, folder):

@@ -184,6 +184,7 @@ class _Run:
         )
         self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
         self.started = time.monotonic()
+        self.log = None  # of the steps before the next renewal
 
     def attempt(self) -> dict[str, float] | None:
         """Trains to the end, or to where another attempt must go on.
@@ -241,6 +242,7 @@ class _Run:
                 rate = float(model.optimizer.learning_rate)
                 error.values["learning_rate"] = rate
                 self._leave_out(range(check.previous, check.step), error)
+                self.log = None
                 return None
             except interruptions.Preempted:
                 if checkpoints.step > start_step:
@@ -293,21 +295,25 @@ class _Run:
         )
 
     def _callbacks(self, model, restored, input_wait):
-        config, sources = self.config, self.segment
+        config, first = self.config, self.sources.sidecars
         telemetry = self._telemetry(restored)
-        log = log_lib.Ledger(
+        renewals = bootstrap.renewals(config, self.workdir)
+        dims = bootstrap.cascade_dims(
+            config,
+            renewals,
+            first.dim if first else 0,
+            model.learner.embedding_dim,
+        )
+        self.log = log = log_lib.Ledger(
             config,
             self.output,
             start_step=restored.step,
             telemetry=telemetry,
             input_wait=input_wait,
-            cascade_flops=functools.partial(
-                cascade.flops_at,
-                config,
-                sources.sidecars.dim if sources.sidecars else 0,
-            ),
-            renewals=bootstrap.renewals(config, self.workdir),
+            cascade_flops=functools.partial(cascade.flops_at, config, dims),
+            renewals=renewals,
             state=restored.parts.get("log"),
+            before=self.log,
         )
         log.set_model(model)  # for the costs
         if config.evaluation.time_parts:

@@ -125,14 +125,18 @@ class CheckTest(FolderTestCase):
         self.assertEqual(
             found.verdicts,
             {
-                0.0: (False, 0.8),
-                0.05: (False, 1.3),
-                0.5: (True, 1.1),
-                0.7: (True, 3.0),
+                0.0: (False, number(0.8)),
+                0.05: (False, number(1.3)),
+                0.5: (True, number(1.1)),
+                0.7: (True, number(3.0)),
                 0.9: (True, None),
             },
         )
         self.assertEqual(found.wrong(), [0.05])
+
+    def test_an_interval_around_one_contradicts_no_verdict(self):
+        cells = [cell(0.05, 1.05), cell(0.5, 0.95), cell(0.7, 0.8)]
+        self.assertEqual(check(cells, 0.05, 0.5, 0.7).wrong(), [0.7])
 
     def test_one_level_leaves_nothing_to_expect_from(self):
         found = check([cell(0.7, 3.0)], 0.7)
@@ -151,11 +155,11 @@ class CheckTest(FolderTestCase):
             content["verdicts"],
             [
                 {"noise": 0.0, "selects": False, "best_gain": None},
-                {"noise": 0.7, "selects": True, "best_gain": 2.0},
+                {"noise": 0.7, "selects": True, "best_gain": number(2.0)},
             ],
         )
         page = (self.folder / "advice.md").read_text()
-        self.assertIn("| 70% | select | 2.00 | yes |", page)
+        self.assertIn("| 70% | select | 2.00 [1.80, 2.20] | yes |", page)
         out = self.folder / "evidence.json"
         arguments = ["--results", str(self.folder), "--out", str(out)]
         advice.main(["evidence", *arguments])

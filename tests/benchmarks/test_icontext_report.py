@@ -389,8 +389,21 @@ class ClaimsTest(tf.test.TestCase):
         found = self.judge("joint", *runs)
         self.assertEqual(found, ("+10.0 [+10.0, +10.0]", 2, ""))
 
-    def on_web(self, test, *lines, cells="web_flexi_1400", against=""):
+    def test_no_worse_fails_beyond_its_margin_alone(self):
+        runs = [
+            a_run(cell, [9], [score], seed, ([score] * 2,) * 2)
+            for seed, ours in enumerate((0.385, 0.390, 0.398))
+            for cell, score in (("flexi", ours), ("jest_750", 0.4))
+        ]
+        found = self.judge("coarse", *runs)
+        # All seeds are worse, one of them by less than a point.
+        self.assertEqual(found, ("-0.9 [-1.5, -0.2]", 3, claims.OPEN))
+
+    def on_web(
+        self, test, *lines, cells="web_flexi_1400", against="", judged=""
+    ):
         line = {"data": "web", "test": test, "cells": cells, "against": against}
+        line |= {"judged": judged}
         evidence = claims.Evidence(NOTHING, None, web_summary(*lines))
         return tuple(claims.judge(line, evidence))
 
@@ -417,6 +430,22 @@ class ClaimsTest(tf.test.TestCase):
         line = web_line("flexi", 1400, 0.1, 6.0)
         found = self.on_web("examples", uniform, shorter, line)
         self.assertEqual(found, ("6.0x [6.0, 6.0]", 2, ""))
+
+    def test_a_web_ratio_has_no_more_seeds_than_the_shorter_lengths(self):
+        shorter = web_line("flexi", 700, 0.1, seeds=1)
+        other = web_line("flexi", 700, 0.1, noise=0.3, seeds=2)
+        line = web_line("flexi", 1400, 0.1, 6.0, lead=0.05)
+        found = self.on_web("examples", shorter, other, line)
+        self.assertEqual(found, ("6.0x [6.0, 6.0]", 1, ""))
+        self.assertEqual(self.on_web("lead", shorter, line)[1:], (3, "holds"))
+        self.assertEqual(self.on_web("examples", other, line)[1:], (3, "holds"))
+
+    def test_a_method_that_a_claim_is_not_about_has_no_verdict(self):
+        line = web_line("flexi", 1400, 0.1, 6.0)
+        found = self.on_web("examples", line, judged="no")
+        self.assertEqual(found, ("6.0x [6.0, 6.0]", 3, ""))
+        not_run = self.on_web("examples", judged="no")
+        self.assertEqual(not_run[2], claims.NOT_RUN)
 
     def test_a_web_line_that_misses_the_target_counts_to_its_own_end(self):
         line = web_line("flexi", 1400, 0.1, own=4.0)
@@ -457,7 +486,8 @@ class ClaimsTest(tf.test.TestCase):
         ]
         evidence = claims.Evidence(NOTHING, compare(*runs), web_summary())
         line = {"data": "web", "test": "better", "cells": "web_flexi_1400"}
-        found = claims.judge(line | {"against": "web_curated"}, evidence)
+        line |= {"against": "web_curated", "judged": ""}
+        found = claims.judge(line, evidence)
         self.assertEqual(found, ("+30.0 [+30.0, +30.0]", 3, claims.HOLDS))
 
     def test_every_cell_of_a_claim_is_in_the_matrix(self):
@@ -549,20 +579,30 @@ class ReportTest(tf.test.TestCase):
         text = write(20.0, 1.4)
         self.assertIn("takes 20.0x [20.0, 20.0]\n  fewer examples", text)
         self.assertIn("10.0x [10.0, 10.0] fewer FLOPs", text)
-        self.assertIn("2.0 doublings: 4.0x.", text)
-        self.assertIn("takes 3.0x [3.0, 3.0] and 0.5x [0.5, 0.5] fewer.", text)
+        self.assertIn("2.0 doublings to close the lead, 4.0x the", text)
+        self.assertIn(
+            "3.0x [3.0, 3.0] fewer examples and 0.5x [0.5, 0.5]", text
+        )
         self.assertIn("uniform training: 20.0 [20.0, 20.0], met", text)
         self.assertIn("higher cost: 1.40 [1.40, 1.40], **missed**", text)
         self.assertIn("oracle's score: 0.91 [0.91, 0.91], met", text)
-        self.assertIn("bootstrapped: 20.0x [20.0, 20.0] **holds**", text)
+        self.assertIn("4,500 steps: 20.0x [20.0, 20.0] (3 seeds)", text)
         text = write(12.0, 1.6, seeds=2)
         self.assertIn("takes 12.0x [12.0, 12.0]", text)
         self.assertIn("(2 of 3 seeds so far)", text)
         self.assertIn("uniform training: 12.0 [12.0, 12.0], **missed**", text)
         self.assertIn("higher cost: 1.60 [1.60, 1.60], met", text)
-        self.assertIn("bootstrapped: 12.0x [12.0, 12.0] (2 seeds)", text)
+        self.assertIn("4,500 steps: 12.0x [12.0, 12.0] (2 seeds)", text)
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
+
+    def test_the_goal_at_no_higher_cost_is_of_a_run_that_has_none(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("bootstrapped", 14000, 0.2, 9.0, over_target=1.6),
+            web_line("bootstrapped", 28000, 0.3, 9.0, over_target=1.9),
+        )
+        self.assertIn("higher cost: 1.60 [1.60, 1.60], met", text)
 
     def test_the_mixture_is_the_one_that_the_summary_calls_best(self):
         text = self.web_report(
@@ -572,7 +612,7 @@ class ReportTest(tf.test.TestCase):
             web_line("bootstrapped", 4500, 0.2, 9.0, mixture=4.0),
         )
         self.assertIn("as many FLOPs as 4,500 uniform steps", text)
-        row = "| a quarter of every batch curated, the best mixture | 4,500 |"
+        row = "a quarter of every batch curated, the best of 2 mixtures | 4,500"
         self.assertIn(row, text)
         self.assertIn("takes 4.0x [4.0, 4.0] fewer examples and", text)
         self.assertIn("The mixture ends at 12.0 [12.0, 12.0]", text)

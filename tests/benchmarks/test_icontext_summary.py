@@ -365,6 +365,41 @@ class SummaryTest(tf.test.TestCase):
             [*both["score"].values()], [0.18, 0.12, 0.24], rtol=1e-4
         )
 
+    def test_few_seeds_have_the_spread_of_others_added(self):
+        ends = (0.08, 0.10, 0.12)
+        values = summarise(
+            *(
+                a_run("web_uniform_4500", 4500, end, seed)
+                for seed, end in enumerate(ends)
+            ),
+            a_run("web_mixed_8_4500", 4500, 0.2),
+        ).values()
+        # The three deviate from their mean by 0.2 of it.
+        one = row(values, "mixed_8", 4500)["score"]
+        self.assertAllClose(one["mean"], 0.2)
+        around = [one["high"] - 0.2, 0.2 - one["low"]]
+        self.assertAllClose(around, [1.96 * 0.2 * 0.2] * 2, rtol=0.1)
+        three = row(values, "uniform", 4500)
+        self.assertAllClose(
+            [*three["score"].values()], [0.1, 0.08, 0.12], rtol=1e-4
+        )
+        # A line keeps its draws, so that it does not differ from itself.
+        self.assertEqual([*three["lead"].values()], [0.0] * 3)
+
+    def test_a_resample_below_uniforms_shortest_counts_as_no_ratio(self):
+        values = summarise(
+            *(run for seed in range(3) for run in uniform(seed=seed)),
+            CURATED,
+            *(
+                cascade(1400, end, seed=seed)
+                for seed, end in enumerate((0.01, 0.03, 0.05))
+            ),
+        ).values()
+        found = row(values, "cascade_curated", 1400, "equal_scores")
+        ratio = found["examples_ratio"]
+        self.assertAllClose(ratio["mean"], 1125 * 2**0.5 / 1400, rtol=1e-4)
+        self.assertEqual(ratio["low"], 0.0)
+
     def test_every_level_has_its_own_target(self):
         values = summarise(
             *(*uniform(), CURATED),

@@ -1,5 +1,6 @@
 """Advice: which row applies, what it sets, what is expected of it."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -129,9 +130,17 @@ class RowsTest(tf.test.TestCase):
             self.assertEqual(advice.renewals(steps), expected)
 
     def test_a_small_pool_is_embedded_whole(self):
-        for size, share in ((1000, "1"), (10**8, "0.02")):
+        for size, share in ((1000, "1"), (10**6, "0.016"), (10**8, "0.00016")):
             settings = advice.advise(facts(size=size), RECIPE, []).settings
             self.assertIn(f"bootstrap.shares={share}", settings)
+
+    def test_a_renewal_embeds_ten_hyper_batches_and_a_pool_has_one(self):
+        short = dataclasses.replace(RECIPE, steps=1)
+        settings = advice.advise(facts(size=10**4), short, []).settings
+        self.assertIn("cascade.hyper_batch_size=192", settings)
+        self.assertIn("bootstrap.shares=0.19", settings)  # of 10 times 192
+        settings = advice.advise(facts(size=150), RECIPE, []).settings
+        self.assertIn("cascade.hyper_batch_size=128", settings)
 
     def test_commands_come_first_where_a_choice_or_sidecars_are_needed(self):
         embed = "embed --model runs/r --data pool-*.tar"

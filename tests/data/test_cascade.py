@@ -553,8 +553,8 @@ class CostTest(tf.test.TestCase):
             for size in selection.chunk_sizes(80, 3, 500)
         )
         own = 2 * 500 * 16
-        self.assertEqual(cascade.flops(settings, 100, 16), products + own)
-        self.assertEqual(cascade.flops(config.CascadeConfig(), 100, 16), 0)
+        self.assertEqual(cascade.flops(settings, 100, (16,)), products + own)
+        self.assertEqual(cascade.flops(config.CascadeConfig(), 100, (16,)), 0)
 
     def test_steps_are_counted_by_what_they_choose_by(self):
         recipe = config.TrainConfig(
@@ -571,9 +571,10 @@ class CostTest(tf.test.TestCase):
             (0, 0),
             (4, 4 * easy),
             (10, 10 * easy),
-            (25, 10 * easy + 15 * 2 * easy),
+            (25, 10 * easy + 15 * 2.5 * easy),
         ):
-            self.assertEqual(cascade.flops_at(recipe, 8, step), expected)
+            dims = [(0, (8,)), (10, (8, 12)), (20, (8, 12))]
+            self.assertEqual(cascade.flops_at(recipe, dims, step), expected)
 
     def test_groups_cost_their_part_of_the_products(self):
         one, five = (
@@ -581,8 +582,8 @@ class CostTest(tf.test.TestCase):
         )
         own = 2 * 500 * 16
         self.assertEqual(
-            cascade.flops(one, 100, 16) - own,
-            5 * (cascade.flops(five, 100, 16) - own),
+            cascade.flops(one, 100, (16,)) - own,
+            5 * (cascade.flops(five, 100, (16,)) - own),
         )
 
 

@@ -12,7 +12,7 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models
+from jest_tf import config, models, runs
 from jest_tf.data import cascade, pipeline, sidecars, stores
 from jest_tf.data.sidecars import recognition
 from jest_tf.runs import bootstrap, checkpoints, directory, loading
@@ -277,6 +277,26 @@ class RunTest(tf.test.TestCase):
                 ids = self.ids_at(recipe, step, chooser, rows, 4)
                 self.assertEqual(drawn[step], ids)
 
+    def test_a_renewal_of_too_few_records_is_refused_at_once(self):
+        workdir = os.path.join(self.folder, "too few")
+        for share in ("0.15", "0.001"):
+            said = self.run_in(
+                workdir, f"bootstrap.shares=0.7,{share}", ended=1
+            )
+            self.assertIn("the renewal after 16 steps embeds, ", said)
+            self.assertNotIn("steps 0 to", said)
+
+    def test_a_run_is_opened_with_the_reference_of_its_next_step(self):
+        with mock.patch.object(
+            models, "build_learner", run_server.build_learner
+        ):
+            for step in (*RENEW_AT, STEPS - 1):
+                opened = runs.open_training(self.unbroken, step)
+                (batch,) = opened.super_batches(opened.step).take(1)
+                self.assertEqual(
+                    batch["id"].numpy().tolist(), self.drawn()[step + 1]
+                )
+
     def test_references_that_no_checkpoint_needs_are_deleted(self):
         workdir = os.path.join(self.folder, "gone")
         settings = ("steps=20", "checkpoint.keep=1", "checkpoint.keep_best=")
@@ -305,6 +325,30 @@ class RunTest(tf.test.TestCase):
 
 
 class SettingsTest(tf.test.TestCase):
+    def test_stage_0_scores_by_other_widths_after_renewals(self):
+        def renewal(step, kept):
+            return bootstrap.Renewal(step, 0, 0, 0, 0.0, 0.5, kept)
+
+        def dims(criterion, renews, *kept):
+            recipe = config.TrainConfig(
+                cascade=config.CascadeConfig(1280, criterion=criterion),
+                reference=config.ReferenceConfig(sidecars=True),
+                bootstrap=config.BootstrapConfig((10, 20), renews),
+            )
+            done = [renewal(10 * (n + 1), one) for n, one in enumerate(kept)]
+            return bootstrap.cascade_dims(recipe, done, 768, 64)
+
+        first = (0, (768,))
+        easy = "easy_reference", "reference"
+        self.assertEqual(dims(*easy), [first])
+        self.assertEqual(
+            dims(*easy, False, True), [first, (10, (768,)), (20, (64,))]
+        )
+        by_both = "learnability", "learner"
+        self.assertEqual(dims(*by_both, True), [first, (10, (768, 64))])
+        by_one = "hard_learner", "learner"
+        self.assertEqual(dims(*by_one, True), [first, (10, (64,))])
+
     def test_what_does_not_fit_is_refused(self):
         base = {"steps": 10}
         cascade = config.CascadeConfig(hyper_batch_size=256)
@@ -392,6 +436,15 @@ class SettingsTest(tf.test.TestCase):
                 {
                     "cascade": config.CascadeConfig(hyper_batch_size=1280),
                     "distribution": config.DistributionConfig(strategy="tpu"),
+                },
+            ),
+            (
+                "`reference.projection` must be empty",
+                {
+                    "cascade": config.CascadeConfig(hyper_batch_size=1280),
+                    "reference": config.ReferenceConfig(
+                        sidecars=True, distillation_weight=1.0, projection=8
+                    ),
                 },
             ),
             (

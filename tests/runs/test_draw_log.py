@@ -28,10 +28,9 @@ def settings(selection=JOINT, steps=4, **more):
         seed=SEED,
         steps=steps,
         data=config.DataConfig(super_batch_size=12),
-        reference=config.ReferenceConfig("somewhere"),
         selection=selection,
         evaluation=config.EvaluationConfig(log_every_steps=2),
-        **more,
+        **{"reference": config.ReferenceConfig("somewhere")} | more,
     )
 
 
@@ -410,6 +409,22 @@ class RepeatsTest(FollowTestCase):
             drawn = min(12 * row["step"], self.NUM_RECORDS)
             self.assertAllClose(
                 row["select/effective_filter_ratio"], 1 - len(seen) / drawn
+            )
+
+    def test_renewals_of_a_share_leave_out_what_was_drawn(self):
+        for shares, is_there in (((1.0,), True), ((1.0, 0.5), False)):
+            bootstrap = config.BootstrapConfig(renew_at=(4, 5), shares=shares)
+            run = settings(
+                steps=6,
+                bootstrap=bootstrap,
+                reference=config.ReferenceConfig(sidecars=True),
+            )
+            _, rows, *_ = self.follow(
+                run, tiny.super_batches(2), order=self.order()
+            )
+            self.assertIn("train/repeat_rate", rows[0])
+            self.assertEqual(
+                "select/effective_filter_ratio" in rows[0], is_there
             )
 
     def test_executions_of_several_steps_count_every_step(self):

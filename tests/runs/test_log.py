@@ -367,6 +367,77 @@ class CostsTest(LedgerTestCase):
             self.assertEqual(row["time/train_seconds"], 0.5)
             self.assertGreater(row["memory/host_peak_rss_bytes"], 0)
 
+    def test_a_ledger_takes_over_the_clock_of_the_one_before(self):
+        """As at a renewal, before which the run evaluates and saves."""
+        run, batches = settings(), tiny.super_batches(5)
+        clock = Clock()
+        source = types.SimpleNamespace(monotonic=clock.monotonic)
+        before = None
+        with contextlib.ExitStack() as stack:
+            for module in (log_lib, step_timing, progress):
+                patch = mock.patch.object(module, "time", source)
+                stack.enter_context(patch)
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            # The first writes no row, and the second one of two steps.
+            for start, stop in ((0, 1), (1, 3), (3, 5)):
+                opened = clock.now
+                log = log_lib.Ledger(
+                    run, self.workdir, start_step=start, before=before
+                )
+                log.spent = {
+                    "time/save_seconds": lambda since=opened, until=clock: (
+                        min(until.now, since + 207.0) - since
+                    )
+                }
+                self.model(run).fit(
+                    tiny.dataset(batches[start:stop]),
+                    verbose=0,
+                    callbacks=[clock, log],
+                )
+                clock.now += 7.0
+                before = log
+        rows = tiny.read_lines(self.workdir, directory.METRICS_FILE)
+        self.assertEqual([row["step"] for row in rows], [2, 4, 5])
+        # Hundred seconds a step, and seven after each part.
+        self.assertEqual(
+            [row["seconds"] for row in rows], [207.0, 414.0, 514.0]
+        )
+        self.assertEqual(
+            [row["time/save_seconds"] for row in rows], [207.0, 414.0, 514.0]
+        )
+
+
+class StepFlopsTest(tf.test.TestCase):
+    def test_steps_after_a_renewal_have_their_own(self):
+        workdir = self.get_temp_dir()
+        first = costs.StepFlops(JOINT, workdir)
+        self.assertEqual(first.at(1), {})
+        first.take({JOINT: {"step": 10}})
+        self.assertEqual(first.at(4), {"flops/step": 40})
+        renewed = costs.StepFlops(JOINT, workdir, start=4)
+        self.assertEqual(renewed.at(4), {"flops/step": 40})
+        self.assertEqual(renewed.at(5), {})
+        renewed.take({JOINT: {"step": 3}})
+        for found in (renewed, costs.StepFlops(JOINT, workdir, start=4)):
+            self.assertEqual(found.at(3), {"flops/step": 30})
+            self.assertEqual(found.at(6), {"flops/step": 46})
+
+    def test_curated_rows_of_the_first_steps_are_not_scored(self):
+        run = config.TrainConfig(
+            steps=10,
+            data=config.DataConfig(
+                super_batch_size=12, curated=("c",), curated_rows=2
+            ),
+            reference=config.ReferenceConfig(sidecars=True),
+            selection=config.SelectionConfig(
+                "joint", batch_size=6, num_chunks=2
+            ),
+            bootstrap=config.BootstrapConfig(renew_at=(4, 8), curated_rows=3),
+        )
+        for step, expected in ((3, 3 * 9), (4, 4 * 9), (9, 4 * 9 + 5 * 10)):
+            found = costs.examples_at(run, step)["examples/scored"]
+            self.assertEqual(found, expected)
+
 
 class DoubtTest(LedgerTestCase):
     ROW = {

@@ -60,11 +60,12 @@ class RoundsTest(tf.test.TestCase):
         return bootstrap.embed_records(runs.load_run(workdir), store, folder)
 
     @classmethod
-    def with_reference(cls, workdir, folder):
+    def with_reference(cls, workdir, folder, *others):
         return run_server.recipe(
             cls.folder,
             (
                 *BY_SIDECARS,
+                *others,
                 f"reference.workdir={workdir}",
                 "reference.sidecars=true",
                 f"reference.sidecar_dir={folder}",
@@ -172,6 +173,18 @@ class RoundsTest(tf.test.TestCase):
                 ValueError, "`--rounds` needs a first reference that chooses"
             ):
                 self.chain("none", 2, recipe=recipe)
+
+    def test_a_learner_as_reference_needs_no_projection(self):
+        recipe = self.with_reference(
+            self.teacher,
+            self.sidecars,
+            "reference.distillation_weight=1",
+            "reference.projection=8",
+        )
+        with self.assertRaisesRegex(
+            ValueError, "`reference.projection` must be empty with `--rounds`"
+        ):
+            self.chain("none", 2, recipe=recipe)
 
 
 if __name__ == "__main__":
