@@ -54,10 +54,9 @@ _RECIPE = config_lib.TrainConfig(
 _ESTIMATE_COMMAND = (
     "python -m benchmarks.icontext.advice estimate --page docs/advise.md"
 )
-_YES_NO = {True: "yes", False: "no"}
 _HEADER = (
     *("noise", "estimated", "method", "steps", "expected", "measured"),
-    "expected / measured",
+    *("expected / measured", "between levels"),
 )
 
 
@@ -166,11 +165,14 @@ class Miss(NamedTuple):
         cell: `evidence.Cell`.
         noise: share of noise that was estimated of its pool.
         expected: gain, from the other levels.
+        is_told: whether `jest-tf advise` would say so: the level lies between
+            others that were measured, or next to one.
     """
 
     cell: evidence_lib.Cell
     noise: float
     expected: float
+    is_told: bool
 
     @property
     def measured(self):
@@ -201,25 +203,30 @@ class Check(NamedTuple):
     misses: list[Miss]
     verdicts: dict[float, tuple[bool, dict | None]]
 
-    def rank_correlation(self):
+    def told(self, is_told=True):
+        """The misses that are told, or those that are not."""
+        return [miss for miss in self.misses if miss.is_told == is_told]
+
+    def rank_correlation(self, is_told=True):
         """Spearman's, of expected and measured gains; None of too few."""
-        if len(self.misses) < 3:
+        pairs = [(miss.expected, miss.measured) for miss in self.told(is_told)]
+        if len(pairs) < 3:
             return None
         from scipy import stats
 
-        pairs = [(miss.expected, miss.measured) for miss in self.misses]
         value = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
         return value if np.isfinite(value) else None
 
-    def worst(self):
+    def worst(self, is_told=True):
         """The miss with the largest factor; None without any."""
-        return max(self.misses, key=lambda miss: miss.factor, default=None)
+        found = self.told(is_told)
+        return max(found, key=lambda miss: miss.factor, default=None)
 
     def accuracy(self):
         """`evidence.Accuracy`."""
         correlation, worst = self.rank_correlation(), self.worst()
         return evidence_lib.Accuracy(
-            len(self.misses),
+            len(self.told()),
             None if correlation is None else round(correlation, 3),
             worst and round(worst.factor, 3),
         )
@@ -232,6 +239,26 @@ class Check(NamedTuple):
             if gain and (gain["high"] < 1 if selects else gain["low"] > 1)
         ]
 
+    def _right(self, level):
+        gain = self.verdicts[level][1]
+        if not gain:
+            return "-"
+        if gain["low"] <= 1 <= gain["high"]:
+            return "undecided"
+        return "no" if level in self.wrong() else "yes"
+
+    def _summed(self, is_told):
+        correlation, worst = self.rank_correlation(is_told), self.worst(is_told)
+        if not worst:
+            return "no cell."
+        shown = "-" if correlation is None else f"{correlation:.2f}"
+        count = len(self.told(is_told))
+        return (
+            f"{count} cell{'s' * (count > 1)}, rank correlation {shown}, worst "
+            f"miss a factor of {worst.factor:.2f} (`{worst.cell.method}`, "
+            f"{worst.cell.steps:,} steps at {worst.cell.noise:.0%} of noise)."
+        )
+
     def values(self):
         """The content of advice.json."""
         return {
@@ -243,6 +270,7 @@ class Check(NamedTuple):
                     "steps": miss.cell.steps,
                     "expected": round(miss.expected, 3),
                     "measured": round(miss.measured, 3),
+                    "told": miss.is_told,
                 }
                 for miss in self.misses
             ],
@@ -262,14 +290,11 @@ class Check(NamedTuple):
                 "none can be left out."
             )
         else:
-            correlation, worst = self.rank_correlation(), self.worst()
-            shown = "-" if correlation is None else f"{correlation:.2f}"
             words = (
-                f"{len(self.misses)} cells, each expected from the other "
-                f"levels of noise alone: rank correlation {shown}, worst miss "
-                f"a factor of {worst.factor:.2f} "
-                f"(`{worst.cell.method}`, {worst.cell.steps:,} steps at "
-                f"{worst.cell.noise:.0%} of noise)."
+                "Each cell is expected from the other levels of noise alone. "
+                f"Between measured levels: {self._summed(True)} Beyond them, "
+                "where `jest-tf advise` tells no expectation: "
+                f"{self._summed(False)}"
             )
         rows = [
             (
@@ -280,6 +305,7 @@ class Check(NamedTuple):
                 f"{miss.expected:.2f}",
                 f"{miss.measured:.2f}",
                 f"{miss.ratio:.2f}",
+                "yes" if miss.is_told else "no",
             )
             for miss in self.misses
         ]
@@ -290,7 +316,7 @@ class Check(NamedTuple):
                 "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**gain)
                 if gain
                 else "-",
-                _YES_NO[level not in self.wrong()] if gain else "-",
+                self._right(level),
             )
             for level, (selects, gain) in self.verdicts.items()
         ]
@@ -337,7 +363,9 @@ def check(cells, estimates):
                 )
                 if one.steps == cell.steps
             )
-            misses += [Miss(cell, noise, one.value.mean) for one in same]
+            misses += [
+                Miss(cell, noise, one.value.mean, one.is_inside) for one in same
+            ]
         gains = [
             getattr(cell, _GAIN) for cell in here if cell.method in _SELECTING
         ]

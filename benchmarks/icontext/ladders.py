@@ -39,8 +39,8 @@ def ends(ladder, splits, seeds=None, spread=0.0):
         ladder: `Line`s.
         splits: whose mean the score is.
         seeds: of which runs are taken, if there are any.
-        spread: standard deviation between seeds, over the mean. Resamples of
-            fewer than three runs lack it, and are scaled by it.
+        spread: standard deviation between seeds, over the mean. It is added
+            to the resamples of fewer than three runs.
     """
     return np.stack([_end(line, splits, seeds, spread) for line in ladder])
 
@@ -51,7 +51,7 @@ def _end(line, splits, seeds, spread):
         [run.resampled(splits) for run in runs], len(splits)
     )
     if len(runs) < comparison.LEAST_SEEDS:
-        # The same in every comparison of the line, and its own.
+        # Draws of the line's own, the same in each comparison.
         key = zlib.crc32(repr((line.level, line.method, line.steps)).encode())
         draws = np.random.default_rng(key).normal(size=bootstrap.RESAMPLES)
         scale = 1.0 + spread / len(runs) ** 0.5 * draws

@@ -314,8 +314,11 @@ def _expectations(advice):
     accuracy = evidence.accuracy()
     if lines and accuracy.worst:
         lines["accuracy"] = (
-            f"levels of noise that were left out were missed by up to "
-            f"{accuracy.worst:.1f}x, rank correlation "
-            f"{accuracy.rank_correlation or 0.0:.2f}"
+            "levels of noise that were left out were missed by up to "
+            f"{accuracy.worst:.1f}x"
         )
+        if accuracy.rank_correlation is not None:
+            lines["accuracy"] += (
+                f", rank correlation {accuracy.rank_correlation:.2f}"
+            )
     return lines

@@ -163,16 +163,8 @@ def _nothing(facts, recipe):
 def _cascade(facts, recipe):
     return [
         f"data.super_batch_size={recipe.batch_size}",
-        f"cascade.hyper_batch_size={_hyper_batch_size(facts, recipe)}",
+        f"cascade.hyper_batch_size={facts.factor * recipe.batch_size}",
     ]
-
-
-def _hyper_batch_size(facts, recipe):
-    """K B, but no more than the pool has."""
-    factor = facts.factor
-    if facts.size:
-        factor = max(1, min(factor, facts.size // recipe.batch_size))
-    return factor * recipe.batch_size
 
 
 def _from_reference(facts, recipe):
@@ -214,7 +206,7 @@ def _share(facts, recipe, count):
     Embedding a record is a third of a training step on it.
     """
     records = _RENEWALS_COST * recipe.steps * 3 * recipe.batch_size / count
-    least = _LEAST_HYPER_BATCHES * _hyper_batch_size(facts, recipe)
+    least = _LEAST_HYPER_BATCHES * facts.factor * recipe.batch_size
     return min(1.0, max(least, records) / max(1, facts.size))
 
 

@@ -352,27 +352,27 @@ def joint_seed(seed: tf.Tensor) -> tf.Tensor:
 
 def flops_at(
     config: config_lib.TrainConfig,
-    dims: Sequence[tuple[int, tuple[int, ...]]],
+    dims_from: Sequence[tuple[int, tuple[int, ...]]],
     step: int,
 ) -> int:
     """Counts a host's operations of stage 0 in the first `step` steps.
 
     Args:
         config: the run.
-        dims: the steps, ascending from 0, from which on stage 0 scores by
-            other models, with their widths as in `flops`.
+        dims_from: steps, ascending from 0, and the `dims` of `flops` from each
+            of them on.
         step: number of steps.
     """
     total = 0
-    starts = [start for start, _ in dims]
-    for (start, widths), stop in zip(dims, [*starts[1:], step], strict=True):
+    stops = [*(start for start, _ in dims_from[1:]), step]
+    for (start, dims), stop in zip(dims_from, stops, strict=True):
         before, after = (
             config.num_cascaded(min(one, step)) for one in (start, stop)
         )
         total += (after - before) * flops(
             config.cascade,
             config.data.super_batch_size,
-            widths,
+            dims,
             config.curated_rows(start),
         )
     return total

@@ -8,8 +8,7 @@ killed, so a renewal is a function of the checkpoint and resuming is exact.
 A learner that recognises fewer pairs than the reference before it does not
 replace it, so a run that goes astray keeps a reference that has not.
 
-Evans et al. (2024, arXiv 2406.17711) call the effect "data quality
-bootstrapping": a learner that was trained on a choice chooses better than the
+It works because a learner that was trained on a choice chooses better than the
 reference that made the choice.
 """
 
@@ -286,8 +285,8 @@ def _last_kept(config, workdir, step):
             raise ValueError(
                 f"The folder {folder!r} must have the reference of the steps "
                 f"after {due:,}, with {directory.RENEWAL_FILE}. Received: "
-                "none; delete the later checkpoints, and the same command "
-                "makes it anew"
+                "none; `jest-tf train` makes it when it continues the run from "
+                "that step, so delete later checkpoints, if there are any"
             )
         found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
         last = found if found.kept else last

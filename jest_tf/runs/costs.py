@@ -34,7 +34,7 @@ def examples_at(
 
 
 def _num_scored(config, step, stopped_at):
-    """Before the first renewal, other curated rows stand beside the scored."""
+    """The curated rows, which are not scored, change at the first renewal."""
 
     def scored(steps, at):
         rows = config.data.super_batch_size - config.curated_rows(at)

@@ -107,6 +107,12 @@ class Telemetry:
         self._config = config
         self._workdir = workdir
         self._super_batch_at = super_batch_at or (lambda step: step)
+        # Renewals may change what is drawn from.
+        self._draws_alike = (
+            config.selection.batch_size is not None
+            and min(config.bootstrap.shares) == 1.0
+            and config.curated_rows(0) == config.data.curated_rows
+        )
         state = state or {}
         # Whether a row is owed. Kept here, as some workers have no file.
         self._is_due = bool(state.get("is_due", False))
@@ -143,9 +149,7 @@ class Telemetry:
                 repeats.add(self._super_batch_at(before), rows)
         if repeats is not None and is_logged:
             scalars["train/repeat_rate"] = repeats.rate()
-            # A renewal of a share of the records changes what is drawn from.
-            draws_all = min(self._config.bootstrap.shares) == 1.0
-            if self._config.selection.batch_size is not None and draws_all:
+            if self._draws_alike:
                 ratio = repeats.effective_filter_ratio(
                     self._super_batch_at(step - 1) + 1
                 )

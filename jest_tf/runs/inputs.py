@@ -119,25 +119,22 @@ def open_sources(
 
 def _check_renewals(config, sources):
     """Refuses a hyper-batch with more records than a renewal embeds."""
-    size = config.cascade.hyper_batch_size
+    size, store = config.cascade.hyper_batch_size, sources.store
+    num_pool = sum(store.parts[: len(config.data.train)])
     for step in config.bootstrap.renew_at if size else ():
-        number = config.bootstrap.share(step) * len(sources.store)
-        if number > 2 * size and not sources.store.manifest:
+        offered = size - config.curated_rows(step)
+        number = config.bootstrap.share(step) * num_pool
+        if number > 2 * offered and not store.manifest:
             continue  # enough, whatever the draw of the rows is
-        rows = bootstrap.embedded_rows(config, sources.store, step)
-        embedded = sources._replace(
-            rows=rows, curated_rows=config.curated_rows(step)
-        )
-        pool = slice(sum(sources.store.parts[: len(config.data.train)]))
-        drawn = 0
-        if rows is None or rows[pool].any():
-            drawn = order_of(config, embedded).num_drawn
-        if size > drawn:
+        rows = bootstrap.embedded_rows(config, store, step)
+        embedded = num_pool if rows is None else int(rows[:num_pool].sum())
+        if offered > embedded:
             raise ValueError(
-                "`cascade.hyper_batch_size` (K B) must be at most the records "
-                f"that the renewal after {step:,} steps embeds, {drawn:,}, or "
-                "it would offer some of them twice: take a larger share, "
-                f"`bootstrap.shares`. Received: {size:,}"
+                "`cascade.hyper_batch_size` (K B), less the curated rows, must "
+                "be at most the records of the pool that the renewal after "
+                f"{step:,} steps embeds, {embedded:,}, or it would offer some "
+                "of them twice: take a smaller one, or larger "
+                f"`bootstrap.shares`. Received: {offered:,}"
             )
 
 
@@ -338,7 +335,11 @@ def open_training(
     )
     skipped = interruptions.Skipped(workdir, writes=False)
     super_batches = Stream(config, sources, run.tokenizer, run.picture, skipped)
-    model = training.build_model(config, run.learner, sources.reference)
+    # A cascade alone leaves the step without a use for it.
+    is_used = config.steps_need_reference
+    model = training.build_model(
+        config, run.learner, sources.reference if is_used else None
+    )
     model.curated_rows = sources.curated_rows
     return Training(
         config, model, step or config.steps, super_batches.super_batches

@@ -85,8 +85,10 @@ class Ledger(steps.StepCallback):
         cascade_flops: given a step, returns the FLOPs of stage 0 up to there.
         renewals: of the reference, so far.
         state: of the checkpoint that the run continues from.
-        before: the ledger of the steps before, of this process. What it spent
-            after its last row is carried over.
+        started: when the clock started, by `time.monotonic`; None is when
+            training begins.
+        before: the ledger of the steps before, of this process. Its clock goes
+            on, and what it spent after its last row is carried over.
 
     Attributes:
         probe: times the parts of a step, `step_timing.Probe`, or None.
@@ -105,6 +107,7 @@ class Ledger(steps.StepCallback):
         cascade_flops: Callable[[int], int] = lambda step: 0,
         renewals: Sequence[bootstrap.Renewal] = (),
         state: dict[str, np.ndarray] | None = None,
+        started: float | None = None,
         before: "Ledger | None" = None,
     ):
         super().__init__(start_step)
@@ -129,7 +132,7 @@ class Ledger(steps.StepCallback):
                 directory.path(workdir, directory.TENSORBOARD_FOLDER)
             )
         )
-        self._started = None
+        self._started = started
         self._written = None  # time of the last row, and spent until then
         if before is not None:
             self._go_on(before)

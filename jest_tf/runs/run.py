@@ -202,6 +202,9 @@ class _Run:
             inputs.check_widths(config, self.sources, learner)
             restored = checkpoints_lib.restore(model, workdir)
         start_step = restored.step
+        opened = None
+        if start_step in config.bootstrap.renew_at:
+            opened = time.monotonic()
         self._open_segment(model, start_step)
         if self.writes:
             directory.cut_back(workdir, start_step)
@@ -214,7 +217,7 @@ class _Run:
         dataset, input_wait = self._dataset(start_step, faults)
         self.own_callbacks = _own_callbacks(config, workdir)
         log, checkpoints, evaluate = self._callbacks(
-            model, restored, input_wait
+            model, restored, input_wait, opened
         )
         is_finished = start_step == config.steps and directory.has(
             workdir, directory.WEIGHTS_FILE
@@ -294,7 +297,7 @@ class _Run:
             self.skipped,
         )
 
-    def _callbacks(self, model, restored, input_wait):
+    def _callbacks(self, model, restored, input_wait, opened):
         config, first = self.config, self.sources.sidecars
         telemetry = self._telemetry(restored)
         renewals = bootstrap.renewals(config, self.workdir)
@@ -313,6 +316,7 @@ class _Run:
             cascade_flops=functools.partial(cascade.flops_at, config, dims),
             renewals=renewals,
             state=restored.parts.get("log"),
+            started=opened,
             before=self.log,
         )
         log.set_model(model)  # for the costs

@@ -97,11 +97,29 @@ class CheckTest(FolderTestCase):
         expected = [miss.expected for miss in found.misses]
         self.assertAllClose(expected, [20.25, 2.0, 81.0], 1e-3)
         self.assertAllClose([one.measured for one in found.misses], [1, 9, 4])
-        # Ranks 2, 1, 3 and 1, 3, 2.
+        # Of both ends nothing is told.
+        self.assertEqual(
+            [one.is_told for one in found.misses], [False, True, False]
+        )
+        self.assertIsNone(found.rank_correlation())
+        # Too much by 20.25 is as bad as too little, and the first is taken.
+        self.assertEqual(found.worst(is_told=False).cell.noise, 0.5)
+        self.assertEqual([*found.accuracy()], [1, None, 4.5])
+        page = found.render()
+        self.assertIn(
+            "Between measured levels: 1 cell, rank correlation -", page
+        )
+        self.assertIn("no expectation: 2 cells, rank correlation -,", page)
+
+    def test_ranks_are_of_what_is_told(self):
+        gains = (1.0, 9.0, 4.0, 16.0, 1.0)
+        levels = (0.2, 0.4, 0.5, 0.6, 0.8)
+        cells = [cell(*one) for one in zip(levels, gains, strict=True)]
+        found = check(cells, *levels)
+        self.assertLen(found.told(), 3)
+        # Between 1 and 4, 9 and 16, 4 and 1 are 2.3, 12 and 2.9: ranks 1, 3, 2
+        # where 9, 4 and 16 have 2, 1, 3.
         self.assertAllClose(found.rank_correlation(), -0.5)
-        # Twenty times too much is worse than 4.5 times too little.
-        self.assertEqual(found.worst().cell.noise, 0.5)
-        self.assertAllClose([*found.accuracy()], (3, -0.5, 20.25), 1e-3)
 
     def test_the_estimated_noise_is_asked_for(self):
         cells = [cell(0.5, 1.0), cell(0.75, 1.0), cell(0.875, 4.0)]
@@ -136,7 +154,11 @@ class CheckTest(FolderTestCase):
 
     def test_an_interval_around_one_contradicts_no_verdict(self):
         cells = [cell(0.05, 1.05), cell(0.5, 0.95), cell(0.7, 0.8)]
-        self.assertEqual(check(cells, 0.05, 0.5, 0.7).wrong(), [0.7])
+        found = check(cells, 0.05, 0.5, 0.7)
+        self.assertEqual(found.wrong(), [0.7])
+        page = found.render()
+        self.assertIn("| 0.95 [0.85, 1.04] | undecided |", page)
+        self.assertIn("| 0.80 [0.72, 0.88] | no |", page)
 
     def test_one_level_leaves_nothing_to_expect_from(self):
         found = check([cell(0.7, 3.0)], 0.7)

@@ -383,8 +383,18 @@ class SummaryTest(tf.test.TestCase):
         self.assertAllClose(
             [*three["score"].values()], [0.1, 0.08, 0.12], rtol=1e-4
         )
-        # A line keeps its draws, so that it does not differ from itself.
-        self.assertEqual([*three["lead"].values()], [0.0] * 3)
+
+    def test_a_line_of_one_seed_does_not_differ_from_itself(self):
+        values = summarise(
+            a_run("web_uniform_4500", 4500, 0.1),
+            *(
+                a_run("web_mixed_8_4500", 4500, end, seed)
+                for seed, end in enumerate((0.08, 0.10, 0.12))
+            ),
+        ).values()
+        found = row(values, "uniform", 4500)
+        self.assertLess(found["score"]["low"], 0.08)
+        self.assertEqual([*found["lead"].values()], [0.0] * 3)
 
     def test_a_resample_below_uniforms_shortest_counts_as_no_ratio(self):
         values = summarise(

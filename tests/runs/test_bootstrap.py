@@ -202,6 +202,16 @@ class RunTest(tf.test.TestCase):
             by_step[24]["flops/renewals"], done[0].flops + done[1].flops
         )
         self.assertEqual(by_step[24]["examples/cascaded"], 16 * HYPER)
+        # The tiny learner's embeddings have six numbers.
+        a_step = cascade.flops(self.config.cascade, SUPER, (6,), 4)
+        self.assertEqual(by_step[24]["flops/cascade"], 16 * a_step)
+        seconds = {
+            row["step"]: row["seconds"]
+            for row in tiny.read_lines(self.unbroken, directory.METRICS_FILE)
+        }
+        for renewal in done:
+            gap = seconds[renewal.step + 1] - seconds[renewal.step]
+            self.assertGreater(gap, renewal.seconds)
         # Pictures and captions, one each, of the tiny learner: one product.
         dim, tokens = 6, tiny.TEXT_LENGTH
         pixels = 3 * tiny.IMAGE_SIZE**2
@@ -290,7 +300,7 @@ class RunTest(tf.test.TestCase):
         with mock.patch.object(
             models, "build_learner", run_server.build_learner
         ):
-            for step in (*RENEW_AT, STEPS - 1):
+            for step in (*RENEW_AT, 20):
                 opened = runs.open_training(self.unbroken, step)
                 (batch,) = opened.super_batches(opened.step).take(1)
                 self.assertEqual(
