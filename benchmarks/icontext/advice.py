@@ -114,14 +114,21 @@ def _write(path, content):
 
 
 def measured(folder):
-    """The cells of the summaries in a folder, `evidence.Cell`s."""
+    """The cells of the summaries in a folder, `evidence.Cell`s.
+
+    A level whose uniform training was run for less than another's has no best
+    end to compare with.
+    """
     found = {}
     for split, name in _SUMMARIES.items():
         path = folder / name
         if not path.exists():
             continue
         values = json.loads(path.read_text("utf-8"))
+        ends = {one["noise"]: one["steps"] for one in values["targets"]}
+        longest = max(ends.values(), default=0)
         for row, bill in zip(values["rows"], values["bills"], strict=True):
+            has_end = ends.get(row["noise"]) == longest
             cell = evidence_lib.Cell(
                 row["noise"],
                 _method(row["method"], row["noise"]),
@@ -131,7 +138,7 @@ def measured(folder):
                 row["score"],
                 row["lead"],
                 bill["over_uniform"],
-                bill["over_target"],
+                bill["over_target"] if has_end else None,
             )
             found.setdefault(cell[:3], cell)
     return [found[key] for key in sorted(found)]

@@ -58,7 +58,7 @@ class FolderTestCase(tf.test.TestCase):
             for method, score in scores.items()
         ]
         bill = {"over_uniform": number(2.0), "over_target": None}
-        content = {"rows": rows, "bills": [bill] * len(rows)}
+        content = {"rows": rows, "bills": [bill] * len(rows), "targets": []}
         (self.folder / name).write_text(json.dumps(content))
 
 
@@ -71,6 +71,25 @@ class EvidenceTest(FolderTestCase):
             [(one.method, one.split, one.score["mean"]) for one in found],
             [("oracle", "val", 0.3), ("uniform", "test", 0.1)],
         )
+
+    def test_a_level_of_short_uniform_runs_has_no_best_end(self):
+        line = {"method": "oracle", "steps": 1400, "seeds": 1, "lead": None}
+        line["score"] = number(0.1)
+        bill = {"over_uniform": number(2.0), "over_target": number(1.5)}
+        content = {
+            "rows": [line | {"noise": noise} for noise in (0.5, 0.7)],
+            "bills": [bill, bill],
+            "targets": [
+                {"noise": noise, "steps": steps}
+                for noise, steps in ((0.5, 2250), (0.7, 18000))
+            ],
+        }
+        (self.folder / "summary.json").write_text(json.dumps(content))
+        short, whole = advice.measured(self.folder)
+        self.assertEqual(
+            (short.over_uniform, short.over_target), (number(2.0), None)
+        )
+        self.assertEqual(whole.over_target, number(1.5))
 
     def test_a_pool_cut_to_its_clean_share_is_one_method_at_all_levels(self):
         self.write("summary.json", filtered_30=0.1, filtered_10=0.2)
