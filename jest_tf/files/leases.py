@@ -30,6 +30,8 @@ BEAT = 10.0
 EXPIRY = 60.0
 # Seconds that a newcomer waits to see that no other came at the same time.
 SETTLE = 1.0
+# Storages tell times of change in seconds, cut or rounded.
+_RESOLUTION = 1.0
 # Equally long, because a cached size may cut an object that has grown.
 _SIZE = 512
 
@@ -210,7 +212,7 @@ def _wait_until_free(path):
 
 
 def _age(path):
-    """Seconds since the last beat, by the clock of the storage, at least 0."""
+    """Seconds since the last beat by the storage's clock, never overstated."""
     probe = f"{path}.{secrets.token_hex(4)}"
     try:
         remote.upload(os.devnull, probe)
@@ -219,7 +221,7 @@ def _age(path):
         return EXPIRY
     finally:
         remote.remove(probe)
-    return max(0.0, (now - beat) / 1e9)
+    return max(0.0, (now - beat) / 1e9 - _RESOLUTION)
 
 
 def _read(path):

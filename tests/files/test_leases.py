@@ -132,12 +132,18 @@ class LeaseTest(remote_files.Ram, LeaseTestCase):
 class BucketTest(remote_files.Gcs, LeaseTestCase):
     def test_one_that_died_long_ago_is_not_waited_for(self):
         self.write("dead")
-        time.sleep(leases.EXPIRY + 0.1)
+        time.sleep(leases.EXPIRY + leases._RESOLUTION + 0.1)
         with mock.patch.object(time, "sleep", side_effect=AssertionError):
             age = leases._age(self.lock)
         self.assertGreaterEqual(age, leases.EXPIRY)
         with files.locked(self.lock):
             pass
+
+    def test_times_in_whole_seconds_age_no_lease(self):
+        # Written at 1.99 s and 2.00 s, told as 1 s and 2 s.
+        times = [(0, 1_000_000_000), (0, 2_000_000_000)]
+        with mock.patch.object(remote, "stat", side_effect=times):
+            self.assertEqual(leases._age(self.lock), 0.0)
 
     def test_a_listing_that_lags_misleads_nobody(self):
         self.server.set(lag=60.0)
