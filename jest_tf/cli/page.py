@@ -47,14 +47,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Writes the page and prints its path, or first and as an address."""
     checks.check("--moments", flags.moments, checks.at_least(1))
+    if flags.watch is not None:
+        checks.check("--watch", flags.watch, checks.at_least(1))
+    _leave_accelerators()
     if flags.watch is None:
         _write(flags)
         return
-    checks.check("--watch", flags.watch, checks.at_least(1))
     try:
         _watch(flags)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave_accelerators():
+    """Hides GPUs, whose memory a run may need; refused once they are in use."""
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
 
 
 def _write(flags):
@@ -66,13 +76,8 @@ def _write(flags):
 
 
 def _watch(flags):
-    import tensorflow as tf
-
     from jest_tf.reports import run_page
 
-    # The memory of an accelerator is the run's; refused once it is in use.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
     path = shown = _path(flags)
     if not files.is_remote(path):
         shown = pathlib.Path(path).absolute().as_uri()

@@ -364,6 +364,19 @@ class PageTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "a.tfrecord"):
             run_page.write(self.workdir, f"{self.workdir}/page.html")
 
+    def test_the_command_takes_no_memory_of_a_gpu(self):
+        ids = self.batches(1)[0]["id"]
+        self.write([self.line(1, 0, ids)])
+        with (
+            mock.patch.object(tf.config, "set_visible_devices") as visible,
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
+            cli.main(["page", "--workdir", self.workdir])
+        visible.assert_called_once_with([], "GPU")
+        page = f"{self.workdir}/selection.html"
+        self.assertEqual(printed.getvalue(), f"{page}\n")
+        self.assertTrue(os.path.exists(page))
+
     def test_ctrl_c_ends_watching_quietly(self):
         command = ["page", "--workdir", self.workdir, "--watch"]
         with (
