@@ -379,7 +379,8 @@ def _list(tasks, jobs, data):
     seconds = total * _STEP_SECONDS[data] + len(tasks) * _RUN_SECONDS[data]
     print(
         f"{total:8,.0f}  uniform steps, {len(tasks)} tasks, about "
-        f"{seconds / jobs / 3600:.1f} h with {jobs} at a time"
+        f"{seconds / jobs / 3600:.1f} h with {jobs} at a time, if a step takes "
+        f"{_STEP_SECONDS[data]} s of a core"
     )
 
 
