@@ -74,7 +74,7 @@ def ladders(lines, places, title, path):
         path: PNG file.
     """
     with _axis(4.4, title, path, pad=12) as axis:
-        ticks = set()
+        ticks, highest = set(), 0.0
         for (label, (bills, scores)), style in zip(
             lines.items(), _STYLES, strict=False
         ):
@@ -83,6 +83,7 @@ def ladders(lines, places, title, path):
             point = bills[place], scores[place]
             _label(axis, label, point, shift, va="center", ha=alignment)
             ticks |= {*bills}
+            highest = max(highest, *scores)
         axis.set_xscale("log", base=2)
         first, last = min(ticks), max(ticks)
         marks = [
@@ -95,7 +96,7 @@ def ladders(lines, places, title, path):
         axis.set(
             xlabel="FLOPs, everything counted, in uniform steps",
             ylabel="score",
-            ylim=(0, None),
+            ylim=(0, 1.15 * highest),
         )
 
 
