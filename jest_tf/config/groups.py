@@ -64,8 +64,8 @@ class DataConfig(Checked, path="data"):
     Attributes:
         train: paths or globs of shards, tables or prepared TFDS directories,
             one store each (docs/data.md).
-        weights: share of each store of `train` in the stream. Empty weights
-            stores by size.
+        weights: share of each store of `train` in the stream. If empty, a
+            store's share follows its size.
         curated: further shards, of the curated set. They enter every sub-batch
             as they come, beside the rows that are chosen from `train`.
         curated_rows: c, rows of every super-batch and of every sub-batch that
@@ -170,9 +170,9 @@ class ModelConfig(Checked, path="model"):
             and resizing of pictures. `preset` and `patch_size` then have no
             effect. Positions of pictures are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
-            `init_from`, with its tokenizer or its pictures' form; the other one
-            is that of `preset`, new, of the same embedding width, and so are
-            `temperature` and `bias`. Empty takes both.
+            `init_from`, with its tokenizer or its pictures' form. The other
+            tower is new, built from `preset` with the same embedding width;
+            `temperature` and `bias` are those set here. Empty takes both.
         patch_size: side of an image patch in pixels. None takes the preset's.
         views: training views. The sub-batch is split randomly into equal
             parts, one per view, under one loss; empty trains on plain images.
@@ -251,8 +251,9 @@ class ReferenceConfig(Checked, path="reference"):
             learner's: learned linear maps take the learner's embeddings there
             for distillation. They are in checkpoints, not in the learner. None
             uses none.
-        distillation_steps: steps over which that weight falls linearly to 0,
-            for a learner that should surpass its reference. None keeps it.
+        distillation_steps: steps over which `distillation_weight` falls
+            linearly to 0, for a learner that should surpass its reference.
+            None keeps the weight.
     """
 
     model: Annotated[str, MODEL] = ""

@@ -86,7 +86,8 @@ class SelectionConfig(Checked, path="selection"):
         criterion: "learnability", "easy_reference" or "hard_learner".
         loss: pair loss of the scores, "sigmoid" or "softmax". None takes
             `model.loss`.
-        first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
+        first_chunk: "diagonal" draws the first chunk by each row's own
+            pair, "uniform" draws it uniformly.
         gain: factor of every score; 0 draws uniformly.
         view: view of the images for the learner's scores. The reference and
             texts are not approximated.
@@ -457,5 +458,5 @@ class BootstrapConfig(Checked, path="bootstrap"):
         return bisect.bisect_right(self.renew_at, step)
 
     def renewed_at(self, step: int) -> int:
-        """Returns the step of the last renewal before then; 0 without one."""
+        """Returns the last entry of `renew_at` up to `step`; 0 without one."""
         return (0, *self.renew_at)[self.num_renewals(step)]

@@ -100,14 +100,14 @@ class Entry(Checked):
         classes: file of class names, a line a name, or JSON: a list, or an
             object of names by label. "imagenet" is OpenAI's names, from
             open_clip. Empty takes the data's own.
-        classes_present: only classes that `data` has are to choose from.
+        classes_present: choose only among the classes that `data` has.
         templates: file of templates, one a line, or a JSON list. "imagenet" is
             OpenAI's 80, from open_clip. Empty takes `prompts`, the data's own
             or `evaluation.prompts`.
         prompts: templates, each with one "{}" for the class name.
         max_captions: captions of a picture, the first ones; None takes all.
-        languages: of Crossmodal-3600's captions, none is all of them; of other
-            data, the one to report.
+        languages: those of Crossmodal-3600's captions to evaluate; empty takes
+            all. For other data, the language to report.
         shots: labelled pictures of a class, for "few_shot".
         seeds: draws of these pictures.
         l2: weight of the squared coefficients in "few_shot".

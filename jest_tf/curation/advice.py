@@ -17,8 +17,8 @@ CLEAN = 0.85
 # Pictures that are so often nearer to the curated set than to the pool are of
 # another kind than the pool; 0.5 is no difference.
 APART = 2 / 3
-# A choice by the reference must have so many times the pool's matched pairs,
-# of what a perfect one has above it.
+# Least `Facts.power`: the reference's gain of matched pairs over a uniform
+# choice, as a share of the gain of a perfect choice.
 LEAST_POWER = 0.1
 # Cautions: curated sets narrower than this, of the pool's breadth; more
 # near-duplicates; wider intervals of the matched share.
@@ -84,7 +84,10 @@ class Facts(NamedTuple):
 
     @property
     def is_covered(self) -> bool:
-        """Returns whether the tests are of the kind of such a curated set."""
+        """Returns whether the tests are like the curated set, not the pool.
+
+        Without tests it is `is_apart`.
+        """
         if self.covered is None:
             return self.is_apart
         return self.covered >= APART

@@ -309,9 +309,10 @@ def _digests(store, rows):
 
 
 def _shared(store, rows, apart, compare_ids):
-    """Yields what is compared, whether it is an item's, own and items' values.
+    """Yields a comparison's name, the rows that match an item, and the values.
 
-    That is the id, if ids are compared, and the encoded picture.
+    Compares ids, if `compare_ids`, and encoded pictures. The values are those
+    of the rows, then those of the items.
     """
     if compare_ids:
         ids = store.ids(rows)

@@ -26,7 +26,8 @@ from jest_tf.models import reference as reference_lib
 _STEPS, _WARMUP = 300, 50
 _HELD_OUT = 1 / 8
 _HELD_OUT_SALT = 0x616476697365
-# Otherwise a sample would be one that data were made with, by the same seed.
+# Without it, a sample could repeat the choice by which data were made with
+# the same seed.
 _SAMPLE_SALT = 0x73616D706C65
 _FACTORS = range(2, 11)  # values of K
 _BATCH = 256

@@ -98,8 +98,8 @@ def read(
     """Reads and decodes the records of int64 rows [k].
 
     Returns:
-        The k records, or their faults; and the pictures of the m records that
-        have none, [m, *form.shape].
+        The k records, or their faults; and the pictures of the m records
+        without a fault, [m, *form.shape].
     """
     found = store.read(rows)
     good = [i for i, one in enumerate(found) if isinstance(one, stores.Record)]
@@ -117,7 +117,7 @@ def decode(
     """Decodes k stored pictures of any format in `pictures`.
 
     Returns:
-        The fault of each picture, or None; and the m pictures that have none,
+        The fault of each picture, or None; and the m pictures without a fault,
         [m, *form.shape].
     """
     found = [pictures.prepare(one, max_pixels) for one in encoded]
@@ -145,7 +145,7 @@ def _decoder(form):
 
 
 def texts_of(captions, tokenizer_of):
-    """Tokens, ids and validity of captions, string [k]."""
+    """Tokens and ids of captions, string [k], and which were not UTF-8."""
     captions, replaced = tokenizers.sanitize_captions(captions)
     batch = {name: make(captions) for name, make in tokenizer_of.items()}
     batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)

@@ -344,7 +344,7 @@ def at_positions(
         step_size: positions of a step: B, or K B with a cascade.
 
     Raises:
-        ValueError: an example is unreadable.
+        ValueError: an example and all its substitutes are unreadable.
     """
     reader = reader_lib.Reader(
         store,
@@ -401,7 +401,8 @@ def _blocks(store, options):
         starts,
         # An epoch's last window has almost two windows' blocks.
         kept=3 * window * len(starts),
-        # Otherwise blocks are not used up; or all are kept, and not many.
+        # Otherwise some rows of a block are never asked for, or the store is
+        # so small that all blocks are kept.
         once=store.manifest is None
         and options.rows is None
         and options.cascade is None

@@ -35,7 +35,7 @@ def check_pictures(store: stores.Store) -> None:
     """Refuses a training store whose pictures do not decode.
 
     Raises:
-        ValueError: none of a few records, spread over it, has one that does.
+        ValueError: no picture decodes of a few records spread over the store.
     """
     rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
     for record in store.read(rows):

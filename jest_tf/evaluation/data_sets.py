@@ -92,7 +92,7 @@ def open_data(
 def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
     """Returns the class of every record, int64 [n], rows of `classes`.
 
-    A label is the one of a class, its name, or the class' number, from 0.
+    A record's label is the label, the name or the number, from 0, of a class.
 
     Raises:
         ValueError: a record has no label, or one of no class.

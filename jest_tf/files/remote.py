@@ -116,7 +116,7 @@ def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
     Args:
         path: the file.
         ranges: int64 [k, 2], starts and ends, ascending, none overlapping.
-        gap: bytes between ranges that are rather read than asked for twice.
+        gap: ranges at most this many bytes apart are read by one request.
 
     Returns:
         The bytes of all ranges, one after another.

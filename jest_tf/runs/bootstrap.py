@@ -272,7 +272,7 @@ def _num_pool(config, store):
 
 
 def _last_kept(config, workdir, step):
-    """The last renewal by a step that was kept; None if none was due.
+    """The last kept renewal up to a step; None if there is none.
 
     Raises:
         ValueError: a renewal is not on record.

@@ -96,7 +96,7 @@ class Tail:
         self._begin()
 
     def read(self) -> list[dict]:
-        """Returns the rows, of which it reads those appended since.
+        """Returns all rows; reads only those appended since the last call.
 
         A line without its end is left to the next call. A file that has been
         cut back is read from its start. There are no rows without the file.

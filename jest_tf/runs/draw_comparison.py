@@ -28,7 +28,9 @@ _OTHER_NOISE, _CROPS = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Look(config_lib.View, path="view"):
-    """A view, also of pictures augmented by `data.flip`, `data.min_crop_area`.
+    """A view of pictures, augmented by its own `flip` and `min_crop_area`.
+
+    Both are as in `config.DataConfig`.
 
     The reference's pictures are never augmented.
     """
@@ -178,9 +180,10 @@ def compare(
         draw (`overlap_run`), in a uniform draw from the same noise
         (`overlap_uniform`), and in its draw from other noise
         (`overlap_other_noise`). `views`, by name, {} for a criterion without
-        learner: `spearman_own`, the rank correlation with full images of the
-        scores of single pairs; `spearman_conditional`, that of the scores given
-        the full draw, over the other rows; `overlap`, the share of the full
+        learner: `spearman_own`, the rank correlation of the scores of single
+        pairs in the view with those of full images; `spearman_conditional`,
+        that of the scores given the full draw, over the rows outside it;
+        `overlap`, the share of the full
         draw that is also in the view's from the same noise, and
         `overlap_other_noise`, that in a full draw from other noise;
         `score_kept`, the ratio of the view's gain over a uniform draw to the

@@ -136,9 +136,9 @@ class Telemetry:
     ) -> dict[str, float]:
         """Follows an execution, and returns numbers for the row of the log.
 
-        The execution made the steps from `previous` to `step`. If a logged step
-        has scored nothing, the next one that has gets the row of
-        `telemetry.jsonl`.
+        The execution made the steps from `previous` to `step`. If a logged
+        step scores nothing, the row of `telemetry.jsonl` is that of the next
+        step that scores.
         """
         report, repeats, scalars = model.rows, self._repeats, {}
         if repeats is not None:

@@ -191,11 +191,11 @@ def options_of(
 def check_widths(
     config: config_lib.TrainConfig, sources: Sources, learner: models.TwoTower
 ) -> None:
-    """Checks that the learner's embeddings can be distilled to.
+    """Checks that the reference can be distilled into the learner.
 
     Raises:
-        ValueError: they are not as wide as the reference's, nor is
-            `reference.projection`.
+        ValueError: `reference.projection`, or without it the learner's width,
+            differs from the reference's width.
     """
     settings, dim = config.reference, sources.dim
     width = settings.projection or learner.embedding_dim
@@ -308,9 +308,9 @@ class Stream:
 class Training(NamedTuple):
     """A run opened with its data and reference.
 
-    `step` is that of the weights of `model`, the compiled `JESTModel`;
-    `super_batches` maps the number of the first to a dataset of them, as the
-    run's steps get them.
+    `model` is the compiled `JESTModel`, with the weights after `step` steps.
+    `super_batches` maps n to a dataset of the super-batches from number n on,
+    none of which is skipped.
     """
 
     config: config_lib.TrainConfig
@@ -335,7 +335,7 @@ def open_training(
     )
     skipped = interruptions.Skipped(workdir, writes=False)
     super_batches = Stream(config, sources, run.tokenizer, run.picture, skipped)
-    # A cascade alone leaves the step without a use for it.
+    # With a cascade alone the step does not use the reference.
     is_used = config.steps_need_reference
     model = training.build_model(
         config, run.learner, sources.reference if is_used else None
@@ -433,7 +433,7 @@ def _warn_of_seen_records(config, teacher):
 
 
 def shards_of(patterns: Sequence[str]) -> set[str]:
-    """Returns the files of `data.train`; what is not a file is itself."""
+    """Returns the files of `data.train`; other patterns stay as they are."""
     found = set()
     for pattern in patterns:
         try:

@@ -25,9 +25,9 @@ from jest_tf.runs import (
     steps,
 )
 
-# How much better than uniform rows chosen ones must score, as a share of the
-# reference's loss on the others. In configs/quickstart_jest.py it is above 0.3;
-# with a reference of two steps, below 0.01.
+# Least lead of the chosen rows' score over a uniform draw's, as a share of
+# the reference's loss on the dropped rows. In configs/quickstart_jest.py it is
+# above 0.3; with a reference of two steps, below 0.01.
 _LEAST_LIFT = 0.05
 # Rows of the log in succession before a doubt is said.
 _PATIENCE = 3
@@ -36,7 +36,8 @@ _PATIENCE = 3
 def doubt(row: dict[str, float]) -> str:
     """Returns why a row of the log says that selection is pointless, or "".
 
-    Only a reference is doubted, so not in a row without `select/...` of one.
+    Rows without the reference's `select/...` give "", as only a reference is
+    doubted.
     """
     if "select/reference_loss_kept" not in row:
         return ""
@@ -245,7 +246,7 @@ class Ledger(steps.StepCallback):
             progress.say(f"FLOPs are not counted: {error}")
 
     def _go_on(self, before):
-        """Takes over the clock of a ledger, and what it spent, unwritten."""
+        """Takes over a ledger's clock and its spending since its last row."""
         written = before._written
         if written is None:  # it has no row
             self._before = before._before

@@ -31,7 +31,7 @@ class Round(NamedTuple):
         recognised: share of the pairs that its reference recognises, see
             `recognition.recognised_share`; None if it has no sidecars.
         cost: of embedding the records with its reference, a
-            `bootstrap.Cost`; None if that was done before.
+            `bootstrap.Cost`; None for the first round.
         measures: of the final evaluation; None if it was not run, because its
             reference recognises no more than the one before.
     """
@@ -79,7 +79,7 @@ def train_rounds(
                 ),
             )
         recognised = _recognised(settings, store)
-        # None of a first reference without sidecars, which ends nothing.
+        # None for a first reference without sidecars: nothing to compare.
         before = found[-1].recognised if found else None
         if before is not None and recognised <= before:
             progress.say(

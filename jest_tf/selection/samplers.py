@@ -37,8 +37,9 @@ def draw(
     the chosen rows C is
 
         sigmoid: S_ii + sum_{k in C} (S_ik + S_ki)
-        softmax: S_ii + 1/2 (log sum_{k in C} exp(l_ik) + log sum exp(l_ki)),
-                 l the logits, the criterion taken of each model's value
+        softmax: the criterion of the models' losses; with logits l a loss is
+                 -l_ii + 1/2 log sum_{k in C} exp(l_ik)
+                       + 1/2 log sum_{k in C} exp(l_ki)
 
     A chunk is drawn without replacement with p proportional to
     exp(gain * score): the top rows of `gain * score + Gumbel noise`. For the
@@ -202,8 +203,8 @@ def chunk_sizes(
 ) -> list[int]:
     """Returns the number of rows that each of `num_chunks` chunks draws.
 
-    The remainder of b / N goes one row each to the first chunks. With R
-    quotas each chunk draws its share of b/R rows from each.
+    The b/R rows of each of the R quotas are split among the N = `num_chunks`
+    chunks; the remainder goes to the first chunks, one row each.
 
     Raises:
         ValueError: unless 1 <= num_chunks <= b/R <= B/R, in integers, with

@@ -31,7 +31,7 @@ def build_model(
     learner: keras.Model,
     reference: Callable | None = None,
 ) -> model_lib.JESTModel:
-    """Builds the compiled model of a run; see `JESTModel` for the others."""
+    """Builds and compiles the model of a run, see `JESTModel`."""
     loss_function = None
     if config.model.loss_function:
         loss_function = checks.load_function(

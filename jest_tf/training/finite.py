@@ -37,9 +37,9 @@ class NotFinite(ValueError):
 def cleaned(
     embeddings: Embeddings | None,
 ) -> tuple[Embeddings | None, tf.Tensor]:
-    """Replaces NaN and infinity by 0; also returns if all were finite.
+    """Replaces NaN and infinity by 0; also returns whether all were finite.
 
-    XLA and TPUs raise no errors, so the step goes on and its metrics report it.
+    XLA and TPUs raise no errors: the step goes on, with NaN in `select/...`.
     """
     if embeddings is None:
         return None, tf.constant(True)

@@ -9,8 +9,8 @@ everything else follows by rule:
     select     all candidates x all chosen rows, in both directions
     forward    the learner's forward pass over the sub-batch
     loss       the logits of the sub-batch
-    backward   twice `forward`, without towers that are frozen, and once more
-               with micro-batches; the gradient of the logits
+    backward   2 x `forward` without frozen towers; `forward` again with
+               micro-batches; 2 or 3 x `loss` for the gradient of the logits
 
 The products of augmentation and the optimizer are negligible and left out.
 """

@@ -37,9 +37,10 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     `data/captions_replaced` (not UTF-8) and `data/records_replaced`
     (unreadable).
 
-    Created in the scope of a strategy, each of its R replicas holds B/R rows of
-    a super-batch and trains on b/R of the sub-batch. Draws, loss and metrics
-    equal those of one replica; dropout differs. R must divide B and b.
+    If the model is created in the scope of a strategy, each of R replicas
+    holds B/R rows of a super-batch and trains on b/R rows of the sub-batch.
+    Draws, loss and metrics equal those of one replica; dropout differs. R must
+    divide B and b.
 
     Args:
         learner: a `models.TwoTower`, or any Keras model that maps a batch to

@@ -20,10 +20,10 @@ class RecipeOptimizer(keras_fit.AggregateThenClip):
     all-reduce.
 
     Attributes:
-        rate_factors: factors of the learning rate, of the updates and of the
-            weight decay: a number for each variable in the order of `build`,
-            or a list, one for each element of the first axis. None scales
-            nothing. Set it before `build`.
+        rate_factors: factors of the learning rate, for updates and weight
+            decay alike. Each variable, in the order of `build`, has a number,
+            or a list with a number for each element of its first axis. None
+            scales nothing. Set it before `build`.
     """
 
     rate_factors: Sequence[float | Sequence[float]] | None = None

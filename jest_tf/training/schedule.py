@@ -7,7 +7,7 @@ from jest_tf import selection as selection_lib
 
 
 def add_state(model: keras.Model) -> keras.Variable:
-    """Adds a weight that `update` changes to a model."""
+    """Adds to a model the weight that `update` changes, int32 `[2]`."""
     return model.add_weight(
         name="passed",
         shape=(2,),

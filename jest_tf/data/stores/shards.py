@@ -204,7 +204,7 @@ def read_records(
     remote = files.is_remote(path)
     out: list = [_size_fault(size) for size in spans[:, 1].tolist()]
     spans = (spans + [-head, head + tail]).tolist()
-    # Remote pieces are read at a time, a request each.
+    # Remote pieces are read in parallel, a request each.
     gap, limit = _LOCAL_GAP, _MAX_READ
     if remote:
         gap, limit = _REMOTE_GAP, min(_MAX_READ, remote_files.PIECE)

@@ -31,8 +31,8 @@ def find(
     Args:
         pattern: the folder of a version, or "<folder>:<split>"; the default
             split is "train", or the only one.
-        fields: features; the usual picture is also the only feature that is
-            one.
+        fields: names of features. If no usual name of a picture exists, the
+            only picture feature is taken.
 
     Raises:
         ValueError: the split or its shards are missing, or the files have
