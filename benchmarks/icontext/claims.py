@@ -190,7 +190,14 @@ def told(estimate, unit="", factor=1, sign="", digits=1):
         else f"{factor * estimate[end]:{sign}.{digits}f}"
         for end in ("mean", "low", "high")
     )
+    if unit == "x" and estimate["low"] == 0:
+        low = "missed"
     return f"{mean}{unit} [{low}, {high}]"
+
+
+def bound(estimate, unit):
+    """A lower bound in words, empty of none."""
+    return estimate and f"at least {estimate['mean']:.1f}{unit}"
 
 
 def _end(estimate, end):

@@ -112,7 +112,9 @@ class Comparison:
             np.mean([run.resampled(splits)[0] for run in self.of(cell)])
             for cell in (first, second)
         ]
-        between = _NORMAL_QUANTILE * self.spread(splits) * np.hypot(*ends)
+        least = min(self.of(cell)[0].row.steps for cell in (first, second))
+        spread = self.spread(splits, least)
+        between = _NORMAL_QUANTILE * spread * np.hypot(*ends)
         between /= shared**0.5
         return bootstrap.Estimate(
             value,
@@ -124,16 +126,27 @@ class Comparison:
         """How many seeds two cells share."""
         return len(self._paired(first, second)[0])
 
-    def spread(self, splits=TEST):
+    def spread(self, splits=TEST, steps=0):
         """Standard deviation between the seeds of a cell, over its mean.
 
         Pooled over the cells that have three seeds, without the effect that a
-        seed has on all of them; 0 where no cell has three.
+        seed has on all of them; 0 where no cell has three. Scores of shorter
+        runs vary more, so cells of less than half as many steps are left out,
+        if others are there.
+
+        Args:
+            splits: whose mean the score is.
+            steps: of the run whose spread is wanted.
         """
-        ends = [
-            np.array([run.resampled(splits)[0] for run in self.of(cell)])
+        cells = [
+            self.of(cell)
             for cell in self._cells
             if len(self._cells[cell]) >= LEAST_SEEDS
+        ]
+        long = [runs for runs in cells if 2 * runs[0].row.steps >= steps]
+        ends = [
+            np.array([run.resampled(splits)[0] for run in runs])
+            for runs in long or cells
         ]
         if not ends:
             return 0.0

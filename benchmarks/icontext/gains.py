@@ -29,6 +29,7 @@ class Line(NamedTuple):
         method: as in summary.json.
         steps: its length.
         bill: all FLOPs, in uniform steps.
+        seeds: how many.
         gain: estimate, {mean, low, high}.
         lead: points above uniform training at equal steps; None of a length
             that uniform training was not run at.
@@ -40,6 +41,7 @@ class Line(NamedTuple):
     method: str
     steps: int
     bill: int
+    seeds: int
     gain: dict
     lead: float | None
     slope: float | None
@@ -59,6 +61,7 @@ class Gains:
                 row["method"],
                 row["steps"],
                 bill["uniform_steps"]["all"],
+                row["seeds"],
                 bill["over_uniform"],
                 *(row[name] and 100 * row[name]["mean"] for name in _CHANGES),
             )
@@ -124,11 +127,13 @@ class Gains:
             for line in self.by_noise(method)
             if line.lead is not None and line.slope
         ]
+        single = [line for line in self.by_noise(method) if line.seeds == 1]
         return {
             **{
                 verdict: series(f"{100 * level:.0f}" for level in levels)
                 for verdict, levels in self.verdicts(method).items()
             },
+            "single": series(f"{100 * line.noise:.0f}" for line in single),
             "pairs": series(f"{pairs:,}" for pairs, _ in curated[:-1]),
             "of_pairs": series(_times(line) for _, line in curated[:-1]),
             "of_all_pairs": "".join(_times(line) for _, line in curated[-1:]),

@@ -32,15 +32,15 @@ def of_seeds(line, seeds):
     return some or list(line.runs.values())
 
 
-def ends(ladder, splits, seeds=None, spread=0.0):
+def ends(ladder, splits, seeds=None, spread=lambda steps: 0.0):
     """Scores of full schedules with resamples, [lines, 1 + RESAMPLES].
 
     Args:
         ladder: `Line`s.
         splits: whose mean the score is.
         seeds: of which runs are taken, if there are any.
-        spread: standard deviation between seeds, over the mean. It is added
-            to the resamples of fewer than three runs.
+        spread: `steps ->` standard deviation between seeds, over the mean. It
+            is added to the resamples of fewer than three runs.
     """
     return np.stack([_end(line, splits, seeds, spread) for line in ladder])
 
@@ -54,7 +54,7 @@ def _end(line, splits, seeds, spread):
         # Draws of the line's own, the same in each comparison.
         key = zlib.crc32(repr((line.level, line.method, line.steps)).encode())
         draws = np.random.default_rng(key).normal(size=bootstrap.RESAMPLES)
-        scale = 1.0 + spread / len(runs) ** 0.5 * draws
+        scale = 1.0 + spread(line.steps) / len(runs) ** 0.5 * draws
         scores[1:] *= np.maximum(scale, 0.0)
     return scores
 

@@ -61,7 +61,8 @@ _ROWS = {
     "bootstrapped": "**cascade that renews its own reference**",
     "oracle": "uniform without the noise, the oracle",
 }
-_LISTS = "rows", "bills", "held_out", "first_crossings"  # of summary.json
+# Of summary.json.
+_LISTS = "rows", "bills", "held_out", "first_crossings", "other_ends"
 # How much of a batch each mixture takes from the curated set.
 _SHARES = {
     "mixed_16": "a sixteenth",
@@ -193,6 +194,7 @@ class Words:
         self._views = folder / "views.csv"
         self._evidence = claims.evidence(comparison, folder)
         self._web = self._evidence.summary
+        self._validation = summary.load(folder, ("val",))
         self._runs = tables.runs
         self._costs = claims.COSTS | {
             "flops_with_reference": targets.flops_with_reference(comparison)
@@ -283,13 +285,60 @@ class Words:
             if len(run) > 1
             else "the only mixture run",
         )
-        rows = [
-            (what, self.web_row(*places.get(name, (name, None))))
-            for name, what in _ROWS.items()
-        ]
+        rows = {
+            name: self.web_row(*places.get(name, (name, None)))
+            for name in _ROWS
+        }
+        cascade, method = rows["cascade_curated"], rows[_METHOD]
+        if cascade and method and cascade["steps"] != method["steps"]:
+            del rows["cascade_curated"]  # not run for as long
         return [
-            row | {"what": what.format(*words)} for what, row in rows if row
+            row | {"what": _ROWS[name].format(*words)}
+            for name, row in rows.items()
+            if row
         ]
+
+    def longer_uniform(self):
+        """`web_row` of the uniform run beyond the target's; None without it."""
+        target, row = self.web_target(), self.web_row(summary.UNIFORM)
+        is_longer = row and row["steps"] != f"{target['steps']:,}"
+        return row if is_longer else None
+
+    def by_end(self):
+        """The method's ratios to the ends of all uniform runs, in words.
+
+        Returns:
+            `(steps, ratio of examples, ratio of FLOPs)` of each end that is
+            neither the target nor below the method's shortest run.
+        """
+        lines = _web_lines(self._web, _METHOD)
+        if not lines:
+            return []
+        target = self.web_target()["steps"]
+        return [
+            (
+                f"{end['steps']:,}"
+                + f" ({_seeds(end['seeds'])})"
+                * (end["seeds"] < comparison_lib.LEAST_SEEDS),
+                claims.told(end["examples_ratio"], "x"),
+                claims.told(end["all"], "x"),
+            )
+            for end in lines[-1][-1]["ends"]
+            if end["examples_ratio"]
+            and not end["is_bound"]
+            and end["steps"] != target
+        ]
+
+    def on_validation(self):
+        """The method's ratios on validation, `(examples, FLOPs)` in words."""
+        if self.web_split() != "test":
+            return None
+        lines = _web_lines(self._validation, _METHOD)
+        if not lines:
+            return None
+        row = lines[-1][0]
+        found = row["examples_ratio"], row["flops_ratio"]["all"]
+        return [claims.told(one, "x") or "missed" for one in found]
 
     def web_row(self, method, steps=None, level=claims.LEVEL):
         """What the web-like data say of a method, in words.
@@ -307,7 +356,7 @@ class Words:
             lines = [line for line in lines if line[0]["steps"] == steps]
         if not lines:
             return None
-        row, bill, held_out, crossing = lines[-1]
+        row, bill, held_out, crossing, other = lines[-1]
         share, lead, slope = row["oracle_share"], row["lead"], row["slope"]
         oracle = [
             line[0]["lead"]["mean"]
@@ -315,6 +364,7 @@ class Words:
             if line[0]["steps"] == row["steps"] and line[0]["lead"]
         ]
         told, ratios = claims.told, row["mixture_ratio"]
+        times = claims.bound if other["is_bound"] else claims.told
         doublings = 0.0
         if lead and slope and slope["mean"] > 0:
             doublings = lead["mean"] / slope["mean"]
@@ -322,8 +372,8 @@ class Words:
             "steps": f"{row['steps']:,}",
             "seeds": row["seeds"],
             "score": told(row["score"], factor=100),
-            "examples": told(row["examples_ratio"], "x") or "missed",
-            "flops": told(row["flops_ratio"]["all"], "x") or "missed",
+            "examples": times(row["examples_ratio"], "x") or "missed",
+            "flops": times(row["flops_ratio"]["all"], "x") or "missed",
             "mixture": told(ratios["examples"], "x") or "missed",
             "mixture_flops": told(ratios["all"], "x") or "missed",
             "crossing": told(crossing["examples_ratio"], "x") or "missed",
@@ -449,8 +499,13 @@ class Words:
         ]
 
     def verdicts(self):
-        """How many tests of the paper's claims have a verdict."""
-        found = [one.verdict for _, lines in self._judged() for _, one in lines]
+        """How many tests of a difference or a ratio have a verdict."""
+        found = [
+            one.verdict
+            for _, lines in self._judged()
+            for line, one in lines
+            if line["test"] != "no_worse"
+        ]
         return sum(one not in ("", claims.NOT_RUN) for one in found)
 
     @functools.cache  # noqa: B019 - lives as long as the report

@@ -12,9 +12,9 @@ length, with the seeds that were run.
 - **Score**: mean reciprocal rank on icon sets that nobody trains on. Each
   `{mean, low, high}` is a mean over seeds with a 95 % interval over seeds and
   concepts; with one seed or two, the usual spread between seeds is added, that
-  of the cells with three. `held_out` has the scores on
-  held-out concepts and styles, and what is won or lost there against uniform
-  training's best end.
+  of the cells with three and at least half of the steps. `held_out` has the
+  scores on held-out concepts and styles, and what is won or lost there against
+  uniform training's best end.
 - **Uniform training at a cost**: between the ends of its full schedules, linear
   in the logarithm of the steps; never a point of a longer run's curve. Lines of
   fewer seeds are compared with uniform training of these seeds.
@@ -22,7 +22,8 @@ length, with the seeds that were run.
   uniform training gains by a doubling, in the mean from these steps to its best
   end. 2^(lead / slope) is how many times longer uniform training would take, if
   all its doublings were worth the same.
-- **Target**: uniform training's best end, at the length that validation chose.
+- **Target**: uniform training's best end, at the length that validation chose
+  among those with three seeds, or with the most.
   A ratio is the cost of reaching it by uniform training, or by the best
   mixture, over that by the method's, both by ends of full schedules: between
   two lengths where the shorter one misses, never less than the shortest, and
@@ -34,6 +35,9 @@ length, with the seeds that were run.
   been stopped there. Tests are looked at once, at the end of a run, so these
   are of validation splits. `targets` have the steps at which a curve of uniform
   training, or of the mixture, is first at the target (`reached`).
+- `other_ends` are ratios to the ends of all uniform runs: an end that uniform
+  training nears slowly makes them large. Where `is_bound`, the method's
+  shortest run reaches that end, or the target: ratios are lower bounds.
 - `equal_scores` are ratios to the line's own end, or to the target if that is
   lower; null below uniform training's shortest schedule.
 - **FLOPs**, three ways. `scores`: steps, with the learner's scores, and stage
@@ -42,7 +46,7 @@ length, with the seeds that were run.
   or by the run's own renewals. Examples are those that the learner trains on.
 - `bills` are the FLOPs of a line in uniform steps, the best end of uniform
   training at that bill or a lower one, and the score over it and over the
-  target.
+  target. What uniform training does with a bill beyond its longest run is null.
 - **Oracle's share**: the score over that of training without noise, at equal
   steps; null beyond the lengths that were run.
 
@@ -50,6 +54,7 @@ Rows of a cell that has changed in matrix.csv since are left out.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import re
@@ -101,13 +106,15 @@ def main(arguments=None):
     path.with_suffix(".md").write_text(page, "utf-8")
 
 
-def load(folder):
+def load(folder, splits=tuple(_FILES)):
     """The content of summary.json in a folder, else of validation.json.
 
-    Tests come first; None stands for neither.
+    Args:
+        folder: of the results.
+        splits: those wanted, the first that is there; None stands for none.
     """
-    for name in _FILES.values():
-        path = folder / f"{name}.json"
+    for split in splits:
+        path = folder / f"{_FILES[split]}.json"
         if path.exists():
             return json.loads(path.read_text("utf-8"))
     return None
@@ -145,7 +152,6 @@ class Summary:
         tables = tables._replace(runs=current(tables.runs))
         self._comparison = comparison.Comparison(tables)
         self._spent = targets.flops_three_ways(self._comparison)
-        self._spreads = {}
         self.lines = self._lines()
         levels = dict.fromkeys(line.level for line in self.lines)
         self._bases = {level: self._base(level) for level in levels}
@@ -162,6 +168,7 @@ class Summary:
                     ("rows", self._row),
                     ("first_crossings", self._first_crossing),
                     ("equal_scores", self._equal_score),
+                    ("other_ends", self._other_ends),
                     ("held_out", self._held_out),
                     ("bills", self._bills),
                 )
@@ -200,8 +207,11 @@ class Summary:
         uniform = methods.get(UNIFORM)
         if not uniform:
             return None
+        # A length with fewer seeds than others is no target yet.
+        seeds = [len(line.runs) for line in uniform]
+        most = min(max(seeds), comparison.LEAST_SEEDS)
         ends = self._ends(uniform, _VALIDATION)[:, 0]
-        best = int(np.argmax(ends))
+        best = int(np.argmax(np.where(np.array(seeds) >= most, ends, -1.0)))
 
         def rank(ladder):
             """Soonest at the target, or else highest."""
@@ -224,9 +234,12 @@ class Summary:
         )
 
     def _ends(self, ladder, splits, seeds=None):
-        if splits not in self._spreads:
-            self._spreads[splits] = self._comparison.spread(splits)
-        return ladders.ends(ladder, splits, seeds, self._spreads[splits])
+        spread = functools.partial(self._spread, splits)
+        return ladders.ends(ladder, splits, seeds, spread)
+
+    @functools.cache  # noqa: B019 - a summary lives as long as the command
+    def _spread(self, splits, steps):
+        return self._comparison.spread(splits, steps)
 
     def _key(self, line):
         return {
@@ -253,11 +266,13 @@ class Summary:
                 oracle = self._ends(base.oracle, self._score, line.runs)
                 lengths = ladders.lengths(base.oracle)
                 share = score / ladders.end_at(lengths, oracle, line.steps)
+        ratios = self._ratios(line)
+        del ratios["is_bound"]
         return {
             "score": _estimate(score),
             "lead": _estimate(lead),
             "slope": _estimate(slope),
-            **self._ratios(line),
+            **ratios,
             "oracle_share": _estimate(share),
         }
 
@@ -294,8 +309,9 @@ class Summary:
             values["mixture_reached"] = _estimate(needed)
         return values
 
-    def _target_score(self, base, seeds=None):
-        return self._ends(base.uniform, self._score, seeds)[base.best]
+    def _target_score(self, base, seeds=None, place=None):
+        ends = self._ends(base.uniform, self._score, seeds)
+        return ends[base.best if place is None else place]
 
     def _needed(self, ladder, target, seeds=None):
         ends = self._ends(ladder, self._score, seeds)
@@ -322,12 +338,20 @@ class Summary:
         ]
         return np.minimum(full, min(early))
 
-    def _ratios(self, line):
-        """Ratios to the target by full schedules."""
+    def _ratios(self, line, place=None):
+        """Ratios to the target by full schedules.
+
+        Args:
+            line: `ladders.Line`.
+            place: of the uniform line whose end is the target; the best.
+        """
         base = self._bases[line.level]
         if not base:
-            return _no_ratios() | {"mixture_ratio": _nothing("examples", "all")}
-        target = self._target_score(base, line.runs)
+            return _no_ratios() | {
+                "is_bound": False,
+                "mixture_ratio": _nothing("examples", "all"),
+            }
+        target = self._target_score(base, line.runs, place)
         ladder = [
             one
             for one in self.lines
@@ -358,7 +382,29 @@ class Summary:
                 "examples": ratios["examples_ratio"],
                 "all": ratios["flops_ratio"]["all"],
             }
-        return found | {"mixture_ratio": mixed}
+        shortest = ladder[0].steps
+        return found | {
+            "is_bound": line.method != UNIFORM and bool(ours[0] <= shortest),
+            "mixture_ratio": mixed,
+        }
+
+    def _other_ends(self, line):
+        """Ratios to the end of each uniform line."""
+        base = self._bases[line.level]
+        return {
+            "is_bound": self._ratios(line)["is_bound"],
+            "ends": [
+                {
+                    "steps": other.steps,
+                    "seeds": len({*line.runs} & {*other.runs}),
+                    "examples_ratio": found["examples_ratio"],
+                    "all": found["flops_ratio"]["all"],
+                    "is_bound": found["is_bound"],
+                }
+                for place, other in enumerate(base.uniform if base else [])
+                for found in [self._ratios(line, place)]
+            ],
+        }
 
     def _over(self, other, theirs, ours, spent):
         """Ratios of the costs of `theirs` steps of a line without a reference.
@@ -413,9 +459,8 @@ class Summary:
         ends = self._ends(base.uniform, self._score, line.runs)
         score = self._ends([line], self._score)[0]
         highest = np.maximum.accumulate(ends)
-        uniform = ladders.end_at(
-            lengths, highest, min(steps["all"], lengths[-1])
-        )
+        # Unknown beyond the longest run.
+        uniform = ladders.end_at(lengths, highest, steps["all"])
         return {
             "uniform_steps": {
                 kind: round(steps[kind]) for kind in targets.KINDS

@@ -68,7 +68,8 @@ def _scores(line, values, place):
     lead, slope = row["lead"], row["slope"]
     times = "-"
     if lead and slope and slope["mean"] > 0:
-        times = f"{2 ** (lead['mean'] / slope['mean']):.1f}x"
+        doublings = lead["mean"] / slope["mean"]
+        times = f"{2**doublings:.1f}x" if doublings < 7 else "> 100x"
     return (
         line.what,
         f"{line.steps:,}",

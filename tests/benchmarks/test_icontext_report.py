@@ -107,7 +107,7 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
     """
     numbers = dict.fromkeys(("oracle", "lead", "slope", "mixture"))
     numbers |= {"over_uniform": 1.0, "over_target": 1.0, "own": 2.0}
-    numbers |= {"crossing": 3.0}
+    numbers |= {"crossing": 3.0, "bound": False, "ends": ()}
     numbers |= {"noise": claims.LEVEL} | changes
     half = examples and examples / 2
     key = {"noise": numbers["noise"], "method": method, "seeds": seeds}
@@ -130,12 +130,15 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
         "held_out": key | dict.fromkeys(held_out, estimate(0.01)),
         "equal_scores": key | ratios(numbers["own"], numbers["own"] / 2),
         "first_crossings": key | ratios(numbers["crossing"], 0.5),
+        "other_ends": key
+        | {"is_bound": numbers["bound"], "ends": numbers["ends"]},
     }
 
 
 def web_summary(*lines):
     """The content of summary.json of lines."""
     names = "rows", "bills", "held_out", "equal_scores", "first_crossings"
+    names += ("other_ends",)
     target = {"noise": claims.LEVEL, "steps": 18000, "is_longest": True}
     target |= {"mixture": "mixed_4"}
     return {
@@ -310,6 +313,7 @@ class ComparisonTest(tf.test.TestCase):
         # Of 0.2, 0.3, 0.4 around their mean: -1/3, 0, 1/3, two of them free.
         spread = (2 / 9 / 2) ** 0.5
         self.assertAllClose(runs.spread(), spread)
+        self.assertAllClose(runs.spread(steps=1_000), spread)
         found = runs.difference("jest_750", "uniform")
         wide = 1.96 * spread * np.hypot(0.3, 0.3)
         self.assertAllClose(tuple(found), (0.0, -wide, wide))
@@ -565,6 +569,10 @@ class ReportTest(tf.test.TestCase):
         (own / "summary.json").write_text(text)
         return self.write("--results", str(own))
 
+    def write_validation(self, *lines):
+        text = json.dumps(web_summary(*lines) | {"split": "val"})
+        (self.folder / "results" / "validation.json").write_text(text)
+
     def test_the_summary_is_filled_from_the_web_like_results(self):
         uniform = web_line("uniform", 18000, 0.1, 1.0)
 
@@ -579,7 +587,9 @@ class ReportTest(tf.test.TestCase):
         text = write(20.0, 1.4)
         self.assertIn("takes 20.0x [20.0, 20.0]\n  fewer examples", text)
         self.assertIn("10.0x [10.0, 10.0] fewer FLOPs", text)
-        self.assertIn("2.0 doublings to close the lead, 4.0x the", text)
+        self.assertIn(
+            "need 2.0 of them to close the\n  lead, 4.0x the steps", text
+        )
         self.assertIn(
             "3.0x [3.0, 3.0] fewer examples and 0.5x [0.5, 0.5]", text
         )
@@ -595,6 +605,70 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("4,500 steps: 12.0x [12.0, 12.0] (2 seeds)", text)
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
+
+    def test_ratios_to_other_ends_stand_beside_those_to_the_target(self):
+        ends = [
+            {"steps": steps, "seeds": seeds, "is_bound": steps < 4500}
+            | {"examples_ratio": examples, "all": flops}
+            for steps, seeds, examples, flops in (
+                (2250, 3, estimate(2.0), estimate(1.0)),
+                (9000, 3, estimate(6.0), estimate(4.0)),
+                (18000, 3, estimate(9.0), estimate(6.0)),
+                (36000, 1, estimate(16.0), estimate(11.0)),
+                (72000, 1, None, None),
+            )
+        ]
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("uniform", 36000, 0.11, seeds=1),
+            web_line("bootstrapped", 4500, 0.2, 9.0, ends=ends),
+        )
+        self.assertIn("uniform, to its best end | 18,000 | 3 |", text)
+        self.assertIn("uniform, longer | 36,000 | 1 | 11.0 [11.0, 11.0]", text)
+        self.assertIn(
+            "larger.\n"
+            "  To the end of 9,000 uniform steps they are 6.0x [6.0, 6.0] and "
+            "4.0x [4.0, 4.0].\n"
+            "  To the end of 36,000 (1 seed) uniform steps they are "
+            "16.0x [16.0, 16.0] and 11.0x [11.0, 11.0].\n"
+            "  After 36,000 steps, uniform training has 11.0 [11.0, 11.0] "
+            "(1 seed); the cascade has 20.0 [20.0, 20.0]\n"
+            "  for the FLOPs of 4,500.\n",
+            text,
+        )
+
+    def test_a_bound_is_said_to_be_one(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("bootstrapped", 4500, 0.2, 9.0, bound=True),
+        )
+        self.assertIn("takes at least 9.0x\n", text)
+        self.assertIn("at least 4.5x fewer FLOPs", text)
+
+    def test_methods_of_other_lengths_do_not_stand_side_by_side(self):
+        def rows(steps):
+            text = self.web_report(
+                web_line("uniform", 18000, 0.1, 1.0),
+                web_line("cascade_curated", steps, 0.12),
+                web_line("bootstrapped", 4500, 0.2, 9.0),
+            )
+            return text.count("reference of the curated set |")
+
+        self.assertEqual(rows(4500), 1)
+        self.assertEqual(rows(1400), 0)
+
+    def test_ratios_on_validation_stand_beside_those_on_the_tests(self):
+        lines = (
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("bootstrapped", 4500, 0.2, 9.0),
+        )
+        self.assertNotIn("On validation the", self.web_report(*lines))
+        lines[1]["rows"] |= ratios(7.0, 5.0)
+        self.write_validation(*lines)
+        self.assertIn(
+            "On validation the ratios are 7.0x [7.0, 7.0] and 5.0x [5.0, 5.0].",
+            self.web_report(*lines),
+        )
 
     def test_the_goal_at_no_higher_cost_is_of_a_run_that_has_none(self):
         text = self.web_report(
@@ -627,7 +701,7 @@ class ReportTest(tf.test.TestCase):
         )
         self.assertIn("| uniform, to its best end | 18,000 | 3 | 10.0 ", text)
         self.assertIn("So far 2 of ", text)
-        self.assertNotIn("36,000", text)
+        self.assertIn("| uniform, longer | 36,000 | 3 | 9.0 ", text)
 
     def test_the_map_needs_two_levels_of_noise(self):
         uniform = web_line("uniform", 18000, 0.1, 1.0)
@@ -672,7 +746,7 @@ class ReportTest(tf.test.TestCase):
             line(2700, 1.7, method="curated1000_bootstrapped"),
         )
         for words in (
-            "reference gains at 50, 70 and 90 % of noise. At 0 % it loses",
+            "reference, K = 3, gains at 50, 70 and 90 % of noise. At 0 % it ",
             "score is 2.5 times uniform training's, with 250 and 1,000\n"
             "  it is 1.2 and 1.7 times.",
             "FLOPs of 2,700 and 4,500 uniform steps its score is\n"
@@ -690,7 +764,7 @@ class ReportTest(tf.test.TestCase):
             for noise, slope in ((0.5, 0.03), (claims.LEVEL, 0.02))
         ]
         text = self.web_report(web_line("uniform", 18000, 0.1, 1.0), *lines)
-        self.assertIn("these are 6.0 / 3.0 at 50 % and 6.0 / 2.0 at 70 %", text)
+        self.assertIn("slope are 6.0 / 3.0 at 50 % and 6.0 / 2.0 at 70 %", text)
 
     def test_a_page_has_its_block_replaced(self):
         page = self.folder / "README.md"

@@ -186,6 +186,49 @@ class SummaryTest(tf.test.TestCase):
         # On the tests, it is passed by the longer schedule.
         self.check(row(values, "uniform", 18000)["examples_ratio"], 1.0)
 
+    def test_a_length_of_fewer_seeds_is_no_target(self):
+        runs = [
+            a_run(f"web_uniform_{steps}", steps, end, seed)
+            for steps, end in ((4500, 0.08), (9000, 0.12))
+            for seed in range(3)
+        ]
+        runs.append(a_run("web_uniform_18000", 18000, 0.14))
+        runs += [CURATED, cascade(1400, 0.10), cascade(4500, 0.16)]
+        values = summarise(*runs).values()
+        (target,) = values["targets"]
+        self.assertEqual(target["steps"], 9000)
+        self.assertFalse(target["is_longest"])
+        # The ratios to all ends, a doubling of 0.06 / log2(4500 / 1400) each.
+        found = row(values, "cascade_curated", 4500, "other_ends")
+        self.assertFalse(found["is_bound"])
+        long = (4500 / 1400) ** (1 / 3), (4500 / 1400) ** (2 / 3)
+        for end, steps, needed, is_bound in (
+            (found["ends"][0], 4500, 1400, True),
+            (found["ends"][1], 9000, 1400 * long[0], False),
+            (found["ends"][2], 18000, 1400 * long[1], False),
+        ):
+            self.assertEqual((end["steps"], end["seeds"]), (steps, 1))
+            self.assertEqual(end["is_bound"], is_bound)
+            self.check(end["examples_ratio"], steps / needed)
+            spent = 1.1 * needed + 1000 + 400
+            self.check(end["all"], steps / spent)
+        early = row(values, "cascade_curated", 1400, "other_ends")
+        self.check(early["ends"][1]["examples_ratio"], None)
+
+    def test_what_uniform_training_does_beyond_its_runs_is_not_known(self):
+        values = summarise(
+            *uniform({2250: 0.04, 4500: 0.08}),
+            *(CURATED, cascade(1400, 0.1), cascade(4500, 0.2)),
+        ).values()
+        known = row(values, "cascade_curated", 1400, "bills")
+        bill = 1.1 * 1400 + 1000 + 400
+        self.check(known["uniform_score"], 0.04 + 0.04 * np.log2(bill / 2250))
+        unknown = row(values, "cascade_curated", 4500, "bills")
+        self.assertEqual(unknown["uniform_steps"]["all"], 1.1 * 4500 + 1400)
+        self.check(unknown["uniform_score"], None)
+        self.check(unknown["over_uniform"], None)
+        self.check(unknown["over_target"], 0.2 / 0.08)
+
     def test_the_best_mixture_is_soonest_at_the_target(self):
         values = summarise(
             *uniform(),
@@ -383,6 +426,30 @@ class SummaryTest(tf.test.TestCase):
         self.assertAllClose(
             [*three["score"].values()], [0.1, 0.08, 0.12], rtol=1e-4
         )
+
+    def test_the_spread_is_of_runs_about_as_long(self):
+        def ends(steps, *scores):
+            return [
+                a_run(f"web_uniform_{steps}", steps, end, seed)
+                for seed, end in enumerate(scores)
+            ]
+
+        values = summarise(
+            *ends(1125, 0.03, 0.04, 0.05),
+            *ends(2250, 0.045, 0.05, 0.055),
+            *ends(4500, 0.11, 0.10, 0.09),
+            *(a_run("web_mixed_8_4500", 4500, 0.2),),
+            *(a_run("web_mixed_8_1125", 1125, 0.2),),
+        ).values()
+        # Deviations of 0.1 at both longer lengths, in other seeds: the effects
+        # of the seeds cancel.
+        one = row(values, "mixed_8", 4500)["score"]
+        wide = 1.96 * 0.2 * (4 * 0.1**2 / 2) ** 0.5
+        self.assertAllClose(
+            [one["high"] - 0.2, 0.2 - one["low"]], [wide] * 2, rtol=0.1
+        )
+        other = row(values, "mixed_8", 1125)["score"]
+        self.assertLess(other["low"], one["low"])
 
     def test_a_line_of_one_seed_does_not_differ_from_itself(self):
         values = summarise(
