@@ -267,7 +267,8 @@ class Words:
         """Gains of a method on the web-like data, of its longest runs."""
         longest = {}
         for cell in advice.measured(self._folder):
-            if cell.method == method and level in (None, cell.noise):
+            is_wanted = cell.method == method and level in (None, cell.noise)
+            if is_wanted and (cell.over_uniform or cell.over_target):
                 longest[cell.noise] = cell
         return "; ".join(map(_gains, longest.values())) or claims.NOT_RUN
 
