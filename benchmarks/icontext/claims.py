@@ -195,6 +195,11 @@ def told(estimate, unit="", factor=1, sign="", digits=1):
     return f"{mean}{unit} [{low}, {high}]"
 
 
+def seeds(count):
+    """How many seeds, in words."""
+    return f"{count} seed{'s' * (count > 1)}"
+
+
 def bound(estimate, unit):
     """A lower bound in words, empty of none."""
     return estimate and f"at least {estimate['mean']:.1f}{unit}"
