@@ -10,7 +10,8 @@ from benchmarks.icontext import web as web_lib
 
 # Rows of the web-like table: method and its training in words.
 _ROWS = {
-    "uniform": "uniform, to its best end",
+    "uniform": "uniform, the target",
+    "longer": "uniform, longer",
     "mixture": "{} of every batch curated, {}",
     "cascade_curated": "cascade by a reference of the curated set",
     "bootstrapped": "**cascade that renews its own reference**",
@@ -34,7 +35,7 @@ _GOALS = (
     (
         1.5,
         2,
-        " times uniform training's best score, at no higher cost",
+        " times the target, at no higher cost",
         "over_target",
     ),
     (0.9, 2, " of the oracle's score", "oracle"),
@@ -98,6 +99,7 @@ class WebWords:
             name: self.web_row(*places.get(name, (name, None)))
             for name in _ROWS
         }
+        rows["longer"] = self.longer_uniform()
         cascade, method = rows["cascade_curated"], rows[_METHOD]
         if cascade and method and cascade["steps"] != method["steps"]:
             del rows["cascade_curated"]  # not run for as long
@@ -117,7 +119,7 @@ class WebWords:
         """The method's ratios to the ends of all uniform runs, in words.
 
         Returns:
-            `(steps, ratio of examples, ratio of FLOPs)` of each end that is
+            `(end, ratio of examples, ratio of FLOPs)` of each end that is
             neither the target nor below the method's shortest run.
         """
         lines = lines_of(self._web, _METHOD)
@@ -126,7 +128,7 @@ class WebWords:
         target = self.web_target()["steps"]
         return [
             (
-                f"{end['steps']:,}"
+                f"{end['steps']:,} uniform steps"
                 + f" ({claims.seeds(end['seeds'])})"
                 * (end["seeds"] < comparison_lib.LEAST_SEEDS),
                 claims.told(end["examples_ratio"], "x"),

@@ -623,13 +623,13 @@ class ReportTest(tf.test.TestCase):
             web_line("uniform", 36000, 0.11, seeds=1),
             web_line("bootstrapped", 4500, 0.2, 9.0, ends=ends),
         )
-        self.assertIn("uniform, to its best end | 18,000 | 3 |", text)
+        self.assertIn("uniform, the target | 18,000 | 3 |", text)
         self.assertIn("uniform, longer | 36,000 | 1 | 11.0 [11.0, 11.0]", text)
         self.assertIn(
             "larger.\n"
             "  To the end of 9,000 uniform steps they are 6.0x [6.0, 6.0] and "
             "4.0x [4.0, 4.0].\n"
-            "  To the end of 36,000 (1 seed) uniform steps they are "
+            "  To the end of 36,000 uniform steps (1 seed) they are "
             "16.0x [16.0, 16.0] and 11.0x [11.0, 11.0].\n"
             "  After 36,000 steps, uniform training has 11.0 [11.0, 11.0] "
             "(1 seed); the cascade has 20.0 [20.0, 20.0]\n"
@@ -699,7 +699,7 @@ class ReportTest(tf.test.TestCase):
             web_line("uniform", 36000, 0.09, 1.0),
             web_line("bootstrapped", 4500, 0.2, 9.0),
         )
-        self.assertIn("| uniform, to its best end | 18,000 | 3 | 10.0 ", text)
+        self.assertIn("| uniform, the target | 18,000 | 3 | 10.0 ", text)
         self.assertIn("So far 2 of ", text)
         self.assertIn("| uniform, longer | 36,000 | 3 | 9.0 ", text)
 
