@@ -3,12 +3,14 @@
     jest-tf train --config configs/icontext_best.py \
         --workdir icontext-work/runs/best
 
-First train the reference with configs/icontext_reference.py and write its
-sidecars with `jest-tf embed --data 'icontext-work/data/pool-*.tfrecord'`; they
-serve all runs. Validation prefers a reference twice as wide,
+First train the reference with configs/icontext_reference.py. Then write its
+sidecars with `jest-tf embed --model icontext-work/runs/reference --data
+'icontext-work/data/pool-*.tfrecord'`; they serve all runs. Validation is
+better with a reference twice as wide: train that with
 `--set model.towers=benchmarks.icontext.towers:build_wide`. To surpass the
-reference, train longer: `--set steps=3000 reference.distillation_steps=750
-cascade.uniform_share=0.5`. When this recipe pays: docs/recipes.md.
+reference, train the learner longer:
+`--set steps=3000 reference.distillation_steps=750 cascade.uniform_share=0.5`.
+When this recipe pays: docs/recipes.md.
 """
 
 import dataclasses

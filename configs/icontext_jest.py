@@ -3,10 +3,10 @@
     jest-tf train --config configs/icontext_jest.py \
         --workdir icontext-work/runs/jest
 
-First train the reference with configs/icontext_reference.py and write its
-sidecars with `jest-tf embed --data 'icontext-work/data/pool-*.tfrecord'`; they
-serve all runs. Cost: docs/icontext.md; results:
-benchmarks/icontext/results/report.md.
+First train the reference with configs/icontext_reference.py. Then write its
+sidecars with `jest-tf embed --model icontext-work/runs/reference --data
+'icontext-work/data/pool-*.tfrecord'`; they serve all runs. Cost:
+docs/icontext.md; results: benchmarks/icontext/results/report.md.
 """
 
 import dataclasses

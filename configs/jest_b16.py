@@ -1,4 +1,4 @@
-"""JEST B/16 at the paper's size: SigLIP's recipe, a tenth of it, with JEST.
+"""JEST B/16 at the paper's size: SigLIP's recipe with a tenth of the steps.
 
     jest-tf train --config configs/jest_b16.py \
         --workdir runs/jest_b16 --set 'data.train=data/pool-*.tfrecord'

@@ -10,7 +10,7 @@ selection.method=uniform selection.batch_size=none data.super_batch_size=256
 reference.model=none`. Without a curated set, `reference.model` may be the
 public model itself; learnability then only finds what tuning has unlearned.
 
-Hardware: one GPU with 80 GB. Time: an hour, if it reaches 400 TFLOP/s: a step
+Hardware: one GPU with 80 GB. Time: half an hour at 400 TFLOP/s: a step
 has 3,328 passes of 46 GFLOPs, for scores, reference and training. NOT RUN BY
 US: the weights are not at hand where this was written; tests run it on a small
 preset with random weights. Where JEST pays and where not: docs/recipes.md.

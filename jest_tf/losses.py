@@ -125,10 +125,10 @@ def feature_distillation(
         values, target = getattr(learner, name), getattr(reference, name)
         if not values.shape.is_compatible_with(target.shape):
             raise ValueError(
-                "`distillation_weight` needs a reference whose embeddings are "
-                "as wide as the learner's, and of the same rows; "
-                "`reference.projection`, the reference's width, has the "
-                "learner's projected. "
+                "`distillation_weight` needs learner and reference embeddings "
+                "of the same rows and the same width. If the widths differ, "
+                "set `reference.projection` to the reference's width; it "
+                "projects the learner's embeddings. "
                 f"Received: `{name}` of {values.shape} and {target.shape}"
             )
         target = tf.stop_gradient(tf.cast(target, tf.float32))

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     """Runs a command as `main` does, but exits unless it succeeds.
 
-    `argv` follows the name of the command if `command` has it.
+    If `command` names the command, `argv` holds only what follows the name.
 
     Raises:
         SystemExit: with "error: ..." for a ValueError, with 1 for any other

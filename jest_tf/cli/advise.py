@@ -191,9 +191,9 @@ def _check_unseen(reference, curated):
     given = inputs.shards_of(curated)
     if seen & given:
         raise ValueError(
-            "`--reference` must not have been trained on the curated pairs, "
-            "which would look more similar than pairs of the pool that match "
-            f"as well. Received: {reference!r}, trained on "
+            "`--reference` must not have been trained on the curated pairs: "
+            "it would find them more similar than pool pairs that match "
+            f"equally well. Received: {reference!r}, trained on "
             f"{min(seen & given)}; leave `--reference` out, or give "
             "`--curated` pairs that it has not seen"
         )

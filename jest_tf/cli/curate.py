@@ -1,8 +1,9 @@
 """Choose from a whole data set once, into a manifest that training draws by.
 
-By easy-reference, jointly in windows; with `--learner`, by the learnability
-between that run and the reference; with `--like`, the records most like
-examples of tasks. A run draws by the manifest with `data.manifest=DIR`. The
+By default records are chosen by the easy-reference score, jointly in windows.
+With `--learner` the score is the learnability between that run and the
+reference. With `--like` the records most like examples of tasks are chosen. A
+run draws by the manifest with `data.manifest=DIR`. The
 output has a report, `report.html`. An interrupted command is continued by the
 same command; `--overwrite` starts again. `--set` takes fields of
 `curation.Settings`, and with `--like` of `by_similarity.Settings`. The format
@@ -29,14 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="the reference's run directory (default: only its sidecars)",
     )
-    add("--step", type=int, help="of its checkpoint (default: the end)")
+    add(
+        "--step",
+        type=int,
+        help="step of the reference's checkpoint (default: the final weights)",
+    )
     add(
         "--sidecar-dir",
         default="",
         metavar="DIR",
         help="sidecars of the reference (default: beside each shard)",
     )
-    add("--learner", metavar="DIR", help="run directory: learnability")
+    add("--learner", metavar="DIR", help="a run to score learnability by")
     add(
         "--learner-step",
         type=int,

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="PATH",
-        help="the folder of a saved_model or onnx, or the file of the weights",
+        help="the folder of a saved_model, onnx or keras_hub export, or the "
+        "file of the weights",
     )
     add(
         "--dtype",

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Writes the page and prints its path, or first and as an address."""
+    """Writes the page and prints its path; `--watch` prints a URL first."""
     checks.check("--moments", flags.moments, checks.at_least(1))
     if flags.watch is not None:
         checks.check("--watch", flags.watch, checks.at_least(1))

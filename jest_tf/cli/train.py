@@ -87,9 +87,9 @@ def _out_of_memory(recipe, text):
     found = re.search("(OOM|Out of memory|RESOURCE_EXHAUSTED)[^\n]*", text)
     reason = found[0][:200] if found else " ".join(text.split())[:200]
     return (
-        "The memory does not suffice: `selection.scoring_batch_size` and "
-        "`model.micro_batch_size` embed fewer rows at a time, "
-        "`model.dtype_policy=mixed_bfloat16` halves what they take. Received: "
+        "Out of memory: lower `selection.scoring_batch_size` or "
+        "`model.micro_batch_size` to embed fewer rows at a time, or set "
+        "`model.dtype_policy=mixed_bfloat16` to halve their size. Received: "
         f"B={recipe.data.super_batch_size}, b={recipe.batch_size}, "
         f"selection.scoring_batch_size={recipe.selection.scoring_batch_size}, "
         f"model.micro_batch_size={recipe.model.micro_batch_size} ({reason})"

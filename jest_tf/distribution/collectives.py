@@ -107,7 +107,7 @@ def current() -> Replicas | None:
     context = tf.distribute.get_replica_context()
     if context is None:
         raise ValueError(
-            "Replicas meet inside `strategy.run` only, where `fit` runs a "
+            "Collectives work only inside `strategy.run`, where `fit` runs a "
             "step. Received: a call from the strategy's scope"
         )
     return None if context.num_replicas_in_sync == 1 else Replicas(context)

@@ -41,7 +41,7 @@ def build_strategy(
 
 
 def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
-    """Connects to the servers of a TPU's hosts, all devices of which it adds.
+    """Connects to the servers of a TPU's hosts, and adds all their devices.
 
     TensorFlow would tell the hosts that this process is at "localhost", where
     only hosts on the same machine find it. Python ops of their datasets call

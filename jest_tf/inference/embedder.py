@@ -66,8 +66,8 @@ class Embedder:
         max_image_pixels: larger pictures are refused.
 
     Raises:
-        ValueError: without `picture`, the learner does not take square RGB
-            pictures.
+        ValueError: `picture` is None, and the learner does not take square
+            RGB pictures.
 
     Example:
         >>> learner = models.build_two_tower(

@@ -235,8 +235,9 @@ def _specs(embedder):
 def _check_keras(embedder):
     if not isinstance(embedder.learner, keras.Model):
         raise ValueError(
-            "An export needs a Keras model: take the same weights from "
-            f"KerasHub. Received: a {type(embedder.learner).__name__}"
+            "An export needs a Keras model, and `hf:` models run in PyTorch: "
+            "take the same weights from KerasHub, `keras_hub:NAME`. "
+            f"Received: a {type(embedder.learner).__name__}"
         )
 
 

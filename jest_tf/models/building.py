@@ -178,8 +178,9 @@ def start_from(
     It has the towers, weights, temperature and bias of `initial`, under the
     dtype policy of `config.model`, for pictures of `data.image_size`. The
     learned positions of patches are resized to it, bilinearly. With
-    `model.init_tower` only that tower is of `initial`; the other one is new,
-    for `vocabulary_size` token ids if it is that of texts.
+    `model.init_tower` only that tower comes from `initial`. The other tower
+    is a new one of the preset, and temperature and bias are those of
+    `config.model`. A new text tower has `vocabulary_size` token ids.
 
     Raises:
         ValueError: if patches do not divide the image size, positions are not
@@ -205,7 +206,7 @@ def start_from(
 
 
 def _with_new_tower(learner, config, vocabulary_size):
-    """`learner` with the other tower than `init_tower` of the preset, new."""
+    """Keeps the tower `init_tower`; the other is a new one of the preset."""
     settings, data = config.model, config.data
     towers = dict(
         zip(

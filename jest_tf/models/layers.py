@@ -233,8 +233,8 @@ class Encoder(_Transformer):
         self.norm.build(input_shape)
 
     def call(self, tokens, training=None):
-        # Lists, whose gradient writes an element; that of a slice would add up
-        # zeros for all other blocks.
+        # TensorArrays: the gradient of a read writes one element. The gradient
+        # of a slice would also add zeros for all other blocks.
         stacks = {
             name: tf.TensorArray(
                 value.dtype,

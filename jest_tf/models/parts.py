@@ -60,10 +60,10 @@ def rate_factors(
 ) -> list[float | list[float]] | None:
     """Returns the factors of the learning rate of the trained variables.
 
-    The factors of all patterns that match a variable are multiplied, and that
-    of `layer_decay`: with n blocks in a tower, decay^(n + 1) for what comes
-    before its first block, decay^(n - i) for block i = 0, 1, ..., and 1 for the
-    rest.
+    A variable's factor is the product of the factors of all patterns that
+    match it and of its `layer_decay` factor. With n blocks in a tower, the
+    latter is decay^(n + 1) before the first block, decay^(n - i) in block
+    i = 0, 1, ..., and 1 elsewhere.
 
     Returns:
         A number for each trainable variable, in the learner's order; a list

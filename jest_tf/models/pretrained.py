@@ -72,7 +72,7 @@ def check(name: str, setting: str = "model") -> None:
 
 
 def similar(name: str) -> str:
-    """Returns the name that one without its prefix stands for, or ""."""
+    """Returns the likely full name if `name` lacks its prefix, or ""."""
     if re.fullmatch(r"(google|openai|facebook|laion|timm)/[\w.-]+", name):
         return hugging_face.PREFIX + name
     if re.search("clip|siglip", name) and "/" not in name:

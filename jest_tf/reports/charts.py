@@ -103,7 +103,10 @@ def histogram(
 
 
 def evenly(length: int, count: int) -> np.ndarray:
-    """Returns at most `count` indices, with the first and the last."""
+    """Returns at most `count` evenly spread indices in [0, length).
+
+    They include the first and the last; only the first if `count` is 1.
+    """
     places = np.linspace(0, length - 1, min(count, length))
     return places.round().astype(int)
 

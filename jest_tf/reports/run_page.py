@@ -34,7 +34,8 @@ _GROUPS = {
 _OFFERED = 8  # rows of a super-batch that the page opens with
 _RATE_ROWS = 10  # of the log, for the time left
 _MEASURES = (charts.KEPT, charts.UNIFORM, charts.DROPPED, "#15803d", "#7e22ce")
-# Looks at a finished run's logs, on a bucket, before the page does without.
+# How often a finished run's logs on a bucket are read again before the last
+# page is written without their missing lines.
 _MOST_LATE = 20
 
 
@@ -217,7 +218,7 @@ def _moments(workdir, lines, count, sources=None):
     """Up to `count` lines with pictures, newest first and with offered rows."""
     if not lines:
         return []
-    # In the order of `evenly` the last is the newest, also if it is the only.
+    # `evenly` starts at 0, so the newest line is first, even if alone.
     chosen = [lines[-1 - i] for i in charts.evenly(len(lines), count)]
     moments = copy.deepcopy(chosen)  # lines without pictures are kept
     size = directory.load_config(workdir).data.super_batch_size
