@@ -626,7 +626,7 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("uniform, the target | 18,000 | 3 |", text)
         self.assertIn("uniform, longer | 36,000 | 1 | 11.0 [11.0, 11.0]", text)
         self.assertIn(
-            "larger.\n"
+            "targets** give other ratios.\n"
             "  To the end of 9,000 uniform steps they are 6.0x [6.0, 6.0] and "
             "4.0x [4.0, 4.0].\n"
             "  To the end of 36,000 uniform steps (1 seed) they are "
