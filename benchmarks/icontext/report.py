@@ -49,7 +49,7 @@ _CURVES = {
 _WEB = {
     "oracle": ("no noise (oracle)", (-1, (0, 12), "right")),
     "bootstrapped": ("bootstrapped cascade", (-1, (8, 0), "left")),
-    "mixed_8": ("an eighth curated", (0, (26, 22), "right")),
+    "mixed_8": ("an eighth curated", (1, (-6, 12), "right")),
     "uniform": ("uniform", (-1, (0, -14), "center")),
 }
 
