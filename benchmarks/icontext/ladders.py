@@ -32,13 +32,13 @@ def of_seeds(line, seeds):
     return some or list(line.runs.values())
 
 
-def ends(ladder, splits, seeds=None, spread=lambda steps: 0.0):
+def ends(ladder, splits, seeds, spread):
     """Scores of full schedules with resamples, [lines, 1 + RESAMPLES].
 
     Args:
         ladder: `Line`s.
         splits: whose mean the score is.
-        seeds: of which runs are taken, if there are any.
+        seeds: of which runs are taken, if there are any; None takes all.
         spread: `steps ->` standard deviation between seeds, over the mean. It
             is added to the resamples of fewer than three runs.
     """

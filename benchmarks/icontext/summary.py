@@ -35,7 +35,7 @@ length, with the seeds that were run.
   been stopped there. Tests are looked at once, at the end of a run, so these
   are of validation splits. `targets` have the steps at which a curve of uniform
   training, or of the mixture, is first at the target (`reached`).
-- `other_ends` are ratios to the ends of all uniform runs: an end that uniform
+- `uniform_ends` are ratios to the ends of all uniform runs: an end that uniform
   training nears slowly makes them large. Where `is_bound`, the method's
   shortest run reaches that end, or the target: ratios are lower bounds.
 - `equal_scores` are ratios to the line's own end, or to the target if that is
@@ -168,7 +168,7 @@ class Summary:
                     ("rows", self._row),
                     ("first_crossings", self._first_crossing),
                     ("equal_scores", self._equal_score),
-                    ("other_ends", self._other_ends),
+                    ("uniform_ends", self._uniform_ends),
                     ("held_out", self._held_out),
                     ("bills", self._bills),
                 )
@@ -388,23 +388,23 @@ class Summary:
             "mixture_ratio": mixed,
         }
 
-    def _other_ends(self, line):
+    def _uniform_ends(self, line):
         """Ratios to the end of each uniform line."""
         base = self._bases[line.level]
-        return {
-            "is_bound": self._ratios(line)["is_bound"],
-            "ends": [
-                {
-                    "steps": other.steps,
-                    "seeds": len({*line.runs} & {*other.runs}),
-                    "examples_ratio": found["examples_ratio"],
-                    "all": found["flops_ratio"]["all"],
-                    "is_bound": found["is_bound"],
-                }
-                for place, other in enumerate(base.uniform if base else [])
-                for found in [self._ratios(line, place)]
-            ],
-        }
+        if not base:
+            return {"is_bound": False, "ends": []}
+        ends = [
+            {
+                "steps": other.steps,
+                "seeds": len({*line.runs} & {*other.runs}),
+                "examples_ratio": found["examples_ratio"],
+                "all": found["flops_ratio"]["all"],
+                "is_bound": found["is_bound"],
+            }
+            for place, other in enumerate(base.uniform)
+            for found in [self._ratios(line, place)]
+        ]
+        return {"is_bound": ends[base.best]["is_bound"], "ends": ends}
 
     def _over(self, other, theirs, ours, spent):
         """Ratios of the costs of `theirs` steps of a line without a reference.

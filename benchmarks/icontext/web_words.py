@@ -18,7 +18,7 @@ _ROWS = {
     "oracle": "uniform without the noise, the oracle",
 }
 # Of summary.json.
-_LISTS = "rows", "bills", "held_out", "first_crossings", "other_ends"
+_LISTS = "rows", "bills", "held_out", "first_crossings", "uniform_ends"
 # How much of a batch each mixture takes from the curated set.
 _SHARES = {
     "mixed_16": "a sixteenth",
@@ -111,9 +111,10 @@ class WebWords:
 
     def longer_uniform(self):
         """`web_row` of the uniform run beyond the target's; None without it."""
-        target, row = self.web_target(), self.web_row(summary.UNIFORM)
-        is_longer = row and row["steps"] != f"{target['steps']:,}"
-        return row if is_longer else None
+        lines = lines_of(self._web, summary.UNIFORM)
+        if not lines or lines[-1][0]["steps"] == self.web_target()["steps"]:
+            return None
+        return self.web_row(summary.UNIFORM)
 
     def by_end(self):
         """The method's ratios to the ends of all uniform runs, in words.

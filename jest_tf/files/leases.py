@@ -30,7 +30,7 @@ BEAT = 10.0
 EXPIRY = 60.0
 # Seconds that a newcomer waits to see that no other came at the same time.
 SETTLE = 1.0
-# Storages tell times of change in seconds, cut or rounded.
+# Some storages tell times of change in whole seconds only.
 _RESOLUTION = 1.0
 # Equally long, because a cached size may cut an object that has grown.
 _SIZE = 512

@@ -130,7 +130,7 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
         "held_out": key | dict.fromkeys(held_out, estimate(0.01)),
         "equal_scores": key | ratios(numbers["own"], numbers["own"] / 2),
         "first_crossings": key | ratios(numbers["crossing"], 0.5),
-        "other_ends": key
+        "uniform_ends": key
         | {"is_bound": numbers["bound"], "ends": numbers["ends"]},
     }
 
@@ -138,7 +138,7 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
 def web_summary(*lines):
     """The content of summary.json of lines."""
     names = "rows", "bills", "held_out", "equal_scores", "first_crossings"
-    names += ("other_ends",)
+    names += ("uniform_ends",)
     target = {"noise": claims.LEVEL, "steps": 18000, "is_longest": True}
     target |= {"mixture": "mixed_4"}
     return {
@@ -606,7 +606,7 @@ class ReportTest(tf.test.TestCase):
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
 
-    def test_ratios_to_other_ends_stand_beside_those_to_the_target(self):
+    def test_ratios_to_uniform_ends_stand_beside_those_to_the_target(self):
         ends = [
             {"steps": steps, "seeds": seeds, "is_bound": steps < 4500}
             | {"examples_ratio": examples, "all": flops}

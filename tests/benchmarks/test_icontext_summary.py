@@ -199,7 +199,7 @@ class SummaryTest(tf.test.TestCase):
         self.assertEqual(target["steps"], 9000)
         self.assertFalse(target["is_longest"])
         # The ratios to all ends, a doubling of 0.06 / log2(4500 / 1400) each.
-        found = row(values, "cascade_curated", 4500, "other_ends")
+        found = row(values, "cascade_curated", 4500, "uniform_ends")
         self.assertFalse(found["is_bound"])
         long = (4500 / 1400) ** (1 / 3), (4500 / 1400) ** (2 / 3)
         for end, steps, needed, is_bound in (
@@ -212,7 +212,7 @@ class SummaryTest(tf.test.TestCase):
             self.check(end["examples_ratio"], steps / needed)
             spent = 1.1 * needed + 1000 + 400
             self.check(end["all"], steps / spent)
-        early = row(values, "cascade_curated", 1400, "other_ends")
+        early = row(values, "cascade_curated", 1400, "uniform_ends")
         self.check(early["ends"][1]["examples_ratio"], None)
 
     def test_what_uniform_training_does_beyond_its_runs_is_not_known(self):
