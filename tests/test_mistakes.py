@@ -425,7 +425,7 @@ class CommandsTest(tf.test.TestCase):
                 [
                     (
                         "JEST reference.workdir=$/run",
-                        r"`selection.scoring_batch_size` and .*B=4, b=2, .*"
+                        r"`selection.scoring_batch_size` or .*B=4, b=2, .*"
                         r"\(OOM when allocating tensor with shape\[9,9\]\)",
                     )
                 ],
