@@ -235,8 +235,8 @@ class SummaryTest(tf.test.TestCase):
             *(CURATED, cascade(1400, 0.2)),
             a_run("web_mixed_8_4500", 4500, 0.06),
             a_run("web_mixed_8_9000", 9000, 0.14),
+            a_run("web_mixed_2_1000", 1000, 0.02),
             a_run("web_mixed_2_4500", 4500, 0.07),
-            a_run("web_mixed_2_9000", 9000, 0.12),
         ).values()
         (target,) = values["targets"]
         steps = 4500 * 2**0.75
