@@ -120,6 +120,10 @@ def measured(folder):
     end to compare with.
     """
     found = {}
+    matched = {
+        noise: level["labelled_matched"]
+        for noise, level in estimated(folder).items()
+    }
     for split, name in _SUMMARIES.items():
         path = folder / name
         if not path.exists():
@@ -131,6 +135,7 @@ def measured(folder):
             has_end = ends.get(row["noise"]) == longest
             cell = evidence_lib.Cell(
                 row["noise"],
+                matched.get(row["noise"], 1.0 - row["noise"]),
                 _method(row["method"], row["noise"]),
                 row["steps"],
                 row["seeds"],
@@ -138,9 +143,10 @@ def measured(folder):
                 row["score"],
                 row["lead"],
                 bill["over_uniform"],
+                bill["over_uniform_given_reference"],
                 bill["over_target"] if has_end else None,
             )
-            found.setdefault(cell[:3], cell)
+            found.setdefault((cell.noise, cell.method, cell.steps), cell)
     return [found[key] for key in sorted(found)]
 
 
@@ -353,7 +359,7 @@ def check(cells, estimates):
     """
     misses, verdicts = [], {}
     for level, found in sorted(estimates.items()):
-        noise = 1.0 - found["matched"]["mean"]
+        matched = found["matched"]["mean"]
         others = [cell for cell in cells if cell.noise != level]
         here = [
             cell
@@ -366,12 +372,13 @@ def check(cells, estimates):
             (*same,) = (
                 one
                 for one in evidence_lib.expect(
-                    others, cell.method, noise, _GAIN
+                    others, cell.method, matched, _GAIN
                 )
                 if one.steps == cell.steps
             )
             misses += [
-                Miss(cell, noise, one.value.mean, one.is_inside) for one in same
+                Miss(cell, 1.0 - matched, one.value.mean, one.is_inside)
+                for one in same
             ]
         gains = [
             getattr(cell, _GAIN) for cell in here if cell.method in _SELECTING

@@ -448,7 +448,7 @@ class Summary:
         if not base:
             return _nothing(
                 *("uniform_steps", "uniform_score", "over_uniform"),
-                "over_target",
+                *("over_uniform_given_reference", "over_target"),
             )
         best = base.uniform[base.best]
         a_step = self._bill(best, "all") / best.steps
@@ -460,13 +460,20 @@ class Summary:
         score = self._ends([line], self._score)[0]
         highest = np.maximum.accumulate(ends)
         # Unknown beyond the longest run.
-        uniform = ladders.end_at(lengths, highest, steps["all"])
+        uniform, beside_reference = (
+            ladders.end_at(lengths, highest, bill)
+            for bill in (
+                steps["all"],
+                steps["all"] - steps["reference"] + steps["scores"],
+            )
+        )
         return {
             "uniform_steps": {
                 kind: round(steps[kind]) for kind in targets.KINDS
             },
             "uniform_score": _estimate(uniform),
             "over_uniform": _estimate(score / uniform),
+            "over_uniform_given_reference": _estimate(score / beside_reference),
             "over_target": _estimate(score / ends[base.best]),
         }
 

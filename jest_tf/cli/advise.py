@@ -201,11 +201,27 @@ def _check_unseen(reference, curated):
 
 def _command(flags, advice):
     """The commands that do what is advised."""
-    lines = [shlex.join(["jest-tf", *words]) for words in advice.before]
+    given = {
+        name: value if isinstance(value, list) else [value]
+        for name in flags_lib.FORMAT_FIELDS
+        if (value := getattr(flags, name)) is not None
+    }
+    form = [
+        word
+        for name, values in given.items()
+        for word in (flags_lib.name(name), *values)
+    ]
+    lines = [shlex.join(["jest-tf", *words, *form]) for words in advice.before]
     recipe = flags.config or "RECIPE"
     words = ["jest-tf", "train", "--config", recipe, "--workdir", "WORKDIR"]
-    if advice.settings:
-        words += ["--set", *advice.settings]
+    settings = [
+        f"data.{name}={','.join(values)}" for name, values in given.items()
+    ]
+    if flags.pool:
+        settings.insert(0, f"data.train={','.join(flags.pool)}")
+    settings += advice.settings
+    if settings:
+        words += ["--set", *settings]
     return "\n".join([*lines, shlex.join(words)])
 
 
@@ -266,8 +282,8 @@ def _verdict(found, advice, command):
         f"{name} {value:.0f}" for name, value in found.breadth.items()
     )
     lines = {
-        "matched pairs": ("at least " if facts.is_apart else "")
-        + f"{share}, of {sizes['sampled']:,} sampled of {sizes['pool']:,}",
+        "matched pairs": f"{share}, of {sizes['sampled']:,} sampled of "
+        f"{sizes['pool']:,}",
         "headroom": f"K = {facts.factor}, f = {1 - 1 / facts.factor:.2f}: "
         f"{facts.precision[facts.factor]:.0%} matched by this reference, "
         f"{best:.0%} at best",
@@ -303,6 +319,9 @@ def _expectations(advice):
         words = {
             "over_uniform": f"after {one.steps:,} steps {value} times the "
             "score of uniform training at equal FLOPs",
+            "over_uniform_given_reference": f"after {one.steps:,} steps "
+            f"{value} times the score of uniform training at equal FLOPs, "
+            "those of the reference's training not counted",
             "over_target": f"{value} times that of its best end "
             f"(measured at {levels} of noise)",
         }

@@ -4,11 +4,13 @@
 docs/recipes.md shows the same rows with their evidence.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from jest_tf import config as config_lib
+from jest_tf.config import overrides
 from jest_tf.curation import evidence
 from jest_tf.curation.estimates import Estimate
 
@@ -34,7 +36,7 @@ _RENEWALS_COST = 1 / 4
 # Hyper-batches that a renewal must embed, for a choice among many records.
 _LEAST_HYPER_BATCHES = 10
 _CURATED_SHARE = 1 / 8
-_MEASURES = ("over_uniform", "over_target")
+_GAIN, _TARGET = "over_uniform", "over_target"
 CLEAN_ROW, ORACLE = "clean", "oracle"
 
 
@@ -75,22 +77,16 @@ class Facts(NamedTuple):
 
     @property
     def is_apart(self) -> bool:
-        """Returns whether curated set and pool differ in kind.
-
-        Pairs of the pool then are harder for a reference of the curated set
-        than its own, so that the matched share is a lower bound.
-        """
+        """Returns whether curated set and pool differ in kind."""
         return self.apart >= APART
 
     @property
     def is_covered(self) -> bool:
         """Returns whether the tests are like the curated set, not the pool.
 
-        Without tests it is `is_apart`.
+        Without tests it is not known, and False.
         """
-        if self.covered is None:
-            return self.is_apart
-        return self.covered >= APART
+        return self.covered is not None and self.covered >= APART
 
     @property
     def factor(self) -> int:
@@ -120,8 +116,9 @@ class Row(NamedTuple):
         applies: the condition.
         selects: whether it advises to select.
         method: of evidence.json, what to expect; "" has none.
-        settings: for `jest-tf train --set`.
+        settings: for `jest-tf train --set`, of a recipe without selection.
         before: the words of commands of `jest-tf` to run before.
+        gain: a field of `evidence.Cell`, over uniform training at equal FLOPs.
     """
 
     name: str
@@ -132,6 +129,7 @@ class Row(NamedTuple):
     method: str
     settings: Callable[[Facts, config_lib.TrainConfig], list[str]]
     before: Callable[[Facts], list[list[str]]] = lambda facts: []
+    gain: str = _GAIN
 
 
 def _mixture(share):
@@ -147,7 +145,7 @@ def _embed(facts):
 
 
 def _curate(facts):
-    share = f"share={facts.matched.mean:.2f}"
+    share = f"share={max(facts.matched.mean, 0.01):.2f}"
     words = ["curate", "--data", *facts.pool, "--output", "MANIFEST"]
     if not facts.loss:
         return [[*words, "--workdir", facts.reference, "--set", share]]
@@ -168,6 +166,29 @@ def _cascade(facts, recipe):
         f"data.super_batch_size={recipe.batch_size}",
         f"cascade.hyper_batch_size={facts.factor * recipe.batch_size}",
     ]
+
+
+def without_selection(recipe: config_lib.TrainConfig) -> list[str]:
+    """Returns the settings that make a recipe train uniformly."""
+    found = []
+    for group in ("selection", "reference", "cascade", "bootstrap"):
+        found += _reset(getattr(recipe, group), group)
+    if found:
+        found.append(f"data.super_batch_size={recipe.batch_size}")
+    return found
+
+
+def _reset(values, path):
+    """The settings of a group that are not the defaults, as overrides."""
+    found, default = [], type(values)()
+    for field in dataclasses.fields(values):
+        ours, theirs = (getattr(one, field.name) for one in (values, default))
+        place = f"{path}.{field.name}"
+        if dataclasses.is_dataclass(ours):
+            found += _reset(ours, place)
+        elif ours != theirs:
+            found.append(f"{place}={overrides.text_of(theirs) or 'none'}")
+    return found
 
 
 def _from_reference(facts, recipe):
@@ -214,7 +235,9 @@ def _share(facts, recipe, count):
 
 
 def _manifest(facts, recipe):
-    return ["data.manifest=MANIFEST"]
+    # A manifest covers the pool alone.
+    without = ["data.curated=none", "data.curated_rows=0"]
+    return [*without * bool(recipe.data.curated), "data.manifest=MANIFEST"]
 
 
 ROWS = (
@@ -231,7 +254,7 @@ ROWS = (
     Row(
         CLEAN_ROW,
         "a pool with little noise: at least 85 % of its pairs match, or "
-        "selecting was measured not to pay",
+        "selecting is not expected to pay",
         "do not select: train uniformly; there is little to gain",
         lambda facts: facts.matched.mean >= CLEAN,
         False,
@@ -269,10 +292,11 @@ ROWS = (
         "cascade_curated",
         _from_reference,
         _embed,
+        "over_uniform_given_reference",
     ),
     Row(
         "bootstrapped",
-        "a noisy pool and a curated sample, no reference",
+        "a noisy pool and a curated sample",
         "a cascade that [renews its own reference](bootstrap.md), begun on "
         "the curated set, K = 1 / matched share",
         lambda facts: True,
@@ -286,9 +310,14 @@ ROWS = (
 # What the user should know of the estimates, and when.
 _CAUTIONS: tuple[tuple[Callable[[Facts], bool], str], ...] = (
     (
+        lambda facts: facts.is_apart and facts.covered is None,
+        "the curated set is of another kind than the pool: if your tests are "
+        "of its kind, train on half curated rows instead; --tests tells",
+    ),
+    (
         lambda facts: facts.is_apart,
         "the curated set is of another kind than the pool, whose matched pairs "
-        "are harder for the reference: the matched share is a lower bound",
+        "may be harder for the reference: the matched share may be too low",
     ),
     (
         lambda facts: facts.matched.high - facts.matched.low > _UNSURE,
@@ -317,7 +346,7 @@ class Advice(NamedTuple):
         cautions: on the estimates, in words.
         expected: of the row's method and, if it selects, of an oracle without
             noise, for the longest runs; nothing that was not measured around
-            this share of noise.
+            this share of noise. Intervals cover those of the matched share.
     """
 
     row: Row
@@ -339,8 +368,9 @@ def advise(
 ) -> Advice:
     """Decides by the first row that applies.
 
-    A row that selects gives way to "clean" where its method was measured below
-    uniform training at this share of noise.
+    A row that selects gives way to the next one that applies, and at last to
+    "clean", where its method is expected below uniform training at this share
+    of noise.
 
     Args:
         facts: of the pool.
@@ -348,29 +378,92 @@ def advise(
         cells: to expect by; None takes those of evidence.json.
     """
     cells = evidence.cells() if cells is None else cells
-    noise = 1.0 - facts.matched.mean
-    row = next(row for row in ROWS if row.applies(facts))
-    if row.selects and _is_pointless(cells, row.method, noise):
-        row = next(row for row in ROWS if row.name == CLEAN_ROW)
+    row = _decide(facts, cells)
+    cautions = [words for applies, words in _CAUTIONS if applies(facts)]
+    if _turns(facts, cells, row):
+        cautions.append(
+            "the verdict turns within the interval of the matched share"
+        )
     expected = [
-        found[-1]
+        found
         for method in (row.method, *[ORACLE] * row.selects)
-        for measure in _MEASURES
-        if (found := _inside(evidence.expect(cells, method, noise, measure)))
+        for measure in (row.gain if method == row.method else _GAIN, _TARGET)
+        if (found := _longest(cells, method, facts.matched, measure))
     ]
-    return Advice(
-        row,
-        row.settings(facts, recipe),
-        row.before(facts),
-        [words for applies, words in _CAUTIONS if applies(facts)],
-        expected,
+    if row.selects and any(
+        one.measure == row.gain and one.value.low < 1.0
+        for one in expected
+        if one.method == row.method
+    ):
+        cautions.append("what is expected may be no gain: see the interval")
+    by_name = {
+        text.split("=")[0]: text
+        for text in (
+            *without_selection(recipe),
+            *row.settings(facts, recipe),
+        )
+    }
+    settings = [*by_name.values()]
+    try:
+        values = dataclasses.asdict(recipe)
+        for text in settings:
+            overrides.override(config_lib.TrainConfig, values, text)
+        overrides.build(config_lib.TrainConfig, values)
+    except ValueError as error:
+        cautions.append(f"the recipe must change for this command: {error}")
+    return Advice(row, settings, row.before(facts), cautions, expected)
+
+
+def _decide(facts, cells):
+    for row in ROWS:
+        if row.applies(facts) and (
+            not row.selects or _pays(cells, row, facts.matched.mean)
+        ):
+            return row
+    return next(row for row in ROWS if row.name == CLEAN_ROW)
+
+
+def _turns(facts, cells, row):
+    """True if the other verdict holds at an end of the matched share."""
+    ends = facts.matched.low, facts.matched.high
+    if row.selects:
+        return any(
+            share >= CLEAN or not _pays(cells, row, share) for share in ends
+        )
+    if row.name != CLEAN_ROW:
+        return False
+    others = [one for one in ROWS if one.selects and one.applies(facts)]
+    return any(
+        share < CLEAN and _pays(cells, one, share)
+        for share in ends
+        for one in others
     )
 
 
-def _is_pointless(cells, method, noise):
-    """True if what was measured around this noise is below uniform training."""
-    found = _inside(evidence.expect(cells, method, noise, _MEASURES[0]))
-    return bool(found) and all(one.value.high < 1.0 for one in found)
+def _pays(cells, row, matched):
+    """False if what is expected of a row is below uniform training."""
+    found = _inside(evidence.expect(cells, row.method, matched, row.gain))
+    return not found or any(one.value.mean >= 1.0 for one in found)
+
+
+def _longest(cells, method, matched, measure):
+    """What to expect of the longest runs over an interval of matched shares."""
+    found = _inside(evidence.expect(cells, method, matched.mean, measure))
+    if not found:
+        return None
+    values = [found[-1].value]
+    for share in (matched.low, matched.high):
+        values += [
+            one.value
+            for one in evidence.expect(cells, method, share, measure)
+            if one.steps == found[-1].steps
+        ]
+    value = Estimate(
+        values[0].mean,
+        min(one.low for one in values),
+        max(one.high for one in values),
+    )
+    return found[-1]._replace(value=value)
 
 
 def _inside(expectations):

@@ -59,36 +59,85 @@ def similarities(image: np.ndarray, text: np.ndarray) -> Similarities:
         ValueError: there are fewer than three pairs.
     """
     n = len(image)
-    if n < 3:
-        raise ValueError(
-            f"At least three pairs must have embeddings. Received: {n}"
-        )
-    rows, columns = np.zeros([2, n]), np.zeros([2, n])
-    for start in range(0, n, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        cosines = (image[block] @ text.T).astype(np.float64)
-        places = np.arange(len(cosines))
-        cosines[places, start + places] = 0.0
-        for power in (1, 2):
-            rows[power - 1, block] = (cosines**power).sum(1)
-            columns[power - 1] += (cosines**power).sum(0)
-    of_image, of_text = (_moments(sums, n - 1) for sums in (rows, columns))
-
-    def standardised(caption):
-        cosines = np.einsum("nd,nd->n", image, text[caption])
-        one = (cosines - of_image[0]) / of_image[1]
-        other = (cosines - of_text[0][caption]) / of_text[1][caption]
-        return ((one + other) / 2).astype(np.float32)
-
+    _check_count(n)
+    of_image, of_text = _moments(image, text, are_pairs=True)
     places = np.arange(n)
-    return Similarities(standardised(places), standardised(np.roll(places, 1)))
+    # Records of one picture are often neighbours.
+    others = np.roll(places, n // 2)
+    return Similarities(
+        _standardised(image, text, of_image, of_text),
+        _standardised(image, text[others], of_image, of_text[:, others]),
+    )
 
 
-def _moments(sums, count):
-    """Mean and standard deviation, [n] each, from sums of powers."""
+def similarities_to(
+    image: np.ndarray,
+    text: np.ndarray,
+    pool_image: np.ndarray,
+    pool_text: np.ndarray,
+) -> np.ndarray:
+    """Standardises the cosines of pairs by those of mismatched pool pairs.
+
+    As `Similarities.matched`, but the mismatched pairs are the pictures with
+    the pool's captions, and the captions with the pool's pictures: pairs of a
+    narrow set are then not compared with pairs of their own topics, which are
+    harder to tell apart.
+
+    Args:
+        image: float32 [m, D], of unit length.
+        text: float32 [m, D], row for row.
+        pool_image: float32 [n, D].
+        pool_text: float32 [n, D].
+
+    Returns:
+        float32 [m].
+
+    Raises:
+        ValueError: the pool has fewer than three pairs.
+    """
+    _check_count(len(pool_image))
+    of_image, _ = _moments(image, pool_text)
+    of_text, _ = _moments(text, pool_image)
+    return _standardised(image, text, of_image, of_text)
+
+
+def _check_count(count):
+    if count < 3:
+        raise ValueError(
+            f"At least three pairs must have embeddings. Received: {count}"
+        )
+
+
+def _standardised(image, text, of_image, of_text):
+    cosines = np.einsum("nd,nd->n", image, text)
+    one = (cosines - of_image[0]) / of_image[1]
+    other = (cosines - of_text[0]) / of_text[1]
+    return ((one + other) / 2).astype(np.float32)
+
+
+def _moments(first, second, are_pairs=False):
+    """Means and deviations of cosines, by rows of each; [2, n] and [2, m].
+
+    Pairs, equal rows of both, do not count if `are_pairs`.
+    """
+    sums = np.zeros([2, len(first)]), np.zeros([2, len(second)])
+    for start in range(0, len(first), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        cosines = (first[block] @ second.T).astype(np.float64)
+        if are_pairs:
+            places = np.arange(len(cosines))
+            cosines[places, start + places] = 0.0
+        for power in (1, 2):
+            sums[0][power - 1, block] = (cosines**power).sum(1)
+            sums[1][power - 1] += (cosines**power).sum(0)
+    counts = len(second) - are_pairs, len(first) - are_pairs
+    return [_mean_and_deviation(*one) for one in zip(sums, counts, strict=True)]
+
+
+def _mean_and_deviation(sums, count):
     mean = sums[0] / count
     variance = np.maximum(sums[1] / count - mean**2, 0.0)
-    return mean, np.maximum(np.sqrt(variance), 1e-6)
+    return np.stack([mean, np.maximum(np.sqrt(variance), 1e-6)])
 
 
 def matched_share(
@@ -98,8 +147,8 @@ def matched_share(
 
     Args:
         pool: float [n], `Similarities.matched` of a sample of the pool.
-        curated: float [m], those of curated pairs that the reference has not
-            seen.
+        curated: float [m], `similarities_to` the pool of curated pairs that
+            the reference has not seen.
         seed: of the resamples of both, whose percentiles are the interval.
 
     Returns:

@@ -19,8 +19,9 @@ FILE = pathlib.Path(__file__).with_name("evidence.json")
 # No smaller share of matched pairs is told from others.
 _LEAST_MATCHED = 0.02
 _DIGITS = 3
-# Shares of noise no further from a measured one are as good as measured.
-_AROUND = 0.05
+# Matched shares no further from a measured one, in halvings, are as good as
+# measured.
+_AROUND = 0.25
 
 
 class Cell(NamedTuple):
@@ -28,6 +29,7 @@ class Cell(NamedTuple):
 
     Attributes:
         noise: share of the pool that is noise.
+        matched: share of the pool's pairs that match, near-duplicates included.
         method: as in the benchmark's summary.
         steps: of the run.
         seeds: that were run.
@@ -36,10 +38,13 @@ class Cell(NamedTuple):
         lead: score less that of uniform training of as many steps.
         over_uniform: score over the best of uniform training at no more FLOPs,
             those of scoring and of references counted.
+        over_uniform_given_reference: the same for a reference that is there
+            already, whose training does not count.
         over_target: score over uniform training's best end at any length.
     """
 
     noise: float
+    matched: float
     method: str
     steps: int
     seeds: int
@@ -47,19 +52,20 @@ class Cell(NamedTuple):
     score: dict
     lead: dict | None
     over_uniform: dict | None
+    over_uniform_given_reference: dict | None
     over_target: dict | None
 
 
 class Expectation(NamedTuple):
-    """What a method gained where it was measured, at a share of noise.
+    """What a method gained where it was measured, at a matched share.
 
     Attributes:
         method: of the cells.
         steps: of the cells.
         measure: a field of `Cell`.
         value: interpolated between the levels of noise.
-        levels: of the cells, ascending.
-        is_inside: whether the share of noise lies between them, or next to one.
+        levels: of noise of the cells, ascending.
+        is_inside: whether the share lies between theirs, or next to one.
         seeds: the fewest of the cells used.
     """
 
@@ -99,19 +105,19 @@ def accuracy() -> Accuracy:
 
 
 def expect(
-    cells: Sequence[Cell], method: str, noise: float, measure: str
+    cells: Sequence[Cell], method: str, matched: float, measure: str
 ) -> list[Expectation]:
-    """Interpolates a measure of a method at a share of noise.
+    """Interpolates a measure of a method at a share of pairs that match.
 
     For each length of the runs, the logarithm of the ratio is linear in the
-    logarithm of the share of pairs that match, between the measured levels and
+    logarithm of the share, between the measured levels and
     for a factor of two beyond them, where `is_inside` is false.
 
     Args:
         cells: measured ones.
         method: of the cells.
-        noise: share of pairs that do not match, in [0, 1).
-        measure: "over_uniform" or "over_target".
+        matched: share of pairs that match, in [0, 1].
+        measure: a field of `Cell`, a ratio.
 
     Returns:
         One for each length that was measured, shortest first.
@@ -120,33 +126,34 @@ def expect(
     for cell in cells:
         if cell.method == method and getattr(cell, measure) is not None:
             found.setdefault(cell.steps, {})[cell.noise] = cell
-    return [_between(found[steps], noise, measure) for steps in sorted(found)]
+    return [_between(found[steps], matched, measure) for steps in sorted(found)]
 
 
-def _between(by_level, noise, measure):
+def _between(by_level, matched, measure):
     levels = sorted(by_level)
+    measured = [by_level[level] for level in levels]
     # A number without an end of its interval is its own end.
     values = [
         [
             part[end] if part[end] is not None else part["mean"]
             for end in Estimate._fields
         ]
-        for part in (getattr(by_level[level], measure) for level in levels)
+        for part in (getattr(cell, measure) for cell in measured)
     ]
     halvings, place = (
-        -np.log2(np.maximum(1.0 - np.array(one), _LEAST_MATCHED))
-        for one in (levels, noise)
+        -np.log2(np.maximum(one, _LEAST_MATCHED))
+        for one in ([cell.matched for cell in measured], matched)
     )
     ends = 2.0 ** _line(place, halvings, np.log2(values))
-    cell = by_level[levels[0]]
+    cell = measured[0]
     return Expectation(
         cell.method,
         cell.steps,
         measure,
         Estimate(*ends.round(_DIGITS).tolist()),
         tuple(levels),
-        levels[0] - _AROUND <= noise <= levels[-1] + _AROUND,
-        min(one.seeds for one in by_level.values()),
+        bool(halvings[0] - _AROUND <= place <= halvings[-1] + _AROUND),
+        min(one.seeds for one in measured),
     )
 
 

@@ -17,7 +17,6 @@ from jest_tf import runs
 from jest_tf.config import checks
 from jest_tf.curation import advice, by_similarity, estimates
 from jest_tf.data import stores as stores_lib
-from jest_tf.data import stream
 from jest_tf.data.sidecars import embed
 from jest_tf.data.stores import manifest
 from jest_tf.models import reference as reference_lib
@@ -25,13 +24,15 @@ from jest_tf.models import reference as reference_lib
 # Of the quick reference, as that of docs/advise.md.
 _STEPS, _WARMUP = 300, 50
 _HELD_OUT = 1 / 8
-_HELD_OUT_SALT = 0x616476697365
 # Without it, a sample could repeat the choice by which data were made with
 # the same seed.
 _SAMPLE_SALT = 0x73616D706C65
 _FACTORS = range(2, 11)  # values of K
 _BATCH = 256
 _LEAST_CURATED = 64
+_LEAST_BREADTH = 64
+# Records of one picture are often neighbours: parts of a set are of blocks.
+_BLOCK = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def quick_reference(
         raise ValueError(
             f"`--curated` must have at least {_LEAST_CURATED} records to train "
             f"a reference on. Received: {len(curated)}; name a public model, "
-            "`--reference`, or infer a curated set, `jest-tf curate --like`"
+            "`--reference`"
         )
     folder = os.path.join(workdir, "manifest")
     _write_manifest(curated, ~is_held_out, folder)
@@ -158,10 +159,10 @@ def quick_reference(
 def held_out(curated: stores_lib.Store) -> np.ndarray:
     """Marks the records that a quick reference is not trained on, bool [n].
 
-    Records, not captions: a caption of the pool may have been trained on, too.
+    Every eighth block of eight, so that few pictures of several records are on
+    both sides. A caption may be on both.
     """
-    values = stream.uniform_hash(0, np.arange(len(curated)), _HELD_OUT_SALT)
-    return values < np.uint64(_HELD_OUT * 2.0**64)
+    return np.arange(len(curated)) // _BLOCK % round(1 / _HELD_OUT) == 0
 
 
 def survey(
@@ -191,7 +192,9 @@ def survey(
     found = _embed_samples(data, model, settings, unseen, progress)
     pool, curated = found["pool"], found["curated"]
     similarity = estimates.similarities(pool.image, pool.text)
-    of_curated = estimates.similarities(curated.image, curated.text).matched
+    of_curated = estimates.similarities_to(
+        curated.image, curated.text, pool.image, pool.text
+    )
     share = estimates.matched_share(similarity.matched, of_curated)
     posterior = estimates.posterior(similarity, of_curated, share.mean)
     precision = {
@@ -205,10 +208,17 @@ def survey(
         "tests": found["tests"].image,
     }
     kinds = {name: image for name, image in kinds.items() if len(image)}
+    # All are measured by as many pictures as the smallest has.
+    broad = {
+        name: image
+        for name, image in kinds.items()
+        if name != "tests" or len(image) >= _LEAST_BREADTH
+    }
     breadth = dict(
-        zip(kinds, estimates.breadth([*kinds.values()]), strict=True)
+        zip(broad, estimates.breadth([*broad.values()]), strict=True)
     )
-    halves = [kinds["curated"][start::2] for start in (0, 1)]
+    is_other = np.arange(len(kinds["curated"])) // _BLOCK % 2 == 1
+    halves = [kinds["curated"][rows] for rows in (~is_other, is_other)]
     covered = None
     if "tests" in kinds:
         covered = estimates.nearer(
@@ -293,13 +303,20 @@ def _write_manifest(store, drawn, folder):
 
 
 def _embed(store, rows, encode, form):
-    """Embeds records with their first captions that are not blank."""
+    """Embeds records with their first captions that are not blank.
+
+    Records whose embeddings are not finite are left out.
+    """
     batch = embed.load(store, rows, form)
     owners = np.searchsorted(np.cumsum(batch.captions), batch.places, "right")
     good, first = np.unique(owners, return_index=True)
     images = batch.images[np.cumsum(batch.valid)[good] - 1]
     image, text = encode(images, [batch.texts[place] for place in first])
-    return by_similarity.Embedded(rows[good], batch.ids[good], image, text)
+    finite = np.isfinite(image).all(1) & np.isfinite(text).all(1)
+    good = good[finite]
+    return by_similarity.Embedded(
+        rows[good], batch.ids[good], image[finite], text[finite]
+    )
 
 
 def _no_rows(model):

@@ -8,6 +8,7 @@ import numpy as np
 
 from jest_tf import files
 from jest_tf.curation import advice as advice_lib
+from jest_tf.curation import evidence
 from jest_tf.curation import survey as survey_lib
 from jest_tf.data import stores
 from jest_tf.reports import charts, rendering
@@ -51,6 +52,7 @@ def write(
         facts=found.facts,
         advice=advice,
         command=command,
+        accuracy=evidence.accuracy(),
         rows=[
             (row.name, row.when, advice_lib.plain(row.do))
             for row in advice_lib.ROWS

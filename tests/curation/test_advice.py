@@ -35,9 +35,12 @@ def facts(share=0.3, power=0.5, **changes):
 
 def cell(noise, method="bootstrapped", steps=1000, gain=2.0, **changes):
     spread = {"mean": gain, "low": 0.9 * gain, "high": 1.2 * gain}
-    values = dict.fromkeys(("score", "lead", "over_uniform"), spread)
+    gains = "over_uniform", "over_uniform_given_reference"
+    values = dict.fromkeys(("score", "lead", *gains), spread)
     values["over_target"] = None
-    return evidence.Cell(noise, method, steps, 1, "val", **values | changes)
+    return evidence.Cell(
+        noise, 1.0 - noise, method, steps, 1, "val", **values | changes
+    )
 
 
 class RowsTest(tf.test.TestCase):
@@ -51,8 +54,8 @@ class RowsTest(tf.test.TestCase):
             ("clean", facts(0.9)),
             ("clean", facts(0.99, power=0.0)),
             ("covered", facts(covered=0.7)),
-            ("covered", facts(apart=0.7)),
-            # The tests decide, where there are some.
+            # Only tests can tell.
+            ("bootstrapped", facts(apart=0.7)),
             ("bootstrapped", facts(apart=0.7, covered=0.5)),
             ("clean", facts(0.95, covered=0.5)),
         ):
@@ -119,6 +122,36 @@ class RowsTest(tf.test.TestCase):
                 found = getattr(getattr(recipe, group), field)
                 self.assertEqual(found, value, name)
 
+    def test_a_recipe_with_selection_trains_uniformly_where_that_is_advised(
+        self,
+    ):
+        for recipe in ROOT.glob("configs/*.py"):
+            recipe = config.load_config(str(recipe))
+            for found, name in (
+                (facts(0.9), "clean"),
+                (facts(covered=0.9), "covered"),
+                (facts(power=0.0), "weak"),
+                (facts(learners=3), "several"),
+                (facts(is_quick=False), "reference"),
+                (facts(), "bootstrapped"),
+            ):
+                advised = advice.advise(found, recipe, [])
+                self.assertEqual(advised.row.name, name)
+                values = dataclasses.asdict(recipe)
+                for text in advised.settings:
+                    overrides.override(config.TrainConfig, values, text)
+                is_tpu = recipe.distribution.strategy == "tpu"
+                if name == "bootstrapped" and is_tpu:
+                    self.assertIn("one process embeds", advised.cautions[-1])
+                    continue
+                built = overrides.build(config.TrainConfig, values)
+                self.assertEqual(built.selection, config.SelectionConfig())
+                self.assertEqual(built.batch_size, recipe.batch_size)
+                is_cascade = name in ("reference", "bootstrapped")
+                self.assertEqual(
+                    bool(built.cascade.hyper_batch_size), is_cascade
+                )
+
     def test_renewals_double_from_the_thirtieth_part_of_the_steps(self):
         for steps, expected in (
             (4500, [150, 300, 600, 1200, 2400]),
@@ -159,7 +192,7 @@ class RowsTest(tf.test.TestCase):
     def test_what_is_wrong_with_the_estimates_is_said(self):
         wide = facts()._replace(matched=Estimate(0.3, 0.1, 0.5))
         for found, words in (
-            (facts(apart=0.7, covered=0.5), "a lower bound"),
+            (facts(apart=0.7, covered=0.5), "may be too low"),
             (wide, "more curated pairs"),
             (facts(breadth=0.4), "cascade.uniform_share=0.5"),
             (facts(duplicates=0.2), "look at the pairs"),
@@ -175,7 +208,9 @@ class RowsTest(tf.test.TestCase):
 
 class ExpectationTest(tf.test.TestCase):
     def expect(self, cells, noise):
-        return evidence.expect(cells, "bootstrapped", noise, "over_uniform")
+        return evidence.expect(
+            cells, "bootstrapped", 1.0 - noise, "over_uniform"
+        )
 
     def test_logarithms_are_linear_between_levels(self):
         # Halves, quarters and eighths match.
@@ -219,14 +254,59 @@ class ExpectationTest(tf.test.TestCase):
         self.assertAllClose(long.value.mean, 1.0)
         self.assertEmpty(self.expect([], 0.5))
 
-    def test_a_method_that_was_measured_to_lose_is_not_advised(self):
-        for gain, expected in ((0.8, "clean"), (0.9, "bootstrapped")):
+    def test_a_method_that_is_expected_to_lose_is_not_advised(self):
+        for gain, expected in ((0.99, "clean"), (1.01, "bootstrapped")):
             cells = [cell(noise, gain=gain) for noise in (0.5, 0.9)]
             found = advice.advise(facts(), RECIPE, cells)
             self.assertEqual(found.row.name, expected)
-        # Only where it was measured around this noise, 0.7.
+        # Only where it was measured around this share.
         found = advice.advise(facts(), RECIPE, [cell(0.5, gain=0.5)])
         self.assertEqual(found.row.name, "bootstrapped")
+
+    def test_the_next_row_is_advised_where_the_first_is_expected_to_lose(self):
+        found = facts(is_quick=False)
+        cells = [cell(0.7, "cascade_curated", gain=0.9)]
+        self.assertEqual(
+            advice.advise(found, RECIPE, cells).row.name, "bootstrapped"
+        )
+        # The reference is there: its training does not count.
+        (given,) = (
+            one._replace(over_uniform_given_reference={"mean": 1.1} | ends)
+            for one in cells
+            for ends in [{"low": 1.05, "high": 1.2}]
+        )
+        advised = advice.advise(found, RECIPE, [given])
+        self.assertEqual(advised.row.name, "reference")
+        self.assertEqual(advised.expected[0].value.mean, 1.1)
+
+    def test_intervals_cover_those_of_the_matched_share(self):
+        # The gain doubles from a half to a quarter, and is 2 at a quarter.
+        cells = [cell(0.5, gain=1.0), cell(0.75, gain=2.0)]
+        found = facts(0.25)._replace(matched=Estimate(0.25, 0.25, 0.5))
+        advised = advice.advise(found, RECIPE, cells)
+        (one,) = advised.expected
+        self.assertAllClose([*one.value], (2.0, 0.9, 2.4))
+        self.assertIn("may be no gain", advised.cautions[-1])
+        certain = facts(0.25)._replace(matched=Estimate(0.25, 0.25, 0.25))
+        advised = advice.advise(certain, RECIPE, cells)
+        self.assertAllClose([*advised.expected[0].value], (2.0, 1.8, 2.4))
+        self.assertEmpty(advised.cautions)
+
+    def test_a_verdict_that_turns_within_the_interval_is_said(self):
+        cells = [cell(0.5, gain=0.9), cell(0.75, gain=1.8)]
+        for share, low, high, verdict, turns in (
+            (0.45, 0.4, 0.5, True, True),
+            (0.3, 0.28, 0.32, True, False),
+            (0.49, 0.4, 0.5, False, True),
+            (0.49, 0.485, 0.5, False, False),
+            (0.8, 0.79, 0.9, True, True),
+            (0.9, 0.8, 1.0, False, True),
+        ):
+            found = facts(share)._replace(matched=Estimate(share, low, high))
+            advised = advice.advise(found, RECIPE, cells)
+            self.assertEqual(advised.row.selects, verdict, share)
+            said = [words for words in advised.cautions if "turns" in words]
+            self.assertLen(said, turns, share)
 
     def test_the_longest_runs_are_shown_beside_an_oracle(self):
         cells = [cell(0.7), cell(0.7, steps=3000), cell(0.7, "oracle", 700)]
@@ -235,7 +315,7 @@ class ExpectationTest(tf.test.TestCase):
             [(one.method, one.steps) for one in found],
             [("bootstrapped", 3000), ("oracle", 700)],
         )
-        for share, count in ((0.33, 2), (0.36, 0), (0.9, 0)):
+        for share, count in ((0.35, 2), (0.36, 0), (0.8, 0)):
             found = advice.advise(facts(share), RECIPE, cells).expected
             self.assertLen(found, count)
 

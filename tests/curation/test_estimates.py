@@ -33,9 +33,10 @@ def pairs(count, share, seed, weight=0.5, common=0.0):
 
 
 def reference(common=0.0):
-    """Similarities of curated pairs, all of which match."""
+    """Similarities of curated pairs, all of which match, in a pool."""
     image, text, _ = pairs(600, 1.0, 99, common=common)
-    return estimates.similarities(image, text).matched
+    pool = pairs(4_000, 0.0, 98, common=common)[:2]
+    return estimates.similarities_to(image, text, *pool)
 
 
 class SimilaritiesTest(tf.test.TestCase):
@@ -53,13 +54,13 @@ class SimilaritiesTest(tf.test.TestCase):
                 + (cosines[place, place] - column.mean()) / column.std()
             ) / 2
             self.assertAllClose(found.matched[place], expected, 1e-5, 1e-5)
-        # A picture with the caption of the one before it.
-        row, column = np.delete(cosines[3], 3), np.delete(cosines[:, 2], 2)
+        # A picture with the caption half of the set before it.
+        row, column = np.delete(cosines[3], 3), np.delete(cosines[:, 0], 0)
         self.assertAllClose(
             found.mismatched[3],
             (
-                (cosines[3, 2] - row.mean()) / row.std()
-                + (cosines[3, 2] - column.mean()) / column.std()
+                (cosines[3, 0] - row.mean()) / row.std()
+                + (cosines[3, 0] - column.mean()) / column.std()
             )
             / 2,
             1e-5,
@@ -76,10 +77,25 @@ class SimilaritiesTest(tf.test.TestCase):
             estimates._BLOCK = block
         self.assertAllClose(whole, parts, 1e-5, 1e-5)
 
+    def test_a_set_is_standardised_among_pairs_of_a_pool(self):
+        pool_image, pool_text, _ = pairs(40, 0.5, 2)
+        image, text, _ = pairs(5, 1.0, 3)
+        found = estimates.similarities_to(image, text, pool_image, pool_text)
+        for place in range(5):
+            row, column = pool_text @ image[place], pool_image @ text[place]
+            cosine = image[place] @ text[place]
+            expected = (cosine - row.mean()) / row.std() / 2
+            expected += (cosine - column.mean()) / column.std() / 2
+            self.assertAllClose(found[place], expected, 1e-5, 1e-5)
+
     def test_two_pairs_are_too_few(self):
         image, text, _ = pairs(2, 1.0, 0)
-        with self.assertRaisesRegex(ValueError, "three pairs.*Received: 2"):
-            estimates.similarities(image, text)
+        for measure in (
+            lambda: estimates.similarities(image, text),
+            lambda: estimates.similarities_to(image, text, image, text),
+        ):
+            with self.assertRaisesRegex(ValueError, "three pairs.*Received: 2"):
+                measure()
 
 
 class MatchedShareTest(tf.test.TestCase):

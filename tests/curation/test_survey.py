@@ -22,6 +22,7 @@ import tensorflow as tf
 from jest_tf import cli, config, models, runs
 from jest_tf.curation import survey
 from jest_tf.data import stores, tokenizers
+from jest_tf.models import reference as reference_lib
 from jest_tf.runs import directory
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -143,11 +144,11 @@ class SurveyTest(KnownTestCase):
         self.assertAllClose(share.mean, 0.32, 0, 0.03)
         # The first 192 of 600 match, and nothing else is as similar.
         self.assertAllClose(found.rows, np.arange(600))
-        self.assertAllGreater(found.posterior[:192], 0.9)
+        self.assertAllGreater(found.posterior[:192], 0.8)
         self.assertAllLess(found.posterior[192:], 0.1)
         for factor, expected in ((2, 0.64), (3, 0.96), (5, 1.0)):
             self.assertAllClose(
-                found.facts.precision[factor], expected, 0, 0.05
+                found.facts.precision[factor], expected, 0, 0.07
             )
         # Codes are all alike: a picture has 599/64 copies.
         self.assertAllClose(found.duplicates.copies, 599 / 64, 0.05, 0)
@@ -187,11 +188,38 @@ class SurveyTest(KnownTestCase):
         self.assertAllClose(found.facts.covered, 0.5, 0, 0.1)
         self.assertLess(found.breadth["tests"], found.breadth["pool"])
 
-    def test_an_eighth_is_held_out(self):
-        store = stores.open_store(self.noisy)
-        held_out = survey.held_out(store)
-        self.assertAllClose(held_out.mean(), 1 / 8, 0, 0.04)
-        self.assertAllEqual(held_out, survey.held_out(store))
+    def test_a_narrow_curated_set_does_not_change_the_share(self):
+        narrow = write_pairs(self.path("narrow"), 200, 1.0, codes=4)
+        found = survey.survey(
+            survey.Data(*map(stores.open_store, (self.noisy, narrow))),
+            runs.load_model(self.reference),
+            survey.Settings(),
+        )
+        self.assertAllClose(found.facts.matched.mean, 0.32, 0, 0.06)
+
+    def test_embeddings_that_are_not_finite_are_left_out(self):
+        model = runs.load_model(self.reference)
+        encode = reference_lib.encoder(model, 16)
+
+        def broken(images, texts):
+            image, text = map(np.array, encode(images, texts))
+            image[3], text[5] = np.nan, np.inf
+            return image, text
+
+        store, rows = stores.open_store(self.noisy), np.arange(16)
+        found = survey._embed(store, rows, broken, model.picture)
+        kept = np.delete(rows, [3, 5])
+        self.assertAllEqual(found.rows, kept)
+        whole = survey._embed(store, rows, encode, model.picture)
+        self.assertAllEqual(found.ids, whole.ids[kept])
+        self.assertAllEqual(found.image, whole.image[kept])
+        self.assertAllEqual(found.text, whole.text[kept])
+
+    def test_an_eighth_is_held_out_in_blocks(self):
+        held_out = survey.held_out(stores.open_store(self.noisy))
+        blocks = held_out[: 600 // 64 * 64].reshape(-1, 8, 8)
+        self.assertAllEqual(blocks[:, 0], np.ones_like(blocks[:, 0]))
+        self.assertFalse(blocks[:, 1:].any())
 
 
 class CommandTest(KnownTestCase):
@@ -217,7 +245,13 @@ class CommandTest(KnownTestCase):
         self.assertStartsWith(printed, "DO NOT SELECT: ")
         self.assertEqual(content["advice"], "clean")
         self.assertGreater(content["matched"]["low"], 0.9)
-        self.assertNotIn("--set", content["command"][0])
+        self.assertEqual(
+            content["command"],
+            [
+                "jest-tf train --config RECIPE --workdir WORKDIR --set "
+                f"data.train={self.clean}"
+            ],
+        )
 
     def test_a_recipe_names_the_pool_and_the_batch(self):
         recipe = os.path.join(self.folder, "recipe.json")
@@ -235,6 +269,14 @@ class CommandTest(KnownTestCase):
         self.assertEqual(content["sizes"]["pool"], 600)
         self.assertEqual(content["sizes"]["sampled"], 300)
         self.assertIn("cascade.hyper_batch_size=96", content["command"][1])
+        self.assertNotIn("data.train", content["command"][1])
+        # What the flags change is in the commands, too.
+        words += "--pool", self.clean, "--caption-fields", "caption"
+        _, content, _ = self.advise(*words)
+        self.assertIn(
+            f"--set data.train={self.clean} data.caption_fields=caption",
+            content["command"][-1],
+        )
 
     def test_what_cannot_work_is_refused(self):
         few = write_pairs(self.path("few"), 40, 1.0)
