@@ -7,7 +7,14 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.data import tokenizers
-from jest_tf.runs import directory, evaluations, inputs, loading
+from jest_tf.runs import (
+    bootstrap,
+    costs,
+    directory,
+    evaluations,
+    inputs,
+    loading,
+)
 
 
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
@@ -56,22 +63,12 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     data, selection, steps = config.data, config.selection, config.steps
     drawn, trained = data.super_batch_size, config.batch_size
     if config.bootstrap.renew_at:
-        pool = sum(store.parts[: len(data.train)])
-        renewals = [
-            (
-                round(config.bootstrap.share(step) * pool) + len(store) - pool,
-                step,
-            )
-            for step in config.bootstrap.renew_at
-        ]
-        yield (
-            "bootstrap",
-            "the learner embeds "
-            + ", ".join(
-                f"{number:,} records after step {step:,}"
-                for number, step in renewals
-            ),
-        )
+        renewals = []
+        for step in config.bootstrap.renew_at:
+            rows = bootstrap.embedded_rows(config, store, step)
+            number = len(store) if rows is None else int(rows.sum())
+            renewals.append(f"{number:,} records after step {step:,}")
+        yield "bootstrap", f"the learner embeds {', '.join(renewals)}"
     curated = data.curated_rows
     if data.curated:
         early = config.curated_rows(0)
@@ -99,11 +96,12 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         f"image uint8 [{drawn}, {side}, {side}, 3], text int32 [{drawn}, "
         f"{data.text_length}]; trains on {trained:,}",
     )
+    counts = costs.examples_at(config, steps)
     yield (
         "steps",
-        f"{steps:,}: {steps * drawn:,} examples drawn, "
-        f"{selection.num_scored(steps, drawn - curated):,} scored, "
-        f"{steps * trained:,} trained",
+        f"{steps:,}: {counts['examples/drawn']:,} examples drawn, "
+        f"{counts['examples/scored']:,} scored, "
+        f"{counts['examples/trained']:,} trained",
     )
     if directory.has(workdir, directory.CONFIG_FILE):
         yield "writes", f"{workdir}, which holds a run that would be continued"

@@ -17,7 +17,7 @@ from jest_tf.config import checks
 from jest_tf.data import cascade, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, draw_log, inputs, progress
+from jest_tf.runs import directory, draw_log, inputs, interruptions, progress
 from jest_tf.runs import evaluations as evaluations_lib
 
 # Headings of the highest and the lowest scores, by criterion.
@@ -157,8 +157,10 @@ def examples(
     first = _sources(config) if sources is None else sources
     store = first.store
     found = [None] * len(places)
+    skipped = interruptions.Skipped(workdir, writes=False)
     for number in {number for number, _ in places}:
-        sources = inputs.at_step(config, first, workdir, number)
+        step = skipped.step(number)
+        sources = inputs.at_step(config, first, workdir, step)
         positions, step_size = _positions(config, sources, number)
         here = [i for i, place in enumerate(places) if place[0] == number]
         some = pipeline.at_positions(

@@ -169,14 +169,21 @@ def write_results(output: str, found: Sequence[Mapping]) -> None:
     """Writes results, as of `evaluation.results`, into a folder.
 
     `evaluation.json` has all of them. `evaluation/` has a file for each, which
-    `clip_benchmark build` takes; what was there before is deleted.
+    `clip_benchmark build` takes. The files of the results before these, which
+    `evaluation.json` lists, are deleted.
     """
-    directory.write(output, directory.RESULTS_FILE, found)
     folder = directory.path(output, directory.RESULTS_FOLDER)
-    files.remove_folder(folder)
+    if directory.has(output, directory.RESULTS_FILE):
+        for one in directory.read(output, directory.RESULTS_FILE):
+            files.remove(directory.path(folder, _file_of(one)))
+    directory.write(output, directory.RESULTS_FILE, found)
     for one in found:
-        name = "_".join(one[part] for part in ("dataset", "task", "language"))
-        directory.write(folder, f"{name.replace('/', '-')}.json", one)
+        directory.write(folder, _file_of(one), one)
+
+
+def _file_of(result):
+    name = "_".join(result[part] for part in ("dataset", "task", "language"))
+    return f"{name.replace('/', '-')}.json"
 
 
 def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:

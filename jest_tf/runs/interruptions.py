@@ -200,6 +200,10 @@ class Skipped:
             number += skipped <= number
         return number
 
+    def step(self, number: int) -> int:
+        """Returns the steps done before a super-batch that is not left out."""
+        return number - sum(skipped < number for skipped in self.numbers)
+
     def add(self, case: dict) -> bool:
         """Leaves out more super-batches: `case["super_batches"]`.
 

@@ -226,19 +226,12 @@ class _Run:
         if start_step < config.steps:
             progress.say(f"{workdir}: steps {start_step:,} to {stop:,}")
             check = interruptions.FiniteCheck(start_step)
+            folder = directory.path(self.output, directory.TENSORBOARD_FOLDER)
+            profile = step_timing.Profile(
+                files.appendable(folder), config.evaluation.profile, start_step
+            )
             callbacks = [check, log, checkpoints, self.signals, evaluate]
-            if config.evaluation.profile:
-                folder = directory.path(
-                    self.output, directory.TENSORBOARD_FOLDER
-                )
-                callbacks.append(
-                    step_timing.Profile(
-                        files.appendable(folder),
-                        config.evaluation.profile,
-                        start_step,
-                    )
-                )
-            callbacks += self.own_callbacks
+            callbacks += [profile, *self.own_callbacks]
             try:
                 _fit(model, dataset, callbacks, faults, stop)
             except finite.NotFinite as error:
@@ -251,6 +244,8 @@ class _Run:
                 if checkpoints.step > start_step:
                     checkpoints.save()
                 raise
+            finally:
+                profile.stop()
         if stop < config.steps:
             return None
         faults.close(self.skipped.at(config.steps))

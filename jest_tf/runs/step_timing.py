@@ -63,13 +63,14 @@ class Profile(steps.StepCallback):
     Args:
         folder: of TensorBoard, local.
         of: two steps; those after the first, up to the second, are traced.
+            None of them if it is empty.
         start_step: steps done before this `fit`.
     """
 
-    def __init__(self, folder: str, of: tuple[int, int], start_step: int = 0):
+    def __init__(self, folder: str, of: tuple[int, ...], start_step: int = 0):
         super().__init__(start_step)
         self._folder = folder
-        self._first, self._last = of
+        self._first, self._last = of or (0, 0)
         self._traces = False
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -82,13 +83,10 @@ class Profile(steps.StepCallback):
         """Ends the trace if it is due."""
         super().on_train_batch_end(batch, logs)
         if self.step >= self._last:
-            self._stop()
+            self.stop()
 
-    def on_train_end(self, logs=None):
-        """Ends the trace."""
-        self._stop()
-
-    def _stop(self):
+    def stop(self):
+        """Ends the trace; also due after a `fit` that raises."""
         if self._traces:
             tf.profiler.experimental.stop()
             self._traces = False

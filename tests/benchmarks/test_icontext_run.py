@@ -223,14 +223,15 @@ class PlanTest(tf.test.TestCase):
 
     def test_a_longer_run_at_a_constant_rate_prolongs_the_shorter_one(self):
         tasks = self.plan("web_uniform_4500")
-        names = [f"web_uniform_{steps}-0" for steps in (1125, 2250, 4500)]
+        lengths = 700, 1125, 2250, 4500
+        names = [f"web_uniform_{steps}-0" for steps in lengths]
         self.assertEqual([*tasks], names)
         self.assertEqual(
-            [tasks[one].steps for one in names], [1125, 1125, 2250]
+            [tasks[one].steps for one in names], [700, 425, 1125, 2250]
         )
         self.assertEqual(tasks[names[0]].commands[0][0], "trainers.train")
-        longest = tasks[names[2]]
-        self.assertEqual(longest.needs, (names[1],))
+        longest = tasks[names[3]]
+        self.assertEqual(longest.needs, (names[2],))
         command = longest.commands[0]
         self.assertEqual(command[0], runner.PROLONG)
         flags = dict(zip(command[1::2], command[2::2], strict=True))
@@ -247,7 +248,7 @@ class PlanTest(tf.test.TestCase):
             },
         )
         # Not one that renews elsewhere, nor one with a cosine.
-        for name in ("web_bootstrapped_2700", "web_uniform_cosine_18000"):
+        for name in ("web_bootstrapped_2700", "web_uniform_cosine_4500"):
             self.assertEqual([*self.plan(name)], [f"{name}-0"])
 
     def test_curated_pools_are_written_from_a_manifest(self):

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, runs
+from jest_tf.cli import dry_run
 from jest_tf.data import cascade, pipeline, sidecars, stores
 from jest_tf.data.sidecars import recognition
 from jest_tf.runs import bootstrap, checkpoints, directory, loading
@@ -102,6 +103,22 @@ class RunTest(tf.test.TestCase):
                 )
                 self.assertEqual(drawn[step], ids)
         self.assertLen(drawn, STEPS)
+
+    def test_a_dry_run_counts_what_the_run_does(self):
+        with mock.patch.object(
+            models, "build_learner", run_server.build_learner
+        ):
+            said = dry_run.report(self.config, self.unbroken)
+        for step in RENEW_AT:
+            rows = bootstrap.embedded_rows(self.config, self.store, step)
+            self.assertIn(f"{rows.sum()} records after step {step}", said)
+        last = self.lines(self.unbroken, directory.METRICS_FILE)[-1]
+        drawn, scored, trained = (
+            f"{last[f'examples/{name}']:,} {name}"
+            for name in ("drawn", "scored", "trained")
+        )
+        drawn = drawn.replace(" ", " examples ")
+        self.assertIn(f"{STEPS}: {drawn}, {scored}, {trained}", said)
 
     def test_a_reference_is_the_learner_of_its_step(self):
         for step in RENEW_AT:

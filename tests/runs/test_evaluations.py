@@ -202,5 +202,25 @@ class DrawsTest(tf.test.TestCase):
             evaluations.draws(self.folder, other)
 
 
+class ResultsTest(tf.test.TestCase):
+    def result(self, name):
+        return {"dataset": name, "task": "retrieval", "language": "en"}
+
+    def test_the_files_of_earlier_results_go_and_others_stay(self):
+        folder = self.get_temp_dir()
+        for names in (("a/b", "c"), ("c", "d")):
+            found = [self.result(name) for name in names]
+            evaluations.write_results(folder, found)
+            self.assertEqual(
+                directory.read(folder, directory.RESULTS_FILE), found
+            )
+            # What is not of the command.
+            directory.write(f"{folder}/evaluation", "own.json", {})
+        self.assertCountEqual(
+            os.listdir(f"{folder}/evaluation"),
+            ["own.json", "c_retrieval_en.json", "d_retrieval_en.json"],
+        )
+
+
 if __name__ == "__main__":
     tf.test.main()

@@ -252,6 +252,7 @@ class SkippedTest(tf.test.TestCase):
             kept.remove(number)
             for step, expected in enumerate(kept):
                 self.assertEqual(skipped.at(step), expected)
+                self.assertEqual(skipped.step(expected), step)
             if len(skipped.numbers) == 3:
                 break
 

@@ -160,7 +160,11 @@ class DivergenceTest(RunsTestCase):
     def test_a_rollback_equals_a_run_that_never_met_the_super_batch(self):
         rollback = "checkpoint.on_non_finite=rollback"
         with self.poisoned_stream():
-            said = self.train("rolled", rollback, build=self.poison("loss"))
+            # A trace ends with the step that fails, and begins anew.
+            traced = "evaluation.profile=6,9"
+            said = self.train(
+                "rolled", rollback, traced, build=self.poison("loss")
+            )
         self.assertIn("Leaving it out and going on from step 4", said)
         (case,) = self.read("rolled", directory.SKIPPED_FILE)
         self.assertEqual(case["super_batches"], [BAD])

@@ -60,6 +60,7 @@ class ProfileTest(tf.test.TestCase):
                 (0, (2, 4), [(folder, 2), 4]),
                 (3, (2, 4), [(folder, 3), 4]),
                 (4, (2, 4), []),
+                (0, (), []),
                 (0, (4, 9), [(folder, 4), 6]),
             ):
                 profile = step_timing.Profile(folder, of, start)
@@ -68,7 +69,7 @@ class ProfileTest(tf.test.TestCase):
                 for batch in range(6 - start):
                     profile.on_train_batch_begin(batch)
                     profile.on_train_batch_end(batch)
-                profile.on_train_end()
+                profile.stop()
                 self.assertEqual(traced, expected)
 
 
