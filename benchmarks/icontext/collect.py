@@ -91,6 +91,7 @@ def collect(workdir, identity, digest, splits, embedded=()):
         **_trained_on(workdir, config),
         "effective_filter_ratio": last.get("select/effective_filter_ratio"),
         "repeat_rate": last.get("train/repeat_rate"),
+        "rank_agreement": last.get("bootstrap/agreement"),
         "machine": report.processor(),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }

@@ -32,6 +32,8 @@ from jest_tf.training import flops
 
 _ROWS_SALT = 0x72656E6577
 _BATCH_SIZE = 256
+# Renewals in succession that are not kept, after which none is made.
+_REJECTIONS = 2
 
 
 class Renewal(NamedTuple):
@@ -46,6 +48,8 @@ class Renewal(NamedTuple):
         recognised: share of the pairs that the learner recognises, see
             `recognition.recognised_share`.
         kept: whether the learner became the reference.
+        agreement: `recognition.agreement` with the renewal before it that was
+            kept; None without one.
     """
 
     step: int
@@ -55,6 +59,7 @@ class Renewal(NamedTuple):
     seconds: float
     recognised: float
     kept: bool
+    agreement: float | None = None
 
 
 def end_of(config: config_lib.TrainConfig, step: int) -> int:
@@ -110,7 +115,8 @@ def renew(
     """Makes the learner, as it is after `step` steps, the reference.
 
     Does nothing if nothing is due. Continues a renewal that was interrupted, a
-    shard at a time. Sidecars that no checkpoint needs are deleted.
+    shard at a time. Sidecars that no checkpoint needs are deleted. After two
+    renewals in succession that were not kept, nothing is embedded any more.
 
     Args:
         run: the run, with the learner.
@@ -126,6 +132,15 @@ def renew(
     if directory.has(folder, directory.RENEWAL_FILE):
         _delete_old(config, workdir)  # a kill may have left some of them
         return
+    last = renewals(config, workdir)[-_REJECTIONS:]
+    if len(last) == _REJECTIONS and not any(one.kept for one in last):
+        progress.say(
+            f"step {step:,}: the reference stays, as the learner recognised "
+            f"fewer pairs at the last {_REJECTIONS} renewals"
+        )
+        nothing = Renewal(step, 0, 0, 0, 0.0, last[-1].recognised, False)
+        directory.write(folder, directory.RENEWAL_FILE, nothing._asdict())
+        return
     rows = embedded_rows(config, store, step)
     number = len(store) if rows is None else int(rows.sum())
     progress.say(
@@ -133,17 +148,24 @@ def renew(
         "records"
     )
     cost = embed_records(run, store, folder, rows)
-    recognised = recognised_share(
-        config, store, sidecars_lib.Sidecars(store, folder), rows
-    )
-    before = _last_kept(config, workdir, step - 1)
+    sidecars = sidecars_lib.Sidecars(store, folder)
+    recognised = recognised_share(config, store, sidecars, rows)
+    before, agreement = _last_kept(config, workdir, step - 1), None
     if before is not None:
         least = before.recognised
+        earlier = sidecars_lib.Sidecars(store, _folder(workdir, before.step))
+        agreement = recognition.agreement(
+            earlier, sidecars, store, rows, config.seed
+        )
     else:
         least = recognised_share(config, store, first) if first else 0.0
     is_reference = config.bootstrap.renews == "reference"
     renewal = Renewal(
-        step, *cost, recognised, recognised >= least or not is_reference
+        step,
+        *cost,
+        recognised,
+        recognised >= least or not is_reference,
+        None if agreement is None else round(agreement, 4),
     )
     directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
     outcome = ""
@@ -152,6 +174,8 @@ def renew(
     if not renewal.kept:
         outcome = "the reference stays"
     compared = f", the one before {least:.1%}" if least else ""
+    if agreement is not None:
+        compared += f", rank correlation {agreement:.2f}"
     progress.say(
         f"step {step:,}: the learner recognises {recognised:.1%} of the pairs"
         f"{compared}" + (f"; {outcome}" if outcome else "")

@@ -12,12 +12,12 @@ from typing import Annotated
 
 import numpy as np
 import tensorflow as tf
-from scipy import stats
 
 from jest_tf import config as config_lib
 from jest_tf import selection
 from jest_tf.config import checks, overrides
 from jest_tf.data import augmentation
+from jest_tf.data.sidecars import recognition
 from jest_tf.models import patches
 from jest_tf.runs import directory, draw_log, inputs
 from jest_tf.training import step as step_lib
@@ -222,8 +222,10 @@ def compare(
             gained, _ = score(full, frozen, by_view.indices)
             _, given_view = score(coarse, frozen, by_full.indices)
             found["views"][name] = {
-                "spearman_own": spearman(by_full.own_score, by_view.own_score),
-                "spearman_conditional": spearman(
+                "spearman_own": recognition.spearman(
+                    by_full.own_score, by_view.own_score
+                ),
+                "spearman_conditional": recognition.spearman(
                     given.numpy()[left], given_view.numpy()[left]
                 ),
                 "overlap": _overlap(by_full, by_view),
@@ -279,13 +281,6 @@ def _graphs(model, settings):
         return selection.sub_batch_score(learner, frozen, rows, **kind)
 
     return embed, draw, score
-
-
-def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """Returns the rank correlation of two vectors; NaN of a constant."""
-    ranks = [stats.rankdata(values) for values in (left, right)]
-    with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(ranks)[0, 1])
 
 
 def _that_scores(settings, step, workdir):

@@ -376,6 +376,41 @@ class SettingsTest(tf.test.TestCase):
         by_one = "hard_learner", "learner"
         self.assertEqual(dims(*by_one, True), [first, (10, (64,))])
 
+    def test_after_two_rejections_in_succession_nothing_is_embedded(self):
+        recipe = config.TrainConfig(
+            steps=10,
+            data=config.DataConfig(super_batch_size=64),
+            cascade=config.CascadeConfig(hyper_batch_size=256),
+            bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8)),
+        )
+        store = mock.MagicMock(manifest=None)
+        run = mock.Mock(config=recipe)
+        for kept, embeds in (
+            ((True, False, False), False),
+            ((False, True, False), True),
+            ((False, False, True), True),
+        ):
+            workdir = tempfile.mkdtemp(dir=self.get_temp_dir())
+            for step, one in zip((2, 4, 6), kept, strict=True):
+                renewal = bootstrap.Renewal(step, 9, 9, 9, 1.0, 0.25, one)
+                directory.write(
+                    f"{workdir}/references/step-{step:09d}",
+                    directory.RENEWAL_FILE,
+                    renewal._asdict(),
+                )
+            with mock.patch.object(
+                bootstrap, "embed_records", side_effect=InterruptedError
+            ):
+                if embeds:
+                    with self.assertRaises(InterruptedError):
+                        bootstrap.renew(run, workdir, store, 8)
+                    continue
+                bootstrap.renew(run, workdir, store, 8)
+            self.assertEqual(
+                bootstrap.renewals(recipe, workdir)[-1],
+                bootstrap.Renewal(8, 0, 0, 0, 0.0, 0.25, False),
+            )
+
     def test_what_does_not_fit_is_refused(self):
         base = {"steps": 10}
         cascade = config.CascadeConfig(hyper_batch_size=256)

@@ -19,48 +19,13 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, selection, training
+from jest_tf.data.sidecars import recognition
 from jest_tf.runs import checkpoints, directory, draw_comparison
 from jest_tf.training import step as step_lib
 from trainers import evaluate, train
 
 SEED = 4
 JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
-
-
-def average_ranks(values):
-    """1 for the smallest; equal values get the mean of their places."""
-    return np.array(
-        [
-            1 + np.sum(values < one) + (np.sum(values == one) - 1) / 2
-            for one in values
-        ]
-    )
-
-
-class SpearmanTest(tf.test.TestCase):
-    def test_hand_values(self):
-        for left, right, expected in (
-            ([1, 2, 3, 4], [10, 20, 25, 1000], 1.0),
-            ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
-            # Differences of ranks 0, 1, 1, 0: 1 - 6 * 2 / (4 * 15).
-            ([1, 2, 3, 4], [1, 3, 2, 4], 0.8),
-        ):
-            found = draw_comparison.spearman(np.array(left), np.array(right))
-            self.assertAllClose(found, expected)
-
-    def test_equal_values_share_their_rank(self):
-        random = np.random.default_rng(SEED)
-        for _ in range(20):
-            left, right = random.integers(0, 5, (2, 30))
-            expected = np.corrcoef(average_ranks(left), average_ranks(right))
-            self.assertAllClose(
-                draw_comparison.spearman(left, right), expected[0, 1]
-            )
-
-    def test_a_constant_has_no_ranks(self):
-        self.assertTrue(
-            np.isnan(draw_comparison.spearman(np.ones(3), np.arange(3)))
-        )
 
 
 class SubBatchScoreTest(tf.test.TestCase):
@@ -179,7 +144,7 @@ class CompareTest(tf.test.TestCase):
             oracles.pair_losses(one) - oracles.pair_losses(frozen)
             for one in (full, looked)
         ]
-        ranks = [average_ranks(np.diag(one)) for one in matrices]
+        ranks = [oracles.average_ranks(np.diag(one)) for one in matrices]
         self.assertAllClose(
             values["spearman_own"], np.corrcoef(*ranks)[0, 1], atol=1e-2
         )
@@ -206,7 +171,9 @@ class CompareTest(tf.test.TestCase):
             np.diag(one) + one[:, drawn[0]].sum(1) + one[drawn[0]].sum(0)
             for one in matrices
         ]
-        expected = np.corrcoef(*(average_ranks(one[left]) for one in given))
+        expected = np.corrcoef(
+            *(oracles.average_ranks(one[left]) for one in given)
+        )
         self.assertAllClose(
             values["spearman_conditional"], expected[0, 1], atol=1e-2
         )
@@ -237,7 +204,7 @@ class CompareTest(tf.test.TestCase):
             ).own_score
             for one in (full, cropped)
         ]
-        rank = draw_comparison.spearman(*own)
+        rank = recognition.spearman(*own)
         values = found["views"]["cropped"]
         self.assertAllClose(values["spearman_own"], rank, rtol=1e-4)
         self.assertLess(rank, 0.999)

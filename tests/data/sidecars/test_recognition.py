@@ -3,6 +3,7 @@
 from unittest import mock
 
 import numpy as np
+import oracles
 import sidecar_files
 import tensorflow as tf
 
@@ -59,6 +60,80 @@ class RecognisedShareTest(tf.test.TestCase):
         image, text = self.pairs(0)
         with self.assertRaisesRegex(ValueError, "at least two.*Received: 1"):
             self.share(image, text, rows=np.arange(NUM_PAIRS) < 1)
+
+
+class AgreementTest(tf.test.TestCase):
+    def sidecars(self, image, text, valid):
+        def read_numbered(rows, numbers, ids):
+            self.assertAllEqual(ids, rows + 7)
+            return np.where(valid[rows], 0, -1), image[rows], text[rows]
+
+        return mock.Mock(read_numbered=read_numbered)
+
+    def agreement(self, before, after, valid=(), rows=None):
+        count = len(before[0])
+        both = [np.ones(count, bool), np.ones(count, bool)]
+        for one, changes in zip(both, valid, strict=False):
+            one[changes] = False
+        store = mock.MagicMock(ids=lambda rows: rows + 7)
+        store.__len__.return_value = count
+        sidecars = [
+            self.sidecars(*pair, one)
+            for pair, one in zip((before, after), both, strict=True)
+        ]
+        return recognition.agreement(*sidecars, store, rows)
+
+    def pairs(self, seed):
+        return [sidecar_files.unit_rows(500, seed + n, DIM) for n in (0, 1)]
+
+    def test_it_is_spearmans_of_what_both_embed(self):
+        before, after = self.pairs(0), self.pairs(2)
+        left, right = ((a * b).sum(1) for a, b in (before, after))
+        rows = np.arange(500) % 2 == 0
+        both = rows.copy()
+        both[[0, 4, 9, 100]] = False
+        ranks = [
+            oracles.average_ranks(values[both]) for values in (left, right)
+        ]
+        found = self.agreement(
+            before, after, ([0, 9, 100], [4, 100]), rows=rows
+        )
+        self.assertAllClose(found, np.corrcoef(*ranks)[0, 1], 1e-5, 1e-5)
+        self.assertAllClose(self.agreement(before, before), 1.0)
+
+    def test_it_is_unknown_of_few_pairs_and_of_a_collapsed_reference(self):
+        pairs = self.pairs(0)
+        self.assertIsNone(self.agreement(pairs, pairs, rows=np.arange(500) < 2))
+        same = [np.ones([500, DIM], np.float32) / DIM**0.5] * 2
+        self.assertIsNone(self.agreement(pairs, same))
+
+
+class SpearmanTest(tf.test.TestCase):
+    def test_hand_values(self):
+        for left, right, expected in (
+            ([1, 2, 3, 4], [10, 20, 25, 1000], 1.0),
+            ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+            # Differences of ranks 0, 1, 1, 0: 1 - 6 * 2 / (4 * 15).
+            ([1, 2, 3, 4], [1, 3, 2, 4], 0.8),
+        ):
+            found = recognition.spearman(np.array(left), np.array(right))
+            self.assertAllClose(found, expected)
+
+    def test_equal_values_share_their_rank(self):
+        random = np.random.default_rng(0)
+        for _ in range(20):
+            left, right = random.integers(0, 5, (2, 30))
+            expected = np.corrcoef(
+                oracles.average_ranks(left), oracles.average_ranks(right)
+            )
+            self.assertAllClose(
+                recognition.spearman(left, right), expected[0, 1]
+            )
+
+    def test_a_constant_has_no_ranks(self):
+        self.assertTrue(
+            np.isnan(recognition.spearman(np.ones(3), np.arange(3)))
+        )
 
 
 if __name__ == "__main__":
