@@ -4,7 +4,17 @@ All numbers are those of summary.json; a name of `WebWords` is a word of the
 templates.
 """
 
-from benchmarks.icontext import advice, claims, gains, matrix, summary
+import functools
+import re
+
+from benchmarks.icontext import (
+    advice,
+    claims,
+    gains,
+    matrix,
+    results,
+    summary,
+)
 from benchmarks.icontext import comparison as comparison_lib
 from benchmarks.icontext import web as web_lib
 
@@ -26,12 +36,18 @@ _SHARES = {
     "mixed_4": "a quarter",
     "mixed_2": "a half",
 }
+# The parts of a trial's name that tell it from what was kept.
+_TRIAL = re.compile(r"_(k\d|distinct|cosine|crops|decay|slow|fast)(?=_)")
+_VALIDATION = "val_sets"
+# Of configs/icontext_web_bootstrap.py, where a cell does not say.
+_HYPER_BATCH, _BATCH = 768, 256
 _METHOD = "bootstrapped"  # of which the goals are asked
 # What is asked: the least value, its digits, what it is of, and its name.
 _GOALS = (
     (13.1, 1, "x fewer examples than uniform training", "examples"),
     (9.9, 1, "x fewer FLOPs than uniform training", "flops"),
     (5.0, 1, "x fewer examples than the best mixture", "mixture"),
+    (5.0, 1, "x fewer FLOPs than the best mixture", "mixture_flops"),
     (
         1.5,
         2,
@@ -67,6 +83,11 @@ class WebWords:
         self._web = web
         self._folder = folder
         self._validation = summary.load(folder, ("val",))
+
+    @functools.cached_property
+    def _tables(self):
+        """`results.Tables` of the web-like data; None without them."""
+        return results.load(self._folder / "web")
 
     def rows(self):
         """The decision table of `jest-tf advise`."""
@@ -214,7 +235,7 @@ class WebWords:
         lines = lines_of(self._web, _METHOD)
         if not lines:
             return []
-        row, *_ = lines[-1]
+        row, _, held_out, *_ = lines[-1]
         most = self.web_target()["steps"]
         cheap = [
             bill
@@ -225,10 +246,11 @@ class WebWords:
             "examples": row["examples_ratio"],
             "flops": row["flops_ratio"]["all"],
             "mixture": row["mixture_ratio"]["examples"],
+            "mixture_flops": row["mixture_ratio"]["all"],
             "over_target": cheap[-1]["over_target"] if cheap else None,
             "oracle": row["oracle_share"],
         }
-        return [
+        found = [
             (
                 f"{least:g}{what}",
                 claims.told(values[name], digits=digits) or "never there",
@@ -236,6 +258,89 @@ class WebWords:
             )
             for least, digits, what, name in _GOALS
         ]
+        concepts = held_out["concepts_over_target"]
+        if concepts:
+            told = claims.told(concepts, factor=100, sign="+")
+            what = "nothing lost on held-out concepts, in points"
+            found.append((what, told, concepts["mean"] >= 0))
+        above = self._over_references(row["steps"])
+        if above:
+            words = f"{100 * min(above):+.1f} to {100 * max(above):+.1f}"
+            what = "above every reference of its chain, in points on validation"
+            found.append((what, words, min(above) > 0))
+        return found
+
+    def _over_references(self, steps):
+        """By how much each run ends above the best of its references."""
+        cell = matrix.find(f"web_{_METHOD}_{steps}")
+        (renewals,) = (
+            one.partition("=")[2].split(",")
+            for one in cell.settings
+            if one.startswith("bootstrap.renew_at=")
+        )
+        if self._tables is None:
+            return []
+        curves = self._tables.curves
+        curves = curves[curves["cell"] == cell.cell]
+        found = []
+        for _, curve in curves.groupby("seed"):
+            scores = curve.set_index("step")[_VALIDATION]
+            chain = scores[scores.index.isin([int(one) for one in renewals])]
+            found.append(scores[steps] - chain.max())
+        return found
+
+    def clean(self, cell):
+        """The clean share of a cell's choice, of its first and last steps."""
+        if self._tables is None:
+            return None
+        runs = self._tables.runs
+        ends = runs[runs["cell"] == cell][["clean_first", "clean_last"]].mean()
+        return None if ends.isna().any() else [f"{one:.2f}" for one in ends]
+
+    def trials(self):
+        """Settings that were tried on validation beside those kept, in words.
+
+        Returns:
+            `(training, noise, steps, its score, that of what was kept)` of each
+            trial that was run.
+        """
+        if self._tables is None:
+            return []
+        scores = self._tables.runs.set_index(["cell", "seed"])[_VALIDATION]
+        found = []
+        for cell in matrix.cells("web_tuning"):
+            kept = _TRIAL.sub("", cell.cell)
+            runs = [(name, cell.seeds[0]) for name in (cell.cell, kept)]
+            if all(run in scores for run in runs):
+                steps = cell.cell.rpartition("_")[2]
+                tried, of_kept = (f"{100 * scores[run]:.1f}" for run in runs)
+                level = f"{cell.level:.0%}".replace("%", " %")
+                found.append(
+                    (cell.what, level, f"{int(steps):,}", tried, of_kept)
+                )
+        return found
+
+    def factors(self, method):
+        """K of a method's runs by level of noise, in words: K = 3 and so on."""
+        by_level = {}
+        for cell in matrix.load().values():
+            is_main = {"web", "web_levels"} & {*cell.matrices}
+            if is_main and summary.method_of(cell.cell) == method:
+                sizes = [
+                    int(one.partition("=")[2])
+                    for one in cell.settings
+                    if one.startswith("cascade.hyper_batch_size=")
+                ]
+                size = sizes[0] if sizes else _HYPER_BATCH
+                by_level.setdefault(size // _BATCH, set()).add(cell.level)
+        usual = max(by_level, key=lambda factor: len(by_level[factor]))
+        rest = [
+            f"K = {factor} at {level:.0%}".replace("%", " %")
+            for factor, levels in by_level.items()
+            for level in sorted(levels)
+            if factor != usual
+        ]
+        return f"K = {usual}" + "".join(f", {one} of noise" for one in rest)
 
     def web_target(self):
         """The entry of `targets` in summary.json at the main level."""
