@@ -1,12 +1,7 @@
 """The advice of `jest-tf advise`, measured on the web-like data.
 
-    python -m benchmarks.icontext.advice estimate --data icontext-work/web
     python -m benchmarks.icontext.advice evidence
     python -m benchmarks.icontext.advice check
-
-`estimate` embeds a sample of every pool by one quick reference and compares the
-estimates with what the records' labels say: `results/estimates.json`, and the
-block of docs/advise.md with `--page`.
 
 `evidence` writes the measured cells of `results/summary.json`, and of
 `results/validation.json` where there is no test of a cell, to the package, for
@@ -14,14 +9,13 @@ what the advice expects, with the accuracy that `check` finds:
 `jest_tf/curation/evidence.json`.
 
 `check` leaves one level of noise out at a time, expects its cells from the
-others at the share of noise that `estimate` found, and compares with what was
-measured: rank correlation, worst miss, and whether "do not select" is right
+others at the share of noise that `estimates.py` found, and compares with what
+was measured: rank correlation, worst miss, and whether "do not select" is right
 where nothing selected beats uniform training. `results/advice.json` and
 `results/advice.md`.
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import re
@@ -30,29 +24,19 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import report
-from benchmarks.icontext import results
+from benchmarks.icontext import estimates, results
 from jest_tf import config as config_lib
 from jest_tf.curation import advice
 from jest_tf.curation import evidence as evidence_lib
 from jest_tf.curation.advice import ROWS
 from jest_tf.curation.estimates import Estimate
 
-ESTIMATES_FILE = "estimates.json"
 _SUMMARIES = {"test": "summary.json", "val": "validation.json"}
-_LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
-# Names of noise whose pairs match nevertheless.
-_MATCHED = ("", "near-duplicate")
-_FACTORS = (2, 3, 5, 10)
-_SHOWN_FACTORS = (3, 5)
-_SELECTING = tuple(row.method for row in ROWS if row.selects)
 # The gain: score over the best of uniform training at no more FLOPs.
 _GAIN = "over_uniform"
 # A decision depends on no setting of the learner.
 _RECIPE = config_lib.TrainConfig(
     steps=1000, data=config_lib.DataConfig(train=("pool",))
-)
-_ESTIMATE_COMMAND = (
-    "python -m benchmarks.icontext.advice estimate --page docs/advise.md"
 )
 _HEADER = (
     *("noise", "estimated", "method", "steps", "expected", "measured"),
@@ -66,41 +50,18 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("part", choices=("estimate", "evidence", "check"))
+    add("part", choices=("evidence", "check"))
     add("--results", type=pathlib.Path, default=results.FOLDER)
-    add(
-        "--data",
-        type=pathlib.Path,
-        default="icontext-work/web",
-        help="the web-like data, for `estimate`",
-    )
-    add(
-        "--out",
-        type=pathlib.Path,
-        help="folder of the reference, or the file of the evidence",
-    )
-    add(
-        "--page",
-        type=pathlib.Path,
-        help="Markdown file whose block has the estimates, written anew",
-    )
+    add("--out", type=pathlib.Path, help="the file of the evidence")
     options = parser.parse_args(arguments)
-    if options.part == "estimate":
-        out = options.out or options.data / "advice"
-        found = estimate(options.data, out)
-        _write(options.results / ESTIMATES_FILE, found)
-        if options.page:
-            report.write_block(
-                options.page, "advise", block(found), _ESTIMATE_COMMAND
-            )
-    elif options.part == "evidence":
+    if options.part == "evidence":
         _write(options.out or evidence_lib.FILE, evidence(options.results))
     else:
-        levels = estimated(options.results)
+        levels = estimates.read(options.results)
         if not levels:
             raise SystemExit(
-                f"error: no '{options.results / ESTIMATES_FILE}'; run "
-                "`estimate` on the web-like data first"
+                f"error: no '{options.results / estimates.FILE}'; run "
+                "`python -m benchmarks.icontext.estimates` first"
             )
         found = check(measured(options.results), levels)
         _write(options.results / "advice.json", found.values())
@@ -122,7 +83,7 @@ def measured(folder):
     found = {}
     matched = {
         noise: level["labelled_matched"]
-        for noise, level in estimated(folder).items()
+        for noise, level in estimates.read(folder).items()
     }
     for split, name in _SUMMARIES.items():
         path = folder / name
@@ -166,7 +127,7 @@ def evidence(folder):
     """
     cells = measured(folder)
     return {
-        "accuracy": check(cells, estimated(folder)).accuracy()._asdict(),
+        "accuracy": check(cells, estimates.read(folder)).accuracy()._asdict(),
         "cells": [cell._asdict() for cell in cells],
     }
 
@@ -203,18 +164,43 @@ class Miss(NamedTuple):
         return max(self.ratio, 1.0 / self.ratio)
 
 
+class Verdict(NamedTuple):
+    """What is advised at a level, and whether it was right.
+
+    Attributes:
+        noise: the level.
+        is_quick: whether the pool came without a reference.
+        row: of the decision table.
+        selects: whether it advises to select.
+        gain: {mean, low, high}, measured there: of the advised method or, if
+            none is to select, the best of those that do; None if none was run.
+    """
+
+    noise: float
+    is_quick: bool
+    row: str
+    selects: bool
+    gain: dict | None
+
+    @property
+    def is_right(self):
+        """Whether the gain says the same; None of an interval around one."""
+        if not self.gain or self.gain["low"] <= 1 <= self.gain["high"]:
+            return None
+        return self.selects == (self.gain["low"] > 1)
+
+
 class Check(NamedTuple):
     """Advice on levels that it was not fitted to.
 
     Attributes:
         misses: a `Miss` for each cell.
-        verdicts: by level, whether it was advised to select, and the best
-            measured gain of selecting there, {mean, low, high}; None where
-            nothing was run.
+        verdicts: a `Verdict` for each level, without and with a reference
+            that is there already.
     """
 
     misses: list[Miss]
-    verdicts: dict[float, tuple[bool, dict | None]]
+    verdicts: list["Verdict"]
 
     def told(self, is_told=True):
         """The misses that are told, or those that are not."""
@@ -243,22 +229,6 @@ class Check(NamedTuple):
             None if correlation is None else round(correlation, 3),
             worst and round(worst.factor, 3),
         )
-
-    def wrong(self):
-        """Levels whose verdict the interval of the best gain contradicts."""
-        return [
-            level
-            for level, (selects, gain) in self.verdicts.items()
-            if gain and (gain["high"] < 1 if selects else gain["low"] > 1)
-        ]
-
-    def _right(self, level):
-        gain = self.verdicts[level][1]
-        if not gain:
-            return "-"
-        if gain["low"] <= 1 <= gain["high"]:
-            return "undecided"
-        return "no" if level in self.wrong() else "yes"
 
     def _summed(self, is_told):
         correlation, worst = self.rank_correlation(is_told), self.worst(is_told)
@@ -289,10 +259,9 @@ class Check(NamedTuple):
             ],
             "accuracy": self.accuracy()._asdict(),
             "verdicts": [
-                {"noise": level, "selects": selects, "best_gain": gain}
-                for level, (selects, gain) in self.verdicts.items()
+                one._asdict() | {"is_right": one.is_right}
+                for one in self.verdicts
             ],
-            "wrong": self.wrong(),
         }
 
     def render(self):
@@ -324,22 +293,30 @@ class Check(NamedTuple):
         ]
         verdicts = [
             (
-                f"{level:.0%}",
-                "select" if selects else "do not select",
-                "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**gain)
-                if gain
+                f"{one.noise:.0%}",
+                "no" if one.is_quick else "yes",
+                f"{'select' if one.selects else 'do not select'} (`{one.row}`)",
+                "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**one.gain)
+                if one.gain
                 else "-",
-                self._right(level),
+                {None: "undecided", True: "yes", False: "no"}[one.is_right]
+                if one.gain
+                else "-",
             )
-            for level, (selects, gain) in self.verdicts.items()
+            for one in self.verdicts
         ]
         return (
             "# The advice on levels that it was not fitted to\n\n"
             "A gain is a score over the best of uniform training at no more "
             f"FLOPs, everything counted.\n\n{words}\n\n"
             + (f"{report.table(_HEADER, rows)}\n\n" if rows else "")
+            + "The verdict is told from the other levels, too. Its gain is "
+            "that of the advised method or, where none is to select, the best "
+            "of those that do. The training of a reference that is there "
+            "already is not counted; here it was trained on the curated set."
+            "\n\n"
             + report.table(
-                ("noise", "advice", "best gain by selecting", "right"),
+                ("noise", "has a reference", "advice", "gain", "right"),
                 verdicts,
             )
             + "\n"
@@ -351,13 +328,13 @@ def check(cells, estimates):
 
     Args:
         cells: `evidence.Cell`s.
-        estimates: by level of noise, as of `estimated`.
+        estimates: by level of noise, as of `estimates.read`.
 
     Returns:
         `Check`, of all that the advice tells expectations of: the methods that
         select, mixing, and the oracle.
     """
-    misses, verdicts = [], {}
+    misses, verdicts = [], []
     for level, found in sorted(estimates.items()):
         matched = found["matched"]["mean"]
         others = [cell for cell in cells if cell.noise != level]
@@ -380,150 +357,30 @@ def check(cells, estimates):
                 Miss(cell, 1.0 - matched, one.value.mean, one.is_inside)
                 for one in same
             ]
-        gains = [
-            getattr(cell, _GAIN) for cell in here if cell.method in _SELECTING
+        verdicts += [
+            _verdict(level, found, is_quick, others, cells)
+            for is_quick in (True, False)
         ]
-        facts = advice.Facts(
-            Estimate(**found["matched"]),
-            {int(factor): one for factor, one in found["precision"].items()},
-        )
-        row = advice.advise(facts, _RECIPE, others).row
-        best = max(gains, key=lambda gain: gain["mean"], default=None)
-        verdicts[level] = row.selects, best
     return Check(misses, verdicts)
 
 
-def estimated(folder):
-    """The content of estimates.json in a folder, by level; {} without it."""
-    path = folder / ESTIMATES_FILE
-    if not path.exists():
-        return {}
-    values = json.loads(path.read_text("utf-8"))
-    return {level["noise"]: level for level in values["levels"]}
-
-
-def block(content):
-    """The estimates beside the labels, in Markdown.
-
-    Args:
-        content: of estimates.json.
-    """
-    rows = [
-        (
-            f"{level['noise']:.0%}",
-            f"{level['labelled_matched']:.2f}",
-            "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**level["matched"]),
-            *(
-                f"{level['precision'][factor]:.2f} / "
-                f"{level['labelled_precision'][factor]:.2f}"
-                for factor in map(str, _SHOWN_FACTORS)
-            ),
-            f"{level['apart']:.2f}",
-        )
-        for level in content["levels"]
-    ]
-    header = (
-        *("noise", "matched, by labels", "matched, estimated"),
-        *(
-            f"matched of the best 1 / {factor}, expected / by labels"
-            for factor in _SHOWN_FACTORS
-        ),
-        "kind",
+def _verdict(level, found, is_quick, others, cells):
+    facts = advice.Facts(
+        Estimate(**found["matched"]),
+        {int(factor): one for factor, one in found["precision"].items()},
+        is_quick=is_quick,
     )
-    return (
-        "By a quick reference, on the pools of IconText's web-like data, "
-        f"{content['sample']:,} pairs of each; near-duplicates of clean pairs "
-        f"match:\n\n{report.table(header, rows)}"
-    )
-
-
-def estimate(data, folder):
-    """Estimates every level of the web-like data, and what its labels say.
-
-    Args:
-        data: folder of the data.
-        folder: of the quick reference.
-
-    Returns:
-        The content of estimates.json.
-    """
-    # Imported here: the other parts read results alone.
-    from configs import icontext_web
-    from jest_tf import runs
-    from jest_tf.curation import survey
-    from jest_tf.data import stores
-
-    recipe = icontext_web.config()
-    recipe = dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(
-            recipe.data, vocabulary=str(data / "vocab.txt")
-        ),
-    )
-
-    def open_store(pattern):
-        patterns = (str(data / pattern),)
-        return stores.open_stores(
-            dataclasses.replace(recipe.data, train=patterns)
-        )
-
-    curated = open_store("curated-*.tfrecord")
-    tests = open_store("val_sets-*.tfrecord")
-    name = survey.quick_reference(
-        recipe, curated, (str(data / "curated-*.tfrecord"),), str(folder)
-    )
-    model = runs.load_model(name)
-    levels = []
-    for level in _LEVELS:
-        pool = open_store(f"pool{round(100 * level):02}/pool-*.tfrecord")
-        found = survey.survey(
-            survey.Data(pool, curated, tests),
-            model,
-            survey.Settings(),
-            unseen=survey.held_out(curated),
-        )
-        labels = np.array(
-            [
-                record.metadata.get("noise", b"").decode()
-                for record in pool.read(found.rows)
-            ]
-        )
-        matches = np.isin(labels, _MATCHED)
-        order = np.argsort(-found.similarity.matched, kind="stable")
-        levels.append(
-            {
-                "noise": level,
-                "matched": found.facts.matched._asdict(),
-                "labelled_matched": round(float(matches.mean()), 4),
-                "precision": {
-                    str(factor): round(value, 4)
-                    for factor, value in found.facts.precision.items()
-                },
-                "labelled_precision": {
-                    str(factor): round(
-                        float(matches[order[: len(order) // factor]].mean()), 4
-                    )
-                    for factor in _FACTORS
-                },
-                "posterior": {
-                    kind or "none": round(
-                        float(found.posterior[labels == kind].mean()), 4
-                    )
-                    for kind in np.unique(labels).tolist()
-                },
-                "near_duplicates": round(found.duplicates.share, 4),
-                "copies": round(found.duplicates.copies, 3),
-                "breadth": {
-                    kind: round(value, 2)
-                    for kind, value in found.breadth.items()
-                },
-                "apart": found.facts.apart,
-                "covered": found.facts.covered,
-                "power": round(found.facts.power, 4),
-            }
-        )
-        print(level, levels[-1], flush=True)
-    return {"sample": survey.Settings().sample, "levels": levels}
+    row = advice.advise(facts, _RECIPE, others).row
+    wanted = [one for one in ROWS if one.selects]
+    gains = {
+        cell.method: getattr(cell, one.gain)
+        for one in ([row] if row.selects else wanted)
+        for cell in cells
+        if (cell.noise, cell.method) == (level, one.method)
+        and getattr(cell, one.gain) is not None
+    }
+    best = max(gains.values(), key=lambda gain: gain["mean"], default=None)
+    return Verdict(level, is_quick, row.name, row.selects, best)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ def _clean(line):
 
 def _costs(line, values, place):
     row, bills = values["rows"][place], values["bills"][place]
+    is_bound = values["uniform_ends"][place]["is_bound"]
+    ratio = _bound if is_bound else _interval
     curves = [
         values[name][place] for name in ("equal_scores", "first_crossings")
     ]
@@ -115,8 +117,8 @@ def _costs(line, values, place):
             f"{_number(one['flops_ratio']['all'])}"
             for one in curves
         ),
-        _interval(row["examples_ratio"]),
-        *map(_interval, row["flops_ratio"].values()),
+        ratio(row["examples_ratio"]),
+        *map(ratio, row["flops_ratio"].values()),
         *map(_interval, row["mixture_ratio"].values()),
     )
 
@@ -133,6 +135,10 @@ def _interval(found, digits=1, factor=1):
         for end in ("low", "high")
     )
     return f"{_number(found, digits, factor)} [{', '.join(ends)}]"
+
+
+def _bound(found):
+    return f"at least {found['mean']:.1f}" if found else "-"
 
 
 def _number(found, digits=1, factor=1):

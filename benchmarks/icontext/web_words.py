@@ -10,6 +10,7 @@ import re
 from benchmarks.icontext import (
     advice,
     claims,
+    estimates,
     gains,
     matrix,
     results,
@@ -388,7 +389,7 @@ class WebWords:
 
     def estimated(self, level):
         """The matched share that is estimated at a level of noise."""
-        found = advice.estimated(self._folder).get(level)
+        found = estimates.read(self._folder).get(level)
         if not found:
             return claims.NOT_RUN
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])

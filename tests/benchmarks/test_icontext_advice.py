@@ -6,7 +6,7 @@ import tempfile
 
 import tensorflow as tf
 
-from benchmarks.icontext import advice, results
+from benchmarks.icontext import advice, estimates, results
 from jest_tf.curation import evidence
 
 
@@ -15,8 +15,8 @@ def number(mean):
 
 
 def cell(noise, gain, method="bootstrapped", steps=1400):
-    values = [number(0.1), None, number(gain), None]
-    return evidence.Cell(noise, method, steps, 1, "val", *values)
+    values = [number(0.1), None, number(gain), number(2.0 * gain), None]
+    return evidence.Cell(noise, 1.0 - noise, method, steps, 1, "val", *values)
 
 
 def level(noise, share=None):
@@ -28,6 +28,8 @@ def level(noise, share=None):
         "noise": noise,
         "matched": {"mean": share, "low": share, "high": share},
         "labelled_matched": 1.0 - noise,
+        "near_duplicates": 0.01,
+        "repeated": 0.07 * noise,
         "precision": precision,
         "labelled_precision": precision,
         "apart": 0.5,
@@ -57,7 +59,11 @@ class FolderTestCase(tf.test.TestCase):
             }
             for method, score in scores.items()
         ]
-        bill = {"over_uniform": number(2.0), "over_target": None}
+        bill = {
+            "over_uniform": number(2.0),
+            "over_uniform_given_reference": number(3.0),
+            "over_target": None,
+        }
         content = {"rows": rows, "bills": [bill] * len(rows), "targets": []}
         (self.folder / name).write_text(json.dumps(content))
 
@@ -75,7 +81,11 @@ class EvidenceTest(FolderTestCase):
     def test_a_level_of_short_uniform_runs_has_no_best_end(self):
         line = {"method": "oracle", "steps": 1400, "seeds": 1, "lead": None}
         line["score"] = number(0.1)
-        bill = {"over_uniform": number(2.0), "over_target": number(1.5)}
+        bill = {
+            "over_uniform": number(2.0),
+            "over_uniform_given_reference": number(2.5),
+            "over_target": number(1.5),
+        }
         content = {
             "rows": [line | {"noise": noise} for noise in (0.5, 0.7)],
             "bills": [bill, bill],
@@ -95,7 +105,7 @@ class EvidenceTest(FolderTestCase):
         self.write("summary.json", filtered_30=0.1, filtered_10=0.2)
         self.write("validation.json", 0.9, filtered_10=0.3)
         self.assertEqual(
-            [one[:2] for one in advice.measured(self.folder)],
+            [(one.noise, one.method) for one in advice.measured(self.folder)],
             [(0.7, "filtered"), (0.7, "filtered_10"), (0.9, "filtered")],
         )
 
@@ -160,21 +170,37 @@ class CheckTest(FolderTestCase):
         cells += [cell(0.5, 0.7), cell(0.5, 1.1, "cascade_curated")]
         found = check(cells, 0.0, 0.05, 0.5, 0.7, 0.9)
         self.assertEqual(
-            found.verdicts,
-            {
-                0.0: (False, number(0.8)),
-                0.05: (False, number(1.3)),
-                0.5: (True, number(1.1)),
-                0.7: (True, number(3.0)),
-                0.9: (True, None),
-            },
+            [
+                (one.noise, one.row, one.gain, one.is_right)
+                for one in found.verdicts
+                if one.is_quick
+            ],
+            [
+                # The best of those that select, where none is to.
+                (0.0, "clean", number(0.8), True),
+                (0.05, "clean", number(1.3), False),
+                # That of the method that is advised.
+                (0.5, "bootstrapped", number(0.7), False),
+                (0.7, "bootstrapped", number(3.0), True),
+                (0.9, "bootstrapped", None, None),
+            ],
         )
-        self.assertEqual(found.wrong(), [0.05])
+        given = {
+            one.noise: (one.row, one.gain, one.is_right)
+            for one in found.verdicts
+            if not one.is_quick
+        }
+        # The reference's training is not counted.
+        self.assertEqual(given[0.5], ("reference", number(2.2), True))
+        self.assertEqual(given[0.0][0], "clean")
 
     def test_an_interval_around_one_contradicts_no_verdict(self):
         cells = [cell(0.05, 1.05), cell(0.5, 0.95), cell(0.7, 0.8)]
         found = check(cells, 0.05, 0.5, 0.7)
-        self.assertEqual(found.wrong(), [0.7])
+        self.assertEqual(
+            [one.is_right for one in found.verdicts if one.is_quick],
+            [None, None, False],
+        )
         page = found.render()
         self.assertIn("| 0.95 [0.85, 1.04] | undecided |", page)
         self.assertIn("| 0.80 [0.72, 0.88] | no |", page)
@@ -192,15 +218,24 @@ class CheckTest(FolderTestCase):
         (self.folder / "estimates.json").write_text(json.dumps(levels))
         advice.main(["check", "--results", str(self.folder)])
         content = json.loads((self.folder / "advice.json").read_text())
+        verdicts = [
+            (one["noise"], one["is_quick"], one["selects"], one["gain"])
+            for one in content["verdicts"]
+        ]
         self.assertEqual(
-            content["verdicts"],
+            verdicts,
             [
-                {"noise": 0.0, "selects": False, "best_gain": None},
-                {"noise": 0.7, "selects": True, "best_gain": number(2.0)},
+                (0.0, True, False, None),
+                (0.0, False, False, None),
+                (0.7, True, True, number(2.0)),
+                (0.7, False, True, None),
             ],
         )
         page = (self.folder / "advice.md").read_text()
-        self.assertIn("| 70% | select | 2.00 [1.80, 2.20] | yes |", page)
+        self.assertIn(
+            "| 70% | no | select (`bootstrapped`) | 2.00 [1.80, 2.20] | yes |",
+            page,
+        )
         out = self.folder / "evidence.json"
         arguments = ["--results", str(self.folder), "--out", str(out)]
         advice.main(["evidence", *arguments])
@@ -210,12 +245,20 @@ class CheckTest(FolderTestCase):
         self.assertEqual(found["over_uniform"], number(2.0))
 
     def test_without_estimates_there_is_nothing_to_check(self):
-        with self.assertRaisesRegex(SystemExit, "run `estimate` on"):
+        with self.assertRaisesRegex(SystemExit, "estimates` first"):
             advice.main(["check", "--results", str(self.folder)])
 
     def test_the_block_has_estimates_beside_labels(self):
-        text = advice.block({"sample": 10, "levels": [level(0.7)]})
+        content = {"sample": 10, "levels": [level(0.0), level(0.7)]}
+        text = estimates.block(content)
         self.assertIn("| 70% | 0.30 | 0.30 [0.30, 0.30] | 0.90 / 0.90 |", text)
+        self.assertIn("4.9% of the sample at", text)
+        self.assertIn("finds 1.0%, and 1.0% at 0%", text)
+        self.assertNotIn("emoji", text)
+        content["emoji"] = {"covered": 0.8, "apart": 0.9, "advice": "covered"}
+        text = estimates.block(content)
+        self.assertIn("80% of the tests' pictures", text)
+        self.assertIn("half curated rows and half pool", text)
 
 
 if __name__ == "__main__":
