@@ -96,6 +96,9 @@ def block(content):
         "By a quick reference, on the pools of IconText's web-like data, "
         f"{content['sample']:,} pairs of each; near-duplicates of clean pairs "
         f"match:\n\n{report.table(header, rows)}\n\n"
+        "The estimates are below the labels, which know added noise alone. The "
+        "curated pairs are icons with names of a few words; the pool has "
+        "longer, emptier and wrong names by nature.\n\n"
         "Near-duplicates are underestimated. Pictures of these pools that are "
         "others again, shifted by up to two pixels, are "
     )

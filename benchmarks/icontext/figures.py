@@ -113,7 +113,7 @@ _RAYS, _PAPER = (2, 4, 13), 13
 _LABELLED = "bootstrapped"  # by the noise, in the panel of leads
 
 
-def gains(found, level, path):
+def gains(found, level, path, others=()):
     """Draw when selection pays: over noise, curated pairs and compute.
 
     The fourth panel has the lead at equal steps over the baseline's slope: on a
@@ -123,6 +123,7 @@ def gains(found, level, path):
         found: `gains.Gains`.
         level: share of noise of the panels of one level.
         path: PNG file.
+        others: `(label, slope, lead)` of other data, in points.
     """
     with matplotlib.rc_context(_RC | {"font.size": 10}):
         figure = mpl_figure.Figure(figsize=(9, 8))
@@ -167,7 +168,7 @@ def gains(found, level, path):
         for axis in (by_curated, by_compute):
             axis.set_xscale("log", base=2)
             _marked(axis.xaxis, (250, 1000, 4000, 16_000), "{:,}")
-        _leads(leads, found)
+        _leads(leads, found, others)
         handles = [
             by_noise.plot([], [], **marks, **_SIZES)[0]
             for marks in _MARKS.values()
@@ -200,7 +201,7 @@ def _marked(axis, ticks, form):
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
-def _leads(axis, found):
+def _leads(axis, found, others):
     """Leads over slopes, with the rays of equal ratios."""
     highest = widest = 0.0
     for method, marks in _MARKS.items():
@@ -217,6 +218,11 @@ def _leads(axis, found):
                 _label(axis, noise, point, (6, 0), va="center", fontsize=8)
             widest = max(widest, line.slope)
             highest = max(highest, line.lead)
+    for label, slope, lead in others:
+        axis.plot(slope, lead, marker="*", color="0.3", ms=10, ls="none")
+        place = {"ha": "right", "va": "center", "fontsize": 8}
+        _label(axis, label, (slope, lead), (-8, 0), **place)
+        widest, highest = max(widest, slope), max(highest, lead)
     axis.axhline(0.0, color="0.3", lw=1)
     if not widest:
         return

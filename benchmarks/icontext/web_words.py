@@ -273,14 +273,14 @@ class WebWords:
 
     def _over_references(self, steps):
         """By how much each run ends above the best of its references."""
-        cell = matrix.find(f"web_{_METHOD}_{steps}")
+        cell = matrix.load().get(f"web_{_METHOD}_{steps}")
+        if cell is None or self._tables is None:
+            return []
         (renewals,) = (
             one.partition("=")[2].split(",")
             for one in cell.settings
             if one.startswith("bootstrap.renew_at=")
         )
-        if self._tables is None:
-            return []
         curves = self._tables.curves
         curves = curves[curves["cell"] == cell.cell]
         found = []

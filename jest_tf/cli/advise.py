@@ -2,10 +2,11 @@
 
 Embeds samples of the pool and of curated pairs by a reference, and estimates,
 without labels, the share of pairs that match, near-duplicates, breadth, and
-what a choice would gain. Without `--reference` a small one is trained on seven
-eighths of the curated set first, in a minute or two on a CPU. Prints a verdict,
-and writes advice.json and advice.html, with pictures of what it calls noise and
-of what it would choose (docs/advise.md). The same command goes on after a stop.
+what a choice would gain. Without `--reference` a small one is trained on three
+quarters of the curated set first, in a minute or two on a CPU. Prints a
+verdict, and writes advice.json and advice.html, with pictures of what it calls
+noise and of what it would choose (docs/advise.md). The same command goes on
+after a stop.
 `--set` takes fields of `curation.survey.Settings`, such as sample=4096.
 """
 

@@ -15,7 +15,7 @@ from jest_tf.curation import evidence
 from jest_tf.curation.estimates import Estimate
 
 # The low end of the estimate of a pool without noise (docs/advise.md), rounded.
-CLEAN = 0.85
+CLEAN = 0.8
 # Pictures that are so often nearer to the curated set than to the pool are of
 # another kind than the pool; 0.5 is no difference.
 APART = 2 / 3
@@ -253,7 +253,7 @@ ROWS = (
     ),
     Row(
         CLEAN_ROW,
-        "a pool with little noise: at least 85 % of its pairs match, or "
+        "a pool with little noise: at least 80 % of its pairs match, or "
         "selecting is not expected to pay",
         "do not select: train uniformly; there is little to gain",
         lambda facts: facts.matched.mean >= CLEAN,

@@ -1,7 +1,7 @@
 """Surveys a pool: embeds samples of it, and measures them for advice.
 
-The reference is a model by name, or a quick one, trained here on seven eighths
-of the curated set: the other eighth is then pairs that match and that it has
+The reference is a model by name, or a quick one, trained here on three quarters
+of the curated set: the other quarter is then pairs that match and that it has
 not seen.
 """
 
@@ -23,7 +23,7 @@ from jest_tf.models import reference as reference_lib
 
 # Of the quick reference, as that of docs/advise.md.
 _STEPS, _WARMUP = 300, 50
-_HELD_OUT = 1 / 8
+_HELD_OUT = 1 / 4
 # Without it, a sample could repeat the choice by which data were made with
 # the same seed.
 _SAMPLE_SALT = 0x73616D706C65
@@ -97,7 +97,7 @@ def quick_reference(
     patterns: tuple[str, ...],
     workdir: str,
 ) -> str:
-    """Trains a reference on seven eighths of a curated set, or goes on with it.
+    """Trains a reference on three quarters of a curated set, or continues.
 
     Args:
         recipe: of the learner: its towers, pictures, texts and optimizer.
@@ -159,7 +159,7 @@ def quick_reference(
 def held_out(curated: stores_lib.Store) -> np.ndarray:
     """Marks the records that a quick reference is not trained on, bool [n].
 
-    Every eighth block of eight, so that few pictures of several records are on
+    Every fourth block of eight, so that few pictures of several records are on
     both sides. A caption may be on both.
     """
     return np.arange(len(curated)) // _BLOCK % round(1 / _HELD_OUT) == 0

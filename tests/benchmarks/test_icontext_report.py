@@ -16,6 +16,7 @@ from benchmarks.icontext import (
     report,
     results,
     targets,
+    web_words,
 )
 
 STEPS = "jest_750", "jest_2500", "jest_5000"
@@ -606,6 +607,43 @@ class ReportTest(tf.test.TestCase):
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
 
+    def test_what_the_tables_alone_tell(self):
+        lines = {
+            "web_bootstrapped_2700": (0, 0.25, 0.6, 0.7),
+            "web_bootstrapped_k5_2700": (0, 0.225, 0.8, 0.75),
+            "web90_bootstrapped_2700": (0, 0.125, None, None),
+            "web90_bootstrapped_k8_2700": (0, 0.12, None, None),
+            "web_uniform_crops_4500": (0, 0.1, None, None),
+        }
+        columns = "seed", "val_sets", "clean_first", "clean_last"
+        runs = pd.DataFrame(
+            {"cell": name} | dict(zip(columns, values, strict=True))
+            for name, values in lines.items()
+        )
+        curves = pd.DataFrame(
+            {"cell": "web_bootstrapped_2700", "seed": seed, "step": step}
+            | {"val_sets": score}
+            for seed, scores in ((0, (0.1, 0.3, 0.25)), (1, (0.1, 0.2, 0.26)))
+            for step, score in zip((150, 1000, 2700), scores, strict=True)
+        )
+        words = web_words.WebWords(None, self.folder)
+        words.__dict__["_tables"] = results.Tables(runs, curves, None)
+        # One without what was kept beside it is left out.
+        self.assertEqual(
+            words.trials(),
+            [
+                ("bootstrapped, K = 5", "70 %", "2,700", "22.5", "25.0"),
+                ("bootstrapped, K = 8", "90 %", "2,700", "12.0", "12.5"),
+            ],
+        )
+        self.assertEqual(words.clean("web_bootstrapped_2700"), ["0.60", "0.70"])
+        self.assertIsNone(words.clean("web90_bootstrapped_2700"))
+        self.assertIsNone(words.clean("web_uniform_700"))
+        # Renewed at 150 and 1,000 steps among others.
+        self.assertAllClose(words._over_references(2700), [-0.05, 0.06])
+        self.assertEmpty(words._over_references(28000))
+        self.assertEqual(words.factors("cascade_curated"), "K = 5")
+
     def test_ratios_to_uniform_ends_stand_beside_those_to_the_target(self):
         ends = [
             {"steps": steps, "seeds": seeds, "is_bound": steps < 4500}
@@ -746,7 +784,8 @@ class ReportTest(tf.test.TestCase):
             line(2700, 1.7, method="curated1000_bootstrapped"),
         )
         for words in (
-            "reference, K = 3, gains at 50, 70 and 90 % of noise. At 0 % it ",
+            "reference (K = 3, K = 5 at 90 % of noise) gains at 50, 70 and "
+            "90 % of noise. At 0 % it ",
             "score is 2.5 times uniform training's, with 250 and 1,000\n"
             "  it is 1.2 and 1.7 times.",
             "FLOPs of 2,700 and 4,500 uniform steps its score is\n"

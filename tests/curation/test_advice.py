@@ -299,8 +299,8 @@ class ExpectationTest(tf.test.TestCase):
             (0.3, 0.28, 0.32, True, False),
             (0.49, 0.4, 0.5, False, True),
             (0.49, 0.485, 0.5, False, False),
-            (0.8, 0.79, 0.9, True, True),
-            (0.9, 0.8, 1.0, False, True),
+            (0.75, 0.74, 0.85, True, True),
+            (0.9, 0.75, 1.0, False, True),
         ):
             found = facts(share)._replace(matched=Estimate(share, low, high))
             advised = advice.advise(found, RECIPE, cells)
