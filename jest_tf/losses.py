@@ -94,6 +94,10 @@ def softmax_loss(
     return _loss(_SOFTMAX, learner, ids, equal_ids, block_size, replicas)
 
 
+# By the names of `model.loss`.
+BY_NAME = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
+
+
 def feature_distillation(
     learner: Embeddings, reference: Embeddings, *, replicas=None
 ) -> tf.Tensor:

@@ -157,7 +157,7 @@ class Comparison:
         freedom = max(1, count - 1) * (seeds - 1)
         return float((np.sum(relative**2) / freedom) ** 0.5)
 
-    def to_target(self, cells, spent, splits=TEST, base=None):
+    def to_target(self, cells, spent, base=None):
         """Cost of uniform training over the cost of a method.
 
         Cells are a method at several lengths, of which the cheapest counts. If
@@ -166,8 +166,8 @@ class Comparison:
         Args:
             cells: names.
             spent: `(run, steps) -> cost`.
-            splits: whose mean the target is.
-            base: uniform cell whose final score is the target.
+            base: uniform cell whose final score, the mean of the tests, is
+                the target.
 
         Returns:
             `targets.Ratio`; None where a length that could reach the target
@@ -188,7 +188,7 @@ class Comparison:
                     for by_seed in (ours, theirs, longer)
                     if by_seed
                 )
-                found.append(targets.ratio(spent, splits, *sides))
+                found.append(targets.ratio(spent, TEST, *sides))
         if not found:
             return None
         best = max(found, key=lambda one: (one.value, -one.all_steps))

@@ -34,14 +34,13 @@ _MAX_SHIFT = 2  # pixels, to any side
 _SEED = 0
 
 
-def add(records, level, foreign, kinds=None):
+def add(records, level, foreign):
     """Replaces a share of a pool by noise.
 
     Args:
         records: list of `selection.Record`, the pool.
         level: share that becomes noise, in [0, 1].
         foreign: records of another domain.
-        kinds: `{kind: share of the noise}`; None is `CRAWL`.
 
     Returns:
         Records in the order of `records`, with `noise` where it is some. A
@@ -50,16 +49,15 @@ def add(records, level, foreign, kinds=None):
     Raises:
         ValueError: there are too few foreign records.
     """
-    kinds = CRAWL if kinds is None else kinds
     random = np.random.default_rng(_SEED)
     # Which kind a pair would get does not depend on the level.
     order = random.permutation(len(records))
-    bounds = np.cumsum(list(kinds.values())) / sum(kinds.values())
+    bounds = np.cumsum(list(CRAWL.values())) / sum(CRAWL.values())
     kind_of = np.searchsorted(bounds, random.random(len(records)), "right")
-    kind_of = np.minimum(kind_of, len(kinds) - 1)[order]
+    kind_of = np.minimum(kind_of, len(CRAWL) - 1)[order]
     chosen = order[: round(level * len(records))]
     found = list(records)
-    for number, kind in enumerate(kinds):
+    for number, kind in enumerate(CRAWL):
         places = chosen[kind_of[: len(chosen)] == number]
         if len(places):
             made = _MAKERS[kind](records, places, foreign)

@@ -128,13 +128,6 @@ def identifier_of(source, style, name):
     return int.from_bytes(digest[:8], "big") & (2**63 - 1)
 
 
-def sampled(rows, seed):
-    """Rows in a pseudo-random order that depends on each row alone."""
-    return sorted(
-        rows, key=lambda row: _digest(seed, row.source, row.style, row.name)
-    )
-
-
 def shuffled(records, split, seed):
     """Records in an order that mixes sources, kinds and concepts."""
     return sorted(
@@ -144,35 +137,3 @@ def shuffled(records, split, seed):
 
 def _digest(*parts):
     return hashlib.sha256("|".join(map(str, parts)).encode()).digest()
-
-
-def quotas(sizes, total, floor=1):
-    """Shares `total` out among sets in proportion to their sizes.
-
-    Every set gets at least `floor`, or all that it has if that is less; the
-    others shrink in proportion. Fractions go to the largest remainders.
-
-    Args:
-        sizes: `{name: number of rows}`.
-        total: at least what the floors need, at most what there is.
-        floor: least number for a set.
-    """
-    # Sets whose proportional share is below the floor are settled first; each
-    # settled set lowers the shares of the rest.
-    settled, free = {}, sizes
-    while True:
-        left = total - sum(settled.values())
-        rate = left / max(sum(free.values()), 1)
-        least = {name: min(floor, size) for name, size in free.items()}
-        small = {n: least[n] for n in free if free[n] * rate < least[n]}
-        if not small:
-            break
-        settled |= small
-        free = {n: size for n, size in free.items() if n not in small}
-    shares = {name: int(size * rate) for name, size in free.items()}
-    by_remainder = sorted(
-        free, key=lambda name: (shares[name] - free[name] * rate, name)
-    )
-    for name in by_remainder[: left - sum(shares.values())]:
-        shares[name] += 1
-    return settled | shares

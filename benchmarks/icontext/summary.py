@@ -317,9 +317,9 @@ class Summary:
         ends = self._ends(ladder, self._score, seeds)
         return ladders.steps_to_end(ladders.lengths(ladder), ends, target)
 
-    def _target_steps(self, ladder, base, seeds=None):
+    def _target_steps(self, ladder, base):
         """Steps to the target by a baseline that may stop early."""
-        full = self._needed(ladder, self._target_score(base, seeds), seeds)
+        full = self._needed(ladder, self._target_score(base))
         best = base.uniform[base.best]
         usual = np.mean([run.score(_VALIDATION) for run in best.runs.values()])
         ends = {s: run.score(_VALIDATION) for s, run in best.runs.items()}
@@ -331,7 +331,7 @@ class Summary:
                         run.curve(_VALIDATION),
                         ends.get(run.row.seed, usual),
                     )
-                    for run in ladders.of_seeds(line, seeds)
+                    for run in line.runs.values()
                 ]
             )
             for line in ladder

@@ -168,14 +168,7 @@ def _open(recipe, patterns, setting):
     from jest_tf.runs import progress
 
     return stores.open_stores(
-        dataclasses.replace(
-            recipe.data,
-            train=tuple(patterns),
-            weights=(),
-            curated=(),
-            curated_rows=0,
-            manifest="",
-        ),
+        recipe.data.reading(patterns),
         progress.Progress("indexing", "bytes"),
         setting,
     )

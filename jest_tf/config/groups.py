@@ -1,5 +1,7 @@
 """Settings of the data, model, reference, optimizer, logs and devices."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -153,6 +155,16 @@ class DataConfig(Checked, path="data"):
             "`data.curated_rows` (c) must be less than the super-batch, "
             "`data.super_batch_size` (B), to leave rows of `data.train` in it",
         )
+
+    def reading(self, patterns: Sequence[str], **changes) -> "DataConfig":
+        """Returns these settings to read other shards.
+
+        Weights, curated rows and the manifest belong to `train`: they are
+        dropped, unless `changes` has them.
+        """
+        alone = {"weights": (), "curated": (), "curated_rows": 0}
+        alone |= {"manifest": "", "train": tuple(patterns)}
+        return dataclasses.replace(self, **alone | changes)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """All settings of a run, and the checks across groups."""
 
-import dataclasses
 from dataclasses import dataclass, field
 
 from jest_tf.config import checks
@@ -316,12 +315,7 @@ class TrainConfig(Checked):
         """`data` with the settings that read `evaluation.data`."""
         names = ("format", "image_field", "caption_fields")
         own = {name: getattr(self.evaluation, name) for name in names}
-        return dataclasses.replace(
-            self.data,
-            train=self.evaluation.data,
-            weights=(),
-            curated=(),
-            curated_rows=0,
-            manifest="",
+        return self.data.reading(
+            self.evaluation.data,
             **{name: value for name, value in own.items() if value is not None},
         )

@@ -125,14 +125,8 @@ def quick_reference(
         dataclasses.replace(
             recipe,
             steps=_STEPS,
-            data=dataclasses.replace(
-                recipe.data,
-                train=patterns,
-                weights=(),
-                curated=(),
-                curated_rows=0,
-                manifest=folder,
-                super_batch_size=size,
+            data=recipe.data.reading(
+                patterns, manifest=folder, super_batch_size=size
             ),
             optimizer=dataclasses.replace(
                 recipe.optimizer,

@@ -17,7 +17,6 @@ from jest_tf.models import reference
 
 _SUPER_BATCH = 640
 _INPUTS = ("image", "text")
-_LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 
 
 class Comparison(NamedTuple):
@@ -102,7 +101,7 @@ def compare(
             common = len(np.intersect1d(drawn, by_sidecars))
             same = np.array_equal(drawn, by_sidecars)
             totals += (1, same, size, common)
-            change = _changes(live, stored, drawn, _LOSSES[loss])
+            change = _changes(live, stored, drawn, losses.BY_NAME[loss])
             changes = np.maximum(changes, change)
     return Comparison(*totals.tolist(), *changes.tolist())
 

@@ -26,8 +26,6 @@ from jest_tf.embeddings import Embeddings, of_model
 from jest_tf.models import two_tower
 from jest_tf.training import finite, micro_batches, row_outputs, sub_batch
 
-_LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -72,7 +70,7 @@ class Step:
 
     def __post_init__(self):
         for name, rule in (
-            ("loss", checks.one_of(*_LOSSES)),
+            ("loss", checks.one_of(*losses.BY_NAME)),
             ("equal_captions", checks.one_of(*config_lib.EQUAL_CAPTIONS)),
             ("distillation_weight", checks.within("[0, inf)")),
         ):
@@ -332,7 +330,7 @@ def contrastive_loss(
                 f"`caption_id` in the batch. Received: {sorted(batch)}"
             )
         ids = batch["caption_id"]
-    loss = step.loss_function or _LOSSES[step.loss]
+    loss = step.loss_function or losses.BY_NAME[step.loss]
     return loss(
         embeddings,
         ids=ids,

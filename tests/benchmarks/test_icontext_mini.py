@@ -429,37 +429,6 @@ class PicturesTest(tf.test.TestCase):
         self.assertAllClose(similarity(blank, blank), 0.0)
 
 
-class SelectionTest(tf.test.TestCase):
-    def test_quotas_are_proportional_above_the_floor(self):
-        # "c" has 2 rows and keeps both. 28 are left for 150 rows, hence
-        # 18.67 and 9.33: 18 and 9, and one more to the larger remainder.
-        self.assertEqual(
-            selection.quotas({"a": 100, "b": 50, "c": 2}, 30, floor=4),
-            {"a": 19, "b": 9, "c": 2},
-        )
-
-    def test_quotas_add_up_and_never_exceed_what_there_is(self):
-        generator = np.random.default_rng(1)
-        for _ in range(50):
-            sizes = {
-                str(i): int(n)
-                for i, n in enumerate(generator.integers(0, 300, 20))
-            }
-            total = int(generator.integers(80, sum(sizes.values()) + 1))
-            shares = selection.quotas(sizes, total, floor=4)
-            self.assertEqual(sum(shares.values()), total)
-            for name, size in sizes.items():
-                self.assertBetween(shares[name], min(4, size), size)
-
-    def test_sampling_does_not_depend_on_the_order_of_the_rows(self):
-        rows = [a_row(name=str(i)) for i in range(50)]
-        drawn = selection.sampled(rows, 0)
-        self.assertEqual(drawn, selection.sampled(rows[::-1], 0))
-        self.assertNotEqual(drawn, rows)
-        self.assertNotEqual(drawn, selection.sampled(rows, 1))
-        self.assertCountEqual(drawn, rows)
-
-
 class MiniTest(tf.test.TestCase):
     DESCRIPTIONS = {
         "lines": {"license": {"url": "https://example.com"}},
