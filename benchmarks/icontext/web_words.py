@@ -94,14 +94,21 @@ class WebWords:
         """The decision table of `jest-tf advise`."""
         return advice.ROWS
 
-    def web(self, method, level=None):
-        """Gains of a method on the web-like data, of its longest runs."""
+    def web(self, method, level=None, is_given=False):
+        """Gains of a method on the web-like data, of its longest runs.
+
+        Args:
+            method: as in evidence.json.
+            level: share of noise; None is all.
+            is_given: leave the training of the reference out of the FLOPs.
+        """
         longest = {}
         for cell in advice.measured(self._folder):
             is_wanted = cell.method == method and level in (None, cell.noise)
             if is_wanted and (cell.over_uniform or cell.over_target):
                 longest[cell.noise] = cell
-        return "; ".join(map(_gains, longest.values())) or claims.NOT_RUN
+        found = [_gains(cell, is_given) for cell in longest.values()]
+        return "; ".join(found) or claims.NOT_RUN
 
     def web_rows(self):
         """`web_row` of each method of the table that was run."""
@@ -395,12 +402,15 @@ class WebWords:
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
 
 
-def _gains(cell):
+def _gains(cell, is_given):
     """An `evidence.Cell` in words."""
+    gain = cell.over_uniform
+    if is_given:
+        gain = cell.over_uniform_given_reference
     parts = [
         f"{part['mean']:.1f} [{part['low']:.1f}, {part['high']:.1f}] times {of}"
         for part, of in (
-            (cell.over_uniform, "uniform training's score at equal FLOPs"),
+            (gain, "uniform training's score at equal FLOPs"),
             (cell.over_target, "its best end"),
         )
         if part and None not in part.values()
