@@ -26,6 +26,7 @@ _ROWS = {
     "mixture": "{} of every batch curated, {}",
     "cascade_curated": "cascade by a reference of the curated set",
     "bootstrapped": "**cascade that renews its own reference**",
+    "for longer": "the same for longer",
     "oracle": "uniform without the noise, the oracle",
 }
 # Of summary.json.
@@ -37,6 +38,8 @@ _SHARES = {
     "mixed_4": "a quarter",
     "mixed_2": "a half",
 }
+# A bill of so many times the target's is of equal cost.
+_EQUAL_COST = 1.03
 # The parts of a trial's name that tell it from what was kept.
 _TRIAL = re.compile(r"_(k\d|distinct|cosine|crops|decay|slow|fast)(?=_)")
 _VALIDATION = "val_sets"
@@ -52,7 +55,7 @@ _GOALS = (
     (
         1.5,
         2,
-        " times the target, at no higher cost",
+        " times the target at equal cost",
         "over_target",
     ),
     (0.9, 2, " of the oracle's score", "oracle"),
@@ -129,6 +132,8 @@ class WebWords:
             for name in _ROWS
         }
         rows["longer"] = self.longer_uniform()
+        rows[_METHOD] = self.method_row()
+        rows["for longer"] = self.longer_method()
         cascade, method = rows["cascade_curated"], rows[_METHOD]
         if cascade and method and cascade["steps"] != method["steps"]:
             del rows["cascade_curated"]  # not run for as long
@@ -137,6 +142,30 @@ class WebWords:
             for name, row in rows.items()
             if row
         ]
+
+    def method_row(self):
+        """`web_row` of the method at the length that is spoken of.
+
+        It is the longest at which the oracle was run, too.
+        """
+        line = self._method_line()
+        return line and self.web_row(_METHOD, line[0]["steps"])
+
+    def longer_method(self):
+        """`web_row` of the method's longest run; None if it is `method_row`."""
+        line = self._method_line()
+        if not line or line == lines_of(self._web, _METHOD)[-1]:
+            return None
+        # Ratios are of the way to the target, which shorter runs have passed.
+        ratios = dict.fromkeys(("examples", "flops", "mixture"), "")
+        return self.web_row(_METHOD) | ratios
+
+    def _method_line(self, web=None):
+        web = web or self._web
+        lines = lines_of(web, _METHOD)
+        oracle = [line[0]["steps"] for line in lines_of(web, summary.ORACLE)]
+        beside = [line for line in lines if line[0]["steps"] in oracle]
+        return (beside or lines or [None])[-1]
 
     def longer_uniform(self):
         """`web_row` of the uniform run beyond the target's; None without it."""
@@ -152,8 +181,8 @@ class WebWords:
             `(end, ratio of examples, ratio of FLOPs)` of each end that is
             neither the target nor below the method's shortest run.
         """
-        lines = lines_of(self._web, _METHOD)
-        if not lines:
+        line = self._method_line()
+        if not line:
             return []
         target = self.web_target()["steps"]
         return [
@@ -164,7 +193,7 @@ class WebWords:
                 claims.told(end["examples_ratio"], "x"),
                 claims.told(end["all"], "x"),
             )
-            for end in lines[-1][-1]["ends"]
+            for end in line[-1]["ends"]
             if end["examples_ratio"]
             and not end["is_bound"]
             and end["steps"] != target
@@ -174,10 +203,10 @@ class WebWords:
         """The method's ratios on validation, `(examples, FLOPs)` in words."""
         if self.web_split() != "test":
             return None
-        lines = lines_of(self._validation, _METHOD)
-        if not lines:
+        line = self._validation and self._method_line(self._validation)
+        if not line:
             return None
-        row = lines[-1][0]
+        row = line[0]
         found = row["examples_ratio"], row["flops_ratio"]["all"]
         return [claims.told(one, "x") or "missed" for one in found]
 
@@ -243,24 +272,32 @@ class WebWords:
         lines = lines_of(self._web, _METHOD)
         if not lines:
             return []
-        row, _, held_out, *_ = lines[-1]
+        row, _, held_out, *_ = self._method_line()
         most = self.web_target()["steps"]
         cheap = [
-            bill
-            for _, bill, *_ in lines
-            if bill["uniform_steps"]["all"] <= most
+            line
+            for line in lines
+            if line[1]["uniform_steps"]["all"] <= _EQUAL_COST * most
         ]
+        where = {}
+        if cheap:
+            longest, bill, *_ = cheap[-1]
+            spent = bill["uniform_steps"]["all"]
+            where["over_target"] = (
+                f" ({spent:,} uniform steps to its {most:,}, "
+                f"{claims.seeds(longest['seeds'])})"
+            )
         values = {
             "examples": row["examples_ratio"],
             "flops": row["flops_ratio"]["all"],
             "mixture": row["mixture_ratio"]["examples"],
             "mixture_flops": row["mixture_ratio"]["all"],
-            "over_target": cheap[-1]["over_target"] if cheap else None,
+            "over_target": cheap[-1][1]["over_target"] if cheap else None,
             "oracle": row["oracle_share"],
         }
         found = [
             (
-                f"{least:g}{what}",
+                f"{least:g}{what}{where.get(name, '')}",
                 claims.told(values[name], digits=digits) or "never there",
                 bool(values[name]) and values[name]["mean"] >= least,
             )

@@ -595,14 +595,14 @@ class ReportTest(tf.test.TestCase):
             "3.0x [3.0, 3.0] fewer examples and 0.5x [0.5, 0.5]", text
         )
         self.assertIn("uniform training: 20.0 [20.0, 20.0], met", text)
-        self.assertIn("higher cost: 1.40 [1.40, 1.40], **missed**", text)
+        self.assertIn("3 seeds): 1.40 [1.40, 1.40], **missed**", text)
         self.assertIn("oracle's score: 0.91 [0.91, 0.91], met", text)
         self.assertIn("4,500 steps: 20.0x [20.0, 20.0] (3 seeds)", text)
         text = write(12.0, 1.6, seeds=2)
         self.assertIn("takes 12.0x [12.0, 12.0]", text)
         self.assertIn("(2 of 3 seeds so far)", text)
         self.assertIn("uniform training: 12.0 [12.0, 12.0], **missed**", text)
-        self.assertIn("higher cost: 1.60 [1.60, 1.60], met", text)
+        self.assertIn("2 seeds): 1.60 [1.60, 1.60], met", text)
         self.assertIn("4,500 steps: 12.0x [12.0, 12.0] (2 seeds)", text)
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
@@ -708,13 +708,29 @@ class ReportTest(tf.test.TestCase):
             self.web_report(*lines),
         )
 
-    def test_the_goal_at_no_higher_cost_is_of_a_run_that_has_none(self):
+    def test_the_goal_at_equal_cost_is_of_a_run_that_costs_as_much(self):
+        for steps, gain in ((18_500, 1.8), (18_600, 1.6)):
+            text = self.web_report(
+                web_line("uniform", 18000, 0.1, 1.0),
+                web_line("bootstrapped", 14000, 0.2, 9.0, over_target=1.6),
+                web_line("bootstrapped", steps, 0.3, 9.0, over_target=1.8),
+            )
+            self.assertIn(f"3 seeds): {gain:.2f} [{gain:.2f}", text)
+
+    def test_the_method_is_shown_where_the_oracle_was_run_and_for_longer(self):
         text = self.web_report(
             web_line("uniform", 18000, 0.1, 1.0),
-            web_line("bootstrapped", 14000, 0.2, 9.0, over_target=1.6),
-            web_line("bootstrapped", 28000, 0.3, 9.0, over_target=1.9),
+            web_line("oracle", 4500, 0.25, 20.0),
+            web_line("bootstrapped", 4500, 0.2, 9.0, lead=0.1, slope=0.05),
+            web_line("bootstrapped", 14000, 0.3, 8.0, 1),
         )
-        self.assertIn("higher cost: 1.60 [1.60, 1.60], met", text)
+        name = "**cascade that renews its own reference**"
+        self.assertIn(f"| {name} | 4,500 | 3 | 20.0", text)
+        self.assertIn(
+            "| the same for longer | 14,000 | 1 | 30.0 [30.0, 30.0] |  |", text
+        )
+        self.assertIn("After 14,000 steps, for the FLOPs of 14,000", text)
+        self.assertIn("takes 9.0x [9.0, 9.0]\n  fewer examples", text)
 
     def test_the_mixture_is_the_one_that_the_summary_calls_best(self):
         text = self.web_report(
