@@ -96,26 +96,27 @@ def block(content):
         "By a quick reference, on the pools of IconText's web-like data, "
         f"{content['sample']:,} pairs of each; near-duplicates of clean pairs "
         f"match:\n\n{report.table(header, rows)}\n\n"
-        "The estimates are below the labels, which know added noise alone. The "
-        "curated pairs are icons with names of a few words; the pool has "
-        "longer, emptier and wrong names by nature.\n\n"
-        "Near-duplicates are underestimated. Pictures of these pools that are "
-        "others again, shifted by up to two pixels, are "
+        "The estimates are below the labels. The labels mark the added noise "
+        "only, whereas the pool also has uninformative and wrong names of its "
+        "own; the curated pairs are icons with names of a few words.\n\n"
+        "Near-duplicates are underestimated. Copies shifted by up to two "
+        "pixels make up "
     )
     noisy = [one for one in content["levels"] if one["noise"]]
     found += ", ".join(f"{one['repeated']:.1%}" for one in noisy)
-    found += " of the sample at these levels above 0%; the estimate finds "
+    found += " of the sample at the levels above 0%; the estimate finds "
     found += ", ".join(f"{one['near_duplicates']:.1%}" for one in noisy)
-    found += f", and {content['levels'][0]['near_duplicates']:.1%} at 0%."
+    least = content["levels"][0]["near_duplicates"]
+    found += f". Without added noise it finds {least:.1%}."
     if emoji := content.get("emoji"):
         found += (
-            "\n\nOf IconText's emoji art, whose curated set covers the tests, "
-            f"{emoji['covered']:.0%} of the tests' pictures are nearer to the "
-            f"curated set than to the pool, and {emoji['apart']:.0%} of the "
-            "curated pictures. The verdict is "
-            f'"{_row(emoji["advice"]).do}", which is what was '
-            "[measured](../benchmarks/icontext/results/report.md#emoji-art-"
-            "where-the-curated-set-covers-the-tests)."
+            "\n\nOn IconText's emoji art, where the curated set covers the "
+            f"tests, {emoji['covered']:.0%} of the validation pictures and "
+            f"{emoji['apart']:.0%} of the curated pictures are nearer to the "
+            "curated set than to the pool. The verdict, "
+            f'"{_row(emoji["advice"]).do}", agrees with the '
+            "[measurements](../benchmarks/icontext/results/report.md#emoji-"
+            "art-where-the-curated-set-covers-the-tests)."
         )
     return found
 

@@ -26,7 +26,7 @@ _ROWS = {
     "mixture": "{} of every batch curated, {}",
     "cascade_curated": "cascade by a reference of the curated set",
     "bootstrapped": "**cascade that renews its own reference**",
-    "for longer": "the same for longer",
+    "for longer": "the same cascade, longer",
     "oracle": "uniform without the noise, the oracle",
 }
 # Of summary.json.
@@ -55,7 +55,7 @@ _GOALS = (
     (
         1.5,
         2,
-        " times the target at equal cost",
+        " times the target's score at equal cost",
         "over_target",
     ),
     (0.9, 2, " of the oracle's score", "oracle"),
@@ -91,7 +91,8 @@ class WebWords:
     @functools.cached_property
     def _tables(self):
         """`results.Tables` of the web-like data; None without them."""
-        return results.load(self._folder / "web")
+        found = results.load(self._folder / "web")
+        return found and found._replace(runs=summary.current(found.runs))
 
     def rows(self):
         """The decision table of `jest-tf advise`."""
@@ -120,13 +121,7 @@ class WebWords:
             summary.UNIFORM: (summary.UNIFORM, target["steps"]),
             "mixture": (target["mixture"], None),
         }
-        run = self._methods_run("mixed_")
-        words = (
-            _SHARES.get(target["mixture"]),
-            f"the best of {len(run)} mixtures"
-            if len(run) > 1
-            else "the only mixture run",
-        )
+        words = _SHARES.get(target["mixture"]), self._among_mixtures(target)
         rows = {
             name: self.web_row(*places.get(name, (name, None)))
             for name in _ROWS
@@ -143,6 +138,20 @@ class WebWords:
             if row
         ]
 
+    def _among_mixtures(self, target):
+        """What the mixture is that the summary calls the best one, in words."""
+        longest = {
+            name: lines_of(self._web, name)[-1][0]["steps"]
+            for name in self._methods_run("mixed_")
+        }
+        steps = longest.pop(target["mixture"], 0)
+        if not longest:
+            return "the only mixture run"
+        others = max(longest.values())
+        if others < steps:
+            return f"the only mixture run beyond {others:,} steps"
+        return f"the best of {1 + len(longest)} mixtures"
+
     def method_row(self):
         """`web_row` of the method at the length that is spoken of.
 
@@ -157,7 +166,7 @@ class WebWords:
         if not line or line == lines_of(self._web, _METHOD)[-1]:
             return None
         # Ratios are of the way to the target, which shorter runs have passed.
-        ratios = dict.fromkeys(("examples", "flops", "mixture"), "")
+        ratios = dict.fromkeys(("examples", "flops", "mixture"), "as above")
         return self.web_row(_METHOD) | ratios
 
     def _method_line(self, web=None):
@@ -284,7 +293,7 @@ class WebWords:
             longest, bill, *_ = cheap[-1]
             spent = bill["uniform_steps"]["all"]
             where["over_target"] = (
-                f" ({spent:,} uniform steps to its {most:,}, "
+                f" ({spent:,} against {most:,} uniform steps, "
                 f"{claims.seeds(longest['seeds'])})"
             )
         values = {
@@ -448,7 +457,7 @@ def _gains(cell, is_given):
         f"{part['mean']:.1f} [{part['low']:.1f}, {part['high']:.1f}] times {of}"
         for part, of in (
             (gain, "uniform training's score at equal FLOPs"),
-            (cell.over_target, "its best end"),
+            (cell.over_target, "uniform training's best end at any length"),
         )
         if part and None not in part.values()
     ]

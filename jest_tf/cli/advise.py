@@ -5,8 +5,7 @@ without labels, the share of pairs that match, near-duplicates, breadth, and
 what a choice would gain. Without `--reference` a small one is trained on three
 quarters of the curated set first, in a minute or two on a CPU. Prints a
 verdict, and writes advice.json and advice.html, with pictures of what it calls
-noise and of what it would choose (docs/advise.md). The same command goes on
-after a stop.
+noise and of what it would choose (docs/advise.md). Rerun the command to resume.
 `--set` takes fields of `curation.survey.Settings`, such as sample=4096.
 """
 
@@ -117,7 +116,7 @@ def run(flags: argparse.Namespace) -> None:
         )
     )
     advice = advice_lib.advise(found.facts, recipe)
-    command = _command(flags, advice)
+    command = _command(flags, recipe, advice)
     page = os.path.join(flags.output, PAGE_FILE)
     advice_page.write(page, data.pool, found, advice, command)
     files.write_whole(
@@ -151,7 +150,9 @@ def _recipe(flags):
                 learning_rate=3e-3, warmup_steps=50, weight_decay=0.05
             ),
         )
-    given = {"train": flags.pool, "weights": () if flags.pool else None}
+    given = {}
+    if flags.pool:
+        given = {"train": flags.pool, "weights": (), "manifest": ""}
     given |= {name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS}
     fields = {
         name: tuple(value) if isinstance(value, list) else value
@@ -193,26 +194,33 @@ def _check_unseen(reference, curated):
         )
 
 
-def _command(flags, advice):
+def _command(flags, recipe, advice):
     """The commands that do what is advised."""
-    given = {
-        name: value if isinstance(value, list) else [value]
-        for name in flags_lib.FORMAT_FIELDS
-        if (value := getattr(flags, name)) is not None
-    }
-    form = [
-        word
-        for name, values in given.items()
-        for word in (flags_lib.name(name), *values)
-    ]
+    plain = config.DataConfig()
+    form = []
+    for name in flags_lib.FORMAT_FIELDS:
+        value = getattr(recipe.data, name)
+        if value != getattr(plain, name):
+            values = value if isinstance(value, tuple) else (value,)
+            form += [flags_lib.name(name), *values]
     lines = [shlex.join(["jest-tf", *words, *form]) for words in advice.before]
-    recipe = flags.config or "RECIPE"
-    words = ["jest-tf", "train", "--config", recipe, "--workdir", "WORKDIR"]
+    words = ["jest-tf", "train", "--config", flags.config or "RECIPE"]
+    words += ["--workdir", "WORKDIR"]
     settings = [
-        f"data.{name}={','.join(values)}" for name, values in given.items()
+        f"data.{name}={overrides.text_of(getattr(recipe.data, name))}"
+        for name in flags_lib.FORMAT_FIELDS
+        if getattr(flags, name) is not None
     ]
     if flags.pool:
-        settings.insert(0, f"data.train={','.join(flags.pool)}")
+        before = (
+            config.load_config(flags.config).data if flags.config else plain
+        )
+        settings = [
+            f"data.train={','.join(flags.pool)}",
+            *["data.weights=none"] * bool(before.weights),
+            *["data.manifest=none"] * bool(before.manifest),
+            *settings,
+        ]
     settings += advice.settings
     if settings:
         words += ["--set", *settings]
@@ -315,20 +323,20 @@ def _expectations(advice):
             "score of uniform training at equal FLOPs",
             "over_uniform_given_reference": f"after {one.steps:,} steps "
             f"{value} times the score of uniform training at equal FLOPs, "
-            "those of the reference's training not counted",
-            "over_target": f"{value} times that of its best end "
+            "excluding the reference's training",
+            "over_target": f"{value} times uniform training's best end "
             f"(measured at {levels} of noise)",
         }
         method = f"IconText, {one.method}"
         found.setdefault(method, []).append(words[one.measure])
     lines = {method: ", ".join(words) for method, words in found.items()}
     if not lines and advice.row.method:
-        lines["IconText"] = "nothing was measured around this share of noise"
+        lines["IconText"] = "nothing was measured near this share of noise"
     accuracy = evidence.accuracy()
     if lines and accuracy.worst:
         lines["accuracy"] = (
-            "levels of noise that were left out were missed by up to "
-            f"{accuracy.worst:.1f}x"
+            "in leave-one-level-out checks, the expected gain was off by up "
+            f"to {accuracy.worst:.1f}x"
         )
         if accuracy.rank_correlation is not None:
             lines["accuracy"] += (

@@ -254,7 +254,7 @@ ROWS = (
     Row(
         CLEAN_ROW,
         "a pool with little noise: at least 80 % of its pairs match, or "
-        "selecting is not expected to pay",
+        "selection is not expected to pay",
         "do not select: train uniformly; there is little to gain",
         lambda facts: facts.matched.mean >= CLEAN,
         False,
@@ -312,7 +312,7 @@ _CAUTIONS: tuple[tuple[Callable[[Facts], bool], str], ...] = (
     (
         lambda facts: facts.is_apart and facts.covered is None,
         "the curated set is of another kind than the pool: if your tests are "
-        "of its kind, train on half curated rows instead; --tests tells",
+        "of its kind, train on half curated rows; name them with --tests",
     ),
     (
         lambda facts: facts.is_apart,
@@ -382,7 +382,7 @@ def advise(
     cautions = [words for applies, words in _CAUTIONS if applies(facts)]
     if _turns(facts, cells, row):
         cautions.append(
-            "the verdict turns within the interval of the matched share"
+            "the verdict changes within the interval of the matched share"
         )
     expected = [
         found
@@ -395,7 +395,7 @@ def advise(
         for one in expected
         if one.method == row.method
     ):
-        cautions.append("what is expected may be no gain: see the interval")
+        cautions.append("the interval of the expected gain goes below 1")
     by_name = {
         text.split("=")[0]: text
         for text in (
@@ -410,7 +410,7 @@ def advise(
             overrides.override(config_lib.TrainConfig, values, text)
         overrides.build(config_lib.TrainConfig, values)
     except ValueError as error:
-        cautions.append(f"the recipe must change for this command: {error}")
+        cautions.append(f"this command is invalid for the recipe: {error}")
     return Advice(row, settings, row.before(facts), cautions, expected)
 
 
@@ -426,18 +426,14 @@ def _decide(facts, cells):
 def _turns(facts, cells, row):
     """True if the other verdict holds at an end of the matched share."""
     ends = facts.matched.low, facts.matched.high
-    if row.selects:
-        return any(
-            share >= CLEAN or not _pays(cells, row, share) for share in ends
-        )
-    if row.name != CLEAN_ROW:
+    if not row.selects and row.name != CLEAN_ROW:
         return False
     others = [one for one in ROWS if one.selects and one.applies(facts)]
-    return any(
-        share < CLEAN and _pays(cells, one, share)
+    selects = [
+        share < CLEAN and any(_pays(cells, one, share) for one in others)
         for share in ends
-        for one in others
-    )
+    ]
+    return any(one != row.selects for one in selects)
 
 
 def _pays(cells, row, matched):

@@ -93,9 +93,9 @@ def similarities_to(
         float32 [m].
 
     Raises:
-        ValueError: the pool has fewer than three pairs.
+        ValueError: there, or in the pool, are fewer than three pairs.
     """
-    _check_count(len(pool_image))
+    _check_count(min(len(image), len(pool_image)))
     of_image, _ = _moments(image, pool_text)
     of_text, _ = _moments(text, pool_image)
     return _standardised(image, text, of_image, of_text)

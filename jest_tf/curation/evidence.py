@@ -29,7 +29,8 @@ class Cell(NamedTuple):
 
     Attributes:
         noise: share of the pool that is noise.
-        matched: share of the pool's pairs that match, near-duplicates included.
+        matched: share of the pool's pairs that match, as `jest-tf advise`
+            estimates it by a quick reference.
         method: as in the benchmark's summary.
         steps: of the run.
         seeds: that were run.

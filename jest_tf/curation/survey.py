@@ -211,7 +211,9 @@ def survey(
     breadth = dict(
         zip(broad, estimates.breadth([*broad.values()]), strict=True)
     )
-    is_other = np.arange(len(kinds["curated"])) // _BLOCK % 2 == 1
+    count = len(kinds["curated"])
+    size = min(_BLOCK, max(1, count // 2))
+    is_other = np.arange(count) // size % 2 == 1
     halves = [kinds["curated"][rows] for rows in (~is_other, is_other)]
     covered = None
     if "tests" in kinds:

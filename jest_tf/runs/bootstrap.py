@@ -12,6 +12,7 @@ It works because a learner that was trained on a choice chooses better than the
 reference that made the choice.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -132,14 +133,16 @@ def renew(
     if directory.has(folder, directory.RENEWAL_FILE):
         _delete_old(config, workdir)  # a kill may have left some of them
         return
-    last = renewals(config, workdir)[-_REJECTIONS:]
+    last = [one for one in renewals(config, workdir) if one.step < step]
+    last = last[-_REJECTIONS:]
     if len(last) == _REJECTIONS and not any(one.kept for one in last):
         progress.say(
-            f"step {step:,}: the reference stays, as the learner recognised "
-            f"fewer pairs at the last {_REJECTIONS} renewals"
+            f"step {step:,}: the last {_REJECTIONS} renewals were rejected; "
+            "the reference stays and nothing is embedded"
         )
         nothing = Renewal(step, 0, 0, 0, 0.0, last[-1].recognised, False)
         directory.write(folder, directory.RENEWAL_FILE, nothing._asdict())
+        _delete_old(config, workdir)
         return
     rows = embedded_rows(config, store, step)
     number = len(store) if rows is None else int(rows.sum())
@@ -153,10 +156,7 @@ def renew(
     before, agreement = _last_kept(config, workdir, step - 1), None
     if before is not None:
         least = before.recognised
-        earlier = sidecars_lib.Sidecars(store, _folder(workdir, before.step))
-        agreement = recognition.agreement(
-            earlier, sidecars, store, rows, config.seed
-        )
+        agreement = _agreement(config, store, workdir, before, sidecars, rows)
     else:
         least = recognised_share(config, store, first) if first else 0.0
     is_reference = config.bootstrap.renews == "reference"
@@ -241,10 +241,29 @@ def recognised_share(
     Arguments as of `recognition.recognised_share`; curated records do not
     count.
     """
-    rows = np.ones(len(store), bool) if rows is None else rows.copy()
-    rows[_num_pool(config, store) :] = False
+    rows = _of_pool(config, store, rows)
     share = recognition.recognised_share(sidecars, store, rows, config.seed)
     return round(share, 5)
+
+
+def _agreement(config, store, workdir, before, sidecars, rows):
+    """`recognition.agreement` on the pool; None if `before` is deleted."""
+    folder = _folder(workdir, before.step)
+    rows = _of_pool(config, store, rows)
+    # Of a run that goes on from a renewal whose record was lost.
+    with contextlib.suppress(ValueError):
+        earlier = sidecars_lib.Sidecars(store, folder)
+        return recognition.agreement(
+            earlier, sidecars, store, rows, config.seed
+        )
+    return None
+
+
+def _of_pool(config, store, rows):
+    """The rows, bool [n], without curated records."""
+    rows = np.ones(len(store), bool) if rows is None else rows.copy()
+    rows[_num_pool(config, store) :] = False
+    return rows
 
 
 def sidecars_at(

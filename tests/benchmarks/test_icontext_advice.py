@@ -135,9 +135,7 @@ class CheckTest(FolderTestCase):
         self.assertEqual(found.worst(is_told=False).cell.noise, 0.5)
         self.assertEqual([*found.accuracy()], [1, None, 4.5])
         page = found.render()
-        self.assertIn(
-            "Between measured levels: 1 cell, rank correlation -", page
-        )
+        self.assertIn("in the matched share: 1 cell, rank correlation -", page)
         self.assertIn("no expectation: 2 cells, rank correlation -,", page)
 
     def test_ranks_are_of_what_is_told(self):
@@ -253,11 +251,11 @@ class CheckTest(FolderTestCase):
         text = estimates.block(content)
         self.assertIn("| 70% | 0.30 | 0.30 [0.30, 0.30] | 0.90 / 0.90 |", text)
         self.assertIn("4.9% of the sample at", text)
-        self.assertIn("finds 1.0%, and 1.0% at 0%", text)
+        self.assertIn("finds 1.0%. Without added noise it finds 1.0%.", text)
         self.assertNotIn("emoji", text)
         content["emoji"] = {"covered": 0.8, "apart": 0.9, "advice": "covered"}
         text = estimates.block(content)
-        self.assertIn("80% of the tests' pictures", text)
+        self.assertIn("80% of the validation pictures and 90% of the", text)
         self.assertIn("half curated rows and half pool", text)
 
 

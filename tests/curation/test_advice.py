@@ -286,7 +286,7 @@ class ExpectationTest(tf.test.TestCase):
         advised = advice.advise(found, RECIPE, cells)
         (one,) = advised.expected
         self.assertAllClose([*one.value], (2.0, 0.9, 2.4))
-        self.assertIn("may be no gain", advised.cautions[-1])
+        self.assertIn("expected gain goes below 1", advised.cautions[-1])
         certain = facts(0.25)._replace(matched=Estimate(0.25, 0.25, 0.25))
         advised = advice.advise(certain, RECIPE, cells)
         self.assertAllClose([*advised.expected[0].value], (2.0, 1.8, 2.4))
@@ -305,7 +305,7 @@ class ExpectationTest(tf.test.TestCase):
             found = facts(share)._replace(matched=Estimate(share, low, high))
             advised = advice.advise(found, RECIPE, cells)
             self.assertEqual(advised.row.selects, verdict, share)
-            said = [words for words in advised.cautions if "turns" in words]
+            said = [words for words in advised.cautions if "changes" in words]
             self.assertLen(said, turns, share)
 
     def test_the_longest_runs_are_shown_beside_an_oracle(self):

@@ -92,7 +92,8 @@ class SimilaritiesTest(tf.test.TestCase):
         image, text, _ = pairs(2, 1.0, 0)
         for measure in (
             lambda: estimates.similarities(image, text),
-            lambda: estimates.similarities_to(image, text, image, text),
+            lambda: estimates.similarities_to(image, text, *pairs(9, 1, 0)[:2]),
+            lambda: estimates.similarities_to(*pairs(9, 1, 0)[:2], image, text),
         ):
             with self.assertRaisesRegex(ValueError, "three pairs.*Received: 2"):
                 measure()

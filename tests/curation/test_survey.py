@@ -5,6 +5,7 @@ word of its code one embedding. A pair matches if its codes are equal.
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -20,6 +21,7 @@ import shard_files
 import tensorflow as tf
 
 from jest_tf import cli, config, models, runs
+from jest_tf.config import overrides
 from jest_tf.curation import survey
 from jest_tf.data import stores, tokenizers
 from jest_tf.models import reference as reference_lib
@@ -277,6 +279,35 @@ class CommandTest(KnownTestCase):
             f"--set data.train={self.clean} data.caption_fields=caption",
             content["command"][-1],
         )
+
+    def test_the_commands_read_as_the_recipe_does(self):
+        recipe = os.path.join(self.folder, "two.json")
+        config.save_config(
+            config.TrainConfig(
+                steps=200,
+                data=config.DataConfig(
+                    train=(self.noisy, self.clean),
+                    weights=(0.5, 0.5),
+                    caption_fields=("caption",),
+                    super_batch_size=32,
+                ),
+            ),
+            recipe,
+        )
+        words = "--config", recipe, "--pool", self.noisy
+        _, content, _ = self.advise(*words, "--set", "sample=300")
+        embed, train = content["command"]
+        self.assertEndsWith(embed, f"{self.noisy} --caption-fields caption")
+        settings = train.partition("--set ")[2].split()
+        self.assertEqual(
+            settings[:2], [f"data.train={self.noisy}", "data.weights=none"]
+        )
+        values = dataclasses.asdict(config.load_config(recipe))
+        for text in settings:
+            overrides.override(config.TrainConfig, values, text)
+        built = overrides.build(config.TrainConfig, values)
+        self.assertEqual(built.data.train, (self.noisy,))
+        self.assertEqual(built.data.caption_fields, ("caption",))
 
     def test_what_cannot_work_is_refused(self):
         few = write_pairs(self.path("few"), 40, 1.0)

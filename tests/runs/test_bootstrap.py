@@ -161,6 +161,16 @@ class RunTest(tf.test.TestCase):
             )
             self.assertAllClose(one.recognised, share, atol=1e-5)
         first, second = done
+        self.assertIsNone(first.agreement)
+        rows = bootstrap.embedded_rows(self.config, self.store, second.step)
+        rows[68:] = False
+        agreement = recognition.agreement(
+            *(self.sidecars_of(self.unbroken, one.step) for one in done),
+            self.store,
+            rows,
+            self.config.seed,
+        )
+        self.assertAllClose(second.agreement, agreement, atol=1e-4)
         self.assertTrue(first.kept)
         self.assertEqual(second.kept, second.recognised >= first.recognised)
         used = second.step if second.kept else first.step
@@ -385,6 +395,8 @@ class SettingsTest(tf.test.TestCase):
         )
         store = mock.MagicMock(manifest=None)
         run = mock.Mock(config=recipe)
+        # There are no checkpoints that would need sidecars.
+        self.enterContext(mock.patch.object(bootstrap, "_delete_old"))
         for kept, embeds in (
             ((True, False, False), False),
             ((False, True, False), True),
@@ -410,6 +422,15 @@ class SettingsTest(tf.test.TestCase):
                 bootstrap.renewals(recipe, workdir)[-1],
                 bootstrap.Renewal(8, 0, 0, 0, 0.0, 0.25, False),
             )
+            # Those after a renewal whose record was lost do not count.
+            os.remove(f"{workdir}/references/step-000000004/renewal.json")
+            with (
+                mock.patch.object(
+                    bootstrap, "embed_records", side_effect=InterruptedError
+                ),
+                self.assertRaises(InterruptedError),
+            ):
+                bootstrap.renew(run, workdir, store, 4)
 
     def test_what_does_not_fit_is_refused(self):
         base = {"steps": 10}

@@ -221,6 +221,17 @@ class ResultsTest(tf.test.TestCase):
             ["own.json", "c_retrieval_en.json", "d_retrieval_en.json"],
         )
 
+    def test_a_file_that_is_not_of_the_command_is_replaced(self):
+        folder = self.get_temp_dir()
+        for content in ("{", '{"a": 1}', "[1]", '[{"dataset": "x"}]'):
+            with open(f"{folder}/{directory.RESULTS_FILE}", "w") as file:
+                file.write(content)
+            found = [self.result("c")]
+            evaluations.write_results(folder, found)
+            self.assertEqual(
+                directory.read(folder, directory.RESULTS_FILE), found
+            )
+
 
 if __name__ == "__main__":
     tf.test.main()

@@ -1,4 +1,4 @@
-"""What references make of a pool's pairs, measured without labels.
+"""Measures of references by a pool's pairs, without labels.
 
 A reference that knows nothing gives a pair and a mismatched pair the same
 similarity. The better it is, the more pairs stand out, up to the share of the
