@@ -345,8 +345,9 @@ class Advice(NamedTuple):
         before: the words of commands of `jest-tf` to run first.
         cautions: on the estimates, in words.
         expected: of the row's method and, if it selects, of an oracle without
-            noise, for the longest runs; nothing that was not measured around
-            this share of noise. Intervals cover those of the matched share.
+            noise, for the shortest and the longest runs; nothing that was not
+            measured around this share of noise. Intervals cover those of the
+            matched share.
     """
 
     row: Row
@@ -385,10 +386,10 @@ def advise(
             "the verdict changes within the interval of the matched share"
         )
     expected = [
-        found
+        one
         for method in (row.method, *[ORACLE] * row.selects)
         for measure in (row.gain if method == row.method else _GAIN, _TARGET)
-        if (found := _longest(cells, method, facts.matched, measure))
+        for one in _ends(cells, method, facts.matched, measure)
     ]
     if row.selects and any(
         one.measure == row.gain and one.value.low < 1.0
@@ -442,24 +443,31 @@ def _pays(cells, row, matched):
     return not found or any(one.value.mean >= 1.0 for one in found)
 
 
-def _longest(cells, method, matched, measure):
-    """What to expect of the longest runs over an interval of matched shares."""
+def _ends(cells, method, matched, measure):
+    """What to expect of the shortest and of the longest runs.
+
+    Intervals are over that of the matched share. Of the target, which does not
+    depend on the steps, the longest runs alone speak.
+    """
     found = _inside(evidence.expect(cells, method, matched.mean, measure))
-    if not found:
-        return None
-    values = [found[-1].value]
-    for share in (matched.low, matched.high):
-        values += [
-            one.value
-            for one in evidence.expect(cells, method, share, measure)
-            if one.steps == found[-1].steps
-        ]
-    value = Estimate(
-        values[0].mean,
-        min(one.low for one in values),
-        max(one.high for one in values),
-    )
-    return found[-1]._replace(value=value)
+    if measure == _TARGET:
+        found = found[-1:]
+    expected = []
+    for one in dict.fromkeys((*found[:1], *found[-1:])):
+        values = [one.value]
+        for share in (matched.low, matched.high):
+            values += [
+                other.value
+                for other in evidence.expect(cells, method, share, measure)
+                if other.steps == one.steps
+            ]
+        value = Estimate(
+            one.value.mean,
+            min(value.low for value in values),
+            max(value.high for value in values),
+        )
+        expected.append(one._replace(value=value))
+    return expected
 
 
 def _inside(expectations):

@@ -308,14 +308,21 @@ class ExpectationTest(tf.test.TestCase):
             said = [words for words in advised.cautions if "changes" in words]
             self.assertLen(said, turns, share)
 
-    def test_the_longest_runs_are_shown_beside_an_oracle(self):
-        cells = [cell(0.7), cell(0.7, steps=3000), cell(0.7, "oracle", 700)]
+    def test_the_shortest_and_the_longest_runs_are_shown_and_an_oracle(self):
+        cells = [cell(0.7, steps=steps) for steps in (1000, 2000, 3000)]
+        cells[1] = cells[1]._replace(over_target=cells[1].score)
+        cells.append(cell(0.7, "oracle", 700))
         found = advice.advise(facts(), RECIPE, cells).expected
         self.assertEqual(
-            [(one.method, one.steps) for one in found],
-            [("bootstrapped", 3000), ("oracle", 700)],
+            [(one.method, one.steps, one.measure) for one in found],
+            [
+                ("bootstrapped", 1000, "over_uniform"),
+                ("bootstrapped", 3000, "over_uniform"),
+                ("bootstrapped", 2000, "over_target"),
+                ("oracle", 700, "over_uniform"),
+            ],
         )
-        for share, count in ((0.35, 2), (0.36, 0), (0.8, 0)):
+        for share, count in ((0.35, 4), (0.36, 0), (0.8, 0)):
             found = advice.advise(facts(share), RECIPE, cells).expected
             self.assertLen(found, count)
 
