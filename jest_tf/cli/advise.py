@@ -73,7 +73,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.curation import survey as survey_lib
     from jest_tf.models import pretrained
     from jest_tf.reports import advice_page
-    from jest_tf.runs import loading, progress
+    from jest_tf.runs import inputs, loading, progress
 
     values: dict = {}
     for text in flags.set:
@@ -113,6 +113,7 @@ def run(flags: argparse.Namespace) -> None:
             reference=name,
             is_quick=not flags.reference,
             loss=model.loss if pretrained.is_name(name) else "",
+            knows_pool=bool(inputs.seen_shards(model, recipe.data.train)),
         )
     )
     advice = advice_lib.advise(found.facts, recipe)

@@ -59,6 +59,7 @@ class Facts(NamedTuple):
         is_quick: whether it was trained for this advice only.
         loss: by which a public model was trained; "" for a run.
         learners: models that will be trained on the pool.
+        knows_pool: whether the reference was trained on the pool.
     """
 
     matched: Estimate
@@ -74,6 +75,7 @@ class Facts(NamedTuple):
     is_quick: bool = True
     loss: str = ""
     learners: int = 1
+    knows_pool: bool = False
 
     @property
     def is_apart(self) -> bool:
@@ -318,6 +320,11 @@ _CAUTIONS: tuple[tuple[Callable[[Facts], bool], str], ...] = (
         lambda facts: facts.is_apart,
         "the curated set is of another kind than the pool, whose matched pairs "
         "may be harder for the reference: the matched share may be too low",
+    ),
+    (
+        lambda facts: facts.knows_pool,
+        "the reference was trained on this pool, and may have learned what is "
+        "wrong in it: prefer one of curated pairs alone",
     ),
     (
         lambda facts: facts.matched.high - facts.matched.low > _UNSURE,

@@ -412,24 +412,29 @@ def _warn_of_losses(config, learned):
 
 
 def _warn_of_seen_records(config, teacher):
-    """Warns if the reference has learned the records that it is to choose from.
-
-    A reference that was trained on chosen records is not warned of.
-    """
-    if not isinstance(teacher, reference.Run):
-        return
-    theirs = teacher.config
-    if theirs.selection.scores or theirs.cascade.hyper_batch_size:
-        return
-    own, seen = (shards_of(one.data.train) for one in (config, theirs))
-    seen &= own
+    """Warns if the reference has learned the records that it chooses from."""
+    seen = seen_shards(teacher, config.data.train)
     if seen:
+        own = shards_of(config.data.train)
         progress.say(
             f"warning: the reference, {config.reference.name}, was trained on "
             f"{len(seen):,} of the {len(own):,} shards of `data.train`, on "
             "every record: what is wrong in them it may have learned, too; "
             "one of curated records alone has not (docs/bootstrap.md)"
         )
+
+
+def seen_shards(model, patterns: Sequence[str]) -> set[str]:
+    """Returns the files of a pool that a model was trained on, as a whole.
+
+    None for a model that is no run, or that was trained on chosen records.
+    """
+    if not isinstance(model, reference.Run):
+        return set()
+    theirs = model.config
+    if theirs.selection.scores or theirs.cascade.hyper_batch_size:
+        return set()
+    return shards_of(patterns) & shards_of(theirs.data.train)
 
 
 def shards_of(patterns: Sequence[str]) -> set[str]:

@@ -194,6 +194,7 @@ class RowsTest(tf.test.TestCase):
         for found, words in (
             (facts(apart=0.7, covered=0.5), "may be too low"),
             (wide, "more curated pairs"),
+            (facts(knows_pool=True), "was trained on this pool"),
             (facts(breadth=0.4), "cascade.uniform_share=0.5"),
             (facts(duplicates=0.2), "look at the pairs"),
         ):

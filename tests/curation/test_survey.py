@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import tempfile
+from unittest import mock
 
 import html_elements
 import keras
@@ -25,7 +26,7 @@ from jest_tf.config import overrides
 from jest_tf.curation import survey
 from jest_tf.data import stores, tokenizers
 from jest_tf.models import reference as reference_lib
-from jest_tf.runs import directory
+from jest_tf.runs import directory, inputs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MINI = f"{ROOT}/examples/icontext_mini"
@@ -241,6 +242,16 @@ class CommandTest(KnownTestCase):
         # 24 of noise, 24 chosen, twelve pairs of duplicates.
         self.assertLen(elements.images, 72)
         self.assertIn("What the reference calls noise", page)
+
+    def test_a_reference_of_the_pool_itself_is_warned_of(self):
+        with mock.patch.object(
+            inputs, "seen_shards", return_value={self.noisy}
+        ) as seen:
+            printed, _, _ = self.advise("--pool", self.noisy)
+        self.assertIn("was trained on this pool", printed)
+        self.assertEqual(seen.call_args.args[1], (self.noisy,))
+        printed, _, _ = self.advise("--pool", self.noisy)
+        self.assertNotIn("was trained on this pool", printed)
 
     def test_a_clean_pool_is_not(self):
         printed, content, _ = self.advise("--pool", self.clean)
