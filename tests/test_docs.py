@@ -337,9 +337,8 @@ class PythonBlocksTest(DocsTestCase):
                 for words in shell_commands(page)
                 if words[:2] == ["jest-tf", "advise"]
             ]
-            arguments = [*line[2:], "--set", "sample=500"]
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                advise.main(arguments)
+                advise.main(line[2:])
             self.assertStartsWith(printed.getvalue(), "SELECT: a noisy pool")
             self.assertTrue((self.folder / "advice/advice.html").exists())
             # The next page's towers are others.
