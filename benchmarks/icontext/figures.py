@@ -220,8 +220,8 @@ def _leads(axis, found, others):
             highest = max(highest, line.lead)
     for label, slope, lead in others:
         axis.plot(slope, lead, marker="*", color="0.3", ms=10, ls="none")
-        place = {"ha": "right", "va": "center", "fontsize": 8}
-        _label(axis, label, (slope, lead), (-8, 0), **place)
+        place = {"ha": "center", "va": "top", "fontsize": 8}
+        _label(axis, label, (slope, lead), (0, -6), **place)
         widest, highest = max(widest, slope), max(highest, lead)
     axis.axhline(0.0, color="0.3", lw=1)
     if not widest:
