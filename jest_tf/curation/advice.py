@@ -170,7 +170,7 @@ def _cascade(facts, recipe):
     ]
 
 
-def without_selection(recipe: config_lib.TrainConfig) -> list[str]:
+def _without_selection(recipe: config_lib.TrainConfig) -> list[str]:
     """Returns the settings that make a recipe train uniformly."""
     found = []
     for group in ("selection", "reference", "cascade", "bootstrap"):
@@ -407,7 +407,7 @@ def advise(
     by_name = {
         text.split("=")[0]: text
         for text in (
-            *without_selection(recipe),
+            *_without_selection(recipe),
             *row.settings(facts, recipe),
         )
     }
