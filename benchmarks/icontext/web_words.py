@@ -147,10 +147,12 @@ class WebWords:
         steps = longest.pop(target["mixture"], 0)
         if not longest:
             return "the only mixture run"
-        others = max(longest.values())
-        if others < steps:
+        as_long = [one for one in longest.values() if one >= steps]
+        if not as_long:
+            others = max(longest.values())
             return f"the only mixture run beyond {others:,} steps"
-        return f"the best of {1 + len(longest)} mixtures"
+        words = f"the best of {1 + len(as_long)} mixtures"
+        return words + " run for as long" * (len(as_long) < len(longest))
 
     def method_row(self):
         """`web_row` of the method at the length that is spoken of.
