@@ -169,7 +169,7 @@ class WebWords:
             return None
         # Ratios are of the way to the target, which shorter runs have passed.
         ratios = dict.fromkeys(("examples", "flops", "mixture"), "as above")
-        return self.web_row(_METHOD) | ratios
+        return self.web_row(_METHOD) | ratios | {"flops_parts": ""}
 
     def _method_line(self, web=None):
         web = web or self._web
@@ -249,12 +249,23 @@ class WebWords:
         doublings = 0.0
         if lead and slope and slope["mean"] > 0:
             doublings = lead["mean"] / slope["mean"]
+        flops = row["flops_ratio"]
+        parts = [
+            f"{part['mean']:.1f}x" if part and not other["is_bound"] else ""
+            for part in (flops["scores"], flops["reference"])
+        ]
         return {
             "steps": f"{row['steps']:,}",
             "seeds": row["seeds"],
             "score": told(row["score"], factor=100),
             "examples": times(row["examples_ratio"], "x") or "missed",
-            "flops": times(row["flops_ratio"]["all"], "x") or "missed",
+            "flops": times(flops["all"], "x") or "missed",
+            "flops_parts": " / ".join(parts) if all(parts) else "",
+            "lead_slope": " / ".join(
+                f"{100 * one['mean']:.1f}" for one in (lead, slope) if one
+            )
+            if lead and slope
+            else "",
             "mixture": told(ratios["examples"], "x") or "missed",
             "mixture_flops": told(ratios["all"], "x") or "missed",
             "crossing": told(crossing["examples_ratio"], "x") or "missed",
