@@ -4,6 +4,7 @@ All numbers are those of summary.json; a name of `WebWords` is a word of the
 templates.
 """
 
+import collections
 import functools
 import re
 
@@ -99,7 +100,7 @@ class WebWords:
         return advice.ROWS
 
     def web(self, method, level=None, is_given=False):
-        """Gains of a method on the web-like data, of its longest runs.
+        """A method's gains at equal FLOPs in words, of its longest runs.
 
         Args:
             method: as in evidence.json.
@@ -109,10 +110,16 @@ class WebWords:
         longest = {}
         for cell in advice.measured(self._folder):
             is_wanted = cell.method == method and level in (None, cell.noise)
-            if is_wanted and (cell.over_uniform or cell.over_target):
+            if is_wanted and cell.over_uniform:
                 longest[cell.noise] = cell
-        found = [_gains(cell, is_given) for cell in longest.values()]
-        return "; ".join(found) or claims.NOT_RUN
+        groups = collections.defaultdict(list)
+        for noise in sorted(longest):
+            cell = longest[noise]
+            groups[cell.steps, cell.seeds, cell.split].append(cell)
+        if not groups:
+            return claims.NOT_RUN
+        found = "; ".join(_gains(one, is_given) for one in groups.values())
+        return f"gain {found}"
 
     def web_rows(self):
         """`web_row` of each method of the table that was run."""
@@ -461,21 +468,30 @@ class WebWords:
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
 
 
-def _gains(cell, is_given):
-    """An `evidence.Cell` in words."""
-    gain = cell.over_uniform
-    if is_given:
-        gain = cell.over_uniform_given_reference
-    parts = [
-        f"{part['mean']:.1f} [{part['low']:.1f}, {part['high']:.1f}] times {of}"
-        for part, of in (
-            (gain, "uniform training's score at equal FLOPs"),
-            (cell.over_target, "uniform training's best end at any length"),
-        )
-        if part and None not in part.values()
-    ]
-    split = ", validation" * (cell.split == "val")
-    return (
-        f"at {cell.noise:.0%} of noise {', '.join(parts)} "
-        f"({cell.steps:,} steps, {claims.seeds(cell.seeds)}{split})"
+def _gains(cells, is_given):
+    """`evidence.Cell`s of one length in words, such as "at 0 and 30 % of noise:
+    0.7 [0.6, 0.9] and 0.9 [0.8, 1.1] (1,400 steps, 1 seed)".
+    """
+    field = "over_uniform_given_reference" if is_given else "over_uniform"
+    cells = [cell for cell in cells if getattr(cell, field)]
+    levels = _listed(f"{100 * cell.noise:.0f}" for cell in cells)
+    gains = _listed(claims.told(getattr(cell, field)) for cell in cells)
+    first = cells[0]
+    split = ", validation" * (first.split == "val")
+    words = (
+        f"at {levels} % of noise: {gains} ({first.steps:,} steps, "
+        f"{claims.seeds(first.seeds)}{split})"
     )
+    words += "".join(
+        f", and at {100 * cell.noise:.0f} % {claims.told(cell.over_target)} "
+        "times uniform training's best end at any length"
+        for cell in cells
+        if cell.over_target
+    )
+    return words
+
+
+def _listed(words):
+    """Words with commas between them, and "and" before the last."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last

@@ -90,7 +90,11 @@ def estimate(mean, low=None, high=None):
 def ratios(examples, flops, **names):
     return {
         "examples_ratio": estimate(examples),
-        "flops_ratio": {"all": estimate(flops)},
+        "flops_ratio": {
+            "scores": estimate(examples),
+            "reference": estimate(examples and 0.75 * examples),
+            "all": estimate(flops),
+        },
         **names,
     }
 
@@ -589,6 +593,11 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("takes 20.0x [20.0, 20.0]\n  fewer examples", text)
         self.assertIn("10.0x [10.0, 10.0] fewer FLOPs", text)
         self.assertIn(
+            "| 20.0 [20.0, 20.0] | 8.0 / 4.0 | 20.0x [20.0, 20.0] | "
+            "20.0x / 15.0x | 10.0x [10.0, 10.0] |",
+            text,
+        )
+        self.assertIn(
             "need 2.0 of them to close the\n  lead, 4.0x the steps", text
         )
         self.assertIn(
@@ -727,7 +736,8 @@ class ReportTest(tf.test.TestCase):
         name = "**cascade that renews its own reference**"
         self.assertIn(f"| {name} | 4,500 | 3 | 20.0", text)
         self.assertIn(
-            "| the same cascade, longer | 14,000 | 1 | 30.0 [30.0, 30.0] | as",
+            "longer | 14,000 | 1 | 30.0 [30.0, 30.0] |  | as above |  | "
+            "as above | as above |",
             text,
         )
         self.assertIn("cascade has spent the FLOPs of 14,000 uniform", text)
@@ -763,12 +773,16 @@ class ReportTest(tf.test.TestCase):
         title = "## The map"
         self.assertNotIn(title, self.web_report(uniform, cascade))
         self.assertFalse((self.folder / "map.png").exists())
-        clean = web_line("bootstrapped", 2700, 0.3, 2.0, slope=0.05, noise=0.0)
+        clean = web_line(
+            *("bootstrapped", 2700, 0.3, 2.0),
+            **{"lead": 0.06, "slope": 0.05, "noise": 0.0},
+        )
         text = self.web_report(uniform, cascade, clean)
         self.assertIn(title, text)
         self.assertIn(
             "| 0 % | cascade that renews its reference | 2,700 | 3 | "
-            "30.0 [30.0, 30.0] | 2.0x [2.0, 2.0] | 1.0 [1.0, 1.0] | 5.0 |  |",
+            "30.0 [30.0, 30.0] | 2.0x [2.0, 2.0] | 1.0 [1.0, 1.0] | "
+            "6.0 / 5.0 |  |",
             text,
         )
         self.assertTrue((self.folder / "map.png").exists())
