@@ -15,14 +15,12 @@ import pathlib
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from benchmarks import report
 from benchmarks.icontext import matrix, results, runner, variants
 from jest_tf import evaluation, runs
-from jest_tf.data import sidecars, stores
-from jest_tf.runs import directory
-from jest_tf.training import flops
+from jest_tf.data import stores
+from jest_tf.runs import bootstrap, directory
 
 _DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -151,24 +149,10 @@ def _curves(evaluations, metrics):
 def _embedding_flops(workdir, folder, patterns):
     """FLOPs of the pictures and captions in a folder of sidecars."""
     run = runs.load_run(workdir)
-    picture = tf.TensorSpec([1, *run.picture.shape], run.picture.dtype)
-    tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)
-    of_picture, of_caption = (
-        flops.count(lambda part, e=encode: e(part, training=False), spec)[0]
-        for encode, spec in (
-            (run.learner.encode_image, picture),
-            (run.learner.encode_text, tokens),
-        )
+    return sum(
+        bootstrap.embedding_cost(run, stores.open_store(pattern), folder).flops
+        for pattern in patterns.split(",")
     )
-    total = 0
-    for pattern in patterns.split(","):
-        store = stores.open_store(pattern)
-        found = sidecars.Sidecars(store, folder)
-        for shard in range(len(store.shards.paths)):
-            rows = found.read_shard(shard)
-            total += int(rows.valid.sum()) * of_picture
-            total += len(rows.text) * of_caption
-    return total
 
 
 def _trained_on(workdir, config):

@@ -66,8 +66,11 @@ def add(records, level, foreign):
     return found
 
 
-def _moved(records, places, foreign):
-    """A cycle through all of them: no picture keeps its captions."""
+def moved(records, places, foreign=()):
+    """Records at places with each other's captions.
+
+    A cycle goes through all of them: no picture keeps its captions.
+    """
     givers = np.roll(places, 1)
     return [
         _with_captions(records[place], records[giver].row.captions)
@@ -138,7 +141,7 @@ def _with_captions(record, captions):
 
 
 _MAKERS = {
-    MOVED: _moved,
+    MOVED: moved,
     UNINFORMATIVE: _uninformative,
     WRONG_DOMAIN: _wrong_domain,
     NEAR_DUPLICATE: _near_duplicate,

@@ -33,7 +33,7 @@ import re
 import numpy as np
 import sklearn.cluster
 
-from benchmarks.icontext import pictures, shards, sources
+from benchmarks.icontext import noise, pictures, shards, sources
 from jest_tf.data import sidecars, stores
 from jest_tf.data.stores import manifest
 
@@ -209,14 +209,10 @@ def _spread(numbers, count, num_concepts):
 
 def with_noise(records, share):
     """Returns the records, a share of them with the captions of others."""
-    chosen = moved(len(records), share)
-    found = list(records)
-    # A cycle through all of them, so that no record keeps its captions.
-    for place, giver in zip(chosen, np.roll(chosen, 1), strict=True):
-        record = records[place]
-        captions = records[giver].row.captions
-        row = record.row._replace(captions=captions)
-        found[place] = record._replace(row=row)
+    places, found = moved(len(records), share), list(records)
+    changed = noise.moved(records, places)
+    for place, record in zip(places, changed, strict=True):
+        found[place] = record
     return found
 
 

@@ -220,14 +220,29 @@ def embed_records(
         image_size=run.picture,
         batch_size=_BATCH_SIZE,
     )
-    images, captions = _count(store, folder)
+    seconds = round(time.monotonic() - started, 3)
+    return embedding_cost(run, store, folder)._replace(seconds=seconds)
+
+
+def embedding_cost(
+    run: reference.Run, store: stores_lib.Store, folder: str
+) -> Cost:
+    """Returns what a folder of sidecars took, with 0 seconds.
+
+    Args:
+        run: whose embeddings they are.
+        store: the records.
+        folder: of the sidecars.
+    """
+    sidecars = sidecars_lib.Sidecars(store, folder)
+    images = captions = 0
+    for shard in range(len(store.shards.paths)):
+        rows = sidecars.read_shard(shard)
+        images += int(rows.valid.sum())
+        captions += len(rows.text)
     of_image, of_caption = _flops(run)
-    return Cost(
-        images,
-        captions,
-        images * of_image + captions * of_caption,
-        round(time.monotonic() - started, 3),
-    )
+    total = images * of_image + captions * of_caption
+    return Cost(images, captions, total, seconds=0.0)
 
 
 def recognised_share(
@@ -341,17 +356,6 @@ def _folder(workdir, step):
         directory.path(workdir, directory.REFERENCES_FOLDER),
         f"step-{step:09d}",
     )
-
-
-def _count(store, folder):
-    """Pictures and captions with embeddings."""
-    sidecars = sidecars_lib.Sidecars(store, folder)
-    images = captions = 0
-    for shard in range(len(store.shards.paths)):
-        rows = sidecars.read_shard(shard)
-        images += int(rows.valid.sum())
-        captions += len(rows.text)
-    return images, captions
 
 
 def _flops(run):
