@@ -107,7 +107,7 @@ icontext-quick: icontext-data ## a slice of the real-data benchmark
 	  --results $(ICONTEXT)/results
 
 icontext-runs: icontext-data ## the runs of the real-data benchmark
-	@echo "icontext-runs: the missing ones; 16 hours on 2 cores for all of them"
+	@echo "icontext-runs: the missing ones; 14 hours on 2 cores for all of them"
 	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT) \
 	  $(JOBS:%=--jobs %)
 

@@ -18,7 +18,6 @@ where nothing selected beats uniform training. `results/advice.json` and
 import argparse
 import json
 import pathlib
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +31,8 @@ from jest_tf.curation.advice import ROWS
 from jest_tf.curation.estimates import Estimate
 
 _SUMMARIES = {"test": "summary.json", "val": "validation.json"}
+# A pool cut once, at the best of the shares that were tried.
+_NAMES = {"filtered_50": "filtered"}
 # The gain: score over the best of uniform training at no more FLOPs.
 _GAIN = "over_uniform"
 # A decision depends on no setting of the learner.
@@ -97,7 +98,7 @@ def measured(folder):
             cell = evidence_lib.Cell(
                 row["noise"],
                 matched.get(row["noise"], 1.0 - row["noise"]),
-                _method(row["method"], row["noise"]),
+                _NAMES.get(row["method"], row["method"]),
                 row["steps"],
                 row["seeds"],
                 split,
@@ -109,14 +110,6 @@ def measured(folder):
             )
             found.setdefault((cell.noise, cell.method, cell.steps), cell)
     return [found[key] for key in sorted(found)]
-
-
-def _method(name, noise):
-    """A method by one name at all levels."""
-    kept = re.fullmatch(r"filtered_(\d+)", name)
-    if kept and int(kept[1]) == round(100 * (1.0 - noise)):
-        return "filtered"
-    return name
 
 
 def evidence(folder):
@@ -308,18 +301,19 @@ class Check(NamedTuple):
         ]
         return (
             "# The advice on levels that it was not fitted to\n\n"
-            "A gain is a score over the best of uniform training at no more "
-            f"FLOPs, everything counted.\n\n{words}\n\n"
+            "A *score ratio* is a score divided by the best score of uniform "
+            "training with the same FLOPs or fewer, everything counted.\n\n"
+            f"{words}\n\n"
             + (f"{report.table(_HEADER, rows)}\n\n" if rows else "")
-            + "Each verdict is likewise made from the other levels. *Gain* is "
-            "that of the advised method's longest run; if the advice is not to "
-            "select, it is the best among the methods that select. *Right*: "
-            "its interval lies on the advised side of 1. The threshold for "
-            "`clean` was set on the pool without noise, so that row is no "
-            "test. The training of a given reference is not counted; here it "
-            "was trained on the curated set.\n\n"
+            + "Each verdict is likewise made from the other levels. The score "
+            "ratio is that of the advised method's longest run; if the advice "
+            "is not to select, it is the best among the methods that select. "
+            "*Right*: its interval lies on the advised side of 1. The "
+            "threshold for `clean` was set on the pool without noise, so that "
+            "row is no test. The training of a given reference is not "
+            "counted; here it was trained on the curated set.\n\n"
             + report.table(
-                ("noise", "has a reference", "advice", "gain", "right"),
+                ("noise", "has a reference", "advice", "score ratio", "right"),
                 verdicts,
             )
             + "\n"

@@ -67,6 +67,7 @@ def collect(workdir, identity, digest, splits, embedded=()):
         directory.read_rows(workdir, directory.EVALUATION_FILE), metrics
     )
     concepts = _concepts(workdir, config, splits)
+    chosen = chosen_by(workdir, config)
     last = metrics[-1]
     versions = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
     run = {
@@ -86,7 +87,7 @@ def collect(workdir, identity, digest, splits, embedded=()):
         },
         "flops_embedded": sum(_embedding_flops(*one) for one in embedded),
         "processor_seconds": runner.processor_seconds(workdir),
-        **_trained_on(workdir, config),
+        **ends_of(chosen),
         "effective_filter_ratio": last.get("select/effective_filter_ratio"),
         "repeat_rate": last.get("train/repeat_rate"),
         "rank_agreement": last.get("bootstrap/agreement"),
@@ -95,7 +96,7 @@ def collect(workdir, identity, digest, splits, embedded=()):
     }
     return results.Tables(
         pd.DataFrame([run]),
-        curves.assign(**identity),
+        with_renewals(curves, chosen, workdir, config).assign(**identity),
         concepts.assign(**identity),
     )
 
@@ -155,15 +156,17 @@ def _embedding_flops(workdir, folder, patterns):
     )
 
 
-def _trained_on(workdir, config):
-    """Shares of the rows trained on, in the first and in the last fifth.
+def chosen_by(workdir, config):
+    """What the rows trained on are, by the step whose draw is on record.
 
-    Of emoji art and of moved captions; of the web-like data, of clean pairs.
+    Returns:
+        DataFrame of shares: of emoji art and of moved captions; of the web-like
+        data, of clean pairs. Empty if no draw is on record.
     """
-    rows = directory.read_rows(workdir, directory.DRAWS_FILE)
-    draws = [row["ids"] for row in rows]
+    draws = directory.read_rows(workdir, directory.DRAWS_FILE)
+    draws = {row["step"]: row["ids"] for row in draws}
     if not draws:
-        return {}
+        return pd.DataFrame()
     store = stores.open_stores(config.data)
     columns = store.columns(["id", "kind", "noise"])
     ids = np.asarray(columns["id"])
@@ -176,14 +179,48 @@ def _trained_on(workdir, config):
         share = int(folder.removeprefix("noise")) / 100
         moved[variants.moved(len(ids), share)] = True
     order = np.argsort(ids)
-    count = max(1, len(draws) // 5)
-    found = {}
-    for end, some in (("first", draws[:count]), ("last", draws[-count:])):
-        drawn = np.concatenate(some)
-        rows = order[np.searchsorted(ids, drawn, sorter=order)]
-        for name, values in flags.items():
-            found[f"{name}_{end}"] = round(float(values[rows].mean()), 4)
-    return found
+    rows = {
+        step: order[np.searchsorted(ids, drawn, sorter=order)]
+        for step, drawn in draws.items()
+    }
+    return pd.DataFrame(
+        {
+            name: {step: values[some].mean() for step, some in rows.items()}
+            for name, values in flags.items()
+        }
+    )
+
+
+def ends_of(chosen):
+    """Shares of the first and of the last fifth of the draws on record."""
+    count = max(1, len(chosen) // 5)
+    return {
+        f"{name}_{end}": round(float(some[name].mean()), 4)
+        for end, some in (
+            ("first", chosen[:count]),
+            ("last", chosen[-count:]),
+        )
+        for name in chosen
+    }
+
+
+def with_renewals(curves, chosen, workdir, config):
+    """Curves of a run that renews its reference, with what chose it.
+
+    `recognised` and `is_kept` are of the renewal at a step, `clean` is the
+    share of clean pairs trained on from there to the next evaluation.
+    """
+    renewals = bootstrap.renewals(config, workdir)
+    if not renewals or "clean" not in chosen:
+        return curves
+    renewals = pd.DataFrame(renewals).set_index("step")
+    after = np.searchsorted(curves["step"], chosen.index, side="left") - 1
+    clean = chosen["clean"].groupby(after).mean()
+    return curves.assign(
+        recognised=curves["step"].map(renewals["recognised"]),
+        is_kept=curves["step"].map(renewals["kept"]),
+        clean=clean.reindex(range(len(curves))).round(4).to_numpy(),
+    )
 
 
 def _concepts(workdir, config, splits):

@@ -59,7 +59,8 @@ class Comparison:
         )
         for row in runs.itertuples(index=False):
             curve = curves[row.cell, row.seed].sort_values("step")
-            known = ["cell", "seed", "step", *results.COSTS]
+            known = ["cell", "seed", "step"]
+            known += [*results.COSTS, *results.RENEWALS]
             by_split = curve.drop(columns=known, errors="ignore")
             parts = concepts[row.cell, row.seed].groupby("split", observed=True)
             run = Run(

@@ -1,7 +1,8 @@
 """When selection pays: gains over noise, curated pairs and compute.
 
-A gain is a score over the best of uniform training at no more FLOPs, everything
-counted. All of it is read from the content of summary.json.
+A gain is a score divided by the best score of uniform training with the same
+FLOPs or fewer, everything counted: the score ratio of the report. All of it is
+read from the content of summary.json.
 """
 
 import re
@@ -103,15 +104,16 @@ class Gains:
         return sorted(found.items())
 
     def verdicts(self, method):
-        """Levels of noise by what a method is there: "gains" or "loses".
+        """Levels of noise at which a method "gains", "loses", or is "open".
 
-        Neither where the interval of its gain holds one.
+        Open where the interval of its gain holds one.
         """
-        lines = self.by_noise(method)
-        return {
-            "gains": [line.noise for line in lines if line.gain["low"] > 1],
-            "loses": [line.noise for line in lines if line.gain["high"] < 1],
-        }
+        found = {"gains": [], "loses": [], "open": []}
+        for line in self.by_noise(method):
+            gains, loses = line.gain["low"] > 1, line.gain["high"] < 1
+            verdict = "gains" if gains else "loses" if loses else "open"
+            found[verdict].append(line.noise)
+        return found
 
     def words(self, method, level):
         """What the picture says of a method, in words, by the panel.
@@ -127,15 +129,21 @@ class Gains:
             for line in self.by_noise(method)
             if line.lead is not None and line.slope
         ]
-        single = [line for line in self.by_noise(method) if line.seeds == 1]
+        over_noise = self.by_noise(method)
+        single = [line for line in over_noise if line.seeds == 1]
         return {
+            "steps": f"{over_noise[0].steps:,}" if over_noise else "",
+            "curated_steps": f"{curated[0][1].steps:,}" if curated else "",
             **{
                 verdict: series(f"{100 * level:.0f}" for level in levels)
                 for verdict, levels in self.verdicts(method).items()
             },
             "single": series(f"{100 * line.noise:.0f}" for line in single),
             "pairs": series(f"{pairs:,}" for pairs, _ in curated[:-1]),
-            "of_pairs": series(_times(line) for _, line in curated[:-1]),
+            "of_pairs": series(
+                f"{_times(line)} (1 seed)" if line.seeds == 1 else _times(line)
+                for _, line in curated[:-1]
+            ),
             "of_all_pairs": "".join(_times(line) for _, line in curated[-1:]),
             "bills": series(f"{line.bill:,}" for line in compute),
             "of_bills": series(map(_times, compute)),

@@ -3,7 +3,7 @@
 | file | a line for each | contents |
 | --- | --- | --- |
 | runs.csv | run | final scores, costs, what was selected, machine |
-| curves.csv | run and evaluation | score by split, FLOPs so far |
+| curves.csv | run and evaluation | score by split, FLOPs so far, renewals |
 | concepts.parquet | run, split and concept | mean reciprocal ranks |
 
 A score is the mean reciprocal rank of retrieval in both directions.
@@ -23,6 +23,8 @@ FOLDER = pathlib.Path(__file__).parent / "results"
 _RUN = ["cell", "seed"]
 # FLOPs at an evaluation, which curves have as well.
 COSTS = ("flops_step", "flops_cascade", "flops_renewals")
+# What curves have of runs that renew their reference, see `collect`.
+RENEWALS = ("recognised", "is_kept", "clean")
 _COUNTS = dict.fromkeys((*COSTS, "flops_forward", "flops_embedded"), "Int64")
 
 

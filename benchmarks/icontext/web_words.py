@@ -25,9 +25,11 @@ _ROWS = {
     "uniform": "uniform, the target",
     "longer": "uniform, longer",
     "mixture": "{} of every batch curated, {}",
+    "filtered_50": "the best-matching half of the pool, cut once by a "
+    "reference of the curated set",
     "cascade_curated": "cascade by a reference of the curated set",
-    "bootstrapped": "**cascade that renews its own reference**",
-    "for longer": "the same cascade, longer",
+    "bootstrapped": "**bootstrapped cascade**",
+    "for longer": "bootstrapped cascade, longer",
     "oracle": "uniform without the noise, the oracle",
 }
 # Of summary.json.
@@ -99,27 +101,60 @@ class WebWords:
         """The decision table of `jest-tf advise`."""
         return advice.ROWS
 
-    def web(self, method, level=None, is_given=False):
-        """A method's gains at equal FLOPs in words, of its longest runs.
+    def web(self, method, level=claims.LEVEL, is_given=False):
+        """A method's score ratio at equal FLOPs at a level, in words.
+
+        Of the length that most levels share, and of the longest.
 
         Args:
             method: as in evidence.json.
-            level: share of noise; None is all.
+            level: share of noise.
             is_given: leave the training of the reference out of the FLOPs.
         """
-        longest = {}
-        for cell in advice.measured(self._folder):
-            is_wanted = cell.method == method and level in (None, cell.noise)
-            if is_wanted and cell.over_uniform:
-                longest[cell.noise] = cell
-        groups = collections.defaultdict(list)
-        for noise in sorted(longest):
-            cell = longest[noise]
-            groups[cell.steps, cell.seeds, cell.split].append(cell)
-        if not groups:
+        common, cells = self._ratios(method, is_given)
+        here = [cell for cell in cells if cell.noise == level]
+        found = {
+            cell.steps: f"{_ratio(cell, is_given)} after {cell.steps:,} steps"
+            for cell in here
+            if cell.steps == common or cell == here[-1]
+        }
+        if not found:
             return claims.NOT_RUN
-        found = "; ".join(_gains(one, is_given) for one in groups.values())
-        return f"gain {found}"
+        noise = f"{level:.0%}".replace("%", " %")
+        words = gains.series(found[steps] for steps in sorted(found))
+        return f"a score ratio of {words} at {noise} noise"
+
+    def web_levels(self):
+        """Levels of noise with score ratios of bootstrapping, in words."""
+        cells = self._ratios(_METHOD, False)[1]
+        levels = sorted({cell.noise for cell in cells})
+        return [f"{level:.0%}".replace("%", " %") for level in levels]
+
+    def web_ratios(self, method, is_given):
+        """Score ratios at the length that most levels share, in words.
+
+        Returns:
+            the length, and a ratio for each of `web_levels`.
+        """
+        common, cells = self._ratios(method, is_given)
+        found = {
+            f"{cell.noise:.0%}".replace("%", " %"): _ratio(cell, is_given)
+            for cell in cells
+            if cell.steps == common
+        }
+        ratios = [found.get(level, "") for level in self.web_levels()]
+        return f"{common:,}", ratios
+
+    def _ratios(self, method, is_given):
+        """The length that most levels share, and the cells with a ratio."""
+        cells = [
+            cell
+            for cell in advice.measured(self._folder)
+            if cell.method == method and getattr(cell, _field(is_given))
+        ]
+        levels = collections.Counter(cell.steps for cell in cells)
+        common = max(levels, key=lambda n: (levels[n], n), default=0)
+        return common, cells
 
     def web_rows(self):
         """`web_row` of each method of the table that was run."""
@@ -159,7 +194,8 @@ class WebWords:
             others = max(longest.values())
             return f"the only mixture run beyond {others:,} steps"
         words = f"the best of {1 + len(as_long)} mixtures"
-        return words + " run for as long" * (len(as_long) < len(longest))
+        is_part = len(as_long) < len(longest)
+        return words + f" run to {steps:,} steps" * is_part
 
     def method_row(self):
         """`web_row` of the method at the length that is spoken of.
@@ -190,7 +226,9 @@ class WebWords:
         lines = lines_of(self._web, summary.UNIFORM)
         if not lines or lines[-1][0]["steps"] == self.web_target()["steps"]:
             return None
-        return self.web_row(summary.UNIFORM)
+        # To reach the target it takes no more steps than the target's run.
+        ratios = dict.fromkeys(("examples", "flops", "flops_parts"), "")
+        return self.web_row(summary.UNIFORM) | ratios
 
     def by_end(self):
         """The method's ratios to the ends of all uniform runs, in words.
@@ -226,7 +264,7 @@ class WebWords:
             return None
         row = line[0]
         found = row["examples_ratio"], row["flops_ratio"]["all"]
-        return [claims.told(one, "x") or "missed" for one in found]
+        return [claims.told(one, "x") or "not reached" for one in found]
 
     def web_row(self, method, steps=None, level=claims.LEVEL):
         """What the web-like data say of a method, in words.
@@ -256,7 +294,11 @@ class WebWords:
         doublings = 0.0
         if lead and slope and slope["mean"] > 0:
             doublings = lead["mean"] / slope["mean"]
-        flops = row["flops_ratio"]
+        flops, reached = row["flops_ratio"], ""
+        target = self.web_target(level)
+        if target and row["examples_ratio"] and not other["is_bound"]:
+            most = target["steps"]
+            reached = f"{most / row['examples_ratio']['mean']:,.0f}"
         parts = [
             f"{part['mean']:.1f}x" if part and not other["is_bound"] else ""
             for part in (flops["scores"], flops["reference"])
@@ -265,19 +307,20 @@ class WebWords:
             "steps": f"{row['steps']:,}",
             "seeds": row["seeds"],
             "score": told(row["score"], factor=100),
-            "examples": times(row["examples_ratio"], "x") or "missed",
-            "flops": times(flops["all"], "x") or "missed",
+            "examples": times(row["examples_ratio"], "x") or "not reached",
+            "flops": times(flops["all"], "x") or "not reached",
+            "reached": reached,
             "flops_parts": " / ".join(parts) if all(parts) else "",
             "lead_slope": " / ".join(
                 f"{100 * one['mean']:.1f}" for one in (lead, slope) if one
             )
             if lead and slope
             else "",
-            "mixture": told(ratios["examples"], "x") or "missed",
-            "mixture_flops": told(ratios["all"], "x") or "missed",
-            "crossing": told(crossing["examples_ratio"], "x") or "missed",
+            "mixture": told(ratios["examples"], "x") or "not reached",
+            "mixture_flops": told(ratios["all"], "x") or "not reached",
+            "crossing": told(crossing["examples_ratio"], "x") or "not reached",
             "crossing_flops": told(crossing["flops_ratio"]["all"], "x")
-            or "missed",
+            or "not reached",
             "oracle": f"{share['mean']:.2f}" if share else "",
             "headroom": f"{lead['mean'] / oracle[0]:.2f}"
             if lead and oracle and oracle[0] > 0
@@ -313,7 +356,8 @@ class WebWords:
             longest, bill, *_ = cheap[-1]
             spent = bill["uniform_steps"]["all"]
             where["over_target"] = (
-                f" ({spent:,} against {most:,} uniform steps, "
+                f" ({spent:,} against {most:,} uniform steps; up to "
+                f"{_EQUAL_COST - 1:.0%} more counts as equal; "
                 f"{claims.seeds(longest['seeds'])})"
             )
         values = {
@@ -337,11 +381,15 @@ class WebWords:
             told = claims.told(concepts, factor=100, sign="+")
             what = "nothing lost on held-out concepts, in points"
             found.append((what, told, concepts["mean"] >= 0))
-        above = self._over_references(row["steps"])
-        if above:
-            words = f"{100 * min(above):+.1f} to {100 * max(above):+.1f}"
-            what = "above every reference of its chain, in points on validation"
-            found.append((what, words, min(above) > 0))
+        for steps in dict.fromkeys((row["steps"], lines[-1][0]["steps"])):
+            above = self._over_references(steps)
+            if above:
+                words = f"{100 * min(above):+.1f} to {100 * max(above):+.1f}"
+                what = (
+                    f"after {steps:,} steps above all its earlier references, "
+                    "in points on validation"
+                )
+                found.append((what, words, min(above) > 0))
         return found
 
     def _over_references(self, steps):
@@ -362,6 +410,32 @@ class WebWords:
             chain = scores[scores.index.isin([int(one) for one in renewals])]
             found.append(scores[steps] - chain.max())
         return found
+
+    def renewals(self, cell):
+        """What the renewals of a cell's runs found without labels, in words.
+
+        Returns:
+            `(step, recognised share, runs that kept it, clean share of the
+            choice up to the next evaluation, validation)`, means over the seeds
+            that have them; none if no seed has.
+        """
+        if self._tables is None or "recognised" not in self._tables.curves:
+            return []
+        curves = self._tables.curves
+        rows = curves[curves["cell"] == cell].dropna(subset=["recognised"])
+        kept = rows["is_kept"].astype(str).eq("True").groupby(rows["step"])
+        found = rows.groupby("step")[["recognised", "clean", _VALIDATION]]
+        found = found.mean().assign(kept=kept.sum(), seeds=kept.size())
+        return [
+            (
+                f"{row.Index:,}",
+                f"{100 * row.recognised:.1f}",
+                f"{row.kept} of {row.seeds}",
+                f"{row.clean:.2f}",
+                f"{100 * getattr(row, _VALIDATION):.1f}",
+            )
+            for row in found.itertuples()
+        ]
 
     def clean(self, cell):
         """The clean share of a cell's choice, of its first and last steps."""
@@ -416,10 +490,10 @@ class WebWords:
         ]
         return f"K = {usual}" + "".join(f", {one} of noise" for one in rest)
 
-    def web_target(self):
-        """The entry of `targets` in summary.json at the main level."""
+    def web_target(self, level=claims.LEVEL):
+        """The entry of `targets` in summary.json at a level of noise."""
         found = self._web["targets"] if self._web else ()
-        return next((t for t in found if t["noise"] == claims.LEVEL), None)
+        return next((t for t in found if t["noise"] == level), None)
 
     def web_run(self, start=""):
         """How many methods of matrix `web` have results, of how many.
@@ -454,6 +528,7 @@ class WebWords:
             "pool": pool,
             "curated": curated,
             "noise": f"{claims.LEVEL:.0%}".replace("%", " %"),
+            "level": claims.LEVEL,
         }
 
     def web_split(self):
@@ -468,30 +543,16 @@ class WebWords:
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
 
 
-def _gains(cells, is_given):
-    """`evidence.Cell`s of one length in words, such as "at 0 and 30 % of noise:
-    0.7 [0.6, 0.9] and 0.9 [0.8, 1.1] (1,400 steps, 1 seed)".
-    """
-    field = "over_uniform_given_reference" if is_given else "over_uniform"
-    cells = [cell for cell in cells if getattr(cell, field)]
-    levels = _listed(f"{100 * cell.noise:.0f}" for cell in cells)
-    gains = _listed(claims.told(getattr(cell, field)) for cell in cells)
-    first = cells[0]
-    split = ", validation" * (first.split == "val")
-    words = (
-        f"at {levels} % of noise: {gains} ({first.steps:,} steps, "
-        f"{claims.seeds(first.seeds)}{split})"
-    )
-    words += "".join(
-        f", and at {100 * cell.noise:.0f} % {claims.told(cell.over_target)} "
-        "times uniform training's best end at any length"
-        for cell in cells
-        if cell.over_target
-    )
-    return words
+def _field(is_given):
+    return "over_uniform_given_reference" if is_given else "over_uniform"
 
 
-def _listed(words):
-    """Words with commas between them, and "and" before the last."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
+def _ratio(cell, is_given):
+    """An `evidence.Cell`'s score ratio in words."""
+    parts = [
+        claims.seeds(cell.seeds) * (cell.seeds > 1),
+        "validation" * (cell.split == "val"),
+    ]
+    notes = ", ".join(part for part in parts if part)
+    ratio = claims.told(getattr(cell, _field(is_given)))
+    return ratio + f" ({notes})" * bool(notes)

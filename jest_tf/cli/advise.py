@@ -336,8 +336,8 @@ def _expectations(advice):
     accuracy = evidence.accuracy()
     if lines and accuracy.worst:
         lines["accuracy"] = (
-            "in leave-one-level-out checks, the expected gain was off by up "
-            f"to {accuracy.worst:.1f}x"
+            "in leave-one-level-out checks, the expected score ratio was off "
+            f"by up to {accuracy.worst:.1f}x"
         )
         if accuracy.rank_correlation is not None:
             lines["accuracy"] += (

@@ -245,7 +245,7 @@ def _manifest(facts, recipe):
 ROWS = (
     Row(
         "covered",
-        "a curated set of another kind than the pool, and tests of its kind",
+        "a curated set unlike the pool, and tests like the curated set",
         "do not select: train on half curated rows and half pool, "
         "`data.curated_rows`",
         lambda facts: facts.is_covered,
@@ -255,8 +255,8 @@ ROWS = (
     ),
     Row(
         CLEAN_ROW,
-        "a pool with little noise: at least 80 % of its pairs match, or "
-        "selection is not expected to pay",
+        "at least 80 % matched pairs in the pool, or an expected score ratio "
+        "below 1",
         "do not select: train uniformly; there is little to gain",
         lambda facts: facts.matched.mean >= CLEAN,
         False,
@@ -266,7 +266,7 @@ ROWS = (
     Row(
         "weak",
         "a reference that hardly tells the pool's pairs from mismatched ones",
-        "do not select by it: mix an eighth of curated rows in, "
+        "do not select by it: train on batches with an eighth of curated rows, "
         "`data.curated_rows`, or name a [public model](models.md)",
         lambda facts: facts.power < LEAST_POWER,
         False,
@@ -286,7 +286,7 @@ ROWS = (
     ),
     Row(
         "reference",
-        "a noisy pool and a reference that is there already",
+        "a noisy pool and a trained reference",
         "[sidecars](data.md#the-references-embeddings) and stage 0 of a "
         "[cascade](cascade.md) alone, K = 1 / matched share",
         lambda facts: not facts.is_quick,
@@ -403,7 +403,7 @@ def advise(
         for one in expected
         if one.method == row.method
     ):
-        cautions.append("the interval of the expected gain goes below 1")
+        cautions.append("the interval of the expected score ratio goes below 1")
     by_name = {
         text.split("=")[0]: text
         for text in (

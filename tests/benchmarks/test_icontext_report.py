@@ -594,12 +594,10 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("10.0x [10.0, 10.0] fewer FLOPs", text)
         self.assertIn(
             "| 20.0 [20.0, 20.0] | 8.0 / 4.0 | 20.0x [20.0, 20.0] | "
-            "20.0x / 15.0x | 10.0x [10.0, 10.0] |",
+            "20.0x / 15.0x / 10.0x [10.0, 10.0] | 0.91 |",
             text,
         )
-        self.assertIn(
-            "need 2.0 of them to close the\n  lead, 4.0x the steps", text
-        )
+        self.assertIn("the lead is worth 2.0 doublings, 4.0x the steps.", text)
         self.assertIn(
             "3.0x [3.0, 3.0] fewer examples and 0.5x [0.5, 0.5]", text
         )
@@ -634,6 +632,10 @@ class ReportTest(tf.test.TestCase):
             | {"val_sets": score}
             for seed, scores in ((0, (0.1, 0.3, 0.25)), (1, (0.1, 0.2, 0.26)))
             for step, score in zip((150, 1000, 2700), scores, strict=True)
+        ).assign(
+            recognised=[0.1, 0.3, None, 0.2, 0.4, None],
+            is_kept=[True, False, None, True, True, None],
+            clean=[0.5, 0.75, None, 0.75, 0.75, None],
         )
         words = web_words.WebWords(None, self.folder)
         words.__dict__["_tables"] = results.Tables(runs, curves, None)
@@ -645,6 +647,14 @@ class ReportTest(tf.test.TestCase):
                 ("bootstrapped, K = 8", "90 %", "2,700", "12.0", "12.5"),
             ],
         )
+        self.assertEqual(
+            words.renewals("web_bootstrapped_2700"),
+            [
+                *[("150", "15.0", "2 of 2", "0.62", "10.0")],
+                *[("1,000", "35.0", "1 of 2", "0.75", "25.0")],
+            ],
+        )
+        self.assertEqual(words.renewals("web_uniform_crops_4500"), [])
         self.assertEqual(words.clean("web_bootstrapped_2700"), ["0.60", "0.70"])
         self.assertIsNone(words.clean("web90_bootstrapped_2700"))
         self.assertIsNone(words.clean("web_uniform_700"))
@@ -674,13 +684,14 @@ class ReportTest(tf.test.TestCase):
         self.assertIn("uniform, longer | 36,000 | 1 | 11.0 [11.0, 11.0]", text)
         self.assertIn(
             "targets** give other ratios.\n"
-            "  To the end of 9,000 uniform steps they are 6.0x [6.0, 6.0] and "
-            "4.0x [4.0, 4.0].\n"
-            "  To the end of 36,000 uniform steps (1 seed) they are "
-            "16.0x [16.0, 16.0] and 11.0x [11.0, 11.0].\n"
+            "  With the score after 9,000 uniform steps as the target they are "
+            "6.0x [6.0, 6.0] for examples and 4.0x [4.0, 4.0] for FLOPs.\n"
+            "  With the score after 36,000 uniform steps (1 seed) as the "
+            "target they are 16.0x [16.0, 16.0] for examples and "
+            "11.0x [11.0, 11.0] for FLOPs.\n"
             "  After 36,000 steps, uniform training has 11.0 [11.0, 11.0] "
             "(1 seed); the cascade has 20.0 [20.0, 20.0]\n"
-            "  for the FLOPs of 4,500.\n",
+            "  with the FLOPs of 4,500 uniform steps.\n",
             text,
         )
 
@@ -733,11 +744,10 @@ class ReportTest(tf.test.TestCase):
             web_line("bootstrapped", 4500, 0.2, 9.0, lead=0.1, slope=0.05),
             web_line("bootstrapped", 14000, 0.3, 8.0, 1),
         )
-        name = "**cascade that renews its own reference**"
+        name = "**bootstrapped cascade**"
         self.assertIn(f"| {name} | 4,500 | 3 | 20.0", text)
         self.assertIn(
-            "longer | 14,000 | 1 | 30.0 [30.0, 30.0] |  | as above |  | "
-            "as above | as above |",
+            "| 14,000 | 1 | 30.0 [30.0, 30.0] |  | as above | as above |",
             text,
         )
         self.assertIn("cascade has spent the FLOPs of 14,000 uniform", text)
@@ -780,7 +790,7 @@ class ReportTest(tf.test.TestCase):
         text = self.web_report(uniform, cascade, clean)
         self.assertIn(title, text)
         self.assertIn(
-            "| 0 % | cascade that renews its reference | 2,700 | 3 | "
+            "| 0 % | bootstrapped cascade | 2,700 | 3 | "
             "30.0 [30.0, 30.0] | 2.0x [2.0, 2.0] | 1.0 [1.0, 1.0] | "
             "6.0 / 5.0 |  |",
             text,
@@ -814,12 +824,13 @@ class ReportTest(tf.test.TestCase):
             line(2700, 1.7, method="curated1000_bootstrapped"),
         )
         for words in (
-            "reference (K = 3, K = 5 at 90 % of noise) gains at 50, 70 and "
-            "90 % of noise. At 0 % it ",
-            "score is 2.5 times uniform training's, with 250 and 1,000\n"
-            "  it is 1.2 and 1.7 times.",
-            "FLOPs of 2,700 and 4,500 uniform steps its score is\n"
-            "  2.5 and 2.0 times uniform training's.",
+            "After 2,700 steps the bootstrapped cascade (K = 3, K = 5 at 90 %",
+            "at 50, 70 and 90 % noise, not clearly different at 30 %, and "
+            "below it at 0 %: train",
+            "score is 2.5 times uniform\n  training's with 4,000 of them, "
+            "with 250 and 1,000 it is 1.2 and 1.7 times.",
+            "FLOPs of 2,700 and 4,500 uniform steps, at 70 % noise, its score "
+            "is\n  2.5 and 2.0 times uniform training's.",
         ):
             self.assertIn(words, text)
         self.assertNotIn("**Slope.**", text)
@@ -833,7 +844,9 @@ class ReportTest(tf.test.TestCase):
             for noise, slope in ((0.5, 0.03), (claims.LEVEL, 0.02))
         ]
         text = self.web_report(web_line("uniform", 18000, 0.1, 1.0), *lines)
-        self.assertIn("slope are 6.0 / 3.0 at 50 % and 6.0 / 2.0 at 70 %", text)
+        self.assertIn(
+            "2,700 steps are 6.0 / 3.0 at 50 % and 6.0 / 2.0 at 70 %", text
+        )
 
     def test_a_page_has_its_block_replaced(self):
         page = self.folder / "README.md"

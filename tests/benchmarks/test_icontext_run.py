@@ -16,10 +16,12 @@ import types
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
 from benchmarks.icontext import (
+    collect,
     comparison,
     matrix,
     report,
@@ -31,6 +33,7 @@ from benchmarks.icontext import (
 )
 from jest_tf import config as config_lib
 from jest_tf.data import tokenizers
+from jest_tf.runs import bootstrap
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINI = ROOT / "examples" / "icontext_mini"
@@ -426,6 +429,37 @@ class VariantsTest(tf.test.TestCase):
 
 
 @pytest.mark.slow
+class CollectTest(tf.test.TestCase):
+    def test_shares_are_of_the_first_and_the_last_fifth_of_the_draws(self):
+        shares = np.arange(12) / 10
+        chosen = pd.DataFrame({"clean": shares}, index=10 * np.arange(12))
+        self.assertEqual(
+            collect.ends_of(chosen),
+            {"clean_first": 0.05, "clean_last": 1.05},
+        )
+        self.assertEqual(collect.ends_of(pd.DataFrame()), {})
+
+    def test_a_renewal_stands_beside_what_was_trained_on_after_it(self):
+        renewals = [
+            bootstrap.Renewal(step, 0, 0, 0, 0.0, recognised, kept)
+            for step, recognised, kept in ((20, 0.1, True), (60, 0.2, False))
+        ]
+        curves = pd.DataFrame({"step": [20, 40, 60, 80]})
+        # The draw of step 40 was before the evaluation after it.
+        steps = [10, 20, 30, 40, 50, 70, 80]
+        shares = [0.0, 0.0, 0.2, 0.4, 0.5, 0.6, 0.8]
+        chosen = pd.DataFrame({"clean": shares}, index=steps)
+        with mock.patch.object(bootstrap, "renewals", return_value=renewals):
+            found = collect.with_renewals(curves, chosen, "", None)
+        self.assertAllClose(found["clean"][:3], [0.3, 0.5, 0.7])
+        self.assertTrue(np.isnan(found["clean"][3]))
+        self.assertAllClose(found["recognised"].dropna(), [0.1, 0.2])
+        self.assertEqual([*found["is_kept"].dropna()], [True, False])
+        with mock.patch.object(bootstrap, "renewals", return_value=[]):
+            found = collect.with_renewals(curves, chosen, "", None)
+        self.assertEqual([*found.columns], ["step"])
+
+
 class SmallRunTest(tf.test.TestCase):
     def test_a_small_matrix_from_data_to_report(self):
         work = pathlib.Path(self.get_temp_dir())

@@ -287,7 +287,7 @@ class ExpectationTest(tf.test.TestCase):
         advised = advice.advise(found, RECIPE, cells)
         (one,) = advised.expected
         self.assertAllClose([*one.value], (2.0, 0.9, 2.4))
-        self.assertIn("expected gain goes below 1", advised.cautions[-1])
+        self.assertIn("expected score ratio goes below 1", advised.cautions[-1])
         certain = facts(0.25)._replace(matched=Estimate(0.25, 0.25, 0.25))
         advised = advice.advise(certain, RECIPE, cells)
         self.assertAllClose([*advised.expected[0].value], (2.0, 1.8, 2.4))
