@@ -113,7 +113,7 @@ icontext-runs: icontext-data ## the runs of the real-data benchmark
 
 icontext-report: .venv/installed-icontext ## its report, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report \
-	  --pages README.md docs/recipes.md
+	  --pages README.md docs/recipes.md docs/bootstrap.md
 
 icontext: icontext-runs ## data, runs and report, from nothing
 	@$(BIN)/python -m benchmarks.icontext.report --results $(ICONTEXT)/results

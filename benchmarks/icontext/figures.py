@@ -95,7 +95,7 @@ def ladders(lines, places, title, path):
         axis.minorticks_off()
         axis.set(
             xlabel="FLOPs, everything counted, in uniform steps",
-            ylabel="score",
+            ylabel="mean reciprocal rank x 100",
             ylim=(0, 1.15 * highest),
         )
 
@@ -142,7 +142,7 @@ def gains(found, level, path, others=()):
             )
             for method in _MARKS
         }
-        at_level = f"at {100 * level:.0f} % of noise"
+        at_level = f"at {100 * level:.0f} % noise"
         for place, (axis, title, words) in enumerate(
             (
                 (by_noise, "Noise", "noise in the pool, %"),
@@ -161,10 +161,10 @@ def gains(found, level, path, others=()):
             if not any(panels[place] for panels in lines.values()):
                 axis.text(0.5, 0.6, "not run yet", transform=axis.transAxes)
             axis.set_title(title, loc="left", fontsize=11)
-            axis.set(xlabel=words, ylabel="score over uniform's, equal FLOPs")
+            axis.set(xlabel=words, ylabel="score / uniform's, equal FLOPs")
             axis.axhline(1.0, color="0.3", lw=1)
             axis.set_yscale("log", base=2)
-            _marked(axis.yaxis, (0.25, 0.5, 1, 2, 4, 8), "{:g}x")
+            _marked(axis.yaxis, (0.25, 0.5, 1, 2, 4, 8, 16), "{:g}x")
         for axis in (by_curated, by_compute):
             axis.set_xscale("log", base=2)
             _marked(axis.xaxis, (250, 1000, 4000, 16_000), "{:,}")
@@ -239,7 +239,7 @@ def _leads(axis, found, others):
             **{"ha": "right", "fontsize": 8, "color": "0.45"},
             **bold,
         )
-    axis.set_title("Why: a ratio is 2^(lead / slope)", loc="left", fontsize=11)
+    axis.set_title("Why: 2^(lead / slope) by rays", loc="left", fontsize=11)
     axis.set(
         xlabel="slope: points that uniform gains by a doubling",
         ylabel="lead in points at equal steps",

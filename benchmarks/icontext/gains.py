@@ -141,7 +141,7 @@ class Gains:
             "single": series(f"{100 * line.noise:.0f}" for line in single),
             "pairs": series(f"{pairs:,}" for pairs, _ in curated[:-1]),
             "of_pairs": series(
-                f"{_times(line)} (1 seed)" if line.seeds == 1 else _times(line)
+                _times(line) + " (1 seed)" * (line.seeds == 1)
                 for _, line in curated[:-1]
             ),
             "of_all_pairs": "".join(_times(line) for _, line in curated[-1:]),

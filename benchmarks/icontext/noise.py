@@ -11,6 +11,7 @@ The pool keeps its size. A record's `noise` names the kind, and is empty where
 the pair is what it was: an oracle can see it, a run does not look at it.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -21,7 +22,7 @@ MOVED = "moved"
 UNINFORMATIVE = "uninformative"
 WRONG_DOMAIN = "wrong domain"
 NEAR_DUPLICATE = "near-duplicate"
-# Kinds with their shares of the noise, the last one takes the remainder.
+# Kinds with their shares of the noise.
 CRAWL = {
     MOVED: 10 / 14,
     UNINFORMATIVE: 2 / 14,
@@ -31,42 +32,56 @@ CRAWL = {
 # Pictures that are repeated: each as often as the level asks.
 _NUM_REPEATED = 500
 _MAX_SHIFT = 2  # pixels, to any side
-_SEED = 0
 
 
-def add(records, level, foreign):
+def add(records, level, foreign, shares=None, seed=0):
     """Replaces a share of a pool by noise.
 
     Args:
         records: list of `selection.Record`, the pool.
         level: share that becomes noise, in [0, 1].
         foreign: records of another domain.
+        shares: the kinds with their shares of the noise, which are divided by
+            their sum; None for `CRAWL`.
+        seed: of which pairs become noise, and of which kind.
 
     Returns:
         Records in the order of `records`, with `noise` where it is some. A
         higher level keeps the noisy pairs of a lower one noisy.
 
     Raises:
-        ValueError: there are too few foreign records.
+        ValueError: there are too few foreign records, or an unknown kind.
     """
-    random = np.random.default_rng(_SEED)
+    shares = CRAWL if shares is None else shares
+    makers = {
+        MOVED: moved,
+        UNINFORMATIVE: _uninformative,
+        WRONG_DOMAIN: functools.partial(_wrong_domain, foreign=foreign),
+        NEAR_DUPLICATE: functools.partial(_near_duplicate, seed=seed + 1),
+    }
+    if not makers.keys() >= shares.keys():
+        raise ValueError(
+            f"`shares` must have kinds among {', '.join(makers)}. Received: "
+            f"{', '.join(shares)}"
+        )
+    random = np.random.default_rng(seed)
     # Which kind a pair would get does not depend on the level.
     order = random.permutation(len(records))
-    bounds = np.cumsum(list(CRAWL.values())) / sum(CRAWL.values())
+    bounds = np.cumsum(list(shares.values())) / sum(shares.values())
     kind_of = np.searchsorted(bounds, random.random(len(records)), "right")
-    kind_of = np.minimum(kind_of, len(CRAWL) - 1)[order]
+    kind_of = np.minimum(kind_of, len(shares) - 1)[order]
     chosen = order[: round(level * len(records))]
     found = list(records)
-    for number, kind in enumerate(CRAWL):
+    for number, kind in enumerate(shares):
         places = chosen[kind_of[: len(chosen)] == number]
         if len(places):
-            made = _MAKERS[kind](records, places, foreign)
+            made = makers[kind](records, places)
             for place, record in zip(places, made, strict=True):
                 found[place] = record._replace(noise=kind)
     return found
 
 
-def moved(records, places, foreign=()):
+def moved(records, places):
     """Records at places with each other's captions.
 
     A cycle goes through all of them: no picture keeps its captions.
@@ -78,7 +93,7 @@ def moved(records, places, foreign=()):
     ]
 
 
-def _uninformative(records, places, foreign):
+def _uninformative(records, places):
     return [
         _with_captions(records[place], (_uninformative_caption(record),))
         for place in places
@@ -112,8 +127,8 @@ def _wrong_domain(records, places, foreign):
     return foreign[: len(places)]
 
 
-def _near_duplicate(records, places, foreign):
-    sources = np.random.default_rng(_SEED + 1).permutation(len(records))
+def _near_duplicate(records, places, seed):
+    sources = np.random.default_rng(seed).permutation(len(records))
     sources = sources[:_NUM_REPEATED]
     return [
         _shifted(records[sources[turn % len(sources)]], turn)
@@ -138,11 +153,3 @@ def _shifted(record, turn):
 
 def _with_captions(record, captions):
     return record._replace(row=record.row._replace(captions=captions))
-
-
-_MAKERS = {
-    MOVED: moved,
-    UNINFORMATIVE: _uninformative,
-    WRONG_DOMAIN: _wrong_domain,
-    NEAR_DUPLICATE: _near_duplicate,
-}

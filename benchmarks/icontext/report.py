@@ -1,6 +1,7 @@
 """The benchmark's report, from the result tables alone.
 
-    python -m benchmarks.icontext.report --pages README.md docs/recipes.md
+    python -m benchmarks.icontext.report \
+        --pages README.md docs/recipes.md docs/bootstrap.md
     python -m benchmarks.icontext.report --matrix quick \
         --results icontext-work/results
 
@@ -32,7 +33,8 @@ from benchmarks.icontext import (
 from benchmarks.icontext import comparison as comparison_lib
 
 _COMMAND = (
-    "python -m benchmarks.icontext.report --pages README.md docs/recipes.md"
+    "python -m benchmarks.icontext.report --pages README.md docs/recipes.md "
+    "docs/bootstrap.md"
 )
 _UNIFORM = {"standard": "uniform", "quick": "quick_uniform"}
 _CURVES = {
@@ -130,7 +132,7 @@ def draw(comparison, web, out):
                 for method, (label, _) in _WEB.items()
             },
             dict(_WEB.values()),
-            "Noise of 70 %: a run that renews its own reference",
+            "Score against compute at 70 % noise",
             out / "web.png",
         )
     found = web and gains.Gains(web)

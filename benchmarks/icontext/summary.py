@@ -29,15 +29,15 @@ length, with the seeds that were run.
   two lengths where the shorter one misses, never less than the shortest, and
   the method's up to the line's length. A ratio is null where the line misses
   the target or the mixture does. The best mixture is the one that reaches the
-  target soonest on validation, or else ends highest.
+  target soonest on validation, or else ends highest. Where `is_bound`, the
+  method's shortest run reaches the target, and its ratios are lower bounds.
 - `first_crossings` have the same ratios by curves, on both sides: the cost when
   a run, of whatever length, first crosses the target of its seed, as if it had
   been stopped there. Tests are looked at once, at the end of a run, so these
   are of validation splits. `targets` have the steps at which a curve of uniform
   training, or of the mixture, is first at the target (`reached`).
 - `uniform_ends` are ratios to the ends of all uniform runs: an end that uniform
-  training nears slowly makes them large. Where `is_bound`, the method's
-  shortest run reaches that end, or the target: ratios are lower bounds.
+  training nears slowly makes them large.
 - `equal_scores` are ratios to the line's own end, or to the target if that is
   lower; null below uniform training's shortest schedule.
 - **FLOPs**, three ways. `scores`: steps, with the learner's scores, and stage
@@ -267,7 +267,6 @@ class Summary:
                 lengths = ladders.lengths(base.oracle)
                 share = score / ladders.end_at(lengths, oracle, line.steps)
         ratios = self._ratios(line)
-        del ratios["is_bound"]
         return {
             "score": _estimate(score),
             "lead": _estimate(lead),

@@ -58,14 +58,55 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", default="icontext-work/data")
-    parser.add_argument("--out", default="icontext-work/web")
+    add = parser.add_argument
+    add("--data", default="icontext-work/data", type=pathlib.Path)
+    add("--out", default="icontext-work/web", type=pathlib.Path)
+    add(
+        "--levels",
+        nargs="+",
+        type=int,
+        choices=range(100),
+        default=LEVELS,
+        metavar="PERCENT",
+        help="pools to write, by their noise",
+    )
+    add(
+        "--noise",
+        nargs="+",
+        type=_share,
+        default=list(noise.CRAWL.items()),
+        metavar="KIND=SHARE",
+        help=f"of the noise; kinds: {', '.join(noise.CRAWL)}",
+    )
+    add("--noise-seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
-    build(pathlib.Path(options.data), pathlib.Path(options.out))
+    build(
+        options.data,
+        options.out,
+        options.levels,
+        dict(options.noise),
+        options.noise_seed,
+    )
 
 
-def build(data, out):
-    """Writes all splits, the vocabulary and, last, stats.json."""
+def _share(text):
+    """`("moved", 10.0)` of "moved=10"."""
+    kind, _, share = text.rpartition("=")
+    if kind not in noise.CRAWL or not float(share) > 0:
+        raise ValueError(text)
+    return kind, float(share)
+
+
+def build(data, out, levels=LEVELS, kinds=noise.CRAWL, noise_seed=SEED):
+    """Writes all splits, the vocabulary and, last, stats.json.
+
+    Args:
+        data: folder of the whole data set.
+        out: folder to write to.
+        levels: of noise, in percent; a pool for each.
+        kinds: of noise with their shares of it, as of `noise.add`.
+        noise_seed: of `noise.add`.
+    """
     splits, foreign, dropped = split(data)
     out.mkdir(parents=True, exist_ok=True)
     pool = splits.pop("pool")
@@ -73,13 +114,13 @@ def build(data, out):
     sizes = {name: len(records) for name, records in splits.items()}
     for name, records in splits.items():
         shards.write(out, name, records, 1)
-    for level in LEVELS:
+    for level in levels:
         name = f"pool{level:02d}"
-        records = noise.add(pool, level / 100, foreign)
+        records = noise.add(pool, level / 100, foreign, kinds, noise_seed)
         (out / name).mkdir(exist_ok=True)
         shards.write(out / name, "pool", records, _NUM_SHARDS)
-        kinds = collections.Counter(record.noise for record in records)
-        sizes[name] = {kind or "pairs": kinds[kind] for kind in sorted(kinds)}
+        counts = collections.Counter(record.noise for record in records)
+        sizes[name] = {one or "pairs": counts[one] for one in sorted(counts)}
     stats = {
         "seed": SEED,
         "data": hashlib.sha256((data / "stats.json").read_bytes()).hexdigest(),
@@ -89,7 +130,8 @@ def build(data, out):
             for name in NUM_FAMILIES
         },
         "dropped": dropped,
-        "noise": noise.CRAWL,
+        "noise": kinds,
+        "noise_seed": noise_seed,
     }
     text = json.dumps(stats, indent=1) + "\n"
     (out / "stats.json").write_text(text, encoding="utf-8")

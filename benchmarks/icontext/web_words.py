@@ -488,7 +488,7 @@ class WebWords:
             for level in sorted(levels)
             if factor != usual
         ]
-        return f"K = {usual}" + "".join(f", {one} of noise" for one in rest)
+        return f"K = {usual}" + "".join(f", {one} noise" for one in rest)
 
     def web_target(self, level=claims.LEVEL):
         """The entry of `targets` in summary.json at a level of noise."""

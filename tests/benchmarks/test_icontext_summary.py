@@ -498,7 +498,7 @@ class SummaryTest(tf.test.TestCase):
             [
                 *("domain", "noise", "method", "seeds", "steps", "score"),
                 *("lead", "slope", "examples_ratio", "flops_ratio"),
-                *("mixture_ratio", "oracle_share"),
+                *("is_bound", "mixture_ratio", "oracle_share"),
             ],
         )
         self.assertEqual(

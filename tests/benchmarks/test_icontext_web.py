@@ -102,6 +102,21 @@ class NoiseTest(tf.test.TestCase):
             if less.noise:
                 self.assertEqual(more.noise, less.noise)
 
+    def test_kinds_and_seed_are_settings(self):
+        shares = {noise.UNINFORMATIVE: 3, noise.MOVED: 1}
+        found = noise.add(POOL, 0.5, LOGOS, shares, seed=3)
+        kinds = collections.Counter(record.noise for record in found)
+        total = round(0.5 * len(POOL))
+        self.assertEqual(kinds.keys(), {"", *shares})
+        self.assertEqual(kinds[""], len(POOL) - total)
+        self.assertAllClose(kinds[noise.UNINFORMATIVE] / total, 0.75, atol=0.1)
+        other = noise.add(POOL, 0.5, LOGOS, shares, seed=4)
+        self.assertNotEqual(
+            *([record.noise for record in some] for some in (found, other))
+        )
+        with self.assertRaisesRegex(ValueError, "`shares` must have kinds"):
+            noise.add(POOL, 0.5, LOGOS, {"typos": 1})
+
     def test_too_few_pairs_of_another_domain_are_refused(self):
         with self.assertRaisesRegex(ValueError, r"`foreign` must have"):
             noise.add(POOL, 0.9, LOGOS[:3])
