@@ -51,7 +51,7 @@ _CURVES = {
 _WEB = {
     "oracle": ("no noise (oracle)", (-1, (0, 12), "right")),
     "bootstrapped": ("bootstrapped cascade", (-1, (8, 0), "left")),
-    "mixed_8": ("an eighth curated", (1, (-6, 12), "right")),
+    "mixed_8": ("an eighth curated", (-1, (8, 0), "left")),
     "uniform": ("uniform", (-1, (0, -14), "center")),
 }
 
