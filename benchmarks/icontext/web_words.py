@@ -44,7 +44,9 @@ _SHARES = {
 # A bill of so many times the target's is of equal cost.
 _EQUAL_COST = 1.03
 # The parts of a trial's name that tell it from what was kept.
-_TRIAL = re.compile(r"_(k\d|distinct|cosine|crops|decay|slow|slower|ema)(?=_)")
+_TRIAL = re.compile(
+    r"_(k\d|distinct|cosine|crops|decay|slow|slower|fast|ema)(?=_)"
+)
 _VALIDATION = "val_sets"
 # Of configs/icontext_web_bootstrap.py, where a cell does not say.
 _HYPER_BATCH, _BATCH = 768, 256
