@@ -117,9 +117,10 @@ def block(content):
     if emoji := content.get("emoji"):
         found += (
             "\n\nOn IconText's emoji art, where the curated set covers the "
-            f"tests, {emoji['covered']:.0%} of the validation pictures and "
-            f"{emoji['apart']:.0%} of the curated pictures are nearer to the "
-            "curated set than to the pool. The verdict, "
+            f"tests, {emoji['covered']:.0%} of the validation pictures (the "
+            f"verdict needs {advice.APART:.0%}) and {emoji['apart']:.0%} of "
+            "the curated pictures are nearer to the curated set than to the "
+            "pool. The verdict, "
             f'"{_row(emoji["advice"]).do}", agrees with the '
             "[measurements](../benchmarks/icontext/results/report.md#emoji-"
             "art-where-the-curated-set-covers-the-tests)."
