@@ -359,7 +359,7 @@ class WebWords:
             spent = bill["uniform_steps"]["all"]
             where["over_target"] = (
                 f" ({spent:,} against {most:,} uniform steps; up to "
-                f"{_EQUAL_COST - 1:.0%} more counts as equal; "
+                f"{100 * _EQUAL_COST - 100:.0f} % more counts as equal; "
                 f"{claims.seeds(longest['seeds'])})"
             )
         values = {
