@@ -333,6 +333,7 @@ class WebWords:
             "times": f"{2**doublings:.1f}x",
             "bill": f"{bill['uniform_steps']['all']:,}",
             "over_uniform": told(bill["over_uniform"]),
+            "over_target": told(bill["over_target"]),
             "concepts": told(
                 held_out["concepts_over_target"], factor=100, sign="+"
             ),

@@ -7,6 +7,7 @@ import tempfile
 import tensorflow as tf
 
 from benchmarks.icontext import advice, estimates, results
+from jest_tf.curation import advice as survey_advice
 from jest_tf.curation import evidence
 
 
@@ -254,7 +255,11 @@ class CheckTest(FolderTestCase):
         self.assertNotIn("emoji", text)
         content["emoji"] = {"covered": 0.8, "apart": 0.9, "advice": "covered"}
         text = estimates.block(content)
-        self.assertIn("80% of the validation pictures and 90% of the", text)
+        self.assertIn(
+            f"80% of the validation pictures (the verdict needs "
+            f"{survey_advice.APART:.0%}) and 90% of the",
+            text,
+        )
         self.assertIn("half curated rows and half pool", text)
 
 

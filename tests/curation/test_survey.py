@@ -228,7 +228,9 @@ class SurveyTest(KnownTestCase):
 class CommandTest(KnownTestCase):
     def test_a_noisy_pool_with_a_reference_is_chosen_from(self):
         printed, content, page = self.advise("--pool", self.noisy)
-        self.assertStartsWith(printed, "SELECT: a noisy pool and a reference")
+        self.assertStartsWith(
+            printed, "SELECT: a noisy pool and a trained reference"
+        )
         self.assertEqual(content["advice"], "reference")
         self.assertTrue(content["selects"])
         self.assertEqual(content["hyper_batch_factor"], 3)
