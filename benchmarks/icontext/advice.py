@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import report
-from benchmarks.icontext import estimates, results
+from benchmarks.icontext import estimates, matrix, results, summary
 from jest_tf import config as config_lib
 from jest_tf.curation import advice
 from jest_tf.curation import evidence as evidence_lib
@@ -78,14 +78,19 @@ def _write(path, content):
 def measured(folder):
     """The cells of the summaries in a folder, `evidence.Cell`s.
 
-    A level whose uniform training was run for less than another's has no best
-    end to compare with.
+    Trials of settings are left out. A level whose uniform training was run for
+    less than another's has no best end to compare with.
     """
     found = {}
     matched = {
         noise: level["matched"]["mean"]
         for noise, level in estimates.read(folder).items()
     }
+    kept = ("web", "web_levels")
+    trials, others = (
+        {summary.method_of(one.cell) for m in some for one in matrix.cells(m)}
+        for some in (("web_tuning",), kept)
+    )
     for split, name in _SUMMARIES.items():
         path = folder / name
         if not path.exists():
@@ -94,6 +99,8 @@ def measured(folder):
         ends = {one["noise"]: one["steps"] for one in values["targets"]}
         longest = max(ends.values(), default=0)
         for row, bill in zip(values["rows"], values["bills"], strict=True):
+            if row["method"] in trials - others:
+                continue
             has_end = ends.get(row["noise"]) == longest
             cell = evidence_lib.Cell(
                 row["noise"],

@@ -102,6 +102,13 @@ class EvidenceTest(FolderTestCase):
         )
         self.assertEqual(whole.over_target, number(1.5))
 
+    def test_a_trial_of_a_setting_is_no_evidence(self):
+        self.write("validation.json", uniform_slow=0.1, bootstrapped=0.2)
+        self.assertEqual(
+            [one.method for one in advice.measured(self.folder)],
+            ["bootstrapped"],
+        )
+
     def test_a_pool_cut_once_stands_at_its_best_share(self):
         self.write("summary.json", filtered_50=0.1, filtered_10=0.2)
         self.assertEqual(
