@@ -86,11 +86,7 @@ def measured(folder):
         noise: level["matched"]["mean"]
         for noise, level in estimates.read(folder).items()
     }
-    kept = ("web", "web_levels")
-    trials, others = (
-        {summary.method_of(one.cell) for m in some for one in matrix.cells(m)}
-        for some in (("web_tuning",), kept)
-    )
+    trials = _methods("web_tuning") - _methods("web") - _methods("web_levels")
     for split, name in _SUMMARIES.items():
         path = folder / name
         if not path.exists():
@@ -99,7 +95,7 @@ def measured(folder):
         ends = {one["noise"]: one["steps"] for one in values["targets"]}
         longest = max(ends.values(), default=0)
         for row, bill in zip(values["rows"], values["bills"], strict=True):
-            if row["method"] in trials - others:
+            if row["method"] in trials:
                 continue
             has_end = ends.get(row["noise"]) == longest
             cell = evidence_lib.Cell(
@@ -117,6 +113,11 @@ def measured(folder):
             )
             found.setdefault((cell.noise, cell.method, cell.steps), cell)
     return [found[key] for key in sorted(found)]
+
+
+def _methods(name):
+    """Methods with a cell in a matrix."""
+    return {summary.method_of(cell.cell) for cell in matrix.cells(name)}
 
 
 def evidence(folder):

@@ -34,7 +34,7 @@ _NUM_REPEATED = 500
 _MAX_SHIFT = 2  # pixels, to any side
 
 
-def add(records, level, foreign, shares=None, seed=0):
+def add(records, level, foreign, shares=CRAWL, seed=0):
     """Replaces a share of a pool by noise.
 
     Args:
@@ -42,7 +42,7 @@ def add(records, level, foreign, shares=None, seed=0):
         level: share that becomes noise, in [0, 1].
         foreign: records of another domain.
         shares: the kinds with their shares of the noise, which are divided by
-            their sum; None for `CRAWL`.
+            their sum.
         seed: of which pairs become noise, and of which kind.
 
     Returns:
@@ -52,7 +52,6 @@ def add(records, level, foreign, shares=None, seed=0):
     Raises:
         ValueError: there are too few foreign records, or an unknown kind.
     """
-    shares = CRAWL if shares is None else shares
     makers = {
         MOVED: moved,
         UNINFORMATIVE: _uninformative,

@@ -621,6 +621,10 @@ class ReportTest(tf.test.TestCase):
             "web90_bootstrapped_2700": (0, 0.125, None, None),
             "web90_bootstrapped_k8_2700": (0, 0.12, None, None),
             "web_uniform_crops_4500": (0, 0.1, None, None),
+            "web50_uniform_2250": (0, 0.1, None, None),
+            "web50_uniform_slow_2250": (0, 0.11, None, None),
+            "web90_uniform_2250": (0, 0.1, None, None),
+            "web90_uniform_slow_2250": (0, 0.12, None, None),
         }
         columns = "seed", "val_sets", "clean_first", "clean_last"
         runs = pd.DataFrame(
@@ -645,7 +649,17 @@ class ReportTest(tf.test.TestCase):
             [
                 ("bootstrapped, K = 5", "70 %", "2,700", "22.5", "25.0"),
                 ("bootstrapped, K = 8", "90 %", "2,700", "12.0", "12.5"),
+                *(
+                    ("uniform, learning rate 1e-3", *numbers)
+                    for numbers in (
+                        ("50 %", "2,250", "11.0", "10.0"),
+                        ("90 %", "2,250", "12.0", "10.0"),
+                    )
+                ),
             ],
+        )
+        self.assertEqual(
+            words.better_rates(), [("90 %", "2,250", "12.0", "10.0")]
         )
         self.assertEqual(
             words.renewals("web_bootstrapped_2700"),
@@ -827,8 +841,8 @@ class ReportTest(tf.test.TestCase):
             "After 2,700 steps the bootstrapped cascade (K = 3, K = 5 at 90 %",
             "at 50, 70 and 90 % noise, not clearly different at 30 %, and "
             "below it at 0 %: train",
-            "score is 2.5 times uniform\n  training's with 4,000 of them, "
-            "with 250 and 1,000 it is 1.2 and 1.7 times.",
+            "score ratio is 2.5 with 4,000 of\n  them, and 1.2 and 1.7 with "
+            "250 and 1,000.",
             "FLOPs of 2,700 and 4,500 uniform steps, at 70 % noise, its score "
             "is\n  2.5 and 2.0 times uniform training's.",
         ):
