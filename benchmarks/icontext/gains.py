@@ -74,12 +74,7 @@ class Gains:
     def by_noise(self, method):
         """Lines of a method at the longest length that most levels share."""
         lines = [line for line in self._lines if line.method == method]
-        levels = {}
-        for line in lines:
-            levels.setdefault(line.steps, set()).add(line.noise)
-        if not levels:
-            return []
-        steps = max(levels, key=lambda steps: (len(levels[steps]), steps))
+        steps = shared_length(lines)
         return _sorted([line for line in lines if line.steps == steps], "noise")
 
     def by_compute(self, method, level):
@@ -149,6 +144,21 @@ class Gains:
             "of_bills": series(map(_times, compute)),
             "slopes": series(slopes).replace("%", " %"),
         }
+
+
+def shared_length(lines):
+    """The longest of the lengths that most levels of noise share.
+
+    Args:
+        lines: with `steps` and `noise`.
+
+    Returns:
+        steps; None of no lines.
+    """
+    levels = {}
+    for line in lines:
+        levels.setdefault(line.steps, set()).add(line.noise)
+    return max(levels, key=lambda n: (len(levels[n]), n), default=None)
 
 
 def series(items):

@@ -4,7 +4,6 @@ All numbers are those of summary.json; a name of `WebWords` is a word of the
 templates.
 """
 
-import collections
 import functools
 import re
 
@@ -101,6 +100,10 @@ class WebWords:
         found = results.load(self._folder / "web")
         return found and found._replace(runs=summary.current(found.runs))
 
+    @functools.cached_property
+    def _measured(self):
+        return advice.measured(self._folder)
+
     def rows(self):
         """The decision table of `jest-tf advise`."""
         return advice.ROWS
@@ -115,7 +118,8 @@ class WebWords:
             level: share of noise.
             is_given: leave the training of the reference out of the FLOPs.
         """
-        common, cells = self._ratios(method, is_given)
+        cells = self._ratios(method, is_given)
+        common = gains.shared_length(cells)
         here = [cell for cell in cells if cell.noise == level]
         found = {
             cell.steps: f"{_ratio(cell, is_given)} after {cell.steps:,} steps"
@@ -124,15 +128,13 @@ class WebWords:
         }
         if not found:
             return claims.NOT_RUN
-        noise = f"{level:.0%}".replace("%", " %")
         words = gains.series(found[steps] for steps in sorted(found))
-        return f"a score ratio of {words} at {noise} noise"
+        return f"a score ratio of {words} at {_percent(level)} noise"
 
     def web_levels(self):
         """Levels of noise with score ratios of bootstrapping, in words."""
-        cells = self._ratios(_METHOD, False)[1]
-        levels = sorted({cell.noise for cell in cells})
-        return [f"{level:.0%}".replace("%", " %") for level in levels]
+        cells = self._ratios(_METHOD, False)
+        return [*map(_percent, sorted({cell.noise for cell in cells}))]
 
     def web_ratios(self, method, is_given):
         """Score ratios at the length that most levels share, in words.
@@ -140,25 +142,23 @@ class WebWords:
         Returns:
             the length, and a ratio for each of `web_levels`.
         """
-        common, cells = self._ratios(method, is_given)
+        cells = self._ratios(method, is_given)
+        common = gains.shared_length(cells)
         found = {
-            f"{cell.noise:.0%}".replace("%", " %"): _ratio(cell, is_given)
+            _percent(cell.noise): _ratio(cell, is_given)
             for cell in cells
             if cell.steps == common
         }
         ratios = [found.get(level, "") for level in self.web_levels()]
-        return f"{common:,}", ratios
+        return f"{common or 0:,}", ratios
 
     def _ratios(self, method, is_given):
-        """The length that most levels share, and the cells with a ratio."""
-        cells = [
+        """The cells of a method that have a score ratio."""
+        return [
             cell
-            for cell in advice.measured(self._folder)
+            for cell in self._measured
             if cell.method == method and getattr(cell, _field(is_given))
         ]
-        levels = collections.Counter(cell.steps for cell in cells)
-        common = max(levels, key=lambda n: (levels[n], n), default=0)
-        return common, cells
 
     def web_rows(self):
         """`web_row` of each method of the table that was run."""
@@ -467,7 +467,7 @@ class WebWords:
             if all(run in scores for run in runs):
                 steps = cell.cell.rpartition("_")[2]
                 tried, of_kept = (f"{100 * scores[run]:.1f}" for run in runs)
-                level = f"{cell.level:.0%}".replace("%", " %")
+                level = _percent(cell.level)
                 found.append(
                     (cell.what, level, f"{int(steps):,}", tried, of_kept)
                 )
@@ -501,7 +501,7 @@ class WebWords:
                 by_level.setdefault(size // _BATCH, set()).add(cell.level)
         usual = max(by_level, key=lambda factor: len(by_level[factor]))
         rest = [
-            f"K = {factor} at {level:.0%}".replace("%", " %")
+            f"K = {factor} at {_percent(level)}"
             for factor, levels in by_level.items()
             for level in sorted(levels)
             if factor != usual
@@ -545,7 +545,7 @@ class WebWords:
         return {
             "pool": pool,
             "curated": curated,
-            "noise": f"{claims.LEVEL:.0%}".replace("%", " %"),
+            "noise": _percent(claims.LEVEL),
             "level": claims.LEVEL,
         }
 
@@ -559,6 +559,10 @@ class WebWords:
         if not found:
             return claims.NOT_RUN
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
+
+
+def _percent(share):
+    return f"{100 * share:.0f} %"
 
 
 def _field(is_given):
