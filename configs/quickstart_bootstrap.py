@@ -27,6 +27,8 @@ def config() -> config_lib.TrainConfig:
         data=dataclasses.replace(
             uniform.data, curated=(CURATED,), curated_rows=32
         ),
+        # Chosen pairs, with less noise, allow a higher rate.
+        optimizer=dataclasses.replace(uniform.optimizer, learning_rate=2e-3),
         cascade=config_lib.CascadeConfig(hyper_batch_size=768, captions="best"),
         bootstrap=config_lib.BootstrapConfig(
             renew_at=(100, 200, 300, 450, 600, 800),

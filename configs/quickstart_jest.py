@@ -21,6 +21,8 @@ def config() -> config_lib.TrainConfig:
         uniform,
         steps=225,
         data=dataclasses.replace(uniform.data, super_batch_size=2560),
+        # Chosen pairs, with less noise, allow a higher rate.
+        optimizer=dataclasses.replace(uniform.optimizer, learning_rate=2e-3),
         reference=config_lib.ReferenceConfig(workdir="runs/reference"),
         selection=config_lib.SelectionConfig(method="joint", batch_size=256),
         evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
