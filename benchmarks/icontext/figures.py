@@ -130,15 +130,9 @@ def gains(found, level, path, others=()):
         (by_noise, by_curated), (by_compute, leads) = figure.subplots(2, 2)
         lines = {
             method: (
-                [(100 * one.noise, one.gain) for one in found.by_noise(method)],
-                [
-                    (pairs, one.gain)
-                    for pairs, one in found.by_curated(method, level)
-                ],
-                [
-                    (one.bill, one.gain)
-                    for one in found.by_compute(method, level)
-                ],
+                [(100 * one.noise, one) for one in found.by_noise(method)],
+                found.by_curated(method, level),
+                [(one.bill, one) for one in found.by_compute(method, level)],
             )
             for method in _MARKS
         }
@@ -157,7 +151,10 @@ def gains(found, level, path, others=()):
             )
         ):
             for method, marks in _MARKS.items():
-                _gain(axis, lines[method][place], marks)
+                points = lines[method][place]
+                _gain(axis, [(x, one.gain) for x, one in points], marks)
+                if method == _LABELLED:
+                    _headroom(axis, found, points)
             if not any(panels[place] for panels in lines.values()):
                 axis.text(0.5, 0.6, "not run yet", transform=axis.transAxes)
             axis.set_title(title, loc="left", fontsize=11)
@@ -168,6 +165,10 @@ def gains(found, level, path, others=()):
         for axis in (by_curated, by_compute):
             axis.set_xscale("log", base=2)
             _marked(axis.xaxis, (250, 1000, 4000, 16_000), "{:,}")
+        _label(
+            *(by_noise, "%: of the oracle's lead", (0.02, 0.97), (0, 0)),
+            **{"xycoords": "axes fraction", "va": "top", "fontsize": 8},
+        )
         _leads(leads, found, others)
         handles = [
             by_noise.plot([], [], **marks, **_SIZES)[0]
@@ -191,6 +192,16 @@ def _gain(axis, points, marks):
     )
     axis.plot(places, mean, **marks, **_SIZES)
     axis.fill_between(places, low, high, color=marks["color"], alpha=0.12, lw=0)
+
+
+def _headroom(axis, found, points):
+    """Shares of the oracle's lead, above the points of a line."""
+    for x, line in points:
+        share = found.headroom(line.noise, line.steps, line.lead)
+        if share is not None:
+            words = f"{100 * share:.0f} %"
+            options = {"ha": "center", "va": "bottom", "fontsize": 8}
+            _label(axis, words, (x, line.gain["mean"]), (0, 5), **options)
 
 
 def _marked(axis, ticks, form):

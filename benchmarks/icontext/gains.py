@@ -69,6 +69,11 @@ class Gains:
             for row, bill in zip(summary["rows"], summary["bills"], strict=True)
             if bill["over_uniform"]
         ]
+        self._headrooms = {
+            (row["noise"], row["steps"]): 100 * row["lead"]["mean"]
+            for row in summary["rows"]
+            if row["method"] == "oracle" and row["lead"]
+        }
         self.levels = sorted({line.noise for line in self._lines})
 
     def by_noise(self, method):
@@ -97,6 +102,15 @@ class Gains:
             if line.steps in lengths:
                 found[web_lib.NUM_CURATED] = line
         return sorted(found.items())
+
+    def headroom(self, noise, steps, lead):
+        """Share of the oracle's lead, in points, at equal steps.
+
+        Returns:
+            None where the oracle was not run or does not lead.
+        """
+        most = self._headrooms.get((noise, steps), 0.0)
+        return lead / most if lead is not None and most > 0 else None
 
     def verdicts(self, method):
         """Levels of noise at which a method "gains", "loses", or is "open".

@@ -5,7 +5,6 @@ templates.
 """
 
 import functools
-import re
 
 from benchmarks.icontext import (
     advice,
@@ -13,8 +12,8 @@ from benchmarks.icontext import (
     estimates,
     gains,
     matrix,
-    results,
     summary,
+    web_runs,
 )
 from benchmarks.icontext import comparison as comparison_lib
 from benchmarks.icontext import web as web_lib
@@ -42,15 +41,6 @@ _SHARES = {
 }
 # A bill of so many times the target's is of equal cost.
 _EQUAL_COST = 1.03
-# A trial is clearly better from so many times the kept setting's score on.
-_CLEARLY = 1.1
-# The parts of a trial's name that tell it from what was kept.
-_TRIAL = re.compile(
-    r"_(k\d|distinct|cosine|crops|decay|slow|slower|fast|ema)(?=_)"
-)
-_VALIDATION = "val_sets"
-# Of configs/icontext_web_bootstrap.py, where a cell does not say.
-_HYPER_BATCH, _BATCH = 768, 256
 _METHOD = "bootstrapped"  # of which the goals are asked
 # What is asked: the least value, its digits, what it is of, and its name.
 _GOALS = (
@@ -81,7 +71,7 @@ def lines_of(web, method, level=claims.LEVEL):
     )
 
 
-class WebWords:
+class WebWords(web_runs.RunWords):
     """Results on the web-like data in words.
 
     Args:
@@ -91,14 +81,8 @@ class WebWords:
 
     def __init__(self, web, folder):
         self._web = web
-        self._folder = folder
+        super().__init__(folder)
         self._validation = summary.load(folder, ("val",))
-
-    @functools.cached_property
-    def _tables(self):
-        """`results.Tables` of the web-like data; None without them."""
-        found = results.load(self._folder / "web")
-        return found and found._replace(runs=summary.current(found.runs))
 
     @functools.cached_property
     def _measured(self):
@@ -129,12 +113,12 @@ class WebWords:
         if not found:
             return claims.NOT_RUN
         words = gains.series(found[steps] for steps in sorted(found))
-        return f"a score ratio of {words} at {_percent(level)} noise"
+        return f"a score ratio of {words} at {web_runs.percent(level)} noise"
 
     def web_levels(self):
         """Levels of noise with score ratios of bootstrapping, in words."""
         cells = self._ratios(_METHOD, False)
-        return [*map(_percent, sorted({cell.noise for cell in cells}))]
+        return [*map(web_runs.percent, sorted({cell.noise for cell in cells}))]
 
     def web_ratios(self, method, is_given):
         """Score ratios at the length that most levels share, in words.
@@ -145,7 +129,7 @@ class WebWords:
         cells = self._ratios(method, is_given)
         common = gains.shared_length(cells)
         found = {
-            _percent(cell.noise): _ratio(cell, is_given)
+            web_runs.percent(cell.noise): _ratio(cell, is_given)
             for cell in cells
             if cell.steps == common
         }
@@ -225,6 +209,32 @@ class WebWords:
         beside = [line for line in lines if line[0]["steps"] in oracle]
         return (beside or lines or [None])[-1]
 
+    def other_methods(self):
+        """`web_row` of the longest run of each method that has no other row.
+
+        With the method in words, `what`, and the clean share of its choice.
+        """
+        cells = {
+            summary.method_of(cell.cell): cell
+            for cell in matrix.cells("web")
+            if cell.level == claims.LEVEL
+        }
+        target = self.web_target() or {"mixture": None}
+        shown = {*_ROWS, target["mixture"]}
+        rows = []
+        for method in cells:
+            row = None if method in shown else self.web_row(method)
+            if row is None:
+                continue
+            steps = row["steps"].replace(",", "")
+            clean = self.clean(f"web_{method}_{steps}")
+            rows.append(
+                row
+                | {"what": cells[method].what}
+                | {"clean": " to ".join(clean) if clean else ""}
+            )
+        return rows
+
     def longer_uniform(self):
         """`web_row` of the uniform run beyond the target's; None without it."""
         lines = lines_of(self._web, summary.UNIFORM)
@@ -288,11 +298,9 @@ class WebWords:
             return None
         row, bill, held_out, crossing, other = lines[-1]
         share, lead, slope = row["oracle_share"], row["lead"], row["slope"]
-        oracle = [
-            line[0]["lead"]["mean"]
-            for line in lines_of(self._web, summary.ORACLE, level)
-            if line[0]["steps"] == row["steps"] and line[0]["lead"]
-        ]
+        headroom = lead and gains.Gains(self._web).headroom(
+            level, row["steps"], 100 * lead["mean"]
+        )
         told, ratios = claims.told, row["mixture_ratio"]
         times = claims.bound if other["is_bound"] else claims.told
         doublings = 0.0
@@ -326,9 +334,7 @@ class WebWords:
             "crossing_flops": told(crossing["flops_ratio"]["all"], "x")
             or "not reached",
             "oracle": f"{share['mean']:.2f}" if share else "",
-            "headroom": f"{lead['mean'] / oracle[0]:.2f}"
-            if lead and oracle and oracle[0] > 0
-            else "",
+            "headroom": "" if headroom is None else f"{headroom:.2f}",
             "lead": told(lead, factor=100),
             "slope": f"{100 * slope['mean']:.1f}" if slope else "",
             "doublings": f"{doublings:.1f}",
@@ -387,7 +393,7 @@ class WebWords:
             what = "nothing lost on held-out concepts, in points"
             found.append((what, told, concepts["mean"] >= 0))
         for steps in dict.fromkeys((row["steps"], lines[-1][0]["steps"])):
-            above = self._over_references(steps)
+            above = self.over_references(f"web_{_METHOD}_{steps}")
             if above:
                 words = f"{100 * min(above):+.1f} to {100 * max(above):+.1f}"
                 what = (
@@ -396,117 +402,6 @@ class WebWords:
                 )
                 found.append((what, words, min(above) > 0))
         return found
-
-    def _over_references(self, steps):
-        """By how much each run ends above the best of its references."""
-        cell = matrix.load().get(f"web_{_METHOD}_{steps}")
-        if cell is None or self._tables is None:
-            return []
-        (renewals,) = (
-            one.partition("=")[2].split(",")
-            for one in cell.settings
-            if one.startswith("bootstrap.renew_at=")
-        )
-        curves = self._tables.curves
-        curves = curves[curves["cell"] == cell.cell]
-        found = []
-        for _, curve in curves.groupby("seed"):
-            scores = curve.set_index("step")[_VALIDATION]
-            chain = scores[scores.index.isin([int(one) for one in renewals])]
-            found.append(scores[steps] - chain.max())
-        return found
-
-    def renewals(self, cell):
-        """What the renewals of a cell's runs found without labels, in words.
-
-        Returns:
-            `(step, recognised share, runs that kept it, clean share of the
-            choice up to the next evaluation, validation)`, means over the seeds
-            that have them; none if no seed has.
-        """
-        if self._tables is None or "recognised" not in self._tables.curves:
-            return []
-        curves = self._tables.curves
-        rows = curves[curves["cell"] == cell].dropna(subset=["recognised"])
-        kept = rows["is_kept"].astype(str).eq("True").groupby(rows["step"])
-        found = rows.groupby("step")[["recognised", "clean", _VALIDATION]]
-        found = found.mean().assign(kept=kept.sum(), seeds=kept.size())
-        return [
-            (
-                f"{row.Index:,}",
-                f"{100 * row.recognised:.1f}",
-                f"{row.kept} of {row.seeds}",
-                f"{row.clean:.2f}",
-                f"{100 * getattr(row, _VALIDATION):.1f}",
-            )
-            for row in found.itertuples()
-        ]
-
-    def clean(self, cell):
-        """The clean share of a cell's choice, of its first and last steps."""
-        if self._tables is None:
-            return None
-        runs = self._tables.runs
-        ends = runs[runs["cell"] == cell][["clean_first", "clean_last"]].mean()
-        return None if ends.isna().any() else [f"{one:.2f}" for one in ends]
-
-    def trials(self):
-        """Settings that were tried on validation beside those kept, in words.
-
-        Returns:
-            `(training, noise, steps, its score, that of what was kept)` of each
-            trial that was run.
-        """
-        if self._tables is None:
-            return []
-        scores = self._tables.runs.set_index(["cell", "seed"])[_VALIDATION]
-        found = []
-        for cell in matrix.cells("web_tuning"):
-            kept = _TRIAL.sub("", cell.cell)
-            runs = [(name, cell.seeds[0]) for name in (cell.cell, kept)]
-            if all(run in scores for run in runs):
-                steps = cell.cell.rpartition("_")[2]
-                tried, of_kept = (f"{100 * scores[run]:.1f}" for run in runs)
-                level = _percent(cell.level)
-                found.append(
-                    (cell.what, level, f"{int(steps):,}", tried, of_kept)
-                )
-        return found
-
-    def better_rates(self):
-        """Levels at which uniform training has a better rate than its runs.
-
-        Returns:
-            `(noise, steps, trial's score, kept setting's score)`, in words.
-        """
-        return [
-            (noise, steps, tried, kept)
-            for what, noise, steps, tried, kept in self.trials()
-            if what == "uniform, learning rate 1e-3"
-            and float(tried) > _CLEARLY * float(kept)
-        ]
-
-    def factors(self, method):
-        """K of a method's runs by level of noise, in words: K = 3 and so on."""
-        by_level = {}
-        for cell in matrix.load().values():
-            is_main = {"web", "web_levels"} & {*cell.matrices}
-            if is_main and summary.method_of(cell.cell) == method:
-                sizes = [
-                    int(one.partition("=")[2])
-                    for one in cell.settings
-                    if one.startswith("cascade.hyper_batch_size=")
-                ]
-                size = sizes[0] if sizes else _HYPER_BATCH
-                by_level.setdefault(size // _BATCH, set()).add(cell.level)
-        usual = max(by_level, key=lambda factor: len(by_level[factor]))
-        rest = [
-            f"K = {factor} at {_percent(level)}"
-            for factor, levels in by_level.items()
-            for level in sorted(levels)
-            if factor != usual
-        ]
-        return f"K = {usual}" + "".join(f", {one} noise" for one in rest)
 
     def web_target(self, level=claims.LEVEL):
         """The entry of `targets` in summary.json at a level of noise."""
@@ -545,7 +440,7 @@ class WebWords:
         return {
             "pool": pool,
             "curated": curated,
-            "noise": _percent(claims.LEVEL),
+            "noise": web_runs.percent(claims.LEVEL),
             "level": claims.LEVEL,
         }
 
@@ -559,10 +454,6 @@ class WebWords:
         if not found:
             return claims.NOT_RUN
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
-
-
-def _percent(share):
-    return f"{100 * share:.0f} %"
 
 
 def _field(is_given):

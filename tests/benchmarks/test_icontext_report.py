@@ -12,6 +12,7 @@ from benchmarks.icontext import (
     bootstrap,
     claims,
     comparison,
+    gains,
     matrix,
     report,
     results,
@@ -614,6 +615,30 @@ class ReportTest(tf.test.TestCase):
         text = write(None, 0.5)
         self.assertIn("uniform training: never there, **missed**", text)
 
+    def test_the_other_methods_of_the_matrix_have_a_table(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("bootstrapped", 4500, 0.2, 2.0),
+            # No row in the first table; the longest run of each.
+            web_line("balanced", 4500, 0.05, lead=-0.05, over_uniform=0.6),
+            web_line("jest_curated", 700, 0.05),
+            web_line("jest_curated", 1400, 0.1, lead=0.05, over_uniform=0.9),
+            # Of matrix `web_claims`.
+            web_line("jest_f95", 700, 0.1),
+        )
+        table = text.partition("## Appendix: other methods at 70 %")[2]
+        table = table.partition("\n## ")[0].splitlines()
+        self.assertEqual(
+            [line for line in table if line.startswith("| ")][2:],
+            [
+                "| balanced by concept (CABS) | 4,500 | 3 | 5.0 [5.0, 5.0] "
+                "| -5.0 [-5.0, -5.0] | 0.6 [0.6, 0.6] |  |  |",
+                "| JEST, f = 0.8, reference of the curated set alone | 1,400 "
+                "| 3 | 10.0 [10.0, 10.0] | 5.0 [5.0, 5.0] | 0.9 [0.9, 0.9] "
+                "|  |  |",
+            ],
+        )
+
     def test_what_the_tables_alone_tell(self):
         lines = {
             "web_bootstrapped_2700": (0, 0.25, 0.6, 0.7),
@@ -630,7 +655,7 @@ class ReportTest(tf.test.TestCase):
         runs = pd.DataFrame(
             {"cell": name} | dict(zip(columns, values, strict=True))
             for name, values in lines.items()
-        )
+        ).assign(rank_agreement=[0.75] + [None] * 8)
         curves = pd.DataFrame(
             {"cell": "web_bootstrapped_2700", "seed": seed, "step": step}
             | {"val_sets": score}
@@ -672,9 +697,13 @@ class ReportTest(tf.test.TestCase):
         self.assertEqual(words.clean("web_bootstrapped_2700"), ["0.60", "0.70"])
         self.assertIsNone(words.clean("web90_bootstrapped_2700"))
         self.assertIsNone(words.clean("web_uniform_700"))
+        self.assertEqual(words.agreement("web_bootstrapped_2700"), "0.75")
+        self.assertIsNone(words.agreement("web_uniform_crops_4500"))
         # Renewed at 150 and 1,000 steps among others.
-        self.assertAllClose(words._over_references(2700), [-0.05, 0.06])
-        self.assertEmpty(words._over_references(28000))
+        self.assertAllClose(
+            words.over_references("web_bootstrapped_2700"), [-0.05, 0.06]
+        )
+        self.assertEmpty(words.over_references("web_bootstrapped_28000"))
         self.assertEqual(words.factors("cascade_curated"), "K = 5")
 
     def test_ratios_to_uniform_ends_stand_beside_those_to_the_target(self):
@@ -820,6 +849,16 @@ class ReportTest(tf.test.TestCase):
             web_line("oracle", 4500, 0.3, 9.0, lead=0.08),
         )
         self.assertIn("| 9.0x [9.0, 9.0] | 1.0 [1.0, 1.0] |  | 0.75 |", text)
+        found = gains.Gains(
+            web_summary(
+                web_line("oracle", 1400, 0.3, lead=0.5),
+                web_line("oracle", 4500, 0.3, lead=-0.1),
+            )
+        )
+        self.assertEqual(found.headroom(claims.LEVEL, 1400, 20.0), 0.4)
+        self.assertIsNone(found.headroom(claims.LEVEL, 1400, None))
+        self.assertIsNone(found.headroom(claims.LEVEL, 4500, 20.0))
+        self.assertIsNone(found.headroom(0.0, 1400, 20.0))
 
     def test_the_map_says_where_selection_pays(self):
         def line(
