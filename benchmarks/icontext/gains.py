@@ -150,10 +150,12 @@ class Gains:
             "single": series(f"{100 * line.noise:.0f}" for line in single),
             "pairs": series(f"{pairs:,}" for pairs, _ in curated[:-1]),
             "of_pairs": series(
-                _times(line) + " (1 seed)" * (line.seeds == 1)
+                _interval(line) + " (1 seed)" * (line.seeds == 1)
                 for _, line in curated[:-1]
             ),
-            "of_all_pairs": "".join(_times(line) for _, line in curated[-1:]),
+            "of_all_pairs": "".join(
+                _interval(line) for _, line in curated[-1:]
+            ),
             "bills": series(f"{line.bill:,}" for line in compute),
             "of_bills": series(map(_times, compute)),
             "slopes": series(slopes).replace("%", " %"),
@@ -183,6 +185,10 @@ def series(items):
 
 def _times(line):
     return f"{line.gain['mean']:.1f}"
+
+
+def _interval(line):
+    return "{mean:.1f} [{low:.1f}, {high:.1f}]".format(**line.gain)
 
 
 def _sorted(lines, name):

@@ -7,7 +7,7 @@ the templates.
 import functools
 import re
 
-from benchmarks.icontext import matrix, results, summary
+from benchmarks.icontext import bootstrap, matrix, results, summary
 
 # A trial is clearly better from so many times the kept setting's score on.
 _CLEARLY = 1.1
@@ -17,7 +17,7 @@ _TRIAL = re.compile(
 )
 _VALIDATION = "val_sets"
 # Of configs/icontext_web_bootstrap.py, where a cell does not say.
-_HYPER_BATCH, _BATCH = 768, 256
+_HYPER_BATCH, BATCH = 768, 256
 
 
 class RunWords:
@@ -97,6 +97,36 @@ class RunWords:
         found = runs[runs["cell"] == cell]["rank_agreement"].mean()
         return f"{found:.2f}" if found == found else None
 
+    def processor_seconds(self, *cells):
+        """Mean processor seconds of cells that ran on the same machines.
+
+        Returns:
+            as words; none if they ran on different ones.
+        """
+        if self._tables is None:
+            return []
+        runs = self._tables.runs
+        runs = runs[runs["cell"].isin(cells)]
+        if runs["machine"].nunique() != 1 or {*runs["cell"]} != {*cells}:
+            return []
+        means = runs.groupby("cell")["processor_seconds"].mean()
+        return [f"{means[cell]:,.0f}" for cell in cells]
+
+    def pairs(self, split):
+        """Pictures of a held-out split and the score of a random ranking.
+
+        Returns:
+            both in words; None without results.
+        """
+        if self._tables is None:
+            return None
+        concepts = self._tables.concepts
+        concepts = concepts[concepts["split"] == split]
+        _, run = next(iter(concepts.groupby(["cell", "seed"], observed=True)))
+        columns = run[list(bootstrap.Concepts._fields)]
+        chance = bootstrap.chance([bootstrap.Concepts(*columns.to_numpy().T)])
+        return f"{int(run['image_queries'].sum()):,}", f"{100 * chance:.1f}"
+
     def trials(self):
         """Settings that were tried on validation beside those kept, in words.
 
@@ -145,7 +175,7 @@ class RunWords:
                     if one.startswith("cascade.hyper_batch_size=")
                 ]
                 size = sizes[0] if sizes else _HYPER_BATCH
-                by_level.setdefault(size // _BATCH, set()).add(cell.level)
+                by_level.setdefault(size // BATCH, set()).add(cell.level)
         usual = max(by_level, key=lambda factor: len(by_level[factor]))
         rest = [
             f"K = {factor} at {percent(level)}"

@@ -31,7 +31,10 @@ _ROWS = {
     "oracle": "uniform without the noise, the oracle",
 }
 # Of summary.json.
-_LISTS = "rows", "bills", "held_out", "first_crossings", "uniform_ends"
+_LISTS = (
+    *("rows", "bills", "held_out", "first_crossings", "uniform_ends"),
+    "equal_scores",
+)
 # How much of a batch each mixture takes from the curated set.
 _SHARES = {
     "mixed_16": "a sixteenth",
@@ -39,6 +42,7 @@ _SHARES = {
     "mixed_4": "a quarter",
     "mixed_2": "a half",
 }
+_MISSED = "not reached"
 # A bill of so many times the target's is of equal cost.
 _EQUAL_COST = 1.03
 _METHOD = "bootstrapped"  # of which the goals are asked
@@ -163,7 +167,7 @@ class WebWords(web_runs.RunWords):
         if cascade and method and cascade["steps"] != method["steps"]:
             del rows["cascade_curated"]  # not run for as long
         return [
-            row | {"what": _ROWS[name].format(*words)}
+            _with_own_end(row) | {"what": _ROWS[name].format(*words)}
             for name, row in rows.items()
             if row
         ]
@@ -235,6 +239,19 @@ class WebWords(web_runs.RunWords):
             )
         return rows
 
+    def mixtures(self):
+        """Score ratios of each share of curated rows by length, in words."""
+        found = []
+        for method, share in _SHARES.items():
+            ratios = [
+                f"{claims.told(line[1]['over_uniform'])} after {steps:,}"
+                for line in lines_of(self._web, method)
+                if (steps := line[0]["steps"]) and line[1]["over_uniform"]
+            ]
+            if ratios:
+                found.append((share, ", ".join(ratios)))
+        return found
+
     def longer_uniform(self):
         """`web_row` of the uniform run beyond the target's; None without it."""
         lines = lines_of(self._web, summary.UNIFORM)
@@ -263,7 +280,7 @@ class WebWords(web_runs.RunWords):
                 claims.told(end["examples_ratio"], "x"),
                 claims.told(end["all"], "x"),
             )
-            for end in line[-1]["ends"]
+            for end in line[4]["ends"]
             if end["examples_ratio"]
             and not end["is_bound"]
             and end["steps"] != target
@@ -278,7 +295,7 @@ class WebWords(web_runs.RunWords):
             return None
         row = line[0]
         found = row["examples_ratio"], row["flops_ratio"]["all"]
-        return [claims.told(one, "x") or "not reached" for one in found]
+        return [claims.told(one, "x") or _MISSED for one in found]
 
     def web_row(self, method, steps=None, level=claims.LEVEL):
         """What the web-like data say of a method, in words.
@@ -296,7 +313,7 @@ class WebWords(web_runs.RunWords):
             lines = [line for line in lines if line[0]["steps"] == steps]
         if not lines:
             return None
-        row, bill, held_out, crossing, other = lines[-1]
+        row, bill, held_out, crossing, other, own = lines[-1]
         share, lead, slope = row["oracle_share"], row["lead"], row["slope"]
         headroom = lead and gains.Gains(self._web).headroom(
             level, row["steps"], 100 * lead["mean"]
@@ -319,20 +336,22 @@ class WebWords(web_runs.RunWords):
             "steps": f"{row['steps']:,}",
             "seeds": row["seeds"],
             "score": told(row["score"], factor=100),
-            "examples": times(row["examples_ratio"], "x") or "not reached",
-            "flops": times(flops["all"], "x") or "not reached",
+            "examples": times(row["examples_ratio"], "x") or _MISSED,
+            "flops": times(flops["all"], "x") or _MISSED,
             "reached": reached,
+            "own_examples": told(own["examples_ratio"], "x"),
+            "own_flops": told(own["flops_ratio"]["all"], "x"),
             "flops_parts": " / ".join(parts) if all(parts) else "",
             "lead_slope": " / ".join(
                 f"{100 * one['mean']:.1f}" for one in (lead, slope) if one
             )
             if lead and slope
             else "",
-            "mixture": told(ratios["examples"], "x") or "not reached",
-            "mixture_flops": told(ratios["all"], "x") or "not reached",
-            "crossing": told(crossing["examples_ratio"], "x") or "not reached",
+            "mixture": told(ratios["examples"], "x") or _MISSED,
+            "mixture_flops": told(ratios["all"], "x") or _MISSED,
+            "crossing": told(crossing["examples_ratio"], "x") or _MISSED,
             "crossing_flops": told(crossing["flops_ratio"]["all"], "x")
-            or "not reached",
+            or _MISSED,
             "oracle": f"{share['mean']:.2f}" if share else "",
             "headroom": "" if headroom is None else f"{headroom:.2f}",
             "lead": told(lead, factor=100),
@@ -395,7 +414,7 @@ class WebWords(web_runs.RunWords):
         for steps in dict.fromkeys((row["steps"], lines[-1][0]["steps"])):
             above = self.over_references(f"web_{_METHOD}_{steps}")
             if above:
-                words = f"{100 * min(above):+.1f} to {100 * max(above):+.1f}"
+                words = f"{100 * min(above):+.2f} to {100 * max(above):+.2f}"
                 what = (
                     f"after {steps:,} steps above all its earlier references, "
                     "in points on validation"
@@ -437,9 +456,11 @@ class WebWords(web_runs.RunWords):
         """Pairs of the pool, share of noise and curated pairs, in words."""
         sizes = matrix.WEB_POOL_SIZE, web_lib.NUM_CURATED
         pool, curated = (f"{size:,}" for size in sizes)
+        target = self.web_target() or {"steps": 0}
         return {
             "pool": pool,
             "curated": curated,
+            "passes": f"{target['steps'] * web_runs.BATCH / sizes[0]:.0f}",
             "noise": web_runs.percent(claims.LEVEL),
             "level": claims.LEVEL,
         }
@@ -454,6 +475,15 @@ class WebWords(web_runs.RunWords):
         if not found:
             return claims.NOT_RUN
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**found["matched"])
+
+
+def _with_own_end(row):
+    """A row whose ratios are to its own end where the target is missed."""
+    return row | {
+        name: f"{row[f'own_{name}']} to its own end"
+        for name in ("examples", "flops")
+        if row[name] == _MISSED and row[f"own_{name}"]
+    }
 
 
 def _field(is_given):

@@ -115,7 +115,7 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
     numbers |= {"over_uniform": 1.0, "over_target": 1.0, "own": 2.0}
     numbers |= {"crossing": 3.0, "bound": False, "ends": ()}
     numbers |= {"noise": claims.LEVEL} | changes
-    half = examples and examples / 2
+    half, own = examples and examples / 2, numbers["own"]
     key = {"noise": numbers["noise"], "method": method, "seeds": seeds}
     key |= {"steps": steps}
     row = ratios(examples, half, score=estimate(score)) | {
@@ -134,7 +134,7 @@ def web_line(method, steps, score, examples=None, seeds=3, **changes):
         "rows": key | row,
         "bills": key | bill,
         "held_out": key | dict.fromkeys(held_out, estimate(0.01)),
-        "equal_scores": key | ratios(numbers["own"], numbers["own"] / 2),
+        "equal_scores": key | ratios(own, own and own / 2),
         "first_crossings": key | ratios(numbers["crossing"], 0.5),
         "uniform_ends": key
         | {"is_bound": numbers["bound"], "ends": numbers["ends"]},
@@ -626,7 +626,7 @@ class ReportTest(tf.test.TestCase):
             # Of matrix `web_claims`.
             web_line("jest_f95", 700, 0.1),
         )
-        table = text.partition("## Appendix: other methods at 70 %")[2]
+        table = text.partition("## Appendix: other methods")[2]
         table = table.partition("\n## ")[0].splitlines()
         self.assertEqual(
             [line for line in table if line.startswith("| ")][2:],
@@ -638,6 +638,38 @@ class ReportTest(tf.test.TestCase):
                 "|  |  |",
             ],
         )
+
+    def test_a_missed_target_has_the_ratio_to_the_methods_own_end(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("bootstrapped", 4500, 0.2, 2.0),
+            web_line("filtered_50", 4500, 0.05, own=3.0),
+            web_line("oracle", 4500, 0.05, own=None),
+        )
+        for name, words in (
+            ("the best-matching half", "3.0x [3.0, 3.0] to its own end"),
+            ("uniform without the noise", "not reached"),
+        ):
+            (row,) = (
+                line
+                for line in text.splitlines()
+                if line.startswith(f"| {name}")
+            )
+            self.assertEqual(row.split(" | ")[5], words)
+
+    def test_ratios_of_mixtures_stand_by_length(self):
+        text = self.web_report(
+            web_line("uniform", 18000, 0.1, 1.0),
+            web_line("mixed_2", 4500, 0.1, over_uniform=1.0),
+            web_line("mixed_2", 1000, 0.1, over_uniform=2.5),
+            web_line("mixed_16", 1000, 0.1, over_uniform=None),
+        )
+        self.assertIn(
+            "- a half curated: 2.5 [2.5, 2.5] after 1,000, 1.0 [1.0, 1.0] "
+            "after 4,500",
+            text,
+        )
+        self.assertNotIn("- a sixteenth curated", text)
 
     def test_what_the_tables_alone_tell(self):
         lines = {
@@ -655,7 +687,11 @@ class ReportTest(tf.test.TestCase):
         runs = pd.DataFrame(
             {"cell": name} | dict(zip(columns, values, strict=True))
             for name, values in lines.items()
-        ).assign(rank_agreement=[0.75] + [None] * 8)
+        ).assign(
+            rank_agreement=[0.75] + [None] * 8,
+            processor_seconds=range(1000, 1009),
+            machine=["one"] * 8 + ["other"],
+        )
         curves = pd.DataFrame(
             {"cell": "web_bootstrapped_2700", "seed": seed, "step": step}
             | {"val_sets": score}
@@ -667,7 +703,13 @@ class ReportTest(tf.test.TestCase):
             clean=[0.5, 0.75, None, 0.75, 0.75, None],
         )
         words = web_words.WebWords(None, self.folder)
-        words.__dict__["_tables"] = results.Tables(runs, curves, None)
+        # One concept with two pictures, which no order can miss.
+        of_split = pd.DataFrame(
+            {"split": ["test_sets"] * 2 + ["val_sets"], "seed": [0, 1, 0]}
+            | {"image_queries": 2, "text_queries": 1}
+            | {"image_mrr": 1.0, "text_mrr": 1.0, "cell": "web_curated"}
+        )
+        words.__dict__["_tables"] = results.Tables(runs, curves, of_split)
         # One without what was kept beside it is left out.
         self.assertEqual(
             words.trials(),
@@ -699,6 +741,12 @@ class ReportTest(tf.test.TestCase):
         self.assertIsNone(words.clean("web_uniform_700"))
         self.assertEqual(words.agreement("web_bootstrapped_2700"), "0.75")
         self.assertIsNone(words.agreement("web_uniform_crops_4500"))
+        names = "web_bootstrapped_2700", "web90_uniform_2250"
+        self.assertEqual(words.processor_seconds(*names), ["1,000", "1,007"])
+        names = names[0], "web90_uniform_slow_2250"
+        self.assertEmpty(words.processor_seconds(*names))
+        self.assertEmpty(words.processor_seconds("web_uniform_700"))
+        self.assertEqual(words.pairs("test_sets"), ("2", "100.0"))
         # Renewed at 150 and 1,000 steps among others.
         self.assertAllClose(
             words.over_references("web_bootstrapped_2700"), [-0.05, 0.06]
@@ -880,8 +928,8 @@ class ReportTest(tf.test.TestCase):
             "After 2,700 steps the bootstrapped cascade (K = 3, K = 5 at 90 %",
             "at 50, 70 and 90 % noise, not clearly different at 30 %, and "
             "below it at 0 %: train",
-            "score ratio is 2.5 with 4,000 of\n  them, and 1.2 and 1.7 with "
-            "250 and 1,000.",
+            "score ratio is 2.5 [2.5, 2.5] with 4,000 of\n  them, and 1.2 "
+            "[1.2, 1.2] and 1.7 [1.7, 1.7] with 250 and 1,000.",
             "FLOPs of 2,700 and 4,500 uniform steps, at 70 % noise, its score "
             "is\n  2.5 and 2.0 times uniform training's.",
         ):
