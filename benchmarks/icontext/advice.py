@@ -31,8 +31,6 @@ from jest_tf.curation.advice import ROWS
 from jest_tf.curation.estimates import Estimate
 
 _SUMMARIES = {"test": "summary.json", "val": "validation.json"}
-# A pool cut once, at the best of the shares that were tried.
-_NAMES = {"filtered_50": "filtered"}
 # The gain: score over the best of uniform training at no more FLOPs.
 _GAIN = "over_uniform"
 # A decision depends on no setting of the learner.
@@ -101,7 +99,7 @@ def measured(folder):
             cell = evidence_lib.Cell(
                 row["noise"],
                 matched.get(row["noise"], 1.0 - row["noise"]),
-                _NAMES.get(row["method"], row["method"]),
+                row["method"],
                 row["steps"],
                 row["seeds"],
                 split,

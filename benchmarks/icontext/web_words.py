@@ -239,6 +239,10 @@ class WebWords(web_runs.RunWords):
             )
         return rows
 
+    def filtered_shares(self):
+        """How many shares of the pool, cut once, have results."""
+        return len(self._methods_run("filtered_"))
+
     def mixtures(self):
         """Score ratios of each share of curated rows by length, in words."""
         found = []

@@ -71,7 +71,6 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf import runs
     from jest_tf.curation import advice as advice_lib
     from jest_tf.curation import survey as survey_lib
-    from jest_tf.models import pretrained
     from jest_tf.reports import advice_page
     from jest_tf.runs import inputs, loading, progress
 
@@ -112,7 +111,6 @@ def run(flags: argparse.Namespace) -> None:
             curated=tuple(flags.curated),
             reference=name,
             is_quick=not flags.reference,
-            loss=model.loss if pretrained.is_name(name) else "",
             knows_pool=bool(inputs.seen_shards(model, recipe.data.train)),
         )
     )
@@ -197,6 +195,8 @@ def _check_unseen(reference, curated):
 
 def _command(flags, recipe, advice):
     """The commands that do what is advised."""
+    from jest_tf.curation.advice import FIRST
+
     plain = config.DataConfig()
     form = []
     for name in flags_lib.FORMAT_FIELDS:
@@ -204,28 +204,33 @@ def _command(flags, recipe, advice):
         if value != getattr(plain, name):
             values = value if isinstance(value, tuple) else (value,)
             form += [flags_lib.name(name), *values]
-    lines = [shlex.join(["jest-tf", *words, *form]) for words in advice.before]
-    words = ["jest-tf", "train", "--config", flags.config or "RECIPE"]
-    words += ["--workdir", "WORKDIR"]
+    before = [["jest-tf", *words, *form] for words in advice.before]
     settings = [
         f"data.{name}={overrides.text_of(getattr(recipe.data, name))}"
         for name in flags_lib.FORMAT_FIELDS
         if getattr(flags, name) is not None
     ]
     if flags.pool:
-        before = (
+        of_recipe = (
             config.load_config(flags.config).data if flags.config else plain
         )
         settings = [
             f"data.train={','.join(flags.pool)}",
-            *["data.weights=none"] * bool(before.weights),
-            *["data.manifest=none"] * bool(before.manifest),
+            *["data.weights=none"] * bool(of_recipe.weights),
+            *["data.manifest=none"] * bool(of_recipe.manifest),
             *settings,
         ]
-    settings += advice.settings
-    if settings:
-        words += ["--set", *settings]
-    return "\n".join([*lines, shlex.join(words)])
+
+    def train(workdir, more):
+        words = ["jest-tf", "train", "--config", flags.config or "RECIPE"]
+        changes = [*settings, *more]
+        changes = ["--set", *changes] if changes else []
+        return [*words, "--workdir", workdir, *changes]
+
+    if advice.first:
+        before = [train(FIRST, advice.first), *before]
+    commands = [*before, train("WORKDIR", advice.settings)]
+    return "\n".join(map(shlex.join, commands))
 
 
 def _json(found, advice, command):

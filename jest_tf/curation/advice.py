@@ -25,8 +25,10 @@ LEAST_POWER = 0.1
 # Cautions: curated sets narrower than this, of the pool's breadth; more
 # near-duplicates; wider intervals of the matched share.
 _NARROW, _REPEATED, _UNSURE = 0.5, 0.1, 0.3
-# Learners for which a choice made once is cheaper than one for each.
+# Learners for which a reference is worth a run of its own.
 SEVERAL = 3
+# Run directory of the learner that becomes the others' reference.
+FIRST = "FIRST"
 _LEAST_K, _MOST_K = 2, 10
 # Renewals: the first, in shares of a run, but not before so many steps; each
 # later one at twice the steps of the one before, up to a share of the run.
@@ -57,7 +59,6 @@ class Facts(NamedTuple):
         curated: patterns of the curated set's.
         reference: name of the reference.
         is_quick: whether it was trained for this advice only.
-        loss: by which a public model was trained; "" for a run.
         learners: models that will be trained on the pool.
         knows_pool: whether the reference was trained on the pool.
     """
@@ -73,7 +74,6 @@ class Facts(NamedTuple):
     curated: tuple[str, ...] = ()
     reference: str = ""
     is_quick: bool = True
-    loss: str = ""
     learners: int = 1
     knows_pool: bool = False
 
@@ -108,6 +108,10 @@ class Facts(NamedTuple):
         return gain / room if room > 0.01 else 0.0
 
 
+def _nothing(facts, recipe):
+    return []
+
+
 class Row(NamedTuple):
     """A row of the decision table.
 
@@ -119,7 +123,9 @@ class Row(NamedTuple):
         selects: whether it advises to select.
         method: of evidence.json, what to expect; "" has none.
         settings: for `jest-tf train --set`, of a recipe without selection.
-        before: the words of commands of `jest-tf` to run before.
+        first: the same, of a learner to train before, in `FIRST`; none of
+            most rows.
+        before: the words of commands of `jest-tf` to run before the others.
         gain: a field of `evidence.Cell`, over uniform training at equal FLOPs.
     """
 
@@ -132,6 +138,7 @@ class Row(NamedTuple):
     settings: Callable[[Facts, config_lib.TrainConfig], list[str]]
     before: Callable[[Facts], list[list[str]]] = lambda facts: []
     gain: str = _GAIN
+    first: Callable[[Facts, config_lib.TrainConfig], list[str]] = _nothing
 
 
 def _mixture(share):
@@ -146,21 +153,8 @@ def _embed(facts):
     return [["embed", "--model", facts.reference, "--data", *facts.pool]]
 
 
-def _curate(facts):
-    share = f"share={max(facts.matched.mean, 0.01):.2f}"
-    words = ["curate", "--data", *facts.pool, "--output", "MANIFEST"]
-    if not facts.loss:
-        return [[*words, "--workdir", facts.reference, "--set", share]]
-    # Of a public model curation knows the sidecars only.
-    return [*_embed(facts), [*words, "--set", share, f"loss={facts.loss}"]]
-
-
 def _curated(facts):
     return f"data.curated={','.join(facts.curated)}"
-
-
-def _nothing(facts, recipe):
-    return []
 
 
 def _cascade(facts, recipe):
@@ -236,10 +230,12 @@ def _share(facts, recipe, count):
     return min(1.0, max(least, records) / max(1, facts.size))
 
 
-def _manifest(facts, recipe):
-    # A manifest covers the pool alone.
-    without = ["data.curated=none", "data.curated_rows=0"]
-    return [*without * bool(recipe.data.curated), "data.manifest=MANIFEST"]
+def _from_first(facts, recipe):
+    return _from_reference(facts._replace(reference=FIRST), recipe)
+
+
+def _embed_by_first(facts):
+    return _embed(facts._replace(reference=FIRST))
 
 
 ROWS = (
@@ -274,17 +270,6 @@ ROWS = (
         _mixture(_CURATED_SHARE),
     ),
     Row(
-        "several",
-        f"a noisy pool and {SEVERAL} or more learners to train on it",
-        "choose once by the reference, [`jest-tf curate`](curation.md) with "
-        "`share` the matched share, and train by `data.manifest`",
-        lambda facts: facts.learners >= SEVERAL,
-        True,
-        "filtered",
-        _manifest,
-        _curate,
-    ),
-    Row(
         "reference",
         "a noisy pool and a trained reference",
         "[sidecars](data.md#the-references-embeddings) and stage 0 of a "
@@ -295,6 +280,20 @@ ROWS = (
         _from_reference,
         _embed,
         "over_uniform_given_reference",
+    ),
+    Row(
+        "several",
+        f"a noisy pool, a curated sample and {SEVERAL} or more learners to "
+        "train",
+        "[bootstrap](bootstrap.md) the first; its last weights are the "
+        "reference of the others: sidecars and stage 0, as above",
+        lambda facts: facts.learners >= SEVERAL,
+        True,
+        "second",
+        _from_first,
+        _embed_by_first,
+        "over_uniform_given_reference",
+        _bootstrapped,
     ),
     Row(
         "bootstrapped",
@@ -349,7 +348,8 @@ class Advice(NamedTuple):
     Attributes:
         row: of `ROWS`.
         settings: for `jest-tf train --set`.
-        before: the words of commands of `jest-tf` to run first.
+        first: the same, of a learner to train before, in `FIRST`; maybe none.
+        before: the words of commands of `jest-tf` to run before the others.
         cautions: on the estimates, in words.
         expected: of the row's method and, if it selects, of an oracle without
             noise, for the shortest and the longest runs; nothing that was not
@@ -359,6 +359,7 @@ class Advice(NamedTuple):
 
     row: Row
     settings: list[str]
+    first: list[str]
     before: list[list[str]]
     cautions: list[str]
     expected: list[evidence.Expectation]
@@ -404,22 +405,32 @@ def advise(
         if one.method == row.method
     ):
         cautions.append("the interval of the expected score ratio goes below 1")
-    by_name = {
-        text.split("=")[0]: text
-        for text in (
-            *_without_selection(recipe),
-            *row.settings(facts, recipe),
-        )
-    }
-    settings = [*by_name.values()]
+    settings = _complete(recipe, row.settings(facts, recipe))
+    first = row.first(facts, recipe)
+    if first:
+        first = _complete(recipe, first)
+    error = _error(recipe, first) or _error(recipe, settings)
+    if error:
+        cautions.append(f"this command is invalid for the recipe: {error}")
+    return Advice(row, settings, first, row.before(facts), cautions, expected)
+
+
+def _complete(recipe, wanted):
+    """The settings that are wanted, and those that undo a recipe's choice."""
+    settings = (*_without_selection(recipe), *wanted)
+    return [*{text.split("=")[0]: text for text in settings}.values()]
+
+
+def _error(recipe, settings):
+    """Why a recipe cannot have these settings; None if it can."""
+    values = dataclasses.asdict(recipe)
     try:
-        values = dataclasses.asdict(recipe)
         for text in settings:
             overrides.override(config_lib.TrainConfig, values, text)
         overrides.build(config_lib.TrainConfig, values)
     except ValueError as error:
-        cautions.append(f"this command is invalid for the recipe: {error}")
-    return Advice(row, settings, row.before(facts), cautions, expected)
+        return error
+    return None
 
 
 def _decide(facts, cells):

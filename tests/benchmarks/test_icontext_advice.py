@@ -109,13 +109,6 @@ class EvidenceTest(FolderTestCase):
             ["bootstrapped"],
         )
 
-    def test_a_pool_cut_once_stands_at_its_best_share(self):
-        self.write("summary.json", filtered_50=0.1, filtered_10=0.2)
-        self.assertEqual(
-            [one.method for one in advice.measured(self.folder)],
-            ["filtered", "filtered_10"],
-        )
-
     def test_the_package_carries_the_cells_of_the_results(self):
         self.assertEqual(
             json.loads(evidence.FILE.read_text()),

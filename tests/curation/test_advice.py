@@ -49,7 +49,7 @@ class RowsTest(tf.test.TestCase):
             ("bootstrapped", facts()),
             ("reference", facts(is_quick=False)),
             ("several", facts(learners=3)),
-            ("several", facts(learners=3, is_quick=False)),
+            ("reference", facts(learners=3, is_quick=False)),
             ("weak", facts(power=0.05, learners=3)),
             ("clean", facts(0.9)),
             ("clean", facts(0.99, power=0.0)),
@@ -110,7 +110,14 @@ class RowsTest(tf.test.TestCase):
                     "cascade.hyper_batch_size": 320,
                 },
             ),
-            (facts(learners=9), {"data.manifest": "MANIFEST"}),
+            (
+                facts(learners=9),
+                {
+                    "reference.model": "FIRST",
+                    "reference.sidecars": True,
+                    "cascade.hyper_batch_size": 192,
+                },
+            ),
         ):
             settings = advice.advise(found, RECIPE, []).settings
             values = {"steps": 1000, "data": {"train": ("pool",)}}
@@ -141,13 +148,13 @@ class RowsTest(tf.test.TestCase):
                 for text in advised.settings:
                     overrides.override(config.TrainConfig, values, text)
                 is_tpu = recipe.distribution.strategy == "tpu"
-                if name == "bootstrapped" and is_tpu:
+                if name in ("several", "bootstrapped") and is_tpu:
                     self.assertIn("one process embeds", advised.cautions[-1])
                     continue
                 built = overrides.build(config.TrainConfig, values)
                 self.assertEqual(built.selection, config.SelectionConfig())
                 self.assertEqual(built.batch_size, recipe.batch_size)
-                is_cascade = name in ("reference", "bootstrapped")
+                is_cascade = name in ("several", "reference", "bootstrapped")
                 self.assertEqual(
                     bool(built.cascade.hyper_batch_size), is_cascade
                 )
@@ -175,19 +182,19 @@ class RowsTest(tf.test.TestCase):
 
     def test_commands_come_first_where_a_choice_or_sidecars_are_needed(self):
         embed = "embed --model runs/r --data pool-*.tar"
-        curate = "curate --data pool-*.tar --output MANIFEST"
-        share = "share=0.30"
         for found, expected in (
             (facts(), []),
             (facts(is_quick=False), [embed]),
-            (facts(learners=3), [f"{curate} --workdir runs/r --set {share}"]),
-            (
-                facts(learners=3, loss="softmax"),
-                [embed, f"{curate} --set {share} loss=softmax"],
-            ),
+            (facts(learners=3), ["embed --model FIRST --data pool-*.tar"]),
         ):
             before = advice.advise(found, RECIPE, []).before
             self.assertEqual([" ".join(words) for words in before], expected)
+
+    def test_of_several_learners_the_first_is_bootstrapped(self):
+        self.assertEmpty(advice.advise(facts(), RECIPE, []).first)
+        first = advice.advise(facts(learners=3), RECIPE, []).first
+        alone = advice.advise(facts(), RECIPE, []).settings
+        self.assertEqual(first, alone)
 
     def test_what_is_wrong_with_the_estimates_is_said(self):
         wide = facts()._replace(matched=Estimate(0.3, 0.1, 0.5))
