@@ -22,6 +22,12 @@ from jest_tf.config import overrides
 ADVICE_FILE = "advice.json"
 PAGE_FILE = "advice.html"
 REFERENCE_FOLDER = "reference"
+# Methods of evidence.json in words.
+_METHODS = {
+    "cascade_curated": "stage 0",
+    "second": "stage 0",
+    "mixed_8": "mixed",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -333,7 +339,7 @@ def _expectations(advice):
             "over_target": f"{value} times uniform training's best end "
             f"(measured at {levels} of noise)",
         }
-        method = f"IconText, {one.method}"
+        method = f"IconText, {_METHODS.get(one.method, one.method)}"
         found.setdefault(method, []).append(words[one.measure])
     lines = {method: ", ".join(words) for method, words in found.items()}
     if not lines and advice.row.method:

@@ -285,8 +285,9 @@ ROWS = (
         "several",
         f"a noisy pool, a curated sample and {SEVERAL} or more learners to "
         "train",
-        "[bootstrap](bootstrap.md) the first; its last weights are the "
-        "reference of the others: sidecars and stage 0, as above",
+        "[bootstrap](bootstrap.md#several-learners) the first; its last "
+        "weights are the reference of the others, which choose by sidecars and "
+        "stage 0",
         lambda facts: facts.learners >= SEVERAL,
         True,
         "second",

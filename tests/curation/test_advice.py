@@ -1,12 +1,16 @@
 """Advice: which row applies, what it sets, what is expected of it."""
 
+import argparse
 import dataclasses
 import json
 import pathlib
+import shlex
 
 import tensorflow as tf
 
 from jest_tf import config
+from jest_tf.cli import advise as cli
+from jest_tf.cli import flags as flags_lib
 from jest_tf.config import overrides
 from jest_tf.curation import advice, evidence
 from jest_tf.curation.estimates import Estimate
@@ -195,6 +199,24 @@ class RowsTest(tf.test.TestCase):
         first = advice.advise(facts(learners=3), RECIPE, []).first
         alone = advice.advise(facts(), RECIPE, []).settings
         self.assertEqual(first, alone)
+
+    def test_the_commands_of_several_learners_are_in_order(self):
+        flags = argparse.Namespace(config=None, pool=["pool-*.tar"])
+        for name in flags_lib.FORMAT_FIELDS:
+            setattr(flags, name, None)
+        found = advice.advise(facts(learners=3), RECIPE, [])
+        first, embed, others = [
+            shlex.split(line)
+            for line in cli._command(flags, RECIPE, found).splitlines()
+        ]
+        train = ["jest-tf", "train", "--config", "RECIPE", "--workdir"]
+        pool = ["--set", "data.train=pool-*.tar"]
+        self.assertEqual(first, [*train, "FIRST", *pool, *found.first])
+        self.assertEqual(
+            embed,
+            ["jest-tf", "embed", "--model", "FIRST", "--data", "pool-*.tar"],
+        )
+        self.assertEqual(others, [*train, "WORKDIR", *pool, *found.settings])
 
     def test_what_is_wrong_with_the_estimates_is_said(self):
         wide = facts()._replace(matched=Estimate(0.3, 0.1, 0.5))
