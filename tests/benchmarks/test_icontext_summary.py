@@ -480,11 +480,11 @@ class SummaryTest(tf.test.TestCase):
     def test_every_level_has_its_own_target(self):
         values = summarise(
             *(*uniform(), CURATED),
-            a_run("web30_uniform_4500", 4500, 0.3),
-            a_run("web30_mixed_8_4500", 4500, 0.4),
+            a_run("web90_uniform_4500", 4500, 0.3),
+            a_run("web90_mixed_8_4500", 4500, 0.4),
         ).values()
         levels = [one["noise"] for one in values["targets"]]
-        self.assertEqual(levels, [0.3, 0.7])
+        self.assertEqual(levels, [0.7, 0.9])
         by_level = [
             one["noise"] for one in values["rows"] if one["method"] == "curated"
         ]
