@@ -28,7 +28,7 @@ _ROWS = {
     "cascade_curated": "cascade by a reference of the curated set",
     "bootstrapped": "**bootstrapped cascade**",
     "for longer": "bootstrapped cascade, longer",
-    "oracle": "uniform without the noise, the oracle",
+    "oracle": "uniform on the clean pairs alone, the oracle",
 }
 # Of summary.json.
 _LISTS = (

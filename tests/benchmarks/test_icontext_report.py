@@ -648,7 +648,7 @@ class ReportTest(tf.test.TestCase):
         )
         for name, words in (
             ("the best-matching half", "3.0x [3.0, 3.0] to its own end"),
-            ("uniform without the noise", "not reached"),
+            ("uniform on the clean pairs", "not reached"),
         ):
             (row,) = (
                 line
