@@ -25,6 +25,6 @@ def config() -> config_lib.TrainConfig:
         data=dataclasses.replace(
             reference.data, train=(f"{DATA}/pool-*.tfrecord",)
         ),
-        # On validation the best of 5e-4, 1e-3 and 2e-3.
+        # The best of 5e-4, 1e-3 and 2e-3 on validation, seed 0.
         optimizer=dataclasses.replace(reference.optimizer, learning_rate=1e-3),
     )

@@ -4,6 +4,7 @@ All numbers are those of summary.json; a name of `WebWords` is a word of the
 templates.
 """
 
+import collections
 import functools
 
 from benchmarks.icontext import (
@@ -31,9 +32,9 @@ _ROWS = {
     "oracle": "uniform on the clean pairs alone, the oracle",
 }
 # Of summary.json.
-_LISTS = (
-    *("rows", "bills", "held_out", "first_crossings", "uniform_ends"),
-    "equal_scores",
+_Entries = collections.namedtuple(
+    "_Entries",
+    "rows bills held_out first_crossings uniform_ends equal_scores",
 )
 # How much of a batch each mixture takes from the curated set.
 _SHARES = {
@@ -63,12 +64,12 @@ _GOALS = (
 
 
 def lines_of(web, method, level=claims.LEVEL):
-    """A method's entries in `_LISTS` for each length, shortest first."""
-    lists = [web[name] for name in _LISTS] if web else []
+    """A method's `_Entries` for each length, shortest first."""
+    lists = [web[name] for name in _Entries._fields] if web else []
     return sorted(
         (
             line
-            for line in zip(*lists, strict=True)
+            for line in map(_Entries._make, zip(*lists, strict=True))
             if (line[0]["noise"], line[0]["method"]) == (level, method)
         ),
         key=lambda line: line[0]["steps"],
@@ -230,7 +231,7 @@ class WebWords(web_runs.RunWords):
             row = None if method in shown else self.web_row(method)
             if row is None:
                 continue
-            steps = row["steps"].replace(",", "")
+            steps = lines_of(self._web, method)[-1].rows["steps"]
             clean = self.clean(f"web_{method}_{steps}")
             rows.append(
                 row
@@ -248,9 +249,9 @@ class WebWords(web_runs.RunWords):
         found = []
         for method, share in _SHARES.items():
             ratios = [
-                f"{claims.told(line[1]['over_uniform'])} after {steps:,}"
+                f"{claims.told(ratio)} after {line.rows['steps']:,}"
                 for line in lines_of(self._web, method)
-                if (steps := line[0]["steps"]) and line[1]["over_uniform"]
+                if (ratio := line.bills["over_uniform"])
             ]
             if ratios:
                 found.append((share, ", ".join(ratios)))
@@ -284,7 +285,7 @@ class WebWords(web_runs.RunWords):
                 claims.told(end["examples_ratio"], "x"),
                 claims.told(end["all"], "x"),
             )
-            for end in line[4]["ends"]
+            for end in line.uniform_ends["ends"]
             if end["examples_ratio"]
             and not end["is_bound"]
             and end["steps"] != target
