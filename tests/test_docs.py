@@ -471,7 +471,6 @@ class PythonBlocksTest(DocsTestCase):
 
 
 class CommandsTest(DocsTestCase):
-    @pytest.mark.slow
     def test_every_command_on_every_page_exists(self):
         count = 0
         # Recipes that a page shows are files in the folder by now.
@@ -487,7 +486,6 @@ class CommandsTest(DocsTestCase):
                     count += 1
         self.assertGreater(count, 10)
 
-    @pytest.mark.slow
     def test_the_header_of_every_program_shows_its_command(self):
         programs = [
             *ROOT.glob("configs/*.py"),

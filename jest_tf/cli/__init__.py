@@ -74,9 +74,10 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     except Exception:
         traceback.print_exc()
         code = 1
-    # An error's frames hold tf.data iterators, whose threads keep the process
-    # from ending. They can be freed once the handler has been left.
-    gc.collect()
+    if code:
+        # An error's frames hold tf.data iterators, whose threads keep the
+        # process from ending. They can be freed once the handler has been left.
+        gc.collect()
     sys.exit(code)
 
 
