@@ -33,6 +33,8 @@ END_TOKEN = "[EOS]"
 RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
 
 _COUNT_BATCH = 4096
+# The share of a vocabulary's size that may stay empty; the learner's default.
+_SLACK = 0.05
 
 
 def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -100,16 +102,18 @@ class _TextTokenizer(Tokenizer):
             rows = tokens.to_tensor(self.end_id, shape=[None, self.length - 1])
             return tf.pad(rows, [[0, 0], [0, 1]], constant_values=self.end_id)
 
-        return _in_graph(tokenize)
+        # TensorFlow Text does without AutoGraph, which takes half a second.
+        return _in_graph(tokenize, autograph=False)
 
 
-def _in_graph(tokenize):
+def _in_graph(tokenize, autograph=True):
     """Compiles `tokenize`, which makes its tokenizer itself.
 
     A new seed (`tf.random.set_seed`) destroys the resource of a SentencePiece
     tokenizer outside of a graph.
     """
-    return tf.function(tokenize, [tf.TensorSpec([None], tf.string)])
+    signature = [tf.TensorSpec([None], tf.string)]
+    return tf.function(tokenize, signature, autograph=autograph)
 
 
 class WordPieceTokenizer(_TextTokenizer):
@@ -449,13 +453,41 @@ def build_wordpiece_vocabulary(
         reserved_tokens=list(RESERVED_TOKENS),
         # The learner's default of 10 would starve small sets of words.
         lower_thresh=1,
+        slack_ratio=_SLACK,
     )
     # Of small sets all pieces fit, where the search for the least count that a
     # piece needs would end after a dozen trials.
     learned = learn(upper_thresh=1)
     if len(learned) > size:
-        learned = learn()
+        learned = learn(upper_thresh=_highest_threshold(counts, size))
     return learned[:size]
+
+
+def _highest_threshold(counts, size):
+    """The upper end that the learner's search has after its hopeless trials.
+
+    The learner searches for the least count of a piece by bisection. Each trial
+    counts all pieces of all words, and the first dozen find far too few. A
+    piece never counts for more than its occurrences in the words, so these
+    bound the number of pieces and tell the same without a trial.
+    """
+    occurrences, characters = collections.Counter(), set()
+    for word, count in counts.items():
+        characters.update(word)
+        for start in range(len(word)):
+            for end in range(start + 1, len(word) + 1):
+                occurrences[start > 0, word[start:end]] += count
+    found = np.sort(np.fromiter(occurrences.values(), np.int64))
+    # Characters are kept however rare, at a word's start and within.
+    always = len(RESERVED_TOKENS) + 2 * len(characters)
+    lower, upper = min(counts.values()), max(counts.values())
+    while lower < upper:
+        threshold = (lower + upper) // 2
+        most = always + len(found) - np.searchsorted(found, threshold)
+        if threshold <= 1 or most >= (1 - _SLACK) * size:
+            break
+        upper = threshold - 1
+    return upper
 
 
 def _count_words(captions):

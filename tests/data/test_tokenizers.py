@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from unittest import mock
 
 import numpy as np
 import sentencepiece_files
@@ -182,6 +183,38 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
         vocabulary = tokenizers.build_wordpiece_vocabulary(CAPTIONS, 9)
         self.assertLen(vocabulary, 9)
         tokenizers.WordPieceTokenizer(vocabulary, 4)
+
+    def test_skipped_trials_change_nothing(self):
+        rng = np.random.default_rng(0)
+        words = [
+            "".join(rng.choice([*"abcdé中"], rng.integers(1, 9)))
+            for _ in range(400)
+        ]
+        captions = [
+            " ".join(words[int(place)] for place in rng.zipf(1.3, 4) % 400)
+            for _ in range(800)
+        ]
+        learner = tokenizers.wordpiece_learner
+        by_bound = tokenizers._highest_threshold
+        trials = {}
+        for size in (20, 60, 150, 400):
+            found = []
+            for highest in (by_bound, lambda counts, size: 10**7):
+                with (
+                    mock.patch.object(tokenizers, by_bound.__name__, highest),
+                    mock.patch.object(
+                        learner,
+                        "learn_with_thresh",
+                        wraps=learner.learn_with_thresh,
+                    ) as learn,
+                ):
+                    found.append(
+                        tokenizers.build_wordpiece_vocabulary(captions, size)
+                    )
+                trials.setdefault(size, []).append(learn.call_count)
+            self.assertEqual(*found)
+        fewer, whole = zip(*trials.values(), strict=True)
+        self.assertLess(sum(fewer), sum(whole))
 
     def test_bad_arguments_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`size` must be over 2.*2"):
