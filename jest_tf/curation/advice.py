@@ -143,7 +143,9 @@ class Row(NamedTuple):
 
 def _mixture(share):
     def settings(facts, recipe):
-        rows = max(1, round(share * recipe.batch_size))
+        size = recipe.batch_size
+        divisors = [rows for rows in range(1, size) if size % rows == 0]
+        rows = min(divisors, key=lambda n: abs(n - share * size), default=1)
         return [_curated(facts), f"data.curated_rows={rows}"]
 
     return settings
@@ -165,11 +167,13 @@ def _cascade(facts, recipe):
 
 
 def _without_selection(recipe: config_lib.TrainConfig) -> list[str]:
-    """Returns the settings that make a recipe train uniformly."""
+    """Returns the settings that make a recipe train on the pool, uniformly."""
     found = []
+    if recipe.data.curated:
+        found += ["data.curated=none", "data.curated_rows=0"]
     for group in ("selection", "reference", "cascade", "bootstrap"):
         found += _reset(getattr(recipe, group), group)
-    if found:
+    if recipe.data.super_batch_size != recipe.batch_size:
         found.append(f"data.super_batch_size={recipe.batch_size}")
     return found
 
@@ -400,6 +404,12 @@ def advise(
         for measure in (row.gain if method == row.method else _GAIN, _TARGET)
         for one in _ends(cells, method, facts.matched, measure)
     ]
+    hyper_batch = facts.factor * recipe.batch_size
+    if row.selects and 0 < facts.size < hyper_batch:
+        cautions.append(
+            f"the pool has fewer records than a hyper-batch, {hyper_batch:,}, "
+            "so this command will be refused: take a smaller batch"
+        )
     if row.selects and any(
         one.measure == row.gain and one.value.low < 1.0
         for one in expected

@@ -257,7 +257,7 @@ def find_nearest(
             rows = np.take_along_axis(rows, kept, 1)
         if progress is not None:
             progress(stop, size)
-    # Ties go to the lower row.
+    # Ties among those kept go to the lower row.
     line = np.lexsort([rows, -best], axis=1)
     rows = np.take_along_axis(rows, line, 1)
     missing = [(0, 0), (0, max(0, count - rows.shape[1]))]

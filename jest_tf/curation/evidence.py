@@ -40,7 +40,7 @@ class Cell(NamedTuple):
         over_uniform: score over the best of uniform training at no more FLOPs,
             those of scoring and of references counted.
         over_uniform_given_reference: the same for a reference that is there
-            already, whose training does not count.
+            already; neither its training nor its own renewals count.
         over_target: score over uniform training's best end at any length.
     """
 

@@ -55,7 +55,7 @@ class Cascade:
     learner: sidecars_lib.Sidecars | None = None
 
     def __post_init__(self):
-        self._check_size(len(self.sidecars), "of `data.train`")
+        _check_size(self.size, len(self.sidecars), "of `data.train`")
 
     @property
     def size(self) -> int:
@@ -89,16 +89,20 @@ class Cascade:
         Raises:
             ValueError: a hyper-batch is larger than the rows the order draws.
         """
-        self._check_size(order.num_drawn, "that `data.manifest` has")
         sidecars, num_groups = self.sidecars, self.settings.num_groups
         num_rows = super_batch_size // num_groups
         size = self.size // num_groups
         # The curated positions of a group, which are not chosen from.
-        every, curated_rows = size, 0
+        every, curated_rows, pool = size, 0, order
         if isinstance(order, stream.WithCurated):
-            every = order.every
+            every, pool = order.every, order.pool
             curated_rows = size // every
         offered = size - curated_rows
+        _check_size(
+            num_groups * offered,
+            pool.num_drawn,
+            "that `data.manifest` has, curated ones aside",
+        )
         read = [sidecars, *([self.learner] if self.learner else [])]
         specs = [tf.TensorSpec([offered], tf.int64)]
         for one in read:
@@ -153,13 +157,14 @@ class Cascade:
 
         return join_groups(choose, start_step, rows, num_rows, num_groups)
 
-    def _check_size(self, most, what):
-        if self.size > most:
-            raise ValueError(
-                "`cascade.hyper_batch_size` (K B) must be at most the records "
-                f"{what}, {most:,}, or it would offer some of them twice. "
-                f"Received: {self.size:,}"
-            )
+
+def _check_size(size, most, what):
+    if size > most:
+        raise ValueError(
+            "`cascade.hyper_batch_size` (K B) must be at most the records "
+            f"{what}, {most:,}, or it would offer some of them twice. "
+            f"Received: {size:,}"
+        )
 
 
 def of_run(

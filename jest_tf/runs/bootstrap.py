@@ -158,7 +158,7 @@ def renew(
         least = before.recognised
         agreement = _agreement(config, store, workdir, before, sidecars, rows)
     else:
-        least = recognised_share(config, store, first) if first else 0.0
+        least = recognised_share(config, store, first, rows) if first else 0.0
     is_reference = config.bootstrap.renews == "reference"
     renewal = Renewal(
         step,

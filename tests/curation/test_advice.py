@@ -158,6 +158,10 @@ class RowsTest(tf.test.TestCase):
                 built = overrides.build(config.TrainConfig, values)
                 self.assertEqual(built.selection, config.SelectionConfig())
                 self.assertEqual(built.batch_size, recipe.batch_size)
+                is_mixed = name in ("covered", "weak")
+                self.assertEqual(built.data.curated_rows > 0, is_mixed)
+                has_curated = is_mixed or name == "bootstrapped"
+                self.assertEqual(bool(built.data.curated), has_curated)
                 is_cascade = name in ("several", "reference", "bootstrapped")
                 self.assertEqual(
                     bool(built.cascade.hyper_batch_size), is_cascade
@@ -230,6 +234,21 @@ class RowsTest(tf.test.TestCase):
             (caution,) = advice.advise(found, RECIPE, []).cautions
             self.assertIn(words, caution)
         self.assertEmpty(advice.advise(facts(), RECIPE, []).cautions)
+
+    def test_curated_rows_divide_the_batch(self):
+        for size, rows in ((100, 10), (63, 7), (64, 8), (7, 1)):
+            data = config.DataConfig(train=("pool",), super_batch_size=size)
+            recipe = dataclasses.replace(RECIPE, data=data)
+            found = advice.advise(facts(power=0.0), recipe, [])
+            self.assertIn(f"data.curated_rows={rows}", found.settings)
+            self.assertEmpty(found.cautions)
+
+    def test_a_pool_smaller_than_a_hyper_batch_is_said(self):
+        for size, words in ((192, []), (191, ["fewer records than a hyper"])):
+            cautions = advice.advise(facts(size=size), RECIPE, []).cautions
+            self.assertLen(cautions, len(words))
+            for caution, word in zip(cautions, words, strict=True):
+                self.assertIn(word, caution)
 
     def test_words_lose_their_marks(self):
         words = "a [cascade](cascade.md) of `K = 3`, [sets](x.md#a)"

@@ -484,6 +484,21 @@ class RefusalsTest(cascade_cases.CascadeTestCase):
             self.cascade(hyper_batch_size=81)
         self.cascade(hyper_batch_size=80)
 
+    def test_a_hyper_batch_with_more_pool_rows_than_the_pool(self):
+        """The last shard, 40 of 80 records, is the curated set."""
+        store = stores.join(
+            [stores.open_store(path) for path in self.store.shards.paths]
+        )
+
+        def batches(size):
+            curated = {"num_curated": 1, "curated_rows": 4}
+            chooser = self.cascade(hyper_batch_size=size)
+            return self.batches(1, chooser, store=store, **curated)
+
+        self.assertLen(batches(44), 1)  # 40 of the pool
+        with self.assertRaisesRegex(ValueError, "aside, 40,.*Received: 44"):
+            batches(48)
+
     def test_ids_that_differ_stop_it(self):
         class Other:
             """The store with other ids."""

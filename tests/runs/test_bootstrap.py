@@ -432,6 +432,40 @@ class SettingsTest(tf.test.TestCase):
             ):
                 bootstrap.renew(run, workdir, store, 4)
 
+    def test_the_first_reference_is_judged_on_the_learners_rows(self):
+        recipe = config.TrainConfig(
+            steps=10,
+            data=config.DataConfig(super_batch_size=64),
+            cascade=config.CascadeConfig(hyper_batch_size=256),
+            bootstrap=config.BootstrapConfig(renew_at=(2,)),
+        )
+        rows = np.array([True, False, True])
+        shares = {"learner": 0.3, "first": 0.4}
+        judged = []
+
+        def recognised(recipe, store, sidecars, some):
+            judged.append((sidecars, some))
+            return shares[sidecars]
+
+        workdir = tempfile.mkdtemp(dir=self.get_temp_dir())
+        with (
+            mock.patch.multiple(
+                bootstrap,
+                embedded_rows=mock.Mock(return_value=rows),
+                embed_records=mock.Mock(return_value=(2, 2, 9, 1.0)),
+                recognised_share=recognised,
+                _delete_old=mock.DEFAULT,
+            ),
+            mock.patch.object(
+                bootstrap.sidecars_lib, "Sidecars", return_value="learner"
+            ),
+        ):
+            run = mock.Mock(config=recipe)
+            bootstrap.renew(run, workdir, mock.MagicMock(), 2, "first")
+        self.assertEqual(judged, [("learner", rows), ("first", rows)])
+        (renewal,) = bootstrap.renewals(recipe, workdir)
+        self.assertFalse(renewal.kept)
+
     def test_what_does_not_fit_is_refused(self):
         base = {"steps": 10}
         cascade = config.CascadeConfig(hyper_batch_size=256)
