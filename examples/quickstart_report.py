@@ -192,10 +192,11 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     quality.append(("chance", *_spreads(chance, _QUALITY)))
     return "\n\n".join(
         (
-            "Examples and FLOPs of training, equal for every seed. *Cascaded* "
-            "examples are those that stage 0 of the cascade chose from; "
-            "FLOPs are those of steps alone. `no_reuse` and `reuse` are the "
-            "paper's two ways to count (docs/ledger.md).",
+            "Examples and FLOPs of training, equal for every seed. *Cascaded*: "
+            "the examples from which the cascade chose. FLOPs here are those "
+            "of the steps; the first table also counts the reference, "
+            "embeddings and the cascade's choice. `no_reuse` and `reuse` are "
+            "the paper's two ways to count ([ledger.md](ledger.md)).",
             markdown.table(("learner", "steps", *_EXAMPLES, *_FLOPS), costs),
             f"Seconds of training and of a step, and peak memory ({count}).",
             markdown.table(

@@ -207,13 +207,15 @@ def ends_of(chosen):
 def with_renewals(curves, chosen, workdir, config):
     """Curves of a run that renews its reference, with what chose it.
 
-    `recognised` and `is_kept` are of the renewal at a step, `clean` is the
-    share of clean pairs trained on from there to the next evaluation.
+    `recognised` and `is_kept` are of the renewal at a step, if it embedded
+    anything. `clean` is the share of clean pairs trained on from there to the
+    next evaluation.
     """
     renewals = bootstrap.renewals(config, workdir)
     if not renewals or "clean" not in chosen:
         return curves
     renewals = pd.DataFrame(renewals).set_index("step")
+    renewals = renewals[renewals["images"] > 0]
     after = np.searchsorted(curves["step"], chosen.index, side="left") - 1
     clean = chosen["clean"].groupby(after).mean()
     return curves.assign(

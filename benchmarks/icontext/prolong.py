@@ -29,6 +29,9 @@ def main(arguments=None):
         _copy(options.source, workdir)
     config = directory.load_config(str(workdir))
     if config.steps < options.steps:
+        # Without weights an earlier prolongation was killed as it began.
+        if not directory.has(str(workdir), directory.WEIGHTS_FILE):
+            runs.train(config, str(workdir))
         runs.extend(str(workdir), options.steps - config.steps)
     else:
         runs.train(config, str(workdir))

@@ -150,14 +150,14 @@ class Plan:
             *("trainers.train", "--config", _recipe(cell)),
             *("--workdir", workdir, "--set", *settings),
         )
-        if shorter:
+        steps = config_lib.load_config(_recipe(cell), settings).steps
+        is_finished = is_trained and _is_evaluated(workdir, steps)
+        if shorter and not is_finished:
             needs.append(self.add_run(shorter, seed, for_others=True))
-            steps = config_lib.load_config(_recipe(cell), settings).steps
             train = (
                 *(runner.PROLONG, "--source", self.workdir(shorter, seed)),
                 *("--workdir", workdir, "--steps", steps),
             )
-        is_finished = is_trained and _is_evaluated(workdir)
         commands = [] if is_finished else [train]
         if not is_collected:
             commands.append(
@@ -334,11 +334,10 @@ class Plan:
         return self._add(name, commands, needs, done=done)
 
 
-def _is_evaluated(workdir):
-    """Whether a run's evaluations go up to its last step."""
+def _is_evaluated(workdir, steps):
+    """Whether a run's evaluations go up to so many steps."""
     rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
-    last = directory.load_config(workdir).steps
-    return bool(rows) and rows[-1]["step"] == last
+    return bool(rows) and rows[-1]["step"] == steps
 
 
 def _recipe(cell):

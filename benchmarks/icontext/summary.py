@@ -37,15 +37,17 @@ length, with the seeds that were run.
   are of validation splits. `targets` have the steps at which a curve of uniform
   training, or of the mixture, is first at the target (`reached`).
 - `uniform_ends` are ratios to the ends of all uniform runs: an end that uniform
-  training nears slowly makes them large.
+  training nears slowly makes them large. `mixture` is the mixture's cost of its
+  own best end over the line's cost of the same.
 - `equal_scores` are ratios to the line's own end, or to the target if that is
   lower; null below uniform training's shortest schedule.
 - **FLOPs**, three ways. `scores`: steps, with the learner's scores, and stage
   0. `reference`: and the training of all references, those by which pools were
   cut and the references' own. `all`: and every embedding of the pool, by them
   or by the run's own renewals. Examples are those that the learner trains on.
-- `bills` are the FLOPs of a line in uniform steps, the best end of uniform
-  training at that bill or a lower one, and the score over it and over the
+- `bills` are the FLOPs of a line in uniform steps (`without_references`: but
+  for what references cost before the run), the best end of uniform training at
+  that bill or a lower one, and the score over it and over the
   target. What uniform training does with a bill beyond its longest run is null.
 - **Oracle's share**: the score over that of training without noise, at equal
   steps; null beyond the lengths that were run.
@@ -72,7 +74,10 @@ from benchmarks.icontext import (
     targets,
 )
 
-UNIFORM, ORACLE, MIXTURE = "uniform", "oracle", "mixed_"
+UNIFORM, ORACLE = "uniform", "oracle"
+_MIXTURE = re.compile(r"mixed_\d+")
+# Kind of a bill without what was spent on references before the run.
+_GIVEN = "without_references"
 _DOMAIN = "icontext"
 _FILES = {"test": "summary", "val": "validation"}
 _VALIDATION = ("val_sets",)
@@ -97,9 +102,12 @@ def main(arguments=None):
             f"error: no run in '{options.results}' has the split "
             f"'{options.splits}_sets'; run a matrix of the web-like data first"
         )
+    try:
+        values = found.values()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / _FILES[options.splits]
-    values = found.values()
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     path.with_suffix(".json").write_text(text, "utf-8")
     page = summary_page.render(values, found.lines)
@@ -152,6 +160,7 @@ class Summary:
         tables = tables._replace(runs=current(tables.runs))
         self._comparison = comparison.Comparison(tables)
         self._spent = targets.flops_three_ways(self._comparison)
+        self._costs = self._spent | {_GIVEN: targets.flops_without_references}
         self.lines = self._lines()
         levels = dict.fromkeys(line.level for line in self.lines)
         self._bases = {level: self._base(level) for level in levels}
@@ -207,11 +216,7 @@ class Summary:
         uniform = methods.get(UNIFORM)
         if not uniform:
             return None
-        # A length with fewer seeds than others is no target yet.
-        seeds = [len(line.runs) for line in uniform]
-        most = min(max(seeds), comparison.LEAST_SEEDS)
-        ends = self._ends(uniform, _VALIDATION)[:, 0]
-        best = int(np.argmax(np.where(np.array(seeds) >= most, ends, -1.0)))
+        best, ends = self._best(uniform), self._ends(uniform, _VALIDATION)[:, 0]
 
         def rank(ladder):
             """Soonest at the target, or else highest."""
@@ -224,7 +229,7 @@ class Summary:
         mixtures = [
             ladder
             for method, ladder in methods.items()
-            if method.startswith(MIXTURE)
+            if _MIXTURE.fullmatch(method)
         ]
         return Base(
             uniform,
@@ -232,6 +237,14 @@ class Summary:
             min(mixtures, key=rank, default=[]),
             methods.get(ORACLE, []),
         )
+
+    def _best(self, ladder):
+        """Place of the line with the best end on validation."""
+        # A length with fewer seeds than others is no target yet.
+        seeds = [len(line.runs) for line in ladder]
+        most = min(max(seeds), comparison.LEAST_SEEDS)
+        ends = self._ends(ladder, _VALIDATION)[:, 0]
+        return int(np.argmax(np.where(np.array(seeds) >= most, ends, -1.0)))
 
     def _ends(self, ladder, splits, seeds=None):
         spread = functools.partial(self._spread, splits)
@@ -308,9 +321,8 @@ class Summary:
             values["mixture_reached"] = _estimate(needed)
         return values
 
-    def _target_score(self, base, seeds=None, place=None):
-        ends = self._ends(base.uniform, self._score, seeds)
-        return ends[base.best if place is None else place]
+    def _target_score(self, base):
+        return self._ends(base.uniform, self._score)[base.best]
 
     def _needed(self, ladder, target, seeds=None):
         ends = self._ends(ladder, self._score, seeds)
@@ -337,12 +349,12 @@ class Summary:
         ]
         return np.minimum(full, min(early))
 
-    def _ratios(self, line, place=None):
+    def _ratios(self, line, end=None):
         """Ratios to the target by full schedules.
 
         Args:
             line: `ladders.Line`.
-            place: of the uniform line whose end is the target; the best.
+            end: the line whose end is the target; None is the target's own.
         """
         base = self._bases[line.level]
         if not base:
@@ -350,7 +362,8 @@ class Summary:
                 "is_bound": False,
                 "mixture_ratio": _nothing("examples", "all"),
             }
-        target = self._target_score(base, line.runs, place)
+        end = end or base.uniform[base.best]
+        target = self._ends([end], self._score, line.runs)[0]
         ladder = [
             one
             for one in self.lines
@@ -388,10 +401,14 @@ class Summary:
         }
 
     def _uniform_ends(self, line):
-        """Ratios to the end of each uniform line."""
+        """Ratios to the end of each uniform line, and to the mixture's."""
         base = self._bases[line.level]
+        mixture = _nothing("examples", "all")
         if not base:
-            return {"is_bound": False, "ends": []}
+            return {"is_bound": False, "ends": [], "mixture": mixture}
+        if base.mixture:
+            end = base.mixture[self._best(base.mixture)]
+            mixture = self._ratios(line, end)["mixture_ratio"]
         ends = [
             {
                 "steps": other.steps,
@@ -400,10 +417,11 @@ class Summary:
                 "all": found["flops_ratio"]["all"],
                 "is_bound": found["is_bound"],
             }
-            for place, other in enumerate(base.uniform)
-            for found in [self._ratios(line, place)]
+            for other in base.uniform
+            for found in [self._ratios(line, other)]
         ]
-        return {"is_bound": ends[base.best]["is_bound"], "ends": ends}
+        is_bound = ends[base.best]["is_bound"]
+        return {"is_bound": is_bound, "ends": ends, "mixture": mixture}
 
     def _over(self, other, theirs, ours, spent):
         """Ratios of the costs of `theirs` steps of a line without a reference.
@@ -451,9 +469,7 @@ class Summary:
             )
         best = base.uniform[base.best]
         a_step = self._bill(best, "all") / best.steps
-        steps = {
-            kind: self._bill(line, kind) / a_step for kind in targets.KINDS
-        }
+        steps = {kind: self._bill(line, kind) / a_step for kind in self._costs}
         lengths = ladders.lengths(base.uniform)
         ends = self._ends(base.uniform, self._score, line.runs)
         score = self._ends([line], self._score)[0]
@@ -461,15 +477,10 @@ class Summary:
         # Unknown beyond the longest run.
         uniform, beside_reference = (
             ladders.end_at(lengths, highest, bill)
-            for bill in (
-                steps["all"],
-                steps["all"] - steps["reference"] + steps["scores"],
-            )
+            for bill in (steps["all"], steps[_GIVEN])
         )
         return {
-            "uniform_steps": {
-                kind: round(steps[kind]) for kind in targets.KINDS
-            },
+            "uniform_steps": {kind: round(steps[kind]) for kind in steps},
             "uniform_score": _estimate(uniform),
             "over_uniform": _estimate(score / uniform),
             "over_uniform_given_reference": _estimate(score / beside_reference),
@@ -502,7 +513,7 @@ class Summary:
     def _bill(self, line, kind, seeds=None):
         """Mean FLOPs of the full schedules of a line."""
         runs = ladders.of_seeds(line, seeds)
-        spent = self._spent[kind]
+        spent = self._costs[kind]
         return np.mean([spent(run, run.row.steps) for run in runs])
 
 

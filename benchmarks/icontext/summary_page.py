@@ -3,6 +3,7 @@
 import numpy as np
 
 from benchmarks import report
+from benchmarks.icontext import targets
 
 _SCORES = (
     *("method", "steps", "seeds", "score"),
@@ -109,7 +110,7 @@ def _costs(line, values, place):
     return (
         line.what,
         f"{line.steps:,}",
-        " / ".join(f"{one:,}" for one in bills["uniform_steps"].values()),
+        " / ".join(f"{bills['uniform_steps'][one]:,}" for one in targets.KINDS),
         _percent(bills["uniform_score"]),
         _interval(bills["over_target"], 2),
         *(
@@ -119,7 +120,7 @@ def _costs(line, values, place):
         ),
         ratio(row["examples_ratio"]),
         *map(ratio, row["flops_ratio"].values()),
-        *map(_interval, row["mixture_ratio"].values()),
+        *map(ratio, row["mixture_ratio"].values()),
     )
 
 

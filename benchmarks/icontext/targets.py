@@ -152,12 +152,10 @@ def flops_three_ways(comparison):
             if name not in comparison:
                 raise ValueError(
                     f"The tables must have the runs of {name!r}, which is "
-                    f"charged to {cell!r}. Received: none"
+                    f"charged to {cell!r}. Received: none; run "
+                    f"cell {name} with its matrix first"
                 )
         return [comparison.of(name)[0] for name in names]
-
-    def embedding(run, steps):
-        return renewals_at(run, steps) + run.row.flops_embedded
 
     def with_reference(run, steps):
         needed = chain(run.row.cell)
@@ -166,10 +164,19 @@ def flops_three_ways(comparison):
 
     def everything(run, steps):
         needed = chain(run.row.cell)
-        embedded = sum(embedding(one, one.row.steps) for one in needed)
-        return with_reference(run, steps) + embedding(run, steps) + embedded
+        embedded = sum(_embedding(one, one.row.steps) for one in needed)
+        return with_reference(run, steps) + _embedding(run, steps) + embedded
 
     return dict(zip(KINDS, (flops_at, with_reference, everything), strict=True))
+
+
+def flops_without_references(run, steps):
+    """FLOPs of `steps` steps and of every embedding, by no matter whom."""
+    return flops_at(run, steps) + _embedding(run, steps)
+
+
+def _embedding(run, steps):
+    return renewals_at(run, steps) + run.row.flops_embedded
 
 
 def flops_at(run, steps):

@@ -7,6 +7,8 @@ the templates.
 import functools
 import re
 
+import pandas as pd
+
 from benchmarks.icontext import bootstrap, matrix, results, summary
 
 # A trial is clearly better from so many times the kept setting's score on.
@@ -50,9 +52,17 @@ class RunWords:
         curves = curves[curves["cell"] == cell.cell]
         found = []
         for _, curve in curves.groupby("seed"):
-            scores = curve.set_index("step")[_VALIDATION]
-            chain = scores[scores.index.isin([int(one) for one in renewals])]
-            found.append(scores.iloc[-1] - chain.max())
+            is_due = curve["step"].isin([int(one) for one in renewals])
+            # Older runs have no record of which learners were rejected.
+            kept = curve.get("is_kept", pd.Series(index=curve.index)).dropna()
+            if len(kept):
+                is_due &= (
+                    kept.astype(str)
+                    .eq("True")
+                    .reindex(curve.index, fill_value=False)
+                )
+            scores = curve[_VALIDATION]
+            found.append(scores.iloc[-1] - scores[is_due].max())
         return found
 
     def renewals(self, cell):

@@ -325,9 +325,9 @@ class WebWords(web_runs.RunWords):
         )
         told, ratios = claims.told, row["mixture_ratio"]
         times = claims.bound if other["is_bound"] else claims.told
-        doublings = 0.0
-        if lead and slope and slope["mean"] > 0:
-            doublings = lead["mean"] / slope["mean"]
+        own_mixture = other["mixture"]
+        spent = bill["uniform_steps"]
+        doublings = _doublings(lead, slope)
         flops, reached = row["flops_ratio"], ""
         target = self.web_target(level)
         if target and row["examples_ratio"] and not other["is_bound"]:
@@ -347,13 +347,11 @@ class WebWords(web_runs.RunWords):
             "own_examples": told(own["examples_ratio"], "x"),
             "own_flops": told(own["flops_ratio"]["all"], "x"),
             "flops_parts": " / ".join(parts) if all(parts) else "",
-            "lead_slope": " / ".join(
-                f"{100 * one['mean']:.1f}" for one in (lead, slope) if one
-            )
-            if lead and slope
-            else "",
-            "mixture": told(ratios["examples"], "x") or _MISSED,
-            "mixture_flops": told(ratios["all"], "x") or _MISSED,
+            "lead_slope": _lead_over_slope(lead, slope),
+            "mixture": times(ratios["examples"], "x") or _MISSED,
+            "mixture_flops": times(ratios["all"], "x") or _MISSED,
+            "own_mixture": told(own_mixture["examples"], "x") or _MISSED,
+            "own_mixture_flops": told(own_mixture["all"], "x") or _MISSED,
             "crossing": told(crossing["examples_ratio"], "x") or _MISSED,
             "crossing_flops": told(crossing["flops_ratio"]["all"], "x")
             or _MISSED,
@@ -361,9 +359,10 @@ class WebWords(web_runs.RunWords):
             "headroom": "" if headroom is None else f"{headroom:.2f}",
             "lead": told(lead, factor=100),
             "slope": f"{100 * slope['mean']:.1f}" if slope else "",
-            "doublings": f"{doublings:.1f}",
-            "times": f"{2**doublings:.1f}x",
-            "bill": f"{bill['uniform_steps']['all']:,}",
+            "doublings": f"{doublings:.1f}" if doublings else "",
+            "times": f"{2**doublings:.1f}x" if doublings else "",
+            "bill": f"{spent['all']:,}",
+            "a_step": f"{spent['without_references'] / row['steps']:.1f}",
             "over_uniform": told(bill["over_uniform"]),
             "over_target": told(bill["over_target"]),
             "concepts": told(
@@ -489,6 +488,22 @@ def _with_own_end(row):
         for name in ("examples", "flops")
         if row[name] == _MISSED and row[f"own_{name}"]
     }
+
+
+def _doublings(lead, slope):
+    """How many doublings of uniform training a lead is worth, or None."""
+    if not (lead and slope) or slope["mean"] <= 0:
+        return None
+    return lead["mean"] / slope["mean"]
+
+
+def _lead_over_slope(lead, slope):
+    """Both in points, and 2^(lead / slope), in words."""
+    if not (lead and slope):
+        return ""
+    doublings = _doublings(lead, slope)
+    words = " / ".join(f"{100 * one['mean']:.1f}" for one in (lead, slope))
+    return words if doublings is None else f"{words} = {2**doublings:.1f}x"
 
 
 def _field(is_given):

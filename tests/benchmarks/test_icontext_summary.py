@@ -237,6 +237,8 @@ class SummaryTest(tf.test.TestCase):
             a_run("web_mixed_8_9000", 9000, 0.14),
             a_run("web_mixed_2_1000", 1000, 0.02),
             a_run("web_mixed_2_4500", 4500, 0.07),
+            # A trial of a setting is no mixture.
+            a_run("web_mixed_8_slow_4500", 4500, 0.3),
         ).values()
         (target,) = values["targets"]
         steps = 4500 * 2**0.75
@@ -245,6 +247,9 @@ class SummaryTest(tf.test.TestCase):
         found = row(values, "cascade_curated", 1400)["mixture_ratio"]
         self.check(found["examples"], steps / 1400)
         self.check(found["all"], steps / (1.1 * 1400 + 1400))
+        found = row(values, "cascade_curated", 1400, "uniform_ends")["mixture"]
+        self.check(found["examples"], 9000 / 1400)
+        self.check(found["all"], 9000 / (1.1 * 1400 + 1400))
 
     def test_a_mixture_that_misses_the_target_has_no_cost(self):
         values = summarise(
@@ -317,7 +322,8 @@ class SummaryTest(tf.test.TestCase):
         found = row(values, "cascade_curated", 1400, "bills")
         self.assertEqual(
             found["uniform_steps"],
-            {"scores": 1540, "reference": 2540, "all": 2940},
+            {"scores": 1540, "reference": 2540, "all": 2940}
+            | {"without_references": 1940},
         )
         other = 0.04 * (1 + np.log2(2940 / 2250))
         self.check(found["uniform_score"], other)
@@ -337,6 +343,19 @@ class SummaryTest(tf.test.TestCase):
         self.check(found["scores"], 9000 / 1400)
         self.check(found["reference"], 9000 / 1400)
         self.check(found["all"], 9000 / 2000)
+
+    def test_a_given_reference_costs_neither_training_nor_renewals(self):
+        values = summarise(
+            *uniform(),
+            a_run("web_bootstrapped_1400", 1400, 0.12, flops_renewals=600),
+            a_run("web_second_1400", 1400, 0.16, flops_embedded=400),
+        ).values()
+        found = row(values, "second", 1400, "bills")
+        self.assertEqual(
+            found["uniform_steps"],
+            {"scores": 1400, "reference": 2800, "all": 3800}
+            | {"without_references": 1800},
+        )
 
     def test_recorded_renewals_count_from_the_evaluation_after_them(self):
         run = a_run(
