@@ -25,8 +25,9 @@ LEAST_POWER = 0.1
 # Cautions: curated sets narrower than this, of the pool's breadth; more
 # near-duplicates; wider intervals of the matched share.
 _NARROW, _REPEATED, _UNSURE = 0.5, 0.1, 0.3
-# Learners for which a reference is worth a run of its own.
-SEVERAL = 3
+# From so many learners on, the first becomes the others' reference: on IconText
+# a second one then costs less than to bootstrap it, too, and scores higher.
+SEVERAL = 2
 # Run directory of the learner that becomes the others' reference.
 FIRST = "FIRST"
 _LEAST_K, _MOST_K = 2, 10

@@ -52,7 +52,7 @@ class RowsTest(tf.test.TestCase):
         for expected, found in (
             ("bootstrapped", facts()),
             ("reference", facts(is_quick=False)),
-            ("several", facts(learners=3)),
+            ("several", facts(learners=2)),
             ("reference", facts(learners=3, is_quick=False)),
             ("weak", facts(power=0.05, learners=3)),
             ("clean", facts(0.9)),
