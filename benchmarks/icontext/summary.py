@@ -37,8 +37,9 @@ length, with the seeds that were run.
   are of validation splits. `targets` have the steps at which a curve of uniform
   training, or of the mixture, is first at the target (`reached`).
 - `uniform_ends` are ratios to the ends of all uniform runs: an end that uniform
-  training nears slowly makes them large. `mixture` is the mixture's cost of its
-  own best end over the line's cost of the same.
+  training nears slowly makes them large. `reached` is the line's step at the
+  target. `mixture` is the mixture's cost of its own best end over the line's
+  cost of the same.
 - `equal_scores` are ratios to the line's own end, or to the target if that is
   lower; null below uniform training's shortest schedule.
 - **FLOPs**, three ways. `scores`: steps, with the learner's scores, and stage
@@ -280,6 +281,7 @@ class Summary:
                 lengths = ladders.lengths(base.oracle)
                 share = score / ladders.end_at(lengths, oracle, line.steps)
         ratios = self._ratios(line)
+        del ratios["reached"]
         return {
             "score": _estimate(score),
             "lead": _estimate(lead),
@@ -359,6 +361,7 @@ class Summary:
         base = self._bases[line.level]
         if not base:
             return _no_ratios() | {
+                "reached": None,
                 "is_bound": False,
                 "mixture_ratio": _nothing("examples", "all"),
             }
@@ -396,6 +399,7 @@ class Summary:
             }
         shortest = ladder[0].steps
         return found | {
+            "reached": float(ours[0]) if np.isfinite(ours[0]) else None,
             "is_bound": line.method != UNIFORM and bool(ours[0] <= shortest),
             "mixture_ratio": mixed,
         }
@@ -405,7 +409,8 @@ class Summary:
         base = self._bases[line.level]
         mixture = _nothing("examples", "all")
         if not base:
-            return {"is_bound": False, "ends": [], "mixture": mixture}
+            unknown = {"is_bound": False, "reached": None, "ends": []}
+            return unknown | {"mixture": mixture}
         if base.mixture:
             end = base.mixture[self._best(base.mixture)]
             mixture = self._ratios(line, end)["mixture_ratio"]
@@ -416,12 +421,13 @@ class Summary:
                 "examples_ratio": found["examples_ratio"],
                 "all": found["flops_ratio"]["all"],
                 "is_bound": found["is_bound"],
+                "reached": found["reached"],
             }
             for other in base.uniform
             for found in [self._ratios(line, other)]
         ]
-        is_bound = ends[base.best]["is_bound"]
-        return {"is_bound": is_bound, "ends": ends, "mixture": mixture}
+        own = {name: ends[base.best][name] for name in ("is_bound", "reached")}
+        return own | {"ends": ends, "mixture": mixture}
 
     def _over(self, other, theirs, ours, spent):
         """Ratios of the costs of `theirs` steps of a line without a reference.

@@ -201,6 +201,7 @@ class SummaryTest(tf.test.TestCase):
         # The ratios to all ends, a doubling of 0.06 / log2(4500 / 1400) each.
         found = row(values, "cascade_curated", 4500, "uniform_ends")
         self.assertFalse(found["is_bound"])
+        self.assertAllClose(found["reached"], 1400 * (4500 / 1400) ** (1 / 3))
         long = (4500 / 1400) ** (1 / 3), (4500 / 1400) ** (2 / 3)
         for end, steps, needed, is_bound in (
             (found["ends"][0], 4500, 1400, True),
