@@ -98,11 +98,10 @@ class Cascade:
             every, pool = order.every, order.pool
             curated_rows = size // every
         offered = size - curated_rows
-        _check_size(
-            num_groups * offered,
-            pool.num_drawn,
-            "that `data.manifest` has, curated ones aside",
-        )
+        what = "that `data.manifest` has"
+        if curated_rows:
+            what = "of the pool, curated ones aside"
+        _check_size(num_groups * offered, pool.num_drawn, what)
         read = [sidecars, *([self.learner] if self.learner else [])]
         specs = [tf.TensorSpec([offered], tf.int64)]
         for one in read:
