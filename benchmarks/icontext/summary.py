@@ -78,7 +78,7 @@ from benchmarks.icontext import (
 UNIFORM, ORACLE = "uniform", "oracle"
 _MIXTURE = re.compile(r"mixed_\d+")
 # Kind of a bill without what was spent on references before the run.
-_GIVEN = "without_references"
+_WITHOUT = "without_references"
 _DOMAIN = "icontext"
 _FILES = {"test": "summary", "val": "validation"}
 _VALIDATION = ("val_sets",)
@@ -161,7 +161,7 @@ class Summary:
         tables = tables._replace(runs=current(tables.runs))
         self._comparison = comparison.Comparison(tables)
         self._spent = targets.flops_three_ways(self._comparison)
-        self._costs = self._spent | {_GIVEN: targets.flops_without_references}
+        self._costs = self._spent | {_WITHOUT: targets.flops_without_references}
         self.lines = self._lines()
         levels = dict.fromkeys(line.level for line in self.lines)
         self._bases = {level: self._base(level) for level in levels}
@@ -483,7 +483,7 @@ class Summary:
         # Unknown beyond the longest run.
         uniform, beside_reference = (
             ladders.end_at(lengths, highest, bill)
-            for bill in (steps["all"], steps[_GIVEN])
+            for bill in (steps["all"], steps[_WITHOUT])
         )
         return {
             "uniform_steps": {kind: round(steps[kind]) for kind in steps},

@@ -33,8 +33,9 @@ END_TOKEN = "[EOS]"
 RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
 
 _COUNT_BATCH = 4096
-# The share of a vocabulary's size that may stay empty; the learner's default.
-_SLACK = 0.05
+# The share of a vocabulary's size that may stay empty, and the length of the
+# longest words that are learned from; the learner's defaults.
+_SLACK, _LONGEST = 0.05, 50
 
 
 def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -454,6 +455,7 @@ def build_wordpiece_vocabulary(
         # The learner's default of 10 would starve small sets of words.
         lower_thresh=1,
         slack_ratio=_SLACK,
+        max_token_length=_LONGEST,
     )
     # Of small sets all pieces fit, where the search for the least count that a
     # piece needs would end after a dozen trials.
@@ -467,12 +469,14 @@ def _highest_threshold(counts, size):
     """The upper end that the learner's search has after its hopeless trials.
 
     The learner searches for the least count of a piece by bisection. Each trial
-    counts all pieces of all words, and the first dozen find far too few. A
+    counts all pieces of all words, and the first ones find far too few. A
     piece never counts for more than its occurrences in the words, so these
     bound the number of pieces and tell the same without a trial.
     """
     occurrences, characters = collections.Counter(), set()
     for word, count in counts.items():
+        if len(word) > _LONGEST:
+            continue
         characters.update(word)
         for start in range(len(word)):
             for end in range(start + 1, len(word) + 1):

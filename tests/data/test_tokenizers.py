@@ -194,6 +194,7 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
             " ".join(words[int(place)] for place in rng.zipf(1.3, 4) % 400)
             for _ in range(800)
         ]
+        captions.append("c" * 100_000)  # not learned from, nor taken apart
         learner = tokenizers.wordpiece_learner
         by_bound = tokenizers._highest_threshold
         trials = {}
