@@ -11,8 +11,6 @@ import pandas as pd
 
 from benchmarks.icontext import bootstrap, matrix, results, summary
 
-# A trial is clearly better from so many times the kept setting's score on.
-_CLEARLY = 1.1
 # The parts of a trial's name that tell it from what was kept.
 _TRIAL = re.compile(
     r"_(k\d|distinct|cosine|crops|decay|slow|slower|fast|ema)(?=_)"
@@ -159,19 +157,6 @@ class RunWords:
                     (cell.what, level, f"{int(steps):,}", tried, of_kept)
                 )
         return found
-
-    def better_rates(self):
-        """Levels at which uniform training has a better rate than its runs.
-
-        Returns:
-            `(noise, steps, trial's score, kept setting's score)`, in words.
-        """
-        return [
-            (noise, steps, tried, kept)
-            for what, noise, steps, tried, kept in self.trials()
-            if what == "uniform, learning rate 1e-3"
-            and float(tried) > _CLEARLY * float(kept)
-        ]
 
     def factors(self, method):
         """K of a method's runs by level of noise, in words: K = 3 and so on."""

@@ -441,8 +441,12 @@ class CollectTest(tf.test.TestCase):
 
     def test_a_renewal_stands_beside_what_was_trained_on_after_it(self):
         renewals = [
-            bootstrap.Renewal(step, 0, 0, 0, 0.0, recognised, kept)
-            for step, recognised, kept in ((20, 0.1, True), (60, 0.2, False))
+            bootstrap.Renewal(step, images, 0, 0, 0.0, recognised, kept)
+            for step, images, recognised, kept in (
+                (20, 8, 0.1, True),
+                (40, 0, 0.0, True),
+                (60, 8, 0.2, False),
+            )
         ]
         curves = pd.DataFrame({"step": [20, 40, 60, 80]})
         # The draw of step 40 was before the evaluation after it.
