@@ -27,6 +27,7 @@ _ROWS = {
     "filtered_50": "the best-matching half of the pool, cut once by a "
     "reference of the curated set",
     "cascade_curated": "cascade by a reference of the curated set",
+    "renewed": "cascade begun by a reference of the curated set, then renewed",
     "bootstrapped": "**bootstrapped cascade**",
     "for longer": "bootstrapped cascade, longer",
     "oracle": "uniform on the clean pairs alone, the oracle",
@@ -165,9 +166,11 @@ class WebWords(web_runs.RunWords):
         rows["longer"] = self.longer_uniform()
         rows[_METHOD] = self.method_row()
         rows["for longer"] = self.longer_method()
-        cascade, method = rows["cascade_curated"], rows[_METHOD]
-        if cascade and method and cascade["steps"] != method["steps"]:
-            del rows["cascade_curated"]  # not run for as long
+        method = rows[_METHOD]
+        for name in ("cascade_curated", "renewed"):
+            row = rows[name]
+            if row and method and row["steps"] != method["steps"]:
+                del rows[name]  # not run for as long
         return [
             _with_own_end(row) | {"what": _ROWS[name].format(*words)}
             for name, row in rows.items()

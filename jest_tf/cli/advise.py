@@ -24,7 +24,6 @@ PAGE_FILE = "advice.html"
 REFERENCE_FOLDER = "reference"
 # Methods of evidence.json in words.
 _METHODS = {
-    "cascade_curated": "stage 0",
     "second": "stage 0",
     "mixed_8": "mixed",
 }

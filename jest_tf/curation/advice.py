@@ -201,16 +201,31 @@ def _from_reference(facts, recipe):
     ]
 
 
+def _renewed(facts, recipe):
+    settings = _from_reference(facts, recipe)
+    # Only one process can renew a reference.
+    if recipe.distribution.strategy in ("default", "mirrored"):
+        # At the first step the learner would be the weaker one.
+        steps = renewals(recipe.steps)
+        settings += _renewals(facts, recipe, steps[1:] or steps)
+    return settings
+
+
+def _renewals(facts, recipe, steps):
+    return [
+        f"bootstrap.renew_at={','.join(map(str, steps))}",
+        f"bootstrap.shares={_share(facts, recipe, len(steps)):.2g}",
+        "optimizer.ema=0.98",
+    ]
+
+
 def _bootstrapped(facts, recipe):
-    steps = renewals(recipe.steps)
     return [
         _curated(facts),
         *_cascade(facts, recipe),
         "cascade.captions=best",
-        f"bootstrap.renew_at={','.join(map(str, steps))}",
-        f"bootstrap.shares={_share(facts, recipe, len(steps)):.2g}",
+        *_renewals(facts, recipe, renewals(recipe.steps)),
         f"bootstrap.curated_rows={recipe.batch_size}",
-        "optimizer.ema=0.98",
     ]
 
 
@@ -278,11 +293,13 @@ ROWS = (
         "reference",
         "a noisy pool and a trained reference",
         "[sidecars](data.md#the-references-embeddings) and stage 0 of a "
-        "[cascade](cascade.md) alone, K = 1 / matched share",
+        "[cascade](cascade.md), K = 1 / matched share; the learner [becomes "
+        "the reference](bootstrap.md#a-given-reference) when it recognises "
+        "more pairs",
         lambda facts: not facts.is_quick,
         True,
-        "cascade_curated",
-        _from_reference,
+        "renewed",
+        _renewed,
         _embed,
         "over_uniform_given_reference",
     ),

@@ -165,7 +165,7 @@ class CheckTest(FolderTestCase):
 
     def test_a_verdict_is_right_if_selecting_won_where_it_was_advised(self):
         cells = [cell(0.0, 0.8), cell(0.05, 1.3), cell(0.7, 3.0)]
-        cells += [cell(0.5, 0.7), cell(0.5, 1.1, "cascade_curated")]
+        cells += [cell(0.5, 0.7), cell(0.5, 1.1, "renewed")]
         found = check(cells, 0.0, 0.05, 0.5, 0.7, 0.9)
         self.assertEqual(
             [

@@ -808,12 +808,16 @@ class ReportTest(tf.test.TestCase):
             text = self.web_report(
                 web_line("uniform", 18000, 0.1, 1.0),
                 web_line("cascade_curated", steps, 0.12),
+                web_line("renewed", steps, 0.14),
                 web_line("bootstrapped", 4500, 0.2, 9.0),
             )
-            return text.count("reference of the curated set |")
+            return [
+                text.count(f"by a reference of the curated set{end}")
+                for end in (" |", ", then renewed |")
+            ]
 
-        self.assertEqual(rows(4500), 1)
-        self.assertEqual(rows(1400), 0)
+        self.assertEqual(rows(4500), [1, 1])
+        self.assertEqual(rows(1400), [0, 0])
 
     def test_ratios_on_validation_stand_beside_those_on_the_tests(self):
         lines = (

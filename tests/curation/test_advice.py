@@ -112,6 +112,11 @@ class RowsTest(tf.test.TestCase):
                     "reference.model": "runs/r",
                     "reference.sidecars": True,
                     "cascade.hyper_batch_size": 320,
+                    "bootstrap.renew_at": (200, 400),
+                    # 250 * 3 * 64 / 2 of 100,000 records.
+                    "bootstrap.shares": (0.24,),
+                    "bootstrap.curated_rows": None,
+                    "optimizer.ema": 0.98,
                 },
             ),
             (
@@ -120,6 +125,7 @@ class RowsTest(tf.test.TestCase):
                     "reference.model": "FIRST",
                     "reference.sidecars": True,
                     "cascade.hyper_batch_size": 192,
+                    "bootstrap.renew_at": (),
                 },
             ),
         ):
@@ -166,6 +172,8 @@ class RowsTest(tf.test.TestCase):
                 self.assertEqual(
                     bool(built.cascade.hyper_batch_size), is_cascade
                 )
+                renews = is_cascade and name != "several" and not is_tpu
+                self.assertEqual(bool(built.bootstrap.renew_at), renews)
 
     def test_renewals_double_from_the_thirtieth_part_of_the_steps(self):
         for steps, expected in (
@@ -314,7 +322,7 @@ class ExpectationTest(tf.test.TestCase):
 
     def test_the_next_row_is_advised_where_the_first_is_expected_to_lose(self):
         found = facts(is_quick=False)
-        cells = [cell(0.7, "cascade_curated", gain=0.9)]
+        cells = [cell(0.7, "renewed", gain=0.9)]
         self.assertEqual(
             advice.advise(found, RECIPE, cells).row.name, "bootstrapped"
         )
