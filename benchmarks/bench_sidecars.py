@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks import bench_input, report
+from benchmarks import input_streams, report
 from jest_tf import runs
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
@@ -142,7 +142,7 @@ def _with_the_quickstart(directory, data, repeats):
 
 def _without_a_model(directory, num_pictures, repeats):
     """The row of a table: as fast as any reference can be served."""
-    store = bench_input.write_pictures(directory, num_pictures)
+    store = input_streams.write_pictures(directory, num_pictures)
     unit = np.eye(1, _DIM, dtype=np.float32)
 
     def encode(images, captions):
