@@ -3,7 +3,7 @@
     jest-tf train --config configs/distil_s16.py \
         --workdir runs/distil_s16 --set 'data.train=data/pool-*.tfrecord'
 
-First, `pip install 'jest-tf[keras-hub]'`, and `jest-tf embed --model
+First, `pip install '.[keras-hub]'`, and `jest-tf embed --model
 keras_hub:siglip2_so400m_patch14_224 --data 'data/pool-*.tfrecord'` writes the
 reference's embeddings beside the shards; the run then never loads it. Stage 0
 of the cascade chooses by them, and learned projections take the learner's 384

@@ -3,7 +3,7 @@
     jest-tf train --config configs/lit_b16.py \
         --workdir runs/lit_b16 --set 'data.train=data/pool-*.tfrecord'
 
-First, `pip install 'jest-tf[keras-hub]'`. The text tower and its vocabulary
+First, `pip install '.[keras-hub]'`. The text tower and its vocabulary
 are learned from your captions, in whatever language; pictures are embedded as
 by SigLIP 2. `--set model.init_tower=none` starts from its text tower, too.
 

@@ -4,7 +4,7 @@
         --workdir runs/bootstrap
 
 No other run is needed. The run starts on the curated set, and chooses by its
-own earlier self (docs/bootstrap.md). A minute or two on 2 CPU cores. Result of
+own earlier self (docs/bootstrap.md). Three minutes on 2 CPU cores. Result of
 three seeds: docs/quickstart.md.
 """
 

@@ -3,7 +3,7 @@
     jest-tf train --config configs/tune_siglip2_b16.py \
         --workdir runs/tune_siglip2_b16 --set 'data.train=data/pool-*.tfrecord'
 
-First, `pip install 'jest-tf[keras-hub]'`, and train the reference, which starts
+First, `pip install '.[keras-hub]'`, and train the reference, which starts
 as SigLIP 2, too, on a small curated set: the same recipe with `--workdir
 runs/tune_reference --set 'data.train=data/curated-*.tfrecord'
 selection.method=uniform selection.batch_size=none data.super_batch_size=256

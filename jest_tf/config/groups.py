@@ -88,7 +88,8 @@ class DataConfig(Checked, path="data"):
         token_field: feature of token ids made beforehand, `text_length` to a
             caption, that "ops" reads. Empty tokenises.
         shuffle_block_size: neighbouring records that stay together in the
-            shuffled order, for local reads. None shuffles single records.
+            shuffled order, so that slow storage, such as a bucket, is read in
+            long pieces. None shuffles single records; keep it on local disks.
         max_fault_rate: share of drawn records that may be unreadable, and are
             replaced, before the run stops.
         max_image_pixels: larger images are replaced instead of decoded.

@@ -336,7 +336,7 @@ def import_keras_hub(name: str):
         import keras_hub
     except ImportError as error:
         raise ValueError(
-            f"{name!r} needs KerasHub: pip install 'jest-tf[keras-hub]'. "
+            f"{name!r} needs KerasHub: pip install '.[keras-hub]' in a clone. "
             f"Received: {error}"
         ) from error
     return keras_hub

@@ -399,7 +399,7 @@ def _system(scheme):
         raise ValueError(
             "A path must be local, or of a scheme that TensorFlow opens, "
             f"{', '.join(_schemes())}, or fsspec with the library of the "
-            "scheme, as s3:// with pip install 'jest-tf[s3]'. Received: "
+            "scheme, as s3:// with pip install '.[s3]' in a clone. Received: "
             f"{scheme}:// ({error}){hint}"
         ) from error
 

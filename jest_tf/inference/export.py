@@ -88,7 +88,7 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
         import tf2onnx
     except ImportError as error:
         raise ValueError(
-            "ONNX needs tf2onnx: pip install 'jest-tf[onnx]'"
+            "ONNX needs tf2onnx: pip install '.[onnx]' in a clone"
         ) from error
     _check_keras(embedder)
     learner = _in_float32(embedder.learner)

@@ -259,6 +259,6 @@ def _import(name):
     except ImportError as error:
         raise ValueError(
             f"{name!r} needs PyTorch and transformers: pip install "
-            f"'jest-tf[transformers]'. Received: {error}"
+            f"'.[transformers]' in a clone. Received: {error}"
         ) from error
     return torch, transformers

@@ -23,11 +23,9 @@ from jest_tf.data import stores
 from jest_tf.models import pretrained, reference
 
 transformers = pytest.importorskip(
-    "transformers", reason="pip install 'jest-tf[transformers]'"
+    "transformers", reason="pip install '.[transformers]'"
 )
-torch = pytest.importorskip(
-    "torch", reason="pip install 'jest-tf[transformers]'"
-)
+torch = pytest.importorskip("torch", reason="pip install '.[transformers]'")
 
 SIZE, LENGTH = 32, 16
 CAPTIONS = ["A photo of a Dog, running!", "two  cats", "", "the dog " * 30]
