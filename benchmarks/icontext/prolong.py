@@ -13,7 +13,7 @@ import pathlib
 import shutil
 
 from benchmarks.icontext import runner
-from jest_tf import runs
+from jest_tf import files, runs
 from jest_tf.runs import directory
 
 
@@ -46,14 +46,15 @@ def _copy(source, workdir):
         ignore=shutil.ignore_patterns(*apart),
         dirs_exist_ok=True,
     )
-    times = [
-        path.read_text()
+    theirs, ours = (
+        path.read_text() if path.exists() else ""
         for folder in (source, workdir)
         for path in [folder / runner.PROCESSOR_FILE]
-        if path.exists()
-    ]
-    (workdir / runner.PROCESSOR_FILE).write_text("".join(times))
-    shutil.copy(source / directory.CONFIG_FILE, workdir)
+    )
+    if not ours.startswith(theirs):  # as a copy that was killed has it
+        (workdir / runner.PROCESSOR_FILE).write_text(theirs + ours)
+    settings = (source / directory.CONFIG_FILE).read_bytes()
+    files.write_whole(str(workdir / directory.CONFIG_FILE), settings)
 
 
 if __name__ == "__main__":

@@ -341,7 +341,8 @@ def _expectations(advice):
         method = f"IconText, {_METHODS.get(one.method, one.method)}"
         found.setdefault(method, []).append(words[one.measure])
     lines = {method: ", ".join(words) for method, words in found.items()}
-    if not lines and advice.row.method:
+    is_known = any(one.method == advice.row.method for one in advice.expected)
+    if advice.row.method and not is_known:
         lines["IconText"] = "nothing was measured near this share of noise"
     accuracy = evidence.accuracy()
     if lines and accuracy.worst:

@@ -214,12 +214,19 @@ class TrainConfig(Checked):
             "`reference.projection` must be empty with `bootstrap.renew_at`: "
             "the reference becomes the learner, whose embeddings need none",
         )
-        early = self.selection.at(renew_at[0] - 1), self.selection.at(0)
+        early = self.selection.kinds_before(renew_at[0])
         self._expect(
             self.has_first_reference
             or not any(kind.scores and kind.needs_reference for kind in early),
             "`selection.phases` must be 'uniform' before the first of "
             "`bootstrap.renew_at`, as there is no reference yet",
+        )
+        self._expect(
+            not self.selection.stop_when_passed
+            or self.bootstrap.renews == "learner",
+            "`selection.stop_when_passed` compares the learner with a "
+            "reference that stays, which `bootstrap.renew_at` replaces by the "
+            "learner",
         )
         self._expect(
             self.distribution.strategy in ("default", "mirrored"),

@@ -40,7 +40,7 @@ _RENEWALS_COST = 1 / 4
 _LEAST_HYPER_BATCHES = 10
 _CURATED_SHARE = 1 / 8
 _GAIN, _TARGET = "over_uniform", "over_target"
-CLEAN_ROW, ORACLE = "clean", "oracle"
+CLEAN_ROW, ORACLE, _BOOTSTRAPPED = "clean", "oracle", "bootstrapped"
 
 
 class Facts(NamedTuple):
@@ -56,6 +56,7 @@ class Facts(NamedTuple):
         breadth: effective clusters of the curated pictures, over the pool's.
         duplicates: share of the sample with a near-duplicate in it.
         size: records of the pool.
+        num_curated: records of the curated set; 0 is not known.
         pool: patterns of the pool's shards.
         curated: patterns of the curated set's.
         reference: name of the reference.
@@ -71,6 +72,7 @@ class Facts(NamedTuple):
     breadth: float = 1.0
     duplicates: float = 0.0
     size: int = 0
+    num_curated: int = 0
     pool: tuple[str, ...] = ()
     curated: tuple[str, ...] = ()
     reference: str = ""
@@ -144,12 +146,21 @@ class Row(NamedTuple):
 
 def _mixture(share):
     def settings(facts, recipe):
-        size = recipe.batch_size
-        divisors = [rows for rows in range(1, size) if size % rows == 0]
-        rows = min(divisors, key=lambda n: abs(n - share * size), default=1)
+        wanted = share * recipe.batch_size
+        rows = min(
+            _curated_rows(facts, recipe, recipe.batch_size - 1) or [1],
+            key=lambda n: abs(n - wanted),
+        )
         return [_curated(facts), f"data.curated_rows={rows}"]
 
     return settings
+
+
+def _curated_rows(facts, recipe, most):
+    """How many rows of a batch may be curated: divisors, none repeated."""
+    size = recipe.batch_size
+    most = min(most, facts.num_curated or size)
+    return [rows for rows in range(1, most + 1) if size % rows == 0]
 
 
 def _embed(facts):
@@ -161,10 +172,16 @@ def _curated(facts):
 
 
 def _cascade(facts, recipe):
-    return [
-        f"data.super_batch_size={recipe.batch_size}",
-        f"cascade.hyper_batch_size={facts.factor * recipe.batch_size}",
+    size = recipe.batch_size
+    found = [
+        f"data.super_batch_size={size}",
+        f"cascade.hyper_batch_size={facts.factor * size}",
     ]
+    if size < config_lib.CascadeConfig().num_chunks:
+        found.append(f"cascade.num_chunks={size}")
+    if recipe.data.reader == "ops":  # it has no cascade
+        found += ["data.reader=numpy", "data.token_field=none"]
+    return found
 
 
 def _without_selection(recipe: config_lib.TrainConfig) -> list[str]:
@@ -172,6 +189,8 @@ def _without_selection(recipe: config_lib.TrainConfig) -> list[str]:
     found = []
     if recipe.data.curated:
         found += ["data.curated=none", "data.curated_rows=0"]
+    if recipe.data.manifest:
+        found.append("data.manifest=none")
     for group in ("selection", "reference", "cascade", "bootstrap"):
         found += _reset(getattr(recipe, group), group)
     if recipe.data.super_batch_size != recipe.batch_size:
@@ -212,6 +231,8 @@ def _renewed(facts, recipe):
 
 
 def _renewals(facts, recipe, steps):
+    together = recipe.distribution.steps_per_execution
+    steps = sorted({-(-step // together) * together for step in steps})
     return [
         f"bootstrap.renew_at={','.join(map(str, steps))}",
         f"bootstrap.shares={_share(facts, recipe, len(steps)):.2g}",
@@ -225,7 +246,8 @@ def _bootstrapped(facts, recipe):
         *_cascade(facts, recipe),
         "cascade.captions=best",
         *_renewals(facts, recipe, renewals(recipe.steps)),
-        f"bootstrap.curated_rows={recipe.batch_size}",
+        "bootstrap.curated_rows="
+        f"{_curated_rows(facts, recipe, recipe.batch_size)[-1]}",
     ]
 
 
@@ -237,7 +259,8 @@ def renewals(steps: int) -> list[int]:
     found = [round(max(_FIRST_RENEWAL * steps, _LEAST_RENEWAL))]
     while 2 * found[-1] <= _LAST_RENEWAL * steps:
         found.append(2 * found[-1])
-    return found if found[0] < steps else [max(1, steps // 2)]
+    in_time = found[0] <= _LAST_RENEWAL * steps
+    return found if in_time else [max(1, steps // 2)]
 
 
 def _share(facts, recipe, count):
@@ -485,9 +508,22 @@ def _turns(facts, cells, row):
 
 
 def _pays(cells, row, matched):
-    """False if what is expected of a row is below uniform training."""
-    found = _inside(evidence.expect(cells, row.method, matched, row.gain))
-    return not found or any(one.value.mean >= 1.0 for one in found)
+    """False if a row, or what it begins with, is expected to lose.
+
+    A method that was not measured around this share of noise is expected to do
+    as a bootstrapped run.
+    """
+
+    def expect(method):
+        return _inside(evidence.expect(cells, method, matched, row.gain))
+
+    alone = expect(_BOOTSTRAPPED)
+    found = [expect(row.method) or alone]
+    if row.first is not _nothing:
+        found.append(alone)
+    return all(
+        not some or any(one.value.mean >= 1.0 for one in some) for some in found
+    )
 
 
 def _ends(cells, method, matched, measure):

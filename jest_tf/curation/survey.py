@@ -136,6 +136,10 @@ def quick_reference(
                 restarts=(),
                 ema=None,
             ),
+            # Parts of a batch might not divide so small a one.
+            model=dataclasses.replace(
+                recipe.model, views=(), micro_batch_size=None
+            ),
             selection=config_lib.SelectionConfig(),
             reference=config_lib.ReferenceConfig(),
             cascade=config_lib.CascadeConfig(),
@@ -228,6 +232,7 @@ def survey(
         breadth=breadth["curated"] / breadth["pool"],
         duplicates=duplicates.share,
         size=len(data.pool),
+        num_curated=len(data.curated),
         learners=settings.learners,
     )
     sizes = {

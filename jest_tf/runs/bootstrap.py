@@ -23,9 +23,9 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
+from jest_tf.data import fault_log, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
-from jest_tf.data import stream
 from jest_tf.data.sidecars import embed, recognition
 from jest_tf.models import reference
 from jest_tf.runs import checkpoints, directory, progress
@@ -205,10 +205,14 @@ def embed_records(
         store: the records.
         folder: of the sidecars.
         rows: bool [n], the records to embed; None embeds all.
+
+    Raises:
+        ValueError: more than `data.max_fault_rate` of the records could not be
+            read, as while a disk is away. The folder's sidecars are deleted.
     """
     started = time.monotonic()
     files.make_folder(folder)
-    embed.write(
+    summary = embed.write(
         store,
         reference.encoder(run, _BATCH_SIZE),
         reference.describe(run),
@@ -221,7 +225,20 @@ def embed_records(
         batch_size=_BATCH_SIZE,
     )
     seconds = round(time.monotonic() - started, 3)
-    return embedding_cost(run, store, folder)._replace(seconds=seconds)
+    cost = embedding_cost(run, store, folder)._replace(seconds=seconds)
+    wanted = len(store) if rows is None else int(rows.sum())
+    limit = run.config.data.max_fault_rate
+    if wanted - cost.images > limit * max(wanted, fault_log.MIN_DRAWN):
+        # Kept, they would stop every further step by their faults.
+        _delete_sidecars(folder)
+        raise ValueError(
+            "At most the share `data.max_fault_rate` of the records that are "
+            f"embedded may be unreadable, {limit}. Received: "
+            f"{wanted - cost.images:,} of {wanted:,} without an embedding "
+            f"({dict(summary.reasons)}). Nothing was kept: the same command "
+            "embeds them again"
+        )
+    return cost
 
 
 def embedding_cost(
@@ -375,12 +392,15 @@ def _flops(run):
 
 def _delete_old(config, workdir):
     """Deletes references that no checkpoint needs."""
-    oldest = min(checkpoints.saved_steps(workdir))
-    needed = _last_kept(config, workdir, oldest)
+    saved = checkpoints.saved_steps(workdir)
+    needed = [_last_kept(config, workdir, step) for step in saved]
     for renewal in renewals(config, workdir):
-        if renewal.step > oldest or renewal == needed:
-            continue
-        folder = _folder(workdir, renewal.step)
-        for name in files.list_folder(folder):
-            if name.endswith(sidecars_lib.SUFFIX):
-                files.remove(os.path.join(folder, name))
+        # A run that falls back to an earlier checkpoint reuses later ones.
+        if renewal.step <= max(saved) and renewal not in needed:
+            _delete_sidecars(_folder(workdir, renewal.step))
+
+
+def _delete_sidecars(folder):
+    for name in files.list_folder(folder):
+        if name.endswith(sidecars_lib.SUFFIX):
+            files.remove(os.path.join(folder, name))

@@ -118,9 +118,26 @@ def open_sources(
 
 
 def _check_renewals(config, sources):
-    """Refuses a hyper-batch with more records than a renewal embeds."""
+    """Refuses renewals that embed too little to draw from.
+
+    A part of the pool with a weight needs a record, a hyper-batch as many as it
+    offers.
+    """
     size, store = config.cascade.hyper_batch_size, sources.store
-    num_pool = sum(store.parts[: len(config.data.train)])
+    lengths = store.parts[: len(config.data.train)]
+    num_pool = sum(lengths)
+    for step in config.bootstrap.renew_at if config.data.weights else ():
+        rows = bootstrap.embedded_rows(config, store, step)
+        parts = [] if rows is None else np.split(rows, np.cumsum(lengths))
+        for number, part in enumerate(parts[: len(lengths)]):
+            if not part.any():
+                raise ValueError(
+                    "`bootstrap.shares` must embed a record of each pattern of "
+                    "`data.train`, since `data.weights` draw from all of them. "
+                    f"Received: none of the {len(part):,} of "
+                    f"`data.train[{number}]` for the renewal after {step:,} "
+                    "steps; take a larger share"
+                )
     for step in config.bootstrap.renew_at if size else ():
         offered = size - config.curated_rows(step)
         number = config.bootstrap.share(step) * num_pool
@@ -449,7 +466,7 @@ def shards_of(patterns: Sequence[str]) -> set[str]:
 
 
 def _warn_of_repeats(config, store):
-    """Warns if a super-batch exceeds the data, so that records repeat in it."""
+    """Warns if records repeat in a super-batch, or in its curated rows."""
     size = config.data.super_batch_size
     sources = Sources(
         store, None, None, None, curated_rows=config.curated_rows(0)
@@ -460,4 +477,12 @@ def _warn_of_repeats(config, store):
             f"warning: `data.super_batch_size`={size:,} is more than the "
             f"{num_drawn:,} records to draw from, so that every super-batch "
             "holds some of them several times"
+        )
+    num_curated = sum(store.parts[len(config.data.train) :])
+    rows = max(config.curated_rows(step) for step in (0, config.steps - 1))
+    if rows > num_curated:
+        progress.say(
+            f"warning: {rows:,} curated rows in a batch are more than the "
+            f"{num_curated:,} records of `data.curated`, so that a batch holds "
+            "some of them several times"
         )

@@ -131,9 +131,11 @@ def _with_reference(config, store, name, folder):
     if directory.has(folder, directory.RENEWAL_FILE):
         cost = directory.read(folder, directory.RENEWAL_FILE)
     else:
-        progress.say(f"{name}: its learner embeds {len(store):,} records")
+        rows = _drawn(store)
+        number = len(store) if rows is None else int(rows.sum())
+        progress.say(f"{name}: its learner embeds {number:,} records")
         learner = loading.load_run(name)
-        cost = bootstrap.embed_records(learner, store, folder)._asdict()
+        cost = bootstrap.embed_records(learner, store, folder, rows)._asdict()
         directory.write(folder, directory.RENEWAL_FILE, cost)
     reference = dataclasses.replace(
         config.reference,
@@ -149,7 +151,12 @@ def _recognised(config, store):
     if not config.reference.sidecars:
         return None
     sidecars = sidecars_lib.Sidecars(store, config.reference.sidecar_dir)
-    return bootstrap.recognised_share(config, store, sidecars)
+    return bootstrap.recognised_share(config, store, sidecars, _drawn(store))
+
+
+def _drawn(store):
+    """The rows that the manifest leaves, bool [n]; None are all."""
+    return store.manifest and store.manifest.weights > 0
 
 
 def _write(workdir, found):

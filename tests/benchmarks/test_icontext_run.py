@@ -24,6 +24,7 @@ from benchmarks.icontext import (
     collect,
     comparison,
     matrix,
+    prolong,
     report,
     results,
     run,
@@ -32,8 +33,9 @@ from benchmarks.icontext import (
     variants,
 )
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data import tokenizers
-from jest_tf.runs import bootstrap
+from jest_tf.runs import bootstrap, directory
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINI = ROOT / "examples" / "icontext_mini"
@@ -253,6 +255,24 @@ class PlanTest(tf.test.TestCase):
         # Not one that renews elsewhere, nor one with a cosine.
         for name in ("web_bootstrapped_2700", "web_uniform_cosine_4500"):
             self.assertEqual([*self.plan(name)], [f"{name}-0"])
+
+    def test_a_copy_that_was_killed_counts_its_seconds_once(self):
+        source, workdir = self.work / "short", self.work / "long"
+        source.mkdir()
+        (source / runner.PROCESSOR_FILE).write_text("100\n")
+        (source / directory.CONFIG_FILE).write_text("{}")
+        workdir.mkdir()
+        (workdir / runner.PROCESSOR_FILE).write_text("2\n")
+        with (
+            mock.patch.object(files, "write_whole", side_effect=OSError),
+            self.assertRaises(OSError),
+        ):
+            prolong._copy(source, workdir)
+        prolong._copy(source, workdir)
+        self.assertEqual(
+            (workdir / runner.PROCESSOR_FILE).read_text(), "100\n2\n"
+        )
+        self.assertEqual((workdir / directory.CONFIG_FILE).read_text(), "{}")
 
     def test_curated_pools_are_written_from_a_manifest(self):
         task = self.plan("uniform_chosen")["pool chosen"]

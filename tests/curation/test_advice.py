@@ -179,7 +179,8 @@ class RowsTest(tf.test.TestCase):
         for steps, expected in (
             (4500, [150, 300, 600, 1200, 2400]),
             (1400, [100, 200, 400, 800]),
-            (150, [100]),
+            (167, [100]),
+            (166, [83]),
             (100, [50]),
             (1, [1]),
         ):
@@ -242,6 +243,44 @@ class RowsTest(tf.test.TestCase):
             (caution,) = advice.advise(found, RECIPE, []).cautions
             self.assertIn(words, caution)
         self.assertEmpty(advice.advise(facts(), RECIPE, []).cautions)
+
+    def test_settings_fit_the_rest_of_a_recipe(self):
+        def advised(found, **changes):
+            recipe = dataclasses.replace(RECIPE, **changes)
+            data = recipe.data
+            advised = advice.advise(found, recipe, [])
+            self.assertEmpty(advised.cautions)
+            self.assertEqual(data, recipe.data)
+            return advised.settings
+
+        together = config.DistributionConfig(steps_per_execution=8)
+        settings = advised(facts(), distribution=together)
+        self.assertIn("bootstrap.renew_at=104,200,400", settings)
+        small = dataclasses.replace(RECIPE.data, super_batch_size=8)
+        settings = advised(facts(), data=small)
+        self.assertIn("cascade.num_chunks=8", settings)
+        by_ops = dataclasses.replace(
+            RECIPE.data, reader="ops", token_field="tokens"
+        )
+        settings = advised(facts(), data=by_ops)
+        self.assertContainsSubset(
+            ["data.reader=numpy", "data.token_field=none"], settings
+        )
+        self.assertNotIn("data.reader=numpy", advised(facts(0.9), data=by_ops))
+        chosen = dataclasses.replace(RECIPE.data, manifest="chosen")
+        for found in (facts(), facts(0.9)):
+            self.assertIn("data.manifest=none", advised(found, data=chosen))
+
+    def test_a_batch_repeats_no_curated_record(self):
+        for count, rows in ((0, 64), (64, 64), (63, 32), (1, 1)):
+            settings = advice.advise(
+                facts(num_curated=count), RECIPE, []
+            ).settings
+            self.assertIn(f"bootstrap.curated_rows={rows}", settings)
+        settings = advice.advise(
+            facts(covered=0.9, num_curated=20), RECIPE, []
+        ).settings
+        self.assertIn("data.curated_rows=16", settings)
 
     def test_curated_rows_divide_the_batch(self):
         for size, rows in ((100, 10), (63, 7), (64, 8), (7, 1)):
@@ -335,6 +374,25 @@ class ExpectationTest(tf.test.TestCase):
         advised = advice.advise(found, RECIPE, [given])
         self.assertEqual(advised.row.name, "reference")
         self.assertEqual(advised.expected[0].value.mean, 1.1)
+
+    def test_what_was_not_measured_is_expected_to_bootstrap(self):
+        # Of several learners the first is a bootstrapped run, whatever the
+        # others gain.
+        for found, name in (
+            (facts(learners=2), "several"),
+            (facts(is_quick=False), "reference"),
+        ):
+            for gain, expected in ((0.9, "clean"), (1.1, name)):
+                cells = [cell(0.7, gain=gain), cell(0.3, "second")]
+                row = advice.advise(found, RECIPE, cells).row
+                self.assertEqual(row.name, expected)
+        cells = [cell(0.7, gain=0.9), cell(0.7, "second", gain=3.0)]
+        row = advice.advise(facts(learners=2), RECIPE, cells).row
+        self.assertEqual(row.name, "clean")
+        # A given reference has been measured: a bootstrapped run is no reason.
+        cells = [cell(0.7, gain=0.9), cell(0.7, "renewed", gain=1.1)]
+        row = advice.advise(facts(is_quick=False), RECIPE, cells).row
+        self.assertEqual(row.name, "reference")
 
     def test_intervals_cover_those_of_the_matched_share(self):
         # The gain doubles from a half to a quarter, and is 2 at a quarter.

@@ -369,6 +369,25 @@ class CommandTest(KnownTestCase):
         self.assertIn("must not have been trained on the curated", found)
         self.assertIn(self.curated, found)
 
+    def test_a_quick_reference_has_no_parts_of_a_batch(self):
+        recipe = config.TrainConfig(
+            data=config.DataConfig(super_batch_size=4096),
+            model=config.ModelConfig(
+                views=(config.View(), config.View(image_size=16)),
+                micro_batch_size=1024,
+            ),
+        )
+        curated = stores.open_store(self.curated)
+        with mock.patch.object(survey.runs, "train") as train:
+            survey.quick_reference(
+                recipe, curated, (self.curated,), self.get_temp_dir()
+            )
+        (trained, _), _ = train.call_args
+        self.assertLess(trained.batch_size, len(curated))
+        self.assertEqual(
+            (trained.model.views, trained.model.micro_batch_size), ((), None)
+        )
+
     @pytest.mark.slow
     def test_a_quick_reference_is_trained_on_the_shipped_pictures(self):
         printed, content, page = self.advise(

@@ -1,6 +1,8 @@
 """A run that renews its reference from its own learner."""
 
+import dataclasses
 import os
+import pathlib
 import tempfile
 from unittest import mock
 
@@ -15,8 +17,8 @@ import tiny
 from jest_tf import config, models, runs
 from jest_tf.cli import dry_run
 from jest_tf.data import cascade, pipeline, sidecars, stores
-from jest_tf.data.sidecars import recognition
-from jest_tf.runs import bootstrap, checkpoints, directory, loading
+from jest_tf.data.sidecars import embed, recognition
+from jest_tf.runs import bootstrap, checkpoints, directory, inputs, loading
 
 STEPS, RENEW_AT, HYPER, SUPER = 24, (8, 16), 32, 12
 SETTINGS = (
@@ -432,6 +434,89 @@ class SettingsTest(tf.test.TestCase):
             ):
                 bootstrap.renew(run, workdir, store, 4)
 
+    def test_embeddings_of_a_disk_that_was_away_are_not_kept(self):
+        recipe = config.TrainConfig(
+            data=config.DataConfig(super_batch_size=64, max_fault_rate=0.01)
+        )
+        run = mock.Mock(config=recipe)
+        store = mock.MagicMock(manifest=None)
+        store.__len__.return_value = 4000
+        wanted = np.arange(4000) < 2000
+        for images, refused in ((1980, False), (1979, True)):
+            folder = tempfile.mkdtemp(dir=self.get_temp_dir())
+            path = pathlib.Path(folder, f"a{sidecars.SUFFIX}")
+            path.touch()
+            reasons = {"no device": 2000 - images}
+            summary = embed.Summary(1, 0, (), 4000, 2000 - images, reasons)
+            cost = bootstrap.Cost(images, images, 1, 0.0)
+            with (
+                mock.patch.object(embed, "write", return_value=summary),
+                mock.patch.multiple(
+                    bootstrap,
+                    reference=mock.DEFAULT,
+                    embedding_cost=mock.Mock(return_value=cost),
+                ),
+            ):
+                if refused:
+                    with self.assertRaisesRegex(
+                        ValueError, "21 of 2,000 .*'no device': 21"
+                    ):
+                        bootstrap.embed_records(run, store, folder, wanted)
+                else:
+                    found = bootstrap.embed_records(run, store, folder, wanted)
+                    self.assertEqual(found.images, images)
+            self.assertEqual(path.exists(), not refused)
+
+    def test_each_checkpoint_keeps_its_reference(self):
+        recipe = config.TrainConfig(
+            steps=12,
+            data=config.DataConfig(super_batch_size=64),
+            cascade=config.CascadeConfig(hyper_batch_size=256),
+            bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8, 10)),
+        )
+        workdir = self.get_temp_dir()
+        names = {}
+        for step in recipe.bootstrap.renew_at:
+            folder = f"{workdir}/references/step-{step:09d}"
+            renewal = bootstrap.Renewal(step, 9, 9, 9, 1.0, 0.25, step != 6)
+            directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
+            names[step] = pathlib.Path(folder, f"a{sidecars.SUFFIX}")
+            names[step].touch()
+        # The one at 6 was rejected, so the checkpoint after 7 needs that of 4.
+        # A run that falls back to 9 uses that of 10 again.
+        with mock.patch.object(
+            checkpoints, "saved_steps", return_value=[5, 7, 9]
+        ):
+            bootstrap._delete_old(recipe, workdir)
+        left = [step for step, path in names.items() if path.exists()]
+        self.assertEqual(left, [4, 8, 10])
+
+    def test_a_weighted_part_needs_a_record_of_every_renewal(self):
+        recipe = config.TrainConfig(
+            steps=12,
+            data=config.DataConfig(
+                train=("large", "small"), weights=(1.0, 1.0), super_batch_size=8
+            ),
+            cascade=config.CascadeConfig(hyper_batch_size=16, num_chunks=2),
+            bootstrap=config.BootstrapConfig(renew_at=(4, 8), shares=(0.5,)),
+        )
+        store = mock.MagicMock(manifest=None, parts=(1000, 4))
+        store.__len__.return_value = 1004
+        sources = mock.Mock(store=store)
+        rows = np.ones(1004, bool)
+        with mock.patch.object(bootstrap, "embedded_rows") as embedded:
+            embedded.return_value = rows
+            inputs._check_renewals(recipe, sources)
+            rows[1000:] = False
+            with self.assertRaisesRegex(
+                ValueError, r"none of the 4 of `data.train\[1\]`.* 4 steps"
+            ):
+                inputs._check_renewals(recipe, sources)
+            uniformly = dataclasses.replace(
+                recipe, data=dataclasses.replace(recipe.data, weights=())
+            )
+            inputs._check_renewals(uniformly, sources)
+
     def test_the_first_reference_is_judged_on_the_learners_rows(self):
         recipe = config.TrainConfig(
             steps=10,
@@ -548,6 +633,39 @@ class SettingsTest(tf.test.TestCase):
         for message, settings in (
             ("needs a use for the reference", {}),
             ("must be 'uniform' before the first", {"selection": joint}),
+            *(
+                ("must be 'uniform' before the first", {"selection": scheduled})
+                for scheduled in (
+                    # Joint in between, or but for every fourth step.
+                    dataclasses.replace(
+                        joint,
+                        phases=tuple(
+                            config.Phase(start, method)
+                            for start, method in (
+                                (0, "uniform"),
+                                (1, "joint"),
+                                (2, "uniform"),
+                                (4, "joint"),
+                            )
+                        ),
+                    ),
+                    dataclasses.replace(
+                        joint,
+                        uniform_every=4,
+                        phases=(
+                            config.Phase(0, "uniform"),
+                            config.Phase(2, "joint"),
+                        ),
+                    ),
+                )
+            ),
+            (
+                "`selection.stop_when_passed` compares",
+                {
+                    "selection": dataclasses.replace(joint, stop_when_passed=2),
+                    "reference": config.ReferenceConfig(sidecars=True),
+                },
+            ),
             (
                 "needs `distribution.strategy` 'default' or",
                 {
