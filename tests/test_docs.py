@@ -31,7 +31,7 @@ import jest_tf
 from jest_tf import cli
 from jest_tf import config as config_lib
 from jest_tf.config import overrides
-from jest_tf.curation.advice import ROWS
+from jest_tf.curation.decision_table import ROWS
 from jest_tf.runs import directory
 from trainers import advise, curate, embed, evaluate, train
 

@@ -25,9 +25,9 @@ import numpy as np
 from benchmarks import report
 from benchmarks.icontext import estimates, matrix, results, summary
 from jest_tf import config as config_lib
-from jest_tf.curation import advice
+from jest_tf.curation import advice, decision_table
 from jest_tf.curation import evidence as evidence_lib
-from jest_tf.curation.advice import ROWS
+from jest_tf.curation.decision_table import ROWS
 from jest_tf.curation.estimates import Estimate
 
 _SUMMARIES = {"test": "summary.json", "val": "validation.json"}
@@ -368,7 +368,7 @@ def check(cells, estimates):
 
 
 def _verdict(level, found, is_quick, others, cells):
-    facts = advice.Facts(
+    facts = decision_table.Facts(
         Estimate(**found["matched"]),
         {int(factor): one for factor, one in found["precision"].items()},
         is_quick=is_quick,

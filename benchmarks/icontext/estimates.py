@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.icontext import results
-from jest_tf.curation import advice
+from jest_tf.curation import advice, decision_table
 
 FILE = "estimates.json"
 _COMMAND = (
@@ -118,9 +118,9 @@ def block(content):
         found += (
             "\n\nOn IconText's emoji art, where the curated set covers the "
             f"tests, {emoji['covered']:.0%} of the validation pictures (the "
-            f"verdict needs {advice.APART:.0%}) and {emoji['apart']:.0%} of "
-            "the curated pictures are nearer to the curated set than to the "
-            "pool. The verdict, "
+            f"verdict needs {decision_table.APART:.0%}) and "
+            f"{emoji['apart']:.0%} of the curated pictures are nearer to the "
+            "curated set than to the pool. The verdict, "
             f'"{_row(emoji["advice"]).do}", agrees with the '
             "[measurements](../benchmarks/icontext/results/report.md#emoji-"
             "art-where-the-curated-set-covers-the-tests)."
@@ -130,7 +130,7 @@ def block(content):
 
 def _row(name):
     """The row of the decision table with a name."""
-    return next(row for row in advice.ROWS if row.name == name)
+    return next(row for row in decision_table.ROWS if row.name == name)
 
 
 def covered(data, folder):

@@ -18,6 +18,7 @@ from benchmarks.icontext import (
 )
 from benchmarks.icontext import comparison as comparison_lib
 from benchmarks.icontext import web as web_lib
+from jest_tf.curation import decision_table
 
 # Rows of the web-like table: method and its training in words.
 _ROWS = {
@@ -97,7 +98,7 @@ class WebWords(web_runs.RunWords):
 
     def rows(self):
         """The decision table of `jest-tf advise`."""
-        return advice.ROWS
+        return decision_table.ROWS
 
     def web(self, method, level=claims.LEVEL, is_given=False):
         """A method's score ratio at equal FLOPs at a level, in words.

@@ -200,7 +200,7 @@ def _check_unseen(reference, curated):
 
 def _command(flags, recipe, advice):
     """The commands that do what is advised."""
-    from jest_tf.curation.advice import FIRST
+    from jest_tf.curation.decision_table import FIRST
 
     plain = config.DataConfig()
     form = []
@@ -239,7 +239,7 @@ def _command(flags, recipe, advice):
 
 
 def _json(found, advice, command):
-    from jest_tf.curation.advice import plain
+    from jest_tf.curation.decision_table import plain
 
     facts = found.facts
     return (
@@ -286,7 +286,7 @@ def _json(found, advice, command):
 
 
 def _verdict(found, advice, command):
-    from jest_tf.curation.advice import plain
+    from jest_tf.curation.decision_table import plain
 
     facts, sizes, row = found.facts, found.sizes, advice.row
     share = "{:.0%} [{:.0%}, {:.0%}]".format(*facts.matched)

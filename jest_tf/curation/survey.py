@@ -15,7 +15,7 @@ import numpy as np
 from jest_tf import config as config_lib
 from jest_tf import runs
 from jest_tf.config import checks
-from jest_tf.curation import advice, by_similarity, estimates
+from jest_tf.curation import by_similarity, decision_table, estimates
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.sidecars import embed
 from jest_tf.data.stores import manifest
@@ -81,7 +81,7 @@ class Survey(NamedTuple):
         posterior: float64 [n], probability that a pair matches.
     """
 
-    facts: advice.Facts
+    facts: decision_table.Facts
     sizes: dict[str, int]
     duplicates: estimates.Duplicates
     breadth: dict[str, float]
@@ -224,7 +224,7 @@ def survey(
         covered = estimates.nearer(
             kinds["tests"], kinds["curated"], kinds["pool"]
         )
-    facts = advice.Facts(
+    facts = decision_table.Facts(
         share,
         precision,
         apart=estimates.nearer(*halves, kinds["pool"]),

@@ -8,7 +8,7 @@ import numpy as np
 
 from jest_tf import files
 from jest_tf.curation import advice as advice_lib
-from jest_tf.curation import evidence
+from jest_tf.curation import decision_table, evidence
 from jest_tf.curation import survey as survey_lib
 from jest_tf.data import stores
 from jest_tf.reports import charts, rendering
@@ -54,8 +54,8 @@ def write(
         command=command,
         accuracy=evidence.accuracy(),
         rows=[
-            (row.name, row.when, advice_lib.plain(row.do))
-            for row in advice_lib.ROWS
+            (row.name, row.when, decision_table.plain(row.do))
+            for row in decision_table.ROWS
         ],
         charts=_charts(found),
         noise=likely(order[::-1][:_SHOWN]),

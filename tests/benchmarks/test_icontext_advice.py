@@ -7,8 +7,7 @@ import tempfile
 import tensorflow as tf
 
 from benchmarks.icontext import advice, estimates, results
-from jest_tf.curation import advice as survey_advice
-from jest_tf.curation import evidence
+from jest_tf.curation import decision_table, evidence
 
 
 def number(mean):
@@ -257,7 +256,7 @@ class CheckTest(FolderTestCase):
         text = estimates.block(content)
         self.assertIn(
             f"80% of the validation pictures (the verdict needs "
-            f"{survey_advice.APART:.0%}) and 90% of the",
+            f"{decision_table.APART:.0%}) and 90% of the",
             text,
         )
         self.assertIn("half curated rows and half pool", text)

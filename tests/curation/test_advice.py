@@ -12,7 +12,7 @@ from jest_tf import config
 from jest_tf.cli import advise as cli
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import overrides
-from jest_tf.curation import advice, evidence
+from jest_tf.curation import advice, decision_table, evidence
 from jest_tf.curation.estimates import Estimate
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ RECIPE = config.TrainConfig(
 
 def facts(share=0.3, power=0.5, **changes):
     """Facts of a pool whose reference has a share of the room above chance."""
-    found = advice.Facts(
+    found = decision_table.Facts(
         Estimate(share, share - 0.05, share + 0.05),
         {},
         size=100_000,
@@ -65,14 +65,14 @@ class RowsTest(tf.test.TestCase):
         ):
             row = advice.advise(found, RECIPE, []).row
             self.assertEqual(row.name, expected, found)
-        names = [row.name for row in advice.ROWS]
+        names = [row.name for row in decision_table.ROWS]
         self.assertLessEqual(len(names), 7)
         self.assertLen({*names}, len(names))
 
     def test_half_of_the_rows_say_do_not_select(self):
-        refused = [row.name for row in advice.ROWS if not row.selects]
+        refused = [row.name for row in decision_table.ROWS if not row.selects]
         self.assertEqual(refused, ["covered", "clean", "weak"])
-        for row in advice.ROWS:
+        for row in decision_table.ROWS:
             self.assertEqual("do not select" in row.do, not row.selects)
 
     def test_k_is_the_candidates_that_hold_one_matched_pair(self):
@@ -184,7 +184,7 @@ class RowsTest(tf.test.TestCase):
             (100, [50]),
             (1, [1]),
         ):
-            self.assertEqual(advice.renewals(steps), expected)
+            self.assertEqual(decision_table.renewals(steps), expected)
 
     def test_a_small_pool_is_embedded_whole(self):
         for size, share in ((1000, "1"), (10**6, "0.016"), (10**8, "0.00016")):
@@ -299,7 +299,9 @@ class RowsTest(tf.test.TestCase):
 
     def test_words_lose_their_marks(self):
         words = "a [cascade](cascade.md) of `K = 3`, [sets](x.md#a)"
-        self.assertEqual(advice.plain(words), "a cascade of K = 3, sets")
+        self.assertEqual(
+            decision_table.plain(words), "a cascade of K = 3, sets"
+        )
 
 
 class ExpectationTest(tf.test.TestCase):
