@@ -104,7 +104,7 @@ def ladders(lines, places, title, path):
 _MARKS = {
     "oracle": {"color": "0.55", "ls": "--", "marker": "D"},
     "bootstrapped": {"color": "black", "ls": "-", "marker": "o"},
-    "cascade_curated": {"color": "0.35", "ls": ":", "marker": "s"},
+    "renewed": {"color": "0.35", "ls": ":", "marker": "s"},
     "mixed_8": {"color": "0.55", "ls": "-", "marker": "^"},
 }
 _SIZES = {"lw": 1.8, "ms": 5}

@@ -14,7 +14,7 @@ from benchmarks.icontext import web as web_lib
 LABELS = {
     "oracle": "no noise (oracle)",
     "bootstrapped": "bootstrapped cascade",
-    "cascade_curated": "cascade, curated reference",
+    "renewed": "curated reference, renewed",
     "mixed_8": "an eighth curated",
 }
 _CHANGES = "lead", "slope"

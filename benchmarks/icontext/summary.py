@@ -19,9 +19,10 @@ length, with the seeds that were run.
   in the logarithm of the steps; never a point of a longer run's curve. Lines of
   fewer seeds are compared with uniform training of these seeds.
 - **Lead**: the score less uniform training's at equal steps. **Slope**: what
-  uniform training gains by a doubling, in the mean from these steps to its best
-  end. 2^(lead / slope) is how many times longer uniform training would take, if
-  all its doublings were worth the same.
+  uniform training gains by a doubling, in the mean from these steps to those at
+  which it first has the score of its best end. 2^(lead / slope) is how many
+  times longer uniform training would take, if all its doublings were worth the
+  same.
 - **Target**: uniform training's best end, at the length that validation chose
   among those with three seeds, or with the most.
   A ratio is the cost of reaching it by uniform training, or by the best
@@ -273,9 +274,11 @@ class Summary:
             lengths = ladders.lengths(base.uniform)
             ends = self._ends(base.uniform, self._score, line.runs)
             lead = score - ladders.end_at(lengths, ends, line.steps)
-            doublings = np.log2(lengths[base.best] / line.steps)
-            if doublings > 0:
-                slope = (ends[base.best] - score + lead) / doublings
+            doublings = np.log2(self._reached(base) / line.steps)
+            if doublings[0] > 0:
+                gained = ends[base.best] - score + lead
+                with np.errstate(divide="ignore"):
+                    slope = gained / np.maximum(doublings, 0.0)
             if base.oracle:
                 oracle = self._ends(base.oracle, self._score, line.runs)
                 lengths = ladders.lengths(base.oracle)
@@ -313,7 +316,7 @@ class Summary:
             "steps": best.steps,
             "score": _estimate(self._ends([best], self._score)[0]),
             "is_longest": base.best + 1 == len(base.uniform),
-            "reached": _estimate(self._target_steps(base.uniform, base)),
+            "reached": _estimate(self._reached(base)),
             "mixture": None,
             "mixture_reached": None,
         }
@@ -329,6 +332,10 @@ class Summary:
     def _needed(self, ladder, target, seeds=None):
         ends = self._ends(ladder, self._score, seeds)
         return ladders.steps_to_end(ladders.lengths(ladder), ends, target)
+
+    def _reached(self, base):
+        """Steps at which uniform training first has the target's score."""
+        return self._target_steps(base.uniform, base)
 
     def _target_steps(self, ladder, base):
         """Steps to the target by a baseline that may stop early."""

@@ -19,6 +19,17 @@ _COSTS = (
     *("examples", "FLOPs, scores", "with reference", "all"),
     *("mixture's examples", "and FLOPs"),
 )
+_LEGEND = """# IconText's web-like data: every method at every length
+
+Scores are mean reciprocal ranks x 100; brackets are 95 % intervals. *Bill*: all
+FLOPs of a run in uniform steps: scores alone; with the training of references;
+with all embeddings, too. *First crossing*: the run stops when its validation
+curve first reaches the target. *To its own end*: how much less the method
+spends than uniform training on the method's last score, or on the target if
+that is lower. *Lead* and *slope*: points above uniform training after as many
+steps, and its points by a doubling from there to the target's score. A ratio of
+0 is a missed target; a dash was not measured. [report.md](report.md) reads the
+tables; `python -m benchmarks.icontext.summary --help` has the definitions."""
 
 
 def render(values, lines):
@@ -29,7 +40,7 @@ def render(values, lines):
         lines: `ladders.Line`s, of which `values` has a row in each list.
     """
     targets = {one["noise"]: one for one in values["targets"]}
-    parts = []
+    parts = [_LEGEND]
     for level in dict.fromkeys(line.level for line in lines):
         places = [n for n, line in enumerate(lines) if line.level == level]
         scores = [_scores(lines[place], values, place) for place in places]
@@ -45,8 +56,8 @@ def render(values, lines):
 def _target(target):
     words = (
         f"Uniform training ends best at {target['steps']:,} steps, with "
-        f"{_percent(target['score'])}: the target. A curve is there "
-        f"first after {target['reached']['mean']:,.0f} steps."
+        f"{_percent(target['score'])}: the target. It first has this score "
+        f"after {target['reached']['mean']:,.0f} steps."
     )
     if target["is_longest"]:
         words += (

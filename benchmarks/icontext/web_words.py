@@ -152,8 +152,12 @@ class WebWords(web_runs.RunWords):
             if cell.method == method and getattr(cell, _field(is_given))
         ]
 
-    def web_rows(self):
-        """`web_row` of each method of the table that was run."""
+    def web_rows(self, is_short=False):
+        """`web_row` of each method of the table that was run.
+
+        Args:
+            is_short: leave out cascades by a separate reference.
+        """
         target = self.web_target() or {"steps": None, "mixture": None}
         places = {
             summary.UNIFORM: (summary.UNIFORM, target["steps"]),
@@ -170,8 +174,10 @@ class WebWords(web_runs.RunWords):
         method = rows[_METHOD]
         for name in ("cascade_curated", "renewed"):
             row = rows[name]
-            if row and method and row["steps"] != method["steps"]:
-                del rows[name]  # not run for as long
+            # Not run for as long.
+            is_other = row and method and row["steps"] != method["steps"]
+            if is_other or is_short:
+                del rows[name]
         return [
             _with_own_end(row) | {"what": _ROWS[name].format(*words)}
             for name, row in rows.items()
@@ -298,6 +304,51 @@ class WebWords(web_runs.RunWords):
         rows = [self.web_row(summary.UNIFORM, one) for one in steps]
         return *rows, *[tried.get(one, claims.NOT_RUN) for one in steps]
 
+    def uniform_reached(self):
+        """Steps at which uniform training first has the target's score."""
+        return f"{self.web_target()['reached']['mean']:,.0f}"
+
+    def over_uniform_steps(self, steps, split):
+        """The method's points over so many uniform steps on a split.
+
+        Args:
+            steps: as words, 18,000.
+            split: of the held-out ones, "concept" or "style".
+        """
+        tables = self._tables
+        if tables is None:
+            return claims.NOT_RUN
+        found = comparison_lib.Comparison(tables).difference(
+            f"web_{_METHOD}_{self._method_line()[0]['steps']}",
+            f"web_{summary.UNIFORM}_{steps.replace(',', '')}",
+            (f"{self.web_split()}_{split}",),
+        )
+        return claims.NOT_RUN if found is None else _points(found)
+
+    def seconds_at_equal_cost(self):
+        """Processor seconds of the longest run and of uniform training.
+
+        Returns:
+            in words: the run's, the steps of the longest uniform run that cost
+            no more, and its seconds. None without them.
+        """
+        row, bill, *_ = lines_of(self._web, _METHOD)[-1]
+        spent = bill["uniform_steps"]["all"]
+        lengths = [
+            line[0]["steps"]
+            for line in lines_of(self._web, summary.UNIFORM)
+            if line[0]["steps"] <= spent
+        ]
+        if not lengths:
+            return None
+        cells = _METHOD, row["steps"], summary.UNIFORM, lengths[-1]
+        seconds = self.processor_seconds(
+            *("web_{}_{}".format(*cells[place : place + 2]) for place in (0, 2))
+        )
+        if not seconds:
+            return None
+        return seconds[0], f"{lengths[-1]:,}", seconds[1]
+
     def by_end(self):
         """The method's ratios to the ends of all uniform runs, in words.
 
@@ -423,6 +474,12 @@ class WebWords(web_runs.RunWords):
                 f" ({longest['steps']:,} steps, the FLOPs of {spent:,} uniform "
                 f"ones; {claims.seeds(longest['seeds'])})"
             )
+        shorter = [
+            f"{line[0]['oracle_share']['mean']:.2f} after {line[0]['steps']:,}"
+            for line in lines
+            if line[0]["oracle_share"] and line[0]["steps"] < row["steps"]
+        ]
+        where["oracle"] = f" ({', '.join(shorter)})" if shorter else ""
         values = {
             "examples": row["examples_ratio"],
             "flops": row["flops_ratio"]["all"],
@@ -450,7 +507,7 @@ class WebWords(web_runs.RunWords):
                 words = f"{100 * min(above):+.2f} to {100 * max(above):+.2f}"
                 what = (
                     f"after {steps:,} steps above all its earlier references, "
-                    "in points on validation"
+                    f"in points on validation, of {claims.seeds(len(above))}"
                 )
                 found.append((what, words, min(above) > 0))
         return found
@@ -547,6 +604,12 @@ def _times(doublings):
     """So many doublings as a ratio; on a plateau they say little."""
     ratio = 2**doublings
     return f"over {_MOST}x" if ratio > _MOST else f"{ratio:.1f}x"
+
+
+def _points(found):
+    """A `bootstrap.Estimate` in points, with its sign."""
+    value, low, high = (f"{100 * one:+.1f}" for one in found)
+    return f"{value} [{low}, {high}] points"
 
 
 def _field(is_given):

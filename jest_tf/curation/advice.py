@@ -32,6 +32,12 @@ _CAUTIONS: tuple[tuple[Callable[[decision_table.Facts], bool], str], ...] = (
         "may be harder for the reference: the matched share may be too low",
     ),
     (
+        lambda facts: facts.may_be_covered,
+        "whether the curated set covers the tests is uncertain: more test "
+        "pictures would tell; if it does, train on half curated rows, and "
+        "otherwise follow the next row of the table",
+    ),
+    (
         lambda facts: facts.knows_pool,
         "the reference was trained on this pool, and may have learned what is "
         "wrong in it: prefer one of curated pairs alone",

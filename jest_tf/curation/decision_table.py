@@ -5,6 +5,7 @@ same rows with their evidence.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -49,6 +50,7 @@ class Facts(NamedTuple):
         apart: share of the curated pictures that are nearer to others of their
             set than to as many of the pool.
         covered: the same of the tests' pictures; None without tests.
+        num_tests: these pictures; 0 is not known.
         breadth: effective clusters of the curated pictures, over the pool's.
         duplicates: share of the sample with a near-duplicate in it.
         size: records of the pool.
@@ -65,6 +67,7 @@ class Facts(NamedTuple):
     precision: Mapping[int, float]
     apart: float = 0.5
     covered: float | None = None
+    num_tests: int = 0
     breadth: float = 1.0
     duplicates: float = 0.0
     size: int = 0
@@ -88,6 +91,17 @@ class Facts(NamedTuple):
         Without tests it is not known, and False.
         """
         return self.covered is not None and self.covered >= APART
+
+    @property
+    def may_be_covered(self) -> bool:
+        """Returns whether `is_covered` is within the sampling error.
+
+        That is two standard errors of a share of `num_tests`.
+        """
+        if self.covered is None or not self.num_tests:
+            return False
+        error = math.sqrt(self.covered * (1 - self.covered) / self.num_tests)
+        return abs(self.covered - APART) < 2 * error
 
     @property
     def factor(self) -> int:

@@ -229,6 +229,7 @@ def survey(
         precision,
         apart=estimates.nearer(*halves, kinds["pool"]),
         covered=covered,
+        num_tests=len(kinds.get("tests", ())),
         breadth=breadth["curated"] / breadth["pool"],
         duplicates=duplicates.share,
         size=len(data.pool),

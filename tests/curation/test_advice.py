@@ -237,12 +237,27 @@ class RowsTest(tf.test.TestCase):
             (facts(apart=0.7, covered=0.5), "may be too low"),
             (wide, "more curated pairs"),
             (facts(knows_pool=True), "was trained on this pool"),
+            # Two standard errors of 640 are 0.037.
+            (
+                facts(covered=2 / 3 + 0.035, num_tests=640),
+                "covers the tests is",
+            ),
+            (
+                facts(covered=2 / 3 - 0.035, num_tests=640),
+                "covers the tests is",
+            ),
             (facts(breadth=0.4), "cascade.uniform_share=0.5"),
             (facts(duplicates=0.2), "look at the pairs"),
         ):
             (caution,) = advice.advise(found, RECIPE, []).cautions
             self.assertIn(words, caution)
-        self.assertEmpty(advice.advise(facts(), RECIPE, []).cautions)
+        for found in (
+            facts(),
+            facts(covered=2 / 3 + 0.035),
+            facts(covered=2 / 3 + 0.035, num_tests=800),
+            facts(covered=2 / 3 - 0.04, num_tests=640),
+        ):
+            self.assertEmpty(advice.advise(found, RECIPE, []).cautions)
 
     def test_settings_fit_the_rest_of_a_recipe(self):
         def advised(found, **changes):
