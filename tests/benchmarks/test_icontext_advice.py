@@ -134,8 +134,13 @@ class CheckTest(FolderTestCase):
         self.assertEqual(found.worst(is_told=False).cell.noise, 0.5)
         self.assertEqual([*found.accuracy()], [1, None, 4.5])
         page = found.render()
-        self.assertIn("in the matched share: 1 cell, rank correlation -", page)
-        self.assertIn("no expectation: 2 cells, rank correlation -,", page)
+        self.assertIn(
+            "in the matched share: 1 cell of 1,400 steps, rank correlation -",
+            page,
+        )
+        self.assertIn(
+            "no expectation: 2 cells of 1,400 steps, rank correlation -,", page
+        )
 
     def test_ranks_are_of_what_is_told(self):
         gains = (1.0, 9.0, 4.0, 16.0, 1.0)
@@ -152,6 +157,15 @@ class CheckTest(FolderTestCase):
         levels = {0.75: level(0.75, share=2**-2.5)}
         (miss,) = advice.check(cells, levels).misses
         self.assertAllClose(miss.expected, 2**1.5, 1e-3)
+
+    def test_what_was_only_validated_is_left_out(self):
+        tested = [
+            cell(noise, gain)._replace(split="test")
+            for noise, gain in ((0.5, 1.0), (0.75, 2.0), (0.875, 4.0))
+        ]
+        longer = [one._replace(split="val", steps=9) for one in tested]
+        self.assertLen(check([*tested, *longer], 0.75).misses, 1)
+        self.assertLen(check(longer, 0.75).misses, 1)
 
     def test_methods_and_lengths_are_not_mixed(self):
         cells = [

@@ -150,7 +150,7 @@ def web_summary(*lines):
     names = "rows", "bills", "held_out", "equal_scores", "first_crossings"
     names += ("uniform_ends",)
     target = {"noise": claims.LEVEL, "steps": 18000, "is_longest": True}
-    target |= {"mixture": "mixed_4"}
+    target |= {"mixture": "mixed_4", "reached": estimate(12000.0)}
     return {
         **{"split": "test", "targets": [target]},
         **{name: [line[name] for line in lines] for name in names},
@@ -824,11 +824,12 @@ class ReportTest(tf.test.TestCase):
             web_line("uniform", 18000, 0.1, 1.0),
             web_line("bootstrapped", 4500, 0.2, 9.0),
         )
-        self.assertNotIn("On validation the", self.web_report(*lines))
+        self.assertNotIn("On validation, by", self.web_report(*lines))
         lines[1]["rows"] |= ratios(7.0, 5.0)
         self.write_validation(*lines)
         self.assertIn(
-            "On validation the ratios are 7.0x [7.0, 7.0] and 5.0x [5.0, 5.0].",
+            "On validation, by which settings were chosen, the ratios are "
+            "7.0x [7.0, 7.0] and 5.0x [5.0, 5.0].",
             self.web_report(*lines),
         )
 

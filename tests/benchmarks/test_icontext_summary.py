@@ -151,6 +151,21 @@ class SummaryTest(tf.test.TestCase):
         # 1,000 steps are fewer than uniform training's fewest.
         self.check(row(values, "curated", 1000)["lead"], None)
 
+    def test_the_slope_ends_where_the_target_is_first_reached(self):
+        # Validation chooses 9,000 steps. The tests have its score before 4,500.
+        ends = {2250: (0.04, 0.04), 4500: (0.12, 0.08), 9000: (0.10, 0.12)}
+        runs = [
+            a_run(f"web_uniform_{steps}", steps, score, val=val)
+            for steps, (score, val) in ends.items()
+        ]
+        values = summarise(*runs, CURATED, cascade(4500, 0.16)).values()
+        (target,) = values["targets"]
+        reached = 2250 * 2**0.75
+        self.check(target["reached"], reached)
+        self.check(row(values, "uniform", 2250)["slope"], 0.06 / 0.75)
+        # It is past the target there.
+        self.check(row(values, "cascade_curated", 4500)["slope"], None)
+
     def test_ratios_are_to_uniform_trainings_best_end(self):
         values = summarise(
             *uniform(), CURATED, cascade(1400, 0.10), cascade(4500, 0.16)
