@@ -304,6 +304,14 @@ class WebWords(web_runs.RunWords):
         rows = [self.web_row(summary.UNIFORM, one) for one in steps]
         return *rows, *[tried.get(one, claims.NOT_RUN) for one in steps]
 
+    def ends(self, method):
+        """Scores of a method at all lengths, in words."""
+        return gains.series(
+            f"{100 * line.rows['score']['mean']:.1f} after "
+            f"{line.rows['steps']:,}"
+            for line in lines_of(self._web, method)
+        )
+
     def uniform_reached(self):
         """Steps at which uniform training first has the target's score."""
         return f"{self.web_target()['reached']['mean']:,.0f}"
