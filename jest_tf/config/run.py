@@ -1,6 +1,6 @@
 """All settings of a run, and the checks across groups."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jest_tf.config import checks
 from jest_tf.config.checks import Checked, Count, Seed
@@ -214,7 +214,10 @@ class TrainConfig(Checked):
             "`reference.projection` must be empty with `bootstrap.renew_at`: "
             "the reference becomes the learner, whose embeddings need none",
         )
-        early = self.selection.kinds_before(renew_at[0])
+        # `uniform_every` only adds steps that score nothing.
+        phases = replace(self.selection, uniform_every=None)
+        starts = {0, *(phase.start for phase in phases.phases)}
+        early = [phases.at(one) for one in starts if one < renew_at[0]]
         self._expect(
             self.has_first_reference
             or not any(kind.scores and kind.needs_reference for kind in early),

@@ -192,10 +192,6 @@ class SelectionConfig(Checked, path="selection"):
             kinds.append(self.stopped)
         return tuple(dict.fromkeys(kinds))
 
-    def kinds_before(self, step: int) -> list["SelectionConfig"]:
-        """Returns the settings of phases that begin before a step."""
-        return [kind for start, kind in self._by_phase if start < step]
-
     @functools.cached_property
     def _by_phase(self) -> list[tuple[int, "SelectionConfig"]]:
         """The first step and the settings of all phases, from step 0 on."""
