@@ -289,7 +289,7 @@ class PythonBlocksTest(DocsTestCase):
         runs = []
         with contextlib.redirect_stdout(io.StringIO()):
             for line in shell_commands("docs/data.md"):
-                arguments = line[3:]
+                arguments = line[2:]
                 if "try_data.py" in arguments:
                     train.main(arguments)
                     runs.append(arguments[arguments.index("--workdir") + 1])
