@@ -331,7 +331,10 @@ class WebWords(web_runs.RunWords):
             f"web_{summary.UNIFORM}_{steps.replace(',', '')}",
             (f"{self.web_split()}_{split}",),
         )
-        return claims.NOT_RUN if found is None else _points(found)
+        if found is None:
+            return claims.NOT_RUN
+        estimate = dict(zip(("mean", "low", "high"), found, strict=True))
+        return f"{claims.told(estimate, factor=100, sign='+')} points"
 
     def seconds_at_equal_cost(self):
         """Processor seconds of the longest run and of uniform training.
@@ -612,12 +615,6 @@ def _times(doublings):
     """So many doublings as a ratio; on a plateau they say little."""
     ratio = 2**doublings
     return f"over {_MOST}x" if ratio > _MOST else f"{ratio:.1f}x"
-
-
-def _points(found):
-    """A `bootstrap.Estimate` in points, with its sign."""
-    value, low, high = (f"{100 * one:+.1f}" for one in found)
-    return f"{value} [{low}, {high}] points"
 
 
 def _field(is_given):

@@ -328,7 +328,7 @@ def embedded_rows(
     None stands for all of them.
     """
     settings = config.bootstrap
-    drawn = store.manifest and store.manifest.weights > 0
+    drawn = drawn_rows(store)
     share = settings.share(step)
     if share == 1.0:
         return drawn
@@ -339,6 +339,11 @@ def embedded_rows(
         # Their embeddings may be read too.
         rows[_num_pool(config, store) :] = True
     return rows if drawn is None else rows & drawn
+
+
+def drawn_rows(store: stores_lib.Store) -> np.ndarray | None:
+    """Returns the rows that a manifest leaves, bool [n]; None are all."""
+    return store.manifest and store.manifest.weights > 0
 
 
 def _num_pool(config, store):

@@ -131,7 +131,7 @@ def _with_reference(config, store, name, folder):
     if directory.has(folder, directory.RENEWAL_FILE):
         cost = directory.read(folder, directory.RENEWAL_FILE)
     else:
-        rows = _drawn(store)
+        rows = bootstrap.drawn_rows(store)
         number = len(store) if rows is None else int(rows.sum())
         progress.say(f"{name}: its learner embeds {number:,} records")
         learner = loading.load_run(name)
@@ -151,12 +151,8 @@ def _recognised(config, store):
     if not config.reference.sidecars:
         return None
     sidecars = sidecars_lib.Sidecars(store, config.reference.sidecar_dir)
-    return bootstrap.recognised_share(config, store, sidecars, _drawn(store))
-
-
-def _drawn(store):
-    """The rows that the manifest leaves, bool [n]; None are all."""
-    return store.manifest and store.manifest.weights > 0
+    rows = bootstrap.drawn_rows(store)
+    return bootstrap.recognised_share(config, store, sidecars, rows)
 
 
 def _write(workdir, found):
