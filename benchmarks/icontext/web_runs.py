@@ -13,7 +13,7 @@ from benchmarks.icontext import bootstrap, matrix, results, summary
 
 # The parts of a trial's name that tell it from what was kept.
 _TRIAL = re.compile(
-    r"_(k\d|distinct|half|gain4|cosine|crops|decay|slow|slower|fast|ema)(?=_)"
+    r"_(k\d|distinct|half|gain4|often|cosine|crops|decay|slow|slower|fast|ema)(?=_)"
 )
 _VALIDATION = "val_sets"
 # Of configs/icontext_web_bootstrap.py, where a cell does not say.
