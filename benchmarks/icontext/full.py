@@ -54,7 +54,6 @@ def build(cache, out, *, permissive_only=False, jobs=1):
     out = pathlib.Path(out)
     settings = {
         "seed": SEED,
-        "num_colours": 0,
         "split_salt": concepts.SPLIT_SALT,
         "size": selection.SIZE,
         "permissive_only": permissive_only,

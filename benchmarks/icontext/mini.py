@@ -50,7 +50,6 @@ def build(cache, data, out):
     settings = {
         "seed": SEED,
         "size": selection.SIZE,
-        "num_colours": 0,
         "noise_level": NOISE_LEVEL,
         "noise": noise.CRAWL,
         "licenses": sorted(sources.PERMISSIVE_LICENSES),

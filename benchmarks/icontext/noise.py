@@ -140,7 +140,7 @@ def _shifted(record, turn):
     random = np.random.default_rng([record.identifier, turn])
     pixels = pictures.decode(record.png)
     shift = random.integers(-_MAX_SHIFT, _MAX_SHIFT, 2, endpoint=True)
-    png, _ = pictures.encode(np.roll(pixels, shift, (0, 1)), 0)
+    png = pictures.encode(np.roll(pixels, shift, (0, 1)))
     row = record.row
     name = f"{row.name}#{turn}"
     return selection.Record(

@@ -47,35 +47,13 @@ def render(drawing, size):
     return None if pixels.std() < _BLANK_BELOW else pixels
 
 
-def encode(pixels, num_colours):
-    """The smallest PNG file of a picture.
+def encode(pixels):
+    """Bytes of a PNG file with exactly these pixels, uint8 [size, size, 3].
 
-    Grey pictures keep their exact pixels. Others are reduced to a palette
-    where that makes the file smaller.
-
-    Args:
-        pixels: uint8 [size, size, 3].
-        num_colours: colours in the palette, or 0 to keep every colour.
-
-    Returns:
-        PNG bytes, and the uint8 [size, size, 3] pixels that they decode to.
+    Grey pictures have a single channel.
     """
-    if (pixels == pixels[..., :1]).all():
-        return _png(Image.fromarray(pixels[..., 0])), pixels
-    image = Image.fromarray(pixels)
-    exact = _png(image)
-    if not num_colours:
-        return exact, pixels
-    palette = image.quantize(
-        num_colours,
-        method=Image.Quantize.MEDIANCUT,
-        kmeans=2,
-        dither=Image.Dither.NONE,
-    )
-    reduced = _png(palette)
-    if len(exact) <= len(reduced):
-        return exact, pixels
-    return reduced, np.asarray(palette.convert("RGB"))
+    is_grey = (pixels == pixels[..., :1]).all()
+    return _png(Image.fromarray(pixels[..., 0] if is_grey else pixels))
 
 
 def decode(png):

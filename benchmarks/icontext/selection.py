@@ -42,7 +42,6 @@ class Sieve:
     """Renders candidates and rejects blanks, duplicates and leaks.
 
     Args:
-        num_colours: palette of the pictures, 0 for every colour.
         held_out: held-out pictures that another sieve accepted.
         size: side of the pictures in pixels.
 
@@ -52,11 +51,10 @@ class Sieve:
             picture may copy: `{digest of the pixels: shape vector}`.
     """
 
-    def __init__(self, num_colours=0, held_out=(), size=SIZE):
+    def __init__(self, held_out=(), size=SIZE):
         self.drops = collections.Counter()
         self.held_out = dict(held_out)
         self._size = size
-        self._num_colours = num_colours
         self._pairs = set()
 
     def accept(self, rows, split, block_size=1):
@@ -106,7 +104,6 @@ class Sieve:
             return self._drop("does not render")
         if pixels is None:
             return self._drop("blank")
-        png, pixels = pictures.encode(pixels, self._num_colours)
         digest = hashlib.sha256(pixels.tobytes()).digest()
         if (digest, row.captions[0]) in self._pairs:
             return self._drop("duplicate pair")
@@ -116,6 +113,7 @@ class Sieve:
                 if is_held_out
                 else "leak: pixels of a held-out picture"
             )
+        png = pictures.encode(pixels)
         return row, png, digest, pictures.shape_vector(pixels)
 
     def _drop(self, reason):

@@ -38,7 +38,7 @@ TEXTS = ("concept", "label", "kind", "style", "source", "license", "name")
 def a_record(number, **changes):
     """An icon with random pixels, with changes of its row."""
     random = np.random.default_rng(number)
-    png, _ = pictures.encode(random.integers(0, 200, [32, 32, 3], np.uint8), 0)
+    png = pictures.encode(random.integers(0, 200, [32, 32, 3], np.uint8))
     icon = {
         "kind": "mono icon",
         "style": "lines",

@@ -29,7 +29,7 @@ def record(style, number, caption=None, kind=sources.MONO_ICON, seed=None):
         [len(style), number] if seed is None else seed
     )
     pixels = random.integers(0, 200, [32, 32, 3], np.uint8)
-    png, _ = pictures.encode(pixels, 0)
+    png = pictures.encode(pixels)
     row = sources.Row(
         kind=kind,
         style=style,
