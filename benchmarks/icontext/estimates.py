@@ -25,7 +25,7 @@ _COMMAND = (
     "python -m benchmarks.icontext.estimates --data icontext-work/web "
     "--emoji icontext-work/data --page docs/advise.md"
 )
-_LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
+_LEVELS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.9)
 # Names of noise whose pairs match nevertheless.
 _REPEATED = "near-duplicate"
 _MATCHED = ("", _REPEATED)

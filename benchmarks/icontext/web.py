@@ -7,7 +7,7 @@ Made of the whole data set (`full.py`), whose pool is cut by icon set:
 
 | split | pairs |
 | --- | --- |
-| pool00 to pool90 | all sets but the held-out ones, at five levels of noise |
+| pool00 to pool90 | all sets but the held-out ones, at six levels of noise |
 | curated | 4,000 clean pairs of the pool's icons, no longer in the pool |
 | curated1000, curated250 | the first of these |
 | val_sets, test_sets | captions of icon sets that nobody trains on |
@@ -37,7 +37,7 @@ from benchmarks.icontext import (
     sources,
 )
 
-LEVELS = (0, 30, 50, 70, 90)
+LEVELS = (0, 15, 30, 50, 70, 90)
 NUM_CURATED = 4_000
 FEWER_CURATED = (1_000, 250)
 VAL_STYLE = "emojione"
