@@ -8,7 +8,8 @@ not about: a line whose `judged` is "no" stands beside the claim for comparison.
 
 On emoji art a ratio is of the costs up to a curve's first crossing of the
 target. On the web-like data it is of full schedules, as in summary.json: to the
-target, or, where a line misses it, to the line's own end.
+target, or, where a line misses it, to the line's own end. A ratio to a line's
+own end leaves a claim about the target undecided.
 """
 
 import csv
@@ -111,14 +112,14 @@ def _on_web(test, cells, against, found):
     # Of one line the bound is uniform training's; of two, the second line.
     ends = {"low": 0.0, "high": 0.0} if test == "lead" else _ONE
     (first, _), (other, _), *_ = *values, (ends, "")
-    # Ratios to different ends do not compare.
-    is_comparable = len({where for _, where in values}) == 1
+    # A run that misses the target says nothing about a longer one.
+    is_there = not any(where for _, where in values)
     shorter = [] if test in ("lead", "over_uniform") else _shorter(lines, found)
     used = *lines, *shorter, *_baseline(found.summary)
     seeds = min(line["seeds"] for line in used)
     verdict = _verdict(
-        is_comparable and _end(first, "low") > _end(other, "high"),
-        is_comparable and _end(first, "high") < _end(other, "low"),
+        is_there and _end(first, "low") > _end(other, "high"),
+        is_there and _end(first, "high") < _end(other, "low"),
         seeds,
     )
     words = [_words(test, *value) for value in values]

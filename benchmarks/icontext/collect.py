@@ -90,7 +90,6 @@ def collect(workdir, identity, digest, splits, embedded=()):
         **ends_of(chosen),
         "effective_filter_ratio": last.get("select/effective_filter_ratio"),
         "repeat_rate": last.get("train/repeat_rate"),
-        "rank_agreement": last.get("bootstrap/agreement"),
         "machine": report.processor(),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }
@@ -207,9 +206,9 @@ def ends_of(chosen):
 def with_renewals(curves, chosen, workdir, config):
     """Curves of a run that renews its reference, with what chose it.
 
-    `recognised` and `is_kept` are of the renewal at a step, if it embedded
-    anything. `clean` is the share of clean pairs trained on from there to the
-    next evaluation.
+    `recognised`, `is_kept` and `agreement`, with the renewal before, are of the
+    renewal at a step, if it embedded anything. `clean` is the share of clean
+    pairs trained on from there to the next evaluation.
     """
     renewals = bootstrap.renewals(config, workdir)
     if not renewals or "clean" not in chosen:
@@ -221,6 +220,7 @@ def with_renewals(curves, chosen, workdir, config):
     return curves.assign(
         recognised=curves["step"].map(renewals["recognised"]),
         is_kept=curves["step"].map(renewals["kept"]),
+        agreement=curves["step"].map(renewals["agreement"]),
         clean=clean.reindex(range(len(curves))).round(4).to_numpy(),
     )
 

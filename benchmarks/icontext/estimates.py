@@ -117,13 +117,16 @@ def block(content):
     if emoji := content.get("emoji"):
         found += (
             "\n\nOn IconText's emoji art, where the curated set covers the "
-            f"tests, {emoji['covered']:.0%} of the validation pictures (the "
-            f"verdict needs {decision_table.APART:.0%}) and "
-            f"{emoji['apart']:.0%} of the curated pictures are nearer to the "
-            "curated set than to the pool. The verdict, "
-            f'"{_row(emoji["advice"]).do}", agrees with the '
-            "[measurements](../benchmarks/icontext/results/report.md#emoji-"
-            "art-where-the-curated-set-covers-the-tests)."
+            f"tests, {emoji['covered']:.0%} of the "
+            f"{emoji['num_tests']:,} validation pictures (the verdict needs "
+            f"{decision_table.APART:.0%}; two standard errors are "
+            f"{_two_errors(emoji):.0%}) and {emoji['apart']:.0%} of the "
+            "curated pictures are nearer to the curated set than to the pool. "
+            f'The verdict, "{_row(emoji["advice"]).do}", agrees with the '
+            "[measurements](../benchmarks/icontext/results/report.md#appendix-"
+            "emoji-art-where-the-curated-set-covers-the-tests)"
+            + ", but within that error" * emoji["may_be_covered"]
+            + "."
         )
     return found
 
@@ -131,6 +134,12 @@ def block(content):
 def _row(name):
     """The row of the decision table with a name."""
     return next(row for row in decision_table.ROWS if row.name == name)
+
+
+def _two_errors(emoji):
+    """Two standard errors of the share of tests that is covered."""
+    share = emoji["covered"]
+    return 2 * (share * (1 - share) / emoji["num_tests"]) ** 0.5
 
 
 def covered(data, folder):
@@ -149,6 +158,8 @@ def covered(data, folder):
         "matched": found.facts.matched._asdict(),
         "apart": found.facts.apart,
         "covered": found.facts.covered,
+        "may_be_covered": found.facts.may_be_covered,
+        "num_tests": found.facts.num_tests,
         "power": round(found.facts.power, 4),
         "advice": advice.advise(found.facts, recipe).row.name,
     }

@@ -139,7 +139,7 @@ def gains(found, level, path, others=()):
         at_level = f"at {100 * level:.0f} % noise"
         for place, (axis, title, words) in enumerate(
             (
-                (by_noise, "Noise", "noise in the pool, %"),
+                (by_noise, "Noise", _noise_words(found)),
                 (
                     *(by_curated, "Curated pairs"),
                     f"curated pairs, {at_level}",
@@ -180,6 +180,23 @@ def gains(found, level, path, others=()):
             **{"loc": "upper center", "ncols": len(_MARKS), "frameon": False},
         )
         figure.savefig(path, dpi=_DPI)
+
+
+def _noise_words(found):
+    """The label of the panel over noise, with the lengths of the runs."""
+    methods = {}
+    for method in _MARKS:
+        for line in found.by_noise(method)[:1]:
+            methods.setdefault(line.steps, []).append(gains_lib.LABELS[method])
+    if not methods:
+        return "noise in the pool, %"
+    usual = max(methods, key=lambda steps: len(methods[steps]))
+    others = "".join(
+        f"; {', '.join(labels)}: {steps:,}"
+        for steps, labels in methods.items()
+        if steps != usual
+    )
+    return f"noise in the pool, %\n(after {usual:,} steps{others})"
 
 
 def _gain(axis, points, marks):

@@ -13,7 +13,8 @@ from benchmarks.icontext import bootstrap, matrix, results, summary
 
 # The parts of a trial's name that tell it from what was kept.
 _TRIAL = re.compile(
-    r"_(k\d|distinct|half|gain4|often|cosine|crops|decay|slow|slower|fast|ema)(?=_)"
+    r"_(k\d|gain4|often|half|distinct|"
+    r"cosine|crops|decay|slow|slower|fast|ema)(?=_)"
 )
 _VALIDATION = "val_sets"
 # Of configs/icontext_web_bootstrap.py, where a cell does not say.
@@ -98,12 +99,21 @@ class RunWords:
         return None if ends.isna().any() else [f"{one:.2f}" for one in ends]
 
     def agreement(self, cell):
-        """Rank correlation of a cell's old and fresh scores, at renewals."""
-        if self._tables is None:
+        """Rank correlations of old and fresh similarities of pairs, in words.
+
+        Returns:
+            `(step, correlation)` of the first and of the last renewal that
+            followed another; None without them.
+        """
+        if self._tables is None or "agreement" not in self._tables.curves:
             return None
-        runs = self._tables.runs
-        found = runs[runs["cell"] == cell]["rank_agreement"].mean()
-        return f"{found:.2f}" if found == found else None
+        curves = self._tables.curves
+        rows = curves[curves["cell"] == cell].dropna(subset=["agreement"])
+        found = rows.groupby("step")["agreement"].mean()
+        if len(found) < 2:
+            return None
+        ends = found.index[0], found.index[-1]
+        return [(f"{step:,}", f"{found[step]:.2f}") for step in ends]
 
     def processor_seconds(self, *cells):
         """Mean processor seconds of cells that ran on the same machines.

@@ -103,7 +103,8 @@ class WebWords(web_runs.RunWords):
     def web(self, method, level=claims.LEVEL, is_given=False):
         """A method's score ratio at equal FLOPs at a level, in words.
 
-        Of the length that most levels share, and of the longest.
+        Of the length that most levels share, and of the longest; of a single
+        level, of the shortest and the longest.
 
         Args:
             method: as in evidence.json.
@@ -113,6 +114,8 @@ class WebWords(web_runs.RunWords):
         cells = self._ratios(method, is_given)
         common = gains.shared_length(cells)
         here = [cell for cell in cells if cell.noise == level]
+        if here == cells:
+            common = min((cell.steps for cell in here), default=None)
         found = {
             cell.steps: f"{_ratio(cell, is_given)} after {cell.steps:,} steps"
             for cell in here
@@ -162,6 +165,7 @@ class WebWords(web_runs.RunWords):
         places = {
             summary.UNIFORM: (summary.UNIFORM, target["steps"]),
             "mixture": (target["mixture"], None),
+            "filtered_50": ("filtered_50", self._best_length("filtered_50")),
         }
         words = _SHARES.get(target["mixture"]), self._among_mixtures(target)
         rows = {
@@ -183,6 +187,14 @@ class WebWords(web_runs.RunWords):
             for name, row in rows.items()
             if row
         ]
+
+    def _best_length(self, method):
+        """Steps of the run of a method that validation prefers, or None."""
+        lines = lines_of(self._validation, method)
+        scores = {
+            line.rows["steps"]: line.rows["score"]["mean"] for line in lines
+        }
+        return max(scores, key=scores.get, default=None)
 
     def _among_mixtures(self, target):
         """What the mixture is that the summary calls the best one, in words."""
@@ -314,21 +326,28 @@ class WebWords(web_runs.RunWords):
 
     def uniform_reached(self):
         """Steps at which uniform training first has the target's score."""
-        return f"{self.web_target()['reached']['mean']:,.0f}"
+        reached = self.web_target()["reached"]
+        mean, low, high = (
+            "?" if reached[end] is None else _rounded(reached[end])
+            for end in ("mean", "low", "high")
+        )
+        return f"{mean} [{low}, {high}]"
 
-    def over_uniform_steps(self, steps, split):
-        """The method's points over so many uniform steps on a split.
+    def points_over(self, other, split, steps=None):
+        """The method's points over another cell on a split, in words.
 
         Args:
-            steps: as words, 18,000.
-            split: of the held-out ones, "concept" or "style".
+            other: as of summary.json, with its steps: `uniform_18000`.
+            split: "sets", "concept" or "style".
+            steps: of the method's run; None is the length spoken of.
         """
         tables = self._tables
         if tables is None:
             return claims.NOT_RUN
+        steps = steps or self._method_line()[0]["steps"]
         found = comparison_lib.Comparison(tables).difference(
-            f"web_{_METHOD}_{self._method_line()[0]['steps']}",
-            f"web_{summary.UNIFORM}_{steps.replace(',', '')}",
+            f"web_{_METHOD}_{steps}",
+            f"web_{other}",
             (f"{self.web_split()}_{split}",),
         )
         if found is None:
@@ -424,7 +443,7 @@ class WebWords(web_runs.RunWords):
         doublings = _doublings(lead, slope)
         flops, reached = row["flops_ratio"], ""
         if other["reached"] and not other["is_bound"]:
-            reached = f"{other['reached']:,.0f}"
+            reached = _rounded(other["reached"])
         parts = [
             f"{part['mean']:.1f}x" if part and not other["is_bound"] else ""
             for part in (flops["scores"], flops["reference"])
@@ -585,6 +604,11 @@ def _with_own_end(row):
         for name in ("examples", "flops")
         if row[name] == _MISSED and row[f"own_{name}"]
     }
+
+
+def _rounded(steps):
+    """Interpolated steps to three digits."""
+    return f"{float(f'{steps:.3g}'):,.0f}"
 
 
 def _at_equal_cost(bill):
