@@ -120,8 +120,9 @@ def block(content):
             f"tests, {emoji['covered']:.0%} of the "
             f"{emoji['num_tests']:,} validation pictures (the verdict needs "
             f"{decision_table.APART:.0%}; two standard errors are "
-            f"{_two_errors(emoji):.0%}) and {emoji['apart']:.0%} of the "
-            "curated pictures are nearer to the curated set than to the pool. "
+            f"{100 * _two_errors(emoji):.0f} points) and "
+            f"{emoji['apart']:.0%} of the curated pictures are nearer to the "
+            "curated set than to the pool. "
             f'The verdict, "{_row(emoji["advice"]).do}", agrees with the '
             "[measurements](../benchmarks/icontext/results/report.md#appendix-"
             "emoji-art-where-the-curated-set-covers-the-tests)"
