@@ -320,7 +320,8 @@ class Check(NamedTuple):
             "*Right*: its interval lies on the advised side of 1. The "
             "threshold for `clean` was set on the pool without noise, so that "
             "row is no test. The other rows were chosen after these runs had "
-            "been seen. The training of a given reference is not counted; "
+            "been seen, but for those at 15 % of noise, which were made later. "
+            "The training of a given reference is not counted; "
             "here it was trained on the curated set.\n\n"
             + report.table(
                 ("noise", "has a reference", "advice", "score ratio", "right"),

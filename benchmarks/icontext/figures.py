@@ -105,6 +105,7 @@ _MARKS = {
     "oracle": {"color": "0.55", "ls": "--", "marker": "D"},
     "bootstrapped": {"color": "black", "ls": "-", "marker": "o"},
     "renewed": {"color": "0.35", "ls": ":", "marker": "s"},
+    "jest_curated": {"color": "0.35", "ls": "-.", "marker": "x"},
     "mixed_8": {"color": "0.55", "ls": "-", "marker": "^"},
 }
 _SIZES = {"lw": 1.8, "ms": 5}
@@ -174,10 +175,10 @@ def gains(found, level, path, others=()):
             by_noise.plot([], [], **marks, **_SIZES)[0]
             for marks in _MARKS.values()
         ]
-        figure.tight_layout(rect=(0, 0, 1, 0.95), h_pad=2, w_pad=2)
+        figure.tight_layout(rect=(0, 0, 1, 0.93), h_pad=2, w_pad=2)
         figure.legend(
             *(handles, [gains_lib.LABELS[method] for method in _MARKS]),
-            **{"loc": "upper center", "ncols": len(_MARKS), "frameon": False},
+            **{"loc": "upper center", "ncols": 3, "frameon": False},
         )
         figure.savefig(path, dpi=_DPI)
 

@@ -15,6 +15,7 @@ LABELS = {
     "oracle": "no noise (oracle)",
     "bootstrapped": "bootstrapped cascade",
     "renewed": "curated reference, renewed",
+    "jest_curated": "JEST, curated reference",
     "mixed_8": "an eighth curated",
 }
 _CHANGES = "lead", "slope"
