@@ -267,13 +267,19 @@ class CheckTest(FolderTestCase):
         self.assertIn("finds 1.0%. Without added noise it finds 1.0%.", text)
         self.assertNotIn("emoji", text)
         content["emoji"] = {"covered": 0.8, "apart": 0.9, "advice": "covered"}
+        content["emoji"] |= {"num_tests": 400, "may_be_covered": False}
         text = estimates.block(content)
+        # 2 sqrt(0.8 x 0.2 / 400) is 0.04.
         self.assertIn(
-            f"80% of the validation pictures (the verdict needs "
-            f"{decision_table.APART:.0%}) and 90% of the",
+            f"80% of the 400 validation pictures (the verdict needs "
+            f"{decision_table.APART:.0%}; two standard errors are 4 points) "
+            "and 90% of the",
             text,
         )
         self.assertIn("half curated rows and half pool", text)
+        self.assertNotIn("within that error", text)
+        content["emoji"]["may_be_covered"] = True
+        self.assertIn("but within that error.", estimates.block(content))
 
 
 if __name__ == "__main__":

@@ -636,8 +636,9 @@ class ReportTest(tf.test.TestCase):
         self.assertEqual(
             [line for line in table if line.startswith("| ")][2:],
             [
-                "| balanced by concept (CABS) | 4,500 | 3 | 5.0 [5.0, 5.0] "
-                "| -5.0 [-5.0, -5.0] | 0.6 [0.6, 0.6] |  |  |",
+                "| balanced by concept before training (CABS balances batches) "
+                "| 4,500 | 3 | 5.0 [5.0, 5.0] | -5.0 [-5.0, -5.0] "
+                "| 0.6 [0.6, 0.6] |  |  |",
                 "| JEST, f = 0.8, reference of the curated set alone | 1,400 "
                 "| 3 | 10.0 [10.0, 10.0] | 5.0 [5.0, 5.0] | 0.9 [0.9, 0.9] "
                 "|  |  |",
