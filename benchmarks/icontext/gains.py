@@ -151,8 +151,9 @@ class Gains:
             "single": series(f"{100 * line.noise:.0f}" for line in single),
             "pairs": series(f"{pairs:,}" for pairs, _ in curated[:-1]),
             "of_pairs": series(
-                _interval(line) + " (1 seed)" * (line.seeds == 1)
-                for _, line in curated[:-1]
+                f"{_interval(line)} with {pairs:,}"
+                + " (1 seed)" * (line.seeds == 1)
+                for pairs, line in curated[:-1]
             ),
             "of_all_pairs": "".join(
                 _interval(line) for _, line in curated[-1:]

@@ -953,8 +953,8 @@ class ReportTest(tf.test.TestCase):
             "After 2,700 steps the bootstrapped cascade (K = 3, K = 5 at 90 %",
             "at 50, 70 and 90 % noise, not clearly different at 30 %, and "
             "below it at 0 %: train",
-            "score ratio is 2.5 [2.5, 2.5] with 4,000 of\n  them, and 1.2 "
-            "[1.2, 1.2] and 1.7 [1.7, 1.7] with 250 and 1,000.",
+            "score ratio is 2.5 [2.5, 2.5] with 4,000 of\n  them, 1.2 "
+            "[1.2, 1.2] with 250 and 1.7 [1.7, 1.7] with 1,000.",
             "FLOPs of 2,700 and 4,500 uniform steps, at 70 % noise, its score "
             "is\n  2.5 and 2.0 times uniform training's.",
         ):
