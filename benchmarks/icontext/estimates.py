@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 
 from benchmarks import report
-from benchmarks.icontext import results
+from benchmarks.icontext import results, web
 from jest_tf.curation import advice, decision_table
 
 FILE = "estimates.json"
@@ -25,7 +25,6 @@ _COMMAND = (
     "python -m benchmarks.icontext.estimates --data icontext-work/web "
     "--emoji icontext-work/data --page docs/advise.md"
 )
-_LEVELS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.9)
 # Names of noise whose pairs match nevertheless.
 _REPEATED = "near-duplicate"
 _MATCHED = ("", _REPEATED)
@@ -120,7 +119,7 @@ def block(content):
             f"tests, {emoji['covered']:.0%} of the "
             f"{emoji['num_tests']:,} validation pictures (the verdict needs "
             f"{decision_table.APART:.0%}; two standard errors are "
-            f"{100 * _two_errors(emoji):.0f} points) and "
+            f"{100 * emoji['covered_error']:.0f} points) and "
             f"{emoji['apart']:.0%} of the curated pictures are nearer to the "
             "curated set than to the pool. "
             f'The verdict, "{_row(emoji["advice"]).do}", agrees with the '
@@ -135,12 +134,6 @@ def block(content):
 def _row(name):
     """The row of the decision table with a name."""
     return next(row for row in decision_table.ROWS if row.name == name)
-
-
-def _two_errors(emoji):
-    """Two standard errors of the share of tests that is covered."""
-    share = emoji["covered"]
-    return 2 * (share * (1 - share) / emoji["num_tests"]) ** 0.5
 
 
 def covered(data, folder):
@@ -159,6 +152,7 @@ def covered(data, folder):
         "matched": found.facts.matched._asdict(),
         "apart": found.facts.apart,
         "covered": found.facts.covered,
+        "covered_error": found.facts.covered_error,
         "may_be_covered": found.facts.may_be_covered,
         "num_tests": found.facts.num_tests,
         "power": round(found.facts.power, 4),
@@ -178,8 +172,9 @@ def estimate(data, folder):
     """
     _, survey = _surveys(data, folder, "curated", "val_sets")
     levels = []
-    for level in _LEVELS:
-        pool, found = survey(f"pool{round(100 * level):02}/pool")
+    for percent in web.LEVELS:
+        level = percent / 100
+        pool, found = survey(f"pool{percent:02}/pool")
         labels = np.array(
             [
                 record.metadata.get("noise", b"").decode()

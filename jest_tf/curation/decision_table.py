@@ -93,15 +93,18 @@ class Facts(NamedTuple):
         return self.covered is not None and self.covered >= APART
 
     @property
-    def may_be_covered(self) -> bool:
-        """Returns whether `is_covered` is within the sampling error.
-
-        That is two standard errors of a share of `num_tests`.
-        """
+    def covered_error(self) -> float | None:
+        """Returns two standard errors of `covered`; None if not known."""
         if self.covered is None or not self.num_tests:
-            return False
-        error = math.sqrt(self.covered * (1 - self.covered) / self.num_tests)
-        return abs(self.covered - APART) < 2 * error
+            return None
+        spread = self.covered * (1 - self.covered)
+        return 2 * math.sqrt(spread / self.num_tests)
+
+    @property
+    def may_be_covered(self) -> bool:
+        """Returns whether `is_covered` is within the sampling error."""
+        error = self.covered_error
+        return error is not None and abs(self.covered - APART) < error
 
     @property
     def factor(self) -> int:

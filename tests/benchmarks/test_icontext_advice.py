@@ -268,8 +268,8 @@ class CheckTest(FolderTestCase):
         self.assertNotIn("emoji", text)
         content["emoji"] = {"covered": 0.8, "apart": 0.9, "advice": "covered"}
         content["emoji"] |= {"num_tests": 400, "may_be_covered": False}
+        content["emoji"] |= {"covered_error": 0.04}
         text = estimates.block(content)
-        # 2 sqrt(0.8 x 0.2 / 400) is 0.04.
         self.assertIn(
             f"80% of the 400 validation pictures (the verdict needs "
             f"{decision_table.APART:.0%}; two standard errors are 4 points) "

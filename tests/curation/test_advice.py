@@ -258,6 +258,10 @@ class RowsTest(tf.test.TestCase):
             facts(covered=2 / 3 - 0.04, num_tests=640),
         ):
             self.assertEmpty(advice.advise(found, RECIPE, []).cautions)
+        # 2 sqrt(0.8 x 0.2 / 400).
+        error = facts(covered=0.8, num_tests=400).covered_error
+        self.assertAllClose(error, 0.04)
+        self.assertIsNone(facts(covered=0.8).covered_error)
 
     def test_settings_fit_the_rest_of_a_recipe(self):
         def advised(found, **changes):
