@@ -190,10 +190,15 @@ class Checked:
         values = {}
         for path in re.findall(r"`([\w.]+)`", message):
             if path.startswith(self._prefix):
-                get = operator.attrgetter(path.removeprefix(self._prefix))
-                values[path] = get(self)
+                parts = path.removeprefix(self._prefix).split(".")
+                values[path] = functools.reduce(_part, parts, self)
         shown = (f"{name}={x!r}" for name, x in (values | received).items())
         raise ValueError(f"{message}. Received: {', '.join(shown)}")
+
+
+def _part(owner, name):
+    """A field of a dataclass, or an item of a tuple of them."""
+    return owner[int(name)] if name.isdecimal() else getattr(owner, name)
 
 
 def options(kind: Any) -> tuple:

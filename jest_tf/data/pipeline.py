@@ -4,11 +4,13 @@ A super-batch is a pure function of (seed, step), so resuming needs only a start
 step: there is no shuffle buffer and no iterator state. A counter numbers chunks
 of positions, the reader (`data/reader.py`) reads each chunk's records in the
 stream's order (`data/stream.py`), and one graph decodes and tokenises it.
-Chunks run in parallel and are joined in order. A cascade (`data/cascade.py`)
-first chooses the positions. Selection and augmentation follow on the device.
+Chunks run in parallel and are joined in order. Stored stages
+(`data/stored_stages.py`) first choose the positions. Curated rows come from a
+stream of their own. Live stages and augmentation follow on the device.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,10 +24,10 @@ from jest_tf.data import (
     fault_log,
     ops_reader,
     pictures,
+    stored_stages,
     stores,
     stream,
 )
-from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import reader as reader_lib
 from jest_tf.data import sidecars as sidecars_lib
 
@@ -52,14 +54,16 @@ class Options:
         host: the number of this host, from 0.
         num_hosts: H, must divide B. Host h yields the rows [h B/H, (h + 1)
             B/H) of every super-batch.
-        sidecars: of a reference over the same store; adds `reference_image`
-            and `reference_text`.
+        sidecars: of a reference over the same store, for stored stages, which
+            pass their first rows without.
+        embeddings: add the sidecars' `reference_image` and `reference_text`.
         rows: bool [n], the rows of the store that are drawn; None draws all.
         num_curated: parts of the store, its last ones, that are the curated
             set; not drawn without `curated_rows`.
-        curated_rows: c, rows of every super-batch from the curated set, at
-            every B/c-th place. A cascade does not choose them.
-        cascade: chooses the positions that are read; None reads all.
+        curated_rows: c of the b rows trained on come from the curated set, in
+            an order of its own. If c is b, nothing is drawn from the pool.
+        clean: see `StoredStages`, like `summaries`.
+        summaries: of the stored stages' choices, for logs.
         faults: counts and logs unreadable records and limits their rate; None
             counts with the default limit.
         reference_tokenizer: adds `text_for_reference` if it differs from the
@@ -67,7 +71,7 @@ class Options:
         reference_image: form of the reference's pictures; adds
             `image_for_reference` if it differs from the learner's.
         reader: "numpy", or "ops" for TensorFlow's ops alone, see
-            `ops_reader.py`; without a cascade.
+            `ops_reader.py`; without stored stages.
         token_field: feature of token ids that "ops" reads; "" tokenises.
     """
 
@@ -76,10 +80,14 @@ class Options:
     host: int = 0
     num_hosts: int = 1
     sidecars: sidecars_lib.Sidecars | None = None
+    embeddings: bool = False
     rows: np.ndarray | None = None
     num_curated: int = 0
     curated_rows: int = 0
-    cascade: cascade_lib.Cascade | None = None
+    clean: Callable[[np.ndarray], np.ndarray] | None = None
+    summaries: stored_stages.Summaries = dataclasses.field(
+        default_factory=stored_stages.Summaries
+    )
     faults: FaultLog | None = None
     reference_tokenizer: batches.Tokenizer | None = None
     reference_image: pictures.Form | None = None
@@ -89,14 +97,13 @@ class Options:
     @property
     def embedded(self) -> Callable | None:
         """Maps rows to whether sidecars embed them; None without sidecars."""
-        sidecars = self.sidecars or (self.cascade and self.cascade.sidecars)
-        return sidecars and sidecars.valid
+        return self.sidecars and self.sidecars.valid
 
 
 def super_batches(
     store: stores.Store,
     *,
-    super_batch_size: int,
+    selection: config_lib.SelectionConfig,
     seed: int,
     tokenizer: batches.Tokenizer,
     image_size: int | pictures.Form,
@@ -105,15 +112,15 @@ def super_batches(
 ) -> tf.data.Dataset:
     """The endless training stream; element n is super-batch start_step + n.
 
-    Super-batch s has the positions [s B, (s + 1) B) of `stream.Order`, or of
-    `stream.Mixture` with weights. A cascade chooses them from the K B positions
-    [s K B, (s + 1) K B) and keeps their order. A hash of (seed, position)
+    Super-batch s comes from the H positions [s H, (s + 1) H) of `stream.Order`,
+    or of `stream.Mixture` with weights: the stored stages of the selection
+    choose B of them, or all if there are none. A hash of (seed, position)
     chooses one of a record's nonblank captions, and the replacement of an
     unreadable record.
 
     Args:
         store: the records; a manifest restricts them.
-        super_batch_size: B, over all hosts.
+        selection: its sizes, and its stored stages, which are run here.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
         image_size: S, for `image`, or a form of pictures.
@@ -127,122 +134,196 @@ def super_batches(
         `caption_replaced` bool [B] (bad UTF-8 was replaced), `record_replaced`
         bool [B] (the record is a replacement). Options add embeddings [B, D]
         in the sidecars' dtype, and the reference's pictures and tokens.
+        Curated rows are a dict of the same, under `curated`; if all rows are
+        curated, they are the batch.
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
             `tf.errors.InvalidArgumentError` if too many records are unreadable
             or sidecars do not fit.
     """
-    for name, value, least in (
-        ("start_step", start_step, 0),
-        ("super_batch_size", super_batch_size, 1),
-    ):
-        checks.check(name, value, checks.at_least(least))
-    host, num_hosts = options.host, options.num_hosts
-    if not 0 <= host < num_hosts or super_batch_size % num_hosts:
-        raise ValueError(
-            "`host` must be in [0, `num_hosts`), which must divide "
-            f"`super_batch_size`. Received: host={host}, "
-            f"num_hosts={num_hosts}, super_batch_size={super_batch_size}"
-        )
-    size = super_batch_size // num_hosts
-    own = slice(host * size, (host + 1) * size)
-    forms = {"image": pictures.form_of(image_size)}
-    if options.reference_image not in (None, forms["image"]):
-        forms["image_for_reference"] = options.reference_image
-    tokenizer_of = {"text": tokenizer}
-    if options.reference_tokenizer not in (None, tokenizer):
-        tokenizer_of["text_for_reference"] = options.reference_tokenizer
-    faults = options.faults or FaultLog(None, _MAX_FAULT_RATE)
-    faults.start(start_step, start_step * size)
-    places = order(store, seed, super_batch_size, options)
-    cascade, sidecars = options.cascade, options.sidecars
-    by_ops = None
-    if options.reader == "ops":
-        by_ops = _ops_reader(store, places, seed, forms, tokenizer_of, options)
-    reader = reader_lib.Reader(
-        store,
-        places,
-        seed=seed,
-        step_size=cascade.size if cascade else super_batch_size,
-        log=faults,
-        embedded=options.embedded,
-        blocks=_blocks(store, options),
+    checks.check("start_step", start_step, checks.at_least(0))
+    loading = _Loading(store, seed, tokenizer, image_size, start_step, options)
+    num_curated = options.curated_rows
+    if num_curated == selection.batch_size:
+        loading.count(num_curated)
+        return batches.finish(loading.curated(num_curated))
+    size = selection.super_batch_size(num_curated)
+    loading.count(size + num_curated)
+    pool = loading.pool(selection)
+    if not num_curated:
+        return batches.finish(pool)
+    both = tf.data.Dataset.zip((pool, loading.curated(num_curated)))
+    return batches.finish(
+        both.map(lambda rows, curated: rows | {"curated": curated})
     )
-    chunk_size = _chunk_size(size)
-    ahead = None
-    if _is_distant(store, options) and not by_ops:
-        window = (options.shuffle_block_size or 1) * stream.WINDOW_BLOCKS
-        depth = window // 2 // chunk_size
-        depth = min(max(depth, _MIN_AHEAD), _MAX_AHEAD)
-        ahead = reader_lib.Ahead(reader.read, depth)
 
-    def load_by_ops(positions):
-        batch = by_ops.read(positions)
-        captions, tokens = batch.pop("caption"), batch.pop("tokens", None)
-        if tokens is None:
-            return batch | batches.texts_of(captions, tokenizer_of)
-        return batch | batches.texts_of(captions, {}) | {"text": tokens}
 
-    def load(positions):
-        chunk, images = _read_chunk(reader, ahead, positions, forms)
-        batch = images | batches.texts_of(chunk.captions, tokenizer_of)
-        (batch["id"],) = batches.call_numpy(
-            lambda rows: [store.ids(rows)],
-            [chunk.rows],
-            [tf.TensorSpec(chunk.rows.shape, tf.int64)],
-        )
-        if sidecars is not None:
-            spec = tf.TensorSpec(
-                [*chunk.rows.shape, sidecars.dim], tf.as_dtype(sidecars.dtype)
+@dataclasses.dataclass(frozen=True)
+class _Loading:
+    """Makes the datasets of a stream; arguments as of `super_batches`."""
+
+    store: stores.Store
+    seed: int
+    tokenizer: batches.Tokenizer
+    image_size: int | pictures.Form
+    start_step: int
+    options: Options
+
+    @functools.cached_property
+    def forms(self):
+        forms = {"image": pictures.form_of(self.image_size)}
+        if self.options.reference_image not in (None, forms["image"]):
+            forms["image_for_reference"] = self.options.reference_image
+        return forms
+
+    @functools.cached_property
+    def tokenizer_of(self):
+        tokenizer_of = {"text": self.tokenizer}
+        if self.options.reference_tokenizer not in (None, self.tokenizer):
+            tokenizer_of["text_for_reference"] = (
+                self.options.reference_tokenizer
             )
-            batch["reference_image"], batch["reference_text"] = (
-                batches.call_numpy(
-                    sidecars.read,
-                    [chunk.rows, chunk.choices, batch["id"]],
-                    [spec, spec],
-                )
-            )
-        batch["record_replaced"] = chunk.attempts > 0
-        return batch
+        return tokenizer_of
 
-    def join(batch):
-        return {
-            name: tf.reshape(value, [size, *value.shape[2:]])
-            for name, value in batch.items()
-        }
+    @functools.cached_property
+    def faults(self):
+        return self.options.faults or FaultLog(None, _MAX_FAULT_RATE)
 
-    if cascade:
-        positions = cascade.positions(
-            start_step,
-            own,
-            store=store,
-            order=places,
-            seed=seed,
-            super_batch_size=super_batch_size,
+    def count(self, step_size):
+        """Starts the count of drawn records."""
+        size = step_size // self.options.num_hosts
+        self.faults.start(self.start_step, self.start_step * size)
+
+    def pool(self, selection):
+        """The rows to choose from, of every step."""
+        options = self.options
+        sizes = selection.sizes(options.curated_rows)
+        places = order(self.store, self.seed, options)
+        stages = stored_stages_of(
+            selection, self.store, places, self.seed, options
         )
-    else:
+        size = sizes[len(selection.stored)]
+        own = self._share(size, "the rows into the first live stage")
+        if stages is not None:
+            positions = stages.positions(self.start_step, own)
+        else:
+            positions = self._consecutive(size, own)
+        return self._load(places, self.seed, positions, sizes[0], "data.train")
+
+    def curated(self, size):
+        """The curated rows of every step."""
+        own = self._share(size, "`data.curated_rows` (c)")
+        pool, curated = _parts(self.store, self.options)
+        seed = stream.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
+        seed = int(seed[0]) >> 1
+        places = stream.Part(
+            stream.Order(
+                sum(curated),
+                seed,
+                block_size=self.options.shuffle_block_size,
+            ),
+            sum(pool),
+        )
+        positions = self._consecutive(size, own)
+        return self._load(places, seed, positions, size, "data.curated")
+
+    def _share(self, size, what):
+        host, num_hosts = self.options.host, self.options.num_hosts
+        if not 0 <= host < num_hosts or size % num_hosts:
+            raise ValueError(
+                "`host` must be in [0, `num_hosts`), which must divide "
+                f"{what}. Received: host={host}, num_hosts={num_hosts}, "
+                f"{size} rows"
+            )
+        share = size // num_hosts
+        return slice(host * share, (host + 1) * share)
+
+    def _consecutive(self, size, own):
         rows = np.arange(own.start, own.stop)
-        positions = tf.data.Dataset.counter(start_step).map(
-            lambda step: step * super_batch_size + rows
+        return tf.data.Dataset.counter(self.start_step).map(
+            lambda step: step * size + rows
         )
-    shape = [-1, chunk_size]
-    positions = positions.map(lambda step: tf.reshape(step, shape)).unbatch()
-    if ahead:
-        positions = positions.map(_starting(ahead)).prefetch(depth)
-    chunks = batches.map_in_order(positions, load_by_ops if by_ops else load)
-    whole = chunks.batch(size // chunk_size, drop_remainder=True).map(join)
-    if by_ops:
-        whole = ops_reader.limited(whole, faults.max_rate)
-    return batches.finish(whole)
+
+    def _load(self, places, seed, positions, step_size, setting):
+        """Reads and decodes positions of an order, int64 [rows] a step."""
+        options, store, forms = self.options, self.store, self.forms
+        size = positions.element_spec.shape[0]
+        chunk_size = _chunk_size(size)
+        is_chosen = step_size != size * options.num_hosts
+        reader = reader_lib.Reader(
+            store,
+            places,
+            seed=seed,
+            step_size=step_size,
+            log=self.faults,
+            embedded=options.embedded,
+            blocks=_blocks(store, options, is_chosen),
+            setting=setting,
+        )
+        by_ops = ahead = None
+        if options.reader == "ops":
+            by_ops = _ops_reader(
+                store, places, seed, forms, self.tokenizer_of, options
+            )
+        elif _is_distant(store, options):
+            window = (options.shuffle_block_size or 1) * stream.WINDOW_BLOCKS
+            depth = window // 2 // chunk_size
+            depth = min(max(depth, _MIN_AHEAD), _MAX_AHEAD)
+            ahead = reader_lib.Ahead(reader.read, depth)
+
+        def load_by_ops(positions):
+            batch = by_ops.read(positions)
+            captions, tokens = batch.pop("caption"), batch.pop("tokens", None)
+            if tokens is None:
+                return batch | batches.texts_of(captions, self.tokenizer_of)
+            return batch | batches.texts_of(captions, {}) | {"text": tokens}
+
+        def load(positions):
+            chunk, images = _read_chunk(reader, ahead, positions, forms)
+            batch = images | batches.texts_of(chunk.captions, self.tokenizer_of)
+            (batch["id"],) = batches.call_numpy(
+                lambda rows: [store.ids(rows)],
+                [chunk.rows],
+                [tf.TensorSpec(chunk.rows.shape, tf.int64)],
+            )
+            if options.embeddings:
+                batch |= _embeddings(options.sidecars, chunk, batch["id"])
+            batch["record_replaced"] = chunk.attempts > 0
+            return batch
+
+        def join(batch):
+            return {
+                name: tf.reshape(value, [size, *value.shape[2:]])
+                for name, value in batch.items()
+            }
+
+        shape = [-1, chunk_size]
+        positions = positions.map(
+            lambda step: tf.reshape(step, shape)
+        ).unbatch()
+        if ahead:
+            positions = positions.map(_starting(ahead)).prefetch(depth)
+        chunks = batches.map_in_order(
+            positions, load_by_ops if by_ops else load
+        )
+        whole = chunks.batch(size // chunk_size, drop_remainder=True).map(join)
+        if by_ops:
+            whole = ops_reader.limited(whole, self.faults.max_rate)
+        return whole
+
+
+def _embeddings(sidecars, chunk, ids):
+    """The reference's embeddings of a chunk of records."""
+    shape = [*chunk.rows.shape, sidecars.dim]
+    spec = tf.TensorSpec(shape, tf.as_dtype(sidecars.dtype))
+    image, text = batches.call_numpy(
+        sidecars.read, [chunk.rows, chunk.choices, ids], [spec, spec]
+    )
+    return {"reference_image": image, "reference_text": text}
 
 
 def _ops_reader(store, places, seed, forms, tokenizer_of, options):
-    if options.cascade:
-        raise ValueError(
-            "`data.reader` 'ops' has no cascade: leave "
-            "`cascade.hyper_batch_size` empty, or take 'numpy'"
-        )
     if options.token_field and len(tokenizer_of) > 1:
         raise ValueError(
             "`data.token_field` holds the tokens of one tokenizer, but the "
@@ -255,35 +336,58 @@ def _ops_reader(store, places, seed, forms, tokenizer_of, options):
         forms=forms,
         token_field=options.token_field,
         length=tokenizer_of["text"].length,
-        sidecars=options.sidecars,
+        sidecars=options.sidecars if options.embeddings else None,
+    )
+
+
+def stored_stages_of(
+    selection: config_lib.SelectionConfig,
+    store: stores.Store,
+    order: stream.AnyOrder,
+    seed: int,
+    options: Options,
+) -> stored_stages.StoredStages | None:
+    """Returns the stored stages of a stream, None if it has none.
+
+    Raises:
+        ValueError: the reader has no stored stages, or a hyper-batch has more
+            rows than the order draws.
+    """
+    if not selection.stored:
+        return None
+    if options.reader == "ops":
+        raise ValueError(
+            "`data.reader` 'ops' reads no sidecars before records: leave the "
+            "stored stages out of `selection.stages`, or take 'numpy'"
+        )
+    return stored_stages.StoredStages(
+        selection,
+        options.sidecars,
+        store,
+        order,
+        seed,
+        options.curated_rows,
+        options.clean,
+        options.summaries,
     )
 
 
 def order(
-    store: stores.Store, seed: int, super_batch_size: int, options: Options
-) -> stream.AnyOrder:
-    """Returns the order of a training stream.
+    store: stores.Store, seed: int, options: Options
+) -> stream.Order | stream.Mixture:
+    """Returns the order of the pool's records in a training stream.
 
     Raises:
         ValueError: as `stream.Order` and `stream.Mixture`, or the manifest has
             no record of a store with a share.
     """
+    return _order_of_pool(store, _parts(store, options)[0], seed, options)
+
+
+def _parts(store, options):
+    """Numbers of records of the pool's parts, and of the curated ones."""
     pool = store.parts[: len(store.parts) - options.num_curated]
-    curated = store.parts[len(pool) :]
-    places = _order_of_pool(store, pool, seed, options)
-    if not options.curated_rows:
-        return places
-    size = options.cascade.size if options.cascade else super_batch_size
-    return stream.WithCurated(
-        places,
-        stream.Order(
-            sum(curated),
-            int(stream.uniform_hash(seed, np.zeros(1, int), _CURATED_SALT)[0])
-            >> 1,
-            block_size=options.shuffle_block_size,
-        ),
-        size // options.curated_rows,
-    )
+    return pool, store.parts[len(pool) :]
 
 
 def _order_of_pool(store, lengths, seed, options):
@@ -330,27 +434,24 @@ def at_positions(
     store: stores.Store,
     positions: np.ndarray,
     *,
-    step_size: int,
     seed: int,
     image_size: int | pictures.Form,
     options: Options = Options(),  # noqa: B008  (it is frozen)
 ) -> Examples:
-    """Returns the examples that `super_batches` yields at a few positions.
+    """Returns the examples of the pool at a few positions of a stream.
 
     Args:
         store: as in `super_batches`, like all arguments not listed.
-        positions: int64 [k]; without a cascade, row i of super-batch s is
-            position s B + i.
-        step_size: positions of a step: B, or K B with a cascade.
+        positions: int64 [k].
 
     Raises:
         ValueError: an example and all its substitutes are unreadable.
     """
     reader = reader_lib.Reader(
         store,
-        order(store, seed, step_size, options),
+        order(store, seed, options),
         seed=seed,
-        step_size=step_size,
+        step_size=1,
         log=FaultLog(None, 1.0),  # the run has counted them
         embedded=options.embedded,
     )
@@ -378,14 +479,15 @@ def _chunk_size(super_batch_size):
 
 def _is_distant(store, options):
     """Whether a stream reads anything from a bucket."""
-    sidecars = options.sidecars or (
-        options.cascade and options.cascade.sidecars
-    )
+    sidecars = options.sidecars
     return store.is_remote or bool(sidecars and sidecars.is_remote)
 
 
-def _blocks(store, options):
-    """Whole blocks of a store on a bucket; None elsewhere or without blocks."""
+def _blocks(store, options, is_chosen):
+    """Whole blocks of a store on a bucket; None elsewhere or without blocks.
+
+    Of rows that are chosen some of a block are never asked for.
+    """
     if not (options.shuffle_block_size and store.is_remote):
         return None
     pool = len(store.parts) - options.num_curated
@@ -405,7 +507,7 @@ def _blocks(store, options):
         # so small that all blocks are kept.
         once=store.manifest is None
         and options.rows is None
-        and options.cascade is None
+        and not is_chosen
         and options.num_hosts == 1
         and len(store) > 1.5 * window * size,
     )

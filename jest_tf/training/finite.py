@@ -1,5 +1,6 @@
 """Detection of values that are not finite."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import keras
@@ -8,18 +9,16 @@ import tensorflow as tf
 
 from jest_tf.embeddings import Embeddings
 
-# Metrics of a draw that are NaN if scored embeddings are not finite.
-SCORES = (
-    "select/score",
-    "select/learner_loss_kept",
-    "select/reference_loss_kept",
+# Metrics of a stage that are NaN if scored embeddings are not finite.
+_SCORES = re.compile(
+    r"stages/\d+/(score|learner_loss_kept|reference_loss_kept)"
 )
 
 
 class NotFinite(ValueError):
     """Values of a run are NaN or infinite.
 
-    `names` lists them: "loss", "select/score" or variable names. `values` has
+    `names` lists them: "loss", "stages/0/score" or variable names. `values` has
     loss, temperature and bias of the step, where known.
     """
 
@@ -39,7 +38,7 @@ def cleaned(
 ) -> tuple[Embeddings | None, tf.Tensor]:
     """Replaces NaN and infinity by 0; also returns whether all were finite.
 
-    XLA and TPUs raise no errors: the step goes on, with NaN in `select/...`.
+    XLA and TPUs raise no errors: the step goes on, with NaN in `stages/...`.
     """
     if embeddings is None:
         return None, tf.constant(True)
@@ -51,7 +50,11 @@ def cleaned(
 
 def check_scores(logs: dict[str, tf.Tensor]) -> None:
     """Raises `NotFinite` if metrics of a draw are not finite."""
-    names = [name for name in SCORES if not np.isfinite(logs.get(name, 0.0))]
+    names = [
+        name
+        for name, value in logs.items()
+        if _SCORES.fullmatch(name) and not np.isfinite(value)
+    ]
     if names:
         raise NotFinite(names)
 
