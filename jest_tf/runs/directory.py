@@ -38,7 +38,6 @@ SUITE_FILE = "suite.json"
 RESULTS_FILE = "evaluation.json"
 RESULTS_FOLDER = "evaluation"
 RESULTS_PAGE_FILE = "evaluation.html"
-SELECTION_FILE = "selection.json"
 PAGE_FILE = "selection.html"
 LOCK_FILE = ".lock"
 

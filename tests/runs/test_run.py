@@ -122,7 +122,7 @@ class DivergenceTest(RunsTestCase):
     def poison(self, where):
         """Trains with a trap; `where` it snaps."""
 
-        def build(config, vocabulary_size, patch_sizes=()):
+        def build(config, vocabulary_size):
             return tiny.learner(config.seed, extra=[Trap(where)])
 
         return build
@@ -229,7 +229,7 @@ class DivergenceTest(RunsTestCase):
         )
 
     def test_a_learner_that_has_diverged_stops_after_three_of_them(self):
-        def build(config, vocabulary_size, patch_sizes=()):
+        def build(config, vocabulary_size):
             learner = tiny.learner(config.seed)
             learner.bias.assign(np.inf)
             return learner
@@ -302,7 +302,7 @@ class DirectoryTest(RunsTestCase):
     def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
         drawn = []
 
-        def build(config, vocabulary_size, patch_sizes=()):
+        def build(config, vocabulary_size):
             drawn.append(tf.random.normal([3]))
             return run_server.build_learner(config, vocabulary_size)
 
