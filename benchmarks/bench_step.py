@@ -31,7 +31,7 @@ from jest_tf import config as config_lib
 from jest_tf import distribution, models, training
 from jest_tf.data import stream
 from jest_tf.models import reference, towers
-from jest_tf.runs import draw_log, step_timing
+from jest_tf.runs import draw_log
 from jest_tf.training import flops, row_outputs
 
 _COMMAND = "python -m benchmarks.bench_step"
@@ -130,12 +130,9 @@ def measure_kinds(small: bool) -> str:
         "Flexi-JEST": Step(sizes, 5 * b, flexi, views=mix),
     }
     seconds = take_turns(list(steps.values()), repeats)
-    parts = [step.parts(repeats) for step in steps.values()]
     counts = [step.flops() for step in steps.values()]
     rows = []
-    for kind, own, count, part in zip(
-        steps, seconds, counts, parts, strict=True
-    ):
+    for kind, own, count in zip(steps, seconds, counts, strict=True):
         ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
         rows.append(
             [
@@ -147,15 +144,10 @@ def measure_kinds(small: bool) -> str:
                     f"{count[name] / counts[0][name]:.2f}"
                     for name in ("step", "no_reuse", "reuse")
                 ),
-                *(
-                    f"{part[name]:.2f}" if name in part else "-"
-                    for name in ("score", "select", "train")
-                ),
-                f"{sum(part.values()) / np.median(own):.2f}",
             ]
         )
     head = ["step", "s", "of uniform", "GFLOPs", "counted", "no_reuse"]
-    head += ["reuse", "score, s", "select, s", "train, s", "sum / step"]
+    head += ["reuse"]
     words = (
         f"Steps that train on b = {b} rows, of B = {5 * b} where they score, "
         "in turn in one process, on one device. Towers of width "
@@ -167,8 +159,7 @@ def measure_kinds(small: bool) -> str:
         f"are the lowest, the median and the highest of {repeats} repeats. "
         "FLOPs are of the step's matrix products; beside them, as "
         "shares of the uniform step's, what is counted, and the paper's two "
-        "ways to count. Score, select and train are medians of each run alone, "
-        "and their sum stands over the median of the whole."
+        "ways to count."
     )
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
@@ -190,9 +181,9 @@ def measure_view(small: bool) -> str:
     spec = tf.TensorSpec(images.shape, images.dtype)
     counts = [flops.count(function, spec)[0] for function in functions]
     for function in functions:
-        step_timing.timed(function, images)
+        function(images)
     seconds = [
-        [step_timing.timed(function, images)[1] for function in functions]
+        [_seconds_of(function, images) for function in functions]
         for _ in range(repeats)
     ]
     ratios = [coarse / fine for fine, coarse in seconds]
@@ -203,6 +194,12 @@ def measure_view(small: bool) -> str:
         f"{counts[1] / counts[0]:.3f} of the FLOPs."
     )
     return textwrap.fill(words, 80)
+
+
+def _seconds_of(function, argument):
+    start = time.monotonic()
+    function(argument).numpy()
+    return time.monotonic() - start
 
 
 def measure_ratios(small: bool) -> str:
@@ -426,17 +423,6 @@ class Step:
         """What `flops.columns` says of the step, once it has run."""
         (columns,) = self._model.step_flops().values()
         return columns
-
-    def parts(self, repeats: int) -> dict[str, float]:
-        """Median seconds of the parts of the step, each run alone."""
-        one = step_timing.Probe(self._model, lambda: next(self._batches))
-        found = [one() for _ in range(repeats)]
-        return {
-            name.removeprefix("time/").removesuffix("_seconds"): float(
-                np.median([seconds[name] for seconds in found])
-            )
-            for name in found[0]
-        }
 
 
 class Followed(Step):

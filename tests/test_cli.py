@@ -205,14 +205,6 @@ class TrainersTest(tf.test.TestCase):
 
     def test_evaluate_refuses_flags_without_effect(self):
         for flags, message in (
-            (["--views", "patch_size=16"], "--views needs --selection"),
-            (["--super-batches", "3"], "--super-batches needs --selection"),
-            (["--selection", "--data", "a"], "--data is not for --selection"),
-            (
-                ["--selection", "--image-field", "a"],
-                "--image-field is not for --selection",
-            ),
-            (["--selection", "--suite", "a"], "--suite is not for --selection"),
             (["--suite", "a", "--format", "tfds"], "--format needs --data"),
             (["--output", "a"], "--output needs --suite"),
         ):

@@ -367,12 +367,8 @@ class EvaluationConfig(Checked, path="evaluation"):
         prompts: zero-shot templates, with one "{}" each for the class name.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
-        time_parts: time scoring, selection and training separately on a
-            super-batch, after the first step and at every evaluation. Needs
-            one device; costs about two steps each time.
         profile: two steps, as 10,13: the steps after the first, up to the
             second, are traced for TensorBoard's profiler. Empty traces none.
-        energy: measure the machine's energy (`pip install codecarbon`).
         telemetry: log repeats and overlaps of draws, `telemetry.jsonl` and
             TensorBoard histograms (docs/telemetry.md).
     """
@@ -387,9 +383,7 @@ class EvaluationConfig(Checked, path="evaluation"):
     prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)
     log_every_steps: Count = 10
     log_ids: bool = False
-    time_parts: bool = False
     profile: Annotated[tuple[int, ...], STEPS] = ()
-    energy: bool = False
     telemetry: bool = True
 
 

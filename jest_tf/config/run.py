@@ -99,12 +99,6 @@ class TrainConfig(Checked):
             "steps between `optimizer.restarts`",
         )
         self._expect(
-            self.distribution.strategy == "default"
-            or not self.evaluation.time_parts,
-            "`evaluation.time_parts` is for one device, "
-            "`distribution.strategy` 'default'",
-        )
-        self._expect(
             self.data.augment not in POLICIES
             or self.distribution.strategy != "tpu"
             and not self.distribution.jit_compile,

@@ -322,47 +322,6 @@ class Stream:
         return next(iter(self.super_batches(number, uncounted).take(1)))
 
 
-class Training(NamedTuple):
-    """A run opened with its data and reference.
-
-    `model` is the compiled `JESTModel`, with the weights after `step` steps.
-    `super_batches` maps n to a dataset of the super-batches from number n on,
-    none of which is skipped.
-    """
-
-    config: config_lib.TrainConfig
-    model: training.JESTModel
-    step: int
-    super_batches: Callable[[int], tf.data.Dataset]
-
-
-def open_training(
-    workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
-) -> Training:
-    """Opens a run on one device; arguments as in `loading.load_run`.
-
-    Raises:
-        ValueError: as `load_run`, or the data is unreadable.
-    """
-    run = loading.load_run(workdir, step, patch_sizes)
-    config = run.config
-    sources = open_sources(config, tf.distribute.get_strategy())
-    sources = at_step(
-        config, sources, workdir, config.steps if step is None else step
-    )
-    skipped = interruptions.Skipped(workdir, writes=False)
-    super_batches = Stream(config, sources, run.tokenizer, run.picture, skipped)
-    # With a cascade alone the step does not use the reference.
-    is_used = config.steps_need_reference
-    model = training.build_model(
-        config, run.learner, sources.reference if is_used else None
-    )
-    model.curated_rows = sources.curated_rows
-    return Training(
-        config, model, step or config.steps, super_batches.super_batches
-    )
-
-
 def tokenizer_of(
     config: config_lib.TrainConfig,
     store: stores_lib.Store,

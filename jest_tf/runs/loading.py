@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -16,15 +16,12 @@ from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
 
 
-def load_run(
-    workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
-) -> reference.Run:
+def load_run(workdir: str, step: int | None = None) -> reference.Run:
     """Loads the learner of a run; only the run directory is read.
 
     Args:
         workdir: the run directory.
         step: of the checkpoint to load; None takes the final weights.
-        patch_sizes: further ones that the learner will be called with.
 
     Raises:
         ValueError: there is no run, no such checkpoint, or, without `step`, the
@@ -38,9 +35,7 @@ def load_run(
         learner, picture = _read_learner(workdir)
         parts.freeze(learner, config.model.frozen)
     else:
-        learner = models.build_learner(
-            config, tokenizer.vocabulary_size, patch_sizes
-        )
+        learner = models.build_learner(config, tokenizer.vocabulary_size)
         picture = None
     if step is None:
         path = directory.path(workdir, directory.WEIGHTS_FILE)

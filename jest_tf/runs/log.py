@@ -1,7 +1,7 @@
 """The log of a run: what its steps did and cost, written while `fit` runs.
 
-`seconds` and names with `time/`, `memory/` and `energy/` are measured; the rest
-is a function of the settings and the step, also in a run that was killed.
+`seconds` and names with `time/` and `memory/` are measured; the rest is a
+function of the settings and the step, also in a run that was killed.
 """
 
 import hashlib
@@ -92,7 +92,6 @@ class Ledger(steps.StepCallback):
             on, and what it spent after its last row is carried over.
 
     Attributes:
-        probe: times the parts of a step, `step_timing.Probe`, or None.
         spent: functions that return what this process has spent, by column;
             rows have the totals of the run.
     """
@@ -112,7 +111,6 @@ class Ledger(steps.StepCallback):
         before: "Ledger | None" = None,
     ):
         super().__init__(start_step)
-        self.probe: Callable[[], dict[str, float]] | None = None
         self.spent: dict[str, Callable[[], float]] = {}
         self._config = config
         self._workdir = workdir
@@ -126,7 +124,6 @@ class Ledger(steps.StepCallback):
         renewed_at = config.bootstrap.renewed_at(start_step)
         self._flops = costs.StepFlops(config.selection, workdir, renewed_at)
         self._counts_flops = True
-        self._parts = {}
         self._doubtful = 0  # rows of the log in succession
         self._writer = tf.summary.create_file_writer(
             files.appendable(
@@ -172,10 +169,6 @@ class Ledger(steps.StepCallback):
         if self._times.end(self.step - self.previous, self._kind()):
             self._take_flops()
         settings = self._config.evaluation
-        if self.probe is not None and (
-            not self._parts or self.passed(settings.every_steps)
-        ):
-            self._parts = self.probe()
         is_due = (
             self.passed(settings.log_every_steps)
             or self.step == self._config.steps
@@ -288,7 +281,6 @@ class Ledger(steps.StepCallback):
         row |= followed
         row |= self._counts_at(step)
         row |= self._times.since_last()
-        row |= self._parts
         spent = {name: found() for name, found in self.spent.items()}
         self._written = time.monotonic(), spent
         row |= self._spent(spent) | resources.peak_memory()

@@ -30,9 +30,7 @@ _MAY_CHANGE = (
     "data.max_fault_rate",
     "data.reader",
     "data.token_field",
-    "evaluation.energy",
     "evaluation.profile",
-    "evaluation.time_parts",
     "reference.sidecar_dir",
     "distribution.",
 )

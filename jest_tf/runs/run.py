@@ -28,7 +28,6 @@ from jest_tf.runs import (
     loading,
     progress,
     provenance,
-    resources,
     step_timing,
 )
 from jest_tf.runs import checkpoints as checkpoints_lib
@@ -117,10 +116,6 @@ def _train(config, workdir, signals):
         f"{distribution.describe(strategy)}"
     )
     with contextlib.ExitStack() as stack:
-        energy = None
-        if config.evaluation.energy:
-            energy = resources.EnergyMeter()
-            stack.enter_context(contextlib.closing(energy))
         if strategy.extended.should_checkpoint:
             output = stack.enter_context(provenance.claimed(workdir, config))
             provenance.check_data(output, sources)
@@ -136,7 +131,6 @@ def _train(config, workdir, signals):
             start,
             sources,
             opened,
-            energy,
         )
         measures = None
         while measures is None:
@@ -171,7 +165,6 @@ class _Run:
     start: loading.Start
     sources: inputs.Sources
     evaluated: evaluations.Opened
-    energy: resources.EnergyMeter | None
 
     def __post_init__(self):
         self.writes = self.output == self.workdir
@@ -315,10 +308,6 @@ class _Run:
             before=self.log,
         )
         log.set_model(model)  # for the costs
-        if config.evaluation.time_parts:
-            log.probe = step_timing.Probe(
-                model, lambda: self.stream.read(self.skipped.at(log.step))
-            )
         parts = {"log": log.state}
         if telemetry is not None:
             parts["telemetry"] = telemetry.state
@@ -361,10 +350,6 @@ class _Run:
             "time/evaluation_seconds": lambda: evaluate.seconds,
             "time/save_seconds": lambda: checkpoints.seconds,
         }
-        if self.energy is not None:
-            # The meter outlives a rollback.
-            before = self.energy.joules()
-            log.spent["energy/joules"] = lambda: self.energy.joules() - before
         return log, checkpoints, evaluate
 
     def _telemetry(self, restored):

@@ -55,12 +55,6 @@ class FakeStep:
         reuse = step - 10**10 * trained * bool(scored)
         return {"step": step, "no_reuse": step, "reuse": reuse}
 
-    def parts(self, repeats):
-        parts = {"train": 0.08}
-        if self.selection is not None:
-            parts |= {"score": 0.4, "select": 0.02 * repeats}
-        return parts
-
 
 def here(function, sizes, replicas, cases, repeats):
     """What would happen in another process, which has a CPU to split."""
@@ -132,15 +126,12 @@ class BenchStepTest(tf.test.TestCase):
                 [
                     *("uniform", "0.16 / 0.16 / 0.16", "1.00 / 1.00 / 1.00"),
                     *("480.0", "1.00", "1.00", "1.00"),
-                    *("-", "-", "0.08", "0.50"),
                 ],
                 *(
                     [
                         *(kind, "0.80 / 0.80 / 0.80", "5.00 / 5.00 / 5.00"),
                         # (3 * 16 + 80) / (3 * 16), and (3 + 5 - 1) / 3
                         *("1,280.0", "2.67", "2.67", "2.33"),
-                        # 0.4 + 0.02 * 2 + 0.08 of 0.8
-                        *("0.40", "0.04", "0.08", "0.65"),
                     ]
                     for kind in ("JEST", "Flexi-JEST")
                 ),

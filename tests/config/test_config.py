@@ -721,17 +721,6 @@ class FilesTest(tf.test.TestCase):
             ),
         )
 
-    def test_timing_parts_of_steps_needs_one_device(self):
-        timed = config.EvaluationConfig(time_parts=True)
-        config.TrainConfig(evaluation=timed)
-        with self.assertRaisesRegex(
-            ValueError, "`evaluation.time_parts` is for one device.*'mirrored'"
-        ):
-            config.TrainConfig(
-                evaluation=timed,
-                distribution=config.DistributionConfig(strategy="mirrored"),
-            )
-
     def test_steps_are_counted_by_their_settings(self):
         selection = config.SelectionConfig(
             "uniform",

@@ -274,7 +274,7 @@ class ReferenceByNameTest(tf.test.TestCase):
             if one.shape == new.shape and "position" not in new.path:
                 self.assertAllClose(one, new)
         code, printed = self.command(
-            *("embed", "--model", self.path("tuned"), "--check"),
+            *("embed", "--model", self.path("tuned")),
             *("--data", self.path("pool.tfrecord")),
             *("--output", self.path("of_tuned")),
         )
