@@ -35,6 +35,7 @@ from jest_tf.config.run import TrainConfig
 from jest_tf.config.selection import (
     QUOTAS,
     BootstrapConfig,
+    Loss,
     SelectionConfig,
     Stage,
     View,
@@ -54,6 +55,7 @@ __all__ = [
     "EvaluationConfig",
     "FORMATS",
     "LOSSES",
+    "Loss",
     "METHODS",
     "ModelConfig",
     "ON_NON_FINITE",

@@ -81,6 +81,9 @@ class DataConfig(Checked, path="data"):
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
             captions. Empty takes the format's default.
+        noise_field: feature, extension or column that is empty, 0 or false in
+            clean records. The log and the page then show the clean share of
+            what each stage chooses. Empty does not look.
         index_dir: folder of the index files. Empty puts each beside its shard.
         reader: "numpy", or "ops" to read TFRecords by TensorFlow's ops alone:
             the same stream, on hosts of a TPU slice without Python
@@ -116,6 +119,7 @@ class DataConfig(Checked, path="data"):
     format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
+    noise_field: str = ""
     index_dir: str = ""
     reader: Annotated[str, one_of(*READERS)] = "numpy"
     token_field: str = ""

@@ -105,19 +105,14 @@ class Stage(Checked, path="selection.stages"):
             "`selection.stages.first_step` must be at most "
             "`selection.stages.last_step`",
         )
-        if self.is_stored:
-            self._expect(
-                self.criterion not in methods.CRITERIA
-                or "learner" not in self.needs,
-                "`selection.stages.embeddings` 'stored' has no learner: take "
-                "`selection.stages.criterion` 'easy_reference'",
-            )
-            self._expect(
-                self.view == View() and self.scoring_batch_size is None,
-                "`selection.stages.view` and "
-                "`selection.stages.scoring_batch_size` are of live stages: "
-                "leave them out with `selection.stages.embeddings` 'stored'",
-            )
+        self._expect(
+            not self.is_stored
+            or self.view == View()
+            and self.scoring_batch_size is None,
+            "`selection.stages.view` and `selection.stages.scoring_batch_size` "
+            "are of live stages: leave them out with "
+            "`selection.stages.embeddings` 'stored'",
+        )
 
     @property
     def is_stored(self) -> bool:
@@ -191,6 +186,16 @@ class SelectionConfig(Checked, path="selection"):
             "`selection.stages` with stored embeddings must come before live "
             "ones, as records are read between them",
         )
+        for number, stage in enumerate(self.stages):
+            self._expect(
+                # A user's criterion is not imported here.
+                not stage.is_stored
+                or stage.criterion not in methods.CRITERIA
+                or "learner" not in stage.needs,
+                f"`selection.stages.{number}.embeddings` 'stored' has no "
+                f"learner: take `selection.stages.{number}.criterion` "
+                "'easy_reference'",
+            )
         self.sizes()
 
     @property
@@ -249,6 +254,27 @@ class SelectionConfig(Checked, path="selection"):
     def hyper_batch_size(self, curated_rows: int = 0) -> int:
         """Rows into the first stored stage; B without one."""
         return self.sizes(curated_rows)[0]
+
+    def describe(self, curated_rows: int = 0) -> list[str]:
+        """Says in lines how rows pass the funnel in a step, for people."""
+        size = self.batch_size
+        if curated_rows == size:
+            return [f"trained: {size:,} curated rows"]
+        sizes, lines = self.sizes(curated_rows), []
+        for number, stage in enumerate(self.stages):
+            rows = "hyper-batch" if stage.is_stored else "super-batch"
+            is_first = not number or number == len(self.stored)
+            how = f"{stage.method} by {stage.criterion}"
+            lines.append(
+                f"stage {number}, {stage.embeddings}: {sizes[number]:,} rows"
+                + f", the {rows}," * is_first
+                + f" -> {sizes[number + 1]:,}, "
+                + (how if stage.scores else "unscored")
+            )
+        if curated_rows:
+            rows = f"{sizes[-1]:,} chosen rows and {curated_rows:,} curated"
+            return [*lines, f"trained: {rows}"]
+        return [*lines, f"trained: {size:,} rows"]
 
     @property
     def scores(self) -> bool:

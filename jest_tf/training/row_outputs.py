@@ -41,6 +41,7 @@ def of_scored(
     here = placement.rows_of_all(rows["image"].shape[0], replicas)
     groups = {
         scored(stage): {
+            "number": here,
             "row": tf.gather(numbers, here),
             "id": rows.get("id"),
             "kept": draw.kept,
@@ -147,12 +148,13 @@ class RowReport:
     def scored(self, stage: int) -> dict[str, np.ndarray]:
         """Arrays `[n]` of the rows that a stage scored; {} if it did not.
 
-        `row` is the place in the super-batch, `kept` whether the row passed.
+        `number` is the row's among those into the stage, by which they are
+        sorted, `row` its place in the super-batch, `kept` whether it passed.
         `own_score`, `learner_loss` and `reference_loss` are as in
         `selection.Draw`, if present there. `id` is present if the batches have
         it.
         """
-        return self._gathered(scored(stage), "row")
+        return self._gathered(scored(stage), "number")
 
     def uniform(self, stage: int) -> dict[str, np.ndarray]:
         """Losses of the stage's uniform draw, by `place` in that draw."""

@@ -300,10 +300,7 @@ def select(
         of a stage that scores.
     """
     settings, stage = step.selection, step.selection.stages[number]
-    order = number - len(settings.stored)
-    seed = tf.bitwise.bitwise_xor(
-        selection.seed_tensor(step.seed), [order * _STAGE_SALT, 0]
-    )
+    seed = stage_seed(settings, number, step.seed)
     if not stage.scores:
         indices = selection.uniform_rows(
             seed,
@@ -322,6 +319,17 @@ def select(
         replicas=step.replicas,
     )
     return draw.indices, draw
+
+
+def stage_seed(
+    settings: config_lib.SelectionConfig, number: int, seed: Any
+) -> tf.Tensor:
+    """Returns the seed of stage `number`, a live one; int32 `[2]`.
+
+    That of the first live stage is `seed`, (run seed, step).
+    """
+    salt = (number - len(settings.stored)) * _STAGE_SALT
+    return tf.bitwise.bitwise_xor(selection.seed_tensor(seed), [salt, 0])
 
 
 def objective(
