@@ -1,7 +1,7 @@
 """Detection of values that are not finite."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -48,15 +48,21 @@ def cleaned(
     return Embeddings(*parts), is_finite
 
 
-def check_scores(logs: dict[str, tf.Tensor]) -> None:
-    """Raises `NotFinite` if metrics of a draw are not finite."""
-    names = [
-        name
-        for name, value in logs.items()
-        if _SCORES.fullmatch(name) and not np.isfinite(value)
-    ]
+def check_scores(logs: Mapping[str, tf.Tensor]) -> None:
+    """Raises `NotFinite` if metrics of a stage are not finite."""
+    names = [name for name in not_finite(logs) if name != "loss"]
     if names:
         raise NotFinite(names)
+
+
+def not_finite(logs: Mapping[str, tf.Tensor]) -> list[str]:
+    """Names the loss and the metrics of stages that are not finite."""
+    return [
+        name
+        for name, value in logs.items()
+        if (name == "loss" or _SCORES.fullmatch(name))
+        and not np.isfinite(value)
+    ]
 
 
 def shorten(names: Sequence[str]) -> str:
