@@ -222,7 +222,7 @@ def _words(found, advice):
     facts, sizes = found.facts, found.sizes
     shown = sorted({*_SHOWN_CANDIDATES, facts.candidates})
     chosen = ", ".join(
-        f"{facts.precision[count]:.0%} of {count}" for count in shown
+        f"{facts.precision[count]:.0%} for {count}" for count in shown
     )
     breadth = ", ".join(
         f"{name} {value:.0f}" for name, value in found.breadth.items()
@@ -232,11 +232,14 @@ def _words(found, advice):
         "than to the pool"
     )
     if facts.covered is not None:
-        kind += f", {facts.covered:.0%} of the tests' to the curated set"
+        kind += (
+            f", {facts.covered:.0%} of the tests' to the curated set (give or "
+            f"take {facts.covered_error:.0%})"
+        )
     lines = {
         "matched pairs": "{:.0%} [{:.0%}, {:.0%}]".format(*facts.matched)
         + f", of {sizes['sampled']:,} sampled of {sizes['pool']:,}",
-        "matched, chosen": f"{chosen} candidates",
+        "matched, chosen": f"by number of candidates: {chosen}",
         "near-duplicates": f"{found.duplicates.share:.1%} of the sample, about "
         f"{found.duplicates.copies:.2f} a picture in the pool",
         "breadth": f"effective clusters: {breadth}",

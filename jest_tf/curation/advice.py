@@ -17,9 +17,8 @@ APART = 2 / 3
 LEAST_POWER = 0.1
 # Numbers of candidates that are estimated, and advised.
 CANDIDATES = range(2, 11)
-# Breadth of a narrow curated set, share of near-duplicates in a pool that
-# repeats itself, width of an uncertain matched share.
-_NARROW, _REPEATED, _UNCERTAIN = 0.5, 0.1, 0.3
+# Breadth of a narrow curated set, of the pool's.
+NARROW = 0.5
 
 
 class Facts(NamedTuple):
@@ -34,7 +33,6 @@ class Facts(NamedTuple):
         covered: the same of the tests' pictures; None without tests.
         num_tests: these pictures.
         breadth: effective clusters of the curated pictures, over the pool's.
-        duplicates: share of the sample with a near-duplicate in it.
         reference: name of the reference.
         is_given: whether the user named it; else it is a quick one.
         knows_pool: whether the reference was trained on the pool.
@@ -46,7 +44,6 @@ class Facts(NamedTuple):
     covered: float | None = None
     num_tests: int = 0
     breadth: float = 1.0
-    duplicates: float = 0.0
     reference: str = ""
     is_given: bool = False
     knows_pool: bool = False
@@ -89,12 +86,6 @@ class Facts(NamedTuple):
             return None
         spread = self.covered * (1 - self.covered)
         return 2 * math.sqrt(spread / self.num_tests)
-
-    @property
-    def may_be_covered(self) -> bool:
-        """Returns whether sampling error leaves `is_covered` open."""
-        error = self.covered_error
-        return error is not None and abs(self.covered - APART) < error
 
 
 class Rule(NamedTuple):
@@ -140,15 +131,6 @@ def _needs_stage(facts):
     return not (_is_clean(facts) or _is_weak(facts) or is_replaced)
 
 
-def _is_apart(facts):
-    return facts.apart >= APART
-
-
-def _is_uncertain(facts):
-    low, high = facts.matched.low, facts.matched.high
-    return high - low > _UNCERTAIN or low < CLEAN <= high
-
-
 RULES = (
     Rule(
         "clean",
@@ -178,11 +160,11 @@ RULES = (
         f"{CANDIDATES[0]} and {CANDIDATES[-1]}",
         _needs_stage,
         lambda facts: (
-            f"Embed the pool with `{facts.reference}` (`jest-tf embed`), make "
-            "it the `reference.model`, and add "
-            f'`Stage(candidates={facts.candidates}, embeddings="stored", '
+            f'Add `Stage(candidates={facts.candidates}, embeddings="stored", '
             'criterion="easy_reference")`: it raises the matched share from '
-            f"{facts.matched.mean:.0%} to {facts.chosen:.0%}"
+            f"{facts.matched.mean:.0%} to {facts.chosen:.0%}, by the "
+            f"embeddings of `reference.model`, here `{facts.reference}`, that "
+            "`jest-tf embed` writes"
         ),
     ),
     Rule(
@@ -201,7 +183,8 @@ RULES = (
         lambda facts: facts.is_covered,
         lambda facts: (
             "Your tests are like the curated set, not like the pool, by "
-            f"{facts.covered:.0%} of their pictures: mix curated rows into "
+            f"{facts.covered:.0%} of their pictures (give or take "
+            f"{facts.covered_error:.0%}): mix curated rows into "
             "every batch, `data.curated_rows`, up to a half"
         ),
     ),
@@ -219,14 +202,14 @@ RULES = (
         "no trained reference was given",
         lambda facts: _needs_stage(facts) and not facts.is_given,
         lambda facts: (
-            "The quick reference has trained for few steps: let the learner "
+            "The quick reference trained for few steps: let the learner "
             "replace it when it recognises more pairs, `bootstrap.renew_at`"
         ),
     ),
     Rule(
         "narrow",
-        f"less than {_NARROW:.0%} of the pool's clusters",
-        lambda facts: _needs_stage(facts) and facts.breadth < _NARROW,
+        f"less than {NARROW:.0%} of the pool's clusters",
+        lambda facts: _needs_stage(facts) and facts.breadth < NARROW,
         lambda facts: (
             "The curated set is narrow, with "
             f"{facts.breadth:.0%} of the pool's effective clusters, and so "
@@ -246,43 +229,13 @@ RULES = (
         "apart",
         f"at least {APART:.0%} of the curated pictures are nearer to their own "
         "set than to the pool",
-        _is_apart,
+        lambda facts: facts.apart >= APART,
         lambda facts: (
             "The curated set is of another kind than the pool, by "
             f"{facts.apart:.0%} of its pictures, so the matched share may be "
             "too low"
             + "; are your tests of that kind? Name them with `--tests`"
             * (facts.covered is None)
-        ),
-    ),
-    Rule(
-        "uncertain_kind",
-        f"{APART:.0%} is within two standard errors",
-        lambda facts: facts.may_be_covered,
-        lambda facts: (
-            "More test pictures would tell whether the tests are like the "
-            f"curated set: {facts.covered:.0%} of {facts.num_tests:,} are "
-            f"nearer to it, give or take {facts.covered_error:.0%}"
-        ),
-    ),
-    Rule(
-        "uncertain_share",
-        f"an interval wider than {_UNCERTAIN:.0%}, or around {CLEAN:.0%}",
-        _is_uncertain,
-        lambda facts: (
-            "The matched share is uncertain, "
-            f"{facts.matched.low:.0%} to {facts.matched.high:.0%}: more "
-            "curated pairs would narrow it"
-        ),
-    ),
-    Rule(
-        "duplicates",
-        f"more than {_REPEATED:.0%} with a near-duplicate",
-        lambda facts: facts.duplicates > _REPEATED,
-        lambda facts: (
-            f"{facts.duplicates:.0%} of the sampled pictures have a "
-            "near-duplicate: see on the page whether the pool repeats them or "
-            "the reference finds different ones alike"
         ),
     ),
 )

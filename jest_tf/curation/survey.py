@@ -225,7 +225,6 @@ def survey(
         covered=covered,
         num_tests=len(kinds.get("tests", ())),
         breadth=breadth["curated"] / breadth["pool"],
-        duplicates=duplicates.share,
     )
     sizes = {
         "pool": len(data.pool),
