@@ -32,7 +32,7 @@ class StreamTestCase(tf.test.TestCase):
         """Equal names, dtypes and values, of curated rows as well."""
         self.assertEqual(len(ours), len(theirs))
         for one, other in zip(ours, theirs, strict=True):
-            self.assertEqual(list(one), list(other))
+            self.assertCountEqual(one, other)
             for name, value in one.items():
                 if name == "curated":
                     self.assert_equal_batches([value], [other[name]])
