@@ -2,7 +2,6 @@
 
 import numpy as np
 
-
 # A noise field with one of these values marks a clean record.
 _CLEAN = {b"", b"0", b"0.0", b"false"}
 
