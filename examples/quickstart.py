@@ -69,7 +69,7 @@ def train(
     sidecars = report.workdir(runs, "sidecars", seed)
     more = {
         "jest": [
-            "reference.workdir=none",
+            "reference.model=none",
             "reference.sidecars=true",
             f"reference.sidecar_dir={sidecars}",
         ],

@@ -110,7 +110,7 @@ class TrainersTest(tf.test.TestCase):
         cls.jest = (
             "selection.batch_size=8",
             "selection.num_chunks=3",
-            f"reference.workdir={cls.teacher}",
+            f"reference.model={cls.teacher}",
         )
         cls.suite = os.path.join(cls.folder.name, "suite.toml")
         with open(cls.suite, "w", encoding="utf-8") as file:
@@ -154,7 +154,7 @@ class TrainersTest(tf.test.TestCase):
         resolved = config.load_config(f"{self.learner}/config.json")
         self.assertEqual(resolved.steps, 5)
         self.assertEqual(resolved.selection.batch_size, 8)
-        self.assertEqual(resolved.reference.workdir, self.teacher)
+        self.assertEqual(resolved.reference.model, self.teacher)
         self.assertEqual(
             sorted(os.listdir(f"{self.learner}/checkpoints")),
             ["step-000000003", "step-000000005"],
@@ -459,7 +459,7 @@ class TrainersTest(tf.test.TestCase):
         missing = os.path.join(self.folder.name, "missing")
         cases = (
             (
-                ("jest", missing, *self.jest, "reference.workdir=/nowhere"),
+                ("jest", missing, *self.jest, "reference.model=/nowhere"),
                 "finished run",
             ),
             (
@@ -507,8 +507,8 @@ class TrainersTest(tf.test.TestCase):
     def test_a_dry_run_refuses_what_a_run_would(self):
         for overrides, message in (
             (
-                ["reference.workdir=/nowhere"],
-                "`reference.workdir` must be the directory of a finished run",
+                ["reference.model=/nowhere"],
+                "`reference.model` must be the directory of a finished run",
             ),
             (["model.towers=no_such:build"], "can be imported.*no_such"),
             (["reference.sidecars=true"], "No sidecar"),

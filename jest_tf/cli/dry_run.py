@@ -39,7 +39,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     yield "data", f"{len(store):,} records in {shards:,} shards"
     if teacher is not None:
         size = _count(teacher.learner)
-        yield "reference", f"{config.reference.name}, {size:,} parameters"
+        yield "reference", f"{config.reference.model}, {size:,} parameters"
     if sidecars is not None:
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
     evaluated = evaluations.open_data(config)

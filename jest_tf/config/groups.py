@@ -251,7 +251,6 @@ class ReferenceConfig(Checked, path="reference"):
             tokenizer beside it, or a public model by name, such as
             "keras_hub:siglip2_base_patch16_224" (docs/models.md). Empty means
             no reference, or one known only through its sidecars.
-        workdir: another spelling of `model`, for a run directory.
         sidecars: read the reference's embeddings from the sidecars written by
             `jest-tf embed`, instead of running the reference.
         sidecar_dir: folder of the sidecars. Empty looks beside each shard.
@@ -270,7 +269,6 @@ class ReferenceConfig(Checked, path="reference"):
     """
 
     model: Annotated[str, MODEL] = ""
-    workdir: str = ""
     sidecars: bool = False
     sidecar_dir: str = ""
     distillation_weight: Annotated[float, at_least(0)] = 0.0
@@ -284,13 +282,7 @@ class ReferenceConfig(Checked, path="reference"):
             "`reference.sidecar_dir` needs `reference.sidecars=true`",
         )
         self._expect(
-            not self.workdir or not self.model,
-            "`reference.model` and `reference.workdir` are two spellings of "
-            "one setting: set one of them, and the other to none, as "
-            "reference.workdir=none",
-        )
-        self._expect(
-            self.name or self.sidecars or not self.distillation_weight,
+            self.model or self.sidecars or not self.distillation_weight,
             "`reference.distillation_weight` needs a reference: set "
             "`reference.model` or `reference.sidecars`",
         )
@@ -303,11 +295,6 @@ class ReferenceConfig(Checked, path="reference"):
             self.distillation_weight or not self.projection,
             "`reference.projection` needs `reference.distillation_weight`",
         )
-
-    @property
-    def name(self) -> str:
-        """Returns the reference's name, by whichever setting."""
-        return self.model or self.workdir
 
 
 @dataclass(frozen=True)

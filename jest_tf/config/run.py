@@ -192,7 +192,7 @@ class TrainConfig(Checked):
             "`selection.batch_size`",
         )
         self._expect(
-            not self.reference.name or self.reference.sidecars,
+            not self.reference.model or self.reference.sidecars,
             "`bootstrap.renew_at` embeds the records once for many steps, and "
             "so must the first reference: set `reference.sidecars`",
         )
@@ -282,7 +282,7 @@ class TrainConfig(Checked):
     @property
     def has_first_reference(self) -> bool:
         """True if a reference exists from the first step on."""
-        return bool(self.reference.name or self.reference.sidecars)
+        return bool(self.reference.model or self.reference.sidecars)
 
     def curated_rows(self, step: int) -> int:
         """Returns c in the step after `step` steps."""

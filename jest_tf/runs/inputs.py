@@ -81,9 +81,8 @@ def open_sources(
     needs_reference = config.has_first_reference and (
         config.steps_need_reference or config.cascade.hyper_batch_size
     )
-    if needs_reference and settings.name:
-        setting = "model" if settings.model else "workdir"
-        loading.check_model(settings.name, f"reference.{setting}")
+    if needs_reference and settings.model:
+        loading.check_model(settings.model, "reference.model")
     if config.data.reader == "ops":
         ops_reader.check_schemes(
             (*config.data.train, *config.data.curated, config.data.index_dir)
@@ -98,9 +97,9 @@ def open_sources(
     _warn_of_repeats(config, store)
     teacher = sidecars = None
     if needs_reference:
-        if settings.name:
+        if settings.model:
             with strategy.scope():
-                teacher = loading.load_model(settings.name)
+                teacher = loading.load_model(settings.model)
             _warn_of_losses(config, teacher.loss)
             _warn_of_seen_records(config, teacher)
         if settings.sidecars:
@@ -382,7 +381,7 @@ def _warn_of_losses(config, learned):
         if loss != learned:
             progress.say(
                 f"warning: scores are of the {loss} loss, and the reference in "
-                f"{config.reference.name} has learned by the {learned} loss:"
+                f"{config.reference.model} has learned by the {learned} loss:"
                 f" `{setting}={learned}` scores by that"
             )
 
@@ -393,7 +392,7 @@ def _warn_of_seen_records(config, teacher):
     if seen:
         own = shards_of(config.data.train)
         progress.say(
-            f"warning: the reference, {config.reference.name}, was trained on "
+            f"warning: the reference, {config.reference.model}, was trained on "
             f"{len(seen):,} of the {len(own):,} shards of `data.train`, on "
             "every record: what is wrong in them it may have learned, too; "
             "one of curated records alone has not (docs/bootstrap.md)"

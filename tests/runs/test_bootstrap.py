@@ -675,7 +675,7 @@ class SettingsTest(tf.test.TestCase):
                 "so must the first reference",
                 {
                     "selection": joint,
-                    "reference": config.ReferenceConfig(workdir="teacher"),
+                    "reference": config.ReferenceConfig(model="teacher"),
                 },
             ),
         ):

@@ -173,10 +173,6 @@ class ReferenceByNameTest(tf.test.TestCase):
                 "`reference.model` must be the directory of a finished run",
             ),
             (
-                ["reference.model=a", "reference.workdir=b"],
-                "two spellings of one setting.*model='a', .*workdir='b'",
-            ),
-            (
                 [f"model.init_from={self.names['siglip']}"],
                 "`data.text_length` must be that of .*, 16 tokens.*: 4",
             ),

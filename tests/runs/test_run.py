@@ -493,7 +493,7 @@ class DirectoryTest(RunsTestCase):
             None, types.SimpleNamespace(learner=tiny.learner(dim=3)), None, None
         )
         distils = (
-            "reference.workdir=somewhere",
+            "reference.model=somewhere",
             "reference.distillation_weight=1",
         )
         for projection in ("none", "6"):
@@ -560,7 +560,7 @@ class DirectoryTest(RunsTestCase):
         self.train("reference", *uniform, "model.loss=softmax")
         learnability = (
             *("steps=4", "selection.criterion=learnability"),
-            f"reference.workdir={self.workdir('reference')}",
+            f"reference.model={self.workdir('reference')}",
         )
         said = self.train("run", *learnability)
         self.assertIn("has learned by the softmax loss", said)
@@ -587,7 +587,7 @@ class DirectoryTest(RunsTestCase):
                 said = self.train(
                     f"by {name}",
                     *("steps=4", "selection.criterion=learnability"),
-                    f"reference.workdir={self.workdir(name)}",
+                    f"reference.model={self.workdir(name)}",
                     f"data.train={self.folder}/a.tfrecord",
                 )
                 self.assertEqual(
