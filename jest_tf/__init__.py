@@ -34,7 +34,6 @@ _HOMES = {
     "models.towers": ("ImageTower", "TextTower"),
     "inference": ("Embedder", "load"),
     "models.two_tower": ("TwoTower",),
-    "runs.loading": ("load_run",),
     "selection": (
         "Draw",
         "gumbel_noise",

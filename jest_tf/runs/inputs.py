@@ -99,7 +99,7 @@ def open_sources(
     if needs_reference:
         if settings.model:
             with strategy.scope():
-                teacher = loading.load_model(settings.model)
+                teacher = loading.load(settings.model)
             _warn_of_losses(config, teacher.loss)
             _warn_of_seen_records(config, teacher)
         if settings.sidecars:

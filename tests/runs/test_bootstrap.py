@@ -285,7 +285,7 @@ class RunTest(tf.test.TestCase):
         with mock.patch.object(
             models, "build_learner", run_server.build_learner
         ):
-            teacher = loading.load_run(os.path.join(self.folder, "teacher"))
+            teacher = loading.load(os.path.join(self.folder, "teacher"))
         bootstrap.embed_records(teacher, self.store, reference)
         settings = (
             "bootstrap.renews=learner",

@@ -28,6 +28,7 @@ from jest_tf.runs import (
     directory,
     inputs,
     interruptions,
+    loading,
     provenance,
 )
 
@@ -375,7 +376,7 @@ class DirectoryTest(RunsTestCase):
             with mock.patch.object(
                 models, "build_learner", run_server.build_learner
             ):
-                return runs.load_run(self.workdir("run"), step).learner
+                return loading.load(self.workdir("run"), step).learner
 
         self.train("run", "steps=4")
         last = checkpoints.read(self.workdir("run"), 4)
@@ -527,7 +528,7 @@ class DirectoryTest(RunsTestCase):
         with mock.patch.object(
             models, "build_learner", run_server.build_learner
         ):
-            run = runs.load_run(self.workdir("reference"))
+            run = loading.load(self.workdir("reference"))
         store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
         for folder, dtype in (("a", "float32"), ("b", "float16")):
             for twin in (folder, folder * 2):
