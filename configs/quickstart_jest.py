@@ -20,10 +20,11 @@ def config() -> config_lib.TrainConfig:
     return dataclasses.replace(
         uniform,
         steps=225,
-        data=dataclasses.replace(uniform.data, super_batch_size=2560),
         # Chosen pairs, with less noise, allow a higher rate.
         optimizer=dataclasses.replace(uniform.optimizer, learning_rate=2e-3),
         reference=config_lib.ReferenceConfig(model="runs/reference"),
-        selection=config_lib.SelectionConfig(method="joint", batch_size=256),
+        selection=config_lib.SelectionConfig(
+            256, stages=(config_lib.Stage(candidates=10),)
+        ),
         evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
     )

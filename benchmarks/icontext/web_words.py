@@ -5,10 +5,8 @@ templates.
 """
 
 import collections
-import functools
 
 from benchmarks.icontext import (
-    advice,
     claims,
     estimates,
     gains,
@@ -18,7 +16,6 @@ from benchmarks.icontext import (
 )
 from benchmarks.icontext import comparison as comparison_lib
 from benchmarks.icontext import web as web_lib
-from jest_tf.curation import decision_table
 
 # Rows of the web-like table: method and its training in words.
 _ROWS = {
@@ -38,6 +35,8 @@ _Entries = collections.namedtuple(
     "_Entries",
     "rows bills held_out first_crossings uniform_ends equal_scores",
 )
+# A run's score ratio at equal FLOPs.
+_Ratio = collections.namedtuple("_Ratio", "noise steps seeds value")
 # How much of a batch each mixture takes from the curated set.
 _SHARES = {
     "mixed_16": "a sixteenth",
@@ -92,68 +91,71 @@ class WebWords(web_runs.RunWords):
         super().__init__(folder)
         self._validation = summary.load(folder, ("val",))
 
-    @functools.cached_property
-    def _measured(self):
-        return advice.measured(self._folder)
-
-    def rows(self):
-        """The decision table of `jest-tf advise`."""
-        return decision_table.ROWS
-
-    def web(self, method, level=claims.LEVEL, is_given=False):
-        """A method's score ratio at equal FLOPs at a level, in words.
-
-        Of the length that most levels share, and of the longest; of a single
-        level, of the shortest and the longest.
+    def web(self, method, is_given):
+        """Score ratios of a method's shortest and longest runs, in words.
 
         Args:
-            method: as in evidence.json.
-            level: share of noise.
+            method: as in summary.json.
             is_given: leave the training of the reference out of the FLOPs.
         """
-        cells = self._ratios(method, is_given)
-        common = gains.shared_length(cells)
-        here = [cell for cell in cells if cell.noise == level]
-        if here == cells:
-            common = min((cell.steps for cell in here), default=None)
-        found = {
-            cell.steps: f"{_ratio(cell, is_given)} after {cell.steps:,} steps"
-            for cell in here
-            if cell.steps == common or cell == here[-1]
-        }
+        found = [
+            one
+            for one in self._ratios(method, is_given)
+            if one.noise == claims.LEVEL
+        ]
         if not found:
             return claims.NOT_RUN
-        words = gains.series(found[steps] for steps in sorted(found))
-        return f"a score ratio of {words} at {web_runs.percent(level)} noise"
+        words = gains.series(
+            f"{self._told(one)} after {one.steps:,} steps"
+            for one in (*found[:1], *found[1:][-1:])
+        )
+        level = web_runs.percent(claims.LEVEL)
+        return f"a score ratio of {words} at {level} noise"
 
     def web_levels(self):
         """Levels of noise with score ratios of bootstrapping, in words."""
-        cells = self._ratios(_METHOD, False)
-        return [*map(web_runs.percent, sorted({cell.noise for cell in cells}))]
+        ratios = self._ratios(_METHOD, False)
+        return [*map(web_runs.percent, sorted({one.noise for one in ratios}))]
 
     def web_ratios(self, method, is_given):
         """Score ratios at the length that most levels share, in words.
 
+        Args:
+            method: as in summary.json.
+            is_given: leave the training of the reference out of the FLOPs.
+
         Returns:
             the length, and a ratio for each of `web_levels`.
         """
-        cells = self._ratios(method, is_given)
-        common = gains.shared_length(cells)
+        ratios = self._ratios(method, is_given)
+        common = gains.shared_length(ratios)
         found = {
-            web_runs.percent(cell.noise): _ratio(cell, is_given)
-            for cell in cells
-            if cell.steps == common
+            web_runs.percent(one.noise): self._told(one)
+            for one in ratios
+            if one.steps == common
         }
-        ratios = [found.get(level, "") for level in self.web_levels()]
-        return f"{common or 0:,}", ratios
+        shown = [found.get(level, "") for level in self.web_levels()]
+        return f"{common or 0:,}", shown
 
     def _ratios(self, method, is_given):
-        """The cells of a method that have a score ratio."""
-        return [
-            cell
-            for cell in self._measured
-            if cell.method == method and getattr(cell, _field(is_given))
+        """A method's `_Ratio`s at all levels of noise, shortest runs first."""
+        name = "over_uniform" + "_given_reference" * is_given
+        rows, bills = (
+            self._web[part] if self._web else () for part in ("rows", "bills")
+        )
+        found = [
+            _Ratio(row["noise"], row["steps"], row["seeds"], bill[name])
+            for row, bill in zip(rows, bills, strict=True)
+            if row["method"] == method and bill[name]
         ]
+        return sorted(found, key=lambda one: one.steps)
+
+    def _told(self, ratio):
+        """A `_Ratio` in words, with its seeds and its split."""
+        notes = [claims.seeds(ratio.seeds)] * (ratio.seeds > 1)
+        notes += ["validation"] * (self.web_split() == "val")
+        words = claims.told(ratio.value)
+        return words + f" ({', '.join(notes)})" * bool(notes)
 
     def web_rows(self, is_short=False):
         """`web_row` of each method of the table that was run.
@@ -639,18 +641,3 @@ def _times(doublings):
     """So many doublings as a ratio; on a plateau they say little."""
     ratio = 2**doublings
     return f"over {_MOST}x" if ratio > _MOST else f"{ratio:.1f}x"
-
-
-def _field(is_given):
-    return "over_uniform_given_reference" if is_given else "over_uniform"
-
-
-def _ratio(cell, is_given):
-    """An `evidence.Cell`'s score ratio in words."""
-    parts = [
-        claims.seeds(cell.seeds) * (cell.seeds > 1),
-        "validation" * (cell.split == "val"),
-    ]
-    notes = ", ".join(part for part in parts if part)
-    ratio = claims.told(getattr(cell, _field(is_given)))
-    return ratio + f" ({notes})" * bool(notes)

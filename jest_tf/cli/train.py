@@ -77,11 +77,12 @@ def _out_of_memory(recipe, text):
     found = re.search("(OOM|Out of memory|RESOURCE_EXHAUSTED)[^\n]*", text)
     reason = found[0][:200] if found else " ".join(text.split())[:200]
     return (
-        "Out of memory: lower `selection.scoring_batch_size` or "
+        "Out of memory: lower `scoring_batch_size` of the live stages or "
         "`model.micro_batch_size` to embed fewer rows at a time, or set "
         "`model.dtype_policy=mixed_bfloat16` to halve their size. Received: "
-        f"B={recipe.data.super_batch_size}, b={recipe.batch_size}, "
-        f"selection.scoring_batch_size={recipe.selection.scoring_batch_size}, "
+        f"rows into and out of the stages {recipe.selection.sizes()}, "
+        "scoring_batch_size="
+        f"{[stage.scoring_batch_size for stage in recipe.selection.live]}, "
         f"model.micro_batch_size={recipe.model.micro_batch_size} ({reason})"
     )
 

@@ -52,7 +52,7 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
         ValueError: something cannot be read, or two share a name.
     """
     settings, entries = config.evaluation, {}
-    stores = evaluation.open_stores(settings.data, config.evaluation_data)
+    stores = evaluation.open_stores(settings.data, config.data)
     if settings.suite:
         entries = evaluation.open_suite(
             settings.suite, settings.prompts, config.data.index_dir
@@ -221,7 +221,9 @@ def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
     counts = np.zeros(len(store), np.int64)
     counts[found] = times
     measures = evaluation.draw_measures(
-        counts, columns[entry.clean] == b"", columns[entry.concept]
+        counts,
+        evaluation.is_clean(columns[entry.clean]),
+        columns[entry.concept],
     )
     return evaluation.Outcome("selection", "", measures)
 
