@@ -266,10 +266,10 @@ class PairLossTest(tf.test.TestCase):
             ("own_parts:squares", own_parts.squares()),
         ):
             self.assertEqual(losses.pair_loss(name), expected)
-        # 0, 0.36, 0 and 0.04 over two rows.
+        # A hundredth of 0, 0.04, 1 and 0.16, over two rows.
         squares = losses.pair_loss("own_parts:squares")
         parts = Embeddings(*map(tf.constant, PAIRS))
-        self.assertAllClose(squares.train(parts), 0.2)
+        self.assertAllClose(squares.train(parts), 0.006)
 
     def test_other_names_are_refused(self):
         for name, message in (
