@@ -121,6 +121,17 @@ def from_clock(name):
 
 
 def read_lines(workdir, name):
-    """The objects of a `.jsonl` file in `workdir`."""
-    with open(os.path.join(workdir, name), encoding="utf-8") as file:
+    """The objects of a `.jsonl` file in `workdir`; [] without the file."""
+    path = os.path.join(workdir, name)
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def read_unmeasured(workdir, name):
+    """`read_lines` without what the clock and the machine decide."""
+    return [
+        {key: value for key, value in line.items() if not from_clock(key)}
+        for line in read_lines(workdir, name)
+    ]
