@@ -131,8 +131,8 @@ def evaluate(
     Args:
         model: of `runs.load_run`.
         data: paths or globs.
-        reading: fields of `DataConfig` that replace those of the run's
-            evaluation, unless None.
+        reading: fields of `DataConfig` that replace those of the run, unless
+            None.
 
     Returns:
         The measures by name.
@@ -150,7 +150,7 @@ def evaluate(
     }
     stores = evaluation.open_stores(
         together(data),
-        dataclasses.replace(model.config.evaluation_data, **given),
+        dataclasses.replace(model.config.data, **given),
         "--data",
     )
     return evaluations.Evaluations(

@@ -86,10 +86,6 @@ MODEL: Rule = (
         or not re.match(r"[a-z_]{2,}:(?!//)", name)
     ),
 )
-STEPS: Rule = (
-    "empty, or two steps, the first at least 0 and less than the second",
-    lambda steps: not steps or (len(steps) == 2 and 0 <= steps[0] < steps[1]),
-)
 SHARES: Rule = (
     "one or more shares in (0, 1]",
     lambda shares: shares and all(0 < share <= 1 for share in shares),

@@ -9,7 +9,6 @@ from jest_tf.config.checks import (
     FUNCTION,
     MODEL,
     PROMPTS,
-    STEPS,
     Checked,
     Count,
     above,
@@ -357,12 +356,9 @@ class EvaluationConfig(Checked, path="evaluation"):
     """Evaluation during training, and logging.
 
     Attributes:
-        data: paths or globs of shards or tables to evaluate on. Each is a data
-            set, named after its files.
-        format: format of that data; None takes `data.format`.
-        image_field: image field of that data; None takes `data.image_field`.
-        caption_fields: caption fields of that data; None takes
-            `data.caption_fields`.
+        data: paths or globs of shards or tables to evaluate on, read as
+            `data.train`. Each is a data set, named after its files. Data of
+            another form are entries of a `suite`.
         suite: a .toml or .json file of further data sets and their tasks:
             classification, retrieval, probes (docs/evaluation.md). Empty has
             none.
@@ -371,24 +367,15 @@ class EvaluationConfig(Checked, path="evaluation"):
         prompts: zero-shot templates, with one "{}" each for the class name.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
-        profile: two steps, as 10,13: the steps after the first, up to the
-            second, are traced for TensorBoard's profiler. Empty traces none.
-        telemetry: log repeats and overlaps of draws, `telemetry.jsonl` and
-            TensorBoard histograms (docs/telemetry.md).
     """
 
     data: tuple[str, ...] = ()
-    format: Annotated[str, one_of(*FORMATS)] | None = None
-    image_field: str | None = None
-    caption_fields: tuple[str, ...] | None = None
     suite: str = ""
     every_steps: Count | None = None
     batch_size: Count = 256
     prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)
     log_every_steps: Count = 10
     log_ids: bool = False
-    profile: Annotated[tuple[int, ...], STEPS] = ()
-    telemetry: bool = True
 
 
 @dataclass(frozen=True)

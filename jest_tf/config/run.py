@@ -308,13 +308,3 @@ class TrainConfig(Checked):
         return tuple(
             sorted({view.patch_size for view in views if view.patch_size})
         )
-
-    @property
-    def evaluation_data(self) -> DataConfig:
-        """`data` with the settings that read `evaluation.data`."""
-        names = ("format", "image_field", "caption_fields")
-        own = {name: getattr(self.evaluation, name) for name in names}
-        return self.data.reading(
-            self.evaluation.data,
-            **{name: value for name, value in own.items() if value is not None},
-        )

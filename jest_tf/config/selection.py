@@ -28,12 +28,11 @@ class View(Checked, path="view"):
     """An approximation of images; the default is none.
 
     Scores may be computed on a coarse view, as in Flexi-JEST (Evans et al.,
-    2024, arXiv 2406.17711). The three approximations may be combined. Texts
-    are never approximated.
+    2024, arXiv 2406.17711). Both approximations may be combined. Texts are
+    never approximated.
 
     Attributes:
         patch_size: side of a patch in pixels. None takes the tower's.
-        keep_tokens: share of the patches that become tokens, in (0, 1].
         image_size: side in pixels to which images are resized. None keeps
             their size.
 
@@ -42,7 +41,6 @@ class View(Checked, path="view"):
     """
 
     patch_size: Count | None = None
-    keep_tokens: Annotated[float, within("(0, 1]")] = 1.0
     image_size: Count | None = None
 
 

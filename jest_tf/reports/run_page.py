@@ -192,8 +192,8 @@ def _check_any(workdir, lines):
     if not lines:
         raise ValueError(
             "There is no selection to show: expected a run with a stage that "
-            f"scores, and `evaluation.telemetry`. Received: {workdir!r} "
-            f"without a line of {directory.TELEMETRY_FILE}"
+            f"scores. Received: {workdir!r} without a line of "
+            f"{directory.TELEMETRY_FILE}"
         )
 
 

@@ -55,7 +55,7 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
         ValueError: something cannot be read, or two share a name.
     """
     settings, entries = config.evaluation, {}
-    stores = evaluation.open_stores(settings.data, config.evaluation_data)
+    stores = evaluation.open_stores(settings.data, config.data)
     if settings.suite:
         entries = evaluation.open_suite(
             settings.suite, settings.prompts, config.data.index_dir

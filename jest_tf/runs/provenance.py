@@ -30,7 +30,6 @@ _MAY_CHANGE = (
     "data.max_fault_rate",
     "data.reader",
     "data.token_field",
-    "evaluation.profile",
     "reference.sidecar_dir",
     "distribution.",
 )

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, files, training
+from jest_tf import distribution, training
 from jest_tf.config import checks
 from jest_tf.data import batches, pipeline
 from jest_tf.models import reference
@@ -228,12 +228,8 @@ class _Run:
             ):
                 progress.say(line)
             check = interruptions.FiniteCheck(start_step)
-            folder = directory.path(self.output, directory.TENSORBOARD_FOLDER)
-            profile = step_timing.Profile(
-                files.appendable(folder), config.evaluation.profile, start_step
-            )
             callbacks = [check, log, checkpoints, self.signals, evaluate]
-            callbacks += [profile, *self.own_callbacks]
+            callbacks += self.own_callbacks
             try:
                 _fit(model, dataset, callbacks, faults, stop)
             except finite.NotFinite as error:
@@ -246,8 +242,6 @@ class _Run:
                 if checkpoints.step > start_step:
                     checkpoints.save()
                 raise
-            finally:
-                profile.stop()
         if stop < config.steps:
             return None
         faults.close(self.skipped.at(config.steps))
@@ -321,9 +315,7 @@ class _Run:
             before=self.log,
         )
         log.set_model(model)  # for the costs
-        parts = {"log": log.state}
-        if telemetry is not None:
-            parts["telemetry"] = telemetry.state
+        parts = {"log": log.state, "telemetry": telemetry.state}
         any_worker = distribution.any_worker(self.strategy)
         checkpoints = checkpoints_lib.Checkpoints(
             self.output,
@@ -367,8 +359,6 @@ class _Run:
 
     def _telemetry(self, restored):
         config, sources = self.config, self.segment
-        if not config.evaluation.telemetry:
-            return None
         order = None  # without, rows do not give positions
         if not sources.selection.stored and not config.is_clean(restored.step):
             order = inputs.order_of(config, sources)

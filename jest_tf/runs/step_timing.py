@@ -1,12 +1,10 @@
-"""Seconds of steps and of waiting for input, and traces of the profiler."""
+"""Seconds of steps and of waiting for input."""
 
 import time
 from collections.abc import Hashable
 
 import numpy as np
 import tensorflow as tf
-
-from jest_tf.runs import steps
 
 
 class InputWait:
@@ -47,41 +45,6 @@ class InputWait:
     def _get(self):
         self.seconds += time.monotonic() - self._asked_at
         return np.bool_(True)
-
-
-class Profile(steps.StepCallback):
-    """Traces some steps for TensorBoard's profiler.
-
-    Args:
-        folder: of TensorBoard, local.
-        of: two steps; those after the first, up to the second, are traced.
-            None of them if it is empty.
-        start_step: steps done before this `fit`.
-    """
-
-    def __init__(self, folder: str, of: tuple[int, ...], start_step: int = 0):
-        super().__init__(start_step)
-        self._folder = folder
-        self._first, self._last = of or (0, 0)
-        self._traces = False
-
-    def on_train_batch_begin(self, batch, logs=None):
-        """Begins the trace if it is due."""
-        if not self._traces and self._first <= self.step < self._last:
-            tf.profiler.experimental.start(self._folder)
-            self._traces = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Ends the trace if it is due."""
-        super().on_train_batch_end(batch, logs)
-        if self.step >= self._last:
-            self.stop()
-
-    def stop(self):
-        """Ends the trace; also due after a `fit` that raises."""
-        if self._traces:
-            tf.profiler.experimental.stop()
-            self._traces = False
 
 
 class StepTimes:
