@@ -13,6 +13,7 @@ import replica_cases
 import tensorflow as tf
 import tiny
 
+import jest_tf
 from jest_tf import config, distribution, training
 from jest_tf.data import augmentation
 from jest_tf.distribution import keras_fit
@@ -43,7 +44,7 @@ def train(strategy, steps_per_execution):
             tiny.learner(0),
             tiny.learner(5),
             SELECTION,
-            options=training.StepOptions(
+            options=jest_tf.StepOptions(
                 augment=augmentation.Augmentation(flip=True, min_area=0.5)
             ),
         )
