@@ -2,6 +2,17 @@
 
 import numpy as np
 
+# A noise field with one of these values marks a clean record.
+_CLEAN = {b"", b"0", b"0.0", b"false"}
+
+
+def is_clean(noise: np.ndarray) -> np.ndarray:
+    """Returns which records are clean: noise, bytes [n] -> bool [n].
+
+    A record is clean if its noise field is empty, 0 or false.
+    """
+    return np.array([value.strip().lower() in _CLEAN for value in noise], bool)
+
 
 def draw_measures(
     counts: np.ndarray, clean: np.ndarray, concepts: np.ndarray
