@@ -18,9 +18,7 @@ from jest_tf import config, distribution, training
 from jest_tf.data import augmentation
 from jest_tf.distribution import keras_fit
 
-SELECTION = config.SelectionConfig(
-    8, stages=(config.Stage(2, num_chunks=2),)
-)
+SELECTION = config.SelectionConfig(8, stages=(config.Stage(2, num_chunks=2),))
 STEPS, ROWS = 20, 16
 
 
