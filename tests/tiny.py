@@ -120,7 +120,7 @@ def write_shard(path, rows=20, seed=0, damaged=(), noisy=()):
     return shard_files.write_shard(path, payloads)
 
 
-def write_sidecars(path, noisy=()):
+def write_sidecars(path, noisy=(), output=embed.Output()):  # noqa: B008
     """Sidecars of a shard; captions of `noisy` rows are unlike their picture.
 
     No model has made them, so a run has them without a reference.
@@ -131,7 +131,7 @@ def write_sidecars(path, noisy=()):
     )
     text = np.where(np.isin(range(len(store)), noisy)[:, None], other, image)
     description = sidecar_files.DESCRIPTION._replace(dim=DIM)
-    embed.write_arrays(store, image, text, description)
+    embed.write_arrays(store, image, text, description, output)
 
 
 def from_clock(name):
