@@ -15,7 +15,7 @@ def is_clean(noise: np.ndarray) -> np.ndarray:
 
 
 def draw_measures(
-    counts: np.ndarray, clean: np.ndarray, concepts: np.ndarray
+    counts: np.ndarray, clean: np.ndarray | None, concepts: np.ndarray
 ) -> dict[str, float]:
     """Returns measures of the records drawn, beside those of all records.
 
@@ -24,7 +24,7 @@ def draw_measures(
 
     Args:
         counts: integers [n], how often each record was drawn; one at least.
-        clean: bool [n]; ignored if it is the same for all.
+        clean: bool [n]; None if it is not known.
         concepts: bytes [n], b"" where a record has none; ignored if none has.
 
     Returns:
@@ -40,7 +40,7 @@ def draw_measures(
         "selection/effective_records": records,
         "selection/effective_share": records / float(counts.sum()),
     }
-    if clean.any() and not clean.all():
+    if clean is not None:
         share = float(counts[clean].sum() / counts.sum())
         results["selection/share_clean"] = share
         results["selection/share_clean_data"] = float(clean.mean())

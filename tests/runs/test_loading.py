@@ -149,7 +149,7 @@ class ReferenceByNameTest(tf.test.TestCase):
 
     def test_a_source_that_is_not_known_gets_those_that_are(self):
         with self.assertRaisesRegex(
-            ValueError, "`model` must be .* keras_hub:, hf:.*model_garden:vit"
+            ValueError, "`name` must be .* keras_hub:, hf:.*model_garden:vit"
         ):
             loading.load("model_garden:vit_b16")
 
