@@ -344,7 +344,7 @@ class FiniteCheckTest(tf.test.TestCase):
         # The learner's losses are finite, so the names point at the reference.
         self.assertEqual(
             error.names,
-            ("stages/0/score", "stages/0/reference_loss_kept"),
+            ("stages/0/reference_loss_kept", "stages/0/score"),
         )
 
     def test_a_gradient_that_is_not_finite_is_seen_in_its_own_step(self):
