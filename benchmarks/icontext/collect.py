@@ -58,7 +58,6 @@ def collect(run, workdir, data):
         "seed": run.seed,
         "reference": run.cell.reference,
         "steps": run.steps,
-        "batch_size": config.batch_size,
         **scores,
         **{
             f"examples_{what}": last[f"examples/{what}"]

@@ -18,7 +18,13 @@ import os
 
 import tqdm
 
-from benchmarks.icontext import concepts, manifest, selection, sources
+from benchmarks.icontext import (
+    concepts,
+    manifest,
+    packages,
+    selection,
+    sources,
+)
 
 SEED = 0
 REFERENCE_STYLES = ("noto", sources.FLUENT_3D_STYLE)
@@ -49,6 +55,7 @@ def build(cache, out, jobs=1):
         FileExistsError: another data set is there, which may have runs.
         FileNotFoundError: a package is missing.
     """
+    packages.path(cache, packages.ICONIFY)  # or what to do without it
     settings = {
         "seed": SEED,
         "split_salt": concepts.SPLIT_SALT,

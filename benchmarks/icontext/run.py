@@ -42,7 +42,8 @@ def main(arguments=None):
     add(
         "--results",
         type=pathlib.Path,
-        help="folder of the tables, whose runs count as done (WORK/results)",
+        help="whose folder web has the tables; runs in them count as done "
+        "(WORK/results)",
     )
     add("--cells", nargs="+", default=["*"], help="of these only; * matches")
     add("--seeds", nargs="+", type=int, help="of the cells' seeds, only these")
@@ -50,7 +51,7 @@ def main(arguments=None):
     add("--list", action="store_true", help="print what is missing")
     options = parser.parse_args(arguments)
     work = options.work.resolve()
-    results = options.results or work / "results"
+    results = (options.results or work / "results") / "web"
     wanted = [
         (name, seed)
         for name, seed in cells.runs()

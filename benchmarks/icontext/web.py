@@ -54,8 +54,10 @@ def build(data, out):
 
     Args:
         data: folder of the whole data set.
-        out: folder to write to.
+        out: folder to write to; left alone if it has the data.
     """
+    if (out / "stats.json").exists():
+        return
     splits, foreign, dropped = split(data)
     out.mkdir(parents=True, exist_ok=True)
     pool = splits.pop("pool")

@@ -1,8 +1,7 @@
 """What selection gained where it was measured, and what that lets expect.
 
-evidence.json, which `python -m benchmarks.icontext.advice evidence` writes, has
-cells of IconText's web-like data, at several levels of noise. What to expect is
-interpolated between them, and says nothing of other data.
+evidence.json has runs of IconText's web-like data, at several levels of noise.
+What to expect is interpolated between them, and says nothing of other data.
 """
 
 import json
