@@ -3,7 +3,7 @@
 | file | a line for each | contents |
 | --- | --- | --- |
 | runs.csv | run | final scores, costs, what was selected, machine |
-| curves.csv | run and evaluation | validation scores, FLOPs so far, renewals |
+| curves.csv | run and evaluation | validation scores, FLOPs so far |
 | pairs.csv | run | the score of each pair of the test, x 10,000 |
 
 A score is the mean reciprocal rank of retrieval in both directions. The tests
@@ -73,7 +73,7 @@ def collect(run, workdir, data):
         "machine": report.processor(),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }
-    curve = _curve(workdir, config, metrics, chosen)
+    curve = _curve(workdir, metrics)
     words = " ".join(str(round(10_000 * pair)) for pair in pairs)
     return row, curve.assign(cell=run.name, seed=run.seed), words
 
@@ -143,12 +143,10 @@ def _score(model, pattern):
     return round(float(images.mean() + texts.mean()) / 2, 5), pairs
 
 
-def _curve(workdir, config, metrics, chosen):
-    """Scores, FLOPs so far and renewals at each evaluation.
+def _curve(workdir, metrics):
+    """Scores and FLOPs so far at each evaluation.
 
-    FLOPs are those of the next row of the metrics. `recognised` and `is_kept`
-    are of the renewal at a step; `clean` is the share of clean pairs trained on
-    from there to the next evaluation.
+    FLOPs are those of the next row of the metrics.
     """
     rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
     table = pd.DataFrame(rows)
@@ -161,16 +159,4 @@ def _curve(workdir, config, metrics, chosen):
     for name in _COSTS:
         key = name.replace("_", "/")
         found[name] = [metrics[place].get(key) for place in after]
-    renewals = {
-        one.step: one
-        for one in bootstrap.renewals(config, workdir)
-        if one.images
-    }
-    if renewals:
-        of_step = found["step"].map(renewals)
-        for name, field in (("recognised", "recognised"), ("is_kept", "kept")):
-            found[name] = [getattr(one, field, None) for one in of_step]
-        place = np.searchsorted(found["step"], chosen.index, side="left") - 1
-        clean = chosen.groupby(place).mean()
-        found["clean"] = clean.reindex(range(len(found))).round(4).to_numpy()
     return found

@@ -1,8 +1,8 @@
 """Scores of the web-like data, ratios to uniform training, and their intervals.
 
 Everything is computed from the tables in a folder: `runs.csv` has a line for
-each run, `curves.csv` for each evaluation, and `pairs.csv` the score of each
-test pair, of the runs whose score gets an interval.
+each run, and `pairs.csv` the score of each test pair, of the runs whose score
+gets an interval.
 
 - A *line* is a method at one length and one level of noise, with its seeds.
 - An *interval* covers 95 % of resamples of the test pairs and of the seeds.
@@ -186,18 +186,16 @@ class Results:
     """The runs of a folder.
 
     Args:
-        folder: with runs.csv, curves.csv and pairs.csv.
+        folder: with runs.csv and pairs.csv.
 
     Attributes:
         runs: DataFrame, by cell and seed.
-        curves: DataFrame of evaluations, by cell and seed.
         levels: of noise, increasing.
     """
 
     def __init__(self, folder=FOLDER):
         key = ["cell", "seed"]
         self.runs = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
-        self.curves = pd.read_csv(folder / "curves.csv").set_index(key)
         pairs = pd.read_csv(folder / "pairs.csv").set_index(key)["scores"]
         self._pairs = pairs.to_dict()
         self.levels = sorted(

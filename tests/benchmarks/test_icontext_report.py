@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from benchmarks.icontext import cells, emoji_art, figures, measures, report
+from benchmarks.icontext import cells, figures, measures, report
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = report.RESULTS
@@ -219,7 +219,6 @@ class ResultsTest(tf.test.TestCase):
                 pairs.append({"cell": cell, "seed": seed, "scores": words})
         pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
         pd.DataFrame(pairs).to_csv(folder / "pairs.csv", index=False)
-        pd.DataFrame({"cell": [], "seed": []}).to_csv(folder / "curves.csv")
         self.found = measures.Results(folder)
 
     def assert_sure(self, found, expected):
@@ -289,62 +288,12 @@ class SpreadTest(tf.test.TestCase):
         ]
         folder = pathlib.Path(self.get_temp_dir())
         pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
-        for name in ("curves", "pairs"):
-            columns = {"cell": [], "seed": [], "scores": []}
-            pd.DataFrame(columns).to_csv(folder / f"{name}.csv")
+        columns = {"cell": [], "seed": [], "scores": []}
+        pd.DataFrame(columns).to_csv(folder / "pairs.csv")
         # Relative deviations of -0.1, 0, 0.1 and of 0; less the means of seeds
         # they are half as large in both; one cell less is free, and a seed.
         expected = np.sqrt(4 * 0.05**2 / (1 * 2))
         self.assertAllClose(measures.Results(folder).spread(100), expected)
-
-
-class EmojiArtTest(tf.test.TestCase):
-    def test_a_curve_is_linear_between_evaluations(self):
-        steps, scores = np.array([10, 20, 40]), np.array([0.2, 0.1, 0.4])
-        for target, expected in (
-            (0.1, 5.0),
-            (0.2, 10.0),
-            (0.25, 30.0),
-            (0.41, np.inf),
-            (0.0, 0.0),
-        ):
-            found = emoji_art.steps_to(steps, scores, target)
-            self.assertAllClose(found, expected)
-
-    def test_a_ratio_is_of_the_costs_of_all_seeds_together(self):
-        key = ["cell", "seed"]
-        runs = pd.DataFrame(
-            [
-                (cell, seed, 100, cost)
-                for cell, cost in (("uniform", 1000), ("jest", 3000))
-                for seed in (0, 1)
-            ]
-            + [("uniform_10000", seed, 200, 2000) for seed in (0, 1)],
-            columns=[*key, "steps", "cost"],
-        ).set_index(key)
-        curves = pd.DataFrame(
-            [
-                (cell, seed, step, score, score)
-                for cell, seed, ends in (
-                    ("uniform", 0, (0.1, 0.2)),
-                    ("uniform", 1, (0.2, 0.4)),
-                    ("uniform_10000", 0, (0.1, 0.2)),
-                    # Reaches 0.4 after 80 of its 200 steps.
-                    ("uniform_10000", 1, (0.25, 1.0)),
-                    ("jest", 0, (0.2, 0.3)),
-                    ("jest", 1, (0.4, 0.5)),
-                )
-                for step, score in zip((50, 100), ends, strict=True)
-            ],
-            columns=[*key, "step", "test_concept", "test_style"],
-        ).set_index(key)
-        found, seeds = emoji_art.ratio(
-            runs, curves, "jest", lambda row: row["cost"], charge=100
-        )
-        theirs = 1000 * (1.0 + (50 + 50 * 0.15 / 0.75) / 100)
-        # Both reach the target at step 50 of 100.
-        self.assertAllClose(found, theirs / (2 * (1500 + 100)))
-        self.assertEqual(seeds, 2)
 
 
 class CellsTest(tf.test.TestCase):
