@@ -63,12 +63,6 @@ _UNIFORM = (700, 1125, 2250, 4500, 9000, 18_000, 36_000)
 _SLOW = "optimizer.learning_rate=1e-3"
 _CURATED = "data.curated={data}/curated-*.tfrecord data.curated_rows="
 _STAGE = "selection.stages.0"
-_JEST = "reference.stored=true selection.stages.0.candidates="
-_STORED = (
-    "selection.stages.0.embeddings=stored "
-    "selection.stages.0.criterion=easy_reference "
-    "selection.stages.0.candidates="
-)
 _DRAWN = " selection.stages.0.captions=drawn"
 # Renewals up to a length, and the shares of the pool that they embed.
 _RENEWED = {
@@ -79,6 +73,19 @@ _RENEWED = {
     14_000: "150,300,600,1000,2000,3000,4500,6000,7500,9000,10500,12000 "
     "bootstrap.shares=0.3,0.3,0.3,1,1,1,1,1,1,1,1,1",
 }
+
+
+def _live(candidates):
+    """JEST: the learner scores beside stored embeddings of the reference."""
+    return f"reference.stored=true {_STAGE}.candidates={candidates}"
+
+
+def _stored(candidates):
+    """A cascade: stored embeddings alone choose."""
+    return (
+        f"{_STAGE}.candidates={candidates} {_STAGE}.embeddings=stored "
+        f"{_STAGE}.criterion=easy_reference"
+    )
 
 
 def _bootstrapped(method, steps, settings="", curated="curated", **changes):
@@ -98,7 +105,7 @@ def _given(method, steps, candidates, renewals, pool="pool70"):
     return Cell(
         method,
         (steps,),
-        f"{_STORED}{candidates} bootstrap.renew_at={renewals}",
+        f"{_stored(candidates)} bootstrap.renew_at={renewals}",
         pool=pool,
         reference=_GIVEN,
     )
@@ -112,18 +119,18 @@ CELLS = (
     Cell("mixed_4", (4500, 9000, 18_000), f"{_CURATED}64"),
     Cell("mixed_2", (1000, 2250, 4500), f"{_CURATED}128"),
     Cell("oracle", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
-    Cell("jest_curated", (1400,), f"{_JEST}5", _THREE, reference=_GIVEN),
+    Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
     Cell("flexi", (1400,), reference=_GIVEN, recipe="icontext_web_flexi"),
     Cell(
-        *("cascade_curated", (1400,), f"{_STORED}5{_DRAWN}", _THREE),
+        *("cascade_curated", (1400,), _stored(5) + _DRAWN, _THREE),
         reference=_GIVEN,
     ),
     Cell(
-        *("cascade_curated", (4500,), f"{_STORED}5{_DRAWN}", (0, 1)),
+        *("cascade_curated", (4500,), _stored(5) + _DRAWN, (0, 1)),
         reference=_GIVEN,
     ),
     Cell(
-        *("cascade_mixed", (1400,), f"{_STORED}5{_DRAWN}", _THREE),
+        *("cascade_mixed", (1400,), _stored(5) + _DRAWN, _THREE),
         reference="web_mixed_2_1000",
     ),
     *(_bootstrapped("bootstrapped", n, seeds=_THREE) for n in _RENEWED),
@@ -132,7 +139,7 @@ CELLS = (
         *("renewed", 4500, 3),
         "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1",
     ),
-    Cell("second", (1400,), f"{_STORED}3", reference="web_bootstrapped_1400"),
+    Cell("second", (1400,), _stored(3), reference="web_bootstrapped_1400"),
     # Fewer curated pairs.
     _bootstrapped("curated250_bootstrapped", 2700, curated="curated250"),
     _bootstrapped("curated1000_bootstrapped", 2700, curated="curated1000"),
@@ -154,8 +161,8 @@ CELLS = (
         Cell(method, (1400,), settings, pool=pool, reference=_GIVEN)
         for pool in ("pool00", "pool30", "pool50", "pool90")
         for method, settings in (
-            ("jest_curated", f"{_JEST}5"),
-            ("cascade_curated", f"{_STORED}5{_DRAWN}"),
+            ("jest_curated", _live(5)),
+            ("cascade_curated", _stored(5) + _DRAWN),
         )
     ),
     *(Cell("oracle", (1400,), pool=pool) for pool in ("clean30", "clean50")),
@@ -173,7 +180,7 @@ CELLS = (
     ),
     # JEST's settings that the paper compares.
     *(
-        Cell(method, (700,), f"{_JEST}{settings}", _THREE, reference=_GIVEN)
+        Cell(method, (700,), _live(settings), _THREE, reference=_GIVEN)
         for method, settings in (
             ("jest_f50", "2"),
             ("jest_f80", "5"),
