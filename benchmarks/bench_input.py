@@ -23,6 +23,7 @@ import tensorflow as tf
 from fsspec.implementations import local
 
 from benchmarks import report
+from jest_tf import config as config_lib
 from jest_tf.data import pictures, pipeline, stores, stream, tokenizers
 from jest_tf.files import remote
 
@@ -349,7 +350,7 @@ def open_stream(store, super_batch_size, size, **options):
     )
     return pipeline.super_batches(
         store,
-        super_batch_size=super_batch_size,
+        selection=config_lib.SelectionConfig(super_batch_size),
         seed=_SEED,
         tokenizer=tokenizer,
         image_size=size,

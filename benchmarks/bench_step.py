@@ -9,7 +9,6 @@ minutes on 2 quiet cores; with `--small` it takes one, says nothing, and writes
 only to `--out`.
 """
 
-import dataclasses
 import itertools
 import textwrap
 import time
@@ -23,7 +22,6 @@ from benchmarks import report
 from jest_tf import config as config_lib
 from jest_tf import models, training
 from jest_tf.models import reference, towers
-from jest_tf.runs import step_timing
 
 _COMMAND = "python -m benchmarks.bench_step"
 
@@ -74,10 +72,12 @@ def measure_kinds(small: bool) -> str:
     """Times and counts uniform, JEST and Flexi-JEST steps in turn; Markdown."""
     sizes, b, repeats = (_QUICK, 16, 2) if small else (_FINE, 16, 7)
     report.log("kinds: tracing")
-    joint = config_lib.SelectionConfig(
-        method="joint", batch_size=b, scoring_batch_size=b
+    joint, flexi = (
+        config_lib.SelectionConfig(
+            b, stages=(config_lib.Stage(5, view=view, scoring_batch_size=b),)
+        )
+        for view in (config_lib.View(), _COARSE_VIEW)
     )
-    flexi = dataclasses.replace(joint, view=_COARSE_VIEW)
     mix = (config_lib.View(), _COARSE_VIEW)
     steps = {
         "uniform": Step(sizes, b),
@@ -85,12 +85,9 @@ def measure_kinds(small: bool) -> str:
         "Flexi-JEST": Step(sizes, 5 * b, flexi, views=mix),
     }
     seconds = take_turns(list(steps.values()), repeats)
-    parts = [step.parts(repeats) for step in steps.values()]
     counts = [step.flops() for step in steps.values()]
     rows = []
-    for kind, own, count, part in zip(
-        steps, seconds, counts, parts, strict=True
-    ):
+    for kind, own, count in zip(steps, seconds, counts, strict=True):
         ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
         rows.append(
             [
@@ -102,15 +99,10 @@ def measure_kinds(small: bool) -> str:
                     f"{count[name] / counts[0][name]:.2f}"
                     for name in ("step", "no_reuse", "reuse")
                 ),
-                *(
-                    f"{part[name]:.2f}" if name in part else "-"
-                    for name in ("score", "select", "train")
-                ),
-                f"{sum(part.values()) / np.median(own):.2f}",
             ]
         )
     head = ["step", "s", "of uniform", "GFLOPs", "counted", "no_reuse"]
-    head += ["reuse", "score, s", "select, s", "train, s", "sum / step"]
+    head += ["reuse"]
     words = (
         f"Steps that train on b = {b} rows, of B = {5 * b} where they score, "
         "in turn in one process, on one device. Towers of width "
@@ -122,8 +114,7 @@ def measure_kinds(small: bool) -> str:
         f"are the lowest, the median and the highest of {repeats} repeats. "
         "FLOPs are of the step's matrix products; beside them, as "
         "shares of the uniform step's, what is counted, and the paper's two "
-        "ways to count. Score, select and train are medians of each run alone, "
-        "and their sum stands over the median of the whole."
+        "ways to count."
     )
     return f"{textwrap.fill(words, 80)}\n\n{report.table(head, rows)}"
 
@@ -150,7 +141,7 @@ class Step:
             _learner(sizes),
             reference.cached(10.0, -10.0),
             selection,
-            views=views,
+            options=jest_tf.StepOptions(views=views),
         )
         optimizer = jest_tf.AdamW(1e-4, global_clipnorm=1.0)
         model.compile(optimizer, jit_compile=False)
@@ -169,17 +160,6 @@ class Step:
         """What `flops.columns` says of the step, once it has run."""
         (columns,) = self._model.step_flops().values()
         return columns
-
-    def parts(self, repeats: int) -> dict[str, float]:
-        """Median seconds of the parts of the step, each run alone."""
-        one = step_timing.Probe(self._model, lambda: next(self._batches))
-        found = [one() for _ in range(repeats)]
-        return {
-            name.removeprefix("time/").removesuffix("_seconds"): float(
-                np.median([seconds[name] for seconds in found])
-            )
-            for name in found[0]
-        }
 
 
 def take_turns(steps: list[Step], repeats: int) -> list[list[float]]:

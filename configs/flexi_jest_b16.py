@@ -32,5 +32,8 @@ def config() -> config_lib.TrainConfig:
     return dataclasses.replace(
         jest,
         model=dataclasses.replace(jest.model, views=(fine, coarse)),
-        selection=dataclasses.replace(jest.selection, view=coarse),
+        selection=dataclasses.replace(
+            jest.selection,
+            stages=(config_lib.Stage(candidates=5, view=coarse),),
+        ),
     )

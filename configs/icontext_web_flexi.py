@@ -22,7 +22,6 @@ def config() -> config_lib.TrainConfig:
     return dataclasses.replace(
         baseline,
         model=dataclasses.replace(baseline.model, views=(fine, coarse)),
-        reference=config_lib.ReferenceConfig(stored=True),
         selection=config_lib.SelectionConfig(
             batch_size=256,
             stages=(config_lib.Stage(candidates=5, view=coarse),),

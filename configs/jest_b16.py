@@ -37,11 +37,7 @@ def config() -> config_lib.TrainConfig:
     return dataclasses.replace(
         siglip,
         steps=siglip.steps // 10,
-        data=dataclasses.replace(
-            siglip.data, super_batch_size=5 * siglip.batch_size
-        ),
-        reference=config_lib.ReferenceConfig(sidecars=True),
-        selection=config_lib.SelectionConfig(
-            method="joint", batch_size=siglip.batch_size, num_chunks=16
+        selection=dataclasses.replace(
+            siglip.selection, stages=(config_lib.Stage(candidates=5),)
         ),
     )

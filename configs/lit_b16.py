@@ -23,7 +23,6 @@ def config() -> config_lib.TrainConfig:
         steps=10_000,
         data=config_lib.DataConfig(
             train=("data/pool-*.tfrecord",),
-            super_batch_size=1024,
             image_size=224,
             text_length=64,
             vocabulary_size=32_000,
@@ -35,5 +34,6 @@ def config() -> config_lib.TrainConfig:
             frozen=("image_tower",),
             dtype_policy="mixed_bfloat16",
         ),
+        selection=config_lib.SelectionConfig(1024),
         optimizer=config_lib.OptimizerConfig(warmup_steps=1000),
     )

@@ -1,4 +1,4 @@
-"""Quickstart: a cascade that renews its own reference.
+"""Quickstart: a stored stage whose reference the run renews.
 
     jest-tf train --config configs/quickstart_bootstrap.py \
         --workdir runs/bootstrap
@@ -29,11 +29,14 @@ def config() -> config_lib.TrainConfig:
         ),
         # Chosen pairs, with less noise, allow a higher rate.
         optimizer=dataclasses.replace(uniform.optimizer, learning_rate=2e-3),
-        cascade=config_lib.CascadeConfig(hyper_batch_size=768, captions="best"),
+        selection=config_lib.SelectionConfig(
+            256,
+            stages=(config_lib.Stage(3, "stored", criterion="easy_reference"),),
+        ),
         bootstrap=config_lib.BootstrapConfig(
             renew_at=(100, 200, 300, 450, 600, 800),
             shares=(0.4,),
-            curated_rows=256,
+            clean_start=True,
         ),
         evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
     )

@@ -1,7 +1,7 @@
 """Quickstart: the uniform learner's recipe, with JEST.
 
     jest-tf train --config configs/quickstart_jest.py \
-        --workdir runs/jest --set reference.workdir=runs/reference
+        --workdir runs/jest --set reference.model=runs/reference
 
 A minute on 2 CPU cores. Result of three seeds: docs/quickstart.md.
 """
@@ -20,10 +20,11 @@ def config() -> config_lib.TrainConfig:
     return dataclasses.replace(
         uniform,
         steps=225,
-        data=dataclasses.replace(uniform.data, super_batch_size=2560),
         # Chosen pairs, with less noise, allow a higher rate.
         optimizer=dataclasses.replace(uniform.optimizer, learning_rate=2e-3),
-        reference=config_lib.ReferenceConfig(workdir="runs/reference"),
-        selection=config_lib.SelectionConfig(method="joint", batch_size=256),
+        reference=config_lib.ReferenceConfig(model="runs/reference"),
+        selection=config_lib.SelectionConfig(
+            256, stages=(config_lib.Stage(candidates=10),)
+        ),
         evaluation=dataclasses.replace(uniform.evaluation, log_ids=True),
     )

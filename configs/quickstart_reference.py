@@ -17,11 +17,11 @@ def config() -> config_lib.TrainConfig:
         steps=400,
         data=config_lib.DataConfig(
             train=(f"{DATA}/reference-*.tfrecord",),
-            super_batch_size=256,
             image_size=32,
             text_length=16,
             min_crop_area=0.5,
         ),
+        selection=config_lib.SelectionConfig(256),
         # Several sets have an icon of the same name.
         model=config_lib.ModelConfig(
             towers="benchmarks.icontext.towers:build_small",

@@ -34,7 +34,6 @@ def config() -> config_lib.TrainConfig:
             train=("data/pool-*.tfrecord",),
             # A replica's host reads neighbours, and not a record at a time.
             shuffle_block_size=64,
-            super_batch_size=BATCH_SIZE,
             image_size=256,
             text_length=64,
             vocabulary="data/c4_en.model",
@@ -44,6 +43,7 @@ def config() -> config_lib.TrainConfig:
             preset="b16", dtype_policy="mixed_bfloat16"
         ),
         optimizer=config_lib.OptimizerConfig(warmup_steps=20_000),
+        selection=config_lib.SelectionConfig(BATCH_SIZE),
         evaluation=config_lib.EvaluationConfig(log_every_steps=50),
         distribution=config_lib.DistributionConfig(strategy="tpu"),
     )

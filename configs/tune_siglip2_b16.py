@@ -6,8 +6,7 @@
 First, `pip install '.[keras-hub]'`, and train the reference, which starts
 as SigLIP 2, too, on a small curated set: the same recipe with `--workdir
 runs/tune_reference --set 'data.train=data/curated-*.tfrecord'
-selection.method=uniform selection.batch_size=none data.super_batch_size=256
-reference.model=none`. Without a curated set, `reference.model` may be the
+selection.stages=none`. Without a curated set, `reference.model` may be the
 public model itself; learnability then only finds what tuning has unlearned.
 
 Hardware: one GPU with 80 GB. Time: half an hour at 400 TFLOP/s: a step
@@ -25,7 +24,6 @@ def config() -> config_lib.TrainConfig:
         steps=5000,
         data=config_lib.DataConfig(
             train=("data/pool-*.tfrecord",),
-            super_batch_size=1280,
             image_size=224,
             text_length=64,  # SigLIP 2's
         ),
@@ -34,7 +32,9 @@ def config() -> config_lib.TrainConfig:
             dtype_policy="mixed_bfloat16",
         ),
         reference=config_lib.ReferenceConfig(model="runs/tune_reference"),
-        selection=config_lib.SelectionConfig(method="joint", batch_size=256),
+        selection=config_lib.SelectionConfig(
+            256, stages=(config_lib.Stage(candidates=5),)
+        ),
         optimizer=config_lib.OptimizerConfig(
             learning_rate=2e-5, warmup_steps=250, layer_decay=0.8, ema=0.999
         ),

@@ -47,12 +47,12 @@ def build(config, vocabulary_size):
     return image_tower, text_tower
 
 
-def train(model, store, tokenizer, super_batch_size, steps):
+def train(model, store, tokenizer, selection, steps):
     """A stream of super-batches, and `fit` as in any Keras program."""
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
     super_batches = pipeline.super_batches(
         store,
-        super_batch_size=super_batch_size,
+        selection=selection,
         seed=0,
         tokenizer=tokenizer,
         image_size=IMAGE_SIZE,
@@ -82,12 +82,13 @@ def main(argv=None):
     tokenizer = tokenizers.WordPieceTokenizer(vocabulary, TEXT_LENGTH)
 
     reference = jest_tf.TwoTower(*build(None, tokenizer.vocabulary_size))
-    train(jest_tf.JESTModel(reference), curated, tokenizer, 128, steps)
+    uniform = jest_tf.SelectionConfig(batch_size=128)
+    train(jest_tf.JESTModel(reference), curated, tokenizer, uniform, steps)
 
     learner = jest_tf.TwoTower(*build(None, tokenizer.vocabulary_size))
-    selection = jest_tf.SelectionConfig(method="joint", batch_size=128)
-    model = jest_tf.JESTModel(learner, reference, selection)
-    train(model, pool, tokenizer, 640, steps)
+    jest = jest_tf.SelectionConfig(128, stages=(jest_tf.Stage(candidates=5),))
+    model = jest_tf.JESTModel(learner, reference, jest)
+    train(model, pool, tokenizer, jest, steps)
 
     for name, tower in (("reference", reference), ("learner", learner)):
         results = evaluation.StoreEvaluation(

@@ -68,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train(
         *("uniform", learner, f"reference.model={name}", "steps=1000"),
-        *("reference.sidecars=true", "reference.distillation_weight=16"),
+        "reference.distillation_weight=16",
         *(f"reference.sidecar_dir={runs / 'sidecars'}", "model.loss=sigmoid"),
-        *("reference.projection=64", "cascade.hyper_batch_size=1280"),
+        "reference.projection=64",
+        *("selection.stages.0.candidates=5",),
+        *("selection.stages.0.embeddings=stored",),
+        *("selection.stages.0.criterion=easy_reference",),
         *flags.set,
     )
     if not exported.exists():

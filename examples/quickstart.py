@@ -69,8 +69,7 @@ def train(
     sidecars = report.workdir(runs, "sidecars", seed)
     more = {
         "jest": [
-            "reference.workdir=none",
-            "reference.sidecars=true",
+            f"reference.model={teacher}",
             f"reference.sidecar_dir={sidecars}",
         ],
     }

@@ -8,42 +8,40 @@ other, are described in docs/design.md.
 import importlib
 import sys
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "config": (
-        "CascadeConfig",
         "CheckpointConfig",
+        "Criterion",
         "DataConfig",
         "DistributionConfig",
         "EvaluationConfig",
         "ModelConfig",
         "OptimizerConfig",
-        "Phase",
         "RateFactor",
         "ReferenceConfig",
         "SelectionConfig",
+        "Stage",
         "TrainConfig",
         "View",
         "load_config",
         "save_config",
     ),
     "embeddings": ("Embeddings",),
-    "losses": ("feature_distillation", "sigmoid_loss", "softmax_loss"),
+    "losses": (
+        "PairLoss",
+        "feature_distillation",
+        "sigmoid_loss",
+        "softmax_loss",
+    ),
     "models.building": ("build_two_tower",),
     "models.towers": ("ImageTower", "TextTower"),
     "inference": ("Embedder", "load"),
     "models.two_tower": ("TwoTower",),
-    "runs.loading": ("load_run",),
-    "selection": (
-        "Draw",
-        "gumbel_noise",
-        "select_independently",
-        "select_jointly",
-        "select_top",
-        "select_uniformly",
-    ),
+    "selection": ("Draw", "gumbel_noise", "select_jointly"),
     "training.model": ("JESTModel",),
+    "training.step": ("StepOptions",),
     "training.optimizer": ("AdamW", "build_optimizer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -77,7 +77,7 @@ def recipe(folder, overrides=()):
     return overrides_lib.build(config.TrainConfig, values)
 
 
-def build_learner(config, vocabulary_size, patch_sizes=()):
+def build_learner(config, vocabulary_size):
     """Has every kind of state: batch norm's means, dropout's counter."""
     extra = [
         keras.layers.BatchNormalization(),

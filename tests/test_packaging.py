@@ -230,8 +230,7 @@ class WheelTest(tf.test.TestCase):
         )
         self.assertIn("/venv/lib/", where)
         package = pathlib.Path(where.strip()).parent
-        for name in ("py.typed", "curation/evidence.json"):
-            self.assertTrue((package / name).exists(), name)
+        self.assertTrue((package / "py.typed").exists())
 
     def test_it_trains_evaluates_and_writes_a_page_outside_of_a_clone(self):
         train = ("train", "--config", "recipe.py", "--workdir", "run")

@@ -117,7 +117,7 @@ def write_shard(path, rows=20, seed=0, damaged=()):
 
 def from_clock(name):
     """Whether a number of the log is measured."""
-    return name == "seconds" or name.startswith(("time/", "memory/", "energy/"))
+    return name == "seconds" or name.startswith(("time/", "memory/"))
 
 
 def read_lines(workdir, name):

@@ -76,8 +76,8 @@ _RENEWED = {
 
 
 def _live(candidates):
-    """JEST: the learner scores beside stored embeddings of the reference."""
-    return f"reference.stored=true {_STAGE}.candidates={candidates}"
+    """JEST: the learner scores beside the sidecars of the reference."""
+    return f"{_STAGE}.candidates={candidates}"
 
 
 def _stored(candidates):

@@ -1,19 +1,19 @@
-"""Say whether selection will pay on a pool, and how to select.
+"""Measure a pool, and advise whether and how to select from it.
 
 Embeds samples of the pool and of curated pairs by a reference, and estimates,
-without labels, the share of pairs that match, near-duplicates, breadth, and
-what a choice would gain. Without `--reference` a small one is trained on three
-quarters of the curated set first, in a minute or two on a CPU. Prints a
-verdict, and writes advice.json and advice.html, with pictures of what it calls
-noise and of what it would choose (docs/advise.md). Rerun the command to resume.
-`--set` takes fields of `curation.survey.Settings`, such as sample=4096.
+without labels, the share of pairs that match, that of what a stage would
+choose, near-duplicates and breadth. Without `--reference` a small one is
+trained on three quarters of the curated set first, in a minute or two on a CPU.
+Prints the numbers and a few sentences of advice, and writes advice.json and
+advice.html, with pictures of what the reference calls noise and of what it
+would choose (docs/advise.md). Rerun the command to resume. `--set` takes fields
+of `curation.survey.Settings`, such as sample=4096.
 """
 
 import argparse
 import dataclasses
 import json
 import os
-import shlex
 
 from jest_tf import config, files
 from jest_tf.cli import flags as flags_lib
@@ -22,11 +22,8 @@ from jest_tf.config import overrides
 ADVICE_FILE = "advice.json"
 PAGE_FILE = "advice.html"
 REFERENCE_FOLDER = "reference"
-# Methods of evidence.json in words.
-_METHODS = {
-    "second": "stage 0",
-    "mixed_8": "mixed",
-}
+# Numbers of candidates that are printed; advice.json has all.
+_SHOWN_CANDIDATES = (2, 3, 5, 10)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,9 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Surveys, writes the page and prints the verdict."""
+    """Surveys, writes the page and prints the numbers and the advice."""
     recipe = _recipe(flags)
-    from jest_tf import runs
     from jest_tf.curation import advice as advice_lib
     from jest_tf.curation import survey as survey_lib
     from jest_tf.reports import advice_page
@@ -102,7 +98,7 @@ def run(flags: argparse.Namespace) -> None:
             tuple(flags.curated),
             os.path.join(flags.output, REFERENCE_FOLDER),
         )
-    model = runs.load_model(name)
+    model = loading.load(name)
     found = survey_lib.survey(
         data,
         model,
@@ -112,22 +108,18 @@ def run(flags: argparse.Namespace) -> None:
     )
     found = found._replace(
         facts=found.facts._replace(
-            pool=recipe.data.train,
-            curated=tuple(flags.curated),
             reference=name,
-            is_quick=not flags.reference,
+            is_given=bool(flags.reference),
             knows_pool=bool(inputs.seen_shards(model, recipe.data.train)),
         )
     )
-    advice = advice_lib.advise(found.facts, recipe)
-    command = _command(flags, recipe, advice)
+    advice = advice_lib.advise(found.facts)
     page = os.path.join(flags.output, PAGE_FILE)
-    advice_page.write(page, data.pool, found, advice, command)
+    advice_page.write(page, data.pool, found, advice)
     files.write_whole(
-        os.path.join(flags.output, ADVICE_FILE),
-        _json(found, advice, command).encode(),
+        os.path.join(flags.output, ADVICE_FILE), _json(found, advice).encode()
     )
-    print(_verdict(found, advice, command))
+    print(_words(found, advice))
     print(page)
 
 
@@ -144,11 +136,8 @@ def _recipe(flags):
         # That of configs/quickstart_reference.py.
         recipe = config.TrainConfig(
             steps=1000,
-            data=config.DataConfig(
-                train=tuple(flags.pool),
-                super_batch_size=128,
-                min_crop_area=0.6,
-            ),
+            data=config.DataConfig(train=tuple(flags.pool), min_crop_area=0.6),
+            selection=config.SelectionConfig(128),
             model=config.ModelConfig(preset="tiny", equal_captions="ignore"),
             optimizer=config.OptimizerConfig(
                 learning_rate=3e-3, warmup_steps=50, weight_decay=0.05
@@ -198,160 +187,66 @@ def _check_unseen(reference, curated):
         )
 
 
-def _command(flags, recipe, advice):
-    """The commands that do what is advised."""
-    from jest_tf.curation.decision_table import FIRST
-
-    plain = config.DataConfig()
-    form = []
-    for name in flags_lib.FORMAT_FIELDS:
-        value = getattr(recipe.data, name)
-        if value != getattr(plain, name):
-            values = value if isinstance(value, tuple) else (value,)
-            form += [flags_lib.name(name), *values]
-    before = [["jest-tf", *words, *form] for words in advice.before]
-    settings = [
-        f"data.{name}={overrides.text_of(getattr(recipe.data, name))}"
-        for name in flags_lib.FORMAT_FIELDS
-        if getattr(flags, name) is not None
-    ]
-    if flags.pool:
-        of_recipe = (
-            config.load_config(flags.config).data if flags.config else plain
-        )
-        settings = [
-            f"data.train={','.join(flags.pool)}",
-            *["data.weights=none"] * bool(of_recipe.weights),
-            *["data.manifest=none"] * bool(of_recipe.manifest),
-            *settings,
-        ]
-
-    def train(workdir, more):
-        words = ["jest-tf", "train", "--config", flags.config or "RECIPE"]
-        changes = [*settings, *more]
-        changes = ["--set", *changes] if changes else []
-        return [*words, "--workdir", workdir, *changes]
-
-    if advice.first:
-        before = [train(FIRST, advice.first), *before]
-    commands = [*before, train("WORKDIR", advice.settings)]
-    return "\n".join(map(shlex.join, commands))
-
-
-def _json(found, advice, command):
-    from jest_tf.curation.decision_table import plain
-
+def _json(found, advice):
     facts = found.facts
-    return (
-        json.dumps(
-            {
-                "advice": advice.row.name,
-                "selects": advice.row.selects,
-                "when": advice.row.when,
-                "do": plain(advice.row.do),
-                "command": command.splitlines(),
-                "matched": {
-                    name: round(value, 4)
-                    for name, value in facts.matched._asdict().items()
-                },
-                "precision": {
-                    str(factor): round(value, 4)
-                    for factor, value in facts.precision.items()
-                },
-                "hyper_batch_factor": facts.factor,
-                "filter_ratio": round(1.0 - 1.0 / facts.factor, 3),
-                "power": round(facts.power, 4),
-                "apart": round(facts.apart, 4),
-                "covered": facts.covered,
-                "near_duplicates": {
-                    "share": round(found.duplicates.share, 5),
-                    "copies": round(found.duplicates.copies, 3),
-                },
-                "breadth": {
-                    name: round(value, 2)
-                    for name, value in found.breadth.items()
-                },
-                "sizes": found.sizes,
-                "reference": facts.reference,
-                "cautions": advice.cautions,
-                "expected": [
-                    one._asdict() | {"value": one.value._asdict()}
-                    for one in advice.expected
-                ],
-            },
-            indent=2,
-        )
-        + "\n"
+    covered = facts.covered
+    values = {
+        "advice": advice,
+        "matched": {
+            name: round(value, 4)
+            for name, value in facts.matched._asdict().items()
+        },
+        "candidates": facts.candidates,
+        "precision": {
+            str(count): round(value, 4)
+            for count, value in facts.precision.items()
+        },
+        "power": round(facts.power, 4),
+        "near_duplicates": {
+            "share": round(found.duplicates.share, 5),
+            "copies": round(found.duplicates.copies, 3),
+        },
+        "breadth": {
+            name: round(value, 2) for name, value in found.breadth.items()
+        },
+        "apart": round(facts.apart, 4),
+        "covered": None if covered is None else round(covered, 4),
+        "sizes": found.sizes,
+        "reference": facts.reference,
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _words(found, advice):
+    facts, sizes = found.facts, found.sizes
+    shown = sorted({*_SHOWN_CANDIDATES, facts.candidates})
+    chosen = ", ".join(
+        f"{facts.precision[count]:.0%} for {count}" for count in shown
     )
-
-
-def _verdict(found, advice, command):
-    from jest_tf.curation.decision_table import plain
-
-    facts, sizes, row = found.facts, found.sizes, advice.row
-    share = "{:.0%} [{:.0%}, {:.0%}]".format(*facts.matched)
-    best = min(1.0, facts.factor * facts.matched.mean)
     breadth = ", ".join(
         f"{name} {value:.0f}" for name, value in found.breadth.items()
     )
+    kind = (
+        f"{facts.apart:.0%} of curated pictures are nearer to their own set "
+        "than to the pool"
+    )
+    if facts.covered is not None:
+        kind += (
+            f", {facts.covered:.0%} of the tests' to the curated set (give or "
+            f"take {facts.covered_error:.0%})"
+        )
     lines = {
-        "matched pairs": f"{share}, of {sizes['sampled']:,} sampled of "
-        f"{sizes['pool']:,}",
-        "headroom": f"K = {facts.factor}, f = {1 - 1 / facts.factor:.2f}: "
-        f"{facts.precision[facts.factor]:.0%} matched by this reference, "
-        f"{best:.0%} at best",
+        "matched pairs": "{:.0%} [{:.0%}, {:.0%}]".format(*facts.matched)
+        + f", of {sizes['sampled']:,} sampled of {sizes['pool']:,}",
+        "matched, chosen": f"by number of candidates: {chosen}",
         "near-duplicates": f"{found.duplicates.share:.1%} of the sample, about "
         f"{found.duplicates.copies:.2f} a picture in the pool",
         "breadth": f"effective clusters: {breadth}",
-        "kind": f"{facts.apart:.0%} of curated pictures are nearer to their "
-        "own set than to the pool",
+        "kind": kind,
     }
-    if facts.covered is not None:
-        lines["kind"] += f", {facts.covered:.0%} of the tests'"
-    cautions = f"\n{'':19}".join(advice.cautions)
-    lines |= {"caution": cautions} if cautions else {}
-    lines |= _expectations(advice)
-    lines["command"] = command.replace("\n", f"\n{'':19}")
     return "\n".join(
         [
-            f"{'SELECT' if row.selects else 'DO NOT SELECT'}: {row.when}",
-            f"  {plain(row.do)}",
-            *(f"  {name:15}  {text}" for name, text in lines.items()),
+            *(f"{name:15}  {text}" for name, text in lines.items()),
+            *(f"- {sentence}" for sentence in advice.values()),
         ]
     )
-
-
-def _expectations(advice):
-    """By method, what it gained on IconText."""
-    from jest_tf.curation import evidence
-
-    found: dict = {}
-    for one in advice.expected:
-        value = "{:.1f} [{:.1f}, {:.1f}]".format(*one.value)
-        levels = ", ".join(f"{level:.0%}" for level in one.levels)
-        words = {
-            "over_uniform": f"after {one.steps:,} steps {value} times the "
-            "score of uniform training at equal FLOPs",
-            "over_uniform_given_reference": f"after {one.steps:,} steps "
-            f"{value} times the score of uniform training at equal FLOPs, "
-            "excluding the reference's training",
-            "over_target": f"{value} times uniform training's best end "
-            f"(measured at {levels} of noise)",
-        }
-        method = f"IconText, {_METHODS.get(one.method, one.method)}"
-        found.setdefault(method, []).append(words[one.measure])
-    lines = {method: ", ".join(words) for method, words in found.items()}
-    is_known = any(one.method == advice.row.method for one in advice.expected)
-    if advice.row.method and not is_known:
-        lines["IconText"] = "nothing was measured near this share of noise"
-    accuracy = evidence.accuracy()
-    if lines and accuracy.worst:
-        lines["accuracy"] = (
-            "in leave-one-level-out checks, the expected score ratio was off "
-            f"by up to {accuracy.worst:.1f}x"
-        )
-        if accuracy.rank_correlation is not None:
-            lines["accuracy"] += (
-                f", rank correlation {accuracy.rank_correlation:.2f}"
-            )
-    return lines

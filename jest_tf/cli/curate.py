@@ -1,16 +1,19 @@
 """Choose from a whole data set once, into a manifest that training draws by.
 
-By default records are chosen by the easy-reference score, jointly in windows.
-With `--learner` the score is the learnability between that run and the
-reference. With `--like` the records most like examples of tasks are chosen. A
-run draws by the manifest with `data.manifest=DIR`. The
+By default every window of the data passes a stored stage of five candidates by
+easy-reference, such as a run's (docs/cascade.md). With `--learner` the score is
+the learnability between that run and the reference. With `--like` the records
+most like examples of tasks are chosen. A run draws by the manifest with
+`data.manifest=DIR`. The
 output has a report, `report.html`. An interrupted command is continued by the
 same command; `--overwrite` starts again. `--set` takes fields of
-`curation.Settings`, and with `--like` of `by_similarity.Settings`. The format
-flags must equal `data` in the training recipe.
+`curation.Choice`, such as stage.candidates=3, and with `--like` of
+`by_similarity.Settings`. The format flags must equal `data` in the training
+recipe.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 
@@ -135,19 +138,19 @@ def _curate_by_scores(flags, store, reference):
     from jest_tf import curation
     from jest_tf.runs import progress
 
-    models, values = [reference], {}
+    models, values = [reference], dataclasses.asdict(curation.Choice())
     if flags.learner:
         sidecar_dir = flags.learner_sidecar_dir or ""
         models.append(
             curation.Model(flags.learner, sidecar_dir, flags.learner_step)
         )
-        values["criterion"] = "learnability"
-    settings = _settings(curation.Settings, flags, **values)
+        values["stage"]["criterion"] = "learnability"
+    chosen_by = _settings(curation.Choice, flags, **values)
     if flags.beam:
         return curation.curate_with_beam(
             flags_lib.data(flags, flags.data),
             flags.output,
-            settings,
+            chosen_by,
             models,
             options=flags.beam_options,
             overwrite=flags.overwrite,
@@ -155,7 +158,7 @@ def _curate_by_scores(flags, store, reference):
     return curation.curate(
         store,
         flags.output,
-        settings,
+        chosen_by,
         models,
         overwrite=flags.overwrite,
         embedding=progress.Progress("embedding", "records"),

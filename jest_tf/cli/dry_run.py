@@ -27,7 +27,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
         ValueError: `jest-tf train` would refuse the run.
     """
     return "\n".join(
-        f"{name:<12}{text}" for name, text in _lines(config, workdir)
+        f"{name:<17}{text}" for name, text in _lines(config, workdir)
     )
 
 
@@ -39,7 +39,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     yield "data", f"{len(store):,} records in {shards:,} shards"
     if teacher is not None:
         size = _count(teacher.learner)
-        yield "reference", f"{config.reference.name}, {size:,} parameters"
+        yield "reference", f"{config.reference.model}, {size:,} parameters"
     if sidecars is not None:
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
     evaluated = evaluations.open_data(config)
@@ -60,8 +60,6 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         f"{size:,} parameters, vocabulary of at most {vocabulary:,}",
     )
 
-    data, selection, steps = config.data, config.selection, config.steps
-    drawn, trained = data.super_batch_size, config.batch_size
     if config.bootstrap.renew_at:
         renewals = []
         for step in config.bootstrap.renew_at:
@@ -69,39 +67,26 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
             number = len(store) if rows is None else int(rows.sum())
             renewals.append(f"{number:,} records after step {step:,}")
         yield "bootstrap", f"the learner embeds {', '.join(renewals)}"
-    curated = data.curated_rows
-    if data.curated:
-        early = config.curated_rows(0)
-        yield (
-            "curated",
-            f"{curated:,} rows of every sub-batch"
-            + (f", {early:,} before the first renewal" * (early != curated)),
-        )
-    if config.cascade.hyper_batch_size:
-        offered = config.cascade.hyper_batch_size - curated
-        yield (
-            "cascade",
-            f"{drawn - curated:,} of {offered:,} positions by sidecars",
-        )
-    if selection.scores:
-        yield (
-            "selection",
-            f"{selection.method} by {selection.criterion}, "
-            f"{trained - curated:,} of "
-            f"{selection.candidates or drawn - curated:,} rows",
-        )
-    side = data.image_size
+        if config.bootstrap.clean_start:
+            yield "clean start", "curated rows alone before the first renewal"
+    for line in config.selection.describe(config.data.curated_rows):
+        name, _, text = line.partition(": ")
+        yield name, text
+    data, side = config.data, config.data.image_size
+    drawn = config.selection.super_batch_size(data.curated_rows)
     yield (
         "step",
         f"image uint8 [{drawn}, {side}, {side}, 3], text int32 [{drawn}, "
-        f"{data.text_length}]; trains on {trained:,}",
+        f"{data.text_length}]",
     )
-    counts = costs.examples_at(config, steps)
+    counts = costs.examples_at(config, config.steps)
     yield (
         "steps",
-        f"{steps:,}: {counts['examples/drawn']:,} examples drawn, "
-        f"{counts['examples/scored']:,} scored, "
-        f"{counts['examples/trained']:,} trained",
+        f"{config.steps:,}: "
+        + ", ".join(
+            f"{count:,} examples {name.removeprefix('examples/')}"
+            for name, count in counts.items()
+        ),
     )
     if directory.has(workdir, directory.CONFIG_FILE):
         yield "writes", f"{workdir}, which holds a run that would be continued"

@@ -62,11 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace sidecars that do not fit",
     )
-    add(
-        "--check",
-        action="store_true",
-        help="compare draws by the sidecars with draws by the live reference",
-    )
     add("--host", type=int, default=0, help="index of this host (default: 0)")
     add(
         "--num-hosts",
@@ -89,27 +84,19 @@ def run(flags: argparse.Namespace) -> None:
     _check(flags)
     if flags.folder:
         return _embed_folder(flags)
-    from jest_tf import runs
-    from jest_tf.data import sidecars as sidecars_lib
     from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
-    from jest_tf.runs import (
-        interruptions,
-        loading,
-        progress,
-        sidecar_precision,
-    )
+    from jest_tf.runs import interruptions, loading, progress
 
     loading.check_model(flags.model, "--model")
-    teacher = runs.load_model(flags.model)
+    teacher = loading.load(flags.model)
     store = flags_lib.open_store(
         flags, flags.data, max_image_pixels=flags.max_image_pixels
     )
-    description = reference.describe(teacher)
     summary = embed.write(
         store,
         reference.encoder(teacher, flags.batch_size),
-        description,
+        reference.describe(teacher),
         embed.Output(
             flags.output,
             flags.dtype,
@@ -123,9 +110,6 @@ def run(flags: argparse.Namespace) -> None:
     _report(summary)
     if summary.busy:
         raise SystemExit(interruptions.EXIT_CODE)
-    if flags.check:
-        sidecars = sidecars_lib.Sidecars(store, flags.output, description)
-        print(sidecar_precision.compare(teacher, store, sidecars))
 
 
 def _embed_folder(flags):
@@ -163,18 +147,11 @@ def _check(flags):
             f"{flags.num_hosts}"
         )
     for name, used in (
-        ("check", flags.check),
         ("overwrite", flags.overwrite),
         ("num_hosts", flags.num_hosts > 1),
     ):
         if flags.folder and used:
             raise ValueError(f"{flags_lib.name(name)} is not for --folder")
-    if flags.check and flags.num_hosts > 1:
-        raise ValueError(
-            "`--check` reads the sidecars of all shards: run it once more on "
-            "one host when all hosts are done. Received: "
-            f"--num-hosts {flags.num_hosts}"
-        )
 
 
 def _report(summary):

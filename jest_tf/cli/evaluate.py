@@ -8,11 +8,6 @@ classification, retrieval, probes. It also writes `evaluation.json` and its
 parts, `evaluation/`, in the form of CLIP_benchmark, and `evaluation.html` into
 the run directory or `--output`.
 Embeddings are kept there, for the next evaluation of the same weights.
-
-With `--selection` the command measures the run's draws instead of its learner,
-on super-batches of the run's data: how they compare with draws of other
-samplers, on other noise, and through other views of the images. Prints tables,
-and writes `selection.json` into the run directory.
 """
 
 import argparse
@@ -26,7 +21,6 @@ from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import overrides
 
-_SUPER_BATCHES = 8
 # Of the data of a suite, its entries say this.
 _READING = ("format", "image_field", "caption_fields")
 
@@ -68,66 +62,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step", type=int, help="of a checkpoint (default: the final weights)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--selection",
-        action="store_true",
-        help="measure the draws instead of the learner",
-    )
-    group = parser.add_argument_group("with --selection")
-    group.add_argument(
-        "--super-batches",
-        type=int,
-        metavar="N",
-        help=f"super-batches to draw from (default: {_SUPER_BATCHES})",
-    )
-    group.add_argument(
-        "--views",
-        **flags_lib.SEVERAL,
-        metavar="A=B,C=D",
-        help="views to compare, such as patch_size=32 keep_tokens=0.5, or of "
-        "augmented images, min_crop_area=0.6,flip=true",
-    )
 
 
 def run(flags: argparse.Namespace) -> None:
     """Measures and prints."""
-    unused, reason = ("super_batches", "views"), "needs --selection"
-    if flags.selection:
-        unused = ("data", "suite", "output", "model", *flags_lib.FORMAT_FIELDS)
-        reason = "is not for --selection, which draws from the run's own data"
-    elif flags.model:
-        unused += ("data", "step", *_READING)
-        reason = "is not for --model, which is measured on a --suite"
-    for name in unused:
+    for name in ("data", "step", *_READING) if flags.model else ():
         if getattr(flags, name) is not None:
-            raise ValueError(f"{flags_lib.name(name)} {reason}")
+            raise ValueError(
+                f"{flags_lib.name(name)} is not for --model, which is measured "
+                "on a --suite"
+            )
     if flags.model and not (flags.suite and flags.output):
         raise ValueError(
             "`--model` needs `--suite`, and `--output` for its files"
         )
-    if flags.selection:
-        from jest_tf.runs import draw_comparison
-
-        count = flags.super_batches
-        results = draw_comparison.measure(
-            flags.workdir,
-            step=flags.step,
-            num_super_batches=_SUPER_BATCHES if count is None else count,
-            views=flags.views or (),
-        )
-        text = draw_comparison.tables(results)
-    else:
-        results = _measured(flags)
-        text = "\n".join(f"{results[name]:8.4f}  {name}" for name in results)
+    results = _measured(flags)
+    text = "\n".join(f"{results[name]:8.4f}  {name}" for name in results)
     print(json.dumps(results, indent=2) if flags.json else text)
 
 
 def _measured(flags):
-    from jest_tf import runs
-    from jest_tf.runs import directory
+    from jest_tf.runs import directory, loading
 
     if flags.model:
-        model = runs.load_model(flags.model)
+        model = loading.load(flags.model)
         return evaluate_suite(
             model, flags.suite, flags.output, index_dir=flags.index_dir
         )
@@ -147,7 +105,7 @@ def _measured(flags):
         if getattr(flags, name) is not None:
             needed = "--data" if name in _READING else "--suite"
             raise ValueError(f"{flags_lib.name(name)} needs {needed}")
-    model = runs.load_run(flags.workdir, flags.step)
+    model = loading.load(flags.workdir, flags.step)
     results = {}
     if data:
         reading = {
@@ -170,10 +128,10 @@ def evaluate(
     """Measures the learner of a run, as in training.
 
     Args:
-        model: of `runs.load_run`.
+        model: of `loading.load`, a run.
         data: paths or globs.
-        reading: fields of `DataConfig` that replace those of the run's
-            evaluation, unless None.
+        reading: fields of `DataConfig` that replace those of the run, unless
+            None.
 
     Returns:
         The measures by name.
@@ -191,7 +149,7 @@ def evaluate(
     }
     stores = evaluation.open_stores(
         together(data),
-        dataclasses.replace(model.config.evaluation_data, **given),
+        dataclasses.replace(model.config.data, **given),
         "--data",
     )
     return evaluations.Evaluations(
@@ -214,7 +172,7 @@ def evaluate_suite(
     """Measures a model on a suite, and writes its files.
 
     Args:
-        model: of `runs.load_model`, or `runs.load_run` with `step`.
+        model: of `loading.load`.
         suite: a file, as `evaluation.suite`.
         output: folder of `evaluation.json`, `evaluation/`, `evaluation.html`
             and the embedded data.

@@ -44,13 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train the finished run in the directory for further steps, with "
         "the schedule of the learning rate begun anew",
     )
-    add(
-        "--rounds",
-        type=int,
-        metavar="N",
-        help="train a chain of up to N runs in the directory, each the "
-        "reference of the next (docs/bootstrap.md)",
-    )
     parser.set_defaults(settings=config.TrainConfig)
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
@@ -72,10 +65,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf import runs
 
     try:
-        if flags.rounds is not None:
-            runs.train_rounds(recipe, flags.workdir, flags.rounds)
-        else:
-            runs.train(recipe, flags.workdir)
+        runs.train(recipe, flags.workdir)
     except Exception as error:
         # TensorFlow's, which may be of any device and step.
         if type(error).__name__ != "ResourceExhaustedError":
@@ -87,11 +77,12 @@ def _out_of_memory(recipe, text):
     found = re.search("(OOM|Out of memory|RESOURCE_EXHAUSTED)[^\n]*", text)
     reason = found[0][:200] if found else " ".join(text.split())[:200]
     return (
-        "Out of memory: lower `selection.scoring_batch_size` or "
+        "Out of memory: lower `scoring_batch_size` of the live stages or "
         "`model.micro_batch_size` to embed fewer rows at a time, or set "
         "`model.dtype_policy=mixed_bfloat16` to halve their size. Received: "
-        f"B={recipe.data.super_batch_size}, b={recipe.batch_size}, "
-        f"selection.scoring_batch_size={recipe.selection.scoring_batch_size}, "
+        f"rows into and out of the stages {recipe.selection.sizes()}, "
+        "scoring_batch_size="
+        f"{[stage.scoring_batch_size for stage in recipe.selection.live]}, "
         f"model.micro_batch_size={recipe.model.micro_batch_size} ({reason})"
     )
 
@@ -108,7 +99,7 @@ def _settings(flags):
 
 def _extend(flags):
     checks.check("--extend", flags.extend, checks.at_least(1))
-    others = ("config", "set", "dry_run", "rounds")
+    others = ("config", "set", "dry_run")
     given = [flags_lib.name(one) for one in others if getattr(flags, one)]
     if given:
         raise ValueError(

@@ -86,10 +86,6 @@ MODEL: Rule = (
         or not re.match(r"[a-z_]{2,}:(?!//)", name)
     ),
 )
-STEPS: Rule = (
-    "empty, or two steps, the first at least 0 and less than the second",
-    lambda steps: not steps or (len(steps) == 2 and 0 <= steps[0] < steps[1]),
-)
 SHARES: Rule = (
     "one or more shares in (0, 1]",
     lambda shares: shares and all(0 < share <= 1 for share in shares),
@@ -190,10 +186,15 @@ class Checked:
         values = {}
         for path in re.findall(r"`([\w.]+)`", message):
             if path.startswith(self._prefix):
-                get = operator.attrgetter(path.removeprefix(self._prefix))
-                values[path] = get(self)
+                parts = path.removeprefix(self._prefix).split(".")
+                values[path] = functools.reduce(_part, parts, self)
         shown = (f"{name}={x!r}" for name, x in (values | received).items())
         raise ValueError(f"{message}. Received: {', '.join(shown)}")
+
+
+def _part(owner, name):
+    """A field of a dataclass, or an item of a tuple of them."""
+    return owner[int(name)] if name.isdecimal() else getattr(owner, name)
 
 
 def options(kind: Any) -> tuple:

@@ -9,7 +9,6 @@ from jest_tf.config.checks import (
     FUNCTION,
     MODEL,
     PROMPTS,
-    STEPS,
     Checked,
     Count,
     above,
@@ -19,7 +18,7 @@ from jest_tf.config.checks import (
     one_of,
     within,
 )
-from jest_tf.config.selection import LOSSES, View
+from jest_tf.config.selection import Loss, View
 
 EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
@@ -68,10 +67,10 @@ class DataConfig(Checked, path="data"):
             one store each (docs/data.md).
         weights: share of each store of `train` in the stream. If empty, a
             store's share follows its size.
-        curated: further shards, of the curated set. They enter every sub-batch
-            as they come, beside the rows that are chosen from `train`.
-        curated_rows: c, rows of every super-batch and of every sub-batch that
-            come from `curated`; must divide B.
+        curated: further shards, of the curated set. They are trained on as they
+            come, beside the rows that are chosen from `train`.
+        curated_rows: c of the b rows trained on in a step come from `curated`,
+            in an order of their own; the others are chosen from `train`.
         manifest: folder of a manifest of `train`, written by `jest-tf curate`.
             Only its records are drawn, in proportion to their weights. Empty
             draws all records equally.
@@ -81,6 +80,9 @@ class DataConfig(Checked, path="data"):
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
             captions. Empty takes the format's default.
+        noise_field: feature, extension or column that is empty, 0 or false in
+            clean records. The log and the page then show the clean share of
+            what each stage chooses. Empty does not look.
         index_dir: folder of the index files. Empty puts each beside its shard.
         reader: "numpy", or "ops" to read TFRecords by TensorFlow's ops alone:
             the same stream, on hosts of a TPU slice without Python
@@ -93,7 +95,6 @@ class DataConfig(Checked, path="data"):
         max_fault_rate: share of drawn records that may be unreadable, and are
             replaced, before the run stops.
         max_image_pixels: larger images are replaced instead of decoded.
-        super_batch_size: B, examples drawn per step.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.
         vocabulary: a SentencePiece `.model`, a WordPiece `vocab.txt`, the
@@ -117,13 +118,13 @@ class DataConfig(Checked, path="data"):
     format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
+    noise_field: str = ""
     index_dir: str = ""
     reader: Annotated[str, one_of(*READERS)] = "numpy"
     token_field: str = ""
     shuffle_block_size: Count | None = None
     max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
     max_image_pixels: Count = 2**26  # 8,192 x 8,192, 200 MB decoded
-    super_batch_size: Count = 1280
     image_size: Count = 32
     # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
     # 2303.15343, section 4).
@@ -152,9 +153,9 @@ class DataConfig(Checked, path="data"):
             "`data.token_field` needs `data.reader` 'ops'",
         )
         self._expect(
-            self.curated_rows < self.super_batch_size,
-            "`data.curated_rows` (c) must be less than the super-batch, "
-            "`data.super_batch_size` (B), to leave rows of `data.train` in it",
+            not self.curated_rows or bool(self.curated),
+            "`data.curated_rows` needs `data.curated`, the shards that these "
+            "rows come from",
         )
 
     def reading(self, patterns: Sequence[str], **changes) -> "DataConfig":
@@ -192,10 +193,8 @@ class ModelConfig(Checked, path="model"):
             Flexi-JEST has a fine and a coarse view.
         dtype_policy: Keras dtype policy of the towers, "float32" or
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
-        loss: "sigmoid" (SigLIP) or "softmax" (CLIP).
-        loss_function: "module:function" of another training loss, with the
-            arguments of `losses.sigmoid_loss`; scores still go by `loss`.
-            Empty trains on `loss`.
+        loss: "sigmoid" (SigLIP), "softmax" (CLIP), or the "module:function"
+            that returns a `losses.PairLoss` (docs/training.md).
         equal_captions: treatment of rows with the same caption in the loss:
             "negative" (the paper), "positive" or "ignore".
         loss_block_size: rows of logits computed at a time. None computes all at
@@ -217,8 +216,7 @@ class ModelConfig(Checked, path="model"):
     patch_size: Count | None = None
     views: tuple[View, ...] = ()
     dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
-    loss: Annotated[str, one_of(*LOSSES)] = "sigmoid"
-    loss_function: Annotated[str, FUNCTION] = ""
+    loss: Loss = "sigmoid"
     equal_captions: Annotated[str, one_of(*EQUAL_CAPTIONS)] = "negative"
     loss_block_size: Count | None = None
     micro_batch_size: Count | None = None
@@ -246,14 +244,15 @@ class ModelConfig(Checked, path="model"):
 class ReferenceConfig(Checked, path="reference"):
     """The frozen reference model of the learnability score.
 
+    Stages and distillation read its embeddings from the sidecars that
+    `jest-tf embed` wrote if a stage is stored, if `sidecar_dir` is set, if the
+    reference is renewed, or if there is no `model`. Otherwise the step runs it.
+
     Attributes:
         model: the reference: a run directory, a `.keras` file with its
             tokenizer beside it, or a public model by name, such as
-            "keras_hub:siglip2_base_patch16_224" (docs/models.md). Empty means
-            no reference, or one known only through its sidecars.
-        workdir: another spelling of `model`, for a run directory.
-        sidecars: read the reference's embeddings from the sidecars written by
-            `jest-tf embed`, instead of running the reference.
+            "keras_hub:siglip2_base_patch16_224" (docs/models.md). Empty takes
+            the sidecars of any model.
         sidecar_dir: folder of the sidecars. Empty looks beside each shard.
         distillation_weight: weight of feature distillation from the reference
             (`losses.feature_distillation`) on every trained row; the
@@ -270,8 +269,6 @@ class ReferenceConfig(Checked, path="reference"):
     """
 
     model: Annotated[str, MODEL] = ""
-    workdir: str = ""
-    sidecars: bool = False
     sidecar_dir: str = ""
     distillation_weight: Annotated[float, at_least(0)] = 0.0
     distillation_steps: Count | None = None
@@ -279,21 +276,6 @@ class ReferenceConfig(Checked, path="reference"):
 
     def __post_init__(self):
         super().__post_init__()
-        self._expect(
-            self.sidecars or not self.sidecar_dir,
-            "`reference.sidecar_dir` needs `reference.sidecars=true`",
-        )
-        self._expect(
-            not self.workdir or not self.model,
-            "`reference.model` and `reference.workdir` are two spellings of "
-            "one setting: set one of them, and the other to none, as "
-            "reference.workdir=none",
-        )
-        self._expect(
-            self.name or self.sidecars or not self.distillation_weight,
-            "`reference.distillation_weight` needs a reference: set "
-            "`reference.model` or `reference.sidecars`",
-        )
         self._expect(
             self.distillation_weight or not self.distillation_steps,
             "`reference.distillation_steps` needs "
@@ -303,11 +285,6 @@ class ReferenceConfig(Checked, path="reference"):
             self.distillation_weight or not self.projection,
             "`reference.projection` needs `reference.distillation_weight`",
         )
-
-    @property
-    def name(self) -> str:
-        """Returns the reference's name, by whichever setting."""
-        return self.model or self.workdir
 
 
 @dataclass(frozen=True)
@@ -379,12 +356,9 @@ class EvaluationConfig(Checked, path="evaluation"):
     """Evaluation during training, and logging.
 
     Attributes:
-        data: paths or globs of shards or tables to evaluate on. Each is a data
-            set, named after its files.
-        format: format of that data; None takes `data.format`.
-        image_field: image field of that data; None takes `data.image_field`.
-        caption_fields: caption fields of that data; None takes
-            `data.caption_fields`.
+        data: paths or globs of shards or tables to evaluate on, read as
+            `data.train`. Each is a data set, named after its files. Data of
+            another form are entries of a `suite`.
         suite: a .toml or .json file of further data sets and their tasks:
             classification, retrieval, probes (docs/evaluation.md). Empty has
             none.
@@ -393,30 +367,15 @@ class EvaluationConfig(Checked, path="evaluation"):
         prompts: zero-shot templates, with one "{}" each for the class name.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
-        time_parts: time scoring, selection and training separately on a
-            super-batch, after the first step and at every evaluation. Needs
-            one device; costs about two steps each time.
-        profile: two steps, as 10,13: the steps after the first, up to the
-            second, are traced for TensorBoard's profiler. Empty traces none.
-        energy: measure the machine's energy (`pip install codecarbon`).
-        telemetry: log repeats and overlaps of draws, `telemetry.jsonl` and
-            TensorBoard histograms (docs/telemetry.md).
     """
 
     data: tuple[str, ...] = ()
-    format: Annotated[str, one_of(*FORMATS)] | None = None
-    image_field: str | None = None
-    caption_fields: tuple[str, ...] | None = None
     suite: str = ""
     every_steps: Count | None = None
     batch_size: Count = 256
     prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)
     log_every_steps: Count = 10
     log_ids: bool = False
-    time_parts: bool = False
-    profile: Annotated[tuple[int, ...], STEPS] = ()
-    energy: bool = False
-    telemetry: bool = True
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,42 @@ def override(kind: type, values: dict, text: str) -> None:
     *parents, last = path.split(".")
     owner = kind
     for parent in parents:
-        owner = _field_type(owner, parent, path, kind)
-        values = values.setdefault(parent, {})
+        owner, values = _enter(owner, values, parent, path, kind)
     hint = _field_type(owner, last, path, kind)
     if value.lower() == "none" and _default(owner, last) in (None, "", ()):
         values[last] = _default(owner, last)
     else:
         values[last] = _parse(hint, path, value)
+
+
+def _enter(owner, values, name, path, root):
+    """The type and the values of a group, or of a number in a list of them.
+
+    The number after the last adds a group to the list.
+    """
+    if not isinstance(values, list):
+        kind = _field_type(owner, name, path, root)
+        part = _part_kind(kind)
+        if part is None:
+            return kind, values.setdefault(name, {})
+        values[name] = [*values.get(name, ())]
+        return part, values[name]
+    if not name.isdecimal() or int(name) > len(values):
+        raise ValueError(
+            f"No setting `{path}`: after the list comes a number from 0 to "
+            f"{len(values)}. Received: {name!r}"
+        )
+    if int(name) == len(values):
+        values.append({})
+    return owner, values[int(name)]
+
+
+def _part_kind(kind):
+    """The dataclass that a list is of, or None."""
+    if typing.get_origin(kind) is not tuple:
+        return None
+    part = typing.get_args(kind)[0]
+    return part if dataclasses.is_dataclass(part) else None
 
 
 def build(kind: Any, values: Any, path: str = "") -> Any:
@@ -88,6 +117,15 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
         )
         for name, value in values.items()
     }
+    for field in dataclasses.fields(kind):
+        has_default = {field.default, field.default_factory} - {
+            dataclasses.MISSING
+        }
+        if not has_default and field.name not in arguments:
+            raise ValueError(
+                f"`{prefix}{field.name}` must be set. Received: "
+                f"{', '.join(arguments) or 'no settings'}"
+            )
     return kind(**arguments)
 
 
@@ -95,8 +133,11 @@ def settings(kind: type, prefix: str = "") -> Iterator[Setting]:
     """Yields the settings of a dataclass and of the groups in it."""
     rules, meanings = checks.rules_of(kind), _attributes(kind)
     for name, hint in typing.get_type_hints(kind).items():
+        part = _part_kind(hint)
         if dataclasses.is_dataclass(hint):
             yield from settings(hint, f"{prefix}{name}.")
+        elif part is not None:
+            yield from settings(part, f"{prefix}{name}.0.")
         else:
             yield Setting(
                 prefix + name,

@@ -1,8 +1,10 @@
 """All settings of a run, and the checks across groups."""
 
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from jest_tf.config import checks
+from jest_tf.config import checks, methods
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
     POLICIES,
@@ -15,11 +17,24 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     ReferenceConfig,
 )
-from jest_tf.config.selection import (
-    BootstrapConfig,
-    CascadeConfig,
-    SelectionConfig,
-)
+from jest_tf.config.selection import BootstrapConfig, SelectionConfig
+
+
+class Piece(NamedTuple):
+    """Steps of a run that select alike.
+
+    Attributes:
+        first: the steps done before them.
+        num_steps: their number.
+        selection: their `SelectionConfig`; stages that do not score in them
+            are uniform.
+        curated_rows: c, of the b rows trained on.
+    """
+
+    first: int
+    num_steps: int
+    selection: SelectionConfig
+    curated_rows: int
 
 
 @dataclass(frozen=True)
@@ -41,9 +56,10 @@ class TrainConfig(Checked):
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    selection: SelectionConfig = field(
+        default_factory=lambda: SelectionConfig(256)
+    )
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -55,29 +71,16 @@ class TrainConfig(Checked):
         for number, name in enumerate(self.callbacks):
             checks.check(f"callbacks.{number}", name, checks.FUNCTION)
         self._expect(
-            self.has_first_reference
-            or self.bootstrap.renew_at
-            or not self.selection.needs_reference,
-            "`selection.criterion` needs a reference: set `reference.model` to "
-            "a run directory or the name of a model, or `reference.sidecars`, "
-            "or `bootstrap.renew_at`, or take 'hard_learner'",
+            self.data.reader == "numpy" or not self.selection.stored,
+            "`data.reader` 'ops' reads no sidecars before records: leave the "
+            "stored stages out of `selection.stages`, or take 'numpy'",
         )
+        self.selection.sizes(self.data.curated_rows)
         self._expect(
-            self.reference.sidecars
-            or self.bootstrap.renew_at
-            or not self.cascade.hyper_batch_size,
-            "`cascade.hyper_batch_size` needs the reference's sidecars: write "
-            "them with `jest-tf embed` and set `reference.sidecars`, or renew "
-            "the reference, `bootstrap.renew_at`",
-        )
-        self._expect(
-            self.data.reader == "numpy" or not self.cascade.hyper_batch_size,
-            "`data.reader` 'ops' has no cascade: leave "
-            "`cascade.hyper_batch_size` empty, or take 'numpy'",
+            not self.data.curated_rows or not self.model.views,
+            "`model.views` can't be combined with `data.curated_rows`",
         )
         self._check_bootstrap()
-        for step in (0, *self.bootstrap.renew_at):
-            self._check_curated(step)
         lengths = [end - start for start, end in self.schedules]
         self._expect(
             min(lengths) > 0,
@@ -96,12 +99,6 @@ class TrainConfig(Checked):
             "steps between `optimizer.restarts`",
         )
         self._expect(
-            self.distribution.strategy == "default"
-            or not self.evaluation.time_parts,
-            "`evaluation.time_parts` is for one device, "
-            "`distribution.strategy` 'default'",
-        )
-        self._expect(
             self.data.augment not in POLICIES
             or self.distribution.strategy != "tpu"
             and not self.distribution.jit_compile,
@@ -113,7 +110,7 @@ class TrainConfig(Checked):
         self._check_executions()
 
     def _check_executions(self):
-        """Checks that saves, stops and phases fall between executions."""
+        """Checks that saves, stops and stages turn between executions."""
         together = self.distribution.steps_per_execution
         for rule, steps in (
             ("`steps` must be a multiple", [self.steps]),
@@ -126,8 +123,9 @@ class TrainConfig(Checked):
                 self.bootstrap.renew_at,
             ),
             (
-                "`selection.phases` must start at multiples",
-                [phase.start for phase in self.selection.phases],
+                "`selection.stages` must begin at a multiple, and end one step "
+                "before a multiple,",
+                self.selection.turns,
             ),
         ):
             self._expect(
@@ -135,101 +133,46 @@ class TrainConfig(Checked):
                 f"{rule} of `distribution.steps_per_execution`",
             )
         self._expect(
-            all(phase.start < self.steps for phase in self.selection.phases),
-            "`selection.phases` must start before the last of `steps`",
+            all(
+                stage.first_step < self.steps for stage in self.selection.stages
+            ),
+            "`selection.stages` must begin before the last of `steps`",
         )
-        self._expect(
-            together == 1 or not self.selection.uniform_every,
-            "`selection.uniform_every` needs "
-            "`distribution.steps_per_execution` 1: the steps of an execution "
-            "are of one kind",
-        )
-
-    def _check_curated(self, step):
-        """Checks the curated rows of the step after `step`, and what is chosen.
-
-        The number of these rows, c, may be 0.
-        """
-        curated_rows, size = self.curated_rows(step), self.data.super_batch_size
-        where = (
-            "bootstrap" if curated_rows != self.data.curated_rows else "data"
-        )
-        self._expect(
-            not curated_rows or size % curated_rows == 0,
-            f"`{where}.curated_rows` (c) must divide the super-batch, "
-            "`data.super_batch_size` (B)",
-        )
-        self._expect(
-            not curated_rows or bool(self.data.curated),
-            f"`{where}.curated_rows` needs `data.curated`, the shards that "
-            "these rows come from",
-        )
-        self._expect(
-            not curated_rows
-            or not self.model.views
-            or not self.selection.batch_size,
-            "`model.views` can't be combined with curated rows beside a "
-            f"selection: `{where}.curated_rows` and `selection.batch_size`",
-        )
-        self.selection.check_super_batch(size, curated_rows)
-        if self.num_cascaded(step + 1) > self.num_cascaded(step):
-            self.cascade.check_super_batch(size, curated_rows)
 
     def _check_bootstrap(self):
         renew_at = self.bootstrap.renew_at
-        self._expect(
-            self.cascade.criterion == "easy_reference"
-            or renew_at
-            and self.bootstrap.renews == "learner",
-            "`cascade.criterion` other than 'easy_reference' scores by the "
-            "learner before images are read: set `bootstrap.renew_at`, and "
-            "`bootstrap.renews=learner`",
-        )
         if not renew_at:
+            self._expect(
+                not self.data.curated or self.data.curated_rows > 0,
+                "`data.curated` needs `data.curated_rows`, its rows in a step, "
+                "or `bootstrap.clean_start`",
+            )
             return
         self._expect(
             renew_at[-1] < self.steps,
             "`bootstrap.renew_at` must be before the last of `steps`",
         )
         self._expect(
-            self.selection.needs_reference or self.cascade.hyper_batch_size,
-            "`bootstrap.renew_at` needs a use for the reference: set "
-            "`cascade.hyper_batch_size`, or `selection.criterion` and "
-            "`selection.batch_size`",
+            not self.bootstrap.clean_start or bool(self.data.curated),
+            "`bootstrap.clean_start` needs `data.curated`, the shards that the "
+            "run begins with",
+        )
+        own = {stage.criterion for stage in self.selection.stages}
+        self._expect(
+            # A user's criterion is not imported here.
+            bool(own - {*methods.CRITERIA}) or self.uses_reference,
+            "`bootstrap.renew_at` needs a use for the reference: add a stage "
+            "to `selection.stages` that scores by it",
         )
         self._expect(
-            not self.reference.name or self.reference.sidecars,
-            "`bootstrap.renew_at` embeds the records once for many steps, and "
-            "so must the first reference: set `reference.sidecars`",
+            self.has_first_reference or not self.reference.distillation_weight,
+            "`reference.distillation_weight` needs a reference from the first "
+            "step on: set `reference.model`",
         )
         self._expect(
-            self.bootstrap.renews == "reference"
-            or self.reference.sidecars
-            and self.cascade.criterion != "easy_reference",
-            "`bootstrap.renews` 'learner' needs `reference.sidecars`, and a "
-            "`cascade.criterion` that scores by the learner",
-        )
-        self._expect(
-            self.bootstrap.renews == "learner" or not self.reference.projection,
+            not self.reference.projection,
             "`reference.projection` must be empty with `bootstrap.renew_at`: "
             "the reference becomes the learner, whose embeddings need none",
-        )
-        # `uniform_every` only adds steps that score nothing.
-        phases = replace(self.selection, uniform_every=None)
-        starts = {0, *(phase.start for phase in phases.phases)}
-        early = [phases.at(one) for one in starts if one < renew_at[0]]
-        self._expect(
-            self.has_first_reference
-            or not any(kind.scores and kind.needs_reference for kind in early),
-            "`selection.phases` must be 'uniform' before the first of "
-            "`bootstrap.renew_at`, as there is no reference yet",
-        )
-        self._expect(
-            not self.selection.stop_when_passed
-            or self.bootstrap.renews == "learner",
-            "`selection.stop_when_passed` compares the learner with a "
-            "reference that stays, which `bootstrap.renew_at` replaces by the "
-            "learner",
         )
         self._expect(
             self.distribution.strategy in ("default", "mirrored"),
@@ -248,7 +191,7 @@ class TrainConfig(Checked):
         sizes = [
             (name, view.patch_size or patch_size, view.image_size or image_size)
             for name, views in (
-                ("selection.view", (self.selection.view,)),
+                ("selection.stages.view", self._stage_views),
                 ("model.views", model.views),
             )
             for view in views
@@ -268,10 +211,9 @@ class TrainConfig(Checked):
                     f"image_size={image_size}"
                 )
         self._expect(
-            self.batch_size % max(1, len(model.views)) == 0,
+            self.selection.batch_size % max(1, len(model.views)) == 0,
             "`model.views` must cut the sub-batch into equal parts, so their "
-            "number must divide `selection.batch_size` (b), or "
-            "`data.super_batch_size` without one",
+            "number must divide `selection.batch_size` (b)",
         )
 
     @property
@@ -281,51 +223,88 @@ class TrainConfig(Checked):
         return list(zip(starts, (*starts[1:], self.steps), strict=True))
 
     @property
-    def batch_size(self) -> int:
-        """b, examples trained per step."""
-        return self.selection.batch_size or self.data.super_batch_size
-
-    @property
     def has_first_reference(self) -> bool:
-        """True if a reference exists from the first step on."""
-        return bool(self.reference.name or self.reference.sidecars)
-
-    def curated_rows(self, step: int) -> int:
-        """Returns c in the step after `step` steps."""
-        first = self.bootstrap.curated_rows
-        if first is None or self.bootstrap.num_renewals(step):
-            return self.data.curated_rows
-        return first
-
-    def num_cascaded(self, step: int) -> int:
-        """Counts those of the first `step` steps that have a cascade."""
-        if not self.cascade.hyper_batch_size:
-            return 0
-        if self.reference.sidecars:
-            return step
-        return max(0, step - self.bootstrap.renew_at[0])
+        """True if a reference that is used exists from the first step on."""
+        is_named = bool(self.reference.model or self.reference.sidecar_dir)
+        return is_named or not self.bootstrap.renew_at
 
     @property
     def steps_need_reference(self) -> bool:
-        """True if a step uses the reference, for scores or distillation."""
+        """True if the step uses the reference, to score or to distil."""
         return bool(
-            self.selection.needs_reference or self.reference.distillation_weight
+            any("reference" in stage.needs for stage in self.selection.live)
+            or self.reference.distillation_weight
         )
+
+    @property
+    def uses_reference(self) -> bool:
+        """True if any stage, or distillation, uses the reference."""
+        return self.steps_need_reference or self.selection.needs("reference")
+
+    @property
+    def reads_sidecars(self) -> bool:
+        """True if the reference's embeddings come from sidecars."""
+        return self.uses_reference and bool(
+            self.selection.needs_stored
+            or self.reference.sidecar_dir
+            or self.bootstrap.renew_at
+            or not self.reference.model
+        )
+
+    def is_clean(self, step: int) -> bool:
+        """True if the step after `step` steps has curated rows alone."""
+        is_first = not self.bootstrap.num_renewals(step)
+        return self.bootstrap.clean_start and is_first
+
+    def curated_rows(self, step: int) -> int:
+        """Returns c in the step after `step` steps."""
+        if self.is_clean(step):
+            return self.selection.batch_size
+        return self.data.curated_rows
+
+    def segment_selection(self, step: int) -> SelectionConfig:
+        """Returns the selection from a step on, up to the next renewal.
+
+        Without a reference so far, stages that need it are uniform.
+        """
+        selection = self.selection
+        if self.is_clean(step):
+            return dataclasses.replace(selection, stages=())
+        if self.has_first_reference or self.bootstrap.num_renewals(step):
+            return selection
+        return dataclasses.replace(
+            selection,
+            stages=tuple(
+                dataclasses.replace(stage, method="uniform")
+                if "reference" in stage.needs
+                else stage
+                for stage in selection.stages
+            ),
+        )
+
+    def pieces(self, steps: int) -> list[Piece]:
+        """Returns the pieces that the first `steps` steps consist of."""
+        starts = {*self.selection.turns, *self.bootstrap.renew_at}
+        starts = sorted(start for start in starts if start < steps)
+        ends = [*starts[1:], steps]
+        return [
+            Piece(
+                start,
+                end - start,
+                self.segment_selection(start).at(start),
+                self.curated_rows(start),
+            )
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+    @property
+    def _stage_views(self):
+        return tuple(stage.view for stage in self.selection.live)
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
         """Patch sizes of all views; the learner is built for these."""
-        views = (self.selection.view, *self.model.views)
+        views = (*self._stage_views, *self.model.views)
         return tuple(
             sorted({view.patch_size for view in views if view.patch_size})
-        )
-
-    @property
-    def evaluation_data(self) -> DataConfig:
-        """`data` with the settings that read `evaluation.data`."""
-        names = ("format", "image_field", "caption_fields")
-        own = {name: getattr(self.evaluation, name) for name in names}
-        return self.data.reading(
-            self.evaluation.data,
-            **{name: value for name, value in own.items() if value is not None},
         )

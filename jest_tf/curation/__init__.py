@@ -7,8 +7,7 @@ of settings, models and shards; the same call continues an interrupted one.
 """
 
 from jest_tf.curation.by_score import (
-    CRITERIA,
-    Settings,
+    Choice,
     choose,
     claimed,
     curate,
@@ -18,9 +17,8 @@ from jest_tf.curation.models import Model
 from jest_tf.curation.with_beam import curate_with_beam
 
 __all__ = [
-    "CRITERIA",
+    "Choice",
     "Model",
-    "Settings",
     "choose",
     "claimed",
     "curate",

@@ -1,234 +1,241 @@
-"""Advice on a pool: whether selection will pay, how to select, what to expect.
+"""Advice on a pool: the facts measured on it, and the rules that they meet."""
 
-The first row of `decision_table.ROWS` that applies is the advice, unless the
-runs on IconText expect it to lose.
-"""
-
-import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from jest_tf import config as config_lib
-from jest_tf.config import overrides
-from jest_tf.curation import decision_table, evidence
 from jest_tf.curation.estimates import Estimate
 
-# Cautions: curated sets narrower than this, of the pool's breadth; more
-# near-duplicates; wider intervals of the matched share.
-_NARROW, _REPEATED, _UNSURE = 0.5, 0.1, 0.3
-ORACLE = "oracle"
-_TARGET = "over_target"
-
-# What the user should know of the estimates, and when.
-_CAUTIONS: tuple[tuple[Callable[[decision_table.Facts], bool], str], ...] = (
-    (
-        lambda facts: facts.is_apart and facts.covered is None,
-        "the curated set is of another kind than the pool: if your tests are "
-        "of its kind, train on half curated rows; name them with --tests",
-    ),
-    (
-        lambda facts: facts.is_apart,
-        "the curated set is of another kind than the pool, whose matched pairs "
-        "may be harder for the reference: the matched share may be too low",
-    ),
-    (
-        lambda facts: facts.may_be_covered,
-        "whether the curated set covers the tests is uncertain: more test "
-        "pictures would tell; if it does, train on half curated rows, and "
-        "otherwise follow the next row of the table",
-    ),
-    (
-        lambda facts: facts.knows_pool,
-        "the reference was trained on this pool, and may have learned what is "
-        "wrong in it: prefer one of curated pairs alone",
-    ),
-    (
-        lambda facts: facts.matched.high - facts.matched.low > _UNSURE,
-        "the matched share is uncertain: more curated pairs would narrow it",
-    ),
-    (
-        lambda facts: facts.breadth < _NARROW,
-        "the curated set is narrow: a choice by its reference would be, too; "
-        "cascade.uniform_share=0.5 keeps half of the breadth",
-    ),
-    (
-        lambda facts: facts.duplicates > _REPEATED,
-        "the pool repeats pictures, or the reference finds different ones "
-        "alike: look at the pairs on the page",
-    ),
-)
+# The low end of the estimate of a pool without noise (docs/advise.md), rounded.
+CLEAN = 0.8
+# From here to `CLEAN`, selection gained nothing where it was measured.
+MOST = 0.5
+# Pictures that are so often nearer to the curated set than to the pool are of
+# another kind than the pool; 0.5 is no difference.
+APART = 2 / 3
+# Least `Facts.power` of a reference to choose by.
+LEAST_POWER = 0.1
+# Numbers of candidates that are estimated, and advised.
+CANDIDATES = range(2, 11)
+# Breadth of a narrow curated set, of the pool's.
+NARROW = 0.5
 
 
-class Advice(NamedTuple):
-    """The advice for a pool.
+class Facts(NamedTuple):
+    """The numbers that the rules read.
 
     Attributes:
-        row: of `decision_table.ROWS`.
-        settings: for `jest-tf train --set`.
-        first: the same, of a learner to train before, in
-            `decision_table.FIRST`; maybe none.
-        before: the words of commands of `jest-tf` to run before the others.
-        cautions: on the estimates, in words.
-        expected: of the row's method and, if it selects, of an oracle without
-            noise, for the shortest and the longest runs; nothing that was not
-            measured around this share of noise. Intervals cover those of the
-            matched share.
+        matched: share of the pool's pairs that match.
+        precision: by number of candidates, the matched share that is expected
+            of the pairs most similar for the reference, one of so many.
+        apart: share of the curated pictures that are nearer to others of their
+            set than to as many of the pool.
+        covered: the same of the tests' pictures; None without tests.
+        num_tests: these pictures.
+        breadth: effective clusters of the curated pictures, over the pool's.
+        reference: name of the reference.
+        is_given: whether the user named it; else it is a quick one.
+        knows_pool: whether the reference was trained on the pool.
     """
 
-    row: decision_table.Row
-    settings: list[str]
-    first: list[str]
-    before: list[list[str]]
-    cautions: list[str]
-    expected: list[evidence.Expectation]
+    matched: Estimate
+    precision: Mapping[int, float]
+    apart: float = 0.5
+    covered: float | None = None
+    num_tests: int = 0
+    breadth: float = 1.0
+    reference: str = ""
+    is_given: bool = False
+    knows_pool: bool = False
+
+    @property
+    def candidates(self) -> int:
+        """Returns as many candidates as hold one matched pair, from 2 to 10."""
+        wanted = round(1.0 / max(self.matched.mean, 1e-9))
+        return min(max(wanted, CANDIDATES[0]), CANDIDATES[-1])
+
+    @property
+    def chosen(self) -> float:
+        """Returns the matched share that is expected of the choice."""
+        return self.precision[self.candidates]
+
+    @property
+    def perfect(self) -> float:
+        """Returns the matched share of a choice that knows what matches."""
+        return min(1.0, self.candidates * self.matched.mean)
+
+    @property
+    def power(self) -> float:
+        """Returns the gain of matched share, over that of a perfect choice.
+
+        0 is a choice by chance, 1 a choice without an avoidable mismatch.
+        """
+        room = self.perfect - self.matched.mean
+        gain = self.chosen - self.matched.mean
+        return gain / room if room > 0.01 else 0.0
+
+    @property
+    def is_covered(self) -> bool:
+        """Returns whether the tests are like the curated set, not the pool."""
+        return self.covered is not None and self.covered >= APART
+
+    @property
+    def covered_error(self) -> float | None:
+        """Returns two standard errors of `covered`; None without tests."""
+        if self.covered is None:
+            return None
+        spread = self.covered * (1 - self.covered)
+        return 2 * math.sqrt(spread / self.num_tests)
 
 
-def advise(
-    facts: decision_table.Facts,
-    recipe: config_lib.TrainConfig,
-    cells: Sequence[evidence.Cell] | None = None,
-) -> Advice:
-    """Decides by the first row that applies.
+class Rule(NamedTuple):
+    """A rule of the advice.
 
-    A row that selects gives way to the next one that applies, and at last to
-    "clean", where its method is expected below uniform training at this share
-    of noise.
-
-    Args:
-        facts: of the pool.
-        recipe: of the learner, for its batch and its steps.
-        cells: to expect by; None takes those of evidence.json.
-    """
-    cells = evidence.cells() if cells is None else cells
-    row = _decide(facts, cells)
-    cautions = [words for applies, words in _CAUTIONS if applies(facts)]
-    if _turns(facts, cells, row):
-        cautions.append(
-            "the verdict changes within the interval of the matched share"
-        )
-    expected = [
-        one
-        for method in (row.method, *[ORACLE] * row.selects)
-        for measure in (
-            row.gain if method == row.method else decision_table.GAIN,
-            _TARGET,
-        )
-        for one in _ends(cells, method, facts.matched, measure)
-    ]
-    hyper_batch = facts.factor * recipe.batch_size
-    if row.selects and 0 < facts.size < hyper_batch:
-        cautions.append(
-            f"the pool has fewer records than a hyper-batch, {hyper_batch:,}, "
-            "so this command will be refused: take a smaller batch"
-        )
-    if row.selects and any(
-        one.measure == row.gain and one.value.low < 1.0
-        for one in expected
-        if one.method == row.method
-    ):
-        cautions.append("the interval of the expected score ratio goes below 1")
-    settings = _complete(recipe, row.settings(facts, recipe))
-    first = row.first(facts, recipe)
-    if first:
-        first = _complete(recipe, first)
-    error = _error(recipe, first) or _error(recipe, settings)
-    if error:
-        cautions.append(f"this command is invalid for the recipe: {error}")
-    return Advice(row, settings, first, row.before(facts), cautions, expected)
-
-
-def _complete(recipe, wanted):
-    """The settings that are wanted, and those that undo a recipe's choice."""
-    settings = (*decision_table.without_selection(recipe), *wanted)
-    return [*{text.split("=")[0]: text for text in settings}.values()]
-
-
-def _error(recipe, settings):
-    """Why a recipe cannot have these settings; None if it can."""
-    values = dataclasses.asdict(recipe)
-    try:
-        for text in settings:
-            overrides.override(config_lib.TrainConfig, values, text)
-        overrides.build(config_lib.TrainConfig, values)
-    except ValueError as error:
-        return error
-    return None
-
-
-def _decide(facts, cells):
-    for row in decision_table.ROWS:
-        if row.applies(facts) and (
-            not row.selects or _pays(cells, row, facts.matched.mean)
-        ):
-            return row
-    return next(
-        row
-        for row in decision_table.ROWS
-        if row.name == decision_table.CLEAN_ROW
-    )
-
-
-def _turns(facts, cells, row):
-    """True if the other verdict holds at an end of the matched share."""
-    ends = facts.matched.low, facts.matched.high
-    if not row.selects and row.name != decision_table.CLEAN_ROW:
-        return False
-    others = [
-        one for one in decision_table.ROWS if one.selects and one.applies(facts)
-    ]
-    selects = [
-        share < decision_table.CLEAN
-        and any(_pays(cells, one, share) for one in others)
-        for share in ends
-    ]
-    return any(one != row.selects for one in selects)
-
-
-def _pays(cells, row, matched):
-    """False if a row, or what it begins with, is expected to lose.
-
-    A method that was not measured around this share of noise is expected to do
-    as a bootstrapped run.
+    Attributes:
+        name: of the rule.
+        condition: in words.
+        applies: the condition.
+        sentence: the advice, with the numbers of the facts.
     """
 
-    def expect(method):
-        return _inside(evidence.expect(cells, method, matched, row.gain))
-
-    alone = expect(decision_table.BOOTSTRAPPED)
-    found = [expect(row.method) or alone]
-    if row.first is not decision_table.nothing:
-        found.append(alone)
-    return all(
-        not some or any(one.value.mean >= 1.0 for one in some) for some in found
-    )
+    name: str
+    condition: str
+    applies: Callable[[Facts], bool]
+    sentence: Callable[[Facts], str]
 
 
-def _ends(cells, method, matched, measure):
-    """What to expect of the shortest and of the longest runs.
+def advise(facts: Facts) -> dict[str, str]:
+    """Returns the sentences of the rules that apply, by the rules' names."""
+    return {
+        rule.name: f"{rule.sentence(facts)} (rule: {rule.condition})."
+        for rule in RULES
+        if rule.applies(facts)
+    }
 
-    Intervals are over that of the matched share. Of the target, which does not
-    depend on the steps, the longest runs alone speak.
+
+def _is_clean(facts):
+    return facts.matched.mean >= CLEAN
+
+
+def _is_weak(facts):
+    return not _is_clean(facts) and facts.power < LEAST_POWER
+
+
+def _needs_stage(facts):
+    """True of noise that the reference tells from the rest.
+
+    Where the tests are like the curated set, curated rows do as well as a
+    choice by a quick reference.
     """
-    found = _inside(evidence.expect(cells, method, matched.mean, measure))
-    if measure == _TARGET:
-        found = found[-1:]
-    expected = []
-    for one in dict.fromkeys((*found[:1], *found[-1:])):
-        values = [one.value]
-        for share in (matched.low, matched.high):
-            values += [
-                other.value
-                for other in evidence.expect(cells, method, share, measure)
-                if other.steps == one.steps
-            ]
-        value = Estimate(
-            one.value.mean,
-            min(value.low for value in values),
-            max(value.high for value in values),
-        )
-        expected.append(one._replace(value=value))
-    return expected
+    is_replaced = facts.is_covered and not facts.is_given
+    return not (_is_clean(facts) or _is_weak(facts) or is_replaced)
 
 
-def _inside(expectations):
-    return [one for one in expectations if one.is_inside]
+RULES = (
+    Rule(
+        "clean",
+        f"at least {CLEAN:.0%} matched",
+        _is_clean,
+        lambda facts: (
+            f"{facts.matched.mean:.0%} of the pairs match: there is little "
+            "noise to remove, so train without a stage"
+        ),
+    ),
+    Rule(
+        "weak",
+        f"a stage gains less than {LEAST_POWER:.0%} of what a perfect choice "
+        "would",
+        _is_weak,
+        lambda facts: (
+            f"The reference `{facts.reference}` hardly tells matched pairs "
+            "from mismatched ones, so do not choose by it: of "
+            f"{facts.candidates} candidates it would choose "
+            f"{facts.chosen:.0%} matched pairs, a perfect choice "
+            f"{facts.perfect:.0%}. Name another with `--reference`"
+        ),
+    ),
+    Rule(
+        "stage",
+        "candidates = 1 / matched share, between "
+        f"{CANDIDATES[0]} and {CANDIDATES[-1]}",
+        _needs_stage,
+        lambda facts: (
+            f'Add `Stage(candidates={facts.candidates}, embeddings="stored", '
+            'criterion="easy_reference")`: it raises the matched share from '
+            f"{facts.matched.mean:.0%} to {facts.chosen:.0%}, by the "
+            f"embeddings of `reference.model`, here `{facts.reference}`, that "
+            "`jest-tf embed` writes"
+        ),
+    ),
+    Rule(
+        "mild",
+        f"at least {MOST:.0%} matched",
+        lambda facts: _needs_stage(facts) and facts.matched.mean >= MOST,
+        lambda facts: (
+            f"Most pairs match without it, {facts.matched.mean:.0%}: compare "
+            "the stage with plain training before you rely on it"
+        ),
+    ),
+    Rule(
+        "covered",
+        f"at least {APART:.0%} of the tests' pictures are nearer to the "
+        "curated set than to the pool",
+        lambda facts: facts.is_covered,
+        lambda facts: (
+            "Your tests are like the curated set, not like the pool, by "
+            f"{facts.covered:.0%} of their pictures (give or take "
+            f"{facts.covered_error:.0%}): mix curated rows into "
+            "every batch, `data.curated_rows`, up to a half"
+        ),
+    ),
+    Rule(
+        "distillation",
+        "a trained reference was given",
+        lambda facts: facts.is_given and not _is_weak(facts),
+        lambda facts: (
+            f"Try distillation from `{facts.reference}`, "
+            "`reference.distillation_weight`"
+        ),
+    ),
+    Rule(
+        "renewal",
+        "no trained reference was given",
+        lambda facts: _needs_stage(facts) and not facts.is_given,
+        lambda facts: (
+            "The quick reference trained for few steps: let the learner "
+            "replace it when it recognises more pairs, `bootstrap.renew_at`"
+        ),
+    ),
+    Rule(
+        "narrow",
+        f"less than {NARROW:.0%} of the pool's clusters",
+        lambda facts: _needs_stage(facts) and facts.breadth < NARROW,
+        lambda facts: (
+            "The curated set is narrow, with "
+            f"{facts.breadth:.0%} of the pool's effective clusters, and so "
+            "would the choice be: give the stage `uniform_share=0.5`"
+        ),
+    ),
+    Rule(
+        "known_pool",
+        "the reference was trained on the pool",
+        lambda facts: facts.knows_pool,
+        lambda facts: (
+            f"`{facts.reference}` may have learned what is wrong in the pool: "
+            "prefer a reference of curated pairs alone"
+        ),
+    ),
+    Rule(
+        "apart",
+        f"at least {APART:.0%} of the curated pictures are nearer to their own "
+        "set than to the pool",
+        lambda facts: facts.apart >= APART,
+        lambda facts: (
+            "The curated set is of another kind than the pool, by "
+            f"{facts.apart:.0%} of its pictures, so the matched share may be "
+            "too low"
+            + "; are your tests of that kind? Name them with `--tests`"
+            * (facts.covered is None)
+        ),
+    ),
+)

@@ -1,9 +1,9 @@
-"""Curation by score: joint selection over a whole data set, before training.
+"""Curation by score: a stored stage over a whole data set, before training.
 
-Each shard's records are dealt at random into windows. From each window a share
-is chosen jointly, by easy-reference or by the learnability between a finished
-learner and a reference. Embeddings come from sidecars; missing ones are written
-first. Shards are independent, so they may be done in any order or on many
+Each shard's records are dealt at random into windows, and each window passes
+the stage. Embeddings come from sidecars; missing ones are written first. Unlike
+in a run, the stage may score by the learnability between a finished learner and
+a reference. Shards are independent, so they may be done in any order or on many
 machines (`curation/with_beam.py`).
 """
 
@@ -14,70 +14,65 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files
+from jest_tf import files, selection
 from jest_tf.config import checks
 from jest_tf.curation import models as models_lib
-from jest_tf.data import cascade, reader, stores, stream
+from jest_tf.data import reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import file_format
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
-
-CRITERIA = ("easy_reference", "learnability")
 
 # Rows of sidecars read at a time.
 _ROWS = 2**16
 
 
 @dataclass(frozen=True)
-class Settings(checks.Checked):
+class Choice(checks.Checked):
     """How records are chosen.
 
     Attributes:
-        criterion: "easy_reference", or "learnability", which needs a learner.
-        share: of the records with embeddings, in (0, 1]; exact in each shard to
-            within one record, rounded up or down at random.
+        stage: that every window passes, a stored one. Its share of the records
+            with embeddings is exact in each shard to within one record,
+            rounded up or down at random.
         window: approximate number of records chosen from jointly; a shard's
             windows are of equal size.
-        passes: repetitions of dealing and choosing, each with one caption a
-            record. A record's weight counts how often it was chosen, and its
-            score is the mean.
-        loss: pair loss of the scores, "sigmoid" or "softmax"; None is the loss
-            of the models' runs.
-        num_chunks: N, the chunks of a joint draw.
-        first_chunk: "diagonal" or "uniform", see `selection.select_jointly`.
-        gain: multiplies every score; an inverse temperature, 0 is uniform.
-        uniform_share: share of the chosen records, in [0, 1), drawn uniformly
-            from the rest; rounded as `share`. At least one record of each
-            window is drawn jointly.
+        passes: repetitions of dealing and choosing. A record's weight counts
+            how often it was chosen, and its score is the mean.
+        loss: pair loss of the scores; None is the loss of the models' runs.
         seed: of windows, captions and draws.
     """
 
-    criterion: Annotated[str, checks.one_of(*CRITERIA)] = "easy_reference"
-    # The filter ratio 0.8 of arXiv 2406.17711.
-    share: Annotated[float, checks.within("(0, 1]")] = 0.2
+    stage: config_lib.Stage = field(
+        default_factory=lambda: config_lib.Stage(
+            5, "stored", criterion="easy_reference"
+        )
+    )
     window: checks.Count = 8192
     passes: checks.Count = 1
-    loss: config_lib.Loss = None
-    num_chunks: checks.Count = 16  # arXiv 2406.17711, algorithm 1
-    first_chunk: config_lib.FirstChunk = "diagonal"
-    gain: float = 1.0
-    uniform_share: Annotated[float, checks.within("[0, 1)")] = 0.0
+    loss: config_lib.Loss | None = None
     seed: checks.Seed = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._expect(
+            self.stage.is_stored,
+            "`stage.embeddings` must be 'stored': records are chosen by their "
+            "sidecars",
+        )
 
 
 def curate(
     store: stores.Store,
     directory: str,
-    chosen_by: Settings,
+    chosen_by: Choice,
     models: Sequence[models_lib.Model],
     *,
     overwrite: bool = False,
@@ -117,7 +112,7 @@ def write_shard(
     store: stores.Store,
     directory: str,
     made_by: dict,
-    chosen_by: Settings,
+    chosen_by: Choice,
     models: Sequence[models_lib.Model],
     overwrite: bool,
     shard: int,
@@ -131,7 +126,7 @@ def write_shard(
 
 
 def choose(
-    store: stores.Store, chosen_by: Settings, models: Sequence[models_lib.Model]
+    store: stores.Store, chosen_by: Choice, models: Sequence[models_lib.Model]
 ) -> manifest.Part:
     """Returns the weights and scores of a one-shard store.
 
@@ -153,9 +148,10 @@ def choose(
     num_windows = max(1, round(len(rows) / chosen_by.window))
     windows = np.array_split(np.arange(len(rows)), num_windows)
     counts = _counts(
-        chosen_by.share, [len(one) for one in windows] * chosen_by.passes, key
+        Fraction(1, chosen_by.stage.candidates),
+        [len(one) for one in windows] * chosen_by.passes,
+        key,
     )
-    uniform = _counts(chosen_by.uniform_share, counts, key)
     for turn in range(chosen_by.passes):
         positions = np.arange(len(rows)) + turn * len(rows)
         line = rows[order.rows(positions)]
@@ -163,12 +159,13 @@ def choose(
         for number, places in enumerate(windows, turn * num_windows):
             window, count = line[places], counts[number]
             # A score depends on the chosen records, so at least one is drawn.
-            draw = _drawer(
-                chosen_by,
-                max(1, count),
-                min(uniform[number], max(0, count - 1)),
+            draw = _drawer(chosen_by, max(1, count))
+            embedded = _embedded(
+                sidecars,
+                window,
+                None if chosen_by.stage.captions == "best" else numbers[places],
+                ids[window],
             )
-            embedded = _embedded(sidecars, window, numbers[places], ids[window])
             chosen, scores = draw(tf.constant([key, number]), *embedded)
             weights[window[chosen.numpy()[:count]]] += 1.0
             totals[window] += scores
@@ -191,31 +188,33 @@ def usable(
 
 
 def describe(
-    chosen_by: Settings, descriptions: Sequence[file_format.Description]
+    chosen_by: Choice, descriptions: Sequence[file_format.Description]
 ) -> dict:
     """Returns the `made_by` of a manifest."""
-    made_by = {"choice": "joint", **dataclasses.asdict(chosen_by)}
+    settings = dataclasses.asdict(chosen_by)
+    made_by = {"choice": "score", **settings.pop("stage"), **settings}
+    # Those of live stages and of steps say nothing here.
+    for name in ("embeddings", "view", "scoring_batch_size"):
+        del made_by[name]
+    del made_by["first_step"], made_by["last_step"]
     for name, one in zip(("reference", "learner"), descriptions, strict=False):
         made_by[name] = one._asdict()
     return made_by
 
 
-def for_models(
-    chosen_by: Settings, models: Sequence[models_lib.Model]
-) -> Settings:
+def for_models(chosen_by: Choice, models: Sequence[models_lib.Model]) -> Choice:
     """Returns the settings with the loss of the models' runs.
 
     Raises:
         ValueError: the criterion needs other models, a run is missing, or no
             loss is set and the runs have none or differ.
     """
-    needed = ["a reference"]
-    if chosen_by.criterion == "learnability":
-        needed.append("a learner")
+    needed = ["reference"]
+    needed += [name for name in chosen_by.stage.needs if name not in needed]
     if len(models) != len(needed):
         raise ValueError(
-            f"`criterion` {chosen_by.criterion!r} needs "
-            f"{' and '.join(needed)}. Received: {len(models)} models"
+            f"`stage.criterion` {chosen_by.stage.criterion!r} needs the "
+            f"{' and the '.join(needed)}. Received: {len(models)} models"
         )
     folders = [model.sidecar_dir for model in models]
     if len(set(folders)) < len(folders):
@@ -235,7 +234,7 @@ def for_models(
             for one in models
         ]
         raise ValueError(
-            "`loss` must be 'sigmoid' or 'softmax', as what scores was "
+            "`loss` must be the pair loss by which what scores was "
             "trained, unless it is a run, or two of one loss. Received: none, "
             f"with {' and '.join(names)}; `--set loss=sigmoid` sets it"
         )
@@ -268,12 +267,18 @@ def _key(store, seed):
 
 
 def _embedded(sidecars, rows, numbers, ids):
-    """Reads `Embeddings` of rows by each model, with the same captions."""
+    """Reads `Embeddings` of rows by each model, with the same captions.
+
+    Without `numbers`, these are the best ones by the first model.
+    """
     # Sorted rows are read fastest.
     order = np.argsort(rows)
     back = np.argsort(order)
-    rows, numbers, ids = rows[order], numbers[order], ids[order]
-    captions, *found = sidecars[0].read_numbered(rows, numbers, ids)
+    rows, ids = rows[order], ids[order]
+    if numbers is None:
+        captions, *found = sidecars[0].read_best(rows, ids)
+    else:
+        captions, *found = sidecars[0].read_numbered(rows, numbers[order], ids)
     every = [found]
     every += [one.read(rows, captions, ids) for one in sidecars[1:]]
     return [
@@ -303,23 +308,32 @@ def _counts(share, sizes, key):
 
 # Shards are about equally large, so windows have few sizes.
 @functools.lru_cache(maxsize=32)
-def _drawer(chosen_by, count, num_uniform):
+def _drawer(chosen_by, count):
     """Compiles: seed, reference, learner -> rows, scores of all."""
+    stage, settings = (
+        chosen_by.stage,
+        config_lib.SelectionConfig(count, loss=chosen_by.loss),
+    )
+    by_score = count - stage.num_uniform(count)
+    stage = dataclasses.replace(
+        stage, num_chunks=max(1, min(stage.num_chunks, by_score))
+    )
+    criterion = config_lib.criterion(stage.criterion)
 
     def draw(seed, reference, *learners):
         learner = learners[0] if learners else None
-        rows, drawn = cascade.draw(
+        drawn = selection.draw(
+            learner,
             reference,
-            chosen_by,
+            stage,
             batch_size=count,
-            num_uniform=num_uniform,
-            seed=tf.unstack(seed),
-            loss=chosen_by.loss,
-            learner=learner,
+            seed=seed,
+            settings=settings,
         )
-        scores = -drawn.reference_loss
-        if learner is not None:
-            scores += drawn.learner_loss
-        return rows, scores
+        losses = {
+            "learner": drawn.learner_loss,
+            "reference": drawn.reference_loss,
+        }
+        return drawn.indices, criterion.score(losses)
 
     return tf.function(draw, autograph=False)

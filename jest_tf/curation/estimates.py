@@ -219,16 +219,16 @@ def posterior(
 
 
 def precision(
-    similarity: np.ndarray, probability: np.ndarray, factor: float
+    similarity: np.ndarray, probability: np.ndarray, candidates: int
 ) -> float:
-    """Expects the share of matched pairs in the best 1 / `factor` of a pool.
+    """Expects the share of matched pairs among the most similar ones.
 
     Args:
         similarity: float [n], by which pairs are chosen.
         probability: float [n], of `posterior`.
-        factor: K, so many candidates for each chosen pair.
+        candidates: for each chosen pair.
     """
-    count = max(1, int(len(similarity) / factor))
+    count = max(1, len(similarity) // candidates)
     best = np.argpartition(-similarity, count - 1)[:count]
     return float(probability[best].mean())
 

@@ -15,7 +15,7 @@ import numpy as np
 from jest_tf import config as config_lib
 from jest_tf import runs
 from jest_tf.config import checks
-from jest_tf.curation import by_similarity, decision_table, estimates
+from jest_tf.curation import advice, by_similarity, estimates
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.sidecars import embed
 from jest_tf.data.stores import manifest
@@ -27,7 +27,6 @@ _HELD_OUT = 1 / 4
 # Without it, a sample could repeat the choice by which data were made with
 # the same seed.
 _SAMPLE_SALT = 0x73616D706C65
-_FACTORS = range(2, 11)  # values of K
 _BATCH = 256
 _LEAST_CURATED = 64
 _LEAST_BREADTH = 64
@@ -45,7 +44,6 @@ class Settings(checks.Checked):
         tests_sample: records of the tests at most.
         near: pictures of at least this cosine are near-duplicates; as in
             `by_similarity.Settings`, it depends on the reference.
-        learners: models that will be trained on the pool.
         seed: of all samples.
     """
 
@@ -53,7 +51,6 @@ class Settings(checks.Checked):
     curated_sample: checks.Count = 4_096
     tests_sample: checks.Count = 2_048
     near: float = 0.999
-    learners: checks.Count = 1
     seed: int = 0
 
 
@@ -69,7 +66,7 @@ class Survey(NamedTuple):
     """What was measured.
 
     Attributes:
-        facts: what the decision depends on.
+        facts: the numbers of the advice.
         sizes: records of the pool, of the curated set, and sampled ones.
         duplicates: near-duplicates in the sample.
         breadth: effective clusters of the pool, the curated set and the tests,
@@ -81,7 +78,7 @@ class Survey(NamedTuple):
         posterior: float64 [n], probability that a pair matches.
     """
 
-    facts: decision_table.Facts
+    facts: advice.Facts
     sizes: dict[str, int]
     duplicates: estimates.Duplicates
     breadth: dict[str, float]
@@ -120,14 +117,12 @@ def quick_reference(
         )
     folder = os.path.join(workdir, "manifest")
     _write_manifest(curated, ~is_held_out, folder)
-    size = min(recipe.batch_size, int((~is_held_out).sum()))
+    size = min(recipe.selection.batch_size, int((~is_held_out).sum()))
     runs.train(
         dataclasses.replace(
             recipe,
             steps=_STEPS,
-            data=recipe.data.reading(
-                patterns, manifest=folder, super_batch_size=size
-            ),
+            data=recipe.data.reading(patterns, manifest=folder),
             optimizer=dataclasses.replace(
                 recipe.optimizer,
                 # The best end of so short a run.
@@ -140,9 +135,8 @@ def quick_reference(
             model=dataclasses.replace(
                 recipe.model, views=(), micro_batch_size=None
             ),
-            selection=config_lib.SelectionConfig(),
+            selection=config_lib.SelectionConfig(size),
             reference=config_lib.ReferenceConfig(),
-            cascade=config_lib.CascadeConfig(),
             bootstrap=config_lib.BootstrapConfig(),
             evaluation=config_lib.EvaluationConfig(),
             checkpoint=config_lib.CheckpointConfig(),
@@ -196,8 +190,8 @@ def survey(
     share = estimates.matched_share(similarity.matched, of_curated)
     posterior = estimates.posterior(similarity, of_curated, share.mean)
     precision = {
-        factor: estimates.precision(similarity.matched, posterior, factor)
-        for factor in _FACTORS
+        count: estimates.precision(similarity.matched, posterior, count)
+        for count in advice.CANDIDATES
     }
     duplicates = estimates.duplicates(pool.image, len(data.pool), settings.near)
     kinds = {
@@ -224,17 +218,13 @@ def survey(
         covered = estimates.nearer(
             kinds["tests"], kinds["curated"], kinds["pool"]
         )
-    facts = decision_table.Facts(
+    facts = advice.Facts(
         share,
         precision,
         apart=estimates.nearer(*halves, kinds["pool"]),
         covered=covered,
         num_tests=len(kinds.get("tests", ())),
         breadth=breadth["curated"] / breadth["pool"],
-        duplicates=duplicates.share,
-        size=len(data.pool),
-        num_curated=len(data.curated),
-        learners=settings.learners,
     )
     sizes = {
         "pool": len(data.pool),

@@ -13,7 +13,7 @@ from jest_tf.data.stores import manifest, shards
 def curate_with_beam(
     data: config_lib.DataConfig,
     directory: str,
-    chosen_by: by_score.Settings,
+    chosen_by: by_score.Choice,
     models: Sequence[models_lib.Model],
     *,
     options: Sequence[str] = (),
@@ -27,7 +27,7 @@ def curate_with_beam(
     Args:
         data: settings of the store.
         directory: of the manifest; may be remote.
-        chosen_by: the settings.
+        chosen_by: how records are chosen.
         models: the reference, and the learner if the criterion needs one.
         options: Beam's flags, such as `--runner=DataflowRunner`.
         overwrite: write all files anew.

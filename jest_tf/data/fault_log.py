@@ -21,9 +21,10 @@ _MAX_REASONS = 1000
 class FaultLog:
     """Counts faults and logs a line for each; thread-safe.
 
-    A line is {"step", "position", "id", "place", "reason"}, with the id and the
-    place of the unreadable record. An unreadable replacement adds another line
-    for the same position.
+    A line is {"step", "setting", "position", "id", "place", "reason"}: the
+    setting of its shards, "data.train" or "data.curated", whose positions are
+    separate, and the id and place of the unreadable record. An unreadable
+    replacement adds another line for the same position.
 
     Args:
         path: of the log, JSON lines; None writes none.
@@ -86,7 +87,7 @@ class FaultLog:
             raise ValueError(self._error)
 
     def close(self, stop_step: int | None = None) -> None:
-        """Sorts the lines by position.
+        """Sorts the lines by step and position.
 
         A `stop_step` drops the faults from this step on, which were only read
         ahead.
@@ -114,7 +115,7 @@ class FaultLog:
             self._reasons[kind] += 1
 
     def _sort(self, stop_step):
-        """Rewrites the log, and returns the positions of its lines.
+        """Rewrites the log, and returns the places in the stream of its lines.
 
         Of a fault that was met twice, the first line stays.
         """
@@ -136,14 +137,15 @@ class FaultLog:
                 except ValueError:
                     break  # a kill has cut it off
                 if stop_step is None or line["step"] < stop_step:
-                    fault = line["position"], hash(line["place"])
+                    place = line["step"], line["setting"], line["position"]
+                    fault = place, hash(line["place"])
                     starts.setdefault(fault, start)
                     self._count(line["reason"])
                 start += len(text)
-            # The lines of a position stay in their order.
+            # The lines of a place stay in their order.
             order = sorted((fault[0], start) for fault, start in starts.items())
             for _, start in order:
                 log.seek(start)
                 # The last line may be whole but for its end.
                 out.write(log.readline().rstrip(b"\n") + b"\n")
-        return [position for position, _ in order]
+        return [place for place, _ in order]

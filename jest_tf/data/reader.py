@@ -75,7 +75,7 @@ class Reader:
 
     Attributes:
         store: the records.
-        order: `stream.Order` or `stream.Mixture` over them.
+        order: of their rows.
         seed: the run's seed, for the choice of captions.
         step_size: positions of a step.
         log: counts and logs unreadable records.
@@ -83,6 +83,7 @@ class Reader:
             embeddings; None requires none.
         blocks: read the records of the order, though not their substitutes;
             None reads each from the store.
+        setting: of the shards of the order, for the log.
     """
 
     store: stores.Store
@@ -93,6 +94,7 @@ class Reader:
     log: fault_log.FaultLog
     embedded: Callable[[np.ndarray], np.ndarray] | None = None
     blocks: "Blocks | None" = None
+    setting: str = "data.train"
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads records at positions, int64 [k], replacing unreadable ones.
@@ -182,6 +184,7 @@ class Reader:
             self.log.add(
                 {
                     "step": position // self.step_size,
+                    "setting": self.setting,
                     "position": position,
                     "id": int(self.store.ids(np.array([row]))[0]),
                     "place": self.store.describe(row),

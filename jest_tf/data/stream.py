@@ -236,70 +236,36 @@ class Mixture:
         return rows
 
 
-class WithCurated:
-    """A stream with a curated row at every k-th position.
-
-    Pool and curated set have separate orders and epochs. Position p is of the
-    curated set if p mod k = k - 1.
+class Part:
+    """A stream over the last rows of a store, such as a curated set.
 
     Args:
-        pool: the order of the pool's rows.
-        curated: the order of the curated rows, which follow the pool's.
-        every: k, at least 2.
+        order: the order of these rows, from 0.
+        start: the row of the store that is the first of them.
 
     Attributes:
-        pool, curated, every: as given.
-        num_records, num_drawn: as in `Order`, of both.
+        order, start: as given.
+        num_records, num_drawn: as in `Order`.
     """
 
-    def __init__(self, pool: Order | Mixture, curated: Order, every: int):
-        self.num_records = pool.num_records + curated.num_records
-        self.num_drawn = pool.num_drawn + curated.num_drawn
-        self.every = every
-        self.pool, self.curated = pool, curated
-
-    def is_curated(self, positions: np.ndarray) -> np.ndarray:
-        """Returns which positions are of the curated set; [k] -> bool [k]."""
-        return positions % self.every == self.every - 1
+    def __init__(self, order: Order, start: int):
+        self.order, self.start = order, start
+        self.num_records, self.num_drawn = order.num_records, order.num_drawn
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
-        _check_positions(positions)
-        turns = positions // self.every
-        return self._of_both(
-            positions,
-            lambda order, here, turns: order.rows(turns[here]),
-            positions - turns,
-            turns,
-        )
+        return self.start + self.order.rows(positions)
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions, as in `Order`."""
-        turns = num_positions // self.every
-        return self.pool.num_distinct(
-            num_positions - turns
-        ) + self.curated.num_distinct(turns)
+        return self.order.num_distinct(num_positions)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
-        """Returns replacements from the same set, as in `Order`."""
-        return self._of_both(
-            positions,
-            lambda order, here, turns: order.substitutes(turns[here], attempt),
-            positions,
-            positions,
-        )
-
-    def _of_both(self, positions, find, of_pool, of_curated):
-        is_curated = self.is_curated(positions)
-        rows = np.empty(len(positions), np.int64)
-        rows[~is_curated] = find(self.pool, ~is_curated, of_pool)
-        rows[is_curated] = self.pool.num_records + find(
-            self.curated, is_curated, of_curated
-        )
-        return rows
+        """Returns replacements of the same part, as in `Order`."""
+        return self.start + self.order.substitutes(positions, attempt)
 
 
-AnyOrder = Order | Mixture | WithCurated
+AnyOrder = Order | Mixture | Part
 
 
 class _Blocks:

@@ -11,12 +11,12 @@ import tensorflow as tf
 from jest_tf.data import reader, stream
 
 
-def of(order: stream.AnyOrder) -> "Order | Mixture | WithCurated":
+def of(order: stream.AnyOrder) -> "Order | Mixture | Part":
     """Returns the twin of an order; holds its row weights as tensors."""
     kinds = {
         stream.Order: Order,
         stream.Mixture: Mixture,
-        stream.WithCurated: WithCurated,
+        stream.Part: Part,
     }
     return kinds[type(order)](order)
 
@@ -139,39 +139,25 @@ class Mixture:
         )
 
     def _by_part(self, parts, rows):
-        """Of rows of every part, those of the positions' parts."""
+        """Selects each position's row from its part."""
         places = tf.stack([parts, tf.range(tf.size(parts, tf.int64))], 1)
         chosen = tf.gather_nd(tf.stack(rows), places)
         return tf.gather(self._starts, parts) + chosen
 
 
-class WithCurated:
-    """The twin of a `stream.WithCurated`."""
+class Part:
+    """The twin of a `stream.Part`."""
 
-    def __init__(self, order: stream.WithCurated):
-        self._pool, self._curated = of(order.pool), of(order.curated)
-        self._every, self._size = order.every, order.pool.num_records
+    def __init__(self, order: stream.Part):
+        self._order, self._start = Order(order.order), order.start
 
     def rows(self, positions: tf.Tensor) -> tf.Tensor:
         """Returns the rows at positions."""
-        turns = positions // self._every
-        return self._of_both(
-            positions,
-            self._pool.rows(positions - turns),
-            self._curated.rows(turns),
-        )
+        return self._start + self._order.rows(positions)
 
     def substitutes(self, positions: tf.Tensor, attempt: tf.Tensor):
-        """Returns random rows of the same set."""
-        return self._of_both(
-            positions,
-            self._pool.substitutes(positions, attempt),
-            self._curated.substitutes(positions, attempt),
-        )
-
-    def _of_both(self, positions, pool, curated):
-        is_curated = positions % self._every == self._every - 1
-        return tf.where(is_curated, self._size + curated, pool)
+        """Returns random rows of the same part."""
+        return self._start + self._order.substitutes(positions, attempt)
 
 
 def caption_numbers(seed: int, positions: tf.Tensor) -> tf.Tensor:

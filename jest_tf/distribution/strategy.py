@@ -81,7 +81,6 @@ def bypass_proxy() -> None:
 def distribute(
     strategy: tf.distribute.Strategy,
     super_batches: Callable[[int, int], tf.data.Dataset],
-    super_batch_size: int,
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """Builds the dataset for `fit`; every host makes only its rows.
 
@@ -92,16 +91,12 @@ def distribute(
         strategy: the run's strategy.
         super_batches: `(host, num_hosts) -> dataset`, an endless dataset of
             that host's share of each super-batch, the `B / num_hosts` rows from
-            `host * B / num_hosts` on.
-        super_batch_size: B, of all hosts together.
+            `host * B / num_hosts` on. A dict within it has rows of its own.
 
     Raises:
-        ValueError: if R does not divide B, or a host lacks ops.
+        ValueError: if R does not divide the rows, or a host lacks ops.
     """
     replicas = strategy.num_replicas_in_sync
-    rows = placement.share(
-        super_batch_size, replicas, "`data.super_batch_size` (B)"
-    )
 
     def on_host(host, num_hosts):
         dataset = super_batches(host, num_hosts)
@@ -114,7 +109,7 @@ def distribute(
         dataset = on_host(
             context.input_pipeline_id, context.num_input_pipelines
         )
-        dataset = dataset.rebatch(rows, drop_remainder=True)
+        dataset = _by_replica(dataset, replicas // context.num_input_pipelines)
         if context.num_input_pipelines > 1:
             iter(dataset.take(0))  # finds ops that this host lacks
         # Other datasets give several workers batches of dynamic shape.
@@ -200,11 +195,30 @@ def has_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, workers) and strategy.num_replicas_in_sync > 1
 
 
+def _by_replica(dataset, count):
+    """Cuts a host's batches into those of its `count` replicas."""
+    spec = dataset.element_spec
+    for part in tf.nest.flatten(spec):
+        placement.share(part.shape[0], count, "The rows of a batch on a host")
+    if not any(isinstance(part, dict) for part in spec.values()):
+        rows = next(iter(spec.values())).shape[0] // count
+        return dataset.rebatch(rows, drop_remainder=True)
+
+    def cut(value):
+        rows = value.shape[0] // count
+        return tf.reshape(value, [count, rows, *value.shape[1:]])
+
+    # Batches of several sizes can't be cut by `rebatch`.
+    return dataset.map(
+        lambda batch: tf.nest.map_structure(cut, batch)
+    ).unbatch()
+
+
 def _in_halves(batch):
-    return {
-        name: tf.bitcast(one, tf.int32) if one.dtype == tf.int64 else one
-        for name, one in batch.items()
-    }
+    return tf.nest.map_structure(
+        lambda one: tf.bitcast(one, tf.int32) if one.dtype == tf.int64 else one,
+        batch,
+    )
 
 
 @functools.cache

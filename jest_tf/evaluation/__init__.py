@@ -5,7 +5,7 @@ learner and a store, `EntryEvaluation` to a learner and an entry of a suite.
 When a run evaluates is decided in `runs/evaluations.py`.
 """
 
-from jest_tf.evaluation.draws import draw_measures
+from jest_tf.evaluation.draws import draw_measures, is_clean
 from jest_tf.evaluation.embedding import Encoder
 from jest_tf.evaluation.probes import few_shot_measures, linear_probe_measures
 from jest_tf.evaluation.retrieval import ranks, retrieval_measures
@@ -33,6 +33,7 @@ __all__ = [
     "StoreEvaluation",
     "class_embeddings",
     "draw_measures",
+    "is_clean",
     "few_shot_measures",
     "flattened",
     "linear_probe_measures",

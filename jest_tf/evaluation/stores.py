@@ -137,7 +137,7 @@ def open_stores(
 
     Args:
         patterns: paths or globs of shards or tables, or lists of them.
-        data: format, fields and index folder, as `TrainConfig.evaluation_data`.
+        data: format, fields and index folder, as `TrainConfig.data`.
         setting: name of the patterns in errors.
 
     Returns:
@@ -165,8 +165,7 @@ def open_stores(
             raise ValueError(
                 f"Evaluation data {pattern} cannot be opened, as format "
                 f"{data.format!r}, image_field {data.image_field!r} and "
-                f"caption_fields {data.caption_fields} of `evaluation` or, "
-                f"unless set there, of `data`: {error}"
+                f"caption_fields {data.caption_fields} of `data`: {error}"
             ) from error
         file = os.path.basename(store.shards.paths[0])
         name = re.sub(r"(-\d+-of-\d+)?(\.[^.]*)?$", "", file, count=1)

@@ -112,16 +112,13 @@ def _towers(
 
 
 def build_learner(
-    config: config_lib.TrainConfig,
-    vocabulary_size: int,
-    patch_sizes: Sequence[int] = (),
+    config: config_lib.TrainConfig, vocabulary_size: int
 ) -> two_tower.TwoTower:
     """Builds the learner of a run, its weights a function of the seed.
 
     Args:
         config: the settings of the run.
         vocabulary_size: number of token ids of the run's tokenizer.
-        patch_sizes: further patch sizes of views, for the towers of a preset.
 
     Raises:
         ValueError: if `model.towers` cannot be imported or does not build two
@@ -142,7 +139,7 @@ def build_learner(
             vocabulary_size=vocabulary_size,
             text_length=data.text_length,
             patch_size=settings.patch_size,
-            patch_sizes=(*config.patch_sizes, *patch_sizes),
+            patch_sizes=config.patch_sizes,
             dtype=settings.dtype_policy,
             seed=config.seed,
             **scalars,

@@ -2,9 +2,9 @@
 
 A `config.View` approximates images for scoring: larger patches with one set of
 weights, as in FlexiViT (Beyer et al., 2023, arXiv 2212.08013) and Flexi-JEST
-(Evans et al., 2024, arXiv 2406.17711), fewer tokens, or fewer pixels. Sizes are
-Python integers, so each view has its own trace with static shapes. Images and
-weights are resized by small matrices, computed once by NumPy in float64.
+(Evans et al., 2024, arXiv 2406.17711), or fewer pixels. Sizes are Python
+integers, so each view has its own trace with static shapes. Images and weights
+are resized by small matrices, computed once by NumPy in float64.
 """
 
 # Classes document build, call and get_config.
@@ -19,10 +19,6 @@ import tensorflow as tf
 
 from jest_tf import config
 from jest_tf.models import layers
-
-# The plastic number p, p^3 = p + 1: multiples of 1/p and 1/p^2, modulo 1, cover
-# a square evenly (Roberts, 2018).
-_PLASTIC = 1.324717957244746
 
 
 def check_view(model: keras.layers.Layer, view: config.View) -> None:
@@ -57,11 +53,9 @@ class PatchEmbedding(layers.Configured):
         images: float [B, H, W, channels].
         patch_size: side of a patch in pixels, divides H and W; None takes the
             layer's.
-        keep_tokens: share of the patches to keep, in (0, 1].
 
     Returns:
-        Tokens [B, T, width], T = (H / patch_size) * (W / patch_size), reduced
-        to the `kept_patches`.
+        Tokens [B, T, width], T = (H / patch_size) * (W / patch_size).
     """
 
     def __init__(
@@ -98,33 +92,22 @@ class PatchEmbedding(layers.Configured):
         )
         self.built = True
 
-    def call(self, images, patch_size=None, keep_tokens=1.0):
+    def call(self, images, patch_size=None):
         size = self.patch_size if patch_size is None else patch_size
         channels = images.shape[-1]
         rows, columns = _grid(images.shape, size)
-        num_tokens = rows * columns
         # [B, H, W, channels] -> [B, rows, columns, size, size * channels]
         patches = tf.transpose(
             tf.reshape(images, [-1, rows, size, columns, size * channels]),
             [0, 1, 3, 2, 4],
         )
-        positions = self._positions_at(rows, columns)
-        kept = kept_patches(rows, columns, keep_tokens)
-        if len(kept) < num_tokens:
-            # Before the product, to save its cost too.
-            patches = tf.reshape(
-                patches, [-1, num_tokens, size * size * channels]
-            )
-            patches = tf.gather(patches, kept, axis=1)
-            positions = tf.gather(positions, kept)
-            num_tokens = len(kept)
         # A matrix product. The equivalent convolution takes 1.0-1.2 times as
         # long, forward and backward on two CPU cores.
         patches = tf.reshape(patches, [-1, size * size * channels])
         kernel = tf.reshape(self._kernel_at(size), [-1, self.width])
         tokens = tf.matmul(patches, kernel) + self.bias
-        tokens = tf.reshape(tokens, [-1, num_tokens, self.width])
-        return tokens + positions
+        tokens = tf.reshape(tokens, [-1, rows * columns, self.width])
+        return tokens + self._positions_at(rows, columns)
 
     def _kernel_at(self, size):
         """Resizes the kernel, [size, size, channels, width]."""
@@ -198,25 +181,6 @@ def kernel_matrix(source: int, target: int) -> np.ndarray:
     """
     resize = resize_matrix(source, target, antialias=False)
     return _frozen(np.linalg.pinv(resize.T))
-
-
-@functools.cache
-def kept_patches(rows: int, columns: int, share: float) -> np.ndarray:
-    """A fixed, evenly spread subset of the patches of a grid.
-
-    Keeps the lowest ranks (y / p + x / p^2) modulo 1 of patches (y, x), with
-    the plastic number p. Subsets are nested. Unlike random ones, as in FLIP (Li
-    et al., 2023, arXiv 2212.00794), a fixed subset makes scores comparable
-    across examples, micro-batches and replicas.
-
-    Returns:
-        int32 [max(1, round(share * rows * columns))], ascending, read-only.
-    """
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    ranks = (row / _PLASTIC + column / _PLASTIC**2) % 1.0
-    count = max(1, round(share * rows * columns))
-    kept = np.sort(np.argsort(ranks, kind="stable")[:count])
-    return _frozen(kept.astype(np.int32))
 
 
 def _resize(values, rows, columns, axes):

@@ -167,9 +167,7 @@ class ImageTower(_Tower):
         self.check_view(view)
         if view.image_size not in (None, self.image_size):
             images = patches.resize_images(images, view.image_size)
-        tokens = self.patches(
-            images, patch_size=view.patch_size, keep_tokens=view.keep_tokens
-        )
+        tokens = self.patches(images, patch_size=view.patch_size)
         tokens = self.encoder(tokens, training=training)
         embeddings = self.pooling(tokens, training=training)
         return embeddings if self.head is None else self.head(embeddings)

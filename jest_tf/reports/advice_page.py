@@ -1,14 +1,14 @@
-"""The page of an advice: estimates, the decision, and pictures of both sides.
+"""The page of an advice: estimates, sentences, and pictures of both sides.
 
-The least probable pairs of the sample are shown as noise, and pairs of the best
-1 / K as the choice, so that the user can see what the reference cannot tell.
+The least similar pairs of the sample are shown as noise, and the most similar
+as the choice of a stage, so that the user sees what the reference cannot tell.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from jest_tf import files
-from jest_tf.curation import advice as advice_lib
-from jest_tf.curation import decision_table, evidence
 from jest_tf.curation import survey as survey_lib
 from jest_tf.data import stores
 from jest_tf.reports import charts, rendering
@@ -21,8 +21,7 @@ def write(
     path: str,
     store: stores.Store,
     found: survey_lib.Survey,
-    advice: advice_lib.Advice,
-    command: str,
+    advice: Mapping[str, str],
 ) -> None:
     """Writes the page; `path` may be remote.
 
@@ -30,11 +29,10 @@ def write(
         path: of the HTML file.
         store: the pool.
         found: the survey of it.
-        advice: of the survey.
-        command: to train as advised.
+        advice: sentences by the names of their rules.
     """
     order = np.argsort(-found.similarity.matched, kind="stable")
-    chosen = order[: max(1, len(order) // found.facts.factor)]
+    chosen = order[: max(1, len(order) // found.facts.candidates)]
     is_chosen = np.isin(np.arange(len(order)), chosen)
 
     def cards(places, numbers):
@@ -51,12 +49,6 @@ def write(
         found=found,
         facts=found.facts,
         advice=advice,
-        command=command,
-        accuracy=evidence.accuracy(),
-        rows=[
-            (row.name, row.when, decision_table.plain(row.do))
-            for row in decision_table.ROWS
-        ],
         charts=_charts(found),
         noise=likely(order[::-1][:_SHOWN]),
         chosen=likely(chosen[charts.evenly(len(chosen), _SHOWN)]),
@@ -70,7 +62,7 @@ def _charts(found):
     low, high = np.percentile(np.concatenate(values), [0.5, 99.5]).tolist()
     edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
     precision = found.facts.precision
-    factors, expected = zip(*precision.items(), strict=True)
+    counts, expected = zip(*precision.items(), strict=True)
     share = found.facts.matched.mean
     return [
         charts.histogram(
@@ -84,20 +76,20 @@ def _charts(found):
             "standard deviations above mismatched pairs",
         ),
         charts.draw(
-            "Matched pairs among the best 1 / K",
+            "Matched share of the choice",
             [
-                charts.Line("by the reference", charts.KEPT, factors, expected),
+                charts.Line("by the reference", charts.KEPT, counts, expected),
                 charts.Line(
                     "by a perfect choice",
                     charts.DROPPED,
-                    factors,
-                    [min(1.0, factor * share) for factor in factors],
+                    counts,
+                    [min(1.0, count * share) for count in counts],
                 ),
                 charts.Line(
-                    "by chance", charts.CHANCE, factors, [share] * len(factors)
+                    "by chance", charts.CHANCE, counts, [share] * len(counts)
                 ),
             ],
-            xlabel="K",
+            xlabel="candidates",
             unit_range=True,
         ),
     ]

@@ -12,26 +12,22 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
+from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.config import checks
-from jest_tf.data import cascade, pipeline, stores
+from jest_tf.data import pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, draw_log, inputs, interruptions, progress
+from jest_tf.runs import directory, inputs, interruptions, progress
 from jest_tf.runs import evaluations as evaluations_lib
+from jest_tf.selection import summary
 
-# Headings of the highest and the lowest scores, by criterion.
-_TITLES = {
-    "learnability": ("Most learnable", "Least learnable"),
-    "easy_reference": ("Easiest for the reference", "Hardest for it"),
-    "hard_learner": ("Hardest for the learner", "Easiest for it"),
-}
 _GROUPS = {
     "kept": ("kept", charts.KEPT),
     "dropped": ("dropped", charts.DROPPED),
     "uniform": ("a uniform draw", charts.UNIFORM),
 }
-_OFFERED = 8  # rows of a super-batch that the page opens with
+_OFFERED = 8  # rows into the first stage that the page opens with
 _RATE_ROWS = 10  # of the log, for the time left
 _MEASURES = (charts.KEPT, charts.UNIFORM, charts.DROPPED, "#15803d", "#7e22ce")
 # How often a finished run's logs on a bucket are read again before the last
@@ -116,81 +112,61 @@ def add_pictures(
 ) -> None:
     """Adds `image`, `caption` and `id` to the rows of lines as from `read`.
 
-    These are the rows under `highest`, `lowest` and, if any, `offered`.
-    `sources` are those of the run's first step; None opens them.
+    These are the rows under `highest` and `lowest` of every stage and, if any,
+    the line's `offered`. `sources` are those of the run's first step; None
+    opens them.
 
     Raises:
         ValueError: the data is not the run's.
     """
-    shown = [
-        (line["super_batch"], row)
-        for line in lines
-        for row in (
-            *line["highest"],
-            *line["lowest"],
-            *line.get("offered", ()),
-        )
+    config = directory.load_config(workdir)
+    first = _sources(config) if sources is None else sources
+    skipped = interruptions.Skipped(workdir, writes=False)
+    for line in lines:
+        number = line["super_batch"]
+        here = inputs.at_step(config, first, workdir, skipped.step(number))
+        rows = [*line.get("offered", ())]
+        for stage in line["stages"]:
+            rows += stage["highest"] + stage["lowest"]
+        _add_examples(workdir, config, here, number, rows)
+
+
+def _add_examples(workdir, config, sources, number, rows):
+    """Adds the examples of rows of one super-batch, by position or row."""
+    if any("position" not in row for row in rows):
+        super_batch = _positions(config, sources, number)
+    positions = [
+        row["position"] if "position" in row else super_batch[row["row"]]
+        for row in rows
     ]
-    places = [(number, row["row"]) for number, row in shown]
-    found = examples(workdir, places, sources)
-    for (number, row), image, caption, key in zip(shown, *found, strict=True):
+    found = pipeline.at_positions(
+        sources.store,
+        np.array(positions, np.int64),
+        seed=config.seed,
+        image_size=config.data.image_size,
+        options=inputs.options_of(config, sources),
+    )
+    for row, image, caption, key in zip(rows, *found, strict=True):
         if row.get("id", key) != key:
             raise ValueError(
                 f"`data.train` must be the data that the run in {workdir!r} "
-                f"was trained on, with id {row['id']} in row {row['row']} of "
-                f"super-batch {number}. Received: id {key}"
+                f"was trained on, with id {row['id']} at "
+                f"{row.get('position', row.get('row'))} of super-batch "
+                f"{number}. Received: id {key}"
             )
         row |= {"image": image, "caption": caption, "id": key}
-
-
-def examples(
-    workdir: str,
-    places: Sequence[tuple[int, int]],
-    sources: inputs.Sources | None = None,
-) -> pipeline.Examples:
-    """Reads examples of a run, by super-batch number and row of each.
-
-    `sources` are those of the run's first step; None opens them.
-    """
-    config = directory.load_config(workdir)
-    data = config.data
-    first = _sources(config) if sources is None else sources
-    store = first.store
-    found = [None] * len(places)
-    skipped = interruptions.Skipped(workdir, writes=False)
-    for number in {number for number, _ in places}:
-        step = skipped.step(number)
-        sources = inputs.at_step(config, first, workdir, step)
-        positions, step_size = _positions(config, sources, number)
-        here = [i for i, place in enumerate(places) if place[0] == number]
-        some = pipeline.at_positions(
-            store,
-            positions[[places[i][1] for i in here]],
-            step_size=step_size,
-            seed=config.seed,
-            image_size=data.image_size,
-            options=inputs.options_of(config, sources),
-        )
-        for i, *example in zip(here, *some, strict=True):
-            found[i] = example
-    image, caption, ids = zip(*found, strict=True)
-    return pipeline.Examples(np.stack(image), list(caption), np.array(ids))
 
 
 def _sources(config):
     """The data and the sidecars of a run's first step."""
     store, sidecars = stores.open_stores(config.data), None
-    if config.reference.sidecars and (
-        config.steps_need_reference or config.cascade.hyper_batch_size
-    ):
-        sidecars = sidecars_lib.Sidecars(
-            store, config.reference.sidecar_dir, None
-        )
+    if config.has_first_reference and config.reads_sidecars:
+        sidecars = sidecars_lib.Sidecars(store, config.reference.sidecar_dir)
     return inputs.Sources(
         store,
         None,
         sidecars,
-        sidecars and cascade.of_run(config, sidecars),
+        config.segment_selection(0),
         curated_rows=config.curated_rows(0),
     )
 
@@ -210,25 +186,29 @@ def _tails(workdir):
 def _check_any(workdir, lines):
     if not lines:
         raise ValueError(
-            "There is no selection to show: expected a run that scores, with "
-            f"`evaluation.telemetry`. Received: {workdir!r} without a line of "
+            "There is no selection to show: expected a run with a stage that "
+            f"scores. Received: {workdir!r} without a line of "
             f"{directory.TELEMETRY_FILE}"
         )
 
 
 def _moments(workdir, lines, count, sources=None):
-    """Up to `count` lines with pictures, newest first and with offered rows."""
-    if not lines:
-        return []
-    # `evenly` starts at 0, so the newest line is first, even if alone.
-    chosen = [lines[-1 - i] for i in charts.evenly(len(lines), count)]
-    moments = copy.deepcopy(chosen)  # lines without pictures are kept
-    size = directory.load_config(workdir).data.super_batch_size
-    moments[0]["offered"] = [
-        {"row": int(row), "score": None, "kept": False}
-        for row in charts.evenly(size, _OFFERED)
-    ]
-    add_pictures(workdir, moments, sources)
+    """Up to `count` lines with pictures, newest first.
+
+    The newest one has some of the rows offered to its first stage.
+    """
+    places = charts.evenly(len(lines), count) if lines else ()
+    # Lines without pictures are kept.
+    moments = copy.deepcopy([lines[-1 - i] for i in places])
+    if moments:
+        config = directory.load_config(workdir)
+        size = config.selection.hyper_batch_size(config.data.curated_rows)
+        start = moments[0]["super_batch"] * size
+        moments[0]["offered"] = [
+            {"position": start + int(row), "score": None, "kept": False}
+            for row in charts.evenly(size, _OFFERED)
+        ]
+        add_pictures(workdir, moments, sources)
     return moments
 
 
@@ -252,7 +232,11 @@ def _write(workdir, path, logs, moments, problem="", refresh=None):
         evaluated=_evaluated(evaluations),
         charts=_charts(lines, log, evaluations),
         moments=moments,
-        titles=_TITLES,
+        funnel=_funnel(config, log),
+        titles={
+            stage.criterion: config_lib.criterion(stage.criterion)
+            for stage in config.selection.stages
+        },
         problem=problem,
         refresh=refresh,
     )
@@ -284,79 +268,121 @@ def _stores(rows):
 
 
 def _positions(config, sources, number):
-    """Stream positions of a super-batch, and how many a step has."""
-    size, stage_0 = config.data.super_batch_size, sources.cascade
-    if stage_0 is None:
-        return number * size + np.arange(size), size
-    chosen = stage_0.positions(
-        number,
-        slice(0, size),
-        store=sources.store,
-        order=inputs.order_of(config, sources),
-        seed=config.seed,
-        super_batch_size=size,
-    )
-    return next(iter(chosen.take(1))).numpy(), stage_0.size
+    """Stream positions of a super-batch."""
+    size = sources.selection.super_batch_size(sources.curated_rows)
+    stages = inputs.stored_stages_of(config, sources)
+    if stages is None:
+        return number * size + np.arange(size)
+    return next(iter(stages.positions(number, slice(0, size)).take(1))).numpy()
+
+
+def _funnel(config, log):
+    """A row for every stage: its settings, and what it chose of late."""
+    sizes = config.selection.sizes(config.data.curated_rows)
+    rows = []
+    for number, stage in enumerate(config.selection.stages):
+        names = ("score", "uniform_score", "clean_in", "clean_out")
+        found = [f"stages/{number}/{name}" for name in names]
+        logged = [row for row in log if found[0] in row]
+        last = logged[-1] if logged else {}
+        rows.append(
+            {
+                "number": number,
+                "stage": stage,
+                "rows_in": sizes[number],
+                "rows_out": sizes[number + 1],
+                **{
+                    name: last.get(path)
+                    for name, path in zip(names, found, strict=True)
+                },
+            }
+        )
+    return rows
 
 
 def _charts(
     lines: list[dict], log: list[dict], evaluations: list[dict]
 ) -> Iterator[charts.Chart]:
     kept, uniform = charts.KEPT, charts.UNIFORM
-
-    def line(rows, name, label, colour):
-        rows = [row for row in rows if name in row]
-        steps = [row["step"] for row in rows]
-        return charts.Line(label, colour, steps, [row[name] for row in rows])
-
-    if lines:
+    by_stage: dict[int, list] = {}
+    for line in lines:
+        for stage in line["stages"]:
+            own = by_stage.setdefault(stage["stage"], [])
+            own.append({"step": line["step"]} | stage)
+    for number in sorted(by_stage):
+        path = f"stages/{number}"
         yield charts.draw(
-            "Score of the sub-batch",
+            f"Stage {number}: score of the rows that pass",
             [
-                line(log, "select/score", "the draw", kept),
-                line(log, "select/uniform_score", "a uniform draw", uniform),
+                _line(log, f"{path}/score", "chosen", kept),
+                _line(log, f"{path}/uniform_score", "a uniform draw", uniform),
             ],
         )
-    elif log:
-        yield charts.draw("Loss", [line(log, "train/loss", "training", kept)])
+        clean = _line(log, f"{path}/clean_out", "out", kept)
+        if clean.x:
+            offered = _line(log, f"{path}/clean_in", "in", charts.DROPPED)
+            yield charts.draw(
+                f"Stage {number}: clean share of its rows",
+                [clean, offered],
+                unit_range=True,
+            )
+    if log and not lines:
+        yield charts.draw("Loss", [_line(log, "train/loss", "training", kept)])
     for store in _stores(evaluations) if len(evaluations) > 1 else ():
         measures = [
-            line(evaluations, f"eval/{store}/{measure}", title, colour)
+            _line(evaluations, f"eval/{store}/{measure}", title, colour)
             for (measure, title), colour in zip(
                 evaluations_lib.HEADLINES, _MEASURES, strict=True
             )
         ]
         yield charts.draw(f"Evaluation on {store}", measures)
-    if not lines:
-        return
-    for quantity in draw_log.QUANTITIES:
-        if quantity in lines[0]:
-            name = quantity.replace("_", " ").capitalize()
-            yield charts.draw(
-                f"{name} of rows: median, 5 to 95\N{NO-BREAK SPACE}%",
-                [_quantiles(lines, quantity, group) for group in _GROUPS],
-            )
-    chance = [one | {"chance": 1 - one["filter_ratio"]} for one in lines]
-    same = "same noise"
-    yield charts.draw(
-        "Share of the draw that other draws contain",
-        [
-            line(lines, "overlap_independent", f"independent, {same}", kept),
-            line(lines, "overlap_uniform", f"uniform, {same}", uniform),
-            line(chance, "chance", "chance", charts.CHANCE),
-        ],
-        unit_range=True,
-    )
-    repeats = line(
+    for number in sorted(by_stage):
+        yield from _charts_of_stage(number, by_stage[number])
+    repeats = _line(
         log, "train/repeat_rate", "trained, not for the first time", kept
     )
     name = "select/effective_filter_ratio"
-    if repeats.x:
+    if lines and repeats.x:
         yield charts.draw(
             "Records",
-            [repeats, line(log, name, "drawn, never trained", charts.DROPPED)],
+            [repeats, _line(log, name, "drawn, never trained", charts.DROPPED)],
             unit_range=True,
         )
+
+
+def _charts_of_stage(number, lines):
+    for quantity in summary.QUANTITIES:
+        if quantity in lines[0]:
+            name = quantity.replace("_", " ")
+            yield charts.draw(
+                f"Stage {number}: {name} of rows, median, "
+                "5 to 95\N{NO-BREAK SPACE}%",
+                [_quantiles(lines, quantity, group) for group in _GROUPS],
+            )
+    chance = [
+        line | {"chance": line["rows_out"] / line["rows_in"]} for line in lines
+    ]
+    same = "same noise"
+    yield charts.draw(
+        f"Stage {number}: share of its draw that other draws contain",
+        [
+            _line(
+                lines,
+                "overlap_independent",
+                f"independent, {same}",
+                charts.KEPT,
+            ),
+            _line(lines, "overlap_uniform", f"uniform, {same}", charts.UNIFORM),
+            _line(chance, "chance", "chance", charts.CHANCE),
+        ],
+        unit_range=True,
+    )
+
+
+def _line(rows, name, label, colour):
+    rows = [row for row in rows if name in row]
+    steps = [row["step"] for row in rows]
+    return charts.Line(label, colour, steps, [row[name] for row in rows])
 
 
 def _quantiles(lines, quantity, group):
@@ -367,7 +393,7 @@ def _quantiles(lines, quantity, group):
         if line.get(quantity, {}).get(group, {}).get("count")
     ]
     low, middle, high = (
-        [values[draw_log.LEVELS.index(level)] for _, values in found]
+        [values[summary.LEVELS.index(level)] for _, values in found]
         for level in (0.05, 0.5, 0.95)
     )
     band = None if group == "uniform" else (low, high)

@@ -1,23 +1,10 @@
 """Runs: training from settings to final weights in a resumable directory.
 
-`train` runs, `extend` adds steps, `train_rounds` trains a chain of runs.
-`load_run` loads the learner of a run, `open_training` also its data and
-reference, `load_model` any model by name.
+`train` runs, `extend` adds steps, `loading.load` loads a model by name.
 `directory` owns every file name, `checkpoints` the state; nothing else writes
 to a run directory.
 """
 
-from jest_tf.runs.inputs import Training, open_training
-from jest_tf.runs.loading import load_model, load_run
-from jest_tf.runs.rounds import train_rounds
 from jest_tf.runs.run import extend, train
 
-__all__ = [
-    "Training",
-    "extend",
-    "load_model",
-    "load_run",
-    "open_training",
-    "train",
-    "train_rounds",
-]
+__all__ = ["extend", "train"]

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.data import fault_log, stream
+from jest_tf.data import fault_log, stored_stages, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.sidecars import embed, recognition
@@ -79,31 +79,33 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
     ]
 
 
-def cascade_dims(
+def stored_flops(
     config: config_lib.TrainConfig,
     renewals: Sequence[Renewal],
     first: int,
     learner: int,
-) -> list[tuple[int, tuple[int, ...]]]:
-    """Returns the widths of what stage 0 scores by, as of `cascade.flops_at`.
+    step: int,
+) -> int:
+    """Counts a host's operations of the stored stages in `step` steps.
 
     Args:
         config: the run.
         renewals: so far.
         first: width of the first reference; 0 without one.
         learner: width of the learner.
+        step: number of steps.
     """
-    found = [(0, (first,))]
-    for renewal in renewals:
-        dims = found[-1][1]
-        if config.bootstrap.renews == "learner":
-            dims = (first, learner)
-            if config.cascade.criterion != "learnability":
-                dims = (learner,)
-        elif renewal.kept:
-            dims = (learner,)
-        found.append((renewal.step, dims))
-    return found
+    kept = [renewal.step for renewal in renewals if renewal.kept]
+    return sum(
+        piece.num_steps
+        * stored_stages.flops(
+            piece.selection,
+            learner if any(one <= piece.first for one in kept) else first,
+            piece.curated_rows,
+        )
+        for piece in config.pieces(step)
+        if piece.selection.needs_stored
+    )
 
 
 def renew(
@@ -159,26 +161,23 @@ def renew(
         agreement = _agreement(config, store, workdir, before, sidecars, rows)
     else:
         least = recognised_share(config, store, first, rows) if first else 0.0
-    is_reference = config.bootstrap.renews == "reference"
     renewal = Renewal(
         step,
         *cost,
         recognised,
-        recognised >= least or not is_reference,
+        recognised >= least,
         None if agreement is None else round(agreement, 4),
     )
     directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
-    outcome = ""
-    if is_reference:
-        outcome = "it is the reference now"
-    if not renewal.kept:
-        outcome = "the reference stays"
+    outcome = (
+        "it is the reference now" if renewal.kept else "the reference stays"
+    )
     compared = f", the one before {least:.1%}" if least else ""
     if agreement is not None:
         compared += f", rank correlation {agreement:.2f}"
     progress.say(
         f"step {step:,}: the learner recognises {recognised:.1%} of the pairs"
-        f"{compared}" + (f"; {outcome}" if outcome else "")
+        f"{compared}; {outcome}"
     )
     _delete_old(config, workdir)
 

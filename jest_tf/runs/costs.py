@@ -1,7 +1,7 @@
 """Examples and FLOPs of a number of steps, from the settings alone.
 
-Examples are counted as *drawn* by the stream, *scored* by the selection and
-*trained* on.
+Examples are counted as *offered* to the stored stages, *drawn* by the stream,
+*scored* by live stages and *trained* on.
 """
 
 import collections
@@ -10,100 +10,82 @@ from jest_tf import config as config_lib
 from jest_tf.runs import directory
 
 
-def examples_at(
-    config: config_lib.TrainConfig,
-    step: int,
-    stopped_at: int | None = None,
-) -> dict[str, int]:
-    """Counts examples drawn, scored and trained in the first `step` steps.
-
-    `stopped_at` is `JESTModel.stopped_at`.
-    """
-    size = config.data.super_batch_size
-    counts = {
-        "examples/drawn": step * size,
-        "examples/scored": _num_scored(config, step, stopped_at),
-        "examples/trained": step * config.batch_size,
-    }
-    if config.cascade.hyper_batch_size:
-        # The positions from which the drawn examples were chosen.
-        counts["examples/cascaded"] = (
-            config.num_cascaded(step) * config.cascade.hyper_batch_size
+def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
+    """Counts examples of the first `step` steps."""
+    counts = dict.fromkeys(("drawn", "scored", "trained"), 0)
+    if config.selection.stored:
+        counts["offered"] = 0
+    for piece in config.pieces(step):
+        num_steps, settings = piece.num_steps, piece.selection
+        counts["trained"] += num_steps * settings.batch_size
+        if piece.curated_rows == settings.batch_size:  # no row is chosen
+            counts["drawn"] += num_steps * settings.batch_size
+            continue
+        sizes = settings.sizes(piece.curated_rows)
+        stored = len(settings.stored)
+        drawn = sizes[stored] + piece.curated_rows
+        counts["drawn"] += num_steps * drawn
+        counts["scored"] += num_steps * sum(
+            size
+            for stage, size in zip(settings.live, sizes[stored:], strict=False)
+            if stage.scores
         )
-    return counts
-
-
-def _num_scored(config, step, stopped_at):
-    """The curated rows, which are not scored, change at the first renewal."""
-
-    def scored(steps, at):
-        rows = config.data.super_batch_size - config.curated_rows(at)
-        return config.selection.num_scored(steps, rows, stopped_at)
-
-    first = min([step, *config.bootstrap.renew_at])
-    return scored(first, 0) + scored(step, step) - scored(first, step)
+        if any(stage.scores for stage in settings.stored):
+            counts["offered"] += num_steps * sizes[0]
+    return {f"examples/{name}": number for name, number in counts.items()}
 
 
 class StepFlops:
-    """FLOPs of the steps of a run, by kind of step.
+    """FLOPs of the steps of a run.
 
     They are known once a step of each kind is traced, and kept in `flops.json`
     for a process that continues the run. A renewed reference changes them.
 
     Args:
-        selection: settings of the run.
+        config: the run.
         workdir: the run directory.
         start: steps done when the reference was last renewed.
     """
 
     def __init__(
-        self,
-        selection: config_lib.SelectionConfig,
-        workdir: str,
-        start: int = 0,
+        self, config: config_lib.TrainConfig, workdir: str, start: int = 0
     ):
-        self._selection = selection
+        self._config = config
         self._workdir = workdir
         self._start = start
-        self._columns = {}  # by the steps done before them and by kind
+        self._columns = {}  # by the first step of their piece
         if directory.has(workdir, directory.FLOPS_FILE):
             found = directory.read(workdir, directory.FLOPS_FILE)
             self._columns = {
-                int(first): dict(zip(selection.kinds, columns, strict=True))
-                for first, columns in found.items()
+                int(first): columns for first, columns in found.items()
             }
 
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
-        before = self._columns.get(self._start, {})
-        columns = {
-            kind: found.get(kind, before.get(kind))
-            for kind in self._selection.kinds
+        stop = min(
+            (
+                one
+                for one in self._config.bootstrap.renew_at
+                if one > self._start
+            ),
+            default=self._config.steps,
+        )
+        now = {
+            piece.first: found[piece.selection]
+            for piece in self._config.pieces(stop)
+            if piece.first >= self._start and piece.selection in found
         }
-        if columns != before:
-            self._columns[self._start] = columns
-            known = {  # None where unknown
-                str(first): list(columns.values())
-                for first, columns in sorted(self._columns.items())
-            }
+        if not now.items() <= self._columns.items():
+            self._columns |= now
+            known = dict(sorted(self._columns.items()))
             directory.write(self._workdir, directory.FLOPS_FILE, known)
 
-    def at(self, step: int, stopped_at: int | None = None) -> dict[str, int]:
+    def at(self, step: int) -> dict[str, int]:
         """Returns `flops/...` of the first `step` steps; {} if unknown."""
         totals = collections.Counter()
-        starts = sorted({0, self._start, *self._columns})
-        for start, stop in zip(starts, [*starts[1:], step], strict=True):
-            before, after = (
-                self._selection.steps_by_kind(min(one, step), stopped_at)
-                for one in (start, stop)
-            )
-            for kind, number in after.items():
-                number -= before.get(kind, 0)
-                if not number:
-                    continue
-                columns = self._columns.get(start, {}).get(kind)
-                if columns is None:
-                    return {}
-                for name, value in columns.items():
-                    totals[f"flops/{name}"] += number * value
+        for piece in self._config.pieces(step):
+            if piece.first not in self._columns:
+                return {}
+            for name, value in self._columns[piece.first].items():
+                totals[f"flops/{name}"] += piece.num_steps * value
         return dict(totals)

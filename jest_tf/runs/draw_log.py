@@ -9,25 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.plugins.histogram import summary
+from tensorboard.plugins.histogram import summary as histogram_summary
 
 from jest_tf import config as config_lib
-from jest_tf import selection
-from jest_tf.data import stream
+from jest_tf.data import stored_stages, stream
 from jest_tf.runs import directory
-
-# Quantiles of the distributions in `telemetry.jsonl`.
-LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-QUANTITIES = ("learnability", "learner_loss", "reference_loss")
-GROUPS = ("kept", "dropped", "uniform")
-
-_EXTREMES = 8  # rows with the highest and with the lowest score
-# The quantity that a criterion scores by, and the sign of it.
-_SCORES = {
-    "learnability": ("learnability", 1),
-    "easy_reference": ("reference_loss", -1),
-    "hard_learner": ("learner_loss", 1),
-}
+from jest_tf.selection import summary
+from jest_tf.training import step as step_lib
 
 
 class Repeats:
@@ -82,7 +70,7 @@ class Repeats:
 
 
 class Telemetry:
-    """Follows the draws of a run; the ledger calls it.
+    """Follows the choices of a run; the ledger calls it.
 
     Args:
         config: the run.
@@ -91,6 +79,8 @@ class Telemetry:
         order: of the stream; None omits counts by record.
         super_batch_at: maps the steps done before a step to the number of its
             super-batch; None is the same number.
+        summaries: of what stored stages chose; None without.
+        clean: maps ids to whether the records are clean; None if not known.
         state: of the checkpoint that the run continues from.
     """
 
@@ -102,24 +92,29 @@ class Telemetry:
         start_step: int = 0,
         order: stream.AnyOrder | None = None,
         super_batch_at: Callable[[int], int] | None = None,
+        summaries: stored_stages.Summaries | None = None,
+        clean: Callable[[np.ndarray], np.ndarray] | None = None,
         state: dict[str, np.ndarray] | None = None,
     ):
         self._config = config
         self._workdir = workdir
         self._super_batch_at = super_batch_at or (lambda step: step)
+        self._summaries = summaries or stored_stages.Summaries()
+        self._clean = clean
         # Renewals may change what is drawn from.
         self._draws_alike = (
-            config.selection.batch_size is not None
+            bool(config.selection.live)
             and min(config.bootstrap.shares) == 1.0
-            and config.curated_rows(0) == config.data.curated_rows
+            and not config.bootstrap.clean_start
         )
         state = state or {}
         # Whether a row is owed. Kept here, as some workers have no file.
         self._is_due = bool(state.get("is_due", False))
         self._repeats = None
+        self._size = config.selection.super_batch_size(config.data.curated_rows)
         # A run begun without telemetry cannot know what it trained on.
         if order is not None and (not start_step or "seen" in state):
-            self._repeats = Repeats(order, config.data.super_batch_size, state)
+            self._repeats = Repeats(order, self._size, state)
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns the arrays that a checkpoint stores."""
@@ -137,15 +132,16 @@ class Telemetry:
         """Follows an execution, and returns numbers for the row of the log.
 
         The execution made the steps from `previous` to `step`. If a logged
-        step scores nothing, the row of `telemetry.jsonl` is that of the next
-        step that scores.
+        step scores nothing, the rows of `telemetry.jsonl` are those of the
+        next step that scores.
         """
-        report, repeats, scalars = model.rows, self._repeats, {}
-        if repeats is not None:
-            for before in range(previous, step):
+        report, repeats, scalars, stored = model.rows, self._repeats, {}, {}
+        for before in range(previous, step):
+            stored = self._summaries.take(self._super_batch_at(before))
+            if repeats is not None:
                 rows = report.drawn(before)
                 if rows is None:  # nothing is drawn
-                    rows = np.arange(self._config.data.super_batch_size)
+                    rows = np.arange(self._size)
                 repeats.add(self._super_batch_at(before), rows)
         if repeats is not None and is_logged:
             scalars["train/repeat_rate"] = repeats.rate()
@@ -155,153 +151,82 @@ class Telemetry:
                 )
                 scalars["select/effective_filter_ratio"] = ratio
         self._is_due |= is_logged
-        if self._is_due and report.is_scored:
-            num_replicas = model.distribute_strategy.num_replicas_in_sync
-            scalars |= self._write(report, step, num_replicas, writer)
-            self._is_due = False
+        if self._is_due:
+            found = stored | self._of_live(model, step, writer)
+            scalars |= self._write(step, dict(sorted(found.items())))
+            self._is_due = not found
         return scalars if is_logged else {}
 
-    def _write(self, report, step, num_replicas, writer):
-        settings = self._config.selection.at(step - 1)
-        scored, drawn = report.scored(), report.drawn(step - 1)
-        drawn = drawn[np.isin(drawn, scored["row"])]  # not the curated rows
-        overlaps = overlaps_of(
-            np.searchsorted(scored["row"], drawn),
-            scored["own_score"],
-            settings,
-            seed=(self._config.seed, step - 1),
-            num_replicas=num_replicas,
-        )
-        kept = np.isin(scored["row"], drawn)
-        values, uniform = _quantities(scored), _quantities(report.uniform())
-        groups = {
-            name: {
-                "kept": values[name][kept],
-                "dropped": values[name][~kept],
-                "uniform": uniform[name],
-            }
-            for name in values
-        }
-        with writer.as_default(step=step):
-            for name, of_group in groups.items():
-                for group in (one for one in GROUPS if len(of_group[one])):
-                    # Ten times as fast as `tf.summary.histogram`.
-                    histogram = summary.histogram_pb(
-                        f"select/{name}/{group}", of_group[group]
-                    )
-                    tf.summary.experimental.write_raw_pb(
-                        histogram.SerializeToString()
-                    )
-        quantity, sign = _SCORES[settings.criterion]
+    def _of_live(self, model, step, writer):
+        """Summaries of the live stages of the last step, by stage."""
+        settings, found = model.selection, {}
+        num_replicas = model.distribute_strategy.num_replicas_in_sync
+        for number, stage in enumerate(settings.stages if settings else ()):
+            rows = {} if stage.is_stored else model.rows.scored(number)
+            if not rows:
+                continue
+            if self._clean is not None and "id" in rows:
+                rows["clean"] = self._clean(rows["id"])
+            uniform = model.rows.uniform(number)
+            found[number] = summary.of_rows(
+                stage,
+                rows,
+                uniform,
+                drawn=np.flatnonzero(rows["kept"]),
+                seed=step_lib.stage_seed(
+                    settings, number, (self._config.seed, step - 1)
+                ),
+                num_quotas=num_replicas
+                if settings.quota == "per_replica"
+                else 1,
+            )
+            _write_histograms(number, rows, uniform, step, writer)
+        return found
+
+    def _write(self, step, found):
+        """Writes a line of a step's stages; returns numbers for the log."""
+        if not found:
+            return {}
         line = {
             "step": step,
             "super_batch": self._super_batch_at(step - 1),
-            "criterion": settings.criterion,
-            "filter_ratio": 1.0 - len(drawn) / len(scored["row"]),
-            **{f"overlap_{name}": one for name, one in overlaps.items()},
-            **{
-                name: {group: _summary(some) for group, some in of.items()}
-                for name, of in groups.items()
-            },
-            **_extremes(sign * values[quantity], kept, scored),
+            "stages": [{"stage": stage} | one for stage, one in found.items()],
         }
         directory.append(self._workdir, directory.TELEMETRY_FILE, line)
-        return {f"select/overlap_{name}": one for name, one in overlaps.items()}
-
-
-def _quantities(losses):
-    """Available `QUANTITIES` of scored rows, or of those drawn uniformly.
-
-    Losses of kept and dropped rows are given the sub-batch, those of the
-    uniform draw given that draw.
-    """
-    losses = {
-        name.removeprefix("uniform_"): one for name, one in losses.items()
-    }
-    found = {name: losses[name] for name in QUANTITIES if name in losses}
-    if len(found) < 2:
-        return found
-    return {"learnability": found["learner_loss"] - found["reference_loss"]} | (
-        found
-    )
-
-
-def _extremes(scores, kept, scored):
-    """The rows with the highest and lowest scores, most extreme first."""
-    order = np.argsort(-scores, kind="stable")
-
-    def describe(place):
-        about = {
-            "row": int(scored["row"][place]),
-            "score": _short(scores[place]),
-            "kept": bool(kept[place]),
+        return {
+            f"stages/{stage}/{name}": value
+            for stage, one in found.items()
+            for name, value in _scalars(one).items()
         }
-        if "id" in scored:
-            about["id"] = int(scored["id"][place])
-        return about
-
-    return {
-        "highest": [describe(place) for place in order[:_EXTREMES]],
-        "lowest": [describe(place) for place in order[::-1][:_EXTREMES]],
-    }
 
 
-def overlap(left: np.ndarray, right: np.ndarray) -> float:
-    """Returns the share of a draw's rows in another draw of equal size."""
-    return len(np.intersect1d(left, right)) / len(left)
+def _scalars(found):
+    """The numbers of a stage's summary that the log has."""
+    names = ("overlap_independent", "overlap_uniform", "clean_in", "clean_out")
+    scalars = {name: found[name] for name in names if name in found}
+    if "score" in found:  # a stored stage has no metrics of the step
+        names = ("score", "uniform_score")
+        scalars |= {name: found[name] for name in names}
+        for group in ("kept", "dropped"):
+            loss = found["reference_loss"][group].get("mean", 0.0)
+            scalars[f"reference_loss_{group}"] = loss
+    return scalars
 
 
-def overlaps_of(
-    rows: np.ndarray,
-    own_score: np.ndarray,
-    settings: config_lib.SelectionConfig,
-    *,
-    seed: tuple[int, int],
-    num_replicas: int = 1,
-) -> dict[str, float]:
-    """Compares a draw with other samplers' draws from the same noise.
-
-    The draw's `rows`, integers `[b]`, index the scored rows, as does
-    `own_score`, float32 `[n]`, see `selection.Draw`.
-
-    Returns:
-        The shares of rows also drawn by `independent` and `uniform`; unrelated
-        draws share b/n on average.
-    """
-    quotas = num_replicas if settings.quota == "per_replica" else 1
-    others = _other_rows(
-        tf.constant(own_score),
-        tf.constant(seed, tf.int32),
-        len(rows),
-        settings.gain,
-        quotas,
-    )
-    return {name: overlap(rows, one.numpy()) for name, one in others.items()}
-
-
-@tf.function(autograph=False)  # many small operations
-def _other_rows(own_score, seed, size, gain, num_quotas):
-    """The rows of an independent and of a uniform draw, int32 `[size]`."""
-    options = {"num_quotas": num_quotas}
-    return {
-        "independent": selection.independent_rows(
-            own_score, seed, size, gain=gain, **options
-        ),
-        "uniform": selection.uniform_rows(
-            seed, size, own_score.shape[0], **options
-        ),
-    }
-
-
-def _summary(values):
-    if not len(values):
-        return {"count": 0}
-    return {
-        "count": len(values),
-        "mean": _short(values.mean(dtype=np.float64)),
-        "quantiles": [_short(one) for one in np.quantile(values, LEVELS)],
-    }
-
-
-def _short(value):
-    return float(f"{value:.6g}")
+def _write_histograms(number, rows, uniform, step, writer):
+    """Writes the distributions of a stage's rows to TensorBoard."""
+    values, others = summary.quantities(rows), summary.quantities(uniform)
+    kept = rows["kept"]
+    with writer.as_default(step=step):
+        for name, some in values.items():
+            groups = some[kept], some[~kept], others[name]
+            for group, one in zip(summary.GROUPS, groups, strict=True):
+                if not len(one):
+                    continue
+                # Ten times as fast as `tf.summary.histogram`.
+                histogram = histogram_summary.histogram_pb(
+                    f"stages/{number}/{name}/{group}", one
+                )
+                tf.summary.experimental.write_raw_pb(
+                    histogram.SerializeToString()
+                )

@@ -52,7 +52,7 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
         ValueError: something cannot be read, or two share a name.
     """
     settings, entries = config.evaluation, {}
-    stores = evaluation.open_stores(settings.data, config.evaluation_data)
+    stores = evaluation.open_stores(settings.data, config.data)
     if settings.suite:
         entries = evaluation.open_suite(
             settings.suite, settings.prompts, config.data.index_dir
@@ -220,9 +220,20 @@ def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
         )
     counts = np.zeros(len(store), np.int64)
     counts[found] = times
-    measures = evaluation.draw_measures(
-        counts, columns[entry.clean] == b"", columns[entry.concept]
-    )
+    noise = columns[entry.clean]
+    clean = evaluation.is_clean(noise)
+    if not any(noise):
+        progress.say(
+            f"warning: no record has a value in {entry.clean!r}, so the share "
+            "of clean draws is not known: `clean` names the field"
+        )
+        clean = None
+    elif len({*clean}) == 1:
+        which = "clean" if clean[0] else "noise"
+        progress.say(
+            f"by {entry.clean!r} all {len(clean):,} records are {which}"
+        )
+    measures = evaluation.draw_measures(counts, clean, columns[entry.concept])
     return evaluation.Outcome("selection", "", measures)
 
 

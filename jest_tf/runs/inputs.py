@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files, models, training
+from jest_tf import evaluation, files, models, training
 from jest_tf.config import checks
-from jest_tf.data import cascade as cascade_lib
 from jest_tf.data import (
     ops_reader,
     pictures,
     pipeline,
     reader,
+    stored_stages,
     stream,
     tokenizers,
 )
@@ -27,19 +27,27 @@ from jest_tf.runs import bootstrap, interruptions, loading, progress
 
 
 class Sources(NamedTuple):
-    """The inputs of a run: examples, the reference, sidecars and cascade.
+    """The inputs of the steps up to the next renewal.
 
-    Missing ones of teacher, sidecars and cascade are None; with sidecars the
-    reference does not run. `rows` are those drawn, bool [n]; None draws all.
-    `curated_rows` are c.
+    Attributes:
+        store: the records.
+        teacher: the reference; None without one, or if it is known by its
+            sidecars alone.
+        sidecars: the reference's embeddings; None if it runs in the step.
+        selection: the funnel, `config.segment_selection`.
+        rows: bool [n], the rows that are drawn; None draws all.
+        curated_rows: c.
+        clean: maps ids, int64 [k], to whether the records are clean, bool [k];
+            None if that is not known.
     """
 
     store: stores_lib.Store
     teacher: reference.Run | reference.Pretrained | None
     sidecars: sidecars_lib.Sidecars | None
-    cascade: cascade_lib.Cascade | None
+    selection: config_lib.SelectionConfig
     rows: np.ndarray | None = None
     curated_rows: int = 0
+    clean: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def reference(self) -> Callable | None:
@@ -78,12 +86,9 @@ def open_sources(
     if not config.model.init_from:  # which `loading.open_start` checks
         training.check_parts(config)
     settings = config.reference
-    needs_reference = config.has_first_reference and (
-        config.steps_need_reference or config.cascade.hyper_batch_size
-    )
-    if needs_reference and settings.name:
-        setting = "model" if settings.model else "workdir"
-        loading.check_model(settings.name, f"reference.{setting}")
+    needs_reference = config.has_first_reference and config.uses_reference
+    if needs_reference and settings.model:
+        loading.check_model(settings.model, "reference.model")
     if config.data.reader == "ops":
         ops_reader.check_schemes(
             (*config.data.train, *config.data.curated, config.data.index_dir)
@@ -95,40 +100,99 @@ def open_sources(
     reader.check_pictures(store)
     if config.data.reader == "ops":
         ops_reader.check(store)
-    _warn_of_repeats(config, store)
     teacher = sidecars = None
     if needs_reference:
-        if settings.name:
+        if settings.model:
             with strategy.scope():
-                teacher = loading.load_model(settings.name)
+                teacher = loading.load(settings.model)
             _warn_of_losses(config, teacher.loss)
             _warn_of_seen_records(config, teacher)
-        if settings.sidecars:
-            expected = reference.describe(teacher) if teacher else None
-            sidecars = sidecars_lib.Sidecars(
-                store, settings.sidecar_dir, expected
-            )
-    cascade_lib.check_uniform_share(config)
-    cascade = sidecars and cascade_lib.of_run(config, sidecars)
+        if config.reads_sidecars:
+            sidecars = _open_sidecars(config, store, teacher)
     sources = Sources(
-        store, teacher, sidecars, cascade, curated_rows=config.curated_rows(0)
+        store,
+        teacher,
+        sidecars,
+        config.segment_selection(0),
+        curated_rows=config.curated_rows(0),
+        clean=_clean_of(config, store),
     )
-    _check_renewals(config, sources)
+    _warn_of_repeats(config, store)
+    _check_renewals(config, store)
+    stored_stages_of(config, sources)
     return sources
 
 
-def _check_renewals(config, sources):
+def _open_sidecars(config, store, teacher):
+    expected = reference.describe(teacher) if teacher else None
+    try:
+        return sidecars_lib.Sidecars(
+            store, config.reference.sidecar_dir, expected
+        )
+    except ValueError as error:
+        if teacher is not None or not str(error).startswith("No sidecar"):
+            raise
+        raise ValueError(
+            f"{error}. To run a reference instead, in live stages, set "
+            "`reference.model`"
+        ) from None
+
+
+def _clean_of(config, store):
+    """A function of ids, or None if nobody knows what is clean."""
+    field = config.data.noise_field
+    if not field:
+        return None
+    columns = store.columns(["id", field])
+    if not any(columns[field]):
+        progress.say(
+            f"warning: no record has a value of `data.noise_field`={field!r}, "
+            "so all of them count as clean"
+        )
+    ids = np.asarray(columns["id"], np.int64)
+    order = np.argsort(ids)
+    ids, clean = ids[order], evaluation.is_clean(columns[field])[order]
+
+    def clean_of(wanted):
+        return clean[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)]
+
+    return clean_of
+
+
+def _with_loss(config, selection):
+    """The selection with a pair loss, by default the model's."""
+    return dataclasses.replace(
+        selection, loss=selection.loss or config.model.loss
+    )
+
+
+def _check_renewals(config, store):
     """Refuses renewals that embed too little to draw from.
 
     A part of the pool with a weight needs a record, a hyper-batch as many as it
     offers.
     """
-    size, store = config.cascade.hyper_batch_size, sources.store
     lengths = store.parts[: len(config.data.train)]
     num_pool = sum(lengths)
-    for step in config.bootstrap.renew_at if config.data.weights else ():
+    offered = config.selection.hyper_batch_size(config.data.curated_rows)
+    for step in config.bootstrap.renew_at:
+        number = config.bootstrap.share(step) * num_pool
+        if number > 2 * offered and not (store.manifest or config.data.weights):
+            continue  # enough, whatever the draw of the rows is
         rows = bootstrap.embedded_rows(config, store, step)
-        parts = [] if rows is None else np.split(rows, np.cumsum(lengths))
+        embedded = num_pool if rows is None else int(rows[:num_pool].sum())
+        if config.selection.stored and offered > embedded:
+            raise ValueError(
+                "A hyper-batch, `selection.batch_size` (b) times the "
+                "`candidates` of all stages, must be at most the records of "
+                f"the pool that the renewal after {step:,} steps embeds, "
+                f"{embedded:,}, or it would offer some of them twice: take "
+                "fewer candidates, or larger `bootstrap.shares`. Received: "
+                f"{offered:,}"
+            )
+        if not config.data.weights or rows is None:
+            continue
+        parts = np.split(rows, np.cumsum(lengths))
         for number, part in enumerate(parts[: len(lengths)]):
             if not part.any():
                 raise ValueError(
@@ -138,21 +202,6 @@ def _check_renewals(config, sources):
                     f"`data.train[{number}]` for the renewal after {step:,} "
                     "steps; take a larger share"
                 )
-    for step in config.bootstrap.renew_at if size else ():
-        offered = size - config.curated_rows(step)
-        number = config.bootstrap.share(step) * num_pool
-        if number > 2 * offered and not store.manifest:
-            continue  # enough, whatever the draw of the rows is
-        rows = bootstrap.embedded_rows(config, store, step)
-        embedded = num_pool if rows is None else int(rows[:num_pool].sum())
-        if offered > embedded:
-            raise ValueError(
-                "`cascade.hyper_batch_size` (K B), less the curated rows, must "
-                "be at most the records of the pool that the renewal after "
-                f"{step:,} steps embeds, {embedded:,}, or it would offer some "
-                "of them twice: take a smaller one, or larger "
-                f"`bootstrap.shares`. Received: {offered:,}"
-            )
 
 
 def at_step(
@@ -163,29 +212,20 @@ def at_step(
 ) -> Sources:
     """Returns the inputs of the steps after `step` steps.
 
-    These are the first `sources` until the reference is renewed.
+    `sources` are those of the first step.
 
     Raises:
         ValueError: as `bootstrap.sidecars_at`.
     """
-    found = bootstrap.sidecars_at(config, sources.store, workdir, step)
-    if found is None:
-        curated_rows = config.curated_rows(step)
-        return sources._replace(curated_rows=curated_rows)
-    sidecars, rows = found
-    if config.bootstrap.renews == "learner":
-        return sources._replace(
-            cascade=cascade_lib.of_run(config, sources.sidecars, sidecars),
-            rows=rows,
-            curated_rows=config.curated_rows(step),
-        )
-    return sources._replace(
-        teacher=None,
-        sidecars=sidecars,
-        cascade=cascade_lib.of_run(config, sidecars),
-        rows=rows,
+    sources = sources._replace(
+        selection=config.segment_selection(step),
         curated_rows=config.curated_rows(step),
     )
+    found = bootstrap.sidecars_at(config, sources.store, workdir, step)
+    if found is None:
+        return sources
+    sidecars, rows = found
+    return sources._replace(teacher=None, sidecars=sidecars, rows=rows)
 
 
 def options_of(
@@ -195,11 +235,12 @@ def options_of(
     return pipeline.Options(
         weights=config.data.weights,
         shuffle_block_size=config.data.shuffle_block_size,
-        sidecars=sources.sidecars if config.steps_need_reference else None,
+        sidecars=sources.sidecars,
+        embeddings=sources.sidecars is not None and config.steps_need_reference,
         rows=sources.rows,
         num_curated=len(config.data.curated),
         curated_rows=sources.curated_rows,
-        cascade=sources.cascade,
+        clean=sources.clean,
         reader=config.data.reader,
         token_field=config.data.token_field,
     )
@@ -229,17 +270,34 @@ def check_widths(
 def order_of(
     config: config_lib.TrainConfig, sources: Sources
 ) -> stream.AnyOrder:
-    """Returns the order of a run's stream."""
+    """Returns the order of the pool's records in a run's stream."""
     return pipeline.order(
+        sources.store, config.seed, options_of(config, sources)
+    )
+
+
+def stored_stages_of(
+    config: config_lib.TrainConfig, sources: Sources
+) -> stored_stages.StoredStages | None:
+    """Returns the stored stages of a run, None without.
+
+    Raises:
+        ValueError: as `pipeline.stored_stages_of`.
+    """
+    return pipeline.stored_stages_of(
+        _with_loss(config, sources.selection),
         sources.store,
+        order_of(config, sources),
         config.seed,
-        config.data.super_batch_size,
         options_of(config, sources),
     )
 
 
 class Stream:
     """The super-batches of a run, except the skipped ones.
+
+    Attributes:
+        summaries: of what stored stages chose.
 
     Raises:
         ValueError: `data.token_field` is not of the tokenizer.
@@ -258,6 +316,7 @@ class Stream:
         self._tokenizer = tokenizer
         self._picture = picture
         self._skipped = skipped
+        self.summaries = stored_stages.Summaries()
         if config.data.token_field:
             ops_reader.check_tokens(
                 sources.store, tokenizer, config.data.token_field
@@ -302,7 +361,7 @@ class Stream:
             faults = pipeline.FaultLog(None, config.data.max_fault_rate)
         return pipeline.super_batches(
             sources.store,
-            super_batch_size=config.data.super_batch_size,
+            selection=_with_loss(config, sources.selection),
             seed=config.seed,
             tokenizer=self._tokenizer,
             image_size=self._picture,
@@ -312,6 +371,7 @@ class Stream:
                 host=host,
                 num_hosts=num_hosts,
                 faults=faults,
+                summaries=self.summaries,
                 **reference_view,
             ),
         )
@@ -320,47 +380,6 @@ class Stream:
         """Reads one super-batch by number, apart from the stream of `fit`."""
         uncounted = pipeline.FaultLog(None, 1.0)
         return next(iter(self.super_batches(number, uncounted).take(1)))
-
-
-class Training(NamedTuple):
-    """A run opened with its data and reference.
-
-    `model` is the compiled `JESTModel`, with the weights after `step` steps.
-    `super_batches` maps n to a dataset of the super-batches from number n on,
-    none of which is skipped.
-    """
-
-    config: config_lib.TrainConfig
-    model: training.JESTModel
-    step: int
-    super_batches: Callable[[int], tf.data.Dataset]
-
-
-def open_training(
-    workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
-) -> Training:
-    """Opens a run on one device; arguments as in `loading.load_run`.
-
-    Raises:
-        ValueError: as `load_run`, or the data is unreadable.
-    """
-    run = loading.load_run(workdir, step, patch_sizes)
-    config = run.config
-    sources = open_sources(config, tf.distribute.get_strategy())
-    sources = at_step(
-        config, sources, workdir, config.steps if step is None else step
-    )
-    skipped = interruptions.Skipped(workdir, writes=False)
-    super_batches = Stream(config, sources, run.tokenizer, run.picture, skipped)
-    # With a cascade alone the step does not use the reference.
-    is_used = config.steps_need_reference
-    model = training.build_model(
-        config, run.learner, sources.reference if is_used else None
-    )
-    model.curated_rows = sources.curated_rows
-    return Training(
-        config, model, step or config.steps, super_batches.super_batches
-    )
 
 
 def tokenizer_of(
@@ -398,9 +417,14 @@ def _check_functions(config):
         ("data.augment", config.data.augment),
         ("data.vocabulary", config.data.vocabulary),
         ("model.towers", config.model.towers),
-        ("model.loss_function", config.model.loss_function),
+        ("model.loss", config.model.loss),
+        ("selection.loss", config.selection.loss or ""),
         ("optimizer.name", config.optimizer.name),
         ("optimizer.schedule", config.optimizer.schedule),
+        *(
+            (f"selection.stages.{number}.criterion", stage.criterion)
+            for number, stage in enumerate(config.selection.stages)
+        ),
         *(("callbacks", name) for name in config.callbacks),
     ):
         if ":" in name and checks.FUNCTION[1](name):
@@ -413,19 +437,13 @@ def _warn_of_losses(config, learned):
     Its scale and bias are for its loss only; by another, its part of a score
     may drown the learner's.
     """
-    asked = {}
-    if config.selection.needs_reference:
-        asked["selection.loss"] = config.selection.loss
-    if config.cascade.hyper_batch_size:
-        asked["cascade.loss"] = config.cascade.loss
-    for setting, loss in asked.items():
-        loss = loss or config.model.loss
-        if loss != learned:
-            progress.say(
-                f"warning: scores are of the {loss} loss, and the reference in "
-                f"{config.reference.name} has learned by the {learned} loss:"
-                f" `{setting}={learned}` scores by that"
-            )
+    loss = config.selection.loss or config.model.loss
+    if config.selection.needs("reference") and loss != learned:
+        progress.say(
+            f"warning: scores are of the {loss} loss, and the reference, "
+            f"{config.reference.model}, has learned by the {learned} loss: "
+            f"`selection.loss={learned}` scores by that"
+        )
 
 
 def _warn_of_seen_records(config, teacher):
@@ -434,7 +452,7 @@ def _warn_of_seen_records(config, teacher):
     if seen:
         own = shards_of(config.data.train)
         progress.say(
-            f"warning: the reference, {config.reference.name}, was trained on "
+            f"warning: the reference, {config.reference.model}, was trained on "
             f"{len(seen):,} of the {len(own):,} shards of `data.train`, on "
             "every record: what is wrong in them it may have learned, too; "
             "one of curated records alone has not (docs/bootstrap.md)"
@@ -449,7 +467,7 @@ def seen_shards(model, patterns: Sequence[str]) -> set[str]:
     if not isinstance(model, reference.Run):
         return set()
     theirs = model.config
-    if theirs.selection.scores or theirs.cascade.hyper_batch_size:
+    if theirs.selection.scores:
         return set()
     return shards_of(patterns) & shards_of(theirs.data.train)
 
@@ -467,19 +485,18 @@ def shards_of(patterns: Sequence[str]) -> set[str]:
 
 def _warn_of_repeats(config, store):
     """Warns if records repeat in a super-batch, or in its curated rows."""
-    size = config.data.super_batch_size
-    sources = Sources(
-        store, None, None, None, curated_rows=config.curated_rows(0)
-    )
+    curated_rows = config.data.curated_rows
+    size = config.selection.super_batch_size(curated_rows)
+    sources = Sources(store, None, None, config.selection)
     num_drawn = order_of(config, sources).num_drawn
     if size > num_drawn:
         progress.say(
-            f"warning: `data.super_batch_size`={size:,} is more than the "
+            f"warning: a super-batch of {size:,} rows is more than the "
             f"{num_drawn:,} records to draw from, so that every super-batch "
             "holds some of them several times"
         )
     num_curated = sum(store.parts[len(config.data.train) :])
-    rows = max(config.curated_rows(step) for step in (0, config.steps - 1))
+    rows = max(config.curated_rows(0), curated_rows)
     if rows > num_curated:
         progress.say(
             f"warning: {rows:,} curated rows in a batch are more than the "

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from jest_tf.runs import directory, steps
@@ -155,12 +154,7 @@ class FiniteCheck(steps.StepCallback):
         """Checks."""
         super().on_train_batch_end(batch, logs)
         logs = logs or {}
-        names = [
-            name
-            for name in ("loss", *finite.SCORES)
-            if not np.isfinite(logs.get(name, 0.0))
-        ]
-        names += self._find()
+        names = finite.not_finite(logs) + self._find()
         if names:
             values = {
                 name: float(logs[name])

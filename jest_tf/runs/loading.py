@@ -1,9 +1,10 @@
-"""Loading models: the learner of a run, or any model by name."""
+"""Loading models by name: the learner of a run, or a pretrained one."""
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -16,31 +17,40 @@ from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
 
 
-def load_run(
-    workdir: str, step: int | None = None, patch_sizes: Sequence[int] = ()
-) -> reference.Run:
-    """Loads the learner of a run; only the run directory is read.
+def load(
+    name: str, step: int | None = None
+) -> reference.Run | reference.Pretrained:
+    """Loads a model by name: the learner of a run, or a pretrained one.
 
     Args:
-        workdir: the run directory.
-        step: of the checkpoint to load; None takes the final weights.
-        patch_sizes: further ones that the learner will be called with.
+        name: a run directory, the only thing that is then read, or a name that
+            `pretrained.load` takes.
+        step: of the run's checkpoint; None takes the final weights.
 
     Raises:
-        ValueError: there is no run, no such checkpoint, or, without `step`, the
-            run has not finished.
+        ValueError: there is no such model or checkpoint, what it needs is not
+            installed, or, without `step`, the run has not finished.
     """
     if step is None:
-        check_finished(workdir)
+        check_model(name, "name")
+    if not pretrained.is_name(name):
+        return _load_run(name, step)
+    if step is not None:
+        raise ValueError(
+            "`step` is of a checkpoint of a run: expected a run directory. "
+            f"Received: {name!r}, step={step}"
+        )
+    return pretrained.load(name)
+
+
+def _load_run(workdir, step):
     config = directory.load_config(workdir)
     tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
     if config.model.init_from:
         learner, picture = _read_learner(workdir)
         parts.freeze(learner, config.model.frozen)
     else:
-        learner = models.build_learner(
-            config, tokenizer.vocabulary_size, patch_sizes
-        )
+        learner = models.build_learner(config, tokenizer.vocabulary_size)
         picture = None
     if step is None:
         path = directory.path(workdir, directory.WEIGHTS_FILE)
@@ -55,23 +65,8 @@ def load_run(
     return reference.Run(config, tokenizer, learner, workdir, picture)
 
 
-def load_model(name: str) -> reference.Run | reference.Pretrained:
-    """Loads a model by name: a finished run's learner, or a pretrained one.
-
-    Args:
-        name: a run directory, or a name that `pretrained.load` takes.
-
-    Raises:
-        ValueError: there is no such model, or what it needs is not installed.
-    """
-    check_model(name, "model")
-    if pretrained.is_name(name):
-        return pretrained.load(name)
-    return load_run(name)
-
-
 def check_model(name: str, setting: str) -> None:
-    """Raises ValueError unless `load_model` knows `name`, a `setting`."""
+    """Raises ValueError unless `load` knows `name`, a `setting`."""
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         return pretrained.check(name, setting)
@@ -109,8 +104,9 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
     Raises:
         ValueError: there is no such model or vocabulary, it does not fit the
             settings, or `model.frozen` and `optimizer.rate_factors` do not fit
-            the model.
+            the model; or the run is its own reference.
     """
+    _check_reference(config, workdir)
     name, data = config.model.init_from, config.data
     taken, tokenizer = config.model.init_tower, None
     if data.vocabulary and not tokenizers.has_tokenizer(workdir):
@@ -131,7 +127,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
 
         return Start(build, _read_learner(workdir)[1], None)
     check_model(name, "model.init_from")
-    initial = load_model(name)
+    initial = load(name)
     _check_fits(initial, config)
     with keras.StatelessScope(initialize_variables=False):
         learner = models.start_from(
@@ -154,6 +150,21 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
         picture,
         tokenizer if taken == "image_tower" else initial.tokenizer,
     )
+
+
+def _check_reference(config, workdir):
+    name = config.reference.model
+    if not name or not config.uses_reference:
+        return
+    if os.path.abspath(name) == os.path.abspath(workdir):
+        unused = "selection.stages=none"
+        if config.reference.distillation_weight:
+            unused += " reference.distillation_weight=0"
+        raise ValueError(
+            "`reference.model` must be another run than the one in "
+            f"`--workdir`. To train the reference itself, add `--set {unused}`."
+            f" Received: {name!r} for both"
+        )
 
 
 def write_learner(

@@ -1,9 +1,10 @@
 """The log of a run: what its steps did and cost, written while `fit` runs.
 
-`seconds` and names with `time/`, `memory/` and `energy/` are measured; the rest
-is a function of the settings and the step, also in a run that was killed.
+`seconds` and names with `time/` and `memory/` are measured; the rest is a
+function of the settings and the step, also in a run that was killed.
 """
 
+import collections
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -33,30 +34,35 @@ _LEAST_LIFT = 0.05
 _PATIENCE = 3
 
 
-def doubt(row: dict[str, float]) -> str:
-    """Returns why a row of the log says that selection is pointless, or "".
+def doubt(row: dict[str, float], stage: int) -> str:
+    """Returns why a row of the log says that a stage is pointless, or "".
 
-    Rows without the reference's `select/...` give "", as only a reference is
+    Rows without the reference's losses give "", as only a reference is
     doubted.
     """
-    if "select/reference_loss_kept" not in row:
+    found = {
+        name.removeprefix(f"stages/{stage}/"): value
+        for name, value in row.items()
+        if name.startswith(f"stages/{stage}/")
+    }
+    if "reference_loss_kept" not in found:
         return ""
-    score, uniform = row["select/score"], row["select/uniform_score"]
+    score, uniform = found["score"], found["uniform_score"]
     # An untrained learner finds all rows about equally hard.
-    loss = row["select/reference_loss_dropped"]
+    loss, kept = found["reference_loss_dropped"], found["reference_loss_kept"]
     if score - uniform < _LEAST_LIFT * abs(loss):
         return (
-            f"the chosen rows score {score:.3g} and uniform ones "
-            f"{uniform:.3g}, so the choice is nearly uniform: is the "
-            "reference trained, and on pairs like these?"
+            f"the rows that stage {stage} chooses score {score:.3g} and "
+            f"uniform ones {uniform:.3g}, so the choice is nearly uniform: is "
+            "the reference trained, and on pairs like these?"
         )
-    learner = row.get("select/learner_loss_kept")
-    if learner is not None and learner <= row["select/reference_loss_kept"]:
+    learner = found.get("learner_loss_kept")
+    if learner is not None and learner <= kept:
         return (
-            "the learner has passed its reference, even on the chosen rows "
-            f"(losses {learner:.3g} and "
-            f"{row['select/reference_loss_kept']:.3g}): take a better "
-            "reference, renew it (docs/bootstrap.md), or end the selection"
+            "the learner has passed its reference, even on the rows that stage "
+            f"{stage} chooses (losses {learner:.3g} and {kept:.3g}): take a "
+            "better reference, renew it (docs/bootstrap.md), or end the stage "
+            f"with `selection.stages.{stage}.last_step`"
         )
     return ""
 
@@ -83,7 +89,8 @@ class Ledger(steps.StepCallback):
         start_step: steps already done.
         telemetry: follows the selection; None omits it.
         input_wait: watches the dataset, or None.
-        cascade_flops: given a step, returns the FLOPs of stage 0 up to there.
+        stored_flops: given a step, returns the FLOPs of the stored stages up
+            to there.
         renewals: of the reference, so far.
         state: of the checkpoint that the run continues from.
         started: when the clock started, by `time.monotonic`; None is when
@@ -92,7 +99,6 @@ class Ledger(steps.StepCallback):
             on, and what it spent after its last row is carried over.
 
     Attributes:
-        probe: times the parts of a step, `step_timing.Probe`, or None.
         spent: functions that return what this process has spent, by column;
             rows have the totals of the run.
     """
@@ -105,29 +111,28 @@ class Ledger(steps.StepCallback):
         start_step: int = 0,
         telemetry: draw_log.Telemetry | None = None,
         input_wait: step_timing.InputWait | None = None,
-        cascade_flops: Callable[[int], int] = lambda step: 0,
+        stored_flops: Callable[[int], int] = lambda step: 0,
         renewals: Sequence[bootstrap.Renewal] = (),
         state: dict[str, np.ndarray] | None = None,
         started: float | None = None,
         before: "Ledger | None" = None,
     ):
         super().__init__(start_step)
-        self.probe: Callable[[], dict[str, float]] | None = None
         self.spent: dict[str, Callable[[], float]] = {}
         self._config = config
         self._workdir = workdir
         self._telemetry = telemetry
-        self._cascade_flops = cascade_flops
+        self._stored_flops = stored_flops
         self._renewals = renewals
         self._state = state
         self._progress = progress.Progress("training", "steps")
         rows = directory.read_rows(workdir, directory.METRICS_FILE)
         self._before = rows[-1] if rows else {}
         renewed_at = config.bootstrap.renewed_at(start_step)
-        self._flops = costs.StepFlops(config.selection, workdir, renewed_at)
+        self._flops = costs.StepFlops(config, workdir, renewed_at)
         self._counts_flops = True
-        self._parts = {}
-        self._doubtful = 0  # rows of the log in succession
+        # Rows of the log in succession, by stage.
+        self._doubtful = collections.Counter()
         self._writer = tf.summary.create_file_writer(
             files.appendable(
                 directory.path(workdir, directory.TENSORBOARD_FOLDER)
@@ -160,7 +165,9 @@ class Ledger(steps.StepCallback):
         state, self._state = self._state, None
         for metric in self.model.step_metrics if state else ():
             for number, variable in enumerate(metric.variables):
-                variable.assign(state[f"{metric.name}/{number}"])
+                name = f"{metric.name}/{number}"
+                if name in state:  # else its stage begins with this segment
+                    variable.assign(state[name])
 
     def on_train_batch_begin(self, batch, logs=None):
         """Starts the clock of a step."""
@@ -169,13 +176,11 @@ class Ledger(steps.StepCallback):
     def on_train_batch_end(self, batch, logs=None):
         """Writes a row if it is due."""
         super().on_train_batch_end(batch, logs)
-        if self._times.end(self.step - self.previous, self._kind()):
+        if self._times.end(
+            self.step - self.previous, self._config.pieces(self.step)[-1].first
+        ):
             self._take_flops()
         settings = self._config.evaluation
-        if self.probe is not None and (
-            not self._parts or self.passed(settings.every_steps)
-        ):
-            self._parts = self.probe()
         is_due = (
             self.passed(settings.log_every_steps)
             or self.step == self._config.steps
@@ -213,20 +218,12 @@ class Ledger(steps.StepCallback):
                     tf.summary.scalar(name, float(value))
         self._writer.flush()  # or a kill would lose them
 
-    def _kind(self):
-        """The selection of the last execution."""
-        selection, stopped_at = self._config.selection, self.model.stopped_at
-        if stopped_at is not None and self.previous >= stopped_at:
-            return selection.stopped
-        return selection.at(self.previous)
-
     def _counts_at(self, step):
-        stopped_at = self.model.stopped_at
-        counts = costs.examples_at(self._config, step, stopped_at)
-        flops = self._flops.at(step, stopped_at)
-        # Alone, those of stage 0 and of renewals would seem to be all.
-        if flops and self._config.cascade.hyper_batch_size:
-            flops["flops/cascade"] = self._cascade_flops(step)
+        counts = costs.examples_at(self._config, step)
+        flops = self._flops.at(step)
+        # Alone, those of stored stages and of renewals would seem to be all.
+        if flops and self._config.selection.stored:
+            flops["flops/stored"] = self._stored_flops(step)
         if self._config.bootstrap.renew_at:
             past = [one for one in self._renewals if one.step < step]
             counts["examples/embedded"] = sum(one.images for one in past)
@@ -288,7 +285,6 @@ class Ledger(steps.StepCallback):
         row |= followed
         row |= self._counts_at(step)
         row |= self._times.since_last()
-        row |= self._parts
         spent = {name: found() for name, found in self.spent.items()}
         self._written = time.monotonic(), spent
         row |= self._spent(spent) | resources.peak_memory()
@@ -301,13 +297,14 @@ class Ledger(steps.StepCallback):
         self._say_doubt(step, row)
 
     def _say_doubt(self, step, row):
-        """Says once that selection is pointless, if the last rows agree."""
-        if self._doubtful == _PATIENCE:
-            return
-        text = doubt(row)
-        self._doubtful = self._doubtful + 1 if text else 0
-        if self._doubtful == _PATIENCE:
-            progress.say(f"warning: step {step:,}: {text}")
+        """Says once that a stage is pointless, if the last rows agree."""
+        for stage in range(len(self._config.selection.stages)):
+            if self._doubtful[stage] == _PATIENCE:
+                continue
+            text = doubt(row, stage)
+            self._doubtful[stage] = self._doubtful[stage] + 1 if text else 0
+            if self._doubtful[stage] == _PATIENCE:
+                progress.say(f"warning: step {step:,}: {text}")
 
     def _seconds(self):
         before = self._before.get("seconds", 0.0)

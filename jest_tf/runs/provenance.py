@@ -28,11 +28,9 @@ _MAY_CHANGE = (
     "checkpoint.",
     "data.index_dir",
     "data.max_fault_rate",
+    "data.noise_field",
     "data.reader",
     "data.token_field",
-    "evaluation.energy",
-    "evaluation.profile",
-    "evaluation.time_parts",
     "reference.sidecar_dir",
     "distribution.",
 )

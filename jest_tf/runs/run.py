@@ -14,9 +14,9 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, files, training
+from jest_tf import distribution, training
 from jest_tf.config import checks
-from jest_tf.data import batches, cascade, pipeline
+from jest_tf.data import batches, pipeline
 from jest_tf.models import reference
 from jest_tf.runs import (
     bootstrap,
@@ -28,7 +28,6 @@ from jest_tf.runs import (
     loading,
     progress,
     provenance,
-    resources,
     step_timing,
 )
 from jest_tf.runs import checkpoints as checkpoints_lib
@@ -117,10 +116,6 @@ def _train(config, workdir, signals):
         f"{distribution.describe(strategy)}"
     )
     with contextlib.ExitStack() as stack:
-        energy = None
-        if config.evaluation.energy:
-            energy = resources.EnergyMeter()
-            stack.enter_context(contextlib.closing(energy))
         if strategy.extended.should_checkpoint:
             output = stack.enter_context(provenance.claimed(workdir, config))
             provenance.check_data(output, sources)
@@ -136,7 +131,6 @@ def _train(config, workdir, signals):
             start,
             sources,
             opened,
-            energy,
         )
         measures = None
         while measures is None:
@@ -171,7 +165,6 @@ class _Run:
     start: loading.Start
     sources: inputs.Sources
     evaluated: evaluations.Opened
-    energy: resources.EnergyMeter | None
 
     def __post_init__(self):
         self.writes = self.output == self.workdir
@@ -194,11 +187,16 @@ class _Run:
             leaving out super-batches at fault.
         """
         config, workdir = self.config, self.workdir
+        newest = _newest(workdir)
         with self.strategy.scope():
             learner = self.start.build(self.tokenizer.vocabulary_size)
             if config.model.init_from:
                 loading.write_learner(self.output, learner, self.start.picture)
-            model = training.build_model(config, learner)
+            model = training.build_model(
+                config,
+                learner,
+                selection=config.segment_selection(newest),
+            )
             inputs.check_widths(config, self.sources, learner)
             restored = checkpoints_lib.restore(model, workdir)
         start_step = restored.step
@@ -225,13 +223,13 @@ class _Run:
         stop = bootstrap.end_of(config, start_step)
         if start_step < config.steps:
             progress.say(f"{workdir}: steps {start_step:,} to {stop:,}")
+            for line in config.segment_selection(start_step).describe(
+                config.curated_rows(start_step)
+            ):
+                progress.say(line)
             check = interruptions.FiniteCheck(start_step)
-            folder = directory.path(self.output, directory.TENSORBOARD_FOLDER)
-            profile = step_timing.Profile(
-                files.appendable(folder), config.evaluation.profile, start_step
-            )
             callbacks = [check, log, checkpoints, self.signals, evaluate]
-            callbacks += [profile, *self.own_callbacks]
+            callbacks += self.own_callbacks
             try:
                 _fit(model, dataset, callbacks, faults, stop)
             except finite.NotFinite as error:
@@ -244,8 +242,6 @@ class _Run:
                 if checkpoints.step > start_step:
                     checkpoints.save()
                 raise
-            finally:
-                profile.stop()
         if stop < config.steps:
             return None
         faults.close(self.skipped.at(config.steps))
@@ -281,8 +277,7 @@ class _Run:
                 self.sources.sidecars,
             )
         self.segment = inputs.at_step(config, self.sources, self.workdir, step)
-        model.curated_rows = self.segment.curated_rows
-        if self.segment.reference is not None:
+        if config.steps_need_reference and self.segment.reference is not None:
             model.attach_reference(self.segment.reference)
         self.stream = inputs.Stream(
             config,
@@ -296,32 +291,26 @@ class _Run:
         config, first = self.config, self.sources.sidecars
         telemetry = self._telemetry(restored)
         renewals = bootstrap.renewals(config, self.workdir)
-        dims = bootstrap.cascade_dims(
-            config,
-            renewals,
-            first.dim if first else 0,
-            model.learner.embedding_dim,
-        )
         self.log = log = log_lib.Ledger(
             config,
             self.output,
             start_step=restored.step,
             telemetry=telemetry,
             input_wait=input_wait,
-            cascade_flops=functools.partial(cascade.flops_at, config, dims),
+            stored_flops=functools.partial(
+                bootstrap.stored_flops,
+                config,
+                renewals,
+                first.dim if first else 0,
+                model.learner.embedding_dim,
+            ),
             renewals=renewals,
             state=restored.parts.get("log"),
             started=opened,
             before=self.log,
         )
         log.set_model(model)  # for the costs
-        if config.evaluation.time_parts:
-            log.probe = step_timing.Probe(
-                model, lambda: self.stream.read(self.skipped.at(log.step))
-            )
-        parts = {"log": log.state}
-        if telemetry is not None:
-            parts["telemetry"] = telemetry.state
+        parts = {"log": log.state, "telemetry": telemetry.state}
         any_worker = distribution.any_worker(self.strategy)
         checkpoints = checkpoints_lib.Checkpoints(
             self.output,
@@ -361,18 +350,12 @@ class _Run:
             "time/evaluation_seconds": lambda: evaluate.seconds,
             "time/save_seconds": lambda: checkpoints.seconds,
         }
-        if self.energy is not None:
-            # The meter outlives a rollback.
-            before = self.energy.joules()
-            log.spent["energy/joules"] = lambda: self.energy.joules() - before
         return log, checkpoints, evaluate
 
     def _telemetry(self, restored):
         config, sources = self.config, self.segment
-        if not config.evaluation.telemetry:
-            return None
-        order = None
-        if sources.cascade is None:  # else rows do not give positions
+        order = None  # without, rows do not give positions
+        if not sources.selection.stored and not config.is_clean(restored.step):
             order = inputs.order_of(config, sources)
         return draw_log.Telemetry(
             config,
@@ -380,6 +363,8 @@ class _Run:
             start_step=restored.step,
             order=order,
             super_batch_at=self.skipped.at,
+            summaries=self.stream.summaries,
+            clean=sources.clean,
             state=restored.parts.get("telemetry"),
         )
 
@@ -389,7 +374,6 @@ class _Run:
             lambda host, num_hosts: self.stream.from_step(
                 start_step, faults, host, num_hosts
             ),
-            self.config.data.super_batch_size,
         )
         if self.config.distribution.strategy != "default":
             return dataset, None

@@ -1,20 +1,10 @@
-"""Seconds of steps, of waiting for input, and of the parts of a step.
+"""Seconds of steps and of waiting for input."""
 
-A step is one graph, whose parts overlap and run after the host has launched
-them, so a clock within it would be wrong. `Probe` runs scoring, selection and
-training as separate compiled functions, and restores the model's state.
-"""
-
-import dataclasses
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import numpy as np
 import tensorflow as tf
-
-from jest_tf import training
-from jest_tf.runs import steps
-from jest_tf.training import step as step_lib
 
 
 class InputWait:
@@ -55,41 +45,6 @@ class InputWait:
     def _get(self):
         self.seconds += time.monotonic() - self._asked_at
         return np.bool_(True)
-
-
-class Profile(steps.StepCallback):
-    """Traces some steps for TensorBoard's profiler.
-
-    Args:
-        folder: of TensorBoard, local.
-        of: two steps; those after the first, up to the second, are traced.
-            None of them if it is empty.
-        start_step: steps done before this `fit`.
-    """
-
-    def __init__(self, folder: str, of: tuple[int, ...], start_step: int = 0):
-        super().__init__(start_step)
-        self._folder = folder
-        self._first, self._last = of or (0, 0)
-        self._traces = False
-
-    def on_train_batch_begin(self, batch, logs=None):
-        """Begins the trace if it is due."""
-        if not self._traces and self._first <= self.step < self._last:
-            tf.profiler.experimental.start(self._folder)
-            self._traces = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Ends the trace if it is due."""
-        super().on_train_batch_end(batch, logs)
-        if self.step >= self._last:
-            self.stop()
-
-    def stop(self):
-        """Ends the trace; also due after a `fit` that raises."""
-        if self._traces:
-            tf.profiler.experimental.stop()
-            self._traces = False
 
 
 class StepTimes:
@@ -142,101 +97,3 @@ class StepTimes:
         if self._input_wait:
             values["time/input_wait_share"] = round(waited / spent, 6)
         return values
-
-
-class Probe:
-    """Times the parts of a step of a built and compiled model on one device.
-
-    `super_batch` returns a super-batch as a step would get it.
-    """
-
-    def __init__(
-        self, model: training.JESTModel, super_batch: Callable[[], dict]
-    ):
-        self._model = model
-        self._super_batch = super_batch
-        self._is_warm = False
-        self._parts = {
-            name: tf.function(
-                function,
-                autograph=False,
-                jit_compile=bool(model.jit_compile) or None,
-            )
-            for name, function in _parts(model).items()
-        }
-
-    def __call__(self) -> dict[str, float]:
-        """Measures once; the first call runs everything twice, to trace it.
-
-        Returns:
-            Seconds by name: `time/train_seconds`, of the step on the sub-batch
-            with the optimizer; if the model scores, also
-            `time/score_seconds`, of learner and reference, and
-            `time/select_seconds`, of the draw.
-        """
-        # Held no longer than this, as a super-batch may be large.
-        batch = tf.nest.map_structure(tf.identity, self._super_batch())
-        if not self._is_warm:
-            self._measure(batch)
-            self._is_warm = True
-        return {
-            f"time/{name}_seconds": round(seconds, 6)
-            for name, seconds in self._measure(batch).items()
-        }
-
-    def _measure(self, batch):
-        model, seconds = self._model, {}
-        if "score" in self._parts:
-            embeddings, seconds["score"] = timed(self._parts["score"], batch)
-            _, seconds["select"] = timed(self._parts["select"], embeddings)
-        state = [
-            (variable, variable.numpy())
-            for variable in (
-                *model.variables,
-                *model.optimizer.variables,
-            )
-        ]
-        try:
-            _, seconds["train"] = timed(self._parts["train"], batch)
-        finally:
-            for variable, value in state:
-                variable.assign(value)
-        return seconds
-
-
-def _parts(model):
-    """The parts of a step, as functions to run alone."""
-    scoring = model.step
-
-    def score(super_batch):
-        pool, _ = step_lib.candidates(scoring, super_batch)
-        return step_lib.score(scoring, pool)
-
-    def select(embeddings):
-        return step_lib.select(scoring, {}, *embeddings)[1]
-
-    def train(super_batch):
-        number = tf.cast(model.optimizer.iterations, tf.int32)
-        uniform = dataclasses.replace(
-            scoring,
-            selection=dataclasses.replace(scoring.selection, method="uniform"),
-            seed=tf.stack([model.seed, number]),
-        )
-        return step_lib.train_step(uniform, super_batch).metrics
-
-    parts = {"score": score, "select": select}
-    return (parts if scoring.selection.scores else {}) | {"train": train}
-
-
-def timed(function, argument):
-    """Returns `function(argument)`, and the seconds until it is computed.
-
-    The result is a nest of tensors and of None.
-    """
-    start = time.monotonic()
-    result = function(argument)
-    for tensor in tf.nest.flatten(result):
-        if tensor is not None:
-            # A device that works in order has then done everything before.
-            tf.reshape(tensor, [-1])[:1].numpy()
-    return result, time.monotonic() - start

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.embeddings import Embeddings
+from jest_tf.config import methods
 from jest_tf.selection import local_rows, noise, scores
 
 # Most rows of the uniform draw for comparison. Larger sub-batches scale up its
@@ -61,7 +61,7 @@ def report(
     indices: tf.Tensor,
     own_score: tf.Tensor,
     seed: tf.Tensor,
-    criterion: str,
+    criterion: methods.Criterion,
     local: local_rows.LocalRows,
 ) -> Draw:
     """Builds the `Draw` of `indices`, int32 `[b]`, all added to `state`."""
@@ -74,7 +74,7 @@ def report(
     # Under XLA nothing checks the embeddings, and a row whose score is NaN
     # need not be drawn: the score of the draw shows it.
     finite = tf.reduce_all(tf.math.is_finite(own_score))
-    score = scores.by_criterion(criterion, means)
+    score = criterion.score(means)
     return Draw(
         indices=indices,
         score=tf.where(finite, score, np.nan),
@@ -106,38 +106,7 @@ def _uniform_draw(state, batch_size, seed, criterion, local):
         own = type(model).start(model.model._replace(image=image, text=text))
         losses[name] = own.add(*sample[name]).sample_losses(size, batch_size)
     means = local.means(losses, counted, size)
-    return scores.by_criterion(criterion, means), places, losses
-
-
-def sub_batch_score(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
-    rows: tf.Tensor,
-    *,
-    criterion: str = "learnability",
-    loss: str = "sigmoid",
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The criterion of a given sub-batch.
-
-    Args:
-        learner: embeddings of the super-batch, `[B, dim]`, or None.
-        reference: embeddings of the same rows, or None.
-        rows: int32 `[b]`, distinct.
-        criterion, loss: as in `SelectionConfig`.
-
-    Returns:
-        float32 scalar, as `Draw.score`; float32 `[B]`, the score of each row
-        given the sub-batch, meaningless for rows of the sub-batch.
-    """
-    models = scores.check_models(learner, reference, criterion)
-    state = scores.start(models, loss)
-    local = local_rows.LocalRows(state.kept.shape[0])
-    state = scores.add(state, rows, local)
-    means = local.means(scores.row_losses(state), state.kept, rows.shape[0])
-    return (
-        scores.by_criterion(criterion, means),
-        scores.conditional(state, criterion),
-    )
+    return criterion.score(means), places, losses
 
 
 def summarize(draw: Draw, replicas=None) -> dict[str, tf.Tensor]:

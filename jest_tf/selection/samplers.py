@@ -1,4 +1,4 @@
-"""Draws of a sub-batch: jointly, independently, from the top, uniformly.
+"""Draws: a stage's rows, jointly, independently, from the top or uniformly.
 
 JEST chooses the `b` of `B` examples of a super-batch that are most *learnable*
 together: hard for the learner, easy for the reference. In a contrastive loss
@@ -15,23 +15,28 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config
+from jest_tf.config import methods
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import local_rows, noise, report, scores
 from jest_tf.selection.noise import Seed
 
 Model = Embeddings | None
 
-_SETTINGS = ("num_chunks", "criterion", "loss", "first_chunk", "gain", "quota")
+# Makes the noise of the uniform share independent of the draw by score.
+_UNIFORM_SALT = 0xF1004
 
 
 def draw(
     learner: Model,
     reference: Model,
+    stage: config.Stage,
+    *,
+    batch_size: int,
     seed: Seed,
-    settings: config.SelectionConfig,
+    settings: config.SelectionConfig | None = None,
     replicas=None,
 ) -> report.Draw:
-    """Draws a sub-batch in chunks, each given all rows chosen before it.
+    """Draws the rows that pass a stage: chunks, each given those before it.
 
     With S_ij the criterion of the pair (image i, text j), a row's score given
     the chosen rows C is
@@ -44,7 +49,7 @@ def draw(
     A chunk is drawn without replacement with p proportional to
     exp(gain * score): the top rows of `gain * score + Gumbel noise`. For the
     sigmoid loss the score is exactly what the row adds to the sum of S over all
-    pairs of the sub-batch.
+    pairs of the sub-batch. The uniform share is drawn last, from the rest.
 
     Args:
         learner: embeddings of the super-batch, `[B, dim]`, with `replicas` of
@@ -52,9 +57,11 @@ def draw(
             use it, also leaves it out of the report.
         reference: embeddings of the same rows, `[B/R, other_dim]`; may be None
             for "hard_learner".
+        stage: of the draw. Its `candidates` and `view` are the caller's.
+        batch_size: b, rows that pass.
         seed: two integers, (run seed, step).
-        settings: of the draw, with a `batch_size`; a `loss` of None is
-            "sigmoid". Views, candidates and a schedule are the caller's.
+        settings: `loss` and `quota` of the draw; None are the sigmoid loss and
+            the global quota.
         replicas: the collectives of `distribution.current()`; None where one
             replica has all rows.
 
@@ -67,18 +74,23 @@ def draw(
     Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
     differs and why.
     """
-    criterion = settings.criterion
-    models = scores.check_models(learner, reference, criterion)
+    settings = settings or config.SelectionConfig(batch_size)
+    method = methods.METHODS[stage.method]
+    criterion = methods.criterion(stage.criterion)
+    models = scores.check_models(learner, reference, criterion.needs)
     state = scores.start(models, settings.loss or "sigmoid")
     local = local_rows.LocalRows(state.kept.shape[0], settings.quota, replicas)
+    num_uniform = local.num_quotas * stage.num_uniform(
+        batch_size // local.num_quotas
+    )
     sizes = chunk_sizes(
-        settings.batch_size,
-        settings.num_chunks if settings.method == "joint" else 1,
+        batch_size - num_uniform,
+        stage.num_chunks if method.in_chunks else 1,
         local.super_batch_size,
         num_quotas=local.num_quotas,
     )
     own_score = scores.conditional(state, criterion)
-    chunk_keys = _chunk_keys(settings, len(sizes), seed, local)
+    chunk_keys = _chunk_keys(stage, len(sizes), seed, local)
 
     def draw_chunk(chunk, size, state):
         keys = chunk_keys(chunk, scores.conditional(state, criterion))
@@ -92,74 +104,69 @@ def draw(
             draw_chunk, sizes.index(size), sizes.count(size), size, state
         )
         chosen.append(rows)
+    if num_uniform:
+        keys = _uniform_keys(seed, local)
+        rows = local.top(tf.where(state.kept, -np.inf, keys), num_uniform)
+        state = scores.add(state, rows, local)
+        chosen.append(rows)
     indices = tf.concat(chosen, 0)
     return report.report(state, indices, own_score, seed, criterion, local)
 
 
 def select_jointly(
-    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
+    learner: Model,
+    reference: Model,
+    *,
+    batch_size: int,
+    num_chunks: int = 16,
+    seed: Seed,
+    criterion: str = "learnability",
+    loss: str = "sigmoid",
 ) -> report.Draw:
     """Draws a sub-batch as the paper does, each chunk given those before it.
 
     Args:
-        learner, reference, seed, replicas: as in `selection.draw`.
-        **settings: `batch_size`, and any of `num_chunks`, `criterion`, `loss`,
-            `first_chunk`, `gain` and `quota`, as in `SelectionConfig`.
+        learner: embeddings of the super-batch, `[B, dim]`; may be None for
+            "easy_reference".
+        reference: embeddings of the same rows, `[B, other_dim]`; may be None
+            for "hard_learner".
+        batch_size: b, rows to draw.
+        num_chunks: N, chunks of the draw.
+        seed: two integers, (run seed, step).
+        criterion: "learnability", "easy_reference", "hard_learner" or a
+            "module:function", as in `config.Stage`.
+        loss: "sigmoid", "softmax" or a "module:function", as in
+            `config.SelectionConfig`.
 
-    Returns, Raises: as `selection.draw`.
+    Raises:
+        ValueError: as `draw`, which has the other settings of a stage.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> rows = random.normal(size=[2, 8, 4]).astype("float32")
+        >>> rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+        >>> learner = Embeddings(*rows, tf.constant(10.0), tf.constant(-10.0))
+        >>> reference = learner._replace(text=learner.image)
+        >>> drawn = select_jointly(
+        ...     learner, reference, batch_size=4, num_chunks=2, seed=(0, 1)
+        ... )
+        >>> drawn.indices.shape
+        TensorShape([4])
     """
-    return _select("joint", learner, reference, seed, replicas, **settings)
-
-
-def select_independently(
-    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
-) -> report.Draw:
-    """Draws every row by its own pair: joint selection with a single chunk.
-
-    The paper's baseline. Arguments and result as in `select_jointly`;
-    `num_chunks` is unused.
-    """
-    return _select(
-        "independent", learner, reference, seed, replicas, **settings
+    return draw(
+        learner,
+        reference,
+        config.Stage(1, num_chunks=num_chunks, criterion=criterion),
+        batch_size=batch_size,
+        seed=seed,
+        settings=config.SelectionConfig(batch_size, loss=loss),
     )
-
-
-def select_top(
-    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
-) -> report.Draw:
-    """Takes the `batch_size` rows whose own pair scores highest.
-
-    Deterministic independent selection, as in RHO-LOSS (Mindermann et al.
-    2022, arXiv 2206.07137). Ties go to the lower row. Arguments and result as
-    in `select_jointly`; `num_chunks`, `first_chunk` and `gain` are unused, and
-    `seed` only affects the uniform draw reported for comparison.
-    """
-    return _select("top", learner, reference, seed, replicas, **settings)
-
-
-def select_uniformly(
-    learner: Model, reference: Model, *, seed: Seed, replicas=None, **settings
-) -> report.Draw:
-    """Draws uniformly; the criterion affects only the report.
-
-    Arguments and result as in `select_jointly`; `num_chunks`, `first_chunk`
-    and `gain` are unused.
-    """
-    return _select("uniform", learner, reference, seed, replicas, **settings)
-
-
-SAMPLERS = {
-    "joint": select_jointly,
-    "independent": select_independently,
-    "top": select_top,
-    "uniform": select_uniformly,
-}
 
 
 def uniform_rows(
     seed: Seed, batch_size: int, super_batch_size: int, *, num_quotas: int = 1
 ) -> tf.Tensor:
-    """Draws the rows of `select_uniformly`, without scores; int32 `[b]`.
+    """Draws rows uniformly, without scores; int32 `[b]`.
 
     Args, Raises: as `independent_rows`, of B = `super_batch_size` rows.
     """
@@ -175,7 +182,7 @@ def independent_rows(
     gain: float = 1.0,
     num_quotas: int = 1,
 ) -> tf.Tensor:
-    """Draws the rows of `select_independently`; int32 `[b]`.
+    """Draws every row by its own pair; int32 `[b]`.
 
     Args:
         own_score: float32 `[B]`, `Draw.own_score` of all rows.
@@ -225,34 +232,42 @@ def chunk_sizes(
     return [num_quotas * (size + (n < rest)) for n in range(num_chunks)]
 
 
-def _select(
-    method, learner, reference, seed, replicas, *, batch_size, **settings
-):
-    if not settings.keys() <= {*_SETTINGS}:
-        raise TypeError(
-            f"The settings of a draw must be `batch_size` and of {_SETTINGS}. "
-            f"Received: {(*settings,)}"
-        )
-    settings = config.SelectionConfig(method, batch_size, **settings)
-    return draw(learner, reference, seed, settings, replicas)
+def draw_flops(
+    rows_in: int, rows_out: int, width: int, num_groups: int = 1
+) -> int:
+    """Counts the floating-point operations of a draw, in matrix products.
+
+    A multiply-add is two operations. Each row meets its own caption, and in
+    both directions the rows that pass in its group. The uniform draw for
+    comparison meets itself.
+
+    Args:
+        rows_in: rows of all groups.
+        rows_out: rows that pass, of all groups.
+        width: sum of the widths of the models that score.
+        num_groups: equal groups within which rows are drawn.
+    """
+    passed = rows_out // num_groups
+    compared = num_groups * min(passed, report.UNIFORM_ROWS) ** 2
+    return 2 * width * (rows_in * (1 + 2 * passed) + 2 * compared)
 
 
-def _chunk_keys(settings, num_chunks, seed, local):
+def _chunk_keys(stage, num_chunks, seed, local):
     """`(chunk, score) -> keys`, `[B/R]`; the highest keys are drawn."""
-    if settings.method == "top":
+    method = methods.METHODS[stage.method]
+    if not method.adds_noise:
         return lambda chunk, score: score
     # Noise depends on a row's place among all rows.
     every = noise.gumbel_noise(seed, num_chunks, local.super_batch_size)
     own = local.own(every)
-    uniform = settings.method == "uniform"
+    if not method.scores:
+        return lambda chunk, score: tf.gather(own, chunk)
+    return lambda chunk, score: stage.gain * score + tf.gather(own, chunk)
 
-    def keys(chunk, score):
-        logits = settings.gain * score
-        if uniform or settings.first_chunk == "uniform":
-            logits = tf.where(chunk == 0, 0.0, logits)
-        return logits + tf.gather(own, chunk)
 
-    return keys
+def _uniform_keys(seed, local):
+    seed = tf.bitwise.bitwise_xor(noise.seed_tensor(seed), [_UNIFORM_SALT, 0])
+    return local.own(noise.gumbel_noise(seed, 1, local.super_batch_size)[0])
 
 
 def _draw_unrolled(draw_chunk, first, count, size, state):

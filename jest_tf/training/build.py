@@ -11,6 +11,7 @@ from jest_tf.data import augmentation, policies
 from jest_tf.models import parts
 from jest_tf.training import model as model_lib
 from jest_tf.training import optimizer
+from jest_tf.training import step as step_lib
 
 
 def check_parts(config: config_lib.TrainConfig) -> None:
@@ -30,28 +31,28 @@ def build_model(
     config: config_lib.TrainConfig,
     learner: keras.Model,
     reference: Callable | None = None,
+    selection: config_lib.SelectionConfig | None = None,
 ) -> model_lib.JESTModel:
-    """Builds and compiles the model of a run, see `JESTModel`."""
-    loss_function = None
-    if config.model.loss_function:
-        loss_function = checks.load_function(
-            "model.loss_function", config.model.loss_function
-        )
+    """Builds and compiles the model of a run, see `JESTModel`.
+
+    `selection` is that of the steps to come, `config.selection` if None.
+    """
     model = model_lib.JESTModel(
         learner,
         reference,
-        config.selection,
+        selection or config.selection,
         config.model.loss,
-        loss_function=loss_function,
-        equal_captions=config.model.equal_captions,
-        loss_block_size=config.model.loss_block_size,
-        views=config.model.views,
-        micro_batch_size=config.model.micro_batch_size,
-        distillation_weight=config.reference.distillation_weight,
-        distillation_steps=config.reference.distillation_steps,
-        projection_dim=config.reference.projection,
-        augment=_augmentation(config),
-        seed=config.seed,
+        options=step_lib.StepOptions(
+            equal_captions=config.model.equal_captions,
+            loss_block_size=config.model.loss_block_size,
+            views=config.model.views,
+            micro_batch_size=config.model.micro_batch_size,
+            distillation_weight=config.reference.distillation_weight,
+            distillation_steps=config.reference.distillation_steps,
+            projection_dim=config.reference.projection,
+            augment=_augmentation(config),
+            seed=config.seed,
+        ),
     )
     factors = parts.rate_factors(learner, config.optimizer)
     if factors is not None:

@@ -1,6 +1,7 @@
 """Detection of values that are not finite."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -8,18 +9,16 @@ import tensorflow as tf
 
 from jest_tf.embeddings import Embeddings
 
-# Metrics of a draw that are NaN if scored embeddings are not finite.
-SCORES = (
-    "select/score",
-    "select/learner_loss_kept",
-    "select/reference_loss_kept",
+# Metrics of a stage that are NaN if scored embeddings are not finite.
+_SCORES = re.compile(
+    r"stages/\d+/(score|learner_loss_kept|reference_loss_kept)"
 )
 
 
 class NotFinite(ValueError):
     """Values of a run are NaN or infinite.
 
-    `names` lists them: "loss", "select/score" or variable names. `values` has
+    `names` lists them: "loss", "stages/0/score" or variable names. `values` has
     loss, temperature and bias of the step, where known.
     """
 
@@ -39,7 +38,7 @@ def cleaned(
 ) -> tuple[Embeddings | None, tf.Tensor]:
     """Replaces NaN and infinity by 0; also returns whether all were finite.
 
-    XLA and TPUs raise no errors: the step goes on, with NaN in `select/...`.
+    XLA and TPUs raise no errors: the step goes on, with NaN in `stages/...`.
     """
     if embeddings is None:
         return None, tf.constant(True)
@@ -49,11 +48,21 @@ def cleaned(
     return Embeddings(*parts), is_finite
 
 
-def check_scores(logs: dict[str, tf.Tensor]) -> None:
-    """Raises `NotFinite` if metrics of a draw are not finite."""
-    names = [name for name in SCORES if not np.isfinite(logs.get(name, 0.0))]
+def check_scores(logs: Mapping[str, tf.Tensor]) -> None:
+    """Raises `NotFinite` if metrics of a stage are not finite."""
+    names = [name for name in not_finite(logs) if name != "loss"]
     if names:
         raise NotFinite(names)
+
+
+def not_finite(logs: Mapping[str, tf.Tensor]) -> list[str]:
+    """Names the loss and the metrics of stages that are not finite."""
+    return [
+        name
+        for name, value in logs.items()
+        if (name == "loss" or _SCORES.fullmatch(name))
+        and not np.isfinite(value)
+    ]
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -4,9 +4,9 @@ Only matrix products and convolutions count; a multiply-add is two FLOPs. A
 forward pass is counted in a model's traced graph, at the size of a micro-batch;
 everything else follows by rule:
 
-    score      the learner's forward pass over the candidates
-    reference  the live reference's, over the candidates or distilled rows
-    select     all candidates x all chosen rows, in both directions
+    score      the learner's forward pass over the rows into live stages
+    reference  the live reference's, over the first of them or distilled rows
+    select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
     loss       the logits of the sub-batch
     backward   2 x `forward` without frozen towers; `forward` again with
@@ -26,8 +26,9 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import selection
 from jest_tf.training import step as step_lib
+from jest_tf.training import sub_batch
 
-STAGES = ("score", "reference", "select", "forward", "loss", "backward")
+PARTS = ("score", "reference", "select", "forward", "loss", "backward")
 
 
 def of_step(
@@ -42,10 +43,14 @@ def of_step(
     Raises:
         ValueError: as `count`.
     """
-    settings, held = step.selection, super_batch["image"].shape[0]
-    offered = held * num_replicas - step.curated_rows
-    pool = (settings.candidates or offered) // num_replicas
-    trained = (settings.batch_size or held * num_replicas) // num_replicas
+    rows, curated = sub_batch.split_curated(super_batch)
+    held = rows["image"].shape[0]
+    extra = 0 if curated is None else curated["image"].shape[0]
+    settings = step.selection
+    sizes = [held * num_replicas]
+    if settings is not None:
+        sizes = settings.sizes(extra * num_replicas)[len(settings.stored) :]
+    trained = sizes[-1] // num_replicas + extra
 
     @functools.cache
     def forward(model, size, view=None):
@@ -53,7 +58,7 @@ def of_step(
         options |= {"view": view} if view else {}
         specs = {
             name: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype)
-            for name, spec in super_batch.items()
+            for name, spec in rows.items()
         }
         return count(lambda batch: model(batch, **options), specs)
 
@@ -62,91 +67,92 @@ def of_step(
         flops, width = forward(model, size, view)
         return num_replicas * (rows // size) * flops, width
 
-    counts, widths = dict.fromkeys(STAGES, 0), []
-    if settings.scores:
-        size = settings.scoring_batch_size
-        if settings.needs_learner:
-            view = step_lib.view_options(settings.view).get("view")
-            counts["score"], width = passes(step.learner, pool, size, view)
-            widths.append(width)
-        if settings.needs_reference:
-            counts["reference"], width = passes(step.reference, pool, size)
-            widths.append(width)
-        counts["select"] = _of_draw(
-            num_replicas * pool,
-            settings.batch_size - step.curated_rows,
-            sum(widths),
-        )
-    is_embedded = "reference_image" in super_batch or counts["reference"]
-    if step.distils and not is_embedded:
-        size = step.micro_batch_size
-        counts["reference"], _ = passes(step.reference, trained, size)
-    counts["forward"], width = passes(
-        step.learner, trained, step.micro_batch_size, step.views
-    )
+    counts, reused = dict.fromkeys(PARTS, 0), 0
+    for (number, stage), size in zip(step.stages, sizes, strict=False):
+        pool, width = size // num_replicas, 0
+        micro_batch = stage.scoring_batch_size
+        if "learner" in stage.needs:
+            view = step_lib.view_options(stage.view).get("view")
+            flops, dim = passes(step.learner, pool, micro_batch, view)
+            counts["score"] += flops
+            width += dim
+        if "reference" in stage.needs:
+            passed, dim = passes(step.reference, pool, micro_batch)
+            counts["reference"] = counts["reference"] or passed
+            width += dim
+        if stage.scores:
+            counts["select"] += selection.draw_flops(
+                size, size // stage.candidates, width
+            )
+        if number == len(settings.stages) - 1 and "learner" in stage.needs:
+            tower = getattr(step.learner, "image_tower", None)
+            same = num_reused(
+                sizes[-1],
+                stage.view,
+                step.options.views,
+                getattr(tower, "patch_size", None),
+            )
+            reused = flops * same // size
+    size, views = step.options.micro_batch_size, step.options.views
+    if step.distils and "reference_image" not in rows:
+        if curated is not None or not counts["reference"]:
+            counts["reference"] += passes(step.reference, trained, size)[0]
+    counts["forward"], width = passes(step.learner, trained, size, views)
     counts["loss"] = 2 * (num_replicas * trained) ** 2 * width
     # In blocks or on replicas the gradient recomputes the logits.
-    is_whole = num_replicas == 1 and not step.loss_block_size
+    is_whole = num_replicas == 1 and not step.options.loss_block_size
     frozen = sum(
-        passes(encode, trained, step.micro_batch_size, step.views)[0]
+        passes(encode, trained, size, views)[0]
         for encode in _frozen(step.learner)
     )
     counts["backward"] = 2 * (counts["forward"] - frozen) + (
         (2 if is_whole else 3) * counts["loss"]
     )
-    if step.micro_batch_size not in (None, trained):
+    if size not in (None, trained):
         counts["backward"] += counts["forward"]
-    reused = 0
-    if counts["score"]:
-        tower = getattr(step.learner, "image_tower", None)
-        patch_size = getattr(tower, "patch_size", None)
-        reused = num_reused(settings, step.views, patch_size)
-    return columns(counts, scored=num_replicas * pool, reused=reused)
+    return columns(counts, reused)
 
 
-def columns(
-    counts: Mapping[str, int], *, scored: int, reused: int
-) -> dict[str, int]:
-    """The stages of a step, their sum, and the paper's two conventions.
+def columns(counts: Mapping[str, int], reused: int) -> dict[str, int]:
+    """The parts of a step, their sum, and the paper's two conventions.
 
     With F the forward pass over the trained rows, S over the scored rows, and T
     the live reference's, 0 if cached:
 
         no_reuse: 3 F + S + T
-        reuse:    3 F + S (1 - reused / scored) + T
+        reuse:    3 F + S - `reused` + T
 
     The paper's figure 1 counts without reuse; its table 1 reuses the forward
     passes of the selected rows. `step` is what a step here computes. `counts`
-    has the FLOPs of each of `STAGES`; `reused` of the `scored` rows are trained
-    on in the same view.
+    has the FLOPs of each of `PARTS`; `reused` are those of scoring the rows
+    that are trained on in the same view.
 
     Reference: Evans et al. 2024, arXiv 2406.17711, figure 1 and table 1.
     """
-    score = counts["score"]
-    no_reuse = 3 * counts["forward"] + score + counts["reference"]
+    no_reuse = 3 * counts["forward"] + counts["score"] + counts["reference"]
     return {
-        **{name: counts[name] for name in STAGES},
-        "step": sum(counts[name] for name in STAGES),
+        **{name: counts[name] for name in PARTS},
+        "step": sum(counts[name] for name in PARTS),
         "no_reuse": no_reuse,
-        "reuse": no_reuse - (score * reused // scored if score else 0),
+        "reuse": no_reuse - reused,
     }
 
 
 def num_reused(
-    settings: config_lib.SelectionConfig,
-    views: Sequence[config_lib.View],
+    size: int,
+    scored_in: config_lib.View,
+    trained_in: Sequence[config_lib.View],
     patch_size: int | None,
 ) -> int:
-    """Number of rows scored and trained on in the same view.
+    """Number of the `size` chosen rows scored and trained in the same view.
 
-    `patch_size` is the tower's default; empty `views` take the default view.
+    `patch_size` is the tower's default; empty `trained_in` is the default view.
     """
-    *trained_in, scored_in = (
+    *trained, scored = (
         dataclasses.replace(view, patch_size=view.patch_size or patch_size)
-        for view in (*(views or [config_lib.View()]), settings.view)
+        for view in (*(trained_in or [config_lib.View()]), scored_in)
     )
-    num_parts = trained_in.count(scored_in)
-    return settings.batch_size * num_parts // len(trained_in)
+    return size * trained.count(scored) // len(trained)
 
 
 def count(function: Callable, *specs) -> tuple[int, int]:
@@ -187,12 +193,6 @@ def _frozen(learner):
         tower = getattr(learner, name, None)
         if tower is not None and not tower.trainable_variables:
             yield encode
-
-
-def _of_draw(candidates, batch_size, width):
-    """FLOPs of a draw and its uniform one; `width` sums all models."""
-    uniform = min(batch_size, selection.UNIFORM_ROWS)
-    return 4 * width * (candidates * batch_size + uniform**2)
 
 
 def _multiplications(graph):

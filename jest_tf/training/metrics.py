@@ -9,19 +9,20 @@ from jest_tf import config as config_lib
 
 
 class StepMetrics:
-    """`loss`, `scale`, `bias`, `select/...` of a draw, `data/..._replaced`.
+    """`loss`, `scale`, `bias`, `stages/...` of draws, `data/..._replaced`.
 
-    Create it in the scope of the strategy. `settings` without scoring have no
-    `select/...`; `distils` adds `distillation`.
+    Create it in the scope of the strategy. Stages that score have
+    `selection.summarize` as `stages/0/score` and so on; `distils` adds
+    `distillation`.
     """
 
     def __init__(
         self,
-        settings: config_lib.SelectionConfig,
+        settings: config_lib.SelectionConfig | None,
         distils: bool = False,
     ):
         distillation = ["distillation"] if distils else []
-        names = ["loss", *distillation, "scale", "bias", *_of_draw(settings)]
+        names = ["loss", *distillation, "scale", "bias", *_of_stages(settings)]
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         self._sums = {
             name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
@@ -53,17 +54,20 @@ class StepMetrics:
 
     def count_replaced(self, super_batch: Mapping[str, tf.Tensor]) -> None:
         """Counts local rows with `caption_replaced` or `record_replaced`."""
+        parts = [super_batch, super_batch.get("curated", {})]
         # Known from tracing on.
         self._counted = tuple(
             name for name in self._sums if name in super_batch
         )
         for name in self._counted:
-            replaced = tf.cast(super_batch[name], tf.float32)
-            self._sums[name].update_state(replaced)
+            for part in parts:
+                if name in part:
+                    replaced = tf.cast(part[name], tf.float32)
+                    self._sums[name].update_state(replaced)
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
-    """Keras' bar with the losses and the two scores of the draw alone.
+    """Keras' bar with the losses and the two scores of each draw alone.
 
     `History` and other callbacks get every metric.
     """
@@ -80,20 +84,21 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
 
 
 def _short(logs):
-    shown = ("loss", "distillation", "select/score", "select/uniform_score")
+    shown = ("loss", "distillation", "score", "uniform_score")
     return {
         name: value
         for name, value in (logs or {}).items()
-        if name in shown or name.startswith("val_")
+        if name.rpartition("/")[2] in shown or name.startswith("val_")
     }
 
 
-def _of_draw(settings):
+def _of_stages(settings):
     names = []
-    if settings.scores:
-        names += ["score", "uniform_score"]
-        if settings.needs_learner:
-            names += ["learner_loss_kept", "learner_loss_dropped"]
-        if settings.needs_reference:
-            names += ["reference_loss_kept", "reference_loss_dropped"]
-    return [f"select/{name}" for name in names]
+    for number, stage in enumerate(settings.stages if settings else ()):
+        if stage.is_stored or not stage.scores:
+            continue
+        own = ["score", "uniform_score"]
+        for model in stage.needs:
+            own += [f"{model}_loss_kept", f"{model}_loss_dropped"]
+        names += [f"stages/{number}/{name}" for name in own]
+    return names

@@ -6,17 +6,17 @@ Fixes of `fit` on several replicas are in `distribution/keras_fit.py`.
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution
+from jest_tf import distribution, losses
 from jest_tf.config import overrides
 from jest_tf.distribution import keras_fit
 from jest_tf.models import patches, reference, two_tower
-from jest_tf.training import finite, flops, row_outputs, schedule, sub_batch
+from jest_tf.training import finite, flops, row_outputs, sub_batch
 from jest_tf.training import metrics as metrics_lib
 from jest_tf.training import step as step_lib
 
@@ -28,19 +28,21 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
     and optionally `id` (for the digest of the draw) and `caption_id` (for
     `equal_captions`). Other entries with B rows are passed through, except
-    reference-only keys. Calling the model gives the learner's embeddings.
+    reference-only keys. Under `curated` a batch may hold a dict of c further
+    rows, which are trained on as they are. Calling the model gives the
+    learner's embeddings.
 
     Metrics are means over the steps since the last reset: `loss`, `scale`,
-    `bias`, and `selection.summarize` as `select/...`, over scoring steps only.
-    With distillation, `loss` includes it and `distillation` is its unweighted
-    value. Batches with `caption_replaced` or `record_replaced` add the counts
-    `data/captions_replaced` (not UTF-8) and `data/records_replaced`
-    (unreadable).
+    `bias`, and of each stage `selection.summarize` as `stages/0/...`, over
+    scoring steps only. With distillation, `loss` includes it and
+    `distillation` is its unweighted value. Batches with `caption_replaced` or
+    `record_replaced` add the counts `data/captions_replaced` (not UTF-8) and
+    `data/records_replaced` (unreadable).
 
     If the model is created in the scope of a strategy, each of R replicas
     holds B/R rows of a super-batch and trains on b/R rows of the sub-batch.
     Draws, loss and metrics equal those of one replica; dropout differs. R must
-    divide B and b.
+    divide b, c and the rows into every stage.
 
     Args:
         learner: a `models.TwoTower`, or any Keras model that maps a batch to
@@ -48,29 +50,17 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         reference: a Keras model like the learner, or any callable that maps a
             batch to `Embeddings`. It is neither trained nor saved; attach it
             again after loading.
-        selection: a `config.SelectionConfig`; None, or one without a
-            `batch_size`, trains on the whole super-batch. With a schedule, each
-            kind of step is compiled on first use.
-        loss, equal_captions, loss_block_size, views, micro_batch_size: as in
-            `config.ModelConfig`; `loss_function` is the function.
-            Views, and `selection.view`, need a learner whose `call` takes a
-            `view`.
-        distillation_weight, distillation_steps: as in `config.ReferenceConfig`.
-            Distillation costs a pass of the reference, unless the step scores
-            by it or the batch holds its embeddings. The reference's input is
-            not augmented.
-        projection_dim: `projection` of `config.ReferenceConfig`; the learner
-            must be a `TwoTower`. Its maps are the attribute `projection`.
-        augment: `(images, seed, places, batch_size) -> images`, applied in the
-            graph. `seed` is int32 `[2]`; `places`, int32 `[n]`, are the places
-            of the n images among the `batch_size` of the sub-batch.
-        curated_rows: c, rows of a super-batch, at every B/c-th place, that are
-            in every sub-batch beside the chosen ones; R must divide c.
-        seed: seed of the draws and of the augmentation.
+        selection: a `config.SelectionConfig`, whose live stages choose from
+            each super-batch; stored ones are the dataset's
+            (`pipeline.super_batches`). None trains on the batch as it comes.
+            If stages begin or end during the run, each kind of step is
+            compiled on first use.
+        loss: "sigmoid", "softmax" or a "module:function", as in
+            `config.ModelConfig`.
+        options: the other options of a step, see `training.StepOptions`.
 
     Attributes:
-        step: a `training.step.Step` with the arguments; of a schedule, it has
-            the first kind of selection that scores.
+        step: a `training.step.Step` with the arguments.
         rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
 
     Raises:
@@ -105,17 +95,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         selection: config_lib.SelectionConfig | None = None,
         loss: str = "sigmoid",
         *,
-        loss_function: Callable | None = None,
-        equal_captions: str = "negative",
-        loss_block_size: int | None = None,
-        views: Sequence[config_lib.View] = (),
-        micro_batch_size: int | None = None,
-        distillation_weight: float = 0.0,
-        distillation_steps: int | None = None,
-        projection_dim: int | None = None,
-        augment: Callable | None = None,
-        curated_rows: int = 0,
-        seed: int = 0,
+        options: step_lib.StepOptions = step_lib.StepOptions(),  # noqa: B008
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -134,43 +114,39 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         if not isinstance(selection, config_lib.SelectionConfig | None):
             raise TypeError(
                 "`selection` must be a SelectionConfig, such as "
-                'SelectionConfig("joint", batch_size=64), or None. '
+                "SelectionConfig(64, stages=(Stage(candidates=5),)), or None. "
                 f"Received: {selection!r}"
             )
         self.learner = learner
-        self.selection = selection or config_lib.SelectionConfig()
-        self.seed = seed
+        self.selection = selection
         self.projection = None
-        if projection_dim is not None:
-            self.projection = two_tower.Projection(projection_dim, seed=seed)
-        kinds = self.selection.kinds
+        if options.projection_dim is not None:
+            self.projection = two_tower.Projection(
+                options.projection_dim, seed=options.seed
+            )
+        losses.pair_loss(loss)  # refused here, not in the first step
         self.step = step_lib.Step(
             learner,
-            selection=next((kind for kind in kinds if kind.scores), kinds[0]),
-            loss=loss,
-            loss_function=loss_function,
-            equal_captions=equal_captions,
-            loss_block_size=loss_block_size,
-            views=tuple(views),
-            micro_batch_size=micro_batch_size,
-            distillation_weight=distillation_weight,
-            distillation_steps=distillation_steps,
             projection=self.projection,
-            augment=augment,
-            curated_rows=curated_rows,
-            seed=(seed, 0),
+            selection=selection,
+            loss=loss,
+            options=options,
+            seed=(options.seed, 0),
         )
-        for view in (*self.step.views, self.selection.view):
+        stages = [stage for _, stage in self.step.stages]
+        for view in (*options.views, *(stage.view for stage in stages)):
             if view != config_lib.View():
                 patches.check_view(learner, view)
         keras_fit.check_placed("learner", learner, self.distribute_strategy)
         if reference is not None:
             self.attach_reference(reference)
-            if not self.selection.scores and not distillation_weight:
+            if not any("reference" in stage.needs for stage in stages) and (
+                not self.step.distils
+            ):
                 warnings.warn(
-                    "`reference` is not used: the draw is uniform, and "
-                    "`distillation_weight` is 0. To select, set "
-                    'selection=SelectionConfig("joint", batch_size=...)',
+                    "`reference` is not used: no live stage scores with it, "
+                    "and `distillation_weight` is 0. To select, set selection="
+                    "SelectionConfig(..., stages=(Stage(candidates=5),))",
                     stacklevel=2,
                 )
 
@@ -179,24 +155,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self._step_metrics = metrics_lib.StepMetrics(
             self.selection, self.step.distils
         )
-        self._passed = None
-        if self.selection.stop_when_passed:
-            self._passed = schedule.add_state(self)
-        self._next_step = None  # of the schedule; read when `fit` begins
+        self._next_step = None  # read when `fit` begins
         self._specs = {}  # of the super-batch, by the kind of step
         self._flops = {}
         self._last_logs = {}
         if learner.built:
             self.build(None)
-
-    @property
-    def curated_rows(self) -> int:
-        """c, curated rows of a super-batch, see `config.DataConfig`."""
-        return self.step.curated_rows
-
-    @curated_rows.setter
-    def curated_rows(self, count: int) -> None:
-        self._change_step(curated_rows=count)
 
     def attach_reference(self, model: Callable) -> None:
         """Sets the reference, e.g. after loading; see the class.
@@ -209,14 +173,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self._change_step(reference=reference.frozen(model))
 
     @property
-    def stopped_at(self) -> int | None:
-        """First step that no longer selects; None while all do."""
-        if self._passed is None:
-            return None
-        step = int(schedule.read(self._passed)[1])
-        return None if step < 0 else step
-
-    @property
     def drawn_ids(self) -> tf.Tensor | None:
         """The `id`s of the last step's sub-batch, `[b]`, in the order drawn.
 
@@ -225,7 +181,9 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         ids = self.rows.trained_ids()
         return None if ids is None else tf.constant(ids)
 
-    def step_flops(self) -> dict[config_lib.SelectionConfig, dict[str, int]]:
+    def step_flops(
+        self,
+    ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
         """FLOPs of a step on all replicas, by its selection.
 
         Available only for traced steps of `fit`; see `flops.of_step`.
@@ -317,12 +275,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         if self.train_function is not None and not force:
             return
         self._recent_draws = None
-        if self.selection.batch_size and self.steps_per_execution > 1:
-            self._recent_draws = row_outputs.recent_draws(
-                self.distribute_strategy,
-                self.steps_per_execution,
-                self.selection.batch_size,
-            )
 
         @functools.cache
         def execution(settings):
@@ -351,7 +303,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     def train_step(self, data):
         """One step on one super-batch; returns the metrics' running means.
 
-        With a schedule, the kind of step is decided when this is traced.
+        The stages that are active are decided when this is traced.
         """
         super_batch = self._super_batch(data)
         return self._train_step(super_batch, self._next_selection())[0]["logs"]
@@ -366,43 +318,39 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         self._step_metrics.update({"loss": loss}, step.replicas)
         return {"loss": self._step_metrics.result("loss")}
 
-    def save_own_variables(self, store):
-        """Saves the state of `stop_when_passed`."""
-        if self._passed is not None:
-            store["passed"] = schedule.read(self._passed)
-
-    def load_own_variables(self, store):
-        """Loads the state of `stop_when_passed`."""
-        if self._passed is not None:
-            self._passed.assign(store["passed"])
-
     def get_config(self):
         """Returns the arguments for `.keras` files, without the reference."""
         serialize = keras.saving.serialize_keras_object
-        step = dict(vars(self.step))
-        for name in ("reference", "optimizer", "replicas", "projection"):
-            del step[name]
+        options = dict(vars(self.step.options))
+        options["views"] = [dataclasses.asdict(one) for one in options["views"]]
+        options["augment"] = serialize(options["augment"])
+        selection = self.selection
         return {
             **super().get_config(),
-            **step,
             "learner": serialize(self.learner),
-            "selection": dataclasses.asdict(self.selection),
-            "views": [dataclasses.asdict(view) for view in step["views"]],
-            "projection_dim": self.projection and self.projection.dim,
-            "augment": serialize(step["augment"]),
-            "loss_function": serialize(step["loss_function"]),
-            "seed": self.seed,
+            "selection": selection and dataclasses.asdict(selection),
+            "loss": self.step.loss,
+            "options": options,
         }
 
     @classmethod
     def from_config(cls, config):
         """Builds the model of `get_config`, without its reference."""
         config = keras.saving.deserialize_keras_object(config)
-        config["selection"] = overrides.build(
-            config_lib.SelectionConfig, config["selection"] or {}, "selection"
+        if config["selection"] is not None:
+            config["selection"] = overrides.build(
+                config_lib.SelectionConfig, config["selection"], "selection"
+            )
+        options = dict(config["options"])
+        options["views"] = tuple(
+            config_lib.View(**view) for view in options["views"]
         )
-        config["views"] = [config_lib.View(**view) for view in config["views"]]
+        config["options"] = step_lib.StepOptions(**options)
         return cls(**config)
+
+    @property
+    def _chooses(self):
+        return self.selection is not None and bool(self.selection.live)
 
     @property
     def _num_replicas(self):
@@ -422,20 +370,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         step = dataclasses.replace(
             self.step,
             selection=settings,
-            seed=tf.stack([self.seed, number]),
+            seed=tf.stack([self.step.options.seed, number]),
             replicas=replicas,
         )
         outputs = step_lib.train_step(step, super_batch)
         self._step_metrics.count_replaced(super_batch)
         self._step_metrics.update(outputs.metrics, replicas)
-        if self._passed is not None and outputs.draw is not None:
-            schedule.update(
-                self._passed,
-                outputs.draw,
-                number,
-                patience=self.selection.stop_when_passed,
-                num_steps=self.steps_per_execution,
-            )
         rows = outputs.rows
         is_shared = distribution.has_workers(self.distribute_strategy)
         if is_shared and "trained" in rows:
@@ -452,16 +392,20 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     def _next_selection(self):
         """The selection of the next execution.
 
-        Steps of different kinds have different static shapes. So the kind is
-        chosen between executions, and each is compiled once, on first use.
+        Steps in which other stages are active have other graphs. So the kind
+        is chosen between executions, and each is compiled once, on first use.
         """
         settings = self.selection
-        if not settings.is_scheduled:
+        if settings is None or settings.turns == [0]:
             return settings
         if self._next_step is None:
-            self._next_step = int(schedule.read(self.optimizer.iterations))
+            self._next_step = _read(self.optimizer.iterations)
         step = self._next_step
         self._next_step += self.steps_per_execution
-        return (
-            settings.at(step) if self.stopped_at is None else settings.stopped
-        )
+        return settings.at(step)
+
+
+def _read(counter):
+    """Reads an integer variable on any number of replicas, also in traces."""
+    with tf.init_scope():
+        return int(tf.convert_to_tensor(counter.value).numpy())

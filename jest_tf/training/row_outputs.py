@@ -5,7 +5,7 @@ device until a callback reads them through `RowReport`. They need no callback in
 the graph and no collective.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -27,36 +27,48 @@ def of_trained(
 
 
 def of_scored(
-    pool: Mapping[str, tf.Tensor],
-    draw: selection.Draw | None,
-    row_of: Callable,
+    stage: int,
+    rows: Mapping[str, tf.Tensor],
+    draw: selection.Draw,
+    numbers: tf.Tensor,
     replicas=None,
 ) -> dict[str, dict[str, tf.Tensor]]:
-    """Scores and losses of the rows scored here, if the step scored.
+    """Scores and losses of the rows scored here by a stage.
 
-    `pool` and `row_of` are those of `step.candidates`.
+    `rows` are those into the stage; `numbers`, int32 `[n]`, are the rows of
+    the super-batch that all of them are.
     """
-    if draw is None:
-        return {}
-    rows = placement.rows_of_all(pool["image"].shape[0], replicas)
+    here = placement.rows_of_all(rows["image"].shape[0], replicas)
     groups = {
-        "scored": {
-            "row": row_of(rows),
-            "id": pool.get("id"),
+        scored(stage): {
+            "number": here,
+            "row": tf.gather(numbers, here),
+            "id": rows.get("id"),
+            "kept": draw.kept,
             "own_score": draw.own_score,
             "learner_loss": draw.learner_loss,
             "reference_loss": draw.reference_loss,
         },
-        "uniform": {
+        uniform(stage): {
             "place": draw.uniform_places,
-            "uniform_learner_loss": draw.uniform_learner_loss,
-            "uniform_reference_loss": draw.uniform_reference_loss,
+            "learner_loss": draw.uniform_learner_loss,
+            "reference_loss": draw.uniform_reference_loss,
         },
     }
     return {
-        group: {name: one for name, one in values.items() if one is not None}
+        group: {name: part for name, part in values.items() if part is not None}
         for group, values in groups.items()
     }
+
+
+def scored(stage: int) -> str:
+    """Returns the group of the rows that a stage scored."""
+    return f"stages/{stage}"
+
+
+def uniform(stage: int) -> str:
+    """Returns the group of its uniform draw for comparison."""
+    return f"stages/{stage}/uniform"
 
 
 def recent_draws(
@@ -81,13 +93,16 @@ def recent_draws(
 def with_draw(
     draws: tf.Variable | None, rows: tf.Tensor, step: tf.Tensor
 ) -> tf.Tensor:
-    """Adds a draw, int32 `[b]`, to `recent_draws`, and returns them all.
+    """Adds a draw, int32 `[b - c]`, to `recent_draws`, and returns them all.
 
-    `draws` may be None for executions of one step; `step` is int32.
+    Lines of b are padded with -1. `draws` may be None for executions of one
+    step; `step` is int32.
     """
     if draws is None:
         return rows[tf.newaxis]
     num_lines = draws.shape[0]
+    padding = [[0, draws.shape[1] - rows.shape[0]]]
+    rows = tf.pad(rows, padding, constant_values=-1)
     is_now = tf.equal(tf.range(num_lines), step % num_lines)
     lines = tf.where(
         is_now[:, tf.newaxis],
@@ -116,36 +131,34 @@ class RowReport:
         self._groups = groups
         self._draws = draws
 
-    @property
-    def is_scored(self) -> bool:
-        """True if the step scored rows."""
-        return "scored" in self._groups
-
     def drawn(self, step: int) -> np.ndarray | None:
-        """Rows of the super-batch drawn in a step, `[b]`, in the order drawn.
+        """Rows of the super-batch chosen in a step, in the order drawn.
 
-        None without a selection. `step` counts the steps before it.
+        `[b - c]`; None without a live stage. `step` counts the steps before.
         """
         if self._draws is None:
             return None
-        return self._draws[step % len(self._draws)].numpy()
+        line = self._draws[step % len(self._draws)].numpy()
+        return line[line >= 0]
 
     def trained_ids(self) -> np.ndarray | None:
         """Ids of the sub-batch, `[b]`, in the order drawn, if known."""
         return _ordered(self._groups.get("trained", {}), "place").get("id")
 
-    def scored(self) -> dict[str, np.ndarray]:
-        """Arrays `[n]` of the n scored rows, by name; {} without scores.
+    def scored(self, stage: int) -> dict[str, np.ndarray]:
+        """Arrays `[n]` of the rows that a stage scored; {} if it did not.
 
-        `row` is the place in the super-batch. `own_score`, `learner_loss` and
-        `reference_loss` are as in `selection.Draw`, if present there. `id` is
-        present if the batches have it.
+        `number` is the row's among those into the stage, by which they are
+        sorted, `row` its place in the super-batch, `kept` whether it passed.
+        `own_score`, `learner_loss` and `reference_loss` are as in
+        `selection.Draw`, if present there. `id` is present if the batches have
+        it.
         """
-        return self._gathered("scored", "row")
+        return self._gathered(scored(stage), "number")
 
-    def uniform(self) -> dict[str, np.ndarray]:
-        """The `uniform_..._loss` of `Draw`, by `place` in the uniform draw."""
-        return self._gathered("uniform", "place")
+    def uniform(self, stage: int) -> dict[str, np.ndarray]:
+        """Losses of the stage's uniform draw, by `place` in that draw."""
+        return self._gathered(uniform(stage), "place")
 
     def _gathered(self, group, key):
         values = self._groups.get(group, {})

@@ -3,15 +3,15 @@
 `train_step` is Algorithm 1 of the paper on one page. R replicas run it on B/R
 rows each, and together make the step of one replica.
 
-Shapes: B rows in a super-batch, n of them candidates, b in the sub-batch; D
-and Dr are the embedding widths of learner and reference. `pool` has the local
-candidates, `[n/R, ...]`, and `batch` the local sub-batch, `[b/R, ...]`.
+Shapes: B rows in a super-batch, n of them come into a stage, b are trained on,
+c of these curated; D and Dr are the embedding widths of learner and reference.
+Tensors are local: `rows` have `[n/R, ...]`, and `batch` has `[b/R, ...]`.
 
 Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -26,6 +26,52 @@ from jest_tf.embeddings import Embeddings, of_model
 from jest_tf.models import two_tower
 from jest_tf.training import finite, micro_batches, row_outputs, sub_batch
 
+# Makes the draws of the second live stage, and of later ones, independent.
+_STAGE_SALT = 0x57A6E5
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """Options of a training step beyond models, selection and loss.
+
+    Attributes:
+        equal_captions: treatment of rows with the same caption, as in
+            `config.ModelConfig`, like `loss_block_size`, `views` and
+            `micro_batch_size`. Views need a learner whose `call` takes a
+            `view`.
+        loss_block_size: rows of logits computed at a time.
+        views: training views.
+        micro_batch_size: examples embedded at a time on a replica.
+        distillation_weight: as in `config.ReferenceConfig`, like
+            `distillation_steps`. Distillation costs a pass of the reference,
+            unless a stage scores by it or the batch holds its embeddings. The
+            reference's input is not augmented.
+        distillation_steps: steps until the weight is 0.
+        projection_dim: `projection` of `config.ReferenceConfig`; the learner
+            must be a `TwoTower`.
+        augment: `(images, seed, places, batch_size) -> images`, applied in the
+            graph. `seed` is int32 `[2]`; `places`, int32 `[n]`, are the places
+            of the n images among the `batch_size` of the sub-batch.
+        seed: seed of the draws and of the augmentation.
+    """
+
+    equal_captions: str = "negative"
+    loss_block_size: int | None = None
+    views: tuple[config_lib.View, ...] = ()
+    micro_batch_size: int | None = None
+    distillation_weight: float = 0.0
+    distillation_steps: int | None = None
+    projection_dim: int | None = None
+    augment: Callable | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, rule in (
+            ("equal_captions", checks.one_of(*config_lib.EQUAL_CAPTIONS)),
+            ("distillation_weight", checks.within("[0, inf)")),
+        ):
+            checks.check(name, getattr(self, name), rule)
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -38,54 +84,41 @@ class Step:
         optimizer: built for the trained `variables`.
         projection: a built `two_tower.Projection` of the learner's embeddings
             to the reference's width, for distillation; None if it is equal.
-        selection: a `config.SelectionConfig` without a schedule; without a
-            `batch_size`, the step trains on the whole super-batch.
-        curated_rows: c, rows of the super-batch, at every B/c-th place, that
-            are in every sub-batch; only the others are scored. 0 without a
-            selection.
+        selection: a `config.SelectionConfig`, whose live stages are run; None
+            trains on the batch as it comes.
+        loss: name of the pair loss, see `losses.pair_loss`.
+        options: see `StepOptions`.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, `distribution.current()`; None on one
             replica.
-
-    The other attributes are arguments of `JESTModel`.
     """
 
     learner: keras.Model
     reference: Callable | None = None
     optimizer: keras.optimizers.Optimizer | None = None
     projection: two_tower.Projection | None = None
-    selection: config_lib.SelectionConfig = config_lib.SelectionConfig()
+    selection: config_lib.SelectionConfig | None = None
     loss: str = "sigmoid"
-    loss_function: Callable | None = None
-    equal_captions: str = "negative"
-    loss_block_size: int | None = None
-    views: tuple[config_lib.View, ...] = ()
-    micro_batch_size: int | None = None
-    distillation_weight: float = 0.0
-    distillation_steps: int | None = None
-    augment: Callable | None = None
-    curated_rows: int = 0
+    options: StepOptions = StepOptions()
     seed: Any = (0, 0)
     replicas: Any = None
 
-    def __post_init__(self):
-        for name, rule in (
-            ("loss", checks.one_of(*losses.BY_NAME)),
-            ("equal_captions", checks.one_of(*config_lib.EQUAL_CAPTIONS)),
-            ("distillation_weight", checks.within("[0, inf)")),
-        ):
-            checks.check(name, getattr(self, name), rule)
+    @property
+    def stages(self) -> Iterator[tuple[int, config_lib.Stage]]:
+        """The live stages, with their numbers among all stages."""
+        stages = enumerate(self.selection.stages if self.selection else ())
+        return ((number, one) for number, one in stages if not one.is_stored)
 
     @property
     def quota(self) -> str:
-        """Quota of the draw; without a draw no row changes its replica."""
-        draws = self.selection.batch_size is not None
+        """Quota of the draws; without a draw no row changes its replica."""
+        draws = self.selection is not None and self.selection.live
         return self.selection.quota if draws else "per_replica"
 
     @property
     def distils(self) -> bool:
         """True if the loss includes feature distillation."""
-        return self.distillation_weight > 0.0
+        return self.options.distillation_weight > 0.0
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -115,14 +148,14 @@ class Outputs(NamedTuple):
 
     Attributes:
         metrics: scalars by name, equal on every replica.
-        draw: the draw of a step that scored; None otherwise.
-        drawn: int32 `[b]`, drawn rows of the super-batch, in order; None
-            without a selection.
+        draws: by number of the stage, those of stages that scored.
+        drawn: int32 `[b - c]`, rows of the super-batch that were chosen, in
+            the order of the last draw; None without a live stage.
         rows: per-row results of this replica, see `row_outputs.py`.
     """
 
     metrics: dict[str, tf.Tensor]
-    draw: selection.Draw | None
+    draws: dict[int, selection.Draw]
     drawn: tf.Tensor | None
     rows: dict[str, dict[str, tf.Tensor]]
 
@@ -130,25 +163,49 @@ class Outputs(NamedTuple):
 def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
     """Trains the learner on the sub-batch chosen from one super-batch.
 
-    `super_batch` has the local rows, `[B/R, ...]`.
+    `super_batch` has the local rows, `[B/R, ...]`, and under "curated" those
+    that are trained on as they are, `[c/R, ...]`.
 
     Raises:
         ValueError: if settings do not fit each other or the batch.
     """
-    pool, row_of = candidates(step, super_batch)  # [n/R, ...]
+    rows, curated = sub_batch.split_curated(super_batch)
+    sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
+    numbers = tf.range(sizes[0])  # the super-batch's row of each row, of all
+    views, reference, drawn = step.options.views, None, None
+    draws, metrics, report = {}, {}, {}
 
-    # Score: both models embed every candidate, without a gradient.
-    learner, reference = score(step, pool)  # [n/R, D], [n/R, Dr]
-    learner, learner_is_finite = finite.cleaned(learner)
-    reference, reference_is_finite = finite.cleaned(reference)
+    for (number, stage), size in zip(step.stages, sizes[1:], strict=True):
+        # Score: both models embed every row, without a gradient.
+        learner, reference = score(step, stage, rows, reference)
+        learner, learner_is_finite = finite.cleaned(learner)
+        reference, reference_is_finite = finite.cleaned(reference)
 
-    # Select: the rows that are most learnable together.
-    indices, draw = select(step, pool, learner, reference)
+        # Select: the rows that are most learnable together.
+        indices, draw = select(step, number, size, learner, reference)
+        if draw is not None:
+            draws[number] = draw
+            are_finite = learner_is_finite, reference_is_finite
+            metrics |= _of_draw(step, number, draw, *are_finite)
+            report |= row_outputs.of_scored(
+                number, rows, draw, numbers, step.replicas
+            )
 
-    # Gather: the sub-batch, b/R rows on each replica.
-    pool = sub_batch.with_reference(step, pool, reference)
-    batch, places = sub_batch.gather(step, pool, indices)  # [b/R, ...]
-    batch, places = sub_batch.add_curated(step, super_batch, batch, places)
+        # Gather: the rows that pass, equally many on each replica.
+        is_last = number == len(step.selection.stages) - 1
+        rows = sub_batch.with_reference(rows, reference)
+        rows = sub_batch.needed(step, rows, curated, is_last)
+        drawn = tf.gather(numbers, indices)
+        rows, places = sub_batch.gather(
+            step, rows, indices, views if is_last else ()
+        )
+        if not is_last:
+            numbers = sub_batch.in_places(step, drawn, places)
+
+    if drawn is None:
+        rows = sub_batch.needed(step, rows, curated, True)
+        rows, places = sub_batch.gather(step, rows, None, views)
+    batch, places = sub_batch.add_curated(step, rows, places, curated)
     batch, targets = sub_batch.distillation_targets(step, batch)  # [b/R, Dr]
     batch = sub_batch.augment(step, batch, places)
 
@@ -157,10 +214,10 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
         step.learner,
         batch,
         lambda embeddings: objective(step, embeddings, batch, targets),
-        micro_batch_size=step.micro_batch_size,
+        micro_batch_size=step.options.micro_batch_size,
         scale_loss=step.optimizer.scale_loss,
         num_replicas=step.num_replicas,
-        views=step.views,
+        views=views,
         projection=step.projection,
     )
 
@@ -169,53 +226,25 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
         zip(gradient.by_variable, step.variables, strict=True)
     )
 
-    metrics = {
+    metrics |= {
         **gradient.terms,
         "scale": gradient.embeddings.scale,
         "bias": gradient.embeddings.bias,
-        **_of_draw(step, draw, learner_is_finite, reference_is_finite),
     }
-    drawn = sub_batch.drawn_rows(step, super_batch, indices, row_of)
-    rows = row_outputs.of_trained(batch, places)
-    rows |= row_outputs.of_scored(pool, draw, row_of, step.replicas)
-    return Outputs(metrics, draw, drawn, rows)
-
-
-def candidates(
-    step: Step, super_batch: Mapping[str, tf.Tensor]
-) -> tuple[Mapping[str, tf.Tensor], Callable]:
-    """Takes the rows to choose from: every k-th, or all but the curated ones.
-
-    Returns:
-        Tensors `[n/R, ...]`, and a function that maps the number of a
-        candidate, of all n, to its row of the super-batch.
-
-    Raises:
-        ValueError: if sizes do not fit each other or R.
-    """
-    settings = step.selection
-    if settings.batch_size is None:
-        return super_batch, lambda number: number
-    size = super_batch["image"].shape[0] * step.num_replicas
-    settings.check_super_batch(size, step.curated_rows)
-    for name, number in (
-        ("`selection.batch_size` (b)", settings.batch_size),
-        ("`selection.candidates`", settings.candidates or size),
-    ):
-        placement.share(number, step.num_replicas, name)
-    if step.curated_rows:
-        return sub_batch.without_curated(step, super_batch)
-    stride = size // (settings.candidates or size)
-    if stride == 1:
-        return super_batch, lambda number: number
-    pool = {name: value[::stride] for name, value in super_batch.items()}
-    return pool, lambda number: stride * number
+    report |= row_outputs.of_trained(batch, places)
+    return Outputs(metrics, draws, drawn, report)
 
 
 def score(
-    step: Step, pool: Mapping[str, tf.Tensor]
+    step: Step,
+    stage: config_lib.Stage,
+    rows: Mapping[str, tf.Tensor],
+    known: Embeddings | None = None,
 ) -> tuple[Embeddings | None, Embeddings | None]:
-    """Embeds the candidates, `[n/R, ...]`, for scoring in evaluation mode.
+    """Embeds the rows into a stage, `[n/R, ...]`, in evaluation mode.
+
+    `known` are the reference's embeddings of the stage before, whose scale and
+    bias belong to those that the rows brought along.
 
     Returns the learner's and the reference's embeddings, `[n/R, D]` and
     `[n/R, Dr]`; None if the criterion does not use the model.
@@ -224,27 +253,30 @@ def score(
         ValueError: if `scoring_batch_size` does not divide the rows, or the
             reference is missing.
     """
-    settings, learner, reference = step.selection, None, None
-    if not settings.scores:
-        return None, None
-    rows, size = pool["image"].shape[0], settings.scoring_batch_size
-    if rows % (size or rows):
+    learner = reference = None
+    size = stage.scoring_batch_size
+    num_rows = rows["image"].shape[0]
+    if stage.scores and num_rows % (size or num_rows):
         raise ValueError(
-            "`selection.scoring_batch_size` must divide the rows that a "
-            "replica scores, B/R, or its share of the candidates. "
-            f"Received: {size}, B/R={rows}, R={step.num_replicas}"
+            "`scoring_batch_size` must divide the rows into its stage on a "
+            f"replica. Received: {size}, {num_rows} rows, "
+            f"R={step.num_replicas}"
         )
-    if settings.needs_reference:
-        step.check_reference(f"selection.criterion={settings.criterion!r}")
-        reference = micro_batches.embed(step.reference, pool, size)
-    if settings.needs_learner:
-        options = {"training": False, **view_options(settings.view)}
+    if "reference" in stage.needs:
+        step.check_reference(f"criterion={stage.criterion!r}")
+        if known is not None:
+            parts = (rows[name] for name in sub_batch.FROM_REFERENCE)
+            reference = Embeddings(*parts, known.scale, known.bias)
+        else:
+            reference = micro_batches.embed(step.reference, rows, size)
+    if "learner" in stage.needs:
+        options = {"training": False, **view_options(stage.view)}
         learner = micro_batches.embed(
             lambda part: of_model("learner", step.learner(part, **options)),
-            pool,
+            rows,
             size,
         )
-    return learner, reference
+    return learner, reference if reference is not None else known
 
 
 def view_options(view: config_lib.View) -> dict[str, config_lib.View]:
@@ -254,38 +286,50 @@ def view_options(view: config_lib.View) -> dict[str, config_lib.View]:
 
 def select(
     step: Step,
-    pool: Mapping[str, tf.Tensor],
+    number: int,
+    size: int,
     learner: Embeddings | None,
     reference: Embeddings | None,
-) -> tuple[tf.Tensor | None, selection.Draw | None]:
-    """Draws the sub-batch from the `pool`; all replicas compute the same draw.
+) -> tuple[tf.Tensor, selection.Draw | None]:
+    """Draws the `size` rows that pass stage `number`, equal on all replicas.
 
     `learner` and `reference` are the results of `score`.
 
     Returns:
-        int32 `[b - c]`, candidates in the order drawn, None without a
-        selection; and the `Draw` of a step that scored.
+        int32 `[size]`, rows into the stage in the order drawn; and the `Draw`
+        of a stage that scores.
     """
-    settings = step.selection
-    if settings.batch_size is None:
-        return None, None
-    settings = dataclasses.replace(
-        settings,
-        batch_size=settings.batch_size - step.curated_rows,
-        loss=settings.loss or step.loss,
-    )
-    if not settings.scores:
+    settings, stage = step.selection, step.selection.stages[number]
+    seed = stage_seed(settings, number, step.seed)
+    if not stage.scores:
         indices = selection.uniform_rows(
-            step.seed,
-            settings.batch_size,
-            pool["image"].shape[0] * step.num_replicas,
+            seed,
+            size,
+            size * stage.candidates,
             num_quotas=1 if settings.quota == "global" else step.num_replicas,
         )
         return indices, None
     draw = selection.draw(
-        learner, reference, step.seed, settings, step.replicas
+        learner if "learner" in stage.needs else None,
+        reference if "reference" in stage.needs else None,
+        stage,
+        batch_size=size,
+        seed=seed,
+        settings=dataclasses.replace(settings, loss=settings.loss or step.loss),
+        replicas=step.replicas,
     )
     return draw.indices, draw
+
+
+def stage_seed(
+    settings: config_lib.SelectionConfig, number: int, seed: Any
+) -> tf.Tensor:
+    """Returns the seed of stage `number`, a live one; int32 `[2]`.
+
+    That of the first live stage is `seed`, (run seed, step).
+    """
+    salt = (number - len(settings.stored)) * _STAGE_SALT
+    return tf.bitwise.bitwise_xor(selection.seed_tensor(seed), [salt, 0])
 
 
 def objective(
@@ -302,9 +346,10 @@ def objective(
     loss = contrastive_loss(step, embeddings, batch)
     if targets is None:
         return {"loss": loss}
-    weight = step.distillation_weight
-    if step.distillation_steps:
-        done = tf.cast(step.seed[1], tf.float32) / step.distillation_steps
+    weight = step.options.distillation_weight
+    if step.options.distillation_steps:
+        done = tf.cast(step.seed[1], tf.float32)
+        done /= step.options.distillation_steps
         weight *= tf.maximum(1.0 - done, 0.0)
     if step.projection is not None:
         embeddings = step.projection.project(embeddings)
@@ -323,31 +368,28 @@ def contrastive_loss(
         ValueError: if `equal_captions` needs a missing `caption_id`.
     """
     ids = None
-    if step.equal_captions != "negative":
+    if step.options.equal_captions != "negative":
         if "caption_id" not in batch:
             raise ValueError(
-                f"`equal_captions={step.equal_captions!r}` needs "
+                f"`equal_captions={step.options.equal_captions!r}` needs "
                 f"`caption_id` in the batch. Received: {sorted(batch)}"
             )
         ids = batch["caption_id"]
-    loss = step.loss_function or losses.BY_NAME[step.loss]
-    return loss(
+    return losses.pair_loss(step.loss).train(
         embeddings,
         ids=ids,
-        equal_ids=step.equal_captions,
-        block_size=step.loss_block_size,
+        equal_ids=step.options.equal_captions,
+        block_size=step.options.loss_block_size,
         replicas=step.replicas,
     )
 
 
-def _of_draw(step, draw, learner_is_finite, reference_is_finite):
+def _of_draw(step, number, draw, learner_is_finite, reference_is_finite):
     """Metrics of a draw; NaN for scores by embeddings that are not finite."""
-    if draw is None:
-        return {}
     by_model = {"learner": learner_is_finite, "reference": reference_is_finite}
     of_both = learner_is_finite & reference_is_finite
     metrics = {}
     for name, value in selection.summarize(draw, step.replicas).items():
         is_finite = by_model.get(name.split("_")[0], of_both)
-        metrics[f"select/{name}"] = tf.where(is_finite, value, np.nan)
+        metrics[f"stages/{number}/{name}"] = tf.where(is_finite, value, np.nan)
     return metrics

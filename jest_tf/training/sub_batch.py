@@ -3,7 +3,7 @@
 Arguments and shapes are those of `step.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -21,7 +21,9 @@ _AUGMENT_SALT = 0x0A06
 # Keys used only for counters, and by the reference; dropped before training.
 _COUNTED = ("caption_replaced", "record_replaced")
 _FOR_REFERENCE = ("image_for_reference", "text_for_reference")
-_FROM_REFERENCE = ("reference_image", "reference_text")
+FROM_REFERENCE = ("reference_image", "reference_text")
+# The key of the rows that are trained on as they are.
+CURATED = "curated"
 
 
 def super_batch_of(
@@ -64,50 +66,100 @@ def super_batch_of(
     return batch
 
 
+def split_curated(
+    super_batch: Mapping[str, tf.Tensor],
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor] | None]:
+    """Separates the rows to choose from and the curated ones, None without."""
+    rows = dict(super_batch)
+    return rows, rows.pop(CURATED, None)
+
+
+def check_sizes(
+    step,
+    rows: Mapping[str, tf.Tensor],
+    curated: Mapping[str, tf.Tensor] | None,
+) -> tuple[int, ...]:
+    """Rows into each live stage, and out of the last, on all replicas.
+
+    Raises:
+        ValueError: if the batch has other sizes, or R does not divide them.
+    """
+    count = rows["image"].shape[0] * step.num_replicas
+    if step.selection is None:
+        return (count,)
+    num_curated = 0
+    if curated is not None:
+        num_curated = curated["image"].shape[0] * step.num_replicas
+    settings = step.selection
+    sizes = settings.sizes(num_curated)[len(settings.stored) :]
+    if count != sizes[0]:
+        raise ValueError(
+            f"A super-batch must have {sizes[0]:,} rows to choose from: "
+            "`selection.batch_size` (b), less the curated rows (c), times the "
+            "`candidates` of the live stages. Received: "
+            f"{count:,} rows, b={settings.batch_size:,}, c={num_curated:,}, "
+            f"candidates={[stage.candidates for stage in settings.live]}"
+        )
+    for size in sizes:
+        placement.share(
+            size, step.num_replicas, "The rows into and out of every stage"
+        )
+    return sizes
+
+
 def with_reference(
-    step, pool: Mapping[str, tf.Tensor], reference: Embeddings | None
+    rows: Mapping[str, tf.Tensor], reference: Embeddings | None
 ) -> Mapping[str, tf.Tensor]:
-    """Attaches the reference's embeddings for distillation, to save a pass."""
-    if not step.distils or reference is None or _is_embedded(pool):
-        return pool
-    if step.curated_rows:
-        return pool  # they were not scored
-    return dict(pool) | dict(zip(_FROM_REFERENCE, reference[:2], strict=True))
+    """Attaches the reference's embeddings, to save later passes."""
+    if reference is None or _is_embedded(rows):
+        return rows
+    return dict(rows) | dict(zip(FROM_REFERENCE, reference[:2], strict=True))
+
+
+def needed(
+    step,
+    rows: Mapping[str, tf.Tensor],
+    curated: Mapping[str, tf.Tensor] | None,
+    is_last: bool,
+) -> dict[str, tf.Tensor]:
+    """Drops the keys that neither a later stage nor training uses."""
+    unused = set(_COUNTED)
+    if is_last and not step.distils:
+        unused.update(_FOR_REFERENCE + FROM_REFERENCE)
+    elif is_last and curated is not None and not _is_embedded(curated):
+        unused.update(FROM_REFERENCE)  # all rows are embedded together
+    elif _is_embedded(rows):
+        unused.update(_FOR_REFERENCE)
+    return {name: value for name, value in rows.items() if name not in unused}
 
 
 def gather(
     step,
-    pool: Mapping[str, tf.Tensor],
+    batch: Mapping[str, tf.Tensor],
     indices: tf.Tensor | None,
+    views: Sequence = (),
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Brings the sub-batch, `indices` of the `pool`, to its replicas.
+    """Brings the rows that pass a stage to their replicas.
 
     With P training views, the sub-batch is split randomly into P equal parts,
     and every micro-batch holds equally many rows of each. Without `indices`
     every row is taken.
 
     Returns:
-        Tensors `[b/R, ...]` without the keys that training does not use, and
-        int32 `[b/R]`, the rows' places in the sub-batch.
+        Tensors `[m/R, ...]`, and int32 `[m/R]`, the rows' places in the draw.
 
     Raises:
         ValueError: if parts, micro-batches or shares can't be equal.
     """
-    rows = pool["image"].shape[0]
-    unused = set(_COUNTED)
-    if not step.distils:
-        unused.update(_FOR_REFERENCE + _FROM_REFERENCE)
-    elif _is_embedded(pool):
-        unused.update(_FOR_REFERENCE)
-    batch = {name: value for name, value in pool.items() if name not in unused}
-    if indices is None and not step.views:
-        return batch, placement.rows_of_all(rows, step.replicas)
+    rows = batch["image"].shape[0]
+    if indices is None and not views:
+        return dict(batch), placement.rows_of_all(rows, step.replicas)
 
     num_rows = rows * step.num_replicas
     if indices is None:
         indices = tf.range(num_rows)
     order = None
-    if step.views:
+    if views:
         size = indices.shape[0]
         if step.quota == "per_replica":
             size //= step.num_replicas
@@ -116,76 +168,58 @@ def gather(
         indices,
         num_rows,
         order,
-        len(step.views),
+        len(views),
         quota=step.quota,
         replicas=step.replicas,
     )
     moved = [placement.move(batch, part, step.replicas) for part in parts]
     batch = {name: tf.concat([one[name] for one in moved], 0) for name in batch}
     places = tf.concat([part.places for part in parts], 0)
-    if not step.views or step.micro_batch_size is None:
+    micro_batch_size = step.options.micro_batch_size
+    if not views or micro_batch_size is None:
         return batch, places
-    mixed = _interleaved(
-        places.shape[0], len(step.views), step.micro_batch_size
-    )
+    mixed = _interleaved(places.shape[0], len(views), micro_batch_size)
     batch = {name: tf.gather(value, mixed) for name, value in batch.items()}
     return batch, tf.gather(places, mixed)
 
 
-def without_curated(
-    step, super_batch: Mapping[str, tf.Tensor]
-) -> tuple[dict[str, tf.Tensor], Callable]:
-    """Leaves out the curated rows; returns as `step.candidates`.
+def in_places(step, drawn: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """Orders the values of a draw as its rows lie on the replicas.
 
-    Raises:
-        ValueError: if R does not divide c.
+    `drawn` is `[m]`, in the order drawn; `places`, int32 `[m/R]`, are those of
+    the local rows. The result is `[m]`, equal on every replica.
     """
-    every = _every(step, super_batch)
-
-    def others(value):
-        kept = tf.reshape(value, [-1, every, *value.shape[1:]])[:, :-1]
-        return tf.reshape(kept, [-1, *value.shape[1:]])
-
-    pool = {name: others(value) for name, value in super_batch.items()}
-    return pool, lambda number: number + number // (every - 1)
+    if step.replicas is not None:
+        places = step.replicas.all_gather(places)
+    return tf.gather(drawn, places)
 
 
 def add_curated(
     step,
-    super_batch: Mapping[str, tf.Tensor],
     batch: dict[str, tf.Tensor],
     places: tf.Tensor,
+    curated: Mapping[str, tf.Tensor] | None,
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Appends the curated rows to the chosen ones; returns as `gather`."""
-    if not step.curated_rows or step.selection.batch_size is None:
+    """Appends the curated rows to the chosen ones; returns as `gather`.
+
+    Raises:
+        ValueError: if the curated rows lack a key of the others.
+    """
+    if curated is None:
         return batch, places
-    every = _every(step, super_batch)
+    if missing := sorted(batch.keys() - curated.keys()):
+        raise ValueError(
+            f"The {CURATED!r} rows of a batch must have the keys of the "
+            f"others. Received: none of {missing}"
+        )
+    rows = curated["image"].shape[0]
+    own = placement.rows_of_all(rows, step.replicas)
+    chosen = places.shape[0] * step.num_replicas
     batch = {
-        name: tf.concat([value, super_batch[name][every - 1 :: every]], 0)
+        name: tf.concat([value, curated[name]], 0)
         for name, value in batch.items()
     }
-    own = placement.rows_of_all(
-        step.curated_rows // step.num_replicas, step.replicas
-    )
-    chosen = step.selection.batch_size - step.curated_rows
     return batch, tf.concat([places, chosen + own], 0)
-
-
-def drawn_rows(
-    step,
-    super_batch: Mapping[str, tf.Tensor],
-    indices: tf.Tensor | None,
-    row_of: Callable,
-) -> tf.Tensor | None:
-    """Rows of the super-batch that are in the sub-batch, int32 `[b]`.
-
-    `indices` are the chosen candidates; None without a selection.
-    """
-    if indices is None or not step.curated_rows:
-        return indices if indices is None else row_of(indices)
-    every = _every(step, super_batch)
-    curated = tf.range(step.curated_rows) * every + every - 1
-    return tf.concat([row_of(indices), curated], 0)
 
 
 def distillation_targets(
@@ -204,16 +238,16 @@ def distillation_targets(
         return batch, None
     step.check_reference("distillation_weight")
     if _is_embedded(batch):
-        image, text = (batch[name] for name in _FROM_REFERENCE)
+        image, text = (batch[name] for name in FROM_REFERENCE)
         targets = Embeddings(image, text, tf.constant(0.0), tf.constant(0.0))
     else:
         targets = micro_batches.embed(
-            step.reference, batch, step.micro_batch_size
+            step.reference, batch, step.options.micro_batch_size
         )
     rest = {
         name: value
         for name, value in batch.items()
-        if name not in _FOR_REFERENCE + _FROM_REFERENCE
+        if name not in _FOR_REFERENCE + FROM_REFERENCE
     }
     return rest, targets
 
@@ -222,25 +256,17 @@ def augment(
     step, batch: dict[str, tf.Tensor], places: tf.Tensor
 ) -> dict[str, tf.Tensor]:
     """Augments the images of the sub-batch, if the step does."""
-    if step.augment is None:
+    if step.options.augment is None:
         return batch
     batch_size = places.shape[0] * step.num_replicas
-    images = step.augment(
+    images = step.options.augment(
         batch["image"], _salted(step, _AUGMENT_SALT), places, batch_size
     )
     return batch | {"image": images}
 
 
-def _every(step, super_batch):
-    """B/c: every so many rows one is curated, on each replica."""
-    share = placement.share(
-        step.curated_rows, step.num_replicas, "`data.curated_rows` (c)"
-    )
-    return super_batch["image"].shape[0] // share
-
-
 def _is_embedded(batch):
-    return set(_FROM_REFERENCE) <= set(batch)
+    return set(FROM_REFERENCE) <= set(batch)
 
 
 def _salted(step, salt):

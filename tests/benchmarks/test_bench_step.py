@@ -51,12 +51,6 @@ class FakeStep:
         reuse = step - 10**10 * trained * bool(scored)
         return {"step": step, "no_reuse": step, "reuse": reuse}
 
-    def parts(self, repeats):
-        parts = {"train": 0.08}
-        if self.selection is not None:
-            parts |= {"score": 0.4, "select": 0.02 * repeats}
-        return parts
-
 
 class BenchStepTest(tf.test.TestCase):
     def setUp(self):
@@ -96,15 +90,12 @@ class BenchStepTest(tf.test.TestCase):
                 [
                     *("uniform", "0.16 / 0.16 / 0.16", "1.00 / 1.00 / 1.00"),
                     *("480.0", "1.00", "1.00", "1.00"),
-                    *("-", "-", "0.08", "0.50"),
                 ],
                 *(
                     [
                         *(kind, "0.80 / 0.80 / 0.80", "5.00 / 5.00 / 5.00"),
                         # (3 * 16 + 80) / (3 * 16), and (3 + 5 - 1) / 3
                         *("1,280.0", "2.67", "2.67", "2.33"),
-                        # 0.4 + 0.02 * 2 + 0.08 of 0.8
-                        *("0.40", "0.04", "0.08", "0.65"),
                     ]
                     for kind in ("JEST", "Flexi-JEST")
                 ),
@@ -112,8 +103,8 @@ class BenchStepTest(tf.test.TestCase):
         )
         uniform, jest, flexi = FakeStep.made
         self.assertIsNone(uniform.selection)
-        self.assertEqual(jest.selection.view, config_lib.View())
-        self.assertEqual(flexi.selection.view.patch_size, 32)
+        self.assertEqual(jest.selection.stages[0].view, config_lib.View())
+        self.assertEqual(flexi.selection.stages[0].view.patch_size, 32)
         self.assertEqual([view.patch_size for view in flexi.views], [None, 32])
 
     def test_the_block_is_written_where_it_is_wanted(self):
@@ -132,7 +123,7 @@ class BenchStepTest(tf.test.TestCase):
     @pytest.mark.slow
     def test_a_real_step_trains(self):
         selection = config_lib.SelectionConfig(
-            "joint", batch_size=4, num_chunks=2
+            4, stages=(config_lib.Stage(2, num_chunks=2),)
         )
         step = bench_step.Step(bench_step._QUICK, 8, selection)
         with mock.patch.object(

@@ -113,7 +113,7 @@ WRONG_TYPES = [
     ("data", {"train": "a"}, r"must be of type tuple\[str, ...\].*'a'"),
     ("data", {"train": ["a"]}, r"must be of type tuple\[str, ...\].*\['a'\]"),
     ("data", {"train": (1,)}, r"must be of type tuple\[str, ...\].*\(1,\)"),
-    ("reference", {"workdir": None}, "must be of type str. Received: None"),
+    ("reference", {"model": None}, "must be of type str. Received: None"),
     ("model", {"patch_size": 4.0}, r"must be of type int \| None.*4.0"),
     ("optimizer", {"clip_norm": "1"}, r"must be of type float \| None.*'1'"),
     ("selection", {"gain": float("nan")}, "must be finite. Received: nan"),
@@ -567,7 +567,7 @@ class FilesTest(tf.test.TestCase):
             ("evaluation.log_ids=True", "evaluation", "log_ids", True),
             ("model.preset=l16", "model", "preset", "l16"),
             ("data.vocabulary=", "data", "vocabulary", ""),
-            ("reference.workdir=a=b", "reference", "workdir", "a=b"),
+            ("reference.model=a=b", "reference", "model", "a=b"),
             ("data.train=a-*.x, b", "data", "train", ("a-*.x", "b")),
             ("data.train=", "data", "train", ()),
             ("model.patch_size=4", "model", "patch_size", 4),
@@ -576,7 +576,7 @@ class FilesTest(tf.test.TestCase):
             ("optimizer.clip_norm=2", "optimizer", "clip_norm", 2.0),
             ("selection.loss=softmax", "selection", "loss", "softmax"),
             ("selection.loss=none", "selection", "loss", None),
-            ("reference.workdir=none", "reference", "workdir", ""),
+            ("reference.model=none", "reference", "model", ""),
             ("data.weights=None", "data", "weights", ()),
             (" data.image_size = 48 ", "data", "image_size", 48),
         ):
@@ -677,7 +677,7 @@ class FilesTest(tf.test.TestCase):
                 seed=3,
                 data=config.DataConfig(train=("a", "b\u00e9"), flip=False),
                 model=config.ModelConfig(patch_size=4),
-                reference=config.ReferenceConfig(workdir="runs/r"),
+                reference=config.ReferenceConfig(model="runs/r"),
                 selection=config.SelectionConfig("joint", 64, gain=0.1),
                 optimizer=config.OptimizerConfig(clip_norm=None),
                 evaluation=config.EvaluationConfig(prompts=("{}", "a {}")),
@@ -720,17 +720,6 @@ class FilesTest(tf.test.TestCase):
                 model=config.ModelConfig(bias=-1.0),
             ),
         )
-
-    def test_timing_parts_of_steps_needs_one_device(self):
-        timed = config.EvaluationConfig(time_parts=True)
-        config.TrainConfig(evaluation=timed)
-        with self.assertRaisesRegex(
-            ValueError, "`evaluation.time_parts` is for one device.*'mirrored'"
-        ):
-            config.TrainConfig(
-                evaluation=timed,
-                distribution=config.DistributionConfig(strategy="mirrored"),
-            )
 
     def test_steps_are_counted_by_their_settings(self):
         selection = config.SelectionConfig(

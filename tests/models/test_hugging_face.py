@@ -211,7 +211,7 @@ class HuggingFaceTest(tf.test.TestCase):
                 "selection=c.SelectionConfig('joint', 4, 2))\n"
             )
         for words in (
-            ("embed", "--model", name, "--data", data, "--check"),
+            ("embed", "--model", name, "--data", data),
             (
                 *("train", "--config", recipe),
                 *("--workdir", os.path.join(self.folder, "run")),

@@ -14,7 +14,7 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, runs
+from jest_tf import config, models
 from jest_tf.cli import dry_run
 from jest_tf.data import cascade, pipeline, sidecars, stores
 from jest_tf.data.sidecars import embed, recognition
@@ -285,7 +285,7 @@ class RunTest(tf.test.TestCase):
         with mock.patch.object(
             models, "build_learner", run_server.build_learner
         ):
-            teacher = loading.load_run(os.path.join(self.folder, "teacher"))
+            teacher = loading.load(os.path.join(self.folder, "teacher"))
         bootstrap.embed_records(teacher, self.store, reference)
         settings = (
             "bootstrap.renews=learner",
@@ -324,17 +324,6 @@ class RunTest(tf.test.TestCase):
             )
             self.assertIn("the renewal after 16 steps embeds, ", said)
             self.assertNotIn("steps 0 to", said)
-
-    def test_a_run_is_opened_with_the_reference_of_its_next_step(self):
-        with mock.patch.object(
-            models, "build_learner", run_server.build_learner
-        ):
-            for step in (*RENEW_AT, 20):
-                opened = runs.open_training(self.unbroken, step)
-                (batch,) = opened.super_batches(opened.step).take(1)
-                self.assertEqual(
-                    batch["id"].numpy().tolist(), self.drawn()[step + 1]
-                )
 
     def test_references_that_no_checkpoint_needs_are_deleted(self):
         workdir = os.path.join(self.folder, "gone")
@@ -686,7 +675,7 @@ class SettingsTest(tf.test.TestCase):
                 "so must the first reference",
                 {
                     "selection": joint,
-                    "reference": config.ReferenceConfig(workdir="teacher"),
+                    "reference": config.ReferenceConfig(model="teacher"),
                 },
             ),
         ):

@@ -1,7 +1,5 @@
-"""Peak memory of host and devices, and energy without codecarbon and with."""
+"""Peak memory of host and devices."""
 
-import builtins
-import sys
 import types
 from unittest import mock
 
@@ -47,55 +45,6 @@ class MemoryTest(tf.test.TestCase):
                 self.assertNotIn(
                     "memory/device_peak_bytes", resources.peak_memory()
                 )
-
-
-class Tracker:
-    """Of codecarbon, what is used of it: a kilowatt hour a flush."""
-
-    def __init__(self, output_handlers, **options):
-        self.handlers, self.options = output_handlers, options
-        self.kwh, self.calls = 0.0, []
-
-    def start(self):
-        self.calls.append("start")
-
-    def stop(self):
-        self.calls.append("stop")
-
-    def flush(self):
-        self.kwh += 1.0
-        total = types.SimpleNamespace(energy_consumed=self.kwh)
-        for handler in self.handlers:
-            handler.out(total, None)
-
-
-class EnergyTest(tf.test.TestCase):
-    def test_without_codecarbon_the_error_says_how_to_get_it(self):
-        real = builtins.__import__
-
-        def absent(name, *arguments):
-            if name == "codecarbon":
-                raise ImportError(name)
-            return real(name, *arguments)
-
-        with mock.patch.object(builtins, "__import__", absent):
-            with self.assertRaisesRegex(
-                ValueError, r"`evaluation.energy` needs codecarbon: pip install"
-            ):
-                resources.EnergyMeter()
-
-    def test_kilowatt_hours_become_joules_and_nothing_is_sent(self):
-        module = types.SimpleNamespace(OfflineEmissionsTracker=Tracker)
-        with mock.patch.dict(sys.modules, {"codecarbon": module}):
-            meter = resources.EnergyMeter()
-        self.assertEqual(
-            [meter.joules(), meter.joules()], [3_600_000.0, 7_200_000.0]
-        )
-        tracker = meter._tracker
-        for name in ("save_to_api", "save_to_file", "emissions_endpoint"):
-            self.assertFalse(tracker.options[name], name)
-        meter.close()
-        self.assertEqual(tracker.calls, ["start", "stop"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import run_server
 import shard_files
-import subprocesses
 import tensorflow as tf
 import tiny
 
@@ -29,6 +28,7 @@ from jest_tf.runs import (
     directory,
     inputs,
     interruptions,
+    loading,
     provenance,
 )
 
@@ -122,7 +122,7 @@ class DivergenceTest(RunsTestCase):
     def poison(self, where):
         """Trains with a trap; `where` it snaps."""
 
-        def build(config, vocabulary_size, patch_sizes=()):
+        def build(config, vocabulary_size):
             return tiny.learner(config.seed, extra=[Trap(where)])
 
         return build
@@ -229,7 +229,7 @@ class DivergenceTest(RunsTestCase):
         )
 
     def test_a_learner_that_has_diverged_stops_after_three_of_them(self):
-        def build(config, vocabulary_size, patch_sizes=()):
+        def build(config, vocabulary_size):
             learner = tiny.learner(config.seed)
             learner.bias.assign(np.inf)
             return learner
@@ -246,63 +246,12 @@ class DivergenceTest(RunsTestCase):
         )
 
 
-@pytest.mark.slow
-class CostsTest(RunsTestCase):
-    def arrays(self, name):
-        """The weights that a run ended with, and its state at the end."""
-        folder = self.workdir(name)
-        weights = directory.path(folder, directory.WEIGHTS_FILE)
-        return [
-            *subprocesses.weight_arrays(weights).items(),
-            *checkpoints.read(folder, 12).items(),
-        ]
-
-    def lines(self, name, file):
-        """The rows without what is measured, and the measured columns."""
-        rows = tiny.read_lines(self.workdir(name), file)
-        counted = [
-            {n: row[n] for n in row if not tiny.from_clock(n)} for row in rows
-        ]
-        return counted, [set(filter(tiny.from_clock, row)) for row in rows]
-
-    def test_timing_the_parts_of_steps_changes_no_bit_of_the_run(self):
-        evaluated = ("evaluation.every_steps=4", "evaluation.log_every_steps=1")
-        self.train("plain", *evaluated)
-        self.train("timed", *evaluated, "evaluation.time_parts=true")
-        for one, other in zip(
-            self.arrays("plain"), self.arrays("timed"), strict=True
-        ):
-            self.assertEqual(one[0], other[0])
-            np.testing.assert_array_equal(one[1], other[1], one[0])
-        for file in (directory.METRICS_FILE, directory.EVALUATION_FILE):
-            plain, timed = self.lines("plain", file), self.lines("timed", file)
-            self.assertEqual(plain[0], timed[0])
-        self.assertEqual(
-            self.read("plain", directory.FLOPS_FILE),
-            self.read("timed", directory.FLOPS_FILE),
-        )
-        _, plain = self.lines("plain", directory.METRICS_FILE)
-        _, timed = self.lines("timed", directory.METRICS_FILE)
-        parts = {f"time/{one}_seconds" for one in ("score", "select", "train")}
-        # No step is taken for one that is traced but the first.
-        self.assertEqual([one | parts for one in plain], timed)
-        self.assertIn("time/step_seconds", timed[1])
-        self.assertIn("time/save_seconds", timed[0])
-        self.assertIn("time/evaluation_seconds", timed[0])
-
-    def test_energy_without_codecarbon_is_refused_before_all(self):
-        with mock.patch.dict(sys.modules, {"codecarbon": None}):
-            with self.assertRaisesRegex(ValueError, "needs codecarbon"):
-                self.train("energy", "evaluation.energy=true")
-        self.assertFalse(os.path.exists(self.workdir("energy")))
-
-
 class DirectoryTest(RunsTestCase):
     @pytest.mark.slow
     def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
         drawn = []
 
-        def build(config, vocabulary_size, patch_sizes=()):
+        def build(config, vocabulary_size):
             drawn.append(tf.random.normal([3]))
             return run_server.build_learner(config, vocabulary_size)
 
@@ -427,7 +376,7 @@ class DirectoryTest(RunsTestCase):
             with mock.patch.object(
                 models, "build_learner", run_server.build_learner
             ):
-                return runs.load_run(self.workdir("run"), step).learner
+                return loading.load(self.workdir("run"), step).learner
 
         self.train("run", "steps=4")
         last = checkpoints.read(self.workdir("run"), 4)
@@ -545,7 +494,7 @@ class DirectoryTest(RunsTestCase):
             None, types.SimpleNamespace(learner=tiny.learner(dim=3)), None, None
         )
         distils = (
-            "reference.workdir=somewhere",
+            "reference.model=somewhere",
             "reference.distillation_weight=1",
         )
         for projection in ("none", "6"):
@@ -579,7 +528,7 @@ class DirectoryTest(RunsTestCase):
         with mock.patch.object(
             models, "build_learner", run_server.build_learner
         ):
-            run = runs.load_run(self.workdir("reference"))
+            run = loading.load(self.workdir("reference"))
         store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
         for folder, dtype in (("a", "float32"), ("b", "float16")):
             for twin in (folder, folder * 2):
@@ -612,7 +561,7 @@ class DirectoryTest(RunsTestCase):
         self.train("reference", *uniform, "model.loss=softmax")
         learnability = (
             *("steps=4", "selection.criterion=learnability"),
-            f"reference.workdir={self.workdir('reference')}",
+            f"reference.model={self.workdir('reference')}",
         )
         said = self.train("run", *learnability)
         self.assertIn("has learned by the softmax loss", said)
@@ -639,7 +588,7 @@ class DirectoryTest(RunsTestCase):
                 said = self.train(
                     f"by {name}",
                     *("steps=4", "selection.criterion=learnability"),
-                    f"reference.workdir={self.workdir(name)}",
+                    f"reference.model={self.workdir(name)}",
                     f"data.train={self.folder}/a.tfrecord",
                 )
                 self.assertEqual(

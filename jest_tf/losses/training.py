@@ -19,8 +19,6 @@ from jest_tf import config, embeddings
 from jest_tf.config import checks
 from jest_tf.embeddings import Embeddings
 
-EQUAL_IDS = config.EQUAL_CAPTIONS
-
 
 def sigmoid_loss(
     learner: Embeddings,
@@ -92,10 +90,6 @@ def softmax_loss(
     # The bias cancels out. Weight 0 makes its gradient 0 instead of None.
     learner = learner._replace(bias=0.0 * learner.bias)
     return _loss(_SOFTMAX, learner, ids, equal_ids, block_size, replicas)
-
-
-# By the names of `model.loss`.
-BY_NAME = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
 
 
 def feature_distillation(
@@ -174,7 +168,7 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
 
 
 def _checked_ids(num_rows, ids, equal_ids):
-    checks.check("equal_ids", equal_ids, checks.one_of(*EQUAL_IDS))
+    checks.check("equal_ids", equal_ids, checks.one_of(*config.EQUAL_CAPTIONS))
     if equal_ids != "negative" and ids is None:
         raise ValueError(
             f"`equal_ids={equal_ids!r}` needs `ids`, one integer a row. "

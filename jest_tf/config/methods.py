@@ -1,0 +1,113 @@
+"""Criteria and methods of a stage: each a value, with all its name needs.
+
+Imports no TensorFlow. A new criterion is an entry of `CRITERIA`, or a user's
+"module:function" that returns a `Criterion`; nothing else mentions names.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jest_tf.config import checks
+
+# The models that a criterion may need.
+MODELS = ("learner", "reference")
+
+
+class Criterion(NamedTuple):
+    """A score of rows by the models' losses.
+
+    Attributes:
+        needs: the models whose losses it reads, of `MODELS`.
+        score: maps losses by model, tensors of one shape, to scores of that
+            shape; rows with higher scores are more likely chosen.
+        highest: heading of the rows with the highest scores, for people.
+        lowest: heading of the rows with the lowest.
+
+    Example:
+        >>> doubt = Criterion(
+        ...     needs=("learner", "reference"),
+        ...     score=lambda losses: (
+        ...         losses["learner"] - 2.0 * losses["reference"]
+        ...     ),
+        ... )
+        >>> doubt.score({"learner": 3.0, "reference": 1.0})
+        1.0
+    """
+
+    needs: tuple[str, ...]
+    score: Callable[[Mapping[str, Any]], Any]
+    highest: str = "Highest score"
+    lowest: str = "Lowest score"
+
+
+# arXiv 2406.17711, section 2.1.
+CRITERIA = {
+    "learnability": Criterion(
+        ("learner", "reference"),
+        lambda losses: losses["learner"] - losses["reference"],
+        "Most learnable",
+        "Least learnable",
+    ),
+    "easy_reference": Criterion(
+        ("reference",),
+        lambda losses: -losses["reference"],
+        "Easiest for the reference",
+        "Hardest for the reference",
+    ),
+    "hard_learner": Criterion(
+        ("learner",),
+        lambda losses: losses["learner"],
+        "Hardest for the learner",
+        "Easiest for the learner",
+    ),
+}
+
+
+class Method(NamedTuple):
+    """A sampler of rows.
+
+    Attributes:
+        scores: whether it reads scores; without, every row is as likely.
+        in_chunks: whether later chunks are scored given the earlier ones.
+        adds_noise: whether rows are drawn at random by their scores, or the
+            rows with the highest scores are taken.
+    """
+
+    scores: bool = True
+    in_chunks: bool = False
+    adds_noise: bool = True
+
+
+METHODS = {
+    "joint": Method(in_chunks=True),  # the paper's
+    "independent": Method(),  # its baseline
+    # RHO-LOSS, arXiv 2206.07137.
+    "top": Method(adds_noise=False),
+    "uniform": Method(scores=False),
+}
+
+# Pair losses that train and score, by the function that returns each; so a
+# user's "module:function" is no special case.
+LOSSES = {
+    "sigmoid": "jest_tf.losses:sigmoid",
+    "softmax": "jest_tf.losses:softmax",
+}
+
+
+def criterion(name: str) -> Criterion:
+    """Returns the criterion of a name or of a "module:function".
+
+    Raises:
+        ValueError: there is no such criterion, or the function returns none.
+    """
+    if name in CRITERIA:
+        return CRITERIA[name]
+    checks.check("criterion", name, checks.name_or_function(*CRITERIA))
+    found = checks.load_function("criterion", name)()
+    needs = getattr(found, "needs", None)
+    if not isinstance(found, Criterion) or not {*needs} <= {*MODELS}:
+        raise ValueError(
+            "`criterion` must name a function that returns a Criterion whose "
+            f"`needs` are of {MODELS}. Received: {found!r}, of {name}"
+        )
+    return found

@@ -1,0 +1,322 @@
+"""Loading: from positions of the stream to decoded, tokenised rows.
+
+Positions are cut into chunks, which are read in parallel and joined in order.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf.data import (
+    batches,
+    fault_log,
+    ops_reader,
+    pictures,
+    stored_stages,
+    stores,
+    stream,
+)
+from jest_tf.data import reader as reader_lib
+from jest_tf.data import sidecars as sidecars_lib
+
+# Records in a unit of parallel work. Throughput is equal within noise from 128
+# to 1,280; smaller units balance better and use less memory.
+_CHUNK = 256
+# Chunks of a bucket that are read ahead: those of half a window, so that the
+# blocks of the next window are on their way before the first of them is needed.
+_MIN_AHEAD, _MAX_AHEAD = 8, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a training stream beyond store, seed and sizes.
+
+    Attributes:
+        weights: shares of `store.parts` in the stream; () takes each by size.
+        shuffle_block_size: as in `stream.Order`; None shuffles freely.
+        host: the number of this host, from 0.
+        num_hosts: H, must divide B. Host h yields the rows [h B/H, (h + 1)
+            B/H) of every super-batch.
+        sidecars: of a reference over the same store, for stored stages, which
+            pass their first rows without.
+        embeddings: add the sidecars' `reference_image` and `reference_text`.
+        rows: bool [n], the rows of the store that are drawn; None draws all.
+        num_curated: parts of the store, its last ones, that are the curated
+            set; not drawn without `curated_rows`.
+        curated_rows: c of the b rows trained on come from the curated set, in
+            an order of its own. If c is b, nothing is drawn from the pool.
+        clean: see `StoredStages`, like `summaries`.
+        summaries: of the stored stages' choices, for logs.
+        faults: counts and logs unreadable records and limits their rate; None
+            counts with the default limit.
+        reference_tokenizer: adds `text_for_reference` if it differs from the
+            learner's.
+        reference_image: form of the reference's pictures; adds
+            `image_for_reference` if it differs from the learner's.
+        reader: "numpy", or "ops" for TensorFlow's ops alone, see
+            `ops_reader.py`; without stored stages.
+        token_field: feature of token ids that "ops" reads; "" tokenises.
+    """
+
+    weights: Sequence[float] = ()
+    shuffle_block_size: int | None = None
+    host: int = 0
+    num_hosts: int = 1
+    sidecars: sidecars_lib.Sidecars | None = None
+    embeddings: bool = False
+    rows: np.ndarray | None = None
+    num_curated: int = 0
+    curated_rows: int = 0
+    clean: Callable[[np.ndarray], np.ndarray] | None = None
+    summaries: stored_stages.Summaries = dataclasses.field(
+        default_factory=stored_stages.Summaries
+    )
+    faults: fault_log.FaultLog | None = None
+    reference_tokenizer: batches.Tokenizer | None = None
+    reference_image: pictures.Form | None = None
+    reader: str = "numpy"
+    token_field: str = ""
+
+    @property
+    def embedded(self) -> Callable | None:
+        """Maps rows to whether sidecars embed them; None without sidecars."""
+        return self.sidecars and self.sidecars.valid
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Loads the rows of a stream.
+
+    Attributes:
+        store: the records.
+        forms: of the pictures, by name in the batch.
+        tokenizer_of: tokenizers, by name of their tokens in the batch.
+        faults: counts and logs unreadable records.
+        options: of the stream.
+    """
+
+    store: stores.Store
+    forms: Mapping[str, pictures.Form]
+    tokenizer_of: Mapping[str, batches.Tokenizer]
+    faults: fault_log.FaultLog
+    options: Options
+
+    def load(
+        self,
+        places: stream.AnyOrder,
+        positions: tf.data.Dataset,
+        *,
+        seed: int,
+        step_size: int,
+        setting: str,
+    ) -> tf.data.Dataset:
+        """Reads and decodes the records at positions, in order.
+
+        Args:
+            places: the order that the positions are of.
+            positions: int64 [rows], an element a step.
+            seed: of captions and replacements.
+            step_size: positions of a step, on all hosts.
+            setting: of the shards of the order, for the log of faults.
+
+        Returns:
+            A dataset of dicts, `[rows, ...]` a step.
+        """
+        options, store, forms = self.options, self.store, self.forms
+        size = positions.element_spec.shape[0]
+        chunk_size = _chunk_size(size)
+        is_chosen = step_size != size * options.num_hosts
+        reader = reader_lib.Reader(
+            store,
+            places,
+            seed=seed,
+            step_size=step_size,
+            log=self.faults,
+            embedded=options.embedded,
+            blocks=_blocks(store, options, is_chosen),
+            setting=setting,
+        )
+        by_ops = ahead = None
+        if options.reader == "ops":
+            by_ops = _ops_reader(
+                store, places, seed, forms, self.tokenizer_of, options
+            )
+        elif _is_distant(store, options):
+            window = (options.shuffle_block_size or 1) * stream.WINDOW_BLOCKS
+            depth = window // 2 // chunk_size
+            depth = min(max(depth, _MIN_AHEAD), _MAX_AHEAD)
+            ahead = reader_lib.Ahead(reader.read, depth)
+
+        def load_by_ops(positions):
+            batch = by_ops.read(positions)
+            captions, tokens = batch.pop("caption"), batch.pop("tokens", None)
+            if tokens is None:
+                return batch | batches.texts_of(captions, self.tokenizer_of)
+            return batch | batches.texts_of(captions, {}) | {"text": tokens}
+
+        def load(positions):
+            chunk, images = _read_chunk(reader, ahead, positions, forms)
+            batch = images | batches.texts_of(chunk.captions, self.tokenizer_of)
+            (batch["id"],) = batches.call_numpy(
+                lambda rows: [store.ids(rows)],
+                [chunk.rows],
+                [tf.TensorSpec(chunk.rows.shape, tf.int64)],
+            )
+            if options.embeddings:
+                batch |= _embeddings(options.sidecars, chunk, batch["id"])
+            batch["record_replaced"] = chunk.attempts > 0
+            return batch
+
+        def join(batch):
+            return {
+                name: tf.reshape(value, [size, *value.shape[2:]])
+                for name, value in batch.items()
+            }
+
+        shape = [-1, chunk_size]
+        positions = positions.map(
+            lambda step: tf.reshape(step, shape)
+        ).unbatch()
+        if ahead:
+            positions = positions.map(_starting(ahead)).prefetch(depth)
+        chunks = batches.map_in_order(
+            positions, load_by_ops if by_ops else load
+        )
+        whole = chunks.batch(size // chunk_size, drop_remainder=True).map(join)
+        if by_ops:
+            whole = ops_reader.limited(whole, self.faults.max_rate)
+        return whole
+
+
+def _embeddings(sidecars, chunk, ids):
+    """The reference's embeddings of a chunk of records."""
+    shape = [*chunk.rows.shape, sidecars.dim]
+    spec = tf.TensorSpec(shape, tf.as_dtype(sidecars.dtype))
+    image, text = batches.call_numpy(
+        sidecars.read, [chunk.rows, chunk.choices, ids], [spec, spec]
+    )
+    return {"reference_image": image, "reference_text": text}
+
+
+def _ops_reader(store, places, seed, forms, tokenizer_of, options):
+    if options.token_field and len(tokenizer_of) > 1:
+        raise ValueError(
+            "`data.token_field` holds the tokens of one tokenizer, but the "
+            "reference's differs from the learner's: leave it empty"
+        )
+    return ops_reader.OpsReader(
+        store,
+        places,
+        seed=seed,
+        forms=forms,
+        token_field=options.token_field,
+        length=tokenizer_of["text"].length,
+        sidecars=options.sidecars if options.embeddings else None,
+    )
+
+
+def _chunk_size(super_batch_size):
+    """The largest divisor of at most _CHUNK; all rows if it is too small."""
+    divisor = max(
+        size
+        for size in range(1, min(_CHUNK, super_batch_size) + 1)
+        if super_batch_size % size == 0
+    )
+    return divisor if 8 * divisor >= _CHUNK else super_batch_size
+
+
+def _is_distant(store, options):
+    """Whether a stream reads anything from a bucket."""
+    sidecars = options.sidecars
+    return store.is_remote or bool(sidecars and sidecars.is_remote)
+
+
+def _blocks(store, options, is_chosen):
+    """Whole blocks of a store on a bucket; None elsewhere or without blocks.
+
+    Of rows that are chosen some of a block are never asked for.
+    """
+    if not (options.shuffle_block_size and store.is_remote):
+        return None
+    pool = len(store.parts) - options.num_curated
+    # Without weights the pool is one order; the curated set always is.
+    firsts = [*range(pool if options.weights else 1)]
+    if options.num_curated:
+        firsts.append(pool)
+    starts = np.cumsum([0, *store.parts])[firsts]
+    size, window = options.shuffle_block_size, stream.WINDOW_BLOCKS
+    return reader_lib.Blocks(
+        store,
+        size,
+        starts,
+        # An epoch's last window has almost two windows' blocks.
+        kept=3 * window * len(starts),
+        # Otherwise some rows of a block are never asked for, or the store is
+        # so small that all blocks are kept.
+        once=store.manifest is None
+        and options.rows is None
+        and not is_chosen
+        and options.num_hosts == 1
+        and len(store) > 1.5 * window * size,
+    )
+
+
+def _starting(ahead):
+    """A map over chunks of positions that begins to read them."""
+
+    def start(positions):
+        ahead.start(positions)
+        return (positions,)
+
+    def call(positions):
+        spec = tf.TensorSpec(positions.shape, positions.dtype)
+        return batches.call_numpy(start, [positions], [spec])[0]
+
+    return tf.autograph.experimental.do_not_convert(call)
+
+
+def _read_chunk(reader, ahead, positions, forms):
+    """A `reader.Chunk` of tensors and its pictures, for positions int64 [k]."""
+    size = positions.shape[0]
+    types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
+    specs = [tf.TensorSpec([size], dtype) for dtype in types]
+    image_specs = [
+        tf.TensorSpec([size, *form.shape], form.dtype)
+        for form in forms.values()
+    ]
+
+    def read(positions):
+        return tuple((ahead or reader).read(positions))
+
+    def repair(positions, kept, *values):
+        # TensorFlow's arrays must not be written to.
+        chunk = reader_lib.Chunk(*(value.copy() for value in values[:5]))
+        missing = np.setdiff1d(np.arange(size), kept)
+        replacements = reader.repair(positions, chunk, missing)
+        whole = []
+        for some, form in zip(values[5:], forms.values(), strict=True):
+            image = np.empty([size, *form.shape], some.dtype)
+            image[kept] = some
+            # Always on the CPU: no wait for an accelerator, same rounding.
+            with tf.device("CPU:0"):
+                for i, one in zip(missing, replacements, strict=True):
+                    image[i] = form(one)
+            whole.append(image)
+        return *chunk, *whole
+
+    chunk = batches.call_numpy(read, [positions], specs)
+    kept, decoded = pictures.decode_batch(chunk[2], forms)
+    values = [*chunk, *decoded.values()]
+    values = tf.cond(
+        tf.equal(tf.size(kept), size),
+        lambda: batches.ensure_shapes(values, specs + image_specs),
+        lambda: batches.call_numpy(
+            repair, [positions, kept, *values], specs + image_specs
+        ),
+    )
+    return (
+        reader_lib.Chunk(*values[:5]),
+        dict(zip(forms, values[5:], strict=True)),
+    )

@@ -1,0 +1,343 @@
+"""Stored stages: they choose stream positions before any record is read.
+
+The reference's part of a score needs only its embeddings, which sidecars hold.
+A step takes a *hyper-batch*, the next H positions of the stream, and reads
+their sidecar rows. Each stored stage passes some of them; those that the last
+one passes are the super-batch. Captions and replacements are those of a stream
+without stages (`data/reader.py`).
+
+The choice is a pure function of (settings, seed, step, sidecars), so hosts need
+not communicate. Large hyper-batches are cut into groups; each host draws only
+in the groups that its rows come from.
+"""
+
+import collections
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import selection
+from jest_tf.data import batches, reader, stores, stream
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.embeddings import Embeddings
+from jest_tf.selection import summary
+
+# Separates the noise of stored stages from that of live ones, which have the
+# seed (run seed, step); later stages take its multiples.
+_SALT = 0x57A6E0
+# Most rows into the first stage of a group. Work grows with the rows times the
+# rows that pass in their group (benchmarks/README.md).
+MOST_ROWS = 2**14
+# Groups in flight: rows of one are read while another is drawn.
+_GROUPS_AHEAD = 2
+# Steps whose summaries are kept for the log: streams run ahead of steps.
+_SUMMARIES = 1024
+
+
+class Summaries:
+    """What stored stages chose, by step, for the logs; thread-safe."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._found: collections.OrderedDict = collections.OrderedDict()
+
+    def put(self, number: int, group: int, found: dict[int, dict]) -> None:
+        """Keeps the summaries of a super-batch by stage, of its first group."""
+        with self._lock:
+            before = self._found.get(number)
+            if before is None or group < before[0]:
+                self._found[number] = group, found
+            while len(self._found) > _SUMMARIES:
+                self._found.popitem(last=False)
+
+    def take(self, number: int) -> dict[int, dict]:
+        """Returns the summaries of a super-batch by stage, and forgets them."""
+        with self._lock:
+            return self._found.pop(number, (0, {}))[1]
+
+
+@dataclass(frozen=True)
+class StoredStages:
+    """Chooses super-batches from hyper-batches.
+
+    Attributes:
+        settings: the funnel, with stored stages and a `loss`.
+        sidecars: of the reference, over the store; None passes the first rows.
+        store: the records.
+        order: of the pool.
+        seed: the run's seed.
+        curated_rows: c, rows of a step that are not chosen.
+        clean: maps ids, int64 [k], to whether the records are clean, bool [k];
+            None if that is not known.
+        summaries: of the choices, for the logs.
+
+    Raises:
+        ValueError: a hyper-batch has more rows than the order draws.
+    """
+
+    settings: config_lib.SelectionConfig
+    sidecars: sidecars_lib.Sidecars | None
+    store: stores.Store
+    order: stream.AnyOrder
+    seed: int
+    curated_rows: int = 0
+    clean: Callable[[np.ndarray], np.ndarray] | None = None
+    summaries: Summaries = field(default_factory=Summaries)
+
+    def __post_init__(self):
+        hyper_batch, most = self.sizes[0], self.order.num_drawn
+        if self.sidecars is not None and hyper_batch > most:
+            raise ValueError(
+                "A hyper-batch, `selection.batch_size` (b) times the "
+                "`candidates` of all stages, must be at most the records that "
+                f"are drawn from, {most:,}, or it would offer some of them "
+                f"twice. Received: {hyper_batch:,}"
+            )
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows into each stored stage, and out of the last: H to B."""
+        stored = len(self.settings.stored)
+        return self.settings.sizes(self.curated_rows)[: stored + 1]
+
+    @functools.cached_property
+    def num_groups(self) -> int:
+        """G, equal parts of a hyper-batch within which rows are drawn."""
+        return num_groups(self.settings.stored, self.sizes)
+
+    def positions(self, start_step: int, rows: slice) -> tf.data.Dataset:
+        """Returns the endless dataset of chosen positions, one element a step.
+
+        Args:
+            start_step: the first step.
+            rows: the rows of every super-batch that this host reads.
+
+        Returns:
+            int64 [rows], ascending within a group, in
+            [step H, (step + 1) H).
+        """
+        count = self.sizes[-1] // self.num_groups  # rows of a group
+        first = rows.start // count
+        number = -(-rows.stop // count) - first
+        begin, end = (
+            place - first * count for place in (rows.start, rows.stop)
+        )
+
+        def choose(index):
+            step, group = np.divmod(index, number)
+            return (self.choose(int(step), int(first + group)),)
+
+        def call(index):
+            spec = tf.TensorSpec([count], tf.int64)
+            return batches.call_numpy(choose, [index], [spec])[0]
+
+        def own(positions):
+            return tf.reshape(positions, [number * count])[begin:end]
+
+        chosen = tf.data.Dataset.counter(start_step * number).map(
+            tf.autograph.experimental.do_not_convert(call),
+            num_parallel_calls=_GROUPS_AHEAD,
+            deterministic=True,
+        )
+        return chosen.batch(number, drop_remainder=True).map(own)
+
+    def choose(self, step: int, group: int) -> np.ndarray:
+        """Returns the positions that one group of a step passes.
+
+        int64 [B / G], ascending, which spreads the best rows evenly over
+        replicas.
+        """
+        size = self.sizes[0] // self.num_groups
+        first = (step * self.num_groups + group) * size
+        positions = np.arange(first, first + size)
+        found = {}
+        for number, stage in enumerate(self.settings.stored):
+            passed = len(positions) // stage.candidates
+            is_scored = stage.scores and stage.is_active(step)
+            if self.sidecars is None or not is_scored:
+                positions = np.sort(positions)[:passed]
+                continue
+            positions, found[number] = self._draw(
+                number, stage, positions, passed, step * self.num_groups + group
+            )
+        if found:
+            self.summaries.put(step, group, found)
+        return np.sort(positions)
+
+    def _draw(self, number, stage, positions, passed, group):
+        positions, image, text = load_rows(
+            positions,
+            self.sidecars,
+            self.store,
+            self.order,
+            self.seed,
+            is_best=stage.captions == "best",
+        )
+        draw = _drawer(stage, self.settings.loss, passed)
+        seed = tf.constant([self.seed, group], tf.int32)
+        seed = tf.bitwise.bitwise_xor(seed, [_SALT * (number + 1), 0])
+        with tf.device("CPU:0"):
+            drawn = draw(
+                seed,
+                tf.cast(image, tf.float32),
+                tf.cast(text, tf.float32),
+                tf.constant(self.sidecars.scale, tf.float32),
+                tf.constant(self.sidecars.bias, tf.float32),
+            )
+        drawn = tf.nest.map_structure(lambda part: part.numpy(), drawn)
+        ids = self.store.ids(self.order.rows(positions))
+        rows = {
+            "position": positions,
+            "id": ids,
+            "kept": drawn.kept,
+            "own_score": drawn.own_score,
+            "reference_loss": drawn.reference_loss,
+        }
+        if self.clean is not None:
+            rows["clean"] = self.clean(ids)
+        found = summary.of_rows(
+            stage,
+            rows,
+            {"reference_loss": drawn.uniform_reference_loss},
+            drawn=drawn.indices,
+            seed=seed.numpy(),
+        )
+        found |= {
+            "score": float(drawn.score),
+            "uniform_score": float(drawn.uniform_score),
+        }
+        return positions[drawn.indices], found
+
+
+def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
+    """Returns G, the number of groups of a hyper-batch.
+
+    The smallest divisor of B with at most `MOST_ROWS` rows into the first
+    stage of a group, and in every stage a row for each chunk; the largest with
+    these rows where there is none.
+
+    Args:
+        stages: the stored ones.
+        sizes: rows into each, and out of the last.
+    """
+    found = 1
+    for groups in range(1, sizes[-1] + 1):
+        if sizes[-1] % groups:
+            continue
+        passed = [size // groups for size in sizes[1:]]
+        if any(
+            stage.method == "joint"
+            and stage.num_chunks > size - stage.num_uniform(size)
+            for stage, size in zip(stages, passed, strict=True)
+        ):
+            break
+        found = groups
+        if sizes[0] // groups <= MOST_ROWS:
+            break
+    return found
+
+
+def flops(
+    settings: config_lib.SelectionConfig, dim: int, curated_rows: int = 0
+) -> int:
+    """Counts a host's floating-point operations of a step's stored stages.
+
+    Args:
+        settings: the funnel; stages that do not score are uniform.
+        dim: width of the reference's embeddings; 0 without one.
+        curated_rows: c, rows that are not chosen.
+    """
+    stages = settings.stored
+    sizes = settings.sizes(curated_rows)[: len(stages) + 1]
+    groups = num_groups(stages, sizes)
+    return sum(
+        selection.draw_flops(size, size // stage.candidates, dim, groups)
+        for stage, size in zip(stages, sizes, strict=False)
+        if stage.scores
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _drawer(stage, loss, passed):
+    """Compiles the draw of a group, a function of its embeddings."""
+    settings = config_lib.SelectionConfig(passed, loss=loss)
+
+    def draw(seed, *parts):
+        reference = Embeddings(*parts)
+        drawn = selection.draw(
+            None,
+            reference,
+            stage,
+            batch_size=passed,
+            seed=seed,
+            settings=settings,
+        )
+        # A graph returns no None.
+        return drawn._replace(learner_loss=(), uniform_learner_loss=())
+
+    return tf.function(draw, autograph=False)
+
+
+def load_rows(
+    positions: np.ndarray,
+    sidecars: sidecars_lib.Sidecars,
+    store: stores.Store,
+    order: stream.AnyOrder,
+    seed: int,
+    *,
+    is_best: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads the reference's embeddings at positions of the stream.
+
+    A record without an embedding is replaced by the reader's substitute.
+
+    Args:
+        positions: int64 [k].
+        sidecars: of the reference.
+        store: the records.
+        order: of the stream.
+        seed: the run's seed.
+        is_best: read each record's best caption, not the drawn one.
+
+    Returns:
+        The positions, int64 [k], sorted by row, which reads fastest; and in
+        the same order the embeddings of the pictures and of the captions,
+        each [k, D] in the sidecars' dtype.
+
+    Raises:
+        ValueError: ids differ, a sidecar is damaged, or too many substitutes
+            in a row have no embedding.
+    """
+    count = len(positions)
+    positions = np.sort(positions)
+    # Stable for equal rows. Fits int64: 2^21 of 2^42 rows.
+    line = np.sort(order.rows(positions) * count + np.arange(count))
+    rows, line = np.divmod(line, count)
+    positions = positions[line]
+    numbers = reader.caption_numbers(seed, positions)
+
+    def read(rows, numbers):
+        if is_best:
+            return sidecars.read_best(rows, store.ids(rows))
+        return sidecars.read_numbered(rows, numbers, store.ids(rows))
+
+    captions, image, text = read(rows, numbers)
+    missing = np.flatnonzero(captions < 0)
+    for attempt in range(1, reader.MAX_ATTEMPTS + 1):
+        if not len(missing):
+            break
+        rows = order.substitutes(positions[missing], attempt)
+        captions, image[missing], text[missing] = read(rows, numbers[missing])
+        missing = missing[captions < 0]
+    if len(missing):
+        raise ValueError(
+            f"{reader.MAX_ATTEMPTS} records in a row have no embedding in "
+            f"place of one at position {positions[missing[0]]}, the last "
+            f"{store.describe(int(rows[captions < 0][0]))}"
+        )
+    return positions, image, text

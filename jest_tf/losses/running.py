@@ -1,0 +1,122 @@
+"""Losses of rows given the chosen ones, as running sums.
+
+The paper's algorithm 1 forms the `B x B` matrix of pair losses. Here a chunk
+only adds its rows and columns to running sums of every row (`tiles.py`), which
+gives the same draw for the same noise. The classes are immutable.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import embeddings
+from jest_tf.embeddings import Embeddings
+from jest_tf.losses import tiles
+
+
+class SigmoidRows(NamedTuple):
+    """A model's running sums of sigmoid pair losses.
+
+    Attributes:
+        model: embeddings of the rows, `[B/R, dim]`.
+        own: float32 `[B/R]`, logits of the rows' own pairs.
+        sums: float32 `[2, B/R]`, softplus(logit) summed over the chosen rows,
+            image to text and text to image.
+    """
+
+    model: Embeddings
+    own: tf.Tensor
+    sums: tf.Tensor
+
+    @classmethod
+    def start(cls, model: Embeddings) -> "SigmoidRows":
+        """Starts without chosen rows."""
+        own = _own_logits(model)
+        return cls(model, own, tf.zeros([2, *own.shape]))
+
+    def add(self, image: tf.Tensor, text: tf.Tensor) -> "SigmoidRows":
+        """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
+        scale, bias = self.model[2:]
+        more = tiles.reduce_pairs(
+            lambda cosines: tiles.sum_softplus(cosines, scale, bias),
+            *(self.model, image, text),
+        )
+        return self._replace(sums=self.sums + more)
+
+    def conditional(self) -> tf.Tensor:
+        """float32 `[B/R]`: the loss that each row would add."""
+        return tf.math.softplus(-self.own) + tf.reduce_sum(self.sums, 0)
+
+    def row_losses(self, kept: tf.Tensor) -> tf.Tensor:
+        """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
+        # `sums` counts a kept row as its own negative, once per direction.
+        itself = tf.where(kept, tf.math.softplus(self.own), 0.0)
+        others = tf.reduce_sum(self.sums - itself, 0)
+        return tf.math.softplus(-self.own) + 0.5 * others
+
+    def sample_losses(self, size: int, batch_size: int) -> tf.Tensor:
+        """Losses of the `size` chosen rows, scaled up to a larger batch."""
+        others = tf.reduce_sum(self.sums - tf.math.softplus(self.own), 0)
+        scale = 0.5 * (batch_size - 1) / max(size - 1, 1)
+        return tf.math.softplus(-self.own) + scale * others
+
+
+class SoftmaxRows(NamedTuple):
+    """A model's running log-sum-exps of logits; methods as `SigmoidRows`.
+
+    Attributes:
+        model: embeddings of the rows, `[B/R, dim]`.
+        own: float32 `[B/R]`, logits of the rows' own pairs, without bias.
+        sums: float32 `[2, B/R]`, log-sum-exp of the logits over the chosen
+            rows; -inf before the first.
+    """
+
+    model: Embeddings
+    own: tf.Tensor
+    sums: tf.Tensor
+
+    @classmethod
+    def start(cls, model: Embeddings) -> "SoftmaxRows":
+        """Starts without chosen rows."""
+        own = _own_logits(model._replace(bias=0.0))
+        return cls(model, own, tf.fill([2, *own.shape], -np.inf))
+
+    def add(self, image: tf.Tensor, text: tf.Tensor) -> "SoftmaxRows":
+        """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
+        scale = self.model.scale
+        more = tiles.reduce_pairs(
+            lambda cosines: tiles.log_sum_exp(cosines, scale),
+            *(self.model, image, text),
+        )
+        return self._replace(sums=embeddings.logaddexp(self.sums, more))
+
+    def conditional(self) -> tf.Tensor:
+        """float32 `[B/R]`: the loss of each row among the chosen."""
+        # Without a chosen row there is no normaliser.
+        return self._loss(tf.where(self.sums > -np.inf, self.sums, 0.0))
+
+    def row_losses(self, kept: tf.Tensor) -> tf.Tensor:
+        """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
+        # A row's normaliser includes the row itself; a kept row's already does.
+        joined = embeddings.logaddexp(self.sums, self.own)
+        return self._loss(tf.where(kept, self.sums, joined))
+
+    def sample_losses(self, size: int, batch_size: int) -> tf.Tensor:
+        """Losses of the `size` chosen rows, scaled up to a larger batch."""
+        if size == batch_size:
+            return self.conditional()
+        # The row itself counts once, whatever the size of the batch.
+        share = tf.exp(tf.minimum(self.own - self.sums, 0.0))
+        others = self.sums + tf.math.log1p(-share)
+        others += np.log((batch_size - 1) / (size - 1))
+        return self._loss(embeddings.logaddexp(self.own, others))
+
+    def _loss(self, normalisers):
+        return -self.own + 0.5 * tf.reduce_sum(normalisers, 0)
+
+
+def _own_logits(model):
+    """scale <image_i, text_i> + bias; einsum forms no `[B, dim]` products."""
+    cosines = tf.einsum("nd,nd->n", model.image, model.text)
+    return model.scale * cosines + model.bias

@@ -1,0 +1,160 @@
+"""Summaries of a stage's draw for logs and pages: the same for every stage.
+
+NumPy, on the host, from the rows that a stage scored.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config
+from jest_tf.config import methods
+from jest_tf.selection import samplers
+
+# Quantiles of the distributions.
+LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+QUANTITIES = ("learnability", "learner_loss", "reference_loss")
+GROUPS = ("kept", "dropped", "uniform")
+
+_EXTREMES = 8  # rows with the highest and with the lowest score
+
+
+def of_rows(
+    stage: config.Stage,
+    rows: Mapping[str, np.ndarray],
+    uniform: Mapping[str, np.ndarray],
+    *,
+    drawn: np.ndarray,
+    seed: np.ndarray,
+    num_quotas: int = 1,
+) -> dict:
+    """Summarises a draw, in values that JSON has.
+
+    Args:
+        stage: that drew.
+        rows: arrays `[n]` of the rows into it: `own_score`, `kept`,
+            `learner_loss` and `reference_loss` as in `selection.Draw`, if
+            present there; `row` or `position`; `id` and `clean`, if known.
+        uniform: losses of the uniform draw for comparison, by model.
+        drawn: integers `[m]`, indices of `rows` that passed.
+        seed: of the draw.
+        num_quotas: R with quota "per_replica", else 1.
+
+    Returns:
+        `rows_in` and `rows_out`; `overlap_independent` and `overlap_uniform`,
+        the shares of the draw that other samplers draw from the same noise,
+        m/n for unrelated draws; of each quantity the count, mean and quantiles
+        of the kept, the dropped and the uniformly drawn rows; `highest` and
+        `lowest`, the rows with the most extreme scores; where it is known,
+        `clean_in` and `clean_out`, the clean shares of the rows into the stage
+        and out of it.
+    """
+    others = _other_rows(
+        tf.constant(rows["own_score"]),
+        tf.constant(seed, tf.int32),
+        len(drawn),
+        stage.gain,
+        num_quotas,
+    )
+    kept = rows["kept"]
+    values, of_uniform = quantities(rows), quantities(uniform)
+    scores = methods.criterion(stage.criterion).score(
+        {
+            name.removesuffix("_loss"): one
+            for name, one in values.items()
+            if name.endswith("_loss")
+        }
+    )
+    return {
+        "criterion": stage.criterion,
+        "rows_in": len(kept),
+        "rows_out": len(drawn),
+        **{
+            f"overlap_{name}": overlap(drawn, one.numpy())
+            for name, one in others.items()
+        },
+        **{
+            name: {
+                "kept": _distribution(some[kept]),
+                "dropped": _distribution(some[~kept]),
+                "uniform": _distribution(of_uniform[name]),
+            }
+            for name, some in values.items()
+        },
+        **_extremes(scores, rows),
+        **_clean_shares(rows),
+    }
+
+
+def quantities(losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the available `QUANTITIES` of rows, from their losses."""
+    found = {name: losses[name] for name in QUANTITIES if name in losses}
+    if len(found) < 2:
+        return found
+    learnability = found["learner_loss"] - found["reference_loss"]
+    return {"learnability": learnability} | found
+
+
+def overlap(left: np.ndarray, right: np.ndarray) -> float:
+    """Returns the share of a draw's rows in another draw of equal size."""
+    return len(np.intersect1d(left, right)) / len(left)
+
+
+@tf.function(autograph=False)  # many small operations
+def _other_rows(own_score, seed, size, gain, num_quotas):
+    """The rows of an independent and of a uniform draw, int32 `[size]`."""
+    options = {"num_quotas": num_quotas}
+    return {
+        "independent": samplers.independent_rows(
+            own_score, seed, size, gain=gain, **options
+        ),
+        "uniform": samplers.uniform_rows(
+            seed, size, own_score.shape[0], **options
+        ),
+    }
+
+
+def _extremes(scores, rows):
+    """The rows with the highest and lowest scores, most extreme first."""
+    order = np.argsort(-scores, kind="stable")
+
+    def describe(place):
+        about = {
+            name: int(rows[name][place])
+            for name in ("row", "position", "id")
+            if name in rows
+        }
+        return about | {
+            "score": _short(scores[place]),
+            "kept": bool(rows["kept"][place]),
+        }
+
+    return {
+        "highest": [describe(place) for place in order[:_EXTREMES]],
+        "lowest": [describe(place) for place in order[::-1][:_EXTREMES]],
+    }
+
+
+def _clean_shares(rows):
+    if "clean" not in rows:
+        return {}
+    clean = rows["clean"]
+    return {
+        "clean_in": _short(clean.mean()),
+        "clean_out": _short(clean[rows["kept"]].mean()),
+    }
+
+
+def _distribution(values):
+    if not len(values):
+        return {"count": 0}
+    return {
+        "count": len(values),
+        "mean": _short(values.mean(dtype=np.float64)),
+        "quantiles": [_short(one) for one in np.quantile(values, LEVELS)],
+    }
+
+
+def _short(value):
+    return float(f"{value:.6g}")
