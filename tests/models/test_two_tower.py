@@ -298,19 +298,6 @@ class ViewsTest(tf.test.TestCase):
             self.assertAllClose(found.image, tf.concat(expected, 0), 1e-5)
             self.assertAllEqual(found.text, self.model(self.batch).text)
 
-    def test_equal_neighbouring_views_share_a_call(self):
-        calls = []
-
-        class Counting(TowerOfViews):
-            def call(self, images, training=None, view=None):
-                calls.append((view, images.shape[0]))
-                return super().call(images, training, view)
-
-        model = models.TwoTower(Counting(), keras.layers.Identity())
-        fine, images = config.View(), self.batch["image"]
-        model.encode_image(images, view=(fine, self.coarse, self.coarse, fine))
-        self.assertEqual(calls, [(None, 1), (self.coarse, 2), (None, 1)])
-
     def test_several_views_train_as_one_batch_eagerly_in_a_graph_and_under_xla(
         self,
     ):
