@@ -1,6 +1,5 @@
 """Tests of the store, and the writer that other tests share."""
 
-import concurrent.futures
 import os
 from unittest import mock
 
@@ -64,15 +63,6 @@ class StoreTest(shard_files.FolderTestCase):
             for method in (self.store.read, self.store.ids):
                 with self.assertRaisesRegex(IndexError, rf"\[0, 22\).*{row}"):
                     method(np.array([3, row]))
-
-    def test_threads_share_a_store(self):
-        rng = np.random.default_rng(1)
-        queries = [rng.integers(0, 22, 50) for _ in range(64)]
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            for rows, found in zip(
-                queries, pool.map(self.store.read, queries), strict=True
-            ):
-                self.assertEqual(found, [self.expected[row] for row in rows])
 
     def test_describe_names_the_shard_and_the_record_within_it(self):
         self.assertEqual(
