@@ -230,6 +230,30 @@ class SamplerTest(tf.test.TestCase):
         )
         self.assertAllEqual(found.indices, [0, 1, 2, 3])
 
+    def test_rows_that_have_changed_places_are_drawn_all_the_same(self):
+        models = random_embeddings.models(48)
+        order = np.random.default_rng(0).permutation(48)
+        moved = [
+            one._replace(image=one.image[order], text=one.text[order])
+            for one in models
+        ]
+        seed = selection.Placed(SEED, tf.constant(order))
+        for method in config.METHODS:
+            stage = config.Stage(
+                4, method=method, num_chunks=4, uniform_share=0.2
+            )
+            expected = draw(*models, stage, batch_size=12)
+            found = draw(*moved, stage, batch_size=12, seed=seed)
+            self.assertAllEqual(order[found.indices], expected.indices)
+            for name in ("score", "uniform_score"):
+                self.assertAllClose(
+                    getattr(found, name), getattr(expected, name), 1e-5
+                )
+        self.assertAllEqual(
+            order[selection.uniform_rows(seed, 12, 48)],
+            selection.uniform_rows(SEED, 12, 48),
+        )
+
     def test_more_chunks_make_a_more_learnable_batch(self):
         models = [
             random_embeddings.related(

@@ -63,7 +63,3 @@ class StepMetricsTest(tf.test.TestCase):
         found = results(metrics)
         self.assertEqual(found["data/captions_replaced"], 6.0)
         self.assertNotIn("data/records_replaced", found)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -4,6 +4,7 @@ Steps under `fit` are in `test_model.py`.
 """
 
 import dataclasses
+import itertools
 import types
 
 import hand_draws
@@ -60,11 +61,14 @@ def on(replicas, step):
 
 
 class SizesTest(tf.test.TestCase):
-    def sizes(self, settings, num_replicas=1, curated=None):
+    def sizes(self, settings, num_replicas=1, num_curated=0):
+        own = {"image": np.zeros([num_curated // num_replicas, 2, 2, 3])}
         return on_replicas(
             num_replicas,
             lambda replicas, rows: sub_batch.check_sizes(
-                on(replicas, step_of(settings)), rows, curated
+                on(replicas, step_of(settings)),
+                rows,
+                own if num_curated else None,
             ),
             BATCH,
         )[0]
@@ -72,7 +76,7 @@ class SizesTest(tf.test.TestCase):
     def test_rows_into_each_live_stage_and_out_of_the_last(self):
         uniform = config.Stage(2, method="uniform")
         stored = config.Stage(5, "stored", "uniform", "easy_reference")
-        for settings, c, expected in (
+        for settings, num_curated, expected in (
             (None, 0, (24,)),
             (funnel(24), 0, (24,)),
             (funnel(24, stored), 0, (24,)),
@@ -81,29 +85,23 @@ class SizesTest(tf.test.TestCase):
             (funnel(10, uniform, uniform), 4, (24, 12, 6)),
         ):
             for num_replicas in (1, 2):
-                own = {"image": np.zeros([c // num_replicas, 2, 2, 3])}
-                found = self.sizes(settings, num_replicas, own if c else None)
+                found = self.sizes(settings, num_replicas, num_curated)
                 self.assertEqual(found, expected)
 
     def test_other_batches_name_b_c_and_the_candidates(self):
-        stages = (
-            config.Stage(2, method="uniform"),
-            config.Stage(5, num_chunks=1),
-        )
-        with self.assertRaisesRegex(
-            ValueError,
-            r"must have 80 rows .* 24 rows, b=8, c=0, candidates=\[2, 5\]",
+        one = config.Stage(5, num_chunks=1)
+        two = config.Stage(2, method="uniform"), one
+        for stages, num_replicas, num_curated, message in (
+            (two, 1, 0, r"80 rows .* 24 rows, b=8, c=0, candidates=\[2, 5\]"),
+            (two, 1, 3, r"50 rows .* 24 rows, b=8, c=3, candidates=\[2, 5\]"),
+            ((one,), 2, 0, r"40 rows .* 24 rows, b=8, c=0, candidates=\[5\]"),
         ):
-            self.sizes(funnel(8, *stages))
-        curated = {"image": np.zeros([3, 2, 2, 3])}
+            with self.assertRaisesRegex(ValueError, message):
+                self.sizes(funnel(8, *stages), num_replicas, num_curated)
         with self.assertRaisesRegex(
-            ValueError, r"50 rows .* 24 rows, b=8, c=3, candidates=\[2, 5\]"
+            ValueError, "out of every stage must be a mult.* 12, R=8"
         ):
-            self.sizes(funnel(8, *stages), curated=curated)
-        with self.assertRaisesRegex(
-            ValueError, "out of every stage must be a mult.* 6, R=4"
-        ):
-            self.sizes(funnel(6, config.Stage(4, num_chunks=1)), 4)
+            self.sizes(funnel(12, two[0]), 8)
 
 
 class ScoreTest(tf.test.TestCase):
@@ -117,116 +115,87 @@ class ScoreTest(tf.test.TestCase):
             ("hard_learner", (True, False)),
             ("easy_reference", (False, True)),
         ):
+            step = step_of(
+                None,
+                learner if needed[0] else None,
+                reference.frozen(teacher) if needed[1] else None,
+            )
             for size in (None, 3):
-                stage = config.Stage(
-                    3, criterion=criterion, scoring_batch_size=size
-                )
-                step = step_of(
-                    None,
-                    learner if needed[0] else None,
-                    reference.frozen(teacher) if needed[1] else None,
-                )
-                found = step_lib.score(step, stage, batch)
+                stage = config.Stage(3, "live", "joint", criterion)
+                stage = dataclasses.replace(stage, scoring_batch_size=size)
                 for one, hand, is_needed in zip(
-                    found, expected, needed, strict=True
+                    step_lib.score(step, stage, batch),
+                    expected,
+                    needed,
+                    strict=True,
                 ):
-                    if not is_needed:
-                        self.assertIsNone(one)
-                        continue
-                    for value, by_hand in zip(one, hand, strict=True):
+                    self.assertEqual(one is not None, is_needed)
+                    for value, by_hand in zip(one or (), hand, strict=False):
                         self.assertAllClose(value, by_hand, 1e-6, 1e-6)
-
-    def test_a_stage_that_does_not_score_runs_no_model(self):
-        stage = config.Stage(3, method="uniform", scoring_batch_size=5)
-        found = step_lib.score(step_of(), stage, BATCH)
-        self.assertEqual(found, (None, None))
-
-    def test_settings_that_can_not_score_are_refused(self):
-        for settings, message in (
-            ({"scoring_batch_size": 5}, "must divide .* 5, 24 rows, R=1"),
-            ({}, "criterion='learnability'` needs a reference: pass"),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                step_lib.score(step_of(), config.Stage(3, **settings), BATCH)
+        uniform = config.Stage(3, method="uniform", scoring_batch_size=5)
+        self.assertEqual(
+            step_lib.score(step_of(), uniform, batch), (None, None)
+        )
 
 
 class SelectTest(tf.test.TestCase):
     def test_a_uniform_draw_equals_that_of_one_replica(self):
-        hand = selection.uniform_rows(SEED, 8, ROWS).numpy()
-        for quota in config.QUOTAS:
+        for quota, num_replicas in itertools.product(config.QUOTAS, (1, 2, 4)):
             settings = funnel(8, config.Stage(3, method="uniform"), quota=quota)
-            for num_replicas in (1, 2, 4):
-                held = ROWS // num_replicas
-                for rows, draw in on_replicas(
-                    num_replicas,
-                    lambda replicas, _, settings=settings: step_lib.select(
-                        on(replicas, step_of(settings)), 0, 8, (None, None)
-                    ),
-                    BATCH,
-                ):
-                    self.assertIsNone(draw)
-                    if quota == "global" or num_replicas == 1:
-                        self.assertAllEqual(rows, hand)
-                    # b/R of each replica's rows, each once.
-                    owners = np.bincount(rows // held, minlength=num_replicas)
-                    if quota == "per_replica":
-                        self.assertAllEqual(
-                            owners, [8 // num_replicas] * num_replicas
-                        )
-                    self.assertLen(set(rows.numpy()), 8)
-
-    def test_every_live_stage_has_noise_of_its_own(self):
-        stored = config.Stage(2, "stored", criterion="easy_reference")
-        settings = funnel(16, stored, config.Stage(2), config.Stage(2))
-        for number, expected in (
-            (1, SEED),
-            (2, hand_draws.later_seed(1, SEED)),
-        ):
-            self.assertAllEqual(
-                step_lib.stage_seed(settings, number, SEED), expected
-            )
+            held = num_replicas if quota == "per_replica" else 1
+            expected = selection.uniform_rows(SEED, 8, ROWS, num_quotas=held)
+            for rows, draw in on_replicas(
+                num_replicas,
+                lambda replicas, _, settings=settings: step_lib.select(
+                    on(replicas, step_of(settings)), 0, 8, (None, None)
+                ),
+                BATCH,
+            ):
+                self.assertIsNone(draw)
+                self.assertAllEqual(rows, expected)
+                # Each once, and b/R of each quota's rows.
+                self.assertLen(set(rows.numpy()), 8)
+                owners = np.bincount(rows // (ROWS // held), minlength=held)
+                self.assertAllEqual(owners, [8 // held] * held)
 
 
 class GatherTest(tf.test.TestCase):
-    def gather(
-        self, num_replicas, indices, quota="global", views=(), **options
-    ):
+    def gather(self, num_replicas, indices, quota="global", views=0, **more):
         live = config.Stage(2, method="uniform")
         settings = None if indices is None else funnel(12, live, quota=quota)
-        step = step_of(settings, **options)
+        step = step_of(settings, **more)
         return on_replicas(
             num_replicas,
             lambda replicas, rows: sub_batch.gather(
-                on(replicas, step), rows, indices, views
+                on(replicas, step), rows, indices, (config.View(),) * views
             ),
             BATCH,
         )
 
-    def draw(self, quota, num_replicas):
+    def draw(self, quota="global", num_replicas=1):
         """16 rows at random, with a quota as many of each replica."""
         rng = np.random.default_rng(num_replicas)
-        if quota == "global":
-            return tf.constant(rng.permutation(ROWS)[:16], tf.int32)
-        held = ROWS // num_replicas
+        parts = num_replicas if quota == "per_replica" else 1
+        held = ROWS // parts
         rows = [
-            number * held + rng.permutation(held)[: 16 // num_replicas]
-            for number in range(num_replicas)
+            number * held + rng.permutation(held)[: 16 // parts]
+            for number in range(parts)
         ]
         return tf.constant(np.concatenate(rows), tf.int32)
 
     def test_every_row_of_a_draw_is_trained_on_once(self):
-        for quota in config.QUOTAS:
-            for num_replicas in (1, 2, 4):
-                for views in ((), (config.View(),) * 2):
-                    indices = self.draw(quota, num_replicas)
-                    gathered = self.gather(num_replicas, indices, quota, views)
-                    places = np.concatenate([places for _, places in gathered])
-                    self.assertAllEqual(np.sort(places), np.arange(16))
-                    for batch, places in gathered:
-                        self.assertEqual(places.shape, (16 // num_replicas,))
-                        rows = tf.gather(indices, places).numpy()
-                        for name, value in BATCH.items():
-                            self.assertAllEqual(batch[name], value[rows])
+        for quota, num_replicas, views in itertools.product(
+            config.QUOTAS, (1, 2, 4), (0, 2)
+        ):
+            indices = self.draw(quota, num_replicas)
+            gathered = self.gather(num_replicas, indices, quota, views)
+            places = np.concatenate([places for _, places in gathered])
+            self.assertAllEqual(np.sort(places), np.arange(16))
+            for batch, places in gathered:
+                self.assertEqual(places.shape, (16 // num_replicas,))
+                rows = tf.gather(indices, places).numpy()
+                for name, value in BATCH.items():
+                    self.assertAllEqual(batch[name], value[rows])
 
     def test_without_a_draw_every_row_stays_in_place(self):
         for num_replicas in (1, 2, 4):
@@ -237,22 +206,19 @@ class GatherTest(tf.test.TestCase):
                 self.assertAllEqual(batch["id"], BATCH["id"][places])
 
     def test_a_rows_view_is_that_of_one_replica(self):
-        indices = self.draw("global", 1)
         order = selection.uniform_rows((SEED[0] ^ 0x0715, SEED[1]), 16, 16)
         first, second = np.split(order.numpy(), 2)
         for num_replicas in (1, 2, 4):
-            gathered = self.gather(
-                num_replicas, indices, views=(config.View(),) * 2
-            )
+            gathered = self.gather(num_replicas, self.draw(), views=2)
             halves = [np.split(places, 2) for _, places in gathered]
             for number, part in enumerate((first, second)):
                 found = np.concatenate([half[number] for half in halves])
                 self.assertAllEqual(np.sort(found), np.sort(part))
 
     def test_a_micro_batch_holds_as_many_rows_of_each_view(self):
-        indices, views = self.draw("global", 2), (config.View(),) * 2
-        whole = self.gather(2, indices, views=views)
-        mixed = self.gather(2, indices, views=views, micro_batch_size=4)
+        indices = self.draw()
+        whole = self.gather(2, indices, views=2)
+        mixed = self.gather(2, indices, views=2, micro_batch_size=4)
         for (_, places), (batch, found) in zip(whole, mixed, strict=True):
             # 8 rows on each replica, 4 in each view: two micro-batches.
             first, second = np.split(places.numpy(), 2)
@@ -263,17 +229,14 @@ class GatherTest(tf.test.TestCase):
             self.assertAllEqual(batch["id"], BATCH["id"][rows])
 
     def test_parts_of_unequal_size_are_refused(self):
-        indices, views = self.draw("global", 1), (config.View(),) * 3
         # 16 rows in 2 views: micro-batches of an odd size, and of 3 a view.
-        for size in (3, 6):
-            with self.assertRaisesRegex(
-                ValueError, f"micro_batch_size` must .* {size}, 2 views, b/R=16"
-            ):
-                self.gather(1, indices, views=views[:2], micro_batch_size=size)
-        with self.assertRaisesRegex(
-            ValueError, "equal parts. .* 3 views, b=16"
+        for views, size, message in (
+            (2, 3, "micro_batch_size` must .* 3, 2 views, b/R=16"),
+            (2, 6, "micro_batch_size` must .* 6, 2 views, b/R=16"),
+            (3, None, "equal parts. .* 3 views, b=16"),
         ):
-            self.gather(1, indices, views=views)
+            with self.assertRaisesRegex(ValueError, message):
+                self.gather(1, self.draw(), views=views, micro_batch_size=size)
 
 
 class NeededTest(tf.test.TestCase):
@@ -315,10 +278,6 @@ class Teacher:
         return self.model(batch, training=False)
 
 
-def embed(model, batch):
-    return Embeddings(*(part.numpy() for part in model(batch, training=False)))
-
-
 def rows_of(embeddings, rows):
     return embeddings._replace(
         image=embeddings.image[rows], text=embeddings.text[rows]
@@ -328,6 +287,7 @@ def rows_of(embeddings, rows):
 class WholeStepTest(tf.test.TestCase):
     """`train_step` but for the update, on 48 rows of which 8 pass."""
 
+    STORED = config.Stage(9, "stored", "uniform", "easy_reference")
     TWO = (
         config.Stage(3, num_chunks=3),
         config.Stage(2, num_chunks=2, uniform_share=0.25),
@@ -339,14 +299,29 @@ class WholeStepTest(tf.test.TestCase):
         (cls.batch,) = tiny.super_batches(rows=48)
         (cls.curated,) = tiny.super_batches(rows=4, seed=1)
         cls.learner, cls.teacher = tiny.learner(0), Teacher()
-        models = cls.learner, cls.teacher.model
-        cls.models = [embed(model, cls.batch) for model in models]
-        cls.of_curated = [embed(model, cls.curated) for model in models]
+        both = tf.nest.map_structure(
+            lambda *parts: np.concatenate(parts), cls.batch, cls.curated
+        )
+        # The last four rows are the curated ones.
+        cls.models = [
+            Embeddings(*(part.numpy() for part in model(both, training=False)))
+            for model in (cls.learner, cls.teacher.model)
+        ]
+        cls.ids = both["id"]
+        image, text, scale, bias = cls.models[1]
+        cls.cached = staticmethod(reference.cached(scale, bias))
+        cls.stored = [
+            rows | {"reference_image": image[own], "reference_text": text[own]}
+            for rows, own in (
+                (cls.batch, slice(48)),
+                (cls.curated, slice(48, 52)),
+            )
+        ]
 
-    def run_step(self, settings, num_replicas, batch=None, **options):
-        """The outputs of each replica, and the reference's calls on one."""
+    def run_step(self, settings, num_replicas, batch, teacher=None, **options):
+        """The outputs of each replica."""
         self.teacher.calls.clear()
-        teacher = options.pop("teacher", reference.frozen(self.teacher))
+        teacher = teacher or reference.frozen(self.teacher)
         step = dataclasses.replace(
             step_of(settings, self.learner, teacher, **options),
             optimizer=types.SimpleNamespace(
@@ -358,7 +333,7 @@ class WholeStepTest(tf.test.TestCase):
             lambda replicas, rows: step_lib.train_step(
                 on(replicas, step), rows
             ),
-            batch or self.batch,
+            batch,
         )
 
     def by_hand(self, settings, num_replicas):
@@ -369,15 +344,12 @@ class WholeStepTest(tf.test.TestCase):
         """
         numbers, draws = np.arange(48), []
         held = num_replicas if settings.quota == "per_replica" else 1
-        sizes = [16, 8] if len(settings.stages) == 2 else [8]
-        for number, (stage, size) in enumerate(
-            zip(settings.stages, sizes, strict=True)
-        ):
+        for place, stage in enumerate(settings.live):
             drawn = hand_draws.rows(
                 *(rows_of(one, numbers) for one in self.models),
                 stage,
-                batch_size=size,
-                seed=hand_draws.later_seed(number, SEED),
+                batch_size=len(numbers) // stage.candidates,
+                seed=hand_draws.later_seed(place, SEED),
                 num_replicas=held,
             )
             draws.append(numbers[drawn])
@@ -385,207 +357,138 @@ class WholeStepTest(tf.test.TestCase):
             numbers = numbers[drawn[np.argsort(owners, kind="stable")]]
         return draws
 
-    def assert_trains_on(self, outputs, rows, extra=None):
+    def assert_trains_on(self, outputs, drawn, curated=()):
         """Checks rows, ids and loss of a step on rows and the curated ones."""
-        ids = self.batch["id"][rows]
+        rows = np.concatenate([drawn, curated]).astype(int)
         parts = [rows_of(one, rows) for one in self.models]
-        if extra is not None:
-            ids = np.concatenate([ids, self.curated["id"]])
-            parts = [
-                one._replace(
-                    image=np.concatenate([one.image, more.image]),
-                    text=np.concatenate([one.text, more.text]),
-                )
-                for one, more in zip(parts, self.of_curated, strict=True)
-            ]
         trained = {}
         for one in outputs:
-            self.assertAllEqual(one.drawn, rows)
-            self.assertAllClose(
-                one.metrics["loss"] - one.metrics.get("distillation", 0.0),
-                oracles.sigmoid_loss(parts[0]),
-                1e-5,
-            )
+            self.assertAllEqual(one.drawn, drawn)
+            distance = 0.0
             if "distillation" in one.metrics:
-                self.assertAllClose(
-                    one.metrics["distillation"],
-                    oracles.feature_distillation(*parts),
-                    1e-5,
-                )
+                distance = oracles.feature_distillation(*parts)
+                self.assertAllClose(one.metrics["distillation"], distance, 1e-5)
+            loss = oracles.sigmoid_loss(parts[0]) + distance
+            self.assertAllClose(one.metrics["loss"], loss, 1e-5)
             found = one.rows["trained"]
-            places, own = found["place"].numpy(), found["id"].numpy()
-            trained |= dict(zip(places, own, strict=True))
-        self.assertAllEqual([trained[n] for n in range(len(ids))], ids)
+            places, ids = found["place"].numpy(), found["id"].numpy()
+            trained.update(zip(places, ids, strict=True))
+        self.assertAllEqual(
+            [trained[place] for place in range(len(rows))], self.ids[rows]
+        )
 
     def assert_tells_of(self, outputs, draws):
         """Checks what a step tells of the rows that its stages scored."""
         before = np.arange(48)
-        for number, drawn in enumerate(draws):
+        for number, drawn in enumerate(draws, 1):
             groups = [one.rows[f"stages/{number}"] for one in outputs]
-            row, kept, places, ids = (
+            row, kept, places, ids, learner_loss = (
                 np.concatenate([group[name] for group in groups])
-                for name in ("row", "kept", "number", "id")
+                for name in ("row", "kept", "number", "id", "learner_loss")
             )
             self.assertAllEqual(np.sort(row), np.sort(before))
             self.assertAllEqual(np.sort(row[kept]), np.sort(drawn))
-            self.assertAllEqual(ids, self.batch["id"][row])
+            self.assertAllEqual(ids, self.ids[row])
             self.assertAllEqual(np.sort(places), np.arange(len(before)))
             losses = [
                 oracles.row_losses(one, drawn, "sigmoid") for one in self.models
             ]
-            learner = np.concatenate([one["learner_loss"] for one in groups])
-            self.assertAllClose(learner, losses[0][row], 1e-4, 1e-4)
-            means = [one[drawn].mean() for one in losses]
-            dropped = np.setdiff1d(before, drawn)
+            self.assertAllClose(learner_loss, losses[0][row], 1e-4, 1e-4)
+            learner, teacher = (one[drawn].mean() for one in losses)
+            dropped = losses[1][np.setdiff1d(before, drawn)].mean()
             for one in outputs:
                 for name, value in (
-                    ("score", means[0] - means[1]),
-                    ("learner_loss_kept", means[0]),
-                    ("reference_loss_dropped", losses[1][dropped].mean()),
+                    ("score", learner - teacher),
+                    ("learner_loss_kept", learner),
+                    ("reference_loss_dropped", dropped),
                 ):
-                    self.assertAllClose(
-                        one.metrics[f"stages/{number}/{name}"],
-                        value,
-                        *(1e-4, 1e-4),
-                    )
+                    found = one.metrics[f"stages/{number}/{name}"]
+                    self.assertAllClose(found, value, 1e-4, 1e-4)
             before = drawn
 
     def test_two_stages_draw_as_two_draws_by_hand(self):
-        image, text, scale, bias = self.models[1]
-        stored = self.batch | {"reference_image": image, "reference_text": text}
-        cached = reference.cached(scale, bias)
-        for quota in config.QUOTAS:
-            settings = funnel(8, *self.TWO, quota=quota)
-            for num_replicas in (1, 2):
-                draws = self.by_hand(settings, num_replicas)
-                live = self.run_step(settings, num_replicas)
-                # The reference embeds the super-batch, and no row twice.
-                self.assertEqual(
-                    self.teacher.calls, [48 // num_replicas] * num_replicas
-                )
-                for outputs in (
-                    live,
-                    self.run_step(
-                        settings, num_replicas, stored, teacher=cached
-                    ),
-                ):
-                    self.assert_trains_on(outputs, draws[-1])
-                    self.assert_tells_of(outputs, draws)
-                    for one in outputs:
-                        self.assertEqual(list(one.draws), [0, 1])
+        for quota, num_replicas in itertools.product(config.QUOTAS, (1, 2)):
+            settings = funnel(8, self.STORED, *self.TWO, quota=quota)
+            draws = self.by_hand(settings, num_replicas)
+            live = self.run_step(settings, num_replicas, self.batch)
+            # The reference embeds the super-batch, and no row twice.
+            self.assertEqual(
+                self.teacher.calls, [48 // num_replicas] * num_replicas
+            )
+            stored = self.run_step(
+                settings, num_replicas, self.stored[0], self.cached
+            )
+            for outputs in (live, stored):
+                self.assert_trains_on(outputs, draws[-1])
+                self.assert_tells_of(outputs, draws)
+                self.assertEqual(list(outputs[0].draws), [1, 2])
 
     def test_a_stage_may_leave_out_the_reference_or_the_scores(self):
-        hard = dataclasses.replace(self.TWO[0], criterion="hard_learner")
-        unscored = dataclasses.replace(self.TWO[0], method="uniform")
+        first, last = self.TWO
         for stages, num_embedded, scored in (
-            ((hard, self.TWO[1]), 16, [0, 1]),
-            ((unscored, self.TWO[1]), 16, [1]),
-            (
-                (self.TWO[0], dataclasses.replace(hard, candidates=2)),
-                48,
-                [0, 1],
-            ),
-            ((hard, dataclasses.replace(unscored, candidates=2)), 0, [0]),
+            ((self.hard(first), last), 16, [0, 1]),
+            ((first, self.hard(last)), 48, [0, 1]),
+            ((self.unscored(first), last), 16, [1]),
+            ((self.hard(first), self.unscored(last)), 0, [0]),
         ):
             settings = funnel(8, *stages)
             for num_replicas in (1, 2):
-                outputs = self.run_step(settings, num_replicas)
+                outputs = self.run_step(settings, num_replicas, self.batch)
                 self.assertEqual(sum(self.teacher.calls), num_embedded)
                 draws = self.by_hand(settings, num_replicas)
                 self.assert_trains_on(outputs, draws[-1])
                 self.assertEqual(list(outputs[0].draws), scored)
 
+    def hard(self, stage):
+        return dataclasses.replace(stage, criterion="hard_learner")
+
+    def unscored(self, stage):
+        return dataclasses.replace(stage, method="uniform", uniform_share=0.0)
+
     def test_curated_rows_follow_the_chosen_ones(self):
-        settings = funnel(12, *self.TWO)
-        batch = self.batch | {"curated": self.curated}
-        for num_replicas in (1, 2):
+        live = self.batch | {"curated": self.curated}
+        stored = self.stored[0] | {"curated": self.stored[1]}
+        for quota, num_replicas in itertools.product(config.QUOTAS, (1, 2)):
+            settings = funnel(12, *self.TWO, quota=quota)
             (*_, rows) = self.by_hand(settings, num_replicas)
-            outputs = self.run_step(settings, num_replicas, batch)
-            self.assert_trains_on(outputs, rows, self.curated)
-            # A live reference embeds the trained rows together to distil.
-            outputs = self.run_step(
-                settings, num_replicas, batch, distillation_weight=1.0
-            )
-            self.assertEqual(sum(self.teacher.calls), 48 + 12)
-            self.assert_trains_on(outputs, rows, self.curated)
-        # Without stages, every other row is trained on, too.
+            for batch, teacher, weight, num_embedded in (
+                (live, None, 0.0, 48),
+                # A live reference embeds the trained rows together to distil.
+                (live, None, 1.0, 48 + 12),
+                (stored, self.cached, 1.0, 0),
+            ):
+                outputs = self.run_step(
+                    *(settings, num_replicas, batch, teacher),
+                    distillation_weight=weight,
+                )
+                self.assertEqual(sum(self.teacher.calls), num_embedded)
+                self.assert_trains_on(outputs, rows, range(48, 52))
+
+    def test_curated_rows_follow_the_others_where_none_are_chosen(self):
+        batch = self.batch | {"curated": self.curated}
         (outputs,) = self.run_step(funnel(52), 1, batch)
         self.assertIsNone(outputs.drawn)
-        self.assertAllEqual(
-            outputs.rows["trained"]["id"],
-            np.concatenate([self.batch["id"], self.curated["id"]]),
-        )
-
-    def test_curated_rows_are_distilled_by_stored_embeddings(self):
-        settings = funnel(12, *self.TWO, quota="per_replica")
-        image, text, scale, bias = self.models[1]
-        stored = self.batch | {"reference_image": image, "reference_text": text}
-        image, text, *_ = self.of_curated[1]
-        stored["curated"] = self.curated | {
-            "reference_image": image,
-            "reference_text": text,
-        }
-        for num_replicas in (1, 2):
-            outputs = self.run_step(
-                settings,
-                num_replicas,
-                stored,
-                teacher=reference.cached(scale, bias),
-                distillation_weight=1.0,
-            )
-            (*_, rows) = self.by_hand(settings, num_replicas)
-            self.assert_trains_on(outputs, rows, self.curated)
+        self.assertAllEqual(outputs.rows["trained"]["id"], self.ids)
 
     def test_curated_rows_that_lack_a_key_are_refused(self):
         settings = funnel(12, *self.TWO)
-        lacking = {n: v for n, v in self.curated.items() if n != "id"}
-        with self.assertRaisesRegex(
-            ValueError, r"The 'curated' rows .* keys .* none of \['id'\]"
+        without_id = {n: v for n, v in self.curated.items() if n != "id"}
+        for batch, curated, teacher, message in (
+            (
+                self.batch,
+                without_id,
+                None,
+                r"'curated' rows .*none of \['id'\]",
+            ),
+            (
+                self.stored[0],
+                self.curated,
+                self.cached,
+                "cached reference needs `reference_image`",
+            ),
         ):
-            self.run_step(settings, 1, self.batch | {"curated": lacking})
-
-
-class DistillationTest(tf.test.TestCase):
-    def test_embeddings_in_the_batch_are_the_targets(self):
-        rng = np.random.default_rng(0)
-        stored = {
-            f"reference_{name}": np.float16(rng.normal(size=[ROWS, 4]))
-            for name in ("image", "text")
-        }
-        step = step_of(teacher=lambda batch: 1 / 0, distillation_weight=1.0)
-        rest, found = sub_batch.distillation_targets(step, BATCH | stored)
-        self.assertEqual(set(rest), set(BATCH))
-        self.assertAllEqual(found.image, stored["reference_image"])
-        self.assertAllEqual(found.text, stored["reference_text"])
-
-    def test_rows_without_embeddings_are_embedded(self):
-        batch = {name: tf.constant(value) for name, value in BATCH.items()}
-        batch["image_for_reference"] = tf.zeros([ROWS, 1, 1, 3])
-        sizes = []
-
-        def teacher(part):
-            sizes.append(part["image_for_reference"].shape[0])
-            text = tf.cast(part["text"], tf.float32)
-            return Embeddings(2.0 * text, 3.0 * text, 1.0, 0.0)
-
-        for size, expected in ((None, ROWS), (8, 8)):
-            step = step_of(
-                teacher=teacher, distillation_weight=1.0, micro_batch_size=size
-            )
-            rest, found = sub_batch.distillation_targets(step, batch)
-            self.assertEqual(set(rest), set(BATCH))
-            self.assertAllEqual(found.image, 2.0 * BATCH["text"])
-            self.assertAllEqual(found.text, 3.0 * BATCH["text"])
-            self.assertEqual(sizes[-1], expected)
-
-    def test_distillation_without_a_reference_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, "`distillation_weight` needs a reference: pass"
-        ):
-            sub_batch.distillation_targets(
-                step_of(distillation_weight=1.0), BATCH
-            )
-
-
-if __name__ == "__main__":
-    tf.test.main()
+            with self.assertRaisesRegex(ValueError, message):
+                self.run_step(
+                    *(settings, 1, batch | {"curated": curated}, teacher),
+                    distillation_weight=1.0,
+                )
