@@ -111,7 +111,8 @@ class Entry(Checked):
         shots: labelled pictures of a class, for "few_shot".
         seeds: draws of these pictures.
         l2: weight of the squared coefficients in "few_shot".
-        clean: field that is blank in clean records, for "selection".
+        clean: field that is empty, 0 or false in clean records, for
+            "selection".
         concept: field of a record's concept, for "selection".
     """
 

@@ -5,7 +5,7 @@ learner and a store, `EntryEvaluation` to a learner and an entry of a suite.
 When a run evaluates is decided in `runs/evaluations.py`.
 """
 
-from jest_tf.evaluation.draws import draw_measures
+from jest_tf.evaluation.draws import draw_measures, is_clean
 from jest_tf.evaluation.embedding import Encoder
 from jest_tf.evaluation.probes import few_shot_measures, linear_probe_measures
 from jest_tf.evaluation.retrieval import ranks, retrieval_measures
@@ -35,6 +35,7 @@ __all__ = [
     "draw_measures",
     "few_shot_measures",
     "flattened",
+    "is_clean",
     "linear_probe_measures",
     "open_stores",
     "open_suite",

@@ -3,6 +3,18 @@
 import numpy as np
 
 
+def is_clean(values: np.ndarray) -> np.ndarray:
+    """Returns where a field of noise is empty, 0 or false, bool [n].
+
+    Example:
+        >>> is_clean(np.array([b"", b"0", b"False", b"moved"], object))
+        array([ True,  True,  True, False])
+    """
+    return np.array(
+        [one.strip().lower() in (b"", b"0", b"false") for one in values], bool
+    )
+
+
 def draw_measures(
     counts: np.ndarray, clean: np.ndarray, concepts: np.ndarray
 ) -> dict[str, float]:

@@ -220,9 +220,8 @@ def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
         )
     counts = np.zeros(len(store), np.int64)
     counts[found] = times
-    measures = evaluation.draw_measures(
-        counts, columns[entry.clean] == b"", columns[entry.concept]
-    )
+    clean = evaluation.is_clean(columns[entry.clean])
+    measures = evaluation.draw_measures(counts, clean, columns[entry.concept])
     return evaluation.Outcome("selection", "", measures)
 
 
