@@ -9,16 +9,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-BEAM_BIN := .venv-beam/bin
-BEAM_INSTALLED := .venv-beam/installed
+EXTRAS_INSTALLED := .venv/installed-extras
 PEERS_BIN := .venv-peers/bin
 PEERS_INSTALLED := .venv-peers/installed-evaluation
-HF_BIN := .venv-transformers/bin
-HF_INSTALLED := .venv-transformers/installed
 S3_BIN := .venv-s3/bin
 S3_INSTALLED := .venv-s3/installed
-DOCS_BIN := .venv-docs/bin
-DOCS_INSTALLED := .venv-docs/installed
 OLDEST_BIN := .venv-oldest/bin
 OLDEST_INSTALLED := .venv-oldest/installed
 DIST_BIN := .venv-dist/bin
@@ -55,8 +50,8 @@ quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
 	@$(BIN)/python -m examples.quickstart
 
 # Not --quiet, which would hide warnings from --strict, too.
-docs: $(DOCS_INSTALLED) ## build the site into site/; a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict
+docs: $(EXTRAS_INSTALLED) ## build the site into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "docs: see site/index.html"
 
 test: $(INSTALLED) ## check the format, lint and run the tests
@@ -65,15 +60,15 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
-test-slow: $(INSTALLED) $(BEAM_INSTALLED) $(HF_INSTALLED) $(S3_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, Beam, Hugging Face, S3; build the site
+test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, Hugging Face, S3; build the site
 	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS)
-	@$(BEAM_BIN)/python -m pytest -k beam tests/curation
-	@$(HF_BIN)/python -m pytest tests/models/test_hugging_face.py
+	@$(BIN)/python -m pytest tests/models/test_hugging_face.py
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
 
-test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows
+test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows, and those of Beam
 	@$(OLDEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS) \
 	  $(OLDEST_TESTS)
+	@$(OLDEST_BIN)/python -m pytest -k beam tests/curation
 
 test-peers: $(INSTALLED) $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py
@@ -120,8 +115,7 @@ icontext: icontext-runs ## data, runs and report, from nothing
 	@echo "icontext: see $(ICONTEXT)/results/report.md"
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-beam .venv-transformers .venv-s3 .venv-docs \
-	  .venv-oldest .venv-peers .venv-dist .venv-tpu build dist site *.egg-info \
+	rm -rf .venv .venv-s3 .venv-oldest .venv-peers .venv-dist .venv-tpu build dist site *.egg-info \
 	  .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -141,28 +135,20 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@$(BIN)/python $(PIP) --editable '.[icontext]'
 	@touch $@
 
-# Apache Beam asks for older versions of packages that the rest is tested with.
-$(BEAM_INSTALLED): $(INSTALLED)
-	@echo "install: the same with Apache Beam into .venv-beam, once"
-	@test -x $(BEAM_BIN)/python || $(PYTHON) -m venv .venv-beam
-	@$(BEAM_BIN)/python $(PIP) --editable '.[test,beam]'
+# What only slow tests and the site need.
+$(EXTRAS_INSTALLED): $(INSTALLED)
+	@echo "install: PyTorch, transformers and MkDocs into .venv, once"
+	@$(BIN)/python $(PIP) --editable '.[test,keras-hub,notebook,transformers,docs]'
 	@touch $@
 	@echo "install: done"
 
+# With Apache Beam, which asks for older versions than the rest is tested with.
 $(OLDEST_INSTALLED): setup.cfg constraints-oldest.txt
 	@echo "install: the oldest versions that setup.cfg allows into" \
 	  ".venv-oldest, once"
 	@test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
 	@$(OLDEST_BIN)/python $(PIP) --constraint constraints-oldest.txt \
-	  --editable '.[test]'
-	@touch $@
-	@echo "install: done"
-
-$(HF_INSTALLED): $(INSTALLED)
-	@echo "install: the same with PyTorch and transformers into" \
-	  ".venv-transformers, once"
-	@test -x $(HF_BIN)/python || $(PYTHON) -m venv .venv-transformers
-	@$(HF_BIN)/python $(PIP) --editable '.[test,keras-hub,transformers]'
+	  --editable '.[test,beam]'
 	@touch $@
 	@echo "install: done"
 
@@ -175,17 +161,6 @@ $(S3_INSTALLED): $(INSTALLED)
 	@$(BIN)/python $(PURELIB) > \
 	  "$$($(S3_BIN)/python $(PURELIB))/packages_of_venv.pth"
 	@$(S3_BIN)/python $(PIP) 's3fs>=2024.12' 'moto[server]>=5'
-	@touch $@
-	@echo "install: done"
-
-# The extra alone: the site is made without TensorFlow.
-$(DOCS_INSTALLED): setup.cfg
-	@echo "install: MkDocs into .venv-docs, once"
-	@test -x $(DOCS_BIN)/python || $(PYTHON) -m venv .venv-docs
-	@$(DOCS_BIN)/python -c "import configparser; c = configparser.ConfigParser(); \
-	  c.read('setup.cfg'); print(c['options.extras_require']['docs'])" \
-	  > .venv-docs/requirements.txt
-	@$(DOCS_BIN)/python $(PIP) -r .venv-docs/requirements.txt
 	@touch $@
 	@echo "install: done"
 

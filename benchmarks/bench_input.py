@@ -296,7 +296,7 @@ def wait(small: bool) -> str:
         for recipe, *overrides in (
             ("reference",),
             ("uniform",),
-            ("jest", f"reference.workdir={reference}"),
+            ("jest", f"reference.model={reference}"),
         )[: 1 if small else 3]:
             report.log(f"wait: {recipe}")
             workdir = os.path.join(directory, recipe)

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import input_streams, report
-from jest_tf import runs
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
+from jest_tf.runs import loading
 
 _COMMAND = "python -m benchmarks.bench_sidecars"
 _POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
@@ -117,7 +117,7 @@ def _with_the_quickstart(directory, data, repeats):
         f"data.train={report.ROOT}/examples/icontext_mini/reference-*.tfrecord",
         f"data.index_dir={directory}/indexes",
     )
-    run = runs.load_run(workdir)
+    run = loading.load(workdir)
     store = stores.open_store(data, index_dir=f"{directory}/indexes")
     written = _write_rates(
         store,

@@ -87,7 +87,7 @@ def embed_runs(workdir: str, reference_workdir: str, data: str) -> tuple:
     store = stores.open_store([data])
     both = []
     for folder in (workdir, reference_workdir):
-        run = loading.load_run(folder)
+        run = loading.load(folder)
         embed = tf.function(reference.frozen(run.learner))
         batches = batches_lib.examples(
             store,

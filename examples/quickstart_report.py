@@ -17,11 +17,12 @@ import pandas as pd  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from matplotlib import figure as mpl_figure  # noqa: E402
 
+import jest_tf  # noqa: E402
 from benchmarks import report as markdown  # noqa: E402
 from jest_tf import evaluation  # noqa: E402
 from jest_tf.data import stores as stores_lib  # noqa: E402
 from jest_tf.reports import run_page  # noqa: E402
-from jest_tf.runs import directory, loading  # noqa: E402
+from jest_tf.runs import directory  # noqa: E402
 
 RECIPES = ("reference", "uniform", "jest", "bootstrap")
 PUBLISHED_BY = "python -m examples.quickstart --seeds 0 1 2 --publish"
@@ -355,15 +356,15 @@ class _Collapsed:
 
 
 def _chance(run):
-    settings = loading.load_run(os.fspath(run))
+    model = jest_tf.load(run)
     stores = evaluation.open_stores(
-        settings.config.evaluation.data, settings.config.evaluation_data
+        model.config.evaluation.data, model.config.evaluation_data
     )
     results = evaluation.StoreEvaluation(
         _Collapsed(),
         stores["test"],
-        tokenizer=settings.tokenizer,
-        image_size=settings.config.data.image_size,
+        tokenizer=model.tokenizer,
+        image_size=model.picture,
     ).measure()
     return pd.DataFrame([results]).add_prefix(_TEST)
 

@@ -39,7 +39,6 @@ _HOMES = {
     "models.towers": ("ImageTower", "TextTower"),
     "inference": ("Embedder", "load"),
     "models.two_tower": ("TwoTower",),
-    "runs.loading": ("load_run",),
     "selection": ("Draw", "gumbel_noise", "select_jointly"),
     "training.model": ("JESTModel",),
     "training.step": ("StepOptions",),

@@ -26,10 +26,10 @@ import tiny
 
 import jest_tf
 from examples import end_to_end, quickstart, quickstart_report, search
-from jest_tf import cli, config, models, runs
+from jest_tf import cli, config, models
 from jest_tf.cli import evaluate
 from jest_tf.data import stores
-from jest_tf.runs import checkpoints, directory, log
+from jest_tf.runs import checkpoints, directory, loading, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = tempfile.TemporaryDirectory()
@@ -110,7 +110,7 @@ class TrainersTest(tf.test.TestCase):
         cls.jest = (
             "selection.batch_size=8",
             "selection.num_chunks=3",
-            f"reference.workdir={cls.teacher}",
+            f"reference.model={cls.teacher}",
         )
         cls.suite = os.path.join(cls.folder.name, "suite.toml")
         with open(cls.suite, "w", encoding="utf-8") as file:
@@ -154,7 +154,7 @@ class TrainersTest(tf.test.TestCase):
         resolved = config.load_config(f"{self.learner}/config.json")
         self.assertEqual(resolved.steps, 5)
         self.assertEqual(resolved.selection.batch_size, 8)
-        self.assertEqual(resolved.reference.workdir, self.teacher)
+        self.assertEqual(resolved.reference.model, self.teacher)
         self.assertEqual(
             sorted(os.listdir(f"{self.learner}/checkpoints")),
             ["step-000000003", "step-000000005"],
@@ -191,7 +191,7 @@ class TrainersTest(tf.test.TestCase):
 
     def test_evaluate_measures_a_checkpoint(self):
         def measure(step):
-            model = runs.load_run(self.learner, step)
+            model = loading.load(self.learner, step)
             return evaluate.evaluate(model, model.config.evaluation.data)
 
         final = measure(None)
@@ -202,6 +202,15 @@ class TrainersTest(tf.test.TestCase):
                 ["evaluate", "--workdir", self.learner, "--step", "3", "--json"]
             )
         self.assertEqual(json.loads(printed.getvalue()), measure(3))
+
+    def test_a_checkpoint_is_loaded_with_the_settings_of_its_run(self):
+        final, last, earlier = (
+            jest_tf.load(self.learner, step=step) for step in (None, 5, 3)
+        )
+        config_of_run = directory.load_config(self.learner)
+        self.assertEqual(earlier.config, config_of_run)
+        self.assertEqual(last.fingerprint, final.fingerprint)
+        self.assertNotEqual(earlier.fingerprint, final.fingerprint)
 
     def test_evaluate_refuses_flags_without_effect(self):
         for flags, message in (
@@ -271,7 +280,7 @@ class TrainersTest(tf.test.TestCase):
     def test_a_keras_file_is_measured_on_a_suite(self):
         folder = os.path.join(self.folder.name, "keras_file")
         os.makedirs(folder)
-        runs.load_run(self.learner).learner.save(f"{folder}/a.keras")
+        loading.load(self.learner).learner.save(f"{folder}/a.keras")
         shutil.copy(f"{self.learner}/vocab.txt", folder)
         with open(f"{folder}/suite.toml", "w", encoding="utf-8") as file:
             file.write(SUITE.partition("[draws]")[0])
@@ -335,7 +344,7 @@ class TrainersTest(tf.test.TestCase):
                 for payload in payloads[number::2]:
                     writer.write(payload)
         results = [
-            evaluate.evaluate(runs.load_run(self.learner), data)
+            evaluate.evaluate(loading.load(self.learner), data)
             for data in ([*shards], [f"{folder}/val-*.tfrecord"])
         ]
         self.assertEqual(results[0], results[1])
@@ -381,7 +390,7 @@ class TrainersTest(tf.test.TestCase):
         self.assertEqual(code, 0)
         self.assertIn("embeddings of width 128", printed.getvalue())
         arrays = safetensors.numpy.load_file(path)
-        learner = runs.load_run(self.learner).learner
+        learner = loading.load(self.learner).learner
         table = learner.text_tower.weights[0]
         (found,) = (
             array
@@ -415,7 +424,7 @@ class TrainersTest(tf.test.TestCase):
             )
             self.assertEqual(ours, expected)
         ours, expected = (
-            runs.load_run(path).learner for path in (again, self.learner)
+            loading.load(path).learner for path in (again, self.learner)
         )
         for left, right in zip(ours.weights, expected.weights, strict=True):
             self.assertAllEqual(left, right)
@@ -438,7 +447,7 @@ class TrainersTest(tf.test.TestCase):
             lines(stopped, "draws.jsonl"), lines(self.learner, "draws.jsonl")
         )
         ours, expected = (
-            runs.load_run(path).learner for path in (stopped, self.learner)
+            loading.load(path).learner for path in (stopped, self.learner)
         )
         for left, right in zip(ours.weights, expected.weights, strict=True):
             self.assertAllEqual(left, right)
@@ -459,7 +468,7 @@ class TrainersTest(tf.test.TestCase):
         missing = os.path.join(self.folder.name, "missing")
         cases = (
             (
-                ("jest", missing, *self.jest, "reference.workdir=/nowhere"),
+                ("jest", missing, *self.jest, "reference.model=/nowhere"),
                 "finished run",
             ),
             (
@@ -507,8 +516,8 @@ class TrainersTest(tf.test.TestCase):
     def test_a_dry_run_refuses_what_a_run_would(self):
         for overrides, message in (
             (
-                ["reference.workdir=/nowhere"],
-                "`reference.workdir` must be the directory of a finished run",
+                ["reference.model=/nowhere"],
+                "`reference.model` must be the directory of a finished run",
             ),
             (["model.towers=no_such:build"], "can be imported.*no_such"),
             (["reference.sidecars=true"], "No sidecar"),
@@ -886,7 +895,7 @@ class TransferTest(tf.test.TestCase):
         )
         batch = tf.zeros([2, presets.SIZE, presets.SIZE, 3], tf.uint8)
         before, tuned, lit = (
-            runs.load_model(one).learner.encode_image(batch)
+            loading.load(one).learner.encode_image(batch)
             for one in (name, str(folder / "tuned"), str(folder / "lit"))
         )
         self.assertAllClose(lit, before, 1e-5, 1e-5)
@@ -914,7 +923,7 @@ class TransferTest(tf.test.TestCase):
         self.assertBetween(last["train/distillation"], 0.0, 8.0)
         # The projection stays in the checkpoint.
         self.assertEqual(
-            runs.load_run(folder / "run").learner.embedding_dim, 64
+            loading.load(str(folder / "run")).learner.embedding_dim, 64
         )
         arrays = checkpoints.read(folder / "run", 5)
         shapes = [

@@ -154,25 +154,19 @@ SETTINGS = (
 )
 MODELS = (
     (
-        "JEST reference.model=a",
-        r"two spellings of one setting: .*as reference.workdir=none",
-    ),
-    (
-        "JEST reference.workdir=none reference.model=google/siglip-base",
+        "JEST reference.model=google/siglip-base",
         r"Did you mean 'hf:google/siglip-base'?",
     ),
     (
-        "JEST reference.workdir=none reference.model=kerashub:clip",
+        "JEST reference.model=kerashub:clip",
         r"`reference.model` must be a run directory, .*'kerashub:clip'",
     ),
     (
-        "JEST reference.workdir=none reference.model=hf:gs://bucket/model "
-        "data.train=/missing",
+        "JEST reference.model=hf:gs://bucket/model data.train=/missing",
         r"`reference.model` must .* a local folder, .*Received: 'hf:gs://bu",
     ),
     (
-        "JEST reference.workdir=none reference.model=keras_hub:s3://bucket/a "
-        "data.train=/missing",
+        "JEST reference.model=keras_hub:s3://bucket/a data.train=/missing",
         r"a local folder or a path of file, gs, hf, .*Received: 'keras_hub:s3",
     ),
     (
@@ -184,21 +178,21 @@ MODELS = (
         r"`--model` must .* a local folder, .*Received: 'hf:s3://bucket/model'",
     ),
     (
-        "JEST reference.workdir=$/rnu",
-        r"`reference.workdir` must be the directory of a finished run, "
+        "JEST reference.model=$/rnu",
+        r"`reference.model` must be the directory of a finished run, "
         r".*/rnu', which does not exist. Did you mean '.*/run'?",
     ),
-    ("JEST reference.workdir=$/vocab.txt", r"vocab.txt', a file"),
+    ("JEST reference.model=$/vocab.txt", r"vocab.txt', a file"),
     (
-        "JEST reference.workdir=$/run/checkpoints",
+        "JEST reference.model=$/run/checkpoints",
         r"checkpoints', a folder without it. Did you mean '.*/run'?",
     ),
     (
-        "JEST reference.workdir=$/unfinished",
+        "JEST reference.model=$/unfinished",
         r"`jest-tf train --workdir .*/unfinished` finishes it",
     ),
     (
-        "JEST reference.workdir=$/run reference.sidecars=true",
+        "JEST reference.model=$/run reference.sidecars=true",
         r"No sidecar of .*pool-00000.tfrecord",
     ),
     (
@@ -424,7 +418,7 @@ class CommandsTest(tf.test.TestCase):
             self.check(
                 [
                     (
-                        "JEST reference.workdir=$/run",
+                        "JEST reference.model=$/run",
                         r"`selection.scoring_batch_size` or .*B=4, b=2, .*"
                         r"\(OOM when allocating tensor with shape\[9,9\]\)",
                     )

@@ -18,9 +18,9 @@ import pandas as pd
 
 from benchmarks import report
 from benchmarks.icontext import matrix, results, runner, variants
-from jest_tf import evaluation, runs
+from jest_tf import evaluation
 from jest_tf.data import stores
-from jest_tf.runs import bootstrap, directory
+from jest_tf.runs import bootstrap, directory, loading
 
 _DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -148,7 +148,7 @@ def _curves(evaluations, metrics):
 
 def _embedding_flops(workdir, folder, patterns):
     """FLOPs of the pictures and captions in a folder of sidecars."""
-    run = runs.load_run(workdir)
+    run = loading.load(workdir)
     return sum(
         bootstrap.embedding_cost(run, stores.open_store(pattern), folder).flops
         for pattern in patterns.split(",")
@@ -227,7 +227,7 @@ def with_renewals(curves, chosen, workdir, config):
 
 def _concepts(workdir, config, splits):
     """Mean reciprocal ranks of each concept of each split."""
-    run = runs.load_run(workdir)
+    run = loading.load(workdir)
     tables = []
     for split, store in evaluation.open_stores(splits).items():
         found = evaluation.StoreEvaluation(

@@ -228,9 +228,9 @@ def _surveys(data, folder, curated, tests):
     """
     # Imported here: the other parts read results alone.
     from configs import icontext_web
-    from jest_tf import runs
     from jest_tf.curation import survey
     from jest_tf.data import stores
+    from jest_tf.runs import loading
 
     recipe = icontext_web.config()
     recipe = dataclasses.replace(
@@ -247,7 +247,7 @@ def _surveys(data, folder, curated, tests):
         return stores.open_stores(recipe.data.reading(patterns(name)))
 
     pairs = opened(curated)
-    model = runs.load_model(
+    model = loading.load(
         survey.quick_reference(recipe, pairs, patterns(curated), str(folder))
     )
 

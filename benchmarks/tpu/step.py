@@ -17,7 +17,7 @@ def build_model(
     """The model of a run, its optimizer built.
 
     Args:
-        config: the run; `reference.workdir` may name anything and is a learner
+        config: the run; `reference.model` may name anything and is a learner
             of the same size, with its first weights.
         strategy: that it is to run under.
     """
@@ -27,7 +27,7 @@ def build_model(
         teacher = None
         if config.reference.sidecars:
             teacher = reference.cached(10.0, -10.0)
-        elif config.reference.workdir:
+        elif config.reference.model:
             teacher = models.build_learner(config, vocabulary_size)
         model = training.build_model(config, learner, teacher)
         model.optimizer.build(model.trainable_variables)

@@ -311,7 +311,7 @@ def _in_parts(config, num_replicas):
 
 
 def _reference(config, kind):
-    where = {"sidecar": {"sidecars": True}, "live": {"workdir": "live"}}[kind]
+    where = {"sidecar": {"sidecars": True}, "live": {"model": "live"}}[kind]
     return config_lib.ReferenceConfig(
         distillation_weight=1.0 * bool(config.reference.distillation_weight),
         projection=config.reference.projection,

@@ -70,7 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Surveys, writes the page and prints the numbers and the advice."""
     recipe = _recipe(flags)
-    from jest_tf import runs
     from jest_tf.curation import advice as advice_lib
     from jest_tf.curation import survey as survey_lib
     from jest_tf.reports import advice_page
@@ -99,7 +98,7 @@ def run(flags: argparse.Namespace) -> None:
             tuple(flags.curated),
             os.path.join(flags.output, REFERENCE_FOLDER),
         )
-    model = runs.load_model(name)
+    model = loading.load(name)
     found = survey_lib.survey(
         data,
         model,

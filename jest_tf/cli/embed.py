@@ -84,13 +84,12 @@ def run(flags: argparse.Namespace) -> None:
     _check(flags)
     if flags.folder:
         return _embed_folder(flags)
-    from jest_tf import runs
     from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
     from jest_tf.runs import interruptions, loading, progress
 
     loading.check_model(flags.model, "--model")
-    teacher = runs.load_model(flags.model)
+    teacher = loading.load(flags.model)
     store = flags_lib.open_store(
         flags, flags.data, max_image_pixels=flags.max_image_pixels
     )

@@ -82,11 +82,10 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _measured(flags):
-    from jest_tf import runs
-    from jest_tf.runs import directory
+    from jest_tf.runs import directory, loading
 
     if flags.model:
-        model = runs.load_model(flags.model)
+        model = loading.load(flags.model)
         return evaluate_suite(
             model, flags.suite, flags.output, index_dir=flags.index_dir
         )
@@ -106,7 +105,7 @@ def _measured(flags):
         if getattr(flags, name) is not None:
             needed = "--data" if name in _READING else "--suite"
             raise ValueError(f"{flags_lib.name(name)} needs {needed}")
-    model = runs.load_run(flags.workdir, flags.step)
+    model = loading.load(flags.workdir, flags.step)
     results = {}
     if data:
         reading = {
@@ -129,7 +128,7 @@ def evaluate(
     """Measures the learner of a run, as in training.
 
     Args:
-        model: of `runs.load_run`.
+        model: of `loading.load`, a run.
         data: paths or globs.
         reading: fields of `DataConfig` that replace those of the run, unless
             None.
@@ -173,7 +172,7 @@ def evaluate_suite(
     """Measures a model on a suite, and writes its files.
 
     Args:
-        model: of `runs.load_model`, or `runs.load_run` with `step`.
+        model: of `loading.load`.
         suite: a file, as `evaluation.suite`.
         output: folder of `evaluation.json`, `evaluation/`, `evaluation.html`
             and the embedded data.

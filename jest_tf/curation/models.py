@@ -4,12 +4,13 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jest_tf import files, runs
+from jest_tf import files
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
 from jest_tf.runs import directory as directory_lib
+from jest_tf.runs import loading
 
 
 class Model(NamedTuple):
@@ -82,7 +83,7 @@ class Model(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _loaded(workdir, step, written):
     del written
-    run = runs.load_run(workdir, step)
+    run = loading.load(workdir, step)
     return run, reference.describe(run)
 
 

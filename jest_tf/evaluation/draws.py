@@ -2,21 +2,20 @@
 
 import numpy as np
 
+# A noise field with one of these values marks a clean record.
+_CLEAN = {b"", b"0", b"0.0", b"false"}
 
-def is_clean(values: np.ndarray) -> np.ndarray:
-    """Returns where a field of noise is empty, 0 or false, bool [n].
 
-    Example:
-        >>> is_clean(np.array([b"", b"0", b"False", b"moved"], object))
-        array([ True,  True,  True, False])
+def is_clean(noise: np.ndarray) -> np.ndarray:
+    """Returns which records are clean: noise, bytes [n] -> bool [n].
+
+    A record is clean if its noise field is empty, 0 or false.
     """
-    return np.array(
-        [one.strip().lower() in (b"", b"0", b"false") for one in values], bool
-    )
+    return np.array([value.strip().lower() in _CLEAN for value in noise], bool)
 
 
 def draw_measures(
-    counts: np.ndarray, clean: np.ndarray, concepts: np.ndarray
+    counts: np.ndarray, clean: np.ndarray | None, concepts: np.ndarray
 ) -> dict[str, float]:
     """Returns measures of the records drawn, beside those of all records.
 
@@ -25,7 +24,7 @@ def draw_measures(
 
     Args:
         counts: integers [n], how often each record was drawn; one at least.
-        clean: bool [n]; ignored if it is the same for all.
+        clean: bool [n]; None if it is not known.
         concepts: bytes [n], b"" where a record has none; ignored if none has.
 
     Returns:
@@ -41,7 +40,7 @@ def draw_measures(
         "selection/effective_records": records,
         "selection/effective_share": records / float(counts.sum()),
     }
-    if clean.any() and not clean.all():
+    if clean is not None:
         share = float(counts[clean].sum() / counts.sum())
         results["selection/share_clean"] = share
         results["selection/share_clean_data"] = float(clean.mean())

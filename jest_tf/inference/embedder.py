@@ -17,7 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, files, models, runs
+from jest_tf import evaluation, files, models
 from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.inference import collection as collection_lib
@@ -64,6 +64,7 @@ class Embedder:
         picture: the form of its pictures; None resizes them as in training.
         batch_size: pictures or texts of a forward pass.
         max_image_pixels: larger pictures are refused.
+        config: settings of the run that trained the learner; None without one.
 
     Raises:
         ValueError: `picture` is None, and the learner does not take square
@@ -92,12 +93,14 @@ class Embedder:
         picture: pictures.Form | None = None,
         batch_size: int = 256,
         max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
+        config: config_lib.TrainConfig | None = None,
     ):
         checks.check("batch_size", batch_size, checks.at_least(1))
         self.learner = learner
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_image_pixels = max_image_pixels
+        self.config = config
         self.picture = picture or _squashed(learner)
         length = getattr(tokenizer, "length", None)
         self._encode_image = tf.function(
@@ -310,18 +313,27 @@ class Embedder:
         return embeddings
 
 
-def load(source: str | os.PathLike, *, batch_size: int = 256) -> Embedder:
+def load(
+    name: str | os.PathLike, *, step: int | None = None, batch_size: int = 256
+) -> Embedder:
     """Loads a trained learner, or a public model, for use.
 
     Args:
-        source: a finished run's directory, a public model by name
-            (docs/models.md), or a `.keras` file of a `TwoTower` or `JESTModel`.
-            The tokenizer of a `.keras` file is the one beside it, if there is
-            one, as a run directory has it.
+        name: a run's directory, a public model by name (docs/models.md), or a
+            `.keras` file of a `TwoTower` or `JESTModel`. The tokenizer of a
+            `.keras` file is the one beside it, if there is one, as a run
+            directory has it.
+        step: of a checkpoint of the run; None takes the weights of a finished
+            run.
         batch_size: pictures or texts of a forward pass.
 
+    Returns:
+        The model, with its `learner`, `tokenizer` and `picture`, and the
+        `config` of its run; None for other models.
+
     Raises:
-        ValueError: `source` is none of these.
+        ValueError: there is no such model or checkpoint, or the run has not
+            finished.
 
     Example:
         ```python
@@ -329,18 +341,16 @@ def load(source: str | os.PathLike, *, batch_size: int = 256) -> Embedder:
         model.embed_images(["cat.jpg"]) @ model.embed_texts(["a cat"]).T
         ```
     """
-    source = os.fspath(source)
-    loading.check_model(source, "source")
-    model = runs.load_model(source)
-    limit = config_lib.DataConfig.max_image_pixels
-    if isinstance(model, reference.Run):
-        limit = model.config.data.max_image_pixels
+    model = loading.load(os.fspath(name), step)
+    config = model.config if isinstance(model, reference.Run) else None
+    data = config.data if config else config_lib.DataConfig
     return Embedder(
         model.learner,
         model.tokenizer,
         picture=model.picture,
         batch_size=batch_size,
-        max_image_pixels=limit,
+        max_image_pixels=data.max_image_pixels,
+        config=config,
     )
 
 

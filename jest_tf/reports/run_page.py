@@ -112,8 +112,9 @@ def add_pictures(
 ) -> None:
     """Adds `image`, `caption` and `id` to the rows of lines as from `read`.
 
-    These are the rows under `highest`, `lowest` and, if any, `offered`.
-    `sources` are those of the run's first step; None opens them.
+    These are the rows under `highest` and `lowest` of every stage and, if any,
+    the line's `offered`. `sources` are those of the run's first step; None
+    opens them.
 
     Raises:
         ValueError: the data is not the run's.
@@ -121,15 +122,12 @@ def add_pictures(
     config = directory.load_config(workdir)
     first = _sources(config) if sources is None else sources
     skipped = interruptions.Skipped(workdir, writes=False)
-    for number in dict.fromkeys(line["super_batch"] for line in lines):
+    for line in lines:
+        number = line["super_batch"]
         here = inputs.at_step(config, first, workdir, skipped.step(number))
-        rows = [
-            row
-            for line in lines
-            if line["super_batch"] == number
-            for name in ("highest", "lowest", "offered")
-            for row in line.get(name, ())
-        ]
+        rows = [*line.get("offered", ())]
+        for stage in line["stages"]:
+            rows += stage["highest"] + stage["lowest"]
         _add_examples(workdir, config, here, number, rows)
 
 
@@ -195,29 +193,22 @@ def _check_any(workdir, lines):
 
 
 def _moments(workdir, lines, count, sources=None):
-    """Up to `count` logged steps, newest first, with a line for every stage.
+    """Up to `count` lines with pictures, newest first.
 
     The newest one has some of the rows offered to its first stage.
     """
-    by_step: dict[int, list] = {}
-    for line in lines:
-        by_step.setdefault(line["step"], []).append(line)
-    found = [*by_step.values()][::-1]
-    # `evenly` starts at 0, so the newest step is first, even if alone.
-    chosen = (
-        [found[i] for i in charts.evenly(len(found), count)] if found else []
-    )
-    moments = copy.deepcopy(chosen)  # lines without pictures are kept
+    places = charts.evenly(len(lines), count) if lines else ()
+    # Lines without pictures are kept.
+    moments = copy.deepcopy([lines[-1 - i] for i in places])
     if moments:
-        line, config = moments[0][0], directory.load_config(workdir)
+        config = directory.load_config(workdir)
         size = config.selection.hyper_batch_size(config.data.curated_rows)
-        start = line["super_batch"] * size
-        line["offered"] = [
+        start = moments[0]["super_batch"] * size
+        moments[0]["offered"] = [
             {"position": start + int(row), "score": None, "kept": False}
             for row in charts.evenly(size, _OFFERED)
         ]
-        every = [line for moment in moments for line in moment]
-        add_pictures(workdir, every, sources)
+        add_pictures(workdir, moments, sources)
     return moments
 
 
@@ -313,8 +304,12 @@ def _charts(
     lines: list[dict], log: list[dict], evaluations: list[dict]
 ) -> Iterator[charts.Chart]:
     kept, uniform = charts.KEPT, charts.UNIFORM
-    numbers = sorted({line["stage"] for line in lines})
-    for number in numbers:
+    by_stage: dict[int, list] = {}
+    for line in lines:
+        for stage in line["stages"]:
+            own = by_stage.setdefault(stage["stage"], [])
+            own.append({"step": line["step"]} | stage)
+    for number in sorted(by_stage):
         path = f"stages/{number}"
         yield charts.draw(
             f"Stage {number}: score of the rows that pass",
@@ -341,9 +336,8 @@ def _charts(
             )
         ]
         yield charts.draw(f"Evaluation on {store}", measures)
-    for number in numbers:
-        own = [line for line in lines if line["stage"] == number]
-        yield from _charts_of_stage(number, own)
+    for number in sorted(by_stage):
+        yield from _charts_of_stage(number, by_stage[number])
     repeats = _line(
         log, "train/repeat_rate", "trained, not for the first time", kept
     )

@@ -153,8 +153,7 @@ class Telemetry:
         self._is_due |= is_logged
         if self._is_due:
             found = stored | self._of_live(model, step, writer)
-            for stage, line in sorted(found.items()):
-                scalars |= self._write(step, stage, line)
+            scalars |= self._write(step, dict(sorted(found.items())))
             self._is_due = not found
         return scalars if is_logged else {}
 
@@ -184,23 +183,34 @@ class Telemetry:
             _write_histograms(number, rows, uniform, step, writer)
         return found
 
-    def _write(self, step, stage, line):
-        """Writes a line of a stage, and returns its numbers for the log."""
-        number = self._super_batch_at(step - 1)
-        whole = {"step": step, "super_batch": number, "stage": stage} | line
-        directory.append(self._workdir, directory.TELEMETRY_FILE, whole)
-        names = ["overlap_independent", "overlap_uniform", "clean_in"]
-        names += ["clean_out"]
-        scalars = {name: line[name] for name in names if name in line}
-        if "score" in line:  # a stored stage has no metrics of the step
-            scalars |= {
-                "score": line["score"],
-                "uniform_score": line["uniform_score"],
-            }
-            for group in ("kept", "dropped"):
-                loss = line["reference_loss"][group].get("mean", 0.0)
-                scalars[f"reference_loss_{group}"] = loss
-        return {f"stages/{stage}/{name}": one for name, one in scalars.items()}
+    def _write(self, step, found):
+        """Writes a line of a step's stages; returns numbers for the log."""
+        if not found:
+            return {}
+        line = {
+            "step": step,
+            "super_batch": self._super_batch_at(step - 1),
+            "stages": [{"stage": stage} | one for stage, one in found.items()],
+        }
+        directory.append(self._workdir, directory.TELEMETRY_FILE, line)
+        return {
+            f"stages/{stage}/{name}": value
+            for stage, one in found.items()
+            for name, value in _scalars(one).items()
+        }
+
+
+def _scalars(found):
+    """The numbers of a stage's summary that the log has."""
+    names = ("overlap_independent", "overlap_uniform", "clean_in", "clean_out")
+    scalars = {name: found[name] for name in names if name in found}
+    if "score" in found:  # a stored stage has no metrics of the step
+        names = ("score", "uniform_score")
+        scalars |= {name: found[name] for name in names}
+        for group in ("kept", "dropped"):
+            loss = found["reference_loss"][group].get("mean", 0.0)
+            scalars[f"reference_loss_{group}"] = loss
+    return scalars
 
 
 def _write_histograms(number, rows, uniform, step, writer):

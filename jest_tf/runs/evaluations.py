@@ -220,7 +220,19 @@ def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
         )
     counts = np.zeros(len(store), np.int64)
     counts[found] = times
-    clean = evaluation.is_clean(columns[entry.clean])
+    noise = columns[entry.clean]
+    clean = evaluation.is_clean(noise)
+    if not any(noise):
+        progress.say(
+            f"warning: no record has a value in {entry.clean!r}, so the share "
+            "of clean draws is not known: `clean` names the field"
+        )
+        clean = None
+    elif len({*clean}) == 1:
+        which = "clean" if clean[0] else "noise"
+        progress.say(
+            f"by {entry.clean!r} all {len(clean):,} records are {which}"
+        )
     measures = evaluation.draw_measures(counts, clean, columns[entry.concept])
     return evaluation.Outcome("selection", "", measures)
 

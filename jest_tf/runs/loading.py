@@ -1,4 +1,4 @@
-"""Loading models: the learner of a run, or any model by name."""
+"""Loading models by name: the learner of a run, or a pretrained one."""
 
 import dataclasses
 import functools
@@ -16,19 +16,33 @@ from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
 
 
-def load_run(workdir: str, step: int | None = None) -> reference.Run:
-    """Loads the learner of a run; only the run directory is read.
+def load(
+    name: str, step: int | None = None
+) -> reference.Run | reference.Pretrained:
+    """Loads a model by name: the learner of a run, or a pretrained one.
 
     Args:
-        workdir: the run directory.
-        step: of the checkpoint to load; None takes the final weights.
+        name: a run directory, the only thing that is then read, or a name that
+            `pretrained.load` takes.
+        step: of the run's checkpoint; None takes the final weights.
 
     Raises:
-        ValueError: there is no run, no such checkpoint, or, without `step`, the
-            run has not finished.
+        ValueError: there is no such model or checkpoint, what it needs is not
+            installed, or, without `step`, the run has not finished.
     """
     if step is None:
-        check_finished(workdir)
+        check_model(name, "name")
+    if not pretrained.is_name(name):
+        return _load_run(name, step)
+    if step is not None:
+        raise ValueError(
+            "`step` is of a checkpoint of a run: expected a run directory. "
+            f"Received: {name!r}, step={step}"
+        )
+    return pretrained.load(name)
+
+
+def _load_run(workdir, step):
     config = directory.load_config(workdir)
     tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
     if config.model.init_from:
@@ -50,23 +64,8 @@ def load_run(workdir: str, step: int | None = None) -> reference.Run:
     return reference.Run(config, tokenizer, learner, workdir, picture)
 
 
-def load_model(name: str) -> reference.Run | reference.Pretrained:
-    """Loads a model by name: a finished run's learner, or a pretrained one.
-
-    Args:
-        name: a run directory, or a name that `pretrained.load` takes.
-
-    Raises:
-        ValueError: there is no such model, or what it needs is not installed.
-    """
-    check_model(name, "model")
-    if pretrained.is_name(name):
-        return pretrained.load(name)
-    return load_run(name)
-
-
 def check_model(name: str, setting: str) -> None:
-    """Raises ValueError unless `load_model` knows `name`, a `setting`."""
+    """Raises ValueError unless `load` knows `name`, a `setting`."""
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         return pretrained.check(name, setting)
@@ -126,7 +125,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
 
         return Start(build, _read_learner(workdir)[1], None)
     check_model(name, "model.init_from")
-    initial = load_model(name)
+    initial = load(name)
     _check_fits(initial, config)
     with keras.StatelessScope(initialize_variables=False):
         learner = models.start_from(

@@ -28,6 +28,7 @@ _MAY_CHANGE = (
     "checkpoint.",
     "data.index_dir",
     "data.max_fault_rate",
+    "data.noise_field",
     "data.reader",
     "data.token_field",
     "reference.sidecar_dir",

@@ -238,7 +238,7 @@ class ReportTest(tf.test.TestCase):
             )
             for seed, name in enumerate(("one", "other"))
         }
-        with mock.patch.object(loading, "load_run", runs.get):
+        with mock.patch.object(loading, "load", runs.get):
             pair = selection_figure.embed_runs("one", "other", shard)
         batches = batches_lib.examples(
             stores.open_store([shard]),

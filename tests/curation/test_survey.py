@@ -21,11 +21,11 @@ import pytest
 import shard_files
 import tensorflow as tf
 
-from jest_tf import cli, config, models, runs
+from jest_tf import cli, config, models
 from jest_tf.curation import survey
 from jest_tf.data import stores, tokenizers
 from jest_tf.models import reference as reference_lib
-from jest_tf.runs import directory, inputs
+from jest_tf.runs import directory, inputs, loading
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MINI = f"{ROOT}/examples/icontext_mini"
@@ -134,7 +134,7 @@ class SurveyTest(KnownTestCase):
             data.append(stores.open_store(tests))
         return survey.survey(
             survey.Data(*data),
-            runs.load_model(self.reference),
+            loading.load(self.reference),
             survey.Settings(**settings),
             unseen=unseen,
         )
@@ -193,13 +193,13 @@ class SurveyTest(KnownTestCase):
         narrow = write_pairs(self.path("narrow"), 200, 1.0, codes=4)
         found = survey.survey(
             survey.Data(*map(stores.open_store, (self.noisy, narrow))),
-            runs.load_model(self.reference),
+            loading.load(self.reference),
             survey.Settings(),
         )
         self.assertAllClose(found.facts.matched.mean, 0.32, 0, 0.06)
 
     def test_embeddings_that_are_not_finite_are_left_out(self):
-        model = runs.load_model(self.reference)
+        model = loading.load(self.reference)
         encode = reference_lib.encoder(model, 16)
 
         def broken(images, texts):

@@ -279,7 +279,7 @@ class RunSettingsTest(cascade_cases.CascadeTestCase):
             recipe = config.TrainConfig(
                 data=config.DataConfig(super_batch_size=12),
                 selection=config.SelectionConfig(batch_size=None),
-                reference=config.ReferenceConfig(workdir="a", sidecars=True),
+                reference=config.ReferenceConfig(model="a", sidecars=True),
                 cascade=config.CascadeConfig(
                     hyper_batch_size,
                     num_chunks=1,
@@ -745,7 +745,7 @@ class RunTest(tf.test.TestCase):
         settings = (
             *("steps=4", "evaluation.log_every_steps=1"),
             *("cascade.hyper_batch_size=none", "reference.sidecars=false"),
-            f"reference.workdir={teacher}",
+            f"reference.model={teacher}",
         )
         ours, theirs = (
             self.lines(self.run_in(*run), directory.DRAWS_FILE)

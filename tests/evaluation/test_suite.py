@@ -232,10 +232,26 @@ class DrawsTest(tf.test.TestCase):
             },
         )
 
+    def test_noise_is_any_value_but_zero_and_false(self):
+        values = [b"", b" ", b"0", b"false", b"False", b"1", b"true", b"moved"]
+        self.assertEqual(
+            evaluation.is_clean(np.array(values, object)).tolist(),
+            [True] * 5 + [False] * 3,
+        )
+
+    def test_a_share_of_none_or_of_all_is_a_share(self):
+        nothing = np.array([b"", b""], object)
+        for clean, share in ((True, 1.0), (False, 0.0)):
+            found = evaluation.draw_measures(
+                [3, 1], np.array([clean, clean]), nothing
+            )
+            self.assertEqual(found["selection/share_clean"], share)
+            self.assertEqual(found["selection/share_clean_data"], share)
+
     def test_what_the_data_does_not_say_is_left_out(self):
         nothing = np.array([b"", b""], object)
         self.assertAllClose(
-            evaluation.draw_measures([3, 3], nothing == b"", nothing),
+            evaluation.draw_measures([3, 3], None, nothing),
             {
                 "selection/effective_records": 2.0,
                 "selection/effective_share": 1 / 3,

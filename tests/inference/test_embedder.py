@@ -312,6 +312,7 @@ class LoadTest(tf.test.TestCase):
             alone.embed_images(image), model.embed_images(image)
         )
         self.assertIsNone(alone.tokenizer)
+        self.assertIsNone(alone.config)
         model.tokenizer.save(folder)
         texts = ["a cat"]
         whole = jest_tf.load(pathlib.Path(path))
@@ -342,6 +343,8 @@ class LoadTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 embedder_lib.load(source)
+        with self.assertRaisesRegex(ValueError, "`step` is of .*step=3"):
+            embedder_lib.load(other, step=3)
 
     def test_refuses_learners_of_other_inputs(self):
         model = models.TwoTower(

@@ -8,11 +8,11 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, runs, training
+from jest_tf import config, models, training
 from jest_tf.data import tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
-from jest_tf.runs import directory
+from jest_tf.runs import directory, loading
 
 
 class FrozenTest(tf.test.TestCase):
@@ -147,7 +147,7 @@ class LoadRunTest(tf.test.TestCase):
 
     def test_a_finished_run_comes_back_whole(self):
         learner, tokenizer = self.write_all()
-        run = runs.load_run(self.workdir)
+        run = loading.load(self.workdir)
         self.assertEqual(run.config, self.config)
         texts = tf.constant(["a b c d", "j", ""])
         self.assertAllEqual(run.tokenizer(texts), tokenizer(texts))
@@ -161,7 +161,7 @@ class LoadRunTest(tf.test.TestCase):
         self,
     ):
         learner, tokenizer = self.write_all()
-        run = runs.load_run(self.workdir)
+        run = loading.load(self.workdir)
         random = np.random.default_rng(0)
         images = random.integers(0, 256, (7, 8, 8, 3), np.uint8)
         captions = ["a b", "c", "j i h g f", "a", "", "b", "z", "d", "e"]
@@ -175,19 +175,19 @@ class LoadRunTest(tf.test.TestCase):
 
     def test_a_description_tells_what_the_embeddings_are_of(self):
         learner, _ = self.write_all()
-        description = reference.describe(runs.load_run(self.workdir))
+        description = reference.describe(loading.load(self.workdir))
         self.assertEqual(description.dim, 64)
         scale = np.exp(learner.log_temperature.numpy())
         self.assertAllClose(description.scale, scale)
         self.assertEqual(description.bias, float(learner.bias.value))
         self.assertIn("WordPieceTokenizer, 12 tokens", description.tokenizer)
         self.assertIn("8 x 8", description.preprocessing)
-        again = reference.describe(runs.load_run(self.workdir))
+        again = reference.describe(loading.load(self.workdir))
         self.assertEqual(again, description)
 
     def test_a_description_changes_with_all_that_changes_embeddings(self):
         self.write_all()
-        run = runs.load_run(self.workdir)
+        run = loading.load(self.workdir)
         before = reference.describe(run)
 
         def changed(**values):
@@ -240,10 +240,10 @@ class LoadRunTest(tf.test.TestCase):
             with self.assertRaisesRegex(
                 ValueError, rf"finished run, with config.json.*'{workdir}'"
             ):
-                runs.load_run(workdir)
+                loading.load(workdir)
         config.save_config(self.config, self.path)
         with self.assertRaisesRegex(ValueError, "with final.weights.h5"):
-            runs.load_run(self.workdir)
+            loading.load(self.workdir)
 
 
 if __name__ == "__main__":

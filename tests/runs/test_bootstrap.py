@@ -285,7 +285,7 @@ class RunTest(tf.test.TestCase):
         with mock.patch.object(
             models, "build_learner", run_server.build_learner
         ):
-            teacher = loading.load_run(os.path.join(self.folder, "teacher"))
+            teacher = loading.load(os.path.join(self.folder, "teacher"))
         bootstrap.embed_records(teacher, self.store, reference)
         settings = (
             "bootstrap.renews=learner",
@@ -675,7 +675,7 @@ class SettingsTest(tf.test.TestCase):
                 "so must the first reference",
                 {
                     "selection": joint,
-                    "reference": config.ReferenceConfig(workdir="teacher"),
+                    "reference": config.ReferenceConfig(model="teacher"),
                 },
             ),
         ):

@@ -110,7 +110,7 @@ class BucketTest(tf.test.TestCase):
         workdir = f"{folder}/jest"
         return (
             *("train", "--config", f"{folder}/recipe.py", "--set", *JEST),
-            *(f"reference.workdir={folder}/reference", "--workdir", workdir),
+            *(f"reference.model={folder}/reference", "--workdir", workdir),
         )
 
     def test_a_run_killed_on_one_machine_is_continued_on_another(self):

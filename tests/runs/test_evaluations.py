@@ -1,9 +1,12 @@
 """Evaluations in training: when, once a step, and what is written."""
 
+import contextlib
+import io
 import os
 from unittest import mock
 
 import keras
+import shard_files
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
@@ -133,7 +136,6 @@ class OpenDataTest(tf.test.TestCase):
             return evaluations.open_data(
                 config.TrainConfig(
                     data=config.DataConfig(index_dir=indexes),
-                    selection=config.SelectionConfig(criterion="hard_learner"),
                     evaluation=config.EvaluationConfig(
                         data=(f"{folder}/some.tfrecord",),
                         suite=f"{folder}/suite.toml",
@@ -162,7 +164,6 @@ class DrawsTest(tf.test.TestCase):
         write_shard(path, ROWS)
         settings = config.TrainConfig(
             data=config.DataConfig(train=(path,)),
-            selection=config.SelectionConfig(criterion="hard_learner"),
         )
         config.save_config(settings, f"{self.folder}/config.json")
         self.entry = config.Entry(task=("selection",), clean="label")
@@ -189,6 +190,50 @@ class DrawsTest(tf.test.TestCase):
                 "selection/effective_concepts": 1.0,
             },
         )
+
+    def measure(self, noise):
+        """Draws record 0 twice and record 1 once, with these numbers."""
+        path = f"{self.folder}/numbers.tfrecord"
+        image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
+        shard_files.write_shard(
+            path,
+            [
+                shard_files.serialize(
+                    image=image, caption="a", id=row, noise=number
+                )
+                for row, number in enumerate(noise)
+            ],
+        )
+        config.save_config(
+            config.TrainConfig(data=config.DataConfig(train=(path,))),
+            f"{self.folder}/config.json",
+        )
+        self.log(2, [0, 0, 1])
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            found = evaluations.draws(
+                self.folder, config.Entry(task=("selection",))
+            )
+        shares = [
+            found.measures.get(f"selection/share_clean{which}")
+            for which in ("", "_data")
+        ]
+        return shares, said.getvalue()
+
+    def test_a_field_of_noise_may_hold_zeros_and_ones(self):
+        shares, said = self.measure([0, 1, 1, 1])
+        self.assertAllClose(shares, [2 / 3, 1 / 4])
+        self.assertEmpty(said)
+
+    def test_a_field_that_is_the_same_for_all_is_said(self):
+        for number, share, kind in ((0, 1.0, "clean"), (1, 0.0, "noise")):
+            shares, said = self.measure([number] * 2)
+            self.assertEqual(shares, [share, share])
+            self.assertIn(f"by 'noise' all 2 records are {kind}", said)
+
+    def test_a_field_that_no_record_has_is_said(self):
+        shares, said = self.measure(["", ""])
+        self.assertEqual(shares, [None, None])
+        self.assertIn("no record has a value in 'noise'", said)
 
     def test_a_run_without_draws_or_with_other_data_is_refused(self):
         other = config.Entry(task=("selection",))

@@ -28,6 +28,7 @@ from jest_tf.runs import (
     directory,
     inputs,
     interruptions,
+    loading,
     provenance,
 )
 
@@ -375,7 +376,7 @@ class DirectoryTest(RunsTestCase):
             with mock.patch.object(
                 models, "build_learner", run_server.build_learner
             ):
-                return runs.load_run(self.workdir("run"), step).learner
+                return loading.load(self.workdir("run"), step).learner
 
         self.train("run", "steps=4")
         last = checkpoints.read(self.workdir("run"), 4)
@@ -493,7 +494,7 @@ class DirectoryTest(RunsTestCase):
             None, types.SimpleNamespace(learner=tiny.learner(dim=3)), None, None
         )
         distils = (
-            "reference.workdir=somewhere",
+            "reference.model=somewhere",
             "reference.distillation_weight=1",
         )
         for projection in ("none", "6"):
@@ -527,7 +528,7 @@ class DirectoryTest(RunsTestCase):
         with mock.patch.object(
             models, "build_learner", run_server.build_learner
         ):
-            run = runs.load_run(self.workdir("reference"))
+            run = loading.load(self.workdir("reference"))
         store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
         for folder, dtype in (("a", "float32"), ("b", "float16")):
             for twin in (folder, folder * 2):
@@ -560,7 +561,7 @@ class DirectoryTest(RunsTestCase):
         self.train("reference", *uniform, "model.loss=softmax")
         learnability = (
             *("steps=4", "selection.criterion=learnability"),
-            f"reference.workdir={self.workdir('reference')}",
+            f"reference.model={self.workdir('reference')}",
         )
         said = self.train("run", *learnability)
         self.assertIn("has learned by the softmax loss", said)
@@ -587,7 +588,7 @@ class DirectoryTest(RunsTestCase):
                 said = self.train(
                     f"by {name}",
                     *("steps=4", "selection.criterion=learnability"),
-                    f"reference.workdir={self.workdir(name)}",
+                    f"reference.model={self.workdir(name)}",
                     f"data.train={self.folder}/a.tfrecord",
                 )
                 self.assertEqual(

@@ -82,6 +82,8 @@ class Parquet:
                 if field.name in columns.taken
                 or pyarrow.types.is_string(field.type)
                 or pyarrow.types.is_large_string(field.type)
+                or pyarrow.types.is_integer(field.type)
+                or pyarrow.types.is_boolean(field.type)
                 or field.name in (*shards.CLASS_NUMBERS, *columns.classes)
             ]
             # Arrow's threads would compete with the pipeline's.

@@ -61,7 +61,7 @@ class Record(NamedTuple):
     Attributes:
         image: the encoded picture.
         captions: raw captions in stored order; may be blank or none.
-        metadata: other fields, a string each, by name.
+        metadata: other fields, by name: strings, integers and booleans as text.
     """
 
     image: bytes
@@ -88,6 +88,21 @@ class Fields(NamedTuple):
 
 
 USUAL = Fields()
+
+
+def texts(fields: Mapping[str, object]) -> dict[str, str]:
+    """Returns the fields that metadata keeps, as text.
+
+    These are strings, integers and booleans. Numbers of ids and classes are
+    left out, as they have places of their own.
+    """
+    return {
+        name: value if isinstance(value, str) else str(value).lower()
+        for name, value in fields.items()
+        if isinstance(value, str)
+        or isinstance(value, int)
+        and name not in ("id", *CLASS_NUMBERS)
+    }
 
 
 def stored_id(value: int | str | bytes | None) -> int | None:

@@ -77,8 +77,8 @@ class Columns:
                     captions.append(encode(one))
         metadata = {
             name: encode(value)
-            for name, value in values.items()
-            if name not in self.taken and isinstance(value, str)
+            for name, value in shards.texts(values).items()
+            if name not in {*self.taken, *self.classes}
         }
         for name, known in self.classes.items():
             number = values.get(name)

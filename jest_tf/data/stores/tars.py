@@ -128,8 +128,8 @@ class Tars:
                     captions.append(_encode(value))
         metadata = {
             name: _encode(value)
-            for name, value in fields.items()
-            if isinstance(value, str) and name not in names
+            for name, value in shards.texts(fields).items()
+            if name not in names
         }
         if "cls" in found:
             metadata["cls"] = found["cls"].strip()

@@ -135,6 +135,8 @@ def parse(
                 metadata[name] = labels[name][numbers[0]].encode()
         elif name in shards.CLASS_NUMBERS and len(numbers) == 1:
             metadata["cls"] = str(numbers[0]).encode()
+        elif name != "id" and len(numbers) == 1:
+            metadata[name] = str(numbers[0]).encode()
     return shards.Record(pictures[0], tuple(captions), metadata)
 
 

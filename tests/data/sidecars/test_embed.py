@@ -18,12 +18,12 @@ import shard_files
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, runs
+from jest_tf import config, models
 from jest_tf.data import batches, pictures, pipeline, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
-from jest_tf.runs import directory, interruptions
+from jest_tf.runs import directory, interruptions, loading
 from jest_tf.training import step as step_lib
 from trainers import embed as command
 
@@ -309,7 +309,7 @@ class CommandTest(tf.test.TestCase):
         tokenizer.save(cls.workdir)
         learner = models.build_learner(settings, tokenizer.vocabulary_size)
         directory.save_learner(cls.workdir, learner)
-        cls.run_of_reference = runs.load_run(cls.workdir)
+        cls.run_of_reference = loading.load(cls.workdir)
         for shard in range(3):
             tiny.write_shard(f"{cls.directory}/{shard}.tfrecord", 30, shard)
 
@@ -327,12 +327,12 @@ class CommandTest(tf.test.TestCase):
         with (
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as shown,
-            mock.patch.object(runs, "load_model", self.load_model),
+            mock.patch.object(loading, "load", self.load),
         ):
             command.main(self.arguments(*more, **settings))
         return printed.getvalue(), shown.getvalue()
 
-    def load_model(self, workdir):
+    def load(self, workdir):
         """The run of `setUpClass`, which need not be read every time."""
         self.assertEqual(workdir, self.workdir)
         return self.run_of_reference

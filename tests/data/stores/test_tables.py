@@ -232,6 +232,26 @@ class ParquetTest(TablesTestCase):
                 [one.image for one in found], [b"picture 2", b"picture 0"]
             )
 
+    def test_integers_and_booleans_are_kept_as_text_beside_numbers_of_their_own(
+        self,
+    ):
+        path = self.table(
+            image=[b"A", b"B"],
+            caption=["a", "b"],
+            id=[7, 8],
+            label=[3, 4],
+            noise=[True, False],
+            source=[0, None],
+            score=[0.5, 0.5],
+        )
+        self.assertEqual(
+            [one.metadata for one in self.read(path)],
+            [
+                {"noise": b"true", "source": b"0", "cls": b"3"},
+                {"noise": b"false", "cls": b"4"},
+            ],
+        )
+
     def test_captions_are_lists_or_several_columns(self):
         path = self.table(
             image=[b"A", b"B"],

@@ -1,5 +1,6 @@
 """Tests of the WebDataset shards, against Python's own tar writer."""
 
+import json
 import os
 import tarfile
 import tempfile
@@ -33,7 +34,7 @@ class TarsTestCase(tf.test.TestCase):
 
 
 class SamplesTest(TarsTestCase):
-    def test_a_sample_is_picture_text_and_string_fields(self):
+    def test_a_sample_is_picture_text_and_other_fields(self):
         found = self.read(
             shard_files.tar_sample(
                 "0001", image=b"one", caption="a cat", url="u", width=3
@@ -44,7 +45,9 @@ class SamplesTest(TarsTestCase):
             found,
             [
                 stores.Record(
-                    b"one", (b"a cat",), {"url": b"u", "key": b"0001"}
+                    b"one",
+                    (b"a cat",),
+                    {"url": b"u", "width": b"3", "key": b"0001"},
                 ),
                 stores.Record(b"two\0", (b"a dog",), {"key": b"0002"}),
             ],
@@ -82,6 +85,18 @@ class SamplesTest(TarsTestCase):
                 (b"b", (), b"v1.0/b"),
                 (b"other b", (), b"v2.0/b"),
             ],
+        )
+
+    def test_strings_integers_and_booleans_of_json_are_kept_as_text(self):
+        fields = {"caption": "x", "noise": 1, "ok": False, "score": 0.5}
+        (found,) = self.read(
+            [
+                ("a.jpg", b"A"),
+                ("a.json", json.dumps(fields).encode()),
+            ]
+        )
+        self.assertEqual(
+            found.metadata, {"key": b"a", "noise": b"1", "ok": b"false"}
         )
 
     def test_files_of_no_sample_are_skipped(self):

@@ -139,7 +139,7 @@ class SchemaTest(tf.test.TestCase):
             shard_files.serialize(**features), shards.Fields(*fields)
         )
 
-    def test_our_schema_has_several_captions_and_string_metadata(self):
+    def test_our_schema_has_several_captions_and_metadata_as_text(self):
         self.assertEqual(
             self.parse(
                 image=b"\xff\0",
@@ -152,7 +152,7 @@ class SchemaTest(tf.test.TestCase):
             stores.Record(
                 b"\xff\0",
                 (b"a", b" ", "ä\0".encode()),
-                {"concept": b"cat"},
+                {"concept": b"cat", "size": b"3"},
             ),
         )
 
