@@ -2,10 +2,11 @@
 
 A sidecar holds the reference's embeddings of one shard. Stored stages choose by
 them, and live ones read them in place of running the reference
-(docs/funnel.md). Existing sidecars are kept, and an interrupted one is continued
-by the same command. If another process is writing some of them, the command
-exits with code 75, "try again later". On several hosts give each its `--host`
-and `--num-hosts`. The format flags must equal `data` in the training recipe.
+(docs/funnel.md). Existing sidecars are kept, and an interrupted one is
+continued by the same command. If another process is writing some of them, the
+command exits with code 75, "try again later". On several hosts give each its
+`--host` and `--num-hosts`. The format flags must equal `data` in the training
+recipe.
 
 With `--folder` all pictures under a folder become one file, which
 `jest_tf.load(...).search` takes. Pictures that cannot be read are listed and
