@@ -282,12 +282,13 @@ class PagesTest(DocsTestCase):
     def test_the_readme_selects_by_a_public_model(self):
         asked = self.preset()
         tiny.write_shard("pool-00000-of-00001.tfrecord", 24)
-        ((_, code),) = (one for one in blocks(README) if one[0] == "python")
+        parts = [text for name, text in blocks(README) if name == "python"]
+        code = "\n".join(parts)
         for size, small in (
             ('"s16"', '"tiny"'),
             ("image_size=224", "image_size=32"),
             ("Config(256", "Config(4"),
-            ("candidates=5", "candidates=5, num_chunks=2"),
+            ("candidates=5)", "candidates=5, num_chunks=2)"),
             ("steps_per_epoch=1000", "steps_per_epoch=2"),
         ):
             self.assertEqual(code.count(size), 1)
@@ -298,6 +299,7 @@ class PagesTest(DocsTestCase):
         self.assertIn("siglip2_base_patch16_224", asked[0])
         self.assertIn("loss", printed.getvalue())
         self.assertEqual(namespace["model"].drawn_ids.shape, [4])
+        self.assertEqual(namespace["funnel"].sizes(), (3840, 1280, 256))
 
     def test_a_public_model_trains_and_a_run_is_used(self):
         self.preset()
