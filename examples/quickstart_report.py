@@ -358,7 +358,7 @@ class _Collapsed:
 def _chance(run):
     model = jest_tf.load(run)
     stores = evaluation.open_stores(
-        model.config.evaluation.data, model.config.evaluation_data
+        model.config.evaluation.data, model.config.data
     )
     results = evaluation.StoreEvaluation(
         _Collapsed(),

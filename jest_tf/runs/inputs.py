@@ -144,6 +144,11 @@ def _clean_of(config, store):
     if not field:
         return None
     columns = store.columns(["id", field])
+    if not any(columns[field]):
+        progress.say(
+            f"warning: no record has a value of `data.noise_field`={field!r}, "
+            "so all of them count as clean"
+        )
     ids = np.asarray(columns["id"], np.int64)
     order = np.argsort(ids)
     ids, clean = ids[order], evaluation.is_clean(columns[field])[order]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -103,8 +104,9 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
     Raises:
         ValueError: there is no such model or vocabulary, it does not fit the
             settings, or `model.frozen` and `optimizer.rate_factors` do not fit
-            the model.
+            the model; or the run is its own reference.
     """
+    _check_reference(config, workdir)
     name, data = config.model.init_from, config.data
     taken, tokenizer = config.model.init_tower, None
     if data.vocabulary and not tokenizers.has_tokenizer(workdir):
@@ -148,6 +150,21 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
         picture,
         tokenizer if taken == "image_tower" else initial.tokenizer,
     )
+
+
+def _check_reference(config, workdir):
+    name = config.reference.model
+    if not name or not config.uses_reference:
+        return
+    if os.path.abspath(name) == os.path.abspath(workdir):
+        unused = "selection.stages=none"
+        if config.reference.distillation_weight:
+            unused += " reference.distillation_weight=0"
+        raise ValueError(
+            "`reference.model` must be another run than the one in "
+            f"`--workdir`. To train the reference itself, add `--set {unused}`."
+            f" Received: {name!r} for both"
+        )
 
 
 def write_learner(
