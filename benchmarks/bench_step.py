@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
 
 _QUICK = Sizes(16, 1, 2, 32, 4)
 # As many tokens as B/16 at 256 pixels has; the text is as long as Flexi-JEST's
-# 110 % want it, see docs/ledger.md.
+# 110 % want it, see docs/logs.md.
 _FINE = Sizes(384, 6, 6, 256, 12)
 _COARSE_VIEW = config_lib.View(patch_size=32)
 

@@ -81,7 +81,7 @@ class Ledger(steps.StepCallback):
     row before, `select/digest` of the step's draw, counts of examples, FLOPs
     and seconds. `time/step_seconds` and `time/input_wait_share` exclude
     tracing, evaluating and saving. `evaluation.log_ids` adds the ids of these
-    draws to `draws.jsonl`. docs/ledger.md describes each column.
+    draws to `draws.jsonl`. docs/logs.md describes each column.
 
     Args:
         config: the run.
