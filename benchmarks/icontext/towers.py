@@ -50,9 +50,7 @@ class _ImageTower(keras.layers.Layer):
 
     def check_view(self, view):
         """Raises ValueError if a view has more than an image size."""
-        if view.image_size is None or (
-            view.patch_size is not None or view.keep_tokens < 1.0
-        ):
+        if view.image_size is None or view.patch_size is not None:
             raise ValueError(
                 "a convolutional tower's `view` must have an `image_size` and "
                 f"nothing else. Received: {view}"
