@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import report, traffic
-from jest_tf import losses, selection
+from jest_tf import config as config_lib
+from jest_tf import losses
 from jest_tf.embeddings import Embeddings
 
 _COMMAND = "python -m benchmarks.bench_replicas"
@@ -59,8 +60,8 @@ def traffic_table(small: bool = False) -> str:
     del small  # It takes seconds anyway.
     columns = [
         _PAPER._replace(quota=quota, loss=loss)
-        for loss in selection.LOSSES
-        for quota in selection.QUOTAS
+        for loss in config_lib.LOSSES
+        for quota in config_lib.QUOTAS
     ]
     sections = []
     for title, count, unit, scale in (
@@ -105,7 +106,7 @@ def memory_table(small: bool = False) -> str:
         (8, size // 64),
     ]
     rows = []
-    for loss in selection.LOSSES:
+    for loss in config_lib.LOSSES:
         for num_replicas, block in cases:
             report.log(f"memory: {loss}, R={num_replicas}, block {block}")
             case = {

@@ -177,7 +177,7 @@ class Ledger(steps.StepCallback):
         """Writes a row if it is due."""
         super().on_train_batch_end(batch, logs)
         if self._times.end(
-            self.step - self.previous, self._config.pieces(self.step)[-1].first
+            self.step - self.previous, self._config.pieces(self.step)[-1].selection
         ):
             self._take_flops()
         settings = self._config.evaluation

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import models
+from jest_tf import models, selection
 from jest_tf.models import reference, towers
 from jest_tf.training import flops
 from jest_tf.training import step as step_lib
@@ -232,10 +232,21 @@ class TowersTest(tf.test.TestCase):
             self.forward(patch=8) + self.resizing(8),
         )
 
-    def of_step(self, settings=None, rows=ROWS, num_replicas=1, **options):
-        settings = settings or config_lib.SelectionConfig()
-        step = step_lib.Step(self.learner, selection=settings, **options)
-        return flops.of_step(step, self.specs(rows), num_replicas)
+    def of_step(self, *stages, teacher=None, curated=0, replicas=1, **options):
+        """The FLOPs of a step on `ROWS` rows, two of which pass the stages."""
+        settings = None
+        if stages:
+            settings = config_lib.SelectionConfig(2 + curated, stages)
+        step = step_lib.Step(
+            self.learner,
+            teacher,
+            selection=settings,
+            options=step_lib.StepOptions(**options),
+        )
+        batch = self.specs(self.ROWS // replicas)
+        if curated:
+            batch["curated"] = self.specs(curated // replicas)
+        return flops.of_step(step, batch, replicas)
 
     def test_a_uniform_step_is_three_passes_and_its_loss(self):
         logits = 2 * self.ROWS**2 * self.WIDTH
@@ -274,71 +285,114 @@ class TowersTest(tf.test.TestCase):
         )
 
     def test_a_scoring_step_counts_its_passes_and_its_draw(self):
-        settings = config_lib.SelectionConfig(
-            "joint", batch_size=2, num_chunks=2, scoring_batch_size=3
-        )
+        stage = config_lib.Stage(3, num_chunks=2, scoring_batch_size=3)
         teacher = reference.frozen(self.learner)
-        for num_replicas in (1, 2):
-            found = self.of_step(
-                settings,
-                self.ROWS // num_replicas,
-                num_replicas,
-                reference=teacher,
-            )
-            share = 2 // num_replicas
+        for replicas in (1, 2):
+            found = self.of_step(stage, teacher=teacher, replicas=replicas)
             self.assertEqual(found["score"], 2 * self.forward(3))
             self.assertEqual(found["reference"], 2 * self.forward(3))
             self.assertEqual(
-                found["forward"], num_replicas * self.forward(share)
+                found["forward"], replicas * self.forward(2 // replicas)
             )
             self.assertEqual(found["loss"], 2 * 2**2 * self.WIDTH)
-            # Rows meet the chosen, and those of the uniform draw each other, in
-            # both directions, by two models.
+            # Two models score six rows, of which two pass.
             self.assertEqual(
-                found["select"], 2 * 2 * 2 * self.WIDTH * (6 * 2 + 2 * 2)
+                found["select"], selection.draw_flops(6, 2, 2 * self.WIDTH)
             )
             # Two of the six rows scored are trained on.
             self.assertEqual(
                 found["no_reuse"] - found["reuse"], found["score"] // 3
             )
 
-    def test_candidates_alone_are_scored(self):
-        settings = config_lib.SelectionConfig(
-            "joint", 2, 2, "hard_learner", candidates=3
+    def test_every_stage_counts_what_comes_into_it(self):
+        teacher = reference.frozen(self.learner)
+        stored = config_lib.Stage(9, "stored", "uniform", "easy_reference")
+        coarse = config_lib.View(patch_size=8)
+        # Twelve rows, six of which pass to the last stage.
+        first = config_lib.Stage(2, num_chunks=2, view=coarse)
+        of_coarse = self.forward(12, patch=8) + self.resizing(8)
+        for criterion, num_models in (("learnability", 2), ("hard_learner", 1)):
+            last = config_lib.Stage(3, num_chunks=1, criterion=criterion)
+            step = step_lib.Step(
+                self.learner,
+                teacher,
+                selection=config_lib.SelectionConfig(2, (stored, first, last)),
+            )
+            found = flops.of_step(step, self.specs(12))
+            self.assertEqual(found["score"], of_coarse + self.forward(6))
+            # The reference embeds a row once.
+            self.assertEqual(found["reference"], self.forward(12))
+            self.assertEqual(
+                found["select"],
+                selection.draw_flops(12, 6, 2 * self.WIDTH)
+                + selection.draw_flops(6, 2, num_models * self.WIDTH),
+            )
+            self.assertEqual(found["forward"], self.forward(2))
+            # Only the last stage sees the view that is trained in.
+            self.assertEqual(
+                found["no_reuse"] - found["reuse"], self.forward(6) // 3
+            )
+        unscored = dataclasses.replace(first, method="uniform")
+        step = dataclasses.replace(
+            step,
+            selection=config_lib.SelectionConfig(2, (unscored, last)),
         )
-        found = self.of_step(settings)
-        self.assertEqual(found["score"], self.forward(3))
-        self.assertEqual(found["reference"], 0)
+        found = flops.of_step(step, self.specs(12))
+        self.assertEqual(found["score"], self.forward(6))
+        self.assertEqual(
+            found["select"], selection.draw_flops(6, 2, self.WIDTH)
+        )
 
     def test_distillation_runs_the_reference_unless_it_has_been(self):
-        teacher = reference.frozen(self.learner)
-        options = {"reference": teacher, "distillation_weight": 1.0}
-        self.assertEqual(self.of_step(**options)["reference"], self.forward())
-        settings = config_lib.SelectionConfig("joint", 2, 2)
-        found = self.of_step(settings, **options)
-        self.assertEqual(found["reference"], self.forward())
+        options = {
+            "teacher": reference.frozen(self.learner),
+            "distillation_weight": 1.0,
+        }
+        stage = config_lib.Stage(3, num_chunks=2)
+        hard = dataclasses.replace(stage, criterion="hard_learner")
+        for stages, curated, expected in (
+            ((), 0, self.forward()),
+            ((stage,), 0, self.forward()),
+            ((hard,), 0, self.forward(2)),
+            # Chosen and curated rows are embedded together.
+            ((stage,), 4, self.forward() + self.forward(6)),
+            ((hard,), 4, self.forward(6)),
+        ):
+            found = self.of_step(*stages, curated=curated, **options)
+            self.assertEqual(found["reference"], expected)
+            trained = 2 + curated if stages else self.ROWS
+            self.assertEqual(found["forward"], self.forward(trained))
 
 
 class ColumnsTest(tf.test.TestCase):
     def test_the_conventions_by_hand(self):
-        counts = dict.fromkeys(flops.STAGES, 0) | {
+        counts = dict.fromkeys(flops.PARTS, 0) | {
             "score": 50,
             "reference": 7,
             "select": 4,
             "forward": 10,
             "backward": 21,
         }
-        found = flops.columns(counts, scored=5, reused=1)
-        # 3 * 10 + 50 + 7, and less a fifth of 50.
+        found = flops.columns(counts, reused=10)
+        # 3 * 10 + 50 + 7, and less 10 of the 50.
         self.assertEqual(found["no_reuse"], 87)
         self.assertEqual(found["reuse"], 77)
         self.assertEqual(found["step"], 50 + 7 + 4 + 10 + 21)
         self.assertEqual(found["loss"], 0)
 
-    def test_without_scores_both_conventions_are_three_passes(self):
-        counts = dict.fromkeys(flops.STAGES, 10) | {"score": 0, "reference": 0}
-        found = flops.columns(counts, scored=0, reused=0)
-        self.assertEqual((found["no_reuse"], found["reuse"]), (30, 30))
+    def test_rows_scored_in_a_view_that_is_trained_in_are_reused(self):
+        fine, coarse = config_lib.View(), config_lib.View(patch_size=8)
+        for scored_in, trained_in, expected in (
+            (fine, (), 12),
+            (config_lib.View(patch_size=4), (), 12),
+            (coarse, (), 0),
+            (coarse, (fine, coarse), 6),
+            (fine, (fine, coarse, coarse), 4),
+        ):
+            self.assertEqual(
+                flops.num_reused(12, scored_in, trained_in, patch_size=4),
+                expected,
+            )
 
 
 @pytest.mark.slow
@@ -360,11 +414,13 @@ class PaperTest(tf.test.TestCase):
             learner,
             reference.cached(10.0, 0.0),
             selection=run.selection,
-            views=run.model.views,
-            micro_batch_size=run.model.micro_batch_size,
-            loss_block_size=run.model.loss_block_size,
+            options=step_lib.StepOptions(
+                views=run.model.views,
+                micro_batch_size=run.model.micro_batch_size,
+                loss_block_size=run.model.loss_block_size,
+            ),
         )
-        rows, size = run.data.super_batch_size, run.data.image_size
+        rows, size = run.selection.super_batch_size(), run.data.image_size
 
         def batch(rows):
             return {
@@ -380,7 +436,8 @@ class PaperTest(tf.test.TestCase):
             | dict.fromkeys(("reference_image", "reference_text"), embeddings),
         )
         forward, _ = flops.count(
-            functools.partial(learner, training=True), batch(run.batch_size)
+            functools.partial(learner, training=True),
+            batch(run.selection.batch_size),
         )
         return columns, forward
 
