@@ -56,7 +56,9 @@ class TowersTest(tf.test.TestCase):
             models.unit_norm(model.image_tower(small)),
             atol=1e-5,
         )
-        with self.assertRaisesRegex(ValueError, "must have an `image_size`"):
+        with self.assertRaisesRegex(
+            ValueError, "must have an `image_size` and"
+        ):
             model.encode_image(self.images, view=config.View(patch_size=4))
 
     def test_a_small_tower_stretches_the_grid_of_a_small_picture(self):
@@ -71,8 +73,6 @@ class TowersTest(tf.test.TestCase):
         expected = tower.head(tower.hidden(tf.tile(features[:, 0, 0], [1, 4])))
         found = tower(tf.cast(self.images, tf.float32), view=view)
         self.assertAllClose(found, expected, atol=1e-5)
-        with self.assertRaisesRegex(ValueError, "must have an `image_size`"):
-            tower(self.images, view=config.View(patch_size=4))
 
     def test_a_bag_ignores_unknown_words_and_the_order_of_tokens(self):
         model = build()
