@@ -90,7 +90,7 @@ class StoreTest(shard_files.FolderTestCase):
         self.assertAllEqual(columns["id"], store.ids(np.arange(3)))
 
     def test_columns_span_several_batches(self):
-        count = 2 * stores.store._BATCH + 3
+        count = 515
         shard_files.write_shard(
             self.path("d"), map(serialize_example, range(count))
         )
