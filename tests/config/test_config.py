@@ -41,16 +41,13 @@ REFUSED = [
     ("data", {"image_size": -3}, "must be at least 1. Received: -3"),
     ("data", {"image_size": 1.5}, "must be of type int. Received: 1.5"),
     ("data", {"image_size": True}, "must be of type int. Received: True"),
-    ("data", {"image_size": None}, "must be of type int. Received: None"),
     ("data", {"text_length": 1}, "must be at least 2. Received: 1"),
     ("data", {"vocabulary_size": 1}, "must be at least 2. Received: 1"),
     ("data", {"min_crop_area": 0.0}, r"must be in \(0, 1\]. Received: 0.0"),
-    ("data", {"min_crop_area": 1.1}, r"must be in \(0, 1\]. Received: 1.1"),
     ("data", {"min_crop_area": "1"}, "must be of type float. Received: '1'"),
     ("data", {"min_crop_area": False}, "must be of type float.*False"),
     ("data", {"flip": 1}, "must be of type bool. Received: 1"),
     ("data", {"train": "a"}, r"must be of type tuple\[str, ...\].*'a'"),
-    ("data", {"train": ["a"]}, r"must be of type tuple\[str, ...\].*\['a'\]"),
     ("data", {"train": (1,)}, r"must be of type tuple\[str, ...\].*\(1,\)"),
     ("data", {"format": "zip"}, r"one of \('auto', .*'zip'"),
     ("data", {"weights": (1.0,)}, r"for each store.*=\(1.0,\), .*train=\(\)"),
@@ -63,7 +60,6 @@ REFUSED = [
     ("model", {"equal_captions": ""}, "one of .'negative', .*Received: ''"),
     ("model", {"patch_size": 0}, LEAST_1),
     ("model", {"patch_size": 4.0}, r"must be of type int \| None.*4.0"),
-    ("model", {"loss_block_size": 0}, LEAST_1),
     ("model", {"temperature": 0}, "must be > 0. Received: 0"),
     ("model", {"bias": -INFINITE}, "must be finite. Received: -inf"),
     ("selection", {"batch_size": 0}, LEAST_1),
@@ -82,11 +78,9 @@ REFUSED = [
         "must be finite. Received: nan",
     ),
     ("selection.stages", {"uniform_share": 1.0}, r"in \[0, 1\). Rec.*: 1.0"),
-    ("selection.stages", {"uniform_share": -0.1}, r"in \[0, 1\). Rec.*: -0.1"),
     ("selection.stages", {"scoring_batch_size": 0}, LEAST_1),
     ("selection.stages", {"captions": "first"}, "one of .'best', .*'first'"),
     ("selection.stages", {"first_step": -1}, "must be at least 0.*: -1"),
-    ("selection.stages", {"last_step": -1}, "must be at least 0.*: -1"),
     (
         "selection.stages",
         {"first_step": 5, "last_step": 4},
@@ -105,21 +99,15 @@ REFUSED = [
     ("bootstrap", {"shares": (0.5, 1.0)}, "a single share, or one for each"),
     ("bootstrap", {"clean_start": True}, "ends with the first of .*: set both"),
     ("optimizer", {"warmup_steps": -1}, "must be at least 0. Received: -1"),
-    ("optimizer", {"weight_decay": -0.1}, "at least 0. Received: -0.1"),
     ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
     ("optimizer", {"learning_rate": INFINITE}, "finite. Received: inf"),
     ("optimizer", {"clip_norm": 0.0}, "must be > 0. Received: 0.0"),
     ("optimizer", {"clip_norm": "1"}, r"must be of type float \| None.*'1'"),
     ("optimizer", {"beta_1": 1.0}, r"must be in \[0, 1\). Received: 1.0"),
-    ("optimizer", {"beta_2": -0.5}, r"must be in \[0, 1\). Received: -0.5"),
     ("evaluation", {"every_steps": 0}, LEAST_1),
-    ("evaluation", {"batch_size": 0}, LEAST_1),
-    ("evaluation", {"log_every_steps": 0}, LEAST_1),
     ("evaluation", {"prompts": ("{}", "a")}, "each hold one \"{}\".*'a'"),
-    ("evaluation", {"prompts": ("{} {}",)}, "each hold one \"{}\".*'{} {}'"),
     ("checkpoint", {"every_steps": 0}, LEAST_1),
     ("checkpoint", {"every_minutes": 0.0}, "must be > 0. Received: 0.0"),
-    ("checkpoint", {"keep": 0}, LEAST_1),
     ("checkpoint", {"on_non_finite": "skip"}, r"one of \('stop', .*'skip'"),
     ("distribution", {"strategy": "gpu"}, r"one of \('default', .*'gpu'"),
     ("distribution", {"virtual_devices": 0}, "must be at least 1"),
@@ -424,113 +412,91 @@ class RefusalsTest(tf.test.TestCase):
         )
 
     def test_settings_that_contradict_each_other_are_refused(self):
-        def selected(*stages, **settings):
-            chosen = config.SelectionConfig(256, stages)
-            return {"selection": chosen, "steps": 8} | settings
-
-        by_two = config.DistributionConfig(steps_per_execution=2)
-        by_four = config.DistributionConfig(steps_per_execution=4)
-        every_eight = config.CheckpointConfig(every_steps=8)
-        curated = config.DataConfig(curated=("c",), curated_rows=250)
-        renewed = config.BootstrapConfig((4,))
-        distilled = config.ReferenceConfig(distillation_weight=1.0)
-        narrow = config.View(image_size=24)
-        for settings, message in (
-            ({"steps": 0}, "`steps` must be at least 1. Received: 0"),
-            ({"seed": 2**31}, r"`seed` must be in .*Received: 2147483648"),
-            ({"data": {}}, "`data` must be of type DataConfig. Received: {}"),
+        path = os.path.join(self.get_temp_dir(), "config.json")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"steps": 8, "selection": {"batch_size": 256}}')
+        stage = "selection.stages.0"
+        stored = f"{stage}.embeddings=stored {stage}.criterion=easy_reference"
+        curated = "data.curated=c data.curated_rows"
+        by_two = "distribution.steps_per_execution=2 checkpoint.every_steps=8"
+        for overrides_, message in (
+            ("steps=0", "`steps` must be at least 1. Received: 0"),
+            (f"seed={2**31}", r"`seed` must be in .*Received: 2147483648"),
             (
-                selected(EASY, data=config.DataConfig(reader="ops")),
+                f"data.reader=ops {stage}.candidates=3 {stored}",
                 "`data.reader` 'ops' reads no sidecars before records.*'ops'",
             ),
             (
-                selected(JEST, data=curated),
+                f"{stage}.candidates=5 {curated}=250",
                 "stages.0.num_chunks` must be at most.*=16, rows=6$",
             ),
+            ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
             (
-                selected(data=config.DataConfig(curated=("c",))),
-                "`data.curated` needs `data.curated_rows`",
-            ),
-            (
-                selected(
-                    data=curated, model=config.ModelConfig(views=(View(),) * 2)
-                ),
+                f"{curated}=4 model.views.0.patch_size=8",
                 "`model.views` can't be combined with `data.curated_rows`",
             ),
-            (selected(JEST, bootstrap=config.BootstrapConfig((8,))), "before"),
             (
-                selected(Stage(2, method="uniform"), bootstrap=renewed),
+                f"{stage}.candidates=5 bootstrap.renew_at=8",
+                "`bootstrap.renew_at` must be before the last",
+            ),
+            (
+                f"{stage}.candidates=5 {stage}.method=uniform "
+                "bootstrap.renew_at=4",
                 "`bootstrap.renew_at` needs a use for the reference",
             ),
             (
-                selected(JEST, bootstrap=renewed, reference=distilled),
+                f"{stage}.candidates=5 bootstrap.renew_at=4 "
+                "reference.distillation_weight=1",
                 "`reference.distillation_weight` needs a reference from the",
             ),
             (
-                selected(
-                    JEST,
-                    bootstrap=config.BootstrapConfig((4,), clean_start=True),
-                ),
+                f"{stage}.candidates=5 bootstrap.renew_at=4 "
+                "bootstrap.clean_start=true",
                 "`bootstrap.clean_start` needs `data.curated`",
             ),
             (
-                {
-                    "steps": 5,
-                    "optimizer": config.OptimizerConfig(warmup_steps=5),
-                },
-                "`optimizer.warmup_steps` must be less than `steps`.*5, steps=",
+                "optimizer.warmup_steps=8",
+                "`optimizer.warmup_steps` must be less than `steps`.*8, steps=",
             ),
             (
-                {"steps": 10, "distribution": by_four},
-                "`steps` must be a multiple of .*steps=10, .*execution=4",
+                "distribution.steps_per_execution=3",
+                "`steps` must be a multiple of .*steps=8, .*execution=3",
             ),
             (
-                selected(
-                    checkpoint=config.CheckpointConfig(every_steps=6),
-                    distribution=by_four,
-                ),
+                "distribution.steps_per_execution=4 checkpoint.every_steps=6",
                 "`checkpoint.every_steps` must be a multiple of .*=6, .*=4",
             ),
-            *(
-                (
-                    selected(
-                        stage, checkpoint=every_eight, distribution=by_two
-                    ),
-                    "`selection.stages` must begin at a multiple, and end one",
-                )
-                for stage in (Stage(2, first_step=3), Stage(2, last_step=4))
+            (
+                f"{by_two} {stage}.candidates=2 {stage}.first_step=3",
+                "`selection.stages` must begin at a multiple, and end one",
             ),
             (
-                selected(Stage(2, first_step=8)),
+                f"{by_two} {stage}.candidates=2 {stage}.last_step=4",
+                "`selection.stages` must begin at a multiple, and end one",
+            ),
+            (
+                f"{stage}.candidates=2 {stage}.first_step=8",
                 "`selection.stages` must begin before the last.*steps=8",
             ),
             (
-                selected(Stage(2, view=View(12))),
+                f"{stage}.candidates=2 {stage}.view.patch_size=12",
                 "`selection.stages.view`: .*patch_size=12, image_size=32",
             ),
             (
-                {"model": config.ModelConfig(patch_size=16, views=(narrow,))},
+                "model.patch_size=16 model.views.0.image_size=24",
                 "`model.views`: .*patch_size=16, image_size=24",
             ),
             (
-                {"model": config.ModelConfig(views=(View(),) * 3)},
+                "model.views.0.image_size=16 model.views.1.image_size=32 "
+                "model.views.2.image_size=32",
                 "`model.views` must cut .*View.*View.*View.*batch_size=256",
             ),
         ):
             with self.subTest(message):
                 with self.assertRaisesRegex(ValueError, message):
-                    config.TrainConfig(**settings)
-        config.TrainConfig(
-            **selected(
-                Stage(2, first_step=2, last_step=5),
-                checkpoint=every_eight,
-                distribution=by_two,
-            )
-        )
-
-    def test_settings_are_immutable(self):
-        with self.assertRaises(dataclasses.FrozenInstanceError):
-            config.TrainConfig().steps = 3
+                    config.load_config(path, overrides_.split())
+        settings = f"{by_two} {stage}.candidates=2 {stage}.first_step=2"
+        config.load_config(path, [*settings.split(), f"{stage}.last_step=5"])
 
 
 class FilesTest(tf.test.TestCase):

@@ -85,23 +85,6 @@ class AugmentTest(tf.test.TestCase):
                 # Half a level of rounding, and float32 weights.
                 self.assertLess(np.abs(views - expected).max(), 0.5 + 0.01)
 
-    def test_crops_cover_the_documented_areas_and_aspects(self):
-        # A ramp of slope 1 shows where a view begins and ends.
-        size = 200
-        ramp = np.arange(size, dtype=np.uint8)
-        images = np.zeros((256, size, size, 3), np.uint8)
-        images[..., 0], images[..., 1] = ramp[:, None], ramp[None, :]
-        views = self.augment(images, flip=False, min_area=0.25).astype(float)
-        # First and last pixel are one view less one view pixel apart.
-        stretch = 1 / (size - 1)
-        tall = (views[:, -1, 0, 0] - views[:, 0, 0, 0]) * stretch
-        wide = (views[:, 0, -1, 1] - views[:, 0, 0, 1]) * stretch
-        slack = 0.02  # a level of rounding at either end, doubled
-        self.assertAllInRange(tall * wide, 0.25 - slack, 1.0)
-        self.assertAllInRange(wide / tall, 3 / 4 - slack, 4 / 3 + slack)
-        # Mean area of a uniform on [1/4, 1]; five standard errors.
-        self.assertAllClose((tall * wide).mean(), 0.625, atol=0.07)
-
     def test_eager_graph_and_xla_agree(self):
         images = random_images(32, 8, 8, 3)
         augment = augmentation.Augmentation(flip=True, min_area=0.3)
@@ -111,23 +94,6 @@ class AugmentTest(tf.test.TestCase):
         compiled = self.augment(images, jit=True).astype(int)
         self.assertLessEqual(np.abs(compiled - eager).max(), 1)
         self.assertLess((compiled != eager).mean(), 0.01)
-
-    def test_views_depend_on_the_seed_alone(self):
-        images = random_images(8, 8, 8, 3)
-        views = self.augment(images)
-        self.assertAllEqual(self.augment(images), views)
-        for seed in ((1, 3), (2, 2), (2, 1)):
-            self.assertNotAllEqual(self.augment(images, seed=seed), views)
-
-    def test_pictures_of_a_batch_get_different_views(self):
-        images = np.repeat(random_images(1, 8, 8, 3), 16, 0)
-        views = self.augment(images)
-        self.assertLen(np.unique(views.reshape(16, -1), axis=0), 16)
-
-    def test_extreme_values_stay_in_range(self):
-        images = np.where(random_images(8, 8, 8, 3) < 128, 0, 255)
-        views = self.augment(images.astype(np.uint8), min_area=0.01)
-        self.assertEqual((views.min(), views.max()), (0, 255))
 
     def test_a_batch_of_unknown_size_keeps_its_static_sides(self):
         augment = augmentation.Augmentation(flip=True, min_area=0.3)

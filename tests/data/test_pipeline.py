@@ -193,16 +193,6 @@ class SuperBatchesTest(PipelineTestCase):
         ):
             list(dataset.take(1))
 
-    def test_captions_are_chosen_evenly(self):
-        store = stores_lib.open_store(os.path.join(self.directory, "a"))
-        counts = [0, 0, 0]
-        for batch in self.super_batches(30, store=store, batch_size=30):
-            for token in batch["text"][batch["id"] == 100][:, 0]:
-                counts[token - VOCABULARY.index("a")] += 1
-        self.assertEqual(sum(counts), 300)
-        # Mean 100, standard deviation 8.2 each: five of them.
-        self.assertAllInRange(counts, 59, 141)
-
     def test_resuming_at_any_step_continues_the_stream_exactly(self):
         # Of several epochs, in a chunk and in two.
         for size in (4, 512):
@@ -218,13 +208,6 @@ class SuperBatchesTest(PipelineTestCase):
         (whole,) = self.super_batches(1, batch_size=512)
         parts = self.super_batches(8, batch_size=64)
         self.assert_equal_batches([streams.joined(parts)], [whole])
-
-    def test_a_far_step_starts_at_once(self):
-        batch = self.super_batches(1, start_step=10**15)[0]
-        positions = np.arange(4 * 10**15, 4 * 10**15 + 4)
-        self.assertAllEqual(
-            self.rows_of([batch]), stream.Order(7, 5).rows(positions)
-        )
 
     def test_a_reference_gets_separate_preprocessing(self):
         longer = tokenizers.WordPieceTokenizer(VOCABULARY, 6)
@@ -301,24 +284,6 @@ class SuperBatchesTest(PipelineTestCase):
                 [streams.joined(parts) for parts in zip(*shares, strict=True)],
                 self.super_batches(3, **settings)[1:],
             )
-
-    def test_blocks_and_weights_follow_their_order(self):
-        positions = np.arange(40)
-        rows = self.rows_of(self.super_batches(10, shuffle_block_size=2))
-        order = stream.Order(7, 5, block_size=2)
-        self.assertAllEqual(rows, order.rows(positions))
-        stores = [
-            stores_lib.open_store(os.path.join(self.directory, name))
-            for name in ("a", "b")
-        ]
-        rows = self.rows_of(
-            self.super_batches(
-                10, store=stores_lib.join(stores), weights=(1.0, 3.0)
-            )
-        )
-        mixture = stream.Mixture((3, 4), (1, 3), 5)
-        self.assertAllEqual(rows, mixture.rows(positions))
-        self.assertEqual((rows < 3).sum(), 10)
 
     def test_sidecars_that_do_not_fit_stop_it(self):
         class Others:

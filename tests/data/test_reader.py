@@ -199,20 +199,6 @@ class ReplacementTest(ReadingTestCase):
             self.assertEqual(line["place"], f"record {row} of memory")
             self.assertRegex(line["reason"], f"^{reasons[row]}")
 
-    def test_resuming_and_chunks_and_hosts_change_nothing(self):
-        whole = self.values(self.batches(self.store, 6))
-        resumed = self.values(self.batches(self.store, 4, start_step=2))
-        self.assert_equal_values(
-            resumed, {name: value[32:] for name, value in whole.items()}
-        )
-        shares = [
-            self.values(self.batches(self.store, 6, host=host, num_hosts=2))
-            for host in range(2)
-        ]
-        for name, value in whole.items():
-            parts = [share[name].reshape(6, 8, -1) for share in shares]
-            self.assertAllEqual(np.concatenate(parts, 1).ravel(), value.ravel())
-
     def test_two_views_and_sidecars_belong_to_the_replacement(self):
         longer = tokenizers.WordPieceTokenizer(TOKENIZER.vocabulary, 9)
         plain = self.values(self.batches(self.store, 15))
@@ -421,13 +407,6 @@ class FarTest(ReadingTestCase):
                 values.append(self.values(batches))
             self.assert_equal_values(*values)
 
-    def test_a_small_store_is_read_once(self):
-        """All of its blocks are kept over the epochs."""
-        store = ListStore([good_record(row) for row in range(23)])
-        store.is_remote = True
-        self.batches(store, 6, shuffle_block_size=2)
-        self.assertEqual(store.reads, 23)
-
 
 class LimitTest(ReadingTestCase):
     def test_a_store_of_nothing_good_stops_at_once(self):
@@ -456,15 +435,6 @@ class LimitTest(ReadingTestCase):
             self.batches(store, 17, log)
         with self.assertRaisesRegex(ValueError, "Too many records"):
             log.check()
-
-    def test_a_run_goes_on_below_the_rate(self):
-        broken = bad_records()["damaged picture"]
-        good = [good_record(row) for row in range(20)]
-        log = pipeline.FaultLog(None, 0.06)
-        batches = self.batches(ListStore([*good, broken]), 150, log)
-        replaced = self.values(batches)["record_replaced"].sum()
-        self.assertAllInRange([replaced], 2400 // 21 - 1, 2400 // 21 + 1)
-        self.assertGreaterEqual(log.num_replaced, replaced)
 
     def test_without_a_log_the_default_rate_holds(self):
         broken = bad_records()["empty picture"]

@@ -6,9 +6,8 @@ import os
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
-from jest_tf import config, evaluation, models
+from jest_tf import config, evaluation
 from jest_tf.data import stores as stores_lib
-from jest_tf.data import tokenizers
 
 
 class EvaluateStoreTest(tf.test.TestCase):
@@ -82,27 +81,6 @@ class EvaluateStoreTest(tf.test.TestCase):
         self.assertEqual(evaluate(4), evaluate(2**26))  # theirs are 2 x 2
         with self.assertRaisesRegex(ValueError, r"record 0 of .*2 x 2.*3$"):
             evaluate(3)
-
-    def test_a_real_learner_and_tokenizer(self):
-        tokenizer = tokenizers.WordPieceTokenizer(
-            ["[UNK]", "[EOS]", "one", "two", "1", "2"], 4
-        )
-        learner = models.build_two_tower(
-            "tiny", image_size=8, vocabulary_size=6, text_length=4, seed=0
-        )
-        found = evaluation.StoreEvaluation(
-            learner, self.store, tokenizer=tokenizer, image_size=8
-        ).measure()
-        images = tf.stack([tf.fill([8, 8, 3], row[0]) for row in ROWS])
-        texts = tokenizer(tf.constant(["one 1", "two 2", "three 3", "four 4"]))
-        expected = evaluation.retrieval_measures(
-            learner.encode_image(tf.cast(images, tf.uint8)),
-            learner.encode_text(texts),
-            [1, 1, 2, 3, 4],
-            [1, 2, 3, 4],
-        )
-        for name, value in expected.items():
-            self.assertAllClose(found[name], value)
 
 
 class OpenStoresTest(tf.test.TestCase):

@@ -5,8 +5,6 @@ of their own. Weights are random; KerasHub's converter reads one of the
 checkpoints, too.
 """
 
-import contextlib
-import io
 import os
 import tempfile
 
@@ -15,11 +13,7 @@ import presets
 import pytest
 import sentencepiece
 import tensorflow as tf
-import tiny
 
-from jest_tf import cli
-from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data import stores
 from jest_tf.models import pretrained, reference
 
 transformers = pytest.importorskip(
@@ -195,38 +189,6 @@ class HuggingFaceTest(tf.test.TestCase):
         one, two = reference.describe(torch_), reference.describe(keras_)
         self.assertAllClose(one.scale, two.scale)
         self.assertEqual((one.bias, one.dim), (two.bias, two.dim))
-
-    def test_embed_writes_sidecars_and_a_run_uses_them_or_the_model(self):
-        name = f"hf:{self.paths['siglip']}"
-        data = os.path.join(self.folder, "pool.tfrecord")
-        tiny.write_shard(data, 20)
-        recipe = os.path.join(self.folder, "recipe.py")
-        with open(recipe, "w", encoding="utf-8") as file:
-            file.write("from jest_tf import config as c\n")
-            file.write(
-                "config = c.TrainConfig(steps=1, model=c.ModelConfig('tiny'), "
-                f"reference=c.ReferenceConfig('{name}'), "
-                f"data=c.DataConfig(('{data}',), image_size=8, "
-                "vocabulary_size=40), selection=c.SelectionConfig("
-                "4, (c.Stage(2, num_chunks=2),)))\n"
-            )
-        for words in (
-            ("embed", "--model", name, "--data", data),
-            (
-                *("train", "--config", recipe),
-                *("--workdir", os.path.join(self.folder, "run")),
-            ),
-        ):
-            with (
-                contextlib.redirect_stdout(io.StringIO()) as printed,
-                contextlib.redirect_stderr(printed),
-            ):
-                self.assertEqual(cli.main(words), 0, printed.getvalue())
-        model = pretrained.load(name)
-        sidecars = sidecars_lib.Sidecars(
-            stores.open_store(data), "", reference.describe(model)
-        )
-        self.assertEqual(sidecars.description.name, name)
 
     def test_bad_names_and_models_are_refused(self):
         path = os.path.join(self.folder, "bert")

@@ -52,10 +52,6 @@ class TokenLayersTest(tf.test.TestCase):
                         layer(inputs), twin(layer, np.float64(inputs)), 1e-5
                     )
 
-    def test_huge_logits_stay_finite(self):
-        layer = layers.AttentionPooling(2, seed=0)
-        self.assertTrue(np.isfinite(layer(1e6 * tokens())).all())
-
     def test_eager_graph_and_xla_agree(self):
         inputs = tokens()
         for name, (make, _) in TOKEN_LAYERS.items():

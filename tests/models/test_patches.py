@@ -23,28 +23,6 @@ def make_layer(images, patch_size=4, **settings):
 
 
 class ResizeMatrixTest(tf.test.TestCase):
-    def test_by_hand(self):
-        # From 2 to 4 the pixels of the target lie at -1/4, 1/4, 3/4 and 5/4;
-        # the outer two see one pixel alone.
-        self.assertAllClose(
-            patches.resize_matrix(2, 4, antialias=False),
-            [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]],
-            1e-12,
-        )
-        # From 4 to 2 they lie at 1/2 and 5/2. A tent of radius 2 counts the
-        # distances 1/2, 1/2 and 3/2 as 3/4, 3/4 and 1/4, and one of radius 1
-        # the first two alike.
-        self.assertAllClose(
-            patches.resize_matrix(4, 2, antialias=True),
-            np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7,
-            1e-12,
-        )
-        self.assertAllClose(
-            patches.resize_matrix(4, 2, antialias=False),
-            np.array([[1, 1, 0, 0], [0, 0, 1, 1]]) / 2,
-            1e-12,
-        )
-
     def test_it_resizes_as_tensorflow_does(self):
         for source, target in ((7, 10), (16, 5), (5, 16), (32, 16), (9, 9)):
             for antialias in (False, True):
@@ -98,19 +76,6 @@ class KernelMatrixTest(tf.test.TestCase):
                     np.kron(one_side, one_side), np.linalg.pinv(both.T), 1e-9
                 )
 
-    def test_a_shrunken_kernel_is_the_nearest_over_white_noise(self):
-        # E (<x, w> - <B x, w'>)^2 = |w - B^T w'|^2 is least where its
-        # gradient, -2 B (w - B^T w'), is zero; here for all unit w at once.
-        for source, target in ((8, 4), (32, 16), (16, 12), (9, 2)):
-            resize = patches.resize_matrix(source, target, antialias=False)
-            rest = np.eye(source) - resize.T @ patches.kernel_matrix(
-                source, target
-            )
-            self.assertAllClose(
-                resize @ rest, np.zeros([target, source]), atol=1e-12
-            )
-            self.assertGreater(np.abs(rest).max(), 0.1)
-
 
 class PatchEmbeddingTest(tf.test.TestCase):
     def test_every_patch_size_equals_its_numpy_twin(self):
@@ -142,24 +107,6 @@ class PatchEmbeddingTest(tf.test.TestCase):
             )
             self.assertAllEqual(layer(inputs), expected)
             self.assertAllEqual(layer(inputs, patch_size=4), expected)
-
-    def test_patches_that_grow_with_their_picture_give_equal_tokens(self):
-        # <B x, pinv(B^T) w> = <x, w> for every x where B grows; every patch
-        # is resized by itself and the grid, so the positions, stays.
-        images = make_images(8, 8)
-        layer = make_layer(images)
-        for size in (6, 8, 16):
-            resize = oracles_towers.nearest_four(4, size)
-            cut = images.reshape(2, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5)
-            grown = np.einsum(
-                "ts,bijsc->bijtc", resize, cut.reshape(2, 2, 2, 16, 3)
-            )
-            grown = grown.reshape(2, 2, 2, size, size, 3)
-            grown = grown.transpose(0, 1, 3, 2, 4, 5)
-            larger = np.float32(grown.reshape(2, 2 * size, 2 * size, 3))
-            self.assertAllClose(
-                layer(larger, patch_size=size), layer(images), 1e-4, 1e-4
-            )
 
     def test_gradients_flow_through_resizing(self):
         # With k' = P k P^T for a channel, the gradient for k is P^T g P, g

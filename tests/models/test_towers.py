@@ -172,54 +172,6 @@ class ViewsTest(tf.test.TestCase):
                 graph = tf.function(function, jit_compile=jit_compile)
                 self.assertAllClose(graph(images), eager, 1e-4, 1e-4)
 
-    def test_bfloat16_stays_near_in_every_view(self):
-        mixed = flexible_tower(dtype="mixed_bfloat16")
-        mixed.set_weights(self.tower.get_weights())
-        for view in (
-            config.View(2),
-            config.View(12),
-            config.View(image_size=12),
-        ):
-            outputs = mixed(self.images, view=view)
-            self.assertEqual(outputs.dtype, tf.bfloat16)
-            self.assertAllClose(
-                tf.cast(outputs, tf.float32),
-                self.tower(self.images, view=view),
-                0.05,
-                0.05,
-            )
-
-    def test_every_weight_gets_a_gradient_in_every_view(self):
-        for view in (
-            config.View(2),
-            config.View(12),
-            config.View(image_size=12),
-        ):
-            with tf.GradientTape() as tape:
-                outputs = self.tower(self.images, training=True, view=view)
-                loss = tf.reduce_sum(tf.square(outputs))
-            variables = self.tower.trainable_variables
-            for variable, gradient in zip(
-                variables, tape.gradient(loss, variables), strict=True
-            ):
-                with self.subTest(view, path=variable.path):
-                    norm = tf.norm(tf.convert_to_tensor(gradient))
-                    self.assertTrue(np.isfinite(norm))
-                    self.assertGreater(norm, 0)
-
-    def test_a_view_is_traced_once(self):
-        traced = []
-
-        @tf.function
-        def encode(images, view):
-            traced.append(view)
-            return self.tower(images, view=view)
-
-        for view in (None, config.View(8), config.View(12)) * 2:
-            encode(self.images, view)
-            encode(self.images, config.View(8))
-        self.assertEqual(traced, [None, config.View(8), config.View(12)])
-
     def test_invalid_views_are_refused(self):
         for message, view in (
             (

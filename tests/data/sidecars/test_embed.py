@@ -177,14 +177,6 @@ class WriteTest(StoreTestCase):
         self.assertEqual(summary.written, 1)
         self.assertEqual(counts, [(0, 4), (2, 4), (4, 4)])
 
-    def test_shards_are_dealt(self):
-        first = self.write(shards=[1])
-        self.assertEqual((first.written, first.rows), (1, 4))
-        with self.assertRaisesRegex(ValueError, "No sidecar of .*0.tfrecord"):
-            sidecars_lib.Sidecars(self.store, self.folder)
-        self.write(shards=[0])
-        self.assert_right()
-
     def test_two_processes_share_the_work(self):
         # A thread stands for the other process: a lock is of an open file.
         inside, done = threading.Event(), threading.Event()

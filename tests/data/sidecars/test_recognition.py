@@ -51,11 +51,6 @@ class RecognisedShareTest(tf.test.TestCase):
         share = self.share(image, text, valid, rows)
         self.assertAllClose(share, 0.5, atol=0.06)
 
-    def test_a_sample_of_many(self):
-        with mock.patch.object(recognition, "NUM_PAIRS", 400):
-            share = self.share(*self.pairs(2_000))
-        self.assertAllClose(share, 0.5, atol=0.1)
-
     def test_too_few_are_refused(self):
         image, text = self.pairs(0)
         with self.assertRaisesRegex(ValueError, "at least two.*Received: 1"):
@@ -129,11 +124,6 @@ class SpearmanTest(tf.test.TestCase):
             self.assertAllClose(
                 recognition.spearman(left, right), expected[0, 1]
             )
-
-    def test_a_constant_has_no_ranks(self):
-        self.assertTrue(
-            np.isnan(recognition.spearman(np.ones(3), np.arange(3)))
-        )
 
 
 if __name__ == "__main__":

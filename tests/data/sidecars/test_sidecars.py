@@ -102,16 +102,6 @@ class SidecarsTest(EmbeddingsTestCase):
         places = self.ends[rows] - self.counts[rows] + captions
         self.assertAllEqual(text, self.text[places])
 
-    def test_what_they_are_of_is_told(self):
-        self.assertEqual(self.sidecars.description, DESCRIPTION)
-        self.assertEqual(self.sidecars.fingerprint, "fingerprint")
-        self.assertEqual(
-            (self.sidecars.dim, self.sidecars.scale, self.sidecars.bias),
-            (DIM, 8.5, -3.25),
-        )
-        self.assertEqual(self.sidecars.dtype, "float32")
-        self.assertLen(self.sidecars, sum(LENGTHS))
-
     def test_rows_come_in_the_order_asked_for(self):
         everything = np.arange(sum(LENGTHS))
         self.assert_reads(everything)
@@ -405,19 +395,6 @@ class RefusalTest(EmbeddingsTestCase):
             "present shard",
         ):
             sidecars_lib.Sidecars(changed)
-
-    def test_sidecars_lie_beside_a_shard_or_in_a_folder(self):
-        store = mock.Mock()
-        store.shards.paths = ("gs://bucket/0.tfrecord",)
-        store.stamp.return_value = "0123456789abcdef"
-        self.assertEqual(
-            sidecars_lib.sidecar_path(store, 0),
-            "gs://bucket/0.tfrecord.sidecar",
-        )
-        self.assertEqual(
-            sidecars_lib.sidecar_path(store, 0, "/folder"),
-            "/folder/0.tfrecord-01234567.sidecar",
-        )
 
 
 class WriteArraysTest(EmbeddingsTestCase):

@@ -11,7 +11,6 @@ import shard_files
 import tensorflow as tf
 
 from jest_tf.data import stores
-from jest_tf.data.stores import index
 
 NUM_RECORDS = 12
 NUM_MUTATIONS = 300  # of each format
@@ -105,23 +104,6 @@ class FuzzTest(tf.test.TestCase):
                         f"damage of [{start}, {stop}) passes for a record",
                     )
 
-    def test_frames_before_the_damage_survive(self):
-        path = os.path.join(self.directory, "a.tfrecord")
-        payloads = []
-        for i in range(NUM_RECORDS):
-            image, caption = self.texts(i)
-            payloads.append(
-                shard_files.serialize(image=image, caption=caption, id=i)
-            )
-        shard_files.write_shard(path, payloads)
-        ends = np.cumsum([len(payload) + 16 for payload in payloads])
-
-        def unharmed(start, stop, damaged):
-            del stop, damaged
-            return [i for i in range(NUM_RECORDS) if ends[i] <= start]
-
-        self.fuzz(path, unharmed, checked=True)
-
     def test_samples_before_the_damage_survive(self):
         path = os.path.join(self.directory, "a.tar")
         members, ends = [], []
@@ -212,30 +194,6 @@ class FuzzTest(tf.test.TestCase):
             ]
 
         self.fuzz(path, unharmed)
-
-    def test_a_damaged_index_is_built_anew(self):
-        path = os.path.join(self.directory, "a.tfrecord")
-        shard_files.write_shard(
-            path,
-            [
-                shard_files.serialize(image=b"x" * i, caption=f"{i}")
-                for i in range(NUM_RECORDS)
-            ],
-        )
-        store = stores.open_store(path)
-        rows = np.arange(len(store))
-        whole = store.read(rows), store.ids(rows).tolist(), store.stamp(0)
-        with open(index.index_path(path), "rb") as file:
-            data = file.read()
-        for _ in range(NUM_MUTATIONS):
-            self.write(index.index_path(path), mutate(data, self.rng)[0])
-            store = stores.open_store(path)
-            self.assertEqual(
-                (store.read(rows), store.ids(rows).tolist(), store.stamp(0)),
-                whole,
-            )
-            with open(index.index_path(path), "rb") as file:
-                self.assertEqual(file.read(), data)
 
 
 if __name__ == "__main__":

@@ -196,12 +196,6 @@ class ProgressTest(IndexTestCase):
         self.assertEqual(done, sorted(done))
         self.assertEqual(done[-1], size)
 
-    def test_nothing_is_reported_where_nothing_is_built(self):
-        self.open()
-        calls = []
-        self.open(progress=lambda *call: calls.append(call))
-        self.assertEqual(calls, [])
-
     def test_the_first_shard_at_fault_is_named(self):
         paths = [self.shard, self.path("b.tfrecord"), self.path("c.tfrecord")]
         for path in paths[1:]:

@@ -152,12 +152,6 @@ class LocalTest(FilesTestCase):
             [(0, 15 + gap), (16 + 2 * gap, 5)],
         )
 
-    def test_a_nested_range_does_not_shorten_a_joint_read(self):
-        self.assertEqual(
-            self.read([[0, 1000], [10, 5], [900, 200]]),
-            [self.data[:1000], self.data[10:15], self.data[900:1100]],
-        )
-
     def test_a_device_or_folder_is_no_picture(self):
         self.assertEqual(
             shards.read_files(["/dev/zero"]),
@@ -228,11 +222,6 @@ class StorageErrorTest(FilesTestCase):
         # Between two ranges it costs none.
         self.assertEqual(
             self.read_from(shard_files.BadSector(150, 160)), self.payloads()
-        )
-
-    def test_storage_that_never_answers_makes_every_record_a_fault(self):
-        self.assertEqual(
-            self.read_from(shard_files.BadSector(0, 10**7)), 4 * [self.FAULT]
         )
 
     def test_a_missing_shard_is_an_error_at_once(self):
