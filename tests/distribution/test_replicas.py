@@ -1,8 +1,7 @@
 """R replicas find what one finds: losses, draws, and the rows dealt out.
 
-Most of it runs eagerly on a thread a replica (`lockstep.py`); the same in a
-graph, on virtual devices, is at the end. What moves between replicas is in
-`test_traffic.py`, training in `test_distribution.py`.
+It runs eagerly on a thread a replica (`lockstep.py`). What moves between
+replicas is in `test_traffic.py`, training in `test_distribution.py`.
 """
 
 import itertools
@@ -13,12 +12,11 @@ import hand_draws
 import lockstep
 import numpy as np
 import oracles
-import pytest
 import random_embeddings
 import tensorflow as tf
 
 from benchmarks import traffic
-from jest_tf import config, distribution, losses, selection
+from jest_tf import config, losses, selection
 from jest_tf.config import methods
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
@@ -219,13 +217,11 @@ class GlobalQuotaTest(tf.test.TestCase):
 
     def test_any_number_of_replicas_and_size_of_chunks(self):
         # Chunks smaller than a replica's rows, larger, and all rows at once.
-        sizes = ((64, 24, 5, 0.7), (32, 24, 2, 0.0), (16, 16, 1, 0.7))
-        for num_replicas, (
-            size,
-            batch,
-            chunks,
-            gain,
-        ), loss in itertools.product((1, 2, 8), sizes, LOSSES):
+        cases = ((64, 24, 5, 0.7), (32, 24, 2, 0.0), (16, 16, 1, 0.7))
+        for num_replicas, case, loss in itertools.product(
+            (1, 2, 8), cases, LOSSES
+        ):
+            size, batch, chunks, gain = case
             models = random_embeddings.models(size, seed=size)
             stage = config.Stage(1, num_chunks=chunks, gain=gain)
             with self.subTest(replicas=num_replicas, size=size, loss=loss):
@@ -264,18 +260,15 @@ class GlobalQuotaTest(tf.test.TestCase):
                 self.check(models, 3, config.Stage(2, num_chunks=3), 45, loss)
 
     def test_a_summary_averages_over_all_rows(self):
-        models, stage = (
-            random_embeddings.models(24),
-            config.Stage(4, num_chunks=2),
-        )
+        models = random_embeddings.models(24)
+        stage = config.Stage(4, num_chunks=2)
         expected = selection.summarize(draw(models, stage, 6))
 
-        def summary(replicas):
-            own = lockstep.share(models, int(replicas.replica_id), 4)
+        def summary(own, replicas):
             found = draw(own, stage, 6, replicas=replicas)
             return selection.summarize(found, replicas)
 
-        for ours in lockstep.run(4, summary)[0]:
+        for ours in on_replicas(4, summary, models)[0]:
             self.assertEqual(list(ours), list(expected))
             for name, value in ours.items():
                 self.assertAllClose(value, expected[name], rtol=2e-6)
@@ -289,11 +282,8 @@ class PerReplicaQuotaTest(tf.test.TestCase):
         ):
             models = random_embeddings.models(size, seed=batch)
             # Of 20 rows, three on each replica.
-            stage = config.Stage(
-                1,
-                num_chunks=chunks,
-                uniform_share=0.3 if num_replicas == 2 else 0.0,
-            )
+            share = 0.3 if num_replicas == 2 else 0.0
+            stage = config.Stage(1, num_chunks=chunks, uniform_share=share)
             draws = draw_on_replicas(
                 models, num_replicas, stage, batch, loss, "per_replica"
             )
@@ -342,14 +332,10 @@ class PerReplicaQuotaTest(tf.test.TestCase):
             self.assertAllEqual(draws[0].indices, rows)
 
     def test_one_replica_has_one_quota(self):
-        models, stage = (
-            random_embeddings.models(20),
-            config.Stage(1, num_chunks=2),
-        )
-        self.assertAllEqual(
-            draw(models, stage, 6, quota="per_replica").indices,
-            draw(models, stage, 6).indices,
-        )
+        models = random_embeddings.models(20)
+        stage = config.Stage(1, num_chunks=2)
+        found = draw(models, stage, 6, quota="per_replica")
+        self.assertAllEqual(found.indices, draw(models, stage, 6).indices)
 
 
 class DealTest(tf.test.TestCase):
@@ -371,26 +357,16 @@ class DealTest(tf.test.TestCase):
 
     def test_every_place_is_dealt_once_and_its_row_arrives(self):
         for size, batch, num_replicas in (
-            (24, 12, 2),
-            (24, 24, 4),
-            (40, 8, 8),
-            (48, 40, 8),
-            (27, 9, 3),
-            (6, 2, 2),
+            *((24, 12, 2), (24, 24, 4), (40, 8, 8)),
+            *((48, 40, 8), (27, 9, 3), (6, 2, 2)),
         ):
+            rows = np.arange(size)
             batches = {
-                "image": np.arange(size * 12).reshape(size, 2, 2, 3) % 251,
-                "text": np.arange(size * 3).reshape(size, 3),
-                "id": np.arange(size) + 2**40,
-                "flag": np.arange(size) % 3 == 0,
-                "sidecar": np.arange(size * 2).reshape(size, 2) / 8,
-            }
-            dtypes = (np.uint8, np.int32, np.int64, bool, np.float16)
-            batches = {
-                name: value.astype(dtype)
-                for (name, value), dtype in zip(
-                    batches.items(), dtypes, strict=True
-                )
+                "image": np.uint8(rows[:, None, None] * np.ones([2, 3])),
+                "text": np.int32(rows[:, None] * 3 + np.arange(3)),
+                "id": rows + 2**40,
+                "flag": rows % 3 == 0,
+                "sidecar": np.float16(rows[:, None] / 8 + np.arange(2)),
             }
             for indices in self.draws(size, batch, num_replicas):
                 self.check(indices.astype(np.int32), batches, num_replicas)
@@ -398,51 +374,46 @@ class DealTest(tf.test.TestCase):
     def check(self, indices, batches, num_replicas):
         size = len(batches["id"])
 
-        def on_replica(replicas):
-            own = lockstep.share(
-                batches, int(replicas.replica_id), num_replicas
-            )
-            own = {name: tf.constant(value) for name, value in own.items()}
+        def on_replica(own, replicas):
             dealt = placement.deal(
                 tf.constant(indices), size, replicas=replicas
             )
+            own = tf.nest.map_structure(tf.constant, own)
             return dealt, placement.move(own, dealt, replicas)
 
-        results, calls = lockstep.run(num_replicas, on_replica)
+        results, calls = on_replicas(num_replicas, on_replica, batches)
         expected = oracles.deal(indices, size, num_replicas)
         capacity = min(len(indices), size // num_replicas) / num_replicas
+        sent = (num_replicas, int(np.ceil(capacity)))
         for hand, (dealt, moved) in zip(expected, results, strict=True):
             self.assertAllEqual(dealt.places, hand)
             self.assertEqual(dealt.places.dtype, tf.int32)
-            self.assertEqual(
-                dealt.send.shape, (num_replicas, int(np.ceil(capacity)))
-            )
+            self.assertEqual(dealt.send.shape, sent)
             for name, value in moved.items():
-                self.assertAllEqual(value, batches[name][indices[hand]])
-                self.assertEqual(
-                    value.dtype.as_numpy_dtype, batches[name].dtype
-                )
-        self.assertEqual(
-            [call.kind for call in calls[0]], ["all_to_all"] * len(batches)
-        )
+                rows = batches[name][indices[hand]]
+                self.assertAllEqual(value, rows)
+                self.assertEqual(value.dtype.as_numpy_dtype, rows.dtype)
+        kinds = [call.kind for call in calls[0]]
+        self.assertEqual(kinds, ["all_to_all"] * len(batches))
 
     def test_rows_of_a_quota_of_ones_own_stay_in_the_order_drawn(self):
         # Two replicas of six rows; two chunks, of two rows and one a replica.
         indices = tf.constant([3, 1, 9, 6, 0, 11])
-        batch = {"id": tf.range(12, dtype=tf.int64)}
 
-        def on_replica(replicas):
-            own = lockstep.share(batch, int(replicas.replica_id), 2)
+        def on_replica(own, replicas):
             dealt = placement.deal(
                 indices, 12, quota="per_replica", replicas=replicas
             )
-            return dealt.places, placement.move(own, dealt, replicas)["id"]
+            return dealt.places, placement.move({"id": own}, dealt)["id"]
 
-        results, calls = lockstep.run(2, on_replica)
-        self.assertAllEqual(results[0][0], [0, 1, 4])
-        self.assertAllEqual(results[0][1], [3, 1, 0])
-        self.assertAllEqual(results[1][0], [2, 3, 5])
-        self.assertAllEqual(results[1][1], [9, 6, 11])
+        results, calls = on_replicas(2, on_replica, np.arange(12))
+        for found, places, rows in zip(
+            results,
+            ([0, 1, 4], [2, 3, 5]),
+            ([3, 1, 0], [9, 6, 11]),
+            strict=True,
+        ):
+            self.assertAllEqual(found, (places, rows))
         self.assertEqual(calls, [[], []])
 
     def test_one_replica_keeps_the_draw(self):
@@ -451,25 +422,6 @@ class DealTest(tf.test.TestCase):
         self.assertAllEqual(dealt.places, [0, 1, 2])
         self.assertAllEqual(moved["id"], [40, 0, 20])
 
-
-class ReplicaErrorTest(tf.test.TestCase):
-    def test_sizes_that_can_not_be_shared_are_named(self):
-        models = lockstep.share(random_embeddings.models(24), 0, 4)
-        for batch_size, num_chunks, quota, message in (
-            (10, 1, "per_replica", "`batch_size`.*batch_size=10, R=4"),
-            (8, 3, "per_replica", "num_chunks=3, B=24, batch_size=8, R=4"),
-            (28, 1, "per_replica", "B=24, batch_size=28, R=4"),
-            (25, 16, "global", "B=24, batch_size=25, R=1"),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                draw(
-                    models,
-                    config.Stage(1, num_chunks=num_chunks),
-                    batch_size,
-                    quota=quota,
-                    replicas=traffic.Echo(4),
-                )
-
     def test_a_deal_that_can_not_be_even_is_named(self):
         for batch, size, message in (
             (6, 8, "`batch_size`.*replicas.*: 6, R=4"),
@@ -477,89 +429,3 @@ class ReplicaErrorTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 placement.deal(tf.range(batch), size, replicas=traffic.Echo(4))
-
-
-@pytest.mark.slow
-class VirtualDevicesTest(tf.test.TestCase):
-    """The same in the graph of a strategy, with its own collectives."""
-
-    def test_devices_find_what_one_finds(self):
-        for num_replicas in (2, 8):
-            self.check(num_replicas)
-
-    def check(self, num_replicas):
-        size, stage = 48, config.Stage(2, num_chunks=3)
-        models = random_embeddings.models(size)
-        batch = {
-            "image": np.arange(size * 12, dtype=np.uint8).reshape(size, 2, 6),
-            "id": np.arange(size) + 2**40,
-        }
-        strategy = lockstep.mirrored(num_replicas)
-
-        @tf.function(autograph=False)
-        def step(parts):
-            return strategy.run(on_replica, (parts,))
-
-        def on_replica(parts):
-            replicas = distribution.current()
-            own, batch = parts
-            drawn = []
-            for quota in config.QUOTAS:
-                found = draw(own, stage, 24, quota=quota, replicas=replicas)
-                dealt = placement.deal(
-                    found.indices, size, quota=quota, replicas=replicas
-                )
-                moved = placement.move(batch, dealt, replicas)
-                drawn.append((found.indices, dealt.places, moved))
-            values = {
-                name: graphs.value_and_gradients(
-                    loss, own[0], block_size=5, replicas=replicas
-                )
-                for name, loss in LOSSES.items()
-            }
-            return drawn, values
-
-        def shared(value):
-            return strategy.experimental_distribute_values_from_function(
-                lambda context: tf.constant(
-                    lockstep.share(
-                        value, context.replica_id_in_sync_group, num_replicas
-                    )
-                )
-            )
-
-        def every(value):
-            parts = strategy.experimental_local_results(value)
-            return [part.numpy() for part in parts]
-
-        drawn, values = step(tf.nest.map_structure(shared, (models, batch)))
-        for quota, (indices, places, moved) in zip(
-            config.QUOTAS, drawn, strict=True
-        ):
-            expected = draw(models, stage, 24).indices.numpy()
-            if quota == "per_replica":
-                expected = hand_draws.rows(
-                    *models,
-                    stage,
-                    batch_size=24,
-                    seed=SEED,
-                    num_replicas=num_replicas,
-                )
-            for found in every(indices):
-                self.assertAllEqual(found, expected)
-            places = np.concatenate(every(places))
-            self.assertAllEqual(np.sort(places), np.arange(24))
-            for name, value in moved.items():
-                self.assertAllEqual(
-                    np.concatenate(every(value)), batch[name][expected[places]]
-                )
-        for name, (value, gradients) in values.items():
-            one, dense = graphs.value_and_gradients(LOSSES[name], models[0])
-            for ours in every(value):
-                self.assertAllClose(ours, one, rtol=1e-6)
-            for ours, expected in zip(gradients[:2], dense[:2], strict=True):
-                self.assertAllClose(
-                    np.concatenate(every(ours)), expected, atol=1e-6
-                )
-            for ours, expected in zip(gradients[2:], dense[2:], strict=True):
-                self.assertAllClose(sum(every(ours)), expected, atol=5e-6)

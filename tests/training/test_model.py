@@ -72,14 +72,17 @@ def fit(model, batches, **options):
 
 
 class DrawnIds(keras.callbacks.Callback):
-    """Remembers the ids of every step."""
+    """Remembers the ids of every step, and rows of steps of executions."""
 
     def __init__(self):
         super().__init__()
-        self.steps = []
+        self.steps, self.rows = [], []
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps.append(self.model.drawn_ids.numpy())
+        done = int(self.model.optimizer.iterations.numpy())
+        first = done - self.model.steps_per_execution
+        self.rows += [self.model.rows.drawn(one) for one in range(first, done)]
 
 
 def fit_and_remember(model, batches, **options):
@@ -174,12 +177,12 @@ class StepTest(TrainingTestCase):
         cases = [
             (one_of_three(method=method, criterion=criterion), loss, loss)
             for method, criterion, loss in itertools.product(
-                config.METHODS,
-                (*config.CRITERIA, "own_parts:doubt"),
-                LOSSES,
+                config.METHODS, (*config.CRITERIA, "own_parts:doubt"), LOSSES
             )
             # A uniform draw scores nothing.
-            if method != "uniform" or criterion == "learnability"
+            if (method, criterion) == ("joint", "own_parts:doubt")
+            or loss == "sigmoid"
+            and (method != "uniform" or criterion == "learnability")
         ]
         # The scores may use another loss than the training.
         cases.append((one_of_three("softmax", gain=3), "sigmoid", "softmax"))
@@ -275,43 +278,25 @@ class StepTest(TrainingTestCase):
 
 
 class ScoringTest(TrainingTestCase):
-    def learner(self):
-        """With layers that behave otherwise in training."""
-        return tiny.learner(
-            0,
-            extra=[
-                keras.layers.BatchNormalization(momentum=0.5),
-                keras.layers.Dropout(0.5, seed=3),
-            ],
-        )
-
     def test_scoring_is_in_evaluation_mode(self):
         (batch,) = tiny.super_batches()
-        reference = tiny.learner(5)
-        rows = drawn_by_hand(self.learner(), reference, batch)
-        learner = self.learner()
-        before = [value.numpy() for value in learner.non_trainable_variables]
-        model = build(learner, reference)
+        # Layers that behave otherwise in training.
+        learner, twin = (
+            tiny.learner(
+                extra=[
+                    keras.layers.BatchNormalization(momentum=0.5),
+                    keras.layers.Dropout(0.5, seed=3),
+                ]
+            )
+            for _ in range(2)
+        )
+        rows = drawn_by_hand(twin, tiny.learner(5), batch)
+        model = build(learner)
         for _ in range(3):  # a dropped unit would change it
             self.assertAllEqual(draw(model, batch).indices, rows)
-        for old, new in zip(
-            before, learner.non_trainable_variables, strict=True
-        ):
-            self.assertAllEqual(old, new)
-
-    def test_only_the_trained_rows_move_the_statistics(self):
-        (batch,) = tiny.super_batches()
-        reference = tiny.learner(5)
-        learner = self.learner()
-        rows = drawn_by_hand(learner, reference, batch)
-        flatten, dense, *_ = learner.image_tower.layers
-        pixels = np.float32(batch["image"][rows] / 127.5 - 1.0)
-        means = dense(flatten(pixels)).numpy().mean(0)
-        drawn = fit_and_remember(build(learner, reference), [batch])
-        self.assertAllEqual(drawn[0], batch["id"][rows])
-        norm = learner.image_tower.layers[2]
-        # From zero, with momentum 0.5.
-        self.assertAllClose(norm.moving_mean, 0.5 * means, **TOLERANCE)
+        states = (one.non_trainable_variables for one in (learner, twin))
+        for one, other in zip(*states, strict=True):
+            self.assertAllEqual(one, other)
 
     def test_scores_that_are_not_finite_stop_training(self):
         batches = tiny.super_batches(2)
@@ -392,61 +377,52 @@ class ViewsTest(TrainingTestCase):
 class StagesTest(TrainingTestCase):
     """Stages that begin and end; 24 rows, of which 12 and then 4 pass."""
 
-    FIRST = config.Stage(2, num_chunks=2, last_step=5)
-    LAST = config.Stage(3, num_chunks=2, first_step=2, uniform_share=0.25)
+    STAGES = (
+        config.Stage(2, num_chunks=2, last_step=5),
+        config.Stage(3, num_chunks=2, first_step=2, uniform_share=0.25),
+    )
 
-    def drawn(self, learner, batch, step, settings):
+    def drawn(self, batch, step, settings):
         numbers = np.arange(24)
-        for number, (stage, size) in enumerate(
-            zip(settings.at(step).stages, (12, 4), strict=True)
-        ):
-            part = rows_of(batch, numbers)
+        models = [embed(tiny.learner(seed), batch) for seed in (0, 5)]
+        for place, stage in enumerate(settings.at(step).stages):
             if not stage.scores:
                 stage = dataclasses.replace(stage, uniform_share=0.0)
+            pool = [
+                one._replace(image=one.image[numbers], text=one.text[numbers])
+                for one in models
+            ]
             drawn = hand_draws.rows(
-                embed(learner, part),
-                embed(tiny.learner(5), part),
+                *pool,
                 stage,
-                batch_size=size,
-                seed=hand_draws.later_seed(number, (SEED, step)),
+                batch_size=len(numbers) // stage.candidates,
+                seed=hand_draws.later_seed(place, (SEED, step)),
             )
             numbers = numbers[drawn]
         return numbers
 
     def test_each_step_draws_by_its_kind_and_each_kind_is_traced_once(self):
-        settings = config.SelectionConfig(4, (self.FIRST, self.LAST))
-        # A rate of 0, so that all draws are by the same learner.
+        settings = config.SelectionConfig(4, self.STAGES)
+        batches = tiny.super_batches(10, rows=24)
         for together in (1, 2):
-            batches = tiny.super_batches(10, rows=24)
             learner = tiny.learner(0)
             traces = count_traces(learner)
             model = build(
                 learner,
                 selection=settings,
                 run_eagerly=False,
-                optimizer=keras.optimizers.SGD(0.0),
+                # A rate of 0, so that all draws are by the same learner.
+                optimizer=jest_tf.AdamW(0.0),
                 steps_per_execution=together,
             )
-            told = []
-
-            class Told(keras.callbacks.Callback):
-                def on_train_batch_end(
-                    self, batch, logs=None, together=together, told=told
-                ):
-                    step = int(self.model.optimizer.iterations.numpy())
-                    told += [
-                        self.model.rows.drawn(one)
-                        for one in range(step - together, step)
-                    ]
-
-            fit(model, batches, callbacks=[Told()])
             # Another fit goes on from the optimizer's step, with what is
             # compiled.
-            fit(model, batches[:2], callbacks=[Told()])
-            for step, rows in enumerate(told):
-                expected = self.drawn(
-                    tiny.learner(0), batches[step % 10], step, settings
-                )
+            told = DrawnIds()
+            for more in (batches, batches[:2]):
+                fit(model, more, callbacks=[told])
+            self.assertLen(told.rows, 12)
+            for step, rows in enumerate(told.rows):
+                expected = self.drawn(batches[step % 10], step, settings)
                 self.assertAllEqual(rows, expected)
             # First alone, both, last alone: no shape differs.
             self.assertEqual(traces, [(4, 4, 4, 3)] * 3)
@@ -509,24 +485,26 @@ class ReferenceTest(TrainingTestCase):
         self.assertLen(model.weights, len(learner.weights))
         self.assertTrue(reference.trainable)  # its owner's flag is as it was
 
-    def test_another_reference_may_be_attached(self):
-        batches = tiny.super_batches(2)
-        model = build(tiny.learner(0), tiny.learner(9))
-        model.attach_reference(tiny.learner(5))
-        drawn = fit_and_remember(model, batches)
-        self.assertAllEqual(drawn, fit_and_remember(build(), batches))
-
 
 class DistillationTest(TrainingTestCase):
     WEIGHT = 3.0
 
-    def loss_to(self, reference, batch, weight=WEIGHT):
+    def loss_to(self, reference, batch, weight=WEIGHT, projection=None):
         """The loss of embeddings with their distance to a reference's."""
         target = Embeddings(*map(tf.constant, embed(reference, batch)))
-        return lambda found: (
-            losses.sigmoid_loss(found)
-            + weight * losses.feature_distillation(found, target)
-        )
+
+        def loss(found):
+            moved = found
+            if projection is not None:
+                image, text = (
+                    tf.math.l2_normalize(tf.matmul(one, kernel), -1)
+                    for one, kernel in zip(found[:2], projection, strict=True)
+                )
+                moved = found._replace(image=image, text=text)
+            distance = losses.feature_distillation(moved, target)
+            return losses.sigmoid_loss(found) + weight * distance
+
+        return loss
 
     def test_distillation_uses_live_scored_or_cached_embeddings(self):
         (batch,) = tiny.super_batches()
@@ -580,33 +558,12 @@ class DistillationTest(TrainingTestCase):
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
             self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_distillation_brings_the_embeddings_together(self):
-        (batch,) = tiny.super_batches(rows=8)
-        learner, reference = tiny.learner(0), tiny.learner(5)
-        model = build(
-            learner,
-            reference,
-            None,
-            distillation_weight=20.0,
-            optimizer=keras.optimizers.Adam(0.02),
-            run_eagerly=False,
-        )
-        history = fit(model, [batch] * 300).history
-        before, after = (
-            oracles.feature_distillation(
-                embed(one, batch), embed(reference, batch)
-            )
-            for one in (tiny.learner(0), learner)
-        )
-        self.assertLess(after, 0.05 * before)
-        self.assertBetween(history["distillation"][0], after, before)
-
     def test_a_projection_takes_the_learner_to_the_references_width(self):
         (batch,) = tiny.super_batches(rows=8)
         twin, reference = tiny.learner(0), tiny.learner(5, dim=3)
         models = [
             build(
-                tiny.learner(0),
+                None,
                 reference,
                 None,
                 distillation_weight=self.WEIGHT,
@@ -616,17 +573,9 @@ class DistillationTest(TrainingTestCase):
             for size in (None, 2)
         ]
         own = [tf.Variable(one) for one in models[0].projection.kernels]
-        target = Embeddings(*map(tf.constant, embed(reference, batch)))
+        loss = self.loss_to(reference, batch, projection=own)
         with tf.GradientTape() as tape:
-            found = twin(batch, training=True)
-            values = [
-                tf.math.l2_normalize(tf.matmul(one, kernel), -1)
-                for one, kernel in zip(found[:2], own, strict=True)
-            ]
-            distance = losses.feature_distillation(
-                found._replace(image=values[0], text=values[1]), target
-            )
-            value = losses.sigmoid_loss(found) + self.WEIGHT * distance
+            value = loss(twin(batch, training=True))
         variables = [*twin.trainable_variables, *own]
         for variable, gradient in zip(
             variables, tape.gradient(value, variables), strict=True
@@ -636,14 +585,9 @@ class DistillationTest(TrainingTestCase):
             history = fit(model, [batch]).history
             self.assertAllClose(history["loss"], [value], **TOLERANCE)
             self.assert_same_weights(model.learner, twin, **TOLERANCE)
-            for kernel, expected in zip(
-                model.projection.kernels, own, strict=True
-            ):
+            kernels = zip(model.projection.kernels, own, strict=True)
+            for kernel, expected in kernels:
                 self.assertAllClose(kernel, expected, **TOLERANCE)
-        path = os.path.join(self.get_temp_dir(), "model.keras")
-        models[0].save(path)
-        loaded = keras.saving.load_model(path)
-        self.assert_same_weights(loaded, models[0])
 
     def test_invalid_distillation_settings_are_refused(self):
         (batch,) = tiny.super_batches()
@@ -652,20 +596,15 @@ class DistillationTest(TrainingTestCase):
                 ValueError, rf"in \[0, inf\). Received: {weight}"
             ):
                 build(distillation_weight=weight)
+        narrow = tiny.learner(5, dim=3)
         for reference, settings, message in (
-            (None, None, "`distillation_weight` needs a reference: pass"),
-            (
-                tiny.learner(5, dim=3),
-                JOINT,
-                r"`distillation_weight`.*\(4, 6\) and \(4, 3\)",
-            ),
+            (None, None, "a reference: pass"),
+            (narrow, JOINT, r".*same width.*\(4, 6\) and \(4, 3\)"),
         ):
-            model = build(
-                reference=reference,
-                selection=settings,
-                distillation_weight=1.0,
-            )
-            with self.assertRaisesRegex(ValueError, message):
+            model = build(None, reference, settings, distillation_weight=1.0)
+            with self.assertRaisesRegex(
+                ValueError, f"`distillation_weight` needs {message}"
+            ):
                 fit(model, [batch])
 
 
@@ -706,25 +645,6 @@ class FitTest(TrainingTestCase):
             for name, value in history.items():
                 self.assertAllClose(found[name], value, **TOLERANCE)
 
-    def test_two_runs_are_equal_and_another_seed_draws_otherwise(self):
-        batches = tiny.super_batches(4)
-        models, drawn = [], []
-        for seed in (SEED, SEED, SEED + 1):
-            models.append(build(seed=seed))
-            drawn.append(fit_and_remember(models[-1], batches))
-        self.assertAllEqual(drawn[0], drawn[1])
-        self.assert_same_weights(models[0], models[1])
-        self.assertNotAllEqual(drawn[0], drawn[2])
-
-    def test_a_step_is_traced_once_with_a_new_optimizer_too(self):
-        learner = tiny.learner(0)
-        traces = count_traces(learner)
-        model = build(learner, run_eagerly=False, optimizer=jest_tf.AdamW(0.01))
-        for _ in range(2):
-            fit(model, tiny.super_batches(3), epochs=2)
-        self.assertEqual(traces, [(4, 4, 4, 3)])
-        self.assertEqual(model.optimizer.iterations, 12)
-
     def test_the_augmentation_changes_the_trained_images_alone(self):
         batches = tiny.super_batches(2)
         seeds, sizes = [], []
@@ -749,16 +669,6 @@ class FitTest(TrainingTestCase):
         self.assertLen({*seeds}, 2)
         self.assertNotIn((SEED, 0), seeds)
 
-    def test_replaced_captions_and_records_are_counted(self):
-        batches = tiny.super_batches(3)
-        for step, batch in enumerate(batches):
-            batch["caption_replaced"] = np.arange(12) < step
-            batch["record_replaced"] = np.arange(12) < 2 * step
-        for settings in (JOINT, None):
-            history = fit(build(selection=settings), batches).history
-            self.assertEqual(history["data/captions_replaced"], [3.0])
-            self.assertEqual(history["data/records_replaced"], [6.0])
-
     def test_batches_without_ids_train_alike(self):
         batches = tiny.super_batches(2)
         bare = [
@@ -774,9 +684,11 @@ class FitTest(TrainingTestCase):
     def test_a_learner_in_bfloat16_trains(self):
         batches = tiny.super_batches(2)
         learner = tiny.learner(0, dtype="mixed_bfloat16")
-        optimizer = keras.optimizers.Adam(0.03)
         model = build(
-            learner, selection=None, optimizer=optimizer, run_eagerly=False
+            learner,
+            selection=None,
+            optimizer=keras.optimizers.Adam(0.03),
+            run_eagerly=False,
         )
         history = fit(model, batches, epochs=30).history["loss"]
         self.assertLess(history[-1], 0.5 * history[0])
@@ -801,25 +713,20 @@ class FitTest(TrainingTestCase):
 
     def test_evaluation_gives_the_loss_in_evaluation_mode(self):
         batches = tiny.super_batches(3)
+        (held_out,) = tiny.super_batches(1, rows=5, seed=9)
         learner = tiny.learner(0, extra=[keras.layers.Dropout(0.5)])
-        expected = np.mean(
-            [oracles.sigmoid_loss(embed(learner, batch)) for batch in batches]
-        )
+        values = [oracles.sigmoid_loss(embed(learner, one)) for one in batches]
         model = build(learner)
         result = model.evaluate(
             tiny.dataset(batches), verbose=0, return_dict=True
         )
         self.assertCountEqual(result, ["loss"])
-        self.assertAllClose(result["loss"], expected, **TOLERANCE)
-        held_out = tiny.super_batches(1, rows=5, seed=9)
+        self.assertAllClose(result["loss"], np.mean(values), **TOLERANCE)
         history = fit(
-            model, batches, validation_data=tiny.dataset(held_out)
+            model, batches, validation_data=tiny.dataset([held_out])
         ).history
-        self.assertAllClose(
-            history["val_loss"],
-            [oracles.sigmoid_loss(embed(learner, held_out[0]))],
-            **TOLERANCE,
-        )
+        expected = oracles.sigmoid_loss(embed(learner, held_out))
+        self.assertAllClose(history["val_loss"], [expected], **TOLERANCE)
 
     def test_calling_and_predicting_give_the_learners_embeddings(self):
         batches = tiny.super_batches(2)
@@ -838,9 +745,7 @@ class FitTest(TrainingTestCase):
 
     def test_the_usual_callbacks_work(self):
         folder = self.get_temp_dir()
-        log, best = (
-            os.path.join(folder, name) for name in ("log.csv", "best.keras")
-        )
+        log, best = f"{folder}/log.csv", f"{folder}/best.keras"
         model = build()
         history = fit(
             model,
@@ -852,62 +757,47 @@ class FitTest(TrainingTestCase):
                     best, monitor="loss", save_best_only=True
                 ),
                 # No loss improves by so much: it stops after patience.
-                keras.callbacks.EarlyStopping(
-                    "loss", min_delta=1e9, patience=2
-                ),
+                keras.callbacks.EarlyStopping("loss", 1e9, patience=2),
                 keras.callbacks.TerminateOnNaN(),
             ],
         ).history
         self.assertLen(history["loss"], 3)
         with open(log, encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        for name in ("loss", "stages/0/score"):
-            self.assertAllClose(
-                [float(row[name]) for row in rows], history[name]
-            )
-        self.assertLen(
-            keras.saving.load_model(best).weights, len(model.weights)
-        )
+        scores = [float(row["stages/0/score"]) for row in rows]
+        self.assertAllClose(scores, history["stages/0/score"])
+        again = keras.saving.load_model(best)
+        self.assertLen(again.weights, len(model.weights))
 
 
 class SavingTest(TrainingTestCase):
     def test_a_loaded_model_goes_on_as_if_it_had_not_been_saved(self):
-        path = os.path.join(self.get_temp_dir(), "model.keras")
-        for settings in (JOINT, None):
-            batches = tiny.super_batches(4)
-            if settings is None:
-                for batch in batches:
-                    del batch["id"]
-            reference = tiny.learner(5)
-            model = build(
-                reference=reference,
-                selection=settings,
-                micro_batch_size=2,
-                distillation_weight=0.5,
-                distillation_steps=3,
-                augment=augmentation.Augmentation(flip=True, min_area=0.5),
-                optimizer=jest_tf.AdamW(0.05, weight_decay=0.1),
-                run_eagerly=False,
-            )
-            fit(model, batches[:2])
-            model.save(path)
-            again = keras.saving.load_model(path)
-            again.attach_reference(reference)
-            self.assert_same_weights(again, model)
-            self.assertEqual(again.optimizer.iterations, 2)
-            histories = [
-                fit(one, batches[2:]).history for one in (model, again)
-            ]
-            self.assertEqual(histories[0], histories[1])
-            self.assert_same_weights(again, model)
-            for one, same in zip(
-                again.optimizer.variables,
-                model.optimizer.variables,
-                strict=True,
-            ):
-                self.assertAllEqual(one, same)
-            if settings is not None:
-                self.assertAllEqual(again.drawn_ids, model.drawn_ids)
+        batches = tiny.super_batches(4)
+        reference = tiny.learner(5)
+        model = build(
+            reference=reference,
+            micro_batch_size=2,
+            distillation_weight=0.5,
+            distillation_steps=3,
+            augment=augmentation.Augmentation(flip=True, min_area=0.5),
+            optimizer=jest_tf.AdamW(0.05, weight_decay=0.1),
+            run_eagerly=False,
+        )
+        fit(model, batches[:2])
+        path = f"{self.get_temp_dir()}/model.keras"
+        model.save(path)
+        again = keras.saving.load_model(path)
+        with self.assertRaisesRegex(ValueError, "call `attach_reference`"):
+            fit(again, batches)
+        again.attach_reference(reference)
+        self.assertEqual(again.optimizer.iterations, 2)
+        histories = [fit(one, batches[2:]).history for one in (model, again)]
+        self.assertEqual(*histories)
+        self.assertAllEqual(again.drawn_ids, model.drawn_ids)
+        self.assert_same_weights(again, model)
+        states = (one.optimizer.variables for one in (model, again))
+        for one, same in zip(*states, strict=True):
+            self.assertAllEqual(one, same)
 
     def test_a_loaded_model_has_all_settings(self):
         path = os.path.join(self.get_temp_dir(), "model.keras")
@@ -945,16 +835,6 @@ class SavingTest(TrainingTestCase):
         )
         self.assertEqual(ours, {name: theirs[name] for name in ours})
 
-    def test_a_loaded_model_without_its_reference_says_so(self):
-        path = os.path.join(self.get_temp_dir(), "model.keras")
-        model = build()
-        batches = tiny.super_batches(1)
-        fit(model, batches)
-        model.save(path)
-        again = keras.saving.load_model(path)
-        with self.assertRaisesRegex(ValueError, "call `attach_reference`"):
-            fit(again, batches)
-
     def test_a_saved_file_does_not_hold_the_reference(self):
         sizes = []
         for dim in (2, 2000):
@@ -977,17 +857,12 @@ class RefusalsTest(TrainingTestCase):
             ),
             (
                 ValueError,
-                "`loss` must name a function .*'own_parts:hinge'",
-                {"loss": "own_parts:hinge"},
-            ),
-            (
-                ValueError,
-                "`loss` .* returns a PairLoss. Received: None",
+                "returns a PairLoss. Received: None",
                 {"selection": one_of_three("own_parts:nothing")},
             ),
             (
                 ValueError,
-                "`criterion` .* returns a Criterion .* Received: None",
+                "returns a Criterion .* Received: None",
                 {"selection": one_of_three(criterion="own_parts:nothing")},
             ),
             (
@@ -995,16 +870,8 @@ class RefusalsTest(TrainingTestCase):
                 "`equal_captions` must be one of .*Received: 'maybe'",
                 {"equal_captions": "maybe"},
             ),
-            (
-                TypeError,
-                "`reference` must be a Keras",
-                {"reference": "runs/reference"},
-            ),
-            (
-                TypeError,
-                "`selection` must be a SelectionConfig.*: 'joint'",
-                {"selection": "joint"},
-            ),
+            (TypeError, "`reference` must be a Keras", {"reference": "runs"}),
+            (TypeError, "be a SelectionConfig.*: 'j'", {"selection": "j"}),
         ):
             with self.assertRaisesRegex(error, message):
                 build(learner, **settings)
@@ -1018,41 +885,30 @@ class RefusalsTest(TrainingTestCase):
 
     def test_batches_that_do_not_fit_are_refused_with_the_first(self):
         (batch,) = tiny.super_batches()
-        without_caption_id = {
-            name: batch[name] for name in ("image", "text", "id")
-        }
+        image, text = batch["image"], batch["text"]
         large = dataclasses.replace(JOINT, batch_size=13)
         uneven = one_of_three(scoring_batch_size=5)
-        short = batch | {"text": batch["text"][:5]}
-        for model, value, message in (
+        for settings, value, message in (
+            ({"selection": large}, batch, r"39 rows .*12 rows, b=13, c=0"),
+            ({"selection": uneven}, batch, "divide .* 5, 12 rows, R=1"),
+            ({"reference": None}, batch, "needs a reference: pass"),
             (
-                build(selection=large),
-                batch,
-                r"must have 39 rows .*12 rows, b=13, c=0, candidates=\[3\]",
+                {"equal_captions": "ignore"},
+                {"image": image, "text": text},
+                r"needs `caption_id` in the batch. Received: \['image', 'text",
             ),
-            (build(selection=uneven), batch, "must divide .* 5, 12 rows, R=1"),
-            (build(reference=None), batch, "needs a reference: pass"),
-            (
-                build(equal_captions="ignore"),
-                without_caption_id,
-                r"needs `caption_id` in the batch. Received: \['id', 'image'",
-            ),
-            (
-                build(),
-                {"image": batch["image"]},
-                r'"image" and "text". Received: \[\'image\'\]',
-            ),
-            (build(), short, r"its B rows each: .*text \(5, 3\)"),
+            ({}, {"image": image}, r'"text". Received: \[\'image\'\]'),
+            ({}, batch | {"text": text[:5]}, r"B rows each: .*text \(5, 3\)"),
         ):
             with self.subTest(message):
                 with self.assertRaisesRegex(ValueError, message):
-                    fit(model, [value])
+                    fit(build(**settings), [value])
         varying = tf.data.Dataset.from_tensor_slices(batch).batch(8)
         model = build(run_eagerly=False)
         with self.assertRaisesRegex(ValueError, r"be static .*\(None, 4.*R=1"):
             model.fit(varying, verbose=0)
         model.evaluate(varying, verbose=0)
-        pairs = tf.data.Dataset.from_tensors((batch["image"], batch["text"]))
+        pairs = tf.data.Dataset.from_tensors((image, text))
         with self.assertRaisesRegex(ValueError, "must be a dict with"):
             build().fit(pairs, verbose=0)
 
@@ -1063,18 +919,18 @@ class RecipeTest(TrainingTestCase):
         learner, twin = tiny.learner(0), tiny.learner(0)
         optimizer = keras.optimizers.SGD(RATE, global_clipnorm=0.1)
         fit(build(learner, None, None, optimizer=optimizer), [batch])
-        with tf.GradientTape() as tape:
-            value = losses.sigmoid_loss(twin(batch))
-        gradients = [
-            tf.convert_to_tensor(gradient).numpy()
-            for gradient in tape.gradient(value, twin.trainable_variables)
+        before = [one.numpy() for one in twin.trainable_variables]
+        step_by_hand(twin, batch)
+        moves = [
+            one.numpy() - old
+            for one, old in zip(twin.trainable_variables, before, strict=True)
         ]
-        norm = math.sqrt(sum(np.square(one).sum() for one in gradients))
+        norm = math.sqrt(sum(np.square(one).sum() for one in moves)) / RATE
         self.assertGreater(norm, 0.1)
-        for variable, gradient in zip(
-            twin.trainable_variables, gradients, strict=True
+        for variable, old, move in zip(
+            twin.trainable_variables, before, moves, strict=True
         ):
-            variable.assign_sub(RATE * 0.1 / norm * gradient)
+            variable.assign(old + 0.1 / norm * move)
         self.assert_same_weights(learner, twin, **TOLERANCE)
 
     def test_build_model_is_the_run_that_a_config_describes(self):
@@ -1093,23 +949,27 @@ class RecipeTest(TrainingTestCase):
             optimizer=config.OptimizerConfig(learning_rate=0.1),
             distribution=config.DistributionConfig(steps_per_execution=2),
         )
-        batches = tiny.super_batches(2)
         model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
-        by_hand = build(
-            loss="softmax",
+        options = dict(vars(model.step.options))
+        self.assertEqual(
+            options.pop("augment").get_config(),
+            {"flip": False, "min_area": 0.5},
+        )
+        expected = step_lib.StepOptions(
             equal_captions="positive",
             loss_block_size=2,
+            micro_batch_size=2,
             seed=3,
-            augment=augmentation.Augmentation(flip=False, min_area=0.5),
-            optimizer=jest_tf.build_optimizer(settings.optimizer, 4),
         )
-        fit(model, batches)
-        fit(by_hand, batches)
-        self.assert_same_weights(model, by_hand, **TOLERANCE)
+        self.assertEqual(options | {"augment": None}, vars(expected))
+        self.assertEqual((model.step.loss, model.selection), ("softmax", JOINT))
         self.assertEqual(model.steps_per_execution, 2)
-        self.assertEqual(model.step.options.micro_batch_size, 2)
         self.assertFalse(model.jit_compile)
-
-
-if __name__ == "__main__":
-    tf.test.main()
+        configs = [
+            one.get_config() | {"name": ""}
+            for one in (
+                model.optimizer,
+                jest_tf.build_optimizer(settings.optimizer, 4),
+            )
+        ]
+        self.assertEqual(*configs)

@@ -138,27 +138,6 @@ class ScoreTest(tf.test.TestCase):
         )
 
 
-class SelectTest(tf.test.TestCase):
-    def test_a_uniform_draw_equals_that_of_one_replica(self):
-        for quota, num_replicas in itertools.product(config.QUOTAS, (1, 2, 4)):
-            settings = funnel(8, config.Stage(3, method="uniform"), quota=quota)
-            held = num_replicas if quota == "per_replica" else 1
-            expected = selection.uniform_rows(SEED, 8, ROWS, num_quotas=held)
-            for rows, draw in on_replicas(
-                num_replicas,
-                lambda replicas, _, settings=settings: step_lib.select(
-                    on(replicas, step_of(settings)), 0, 8, (None, None)
-                ),
-                BATCH,
-            ):
-                self.assertIsNone(draw)
-                self.assertAllEqual(rows, expected)
-                # Each once, and b/R of each quota's rows.
-                self.assertLen(set(rows.numpy()), 8)
-                owners = np.bincount(rows // (ROWS // held), minlength=held)
-                self.assertAllEqual(owners, [8 // held] * held)
-
-
 class GatherTest(tf.test.TestCase):
     def gather(self, num_replicas, indices, quota="global", views=0, **more):
         live = config.Stage(2, method="uniform")
