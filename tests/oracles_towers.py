@@ -171,14 +171,13 @@ def token_embedding(layer, tokens):
     return weight(layer.table)[tokens] + weight(layer.positions)
 
 
-def image_tower(tower, images, *, patch_size=None, image_size=None, kept=None):
-    """`kept` lists the patches that become tokens, all of them if None."""
+def image_tower(tower, images, *, patch_size=None, image_size=None):
     if image_size:
         images = np.stack(
             [smoothed(image, image_size, image_size) for image in images]
         )
     tokens = patches(tower.patches, images, patch_size)
-    tokens = encoder(tower.encoder, tokens if kept is None else tokens[:, kept])
+    tokens = encoder(tower.encoder, tokens)
     pooled = pooling(tower.pooling, tokens)
     return pooled if tower.head is None else dense(tower.head, pooled)
 

@@ -1,15 +1,41 @@
-"""Training streams with all settings as keywords."""
+"""Training streams with all settings as keywords, and their comparison."""
 
 import dataclasses
 
+import numpy as np
+import tensorflow as tf
+
+from jest_tf import config
 from jest_tf.data import pipeline
 
 _OPTIONS = {field.name for field in dataclasses.fields(pipeline.Options)}
 
 
-def super_batches(store, **settings):
-    """`pipeline.super_batches`, with `Options` among the settings."""
+def super_batches(store, *, batch_size, stages=(), loss=None, **settings):
+    """`pipeline.super_batches` of a funnel, with `Options` among settings."""
     options = {name: settings.pop(name) for name in _OPTIONS & set(settings)}
     return pipeline.super_batches(
-        store, **settings, options=pipeline.Options(**options)
+        store,
+        selection=config.SelectionConfig(batch_size, stages, loss),
+        **settings,
+        options=pipeline.Options(**options),
     )
+
+
+def joined(batches):
+    """Batches, of hosts or of steps, as one."""
+    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
+
+
+class StreamTestCase(tf.test.TestCase):
+    def assert_equal_batches(self, ours, theirs):
+        """Equal names, dtypes and values, of curated rows as well."""
+        self.assertEqual(len(ours), len(theirs))
+        for one, other in zip(ours, theirs, strict=True):
+            self.assertCountEqual(one, other)
+            for name, value in one.items():
+                if name == "curated":
+                    self.assert_equal_batches([value], [other[name]])
+                    continue
+                self.assertEqual(value.dtype, other[name].dtype, name)
+                self.assertAllEqual(value, other[name], name)

@@ -51,6 +51,8 @@ def override(kind: type, values: dict, text: str) -> None:
     owner = kind
     for parent in parents:
         owner, values = _enter(owner, values, parent, path, kind)
+    if isinstance(values, list):
+        _check_number(values, last, path)
     hint = _field_type(owner, last, path, kind)
     if value.lower() == "none" and _default(owner, last) in (None, "", ()):
         values[last] = _default(owner, last)
@@ -70,14 +72,18 @@ def _enter(owner, values, name, path, root):
             return kind, values.setdefault(name, {})
         values[name] = [*values.get(name, ())]
         return part, values[name]
+    _check_number(values, name, path)
+    if int(name) == len(values):
+        values.append({})
+    return owner, values[int(name)]
+
+
+def _check_number(values, name, path):
     if not name.isdecimal() or int(name) > len(values):
         raise ValueError(
             f"No setting `{path}`: after the list comes a number from 0 to "
             f"{len(values)}. Received: {name!r}"
         )
-    if int(name) == len(values):
-        values.append({})
-    return owner, values[int(name)]
 
 
 def _part_kind(kind):

@@ -1,6 +1,7 @@
 """All settings of a run, and the checks across groups."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -286,7 +287,6 @@ class TrainConfig(Checked):
         """Returns the pieces that the first `steps` steps consist of."""
         starts = {*self.selection.turns, *self.bootstrap.renew_at}
         starts = sorted(start for start in starts if start < steps)
-        ends = [*starts[1:], steps]
         return [
             Piece(
                 start,
@@ -294,7 +294,7 @@ class TrainConfig(Checked):
                 self.segment_selection(start).at(start),
                 self.curated_rows(start),
             )
-            for start, end in zip(starts, ends, strict=True)
+            for start, end in itertools.pairwise([*starts, steps])
         ]
 
     @property

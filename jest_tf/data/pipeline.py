@@ -79,6 +79,7 @@ def super_batches(
             or sidecars do not fit.
     """
     checks.check("start_step", start_step, checks.at_least(0))
+    checks.check("num_hosts", options.num_hosts, checks.at_least(1))
     forms = {"image": pictures.form_of(image_size)}
     if options.reference_image not in (None, forms["image"]):
         forms["image_for_reference"] = options.reference_image

@@ -1,168 +1,182 @@
 """Settings: defaults, checks, overrides, recipes and files."""
 
-import collections
 import dataclasses
+import functools
 import glob
 import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import tensorflow as tf
 
-from jest_tf import config, models, selection
+from jest_tf import config
+from jest_tf.config import overrides
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "..", "..", "configs")
+Stage, View = config.Stage, config.View
+EASY = Stage(3, "stored", criterion="easy_reference")
+JEST = Stage(5)
+LISTS = config.SelectionConfig(256, (EASY, JEST))
+
 GROUPS = {
     "data": config.DataConfig,
     "model": config.ModelConfig,
     "reference": config.ReferenceConfig,
     "bootstrap": config.BootstrapConfig,
-    "cascade": config.CascadeConfig,
-    "selection": config.SelectionConfig,
+    "selection": functools.partial(config.SelectionConfig, batch_size=16),
+    "selection.stages": functools.partial(Stage, candidates=2),
+    "view": View,
     "optimizer": config.OptimizerConfig,
     "evaluation": config.EvaluationConfig,
     "checkpoint": config.CheckpointConfig,
     "distribution": config.DistributionConfig,
 }
 
-# (group, settings, message)
+INFINITE = float("inf")
+LEAST_1 = "must be at least 1. Received: 0"
+# Settings of a group that are refused, and the message after the first's name.
 REFUSED = [
-    ("data", {"super_batch_size": 0}, "must be at least 1. Received: 0"),
     ("data", {"image_size": -3}, "must be at least 1. Received: -3"),
+    ("data", {"image_size": 1.5}, "must be of type int. Received: 1.5"),
+    ("data", {"image_size": True}, "must be of type int. Received: True"),
+    ("data", {"image_size": None}, "must be of type int. Received: None"),
     ("data", {"text_length": 1}, "must be at least 2. Received: 1"),
     ("data", {"vocabulary_size": 1}, "must be at least 2. Received: 1"),
     ("data", {"min_crop_area": 0.0}, r"must be in \(0, 1\]. Received: 0.0"),
     ("data", {"min_crop_area": 1.1}, r"must be in \(0, 1\]. Received: 1.1"),
+    ("data", {"min_crop_area": "1"}, "must be of type float. Received: '1'"),
+    ("data", {"min_crop_area": False}, "must be of type float.*False"),
+    ("data", {"flip": 1}, "must be of type bool. Received: 1"),
+    ("data", {"train": "a"}, r"must be of type tuple\[str, ...\].*'a'"),
+    ("data", {"train": ["a"]}, r"must be of type tuple\[str, ...\].*\['a'\]"),
+    ("data", {"train": (1,)}, r"must be of type tuple\[str, ...\].*\(1,\)"),
+    ("data", {"format": "zip"}, r"one of \('auto', .*'zip'"),
+    ("data", {"weights": (1.0,)}, r"for each store.*=\(1.0,\), .*train=\(\)"),
+    ("data", {"max_fault_rate": 1.5}, r"in \[0, 1\]. Received: 1.5"),
+    ("data", {"shuffle_block_size": 0}, LEAST_1),
+    ("data", {"token_field": "a"}, "needs `data.reader` 'ops'.*field='a'"),
+    ("data", {"curated_rows": 2}, "needs `data.curated`.*=2, .*=\\(\\)"),
     ("model", {"dtype_policy": "float16"}, "one of .*Received: 'float16'"),
     ("model", {"loss": "clip"}, r"one of \('sigmoid', 'softmax'\).*'clip'"),
     ("model", {"equal_captions": ""}, "one of .'negative', .*Received: ''"),
-    ("model", {"patch_size": 0}, "must be at least 1. Received: 0"),
-    ("model", {"loss_block_size": 0}, "must be at least 1. Received: 0"),
+    ("model", {"patch_size": 0}, LEAST_1),
+    ("model", {"patch_size": 4.0}, r"must be of type int \| None.*4.0"),
+    ("model", {"loss_block_size": 0}, LEAST_1),
     ("model", {"temperature": 0}, "must be > 0. Received: 0"),
-    ("selection", {"method": "random"}, "one of .'uniform', .*'random'"),
-    ("selection", {"criterion": "loss"}, "one of .'learnability', .*'loss'"),
-    ("selection", {"loss": "clip"}, "one of .*'softmax', None.*'clip'"),
-    ("selection", {"first_chunk": "own"}, "one of .'diagonal', .*'own'"),
-    ("selection", {"batch_size": 0}, "must be at least 1. Received: 0"),
-    ("selection", {"num_chunks": 0}, "must be at least 1. Received: 0"),
-    ("selection", {"scoring_batch_size": 0}, "must be at least 1. Received: 0"),
+    ("model", {"bias": -INFINITE}, "must be finite. Received: -inf"),
+    ("selection", {"batch_size": 0}, LEAST_1),
+    ("selection", {"loss": "clip"}, "one of .*'softmax'.*'clip'"),
+    ("selection", {"quota": "local"}, r"one of \('global', .*'local'"),
+    ("selection", {"stages": (View(),)}, "of type tuple.*Stage.*View"),
+    ("selection", {"stages": (JEST, EASY)}, "stored .* must come before live"),
+    ("selection.stages", {"candidates": 0}, LEAST_1),
+    ("selection.stages", {"embeddings": "old"}, "one of .'live', .*'old'"),
+    ("selection.stages", {"method": "random"}, "one of .'joint', .*'random'"),
+    ("selection.stages", {"criterion": "loss"}, "one of .'learna.*'loss'"),
+    ("selection.stages", {"num_chunks": 0}, LEAST_1),
     (
-        "selection",
-        {"num_chunks": 5, "batch_size": 4, "method": "joint"},
-        "at most `selection.batch_size`.*num_chunks=5, .*batch_size=4",
+        "selection.stages",
+        {"gain": float("nan")},
+        "must be finite. Received: nan",
     ),
-    ("cascade", {"hyper_batch_size": 0}, "must be at least 1. Received: 0"),
-    ("cascade", {"num_groups": 0}, "must be at least 1. Received: 0"),
-    ("cascade", {"num_chunks": 0}, "must be at least 1. Received: 0"),
-    ("cascade", {"criterion": "loss"}, "one of .'learnability', .*'loss'"),
-    ("bootstrap", {"renews": "teacher"}, "one of .'reference', 'learner'"),
-    ("cascade", {"loss": "clip"}, "one of .*'softmax', None.*'clip'"),
-    ("cascade", {"first_chunk": "own"}, "one of .'diagonal', .*'own'"),
-    ("cascade", {"uniform_share": 1.0}, r"in \[0, 1\). Received: 1.0"),
-    ("cascade", {"uniform_share": -0.1}, r"in \[0, 1\). Received: -0.1"),
+    ("selection.stages", {"uniform_share": 1.0}, r"in \[0, 1\). Rec.*: 1.0"),
+    ("selection.stages", {"uniform_share": -0.1}, r"in \[0, 1\). Rec.*: -0.1"),
+    ("selection.stages", {"scoring_batch_size": 0}, LEAST_1),
+    ("selection.stages", {"captions": "first"}, "one of .'best', .*'first'"),
+    ("selection.stages", {"first_step": -1}, "must be at least 0.*: -1"),
+    ("selection.stages", {"last_step": -1}, "must be at least 0.*: -1"),
+    (
+        "selection.stages",
+        {"first_step": 5, "last_step": 4},
+        "must be at most .*first_step=5, selection.stages.last_step=4",
+    ),
+    (
+        "selection.stages",
+        {"view": View(8), "embeddings": "stored"},
+        "and .*are of live stages.*patch_size=8.*'stored'",
+    ),
+    ("view", {"patch_size": 0}, "must be at least 1.*: 0"),
+    ("view", {"image_size": -1}, "must be at least 1.*: -1"),
+    ("bootstrap", {"renew_at": (0, 3)}, r"ascending steps from 1.*\(0, 3\)"),
+    ("bootstrap", {"renew_at": (3, 3)}, r"ascending steps from 1.*\(3, 3\)"),
+    ("bootstrap", {"shares": (0.5, 0.0)}, r"shares in \(0, 1\].*\(0.5, 0.0\)"),
+    ("bootstrap", {"shares": (0.5, 1.0)}, "a single share, or one for each"),
+    ("bootstrap", {"clean_start": True}, "ends with the first of .*: set both"),
     ("optimizer", {"warmup_steps": -1}, "must be at least 0. Received: -1"),
+    ("optimizer", {"weight_decay": -0.1}, "at least 0. Received: -0.1"),
+    ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
+    ("optimizer", {"learning_rate": INFINITE}, "finite. Received: inf"),
+    ("optimizer", {"clip_norm": 0.0}, "must be > 0. Received: 0.0"),
+    ("optimizer", {"clip_norm": "1"}, r"must be of type float \| None.*'1'"),
+    ("optimizer", {"beta_1": 1.0}, r"must be in \[0, 1\). Received: 1.0"),
+    ("optimizer", {"beta_2": -0.5}, r"must be in \[0, 1\). Received: -0.5"),
+    ("evaluation", {"every_steps": 0}, LEAST_1),
+    ("evaluation", {"batch_size": 0}, LEAST_1),
+    ("evaluation", {"log_every_steps": 0}, LEAST_1),
+    ("evaluation", {"prompts": ("{}", "a")}, "each hold one \"{}\".*'a'"),
+    ("evaluation", {"prompts": ("{} {}",)}, "each hold one \"{}\".*'{} {}'"),
+    ("checkpoint", {"every_steps": 0}, LEAST_1),
+    ("checkpoint", {"every_minutes": 0.0}, "must be > 0. Received: 0.0"),
+    ("checkpoint", {"keep": 0}, LEAST_1),
+    ("checkpoint", {"on_non_finite": "skip"}, r"one of \('stop', .*'skip'"),
+    ("distribution", {"strategy": "gpu"}, r"one of \('default', .*'gpu'"),
+    ("distribution", {"virtual_devices": 0}, "must be at least 1"),
+    ("reference", {"model": None}, "must be of type str. Received: None"),
+    ("reference", {"model": "hub:a"}, "a run directory, .* names? .*'hub:a'"),
+    ("reference", {"distillation_weight": -1.0}, "at least 0. Received: -1.0"),
     (
         "reference",
         {"distillation_steps": 3},
         "needs `reference.distillation_weight`.*steps=3, .*weight=0.0",
     ),
-    ("optimizer", {"weight_decay": -0.1}, "at least 0. Received: -0.1"),
-    ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
-    ("optimizer", {"clip_norm": 0.0}, "must be > 0. Received: 0.0"),
-    ("optimizer", {"beta_1": 1.0}, r"must be in \[0, 1\). Received: 1.0"),
-    ("optimizer", {"beta_2": -0.5}, r"must be in \[0, 1\). Received: -0.5"),
-    ("evaluation", {"every_steps": 0}, "must be at least 1. Received: 0"),
-    ("evaluation", {"batch_size": 0}, "must be at least 1. Received: 0"),
-    ("evaluation", {"log_every_steps": 0}, "must be at least 1. Received: 0"),
-    ("evaluation", {"format": "zip"}, "must be one of.*'zip'"),
-    ("evaluation", {"caption_fields": "a"}, "of type tuple.*'a'"),
-    ("evaluation", {"prompts": ("{}", "a")}, "each hold one \"{}\".*'a'"),
-    ("evaluation", {"prompts": ("{} {}",)}, "each hold one \"{}\".*'{} {}'"),
-    ("checkpoint", {"every_steps": 0}, "must be at least 1. Received: 0"),
-    ("checkpoint", {"keep": 0}, "must be at least 1. Received: 0"),
-    ("distribution", {"strategy": "gpu"}, r"one of \('default', .*'gpu'"),
-    ("distribution", {"virtual_devices": 0}, "must be at least 1"),
-    ("data", {"format": "zip"}, r"one of \('auto', .*'zip'"),
-    (
-        "data",
-        {"weights": (1.0,)},
-        r"for each store .*weights=\(1.0,\), data.train=\(\)",
-    ),
-    ("data", {"max_fault_rate": 1.5}, r"in \[0, 1\]. Received: 1.5"),
-    ("data", {"shuffle_block_size": 0}, "must be at least 1"),
-    ("reference", {"sidecar_dir": "x"}, "needs `reference.sidecars=true`"),
-    ("reference", {"distillation_weight": -1.0}, "at least 0. Received: -1.0"),
-    ("reference", {"distillation_steps": 0}, "at least 1. Received: 0"),
-    (
-        "reference",
-        {"distillation_weight": 1.0},
-        "needs a reference: set `reference.model`.*1.0, .*model=''",
-    ),
-    ("selection", {"quota": "local"}, r"one of \('global', .*'local'"),
-    ("checkpoint", {"every_minutes": 0.0}, "must be > 0. Received: 0.0"),
-    ("checkpoint", {"on_non_finite": "skip"}, r"one of \('stop', .*'skip'"),
 ]
-WRONG_TYPES = [
-    ("data", {"image_size": 1.5}, "must be of type int. Received: 1.5"),
-    ("data", {"image_size": True}, "must be of type int. Received: True"),
-    ("data", {"image_size": None}, "must be of type int. Received: None"),
-    ("data", {"flip": 1}, "must be of type bool. Received: 1"),
-    ("data", {"min_crop_area": "1"}, "must be of type float. Received: '1'"),
-    ("data", {"min_crop_area": False}, "must be of type float.*False"),
-    ("data", {"train": "a"}, r"must be of type tuple\[str, ...\].*'a'"),
-    ("data", {"train": ["a"]}, r"must be of type tuple\[str, ...\].*\['a'\]"),
-    ("data", {"train": (1,)}, r"must be of type tuple\[str, ...\].*\(1,\)"),
-    ("reference", {"model": None}, "must be of type str. Received: None"),
-    ("model", {"patch_size": 4.0}, r"must be of type int \| None.*4.0"),
-    ("optimizer", {"clip_norm": "1"}, r"must be of type float \| None.*'1'"),
-    ("selection", {"gain": float("nan")}, "must be finite. Received: nan"),
-    ("model", {"bias": float("-inf")}, "must be finite. Received: -inf"),
-    ("optimizer", {"learning_rate": float("inf")}, "finite. Received: inf"),
-]
+
+
+def trained(curated_rows=0, bootstrap=(), steps=30, reference="", **settings):
+    """A run of `SelectionConfig(**settings)`, as the rest says."""
+    renewals = dict(bootstrap)
+    has_curated = curated_rows or "clean_start" in renewals
+    return config.TrainConfig(
+        steps=steps,
+        data=config.DataConfig(
+            curated=("c",) if has_curated else (), curated_rows=curated_rows
+        ),
+        reference=config.ReferenceConfig(reference),
+        selection=config.SelectionConfig(**{"batch_size": 256} | settings),
+        bootstrap=config.BootstrapConfig(**renewals),
+    )
 
 
 class DefaultsTest(tf.test.TestCase):
     def test_defaults_are_the_papers(self):
         settings = config.TrainConfig()
-        self.assertEqual(settings.selection.num_chunks, 16)  # algorithm 1
+        self.assertEqual(JEST.num_chunks, 16)  # algorithm 1
+        self.assertEqual(
+            (JEST.method, JEST.criterion), ("joint", "learnability")
+        )
         self.assertEqual(settings.model.temperature, 10.0)  # SigLIP, alg. 1
         self.assertEqual(settings.model.bias, -10.0)
         self.assertEqual(settings.optimizer.beta_2, 0.95)  # SigLIP, 4.7
-        self.assertEqual(settings.selection.criterion, "learnability")
         self.assertEqual(settings.model.equal_captions, "negative")
-
-    def test_without_a_sub_batch_all_rows_are_trained_and_none_is_scored(self):
-        settings = config.TrainConfig()
-        self.assertIsNone(settings.selection.batch_size)
-        self.assertEqual(settings.batch_size, 1280)
-        self.assertFalse(settings.selection.needs_learner)
-        self.assertFalse(settings.selection.needs_reference)
-
-    def test_a_uniform_draw_scores_nothing(self):
-        settings = config.SelectionConfig("uniform", batch_size=4)
-        self.assertFalse(settings.scores)
-        self.assertFalse(settings.needs_learner)
-        self.assertFalse(settings.needs_reference)
+        # Without stages every row is trained on, and none is scored.
+        self.assertEqual(settings.selection, config.SelectionConfig(256))
 
     def test_a_criterion_decides_which_models_score(self):
-        needs = {
-            criterion: (settings.needs_learner, settings.needs_reference)
-            for criterion in config.CRITERIA
-            for settings in [config.SelectionConfig("joint", 64, 4, criterion)]
-        }
-        self.assertEqual(
-            needs,
-            {
-                "learnability": (True, True),
-                "easy_reference": (False, True),
-                "hard_learner": (True, False),
-            },
-        )
-
-    def test_choices_equal_those_of_the_modules_that_read_them(self):
-        self.assertCountEqual(config.SAMPLERS, selection.SAMPLERS)
-        self.assertIn(config.ModelConfig().preset, models.PRESETS)
+        for criterion, needs in (
+            ("learnability", ("learner", "reference")),
+            ("easy_reference", ("reference",)),
+            ("hard_learner", ("learner",)),
+        ):
+            stages = (Stage(2, method="uniform"), Stage(2, criterion=criterion))
+            settings = config.SelectionConfig(64, stages)
+            self.assertEqual(stages[1].needs, needs)
+            for model in ("learner", "reference"):
+                self.assertEqual(settings.needs(model), model in needs)
+            self.assertTrue(settings.scores)
+        plain = config.SelectionConfig(64, stages[:1])
+        self.assertFalse(plain.scores or plain.needs("learner"))
 
     def test_the_package_imports_no_tensorflow(self):
         code = (
@@ -173,227 +187,218 @@ class DefaultsTest(tf.test.TestCase):
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
-
-class ViewTest(tf.test.TestCase):
     def test_views_of_equal_values_are_equal_and_can_be_keys(self):
-        self.assertEqual(config.View(patch_size=8), config.View(8))
-        self.assertLen({config.View(), config.View(), config.View(8)}, 2)
+        self.assertEqual(View(patch_size=8), View(8))
+        self.assertLen({View(), View(), View(8)}, 2)
 
-    def test_values_out_of_range_are_refused(self):
-        for message, settings in (
-            ("`view.patch_size` must be at least 1.*: 0", {"patch_size": 0}),
-            ("`view.patch_size` must be of.*: 8.0", {"patch_size": 8.0}),
-            ("`view.image_size` must be at least 1.*-1", {"image_size": -1}),
+
+class FunnelTest(tf.test.TestCase):
+    def test_sizes_follow_from_b_and_the_stages(self):
+        for stages, curated_rows, sizes, super_batch in (
+            ((), 0, (256,), 256),
+            ((), 56, (200,), 200),
+            ((JEST,), 0, (1280, 256), 1280),
+            ((EASY,), 0, (768, 256), 256),
+            ((EASY, JEST), 0, (3840, 1280, 256), 1280),
+            ((EASY, JEST), 64, (2880, 960, 192), 960),
             (
-                r"`view.keep_tokens` must be in \(0, 1\].*0.0",
-                {"keep_tokens": 0.0},
+                (EASY, EASY, JEST, JEST),
+                0,
+                (57600, 19200, 6400, 1280, 256),
+                6400,
+            ),
+        ):
+            found = config.SelectionConfig(256, stages)
+            self.assertEqual(found.sizes(curated_rows), sizes)
+            self.assertEqual(found.super_batch_size(curated_rows), super_batch)
+            self.assertEqual(found.hyper_batch_size(curated_rows), sizes[0])
+            self.assertEqual(found.stored + found.live, stages)
+
+    def test_stages_that_pass_too_few_rows_are_refused_by_number(self):
+        for stages, curated_rows, message in (
+            ((Stage(2, num_chunks=9),), 0, "0.num_chunks.*=9, rows=8$"),
+            ((Stage(2, num_chunks=8),), 1, "0.num_chunks.*=8, rows=7$"),
+            # Half of 8 rows are drawn by score.
+            (
+                (
+                    Stage(2, num_chunks=1),
+                    Stage(2, num_chunks=5, uniform_share=0.5),
+                ),
+                0,
+                "1.num_chunks.*=5, rows=4$",
             ),
             (
-                r"`view.keep_tokens` must be in \(0, 1\].*1.5",
-                {"keep_tokens": 1.5},
+                (Stage(2, num_chunks=1, uniform_share=0.06),),
+                0,
+                "0.uniform_share` must be 0, or more.*=0.06, rows=8$",
             ),
-            (
-                "`view.keep_tokens` must be finite",
-                {"keep_tokens": float("nan")},
-            ),
+            ((), 8, "`data.curated_rows` .c. must be less.*=8, c=8$"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                config.View(**settings)
-
-
-class ScheduleTest(tf.test.TestCase):
-    JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
-
-    def scheduled(self, *phases, **settings):
-        return dataclasses.replace(
-            self.JOINT,
-            phases=tuple(config.Phase(*phase) for phase in phases),
-            **settings,
+                config.SelectionConfig(8, stages).sizes(curated_rows)
+        # The stage before it passes twice as many, of which 0.96 are one. Only
+        # joint draws are made in chunks.
+        config.SelectionConfig(
+            8,
+            (
+                Stage(2, num_chunks=15, uniform_share=0.06),
+                Stage(2, method="top"),
+            ),
         )
 
-    def test_without_a_schedule_all_steps_have_the_same_settings(self):
-        for step in (0, 1, 10**6):
-            self.assertIs(self.JOINT.at(step), self.JOINT)
-        self.assertEqual(self.JOINT.kinds, (self.JOINT,))
-
-    def test_a_phase_changes_the_settings_not_the_previous_phase(self):
-        settings = self.scheduled(
-            (2, None, "easy_reference", 8), (5, "uniform"), (7,)
+    def test_a_stored_stage_has_no_learner(self):
+        for criterion in ("learnability", "hard_learner"):
+            stored = Stage(2, "stored", criterion=criterion)
+            with self.assertRaisesRegex(
+                ValueError, f"stages.1.embeddings` .*criterion='{criterion}'"
+            ):
+                config.SelectionConfig(64, (EASY, stored))
+        uniform = Stage(2, "stored", method="uniform")
+        self.assertFalse(config.SelectionConfig(64, (uniform,)).needs_stored)
+        self.assertTrue(
+            config.SelectionConfig(64, (uniform, EASY)).needs_stored
         )
-        easy = dataclasses.replace(
-            self.JOINT, criterion="easy_reference", candidates=8
-        )
-        uniform = dataclasses.replace(self.JOINT, method="uniform")
-        expected = [self.JOINT] * 2 + [easy] * 3 + [uniform] * 2
-        expected += [self.JOINT] * 3
-        self.assertEqual([settings.at(step) for step in range(10)], expected)
-        self.assertEqual(settings.kinds, (self.JOINT, easy, uniform))
 
-    def test_every_kth_step_is_uniform(self):
-        settings = self.scheduled(uniform_every=3)
-        methods = [settings.at(step).method for step in range(7)]
-        joint, uniform = "joint", "uniform"
+    def test_it_says_how_rows_pass(self):
+        uniform = Stage(2, method="uniform")
+        funnel = config.SelectionConfig(256, (EASY, uniform, JEST))
         self.assertEqual(
-            methods, [joint, joint, uniform, joint, joint, uniform, joint]
+            funnel.describe(56),
+            [
+                "stage 0, stored: 6,000 rows, the hyper-batch, -> 2,000, joint "
+                "by easy_reference",
+                "stage 1, live: 2,000 rows, the super-batch, -> 1,000, "
+                "unscored",
+                "stage 2, live: 1,000 rows -> 200, joint by learnability",
+                "trained: 200 chosen rows and 56 curated",
+            ],
+        )
+        plain = config.SelectionConfig(1024)
+        self.assertEqual(plain.describe(), ["trained: 1,024 rows"])
+        self.assertEqual(funnel.describe(256), ["trained: 256 curated rows"])
+
+    def test_stages_score_from_their_first_step_to_their_last(self):
+        early = Stage(2, last_step=4)
+        between = Stage(2, first_step=2, last_step=4)
+        late = Stage(2, first_step=5)
+        funnel = config.SelectionConfig(64, (early, between, late))
+        self.assertEqual(funnel.turns, [0, 2, 5])
+        self.assertEqual(config.SelectionConfig(64).turns, [0])
+        for step in range(7):
+            scored = (step <= 4, 2 <= step <= 4, step >= 5)
+            self.assertEqual(
+                [stage.is_active(step) for stage in funnel.stages], [*scored]
+            )
+            expected = tuple(
+                stage
+                if scores
+                else dataclasses.replace(stage, method="uniform")
+                for stage, scores in zip(funnel.stages, scored, strict=True)
+            )
+            self.assertEqual(funnel.at(step).stages, expected)
+            self.assertEqual(funnel.at(step).sizes(), funnel.sizes())
+
+
+class PiecesTest(tf.test.TestCase):
+    """A, stored, and B, live from step 8 to 19, need the reference; C not."""
+
+    A = EASY
+    B = Stage(2, first_step=8, last_step=19)
+    C = Stage(2, criterion="hard_learner")
+    STAGES = (A, B, C)
+
+    def pieces(self, steps=30, **settings):
+        recipe = trained(**{"stages": self.STAGES} | settings)
+        found = []
+        for piece in recipe.pieces(steps):
+            self.assertEqual(piece.selection.batch_size, 256)
+            scoring = "".join(
+                name
+                for name, stage in zip(
+                    "ABC", piece.selection.stages, strict=False
+                )
+                if stage.scores
+            )
+            for stage, own in zip(
+                piece.selection.stages, self.STAGES, strict=False
+            ):
+                self.assertIn(
+                    stage, (own, dataclasses.replace(own, method="uniform"))
+                )
+            if not piece.selection.stages:
+                scoring = None
+            found.append(
+                (piece.first, piece.num_steps, scoring, piece.curated_rows)
+            )
+        return found
+
+    def test_stages_begin_and_end(self):
+        expected = [(0, 8, "AC", 6), (8, 12, "ABC", 6), (20, 10, "AC", 6)]
+        self.assertEqual(self.pieces(curated_rows=6), expected)
+        self.assertEqual(
+            self.pieces(9, curated_rows=6), [expected[0], (8, 1, "ABC", 6)]
+        )
+        self.assertEqual(self.pieces(8, curated_rows=6), expected[:1])
+        self.assertEqual(self.pieces(0), [])
+        self.assertEqual(self.pieces(stages=()), [(0, 30, None, 0)])
+
+    def test_without_a_reference_its_stages_wait_for_the_first_renewal(self):
+        renewals = {"renew_at": (4, 12)}
+        first = [(0, 4, "C", 0), (4, 4, "AC", 0)]
+        rest = [(8, 4, "ABC", 0), (12, 8, "ABC", 0), (20, 10, "AC", 0)]
+        self.assertEqual(self.pieces(bootstrap=renewals), first + rest)
+        first[0] = (0, 4, "AC", 0)
+        self.assertEqual(
+            self.pieces(bootstrap=renewals, reference="run"), first + rest
         )
 
-    def test_only_scoring_steps_count_scored_examples(self):
-        for settings in (
-            self.JOINT,
-            self.scheduled((0, "uniform"), (4, "joint")),
-            self.scheduled((3, "uniform")),
-            self.scheduled((2, None, None, 4), (4, None, None, 8), (9,)),
-            self.scheduled((5, "uniform"), (8, "top"), uniform_every=3),
-            self.scheduled(stop_when_passed=1),
-        ):
-            for steps in range(13):
-                for stopped_at in (None, 0, 6):
-                    scored = sum(
-                        kind.candidates or 16
-                        for step in range(steps)
-                        if (kind := settings.at(step)).scores
-                        and not (stopped_at is not None and step >= stopped_at)
-                    )
-                    self.assertEqual(
-                        settings.num_scored(steps, 16, stopped_at), scored
-                    )
-
-    def test_a_run_needs_what_any_step_needs(self):
-        late = config.SelectionConfig(
-            "uniform",
-            batch_size=4,
-            criterion="hard_learner",
-            phases=(config.Phase(3, "top", "easy_reference"),),
-        )
-        self.assertTrue(late.scores)
-        self.assertTrue(late.needs_reference)
-        self.assertFalse(late.needs_learner)
-
-    def test_recipes_with_phases_and_views_are_read_back_equal(self):
-        recipe = config.TrainConfig(
-            data=config.DataConfig(super_batch_size=16),
-            model=config.ModelConfig(
-                views=(config.View(), config.View(patch_size=8))
-            ),
-            selection=self.scheduled(
-                (0, "uniform"), (5, None, None, 8), view=config.View(8, 0.5)
-            ),
-            reference=config.ReferenceConfig("somewhere"),
-        )
-        self.assertEqual(recipe.patch_sizes, (8,))
-        path = os.path.join(self.get_temp_dir(), "config.json")
-        config.save_config(recipe, path)
-        self.assertEqual(config.load_config(path), recipe)
-        changed = config.load_config(
-            path, ["selection.view.patch_size=16", "model.views="]
-        )
-        self.assertEqual(changed.selection.view, config.View(16, 0.5))
-        self.assertEqual(changed.model.views, ())
-        with self.assertRaisesRegex(ValueError, "`model.views` is a list of"):
-            config.load_config(path, ["model.views=8"])
-
-    def test_invalid_schedules_are_refused(self):
-        for message, make in (
-            (
-                "needs `selection.batch_size`",
-                lambda: config.SelectionConfig(uniform_every=2),
-            ),
-            (
-                r"in the order of their starts.*start=4, .*start=4, ",
-                lambda: self.scheduled((4, "uniform"), (4,)),
-            ),
-            (
-                "must score on some step",
-                lambda: self.scheduled((0, "uniform")),
-            ),
-            (
-                "needs `selection.criterion` 'learnability'.*easy_reference",
-                lambda: self.scheduled(
-                    (3, None, "easy_reference"), stop_when_passed=2
+    def test_a_clean_start_has_curated_rows_alone(self):
+        renewals = {"renew_at": (10,), "clean_start": True}
+        rest = [(10, 10, "ABC", 6), (20, 10, "AC", 6)]
+        # The stages' turn within it changes nothing but the piece.
+        first = [(0, 8, None, 256), (8, 2, None, 256)]
+        for reference in ("", "run"):
+            self.assertEqual(
+                self.pieces(
+                    curated_rows=6, bootstrap=renewals, reference=reference
                 ),
-            ),
-            (
-                "`selection.phases.method` must be one of .*'best'",
-                lambda: self.scheduled((3, "best")),
-            ),
-            (
-                "`selection.uniform_every` must be at least 2.*1",
-                lambda: self.scheduled(uniform_every=1),
-            ),
-        ):
-            with self.subTest(message=message):
-                with self.assertRaisesRegex(ValueError, message):
-                    make()
-
-    def test_schedules_and_views_that_do_not_fit_the_run_are_refused(self):
-        def run(selection=self.JOINT, model=None, **settings):
-            return config.TrainConfig(
-                steps=10,
-                data=config.DataConfig(super_batch_size=16, image_size=32),
-                reference=config.ReferenceConfig("somewhere"),
-                selection=selection,
-                model=model or config.ModelConfig(),
-                checkpoint=config.CheckpointConfig(every_steps=10),
-                **settings,
+                first + rest,
             )
 
-        two = config.DistributionConfig(steps_per_execution=2)
-        for message, make in (
-            (
-                "must start before the last.*start=10, .* steps=10",
-                lambda: run(self.scheduled((10, "uniform"))),
-            ),
-            (
-                "start at multiples of .*start=3, .*steps_per_execution=2",
-                lambda: run(self.scheduled((3, "uniform")), distribution=two),
-            ),
-            (
-                "`selection.uniform_every` needs .*steps_per_execution=2",
-                lambda: run(self.scheduled(uniform_every=4), distribution=two),
-            ),
-            (
-                "`selection.candidates` must divide .*=6, .*size=4, B=16",
-                lambda: run(self.scheduled((3, None, None, 6))),
-            ),
-            (
-                "`selection.candidates` must divide .*=2, .*size=4, B=16",
-                lambda: run(self.scheduled((3, None, None, 2))),
-            ),
-            (
-                "`selection.scoring_batch_size` must divide .*=16, .*=8, B=16",
-                lambda: run(
-                    self.scheduled((3, None, None, 8), scoring_batch_size=16)
-                ),
-            ),
-            (
-                "`selection.view`: .*patch_size=12, image_size=32",
-                lambda: run(
-                    dataclasses.replace(self.JOINT, view=config.View(12))
-                ),
-            ),
-            (
-                "`model.views`: .*patch_size=16, image_size=24",
-                lambda: run(
-                    model=config.ModelConfig(
-                        patch_size=16, views=(config.View(image_size=24),)
-                    )
-                ),
-            ),
-            (
-                "`model.views` must cut .*View.*View.*View.*batch_size=4",
-                lambda: run(
-                    model=config.ModelConfig(views=(config.View(),) * 3)
-                ),
-            ),
+    def test_sidecars_are_read_for_any_of_four_reasons(self):
+        unscored = Stage(2, "stored", method="uniform")
+        hard, half = (self.C,), {"renew_at": (15,)}
+        for reads, uses, stages, reference, renewals in (
+            (False, False, (), {}, {}),
+            (False, False, hard, {"sidecar_dir": "s"}, {}),
+            (False, False, (unscored,), {"sidecar_dir": "s"}, {}),
+            (True, True, (JEST,), {}, {}),  # beside the shards
+            (False, True, (JEST,), {"model": "m"}, {}),
+            (True, True, (JEST,), {"model": "m", "sidecar_dir": "s"}, {}),
+            (True, True, (JEST,), {"model": "m"}, half),
+            (True, True, (EASY,), {"model": "m"}, {}),
+            (True, True, (), {"distillation_weight": 1.0}, {}),
+            (False, True, (), {"distillation_weight": 1.0, "model": "m"}, {}),
         ):
-            with self.subTest(message=message):
-                with self.assertRaisesRegex(ValueError, message):
-                    make()
+            recipe = config.TrainConfig(
+                reference=config.ReferenceConfig(**reference),
+                selection=config.SelectionConfig(256, stages),
+                bootstrap=config.BootstrapConfig(**renewals),
+            )
+            with self.subTest(stages=stages, reference=reference):
+                self.assertEqual(recipe.reads_sidecars, reads)
+                self.assertEqual(recipe.uses_reference, uses)
+                self.assertEqual(
+                    recipe.steps_need_reference, uses and stages != (EASY,)
+                )
+                self.assertEqual(
+                    recipe.has_first_reference, not renewals or bool(reference)
+                )
 
 
 class RefusalsTest(tf.test.TestCase):
     def test_an_invalid_setting_is_refused_by_name_with_the_valid_values(self):
-        for group, settings, message in REFUSED + WRONG_TYPES:
+        for group, settings, message in REFUSED:
             with self.subTest(group=group, settings=settings):
                 name = next(iter(settings))
                 with self.assertRaisesRegex(
@@ -403,97 +408,70 @@ class RefusalsTest(tf.test.TestCase):
 
     def test_values_at_the_limits_are_valid(self):
         config.DataConfig(min_crop_area=1, text_length=2, image_size=1)
-        config.CascadeConfig(1, num_chunks=1, gain=0.0, uniform_share=0.999)
+        config.DataConfig(reader="ops", token_field="a")
         config.OptimizerConfig(
             warmup_steps=0, weight_decay=0, beta_1=0.0, clip_norm=None
         )
-        config.SelectionConfig("joint", batch_size=4, num_chunks=4)
-        # Only joint draws are made in chunks.
-        config.SelectionConfig("top", batch_size=4, num_chunks=5)
+        config.SelectionConfig(
+            4, (Stage(1, num_chunks=2, gain=0.0, uniform_share=0.5),)
+        )
         config.TrainConfig(
             seed=2**31 - 1,
             steps=2,
-            data=config.DataConfig(super_batch_size=8),
-            selection=config.SelectionConfig(
-                "joint", 8, 8, "hard_learner", scoring_batch_size=4
-            ),
             optimizer=config.OptimizerConfig(warmup_steps=1),
             checkpoint=config.CheckpointConfig(every_steps=4),
             distribution=config.DistributionConfig(steps_per_execution=2),
         )
 
     def test_settings_that_contradict_each_other_are_refused(self):
-        def selected(**settings):
-            return {
-                "data": config.DataConfig(super_batch_size=32),
-                "selection": config.SelectionConfig(
-                    "joint", **{"criterion": "hard_learner"} | settings
-                ),
-            }
+        def selected(*stages, **settings):
+            chosen = config.SelectionConfig(256, stages)
+            return {"selection": chosen, "steps": 8} | settings
 
-        def cascaded(sidecars=True, **settings):
-            return {
-                "data": config.DataConfig(super_batch_size=32),
-                "reference": config.ReferenceConfig(sidecars=sidecars),
-                "cascade": config.CascadeConfig(**settings),
-            }
-
+        by_two = config.DistributionConfig(steps_per_execution=2)
+        by_four = config.DistributionConfig(steps_per_execution=4)
+        every_eight = config.CheckpointConfig(every_steps=8)
+        curated = config.DataConfig(curated=("c",), curated_rows=250)
+        renewed = config.BootstrapConfig((4,))
+        distilled = config.ReferenceConfig(distillation_weight=1.0)
+        narrow = config.View(image_size=24)
         for settings, message in (
-            (
-                {
-                    "data": config.DataConfig(reader="ops"),
-                    "reference": config.ReferenceConfig(sidecars=True),
-                    "cascade": config.CascadeConfig(hyper_batch_size=2560),
-                },
-                "`data.reader` 'ops' has no cascade: .*hyper_batch_size=2560",
-            ),
-            (
-                cascaded(hyper_batch_size=31),
-                "`cascade.hyper_batch_size` .* at least .*=31, B=32",
-            ),
-            (
-                cascaded(hyper_batch_size=64, num_chunks=33),
-                "`cascade.num_chunks` must be at most .*num_chunks=33, "
-                ".*uniform_share=0.0, B=32, rows=32",
-            ),
-            (
-                cascaded(hyper_batch_size=64, num_groups=5),
-                "num_groups` must divide .*num_groups=5, .*size=64, B=32",
-            ),
-            (
-                cascaded(hyper_batch_size=68, num_groups=8),
-                "num_groups` must divide .*num_groups=8, .*size=68, B=32",
-            ),
-            (
-                cascaded(hyper_batch_size=64, num_groups=4),
-                "num_chunks=16, .*num_groups=4, .*B=32, rows=8",
-            ),
-            (
-                cascaded(hyper_batch_size=64, uniform_share=0.6),
-                "num_chunks=16, .*uniform_share=0.6, B=32, rows=13",
-            ),
-            (
-                cascaded(sidecars=False, hyper_batch_size=64),
-                "`cascade.hyper_batch_size` needs the reference's sidecars.*"
-                "hyper_batch_size=64, reference.sidecars=False",
-            ),
             ({"steps": 0}, "`steps` must be at least 1. Received: 0"),
-            ({"steps": 1.5}, "`steps` must be of type int. Received: 1.5"),
-            ({"seed": -1}, r"`seed` must be in \[0, 2\^31\). Received: -1"),
             ({"seed": 2**31}, r"`seed` must be in .*Received: 2147483648"),
             ({"data": {}}, "`data` must be of type DataConfig. Received: {}"),
-            (selected(batch_size=33), r"at most .*batch_size=33, B=32"),
             (
-                selected(batch_size=16, scoring_batch_size=5),
-                "`selection.scoring_batch_size` must divide .*=5, .*B=32",
+                selected(EASY, data=config.DataConfig(reader="ops")),
+                "`data.reader` 'ops' reads no sidecars before records.*'ops'",
             ),
             (
-                selected(batch_size=16, criterion="learnability"),
-                "`selection.criterion` needs a reference.*='learnability', .*",
+                selected(JEST, data=curated),
+                "stages.0.num_chunks` must be at most.*=16, rows=6$",
             ),
             (
-                selected(batch_size=16, criterion="easy_reference"),
-                "`selection.criterion` needs a reference.*='easy_reference'",
+                selected(data=config.DataConfig(curated=("c",))),
+                "`data.curated` needs `data.curated_rows`",
+            ),
+            (
+                selected(
+                    data=curated, model=config.ModelConfig(views=(View(),) * 2)
+                ),
+                "`model.views` can't be combined with `data.curated_rows`",
+            ),
+            (selected(JEST, bootstrap=config.BootstrapConfig((8,))), "before"),
+            (
+                selected(Stage(2, method="uniform"), bootstrap=renewed),
+                "`bootstrap.renew_at` needs a use for the reference",
+            ),
+            (
+                selected(JEST, bootstrap=renewed, reference=distilled),
+                "`reference.distillation_weight` needs a reference from the",
+            ),
+            (
+                selected(
+                    JEST,
+                    bootstrap=config.BootstrapConfig((4,), clean_start=True),
+                ),
+                "`bootstrap.clean_start` needs `data.curated`",
             ),
             (
                 {
@@ -503,33 +481,52 @@ class RefusalsTest(tf.test.TestCase):
                 "`optimizer.warmup_steps` must be less than `steps`.*5, steps=",
             ),
             (
-                {
-                    "steps": 10,
-                    "distribution": config.DistributionConfig(
-                        steps_per_execution=4
-                    ),
-                },
+                {"steps": 10, "distribution": by_four},
                 "`steps` must be a multiple of .*steps=10, .*execution=4",
             ),
             (
-                {
-                    "steps": 8,
-                    "checkpoint": config.CheckpointConfig(every_steps=6),
-                    "distribution": config.DistributionConfig(
-                        steps_per_execution=4
-                    ),
-                },
+                selected(
+                    checkpoint=config.CheckpointConfig(every_steps=6),
+                    distribution=by_four,
+                ),
                 "`checkpoint.every_steps` must be a multiple of .*=6, .*=4",
             ),
+            *(
+                (
+                    selected(
+                        stage, checkpoint=every_eight, distribution=by_two
+                    ),
+                    "`selection.stages` must begin at a multiple, and end one",
+                )
+                for stage in (Stage(2, first_step=3), Stage(2, last_step=4))
+            ),
+            (
+                selected(Stage(2, first_step=8)),
+                "`selection.stages` must begin before the last.*steps=8",
+            ),
+            (
+                selected(Stage(2, view=View(12))),
+                "`selection.stages.view`: .*patch_size=12, image_size=32",
+            ),
+            (
+                {"model": config.ModelConfig(patch_size=16, views=(narrow,))},
+                "`model.views`: .*patch_size=16, image_size=24",
+            ),
+            (
+                {"model": config.ModelConfig(views=(View(),) * 3)},
+                "`model.views` must cut .*View.*View.*View.*batch_size=256",
+            ),
         ):
-            with self.subTest(message=message):
+            with self.subTest(message):
                 with self.assertRaisesRegex(ValueError, message):
                     config.TrainConfig(**settings)
-
-    def test_tokens_made_beforehand_are_for_the_reader_by_ops(self):
-        config.DataConfig(reader="ops", token_field="a")
-        with self.assertRaisesRegex(ValueError, "'ops'.*token_field='a'"):
-            config.DataConfig(token_field="a")
+        config.TrainConfig(
+            **selected(
+                Stage(2, first_step=2, last_step=5),
+                checkpoint=every_eight,
+                distribution=by_two,
+            )
+        )
 
     def test_settings_are_immutable(self):
         with self.assertRaises(dataclasses.FrozenInstanceError):
@@ -542,6 +539,7 @@ class FilesTest(tf.test.TestCase):
         self.path = self.write(
             "recipe.py", "return config_lib.TrainConfig(steps=20)"
         )
+        self.json = os.path.join(self.get_temp_dir(), "config.json")
 
     def write(self, file_name, body, name="config"):
         path = os.path.join(self.get_temp_dir(), file_name)
@@ -553,10 +551,8 @@ class FilesTest(tf.test.TestCase):
     def load(self, *overrides):
         return config.load_config(self.path, overrides)
 
-    def test_a_recipe_is_what_its_function_returns(self):
-        self.assertEqual(self.load(), config.TrainConfig(steps=20))
-
     def test_overrides_of_every_kind(self):
+        self.assertEqual(self.load(), config.TrainConfig(steps=20))
         for override, group, name, value in (
             ("steps=7", None, "steps", 7),
             ("data.image_size=48", "data", "image_size", 48),
@@ -591,19 +587,64 @@ class FilesTest(tf.test.TestCase):
                 holder = getattr(loaded, group) if group else loaded
                 self.assertIs(type(getattr(holder, name)), type(value))
 
+    def test_overrides_reach_into_lists(self):
+        first, second = "selection.stages.0.", "selection.stages.1."
+        config.save_config(
+            dataclasses.replace(config.TrainConfig(), selection=LISTS),
+            self.json,
+        )
+        for path, settings, expected in (
+            (self.path, [f"{first}candidates=5"], (JEST,)),
+            (
+                self.path,
+                [
+                    f"{first}embeddings=stored",
+                    f"{first}criterion=easy_reference",
+                    f"{first}candidates=3",
+                    f"{second}view.patch_size=8",
+                    f"{second}candidates=5",
+                ],
+                (EASY, Stage(5, view=View(8))),
+            ),
+            (
+                self.json,
+                [f"{second}candidates=2", f"{second}last_step=3"],
+                (EASY, Stage(2, last_step=3)),
+            ),
+            (
+                self.json,
+                ["selection.stages.2.candidates=4"],
+                (EASY, JEST, Stage(4)),
+            ),
+            (self.json, ["selection.stages=none"], ()),
+            (self.json, ["selection.stages="], ()),
+            (
+                self.json,
+                ["selection.stages=none", f"{first}candidates=4"],
+                (Stage(4),),
+            ),
+        ):
+            with self.subTest(settings):
+                found = config.load_config(path, settings).selection
+                self.assertEqual(found.stages, expected)
+        loaded = self.load("model.views.0.patch_size=8", "data.image_size=16")
+        self.assertEqual(loaded.model.views, (View(8),))
+        self.assertEqual(loaded.patch_sizes, (8,))
+
     def test_all_overrides_are_applied_before_the_result_is_checked(self):
         # On its own either of the first two would be refused.
         loaded = self.load(
+            "selection.stages.0.num_chunks=2000",
+            "selection.stages.0.candidates=2",
             "selection.batch_size=2000",
-            "data.super_batch_size=4000",
-            "selection.criterion=hard_learner",
             "steps=3",
             "steps=4",
         )
-        self.assertEqual(loaded.batch_size, 2000)
+        self.assertEqual(loaded.selection.sizes(), (4000, 2000))
         self.assertEqual(loaded.steps, 4)  # the last one counts
 
     def test_invalid_overrides_are_refused(self):
+        stage = "selection.stages"
         for override, message in (
             ("steps=1.5", "`steps` must be of type int. Received: '1.5'"),
             ("steps=none", "`steps` must be of type int. Received: 'none'"),
@@ -615,7 +656,7 @@ class FilesTest(tf.test.TestCase):
             ("model.patch_size=x", "must be of type int. Received: 'x'"),
             ("data.flip=1", "must be of type bool, true or false.*: '1'"),
             ("optimizer.beta_1=b", "must be of type float. Received: 'b'"),
-            ("selection.gain=nan", "`selection.gain` must be finite.*nan"),
+            ("model.bias=nan", "`model.bias` must be finite.*nan"),
             ("steps", "must read \"a.b=c\", .*Received: 'steps'"),
             ("=3", "No setting ``. Fields of TrainConfig: seed, steps, .*data"),
             (
@@ -632,19 +673,38 @@ class FilesTest(tf.test.TestCase):
             ("data.flip.x.y=3", "No setting `data.flip.x.y`: nothing lies"),
             ("checkpoint=x", "group of settings.*: every_steps, every_min"),
             ("data.text_length=0", "`data.text_length` must be at least 2"),
+            ("model.views=8", "`model.views` is a list of"),
+            (f"{stage}=5", f"`{stage}` is a list of groups.*Received: '5'"),
+            (f"{stage}.gain=5", f"No setting `{stage}.gain`: after the list"),
+            (f"{stage}.0=5", f"No setting `{stage}.0`"),
+            (f"{stage}.1.gain=5", "a number from 0 to 0. Received: '1'"),
+            (
+                f"{stage}.0.gain=5",
+                f"`{stage}.0.candidates` must be set.*: gain",
+            ),
+            (f"{stage}.0.candidate=5", f"mean `{stage}.0.candidates`"),
         ):
             with self.subTest(override):
                 with self.assertRaisesRegex(ValueError, message):
                     self.load(override)
 
+    def test_help_lists_every_setting_with_its_default_and_meaning(self):
+        lines = overrides.describe(config.TrainConfig).splitlines()
+        for line in (
+            "steps=1000",
+            "selection.stages.0.candidates=None",
+            "selection.stages.0.criterion=learnability",
+            "selection.stages.0.view.patch_size=None",
+            "model.views.0.image_size=None",
+        ):
+            place = lines.index(f"  {line}")
+            self.assertRegex(lines[place + 1], "^      \\S")
+
     def test_files_that_are_no_recipe_are_refused(self):
         folder = self.get_temp_dir()
-        missing = os.path.join(folder, "missing.py")
-        with self.assertRaisesRegex(ValueError, "No recipe at .*missing.py"):
-            config.load_config(missing)
-        with self.assertRaisesRegex(ValueError, "No recipe at "):
-            config.load_config(folder)
         for path, message in (
+            (os.path.join(folder, "missing.py"), "No recipe at .*missing.py"),
+            (folder, "No recipe at "),
             (
                 self.write("recipe.txt", "return 1"),
                 r"No recipe at .*txt': expected a \.py or \.json file",
@@ -661,8 +721,6 @@ class FilesTest(tf.test.TestCase):
             with self.subTest(path):
                 with self.assertRaisesRegex(ValueError, message):
                     config.load_config(path)
-
-    def test_an_error_inside_a_recipe_is_said_with_its_line(self):
         with self.assertRaisesRegex(
             ValueError, r"error.py', line \d+: ZeroDivisionError: division"
         ) as caught:
@@ -670,31 +728,32 @@ class FilesTest(tf.test.TestCase):
         self.assertIsInstance(caught.exception.__cause__, ZeroDivisionError)
 
     def test_a_saved_run_is_read_back_equal(self):
-        path = os.path.join(self.get_temp_dir(), "config.json")
         for settings in (
             config.TrainConfig(),
             config.TrainConfig(
                 seed=3,
                 data=config.DataConfig(train=("a", "b\u00e9"), flip=False),
-                model=config.ModelConfig(patch_size=4),
+                model=config.ModelConfig(patch_size=8, views=(View(), View(4))),
                 reference=config.ReferenceConfig(model="runs/r"),
-                selection=config.SelectionConfig("joint", 64, gain=0.1),
+                selection=config.SelectionConfig(
+                    64, (EASY, Stage(5, view=View(8, 16))), "softmax"
+                ),
                 optimizer=config.OptimizerConfig(clip_norm=None),
                 evaluation=config.EvaluationConfig(prompts=("{}", "a {}")),
             ),
         ):
-            config.save_config(settings, path)
-            self.assertEqual(config.load_config(path), settings)
-            changed = config.load_config(path, ["checkpoint.keep=9"])
+            config.save_config(settings, self.json)
+            self.assertEqual(config.load_config(self.json), settings)
+            changed = config.load_config(self.json, ["checkpoint.keep=9"])
             self.assertEqual(
                 changed,
                 dataclasses.replace(
                     settings, checkpoint=config.CheckpointConfig(keep=9)
                 ),
             )
+        self.assertEqual(settings.patch_sizes, (4, 8))
 
     def test_malformed_json_is_refused(self):
-        path = os.path.join(self.get_temp_dir(), "config.json")
         for values, message in (
             ('{"steps": 3', "config.json' is no JSON"),
             ("[1, 2]", "config.json' .*Received: list"),
@@ -703,17 +762,16 @@ class FilesTest(tf.test.TestCase):
             ('{"steps": "3"}', "`steps` must be of type int. Received: '3'"),
         ):
             with self.subTest(values):
-                with open(path, "w", encoding="utf-8") as file:
+                with open(self.json, "w", encoding="utf-8") as file:
                     file.write(values)
                 with self.assertRaisesRegex(ValueError, message):
-                    config.load_config(path)
+                    config.load_config(self.json)
 
     def test_settings_absent_from_a_file_are_defaults(self):
-        path = os.path.join(self.get_temp_dir(), "config.json")
-        with open(path, "w", encoding="utf-8") as file:
+        with open(self.json, "w", encoding="utf-8") as file:
             json.dump({"steps": 3, "data": {"train": ["a"]}}, file)
         self.assertEqual(
-            config.load_config(path, ["model.bias=-1"]),
+            config.load_config(self.json, ["model.bias=-1"]),
             config.TrainConfig(
                 steps=3,
                 data=config.DataConfig(train=("a",)),
@@ -721,30 +779,35 @@ class FilesTest(tf.test.TestCase):
             ),
         )
 
-    def test_steps_are_counted_by_their_settings(self):
-        selection = config.SelectionConfig(
-            "uniform",
-            batch_size=2,
-            num_chunks=1,
-            uniform_every=3,
-            phases=(
-                config.Phase(start=4, method="joint"),
-                config.Phase(start=9, method="top"),
-            ),
-        )
-        for steps in range(15):
-            for stopped_at in (None, 0, 5, 11, 20):
-                one_by_one = collections.Counter(
-                    selection.stopped
-                    if stopped_at is not None and step >= stopped_at
-                    else selection.at(step)
-                    for step in range(steps)
-                )
-                self.assertEqual(
-                    selection.steps_by_kind(steps, stopped_at), one_by_one
-                )
-        plain = config.SelectionConfig()
-        self.assertEqual(plain.steps_by_kind(7), {plain: 7})
+    def test_a_users_module_is_imported_where_it_is_used(self):
+        """The module of each "module:function" here fails when imported."""
+        with open(
+            os.path.join(self.get_temp_dir(), "explosive.py"), "w"
+        ) as file:
+            file.write("raise RuntimeError('imported')\n")
+        name = "explosive:make"
+        own = dataclasses.replace(JEST, criterion=name)
+        with mock.patch.object(sys, "path", [self.get_temp_dir(), *sys.path]):
+            recipe = config.TrainConfig(
+                data=config.DataConfig(vocabulary=name, augment=name),
+                model=config.ModelConfig(towers=name, loss=name),
+                selection=config.SelectionConfig(
+                    256, (dataclasses.replace(EASY, criterion=name), own), name
+                ),
+                bootstrap=config.BootstrapConfig((500,)),
+                optimizer=config.OptimizerConfig(name=name, schedule=name),
+                callbacks=(name,),
+            )
+            config.save_config(recipe, self.json)
+            loaded = config.load_config(self.json, ["steps=900"])
+            self.assertEqual(loaded, dataclasses.replace(recipe, steps=900))
+            self.assertIn(f"by {name}", loaded.selection.describe()[1])
+            for use in (
+                lambda: config.criterion(name),
+                lambda: loaded.selection.needs("learner"),
+            ):
+                with self.assertRaisesRegex(RuntimeError, "imported"):
+                    use()
 
     def test_every_recipe_of_the_repository_loads(self):
         paths = glob.glob(os.path.join(CONFIGS, "*.py"))

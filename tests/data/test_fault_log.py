@@ -18,12 +18,13 @@ class FaultLogTest(tf.test.TestCase):
         self.addCleanup(directory.cleanup)
         self.path = os.path.join(directory.name, "faults.jsonl")
 
-    def line(self, position, reason="empty picture", step=None):
+    def line(self, position, reason="empty picture", setting="data.train"):
         return {
-            "step": position // 10 if step is None else step,
+            "step": position // 10,
+            "setting": setting,
             "position": position,
             "id": 100 + position,
-            "place": f"record {position} of a",
+            "place": f"record {position} of {setting}",
             "reason": reason,
         }
 
@@ -42,13 +43,21 @@ class FaultLogTest(tf.test.TestCase):
         log.close()
         self.assertEqual(self.lines(), [self.line(p) for p in (2, 5, 17, 31)])
 
-    def test_faults_of_one_position_stay_in_their_order(self):
+    def test_lines_are_sorted_by_step_then_setting_then_position(self):
+        """Those of a position stay in their order."""
         log = fault_log.FaultLog(self.path, 1.0)
-        lines = [self.line(7) | {"place": place} for place in "cab"]
-        for line in [self.line(9), *lines]:
+        curated = [self.line(p, setting="data.curated") for p in (12, 7)]
+        again = [self.line(7) | {"place": place} for place in "cab"]
+        for line in [self.line(9), self.line(11), *curated, *again]:
             log.add(line)
         log.close()
-        self.assertEqual(self.lines(), [*lines, self.line(9)])
+        self.assertEqual(
+            self.lines(),
+            [curated[1], *again, self.line(9), curated[0], self.line(11)],
+        )
+        # Equal positions of two settings are two.
+        log.start(1, num_drawn=20)
+        self.assertEqual(log.num_replaced, 3)
 
     def test_what_was_read_ahead_is_left_out(self):
         log = fault_log.FaultLog(self.path, 1.0)
@@ -117,8 +126,6 @@ class FaultLogTest(tf.test.TestCase):
         log.count(5000, 50)
         with self.assertRaisesRegex(ValueError, "51 of 5,000 drawn, 1.02%"):
             log.count(0, 1)
-
-    def test_no_faults_allowed_and_all_allowed(self):
         with self.assertRaisesRegex(ValueError, "1 of 5,000"):
             fault_log.FaultLog(None, 0.0).count(5000, 1)
         fault_log.FaultLog(None, 1.0).count(5000, 5000)

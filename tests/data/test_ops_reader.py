@@ -13,11 +13,12 @@ import sidecar_files
 import streams
 import tensorflow as tf
 
-from jest_tf import files
+from jest_tf import config, files
 from jest_tf.data import (
     batches,
     fault_log,
     ops_reader,
+    ops_records,
     pictures,
     stores,
     tokenizers,
@@ -98,7 +99,7 @@ PAYLOADS = {
 MAX_PIXELS = 1000
 
 
-class OpsReaderTest(shard_files.FolderTestCase):
+class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
     def open(self, *shards, **settings):
         paths = [
             shard_files.write_shard(self.path(f"{number}.tfrecord"), payloads)
@@ -108,7 +109,7 @@ class OpsReaderTest(shard_files.FolderTestCase):
 
     def stream(self, store, reader, count, **settings):
         settings = {
-            "super_batch_size": 6,
+            "batch_size": 6,
             "seed": SEED,
             "tokenizer": TOKENIZER,
             "image_size": SIZE,
@@ -123,11 +124,7 @@ class OpsReaderTest(shard_files.FolderTestCase):
             store, "ops", count, token_field=token_field, **settings
         )
         expected = self.stream(store, "numpy", count, **settings)
-        for one, other in zip(found, expected, strict=True):
-            self.assertEqual(one.keys(), other.keys())
-            for name, value in one.items():
-                self.assertEqual(value.dtype, other[name].dtype, name)
-                self.assertAllEqual(value, other[name], name)
+        self.assert_equal_batches(found, expected)
         return expected
 
     def damage(self, store, row, place):
@@ -166,13 +163,14 @@ class OpsReaderTest(shard_files.FolderTestCase):
     @pytest.mark.slow
     def test_a_stream_goes_on_anywhere_on_any_host(self):
         store = self.open([example(captions=[b"%d" % i]) for i in range(20)])
-        for settings in ({"start_step": 12345}, {"host": 1, "num_hosts": 2}):
-            self.assert_equal_streams(store, shuffle_block_size=3, **settings)
+        self.assert_equal_streams(
+            store, shuffle_block_size=3, start_step=12345, host=1, num_hosts=2
+        )
         remote = f"ram://{self.path('pictures').strip('/')}.tfrecord"
         tf.io.gfile.copy(store.shards.paths[0], remote, overwrite=True)
         self.assert_equal_streams(stores.open_store(remote))
         # Chunks of a larger super-batch.
-        self.assert_equal_streams(store, 2, super_batch_size=512)
+        self.assert_equal_streams(store, 2, batch_size=512)
 
     @pytest.mark.slow
     def test_shares_weights_and_curated_rows_are_those_of_the_stream(self):
@@ -189,7 +187,20 @@ class OpsReaderTest(shard_files.FolderTestCase):
         curated = {"num_curated": 1, "curated_rows": 2}
         store = stores.join(parts)
         store.manifest = mock.Mock(weights=np.linspace(0, 2, 21))
-        self.assert_equal_streams(store, weights=(1.0, 3.0), **curated)
+        found = self.assert_equal_streams(
+            store,
+            weights=(1.0, 3.0),
+            shuffle_block_size=2,
+            host=1,
+            num_hosts=2,
+            **curated,
+        )
+        for batch in found:
+            self.assertEqual(batch["id"].shape, (2,))
+            self.assertAllInRange(batch["id"], 0, 109)
+            self.assertAllInRange(batch["curated"]["id"], 200, 204)
+        curated["curated_rows"] = 6
+        self.assert_equal_streams(store, **curated, start_step=7)
         rows = np.arange(21) % 4 > 0
         self.assert_equal_streams(store, rows=rows)
 
@@ -247,40 +258,39 @@ class OpsReaderTest(shard_files.FolderTestCase):
             valid=valid,
         )
         sidecars = sidecars_lib.Sidecars(store)
-        found = self.assert_equal_streams(store, 5, sidecars=sidecars)
+        settings = {"sidecars": sidecars, "embeddings": True}
+        found = self.assert_equal_streams(store, 5, **settings)
         self.assertNotIn(54, np.concatenate([one["id"] for one in found]))
         # Another store of as many records.
         others = [example(id=row) for row in range(14)]
-        sidecars = mock.Mock(wraps=sidecars)
-        sidecars.dim, sidecars.dtype = sidecar_files.DIM, "float16"
+        wrapped = mock.Mock(wraps=sidecars)
+        wrapped.dim, wrapped.dtype = sidecar_files.DIM, "float16"
         other = self.open(others[:9], others[9:])
         with self.assertRaisesRegex(ValueError, "ids. .* record 0 of"):
-            self.stream(other, "ops", 1, sidecars=sidecars)
+            self.stream(other, "ops", 1, **settings | {"sidecars": wrapped})
 
     @pytest.mark.slow
     def test_what_pillow_must_convert_stops_the_stream(self):
-        for kind in ("gif", "animated webp"):
-            store = self.open([example()] * 3 + [example(KINDS[kind])])
-            with (
-                self.subTest(kind),
-                self.assertRaisesRegex(
-                    ValueError,
-                    "`data.reader=ops` cannot read record 3 of the store, in "
-                    ".*0.tfrecord: a GIF, a BMP, or an animated or",
-                ),
-            ):
-                self.stream(store, "ops", 4)
+        for kind, picture in KINDS.items():
+            found = ops_records.needs_pillow(tf.constant(picture))
+            self.assertEqual(bool(found), kind in PILLOW, kind)
+        store = self.open([example()] * 3 + [example(KINDS["gif"])])
+        with self.assertRaisesRegex(
+            ValueError,
+            "`data.reader=ops` cannot read record 3 of the store, in "
+            ".*0.tfrecord: a GIF, a BMP, or an animated or",
+        ):
+            self.stream(store, "ops", 4)
 
     @pytest.mark.slow
     def test_too_many_faults_stop_the_stream(self):
         store = self.open([example()] * 9 + [example(b"")])
-        faults = fault_log.FaultLog(None, 0.01)
-        # A tenth of 6 a step: the limit of the first 1,024 is 10.
+        faults = fault_log.FaultLog(None, 0.002)
+        # A tenth of the rows; the limit of the first 1,024 is 2.
         with self.assertRaisesRegex(
-            ValueError,
-            "^Too many records cannot be read: 12 of .*_rate`=0.01$",
+            ValueError, "^Too many records cannot be read: 3 of .*_rate`=0.002$"
         ):
-            self.stream(store, "ops", 40, faults=faults)
+            self.stream(store, "ops", 10, faults=faults)
         store = self.open([example(b"\xff\xd8\xff")] * 3)
         with self.assertRaisesRegex(ValueError, "^16 records .* position 0$"):
             self.stream(store, "ops", 1)
@@ -322,7 +332,11 @@ class OpsReaderTest(shard_files.FolderTestCase):
             )
         expected, numpy = (
             self.stream(
-                store, "numpy", 8, sidecars=sidecars_lib.Sidecars(store)
+                store,
+                "numpy",
+                8,
+                sidecars=sidecars_lib.Sidecars(store),
+                embeddings=True,
             )
             for store in (local, far)
         )
@@ -331,7 +345,7 @@ class OpsReaderTest(shard_files.FolderTestCase):
         # Two of the ops' own requests fail.
         for fault in ({"status": 503}, {"cut": 100}):
             bucket.fail("GET storage.*[.]tfrecord$", **fault)
-        ops = self.stream(far, "ops", 8, sidecars=sidecars)
+        ops = self.stream(far, "ops", 8, sidecars=sidecars, embeddings=True)
         answers = [
             tuple(line.split()[2:])
             for line in bucket.requests()
@@ -340,10 +354,7 @@ class OpsReaderTest(shard_files.FolderTestCase):
         self.assertIn("503", {status for status, _ in answers})
         self.assertIn(("206", "100"), answers)
         for found in (numpy, ops):
-            for one, other in zip(found, expected, strict=True):
-                self.assertEqual(one.keys(), other.keys())
-                for name, value in one.items():
-                    self.assertAllEqual(value, other[name], name)
+            self.assert_equal_batches(found, expected)
         replaced = sum(one["record_replaced"].sum() for one in ops)
         self.assertEqual(replaced, 2 * 3)
 
@@ -352,7 +363,7 @@ class OpsReaderTest(shard_files.FolderTestCase):
         store = self.open([example(ids=tokens)] * 4)
         dataset = streams.super_batches(
             store,
-            super_batch_size=4,
+            batch_size=4,
             seed=SEED,
             tokenizer=TOKENIZER,
             image_size=SIZE,
@@ -374,8 +385,9 @@ class OpsReaderTest(shard_files.FolderTestCase):
 
     def test_what_ops_cannot_read_is_refused(self):
         store = self.open([example()] * 4)
-        with self.assertRaisesRegex(ValueError, "'ops' has no cascade"):
-            self.stream(store, "ops", 1, cascade=mock.Mock(sidecars=None))
+        stage = config.Stage(2, "stored", "top", "easy_reference")
+        with self.assertRaisesRegex(ValueError, "'ops' reads no sidecars befo"):
+            self.stream(store, "ops", 1, stages=(stage,))
         path = self.path("a.tar")
         shard_files.write_tar(path, shard_files.tar_sample("a", caption="b"))
         with self.assertRaisesRegex(ValueError, "Received: .* webdataset"):

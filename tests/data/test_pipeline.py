@@ -8,6 +8,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import oracles
 import shard_files
 import streams
 import tensorflow as tf
@@ -17,7 +18,6 @@ from jest_tf.data import batches as batches_lib
 from jest_tf.data import (
     fault_log,
     pictures,
-    pipeline,
     stream,
     tokenizers,
 )
@@ -38,7 +38,7 @@ CAPTIONS = [
 ]
 
 
-class PipelineTestCase(tf.test.TestCase):
+class PipelineTestCase(streams.StreamTestCase):
     def setUp(self):
         super().setUp()
         directory = tempfile.TemporaryDirectory()
@@ -74,7 +74,7 @@ class PipelineTestCase(tf.test.TestCase):
 
     def super_batches(self, count=None, store=None, **settings):
         settings = {
-            "super_batch_size": 4,
+            "batch_size": 4,
             "seed": 5,
             "tokenizer": self.tokenizer,
             "image_size": SIZE,
@@ -99,13 +99,6 @@ class PipelineTestCase(tf.test.TestCase):
             c for c in CAPTIONS[row] if c.decode("utf-8", "replace").strip()
         ]
         return captions[int(value) // 2 % len(captions)]
-
-    def assert_equal_batches(self, ours, theirs):
-        self.assertEqual(len(ours), len(theirs))
-        for one, other in zip(ours, theirs, strict=True):
-            self.assertEqual(list(one), list(other))
-            for name in one:
-                self.assertAllEqual(one[name], other[name])
 
 
 class SuperBatchesTest(PipelineTestCase):
@@ -203,7 +196,7 @@ class SuperBatchesTest(PipelineTestCase):
     def test_captions_are_chosen_evenly(self):
         store = stores_lib.open_store(os.path.join(self.directory, "a"))
         counts = [0, 0, 0]
-        for batch in self.super_batches(30, store=store, super_batch_size=30):
+        for batch in self.super_batches(30, store=store, batch_size=30):
             for token in batch["text"][batch["id"] == 100][:, 0]:
                 counts[token - VOCABULARY.index("a")] += 1
         self.assertEqual(sum(counts), 300)
@@ -211,30 +204,20 @@ class SuperBatchesTest(PipelineTestCase):
         self.assertAllInRange(counts, 59, 141)
 
     def test_resuming_at_any_step_continues_the_stream_exactly(self):
-        # Sizes in one chunk, in several chunks, and over several epochs.
-        for size in (1, 4, 30, 512):
-            unbroken = self.super_batches(6, super_batch_size=size)
-            for step in (1, 2, 5):
+        # Of several epochs, in a chunk and in two.
+        for size in (4, 512):
+            unbroken = self.super_batches(6, batch_size=size)
+            for step in (1, 5):
                 resumed = self.super_batches(
-                    6 - step, super_batch_size=size, start_step=step
+                    6 - step, batch_size=size, start_step=step
                 )
                 self.assert_equal_batches(resumed, unbroken[step:])
 
     def test_a_super_batch_does_not_depend_on_its_chunks(self):
-        whole = self.super_batches(2, super_batch_size=512)
-        self.addCleanup(setattr, pipeline, "_CHUNK", pipeline._CHUNK)
-        pipeline._CHUNK = 32
-        self.assertEqual(pipeline._chunk_size(512), 32)
-        self.assert_equal_batches(
-            self.super_batches(2, super_batch_size=512), whole
-        )
-
-    def test_chunks_divide_the_super_batch(self):
-        for size, chunk in (
-            (1, 1), (255, 255), (256, 256), (257, 257), (1280, 256),
-            (768, 256), (1000, 250), (2 * 257, 514), (32768, 256),
-        ):  # fmt: skip
-            self.assertEqual(pipeline._chunk_size(size), chunk)
+        # 512 rows are two chunks, and eight super-batches of one.
+        (whole,) = self.super_batches(1, batch_size=512)
+        parts = self.super_batches(8, batch_size=64)
+        self.assert_equal_batches([streams.joined(parts)], [whole])
 
     def test_a_far_step_starts_at_once(self):
         batch = self.super_batches(1, start_step=10**15)[0]
@@ -243,30 +226,14 @@ class SuperBatchesTest(PipelineTestCase):
             self.rows_of([batch]), stream.Order(7, 5).rows(positions)
         )
 
-    def test_an_epoch_covers_every_record_once(self):
-        batches = self.super_batches(5, super_batch_size=7)
-        for batch in batches:
-            self.assertAllEqual(np.sort(batch["id"]), np.sort(self.ids))
-        orders = {tuple(batch["id"]) for batch in batches}
-        self.assertLen(orders, 5)
-
-    def test_seeds_give_different_streams(self):
-        streams = [
-            np.concatenate([b["id"] for b in self.super_batches(7, seed=seed)])
-            for seed in range(4)
-        ]
-        for i in range(4):
-            for j in range(i):
-                self.assertNotAllEqual(streams[i], streams[j])
-
-    def test_two_iterations_are_equal(self):
-        self.assert_equal_batches(self.super_batches(9), self.super_batches(9))
-
     def test_a_reference_gets_separate_preprocessing(self):
         longer = tokenizers.WordPieceTokenizer(VOCABULARY, 6)
-        plain = self.super_batches(3)
+        plain = self.super_batches(3, image_size=3)
         batches = self.super_batches(
-            3, reference_tokenizer=longer, reference_image=pictures.Resizing(9)
+            3,
+            image_size=3,
+            reference_tokenizer=longer,
+            reference_image=pictures.Resizing(9),
         )
         for batch, before in zip(batches, plain, strict=True):
             text = batch.pop("text_for_reference")
@@ -274,9 +241,11 @@ class SuperBatchesTest(PipelineTestCase):
             self.assert_equal_batches([batch], [before])
             self.assertAllEqual(text[:, :3], batch["text"][:, :3])
             self.assertEqual(text.shape, (4, 6))
-            for row, resized in zip(self.rows_of([batch]), image, strict=True):
+            for place, row in enumerate(self.rows_of([batch])):
                 encoded = tf.io.encode_png(self.images[row])
-                self.assertAllEqual(resized, pictures.decode_image(encoded, 9))
+                for size, found in ((3, batch["image"]), (9, image)):
+                    expected = pictures.decode_image(encoded, size)
+                    self.assertAllEqual(found[place], expected)
 
     def test_a_reference_that_preprocesses_alike_adds_nothing(self):
         spec = self.super_batches(
@@ -284,14 +253,6 @@ class SuperBatchesTest(PipelineTestCase):
             reference_image=pictures.Resizing(SIZE),
         ).element_spec
         self.assertEqual(spec, self.super_batches().element_spec)
-
-    def test_pictures_of_another_size_are_resized(self):
-        batch = self.super_batches(1, image_size=3)[0]
-        for row, image in zip(
-            self.rows_of([batch]), batch["image"], strict=True
-        ):
-            encoded = tf.io.encode_png(self.images[row])
-            self.assertAllEqual(image, pictures.decode_image(encoded, 3))
 
     def test_the_example_data_gives_the_recorded_batches(self):
         # Digests of what the stream made of it when the data came: runs and
@@ -313,7 +274,7 @@ class SuperBatchesTest(PipelineTestCase):
         batch = self.super_batches(
             1,
             store=store,
-            super_batch_size=96,
+            batch_size=96,
             seed=3,
             start_step=1001,
             image_size=32,
@@ -328,28 +289,18 @@ class SuperBatchesTest(PipelineTestCase):
         self.assertEqual(digests, expected)
 
     def test_hosts_share_every_super_batch_in_order(self):
-        for settings in ({}, {"shuffle_block_size": 2}):
-            whole = self.super_batches(3, super_batch_size=24, **settings)
-            for num_hosts in (2, 8):
-                shares = [
-                    self.super_batches(
-                        2,
-                        super_batch_size=24,
-                        start_step=1,
-                        host=host,
-                        num_hosts=num_hosts,
-                        **settings,
-                    )
-                    for host in range(num_hosts)
-                ]
-                joined = [
-                    {
-                        name: np.concatenate([one[name] for one in batches])
-                        for name in batches[0]
-                    }
-                    for batches in zip(*shares, strict=True)
-                ]
-                self.assert_equal_batches(joined, whole[1:])
+        for num_hosts, block_size in ((3, None), (2, 2)):
+            settings = {"batch_size": 24, "shuffle_block_size": block_size}
+            shares = [
+                self.super_batches(
+                    2, start_step=1, host=host, num_hosts=num_hosts, **settings
+                )
+                for host in range(num_hosts)
+            ]
+            self.assert_equal_batches(
+                [streams.joined(parts) for parts in zip(*shares, strict=True)],
+                self.super_batches(3, **settings)[1:],
+            )
 
     def test_blocks_and_weights_follow_their_order(self):
         positions = np.arange(40)
@@ -369,37 +320,33 @@ class SuperBatchesTest(PipelineTestCase):
         self.assertAllEqual(rows, mixture.rows(positions))
         self.assertEqual((rows < 3).sum(), 10)
 
-    def test_a_reference_of_sidecars_is_joined_by_row_and_caption(self):
-        batches = self.super_batches(5, sidecars=FakeSidecars(self.ids))
-        plain = self.super_batches(5)
-        rows = self.rows_of(batches)
-        for name, factor in (("reference_image", 1), ("reference_text", -1)):
-            values = np.concatenate([batch.pop(name) for batch in batches])
-            self.assertEqual(values.dtype, np.float16)
-            choices = [
-                CAPTIONS[row].index(self.chosen(row, position))
-                for position, row in enumerate(rows)
-            ]
-            self.assertAllEqual(
-                values, factor * np.stack([rows, choices, rows], 1)
-            )
-        self.assert_equal_batches(batches, plain)
-
     def test_sidecars_that_do_not_fit_stop_it(self):
-        other = FakeSidecars(self.ids + 1)
+        class Others:
+            """Sidecars of other records."""
+
+            dim, dtype, is_remote = 3, "float16", False
+
+            def valid(self, rows):
+                return np.ones(len(rows), bool)
+
+            def read(self, rows, captions, ids):
+                raise ValueError("other ids")
+
+        def iterate():
+            self.super_batches(1, sidecars=Others(), embeddings=True)
+
         with self.assertRaisesRegex(
             tf.errors.InvalidArgumentError, "other ids"
         ):
-            self.super_batches(1, sidecars=other)
+            iterate()
         with (
             self.assertRaisesRegex(ValueError, "^other ids$"),
             batches_lib.plain_errors(),
         ):
-            self.super_batches(1, sidecars=other)
+            iterate()
 
     def test_bad_settings_are_refused(self):
         for name, value in (
-            ("super_batch_size", 0),
             ("image_size", 0),
             ("start_step", -1),
             ("seed", -1),
@@ -416,24 +363,127 @@ class SuperBatchesTest(PipelineTestCase):
             self.super_batches(shuffle_block_size=0)
 
 
-class FakeSidecars:
-    """Embeddings that tell what they are of."""
+class CuratedTest(PipelineTestCase):
+    """Shard "a", of 3 records, is the pool; "b", of 4, is the curated set."""
 
-    dim = 3
-    dtype = "float16"
-    is_remote = False
+    def setUp(self):
+        super().setUp()
+        self.parts = [
+            stores_lib.open_store(os.path.join(self.directory, name))
+            for name in ("a", "b")
+        ]
+        self.store = stores_lib.join(self.parts)
+        self.ids = self.store.columns(["id"])["id"]
+        # The seed of the curated set's order.
+        salt = int.from_bytes(b"cura", "big")
+        self.seed = oracles.position_hash(5, 0, salt) >> 1
 
-    def __init__(self, ids):
-        self.ids = ids
+    def curated(self, count, curated_rows=2, **settings):
+        settings = {"num_curated": 1, "curated_rows": curated_rows} | settings
+        return self.super_batches(count, **settings)
 
-    def valid(self, rows):
-        return np.ones(len(rows), bool)
+    def test_they_come_beside_the_pools_in_an_order_of_their_own(self):
+        for block_size in (None, 2):
+            batches = self.curated(8, shuffle_block_size=block_size)
+            pool = stream.Order(3, 5, block_size=block_size)
+            curated = [batch.pop("curated") for batch in batches]
+            self.assertEqual(list(curated[0]), list(batches[0]))
+            positions = np.arange(16)
+            self.assertAllEqual(self.rows_of(batches), pool.rows(positions))
+            order = stream.Order(4, self.seed, block_size=block_size)
+            rows = self.rows_of(curated)
+            self.assertAllEqual(rows, 3 + order.rows(positions))
+            # Each once in an epoch of two steps.
+            epochs = np.sort(rows.reshape(4, 4), 1)
+            self.assertAllEqual(epochs, [[3, 4, 5, 6]] * 4)
+            images = np.concatenate([batch["image"] for batch in curated])
+            self.assertAllEqual(images, self.images[rows])
+            chosen = [
+                self.chosen(row, position, self.seed)
+                for position, row in enumerate(rows)
+            ]
+            valid = [one.decode("utf-8", "replace") for one in chosen]
+            self.assertAllEqual(
+                np.concatenate([batch["text"] for batch in curated]),
+                self.tokenizer(tf.constant(valid)),
+            )
+            # The pool is what it is without curated rows.
+            alone = self.super_batches(
+                8, self.parts[0], batch_size=2, shuffle_block_size=block_size
+            )
+            self.assert_equal_batches(batches, alone)
 
-    def read(self, rows, captions, ids):
-        if not np.array_equal(ids, self.ids[rows]):
-            raise ValueError("other ids")
-        values = np.stack([rows, captions, rows], 1).astype(np.float16)
-        return values, -values
+    def test_where_all_rows_are_curated_they_are_the_batch(self):
+        batches = self.curated(3, 4)
+        self.assertEqual(
+            self.super_batches(num_curated=1, curated_rows=4).element_spec,
+            self.super_batches().element_spec,
+        )
+        rows = stream.Order(4, self.seed).rows(np.arange(12))
+        self.assertAllEqual(self.rows_of(batches), 3 + rows)
+
+    def test_without_curated_rows_the_pool_is_drawn_from_alone(self):
+        alone = self.super_batches(3, self.parts[0])
+        self.assert_equal_batches(self.curated(3, 0), alone)
+
+    def test_any_step_continues_it_and_hosts_share_it(self):
+        for curated_rows in (2, 4):
+            whole = self.curated(6, curated_rows)
+            shares = [
+                self.curated(
+                    2, curated_rows, host=host, num_hosts=2, start_step=4
+                )
+                for host in range(2)
+            ]
+            self.assert_equal_batches(
+                [streams.joined(parts) for parts in zip(*shares, strict=True)],
+                whole[4:],
+            )
+        for size, what in (
+            (4, "the rows into the first live"),
+            (6, "`data.cu"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"divide {what}.*2 rows"):
+                self.curated(1, batch_size=size, num_hosts=4)
+
+    def test_faults_of_both_sets_are_logged_by_step_and_setting(self):
+        for store in self.parts:
+            place, size = store.indexes[0].rows([1])[0, :2].tolist()
+            shard_files.flip(store.shards.paths[0], place + size // 2)
+        log = os.path.join(self.directory, "log")
+
+        def lines(count, start_step):
+            faults = fault_log.FaultLog(log, 1.0)
+            self.curated(count, faults=faults, start_step=start_step)
+            faults.close(start_step + count)
+            with open(log, encoding="utf-8") as file:
+                return [json.loads(line) for line in file]
+
+        orders = {
+            "data.curated": stream.Part(stream.Order(4, self.seed), 3),
+            "data.train": stream.Order(3, 5),
+        }
+        expected = []
+        for step in range(8):
+            for setting, order in orders.items():
+                bad = 1 if setting == "data.train" else 4
+                for position in np.arange(2 * step, 2 * step + 2):
+                    (row,), attempt = order.rows([position]), 0
+                    while row == bad:
+                        attempt += 1
+                        expected.append((step, setting, int(position)))
+                        (row,) = order.substitutes([position], attempt)
+        found = lines(8, 0)
+        self.assertEqual(
+            [(one["step"], one["setting"], one["position"]) for one in found],
+            list(dict.fromkeys(expected)),  # of equal substitutes, the first
+        )
+        self.assertLen({setting for _, setting, _ in expected}, 2)
+        for line in found:
+            path = "a" if line["setting"] == "data.train" else "b"
+            path = os.path.join(self.directory, path)
+            self.assertEqual(line["place"], f"record 1 of {path}")
+        self.assertEqual(lines(5, 3), found)
 
 
 class BadEvaluationRecordTest(PipelineTestCase):
@@ -460,25 +510,19 @@ class BadEvaluationRecordTest(PipelineTestCase):
             list(dataset)
         return stores_lib.open_store(path)
 
-    def test_a_record_without_caption_is_named(self):
-        for captions in (None, [], [b"", b" "]):
+    def test_a_record_without_a_caption_or_a_picture_is_named(self):
+        for captions in (None, [b"", b" "]):
             store = self.refuse("no caption", caption=captions)
             (batch,) = batches_lib.examples(
                 store, batch_size=2, image_size=SIZE
             )
             self.assertAllEqual(batch["image"], self.images[:2])
-
-    def test_a_record_without_a_single_picture_is_named(self):
-        self.refuse("no picture", image=None)
-        self.refuse("2 pictures", image=[b"x", b"y"])
-
-    def test_a_picture_that_cannot_be_decoded_is_named_with_the_reason(self):
         png = tf.io.encode_png(self.images[0]).numpy()
         for image, reason in (
+            (None, "no picture"),
+            ([b"x", b"y"], "2 pictures"),
             (b"", "empty picture"),
-            (b"not a picture", "unknown picture format"),
             (png[:-30], "Invalid PNG data"),
-            (png[:20], "truncated picture: 20 bytes"),
         ):
             self.refuse(reason, image=image)
 

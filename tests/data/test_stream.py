@@ -3,23 +3,12 @@
 import hashlib
 import itertools
 import math
-import time
 
 import numpy as np
 import oracles
 import tensorflow as tf
 
 from jest_tf.data import stream
-
-
-def best_seconds(order, start):
-    """For 1,280 rows from position `start` on."""
-    times = []
-    for _ in range(9):
-        begin = time.perf_counter()
-        order.rows(np.arange(start, start + 1280))
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def chi_square_bound(degrees):
@@ -91,14 +80,6 @@ class OrderTest(tf.test.TestCase):
         for one, other in itertools.combinations(orders, 2):
             self.assertLess((one == other).sum(), 16)
 
-    def test_first_row_is_uniform_over_seeds(self):
-        for n in (3, 10, 100):
-            rows = [
-                stream.Order(n, seed).rows(np.array([0]))[0]
-                for seed in range(40 * n)
-            ]
-            self.assert_uniform(np.bincount(rows, minlength=n))
-
     def test_small_permutations_are_all_equally_likely(self):
         # Over epochs of one seed; for n = 5 and 6 a Feistel network without
         # the extra swap prefers even permutations.
@@ -128,16 +109,6 @@ class OrderTest(tf.test.TestCase):
         counts = np.bincount(rows[:-1] * n + rows[1:], minlength=n * n)
         self.assert_uniform(counts)
 
-    def test_hash_is_uniform_modulo_small_counts(self):
-        for modulus in (2, 3, 5, 64):
-            values = stream.uniform_hash(0, np.arange(100 * modulus), 1)
-            self.assert_uniform(
-                np.bincount(
-                    (values % np.uint64(modulus)).astype(int),
-                    minlength=modulus,
-                )
-            )
-
     def test_hashes_of_seeds_and_salts_differ(self):
         positions = np.arange(100)
         values = [
@@ -146,17 +117,6 @@ class OrderTest(tf.test.TestCase):
             for salt in range(8)
         ]
         self.assertLen(np.unique(values), 6400)
-
-    def test_a_late_position_costs_what_the_first_does(self):
-        for order in (
-            stream.Order(352026, seed=0),
-            stream.Order(352026, seed=0, block_size=64),
-            stream.Mixture((352026, 10000), (3, 1), 0, block_size=64),
-        ):
-            # Anything linear would be slower by orders of magnitude.
-            self.assertLess(
-                best_seconds(order, 10**15), 10 * best_seconds(order, 0)
-            )
 
     def test_the_rows_are_those_of_the_first_release(self):
         # Published runs hang on them. Digests of int64 rows.
@@ -213,8 +173,8 @@ class BlockOrderTest(tf.test.TestCase):
         return order.rows(np.arange(epoch * n, (epoch + 1) * n))
 
     def test_every_epoch_is_a_permutation(self):
-        for n in (1, 2, 3, 5, 64, 65, 129, 1000, 4097, 20000):
-            for size in (1, 2, 3, 7, 16, 64, 1000, 10**6):
+        for n in (1, 2, 5, 65, 129, 1000, 4097):
+            for size in (1, 3, 7, 64, 1000):
                 for epoch in (0, 1, 10**9):
                     rows = self.epoch(n, size, epoch)
                     self.assertEqual(rows.dtype, np.int64)
@@ -246,15 +206,15 @@ class BlockOrderTest(tf.test.TestCase):
     def test_the_short_block_may_be_anywhere(self):
         # 130 blocks of 4 and a last one of 1: over epochs its record comes in
         # the first window about as often as windows are long.
-        n, epochs = 521, 2000
+        n, epochs = 521, 500
         order = stream.Order(n, 0, block_size=4)
         rows = order.rows(np.arange(n * epochs)).reshape(epochs, n)
         places = np.argmax(rows == n - 1, axis=1)
         first = (places < 256).mean()
         # 64 of 131 slots; five standard errors.
-        self.assertAllClose(first, 64 / 131, atol=0.056)
+        self.assertAllClose(first, 64 / 131, atol=0.112)
         quarters = np.histogram(places, 4, (0, n))[0]
-        self.assertAllInRange(quarters, 400, 600)
+        self.assertAllInRange(quarters, 77, 173)
 
     def test_records_of_a_window_are_mixed_as_by_a_free_shuffle(self):
         # The difference of neighbours within the window, modulo its size, is
@@ -409,45 +369,27 @@ class MixtureTest(tf.test.TestCase):
                 stream.Mixture((3, 4), weights, 0)
 
 
-class WithCuratedTest(tf.test.TestCase):
-    def order(self, every=4):
-        pool, curated = stream.Order(50, 3), stream.Order(7, 4)
-        return stream.WithCurated(pool, curated, every), pool, curated
-
-    def test_both_sets_walk_their_own_orders(self):
-        for every in (1, 2, 4):
-            order, pool, curated = self.order(every)
-            positions = np.arange(240)
-            rows = order.rows(positions)
-            turns = np.arange(240 // every)
+class PartTest(tf.test.TestCase):
+    def test_the_last_rows_of_a_store_are_an_order_of_their_own(self):
+        for block_size in (None, 3):
+            order = stream.Order(7, 4, block_size=block_size)
+            part = stream.Part(order, 50)
+            positions = np.arange(70)
+            rows = part.rows(positions)
+            self.assertAllEqual(rows, 50 + order.rows(positions))
+            # None repeats within an epoch.
             self.assertAllEqual(
-                rows[every - 1 :: every], 50 + curated.rows(turns)
+                np.sort(rows.reshape(10, 7), 1),
+                np.tile(50 + np.arange(7), (10, 1)),
             )
-            rest = np.delete(rows, np.arange(every - 1, 240, every))
-            self.assertAllEqual(rest, pool.rows(np.arange(len(rest))))
-            self.assertAllEqual(order.is_curated(positions), rows >= 50)
-
-    def test_any_position_can_be_asked_for(self):
-        order, _, _ = self.order()
-        rows = order.rows(np.arange(300))
-        some = np.random.default_rng(0).permutation(300)[:40]
-        self.assertAllEqual(order.rows(some), rows[some])
-
-    def test_distinct_rows_are_counted(self):
-        order, _, _ = self.order()
-        rows = order.rows(np.arange(300))
-        for count in (0, 1, 5, 29, 66, 300):
-            self.assertEqual(
-                order.num_distinct(count), len(np.unique(rows[:count]))
-            )
-
-    def test_substitutes_are_of_the_same_set(self):
-        order, _, _ = self.order()
-        positions = np.arange(200)
-        for attempt in (1, 2):
-            found = order.substitutes(positions, attempt)
-            self.assertAllEqual(found >= 50, order.is_curated(positions))
-            self.assertTrue((found < 57).all())
+            for attempt in (1, 2):
+                self.assertAllEqual(
+                    part.substitutes(positions, attempt),
+                    50 + order.substitutes(positions, attempt),
+                )
+            for count in (0, 5, 70):
+                self.assertEqual(part.num_distinct(count), min(count, 7))
+            self.assertEqual((part.num_records, part.num_drawn), (7, 7))
 
 
 if __name__ == "__main__":

@@ -206,9 +206,9 @@ class HuggingFaceTest(tf.test.TestCase):
             file.write(
                 "config = c.TrainConfig(steps=1, model=c.ModelConfig('tiny'), "
                 f"reference=c.ReferenceConfig('{name}'), "
-                f"data=c.DataConfig(('{data}',), super_batch_size=8, "
-                "image_size=8, vocabulary_size=40), "
-                "selection=c.SelectionConfig('joint', 4, 2))\n"
+                f"data=c.DataConfig(('{data}',), image_size=8, "
+                "vocabulary_size=40), selection=c.SelectionConfig("
+                "4, (c.Stage(2, num_chunks=2),)))\n"
             )
         for words in (
             ("embed", "--model", name, "--data", data),

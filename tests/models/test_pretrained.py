@@ -95,24 +95,6 @@ class KerasHubTest(tf.test.TestCase):
                     atol=1e-5,
                 )
 
-    def test_tokens_are_padded_and_cut_as_each_family_does(self):
-        rows = {
-            family: pretrained.load(name).tokenizer(tf.constant(CAPTIONS))
-            for family, name in self.names.items()
-        }
-        self.assertAllEqual(rows["siglip"][1, -3:], [1, 1, 1])  # the end
-        self.assertAllEqual(rows["siglip2"][1, -3:], [0, 0, 0])  # <pad>
-        for row in (rows["siglip"][3], rows["siglip2"][3]):
-            self.assertEqual(row[-1], 1)  # a caption that is cut ends, too
-        start, end = 518, 519
-        self.assertAllEqual(rows["clip"][2], [start] + [end] * 15)
-        self.assertEqual(rows["clip"][3, -1], end)
-
-    def test_a_model_is_loaded_once_a_process(self):
-        first = pretrained.load(self.names["siglip"])
-        self.assertIs(pretrained.load(self.names["siglip"]), first)
-        self.assertIsNot(pretrained.load(self.names["siglip2"]), first)
-
     def test_the_description_has_the_name_and_depends_on_the_weights(self):
         one, two = (
             reference.describe(

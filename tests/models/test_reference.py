@@ -1,6 +1,7 @@
 """References of any make, and finished runs that serve as one."""
 
 import os
+import tempfile
 
 import keras
 import numpy as np
@@ -24,17 +25,6 @@ class FrozenTest(tf.test.TestCase):
         self.assertIsInstance(embeddings, Embeddings)
         for one, same in zip(embeddings, plain(batch), strict=True):
             self.assertAllEqual(one, same)
-
-    def test_a_callable_gets_the_batch_alone(self):
-        (batch,) = tiny.super_batches()
-        seen = []
-
-        def model(*args, **kwargs):
-            seen.append((args, kwargs))
-            return 1, 2, 3, 4
-
-        self.assertEqual(reference.frozen(model)(batch), Embeddings(1, 2, 3, 4))
-        self.assertEqual(seen, [((batch,), {})])
 
     def test_what_was_made_for_the_reference_takes_the_place_of_the_rest(self):
         batch = {
@@ -110,10 +100,7 @@ class CachedTest(tf.test.TestCase):
                 tiny.learner(0),
                 model,
                 config.SelectionConfig(
-                    method="joint",
-                    batch_size=6,
-                    num_chunks=3,
-                    scoring_batch_size=8,
+                    6, (config.Stage(4, num_chunks=3, scoring_batch_size=8),)
                 ),
             )
             jest.compile(optimizer=keras.optimizers.SGD(0.1))
@@ -126,69 +113,70 @@ class CachedTest(tf.test.TestCase):
 
 
 class LoadRunTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.workdir = self.get_temp_dir()
-        self.config = config.TrainConfig(
+    """A run of the preset "tiny" whose weights were moved a little."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.workdir = folder.name
+        cls.config = config.TrainConfig(
             data=config.DataConfig(image_size=8, text_length=3),
             model=config.ModelConfig(preset="tiny", temperature=5.0),
         )
-        self.path = os.path.join(self.workdir, directory.CONFIG_FILE)
-
-    def write_all(self):
-        config.save_config(self.config, self.path)
-        tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3)
-        tokenizer.save(self.workdir)
-        learner = models.build_learner(self.config, 12)
-        for variable in learner.trainable_variables:
+        config.save_config(
+            cls.config, os.path.join(cls.workdir, directory.CONFIG_FILE)
+        )
+        cls.tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3)
+        cls.tokenizer.save(cls.workdir)
+        cls.learner = models.build_learner(cls.config, 12)
+        for variable in cls.learner.trainable_variables:
             variable.assign_add(0.01 * tf.ones(variable.shape))
-        directory.save_learner(self.workdir, learner)
-        return learner, tokenizer
+        directory.save_learner(cls.workdir, cls.learner)
+        cls.run_of_learner = loading.load(cls.workdir)
 
     def test_a_finished_run_comes_back_whole(self):
-        learner, tokenizer = self.write_all()
-        run = loading.load(self.workdir)
+        run = self.run_of_learner
         self.assertEqual(run.config, self.config)
         texts = tf.constant(["a b c d", "j", ""])
-        self.assertAllEqual(run.tokenizer(texts), tokenizer(texts))
-        batch = {"image": tf.ones([3, 8, 8, 3]), "text": tokenizer(texts)}
+        tokens = self.tokenizer(texts)
+        self.assertAllEqual(run.tokenizer(texts), tokens)
+        batch = {"image": tf.ones([3, 8, 8, 3]), "text": tokens}
         for one, same in zip(
-            reference.frozen(run.learner)(batch), learner(batch), strict=True
+            reference.frozen(run.learner)(batch),
+            self.learner(batch),
+            strict=True,
         ):
             self.assertAllEqual(one, same)
 
     def test_an_encoder_does_what_the_learner_does_in_batches_of_one_shape(
         self,
     ):
-        learner, tokenizer = self.write_all()
-        run = loading.load(self.workdir)
         random = np.random.default_rng(0)
         images = random.integers(0, 256, (7, 8, 8, 3), np.uint8)
         captions = ["a b", "c", "j i h g f", "a", "", "b", "z", "d", "e"]
-        encode = reference.encoder(run, batch_size=3)
+        encode = reference.encoder(self.run_of_learner, batch_size=3)
         for k, m in ((7, 9), (3, 6), (1, 2), (2, 0)):
             image, text = encode(images[:k], captions[:m])
-            self.assertAllClose(image, learner.encode_image(images[:k]))
-            tokens = tokenizer(tf.constant(captions[:m], tf.string))
-            self.assertAllClose(text, learner.encode_text(tokens))
+            self.assertAllClose(image, self.learner.encode_image(images[:k]))
+            tokens = self.tokenizer(tf.constant(captions[:m], tf.string))
+            self.assertAllClose(text, self.learner.encode_text(tokens))
             self.assertEqual((len(image), len(text)), (k, m))
 
     def test_a_description_tells_what_the_embeddings_are_of(self):
-        learner, _ = self.write_all()
-        description = reference.describe(loading.load(self.workdir))
+        description = reference.describe(self.run_of_learner)
         self.assertEqual(description.dim, 64)
-        scale = np.exp(learner.log_temperature.numpy())
+        scale = np.exp(self.learner.log_temperature.numpy())
         self.assertAllClose(description.scale, scale)
-        self.assertEqual(description.bias, float(learner.bias.value))
+        self.assertEqual(description.bias, float(self.learner.bias.value))
         self.assertIn("WordPieceTokenizer, 12 tokens", description.tokenizer)
         self.assertIn("8 x 8", description.preprocessing)
-        again = reference.describe(loading.load(self.workdir))
-        self.assertEqual(again, description)
 
     def test_a_description_changes_with_all_that_changes_embeddings(self):
-        self.write_all()
         run = loading.load(self.workdir)
         before = reference.describe(run)
+        self.assertEqual(before, reference.describe(self.run_of_learner))
 
         def changed(**values):
             after = reference.describe(run._replace(**values))._asdict()
@@ -235,15 +223,17 @@ class LoadRunTest(tf.test.TestCase):
             self.assertRegex(value, "^[0-9a-f]{32}$")
 
     def test_what_is_no_finished_run_is_refused(self):
-        missing = os.path.join(self.workdir, "missing")
-        for workdir in (missing, self.workdir):
+        empty = self.get_temp_dir()
+        missing = os.path.join(empty, "missing")
+        for workdir in (missing, empty):
             with self.assertRaisesRegex(
                 ValueError, rf"finished run, with config.json.*'{workdir}'"
             ):
                 loading.load(workdir)
-        config.save_config(self.config, self.path)
+        path = os.path.join(empty, directory.CONFIG_FILE)
+        config.save_config(self.config, path)
         with self.assertRaisesRegex(ValueError, "with final.weights.h5"):
-            loading.load(self.workdir)
+            loading.load(empty)
 
 
 if __name__ == "__main__":

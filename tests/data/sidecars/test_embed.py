@@ -1,30 +1,24 @@
 """Tests of writing the sidecars of a store: by any model, by the command."""
 
 import contextlib
-import dataclasses
 import io
 import os
 import pathlib
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from unittest import mock
 
 import numpy as np
-import pytest
 import shard_files
 import tensorflow as tf
 import tiny
 
 from jest_tf import config, models
-from jest_tf.data import batches, pictures, pipeline, stores, tokenizers
+from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
 from jest_tf.runs import directory, interruptions, loading
-from jest_tf.training import step as step_lib
 from trainers import embed as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -418,128 +412,6 @@ class CommandTest(tf.test.TestCase):
     def test_a_run_that_is_none_is_refused(self):
         with self.assertRaisesRegex(SystemExit, "^error: .*finished run"):
             command.main(["--workdir", "/nowhere", "--data", "x"])
-
-    @pytest.mark.slow
-    def test_killed_and_started_again_it_ends_with_the_same_files(self):
-        script = (
-            "from jest_tf.models import reference\n"
-            "from trainers import embed\n"
-            "encoder = reference.encoder\n"
-            "def told(*arguments):\n"
-            "    encode = encoder(*arguments)\n"
-            "    def tell(*values):\n"
-            "        print('batch', flush=True)\n"
-            "        return encode(*values)\n"
-            "    return tell\n"
-            "reference.encoder = told\n"
-            f"embed.main({self.arguments(output='k')})\n"
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as child:
-            # In the middle of the second shard, 30 records of eight a batch.
-            for _ in range(6):
-                self.assertEqual(child.stdout.readline(), b"batch\n")
-            child.send_signal(signal.SIGKILL)
-        self.run_command(output="k")
-        self.run_command(output="whole")
-        killed, whole = (
-            {
-                path.name: path.read_bytes()
-                for path in pathlib.Path(self.directory, each).iterdir()
-            }
-            for each in ("k", "whole")
-        )
-        self.assertLen(whole, 3)
-        self.assertEqual(killed, whole)
-
-
-class DrawsTest(tf.test.TestCase):
-    """Draws by sidecars of the shipped pictures, against the live reference."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.directory = folder.name
-        shard_files.write_shipped(cls.directory, test=800)
-        cls.store = stores.open_store(f"{cls.directory}/test-*.tfrecord")
-        cls.run_of_reference = reference.Run(
-            config.TrainConfig(
-                data=config.DataConfig(image_size=32, text_length=16),
-                model=config.ModelConfig(preset="tiny"),
-            ),
-            tokenizers.WordPieceTokenizer(
-                tokenizers.build_wordpiece_vocabulary(
-                    cls.store.captions(), 300
-                ),
-                16,
-            ),
-            None,
-        )
-        run = cls.run_of_reference
-        learner = models.build_learner(
-            run.config, run.tokenizer.vocabulary_size
-        )
-        cls.run_of_reference = run._replace(learner=learner)
-        embed.write(
-            cls.store,
-            reference.encoder(cls.run_of_reference),
-            reference.describe(cls.run_of_reference),
-            embed.Output(f"{cls.directory}/float32", "float32"),
-            image_size=32,
-        )
-        cls.sidecars = sidecars_lib.Sidecars(
-            cls.store, f"{cls.directory}/float32"
-        )
-
-    def test_a_stream_with_float32_sidecars_draws_as_the_live_reference(self):
-        run = self.run_of_reference
-        sidecars = self.sidecars
-        stream = pipeline.super_batches(
-            self.store,
-            super_batch_size=64,
-            seed=3,
-            tokenizer=run.tokenizer,
-            image_size=32,
-            options=pipeline.Options(sidecars=sidecars),
-        )
-        learner = models.build_two_tower(
-            "tiny",
-            image_size=32,
-            vocabulary_size=run.tokenizer.vocabulary_size,
-            text_length=16,
-            seed=7,
-        )
-        settings = config.SelectionConfig(
-            method="joint", batch_size=16, num_chunks=4
-        )
-        live, cached = (
-            step_lib.Step(learner, either, selection=settings)
-            for either in (
-                run.learner,
-                reference.cached(sidecars.scale, sidecars.bias),
-            )
-        )
-        for number, batch in enumerate(stream.take(2)):
-            self.assertAllClose(
-                batch["reference_image"],
-                run.learner(batch).image,
-                rtol=0,
-                atol=1e-6,
-            )
-            rows, same = (
-                step_lib.select(one, batch, *step_lib.score(one, batch))
-                for one in (
-                    dataclasses.replace(either, seed=(3, number))
-                    for either in (live, cached)
-                )
-            )
-            self.assertAllEqual(rows[0], same[0])
 
 
 if __name__ == "__main__":

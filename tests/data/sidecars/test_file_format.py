@@ -67,27 +67,12 @@ class WriteTest(SidecarFilesTestCase):
         self.assertEqual(contents, contents[:1] * 3)
         self.assertEqual(os.listdir(self.folder), ["shard.sidecar"])
 
-    def test_float16_rounds_to_nearest(self):
-        self.write(header=HEADER._replace(dtype="float16"))
-        header, found = file_format.read(self.path)
-        self.assertEqual(header.dtype, "float16")
-        text = found.arrays["text"]
-        self.assertEqual(text.dtype, np.float16)
-        self.assertAllEqual(text, self.text.astype(np.float16))
-
     def test_a_sidecar_without_captions_can_be_read(self):
         self.counts[:] = 0
         self.ends[:] = 0
         self.text = self.text[:0]
         self.write()
         self.assert_is_what_was_written()
-
-    def test_an_error_leaves_no_file(self):
-        with self.assertRaises(KeyboardInterrupt):
-            with file_format.written(self.path, HEADER) as append:
-                self.append(append, 0, 6)
-                raise KeyboardInterrupt
-        self.assertEmpty(os.listdir(self.folder))
 
     def test_rows_that_do_not_fit_are_refused(self):
         unit_rows = sidecar_files.unit_rows
@@ -141,14 +126,6 @@ class ReadTest(SidecarFilesTestCase):
         with open(self.path, "wb") as file:
             file.write(b"x" * 1000)
         self.assert_refused("must be a jest_tf sidecar.*`jest-tf embed --over")
-
-    def test_a_file_of_any_other_size_is_refused(self):
-        self.write()
-        data = self.content()
-        for wrong in (data + b"\0", data[:-1], data[:95], b""):
-            with open(self.path, "wb") as file:
-                file.write(wrong)
-            self.assert_refused("must be a jest_tf sidecar")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Tests of the index files: when they are built, believed and written."""
 
 import concurrent.futures
-import errno
-import functools
 import os
 from unittest import mock
 
@@ -13,8 +11,8 @@ import tensorflow as tf
 from absl import logging
 
 from jest_tf import files
-from jest_tf.data import artefacts, stores
-from jest_tf.data.stores import index, shards, tfrecords
+from jest_tf.data import stores
+from jest_tf.data.stores import index, tfrecords
 from jest_tf.files import retries
 
 
@@ -67,13 +65,6 @@ class FileTest(IndexTestCase):
             os.listdir(self.directory), ["a.tfrecord", "a.tfrecord.index"]
         )
 
-    def test_the_index_is_a_safetensors_file(self):
-        store, _ = self.open()
-        arrays = safetensors.numpy.load_file(self.shard + ".index")
-        self.assertAllEqual(
-            arrays["records"], store.indexes[0].rows(slice(None))
-        )
-
     def test_a_change_of_the_shard_builds_it_anew(self):
         self.open()
         os.utime(self.shard, (1, 1))  # time
@@ -101,9 +92,6 @@ class FileTest(IndexTestCase):
         for bad in (b"", good[:95], good[:-1], good + b"\0", foreign):
             with open(path, "wb") as file:
                 file.write(bad)
-            self.assertEqual(self.number_of_scans(), 1)
-        for position in range(0, len(good), 9):
-            shard_files.flip(path, position)
             self.assertEqual(self.number_of_scans(), 1)
         with open(path, "rb") as file:
             self.assertEqual(file.read(), good)
@@ -142,14 +130,6 @@ class FileTest(IndexTestCase):
         with self.assertRaisesRegex(ValueError, "cannot be read any more"):
             store.read(np.array([0]))
 
-    def test_more_shards_than_may_be_mapped_at_a_time(self):
-        paths = [self.write(f"{i:02}", 2) for i in range(9)]
-        few = functools.lru_cache(3)(artefacts.read_again)
-        with mock.patch.object(index, "_map", few):
-            store, _ = self.open(paths)
-            rows = np.random.default_rng(0).integers(0, 18, 100)
-            self.assertAllEqual(store.ids(rows), rows % 2)
-
     def test_several_builders_at_once_all_get_the_index(self):
         paths = [self.write(f"{i:02}", 40) for i in range(8)]
         expected = np.tile(np.arange(40), 8)
@@ -164,22 +144,15 @@ class FileTest(IndexTestCase):
 
 @mock.patch.object(retries, "WAITS", (0.0, 0.0))
 class StorageErrorTest(IndexTestCase):
-    def open_with(self, sector):
-        with mock.patch.object(files, "open_file", sector):
-            return self.open()
-
-    def test_an_error_that_passes_is_waited_out(self):
-        for number in (errno.EIO, errno.ESTALE):
-            sector = shard_files.BadSector(0, 10**6, number, times=2)
-            self.assertLen(self.open_with(sector)[0], 5)
-            self.assertEqual(sector.times, 0)
-            os.remove(self.shard + ".index")
-
     def test_an_error_that_stays_is_raised_and_nothing_is_written(self):
-        with self.assertRaisesRegex(
-            ValueError, r"Shard .*a.tfrecord cannot be read: .Errno 5."
+        sector = shard_files.BadSector(0, 10**6)
+        with (
+            mock.patch.object(files, "open_file", sector),
+            self.assertRaisesRegex(
+                ValueError, r"Shard .*a.tfrecord cannot be read: .Errno 5."
+            ),
         ):
-            self.open_with(shard_files.BadSector(0, 10**6))
+            self.open()
         self.assertEqual(os.listdir(self.directory), ["a.tfrecord"])
 
 
@@ -212,13 +185,12 @@ class RemoteTest(IndexTestCase):
 
 class ProgressTest(IndexTestCase):
     def test_progress_ends_at_the_size_of_what_was_built(self):
-        paths = [self.shard, self.write("b.tfrecord", 2000)]
+        paths = [self.shard, self.write("b.tfrecord", 4000)]  # 8 MB
         self.open(paths[:1])
         calls = []
-        with mock.patch.object(shards, "_WINDOW", 1000):
-            self.open(paths, progress=lambda *call: calls.append(call))
+        self.open(paths, progress=lambda *call: calls.append(call))
         size = os.path.getsize(paths[1])
-        self.assertGreater(len(calls), 10)
+        self.assertGreater(len(calls), 1)
         self.assertEqual({total for _, total in calls}, {size})
         done = [done for done, _ in calls]
         self.assertEqual(done, sorted(done))

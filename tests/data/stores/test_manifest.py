@@ -5,10 +5,11 @@ import os
 import shutil
 import tempfile
 
-import cascade_cases
 import numpy as np
 import oracles
 import shard_files
+import stored_cases
+import streams
 import tensorflow as tf
 import tiny
 
@@ -88,24 +89,6 @@ class ManifestTest(FolderTestCase):
         self.assertNotEqual(self.write(scores=scores).identity, one)
         made_by = {**shard_files.MADE_BY, "share": 0.25}
         self.assertNotEqual(self.write(made_by=made_by).identity, one)
-
-    def test_it_is_of_any_format(self):
-        path = os.path.join(self.folder, "a.tar")
-        png = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
-        shard_files.write_tar(
-            path,
-            [
-                (f"{i}.{end}", data)
-                for i in range(5)
-                for end, data in (("png", png), ("txt", b"a"))
-            ],
-        )
-        store = stores.open_store(path)
-        shard_files.write_manifest(store, self.directory, [0, 1, 0, 2, 0])
-        data = config.DataConfig(train=(path,), manifest=self.directory)
-        opened = stores.open_stores(data)
-        order = pipeline.order(opened, 3, 1, pipeline.Options())
-        self.assertAllEqual(np.unique(order.rows(np.arange(8))), [1, 3])
 
     def test_it_may_lie_on_remote_storage(self):
         self.directory = "ram://manifests/one"
@@ -227,11 +210,9 @@ class ManifestTest(FolderTestCase):
             f"`data.manifest` must have.*{self.directory}' with none of the 20 "
             rf"of `data.train\[0\]`, from record 0 of {self.shard(0)} on",
         ):
-            pipeline.order(store, 0, 1, pipeline.Options(weights=data.weights))
+            pipeline.order(store, 0, pipeline.Options(weights=data.weights))
         # By their size, what is left out has no share.
-        rows = pipeline.order(store, 0, 1, pipeline.Options()).rows(
-            np.arange(20)
-        )
+        rows = pipeline.order(store, 0, pipeline.Options()).rows(np.arange(20))
         self.assertAllEqual(np.sort(rows), np.arange(20, 40))
 
     def test_a_manifest_that_draws_no_record_is_refused(self):
@@ -264,21 +245,6 @@ class WeightedOrderTest(tf.test.TestCase):
         expected = slow_rows(self.WEIGHTS, 3, 600)
         self.assertAllEqual(self.rows(0, 600), expected)
 
-    def test_a_row_does_not_depend_on_its_neighbours(self):
-        whole = self.rows(0, 500)
-        self.assertAllEqual(self.rows(123, 300), whole[123:300])
-        order = stream.Order(10, 3, row_weights=self.WEIGHTS)
-        places = np.random.default_rng(0).permutation(500)
-        self.assertAllEqual(order.rows(places), whole[places])
-
-    def test_rows_without_weight_are_never_drawn(self):
-        for block_size in (None, 2):
-            rows = self.rows(0, 6000, block_size=block_size)
-            self.assertAllEqual(np.unique(rows), [1, 3, 4, 5, 8, 9])
-        order = stream.Order(10, 3, row_weights=self.WEIGHTS)
-        rows = order.substitutes(np.arange(3000), 1)
-        self.assertAllEqual(np.unique(rows), [1, 3, 4, 5, 8, 9])
-
     def test_every_epoch_has_a_row_as_often_as_its_weight_says(self):
         # Six rows of mean 1.5: an epoch has six positions.
         mean = self.WEIGHTS / 1.5
@@ -309,6 +275,7 @@ class WeightedOrderTest(tf.test.TestCase):
     def test_substitutes_are_drawn_by_weight(self):
         order = stream.Order(10, 3, row_weights=self.WEIGHTS)
         rows = order.substitutes(np.arange(60000), 2)
+        self.assertAllEqual(np.unique(rows), np.flatnonzero(self.WEIGHTS))
         shares = np.bincount(rows, minlength=10) / 60000
         # Five standard deviations of a share of at most one third.
         error = 5 * np.sqrt(0.25 / 60000)
@@ -351,63 +318,40 @@ class WeightedOrderTest(tf.test.TestCase):
             stream.Mixture((2, 2), (1, 1), 0, row_weights=[1, 1, 0, 0])
 
 
-class StreamTest(cascade_cases.CascadeTestCase):
-    """Super-batches by a manifest, with sidecars and a cascade."""
+class StreamTest(stored_cases.StoredTestCase):
+    """Streams by a manifest, with sidecars and a stored stage."""
 
     WEIGHTS = np.where(np.arange(80) % 5 < 3, 1 + np.arange(80) % 2, 0)
 
     def setUp(self):
         super().setUp()
-        self.directory = self.enterContext(tempfile.TemporaryDirectory())
-        shard_files.write_manifest(self.store, self.directory, self.WEIGHTS)
-        self.store.manifest = manifest.Manifest(self.directory, self.store)
+        directory = self.enterContext(tempfile.TemporaryDirectory())
+        shard_files.write_manifest(self.store, directory, self.WEIGHTS)
+        self.store.manifest = manifest.Manifest(directory, self.store)
         self.addCleanup(setattr, self.store, "manifest", None)
 
     def test_only_what_has_weight_is_drawn_and_sidecars_join(self):
-        batches = self.batches(40, None, sidecars=self.sidecars)
-        rows = np.concatenate([one["id"] for one in batches]) - 1000
-        self.assertAllEqual(self.WEIGHTS[rows] > 0, np.ones(480, bool))
-        image = np.concatenate([one["reference_image"] for one in batches])
-        self.assertAllEqual(image, np.float16(self.image)[rows])
-        counts = np.bincount(rows, minlength=80)
-        self.assertAllEqual(counts > 0, self.readable() & (self.WEIGHTS > 0))
-
-    def readable(self):
-        bad = (*cascade_cases.INVALID, cascade_cases.BLANK)
-        return ~np.isin(np.arange(80), bad)
-
-    def test_hosts_and_a_later_start_see_the_same_stream(self):
-        whole = self.batches(6, None)
-        self.assert_equal_batches(
-            self.batches(2, None, start_step=4), whole[4:]
+        whole = streams.joined(self.batches(40, batch_size=12, embeddings=True))
+        rows = whole["id"] - 1000
+        image = np.float16(self.image)[rows]
+        self.assertAllEqual(whole["reference_image"], image)
+        readable = ~np.isin(np.arange(80), stored_cases.BAD)
+        self.assertAllEqual(
+            np.unique(rows), np.flatnonzero(readable & (self.WEIGHTS > 0))
         )
-        parts = [
-            self.batches(6, None, host=host, num_hosts=3) for host in range(3)
-        ]
-        for step, batch in enumerate(whole):
-            for name, values in batch.items():
-                joined = np.concatenate([part[step][name] for part in parts])
-                self.assertAllEqual(joined, values)
 
-    def test_a_cascade_offers_only_what_has_weight(self):
-        chooser = self.cascade()
-        rows = (
-            np.concatenate([one["id"] for one in self.batches(10, chooser)])
-            - 1000
+    def test_a_stored_stage_offers_only_what_has_weight(self):
+        stage = config.Stage(
+            3, "stored", criterion="easy_reference", num_chunks=3
         )
-        self.assertAllEqual(self.WEIGHTS[rows] > 0, np.ones(120, bool))
+        batches = self.batches(10, batch_size=12, stages=(stage,))
+        rows = streams.joined(batches)["id"] - 1000
+        self.assertAllGreater(self.WEIGHTS[rows], 0)
         drawn = int((self.WEIGHTS > 0).sum())
         with self.assertRaisesRegex(
-            ValueError, f"that `data.manifest` has, {drawn}, .* Received: 60"
+            ValueError, f"the records that are drawn from, {drawn}, .*: 51$"
         ):
-            self.batches(1, self.cascade(hyper_batch_size=60))
-
-    def test_evaluations_have_no_manifest(self):
-        recipe = config.TrainConfig(
-            data=config.DataConfig(train=("a",), manifest="b"),
-            evaluation=config.EvaluationConfig(data=("c",)),
-        )
-        self.assertEqual(recipe.evaluation_data.manifest, "")
+            self.batches(1, batch_size=17, stages=(stage,))
 
 
 if __name__ == "__main__":

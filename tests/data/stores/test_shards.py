@@ -151,11 +151,6 @@ class LocalTest(FilesTestCase):
             self.reads([[0, 10], [10 + gap, 5], [16 + 2 * gap, 5]]),
             [(0, 15 + gap), (16 + 2 * gap, 5)],
         )
-        with mock.patch.object(shards, "_MAX_READ", 100):
-            self.assertEqual(
-                self.reads([[0, 60], [60, 60], [120, 40]]),
-                [(0, 60), (60, 100)],
-            )
 
     def test_a_nested_range_does_not_shorten_a_joint_read(self):
         self.assertEqual(
@@ -283,7 +278,7 @@ class StorageErrorTest(FilesTestCase):
             left = [times]
 
             def read(file, size=-1):
-                # The read of the first three ranges, and of each of them.
+                # The joint read, and that of each of the first three ranges.
                 if file.tell() < 1000 and size > 1 and left[0]:
                     left[0] -= 1
                     raise error(None, None, "the storage says no")
@@ -291,11 +286,10 @@ class StorageErrorTest(FilesTestCase):
 
             return mock.patch.object(tf.io.gfile.GFile, "read", read)
 
-        with mock.patch.object(shards, "_REMOTE_GAP", 100):
-            with failing(tf.errors.UnavailableError, 2):
-                self.assertEqual(self.read(self.SPANS, path), self.payloads())
-            with failing(tf.errors.DataLossError, 99):
-                found = self.read(self.SPANS, path)
+        with failing(tf.errors.UnavailableError, 2):
+            self.assertEqual(self.read(self.SPANS, path), self.payloads())
+        with failing(tf.errors.DataLossError, 99):
+            found = self.read(self.SPANS, path)
         self.assertEqual(found[3], self.payloads()[3])
         for fault in found[:3]:
             self.assertEqual(

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from jest_tf import config, files
 from jest_tf.data import stores
-from jest_tf.data.stores import shards
 
 ARRAY_RECORD = "array_record.python.array_record_module"
 
@@ -163,19 +162,6 @@ class PreparedTest(PreparedTestCase):
         os.remove(info)
         self.refuse("'tfds' must be the folder", self.folder, format="tfds")
 
-    def test_a_prepared_folder_on_a_remote_file_system(self):
-        self.write({"train": [3, 2]})
-        remote = f"ram://{self.folder.strip('/')}"
-        tf.io.gfile.makedirs(remote)
-        for name in os.listdir(self.folder):
-            tf.io.gfile.copy(
-                os.path.join(self.folder, name), f"{remote}/{name}"
-            )
-        for pattern in (remote, remote + ":train"):
-            self.assertEqual(
-                self.read(pattern), [self.expected(i) for i in range(5)]
-            )
-
 
 class ArrayRecordTest(PreparedTestCase):
     def setUp(self):
@@ -196,30 +182,6 @@ class ArrayRecordTest(PreparedTestCase):
             store.read(rows), [self.expected(row) for row in rows.tolist()]
         )
         self.assertLen(set(store.ids(np.arange(302)).tolist()), 302)
-
-    def test_shards_may_be_named_without_a_folder(self):
-        self.write({"train": [3]}, "array_record")
-        os.remove(os.path.join(self.folder, "dataset_info.json"))
-        pattern = os.path.join(self.folder, "*.array_record-*")
-        self.assertLen(self.read(pattern), 3)
-
-    def test_damage_is_a_fault_or_refused_but_never_a_crash(self):
-        self.write({"train": [20]}, "array_record")
-        pattern = os.path.join(self.folder, "*.array_record-*")
-        path = shards.expand(pattern)[0]
-        with open(path, "rb") as file:
-            data = file.read()
-        rng = np.random.default_rng(0)
-        for _ in range(100):
-            place = int(rng.integers(len(data)))
-            with open(path, "wb") as file:
-                file.write(data[:place] + rng.bytes(3) + data[place + 3 :])
-            try:
-                found = self.read(path)
-            except ValueError:
-                continue
-            for one in found:
-                self.assertIsInstance(one, stores.Record | stores.Fault)
 
     def test_without_the_package_the_error_names_it(self):
         self.write({"train": [1]}, "array_record")

@@ -9,14 +9,7 @@ import sidecar_files
 import streams
 import tensorflow as tf
 
-from jest_tf import config
-from jest_tf.data import (
-    cascade,
-    pipeline,
-    sidecars,
-    stores,
-    tokenizers,
-)
+from jest_tf.data import fault_log, sidecars, stores, tokenizers
 from jest_tf.data.sidecars import embed, file_format
 
 SEED, SIZE = 5, 4
@@ -30,6 +23,8 @@ TOKENIZER = tokenizers.WordPieceTokenizer(
 INVALID = (5, 36, 71)
 # One that has no caption but blank ones.
 BLANK = 50
+# Records that cannot be had.
+BAD = (*INVALID, BLANK)
 
 
 def captions_of(row):
@@ -73,7 +68,7 @@ def write_store(folder):
     return store, image, text, np.cumsum([0, *counts])
 
 
-class CascadeTestCase(tf.test.TestCase):
+class StoredTestCase(streams.StreamTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -82,27 +77,15 @@ class CascadeTestCase(tf.test.TestCase):
         cls.store, cls.image, cls.text, cls.starts = write_store(folder.name)
         cls.sidecars = sidecars.Sidecars(cls.store)
 
-    def cascade(self, loss="sigmoid", **settings):
-        settings = {"hyper_batch_size": 30, "num_chunks": 3} | settings
-        return cascade.Cascade(
-            config.CascadeConfig(**settings), self.sidecars, loss
-        )
-
-    def batches(self, count, chooser, **settings):
+    def batches(self, count, **settings):
+        """Batches that the reference has embeddings of, by default."""
         settings = {
-            "super_batch_size": 12,
             "seed": SEED,
             "tokenizer": TOKENIZER,
             "image_size": SIZE,
-            "faults": pipeline.FaultLog(None, 1.0),
+            "sidecars": self.sidecars,
+            "faults": fault_log.FaultLog(None, 1.0),
         } | settings
         store = settings.pop("store", self.store)
-        dataset = streams.super_batches(store, cascade=chooser, **settings)
+        dataset = streams.super_batches(store, **settings)
         return list(dataset.take(count).as_numpy_iterator())
-
-    def assert_equal_batches(self, ours, theirs):
-        self.assertEqual(len(ours), len(theirs))
-        for one, other in zip(ours, theirs, strict=True):
-            self.assertEqual(list(one), list(other))
-            for name in one:
-                self.assertAllEqual(one[name], other[name])

@@ -1,0 +1,525 @@
+"""Stored stages: what they choose; the rest of the stream stays as it is."""
+
+import functools
+
+import numpy as np
+import oracles
+import sidecar_files
+import stored_cases
+import streams
+import tensorflow as tf
+from stored_cases import BAD, SEED
+
+from jest_tf import config, selection
+from jest_tf.data import (
+    batches,
+    pipeline,
+    reader,
+    stored_stages,
+    stores,
+    stream,
+)
+from jest_tf.embeddings import Embeddings
+
+EASY = functools.partial(
+    config.Stage,
+    embeddings="stored",
+    criterion="easy_reference",
+    num_chunks=3,
+)
+UNSCORED = config.Stage(2, "stored", method="uniform")
+# Funnels whose hyper-batches have at most the 80 rows of the store.
+FUNNELS = {
+    "best captions": (EASY(5),),
+    "drawn captions": (EASY(5, captions="drawn"),),
+    "a uniform share": (EASY(5, uniform_share=0.5, gain=0.5),),
+    "the top": (EASY(5, method="top"),),
+    "independent rows": (EASY(5, method="independent", gain=2.0),),
+    "two stages": (EASY(2, captions="drawn"), EASY(5)),
+    "three, not all scoring": (EASY(2, last_step=1), UNSCORED, EASY(3)),
+}
+
+
+def noise_seed(number, group, seed=SEED):
+    """The seed of the draw of a stage, by its number, in a group of all."""
+    return np.array([seed ^ (number + 1) * 0x57A6E0, group], np.int32)
+
+
+def draw(stage, reference, number, group, loss="sigmoid"):
+    """A stage's draw from all rows of the reference's embeddings."""
+    passed = len(reference.image) // stage.candidates
+    return selection.draw(
+        None,
+        reference,
+        stage,
+        batch_size=passed,
+        seed=noise_seed(number, group),
+        settings=config.SelectionConfig(passed, loss=loss),
+    )
+
+
+class ChoiceTest(stored_cases.StoredTestCase):
+    """Six rows of every step, from 30 to 72."""
+
+    order = stream.Order(80, SEED)
+
+    def stages(self, *stages, batch_size=6, loss=None, **settings):
+        funnel = config.SelectionConfig(batch_size, stages, loss)
+        settings = {
+            "sidecars": self.sidecars,
+            "store": self.store,
+            "order": self.order,
+            "seed": SEED,
+        } | settings
+        return stored_stages.StoredStages(funnel, **settings)
+
+    def reference(self, positions, captions="best"):
+        """The embeddings of what stands at positions, from the arrays."""
+        # As the sidecars keep them.
+        images, texts = (
+            np.float32(np.float16(values)) for values in (self.image, self.text)
+        )
+        image, text = [], []
+        salt = int.from_bytes(b"caption", "big")
+        for position in positions.tolist():
+            (row,), attempt = self.order.rows([position]), 0
+            while row in BAD:
+                attempt += 1
+                (row,) = self.order.substitutes([position], attempt)
+            own = texts[self.starts[row] : self.starts[row + 1]]
+            choices = np.flatnonzero(own.any(1))
+            if captions == "best":
+                choice = choices[np.argmax(own[choices] @ images[row])]
+            else:
+                number = oracles.position_hash(SEED, position, salt) // 2
+                choice = choices[number % len(choices)]
+            image.append(images[row])
+            text.append(own[choice])
+        return Embeddings(np.stack(image), np.stack(text), 20.0, -8.0)
+
+    def by_hand(self, stages, step, batch_size=6, loss="sigmoid"):
+        """The positions chosen in a step, and the draw of each stage."""
+        size = batch_size * np.prod([stage.candidates for stage in stages])
+        positions, drawn = np.arange(size * step, size * (step + 1)), {}
+        for number, stage in enumerate(stages):
+            if not stage.scores or not stage.is_active(step):
+                positions = np.sort(positions)[: size // stage.candidates]
+            else:
+                # In the order of their rows, and of equal rows as they come.
+                positions = np.sort(positions)
+                line = np.argsort(self.order.rows(positions), kind="stable")
+                positions = positions[line]
+                reference = self.reference(positions, stage.captions)
+                drawn[number] = draw(stage, reference, number, step, loss)
+                rows = {"position": positions, "reference": reference}
+                drawn[number] = drawn[number], rows
+                positions = positions[drawn[number][0].indices]
+            size //= stage.candidates
+        return np.sort(positions), drawn
+
+    def test_every_stage_is_the_draw_of_its_settings(self):
+        for name, stages in FUNNELS.items():
+            chosen = self.stages(*stages)
+            for step in (1, 2):
+                with self.subTest(name, step=step):
+                    expected, _ = self.by_hand(stages, step)
+                    self.assertLen(expected, 6)
+                    self.assertAllEqual(chosen.choose(step, 0), expected)
+        # Not all of them choose alike.
+        self.assertLen(
+            {
+                tuple(self.by_hand(FUNNELS[name], 1)[0])
+                for name in [*FUNNELS][:5]
+            },
+            5,
+        )
+
+    def test_the_loss_of_the_funnel_scores(self):
+        stages = FUNNELS["two stages"]
+        softmax, _ = self.by_hand(stages, 2, loss="softmax")
+        chosen = self.stages(*stages, loss="softmax").choose(2, 0)
+        self.assertAllEqual(chosen, softmax)
+        self.assertNotAllEqual(chosen, self.by_hand(stages, 2)[0])
+
+    def test_outside_its_steps_a_stage_passes_its_first_rows(self):
+        stages = (EASY(5, first_step=1, last_step=2),)
+        for step in range(5):
+            first = 30 * step + np.arange(6)
+            expected = first
+            if step in (1, 2):
+                expected, _ = self.by_hand(stages, step)
+                self.assertNotAllEqual(expected, first)
+            chosen = self.stages(*stages)
+            self.assertAllEqual(chosen.choose(step, 0), expected)
+            summaries = chosen.summaries.take(step)
+            self.assertEqual(list(summaries), [0] if step in (1, 2) else [])
+
+    def test_without_sidecars_the_first_rows_pass(self):
+        # Even of a hyper-batch larger than the store.
+        chosen = self.stages(EASY(9), EASY(2), sidecars=None)
+        for step in range(2):
+            self.assertAllEqual(
+                chosen.choose(step, 0), 108 * step + np.arange(6)
+            )
+        self.assertEqual(chosen.summaries.take(0), {})
+
+    def test_another_seed_or_step_draws_other_rows(self):
+        stages = FUNNELS["best captions"]
+        places = {
+            tuple(self.stages(*stages, seed=seed).choose(step, 0) % 30)
+            for seed in (SEED, SEED + 1)
+            for step in range(3)
+        }
+        self.assertLen(places, 6)
+        # The noise is neither that of live stages nor of another stored one.
+        noise = [
+            selection.gumbel_noise(seed, 1, 1000)[0]
+            for seed in ([SEED, 3], noise_seed(0, 3), noise_seed(1, 3))
+        ]
+        matrix = np.corrcoef(noise)
+        self.assertAllInRange(np.abs(matrix - np.eye(3)), 0, 0.15)
+
+    def test_summaries_are_those_of_the_draws(self):
+        stages = FUNNELS["two stages"]
+        clean = np.arange(80) % 3 > 0
+        chosen = self.stages(*stages, clean=lambda ids: clean[ids - 1000])
+        chosen.choose(1, 0)
+        found = chosen.summaries.take(1)
+        self.assertEqual(chosen.summaries.take(1), {})  # taken
+        _, draws = self.by_hand(stages, 1)
+        for number, (drawn, rows) in draws.items():
+            one, reference = found[number], rows["reference"]
+            kept = drawn.indices.numpy()
+            size, passed = len(rows["position"]), len(kept)
+            self.assertEqual((one["rows_in"], one["rows_out"]), (size, passed))
+            self.assertEqual(one["criterion"], "easy_reference")
+            part = self.part(reference, kept)
+            self.assertAllClose(one["score"], -oracles.sigmoid_loss(part))
+            # As many rows by other noise.
+            seed = noise_seed(number, 1) ^ np.array([0x5EED, 0])
+            keys = selection.gumbel_noise(seed, 1, size)[0]
+            uniform = np.argsort(-keys)[:passed]
+            part = self.part(reference, uniform)
+            self.assertAllClose(
+                one["uniform_score"], -oracles.sigmoid_loss(part)
+            )
+            store_rows = self.order.rows(rows["position"])
+            self.assertAllClose(one["clean_in"], clean[store_rows].mean())
+            self.assertAllClose(
+                one["clean_out"], clean[store_rows[kept]].mean()
+            )
+            losses = oracles.row_losses(reference, kept, "sigmoid")
+            is_kept = np.isin(np.arange(size), kept)
+            for name, some in (("kept", is_kept), ("dropped", ~is_kept)):
+                about = one["reference_loss"][name]
+                self.assertEqual(about["count"], some.sum())
+                self.assertAllClose(about["mean"], losses[some].mean(), 1e-4)
+            for name, line in (("highest", losses), ("lowest", -losses)):
+                place = np.argmin(line)
+                first = one[name][0]
+                self.assertEqual(first["position"], rows["position"][place])
+                self.assertEqual(first["id"], 1000 + store_rows[place])
+                self.assertAllClose(first["score"], -losses[place], 1e-4)
+                self.assertEqual(first["kept"], is_kept[place])
+        plain = self.stages(*stages)
+        plain.choose(1, 0)
+        self.assertNotIn("clean_in", plain.summaries.take(1)[0])
+
+    def part(self, reference, rows):
+        image, text, scale, bias = reference
+        return Embeddings(image[rows], text[rows], scale, bias)
+
+
+class StreamTest(stored_cases.StoredTestCase):
+    def test_what_stands_at_a_position_is_what_it_was(self):
+        """Its picture, caption, embeddings and replacement."""
+        # Two stored stages and a live one: 60 rows, 30, 15.
+        live = config.Stage(3, num_chunks=1)
+        for batch_size, stages, sizes in (
+            (6, FUNNELS["a uniform share"], (30, 6)),
+            (5, (EASY(2), EASY(2), live), (60, 15)),
+        ):
+            funnel = config.SelectionConfig(batch_size, stages)
+            chosen = stored_stages.StoredStages(
+                funnel, self.sidecars, self.store, stream.Order(80, SEED), SEED
+            )
+            self.assertEqual(chosen.sizes[:: len(funnel.stored)], sizes)
+            settings = {"batch_size": batch_size, "stages": stages}
+            ours = self.batches(4, embeddings=True, **settings)
+            plain = self.batches(4, embeddings=True, batch_size=sizes[0])
+            for step, (one, other) in enumerate(zip(ours, plain, strict=True)):
+                places = chosen.choose(step, 0) - sizes[0] * step
+                self.assertLen(places, sizes[1])
+                expected = {name: all_[places] for name, all_ in other.items()}
+                self.assert_equal_batches([one], [expected])
+            self.assertTrue(any(one["record_replaced"].any() for one in ours))
+
+    def test_any_step_begins_it_and_hosts_share_it(self):
+        settings = {"batch_size": 12, "stages": FUNNELS["best captions"]}
+        whole = self.batches(4, **settings)
+        shares = [
+            self.batches(2, start_step=2, host=host, num_hosts=2, **settings)
+            for host in range(2)
+        ]
+        hosts = [streams.joined(parts) for parts in zip(*shares, strict=True)]
+        self.assert_equal_batches(hosts, whole[2:])
+
+    def test_weights_and_blocks_say_what_is_offered(self):
+        for weights, order in (
+            ((), stream.Order(80, SEED, block_size=4)),
+            ((2.0,), stream.Mixture([80], (2.0,), SEED, block_size=4)),
+        ):
+            found = self.batches(
+                2,
+                batch_size=6,
+                stages=FUNNELS["best captions"],
+                weights=weights,
+                shuffle_block_size=4,
+            )
+            for step, batch in enumerate(found):
+                rows = order.rows(np.arange(30 * step, 30 * (step + 1)))
+                own = batch["id"][~batch["record_replaced"]] - 1000
+                self.assertEmpty(set(own) - set(rows))
+
+    def test_curated_rows_are_not_chosen(self):
+        """Two of eight; the last shard, of 40 records, is the curated set."""
+        store = stores.join(
+            [stores.open_store(path) for path in self.store.shards.paths]
+        )
+        curated = {"num_curated": 1, "curated_rows": 2, "store": store}
+        stages = FUNNELS["best captions"]
+        funnel = config.SelectionConfig(8, stages)
+        order = pipeline.order(store, SEED, pipeline.Options(num_curated=1))
+        chosen = stored_stages.StoredStages(
+            funnel, self.sidecars, store, order, SEED, curated_rows=2
+        )
+        ours = self.batches(3, batch_size=8, stages=stages, **curated)
+        # Without stages 30 rows of the pool come beside the curated ones.
+        plain = self.batches(3, batch_size=32, **curated)
+        for step, (one, other) in enumerate(zip(ours, plain, strict=True)):
+            places = chosen.choose(step, 0) - 30 * step
+            expected = {
+                name: value if name == "curated" else value[places]
+                for name, value in other.items()
+            }
+            self.assert_equal_batches([one], [expected])
+            self.assertAllInRange(one["id"] - 1000, 0, 39)
+            self.assertAllInRange(one["curated"]["id"] - 1000, 40, 79)
+        # A hyper-batch is of the pool's 40 records.
+        self.batches(1, batch_size=10, stages=stages, **curated)
+        with self.assertRaisesRegex(
+            ValueError, "at most the records that are drawn from, 40.*: 45$"
+        ):
+            self.batches(1, batch_size=11, stages=stages, **curated)
+
+
+class Memory:
+    """Sidecars and records of 25,000 rows, without files."""
+
+    scale, bias = 12.0, -6.0
+
+    def __init__(self):
+        self.image, self.text = (
+            sidecar_files.unit_rows(25_000, seed) for seed in (3, 4)
+        )
+        self.asked = []
+
+    def ids(self, rows):
+        return rows
+
+    def read_best(self, rows, ids):
+        self.asked.append(rows)
+        return np.zeros(len(rows), int), self.image[rows], self.text[rows]
+
+    def embeddings(self, rows):
+        parts = self.image[rows], self.text[rows]
+        return Embeddings(*parts, np.float32(12.0), np.float32(-6.0))
+
+
+class GroupsTest(tf.test.TestCase):
+    """20,000 rows into a stage: two groups of 10,000, of which ten pass."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.memory = Memory()
+        cls.order = stream.Order(25_000, SEED)
+
+    def stages(self):
+        self.memory.asked.clear()
+        funnel = config.SelectionConfig(20, (EASY(1000),))
+        return stored_stages.StoredStages(
+            funnel, self.memory, self.memory, self.order, SEED
+        )
+
+    def group(self, number):
+        """What a group chooses, by hand; it is numbered over all steps."""
+        positions = np.arange(10_000 * number, 10_000 * (number + 1))
+        positions = positions[np.argsort(self.order.rows(positions))]
+        reference = self.memory.embeddings(self.order.rows(positions))
+        drawn = draw(EASY(1000), reference, 0, number)
+        return np.sort(positions[drawn.indices])
+
+    def test_groups_are_draws_of_their_own(self):
+        chosen = self.stages()
+        self.assertEqual(chosen.num_groups, 2)
+        for group in (1, 0):
+            self.assertAllEqual(chosen.choose(3, group), self.group(6 + group))
+        # Those of the first group are told.
+        (found,) = chosen.summaries.take(3).values()
+        self.assertEqual((found["rows_in"], found["rows_out"]), (10_000, 10))
+        for row in found["highest"]:
+            self.assertBetween(row["position"], 60_000, 69_999)
+
+    def test_hosts_choose_from_their_own_groups_alone(self):
+        whole = np.concatenate([self.group(6), self.group(7)])
+        for rows, groups in (
+            (slice(0, 10), [6]),
+            (slice(10, 15), [7]),
+            (slice(5, 15), [6, 7]),
+        ):
+            chosen = self.stages()
+            found = next(iter(chosen.positions(3, rows).take(1)))
+            self.assertAllEqual(found, whole[rows])
+            asked = {tuple(np.sort(some)) for some in self.memory.asked}
+            for group in (6, 7):
+                own = np.arange(10_000 * group, 10_000 * (group + 1))
+                own = tuple(np.sort(self.order.rows(own)))
+                self.assertEqual(own in asked, group in groups)
+
+    def test_groups_are_few_and_small_enough(self):
+        most = stored_stages.MOST_ROWS
+        chunks = functools.partial(EASY, num_chunks=16)
+        for groups, stages, sizes in (
+            (1, (chunks(1000),), (most, 64)),
+            (2, (chunks(1000),), (most + 64, 64)),
+            # 4 is the next divisor after 3.
+            (4, (chunks(1000),), (3 * most, 64)),
+            # 16 rows of every group pass, one for each chunk.
+            (4, (chunks(1000),), (9 * most, 64)),
+            (2, (chunks(1000, uniform_share=0.5),), (9 * most, 64)),
+            (16, (chunks(1000, method="top"),), (9 * most, 64)),
+            # The second stage passes fewer rows.
+            (2, (chunks(100), chunks(2)), (9 * most, 64, 32)),
+            (7, (EASY(2, num_chunks=1),), (90 * most, 7)),  # the largest
+        ):
+            with self.subTest(stages=stages, sizes=sizes):
+                self.assertEqual(
+                    stored_stages.num_groups(stages, sizes), groups
+                )
+
+
+class CostTest(tf.test.TestCase):
+    def test_flops_are_those_of_the_products(self):
+        # A row meets its caption and, in both directions, those that pass; the
+        # uniform rows meet each other. Two operations a multiply-add.
+        def by_hand(rows_in, rows_out, groups=1):
+            passed = rows_out // groups
+            rows = rows_in * (1 + 2 * passed) + 2 * groups * passed**2
+            return 2 * 16 * rows
+
+        for funnel, curated_rows, expected in (
+            (config.SelectionConfig(100), 0, 0),
+            (config.SelectionConfig(100, (config.Stage(5),)), 0, 0),
+            (config.SelectionConfig(100, (EASY(5),)), 0, by_hand(500, 100)),
+            (config.SelectionConfig(100, (EASY(5),)), 40, by_hand(300, 60)),
+            (
+                config.SelectionConfig(
+                    100, (UNSCORED, EASY(3), EASY(5), config.Stage(2))
+                ),
+                0,
+                by_hand(3000, 1000) + by_hand(1000, 200),
+            ),
+            (
+                config.SelectionConfig(128, (EASY(200),)),
+                0,
+                by_hand(25_600, 128, groups=2),
+            ),
+        ):
+            self.assertEqual(
+                stored_stages.flops(funnel, 16, curated_rows), expected
+            )
+            self.assertEqual(stored_stages.flops(funnel, 0, curated_rows), 0)
+
+
+class SummariesTest(tf.test.TestCase):
+    def test_the_first_groups_stay_of_so_many_steps(self):
+        kept = stored_stages.Summaries()
+        for group in (2, 0, 1):
+            kept.put(7, group, {0: {"group": group}})
+        self.assertEqual(kept.take(7), {0: {"group": 0}})
+        self.assertEqual(kept.take(7), {})
+        for number in range(2000):
+            kept.put(number, 0, {0: {"number": number}})
+        self.assertEqual(kept.take(0), {})  # the oldest are dropped
+        self.assertEqual(kept.take(1999), {0: {"number": 1999}})
+
+
+class RefusalsTest(stored_cases.StoredTestCase):
+    def load(self, positions=None, **changes):
+        arguments = {
+            "positions": np.arange(80) if positions is None else positions,
+            "sidecars": self.sidecars,
+            "store": self.store,
+            "order": stream.Order(80, SEED),
+            "seed": SEED,
+        }
+        return stored_stages.load_rows(**arguments | changes)
+
+    def test_a_hyper_batch_larger_than_the_store(self):
+        for size in (16, 17):
+            funnel = config.SelectionConfig(size, (EASY(5),))
+            arguments = self.sidecars, self.store, stream.Order(80, SEED), SEED
+            if size == 16:
+                stored_stages.StoredStages(funnel, *arguments)
+                continue
+            with self.assertRaisesRegex(
+                ValueError, "`selection.batch_size` .*drawn from, 80.*: 85$"
+            ):
+                stored_stages.StoredStages(funnel, *arguments)
+
+    def test_a_criterion_that_needs_the_learner(self):
+        """Of a user's own it is known when the stage draws."""
+        own = f"{__name__}:of_learner"
+        stage = config.Stage(5, "stored", criterion=own, num_chunks=3)
+        with (
+            self.assertRaisesRegex(ValueError, "^`criterion` needs the learn"),
+            batches.plain_errors(),
+        ):
+            self.batches(1, batch_size=6, stages=(stage,))
+
+    def test_ids_that_differ(self):
+        class Other:
+            """The store with another id."""
+
+            def ids(self, rows):
+                return 1000 + rows + (np.asarray(rows) == 7)
+
+        with self.assertRaisesRegex(
+            ValueError, "must have the record's id, 1008. Received: 1007"
+        ):
+            self.load(store=Other())
+
+    def test_records_without_any_embedding(self):
+        class Nothing:
+            """Sidecars of records none of which could be read."""
+
+            def read_numbered(self, rows, numbers, ids):
+                nothing = np.zeros([len(rows), stored_cases.DIM])
+                return np.full(len(rows), -1), nothing, nothing
+
+        first = 30 + np.argmin(stream.Order(80, SEED).rows(np.arange(30, 60)))
+        with self.assertRaisesRegex(
+            ValueError,
+            f"{reader.MAX_ATTEMPTS} records in a row have no embedding in place"
+            f" of one at position {first}, the last record",
+        ):
+            self.load(np.arange(30, 60), sidecars=Nothing())
+
+
+def of_learner():
+    return config.CRITERIA["learnability"]
+
+
+if __name__ == "__main__":
+    tf.test.main()
