@@ -88,10 +88,7 @@ def super_batches(count=1, rows=12, seed=0):
 
 def dataset(batches):
     """A dataset with one element a super-batch."""
-    stacked = {
-        name: np.stack([batch[name] for batch in batches])
-        for name in batches[0]
-    }
+    stacked = tf.nest.map_structure(lambda *parts: np.stack(parts), *batches)
     return tf.data.Dataset.from_tensor_slices(stacked)
 
 

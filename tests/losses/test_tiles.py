@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import tensorflow as tf
 
-from jest_tf.selection import tiles
+from jest_tf.losses import tiles
 
 
 class TileTest(tf.test.TestCase):

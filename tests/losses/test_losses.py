@@ -6,10 +6,11 @@ import math
 import graphs
 import numpy as np
 import oracles
+import own_parts
 import random_embeddings
 import tensorflow as tf
 
-from jest_tf import losses
+from jest_tf import config, losses
 from jest_tf.embeddings import Embeddings
 
 
@@ -27,27 +28,26 @@ LOSSES = {
 }
 
 
+# image @ text.T = [[1, 0.6], [0, 0.8]]
+PAIRS = Embeddings(
+    [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
+)
+
+
 class LossValueTest(tf.test.TestCase):
     def test_sigmoid_of_two_pairs_by_hand(self):
-        # image @ text.T = [[1, 0.6], [0, 0.8]]; logits = 2 * that - 1
-        #                = [[1, 0.2], [-1, 0.6]]
-        parts = Embeddings(
-            [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
-        )
+        # logits = 2 * cosines - 1 = [[1, 0.2], [-1, 0.6]]
         expected = (
             softplus(-1.0) + softplus(0.2) + softplus(-1.0) + softplus(-0.6)
         ) / 2
-        self.assertAllClose(losses.sigmoid_loss(parts), expected, rtol=1e-6)
+        self.assertAllClose(losses.sigmoid_loss(PAIRS), expected, rtol=1e-6)
 
     def test_softmax_of_two_pairs_by_hand(self):
-        # logits = 2 * [[1, 0.6], [0, 0.8]] = [[2, 1.2], [0, 1.6]]
-        parts = Embeddings(
-            [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
-        )
+        # logits = 2 * cosines = [[2, 1.2], [0, 1.6]]
         image_to_text = (lse(2.0, 1.2) - 2.0) + (lse(0.0, 1.6) - 1.6)
         text_to_image = (lse(2.0, 0.0) - 2.0) + (lse(1.2, 1.6) - 1.6)
         expected = (image_to_text + text_to_image) / 2 / 2
-        self.assertAllClose(losses.softmax_loss(parts), expected, rtol=1e-6)
+        self.assertAllClose(losses.softmax_loss(PAIRS), expected, rtol=1e-6)
 
     def test_one_pair_has_no_negatives(self):
         parts = Embeddings([[1.0, 0.0]], [[0.6, 0.8]], 5.0, -2.0)
@@ -58,7 +58,7 @@ class LossValueTest(tf.test.TestCase):
 
     def test_values_equal_the_oracle_for_every_use_of_ids(self):
         for size, mode, name in itertools.product(
-            (2, 13, 40), losses.EQUAL_IDS, LOSSES
+            (2, 13, 40), config.EQUAL_CAPTIONS, LOSSES
         ):
             fast, slow = LOSSES[name]
             parts = random_embeddings.unrelated(
@@ -113,7 +113,7 @@ class BlockwiseTest(tf.test.TestCase):
         parts = random_embeddings.unrelated(23, 7, scale=12.0, bias=-8.0)
         ids = np.random.default_rng(1).integers(0, 6, 23)
         for (name, (loss, _)), mode in itertools.product(
-            LOSSES.items(), losses.EQUAL_IDS
+            LOSSES.items(), config.EQUAL_CAPTIONS
         ):
             dense = graphs.value_and_gradients(
                 loss, parts, ids=ids, equal_ids=mode
@@ -150,7 +150,7 @@ class BlockwiseTest(tf.test.TestCase):
         ids = [0, 1, 1, 2, 2, 2]
         step = 1e-5
         for (fast, slow), mode in itertools.product(
-            LOSSES.values(), losses.EQUAL_IDS
+            LOSSES.values(), config.EQUAL_CAPTIONS
         ):
             _, gradients = graphs.value_and_gradients(
                 fast,
@@ -192,16 +192,11 @@ class BlockwiseTest(tf.test.TestCase):
 
 class FeatureDistillationTest(tf.test.TestCase):
     def test_two_pairs_by_hand(self):
-        learner = Embeddings(
-            [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]], 2.0, -1.0
-        )
         reference = Embeddings(
             [[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [-0.6, -0.8]], 9.0, 3.0
         )
         # Images: 2 and 0; texts: 0 and 4, opposite ones.
-        parts = (
-            Embeddings(*map(tf.constant, one)) for one in (learner, reference)
-        )
+        parts = (Embeddings(*map(tf.constant, x)) for x in (PAIRS, reference))
         self.assertAllClose(losses.feature_distillation(*parts), 6.0 / 2)
 
     def test_value_and_gradients_are_those_of_the_oracle(self):
@@ -238,25 +233,14 @@ class FeatureDistillationTest(tf.test.TestCase):
 
     def test_narrow_floats_are_compared_in_float32(self):
         parts = [
-            Embeddings(
-                *(
-                    tf.cast(value, dtype)
-                    for value in random_embeddings.unrelated(6, 4, seed)
-                )
-            )
+            [tf.cast(x, dtype) for x in random_embeddings.unrelated(6, 4, seed)]
             for seed, dtype in ((1, tf.bfloat16), (2, tf.float16))
         ]
-        value = losses.feature_distillation(*parts)
+        value = losses.feature_distillation(*(Embeddings(*x) for x in parts))
         self.assertEqual(value.dtype, tf.float32)
+        widened = ([tf.cast(x, tf.float32).numpy() for x in y] for y in parts)
         self.assertAllClose(
-            value,
-            oracles.feature_distillation(
-                *(
-                    [tf.cast(value, tf.float32).numpy() for value in one]
-                    for one in parts
-                )
-            ),
-            rtol=1e-6,
+            value, oracles.feature_distillation(*widened), rtol=1e-6
         )
 
     def test_other_widths_and_rows_are_named(self):
@@ -272,6 +256,31 @@ class FeatureDistillationTest(tf.test.TestCase):
                 rf"`distillation_weight`.*\(6, 4\) and \({rows}, {dim}\)",
             ):
                 losses.feature_distillation(learner, other)
+
+
+class PairLossTest(tf.test.TestCase):
+    def test_a_name_gives_what_trains_and_what_scores(self):
+        for name, expected in (
+            ("sigmoid", (losses.sigmoid_loss, losses.SigmoidRows)),
+            ("softmax", (losses.softmax_loss, losses.SoftmaxRows)),
+            ("own_parts:squares", own_parts.squares()),
+        ):
+            self.assertEqual(losses.pair_loss(name), expected)
+        # A hundredth of 0, 0.04, 1 and 0.16, over two rows.
+        squares = losses.pair_loss("own_parts:squares")
+        parts = Embeddings(*map(tf.constant, PAIRS))
+        self.assertAllClose(squares.train(parts), 0.006)
+
+    def test_other_names_are_refused(self):
+        for name, message in (
+            ("hinge", "`loss` must be one of .*'sigmoid'.* Received: 'hinge'"),
+            ("", "`loss` must be one of .* Received: ''"),
+            ("own_parts:square", "`loss` must name .* Did you mean 'squares'"),
+            ("own_parts:np", "`loss` must name a function. .* a module"),
+            ("own_parts:nothing", "returns a PairLoss. Received: None, of own"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                losses.pair_loss(name)
 
 
 class LossErrorTest(tf.test.TestCase):
