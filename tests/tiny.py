@@ -151,3 +151,12 @@ def read_unmeasured(workdir, name):
         {key: value for key, value in line.items() if not from_clock(key)}
         for line in read_lines(workdir, name)
     ]
+
+
+def read_stages(workdir):
+    """What `telemetry.jsonl` says of stages, a dict for each of every line."""
+    return [
+        {"step": line["step"], "super_batch": line["super_batch"]} | stage
+        for line in read_lines(workdir, "telemetry.jsonl")
+        for stage in line["stages"]
+    ]

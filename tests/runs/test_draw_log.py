@@ -82,9 +82,11 @@ class FunnelTest(tf.test.TestCase):
             )
         cls.reports = spy.reports
         cls.rows = tiny.read_lines(cls.workdir, directory.METRICS_FILE)
-        cls.lines = tiny.read_lines(cls.workdir, directory.TELEMETRY_FILE)
+        cls.lines = tiny.read_stages(cls.workdir)
 
-    def test_every_logged_step_has_a_line_of_each_stage(self):
+    def test_every_logged_step_has_a_line_with_each_stage(self):
+        found = tiny.read_lines(self.workdir, directory.TELEMETRY_FILE)
+        self.assertEqual([line["step"] for line in found], [2, 4])
         self.assertEqual(
             [
                 (line["step"], line["super_batch"], line["stage"])
@@ -299,7 +301,7 @@ class FollowTestCase(tf.test.TestCase):
         return found
 
     def lines(self):
-        return tiny.read_lines(self.workdir, directory.TELEMETRY_FILE)
+        return tiny.read_stages(self.workdir)
 
 
 class LinesTest(FollowTestCase):

@@ -286,7 +286,7 @@ class FunnelResumeTest(ResumeTestCase):
             {row["step"]: row for row in self.lines(workdir, name)}
             for name in (directory.METRICS_FILE, directory.DRAWS_FILE)
         )
-        lines = self.lines(workdir, directory.TELEMETRY_FILE)
+        lines = tiny.read_stages(workdir)
         self.assertEqual(
             [(line["step"], line["stage"]) for line in lines],
             [(step, stage) for step in stages for stage in stages[step]],
